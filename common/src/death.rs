@@ -1,0 +1,44 @@
+//! Points at which a test makes a program die, as kill -9 or a power cut would.
+//!
+//! Built in by the feature `deathpoints` alone. With it, a program whose environment has
+//! `JS_DIE_AT=<point>` or `JS_DIE_AT=<point>:<n>` ends at the n-th passing of that point (the first
+//! when no n is given) by `abort`: no destructor runs and nothing is flushed.
+
+/// Dies here when the test asked for `point`; otherwise, and in every release, does nothing.
+#[inline]
+pub fn point(point: &str) {
+    #[cfg(feature = "deathpoints")]
+    armed::point(point);
+    #[cfg(not(feature = "deathpoints"))]
+    let _ = point;
+}
+
+#[cfg(feature = "deathpoints")]
+mod armed {
+    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    struct Aim {
+        point: String,
+        left: AtomicU32,
+    }
+
+    static AIM: OnceLock<Option<Aim>> = OnceLock::new();
+
+    pub(super) fn point(point: &str) {
+        let aim = AIM.get_or_init(|| {
+            let text = std::env::var("JS_DIE_AT").ok()?;
+            let (point, times) = match text.rsplit_once(':').map(|(point, n)| (point, n.parse())) {
+                Some((point, Ok(times))) => (point.to_owned(), times),
+                _ => (text, 1),
+            };
+            Some(Aim { point, left: AtomicU32::new(times) })
+        });
+        if let Some(aim) = aim
+            && aim.point == point
+            && aim.left.fetch_sub(1, Ordering::Relaxed) == 1
+        {
+            std::process::abort();
+        }
+    }
+}

@@ -1,0 +1,25 @@
+//! What the agent and the controller agree on.
+//!
+//! **In scope**: the shapes that travel between client, controller and node (commands, results,
+//! records, level sets, series names), the node token, and three small tools that both programs
+//! need in the same form (a named thread, a backoff, the test-only death points).
+//!
+//! **Out of scope**: I/O of any kind. Nothing here opens a socket, a file or a database, and no
+//! function reads the clock: whoever needs the time passes it in.
+
+pub mod backoff;
+pub mod command;
+pub mod death;
+pub mod level;
+pub mod node;
+pub mod record;
+pub mod result;
+pub mod series;
+pub mod token;
+pub mod worker;
+
+pub use command::Command;
+pub use level::LevelSet;
+pub use node::NodeId;
+pub use record::Record;
+pub use result::{JobResult, State};

@@ -1,0 +1,86 @@
+//! The result of a job.
+
+use crate::Command;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// How a job ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum State {
+    /// It did what was asked.
+    Ok,
+    /// It failed, could not be run, or was refused; `data` says why.
+    Error,
+    /// It was ended because its time was up.
+    Timeout,
+    /// Somebody ended it.
+    Killed,
+}
+
+/// A result as it travels to the client.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JobResult {
+    /// The id of the command.
+    pub id: String,
+    /// The node that ran it; where the controller answers itself, as in the command (0: none named).
+    #[serde(default)]
+    pub gid: u32,
+    /// See `gid`.
+    #[serde(default)]
+    pub nid: u32,
+    /// The command's name.
+    #[serde(default)]
+    pub cmd: String,
+    /// The command's arguments.
+    #[serde(default)]
+    pub args: Map<String, Value>,
+    /// The last message of levels 20-23, a built-in command's answer, or a sentence that says what went wrong.
+    #[serde(default)]
+    pub data: String,
+    /// The level of `data`, 0 when it is no message.
+    #[serde(default)]
+    pub level: u8,
+    /// How it ended.
+    pub state: State,
+    /// The exit status, or 128 + n for an end by signal n.
+    #[serde(default)]
+    pub code: i32,
+    /// How long it ran, in milliseconds.
+    #[serde(default)]
+    pub time: u64,
+    /// When it started, in milliseconds since 1970.
+    #[serde(default)]
+    pub starttime: i64,
+    /// The last 1000 lines, at most 64 KiB each, of unmarked stdout and stderr.
+    #[serde(default)]
+    pub streams: [String; 2],
+    /// The last message of level 9, or the alert that its restarts are used up.
+    #[serde(default)]
+    pub critical: String,
+    /// The command's tags.
+    #[serde(default)]
+    pub tags: String,
+}
+
+impl JobResult {
+    /// A result for `command` that ran nothing: `state` and the sentence `data` that says why.
+    pub fn unrun(command: &Command, state: State, data: impl Into<String>) -> JobResult {
+        JobResult {
+            id: command.id.clone(),
+            gid: command.gid,
+            nid: command.nid,
+            cmd: command.cmd.clone(),
+            args: command.args.clone(),
+            data: data.into(),
+            level: 0,
+            state,
+            code: 0,
+            time: 0,
+            starttime: 0,
+            streams: [String::new(), String::new()],
+            critical: String::new(),
+            tags: command.tags.clone(),
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! The node token: `<gid>.<nid>.<issued>.<mac>`.
+//!
+//! `issued` is in milliseconds since 1970; `mac` is the HMAC-SHA-256 (RFC 2104) of the text
+//! `<gid>.<nid>.<issued>` under the node secret, in base64url without padding (RFC 4648, 5).
+//! A controller checks it without a look-up, and a revocation only has to say "none issued before".
+
+use crate::NodeId;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use ring::{digest, hmac};
+use std::fmt;
+
+/// Longest text that is looked at as a token, in bytes.
+const MAX_TOKEN: usize = 128;
+
+/// The secret under which one controller family signs its node tokens.
+#[derive(Clone)]
+pub struct NodeSecret {
+    key: hmac::Key,
+    fingerprint: String,
+}
+
+/// What a good token says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claims {
+    /// The node whose token it is.
+    pub node: NodeId,
+    /// When it was issued, in milliseconds since 1970.
+    pub issued: u64,
+}
+
+/// The text is no token, or its signature is not ours; which of the two is nobody's business.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadToken;
+
+impl fmt::Display for BadToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the node token is not valid here")
+    }
+}
+
+impl std::error::Error for BadToken {}
+
+impl NodeSecret {
+    /// A secret of these bytes (32 random ones).
+    pub fn new(bytes: &[u8]) -> NodeSecret {
+        NodeSecret { key: hmac::Key::new(hmac::HMAC_SHA256, bytes), fingerprint: sha256_hex(bytes) }
+    }
+
+    /// SHA-256 of the secret in hex: tells two secrets apart without telling either.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    /// A token for `node`, issued at `issued` (milliseconds since 1970).
+    pub fn issue(&self, node: NodeId, issued: u64) -> String {
+        let body = format!("{}.{}.{issued}", node.gid, node.nid);
+        let mac = hmac::sign(&self.key, body.as_bytes());
+        format!("{body}.{}", URL_SAFE_NO_PAD.encode(mac.as_ref()))
+    }
+
+    /// What `token` says, when it is signed with this secret. Compares in constant time.
+    pub fn check(&self, token: &str) -> Result<Claims, BadToken> {
+        if token.len() > MAX_TOKEN {
+            return Err(BadToken);
+        }
+        let (body, mac) = token.rsplit_once('.').ok_or(BadToken)?;
+        let mac = URL_SAFE_NO_PAD.decode(mac).map_err(|_| BadToken)?;
+        hmac::verify(&self.key, body.as_bytes(), &mac).map_err(|_| BadToken)?;
+        let (node, issued) = body.rsplit_once('.').ok_or(BadToken)?;
+        let node = node.replacen('.', ":", 1).parse().map_err(|_| BadToken)?;
+        let issued = issued.parse().map_err(|_| BadToken)?;
+        Ok(Claims { node, issued })
+    }
+}
+
+impl fmt::Debug for NodeSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("NodeSecret(..)")
+    }
+}
+
+/// SHA-256 of `bytes`, in lower-case hex.
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    digest::digest(&digest::SHA256, bytes).as_ref().iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NODE: NodeId = NodeId { gid: 1, nid: 10 };
+
+    #[test]
+    fn a_token_says_whose_it_is() {
+        let secret = NodeSecret::new(b"0123456789abcdef0123456789abcdef");
+        let token = secret.issue(NODE, 1_766_385_000_123);
+        assert!(token.starts_with("1.10.1766385000123."), "{token}");
+        assert_eq!(secret.check(&token), Ok(Claims { node: NODE, issued: 1_766_385_000_123 }));
+    }
+
+    #[test]
+    fn any_other_text_is_refused() {
+        let secret = NodeSecret::new(b"0123456789abcdef0123456789abcdef");
+        let token = secret.issue(NODE, 5);
+        assert_eq!(NodeSecret::new(b"another").check(&token), Err(BadToken));
+        for i in 0..token.len() {
+            let mut bytes = token.clone().into_bytes();
+            bytes[i] = if bytes[i] == b'1' { b'2' } else { b'1' };
+            assert_eq!(secret.check(std::str::from_utf8(&bytes).unwrap()), Err(BadToken), "byte {i}");
+        }
+        for bad in ["", ".", "...", "1.10.5", &token[..token.len() - 1], &format!("{token}A"), &"x".repeat(1000)] {
+            assert_eq!(secret.check(bad), Err(BadToken), "{bad}");
+        }
+    }
+}

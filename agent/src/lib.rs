@@ -1,1 +1,19 @@
-//! skeleton
+//! The agent, as a library: `main.rs` only reads flags and starts the daemon.
+//!
+//! | thread | owns | ends when |
+//! |---|---|---|
+//! | main | signals, the order of shutdown ([`daemon`]) | a signal, or `restart` |
+//! | poller, one a controller | the poll ([`poller`]) | detached: it may sit in a read |
+//! | supervisor | every job's state ([`process`]) | its handle is dropped: stop signal, `stop_timeout`, KILL |
+//! | pipe readers, two a child | bytes to messages ([`output`]) | the end of the pipe; detached |
+//! | logger | SQLite ([`logger`]) | its inbox is closed and all is committed |
+//! | aggregator | series ([`stats`]) | its inbox is closed and the last flush is in the outbox |
+//! | monitor | one sample of the process trees each interval ([`stats`]) | the daemon stops |
+//! | sender, one a controller | results, events, records, stats on their way ([`sender`]) | told to stop, or its deadline |
+//!
+//! **In scope**: one node: its jobs, their output, its figures, and the way to its controllers.
+//!
+//! **Out of scope**: Redis, and whatever a controller does with what it is sent.
+
+pub mod builtin;
+pub mod config;

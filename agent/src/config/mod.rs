@@ -1,0 +1,228 @@
+//! The configuration of one agent: what it may hold, and the defaults.
+//!
+//! Owns the names, types and bounds of every setting. Does not
+//! open files and knows no flags: `main.rs` does both. Every room reads it, none changes it.
+
+use jscommon::{LevelSet, NodeId};
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Everything an agent was told.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Config {
+    /// Who it is and where it keeps what it knows.
+    pub main: Main,
+    /// The controllers by name; one poller for each.
+    pub controllers: BTreeMap<String, Controller>,
+    /// What is kept of the jobs' messages, and what is forwarded.
+    pub logging: Logging,
+    /// Figures: how often they go out and where they come in.
+    pub stats: Stats,
+    /// Samples of the process trees.
+    pub monitor: Monitor,
+    /// Interpreters and folder of the jumpscripts.
+    pub scripts: Scripts,
+    /// Commands of the operator's own, by name.
+    pub extensions: BTreeMap<String, Extension>,
+    /// Jobs that run at every start of the agent, by name; the name is the job's id.
+    pub startup: BTreeMap<String, Startup>,
+}
+
+/// `[main]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Main {
+    /// Grid id, 1 or more.
+    pub gid: u32,
+    /// Node id, 1 or more, unique in its grid.
+    pub nid: u32,
+    /// What the node is for; commands can be addressed to roles.
+    pub roles: Vec<String>,
+    /// state.db, logs/, scripts/ and the lock of the one agent that owns it; an absolute path.
+    pub data_dir: PathBuf,
+    /// Processes that run at one time; more jobs wait in order.
+    pub max_jobs: usize,
+}
+
+/// `[controllers.NAME]`.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Controller {
+    /// Where it is; controllers of one Redis, tried in turn. Never empty, no slash at the end.
+    pub urls: Vec<String>,
+    /// The file that holds the node's token, mode 0600.
+    pub token_file: Option<PathBuf>,
+    /// The CA that signed the controller's certificate; none: the system's roots.
+    pub ca: Option<PathBuf>,
+    /// A client certificate in PEM.
+    pub client_cert: Option<PathBuf>,
+    /// Its private key in PEM.
+    pub client_key: Option<PathBuf>,
+}
+
+/// `[logging]`.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Logging {
+    /// `[logging.db]`: what goes into SQLite.
+    pub db: LogDb,
+    /// `[logging.ac]`: what goes to the controllers.
+    pub ac: LogAc,
+}
+
+/// `[logging.db]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LogDb {
+    /// The levels that are stored.
+    pub levels: LevelSet,
+    /// Size of one database, its WAL counted in, in MiB.
+    pub max_size_mb: u64,
+    /// Rotated databases that are kept; the oldest go first.
+    pub keep: usize,
+}
+
+/// `[logging.ac]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LogAc {
+    /// The levels that are forwarded.
+    pub levels: LevelSet,
+    /// Longest time that a record waits for its batch.
+    pub flush_interval: Duration,
+    /// Most records of a batch.
+    pub batch_size: usize,
+    /// The controllers by name; empty is all.
+    pub controllers: Vec<String>,
+}
+
+/// `[stats]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stats {
+    /// Time between flushes, aligned to the clock.
+    pub interval: Duration,
+    /// Also takes statsd over UDP here.
+    pub listen: Option<SocketAddr>,
+    /// The controllers by name; empty is all.
+    pub controllers: Vec<String>,
+}
+
+/// `[monitor]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Monitor {
+    /// Time between samples.
+    pub interval: Duration,
+}
+
+/// `[scripts]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scripts {
+    /// The Python interpreter.
+    pub python: String,
+    /// The Lua interpreter; empty is the built-in one.
+    pub lua: String,
+    /// Where scripts lie by domain and name; empty is `data_dir/jumpscripts`, see [`Config::script_path`].
+    pub path: PathBuf,
+}
+
+/// `[extensions.NAME]`.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Extension {
+    /// The program.
+    pub binary: String,
+    /// Its arguments; `{key}` is taken from the command's args.
+    pub args: Vec<String>,
+    /// Where it runs.
+    pub cwd: Option<PathBuf>,
+    /// Added to its environment.
+    pub env: BTreeMap<String, String>,
+}
+
+/// `[startup.NAME]`.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Startup {
+    /// The command's name.
+    pub cmd: String,
+    /// Its arguments.
+    pub args: Map<String, Value>,
+    /// Its data.
+    pub data: String,
+}
+
+impl Default for Main {
+    fn default() -> Main {
+        Main { gid: 0, nid: 0, roles: Vec::new(), data_dir: default_data_dir(), max_jobs: 100 }
+    }
+}
+
+impl Default for LogDb {
+    fn default() -> LogDb {
+        LogDb { levels: levels("1-9,20-23,30"), max_size_mb: 100, keep: 10 }
+    }
+}
+
+impl Default for LogAc {
+    fn default() -> LogAc {
+        LogAc {
+            levels: levels("3,4,7-9,30"),
+            flush_interval: Duration::from_secs(5),
+            batch_size: 1000,
+            controllers: Vec::new(),
+        }
+    }
+}
+
+impl Default for Stats {
+    fn default() -> Stats {
+        Stats { interval: Duration::from_secs(60), listen: None, controllers: Vec::new() }
+    }
+}
+
+impl Default for Monitor {
+    fn default() -> Monitor {
+        Monitor { interval: Duration::from_secs(30) }
+    }
+}
+
+impl Default for Scripts {
+    fn default() -> Scripts {
+        let python = if cfg!(windows) { "python" } else { "python3" };
+        Scripts { python: python.into(), lua: String::new(), path: PathBuf::new() }
+    }
+}
+
+impl Main {
+    /// The node's name.
+    ///
+    /// # Panics
+    /// When gid or nid is 0, which no configuration that was read can hold.
+    pub fn node(&self) -> NodeId {
+        NodeId::new(self.gid, self.nid).expect("a configuration has both ids")
+    }
+}
+
+impl Config {
+    /// Where scripts lie by domain and name.
+    pub fn script_path(&self) -> PathBuf {
+        match self.scripts.path.as_os_str().is_empty() {
+            true => self.main.data_dir.join("jumpscripts"),
+            false => self.scripts.path.clone(),
+        }
+    }
+
+    /// The names of the controllers that `chosen` names; empty is all.
+    pub fn chosen(&self, chosen: &[String]) -> Vec<String> {
+        self.controllers.keys().filter(|name| chosen.is_empty() || chosen.contains(name)).cloned().collect()
+    }
+}
+
+fn levels(text: &str) -> LevelSet {
+    LevelSet::parse(text).unwrap_or(LevelSet::NONE)
+}
+
+fn default_data_dir() -> PathBuf {
+    if cfg!(windows) {
+        let base = std::env::var_os("ProgramData").unwrap_or_else(|| "C:\\ProgramData".into());
+        PathBuf::from(base).join("jsagent")
+    } else {
+        PathBuf::from("/var/lib/jsagent")
+    }
+}

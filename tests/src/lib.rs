@@ -1,1 +1,42 @@
-//! skeleton
+//! What every integration test and bench stands on.
+//!
+//! **In scope**: a private `redis-server` for each test, the real `jsacc` and `jsagent` as processes
+//! of their own, a client and a node made of a few lines, and waiting on conditions.
+//! Everything lives in temporary folders and on loopback, nothing is shared, so that tests run side
+//! by side and two runs of the whole do too. Whatever a test starts ends with it: when its handle is
+//! dropped, when the test fails, and when the test process itself is killed.
+//!
+//! **Out of scope**: what is tested. That is in `tests/it`, a module a feature, and `src/bin/bench`.
+//!
+//! A test that fails prints what its programs wrote, for the handles know that they are dropped by
+//! a panic. The programs are those that stand beside the test executable (`target/debug`), built
+//! with the feature `deathpoints`; `scripts/test` builds them first.
+
+pub mod acc;
+pub mod agent;
+pub mod client;
+pub mod node;
+pub mod process;
+pub mod redis_server;
+pub mod stage;
+pub mod wait;
+
+pub use acc::{Acc, AccOptions, Enrolled};
+pub use agent::{Agent, AgentOptions};
+pub use client::Client;
+pub use node::{Batch, FakeNode, Reply};
+pub use process::{Output, bin, run, run_with};
+pub use redis_server::Redis;
+pub use stage::Stage;
+pub use wait::{LONG, SHORT, wait_for, wait_until};
+
+/// The time in milliseconds since 1970.
+pub fn now_ms() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("the clock is before 1970");
+    since.as_millis() as i64
+}
+
+/// An id that no other test uses.
+pub fn fresh_id() -> String {
+    format!("t-{:016x}", fastrand::u64(..))
+}

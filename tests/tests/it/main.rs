@@ -1,0 +1,5 @@
+//! The integration tests: one binary, a module a feature.
+//!
+//! Every test starts the parts that it needs (see the crate `jstests`) and shares nothing.
+
+mod support;

@@ -17,3 +17,5 @@
 
 pub mod builtin;
 pub mod config;
+pub mod ledger;
+pub mod process;

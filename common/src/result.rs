@@ -61,6 +61,9 @@ pub struct JobResult {
     /// The command's tags.
     #[serde(default)]
     pub tags: String,
+    /// A recurring job's success that brought no message: it updates the job's hash, and is delivered to nobody.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub quiet: bool,
 }
 
 impl JobResult {
@@ -81,6 +84,7 @@ impl JobResult {
             streams: [String::new(), String::new()],
             critical: String::new(),
             tags: command.tags.clone(),
+            quiet: false,
         }
     }
 }

@@ -1,0 +1,201 @@
+//! Method and path → what is asked for. Pure.
+//!
+//! Owns: the list of paths, which methods each takes, and the sentence for everything else.
+//! Does not own: whether the asker may (the guard), or what is answered (handlers).
+//! Asked by the gate, once for each request, before credentials are looked at.
+
+use jscommon::NodeId;
+use std::fmt;
+
+/// What a request asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Route {
+    /// `GET /{gid}/{nid}/cmd`: the long poll.
+    Cmd(NodeId),
+    /// `POST /{gid}/{nid}/result`
+    Result(NodeId),
+    /// `POST /{gid}/{nid}/log`
+    Log(NodeId),
+    /// `POST /{gid}/{nid}/stats`
+    Stats(NodeId),
+    /// `POST /{gid}/{nid}/event`
+    Event(NodeId),
+    /// `GET /{gid}/{nid}/script`
+    Script(NodeId),
+    /// `POST /enroll`
+    Enroll,
+    /// `GET /health`
+    Health,
+    /// `GET /metrics`
+    Metrics,
+    /// `GET /metrics/nodes`
+    NodeMetrics,
+}
+
+/// Why a method and a path are no route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RouteError {
+    /// 400: the path has the form of a node's path, but names no node.
+    BadNode,
+    /// 404: there is nothing at this path.
+    NotFound,
+    /// 405: the path is there, for the method that is named here.
+    Method(&'static str),
+}
+
+impl RouteError {
+    /// The status to answer with.
+    pub fn status(&self) -> u16 {
+        match self {
+            RouteError::BadNode => 400,
+            RouteError::NotFound => 404,
+            RouteError::Method(_) => 405,
+        }
+    }
+}
+
+impl fmt::Display for RouteError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RouteError::BadNode => {
+                f.write_str("a node's path is /{gid}/{nid}/..., two whole numbers from 1 to 4294967295")
+            }
+            RouteError::NotFound => f.write_str("there is nothing at this path"),
+            RouteError::Method(allow) => write!(f, "this path takes {allow} only"),
+        }
+    }
+}
+
+impl std::error::Error for RouteError {}
+
+impl Route {
+    /// The node that the path names.
+    pub fn node(&self) -> Option<NodeId> {
+        match *self {
+            Route::Cmd(node)
+            | Route::Result(node)
+            | Route::Log(node)
+            | Route::Stats(node)
+            | Route::Event(node)
+            | Route::Script(node) => Some(node),
+            Route::Enroll | Route::Health | Route::Metrics | Route::NodeMetrics => None,
+        }
+    }
+
+    /// The route's name in metrics: one of ten, whatever is asked.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Route::Cmd(_) => "cmd",
+            Route::Result(_) => "result",
+            Route::Log(_) => "log",
+            Route::Stats(_) => "stats",
+            Route::Event(_) => "event",
+            Route::Script(_) => "script",
+            Route::Enroll => "enroll",
+            Route::Health => "health",
+            Route::Metrics => "metrics",
+            Route::NodeMetrics => "metrics_nodes",
+        }
+    }
+
+    /// Whether the request comes with a body (it is a POST).
+    pub fn takes_body(&self) -> bool {
+        self.method() == "POST"
+    }
+
+    /// The method that the route is asked with; where that is GET, HEAD will do too.
+    pub fn method(&self) -> &'static str {
+        match self {
+            Route::Result(_) | Route::Log(_) | Route::Stats(_) | Route::Event(_) | Route::Enroll => "POST",
+            Route::Cmd(_) | Route::Script(_) | Route::Health | Route::Metrics | Route::NodeMetrics => "GET",
+        }
+    }
+}
+
+/// The route of `method` and `path` (the path alone, without its query).
+///
+/// HEAD is taken where GET is, but for polls: an answer without a body would lose what it hands over.
+pub fn route(method: &str, path: &str) -> Result<Route, RouteError> {
+    let route = match path {
+        "/enroll" => Route::Enroll,
+        "/health" => Route::Health,
+        "/metrics" => Route::Metrics,
+        "/metrics/nodes" => Route::NodeMetrics,
+        _ => node_route(path)?,
+    };
+    let wanted = route.method();
+    let head = method == "HEAD" && wanted == "GET" && !matches!(route, Route::Cmd(_));
+    if method == wanted || head { Ok(route) } else { Err(RouteError::Method(wanted)) }
+}
+
+fn node_route(path: &str) -> Result<Route, RouteError> {
+    let mut parts = path.strip_prefix('/').ok_or(RouteError::NotFound)?.split('/');
+    let (Some(gid), Some(nid), Some(name), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+        return Err(RouteError::NotFound);
+    };
+    let make = match name {
+        "cmd" => Route::Cmd,
+        "result" => Route::Result,
+        "log" => Route::Log,
+        "stats" => Route::Stats,
+        "event" => Route::Event,
+        "script" => Route::Script,
+        _ => return Err(RouteError::NotFound),
+    };
+    let node: NodeId = format!("{gid}:{nid}").parse().map_err(|_| RouteError::BadNode)?;
+    Ok(make(node))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NODE: NodeId = NodeId { gid: 1, nid: 10 };
+
+    #[track_caller]
+    fn check(method: &str, path: &str, want: Result<Route, RouteError>) {
+        assert_eq!(route(method, path), want, "{method} {path}");
+    }
+
+    #[test]
+    fn every_route_has_its_method() {
+        check("GET", "/1/10/cmd", Ok(Route::Cmd(NODE)));
+        check("POST", "/1/10/result", Ok(Route::Result(NODE)));
+        check("POST", "/1/10/log", Ok(Route::Log(NODE)));
+        check("POST", "/1/10/stats", Ok(Route::Stats(NODE)));
+        check("POST", "/1/10/event", Ok(Route::Event(NODE)));
+        check("GET", "/1/10/script", Ok(Route::Script(NODE)));
+        check("POST", "/enroll", Ok(Route::Enroll));
+        check("GET", "/health", Ok(Route::Health));
+        check("HEAD", "/health", Ok(Route::Health));
+        check("GET", "/metrics", Ok(Route::Metrics));
+        check("GET", "/metrics/nodes", Ok(Route::NodeMetrics));
+    }
+
+    #[test]
+    fn other_methods_are_told_the_right_one() {
+        check("POST", "/1/10/cmd", Err(RouteError::Method("GET")));
+        check("HEAD", "/1/10/cmd", Err(RouteError::Method("GET")));
+        check("GET", "/1/10/result", Err(RouteError::Method("POST")));
+        check("HEAD", "/enroll", Err(RouteError::Method("POST")));
+        check("DELETE", "/health", Err(RouteError::Method("GET")));
+        check("get", "/health", Err(RouteError::Method("GET")));
+    }
+
+    #[test]
+    fn other_paths_are_not_there() {
+        for path in ["", "/", "//", "/1", "/1/10", "/1/10/", "/1/10/cmd/", "/1/10/cmdx", "/1/10/cmd/x", "/health/", "x"]
+        {
+            check("GET", path, Err(RouteError::NotFound));
+        }
+    }
+
+    #[test]
+    fn a_node_is_two_numbers_of_one_or_more() {
+        for path in ["/0/1/cmd", "/1/0/cmd", "/a/1/cmd", "/1/-1/cmd", "/1/+1/cmd", "/01/1/cmd", "/1/4294967296/cmd"] {
+            check("GET", path, Err(RouteError::BadNode));
+        }
+        check("GET", "///cmd", Err(RouteError::BadNode));
+        check("GET", "/1:2/3/cmd", Err(RouteError::BadNode));
+    }
+}

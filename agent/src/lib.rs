@@ -18,4 +18,8 @@
 pub mod builtin;
 pub mod config;
 pub mod ledger;
+pub mod logger;
+pub mod outbox;
+pub mod output;
 pub mod process;
+pub mod stats;

@@ -1,7 +1,7 @@
 //! The real controller as a process.
 
 use crate::node::FakeNode;
-use crate::process::{Output, Process, bin, run_with};
+use crate::process::{Output, Process, bin, log_level, run_with};
 use crate::redis_server::{Redis, free_port};
 use crate::wait::{LONG, wait_for};
 use nix::sys::signal::Signal;
@@ -248,7 +248,7 @@ impl Enrolled {
 #[track_caller]
 fn launch(redis_url: &str, options: &AccOptions, port: u16, dir: &Path) -> Process {
     let mut command = Command::new(bin("jsacc"));
-    command.args(["-b", "127.0.0.1", "-p", &port.to_string(), "-r", redis_url, "--log-level", "debug"]);
+    command.args(["-b", "127.0.0.1", "-p", &port.to_string(), "-r", redis_url]);
     command.arg("--state-dir").arg(options.state_dir.clone().unwrap_or_else(|| dir.join("state")));
     if !options.tls {
         command.arg("--insecure-http");
@@ -256,6 +256,7 @@ fn launch(redis_url: &str, options: &AccOptions, port: u16, dir: &Path) -> Proce
     if !options.auth {
         command.arg("--insecure-no-auth");
     }
+    log_level(&mut command, &options.args);
     command.args(&options.args).env_remove("JS_DIE_AT");
     command.envs(options.env.iter().map(|(k, v)| (k, v)));
     Process::spawn(&mut command, "jsacc", dir, Signal::SIGTERM)

@@ -1,7 +1,7 @@
 //! The real agent as a process.
 
 use crate::acc::Acc;
-use crate::process::{Process, bin, code, sweep};
+use crate::process::{Process, bin, code, log_level, sweep};
 use crate::wait::LONG;
 use nix::sys::signal::Signal;
 use std::fmt::Write;
@@ -123,7 +123,9 @@ impl Agent {
     #[track_caller]
     fn launch(dir: &Path, options: &AgentOptions) -> Process {
         let mut command = Command::new(bin("jsagent"));
-        command.arg("-c").arg(dir.join("agent.toml")).args(["--log-level", "debug"]).args(&options.args);
+        command.arg("-c").arg(dir.join("agent.toml"));
+        log_level(&mut command, &options.args);
+        command.args(&options.args);
         command.env_remove("JS_DIE_AT").envs(options.env.iter().map(|(k, v)| (k, v)));
         Process::spawn(&mut command, &format!("jsagent-{}", options.nid), dir, Signal::SIGTERM)
     }

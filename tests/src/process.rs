@@ -59,6 +59,13 @@ pub fn run_with(command: &mut Command) -> Output {
     Output { code: code(status), stdout: text("run.out"), stderr: text("run.err") }
 }
 
+/// Makes a program log everything, unless its arguments say how much.
+pub(crate) fn log_level(command: &mut Command, args: &[String]) {
+    if !args.iter().any(|arg| arg.starts_with("--log-level")) {
+        command.args(["--log-level", "debug"]);
+    }
+}
+
 /// The exit status as a shell would tell it.
 pub fn code(status: ExitStatus) -> i32 {
     status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))

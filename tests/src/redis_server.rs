@@ -29,6 +29,11 @@ impl Redis {
         Redis::start_with(&["--appendonly", "yes", "--appendfsync", "always"], None)
     }
 
+    /// A server with an append-only file that is written out every second, as most people run it.
+    pub fn start_durable_lazily() -> Redis {
+        Redis::start_with(&["--appendonly", "yes", "--appendfsync", "everysec"], None)
+    }
+
     /// A server that listens on a free TCP port of loopback besides.
     pub fn start_tcp() -> Redis {
         Redis::start_with(&[], Some(free_port()))

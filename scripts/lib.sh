@@ -1,0 +1,99 @@
+# Sourced by the other scripts: how they find folders, install what is missing, and speak.
+# It changes no option of the shell that sources it.
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+target=${CARGO_TARGET_DIR:-$root/target}
+case $target in /*) ;; *) target=$PWD/$target ;; esac
+export CARGO_TARGET_DIR=$target
+export PATH="$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin"
+
+say() { printf '%s\n' "== $*"; }
+
+die() {
+    printf '%s\n' "error: $*" >&2
+    exit 1
+}
+
+have() { command -v "$1" >/dev/null 2>&1; }
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then
+        "$@"
+    elif have sudo; then
+        sudo -n "$@"
+    else
+        return 1
+    fi
+}
+
+# apt_install PACKAGE...: installs Debian packages; fails quietly where that cannot be done.
+apt_install() {
+    have apt-get || return 1
+    say "installing $*"
+    if [ -z "${apt_is_fresh:-}" ]; then
+        as_root env DEBIAN_FRONTEND=noninteractive timeout 180 apt-get update -q </dev/null >/dev/null 2>&1 || true
+        apt_is_fresh=1
+    fi
+    as_root env DEBIAN_FRONTEND=noninteractive timeout 420 \
+        apt-get install -y -q --no-install-recommends "$@" </dev/null 2>&1 | tail -n 3
+    return "${PIPESTATUS[0]}"
+}
+
+# A package may start a service of its own; here only private servers run, so it is left stopped.
+need_redis() {
+    have redis-server && return 0
+    # Without this the package starts a server on the well-known port.
+    local policy=/usr/sbin/policy-rc.d made=
+    if [ ! -e "$policy" ] && printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null 2>&1; then
+        as_root chmod 755 "$policy"
+        made=1
+    fi
+    apt_install redis-server || true
+    [ -z "$made" ] || as_root rm -f "$policy"
+    have redis-server || die "redis-server is missing: apt-get install redis-server"
+}
+
+need_rust() {
+    have cargo || die "Rust is missing: install it from https://rustup.rs, 1.95 or newer"
+    local version
+    version=$(rustc --version | awk '{print $2}')
+    case $(printf '%s\n' 1.95.0 "$version" | sort -V | head -n 1) in
+        1.95.0) ;;
+        *) die "Rust $version is too old: rustup update stable (1.95 or newer is needed)" ;;
+    esac
+    have cc || apt_install gcc libc6-dev || die "a C compiler is missing: apt-get install gcc libc6-dev"
+    have make || apt_install make || true
+}
+
+# need_venv DIR PACKAGE...: a virtual environment with these Python packages (what pip takes).
+need_venv() {
+    local dir=$1
+    shift
+    have python3 || apt_install python3 || die "python3 is missing: apt-get install python3"
+    python3 -c 'import sys; sys.exit(sys.version_info < (3, 9))' || die "Python 3.9 or newer is needed"
+    if [ ! -x "$dir/bin/pip" ] || ! "$dir/bin/python" -c '' 2>/dev/null; then
+        rm -rf "$dir"
+        if ! python3 -m venv "$dir" >/dev/null 2>&1; then
+            rm -rf "$dir"
+            apt_install python3-venv || true
+            python3 -m venv "$dir" || die "no virtual environment: apt-get install python3-venv"
+        fi
+    fi
+    # Once installed from the same list it is used as it is; the client itself is installed editable.
+    local stamp=$dir/.installed wanted="$* $(cksum <"$root/pyclient/pyproject.toml")"
+    if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+        say "installing into $dir: $*"
+        "$dir/bin/pip" install -q --disable-pip-version-check "$@" || die "pip could not install $*"
+        printf '%s' "$wanted" >"$stamp"
+    fi
+}
+
+# need_target TRIPLE: the standard library of another target, where rustup can give it.
+need_target() {
+    local lib
+    lib=$(rustc --print target-libdir --target "$1" 2>/dev/null)
+    [ -d "$lib" ] && ls "$lib"/libstd-*.rlib >/dev/null 2>&1 && return 0
+    have rustup || return 1
+    say "installing the target $1"
+    timeout 300 rustup target add "$1" </dev/null
+}

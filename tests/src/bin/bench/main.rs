@@ -1,0 +1,74 @@
+//! `scripts/bench NAME`: measures one property of the whole and prints a table.
+//!
+//! A bench is one file with a `run`; it measures everything that it compares in the same run, round
+//! by round, so that a busy machine is busy for all of them, and prints medians and ratios. Nothing
+//! here fails because a figure is bad: a bench informs, `scripts/test` judges.
+#![allow(clippy::print_stdout, clippy::print_stderr)] // A program whose purpose is a table on a terminal.
+
+mod measure;
+mod roundtrip;
+mod table;
+
+use std::process::ExitCode;
+
+/// What every bench is told.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    /// How often everything is measured; the table shows medians of these.
+    pub(crate) rounds: usize,
+    /// Less of everything, to see whether the bench itself works.
+    pub(crate) quick: bool,
+    /// What else stood on the command line.
+    #[allow(dead_code)] // Not every bench has arguments of its own.
+    pub(crate) rest: Vec<String>,
+}
+
+type Bench = (&'static str, &'static str, fn(&Options) -> anyhow::Result<()>);
+
+/// Every bench: its name, what it measures, and its `run`.
+const BENCHES: &[Bench] =
+    &[("roundtrip", "ping and execute from LPUSH to the result, beside the floor", roundtrip::run)];
+
+fn main() -> ExitCode {
+    let mut options = Options { rounds: 5, quick: false, rest: Vec::new() };
+    let mut name = None;
+    let mut words = std::env::args().skip(1);
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "--rounds" => match words.next().and_then(|n| n.parse().ok()).filter(|n| *n > 0) {
+                Some(rounds) => options.rounds = rounds,
+                None => return usage("--rounds wants a number of 1 or more"),
+            },
+            "--quick" => options.quick = true,
+            "-h" | "--help" => return usage(""),
+            _ if name.is_none() => name = Some(word),
+            _ => options.rest.push(word),
+        }
+    }
+    let Some(name) = name else { return usage("which bench?") };
+    if name == roundtrip::PONG {
+        let url = options.rest.first().map(String::as_str).unwrap_or_default();
+        return roundtrip::pong(url).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
+    }
+    let Some((_, _, run)) = BENCHES.iter().find(|bench| bench.0 == name) else {
+        return usage(&format!("no bench {name}"));
+    };
+    match run(&options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench {name}: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn usage(fault: &str) -> ExitCode {
+    let mut text = String::from("scripts/bench NAME [--rounds 5] [--quick]\n");
+    BENCHES.iter().for_each(|(name, about, _)| text.push_str(&format!("  {name:<12} {about}\n")));
+    if fault.is_empty() {
+        print!("{text}");
+        return ExitCode::SUCCESS;
+    }
+    eprint!("{fault}\n{text}");
+    ExitCode::from(2)
+}

@@ -1,7 +1,13 @@
 //! The configuration of one agent: what it may hold, and the defaults.
 //!
-//! Owns the names, types and bounds of every setting. Does not
+//! Owns the shape of every setting; [`parse`] knows the keys and [`read`] finds the faults. Does not
 //! open files and knows no flags: `main.rs` does both. Every room reads it, none changes it.
+
+mod parse;
+mod read;
+
+pub use parse::{Overrides, address};
+pub use read::Fault;
 
 use jscommon::{LevelSet, NodeId};
 use serde_json::{Map, Value};

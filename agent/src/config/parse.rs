@@ -1,0 +1,422 @@
+//! Which keys a configuration has, and what each may hold.
+//!
+//! PURE but for making paths absolute. What the flags of the command line say wins over the text, and
+//! a flag makes good what the text leaves out, so both are read here together.
+
+use super::read::{Fault, Reader, Section, Spot};
+use super::{Config, Controller, Extension, Startup};
+use crate::builtin;
+use jscommon::LevelSet;
+use jscommon::command::is_job_id;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// What the flags of the command line say; it wins over the file.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Overrides {
+    /// `--gid`.
+    pub gid: Option<u32>,
+    /// `--nid`.
+    pub nid: Option<u32>,
+    /// `--controller`: the address of the one controller.
+    pub controller: Option<String>,
+    /// `--data-dir`.
+    pub data_dir: Option<PathBuf>,
+}
+
+impl Config {
+    /// Reads a configuration, or says everything that is wrong with it at once.
+    pub fn parse(text: &str, overrides: &Overrides) -> Result<Config, Vec<Fault>> {
+        let (mut reader, mut root) = Reader::open(text);
+        let r = &mut reader;
+        let mut config = Config::default();
+        let section = root.table(r, "main");
+        main(r, section, &mut config, overrides);
+        for (name, section) in root.table(r, "controllers").tables(r) {
+            let controller = controller(r, section);
+            config.controllers.insert(name, controller);
+        }
+        override_controller(r, &mut config, overrides);
+        let section = root.table(r, "logging");
+        logging(r, section, &mut config);
+        let section = root.table(r, "stats");
+        stats(r, section, &mut config);
+        let mut monitor = root.table(r, "monitor");
+        set(&mut config.monitor.interval, monitor.seconds(r, "interval", 0.1));
+        monitor.end(r);
+        let section = root.table(r, "scripts");
+        scripts(r, section, &mut config);
+        for (name, section) in root.table(r, "extensions").tables(r) {
+            let extension = extension(r, &name, section);
+            config.extensions.insert(name, extension);
+        }
+        for (name, section) in root.table(r, "startup").tables(r) {
+            let startup = startup(r, &name, section, &config.extensions);
+            config.startup.insert(name, startup);
+        }
+        root.end(r);
+        let faults = reader.faults();
+        if faults.is_empty() { Ok(config) } else { Err(faults) }
+    }
+}
+
+fn set<T>(place: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *place = value;
+    }
+}
+
+fn main(r: &mut Reader, mut section: Section, config: &mut Config, overrides: &Overrides) {
+    let main = &mut config.main;
+    let most = u64::from(u32::MAX);
+    for (key, place, flag) in [("gid", &mut main.gid, overrides.gid), ("nid", &mut main.nid, overrides.nid)] {
+        let number = section.number(r, key, 1, most).map(|n| n as u32);
+        match flag {
+            Some(0) => r.fault_of_flag(format!("--{key} must be 1 or more")),
+            Some(number) => *place = number,
+            None => set(place, number),
+        }
+        if !section.had(key) && flag.is_none() {
+            r.missing(section.at, format!("main.{key} is missing: set it, or give --{key}"));
+        }
+    }
+    if let Some(roles) = section.strings(r, "roles") {
+        if roles.value.iter().any(|role| role.is_empty() || role == "*" || role.len() > 128) {
+            r.fault(roles.at, "main.roles: a role has 1 to 128 letters and is not \"*\"");
+        }
+        if roles.value.len() > 64 {
+            r.fault(roles.at, "main.roles: a node has at most 64 roles");
+        }
+        main.roles = roles.value;
+    }
+    set(&mut main.data_dir, section.path_value(r, "data_dir"));
+    if let Some(data_dir) = &overrides.data_dir {
+        match std::path::absolute(data_dir) {
+            Ok(path) => main.data_dir = path,
+            Err(error) => r.fault_of_flag(format!("--data-dir is no path: {error}")),
+        }
+    }
+    set(&mut main.max_jobs, section.number(r, "max_jobs", 1, 100_000).map(|n| n as usize));
+    section.end(r);
+}
+
+fn controller(r: &mut Reader, mut section: Section) -> Controller {
+    let mut controller = Controller::default();
+    match section.one_or_more(r, "url") {
+        Some(Spot { value: urls, at }) => {
+            if urls.is_empty() {
+                r.fault(at, format!("{}.url is an empty list: name at least one address", section.name));
+            }
+            for url in urls {
+                match address(&url) {
+                    Ok(url) => controller.urls.push(url),
+                    Err(reason) => r.fault(at, format!("{}.url: {reason}", section.name)),
+                }
+            }
+        }
+        None if section.had("url") => {}
+        None => r.missing(section.at, format!("{}.url is missing", section.name)),
+    }
+    controller.token_file = section.path_value(r, "token_file");
+    controller.ca = section.path_value(r, "ca");
+    controller.client_cert = section.path_value(r, "client_cert");
+    controller.client_key = section.path_value(r, "client_key");
+    if controller.client_cert.is_some() != controller.client_key.is_some() {
+        r.missing(section.at, format!("{}: client_cert and client_key belong together", section.name));
+    }
+    section.end(r);
+    controller
+}
+
+fn override_controller(r: &mut Reader, config: &mut Config, overrides: &Overrides) {
+    let Some(url) = &overrides.controller else {
+        if config.controllers.is_empty() {
+            r.missing(0, "no controller: add [controllers.main] with its url, or give --controller");
+        }
+        return;
+    };
+    let url = match address(url) {
+        Ok(url) => url,
+        Err(reason) => return r.fault_of_flag(format!("--controller: {reason}")),
+    };
+    let name = match config.controllers.len() {
+        0 => "main".to_owned(),
+        1 => config.controllers.keys().next().cloned().unwrap_or_default(),
+        _ if config.controllers.contains_key("main") => "main".to_owned(),
+        _ => return r.fault_of_flag("--controller: the file names several controllers, and none of them is \"main\""),
+    };
+    config.controllers.entry(name).or_default().urls = vec![url];
+}
+
+/// The address of a controller without the slash at its end, or why it is none.
+pub fn address(url: &str) -> Result<String, String> {
+    let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
+    let Some(rest) = rest.map(|rest| rest.trim_end_matches('/')) else {
+        return Err(format!("\"{url}\" must begin with https:// (or http://)"));
+    };
+    let uri: Result<ureq::http::Uri, _> = url.parse();
+    let host = uri.as_ref().ok().and_then(|uri| uri.host()).unwrap_or_default();
+    if host.is_empty() || rest.contains(['?', '#', '@', ' ']) {
+        return Err(format!("\"{url}\" must be https://host:port"));
+    }
+    Ok(url.trim_end_matches('/').to_owned())
+}
+
+fn logging(r: &mut Reader, mut section: Section, config: &mut Config) {
+    let mut db = section.table(r, "db");
+    levels(r, &mut db, &mut config.logging.db.levels);
+    set(&mut config.logging.db.max_size_mb, db.number(r, "max_size_mb", 1, 1 << 20));
+    set(&mut config.logging.db.keep, db.number(r, "keep", 0, 100_000).map(|n| n as usize));
+    db.end(r);
+    let mut ac = section.table(r, "ac");
+    levels(r, &mut ac, &mut config.logging.ac.levels);
+    set(&mut config.logging.ac.flush_interval, ac.seconds(r, "flush_interval", 0.01));
+    set(&mut config.logging.ac.batch_size, ac.number(r, "batch_size", 1, 10_000).map(|n| n as usize));
+    config.logging.ac.controllers = chosen(r, &mut ac, &config.controllers);
+    ac.end(r);
+    section.end(r);
+}
+
+fn levels(r: &mut Reader, section: &mut Section, place: &mut LevelSet) {
+    let Some(text) = section.string(r, "levels") else { return };
+    match LevelSet::parse(&text.value) {
+        Ok(set) => *place = set,
+        Err(reason) => r.fault(text.at, format!("{}.levels: {reason}", section.name)),
+    }
+}
+
+fn chosen(r: &mut Reader, section: &mut Section, known: &BTreeMap<String, Controller>) -> Vec<String> {
+    let Some(names) = section.strings(r, "controllers") else { return Vec::new() };
+    for name in names.value.iter().filter(|name| !known.contains_key(*name)) {
+        r.fault(names.at, format!("{}.controllers: there is no [controllers.{name}]", section.name));
+    }
+    names.value
+}
+
+fn stats(r: &mut Reader, mut section: Section, config: &mut Config) {
+    set(&mut config.stats.interval, section.seconds(r, "interval", 1.0));
+    if let Some(listen) = section.string(r, "listen").filter(|listen| !listen.value.is_empty()) {
+        match listen.value.parse() {
+            Ok(address) => config.stats.listen = Some(address),
+            Err(_) => r.fault(listen.at, "stats.listen must be an address and a port, 127.0.0.1:8125 say"),
+        }
+    }
+    config.stats.controllers = chosen(r, &mut section, &config.controllers);
+    section.end(r);
+}
+
+fn scripts(r: &mut Reader, mut section: Section, config: &mut Config) {
+    if let Some(python) = section.string(r, "python") {
+        if python.value.is_empty() {
+            r.fault(python.at, "scripts.python must name the interpreter");
+        }
+        config.scripts.python = python.value;
+    }
+    set(&mut config.scripts.lua, section.string(r, "lua").map(|lua| lua.value));
+    set(&mut config.scripts.path, section.path_value(r, "path"));
+    section.end(r);
+}
+
+fn extension(r: &mut Reader, name: &str, mut section: Section) -> Extension {
+    if name.is_empty() || is_builtin(name) {
+        r.fault(section.at, format!("{}: that is a built-in command; give it another name", section.name));
+    }
+    let mut extension = Extension::default();
+    match section.string(r, "binary") {
+        Some(binary) if !binary.value.is_empty() => extension.binary = binary.value,
+        Some(binary) => r.fault(binary.at, format!("{}.binary must name a program", section.name)),
+        None if section.had("binary") => {}
+        None => r.missing(section.at, format!("{}.binary is missing", section.name)),
+    }
+    extension.args = section.strings(r, "args").map(|args| args.value).unwrap_or_default();
+    extension.cwd = section.path_value(r, "cwd");
+    extension.env = section.string_map(r, "env");
+    section.end(r);
+    extension
+}
+
+fn startup(r: &mut Reader, name: &str, mut section: Section, extensions: &BTreeMap<String, Extension>) -> Startup {
+    if !is_job_id(name) {
+        r.fault(section.at, format!("{}: the name is the job's id, 1 to 128 of A-Z a-z 0-9 . _ : -", section.name));
+    }
+    let mut startup = Startup::default();
+    match section.string(r, "cmd") {
+        Some(cmd) if is_builtin(&cmd.value) || extensions.contains_key(&cmd.value) => startup.cmd = cmd.value,
+        Some(cmd) => r.fault(
+            cmd.at,
+            format!("{}.cmd: there is no command \"{}\"; execute runs a program", section.name, cmd.value),
+        ),
+        None if section.had("cmd") => {}
+        None => r.missing(section.at, format!("{}.cmd is missing; execute runs a program", section.name)),
+    }
+    startup.args = section.json(r, "args");
+    set(&mut startup.data, section.string(r, "data").map(|data| data.value));
+    section.end(r);
+    startup
+}
+
+/// Whether the agent knows this command without any configuration.
+fn is_builtin(name: &str) -> bool {
+    matches!(name, "execute" | "execute_js_py" | "execute_js_lua") || builtin::lookup(name).is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    const LEAST: &str =
+        "[main]\ngid = 1\nnid = 10\ndata_dir = \"/d\"\n[controllers.main]\nurl = \"https://ac:4000/\"\n";
+
+    fn parse(text: &str) -> Result<Config, Vec<Fault>> {
+        Config::parse(text, &Overrides::default())
+    }
+
+    /// Every fault of the text as `line: message`, and that each of `want` is the beginning of one.
+    #[track_caller]
+    fn check(text: &str, want: &[&str]) {
+        let faults: Vec<String> =
+            parse(text).unwrap_err().iter().map(|fault| format!("{}: {}", fault.line, fault.message)).collect();
+        assert_eq!(faults.len(), want.len(), "{faults:#?}");
+        for (fault, want) in faults.iter().zip(want) {
+            assert!(fault.starts_with(want), "{fault} does not begin with {want}");
+        }
+    }
+
+    #[test]
+    fn the_least_and_its_defaults() {
+        let config = parse(LEAST).unwrap();
+        assert_eq!((config.main.gid, config.main.nid, config.main.max_jobs), (1, 10, 100));
+        assert_eq!(config.controllers["main"].urls, ["https://ac:4000"]);
+        assert_eq!(config.logging.db.levels, LevelSet::parse("1-9,20-23,30").unwrap());
+        assert_eq!(config.stats.interval, Duration::from_secs(60));
+    }
+
+    #[test]
+    fn the_whole_of_it() {
+        let text = r#"
+            [main]
+            gid = 1
+            nid = 10
+            roles = ["web"]
+            data_dir = "/var/lib/jsagent"
+            max_jobs = 7
+            [controllers.main]
+            url = ["https://ac.example:4000", "https://[::1]:4000"]
+            token_file = "/etc/jsagent/token"
+            ca = "/etc/jsagent/ca.pem"
+            client_cert = ""
+            client_key = ""
+            [logging.db]
+            levels = "1-9"
+            max_size_mb = 1
+            keep = 0
+            [logging.ac]
+            levels = ""
+            flush_interval = 0.5
+            batch_size = 10
+            controllers = ["main"]
+            [stats]
+            interval = 5
+            listen = "127.0.0.1:8125"
+            controllers = []
+            [monitor]
+            interval = 1
+            [scripts]
+            python = "python3.12"
+            lua = "lua5.4"
+            path = "/srv/scripts"
+            [extensions.backup]
+            binary = "/usr/bin/rsync"
+            args = ["-a", "{source}", "{target}"]
+            cwd = ""
+            env = { A = "b" }
+            [startup.watchdog]
+            cmd = "backup"
+            args = { cmd = "/opt/watchdog", max_restart = 5, list = [1, 2.5, true], inner = { a = "b" } }
+            data = "in"
+        "#;
+        let config = parse(text).unwrap();
+        assert_eq!(config.controllers["main"].urls.len(), 2);
+        assert!(config.controllers["main"].client_cert.is_none() && config.logging.ac.levels.is_empty());
+        assert_eq!(config.logging.ac.flush_interval, Duration::from_millis(500));
+        assert_eq!(config.extensions["backup"].env["A"], "b");
+        let args =
+            serde_json::json!({"cmd": "/opt/watchdog", "max_restart": 5, "list": [1, 2.5, true], "inner": {"a": "b"}});
+        assert_eq!(serde_json::Value::Object(config.startup["watchdog"].args.clone()), args);
+        assert_eq!(config.script_path(), PathBuf::from("/srv/scripts"));
+    }
+
+    #[test]
+    fn every_fault_at_once_with_its_line() {
+        check(
+            "[main]\ngid = 0\nnid = \"10\"\nrole = []\n[mian]\n[controllers.main]\nurl = \"ftp://x\"\nclient_cert = \"/c\"\n[logging.db]\nlevels = \"50\"\nkeep = -1\n",
+            &[
+                "2: main.gid must be from 1 to 4294967295",
+                "3: main.nid must be a whole number, not a string",
+                "4: unknown key main.role; did you mean roles?",
+                "5: unknown key mian; did you mean main?",
+                "6: controllers.main: client_cert and client_key belong together",
+                "7: controllers.main.url: \"ftp://x\" must begin with https://",
+                "10: logging.db.levels: level set '50'",
+                "11: logging.db.keep must be from 0",
+            ],
+        );
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        check("", &["1: main.gid is missing", "1: main.nid is missing", "1: no controller"]);
+        let text = format!("{LEAST}[controllers.b]\n[extensions.x]\n[startup.y]\n");
+        check(
+            &text,
+            &["7: controllers.b.url is missing", "8: extensions.x.binary is missing", "9: startup.y.cmd is missing"],
+        );
+    }
+
+    #[test]
+    fn values_that_cannot_be() {
+        for (line, want) in [
+            ("[logging.ac]\ncontrollers = [\"x\"]", "8: logging.ac.controllers: there is no [controllers.x]"),
+            ("[stats]\nlisten = \"8125\"", "8: stats.listen must be an address"),
+            ("[stats]\ninterval = 0", "8: stats.interval must be from 1 to"),
+            ("[monitor]\ninterval = \"1\"", "8: monitor.interval must be a number of seconds, not a string"),
+            ("[extensions.ping]\nbinary = \"/x\"", "7: extensions.ping: that is a built-in command"),
+            ("[startup.\"a b\"]\ncmd = \"ping\"", "7: startup.a b: the name is the job's id"),
+            ("[startup.a]\ncmd = \"rsync\"", "8: startup.a.cmd: there is no command \"rsync\""),
+            ("[scripts]\npython = \"\"", "8: scripts.python must name"),
+            ("[extensions.x]\nbinary = \"/x\"\nargs = [1]", "9: extensions.x.args must be a list of strings, and"),
+            ("[controllers.b]\nurl = []", "8: controllers.b.url is an empty list"),
+            ("[monitor]\ninterval = nan", "8: monitor.interval must be from"),
+            ("[startup.a]\ncmd = \"ping\"\nargs = 5", "9: startup.a.args must be a table, not a whole number"),
+        ] {
+            check(&format!("{LEAST}{line}\n"), &[want]);
+        }
+    }
+
+    #[test]
+    fn no_toml_is_one_fault_a_line() {
+        check(&format!("{LEAST}[stats\ninterval = 5\n"), &["7: not TOML"]);
+        let faults = parse("[main]\ngid = \nnid = 4\n").unwrap_err();
+        assert!(faults.iter().any(|fault| fault.line == 2 && fault.message.starts_with("not TOML")), "{faults:?}");
+    }
+
+    #[test]
+    fn flags_win_and_are_enough() {
+        let overrides = Overrides {
+            gid: Some(2),
+            nid: Some(3),
+            controller: Some("http://127.0.0.1:1/".into()),
+            data_dir: Some("/elsewhere".into()),
+        };
+        for text in ["", LEAST] {
+            let config = Config::parse(text, &overrides).unwrap();
+            assert_eq!((config.main.gid, config.main.nid), (2, 3));
+            assert_eq!(config.controllers["main"].urls, ["http://127.0.0.1:1"]);
+            assert_eq!(config.main.data_dir, PathBuf::from("/elsewhere"));
+        }
+        let faults =
+            Config::parse("", &Overrides { gid: Some(0), controller: Some("x".into()), ..Overrides::default() });
+        assert!(faults.unwrap_err().iter().any(|fault| fault.to_string() == "--gid must be 1 or more"));
+    }
+}

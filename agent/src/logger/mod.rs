@@ -7,6 +7,8 @@ use anyhow::Result;
 use jscommon::{LevelSet, Record};
 use std::sync::Arc;
 
+pub mod batch;
+
 /// Which records are meant; a field that is not given matches every record.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Query {
@@ -52,6 +54,9 @@ impl Handle {
 pub struct Inlet {}
 
 impl Inlet {
+    /// Hands over the messages of one read; waits while the logger is too far behind.
+    pub fn push(&self, _batch: batch::Batch) {}
+
     /// Hands over one record of the agent's own; never waits.
     pub fn write(&self, _source: &Arc<Source>, _level: u8, _text: &str) {}
 }

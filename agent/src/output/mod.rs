@@ -6,8 +6,15 @@
 
 use crate::{logger, stats};
 use jscommon::LevelSet;
-use std::io::{self, Read};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+mod capture;
+pub mod marker;
+mod reader;
+
+pub use capture::Captured;
+use capture::Keeper;
+pub use reader::attach;
 
 /// Whose messages they are, and which of them go where.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,6 +29,13 @@ pub struct Source {
     pub db: LevelSet,
     /// The levels that are forwarded to the controllers.
     pub ac: LevelSet,
+}
+
+impl Source {
+    /// Whether messages of this level are kept or forwarded at all.
+    pub fn wants(&self, level: u8) -> bool {
+        self.db.contains(level) || self.ac.contains(level)
+    }
 }
 
 /// Where messages go.
@@ -41,45 +55,41 @@ impl Outlets {
     }
 }
 
-/// What a job's result keeps of its output.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Captured {
-    /// The level of `data`, 0 when there is none.
-    pub level: u8,
-    /// The last message of levels 20-23, at most 1 MiB of it.
-    pub data: String,
-    /// The last 1000 lines, at most 64 KiB each, of unmarked stdout and stderr.
-    pub streams: [String; 2],
-    /// The last message of level 9.
-    pub critical: String,
-    /// Messages of levels 20-23 seen.
-    pub results: u64,
-}
-
 /// What is captured of a job's output while its pipes are read.
+#[derive(Debug, Default)]
 pub struct Capture {
-    inner: Mutex<Captured>,
+    keeper: Mutex<Keeper>,
 }
 
 impl Capture {
     /// What has been captured by now. It may be asked before the pipes end, for a grandchild can
     /// hold them for ever.
     pub fn snapshot(&self) -> Captured {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.keeper().snapshot()
+    }
+
+    fn keeper(&self) -> MutexGuard<'_, Keeper> {
+        self.keeper.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Reads both pipes of a child on two detached threads.
-///
-/// `ended` runs once, when both pipes have ended; by then everything that was read has been handed
-/// to the outlets. The error is the operating system's, when it gives no more threads.
-pub fn attach(
-    _source: &Arc<Source>,
-    _stdout: impl Read + Send + 'static,
-    _stderr: impl Read + Send + 'static,
-    _outlets: &Outlets,
-    ended: impl FnOnce() + Send + 'static,
-) -> io::Result<Arc<Capture>> {
-    ended();
-    Ok(Arc::new(Capture { inner: Mutex::new(Captured::default()) }))
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A job whose every level is stored and none forwarded.
+    pub(crate) fn source() -> Arc<Source> {
+        Arc::new(Source {
+            jobid: "job".into(),
+            domain: "dom".into(),
+            name: "nam".into(),
+            db: LevelSet::ALL,
+            ac: LevelSet::NONE,
+        })
+    }
+
+    /// Outlets that lead nowhere.
+    pub(crate) fn outlets() -> Outlets {
+        Outlets { logger: logger::Inlet {}, stats: stats::Inlet {} }
+    }
 }

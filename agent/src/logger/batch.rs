@@ -1,0 +1,103 @@
+//! Messages on their way to the logger: one text for all of them, and an index. Pure, but for the clock.
+
+use crate::output::Source;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// The messages of one read: one job, one time.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    source: Arc<Source>,
+    epoch: i64,
+    text: String,
+    index: Vec<Entry>,
+    room: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    level: u8,
+    end: u32,
+}
+
+impl Batch {
+    /// No messages yet, of `source`, that arrived at `epoch` (milliseconds since 1970); `room` is how
+    /// many bytes of text are to be expected. Takes memory only with the first message.
+    pub fn new(source: &Arc<Source>, epoch: i64, room: usize) -> Batch {
+        Batch { source: Arc::clone(source), epoch, text: String::new(), index: Vec::new(), room }
+    }
+
+    /// Adds a message.
+    #[inline]
+    pub fn push(&mut self, level: u8, text: &str) {
+        if self.text.capacity() == 0 {
+            self.text.reserve(self.room.max(text.len()));
+        }
+        self.text.push_str(text);
+        // A batch is made of one read and at most one block, far from 4 GiB.
+        self.index.push(Entry { level, end: self.text.len() as u32 });
+    }
+
+    /// Whether there is no message.
+    pub fn is_empty(&self) -> bool {
+        self.index.is_empty()
+    }
+
+    /// How many messages there are.
+    pub fn len(&self) -> usize {
+        self.index.len()
+    }
+
+    /// Whose messages they are.
+    pub fn source(&self) -> &Arc<Source> {
+        &self.source
+    }
+
+    /// When they arrived, in milliseconds since 1970.
+    pub fn epoch(&self) -> i64 {
+        self.epoch
+    }
+
+    /// The memory that it takes, in bytes.
+    pub fn weight(&self) -> usize {
+        self.text.capacity() + self.index.capacity() * size_of::<Entry>() + size_of::<Batch>()
+    }
+
+    /// Level and text of message `n`, in the order of their arrival.
+    #[inline]
+    pub fn message(&self, n: usize) -> Option<(u8, &str)> {
+        let entry = self.index.get(n)?;
+        let start = if n == 0 { 0 } else { self.index[n - 1].end };
+        Some((entry.level, self.text.get(start as usize..entry.end as usize)?))
+    }
+}
+
+/// The time, in milliseconds since 1970.
+pub fn now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use jscommon::LevelSet;
+
+    #[test]
+    fn messages_come_out_as_they_went_in() {
+        let source = Source {
+            jobid: "j".into(),
+            domain: String::new(),
+            name: String::new(),
+            db: LevelSet::ALL,
+            ac: LevelSet::NONE,
+        };
+        let mut batch = Batch::new(&Arc::new(source), 5, 3);
+        assert!(batch.is_empty() && batch.weight() < 100);
+        for (level, text) in [(1, "a"), (2, ""), (20, "ü")] {
+            batch.push(level, text);
+        }
+        let found: Vec<_> = (0..batch.len()).filter_map(|n| batch.message(n)).collect();
+        assert_eq!(found, [(1, "a"), (2, ""), (20, "ü")]);
+        assert_eq!((batch.message(3), batch.epoch()), (None, 5));
+    }
+}

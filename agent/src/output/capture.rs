@@ -1,0 +1,178 @@
+//! What a job's result keeps of its output: the tails of both streams, the last result, the last alert.
+//!
+//! Bounded whatever a job writes: 64 KiB a stream, 1 MiB a message. Filled by the reader threads,
+//! asked by the supervisor.
+
+use super::marker::{MAX_BLOCK, Message};
+use jscommon::level;
+use std::collections::VecDeque;
+
+/// Most bytes of a stream's tail.
+const MAX_TAIL: usize = 64 * 1024;
+
+/// Most lines of a stream's tail.
+const MAX_LINES: usize = 1000;
+
+/// What a job's result keeps of its output.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Captured {
+    /// The level of `data`, 0 when there is none.
+    pub level: u8,
+    /// The last message of levels 20-23, at most 1 MiB of it.
+    pub data: String,
+    /// The last 1000 lines, at most 64 KiB each, of unmarked stdout and stderr.
+    pub streams: [String; 2],
+    /// The last message of level 9, at most 1 MiB of it.
+    pub critical: String,
+    /// Messages of levels 20-23 seen.
+    pub results: u64,
+}
+
+/// What is kept while the pipes are read.
+#[derive(Debug, Default)]
+pub(super) struct Keeper {
+    level: u8,
+    data: String,
+    critical: String,
+    results: u64,
+    tails: [Tail; 2],
+}
+
+impl Keeper {
+    /// Takes a message of stdout (0) or stderr (1).
+    pub(super) fn note(&mut self, stream: usize, message: &Message<'_>) {
+        if !message.marked {
+            self.tails[stream].push(message);
+        } else if level::is_result(message.level) {
+            self.results += u64::from(!message.continued);
+            self.level = message.level;
+            keep(&mut self.data, message);
+        } else if message.level == level::CRITICAL {
+            keep(&mut self.critical, message);
+        }
+    }
+
+    /// What has been captured by now.
+    pub(super) fn snapshot(&self) -> Captured {
+        Captured {
+            level: self.level,
+            data: self.data.clone(),
+            streams: [self.tails[0].text(), self.tails[1].text()],
+            critical: self.critical.clone(),
+            results: self.results,
+        }
+    }
+}
+
+/// Replaces `kept` by the message, or adds to it what continues it, up to the bound.
+fn keep(kept: &mut String, message: &Message<'_>) {
+    if !message.continued {
+        kept.clear();
+        kept.shrink_to(4096);
+    }
+    let room = message.text.floor_char_boundary(MAX_BLOCK.saturating_sub(kept.len()));
+    kept.push_str(&message.text[..room]);
+}
+
+/// The last lines of a stream's ordinary text, with an LF between each two.
+#[derive(Debug, Default)]
+struct Tail {
+    bytes: VecDeque<u8>,
+    /// There was a line, be it a blank one.
+    begun: bool,
+    /// Bytes were dropped at the front.
+    cut: bool,
+}
+
+impl Tail {
+    fn push(&mut self, message: &Message<'_>) {
+        if self.begun && !message.continued {
+            self.append(b"\n");
+        }
+        self.begun = true;
+        self.append(message.text.as_bytes());
+    }
+
+    fn append(&mut self, text: &[u8]) {
+        let text = &text[text.len().saturating_sub(MAX_TAIL)..];
+        let over = (self.bytes.len() + text.len()).saturating_sub(MAX_TAIL);
+        if over > 0 {
+            self.bytes.drain(..over);
+            self.cut = true;
+        }
+        self.bytes.extend(text);
+    }
+
+    /// The last lines as they are kept; what is left of a line whose start is gone, only when it is the only one.
+    fn text(&self) -> String {
+        let mut ends = self.bytes.iter().enumerate().rev().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at);
+        let mut start = ends.nth(MAX_LINES - 1).map_or(0, |at| at + 1);
+        if start == 0 && self.cut {
+            start = self.bytes.iter().position(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        }
+        let bytes: Vec<u8> = self.bytes.range(start..).copied().collect();
+        // The cut may have gone through a character.
+        let whole = bytes.iter().position(|byte| byte & 0xc0 != 0x80).unwrap_or(bytes.len());
+        String::from_utf8_lossy(&bytes[whole..]).into_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(level: u8, marked: bool, continued: bool, text: &str) -> Message<'_> {
+        Message { level, marked, continued, text }
+    }
+
+    #[test]
+    fn the_last_thousand_lines_of_each_stream() {
+        let mut keeper = Keeper::default();
+        for n in 0..1500 {
+            keeper.note(0, &message(1, false, false, &n.to_string()));
+        }
+        for text in ["", "a", ""] {
+            keeper.note(1, &message(2, false, false, text));
+        }
+        let captured = keeper.snapshot();
+        let lines: Vec<&str> = captured.streams[0].split('\n').collect();
+        assert_eq!((lines.len(), lines[0], lines[999]), (1000, "500", "1499"));
+        assert_eq!(captured.streams[1], "\na\n");
+    }
+
+    #[test]
+    fn at_most_64_kib_of_them_and_no_half_line() {
+        let mut keeper = Keeper::default();
+        let line = "é".repeat(400);
+        for _ in 0..500 {
+            keeper.note(0, &message(1, false, false, &line));
+        }
+        let text = &keeper.snapshot().streams[0];
+        assert!(text.len() <= MAX_TAIL && text.len() > MAX_TAIL - 1000);
+        assert!(text.split('\n').all(|found| found == line));
+        // A single line that is too long keeps its end.
+        let mut keeper = Keeper::default();
+        keeper.note(0, &message(1, false, false, &"é".repeat(40_000)));
+        keeper.note(0, &message(1, false, true, "xend"));
+        let text = &keeper.snapshot().streams[0];
+        assert!(text.len() <= MAX_TAIL && text.starts_with('é') && text.ends_with("éxend"));
+    }
+
+    #[test]
+    fn the_last_result_and_the_last_alert() {
+        let mut keeper = Keeper::default();
+        keeper.note(0, &message(20, true, false, "old"));
+        keeper.note(1, &message(9, true, false, "alarm"));
+        keeper.note(0, &message(1, true, false, "marked text is in no tail"));
+        keeper.note(0, &message(22, true, false, &"x".repeat(MAX_BLOCK)));
+        keeper.note(0, &message(22, true, true, "beyond the bound"));
+        let captured = keeper.snapshot();
+        assert_eq!((captured.level, captured.data.len(), captured.results), (22, MAX_BLOCK, 2));
+        assert_eq!(captured.critical, "alarm");
+        assert_eq!(captured.streams, [String::new(), String::new()]);
+        // A long line comes in pieces and is put together again.
+        keeper.note(0, &message(20, true, false, "{\"a\":"));
+        keeper.note(0, &message(20, true, true, "1}"));
+        assert_eq!(keeper.snapshot().data, "{\"a\":1}");
+    }
+}

@@ -19,6 +19,7 @@ pub mod builtin;
 pub mod config;
 pub mod ledger;
 pub mod logger;
+pub mod os;
 pub mod outbox;
 pub mod output;
 pub mod process;

@@ -4,6 +4,8 @@
 //! hold no business but their own: what concerns jobs is done by the supervisor, which asks here what
 //! a command's name means and runs it where its [`Kind`] says.
 
+pub mod info;
+
 use crate::config::Config;
 use jscommon::Command;
 use serde_json::Value;
@@ -64,6 +66,11 @@ pub fn lookup(name: &str) -> Option<Kind> {
 }
 
 const TABLE: &[(&str, Kind)] = &[
+    ("get_cpu_info", Kind::Threaded(info::cpu)),
+    ("get_disk_info", Kind::Threaded(info::disks)),
+    ("get_mem_info", Kind::Threaded(info::memory)),
+    ("get_nic_info", Kind::Threaded(info::nics)),
+    ("get_os_info", Kind::Threaded(info::system)),
     ("get_process_stats", Kind::Supervisor(JobControl::ProcessStats)),
     ("get_processes_stats", Kind::Supervisor(JobControl::ProcessesStats)),
     ("kill", Kind::Supervisor(JobControl::Kill)),

@@ -1,0 +1,5 @@
+//! Linux and its relatives.
+
+mod network;
+
+pub use network::interfaces;

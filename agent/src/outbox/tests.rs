@@ -1,0 +1,149 @@
+//! The outbox on a real file.
+
+use super::*;
+use crate::config::Controller;
+use tempfile::TempDir;
+
+fn config(dir: &Path, controllers: &[&str]) -> Config {
+    let mut config = Config::default();
+    config.main.data_dir = dir.to_owned();
+    for name in controllers {
+        config.controllers.insert((*name).to_owned(), Controller::default());
+    }
+    config.logging.ac.batch_size = 3;
+    config
+}
+
+fn records(texts: &[&str]) -> Records {
+    let mut records = Records::default();
+    for text in texts {
+        records.add(|json| json.push_str(text));
+    }
+    records
+}
+
+fn body(batch: &Batch) -> Value {
+    serde_json::from_slice(&batch.body).unwrap()
+}
+
+const MARK: Mark = Mark { last: 7, next: 8 };
+
+#[test]
+fn records_go_in_batches_by_size_and_time() {
+    let dir = TempDir::new().unwrap();
+    let outbox = Outbox::open(&config(dir.path(), &["a"])).unwrap();
+    let (wake, woken) = crossbeam_channel::bounded(1);
+    outbox.waker("a", wake);
+    outbox.push_log(&records(&["1", "2"]), MARK);
+    assert_eq!(outbox.next("a", Kind::Log), None);
+    assert!(outbox.log_due().is_some() && woken.try_recv().is_err());
+    outbox.push_log(&records(&["3", "4", "5", "6", "7"]), MARK);
+    assert!(woken.try_recv().is_ok());
+    let first = outbox.next("a", Kind::Log).unwrap();
+    assert_eq!(body(&first)["records"], json!([1, 2, 3]));
+    assert_eq!(body(&first)["batch"], json!(first.number));
+    assert_eq!(outbox.next("a", Kind::Log), Some(first.clone()));
+    outbox.taken("a", Kind::Log, first.number);
+    let second = outbox.next("a", Kind::Log).unwrap();
+    assert!(second.number > first.number);
+    assert_eq!(body(&second)["records"], json!([4, 5, 6]));
+    outbox.taken("a", Kind::Log, second.number);
+    assert_eq!(outbox.next("a", Kind::Log), None);
+    outbox.close_log();
+    assert_eq!(body(&outbox.next("a", Kind::Log).unwrap())["records"], json!([7]));
+    assert_eq!(outbox.mark(), Some(MARK));
+}
+
+#[test]
+fn a_batch_stays_the_same_over_a_restart() {
+    let dir = TempDir::new().unwrap();
+    let config = config(dir.path(), &["a"]);
+    let outbox = Outbox::open(&config).unwrap();
+    outbox.push_log(&records(&["1"]), MARK);
+    outbox.push_stats(5, &[("k".into(), 1.5)]);
+    drop(outbox);
+    let outbox = Outbox::open(&config).unwrap();
+    outbox.push_log(&records(&["2"]), MARK);
+    outbox.close_log();
+    let batch = outbox.next("a", Kind::Log).unwrap();
+    assert_eq!(body(&batch)["records"], json!([1]));
+    outbox.taken("a", Kind::Log, batch.number);
+    let stats = outbox.next("a", Kind::Stats).unwrap();
+    assert_eq!(body(&stats), json!({"batch": stats.number, "timestamp": 5, "series": [["k", 1.5]]}));
+    drop(outbox);
+    let outbox = Outbox::open(&config).unwrap();
+    let next = outbox.next("a", Kind::Log).unwrap();
+    assert!(next.number > batch.number && body(&next)["records"] == json!([2]));
+}
+
+#[test]
+fn every_controller_gets_everything_once() {
+    let dir = TempDir::new().unwrap();
+    let outbox = Outbox::open(&config(dir.path(), &["a", "b"])).unwrap();
+    outbox.push_log(&records(&["1", "2", "3"]), MARK);
+    outbox.push_event(None, "startup", json!({}));
+    outbox.push_event(Some("b"), "duplicate", json!({"id": "x"}));
+    let batch = outbox.next("a", Kind::Log).unwrap();
+    outbox.taken("a", Kind::Log, batch.number);
+    assert_eq!(outbox.next("a", Kind::Log), None);
+    assert_eq!(outbox.next("b", Kind::Log), Some(batch.clone()));
+    outbox.refused("b", Kind::Log, batch.number);
+    assert_eq!(outbox.next("b", Kind::Log), None);
+    assert_eq!(outbox.next("nobody", Kind::Log), None);
+    let mut names = Vec::new();
+    for controller in ["a", "b"] {
+        while let Some(event) = outbox.next(controller, Kind::Event) {
+            names.push(format!("{controller} {}", body(&event)["name"].as_str().unwrap()));
+            outbox.taken(controller, Kind::Event, event.number);
+        }
+    }
+    assert_eq!(names, ["a startup", "a dropped", "b startup", "b duplicate", "b dropped"]);
+    assert_eq!(outbox.lock().bytes, [0, 0]);
+}
+
+#[test]
+fn what_is_too_much_goes_oldest_first_and_is_counted() {
+    let dir = TempDir::new().unwrap();
+    let outbox = Outbox::open(&config(dir.path(), &["a"])).unwrap();
+    let large = format!("\"{}\"", "x".repeat(1 << 20));
+    for _ in 0..25 {
+        outbox.push_log(&records(&[&large, &large, &large]), MARK);
+    }
+    assert!(outbox.lock().bytes[0] <= MAX_LOG_BYTES);
+    for n in 0..1200 {
+        outbox.push_event(Some("a"), "critical", json!(n));
+    }
+    let event = outbox.next("a", Kind::Event).unwrap();
+    assert_eq!(body(&event)["data"], json!(200));
+    let batch = outbox.next("a", Kind::Log).unwrap();
+    outbox.taken("a", Kind::Log, batch.number);
+    let mut last = None;
+    while let Some(event) = outbox.next("a", Kind::Event) {
+        outbox.taken("a", Kind::Event, event.number);
+        if body(&event)["name"] == "dropped" && body(&event)["data"]["kind"] == "log" {
+            last = body(&event)["data"]["count"].as_u64();
+        }
+    }
+    assert!(last.is_some_and(|count| count >= 11), "{last:?}");
+}
+
+#[test]
+fn a_damaged_file_is_set_aside() {
+    let dir = TempDir::new().unwrap();
+    let config = config(dir.path(), &["a"]);
+    std::fs::write(dir.path().join(FILE), "no database at all, but long enough to be looked at as one").unwrap();
+    let outbox = Outbox::open(&config).unwrap();
+    outbox.push_event(None, "startup", json!({}));
+    assert!(outbox.next("a", Kind::Event).is_some());
+    assert!(dir.path().join("outbox.db.damaged").exists());
+}
+
+#[test]
+fn nobody_to_send_to_stores_nothing() {
+    let dir = TempDir::new().unwrap();
+    let outbox = Outbox::open(&config(dir.path(), &[])).unwrap();
+    assert!(!outbox.wanted(Kind::Log) && !outbox.wanted(Kind::Stats) && !outbox.wanted(Kind::Event));
+    outbox.push_stats(1, &[("k".into(), 1.0)]);
+    outbox.push_event(None, "startup", json!({}));
+    assert_eq!(outbox.lock().bytes, [0, 0]);
+}

@@ -60,7 +60,7 @@ pub struct Batch {
     pub body: Vec<u8>,
 }
 
-/// Records as JSON objects, one after the other.
+/// Records as JSON objects, with a comma between each two.
 #[derive(Debug, Default)]
 pub struct Records {
     json: String,
@@ -70,6 +70,9 @@ pub struct Records {
 impl Records {
     /// Adds one record through `write`, which appends its JSON object.
     pub fn add(&mut self, write: impl FnOnce(&mut String)) {
+        if !self.is_empty() {
+            self.json.push(',');
+        }
         write(&mut self.json);
         self.ends.push(self.json.len());
     }
@@ -185,7 +188,8 @@ impl Outbox {
                     inner.open = None;
                     closed = true;
                 }
-                (first, start) = (last, end);
+                // The next piece begins behind the comma.
+                (first, start) = (last, end + 1);
             }
             inner.put_mark(mark)
         });

@@ -112,6 +112,21 @@ impl Route {
     }
 }
 
+/// The path, which `route` reads back.
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.node() {
+            Some(node) => write!(f, "/{}/{}/{}", node.gid, node.nid, self.label()),
+            None => f.write_str(match self {
+                Route::Enroll => "/enroll",
+                Route::Health => "/health",
+                Route::Metrics => "/metrics",
+                _ => "/metrics/nodes",
+            }),
+        }
+    }
+}
+
 /// The route of `method` and `path` (the path alone, without its query).
 ///
 /// HEAD is taken where GET is, but for polls: an answer without a body would lose what it hands over.
@@ -154,6 +169,9 @@ mod tests {
 
     #[track_caller]
     fn check(method: &str, path: &str, want: Result<Route, RouteError>) {
+        if let Ok(route) = want {
+            assert_eq!(route.to_string(), path);
+        }
         assert_eq!(route(method, path), want, "{method} {path}");
     }
 

@@ -6,11 +6,18 @@
 //! A request therefore needs no second look: its node was verified, its route and its length are good.
 
 use crate::query::Query;
-use crate::route::Route;
+use crate::route::{Route, route};
+use anyhow::Context;
 use jscommon::NodeId;
+use jscommon::worker::Worker;
 use std::net::IpAddr;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use std::{fs, io};
 
 /// A request that the gate has let through.
 #[derive(Clone, Debug)]
@@ -89,20 +96,257 @@ pub trait Handler: Send + Sync + 'static {
     fn handle(&self, request: &Request) -> Reply;
 }
 
-/// A running tiny_http; dropping it ends its threads.
+/// Stack of a handler's thread, in bytes.
+const STACK: usize = 512 * 1024;
+
+/// How long to wait before tiny_http is made anew once more, after it could not be.
+const REMAKE_PAUSE: Duration = Duration::from_millis(100);
+
+/// The header by which the gate says whose request it is: `gid:nid`.
+pub(crate) const NODE_HEADER: &str = "X-JS-Node";
+/// The header by which the gate says where the request came from.
+pub(crate) const PEER_HEADER: &str = "X-JS-Peer";
+/// The header by which an answer asks the gate to park the poll for so many seconds.
+pub(crate) const PARK_HEADER: &str = "X-JS-Park";
+
+/// A running tiny_http; dropping it ends its threads, each after the request that it is at.
 pub struct Handle {
+    shared: Arc<Shared>,
+    workers: Vec<Worker>,
+}
+
+struct Shared {
+    folder: PathBuf,
     socket: PathBuf,
+    handler: Arc<dyn Handler>,
+    /// Nothing once it was stopped. tiny_http's accept loop ends for good at the first error, so it
+    /// may have to be made anew.
+    server: Mutex<Option<Arc<tiny_http::Server>>>,
+    threads: usize,
 }
 
 impl Handle {
-    /// Starts `threads` threads that answer by `handler`.
+    /// Starts `threads` threads that answer by `handler`, on a socket in a private folder.
     pub fn start(threads: usize, handler: Arc<dyn Handler>) -> anyhow::Result<Handle> {
-        let _ = (threads, handler);
-        anyhow::bail!("not built yet")
+        let folder = private_folder()?;
+        let socket = folder.join("http");
+        let server = Mutex::new(Some(Arc::new(listen(&socket)?)));
+        let shared = Arc::new(Shared { folder, socket, handler, server, threads });
+        let mut handle = Handle { shared: shared.clone(), workers: Vec::new() };
+        for i in 0..threads {
+            let shared = shared.clone();
+            let worker = Worker::spawn(&format!("http-{i}"), STACK, move || shared.serve());
+            handle.workers.push(worker.context("no thread for the web server")?);
+        }
+        Ok(handle)
     }
 
     /// Where the gate reaches it.
     pub fn socket(&self) -> &Path {
-        &self.socket
+        &self.shared.socket
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        if let Some(server) = self.shared.take() {
+            self.workers.iter().for_each(|_| server.unblock());
+            self.workers.clear();
+            // Dropping it tells its accept thread to end; tiny_http knows the socket by another name
+            // (see `listen`), so the connection that wakes that thread has to come from here.
+            drop(server);
+            let _ = UnixStream::connect(&self.shared.socket);
+        }
+        let _ = fs::remove_dir_all(&self.shared.folder);
+    }
+}
+
+impl Shared {
+    fn current(&self) -> Option<Arc<tiny_http::Server>> {
+        self.server.lock().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+
+    fn take(&self) -> Option<Arc<tiny_http::Server>> {
+        self.server.lock().unwrap_or_else(|e| e.into_inner()).take()
+    }
+
+    /// One thread: takes a request, answers it, takes the next.
+    fn serve(&self) {
+        while let Some(server) = self.current() {
+            match server.recv() {
+                Ok(request) => self.answer(request),
+                Err(e) => self.remake(&server, &e),
+            }
+        }
+    }
+
+    /// `recv` failed: either it was unblocked, because there is another server or none, or tiny_http
+    /// will accept nothing any more.
+    fn remake(&self, dead: &Arc<tiny_http::Server>, error: &io::Error) {
+        let mut current = self.server.lock().unwrap_or_else(|e| e.into_inner());
+        if !current.as_ref().is_some_and(|server| Arc::ptr_eq(server, dead)) {
+            return;
+        }
+        log::error!("the web server behind the gate stopped, it is made anew: {error}");
+        match listen(&self.socket) {
+            Ok(server) => {
+                *current = Some(Arc::new(server));
+                (0..self.threads).for_each(|_| dead.unblock());
+            }
+            Err(e) => {
+                drop(current);
+                log::error!("the web server behind the gate could not be made anew: {e:#}");
+                std::thread::sleep(REMAKE_PAUSE);
+                dead.unblock();
+            }
+        }
+    }
+
+    fn answer(&self, mut request: tiny_http::Request) {
+        let reply = match read(&mut request) {
+            Ok(request) => catch_unwind(AssertUnwindSafe(|| self.handler.handle(&request))).unwrap_or_else(|_| {
+                log::error!("the handler of {:?} panicked", request.route);
+                Reply::error(500, "the controller failed at this request; its log says more")
+            }),
+            Err(e) => Reply::error(502, format!("the gate handed over half a request: {e:#}")),
+        };
+        // The gate is gone or has given up on this request; the client sends it again.
+        if let Err(e) = request.respond(response(reply)) {
+            log::debug!("an answer was not taken by the gate: {e}");
+        }
+    }
+}
+
+/// The request as handlers see it, body and all.
+fn read(request: &mut tiny_http::Request) -> anyhow::Result<Request> {
+    let header = |name: &'static str| {
+        request.headers().iter().find(|h| h.field.equiv(name)).map(|h| h.value.as_str().to_owned())
+    };
+    let (path, query) = request.url().split_once('?').unwrap_or((request.url(), ""));
+    let route = route(request.method().as_str(), path)?;
+    let query = Query::parse(query);
+    let node = header(NODE_HEADER).map(|node| node.parse()).transpose()?;
+    let peer = header(PEER_HEADER).map(|peer| peer.parse()).transpose()?;
+    let bearer = header("Authorization").and_then(|value| value.strip_prefix("Bearer ").map(str::to_owned));
+    let length = request.body_length().unwrap_or(0);
+    let mut body = Vec::with_capacity(length);
+    request.as_reader().read_to_end(&mut body)?;
+    anyhow::ensure!(body.len() == length, "{} of {length} bytes came", body.len());
+    Ok(Request { route, node, peer, query, bearer, body })
+}
+
+fn response(reply: Reply) -> tiny_http::Response<io::Cursor<Vec<u8>>> {
+    // Never chunked: the gate reads to the end, and checks the length.
+    let mut response =
+        tiny_http::Response::from_data(reply.body).with_chunked_threshold(usize::MAX).with_status_code(reply.status);
+    let mut add = |name: &str, value: &str| match tiny_http::Header::from_bytes(name, value) {
+        Ok(header) => response.add_header(header),
+        Err(()) => log::error!("no header can be made of {name}: {value}"),
+    };
+    add("Content-Type", reply.content_type);
+    if let Some(seconds) = reply.retry_after {
+        add("Retry-After", &seconds.to_string());
+    }
+    if let Some(seconds) = reply.park {
+        add(PARK_HEADER, &seconds.to_string());
+    }
+    response
+}
+
+/// tiny_http on `socket`, in the place of whatever was there.
+///
+/// Its `Drop` removes the path that it was bound to, which would be its successor's: so it is bound
+/// to another name first and moved into place.
+fn listen(socket: &Path) -> anyhow::Result<tiny_http::Server> {
+    let made = socket.with_extension("new");
+    let listener = UnixListener::bind(&made).with_context(|| format!("cannot listen on {}", made.display()))?;
+    let server = tiny_http::Server::from_listener(listener, None)
+        .map_err(|e| anyhow::anyhow!("cannot start the web server behind the gate: {e}"))?;
+    fs::rename(&made, socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
+    Ok(server)
+}
+
+/// A new folder that nobody else may look into; those that killed controllers left behind go.
+fn private_folder() -> anyhow::Result<PathBuf> {
+    let parent = std::env::temp_dir();
+    sweep(&parent);
+    let folder = parent.join(format!("jsacc-{}-{:08x}", std::process::id(), fastrand::u32(..)));
+    fs::DirBuilder::new()
+        .mode(0o700)
+        .create(&folder)
+        .with_context(|| format!("cannot make {}, where the socket of the web server goes", folder.display()))?;
+    Ok(folder)
+}
+
+/// Removes the folders of processes that are no more; another user's stay, for they cannot be removed.
+fn sweep(parent: &Path) {
+    if !Path::new("/proc/self").exists() {
+        return;
+    }
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_prefix("jsacc-")).and_then(|rest| rest.split_once('-'));
+        if let Some((pid, _)) = pid
+            && pid.parse::<u32>().is_ok()
+            && !Path::new("/proc").join(pid).exists()
+        {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+
+    struct Echo;
+
+    impl Handler for Echo {
+        fn handle(&self, request: &Request) -> Reply {
+            if request.query.first("panic").is_some() {
+                panic!("asked to");
+            }
+            let said = format!("{:?} {:?} {}", request.route, request.bearer, request.body.len());
+            Reply { park: Some(7), retry_after: Some(3), ..Reply::text("text/plain", said) }
+        }
+    }
+
+    fn ask(handle: &Handle, request: &str) -> String {
+        let mut stream = UnixStream::connect(handle.socket()).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    #[test]
+    fn answers_until_it_is_dropped() {
+        let handle = Handle::start(2, Arc::new(Echo)).unwrap();
+        let body = "x".repeat(100_000);
+        let head = "POST /1/2/log HTTP/1.1\r\nConnection: close\r\nX-JS-Node: 1:2\r\nAuthorization: Bearer t";
+        let answer = ask(&handle, &format!("{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len()));
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        assert!(answer.contains("X-JS-Park: 7\r\n") && answer.contains("Retry-After: 3\r\n"), "{answer}");
+        assert!(answer.ends_with("Log(NodeId { gid: 1, nid: 2 }) Some(\"t\") 100000"), "{answer}");
+        let answer = ask(&handle, "GET /health?panic HTTP/1.1\r\nConnection: close\r\n\r\n");
+        assert!(answer.starts_with("HTTP/1.1 500 "), "{answer}");
+        let folder = handle.shared.folder.clone();
+        assert!(folder.exists());
+        drop(handle);
+        assert!(!folder.exists());
+    }
+
+    #[test]
+    fn is_made_anew_when_its_accept_loop_ended() {
+        let handle = Handle::start(2, Arc::new(Echo)).unwrap();
+        let dead = handle.shared.current().unwrap();
+        handle.shared.remake(&dead, &io::Error::other("a test"));
+        assert!(!Arc::ptr_eq(&dead, &handle.shared.current().unwrap()));
+        drop(dead);
+        for _ in 0..4 {
+            let answer = ask(&handle, "GET /health HTTP/1.1\r\nConnection: close\r\n\r\n");
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        }
     }
 }

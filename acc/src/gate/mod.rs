@@ -1,16 +1,54 @@
 //! The door: the only thing here that meets the network.
+//!
+//! It accepts, shakes hands, reads one whole bounded request at a time, asks the guard for its
+//! credentials before it reads a body, and hands it to tiny_http over a private local socket. Polls
+//! with nothing to do wait here, as a socket and no thread.
+//!
+//! Owns: every socket of a client, every deadline and bound of what clients may cost.
+//! Does not own: credentials (the `Guard`), answers (the handlers behind tiny_http), Redis.
+//! The doorbell talks to it through `Remote`; `daemon` starts and stops it.
+//!
+//! | file | what |
+//! |---|---|
+//! | `conn` | bytes → one whole request, or its refusal (pure) |
+//! | `parking` | which node waits on which connection (pure) |
+//! | `answer`, `timers`, `limits` | forms, deadlines, bounds (pure) |
+//! | `wire`, `exchange` | one client's socket; one request's way through tiny_http |
+//! | `pump`, `serve` | the event loop; what becomes of a request |
 
+mod answer;
+mod client;
+mod conn;
+mod exchange;
+mod limits;
+mod parking;
+mod pump;
+mod serve;
+mod timers;
 pub mod tls;
+mod wire;
+
+#[cfg(test)]
+mod tests;
 
 use crate::metrics::Metrics;
 use crate::route::Route;
+use anyhow::Context;
 use crossbeam_channel::Sender;
 use jscommon::NodeId;
+use jscommon::worker::Worker;
+pub use limits::Limits;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
 pub use tls::{PeerCert, TlsSource};
+
+/// Stack of the gate's thread, in bytes; TLS handshakes are the deepest thing on it.
+const STACK: usize = 512 * 1024;
+
+/// Connections that the kernel holds for us until they are accepted.
+const BACKLOG: i32 = 4096;
 
 /// Who may do what. Asked on the gate's own thread for each request, so it must never block.
 pub trait Guard: Send + Sync + 'static {
@@ -65,41 +103,59 @@ pub struct GateConfig {
     pub limits: Limits,
 }
 
-/// Bounds of what clients may cost.
-#[derive(Clone, Debug)]
-pub struct Limits {
-    /// Longest time that a poll may wait.
-    pub wait: Duration,
-}
-
-impl Default for Limits {
-    fn default() -> Limits {
-        Limits { wait: Duration::from_secs(60) }
-    }
-}
-
 /// A running gate; dropping it stops it politely: no new connections, parked polls get 204 with
 /// `Connection: close`, requests under way end, all within 5 seconds.
 pub struct Handle {
+    // Joined before the waker below goes: a waker that is closed before its call was heard is not heard.
+    _thread: Worker,
     remote: Remote,
     addr: SocketAddr,
 }
 
 /// Talks to a running gate from any thread; all calls return at once.
-#[derive(Clone, Debug)]
-pub struct Remote {}
+#[derive(Clone)]
+pub struct Remote {
+    inbox: Sender<Message>,
+    woken: Arc<AtomicBool>,
+    waker: Arc<mio::Waker>,
+}
+
+enum Message {
+    Deliver(NodeId, Vec<u8>),
+    Recall(NodeId),
+    RecallAll,
+    Stop,
+}
 
 impl Handle {
     /// Listens and starts the gate's thread. `seen` gets the nodes whose polls the gate parked by
     /// itself, about once a second.
+    ///
+    /// The process' limit of open files is raised as far as it may be, and the connections are fitted
+    /// into it.
     pub fn start(
-        config: GateConfig,
+        mut config: GateConfig,
         guard: Arc<dyn Guard>,
         metrics: Arc<Metrics>,
         seen: Sender<Vec<NodeId>>,
     ) -> anyhow::Result<Handle> {
-        let _ = (guard, metrics, seen, config.tls, config.backend, config.limits);
-        anyhow::bail!("the gate at {} is not built yet", config.listen)
+        let wanted = config.limits.max_connections;
+        let descriptors = limits::raise_descriptors();
+        config.limits = config.limits.within(descriptors);
+        if config.limits.max_connections < wanted {
+            let fits = config.limits.max_connections;
+            log::info!("the limit of {descriptors} open files leaves room for {fits} connections");
+        }
+        let listener = listen(config.listen)
+            .with_context(|| format!("cannot listen on {}: choose another --port or --bind", config.listen))?;
+        let addr = listener.local_addr()?;
+        let (inbox, messages) = crossbeam_channel::unbounded();
+        let woken = Arc::new(AtomicBool::new(false));
+        let parts = pump::Parts { listener, inbox: messages, woken: woken.clone(), config, guard, metrics, seen };
+        let (pump, waker) = pump::Pump::new(parts).context("the gate has no way to wait for events")?;
+        let thread = Worker::spawn("gate", STACK, move || pump.run()).context("no thread for the gate")?;
+        let remote = Remote { inbox, woken, waker: Arc::new(waker) };
+        Ok(Handle { _thread: thread, remote, addr })
     }
 
     /// Where it listens.
@@ -113,19 +169,54 @@ impl Handle {
     }
 }
 
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.remote.send(Message::Stop);
+    }
+}
+
 impl Remote {
     /// Answers the parked poll of `node` with 200 and `body` (JSON). Without one, the gate remembers
     /// that the bell has rung: the next poll goes to its handler.
     pub fn deliver(&self, node: NodeId, body: Vec<u8>) {
-        let _ = (node, body);
+        self.send(Message::Deliver(node, body));
     }
 
     /// The registration of `node` is no longer ours, or in doubt: its parked poll, or its next one,
     /// goes to its handler again.
     pub fn recall(&self, node: NodeId) {
-        let _ = node;
+        self.send(Message::Recall(node));
     }
 
     /// As `recall` for every node: after Redis was away, say.
-    pub fn recall_all(&self) {}
+    pub fn recall_all(&self) {
+        self.send(Message::RecallAll);
+    }
+
+    fn send(&self, message: Message) {
+        // The gate is gone: then there is no poll to answer either.
+        if self.inbox.send(message).is_err() {
+            return;
+        }
+        // Many messages in a row wake it once.
+        if !self.woken.swap(true, Ordering::AcqRel)
+            && let Err(e) = self.waker.wake()
+        {
+            log::error!("the gate cannot be woken: {e}");
+        }
+    }
+}
+
+fn listen(addr: SocketAddr) -> std::io::Result<std::net::TcpListener> {
+    use socket2::{Domain, Protocol, Socket, Type};
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    // A restart must not wait for connections of the last run that are still winding down.
+    socket.set_reuse_address(true)?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&addr.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
 }

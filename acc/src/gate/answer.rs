@@ -1,0 +1,200 @@
+//! Answers as bytes: what the gate says itself, and what it reads from tiny_http. Pure.
+//!
+//! Owns: the form of every head that goes out, and the reading of tiny_http's heads.
+//! Does not own: sockets, or when what is answered.
+
+use super::Refusal;
+use crate::server::{PARK_HEADER, error_body};
+
+/// What tiny_http answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Answer {
+    /// HTTP status.
+    pub(crate) status: u16,
+    /// Type of the body.
+    pub(crate) content_type: String,
+    /// Seconds for `Retry-After`.
+    pub(crate) retry_after: Option<u32>,
+    /// Which methods the path takes.
+    pub(crate) allow: Option<&'static str>,
+    /// Seconds to park the poll for.
+    pub(crate) park: Option<u32>,
+    /// The body.
+    pub(crate) body: Vec<u8>,
+}
+
+impl Answer {
+    /// 200 with JSON text.
+    pub(crate) fn json(body: Vec<u8>) -> Answer {
+        Answer {
+            status: 200,
+            content_type: "application/json".into(),
+            retry_after: None,
+            allow: None,
+            park: None,
+            body,
+        }
+    }
+
+    /// 204.
+    pub(crate) fn empty() -> Answer {
+        Answer { status: 204, ..Answer::json(Vec::new()) }
+    }
+
+    /// A refusal; one that will pass names the seconds after which to try again, spread over some so
+    /// that those who were refused together do not come back together.
+    pub(crate) fn refusal(refusal: &Refusal) -> Answer {
+        let retry_after = matches!(refusal.status, 429 | 503).then(|| fastrand::u32(1..=5));
+        let allow = match refusal.status {
+            // The sentence of a 405 names the method; the header repeats it for programs.
+            405 if refusal.reason.contains("POST") => Some("POST"),
+            405 => Some("GET"),
+            _ => None,
+        };
+        Answer { status: refusal.status, retry_after, allow, ..Answer::json(error_body(&refusal.reason)) }
+    }
+
+    /// The bytes that go to the client.
+    pub(crate) fn bytes(&self, keep_alive: bool, bodiless: bool) -> Vec<u8> {
+        let mut head = format!("HTTP/1.1 {} {}\r\n", self.status, reason_phrase(self.status));
+        if self.status != 204 {
+            head.push_str(&format!("Content-Type: {}\r\nContent-Length: {}\r\n", self.content_type, self.body.len()));
+        }
+        if let Some(seconds) = self.retry_after {
+            head.push_str(&format!("Retry-After: {seconds}\r\n"));
+        }
+        if let Some(methods) = self.allow {
+            head.push_str(&format!("Allow: {methods}\r\n"));
+        }
+        if self.status == 401 {
+            head.push_str("WWW-Authenticate: Bearer\r\n");
+        }
+        head.push_str(if keep_alive { "Connection: keep-alive\r\n\r\n" } else { "Connection: close\r\n\r\n" });
+        let mut bytes = head.into_bytes();
+        if !bodiless && self.status != 204 {
+            bytes.extend_from_slice(&self.body);
+        }
+        bytes
+    }
+}
+
+/// Most bytes of tiny_http's heads; it is our own server, so more is a mistake.
+const MAX_HEAD: usize = 8 * 1024;
+
+/// The whole answer that begins in `bytes`; nothing while some of it is missing.
+///
+/// The error says what is wrong with it: a mistake of ours, never of a client.
+pub(crate) fn read(bytes: &mut Vec<u8>) -> Result<Option<Answer>, String> {
+    let mut headers = [httparse::EMPTY_HEADER; 32];
+    let mut response = httparse::Response::new(&mut headers);
+    let end = match response.parse(bytes) {
+        Ok(httparse::Status::Complete(end)) => end,
+        Ok(httparse::Status::Partial) if bytes.len() > MAX_HEAD => return Err("its head is too long".into()),
+        Ok(httparse::Status::Partial) => return Ok(None),
+        Err(e) => return Err(format!("its head is no HTTP: {e}")),
+    };
+    let status = response.code.unwrap_or(0);
+    let value = |name: &str| {
+        let header = response.headers.iter().find(|h| h.name.eq_ignore_ascii_case(name))?;
+        std::str::from_utf8(header.value).ok()
+    };
+    let number = |name: &str| value(name).and_then(|text| text.parse::<u32>().ok());
+    let length = match status {
+        204 => 0,
+        _ => number("Content-Length").ok_or("it does not say how long it is")? as usize,
+    };
+    if bytes.len() < end + length {
+        return Ok(None);
+    }
+    let mut answer = Answer {
+        status,
+        content_type: value("Content-Type").unwrap_or("application/octet-stream").to_owned(),
+        retry_after: number("Retry-After"),
+        allow: None,
+        park: number(PARK_HEADER),
+        body: Vec::new(),
+    };
+    bytes.truncate(end + length);
+    bytes.drain(..end);
+    answer.body = std::mem::take(bytes);
+    Ok(Some(answer))
+}
+
+fn reason_phrase(status: u16) -> &'static str {
+    match status {
+        200 => "OK",
+        204 => "No Content",
+        400 => "Bad Request",
+        401 => "Unauthorized",
+        403 => "Forbidden",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        408 => "Request Timeout",
+        409 => "Conflict",
+        410 => "Gone",
+        411 => "Length Required",
+        413 => "Content Too Large",
+        417 => "Expectation Failed",
+        422 => "Unprocessable Content",
+        429 => "Too Many Requests",
+        431 => "Request Header Fields Too Large",
+        500 => "Internal Server Error",
+        502 => "Bad Gateway",
+        503 => "Service Unavailable",
+        504 => "Gateway Timeout",
+        505 => "HTTP Version Not Supported",
+        _ => "Status",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(answer: &Answer, keep_alive: bool, bodiless: bool) -> String {
+        String::from_utf8(answer.bytes(keep_alive, bodiless)).unwrap()
+    }
+
+    #[test]
+    fn what_goes_out() {
+        assert_eq!(text(&Answer::empty(), true, false), "HTTP/1.1 204 No Content\r\nConnection: keep-alive\r\n\r\n");
+        let answer = Answer::json(b"{}".to_vec());
+        let head =
+            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\nConnection: close\r\n\r\n";
+        assert_eq!(text(&answer, false, false), format!("{head}{{}}"));
+        assert_eq!(text(&answer, false, true), head);
+    }
+
+    #[test]
+    fn refusals_say_what_to_do() {
+        let refusal = |status, reason: &str| {
+            text(&Answer::refusal(&Refusal { status, reason: reason.into(), label: "x" }), false, false)
+        };
+        assert!(refusal(400, "a \"b\"").ends_with(r#"{"error":"a \"b\""}"#));
+        assert!(refusal(503, "full").contains("\r\nRetry-After: "));
+        assert!(refusal(429, "full").contains("\r\nRetry-After: "));
+        assert!(refusal(401, "who").contains("\r\nWWW-Authenticate: Bearer\r\n"));
+        assert!(refusal(405, "this path takes POST only").contains("\r\nAllow: POST\r\n"));
+    }
+
+    #[test]
+    fn what_comes_from_tiny_http() {
+        let text = b"HTTP/1.1 200 OK\r\nServer: x\r\nContent-Type: text/plain\r\nX-JS-Park: 30\r\nRetry-After: 2\r\nContent-Length: 3\r\n\r\nabc";
+        for end in 0..text.len() {
+            assert_eq!(read(&mut text[..end].to_vec()), Ok(None), "{end}");
+        }
+        let want = Answer {
+            status: 200,
+            content_type: "text/plain".into(),
+            retry_after: Some(2),
+            allow: None,
+            park: Some(30),
+            body: b"abc".to_vec(),
+        };
+        assert_eq!(read(&mut text.to_vec()), Ok(Some(want)));
+        assert!(read(&mut b"HTTP/1.1 200 OK\r\n\r\n".to_vec()).is_err());
+        assert!(read(&mut b"nonsense\r\n\r\n".to_vec()).is_err());
+        let empty = read(&mut b"HTTP/1.1 204 No Content\r\nX-JS-Park: 1\r\n\r\n".to_vec()).unwrap().unwrap();
+        assert_eq!((empty.status, empty.park), (204, Some(1)));
+    }
+}

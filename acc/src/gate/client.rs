@@ -1,0 +1,133 @@
+//! What the event loop knows of one client, and the table of all of them.
+//!
+//! Owns: a client's phase and its books' entries; slots, and names that outlive them harmlessly.
+//! Does not own: what moves a client from phase to phase (the event loop).
+
+use super::PeerCert;
+use super::conn::{Conn, RequestHead};
+use super::wire::Wire;
+use jscommon::NodeId;
+use std::net::SocketAddr;
+use std::time::Instant;
+
+/// Where a client is. Each phase but the last two has its deadline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// In the TLS handshake.
+    Handshake,
+    /// Between requests.
+    Idle,
+    /// In a head.
+    Head,
+    /// In a body.
+    Body,
+    /// Its request waits for a connection to tiny_http, or is with it.
+    Asking,
+    /// Its poll is parked.
+    Parked,
+    /// Its answer is being written.
+    Answering,
+    /// It was told off; what it still sends is read and dropped.
+    Linger,
+}
+
+/// The name of a client: a slot, and which of the slot's clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Name {
+    pub(crate) slot: usize,
+    pub(crate) turn: u32,
+}
+
+/// One client.
+pub(crate) struct Client {
+    pub(crate) turn: u32,
+    pub(crate) wire: Wire,
+    pub(crate) conn: Conn,
+    pub(crate) peer: SocketAddr,
+    pub(crate) phase: Phase,
+    pub(crate) accepted: Instant,
+    /// The deadline of its phase, as the timers have it.
+    pub(crate) deadline: Option<Instant>,
+    /// When the body or the answer has to be through, however steadily it moves.
+    pub(crate) last_call: Instant,
+    /// The socket may hold more than was read.
+    pub(crate) readable: bool,
+    /// It has proved to be a node's.
+    pub(crate) proven: bool,
+    /// It was refused: what it still sends is not waited for long.
+    pub(crate) refused: bool,
+    /// What its certificate says.
+    pub(crate) cert: Option<PeerCert>,
+    /// The request that is under way, and the node that it was admitted for.
+    pub(crate) head: Option<Box<RequestHead>>,
+    pub(crate) node: Option<NodeId>,
+    /// When the request under way was whole.
+    pub(crate) asked: Instant,
+    /// What the books count for the request: bytes of its body.
+    pub(crate) counted: Option<usize>,
+    /// What the books count for the answer: its bytes.
+    pub(crate) held: usize,
+}
+
+/// All clients.
+#[derive(Default)]
+pub(crate) struct Clients {
+    slots: Vec<Slot>,
+    free: Vec<usize>,
+}
+
+#[derive(Default)]
+struct Slot {
+    turn: u32,
+    client: Option<Box<Client>>,
+}
+
+impl Clients {
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    /// A name for the next client; `insert` it before asking again.
+    pub(crate) fn vacant(&mut self) -> Name {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot::default());
+            self.slots.len() - 1
+        });
+        Name { slot, turn: self.slots[slot].turn }
+    }
+
+    /// Gives a vacant name back.
+    pub(crate) fn forgo(&mut self, name: Name) {
+        self.free.push(name.slot);
+    }
+
+    /// Puts a client under its vacant name.
+    pub(crate) fn insert(&mut self, name: Name, client: Client) {
+        self.slots[name.slot].client = Some(Box::new(client));
+    }
+
+    /// The client of a slot.
+    pub(crate) fn at(&mut self, slot: usize) -> Option<&mut Client> {
+        self.slots.get_mut(slot)?.client.as_deref_mut()
+    }
+
+    /// Whether the client of that name is still there.
+    pub(crate) fn has(&self, name: Name) -> bool {
+        self.slots.get(name.slot).is_some_and(|slot| slot.turn == name.turn && slot.client.is_some())
+    }
+
+    /// Takes a client out; its name is nobody's from now on.
+    pub(crate) fn remove(&mut self, slot: usize) -> Option<Box<Client>> {
+        let place = self.slots.get_mut(slot)?;
+        let client = place.client.take()?;
+        place.turn = place.turn.wrapping_add(1);
+        self.free.push(slot);
+        Some(client)
+    }
+
+    /// The slots that are taken.
+    pub(crate) fn taken(&self) -> Vec<usize> {
+        (0..self.slots.len()).filter(|slot| self.slots[*slot].client.is_some()).collect()
+    }
+}

@@ -1,0 +1,126 @@
+//! One request on its way through tiny_http, on a connection of its own, never blocking.
+//!
+//! Owns: the local socket, the request's bytes, the answer's bytes.
+//! Does not own: whose request it is, beyond a name to give the answer back to.
+
+use super::answer::{self, Answer};
+use super::conn::RequestHead;
+use crate::server::{NODE_HEADER, PEER_HEADER};
+use jscommon::NodeId;
+use mio::net::UnixStream;
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::IpAddr;
+use std::path::Path;
+
+/// A request that is with tiny_http.
+pub(crate) struct Exchange {
+    stream: UnixStream,
+    head: Vec<u8>,
+    body: Vec<u8>,
+    sent: usize,
+    input: Vec<u8>,
+}
+
+/// The head of the request as tiny_http gets it: made anew, so that nothing of the client's own
+/// headers comes through but the token of a path that checks it itself.
+pub(crate) fn request_head(head: &RequestHead, node: Option<NodeId>, peer: IpAddr, length: usize) -> Vec<u8> {
+    let mut text = format!("{} {}", head.route.method(), head.route);
+    if !head.query.is_empty() {
+        text.push('?');
+        text.push_str(&head.query);
+    }
+    text.push_str(&format!(" HTTP/1.1\r\nConnection: close\r\n{PEER_HEADER}: {peer}\r\n"));
+    if let Some(node) = node {
+        text.push_str(&format!("{NODE_HEADER}: {node}\r\n"));
+    } else if let Some(bearer) = head.bearer.as_ref().filter(|bearer| bearer.is_ascii()) {
+        text.push_str(&format!("Authorization: Bearer {bearer}\r\n"));
+    }
+    text.push_str(&format!("Content-Length: {length}\r\n\r\n"));
+    text.into_bytes()
+}
+
+impl Exchange {
+    /// Connects to tiny_http; the request goes out with the first `drive`.
+    pub(crate) fn new(socket: &Path, head: Vec<u8>, body: Vec<u8>) -> io::Result<Exchange> {
+        let stream = UnixStream::connect(socket)?;
+        Ok(Exchange { stream, head, body, sent: 0, input: Vec::new() })
+    }
+
+    /// The socket, to be registered.
+    pub(crate) fn stream(&mut self) -> &mut UnixStream {
+        &mut self.stream
+    }
+
+    /// Writes and reads what can be; the answer once it is whole.
+    pub(crate) fn drive(&mut self, scratch: &mut [u8]) -> Result<Option<Answer>, String> {
+        self.write().map_err(|e| format!("the web server took no request: {e}"))?;
+        loop {
+            match self.stream.read(scratch) {
+                Ok(0) => {
+                    return match answer::read(&mut self.input)? {
+                        Some(answer) => Ok(Some(answer)),
+                        None => Err("the web server gave half an answer".into()),
+                    };
+                }
+                Ok(n) => {
+                    self.input.extend_from_slice(&scratch[..n]);
+                    if let Some(answer) = answer::read(&mut self.input)? {
+                        return Ok(Some(answer));
+                    }
+                }
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(None),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(format!("the web server gave no answer: {e}")),
+            }
+        }
+    }
+
+    fn write(&mut self) -> io::Result<()> {
+        loop {
+            let all = self.head.len() + self.body.len();
+            let rest = match self.sent.checked_sub(self.head.len()) {
+                None => &self.head[self.sent..],
+                Some(at) => &self.body[at..],
+            };
+            if self.sent == all {
+                return Ok(());
+            }
+            match self.stream.write(rest) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(n) => self.sent += n,
+                Err(e) if e.kind() == ErrorKind::WouldBlock || e.kind() == ErrorKind::NotConnected => return Ok(()),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                // It may have answered before it had read everything: the read will tell.
+                Err(e) if e.kind() == ErrorKind::BrokenPipe => return Ok(()),
+                Err(e) => return Err(e),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::route::Route;
+
+    #[test]
+    fn only_what_the_gate_knows_goes_on() {
+        let node = NodeId { gid: 1, nid: 10 };
+        let peer = "::1".parse().unwrap();
+        let head = RequestHead {
+            route: Route::Cmd(node),
+            query: "wait=1".into(),
+            bearer: Some("t".into()),
+            length: 0,
+            bodiless: false,
+            expects: false,
+        };
+        let text = String::from_utf8(request_head(&head, Some(node), peer, 0)).unwrap();
+        let want = "GET /1/10/cmd?wait=1 HTTP/1.1\r\nConnection: close\r\nX-JS-Peer: ::1\r\nX-JS-Node: 1:10\r\nContent-Length: 0\r\n\r\n";
+        assert_eq!(text, want);
+        let head = RequestHead { route: Route::Enroll, query: String::new(), ..head };
+        let text = String::from_utf8(request_head(&head, None, peer, 5)).unwrap();
+        let want = "POST /enroll HTTP/1.1\r\nConnection: close\r\nX-JS-Peer: ::1\r\nAuthorization: Bearer t\r\nContent-Length: 5\r\n\r\n";
+        assert_eq!(text, want);
+    }
+}

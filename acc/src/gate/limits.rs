@@ -1,0 +1,284 @@
+//! What clients may cost: bounds, the share of descriptors, and the books that are kept against them.
+//!
+//! Owns: every number that bounds the gate, the raising of the descriptor limit, and the counts of
+//! unproven connections by address, of memory for bodies, and of requests by node.
+//! Does not own: what happens to who is over a bound; the event loop asks here and refuses.
+
+use jscommon::NodeId;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+/// Bounds of what clients may cost.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Longest time for a TLS handshake.
+    pub handshake: Duration,
+    /// Longest time for a head; of a connection's first one it counts from the handshake on.
+    pub head: Duration,
+    /// Longest time in which nothing of a body comes.
+    pub body_pause: Duration,
+    /// Longest time for a body, on top of its length at `slowest`.
+    pub body: Duration,
+    /// Bytes a second that a client's line is thought to carry at least.
+    pub slowest: u32,
+    /// Longest time from a whole request to its answer, parking aside.
+    pub handler: Duration,
+    /// Longest time in which nothing of an answer is taken.
+    pub answer_pause: Duration,
+    /// How long a kept connection of a node may be idle.
+    pub idle: Duration,
+    /// How long bytes that nobody wants are read after a refusal, so that the client can read why.
+    pub linger: Duration,
+    /// Longest time that a poll is parked.
+    pub wait: Duration,
+    /// How long a poll is parked without asking its handler, before that one is asked again.
+    pub trust: Duration,
+    /// Longest polite stop.
+    pub stop: Duration,
+    /// Bytes of a head.
+    pub max_head: usize,
+    /// Bytes of a body.
+    pub max_body: usize,
+    /// Bytes of a body whose sender has not proved to be a node.
+    pub max_open_body: usize,
+    /// Bytes of all request and answer bodies that are held at once.
+    pub max_bodies: usize,
+    /// Bytes of one node's request bodies that are held at once.
+    pub max_node_bodies: usize,
+    /// Requests of one node that are under way at once, parked ones aside.
+    pub max_node_requests: u32,
+    /// Connections at once; the limit of descriptors may lower it.
+    pub max_connections: usize,
+    /// Connections to tiny_http at once; each is a thread of its.
+    pub max_backend: usize,
+    /// Requests that wait for one of those.
+    pub max_queue: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        let seconds = Duration::from_secs;
+        Limits {
+            handshake: seconds(15),
+            head: seconds(15),
+            body_pause: seconds(20),
+            body: seconds(30),
+            slowest: 32 * 1024,
+            handler: seconds(30),
+            answer_pause: seconds(20),
+            idle: seconds(75),
+            linger: seconds(5),
+            wait: seconds(60),
+            trust: seconds(180),
+            stop: Duration::from_millis(4500),
+            max_head: 16 * 1024,
+            max_body: 16 * 1024 * 1024,
+            max_open_body: 64 * 1024,
+            max_bodies: 128 * 1024 * 1024,
+            max_node_bodies: 40 * 1024 * 1024,
+            max_node_requests: 64,
+            max_connections: 50_000,
+            max_backend: 24,
+            max_queue: 20_000,
+        }
+    }
+}
+
+/// Descriptors that are neither clients' nor tiny_http's: Redis, files, listeners, pollers.
+const OTHER_DESCRIPTORS: usize = 80;
+
+impl Limits {
+    /// Fits the connections into `descriptors`: tiny_http needs two for each of its (one at either
+    /// end), and dies when it gets none, so its share is set aside first.
+    #[must_use]
+    pub(crate) fn within(mut self, descriptors: usize) -> Limits {
+        let spare = descriptors.saturating_sub(OTHER_DESCRIPTORS);
+        self.max_backend = self.max_backend.min(spare / 8).max(2);
+        let left = spare.saturating_sub(2 * self.max_backend);
+        self.max_connections = self.max_connections.min(left).max(8);
+        self
+    }
+
+    /// Connections of one address that have not proved to be a node's. Half of all, for a whole fleet
+    /// may come back at once from behind one address.
+    pub(crate) fn max_unproven(&self) -> usize {
+        (self.max_connections / 2).max(4)
+    }
+
+    /// Longest time for a body of `length` bytes.
+    pub(crate) fn body_time(&self, length: usize) -> Duration {
+        self.body + Duration::from_secs_f64(length as f64 / f64::from(self.slowest.max(1)))
+    }
+}
+
+/// Raises the soft limit of open files to the hard one; the limit that holds now.
+pub(crate) fn raise_descriptors() -> usize {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
+        return 1024;
+    };
+    let raised = soft >= hard || setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok();
+    let limit = if raised { hard } else { soft };
+    usize::try_from(limit).unwrap_or(usize::MAX)
+}
+
+/// The books of one gate.
+#[derive(Debug, Default)]
+pub(crate) struct Books {
+    unproven: HashMap<IpAddr, usize>,
+    nodes: HashMap<NodeId, NodeUse>,
+    bodies: usize,
+}
+
+#[derive(Debug, Default)]
+struct NodeUse {
+    requests: u32,
+    bodies: usize,
+}
+
+/// Over which bound a request would go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Over {
+    /// The node has too many requests under way.
+    NodeRequests,
+    /// The node has too many bytes under way.
+    NodeBodies,
+    /// All together have too many bytes under way.
+    Bodies,
+}
+
+impl Books {
+    /// Counts a connection from `addr` that has proved nothing, when there are fewer than `max`.
+    pub(crate) fn open(&mut self, addr: IpAddr, max: usize) -> bool {
+        let count = self.unproven.entry(site(addr)).or_default();
+        let free = *count < max;
+        *count += usize::from(free);
+        free
+    }
+
+    /// A connection from `addr` has proved to be a node's, or has closed before.
+    pub(crate) fn settle(&mut self, addr: IpAddr) {
+        let site = site(addr);
+        if let Some(count) = self.unproven.get_mut(&site) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.unproven.remove(&site);
+            }
+        }
+    }
+
+    /// Counts a request of `node` with a body of `length` bytes.
+    pub(crate) fn begin(&mut self, limits: &Limits, node: Option<NodeId>, length: usize) -> Result<(), Over> {
+        if length > 0 && self.bodies + length > limits.max_bodies {
+            return Err(Over::Bodies);
+        }
+        if let Some(node) = node {
+            let used = self.nodes.entry(node).or_default();
+            if used.requests >= limits.max_node_requests {
+                return Err(Over::NodeRequests);
+            }
+            if length > 0 && used.bodies + length > limits.max_node_bodies {
+                return Err(Over::NodeBodies);
+            }
+            used.requests += 1;
+            used.bodies += length;
+        }
+        self.bodies += length;
+        Ok(())
+    }
+
+    /// Such a request was answered, or is given up.
+    pub(crate) fn end(&mut self, node: Option<NodeId>, length: usize) {
+        self.bodies = self.bodies.saturating_sub(length);
+        if let Some(node) = node
+            && let Some(used) = self.nodes.get_mut(&node)
+        {
+            used.requests = used.requests.saturating_sub(1);
+            used.bodies = used.bodies.saturating_sub(length);
+            if used.requests == 0 {
+                self.nodes.remove(&node);
+            }
+        }
+    }
+
+    /// Counts an answer of `length` bytes that waits to be taken.
+    pub(crate) fn hold(&mut self, length: usize) {
+        self.bodies += length;
+    }
+
+    /// That answer was taken, or is given up.
+    pub(crate) fn release(&mut self, length: usize) {
+        self.bodies = self.bodies.saturating_sub(length);
+    }
+
+    /// Bytes of bodies that are held.
+    pub(crate) fn bodies(&self) -> usize {
+        self.bodies
+    }
+}
+
+/// What counts as one address: of IPv6 the /64, for every host has that many.
+fn site(addr: IpAddr) -> IpAddr {
+    match addr.to_canonical() {
+        IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) >> 64 << 64).into()),
+        v4 => v4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NODE: NodeId = NodeId { gid: 1, nid: 10 };
+
+    #[test]
+    fn descriptors_are_shared_out() {
+        let share = |descriptors| {
+            let limits = Limits::default().within(descriptors);
+            (limits.max_connections, limits.max_backend)
+        };
+        assert_eq!(share(1_048_576), (50_000, 24));
+        assert_eq!(share(20_000), (19_872, 24));
+        assert_eq!(share(1024), (896, 24));
+        assert_eq!(share(256), (132, 22));
+        assert_eq!(share(64), (8, 2));
+        for descriptors in [256, 1024, 20_000] {
+            let (connections, backend) = share(descriptors);
+            assert!(connections + 2 * backend + OTHER_DESCRIPTORS <= descriptors);
+        }
+    }
+
+    #[test]
+    fn an_address_has_its_share_until_it_proves_itself() {
+        let mut books = Books::default();
+        let addr = |text: &str| text.parse::<IpAddr>().unwrap();
+        assert!(books.open(addr("10.0.0.1"), 2) && books.open(addr("::ffff:10.0.0.1"), 2));
+        assert!(!books.open(addr("10.0.0.1"), 2));
+        assert!(books.open(addr("10.0.0.2"), 2));
+        books.settle(addr("10.0.0.1"));
+        assert!(books.open(addr("10.0.0.1"), 2));
+        assert!(books.open(addr("fe80::1"), 1) && !books.open(addr("fe80::2"), 1));
+        for name in ["10.0.0.1", "10.0.0.1", "10.0.0.2", "fe80::9"] {
+            books.settle(addr(name));
+        }
+        assert!(books.unproven.is_empty());
+    }
+
+    #[test]
+    fn bodies_share_one_memory() {
+        let limits = Limits { max_bodies: 100, max_node_bodies: 60, max_node_requests: 2, ..Limits::default() };
+        let mut books = Books::default();
+        assert_eq!(books.begin(&limits, Some(NODE), 60), Ok(()));
+        assert_eq!(books.begin(&limits, Some(NODE), 1), Err(Over::NodeBodies));
+        assert_eq!(books.begin(&limits, None, 41), Err(Over::Bodies));
+        assert_eq!(books.begin(&limits, Some(NODE), 0), Ok(()));
+        assert_eq!(books.begin(&limits, Some(NODE), 0), Err(Over::NodeRequests));
+        books.end(Some(NODE), 60);
+        books.end(Some(NODE), 0);
+        books.hold(5);
+        assert_eq!(books.bodies(), 5);
+        books.release(5);
+        assert!(books.nodes.is_empty() && books.bodies() == 0);
+    }
+}

@@ -1,0 +1,320 @@
+//! Which node waits on which connection, and whether its next poll may wait without asking. Pure.
+//!
+//! Owns: for each node the one poll that counts (the newest), whether it is with its handler or
+//! parked, and the registration that a handler's "park" stands for: this controller holds the node's
+//! poll, so whatever is queued for it rings our bell.
+//! Does not own: connections, timers, answers. The event loop does what is returned here.
+//!
+//! **A registration is trusted only while nothing was heard against it.** A delivery, a recall, a poll
+//! that says anything new (another `ack`, other roles), or its age sends the next poll to its handler,
+//! which looks into Redis.
+
+use jscommon::NodeId;
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+/// What a poll says, as far as it decides whether its handler has to see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ask {
+    /// A hash of everything but `ack`: roles, `wait`, whatever comes later.
+    pub(crate) says: u64,
+    /// A hash of `ack`, when it is there.
+    pub(crate) ack: Option<u64>,
+}
+
+/// What becomes of a poll that has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Arrival<C> {
+    /// The node's parked poll, which this one replaces: it gets its 204 now.
+    pub(crate) replaced: Option<C>,
+    /// Park it at once, for so many seconds; else its handler is asked.
+    pub(crate) park: Option<u32>,
+}
+
+/// What becomes of a poll that its handler wants parked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Parked {
+    /// It waits.
+    Waits,
+    /// The bell rang meanwhile: its handler is to be asked again.
+    AskAgain,
+    /// A newer poll of the node has come: this one gets its 204.
+    Displaced,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Holder<C> {
+    conn: C,
+    ask: Ask,
+    parked: bool,
+    /// The bell rang while the handler was asked.
+    rung: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Registration {
+    ask: Ask,
+    seconds: u32,
+    since: Instant,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Place<C> {
+    holder: Option<Holder<C>>,
+    registration: Option<Registration>,
+}
+
+/// The book of nodes and their polls; `C` names a connection.
+#[derive(Debug)]
+pub(crate) struct Parking<C> {
+    places: HashMap<NodeId, Place<C>>,
+    /// How long a registration is trusted.
+    trust: Duration,
+    parked: usize,
+}
+
+impl<C: Copy + Eq> Parking<C> {
+    /// An empty book; registrations are trusted for `trust`.
+    pub(crate) fn new(trust: Duration) -> Parking<C> {
+        Parking { places: HashMap::new(), trust, parked: 0 }
+    }
+
+    /// Polls that are parked.
+    pub(crate) fn parked(&self) -> usize {
+        self.parked
+    }
+
+    /// `node` polls on `conn`.
+    pub(crate) fn arrive(&mut self, node: NodeId, conn: C, ask: Ask, now: Instant) -> Arrival<C> {
+        let place = self.places.entry(node).or_insert(Place { holder: None, registration: None });
+        let trust = self.trust;
+        let good = place.registration.take_if(|r| {
+            let same = r.ask.says == ask.says && (ask.ack.is_none() || ask.ack == r.ask.ack);
+            // What is taken out is gone: a poll that says something new ends the registration.
+            !same || now.duration_since(r.since) >= trust
+        });
+        let park = if good.is_none() { place.registration.map(|r| r.seconds) } else { None };
+        let before = place.holder.replace(Holder { conn, ask, parked: park.is_some(), rung: false });
+        let replaced = before.filter(|holder| holder.parked).map(|holder| holder.conn);
+        self.parked += usize::from(park.is_some());
+        self.parked -= usize::from(replaced.is_some());
+        Arrival { replaced, park }
+    }
+
+    /// The handler of the poll on `conn` found nothing: it may wait for `seconds` in all.
+    pub(crate) fn park(&mut self, node: NodeId, conn: C, seconds: u32, now: Instant) -> Parked {
+        let Some((place, holder)) = self.held(node, conn) else {
+            return Parked::Displaced;
+        };
+        if std::mem::take(&mut holder.rung) {
+            return Parked::AskAgain;
+        }
+        holder.parked = true;
+        let ask = holder.ask;
+        *place = Some(Registration { ask, seconds, since: now });
+        self.parked += 1;
+        Parked::Waits
+    }
+
+    /// The handler of the poll on `conn` gave another answer, so the poll is over and nothing is
+    /// registered.
+    pub(crate) fn answered(&mut self, node: NodeId, conn: C) {
+        if let Some((registration, _)) = self.held(node, conn) {
+            *registration = None;
+            self.leave(node, conn);
+        }
+    }
+
+    /// The poll on `conn` is over without an answer of a handler: its time is up, or its client is gone.
+    pub(crate) fn leave(&mut self, node: NodeId, conn: C) {
+        let Some(place) = self.places.get_mut(&node) else {
+            return;
+        };
+        if let Some(holder) = place.holder.take_if(|holder| holder.conn == conn) {
+            self.parked -= usize::from(holder.parked);
+            if place.registration.is_none() {
+                self.places.remove(&node);
+            }
+        }
+    }
+
+    /// The bell rings for `node`, with something to hand over: the connection that gets it now.
+    pub(crate) fn deliver(&mut self, node: NodeId) -> Option<C> {
+        let conn = self.ring(node)?;
+        self.leave(node, conn);
+        Some(conn)
+    }
+
+    /// The registration of `node` is in doubt: the connection whose handler is to be asked again.
+    pub(crate) fn recall(&mut self, node: NodeId) -> Option<C> {
+        let conn = self.ring(node)?;
+        if let Some((_, holder)) = self.held(node, conn) {
+            holder.parked = false;
+            self.parked -= 1;
+        }
+        Some(conn)
+    }
+
+    /// As `recall` for every node.
+    pub(crate) fn recall_all(&mut self) -> Vec<C> {
+        let nodes: Vec<NodeId> = self.places.keys().copied().collect();
+        nodes.into_iter().filter_map(|node| self.recall(node)).collect()
+    }
+
+    /// Forgets registrations of nodes that have not polled for as long as one is trusted.
+    pub(crate) fn sweep(&mut self, now: Instant) {
+        let trust = self.trust;
+        self.places.retain(|_, place| {
+            place.holder.is_some() || place.registration.is_some_and(|r| now.duration_since(r.since) < trust)
+        });
+    }
+
+    /// Ends the registration of `node`; its connection when it is parked.
+    fn ring(&mut self, node: NodeId) -> Option<C> {
+        let place = self.places.get_mut(&node)?;
+        place.registration = None;
+        match &mut place.holder {
+            Some(holder) if holder.parked => Some(holder.conn),
+            Some(holder) => {
+                holder.rung = true;
+                None
+            }
+            None => {
+                self.places.remove(&node);
+                None
+            }
+        }
+    }
+
+    fn held(&mut self, node: NodeId, conn: C) -> Option<(&mut Option<Registration>, &mut Holder<C>)> {
+        let place = self.places.get_mut(&node)?;
+        let holder = place.holder.as_mut().filter(|holder| holder.conn == conn)?;
+        Some((&mut place.registration, holder))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NODE: NodeId = NodeId { gid: 1, nid: 10 };
+    const TRUST: Duration = Duration::from_secs(180);
+    const ASK: Ask = Ask { says: 1, ack: Some(5) };
+    const TO_HANDLER: Arrival<u32> = Arrival { replaced: None, park: None };
+
+    /// A book with the poll of `NODE` parked on connection 1.
+    fn parked() -> (Parking<u32>, Instant) {
+        let (mut parking, now) = (Parking::new(TRUST), Instant::now());
+        assert_eq!(parking.arrive(NODE, 1, ASK, now), TO_HANDLER);
+        assert_eq!(parking.park(NODE, 1, 30, now), Parked::Waits);
+        assert_eq!(parking.parked(), 1);
+        (parking, now)
+    }
+
+    #[test]
+    fn after_its_time_the_next_poll_is_parked_without_asking() {
+        let (mut parking, now) = parked();
+        parking.leave(NODE, 1);
+        assert_eq!(parking.parked(), 0);
+        assert_eq!(parking.arrive(NODE, 2, ASK, now), Arrival { replaced: None, park: Some(30) });
+        parking.leave(NODE, 2);
+        let silent = Ask { ack: None, ..ASK };
+        assert_eq!(parking.arrive(NODE, 3, silent, now), Arrival { replaced: None, park: Some(30) });
+        assert_eq!(parking.parked(), 1);
+    }
+
+    #[test]
+    fn a_poll_that_says_something_new_is_asked_about() {
+        for new in [Ask { says: 2, ..ASK }, Ask { ack: Some(6), ..ASK }] {
+            let (mut parking, now) = parked();
+            parking.leave(NODE, 1);
+            assert_eq!(parking.arrive(NODE, 2, new, now), TO_HANDLER, "{new:?}");
+            parking.leave(NODE, 2);
+            assert_eq!(parking.arrive(NODE, 3, ASK, now), TO_HANDLER, "the registration is gone");
+        }
+    }
+
+    #[test]
+    fn a_registration_gets_old() {
+        let (mut parking, now) = parked();
+        parking.leave(NODE, 1);
+        assert_eq!(parking.arrive(NODE, 2, ASK, now + TRUST), TO_HANDLER);
+    }
+
+    #[test]
+    fn a_delivery_goes_to_the_parked_poll_once() {
+        let (mut parking, now) = parked();
+        assert_eq!(parking.deliver(NODE), Some(1));
+        assert_eq!((parking.deliver(NODE), parking.parked()), (None, 0));
+        assert_eq!(parking.arrive(NODE, 1, ASK, now), TO_HANDLER);
+    }
+
+    #[test]
+    fn a_delivery_between_polls_sends_the_next_one_to_its_handler() {
+        let (mut parking, now) = parked();
+        parking.leave(NODE, 1);
+        assert_eq!(parking.deliver(NODE), None);
+        assert_eq!(parking.arrive(NODE, 1, ASK, now), TO_HANDLER);
+    }
+
+    #[test]
+    fn a_delivery_while_the_handler_is_asked_has_it_asked_again() {
+        let (mut parking, now) = (Parking::new(TRUST), Instant::now());
+        parking.arrive(NODE, 1, ASK, now);
+        assert_eq!(parking.deliver(NODE), None);
+        assert_eq!(parking.park(NODE, 1, 30, now), Parked::AskAgain);
+        assert_eq!(parking.park(NODE, 1, 30, now), Parked::Waits);
+        assert_eq!(parking.parked(), 1);
+    }
+
+    #[test]
+    fn a_recall_asks_the_handler_again() {
+        let (mut parking, now) = parked();
+        assert_eq!(parking.recall(NODE), Some(1));
+        assert_eq!((parking.parked(), parking.recall(NODE)), (0, None));
+        assert_eq!(parking.park(NODE, 1, 30, now), Parked::AskAgain, "the second recall came while it was asked");
+        assert_eq!(parking.park(NODE, 1, 30, now), Parked::Waits);
+        assert_eq!(parking.recall_all(), [1]);
+        parking.answered(NODE, 1);
+        assert!(parking.places.is_empty());
+    }
+
+    #[test]
+    fn a_second_poll_replaces_the_first() {
+        let (mut parking, now) = parked();
+        assert_eq!(parking.arrive(NODE, 2, ASK, now), Arrival { replaced: Some(1), park: Some(30) });
+        parking.leave(NODE, 1);
+        assert_eq!(parking.parked(), 1);
+        assert_eq!(parking.deliver(NODE), Some(2));
+    }
+
+    #[test]
+    fn a_poll_that_is_replaced_while_its_handler_is_asked_gets_its_204() {
+        let (mut parking, now) = (Parking::new(TRUST), Instant::now());
+        parking.arrive(NODE, 1, ASK, now);
+        assert_eq!(parking.arrive(NODE, 2, ASK, now), TO_HANDLER);
+        assert_eq!(parking.park(NODE, 1, 30, now), Parked::Displaced);
+        parking.answered(NODE, 1);
+        assert_eq!(parking.park(NODE, 2, 30, now), Parked::Waits);
+    }
+
+    #[test]
+    fn an_answer_ends_the_poll_and_the_registration() {
+        let (mut parking, now) = parked();
+        assert_eq!(parking.recall(NODE), Some(1));
+        parking.answered(NODE, 1);
+        assert_eq!(parking.parked(), 0);
+        assert_eq!(parking.arrive(NODE, 1, ASK, now), TO_HANDLER);
+        assert_eq!(parking.deliver(NodeId { gid: 9, nid: 9 }), None);
+    }
+
+    #[test]
+    fn nodes_that_went_away_are_forgotten() {
+        let (mut parking, now) = parked();
+        parking.leave(NODE, 1);
+        parking.sweep(now);
+        assert_eq!(parking.places.len(), 1);
+        parking.sweep(now + TRUST);
+        assert_eq!(parking.places.len(), 0);
+    }
+}

@@ -1,0 +1,481 @@
+//! The event loop: one thread that moves the bytes of all clients.
+//!
+//! Owns: the listener, every client's socket, every exchange with tiny_http, timers, and the order of
+//! things in one turn: messages (a ringing bell first), events, deadlines, leftovers, new clients.
+//! Does not own: the rules. What bytes mean is `conn`'s, who waits is `parking`'s, what is too much is
+//! `limits`', and what becomes of a request stands in `serve`.
+//!
+//! **Nothing here blocks** but the wait for events. Nothing is polled either: a turn begins when a
+//! socket, a message or a deadline asks for it.
+
+use super::client::{Client, Clients, Name, Phase};
+use super::conn::Conn;
+use super::exchange::Exchange;
+use super::limits::{Books, Limits};
+use super::parking::Parking;
+use super::timers::Timers;
+use super::wire::{Pull, Wire};
+use super::{GateConfig, Guard, Message};
+use crate::metrics::Metrics;
+use crossbeam_channel::{Receiver, Sender, TrySendError};
+use jscommon::NodeId;
+use mio::net::{TcpListener, TcpStream};
+use mio::{Events, Interest, Poll, Token, Waker};
+use std::collections::hash_map::RandomState;
+use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::io::{self, ErrorKind, Write};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+const LISTENER: Token = Token(usize::MAX - 1);
+const WAKER: Token = Token(usize::MAX - 2);
+/// Tokens of exchanges have this bit; a client's are its slot and its turn.
+const EXCHANGE: usize = 1 << 63;
+
+/// New clients in one turn, so that those that are here have theirs.
+const ACCEPTS: usize = 64;
+/// Bytes of one client in one turn.
+const BYTES: usize = 256 * 1024;
+/// How long nothing is accepted after the process had no descriptor left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long a client that has proved nothing is safe from making room for another.
+const GRACE: Duration = Duration::from_secs(1);
+/// How often the nodes that were seen are told.
+const SEEN_EVERY: Duration = Duration::from_secs(1);
+const SWEEP_EVERY: Duration = Duration::from_secs(60);
+
+/// An exchange, and whose request it carries while anybody waits for the answer.
+pub(super) struct Trip {
+    pub(super) exchange: Exchange,
+    pub(super) owner: Name,
+}
+
+/// The event loop and all that it holds.
+pub(super) struct Pump {
+    pub(super) poll: Poll,
+    listener: Option<TcpListener>,
+    inbox: Receiver<Message>,
+    woken: Arc<AtomicBool>,
+    config: GateConfig,
+    pub(super) limits: Limits,
+    pub(super) guard: Arc<dyn Guard>,
+    pub(super) metrics: Arc<Metrics>,
+    seen_to: Sender<Vec<NodeId>>,
+    pub(super) seen: HashSet<NodeId>,
+    pub(super) seen_at: Option<Instant>,
+    pub(super) clients: Clients,
+    pub(super) timers: Timers,
+    pub(super) books: Books,
+    pub(super) parking: Parking<Name>,
+    pub(super) hasher: RandomState,
+    /// Clients that have proved nothing, the oldest first.
+    unproven: BTreeSet<(Instant, usize)>,
+    /// Requests that wait for a connection to tiny_http.
+    pub(super) queue: VecDeque<(Name, Vec<u8>)>,
+    pub(super) trips: Vec<Option<Trip>>,
+    /// Clients whose sockets hold more than their turn allowed to read.
+    pub(super) again: VecDeque<Name>,
+    accept_more: bool,
+    accept_after: Option<Instant>,
+    sweep_at: Instant,
+    /// When a polite stop ends.
+    pub(super) stopping: Option<Instant>,
+    pub(super) scratch: Vec<u8>,
+}
+
+pub(super) struct Parts {
+    pub(super) listener: std::net::TcpListener,
+    pub(super) inbox: Receiver<Message>,
+    pub(super) woken: Arc<AtomicBool>,
+    pub(super) config: GateConfig,
+    pub(super) guard: Arc<dyn Guard>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) seen: Sender<Vec<NodeId>>,
+}
+
+impl Pump {
+    /// A loop that is ready to run, and what wakes it.
+    pub(super) fn new(parts: Parts) -> io::Result<(Pump, Waker)> {
+        let poll = Poll::new()?;
+        let waker = Waker::new(poll.registry(), WAKER)?;
+        let mut listener = TcpListener::from_std(parts.listener);
+        poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
+        let limits = parts.config.limits.clone();
+        parts.metrics.connections_max.set(limits.max_connections as i64);
+        let now = Instant::now();
+        let pump = Pump {
+            poll,
+            listener: Some(listener),
+            inbox: parts.inbox,
+            woken: parts.woken,
+            parking: Parking::new(limits.trust),
+            trips: (0..limits.max_backend).map(|_| None).collect(),
+            config: parts.config,
+            limits,
+            guard: parts.guard,
+            metrics: parts.metrics,
+            seen_to: parts.seen,
+            seen: HashSet::new(),
+            seen_at: None,
+            clients: Clients::default(),
+            timers: Timers::default(),
+            books: Books::default(),
+            hasher: RandomState::new(),
+            unproven: BTreeSet::new(),
+            queue: VecDeque::new(),
+            again: VecDeque::new(),
+            accept_more: false,
+            accept_after: None,
+            sweep_at: now + SWEEP_EVERY,
+            stopping: None,
+            scratch: vec![0; 64 * 1024],
+        };
+        Ok((pump, waker))
+    }
+
+    /// Runs until it is stopped.
+    pub(super) fn run(mut self) {
+        let mut events = Events::with_capacity(1024);
+        while !self.over() {
+            let timeout = self.timeout();
+            match self.poll.poll(&mut events, timeout) {
+                Ok(()) => {}
+                Err(e) if e.kind() == ErrorKind::Interrupted => continue,
+                Err(e) => {
+                    log::error!("the gate cannot wait for events and ends: {e}");
+                    break;
+                }
+            }
+            self.messages();
+            for event in &events {
+                match event.token() {
+                    WAKER => {}
+                    LISTENER => self.accept_more = true,
+                    Token(token) if token & EXCHANGE != 0 => self.drive(token & !EXCHANGE),
+                    Token(token) => {
+                        let name = Name { slot: token & 0xffff_ffff, turn: (token >> 32) as u32 };
+                        self.event(name, event.is_readable() || event.is_error());
+                    }
+                }
+            }
+            self.deadlines();
+            for _ in 0..self.again.len() {
+                if let Some(name) = self.again.pop_front() {
+                    self.event(name, true);
+                }
+            }
+            self.accept();
+            self.figures();
+        }
+        for slot in self.clients.taken() {
+            self.close(slot);
+        }
+        self.tell_seen();
+        self.figures();
+    }
+
+    fn over(&self) -> bool {
+        self.stopping.is_some_and(|at| self.clients.len() == 0 || Instant::now() >= at)
+    }
+
+    /// How long the next turn may wait for events.
+    fn timeout(&self) -> Option<Duration> {
+        if self.accept_more || !self.again.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        let first = [self.timers.next(), self.seen_at, self.accept_after, Some(self.sweep_at), self.stopping];
+        let first = first.into_iter().flatten().min()?;
+        // One more millisecond, for epoll's are whole ones and rounding down would wake for nothing.
+        Some(first.saturating_duration_since(Instant::now()) + Duration::from_millis(1))
+    }
+
+    fn figures(&self) {
+        self.metrics.connections.set(self.clients.len() as i64);
+        self.metrics.polls_parked.set(self.parking.parked() as i64);
+        self.metrics.body_bytes.set(self.books.bodies() as i64);
+        let with_handlers = self.trips.iter().flatten().count() + self.queue.len();
+        self.metrics.requests_waiting.set(with_handlers as i64);
+    }
+
+    fn messages(&mut self) {
+        if !self.woken.swap(false, Ordering::AcqRel) {
+            return;
+        }
+        while let Ok(message) = self.inbox.try_recv() {
+            match message {
+                Message::Deliver(node, body) => self.deliver(node, body),
+                Message::Recall(node) => self.recall(node),
+                Message::RecallAll => self.recall_all(),
+                Message::Stop => self.stop(),
+            }
+        }
+    }
+
+    fn deadlines(&mut self) {
+        let now = Instant::now();
+        while let Some(slot) = self.timers.due(now) {
+            if let Some(client) = self.clients.at(slot) {
+                client.deadline = None;
+                self.expire(slot);
+            }
+        }
+        if self.seen_at.is_some_and(|at| at <= now) {
+            self.tell_seen();
+        }
+        if self.accept_after.is_some_and(|at| at <= now) {
+            self.accept_after = None;
+            self.accept_more = true;
+        }
+        if self.sweep_at <= now {
+            self.parking.sweep(now);
+            self.sweep_at = now + SWEEP_EVERY;
+        }
+    }
+
+    fn tell_seen(&mut self) {
+        self.seen_at = None;
+        if self.seen.is_empty() {
+            return;
+        }
+        let nodes: Vec<NodeId> = self.seen.drain().collect();
+        if let Err(TrySendError::Full(nodes)) = self.seen_to.try_send(nodes) {
+            // Whoever takes them is busy (Redis is away, say); a node counts once however often it came.
+            self.seen.extend(nodes);
+            self.seen_at = Some(Instant::now() + SEEN_EVERY);
+        }
+    }
+
+    /// `node` has polled without its handler hearing of it.
+    pub(super) fn saw(&mut self, node: NodeId) {
+        self.seen.insert(node);
+        self.seen_at.get_or_insert_with(|| Instant::now() + SEEN_EVERY);
+    }
+
+    fn accept(&mut self) {
+        if !self.accept_more || self.accept_after.is_some() {
+            return;
+        }
+        self.accept_more = false;
+        for _ in 0..ACCEPTS {
+            let Some(listener) = &self.listener else {
+                return;
+            };
+            match listener.accept() {
+                Ok((stream, peer)) => self.welcome(stream, peer),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return,
+                Err(e) if matches!(e.kind(), ErrorKind::Interrupted | ErrorKind::ConnectionAborted) => {}
+                Err(e) => {
+                    // No descriptor, no memory: it would say so again at once, so it gets a rest.
+                    log::warn!("no connection can be taken for a moment: {e}");
+                    self.metrics.refused("no-descriptor");
+                    self.make_room(Instant::now());
+                    self.accept_after = Some(Instant::now() + ACCEPT_PAUSE);
+                    return;
+                }
+            }
+        }
+        self.accept_more = true;
+    }
+
+    fn welcome(&mut self, mut stream: TcpStream, peer: SocketAddr) {
+        self.metrics.accepted.inc();
+        let now = Instant::now();
+        if self.clients.len() >= self.limits.max_connections && !self.make_room(now) {
+            return self.turn_away(stream, "full");
+        }
+        if !self.books.open(peer.ip(), self.limits.max_unproven()) {
+            return self.turn_away(stream, "address-full");
+        }
+        let tls = self.config.tls.as_ref().map(|source| source.current());
+        let name = self.clients.vacant();
+        let token = Token(name.slot | (name.turn as usize) << 32);
+        let both = Interest::READABLE | Interest::WRITABLE;
+        let registered = self.poll.registry().register(&mut stream, token, both);
+        // Answers are small and whole; waiting to fill a segment would only delay them.
+        let _ = stream.set_nodelay(true);
+        let secure = tls.is_some();
+        let wire = match (registered, Wire::new(stream, tls)) {
+            (Ok(()), Ok(wire)) => wire,
+            (registered, wire) => {
+                log::warn!("a connection could not be set up: {:?} {:?}", registered.err(), wire.err());
+                self.metrics.refused("setup");
+                self.books.settle(peer.ip());
+                return self.clients.forgo(name);
+            }
+        };
+        let client = Client {
+            turn: name.turn,
+            wire,
+            conn: Conn::new(self.limits.max_head, self.limits.max_body),
+            peer,
+            phase: if secure { Phase::Handshake } else { Phase::Idle },
+            accepted: now,
+            deadline: None,
+            last_call: now,
+            readable: false,
+            proven: false,
+            refused: false,
+            cert: None,
+            head: None,
+            node: None,
+            asked: now,
+            counted: None,
+            held: 0,
+        };
+        self.clients.insert(name, client);
+        self.unproven.insert((now, name.slot));
+        let time = if secure { self.limits.handshake } else { self.limits.head };
+        self.set_deadline(name.slot, now + time);
+    }
+
+    /// No room. Plain HTTP is told so; in TLS there is nobody to talk to yet.
+    fn turn_away(&self, mut stream: TcpStream, label: &'static str) {
+        self.metrics.refused(label);
+        if self.config.tls.is_none() {
+            let refusal = super::Refusal { status: 503, reason: "too many connections; try again".into(), label };
+            // A new socket's buffer takes this at once, or the client is told by the closing alone.
+            let _ = stream.write(&super::answer::Answer::refusal(&refusal).bytes(false, false));
+        }
+    }
+
+    /// Closes the oldest client that has proved nothing, unless it has only just come.
+    fn make_room(&mut self, now: Instant) -> bool {
+        match self.unproven.first() {
+            Some(&(accepted, slot)) if now.duration_since(accepted) >= GRACE => {
+                self.metrics.refused("evicted");
+                self.close(slot);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The client has proved to be a node's: it no longer counts against its address.
+    pub(super) fn prove(&mut self, slot: usize) {
+        if let Some(client) = self.clients.at(slot)
+            && !std::mem::replace(&mut client.proven, true)
+        {
+            self.unproven.remove(&(client.accepted, slot));
+            self.books.settle(client.peer.ip());
+        }
+    }
+
+    pub(super) fn set_deadline(&mut self, slot: usize, at: Instant) {
+        if let Some(client) = self.clients.at(slot) {
+            self.timers.change(slot, client.deadline.replace(at), Some(at));
+        }
+    }
+
+    fn event(&mut self, name: Name, readable: bool) {
+        if !self.clients.has(name) {
+            return;
+        }
+        self.flush(name.slot);
+        if readable && let Some(client) = self.clients.at(name.slot) {
+            client.readable = true;
+            self.pull(name);
+        }
+    }
+
+    /// Reads from a client as long as its phase wants bytes, it has some, and its turn lasts.
+    pub(super) fn pull(&mut self, name: Name) {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let mut left = BYTES;
+        while self.clients.has(name)
+            && let Some(client) = self.clients.at(name.slot)
+            && client.readable
+        {
+            if left == 0 {
+                self.again.push_back(name);
+                break;
+            }
+            let read = match client.phase {
+                Phase::Answering => break,
+                // One byte too many is enough to know.
+                Phase::Asking | Phase::Parked if client.conn.has_excess() => break,
+                Phase::Handshake if client.wire.speaks_plain() => {
+                    self.tell_plain(name.slot);
+                    break;
+                }
+                Phase::Linger => client.wire.discard(&mut scratch),
+                _ => client.wire.read(&mut scratch),
+            };
+            if client.phase == Phase::Handshake && !client.wire.is_handshaking() {
+                self.shaken(name.slot);
+            }
+            match read {
+                Ok(Pull::Data(n)) => {
+                    left = left.saturating_sub(n);
+                    self.take_in(name, &scratch[..n]);
+                }
+                Ok(Pull::Blocked) => {
+                    if let Some(client) = self.clients.at(name.slot) {
+                        client.readable = false;
+                    }
+                }
+                Ok(Pull::Again) => left = 0,
+                Ok(Pull::End) => self.end_of_input(name.slot),
+                Err(e) => self.broken(name.slot, &e),
+            }
+        }
+        self.scratch = scratch;
+    }
+
+    pub(super) fn backend(&self) -> &PathBuf {
+        &self.config.backend
+    }
+
+    pub(super) fn register_trip(&self, slot: usize, exchange: &mut Exchange) -> io::Result<()> {
+        let both = Interest::READABLE | Interest::WRITABLE;
+        self.poll.registry().register(exchange.stream(), Token(EXCHANGE | slot), both)
+    }
+
+    fn stop(&mut self) {
+        if self.stopping.is_some() {
+            return;
+        }
+        self.stopping = Some(Instant::now() + self.limits.stop);
+        if let Some(mut listener) = self.listener.take() {
+            let _ = self.poll.registry().deregister(&mut listener);
+        }
+        for slot in self.clients.taken() {
+            match self.clients.at(slot).map(|client| client.phase) {
+                Some(Phase::Handshake | Phase::Idle | Phase::Linger) => self.part(slot),
+                Some(Phase::Parked) => self.unpark(slot),
+                _ => {}
+            }
+        }
+    }
+
+    /// Says goodbye and closes.
+    pub(super) fn part(&mut self, slot: usize) {
+        if let Some(client) = self.clients.at(slot) {
+            client.wire.finish();
+        }
+        self.close(slot);
+    }
+
+    /// Closes, and ends all that was kept for the client.
+    pub(super) fn close(&mut self, slot: usize) {
+        let Some(mut client) = self.clients.remove(slot) else {
+            return;
+        };
+        let name = Name { slot, turn: client.turn };
+        self.timers.change(slot, client.deadline, None);
+        if !client.proven {
+            self.unproven.remove(&(client.accepted, slot));
+            self.books.settle(client.peer.ip());
+        }
+        if let Some(length) = client.counted {
+            self.books.end(client.node, length);
+        }
+        self.books.release(client.held);
+        if let Some(node) = client.node {
+            self.parking.leave(node, name);
+        }
+        let _ = self.poll.registry().deregister(client.wire.stream());
+    }
+}

@@ -1,0 +1,527 @@
+//! What becomes of a client's request, from its first byte to its answer.
+//!
+//! Owns: the moves between phases, and for each what a deadline, an end or an error means there.
+//! Does not own: waiting for events, reading and accepting; that is the event loop of `pump`.
+//!
+//! ```text
+//! Handshake ─▶ Idle ─▶ Head ─▶ Body ─▶ Asking ◀──▶ Parked
+//!               ▲        │       │        │           │
+//!               │        └───────┴──────▶ Answering ◀─┘ ──▶ Linger ─▶ (closed)
+//!               └─────────────────────────────┘
+//! ```
+
+use super::answer::Answer;
+use super::client::{Name, Phase};
+use super::conn::{RequestHead, Stage, Step};
+use super::exchange::{Exchange, request_head};
+use super::limits::Over;
+use super::parking::{Ask, Parked};
+use super::pump::{Pump, Trip};
+use super::{Admitted, Head, Refusal};
+use crate::route::Route;
+use jscommon::NodeId;
+use std::hash::{BuildHasher, Hash, Hasher};
+use std::io::{self, ErrorKind};
+use std::time::{Duration, Instant};
+
+fn refusal(status: u16, label: &'static str, reason: impl Into<String>) -> Refusal {
+    Refusal { status, reason: reason.into(), label }
+}
+
+impl Pump {
+    /// The handshake is over.
+    pub(super) fn shaken(&mut self, slot: usize) {
+        if let Some(client) = self.clients.at(slot) {
+            client.cert = client.wire.peer_cert();
+            client.phase = Phase::Idle;
+            self.set_deadline(slot, Instant::now() + self.limits.head);
+        }
+    }
+
+    /// Somebody speaks plain HTTP to the TLS port.
+    pub(super) fn tell_plain(&mut self, slot: usize) {
+        if let Some(client) = self.clients.at(slot) {
+            client.wire.drop_tls();
+            self.refuse(slot, refusal(400, "plain-http", "this port speaks HTTPS"));
+        }
+    }
+
+    /// Bytes came in.
+    pub(super) fn take_in(&mut self, name: Name, bytes: &[u8]) {
+        let slot = name.slot;
+        let Some(client) = self.clients.at(slot) else {
+            return;
+        };
+        if client.phase == Phase::Linger {
+            return;
+        }
+        client.conn.feed(bytes);
+        if client.conn.has_excess() {
+            return self.pipelined(slot);
+        }
+        while self.clients.has(name)
+            && let Some(client) = self.clients.at(slot)
+        {
+            match client.conn.step() {
+                Step::More => return self.wants_more(slot),
+                Step::Head(head) => self.judge(slot, head),
+                Step::Whole(body) => self.dispatch(name, body),
+                Step::Refused(refusal) => self.refuse(slot, refusal),
+            }
+        }
+    }
+
+    /// A request came before the last one was answered: that one is, and then it is over.
+    fn pipelined(&mut self, slot: usize) {
+        self.metrics.refused("pipelined");
+        if self.clients.at(slot).is_some_and(|client| client.phase == Phase::Parked) {
+            self.unpark(slot);
+        }
+    }
+
+    /// Sets the deadline of whatever is not whole yet.
+    fn wants_more(&mut self, slot: usize) {
+        let Some(client) = self.clients.at(slot) else {
+            return;
+        };
+        let now = Instant::now();
+        match (client.conn.stage(), client.phase) {
+            (Stage::Head, Phase::Idle) => {
+                client.phase = Phase::Head;
+                // A stranger's first head has its deadline from the handshake on.
+                if client.proven {
+                    self.set_deadline(slot, now + self.limits.head);
+                }
+            }
+            (Stage::Body, Phase::Body) => {
+                let at = client.last_call.min(now + self.limits.body_pause);
+                self.set_deadline(slot, at);
+            }
+            _ => {}
+        }
+    }
+
+    /// A whole head: may it go on?
+    fn judge(&mut self, slot: usize, head: RequestHead) {
+        let Some(client) = self.clients.at(slot) else {
+            return;
+        };
+        let seen = Head {
+            route: head.route,
+            bearer: head.bearer.as_deref(),
+            peer: client.peer.ip(),
+            cert: client.cert.as_ref(),
+        };
+        let admitted = match self.guard.admit(&seen) {
+            Ok(admitted) => admitted,
+            Err(refusal) => return self.refuse(slot, refusal),
+        };
+        let node = match admitted {
+            Admitted::Node(node) => Some(node),
+            Admitted::Open | Admitted::Operator => None,
+        };
+        if node.is_some() {
+            self.prove(slot);
+        } else if head.length > self.limits.max_open_body {
+            let most = self.limits.max_open_body;
+            return self.refuse(slot, refusal(413, "body-too-long", format!("the body is over {most} bytes")));
+        }
+        if let Err(over) = self.books.begin(&self.limits, node, head.length) {
+            return self.refuse(slot, over_limit(over));
+        }
+        let now = Instant::now();
+        let Some(client) = self.clients.at(slot) else {
+            return;
+        };
+        client.node = node;
+        client.counted = Some(head.length);
+        client.phase = Phase::Body;
+        client.last_call = now + self.limits.body_time(head.length);
+        client.conn.admit();
+        let expects = head.expects && client.conn.missing() > 0;
+        client.head = Some(Box::new(head));
+        if expects {
+            client.wire.push(b"HTTP/1.1 100 Continue\r\n\r\n".to_vec());
+            self.flush(slot);
+        }
+    }
+
+    /// A whole request: polls may be parked at once, all else goes to tiny_http.
+    fn dispatch(&mut self, name: Name, body: Vec<u8>) {
+        let now = Instant::now();
+        let Some(client) = self.clients.at(name.slot) else {
+            return;
+        };
+        client.asked = now;
+        if let (Some(node), Some(ask)) = (client.node, client.head.as_deref().and_then(|head| ask(&self.hasher, head)))
+        {
+            if self.stopping.is_some() {
+                return self.answer(name.slot, &Answer::empty());
+            }
+            let arrival = self.parking.arrive(node, name, ask, now);
+            if let Some(first) = arrival.replaced {
+                self.metrics.refused("replaced");
+                self.unpark(first.slot);
+            }
+            if let Some(seconds) = arrival.park {
+                self.metrics.polls_shortcut.inc();
+                self.saw(node);
+                return self.keep(name.slot, seconds);
+            }
+        }
+        self.ask(name, body);
+    }
+
+    /// Lets a parked poll wait until its time is up.
+    fn keep(&mut self, slot: usize, seconds: u32) {
+        let Some(client) = self.clients.at(slot) else {
+            return;
+        };
+        client.phase = Phase::Parked;
+        let wait = Duration::from_secs(seconds.into()).min(self.limits.wait);
+        let at = client.asked + wait;
+        // A parked poll waits for nobody: it does not count among its node's requests.
+        if let Some(length) = client.counted.take() {
+            self.books.end(client.node, length);
+        }
+        self.set_deadline(slot, at);
+    }
+
+    /// Puts the request in the line for tiny_http.
+    fn ask(&mut self, name: Name, body: Vec<u8>) {
+        if self.queue.len() >= self.limits.max_queue {
+            return self.refuse(name.slot, refusal(503, "queue-full", "too many requests wait; try again"));
+        }
+        let Some(client) = self.clients.at(name.slot) else {
+            return;
+        };
+        client.phase = Phase::Asking;
+        let at = Instant::now() + self.limits.handler;
+        self.set_deadline(name.slot, at);
+        self.queue.push_back((name, body));
+        self.start_trips();
+    }
+
+    /// Sends waiting requests to tiny_http, as many as it may have.
+    fn start_trips(&mut self) {
+        while !self.queue.is_empty()
+            && let Some(trip) = self.trips.iter().position(Option::is_none)
+            && let Some((owner, body)) = self.queue.pop_front()
+        {
+            if !self.clients.has(owner) {
+                continue;
+            }
+            let Some(client) = self.clients.at(owner.slot) else {
+                continue;
+            };
+            let Some(head) = client.head.as_deref().filter(|_| client.phase == Phase::Asking) else {
+                continue;
+            };
+            let head = request_head(head, client.node, client.peer.ip(), body.len());
+            let made = Exchange::new(self.backend(), head, body).and_then(|mut exchange| {
+                self.register_trip(trip, &mut exchange)?;
+                Ok(exchange)
+            });
+            match made {
+                Ok(exchange) => {
+                    self.trips[trip] = Some(Trip { exchange, owner });
+                    self.drive(trip);
+                }
+                Err(e) => {
+                    log::warn!("the web server behind the gate is not reached: {e}");
+                    self.give_up(owner, refusal(503, "no-backend", "the controller is short of something; try again"));
+                }
+            }
+        }
+    }
+
+    /// Moves one exchange on.
+    pub(super) fn drive(&mut self, trip: usize) {
+        let Some(Some(on_way)) = self.trips.get_mut(trip) else {
+            return;
+        };
+        let mut scratch = vec![0; 16 * 1024];
+        let answer = match on_way.exchange.drive(&mut scratch) {
+            Ok(None) => return,
+            Ok(Some(answer)) => Ok(answer),
+            Err(e) => Err(e),
+        };
+        let owner = on_way.owner;
+        if let Some(Some(mut done)) = self.trips.get_mut(trip).map(Option::take) {
+            let _ = self.poll.registry().deregister(done.exchange.stream());
+        }
+        match answer {
+            Ok(answer) => self.answered(owner, answer),
+            Err(e) => {
+                log::error!("{e}");
+                self.give_up(owner, refusal(502, "backend-failed", "the controller failed at this request; try again"));
+            }
+        }
+        self.start_trips();
+    }
+
+    /// tiny_http answered.
+    fn answered(&mut self, name: Name, answer: Answer) {
+        if !self.clients.has(name) {
+            return;
+        }
+        let Some(client) = self.clients.at(name.slot).filter(|client| client.phase == Phase::Asking) else {
+            return;
+        };
+        let poll = client.head.as_ref().is_some_and(|head| matches!(head.route, Route::Cmd(_)));
+        let Some(node) = client.node.filter(|_| poll) else {
+            return self.answer(name.slot, &answer);
+        };
+        let Some(seconds) = answer.park else {
+            self.parking.answered(node, name);
+            return self.answer(name.slot, &answer);
+        };
+        let late = client.asked + Duration::from_secs(seconds.into()) <= Instant::now();
+        let spoilt = client.conn.has_excess() || late || self.stopping.is_some();
+        match self.parking.park(node, name, seconds, Instant::now()) {
+            Parked::Waits if spoilt => {
+                self.parking.leave(node, name);
+                self.answer(name.slot, &Answer::empty());
+            }
+            Parked::Waits => self.keep(name.slot, seconds),
+            Parked::AskAgain if spoilt => {
+                self.parking.answered(node, name);
+                self.answer(name.slot, &Answer::empty());
+            }
+            Parked::AskAgain => self.ask(name, Vec::new()),
+            Parked::Displaced => {
+                self.metrics.refused("replaced");
+                self.answer(name.slot, &Answer::empty());
+            }
+        }
+    }
+
+    /// A request ends without an answer of its handler.
+    fn give_up(&mut self, name: Name, refusal: Refusal) {
+        if !self.clients.has(name) {
+            return;
+        }
+        if let Some(node) = self.clients.at(name.slot).and_then(|client| client.node) {
+            self.parking.answered(node, name);
+        }
+        self.refuse(name.slot, refusal);
+    }
+
+    /// The parked poll of this client is over: 204.
+    pub(super) fn unpark(&mut self, slot: usize) {
+        if let Some(client) = self.clients.at(slot)
+            && let Some(node) = client.node
+        {
+            let name = Name { slot, turn: client.turn };
+            self.parking.leave(node, name);
+            self.answer(slot, &Answer::empty());
+        }
+    }
+
+    pub(super) fn deliver(&mut self, node: NodeId, body: Vec<u8>) {
+        if let Some(name) = self.parking.deliver(node) {
+            self.answer(name.slot, &Answer::json(body));
+        }
+    }
+
+    pub(super) fn recall(&mut self, node: NodeId) {
+        if let Some(name) = self.parking.recall(node) {
+            self.ask(name, Vec::new());
+        }
+    }
+
+    pub(super) fn recall_all(&mut self) {
+        for name in self.parking.recall_all() {
+            self.ask(name, Vec::new());
+        }
+    }
+
+    /// Begins to write an answer.
+    fn answer(&mut self, slot: usize, answer: &Answer) {
+        let stopping = self.stopping.is_some();
+        let Some(client) = self.clients.at(slot) else {
+            return;
+        };
+        if stopping {
+            client.conn.close_after();
+        }
+        let head = client.head.take();
+        let bodiless = head.as_ref().is_some_and(|head| head.bodiless);
+        let bytes = answer.bytes(client.conn.keeps_alive(), bodiless);
+        if let Some(length) = client.counted.take() {
+            self.books.end(client.node, length);
+        }
+        self.books.hold(bytes.len());
+        client.held += bytes.len();
+        client.phase = Phase::Answering;
+        let now = Instant::now();
+        client.last_call = now + self.limits.body_time(bytes.len());
+        client.wire.push(bytes);
+        let path = head.map_or("none", |head| head.route.label());
+        self.metrics.requests.with_label_values(&[path, &answer.status.to_string()]).inc();
+        self.set_deadline(slot, now + self.limits.answer_pause);
+        self.flush(slot);
+    }
+
+    /// Tells a client off; nothing more of it is looked at.
+    pub(super) fn refuse(&mut self, slot: usize, refusal: Refusal) {
+        self.metrics.refused(refusal.label);
+        if let Some(client) = self.clients.at(slot) {
+            log::debug!("{} refused ({}): {}", client.peer, refusal.label, refusal.reason);
+            client.refused = true;
+            client.conn.close_after();
+            self.answer(slot, &Answer::refusal(&refusal));
+        }
+    }
+
+    /// Writes what can be written; at the end of an answer the next request may come.
+    pub(super) fn flush(&mut self, slot: usize) {
+        let Some(client) = self.clients.at(slot) else {
+            return;
+        };
+        match client.wire.flush() {
+            Err(_) => {
+                self.metrics.refused("answer-cut");
+                self.close(slot);
+            }
+            Ok((true, _)) if client.phase == Phase::Answering => self.delivered(slot),
+            Ok((false, true)) if client.phase == Phase::Answering => {
+                let at = client.last_call.min(Instant::now() + self.limits.answer_pause);
+                self.set_deadline(slot, at);
+            }
+            Ok(_) => {}
+        }
+    }
+
+    /// The answer is out.
+    fn delivered(&mut self, slot: usize) {
+        let Some(client) = self.clients.at(slot) else {
+            return;
+        };
+        self.books.release(std::mem::take(&mut client.held));
+        if client.conn.finish() {
+            client.phase = Phase::Idle;
+            let name = Name { slot, turn: client.turn };
+            let (proven, readable) = (client.proven, client.readable);
+            let time = if proven { self.limits.idle } else { self.limits.head };
+            self.set_deadline(slot, Instant::now() + time);
+            if readable {
+                self.again.push_back(name);
+            }
+        } else if client.refused || client.conn.has_excess() {
+            // Closing a socket that holds unread bytes resets it, and the client would never read why.
+            client.phase = Phase::Linger;
+            client.wire.finish();
+            client.readable = true;
+            let name = Name { slot, turn: client.turn };
+            self.again.push_back(name);
+            self.set_deadline(slot, Instant::now() + self.limits.linger);
+        } else {
+            self.part(slot);
+        }
+    }
+
+    /// The client sends no more.
+    pub(super) fn end_of_input(&mut self, slot: usize) {
+        let Some(client) = self.clients.at(slot) else {
+            return;
+        };
+        client.readable = false;
+        match client.phase {
+            Phase::Handshake => {
+                self.metrics.refused("handshake-cut");
+                self.close(slot);
+            }
+            Phase::Head => {
+                self.metrics.refused("head-cut");
+                self.close(slot);
+            }
+            Phase::Body => {
+                self.metrics.refused("body-cut");
+                self.close(slot);
+            }
+            Phase::Idle | Phase::Linger => self.part(slot),
+            // It may have closed its half alone and still read.
+            Phase::Asking | Phase::Answering => client.conn.close_after(),
+            Phase::Parked => {
+                client.conn.close_after();
+                self.unpark(slot);
+            }
+        }
+    }
+
+    /// The connection failed.
+    pub(super) fn broken(&mut self, slot: usize, error: &io::Error) {
+        let Some(client) = self.clients.at(slot) else {
+            return;
+        };
+        log::debug!("{}: {error}", client.peer);
+        let label = match client.phase {
+            _ if error.kind() == ErrorKind::InvalidData => "tls",
+            Phase::Handshake => "handshake-cut",
+            Phase::Head => "head-cut",
+            Phase::Body => "body-cut",
+            Phase::Asking | Phase::Answering => "answer-cut",
+            // Nodes come and go; that is no refusal.
+            Phase::Idle | Phase::Parked | Phase::Linger => return self.close(slot),
+        };
+        self.metrics.refused(label);
+        self.close(slot);
+    }
+
+    /// The deadline of the client's phase has passed.
+    pub(super) fn expire(&mut self, slot: usize) {
+        let Some(client) = self.clients.at(slot) else {
+            return;
+        };
+        let name = Name { slot, turn: client.turn };
+        match client.phase {
+            Phase::Handshake => {
+                self.metrics.refused("handshake-timeout");
+                self.close(slot);
+            }
+            Phase::Idle => {
+                if !client.proven {
+                    self.metrics.refused("silent");
+                }
+                self.part(slot);
+            }
+            Phase::Head => self.refuse(slot, refusal(408, "head-timeout", "the head took too long")),
+            Phase::Body => self.refuse(slot, refusal(408, "body-timeout", "the body took too long")),
+            Phase::Asking => {
+                self.give_up(name, refusal(503, "handler-timeout", "the controller took too long; try again"));
+            }
+            Phase::Parked => self.unpark(slot),
+            Phase::Answering => {
+                self.metrics.refused("answer-timeout");
+                self.close(slot);
+            }
+            Phase::Linger => self.close(slot),
+        }
+    }
+}
+
+fn over_limit(over: Over) -> Refusal {
+    match over {
+        Over::NodeRequests => refusal(429, "node-requests", "this node has too many requests under way"),
+        Over::NodeBodies => refusal(429, "node-bodies", "this node sends too much at once"),
+        Over::Bodies => refusal(503, "bodies-full", "too much is being sent here at once; try again"),
+    }
+}
+
+/// What a poll says; nothing for other requests.
+fn ask(hasher: &impl BuildHasher, head: &RequestHead) -> Option<Ask> {
+    if !matches!(head.route, Route::Cmd(_)) {
+        return None;
+    }
+    let mut says = hasher.build_hasher();
+    let mut ack = None;
+    for part in head.query.split('&') {
+        match part.strip_prefix("ack=") {
+            Some("") => {}
+            Some(batch) => ack = Some(hasher.hash_one(batch)),
+            None => part.hash(&mut says),
+        }
+    }
+    Some(Ask { says: says.finish(), ack })
+}

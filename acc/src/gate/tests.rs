@@ -1,0 +1,393 @@
+//! The gate over real sockets, with a guard and handlers of the tests' own.
+
+use super::*;
+use crate::server::{self, Reply, Request};
+use crossbeam_channel::Receiver;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+const NODE: NodeId = NodeId { gid: 1, nid: 10 };
+const LONG: Duration = Duration::from_secs(20);
+
+/// Lets everybody be the node of its path whose token is "good".
+struct Doorman;
+
+impl Guard for Doorman {
+    fn admit(&self, head: &Head<'_>) -> Result<Admitted, Refusal> {
+        match head.route.node() {
+            None => Ok(Admitted::Open),
+            Some(node) if head.bearer == Some("good") => Ok(Admitted::Node(node)),
+            Some(_) => Err(Refusal { status: 401, reason: "no good token".into(), label: "credentials" }),
+        }
+    }
+}
+
+/// Parks polls with `wait` > 0, hands over what `commands` holds, echoes the length of bodies.
+#[derive(Default)]
+struct Desk {
+    asked: Mutex<Vec<String>>,
+    commands: Mutex<Option<String>>,
+    slow: Mutex<Option<Receiver<()>>>,
+}
+
+impl server::Handler for Desk {
+    fn handle(&self, request: &Request) -> Reply {
+        self.asked.lock().unwrap().push(format!("{} {:?}", request.route, request.node));
+        if let Some(gate) = self.slow.lock().unwrap().clone() {
+            let _ = gate.recv();
+        }
+        match request.route {
+            Route::Cmd(_) => match self.commands.lock().unwrap().take() {
+                Some(commands) => Reply::json(commands),
+                None => match request.query.first("wait").and_then(|w| w.parse().ok()) {
+                    Some(0) => Reply::empty(),
+                    wait => Reply::park(wait.unwrap_or(30)),
+                },
+            },
+            Route::Log(_) => Reply::json(format!("{{\"took\":{}}}", request.body.len())),
+            Route::Stats(_) => Reply::json("x".repeat(8 * 1024 * 1024)),
+            _ => Reply::json("{}"),
+        }
+    }
+}
+
+struct Site {
+    gate: Option<Handle>,
+    _server: server::Handle,
+    desk: Arc<Desk>,
+    metrics: Arc<Metrics>,
+    seen: Receiver<Vec<NodeId>>,
+    addr: SocketAddr,
+}
+
+impl Site {
+    fn new(limits: Limits) -> Site {
+        let desk = Arc::new(Desk::default());
+        let server = server::Handle::start(4, desk.clone()).unwrap();
+        let metrics = Arc::new(Metrics::new());
+        let (sender, seen) = crossbeam_channel::bounded(16);
+        let listen = "127.0.0.1:0".parse().unwrap();
+        let config = GateConfig { listen, tls: None, backend: server.socket().to_owned(), limits };
+        let gate = Handle::start(config, Arc::new(Doorman), metrics.clone(), sender).unwrap();
+        let addr = gate.addr();
+        Site { gate: Some(gate), _server: server, desk, metrics, seen, addr }
+    }
+
+    fn remote(&self) -> Remote {
+        self.gate.as_ref().unwrap().remote()
+    }
+
+    fn client(&self) -> Client {
+        let stream = TcpStream::connect(self.addr).unwrap();
+        stream.set_read_timeout(Some(LONG)).unwrap();
+        Client { input: BufReader::new(stream.try_clone().unwrap()), stream }
+    }
+
+    fn asked(&self) -> usize {
+        self.desk.asked.lock().unwrap().len()
+    }
+
+    fn wait_parked(&self, count: i64) {
+        wait_until(|| self.metrics.polls_parked.get() == count);
+    }
+
+    fn refusals(&self, label: &str) -> u64 {
+        self.metrics.refusals.with_label_values(&[label]).get()
+    }
+}
+
+#[track_caller]
+fn wait_until(done: impl Fn() -> bool) {
+    let end = Instant::now() + LONG;
+    while !done() {
+        assert!(Instant::now() < end, "waited in vain");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+struct Client {
+    stream: TcpStream,
+    input: BufReader<TcpStream>,
+}
+
+#[derive(Debug)]
+struct Got {
+    status: u16,
+    head: String,
+    body: Vec<u8>,
+}
+
+impl Got {
+    fn closes(&self) -> bool {
+        self.head.contains("Connection: close\r\n")
+    }
+}
+
+impl Client {
+    fn send(&mut self, text: impl AsRef<[u8]>) {
+        self.stream.write_all(text.as_ref()).unwrap();
+    }
+
+    fn poll(&mut self, query: &str) {
+        self.send(format!("GET /1/10/cmd?{query} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer good\r\n\r\n"));
+    }
+
+    fn post(&mut self, path: &str, body: &[u8]) {
+        let head =
+            format!("POST {path} HTTP/1.1\r\nAuthorization: Bearer good\r\nContent-Length: {}\r\n\r\n", body.len());
+        self.send(head);
+        self.send(body);
+    }
+
+    /// The next answer; nothing when the connection ends instead.
+    fn answer(&mut self) -> Option<Got> {
+        let mut head = String::new();
+        loop {
+            let at = head.len();
+            if self.input.read_line(&mut head).ok()? == 0 {
+                return None;
+            }
+            if head[at..] == *"\r\n" {
+                break;
+            }
+        }
+        let status = head.split(' ').nth(1)?.parse().ok()?;
+        let length = head.lines().find_map(|l| l.strip_prefix("Content-Length: ")).map_or(0, |l| l.parse().unwrap());
+        let mut body = vec![0; length];
+        self.input.read_exact(&mut body).ok()?;
+        Some(Got { status, head, body })
+    }
+
+    #[track_caller]
+    fn expect(&mut self, status: u16) -> Got {
+        let got = self.answer().expect("the connection ended");
+        assert_eq!(got.status, status, "{} {}", got.head, String::from_utf8_lossy(&got.body));
+        got
+    }
+}
+
+#[test]
+fn requests_come_one_after_the_other_on_one_connection() {
+    let site = Site::new(Limits::default());
+    let mut client = site.client();
+    for length in [0, 5, 100_000, 3_000_000] {
+        client.post("/1/10/log", &vec![b'x'; length]);
+        let got = client.expect(200);
+        assert_eq!(String::from_utf8_lossy(&got.body), format!("{{\"took\":{length}}}"));
+        assert!(!got.closes());
+    }
+    client.send("GET /health HTTP/1.0\r\n\r\n");
+    assert!(client.expect(200).closes());
+    assert!(client.answer().is_none());
+    assert!(site.desk.asked.lock().unwrap()[0].contains("Some(NodeId { gid: 1, nid: 10 })"));
+    assert_eq!(site.metrics.requests.with_label_values(&["log", "200"]).get(), 4);
+    wait_until(|| site.metrics.body_bytes.get() == 0);
+}
+
+#[test]
+fn a_big_answer_comes_whole() {
+    let site = Site::new(Limits::default());
+    let mut client = site.client();
+    client.post("/1/10/stats", b"");
+    assert_eq!(client.expect(200).body.len(), 8 * 1024 * 1024);
+}
+
+#[test]
+fn credentials_are_checked_before_the_body() {
+    let site = Site::new(Limits::default());
+    let mut client = site.client();
+    client.send("POST /1/10/log HTTP/1.1\r\nAuthorization: Bearer bad\r\nContent-Length: 16000000\r\n\r\n");
+    let got = client.expect(401);
+    assert_eq!(got.body, br#"{"error":"no good token"}"#);
+    assert!(got.closes());
+    assert_eq!((site.asked(), site.refusals("credentials")), (0, 1));
+}
+
+#[test]
+fn a_parked_poll_gets_what_is_delivered() {
+    let site = Site::new(Limits::default());
+    let mut client = site.client();
+    client.poll("wait=30");
+    site.wait_parked(1);
+    site.remote().deliver(NODE, b"{\"batch\":\"1\"}".to_vec());
+    assert_eq!(client.expect(200).body, b"{\"batch\":\"1\"}");
+    site.wait_parked(0);
+    // The next poll acknowledges: its handler sees it.
+    client.poll("wait=30&ack=1");
+    site.wait_parked(1);
+    assert_eq!(site.asked(), 2);
+}
+
+#[test]
+fn an_idle_poll_gets_204_and_the_next_one_is_parked_by_the_gate() {
+    let site = Site::new(Limits::default());
+    let mut client = site.client();
+    for _ in 0..3 {
+        let start = Instant::now();
+        client.poll("wait=1");
+        assert!(!client.expect(204).closes());
+        assert!(start.elapsed() >= Duration::from_millis(990));
+    }
+    assert_eq!((site.asked(), site.metrics.polls_shortcut.get()), (1, 2));
+    assert_eq!(site.seen.recv_timeout(LONG).unwrap(), [NODE]);
+    // A bell between two polls is remembered.
+    *site.desk.commands.lock().unwrap() = Some("[]".into());
+    site.remote().deliver(NODE, Vec::new());
+    client.poll("wait=1");
+    client.expect(200);
+    assert_eq!(site.asked(), 2);
+}
+
+#[test]
+fn a_recalled_poll_is_asked_about_again() {
+    let site = Site::new(Limits::default());
+    let mut client = site.client();
+    client.poll("wait=30");
+    site.wait_parked(1);
+    *site.desk.commands.lock().unwrap() = Some("[1]".into());
+    site.remote().recall_all();
+    assert_eq!(client.expect(200).body, b"[1]");
+    assert_eq!(site.asked(), 2);
+}
+
+#[test]
+fn a_second_poll_replaces_the_first() {
+    let site = Site::new(Limits::default());
+    let (mut first, mut second) = (site.client(), site.client());
+    first.poll("wait=30");
+    site.wait_parked(1);
+    second.poll("wait=30");
+    first.expect(204);
+    site.wait_parked(1);
+    site.remote().deliver(NODE, b"{}".to_vec());
+    second.expect(200);
+}
+
+#[test]
+fn a_poll_whose_client_went_away_is_forgotten() {
+    let site = Site::new(Limits::default());
+    let mut client = site.client();
+    client.poll("wait=30");
+    site.wait_parked(1);
+    drop(client);
+    site.wait_parked(0);
+    wait_until(|| site.metrics.connections.get() == 0);
+}
+
+#[test]
+fn a_polite_stop_answers_everybody() {
+    let mut site = Site::new(Limits::default());
+    let (release, slow) = crossbeam_channel::bounded(0);
+    let (mut poller, mut idle, mut poster) = (site.client(), site.client(), site.client());
+    poller.poll("wait=30");
+    site.wait_parked(1);
+    idle.send("GET /health HTTP/1.1\r\n\r\n");
+    idle.expect(200);
+    *site.desk.slow.lock().unwrap() = Some(slow);
+    poster.post("/1/10/log", b"abc");
+    wait_until(|| site.asked() == 3);
+    let start = Instant::now();
+    let gate = site.gate.take();
+    let stopper = std::thread::spawn(move || drop(gate));
+    assert!(poller.expect(204).closes());
+    assert!(idle.answer().is_none());
+    drop(release);
+    assert!(poster.expect(200).closes());
+    stopper.join().unwrap();
+    assert!(start.elapsed() < Duration::from_secs(5));
+    assert!(TcpStream::connect(site.addr).is_err());
+}
+
+#[test]
+fn deadlines_end_what_does_not_move() {
+    let short = Duration::from_millis(200);
+    let site =
+        Site::new(Limits { head: short, body_pause: short, answer_pause: short, linger: short, ..Limits::default() });
+    let mut silent = site.client();
+    assert!(silent.answer().is_none());
+    let mut head = site.client();
+    head.send("GET /hea");
+    head.expect(408);
+    let mut body = site.client();
+    body.send("POST /1/10/log HTTP/1.1\r\nAuthorization: Bearer good\r\nContent-Length: 10\r\n\r\nabc");
+    body.expect(408);
+    let mut deaf = site.client();
+    deaf.post("/1/10/stats", b"");
+    wait_until(|| site.refusals("answer-timeout") == 1);
+    assert_eq!((site.refusals("silent"), site.refusals("head-timeout"), site.refusals("body-timeout")), (1, 1, 1));
+    wait_until(|| site.metrics.body_bytes.get() == 0 && site.metrics.connections.get() == 0);
+}
+
+#[test]
+fn a_body_waits_for_its_continue() {
+    let site = Site::new(Limits::default());
+    let mut client = site.client();
+    client.send(
+        "POST /1/10/log HTTP/1.1\r\nAuthorization: Bearer good\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n",
+    );
+    client.expect(100);
+    client.send("abc");
+    client.expect(200);
+}
+
+#[test]
+fn a_client_that_is_told_off_can_read_why() {
+    let site = Site::new(Limits::default());
+    let mut client = site.client();
+    let mut body = client.stream.try_clone().unwrap();
+    let length = 17 * 1024 * 1024;
+    let writer = std::thread::spawn(move || {
+        body.write_all(format!("POST /1/10/log HTTP/1.1\r\nContent-Length: {length}\r\n\r\n").as_bytes()).unwrap();
+        body.write_all(&vec![b'x'; length]).unwrap();
+    });
+    writer.join().unwrap();
+    assert!(client.expect(413).closes());
+    drop(client);
+    wait_until(|| site.metrics.connections.get() == 0);
+}
+
+#[test]
+fn a_request_too_many_ends_the_poll_before_it() {
+    let site = Site::new(Limits::default());
+    let mut client = site.client();
+    client.poll("wait=30");
+    site.wait_parked(1);
+    client.poll("wait=30");
+    assert!(client.expect(204).closes());
+    assert!(client.answer().is_none());
+    assert_eq!(site.refusals("pipelined"), 1);
+}
+
+#[test]
+fn a_full_house_makes_room_by_the_silent() {
+    let site = Site::new(Limits { max_connections: 8, ..Limits::default() });
+    let mut held: Vec<Client> = (0..8).map(|_| site.client()).collect();
+    wait_until(|| site.metrics.connections.get() >= 4);
+    let refused: u64 = 4;
+    wait_until(|| site.refusals("address-full") == refused);
+    held.clear();
+    wait_until(|| site.metrics.connections.get() == 0);
+    let mut client = site.client();
+    client.send("GET /health HTTP/1.1\r\n\r\n");
+    client.expect(200);
+}
+
+#[test]
+fn many_polls_at_once_are_all_answered() {
+    let site = Site::new(Limits::default());
+    let mut clients: Vec<Client> = (0..300).map(|_| site.client()).collect();
+    for (i, client) in clients.iter_mut().enumerate() {
+        let nid = i + 1;
+        client.send(format!("GET /1/{nid}/cmd?wait=30 HTTP/1.1\r\nAuthorization: Bearer good\r\n\r\n"));
+    }
+    site.wait_parked(300);
+    let remote = site.remote();
+    for nid in 1..=300 {
+        remote.deliver(NodeId { gid: 1, nid }, b"{}".to_vec());
+    }
+    for client in &mut clients {
+        client.expect(200);
+    }
+}

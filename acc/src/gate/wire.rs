@@ -1,0 +1,170 @@
+//! One client's socket, with TLS or without: bytes in, bytes out, never blocking.
+//!
+//! Owns: the socket, its TLS state, and what waits to be written.
+//! Does not own: what the bytes mean (conn), or when to give up (the event loop).
+
+use mio::net::TcpStream;
+use rustls::{ServerConfig, ServerConnection};
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::Shutdown;
+use std::sync::Arc;
+
+use super::PeerCert;
+
+/// Reads of the socket in one call that may pass without anything for the reader above.
+const FRUITLESS_READS: usize = 16;
+
+/// The socket of one client.
+pub(crate) struct Wire {
+    stream: TcpStream,
+    tls: Option<Box<ServerConnection>>,
+    out: Vec<u8>,
+    sent: usize,
+}
+
+/// What a read brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pull {
+    /// So many bytes.
+    Data(usize),
+    /// Nothing now; the socket tells when there is more.
+    Blocked,
+    /// Nothing for the reader, and there may be more: call again, after the others had their turn.
+    Again,
+    /// The client sends no more.
+    End,
+}
+
+impl Wire {
+    /// A wire on an accepted socket.
+    pub(crate) fn new(stream: TcpStream, tls: Option<Arc<ServerConfig>>) -> Result<Wire, rustls::Error> {
+        let tls = tls.map(ServerConnection::new).transpose()?.map(Box::new);
+        Ok(Wire { stream, tls, out: Vec::new(), sent: 0 })
+    }
+
+    /// The socket, to be registered.
+    pub(crate) fn stream(&mut self) -> &mut TcpStream {
+        &mut self.stream
+    }
+
+    /// Whether the TLS handshake is still under way.
+    pub(crate) fn is_handshaking(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.is_handshaking())
+    }
+
+    /// Whether a client speaks plain HTTP where TLS is asked for: its first byte is a letter.
+    pub(crate) fn speaks_plain(&self) -> bool {
+        let mut first = [0];
+        self.tls.is_some() && matches!(self.stream.peek(&mut first), Ok(1)) && first[0].is_ascii_uppercase()
+    }
+
+    /// Goes on without TLS, to tell such a client.
+    pub(crate) fn drop_tls(&mut self) {
+        self.tls = None;
+    }
+
+    /// What the client's certificate says; for good once the handshake is over.
+    pub(crate) fn peer_cert(&self) -> Option<PeerCert> {
+        PeerCert::read(self.tls.as_ref()?.peer_certificates()?.first()?)
+    }
+
+    /// Reads into `buf`. An error is the end of the connection; a TLS one has sent its alert.
+    pub(crate) fn read(&mut self, buf: &mut [u8]) -> io::Result<Pull> {
+        let Some(tls) = &mut self.tls else {
+            return pull(self.stream.read(buf));
+        };
+        for _ in 0..FRUITLESS_READS {
+            match tls.reader().read(buf) {
+                Ok(0) => return Ok(Pull::End),
+                Ok(n) => return Ok(Pull::Data(n)),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+                // The end without close_notify is an end too: lengths are known here, nothing is cut unseen.
+                Err(e) if e.kind() == ErrorKind::UnexpectedEof => return Ok(Pull::End),
+                Err(e) => return Err(e),
+            }
+            match pull(tls.read_tls(&mut self.stream))? {
+                Pull::Data(_) => {}
+                Pull::End if tls.is_handshaking() => return Ok(Pull::End),
+                // The reader says it once more, after what came before.
+                Pull::End => {}
+                other => return Ok(other),
+            }
+            let done = tls.process_new_packets();
+            while tls.wants_write() {
+                match tls.write_tls(&mut self.stream) {
+                    Ok(_) => {}
+                    Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                    // It goes out when the socket is writable again.
+                    Err(_) => break,
+                }
+            }
+            done.map_err(|e| io::Error::new(ErrorKind::InvalidData, e))?;
+        }
+        Ok(Pull::Again)
+    }
+
+    /// Reads and drops what comes in, without looking at it.
+    pub(crate) fn discard(&mut self, buf: &mut [u8]) -> io::Result<Pull> {
+        pull(self.stream.read(buf))
+    }
+
+    /// Puts bytes in the line of what is to be written.
+    pub(crate) fn push(&mut self, bytes: Vec<u8>) {
+        if self.out.is_empty() {
+            self.out = bytes;
+        } else {
+            self.out.extend_from_slice(&bytes);
+        }
+    }
+
+    /// Writes as much as the socket takes: whether all is gone, and whether any of it went now.
+    pub(crate) fn flush(&mut self) -> io::Result<(bool, bool)> {
+        let mut moved = false;
+        loop {
+            let wrote = match &mut self.tls {
+                None if self.sent == self.out.len() => break,
+                None => self.stream.write(&self.out[self.sent..]).inspect(|n| self.sent += n),
+                Some(tls) => {
+                    if self.sent < self.out.len() {
+                        // It takes as much as its own bounded buffer holds.
+                        self.sent += tls.writer().write(&self.out[self.sent..])?;
+                    }
+                    if !tls.wants_write() {
+                        break;
+                    }
+                    tls.write_tls(&mut self.stream)
+                }
+            };
+            match wrote {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(_) => moved = true,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok((false, moved)),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        self.out = Vec::new();
+        self.sent = 0;
+        Ok((true, moved))
+    }
+
+    /// Says that nothing more comes from here; the other direction stays open.
+    pub(crate) fn finish(&mut self) {
+        if let Some(tls) = &mut self.tls {
+            tls.send_close_notify();
+            // When the socket is full the client does not read: then it has no use for a goodbye either.
+            let _ = tls.write_tls(&mut self.stream);
+        }
+        let _ = self.stream.shutdown(Shutdown::Write);
+    }
+}
+
+fn pull(read: io::Result<usize>) -> io::Result<Pull> {
+    match read {
+        Ok(0) => Ok(Pull::End),
+        Ok(n) => Ok(Pull::Data(n)),
+        Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(Pull::Blocked),
+        Err(e) if e.kind() == ErrorKind::Interrupted => Ok(Pull::Again),
+        Err(e) => Err(e),
+    }
+}

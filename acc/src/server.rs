@@ -30,8 +30,10 @@ pub struct Request {
     pub peer: Option<IpAddr>,
     /// The query, decoded.
     pub query: Query,
-    /// The bearer token as it came, for routes that check it themselves (`/enroll`).
+    /// The bearer token as it came; `/enroll` checks it itself.
     pub bearer: Option<String>,
+    /// When the client's certificate was issued, in milliseconds since 1970, if it gave one that says.
+    pub cert_issued: Option<u64>,
     /// The whole body, at most 16 MiB; empty for a GET.
     pub body: Vec<u8>,
 }
@@ -45,6 +47,8 @@ pub struct Reply {
     pub content_type: &'static str,
     /// Seconds for `Retry-After`.
     pub retry_after: Option<u32>,
+    /// Other headers.
+    pub headers: Vec<(&'static str, String)>,
     /// The gate shall keep the client waiting so many seconds and answer 204 then, unless something
     /// is delivered for the node: the node's poll found nothing, and this controller is registered as
     /// the one that holds it.
@@ -56,7 +60,14 @@ pub struct Reply {
 impl Reply {
     /// 200 with JSON text.
     pub fn json(body: impl Into<Vec<u8>>) -> Reply {
-        Reply { status: 200, content_type: "application/json", retry_after: None, park: None, body: body.into() }
+        Reply {
+            status: 200,
+            content_type: "application/json",
+            retry_after: None,
+            headers: Vec::new(),
+            park: None,
+            body: body.into(),
+        }
     }
 
     /// 200 with plain text of another type.
@@ -106,6 +117,8 @@ const REMAKE_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) const NODE_HEADER: &str = "X-JS-Node";
 /// The header by which the gate says where the request came from.
 pub(crate) const PEER_HEADER: &str = "X-JS-Peer";
+/// The header by which the gate says when the client's certificate was issued.
+pub(crate) const ISSUED_HEADER: &str = "X-JS-Cert-Issued";
 /// The header by which an answer asks the gate to park the poll for so many seconds.
 pub(crate) const PARK_HEADER: &str = "X-JS-Park";
 
@@ -228,11 +241,12 @@ fn read(request: &mut tiny_http::Request) -> anyhow::Result<Request> {
     let node = header(NODE_HEADER).map(|node| node.parse()).transpose()?;
     let peer = header(PEER_HEADER).map(|peer| peer.parse()).transpose()?;
     let bearer = header("Authorization").and_then(|value| value.strip_prefix("Bearer ").map(str::to_owned));
+    let cert_issued = header(ISSUED_HEADER).map(|issued| issued.parse()).transpose()?;
     let length = request.body_length().unwrap_or(0);
     let mut body = Vec::with_capacity(length);
     request.as_reader().read_to_end(&mut body)?;
     anyhow::ensure!(body.len() == length, "{} of {length} bytes came", body.len());
-    Ok(Request { route, node, peer, query, bearer, body })
+    Ok(Request { route, node, peer, query, bearer, cert_issued, body })
 }
 
 fn response(reply: Reply) -> tiny_http::Response<io::Cursor<Vec<u8>>> {
@@ -244,6 +258,9 @@ fn response(reply: Reply) -> tiny_http::Response<io::Cursor<Vec<u8>>> {
         Err(()) => log::error!("no header can be made of {name}: {value}"),
     };
     add("Content-Type", reply.content_type);
+    for (name, value) in &reply.headers {
+        add(name, value);
+    }
     if let Some(seconds) = reply.retry_after {
         add("Retry-After", &seconds.to_string());
     }

@@ -5,18 +5,15 @@
 
 use super::Refusal;
 use crate::server::{PARK_HEADER, error_body};
+use std::time::SystemTime;
 
 /// What tiny_http answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Answer {
     /// HTTP status.
     pub(crate) status: u16,
-    /// Type of the body.
-    pub(crate) content_type: String,
-    /// Seconds for `Retry-After`.
-    pub(crate) retry_after: Option<u32>,
-    /// Which methods the path takes.
-    pub(crate) allow: Option<&'static str>,
+    /// What goes out beside the headers that the gate writes itself.
+    pub(crate) headers: Vec<(String, String)>,
     /// Seconds to park the poll for.
     pub(crate) park: Option<u32>,
     /// The body.
@@ -26,14 +23,8 @@ pub(crate) struct Answer {
 impl Answer {
     /// 200 with JSON text.
     pub(crate) fn json(body: Vec<u8>) -> Answer {
-        Answer {
-            status: 200,
-            content_type: "application/json".into(),
-            retry_after: None,
-            allow: None,
-            park: None,
-            body,
-        }
+        let headers = vec![("Content-Type".to_owned(), "application/json".to_owned())];
+        Answer { status: 200, headers, park: None, body }
     }
 
     /// 204.
@@ -44,30 +35,29 @@ impl Answer {
     /// A refusal; one that will pass names the seconds after which to try again, spread over some so
     /// that those who were refused together do not come back together.
     pub(crate) fn refusal(refusal: &Refusal) -> Answer {
-        let retry_after = matches!(refusal.status, 429 | 503).then(|| fastrand::u32(1..=5));
-        let allow = match refusal.status {
+        let mut answer = Answer { status: refusal.status, ..Answer::json(error_body(&refusal.reason)) };
+        let mut add = |name: &str, value: String| answer.headers.push((name.to_owned(), value));
+        match refusal.status {
+            401 => add("WWW-Authenticate", "Bearer".into()),
             // The sentence of a 405 names the method; the header repeats it for programs.
-            405 if refusal.reason.contains("POST") => Some("POST"),
-            405 => Some("GET"),
-            _ => None,
-        };
-        Answer { status: refusal.status, retry_after, allow, ..Answer::json(error_body(&refusal.reason)) }
+            405 => add("Allow", if refusal.reason.contains("POST") { "POST" } else { "GET" }.into()),
+            429 | 503 => add("Retry-After", fastrand::u32(1..=5).to_string()),
+            _ => {}
+        }
+        answer
     }
 
-    /// The bytes that go to the client.
-    pub(crate) fn bytes(&self, keep_alive: bool, bodiless: bool) -> Vec<u8> {
+    /// The bytes that go to the client at the time of `now`.
+    pub(crate) fn bytes(&self, keep_alive: bool, bodiless: bool, now: SystemTime) -> Vec<u8> {
         let mut head = format!("HTTP/1.1 {} {}\r\n", self.status, reason_phrase(self.status));
+        head.push_str(&format!("Date: {}\r\n", httpdate::HttpDate::from(now)));
+        for (name, value) in &self.headers {
+            if self.status != 204 || !name.eq_ignore_ascii_case("Content-Type") {
+                head.push_str(&format!("{name}: {value}\r\n"));
+            }
+        }
         if self.status != 204 {
-            head.push_str(&format!("Content-Type: {}\r\nContent-Length: {}\r\n", self.content_type, self.body.len()));
-        }
-        if let Some(seconds) = self.retry_after {
-            head.push_str(&format!("Retry-After: {seconds}\r\n"));
-        }
-        if let Some(methods) = self.allow {
-            head.push_str(&format!("Allow: {methods}\r\n"));
-        }
-        if self.status == 401 {
-            head.push_str("WWW-Authenticate: Bearer\r\n");
+            head.push_str(&format!("Content-Length: {}\r\n", self.body.len()));
         }
         head.push_str(if keep_alive { "Connection: keep-alive\r\n\r\n" } else { "Connection: close\r\n\r\n" });
         let mut bytes = head.into_bytes();
@@ -77,6 +67,10 @@ impl Answer {
         bytes
     }
 }
+
+/// Headers of tiny_http's answers that the gate writes itself or keeps for itself.
+const OWN_HEADERS: [&str; 7] =
+    ["Connection", "Content-Length", "Date", "Keep-Alive", "Server", "Transfer-Encoding", PARK_HEADER];
 
 /// Most bytes of tiny_http's heads; it is our own server, so more is a mistake.
 const MAX_HEAD: usize = 8 * 1024;
@@ -106,14 +100,11 @@ pub(crate) fn read(bytes: &mut Vec<u8>) -> Result<Option<Answer>, String> {
     if bytes.len() < end + length {
         return Ok(None);
     }
-    let mut answer = Answer {
-        status,
-        content_type: value("Content-Type").unwrap_or("application/octet-stream").to_owned(),
-        retry_after: number("Retry-After"),
-        allow: None,
-        park: number(PARK_HEADER),
-        body: Vec::new(),
-    };
+    let ours = |name: &str| OWN_HEADERS.iter().any(|own| own.eq_ignore_ascii_case(name));
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let others = response.headers.iter().filter(|h| !ours(h.name));
+    let headers = others.map(|h| (h.name.to_owned(), text(h.value))).collect();
+    let mut answer = Answer { status, headers, park: number(PARK_HEADER), body: Vec::new() };
     bytes.truncate(end + length);
     bytes.drain(..end);
     answer.body = std::mem::take(bytes);
@@ -151,16 +142,20 @@ fn reason_phrase(status: u16) -> &'static str {
 mod tests {
     use super::*;
 
+    const DATE: &str = "Date: Thu, 01 Jan 1970 00:00:00 GMT\r\n";
+
     fn text(answer: &Answer, keep_alive: bool, bodiless: bool) -> String {
-        String::from_utf8(answer.bytes(keep_alive, bodiless)).unwrap()
+        String::from_utf8(answer.bytes(keep_alive, bodiless, SystemTime::UNIX_EPOCH)).unwrap()
     }
 
     #[test]
     fn what_goes_out() {
-        assert_eq!(text(&Answer::empty(), true, false), "HTTP/1.1 204 No Content\r\nConnection: keep-alive\r\n\r\n");
+        let empty = text(&Answer::empty(), true, false);
+        assert_eq!(empty, format!("HTTP/1.1 204 No Content\r\n{DATE}Connection: keep-alive\r\n\r\n"));
         let answer = Answer::json(b"{}".to_vec());
-        let head =
-            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\nConnection: close\r\n\r\n";
+        let head = format!(
+            "HTTP/1.1 200 OK\r\n{DATE}Content-Type: application/json\r\nContent-Length: 2\r\nConnection: close\r\n\r\n"
+        );
         assert_eq!(text(&answer, false, false), format!("{head}{{}}"));
         assert_eq!(text(&answer, false, true), head);
     }
@@ -185,9 +180,7 @@ mod tests {
         }
         let want = Answer {
             status: 200,
-            content_type: "text/plain".into(),
-            retry_after: Some(2),
-            allow: None,
+            headers: vec![("Content-Type".into(), "text/plain".into()), ("Retry-After".into(), "2".into())],
             park: Some(30),
             body: b"abc".to_vec(),
         };

@@ -5,7 +5,7 @@
 
 use super::answer::{self, Answer};
 use super::conn::RequestHead;
-use crate::server::{NODE_HEADER, PEER_HEADER};
+use crate::server::{ISSUED_HEADER, NODE_HEADER, PEER_HEADER};
 use jscommon::NodeId;
 use mio::net::UnixStream;
 use std::io::{self, ErrorKind, Read, Write};
@@ -22,8 +22,14 @@ pub(crate) struct Exchange {
 }
 
 /// The head of the request as tiny_http gets it: made anew, so that nothing of the client's own
-/// headers comes through but the token of a path that checks it itself.
-pub(crate) fn request_head(head: &RequestHead, node: Option<NodeId>, peer: IpAddr, length: usize) -> Vec<u8> {
+/// headers comes through but its token. `issued` is its certificate's.
+pub(crate) fn request_head(
+    head: &RequestHead,
+    node: Option<NodeId>,
+    peer: IpAddr,
+    issued: Option<u64>,
+    length: usize,
+) -> Vec<u8> {
     let mut text = format!("{} {}", head.route.method(), head.route);
     if !head.query.is_empty() {
         text.push('?');
@@ -32,7 +38,11 @@ pub(crate) fn request_head(head: &RequestHead, node: Option<NodeId>, peer: IpAdd
     text.push_str(&format!(" HTTP/1.1\r\nConnection: close\r\n{PEER_HEADER}: {peer}\r\n"));
     if let Some(node) = node {
         text.push_str(&format!("{NODE_HEADER}: {node}\r\n"));
-    } else if let Some(bearer) = head.bearer.as_ref().filter(|bearer| bearer.is_ascii()) {
+    }
+    if let Some(issued) = issued {
+        text.push_str(&format!("{ISSUED_HEADER}: {issued}\r\n"));
+    }
+    if let Some(bearer) = head.bearer.as_ref().filter(|bearer| bearer.is_ascii()) {
         text.push_str(&format!("Authorization: Bearer {bearer}\r\n"));
     }
     text.push_str(&format!("Content-Length: {length}\r\n\r\n"));
@@ -115,11 +125,11 @@ mod tests {
             bodiless: false,
             expects: false,
         };
-        let text = String::from_utf8(request_head(&head, Some(node), peer, 0)).unwrap();
-        let want = "GET /1/10/cmd?wait=1 HTTP/1.1\r\nConnection: close\r\nX-JS-Peer: ::1\r\nX-JS-Node: 1:10\r\nContent-Length: 0\r\n\r\n";
+        let text = String::from_utf8(request_head(&head, Some(node), peer, Some(7), 0)).unwrap();
+        let want = "GET /1/10/cmd?wait=1 HTTP/1.1\r\nConnection: close\r\nX-JS-Peer: ::1\r\nX-JS-Node: 1:10\r\nX-JS-Cert-Issued: 7\r\nAuthorization: Bearer t\r\nContent-Length: 0\r\n\r\n";
         assert_eq!(text, want);
         let head = RequestHead { route: Route::Enroll, query: String::new(), ..head };
-        let text = String::from_utf8(request_head(&head, None, peer, 5)).unwrap();
+        let text = String::from_utf8(request_head(&head, None, peer, None, 5)).unwrap();
         let want = "POST /enroll HTTP/1.1\r\nConnection: close\r\nX-JS-Peer: ::1\r\nAuthorization: Bearer t\r\nContent-Length: 5\r\n\r\n";
         assert_eq!(text, want);
     }

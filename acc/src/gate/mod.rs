@@ -124,6 +124,7 @@ enum Message {
     Deliver(NodeId, Vec<u8>),
     Recall(NodeId),
     RecallAll,
+    Expel(NodeId),
     Stop,
 }
 
@@ -191,6 +192,11 @@ impl Remote {
     /// As `recall` for every node: after Redis was away, say.
     pub fn recall_all(&self) {
         self.send(Message::RecallAll);
+    }
+
+    /// What `node` holds was revoked: its connections are closed, whatever they are at.
+    pub fn expel(&self, node: NodeId) {
+        self.send(Message::Expel(node));
     }
 
     fn send(&self, message: Message) {

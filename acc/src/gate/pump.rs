@@ -28,7 +28,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 const LISTENER: Token = Token(usize::MAX - 1);
 const WAKER: Token = Token(usize::MAX - 2);
@@ -209,6 +209,7 @@ impl Pump {
                 Message::Deliver(node, body) => self.deliver(node, body),
                 Message::Recall(node) => self.recall(node),
                 Message::RecallAll => self.recall_all(),
+                Message::Expel(node) => self.expel(node),
                 Message::Stop => self.stop(),
             }
         }
@@ -337,7 +338,7 @@ impl Pump {
         if self.config.tls.is_none() {
             let refusal = super::Refusal { status: 503, reason: "too many connections; try again".into(), label };
             // A new socket's buffer takes this at once, or the client is told by the closing alone.
-            let _ = stream.write(&super::answer::Answer::refusal(&refusal).bytes(false, false));
+            let _ = stream.write(&super::answer::Answer::refusal(&refusal).bytes(false, false, SystemTime::now()));
         }
     }
 

@@ -22,7 +22,7 @@ use crate::route::Route;
 use jscommon::NodeId;
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::io::{self, ErrorKind};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 fn refusal(status: u16, label: &'static str, reason: impl Into<String>) -> Refusal {
     Refusal { status, reason: reason.into(), label }
@@ -217,7 +217,8 @@ impl Pump {
             let Some(head) = client.head.as_deref().filter(|_| client.phase == Phase::Asking) else {
                 continue;
             };
-            let head = request_head(head, client.node, client.peer.ip(), body.len());
+            let issued = client.cert.and_then(|cert| cert.issued);
+            let head = request_head(head, client.node, client.peer.ip(), issued, body.len());
             let made = Exchange::new(self.backend(), head, body).and_then(|mut exchange| {
                 self.register_trip(trip, &mut exchange)?;
                 Ok(exchange)
@@ -336,6 +337,16 @@ impl Pump {
         }
     }
 
+    /// What `node` holds was revoked: its connections end, whatever they are at.
+    pub(super) fn expel(&mut self, node: NodeId) {
+        for slot in self.clients.taken() {
+            if self.clients.at(slot).is_some_and(|client| client.node == Some(node)) {
+                self.metrics.refused("expelled");
+                self.close(slot);
+            }
+        }
+    }
+
     /// Begins to write an answer.
     fn answer(&mut self, slot: usize, answer: &Answer) {
         let stopping = self.stopping.is_some();
@@ -347,7 +358,7 @@ impl Pump {
         }
         let head = client.head.take();
         let bodiless = head.as_ref().is_some_and(|head| head.bodiless);
-        let bytes = answer.bytes(client.conn.keeps_alive(), bodiless);
+        let bytes = answer.bytes(client.conn.keeps_alive(), bodiless, SystemTime::now());
         if let Some(length) = client.counted.take() {
             self.books.end(client.node, length);
         }

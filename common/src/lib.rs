@@ -1,10 +1,10 @@
 //! What the agent and the controller agree on.
 //!
 //! **In scope**: the shapes that travel between client, controller and node (commands, results,
-//! records, level sets, series names), the node token, and three small tools that both programs
-//! need in the same form (a named thread, a backoff, the test-only death points).
+//! records, level sets, series names), the node token, and small tools that both programs need in
+//! the same form (a named thread, a backoff, the test-only death points, the service manager's ear).
 //!
-//! **Out of scope**: I/O of any kind. Nothing here opens a socket, a file or a database, and no
+//! **Out of scope**: I/O of any kind but for `notify`. Nothing else here opens a socket, a file or a database, and no
 //! function reads the clock: whoever needs the time passes it in.
 
 pub mod backoff;
@@ -12,6 +12,7 @@ pub mod command;
 pub mod death;
 pub mod level;
 pub mod node;
+pub mod notify;
 pub mod record;
 pub mod result;
 pub mod series;

@@ -17,10 +17,16 @@
 
 pub mod builtin;
 pub mod config;
+pub mod controller;
+pub mod daemon;
+pub mod enroll;
+pub mod flags;
 pub mod ledger;
 pub mod logger;
 pub mod os;
 pub mod outbox;
 pub mod output;
+pub mod poller;
 pub mod process;
+pub mod sender;
 pub mod stats;

@@ -1,2 +1,110 @@
-//! skeleton
-fn main() {}
+//! `jsagent`: flags, log and exit code; the agent itself is the library.
+//!
+//! Exit codes: 0 after a polite stop or a `restart`, 1 when it cannot run, 2 for bad usage or a bad
+//! configuration.
+
+use jsagent::config::{Config, Overrides};
+use jsagent::daemon;
+use jsagent::flags::{self, Task};
+use log::LevelFilter;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+const BAD_USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let task = match flags::parse(std::env::args_os().skip(1)) {
+        Ok(task) => task,
+        Err(reason) => return bad_usage(&[reason]),
+    };
+    match task {
+        Task::Help => print(flags::HELP),
+        Task::Version => print(concat!("jsagent ", env!("CARGO_PKG_VERSION"), "\n")),
+        Task::Run { config, overrides, check, log } => {
+            let read = match read_config(config.as_deref(), &overrides) {
+                Ok(read) => read,
+                Err(faults) => return bad_usage(&faults),
+            };
+            if check {
+                let name = config.unwrap_or_else(|| PathBuf::from("the configuration"));
+                return print(&format!("{} is good\n", name.display()));
+            }
+            start_log(log);
+            finish(daemon::run(read))
+        }
+        Task::Status { config, overrides } => {
+            let data_dir = match (&overrides.data_dir, &config) {
+                (Some(data_dir), _) => Ok(data_dir.clone()),
+                (None, None) => Ok(Config::default().main.data_dir),
+                (None, Some(_)) => read_config(config.as_deref(), &overrides).map(|config| config.main.data_dir),
+            };
+            match data_dir {
+                Ok(data_dir) => match jsagent::ledger::read_only(&data_dir) {
+                    Ok(rows) => {
+                        print(&rows.iter().map(|row| format!("{}: {:?}\n", row.id, row.standing)).collect::<String>())
+                    }
+                    Err(error) => finish(Err(error)),
+                },
+                Err(faults) => bad_usage(&faults),
+            }
+        }
+        Task::Enroll(what) => match jsagent::enroll::run(&what) {
+            Ok(said) => print(&said),
+            Err(error) => finish(Err(error)),
+        },
+    }
+}
+
+/// The configuration of a file and the flags, or every fault in a line of its own.
+fn read_config(path: Option<&Path>, overrides: &Overrides) -> Result<Config, Vec<String>> {
+    let Some(path) = path else {
+        return Config::parse("", overrides).map_err(|faults| {
+            let faults: Vec<String> = faults.into_iter().map(|fault| fault.message).collect();
+            vec![format!("without -c FILE: {}", faults.join("; "))]
+        });
+    };
+    let text = fs::read_to_string(path).map_err(|error| vec![format!("cannot read {}: {error}", path.display())])?;
+    Config::parse(&text, overrides)
+        .map_err(|faults| faults.iter().map(|fault| format!("{}: {fault}", path.display())).collect())
+}
+
+fn start_log(level: LevelFilter) {
+    let config = simplelog::ConfigBuilder::new()
+        .set_time_format_rfc3339()
+        .set_target_level(LevelFilter::Off)
+        .set_thread_level(LevelFilter::Off)
+        .set_location_level(LevelFilter::Off)
+        .add_filter_allow_str("jsagent")
+        .build();
+    // It fails only when a log is there already.
+    let _ = simplelog::WriteLogger::init(level, config, std::io::stderr());
+}
+
+fn finish(outcome: anyhow::Result<()>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn bad_usage(faults: &[String]) -> ExitCode {
+    faults.iter().for_each(|fault| complain(fault));
+    ExitCode::from(BAD_USAGE)
+}
+
+#[allow(clippy::print_stdout, reason = "what was asked for on the command line goes to stdout")]
+fn print(text: &str) -> ExitCode {
+    use std::io::Write;
+    // A reader that is gone (`| head`) is no error.
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    ExitCode::SUCCESS
+}
+
+#[allow(clippy::print_stderr, reason = "the one place that tells whoever started it why it ends")]
+fn complain(text: &str) {
+    eprintln!("jsagent: {text}");
+}

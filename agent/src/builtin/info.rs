@@ -5,6 +5,7 @@
 //! same on Linux and Windows. Each answer is taken anew, nothing is kept between two of them.
 
 use super::{Answer, Context};
+use crate::config::Config;
 use crate::os;
 use jscommon::Command;
 use serde_json::{Value, json};
@@ -126,6 +127,17 @@ pub fn about() -> Value {
     })
 }
 
+/// What the `startup` event says about this agent.
+pub(crate) fn startup(config: &Config, instance: &str) -> Value {
+    json!({
+        "hostname": System::host_name().unwrap_or_default(),
+        "os": std::env::consts::OS,
+        "version": env!("CARGO_PKG_VERSION"),
+        "instance": instance,
+        "roles": config.main.roles,
+    })
+}
+
 fn unknown(error: sysinfo::Error) -> String {
     format!("the system does not tell: {error}")
 }
@@ -137,7 +149,6 @@ fn tenths(percent: f32) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
     use std::sync::Arc;
 
     #[track_caller]

@@ -7,6 +7,8 @@
 pub mod info;
 
 use crate::config::Config;
+use crate::controller::Controller;
+use crate::logger;
 use jscommon::Command;
 use serde_json::Value;
 use std::sync::Arc;
@@ -51,12 +53,16 @@ pub enum JobControl {
 pub struct Context {
     /// The agent's configuration.
     pub config: Arc<Config>,
+    /// Where records are found; only a whole agent has it.
+    pub logger: Option<logger::Remote>,
+    /// Where scripts come from.
+    pub controllers: Vec<Arc<Controller>>,
 }
 
 impl Context {
     /// What the commands of an agent with this configuration may use.
     pub fn new(config: Arc<Config>) -> Context {
-        Context { config }
+        Context { config, logger: None, controllers: Vec::new() }
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::builtin;
 use crate::config::Config;
 use crate::ledger::Ledger;
+use crate::output::Outlets;
 use anyhow::Result;
 use crossbeam_channel::Receiver;
 use jscommon::Command;
@@ -18,6 +19,8 @@ pub struct Parts {
     pub config: Arc<Config>,
     /// The memory of jobs.
     pub ledger: Arc<Ledger>,
+    /// Where records and figures of jobs go.
+    pub outlets: Outlets,
     /// What the built-in commands may use.
     pub builtins: Arc<builtin::Context>,
     /// Told of what others must act upon; called on the supervisor's thread, so it must not wait.

@@ -1,5 +1,9 @@
 //! Linux and its relatives.
 
+mod files;
 mod network;
+mod signals;
 
+pub use files::{make_private_dir, open_to_others, write_private};
 pub use network::interfaces;
+pub use signals::stop_signals;

@@ -1,0 +1,313 @@
+//! One controller, as the agent sees it: the only file that knows its paths.
+//!
+//! Owns the connections (kept, with a deadline on every phase), the node's credentials and the turn
+//! of the addresses. Decides nothing: what a failure means is told as a [`Failure`], and the poller,
+//! the sender and the scripts do with it what suits them.
+
+mod credentials;
+mod failure;
+
+pub use credentials::Credentials;
+pub(crate) use credentials::{Enrolled, read_certificates, write_private};
+pub use failure::Failure;
+
+use crate::config;
+use anyhow::Context;
+use jscommon::NodeId;
+use rustls_pki_types::CertificateDer;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+use ureq::http;
+
+/// The longest answer that is read: a batch of commands.
+const MAX_ANSWER: u64 = 64 << 20;
+/// A connection stands by then, TLS included, or the address counts as gone.
+const CONNECT: Duration = Duration::from_secs(10);
+/// A controller that has the whole request answers within this time; longer is a black hole.
+const ANSWER: Duration = Duration::from_secs(30);
+/// A poll is answered this long after its own waiting time at the latest.
+const POLL_GRACE: Duration = Duration::from_secs(10);
+
+/// A batch of commands as it came.
+#[derive(Debug, Deserialize)]
+pub struct Taken {
+    /// What the next poll acknowledges.
+    pub batch: String,
+    /// The commands, not looked at.
+    pub cmds: Vec<Value>,
+}
+
+/// One controller, shared by its poller, its sender and the scripts.
+pub struct Controller {
+    name: String,
+    node: NodeId,
+    urls: Vec<String>,
+    /// Counts up with each change of address; the address is this modulo their number.
+    turn: AtomicUsize,
+    roles: String,
+    instance: String,
+    config: config::Controller,
+    link: RwLock<Arc<Link>>,
+    /// The controller asked for a renewal of the credentials.
+    renew: AtomicBool,
+}
+
+/// The connections under one set of credentials.
+struct Link {
+    polls: ureq::Agent,
+    posts: ureq::Agent,
+    token: Option<String>,
+    digest: String,
+}
+
+impl Link {
+    fn new(credentials: Credentials) -> Link {
+        let tls = credentials.tls();
+        let agent = || {
+            ureq::Agent::config_builder()
+                .tls_config(tls.clone())
+                .http_status_as_error(false)
+                .max_redirects(0)
+                .max_redirects_will_error(false)
+                .user_agent(concat!("jsagent/", env!("CARGO_PKG_VERSION")))
+                .accept("application/json")
+                .accept_encoding("identity")
+                .timeout_resolve(Some(CONNECT))
+                .timeout_connect(Some(CONNECT))
+                .timeout_send_request(Some(CONNECT))
+                .timeout_send_body(Some(ANSWER))
+                .timeout_recv_response(Some(ANSWER))
+                .timeout_recv_body(Some(ANSWER))
+                .max_idle_connections_per_host(2)
+                .max_idle_age(Duration::from_secs(50))
+                .no_delay(true)
+                .build()
+                .new_agent()
+        };
+        Link { polls: agent(), posts: agent(), token: credentials.token, digest: credentials.digest }
+    }
+
+    fn bearer(&self) -> Option<String> {
+        self.token.as_ref().map(|token| format!("Bearer {token}"))
+    }
+}
+
+impl Controller {
+    /// The controller `name` of this configuration; `instance` tells this start of the agent from others.
+    ///
+    /// Reads the credentials; the error says which file is wrong and how.
+    pub fn open(config: &config::Config, name: &str, instance: &str) -> anyhow::Result<Controller> {
+        let settings = config.controllers.get(name).with_context(|| format!("there is no controller {name}"))?;
+        let credentials = Credentials::load(settings).with_context(|| format!("controller {name}"))?;
+        Ok(Controller {
+            name: name.to_owned(),
+            node: config.main.node(),
+            urls: settings.urls.clone(),
+            turn: AtomicUsize::new(0),
+            roles: config.main.roles.iter().map(|role| format!("&role={}", encode(role))).collect(),
+            instance: encode(instance),
+            config: settings.clone(),
+            link: RwLock::new(Arc::new(Link::new(credentials))),
+            renew: AtomicBool::new(false),
+        })
+    }
+
+    /// Its name in the configuration.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// How many addresses it has.
+    pub fn addresses(&self) -> usize {
+        self.urls.len()
+    }
+
+    /// The address whose turn it is.
+    pub fn url(&self) -> &str {
+        &self.urls[self.turn.load(Ordering::Relaxed) % self.urls.len()]
+    }
+
+    /// Asks for commands: waits up to `wait`, acknowledges the batch `ack`. Nothing: no command came.
+    pub fn poll(&self, wait: Duration, ack: Option<&str>) -> Result<Option<Taken>, Failure> {
+        let ack = ack.map(|batch| format!("&ack={}", encode(batch))).unwrap_or_default();
+        let query = format!("cmd?wait={}{}{ack}&instance={}", wait.as_secs(), self.roles, self.instance);
+        let link = self.link();
+        let answer = self.at_turn(|url| {
+            let request = link.polls.get(self.path(url, &query));
+            let request = request.config().timeout_recv_response(Some(wait + POLL_GRACE)).build();
+            with_bearer(request, link.bearer()).call()
+        })?;
+        match answer.status {
+            204 => Ok(None),
+            _ => answer.json().map(Some),
+        }
+    }
+
+    /// Posts `body` to `what` (`result`, `log`, `stats`, `event`); done means that Redis has it.
+    pub fn post(&self, what: &str, body: &[u8]) -> Result<(), Failure> {
+        self.send(what, body).map(drop)
+    }
+
+    /// The source of the script with this SHA-256, or nothing when the controller has none.
+    pub fn script(&self, hash: &str) -> Result<Option<Vec<u8>>, Failure> {
+        let query = format!("script?hash={}", encode(hash));
+        let link = self.link();
+        let answer = self.at_turn(|url| with_bearer(link.posts.get(self.path(url, &query)), link.bearer()).call());
+        match answer {
+            Ok(answer) => Ok(Some(answer.body)),
+            Err(Failure::Refused { status: 404, .. }) => Ok(None),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// Whether the controller asked for a renewal of the credentials that was not done yet.
+    pub fn wants_renewal(&self) -> bool {
+        self.renew.load(Ordering::Relaxed)
+    }
+
+    /// Reads the credentials anew; whether they are others than those in use, and are in use now.
+    ///
+    /// A node that was enrolled again gets going so without a restart.
+    pub fn reload(&self) -> bool {
+        let Ok(credentials) = Credentials::load(&self.config) else { return false };
+        if credentials.digest == self.link().digest {
+            return false;
+        }
+        self.use_now(credentials);
+        true
+    }
+
+    fn use_now(&self, credentials: Credentials) {
+        let link = Arc::new(Link::new(credentials));
+        *self.link.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = link;
+    }
+
+    /// Asks for new credentials and takes them into use and into their files; `false` when the controller
+    /// finds that the present ones are good.
+    pub fn renew(&self) -> Result<bool, Failure> {
+        let answer = self.send("renew", b"{}")?;
+        if answer.status == 204 {
+            self.renew.store(false, Ordering::Relaxed);
+            return Ok(false);
+        }
+        let issued: Enrolled = answer.json()?;
+        let stored = issued.store(&self.config).and_then(|()| Credentials::load(&self.config));
+        let credentials = stored.map_err(|error| Failure::Unusable(format!("the new credentials: {error:#}")))?;
+        self.use_now(credentials);
+        self.renew.store(false, Ordering::Relaxed);
+        Ok(true)
+    }
+
+    /// Ends the poll that is under way, and every later one fails.
+    pub fn stop_polls(&self) {
+        self.link().polls.clone().shutdown();
+    }
+
+    /// Ends the request of the sender that is under way, and every later one fails.
+    pub fn stop_posts(&self) {
+        self.link().posts.clone().shutdown();
+    }
+
+    fn send(&self, what: &str, body: &[u8]) -> Result<Answered, Failure> {
+        let link = self.link();
+        self.at_turn(|url| {
+            let request = with_bearer(link.posts.post(self.path(url, what)), link.bearer());
+            request.content_type("application/json").send(body)
+        })
+    }
+
+    /// Runs one request at the address whose turn it is; when that address is no use, the next has its turn.
+    fn at_turn(
+        &self,
+        call: impl FnOnce(&str) -> Result<http::Response<ureq::Body>, ureq::Error>,
+    ) -> Result<Answered, Failure> {
+        let turn = self.turn.load(Ordering::Relaxed);
+        let url = &self.urls[turn % self.urls.len()];
+        let answer = match call(url) {
+            Ok(response) => {
+                if response.headers().contains_key("x-js-renew") {
+                    self.renew.store(true, Ordering::Relaxed);
+                }
+                read(response)
+            }
+            Err(error) => Err(Failure::of(&error)),
+        };
+        if let Err(failure) = &answer
+            && failure.is_of_the_address()
+        {
+            // Only who saw this very address fail moves on: two threads that fail together move once.
+            let _ = self.turn.compare_exchange(turn, turn.wrapping_add(1), Ordering::Relaxed, Ordering::Relaxed);
+        }
+        answer
+    }
+
+    fn path(&self, url: &str, rest: &str) -> String {
+        format!("{url}/{}/{}/{rest}", self.node.gid, self.node.nid)
+    }
+
+    fn link(&self) -> Arc<Link> {
+        self.link.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+    }
+}
+
+fn read(mut response: http::Response<ureq::Body>) -> Result<Answered, Failure> {
+    let status = response.status().as_u16();
+    let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let retry_after = header("retry-after").and_then(|seconds| seconds.trim().parse().ok());
+    let theirs = header("x-js-time").and_then(|ms| ms.trim().parse().ok());
+    let body = response.body_mut().with_config().limit(MAX_ANSWER).read_to_vec();
+    let body = body.map_err(|error| Failure::of(&error))?;
+    match status {
+        200 | 204 => Ok(Answered { status, body }),
+        _ => Err(Failure::of_answer(status, retry_after.map(Duration::from_secs), theirs, &body)),
+    }
+}
+
+/// Exchanges an enrolment token for the credentials of a node.
+pub(crate) fn enroll(
+    url: &str,
+    token: &str,
+    gid: u32,
+    nid: u32,
+    trusted: &[CertificateDer],
+) -> anyhow::Result<Enrolled> {
+    let link = Link::new(Credentials::of_enrolment(token, trusted));
+    let request = with_bearer(link.posts.post(format!("{url}/enroll")), link.bearer());
+    let body = json!({"gid": gid, "nid": nid}).to_string();
+    let answer = request.content_type("application/json").send(body).map_err(|error| Failure::of(&error));
+    answer.and_then(read).and_then(|answer| answer.json()).with_context(|| format!("{url} does not enroll this node"))
+}
+
+struct Answered {
+    status: u16,
+    body: Vec<u8>,
+}
+
+impl Answered {
+    fn json<T: for<'de> Deserialize<'de>>(&self) -> Result<T, Failure> {
+        serde_json::from_slice(&self.body)
+            .map_err(|error| Failure::Unusable(format!("the controller's answer is not what was asked for: {error}")))
+    }
+}
+
+fn with_bearer<B>(request: ureq::RequestBuilder<B>, bearer: Option<String>) -> ureq::RequestBuilder<B> {
+    match bearer {
+        Some(bearer) => request.header("authorization", bearer),
+        None => request,
+    }
+}
+
+/// A text as it may stand in a query (RFC 3986, 2.3).
+fn encode(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(byte as char),
+            _ => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
+}

@@ -1,0 +1,182 @@
+//! The agent as a whole: what is started in which order, and ended in which.
+//!
+//! Owns every room's handle. Holds no rules of its own: signals come from [`crate::os`], jobs are the
+//! supervisor's, the way to the controllers the pollers' and senders'.
+//!
+//! Start: lock of the data folder, controllers (their credentials are read, nothing is asked),
+//! outbox, ledger, logger, stats, supervisor, monitor, senders, pollers.
+//! Stop: pollers, supervisor (jobs end, their results are stored), monitor, stats, logger (their last
+//! batches are in the outbox), senders (a last round within their deadline).
+
+use crate::builtin::{self, info};
+use crate::config::Config;
+use crate::controller::Controller;
+use crate::ledger::Ledger;
+use crate::outbox::Outbox;
+use crate::output::Outlets;
+use crate::process::{self, Notice};
+use crate::stats::monitor;
+use crate::{logger, os, poller, sender, stats};
+use anyhow::{Context, Result, bail};
+use crossbeam_channel::{Receiver, Sender, bounded, select, unbounded};
+use std::collections::HashMap;
+use std::fs::{self, File, TryLockError};
+use std::io::{Read, Seek, Write};
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+/// Runs the agent until a signal or a `restart` ends it.
+pub fn run(config: Config) -> Result<()> {
+    let signals = os::stop_signals().context("cannot take signals")?;
+    let _lock = lock(&config.main.data_dir)?;
+    let daemon = Daemon::start(config)?;
+    select! {
+        recv(signals) -> name => log::info!("stopping on signal {}", name.unwrap_or("?")),
+        recv(daemon.restart) -> _ => log::info!("stopping, to be started again"),
+    }
+    daemon.stop();
+    log::info!("stopped");
+    Ok(())
+}
+
+/// The handles of all rooms. Dropping a handle ends its room and waits for it, and fields are dropped
+/// from the first to the last: their order is the order of the stop.
+struct Daemon {
+    /// Closed to stop the pollers.
+    polling: Sender<()>,
+    restart: Receiver<()>,
+    _supervisor: process::Handle,
+    _monitor: monitor::Handle,
+    _stats: stats::Handle,
+    _logger: logger::Handle,
+    _senders: Vec<sender::Handle>,
+    controllers: Vec<Arc<Controller>>,
+}
+
+impl Daemon {
+    fn start(config: Config) -> Result<Daemon> {
+        let config = Arc::new(config);
+        let instance = format!("{:016x}", fastrand::u64(..));
+        let controllers: Vec<Arc<Controller>> = config
+            .controllers
+            .keys()
+            .map(|name| Controller::open(&config, name, &instance).map(Arc::new))
+            .collect::<Result<_>>()?;
+        let outbox = Outbox::open(&config)?;
+        let ledger = Ledger::open(&config.main.data_dir)?;
+        let logger = logger::Handle::start(&config, outbox.clone())?;
+        let stats = stats::Handle::start(&config, outbox.clone())?;
+
+        let mut builtins = builtin::Context::new(config.clone());
+        builtins.logger = Some(logger.remote());
+        builtins.controllers = controllers.clone();
+        let wakers: Arc<OnceLock<HashMap<String, Sender<()>>>> = Arc::default();
+        let (tell_restart, restart) = unbounded();
+        let supervisor = process::Handle::start(process::Parts {
+            config: config.clone(),
+            ledger: ledger.clone(),
+            outlets: Outlets { logger: logger.inlet(), stats: stats.inlet() },
+            builtins: Arc::new(builtins),
+            notify: Arc::new(notify(outbox.clone(), wakers.clone(), tell_restart)),
+        })?;
+        let monitor = monitor::start(&config, supervisor.remote(), stats.inlet())?;
+
+        outbox.push_event(None, "startup", info::startup(&config, &instance));
+        let senders: Vec<sender::Handle> = controllers
+            .iter()
+            .map(|controller| sender::Handle::start(controller.clone(), ledger.clone(), outbox.clone()))
+            .collect::<std::io::Result<_>>()
+            .context("cannot start a sender")?;
+        let by_name = || controllers.iter().map(|controller| controller.name().to_owned());
+        // What was told before was stored before, and a sender begins with a look at all that is stored.
+        let _ = wakers.set(by_name().zip(senders.iter().map(sender::Handle::waker)).collect());
+        let (polling, stop) = bounded(0);
+        for (controller, sender) in controllers.iter().zip(&senders) {
+            poller::start(poller::Parts {
+                controller: controller.clone(),
+                supervisor: supervisor.remote(),
+                ledger: ledger.clone(),
+                outbox: outbox.clone(),
+                sender: sender.waker(),
+                stop: stop.clone(),
+            })
+            .context("cannot start a poller")?;
+        }
+        let node = config.main.node();
+        log::info!("agent {node} is up, its controllers: {}", by_name().collect::<Vec<_>>().join(", "));
+        Ok(Daemon {
+            polling,
+            restart,
+            _supervisor: supervisor,
+            _monitor: monitor,
+            _stats: stats,
+            _logger: logger,
+            _senders: senders,
+            controllers,
+        })
+    }
+
+    fn stop(self) {
+        drop(self.polling);
+        self.controllers.iter().for_each(|controller| controller.stop_polls());
+    }
+}
+
+/// What the supervisor's notices set going. Runs on its thread, so nothing here waits.
+fn notify(
+    outbox: Arc<Outbox>,
+    wakers: Arc<OnceLock<HashMap<String, Sender<()>>>>,
+    restart: Sender<()>,
+) -> impl Fn(Notice) + Send + Sync {
+    move |notice| match notice {
+        Notice::Result { controller } => {
+            if let Some(wake) = wakers.get().and_then(|wakers| wakers.get(&controller)) {
+                let _ = wake.try_send(());
+            }
+        }
+        Notice::Event { controller, name, data } => outbox.push_event(controller.as_deref(), name, data),
+        Notice::Restart => {
+            let _ = restart.send(());
+        }
+    }
+}
+
+/// Makes the data folder and takes its lock: one agent owns it, for as long as the file is open.
+fn lock(data_dir: &Path) -> Result<File> {
+    let what = || format!("cannot use the data folder {}", data_dir.display());
+    os::make_private_dir(data_dir).with_context(what)?;
+    let path = data_dir.join("lock");
+    let mut file =
+        fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).with_context(what)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut pid = String::new();
+            let _ = file.read_to_string(&mut pid);
+            bail!("another agent (process {}) owns {}; stop it, or give --data-dir", pid.trim(), data_dir.display());
+        }
+        Err(TryLockError::Error(error)) => return Err(error).with_context(what),
+    }
+    // Only for people and the sentence above; the lock itself is the file's.
+    file.set_len(0)
+        .and_then(|()| file.rewind())
+        .and_then(|()| writeln!(file, "{}", std::process::id()))
+        .with_context(what)?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_agent_owns_a_data_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b");
+        let held = lock(&path).unwrap();
+        let refused = lock(&path).unwrap_err().to_string();
+        assert!(refused.contains(&format!("(process {})", std::process::id())), "{refused}");
+        drop(held);
+        lock(&path).unwrap();
+    }
+}

@@ -1,0 +1,78 @@
+//! `jsagent enroll`: one line on a new node fetches its own credentials.
+//!
+//! Owns the exchange of an enrolment token for a node's files. Trust begins with the token: it carries
+//! the fingerprint of the controller's CA, [`pin`] finds the certificate with that fingerprint in what
+//! the controller presents, and the request itself then trusts that certificate alone.
+
+mod pin;
+
+use crate::config::{Config, Overrides, address};
+use crate::controller::{self, Enrolled};
+use crate::flags::Enroll;
+use crate::os;
+use anyhow::{Context, Result, bail};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Exchanges the token, writes the files; the answer is what to tell whoever asked.
+pub fn run(what: &Enroll) -> Result<String> {
+    let url = address(&what.controller).map_err(|reason| anyhow::anyhow!("--controller: {reason}"))?;
+    let token = match what.token.as_str() {
+        "-" => {
+            let mut line = String::new();
+            std::io::stdin().read_line(&mut line).context("cannot read the token from stdin")?;
+            line.trim().to_owned()
+        }
+        token => token.trim().to_owned(),
+    };
+    let trusted = match (&what.ca, pin::fingerprint(&token)) {
+        _ if url.starts_with("http://") => Vec::new(),
+        (Some(ca), _) => controller::read_certificates(ca)?,
+        (None, Some(fingerprint)) => vec![pin::find(&url, &fingerprint)?],
+        (None, None) => bail!("the token carries no fingerprint of a CA: is it whole? (or give --ca FILE)"),
+    };
+    let issued = controller::enroll(&url, &token, what.gid, what.nid, &trusted)?;
+    let out = std::path::absolute(&what.out).context("--out is no path")?;
+    let config = write(&out, &url, what, &issued).with_context(|| format!("cannot fill {}", out.display()))?;
+    Ok(format!("node {}:{} is enrolled; start it with: jsagent -c {}\n", what.gid, what.nid, config.display()))
+}
+
+fn write(out: &Path, url: &str, what: &Enroll, issued: &Enrolled) -> Result<PathBuf> {
+    os::make_private_dir(out)?;
+    let file = |name: &str| out.join(name);
+    let (token, ca, cert, key) = (file("token"), file("ca.pem"), file("client.pem"), file("client.key"));
+    let mut files = vec![(token.as_path(), format!("{}\n", issued.token)), (&ca, issued.ca.clone())];
+    let has_cert = !issued.client_cert.is_empty();
+    if has_cert {
+        files.extend([(key.as_path(), issued.client_key.clone()), (&cert, issued.client_cert.clone())]);
+    }
+    controller::write_private(&files)?;
+    let config = file("agent.toml");
+    if is_of_this_node(&config, what) {
+        return Ok(config);
+    }
+    let quoted = |path: &Path| serde_json::Value::from(path.to_string_lossy()).to_string();
+    let mut text = format!(
+        "[main]\ngid = {}\nnid = {}\nroles = []\ndata_dir = {}\n\n[controllers.main]\nurl = {}\ntoken_file = {}\n",
+        what.gid,
+        what.nid,
+        quoted(&file("data")),
+        serde_json::Value::from(url),
+        quoted(&token),
+    );
+    if url.starts_with("https://") {
+        text.push_str(&format!("ca = {}\n", quoted(&ca)));
+        if has_cert {
+            text.push_str(&format!("client_cert = {}\nclient_key = {}\n", quoted(&cert), quoted(&key)));
+        }
+    }
+    controller::write_private(&[(&config, text)])?;
+    Ok(config)
+}
+
+/// Whether somebody has set up this very node there before: then the file may hold settings of theirs.
+fn is_of_this_node(path: &Path, what: &Enroll) -> bool {
+    let Ok(text) = fs::read_to_string(path) else { return false };
+    Config::parse(&text, &Overrides::default())
+        .is_ok_and(|config| (config.main.gid, config.main.nid) == (what.gid, what.nid))
+}

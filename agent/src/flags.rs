@@ -1,0 +1,203 @@
+//! The command line. PURE: arguments in, what is to be done out.
+
+use crate::config::Overrides;
+use lexopt::prelude::*;
+use log::LevelFilter;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// What `--help` prints.
+pub const HELP: &str = "\
+jsagent: runs the commands of its controllers on this node
+
+usage: jsagent [-c FILE] [--gid N --nid N --controller URL --data-dir DIR]
+       jsagent --check-config -c FILE
+       jsagent status [-c FILE | --data-dir DIR]
+       jsagent enroll --controller URL --token T --gid N --nid N --out DIR
+
+  -c, --config FILE     the configuration, TOML
+      --gid N           grid id; this flag and the next three override the file,
+      --nid N           node id    and are enough without one
+      --controller URL  address of the controller
+      --data-dir DIR    where the agent keeps what it knows
+      --check-config    say what is wrong with the configuration, and exit
+      --log-level L     off, error, warn, info (the default), debug or trace
+      --help, --version
+
+status                  what the agent of this data folder is doing
+enroll                  fetch this node's credentials, and write an agent.toml beside them
+      --token T         an enrolment token (jsacc token); - reads it from stdin
+      --out DIR         the folder that they go to
+      --ca FILE         trust this CA and not the one that the token pins
+";
+
+/// What the command line asks for.
+#[derive(Debug, PartialEq)]
+pub enum Task {
+    /// Print the help.
+    Help,
+    /// Print the version.
+    Version,
+    /// Run the agent, or only check its configuration.
+    Run {
+        /// The configuration file.
+        config: Option<PathBuf>,
+        /// What wins over it.
+        overrides: Overrides,
+        /// Only say what is wrong with it.
+        check: bool,
+        /// What is logged.
+        log: LevelFilter,
+    },
+    /// Say what the agent of a data folder is doing.
+    Status {
+        /// The configuration file that names the folder.
+        config: Option<PathBuf>,
+        /// What wins over it.
+        overrides: Overrides,
+    },
+    /// Fetch this node's credentials.
+    Enroll(Enroll),
+}
+
+/// What `jsagent enroll` needs.
+#[derive(Debug, PartialEq)]
+pub struct Enroll {
+    /// Address of the controller.
+    pub controller: String,
+    /// The enrolment token; `-` is stdin.
+    pub token: String,
+    /// Grid id.
+    pub gid: u32,
+    /// Node id.
+    pub nid: u32,
+    /// The folder that the files go to.
+    pub out: PathBuf,
+    /// Trust this CA.
+    pub ca: Option<PathBuf>,
+}
+
+/// Reads the arguments without the program's name; the error is one line for whoever typed them.
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Task, String> {
+    read(lexopt::Parser::from_args(args)).map_err(|error| match error {
+        lexopt::Error::Custom(reason) => reason.to_string(),
+        other => other.to_string(),
+    })
+}
+
+fn read(mut parser: lexopt::Parser) -> Result<Task, lexopt::Error> {
+    let mut overrides = Overrides::default();
+    let (mut config, mut check, mut log) = (None, false, LevelFilter::Info);
+    let (mut token, mut out, mut ca) = (None, None, None);
+    let mut command: Option<String> = None;
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Long("help") | Short('h') => return Ok(Task::Help),
+            Long("version") | Short('V') => return Ok(Task::Version),
+            Short('c') | Long("config") => config = Some(PathBuf::from(parser.value()?)),
+            Long("gid") => overrides.gid = Some(number("gid", parser.value()?)?),
+            Long("nid") => overrides.nid = Some(number("nid", parser.value()?)?),
+            Long("controller") => overrides.controller = Some(parser.value()?.string()?),
+            Long("data-dir") => overrides.data_dir = Some(PathBuf::from(parser.value()?)),
+            Long("check-config") => check = true,
+            Long("log-level") => {
+                let level = parser.value()?.string()?;
+                log = level.parse().map_err(|_| format!("--log-level: \"{level}\" is no level; info, say"))?;
+            }
+            Long("token") => token = Some(parser.value()?.string()?),
+            Long("out") => out = Some(PathBuf::from(parser.value()?)),
+            Long("ca") => ca = Some(PathBuf::from(parser.value()?)),
+            Value(word) if command.is_none() => {
+                let word = word.string()?;
+                if !matches!(word.as_str(), "status" | "enroll") {
+                    return Err(format!("there is no command \"{word}\"; see jsagent --help").into());
+                }
+                command = Some(word);
+            }
+            other => return Err(format!("{}; see jsagent --help", other.unexpected()).into()),
+        }
+    }
+    if command.as_deref() == Some("enroll") {
+        let missing = |flag: &str| lexopt::Error::from(format!("enroll needs {flag}; see jsagent --help"));
+        let (Overrides { gid, nid, controller, .. }, Some(token), Some(out)) = (overrides, &token, &out) else {
+            return Err(missing(if token.is_none() { "--token" } else { "--out" }));
+        };
+        return Ok(Task::Enroll(Enroll {
+            controller: controller.ok_or_else(|| missing("--controller"))?,
+            token: token.clone(),
+            gid: gid.filter(|gid| *gid > 0).ok_or_else(|| missing("--gid, 1 or more"))?,
+            nid: nid.filter(|nid| *nid > 0).ok_or_else(|| missing("--nid, 1 or more"))?,
+            out: out.clone(),
+            ca,
+        }));
+    }
+    for (flag, given) in [("--token", token.is_some()), ("--out", out.is_some()), ("--ca", ca.is_some())] {
+        if given {
+            return Err(format!("{flag} belongs to jsagent enroll").into());
+        }
+    }
+    match command {
+        Some(_) => Ok(Task::Status { config, overrides }),
+        None => Ok(Task::Run { config, overrides, check, log }),
+    }
+}
+
+fn number(name: &str, value: OsString) -> Result<u32, lexopt::Error> {
+    let text = value.string()?;
+    match text.parse() {
+        Ok(number) if number > 0 => Ok(number),
+        _ => Err(format!("--{name} must be a whole number from 1 to {}, not \"{text}\"", u32::MAX).into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse_line(line: &str) -> Result<Task, String> {
+        parse(line.split_whitespace().map(OsString::from))
+    }
+
+    #[test]
+    fn tasks() {
+        assert_eq!(parse_line("--help"), Ok(Task::Help));
+        assert_eq!(parse_line("-c x --version"), Ok(Task::Version));
+        let overrides =
+            Overrides { gid: Some(1), nid: Some(2), controller: Some("u".into()), data_dir: Some("d".into()) };
+        assert_eq!(
+            parse_line("--gid 1 --nid=2 --controller u --data-dir d --log-level debug"),
+            Ok(Task::Run { config: None, overrides: overrides.clone(), check: false, log: LevelFilter::Debug })
+        );
+        assert_eq!(
+            parse_line("-c a.toml --check-config"),
+            Ok(Task::Run {
+                config: Some("a.toml".into()),
+                overrides: Overrides::default(),
+                check: true,
+                log: LevelFilter::Info
+            })
+        );
+        assert!(matches!(parse_line("status -c a.toml"), Ok(Task::Status { .. })));
+        let enroll = parse_line("enroll --controller u --token t --gid 1 --nid 2 --out o").unwrap();
+        assert!(matches!(enroll, Task::Enroll(Enroll { gid: 1, nid: 2, ca: None, .. })));
+    }
+
+    #[test]
+    fn bad_usage_is_one_line() {
+        for (line, want) in [
+            ("--nope", "invalid option '--nope'; see jsagent --help"),
+            ("--gid 0", "--gid must be a whole number"),
+            ("--gid x", "--gid must be a whole number"),
+            ("--gid", "missing argument for option '--gid'"),
+            ("run", "there is no command \"run\""),
+            ("status more", "unexpected argument \"more\""),
+            ("--token x", "--token belongs to jsagent enroll"),
+            ("enroll --token x", "enroll needs --out"),
+            ("enroll --token x --out o --gid 1 --nid 1", "enroll needs --controller"),
+            ("--log-level loud", "--log-level: \"loud\" is no level"),
+        ] {
+            let error = parse_line(line).unwrap_err();
+            assert!(error.starts_with(want) && !error.contains('\n'), "{line}: {error}");
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! The poller: asks one controller for commands, for ever.
+//!
+//! Owns the poll and its acknowledgement, one thread a controller. What the commands mean is the
+//! supervisor's: the poller hands them over and acknowledges a batch only once it is stored durably.
+//! Its thread is detached, for it may sit in a read; [`crate::controller::Controller::stop_polls`]
+//! ends that read.
+
+use crate::controller::{Controller, Failure, Taken};
+use crate::ledger::Ledger;
+use crate::outbox::Outbox;
+use crate::process;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use jscommon::backoff::Backoff;
+use jscommon::{Command, death};
+use serde_json::json;
+use std::io;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+/// How long a poll waits for a command.
+const WAIT: Duration = Duration::from_secs(30);
+/// Unsent results past this many bytes stop the taking of commands.
+pub const MAX_UNSENT: u64 = 64 << 20;
+/// How soon it looks again whether results have gone out.
+const FULL_PAUSE: Duration = Duration::from_millis(500);
+const FIRST_RETRY: Duration = Duration::from_millis(250);
+const LAST_RETRY: Duration = Duration::from_secs(30);
+
+/// What one poller works with.
+pub struct Parts {
+    /// Whom it asks.
+    pub controller: Arc<Controller>,
+    /// Who takes the commands.
+    pub supervisor: process::Remote,
+    /// Knows how much waits to be sent.
+    pub ledger: Arc<Ledger>,
+    /// Takes the events.
+    pub outbox: Arc<Outbox>,
+    /// Wakes this controller's sender, which renews credentials.
+    pub sender: Sender<()>,
+    /// Closed when the agent stops.
+    pub stop: Receiver<()>,
+}
+
+/// Starts the poller of one controller; it ends soon after its `stop` is closed.
+pub fn start(parts: Parts) -> io::Result<()> {
+    let name = format!("poll {}", parts.controller.name());
+    // The stack holds a TLS handshake.
+    thread::Builder::new().name(name).stack_size(256 * 1024).spawn(move || Poller::new(parts).run())?;
+    Ok(())
+}
+
+struct Poller {
+    parts: Parts,
+    /// Stored and not yet acknowledged.
+    ack: Option<String>,
+    backoff: Backoff,
+    /// The last trouble that was logged, so that each is told once.
+    trouble: Option<String>,
+}
+
+impl Poller {
+    fn new(parts: Parts) -> Poller {
+        Poller { parts, ack: None, backoff: Backoff::new(FIRST_RETRY, LAST_RETRY), trouble: None }
+    }
+
+    fn run(mut self) {
+        while !self.stopped() {
+            let pause = if self.parts.ledger.unsent_bytes() > MAX_UNSENT {
+                self.say(format!("no commands are taken while more than {} MiB of results wait", MAX_UNSENT >> 20));
+                FULL_PAUSE
+            } else {
+                self.round()
+            };
+            if !pause.is_zero() && self.parts.stop.recv_timeout(pause) != Err(RecvTimeoutError::Timeout) {
+                return;
+            }
+        }
+    }
+
+    /// One poll; the answer is how long to wait before the next.
+    fn round(&mut self) -> Duration {
+        let polled = self.parts.controller.poll(WAIT, self.ack.as_deref());
+        if self.parts.controller.wants_renewal() {
+            let _ = self.parts.sender.try_send(());
+        }
+        match polled {
+            Ok(taken) => {
+                if self.ack.take().is_some() {
+                    death::point("agent.acked");
+                }
+                if self.trouble.take().is_some() {
+                    log::info!(
+                        "controller {} answers at {}",
+                        self.parts.controller.name(),
+                        self.parts.controller.url()
+                    );
+                }
+                self.backoff.succeed();
+                match taken {
+                    Some(taken) => self.hand_over(taken),
+                    None => Duration::ZERO,
+                }
+            }
+            Err(_) if self.stopped() => Duration::ZERO,
+            Err(failure) => self.after(failure),
+        }
+    }
+
+    fn hand_over(&mut self, taken: Taken) -> Duration {
+        death::point("agent.received");
+        let mut commands = Vec::with_capacity(taken.cmds.len());
+        for value in taken.cmds {
+            match Command::from_value(value) {
+                Ok(command) => commands.push(command),
+                // The controller lets none of these through; one that came all the same must not block the rest.
+                Err(bad) => {
+                    log::error!("controller {} sent what is no command: {bad}", self.parts.controller.name());
+                    let data = json!({"id": bad.id, "reason": bad.reason});
+                    self.parts.outbox.push_event(Some(self.parts.controller.name()), "bad_command", data);
+                }
+            }
+        }
+        let stored = self.parts.supervisor.submit(self.parts.controller.name(), commands);
+        if stored.recv().is_ok() {
+            death::point("agent.stored");
+            self.ack = Some(taken.batch);
+            return Duration::ZERO;
+        }
+        if !self.stopped() {
+            self.say("commands cannot be stored, so none are taken; is the disk full?".to_owned());
+        }
+        self.backoff.fail(fastrand::f64())
+    }
+
+    fn after(&mut self, failure: Failure) -> Duration {
+        self.say(failure.to_string());
+        if failure.is_of_the_node() && self.parts.controller.reload() {
+            log::info!("controller {}: new credentials were found in their files", self.parts.controller.name());
+            return Duration::ZERO;
+        }
+        let failures = self.backoff.failures() as usize + 1;
+        let wait = self.backoff.fail(fastrand::f64());
+        // The next address of the list is tried at once, and only after all of them the wait begins.
+        match failure.wait() {
+            None if failure.is_of_the_address() && !failures.is_multiple_of(self.parts.controller.addresses()) => {
+                Duration::ZERO
+            }
+            None => wait,
+            Some(asked) => asked + wait,
+        }
+    }
+
+    fn say(&mut self, trouble: String) {
+        if self.trouble.as_deref() != Some(&trouble) {
+            log::warn!("controller {} ({}): {trouble}", self.parts.controller.name(), self.parts.controller.url());
+            self.trouble = Some(trouble);
+        }
+    }
+
+    fn stopped(&self) -> bool {
+        self.parts.stop.try_recv() == Err(crossbeam_channel::TryRecvError::Disconnected)
+    }
+}

@@ -1,0 +1,319 @@
+//! The sender: results, then events, records and stats, on their way to one controller.
+//!
+//! One thread a controller. Owns the order and the retries; what waits lies on disk, in the ledger
+//! and the outbox, so it holds nothing itself and a stop loses nothing. While one request is under
+//! way the results of other jobs gather, and the next request takes them all.
+//!
+//! What a controller will never take (400, 413…) is halved until the culprit is alone, logged and
+//! dropped; what speaks of the node and not of the content (401, 403) only holds up its own kind.
+
+use crate::controller::{Controller, Failure};
+use crate::ledger::{Ledger, Unsent};
+use crate::outbox::{Kind, Outbox};
+use crossbeam_channel::{Receiver, Sender, bounded};
+use jscommon::backoff::Backoff;
+use jscommon::death;
+use jscommon::worker::Worker;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// Most results of one request.
+const BATCH_ROWS: usize = 500;
+/// About as many bytes; a controller takes 16 MiB.
+const BATCH_BYTES: usize = 4 << 20;
+/// An agent that stops gives its sender this long.
+const LAST_ROUND: Duration = Duration::from_secs(3);
+/// The pause between two tries for new credentials.
+const RENEW_PAUSE: Duration = Duration::from_secs(30);
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LAST_RETRY: Duration = Duration::from_secs(30);
+
+/// The running sender; dropping it sends what is there, until its deadline.
+pub struct Handle {
+    controller: Arc<Controller>,
+    wake: Sender<()>,
+    stopping: Arc<AtomicBool>,
+    ended: Receiver<()>,
+    worker: Option<Worker>,
+}
+
+impl Handle {
+    /// Starts the sender of one controller.
+    pub fn start(controller: Arc<Controller>, ledger: Arc<Ledger>, outbox: Arc<Outbox>) -> io::Result<Handle> {
+        let (wake, woken) = bounded(1);
+        let (tell_end, ended) = bounded::<()>(0);
+        let stopping = Arc::new(AtomicBool::new(false));
+        outbox.waker(controller.name(), wake.clone());
+        let mut actor = Actor::new(controller.clone(), ledger, outbox, woken, stopping.clone());
+        let worker = Worker::spawn(&format!("send {}", controller.name()), 256 * 1024, move || {
+            actor.run();
+            drop(tell_end);
+        })?;
+        Ok(Handle { controller, wake, stopping, ended, worker: Some(worker) })
+    }
+
+    /// Wakes it: something new is there. One that finds it full was told already.
+    pub fn waker(&self) -> Sender<()> {
+        self.wake.clone()
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.stopping.store(true, Ordering::Relaxed);
+        let _ = self.wake.try_send(());
+        // It ends by itself in time, but for a request that hangs.
+        if self.ended.recv_timeout(LAST_ROUND) == Err(crossbeam_channel::RecvTimeoutError::Timeout) {
+            self.controller.stop_posts();
+        }
+        drop(self.worker.take());
+    }
+}
+
+/// What is sent, in the order of its urgency.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cargo {
+    Results,
+    Batch(Kind),
+}
+
+impl Cargo {
+    fn path(self) -> &'static str {
+        match self {
+            Cargo::Results => "result",
+            Cargo::Batch(Kind::Event) => "event",
+            Cargo::Batch(Kind::Log) => "log",
+            Cargo::Batch(Kind::Stats) => "stats",
+        }
+    }
+}
+
+/// One kind of cargo and its own patience.
+struct Lane {
+    cargo: Cargo,
+    backoff: Backoff,
+    not_before: Option<Instant>,
+    /// Results of the next request; halved when one of them is refused.
+    rows: usize,
+}
+
+struct Actor {
+    controller: Arc<Controller>,
+    ledger: Arc<Ledger>,
+    outbox: Arc<Outbox>,
+    woken: Receiver<()>,
+    stopping: Arc<AtomicBool>,
+    lanes: Vec<Lane>,
+    /// Of the whole controller: nothing is tried before then.
+    backoff: Backoff,
+    not_before: Option<Instant>,
+    renew_after: Option<Instant>,
+    trouble: Option<String>,
+}
+
+impl Actor {
+    fn new(
+        controller: Arc<Controller>,
+        ledger: Arc<Ledger>,
+        outbox: Arc<Outbox>,
+        woken: Receiver<()>,
+        stopping: Arc<AtomicBool>,
+    ) -> Actor {
+        let backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
+        let cargos = [Cargo::Results, Cargo::Batch(Kind::Event), Cargo::Batch(Kind::Log), Cargo::Batch(Kind::Stats)];
+        let lane = |cargo| Lane { cargo, backoff: backoff.clone(), not_before: None, rows: BATCH_ROWS };
+        Actor {
+            controller,
+            ledger,
+            outbox,
+            woken,
+            stopping,
+            lanes: cargos.into_iter().map(lane).collect(),
+            backoff: backoff.clone(),
+            not_before: None,
+            renew_after: None,
+            trouble: None,
+        }
+    }
+
+    fn run(&mut self) {
+        loop {
+            // Before the look at what is there, so that a stop in between is met with one more round.
+            let last = self.stopping.load(Ordering::Relaxed);
+            self.renew();
+            let next = self.drain(last);
+            if last {
+                return;
+            }
+            match next {
+                Some(next) => drop(self.woken.recv_deadline(next)),
+                None => drop(self.woken.recv()),
+            }
+        }
+    }
+
+    /// Sends all that is due; the answer is when something held up is due again. The last round of a
+    /// stopping agent waits for nothing and ends at the first failure.
+    fn drain(&mut self, last: bool) -> Option<Instant> {
+        loop {
+            let now = Instant::now();
+            if !last
+                && let Some(not_before) = self.not_before
+                && now < not_before
+            {
+                return Some(not_before);
+            }
+            let due = |lane: &Lane| last || lane.not_before.is_none_or(|not_before| not_before <= now);
+            let due: Vec<usize> = (0..self.lanes.len()).filter(|i| due(&self.lanes[*i])).collect();
+            let sent = due.into_iter().find_map(|lane| self.send(lane));
+            match sent {
+                Some(Ok(())) => {}
+                Some(Err(())) if last => return None,
+                Some(Err(())) => {}
+                None => return self.lanes.iter().filter_map(|lane| lane.not_before).filter(|t| *t > now).min(),
+            }
+        }
+    }
+
+    /// Sends one request of this lane; nothing when it has nothing to send.
+    fn send(&mut self, lane: usize) -> Option<Result<(), ()>> {
+        let name = self.controller.name();
+        let cargo = self.lanes[lane].cargo;
+        let outcome = match cargo {
+            Cargo::Results => {
+                let results = match self.ledger.unsent(name, self.lanes[lane].rows, BATCH_BYTES) {
+                    Ok(results) if results.is_empty() => return None,
+                    Ok(results) => results,
+                    Err(error) => {
+                        self.hold(lane, &Failure::Unusable(format!("results cannot be read: {error:#}")));
+                        return Some(Err(()));
+                    }
+                };
+                let outcome = self.controller.post(cargo.path(), &list(&results));
+                self.settle_results(lane, &results, outcome)
+            }
+            Cargo::Batch(kind) => {
+                let batch = self.outbox.next(name, kind)?;
+                let outcome = self.controller.post(cargo.path(), &batch.body);
+                match outcome {
+                    Ok(()) => {
+                        self.outbox.taken(name, kind, batch.number);
+                        Ok(())
+                    }
+                    Err(failure) if failure.is_final() => {
+                        log::error!("controller {name}: a batch of {} is dropped: {failure}", cargo.path());
+                        self.outbox.refused(name, kind, batch.number);
+                        Ok(())
+                    }
+                    Err(failure) => Err(failure),
+                }
+            }
+        };
+        Some(match outcome {
+            Ok(()) => {
+                self.release(lane);
+                Ok(())
+            }
+            Err(failure) => {
+                self.hold(lane, &failure);
+                Err(())
+            }
+        })
+    }
+
+    /// What became of a request with results: marks what is over.
+    fn settle_results(&mut self, lane: usize, results: &[Unsent], outcome: Result<(), Failure>) -> Result<(), Failure> {
+        let name = self.controller.name().to_owned();
+        match outcome {
+            Ok(()) => {
+                death::point("agent.posted");
+                self.lanes[lane].rows = BATCH_ROWS;
+            }
+            // The list was taken but for these, and these will never be.
+            Err(Failure::Refused { reason, refused, .. }) if !refused.is_empty() => {
+                log::error!("controller {name} refuses the results of {}: {reason}", refused.join(", "));
+                self.lanes[lane].rows = BATCH_ROWS;
+            }
+            Err(failure) if failure.is_final() && results.len() > 1 => {
+                self.lanes[lane].rows = results.len() / 2;
+                return Ok(());
+            }
+            Err(failure) if failure.is_final() => {
+                log::error!("controller {name}: a result is dropped: {failure}: {:.200}", results[0].json);
+                self.lanes[lane].rows = BATCH_ROWS;
+            }
+            Err(failure) => return Err(failure),
+        }
+        let keys: Vec<i64> = results.iter().map(|result| result.key).collect();
+        if let Err(error) = self.ledger.mark_sent(&keys) {
+            return Err(Failure::Unusable(format!("sent results cannot be marked: {error:#}")));
+        }
+        death::point("agent.sent");
+        Ok(())
+    }
+
+    fn release(&mut self, lane: usize) {
+        self.not_before = None;
+        self.backoff.succeed();
+        self.lanes[lane].not_before = None;
+        self.lanes[lane].backoff.succeed();
+        self.trouble = None;
+    }
+
+    /// Waits before the next try: of this lane, or of all when the controller itself is away.
+    fn hold(&mut self, lane: usize, failure: &Failure) {
+        let trouble = failure.to_string();
+        if self.trouble.as_deref() != Some(&trouble) {
+            log::warn!("controller {}: {} waits: {trouble}", self.controller.name(), self.lanes[lane].cargo.path());
+            self.trouble = Some(trouble);
+        }
+        if failure.is_of_the_node() && self.controller.reload() {
+            return;
+        }
+        let whole = failure.is_of_the_address() || failure.wait().is_some();
+        let backoff = if whole { &mut self.backoff } else { &mut self.lanes[lane].backoff };
+        let failures = backoff.failures() as usize + 1;
+        let mut wait = backoff.fail(fastrand::f64()) + failure.wait().unwrap_or_default();
+        if failure.is_of_the_address()
+            && failure.wait().is_none()
+            && !failures.is_multiple_of(self.controller.addresses())
+        {
+            wait = Duration::ZERO;
+        }
+        let until = Some(Instant::now() + wait);
+        if whole {
+            self.not_before = until;
+        } else {
+            self.lanes[lane].not_before = until;
+        }
+    }
+
+    fn renew(&mut self) {
+        let now = Instant::now();
+        if !self.controller.wants_renewal() || self.renew_after.is_some_and(|after| now < after) {
+            return;
+        }
+        self.renew_after = Some(now + RENEW_PAUSE);
+        match self.controller.renew() {
+            Ok(true) => log::info!("controller {}: the credentials were renewed", self.controller.name()),
+            Ok(false) => {}
+            Err(failure) => log::warn!("controller {}: no new credentials: {failure}", self.controller.name()),
+        }
+    }
+}
+
+/// The body of a request with results.
+fn list(results: &[Unsent]) -> Vec<u8> {
+    let mut body = Vec::with_capacity(results.iter().map(|result| result.json.len() + 1).sum::<usize>() + 2);
+    body.push(b'[');
+    for (i, result) in results.iter().enumerate() {
+        if i > 0 {
+            body.push(b',');
+        }
+        body.extend_from_slice(result.json.as_bytes());
+    }
+    body.push(b']');
+    body
+}

@@ -45,6 +45,10 @@ pub enum Standing {
     Failed = 4,
     /// A recurring job between two runs.
     Scheduled = 5,
+    /// A run under way was killed: nothing follows it.
+    Ending = 6,
+    /// A run under way is the last.
+    Last = 7,
 }
 
 impl Standing {
@@ -55,6 +59,8 @@ impl Standing {
             2 => Standing::Done,
             4 => Standing::Failed,
             5 => Standing::Scheduled,
+            6 => Standing::Ending,
+            7 => Standing::Last,
             _ => Standing::Sent,
         }
     }
@@ -81,11 +87,11 @@ pub enum Write {
         /// The start, in milliseconds since 1970.
         started: i64,
     },
-    /// The job is alive and no run is under way.
-    Rest {
+    /// The job goes on, and stands otherwise.
+    Stand {
         /// The job's id.
         id: String,
-        /// `Accepted`, `Failed` or `Scheduled`.
+        /// Any but `Started`, `Done` and `Sent`.
         standing: Standing,
     },
     /// The result of one run of a job that goes on.
@@ -307,7 +313,7 @@ fn open_table(path: &Path) -> rusqlite::Result<Connection> {
              result TEXT,
              UNIQUE(id, run));
          CREATE INDEX IF NOT EXISTS waiting ON jobs(controller, key) WHERE state = 2;
-         CREATE INDEX IF NOT EXISTS live ON jobs(key) WHERE state IN (0, 1, 4, 5);",
+         CREATE INDEX IF NOT EXISTS live ON jobs(key) WHERE state IN (0, 1, 4, 5, 6, 7);",
     )?;
     db.set_prepared_statement_cache_capacity(16);
     Ok(db)
@@ -330,7 +336,7 @@ fn apply(db: &Connection, write: &Write) -> Result<i64> {
                 .execute(params![started, id])?;
             Ok(0)
         }
-        Write::Rest { id, standing } => {
+        Write::Stand { id, standing } => {
             db.prepare_cached("UPDATE jobs SET state = ? WHERE id = ? AND run = 0")?
                 .execute(params![*standing as i64, id])?;
             Ok(0)
@@ -396,7 +402,7 @@ fn tidy(db: &Connection, now: i64) -> Result<()> {
 fn read_live(db: &Connection) -> Result<Vec<Row>> {
     let mut query = db.prepare(
         "SELECT id, controller, coalesce(command, ''), state, accepted, started, reported
-         FROM jobs WHERE state IN (0, 1, 4, 5) ORDER BY key",
+         FROM jobs WHERE state IN (0, 1, 4, 5, 6, 7) ORDER BY key",
     )?;
     let rows = query.query_map([], |row| {
         Ok(Row {

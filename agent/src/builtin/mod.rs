@@ -5,6 +5,7 @@
 //! a command's name means and runs it where its [`Kind`] says.
 
 pub mod info;
+pub mod jobs;
 
 use crate::config::Config;
 use crate::controller::Controller;

@@ -2,11 +2,13 @@
 //!
 //! Nothing else in the agent asks which system it runs on.
 
+mod process;
 #[cfg(unix)]
 mod unix;
 #[cfg(windows)]
 mod windows;
 
+pub use process::{Mark, Proc, Signal, Spawned};
 #[cfg(unix)]
 pub use unix::*;
 #[cfg(windows)]

@@ -1,17 +1,38 @@
 //! The supervisor: every job of this node, from its acceptance to its result.
+//!
+//! **Owns** the supervisor thread ([`actor`]) and the way to it. The rules are [`policy`]'s, pure; what
+//! a process is started from is [`spawn`]'s, which processes belong together [`tree`]'s.
+//!
+//! **Does not** read output (`output` does, and tells the end of the pipes), speak to controllers (it
+//! leaves results in the ledger and gives [`Notice`]), or keep records.
+//!
+//! Pollers [`Remote::submit`] commands, the monitor asks for [`Remote::processes`]. Both go through one
+//! unbounded inbox: control must never wait behind output. What the policy orders is written to the
+//! ledger first, in one commit for everything that lay in the inbox, and only then done.
 
 use crate::builtin;
 use crate::config::Config;
 use crate::ledger::Ledger;
+use crate::os::{self, Proc};
 use crate::output::Outlets;
 use anyhow::Result;
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use jscommon::Command;
+use jscommon::worker::Worker;
 use serde::Serialize;
 use serde_json::Value;
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
+mod actor;
+mod answer;
+pub mod args;
+mod leftovers;
+pub mod policy;
 pub mod spawn;
+pub mod status;
+pub mod tree;
 
 /// What the supervisor works with.
 pub struct Parts {
@@ -19,7 +40,7 @@ pub struct Parts {
     pub config: Arc<Config>,
     /// The memory of jobs.
     pub ledger: Arc<Ledger>,
-    /// Where records and figures of jobs go.
+    /// Where output and records go.
     pub outlets: Outlets,
     /// What the built-in commands may use.
     pub builtins: Arc<builtin::Context>,
@@ -61,7 +82,7 @@ pub struct ProcessEntry {
     pub name: String,
     /// The first process of the tree; 0 when none runs.
     pub pid: u32,
-    /// `RUNNING`, `STOPPING`, and for a single job also `QUEUED` or `SCHEDULED`.
+    /// `RUNNING`, `STOPPING`, and for a job without a process `QUEUED`, `SCHEDULED` or `FAILED`.
     pub state: &'static str,
     /// Percent of one core since the sample before, of the whole tree.
     pub cpu: f64,
@@ -75,22 +96,29 @@ pub struct ProcessEntry {
     pub written: u64,
     /// Processes in the tree.
     pub processes: u64,
-    /// When the run began, in milliseconds since 1970.
+    /// When the run began, in milliseconds since 1970; 0 when none runs.
     pub starttime: i64,
     /// Restarts of this job since it was accepted, or since the agent started.
     pub restarts: u64,
+    /// Seconds between two samples of this job, where it asked for its own.
+    #[serde(skip)]
+    pub stats_interval: Option<u64>,
 }
 
 /// The running supervisor; dropping it stops it as [`Handle::stop`] does.
 pub struct Handle {
     remote: Remote,
+    _worker: Worker,
 }
 
 impl Handle {
     /// Ends what is left of jobs that ran when the agent died, takes up the remembered jobs and the
     /// configured startup jobs, and begins to supervise.
-    pub fn start(_parts: Parts) -> Result<Handle> {
-        Ok(Handle { remote: Remote {} })
+    pub fn start(parts: Parts) -> Result<Handle> {
+        let (sender, inbox) = unbounded();
+        let remote = Remote { sender, baselines: Arc::default() };
+        let worker = actor::start(parts, remote.clone(), inbox)?;
+        Ok(Handle { remote, _worker: worker })
     }
 
     /// The way to it from other threads.
@@ -103,19 +131,113 @@ impl Handle {
     pub fn stop(self) {}
 }
 
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // The worker is joined by its own field after this.
+        let _ = self.remote.sender.send(Message::Stop);
+    }
+}
+
 /// The way to the supervisor from other threads.
 #[derive(Clone)]
-pub struct Remote {}
+pub struct Remote {
+    sender: Sender<Message>,
+    /// By run: when its processor time was last looked at, and what it was.
+    baselines: Arc<Mutex<HashMap<u64, (Instant, u64)>>>,
+}
+
+/// What the supervisor is told.
+enum Message {
+    /// Commands of a controller; the answer comes once they are stored.
+    Submit { controller: Arc<str>, commands: Vec<Command>, stored: Sender<()> },
+    /// The first process of a run has ended.
+    Exited { run: u64, code: i32 },
+    /// A run's pipes have ended.
+    Drained { run: u64 },
+    /// A script is ready to start.
+    #[allow(dead_code)] // until scripts are wired
+    Prepared { run: u64, spec: Result<spawn::Spec, String> },
+    /// A task has its answer.
+    Answered { run: u64, answer: builtin::Answer },
+    /// What runs?
+    View { id: Option<String>, reply: Sender<Vec<View>> },
+    /// End everything, then yourself.
+    Stop,
+}
+
+/// A job as the supervisor sees it; the figures are looked up elsewhere.
+struct View {
+    entry: ProcessEntry,
+    root: Option<tree::Root>,
+    since: Instant,
+}
 
 impl Remote {
     /// Hands over commands of a controller. The answer comes once all of them are stored durably, and
     /// never when that failed or the supervisor has stopped: then nothing may be acknowledged.
-    pub fn submit(&self, _controller: &str, _commands: Vec<Command>) -> Receiver<()> {
-        crossbeam_channel::bounded(1).1
+    pub fn submit(&self, controller: &str, commands: Vec<Command>) -> Receiver<()> {
+        let (stored, answer) = bounded(1);
+        let _ = self.sender.send(Message::Submit { controller: controller.into(), commands, stored });
+        answer
     }
 
     /// The jobs that have processes, with the figures of their trees: one pass over all processes.
     pub fn processes(&self) -> Vec<ProcessEntry> {
-        Vec::new()
+        self.entries(None)
+    }
+
+    /// The job of this id, whether it runs or waits.
+    pub fn process(&self, id: &str) -> Option<ProcessEntry> {
+        self.entries(Some(id.to_owned())).pop()
+    }
+
+    fn entries(&self, id: Option<String>) -> Vec<ProcessEntry> {
+        let (reply, answer) = bounded(1);
+        let all = id.is_none();
+        if self.sender.send(Message::View { id, reply }).is_err() {
+            return Vec::new();
+        }
+        let views = answer.recv().unwrap_or_default();
+        let roots: Vec<tree::Root> = views.iter().filter_map(|view| view.root.clone()).collect();
+        let mut trees = match roots.is_empty() {
+            true => HashMap::new(),
+            false => tree::trees(&os::processes(), std::process::id(), &roots, os::mark),
+        };
+        let mut baselines = self.baselines.lock().unwrap_or_else(PoisonError::into_inner);
+        if all {
+            baselines.retain(|run, _| roots.iter().any(|root| root.run == *run));
+        }
+        views
+            .into_iter()
+            .map(|view| match &view.root {
+                Some(root) => {
+                    let tree = trees.remove(&root.run).unwrap_or_default();
+                    with_figures(view.entry, &tree, baselines.entry(root.run).or_insert((view.since, 0)))
+                }
+                None => view.entry,
+            })
+            .collect()
+    }
+}
+
+/// Fills in the figures; the processor's share is counted from the baseline, which moves on once it is
+/// a second old (a shorter time would measure noise).
+fn with_figures(entry: ProcessEntry, tree: &[Proc], baseline: &mut (Instant, u64)) -> ProcessEntry {
+    let figures = tree::figures(tree);
+    let (since, before) = *baseline;
+    let passed = since.elapsed();
+    let used = figures.cpu.saturating_sub(before) as f64;
+    let cpu = if passed.is_zero() { 0.0 } else { used / (passed.as_secs_f64() * 1000.0) * 100.0 };
+    if passed >= Duration::from_secs(1) {
+        *baseline = (Instant::now(), figures.cpu);
+    }
+    ProcessEntry {
+        cpu: (cpu * 10.0).round() / 10.0,
+        rss: figures.rss,
+        vms: figures.vms,
+        read: figures.read,
+        written: figures.written,
+        processes: figures.processes,
+        ..entry
     }
 }

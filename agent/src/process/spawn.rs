@@ -1,6 +1,21 @@
 //! What a process is started from, and the only place that starts one.
+//!
+//! **Owns** the way from a command to a running child: the placeholders, what every child sees in its
+//! environment, the sentence that says why something could not be started, and the feeding of stdin.
+//!
+//! **Does not** watch the child: the supervisor does, and `os` waits for it.
 
-use std::path::PathBuf;
+use super::args::{ExecuteArgs, RunArgs, split};
+use crate::config::Config;
+use crate::os::{self, Children, Mark, Spawned};
+use jscommon::Command;
+use jscommon::worker::Worker;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::{ChildStdin, Stdio};
+
+/// What a fresh pipe takes at once on every system, so that writing it cannot block.
+const PIPE: usize = 4096;
 
 /// A process to start. What the common arguments ask for (user, limits, nice) the supervisor adds.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -15,4 +30,190 @@ pub struct Spec {
     pub cwd: Option<PathBuf>,
     /// Given to it on stdin, which is then closed.
     pub stdin: Vec<u8>,
+}
+
+/// Replaces `$agentroot`, `$root` and `$tmp` in the texts of a command.
+#[derive(Clone, Debug)]
+pub struct Places {
+    agentroot: String,
+    tmp: String,
+}
+
+impl Places {
+    /// The places of the agent whose data folder this is.
+    pub fn new(data_dir: &Path) -> Places {
+        Places {
+            agentroot: data_dir.to_string_lossy().into_owned(),
+            tmp: data_dir.join("tmp").to_string_lossy().into_owned(),
+        }
+    }
+
+    /// `text` with every placeholder replaced. A longer name that merely begins like one is none.
+    pub fn fill(&self, text: &str) -> String {
+        let mut filled = String::with_capacity(text.len());
+        let mut rest = text;
+        while let Some(at) = rest.find('$') {
+            filled.push_str(&rest[..at]);
+            rest = &rest[at..];
+            let end = rest[1..].find(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).map_or(rest.len(), |i| i + 1);
+            let (name, after) = rest.split_at(end);
+            match name {
+                "$agentroot" => filled.push_str(&self.agentroot),
+                "$tmp" => filled.push_str(&self.tmp),
+                // The root ends in a slash already.
+                "$root" if after.starts_with(['/', '\\']) => filled.push_str(os::ROOT.trim_end_matches(['/', '\\'])),
+                "$root" => filled.push_str(os::ROOT),
+                other => filled.push_str(other),
+            }
+            rest = after;
+        }
+        filled.push_str(rest);
+        filled
+    }
+}
+
+/// The process of an `execute` command.
+pub fn execute(command: &Command, places: &Places) -> Result<Spec, String> {
+    let args = ExecuteArgs::parse(command)?;
+    let (program, list) = match args.args {
+        Some(list) => (args.cmd, list),
+        None => {
+            let mut words = split(&args.cmd)?.into_iter();
+            (words.next().unwrap_or_default(), words.collect())
+        }
+    };
+    let program = places.fill(&program);
+    if program.is_empty() {
+        return Err("cmd is empty: it names the program to run".into());
+    }
+    Ok(Spec {
+        program,
+        args: list.iter().map(|arg| places.fill(arg)).collect(),
+        env: args.env,
+        cwd: args.workingdir.map(|dir| PathBuf::from(places.fill(&dir))),
+        stdin: command.data.clone().into_bytes(),
+    })
+}
+
+/// Starts a process, and says in a sentence why not.
+pub fn start(
+    children: &Children,
+    run: u64,
+    spec: Spec,
+    args: &RunArgs,
+    mark: &Mark,
+    controller: &str,
+    config: &Config,
+) -> Result<Spawned, String> {
+    if let Some(cwd) = &spec.cwd
+        && !cwd.is_dir()
+    {
+        return Err(format!("workingdir: there is no folder {}", cwd.display()));
+    }
+    let identity = args.user.as_deref().map(os::Identity::find).transpose()?;
+    let mut command = std::process::Command::new(&spec.program);
+    command.args(&spec.args).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.stdin(if spec.stdin.is_empty() { Stdio::null() } else { Stdio::piped() });
+    if let Some(cwd) = &spec.cwd {
+        command.current_dir(cwd);
+    }
+    // What the service manager tells the agent is not for its children.
+    for name in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"] {
+        if std::env::var_os(name).is_some() {
+            command.env_remove(name);
+        }
+    }
+    if let Some(identity) = &identity {
+        command.envs([("USER", &identity.name), ("LOGNAME", &identity.name), ("HOME", &identity.home)]);
+    }
+    command.envs(spec.env.iter().map(|(name, value)| (name, value)));
+    command.envs(environment(mark, controller, config));
+    os::configure(&mut command, os::Settings { identity, limits: args.limits.clone(), nice: args.nice });
+    let mut spawned = children.spawn(run, &mut command).map_err(|fault| refusal(&spec.program, &fault))?;
+    if let Some(stdin) = spawned.stdin.take() {
+        feed(stdin, spec.stdin);
+    }
+    Ok(spawned)
+}
+
+/// What every child sees, and nothing that would let it speak for the node.
+fn environment(mark: &Mark, controller: &str, config: &Config) -> Vec<(&'static str, String)> {
+    // A startup job answers to nobody; it still may want to know a controller.
+    let known = config.controllers.get_key_value(controller).or_else(|| config.controllers.first_key_value());
+    let (name, url, ca) = known.map_or_else(Default::default, |(name, controller)| {
+        let ca = controller.ca.as_ref().map(|ca| ca.to_string_lossy().into_owned());
+        (name.clone(), controller.urls.first().cloned().unwrap_or_default(), ca.unwrap_or_default())
+    });
+    vec![
+        ("AGENT_GID", config.main.gid.to_string()),
+        ("AGENT_NID", config.main.nid.to_string()),
+        ("AGENT_HOME", mark.home.clone()),
+        ("AGENT_JOB_ID", mark.job.clone()),
+        ("AGENT_JOB_START", mark.start.to_string()),
+        ("AGENT_CONTROLLER_NAME", name),
+        ("AGENT_CONTROLLER_URL", url),
+        ("AGENT_CONTROLLER_CA", ca),
+    ]
+}
+
+fn refusal(program: &str, fault: &io::Error) -> String {
+    match fault.kind() {
+        io::ErrorKind::NotFound => format!("program not found: {program}"),
+        io::ErrorKind::PermissionDenied => format!("cannot run {program}: permission denied"),
+        _ => format!("cannot run {program}: {fault}"),
+    }
+}
+
+/// Writes a child's stdin and closes it. A child that does not read blocks nobody: what does not fit
+/// into its pipe has a thread of its own, which ends with the pipe's last reader.
+fn feed(mut stdin: ChildStdin, data: Vec<u8>) {
+    if data.len() <= PIPE {
+        // It may have ended already, or closed its stdin: its own affair.
+        let _ = stdin.write_all(&data);
+        return;
+    }
+    let writer = move || drop(stdin.write_all(&data));
+    match Worker::spawn("stdin", 64 * 1024, writer) {
+        Ok(worker) => worker.detach(),
+        Err(fault) => log::error!("no thread for a job's stdin, which is closed unread: {fault}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn places() -> Places {
+        Places { agentroot: "/data".into(), tmp: "/data/tmp".into() }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn placeholders() {
+        for (text, filled) in [
+            ("$agentroot/x", "/data/x"),
+            ("a$tmp", "a/data/tmp"),
+            ("$root", "/"),
+            ("$root/etc:$root", "/etc:/"),
+            ("$roots $HOME $", "$roots $HOME $"),
+            ("$$tmp", "$/data/tmp"),
+        ] {
+            assert_eq!(places().fill(text), filled, "{text}");
+        }
+    }
+
+    #[test]
+    fn execute_becomes_a_process() {
+        let make = |args| {
+            let command = json!({"id": "a", "gid": 1, "nid": 1, "cmd": "execute", "args": args, "data": "in"});
+            execute(&Command::from_value(command).unwrap(), &places())
+        };
+        let spec = make(json!({"cmd": "$agentroot/run -v \"a b\"", "workingdir": "$tmp"})).unwrap();
+        assert_eq!((spec.program.as_str(), spec.stdin.as_slice()), ("/data/run", b"in".as_slice()));
+        assert_eq!((spec.args, spec.cwd), (vec!["-v".into(), "a b".into()], Some("/data/tmp".into())));
+        let spec = make(json!({"cmd": "my program", "args": ["$tmp", 1], "env": {"A": "b"}})).unwrap();
+        assert_eq!((spec.program.as_str(), spec.args), ("my program", vec!["/data/tmp".to_owned(), "1".into()]));
+        assert!(make(json!({"cmd": "\"\""})).is_err());
+    }
 }

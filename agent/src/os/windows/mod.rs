@@ -1,7 +1,10 @@
 //! Windows.
 
+mod process;
+
 use super::Interface;
 use crossbeam_channel::Receiver;
+pub use process::*;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;

@@ -1,0 +1,409 @@
+//! Linux: process groups, a subreaper, one waiter for all children, and `/proc`.
+
+use crate::os::{Mark, Proc, Signal, Spawned};
+use jscommon::worker::Worker;
+use nix::errno::Errno;
+use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+use nix::sys::signal as posix;
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::{Gid, Pid, Uid, User, getgrouplist, setgid, setgroups, setuid};
+use serde_json::Value;
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::io::{self, Read};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+/// The root of the file system.
+pub const ROOT: &str = "/";
+
+/// A resource limit for a child.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limit {
+    resource: Resource,
+    soft: u64,
+    hard: u64,
+}
+
+impl Limit {
+    /// Reads a limit: its name in lower case without `RLIMIT_`, and a number, `"unlimited"`, or a list
+    /// of the soft and the hard limit.
+    pub fn new(name: &str, value: &Value) -> Result<Limit, String> {
+        let resource = match name {
+            "as" => Resource::RLIMIT_AS,
+            "core" => Resource::RLIMIT_CORE,
+            "cpu" => Resource::RLIMIT_CPU,
+            "data" => Resource::RLIMIT_DATA,
+            "fsize" => Resource::RLIMIT_FSIZE,
+            "locks" => Resource::RLIMIT_LOCKS,
+            "memlock" => Resource::RLIMIT_MEMLOCK,
+            "msgqueue" => Resource::RLIMIT_MSGQUEUE,
+            "nice" => Resource::RLIMIT_NICE,
+            "nofile" => Resource::RLIMIT_NOFILE,
+            "nproc" => Resource::RLIMIT_NPROC,
+            "rss" => Resource::RLIMIT_RSS,
+            "rtprio" => Resource::RLIMIT_RTPRIO,
+            "sigpending" => Resource::RLIMIT_SIGPENDING,
+            "stack" => Resource::RLIMIT_STACK,
+            _ => {
+                return Err(format!(
+                    "'{name}' is none of as, core, cpu, data, fsize, locks, memlock, msgqueue, nice, nofile, nproc, \
+                     rss, rtprio, sigpending, stack"
+                ));
+            }
+        };
+        let one = |value: &Value| match value {
+            Value::String(text) if text == "unlimited" || text == "infinity" => Ok(RLIM_INFINITY),
+            Value::Number(number) if number.as_i64() == Some(-1) => Ok(RLIM_INFINITY),
+            Value::Number(number) if number.as_u64().is_some() => Ok(number.as_u64().unwrap_or(0)),
+            other => Err(format!("{name} must be a whole number or \"unlimited\", not {other}")),
+        };
+        let (soft, hard) = match value {
+            Value::Array(pair) if pair.len() == 2 => (one(&pair[0])?, one(&pair[1])?),
+            value => (one(value)?, one(value)?),
+        };
+        match soft <= hard {
+            true => Ok(Limit { resource, soft, hard }),
+            false => Err(format!("{name}: the soft limit {soft} is above the hard limit {hard}")),
+        }
+    }
+}
+
+/// Whom a child runs as.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Identity {
+    uid: Uid,
+    gid: Gid,
+    groups: Vec<Gid>,
+    /// Its name, for `USER` and `LOGNAME`.
+    pub name: String,
+    /// Its home folder, for `HOME`.
+    pub home: String,
+}
+
+impl Identity {
+    /// Looks a user up by name or number.
+    pub fn find(name: &str) -> Result<Identity, String> {
+        let found = match name.parse::<u32>() {
+            Ok(uid) => User::from_uid(Uid::from_raw(uid)),
+            Err(_) => User::from_name(name),
+        };
+        let user = found
+            .map_err(|fault| format!("user: cannot look up '{name}': {fault}"))?
+            .ok_or_else(|| format!("user: there is no user '{name}' here"))?;
+        if !Uid::effective().is_root() && user.uid != Uid::effective() {
+            return Err(format!("user: the agent does not run as root and cannot start a process as '{name}'"));
+        }
+        let known = CString::new(user.name.clone()).map_err(|_| format!("user: there is no user '{name}' here"))?;
+        let groups = getgrouplist(&known, user.gid).unwrap_or_else(|_| vec![user.gid]);
+        let home = user.dir.to_string_lossy().into_owned();
+        Ok(Identity { uid: user.uid, gid: user.gid, groups, name: user.name, home })
+    }
+}
+
+/// What a child is given before it becomes its program.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Settings {
+    /// Whom it runs as; nothing is the agent's own user.
+    pub identity: Option<Identity>,
+    /// Its resource limits.
+    pub limits: Vec<Limit>,
+    /// Added to its niceness.
+    pub nice: Option<i32>,
+}
+
+/// Makes `command` start with these settings, in a process group of its own.
+pub fn configure(command: &mut Command, settings: Settings) {
+    command.process_group(0);
+    // Without them the standard library starts it the quicker way (posix_spawn).
+    if settings != Settings::default() {
+        before_exec(command, settings);
+    }
+}
+
+/// Runs in the child between fork and exec, where only system calls are safe: nothing here allocates
+/// or takes a lock, and all look-ups were done before.
+#[allow(unsafe_code)] // `pre_exec` and `setpriority` have no safe form
+fn before_exec(command: &mut Command, settings: Settings) {
+    let apply = move || -> io::Result<()> {
+        for limit in &settings.limits {
+            setrlimit(limit.resource, limit.soft, limit.hard)?;
+        }
+        if let Some(nice) = settings.nice {
+            let set = unsafe { nix::libc::setpriority(nix::libc::PRIO_PROCESS, 0, nice) };
+            Errno::result(set)?;
+        }
+        if let Some(identity) = &settings.identity
+            && identity.uid != Uid::effective()
+        {
+            setgroups(&identity.groups)?;
+            setgid(identity.gid)?;
+            setuid(identity.uid)?;
+        }
+        Ok(())
+    };
+    unsafe {
+        command.pre_exec(apply);
+    }
+}
+
+/// The children of the agent: starts them, waits for them and for the orphans it adopts.
+///
+/// A child is reaped under the same lock under which it is signalled, so that a signal never reaches
+/// a process that has taken over a dead one's id.
+pub struct Children {
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    table: Mutex<Table>,
+    /// Told when a child was started.
+    started: Condvar,
+}
+
+#[derive(Default)]
+struct Table {
+    /// Children that were not reaped, and their runs.
+    runs: HashMap<u32, u64>,
+    /// Counts the children ever started.
+    count: u64,
+}
+
+impl Children {
+    /// Makes the agent the parent of every orphan below it and starts the waiter thread, which calls
+    /// `exited` with the run and its status (128 + n for signal n).
+    pub fn start(exited: impl Fn(u64, i32) + Send + 'static) -> io::Result<Children> {
+        // Without it a descendant whose parent ended would go to init, out of sight.
+        if let Err(fault) = nix::sys::prctl::set_child_subreaper(true) {
+            log::warn!("cannot adopt orphans ({fault}); descendants that detach are found by their environment alone");
+        }
+        let shared = Arc::new(Shared::default());
+        let waiter = shared.clone();
+        // It may sit in a wait for an adopted daemon when the agent ends, so nobody joins it.
+        Worker::spawn("waiter", 64 * 1024, move || waiter.wait(exited))?.detach();
+        Ok(Children { shared })
+    }
+
+    /// Starts a child for this run.
+    pub fn spawn(&self, run: u64, command: &mut Command) -> io::Result<Spawned> {
+        let mut table = self.shared.lock();
+        let mut child = command.spawn()?;
+        table.runs.insert(child.id(), run);
+        table.count += 1;
+        self.shared.started.notify_all();
+        Ok(Spawned {
+            pid: child.id(),
+            stdin: child.stdin.take(),
+            stdout: child.stdout.take(),
+            stderr: child.stderr.take(),
+        })
+    }
+
+    /// Sends `signal` to the process group of this run's first process `pid`, as long as that one was
+    /// not reaped; else nothing, and the answer is no.
+    pub fn signal_group(&self, run: u64, pid: u32, signal: Signal) -> bool {
+        let table = self.shared.lock();
+        table.runs.get(&pid) == Some(&run) && send(-(pid as i32), signal)
+    }
+
+    /// Sends `signal` to the whole tree: the group, and each member outside of it.
+    pub fn signal_tree(&self, run: u64, pid: u32, members: &[Proc], signal: Signal) {
+        let whole_group = self.signal_group(run, pid, signal);
+        for member in members {
+            if !(whole_group && member.group == pid) {
+                signal_process(member, signal);
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait(&self, exited: impl Fn(u64, i32)) {
+        loop {
+            let before = self.lock().count;
+            match wait_any() {
+                Ok((pid, code)) => {
+                    let mut table = self.lock();
+                    // A signal that nix has no name for is an error here, after the reaping.
+                    let _ = waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG));
+                    let run = table.runs.remove(&(pid as u32));
+                    drop(table);
+                    if let Some(run) = run {
+                        exited(run, code);
+                    }
+                }
+                // No child and so no descendant either: only a start can change that.
+                Err(Errno::ECHILD) => {
+                    let mut table = self.lock();
+                    while table.count == before {
+                        table = self.started.wait(table).unwrap_or_else(PoisonError::into_inner);
+                    }
+                }
+                Err(Errno::EINTR) => {}
+                Err(fault) => {
+                    log::error!("cannot wait for processes: {fault}");
+                    std::thread::sleep(std::time::Duration::from_secs(1));
+                }
+            }
+        }
+    }
+}
+
+/// Waits until some child has ended, and leaves it to be reaped. The status is 128 + n for signal n.
+#[allow(unsafe_code)] // nix fails on a child that a real-time signal ended, and could not say which
+fn wait_any() -> Result<(i32, i32), Errno> {
+    use nix::libc;
+    let (pid, status, how) = unsafe {
+        let mut info: libc::siginfo_t = std::mem::zeroed();
+        Errno::result(libc::waitid(libc::P_ALL, 0, &mut info, libc::WEXITED | libc::WNOWAIT))?;
+        (info.si_pid(), info.si_status(), info.si_code)
+    };
+    Ok((pid, if how == libc::CLD_EXITED { status } else { 128 + status }))
+}
+
+/// Signals a process (a group where `target` is negative); the answer is whether it was there.
+#[allow(unsafe_code)] // nix has no names for every signal that a user may ask for
+fn send(target: i32, signal: Signal) -> bool {
+    match posix::Signal::try_from(signal.0) {
+        Ok(signal) => posix::kill(Pid::from_raw(target), signal).is_ok(),
+        Err(_) => unsafe { nix::libc::kill(target, signal.0) == 0 },
+    }
+}
+
+/// Signals one process, when it is still the one that was seen.
+pub fn signal_process(seen: &Proc, signal: Signal) -> bool {
+    match process(seen.pid, &mut Vec::new()) {
+        Some(now) if now.started == seen.started && !now.dead => send(seen.pid as i32, signal),
+        _ => false,
+    }
+}
+
+/// Every process of this machine, in one pass.
+pub fn processes() -> Vec<Proc> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let mut buffer = Vec::with_capacity(512);
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter_map(|pid| process(pid, &mut buffer))
+        .collect()
+}
+
+fn process(pid: u32, buffer: &mut Vec<u8>) -> Option<Proc> {
+    buffer.clear();
+    std::fs::File::open(format!("/proc/{pid}/stat")).ok()?.read_to_end(buffer).ok()?;
+    // The name stands in parentheses and may hold anything, parentheses too.
+    let end = buffer.iter().rposition(|b| *b == b')')?;
+    let rest = std::str::from_utf8(&buffer[end + 1..]).ok()?;
+    let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+    let number = |index: usize| fields.get(index).and_then(|field| field.parse::<u64>().ok());
+    // Field 3 of proc(5), the state, is the first one here.
+    Some(Proc {
+        pid,
+        parent: number(1)? as u32,
+        group: number(2)? as u32,
+        cpu: (number(11)? + number(12)?) * 1000 / ticks(),
+        started: number(19)?,
+        vms: number(20)?,
+        rss: number(21)? * page(),
+        dead: matches!(*fields.first()?, "Z" | "X" | "x"),
+    })
+}
+
+/// Bytes that a process has read from and written to storage; zero where it may not be known.
+pub fn storage(pid: u32) -> (u64, u64) {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
+    let value = |name: &str| {
+        text.lines().find_map(|line| line.strip_prefix(name)).and_then(|rest| rest.trim().parse().ok()).unwrap_or(0)
+    };
+    (value("read_bytes:"), value("write_bytes:"))
+}
+
+/// The job that the environment of a process names.
+pub fn mark(pid: u32) -> Option<Mark> {
+    let environment = std::fs::read(format!("/proc/{pid}/environ")).ok()?;
+    let value = |name: &str| {
+        environment
+            .split(|b| *b == 0)
+            .find_map(|entry| entry.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
+            .map(|value| String::from_utf8_lossy(value).into_owned())
+    };
+    Some(Mark {
+        job: value("AGENT_JOB_ID")?,
+        home: value("AGENT_HOME")?,
+        start: value("AGENT_JOB_START").and_then(|text| text.parse().ok()).unwrap_or(0),
+    })
+}
+
+fn ticks() -> u64 {
+    static TICKS: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
+    *TICKS.get_or_init(|| sysconf(nix::unistd::SysconfVar::CLK_TCK, 100))
+}
+
+fn page() -> u64 {
+    static PAGE: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
+    *PAGE.get_or_init(|| sysconf(nix::unistd::SysconfVar::PAGE_SIZE, 4096))
+}
+
+fn sysconf(name: nix::unistd::SysconfVar, otherwise: u64) -> u64 {
+    match nix::unistd::sysconf(name) {
+        Ok(Some(value)) if value > 0 => value as u64,
+        _ => otherwise,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use std::process::Stdio;
+
+    #[test]
+    fn limits_are_read_or_refused() {
+        assert_eq!(Limit::new("nofile", &json!(64)).unwrap().hard, 64);
+        assert_eq!(Limit::new("core", &json!("unlimited")).unwrap().soft, RLIM_INFINITY);
+        assert_eq!(Limit::new("cpu", &json!([1, 2])).unwrap().hard, 2);
+        for (name, value) in [("x", json!(1)), ("nofile", json!("a")), ("nofile", json!([2, 1])), ("as", json!(-2))] {
+            assert!(Limit::new(name, &value).is_err(), "{name} {value}");
+        }
+    }
+
+    #[test]
+    fn the_own_process_is_listed() {
+        let own = std::process::id();
+        let found = processes().into_iter().find(|process| process.pid == own).unwrap();
+        assert!(found.rss > 0 && found.vms > found.rss && !found.dead && found.started > 0);
+        assert_eq!(process(own, &mut Vec::new()).unwrap().started, found.started);
+        assert!(!signal_process(&Proc { started: found.started + 1, ..found }, Signal::TERM));
+    }
+
+    #[test]
+    fn ends_are_told_by_wait() {
+        let (tell, told) = crossbeam_channel::unbounded();
+        let children = Children::start(move |run, code| {
+            let _ = tell.send((run, code));
+        })
+        .unwrap();
+        let spawn = |run: u64, script: &str| {
+            let mut command = Command::new("sh");
+            command.args(["-c", script]).stdin(Stdio::null());
+            configure(&mut command, Settings { nice: Some(1), ..Settings::default() });
+            children.spawn(run, &mut command).unwrap().pid
+        };
+        spawn(1, "exit 7");
+        assert_eq!(told.recv_timeout(std::time::Duration::from_secs(20)), Ok((1, 7)));
+        // A real-time signal has no name in nix, and its child must be reaped all the same.
+        spawn(2, "kill -40 $$");
+        assert_eq!(told.recv_timeout(std::time::Duration::from_secs(20)), Ok((2, 168)));
+        let pid = spawn(3, "sleep 1000");
+        assert!(children.signal_group(3, pid, Signal::KILL));
+        assert_eq!(told.recv_timeout(std::time::Duration::from_secs(20)), Ok((3, 137)));
+        assert!(!children.signal_group(3, pid, Signal::KILL));
+    }
+}

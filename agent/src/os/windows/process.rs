@@ -1,0 +1,219 @@
+//! Windows: a job object a child, a thread a child that waits, and the list of processes by sysinfo.
+
+use crate::os::{Mark, Proc, Signal, Spawned};
+use jscommon::worker::Worker;
+use serde_json::Value;
+use std::collections::HashMap;
+use std::io;
+use std::os::windows::io::{AsRawHandle, FromRawHandle, OwnedHandle};
+use std::process::Command;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use sysinfo::{ProcessesToUpdate, System};
+use windows::Win32::Foundation::HANDLE;
+use windows::Win32::System::JobObjects::{
+    AssignProcessToJobObject, CreateJobObjectW, JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE,
+    JOBOBJECT_EXTENDED_LIMIT_INFORMATION, JobObjectExtendedLimitInformation, SetInformationJobObject,
+    TerminateJobObject,
+};
+
+/// The root of the file system.
+pub const ROOT: &str = "C:\\";
+
+/// A resource limit: there are none by these names here.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limit {}
+
+impl Limit {
+    /// Refuses every limit.
+    pub fn new(name: &str, _value: &Value) -> Result<Limit, String> {
+        Err(format!("'{name}' cannot be limited on Windows"))
+    }
+}
+
+/// Whom a child runs as: here always as the agent.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Identity {
+    /// Its name.
+    pub name: String,
+    /// Its home folder.
+    pub home: String,
+}
+
+impl Identity {
+    /// Refuses every user.
+    pub fn find(name: &str) -> Result<Identity, String> {
+        Err(format!("user: a process cannot be started as '{name}' on Windows"))
+    }
+}
+
+/// What a child is given before it becomes its program: of these nothing applies here.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Settings {
+    /// Whom it runs as.
+    pub identity: Option<Identity>,
+    /// Its resource limits.
+    pub limits: Vec<Limit>,
+    /// Its niceness: mapped to a priority class.
+    pub nice: Option<i32>,
+}
+
+/// Makes `command` start without a window of its own, at the priority that its niceness asks for.
+pub fn configure(command: &mut Command, settings: Settings) {
+    use std::os::windows::process::CommandExt;
+    const NO_WINDOW: u32 = 0x0800_0000;
+    let priority = match settings.nice {
+        None | Some(0) => 0,
+        Some(15..) => 0x40,    // IDLE_PRIORITY_CLASS
+        Some(1..) => 0x4000,   // BELOW_NORMAL_PRIORITY_CLASS
+        Some(-10..) => 0x8000, // ABOVE_NORMAL_PRIORITY_CLASS
+        Some(_) => 0x80,       // HIGH_PRIORITY_CLASS
+    };
+    command.creation_flags(NO_WINDOW | priority);
+}
+
+/// The children of the agent, each in a job object that ends with the agent.
+pub struct Children {
+    exited: Arc<dyn Fn(u64, i32) + Send + Sync>,
+    jobs: Arc<Mutex<HashMap<u64, OwnedHandle>>>,
+}
+
+impl Children {
+    /// Calls `exited` with a run and its status whenever a child has ended.
+    pub fn start(exited: impl Fn(u64, i32) + Send + Sync + 'static) -> io::Result<Children> {
+        Ok(Children { exited: Arc::new(exited), jobs: Arc::default() })
+    }
+
+    /// Starts a child for this run.
+    pub fn spawn(&self, run: u64, command: &mut Command) -> io::Result<Spawned> {
+        let mut child = command.spawn()?;
+        let spawned = Spawned {
+            pid: child.id(),
+            stdin: child.stdin.take(),
+            stdout: child.stdout.take(),
+            stderr: child.stderr.take(),
+        };
+        let joined = new_job().and_then(|job| {
+            assign(&job, child.as_raw_handle())?;
+            Ok(job)
+        });
+        match joined {
+            Ok(job) => drop(self.lock().insert(run, job)),
+            Err(fault) => log::warn!("process {} has no job object, its children may outlive it: {fault}", spawned.pid),
+        }
+        let (exited, jobs) = (self.exited.clone(), self.jobs.clone());
+        let wait = move || {
+            let code = child.wait().ok().and_then(|status| status.code()).unwrap_or(1);
+            // What the process leaves behind lives on: closing the job must not end it. A run that is
+            // being ended has lost its job object to `end` by then.
+            if let Some(job) = jobs.lock().unwrap_or_else(PoisonError::into_inner).remove(&run) {
+                let _ = let_go(&job);
+            }
+            exited(run, code);
+        };
+        Worker::spawn("waiter", 64 * 1024, wait)?.detach();
+        Ok(spawned)
+    }
+
+    /// Any signal ends the whole tree of this run; the answer is whether it was there.
+    pub fn signal_group(&self, run: u64, _pid: u32, signal: Signal) -> bool {
+        match self.lock().get(&run) {
+            Some(job) => terminate(job, 128 + signal.0 as u32),
+            None => false,
+        }
+    }
+
+    /// Ends the tree: by its job object, and each member that is in none.
+    pub fn signal_tree(&self, run: u64, pid: u32, members: &[Proc], signal: Signal) {
+        self.signal_group(run, pid, signal);
+        for member in members {
+            signal_process(member, signal);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, OwnedHandle>> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A job object whose processes end with its last handle.
+#[allow(unsafe_code)] // the job object API has no safe form
+fn new_job() -> io::Result<OwnedHandle> {
+    let job = unsafe { OwnedHandle::from_raw_handle(CreateJobObjectW(None, None)?.0) };
+    limit(&job, true)?;
+    Ok(job)
+}
+
+/// Lets the processes of a job live on after its last handle.
+fn let_go(job: &OwnedHandle) -> io::Result<()> {
+    limit(job, false)
+}
+
+#[allow(unsafe_code)] // as above
+fn limit(job: &OwnedHandle, kill_on_close: bool) -> io::Result<()> {
+    let mut limits = JOBOBJECT_EXTENDED_LIMIT_INFORMATION::default();
+    if kill_on_close {
+        limits.BasicLimitInformation.LimitFlags = JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE;
+    }
+    let size = size_of_val(&limits) as u32;
+    unsafe {
+        SetInformationJobObject(
+            HANDLE(job.as_raw_handle()),
+            JobObjectExtendedLimitInformation,
+            (&raw const limits).cast(),
+            size,
+        )?;
+    }
+    Ok(())
+}
+
+#[allow(unsafe_code)] // as above
+fn assign(job: &OwnedHandle, process: std::os::windows::io::RawHandle) -> io::Result<()> {
+    unsafe { AssignProcessToJobObject(HANDLE(job.as_raw_handle()), HANDLE(process))? };
+    Ok(())
+}
+
+#[allow(unsafe_code)] // as above
+fn terminate(job: &OwnedHandle, code: u32) -> bool {
+    unsafe { TerminateJobObject(HANDLE(job.as_raw_handle()), code).is_ok() }
+}
+
+/// Ends one process, when it is still the one that was seen. Signals that only tell are not sent.
+pub fn signal_process(seen: &Proc, _signal: Signal) -> bool {
+    let Ok(mut system) = System::new() else { return false };
+    let pid = sysinfo::Pid::from_u32(seen.pid);
+    system.refresh_processes(ProcessesToUpdate::Some(&[pid]), true);
+    system.process(pid).is_some_and(|process| process.start_time() == seen.started && process.kill())
+}
+
+/// Every process of this machine, in one pass.
+pub fn processes() -> Vec<Proc> {
+    let Ok(mut system) = System::new() else { return Vec::new() };
+    system.refresh_processes(ProcessesToUpdate::All, true);
+    let found = system.processes().values();
+    found
+        .map(|process| Proc {
+            pid: process.pid().as_u32(),
+            parent: process.parent().map_or(0, sysinfo::Pid::as_u32),
+            group: 0,
+            started: process.start_time(),
+            cpu: process.accumulated_cpu_time(),
+            rss: process.memory(),
+            vms: process.virtual_memory(),
+            dead: false,
+        })
+        .collect()
+}
+
+/// Bytes that a process has read from and written to storage; zero where it may not be known.
+pub fn storage(pid: u32) -> (u64, u64) {
+    let Ok(mut system) = System::new() else { return (0, 0) };
+    let pid = sysinfo::Pid::from_u32(pid);
+    system.refresh_processes(ProcessesToUpdate::Some(&[pid]), true);
+    let usage = system.process(pid).map(sysinfo::Process::disk_usage);
+    usage.map_or((0, 0), |usage| (usage.total_read_bytes, usage.total_written_bytes))
+}
+
+/// The job that the environment of a process names: job objects make it unnecessary here.
+pub fn mark(_pid: u32) -> Option<Mark> {
+    None
+}

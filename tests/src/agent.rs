@@ -22,6 +22,8 @@ pub struct AgentOptions {
     pub roles: Vec<String>,
     /// Most jobs at once; nothing takes the default.
     pub max_jobs: Option<usize>,
+    /// Another address of the controller than its own: that of something in between.
+    pub via: Option<String>,
     /// More of its configuration, whole TOML tables.
     pub config: String,
     /// More flags.
@@ -37,6 +39,7 @@ impl Default for AgentOptions {
             nid: 10,
             roles: Vec::new(),
             max_jobs: None,
+            via: None,
             config: String::new(),
             args: Vec::new(),
             env: Vec::new(),
@@ -100,7 +103,10 @@ impl Agent {
             writeln!(text, "max_jobs = {max_jobs}").expect("write to a string");
         }
         for (name, accs) in controllers {
-            let urls: Vec<String> = accs.iter().map(|acc| quoted(&acc.url())).collect();
+            let urls: Vec<String> = match &options.via {
+                Some(url) => vec![quoted(url)],
+                None => accs.iter().map(|acc| quoted(&acc.url())).collect(),
+            };
             writeln!(text, "[controllers.{name}]\nurl = [{}]", urls.join(", ")).expect("write to a string");
             let first = accs.first().expect("an address for each controller");
             if first.needs_auth() {

@@ -212,3 +212,15 @@ pub fn sweep(agent_home: &Path) {
         }
     }
 }
+
+/// The processes (zombies aside) that carry a job's id in their environment.
+pub fn processes_of(job: &str) -> Vec<i32> {
+    let wanted = format!("AGENT_JOB_ID={job}").into_bytes();
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let carries = |pid: &i32| {
+        // Of a zombie the environment reads empty.
+        fs::read(format!("/proc/{pid}/environ")).is_ok_and(|env| env.split(|b| *b == 0).any(|var| var == wanted))
+    };
+    pids.filter(carries).collect()
+}

@@ -5,6 +5,7 @@
 //! here fails because a figure is bad: a bench informs, `scripts/test` judges.
 #![allow(clippy::print_stdout, clippy::print_stderr)] // A program whose purpose is a table on a terminal.
 
+mod footprint;
 mod measure;
 mod roundtrip;
 mod table;
@@ -26,8 +27,10 @@ pub(crate) struct Options {
 type Bench = (&'static str, &'static str, fn(&Options) -> anyhow::Result<()>);
 
 /// Every bench: its name, what it measures, and its `run`.
-const BENCHES: &[Bench] =
-    &[("roundtrip", "ping and execute from LPUSH to the result, beside the floor", roundtrip::run)];
+const BENCHES: &[Bench] = &[
+    ("roundtrip", "ping and execute from LPUSH to the result, beside the floor", roundtrip::run),
+    ("footprint", "disk, memory, CPU and bytes of an agent at rest; --check fails above a budget", footprint::run),
+];
 
 fn main() -> ExitCode {
     let mut options = Options { rounds: 5, quick: false, rest: Vec::new() };

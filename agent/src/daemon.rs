@@ -32,7 +32,11 @@ pub fn run(config: Config) -> Result<()> {
     let daemon = Daemon::start(config)?;
     select! {
         recv(signals) -> name => log::info!("stopping on signal {}", name.unwrap_or("?")),
-        recv(daemon.restart) -> _ => log::info!("stopping, to be started again"),
+        recv(daemon.restart) -> told => match told {
+            Ok(()) => log::info!("stopping, to be started again"),
+            // Only a supervisor that died closes this; who starts the agent again starts a whole one.
+            Err(_) => bail!("the supervisor has ended"),
+        },
     }
     daemon.stop();
     log::info!("stopped");

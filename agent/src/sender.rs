@@ -317,3 +317,6 @@ fn list(results: &[Unsent]) -> Vec<u8> {
     body.push(b']');
     body
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,6 +6,10 @@
 
 mod credentials;
 mod failure;
+#[cfg(test)]
+pub(crate) mod fake;
+#[cfg(test)]
+mod tests;
 
 pub use credentials::Credentials;
 pub(crate) use credentials::{Enrolled, read_certificates, write_private};

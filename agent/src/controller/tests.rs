@@ -1,0 +1,138 @@
+//! One controller against fakes: paths, credentials, kept connections, addresses in turn.
+
+use super::fake::{Asked, Fake};
+use super::*;
+use crate::config::{Config, Overrides};
+use std::fs;
+use std::sync::Mutex;
+
+fn config(urls: &[&str], token_file: Option<&std::path::Path>) -> Config {
+    let overrides =
+        Overrides { gid: Some(1), nid: Some(10), controller: Some(urls[0].to_owned()), data_dir: Some("/d".into()) };
+    let mut config = Config::parse("", &overrides).unwrap();
+    config.main.roles = vec!["web".into(), "a b/ü".into()];
+    let main = config.controllers.get_mut("main").unwrap();
+    main.urls = urls.iter().map(|url| (*url).to_owned()).collect();
+    main.token_file = token_file.map(Into::into);
+    config
+}
+
+fn open(config: &Config) -> Controller {
+    Controller::open(config, "main", "i-1").unwrap()
+}
+
+#[test]
+fn a_poll_says_who_asks_and_takes_what_comes() {
+    let dir = tempfile::tempdir().unwrap();
+    let token = dir.path().join("token");
+    fs::write(&token, "1.10.5.abc\n").unwrap();
+    let seen: Arc<Mutex<Vec<Asked>>> = Arc::default();
+    let log = seen.clone();
+    let fake = Fake::start(move |asked| {
+        log.lock().unwrap().push(asked.clone());
+        match asked.line.contains("ack=") {
+            true => (204, String::new(), String::new()),
+            false => (200, String::new(), r#"{"batch": "7", "cmds": [{"id": "a"}]}"#.to_owned()),
+        }
+    });
+    let controller = open(&config(&[&fake.url], Some(&token)));
+    let taken = controller.poll(Duration::from_secs(30), None).unwrap().unwrap();
+    assert_eq!((taken.batch.as_str(), taken.cmds.len()), ("7", 1));
+    assert!(controller.poll(Duration::from_secs(5), Some("7")).unwrap().is_none());
+    let seen = seen.lock().unwrap();
+    assert_eq!(seen[0].line, "GET /1/10/cmd?wait=30&role=web&role=a%20b%2F%C3%BC&instance=i-1");
+    assert_eq!(seen[1].line, "GET /1/10/cmd?wait=5&role=web&role=a%20b%2F%C3%BC&ack=7&instance=i-1");
+    assert!(seen[0].head.contains("authorization: bearer 1.10.5.abc\r\n"), "{}", seen[0].head);
+    assert_eq!(*fake.connections.lock().unwrap(), 1, "the connection is kept");
+}
+
+#[test]
+fn addresses_have_their_turns() {
+    let closed = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        format!("http://{}", listener.local_addr().unwrap())
+    };
+    let fake = Fake::start(|_| (200, String::new(), String::new()));
+    let controller = open(&config(&[&closed, &fake.url], None));
+    assert!(matches!(controller.post("event", b"{}"), Err(Failure::Away(_))));
+    assert_eq!(controller.url(), fake.url);
+    controller.post("event", b"{}").unwrap();
+    controller.post("event", b"{}").unwrap();
+    assert_eq!(controller.url(), fake.url, "what answers keeps its turn");
+}
+
+#[test]
+fn busy_says_for_how_long() {
+    let fake = Fake::start(|_| (503, "retry-after: 7\r\n".into(), r#"{"error": "Redis is away"}"#.into()));
+    let failure = open(&config(&[&fake.url], None)).post("result", b"[]").unwrap_err();
+    assert_eq!(failure.wait(), Some(Duration::from_secs(7)));
+    assert_eq!(failure.to_string(), "it is busy (503): Redis is away");
+}
+
+#[test]
+fn a_script_is_there_or_not() {
+    let fake = Fake::start(|asked| match asked.line.ends_with("hash=aa") {
+        true => (200, String::new(), "print(1)".into()),
+        false => (404, String::new(), r#"{"error": "no such script"}"#.into()),
+    });
+    let controller = open(&config(&[&fake.url], None));
+    assert_eq!(controller.script("aa").unwrap().as_deref(), Some(&b"print(1)"[..]));
+    assert_eq!(controller.script("bb").unwrap(), None);
+}
+
+#[test]
+fn renewal_replaces_files_and_is_used_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let token = dir.path().join("token");
+    fs::write(&token, "old").unwrap();
+    let fake = Fake::start(|asked| match asked.line.as_str() {
+        "POST /1/10/renew" => (200, String::new(), r#"{"token": "new", "ca": "", "client_cert": ""}"#.into()),
+        _ if asked.head.contains("bearer new\r\n") => (200, String::new(), String::new()),
+        _ => (200, "X-JS-Renew: old secret\r\n".into(), String::new()),
+    });
+    let controller = open(&config(&[&fake.url], Some(&token)));
+    controller.post("event", b"{}").unwrap();
+    assert!(controller.wants_renewal());
+    assert!(controller.renew().unwrap() && !controller.wants_renewal());
+    assert_eq!(fs::read_to_string(&token).unwrap(), "new\n");
+    controller.post("event", b"{}").unwrap();
+    assert!(!controller.wants_renewal());
+    assert!(!controller.reload(), "the file holds what is in use");
+    fs::write(&token, "newer").unwrap();
+    assert!(controller.reload(), "somebody enrolled the node again");
+}
+
+#[test]
+fn a_poll_can_be_ended_from_elsewhere() {
+    let fake = Fake::start(|_| {
+        std::thread::sleep(Duration::from_secs(20));
+        (204, String::new(), String::new())
+    });
+    let controller = Arc::new(open(&config(&[&fake.url], None)));
+    let polling = {
+        let controller = controller.clone();
+        std::thread::spawn(move || controller.poll(Duration::from_secs(30), None))
+    };
+    while *fake.connections.lock().unwrap() == 0 {
+        std::thread::yield_now();
+    }
+    controller.stop_polls();
+    assert!(polling.join().unwrap().is_err());
+}
+
+#[test]
+fn bad_files_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x");
+    let fault = |config: &Config| match Controller::open(config, "main", "i") {
+        Ok(_) => panic!("it opened"),
+        Err(error) => format!("{error:#}"),
+    };
+    let missing = fault(&config(&["https://127.0.0.1:1"], Some(&path)));
+    assert!(missing.contains("cannot read the token file") && missing.contains("controller main"), "{missing}");
+    fs::write(&path, "two\nlines").unwrap();
+    assert!(fault(&config(&["https://127.0.0.1:1"], Some(&path))).contains("holds no token"));
+    let mut with_ca = config(&["https://127.0.0.1:1"], None);
+    with_ca.controllers.get_mut("main").unwrap().ca = Some(path);
+    assert!(fault(&with_ca).contains("there is no certificate in"));
+}

@@ -1,0 +1,176 @@
+//! A whole sender with a real ledger and outbox, against a fake controller.
+
+use super::*;
+use crate::config::{Config, Overrides};
+use crate::controller::fake::{Answer, Asked, Fake};
+use crate::ledger::Write;
+use serde_json::{Value, json};
+use std::sync::Mutex;
+
+struct Stage {
+    _dir: tempfile::TempDir,
+    ledger: Arc<Ledger>,
+    outbox: Arc<Outbox>,
+    seen: Arc<Mutex<Vec<Asked>>>,
+    fake: Fake,
+    controller: Arc<Controller>,
+}
+
+impl Stage {
+    fn new(answer: impl Fn(&Asked) -> Answer + Send + Sync + 'static) -> Stage {
+        let dir = tempfile::tempdir().unwrap();
+        let seen: Arc<Mutex<Vec<Asked>>> = Arc::default();
+        let log = seen.clone();
+        let fake = Fake::start(move |asked| {
+            log.lock().unwrap().push(asked.clone());
+            answer(asked)
+        });
+        let overrides = Overrides {
+            gid: Some(1),
+            nid: Some(10),
+            controller: Some(fake.url.clone()),
+            data_dir: Some(dir.path().into()),
+        };
+        let config = Config::parse("", &overrides).unwrap();
+        let ledger = Ledger::open(dir.path()).unwrap();
+        let outbox = Outbox::open(&config).unwrap();
+        let controller = Arc::new(Controller::open(&config, "main", "i").unwrap());
+        Stage { _dir: dir, ledger, outbox, seen, fake, controller }
+    }
+
+    fn results(&self, results: &[Value]) {
+        for result in results {
+            let id = result["id"].as_str().unwrap().to_owned();
+            let accept = Write::Accept { id: id.clone(), controller: "main".into(), command: "{}".into(), now: 1 };
+            self.ledger.commit(&[accept, Write::Finish { id, result: Some(result.to_string()) }]).unwrap();
+        }
+    }
+
+    fn start(&self) -> Handle {
+        Handle::start(self.controller.clone(), self.ledger.clone(), self.outbox.clone()).unwrap()
+    }
+
+    fn until_nothing_waits(&self) {
+        while self.ledger.unsent_bytes() > 0 {
+            thread_yield();
+        }
+    }
+
+    /// The ids of the results in each request, in order.
+    fn posted(&self) -> Vec<Vec<String>> {
+        let ids = |body: &str| {
+            let list: Vec<Value> = serde_json::from_str(body).unwrap();
+            list.iter().map(|result| result["id"].as_str().unwrap().to_owned()).collect()
+        };
+        let seen = self.seen.lock().unwrap();
+        seen.iter().filter(|asked| asked.line.ends_with("/result")).map(|asked| ids(&asked.body)).collect()
+    }
+}
+
+fn thread_yield() {
+    std::thread::sleep(Duration::from_millis(1));
+}
+
+fn ok() -> Answer {
+    (200, String::new(), String::new())
+}
+
+fn refused(status: u16, error: Value) -> Answer {
+    (status, String::new(), error.to_string())
+}
+
+fn ids(ids: &[&str]) -> Vec<Value> {
+    ids.iter().map(|id| json!({"id": id})).collect()
+}
+
+#[test]
+fn what_waits_goes_in_one_request_and_is_marked() {
+    let stage = Stage::new(|_| ok());
+    stage.results(&ids(&["a", "b", "c"]));
+    stage.outbox.push_event(None, "startup", json!({}));
+    let sender = stage.start();
+    stage.until_nothing_waits();
+    stage.results(&ids(&["d"]));
+    sender.waker().try_send(()).unwrap();
+    stage.until_nothing_waits();
+    drop(sender);
+    assert_eq!(stage.posted(), [vec!["a", "b", "c"], vec!["d"]]);
+    let lines: Vec<String> = stage.seen.lock().unwrap().iter().map(|asked| asked.line.clone()).collect();
+    assert_eq!(lines.iter().filter(|line| *line == "POST /1/10/event").count(), 1, "{lines:?}");
+    assert_eq!(*stage.fake.connections.lock().unwrap(), 1);
+}
+
+#[test]
+fn one_that_is_too_much_does_not_hold_up_the_others() {
+    let stage = Stage::new(|asked| match asked.body.contains("\"bad\"") {
+        true => refused(413, json!({"error": "too large"})),
+        false => ok(),
+    });
+    stage.results(&ids(&["a", "b", "bad", "c", "d"]));
+    let sender = stage.start();
+    stage.until_nothing_waits();
+    drop(sender);
+    let posted = stage.posted();
+    let alone = posted.iter().filter(|ids| ids.contains(&"bad".to_owned()) && ids.len() == 1).count();
+    assert_eq!(alone, 1, "{posted:?}");
+    for id in ["a", "b", "c", "d"] {
+        let taken = posted.iter().filter(|ids| ids.contains(&id.to_owned()) && !ids.contains(&"bad".to_owned()));
+        assert_eq!(taken.count(), 1, "{id}: {posted:?}");
+    }
+}
+
+#[test]
+fn refused_ids_are_over_with_the_rest() {
+    let stage = Stage::new(|_| refused(403, json!({"error": "not this node's", "refused": ["b"]})));
+    stage.results(&ids(&["a", "b", "c"]));
+    let sender = stage.start();
+    stage.until_nothing_waits();
+    drop(sender);
+    assert_eq!(stage.posted(), [vec!["a", "b", "c"]]);
+}
+
+#[test]
+fn a_node_that_is_refused_keeps_its_results_and_sends_what_it_may() {
+    let open = Arc::new(AtomicBool::new(false));
+    let gate = open.clone();
+    let stage = Stage::new(move |asked| match asked.line.ends_with("/result") && !gate.load(Ordering::Relaxed) {
+        true => refused(401, json!({"error": "who are you"})),
+        false => ok(),
+    });
+    stage.results(&ids(&["a"]));
+    stage.outbox.push_event(None, "startup", json!({}));
+    let sender = stage.start();
+    while !stage.seen.lock().unwrap().iter().any(|asked| asked.line.ends_with("/event")) {
+        thread_yield();
+    }
+    assert!(stage.ledger.unsent_bytes() > 0);
+    open.store(true, Ordering::Relaxed);
+    stage.until_nothing_waits();
+    drop(sender);
+}
+
+#[test]
+fn a_busy_controller_gets_all_of_it_later() {
+    let tries = AtomicBool::new(false);
+    let stage = Stage::new(move |_| match tries.swap(true, Ordering::Relaxed) {
+        false => refused(503, json!({"error": "Redis is away"})),
+        true => ok(),
+    });
+    stage.results(&ids(&["a", "b"]));
+    let sender = stage.start();
+    stage.until_nothing_waits();
+    drop(sender);
+    assert_eq!(stage.posted(), [vec!["a", "b"], vec!["a", "b"]]);
+}
+
+#[test]
+fn a_stop_sends_once_more_and_does_not_wait_for_a_dead_controller() {
+    let stage = Stage::new(|_| refused(503, json!({"error": "later"})));
+    let sender = stage.start();
+    stage.results(&ids(&["a"]));
+    let begun = Instant::now();
+    drop(sender);
+    assert!(begun.elapsed() < LAST_ROUND);
+    assert!(stage.ledger.unsent_bytes() > 0);
+    assert!(stage.posted().len() <= 2);
+}

@@ -40,10 +40,8 @@ fn main() -> ExitCode {
                 (None, Some(_)) => read_config(config.as_deref(), &overrides).map(|config| config.main.data_dir),
             };
             match data_dir {
-                Ok(data_dir) => match jsagent::ledger::read_only(&data_dir) {
-                    Ok(rows) => {
-                        print(&rows.iter().map(|row| format!("{}: {:?}\n", row.id, row.standing)).collect::<String>())
-                    }
+                Ok(data_dir) => match jsagent::process::status::status(&data_dir) {
+                    Ok(text) => print(&text),
                     Err(error) => finish(Err(error)),
                 },
                 Err(faults) => bad_usage(&faults),

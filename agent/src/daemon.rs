@@ -96,9 +96,10 @@ impl Daemon {
         let _ = wakers.set(by_name().zip(senders.iter().map(sender::Handle::waker)).collect());
         let (polling, stop) = bounded(0);
         for (controller, sender) in controllers.iter().zip(&senders) {
+            let (remote, name) = (supervisor.remote(), controller.name().to_owned());
             poller::start(poller::Parts {
                 controller: controller.clone(),
-                supervisor: supervisor.remote(),
+                submit: Box::new(move |commands| remote.submit(&name, commands)),
                 ledger: ledger.clone(),
                 outbox: outbox.clone(),
                 sender: sender.waker(),

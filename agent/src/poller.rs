@@ -8,7 +8,6 @@
 use crate::controller::{Controller, Failure, Taken};
 use crate::ledger::Ledger;
 use crate::outbox::Outbox;
-use crate::process;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use jscommon::backoff::Backoff;
 use jscommon::{Command, death};
@@ -27,12 +26,15 @@ const FULL_PAUSE: Duration = Duration::from_millis(500);
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LAST_RETRY: Duration = Duration::from_secs(30);
 
+/// Takes commands to be stored; the answer comes once all of them are, and is closed when they cannot be.
+pub type Submit = Box<dyn Fn(Vec<Command>) -> Receiver<()> + Send>;
+
 /// What one poller works with.
 pub struct Parts {
     /// Whom it asks.
     pub controller: Arc<Controller>,
     /// Who takes the commands.
-    pub supervisor: process::Remote,
+    pub submit: Submit,
     /// Knows how much waits to be sent.
     pub ledger: Arc<Ledger>,
     /// Takes the events.
@@ -122,7 +124,7 @@ impl Poller {
                 }
             }
         }
-        let stored = self.parts.supervisor.submit(self.parts.controller.name(), commands);
+        let stored = (self.parts.submit)(commands);
         if stored.recv().is_ok() {
             death::point("agent.stored");
             self.ack = Some(taken.batch);
@@ -163,3 +165,6 @@ impl Poller {
         self.parts.stop.try_recv() == Err(crossbeam_channel::TryRecvError::Disconnected)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,175 @@
+//! A poller against a fake controller, with a supervisor of one line.
+
+use super::*;
+use crate::config::{Config, Overrides};
+use crate::controller::fake::{Answer, Asked, Fake};
+use crate::ledger::Write;
+use crossbeam_channel::{bounded, unbounded};
+use std::sync::Mutex;
+
+/// Longer than anything here takes on a busy machine.
+const LONG: Duration = Duration::from_secs(20);
+
+struct Stage {
+    _dir: tempfile::TempDir,
+    ledger: Arc<Ledger>,
+    controller: Arc<Controller>,
+    /// The lines of the requests, as they came.
+    asked: Receiver<String>,
+    /// The commands as they were handed over, each with the way to say that they are stored.
+    submitted: Receiver<(Vec<String>, Sender<()>)>,
+    submit: Mutex<Option<Submit>>,
+    outbox: Arc<Outbox>,
+    polling: Option<Sender<()>>,
+}
+
+impl Stage {
+    fn new(answer: impl Fn(&Asked) -> Answer + Send + Sync + 'static) -> Stage {
+        let (tell, asked) = unbounded();
+        let fake = Fake::start(move |request| {
+            let _ = tell.send(request.line.clone());
+            answer(request)
+        });
+        let dir = tempfile::tempdir().unwrap();
+        let overrides = Overrides {
+            gid: Some(1),
+            nid: Some(10),
+            controller: Some(fake.url.clone()),
+            data_dir: Some(dir.path().into()),
+        };
+        // Its thread serves on for as long as the test runs.
+        std::mem::forget(fake);
+        let config = Config::parse("", &overrides).unwrap();
+        let (hand, submitted) = unbounded();
+        let submit: Submit = Box::new(move |commands: Vec<Command>| {
+            let (stored, told) = bounded(1);
+            hand.send((commands.into_iter().map(|command| command.id).collect(), stored)).unwrap();
+            told
+        });
+        Stage {
+            ledger: Ledger::open(dir.path()).unwrap(),
+            outbox: Outbox::open(&config).unwrap(),
+            controller: Arc::new(Controller::open(&config, "main", "i").unwrap()),
+            _dir: dir,
+            asked,
+            submitted,
+            submit: Mutex::new(Some(submit)),
+            polling: None,
+        }
+    }
+
+    fn start(&mut self) {
+        let (polling, stop) = bounded(0);
+        let parts = Parts {
+            controller: self.controller.clone(),
+            submit: self.submit.lock().unwrap().take().unwrap(),
+            ledger: self.ledger.clone(),
+            outbox: self.outbox.clone(),
+            sender: bounded(1).0,
+            stop,
+        };
+        start(parts).unwrap();
+        self.polling = Some(polling);
+    }
+
+    fn next(&self) -> String {
+        self.asked.recv_timeout(LONG).expect("a request")
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        drop(self.polling.take());
+        self.controller.stop_polls();
+    }
+}
+
+/// One batch of these commands to the first who asks, and then nothing.
+fn once(body: &'static str) -> impl Fn(&Asked) -> Answer + Send + Sync {
+    let given = Mutex::new(false);
+    move |asked| {
+        let mut given = given.lock().unwrap();
+        match *given && asked.line.contains("ack=") {
+            true => {
+                // Later polls wait, as at a real controller.
+                drop(given);
+                thread::sleep(Duration::from_millis(200));
+                (204, String::new(), String::new())
+            }
+            false => {
+                *given = true;
+                (200, String::new(), body.to_owned())
+            }
+        }
+    }
+}
+
+const BATCH: &str = r#"{"batch": "5", "cmds": [{"id": "a", "gid": 1, "nid": 10, "cmd": "ping"}, {"cmd": 5},
+    {"id": "b", "gid": 1, "nid": 10, "cmd": "ping"}]}"#;
+
+#[test]
+fn a_batch_is_acknowledged_only_once_it_is_stored() {
+    let mut stage = Stage::new(once(BATCH));
+    stage.start();
+    assert!(!stage.next().contains("ack="));
+    let (ids, stored) = stage.submitted.recv_timeout(LONG).unwrap();
+    assert_eq!(ids, ["a", "b"], "what is no command holds up nothing");
+    assert!(stage.asked.try_recv().is_err(), "it asks for nothing before the batch is stored");
+    stored.send(()).unwrap();
+    assert!(stage.next().contains("&ack=5&"));
+    let event = crate::outbox::Kind::Event;
+    assert!(String::from_utf8(stage.outbox.next("main", event).unwrap().body).unwrap().contains("bad_command"));
+}
+
+#[test]
+fn what_cannot_be_stored_is_not_acknowledged() {
+    let mut stage = Stage::new(once(BATCH));
+    stage.start();
+    stage.next();
+    let (_, stored) = stage.submitted.recv_timeout(LONG).unwrap();
+    drop(stored);
+    assert!(!stage.next().contains("ack="), "and it comes again");
+    stage.submitted.recv_timeout(LONG).unwrap();
+}
+
+#[test]
+fn it_comes_back_after_failures_and_keeps_its_acknowledgement() {
+    let tries = Mutex::new(0);
+    let mut stage = Stage::new(move |_| {
+        let mut tries = tries.lock().unwrap();
+        *tries += 1;
+        match *tries {
+            1 => (200, String::new(), BATCH.to_owned()),
+            2 => (503, String::new(), r#"{"error": "Redis is away"}"#.to_owned()),
+            3 => (500, String::new(), String::new()),
+            4 => (200, String::new(), "no JSON".to_owned()),
+            _ => (204, String::new(), String::new()),
+        }
+    });
+    stage.start();
+    stage.next();
+    let (_, stored) = stage.submitted.recv_timeout(LONG).unwrap();
+    stored.send(()).unwrap();
+    for _ in 0..4 {
+        assert!(stage.next().contains("ack=5"));
+    }
+    while stage.next().contains("ack=5") {}
+}
+
+#[test]
+fn results_that_pile_up_stop_the_taking() {
+    let mut stage = Stage::new(|_| (204, String::new(), String::new()));
+    let result = "x".repeat(MAX_UNSENT as usize / 4 + 1);
+    let mut writes = Vec::new();
+    for id in ["a", "b", "c", "d"] {
+        let (id, command) = (id.to_owned(), String::new());
+        writes.push(Write::Accept { id: id.clone(), controller: "main".into(), command, now: 1 });
+        writes.push(Write::Finish { id, result: Some(result.clone()) });
+    }
+    stage.ledger.commit(&writes).unwrap();
+    stage.start();
+    assert!(stage.asked.recv_timeout(FULL_PAUSE * 2).is_err(), "it asked while too much waits");
+    let first = stage.ledger.unsent("main", 1, 1).unwrap();
+    stage.ledger.mark_sent(&[first[0].key]).unwrap();
+    stage.next();
+}

@@ -63,15 +63,15 @@ pub struct Batch {
 /// Records as JSON objects, with a comma between each two.
 #[derive(Debug, Default)]
 pub struct Records {
-    json: String,
+    json: Vec<u8>,
     ends: Vec<usize>,
 }
 
 impl Records {
     /// Adds one record through `write`, which appends its JSON object.
-    pub fn add(&mut self, write: impl FnOnce(&mut String)) {
+    pub fn add(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
         if !self.is_empty() {
-            self.json.push(',');
+            self.json.push(b',');
         }
         write(&mut self.json);
         self.ends.push(self.json.len());
@@ -432,12 +432,12 @@ impl Inner {
         self.open.as_ref().is_some_and(|open| open.records >= batch_size || open.bytes >= MAX_BATCH_BYTES)
     }
 
-    fn add_piece(&mut self, json: &str, count: usize) -> Result<()> {
+    fn add_piece(&mut self, json: &[u8], count: usize) -> Result<()> {
         let Some(open) = &mut self.open else { return Ok(()) };
         open.records += count;
         open.bytes += json.len();
         let number = open.number;
-        self.insert(Kind::Log, number, "", count, json.as_bytes())
+        self.insert(Kind::Log, number, "", count, json)
     }
 
     fn insert(&mut self, kind: Kind, number: i64, controller: &str, count: usize, body: &[u8]) -> Result<()> {

@@ -88,6 +88,12 @@ impl LevelSet {
         LevelSet(self.0 & other.0)
     }
 
+    /// The levels of this set that are not among `gone`.
+    #[must_use]
+    pub fn without(self, gone: &[u8]) -> LevelSet {
+        gone.iter().filter(|level| **level < 32).fold(self, |set, level| LevelSet(set.0 & !(1 << level)))
+    }
+
     /// Whether no level is in the set.
     pub fn is_empty(self) -> bool {
         self.0 == 0
@@ -129,6 +135,11 @@ mod tests {
         for bad in ["x", "1-", "-1", "5-1", "32", "1,,2", "1;2"] {
             assert!(LevelSet::parse(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn levels_are_taken_out() {
+        assert_eq!(LevelSet::parse("1-5").unwrap().without(&[2, 4, 40]), LevelSet::parse("1,3,5").unwrap());
     }
 
     #[test]

@@ -1,46 +1,78 @@
 //! The logger: every message that is kept, stored, found again and forwarded.
+//!
+//! **Owns** the databases in `data_dir/logs` and the ids of records. Messages come from the pipe
+//! readers in [`batch`]es, and from whoever writes the agent's own records. One thread stores them:
+//! it takes what is there, writes it in one go and takes what came meanwhile, so that a slow trickle is
+//! committed at once and a flood in large transactions. What the controllers are to have goes into the
+//! outbox first, in the same go.
+//!
+//! **Does not** parse, and does not send.
+//!
+//! Invariants: the order of rows is the order of arrival; a database with its WAL never grows past its
+//! limit; what waits in memory is bounded, and readers wait when the bound is reached; a commit
+//! survives kill -9.
 
 use crate::config::Config;
 use crate::outbox::Outbox;
 use crate::output::Source;
-use anyhow::Result;
-use jscommon::{LevelSet, Record};
+use anyhow::{Context, Result};
+use jscommon::LevelSet;
+use jscommon::worker::Worker;
 use std::sync::Arc;
 
+mod actor;
 pub mod batch;
+mod find;
+mod inbox;
+mod query;
+mod shelf;
+mod store;
+#[cfg(test)]
+mod tests;
 
-/// Which records are meant; a field that is not given matches every record.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Query {
-    /// The job that wrote them.
-    pub jobid: Option<String>,
-    /// From this time on, in milliseconds since 1970.
-    pub timefrom: Option<i64>,
-    /// Up to this time, itself included.
-    pub timeto: Option<i64>,
-    /// Of these levels.
-    pub levels: Option<LevelSet>,
-    /// The first so many.
-    pub limit: Option<u64>,
-    /// What arrived after the record with this id.
-    pub after: Option<u32>,
-}
+pub use find::Remote;
+pub use query::Query;
+
+use actor::Actor;
+use batch::Batch;
+use inbox::{Inbox, Message};
+use shelf::Shelf;
+use store::{Rules, Store};
+
+const STACK: usize = 256 * 1024;
 
 /// The running logger; dropping it waits until all is committed.
 pub struct Handle {
-    inlet: Inlet,
+    inbox: Inbox,
     remote: Remote,
+    _worker: Worker,
 }
 
 impl Handle {
     /// Opens the databases below the data folder and starts the thread.
-    pub fn start(_config: &Config, _outbox: Arc<Outbox>) -> Result<Handle> {
-        Ok(Handle { inlet: Inlet {}, remote: Remote {} })
+    pub fn start(config: &Config, outbox: Arc<Outbox>) -> Result<Handle> {
+        let logging = &config.logging;
+        let shelf = Arc::new(Shelf::open(&config.main.data_dir.join("logs"))?);
+        // Megabytes of ten to the six, so that the limit holds however it is meant.
+        let limit = logging.db.max_size_mb.max(1).saturating_mul(1_000_000);
+        let rules = Rules { limit, keep: logging.db.keep, node: config.main.node() };
+        let store = Store::open(Arc::clone(&shelf), Arc::clone(&outbox), rules)?;
+        let own = Arc::new(Source {
+            jobid: "jsagent".into(),
+            domain: "jsagent".into(),
+            name: "logger".into(),
+            db: LevelSet::ALL,
+            ac: logging.ac.levels,
+        });
+        let (inbox, messages) = Inbox::new();
+        let actor = Actor::new(messages, Arc::clone(inbox.budget()), store, outbox, own);
+        let worker = Worker::spawn("logger", STACK, move || actor.run()).context("the logger cannot be started")?;
+        Ok(Handle { remote: Remote::new(inbox.clone(), shelf), inbox, _worker: worker })
     }
 
     /// Where messages go in.
     pub fn inlet(&self) -> Inlet {
-        self.inlet.clone()
+        Inlet { inbox: self.inbox.clone() }
     }
 
     /// Where records are found and deleted.
@@ -49,31 +81,39 @@ impl Handle {
     }
 }
 
-/// Where messages go in.
-#[derive(Clone)]
-pub struct Inlet {}
-
-impl Inlet {
-    /// Hands over the messages of one read; waits while the logger is too far behind.
-    pub fn push(&self, _batch: batch::Batch) {}
-
-    /// Hands over one record of the agent's own; never waits.
-    pub fn write(&self, _source: &Arc<Source>, _level: u8, _text: &str) {}
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // Readers may hold an inlet for as long as a grandchild holds their pipe, so the queue is not
+        // closed by its last sender.
+        self.inbox.send(Message::Stop);
+    }
 }
 
-/// Where records are found and deleted, from any thread that may wait for a disk.
+/// Where messages go in.
 #[derive(Clone)]
-pub struct Remote {}
+pub struct Inlet {
+    inbox: Inbox,
+}
 
-impl Remote {
-    /// The first `limit` matches (at most 1000) in the order of their arrival, everything that was
-    /// handed over before included. Fewer come when their text grows past some MiB: ask on with `after`.
-    pub fn get(&self, _query: &Query) -> Result<Vec<Record>> {
-        Ok(Vec::new())
+impl Inlet {
+    /// An inlet of a logger that has stopped: whatever is handed over is dropped. For tests.
+    pub fn closed() -> Inlet {
+        let (inbox, _) = Inbox::new();
+        inbox.budget().close();
+        Inlet { inbox }
     }
 
-    /// Deletes the matches (all of them without a `limit`), gives their space back and says how many there were.
-    pub fn delete(&self, _query: &Query) -> Result<u64> {
-        Ok(0)
+    /// Hands over the messages of one read; waits while the logger is too far behind.
+    pub fn push(&self, batch: Batch) {
+        self.inbox.push(batch, true);
+    }
+
+    /// Hands over one record of the agent's own; never waits.
+    pub fn write(&self, source: &Arc<Source>, level: u8, text: &str) {
+        if source.wants(level) {
+            let mut batch = Batch::new(source, batch::now(), text.len());
+            batch.push(level, text);
+            self.inbox.push(batch, false);
+        }
     }
 }

@@ -17,7 +17,7 @@ fn config(dir: &Path, controllers: &[&str]) -> Config {
 fn records(texts: &[&str]) -> Records {
     let mut records = Records::default();
     for text in texts {
-        records.add(|json| json.push_str(text));
+        records.add(|json| json.extend_from_slice(text.as_bytes()));
     }
     records
 }

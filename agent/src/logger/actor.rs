@@ -1,0 +1,213 @@
+//! The logger's thread: takes what is there, stores it in one go, and what to do when that fails.
+
+use super::batch::{Batch, now};
+use super::inbox::{Budget, Message};
+use super::store::{Fault, Progress, Store, fault};
+use crate::outbox::{Kind, Outbox};
+use crate::output::Source;
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+use jscommon::{LevelSet, level};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Bytes of messages that are stored in one go.
+const GATHER: usize = 512 << 10;
+/// While the disk is full: how long plain output is dropped before it is tried again.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How long a lock of another program, or an error that may pass, is waited for.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What goes, step by step, while the disk is full: plain output first, what says how a job ended last.
+const SHED: [&[u8]; 4] = [&[1, 2], &[5, 6, 10, 11], &[3, 4, 7], &[8, 20, 21, 22, 23]];
+
+/// What the logger's thread owns.
+pub(super) struct Actor {
+    inbox: Receiver<Message>,
+    budget: Arc<Budget>,
+    pub(super) store: Store,
+    outbox: Arc<Outbox>,
+    /// What is to be stored next.
+    pending: Vec<Batch>,
+    /// Whose records the logger's own are.
+    own: Arc<Source>,
+    /// Messages that could not be stored since it was last said, and why.
+    lost: u64,
+    why: String,
+    /// The disk was full then, and only these levels were stored.
+    full: Option<(Instant, LevelSet)>,
+}
+
+impl Actor {
+    pub(super) fn new(
+        inbox: Receiver<Message>,
+        budget: Arc<Budget>,
+        store: Store,
+        outbox: Arc<Outbox>,
+        own: Arc<Source>,
+    ) -> Actor {
+        Actor { inbox, budget, store, outbox, pending: Vec::new(), own, lost: 0, why: String::new(), full: None }
+    }
+
+    /// Stores until it is told to stop.
+    pub(super) fn run(mut self) {
+        while let Some(message) = self.wait() {
+            match self.gather(message) {
+                None => self.flush(),
+                Some(Message::Then(work)) => {
+                    self.flush();
+                    work(&mut self);
+                }
+                Some(_) => break,
+            }
+        }
+        self.flush();
+        self.outbox.close_log();
+        self.store.write_mark();
+        self.budget.close();
+    }
+
+    /// The next message; meanwhile batches for the controllers go when their time has come.
+    fn wait(&mut self) -> Option<Message> {
+        loop {
+            let due = if self.outbox.wanted(Kind::Log) { self.outbox.log_due() } else { None };
+            let retry = if self.lost > 0 { Some(Instant::now() + PAUSE) } else { None };
+            let Some(deadline) = due.into_iter().chain(retry).min() else { return self.inbox.recv().ok() };
+            match self.inbox.recv_deadline(deadline) {
+                Ok(message) => {
+                    // A steady stream of messages must not keep a batch open past its time.
+                    if due.is_some_and(|due| due <= Instant::now()) {
+                        self.outbox.close_log();
+                    }
+                    return Some(message);
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    if due.is_some_and(|due| due <= Instant::now()) {
+                        self.outbox.close_log();
+                    }
+                    self.report();
+                }
+                Err(RecvTimeoutError::Disconnected) => return None,
+            }
+        }
+    }
+
+    /// Takes what is there, up to a bound; gives back what is no batch, for it comes after.
+    fn gather(&mut self, message: Message) -> Option<Message> {
+        let mut weight = 0;
+        let mut next = Some(message);
+        while let Some(message) = next {
+            match message {
+                Message::Batch(batch) => {
+                    weight += batch.weight();
+                    self.pending.push(batch);
+                }
+                other => return Some(other),
+            }
+            next = if weight < GATHER { self.inbox.try_recv().ok() } else { None };
+        }
+        None
+    }
+
+    /// Stores what is pending.
+    fn flush(&mut self) {
+        let pending = std::mem::take(&mut self.pending);
+        if pending.is_empty() {
+            return;
+        }
+        let lost = self.store_all(&pending);
+        self.lost += lost;
+        self.budget.give(pending.iter().map(Batch::weight).sum());
+        if self.full.is_none() {
+            self.report();
+        }
+        self.pending = pending;
+        self.pending.clear();
+    }
+
+    /// Stores these messages, or as many of them as can be; says how many could not.
+    fn store_all(&mut self, pending: &[Batch]) -> u64 {
+        let mut progress = Progress::default();
+        let mut allowed = match self.full {
+            Some((since, levels)) if since.elapsed() < PAUSE => levels,
+            _ => LevelSet::ALL,
+        };
+        let mut shed = SHED.iter();
+        let began = Instant::now();
+        loop {
+            let error = match self.store.write(pending, &mut progress, allowed) {
+                Ok(()) => {
+                    if allowed == LevelSet::ALL {
+                        self.full = None;
+                    }
+                    return progress.left_out;
+                }
+                Err(e) => e,
+            };
+            match fault(&error) {
+                Fault::Full if self.store.drop_oldest() => {
+                    log::error!("the disk is full; the oldest database of records was removed");
+                    continue;
+                }
+                Fault::Full => {
+                    let next = shed.find(|levels| levels.iter().any(|level| allowed.contains(*level)));
+                    if let Some(levels) = next {
+                        allowed = allowed.without(levels);
+                        self.full = Some((Instant::now(), allowed));
+                        self.why = "the disk was full".into();
+                        continue;
+                    }
+                    self.full = Some((Instant::now(), LevelSet::NONE));
+                    self.why = "the disk was full".into();
+                }
+                Fault::Damaged => {
+                    let number = self.store.current().1;
+                    match self.store.set_aside(number, &error) {
+                        Ok(_) if began.elapsed() < PATIENCE => {
+                            self.say_damaged();
+                            continue;
+                        }
+                        Ok(_) => {}
+                        Err(e) => log::error!("{e:#}"),
+                    }
+                    self.why = error.to_string();
+                }
+                Fault::Busy | Fault::Other if began.elapsed() < PATIENCE => {
+                    thread::sleep(Duration::from_millis(100));
+                    continue;
+                }
+                Fault::Busy | Fault::Other => self.why = error.to_string(),
+            }
+            log::error!("messages cannot be stored: {error}");
+            return progress.lost(pending);
+        }
+    }
+
+    /// Says in a record how many messages were lost, once it can be stored.
+    fn report(&mut self) {
+        if self.lost == 0 {
+            return;
+        }
+        let text = format!("{} messages could not be stored: {}", self.lost, self.why);
+        let batch = self.own_batch(level::OPS_ERROR, &text);
+        let mut progress = Progress::default();
+        if self.store.write(&[batch], &mut progress, LevelSet::ALL).is_ok() {
+            log::error!("{text}");
+            (self.lost, self.full) = (0, None);
+        }
+    }
+
+    /// Says in a record that a damaged database was set aside.
+    pub(super) fn say_damaged(&mut self) {
+        let text = "a damaged database of records was set aside, see the folder logs";
+        let batch = self.own_batch(level::OPS_ERROR, text);
+        let _ = self.store.write(&[batch], &mut Progress::default(), LevelSet::ALL);
+        self.outbox.push_event(None, "damaged", serde_json::json!({"what": "logs"}));
+    }
+
+    fn own_batch(&self, level: u8, text: &str) -> Batch {
+        let mut batch = Batch::new(&self.own, now(), text.len());
+        batch.push(level, text);
+        batch
+    }
+}

@@ -1,0 +1,316 @@
+//! The logger on real files.
+
+use super::*;
+use crate::outbox::Kind;
+use jscommon::Record;
+use rusqlite::Connection;
+use std::path::Path;
+use std::time::Duration;
+use tempfile::TempDir;
+
+struct Bench {
+    dir: TempDir,
+    config: Config,
+    outbox: Arc<Outbox>,
+    handle: Option<Handle>,
+}
+
+impl Bench {
+    fn start(change: impl FnOnce(&mut Config)) -> Bench {
+        let dir = TempDir::new().unwrap();
+        let mut config = Config::default();
+        config.main.data_dir = dir.path().to_owned();
+        (config.main.gid, config.main.nid) = (3, 4);
+        config.controllers.insert("main".into(), crate::config::Controller::default());
+        change(&mut config);
+        let outbox = Outbox::open(&config).unwrap();
+        let handle = Handle::start(&config, Arc::clone(&outbox)).unwrap();
+        Bench { dir, config, outbox, handle: Some(handle) }
+    }
+
+    fn restart(&mut self) {
+        self.handle = None;
+        self.handle = Some(Handle::start(&self.config, Arc::clone(&self.outbox)).unwrap());
+    }
+
+    fn stop(&mut self) {
+        self.handle = None;
+    }
+
+    fn remote(&self) -> Remote {
+        self.handle.as_ref().unwrap().remote()
+    }
+
+    fn push(&self, source: &Arc<Source>, epoch: i64, messages: &[(u8, &str)]) {
+        let mut batch = Batch::new(source, epoch, 0);
+        for (level, text) in messages {
+            batch.push(*level, text);
+        }
+        self.handle.as_ref().unwrap().inlet().push(batch);
+    }
+
+    fn get(&self, query: &Query) -> Vec<Record> {
+        self.remote().get(query).unwrap()
+    }
+
+    fn texts(&self, query: &Query) -> Vec<String> {
+        self.get(query).into_iter().map(|record| record.data).collect()
+    }
+
+    fn logs(&self) -> std::path::PathBuf {
+        self.dir.path().join("logs")
+    }
+
+    fn current(&self) -> std::path::PathBuf {
+        self.logs().join("current.db")
+    }
+
+    /// Everything that was forwarded, as JSON records.
+    fn forwarded(&self) -> Vec<Record> {
+        let mut all = Vec::new();
+        self.outbox.close_log();
+        while let Some(batch) = self.outbox.next("main", Kind::Log) {
+            let body: serde_json::Value = serde_json::from_slice(&batch.body).unwrap();
+            let records: Vec<Record> = serde_json::from_value(body["records"].clone()).unwrap();
+            all.extend(records);
+            self.outbox.taken("main", Kind::Log, batch.number);
+        }
+        all
+    }
+}
+
+fn source(jobid: &str, db: &str, ac: &str) -> Arc<Source> {
+    Arc::new(Source {
+        jobid: jobid.into(),
+        domain: "dom".into(),
+        name: "nam".into(),
+        db: LevelSet::parse(db).unwrap(),
+        ac: LevelSet::parse(ac).unwrap(),
+    })
+}
+
+fn ids(records: &[Record]) -> Vec<u32> {
+    records.iter().map(|record| record.id).collect()
+}
+
+fn sql(path: &Path, sql: &str) {
+    Connection::open(path).unwrap().execute_batch(sql).unwrap();
+}
+
+#[test]
+fn records_are_stored_filtered_and_found() {
+    let bench = Bench::start(|_| ());
+    bench.push(&source("a", "1-9", "8"), 100, &[(1, "one"), (10, "no"), (8, "bad")]);
+    bench.push(&source("b", "*", "30"), 200, &[(2, "two"), (30, "{}")]);
+    let all = bench.get(&Query::default());
+    let want = Record {
+        id: 1,
+        jobid: "a".into(),
+        jobdomain: "dom".into(),
+        jobname: "nam".into(),
+        epoch: 100,
+        level: 1,
+        data: "one".into(),
+        gid: None,
+        nid: None,
+    };
+    assert_eq!(all[0], want);
+    assert_eq!(all.iter().map(|r| r.data.as_str()).collect::<Vec<_>>(), ["one", "bad", "two", "{}"]);
+    assert!(ids(&all).windows(2).all(|pair| pair[0] < pair[1]));
+    let query = Query { jobid: Some("b".into()), ..Query::default() };
+    assert_eq!(bench.texts(&query), ["two", "{}"]);
+    let query = Query { levels: Some(LevelSet::parse("2,8").unwrap()), ..Query::default() };
+    assert_eq!(bench.texts(&query), ["bad", "two"]);
+    let query = Query { timefrom: Some(101), timeto: Some(200), limit: Some(1), ..Query::default() };
+    assert_eq!(bench.texts(&query), ["two"]);
+    let query = Query { after: Some(all[1].id), ..Query::default() };
+    assert_eq!(bench.texts(&query), ["two", "{}"]);
+    let query = Query { after: Some(all[3].id), ..Query::default() };
+    assert_eq!(bench.texts(&query), Vec::<String>::new());
+    assert_eq!(bench.get(&Query { limit: Some(0), ..Query::default() }), []);
+    let forwarded = bench.forwarded();
+    assert_eq!(forwarded.iter().map(|r| r.data.as_str()).collect::<Vec<_>>(), ["bad", "{}"]);
+    assert_eq!((forwarded[0].gid, forwarded[0].nid, forwarded[0].id), (Some(3), Some(4), all[1].id));
+}
+
+#[test]
+fn the_agents_own_records_follow_what_came_before() {
+    let bench = Bench::start(|_| ());
+    let source = source("a", "1,30", "30");
+    bench.push(&source, 1, &[(1, "x")]);
+    bench.handle.as_ref().unwrap().inlet().write(&source, 30, "done");
+    bench.handle.as_ref().unwrap().inlet().write(&source, 9, "filtered");
+    assert_eq!(bench.texts(&Query::default()), ["x", "done"]);
+}
+
+#[test]
+fn ids_go_on_over_restarts_and_begin_again_after_four_bytes() {
+    let mut bench = Bench::start(|_| ());
+    let source = source("a", "*", "");
+    bench.push(&source, 1, &[(1, "1"), (1, "2")]);
+    bench.restart();
+    bench.push(&source, 1, &[(1, "3")]);
+    assert_eq!(ids(&bench.get(&Query::default())), [1, 2, 3]);
+    // Deleted rows do not bring ids back.
+    assert_eq!(bench.remote().delete(&Query { after: Some(1), ..Query::default() }).unwrap(), 2);
+    bench.restart();
+    bench.push(&source, 1, &[(1, "4")]);
+    assert_eq!(ids(&bench.get(&Query::default())), [1, 4]);
+    bench.stop();
+    sql(&bench.current(), "UPDATE messages SET id = 4294967294 WHERE id = 4");
+    bench.restart();
+    bench.push(&source, 1, &[(1, "5"), (1, "6"), (1, "7")]);
+    let all = bench.get(&Query::default());
+    assert_eq!(ids(&all), [1, 4294967294, 4294967295, 1, 2]);
+    let after = |id| bench.texts(&Query { after: Some(id), ..Query::default() });
+    assert_eq!(after(4294967295), ["6", "7"]);
+    assert_eq!(after(4294967294), ["5", "6", "7"]);
+    assert_eq!(after(1), ["7"]);
+    assert_eq!(after(2), Vec::<String>::new());
+    bench.restart();
+    bench.push(&source, 1, &[(1, "8")]);
+    assert_eq!(ids(&bench.get(&Query::default()))[5], 3);
+}
+
+fn size(dir: &Path, name: &str) -> u64 {
+    ["", "-wal"].iter().map(|end| dir.join(format!("{name}{end}")).metadata().map_or(0, |m| m.len())).sum()
+}
+
+fn databases(dir: &Path) -> Vec<String> {
+    let names = std::fs::read_dir(dir).unwrap().flatten().map(|e| e.file_name().into_string().unwrap());
+    let mut names: Vec<String> = names.filter(|name| name.ends_with(".db")).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn databases_rotate_below_their_limit_and_nothing_is_lost() {
+    let bench = Bench::start(|config| {
+        config.logging.db.max_size_mb = 1;
+        config.logging.db.keep = 100;
+    });
+    let source = source("a", "*", "");
+    let mut most = 0;
+    let mut count = 0;
+    for n in 0..300 {
+        let text = format!("{n} {}", "x".repeat(n * 3701 % 30_000));
+        bench.push(&source, n as i64, &[(1, &text), (2, "short"), (1, "")]);
+        count += 3;
+        if n % 10 == 0 {
+            bench.get(&Query { limit: Some(1), ..Query::default() });
+            for name in databases(&bench.logs()) {
+                most = most.max(size(&bench.logs(), &name));
+            }
+        }
+    }
+    let mut found = Vec::new();
+    let mut after = None;
+    loop {
+        let some = bench.get(&Query { after, limit: Some(100), ..Query::default() });
+        let Some(last) = some.last() else { break };
+        after = Some(last.id);
+        found.extend(ids(&some));
+    }
+    assert_eq!(found, (1..=count).collect::<Vec<u32>>());
+    assert!(databases(&bench.logs()).len() > 4, "{:?}", databases(&bench.logs()));
+    assert!(most <= 1_000_000, "{most}");
+}
+
+#[test]
+fn only_so_many_databases_are_kept() {
+    let mut bench = Bench::start(|config| {
+        config.logging.db.max_size_mb = 1;
+        config.logging.db.keep = 2;
+    });
+    let source = source("a", "*", "");
+    let text = "y".repeat(20_000);
+    for _ in 0..300 {
+        bench.push(&source, 1, &[(1, &text)]);
+    }
+    bench.get(&Query::default());
+    assert_eq!(databases(&bench.logs()).len(), 3);
+    bench.config.logging.db.keep = 0;
+    bench.restart();
+    assert_eq!(databases(&bench.logs()), ["current.db"]);
+}
+
+#[test]
+fn deleting_gives_the_space_back() {
+    let bench = Bench::start(|config| {
+        config.logging.db.max_size_mb = 1;
+        config.logging.db.keep = 100;
+    });
+    let (a, b) = (source("a", "*", ""), source("b", "*", ""));
+    let text = "z".repeat(3000);
+    for n in 0..1000 {
+        bench.push(if n % 10 == 0 { &b } else { &a }, n, &[(1, &text)]);
+    }
+    let all = |dir: &Path| databases(dir).iter().map(|name| size(dir, name)).sum::<u64>();
+    let job = |id: &str| Query { jobid: Some(id.into()), ..Query::default() };
+    assert_eq!(bench.remote().delete(&Query { limit: Some(7), ..job("a") }).unwrap(), 7);
+    let before = all(&bench.logs());
+    assert_eq!(bench.remote().delete(&job("a")).unwrap(), 893);
+    assert!(all(&bench.logs()) < before / 4, "{} of {before}", all(&bench.logs()));
+    assert_eq!((bench.get(&job("a")).len(), bench.get(&job("b")).len()), (0, 100));
+    assert_eq!(bench.remote().delete(&Query::default()).unwrap(), 100);
+    assert_eq!(databases(&bench.logs()), ["current.db"]);
+    bench.push(&a, 1, &[(1, "on")]);
+    assert_eq!(ids(&bench.get(&Query::default())), [1001]);
+}
+
+#[test]
+fn a_damaged_database_is_set_aside_and_said() {
+    let mut bench = Bench::start(|_| ());
+    let source = source("a", "*", "");
+    for n in 0..200 {
+        bench.push(&source, n, &[(1, &"q".repeat(1000))]);
+    }
+    bench.get(&Query::default());
+    bench.stop();
+    let mut bytes = std::fs::read(bench.current()).unwrap();
+    let (at, end) = (5 * 4096, bytes.len() - 4096);
+    bytes[at..end].fill(0xa5);
+    std::fs::write(bench.current(), bytes).unwrap();
+    bench.restart();
+    bench.push(&source, 1, &[(1, "on")]);
+    assert_eq!(bench.texts(&Query::default()).last().unwrap(), "on");
+    assert!(databases(&bench.logs()).iter().any(|name| name.starts_with("damaged-")));
+}
+
+#[test]
+fn a_rotated_database_that_is_damaged_is_passed_over() {
+    let bench = Bench::start(|config| config.logging.db.max_size_mb = 1);
+    let source = source("a", "*", "");
+    for _ in 0..100 {
+        bench.push(&source, 1, &[(1, &"q".repeat(20_000))]);
+    }
+    bench.get(&Query { limit: Some(1), ..Query::default() });
+    let first = databases(&bench.logs())[0].clone();
+    std::fs::write(bench.logs().join(&first), "rubbish".repeat(10_000)).unwrap();
+    let records = bench.get(&Query { levels: Some(LevelSet::parse("1").unwrap()), ..Query::default() });
+    assert!(!records.is_empty() && records.len() < 100);
+    assert!(!bench.logs().join(&first).exists());
+    let said = Query { levels: Some(LevelSet::parse("8").unwrap()), ..Query::default() };
+    assert!(bench.texts(&said)[0].contains("damaged"));
+}
+
+#[test]
+fn everything_handed_over_is_committed_when_the_handle_goes() {
+    let mut bench = Bench::start(|_| ());
+    let source = source("a", "*", "");
+    let inlet = bench.handle.as_ref().unwrap().inlet();
+    for n in 0..500 {
+        bench.push(&source, n, &[(1, "x"); 100]);
+    }
+    bench.stop();
+    let db = Connection::open(bench.current()).unwrap();
+    let count: i64 = db.query_row("SELECT count(*) FROM messages", [], |row| row.get(0)).unwrap();
+    assert_eq!(count, 50_000);
+    // A reader that outlives the logger does not hang.
+    let mut late = Batch::new(&source, 1, 0);
+    late.push(1, &"x".repeat(3 << 20));
+    inlet.push(late.clone());
+    inlet.push(late);
+    drop(db);
+    std::thread::sleep(Duration::ZERO);
+}

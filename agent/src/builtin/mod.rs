@@ -6,6 +6,7 @@
 
 pub mod info;
 pub mod jobs;
+pub mod messages;
 
 use crate::config::Config;
 use crate::controller::Controller;
@@ -73,9 +74,11 @@ pub fn lookup(name: &str) -> Option<Kind> {
 }
 
 const TABLE: &[(&str, Kind)] = &[
+    ("del_msgs", Kind::Threaded(messages::delete)),
     ("get_cpu_info", Kind::Threaded(info::cpu)),
     ("get_disk_info", Kind::Threaded(info::disks)),
     ("get_mem_info", Kind::Threaded(info::memory)),
+    ("get_msgs", Kind::Threaded(messages::get)),
     ("get_nic_info", Kind::Threaded(info::nics)),
     ("get_os_info", Kind::Threaded(info::system)),
     ("get_process_stats", Kind::Supervisor(JobControl::ProcessStats)),

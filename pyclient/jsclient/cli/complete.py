@@ -1,0 +1,156 @@
+"""Tab completion: the scripts for bash, zsh and fish, and the words that they offer."""
+
+from __future__ import annotations
+
+import argparse
+from typing import List
+
+from ..errors import OK, Error
+
+_BASH = """_jsctl() {
+    local IFS=$'\\n'
+    # A target has commas and colons in it, so the words are taken from the line and not from COMP_WORDS.
+    local words; read -ra words <<< "${COMP_LINE:0:COMP_POINT}"; local cur="${words[-1]}"
+    [[ "${COMP_LINE:COMP_POINT-1:1}" == " " ]] && cur=""
+    IFS=' ' ; local line="${COMP_LINE:0:COMP_POINT}"; IFS=$'\\n'
+    COMPREPLY=($(jsctl __complete "$line" 2>/dev/null))
+    local cut="${cur%"${cur##*[:=]}"}"
+    COMPREPLY=("${COMPREPLY[@]#"$cut"}")
+    [[ ${#COMPREPLY[@]} -eq 0 ]] && compopt -o default 2>/dev/null
+}
+complete -o nospace -F _jsctl jsctl
+"""
+
+_ZSH = """#compdef jsctl
+_jsctl() {
+    local -a found
+    found=("${(@f)$(jsctl __complete "${BUFFER[1,CURSOR]}" 2>/dev/null)}")
+    if [[ -n "${found[*]}" ]]; then compadd -Q -S '' -- "${found[@]}"; else _files; fi
+}
+compdef _jsctl jsctl
+"""
+
+_FISH = """function __jsctl_complete
+    jsctl __complete (commandline -cp) 2>/dev/null
+end
+complete -c jsctl -f -a '(__jsctl_complete)'
+complete -c jsctl -n '__fish_seen_subcommand_from put run' -F
+"""
+
+#: Where a target stands among the plain words that follow a command (0 is the first).
+_TARGET_AT = {
+    "exec": 0, "ping": 0, "nodes": 0, "ps": 0, "top": 0, "killall": 0, "restart": 0, "put": 0, "logs": 0,
+    "stats": 0, "raw": 0, "kill": 0, "signal": 0, "unschedule": 0, "info": 1, "run": 0,
+}
+_JOB = ("kill", "signal", "unschedule", "cancel", "job", "wait")
+
+
+def script(args: argparse.Namespace) -> int:
+    """`jsctl completion SHELL`."""
+    print({"bash": _BASH, "zsh": _ZSH, "fish": _FISH}[args.shell], end="")
+    return OK
+
+
+def candidates(argv: List[str]) -> int:
+    """Prints the words that may stand at the end of the line `argv[0]`, one a line."""
+    for word in offer(argv[0] if argv else ""):
+        print(word)
+    return OK
+
+
+def offer(line: str) -> List[str]:
+    """What may complete the last word of a line that begins with `jsctl`."""
+    words = line.split()[1:]
+    current = "" if not line or line[-1].isspace() else (words.pop() if words else "")
+    from .parser import build
+
+    parser = build()
+    url = parser.get_default("redis")
+    plain: List[str] = []
+    before = ""
+    for word in words:
+        if word == "--":
+            return []
+        if before in ("-r", "--redis"):
+            url = word
+        elif not word.startswith("-") and not (before.startswith("-") and _takes_value(parser, plain, before)):
+            plain.append(word)
+        before = word
+    if plain[:1] == ["script"] and len(plain) > 1:
+        plain = plain[1:]
+        parser = _sub(_sub(parser, "script"), plain[0])
+    elif plain:
+        parser = _sub(parser, plain[0])
+    if before == "--except":
+        found = _targets(url, current)
+    elif before.startswith("-") and _takes_value(parser, [], before):
+        found = _choices(parser, before)
+    elif current.startswith("-"):
+        found = [flag for action in parser._actions for flag in action.option_strings]
+    elif not plain or plain == ["script"]:
+        found = _names(parser)
+    else:
+        name, at = plain[0], len(plain) - 1
+        found = []
+        if name == "completion" and at == 0:
+            found = ["bash", "zsh", "fish"]
+        elif name == "info" and at == 0:
+            found = ["cpu", "mem", "disk", "nic", "os"]
+        elif name == "signal" and at >= 1:
+            found = ["HUP", "INT", "TERM", "USR1", "USR2", "STOP", "CONT", "KILL"]
+        if name in _JOB and at <= 1:
+            found += _jobs(url)
+        if _TARGET_AT.get(name) == at:
+            found += _targets(url, current)
+    return sorted({word for word in found if word.startswith(current)})
+
+
+def _sub(parser: argparse.ArgumentParser, name: str) -> argparse.ArgumentParser:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction) and name in action.choices:
+            found: argparse.ArgumentParser = action.choices[name]
+            return found
+    return parser
+
+
+def _names(parser: argparse.ArgumentParser) -> List[str]:
+    return [n for a in parser._actions if isinstance(a, argparse._SubParsersAction) for n in a.choices]
+
+
+def _takes_value(parser: argparse.ArgumentParser, plain: List[str], flag: str) -> bool:
+    for word in plain:
+        parser = _sub(parser, word)
+    return any(flag in a.option_strings and a.nargs != 0 for a in parser._actions)
+
+
+def _choices(parser: argparse.ArgumentParser, flag: str) -> List[str]:
+    return [str(c) for a in parser._actions if flag in a.option_strings for c in (a.choices or [])]
+
+
+def _targets(url: str, current: str) -> List[str]:
+    """Nodes, grids and roles; in a list, what may follow its last comma."""
+    from ..client import Client
+
+    try:
+        with Client(url, timeout=2.0, socket_timeout=1.5, socket_connect_timeout=1.0) as client:
+            nodes = client.nodes()
+    except Error:
+        return []
+    head, comma, _ = current.rpartition(",")
+    ids = [str(n.id) for n in nodes if n.state != "gone"]
+    roles = sorted({role for n in nodes for role in n.roles})
+    if comma and head.startswith("@"):
+        return [f"{head},{role}" for role in roles]
+    if comma:
+        return [f"{head},{node}" for node in ids]
+    return [*ids, *sorted({f"{n.gid}.*" for n in nodes}), *(f"@{role}" for role in roles), "all"]
+
+
+def _jobs(url: str) -> List[str]:
+    from ..client import Client
+
+    try:
+        with Client(url, timeout=2.0, socket_timeout=1.5, socket_connect_timeout=1.0) as client:
+            return [info.id for info in client.jobs(50)]
+    except Error:
+        return []

@@ -1,0 +1,136 @@
+"""`jsctl logs`."""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import json
+import time
+from typing import Dict, Iterator, List
+
+from .. import verbs, wire
+from ..client import Client
+from ..errors import FAILED, OK, Error, Gone, NobodyMatched, UsageError
+from ..fleet import Fleet
+from ..wire import NodeId, Record
+from . import render
+from .start import say
+from .order import connect
+
+
+def logs(args: argparse.Namespace) -> int:
+    """Shows, follows or deletes records of nodes."""
+    if args.json and args.follow:
+        raise UsageError("--follow has no end, so it prints no document: take --ndjson")
+    if args.levels:
+        verbs.check_levels(args.levels)
+    if args.job:
+        wire.check_id(args.job)
+    with connect(args) as client:
+        if args.timeout:
+            client.timeout = args.timeout
+        targeted = client.target(args.target, but=args.but)
+        client.check()
+        chosen = targeted.select()
+        if not chosen.live:
+            raise NobodyMatched(targeted.nobody(chosen))
+        for node in [*chosen.unknown, *(n.id for n in chosen.offline)]:
+            say(f"jsctl: {node} is not there; its records are left out")
+        nodes = chosen.live
+        if args.delete:
+            return _delete(client, args, nodes)
+        many = len(nodes) > 1
+        if args.follow:
+            return _follow(client, args, nodes)
+        failed: List[NodeId] = []
+        streams = [_stream(client, node, args, failed) for node in nodes]
+        items = []
+        for record in heapq.merge(*streams, key=lambda r: r.epoch) if many else streams[0]:
+            if args.json:
+                items.append(_dict(record))
+            else:
+                _print(record, args, many)
+        if args.json:
+            render.emit(items, False)
+        return FAILED if failed else OK
+
+
+def _stream(client: Client, node: NodeId, args: argparse.Namespace, failed: List[NodeId]) -> Iterator[Record]:
+    try:
+        yield from client.logs(
+            node, job=args.job, levels=args.levels, since=args.since, until_ms=args.until, limit=args.limit
+        )
+    except Error as e:
+        failed.append(node)
+        say(f"jsctl: {node}: {e}")
+
+
+def _follow(client: Client, args: argparse.Namespace, nodes: List[NodeId]) -> int:
+    """Asks all nodes at once for what is new, more seldom while nothing is."""
+    since = args.since
+    if since is None and not args.job:
+        since = int(time.time() * 1000) - 10_000
+    after: Dict[NodeId, int] = {}
+    pause = 0.25
+    try:
+        while True:
+            ended = bool(args.job) and _ended(client, args.job)
+            asked = {
+                n: verbs.messages(args.job, since=since, until=args.until, levels=args.levels, after=after.get(n))
+                for n in nodes
+            }
+            fresh: List[Record] = []
+            full = False
+            for result in Fleet.each(client, asked).stream(10.0):
+                if not result.ok:
+                    say(f"jsctl: {result.sentence()}")
+                    continue
+                records = [Record.from_dict(raw, result.node) for raw in result.value]
+                if records:
+                    after[result.node] = records[-1].id
+                    full = full or len(records) >= 1000
+                    fresh.extend(records)
+            for record in sorted(fresh, key=lambda r: r.epoch):
+                _print(record, args, len(nodes) > 1)
+            if ended and not full:
+                return OK
+            pause = 0.25 if fresh else min(pause * 1.5, 2.0)
+            if not full:
+                time.sleep(pause)
+    except KeyboardInterrupt:
+        return OK
+
+
+def _ended(client: Client, job_id: str) -> bool:
+    try:
+        return client.job(job_id).info().state in wire.FINAL_STATES
+    except Gone:
+        return False
+
+
+def _delete(client: Client, args: argparse.Namespace, nodes: List[NodeId]) -> int:
+    failed = False
+    for node in nodes:
+        try:
+            count = client.del_msgs(*node, args.job, since=args.since, until=args.until, levels=args.levels,
+                                    limit=args.limit)
+            print(f"{node}: {count} deleted")
+        except Error as e:
+            failed = True
+            say(f"jsctl: {node}: {e}")
+    return FAILED if failed else OK
+
+
+def _dict(record: Record) -> Dict[str, object]:
+    return {"node": str(record.node), **record.__dict__}
+
+
+def _print(record: Record, args: argparse.Namespace, many: bool) -> None:
+    if args.ndjson:
+        print(json.dumps(_dict(record), ensure_ascii=False), flush=True)
+        return
+    at = time.strftime("%m-%d %H:%M:%S", time.localtime(record.epoch / 1000)) + f".{record.epoch % 1000:03d}"
+    who = f"{record.node} " if many else ""
+    job = record.jobid[:12] if not args.job else ""
+    text = render.clean(record.data).replace("\n", "\n" + " " * 24)
+    print(f"{at} {who}{job + ' ' if job else ''}{record.level:>2} {text}", flush=args.follow)

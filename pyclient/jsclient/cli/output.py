@@ -1,0 +1,223 @@
+"""What a fleet answers, shown: folded blocks, JSON, a progress bar, a last line, an exit code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from typing import Any, Callable, Dict, List, Optional
+
+from ..errors import FAILED, OK, TIMED_OUT, Error
+from ..fleet import Fleet
+from ..wire import NodeId, Result
+from . import render
+from .start import say
+
+#: Blocks are printed when the oldest result in them has waited so long for others like it (seconds).
+FOLD_SECONDS = 2.0
+#: So often the progress bar moves (seconds).
+TICK = 0.2
+
+
+class Output:
+    """Takes the results of one fleet as they come."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        *,
+        json_: bool,
+        ndjson: bool,
+        fold: bool,
+        progress: bool,
+        single: bool,
+        render_all: Optional[Callable[[List[Result]], str]] = None,
+    ) -> None:
+        self.fleet = fleet
+        self.json = json_
+        self.ndjson = ndjson
+        self.fold = fold
+        self.single = single and not (json_ or ndjson)
+        self.render_all = None if json_ or ndjson else render_all
+        self._kept: List[Result] = []
+        self._failed: List[NodeId] = []
+        self._printed = 0
+        # Blocks not printed yet by the hash of what they show, and the first node of each that was.
+        self._blocks: Dict[bytes, List[NodeId]] = {}
+        self._texts: Dict[bytes, str] = {}
+        self._shown: Dict[bytes, NodeId] = {}
+        self._oldest = 0.0
+        self._bar: Any = None
+        if progress and not self.single and sys.stderr.isatty():
+            from .progress import Bar
+
+            self._bar = Bar(fleet)
+
+    def run(self, limit: Optional[float]) -> int:
+        """Shows everything and returns the exit code."""
+        try:
+            if self._bar:
+                self._bar.start()
+            for result in self.fleet.stream(limit, tick=TICK):
+                if result is not None:
+                    self._take(result)
+                self._flush_old()
+                if self._bar:
+                    self._bar.update()
+        except KeyboardInterrupt:
+            self._stop_bar()
+            self._flush()
+            self._end_json()
+            return self._interrupted()
+        finally:
+            self._stop_bar()
+        self._flush()
+        if self.render_all:
+            print(self.render_all(self._kept))
+        self._end_json()
+        return self._last_line(limit)
+
+    def _stop_bar(self) -> None:
+        if self._bar:
+            self._bar.stop()
+            self._bar = None
+
+    def _take(self, result: Result) -> None:
+        if not result.ok:
+            self._failed.append(result.node)
+        if self.json or self.ndjson:
+            self._item(render.document(result))
+        elif self.render_all and result.ok:
+            self._kept.append(result)
+        elif self.single:
+            self._plain(result)
+        else:
+            text = f"{render.status(result)}\n{render.body(result)}"
+            mark = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).digest()
+            if not self._blocks:
+                self._oldest = time.monotonic()
+            self._blocks.setdefault(mark, []).append(result.node)
+            if mark not in self._shown:
+                self._texts.setdefault(mark, text)
+            if not self.fold:
+                self._flush()
+                self._shown.clear()
+
+    def _plain(self, result: Result) -> None:
+        """One node's answer alone: its stdout on ours, its stderr on ours."""
+        text = render.body(result, with_stderr=False)
+        if result.ok or result.stdout or result.level >= 20:
+            if result.ok or not result.data or result.level >= 20:
+                _out(text)
+            else:
+                _out(render.clean(result.stdout.rstrip("\n")))
+        if result.stderr:
+            say(render.clean(result.stderr.rstrip("\n")))
+        if not result.ok:
+            say(f"jsctl: {render.clean(result.sentence())}")
+
+    def _flush_old(self) -> None:
+        if self._blocks and time.monotonic() - self._oldest >= FOLD_SECONDS:
+            self._flush()
+
+    def _flush(self) -> None:
+        for mark, nodes in self._blocks.items():
+            nodes.sort()
+            count = f" ({len(nodes)})" if len(nodes) > 1 else ""
+            before = self._shown.get(mark)
+            if before is not None:
+                self._print(f"== {render.names(nodes, 1000)}{count}: as {before}")
+                continue
+            self._shown[mark] = nodes[0]
+            status, _, text = self._texts.pop(mark).partition("\n")
+            tail = "" if status == "OK" else f": {status}"
+            self._print(f"== {render.names(nodes, 1000)}{count}{tail}" + (f"\n{text}" if text else ""))
+        self._blocks.clear()
+
+    def _print(self, text: str) -> None:
+        if self._bar:
+            self._bar.print(text)
+        else:
+            _out(text)
+
+    def _item(self, item: Dict[str, Any]) -> None:
+        line = json.dumps(item, ensure_ascii=False)
+        if self.json:
+            line = ("[\n" if not self._printed else ",\n") + line
+            sys.stdout.write(line)
+        else:
+            self._print(line)
+        self._printed += 1
+
+    def _end_json(self) -> None:
+        if not (self.json or self.ndjson):
+            return
+        silent = [(n, "NO ANSWER") for n in self.fleet.missing] + [(n, "NOT SENT") for n in self.fleet.skipped]
+        silent += [(n.id, "OFFLINE") for n in self.fleet.offline] + [(n, "UNKNOWN") for n in self.fleet.unknown]
+        for node, state in silent:
+            self._item({"node": str(node), "gid": node.gid, "nid": node.nid, "id": self.fleet.id, "state": state})
+        if self.json:
+            sys.stdout.write("\n]\n" if self._printed else "[]\n")
+
+    def _last_line(self, limit: Optional[float]) -> int:
+        fleet = self.fleet
+        missing = fleet.missing
+        ok = fleet.returned - fleet.failures
+        if not self.single or missing:
+            parts = [f"{ok} OK", f"{fleet.failures} failed"]
+            if self._failed:
+                parts[-1] += f" ({render.names(sorted(self._failed))})"
+            if missing:
+                parts.append(f"{len(missing)} without answer ({render.names(missing)})")
+            if fleet.skipped:
+                parts.append(f"{len(fleet.skipped)} not sent after too many failures ({render.names(fleet.skipped)})")
+            if fleet.offline:
+                parts.append(f"{len(fleet.offline)} offline ({render.names([n.id for n in fleet.offline])})")
+            if fleet.unknown:
+                parts.append(f"{len(fleet.unknown)} never seen ({render.names(fleet.unknown)})")
+            say(", ".join(parts))
+        if missing:
+            self._why(missing, limit)
+            return TIMED_OUT
+        if fleet.failures or fleet.skipped or fleet.unknown:
+            return FAILED
+        if fleet.offline and fleet.named:
+            return FAILED
+        return OK
+
+    def _why(self, missing: List[NodeId], limit: Optional[float]) -> None:
+        fleet = self.fleet
+        try:
+            why = fleet.client.why_waiting(fleet.job_id(missing[0]), missing[0], limit)
+        except Error as e:
+            why = str(e)
+        say(f"jsctl: {why}")
+        say(f"jsctl: to wait on: jsctl wait {fleet.id}")
+
+    def _interrupted(self) -> int:
+        fleet = self.fleet
+        missing = fleet.missing
+        unsent = [NodeId(c.gid, c.nid) for c in fleet.unsent]
+        say("")
+        if unsent:
+            say(f"not sent to {len(unsent)} ({render.names(unsent)})")
+        if not missing:
+            return 130
+        try:
+            states = fleet.states()
+        except Error:
+            states = {}
+        running = [n for n in missing if states.get(n) == "RUNNING"]
+        waiting = [n for n in missing if n not in running]
+        if running:
+            say(f"goes on running on {render.names(running)}; to end it: jsctl kill {fleet.id}")
+        if waiting:
+            say(f"waits for {render.names(waiting)}; to withdraw it: jsctl cancel {fleet.id}")
+        say(f"for its results: jsctl wait {fleet.id}")
+        return 130
+
+
+def _out(text: str) -> None:
+    if text:
+        print(text, flush=True)

@@ -1,0 +1,299 @@
+"""The command line: names, flags and their help. Nothing here talks to Redis."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any, List, NoReturn, Optional
+
+from .. import __version__
+from ..errors import UsageError
+from ..target import HELP as TARGETS
+
+EXIT_CODES = """exit codes:
+  0  all OK
+  1  some failed, or Redis or its controllers are away
+  2  wrong usage
+  3  nobody matched: no such node, role or job
+  4  somebody did not answer in time
+130  interrupted (Ctrl-C)"""
+
+EPILOG = f"""targets:
+  {TARGETS}
+
+{EXIT_CODES}
+
+The address of Redis comes from --redis or JSCTL_REDIS (redis://localhost:6379)."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises instead of leaving, and never guesses abbreviated flags."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def parse(argv: List[str]) -> argparse.Namespace:
+    """Reads a command line. What follows a lone `--` is a program's own and is left as it is."""
+    tail: Optional[List[str]] = None
+    if "--" in argv:
+        at = argv.index("--")
+        argv, tail = argv[:at], argv[at + 1 :]
+    parser = build()
+    args = parser.parse_args(argv)
+    if not getattr(args, "run", None):
+        raise UsageError("no command given (see jsctl --help)")
+    if args.json and args.ndjson:
+        raise UsageError("give --json or --ndjson, not both")
+    if tail is not None:
+        if "program" in args:
+            args.program = [*args.program, *tail]
+        else:
+            raise UsageError(f"{args.command} takes nothing after --")
+    return args
+
+
+def build() -> argparse.ArgumentParser:
+    """The whole grammar."""
+    parser = Parser(prog="jsctl", description="Commands for a fleet of nodes.", epilog=EPILOG)
+    parser.add_argument("--version", action="version", version=f"jsctl {__version__}")
+    _everywhere(parser, default=True)
+    subs = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", parser_class=Parser)
+
+    def command(name: str, run: str, help: str, **kwargs: Any) -> argparse.ArgumentParser:
+        sub = subs.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", **kwargs)
+        _everywhere(sub)
+        sub.set_defaults(run=run)
+        return sub
+
+    def order(name: str, run: str, help: str, optional_target: bool = False, **kwargs: Any) -> argparse.ArgumentParser:
+        kwargs.setdefault("epilog", f"targets: {TARGETS}")
+        sub = command(name, run, help, **kwargs)
+        if optional_target:
+            sub.add_argument("target", nargs="?", default="all", help="who is meant; all when left out")
+        else:
+            sub.add_argument("target", help="who is meant")
+        _fleet(sub)
+        return sub
+
+    sub = order("exec", "order:execute", "run a program: jsctl exec 1.1 -- uname -a")
+    sub.add_argument("program", nargs="*", help="the program and its arguments, after --")
+    _process(sub)
+    sub.add_argument("--shell", action="store_true", help="hand the words to /bin/sh -c")
+
+    sub = command("script", "order:script", "run scripts, or list the stored ones")
+    scripts = sub.add_subparsers(dest="action", metavar="run|list", parser_class=Parser, required=True)
+    run = scripts.add_parser("run", help="run a Python or Lua script: jsctl script run 1.1 ./check.py")
+    _everywhere(run)
+    run.add_argument("target", help="who is meant")
+    run.add_argument("script", help="a .py or .lua file, or domain/name of a script that lies on the nodes")
+    run.add_argument("--lang", choices=["py", "lua"], help="the language, where the file's ending does not say it")
+    _fleet(run)
+    _process(run)
+    run.set_defaults(run="order:script_run")
+    listing = scripts.add_parser("list", help="the scripts and files that Redis keeps")
+    _everywhere(listing)
+    listing.set_defaults(run="show:scripts")
+
+    order("ping", "order:ping", "ask whether nodes answer", optional_target=True)
+
+    sub = command("nodes", "show:nodes", "list the nodes: live, late (not seen for 90 s), gone (for an hour)")
+    sub.add_argument("target", nargs="?", default="all")
+    sub.add_argument("--except", dest="but", action="append", metavar="TARGET", help="leave these out")
+    sub.add_argument("--state", choices=["live", "late", "gone"], help="only these")
+
+    sub = command("info", "order:info", "what nodes say of their cpu, mem, disk, nic or os")
+    sub.add_argument("kind", metavar="cpu|mem|disk|nic|os")
+    sub.add_argument("target", nargs="?", default="all")
+    _fleet(sub)
+
+    sub = order("ps", "order:ps", "the jobs that run on nodes", optional_target=True)
+    sub.add_argument("series", nargs="?", default="", metavar="DOMAIN[.NAME]", help="only of these")
+
+    sub = command("top", "top:top", "the jobs of all nodes by cpu, refreshed in place")
+    sub.add_argument("target", nargs="?", default="all")
+    sub.add_argument("--except", dest="but", action="append", metavar="TARGET")
+    sub.add_argument("--interval", type=_seconds, default=2.0, help="seconds between refreshes (2)")
+    sub.add_argument("--once", action="store_true", help="print once and leave")
+    sub.add_argument("--lines", type=_count, default=30, help="so many jobs (30)")
+
+    sub = command("kill", "order:kill", "end a job: jsctl kill [TARGET] ID", usage="jsctl kill [TARGET] ID [options]")
+    sub.add_argument("words", nargs="+", metavar="[TARGET] ID")
+    _fleet(sub)
+    order("killall", "order:killall", "end every process of nodes; remembered jobs start again")
+    sub = command(
+        "signal", "order:signal", "send a signal to a job: jsctl signal [TARGET] ID HUP",
+        usage="jsctl signal [TARGET] ID SIGNAL [options]",
+    )
+    sub.add_argument("words", nargs="+", metavar="[TARGET] ID SIGNAL")
+    _fleet(sub)
+    sub = command(
+        "unschedule", "order:unschedule", "stop a recurring job after the run under way",
+        usage="jsctl unschedule [TARGET] ID [options]",
+    )
+    sub.add_argument("words", nargs="+", metavar="[TARGET] ID")
+    _fleet(sub)
+    order("restart", "order:restart", "have agents exit, for their service manager to start them again")
+
+    sub = command("cancel", "order:cancel", "withdraw a command that still waits for its node")
+    sub.add_argument("id")
+
+    sub = command(
+        "put", "order:put", "write a file to nodes: jsctl put 1.1 ./app.conf /etc/app.conf",
+        usage="jsctl put TARGET FILE PATH [options]",
+    )
+    sub.add_argument("target")
+    sub.add_argument("file", help="a file here, at most 16 MiB")
+    sub.add_argument("path", help="where it goes on the nodes")
+    sub.add_argument("--mode", help="octal, 0644 say")
+    sub.add_argument("--owner", help="user or user:group")
+    sub.add_argument("--mkdir", action="store_true", help="make the folder when it is missing")
+    _fleet(sub)
+
+    sub = command("logs", "logs:logs", "what jobs wrote, from the nodes' databases")
+    sub.add_argument("target")
+    sub.add_argument("--except", dest="but", action="append", metavar="TARGET")
+    sub.add_argument("--job", default="", metavar="ID", help="of one job")
+    sub.add_argument("--levels", help="1-5, 9, * (all)")
+    sub.add_argument("--since", type=_moment, help="10m, 2h, 1d, or 2026-01-31T12:00")
+    sub.add_argument("--until", type=_moment, help="likewise")
+    sub.add_argument("--limit", type=_count, help="at most so many of each node")
+    sub.add_argument("-f", "--follow", action="store_true", help="go on with what is written from now on")
+    sub.add_argument("--delete", action="store_true", help="delete these records instead of showing them")
+
+    sub = command("stats", "show:stats", "the latest series of nodes")
+    sub.add_argument("target", nargs="?", default="all")
+    sub.add_argument("series", nargs="?", default="", metavar="DOMAIN[.NAME]", help="only of these")
+
+    sub = command("jobs", "show:jobs", "the last jobs, newest first")
+    sub.add_argument("-n", "--limit", type=_count, default=20, help="so many (20)")
+
+    sub = command("job", "show:job", "what a job asked for, and where it stands on each node")
+    sub.add_argument("id")
+
+    sub = command("wait", "order:wait", "wait for jobs that were sent before, and show their results")
+    sub.add_argument("ids", nargs="+", metavar="ID")
+    _output(sub)
+
+    for name, help in (("events", "the last events"), ("audit", "who asked for what"), ("rejected", "what was no command")):
+        sub = command(name, f"show:{name}", help + ", newest first")
+        sub.add_argument("-n", "--limit", type=_count, default=20, help="so many (20)")
+
+    sub = order("raw", "order:raw", "send any command: jsctl raw 1.1 execute --args '{\"cmd\": \"ls\"}'")
+    sub.add_argument("cmd", help="the command's name")
+    sub.add_argument("--args", dest="raw_args", default="{}", metavar="JSON", help="an object")
+    sub.add_argument("--data", default="", help="text, @FILE, or - for standard input")
+
+    sub = command("completion", "complete:script", "the completion of a shell: source <(jsctl completion bash)")
+    sub.add_argument("shell", choices=["bash", "zsh", "fish"])
+    return parser
+
+
+def _everywhere(parser: argparse.ArgumentParser, default: bool = False) -> None:
+    # The same flags before and after the command; only the first parser sets their defaults.
+    def value(fallback: Any) -> Any:
+        return fallback if default else argparse.SUPPRESS
+
+    group = parser.add_argument_group("everywhere")
+    group.add_argument(
+        "-r", "--redis", metavar="URL", default=value(os.environ.get("JSCTL_REDIS") or "redis://localhost:6379"),
+        help="redis://user:pw@host:port/db, rediss://…, unix:///path",
+    )
+    group.add_argument(
+        "--timeout", type=_seconds, default=value(None), metavar="S",
+        help="seconds to wait for answers, of each batch (60, or --max-time and 30 more; 0 waits for ever)",
+    )
+    group.add_argument("--as", dest="by", metavar="NAME", default=value(None), help="who asks, for the audit list")
+    group.add_argument("--json", action="store_true", default=value(False), help="one JSON document")
+    group.add_argument("--ndjson", action="store_true", default=value(False), help="one JSON object a line, as they come")
+
+
+def _output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--no-fold", action="store_true", help="every node's output by itself, as it comes")
+    parser.add_argument("--no-progress", action="store_true", help="no progress bar")
+
+
+def _fleet(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("fleet")
+    group.add_argument("--except", dest="but", action="append", metavar="TARGET", help="leave these out")
+    group.add_argument("--any", action="store_true", help="one of them, whichever")
+    group.add_argument("--dry-run", action="store_true", help="list who is meant, and do nothing")
+    group.add_argument("--wait", action="store_true", help="also wait for nodes that are not there, or never were")
+    group.add_argument("--batch", metavar="N|N%%", help="so many at a time")
+    group.add_argument("--max-failures", type=_number, metavar="N", help="stop sending when more than N have failed")
+    group.add_argument("--detach", action="store_true", help="print the id and do not wait")
+    group.add_argument("--expires", type=_number, default=0, metavar="S", help="give up on a node after so long (a day)")
+    group.add_argument("--tags", default="", help="a text that comes back with the results")
+    _output(group)  # type: ignore[arg-type]
+
+
+def _process(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("process")
+    add = group.add_argument
+    add("--data", default=None, help="its standard input: text, @FILE, or - for ours; JSON for a script's action")
+    add("--cwd", dest="workingdir", help="its folder")
+    add("--env", action="append", metavar="K=V", help="added to the agent's environment")
+    add("--secret", action="store_true", default=None, help="keep env and data out of history, records and logs")
+    add("--max-time", type=_signed, metavar="S", help="seconds; -1 runs for good and comes back after a restart")
+    add("--max-restart", type=_number, metavar="N", help="start it again so often when it fails")
+    add("--every", dest="recurring_period", type=_number, metavar="S", help="run it again and again")
+    add("--domain", help="what its records and stats are filed under")
+    add("--name", help="likewise")
+    add("--queue", help="one at a time of each queue")
+    add("--user", help="run it as this user")
+    add("--nice", type=_signed, help="its niceness")
+    add("--rlimit", action="append", metavar="K=N", help="nofile, as, cpu, core…")
+    add("--stop-signal", help="TERM")
+    add("--stop-timeout", type=_number, metavar="S", help="seconds between the stop signal and KILL (5)")
+    add("--loglevels", help="keep only these messages")
+    add("--loglevels-db", help="those kept on the node")
+    add("--loglevels-ac", help="those sent to the controller")
+    add("--stats-interval", type=_number, metavar="S", help="seconds between samples")
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+    return value
+
+
+def _number(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 0 or more")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
+    return int(text)
+
+
+def _signed(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+
+
+def _moment(text: str) -> int:
+    """Milliseconds since 1970, from `10m` or a date."""
+    import time
+
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+    if text[:-1].isdigit() and text[-1:] in units:
+        return int((time.time() - int(text[:-1]) * units[text[-1]]) * 1000)
+    from datetime import datetime
+
+    try:
+        return int(datetime.fromisoformat(text).timestamp() * 1000)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time: write 10m, 2h, 1d or 2026-01-31T12:00") from None

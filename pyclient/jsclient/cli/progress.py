@@ -1,0 +1,66 @@
+"""The progress bar of a fleet, on stderr; the only file beside `top` that imports rich."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..fleet import Fleet
+
+
+class Bar:
+    """Counts who has returned, failed, is waited for, and is offline."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self._fleet = fleet
+        self._console = Console(stderr=True)
+        self._progress = Progress(
+            BarColumn(bar_width=30),
+            TextColumn(
+                "[green]{task.fields[returned]} returned[/]  [red]{task.fields[failed]} failed[/]  "
+                "{task.fields[waiting]} waiting  [dim]{task.fields[offline]} offline[/]"
+            ),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+            refresh_per_second=10,
+        )
+        self._task: Any = None
+
+    def start(self) -> None:
+        """Shows it."""
+        self._task = self._progress.add_task("", total=max(len(self._fleet.nodes), 1), **self._fields())
+        self._progress.start()
+
+    def update(self) -> None:
+        """Takes the fleet's figures."""
+        fleet = self._fleet
+        self._progress.update(
+            self._task, completed=fleet.returned, total=max(len(fleet.nodes), 1), **self._fields()
+        )
+
+    def print(self, text: str) -> None:
+        """Prints data on stdout, with the bar out of the way."""
+        import sys
+
+        if sys.stdout.isatty():
+            self._progress.stop()
+            print(text, flush=True)
+            self._progress.start()
+        else:
+            print(text, flush=True)
+
+    def stop(self) -> None:
+        """Takes it away."""
+        self._progress.stop()
+
+    def _fields(self) -> Any:
+        fleet = self._fleet
+        return {
+            "returned": fleet.returned,
+            "failed": fleet.failures,
+            "waiting": fleet.waiting,
+            "offline": len(fleet.offline) + len(fleet.unknown),
+        }

@@ -1,0 +1,135 @@
+"""Values as text: tables, sizes, times, and what of a result people want to see. Pure."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any, Dict, Iterable, List, Mapping, Sequence
+
+from ..errors import Undecodable
+from ..wire import NodeId, Result
+
+_BYTES = frozenset(
+    "total available used free swap_total swap_used rss vms read written rx_bytes tx_bytes".split()
+)
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Columns of equal width, two spaces between them; numbers to the right."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    widths = [max([len(h), *(len(row[i]) for row in cells)]) for i, h in enumerate(head)]
+    right = [bool(cells) and all(_is_number(row[i]) for row in cells) for i in range(len(head))]
+    lines = []
+    for row in [list(head), *cells]:
+        parts = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right)]
+        lines.append("  ".join(parts).rstrip())
+    return "\n".join(lines)
+
+
+def _cell(value: object) -> str:
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.1f}"
+    if isinstance(value, (list, tuple)) and not isinstance(value, NodeId):
+        return ",".join(str(v) for v in value) or "-"
+    return " ".join(clean(str(value)).split("\n"))
+
+
+def _is_number(cell: str) -> bool:
+    return cell == "-" or cell.replace(".", "", 1).replace("-", "", 1).split(" ")[0].isdigit()
+
+
+def clean(text: str) -> str:
+    """Without control characters, so that what a node wrote cannot play with the terminal."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    unit = 0
+    while count >= 1024 and unit < len(_UNITS) - 1:
+        count /= 1024
+        unit += 1
+    return f"{count:.0f} {_UNITS[unit]}" if unit == 0 else f"{count:.1f} {_UNITS[unit]}"
+
+
+def moment(ms: float) -> str:
+    """A time of day and date, local."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(ms / 1000)) if ms else "-"
+
+
+def friendly(name: str, value: Any) -> Any:
+    """A field's value for a table."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if name in _BYTES:
+            return size(value)
+        if name in ("starttime", "boottime") and value > 0:
+            return moment(value if value > 1e11 else value * 1000)
+    return value
+
+
+def value_text(value: Any) -> str:
+    """A decoded result: an object a line for each key, a list of objects as a table, else JSON or the text."""
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, Mapping) and value and not any(isinstance(v, (Mapping)) for v in value.values()):
+        width = max(len(str(k)) for k in value)
+        return "\n".join(f"{str(k).ljust(width)}  {_cell(friendly(str(k), v))}" for k, v in value.items())
+    if isinstance(value, list) and value and all(isinstance(v, Mapping) for v in value):
+        head = list(dict.fromkeys(str(k) for row in value for k in row))
+        return table(head, [[friendly(k, row.get(k)) for k in head] for row in value])
+    return clean(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def body(result: Result, with_stderr: bool = True) -> str:
+    """What a result has to show, without who it is from."""
+    parts = [result.stdout]
+    if with_stderr:
+        parts.append(result.stderr)
+    if result.level >= 20 and result.data:
+        try:
+            parts.append(value_text(result.value))
+        except Undecodable:
+            parts.append(result.data)
+    elif result.data and not result.ok:
+        parts.append(result.data)
+    if result.critical:
+        parts.append(f"critical: {result.critical}")
+    return "\n".join(clean(p.rstrip("\n")) for p in parts if p)
+
+
+def status(result: Result) -> str:
+    """`OK`, or the state and what belongs to it."""
+    if result.ok:
+        return "OK"
+    return f"{result.state}, status {result.code}" if result.code else result.state
+
+
+def names(nodes: Sequence[NodeId], most: int = 12) -> str:
+    """`1.10, 1.11, 1.12 and 7 more`."""
+    listed = ", ".join(str(n) for n in nodes[:most])
+    return listed if len(nodes) <= most else f"{listed} and {len(nodes) - most} more"
+
+
+def document(result: Result) -> Dict[str, Any]:
+    """A result as --json shows it: as it came, with `node`, and `value` where it could be decoded."""
+    out = {"node": str(result.node), **result.to_dict()}
+    if result.level >= 20:
+        try:
+            out["value"] = result.value
+        except Undecodable:
+            out["value"] = None
+    return out
+
+
+def emit(items: List[Dict[str, Any]], ndjson: bool) -> None:
+    """A list as one document, or a line each."""
+    if ndjson:
+        for item in items:
+            print(json.dumps(item, ensure_ascii=False, default=str))
+    else:
+        print(json.dumps(items, ensure_ascii=False, indent=2, default=str))

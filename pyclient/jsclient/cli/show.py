@@ -1,0 +1,220 @@
+"""The commands that only look: nodes, jobs, job, events, audit, rejected, stats, script list."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from typing import Any, Dict, List
+
+from .. import target
+from ..client import ago
+from ..errors import NOBODY, OK
+from . import render
+from .start import say
+from .order import connect
+
+
+def nodes(args: argparse.Namespace) -> int:
+    """`jsctl nodes`."""
+    who, but = target.parse(args.target), target.parse_except(args.but)
+    with connect(args) as client:
+        known = client.nodes()
+        picked = [n for n in known if who.means(n) and not any(t.means(n) for t in but)]
+        if args.state:
+            picked = [n for n in picked if n.state == args.state]
+        if args.json or args.ndjson:
+            render.emit([n.to_dict() for n in picked], args.ndjson)
+        elif picked:
+            head = ("NODE", "STATE", "SEEN", "HOST", "ROLES", "OS", "VERSION", "ADDR")
+            rows = ((n.id, n.state, ago(n.age), n.hostname, n.roles, n.os, n.version, n.addr) for n in picked)
+            print(render.table(head, rows))
+        if not picked:
+            say("jsctl: no node was ever seen" if not known else f"jsctl: no node matches {args.target}")
+            return OK if args.target == "all" and not known else NOBODY
+        if not (args.json or args.ndjson):
+            counts = [f"{sum(n.state == s for n in picked)} {s}" for s in ("live", "late", "gone")]
+            say(", ".join(counts))
+        try:
+            client.check()
+        except Exception as e:  # the list is good all the same; nobody refreshes it
+            say(f"jsctl: {e}")
+    return OK
+
+
+def jobs(args: argparse.Namespace) -> int:
+    """`jsctl jobs`."""
+    with connect(args) as client:
+        found = client.jobs(args.limit)
+    if args.json or args.ndjson:
+        render.emit([_job_dict(info) for info in found], args.ndjson)
+        return OK
+    rows = []
+    for info in found:
+        counts: Dict[str, int] = {}
+        for state in info.states.values():
+            counts[state] = counts.get(state, 0) + 1
+        who = render.names(info.targets or [], 3) or "-"
+        ends = " ".join(f"{n} {s}" for s, n in sorted(counts.items())) or "nobody"
+        rows.append((info.id, render.moment(info.created), asked(info.command), who, ends))
+    print(render.table(("ID", "CREATED", "COMMAND", "NODES", "STATES"), rows))
+    return OK
+
+
+def job(args: argparse.Namespace) -> int:
+    """`jsctl job ID`."""
+    with connect(args) as client:
+        infos = [client.job_info(i) for i in client.parts(args.id) or [args.id]]
+    if args.json or args.ndjson:
+        docs = [_job_dict(info) for info in infos]
+        if args.json and len(docs) == 1:
+            print(json.dumps(docs[0], ensure_ascii=False, indent=2))
+        else:
+            render.emit(docs, args.ndjson)
+        return OK
+    first = infos[0]
+    facts: Dict[str, Any] = {"id": args.id, "command": asked(first.command), "by": first.command.get("by", "")}
+    facts.update(created=render.moment(first.created), state=first.state)
+    if first.command.get("args"):
+        facts["args"] = json.dumps(first.command["args"], ensure_ascii=False)
+    print(render.value_text(facts))
+    rows = []
+    for info in infos:
+        for node, state in sorted(info.states.items()):
+            result = info.results.get(node)
+            body = render.body(result).splitlines() if result else []
+            rows.append((
+                node, state, result.code if result else "", f"{result.time} ms" if result else "",
+                render.moment(result.starttime) if result else "", body[-1][:60] if body else "",
+            ))
+    if rows:
+        print()
+        print(render.table(("NODE", "STATE", "CODE", "TIME", "STARTED", "LAST LINE"), rows))
+    return OK
+
+
+def events(args: argparse.Namespace) -> int:
+    """`jsctl events`."""
+    with connect(args) as client:
+        found = client.events(args.limit)
+    if _json(args, found):
+        return OK
+    rows = []
+    for e in found:
+        who = f"{e.get('gid')}.{e.get('nid')}" if e.get("nid") else ""
+        rest = e.get("data", e.get("text", ""))
+        told = rest if isinstance(rest, str) else json.dumps(rest, ensure_ascii=False)
+        rows.append((render.moment(_when(e)), who, e.get("name", ""), told))
+    print(render.table(("TIME", "NODE", "EVENT", "DATA"), rows))
+    return OK
+
+
+def audit(args: argparse.Namespace) -> int:
+    """`jsctl audit`."""
+    with connect(args) as client:
+        found = client.audit(args.limit)
+    if _json(args, found):
+        return OK
+    rows = []
+    for e in found:
+        by = "/".join(str(e[k]) for k in ("by", "redis_user") if e.get(k))
+        what = e.get("what") or e.get("cmd", "")
+        targets = [str(t).replace(":", ".") for t in e.get("targets") or []]
+        count = e.get("count") or len(targets)
+        who = ",".join(targets[:3]) + (f" and {count - 3} more" if count > 3 else "")
+        ends = " ".join(f"{n} {s}" for s, n in e.get("results", {}).items())
+        rows.append((render.moment(_when(e)), by, what, who, ends, e.get("id", "")))
+    print(render.table(("TIME", "BY", "COMMAND", "NODES", "RESULTS", "ID"), rows))
+    return OK
+
+
+def rejected(args: argparse.Namespace) -> int:
+    """`jsctl rejected`."""
+    with connect(args) as client:
+        found = client.rejected(args.limit)
+    if _json(args, found):
+        return OK
+    rows = [(render.moment(_when(e)), e.get("reason", ""), str(e.get("text", ""))[:80]) for e in found]
+    print(render.table(("TIME", "REASON", "TEXT"), rows))
+    return OK
+
+
+def stats(args: argparse.Namespace) -> int:
+    """`jsctl stats`."""
+    who = target.parse(args.target)
+    with connect(args) as client:
+        chosen = client.select(who)
+        if not chosen.live and not chosen.offline:
+            say(f"jsctl: {client.target(who).nobody(chosen)}")
+            return NOBODY
+        rows = []
+        for node in sorted([*chosen.live, *(n.id for n in chosen.offline)]):
+            for key, (value, at) in client.stats(node.gid, node.nid).items():
+                prefix = f"{node.gid}.{node.nid}."
+                short = key[len(prefix) :] if key.startswith(prefix) else key
+                if args.series and short != args.series and not short.startswith(args.series + "."):
+                    continue
+                rows.append((node, short, value, at))
+    if args.json or args.ndjson:
+        items = [{"node": str(n), "series": k, "value": v, "time": at} for n, k, v, at in rows]
+        render.emit(items, args.ndjson)
+        return OK
+    if not rows:
+        say("jsctl: no series yet: nodes send them once a minute")
+        return OK
+    now = time.time()
+    print(render.table(("NODE", "SERIES", "VALUE", "AGE"),
+                       ((n, k, f"{v:g}" if abs(v) < 1e6 else f"{v:.0f}", ago(now - at)) for n, k, v, at in rows)))
+    return OK
+
+
+def scripts(args: argparse.Namespace) -> int:
+    """`jsctl script list`."""
+    with connect(args) as client:
+        found = client.scripts()
+    if _json(args, found):
+        return OK
+    rows = ((s["hash"], render.size(s["size"]), ago(s["expires"]), s["first"][:60]) for s in found)
+    print(render.table(("HASH", "SIZE", "EXPIRES", "BEGINS"), rows))
+    return OK
+
+
+def asked(command: Dict[str, Any]) -> str:
+    """A command in a few words."""
+    args = command.get("args")
+    words: List[str] = [str(command.get("cmd", ""))]
+    if isinstance(args, dict):
+        if args.get("cmd"):
+            words = [str(args["cmd"]), *(str(a) for a in args.get("args") or [])]
+        else:
+            words += [str(args[k]) for k in ("domain", "name", "path") if args.get(k)]
+            if not args.get("name") and args.get("hash"):
+                words.append(str(args["hash"])[:12])
+    text = " ".join(words)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _job_dict(info: Any) -> Dict[str, Any]:
+    return {
+        "id": info.id,
+        "created": info.created,
+        "state": info.state,
+        "command": info.command,
+        "targets": None if info.targets is None else [str(n) for n in info.targets],
+        "nodes": {
+            str(node): render.document(info.results[node]) if node in info.results else {"state": state}
+            for node, state in sorted(info.states.items())
+        },
+    }
+
+
+def _when(entry: Dict[str, Any]) -> float:
+    at = entry.get("epoch") or entry.get("time") or 0
+    return float(at) if isinstance(at, (int, float)) else 0.0
+
+
+def _json(args: argparse.Namespace, found: List[Dict[str, Any]]) -> bool:
+    if args.json or args.ndjson:
+        render.emit(found, args.ndjson)
+        return True
+    return False

@@ -1,0 +1,734 @@
+"""The client: one Redis, every node behind it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
+
+from . import nodes as nodes_
+from . import scripts, target, verbs, wire
+from .errors import Error, Gone, NobodyMatched, NoController, Undecodable, UsageError
+from .fleet import Fleet, part_id
+from .job import Job, nodes_of
+from .link import Link
+from .nodes import Node
+from .target import Selection, Target
+from .verbs import Data, Levels, Verb
+from .waiting import DEFAULT, Default, Timeout
+from .wire import Command, JobInfo, NodeId, Record, Result
+
+Node_ = Union[str, NodeId, Tuple[int, int]]
+Target_ = Union[str, NodeId, Target]
+
+DEFAULT_URL = "redis://localhost:6379"
+#: How long a controller's beat, once seen, is taken for granted (seconds).
+_TRUST_SECONDS = 5.0
+
+
+class Client:
+    """Talks to a fleet through its Redis. Safe for threads; connections are made when needed.
+
+    `url`: `redis://user:pw@host:port/db`, `rediss://…`, `unix:///path`, or `host:port`.
+    `timeout`: how long the methods wait for a node when they are not told otherwise, in seconds; `None`
+    waits for ever. `by`: who is asking, for the audit list; the login name when left out.
+    `options` go to redis-py (`ssl_ca_certs=…`, say).
+    """
+
+    def __init__(
+        self, url: str = DEFAULT_URL, *, timeout: Optional[float] = 60.0, by: Optional[str] = None, **options: Any
+    ) -> None:
+        self.link = Link(url, **options)
+        self.timeout = timeout
+        self._by = by
+        self._beat = -_TRUST_SECONDS
+        self._beat_lock = threading.Lock()
+
+    def close(self) -> None:
+        """Closes the connections; a later call opens new ones."""
+        self.link.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Client of {self.link.where}>"
+
+    @property
+    def by(self) -> str:
+        """Who is asking."""
+        if self._by is None:
+            import getpass
+
+            try:
+                self._by = getpass.getuser()
+            except (OSError, KeyError, ImportError):
+                self._by = "unknown"
+        return self._by
+
+    # One node: each of these waits for the answer, `execute` and `send` do not.
+
+    def execute(
+        self,
+        gid: int,
+        nid: int,
+        cmd: str,
+        args: Optional[Sequence[object]] = None,
+        *,
+        data: Data = "",
+        tags: str = "",
+        expires: int = 0,
+        id: Optional[str] = None,
+        **options: Any,
+    ) -> Job:
+        """Starts a program on a node.
+
+        `cmd` with `args` is run as it is; without `args`, `cmd` is split as a shell would split it.
+        `data` goes to its stdin. `options` are `workingdir`, `env`, `max_time`, `max_restart`,
+        `recurring_period`, `domain`, `name`, `queue`, `user`, `nice`, `rlimits` and the others of the protocol.
+        """
+        verb = verbs.execute(cmd, args, data=data, **options)
+        return self._start(gid, nid, verb, tags, expires, id)
+
+    def send(
+        self,
+        gid: int,
+        nid: int,
+        cmd: str,
+        args: Optional[Mapping[str, Any]] = None,
+        data: Data = "",
+        *,
+        tags: str = "",
+        expires: int = 0,
+        id: Optional[str] = None,
+    ) -> Job:
+        """Sends any command to a node."""
+        return self._start(gid, nid, verbs.raw(cmd, args, data), tags, expires, id)
+
+    def ping(self, gid: int, nid: int, timeout: Timeout = DEFAULT) -> str:
+        """`"pong"`, from a node that is there."""
+        return str(self._ask(NodeId(gid, nid), verbs.ping(), timeout).value)
+
+    def info(self, gid: int, nid: int, kind: str, timeout: Timeout = DEFAULT) -> Any:
+        """What a node says of its `cpu`, `mem`, `disk`, `nic` or `os`."""
+        return self._ask(NodeId(gid, nid), verbs.info(kind), timeout).value
+
+    def get_cpu_info(self, gid: int, nid: int, timeout: Timeout = DEFAULT) -> Dict[str, Any]:
+        """`arch`, `brand`, `physical`, `logical`, `mhz`, `usage` (percent of each), `load`."""
+        return _dict(self.info(gid, nid, "cpu", timeout))
+
+    def get_mem_info(self, gid: int, nid: int, timeout: Timeout = DEFAULT) -> Dict[str, Any]:
+        """`total`, `available`, `used`, `free`, `swap_total`, `swap_used`, in bytes."""
+        return _dict(self.info(gid, nid, "mem", timeout))
+
+    def get_disk_info(self, gid: int, nid: int, timeout: Timeout = DEFAULT) -> List[Dict[str, Any]]:
+        """For each disk `device`, `mount`, `fstype`, `total`, `used`, `free` (bytes), `readonly`, `removable`."""
+        return _list(self.info(gid, nid, "disk", timeout))
+
+    def get_nic_info(self, gid: int, nid: int, timeout: Timeout = DEFAULT) -> List[Dict[str, Any]]:
+        """For each card `name`, `mac`, `mtu`, `addrs`, `rx_bytes`, `tx_bytes`, `rx_errors`, `tx_errors`."""
+        return _list(self.info(gid, nid, "nic", timeout))
+
+    def get_os_info(self, gid: int, nid: int, timeout: Timeout = DEFAULT) -> Dict[str, Any]:
+        """`hostname`, `os`, `name`, `version`, `kernel`, `arch`, `uptime`, `boottime`, `agent`."""
+        return _dict(self.info(gid, nid, "os", timeout))
+
+    def get_process_stats(self, gid: int, nid: int, job: str, timeout: Timeout = DEFAULT) -> Dict[str, Any]:
+        """What one running job uses."""
+        return _dict(self._ask(NodeId(gid, nid), verbs.process_stats(job), timeout).value)
+
+    def get_processes_stats(
+        self, gid: int, nid: int, domain: str = "", name: str = "", timeout: Timeout = DEFAULT
+    ) -> List[Dict[str, Any]]:
+        """What each running job uses."""
+        return _list(self._ask(NodeId(gid, nid), verbs.processes(domain, name), timeout).value)
+
+    def get_msgs(
+        self,
+        gid: int,
+        nid: int,
+        job: str = "",
+        *,
+        since: Optional[int] = None,
+        until: Optional[int] = None,
+        levels: Optional[Levels] = None,
+        limit: Optional[int] = None,
+        after: Optional[int] = None,
+        timeout: Timeout = DEFAULT,
+    ) -> List[Record]:
+        """Records from the node's database, at most 1000; `logs` fetches more by itself."""
+        node = NodeId(gid, nid)
+        verb = verbs.messages(job, since=since, until=until, levels=levels, limit=limit, after=after)
+        return [Record.from_dict(raw, node) for raw in _list(self._ask(node, verb, timeout).value)]
+
+    def del_msgs(
+        self,
+        gid: int,
+        nid: int,
+        job: str = "",
+        *,
+        since: Optional[int] = None,
+        until: Optional[int] = None,
+        levels: Optional[Levels] = None,
+        limit: Optional[int] = None,
+        timeout: Timeout = DEFAULT,
+    ) -> int:
+        """Deletes records on the node; how many there were."""
+        verb = verbs.messages(job, since=since, until=until, levels=levels, limit=limit, delete=True)
+        return int(_dict(self._ask(NodeId(gid, nid), verb, timeout).value).get("deleted", 0))
+
+    def kill(self, gid: int, nid: int, job: str, timeout: Timeout = DEFAULT) -> Result:
+        """Ends a job; it is forgotten, so that no restart follows."""
+        return self._ask(NodeId(gid, nid), verbs.kill(job), timeout)
+
+    def killall(self, gid: int, nid: int, timeout: Timeout = DEFAULT) -> Result:
+        """Ends every process; recurring jobs keep their schedule, remembered ones start again."""
+        return self._ask(NodeId(gid, nid), Verb("killall"), timeout)
+
+    def signal(self, gid: int, nid: int, job: str, name: Union[str, int], timeout: Timeout = DEFAULT) -> Result:
+        """Sends a signal (`"HUP"`) to a job's process group."""
+        return self._ask(NodeId(gid, nid), verbs.signal(job, name), timeout)
+
+    def unschedule(self, gid: int, nid: int, job: str, timeout: Timeout = DEFAULT) -> Result:
+        """Lets the run under way end, and no other follow."""
+        return self._ask(NodeId(gid, nid), verbs.unschedule(job), timeout)
+
+    def restart(self, gid: int, nid: int, timeout: Timeout = DEFAULT) -> Result:
+        """The agent answers and then exits, for its service manager to start it again."""
+        return self._ask(NodeId(gid, nid), Verb("restart"), timeout)
+
+    def logs(
+        self,
+        node: Node_,
+        *,
+        job: str = "",
+        levels: Optional[Levels] = None,
+        since: Optional[int] = None,
+        until_ms: Optional[int] = None,
+        limit: Optional[int] = None,
+        follow: bool = False,
+        every: float = 1.0,
+        until: Optional[Callable[[], bool]] = None,
+        timeout: Timeout = DEFAULT,
+    ) -> Iterator[Record]:
+        """A node's records, oldest first, as many as there are.
+
+        `follow` asks again every `every` seconds, until `until()` is true where that is given.
+        """
+        where = self._node(node)
+        after: Optional[int] = None
+        page = 1000
+        while True:
+            last_time = until() if follow and until is not None else False
+            want = page if limit is None else min(page, limit)
+            batch = self.get_msgs(
+                *where, job, since=since, until=until_ms, levels=levels, limit=want, after=after, timeout=timeout
+            )
+            yield from batch
+            if batch:
+                after = batch[-1].id
+            if limit is not None:
+                limit -= len(batch)
+                if limit <= 0:
+                    return
+            if len(batch) >= want:
+                continue
+            if not follow or last_time:
+                return
+            time.sleep(every)
+
+    def stats(self, gid: int, nid: int) -> Dict[str, Tuple[float, int]]:
+        """The latest value of each series of a node, and when it came (seconds since 1970)."""
+        import json
+
+        out: Dict[str, Tuple[float, int]] = {}
+        for name, raw in _pairs(self.link.read("HGETALL", wire.stats_hash(NodeId(gid, nid)))):
+            try:
+                value, at = json.loads(raw)
+                out[wire.text(name)] = (float(value), int(at))
+            except (ValueError, TypeError):
+                continue
+        return dict(sorted(out.items()))
+
+    # Many nodes.
+
+    def nodes(self) -> List[Node]:
+        """Every node that the controllers know, ordered."""
+        return nodes_.load(self.link)
+
+    def node(self, gid: int, nid: int) -> Node:
+        """One node; `NobodyMatched` when it was never seen."""
+        found = nodes_.load(self.link, [NodeId(gid, nid)])
+        if not found:
+            raise NobodyMatched(f"node {gid}.{nid} was never seen")
+        return found[0]
+
+    def target(self, who: Target_, *, but: Union[None, str, Sequence[str]] = None, any: bool = False) -> Targeted:
+        """The nodes of a target, for an order to all of them: `client.target("@web").execute("uname")`.
+
+        `but` leaves nodes out, `any` picks one of those that are there.
+        """
+        return Targeted(self, target.parse(who), target.parse_except(but), any)
+
+    def run_script(
+        self,
+        who: Target_,
+        *,
+        path: Optional[str] = None,
+        source: Optional[str] = None,
+        function: Optional[Callable[..., Any]] = None,
+        language: Optional[str] = None,
+        data: Data = "",
+        **options: Any,
+    ) -> Fleet:
+        """Runs a script (`path`, `source`) or a Python function of yours on every node of a target.
+
+        The source is stored in Redis under its hash, and nodes fetch it from there once. An `action` in it
+        (or your function) is called with `data`, and what it returns is the result's `value`.
+        """
+        script = scripts.load(path, source, function, language)
+        return self.target(who).run_script(script, data=data, **options)
+
+    def put(self, who: Target_, local: Union[str, bytes], path: str, **options: Any) -> Fleet:
+        """Writes a file (its path here, or its bytes) to `path` on every node of a target."""
+        return self.target(who).put(local, path, **options)
+
+    # Jobs.
+
+    def job(self, job_id: str) -> Job:
+        """A job that was sent before, by its id."""
+        return Job(self, wire.check_id(job_id))
+
+    def job_info(self, job_id: str) -> JobInfo:
+        """What Redis knows of a job; `Gone` when that is nothing (any more)."""
+        found = self._info(wire.check_id(job_id))
+        if found is None:
+            raise Gone(f"no job {job_id}: it was never sent, or is older than a day")
+        return found
+
+    def jobs(self, limit: int = 100) -> List[JobInfo]:
+        """The last jobs, newest first; those whose hash is gone are left out."""
+        ids = [wire.text(raw) for raw in self.link.read("LRANGE", wire.JOBS, 0, max(limit, 1) - 1)]
+        hashes = self.link.bulk([("HGETALL", wire.job_hash(job_id)) for job_id in ids])
+        return [JobInfo.from_hash(i, dict(_pairs(raw))) for i, raw in zip(ids, hashes) if raw]
+
+    def parts(self, fleet_id: str) -> List[str]:
+        """The ids of the jobs of a fleet that was sent as many jobs, or the id itself."""
+        if self.link.read("EXISTS", wire.job_hash(wire.check_id(fleet_id))):
+            return [fleet_id]
+        mark = fleet_id + "."
+        ids = (wire.text(raw) for raw in self.link.read("LRANGE", wire.JOBS, 0, -1))
+        return sorted({i for i in ids if i.startswith(mark)}, key=_by_node)
+
+    def cancel(self, job_id: str, timeout: Timeout = DEFAULT) -> Dict[NodeId, str]:
+        """Withdraws a job from the nodes that have not taken it; there it ends `KILLED`.
+
+        Returns for each node an empty text when it was withdrawn, else the sentence that says why not.
+        """
+        info = self.job_info(job_id)
+        return self._cancel(job_id, info.open or nodes_of(info), timeout)
+
+    def _cancel(self, job_id: str, nodes: Sequence[NodeId], timeout: Timeout = DEFAULT) -> Dict[NodeId, str]:
+        asked = {node: Verb("cancel", {}, {"id": job_id}) for node in nodes}
+        answers = self._ask_each(asked, timeout)
+        out = {}
+        for node in nodes:
+            answer = answers.get(node)
+            out[node] = "" if answer and answer.ok else answer.data if answer else "no controller answered in time"
+        return out
+
+    # What happened.
+
+    def events(self, limit: int = 100) -> List[Dict[str, Any]]:
+        """The last events, newest first."""
+        return wire.parse_list(self.link.read("LRANGE", wire.EVENTS, 0, max(limit, 1) - 1))
+
+    def rejected(self, limit: int = 100) -> List[Dict[str, Any]]:
+        """What was no command, with the reason, newest first."""
+        return wire.parse_list(self.link.read("LRANGE", wire.REJECTED, 0, max(limit, 1) - 1))
+
+    def audit(self, limit: int = 100) -> List[Dict[str, Any]]:
+        """Who asked for what, newest first; `results` counts how it ended."""
+        entries = wire.parse_list(self.link.read("LRANGE", wire.AUDIT, 0, max(limit, 1) - 1))
+        states = sorted(wire.FINAL_STATES)
+        fields = [f"{e.get('id')} {state}" for e in entries for state in states]
+        counts = self.link.read("HMGET", wire.AUDIT_RESULTS, *fields) if fields else []
+        for i, entry in enumerate(entries):
+            mine = counts[i * len(states) : (i + 1) * len(states)]
+            entry["results"] = {s: int(n) for s, n in zip(states, mine) if n is not None}
+        return entries
+
+    def forwarded(self, domain: str, name: str, limit: int = 100) -> List[Record]:
+        """The last records that agents forwarded for a domain and a name, newest first."""
+        raws = self.link.read("LRANGE", wire.log_list(domain, name), 0, max(limit, 1) - 1)
+        return [Record.from_dict(raw) for raw in wire.parse_list(raws)]
+
+    # Scripts.
+
+    def store(self, content: bytes) -> str:
+        """Keeps a script or a file in Redis for a week after its last use; its hash."""
+        import hashlib
+
+        if len(content) > wire.MAX_SCRIPT:
+            raise UsageError(f"{len(content)} bytes are too many; the most is {wire.MAX_SCRIPT}")
+        sha256 = hashlib.sha256(content).hexdigest()
+        key = wire.script_key(sha256)
+        if not self.link.call("EXPIRE", key, wire.SCRIPT_SECONDS):
+            self.link.call("SET", key, content, "EX", wire.SCRIPT_SECONDS)
+        return sha256
+
+    def scripts(self) -> List[Dict[str, Any]]:
+        """The stored scripts: `hash`, `size`, `expires` (seconds), `first` (its first line)."""
+        keys: List[bytes] = []
+        cursor: Any = 0
+        while True:
+            cursor, some = self.link.read("SCAN", cursor, "MATCH", wire.SCRIPT_PREFIX + "*", "COUNT", 1000)
+            keys.extend(some)
+            if int(cursor) == 0:
+                break
+        out = []
+        keys = sorted(set(keys))
+        ask = [c for key in keys for c in (("STRLEN", key), ("TTL", key), ("GETRANGE", key, 0, 199))]
+        answers = self.link.bulk(ask)
+        for i, key in enumerate(keys):
+            size, ttl, head = answers[i * 3 : i * 3 + 3]
+            if size:
+                lines = [line.strip() for line in wire.text(head).splitlines()]
+                first = next((line for line in lines if line and not line.startswith(("#!", "from __future__"))), "")
+                out.append({"hash": wire.text(key)[len(wire.SCRIPT_PREFIX) :], "size": size, "expires": ttl,
+                            "first": first})
+        return out
+
+    # Below: what the other files of this package use.
+
+    def check(self) -> None:
+        """`NoController` when no controller has beaten lately; once seen it is trusted for 5 seconds."""
+        if time.monotonic() - self._beat < _TRUST_SECONDS:
+            return
+        now, last = self.link.bulk([("TIME",), ("ZREVRANGE", wire.CONTROLLERS, 0, 0, "WITHSCORES")])
+        if not last:
+            raise NoController(f"no controller serves Redis at {self.link.where}: start jsacc, or check the address")
+        age = (nodes_.now_ms(now) - float(last[1])) / 1000
+        if age > wire.BEAT_SECONDS:
+            raise NoController(
+                f"no controller serves Redis at {self.link.where}: the last one beat {ago(age)} ago; start jsacc"
+            )
+        with self._beat_lock:
+            self._beat = time.monotonic()
+
+    def push(self, commands: Sequence[Command]) -> None:
+        """Puts commands on the queue, once it is sure that a controller will take them."""
+        self.check()
+        now = int(time.time() * 1000)
+        texts = []
+        for command in commands:
+            command.created = now
+            command.by = command.by or self.by
+            texts.append(command.to_json())
+        for start in range(0, len(texts), 500):
+            self.link.call("LPUSH", wire.QUEUE, *texts[start : start + 500])
+
+    def select(self, who: Target, but: Sequence[Target] = ()) -> Selection:
+        """Whom a target means now."""
+        # Named nodes need no look at all others; only what is left out by role needs the roles.
+        known = nodes_.load(self.link, who.nodes if who.named else None, ("roles",))
+        return target.select(who, known, but)
+
+    def why_waiting(self, job_id: str, node: Optional[NodeId], limit: Optional[float]) -> str:
+        """Why there is no result yet, in one sentence."""
+        start = f"job {job_id}" + (f" on {node}" if node else "") + f" has no result after {limit or 0:g} s"
+        try:
+            self._beat = -_TRUST_SECONDS
+            self.check()
+            found = self._info(job_id)
+        except Error as e:
+            return f"{start}: {e}"
+        if found is None:
+            return f"{start}: no controller has taken it yet"
+        state = found.states.get(node, found.state) if node else found.state
+        if state == "QUEUED":
+            known = nodes_.load(self.link, [node], ()) if node else []
+            if node and not known:
+                return f"{start}: the node was never seen; it waits in the queue"
+            if known and not known[0].live:
+                return f"{start}: the node was last seen {ago(known[0].age)} ago; it waits in the queue"
+            return f"{start}: it waits for its node"
+        return f"{start}: it is {state.lower()}"
+
+    def _start(self, gid: int, nid: int, verb: Verb, tags: str, expires: int, job_id: Optional[str]) -> Job:
+        node = self._node((gid, nid))
+        command = Command(verb.cmd, gid, nid, verb.args, verb.data, tags=tags, expires=expires)
+        if job_id is not None:
+            command.id = wire.check_id(job_id)
+        self.push([command])
+        return Job(self, command.id, node)
+
+    def _ask(self, node: NodeId, verb: Verb, timeout: Timeout = DEFAULT) -> Result:
+        return self._start(node.gid, node.nid, verb, "", 0, None).wait(timeout).raise_for_status()
+
+    def _ask_each(self, asked: Mapping[NodeId, Verb], timeout: Timeout = DEFAULT) -> Dict[NodeId, Result]:
+        return Fleet.each(self, asked).wait(timeout).results if asked else {}
+
+    def _info(self, job_id: str) -> Optional[JobInfo]:
+        pairs = dict(_pairs(self.link.read("HGETALL", wire.job_hash(job_id))))
+        return JobInfo.from_hash(job_id, pairs) if pairs else None
+
+    def _forget(self, result: Result) -> None:
+        # The result was read from the job's hash; its copy on the list would lie there for a day.
+        # A recurring job's list goes on.
+        if result.id and not result.args.get("recurring_period"):
+            try:
+                self.link.call("DEL", wire.result_list(result.id))
+            except Error:
+                pass  # it expires by itself
+
+    def _limit(self, timeout: Timeout) -> Optional[float]:
+        if isinstance(timeout, Default):
+            return self.timeout
+        if timeout is None:
+            return None
+        if not isinstance(timeout, (int, float)) or timeout < 0:
+            raise UsageError(f"a timeout is a number of seconds or None, not {timeout!r}")
+        return float(timeout)
+
+    def _node(self, node: Node_) -> NodeId:
+        if isinstance(node, str):
+            parsed = target.parse(node)
+            if not parsed.named or len(parsed.nodes) != 1:
+                raise UsageError(f"{node} is not one node; write 1.10")
+            return parsed.nodes[0]
+        gid, nid = node
+        if not (isinstance(gid, int) and isinstance(nid, int) and gid > 0 and nid > 0):
+            raise UsageError(f"a node is two whole numbers of 1 or more, not {gid!r} and {nid!r}")
+        return NodeId(gid, nid)
+
+
+class Targeted:
+    """The nodes of a target, and what can be asked of them; each order is a `Fleet`."""
+
+    def __init__(self, client: Client, who: Target, but: Sequence[Target], any: bool) -> None:
+        self._client = client
+        self.who = who
+        self.but = list(but)
+        self.any = any
+
+    def select(self) -> Selection:
+        """Whom it means now."""
+        found = self._client.select(self.who, self.but)
+        if self.any and found.live:
+            import random
+
+            return Selection([random.choice(found.live)], [], [])
+        return found
+
+    def nodes(self) -> List[NodeId]:
+        """The nodes that it means now and that are there."""
+        return self.select().live
+
+    def start(
+        self,
+        verb: Verb,
+        *,
+        selection: Optional[Selection] = None,
+        wait_offline: bool = False,
+        batch: Union[int, str, None] = None,
+        max_failures: Optional[int] = None,
+        tags: str = "",
+        expires: int = 0,
+        id: Optional[str] = None,
+        keep: bool = True,
+    ) -> Fleet:
+        """Sends a command to all of them.
+
+        `wait_offline` also sends it to nodes that are not there (or were never seen), whose queues keep it.
+        `batch` (`10`, or `"10%"`) has so many nodes at work at a time, `max_failures` stops sending once more
+        have failed. `NobodyMatched` when there is nobody to send to.
+        """
+        client = self._client
+        chosen = selection or self.select()
+        to = chosen.everybody if wait_offline else chosen.live
+        if not to:
+            raise NobodyMatched(self.nobody(chosen))
+        fleet_id = wire.check_id(id) if id else wire.new_id()
+        at_once = batch_size(batch, len(to)) if batch is not None else 0
+        single = self.who.fanout()
+        plain = single and not (self.but or self.any or at_once or max_failures is not None or to != chosen.live)
+        fanout, commands = None, []
+        if single and plain and len(to) > 1:
+            gid, roles = single
+            fanout = Command(verb.cmd, gid, 0, verb.args, verb.data, roles, True, tags, expires, fleet_id)
+        else:
+            commands = [
+                Command(
+                    verb.cmd, n.gid, n.nid, verb.args, verb.data, tags=tags, expires=expires,
+                    id=fleet_id if len(to) == 1 else part_id(fleet_id, n),
+                )
+                for n in to
+            ]
+        return Fleet(
+            client, fleet_id, verb, nodes=to, fanout=fanout, commands=commands, batch=at_once,
+            offline=[] if wait_offline else chosen.offline, unknown=[] if wait_offline else chosen.unknown,
+            max_failures=max_failures, keep=keep, named=self.who.named,
+        )
+
+    def nobody(self, chosen: Selection) -> str:
+        """Why there is nobody to send to, in one sentence."""
+        if chosen.unknown:
+            names = ", ".join(map(str, chosen.unknown))
+            return f"{names} {'was' if len(chosen.unknown) == 1 else 'were'} never seen by a controller"
+        if chosen.offline:
+            names = ", ".join(f"{n.id} (last seen {ago(n.age)} ago)" for n in chosen.offline[:10])
+            more = f" and {len(chosen.offline) - 10} more" if len(chosen.offline) > 10 else ""
+            return f"nobody of {self.who.text} is there: {names}{more}"
+        return f"no node matches {self.who.text}"
+
+    def execute(
+        self, cmd: str, args: Optional[Sequence[object]] = None, *, data: Data = "", **options: Any
+    ) -> Fleet:
+        """Runs a program on each; see `Client.execute` and `start` for the options."""
+        how, common = _split(options)
+        return self.start(verbs.execute(cmd, args, data=data, **common), **how)
+
+    def send(
+        self, cmd: str, args: Optional[Mapping[str, Any]] = None, data: Data = "", **options: Any
+    ) -> Fleet:
+        """Sends any command to each."""
+        return self.start(verbs.raw(cmd, args, data), **options)
+
+    def run_script(
+        self,
+        script: Optional[scripts.Script] = None,
+        *,
+        path: Optional[str] = None,
+        source: Optional[str] = None,
+        function: Optional[Callable[..., Any]] = None,
+        language: Optional[str] = None,
+        data: Data = "",
+        **options: Any,
+    ) -> Fleet:
+        """Runs a script or a function on each; see `Client.run_script`."""
+        script = script or scripts.load(path, source, function, language)
+        how, common = _split(options)
+        verb = verbs.script(script.language, script.sha256, data=data, **common)
+        how["selection"] = self._somebody(how)
+        self._client.store(script.source)
+        return self.start(verb, **how)
+
+    def put(
+        self,
+        local: Union[str, bytes],
+        path: str,
+        *,
+        mode: Optional[str] = None,
+        owner: Optional[str] = None,
+        mkdir: bool = False,
+        **options: Any,
+    ) -> Fleet:
+        """Writes a file (its path here, or its bytes) to `path` on each."""
+        content = scripts.read_file(local) if isinstance(local, str) else local
+        import hashlib
+
+        verb = verbs.put(path, hashlib.sha256(content).hexdigest(), mode, owner, mkdir)
+        options["selection"] = self._somebody(options)
+        self._client.store(content)
+        return self.start(verb, **options)
+
+    def ping(self, **options: Any) -> Fleet:
+        """Asks each for `pong`."""
+        return self.start(verbs.ping(), **options)
+
+    def info(self, kind: str, **options: Any) -> Fleet:
+        """Asks each for its `cpu`, `mem`, `disk`, `nic` or `os`."""
+        return self.start(verbs.info(kind), **options)
+
+    def processes(self, domain: str = "", name: str = "", **options: Any) -> Fleet:
+        """Asks each for its running jobs."""
+        return self.start(verbs.processes(domain, name), **options)
+
+    def kill(self, job_id: str, **options: Any) -> Fleet:
+        """Ends a job on each."""
+        return self.start(verbs.kill(job_id), **options)
+
+    def killall(self, **options: Any) -> Fleet:
+        """Ends every process on each."""
+        return self.start(Verb("killall"), **options)
+
+    def signal(self, job_id: str, name: Union[str, int], **options: Any) -> Fleet:
+        """Sends a signal to a job on each."""
+        return self.start(verbs.signal(job_id, name), **options)
+
+    def unschedule(self, job_id: str, **options: Any) -> Fleet:
+        """Unschedules a job on each."""
+        return self.start(verbs.unschedule(job_id), **options)
+
+    def restart(self, **options: Any) -> Fleet:
+        """Has each agent exit, for its service manager to start it again."""
+        return self.start(Verb("restart"), **options)
+
+    def _somebody(self, how: Mapping[str, Any]) -> Selection:
+        # Before anything is stored: nobody there means that nothing is left behind either.
+        self._client.check()
+        chosen: Selection = how.get("selection") or self.select()
+        if not (chosen.everybody if how.get("wait_offline") else chosen.live):
+            raise NobodyMatched(self.nobody(chosen))
+        return chosen
+
+
+_HOW = ("selection", "wait_offline", "batch", "max_failures", "tags", "expires", "id", "keep")
+
+
+def _split(options: Mapping[str, Any]) -> Tuple[Dict[str, Any], Dict[str, Any]]:
+    """What concerns the sending, and what goes to the node."""
+    return {k: v for k, v in options.items() if k in _HOW}, {k: v for k, v in options.items() if k not in _HOW}
+
+
+def batch_size(batch: Union[int, str], total: int) -> int:
+    """How many nodes `10` or `"10%"` are, 1 at least."""
+    words = str(batch).strip()
+    try:
+        if words.endswith("%"):
+            share = float(words[:-1])
+            if not 0 < share <= 100:
+                raise ValueError
+            return max(1, int(total * share / 100))
+        count = int(words)
+        if count < 1:
+            raise ValueError
+        return count
+    except ValueError:
+        raise UsageError(f"a batch is a number of nodes (10) or a share of them (10%), not {batch!r}") from None
+
+
+def ago(seconds: float) -> str:
+    """A span of time for people: `5s`, `3m`, `2h`, `4d`."""
+    for limit, unit, name in ((120, 1, "s"), (7200, 60, "m"), (172800, 3600, "h")):
+        if seconds < limit:
+            return f"{int(max(seconds, 0) // unit)}{name}"
+    return f"{int(seconds // 86400)}d"
+
+
+def _by_node(job_id: str) -> Tuple[int, ...]:
+    parts = job_id.split(".")[-2:]
+    return tuple(int(p) if p.isdigit() else 0 for p in parts)
+
+
+def _pairs(raw: Any) -> Iterable[Tuple[bytes, bytes]]:
+    # redis-py makes a mapping of what its own calls answer, and `bulk` brings the flat list.
+    if isinstance(raw, Mapping):
+        return list(raw.items())
+    return list(zip(raw[::2], raw[1::2])) if raw else []
+
+
+def _dict(value: Any) -> Dict[str, Any]:
+    if not isinstance(value, dict):
+        raise Undecodable(f"the node answered no object but {type(value).__name__}")
+    return value
+
+
+def _list(value: Any) -> List[Dict[str, Any]]:
+    if not isinstance(value, list):
+        raise Undecodable(f"the node answered no list but {type(value).__name__}")
+    return value

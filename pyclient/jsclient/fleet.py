@@ -1,0 +1,402 @@
+"""One command on many nodes: the results as they come, and who failed, is silent, or was not there."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any, Deque, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
+
+from . import verbs, wire
+from .errors import Error, FleetFailed
+from .job import Job, nodes_of
+from .link import MANY
+from .nodes import Node
+from .waiting import DEFAULT, Pause, Timeout
+from .wire import Command, JobInfo, NodeId, Result
+
+if TYPE_CHECKING:
+    from .client import Client
+
+#: With more lists than one BRPOP watches, all are swept so often (seconds).
+SWEEP_SECONDS = 0.25
+#: How many results one round trip takes off a list.
+DRAIN = 64
+
+
+class Fleet:
+    """The jobs of one order.
+
+    Iterate over it for the results as they come, or `wait()` for all. A target that one command can name
+    (`@web`, `1.*`, `all`) is a single job with many results; other targets are a job for each node, whose
+    ids begin with the fleet's. Its methods are for one thread at a time; `results` may be read by others.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        fleet_id: str,
+        verb: verbs.Verb,
+        *,
+        nodes: Sequence[NodeId],
+        offline: Sequence[Node] = (),
+        unknown: Sequence[NodeId] = (),
+        fanout: Optional[Command] = None,
+        commands: Sequence[Command] = (),
+        batch: int = 0,
+        max_failures: Optional[int] = None,
+        keep: bool = True,
+        named: bool = False,
+    ) -> None:
+        #: The client that sent it.
+        self.client = client
+        #: The id of the one job, or what the ids of all its jobs begin with.
+        self.id = fleet_id
+        self.verb = verb
+        #: The nodes that it was (or, in batches, will be) sent to.
+        self.nodes: List[NodeId] = list(nodes)
+        #: Nodes that the target means and that are not there; nothing was sent to them.
+        self.offline: List[Node] = list(offline)
+        #: Nodes that were named and never seen; nothing was sent to them.
+        self.unknown: List[NodeId] = list(unknown)
+        #: The results so far.
+        self.results: Dict[NodeId, Result] = {}
+        #: Nodes that nothing was sent to, since too many others failed.
+        self.skipped: List[NodeId] = []
+        #: How many are back, and how many of them are not `OK`.
+        self.returned = 0
+        self.failures = 0
+        #: Whether its nodes were named one by one, so that one that is not there is a failure.
+        self.named = named
+        self._keep = keep
+        self._batch = batch
+        self._max_failures = max_failures
+        self._unsent: Deque[Command] = deque(commands)
+        self._open: Dict[str, Tuple[NodeId, float]] = {}  # job id -> node, when it was sent
+        self._fan: Optional[str] = None
+        self._fan_sent = 0.0
+        self._fan_known = False
+        self._done: set[NodeId] = set()
+        self._late: Dict[str, NodeId] = {}  # job id -> node, given up; the next wait takes them up again
+        self._given_up = False  # likewise, what is open of the one job
+        self._begun = False  # sent before: the first look is into the hashes
+        self._looked = time.monotonic()
+        self._swept = 0.0
+        self._lock = threading.Lock()
+        if fanout is not None:
+            client.push([fanout])
+            self._fan, self._fan_sent = fanout.id, time.monotonic()
+        self._send()
+
+    @classmethod
+    def again(cls, client: Client, fleet_id: str, found: Dict[str, JobInfo]) -> Fleet:
+        """The fleet of jobs that were sent before, for waiting on: by their ids, as Redis knows them."""
+        verb = verbs.raw(str(next(iter(found.values())).command.get("cmd", "")))
+        fleet = cls(client, fleet_id, verb, nodes=[], keep=False)
+        now = time.monotonic()
+        if list(found) == [fleet_id]:
+            info = found[fleet_id]
+            fleet._fan, fleet._fan_sent = fleet_id, now
+            fleet.nodes = nodes_of(info)
+            fleet._fan_known = bool(info.targets) or bool(info.command.get("nid"))
+        else:
+            for job_id, info in found.items():
+                for node in nodes_of(info)[:1]:
+                    fleet.nodes.append(node)
+                    fleet._open[job_id] = node, now
+        fleet._begun = True
+        return fleet
+
+    @classmethod
+    def each(cls, client: Client, asked: Mapping[NodeId, verbs.Verb], keep: bool = True) -> Fleet:
+        """A command of its own for each node."""
+        fleet_id = wire.new_id()
+        commands = [
+            Command(v.cmd, n.gid, n.nid, v.args, v.data, id=fleet_id if len(asked) == 1 else part_id(fleet_id, n))
+            for n, v in asked.items()
+        ]
+        return cls(client, fleet_id, next(iter(asked.values())), nodes=list(asked), commands=commands, keep=keep,
+                   named=True)
+
+    def __repr__(self) -> str:
+        return f"<Fleet {self.id}: {self.returned} of {len(self.nodes)} returned, {self.failures} failed>"
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+    def __iter__(self) -> Iterator[Result]:
+        yield from list(self.results.values())
+        yield from self.stream()
+
+    # What is known so far.
+
+    @property
+    def failed(self) -> List[Result]:
+        """The results that are not `OK`."""
+        return [result for result in self.results.values() if not result.ok]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every node has answered `OK`."""
+        return not self.failures and not self.missing and not self.skipped and not self.unknown
+
+    @property
+    def missing(self) -> List[NodeId]:
+        """The nodes that it was sent to and that have not answered (yet)."""
+        out = {*self._late.values(), *(node for node, _ in self._open.values())}
+        if self._fan:
+            out.update(node for node in self.nodes if node not in self._done)
+        return sorted(out - self._done)
+
+    @property
+    def waiting(self) -> int:
+        """How many have not answered and are still waited for, those not yet sent included."""
+        if self._given_up:
+            return 0
+        return max(len(self.nodes) - self.returned - len(self._late) - len(self.skipped), 0)
+
+    @property
+    def unsent(self) -> List[Command]:
+        """The commands of the batches to come."""
+        return list(self._unsent)
+
+    def states(self) -> Dict[NodeId, str]:
+        """Where it stands on each node that has not answered: `QUEUED`, `RUNNING`…"""
+        if self._fan:
+            found = self.client._info(self._fan)
+            return found.states if found else {}
+        out: Dict[NodeId, str] = {}
+        for node in self.missing:
+            found = self.client._info(self.job_id(node))
+            if found is not None and node in found.states:
+                out[node] = found.states[node]
+        return out
+
+    @property
+    def jobs(self) -> Dict[NodeId, Job]:
+        """A `Job` for each node."""
+        return {node: Job(self.client, self.job_id(node), node) for node in self.nodes}
+
+    def job_id(self, node: NodeId) -> str:
+        """The id of this node's job."""
+        if self._fan or len(self.nodes) == 1:
+            return self.id
+        return part_id(self.id, node)
+
+    def raise_for_status(self) -> Fleet:
+        """Itself when all is well, else a `FleetFailed` that names who failed or did not answer."""
+        if self.ok:
+            return self
+        parts = []
+        failed, missing = self.failed, [str(n) for n in self.missing]
+        if failed:
+            parts.append("failed on " + ", ".join(str(r.node) for r in failed))
+        if missing:
+            parts.append("no answer from " + ", ".join(missing))
+        if self.skipped:
+            parts.append("not sent to " + ", ".join(map(str, self.skipped)))
+        if self.unknown:
+            parts.append("never seen: " + ", ".join(map(str, self.unknown)))
+        detail = f" ({failed[0].sentence()})" if failed else ""
+        raise FleetFailed(f"{self.verb.cmd}: {'; '.join(parts)}{detail}", failed, missing)
+
+    # Waiting.
+
+    def wait(self, timeout: Timeout = DEFAULT) -> Fleet:
+        """Waits until all have answered or `timeout` seconds (of each batch, where there are batches) are over.
+
+        Returns itself either way: `missing` says who did not answer, `raise_for_status()` makes it an error.
+        """
+        for _ in self.stream(timeout):
+            pass
+        return self
+
+    def stream(self, timeout: Timeout = DEFAULT, tick: float = 0) -> Iterator[Any]:
+        """The results that are still to come, as they come.
+
+        With `tick`, also `None` at least every so many seconds, so that the caller can do something else.
+        """
+        limit = self.client._limit(timeout)
+        began = time.monotonic()
+        self._given_up = False
+        self._open.update((job_id, (node, began)) for job_id, node in self._late.items())
+        self._late.clear()
+        if self._begun:
+            self._begun = False
+            yield from self._look(force=True)
+        while not self._over():
+            for result in self._step(limit, began, tick):
+                yield result
+            if tick:
+                yield None
+
+    def _over(self) -> bool:
+        return not self._open and not self._unsent and (not self._fan or self._fan_over())
+
+    def _fan_over(self) -> bool:
+        return self._given_up or (self._fan_known and all(node in self._done for node in self.nodes))
+
+    def _send(self) -> None:
+        room = self._batch - len(self._open) if self._batch else len(self._unsent)
+        if self._max_failures is not None and self.failures + len(self._late) > self._max_failures:
+            self.skipped.extend(NodeId(c.gid, c.nid) for c in self._unsent)
+            self._unsent.clear()
+        now = time.monotonic()
+        group = [self._unsent.popleft() for _ in range(min(room, len(self._unsent)))]
+        if group:
+            self.client.push(group)
+            for command in group:
+                self._open[command.id] = NodeId(command.gid, command.nid), now
+
+    def _step(self, limit: Optional[float], began: float, tick: float) -> List[Result]:
+        """One blocking read at most; what came."""
+        now = time.monotonic()
+        # A wait begins anew with each call of `stream`, so time spent before it does not count.
+        deadlines = [max(sent, began) + limit for _, sent in self._open.values()] if limit is not None else []
+        if self._fan and limit is not None:
+            deadlines.append(max(self._fan_sent, began) + limit)
+        deadline = min(deadlines) if deadlines else None
+        pause = Pause(deadline)
+        wait = min(pause.left(), tick) if tick else pause.left()
+        out: List[Result] = []
+        while True:
+            try:
+                out = self._read_fan(wait) if self._fan else self._read_lists(wait)
+                break
+            except Error as e:
+                pause.after(e)
+        if deadline is not None and not out and time.monotonic() >= deadline:
+            out = self._look(force=True)
+            self._give_up(limit, began)
+        self._send()
+        return out
+
+    def _give_up(self, limit: Optional[float], began: float) -> None:
+        assert limit is not None
+        now = time.monotonic()
+        for job_id, (node, sent) in list(self._open.items()):
+            if now >= max(sent, began) + limit:
+                del self._open[job_id]
+                self._late[job_id] = node
+        if self._fan and now >= max(self._fan_sent, began) + limit:
+            self._given_up = True
+
+    def _take(self, result: Result, node: NodeId) -> Optional[Result]:
+        if node in self._done:
+            return None
+        self._done.add(node)
+        self.returned += 1
+        self.failures += not result.ok
+        if self._keep:
+            self.results[node] = result
+        return result
+
+    def _read_fan(self, wait: float) -> List[Result]:
+        assert self._fan
+        key = wire.result_list(self._fan)
+        popped = self.client.link.pop([key], min(wait, 0.05) if not self._fan_known else wait)
+        raws = [popped[1]] if popped else []
+        full = bool(raws)
+        while full:
+            more = [raw for raw in self.client.link.bulk([("RPOP", key)] * DRAIN) if raw is not None]
+            raws.extend(more)
+            full = len(more) == DRAIN
+        out = []
+        for raw in raws:
+            result = Result.from_json(raw)
+            if result is not None:
+                if not result.nid:  # the controller's own answer: nobody was there
+                    self.nodes, self._fan_known = [NodeId(result.gid, 0)], True
+                elif result.node not in self.nodes and not self._fan_known:
+                    self.nodes.append(result.node)
+                taken = self._take(result, NodeId(result.gid, result.nid))
+                if taken:
+                    out.append(taken)
+        if not self._fan_known:
+            self._learn()
+        elif not raws:
+            out.extend(self._look())
+        return out
+
+    def _learn(self) -> None:
+        # The controller decides whom a fanout means, a moment after the client did.
+        raw = self.client.link.read("HGET", wire.job_hash(self._fan or ""), "targets")
+        targets = wire.parse_targets(raw) if raw else None
+        if targets:
+            self.nodes, self._fan_known = sorted(targets), True
+
+    def _read_lists(self, wait: float) -> List[Result]:
+        if not self._open:
+            return []
+        ids = list(self._open)
+        keys = {wire.result_list(job_id): job_id for job_id in ids[:MANY]}
+        out: List[Result] = []
+        now = time.monotonic()
+        if len(ids) > MANY:
+            wait = min(wait, SWEEP_SECONDS)
+        popped = self.client.link.pop(list(keys), wait)
+        if popped:
+            self._arrived(wire.text(popped[0])[len(wire.result_list("")) :], popped[1], out)
+        if len(ids) > 1 and (popped is None or len(ids) > MANY) and now - self._swept >= SWEEP_SECONDS:
+            self._swept = now
+            rest = [job_id for job_id in ids if job_id in self._open]
+            for job_id, raw in zip(rest, self.client.link.bulk([("RPOP", wire.result_list(i)) for i in rest])):
+                if raw is not None:
+                    self._arrived(job_id, raw, out)
+        if not out:
+            out.extend(self._look())
+        return out
+
+    def _arrived(self, job_id: str, raw: bytes, out: List[Result]) -> None:
+        result = Result.from_json(raw)
+        if result is None or job_id not in self._open:
+            return
+        node, _ = self._open.pop(job_id)
+        taken = self._take(result, node)
+        if taken:
+            out.append(taken)
+
+    def _look(self, force: bool = False) -> List[Result]:
+        """What the jobs' hashes hold: results that somebody else, or a cut connection, took off the lists."""
+        now = time.monotonic()
+        if not force and now - self._looked < 2:
+            return []
+        self._looked = now
+        out = []
+        if self._fan:
+            found = self.client._info(self._fan)
+            if found is not None:
+                if found.targets:
+                    self.nodes, self._fan_known = sorted({*found.targets, *self._done}), True
+                for node, result in found.results.items():
+                    taken = self._take(result, node)
+                    if taken:
+                        out.append(taken)
+                if out and self._fan_over():
+                    self.client._forget(out[-1])
+            return out
+        ids = list(self._open)
+        commands = [("HGET", wire.job_hash(job_id), self._open[job_id][0].key) for job_id in ids]
+        for job_id, raw in zip(ids, self.client.link.bulk(commands)):
+            late = Result.from_json(raw) if raw else None
+            if late is not None:
+                taken = self._take(late, self._open.pop(job_id)[0])
+                self.client._forget(late)
+                if taken:
+                    out.append(taken)
+        return out
+
+    # What can be done to all of them.
+
+    def kill(self, timeout: Timeout = DEFAULT) -> Dict[NodeId, Result]:
+        """Kills it on every node that has not answered."""
+        return self.client._ask_each({n: verbs.kill(self.job_id(n)) for n in self.missing}, timeout)
+
+    def signal(self, name: Union[str, int], timeout: Timeout = DEFAULT) -> Dict[NodeId, Result]:
+        """Sends a signal to it on every node that has not answered."""
+        return self.client._ask_each({n: verbs.signal(self.job_id(n), name) for n in self.missing}, timeout)
+
+
+def part_id(fleet_id: str, node: NodeId) -> str:
+    """The id of one node's job in a fleet of many jobs."""
+    return f"{fleet_id}.{node.gid}.{node.nid}"

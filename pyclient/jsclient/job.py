@@ -1,0 +1,198 @@
+"""One command on its way to one node, and what became of it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional, Union
+
+from . import verbs, wire
+from .errors import Error, Gone, UsageError, WaitTimeout
+from .waiting import DEFAULT, Pause, Timeout
+from .wire import NodeId, Record, Result
+
+if TYPE_CHECKING:
+    from .client import Client
+
+
+class Job:
+    """A job of one node. Its methods may be called from any thread."""
+
+    def __init__(self, client: Client, job_id: str, node: Optional[NodeId] = None) -> None:
+        self.client = client
+        #: The id, unique over the whole fleet.
+        self.id = job_id
+        self._node = node
+        self._result: Optional[Result] = None
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"<Job {self.id} on {self._node or '?'}: {self._result.state if self._result else 'open'}>"
+
+    @property
+    def node(self) -> NodeId:
+        """The node that it was sent to; of a job that was found by its id, the first of its nodes."""
+        if self._node is None:
+            info = self.info()
+            if not info.targets:
+                raise Gone(f"job {self.id} was given to no node")
+            self._node = info.targets[0]
+        return self._node
+
+    def info(self) -> wire.JobInfo:
+        """What Redis knows of it; `Gone` when that is nothing (any more)."""
+        return self.client.job_info(self.id)
+
+    @property
+    def state(self) -> str:
+        """`QUEUED`, `RUNNING`, `OK`, `ERROR`, `TIMEOUT` or `KILLED`."""
+        if self._result is not None:
+            return self._result.state
+        found = self.client._info(self.id)
+        if found is None:
+            return "QUEUED"
+        return found.states.get(self._node, found.state) if self._node else found.state
+
+    @property
+    def result(self) -> Optional[Result]:
+        """The result when it is there; asks, and does not wait."""
+        if self._result is None:
+            found = self.client._info(self.id)
+            if found is not None:
+                self._finish(self._pick(found))
+        return self._result
+
+    @property
+    def stdout(self) -> str:
+        """The last lines that it wrote to stdout; empty while it runs."""
+        result = self.result
+        return result.stdout if result else ""
+
+    @property
+    def stderr(self) -> str:
+        """The last lines that it wrote to stderr; empty while it runs."""
+        result = self.result
+        return result.stderr if result else ""
+
+    @property
+    def value(self) -> Any:
+        """What it returned, decoded by its level; waits for it."""
+        return self.wait().raise_for_status().value
+
+    def wait(self, timeout: Timeout = DEFAULT) -> Result:
+        """Waits for the result and returns it, whatever its state.
+
+        `timeout` is in seconds, `None` waits for ever; left out, it is the client's. When the time is up
+        `WaitTimeout` says where the job stands; the job itself goes on.
+        """
+        if self._result is None:
+            limit = self.client._limit(timeout)
+            result = self._await(limit)
+            if result is None:
+                raise WaitTimeout(self.client.why_waiting(self.id, self._node, limit))
+            with self._lock:
+                self._result = self._result or result
+        return self._result
+
+    def results(self, timeout: Timeout = DEFAULT) -> Iterator[Result]:
+        """The results of a recurring job as they come; ends when none came for `timeout` seconds."""
+        limit = self.client._limit(timeout)
+        while True:
+            result = self._await(limit, once=False)
+            if result is None:
+                return
+            yield result
+
+    def _await(self, limit: Optional[float], once: bool = True) -> Optional[Result]:
+        client = self.client
+        deadline = None if limit is None else time.monotonic() + limit
+        key = wire.result_list(self.id)
+        pause = Pause(deadline)
+        while True:
+            if once and self._result is not None:
+                return self._result  # another thread that waits had it first
+            try:
+                popped = client.link.pop([key], pause.left())
+                pause.reset()
+            except Error as e:
+                pause.after(e)
+                popped = None
+            if popped:
+                result = Result.from_json(popped[1])
+                if result is not None:
+                    return result
+                continue
+            if once:
+                # Somebody else may have taken it off the list, or a cut connection may have.
+                try:
+                    found = client._info(self.id)
+                except Error as e:
+                    pause.after(e)
+                    found = None
+                result = self._pick(found) if found else None
+                if result is not None:
+                    client._forget(result)
+                    return result
+            if pause.over():
+                return None
+
+    def _pick(self, info: wire.JobInfo) -> Optional[Result]:
+        if self._node is not None and self._node in info.results:
+            return info.results[self._node]
+        # A controller answers for nobody under another name, and a role's node is known only now.
+        return next(iter(info.results.values())) if info.results and not info.open else None
+
+    def _finish(self, result: Optional[Result]) -> None:
+        if result is not None:
+            with self._lock:
+                if self._result is None:
+                    self._result = result
+                    self.client._forget(result)
+
+    def kill(self, timeout: Timeout = DEFAULT) -> Result:
+        """Ends it: its stop signal, then KILL; it is forgotten, so that no restart follows."""
+        return self.client._ask(self.node, verbs.kill(self.id), timeout)
+
+    def signal(self, name: Union[str, int], timeout: Timeout = DEFAULT) -> Result:
+        """Sends a signal (`"HUP"`) to its process group."""
+        return self.client._ask(self.node, verbs.signal(self.id, name), timeout)
+
+    def unschedule(self, timeout: Timeout = DEFAULT) -> Result:
+        """Lets the run under way end, and no other follow."""
+        return self.client._ask(self.node, verbs.unschedule(self.id), timeout)
+
+    def cancel(self, timeout: Timeout = DEFAULT) -> bool:
+        """Withdraws it while it still waits for its node: it ends `KILLED`. False when it is too late for that."""
+        return not self.client._cancel(self.id, [self.node], timeout)[self.node]
+
+    def stats(self, timeout: Timeout = DEFAULT) -> Dict[str, Any]:
+        """What it uses now (cpu, rss, …); a `JobFailed` when it does not run."""
+        value = self.client._ask(self.node, verbs.process_stats(self.id), timeout).value
+        if not isinstance(value, dict):
+            raise UsageError(f"node {self.node} answered no object")
+        return value
+
+    def logs(
+        self,
+        levels: Optional[verbs.Levels] = None,
+        since: Optional[int] = None,
+        follow: bool = False,
+        timeout: Timeout = DEFAULT,
+    ) -> Iterator[Record]:
+        """Its records, from the node's database; `follow` goes on until it has ended."""
+        until = self._has_ended if follow else None
+        return self.client.logs(self.node, job=self.id, levels=levels, since=since, follow=follow, until=until,
+                                 timeout=timeout)
+
+    def _has_ended(self) -> bool:
+        return self.result is not None
+
+
+def nodes_of(info: wire.JobInfo) -> List[NodeId]:
+    """The nodes that a job was given to, or those that the command named."""
+    if info.targets:
+        return info.targets
+    gid, nid = info.command.get("gid"), info.command.get("nid")
+    if isinstance(gid, int) and isinstance(nid, int) and nid > 0:
+        return [NodeId(gid, nid)]
+    return sorted(info.states)

@@ -1,0 +1,106 @@
+"""The nodes that the controllers know, and how fresh each is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
+
+from . import wire
+from .link import Link
+from .wire import NodeId
+
+#: Fields of `jsacc:agent:<gid>:<nid>`, in the order in which they are asked for.
+FIELDS = ("roles", "hostname", "os", "version", "addr", "instance", "ac")
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node as the controllers saw it last."""
+
+    gid: int
+    nid: int
+    roles: Tuple[str, ...] = ()
+    hostname: str = ""
+    os: str = ""
+    version: str = ""
+    addr: str = ""
+    instance: str = ""
+    ac: str = ""
+    #: When it was seen last, in milliseconds since 1970.
+    last_seen: int = 0
+    #: Seconds since then, when it was asked.
+    age: float = 0.0
+
+    @property
+    def id(self) -> NodeId:
+        """Grid and number."""
+        return NodeId(self.gid, self.nid)
+
+    @property
+    def state(self) -> str:
+        """`live` (seen within 90 seconds), `late` (within an hour) or `gone`."""
+        if self.age <= wire.LIVE_SECONDS:
+            return "live"
+        return "late" if self.age <= wire.LATE_SECONDS else "gone"
+
+    @property
+    def live(self) -> bool:
+        """Whether it was seen within 90 seconds."""
+        return self.age <= wire.LIVE_SECONDS
+
+    def to_dict(self) -> Dict[str, Any]:
+        """As `jsctl nodes --json` prints it."""
+        return {
+            "gid": self.gid,
+            "nid": self.nid,
+            "node": str(self.id),
+            "state": self.state,
+            "roles": list(self.roles),
+            "hostname": self.hostname,
+            "os": self.os,
+            "version": self.version,
+            "addr": self.addr,
+            "instance": self.instance,
+            "ac": self.ac,
+            "last_seen": self.last_seen,
+        }
+
+
+def parse_roles(raw: Optional[bytes]) -> Tuple[str, ...]:
+    """A JSON list of names; also takes names with commas between them."""
+    if not raw:
+        return ()
+    if raw[:1] == b"[":
+        try:
+            return tuple(str(role) for role in json.loads(raw))
+        except ValueError:
+            pass
+    return tuple(role for role in wire.text(raw).split(",") if role)
+
+
+def now_ms(time: Sequence[Any]) -> int:
+    """Redis' answer to TIME, in milliseconds."""
+    return int(time[0]) * 1000 + int(time[1]) // 1000
+
+
+def load(link: Link, only: Optional[Iterable[NodeId]] = None, fields: Sequence[str] = FIELDS) -> List[Node]:
+    """All known nodes, or those of `only` that are known, ordered by grid and number."""
+    if only is None:
+        time, scored = link.bulk([("TIME",), ("ZRANGE", wire.AGENTS, 0, -1, "WITHSCORES")])
+        pairs = [(NodeId.from_key(scored[i]), scored[i + 1]) for i in range(0, len(scored), 2)]
+    else:
+        wanted = list(only)
+        time, *scores = link.bulk([("TIME",)] + [("ZSCORE", wire.AGENTS, node.key) for node in wanted])
+        pairs = [(node, score) for node, score in zip(wanted, scores) if score is not None]
+    now = now_ms(time)
+    seen = sorted((node, int(float(score))) for node, score in pairs if node is not None)
+    asked = [("HMGET", wire.agent_hash(node), *fields) for node, _ in seen] if fields else []
+    known: List[List[Optional[bytes]]] = link.bulk(asked) or [[] for _ in seen]
+    out = []
+    for (node, last_seen), values in zip(seen, known):
+        facts: Dict[str, Any] = {}
+        for name, value in zip(fields, values):
+            facts[name] = parse_roles(value) if name == "roles" else wire.text(value)
+        out.append(Node(node.gid, node.nid, last_seen=last_seen, age=max(0.0, (now - last_seen) / 1000), **facts))
+    return out

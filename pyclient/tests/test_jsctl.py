@@ -1,0 +1,302 @@
+"""The command line, against the controller of `fake`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import Any, Callable
+
+import pytest
+from conftest import Ran, Server, wait_until
+from fake import Fake
+
+Jsctl = Callable[..., Ran]
+
+
+def test_exec_one_node(jsctl: Jsctl, fake: Fake) -> None:
+    assert jsctl("exec", "1.1", "--", "uname", "-a") == Ran(0, "Linux\n", "")
+    ran = jsctl("exec", "1.1", "--max-time", "7", "--env", "A=b", "--secret", "--data", "in", "--", "cat", "--json")
+    assert ran.out == "in\n"
+    assert fake.seen[-1]["args"] == {
+        "max_time": 7, "env": {"A": "b"}, "secret": True, "cmd": "cat", "args": ["--json"],
+    }
+    ran = jsctl("exec", "1.1", "--", "false")
+    assert (ran.code, ran.out) == (1, "") and "it went wrong" in ran.err and "status 1" in ran.err
+    ran = jsctl("exec", "1.1", "--", "nope")
+    assert (ran.code, ran.out) == (1, "") and "program not found" in ran.err
+
+
+def test_equal_outputs_are_folded(jsctl: Jsctl, fake: Fake) -> None:
+    ran = jsctl("exec", "all", "--", "echo", "same")
+    assert ran.out.count("same") == 1 and "1.1, 1.2, 2.1 (3)" in ran.out
+    assert "3 OK, 0 failed" in ran.err
+    ran = jsctl("exec", "all", "--no-fold", "--", "echo", "same")
+    assert ran.out.count("same") == 3
+    ran = jsctl("exec", "@web", "--", "whoami")
+    assert "== 1.1\n1.1\n" in ran.out and "== 1.2\n1.2\n" in ran.out
+
+
+def test_the_last_line_names_who_failed(jsctl: Jsctl, fake: Fake) -> None:
+    fake.add(1, 3, ["web"], age=1000)
+    fake.programs["flaky"] = lambda n, c: {"state": "ERROR", "code": 2} if n == (1, 2) else {}
+    ran = jsctl("exec", "1.1,1.2,1.3,1.9", "--", "flaky")
+    assert ran.code == 1
+    last = ran.err.strip().splitlines()[-1]
+    assert last == "1 OK, 1 failed (1.2), 1 offline (1.3), 1 never seen (1.9)"
+    assert "1.9 was never seen by a controller; nothing is sent to it" in ran.err
+
+
+def test_json(jsctl: Jsctl, fake: Fake) -> None:
+    fake.add(1, 3, ["web"], age=1000)
+    ran = jsctl("exec", "@web", "--json", "--", "whoami")
+    found = {item["node"]: item["state"] for item in json.loads(ran.out)}
+    assert (ran.code, found) == (0, {"1.1": "OK", "1.2": "OK", "1.3": "OFFLINE"})
+    ran = jsctl("ping", "--ndjson")
+    assert sorted((i["node"], i.get("value")) for i in map(json.loads, ran.out.splitlines())) == [
+        ("1.1", "pong"), ("1.2", "pong"), ("1.3", None), ("2.1", "pong")]
+    ran = jsctl("ping", "9.9", "--json")
+    assert ran.code == 3 and "never seen" in json.loads(ran.out)["error"]
+    for words in (["nodes"], ["jobs"], ["events"], ["audit"], ["rejected"], ["script", "list"], ["stats", "1.1"],
+                  ["top"], ["logs", "1.1"], ["ps"], ["info", "cpu"], ["ping", "--dry-run"]):
+        ran = jsctl(*words, "--json")
+        assert ran.code == 0 and isinstance(json.loads(ran.out), list), words
+
+
+@pytest.mark.parametrize(
+    "words,code,told",
+    [
+        ([], 2, "no command"),
+        (["frob"], 2, "invalid choice"),
+        (["exec"], 2, "target"),
+        (["exec", "1.1"], 2, "needs a program"),
+        (["exec", "1.x", "--", "ls"], 2, "is no target"),
+        (["exec", "1.1", "--timeout", "x", "--", "ls"], 2, "no number of seconds"),
+        (["exec", "1.1", "--env", "x", "--", "ls"], 2, "NAME=VALUE"),
+        (["exec", "1.1", "--batch", "0%", "--", "ls"], 2, "a batch is"),
+        (["nodes", "--", "x"], 2, "takes nothing after --"),
+        (["ping", "--json", "--ndjson"], 2, "not both"),
+        (["ping", "9.9"], 3, "9.9 was never seen"),
+        (["ping", "@nobody"], 3, "no node matches @nobody"),
+        (["nodes", "@nobody"], 3, "no node matches"),
+        (["job", "gone"], 3, "no job gone"),
+        (["kill", "gone"], 3, "no job gone"),
+        (["raw", "1.1", "x", "--args", "["], 2, "no JSON"),
+        (["raw", "1.1", "x", "--args", "[]"], 2, "object"),
+        (["raw", "1.1", "frob"], 1, "unknown command frob"),
+        (["info", "gpu"], 2, "info knows"),
+        (["put", "1.1", "/no/such", "/x"], 2, "cannot read"),
+        (["script", "run", "1.1", "/no/such.py"], 2, "cannot read"),
+        (["logs", "1.1", "--levels", "x"], 2, "levels are written"),
+        (["logs", "1.1", "--since", "noon"], 2, "is no time"),
+        (["--redis", "redis://localhost:1", "ping"], 1, "cannot reach Redis at localhost:1"),
+        (["ping", "-r", "http://x"], 2, "redis://"),
+    ],
+)
+def test_what_goes_wrong_is_one_sentence(jsctl: Jsctl, fake: Fake, words: Any, code: int, told: str) -> None:
+    ran = jsctl(*words)
+    assert ran.code == code and told in ran.err and ran.out == ""
+    assert "Traceback" not in ran.err
+    assert len([line for line in ran.err.splitlines() if line.strip()]) <= 2
+
+
+def test_no_controller(jsctl: Jsctl, server: Server) -> None:
+    started = time.monotonic()
+    ran = jsctl("ping", "1.1")
+    assert ran.code == 1 and "no controller serves" in ran.err
+    assert time.monotonic() - started < 3
+
+
+def test_dry_run(jsctl: Jsctl, fake: Fake) -> None:
+    fake.add(1, 3, ["web"], age=1000)
+    ran = jsctl("exec", "all", "--except", "@db", "--dry-run", "--", "reboot")
+    assert ran.code == 0 and ran.out.split("\n")[0] == "1.1" and "1.3\tlast seen" in ran.out
+    assert "1.2" not in ran.out and not fake.seen
+    assert jsctl("ping", "@no", "--dry-run").code == 3
+
+
+def test_timeout_detach_and_wait(jsctl: Jsctl, fake: Fake, raw: Any) -> None:
+    ran = jsctl("exec", "1.1", "--timeout", "0.2", "--", "sleep", "9")
+    assert ran.code == 4 and "it is running" in ran.err and "jsctl wait " in ran.err
+    ran = jsctl("exec", "@web", "--detach", "--", "sleep", "9")
+    job = ran.out.strip()
+    assert ran.code == 0 and len(job) == 32 and ran.err == ""
+    wait_until(lambda: len(fake.running) == 3)
+    assert jsctl("wait", job, "--timeout", "0.2").code == 4
+    ran = jsctl("ps")
+    assert ran.code == 0 and job in ran.out
+    assert job in jsctl("top", "--once").out
+    ran = jsctl("kill", job)
+    assert ran.code == 0
+    ran = jsctl("wait", job)
+    assert ran.code == 1 and "KILLED" in ran.out and "2 failed (1.1, 1.2)" in ran.err
+    ran = jsctl("wait", job)  # once more, now from the job's hash
+    assert ran.code == 1 and "2 failed (1.1, 1.2)" in ran.err
+    ran = jsctl("job", job)
+    assert ran.code == 0 and "KILLED" in ran.out and "sleep 9" in ran.out
+    assert jsctl("wait", "nothing").code == 3
+
+
+def test_a_fleet_of_many_jobs_is_found_by_its_id(jsctl: Jsctl, fake: Fake) -> None:
+    fleet = jsctl("exec", "1.1,2.1", "--detach", "--", "whoami").out.strip()
+    ran = jsctl("wait", fleet)
+    assert ran.code == 0 and "2 OK" in ran.err and "== 2.1\n2.1" in ran.out
+    ran = jsctl("job", fleet, "--json")
+    assert [d["targets"] for d in json.loads(ran.out)] == [["1.1"], ["2.1"]]
+    fleet = jsctl("exec", "1.1,2.1", "--detach", "--", "sleep", "5").out.strip()
+    wait_until(lambda: len(fake.running) == 2)
+    assert jsctl("signal", fleet, "HUP").code == 0
+    assert jsctl("kill", fleet).code == 0
+    assert "2 failed" in jsctl("wait", fleet).err
+
+
+def test_cancel_and_wait_for_a_node(jsctl: Jsctl, fake: Fake) -> None:
+    ran = jsctl("exec", "7.7", "--detach", "--", "echo")
+    assert "7.7 was never seen" in ran.err
+    job = ran.out.strip()
+    wait_until(lambda: fake.queued)
+    ran = jsctl("cancel", job)
+    assert (ran.code, ran.out) == (0, "cancelled on 7.7\n")
+    assert jsctl("wait", job).code == 1
+    ran = jsctl("cancel", job)
+    assert ran.code == 1 and "has ended on node" in ran.err
+    assert jsctl("exec", "7.7", "--wait", "--timeout", "0.2", "--", "echo").code == 4
+    job = jsctl("exec", "1.1", "--detach", "--", "sleep", "5").out.strip()
+    wait_until(lambda: fake.running)
+    ran = jsctl("cancel", job)
+    assert ran.code == 1 and f"jsctl kill {job}" in ran.err
+    assert jsctl("kill", "1.1", job).code == 0
+
+
+def test_batches(jsctl: Jsctl, fake: Fake) -> None:
+    ran = jsctl("exec", "all", "--batch", "1", "--max-failures", "0", "--", "false")
+    assert ran.code == 1 and "2 not sent after too many failures (1.2, 2.1)" in ran.err
+    assert len(fake.seen) == 1
+    assert jsctl("ping", "--batch", "50%").code == 0
+    ran = jsctl("ping", "--batch", "1", "--detach")
+    assert ran.code == 0 and len(ran.out.strip()) == 32
+
+
+def test_any_raw_info_killall_restart(jsctl: Jsctl, fake: Fake) -> None:
+    ran = jsctl("ping", "@web", "--any")
+    assert ran.code == 0 and "1 OK" in ran.err
+    assert jsctl("raw", "1.1", "execute", "--args", '{"cmd": "cat"}', "--data", "x").out == "x\n"
+    assert "x86_64" in jsctl("info", "cpu", "1.1").out
+    assert "4.0 GiB" in jsctl("info", "1.1", "mem").out
+    assert "/dev/sda1" in jsctl("info", "disk").out
+    assert "eth0" in jsctl("info", "nic", "1.1").out and "Debian" in jsctl("info", "os", "1.1").out
+    assert jsctl("killall", "1.*").code == 0 and jsctl("restart", "1.1").code == 0
+    assert jsctl("unschedule", "1.1", "j").code == 1
+
+
+def test_nodes_and_history(jsctl: Jsctl, fake: Fake, raw: Any) -> None:
+    fake.add(3, 1, [], age=100)
+    fake.add(3, 2, [], age=90000)
+    ran = jsctl("nodes")
+    assert ran.code == 0 and "3 live, 1 late, 1 gone" in ran.err
+    assert any(line.split()[:2] == ["3.1", "late"] for line in ran.out.splitlines())
+    assert len(jsctl("nodes", "@web").out.splitlines()) == 3
+    jsctl("exec", "@web", "--as", "alice", "--", "false")
+    ran = jsctl("jobs")
+    assert "2 ERROR" in ran.out and "1.1, 1.2" in ran.out
+    ran = jsctl("audit")
+    assert "alice" in ran.out and "2 ERROR" in ran.out
+    raw.lpush("jsacc:events", '{"name": "startup", "gid": 1, "nid": 1, "epoch": 5, "data": {"a": 1}}')
+    raw.lpush("jsacc:rejected", '{"reason": "not JSON", "epoch": 5, "text": "boo"}')
+    raw.hset("jsacc:stats:1:1", mapping={"1.1.d.n.k": "[1.5, 1766385000]", "1.1.e.n.k": "[2, 1766385000]"})
+    assert "startup" in jsctl("events").out and "boo" in jsctl("rejected").out
+    assert "d.n.k" in jsctl("stats", "1.1").out and "e.n.k" not in jsctl("stats", "1.1", "d.n").out
+
+
+def test_scripts_and_put(jsctl: Jsctl, fake: Fake, tmp_path: Any) -> None:
+    script = tmp_path / "check.py"
+    script.write_text("# a check\ndef action(path='/'):\n    return {'path': path}\n")
+    ran = jsctl("script", "run", "1.1", str(script), "--data", '{"path": "/x"}')
+    assert ran.code == 0 and "/x" in ran.out
+    assert "# a check" in jsctl("script", "list").out
+    script.write_text("def action(:\n")
+    seen = len(fake.seen)
+    ran = jsctl("script", "run", "1.1", str(script))
+    assert ran.code == 2 and "check.py, line 1: syntax error" in ran.err and len(fake.seen) == seen
+    jsctl("script", "run", "1.1", "ops/disk")
+    assert fake.seen[-1]["args"] == {"domain": "ops", "name": "disk"}
+    ran = jsctl("put", "@web", str(script), "/etc/x.py", "--mode", "0600", "--owner", "root")
+    assert ran.code == 0 and fake.files[((1, 1), "/etc/x.py")] == script.read_bytes()
+
+
+def test_logs(jsctl: Jsctl, fake: Fake) -> None:
+    fake.record(1, 1, 1, "old", age=7200)
+    fake.record(1, 1, 1, "fine", jobid="a")
+    fake.record(1, 2, 9, "bad", jobid="b")
+    ran = jsctl("logs", "@web")
+    assert [line.split()[-1] for line in ran.out.splitlines()] == ["old", "fine", "bad"]
+    assert jsctl("logs", "1.1", "--since", "10m").out.split()[-1] == "fine"
+    assert jsctl("logs", "@web", "--levels", "7-9").out.split()[-1] == "bad"
+    assert jsctl("logs", "@web", "--job", "a", "--ndjson").out.count("\n") == 1
+    assert jsctl("logs", "1.1", "--job", "a", "--delete").out == "1.1: 1 deleted\n"
+    assert jsctl("logs", "9.9").code == 3
+
+
+def start(server: Server, *words: str, **options: Any) -> subprocess.Popen[str]:
+    """A jsctl of its own process."""
+    environment = {**os.environ, "JSCTL_REDIS": server.url}
+    return subprocess.Popen([sys.executable, "-m", "jsclient.cli", *words], env=environment, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+
+
+def test_ctrl_c_says_what_goes_on(server: Server, fake: Fake) -> None:
+    fake.deaf.add((1, 1))
+    child = start(server, "exec", "@web", "--", "sleep", "9")
+    wait_until(lambda: len(fake.running) == 2)
+    time.sleep(0.1)
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=10)
+    assert child.returncode == 130
+    assert "goes on running on 1.1, 1.2; to end it: jsctl kill " in err and "jsctl wait " in err
+
+
+def test_follow(server: Server, fake: Fake) -> None:
+    child = start(server, "logs", "1.1", "--follow")
+    try:
+        assert child.stdout is not None
+        fake.record(1, 1, 1, "first")
+        assert child.stdout.readline().split()[-1] == "first"
+        fake.record(1, 1, 1, "second")
+        assert child.stdout.readline().split()[-1] == "second"
+    finally:
+        child.send_signal(signal.SIGINT)
+        child.communicate(timeout=10)
+    assert child.returncode == 0
+
+
+def test_completion(jsctl: Jsctl, fake: Fake) -> None:
+    def offers(line: str) -> Any:
+        return jsctl("__complete", line).out.split()
+
+    assert {"exec", "ping", "nodes"} <= set(offers("jsctl "))
+    assert offers("jsctl no") == ["nodes"]
+    assert offers("jsctl exec ") == ["1.*", "1.1", "1.2", "2.*", "2.1", "@db", "@web", "all"]
+    assert offers("jsctl exec 1.1,") == ["1.1,1.1", "1.1,1.2", "1.1,2.1"]
+    assert offers("jsctl exec @web,d") == ["@web,db"]
+    assert offers("jsctl info d") == ["disk"] and offers("jsctl info disk @d") == ["@db"]
+    assert "--max-failures" in offers("jsctl exec 1.1 --max-f")
+    assert offers("jsctl script r") == ["run"] and "1.1" in offers("jsctl script run ")
+    assert offers("jsctl exec 1.1 -- l") == []
+    assert offers("jsctl completion z") == ["zsh"]
+    for shell in ("bash", "zsh", "fish"):
+        assert "jsctl" in jsctl("completion", shell).out
+
+
+def test_help_is_quick() -> None:
+    best = 9.0
+    for _ in range(3):
+        started = time.monotonic()
+        subprocess.run([sys.executable, "-m", "jsclient.cli", "--help"], check=True, stdout=subprocess.DEVNULL)
+        best = min(best, time.monotonic() - started)
+    assert best < 0.6  # 150 ms on an idle machine
+    loaded = "import sys, jsclient.cli as c; c.main(['--help']); print([m for m in ('redis', 'rich') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", loaded], check=True, capture_output=True, text=True).stdout
+    assert out.splitlines()[-1] == "[]"

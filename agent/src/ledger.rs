@@ -323,7 +323,14 @@ fn open_table(path: &Path) -> rusqlite::Result<Connection> {
 fn apply(db: &Connection, write: &Write) -> Result<i64> {
     match write {
         Write::Accept { id, controller, command, now } => {
-            // A startup job takes the place of whatever bore its id before.
+            // A startup job takes the place of whatever bore its id before; a result that still waits
+            // to be sent only moves aside.
+            if controller.is_empty() {
+                db.prepare_cached(
+                    "UPDATE OR REPLACE jobs SET run = max(started, 1) WHERE id = ? AND run = 0 AND state = 2",
+                )?
+                .execute([id])?;
+            }
             let sql = match controller.is_empty() {
                 true => "INSERT OR REPLACE INTO jobs(id, controller, state, accepted, command) VALUES(?, ?, 0, ?, ?)",
                 false => "INSERT INTO jobs(id, controller, state, accepted, command) VALUES(?, ?, 0, ?, ?)",
@@ -474,4 +481,140 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
 
 fn now_ms() -> i64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn accept(id: &str) -> Write {
+        accept_at(id, now_ms())
+    }
+
+    fn accept_at(id: &str, now: i64) -> Write {
+        Write::Accept { id: id.into(), controller: "main".into(), command: "{}".into(), now }
+    }
+
+    fn finish(id: &str, result: &str) -> Write {
+        Write::Finish { id: id.into(), result: Some(result.into()) }
+    }
+
+    fn open() -> (tempfile::TempDir, Arc<Ledger>) {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(dir.path()).unwrap();
+        (dir, ledger)
+    }
+
+    #[test]
+    fn a_job_from_its_acceptance_to_its_sending() {
+        let (dir, ledger) = open();
+        ledger.commit(&[accept("a"), accept("b"), Write::Start { id: "a".into(), started: 7 }]).unwrap();
+        assert!(ledger.knows("a").unwrap() && !ledger.knows("c").unwrap());
+        let live = ledger.live().unwrap();
+        assert_eq!((live.len(), live[0].standing, live[0].started), (2, Standing::Started, 7));
+        ledger.commit(&[finish("a", "result")]).unwrap();
+        assert_eq!(ledger.unsent_bytes(), 6);
+        drop(ledger);
+
+        let ledger = Ledger::open(dir.path()).unwrap();
+        assert_eq!((ledger.unsent_bytes(), ledger.damage()), (6, None));
+        assert!(ledger.unsent("other", 10, 100).unwrap().is_empty());
+        let unsent = ledger.unsent("main", 10, 100).unwrap();
+        assert_eq!((unsent.len(), unsent[0].json.as_str()), (1, "result"));
+        ledger.mark_sent(&[unsent[0].key]).unwrap();
+        ledger.mark_sent(&[unsent[0].key]).unwrap();
+        assert!(ledger.unsent("main", 10, 100).unwrap().is_empty());
+        assert_eq!((ledger.unsent_bytes(), ledger.knows("a").unwrap()), (0, true));
+        assert_eq!(read_only(dir.path()).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn all_or_nothing() {
+        let (_dir, ledger) = open();
+        ledger.commit(&[accept("a")]).unwrap();
+        assert!(ledger.commit(&[accept("b"), accept("a")]).is_err());
+        assert!(!ledger.knows("b").unwrap());
+    }
+
+    #[test]
+    fn results_come_in_bounded_bites() {
+        let (_dir, ledger) = open();
+        for id in ["a", "b", "c"] {
+            ledger.commit(&[accept(id), finish(id, "12345")]).unwrap();
+        }
+        let count = |rows, bytes| ledger.unsent("main", rows, bytes).unwrap().len();
+        assert_eq!((count(2, 100), count(10, 10), count(10, 11), count(10, 1)), (2, 2, 2, 1));
+    }
+
+    #[test]
+    fn runs_of_a_job_that_goes_on_report_beside_it() {
+        let (_dir, ledger) = open();
+        let report =
+            |started, result: &str, quiet| Write::Report { id: "a".into(), started, result: result.into(), quiet };
+        ledger.commit(&[accept("a"), Write::Start { id: "a".into(), started: 1 }, report(1, "one", false)]).unwrap();
+        // Of the quiet ones only the newest waits.
+        ledger.commit(&[report(2, "quiet", true)]).unwrap();
+        ledger.commit(&[report(3, "quiet again", true)]).unwrap();
+        let unsent = ledger.unsent("main", 10, 100).unwrap();
+        assert_eq!(unsent.iter().map(|row| row.json.as_str()).collect::<Vec<_>>(), ["one", "quiet again"]);
+        assert_eq!(ledger.unsent_bytes(), 14);
+        ledger.mark_sent(&unsent.iter().map(|row| row.key).collect::<Vec<_>>()).unwrap();
+        assert_eq!(ledger.unsent_bytes(), 0);
+        let live = ledger.live().unwrap();
+        assert_eq!((live.len(), live[0].reported, live[0].standing), (1, true, Standing::Started));
+    }
+
+    #[test]
+    fn a_startup_job_takes_the_place_of_its_name() {
+        let (_dir, ledger) = open();
+        ledger.commit(&[accept("a"), Write::Start { id: "a".into(), started: 3 }, finish("a", "kept")]).unwrap();
+        let startup = Write::Accept { id: "a".into(), controller: String::new(), command: "{}".into(), now: 9 };
+        ledger.commit(&[startup.clone()]).unwrap();
+        ledger.commit(&[startup]).unwrap();
+        let live = ledger.live().unwrap();
+        assert_eq!((live.len(), live[0].accepted, live[0].controller.as_str()), (1, 9, ""));
+        assert_eq!(ledger.unsent("main", 10, 100).unwrap()[0].json, "kept");
+    }
+
+    #[test]
+    fn ids_are_forgotten_after_a_week_or_a_hundred_thousand() {
+        let (_dir, ledger) = open();
+        let week_ago = now_ms() - 8 * 86_400_000;
+        ledger.commit(&[accept_at("old", week_ago), finish("old", "x"), accept_at("live", week_ago)]).unwrap();
+        let unsent = ledger.unsent("main", 1, 100).unwrap();
+        // The first mark of a life tidies.
+        ledger.mark_sent(&[unsent[0].key]).unwrap();
+        assert!(!ledger.knows("old").unwrap() && ledger.knows("live").unwrap());
+
+        let many: Vec<Write> = (0..REMEMBER_IDS + 10).map(|n| accept(&format!("j{n}"))).collect();
+        ledger.commit(&many).unwrap();
+        let ends: Vec<Write> =
+            (0..REMEMBER_IDS + 10).map(|n| Write::Finish { id: format!("j{n}"), result: None }).collect();
+        ledger.commit(&ends).unwrap();
+        tidy(&ledger.lock().db, now_ms()).unwrap();
+        assert!(!ledger.knows("j9").unwrap() && ledger.knows("j10").unwrap() && ledger.knows("live").unwrap());
+    }
+
+    #[test]
+    fn a_damaged_file_is_set_aside_and_what_is_readable_carried_over() {
+        let (dir, ledger) = open();
+        let path = dir.path().join(FILE);
+        let many: Vec<Write> = (0..2000).map(|n| accept(&format!("job-{n}"))).collect();
+        ledger.commit(&many).unwrap();
+        drop(ledger);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let middle = bytes.len() / 2 / 4096 * 4096;
+        bytes[middle..middle + 4096].fill(0xa5);
+        std::fs::write(&path, &bytes).unwrap();
+        let ledger = Ledger::open(dir.path()).unwrap();
+        assert!(ledger.damage().unwrap().contains("damaged"), "{:?}", ledger.damage());
+        let carried = ledger.live().unwrap().len();
+        assert!((1000..2000).contains(&carried), "{carried}");
+        drop(ledger);
+
+        std::fs::write(&path, b"this is no database, and was never one").unwrap();
+        let ledger = Ledger::open(dir.path()).unwrap();
+        assert!(ledger.damage().is_some() && ledger.live().unwrap().is_empty());
+        ledger.commit(&[accept("a")]).unwrap();
+    }
 }

@@ -32,6 +32,8 @@ mod leftovers;
 pub mod policy;
 pub mod spawn;
 pub mod status;
+#[cfg(test)]
+mod tests;
 pub mod tree;
 
 /// What the supervisor works with.

@@ -13,7 +13,7 @@ use std::ffi::CString;
 use std::io::{self, Read};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 
 /// The root of the file system.
 pub const ROOT: &str = "/";
@@ -151,10 +151,14 @@ fn before_exec(command: &mut Command, settings: Settings) {
 /// The children of the agent: starts them, waits for them and for the orphans it adopts.
 ///
 /// A child is reaped under the same lock under which it is signalled, so that a signal never reaches
-/// a process that has taken over a dead one's id.
+/// a process that has taken over a dead one's id. The table is the whole process', for a wait for any
+/// child is: nobody else in this process may wait for children of its own.
 pub struct Children {
-    shared: Arc<Shared>,
+    exited: Exited,
 }
+
+/// Told of a run and its status.
+type Exited = Arc<dyn Fn(u64, i32) + Send + Sync>;
 
 #[derive(Default)]
 struct Shared {
@@ -165,34 +169,39 @@ struct Shared {
 
 #[derive(Default)]
 struct Table {
-    /// Children that were not reaped, and their runs.
-    runs: HashMap<u32, u64>,
+    /// Children that were not reaped, their runs, and who is told.
+    runs: HashMap<u32, (u64, Exited)>,
     /// Counts the children ever started.
     count: u64,
+    waiting: bool,
 }
+
+static SHARED: LazyLock<Shared> = LazyLock::new(Shared::default);
 
 impl Children {
     /// Makes the agent the parent of every orphan below it and starts the waiter thread, which calls
     /// `exited` with the run and its status (128 + n for signal n).
-    pub fn start(exited: impl Fn(u64, i32) + Send + 'static) -> io::Result<Children> {
+    pub fn start(exited: impl Fn(u64, i32) + Send + Sync + 'static) -> io::Result<Children> {
         // Without it a descendant whose parent ended would go to init, out of sight.
         if let Err(fault) = nix::sys::prctl::set_child_subreaper(true) {
             log::warn!("cannot adopt orphans ({fault}); descendants that detach are found by their environment alone");
         }
-        let shared = Arc::new(Shared::default());
-        let waiter = shared.clone();
-        // It may sit in a wait for an adopted daemon when the agent ends, so nobody joins it.
-        Worker::spawn("waiter", 64 * 1024, move || waiter.wait(exited))?.detach();
-        Ok(Children { shared })
+        let mut table = SHARED.lock();
+        if !table.waiting {
+            // It may sit in a wait for an adopted daemon when the agent ends, so nobody joins it.
+            Worker::spawn("waiter", 64 * 1024, || SHARED.wait())?.detach();
+            table.waiting = true;
+        }
+        Ok(Children { exited: Arc::new(exited) })
     }
 
     /// Starts a child for this run.
     pub fn spawn(&self, run: u64, command: &mut Command) -> io::Result<Spawned> {
-        let mut table = self.shared.lock();
+        let mut table = SHARED.lock();
         let mut child = command.spawn()?;
-        table.runs.insert(child.id(), run);
+        table.runs.insert(child.id(), (run, self.exited.clone()));
         table.count += 1;
-        self.shared.started.notify_all();
+        SHARED.started.notify_all();
         Ok(Spawned {
             pid: child.id(),
             stdin: child.stdin.take(),
@@ -204,8 +213,8 @@ impl Children {
     /// Sends `signal` to the process group of this run's first process `pid`, as long as that one was
     /// not reaped; else nothing, and the answer is no.
     pub fn signal_group(&self, run: u64, pid: u32, signal: Signal) -> bool {
-        let table = self.shared.lock();
-        table.runs.get(&pid) == Some(&run) && send(-(pid as i32), signal)
+        let table = SHARED.lock();
+        table.runs.get(&pid).is_some_and(|(known, _)| *known == run) && send(-(pid as i32), signal)
     }
 
     /// Sends `signal` to the whole tree: the group, and each member outside of it.
@@ -224,7 +233,7 @@ impl Shared {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait(&self, exited: impl Fn(u64, i32)) {
+    fn wait(&self) {
         loop {
             let before = self.lock().count;
             match wait_any() {
@@ -232,9 +241,9 @@ impl Shared {
                     let mut table = self.lock();
                     // A signal that nix has no name for is an error here, after the reaping.
                     let _ = waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG));
-                    let run = table.runs.remove(&(pid as u32));
+                    let child = table.runs.remove(&(pid as u32));
                     drop(table);
-                    if let Some(run) = run {
+                    if let Some((run, exited)) = child {
                         exited(run, code);
                     }
                 }

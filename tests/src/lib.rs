@@ -16,9 +16,11 @@ pub mod acc;
 pub mod agent;
 pub mod client;
 pub mod node;
+pub mod proc;
 pub mod process;
 pub mod redis_server;
 pub mod stage;
+pub mod swarm;
 pub mod wait;
 
 pub use acc::{Acc, AccOptions, Enrolled};

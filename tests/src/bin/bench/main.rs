@@ -5,9 +5,11 @@
 //! here fails because a figure is bad: a bench informs, `scripts/test` judges.
 #![allow(clippy::print_stdout, clippy::print_stderr)] // A program whose purpose is a table on a terminal.
 
+mod door;
 mod footprint;
 mod measure;
 mod roundtrip;
+mod scale;
 mod table;
 
 use std::process::ExitCode;
@@ -29,6 +31,8 @@ type Bench = (&'static str, &'static str, fn(&Options) -> anyhow::Result<()>);
 /// Every bench: its name, what it measures, and its `run`.
 const BENCHES: &[Bench] = &[
     ("roundtrip", "ping and execute from LPUSH to the result, beside the floor", roundtrip::run),
+    ("door", "honest polls beside strangers, and what each stranger costs", door::run),
+    ("scale", "1,000 to 10,000 nodes over TLS: memory, CPU, wake, fanout, herd", scale::run),
     ("footprint", "disk, memory, CPU and bytes of an agent at rest; --check fails above a budget", footprint::run),
 ];
 

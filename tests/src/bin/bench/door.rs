@@ -1,0 +1,186 @@
+//! What strangers cost: polls that honest nodes have answered beside a thousand of them, and what one
+//! stranger of each kind takes of the controller.
+
+use crate::Options;
+use crate::measure::{Case, interleaved, ms, quantile};
+use crate::table::{Table, number};
+use anyhow::{Context, Result};
+use jstests::swarm::trusting;
+use jstests::{Acc, AccOptions, FakeNode, Redis, proc};
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
+use rustls_pki_types::ServerName;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// Honest nodes that poll without a pause, each on its kept connection.
+const HONEST: u32 = 4;
+
+type Begin = fn(&Door) -> Result<Held>;
+
+/// The strangers that wait: what each of them does, and how one begins.
+const WAITING: &[(&str, Begin)] =
+    &[("silent", silent), ("stalled handshakes", stalled), ("heads that never end, over TLS", slow_head)];
+
+/// The strangers that come again and again, one after the other, from two threads.
+const COMING: &[(&str, Begin)] =
+    &[("garbage", garbage), ("handshakes without a request", hello), ("bad tokens", bad_token)];
+
+/// The connection of a stranger that waits.
+type Held = Box<dyn Send>;
+
+struct Door {
+    acc: Acc,
+    tls: Arc<ClientConfig>,
+}
+
+impl Door {
+    fn dial(&self) -> Result<TcpStream> {
+        TcpStream::connect(("127.0.0.1", self.acc.port())).context("connect to the controller")
+    }
+
+    fn handshake(&self) -> Result<StreamOwned<ClientConnection, TcpStream>> {
+        let name = ServerName::try_from("localhost").context("a server's name")?;
+        let mut stream = StreamOwned::new(ClientConnection::new(self.tls.clone(), name)?, self.dial()?);
+        while stream.conn.is_handshaking() {
+            stream.conn.complete_io(&mut stream.sock)?;
+        }
+        Ok(stream)
+    }
+}
+
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let (strangers, seconds) = if options.quick { (50, 0.3) } else { (1000, 2.0) };
+    let redis = Redis::start();
+    let quiet = vec!["--log-level".to_owned(), "warn".to_owned()];
+    let acc = Acc::start(&redis, AccOptions { args: quiet, ..AccOptions::secure() });
+    let tls = trusting(&acc.ca().context("the controller's CA")?)?;
+    let nodes: Vec<FakeNode> = (1..=HONEST).map(|nid| acc.node(1, nid)).collect();
+    let door = Arc::new(Door { acc, tls });
+
+    let mut cases = vec![Case::new("alone", || honest(&nodes, seconds, &door))];
+    for (name, begin) in WAITING {
+        let (nodes, door) = (&nodes, &door);
+        cases.push(Case::new(name, move || {
+            let (memory, used) = (proc::memory(door.acc.pid())? as f64, proc::cpu(door.acc.pid())?);
+            let held = (0..strangers).map(|_| begin(door)).collect::<Result<Vec<Held>>>()?;
+            let memory = (proc::memory(door.acc.pid())? as f64 - memory).max(0.0) / f64::from(strangers) / 1e3;
+            let cost = 1e6 * (proc::cpu(door.acc.pid())? - used) / f64::from(strangers);
+            let mut figures = honest(nodes, seconds, door)?;
+            (figures[3], figures[4]) = (memory, cost);
+            drop(held);
+            Ok(figures)
+        }));
+    }
+    for (name, begin) in COMING {
+        let (nodes, door) = (&nodes, &door);
+        cases.push(Case::new(name, move || {
+            let (begun, end) = (Arc::new(std::sync::atomic::AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+            let come = |_| {
+                let (door, begun, end, begin) = (door.clone(), begun.clone(), end.clone(), *begin);
+                thread::spawn(move || {
+                    while !end.load(Ordering::Relaxed) {
+                        if begin(&door).is_ok() {
+                            begun.fetch_add(1, Ordering::Relaxed);
+                        }
+                    }
+                })
+            };
+            let used = proc::cpu(door.acc.pid())?;
+            let threads: Vec<JoinHandle<()>> = (0..2).map(come).collect();
+            let mut figures = honest(nodes, seconds, door)?;
+            end.store(true, Ordering::Relaxed);
+            threads.into_iter().for_each(|thread| drop(thread.join()));
+            let count = begun.load(Ordering::Relaxed).max(1) as f64;
+            // What the honest polls take is in it: an upper bound.
+            (figures[3], figures[4]) = (0.0, 1e6 * (proc::cpu(door.acc.pid())? - used) / count);
+            figures.push(count / seconds);
+            Ok(figures)
+        }));
+    }
+    let medians = interleaved(options.rounds, &mut cases)?;
+    drop(cases);
+
+    let alone = medians[0].clone();
+    let heads = ["honest polls over TLS", "polls/s", "p50 ms", "p99 ms", "p99 ratio", "KB each", "CPU us each"];
+    let mut table = Table::new(&heads);
+    let names = std::iter::once(("alone".to_owned(), false))
+        .chain(WAITING.iter().map(|(name, _)| (format!("beside {strangers} {name}"), false)))
+        .chain(COMING.iter().map(|(name, _)| (format!("beside {name}, as fast as they come"), true)));
+    for ((name, coming), figures) in names.zip(&medians) {
+        let mut cells =
+            vec![name, number(figures[0]), number(figures[1]), number(figures[2]), number(figures[2] / alone[2])];
+        if cells[0] != "alone" {
+            cells.push(if coming { String::new() } else { number(figures[3]) });
+            cells.push(number(figures[4]));
+        }
+        table.row(cells);
+    }
+    table.print();
+    println!(
+        "\naim: p99 at most doubled beside 1,000 strangers; those that come as fast as they can share two cores with all"
+    );
+    Ok(())
+}
+
+/// Polls of all honest nodes for a time: polls a second, p50 and p99 in ms, and room for two more figures.
+fn honest(nodes: &[FakeNode], seconds: f64, _door: &Door) -> Result<Vec<f64>> {
+    let until = Instant::now() + Duration::from_secs_f64(seconds);
+    let poller = |node: &FakeNode| {
+        let node = node.clone();
+        thread::spawn(move || {
+            let mut times = Vec::new();
+            while Instant::now() < until {
+                let start = Instant::now();
+                let reply = node.get(&node.path("cmd?wait=0"));
+                anyhow::ensure!(reply.status == 204, "an honest poll was answered {reply:?}");
+                times.push(ms(start.elapsed()));
+            }
+            Ok(times)
+        })
+    };
+    let threads: Vec<JoinHandle<Result<Vec<f64>>>> = nodes.iter().map(poller).collect();
+    let mut times = Vec::new();
+    for thread in threads {
+        times.extend(thread.join().map_err(|_| anyhow::anyhow!("a poller panicked"))??);
+    }
+    Ok(vec![times.len() as f64 / seconds, quantile(&times, 0.5), quantile(&times, 0.99), 0.0, 0.0])
+}
+
+fn silent(door: &Door) -> Result<Held> {
+    Ok(Box::new(door.dial()?))
+}
+
+fn stalled(door: &Door) -> Result<Held> {
+    let mut stream = door.dial()?;
+    stream.write_all(b"\x16\x03\x01\x01\x00\x01\x00\x00\xfc\x03\x03")?;
+    Ok(Box::new(stream))
+}
+
+fn slow_head(door: &Door) -> Result<Held> {
+    let mut stream = door.handshake()?;
+    stream.write_all(b"GET /hea")?;
+    Ok(Box::new(stream))
+}
+
+fn garbage(door: &Door) -> Result<Held> {
+    let mut stream = door.dial()?;
+    stream.write_all(b"\xff\xff\xff\xff\xff\xff\xff\xff")?;
+    let _ = stream.read(&mut [0; 64]);
+    Ok(Box::new(()))
+}
+
+fn hello(door: &Door) -> Result<Held> {
+    drop(door.handshake()?);
+    Ok(Box::new(()))
+}
+
+fn bad_token(door: &Door) -> Result<Held> {
+    let mut stream = door.handshake()?;
+    stream.write_all(b"GET /1/1/cmd?wait=0 HTTP/1.1\r\nAuthorization: Bearer 1.1.1.AAAA\r\n\r\n")?;
+    let _ = stream.read(&mut [0; 512]);
+    Ok(Box::new(()))
+}

@@ -248,7 +248,7 @@ impl Ledger {
         let marked = mark(&mut table.db, keys);
         let tidied = if marked.is_ok() && table.accepted_since_tidy >= TIDY_EVERY {
             table.accepted_since_tidy = 0;
-            tidy(&table.db, now)
+            tidy(&table.db, now, REMEMBER_IDS)
         } else {
             Ok(())
         };
@@ -394,14 +394,14 @@ fn mark(db: &mut Connection, keys: &[i64]) -> Result<i64> {
     Ok(bytes)
 }
 
-/// Forgets ids that are older than a week or beyond the last 100,000.
-fn tidy(db: &Connection, now: i64) -> Result<()> {
+/// Forgets ids that are older than a week or beyond the last `ids`.
+fn tidy(db: &Connection, now: i64, ids: u64) -> Result<()> {
     let oldest = now - REMEMBER.as_millis() as i64;
     db.execute("DELETE FROM jobs WHERE state IN (3, 4) AND accepted < ?", [oldest])?;
     db.execute(
         "DELETE FROM jobs WHERE state = 3 AND key <=
          (SELECT key FROM jobs WHERE run = 0 ORDER BY key DESC LIMIT 1 OFFSET ?)",
-        [REMEMBER_IDS as i64],
+        [ids as i64],
     )?;
     Ok(())
 }
@@ -569,7 +569,7 @@ mod tests {
         let (_dir, ledger) = open();
         ledger.commit(&[accept("a"), Write::Start { id: "a".into(), started: 3 }, finish("a", "kept")]).unwrap();
         let startup = Write::Accept { id: "a".into(), controller: String::new(), command: "{}".into(), now: 9 };
-        ledger.commit(&[startup.clone()]).unwrap();
+        ledger.commit(std::slice::from_ref(&startup)).unwrap();
         ledger.commit(&[startup]).unwrap();
         let live = ledger.live().unwrap();
         assert_eq!((live.len(), live[0].accepted, live[0].controller.as_str()), (1, 9, ""));
@@ -577,7 +577,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_are_forgotten_after_a_week_or_a_hundred_thousand() {
+    fn ids_are_forgotten_after_a_week_or_so_many_others() {
         let (_dir, ledger) = open();
         let week_ago = now_ms() - 8 * 86_400_000;
         ledger.commit(&[accept_at("old", week_ago), finish("old", "x"), accept_at("live", week_ago)]).unwrap();
@@ -586,12 +586,11 @@ mod tests {
         ledger.mark_sent(&[unsent[0].key]).unwrap();
         assert!(!ledger.knows("old").unwrap() && ledger.knows("live").unwrap());
 
-        let many: Vec<Write> = (0..REMEMBER_IDS + 10).map(|n| accept(&format!("j{n}"))).collect();
+        let many: Vec<Write> = (0..110).map(|n| accept(&format!("j{n}"))).collect();
         ledger.commit(&many).unwrap();
-        let ends: Vec<Write> =
-            (0..REMEMBER_IDS + 10).map(|n| Write::Finish { id: format!("j{n}"), result: None }).collect();
+        let ends: Vec<Write> = (0..110).map(|n| Write::Finish { id: format!("j{n}"), result: None }).collect();
         ledger.commit(&ends).unwrap();
-        tidy(&ledger.lock().db, now_ms()).unwrap();
+        tidy(&ledger.lock().db, now_ms(), 100).unwrap();
         assert!(!ledger.knows("j9").unwrap() && ledger.knows("j10").unwrap() && ledger.knows("live").unwrap());
     }
 
@@ -609,7 +608,8 @@ mod tests {
         let ledger = Ledger::open(dir.path()).unwrap();
         assert!(ledger.damage().unwrap().contains("damaged"), "{:?}", ledger.damage());
         let carried = ledger.live().unwrap().len();
-        assert!((1000..2000).contains(&carried), "{carried}");
+        // Where the page belonged to an index alone, nothing is lost.
+        assert!((1000..=2000).contains(&carried), "{carried}");
         drop(ledger);
 
         std::fs::write(&path, b"this is no database, and was never one").unwrap();

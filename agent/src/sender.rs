@@ -109,6 +109,8 @@ struct Actor {
     /// Of the whole controller: nothing is tried before then.
     backoff: Backoff,
     not_before: Option<Instant>,
+    /// Requests that the controller had taken when that wait began: one more, of the poller, ends it.
+    taken_before: Option<u64>,
     renew_after: Option<Instant>,
     trouble: Option<String>,
 }
@@ -133,6 +135,7 @@ impl Actor {
             lanes: cargos.into_iter().map(lane).collect(),
             backoff: backoff.clone(),
             not_before: None,
+            taken_before: None,
             renew_after: None,
             trouble: None,
         }
@@ -162,6 +165,7 @@ impl Actor {
             if !last
                 && let Some(not_before) = self.not_before
                 && now < not_before
+                && self.taken_before.is_none_or(|taken| self.controller.requests_taken() == taken)
             {
                 return Some(not_before);
             }
@@ -241,7 +245,7 @@ impl Actor {
                 return Ok(());
             }
             Err(failure) if failure.is_final() => {
-                log::error!("controller {name}: a result is dropped: {failure}: {:.200}", results[0].json);
+                log::error!("controller {name}: the result of {} is dropped: {failure}", id_of(&results[0].json));
                 self.lanes[lane].rows = BATCH_ROWS;
             }
             Err(failure) => return Err(failure),
@@ -285,6 +289,9 @@ impl Actor {
         let until = Some(Instant::now() + wait);
         if whole {
             self.not_before = until;
+            // A node that sends too much is not let off by its poll.
+            let too_much = matches!(failure, Failure::Busy { status: 429, .. });
+            self.taken_before = (!too_much).then(|| self.controller.requests_taken());
         } else {
             self.lanes[lane].not_before = until;
         }
@@ -302,6 +309,11 @@ impl Actor {
             Err(failure) => log::warn!("controller {}: no new credentials: {failure}", self.controller.name()),
         }
     }
+}
+
+fn id_of(result: &str) -> String {
+    let result: serde_json::Value = serde_json::from_str(result).unwrap_or_default();
+    result["id"].as_str().unwrap_or("?").to_owned()
 }
 
 /// The body of a request with results.

@@ -21,19 +21,35 @@ use jscommon::NodeId;
 use rustls_pki_types::CertificateDer;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 use ureq::http;
 
 /// The longest answer that is read: a batch of commands.
 const MAX_ANSWER: u64 = 64 << 20;
-/// A connection stands by then, TLS included, or the address counts as gone.
-const CONNECT: Duration = Duration::from_secs(10);
-/// A controller that has the whole request answers within this time; longer is a black hole.
-const ANSWER: Duration = Duration::from_secs(30);
-/// A poll is answered this long after its own waiting time at the latest.
-const POLL_GRACE: Duration = Duration::from_secs(10);
+
+/// How long a controller may be silent. With a poll that waits 30 s, a path that swallows everything
+/// is noticed after 40 s at the latest.
+#[derive(Clone, Copy)]
+struct Patience {
+    /// Until a connection stands, TLS included.
+    connect: Duration,
+    /// Until the answer to a whole request.
+    answer: Duration,
+    /// Until the answer to a poll, past its own waiting time.
+    poll_grace: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Patience {
+        Patience {
+            connect: Duration::from_secs(10),
+            answer: Duration::from_secs(30),
+            poll_grace: Duration::from_secs(10),
+        }
+    }
+}
 
 /// A batch of commands as it came.
 #[derive(Debug, Deserialize)]
@@ -54,9 +70,12 @@ pub struct Controller {
     roles: String,
     instance: String,
     config: config::Controller,
+    patience: Patience,
     link: RwLock<Arc<Link>>,
     /// The controller asked for a renewal of the credentials.
     renew: AtomicBool,
+    /// Requests that it has taken.
+    taken: AtomicU64,
 }
 
 /// The connections under one set of credentials.
@@ -68,7 +87,7 @@ struct Link {
 }
 
 impl Link {
-    fn new(credentials: Credentials) -> Link {
+    fn new(credentials: Credentials, patience: Patience) -> Link {
         let tls = credentials.tls();
         let agent = || {
             ureq::Agent::config_builder()
@@ -79,12 +98,12 @@ impl Link {
                 .user_agent(concat!("jsagent/", env!("CARGO_PKG_VERSION")))
                 .accept("application/json")
                 .accept_encoding("identity")
-                .timeout_resolve(Some(CONNECT))
-                .timeout_connect(Some(CONNECT))
-                .timeout_send_request(Some(CONNECT))
-                .timeout_send_body(Some(ANSWER))
-                .timeout_recv_response(Some(ANSWER))
-                .timeout_recv_body(Some(ANSWER))
+                .timeout_resolve(Some(patience.connect))
+                .timeout_connect(Some(patience.connect))
+                .timeout_send_request(Some(patience.connect))
+                .timeout_send_body(Some(patience.answer))
+                .timeout_recv_response(Some(patience.answer))
+                .timeout_recv_body(Some(patience.answer))
                 .max_idle_connections_per_host(2)
                 .max_idle_age(Duration::from_secs(50))
                 .no_delay(true)
@@ -104,6 +123,15 @@ impl Controller {
     ///
     /// Reads the credentials; the error says which file is wrong and how.
     pub fn open(config: &config::Config, name: &str, instance: &str) -> anyhow::Result<Controller> {
+        Controller::open_with(config, name, instance, Patience::default())
+    }
+
+    fn open_with(
+        config: &config::Config,
+        name: &str,
+        instance: &str,
+        patience: Patience,
+    ) -> anyhow::Result<Controller> {
         let settings = config.controllers.get(name).with_context(|| format!("there is no controller {name}"))?;
         let credentials = Credentials::load(settings).with_context(|| format!("controller {name}"))?;
         Ok(Controller {
@@ -114,8 +142,10 @@ impl Controller {
             roles: config.main.roles.iter().map(|role| format!("&role={}", encode(role))).collect(),
             instance: encode(instance),
             config: settings.clone(),
-            link: RwLock::new(Arc::new(Link::new(credentials))),
+            patience,
+            link: RwLock::new(Arc::new(Link::new(credentials, patience))),
             renew: AtomicBool::new(false),
+            taken: AtomicU64::new(0),
         })
     }
 
@@ -134,6 +164,11 @@ impl Controller {
         &self.urls[self.turn.load(Ordering::Relaxed) % self.urls.len()]
     }
 
+    /// Counts the requests that it has taken: a change says that it is back.
+    pub fn requests_taken(&self) -> u64 {
+        self.taken.load(Ordering::Relaxed)
+    }
+
     /// Asks for commands: waits up to `wait`, acknowledges the batch `ack`. Nothing: no command came.
     pub fn poll(&self, wait: Duration, ack: Option<&str>) -> Result<Option<Taken>, Failure> {
         let ack = ack.map(|batch| format!("&ack={}", encode(batch))).unwrap_or_default();
@@ -141,7 +176,7 @@ impl Controller {
         let link = self.link();
         let answer = self.at_turn(|url| {
             let request = link.polls.get(self.path(url, &query));
-            let request = request.config().timeout_recv_response(Some(wait + POLL_GRACE)).build();
+            let request = request.config().timeout_recv_response(Some(wait + self.patience.poll_grace)).build();
             with_bearer(request, link.bearer()).call()
         })?;
         match answer.status {
@@ -185,7 +220,7 @@ impl Controller {
     }
 
     fn use_now(&self, credentials: Credentials) {
-        let link = Arc::new(Link::new(credentials));
+        let link = Arc::new(Link::new(credentials, self.patience));
         *self.link.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = link;
     }
 
@@ -239,11 +274,13 @@ impl Controller {
             }
             Err(error) => Err(Failure::of(&error)),
         };
-        if let Err(failure) = &answer
-            && failure.is_of_the_address()
-        {
-            // Only who saw this very address fail moves on: two threads that fail together move once.
-            let _ = self.turn.compare_exchange(turn, turn.wrapping_add(1), Ordering::Relaxed, Ordering::Relaxed);
+        match &answer {
+            Ok(_) => drop(self.taken.fetch_add(1, Ordering::Relaxed)),
+            Err(failure) if failure.is_of_the_address() => {
+                // Only who saw this very address fail moves on: two threads that fail together move once.
+                let _ = self.turn.compare_exchange(turn, turn.wrapping_add(1), Ordering::Relaxed, Ordering::Relaxed);
+            }
+            Err(_) => {}
         }
         answer
     }
@@ -278,7 +315,7 @@ pub(crate) fn enroll(
     nid: u32,
     trusted: &[CertificateDer],
 ) -> anyhow::Result<Enrolled> {
-    let link = Link::new(Credentials::of_enrolment(token, trusted));
+    let link = Link::new(Credentials::of_enrolment(token, trusted), Patience::default());
     let request = with_bearer(link.posts.post(format!("{url}/enroll")), link.bearer());
     let body = json!({"gid": gid, "nid": nid}).to_string();
     let answer = request.content_type("application/json").send(body).map_err(|error| Failure::of(&error));

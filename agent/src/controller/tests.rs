@@ -136,3 +136,23 @@ fn bad_files_are_named() {
     with_ca.controllers.get_mut("main").unwrap().ca = Some(path);
     assert!(fault(&with_ca).contains("there is no certificate in"));
 }
+
+#[test]
+fn a_path_that_swallows_everything_is_noticed() {
+    // It takes connections into its backlog and never answers.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap();
+    let fake = Fake::start(|_| (204, String::new(), String::new()));
+    let short = Duration::from_millis(100);
+    let patience = Patience { connect: short, answer: short, poll_grace: short };
+    let plain = config(&[&format!("http://{address}"), &fake.url], None);
+    let controller = Controller::open_with(&plain, "main", "i", patience).unwrap();
+    let failure = controller.poll(Duration::ZERO, None).unwrap_err();
+    assert!(matches!(&failure, Failure::Away(reason) if reason.starts_with("no answer in time")), "{failure}");
+    assert!(controller.poll(Duration::ZERO, None).unwrap().is_none(), "the next address answers");
+    let mut https = config(&[&format!("https://{address}")], None);
+    https.controllers.get_mut("main").unwrap().ca = Some("/etc/ssl/certs/ca-certificates.crt".into());
+    if let Ok(controller) = Controller::open_with(&https, "main", "i", patience) {
+        assert!(matches!(controller.post("result", b"[]"), Err(Failure::Away(_))), "a handshake that never ends");
+    }
+}

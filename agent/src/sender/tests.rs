@@ -164,6 +164,28 @@ fn a_busy_controller_gets_all_of_it_later() {
 }
 
 #[test]
+fn a_controller_that_answers_the_poller_is_back_for_the_sender_too() {
+    let away = Arc::new(AtomicBool::new(true));
+    let gate = away.clone();
+    let stage = Stage::new(move |_| match gate.load(Ordering::Relaxed) {
+        true => (503, "retry-after: 3600\r\n".into(), String::new()),
+        false => ok(),
+    });
+    stage.results(&ids(&["a"]));
+    let sender = stage.start();
+    while stage.posted().is_empty() {
+        thread_yield();
+    }
+    away.store(false, Ordering::Relaxed);
+    while stage.ledger.unsent_bytes() > 0 {
+        // What the poller does when it is answered again.
+        let _ = stage.controller.poll(Duration::ZERO, None);
+        let _ = sender.waker().try_send(());
+        thread_yield();
+    }
+}
+
+#[test]
 fn a_stop_sends_once_more_and_does_not_wait_for_a_dead_controller() {
     let stage = Stage::new(|_| refused(503, json!({"error": "later"})));
     let sender = stage.start();

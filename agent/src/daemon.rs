@@ -18,7 +18,8 @@ use crate::process::{self, Notice};
 use crate::stats::monitor;
 use crate::{logger, os, poller, sender, stats};
 use anyhow::{Context, Result, bail};
-use crossbeam_channel::{Receiver, Sender, bounded, select, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded, never, select, tick, unbounded};
+use jscommon::notify;
 use std::collections::HashMap;
 use std::fs::{self, File, TryLockError};
 use std::io::{Read, Seek, Write};
@@ -30,14 +31,33 @@ pub fn run(config: Config) -> Result<()> {
     let signals = os::stop_signals().context("cannot take signals")?;
     let _lock = lock(&config.main.data_dir)?;
     let daemon = Daemon::start(config)?;
-    select! {
-        recv(signals) -> name => log::info!("stopping on signal {}", name.unwrap_or("?")),
-        recv(daemon.restart) -> told => match told {
-            Ok(()) => log::info!("stopping, to be started again"),
-            // Only a supervisor that died closes this; who starts the agent again starts a whole one.
-            Err(_) => bail!("the supervisor has ended"),
-        },
+    notify::ready();
+    let watchdog = notify::watchdog().map_or_else(never, tick);
+    let mut pong = never();
+    loop {
+        select! {
+            recv(signals) -> name => {
+                log::info!("stopping on signal {}", name.unwrap_or("?"));
+                break;
+            }
+            recv(daemon.restart) -> told => match told {
+                Ok(()) => {
+                    log::info!("stopping, to be started again");
+                    break;
+                }
+                // Only a supervisor that died closes this; who starts the agent again starts a whole one.
+                Err(_) => bail!("the supervisor has ended"),
+            },
+            // The service manager hears of a life that counts: the supervisor's. It answers nothing by
+            // dropping the question (a full disk, say), and that is an answer too.
+            recv(watchdog) -> _ => pong = daemon.supervisor.remote().submit("", Vec::new()),
+            recv(pong) -> _ => {
+                pong = never();
+                notify::alive();
+            }
+        }
     }
+    notify::stopping();
     daemon.stop();
     log::info!("stopped");
     Ok(())
@@ -49,7 +69,7 @@ struct Daemon {
     /// Closed to stop the pollers.
     polling: Sender<()>,
     restart: Receiver<()>,
-    _supervisor: process::Handle,
+    supervisor: process::Handle,
     _monitor: monitor::Handle,
     _stats: stats::Handle,
     _logger: logger::Handle,
@@ -112,7 +132,7 @@ impl Daemon {
         Ok(Daemon {
             polling,
             restart,
-            _supervisor: supervisor,
+            supervisor,
             _monitor: monitor,
             _stats: stats,
             _logger: logger,

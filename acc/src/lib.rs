@@ -1,7 +1,27 @@
 //! The controller: hands commands from Redis to nodes over HTTPS, and their results back.
+//!
+//! Threads: `gate` (the only one that meets the network), some of tiny_http that run the handlers,
+//! `dispatcher` (takes commands), `doorbell` (hears that a waiting node has something to fetch),
+//! `janitor` (beat, expiry, revocations). None of them keeps what another controller would need: all of
+//! that is in Redis.
 
+pub mod answer;
+pub mod cli;
+pub mod config;
+pub mod context;
+pub mod daemon;
+pub mod dispatcher;
+pub mod doorbell;
 pub mod gate;
+pub mod guard;
+pub mod handlers;
+pub mod identity;
+pub mod janitor;
+pub mod logging;
 pub mod metrics;
 pub mod query;
 pub mod route;
 pub mod server;
+pub mod store;
+pub mod targets;
+pub mod tasks;

@@ -1,2 +1,39 @@
-//! skeleton
-fn main() {}
+//! `jsacc`: flags, subcommands, the log, the exit code.
+
+use jsacc::cli::{self, Wish};
+use std::io::Write;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let wish = match cli::parse(std::env::args_os().skip(1)) {
+        Ok(wish) => wish,
+        Err(e) => return fail(2, &e),
+    };
+    let outcome = match wish {
+        Wish::Print(text) => say(&text),
+        Wish::Serve(config) => {
+            jsacc::logging::start(&config.log_level);
+            jsacc::daemon::run(*config)
+        }
+        Wish::Do(config, task) => {
+            jsacc::logging::start(&config.log_level);
+            jsacc::tasks::run(&config, task).and_then(|text| say(&text))
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => fail(1, &format!("{e:#}")),
+    }
+}
+
+fn say(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    // A reader that has gone away (`jsacc --help | head -1`) is no fault.
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    Ok(())
+}
+
+fn fail(code: u8, what: &str) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "jsacc: {}", what.trim_end().replace('\n', "; "));
+    ExitCode::from(code)
+}

@@ -22,6 +22,8 @@ pub enum Route {
     Event(NodeId),
     /// `GET /{gid}/{nid}/script`
     Script(NodeId),
+    /// `POST /{gid}/{nid}/renew`: new credentials for a node whose own are good.
+    Renew(NodeId),
     /// `POST /enroll`
     Enroll,
     /// `GET /health`
@@ -77,12 +79,13 @@ impl Route {
             | Route::Log(node)
             | Route::Stats(node)
             | Route::Event(node)
-            | Route::Script(node) => Some(node),
+            | Route::Script(node)
+            | Route::Renew(node) => Some(node),
             Route::Enroll | Route::Health | Route::Metrics | Route::NodeMetrics => None,
         }
     }
 
-    /// The route's name in metrics: one of ten, whatever is asked.
+    /// The route's name in metrics: one of eleven, whatever is asked.
     pub fn label(&self) -> &'static str {
         match self {
             Route::Cmd(_) => "cmd",
@@ -91,6 +94,7 @@ impl Route {
             Route::Stats(_) => "stats",
             Route::Event(_) => "event",
             Route::Script(_) => "script",
+            Route::Renew(_) => "renew",
             Route::Enroll => "enroll",
             Route::Health => "health",
             Route::Metrics => "metrics",
@@ -106,7 +110,9 @@ impl Route {
     /// The method that the route is asked with; where that is GET, HEAD will do too.
     pub fn method(&self) -> &'static str {
         match self {
-            Route::Result(_) | Route::Log(_) | Route::Stats(_) | Route::Event(_) | Route::Enroll => "POST",
+            Route::Result(_) | Route::Log(_) | Route::Stats(_) | Route::Event(_) | Route::Renew(_) | Route::Enroll => {
+                "POST"
+            }
             Route::Cmd(_) | Route::Script(_) | Route::Health | Route::Metrics | Route::NodeMetrics => "GET",
         }
     }
@@ -155,6 +161,7 @@ fn node_route(path: &str) -> Result<Route, RouteError> {
         "stats" => Route::Stats,
         "event" => Route::Event,
         "script" => Route::Script,
+        "renew" => Route::Renew,
         _ => return Err(RouteError::NotFound),
     };
     let node: NodeId = format!("{gid}:{nid}").parse().map_err(|_| RouteError::BadNode)?;
@@ -183,6 +190,7 @@ mod tests {
         check("POST", "/1/10/stats", Ok(Route::Stats(NODE)));
         check("POST", "/1/10/event", Ok(Route::Event(NODE)));
         check("GET", "/1/10/script", Ok(Route::Script(NODE)));
+        check("POST", "/1/10/renew", Ok(Route::Renew(NODE)));
         check("POST", "/enroll", Ok(Route::Enroll));
         check("GET", "/health", Ok(Route::Health));
         check("HEAD", "/health", Ok(Route::Health));

@@ -96,9 +96,9 @@ impl Reply {
     }
 }
 
-/// `{"error": "<reason>"}`
+/// `{"error": "<reason>", "time": <ms>}`: a node whose clock is off learns it from the time.
 pub(crate) fn error_body(reason: &str) -> Vec<u8> {
-    serde_json::json!({ "error": reason }).to_string().into_bytes()
+    serde_json::json!({ "error": reason, "time": crate::context::local_ms() }).to_string().into_bytes()
 }
 
 /// What answers requests; called on several threads at once.

@@ -10,6 +10,7 @@
 pub mod backoff;
 pub mod command;
 pub mod death;
+pub mod directives;
 pub mod level;
 pub mod node;
 pub mod notify;

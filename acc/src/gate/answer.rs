@@ -165,7 +165,7 @@ mod tests {
         let refusal = |status, reason: &str| {
             text(&Answer::refusal(&Refusal { status, reason: reason.into(), label: "x" }), false, false)
         };
-        assert!(refusal(400, "a \"b\"").ends_with(r#"{"error":"a \"b\""}"#));
+        assert!(refusal(400, "a \"b\"").contains(r#"{"error":"a \"b\"","time":"#));
         assert!(refusal(503, "full").contains("\r\nRetry-After: "));
         assert!(refusal(429, "full").contains("\r\nRetry-After: "));
         assert!(refusal(401, "who").contains("\r\nWWW-Authenticate: Bearer\r\n"));

@@ -1,0 +1,138 @@
+//! What the controller answers itself: nobody has the role, expired, cancelled, no command.
+//!
+//! Owns: the result's form and the order of its steps (list and guard, then hash).
+//! Does not own: when there is such an answer (dispatcher, janitor).
+//! `hide` also keeps secrets out of what is written down about a command.
+
+use crate::context::Context;
+use crate::store::results::{self, Delivery, Verdict};
+use crate::store::{Batch, Conn, jobs, lists};
+use jscommon::{Command, JobResult, NodeId, State};
+use redis::RedisResult;
+use serde_json::{Map, Value};
+
+/// An answer to give.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// The command.
+    pub command: Command,
+    /// The node for which it is given; nothing where the command reached none.
+    pub target: Option<NodeId>,
+    /// `OK`, `ERROR` or `KILLED`.
+    pub state: State,
+    /// The sentence, or JSON with level 20.
+    pub data: String,
+    /// The level of `data`.
+    pub level: u8,
+}
+
+impl Answer {
+    /// `ERROR` with a sentence.
+    pub fn error(command: &Command, target: Option<NodeId>, data: impl Into<String>) -> Answer {
+        Answer { command: command.clone(), target, state: State::Error, data: data.into(), level: 0 }
+    }
+
+    fn result(&self) -> JobResult {
+        let mut result = JobResult::unrun(&self.command, self.state, self.data.clone());
+        result.args = hide_args(&self.command.args);
+        result.level = self.level;
+        result
+    }
+
+    /// `gid:nid` of the target, or what the command names.
+    fn field(&self) -> String {
+        self.target.map_or(format!("{}:{}", self.command.gid, self.command.nid), |node| node.to_string())
+    }
+}
+
+/// Delivers answers, each once; may be repeated.
+pub fn give(context: &Context, conn: &mut Conn, answers: &[Answer]) -> RedisResult<()> {
+    if answers.is_empty() {
+        return Ok(());
+    }
+    let texts: Vec<(String, String)> = answers
+        .iter()
+        .map(|answer| (answer.field(), serde_json::to_string(&answer.result()).unwrap_or_default()))
+        .collect();
+    let mut batch = Batch::new();
+    for (answer, (field, text)) in answers.iter().zip(&texts) {
+        let delivery = Delivery { id: &answer.command.id, target: field, run: "ac", text, recurring: None };
+        results::deliver(&mut batch, &delivery);
+    }
+    let verdicts = conn.run(&batch)?;
+    let mut batch = Batch::new();
+    for ((answer, (field, text)), verdict) in answers.iter().zip(&texts).zip(verdicts) {
+        let verdict = results::verdict(verdict)?;
+        if verdict == Verdict::Late {
+            continue;
+        }
+        jobs::result(&mut batch, field, &answer.command.id, text, answer.target.is_some());
+        if verdict == Verdict::First {
+            let state = state_name(answer.state);
+            lists::count_result(&mut batch, &answer.command.id, state);
+            context.metrics.results.with_label_values(&["own"]).inc();
+        }
+    }
+    conn.run(&batch).map(drop)
+}
+
+/// `OK`, `ERROR`, `TIMEOUT` or `KILLED`.
+pub fn state_name(state: State) -> &'static str {
+    match state {
+        State::Ok => "OK",
+        State::Error => "ERROR",
+        State::Timeout => "TIMEOUT",
+        State::Killed => "KILLED",
+    }
+}
+
+/// Whether `args` mark the command's `env` and `data` as secret.
+pub fn is_secret(args: &Map<String, Value>) -> bool {
+    args.get("secret").is_some_and(|secret| secret == &Value::Bool(true))
+}
+
+/// The arguments without what is secret.
+pub fn hide_args(args: &Map<String, Value>) -> Map<String, Value> {
+    let mut shown = args.clone();
+    if is_secret(args) {
+        match shown.get_mut("env") {
+            Some(Value::Object(env)) => env.values_mut().for_each(|value| *value = "***".into()),
+            Some(other) => *other = "***".into(),
+            None => {}
+        }
+    }
+    shown
+}
+
+/// The command as JSON, without what is secret.
+pub fn hide(command: &Command) -> String {
+    if !is_secret(&command.args) {
+        return command.to_value().to_string();
+    }
+    let mut shown = command.clone();
+    shown.args = hide_args(&command.args);
+    if !shown.data.is_empty() {
+        shown.data = "***".into();
+    }
+    shown.to_value().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn secrets_are_hidden_when_marked() {
+        let command = |secret: bool| {
+            let value = json!({"id": "a", "cmd": "execute", "gid": 1, "nid": 1, "data": "geheim",
+                "args": {"cmd": "x", "env": {"PW": "geheim"}, "secret": secret}});
+            Command::from_value(value).unwrap()
+        };
+        assert!(hide(&command(false)).contains("geheim"));
+        let shown = hide(&command(true));
+        assert!(!shown.contains("geheim") && shown.contains("PW"), "{shown}");
+        let answer = Answer::error(&command(true), None, "no");
+        assert!(!serde_json::to_string(&answer.result()).unwrap().contains("geheim"));
+    }
+}

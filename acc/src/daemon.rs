@@ -1,0 +1,152 @@
+//! The running controller: what is started, in which order, and how it ends.
+//!
+//! Owns: wiring and shutdown. The order of the end is that of work: no more commands are taken, no more
+//! bells are heard, the gate lets its clients go, tiny_http finishes, the janitor says farewell.
+
+use crate::config::Config;
+use crate::context::{self, Clock, Context, Stop};
+use crate::dispatcher::Dispatcher;
+use crate::gate::{self, GateConfig, Limits, TlsSource};
+use crate::guard::{Door, Rules};
+use crate::handlers::Handlers;
+use crate::identity::Identity;
+use crate::janitor::{self, Janitor};
+use crate::metrics::Metrics;
+use crate::server;
+use crate::store::{Address, Pool, describe, nodes};
+use anyhow::{Context as _, bail};
+use jscommon::worker::Worker;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+/// Stack of a thread of our own, in bytes.
+const STACK: usize = 512 << 10;
+/// Threads that handle requests. Each waits on Redis, not on the processor.
+const HANDLERS: usize = 8;
+
+/// Everything that `jsacc` and its subcommands need before they differ.
+pub fn prepare(config: Config) -> anyhow::Result<Context> {
+    // Rustls wants one provider for the process; a second start in a test finds it there.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let identity = Identity::open(&config.state_dir, context::local_ms())?;
+    let secrets = identity.secrets()?;
+    let metrics_token = config.metrics_token_file.as_deref().map(token).transpose()?;
+    let rules = Rules { no_auth: config.insecure_no_auth, require_cert: config.require_client_cert, metrics_token };
+    let metrics = Arc::new(Metrics::new());
+    let ca = match &config.redis_ca {
+        Some(file) => Some(std::fs::read(file).with_context(|| format!("{} cannot be read", file.display()))?),
+        None => None,
+    };
+    let pool = Pool::new(Address { target: config.redis.clone(), ca }, metrics.clone());
+    Ok(Context {
+        me: context::name(config.port),
+        door: Arc::new(Door::new(rules, secrets, context::local_ms)),
+        identity,
+        pool,
+        metrics,
+        clock: Clock::default(),
+        config,
+    })
+}
+
+fn token(file: &Path) -> anyhow::Result<String> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("{} cannot be read", file.display()))?;
+    let token = text.trim();
+    if token.len() < 8 || token.contains(char::is_whitespace) {
+        bail!("{} must hold one token of at least 8 characters", file.display());
+    }
+    Ok(token.to_owned())
+}
+
+/// Runs a controller until a signal ends it.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be caught")?;
+    let context = Arc::new(prepare(config)?);
+    let config = &context.config;
+    // A secret that does not fit is told before anything listens. When Redis is away, the janitor looks
+    // at it later.
+    if let Ok(Some(theirs)) = context.pool.with(nodes::fingerprint) {
+        janitor::check_fingerprint(&context, &theirs).map_err(anyhow::Error::msg)?;
+    }
+
+    let tls = match config.insecure_http {
+        true => None,
+        false => Some(TlsSource::new(context.identity.tls(config, context::local_ms())?)),
+    };
+    let server = server::Handle::start(HANDLERS, Arc::new(Handlers::new(context.clone())))?;
+    let (seen_in, seen) = crossbeam_channel::unbounded();
+    let gate_config = GateConfig {
+        listen: SocketAddr::new(config.bind, config.port),
+        tls: tls.clone(),
+        backend: server.socket().to_owned(),
+        limits: Limits::default(),
+    };
+    let gate = gate::Handle::start(gate_config, context.door.clone(), context.metrics.clone(), seen_in)?;
+    let scheme = if config.insecure_http { "http" } else { "https" };
+    log::info!("listening on {scheme}://{}, redis at {}", gate.addr(), config.redis);
+
+    let (dead_in, dead) = crossbeam_channel::unbounded();
+    let (fatal_in, fatal) = crossbeam_channel::unbounded::<String>();
+    let (stop_janitor, janitor_stop) = crossbeam_channel::bounded(0);
+    let janitor = Janitor {
+        context: context.clone(),
+        gate: gate.remote(),
+        tls,
+        seen,
+        dead: dead_in,
+        fatal: fatal_in,
+        stop: Stop::new(janitor_stop),
+    };
+    let janitor = Worker::spawn("janitor", STACK, move || janitor.run()).context("no thread for the janitor")?;
+
+    let (stop_work, work_stop) = crossbeam_channel::bounded(0);
+    let stop = Stop::new(work_stop);
+    let dispatcher = Dispatcher::new(context.clone(), gate.remote(), dead, stop.clone());
+    let dispatcher =
+        Worker::spawn("dispatcher", STACK, move || dispatcher.run()).context("no thread for the dispatcher")?;
+    let (room, remote) = (context.clone(), gate.remote());
+    let doorbell = Worker::spawn("doorbell", STACK, move || crate::doorbell::run(&room, &remote, &stop))
+        .context("no thread for the doorbell")?;
+
+    // The main thread waits for a signal; a fatal fault ends that wait as a signal would.
+    let reason: Arc<Mutex<Option<String>>> = Arc::default();
+    let (handle, told) = (signals.handle(), reason.clone());
+    let watcher = Worker::spawn("fatal", 64 << 10, move || {
+        if let Ok(why) = fatal.recv() {
+            *told.lock().unwrap_or_else(|e| e.into_inner()) = Some(why);
+            handle.close();
+        }
+    })
+    .context("no thread to watch for faults")?;
+    if let Some(signal) = signals.forever().next() {
+        log::info!("ending on signal {signal}");
+    }
+
+    drop(stop_work);
+    // A second signal ends at once.
+    let _ = signal_hook::flag::register_conditional_shutdown(
+        SIGTERM,
+        1,
+        Arc::new(std::sync::atomic::AtomicBool::new(true)),
+    );
+    drop(gate);
+    drop(dispatcher);
+    drop(doorbell);
+    drop(server);
+    drop(stop_janitor);
+    drop(janitor);
+    drop(watcher);
+    let why = reason.lock().unwrap_or_else(|e| e.into_inner()).take();
+    match why {
+        Some(why) => bail!(why),
+        None => Ok(()),
+    }
+}
+
+/// Redis' error as one for people.
+pub(crate) fn redis_fault(config: &Config, error: &redis::RedisError) -> anyhow::Error {
+    anyhow::anyhow!("redis at {}: {}", config.redis, describe(error))
+}

@@ -1,0 +1,523 @@
+//! Takes commands off `cmds_queue` and puts them into the queues of their nodes.
+//!
+//! Owns: the thread `dispatcher`, the order of steps, the roles of nodes as last read.
+//! Does not own: which nodes are meant (`targets`), what a step does in Redis (`store`), handing over
+//! to a waiting poll (the gate). Dead controllers' names come from the janitor by channel.
+//!
+//! **A command is on this controller's taken list until everything that follows from it is stored**:
+//! its hash, its place in each target's queue, the ring of another controller's bell, or its answer.
+//! Whatever fails or dies between, the whole is done again (here, or by the controller that inherits
+//! the list), and every step is harmless when repeated. What is done again is marked `again`, for a job
+//! that is known already is then no duplicate.
+
+use crate::answer::{self, Answer};
+use crate::context::{Context, Stop};
+use crate::gate::Remote;
+use crate::store::jobs::{self, Job};
+use crate::store::queue::{self, Parcel, Queued, Withdrawn};
+use crate::store::{Batch, Conn, DAY, describe, lists, nodes};
+use crate::targets;
+use crossbeam_channel::Receiver;
+use jscommon::backoff::Backoff;
+use jscommon::command::BadCommand;
+use jscommon::{Command, NodeId, State, death};
+use redis::RedisResult;
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Most commands taken at once.
+const TOGETHER: usize = 128;
+/// Most scripts in one round trip.
+const PIPELINE: usize = 512;
+/// Most bytes of commands in one round trip.
+const PIPELINE_BYTES: usize = 8 << 20;
+/// Longest wait for an answer of Redis: well above the 2 s that a read blocks.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// For how long the list of live nodes is good enough to choose one of them at random.
+const FRESH: Duration = Duration::from_secs(1);
+/// Longest text of a rejected command that is kept, in bytes.
+const SHOWN: usize = 4096;
+
+/// The dispatcher of one controller.
+pub struct Dispatcher {
+    context: Arc<Context>,
+    gate: Remote,
+    dead: Receiver<String>,
+    stop: Stop,
+    /// The taken list may hold something that was not passed on.
+    again: bool,
+    known: Known,
+}
+
+/// The nodes and their roles, as last read.
+#[derive(Default)]
+struct Known {
+    version: Option<u64>,
+    roles: HashMap<NodeId, Vec<String>>,
+    live: Vec<NodeId>,
+    at: Option<Instant>,
+}
+
+/// One taken text and what is to be done with it.
+struct Item {
+    text: Vec<u8>,
+    plan: Plan,
+    /// The job is not known yet: it is to be listed and audited.
+    new: bool,
+}
+
+enum Plan {
+    /// It is no command.
+    Reject(BadCommand),
+    /// It is for these nodes; none means that nobody fits.
+    Run(Command, Vec<NodeId>),
+    /// A waiting command is to be taken back.
+    Cancel(Command),
+    /// Its id is known.
+    Duplicate(Command),
+}
+
+impl Plan {
+    /// The command, or as much as was read of it, when it has an id.
+    fn command(&self) -> Option<&Command> {
+        match self {
+            Plan::Reject(bad) => bad.partial.as_deref(),
+            Plan::Run(command, _) | Plan::Cancel(command) | Plan::Duplicate(command) => Some(command),
+        }
+    }
+
+    fn targets(&self) -> &[NodeId] {
+        match self {
+            Plan::Run(_, targets) => targets,
+            _ => &[],
+        }
+    }
+}
+
+impl Dispatcher {
+    /// Ready to run.
+    pub fn new(context: Arc<Context>, gate: Remote, dead: Receiver<String>, stop: Stop) -> Dispatcher {
+        Dispatcher { context, gate, dead, stop, again: false, known: Known::default() }
+    }
+
+    /// Dispatches until it is told to stop.
+    pub fn run(mut self) {
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
+        let mut conn: Option<Conn> = None;
+        let mut said = String::new();
+        while !self.stop.is_set() {
+            let outcome = match &mut conn {
+                Some(open) => self.turn(open),
+                None => self.context.pool.open(PATIENCE).map(|open| conn = Some(open)),
+            };
+            match outcome {
+                Ok(()) => {
+                    if !said.is_empty() {
+                        log::info!("commands are passed on again");
+                        said.clear();
+                    }
+                    backoff.succeed();
+                }
+                Err(e) => {
+                    let what = describe(&e);
+                    if conn.is_some() && what != said {
+                        log::error!("commands cannot be passed on: {what}; trying on");
+                        said = what;
+                    }
+                    if crate::store::pool::is_broken(&e) {
+                        conn = None;
+                    }
+                    self.context.pool.failed(e);
+                    self.again = true;
+                    // An answer of Redis may be lost in which it handed over commands to a waiting poll.
+                    self.gate.recall_all();
+                    self.stop.wait(backoff.fail(fastrand::f64()));
+                }
+            }
+        }
+    }
+
+    fn turn(&mut self, conn: &mut Conn) -> RedisResult<()> {
+        while let Ok(ac) = self.dead.try_recv() {
+            let moved = lists::inherit(conn, &self.context.me, &ac)?;
+            if moved > 0 {
+                log::warn!("the controller {ac} is gone; {moved} commands that it had taken go on here");
+                self.again = true;
+            }
+        }
+        if self.again {
+            let texts = lists::taken(conn, &self.context.me)?;
+            for some in texts.chunks(TOGETHER) {
+                self.pass_on(conn, some.to_vec(), true)?;
+            }
+            self.again = false;
+        }
+        let Some(first) = lists::take(conn, &self.context.me)? else { return Ok(()) };
+        death::point("acc.taken");
+        self.pass_on(conn, vec![first], false)?;
+        while !self.stop.is_set() {
+            let more = lists::take_more(conn, &self.context.me, TOGETHER)?;
+            if more.is_empty() {
+                break;
+            }
+            self.pass_on(conn, more, false)?;
+        }
+        Ok(())
+    }
+
+    /// Everything that follows from some taken texts, then off the taken list.
+    fn pass_on(&mut self, conn: &mut Conn, texts: Vec<Vec<u8>>, again: bool) -> RedisResult<()> {
+        let now = self.context.clock.now();
+        let mut items = Vec::with_capacity(texts.len());
+        for text in texts {
+            let plan = match Command::parse(&text) {
+                Err(bad) => Plan::Reject(bad),
+                Ok(command) if command.cmd == "cancel" => Plan::Cancel(command),
+                Ok(command) => {
+                    let targets = self.choose(conn, &command, now)?;
+                    Plan::Run(command, targets)
+                }
+            };
+            items.push(Item { text, plan, new: true });
+        }
+        self.write_down(conn, &mut items, now, again)?;
+        death::point("acc.hashed");
+
+        let mut answers = self.enqueue(conn, &items, now)?;
+        let mut batch = Batch::new();
+        for item in &items {
+            match &item.plan {
+                Plan::Reject(bad) => {
+                    self.count("rejected");
+                    lists::reject(&mut batch, &rejected(bad, &item.text, now));
+                    if let Some(partial) = &bad.partial {
+                        answers.push(Answer::error(partial, None, format!("no command: {}", bad.reason)));
+                    }
+                }
+                Plan::Run(command, targets) if targets.is_empty() => {
+                    self.count("nobody");
+                    answers.push(Answer::error(command, None, targets::nobody(command)));
+                }
+                Plan::Run(..) => self.count("queued"),
+                Plan::Cancel(command) => {
+                    self.count("cancel");
+                    let (given, job) = self.cancel(conn, command, now)?;
+                    for node in given.iter().filter_map(|answer| answer.target) {
+                        queue::forget(&mut batch, node, &job);
+                    }
+                    answers.extend(given);
+                }
+                Plan::Duplicate(command) => {
+                    self.count("duplicate");
+                    let data = json!({"id": command.id, "cmd": command.cmd, "by": command.extra.get("by")});
+                    lists::event(&mut batch, "duplicate", targets::named(command), now, &data);
+                }
+            }
+        }
+        answer::give(&self.context, conn, &answers)?;
+
+        for item in &items {
+            if item.new
+                && let Some(command) = item.plan.command()
+            {
+                jobs::list(&mut batch, &command.id);
+                lists::audit(&mut batch, &audit(command, item.plan.targets(), now));
+            }
+            lists::untake(&mut batch, &self.context.me, &item.text);
+        }
+        death::point("acc.answered");
+        conn.run(&batch)?;
+        death::point("acc.untaken");
+        Ok(())
+    }
+
+    /// The job's hash and the end of each wait, before anything can come back. What is known already
+    /// keeps the targets that were chosen then.
+    fn write_down(&mut self, conn: &mut Conn, items: &mut [Item], now: u64, again: bool) -> RedisResult<()> {
+        let shown: Vec<String> =
+            items.iter().map(|item| item.plan.command().map(answer::hide).unwrap_or_default()).collect();
+        let mut batch = Batch::new();
+        let mut opened = Vec::new();
+        for (i, item) in items.iter().enumerate() {
+            let Some(command) = item.plan.command() else { continue };
+            let job = Job {
+                id: &command.id,
+                cmd: &shown[i],
+                created: created(command, now),
+                targets: item.plan.targets(),
+                expires: expires(command),
+            };
+            jobs::open(&mut batch, &job);
+            opened.push(i);
+        }
+        let answers = conn.run(&batch)?;
+        let mut listed = Vec::new();
+        for (i, answer) in opened.into_iter().zip(answers) {
+            let Some(before) = jobs::opened(answer)? else { continue };
+            let item = &mut items[i];
+            if again {
+                if let Plan::Run(_, targets) = &mut item.plan {
+                    *targets = before;
+                }
+                listed.push(i);
+            } else if let Some(command) = item.plan.command() {
+                item.plan = Plan::Duplicate(command.clone());
+                item.new = false;
+            }
+        }
+        for i in listed {
+            if let Some(command) = items[i].plan.command() {
+                items[i].new = !jobs::is_listed(conn, &command.id)?;
+            }
+        }
+        let mut batch = Batch::new();
+        for item in items.iter() {
+            if let Plan::Run(command, targets) = &item.plan {
+                let until = now.saturating_add(expires(command).saturating_mul(1000));
+                for node in targets {
+                    jobs::expire_at(&mut batch, *node, &command.id, until);
+                }
+            }
+        }
+        conn.run(&batch).map(drop)
+    }
+
+    /// Into the queues, node by node; a node that waits here is handed its commands at once.
+    fn enqueue(&mut self, conn: &mut Conn, items: &[Item], now: u64) -> RedisResult<Vec<Answer>> {
+        let mut parcels: Vec<(Parcel, &Command)> = Vec::new();
+        let mut by_node: BTreeMap<NodeId, Vec<usize>> = BTreeMap::new();
+        for item in items {
+            if let Plan::Run(command, targets) = &item.plan
+                && !targets.is_empty()
+            {
+                let parcel = Parcel {
+                    id: command.id.clone(),
+                    created: created(command, now),
+                    text: command.to_value().to_string(),
+                };
+                for node in targets {
+                    by_node.entry(*node).or_default().push(parcels.len());
+                }
+                parcels.push((parcel, command));
+            }
+        }
+        let all: Vec<(NodeId, Vec<usize>)> = by_node.into_iter().collect();
+        let mut answers = Vec::new();
+        let mut rest = all.as_slice();
+        while !rest.is_empty() {
+            let mut batch = Batch::new();
+            let mut bytes = 0;
+            let mut size = 0;
+            for (node, indices) in rest.iter().take(PIPELINE) {
+                let some: Vec<&Parcel> = indices.iter().map(|i| &parcels[*i].0).collect();
+                bytes += some.iter().map(|parcel| parcel.text.len()).sum::<usize>();
+                if size > 0 && bytes > PIPELINE_BYTES {
+                    break;
+                }
+                let keep = indices.iter().map(|i| expires(parcels[*i].1)).max().unwrap_or(DAY).saturating_add(2 * DAY);
+                let limit = self.context.config.max_queue;
+                queue::enqueue(&mut batch, &self.context.me, *node, &some, now, limit, keep);
+                size += 1;
+            }
+            let replies = conn.run(&batch)?;
+            death::point("acc.enqueued");
+            let mut bells = Batch::new();
+            for ((node, indices), reply) in rest[..size].iter().zip(replies) {
+                let enqueued = queue::enqueued(&self.context.me, reply)?;
+                if let Some(handover) = enqueued.handover {
+                    crate::doorbell::hand_over(&self.context, &self.gate, *node, &handover);
+                }
+                if let Some(ac) = enqueued.holder {
+                    lists::ring(&mut bells, &ac, *node);
+                }
+                for (i, verdict) in indices.iter().zip(enqueued.verdicts) {
+                    if verdict == Queued::Full {
+                        let limit = self.context.config.max_queue;
+                        let sentence = format!("{limit} commands wait for node {node} already, and no more may");
+                        answers.push(Answer::error(parcels[*i].1, Some(*node), sentence));
+                    }
+                }
+            }
+            conn.run(&bells)?;
+            rest = &rest[size..];
+        }
+        Ok(answers)
+    }
+
+    /// Takes back what still waits; the answers to both commands, and the job that was cancelled. Until
+    /// the answers are given and its text is forgotten, asking again finds the same.
+    fn cancel(&self, conn: &mut Conn, command: &Command, now: u64) -> RedisResult<(Vec<Answer>, String)> {
+        let data: Value = serde_json::from_str(&command.data).unwrap_or(Value::Null);
+        let Some(id) = data.get("id").and_then(Value::as_str).filter(|id| jscommon::command::is_job_id(id)) else {
+            let own = Answer::error(command, None, "cancel wants data {\"id\": \"<job>\"}");
+            return Ok((vec![own], String::new()));
+        };
+        let job: HashMap<String, String> = jobs::read(conn, id)?.into_iter().collect();
+        let wanted: Vec<NodeId> = match targets::named(command) {
+            Some(node) => vec![node],
+            None => job.keys().filter_map(|field| field.parse().ok()).collect(),
+        };
+        let mut answers = Vec::new();
+        let mut cancelled = 0;
+        let mut sentence = format!("no such job {id}");
+        for node in wanted {
+            match queue::withdraw(conn, node, id, now)? {
+                Withdrawn::Text(text) => {
+                    cancelled += 1;
+                    if let Ok(waiting) = Command::parse(text.as_bytes()) {
+                        answers.push(Answer {
+                            state: State::Killed,
+                            ..Answer::error(&waiting, Some(node), "cancelled before its node took it")
+                        });
+                    }
+                }
+                Withdrawn::Handed(_) => sentence = format!("job {id} is already with node {node}: kill it instead"),
+                Withdrawn::Gone => {
+                    let state = job.get(&node.to_string()).and_then(|text| serde_json::from_str::<Value>(text).ok());
+                    sentence = match state.as_ref().and_then(|state| state["state"].as_str()) {
+                        None => format!("no such job {id} for node {node}"),
+                        Some("QUEUED" | "RUNNING") => format!("job {id} is already with node {node}: kill it instead"),
+                        Some(_) => format!("job {id} has ended on node {node}"),
+                    };
+                }
+            }
+        }
+        let own = if cancelled > 0 {
+            let data = json!({"cancelled": true, "count": cancelled}).to_string();
+            Answer { state: State::Ok, level: 20, ..Answer::error(command, None, data) }
+        } else {
+            Answer::error(command, None, sentence)
+        };
+        answers.push(own);
+        Ok((answers, id.to_owned()))
+    }
+
+    fn choose(&mut self, conn: &mut Conn, command: &Command, now: u64) -> RedisResult<Vec<NodeId>> {
+        if let Some(node) = targets::named(command) {
+            return Ok(vec![node]);
+        }
+        let recent = self.known.at.is_some_and(|at| at.elapsed() < FRESH);
+        if recent && !command.fanout {
+            let chosen = self.known.choose(command);
+            if !chosen.is_empty() {
+                return Ok(chosen);
+            }
+        }
+        self.known.read(conn, now)?;
+        Ok(self.known.choose(command))
+    }
+
+    fn count(&self, outcome: &str) {
+        self.context.metrics.commands.with_label_values(&[outcome]).inc();
+    }
+}
+
+impl Known {
+    fn read(&mut self, conn: &mut Conn, now: u64) -> RedisResult<()> {
+        let version = nodes::roles_version(conn)?;
+        if self.version != Some(version) {
+            self.roles = nodes::roles(conn)?;
+            self.version = Some(version);
+        }
+        self.live = nodes::live(conn, now.saturating_sub(nodes::LIVE))?;
+        self.at = Some(Instant::now());
+        Ok(())
+    }
+
+    fn choose(&self, command: &Command) -> Vec<NodeId> {
+        let none: &[String] = &[];
+        let live = self.live.iter().map(|node| (*node, self.roles.get(node).map_or(none, Vec::as_slice)));
+        targets::choose(command, live, fastrand::f64())
+    }
+}
+
+/// Seconds that a command may wait for its node.
+fn expires(command: &Command) -> u64 {
+    if command.expires == 0 { DAY } else { command.expires }
+}
+
+/// When the client pushed the command (ms): as it says, unless that cannot be; else now.
+fn created(command: &Command, now: u64) -> u64 {
+    let said = command.extra.get("created").and_then(Value::as_u64);
+    said.filter(|said| *said <= now + 1000 && *said + 10 * DAY * 1000 > now).map_or(now, |said| said.min(now))
+}
+
+fn rejected(bad: &BadCommand, text: &[u8], now: u64) -> Value {
+    let shown = match &bad.partial {
+        Some(partial) => answer::hide(partial),
+        None => {
+            let text = String::from_utf8_lossy(text);
+            // What cannot be read may hold a secret all the same.
+            if text.contains("\"secret\"") { "(withheld: it speaks of a secret)".to_owned() } else { text.into_owned() }
+        }
+    };
+    json!({"time": now, "reason": bad.reason, "id": bad.id, "command": cut(&shown, SHOWN)})
+}
+
+fn audit(command: &Command, targets: &[NodeId], now: u64) -> Value {
+    let mut args = Value::Object(answer::hide_args(&command.args));
+    let text = args.to_string();
+    if text.len() > SHOWN {
+        args = Value::String(cut(&text, SHOWN).to_owned());
+    }
+    let word = |name: &str| command.extra.get(name).and_then(Value::as_str).map(|word| cut(word, 128)).unwrap_or("");
+    json!({
+        "time": now,
+        "id": command.id,
+        "by": word("by"),
+        "user": word("user"),
+        "cmd": cut(&command.cmd, 128),
+        "args": args,
+        "roles": command.roles,
+        "targets": targets.iter().take(100).map(NodeId::to_string).collect::<Vec<_>>(),
+        "count": targets.len(),
+    })
+}
+
+/// At most `most` bytes of `text`, cut at a character.
+fn cut(text: &str, most: usize) -> &str {
+    if text.len() <= most {
+        return text;
+    }
+    let end = (0..=most).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    &text[..end]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_of_the_push_is_believed_within_reason() {
+        let now = 1_780_000_000_000;
+        let check = |said: Value, want: u64| {
+            let value = json!({"id": "a", "cmd": "ping", "gid": 1, "nid": 1, "created": said});
+            assert_eq!(created(&Command::from_value(value).unwrap(), now), want);
+        };
+        check(json!(now - 500), now - 500);
+        check(json!(now + 500), now);
+        check(json!(now + 5000), now);
+        check(json!(5), now);
+        check(json!("x"), now);
+    }
+
+    #[test]
+    fn rejected_texts_keep_no_secret() {
+        let text = br#"{"id": "a", "cmd": 5, "data": "geheim", "args": {"secret": true}, "gid": 1, "nid": 1}"#;
+        let bad = Command::parse(text).unwrap_err();
+        assert!(!rejected(&bad, text, 1).to_string().contains("geheim"));
+        let broken = br#"{"args": {"secret": true}, "data": "geheim" "#;
+        let bad = Command::parse(broken).unwrap_err();
+        assert!(!rejected(&bad, broken, 1).to_string().contains("geheim"));
+        let plain = b"hello";
+        assert_eq!(rejected(&Command::parse(plain).unwrap_err(), plain, 1)["command"], "hello");
+    }
+
+    #[test]
+    fn texts_are_cut_at_characters() {
+        assert_eq!(cut("héllo", 2), "h");
+        assert_eq!(cut("abc", 5), "abc");
+    }
+}

@@ -1,0 +1,86 @@
+//! Hears the bell of this controller: a node whose poll waits here has something to fetch.
+//!
+//! Owns: the thread `doorbell`. Does not own: who rings (any controller's dispatcher, or a poll that
+//! moved to another controller), or the waiting polls (the gate).
+//!
+//! After each new connection every waiting poll is asked again, for a ring may be lost with the old one.
+
+use crate::context::{Context, Stop};
+use crate::gate::Remote;
+use crate::store::queue::{self, Answer, Handover, Mode, Question};
+use crate::store::{Batch, Conn, lists};
+use jscommon::backoff::Backoff;
+use jscommon::{NodeId, death};
+use redis::RedisResult;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Longest wait for an answer of Redis: well above the 2 s that a read blocks.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Listens until it is told to stop.
+pub fn run(context: &Arc<Context>, gate: &Remote, stop: &Stop) {
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
+    let mut conn: Option<Conn> = None;
+    while !stop.is_set() {
+        let outcome = match &mut conn {
+            Some(open) => hear(context, gate, open),
+            None => context.pool.open(PATIENCE).map(|open| {
+                conn = Some(open);
+                gate.recall_all();
+            }),
+        };
+        match outcome {
+            Ok(()) => backoff.succeed(),
+            Err(e) => {
+                context.pool.failed(e);
+                conn = None;
+                stop.wait(backoff.fail(fastrand::f64()));
+            }
+        }
+    }
+}
+
+fn hear(context: &Context, gate: &Remote, conn: &mut Conn) -> RedisResult<()> {
+    let nodes = lists::bells(conn, &context.me)?;
+    if nodes.is_empty() {
+        return Ok(());
+    }
+    let mut batch = Batch::new();
+    for node in &nodes {
+        let question = Question {
+            me: &context.me,
+            node: *node,
+            now: context.clock.now(),
+            ack: None,
+            instance: "",
+            peer: "",
+            mode: Mode::Fetch,
+            takeover: false,
+        };
+        queue::ask(&mut batch, &question);
+    }
+    for (node, answer) in nodes.iter().zip(conn.run(&batch)?) {
+        match queue::answered(&context.me, answer)? {
+            Answer::Batch(handover, _) => hand_over(context, gate, *node, &handover),
+            Answer::Elsewhere => gate.recall(*node),
+            Answer::Empty(_) | Answer::Displaced(..) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Gives a node's waiting poll its commands.
+pub fn hand_over(context: &Context, gate: &Remote, node: NodeId, handover: &Handover) {
+    gate.deliver(node, handover.body());
+    observe(context, handover);
+    death::point("acc.handed");
+}
+
+/// Notes how long the commands of a hand-over took to get there.
+pub fn observe(context: &Context, handover: &Handover) {
+    let now = context.clock.now();
+    for created in handover.created.iter().filter(|created| **created > 0) {
+        context.metrics.handover_seconds.observe(now.saturating_sub(*created) as f64 / 1000.0);
+    }
+}

@@ -1,0 +1,187 @@
+//! `GET /{gid}/{nid}/cmd`: the long poll.
+
+use super::{Fault, Outcome, bad};
+use crate::context::Context;
+use crate::doorbell;
+use crate::server::{Reply, Request};
+use crate::store::nodes::{self, Poller};
+use crate::store::queue::{self, Answer, Mode, Question};
+use crate::store::{Batch, Conn, jobs, lists};
+use jscommon::NodeId;
+use redis::RedisResult;
+use serde_json::json;
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+/// Longest wait, in seconds.
+const MAX_WAIT: u32 = 60;
+/// Most roles of a node, and the longest name of one.
+const MAX_ROLES: usize = 100;
+const MAX_ROLE: usize = 128;
+/// For how long (ms) a poll that says nothing new is not written down again.
+const WRITTEN: u64 = 5_000;
+
+/// What was last written down about nodes that poll here, so that a busy node is not written down
+/// with every poll.
+#[derive(Default)]
+pub(super) struct Written(Mutex<HashMap<NodeId, (u64, String)>>);
+
+impl Written {
+    fn is_news(&self, node: NodeId, now: u64, facts: &str) -> bool {
+        let held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        held.get(&node).is_none_or(|(at, last)| now.saturating_sub(*at) > WRITTEN || last != facts)
+    }
+
+    fn note(&self, node: NodeId, now: u64, facts: String) {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.len() > 1000 {
+            held.retain(|_, (at, _)| now.saturating_sub(*at) <= WRITTEN);
+        }
+        held.insert(node, (now, facts));
+    }
+}
+
+struct Poll {
+    wait: u32,
+    ack: Option<u64>,
+    roles: String,
+    instance: String,
+    peer: String,
+}
+
+fn read(request: &Request) -> Result<Poll, Fault> {
+    let query = &request.query;
+    let wait = match query.first("wait") {
+        None | Some("") => 0,
+        Some(text) => text
+            .parse()
+            .ok()
+            .filter(|wait| *wait <= MAX_WAIT)
+            .ok_or_else(|| bad(format!("wait is a number of seconds from 0 to {MAX_WAIT}, not '{text}'")))?,
+    };
+    let ack = match query.first("ack") {
+        None | Some("") => None,
+        Some(text) => {
+            let number: Option<u64> = text.parse().ok().filter(|number| *number < 1 << 53);
+            Some(number.ok_or_else(|| bad("ack is the batch of an earlier answer"))?)
+        }
+    };
+    let mut roles: Vec<&str> = query.all("role").filter(|role| !role.is_empty()).collect();
+    if roles.len() > MAX_ROLES || roles.iter().any(|role| role.len() > MAX_ROLE) {
+        return Err(bad(format!("a node has at most {MAX_ROLES} roles, each at most {MAX_ROLE} bytes long")));
+    }
+    roles.sort_unstable();
+    roles.dedup();
+    let instance = query.first("instance").unwrap_or("");
+    if instance.len() > 64 || !instance.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.')) {
+        return Err(bad("instance is at most 64 of A-Z a-z 0-9 - _ ."));
+    }
+    Ok(Poll {
+        wait,
+        ack,
+        roles: json!(roles).to_string(),
+        instance: instance.to_owned(),
+        peer: request.peer.map(|peer| peer.to_canonical().to_string()).unwrap_or_default(),
+    })
+}
+
+pub(super) fn poll(context: &Context, written: &Written, node: NodeId, request: &Request) -> Outcome {
+    let poll = read(request)?;
+    context.pool.with(|conn| answer(context, written, conn, node, &poll)).map_err(Fault::from)
+}
+
+fn answer(context: &Context, written: &Written, conn: &mut Conn, node: NodeId, poll: &Poll) -> RedisResult<Reply> {
+    let now = context.clock.now();
+    // RUNNING stands in the hash before the command leaves the queue: a death between the two only
+    // means that the node says again what it has stored.
+    if let Some(ack) = poll.ack {
+        let ids = queue::acked(conn, node, ack)?;
+        let mut batch = Batch::new();
+        for id in &ids {
+            jobs::running(&mut batch, node, id);
+        }
+        conn.run(&batch)?;
+        jscommon::death::point("acc.running");
+    }
+    let mut question = Question {
+        me: &context.me,
+        node,
+        now,
+        ack: poll.ack,
+        instance: &poll.instance,
+        peer: &poll.peer,
+        mode: if poll.wait > 0 { Mode::Poll } else { Mode::Ask },
+        takeover: false,
+    };
+    let mut answer = ask(context, conn, &question)?;
+    if let Answer::Displaced(peer, news) = &answer {
+        let seen = nodes::last_seen(conn, node)?.unwrap_or(0);
+        if now.saturating_sub(seen) <= nodes::LIVE {
+            return displaced(context, conn, node, poll, peer, *news);
+        }
+        question.takeover = true;
+        answer = ask(context, conn, &question)?;
+    }
+    jscommon::death::point("acc.polled");
+
+    let facts = format!("{} {} {}", poll.roles, poll.peer, poll.instance);
+    let mut batch = Batch::new();
+    if written.is_news(node, now, &facts) {
+        let poller =
+            Poller { node, roles: &poll.roles, addr: &poll.peer, instance: &poll.instance, ac: &context.me, now };
+        nodes::polled(&mut batch, &poller);
+    }
+    let (handover, before) = match answer {
+        Answer::Batch(handover, before) => (Some(handover), before),
+        Answer::Empty(before) => (None, before),
+        Answer::Elsewhere | Answer::Displaced(..) => (None, None),
+    };
+    if let Some(ac) = before
+        && (question.mode == Mode::Poll || handover.is_some())
+    {
+        // Another controller held this node's poll: it may still keep a client waiting.
+        lists::ring(&mut batch, &ac, node);
+    }
+    if !batch.is_empty() {
+        conn.run(&batch)?;
+        written.note(node, now, facts);
+    }
+    Ok(match handover {
+        Some(handover) => {
+            doorbell::observe(context, &handover);
+            Reply::json(handover.body())
+        }
+        None if poll.wait == 0 => Reply::empty(),
+        None => Reply::park(poll.wait),
+    })
+}
+
+fn ask(context: &Context, conn: &mut Conn, question: &Question<'_>) -> RedisResult<Answer> {
+    let mut batch = Batch::new();
+    queue::ask(&mut batch, question);
+    let answer = conn.run(&batch)?.pop().unwrap_or(redis::Value::Nil);
+    queue::answered(&context.me, answer)
+}
+
+/// Another agent with this identity came later: that one is served, this one is told so.
+fn displaced(
+    context: &Context,
+    conn: &mut Conn,
+    node: NodeId,
+    poll: &Poll,
+    peer: &str,
+    news: bool,
+) -> RedisResult<Reply> {
+    if news {
+        let data = json!({"older": poll.peer, "newer": peer, "instance": poll.instance});
+        let mut batch = Batch::new();
+        lists::event(&mut batch, "two_agents", Some(node), context.clock.now(), &data);
+        conn.run(&batch)?;
+        ::log::warn!(
+            "two live agents are node {node}: the one at {peer} is served, the older one at {} is not",
+            poll.peer
+        );
+    }
+    let sentence = format!("another agent is node {node} since: it polls from {peer}, and the newer one is served");
+    Ok(Reply::busy(409, sentence, 30))
+}

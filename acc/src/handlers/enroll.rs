@@ -1,0 +1,73 @@
+//! `POST /enroll` with an enrolment token, and `POST /{gid}/{nid}/renew` with a node's own credentials.
+
+use super::{Fault, Outcome, bad, json};
+use crate::context::Context;
+use crate::identity::Credentials;
+use crate::identity::enrolment::Enrolment;
+use crate::server::{Reply, Request};
+use crate::store::{Batch, lists, nodes};
+use jscommon::NodeId;
+use serde_json::{Value, json as object};
+
+pub(super) fn post(context: &Context, request: &Request) -> Outcome {
+    let refused = |status, reason: String| Err(Fault::Reply(Reply::error(status, reason)));
+    let Some(token) = request.bearer.as_deref() else {
+        return refused(401, "no enrolment token: send the one that `jsacc token` printed as a bearer token".into());
+    };
+    let body = json(&request.body)?;
+    let number = |name: &str| body.get(name).and_then(Value::as_u64).and_then(|n| u32::try_from(n).ok());
+    let node = number("gid").zip(number("nid")).and_then(|(gid, nid)| NodeId::new(gid, nid));
+    let Some(node) = node else { return Err(bad("the body names 'gid' and 'nid', whole numbers of 1 or more")) };
+    let now = context.clock.now();
+    let enrolment = match Enrolment::check(token, &context.door.secrets(), now) {
+        Ok(enrolment) => enrolment,
+        Err(reason) => {
+            context.metrics.refused("enrolment");
+            return refused(403, reason);
+        }
+    };
+    let keep = enrolment.expires.saturating_sub(now) / 1000 + 60;
+    let left = context.pool.with(|conn| nodes::use_enrolment(conn, &enrolment.id, enrolment.uses, keep))?;
+    if !left {
+        context.metrics.refused("enrolment");
+        return refused(403, format!("the enrolment token is spent: it was for {} use(s)", enrolment.uses));
+    }
+    let credentials = issue(context, node)?;
+    context.pool.with(|conn| {
+        let mut batch = Batch::new();
+        let peer = request.peer.map(|peer| peer.to_string());
+        lists::event(&mut batch, "enrolled", Some(node), now, &object!({"addr": peer, "token": enrolment.id}));
+        conn.run(&batch).map(drop)
+    })?;
+    Ok(answer(node, &credentials))
+}
+
+pub(super) fn renew(context: &Context, node: NodeId, request: &Request) -> Outcome {
+    // With a certificate alone the node is known but not the age of what it holds: it gets new ones.
+    if request.bearer.is_some() && context.door.renewal(request.bearer.as_deref()).is_none() {
+        return Ok(Reply::empty());
+    }
+    Ok(answer(node, &issue(context, node)?))
+}
+
+fn issue(context: &Context, node: NodeId) -> Result<Credentials, Fault> {
+    let secrets = context.door.secrets();
+    // Newer than any revocation, even one of this very millisecond.
+    let issued = context.clock.now().max(context.door.revoked_until(node).map_or(0, |until| until + 1));
+    context.identity.issue(&context.config, &secrets, node, issued).map_err(|e| {
+        ::log::error!("credentials for node {node} cannot be made: {e:#}");
+        Fault::Reply(Reply::error(500, "the controller cannot make credentials; its log says why"))
+    })
+}
+
+fn answer(node: NodeId, credentials: &Credentials) -> Reply {
+    let body = object!({
+        "gid": node.gid,
+        "nid": node.nid,
+        "token": credentials.token,
+        "ca": credentials.ca,
+        "client_cert": credentials.client_cert,
+        "client_key": credentials.client_key,
+    });
+    Reply::json(body.to_string())
+}

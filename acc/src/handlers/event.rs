@@ -1,0 +1,42 @@
+//! `POST /{gid}/{nid}/event`: startups, alerts, what an agent noticed.
+
+use super::{Outcome, bad, json};
+use crate::context::Context;
+use crate::server::Reply;
+use crate::store::{Batch, lists, nodes};
+use jscommon::NodeId;
+use serde_json::{Map, Value};
+
+/// Longest text of an event that is kept, in bytes.
+const MAX_DATA: usize = 64 << 10;
+
+pub(super) fn post(context: &Context, node: NodeId, body: &[u8]) -> Outcome {
+    let body = json(body)?;
+    let name = body
+        .get("name")
+        .and_then(Value::as_str)
+        .filter(|name| (1..=64).contains(&name.len()))
+        .ok_or_else(|| bad("'name' must be the event's name, at most 64 bytes long"))?;
+    let data = body.get("data").cloned().unwrap_or(Value::Object(Map::new()));
+    if data.to_string().len() > MAX_DATA {
+        return Err(bad(format!("'data' is longer than {MAX_DATA} bytes")));
+    }
+    let mut facts: Vec<(&str, String)> = Vec::new();
+    if name == "startup" {
+        for field in ["hostname", "os", "version", "instance"] {
+            if let Some(value) = data.get(field).and_then(Value::as_str) {
+                facts.push((field, value.chars().take(256).collect()));
+            }
+        }
+        if let Some(roles) = data.get("roles").filter(|roles| roles.is_array()) {
+            facts.push(("roles", roles.to_string()));
+        }
+    }
+    context.pool.with(|conn| {
+        let mut batch = Batch::new();
+        nodes::describe(&mut batch, node, &facts);
+        lists::event(&mut batch, name, Some(node), context.clock.now(), &data);
+        conn.run(&batch).map(drop)
+    })?;
+    Ok(Reply::json("{}"))
+}

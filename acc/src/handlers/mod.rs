@@ -1,0 +1,134 @@
+//! What answers requests that the gate has let through: one file a noun.
+//!
+//! Owns: reading bodies and queries, the answers' form, 503 while Redis is away.
+//! Does not own: credentials (the guard), rules of what is stored (`store`).
+//! Called on tiny_http's threads; each call blocks on Redis for seconds at most.
+
+mod cmd;
+mod enroll;
+mod event;
+mod health;
+mod log;
+mod metrics;
+mod result;
+mod script;
+mod stats;
+
+use crate::context::Context;
+use crate::route::Route;
+use crate::server::{Handler, Reply, Request};
+use crate::store::describe;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+/// Seconds after which a client that was told 503 may try again.
+const RETRY: u32 = 2;
+
+/// The handlers of one controller.
+pub struct Handlers {
+    context: Arc<Context>,
+    limits: log::Limits,
+    written: cmd::Written,
+    hinted: Mutex<HashMap<jscommon::NodeId, u64>>,
+}
+
+/// Why a request was not answered as it wished.
+enum Fault {
+    /// Redis gave an error.
+    Redis(redis::RedisError),
+    /// The answer says it.
+    Reply(Reply),
+}
+
+type Outcome = Result<Reply, Fault>;
+
+impl From<redis::RedisError> for Fault {
+    fn from(error: redis::RedisError) -> Fault {
+        Fault::Redis(error)
+    }
+}
+
+/// 400 with a sentence.
+fn bad(reason: impl Into<String>) -> Fault {
+    Fault::Reply(Reply::error(400, reason))
+}
+
+impl Handlers {
+    /// Handlers on this context.
+    pub fn new(context: Arc<Context>) -> Handlers {
+        let limits = log::Limits::new(context.config.max_records);
+        Handlers { context, limits, written: cmd::Written::default(), hinted: Mutex::default() }
+    }
+
+    fn route(&self, request: &Request) -> Outcome {
+        let context = self.context.as_ref();
+        match request.route {
+            Route::Cmd(node) => cmd::poll(context, &self.written, node, request),
+            Route::Result(node) => result::post(context, node, &request.body),
+            Route::Log(node) => log::post(context, &self.limits, node, &request.body),
+            Route::Stats(node) => stats::post(context, node, &request.body),
+            Route::Event(node) => event::post(context, node, &request.body),
+            Route::Script(_) => script::get(context, request),
+            Route::Renew(node) => enroll::renew(context, node, request),
+            Route::Enroll => enroll::post(context, request),
+            Route::Health => health::get(context),
+            Route::Metrics => Ok(metrics::own(context)),
+            Route::NodeMetrics => metrics::nodes(context),
+        }
+    }
+
+    /// Says on an answer that the node's credentials are to be renewed. A poll that would be parked is
+    /// answered for that, though not more than once in ten minutes.
+    fn hint(&self, request: &Request, reply: &mut Reply) {
+        let Some(why) = self.context.door.renewal(request.bearer.as_deref()) else { return };
+        let Some(node) = request.node else { return };
+        if matches!(request.route, Route::Renew(_)) {
+            return;
+        }
+        if reply.park.is_some() {
+            let now = self.context.clock.now();
+            let mut hinted = self.hinted.lock().unwrap_or_else(|e| e.into_inner());
+            hinted.retain(|_, at| *at + 600_000 > now);
+            if hinted.insert(node, now).is_some() {
+                return;
+            }
+            reply.park = None;
+        }
+        reply.headers.push(("X-JS-Renew", why.to_owned()));
+    }
+}
+
+impl Handler for Handlers {
+    fn handle(&self, request: &Request) -> Reply {
+        // What was revoked while its request was on the way here gets nothing any more.
+        if let Some(node) = request.node
+            && let Err(refusal) = self.context.door.still(node, request.bearer.as_deref())
+        {
+            return Reply::error(refusal.status, refusal.reason);
+        }
+        match self.route(request) {
+            Ok(mut reply) => {
+                self.hint(request, &mut reply);
+                reply
+            }
+            Err(Fault::Reply(reply)) => reply,
+            Err(Fault::Redis(error)) => {
+                ::log::debug!("{} answered 503: {error}", request.route.label());
+                Reply::busy(503, format!("redis: {}", describe(&error)), RETRY)
+            }
+        }
+    }
+}
+
+/// The body as JSON.
+fn json(body: &[u8]) -> Result<serde_json::Value, Fault> {
+    serde_json::from_slice(body).map_err(|e| bad(format!("the body is no JSON: {e}")))
+}
+
+/// The number of a batch in a body.
+fn batch_number(body: &serde_json::Value) -> Result<u64, Fault> {
+    body.get("batch")
+        .and_then(serde_json::Value::as_u64)
+        .filter(|number| *number < 1 << 53)
+        .ok_or_else(|| bad("'batch' must be a whole number below 2^53"))
+}

@@ -1,0 +1,176 @@
+//! `POST /{gid}/{nid}/result`: results, each delivered once.
+
+use super::{Fault, Outcome, bad, json};
+use crate::answer;
+use crate::context::Context;
+use crate::server::Reply;
+use crate::store::jobs::{self, Known};
+use crate::store::results::{self, Delivery, Recurring, Verdict};
+use crate::store::{Batch, Conn, lists};
+use jscommon::{JobResult, NodeId, State, death};
+use redis::RedisResult;
+use serde_json::{Value, json as object};
+
+/// A result that its node may deliver, as far as it says itself.
+struct Entry {
+    result: JobResult,
+    target: String,
+    run: String,
+    text: String,
+    recurring: Option<Recurring>,
+}
+
+pub(super) fn post(context: &Context, node: NodeId, body: &[u8]) -> Outcome {
+    let Value::Array(list) = json(body)? else { return Err(bad("the body is a list of results")) };
+    let mut entries = Vec::with_capacity(list.len());
+    let mut refused = Vec::new();
+    for (i, value) in list.into_iter().enumerate() {
+        match entry(node, value).map_err(|reason| bad(format!("result {i}: {reason}")))? {
+            Ok(entry) => entries.push(entry),
+            Err(id) => refused.push((id, "it names another node")),
+        }
+    }
+    let unmeant = context.pool.with(|conn| deliver(context, conn, node, &entries))?;
+    refused.extend(unmeant.into_iter().map(|id| (id, "its job was for other nodes")));
+    if refused.is_empty() {
+        return Ok(Reply::json("{}"));
+    }
+    let ids: Vec<&str> = refused.iter().map(|(id, _)| id.as_str()).collect();
+    let (id, why) = &refused[0];
+    let error = format!("result of job {id}: {why}; node {node} may not answer for it");
+    let body = object!({"error": error, "refused": ids, "time": context.clock.now()});
+    Err(Fault::Reply(Reply { status: 403, ..Reply::json(body.to_string()) }))
+}
+
+/// One entry: `Err` when it is no result, `Ok(Err(id))` when it names another node.
+fn entry(node: NodeId, mut value: Value) -> Result<Result<Entry, String>, String> {
+    let fields = value.as_object_mut().ok_or("a result is an object")?;
+    let quiet = fields.remove("quiet").is_some_and(|quiet| quiet == Value::Bool(true));
+    for (name, own) in [("gid", node.gid), ("nid", node.nid)] {
+        if fields.get(name).is_none_or(Value::is_null) {
+            fields.insert(name.into(), own.into());
+        }
+    }
+    if let Some(Value::Object(args)) = fields.get("args") {
+        let shown = answer::hide_args(args);
+        fields.insert("args".into(), Value::Object(shown));
+    }
+    let text = value.to_string();
+    let result: JobResult = serde_json::from_value(value).map_err(|e| e.to_string())?;
+    if !jscommon::command::is_job_id(&result.id) {
+        return Err("'id' is no job id".into());
+    }
+    if (result.gid, result.nid) != (node.gid, node.nid) {
+        return Ok(Err(result.id));
+    }
+    let period = result.args.get("recurring_period").and_then(Value::as_f64).unwrap_or(0.0);
+    let recurring = (period > 0.0).then(|| Recurring {
+        node,
+        starttime: result.starttime,
+        period: period as u64,
+        quiet: quiet || (result.state == State::Ok && !(20..=23).contains(&result.level)),
+    });
+    Ok(Ok(Entry { target: node.to_string(), run: result.starttime.to_string(), text, recurring, result }))
+}
+
+/// Delivers; answers the ids of jobs that were not for this node.
+fn deliver(context: &Context, conn: &mut Conn, node: NodeId, entries: &[Entry]) -> RedisResult<Vec<String>> {
+    if entries.is_empty() {
+        return Ok(Vec::new());
+    }
+    let ids: Vec<&str> = entries.iter().map(|entry| entry.result.id.as_str()).collect();
+    let known = jobs::known(conn, node, &ids)?;
+    let mut unmeant = Vec::new();
+    let mut batch = Batch::new();
+    let mut sent = Vec::new();
+    for (entry, known) in entries.iter().zip(known) {
+        if known == Known::NotMeant {
+            unmeant.push(entry.result.id.clone());
+            count(context, "refused");
+            continue;
+        }
+        let delivery = Delivery {
+            id: &entry.result.id,
+            target: &entry.target,
+            run: &entry.run,
+            text: &entry.text,
+            recurring: entry.recurring,
+        };
+        results::deliver(&mut batch, &delivery);
+        sent.push((entry, known));
+    }
+    let verdicts = conn.run(&batch)?;
+    death::point("acc.result.guarded");
+
+    let now = context.clock.now();
+    let mut batch = Batch::new();
+    for ((entry, known), verdict) in sent.into_iter().zip(verdicts) {
+        let result = &entry.result;
+        let verdict = results::verdict(verdict)?;
+        match verdict {
+            Verdict::Late => {
+                count(context, "late");
+                let data = object!({"id": result.id, "state": answer::state_name(result.state)});
+                lists::event(&mut batch, "late_result", Some(node), now, &data);
+                continue;
+            }
+            Verdict::First => {
+                count(context, "first");
+                lists::count_result(&mut batch, &result.id, answer::state_name(result.state));
+                if let Known::Meant(created) = known {
+                    context.metrics.result_seconds.observe(now.saturating_sub(created) as f64 / 1000.0);
+                }
+            }
+            Verdict::Quiet => count(context, "quiet"),
+            Verdict::Repeat => count(context, "repeat"),
+        }
+        jobs::result(&mut batch, &entry.target, &result.id, &entry.text, false);
+    }
+    conn.run(&batch)?;
+    death::point("acc.result.hashed");
+    Ok(unmeant)
+}
+
+fn count(context: &Context, outcome: &str) {
+    context.metrics.results.with_label_values(&[outcome]).inc();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NODE: NodeId = NodeId { gid: 1, nid: 10 };
+
+    #[test]
+    fn entries_are_read_with_care() {
+        let read = |value| entry(NODE, value);
+        let good = read(object!({"id": "a", "state": "OK", "starttime": 5, "later": 1})).unwrap().unwrap();
+        assert_eq!((good.target.as_str(), good.run.as_str()), ("1:10", "5"));
+        let text: Value = serde_json::from_str(&good.text).unwrap();
+        assert_eq!(text, object!({"id": "a", "state": "OK", "starttime": 5, "later": 1, "gid": 1, "nid": 10}));
+        assert_eq!(read(object!({"id": "a", "state": "OK", "gid": 1, "nid": 11})).unwrap().err(), Some("a".into()));
+        for bad in
+            [object!(5), object!({}), object!({"id": "a b", "state": "OK"}), object!({"id": "a", "state": "Fine"})]
+        {
+            assert!(read(bad.clone()).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn runs_of_recurring_jobs() {
+        let read = |state: &str, level: u8| {
+            let value = object!({"id": "a", "state": state, "level": level, "starttime": 7,
+                "args": {"recurring_period": 5}});
+            entry(NODE, value).unwrap().unwrap().recurring.unwrap().quiet
+        };
+        assert!(read("OK", 0));
+        assert!(!read("OK", 20));
+        assert!(!read("ERROR", 0));
+    }
+
+    #[test]
+    fn secrets_are_hidden() {
+        let value = object!({"id": "a", "state": "OK", "args": {"secret": true, "env": {"PW": "geheim"}}});
+        assert!(!entry(NODE, value).unwrap().unwrap().text.contains("geheim"));
+    }
+}

@@ -1,0 +1,110 @@
+//! The built-in CA and the certificates that it signs.
+//!
+//! Owns: `ca.pem` and `ca.key`, names and lifetimes of certificates. All are dated back a day, for
+//! clocks that are off.
+//! Does not own: when a certificate is made (`mod`), or what a token is.
+
+use super::{dates, write};
+use anyhow::Context;
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, date_time_ymd,
+};
+use std::fs;
+use std::path::Path;
+
+/// Days that the CA holds.
+const CA_DAYS: i64 = 20 * 365;
+
+/// The CA, able to sign.
+pub struct Ca {
+    /// Its certificate.
+    pub pem: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl Ca {
+    /// Reads the CA of the state directory, or makes it; `now` is in milliseconds since 1970.
+    pub fn open(dir: &Path, now: u64) -> anyhow::Result<Ca> {
+        let (cert_file, key_file) = (dir.join("ca.pem"), dir.join("ca.key"));
+        match (cert_file.exists(), key_file.exists()) {
+            (true, true) => {
+                let key = fs::read_to_string(&key_file)
+                    .with_context(|| format!("the CA key {} cannot be read", key_file.display()))?;
+                let key = KeyPair::from_pem(&key)
+                    .with_context(|| format!("{} is no private key in PEM", key_file.display()))?;
+                let pem = fs::read_to_string(&cert_file)
+                    .with_context(|| format!("the CA certificate {} cannot be read", cert_file.display()))?;
+                Ok(Ca { pem, issuer: Issuer::new(params(now), key) })
+            }
+            (true, false) | (false, true) => anyhow::bail!(
+                "{} has only one of ca.pem and ca.key: bring the other back, or remove both (all nodes must enrol again then)",
+                dir.display()
+            ),
+            (false, false) => {
+                let key = KeyPair::generate().context("no key can be made")?;
+                let params = params(now);
+                let pem = params.self_signed(&key).context("the CA certificate cannot be made")?.pem();
+                write(&key_file, key.serialize_pem().as_bytes(), 0o600)?;
+                write(&cert_file, pem.as_bytes(), 0o644)?;
+                Ok(Ca { pem, issuer: Issuer::new(params, key) })
+            }
+        }
+    }
+
+    /// Certificate and key (PEM) for a server that is reached by these names.
+    pub fn server(&self, names: &[String], now: u64, days: i64) -> anyhow::Result<(String, String)> {
+        self.sign("jsacc", names, ExtendedKeyUsagePurpose::ServerAuth, now, days)
+    }
+
+    /// Certificate and key (PEM) for the node that `name` stands for.
+    pub fn client(&self, name: &str, now: u64, days: i64) -> anyhow::Result<(String, String)> {
+        self.sign("jsagent", &[name.to_owned()], ExtendedKeyUsagePurpose::ClientAuth, now, days)
+    }
+
+    fn sign(
+        &self,
+        common_name: &str,
+        names: &[String],
+        usage: ExtendedKeyUsagePurpose,
+        now: u64,
+        days: i64,
+    ) -> anyhow::Result<(String, String)> {
+        let key = KeyPair::generate().context("no key can be made")?;
+        let mut params = CertificateParams::new(names.to_vec()).context("a name cannot stand in a certificate")?;
+        params.distinguished_name = named(common_name);
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![usage];
+        params.use_authority_key_identifier_extension = true;
+        let ((y, m, d), (year, month, day)) = (dates::date(now, -1), dates::date(now, days));
+        (params.not_before, params.not_after) = (date_time_ymd(y, m, d), date_time_ymd(year, month, day));
+        let cert = params.signed_by(&key, &self.issuer).context("a certificate cannot be signed")?;
+        Ok((cert.pem(), key.serialize_pem()))
+    }
+}
+
+/// The same on every start: with the key they name the issuer, so that no certificate is parsed.
+fn params(now: u64) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = named("jsacc CA");
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let ((y, m, d), (year, month, day)) = (dates::date(now, -1), dates::date(now, CA_DAYS));
+    (params.not_before, params.not_after) = (date_time_ymd(y, m, d), date_time_ymd(year, month, day));
+    params
+}
+
+fn named(common_name: &str) -> DistinguishedName {
+    let mut name = DistinguishedName::new();
+    name.push(DnType::CommonName, common_name);
+    name
+}
+
+/// The PEM text of some DER bytes.
+pub fn to_pem(label: &str, der: &[u8]) -> String {
+    use base64::Engine;
+    let text = base64::engine::general_purpose::STANDARD.encode(der);
+    let lines: Vec<&str> = (0..text.len()).step_by(64).map(|at| &text[at..(at + 64).min(text.len())]).collect();
+    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
+}

@@ -1,0 +1,306 @@
+//! Who this family of controllers is: the state directory with its CA, server certificate and node
+//! secret, and what is made from them for nodes.
+//!
+//! Owns: the directory (mode 0700), its files (keys 0600), and their making on the first start.
+//! Does not own: who is let in (`guard`), what was revoked (Redis), the wire (handlers, gate).
+//!
+//! **A file is written whole or not at all** (a new one takes its place), so that controllers that
+//! share a directory, and `jsacc` commands beside a running controller, never read half a key.
+
+pub mod ca;
+pub mod dates;
+pub mod enrolment;
+pub mod secret;
+
+use crate::config::Config;
+use crate::gate::PeerCert;
+use anyhow::{Context, bail};
+use ca::Ca;
+use jscommon::NodeId;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{RootCertStore, ServerConfig};
+use secret::Secrets;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Days that a server certificate holds.
+const SERVER_DAYS: i64 = 397;
+/// Days before its end at which a new one is made.
+const SERVER_RENEW_DAYS: i64 = 60;
+/// Days that a node's certificate holds.
+pub const CLIENT_DAYS: i64 = 365;
+
+/// The state directory, complete.
+pub struct Identity {
+    dir: PathBuf,
+    ca: Ca,
+}
+
+/// What one node needs.
+#[derive(Clone)]
+pub struct Credentials {
+    /// Its token.
+    pub token: String,
+    /// PEM of the CA by which it knows the controller; empty where that is a public one.
+    pub ca: String,
+    /// PEM of its client certificate.
+    pub client_cert: String,
+    /// PEM of the key to it.
+    pub client_key: String,
+}
+
+impl Identity {
+    /// Opens the state directory and makes what is missing; `now` is in milliseconds since 1970.
+    pub fn open(dir: &Path, now: u64) -> anyhow::Result<Identity> {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .with_context(|| format!("the state directory {} cannot be made", dir.display()))?;
+        let shown = dir.display();
+        let meta = fs::metadata(dir).with_context(|| format!("the state directory {shown} cannot be read"))?;
+        if !meta.is_dir() {
+            bail!("the state directory {shown} is no folder");
+        }
+        if meta.mode() & 0o077 != 0 && meta.uid() == nix::unistd::geteuid().as_raw() {
+            fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
+                .with_context(|| format!("the mode of {shown} cannot be set to 0700"))?;
+        }
+        let _lock = lock(dir)?;
+        let ca = Ca::open(dir, now)?;
+        if !dir.join(secret::FILE).exists() {
+            Secrets::generate()?.write(dir)?;
+        }
+        Ok(Identity { dir: dir.to_owned(), ca })
+    }
+
+    /// The node secrets as they stand in the directory now.
+    pub fn secrets(&self) -> anyhow::Result<Secrets> {
+        Secrets::read(&self.dir)
+    }
+
+    /// Makes a new node secret; the old one holds for another day. Nothing else changes when `publish`
+    /// (given the new fingerprint) fails.
+    pub fn rotate(&self, now: u64, publish: impl FnOnce(&str) -> anyhow::Result<()>) -> anyhow::Result<Secrets> {
+        let _lock = lock(&self.dir)?;
+        let secrets = Secrets::read(&self.dir)?.rotated(now)?;
+        publish(secrets.current.fingerprint())?;
+        secrets.write(&self.dir)?;
+        Ok(secrets)
+    }
+
+    /// What `node` needs, issued at `now` (milliseconds since 1970).
+    pub fn issue(&self, config: &Config, secrets: &Secrets, node: NodeId, now: u64) -> anyhow::Result<Credentials> {
+        let name = PeerCert { node, issued: Some(now) }.dns_name();
+        let (client_cert, client_key) = self.ca.client(&name, now, CLIENT_DAYS)?;
+        Ok(Credentials { token: secrets.current.issue(node, now), ca: self.trust(config)?, client_cert, client_key })
+    }
+
+    /// PEM of the certificate by which a node knows the controller.
+    pub fn trust(&self, config: &Config) -> anyhow::Result<String> {
+        match &config.tls_cert {
+            None => Ok(self.ca.pem.clone()),
+            Some(file) => {
+                let last = chain(file)?.pop().with_context(|| format!("{} holds no certificate", file.display()))?;
+                Ok(ca::to_pem("CERTIFICATE", &last))
+            }
+        }
+    }
+
+    /// SHA-256 of that certificate, as an enrolment token carries it.
+    pub fn fingerprint(&self, config: &Config) -> anyhow::Result<String> {
+        let pem = self.trust(config)?;
+        let cert = CertificateDer::from_pem_slice(pem.as_bytes()).ok().context("the CA certificate is not readable")?;
+        Ok(jscommon::token::sha256_hex(&cert))
+    }
+
+    /// The TLS configuration as the files stand now; a server certificate of our own is made anew when
+    /// it is near its end, or lacks one of the names.
+    pub fn tls(&self, config: &Config, now: u64) -> anyhow::Result<Arc<ServerConfig>> {
+        let (chain, key) = match (&config.tls_cert, &config.tls_key) {
+            (Some(cert), Some(key)) => (chain(cert)?, private_key(key)?),
+            _ => {
+                self.renew_server(config, now)?;
+                (chain(&self.dir.join("server.pem"))?, private_key(&self.dir.join("server.key"))?)
+            }
+        };
+        let mut roots = RootCertStore::empty();
+        let trusted = match &config.client_ca {
+            Some(file) => self::chain(file)?,
+            None => {
+                vec![CertificateDer::from_pem_slice(self.ca.pem.as_bytes()).ok().context("ca.pem is not readable")?]
+            }
+        };
+        for cert in trusted {
+            roots.add(cert).context("a client CA certificate is not usable")?;
+        }
+        crate::gate::tls::server_config(chain, key, Some(roots))
+    }
+
+    /// The files whose change means that TLS must be made anew.
+    pub fn tls_files(&self, config: &Config) -> Vec<PathBuf> {
+        let own = || vec![self.dir.join("server.pem"), self.dir.join("server.key")];
+        let mut files = match (&config.tls_cert, &config.tls_key) {
+            (Some(cert), Some(key)) => vec![cert.clone(), key.clone()],
+            _ => own(),
+        };
+        files.extend(config.client_ca.clone());
+        files
+    }
+
+    /// Where the node secrets lie.
+    pub fn secret_file(&self) -> PathBuf {
+        self.dir.join(secret::FILE)
+    }
+
+    fn renew_server(&self, config: &Config, now: u64) -> anyhow::Result<()> {
+        let _lock = lock(&self.dir)?;
+        let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
+        let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+        names.extend(host.filter(|host| rustls_pki_types::DnsName::try_from(host.as_str()).is_ok()));
+        names.extend(config.hosts.iter().cloned());
+        names.sort();
+        names.dedup();
+        let file = self.dir.join("server.pem");
+        if let Ok(text) = fs::read_to_string(&file)
+            && self.dir.join("server.key").exists()
+        {
+            // What a certificate was made for stands in lines before it, so that nothing here must
+            // understand certificates.
+            let line = |name: &str| text.lines().find_map(|line| line.strip_prefix(name));
+            let until: u64 = line("until: ").and_then(|value| value.parse().ok()).unwrap_or(0);
+            let covered: Vec<&str> = line("names: ").map(|value| value.split(' ').collect()).unwrap_or_default();
+            let ours = line("ca: ") == Some(jscommon::token::sha256_hex(self.ca.pem.as_bytes()).as_str());
+            let renew_at = until.saturating_sub(dates::days(SERVER_RENEW_DAYS));
+            // Names that only another start asked for stay covered.
+            if ours && now < renew_at && names.iter().all(|name| covered.contains(&name.as_str())) {
+                return Ok(());
+            }
+            if ours {
+                names.extend(covered.into_iter().map(str::to_owned));
+                names.sort();
+                names.dedup();
+            }
+        }
+        let (cert, key) = self.ca.server(&names, now, SERVER_DAYS)?;
+        let until = now + dates::days(SERVER_DAYS);
+        let text = format!(
+            "names: {}\nuntil: {until}\nca: {}\n{cert}{}",
+            names.join(" "),
+            jscommon::token::sha256_hex(self.ca.pem.as_bytes()),
+            self.ca.pem
+        );
+        // The key first: whoever reads between the two finds a pair that does not fit, and reads again.
+        write(&self.dir.join("server.key"), key.as_bytes(), 0o600)?;
+        write(&file, text.as_bytes(), 0o644)
+    }
+}
+
+/// Writes a file whole: under another name, to the disk, then in place.
+pub fn write(file: &Path, bytes: &[u8], mode: u32) -> anyhow::Result<()> {
+    let name = file.file_name().and_then(|name| name.to_str()).unwrap_or("file");
+    let fresh = file.with_file_name(format!(".{name}.{}", std::process::id()));
+    let put = || -> std::io::Result<()> {
+        let _ = fs::remove_file(&fresh);
+        let mut out = OpenOptions::new().write(true).create_new(true).mode(mode).open(&fresh)?;
+        out.write_all(bytes)?;
+        out.sync_all()?;
+        fs::rename(&fresh, file)
+    };
+    put().with_context(|| format!("{} cannot be written", file.display()))
+}
+
+/// Held while files of the directory are made.
+fn lock(dir: &Path) -> anyhow::Result<nix::fcntl::Flock<File>> {
+    let path = dir.join("lock");
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .with_context(|| format!("{} cannot be opened", path.display()))?;
+    nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusive)
+        .map_err(|(_, e)| anyhow::anyhow!("{} cannot be locked: {e}", path.display()))
+}
+
+fn chain(file: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+    let certs: Vec<_> = CertificateDer::pem_file_iter(file)
+        .with_context(|| format!("{} cannot be read", file.display()))?
+        .collect::<Result<_, _>>()
+        .with_context(|| format!("{} is no PEM file of certificates", file.display()))?;
+    if certs.is_empty() {
+        bail!("{} holds no certificate", file.display());
+    }
+    Ok(certs)
+}
+
+fn private_key(file: &Path) -> anyhow::Result<PrivateKeyDer<'static>> {
+    PrivateKeyDer::from_pem_file(file).with_context(|| format!("the key {} cannot be read", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: u64 = 1_780_000_000_000;
+    const NODE: NodeId = NodeId { gid: 1, nid: 10 };
+
+    fn config(dir: &Path) -> Config {
+        Config { state_dir: dir.to_owned(), ..Config::default() }
+    }
+
+    #[test]
+    fn the_directory_is_made_once_and_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().join("state");
+        let first = Identity::open(&dir, NOW).unwrap();
+        first.tls(&config(&dir), NOW).unwrap();
+        let token = first.secrets().unwrap().current.issue(NODE, NOW);
+        let again = Identity::open(&dir, NOW).unwrap();
+        assert_eq!(first.ca.pem, again.ca.pem);
+        assert!(again.secrets().unwrap().check(&token, NOW).is_ok());
+        assert_eq!(fs::metadata(&dir).unwrap().mode() & 0o777, 0o700);
+        for name in ["ca.key", "server.key", "node.secret"] {
+            assert_eq!(fs::metadata(dir.join(name)).unwrap().mode() & 0o777, 0o600, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_server_certificate_follows_names_and_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let identity = Identity::open(dir.path(), NOW).unwrap();
+        let mut config = config(dir.path());
+        let read = || fs::read_to_string(dir.path().join("server.pem")).unwrap();
+        identity.tls(&config, NOW).unwrap();
+        let first = read();
+        identity.tls(&config, NOW + dates::days(300)).unwrap();
+        assert_eq!(read(), first);
+        config.hosts = vec!["ac.example".into()];
+        identity.tls(&config, NOW).unwrap();
+        let second = read();
+        assert!(second.contains("ac.example") && second != first);
+        config.hosts.clear();
+        identity.tls(&config, NOW).unwrap();
+        assert_eq!(read(), second, "a name that was covered once stays so");
+        identity.tls(&config, NOW + dates::days(350)).unwrap();
+        assert_ne!(read(), second);
+    }
+
+    #[test]
+    fn a_node_gets_a_certificate_that_names_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let identity = Identity::open(dir.path(), NOW).unwrap();
+        let secrets = identity.secrets().unwrap();
+        let credentials = identity.issue(&config(dir.path()), &secrets, NODE, NOW).unwrap();
+        let cert = CertificateDer::from_pem_slice(credentials.client_cert.as_bytes()).unwrap();
+        assert_eq!(PeerCert::read(&cert), Some(PeerCert { node: NODE, issued: Some(NOW) }));
+        assert_eq!(secrets.check(&credentials.token, NOW).unwrap().claims.node, NODE);
+        let ca = CertificateDer::from_pem_slice(credentials.ca.as_bytes()).unwrap();
+        assert_eq!(identity.fingerprint(&config(dir.path())).unwrap(), jscommon::token::sha256_hex(&ca));
+    }
+}

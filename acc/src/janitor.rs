@@ -1,0 +1,302 @@
+//! What must happen now and then: beat, revocations, expiry, new certificates, last_seen, trimming.
+//!
+//! Owns: the thread `janitor` and the pace of each chore.
+//! Does not own: what the chores find out; the dispatcher hears of dead controllers by channel, the
+//! guard gets secrets and revocations, the gate its new certificate.
+//! A chore that fails is tried again at its next turn; Redis being away stops none of the others.
+
+use crate::answer::{self, Answer};
+use crate::context::{Context, Stop};
+use crate::gate::{Remote, TlsSource};
+use crate::store::queue::{self, Withdrawn};
+use crate::store::{Batch, Conn, describe, jobs, keys, lists, nodes};
+use crossbeam_channel::{Receiver, Sender, select};
+use jscommon::{Command, NodeId};
+use redis::RedisResult;
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+/// How often chores are looked at.
+const TICK: Duration = Duration::from_millis(500);
+/// How often this controller says that it lives.
+const BEAT: Duration = Duration::from_secs(5);
+/// How often revocations are asked for.
+const REVOCATIONS: Duration = Duration::from_secs(1);
+/// How often commands are looked at whose wait may have ended.
+const EXPIRY: Duration = Duration::from_secs(1);
+/// How often nodes that wait here are written down as seen.
+const SEEN: Duration = Duration::from_secs(5);
+/// How often the files of the state directory are looked at.
+const FILES: Duration = Duration::from_secs(2);
+/// How often old entries are cleared away.
+const SWEEP: Duration = Duration::from_secs(60);
+/// Milliseconds after which a node that was not seen is forgotten.
+const FORGET: u64 = 30 * 86_400_000;
+/// Most expired commands of one turn.
+const TOGETHER: usize = 200;
+
+/// The janitor of one controller.
+pub struct Janitor {
+    /// What all rooms share.
+    pub context: Arc<Context>,
+    /// The gate.
+    pub gate: Remote,
+    /// The gate's certificate, when it has one.
+    pub tls: Option<TlsSource>,
+    /// Nodes whose polls the gate parked by itself.
+    pub seen: Receiver<Vec<NodeId>>,
+    /// Where the names of dead controllers go.
+    pub dead: Sender<String>,
+    /// Where a reason to end the whole controller goes.
+    pub fatal: Sender<String>,
+    /// When to end.
+    pub stop: Stop,
+}
+
+/// A chore's clock.
+struct Every {
+    pace: Duration,
+    due: Instant,
+}
+
+impl Every {
+    fn new(pace: Duration) -> Every {
+        Every { pace, due: Instant::now() }
+    }
+
+    /// Whether it is due; if so the next turn is a pace from now.
+    fn is_due(&mut self) -> bool {
+        let now = Instant::now();
+        let due = now >= self.due;
+        if due {
+            self.due = now + self.pace;
+        }
+        due
+    }
+}
+
+impl Janitor {
+    /// Does the chores until it is told to stop.
+    pub fn run(self) {
+        let (mut beat, mut revocations, mut expiry) = (Every::new(BEAT), Every::new(REVOCATIONS), Every::new(EXPIRY));
+        let (mut seen, mut files, mut sweep) = (Every::new(SEEN), Every::new(FILES), Every::new(SWEEP));
+        let mut nodes: HashSet<NodeId> = HashSet::new();
+        let mut state = State { files: self.stamps(), ..State::default() };
+        let tick = crossbeam_channel::tick(TICK);
+        loop {
+            if beat.is_due() {
+                self.chore("beat", |conn| self.beat(conn, &mut state));
+            }
+            if revocations.is_due() {
+                self.chore("revocations", |conn| self.revocations(conn, &mut state));
+            }
+            if expiry.is_due() {
+                self.chore("expiry", |conn| self.expiry(conn));
+            }
+            if seen.is_due() && !nodes.is_empty() {
+                let list: Vec<NodeId> = nodes.drain().collect();
+                self.chore("seen", |conn| self.seen(conn, &list));
+            }
+            if files.is_due() {
+                self.files(&mut state);
+            }
+            if sweep.is_due() {
+                self.chore("sweep", |conn| self.sweep(conn));
+            }
+            select! {
+                recv(self.seen) -> list => nodes.extend(list.unwrap_or_default()),
+                recv(tick) -> _ => {}
+                recv(self.stop.channel()) -> _ => break,
+            }
+        }
+        self.chore("farewell", |conn| self.farewell(conn));
+    }
+
+    fn chore(&self, name: &str, mut work: impl FnMut(&mut Conn) -> RedisResult<()>) {
+        if let Err(e) = self.context.pool.with(&mut work) {
+            log::debug!("{name}: {}", describe(&e));
+        }
+    }
+
+    /// Says that this controller lives, and learns the time, who is dead, and whether data was lost.
+    fn beat(&self, conn: &mut Conn, state: &mut State) -> RedisResult<()> {
+        let context = &self.context;
+        if !state.claimed {
+            let ours = context.door.secrets().current.fingerprint().to_owned();
+            let theirs = nodes::claim_fingerprint(conn, &ours)?;
+            if let Err(reason) = check_fingerprint(context, &theirs) {
+                let _ = self.fatal.send(reason);
+                return Ok(());
+            }
+            if theirs != ours {
+                // Rotated, and Redis has not heard of it: it was restored, or the command died.
+                nodes::set_fingerprint(conn, &ours)?;
+            }
+            state.claimed = true;
+        }
+        let beat = lists::beat(conn, &context.me)?;
+        context.clock.set(beat.now);
+        if beat.new && std::mem::replace(&mut state.beaten, true) {
+            log::warn!("redis has forgotten this controller; every waiting poll is asked again");
+            state.claimed = false;
+            state.revoked = None;
+            self.gate.recall_all();
+        }
+        state.beaten = true;
+        for ac in beat.dead {
+            let _ = self.dead.send(ac);
+        }
+        let (pending, queued) = lists::depths(conn)?;
+        context.metrics.pending_commands.set(pending);
+        context.metrics.queued_commands.set(queued);
+        Ok(())
+    }
+
+    fn revocations(&self, conn: &mut Conn, state: &mut State) -> RedisResult<()> {
+        let version = nodes::revoked_version(conn)?;
+        if state.revoked != Some(version) {
+            let fresh = self.context.door.set_revoked(nodes::revoked(conn)?);
+            for node in fresh {
+                self.gate.expel(node);
+            }
+            state.revoked = Some(version);
+        }
+        Ok(())
+    }
+
+    /// Answers commands whose node did not come for them in time.
+    fn expiry(&self, conn: &mut Conn) -> RedisResult<()> {
+        let now = self.context.clock.now();
+        loop {
+            let due = jobs::expired(conn, now, TOGETHER)?;
+            for member in &due {
+                self.expire(conn, member, now)?;
+            }
+            if due.len() < TOGETHER {
+                return Ok(());
+            }
+        }
+    }
+
+    fn expire(&self, conn: &mut Conn, member: &str, now: u64) -> RedisResult<()> {
+        let Some((node, id)) = keys::parse_expiring(member) else {
+            return conn.one(&redis::Cmd::zrem(keys::EXPIRING, member));
+        };
+        let mut after = Batch::new();
+        match queue::withdraw(conn, node, id, now)? {
+            Withdrawn::Handed(till) => jobs::put_off(&mut after, node, id, till.max(now + 1000)),
+            Withdrawn::Gone => queue::forget(&mut after, node, id),
+            Withdrawn::Text(text) => {
+                jscommon::death::point("acc.withdrawn");
+                if let Ok(command) = Command::parse(text.as_bytes()) {
+                    let seconds = if command.expires == 0 { crate::store::DAY } else { command.expires };
+                    let sentence = format!("expired: node {node} did not come for it within {seconds} s");
+                    answer::give(&self.context, conn, &[Answer::error(&command, Some(node), sentence)])?;
+                    self.context.metrics.commands.with_label_values(&["expired"]).inc();
+                }
+                queue::forget(&mut after, node, id);
+            }
+        }
+        conn.run(&after).map(drop)
+    }
+
+    fn seen(&self, conn: &mut Conn, list: &[NodeId]) -> RedisResult<()> {
+        let now = self.context.clock.now();
+        for some in list.chunks(500) {
+            let mut batch = Batch::new();
+            nodes::seen(&mut batch, some, &self.context.me, now);
+            // About once an hour for each node that waits here, its registration is kept alive.
+            let turn = now / SEEN.as_millis() as u64 % 720;
+            for node in some.iter().filter(|node| u64::from(node.nid) % 720 == turn) {
+                queue::keep(&mut batch, *node);
+            }
+            conn.run(&batch)?;
+        }
+        Ok(())
+    }
+
+    /// Certificates and secrets that were changed in the state directory hold from now on.
+    fn files(&self, state: &mut State) {
+        let context = &self.context;
+        let now = crate::context::local_ms();
+        let stamps = self.stamps();
+        let day = now / 86_400_000;
+        if stamps != state.files || state.day.is_some_and(|last| last != day) {
+            match context.identity.secrets() {
+                Ok(secrets) => {
+                    if secrets.current.fingerprint() != context.door.secrets().current.fingerprint() {
+                        log::info!("the node secret was rotated; the old one holds for another day");
+                    }
+                    context.door.set_secrets(secrets);
+                }
+                Err(e) => log::error!("the node secret stays as it was: {e:#}"),
+            }
+            if let Some(tls) = &self.tls {
+                match context.identity.tls(&context.config, now) {
+                    Ok(config) => {
+                        tls.replace(config);
+                        log::info!("new connections take the server certificate as it lies there now");
+                    }
+                    // Perhaps only one of certificate and key is there yet; the next look finds both.
+                    Err(e) => log::warn!("the server certificate stays as it was: {e:#}"),
+                }
+            }
+            state.files = self.stamps();
+        }
+        state.day = Some(day);
+    }
+
+    fn stamps(&self) -> Vec<(PathBuf, Option<SystemTime>)> {
+        let context = &self.context;
+        let mut files = context.identity.tls_files(&context.config);
+        files.push(context.identity.secret_file());
+        files
+            .into_iter()
+            .map(|file| {
+                let changed = std::fs::metadata(&file).and_then(|meta| meta.modified()).ok();
+                (file, changed)
+            })
+            .collect()
+    }
+
+    /// Nodes that were not seen for a month, and counts of jobs that the audit list has dropped.
+    fn sweep(&self, conn: &mut Conn) -> RedisResult<()> {
+        let before = self.context.clock.now().saturating_sub(FORGET);
+        while nodes::prune(conn, before, 500)? == 500 {}
+        lists::sweep_audit(conn)
+    }
+
+    /// A controller that goes in peace leaves nothing for others to clear away.
+    fn farewell(&self, conn: &mut Conn) -> RedisResult<()> {
+        if lists::taken(conn, &self.context.me)?.is_empty() {
+            lists::forget(conn, &self.context.me)?;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct State {
+    claimed: bool,
+    beaten: bool,
+    revoked: Option<u64>,
+    files: Vec<(PathBuf, Option<SystemTime>)>,
+    day: Option<u64>,
+}
+
+/// Whether this controller's secret belongs to the Redis whose fingerprint this is. The error says what
+/// to do.
+pub fn check_fingerprint(context: &Context, theirs: &str) -> Result<(), String> {
+    let secrets = context.door.secrets();
+    let previous = secrets.previous.as_ref().is_some_and(|(secret, _)| secret.fingerprint() == theirs);
+    if secrets.current.fingerprint() == theirs || previous {
+        return Ok(());
+    }
+    Err(format!(
+        "redis belongs to controllers with another node secret than the one in {}: copy their state directory here, \
+         or give this controller a Redis of its own (database) with -r",
+        context.config.state_dir.display()
+    ))
+}

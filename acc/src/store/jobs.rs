@@ -1,0 +1,151 @@
+//! The hash of each job, the list of the last jobs, and what may wait until when.
+//!
+//! Owns: `jsacc:job:<id>`, `jsacc:jobs`, `jsacc:expiring`.
+//! Does not own: what stands in a command or a result; secrets are taken out by the caller.
+
+use super::{Batch, Conn, DAY, HISTORY, keys};
+use jscommon::NodeId;
+use redis::{Cmd, FromRedisValue, RedisResult, Script, Value};
+use std::sync::LazyLock;
+
+static OPEN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/job_open.lua")));
+static RUNNING: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/job_running.lua")));
+static RESULT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/job_result.lua")));
+
+/// A job as it is written down.
+#[derive(Clone, Debug)]
+pub struct Job<'a> {
+    /// Its id.
+    pub id: &'a str,
+    /// Its command as JSON, without secrets.
+    pub cmd: &'a str,
+    /// When its client pushed it, in milliseconds since 1970, as near as that is known.
+    pub created: u64,
+    /// The nodes that are meant.
+    pub targets: &'a [NodeId],
+    /// Seconds that its commands may wait.
+    pub expires: u64,
+}
+
+/// The JSON list of `nodes`.
+pub fn node_list(nodes: &[NodeId]) -> String {
+    let mut text = String::with_capacity(nodes.len() * 10 + 2);
+    text.push('[');
+    for (i, node) in nodes.iter().enumerate() {
+        if i > 0 {
+            text.push(',');
+        }
+        text.push('"');
+        text.push_str(&node.to_string());
+        text.push('"');
+    }
+    text.push(']');
+    text
+}
+
+/// Adds the writing down of `job` to `batch`; the answer is read by `opened`.
+pub fn open(batch: &mut Batch<'_>, job: &Job<'_>) {
+    batch.script(&OPEN, &[keys::job(job.id)], |cmd| {
+        cmd.arg(job.cmd).arg(job.created).arg(node_list(job.targets)).arg(job.expires.saturating_add(DAY));
+        for node in job.targets {
+            cmd.arg(node.to_string());
+        }
+    });
+}
+
+/// The targets with which the job was written down before, or nothing when it is new.
+pub fn opened(answer: Value) -> RedisResult<Option<Vec<NodeId>>> {
+    let before = Option::<String>::from_redis_value(answer)?;
+    Ok(before.map(|text| {
+        let names: Vec<String> = serde_json::from_str(&text).unwrap_or_default();
+        names.iter().filter_map(|name| name.parse().ok()).collect()
+    }))
+}
+
+/// Adds `id` to the list of jobs.
+pub fn list(batch: &mut Batch<'_>, id: &str) {
+    batch.call(Cmd::lpush(keys::JOBS, id));
+    batch.call(Cmd::ltrim(keys::JOBS, 0, HISTORY as isize - 1));
+}
+
+/// Whether `id` is in the list of jobs.
+pub fn is_listed(conn: &mut Conn, id: &str) -> RedisResult<bool> {
+    let mut cmd = redis::cmd("LPOS");
+    cmd.arg(keys::JOBS).arg(id);
+    conn.one::<Option<i64>>(&cmd).map(|place| place.is_some())
+}
+
+/// Writes down until when (ms) a command may wait for `node`; an earlier word stands.
+pub fn expire_at(batch: &mut Batch<'_>, node: NodeId, id: &str, at: u64) {
+    let mut cmd = redis::cmd("ZADD");
+    cmd.arg(keys::EXPIRING).arg("NX").arg(at).arg(keys::expiring(node, id));
+    batch.call(cmd);
+}
+
+/// Puts off the end of a wait to `at` (ms).
+pub fn put_off(batch: &mut Batch<'_>, node: NodeId, id: &str, at: u64) {
+    let mut cmd = redis::cmd("ZADD");
+    cmd.arg(keys::EXPIRING).arg("XX").arg(at).arg(keys::expiring(node, id));
+    batch.call(cmd);
+}
+
+/// Nodes and jobs whose wait has ended by `now` (ms), at most `most`.
+pub fn expired(conn: &mut Conn, now: u64, most: usize) -> RedisResult<Vec<String>> {
+    let mut cmd = redis::cmd("ZRANGEBYSCORE");
+    cmd.arg(keys::EXPIRING).arg("-inf").arg(now).arg("LIMIT").arg(0).arg(most);
+    conn.one(&cmd)
+}
+
+/// The node has stored the command: it runs, and waits no longer.
+pub fn running(batch: &mut Batch<'_>, node: NodeId, id: &str) {
+    batch.script(&RUNNING, &[keys::job(id)], |cmd| {
+        cmd.arg(node.to_string()).arg(DAY);
+    });
+    batch.call(Cmd::zrem(keys::EXPIRING, keys::expiring(node, id)));
+}
+
+/// The result of `node`, as it stands in the job's hash.
+pub fn result(batch: &mut Batch<'_>, field: &str, id: &str, text: &str, no_target: bool) {
+    batch.script(&RESULT, &[keys::job(id)], |cmd| {
+        cmd.arg(field).arg(text).arg(DAY).arg(u8::from(no_target));
+    });
+}
+
+/// What a job says about a node that brings its result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Known {
+    /// Redis does not know the job (any more).
+    Nothing,
+    /// It was for this node, and was created then (ms).
+    Meant(u64),
+    /// It was for other nodes.
+    NotMeant,
+}
+
+/// Asks for each job whether it was for `node`.
+pub fn known(conn: &mut Conn, node: NodeId, ids: &[&str]) -> RedisResult<Vec<Known>> {
+    let field = node.to_string();
+    let mut batch = Batch::new();
+    for id in ids {
+        batch.call(Cmd::hget(keys::job(id), "created"));
+        batch.call(Cmd::hexists(keys::job(id), &field));
+    }
+    let answers = conn.run(&batch)?;
+    answers
+        .chunks_exact(2)
+        .map(|pair| {
+            let created = Option::<u64>::from_redis_value_ref(&pair[0])?;
+            let meant = bool::from_redis_value_ref(&pair[1])?;
+            Ok(match (created, meant) {
+                (None, _) => Known::Nothing,
+                (Some(created), true) => Known::Meant(created),
+                (Some(_), false) => Known::NotMeant,
+            })
+        })
+        .collect()
+}
+
+/// The whole hash of a job: `cmd`, `created`, `targets` and a field for each node.
+pub fn read(conn: &mut Conn, id: &str) -> RedisResult<Vec<(String, String)>> {
+    conn.one(&Cmd::hgetall(keys::job(id)))
+}

@@ -1,0 +1,153 @@
+//! Every name of a key in Redis.
+//!
+//! Keys that one atomic step touches share a hash tag (the part in braces), so that Redis Cluster
+//! keeps them in one slot: `{cmds_queue}` for taking commands, `{gid:nid}` for what belongs to a node,
+//! `{cmds_queue_<id>}` for a job's results, `{log.<domain>.<name>}` for a list of records.
+
+use jscommon::NodeId;
+
+/// List: clients LPUSH commands, controllers take them from the right.
+pub const COMMANDS: &str = "cmds_queue";
+/// List: ids of the last commands, newest left.
+pub const JOBS: &str = "jsacc:jobs";
+/// Sorted set: `gid:nid` by the time it was last seen (ms).
+pub const AGENTS: &str = "jsacc:agents";
+/// Sorted set: live controllers by their last beat (ms).
+pub const CONTROLLERS: &str = "jsacc:acs";
+/// List: startups, alerts, refused nodes, duplicates; newest left.
+pub const EVENTS: &str = "jsacc:events";
+/// List: what came in as a command and was none; newest left.
+pub const REJECTED: &str = "jsacc:rejected";
+/// List: batches of stats as they came, newest left.
+pub const STATS_QUEUE: &str = "jsacc:stats_queue";
+/// Hash beside `STATS_QUEUE`, in its slot: `gid:nid` → number of the last batch in the list.
+pub const STATS_SEEN: &str = "jsacc:seen:{jsacc:stats_queue}";
+/// Hash: `gid:nid` → JSON list of roles.
+pub const ROLES: &str = "jsacc:{roles}";
+/// Counter: moves with each change of `ROLES`.
+pub const ROLES_VERSION: &str = "jsacc:{roles}:version";
+/// Sorted set: `gid:nid:<job id>` of commands that wait, by the time at which they expire (ms).
+pub const EXPIRING: &str = "jsacc:expiring";
+/// Hash: `gid:nid` → time (ms) before which its credentials do not hold.
+pub const REVOKED: &str = "jsacc:{revoked}";
+/// Counter: moves with each change of `REVOKED`.
+pub const REVOKED_VERSION: &str = "jsacc:{revoked}:version";
+/// Hash: `current` and `previous` fingerprint of the node secret, `until` (ms) for the previous one.
+pub const SECRET: &str = "jsacc:secret";
+/// List: who had which command run; newest left.
+pub const AUDIT: &str = "jsacc:audit";
+/// Hash: `<job id> <STATE>` → number of results.
+pub const AUDIT_RESULTS: &str = "jsacc:audit:results";
+
+/// List: what the controller `ac` has taken from `COMMANDS` and not yet passed on.
+pub fn taken(ac: &str) -> String {
+    format!("jsacc:{{cmds_queue}}:taken:{ac}")
+}
+
+/// List: nodes (`gid:nid`) for which the controller `ac`, which holds their polls, has something to fetch.
+pub fn bell(ac: &str) -> String {
+    format!("jsacc:bell:{ac}")
+}
+
+/// Sorted set: ids of the commands that wait for `node`, by their number.
+pub fn queue(node: NodeId) -> String {
+    format!("jsacc:{{{node}}}:queue")
+}
+
+/// Hash: id → text of the commands that wait for `node`.
+pub fn waiting(node: NodeId) -> String {
+    format!("jsacc:{{{node}}}:cmds")
+}
+
+/// Hash: the state of `node`'s queue: `seq`, `ac`, `handed`, `handed_at`, `instance`…
+pub fn meta(node: NodeId) -> String {
+    format!("jsacc:{{{node}}}:meta")
+}
+
+/// Number: the last batch of records that was taken whole from `node`.
+pub fn last_log(node: NodeId) -> String {
+    format!("jsacc:{{{node}}}:log")
+}
+
+/// Hash: what is known of `node`.
+pub fn agent(node: NodeId) -> String {
+    format!("jsacc:agent:{}:{}", node.gid, node.nid)
+}
+
+/// Hash: the latest stats of `node`.
+pub fn stats(node: NodeId) -> String {
+    format!("jsacc:stats:{}:{}", node.gid, node.nid)
+}
+
+/// List: results of a job; clients BRPOP.
+pub fn results(job: &str) -> String {
+    format!("cmds_queue_{job}")
+}
+
+/// Hash, in the slot of `results`: per target what was delivered as its final answer.
+pub fn done(job: &str) -> String {
+    format!("jsacc:done:{{cmds_queue_{job}}}")
+}
+
+/// String, in the slot of `results`: this run of a recurring job was delivered.
+pub fn done_run(job: &str, node: NodeId, starttime: i64) -> String {
+    format!("jsacc:done:{{cmds_queue_{job}}}:{node}:{starttime}")
+}
+
+/// Hash: a job, its targets and where it stands on each.
+pub fn job(job: &str) -> String {
+    format!("jsacc:job:{job}")
+}
+
+/// Hash, in the slot of the list of records `list`: `gid:nid` → number of its last batch in there.
+pub fn seen(list: &str) -> String {
+    format!("jsacc:seen:{{{list}}}")
+}
+
+/// String: the source of a script.
+pub fn script(hash: &str) -> String {
+    format!("jsacc:script:{hash}")
+}
+
+/// Counter: uses of an enrolment token.
+pub fn enrolment(id: &str) -> String {
+    format!("jsacc:enroll:{id}")
+}
+
+/// `gid:nid:<job id>`, a member of `EXPIRING`.
+pub fn expiring(node: NodeId, job: &str) -> String {
+    format!("{node}:{job}")
+}
+
+/// The node and the job of a member of `EXPIRING`.
+pub fn parse_expiring(member: &str) -> Option<(NodeId, &str)> {
+    let nid_at = member.find(':')? + 1;
+    let job_at = nid_at + member.get(nid_at..)?.find(':')? + 1;
+    Some((member.get(..job_at - 1)?.parse().ok()?, member.get(job_at..)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_of_one_step_share_their_tag() {
+        let node = NodeId { gid: 1, nid: 10 };
+        for key in [queue(node), waiting(node), meta(node)] {
+            assert!(key.starts_with("jsacc:{1:10}:"), "{key}");
+        }
+        assert_eq!(taken("x"), "jsacc:{cmds_queue}:taken:x");
+        assert_eq!(done("a"), "jsacc:done:{cmds_queue_a}");
+        assert_eq!(done_run("a", node, 5), "jsacc:done:{cmds_queue_a}:1:10:5");
+        assert_eq!(seen("log.a.b"), "jsacc:seen:{log.a.b}");
+    }
+
+    #[test]
+    fn expiring_members_are_read_back() {
+        let node = NodeId { gid: 1, nid: 10 };
+        assert_eq!(parse_expiring(&expiring(node, "a:b:c")), Some((node, "a:b:c")));
+        for bad in ["", "1", "1:2", "x:1:y"] {
+            assert_eq!(parse_expiring(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! The plain lists: commands as they come, taken ones, bells, events, rejected texts, records, stats,
+//! audit.
+//!
+//! Owns: taking commands so that a controller's death loses none, and the bound of every list.
+//! Does not own: what stands in the entries.
+
+use super::{Batch, Conn, DAY, HISTORY, keys};
+use jscommon::NodeId;
+use redis::{Cmd, FromRedisValue, RedisResult, Script, Value};
+use serde_json::json;
+use std::collections::HashSet;
+use std::sync::LazyLock;
+
+static TAKE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/take.lua")));
+static BEAT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/beat.lua")));
+static RECORDS: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/records.lua")));
+static STATS: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/stats.lua")));
+
+/// Seconds that a blocking read waits.
+const WAIT: u64 = 2;
+/// Milliseconds without a beat after which a controller is dead.
+const SILENCE: u64 = 15_000;
+/// Most series that are kept of a node.
+const SERIES: usize = 10_000;
+
+/// Waits up to 2 s for a command and takes it: it is in `me`'s taken list then.
+pub fn take(conn: &mut Conn, me: &str) -> RedisResult<Option<Vec<u8>>> {
+    let mut cmd = redis::cmd("BRPOPLPUSH");
+    cmd.arg(keys::COMMANDS).arg(keys::taken(me)).arg(WAIT);
+    conn.one(&cmd)
+}
+
+/// Takes up to `most` more commands, without waiting.
+pub fn take_more(conn: &mut Conn, me: &str, most: usize) -> RedisResult<Vec<Vec<u8>>> {
+    conn.script(&TAKE, &[keys::COMMANDS.to_owned(), keys::taken(me)], |cmd| {
+        cmd.arg(most);
+    })
+}
+
+/// Everything in `me`'s taken list, oldest first.
+pub fn taken(conn: &mut Conn, me: &str) -> RedisResult<Vec<Vec<u8>>> {
+    let mut texts: Vec<Vec<u8>> = conn.one(&Cmd::lrange(keys::taken(me), 0, -1))?;
+    texts.reverse();
+    Ok(texts)
+}
+
+/// `text` was passed on: off the taken list.
+pub fn untake(batch: &mut Batch<'_>, me: &str, text: &[u8]) {
+    batch.call(Cmd::lrem(keys::taken(me), -1, text));
+}
+
+/// What a beat tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Beat {
+    /// Redis did not know this controller: the first beat, or data was lost.
+    pub new: bool,
+    /// Controllers that have been silent too long.
+    pub dead: Vec<String>,
+    /// Redis' own time, in milliseconds since 1970.
+    pub now: u64,
+}
+
+/// Says that `me` lives.
+pub fn beat(conn: &mut Conn, me: &str) -> RedisResult<Beat> {
+    let (new, mut dead, now): (i64, Vec<String>, u64) = conn.script(&BEAT, &[keys::CONTROLLERS.to_owned()], |cmd| {
+        cmd.arg(me).arg(SILENCE);
+    })?;
+    dead.retain(|ac| ac != me);
+    Ok(Beat { new: new == 1, dead, now })
+}
+
+/// Moves what the dead controller `ac` had taken into `me`'s taken list, and forgets `ac`.
+/// Answers how many commands that were.
+pub fn inherit(conn: &mut Conn, me: &str, ac: &str) -> RedisResult<usize> {
+    let mut moved = 0;
+    loop {
+        let more: Vec<Vec<u8>> = conn.script(&TAKE, &[keys::taken(ac), keys::taken(me)], |cmd| {
+            cmd.arg(100);
+        })?;
+        if more.is_empty() {
+            break;
+        }
+        moved += more.len();
+    }
+    forget(conn, ac)?;
+    Ok(moved)
+}
+
+/// The controller `ac` is no more, and has nothing taken.
+pub fn forget(conn: &mut Conn, ac: &str) -> RedisResult<()> {
+    conn.one::<()>(&Cmd::del(keys::bell(ac)))?;
+    conn.one(&Cmd::zrem(keys::CONTROLLERS, ac))
+}
+
+/// Commands that wait for a controller, and that wait for nodes.
+pub fn depths(conn: &mut Conn) -> RedisResult<(i64, i64)> {
+    let mut batch = Batch::new();
+    batch.call(Cmd::llen(keys::COMMANDS)).call(Cmd::zcard(keys::EXPIRING));
+    let answers = conn.run(&batch)?;
+    let number = |i: usize| i64::from_redis_value_ref(answers.get(i).unwrap_or(&Value::Nil));
+    Ok((number(0)?, number(1)?))
+}
+
+/// Rings the bell of the controller `ac` for `node`.
+pub fn ring(batch: &mut Batch<'_>, ac: &str, node: NodeId) {
+    batch.call(Cmd::lpush(keys::bell(ac), node.to_string()));
+    // Nobody hears the bell of a dead controller, and its nodes come back elsewhere by themselves.
+    batch.call(Cmd::expire(keys::bell(ac), 60));
+}
+
+/// Waits up to 2 s for `me`'s bell; answers for which nodes it rang.
+pub fn bells(conn: &mut Conn, me: &str) -> RedisResult<Vec<NodeId>> {
+    let mut cmd = redis::cmd("BRPOP");
+    cmd.arg(keys::bell(me)).arg(WAIT);
+    let Some((_, first)): Option<(String, String)> = conn.one(&cmd)? else { return Ok(Vec::new()) };
+    let mut more = redis::cmd("RPOP");
+    more.arg(keys::bell(me)).arg(1000);
+    let rest: Option<Vec<String>> = conn.one(&more)?;
+    let mut nodes: Vec<NodeId> =
+        std::iter::once(first).chain(rest.unwrap_or_default()).filter_map(|name| name.parse().ok()).collect();
+    nodes.sort_unstable();
+    nodes.dedup();
+    Ok(nodes)
+}
+
+/// Adds an event: `name`, the node it is about, the time (ms), and what there is to say.
+pub fn event(batch: &mut Batch<'_>, name: &str, node: Option<NodeId>, now: u64, data: &serde_json::Value) {
+    let (gid, nid) = node.map_or((0, 0), |node| (node.gid, node.nid));
+    let entry = json!({"name": name, "gid": gid, "nid": nid, "time": now, "data": data});
+    push(batch, keys::EVENTS, &entry.to_string());
+}
+
+/// Adds a text that was no command, and why.
+pub fn reject(batch: &mut Batch<'_>, entry: &serde_json::Value) {
+    push(batch, keys::REJECTED, &entry.to_string());
+}
+
+/// Adds an entry to the audit list.
+pub fn audit(batch: &mut Batch<'_>, entry: &serde_json::Value) {
+    push(batch, keys::AUDIT, &entry.to_string());
+}
+
+/// Counts a result for the audit list.
+pub fn count_result(batch: &mut Batch<'_>, id: &str, state: &str) {
+    batch.call(Cmd::hincr(keys::AUDIT_RESULTS, format!("{id} {state}"), 1));
+    batch.call(Cmd::expire(keys::AUDIT_RESULTS, 30 * DAY as i64));
+}
+
+fn push(batch: &mut Batch<'_>, key: &str, entry: &str) {
+    batch.call(Cmd::lpush(key, entry));
+    batch.call(Cmd::ltrim(key, 0, HISTORY as isize - 1));
+}
+
+/// Adds the records of `node`'s batch `number` to the list `list`, oldest first, once.
+pub fn records(batch: &mut Batch<'_>, list: &str, node: NodeId, number: u64, records: &[String]) {
+    batch.script(&RECORDS, &[list.to_owned(), keys::seen(list)], |cmd| {
+        cmd.arg(node.to_string()).arg(number).arg(HISTORY).arg(7 * DAY).arg(records);
+    });
+}
+
+/// Adds `node`'s batch `number` of stats, as it came, to the queue for others, once.
+pub fn stats_queue(batch: &mut Batch<'_>, node: NodeId, number: u64, text: &str) {
+    batch.script(&RECORDS, &[keys::STATS_QUEUE.to_owned(), keys::STATS_SEEN.to_owned()], |cmd| {
+        cmd.arg(node.to_string()).arg(number).arg(HISTORY).arg(7 * DAY).arg(text);
+    });
+}
+
+/// Writes the latest values of `node`'s series: key and `[value, seconds]`. Unless they are `fresh`,
+/// a value that is newer stays.
+pub fn stats(batch: &mut Batch<'_>, node: NodeId, series: &[(String, String)], fresh: bool) {
+    batch.script(&STATS, &[keys::stats(node)], |cmd| {
+        cmd.arg(SERIES).arg(DAY).arg(u8::from(fresh));
+        for (key, value) in series {
+            cmd.arg(key).arg(value);
+        }
+    });
+}
+
+/// Drops counts of results whose job the audit list no longer has, once there are many.
+pub fn sweep_audit(conn: &mut Conn) -> RedisResult<()> {
+    let count: usize = conn.one(&Cmd::hlen(keys::AUDIT_RESULTS))?;
+    if count <= 2 * HISTORY {
+        return Ok(());
+    }
+    let entries: Vec<String> = conn.one(&Cmd::lrange(keys::AUDIT, 0, -1))?;
+    let ids: HashSet<String> = entries
+        .iter()
+        .filter_map(|entry| serde_json::from_str::<serde_json::Value>(entry).ok()?["id"].as_str().map(str::to_owned))
+        .collect();
+    let fields: Vec<String> = conn.one(&Cmd::hkeys(keys::AUDIT_RESULTS))?;
+    let old: Vec<&String> =
+        fields.iter().filter(|field| field.split(' ').next().is_none_or(|id| !ids.contains(id))).collect();
+    for some in old.chunks(1000) {
+        conn.one::<()>(&Cmd::hdel(keys::AUDIT_RESULTS, some))?;
+    }
+    Ok(())
+}

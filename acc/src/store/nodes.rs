@@ -1,0 +1,191 @@
+//! What is known of nodes: when they were last seen, their roles, what was revoked.
+//!
+//! Owns: `jsacc:agents`, `jsacc:agent:*`, roles, revocations, the fingerprint of the node secret.
+//! Does not own: who is chosen (`targets`), who is let in (the guard).
+
+use super::queue::KEEP_NODE;
+use super::{Batch, Conn, keys};
+use jscommon::NodeId;
+use redis::{Cmd, FromRedisValue, RedisResult, Script, Value};
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
+static ROLES: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/roles.lua")));
+static USE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/use.lua")));
+
+/// Milliseconds after which a node that was not seen is not live any more: three polls.
+pub const LIVE: u64 = 90_000;
+
+/// A node that has just polled.
+#[derive(Clone, Debug)]
+pub struct Poller<'a> {
+    /// Who.
+    pub node: NodeId,
+    /// Its roles, as a JSON list.
+    pub roles: &'a str,
+    /// Its address.
+    pub addr: &'a str,
+    /// Which start of the agent; empty where it does not say.
+    pub instance: &'a str,
+    /// The controller it polls.
+    pub ac: &'a str,
+    /// Milliseconds since 1970.
+    pub now: u64,
+}
+
+/// Writes down a poll.
+pub fn polled(batch: &mut Batch<'_>, poll: &Poller<'_>) {
+    batch.call(Cmd::zadd(keys::AGENTS, poll.node.to_string(), poll.now));
+    let mut cmd = redis::cmd("HSET");
+    cmd.arg(keys::agent(poll.node)).arg("roles").arg(poll.roles).arg("addr").arg(poll.addr);
+    cmd.arg("last_seen").arg(poll.now).arg("ac").arg(poll.ac);
+    if !poll.instance.is_empty() {
+        cmd.arg("instance").arg(poll.instance);
+    }
+    batch.call(cmd);
+    batch.call(Cmd::expire(keys::agent(poll.node), KEEP_NODE as i64));
+    batch.script(&ROLES, &[keys::ROLES.to_owned(), keys::ROLES_VERSION.to_owned()], |cmd| {
+        cmd.arg(poll.node.to_string()).arg(poll.roles);
+    });
+}
+
+/// Nodes that wait at the controller `ac` were seen at `now` (ms).
+pub fn seen(batch: &mut Batch<'_>, nodes: &[NodeId], ac: &str, now: u64) {
+    if nodes.is_empty() {
+        return;
+    }
+    let mut cmd = redis::cmd("ZADD");
+    cmd.arg(keys::AGENTS);
+    for node in nodes {
+        cmd.arg(now).arg(node.to_string());
+    }
+    batch.call(cmd);
+    for node in nodes {
+        let mut cmd = redis::cmd("HSET");
+        cmd.arg(keys::agent(*node)).arg("last_seen").arg(now).arg("ac").arg(ac);
+        batch.call(cmd);
+        batch.call(Cmd::expire(keys::agent(*node), KEEP_NODE as i64));
+    }
+}
+
+/// When `node` was last seen (ms).
+pub fn last_seen(conn: &mut Conn, node: NodeId) -> RedisResult<Option<u64>> {
+    conn.one::<Option<f64>>(&Cmd::zscore(keys::AGENTS, node.to_string())).map(|seen| seen.map(|ms| ms as u64))
+}
+
+/// The last batch of records that was taken whole from `node`.
+pub fn last_log(conn: &mut Conn, node: NodeId) -> RedisResult<Option<u64>> {
+    conn.one(&Cmd::get(keys::last_log(node)))
+}
+
+/// The batch `number` of records was taken whole from `node`.
+pub fn set_last_log(conn: &mut Conn, node: NodeId, number: u64) -> RedisResult<()> {
+    conn.one(&Cmd::set_ex(keys::last_log(node), number, KEEP_NODE))
+}
+
+/// Writes down what a starting agent says about itself.
+pub fn describe(batch: &mut Batch<'_>, node: NodeId, facts: &[(&str, String)]) {
+    if facts.is_empty() {
+        return;
+    }
+    let mut cmd = redis::cmd("HSET");
+    cmd.arg(keys::agent(node));
+    for (name, value) in facts {
+        cmd.arg(*name).arg(value);
+    }
+    batch.call(cmd);
+    batch.call(Cmd::expire(keys::agent(node), KEEP_NODE as i64));
+}
+
+/// Nodes seen at or after `since` (ms).
+pub fn live(conn: &mut Conn, since: u64) -> RedisResult<Vec<NodeId>> {
+    let mut cmd = redis::cmd("ZRANGEBYSCORE");
+    cmd.arg(keys::AGENTS).arg(since).arg("+inf");
+    let names: Vec<String> = conn.one(&cmd)?;
+    Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
+}
+
+/// The roles of all nodes, with a number that moves when any changes.
+pub fn roles_version(conn: &mut Conn) -> RedisResult<u64> {
+    conn.one::<Option<u64>>(&Cmd::get(keys::ROLES_VERSION)).map(Option::unwrap_or_default)
+}
+
+/// The roles of all nodes.
+pub fn roles(conn: &mut Conn) -> RedisResult<HashMap<NodeId, Vec<String>>> {
+    let all: Vec<(String, String)> = conn.one(&Cmd::hgetall(keys::ROLES))?;
+    Ok(all
+        .into_iter()
+        .filter_map(|(node, roles)| Some((node.parse().ok()?, serde_json::from_str(&roles).unwrap_or_default())))
+        .collect())
+}
+
+/// Forgets up to `most` nodes that were not seen since `before` (ms). Answers how many.
+pub fn prune(conn: &mut Conn, before: u64, most: usize) -> RedisResult<usize> {
+    let mut cmd = redis::cmd("ZRANGEBYSCORE");
+    cmd.arg(keys::AGENTS).arg("-inf").arg(before).arg("LIMIT").arg(0).arg(most);
+    let names: Vec<String> = conn.one(&cmd)?;
+    let mut batch = Batch::new();
+    for name in &names {
+        if let Ok(node) = name.parse::<NodeId>() {
+            batch.call(Cmd::del(keys::agent(node)));
+        }
+        batch.call(Cmd::hdel(keys::ROLES, name));
+        batch.call(Cmd::zrem(keys::AGENTS, name));
+    }
+    conn.run(&batch)?;
+    Ok(names.len())
+}
+
+/// A number that moves when a revocation is added.
+pub fn revoked_version(conn: &mut Conn) -> RedisResult<u64> {
+    conn.one::<Option<u64>>(&Cmd::get(keys::REVOKED_VERSION)).map(Option::unwrap_or_default)
+}
+
+/// Each revoked node, with the time (ms) up to which its credentials do not hold.
+pub fn revoked(conn: &mut Conn) -> RedisResult<HashMap<NodeId, u64>> {
+    let all: Vec<(String, u64)> = conn.one(&Cmd::hgetall(keys::REVOKED))?;
+    Ok(all.into_iter().filter_map(|(node, until)| Some((node.parse().ok()?, until))).collect())
+}
+
+/// Refuses what `node` holds that was issued at or before `until` (ms).
+pub fn revoke(conn: &mut Conn, node: NodeId, until: u64) -> RedisResult<()> {
+    let mut batch = Batch::new();
+    batch.call(Cmd::hset(keys::REVOKED, node.to_string(), until));
+    batch.call(Cmd::incr(keys::REVOKED_VERSION, 1));
+    conn.run(&batch).map(drop)
+}
+
+/// Counts a use of the enrolment token `id`, of which there may be `uses`; kept for `keep` seconds.
+/// Answers whether there was one left.
+pub fn use_enrolment(conn: &mut Conn, id: &str, uses: u64, keep: u64) -> RedisResult<bool> {
+    conn.script(&USE, &[keys::enrolment(id)], |cmd| {
+        cmd.arg(uses).arg(keep.max(1));
+    })
+}
+
+/// The fingerprint of the node secret that this Redis belongs to, when one is written down.
+pub fn fingerprint(conn: &mut Conn) -> RedisResult<Option<String>> {
+    conn.one(&Cmd::hget(keys::SECRET, "current"))
+}
+
+/// Writes down the fingerprint when there is none yet; answers the one that stands.
+pub fn claim_fingerprint(conn: &mut Conn, fingerprint: &str) -> RedisResult<String> {
+    let mut batch = Batch::new();
+    batch.call(Cmd::hset_nx(keys::SECRET, "current", fingerprint));
+    batch.call(Cmd::hget(keys::SECRET, "current"));
+    String::from_redis_value(conn.run(&batch)?.pop().unwrap_or(Value::Nil)).map_err(Into::into)
+}
+
+/// Another fingerprint takes its place: the node secret was rotated.
+pub fn set_fingerprint(conn: &mut Conn, fingerprint: &str) -> RedisResult<()> {
+    conn.one(&Cmd::hset(keys::SECRET, "current", fingerprint))
+}
+
+/// Every node's latest stats: node → series → `[value, seconds]`.
+pub fn all_stats(conn: &mut Conn, nodes: &[NodeId]) -> RedisResult<Vec<Vec<(String, String)>>> {
+    let mut batch = Batch::new();
+    for node in nodes {
+        batch.call(Cmd::hgetall(keys::stats(*node)));
+    }
+    conn.run(&batch)?.into_iter().map(|value| Ok(FromRedisValue::from_redis_value(value)?)).collect()
+}

@@ -1,0 +1,168 @@
+//! Connections to Redis for many threads, made anew with backoff when they break.
+//!
+//! Owns: idle connections, whether Redis answers, the two log lines that say so (gone, back).
+//! Does not own: what is asked. While Redis is away nobody waits here: a call fails at once until the
+//! next try is due, so that no thread hangs and no herd of threads knocks.
+
+use super::conn::{Address, Conn};
+use crate::metrics::Metrics;
+use jscommon::backoff::Backoff;
+use redis::{ErrorKind, RedisError, RedisResult};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long an answer to a call that does not block may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Most connections kept for later.
+const IDLE: usize = 32;
+
+/// Redis, for any thread. Cheap to clone.
+#[derive(Clone)]
+pub struct Pool(Arc<Shared>);
+
+struct Shared {
+    address: Address,
+    metrics: Arc<Metrics>,
+    state: Mutex<State>,
+}
+
+struct State {
+    idle: Vec<Conn>,
+    /// When the next try is due; nothing while Redis answers.
+    down: Option<Instant>,
+    backoff: Backoff,
+    said: bool,
+}
+
+impl Pool {
+    /// No connection is made yet.
+    pub fn new(address: Address, metrics: Arc<Metrics>) -> Pool {
+        let backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(2));
+        let state = Mutex::new(State { idle: Vec::new(), down: None, backoff, said: false });
+        Pool(Arc::new(Shared { address, metrics, state }))
+    }
+
+    /// Runs `calls` on a connection. It runs a second time when the first one's connection had been
+    /// idle and turned out to be cut: every step that is stored by a call may be repeated.
+    pub fn with<T>(&self, mut calls: impl FnMut(&mut Conn) -> RedisResult<T>) -> RedisResult<T> {
+        if let Some(mut conn) = self.idle()? {
+            let answer = calls(&mut conn);
+            match answer {
+                Err(e) if is_broken(&e) && !e.is_timeout() => self.forget_idle(),
+                Err(e) if is_broken(&e) => return Err(self.failed(e)),
+                answer => return self.give_back(conn, answer),
+            }
+        }
+        let mut conn = self.open(PATIENCE)?;
+        let answer = calls(&mut conn);
+        self.give_back(conn, answer)
+    }
+
+    /// A connection for a thread's own use; `patience` is the longest wait for an answer.
+    pub fn open(&self, patience: Duration) -> RedisResult<Conn> {
+        match self.0.address.connect(patience) {
+            Ok(conn) => {
+                self.answered();
+                Ok(conn)
+            }
+            Err(e) => Err(self.failed(e)),
+        }
+    }
+
+    /// Whether Redis answered when it was last asked.
+    pub fn is_up(&self) -> bool {
+        self.state().down.is_none()
+    }
+
+    /// Notes an error that a thread met on a connection of its own; gives it back.
+    pub fn failed(&self, error: RedisError) -> RedisError {
+        self.0.metrics.redis_errors.inc();
+        if !is_broken(&error) {
+            return error;
+        }
+        self.0.metrics.redis_up.set(0);
+        let mut state = self.state();
+        state.idle.clear();
+        let wait = state.backoff.fail(fastrand::f64());
+        state.down = Some(Instant::now() + wait);
+        if !std::mem::replace(&mut state.said, true) {
+            log::error!("no answer from redis at {}: {}; trying on", self.0.address.target, describe(&error));
+        }
+        error
+    }
+
+    fn answered(&self) {
+        self.0.metrics.redis_up.set(1);
+        let mut state = self.state();
+        state.down = None;
+        state.backoff.succeed();
+        if std::mem::replace(&mut state.said, false) {
+            log::info!("redis at {} answers again", self.0.address.target);
+        }
+    }
+
+    /// An idle connection, or none when one must be made; an error while it is too early for that.
+    fn idle(&self) -> RedisResult<Option<Conn>> {
+        let mut state = self.state();
+        if let Some(conn) = state.idle.pop() {
+            return Ok(Some(conn));
+        }
+        match &mut state.down {
+            Some(next) if Instant::now() < *next => {
+                Err(RedisError::from((ErrorKind::Io, "redis is away, and the next try is not due yet")))
+            }
+            Some(next) => {
+                // One thread tries; the others fail at once until it knows.
+                *next = Instant::now() + Duration::from_secs(3);
+                Ok(None)
+            }
+            None => Ok(None),
+        }
+    }
+
+    fn give_back<T>(&self, conn: Conn, answer: RedisResult<T>) -> RedisResult<T> {
+        match answer {
+            Err(e) if is_broken(&e) => Err(self.failed(e)),
+            answer => {
+                if answer.is_err() {
+                    self.0.metrics.redis_errors.inc();
+                }
+                let mut state = self.state();
+                if state.idle.len() < IDLE {
+                    state.idle.push(conn);
+                }
+                answer
+            }
+        }
+    }
+
+    fn forget_idle(&self) {
+        self.state().idle.clear();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether the connection is of no more use after this error.
+pub fn is_broken(error: &RedisError) -> bool {
+    !matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension | ErrorKind::UnexpectedReturnType)
+        || error.code() == Some("NOAUTH")
+        || error.code() == Some("READONLY")
+        || error.code() == Some("LOADING")
+}
+
+/// The error as a sentence for people: what is wrong, and what to do where that is known.
+pub fn describe(error: &RedisError) -> String {
+    match error.code() {
+        Some("NOAUTH") => "it asks for a password: give -r redis://user:password@host:port".into(),
+        Some("WRONGPASS") => "it refuses the password".into(),
+        Some("OOM") => "it is full (maxmemory is reached): free memory or raise the limit".into(),
+        Some("READONLY") => "it is a read-only replica: give the address of the master".into(),
+        Some("MISCONF") => "it cannot save to its disk and takes no writes".into(),
+        Some("LOADING") => "it is still loading its data".into(),
+        _ if error.kind() == ErrorKind::AuthenticationFailed => "it refuses the password".into(),
+        _ => error.to_string(),
+    }
+}

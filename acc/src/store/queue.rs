@@ -1,0 +1,279 @@
+//! The queue of each node: what waits for it, what it was handed, who holds its poll.
+//!
+//! Owns: enqueueing, polling with acknowledgement, taking back what expired or was cancelled.
+//! Does not own: which nodes are meant (`targets`), when something expires (the janitor).
+//! Its callers are the dispatcher, the doorbell, the poll's handler and the janitor.
+//!
+//! A command stays in the queue until the node has acknowledged it; until then every poll gets it
+//! again. Its number (the batch's name is the highest) goes up over the node's whole life.
+
+use super::{Batch, Conn, keys};
+use jscommon::NodeId;
+use redis::{FromRedisValue, RedisResult, Script, Value};
+use std::sync::LazyLock;
+
+/// Most commands that one answer carries.
+const MOST: usize = 1_000;
+/// Most bytes that one answer carries, unless a single command is longer.
+const MOST_BYTES: usize = 4 << 20;
+/// Seconds that a node's own keys are kept after it was last there.
+pub const KEEP_NODE: u64 = 30 * 86_400;
+/// For how many milliseconds a hand-over without acknowledgement counts as under way.
+const UNDER_WAY: u64 = 90_000;
+
+static ENQUEUE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/enqueue.lua")));
+static ACKED: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/acked.lua")));
+static POLL: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/poll.lua")));
+static WITHDRAW: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/withdraw.lua")));
+
+/// A command on its way to a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parcel {
+    /// Its id.
+    pub id: String,
+    /// When its client pushed it, in milliseconds since 1970, as near as that is known.
+    pub created: u64,
+    /// Its JSON text.
+    pub text: String,
+}
+
+/// What a node is handed in one answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Handover {
+    /// The name of the batch, which the node gives back when it has stored it.
+    pub batch: String,
+    /// The JSON texts.
+    pub texts: Vec<String>,
+    /// When each was created, in milliseconds since 1970.
+    pub created: Vec<u64>,
+}
+
+impl Handover {
+    /// The body of the answer to the poll.
+    pub fn body(&self) -> Vec<u8> {
+        let size: usize = self.texts.iter().map(|text| text.len() + 1).sum();
+        let mut body = Vec::with_capacity(size + 64);
+        body.extend_from_slice(b"{\"batch\":\"");
+        body.extend_from_slice(self.batch.as_bytes());
+        body.extend_from_slice(b"\",\"cmds\":[");
+        for (i, text) in self.texts.iter().enumerate() {
+            if i > 0 {
+                body.push(b',');
+            }
+            body.extend_from_slice(text.as_bytes());
+        }
+        body.extend_from_slice(b"]}");
+        body
+    }
+}
+
+/// What became of one command that was to be queued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Queued {
+    /// It waits now.
+    Now,
+    /// It waited already.
+    Before,
+    /// As many wait for this node as may.
+    Full,
+}
+
+/// What became of an enqueue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Enqueued {
+    /// For each command, in order.
+    pub verdicts: Vec<Queued>,
+    /// What to hand over at once: this controller holds the node's poll.
+    pub handover: Option<Handover>,
+    /// The other controller that holds it, whose bell must ring.
+    pub holder: Option<String>,
+}
+
+/// Adds to `batch` the enqueueing of `parcels` for `node`; read the answer with `enqueued`.
+/// `me` is this controller, `now` is in milliseconds, at most `limit` commands may wait, and what waits
+/// is kept for `keep` seconds.
+pub fn enqueue(batch: &mut Batch<'_>, me: &str, node: NodeId, parcels: &[&Parcel], now: u64, limit: usize, keep: u64) {
+    batch.script(&ENQUEUE, &[keys::queue(node), keys::waiting(node), keys::meta(node)], |cmd| {
+        cmd.arg(me).arg(now).arg(limit).arg(keep.max(KEEP_NODE)).arg(MOST).arg(MOST_BYTES);
+        for parcel in parcels {
+            cmd.arg(&parcel.id).arg(format!("{}:{}", parcel.created, parcel.text));
+        }
+    });
+}
+
+/// Reads the answer to `enqueue`, which `me` had asked for.
+pub fn enqueued(me: &str, answer: Value) -> RedisResult<Enqueued> {
+    let mut parts = Vec::<Value>::from_redis_value(answer)?.into_iter();
+    let verdicts = Vec::<i64>::from_redis_value(parts.next().unwrap_or(Value::Nil))?
+        .into_iter()
+        .map(|verdict| match verdict {
+            1 => Queued::Now,
+            0 => Queued::Before,
+            _ => Queued::Full,
+        })
+        .collect();
+    let holder = String::from_redis_value(parts.next().unwrap_or(Value::Nil))?;
+    let handover = handover(parts)?;
+    let holder = (handover.is_none() && !holder.is_empty() && holder != me).then_some(holder);
+    Ok(Enqueued { verdicts, handover, holder })
+}
+
+fn handover(mut parts: impl Iterator<Item = Value>) -> RedisResult<Option<Handover>> {
+    let Some(batch) = parts.next() else { return Ok(None) };
+    let batch = String::from_redis_value(batch)?;
+    let (mut texts, mut created) = (Vec::new(), Vec::new());
+    for part in parts {
+        let text = String::from_redis_value(part)?;
+        let (at, text) = text.split_once(':').unwrap_or(("0", &text));
+        created.push(at.parse().unwrap_or(0));
+        texts.push(text.to_owned());
+    }
+    Ok((!texts.is_empty()).then_some(Handover { batch, texts, created }))
+}
+
+/// The ids that an acknowledgement of `batch` covers.
+pub fn acked(conn: &mut Conn, node: NodeId, batch: u64) -> RedisResult<Vec<String>> {
+    conn.script(&ACKED, &[keys::queue(node), keys::meta(node)], |cmd| {
+        cmd.arg(batch);
+    })
+}
+
+/// Why a poll is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// The node will wait here when there is nothing: this controller becomes the holder.
+    Poll,
+    /// The node wants an answer at once.
+    Ask,
+    /// The bell rang for a poll that is held here.
+    Fetch,
+}
+
+/// A question for what waits.
+#[derive(Clone, Copy, Debug)]
+pub struct Question<'a> {
+    /// This controller.
+    pub me: &'a str,
+    /// Whose queue.
+    pub node: NodeId,
+    /// Milliseconds since 1970.
+    pub now: u64,
+    /// The batch that the node has stored.
+    pub ack: Option<u64>,
+    /// Which start of the agent asks; empty where it does not say.
+    pub instance: &'a str,
+    /// From where it asks.
+    pub peer: &'a str,
+    /// Why.
+    pub mode: Mode,
+    /// The instance that held the identity is known to be gone.
+    pub takeover: bool,
+}
+
+/// The answer to a question.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Something waits; the other controller that held the poll before, if one did.
+    Batch(Handover, Option<String>),
+    /// Nothing waits; as above.
+    Empty(Option<String>),
+    /// `Fetch` only: another controller is the holder by now.
+    Elsewhere,
+    /// A newer agent with this identity polls from this address; whether that is news.
+    Displaced(String, bool),
+}
+
+/// Adds a question to `batch`; read the answer with `answered`.
+pub fn ask(batch: &mut Batch<'_>, q: &Question<'_>) {
+    batch.script(&POLL, &[keys::queue(q.node), keys::waiting(q.node), keys::meta(q.node)], |cmd| {
+        let mode = match q.mode {
+            Mode::Poll => "poll",
+            Mode::Ask => "ask",
+            Mode::Fetch => "fetch",
+        };
+        let ack = q.ack.map(|ack| ack.to_string()).unwrap_or_default();
+        cmd.arg(q.me).arg(q.now).arg(ack).arg(MOST).arg(MOST_BYTES).arg(q.instance).arg(q.peer);
+        cmd.arg(KEEP_NODE).arg(mode).arg(u8::from(q.takeover));
+    });
+}
+
+/// Reads the answer to `ask`, which `me` had asked.
+pub fn answered(me: &str, answer: Value) -> RedisResult<Answer> {
+    let mut parts = Vec::<Value>::from_redis_value(answer)?.into_iter();
+    let mut text = |what: &'static str| match parts.next() {
+        Some(part) => Ok(String::from_redis_value(part)?),
+        None => {
+            Err(redis::RedisError::from((redis::ErrorKind::UnexpectedReturnType, "a poll's answer lacks", what.into())))
+        }
+    };
+    let kind = text("its kind")?;
+    if kind == "elsewhere" {
+        return Ok(Answer::Elsewhere);
+    }
+    let second = text("its holder")?;
+    let other = (!second.is_empty() && second != me).then(|| second.clone());
+    Ok(match kind.as_str() {
+        "empty" => Answer::Empty(other),
+        "displaced" => {
+            Answer::Displaced(second, parts.next().map(i64::from_redis_value).transpose()?.unwrap_or(0) == 1)
+        }
+        _ => match handover(parts)? {
+            Some(handover) => Answer::Batch(handover, other),
+            None => Answer::Empty(other),
+        },
+    })
+}
+
+/// What became of taking a command back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Withdrawn {
+    /// It is not there: the node has it, or it was answered already.
+    Gone,
+    /// It was handed over and the acknowledgement may still come, until this time (ms).
+    Handed(u64),
+    /// It will not be handed over any more. Call `forget` once it is answered.
+    Text(String),
+}
+
+/// Takes the command `id` out of `node`'s queue; `now` is in milliseconds.
+pub fn withdraw(conn: &mut Conn, node: NodeId, id: &str, now: u64) -> RedisResult<Withdrawn> {
+    let keys = [keys::queue(node), keys::waiting(node), keys::meta(node)];
+    let answer: Vec<String> = conn.script(&WITHDRAW, &keys, |cmd| {
+        cmd.arg(id).arg(now).arg(UNDER_WAY);
+    })?;
+    Ok(match answer.first().map(String::as_str) {
+        Some("handed") => Withdrawn::Handed(answer.get(1).and_then(|till| till.parse().ok()).unwrap_or(now)),
+        Some("withdrawn") => {
+            let text = answer.into_iter().nth(1).unwrap_or_default();
+            Withdrawn::Text(text.split_once(':').map_or(text.clone(), |(_, text)| text.to_owned()))
+        }
+        _ => Withdrawn::Gone,
+    })
+}
+
+/// Forgets a withdrawn command: it was answered.
+pub fn forget(batch: &mut Batch<'_>, node: NodeId, id: &str) {
+    batch.call(redis::Cmd::hdel(keys::waiting(node), id));
+    batch.call(redis::Cmd::zrem(keys::EXPIRING, keys::expiring(node, id)));
+}
+
+/// Keeps the registration of a node that is parked for weeks.
+pub fn keep(batch: &mut Batch<'_>, node: NodeId) {
+    batch.call(redis::Cmd::expire(keys::meta(node), KEEP_NODE as i64));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_is_json() {
+        let handover = Handover {
+            batch: "17".into(),
+            texts: vec![r#"{"id":"a"}"#.into(), r#"{"id":"b"}"#.into()],
+            created: vec![1, 2],
+        };
+        let body: serde_json::Value = serde_json::from_slice(&handover.body()).unwrap();
+        assert_eq!(body, serde_json::json!({"batch": "17", "cmds": [{"id": "a"}, {"id": "b"}]}));
+    }
+}

@@ -1,0 +1,6 @@
+-- The ids that an acknowledgement of batch ARGV[1] covers. KEYS: queue, meta. What was never handed
+-- over cannot be acknowledged, whatever a node says.
+local handed = redis.call('HGET', KEYS[2], 'handed')
+if not handed then return {} end
+local upto = math.min(tonumber(handed), tonumber(ARGV[1]))
+return redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format('%.0f', upto))

@@ -1,0 +1,50 @@
+-- Adds commands to a node's queue. KEYS: queue, texts, meta. ARGV: this controller, now (ms), most
+-- commands that may wait, seconds to keep the keys, most commands and most bytes of one answer, then
+-- id and text of each.
+-- Answers {verdicts, holder, batch, text, text…}: a verdict is 1 (queued), 0 (waits already) or -1
+-- (no room); the holder is the controller that has the node's poll. When that is this controller, the
+-- batch is handed over with the answer.
+local verdicts, waiting = {}, redis.call('ZCARD', KEYS[1])
+local seq = tonumber(redis.call('HGET', KEYS[3], 'seq') or '0')
+-- Numbers follow the clock, so that they go up even when Redis has lost its data.
+local least = tonumber(ARGV[2]) * 1000
+if seq < least then seq = least end
+for i = 7, #ARGV, 2 do
+  if redis.call('ZSCORE', KEYS[1], ARGV[i]) then
+    verdicts[#verdicts + 1] = 0
+  elseif waiting >= tonumber(ARGV[3]) then
+    verdicts[#verdicts + 1] = -1
+  else
+    seq = seq + 1
+    redis.call('HSET', KEYS[2], ARGV[i], ARGV[i + 1])
+    redis.call('ZADD', KEYS[1], string.format('%.0f', seq), ARGV[i])
+    waiting = waiting + 1
+    verdicts[#verdicts + 1] = 1
+  end
+end
+redis.call('HSET', KEYS[3], 'seq', string.format('%.0f', seq))
+for i = 1, 3 do
+  if redis.call('TTL', KEYS[i]) < tonumber(ARGV[4]) then redis.call('EXPIRE', KEYS[i], ARGV[4]) end
+end
+local holder = redis.call('HGET', KEYS[3], 'ac') or ''
+local answer = {verdicts, holder}
+if holder ~= ARGV[1] or waiting == 0 then return answer end
+local ids = redis.call('ZRANGE', KEYS[1], 0, ARGV[5] - 1, 'WITHSCORES')
+local bytes, last = 0, '0'
+answer[3] = last
+for i = 1, #ids, 2 do
+  local text = redis.call('HGET', KEYS[2], ids[i])
+  if text then
+    if #answer > 3 and bytes + #text > tonumber(ARGV[6]) then break end
+    bytes = bytes + #text
+    answer[#answer + 1] = text
+    last = ids[i + 1]
+  else
+    redis.call('ZREM', KEYS[1], ids[i])
+  end
+end
+if #answer == 3 then return {verdicts, holder} end
+answer[3] = string.format('%.0f', tonumber(last))
+redis.call('HSET', KEYS[3], 'handed', answer[3], 'handed_at', ARGV[2])
+redis.call('HDEL', KEYS[3], 'ac')
+return answer

@@ -1,0 +1,11 @@
+-- Writes down a new job in the hash KEYS[1]: ARGV is its command, the time, its targets (JSON), the
+-- seconds to keep it, and then the nodes. Answers false when it is new, else the targets that it was
+-- written down with before: those stand.
+local known = redis.call('HMGET', KEYS[1], 'cmd', 'targets')
+if known[1] then return known[2] or '[]' end
+redis.call('HSET', KEYS[1], 'cmd', ARGV[1], 'created', ARGV[2], 'targets', ARGV[3])
+for i = 5, #ARGV do
+  redis.call('HSETNX', KEYS[1], ARGV[i], '{"state":"QUEUED"}')
+end
+redis.call('EXPIRE', KEYS[1], ARGV[4])
+return false

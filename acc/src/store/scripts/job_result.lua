@@ -1,0 +1,13 @@
+-- The result ARGV[2] of the node ARGV[1], in the hash of the job KEYS[1] when Redis still knows it.
+-- With ARGV[4] the node also leaves the list of targets: the controller answered for it.
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+if ARGV[4] == '1' then
+  local left = {}
+  for node in string.gmatch(redis.call('HGET', KEYS[1], 'targets') or '', '"([0-9:]+)"') do
+    if node ~= ARGV[1] then left[#left + 1] = '"' .. node .. '"' end
+  end
+  redis.call('HSET', KEYS[1], 'targets', '[' .. table.concat(left, ',') .. ']')
+end
+if redis.call('TTL', KEYS[1]) < tonumber(ARGV[3]) then redis.call('EXPIRE', KEYS[1], ARGV[3]) end
+return 1

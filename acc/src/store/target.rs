@@ -1,0 +1,190 @@
+//! What `-r` says: one server, a cluster, or a group that Sentinels watch. Pure.
+//!
+//! Owns: the reading of `host:port` and of URLs, and what may be logged of them (never a password).
+//! Does not own: connecting (`conn`).
+
+use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo};
+use std::fmt;
+
+/// Where Redis is.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// What kind of service it is.
+    pub kind: Kind,
+    /// The servers that are named: the one, some of the cluster's, or the Sentinels.
+    pub servers: Vec<ConnectionInfo>,
+}
+
+/// What kind of Redis service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// One server.
+    Single,
+    /// A Redis Cluster, known by some of its servers.
+    Cluster,
+    /// The group of this name, found through Sentinels.
+    Sentinel(String),
+}
+
+impl Target {
+    /// Reads `host:port`, a URL, or several of either split by commas (a cluster);
+    /// `sentinel://[user:pw@]host:port,…/group[/db]` names Sentinels.
+    pub fn parse(text: &str) -> Result<Target, String> {
+        let text = text.trim();
+        if text.is_empty() {
+            return Err("no Redis address".into());
+        }
+        if let Some(rest) = text.strip_prefix("sentinel://") {
+            return sentinel(rest);
+        }
+        let mut parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+        let first = parts.next().ok_or("no Redis address")?;
+        let mut servers = vec![server(first)?];
+        for part in parts {
+            let mut info = server(part)?;
+            if !part.contains("://") {
+                // `redis://user:pw@a:1,b:2`: scheme, user and password hold for all that follow.
+                let addr = match (servers[0].addr(), info.addr()) {
+                    (ConnectionAddr::TcpTls { .. }, ConnectionAddr::Tcp(host, port)) => {
+                        ConnectionAddr::TcpTls { host: host.clone(), port: *port, insecure: false, tls_params: None }
+                    }
+                    (_, addr) => addr.clone(),
+                };
+                info = info.set_addr(addr).set_redis_settings(servers[0].redis_settings().clone());
+            }
+            servers.push(info);
+        }
+        let kind = if servers.len() > 1 { Kind::Cluster } else { Kind::Single };
+        if kind == Kind::Cluster && servers.iter().any(|s| matches!(s.addr(), ConnectionAddr::Unix(_))) {
+            return Err("several Redis addresses are a cluster, and a cluster has no Unix sockets".into());
+        }
+        Ok(Target { kind, servers })
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.kind {
+            Kind::Single => {}
+            Kind::Cluster => f.write_str("cluster ")?,
+            Kind::Sentinel(group) => write!(f, "group {group} of sentinels ")?,
+        }
+        for (i, server) in self.servers.iter().enumerate() {
+            if i > 0 {
+                f.write_str(", ")?;
+            }
+            match server.addr() {
+                ConnectionAddr::Unix(path) => write!(f, "unix://{}", path.display())?,
+                ConnectionAddr::TcpTls { host, port, .. } => write!(f, "rediss://{host}:{port}")?,
+                other => write!(f, "{other}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+fn server(text: &str) -> Result<ConnectionInfo, String> {
+    let hint = || "give host:port, redis://user:pw@host:port/db, rediss://... or unix:///path".to_owned();
+    let url = if text.contains("://") { text.to_owned() } else { format!("redis://{text}") };
+    let url = match url.split_once('?') {
+        // The Python client's spelling of the same two settings.
+        Some((path, query)) if url.starts_with("unix:") => {
+            let query: Vec<String> = query
+                .split('&')
+                .map(|pair| pair.replacen("password=", "pass=", 1).replacen("username=", "user=", 1))
+                .collect();
+            format!("{path}?{}", query.join("&"))
+        }
+        _ => url,
+    };
+    // The library's error may quote the URL, and with it a password: it is not passed on.
+    let info = url.as_str().into_connection_info().map_err(|_| format!("this is no Redis address: {}", hint()))?;
+    Ok(quiet(info))
+}
+
+/// Without the greeting that names the library: a user with few rights may not send it.
+fn quiet(info: ConnectionInfo) -> ConnectionInfo {
+    let redis = info.redis_settings().clone().set_skip_set_lib_name();
+    let tcp = info.tcp_settings().clone().set_nodelay(true);
+    info.set_redis_settings(redis).set_tcp_settings(tcp)
+}
+
+fn sentinel(rest: &str) -> Result<Target, String> {
+    let (login, rest) = match rest.rsplit_once('@') {
+        Some((login, rest)) => (Some(login), rest),
+        None => (None, rest),
+    };
+    let (hosts, path) =
+        rest.split_once('/').ok_or("a sentinel address names its group: sentinel://host:26379,host:26379/mymaster")?;
+    let (group, db) = path.split_once('/').unwrap_or((path, ""));
+    if group.is_empty() {
+        return Err("a sentinel address names its group: sentinel://host:26379,host:26379/mymaster".into());
+    }
+    let db = if db.is_empty() { 0 } else { db.parse().map_err(|_| format!("'{db}' is no database number"))? };
+    let mut settings = RedisConnectionInfo::default().set_db(db).set_skip_set_lib_name();
+    if let Some(login) = login {
+        // Read by the URL parser, for its percent decoding.
+        let parsed = server(&format!("redis://{login}@localhost"))?;
+        if let Some(user) = parsed.redis_settings().username() {
+            settings = settings.set_username(user);
+        }
+        if let Some(password) = parsed.redis_settings().password() {
+            settings = settings.set_password(password);
+        }
+    }
+    let mut servers = Vec::new();
+    for host in hosts.split(',').map(str::trim).filter(|host| !host.is_empty()) {
+        let host = if host.contains(':') { host.to_owned() } else { format!("{host}:26379") };
+        servers.push(server(&host)?.set_redis_settings(settings.clone()));
+    }
+    if servers.is_empty() {
+        return Err("a sentinel address names at least one host".into());
+    }
+    Ok(Target { kind: Kind::Sentinel(group.to_owned()), servers })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(text: &str, kind: Kind, shown: &str) -> Target {
+        let target = Target::parse(text).unwrap();
+        assert_eq!((&target.kind, target.to_string().as_str()), (&kind, shown), "{text}");
+        target
+    }
+
+    #[test]
+    fn every_spelling() {
+        check("localhost:6379", Kind::Single, "localhost:6379");
+        check("db.example", Kind::Single, "db.example:6379");
+        check("rediss://u:p@h:1/2", Kind::Single, "rediss://h:1");
+        check("[::1]:7", Kind::Single, "::1:7");
+        let one = check("redis://me:se%3Acret@h:1/3", Kind::Single, "h:1");
+        let settings = one.servers[0].redis_settings();
+        assert_eq!((settings.username(), settings.password(), settings.db()), (Some("me"), Some("se:cret"), 3));
+        let unix = check("unix:///run/r.sock?db=1&password=x&username=y", Kind::Single, "unix:///run/r.sock");
+        let settings = unix.servers[0].redis_settings();
+        assert_eq!((settings.username(), settings.password(), settings.db()), (Some("y"), Some("x"), 1));
+        let cluster = check("rediss://:pw@a:1,b:2", Kind::Cluster, "cluster rediss://a:1, rediss://b:2");
+        assert_eq!(cluster.servers[1].redis_settings().password(), Some("pw"));
+        let group = check(
+            "sentinel://:pw@s1,s2:5/main/4",
+            Kind::Sentinel("main".into()),
+            "group main of sentinels s1:26379, s2:5",
+        );
+        assert_eq!(group.servers[0].redis_settings().password(), Some("pw"));
+        assert_eq!(group.servers[0].redis_settings().db(), 4);
+    }
+
+    #[test]
+    fn other_texts_say_what_is_wanted_and_hide_passwords() {
+        for bad in
+            ["", ",", "http://x", "redis://", "host:port", "redis://:geheim@h:x", "sentinel://h", "a:1,unix:///x"]
+        {
+            let error = Target::parse(bad).unwrap_err();
+            assert!(!error.contains("geheim"), "{error}");
+            assert!(!error.is_empty());
+        }
+    }
+}

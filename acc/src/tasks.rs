@@ -1,0 +1,135 @@
+//! `jsacc enroll`, `revoke`, `rotate`, `token`: one thing, then the end.
+//!
+//! Owns: the files that a new node gets, and what is printed. Does not own: credentials (identity).
+
+use crate::cli::Task;
+use crate::config::Config;
+use crate::context::{self, Context};
+use crate::daemon::{prepare, redis_fault};
+use crate::identity::{self, Credentials, dates, enrolment::Enrolment, secret};
+use crate::store::nodes;
+use anyhow::Context as _;
+use jscommon::NodeId;
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+/// Does `task` and says what was done.
+pub fn run(config: &Config, task: Task) -> anyhow::Result<String> {
+    let context = prepare(config.clone())?;
+    match task {
+        Task::Enroll { node, url, out } => enroll(&context, node, url, out),
+        Task::Revoke(node) => revoke(&context, node),
+        Task::Rotate => rotate(&context),
+        Task::Token { uses, ttl } => token(&context, uses, ttl),
+    }
+}
+
+fn enroll(context: &Context, node: NodeId, url: Option<String>, out: Option<PathBuf>) -> anyhow::Result<String> {
+    let config = &context.config;
+    let out = out.unwrap_or_else(|| PathBuf::from(format!("node-{}-{}", node.gid, node.nid)));
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&out)
+        .with_context(|| format!("the folder {} cannot be made", out.display()))?;
+    let out = fs::canonicalize(&out).with_context(|| format!("the folder {} cannot be read", out.display()))?;
+    // Newer than a revocation, where Redis can be asked for one; it need not run for this.
+    let revoked = context.pool.with(nodes::revoked).unwrap_or_default();
+    let issued = context::local_ms().max(revoked.get(&node).map_or(0, |until| until + 1));
+    let secrets = context.identity.secrets()?;
+    let credentials = context.identity.issue(config, &secrets, node, issued)?;
+    let local = url.is_none();
+    let url = url.unwrap_or_else(|| {
+        let scheme = if config.insecure_http { "http" } else { "https" };
+        format!("{scheme}://localhost:{}", config.port)
+    });
+    write_node(&out, node, &url, &credentials)?;
+    let mut said = format!("node {node} is enrolled: start it with  jsagent -c {}\n", out.join("agent.toml").display());
+    if local {
+        said += &format!("it looks for the controller at {url}; give --url for a node on another machine\n");
+    }
+    Ok(said)
+}
+
+/// The files of one node, in `out` (an absolute path).
+fn write_node(out: &Path, node: NodeId, url: &str, credentials: &Credentials) -> anyhow::Result<()> {
+    let file = |name: &str| out.join(name);
+    identity::write(&file("token"), format!("{}\n", credentials.token).as_bytes(), 0o600)?;
+    identity::write(&file("ca.pem"), credentials.ca.as_bytes(), 0o644)?;
+    identity::write(&file("client.pem"), credentials.client_cert.as_bytes(), 0o644)?;
+    identity::write(&file("client.key"), credentials.client_key.as_bytes(), 0o600)?;
+    identity::write(&file("agent.toml"), agent_toml(out, node, url).as_bytes(), 0o644)
+}
+
+fn agent_toml(out: &Path, node: NodeId, url: &str) -> String {
+    // JSON's strings are TOML's too.
+    let quoted = |text: &str| serde_json::Value::from(text).to_string();
+    let path = |name: &str| quoted(&out.join(name).to_string_lossy());
+    format!(
+        "[main]\ngid = {}\nnid = {}\nroles = []\ndata_dir = {}\n\n[controllers.main]\nurl = {}\ntoken_file = {}\n\
+         ca = {}\nclient_cert = {}\nclient_key = {}\n",
+        node.gid,
+        node.nid,
+        path("data"),
+        quoted(url),
+        path("token"),
+        path("ca.pem"),
+        path("client.pem"),
+        path("client.key"),
+    )
+}
+
+fn revoke(context: &Context, node: NodeId) -> anyhow::Result<String> {
+    let until = context::local_ms();
+    context.pool.with(|conn| nodes::revoke(conn, node, until)).map_err(|e| redis_fault(&context.config, &e))?;
+    Ok(format!(
+        "every controller of this Redis refuses within seconds what node {node} holds that was issued until {}\n\
+         `jsacc enroll {} {}` gives it new credentials\n",
+        dates::shown(until),
+        node.gid,
+        node.nid
+    ))
+}
+
+fn rotate(context: &Context) -> anyhow::Result<String> {
+    let now = context::local_ms();
+    let secrets = context.identity.rotate(now, |fingerprint| {
+        context
+            .pool
+            .with(|conn| nodes::set_fingerprint(conn, fingerprint))
+            .map_err(|e| redis_fault(&context.config, &e).context("nothing was changed"))
+    })?;
+    let until = secrets.previous.as_ref().map_or(now, |(_, until)| *until);
+    Ok(format!(
+        "a new node secret lies in {}; the old one holds until {}\n\
+         nodes fetch new tokens by themselves; controllers on other machines need this state directory now\n",
+        context.identity.secret_file().display(),
+        dates::shown(until)
+    ))
+}
+
+fn token(context: &Context, uses: u64, ttl: u64) -> anyhow::Result<String> {
+    let id: String = secret::random(8)?.iter().map(|byte| format!("{byte:02x}")).collect();
+    let enrolment = Enrolment {
+        id,
+        uses,
+        expires: context::local_ms() + ttl * 1000,
+        fingerprint: context.identity.fingerprint(&context.config)?,
+    };
+    Ok(format!("{}\n", enrolment.sign(&context.identity.secrets()?.current)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_for_the_agent() {
+        let text = agent_toml(Path::new("/x/\"y\""), NodeId { gid: 1, nid: 10 }, "https://h:1");
+        let table: toml::Table = toml::from_str(&text).unwrap();
+        assert_eq!(table["main"]["nid"].as_integer(), Some(10));
+        assert_eq!(table["main"]["data_dir"].as_str(), Some("/x/\"y\"/data"));
+        assert_eq!(table["controllers"]["main"]["token_file"].as_str(), Some("/x/\"y\"/token"));
+    }
+}

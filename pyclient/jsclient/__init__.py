@@ -8,23 +8,29 @@
         print(result.node, result.stdout)
 """
 
-from .client import Client, Targeted
-from .errors import (
-    Error,
-    FleetFailed,
-    Gone,
-    JobFailed,
-    NobodyMatched,
-    NoController,
-    Unavailable,
-    Undecodable,
-    UsageError,
-    WaitTimeout,
-)
-from .fleet import Fleet
-from .job import Job
-from .nodes import Node
-from .wire import Command, JobInfo, NodeId, Record, Result
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .client import Client, Targeted
+    from .errors import (
+        Error,
+        FleetFailed,
+        Gone,
+        JobFailed,
+        NobodyMatched,
+        NoController,
+        Unavailable,
+        Undecodable,
+        UsageError,
+        WaitTimeout,
+    )
+    from .fleet import Fleet
+    from .job import Job
+    from .nodes import Node
+    from .wire import Command, JobInfo, NodeId, Record, Result
 
 __version__ = "0.1.0"
 
@@ -50,3 +56,22 @@ __all__ = [
     "UsageError",
     "WaitTimeout",
 ]
+
+_HOMES = {
+    "client": ("Client", "Targeted"),
+    "fleet": ("Fleet",),
+    "job": ("Job",),
+    "nodes": ("Node",),
+    "wire": ("Command", "JobInfo", "NodeId", "Record", "Result"),
+}
+
+
+def __getattr__(name: str) -> object:
+    # Each name is imported when it is first used: `jsctl --help` and a script that only needs the errors
+    # need not wait for everything else.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = next((module for module, names in _HOMES.items() if name in names), "errors")
+    value = getattr(importlib.import_module(f".{home}", __name__), name)
+    globals()[name] = value
+    return value

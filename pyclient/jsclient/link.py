@@ -9,7 +9,7 @@ the callers look into the job's hash when a read was cut off.
 from __future__ import annotations
 
 import threading
-from typing import Any, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 from urllib.parse import urlsplit
 
 from .errors import Error, Unavailable, UsageError
@@ -128,7 +128,7 @@ class Link:
                 raise self._translated(e) from e
             done = False
             try:
-                connection.send_packed_command(connection.pack_commands(chunk))
+                connection.send_packed_command([_packed(chunk)])
                 answers = [connection.read_response() for _ in chunk]
                 done = True
             except (self._errors, OSError) as e:
@@ -177,6 +177,21 @@ def _plain(reason: str) -> str:
     if head.startswith("Error ") and dot and tail:
         return tail.rstrip(".").lower()
     return reason.rstrip(".")
+
+
+def _packed(commands: Sequence[Sequence[Any]]) -> bytes:
+    # redis-py's own packing costs more than Redis' answer when ten thousand keys are read.
+    words: Dict[Any, bytes] = {}
+    out: List[bytes] = []
+    for command in commands:
+        out.append(b"*%d\r\n" % len(command))
+        for word in command:
+            packed = words.get(word)
+            if packed is None:
+                raw = word if isinstance(word, bytes) else str(word).encode()
+                packed = words[word] = b"$%d\r\n%b\r\n" % (len(raw), raw)
+            out.append(packed)
+    return b"".join(out)
 
 
 def _chunks(items: Sequence[Sequence[Any]], size: int) -> Iterator[Sequence[Sequence[Any]]]:

@@ -98,9 +98,15 @@ def load(link: Link, only: Optional[Iterable[NodeId]] = None, fields: Sequence[s
     asked = [("HMGET", wire.agent_hash(node), *fields) for node, _ in seen] if fields else []
     known: List[List[Optional[bytes]]] = link.bulk(asked) or [[] for _ in seen]
     out = []
+    roles: Dict[Optional[bytes], Tuple[str, ...]] = {}  # thousands of nodes have the same few sets
     for (node, last_seen), values in zip(seen, known):
         facts: Dict[str, Any] = {}
         for name, value in zip(fields, values):
-            facts[name] = parse_roles(value) if name == "roles" else wire.text(value)
+            if name != "roles":
+                facts[name] = value.decode("utf-8", "replace") if value else ""
+            elif value in roles:
+                facts[name] = roles[value]
+            else:
+                facts[name] = roles[value] = parse_roles(value)
         out.append(Node(node.gid, node.nid, last_seen=last_seen, age=max(0.0, (now - last_seen) / 1000), **facts))
     return out

@@ -6,11 +6,9 @@ import re
 from dataclasses import dataclass
 from typing import Iterable, List, Optional, Sequence, Tuple, Union
 
-from .errors import UsageError
+from .errors import TARGETS, UsageError
 from .nodes import Node
 from .wire import NodeId
-
-HELP = "1.10  1.10,1.11  1.*  @web  @web,db (nodes that have all of these roles)  all"
 
 _NODE = re.compile(r"([1-9][0-9]{0,9})[.:]([1-9][0-9]{0,9})\Z")
 _GRID = re.compile(r"([1-9][0-9]{0,9})[.:]\*\Z")
@@ -62,7 +60,7 @@ def parse(text: Union[str, NodeId, Target]) -> Target:
     if isinstance(text, tuple) and len(text) == 2:
         text = f"{text[0]}.{text[1]}"
     if not isinstance(text, str) or not text.strip():
-        raise UsageError(f"the target is empty; it may be: {HELP}")
+        raise UsageError(f"the target is empty; it may be: {TARGETS}")
     nodes: List[NodeId] = []
     grids: List[int] = []
     roles: List[str] = []
@@ -88,9 +86,9 @@ def parse(text: Union[str, NodeId, Target]) -> Target:
             # "@web,db": the names after a role are roles too.
             roles.append(part)
         else:
-            raise UsageError(f"{part or text!r} is no target; it may be: {HELP}")
+            raise UsageError(f"{part or text!r} is no target; it may be: {TARGETS}")
     if roles and (nodes or grids or everyone):
-        raise UsageError(f"{text}: roles and nodes do not mix in one target; it may be: {HELP}")
+        raise UsageError(f"{text}: roles and nodes do not mix in one target; it may be: {TARGETS}")
     if "*" in roles:
         everyone, roles = True, []
     return Target(text, tuple(dict.fromkeys(nodes)), tuple(dict.fromkeys(grids)), tuple(dict.fromkeys(roles)), everyone)

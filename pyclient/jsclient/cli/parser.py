@@ -7,8 +7,7 @@ import os
 from typing import Any, List, NoReturn, Optional
 
 from .. import __version__
-from ..errors import UsageError
-from ..target import HELP as TARGETS
+from ..errors import TARGETS, UsageError
 
 EXIT_CODES = """exit codes:
   0  all OK

@@ -18,16 +18,16 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Columns of equal width, two spaces between them; numbers to the right."""
     cells = [[_cell(value) for value in row] for row in rows]
-    widths = [max([len(h), *(len(row[i]) for row in cells)]) for i, h in enumerate(head)]
-    right = [bool(cells) and all(_is_number(row[i]) for row in cells) for i in range(len(head))]
-    lines = []
-    for row in [list(head), *cells]:
-        parts = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right)]
-        lines.append("  ".join(parts).rstrip())
-    return "\n".join(lines)
+    columns = list(zip(*cells)) if cells else [()] * len(head)
+    widths = [max([len(h), *map(len, column)]) for h, column in zip(head, columns)]
+    right = [bool(column) and all(map(_is_number, column)) for column in columns]
+    form = "  ".join(f"{{:{'>' if r else '<'}{w}}}" for w, r in zip(widths, right))
+    return "\n".join(form.format(*row).rstrip() for row in [list(head), *cells])
 
 
 def _cell(value: object) -> str:
+    if type(value) is str and value and value.isprintable():
+        return value
     if value is None or value == "":
         return "-"
     if isinstance(value, float):

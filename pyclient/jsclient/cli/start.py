@@ -41,6 +41,12 @@ def run(argv: List[str]) -> int:
         # Whoever read our output has seen enough (`| head`). Without this, Python complains once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+    except Exception as e:
+        # A fault of this program. People get a sentence all the same; who mends it sets JSCTL_DEBUG.
+        if os.environ.get("JSCTL_DEBUG"):
+            raise
+        say(f"jsctl: a fault of jsctl itself: {type(e).__name__}: {e} (JSCTL_DEBUG=1 shows where)")
+        return FAILED
     except SystemExit as e:
         return e.code if isinstance(e.code, int) else FAILED
 

@@ -41,6 +41,7 @@ class Client:
         self.link = Link(url, **options)
         self.timeout = timeout
         self._by = by
+        self._user: Optional[str] = None
         self._beat = -_TRUST_SECONDS
         self._beat_lock = threading.Lock()
 
@@ -281,7 +282,7 @@ class Client:
         source: Optional[str] = None,
         function: Optional[Callable[..., Any]] = None,
         language: Optional[str] = None,
-        data: Data = "",
+        data: Any = "",
         **options: Any,
     ) -> Fleet:
         """Runs a script (`path`, `source`) or a Python function of yours on every node of a target.
@@ -427,9 +428,20 @@ class Client:
         for command in commands:
             command.created = now
             command.by = command.by or self.by
+            command.user = command.user or self.user
             texts.append(command.to_json())
         for start in range(0, len(texts), 500):
             self.link.call("LPUSH", wire.QUEUE, *texts[start : start + 500])
+
+    @property
+    def user(self) -> str:
+        """Our user in Redis, where it tells."""
+        if self._user is None:
+            try:
+                self._user = wire.text(self.link.call("ACL", "WHOAMI"))
+            except Error:
+                self._user = ""
+        return self._user
 
     def select(self, who: Target, but: Sequence[Target] = ()) -> Selection:
         """Whom a target means now."""
@@ -606,7 +618,7 @@ class Targeted:
         source: Optional[str] = None,
         function: Optional[Callable[..., Any]] = None,
         language: Optional[str] = None,
-        data: Data = "",
+        data: Any = "",
         **options: Any,
     ) -> Fleet:
         """Runs a script or a function on each; see `Client.run_script`."""
@@ -647,6 +659,54 @@ class Targeted:
     def processes(self, domain: str = "", name: str = "", **options: Any) -> Fleet:
         """Asks each for its running jobs."""
         return self.start(verbs.processes(domain, name), **options)
+
+    def follow(
+        self,
+        *,
+        job: str = "",
+        levels: Optional[Levels] = None,
+        since: Optional[int] = None,
+        until: Optional[Callable[[], bool]] = None,
+        on_error: Optional[Callable[[Result], None]] = None,
+        slowest: float = 2.0,
+    ) -> Iterator[Record]:
+        """The records of all of them as they are written, without end, or until `until()` is true.
+
+        Without `since` (milliseconds) and `job` it begins with what is written from now on. Nodes are asked
+        four times a second while they write, and every `slowest` seconds while they do not. `on_error`
+        takes the answers of nodes that could not give their records.
+        """
+        nodes = self.select().live
+        if not nodes:
+            raise NobodyMatched(self.nobody(self.select()))
+        if since is None and not job:
+            # Clocks differ a little; the records of the last seconds are better shown than missed.
+            since = int((time.time() - 5) * 1000)
+        after: Dict[NodeId, int] = {}
+        pause = 0.25
+        while True:
+            # Asked before the records are: what was written before the end is then among them.
+            over = until() if until else False
+            asked = {n: verbs.messages(job, since=since, levels=levels, after=after.get(n)) for n in nodes}
+            fresh: List[Record] = []
+            full = False
+            for result in Fleet.each(self._client, asked, keep=False).stream(10.0):
+                if not result.ok:
+                    if on_error:
+                        on_error(result)
+                    continue
+                records = [Record.from_dict(raw, result.node) for raw in _list(result.value)]
+                if records:
+                    after[result.node] = records[-1].id
+                    full = full or len(records) >= 1000
+                    fresh.extend(records)
+            fresh.sort(key=lambda record: record.epoch)
+            yield from fresh
+            if over and not full:
+                return
+            pause = 0.25 if fresh else min(pause * 1.5, max(slowest, 0.25))
+            if not full:
+                time.sleep(pause)
 
     def kill(self, job_id: str, **options: Any) -> Fleet:
         """Ends a job on each."""

@@ -7,7 +7,8 @@ import inspect
 import os
 import textwrap
 from dataclasses import dataclass
-from typing import Any, Callable, Optional
+from types import CodeType
+from typing import Any, Callable, Optional, Set
 
 from . import wire
 from .errors import UsageError
@@ -82,6 +83,16 @@ def check_python(source: bytes, name: str) -> None:
         raise UsageError(f"{name}: {e}") from None
 
 
+def _globals(code: CodeType) -> Set[str]:
+    import dis
+
+    found = {str(step.argval) for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL"}
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            found |= _globals(inner)
+    return found
+
+
 def of_function(function: Callable[..., Any]) -> str:
     """The source of a plain function, with `action` naming it, so that the node calls it with the data."""
     name = getattr(function, "__name__", "")
@@ -91,8 +102,7 @@ def of_function(function: Callable[..., Any]) -> str:
         names = ", ".join(function.__code__.co_freevars)
         raise UsageError(f"{name} uses {names} from around it, which the node does not have: pass it as data")
     # The node gives every script its own log, stat and result.
-    around = sorted(inspect.getclosurevars(function).globals)
-    around = [used for used in around if used not in (name, "log", "stat", "result")]
+    around = sorted(_globals(function.__code__) & set(function.__globals__) - {name, "log", "stat", "result"})
     if around:
         raise UsageError(f"{name} uses {', '.join(around)} from outside: import or define it inside the function")
     try:

@@ -67,14 +67,14 @@ def execute(
     return raw("execute", fields, data)
 
 
-def script(language: str, sha256: str, *, data: Data = "", **common: Any) -> Verb:
-    """A script that the script store holds."""
-    return raw(f"execute_js_{language}", {**_common(common), "hash": sha256}, data)
+def script(language: str, sha256: str, *, data: Any = "", **common: Any) -> Verb:
+    """A script that the script store holds; `data` may be anything that JSON can hold."""
+    return raw(f"execute_js_{language}", {**_common(common), "hash": sha256}, _json(data))
 
 
-def installed_script(language: str, domain: str, name: str, *, data: Data = "", **common: Any) -> Verb:
+def installed_script(language: str, domain: str, name: str, *, data: Any = "", **common: Any) -> Verb:
     """A script that lies on the node, below its jumpscript folder."""
-    return raw(f"execute_js_{language}", {**_common(common), "domain": domain, "name": name}, data)
+    return raw(f"execute_js_{language}", {**_common(common), "domain": domain, "name": name}, _json(data))
 
 
 def ping() -> Verb:
@@ -186,6 +186,18 @@ def _common(common: Mapping[str, Any]) -> Dict[str, Any]:
     if unknown:
         raise UsageError(f"no such argument: {', '.join(unknown)}")
     return {key: value for key, value in common.items() if value is not None}
+
+
+def _json(data: Any) -> Data:
+    """A list, a number… as the JSON that an action gets as its argument; text stays as it is."""
+    if data is None:
+        return ""
+    if isinstance(data, (str, bytes, Mapping)):
+        return data
+    try:
+        return wire.dumps(data)
+    except (TypeError, ValueError) as e:
+        raise UsageError(f"data must be what JSON can hold: {e}") from None
 
 
 def _given(**fields: Any) -> Dict[str, Any]:

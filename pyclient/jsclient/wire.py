@@ -38,7 +38,7 @@ FINAL_STATES = frozenset({"OK", "ERROR", "TIMEOUT", "KILLED"})
 #: The arguments that every process-like command takes beside its own (contract 7).
 COMMON_ARGS = frozenset(
     "domain name max_time max_restart recurring_period loglevels loglevels_db loglevels_ac stats_interval queue"
-    " user stop_signal stop_timeout rlimits nice secret workingdir env".split()
+    " user stop_signal stop_timeout rlimits nice secret workingdir env args".split()
 )
 
 _JOB_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
@@ -141,6 +141,7 @@ class Command:
     expires: int = 0
     id: str = field(default_factory=new_id)
     by: str = ""
+    user: str = ""
     created: int = 0
 
     def to_json(self) -> str:
@@ -163,6 +164,8 @@ class Command:
         }
         if self.by:
             fields["by"] = self.by
+        if self.user:
+            fields["user"] = self.user
         if self.created:
             fields["created"] = self.created
         try:

@@ -122,8 +122,8 @@ class Fake:
         self._redis.hset(f"jsacc:job:{job}", mapping=fields)
         self._redis.lpush("jsacc:jobs", job)
         self._redis.lpush("jsacc:audit", json.dumps({
-            "id": job, "cmd": command["cmd"], "what": command["cmd"], "by": command.get("by"), "redis_user": "",
-            "targets": json.loads(targets)[:20], "count": len(nodes), "epoch": now()}))
+            "id": job, "cmd": command["cmd"], "args": command["args"], "by": command.get("by"),
+            "user": command.get("user"), "targets": json.loads(targets)[:20], "count": len(nodes), "time": now()}))
         if not nodes:
             self._finish((command["gid"], 0), command, {"state": "ERROR", "data": "no live node has these roles"})
         for node in nodes:

@@ -204,8 +204,8 @@ def test_nodes_and_history(jsctl: Jsctl, fake: Fake, raw: Any) -> None:
     assert "2 ERROR" in ran.out and "1.1, 1.2" in ran.out
     ran = jsctl("audit")
     assert "alice" in ran.out and "2 ERROR" in ran.out
-    raw.lpush("jsacc:events", '{"name": "startup", "gid": 1, "nid": 1, "epoch": 5, "data": {"a": 1}}')
-    raw.lpush("jsacc:rejected", '{"reason": "not JSON", "epoch": 5, "text": "boo"}')
+    raw.lpush("jsacc:events", '{"name": "startup", "gid": 1, "nid": 1, "time": 5, "data": {"a": 1}}')
+    raw.lpush("jsacc:rejected", '{"reason": "not JSON", "time": 5, "command": "boo"}')
     raw.hset("jsacc:stats:1:1", mapping={"1.1.d.n.k": "[1.5, 1766385000]", "1.1.e.n.k": "[2, 1766385000]"})
     assert "startup" in jsctl("events").out and "boo" in jsctl("rejected").out
     assert "d.n.k" in jsctl("stats", "1.1").out and "e.n.k" not in jsctl("stats", "1.1", "d.n").out

@@ -9,9 +9,8 @@ import time
 from typing import Dict, Iterator, List
 
 from .. import verbs, wire
-from ..client import Client
+from ..client import Client, Targeted
 from ..errors import FAILED, OK, Error, Gone, NobodyMatched, UsageError
-from ..fleet import Fleet
 from ..wire import NodeId, Record
 from . import render
 from .start import say
@@ -41,7 +40,7 @@ def logs(args: argparse.Namespace) -> int:
             return _delete(client, args, nodes)
         many = len(nodes) > 1
         if args.follow:
-            return _follow(client, args, nodes)
+            return _follow(client, args, targeted, many)
         failed: List[NodeId] = []
         streams = [_stream(client, node, args, failed) for node in nodes]
         items = []
@@ -65,40 +64,18 @@ def _stream(client: Client, node: NodeId, args: argparse.Namespace, failed: List
         say(f"jsctl: {node}: {e}")
 
 
-def _follow(client: Client, args: argparse.Namespace, nodes: List[NodeId]) -> int:
-    """Asks all nodes at once for what is new, more seldom while nothing is."""
-    since = args.since
-    if since is None and not args.job:
-        since = int(time.time() * 1000) - 10_000
-    after: Dict[NodeId, int] = {}
-    pause = 0.25
+def _follow(client: Client, args: argparse.Namespace, targeted: Targeted, many: bool) -> int:
+    until = (lambda: _ended(client, args.job)) if args.job else None
+    records = targeted.follow(
+        job=args.job, levels=args.levels, since=args.since, until=until,
+        on_error=lambda result: say(f"jsctl: {result.sentence()}"),
+    )
     try:
-        while True:
-            ended = bool(args.job) and _ended(client, args.job)
-            asked = {
-                n: verbs.messages(args.job, since=since, until=args.until, levels=args.levels, after=after.get(n))
-                for n in nodes
-            }
-            fresh: List[Record] = []
-            full = False
-            for result in Fleet.each(client, asked).stream(10.0):
-                if not result.ok:
-                    say(f"jsctl: {result.sentence()}")
-                    continue
-                records = [Record.from_dict(raw, result.node) for raw in result.value]
-                if records:
-                    after[result.node] = records[-1].id
-                    full = full or len(records) >= 1000
-                    fresh.extend(records)
-            for record in sorted(fresh, key=lambda r: r.epoch):
-                _print(record, args, len(nodes) > 1)
-            if ended and not full:
-                return OK
-            pause = 0.25 if fresh else min(pause * 1.5, 2.0)
-            if not full:
-                time.sleep(pause)
+        for record in records:
+            _print(record, args, many)
     except KeyboardInterrupt:
-        return OK
+        pass
+    return OK
 
 
 def _ended(client: Client, job_id: str) -> bool:

@@ -117,8 +117,8 @@ def audit(args: argparse.Namespace) -> int:
         return OK
     rows = []
     for e in found:
-        by = "/".join(str(e[k]) for k in ("by", "redis_user") if e.get(k))
-        what = e.get("what") or e.get("cmd", "")
+        by = "/".join(str(e[k]) for k in ("by", "user") if e.get(k) not in (None, "", "default"))
+        what = asked(e)
         targets = [str(t).replace(":", ".") for t in e.get("targets") or []]
         count = e.get("count") or len(targets)
         who = ",".join(targets[:3]) + (f" and {count - 3} more" if count > 3 else "")
@@ -134,7 +134,7 @@ def rejected(args: argparse.Namespace) -> int:
         found = client.rejected(args.limit)
     if _json(args, found):
         return OK
-    rows = [(render.moment(_when(e)), e.get("reason", ""), str(e.get("text", ""))[:80]) for e in found]
+    rows = [(render.moment(_when(e)), e.get("reason", ""), str(e.get("command", e.get("text", "")))[:80]) for e in found]
     print(render.table(("TIME", "REASON", "TEXT"), rows))
     return OK
 

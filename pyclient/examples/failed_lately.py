@@ -1,0 +1,27 @@
+"""What failed lately, and where: the last jobs by what they ran.
+
+    python failed_lately.py 1000
+"""
+
+import os
+import sys
+from collections import defaultdict
+
+from jsclient import Client
+
+
+def main(count: str = "1000") -> int:
+    failed = defaultdict(list)
+    with Client(os.environ.get("JSCTL_REDIS", "redis://localhost:6379")) as client:
+        for job in client.jobs(int(count)):
+            for node, result in job.results.items():
+                if not result.ok:
+                    failed[str(result.args.get("cmd") or result.cmd)].append((node, result))
+    for what, results in sorted(failed.items(), key=lambda item: -len(item[1])):
+        nodes = sorted({str(node) for node, _ in results})
+        print(f"{len(results):>4}  {what}  on {', '.join(nodes)}: {results[0][1].sentence()}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

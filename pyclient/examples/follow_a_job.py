@@ -1,0 +1,26 @@
+"""Starts a long job, shows what it writes while it runs, and ends it with Ctrl-C.
+
+    python follow_a_job.py 1.1 -- make -C /src
+"""
+
+import os
+import sys
+
+from jsclient import Client
+
+
+def main(node: str, *words: str) -> int:
+    program, *args = words[1:] if words[0] == "--" else words
+    gid, nid = map(int, node.split("."))
+    with Client(os.environ.get("JSCTL_REDIS", "redis://localhost:6379")) as client:
+        job = client.execute(gid, nid, program, args)
+        try:
+            for record in job.logs(levels="1-9", follow=True):
+                print(record.data)
+        except KeyboardInterrupt:
+            job.kill()
+        return job.wait(30).code
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,23 @@
+"""Ends every job that uses more than so much of a core, after telling which.
+
+    python kill_runaways.py all 95
+"""
+
+import os
+import sys
+
+from jsclient import Client
+
+
+def main(target: str = "all", limit: str = "95") -> int:
+    with Client(os.environ.get("JSCTL_REDIS", "redis://localhost:6379")) as client:
+        for result in client.target(target).processes():
+            for entry in result.value if result.ok else []:
+                if entry["cpu"] > float(limit):
+                    print(f"{result.node}: ending {entry['id']} ({entry['cpu']:.0f}% cpu)")
+                    client.kill(*result.node, entry["id"])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,25 @@
+"""Writes a file to nodes, and reloads the service only where the file was another.
+
+    python push_config.py @web ./nginx.conf /etc/nginx/nginx.conf nginx
+"""
+
+import os
+import sys
+
+from jsclient import Client
+
+
+def main(target: str, local: str, path: str, service: str) -> int:
+    with Client(os.environ.get("JSCTL_REDIS", "redis://localhost:6379")) as client:
+        fleet = client.put(target, local, path, mode="0644").wait(60).raise_for_status()
+        changed = [node for node, result in fleet.results.items() if result.value["changed"]]
+        print(f"{len(changed)} of {len(fleet)} nodes had another file")
+        if changed:
+            nodes = ",".join(map(str, changed))
+            client.target(nodes).execute("systemctl", ["reload", service]).wait(60).raise_for_status()
+            print("reloaded on", nodes)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

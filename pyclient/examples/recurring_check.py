@@ -1,0 +1,27 @@
+"""Runs a check every minute on a node, prints the first results, and unschedules it.
+
+    python recurring_check.py 1.1 60 3 -- curl -fsS http://localhost/health
+"""
+
+import os
+import sys
+
+from jsclient import Client
+
+
+def main(node: str, every: str, count: str, *words: str) -> int:
+    program, *args = words[1:] if words[0] == "--" else words
+    gid, nid = map(int, node.split("."))
+    with Client(os.environ.get("JSCTL_REDIS", "redis://localhost:6379")) as client:
+        job = client.execute(gid, nid, program, args, recurring_period=int(every), name="check")
+        # The first result comes whatever it is, later ones only of runs that fail or return something.
+        for number, result in enumerate(job.results(timeout=int(every) * int(count) + 10), 1):
+            print(number, result.state, result.stdout.strip())
+            if number >= int(count):
+                break
+        job.unschedule()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,25 @@
+"""Restarts a service on every node of a target, one after the other, and stops at the first that fails.
+
+    python rolling_restart.py @web nginx
+"""
+
+import os
+import sys
+
+from jsclient import Client
+
+
+def main(target: str, service: str) -> int:
+    with Client(os.environ.get("JSCTL_REDIS", "redis://localhost:6379")) as client:
+        fleet = client.target(target).execute(
+            "systemctl", ["restart", service], max_time=60, batch=1, max_failures=0
+        )
+        for result in fleet.stream(timeout=90):
+            print(result.node, "restarted" if result.ok else f"FAILED: {result.sentence()}")
+        for node in fleet.skipped:
+            print(node, "left alone")
+        return 0 if fleet.ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,35 @@
+"""Runs a function of this file on every web node; nodes need Python, and nothing of this file but the function.
+
+    python run_my_function.py @web /etc
+"""
+
+import os
+import sys
+
+from jsclient import Client
+
+
+def largest(folder, count=3):
+    """The largest files of a folder. What it needs it imports itself, for it travels alone."""
+    import os
+
+    sizes = []
+    for entry in os.scandir(folder):
+        if entry.is_file(follow_symlinks=False):
+            sizes.append((entry.stat().st_size, entry.name))
+    return sorted(sizes, reverse=True)[:count]
+
+
+def main(target: str = "@web", folder: str = "/etc") -> int:
+    with Client(os.environ.get("JSCTL_REDIS", "redis://localhost:6379")) as client:
+        fleet = client.run_script(target, function=largest, data={"folder": folder}, max_time=30)
+        for result in fleet:
+            if result.ok:
+                for size, name in result.value:
+                    print(f"{result.node}  {size:>10}  {name}")
+        fleet.raise_for_status()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,28 @@
+"""How long does each node take to answer? The slowest first.
+
+    python slowest_nodes.py all
+"""
+
+import os
+import sys
+import time
+
+from jsclient import Client
+
+
+def main(target: str = "all") -> int:
+    with Client(os.environ.get("JSCTL_REDIS", "redis://localhost:6379")) as client:
+        took = {}
+        started = time.monotonic()
+        fleet = client.target(target).ping()
+        for result in fleet.stream(timeout=10):
+            took[result.node] = (time.monotonic() - started) * 1000
+        for node in fleet.missing:
+            print(f"{node}  no answer")
+        for node, ms in sorted(took.items(), key=lambda item: -item[1])[:20]:
+            print(f"{node}  {ms:.1f} ms")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,31 @@
+"""Leaves a command for a node that may be away, for an hour at most, and waits for what becomes of it.
+
+    python when_it_is_back.py 1.10 -- apt-get -y upgrade
+"""
+
+import os
+import sys
+
+from jsclient import Client, WaitTimeout
+
+
+def main(node: str, *words: str) -> int:
+    program, *args = words[1:] if words[0] == "--" else words
+    gid, nid = map(int, node.split("."))
+    with Client(os.environ.get("JSCTL_REDIS", "redis://localhost:6379")) as client:
+        job = client.execute(gid, nid, program, args, expires=3600)
+        while True:
+            try:
+                result = job.wait(timeout=5)
+                break
+            except WaitTimeout as e:
+                print(e)
+            except KeyboardInterrupt:
+                print("withdrawn" if job.cancel() else "too late, it has begun")
+                return 1
+        print(result.sentence())
+        return 0 if result.ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -2,4 +2,5 @@
 //!
 //! Every test starts the parts that it needs (see the crate `jstests`) and shares nothing.
 
+mod door;
 mod support;

@@ -1,0 +1,385 @@
+//! Strangers at the door of the real controller: each ends in bounded time and memory, with its
+//! reason counted, and others are served meanwhile.
+
+use jstests::proc;
+use jstests::process::{Process, bin};
+use jstests::redis_server::free_port;
+use jstests::swarm::{Swarm, SwarmOptions};
+use jstests::{Acc, AccOptions, Client, FakeNode, LONG, Redis, wait_until};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::Signal;
+use serde_json::json;
+use socket2::{SockRef, Socket};
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// The longest that a stranger may take to be gone: every deadline of the door is below it.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+const HEALTH: &str = "GET /health HTTP/1.1\r\nHost: x\r\n\r\n";
+
+fn quiet(options: AccOptions) -> AccOptions {
+    AccOptions { args: vec!["--log-level".into(), "info".into()], ..options }
+}
+
+fn addr(acc: &Acc) -> SocketAddr {
+    ([127, 0, 0, 1], acc.port()).into()
+}
+
+fn dial(acc: &Acc) -> TcpStream {
+    let stream = TcpStream::connect(addr(acc)).expect("a connection");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    stream
+}
+
+/// Sends `bytes` and reads until the end of the connection.
+fn told(acc: &Acc, bytes: impl AsRef<[u8]>) -> String {
+    let mut stream = dial(acc);
+    // The refusal may come, and the connection end, before all is sent.
+    let _ = stream.write_all(bytes.as_ref());
+    let mut got = Vec::new();
+    let _ = stream.read_to_end(&mut got);
+    String::from_utf8_lossy(&got).into_owned()
+}
+
+#[track_caller]
+fn refused(acc: &Acc, bytes: impl AsRef<[u8]>, status: u16, label: &str) {
+    let before = refusals(acc, label);
+    let told = told(acc, &bytes);
+    assert!(told.starts_with(&format!("HTTP/1.1 {status} ")), "{label}: {told}");
+    assert!(told.contains("Connection: close\r\n") && told.contains("{\"error\":"), "{label}: {told}");
+    assert_eq!(refusals(acc, label), before + 1, "{label}");
+}
+
+/// A figure of `/metrics`; 0 when it is not there.
+fn figure(acc: &Acc, name: &str) -> u64 {
+    let reply = acc.anonymous().get("/metrics");
+    assert_eq!(reply.status, 200, "{reply:?}");
+    let line = reply.body.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.and_then(|value| value.parse::<f64>().ok()).unwrap_or(0.0) as u64
+}
+
+fn refusals(acc: &Acc, label: &str) -> u64 {
+    figure(acc, &format!("jsacc_refusals_total{{reason=\"{label}\"}}"))
+}
+
+/// Resident memory in KiB.
+fn memory(pid: u32) -> u64 {
+    proc::memory(pid).expect("the controller runs") / 1024
+}
+
+/// Seconds of CPU so far.
+fn cpu(pid: u32) -> f64 {
+    proc::cpu(pid).expect("the controller runs")
+}
+
+/// An honest node has its command at once, whatever goes on beside it.
+#[track_caller]
+fn served(acc: &Acc, client: &mut Client) {
+    let node = acc.node(7, 7);
+    // What was acknowledged last time may be with this controller still.
+    let id = client.push(json!({"gid": 7, "nid": 7, "cmd": "ping"}));
+    let start = Instant::now();
+    let batch = node.poll_as(&[], 20, None).expect("the command");
+    assert!(batch.cmds.iter().any(|command| command["id"] == id.as_str()), "{batch:?}");
+    assert!(start.elapsed() < Duration::from_secs(5), "an honest poll took {:?}", start.elapsed());
+    assert!(node.poll_as(&[], 0, Some(&batch.batch)).is_none());
+}
+
+fn open_files(count: u64) {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("the limit of open files");
+    assert!(hard >= count, "this test needs {count} open files, and the limit here is {hard}");
+    if soft < count {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("the soft limit may be raised");
+    }
+}
+
+#[test]
+fn what_is_no_request_is_refused_with_its_reason() {
+    let redis = Redis::start();
+    let acc = Acc::start(&redis, quiet(AccOptions::default()));
+    let post = |headers: &str| format!("POST /1/10/result HTTP/1.1\r\nHost: x\r\n{headers}\r\n");
+
+    refused(&acc, format!("GET /health HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(100_000)), 431, "head-too-long");
+    refused(&acc, post("Content-Length: 99999999999999\r\n"), 413, "body-too-long");
+    refused(&acc, post("Content-Length: 99999999999999999999999999\r\n"), 413, "body-too-long");
+    refused(&acc, post("Content-Length: 5\r\nContent-Length: 5\r\n") + "[1,2]", 400, "framing");
+    refused(&acc, post("Content-Length: -5\r\n"), 400, "framing");
+    refused(&acc, post("Content-Length: 5\r\nTransfer-Encoding: chunked\r\n") + "0\r\n\r\n", 400, "framing");
+    refused(&acc, post("Transfer-Encoding: chunked\r\n") + "2\r\n[]\r\n0\r\n\r\n", 411, "chunked");
+    refused(&acc, post(""), 411, "no-length");
+    refused(&acc, format!("{HEALTH}{HEALTH}"), 400, "pipelined");
+    refused(&acc, b"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03", 400, "garbage");
+    refused(&acc, b"\x00\x01\x02\x03", 400, "garbage");
+    refused(&acc, "GET /health HTTP/1.1\n\n", 400, "line-end");
+    refused(&acc, "GET /health HTTP/3.0\r\n\r\n", 505, "version");
+    refused(&acc, "GET /nothing HTTP/1.1\r\n\r\n", 404, "path");
+    refused(&acc, "PUT /health HTTP/1.1\r\n\r\n", 405, "path");
+    refused(&acc, "GET /0/1/cmd HTTP/1.1\r\n\r\n", 400, "path");
+    refused(&acc, "GET /health HTTP/1.1\r\nExpect: tea\r\n\r\n", 417, "expect");
+    // A body of 17 MiB is read to its end, so that the client can read why it was in vain.
+    let big = "x".repeat(17 * 1024 * 1024);
+    let reply = acc.node(1, 10).post_text("/1/10/log", &big);
+    assert_eq!(reply.status, 413, "{reply:?}");
+    assert!(reply.error().contains("16777216"), "{reply:?}");
+    assert_eq!(acc.anonymous().get("/health").status, 200);
+}
+
+#[test]
+fn old_and_careful_clients_are_served() {
+    let redis = Redis::start();
+    let acc = Acc::start(&redis, quiet(AccOptions::default()));
+    let answer = told(&acc, "GET /health HTTP/1.0\r\n\r\n");
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("Connection: close"), "{answer}");
+    let answer = told(&acc, "GET http://x/health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+
+    let mut stream = dial(&acc);
+    let body = json!({"name": "startup", "data": {}}).to_string();
+    let head = "POST /1/10/event HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nConnection: close\r\n";
+    write!(stream, "{head}Content-Length: {}\r\n\r\n", body.len()).unwrap();
+    let mut got = [0; 25];
+    stream.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"HTTP/1.1 100 Continue\r\n\r\n");
+    stream.write_all(body.as_bytes()).unwrap();
+    // Its half of the connection is closed; the answer comes all the same.
+    stream.shutdown(Shutdown::Write).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 20"), "{answer}");
+}
+
+#[test]
+fn who_does_not_move_is_let_go() {
+    let redis = Redis::start();
+    let acc = Acc::start(&redis, quiet(AccOptions::default()));
+    let mut client = Client::new(&redis);
+    let script = "x".repeat(12 * 1024 * 1024);
+    let hash = jscommon::token::sha256_hex(script.as_bytes());
+    let _: () = client.redis(&["SET", &format!("jsacc:script:{hash}"), &script]);
+    served(&acc, &mut client);
+    let before = memory(acc.pid());
+
+    let silent: Vec<TcpStream> = (0..200).map(|_| dial(&acc)).collect();
+    let mut slow: Vec<TcpStream> = (0..100).map(|_| dial(&acc)).collect();
+    let body: Vec<TcpStream> = (0..10)
+        .map(|_| {
+            let mut stream = dial(&acc);
+            stream.write_all(b"POST /1/10/log HTTP/1.1\r\nContent-Length: 1000000\r\n\r\n{").unwrap();
+            stream
+        })
+        .collect();
+    let deaf: Vec<Socket> = (0..4)
+        .map(|_| {
+            let mut stream = dial(&acc);
+            SockRef::from(&stream).set_recv_buffer_size(4096).unwrap();
+            write!(stream, "GET /1/10/script?hash={hash} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+            Socket::from(stream)
+        })
+        .collect();
+    for _ in 0..20 {
+        let mut stream = dial(&acc);
+        stream.write_all(b"POST /1/10/log HTTP/1.1\r\nContent-Length: 1000000\r\n\r\n{").unwrap();
+        // Dropped with unread time to linger of nothing: a reset in the middle of the body.
+        SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+    }
+
+    let start = Instant::now();
+    let drip = HEALTH.as_bytes();
+    let mut sent = 0;
+    let mut most = before;
+    loop {
+        // A byte a second, from clients that never come to the end of their head.
+        if start.elapsed().as_secs() as usize > sent {
+            slow.retain_mut(|stream| stream.write_all(&drip[sent % 20..=sent % 20]).is_ok());
+            sent += 1;
+        }
+        served(&acc, &mut client);
+        most = most.max(memory(acc.pid()));
+        // The one connection that is left is the one that asks.
+        if figure(&acc, "jsacc_connections") <= 3 {
+            break;
+        }
+        assert!(start.elapsed() < PATIENCE, "{} connections are left", figure(&acc, "jsacc_connections"));
+        std::thread::sleep(Duration::from_millis(250));
+    }
+    assert!(refusals(&acc, "silent") >= 200);
+    assert!(refusals(&acc, "head-timeout") >= 90);
+    assert!(refusals(&acc, "body-timeout") >= 10);
+    assert!(refusals(&acc, "body-cut") >= 20);
+    assert!(refusals(&acc, "answer-timeout") >= 4);
+    assert_eq!(figure(&acc, "jsacc_body_bytes"), 0);
+    let grown = most.saturating_sub(before);
+    assert!(grown < 150 * 1024, "{grown} KiB more");
+    drop((silent, body, deaf));
+}
+
+#[test]
+fn strangers_to_tls_are_let_go() {
+    let redis = Redis::start();
+    let acc = Acc::start(&redis, quiet(AccOptions::secure()));
+    let mut client = Client::new(&redis);
+    open_files(3000);
+    served(&acc, &mut client);
+    let before = memory(acc.pid());
+
+    // The beginning of a ClientHello that never goes on, a thousand times.
+    let stalled: Vec<TcpStream> = (0..1000)
+        .map(|_| {
+            let mut stream = dial(&acc);
+            stream.write_all(b"\x16\x03\x01\x01\x00\x01\x00\x00\xfc\x03\x03").unwrap();
+            stream
+        })
+        .collect();
+    wait_until("they are in", LONG, || figure(&acc, "jsacc_connections") >= 1000);
+    served(&acc, &mut client);
+    let used = cpu(acc.pid());
+    // The seven bytes of a close_notify, that once pinned a core.
+    told(&acc, b"\x15\x03\x03\x00\x02\x01\x00");
+    let answer = told(&acc, HEALTH);
+    assert!(answer.contains("this port speaks HTTPS"), "{answer}");
+    told(&acc, b"\xff\xff\xff\xff\xff\xff\xff\xff");
+    let memory_for_them = memory(acc.pid()).saturating_sub(before);
+    assert!(memory_for_them < 100 * 1024, "{memory_for_them} KiB for a thousand stalled handshakes");
+    let start = Instant::now();
+    wait_until("they are gone", PATIENCE, || {
+        std::thread::sleep(Duration::from_millis(250));
+        figure(&acc, "jsacc_connections") <= 3
+    });
+    let busy = cpu(acc.pid()) - used;
+    assert!(busy < start.elapsed().as_secs_f64().max(2.0) * 0.8, "{busy} s of CPU for those who do nothing");
+    assert!(refusals(&acc, "handshake-timeout") >= 1000);
+    assert_eq!(refusals(&acc, "plain-http"), 1);
+    served(&acc, &mut client);
+    drop(stalled);
+}
+
+fn all_at_once(nodes: u32) {
+    open_files(u64::from(nodes) + 200);
+    let redis = Redis::start();
+    let acc = Acc::start(&redis, quiet(AccOptions::default()));
+    let swarm = Swarm::start(SwarmOptions { wait: 15, ..SwarmOptions::new(addr(&acc), nodes) }).unwrap();
+    swarm.wait_polling(LONG).unwrap();
+    let mut client = Client::new(&redis);
+    let command = json!({"roles": ["swarm"], "fanout": true, "cmd": "ping"});
+    wait_until("all are seen", LONG, || client.redis::<u32>(&["ZCARD", "jsacc:agents"]) >= nodes);
+    client.push(command);
+    let count = |counter: &std::sync::atomic::AtomicU64| counter.load(std::sync::atomic::Ordering::Relaxed);
+    wait_until("all have their command", PATIENCE, || count(&swarm.tally.results) >= u64::from(nodes));
+    assert_eq!(count(&swarm.tally.commands), u64::from(nodes), "{:?}", swarm.tally);
+    assert_eq!(count(&swarm.tally.cut), 0, "{:?}", swarm.tally);
+    assert!(swarm.tally.others.lock().unwrap().is_empty(), "{:?}", swarm.tally);
+    // And those that nothing comes for have their 204.
+    wait_until("polls end by themselves", PATIENCE, || count(&swarm.tally.idle_polls) >= u64::from(nodes));
+}
+
+#[test]
+fn three_hundred_polls_at_once_are_all_answered() {
+    all_at_once(300);
+}
+
+#[test]
+fn three_thousand_polls_at_once_are_all_answered() {
+    all_at_once(3000);
+}
+
+/// A controller with room for `files` open files; `prlimit` and shells can only lower it.
+fn acc_with_files(redis: &Redis, files: u32, dir: &std::path::Path) -> (Process, u16) {
+    let port = free_port();
+    let mut command = Command::new("/bin/sh");
+    let line = format!("ulimit -n {files} && exec \"$0\" \"$@\"");
+    command.args(["-c", &line]).arg(bin("jsacc")).args(["-b", "127.0.0.1", "-p", &port.to_string()]);
+    command.args(["-r", &redis.url(), "--insecure-http", "--insecure-no-auth", "--state-dir"]).arg(dir.join("state"));
+    (Process::spawn(&mut command, "jsacc", dir, Signal::SIGTERM), port)
+}
+
+#[test]
+fn more_connections_than_descriptors() {
+    let redis = Redis::start();
+    let dir = tempfile::tempdir().unwrap();
+    let (process, port) = acc_with_files(&redis, 256, dir.path());
+    let health = || FakeNode::new(&format!("http://127.0.0.1:{port}"), None, 1, 1, None).get("/health").status;
+    wait_until("it answers", LONG, || health() == 200);
+
+    let connect = || TcpStream::connect(("127.0.0.1", port)).expect("the kernel takes it");
+    let mut held: Vec<TcpStream> = (0..600).map(|_| connect()).collect();
+    // While it is full of strangers one that has something to say gets in within moments.
+    wait_until("room is made", LONG, || health() == 200);
+    let used = cpu(process.pid());
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(cpu(process.pid()) - used < 1.0, "a full house keeps no core busy");
+    let files = proc::files(process.pid()).unwrap();
+    assert!(files <= 256, "{files}");
+    held.clear();
+    wait_until("it has recovered", LONG, || health() == 200);
+}
+
+#[test]
+fn no_descriptor_at_all() {
+    let redis = Redis::start();
+    let acc = Acc::start(&redis, quiet(AccOptions::default()));
+    let mut client = Client::new(&redis);
+    served(&acc, &mut client);
+    // Less than it counted on when it started: accepting fails with EMFILE.
+    let lowered = Command::new("prlimit").args(["--pid", &acc.pid().to_string(), "--nofile=64:20000"]).status();
+    if !lowered.is_ok_and(|status| status.success()) {
+        return;
+    }
+    let held: Vec<TcpStream> = (0..200).map(|_| dial(&acc)).collect();
+    let used = cpu(acc.pid());
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(cpu(acc.pid()) - used < 1.0, "EMFILE keeps no core busy");
+    drop(held);
+    wait_until("it has recovered", LONG, || acc.anonymous().get("/health").status == 200);
+    assert!(refusals(&acc, "no-descriptor") >= 1);
+    served(&acc, &mut client);
+}
+
+#[test]
+fn a_polite_stop_answers_every_poll() {
+    open_files(600);
+    let redis = Redis::start();
+    let mut acc = Acc::start(&redis, quiet(AccOptions::default()));
+    let mut polls: Vec<TcpStream> = (1..=100)
+        .map(|nid| {
+            let mut stream = dial(&acc);
+            write!(stream, "GET /1/{nid}/cmd?wait=60 HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+            stream
+        })
+        .collect();
+    wait_until("they are parked", LONG, || figure(&acc, "jsacc_polls_parked") == 100);
+    let start = Instant::now();
+    assert_eq!(acc.stop(), Some(0));
+    assert!(start.elapsed() < Duration::from_secs(6), "{:?}", start.elapsed());
+    for stream in &mut polls {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 204 ") && answer.contains("Connection: close\r\n"), "{answer}");
+    }
+}
+
+#[test]
+fn a_second_poll_of_a_node_takes_the_place_of_the_first() {
+    let redis = Redis::start();
+    let acc = Acc::start(&redis, quiet(AccOptions::default()));
+    let poll = || {
+        let mut stream = dial(&acc);
+        stream.write_all(b"GET /1/10/cmd?wait=50 HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        stream
+    };
+    let mut first = poll();
+    wait_until("it is parked", LONG, || figure(&acc, "jsacc_polls_parked") == 1);
+    let mut second = poll();
+    let start = Instant::now();
+    let mut piece = [0; 1024];
+    let n = first.read(&mut piece).unwrap();
+    assert!(piece[..n].starts_with(b"HTTP/1.1 204 "), "{}", String::from_utf8_lossy(&piece[..n]));
+    assert!(start.elapsed() < Duration::from_secs(10));
+    let mut client = Client::new(&redis);
+    let id = client.send("ping", json!({}));
+    let n = second.read(&mut piece).unwrap();
+    let text = String::from_utf8_lossy(&piece[..n]).into_owned();
+    assert!(text.starts_with("HTTP/1.1 200 ") && text.contains(&id), "{text}");
+}

@@ -90,6 +90,6 @@ pub(crate) mod tests {
 
     /// Outlets that lead nowhere.
     pub(crate) fn outlets() -> Outlets {
-        Outlets { logger: logger::Inlet::closed(), stats: stats::Inlet {} }
+        Outlets { logger: logger::Inlet::closed(), stats: stats::Inlet::default() }
     }
 }

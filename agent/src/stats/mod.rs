@@ -1,22 +1,69 @@
 //! Figures: what jobs and the node report, gathered for an interval and sent in one batch.
+//!
+//! **Owns** the series of the interval that runs and the flush, aligned to the clock. Lines come from
+//! the pipe readers (level 10 messages) and from UDP ([`udp`]), figures from the [`monitor`]. Whoever
+//! brings lines parses them itself, under one lock: nothing is copied and nothing queues up, and a
+//! flood slows its own source. Series are named `gid.nid.domain.name.key`; the node's own
+//! `gid.nid.node.key`.
+//!
+//! **Does not** send: batches go into the outbox.
 
 use crate::config::Config;
-use crate::outbox::Outbox;
+use crate::outbox::{Kind, Outbox};
 use crate::output::Source;
-use anyhow::Result;
-use std::sync::Arc;
+use anyhow::{Context, Result};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use jscommon::worker::Worker;
+use jscommon::{NodeId, series};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+mod aggregate;
 pub mod monitor;
+mod statsd;
+mod udp;
+
+pub use aggregate::Figures;
+
+use aggregate::{Aggregate, Faults};
+
+const STACK: usize = 256 * 1024;
+
+/// Series of one batch: far below the 16 MiB that a controller takes.
+const BATCH: usize = 20_000;
+
+/// The group of what comes over UDP, for which there is neither domain nor name.
+const NOBODY: &str = "unknown.unknown";
 
 /// The running aggregator; dropping it flushes a last time.
 pub struct Handle {
     inlet: Inlet,
+    _udp: Option<udp::Handle>,
+    /// Closed to end the thread, which is joined after.
+    _stop: Sender<()>,
+    _worker: Worker,
 }
 
 impl Handle {
     /// Starts the aggregator, and the UDP listener where one is configured.
-    pub fn start(_config: &Config, _outbox: Arc<Outbox>) -> Result<Handle> {
-        Ok(Handle { inlet: Inlet {} })
+    pub fn start(config: &Config, outbox: Arc<Outbox>) -> Result<Handle> {
+        let inlet = Inlet::default();
+        let (stop, stopped) = bounded(0);
+        let udp = match config.stats.listen {
+            Some(address) => Some(udp::Handle::start(address, inlet.clone())?),
+            None => None,
+        };
+        let flusher = Flusher {
+            node: config.main.node(),
+            seconds: config.stats.interval.as_secs().max(1),
+            shared: Arc::clone(&inlet.shared),
+            outbox,
+            stopped,
+        };
+        let worker =
+            Worker::spawn("aggregator", STACK, move || flusher.run()).context("the aggregator cannot be started")?;
+        Ok(Handle { inlet, _udp: udp, _stop: stop, _worker: worker })
     }
 
     /// Where figures go in.
@@ -26,16 +73,177 @@ impl Handle {
 }
 
 /// Where figures go in.
-#[derive(Clone)]
-pub struct Inlet {}
+#[derive(Clone, Default)]
+pub struct Inlet {
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    aggregate: Mutex<Aggregate>,
+    /// A lock of its own, so that the supervisor never waits for a flood of lines.
+    jobs: Mutex<Jobs>,
+}
+
+#[derive(Default)]
+struct Jobs {
+    /// Jobs that run, by group; a group that has none left stays until the flush after.
+    running: HashMap<String, u64>,
+    figures: HashMap<String, Figures>,
+    node: Vec<(String, f64)>,
+}
 
 impl Inlet {
     /// Takes the statsd lines of a job.
-    pub fn lines(&self, _source: &Arc<Source>, _lines: &str) {}
+    pub fn lines(&self, source: &Arc<Source>, lines: &str) {
+        lock(&self.shared.aggregate).lines(&group(&source.domain, &source.name), lines.as_bytes());
+    }
 
     /// A job began: its gauges live until it has ended. A job that starts again counts again.
-    pub fn job_started(&self, _source: &Arc<Source>) {}
+    pub fn job_started(&self, source: &Arc<Source>) {
+        *lock(&self.shared.jobs).running.entry(group(&source.domain, &source.name)).or_default() += 1;
+    }
 
     /// A job ended, once for each time that it began.
-    pub fn job_ended(&self, _source: &Arc<Source>) {}
+    pub fn job_ended(&self, source: &Arc<Source>) {
+        if let Some(running) = lock(&self.shared.jobs).running.get_mut(&group(&source.domain, &source.name)) {
+            *running = running.saturating_sub(1);
+        }
+    }
+
+    /// The newest figures of all domains and names that have processes.
+    pub fn figures(&self, figures: HashMap<(String, String), Figures>) {
+        let figures = figures.into_iter().map(|((domain, name), figures)| (group(&domain, &name), figures));
+        lock(&self.shared.jobs).figures = figures.collect();
+    }
+
+    /// The newest figures of the node itself, by key.
+    pub fn node(&self, figures: Vec<(String, f64)>) {
+        lock(&self.shared.jobs).node = figures;
+    }
+
+    /// Takes datagrams.
+    fn datagrams<'a>(&self, datagrams: impl Iterator<Item = &'a [u8]>) {
+        let mut aggregate = lock(&self.shared.aggregate);
+        datagrams.for_each(|datagram| aggregate.lines(NOBODY, datagram));
+    }
 }
+
+/// `domain.name` as in the names of series.
+fn group(domain: &str, name: &str) -> String {
+    format!("{}.{}", series::part(domain), series::part(name))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The thread that ends intervals.
+struct Flusher {
+    node: NodeId,
+    /// Length of an interval.
+    seconds: u64,
+    shared: Arc<Shared>,
+    outbox: Arc<Outbox>,
+    stopped: Receiver<()>,
+}
+
+impl Flusher {
+    fn run(self) {
+        let interval = u128::from(self.seconds) * 1000;
+        loop {
+            let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
+            let wait = Duration::from_millis((interval - since % interval) as u64);
+            match self.stopped.recv_timeout(wait) {
+                Err(RecvTimeoutError::Timeout) => self.flush(),
+                _ => break,
+            }
+        }
+        self.flush();
+    }
+
+    /// Ends the interval and puts its series into the outbox.
+    fn flush(&self) {
+        let jobs = {
+            let mut jobs = lock(&self.shared.jobs);
+            let running = jobs.running.clone();
+            // What ended is in this flush for the last time.
+            jobs.running.retain(|_, running| *running > 0);
+            let Jobs { running: left, figures, .. } = &mut *jobs;
+            let now = figures.clone();
+            figures.retain(|group, _| left.contains_key(group));
+            Jobs { running, figures: now, node: jobs.node.clone() }
+        };
+        // A job that is not known to run can only be one that has ended.
+        let lives = |group: &str| match jobs.running.get(group) {
+            Some(running) => Some(*running > 0),
+            None => (group != NOBODY).then_some(false),
+        };
+        let interval = lock(&self.shared.aggregate).flush(self.seconds, lives);
+        if !self.outbox.wanted(Kind::Stats) {
+            return;
+        }
+        let mut batch =
+            Sink { prefix: format!("{}.{}", self.node.gid, self.node.nid), flusher: self, series: Vec::new() };
+        for (group, figures) in &jobs.figures {
+            let Figures { cpu, rss, vms, read, written, count } = *figures;
+            batch.add(group, "process", ".cpu", cpu);
+            for (key, value) in
+                [(".rss", rss), (".vms", vms), (".read", read), (".written", written), (".count", count)]
+            {
+                batch.add(group, "process", key, value as f64);
+            }
+        }
+        for (key, value) in &jobs.node {
+            batch.add("node", key, "", *value);
+        }
+        let faults = interval.series(self.seconds, &mut |group, key, end, value| batch.add(group, key, end, value));
+        batch.faults(faults);
+        batch.send();
+    }
+}
+
+/// Gathers series into batches.
+struct Sink<'a> {
+    prefix: String,
+    flusher: &'a Flusher,
+    series: Vec<(String, f64)>,
+}
+
+impl Sink<'_> {
+    fn add(&mut self, group: &str, key: &str, end: &str, value: f64) {
+        // A sum can overflow; JSON has no word for that.
+        if value.is_finite() {
+            self.series.push((format!("{}.{group}.{key}{end}", self.prefix), value));
+            if self.series.len() >= BATCH {
+                self.send();
+            }
+        }
+    }
+
+    /// What went wrong is a series too, and a line in the log.
+    fn faults(&mut self, faults: Faults) {
+        let Faults { bad_lines, dropped, full_sets } = faults;
+        for (key, count, what) in [
+            ("stats.bad_lines", bad_lines, "lines were not understood"),
+            ("stats.dropped", dropped, "samples were dropped, for there are too many series"),
+            ("stats.full_sets", full_sets, "sets have reached their bound"),
+        ] {
+            if count > 0 {
+                log::warn!("stats: {count} {what}");
+                self.add("node", key, "", count as f64);
+            }
+        }
+    }
+
+    fn send(&mut self) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        // The moment that the interval ended at, for all of its batches.
+        let timestamp = now - now % self.flusher.seconds;
+        self.flusher.outbox.push_stats(timestamp as i64, &self.series);
+        self.series.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,14 +1,250 @@
 //! The monitor: a sample of every job's process tree and of the node, each interval.
+//!
+//! Jobs of one domain and name are summed. A job with a `stats_interval` is sampled at its own pace;
+//! between two samples its last one stands. Asks the supervisor for the trees, and gives what it
+//! finds to the aggregator. Keeps nothing else.
 
-use super::Inlet;
+use super::{Figures, Inlet};
 use crate::config::Config;
-use crate::process;
-use anyhow::Result;
+use crate::process::{self, ProcessEntry};
+use anyhow::{Context, Result};
+use crossbeam_channel::{Sender, bounded};
+use jscommon::worker::Worker;
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
+use sysinfo::{CpuRefreshKind, DiskRefreshKind, Disks, MemoryRefreshKind, Networks, RefreshKind, System};
+
+const STACK: usize = 256 * 1024;
 
 /// The running monitor; dropping it ends its thread.
-pub struct Handle {}
+pub struct Handle {
+    /// Closed to end the thread, which is joined after.
+    _stop: Sender<()>,
+    _worker: Worker,
+}
 
 /// Starts to sample.
-pub fn start(_config: &Config, _processes: process::Remote, _inlet: Inlet) -> Result<Handle> {
-    Ok(Handle {})
+pub fn start(config: &Config, processes: process::Remote, inlet: Inlet) -> Result<Handle> {
+    let (stop, stopped) = bounded::<()>(0);
+    let interval = config.monitor.interval.max(Duration::from_secs(1));
+    let worker = Worker::spawn("monitor", STACK, move || {
+        let mut samples = Samples::new(interval);
+        let mut node = Node::new();
+        let mut next_node = Instant::now();
+        loop {
+            let now = Instant::now();
+            if now >= next_node {
+                inlet.node(node.figures());
+                next_node = now + interval;
+            }
+            if now >= samples.due() {
+                inlet.figures(samples.take(now, processes.processes()));
+            }
+            let wait = samples.due().min(next_node).saturating_duration_since(Instant::now());
+            if stopped.recv_timeout(wait) != Err(crossbeam_channel::RecvTimeoutError::Timeout) {
+                return;
+            }
+        }
+    })
+    .context("the monitor cannot be started")?;
+    Ok(Handle { _stop: stop, _worker: worker })
+}
+
+/// The last sample of every job. Pure: time is handed in.
+struct Samples {
+    interval: Duration,
+    /// When all jobs without an interval of their own are due.
+    all: Option<Instant>,
+    jobs: HashMap<String, Sample>,
+}
+
+struct Sample {
+    group: (String, String),
+    figures: Figures,
+    /// When the job itself is due, where it has an interval of its own.
+    due: Option<Instant>,
+}
+
+impl Samples {
+    fn new(interval: Duration) -> Samples {
+        Samples { interval, all: None, jobs: HashMap::new() }
+    }
+
+    /// When the next sample is to be taken.
+    fn due(&self) -> Instant {
+        let own = self.jobs.values().filter_map(|job| job.due);
+        own.chain(self.all).min().unwrap_or_else(Instant::now)
+    }
+
+    /// Takes what is due of `entries`, and sums it up by domain and name.
+    fn take(&mut self, now: Instant, entries: Vec<ProcessEntry>) -> HashMap<(String, String), Figures> {
+        let all = self.all.is_none_or(|due| due <= now);
+        if all {
+            self.all = Some(now + self.interval);
+        }
+        let living: HashSet<&str> = entries.iter().map(|entry| entry.id.as_str()).collect();
+        self.jobs.retain(|id, _| living.contains(id.as_str()));
+        for entry in entries {
+            let own = entry.stats_interval.map(|seconds| Duration::from_secs(seconds.max(1)));
+            let due = match self.jobs.get(&entry.id) {
+                Some(job) => job.due.map_or(all, |due| due <= now),
+                None => true,
+            };
+            if due {
+                let figures = Figures {
+                    cpu: entry.cpu,
+                    rss: entry.rss,
+                    vms: entry.vms,
+                    read: entry.read,
+                    written: entry.written,
+                    count: entry.processes,
+                };
+                let sample = Sample { group: (entry.domain, entry.name), figures, due: own.map(|own| now + own) };
+                self.jobs.insert(entry.id, sample);
+            }
+        }
+        let mut sums: HashMap<(String, String), Figures> = HashMap::new();
+        for Sample { group, figures, .. } in self.jobs.values() {
+            let sum = sums.entry(group.clone()).or_default();
+            sum.cpu += figures.cpu;
+            sum.rss += figures.rss;
+            sum.vms += figures.vms;
+            sum.read += figures.read;
+            sum.written += figures.written;
+            sum.count += figures.count;
+        }
+        sums
+    }
+}
+
+/// What the node says of itself; what a system does not tell is left out.
+struct Node {
+    system: Option<System>,
+    disks: Option<Disks>,
+    networks: Option<Networks>,
+}
+
+impl Node {
+    fn new() -> Node {
+        let refresh = RefreshKind::nothing().with_memory(MemoryRefreshKind::everything());
+        Node {
+            system: System::new_with_specifics(refresh.with_cpu(CpuRefreshKind::nothing().with_usage())).ok(),
+            disks: Disks::new_with_refreshed_list_specifics(DiskRefreshKind::nothing().with_storage()).ok(),
+            networks: Networks::new_with_refreshed_list().ok(),
+        }
+    }
+
+    fn figures(&mut self) -> Vec<(String, f64)> {
+        let mut figures = Vec::new();
+        let mut add = |key: String, value: f64| figures.push((key, value));
+        if let Ok(load) = System::load_average() {
+            for (key, value) in [("load.1", load.one), ("load.5", load.five), ("load.15", load.fifteen)] {
+                add(key.into(), value);
+            }
+        }
+        if let Some(system) = &mut self.system {
+            system.refresh_memory();
+            system.refresh_cpu_usage();
+            add("cpu.usage".into(), f64::from(system.global_cpu_usage()));
+            for (key, value) in [
+                ("mem.total", system.total_memory()),
+                ("mem.used", system.used_memory()),
+                ("mem.available", system.available_memory()),
+                ("swap.total", system.total_swap()),
+                ("swap.used", system.used_swap()),
+            ] {
+                add(key.into(), value as f64);
+            }
+        }
+        if let Some(disks) = &mut self.disks {
+            disks.refresh_specifics(true, DiskRefreshKind::nothing().with_storage());
+            for disk in disks.iter() {
+                let name = part(&disk.mount_point().to_string_lossy());
+                let (total, free) = (disk.total_space(), disk.available_space());
+                for (key, value) in [("total", total), ("used", total.saturating_sub(free)), ("free", free)] {
+                    add(format!("disk.{name}.{key}"), value as f64);
+                }
+            }
+        }
+        if let Some(networks) = &mut self.networks {
+            networks.refresh(true);
+            for (name, network) in networks.iter() {
+                let name = part(&name.to_string_lossy());
+                for (key, value) in [
+                    ("rx_bytes", network.total_received()),
+                    ("tx_bytes", network.total_transmitted()),
+                    ("rx_errors", network.total_errors_on_received()),
+                    ("tx_errors", network.total_errors_on_transmitted()),
+                ] {
+                    add(format!("nic.{name}.{key}"), value as f64);
+                }
+            }
+        }
+        figures
+    }
+}
+
+/// A mount point or an interface as a part of a key; `/` is `root`.
+fn part(name: &str) -> String {
+    match name.trim_matches(['/', '\\']) {
+        "" => "root".to_owned(),
+        name => jscommon::series::part(name),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(id: &str, name: &str, rss: u64, stats_interval: Option<u64>) -> ProcessEntry {
+        ProcessEntry {
+            id: id.into(),
+            cmd: "execute".into(),
+            domain: "d".into(),
+            name: name.into(),
+            pid: 1,
+            state: "RUNNING",
+            cpu: 1.5,
+            rss,
+            vms: 2,
+            read: 3,
+            written: 4,
+            processes: 1,
+            starttime: 0,
+            restarts: 0,
+            stats_interval,
+        }
+    }
+
+    #[test]
+    fn jobs_of_one_name_are_summed() {
+        let mut samples = Samples::new(Duration::from_secs(30));
+        let now = Instant::now();
+        let sums =
+            samples.take(now, vec![entry("a", "n", 10, None), entry("b", "n", 5, None), entry("c", "m", 1, None)]);
+        let sum = sums[&("d".into(), "n".into())];
+        assert_eq!((sum.rss, sum.cpu, sum.vms, sum.read, sum.written, sum.count), (15, 3.0, 4, 6, 8, 2));
+        assert_eq!(sums.len(), 2);
+        assert_eq!(samples.due(), now + Duration::from_secs(30));
+        assert!(samples.take(now, vec![]).is_empty());
+    }
+
+    #[test]
+    fn a_job_with_its_own_interval_is_sampled_at_its_own_pace() {
+        let mut samples = Samples::new(Duration::from_secs(30));
+        let start = Instant::now();
+        samples.take(start, vec![entry("a", "n", 10, None), entry("b", "m", 10, Some(5))]);
+        let later = start + Duration::from_secs(5);
+        assert_eq!(samples.due(), later);
+        let sums = samples.take(later, vec![entry("a", "n", 20, None), entry("b", "m", 20, Some(5))]);
+        assert_eq!((sums[&("d".into(), "n".into())].rss, sums[&("d".into(), "m".into())].rss), (10, 20));
+        let sums = samples.take(start + Duration::from_secs(31), vec![entry("a", "n", 30, None)]);
+        assert_eq!(sums[&("d".into(), "n".into())].rss, 30);
+    }
+
+    #[test]
+    fn the_node_says_what_it_has() {
+        let figures: HashMap<String, f64> = Node::new().figures().into_iter().collect();
+        assert!(figures["mem.total"] > 0.0 && figures.contains_key("load.1"));
+    }
 }

@@ -1,9 +1,11 @@
 //! Windows.
 
+mod datagrams;
 mod process;
 
 use super::Interface;
 use crossbeam_channel::Receiver;
+pub use datagrams::{Datagrams, grow_receive_buffer};
 pub use process::*;
 use std::fs::File;
 use std::io::{self, Write};

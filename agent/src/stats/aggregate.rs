@@ -1,0 +1,415 @@
+//! What is gathered in one interval, and the series that come of it. Pure: time is handed in.
+//!
+//! Bounded: so many series, so many values that are kept for medians and sets. Exact are counts, sums
+//! and extremes whatever comes; a median, a percentile and the size of a set as long as the bounds
+//! hold, after that from a uniform sample, and the set stays at its bound.
+
+use super::statsd::{self, Value};
+use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
+use std::mem;
+
+/// Most series of all jobs together.
+const MAX_SERIES: usize = 250_000;
+/// Most values of one timer that are kept in an interval.
+const MAX_VALUES: usize = 10_000;
+/// Most members of one set.
+const MAX_MEMBERS: usize = 50_000;
+/// Most values and members of all series together.
+const MAX_KEPT: usize = 2_000_000;
+/// Gauges of nobody's job (from UDP) are forgotten after so many seconds without a change.
+const GAUGE_AGE: u64 = 86_400;
+
+/// The figures of one domain and name, summed over its jobs.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Figures {
+    /// Percent of one core.
+    pub cpu: f64,
+    /// Resident memory, in bytes.
+    pub rss: u64,
+    /// Virtual memory, in bytes.
+    pub vms: u64,
+    /// Bytes read from storage.
+    pub read: u64,
+    /// Bytes written to storage.
+    pub written: u64,
+    /// Processes.
+    pub count: u64,
+}
+
+/// Everything of the interval that runs.
+#[derive(Debug, Default)]
+pub(super) struct Aggregate {
+    groups: HashMap<String, Group>,
+    hasher: RandomState,
+    /// For the uniform samples.
+    random: Random,
+    series: usize,
+    kept: usize,
+    faults: Faults,
+}
+
+/// What went wrong in one interval.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Faults {
+    /// Lines that were none of the grammar.
+    pub(super) bad_lines: u64,
+    /// Samples that would have made one series too many.
+    pub(super) dropped: u64,
+    /// Sets that have reached their bound.
+    pub(super) full_sets: u64,
+}
+
+/// The series of one domain and name.
+#[derive(Debug, Default)]
+struct Group {
+    counters: HashMap<Box<str>, f64>,
+    gauges: HashMap<Box<str>, Gauge>,
+    plain: HashMap<Box<str>, f64>,
+    timers: HashMap<Box<str>, Timer>,
+    sets: HashMap<Box<str>, Members>,
+}
+
+#[derive(Debug)]
+struct Gauge {
+    value: f64,
+    /// Seconds since its last change, at the flush before.
+    age: u64,
+}
+
+#[derive(Debug, Default)]
+struct Timer {
+    /// What it stands for: sample rates counted in.
+    count: f64,
+    sum: f64,
+    lower: f64,
+    upper: f64,
+    /// Values seen, and those of them that are kept.
+    seen: u64,
+    values: Vec<f64>,
+}
+
+#[derive(Debug, Default)]
+struct Members {
+    hashes: HashSet<u64>,
+    full: bool,
+}
+
+/// xorshift64*: good enough to choose samples.
+#[derive(Debug)]
+struct Random(u64);
+
+impl Default for Random {
+    fn default() -> Random {
+        Random(0x9e37_79b9_7f4a_7c15)
+    }
+}
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        ((u128::from(self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)) * u128::from(bound)) >> 64) as u64
+    }
+}
+
+/// The series of one interval.
+pub(super) struct Interval {
+    groups: HashMap<String, Group>,
+    /// What went wrong meanwhile.
+    pub(super) faults: Faults,
+}
+
+impl Aggregate {
+    /// Takes lines of the group (`domain.name`); blank ones are none.
+    pub(super) fn lines(&mut self, group: &str, text: &[u8]) {
+        let Aggregate { groups, hasher, random, series, kept, faults } = self;
+        if !groups.contains_key(group) {
+            groups.insert(group.to_owned(), Group::default());
+        }
+        let Some(group) = groups.get_mut(group) else { return };
+        let mut start = 0;
+        let ends = memchr::memchr_iter(b'\n', text).chain(std::iter::once(text.len()));
+        for end in ends {
+            let line = text[start..end].strip_suffix(b"\r").unwrap_or(&text[start..end]);
+            start = end + 1;
+            if line.is_empty() {
+                continue;
+            }
+            let done = statsd::parse(line, &mut |key, value| {
+                if !group.take(key, value, hasher, random, series, kept) {
+                    faults.dropped += 1;
+                }
+            });
+            faults.bad_lines += u64::from(done.is_err());
+        }
+    }
+
+    /// Ends the interval, which was `seconds` long; gauges go on where `lives` says so of their group,
+    /// or where there is nobody who could end (`None`), for a day.
+    pub(super) fn flush(&mut self, seconds: u64, lives: impl Fn(&str) -> Option<bool>) -> Interval {
+        let mut next: HashMap<String, Group> = HashMap::new();
+        let mut series = 0;
+        for (name, group) in &self.groups {
+            let keep = |gauge: &Gauge| match lives(name) {
+                Some(lives) => lives,
+                None => gauge.age + seconds < GAUGE_AGE,
+            };
+            let gauges: HashMap<Box<str>, Gauge> = group
+                .gauges
+                .iter()
+                .filter(|(_, gauge)| keep(gauge))
+                .map(|(key, gauge)| (key.clone(), Gauge { value: gauge.value, age: gauge.age + seconds }))
+                .collect();
+            if !gauges.is_empty() {
+                series += gauges.len();
+                next.insert(name.clone(), Group { gauges, ..Group::default() });
+            }
+        }
+        (self.series, self.kept) = (series, 0);
+        Interval { groups: mem::replace(&mut self.groups, next), faults: mem::take(&mut self.faults) }
+    }
+}
+
+impl Group {
+    /// Takes one sample; says whether there was room for its series.
+    fn take(
+        &mut self,
+        key: &[u8],
+        value: Value<'_>,
+        hasher: &RandomState,
+        random: &mut Random,
+        series: &mut usize,
+        kept: &mut usize,
+    ) -> bool {
+        match value {
+            Value::Count(count) => with(&mut self.counters, key, series, |sum| *sum += count),
+            Value::Plain(value) => with(&mut self.plain, key, series, |last| *last = value),
+            Value::Gauge(value) => with(&mut self.gauges, key, series, |gauge| *gauge = Gauge { value, age: 0 }),
+            Value::Change(change) => with(&mut self.gauges, key, series, |gauge| {
+                *gauge = Gauge { value: gauge.value + change, age: 0 };
+            }),
+            Value::Time(value, weight) => {
+                with(&mut self.timers, key, series, |timer| timer.take(value, weight, random, kept))
+            }
+            Value::Member(member) => with(&mut self.sets, key, series, |set| {
+                set.take(hasher.hash_one(member), kept);
+            }),
+        }
+    }
+}
+
+impl Default for Gauge {
+    fn default() -> Gauge {
+        Gauge { value: 0.0, age: 0 }
+    }
+}
+
+/// Changes the series of this key, which is made when there is room; says whether there was.
+#[inline]
+fn with<T: Default>(
+    map: &mut HashMap<Box<str>, T>,
+    key: &[u8],
+    series: &mut usize,
+    change: impl FnOnce(&mut T),
+) -> bool {
+    let key = statsd::clean(key);
+    if let Some(found) = map.get_mut(&*key) {
+        change(found);
+        return true;
+    }
+    if *series >= MAX_SERIES || key.is_empty() {
+        return false;
+    }
+    *series += 1;
+    change(map.entry(key.into()).or_default());
+    true
+}
+
+impl Timer {
+    fn take(&mut self, value: f64, weight: f64, random: &mut Random, kept: &mut usize) {
+        if self.seen == 0 {
+            (self.lower, self.upper) = (value, value);
+        }
+        self.lower = self.lower.min(value);
+        self.upper = self.upper.max(value);
+        self.count += weight;
+        self.sum += value * weight;
+        self.seen += 1;
+        if self.values.len() < MAX_VALUES && (*kept < MAX_KEPT || self.values.is_empty()) {
+            self.values.push(value);
+            *kept += 1;
+        } else if let Some(place) = self.values.get_mut(random.below(self.seen) as usize) {
+            *place = value;
+        }
+    }
+
+    /// Mean, median, 95th and 99th percentile.
+    fn spread(&mut self) -> [f64; 4] {
+        self.values.sort_unstable_by(f64::total_cmp);
+        let count = self.values.len();
+        // The smallest value that so many of a hundred do not exceed.
+        let rank = |percent: usize| self.values[(count * percent).div_ceil(100).max(1) - 1];
+        let median = (self.values[(count - 1) / 2] + self.values[count / 2]) / 2.0;
+        [self.sum / self.count, median, rank(95), rank(99)]
+    }
+}
+
+impl Members {
+    fn take(&mut self, hash: u64, kept: &mut usize) {
+        if self.hashes.contains(&hash) {
+            return;
+        }
+        if self.hashes.len() < MAX_MEMBERS && *kept < MAX_KEPT {
+            self.hashes.insert(hash);
+            *kept += 1;
+        } else {
+            self.full = true;
+        }
+    }
+}
+
+impl Interval {
+    /// Hands over every series as `<group>.<key>`; the interval was `seconds` long.
+    pub(super) fn series(mut self, seconds: u64, sink: &mut impl FnMut(&str, &str, &str, f64)) -> Faults {
+        let per_second = 1.0 / seconds.max(1) as f64;
+        for (name, group) in &mut self.groups {
+            for (key, sum) in &group.counters {
+                sink(name, key, "", *sum);
+                sink(name, key, ".rate", sum * per_second);
+            }
+            for (key, value) in &group.plain {
+                sink(name, key, "", *value);
+            }
+            for (key, gauge) in &group.gauges {
+                sink(name, key, "", gauge.value);
+            }
+            for (key, set) in &group.sets {
+                sink(name, key, "", set.hashes.len() as f64);
+                self.faults.full_sets += u64::from(set.full);
+            }
+            for (key, timer) in &mut group.timers {
+                let [mean, median, p95, p99] = timer.spread();
+                sink(name, key, ".mean", mean);
+                sink(name, key, ".count", timer.count);
+                sink(name, key, ".sum", timer.sum);
+                sink(name, key, ".lower", timer.lower);
+                sink(name, key, ".upper", timer.upper);
+                sink(name, key, ".median", median);
+                sink(name, key, ".p95", p95);
+                sink(name, key, ".p99", p99);
+            }
+        }
+        self.faults
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    fn flush(aggregate: &mut Aggregate, lives: Option<bool>) -> (BTreeMap<String, f64>, Faults) {
+        let mut found = BTreeMap::new();
+        let faults = aggregate.flush(10, |_| lives).series(10, &mut |group, key, end, value| {
+            found.insert(format!("{group}.{key}{end}"), value);
+        });
+        (found, faults)
+    }
+
+    #[track_caller]
+    fn check(lines: &str, want: &[(&str, f64)]) {
+        let mut aggregate = Aggregate::default();
+        aggregate.lines("d.n", lines.as_bytes());
+        let want = want.iter().map(|(key, value)| (format!("d.n.{key}"), *value)).collect();
+        assert_eq!(flush(&mut aggregate, None), (want, Faults::default()), "{lines}");
+    }
+
+    #[test]
+    fn counters_gauges_sets_and_plain_values() {
+        check("a:1|c\na:2|c|@0.5\r\n\n", &[("a", 5.0), ("a.rate", 0.5)]);
+        check("a:5|g\na:+3|g\na:-1|g", &[("a", 7.0)]);
+        check("a:-3|g", &[("a", -3.0)]);
+        check("a:x|s\na:y|s\na:x|s", &[("a", 2.0)]);
+        check("a:5|kv\na:4|kv", &[("a", 4.0)]);
+        check("a b/c:1|kv", &[("a_b-c", 1.0)]);
+    }
+
+    #[test]
+    fn timers() {
+        let lines: String = (1..=100).map(|n| format!("t:{n}|ms\n")).collect();
+        check(
+            &lines,
+            &[
+                ("t.count", 100.0),
+                ("t.lower", 1.0),
+                ("t.mean", 50.5),
+                ("t.median", 50.5),
+                ("t.p95", 95.0),
+                ("t.p99", 99.0),
+                ("t.sum", 5050.0),
+                ("t.upper", 100.0),
+            ],
+        );
+        check(
+            "t:4|h|@0.5",
+            &[
+                ("t.count", 2.0),
+                ("t.lower", 4.0),
+                ("t.mean", 4.0),
+                ("t.median", 4.0),
+                ("t.p95", 4.0),
+                ("t.p99", 4.0),
+                ("t.sum", 8.0),
+                ("t.upper", 4.0),
+            ],
+        );
+    }
+
+    #[test]
+    fn beyond_the_bound_a_timer_is_sampled_and_its_sums_stay_exact() {
+        let mut aggregate = Aggregate::default();
+        for n in 0..200_000 {
+            aggregate.lines("d.n", format!("t:{}|ms", n % 1000).as_bytes());
+        }
+        assert_eq!(aggregate.kept, MAX_VALUES);
+        let (found, _) = flush(&mut aggregate, None);
+        assert_eq!((found["d.n.t.count"], found["d.n.t.mean"], found["d.n.t.upper"]), (200_000.0, 499.5, 999.0));
+        assert!((found["d.n.t.median"] - 500.0).abs() < 40.0, "{}", found["d.n.t.median"]);
+        assert!((found["d.n.t.p95"] - 950.0).abs() < 15.0, "{}", found["d.n.t.p95"]);
+    }
+
+    #[test]
+    fn bounds_and_bad_lines_are_counted() {
+        let mut aggregate = Aggregate::default();
+        aggregate.lines("d.n", b"rubbish\nk:1|c\nk:x|c\n");
+        let lines: String = (0..MAX_MEMBERS + 10).map(|n| format!("s:{n}|s\n")).collect();
+        aggregate.lines("d.n", lines.as_bytes());
+        let (found, faults) = flush(&mut aggregate, None);
+        assert_eq!(found["d.n.s"], MAX_MEMBERS as f64);
+        assert_eq!(faults, Faults { bad_lines: 2, dropped: 0, full_sets: 1 });
+        let lines: String = (0..MAX_SERIES + 5).map(|n| format!("k{n}:1|kv\n")).collect();
+        aggregate.lines("d.n", lines.as_bytes());
+        let mut count = 0;
+        let faults = aggregate.flush(10, |_| None).series(10, &mut |_, _, _, _| count += 1);
+        assert_eq!((count, faults.dropped), (MAX_SERIES, 5));
+        assert_eq!(aggregate.series, 0);
+    }
+
+    #[test]
+    fn a_gauge_stays_while_its_job_lives() {
+        let mut aggregate = Aggregate::default();
+        aggregate.lines("d.n", b"g:5|g\nk:1|kv\nc:1|c");
+        assert_eq!(flush(&mut aggregate, Some(true)).0.len(), 4);
+        aggregate.lines("d.n", b"g:+1|g");
+        assert_eq!(flush(&mut aggregate, Some(true)).0, BTreeMap::from([("d.n.g".into(), 6.0)]));
+        // The last flush after its end still has it.
+        assert_eq!(flush(&mut aggregate, Some(false)).0.len(), 1);
+        assert_eq!(flush(&mut aggregate, Some(false)).0.len(), 0);
+        // Nobody's gauge stays for a day.
+        aggregate.lines("d.n", b"g:5|g");
+        let flushes = (0..20_000).take_while(|_| !flush(&mut aggregate, None).0.is_empty()).count();
+        assert_eq!(flushes as u64, GAUGE_AGE / 10);
+    }
+}

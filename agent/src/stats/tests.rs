@@ -1,0 +1,115 @@
+//! The aggregator with its outbox, and over UDP.
+
+use super::*;
+use jscommon::LevelSet;
+use serde_json::Value;
+use std::net::UdpSocket;
+use std::time::Instant;
+use tempfile::TempDir;
+
+fn source(domain: &str, name: &str) -> Arc<Source> {
+    Arc::new(Source {
+        jobid: "j".into(),
+        domain: domain.into(),
+        name: name.into(),
+        db: LevelSet::NONE,
+        ac: LevelSet::NONE,
+    })
+}
+
+struct Bench {
+    _dir: TempDir,
+    outbox: Arc<Outbox>,
+    config: Config,
+}
+
+fn bench() -> Bench {
+    let dir = TempDir::new().unwrap();
+    let mut config = Config::default();
+    config.main.data_dir = dir.path().to_owned();
+    (config.main.gid, config.main.nid) = (3, 4);
+    config.controllers.insert("main".into(), crate::config::Controller::default());
+    // Far longer than a test: only the last flush counts.
+    config.stats.interval = Duration::from_secs(86_400);
+    let outbox = Outbox::open(&config).unwrap();
+    Bench { _dir: dir, outbox, config }
+}
+
+impl Bench {
+    fn sent(&self) -> HashMap<String, f64> {
+        let mut all = HashMap::new();
+        while let Some(batch) = self.outbox.next("main", Kind::Stats) {
+            let body: Value = serde_json::from_slice(&batch.body).unwrap();
+            assert_eq!(body["timestamp"].as_u64().unwrap() % 86_400, 0);
+            for pair in body["series"].as_array().unwrap() {
+                all.insert(pair[0].as_str().unwrap().to_owned(), pair[1].as_f64().unwrap());
+            }
+            self.outbox.taken("main", Kind::Stats, batch.number);
+        }
+        all
+    }
+}
+
+#[test]
+fn lines_and_figures_arrive_under_their_names() {
+    let bench = bench();
+    let handle = Handle::start(&bench.config, Arc::clone(&bench.outbox)).unwrap();
+    let inlet = handle.inlet();
+    let (web, other) = (source("my web", "front.end"), source("", ""));
+    inlet.job_started(&web);
+    inlet.lines(&web, "hits:3|c\nrubbish\n");
+    inlet.lines(&other, "g:5|g");
+    let figures = Figures { cpu: 1.5, rss: 4096, ..Figures::default() };
+    inlet.figures(HashMap::from([(("my web".into(), "front.end".into()), figures)]));
+    inlet.node(vec![("load.1".into(), 0.5)]);
+    inlet.job_ended(&web);
+    drop(handle);
+    let sent = bench.sent();
+    for (key, value) in [
+        ("3.4.my_web.front_end.hits", 3.0),
+        ("3.4.my_web.front_end.process.cpu", 1.5),
+        ("3.4.my_web.front_end.process.rss", 4096.0),
+        ("3.4.unknown.unknown.g", 5.0),
+        ("3.4.node.load.1", 0.5),
+        ("3.4.node.stats.bad_lines", 1.0),
+    ] {
+        assert_eq!(sent.get(key), Some(&value), "{key} in {sent:?}");
+    }
+}
+
+#[test]
+fn udp_is_taken_and_stops_at_once() {
+    let bench = bench();
+    let inlet = Inlet::default();
+    let udp = udp::Handle::start("127.0.0.1:0".parse().unwrap(), inlet.clone()).unwrap();
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    for _ in 0..100 {
+        client.send_to(b"hits:1|c\nload:2|g", udp.address()).unwrap();
+    }
+    let began = Instant::now();
+    let mut total = 0.0;
+    while total < 100.0 && began.elapsed() < Duration::from_secs(20) {
+        let interval = lock(&inlet.shared.aggregate).flush(1, |_| None);
+        interval.series(1, &mut |group, key, end, value| {
+            if (group, key, end) == (NOBODY, "hits", "") {
+                total += value;
+            }
+        });
+        std::thread::yield_now();
+    }
+    assert_eq!(total, 100.0);
+    let began = Instant::now();
+    drop(udp);
+    assert!(began.elapsed() < Duration::from_secs(3));
+    drop(bench);
+}
+
+#[test]
+fn many_series_go_in_several_batches() {
+    let bench = bench();
+    let handle = Handle::start(&bench.config, Arc::clone(&bench.outbox)).unwrap();
+    let lines: String = (0..BATCH).map(|n| format!("k{n}:1|c\n")).collect();
+    handle.inlet().lines(&source("d", "n"), &lines);
+    drop(handle);
+    assert_eq!(bench.sent().len(), 2 * BATCH);
+}

@@ -16,7 +16,7 @@ use crate::outbox::Outbox;
 use crate::output::Outlets;
 use crate::process::{self, Notice};
 use crate::stats::monitor;
-use crate::{logger, os, poller, sender, stats};
+use crate::{logger, os, poller, script, sender, stats};
 use anyhow::{Context, Result, bail};
 use crossbeam_channel::{Receiver, Sender, bounded, never, select, tick, unbounded};
 use jscommon::notify;
@@ -94,6 +94,8 @@ impl Daemon {
         let mut builtins = builtin::Context::new(config.clone());
         builtins.logger = Some(logger.remote());
         builtins.controllers = controllers.clone();
+        let origins = controllers.iter().map(|controller| controller.clone() as Arc<dyn script::Origin>);
+        builtins.scripts = Arc::new(script::Store::new(&config, origins.collect()));
         let wakers: Arc<OnceLock<HashMap<String, Sender<()>>>> = Arc::default();
         let (tell_restart, restart) = unbounded();
         let supervisor = process::Handle::start(process::Parts {

@@ -28,5 +28,6 @@ pub mod outbox;
 pub mod output;
 pub mod poller;
 pub mod process;
+pub mod script;
 pub mod sender;
 pub mod stats;

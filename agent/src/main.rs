@@ -14,6 +14,10 @@ use std::process::ExitCode;
 const BAD_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
+    // Before anything else: as the interpreter of a Lua script it has nothing to do with an agent.
+    if let Some(status) = jsagent::script::run_if_asked() {
+        return status;
+    }
     let task = match flags::parse(std::env::args_os().skip(1)) {
         Ok(task) => task,
         Err(reason) => return bad_usage(&[reason]),

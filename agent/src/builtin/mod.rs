@@ -11,6 +11,7 @@ pub mod messages;
 use crate::config::Config;
 use crate::controller::Controller;
 use crate::logger;
+use crate::script;
 use jscommon::Command;
 use serde_json::Value;
 use std::sync::Arc;
@@ -57,14 +58,17 @@ pub struct Context {
     pub config: Arc<Config>,
     /// Where records are found; only a whole agent has it.
     pub logger: Option<logger::Remote>,
-    /// Where scripts come from.
+    /// Whom files are fetched from.
     pub controllers: Vec<Arc<Controller>>,
+    /// The scripts that this node can run.
+    pub scripts: Arc<script::Store>,
 }
 
 impl Context {
-    /// What the commands of an agent with this configuration may use.
+    /// What the commands of an agent with this configuration may use; it has no controllers to ask for scripts.
     pub fn new(config: Arc<Config>) -> Context {
-        Context { config, logger: None, controllers: Vec::new() }
+        let scripts = Arc::new(script::Store::new(&config, Vec::new()));
+        Context { config, logger: None, controllers: Vec::new(), scripts }
     }
 }
 

@@ -6,12 +6,14 @@
 //! each second, and nothing more is accepted meanwhile. So nothing runs that a restart would not know.
 
 use super::args::RunArgs;
+use super::extension::extension;
 use super::policy::{Action, Event, Memory, Now, Outcome, Place, Policy};
 use super::{Message, Notice, Parts, ProcessEntry, Remote, View, answer, leftovers, spawn, tree};
 use crate::builtin::{self, Answer, JobControl, Kind};
 use crate::ledger::{Row, Standing, Write};
 use crate::os::{self, Children, Mark, Signal};
 use crate::output::{self, Capture, Captured, Source};
+use crate::script;
 use anyhow::{Context, Result};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use jscommon::worker::Worker;
@@ -43,8 +45,7 @@ struct Job {
 #[derive(Clone, Copy)]
 enum Work {
     Execute,
-    /// Made ready on a thread: a script may have to be fetched.
-    #[allow(dead_code)] // until scripts are wired
+    /// Made ready on a thread, before each run: a script may have to be fetched.
     Prepared,
     Inline(builtin::Function),
     Threaded(builtin::Function),
@@ -283,7 +284,7 @@ impl Actor {
         let checked = work.and_then(|work| {
             let args = args?;
             if let Work::Execute = work {
-                spawn::execute(&command, &self.places)?;
+                self.process(&command)?;
             }
             Ok((work, args))
         });
@@ -328,7 +329,17 @@ impl Actor {
             Some(Kind::Threaded(function)) => Ok(Work::Threaded(function)),
             Some(Kind::Supervisor(control)) => Ok(Work::Control(control)),
             None if command.cmd == "execute" => Ok(Work::Execute),
+            None if script::is_script(&command.cmd) => Ok(Work::Prepared),
+            None if self.parts.config.extensions.contains_key(&command.cmd) => Ok(Work::Execute),
             None => Err(format!("unknown command '{}'", command.cmd)),
+        }
+    }
+
+    /// What to start for a command that needs nothing made ready: `execute` or an extension.
+    fn process(&self, command: &Command) -> Result<spawn::Spec, String> {
+        match self.parts.config.extensions.get(&command.cmd) {
+            Some(known) if command.cmd != "execute" => extension(known, command, &self.places),
+            _ => spawn::execute(command, &self.places),
         }
     }
 
@@ -499,11 +510,13 @@ impl Actor {
         );
         let context = self.parts.builtins.clone();
         match work {
-            Work::Execute => match spawn::execute(&command, &self.places) {
+            Work::Execute => match self.process(&command) {
                 Ok(spec) => self.spawn(run, spec),
                 Err(why) => self.event(Event::Unstartable { run, why }),
             },
-            Work::Prepared => {}
+            Work::Prepared => {
+                self.task(Box::new(move || Message::Prepared { run, spec: script::prepare(&context, &command) }));
+            }
             Work::Threaded(function) | Work::Inline(function) => {
                 self.event(Event::Spawned { run });
                 self.task(Box::new(move || Message::Answered { run, answer: function(&context, &command) }));

@@ -28,6 +28,7 @@ use std::time::{Duration, Instant};
 mod actor;
 mod answer;
 pub mod args;
+mod extension;
 mod leftovers;
 pub mod policy;
 pub mod spawn;

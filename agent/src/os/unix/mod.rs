@@ -11,3 +11,11 @@ pub use files::{make_private_dir, open_to_others, write_private};
 pub use network::interfaces;
 pub use process::*;
 pub use signals::stop_signals;
+
+/// Takes back that a Rust program ignores SIGPIPE: for when this process is an interpreter, whose
+/// children expect what every other program's children find.
+#[allow(unsafe_code)] // Sets no handler, only the default action, before there is a second thread.
+pub fn default_sigpipe() {
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
+}

@@ -37,3 +37,5 @@ pub fn open_to_others(_path: &Path) -> bool {
 pub fn stop_signals() -> io::Result<Receiver<&'static str>> {
     Ok(crossbeam_channel::never())
 }
+/// Windows has no SIGPIPE.
+pub fn default_sigpipe() {}

@@ -1,0 +1,117 @@
+//! Finds a script of the node by domain and name.
+//!
+//! Whatever a command names, nothing outside of the folder of scripts is opened.
+
+use super::{Language, MAX_SOURCE, Script};
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::path::{Component, Path, PathBuf};
+
+/// Reads `<root>/<domain>/<name>.<ending>`. Both names may have folders in them.
+pub(super) fn find(root: &Path, domain: &str, name: &str, language: Language) -> Result<Script, String> {
+    let ending = language.ending();
+    // Somebody who gives the whole name of the file means that file.
+    let stem = name.strip_suffix(&format!(".{ending}")).filter(|stem| !stem.is_empty()).unwrap_or(name);
+    let label = format!("{domain}/{stem}.{ending}");
+    let relative = inside(&label).ok_or_else(|| climbs(domain, name))?;
+    let path = root.join(&relative);
+    let unreadable = |error: std::io::Error| match error.kind() {
+        ErrorKind::NotFound | ErrorKind::NotADirectory => {
+            format!("no script {label} in {}: put it there, or send it by its hash", root.display())
+        }
+        _ => format!("script {} cannot be read: {error}", path.display()),
+    };
+    // A link may lead elsewhere within the folder, not out of it.
+    let (real_root, real) = (root.canonicalize().map_err(unreadable)?, path.canonicalize().map_err(unreadable)?);
+    if !real.starts_with(&real_root) {
+        return Err(climbs(domain, name));
+    }
+    let source = read(&real).map_err(unreadable)?;
+    if source.len() as u64 > MAX_SOURCE {
+        return Err(format!("script {} is too large: the most is {MAX_SOURCE} bytes", path.display()));
+    }
+    let folder = path.parent().unwrap_or(root);
+    Ok(Script {
+        path: path.to_string_lossy().into_owned(),
+        folder: folder.to_string_lossy().into_owned(),
+        label,
+        source,
+    })
+}
+
+/// A file's bytes, one more than a source may have at the most. What is no plain file is not opened,
+/// for a pipe would never be ready.
+fn read(path: &Path) -> std::io::Result<Vec<u8>> {
+    if !path.metadata()?.is_file() {
+        return Err(std::io::Error::other("it is no file"));
+    }
+    let mut source = Vec::new();
+    File::open(path)?.take(MAX_SOURCE + 1).read_to_end(&mut source)?;
+    Ok(source)
+}
+
+fn climbs(domain: &str, name: &str) -> String {
+    format!("domain '{domain}' and name '{name}' lead out of the folder of scripts")
+}
+
+/// The path that a text names, when it has nothing but folders and a file below where it begins.
+fn inside(text: &str) -> Option<PathBuf> {
+    let path = Path::new(text);
+    let plain = path.components().all(|part| matches!(part, Component::Normal(_)));
+    // A backslash or a colon means something on one system alone, and nothing good.
+    (plain && !text.contains(['\0', '\\', ':']) && !text.contains("//")).then(|| path.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn only_what_is_inside_is_a_script() {
+        for good in ["a/b.py", "a.b/c-d_e.py", "a/b/c.py", "é/b.py", "a/..b.py"] {
+            assert!(inside(good).is_some(), "{good}");
+        }
+        for bad in
+            ["../b.py", "a/../../b.py", "a/../b.py", "/etc/b.py", "a//etc/b.py", "a/b\0.py", "..\\a/b.py", "c:/b.py"]
+        {
+            assert!(inside(bad).is_none(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn by_domain_and_name() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir_all(root.path().join("ops/deep")).unwrap();
+        fs::write(root.path().join("ops/disk.py"), "a").unwrap();
+        fs::write(root.path().join("ops/deep/x.lua"), "b").unwrap();
+        let found = find(root.path(), "ops", "disk", Language::Python).unwrap();
+        assert_eq!((found.source.as_slice(), found.label.as_str()), (b"a".as_slice(), "ops/disk.py"));
+        assert!(found.path.ends_with("ops/disk.py") && found.folder.ends_with("ops"));
+        assert_eq!(find(root.path(), "ops", "disk.py", Language::Python).unwrap(), found);
+        assert_eq!(find(root.path(), "ops/deep", "x", Language::Lua).unwrap().source, b"b");
+        let missing = find(root.path(), "ops", "disk", Language::Lua).unwrap_err();
+        assert!(missing.starts_with("no script ops/disk.lua in "), "{missing}");
+        assert!(find(&root.path().join("none"), "a", "b", Language::Lua).unwrap_err().starts_with("no script"));
+        fs::create_dir(root.path().join("ops/folder.py")).unwrap();
+        assert!(find(root.path(), "ops", "folder", Language::Python).unwrap_err().contains("it is no file"));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_stay_inside() {
+        let (root, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fs::create_dir(root.path().join("ops")).unwrap();
+        fs::write(root.path().join("ops/disk.py"), "a").unwrap();
+        fs::write(other.path().join("secret.py"), "b").unwrap();
+        std::os::unix::fs::symlink("disk.py", root.path().join("ops/link.py")).unwrap();
+        std::os::unix::fs::symlink(other.path(), root.path().join("out")).unwrap();
+        assert_eq!(find(root.path(), "ops", "link", Language::Python).unwrap().source, b"a");
+        assert!(find(root.path(), "out", "secret", Language::Python).unwrap_err().contains("lead out"));
+        assert!(find(root.path(), "..", "etc/x", Language::Python).unwrap_err().contains("lead out"));
+        // The folder itself may be a link.
+        let link = other.path().join("root");
+        std::os::unix::fs::symlink(root.path(), &link).unwrap();
+        assert_eq!(find(&link, "ops", "disk", Language::Python).unwrap().source, b"a");
+    }
+}

@@ -1,0 +1,143 @@
+//! Jumpscripts: Python and Lua sources that run as jobs.
+//!
+//! **Owns** where a script comes from (a folder of the node by domain and name, or the controller by
+//! hash) and how it is handed to its interpreter. The supervisor asks [`prepare`] for what to start
+//! and runs it as any other process, so that limits, restarts, markers and trees are the same.
+//!
+//! The interpreter is given everything on stdin: the runner, the source, and then the job's data. So
+//! whoever the script runs as need not be able to read the agent's folder, nothing is left behind,
+//! and it does not matter what becomes of the file meanwhile.
+
+mod cache;
+mod find;
+mod lua;
+mod python;
+mod store;
+
+pub use lua::run_if_asked;
+pub use store::{Origin, Store, Trouble};
+
+use crate::builtin::Context;
+use crate::process::args;
+use crate::process::spawn::{Places, Spec};
+use jscommon::Command;
+use serde_json::{Map, Value};
+
+/// Largest source, in bytes; the controller keeps none that is larger.
+const MAX_SOURCE: u64 = 16 * 1024 * 1024;
+
+/// What a script is written in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Language {
+    Python,
+    Lua,
+}
+
+impl Language {
+    fn of(command: &str) -> Option<Language> {
+        match command {
+            "execute_js_py" => Some(Language::Python),
+            "execute_js_lua" => Some(Language::Lua),
+            _ => None,
+        }
+    }
+
+    /// How its files end, without the dot.
+    fn ending(self) -> &'static str {
+        match self {
+            Language::Python => "py",
+            Language::Lua => "lua",
+        }
+    }
+}
+
+/// A script that was found.
+#[derive(Debug, PartialEq)]
+struct Script {
+    /// Its file.
+    path: String,
+    /// The folder whose modules it can load; empty is none.
+    folder: String,
+    /// What messages call it.
+    label: String,
+    /// What it says.
+    source: Vec<u8>,
+}
+
+/// Whether a command of this name runs a script.
+pub fn is_script(name: &str) -> bool {
+    Language::of(name).is_some()
+}
+
+/// What to start for a command that runs a script; the error is one sentence for the job's result.
+///
+/// It reads files and may ask the controllers, for some seconds: not for the supervisor's own thread.
+/// Asked again before each run it finds a script that was changed meanwhile.
+pub fn prepare(context: &Context, command: &Command) -> Result<Spec, String> {
+    let language = Language::of(&command.cmd).ok_or_else(|| format!("{} runs no script", command.cmd))?;
+    let (words, env) = (words(&command.args)?, args::environment(&command.args)?);
+    let script = wanted(&command.args).and_then(|wanted| context.scripts.find(&wanted, language))?;
+    let scripts = &context.config.scripts;
+    let spec = match language {
+        Language::Python => python::spec(&scripts.python, script, &words, &command.data),
+        Language::Lua if scripts.lua.is_empty() => lua::spec(script, &words, &command.data)?,
+        Language::Lua => lua::spec_of(&scripts.lua, script, &words, &command.data),
+    };
+    let places = Places::new(&context.config.main.data_dir);
+    let cwd = text(&command.args, "workingdir")?;
+    let cwd = (!cwd.is_empty()).then(|| places.fill(cwd).into());
+    Ok(Spec { env, cwd, ..spec })
+}
+
+/// Which script a command asks for.
+#[derive(Debug, PartialEq)]
+enum Wanted {
+    /// The one with this SHA-256, in lower-case hex; and what to call it.
+    Hash(String, String),
+    /// The one of this domain and name.
+    Named(String, String),
+}
+
+fn wanted(args: &Map<String, Value>) -> Result<Wanted, String> {
+    let (hash, domain, name) = (text(args, "hash")?, text(args, "domain")?, text(args, "name")?);
+    if !hash.is_empty() {
+        return match hash.len() == 64 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            true => Ok(Wanted::Hash(hash.to_ascii_lowercase(), name.to_owned())),
+            false => Err("hash must be a script's SHA-256: 64 hexadecimal digits".into()),
+        };
+    }
+    match (domain, name) {
+        ("", "") => Err("which script? give domain and name, or hash".into()),
+        ("", _) => Err("domain is missing: a script is found by domain and name, or by hash".into()),
+        (_, "") => Err("name is missing: a script is found by domain and name, or by hash".into()),
+        _ => Ok(Wanted::Named(domain.to_owned(), name.to_owned())),
+    }
+}
+
+/// A text that may be missing, which is an empty one.
+fn text<'a>(args: &'a Map<String, Value>, key: &str) -> Result<&'a str, String> {
+    match args.get(key) {
+        None | Some(Value::Null) => Ok(""),
+        Some(Value::String(text)) if text.contains('\0') => Err(format!("{key} must not hold a NUL character")),
+        Some(Value::String(text)) => Ok(text),
+        Some(_) => Err(format!("{key} must be a string")),
+    }
+}
+
+/// The script's own arguments: `args`, when there are any.
+fn words(args: &Map<String, Value>) -> Result<Vec<String>, String> {
+    let word = |value: &Value| match value {
+        Value::String(text) if text.contains('\0') => Err("args must not hold a NUL character".into()),
+        Value::String(text) => Ok(text.clone()),
+        Value::Number(_) | Value::Bool(_) => Ok(value.to_string()),
+        _ => Err("args must be a list of strings".to_owned()),
+    };
+    match args.get("args") {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(Value::Array(list)) => list.iter().map(word).collect(),
+        Some(_) => Err("args must be a list of strings".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

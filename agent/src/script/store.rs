@@ -1,0 +1,139 @@
+//! Where scripts come from: the node's folder, the cache, and behind it the controllers.
+
+use super::cache::Cache;
+use super::{Language, MAX_SOURCE, Script, Wanted, find};
+use crate::config::Config;
+use crate::controller::{Controller, Failure};
+use jscommon::backoff::Backoff;
+use jscommon::token::sha256_hex;
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Most sources that are kept.
+const MAX_FILES: usize = 1000;
+/// Most bytes of all sources that are kept.
+const MAX_BYTES: u64 = 128 * 1024 * 1024;
+/// A controller that is away for so long is not asked again.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Something that can be asked for a source: a controller.
+pub trait Origin: Send + Sync {
+    /// The source of this SHA-256 (lower-case hex), or nothing when it knows none.
+    fn source(&self, hash: &str) -> Result<Option<Vec<u8>>, Trouble>;
+}
+
+/// Why an origin could not say.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Trouble {
+    /// One sentence.
+    pub reason: String,
+    /// Whether it may be over in a moment.
+    pub passing: bool,
+}
+
+impl Origin for Controller {
+    fn source(&self, hash: &str) -> Result<Option<Vec<u8>>, Trouble> {
+        self.script(hash).map_err(|failure| Trouble {
+            reason: format!("controller {}: {failure}", self.name()),
+            passing: matches!(failure, Failure::Away(_) | Failure::Busy { .. }),
+        })
+    }
+}
+
+/// The scripts that this node can run.
+pub struct Store {
+    root: PathBuf,
+    cache: Cache,
+    origins: Vec<Arc<dyn Origin>>,
+    /// One lock a hash that is being fetched, so that jobs of one new script fetch it once.
+    fetching: Mutex<HashMap<String, Arc<Mutex<()>>>>,
+    pub(super) patience: Duration,
+}
+
+impl Store {
+    /// The scripts of this configuration; what is not here is asked of these controllers, in this order.
+    pub fn new(config: &Config, origins: Vec<Arc<dyn Origin>>) -> Store {
+        let cache = Cache::new(config.main.data_dir.join("scripts"), MAX_FILES, MAX_BYTES);
+        Store { root: config.script_path(), cache, origins, fetching: Mutex::default(), patience: PATIENCE }
+    }
+
+    /// The script that is wanted; the error says why there is none.
+    pub(super) fn find(&self, wanted: &Wanted, language: Language) -> Result<Script, String> {
+        match wanted {
+            Wanted::Named(domain, name) => find::find(&self.root, domain, name, language),
+            Wanted::Hash(hash, name) => {
+                let ending = language.ending();
+                let source = self.by_hash(hash, ending)?;
+                let stem = if name.is_empty() { &hash[..12] } else { name };
+                Ok(Script {
+                    path: self.cache.path(hash, ending).to_string_lossy().into_owned(),
+                    folder: String::new(),
+                    label: format!("{stem}.{ending}"),
+                    source,
+                })
+            }
+        }
+    }
+
+    fn by_hash(&self, hash: &str, ending: &str) -> Result<Vec<u8>, String> {
+        if let Some(source) = self.cache.get(hash, ending) {
+            return Ok(source);
+        }
+        let lock = Arc::clone(locked(&self.fetching).entry(hash.to_owned()).or_default());
+        let guard = locked(&lock);
+        // Whoever held the lock before may have fetched it.
+        let source = match self.cache.get(hash, ending) {
+            Some(source) => Ok(source),
+            None => self.fetch(hash).inspect(|source| {
+                // A full disk is no reason not to run it.
+                if let Err(error) = self.cache.put(hash, ending, source) {
+                    log::warn!("script {hash} cannot be kept: {error}");
+                }
+            }),
+        };
+        drop(guard);
+        let mut fetching = locked(&self.fetching);
+        // This one and the map's own; more are those who wait.
+        if Arc::strong_count(&lock) <= 2 {
+            fetching.remove(hash);
+        }
+        source
+    }
+
+    /// Asks each controller in turn, and again while one of them is only away for a moment.
+    fn fetch(&self, hash: &str) -> Result<Vec<u8>, String> {
+        let deadline = Instant::now() + self.patience;
+        let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(3));
+        loop {
+            let (mut trouble, mut passing) = (None, false);
+            for origin in &self.origins {
+                match origin.source(hash) {
+                    Ok(Some(source)) if source.len() as u64 > MAX_SOURCE => {
+                        trouble = Some(format!("script {hash} is too large: the most is {MAX_SOURCE} bytes"));
+                    }
+                    Ok(Some(source)) if sha256_hex(&source) == hash => return Ok(source),
+                    Ok(Some(_)) => trouble = Some(format!("what the controller has for script {hash} is another one")),
+                    Ok(None) => {}
+                    Err(fault) => {
+                        passing |= fault.passing;
+                        trouble = Some(format!("script {hash} cannot be fetched: {}", fault.reason));
+                    }
+                }
+            }
+            let wait = backoff.fail(fastrand::f64());
+            if !passing || Instant::now() + wait >= deadline {
+                return Err(trouble.unwrap_or_else(|| {
+                    format!("no script with hash {hash}: the controller does not know it, or no longer; send it again")
+                }));
+            }
+            std::thread::sleep(wait);
+        }
+    }
+}
+
+/// What a lock guards here stays whole when a thread dies, so poison says nothing.
+fn locked<T: ?Sized>(lock: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    lock.lock().unwrap_or_else(PoisonError::into_inner)
+}

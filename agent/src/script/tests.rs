@@ -1,0 +1,163 @@
+use super::*;
+use crate::config::Config;
+use jscommon::token::sha256_hex;
+use serde_json::json;
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+/// A controller that knows some scripts and counts how often it is asked.
+#[derive(Default)]
+struct Shelf {
+    sources: Vec<(String, Vec<u8>)>,
+    asked: AtomicUsize,
+    trouble: Option<Trouble>,
+}
+
+impl Shelf {
+    fn with(source: &[u8]) -> (Shelf, String) {
+        let hash = sha256_hex(source);
+        (Shelf { sources: vec![(hash.clone(), source.to_vec())], ..Shelf::default() }, hash)
+    }
+}
+
+impl Origin for Shelf {
+    fn source(&self, hash: &str) -> Result<Option<Vec<u8>>, Trouble> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        match &self.trouble {
+            Some(trouble) => Err(trouble.clone()),
+            None => Ok(self.sources.iter().find(|(known, _)| known == hash).map(|(_, source)| source.clone())),
+        }
+    }
+}
+
+fn config(dir: &std::path::Path) -> Config {
+    let mut config = Config::default();
+    config.main.data_dir = dir.to_owned();
+    config
+}
+
+fn context(config: Config, origins: Vec<Arc<dyn Origin>>) -> Context {
+    let mut store = Store::new(&config, origins);
+    store.patience = Duration::ZERO;
+    Context { scripts: Arc::new(store), ..Context::new(Arc::new(config)) }
+}
+
+fn command(cmd: &str, args: Value) -> Command {
+    let value = json!({"id": "a", "gid": 1, "nid": 1, "cmd": cmd, "args": args, "data": "DATA"});
+    Command::from_value(value).unwrap()
+}
+
+#[track_caller]
+fn refused(context: &Context, args: Value, reason: &str) {
+    let fault = prepare(context, &command("execute_js_py", args)).unwrap_err();
+    assert!(fault.contains(reason), "{fault} does not say {reason}");
+}
+
+#[test]
+fn arguments_have_their_faults() {
+    let dir = tempfile::tempdir().unwrap();
+    let context = context(config(dir.path()), Vec::new());
+    refused(&context, json!({}), "which script?");
+    refused(&context, json!({"domain": "ops"}), "name is missing");
+    refused(&context, json!({"name": "disk"}), "domain is missing");
+    refused(&context, json!({"domain": 1, "name": "disk"}), "domain must be a string");
+    refused(&context, json!({"hash": "abc"}), "64 hexadecimal digits");
+    refused(&context, json!({"hash": "g".repeat(64)}), "64 hexadecimal digits");
+    refused(&context, json!({"domain": "ops", "name": "disk"}), "no script ops/disk.py in");
+    refused(&context, json!({"domain": "..", "name": "etc/passwd"}), "lead out of the folder");
+    refused(&context, json!({"domain": "ops", "name": "disk", "args": "x"}), "args must be a list");
+    refused(&context, json!({"domain": "ops", "name": "disk", "args": [[]]}), "args must be a list");
+    refused(&context, json!({"hash": "0".repeat(64)}), "no script with hash 0000");
+    assert!(is_script("execute_js_py") && is_script("execute_js_lua") && !is_script("execute"));
+}
+
+#[test]
+fn python_gets_runner_source_and_data() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir_all(dir.path().join("jumpscripts/ops")).unwrap();
+    fs::write(dir.path().join("jumpscripts/ops/disk.py"), "SOURCE").unwrap();
+    let context = context(config(dir.path()), Vec::new());
+    let args = json!({"domain": "ops", "name": "disk", "args": ["x", 1]});
+    let spec = prepare(&context, &command("execute_js_py", args)).unwrap();
+    assert_eq!(spec.program, "python3");
+    assert_eq!(spec.stdin, [python::RUNNER.as_bytes(), b"SOURCEDATA"].concat());
+    let folder = dir.path().join("jumpscripts/ops");
+    let file = folder.join("disk.py");
+    let expected = ["6", file.to_str().unwrap(), folder.to_str().unwrap(), "x", "1"];
+    assert_eq!(spec.args[0], "-c");
+    assert_eq!(spec.args[2..], expected);
+}
+
+#[test]
+fn lua_runs_in_the_agent_or_in_what_is_configured() {
+    let dir = tempfile::tempdir().unwrap();
+    let (shelf, hash) = Shelf::with(b"SOURCE");
+    let shelf: Arc<dyn Origin> = Arc::new(shelf);
+    let built_in = context(config(dir.path()), vec![Arc::clone(&shelf)]);
+    let spec = prepare(&built_in, &command("execute_js_lua", json!({"hash": hash, "name": "disk"}))).unwrap();
+    assert_eq!(spec.program, std::env::current_exe().unwrap().to_str().unwrap());
+    assert_eq!(spec.args[..3], ["--run-lua", "6", "=disk.lua"]);
+    assert_eq!(spec.stdin, b"SOURCEDATA");
+    let mut config = config(dir.path());
+    config.scripts.lua = "lua5.4".into();
+    let own = context(config, vec![shelf]);
+    let spec = prepare(&own, &command("execute_js_lua", json!({"hash": hash}))).unwrap();
+    assert_eq!((spec.program.as_str(), spec.args[0].as_str()), ("lua5.4", "-e"));
+    assert!(spec.stdin.ends_with(b"SOURCEDATA"));
+}
+
+#[test]
+fn a_script_is_fetched_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (shelf, hash) = Shelf::with(b"pass");
+    let (empty, shelf) = (Arc::new(Shelf::default()), Arc::new(shelf));
+    let context = context(config(dir.path()), vec![empty.clone(), shelf.clone()]);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            // A hash may be given in either case.
+            let args = json!({"hash": hash.to_ascii_uppercase()});
+            let context = &context;
+            scope.spawn(move || prepare(context, &command("execute_js_py", args)).unwrap());
+        }
+    });
+    assert_eq!((empty.asked.load(Ordering::SeqCst), shelf.asked.load(Ordering::SeqCst)), (1, 1));
+    let kept = dir.path().join(format!("scripts/{hash}.py"));
+    assert_eq!(fs::read(&kept).unwrap(), b"pass");
+    // What was kept serves although it was tampered with only by being fetched again.
+    fs::write(&kept, "raise SystemExit").unwrap();
+    prepare(&context, &command("execute_js_py", json!({"hash": hash}))).unwrap();
+    assert_eq!(shelf.asked.load(Ordering::SeqCst), 2);
+    assert_eq!(fs::read(&kept).unwrap(), b"pass");
+}
+
+#[test]
+fn what_is_not_the_script_does_not_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let hash = "0".repeat(64);
+    let forged = Shelf { sources: vec![(hash.clone(), b"evil".to_vec())], ..Shelf::default() };
+    let context = context(config(dir.path()), vec![Arc::new(forged)]);
+    refused(&context, json!({"hash": hash}), "is another one");
+    assert!(!dir.path().join("scripts").exists());
+}
+
+#[test]
+fn a_controller_that_is_away_is_asked_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let trouble = |passing| Some(Trouble { reason: "the controller is away".into(), passing });
+    let hash = "0".repeat(64);
+    let away = |passing| Arc::new(Shelf { trouble: trouble(passing), ..Shelf::default() });
+
+    let refuses = away(false);
+    let context = context(config(dir.path()), vec![refuses.clone()]);
+    refused(&context, json!({"hash": hash}), "cannot be fetched: the controller is away");
+    assert_eq!(refuses.asked.load(Ordering::SeqCst), 1);
+
+    let flickers = away(true);
+    let mut store = Store::new(&config(dir.path()), vec![flickers.clone()]);
+    store.patience = Duration::from_millis(600);
+    let fault = store.find(&Wanted::Hash(hash, String::new()), Language::Python).unwrap_err();
+    assert!(fault.contains("the controller is away"), "{fault}");
+    assert!(flickers.asked.load(Ordering::SeqCst) >= 1);
+}

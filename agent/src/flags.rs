@@ -1,8 +1,8 @@
 //! The command line. PURE: arguments in, what is to be done out.
 
 use crate::config::Overrides;
+use jscommon::directives::Directives;
 use lexopt::prelude::*;
-use log::LevelFilter;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -21,7 +21,8 @@ usage: jsagent [-c FILE] [--gid N --nid N --controller URL --data-dir DIR]
       --controller URL  address of the controller
       --data-dir DIR    where the agent keeps what it knows
       --check-config    say what is wrong with the configuration, and exit
-      --log-level L     off, error, warn, info (the default), debug or trace
+      --log-level L     off, error, warn, info (the default), debug or trace;
+                        of one module: warn,jsagent::sender=debug
       --help, --version
 
 status                  what the agent of this data folder is doing
@@ -47,7 +48,7 @@ pub enum Task {
         /// Only say what is wrong with it.
         check: bool,
         /// What is logged.
-        log: LevelFilter,
+        log: Directives,
     },
     /// Say what the agent of a data folder is doing.
     Status {
@@ -87,7 +88,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Task, String> {
 
 fn read(mut parser: lexopt::Parser) -> Result<Task, lexopt::Error> {
     let mut overrides = Overrides::default();
-    let (mut config, mut check, mut log) = (None, false, LevelFilter::Info);
+    let (mut config, mut check, mut log) = (None, false, Directives::parse("info")?);
     let (mut token, mut out, mut ca) = (None, None, None);
     let mut command: Option<String> = None;
     while let Some(argument) = parser.next()? {
@@ -101,8 +102,7 @@ fn read(mut parser: lexopt::Parser) -> Result<Task, lexopt::Error> {
             Long("data-dir") => overrides.data_dir = Some(PathBuf::from(parser.value()?)),
             Long("check-config") => check = true,
             Long("log-level") => {
-                let level = parser.value()?.string()?;
-                log = level.parse().map_err(|_| format!("--log-level: \"{level}\" is no level; info, say"))?;
+                log = Directives::parse(&parser.value()?.string()?).map_err(|e| format!("--log-level: {e}"))?;
             }
             Long("token") => token = Some(parser.value()?.string()?),
             Long("out") => out = Some(PathBuf::from(parser.value()?)),
@@ -166,7 +166,12 @@ mod tests {
             Overrides { gid: Some(1), nid: Some(2), controller: Some("u".into()), data_dir: Some("d".into()) };
         assert_eq!(
             parse_line("--gid 1 --nid=2 --controller u --data-dir d --log-level debug"),
-            Ok(Task::Run { config: None, overrides: overrides.clone(), check: false, log: LevelFilter::Debug })
+            Ok(Task::Run {
+                config: None,
+                overrides: overrides.clone(),
+                check: false,
+                log: Directives::parse("debug").unwrap()
+            })
         );
         assert_eq!(
             parse_line("-c a.toml --check-config"),
@@ -174,7 +179,7 @@ mod tests {
                 config: Some("a.toml".into()),
                 overrides: Overrides::default(),
                 check: true,
-                log: LevelFilter::Info
+                log: Directives::parse("info").unwrap()
             })
         );
         assert!(matches!(parse_line("status -c a.toml"), Ok(Task::Status { .. })));
@@ -194,7 +199,7 @@ mod tests {
             ("--token x", "--token belongs to jsagent enroll"),
             ("enroll --token x", "enroll needs --out"),
             ("enroll --token x --out o --gid 1 --nid 1", "enroll needs --controller"),
-            ("--log-level loud", "--log-level: \"loud\" is no level"),
+            ("--log-level loud", "--log-level: 'loud' is no log level"),
         ] {
             let error = parse_line(line).unwrap_err();
             assert!(error.starts_with(want) && !error.contains('\n'), "{line}: {error}");

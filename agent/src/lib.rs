@@ -23,6 +23,7 @@ pub mod enroll;
 pub mod flags;
 pub mod ledger;
 pub mod logger;
+pub mod logging;
 pub mod os;
 pub mod outbox;
 pub mod output;

@@ -6,7 +6,7 @@
 use jsagent::config::{Config, Overrides};
 use jsagent::daemon;
 use jsagent::flags::{self, Task};
-use log::LevelFilter;
+use jsagent::logging;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -34,7 +34,7 @@ fn main() -> ExitCode {
                 let name = config.unwrap_or_else(|| PathBuf::from("the configuration"));
                 return print(&format!("{} is good\n", name.display()));
             }
-            start_log(log);
+            logging::start(log);
             finish(daemon::run(read))
         }
         Task::Status { config, overrides } => {
@@ -69,18 +69,6 @@ fn read_config(path: Option<&Path>, overrides: &Overrides) -> Result<Config, Vec
     let text = fs::read_to_string(path).map_err(|error| vec![format!("cannot read {}: {error}", path.display())])?;
     Config::parse(&text, overrides)
         .map_err(|faults| faults.iter().map(|fault| format!("{}: {fault}", path.display())).collect())
-}
-
-fn start_log(level: LevelFilter) {
-    let config = simplelog::ConfigBuilder::new()
-        .set_time_format_rfc3339()
-        .set_target_level(LevelFilter::Off)
-        .set_thread_level(LevelFilter::Off)
-        .set_location_level(LevelFilter::Off)
-        .add_filter_allow_str("jsagent")
-        .build();
-    // It fails only when a log is there already.
-    let _ = simplelog::WriteLogger::init(level, config, std::io::stderr());
 }
 
 fn finish(outcome: anyhow::Result<()>) -> ExitCode {

@@ -154,16 +154,23 @@ impl Poller {
         }
     }
 
+    /// Tells a trouble once, and again only when another one came in between.
     fn say(&mut self, trouble: String) {
-        if self.trouble.as_deref() != Some(&trouble) {
+        let kind = without_digits(&trouble);
+        if self.trouble.as_deref() != Some(&kind) {
             log::warn!("controller {} ({}): {trouble}", self.parts.controller.name(), self.parts.controller.url());
-            self.trouble = Some(trouble);
+            self.trouble = Some(kind);
         }
     }
 
     fn stopped(&self) -> bool {
         self.parts.stop.try_recv() == Err(crossbeam_channel::TryRecvError::Disconnected)
     }
+}
+
+/// What a trouble is, whatever times and counts its sentence carries.
+pub(crate) fn without_digits(text: &str) -> String {
+    text.chars().filter(|c| !c.is_ascii_digit()).collect()
 }
 
 #[cfg(test)]

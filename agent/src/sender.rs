@@ -10,6 +10,7 @@
 use crate::controller::{Controller, Failure};
 use crate::ledger::{Ledger, Unsent};
 use crate::outbox::{Kind, Outbox};
+use crate::poller::without_digits;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use jscommon::backoff::Backoff;
 use jscommon::death;
@@ -268,9 +269,10 @@ impl Actor {
 
     /// Waits before the next try: of this lane, or of all when the controller itself is away.
     fn hold(&mut self, lane: usize, failure: &Failure) {
-        let trouble = failure.to_string();
+        // Told once, and again only when another trouble or a success came in between.
+        let trouble = without_digits(&failure.to_string());
         if self.trouble.as_deref() != Some(&trouble) {
-            log::warn!("controller {}: {} waits: {trouble}", self.controller.name(), self.lanes[lane].cargo.path());
+            log::warn!("controller {}: {} waits: {failure}", self.controller.name(), self.lanes[lane].cargo.path());
             self.trouble = Some(trouble);
         }
         if failure.is_of_the_node() && self.controller.reload() {

@@ -46,7 +46,10 @@ impl Failure {
         match error {
             ureq::Error::Timeout(phase) => Failure::Away(format!("no answer in time ({phase})")),
             ureq::Error::HostNotFound => Failure::Away("its name cannot be resolved".to_owned()),
-            ureq::Error::Io(error) => Failure::Away(error.to_string()),
+            ureq::Error::Io(error) => match error.kind() {
+                std::io::ErrorKind::UnexpectedEof => Failure::Away("the connection was closed".to_owned()),
+                _ => Failure::Away(error.to_string()),
+            },
             other => Failure::Away(other.to_string()),
         }
     }

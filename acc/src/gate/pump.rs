@@ -1,7 +1,7 @@
 //! The event loop: one thread that moves the bytes of all clients.
 //!
 //! Owns: the listener, every client's socket, every exchange with tiny_http, timers, and the order of
-//! things in one turn: messages (a ringing bell first), events, deadlines, leftovers, new clients.
+//! things in one turn: messages (a ringing bell first), nodes, deadlines, leftovers, strangers.
 //! Does not own: the rules. What bytes mean is `conn`'s, who waits is `parking`'s, what is too much is
 //! `limits`', and what becomes of a request stands in `serve`.
 //!
@@ -37,6 +37,8 @@ const EXCHANGE: usize = 1 << 63;
 
 /// New clients in one turn, so that those that are here have theirs.
 const ACCEPTS: usize = 64;
+/// What those who have proved nothing get of a turn in which others want something too.
+const STRANGERS_TIME: Duration = Duration::from_millis(2);
 /// Bytes of one client in one turn.
 const BYTES: usize = 256 * 1024;
 /// How long nothing is accepted after the process had no descriptor left.
@@ -78,12 +80,16 @@ pub(super) struct Pump {
     pub(super) trips: Vec<Option<Trip>>,
     /// Clients whose sockets hold more than their turn allowed to read.
     pub(super) again: VecDeque<Name>,
+    /// Clients that have proved nothing and want something (whether to be read from): they come
+    /// after the nodes, and have only so much time in a turn, for a handshake costs more than a poll.
+    strangers: VecDeque<(Name, bool)>,
     accept_more: bool,
     accept_after: Option<Instant>,
     sweep_at: Instant,
     /// When a polite stop ends.
     pub(super) stopping: Option<Instant>,
     pub(super) scratch: Vec<u8>,
+    pub(super) trip_scratch: Vec<u8>,
 }
 
 pub(super) struct Parts {
@@ -127,13 +133,29 @@ impl Pump {
             unproven: BTreeSet::new(),
             queue: VecDeque::new(),
             again: VecDeque::new(),
+            strangers: VecDeque::new(),
             accept_more: false,
             accept_after: None,
             sweep_at: now + SWEEP_EVERY,
             stopping: None,
             scratch: vec![0; 64 * 1024],
+            trip_scratch: vec![0; 64 * 1024],
         };
         Ok((pump, waker))
+    }
+
+    /// Those who have proved nothing, in their order, and new ones after them.
+    fn serve_strangers(&mut self) {
+        let end = Instant::now() + STRANGERS_TIME;
+        for _ in 0..self.strangers.len() {
+            if Instant::now() >= end {
+                return;
+            }
+            if let Some((name, readable)) = self.strangers.pop_front() {
+                self.event(name, readable);
+            }
+        }
+        self.accept();
     }
 
     /// Runs until it is stopped.
@@ -157,7 +179,12 @@ impl Pump {
                     Token(token) if token & EXCHANGE != 0 => self.drive(token & !EXCHANGE),
                     Token(token) => {
                         let name = Name { slot: token & 0xffff_ffff, turn: (token >> 32) as u32 };
-                        self.event(name, event.is_readable() || event.is_error());
+                        let readable = event.is_readable() || event.is_error();
+                        match self.clients.at(name.slot) {
+                            Some(client) if client.proven => self.event(name, readable),
+                            Some(_) => self.strangers.push_back((name, readable)),
+                            None => {}
+                        }
                     }
                 }
             }
@@ -167,7 +194,7 @@ impl Pump {
                     self.event(name, true);
                 }
             }
-            self.accept();
+            self.serve_strangers();
             self.figures();
         }
         for slot in self.clients.taken() {
@@ -183,7 +210,7 @@ impl Pump {
 
     /// How long the next turn may wait for events.
     fn timeout(&self) -> Option<Duration> {
-        if self.accept_more || !self.again.is_empty() {
+        if self.accept_more || !self.again.is_empty() || !self.strangers.is_empty() {
             return Some(Duration::ZERO);
         }
         let first = [self.timers.next(), self.seen_at, self.accept_after, Some(self.sweep_at), self.stopping];

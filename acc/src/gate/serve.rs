@@ -241,8 +241,7 @@ impl Pump {
         let Some(Some(on_way)) = self.trips.get_mut(trip) else {
             return;
         };
-        let mut scratch = vec![0; 16 * 1024];
-        let answer = match on_way.exchange.drive(&mut scratch) {
+        let answer = match on_way.exchange.drive(&mut self.trip_scratch) {
             Ok(None) => return,
             Ok(Some(answer)) => Ok(answer),
             Err(e) => Err(e),

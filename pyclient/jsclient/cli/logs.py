@@ -109,5 +109,14 @@ def _print(record: Record, args: argparse.Namespace, many: bool) -> None:
     at = time.strftime("%m-%d %H:%M:%S", time.localtime(record.epoch / 1000)) + f".{record.epoch % 1000:03d}"
     who = f"{record.node} " if many else ""
     job = record.jobid[:12] if not args.job else ""
-    text = render.clean(record.data).replace("\n", "\n" + " " * 24)
+    text = render.clean(_ending(record) if record.level == 30 else record.data).replace("\n", "\n" + " " * 24)
     print(f"{at} {who}{job + ' ' if job else ''}{record.level:>2} {text}", flush=args.follow)
+
+
+def _ending(record: Record) -> str:
+    """A job's end in a few words; level 30 holds the whole result."""
+    try:
+        result = wire.Result.from_dict(json.loads(record.data))
+    except (ValueError, AttributeError):
+        return record.data
+    return f"{result.cmd} ended {render.status(result)} after {result.time / 1000:.3f} s"

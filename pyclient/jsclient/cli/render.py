@@ -12,6 +12,15 @@ from ..wire import NodeId, Result
 _BYTES = frozenset(
     "total available used free swap_total swap_used rss vms read written rx_bytes tx_bytes".split()
 )
+#: Keys of the built-in answers in the order in which people read them; others follow as they came.
+_ORDER = {
+    key: at
+    for at, key in enumerate(
+        "hostname name os version kernel device mount fstype mac mtu addrs arch brand physical logical mhz usage"
+        " load total used free available swap_total swap_used readonly removable rx_bytes tx_bytes rx_errors"
+        " tx_errors uptime boottime agent".split()
+    )
+}
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
@@ -76,13 +85,19 @@ def value_text(value: Any) -> str:
     """A decoded result: an object a line for each key, a list of objects as a table, else JSON or the text."""
     if isinstance(value, str):
         return clean(value)
+    if isinstance(value, Mapping):
+        value = {k: value[k] for k in _ordered(value)}
     if isinstance(value, Mapping) and value and not any(isinstance(v, (Mapping)) for v in value.values()):
         width = max(len(str(k)) for k in value)
         return "\n".join(f"{str(k).ljust(width)}  {_cell(friendly(str(k), v))}" for k, v in value.items())
     if isinstance(value, list) and value and all(isinstance(v, Mapping) for v in value):
-        head = list(dict.fromkeys(str(k) for row in value for k in row))
+        head = _ordered(dict.fromkeys(str(k) for row in value for k in row))
         return table(head, [[friendly(k, row.get(k)) for k in head] for row in value])
     return clean(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def _ordered(keys: Iterable[Any]) -> List[Any]:
+    return sorted(keys, key=lambda key: _ORDER.get(key, len(_ORDER)))
 
 
 def body(result: Result, with_stderr: bool = True) -> str:

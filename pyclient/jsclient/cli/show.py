@@ -10,6 +10,7 @@ from typing import Any, Dict, List
 from .. import target
 from ..client import ago
 from ..errors import NOBODY, OK
+from ..wire import JobInfo
 from . import render
 from .start import say
 from .order import connect
@@ -74,7 +75,10 @@ def job(args: argparse.Namespace) -> int:
         return OK
     first = infos[0]
     facts: Dict[str, Any] = {"id": args.id, "command": asked(first.command), "by": first.command.get("by", "")}
-    facts.update(created=render.moment(first.created), state=first.state)
+    overall = JobInfo("", {}, 0, None, {}, {})
+    for info in infos:
+        overall.states.update(info.states)
+    facts.update(created=render.moment(first.created), state=overall.state if overall.states else first.state)
     if first.command.get("args"):
         facts["args"] = json.dumps(first.command["args"], ensure_ascii=False)
     print(render.value_text(facts))

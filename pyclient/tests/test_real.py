@@ -1,0 +1,278 @@
+"""The client against the real controller and agents, where they have been built.
+
+They are looked for in JS_BIN_DIR, then in the debug folder of CARGO_TARGET_DIR, then in ../target/debug.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any, Callable, Iterator
+
+import pytest
+from conftest import Ran, Server, wait_until
+
+from jsclient import Client, JobFailed, WaitTimeout
+from jsclient.cli import main
+
+ROOT = Path(__file__).parents[2]
+
+
+def binaries() -> Path | None:
+    target = os.environ.get("CARGO_TARGET_DIR", str(ROOT / "target"))
+    for folder in filter(None, (os.environ.get("JS_BIN_DIR"), f"{target}/debug")):
+        found = Path(folder)
+        if all((found / name).exists() for name in ("jsacc", "jsagent")):
+            version = subprocess.run([found / "jsacc", "--version"], capture_output=True, text=True, timeout=10)
+            if "jsacc" in version.stdout:
+                return found
+    return None
+
+
+BIN = binaries()
+pytestmark = pytest.mark.skipif(BIN is None, reason="jsacc and jsagent are not built")
+
+
+def free_port() -> int:
+    with socket.socket() as it:
+        it.bind(("127.0.0.1", 0))
+        return int(it.getsockname()[1])
+
+
+class Stage:
+    """A Redis, a controller and two agents, 1.1 (web) and 1.2 (web, db)."""
+
+    def __init__(self) -> None:
+        assert BIN
+        self.server = Server()
+        self.folder = Path(tempfile.mkdtemp(prefix="jsclient-real-"))
+        self.children: list[subprocess.Popen[bytes]] = []
+        port = free_port()
+        self.start("jsacc", "-p", str(port), "-b", "127.0.0.1", "-r", self.server.url, "--state-dir",
+                   str(self.folder / "state"), "--insecure-http", "--insecure-no-auth")
+        for nid, roles in ((1, ["web"]), (2, ["web", "db"])):
+            config = self.folder / f"{nid}.toml"
+            config.write_text(
+                f"[main]\ngid = 1\nnid = {nid}\nroles = {json.dumps(roles)}\n"
+                f"data_dir = {json.dumps(str(self.folder / str(nid)))}\n"
+                f'[controllers.main]\nurl = "http://127.0.0.1:{port}"\n'
+                "[stats]\ninterval = 1\n[monitor]\ninterval = 1\n"
+            )
+            self.start("jsagent", "-c", str(config))
+        self.client = Client(self.server.url, timeout=30)
+        wait_until(lambda: sum(n.live for n in self.client.nodes()) == 2, 30)
+
+    def start(self, name: str, *words: str) -> None:
+        with open(self.folder / "log", "ab") as log:
+            self.children.append(subprocess.Popen([str(BIN / name), *words], stdout=log, stderr=log))  # type: ignore[operator]
+
+    def close(self) -> None:
+        self.client.close()
+        for child in reversed(self.children):
+            child.terminate()
+        for child in self.children:
+            try:
+                child.wait(10)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+        self.server.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def stage() -> Iterator[Stage]:
+    it = Stage()
+    yield it
+    it.close()
+
+
+@pytest.fixture
+def jsctl(stage: Stage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
+    monkeypatch.setenv("JSCTL_REDIS", stage.server.url)
+
+    def run(*words: str) -> Ran:
+        capsys.readouterr()
+        code = main(list(words))
+        return Ran(code, *capsys.readouterr())
+
+    return run
+
+
+Jsctl = Callable[..., Ran]
+
+
+def test_a_command_on_a_node(stage: Stage, jsctl: Jsctl) -> None:
+    job = stage.client.execute(1, 1, "sh", ["-c", "cat; echo err >&2; exit 3"], data="in", tags="t")
+    result = job.wait(20)
+    assert (result.state, result.code, result.stdout, result.stderr, result.tags) == ("ERROR", 3, "in", "err", "t")
+    assert jsctl("exec", "1.1", "--", "echo", "hi") == Ran(0, "hi\n", "")
+    ran = jsctl("exec", "1.1", "--", "no-such-program")
+    assert ran.code == 1 and "program not found" in ran.err
+    ran = jsctl("raw", "1.1", "frob")
+    assert ran.code == 1 and "unknown command" in ran.err
+
+
+def test_infos(stage: Stage, jsctl: Jsctl) -> None:
+    client = stage.client
+    assert client.ping(1, 1) == "pong"
+    assert client.get_cpu_info(1, 1)["logical"] > 0
+    assert client.get_mem_info(1, 1)["total"] > 0
+    assert client.get_disk_info(1, 1) and client.get_nic_info(1, 1)
+    assert client.get_os_info(1, 1)["os"] == "linux"
+    for kind in ("cpu", "mem", "disk", "nic", "os"):
+        assert jsctl("info", kind).code == 0
+    ran = jsctl("nodes", "@web,db")
+    assert ran.code == 0 and "1.2" in ran.out and "1.1" not in ran.out
+
+
+def test_fleets(stage: Stage, jsctl: Jsctl) -> None:
+    ran = jsctl("exec", "all", "--", "echo", "same")
+    assert ran.out == "== 1.1, 1.2 (2)\nsame\n" and ran.err == "2 OK, 0 failed\n" and ran.code == 0
+    for who, count in (("1.*", 2), ("@web", 2), ("@web,db", 1), ("1.1,1.2", 2), ("1.1", 1)):
+        assert len(stage.client.target(who).ping().wait().results) == count
+    ran = jsctl("exec", "all", "--batch", "1", "--max-failures", "0", "--", "false")
+    assert ran.code == 1 and "1 not sent after too many failures (1.2)" in ran.err
+    ran = jsctl("exec", "1.1,1.9", "--json", "--", "true")
+    assert ran.code == 1 and [i["state"] for i in json.loads(ran.out)] == ["OK", "UNKNOWN"]
+    assert jsctl("ping", "1.9").code == 3
+
+
+def test_a_job_is_watched_signalled_and_killed(stage: Stage, jsctl: Jsctl) -> None:
+    script = "trap 'echo got it' USR1; echo begun; while :; do sleep 0.05; done"
+    job = stage.client.execute(1, 1, "sh", ["-c", script], domain="d", name="n")
+    lines = job.logs(follow=True, levels="1-2")
+    assert next(lines).data == "begun"
+    assert job.state == "RUNNING" and job.result is None and job.stats()["id"] == job.id
+    with pytest.raises(WaitTimeout, match="it is running"):
+        job.wait(0.1)
+    assert job.id in jsctl("ps", "1.1", "d.n").out and job.id in jsctl("top", "--once").out
+    assert jsctl("signal", job.id, "USR1").code == 0
+    assert next(lines).data == "got it"
+    job.kill()
+    assert job.wait(20).state == "KILLED"
+    with pytest.raises(JobFailed):
+        job.kill()
+
+
+def test_detach_wait_cancel_and_history(stage: Stage, jsctl: Jsctl) -> None:
+    job = jsctl("exec", "all", "--as", "alice", "--detach", "--", "echo", "later").out.strip()
+    ran = jsctl("wait", job)
+    assert ran.code == 0 and "later" in ran.out and "2 OK" in ran.err
+    assert "later" in jsctl("wait", job).out
+    fleet = jsctl("exec", "1.1,1.2", "--detach", "--", "echo", "parts").out.strip()
+    assert jsctl("wait", fleet).err == "2 OK, 0 failed\n"
+    assert "echo later" in jsctl("jobs").out and "echo later" in jsctl("job", job).out
+    wait_until(lambda: any("alice" in line and "2 OK" in line for line in jsctl("audit").out.splitlines()))
+    assert "startup" in jsctl("events").out
+    waiting = jsctl("exec", "1.7", "--detach", "--", "true").out.strip()
+    wait_until(lambda: jsctl("job", waiting).code == 0)
+    assert jsctl("cancel", waiting).out == "cancelled on 1.7\n"
+    ran = jsctl("wait", waiting)
+    assert ran.code == 1 and "cancelled before its node took it" in ran.err
+    done = stage.client.job(job)
+    assert jsctl("cancel", done.id).code == 1
+    assert jsctl("exec", "1.7", "--wait", "--timeout", "0.5", "--expires", "1", "--", "true").code == 4
+
+
+def test_nothing_is_lost_when_connections_are_cut(stage: Stage) -> None:
+    import redis
+
+    raw = redis.Redis(unix_socket_path=stage.server.socket)
+    client = Client(stage.server.url, timeout=30, client_name="cut-me")
+    stop = threading.Event()
+
+    def cutter() -> None:
+        while not stop.is_set():
+            for it in raw.client_list():
+                if it["name"] == "cut-me" and "b" in it["flags"]:
+                    raw.client_kill_filter(_id=it["id"])
+            time.sleep(0.005)
+
+    thread = threading.Thread(target=cutter)
+    thread.start()
+    try:
+        jobs = []
+        for i in range(20):
+            jobs.append(client.execute(1, 1 + i % 2, "echo", [str(i)]))
+            assert jobs[-1].wait(20).stdout == f"{i}"
+    finally:
+        stop.set()
+        thread.join()
+        client.close()
+    raw.close()
+
+
+def test_a_recurring_job(stage: Stage, jsctl: Jsctl) -> None:
+    job = stage.client.execute(1, 1, "sh", ["-c", "echo '20::{\"n\": 1}'"], recurring_period=1, name="again")
+    results = job.results(timeout=20)
+    assert [next(results).value for _ in range(2)] == [{"n": 1}] * 2
+    assert jsctl("unschedule", "1.1", job.id).code == 0
+
+
+def test_stats(stage: Stage, jsctl: Jsctl) -> None:
+    job = stage.client.execute(1, 1, "sh", ["-c", "echo '10::made:5|c'; sleep 3"], domain="d", name="s")
+    wait_until(lambda: "d.s.made" in jsctl("stats", "1.1", "d.s").out, 20)
+    job.kill()
+
+
+def test_messages(stage: Stage, jsctl: Jsctl) -> None:
+    job = stage.client.execute(1, 2, "sh", ["-c", "for i in 1 2 3; do echo line $i; done; echo 9::bad"])
+    job.wait(20)
+    assert [r.data for r in job.logs(levels="1")] == ["line 1", "line 2", "line 3"]
+    assert jsctl("logs", "1.2", "--job", job.id, "--levels", "9").out.split()[-1] == "bad"
+    assert "ended OK" in jsctl("logs", "1.2", "--job", job.id, "--levels", "30").out
+    assert jsctl("logs", "1.2", "--job", job.id, "--delete").out == "1.2: 5 deleted\n"
+    assert not list(job.logs())
+
+
+def test_scripts_and_files(stage: Stage, jsctl: Jsctl, tmp_path: Path) -> None:
+    if "unknown command" in jsctl("raw", "1.1", "execute_js_py", "--args", '{"hash": "x"}').err:
+        pytest.skip("these agents know no scripts yet")
+
+    def add(a: int, b: int) -> int:
+        return a + b
+
+    fleet = stage.client.run_script("all", function=add, data={"a": 1, "b": 2}).wait()
+    assert [r.value for r in fleet.raise_for_status().results.values()] == [3, 3]
+    lua = tmp_path / "twice.lua"
+    lua.write_text("function action(t) return {twice = 2 * t.x} end\n")
+    ran = jsctl("script", "run", "1.1", str(lua), "--data", '{"x": 4}')
+    assert ran.code == 0 and ran.out.split() == ["twice", "8"]
+    failed = stage.client.run_script("1.1", source="def action():\n    raise ValueError('no')\n").wait().failed[0]
+    assert failed.code == 1 and "ValueError: no" in failed.critical
+    if "unknown command" in jsctl("raw", "1.1", "put").err:
+        pytest.skip("these agents know no put yet")
+    content = bytes(range(256)) * 100
+    there = tmp_path / "there"
+    stage.client.put("1.1", content, str(there), mode="0600").wait().raise_for_status()
+    assert there.read_bytes() == content and there.stat().st_mode & 0o777 == 0o600
+    assert stage.client.put("1.1", content, str(there), mode="0600").wait().results[(1, 1)].value["changed"] is False
+    ran = jsctl("put", "1.1", str(lua), str(tmp_path / "no" / "where"))
+    assert ran.code == 1 and str(tmp_path / "no") in ran.err
+
+
+def test_ctrl_c(stage: Stage) -> None:
+    environment = {**os.environ, "JSCTL_REDIS": stage.server.url}
+    child = subprocess.Popen([sys.executable, "-m", "jsclient.cli", "exec", "@web", "--", "sleep", "77"],
+                             env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def running() -> list[Any]:
+        fleet = stage.client.target("all").processes().wait()
+        return [e for r in fleet.results.values() for e in r.value if e["state"] == "RUNNING"]
+
+    wait_until(lambda: len(running()) == 2, 20)
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=20)
+    assert child.returncode == 130 and "goes on running on 1.1, 1.2; to end it: jsctl kill " in err
+    job = err.split("jsctl kill ")[1].split()[0]
+    assert len(stage.client.target("all").kill(job).wait().results) == 2

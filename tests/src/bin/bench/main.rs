@@ -10,6 +10,7 @@ mod footprint;
 mod measure;
 mod roundtrip;
 mod scale;
+mod supervise;
 mod table;
 
 use std::process::ExitCode;
@@ -33,6 +34,7 @@ const BENCHES: &[Bench] = &[
     ("roundtrip", "ping and execute from LPUSH to the result, beside the floor", roundtrip::run),
     ("door", "honest polls beside strangers, and what each stranger costs", door::run),
     ("scale", "1,000 to 10,000 nodes over TLS: memory, CPU, wake, fanout, herd", scale::run),
+    ("supervise", "the agent as a process manager, beside supervisord, runit and monit", supervise::run),
     ("footprint", "disk, memory, CPU and bytes of an agent at rest; --check fails above a budget", footprint::run),
 ];
 

@@ -3,4 +3,5 @@
 //! Every test starts the parts that it needs (see the crate `jstests`) and shares nothing.
 
 mod door;
+mod supervise;
 mod support;

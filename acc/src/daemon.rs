@@ -15,12 +15,15 @@ use crate::metrics::Metrics;
 use crate::server;
 use crate::store::{Address, Pool, describe, nodes};
 use anyhow::{Context as _, bail};
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+use jscommon::notify;
 use jscommon::worker::Worker;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// Stack of a thread of our own, in bytes.
 const STACK: usize = 512 << 10;
@@ -121,9 +124,22 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         }
     })
     .context("no thread to watch for faults")?;
+    let (stop_watchdog, watchdog_stop) = crossbeam_channel::bounded(0);
+    let watchdog = match notify::watchdog() {
+        Some(every) => {
+            let remote = gate.remote();
+            let run = move || beat(every, &remote, &watchdog_stop);
+            Some(Worker::spawn("watchdog", 64 << 10, run).context("no thread for the watchdog")?)
+        }
+        None => None,
+    };
+    notify::ready();
     if let Some(signal) = signals.forever().next() {
         log::info!("ending on signal {signal}");
     }
+    notify::stopping();
+    drop(stop_watchdog);
+    drop(watchdog);
 
     drop(stop_work);
     // A second signal ends at once.
@@ -143,6 +159,15 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     match why {
         Some(why) => bail!(why),
         None => Ok(()),
+    }
+}
+
+/// Tells the service manager every so often that the gate lives, as long as the gate says so.
+fn beat(every: Duration, gate: &gate::Remote, stop: &Receiver<()>) {
+    while let Err(RecvTimeoutError::Timeout) = stop.recv_timeout(every) {
+        if gate.ping().recv_timeout(every).is_ok() {
+            notify::alive();
+        }
     }
 }
 

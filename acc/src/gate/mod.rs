@@ -34,7 +34,7 @@ mod tests;
 use crate::metrics::Metrics;
 use crate::route::Route;
 use anyhow::Context;
-use crossbeam_channel::Sender;
+use crossbeam_channel::{Receiver, Sender};
 use jscommon::NodeId;
 use jscommon::worker::Worker;
 pub use limits::Limits;
@@ -125,6 +125,7 @@ enum Message {
     Recall(NodeId),
     RecallAll,
     Expel(NodeId),
+    Ping(Sender<()>),
     Stop,
 }
 
@@ -197,6 +198,13 @@ impl Remote {
     /// What `node` holds was revoked: its connections are closed, whatever they are at.
     pub fn expel(&self, node: NodeId) {
         self.send(Message::Expel(node));
+    }
+
+    /// Answers once the gate's thread has come round: a sign of its life.
+    pub fn ping(&self) -> Receiver<()> {
+        let (answer, pong) = crossbeam_channel::bounded(1);
+        self.send(Message::Ping(answer));
+        pong
     }
 
     fn send(&self, message: Message) {

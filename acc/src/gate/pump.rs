@@ -237,6 +237,9 @@ impl Pump {
                 Message::Recall(node) => self.recall(node),
                 Message::RecallAll => self.recall_all(),
                 Message::Expel(node) => self.expel(node),
+                Message::Ping(answer) => {
+                    let _ = answer.try_send(());
+                }
                 Message::Stop => self.stop(),
             }
         }

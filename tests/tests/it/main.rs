@@ -2,6 +2,14 @@
 //!
 //! Every test starts the parts that it needs (see the crate `jstests`) and shares nothing.
 
+mod bad_input;
+mod credentials;
 mod door;
+mod enrolment;
+mod main_path;
+mod polling;
+mod programs;
+mod results;
+mod service;
 mod supervise;
 mod support;

@@ -1,0 +1,193 @@
+//! How a node gets its credentials, and how it loses them.
+
+use jstests::{Acc, AccOptions, Agent, AgentOptions, Client, Enrolled, FakeNode, LONG, Redis, run, wait_until};
+use nix::sys::signal::Signal;
+use serde_json::json;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+fn secure() -> (Redis, Acc, Client) {
+    let redis = Redis::start();
+    let acc = Acc::start(&redis, AccOptions::secure());
+    let client = Client::new(&redis);
+    (redis, acc, client)
+}
+
+/// Starts an agent from an enrolled folder as it is, from another working folder.
+#[track_caller]
+fn start_from(dir: &Path, home: &Path) -> jstests::process::Process {
+    let mut command = std::process::Command::new(jstests::bin("jsagent"));
+    command.current_dir("/").arg("-c").arg(dir.join("agent.toml"));
+    command.arg("--data-dir").arg(home.join("data"));
+    jstests::process::Process::spawn(&mut command, "enrolled", home, Signal::SIGTERM)
+}
+
+#[test]
+fn what_enroll_writes_starts_an_agent_from_any_folder() {
+    let (_redis, acc, mut client) = secure();
+    let home = tempfile::tempdir().expect("a folder");
+    let enrolled = acc.enroll_into(4, 5, &home.path().join("node"));
+    for line in enrolled.config.lines().filter(|line| line.contains('/') && !line.contains("://")) {
+        let value = line.split('"').nth(1).unwrap_or("/");
+        assert!(value.is_empty() || value.starts_with('/'), "a relative path: {line}");
+    }
+    for entry in fs::read_dir(&enrolled.dir).expect("the folder") {
+        let path = entry.expect("an entry").path();
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        if text.contains("PRIVATE KEY") || text.trim() == enrolled.token {
+            let mode = fs::metadata(&path).expect("metadata").permissions().mode() & 0o777;
+            assert_eq!(mode, 0o600, "{}", path.display());
+        }
+    }
+    let mut agent = start_from(&enrolled.dir, home.path());
+    let id = client.push(json!({"gid": 4, "nid": 5, "cmd": "execute", "args": {"cmd": "/bin/echo hello"}}));
+    assert_eq!(client.pop(&id)["state"], "OK");
+    assert!(agent.stop(LONG).is_some_and(|status| status.success()));
+}
+
+#[test]
+fn a_second_enrolment_writes_all_anew() {
+    let (_redis, acc, _client) = secure();
+    let first = acc.enroll(1, 10);
+    let second = acc.enroll_into(1, 10, &first.dir);
+    assert_ne!(first.token, second.token);
+    for token in [&first.token, &second.token] {
+        let node = FakeNode::new(&acc.url(), Some(&second.ca), 1, 10, Some(token.clone()));
+        assert_eq!(node.get("/1/10/cmd?wait=0").status, 204, "both hold");
+    }
+}
+
+#[test]
+fn a_client_certificate_is_as_good_as_a_token_and_as_bound() {
+    let (_redis, acc, _client) = secure();
+    let enrolled = acc.enroll(1, 10);
+    let (cert, key) = enrolled.client.expect("a client certificate");
+    let node = FakeNode::with_cert(&acc.url(), Some(&enrolled.ca), 1, 10, None, Some((&cert, &key)));
+    assert_eq!(node.get("/1/10/cmd?wait=0").status, 204);
+    assert_eq!(node.get("/1/11/cmd?wait=0").status, 403);
+    let stranger = FakeNode::new(&acc.url(), Some(&enrolled.ca), 1, 10, None);
+    assert_eq!(stranger.get("/1/10/cmd?wait=0").status, 401);
+}
+
+#[test]
+fn a_stranger_to_the_ca_gets_no_connection() {
+    let (_redis, acc, _client) = secure();
+    let (_other_redis, other, _) = secure();
+    let node = FakeNode::new(&acc.url(), other.ca().as_deref(), 1, 10, None);
+    let reply = node.get("/health");
+    assert_eq!(reply.status, 0, "{reply:?}");
+}
+
+#[test]
+fn a_revoked_node_is_refused_until_it_is_enrolled_again() {
+    let redis = Redis::start();
+    let acc = Acc::start(&redis, AccOptions::secure());
+    let state_dir = Some(acc.state_dir());
+    let second = Acc::start(&redis, AccOptions { state_dir, ..AccOptions::secure() });
+    let enrolled = acc.enroll(1, 10);
+    let other = acc.node(1, 11);
+    let node = |acc: &Acc, token: &str| FakeNode::new(&acc.url(), Some(&enrolled.ca), 1, 10, Some(token.to_owned()));
+    for acc in [&acc, &second] {
+        assert_eq!(node(acc, &enrolled.token).get("/1/10/cmd?wait=0").status, 204);
+    }
+    let output = acc.command(&["revoke", "1", "10"]);
+    assert_eq!(output.code, 0, "{output:?}");
+    for acc in [&acc, &second] {
+        wait_until("the token is refused", LONG, || node(acc, &enrolled.token).get("/1/10/cmd?wait=0").status == 401);
+        if let Some((cert, key)) = &enrolled.client {
+            let by_cert = FakeNode::with_cert(&acc.url(), Some(&enrolled.ca), 1, 10, None, Some((cert, key)));
+            assert_eq!(by_cert.get("/1/10/cmd?wait=0").status, 401, "its certificate too");
+        }
+    }
+    assert_eq!(other.get("/1/11/cmd?wait=0").status, 204, "nobody else is touched");
+    let again = acc.enroll(1, 10);
+    for acc in [&acc, &second] {
+        assert_eq!(node(acc, &again.token).get("/1/10/cmd?wait=0").status, 204);
+    }
+    let output = acc.command(&["revoke", "1"]);
+    assert_eq!(output.code, 2, "{output:?}");
+}
+
+#[test]
+fn rotation_keeps_the_old_secret_for_a_day() {
+    let (_redis, mut acc, _client) = secure();
+    let old = acc.enroll(1, 10);
+    let output = acc.command(&["rotate"]);
+    assert_eq!(output.code, 0, "{output:?}");
+    let new = acc.enroll(1, 11);
+    let ask = |acc: &Acc, enrolled: &Enrolled, nid: u32| {
+        let node = FakeNode::new(&acc.url(), Some(&enrolled.ca), 1, nid, Some(enrolled.token.clone()));
+        node.get(&format!("/1/{nid}/cmd?wait=0")).status
+    };
+    wait_until("the running controller knows the new secret", LONG, || ask(&acc, &new, 11) == 204);
+    assert_eq!(ask(&acc, &old, 10), 204, "the old one holds for a day");
+    acc.stop();
+    acc.resume();
+    assert_eq!((ask(&acc, &new, 11), ask(&acc, &old, 10)), (204, 204), "after a restart too");
+}
+
+#[test]
+fn an_enrolment_token_is_for_one_node_and_once() {
+    let (_redis, acc, mut client) = secure();
+    let token = acc.command(&["token"]);
+    assert_eq!(token.code, 0, "{token:?}");
+    let token = token.stdout.trim().to_owned();
+    assert!(!token.is_empty() && token.lines().count() == 1, "{token}");
+    let home = tempfile::tempdir().expect("a folder");
+    let out = home.path().join("node");
+    let enroll = |token: &str, nid: &str, out: &Path| {
+        let out = out.to_str().expect("a path in UTF-8");
+        run(
+            "jsagent",
+            &["enroll", "--controller", &acc.url(), "--token", token, "--gid", "1", "--nid", nid, "--out", out],
+        )
+    };
+    let output = enroll(&token, "20", &out);
+    assert_eq!(output.code, 0, "{output:?}");
+    let enrolled = Enrolled::read(&out);
+    assert!(enrolled.token.starts_with("1.20."), "{}", enrolled.token);
+    let mut agent = start_from(&out, home.path());
+    let id = client.push(json!({"gid": 1, "nid": 20, "cmd": "ping"}));
+    assert_eq!(client.pop(&id)["state"], "OK");
+    assert!(agent.stop(LONG).is_some_and(|status| status.success()));
+    let spent = enroll(&token, "21", &home.path().join("second"));
+    assert_ne!(spent.code, 0);
+    assert!(spent.stderr.contains("used") || spent.stderr.contains("spent"), "{spent:?}");
+    let forged = enroll("nonsense", "22", &home.path().join("third"));
+    assert_ne!(forged.code, 0);
+    assert!(!forged.stderr.is_empty() && !forged.stderr.contains("panicked"), "{forged:?}");
+}
+
+#[test]
+fn an_enrolment_token_for_two_uses_serves_two() {
+    let (_redis, acc, _client) = secure();
+    let token = acc.command(&["token", "--uses", "2", "--ttl", "1h"]).stdout.trim().to_owned();
+    let home = tempfile::tempdir().expect("a folder");
+    for (nid, works) in [("30", true), ("31", true), ("32", false)] {
+        let out = home.path().join(nid);
+        let out = out.to_str().expect("a path in UTF-8");
+        let args = ["enroll", "--controller", &acc.url(), "--token", &token, "--gid", "1", "--nid", nid, "--out", out];
+        let output = run("jsagent", &args);
+        assert_eq!(output.code == 0, works, "{nid}: {output:?}");
+    }
+}
+
+#[test]
+fn an_agent_with_a_wrong_token_says_so_and_goes_on_trying() {
+    let (_redis, acc, mut client) = secure();
+    let mut agent = Agent::start(&acc, AgentOptions::default());
+    client.wait_seen("1:10");
+    assert_eq!(agent.stop(), Some(0));
+    let token_file = agent.scratch().join("main.token");
+    let good = fs::read(&token_file).expect("the token");
+    fs::write(&token_file, "1.10.5.AAAA").expect("write");
+    agent.resume();
+    wait_until("the agent says that it is refused", LONG, || agent.output().contains("401"));
+    assert!(!agent.ended(), "it goes on trying: the token may come back");
+    assert_eq!(agent.stop(), Some(0));
+    fs::write(&token_file, good).expect("write");
+    agent.resume();
+    let id = client.send("ping", json!({}));
+    assert_eq!(client.pop(&id)["state"], "OK");
+}

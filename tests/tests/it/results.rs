@@ -1,0 +1,122 @@
+//! A result reaches its client once, however often it is sent.
+
+use jstests::{Acc, AccOptions, Client, LONG, Redis, wait_for, wait_until};
+use serde_json::{Value, json};
+
+/// A controller, a node that took a job, and the job's command.
+fn taken() -> (Redis, Acc, Client, jstests::FakeNode, Value) {
+    let redis = Redis::start();
+    let acc = Acc::start(&redis, AccOptions::default());
+    let mut client = Client::new(&redis);
+    let node = acc.node(1, 10);
+    client.push(json!({"gid": 1, "nid": 10, "cmd": "ping", "tags": "t"}));
+    let batch = wait_for("the job comes", LONG, || node.poll(5, None));
+    assert!(node.poll(0, Some(&batch.batch)).is_none());
+    let command = batch.cmds[0].clone();
+    (redis, acc, client, node, command)
+}
+
+fn id_of(command: &Value) -> String {
+    command["id"].as_str().expect("id").to_owned()
+}
+
+#[test]
+fn a_result_sent_twice_arrives_once() {
+    let (_redis, _acc, mut client, node, command) = taken();
+    let id = id_of(&command);
+    let result = node.result_of(&command, "OK", "\"pong\"");
+    for _ in 0..3 {
+        assert_eq!(node.post("result", &json!([result])).status, 200);
+    }
+    assert_eq!(node.post("result", &json!([result, result])).status, 200);
+    assert_eq!(client.pop(&id), result, "what comes is what was sent");
+    assert_eq!(node.post("result", &json!([result])).status, 200, "a repetition after the pop");
+    assert_eq!(client.results(&id), 0);
+    let ttl: i64 = {
+        let other = client.push(json!({"gid": 1, "nid": 10, "cmd": "ping"}));
+        let batch = wait_for("the job comes", LONG, || node.poll(5, None));
+        node.post("result", &json!([node.result_of(&batch.cmds[0], "OK", "")]));
+        client.redis(&["TTL", &format!("cmds_queue_{other}")])
+    };
+    assert!((86_000..=86_400).contains(&ttl), "results are kept a day, not {ttl} s");
+}
+
+#[test]
+fn of_two_final_answers_the_first_stands_and_the_second_becomes_an_event() {
+    let (_redis, _acc, mut client, node, command) = taken();
+    let id = id_of(&command);
+    let first = node.result_of(&command, "TIMEOUT", "too slow");
+    let mut second = node.result_of(&command, "OK", "done after all");
+    second["starttime"] = json!(first["starttime"].as_i64().expect("starttime") + 5);
+    assert_eq!(node.post("result", &json!([first])).status, 200);
+    assert_eq!(node.post("result", &json!([second])).status, 200);
+    assert_eq!(client.pop(&id)["state"], "TIMEOUT");
+    assert_eq!(client.results(&id), 0);
+    assert_eq!(client.state(&id, "1:10").as_deref(), Some("TIMEOUT"));
+    wait_until("an event tells of the second", LONG, || client.events().iter().any(|e| e.to_string().contains(&id)));
+}
+
+#[test]
+fn every_run_of_a_recurring_job_arrives() {
+    let redis = Redis::start();
+    let acc = Acc::start(&redis, AccOptions::default());
+    let mut client = Client::new(&redis);
+    let node = acc.node(1, 10);
+    let args = json!({"cmd": "/bin/true", "recurring_period": 1});
+    let id = client.push(json!({"gid": 1, "nid": 10, "cmd": "execute", "args": args}));
+    let batch = wait_for("the job comes", LONG, || node.poll(5, None));
+    let start = jstests::now_ms();
+    for run in 0..3 {
+        let mut result = node.result_of(&batch.cmds[0], "OK", &format!("run {run}"));
+        result["starttime"] = json!(start + run * 1000);
+        assert_eq!(node.post("result", &json!([result])).status, 200);
+        assert_eq!(node.post("result", &json!([result])).status, 200);
+    }
+    let runs: Vec<String> = (0..3).map(|_| client.pop(&id)["data"].as_str().expect("data").to_owned()).collect();
+    assert_eq!(runs, ["run 0", "run 1", "run 2"]);
+    assert_eq!(client.results(&id), 0);
+}
+
+#[test]
+fn a_result_of_a_job_that_redis_has_forgotten_is_delivered_all_the_same() {
+    let redis = Redis::start();
+    let acc = Acc::start(&redis, AccOptions::default());
+    let node = acc.node(1, 10);
+    let command = json!({"id": "forgotten", "cmd": "ping", "args": {}, "tags": ""});
+    let result = node.result_of(&command, "OK", "\"pong\"");
+    assert_eq!(node.post("result", &json!([result])).status, 200);
+    assert_eq!(Client::new(&redis).pop("forgotten"), result);
+}
+
+#[test]
+fn good_results_beside_a_refused_one_arrive() {
+    let (_redis, _acc, mut client, node, command) = taken();
+    let other = client.push(json!({"gid": 1, "nid": 11, "cmd": "ping"}));
+    wait_until("the other job is queued", LONG, || client.state(&other, "1:11").is_some());
+    let good = node.result_of(&command, "OK", "");
+    let bad = node.result_of(&json!({"id": other, "cmd": "ping", "args": {}, "tags": ""}), "OK", "");
+    let reply = node.post("result", &json!([bad, good]));
+    assert_eq!(reply.status, 403, "{reply:?}");
+    assert_eq!(client.pop(&id_of(&command))["state"], "OK");
+    assert_eq!(client.results(&other), 0);
+}
+
+#[test]
+fn results_wait_for_redis_and_come_once() {
+    let mut redis = Redis::start_durable();
+    let acc = Acc::start(&redis, AccOptions::default());
+    let mut client = Client::new(&redis);
+    let node = acc.node(1, 10);
+    let id = client.push(json!({"gid": 1, "nid": 10, "cmd": "ping"}));
+    let batch = wait_for("the job comes", LONG, || node.poll(5, None));
+    let result = json!([node.result_of(&batch.cmds[0], "OK", "")]);
+    redis.kill();
+    let reply = node.post("result", &result);
+    assert_eq!(reply.status, 503, "{reply:?}");
+    assert!(reply.retry_after.is_some(), "{reply:?}");
+    redis.resume();
+    wait_until("the result is taken", LONG, || node.post("result", &result).status == 200);
+    let mut client = Client::new(&redis);
+    assert_eq!(client.pop(&id)["state"], "OK");
+    assert_eq!(client.results(&id), 0);
+}

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: With more lists than one BRPOP watches, all are swept so often (seconds).
 SWEEP_SECONDS = 0.25
+#: While nothing comes, the jobs' hashes are looked into so often (seconds).
+LOOK_SECONDS = 2.0
 #: How many results one round trip takes off a list.
 DRAIN = 64
 
@@ -359,7 +361,7 @@ class Fleet:
     def _look(self, force: bool = False) -> List[Result]:
         """What the jobs' hashes hold: results that somebody else, or a cut connection, took off the lists."""
         now = time.monotonic()
-        if not force and now - self._looked < 2:
+        if not force and now - self._looked < LOOK_SECONDS:
             return []
         self._looked = now
         out = []

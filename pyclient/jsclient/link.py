@@ -8,7 +8,6 @@ the callers look into the job's hash when a read was cut off.
 
 from __future__ import annotations
 
-import threading
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 from urllib.parse import urlsplit
 
@@ -80,7 +79,9 @@ class Link:
             self._redis: Any = redis.Redis.from_url(self.url, **options)
         except (ValueError, TypeError) as e:
             raise UsageError(f"{self.where}: {e}") from None
-        self._lock = threading.Lock()
+        # redis-py before 5.3 wants the name of a command.
+        version = tuple(int(part) for part in redis.__version__.split(".")[:2] if part.isdigit())
+        self._get_args = () if version >= (5, 3) else ("_",)
 
     def close(self) -> None:
         """Closes every connection; the next call makes a new one."""
@@ -121,9 +122,7 @@ class Link:
         pool: Any = self._redis.connection_pool
         for chunk in _chunks(commands, _CHUNK):
             try:
-                connection: Any = pool.get_connection()
-            except TypeError:  # redis-py 5.0 wants a command's name
-                connection = pool.get_connection("_")
+                connection: Any = pool.get_connection(*self._get_args)
             except (self._errors, OSError) as e:
                 raise self._translated(e) from e
             done = False

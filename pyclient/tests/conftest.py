@@ -105,6 +105,14 @@ def client(server: Server, fake: Fake) -> Iterator[Client]:
         yield it
 
 
+@pytest.fixture(autouse=True)
+def short_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocking reads end sooner, for what is looked up between them is what many tests wait for."""
+    monkeypatch.setattr("jsclient.link.SLICE", 0.2)
+    monkeypatch.setattr("jsclient.waiting.SLICE", 0.2)
+    monkeypatch.setattr("jsclient.fleet.LOOK_SECONDS", 0.2)
+
+
 class Ran(NamedTuple):
     code: int
     out: str

@@ -160,13 +160,13 @@ def _found(client: Client, asked: str) -> Fleet:
     import time
 
     # What was sent a moment ago may not have been taken from the queue yet.
-    for _ in range(30):
+    for attempt in range(30):
         parts = client.parts(asked)
-        if parts:
+        if parts or (attempt > 2 and not client.link.read("LLEN", wire.QUEUE)):
             break
         client.check()
         time.sleep(0.1)
-    else:
+    if not parts:
         raise Gone(f"no job {asked}: it was never sent, or is older than a day")
     return Fleet.again(client, asked, {part: client.job_info(part) for part in parts})
 

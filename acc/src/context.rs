@@ -8,6 +8,7 @@ use crate::config::Config;
 use crate::guard::Door;
 use crate::identity::Identity;
 use crate::metrics::Metrics;
+use crate::script_cache::ScriptCache;
 use crate::store::Pool;
 use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
 use std::sync::Arc;
@@ -30,6 +31,8 @@ pub struct Context {
     pub metrics: Arc<Metrics>,
     /// The clock.
     pub clock: Clock,
+    /// Sources of scripts that nodes asked for lately.
+    pub scripts: ScriptCache,
 }
 
 /// Milliseconds since 1970, by Redis' clock once that is known.

@@ -12,6 +12,7 @@ use crate::handlers::Handlers;
 use crate::identity::Identity;
 use crate::janitor::{self, Janitor};
 use crate::metrics::Metrics;
+use crate::script_cache::ScriptCache;
 use crate::server;
 use crate::store::{Address, Pool, describe, nodes};
 use anyhow::{Context as _, bail};
@@ -51,6 +52,7 @@ pub fn prepare(config: Config) -> anyhow::Result<Context> {
         pool,
         metrics,
         clock: Clock::default(),
+        scripts: ScriptCache::default(),
         config,
     })
 }

@@ -21,6 +21,7 @@ pub mod logging;
 pub mod metrics;
 pub mod query;
 pub mod route;
+pub mod script_cache;
 pub mod server;
 pub mod store;
 pub mod targets;

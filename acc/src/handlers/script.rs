@@ -5,21 +5,27 @@ use crate::context::Context;
 use crate::server::{Reply, Request};
 use crate::store::{DAY, keys};
 use redis::Cmd;
+use std::time::Instant;
 
 pub(super) fn get(context: &Context, request: &Request) -> Outcome {
     let hash = request.query.first("hash").unwrap_or("");
     if hash.len() != 64 || !hash.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
         return Err(bad("hash is the script's SHA-256, 64 hex digits in lower case"));
     }
-    let source: Option<Vec<u8>> = context.pool.with(|conn| {
-        let source: Option<Vec<u8>> = conn.one(&Cmd::get(keys::script(hash)))?;
-        if source.is_some() {
-            conn.one::<()>(&Cmd::expire(keys::script(hash), 7 * DAY as i64))?;
-        }
-        Ok(source)
-    })?;
+    let key = keys::script(hash);
+    let renew = || context.pool.with(|conn| conn.one::<bool>(&Cmd::expire(&key, 7 * DAY as i64)));
+    let read = || {
+        context.pool.with(|conn| {
+            let source: Option<Vec<u8>> = conn.one(&Cmd::get(&key))?;
+            if source.is_some() {
+                conn.one::<()>(&Cmd::expire(&key, 7 * DAY as i64))?;
+            }
+            Ok(source)
+        })
+    };
+    let source = context.scripts.get(hash, Instant::now(), read, renew)?;
     match source {
-        Some(source) => Ok(Reply::text("application/octet-stream", source)),
+        Some(source) => Ok(Reply::text("application/octet-stream", source.to_vec())),
         None => Err(Fault::Reply(Reply::error(404, format!("there is no script with the hash {hash}")))),
     }
 }

@@ -7,6 +7,7 @@
 pub mod info;
 pub mod jobs;
 pub mod messages;
+mod put;
 
 use crate::config::Config;
 use crate::controller::Controller;
@@ -90,6 +91,7 @@ const TABLE: &[(&str, Kind)] = &[
     ("kill", Kind::Supervisor(JobControl::Kill)),
     ("killall", Kind::Supervisor(JobControl::KillAll)),
     ("ping", Kind::Inline(|_, _| Ok(Value::from("pong")))),
+    ("put", Kind::Threaded(put::put)),
     ("restart", Kind::Supervisor(JobControl::Restart)),
     ("signal", Kind::Supervisor(JobControl::Signal)),
     ("unschedule", Kind::Supervisor(JobControl::Unschedule)),

@@ -77,6 +77,11 @@ impl Store {
         }
     }
 
+    /// The bytes of this SHA-256 (lower-case hex), asked of the controllers and not kept here.
+    pub fn content(&self, hash: &str) -> Result<Vec<u8>, String> {
+        self.fetch(hash)
+    }
+
     fn by_hash(&self, hash: &str, ending: &str) -> Result<Vec<u8>, String> {
         if let Some(source) = self.cache.get(hash, ending) {
             return Ok(source);

@@ -4,12 +4,14 @@ mod datagrams;
 mod files;
 mod network;
 mod process;
+mod replace;
 mod signals;
 
 pub use datagrams::{Datagrams, grow_receive_buffer};
 pub use files::{make_private_dir, open_to_others, write_private};
 pub use network::interfaces;
 pub use process::*;
+pub use replace::{Owner, replace};
 pub use signals::stop_signals;
 
 /// Takes back that a Rust program ignores SIGPIPE: for when this process is an interpreter, whose

@@ -2,11 +2,13 @@
 
 mod datagrams;
 mod process;
+mod replace;
 
 use super::Interface;
 use crossbeam_channel::Receiver;
 pub use datagrams::{Datagrams, grow_receive_buffer};
 pub use process::*;
+pub use replace::{Owner, replace};
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;

@@ -1,0 +1,153 @@
+//! `put`: a file that the controller holds by its hash, written to this node whole or not at all.
+//!
+//! Owns the command's arguments and what it answers. The bytes come by way of the scripts' store,
+//! which checks them against the hash; how a file is replaced is the operating system's file.
+
+use super::{Answer, Context};
+use crate::os::{self, Owner};
+use crate::process::spawn::Places;
+use jscommon::Command;
+use serde_json::{Map, Value, json};
+use std::path::PathBuf;
+
+/// What is asked for.
+#[derive(Debug, PartialEq)]
+struct Order {
+    path: PathBuf,
+    hash: String,
+    mode: Option<u32>,
+    owner: Option<String>,
+    mkdir: bool,
+}
+
+impl Order {
+    fn parse(args: &Map<String, Value>, places: &Places) -> Result<Order, String> {
+        let text = |name: &str| match args.get(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) if text.is_empty() => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text.as_str())),
+            Some(other) => Err(format!("{name} must be a string, not {other}")),
+        };
+        let path = PathBuf::from(places.fill(text("path")?.ok_or("path is missing: it names the file to write")?));
+        if !path.is_absolute() || path.file_name().is_none() {
+            return Err(format!("path must name a file from the root on, not {}", path.display()));
+        }
+        let hash = text("hash")?.ok_or("hash is missing: it is the SHA-256 of the file's content")?;
+        if hash.len() != 64 || !hash.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err("hash must be a SHA-256: 64 hexadecimal digits".into());
+        }
+        let mode = match text("mode")? {
+            None => None,
+            Some(text) => match u32::from_str_radix(text, 8) {
+                Ok(mode @ 0..=0o7777) => Some(mode),
+                _ => return Err(format!("mode must be octal, 0644 say, not {text}")),
+            },
+        };
+        let mkdir = match args.get("mkdir") {
+            None | Some(Value::Null) => false,
+            Some(Value::Bool(mkdir)) => *mkdir,
+            Some(other) => return Err(format!("mkdir must be true or false, not {other}")),
+        };
+        let owner = text("owner")?.map(str::to_owned);
+        Ok(Order { path, hash: hash.to_ascii_lowercase(), mode, owner, mkdir })
+    }
+}
+
+/// Answers `{path, size, changed}`; `changed` is false when the file stood so already.
+pub(super) fn put(context: &Context, command: &Command) -> Answer {
+    let order = Order::parse(&command.args, &Places::new(&context.config.main.data_dir))?;
+    let owner = order.owner.as_deref().map(Owner::find).transpose()?;
+    let path = &order.path;
+    // Looked at before the bytes travel: a fault here needs no bandwidth to be found.
+    let folder = path.parent().unwrap_or(path);
+    if !folder.is_dir() && !order.mkdir {
+        return Err(format!("there is no folder {}: make it, or ask for mkdir", folder.display()));
+    }
+    if path.is_dir() {
+        return Err(format!("{} is a folder", path.display()));
+    }
+    let bytes = context.scripts.content(&order.hash)?;
+    let written = match order.mkdir {
+        true => std::fs::create_dir_all(folder).and_then(|()| os::replace(path, &bytes, order.mode, owner.as_ref())),
+        false => os::replace(path, &bytes, order.mode, owner.as_ref()),
+    };
+    let changed = written.map_err(|fault| format!("cannot write {}: {fault}", path.display()))?;
+    Ok(json!({"path": path.to_string_lossy(), "size": bytes.len(), "changed": changed}))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::script::{Origin, Store, Trouble};
+    use jscommon::token::sha256_hex;
+    use std::path::Path;
+    use std::sync::Arc;
+
+    const CONTENT: &[u8] = b"\x00binary\xff\n";
+
+    struct Shelf;
+
+    impl Origin for Shelf {
+        fn source(&self, hash: &str) -> Result<Option<Vec<u8>>, Trouble> {
+            Ok((hash == sha256_hex(CONTENT)).then(|| CONTENT.to_vec()))
+        }
+    }
+
+    fn ask(dir: &Path, args: Value) -> Answer {
+        let mut config = Config::default();
+        config.main.data_dir = dir.to_path_buf();
+        let config = Arc::new(config);
+        let scripts = Arc::new(Store::new(&config, vec![Arc::new(Shelf)]));
+        let context = Context { scripts, ..Context::new(config) };
+        let command = json!({"id": "a", "gid": 1, "nid": 1, "cmd": "put", "args": args});
+        put(&context, &Command::from_value(command).unwrap())
+    }
+
+    #[test]
+    fn a_file_is_written_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let hash = sha256_hex(CONTENT);
+        let path = dir.path().join("a/b.bin");
+        let order = json!({"path": "$agentroot/a/b.bin", "hash": hash, "mode": "0640", "mkdir": true});
+        let answer = ask(dir.path(), order.clone()).unwrap();
+        assert_eq!(answer, json!({"path": path.to_string_lossy(), "size": CONTENT.len(), "changed": true}));
+        assert_eq!(std::fs::read(&path).unwrap(), CONTENT);
+        assert_eq!(ask(dir.path(), order).unwrap()["changed"], false);
+        // Other content under the same name is replaced, and nothing else is left in the folder.
+        std::fs::write(&path, "old").unwrap();
+        assert_eq!(ask(dir.path(), json!({"path": path, "hash": hash})).unwrap()["changed"], true);
+        assert_eq!(std::fs::read_dir(dir.path().join("a")).unwrap().count(), 1);
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+            assert_eq!(mode(&path), 0o640, "what was set before stays");
+            assert_eq!(ask(dir.path(), json!({"path": path, "hash": hash, "mode": "600"})).unwrap()["changed"], true);
+            assert_eq!(mode(&path), 0o600);
+        }
+    }
+
+    #[test]
+    fn every_fault_has_its_sentence() {
+        let dir = tempfile::tempdir().unwrap();
+        let hash = sha256_hex(CONTENT);
+        let path = dir.path().join("x");
+        for (args, reason) in [
+            (json!({"hash": hash}), "path is missing"),
+            (json!({"path": "relative", "hash": hash}), "from the root on"),
+            (json!({"path": path}), "hash is missing"),
+            (json!({"path": path, "hash": "abc"}), "64 hexadecimal digits"),
+            (json!({"path": path, "hash": hash, "mode": "999"}), "octal"),
+            (json!({"path": path, "hash": hash, "mkdir": 1}), "mkdir must be"),
+            (json!({"path": path, "hash": hash, "owner": "nobody-of-this-name"}), "nobody-of-this-name"),
+            (json!({"path": path.join("y"), "hash": hash}), "there is no folder"),
+            (json!({"path": dir.path(), "hash": hash}), "is a folder"),
+            (json!({"path": path, "hash": "0".repeat(64)}), "0000"),
+        ] {
+            let fault = ask(dir.path(), args.clone()).unwrap_err();
+            assert!(fault.contains(reason), "{args}: {fault}");
+        }
+        assert!(!path.exists());
+    }
+}

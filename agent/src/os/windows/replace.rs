@@ -1,0 +1,34 @@
+//! A file that is written whole or not at all.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+
+/// Whose a file is to be; here that follows from its folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner;
+
+impl Owner {
+    /// Refused: rights follow from the folder on Windows.
+    pub fn find(_: &str) -> Result<Owner, String> {
+        Err("owner: not on Windows, where a file's rights follow from its folder".into())
+    }
+}
+
+/// Makes `path` a file of these bytes, and returns whether it was not so already. A mode has no
+/// meaning here and is passed over.
+pub fn replace(path: &Path, bytes: &[u8], _mode: Option<u32>, _owner: Option<&Owner>) -> io::Result<bool> {
+    if fs::metadata(path).is_ok_and(|meta| meta.len() == bytes.len() as u64) && fs::read(path)? == bytes {
+        return Ok(false);
+    }
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let part = path.with_file_name(format!(".{name}.{:016x}.part", fastrand::u64(..)));
+    let written = File::create_new(&part)
+        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+        .and_then(|()| fs::rename(&part, path));
+    if written.is_err() {
+        // What is half written helps nobody; that it cannot be removed either is no other fault.
+        let _ = fs::remove_file(&part);
+    }
+    written.map(|()| true)
+}

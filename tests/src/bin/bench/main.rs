@@ -5,6 +5,7 @@
 //! here fails because a figure is bad: a bench informs, `scripts/test` judges.
 #![allow(clippy::print_stdout, clippy::print_stderr)] // A program whose purpose is a table on a terminal.
 
+mod client;
 mod door;
 mod footprint;
 mod measure;
@@ -31,6 +32,7 @@ type Bench = (&'static str, &'static str, fn(&Options) -> anyhow::Result<()>);
 
 /// Every bench: its name, what it measures, and its `run`.
 const BENCHES: &[Bench] = &[
+    ("client", "the Python client beside plain redis-py, jsctl's start, a large fleet", client::run),
     ("roundtrip", "ping and execute from LPUSH to the result, beside the floor", roundtrip::run),
     ("door", "honest polls beside strangers, and what each stranger costs", door::run),
     ("scale", "1,000 to 10,000 nodes over TLS: memory, CPU, wake, fanout, herd", scale::run),

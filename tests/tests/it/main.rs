@@ -2,6 +2,7 @@
 //!
 //! Every test starts the parts that it needs (see the crate `jstests`) and shares nothing.
 
+mod away;
 mod bad_input;
 mod credentials;
 mod door;

@@ -192,6 +192,13 @@ impl Ledger {
         Ok(query.query_row([id], |_| Ok(())).optional()?.is_some())
     }
 
+    /// The command of a job that is not over, as JSON.
+    pub fn command(&self, id: &str) -> Result<Option<String>> {
+        let table = self.lock();
+        let mut query = table.db.prepare_cached("SELECT command FROM jobs WHERE id = ? AND run = 0")?;
+        Ok(query.query_row([id], |row| row.get(0)).optional()?.flatten())
+    }
+
     /// Makes these changes, all or none of them, and returns once they survive power loss.
     pub fn commit(&self, writes: &[Write]) -> Result<()> {
         if writes.is_empty() {

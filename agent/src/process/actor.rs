@@ -25,8 +25,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Messages of one turn, and so of one commit.
 const TURN: usize = 1000;
-/// Built-in commands and preparations of scripts that run at one time; more of them wait.
-const TASKS: usize = 8;
+/// Threads of one kind of work at one time; more of it waits.
+const THREADS: usize = 8;
 /// Time between two tries of a commit that failed.
 const RETRY: Duration = Duration::from_secs(1);
 /// When the agent stops and the disk takes nothing, how long it is tried on.
@@ -36,10 +36,17 @@ const LAST_TRIES: Duration = Duration::from_secs(5);
 struct Job {
     /// Empty for a startup job.
     controller: Arc<str>,
-    command: Arc<Command>,
-    args: Arc<RunArgs>,
-    source: Arc<Source>,
     work: Work,
+    /// Kept while the job has a run; one that waits is read from the ledger again, so that thousands
+    /// of them cost the disk and not the memory.
+    detail: Option<Arc<Detail>>,
+}
+
+/// The larger part of a job.
+struct Detail {
+    command: Arc<Command>,
+    args: RunArgs,
+    source: Arc<Source>,
 }
 
 #[derive(Clone, Copy)]
@@ -86,8 +93,67 @@ enum Held {
     Tell(Notice),
 }
 
-/// Something to do on a thread of its own.
-type Task = Box<dyn FnOnce() -> Message + Send>;
+/// Work on threads of its own, so many at one time. Commands and the preparation of scripts have one
+/// each: a controller that is slow to give a script must not hold up a built-in command.
+#[derive(Default)]
+struct Threads {
+    waiting: VecDeque<Task>,
+    running: usize,
+}
+
+struct Task {
+    /// Does it, or says why it could not be done.
+    work: Box<dyn FnOnce() -> Message + Send>,
+    /// The answer where no thread can be had or the work panics.
+    failed: Message,
+}
+
+impl Threads {
+    fn add(&mut self, task: Task, sender: &Sender<Message>) {
+        self.waiting.push_back(task);
+        self.start(sender);
+    }
+
+    fn ended(&mut self, sender: &Sender<Message>) {
+        self.running -= 1;
+        self.start(sender);
+    }
+
+    fn start(&mut self, sender: &Sender<Message>) {
+        while self.running < THREADS
+            && let Some(Task { work, failed }) = self.waiting.pop_front()
+        {
+            self.running += 1;
+            // Whatever becomes of the thread, this is dropped, and one answer is given.
+            let mut answer = LastWord { sender: sender.clone(), message: Some(failed) };
+            let started = Worker::spawn("builtin", 256 * 1024, move || answer.say(work()));
+            match started {
+                Ok(worker) => worker.detach(),
+                Err(fault) => log::error!("no thread for a command: {fault}"),
+            }
+        }
+    }
+}
+
+/// Sends its message when it goes.
+struct LastWord {
+    sender: Sender<Message>,
+    message: Option<Message>,
+}
+
+impl LastWord {
+    fn say(&mut self, message: Message) {
+        self.message = Some(message);
+    }
+}
+
+impl Drop for LastWord {
+    fn drop(&mut self) {
+        if let Some(message) = self.message.take() {
+            let _ = self.sender.send(message);
+        }
+    }
+}
 
 struct Actor {
     parts: Parts,
@@ -100,8 +166,8 @@ struct Actor {
     jobs: HashMap<Arc<str>, Job>,
     runs: HashMap<u64, Run>,
     waiting: Vec<Waiting>,
-    tasks: VecDeque<Task>,
-    tasks_running: usize,
+    commands: Threads,
+    preparations: Threads,
     actions: VecDeque<Action>,
     writes: Vec<Write>,
     held: Vec<Held>,
@@ -130,8 +196,8 @@ pub(super) fn start(parts: Parts, remote: Remote, inbox: Receiver<Message>) -> R
         jobs: HashMap::new(),
         runs: HashMap::new(),
         waiting: Vec::new(),
-        tasks: VecDeque::new(),
-        tasks_running: 0,
+        commands: Threads::default(),
+        preparations: Threads::default(),
         actions: VecDeque::new(),
         writes: Vec::new(),
         held: Vec::new(),
@@ -206,7 +272,7 @@ impl Actor {
             }
             Message::Drained { run } => self.event(Event::Drained { run }),
             Message::Prepared { run, spec } => {
-                self.task_ended();
+                self.preparations.ended(&self.remote.sender);
                 if self.policy.is_starting(run) {
                     match spec {
                         Ok(spec) => self.spawn(run, spec),
@@ -215,7 +281,7 @@ impl Actor {
                 }
             }
             Message::Answered { run, answer } => {
-                self.task_ended();
+                self.commands.ended(&self.remote.sender);
                 if let Some(known) = self.runs.get_mut(&run) {
                     known.answer = Some(answer);
                     self.event(Event::Answered { run });
@@ -295,9 +361,10 @@ impl Actor {
                 Err(_) => return,
             },
         };
-        let source = Arc::new(self.source(&command, &args));
-        let (command, args) = (Arc::new(command), Arc::new(args));
-        let job = Job { controller: controller.clone(), command: command.clone(), args: args.clone(), source, work };
+        let rules = args.rules(work.is_process());
+        let detail = self.detail_of(command, args);
+        let command = detail.command.clone();
+        let job = Job { controller: controller.clone(), work, detail: Some(detail) };
         self.jobs.insert(id.clone(), job);
         if let Some(why) = fault {
             self.finish(&id, None, Some(Outcome::Unstartable { why }), false, None);
@@ -312,15 +379,52 @@ impl Actor {
             | Work::Threaded(_)
             | Work::Execute
             | Work::Prepared => {
-                let rules = args.rules(work.is_process());
                 let actions = match memory {
                     Some(memory) => self.policy.restore(&id, rules, memory, now),
                     None => self.policy.accept(&id, rules, now),
                 };
                 self.actions.extend(actions);
+                self.let_rest(&id);
             }
             Work::Control(control) => self.control(control, &id, &command),
         }
+    }
+
+    fn detail_of(&self, command: Command, args: RunArgs) -> Arc<Detail> {
+        let source = Arc::new(self.source(&command, &args));
+        Arc::new(Detail { command: Arc::new(command), args, source })
+    }
+
+    /// Lets go of what a job that has no run does not need.
+    fn let_rest(&mut self, id: &Arc<str>) {
+        if self.policy.run_of(id).is_none()
+            && let Some(job) = self.jobs.get_mut(id)
+        {
+            job.detail = None;
+        }
+    }
+
+    /// The larger part of a job, from memory or from the ledger.
+    fn detail(&self, id: &Arc<str>) -> Option<Arc<Detail>> {
+        let job = self.jobs.get(id)?;
+        if let Some(detail) = &job.detail {
+            return Some(detail.clone());
+        }
+        let fresh = self.writes.iter().find_map(|write| match write {
+            Write::Accept { id: accepted, command, .. } if *accepted == **id => Some(command.clone()),
+            _ => None,
+        });
+        let text = match fresh {
+            Some(text) => Ok(Some(text)),
+            None => self.parts.ledger.command(id),
+        };
+        let read = text.and_then(|text| {
+            let command = Command::parse(text.context("it is not there")?.as_bytes())?;
+            let none = serde_json::Map::new();
+            let args = RunArgs::parse(if job.work.is_process() { &command.args } else { &none });
+            Ok(self.detail_of(command, args.map_err(anyhow::Error::msg)?))
+        });
+        read.inspect_err(|fault| log::error!("job {id} cannot be read from the ledger: {fault:#}")).ok()
     }
 
     fn work(&self, command: &Command) -> Result<Work, String> {
@@ -492,8 +596,16 @@ impl Actor {
     }
 
     fn begin_run(&mut self, id: &Arc<str>, run: u64, at: i64) {
-        let Some(job) = self.jobs.get(id).filter(|_| self.policy.is_starting(run)) else { return };
-        let (command, work) = (job.command.clone(), job.work);
+        if !self.policy.is_starting(run) {
+            return;
+        }
+        let detail = self.detail(id);
+        let Some(job) = self.jobs.get_mut(id) else { return };
+        let (Some(detail), work) = (detail, job.work) else {
+            return self.event(Event::Unstartable { run, why: "its command cannot be read from the ledger".into() });
+        };
+        job.detail = Some(detail.clone());
+        let command = detail.command.clone();
         self.runs.insert(
             run,
             Run {
@@ -515,32 +627,33 @@ impl Actor {
                 Err(why) => self.event(Event::Unstartable { run, why }),
             },
             Work::Prepared => {
-                self.task(Box::new(move || Message::Prepared { run, spec: script::prepare(&context, &command) }));
+                let failed = Message::Prepared { run, spec: Err("the agent could not prepare it, see its log".into()) };
+                let work = Box::new(move || Message::Prepared { run, spec: script::prepare(&context, &command) });
+                self.preparations.add(Task { work, failed }, &self.remote.sender);
             }
             Work::Threaded(function) | Work::Inline(function) => {
                 self.event(Event::Spawned { run });
-                self.task(Box::new(move || Message::Answered { run, answer: function(&context, &command) }));
+                self.answer_later(run, move || function(&context, &command));
             }
             Work::Control(control) => {
                 self.event(Event::Spawned { run });
                 let remote = self.remote.clone();
-                self.task(Box::new(move || {
-                    let answer = match control {
-                        JobControl::ProcessStats => builtin::jobs::process_stats(&remote, &command),
-                        _ => builtin::jobs::processes_stats(&remote, &command),
-                    };
-                    Message::Answered { run, answer }
-                }));
+                self.answer_later(run, move || match control {
+                    JobControl::ProcessStats => builtin::jobs::process_stats(&remote, &command),
+                    _ => builtin::jobs::processes_stats(&remote, &command),
+                });
             }
         }
     }
 
     fn spawn(&mut self, run: u64, spec: spawn::Spec) {
         let Some(known) = self.runs.get_mut(&run) else { return };
-        let Some(job) = self.jobs.get(&known.id) else { return };
+        let Some((job, detail)) = self.jobs.get(&known.id).and_then(|job| Some((job, job.detail.as_ref()?))) else {
+            return;
+        };
         let mark = Mark { home: self.home.clone(), job: known.id.to_string(), start: known.at };
         let config = &self.parts.config;
-        let spawned = spawn::start(&self.children, run, spec, &job.args, &mark, &job.controller, config);
+        let spawned = spawn::start(&self.children, run, spec, &detail.args, &mark, &job.controller, config);
         let child = match spawned {
             Ok(child) => child,
             Err(why) => return self.event(Event::Unstartable { run, why }),
@@ -550,11 +663,11 @@ impl Actor {
         known.reaped = false;
         known.since = Instant::now();
         known.mark = Some(mark);
-        self.parts.outlets.stats.job_started(&job.source);
+        self.parts.outlets.stats.job_started(&detail.source);
         let drained = self.remote.sender.clone();
         let ended = move || drop(drained.send(Message::Drained { run }));
         let attached = match (child.stdout, child.stderr) {
-            (Some(out), Some(err)) => output::attach(&job.source, out, err, &self.parts.outlets, ended),
+            (Some(out), Some(err)) => output::attach(&detail.source, out, err, &self.parts.outlets, ended),
             _ => Err(std::io::Error::other("it has no pipes")),
         };
         match attached {
@@ -568,30 +681,11 @@ impl Actor {
         self.event(Event::Spawned { run });
     }
 
-    fn task(&mut self, task: Task) {
-        self.tasks.push_back(task);
-        self.start_tasks();
-    }
-
-    fn task_ended(&mut self) {
-        self.tasks_running -= 1;
-        self.start_tasks();
-    }
-
-    fn start_tasks(&mut self) {
-        while self.tasks_running < TASKS
-            && let Some(task) = self.tasks.pop_front()
-        {
-            let sender = self.remote.sender.clone();
-            self.tasks_running += 1;
-            if let Err(fault) =
-                Worker::spawn("builtin", 256 * 1024, move || drop(sender.send(task()))).map(Worker::detach)
-            {
-                log::error!("no thread for a command: {fault}");
-                self.tasks_running -= 1;
-                return;
-            }
-        }
+    /// Gives an answer to a run from a thread of its own.
+    fn answer_later(&mut self, run: u64, work: impl FnOnce() -> Answer + Send + 'static) {
+        let failed = Message::Answered { run, answer: Err("the agent could not do it, see its log".into()) };
+        let work = Box::new(move || Message::Answered { run, answer: work() });
+        self.commands.add(Task { work, failed }, &self.remote.sender);
     }
 
     /// Signals trees and looks whether anything of them lives.
@@ -607,7 +701,9 @@ impl Actor {
             let members = trees.remove(&run).unwrap_or_default();
             known.known = members.iter().map(|member| (member.pid, member.started)).collect();
             let signal = match action {
-                Action::Term { .. } => self.jobs.get(&known.id).map(|job| job.args.stop_signal),
+                Action::Term { .. } => {
+                    self.jobs.get(&known.id).and_then(|job| Some(job.detail.as_ref()?.args.stop_signal))
+                }
                 Action::Kill { .. } => Some(Signal::KILL),
                 _ => None,
             };
@@ -626,9 +722,9 @@ impl Actor {
         let known = self.runs.remove(&run);
         if let Some(known) = &known
             && known.pid != 0
-            && let Some(job) = self.jobs.get(&known.id)
+            && let Some(detail) = self.jobs.get(&known.id).and_then(|job| job.detail.as_ref())
         {
-            self.parts.outlets.stats.job_ended(&job.source);
+            self.parts.outlets.stats.job_ended(&detail.source);
         }
         for waiting in &mut self.waiting {
             waiting.runs.remove(&run);
@@ -645,6 +741,7 @@ impl Actor {
             let controller = job.controller.to_string();
             self.held.push(Held::Tell(Notice::Result { controller }));
         }
+        self.let_rest(id);
     }
 
     fn finish(
@@ -675,6 +772,7 @@ impl Actor {
         alert: Option<String>,
     ) -> Option<(String, bool, i64)> {
         let known = run.and_then(|run| self.run_over(run));
+        let detail = self.detail(id)?;
         let job = self.jobs.get(id)?;
         let started = match (&known, &outcome) {
             (Some(known), _) => known.at,
@@ -684,7 +782,7 @@ impl Actor {
         let captured =
             known.as_ref().and_then(|known| known.capture.as_ref()).map_or_else(Captured::default, |c| c.snapshot());
         if let Some(alert) = &alert {
-            self.parts.outlets.write(&job.source, level::CRITICAL, alert);
+            self.parts.outlets.write(&detail.source, level::CRITICAL, alert);
         }
         let ended = answer::Ended {
             outcome,
@@ -695,10 +793,10 @@ impl Actor {
             started,
             sparing,
         };
-        let result = answer::result(&job.command, self.parts.config.main.node(), ended);
+        let result = answer::result(&detail.command, self.parts.config.main.node(), ended);
         let json = serde_json::to_string(&result).unwrap_or_default();
         if job.work.is_process() {
-            self.parts.outlets.write(&job.source, level::JOB, &json);
+            self.parts.outlets.write(&detail.source, level::JOB, &json);
         }
         let controller = (!job.controller.is_empty()).then(|| job.controller.to_string());
         if let Some(alert) = alert {
@@ -808,7 +906,7 @@ impl Actor {
     }
 
     fn view(&self, id: &Arc<str>) -> Option<View> {
-        let job = self.jobs.get(id)?;
+        let job = self.detail(id)?;
         let (place, restarts) = self.policy.place_of(id)?;
         let number = self.policy.run_of(id);
         let run = number.and_then(|number| self.runs.get(&number)).filter(|run| run.pid != 0);

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -373,3 +375,30 @@ def test_redis_restarts_under_a_wait() -> None:
     finally:
         fake.stop()
         server.close()
+
+
+def test_the_smallest_rights_are_enough(server: Server, fake: Fake, raw: Any) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "client.md").read_text()
+    (rule,) = re.findall(r"^ACL SETUSER (ops .*)$", page, re.MULTILINE)
+    raw.execute_command("ACL", "SETUSER", *rule.replace("PASSWORD", "right").split())
+    try:
+        with Client(f"{server.url}?username=ops&password=right", timeout=10) as client:
+            assert client.user == "ops" and client.ping(1, 1) == "pong"
+            job = client.execute(1, 1, "sleep", ["9"])
+            wait_until(lambda: job.state == "RUNNING")
+            job.kill()
+            assert job.wait().state == "KILLED" and not job.cancel()
+            assert client.target("all").execute("echo").wait().ok and client.target("1.1,1.2").ping().wait().ok
+            assert client.run_script("1.1", source="def action():\n    return 1\n").wait().ok
+            assert client.put("1.1", b"x", "/x").wait().ok and client.scripts()
+            assert client.nodes() and client.jobs() and client.audit() and not client.events()
+            assert not client.rejected() and not client.stats(1, 1) and not client.forwarded("d", "n")
+            assert not list(client.logs("1.1")) and client.parts(job.id) == [job.id]
+            fake.hash_only = True
+            assert client.execute(1, 1, "echo").wait().ok and client.target("1.1,1.2").ping().wait().ok
+            with pytest.raises(Unavailable, match="may not"):
+                client.link.call("FLUSHALL")
+            with pytest.raises(Unavailable, match="may not"):
+                client.link.call("SET", "jsacc:acs", "x")
+    finally:
+        raw.execute_command("ACL", "DELUSER", "ops")

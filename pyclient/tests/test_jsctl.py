@@ -30,6 +30,17 @@ def test_exec_one_node(jsctl: Jsctl, fake: Fake) -> None:
     assert (ran.code, ran.out) == (1, "") and "program not found" in ran.err
 
 
+def test_secrets_stay_out_of_what_jsctl_prints(
+    jsctl: Jsctl, fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKEN", "hunter2")
+    ran = jsctl("exec", "1.1", "--secret", "--env", "TOKEN", "--json", "--", "echo")
+    assert fake.seen[-1]["args"]["env"] == {"TOKEN": "hunter2"} and fake.seen[-1]["args"]["secret"] is True
+    assert ran.code == 0 and "hunter2" not in ran.out + ran.err
+    ran = jsctl("-r", "redis://:hunter2@localhost:1", "ping")
+    assert ran.code == 1 and "hunter2" not in ran.out + ran.err
+
+
 def test_equal_outputs_are_folded(jsctl: Jsctl, fake: Fake) -> None:
     ran = jsctl("exec", "all", "--", "echo", "same")
     assert ran.out.count("same") == 1 and "1.1, 1.2, 2.1 (3)" in ran.out
@@ -221,8 +232,8 @@ def test_scripts_and_put(jsctl: Jsctl, fake: Fake, tmp_path: Any) -> None:
     seen = len(fake.seen)
     ran = jsctl("script", "run", "1.1", str(script))
     assert ran.code == 2 and "check.py, line 1: syntax error" in ran.err and len(fake.seen) == seen
-    jsctl("script", "run", "1.1", "ops/disk")
-    assert fake.seen[-1]["args"] == {"domain": "ops", "name": "disk"}
+    jsctl("script", "run", "1.1", "ops/disk", "--", "-v")
+    assert fake.seen[-1]["args"] == {"domain": "ops", "name": "disk", "args": ["-v"]}
     ran = jsctl("put", "@web", str(script), "/etc/x.py", "--mode", "0600", "--owner", "root")
     assert ran.code == 0 and fake.files[((1, 1), "/etc/x.py")] == script.read_bytes()
 

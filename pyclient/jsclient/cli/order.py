@@ -43,6 +43,8 @@ def execute(args: argparse.Namespace) -> int:
 def script_run(args: argparse.Namespace) -> int:
     """`jsctl script run`."""
     options = process_options(args)
+    if args.program:
+        options["args"] = args.program
     data = stdin(args.data)
     domain, slash, name = args.script.rpartition("/")
     on_node = not os.path.exists(args.script) and slash and not args.script.startswith((".", "/"))
@@ -291,13 +293,28 @@ def process_options(args: argparse.Namespace) -> Dict[str, Any]:
         if name in out:
             verbs.check_levels(out[name])
     if args.env:
-        out["env"] = _pairs(args.env, "--env")
+        out["env"] = _environment(args.env)
     if args.rlimit:
         limits: Mapping[str, str] = _pairs(args.rlimit, "--rlimit")
         try:
             out["rlimits"] = {k: int(v) for k, v in limits.items()}
         except ValueError:
             raise UsageError("--rlimit takes NAME=NUMBER") from None
+    return out
+
+
+def _environment(words: Sequence[str]) -> Dict[str, str]:
+    """`K=V`, or `K` alone for its value here, so that a secret need not stand on a command line."""
+    out = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            if key not in os.environ:
+                raise UsageError(f"--env takes NAME=VALUE, or the NAME of a variable that is set here, not {word!r}")
+            value = os.environ[key]
+        if not key:
+            raise UsageError(f"--env takes NAME=VALUE, not {word!r}")
+        out[key] = value
     return out
 
 

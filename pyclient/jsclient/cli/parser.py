@@ -90,6 +90,7 @@ def build() -> argparse.ArgumentParser:
     _everywhere(run)
     run.add_argument("target", help="who is meant")
     run.add_argument("script", help="a .py or .lua file, or domain/name of a script that lies on the nodes")
+    run.add_argument("program", nargs="*", metavar="ARGS", help="the script's own arguments, after --")
     run.add_argument("--lang", choices=["py", "lua"], help="the language, where the file's ending does not say it")
     _fleet(run)
     _process(run)
@@ -235,7 +236,7 @@ def _process(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--data", default=None, help="its standard input: text, @FILE, or - for ours; JSON for a script's action")
     add("--cwd", dest="workingdir", help="its folder")
-    add("--env", action="append", metavar="K=V", help="added to the agent's environment")
+    add("--env", action="append", metavar="K[=V]", help="added to the agent's environment; K alone: as it is here")
     add("--secret", action="store_true", default=None, help="keep env and data out of history, records and logs")
     add("--max-time", type=_signed, metavar="S", help="seconds; -1 runs for good and comes back after a restart")
     add("--max-restart", type=_number, metavar="N", help="start it again so often when it fails")

@@ -133,6 +133,8 @@ def names(nodes: Sequence[NodeId], most: int = 12) -> str:
 def document(result: Result) -> Dict[str, Any]:
     """A result as --json shows it: as it came, with `node`, and `value` where it could be decoded."""
     out = {"node": str(result.node), **result.to_dict()}
+    if result.args.get("secret"):
+        out["args"] = {k: "***" if k == "env" else v for k, v in result.args.items()}
     if result.level >= 20:
         try:
             out["value"] = result.value

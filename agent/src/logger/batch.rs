@@ -90,6 +90,7 @@ mod tests {
             name: String::new(),
             db: LevelSet::ALL,
             ac: LevelSet::NONE,
+            stats_interval: None,
         };
         let mut batch = Batch::new(&Arc::new(source), 5, 3);
         assert!(batch.is_empty() && batch.weight() < 100);

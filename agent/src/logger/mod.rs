@@ -63,6 +63,7 @@ impl Handle {
             name: "logger".into(),
             db: LevelSet::ALL,
             ac: logging.ac.levels,
+            stats_interval: None,
         });
         let (inbox, messages) = Inbox::new();
         let actor = Actor::new(messages, Arc::clone(inbox.budget()), store, outbox, own);

@@ -86,6 +86,7 @@ fn source(jobid: &str, db: &str, ac: &str) -> Arc<Source> {
         name: "nam".into(),
         db: LevelSet::parse(db).unwrap(),
         ac: LevelSet::parse(ac).unwrap(),
+        stats_interval: None,
     })
 }
 

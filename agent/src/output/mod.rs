@@ -7,6 +7,7 @@
 use crate::{logger, stats};
 use jscommon::LevelSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 mod capture;
 pub mod marker;
@@ -29,6 +30,8 @@ pub struct Source {
     pub db: LevelSet,
     /// The levels that are forwarded to the controllers.
     pub ac: LevelSet,
+    /// Time between two samples of its process tree, where it is not the configuration's.
+    pub stats_interval: Option<Duration>,
 }
 
 impl Source {
@@ -85,6 +88,7 @@ pub(crate) mod tests {
             name: "nam".into(),
             db: LevelSet::ALL,
             ac: LevelSet::NONE,
+            stats_interval: None,
         })
     }
 

@@ -456,6 +456,7 @@ impl Actor {
             name: args.name.clone(),
             db: levels.and(args.levels_db.unwrap_or(logging.db.levels)),
             ac: levels.and(args.levels_ac.unwrap_or(logging.ac.levels)),
+            stats_interval: args.stats_interval,
         }
     }
 
@@ -515,7 +516,7 @@ impl Actor {
     fn own_source(&self) -> Source {
         let logging = &self.parts.config.logging;
         let (db, ac) = (logging.db.levels, logging.ac.levels);
-        Source { jobid: String::new(), domain: "agent".into(), name: "ledger".into(), db, ac }
+        Source { jobid: String::new(), domain: "agent".into(), name: "ledger".into(), db, ac, stats_interval: None }
     }
 
     // Doing.

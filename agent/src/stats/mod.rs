@@ -91,6 +91,8 @@ struct Jobs {
     running: HashMap<String, u64>,
     figures: HashMap<String, Figures>,
     node: Vec<(String, f64)>,
+    /// Told when a job begins that is to be sampled at its own pace.
+    monitor: Option<Sender<()>>,
 }
 
 impl Inlet {
@@ -101,7 +103,16 @@ impl Inlet {
 
     /// A job began: its gauges live until it has ended. A job that starts again counts again.
     pub fn job_started(&self, source: &Arc<Source>) {
-        *lock(&self.shared.jobs).running.entry(group(&source.domain, &source.name)).or_default() += 1;
+        let mut jobs = lock(&self.shared.jobs);
+        *jobs.running.entry(group(&source.domain, &source.name)).or_default() += 1;
+        if let Some(monitor) = jobs.monitor.as_ref().filter(|_| source.stats_interval.is_some()) {
+            let _ = monitor.try_send(());
+        }
+    }
+
+    /// Has `wake` told when a job begins that is to be sampled at its own pace.
+    fn wake_monitor(&self, wake: Sender<()>) {
+        lock(&self.shared.jobs).monitor = Some(wake);
     }
 
     /// A job ended, once for each time that it began.
@@ -172,7 +183,7 @@ impl Flusher {
             let Jobs { running: left, figures, .. } = &mut *jobs;
             let now = figures.clone();
             figures.retain(|group, _| left.contains_key(group));
-            Jobs { running, figures: now, node: jobs.node.clone() }
+            Jobs { running, figures: now, node: jobs.node.clone(), monitor: None }
         };
         // A job that is not known to run can only be one that has ended.
         let lives = |group: &str| match jobs.running.get(group) {

@@ -8,13 +8,16 @@ use super::{Figures, Inlet};
 use crate::config::Config;
 use crate::process::{self, ProcessEntry};
 use anyhow::{Context, Result};
-use crossbeam_channel::{Sender, bounded};
+use crossbeam_channel::{RecvTimeoutError, Sender, at, bounded, select};
 use jscommon::worker::Worker;
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 use sysinfo::{CpuRefreshKind, DiskRefreshKind, Disks, MemoryRefreshKind, Networks, RefreshKind, System};
 
 const STACK: usize = 256 * 1024;
+
+/// How long after a job's start it is first looked at, when it has a pace of its own.
+const SETTLE: Duration = Duration::from_millis(200);
 
 /// The running monitor; dropping it ends its thread.
 pub struct Handle {
@@ -27,6 +30,8 @@ pub struct Handle {
 pub fn start(config: &Config, processes: process::Remote, inlet: Inlet) -> Result<Handle> {
     let (stop, stopped) = bounded::<()>(0);
     let interval = config.monitor.interval.max(Duration::from_secs(1));
+    let (wake, woken) = bounded(1);
+    inlet.wake_monitor(wake);
     let worker = Worker::spawn("monitor", STACK, move || {
         let mut samples = Samples::new(interval);
         let mut node = Node::new();
@@ -37,12 +42,20 @@ pub fn start(config: &Config, processes: process::Remote, inlet: Inlet) -> Resul
                 inlet.node(node.figures());
                 next_node = now + interval;
             }
-            if now >= samples.due() {
+            if samples.due().is_none_or(|due| due <= now) {
                 inlet.figures(samples.take(now, processes.processes()));
             }
-            let wait = samples.due().min(next_node).saturating_duration_since(Instant::now());
-            if stopped.recv_timeout(wait) != Err(crossbeam_channel::RecvTimeoutError::Timeout) {
-                return;
+            let next = samples.due().map_or(now, |due| due.min(next_node));
+            select! {
+                recv(stopped) -> _ => return,
+                recv(woken) -> _ => {
+                    // Many jobs that begin together are looked at together.
+                    if stopped.recv_timeout(SETTLE) != Err(RecvTimeoutError::Timeout) {
+                        return;
+                    }
+                    samples.look();
+                }
+                recv(at(next)) -> _ => {}
             }
         }
     })
@@ -56,6 +69,8 @@ struct Samples {
     /// When all jobs without an interval of their own are due.
     all: Option<Instant>,
     jobs: HashMap<String, Sample>,
+    /// There are jobs that have not been seen yet.
+    news: bool,
 }
 
 struct Sample {
@@ -67,17 +82,23 @@ struct Sample {
 
 impl Samples {
     fn new(interval: Duration) -> Samples {
-        Samples { interval, all: None, jobs: HashMap::new() }
+        Samples { interval, all: None, jobs: HashMap::new(), news: false }
     }
 
-    /// When the next sample is to be taken.
-    fn due(&self) -> Instant {
-        let own = self.jobs.values().filter_map(|job| job.due);
-        own.chain(self.all).min().unwrap_or_else(Instant::now)
+    /// A job has begun: there is something to be seen now.
+    fn look(&mut self) {
+        self.news = true;
+    }
+
+    /// When the next sample is to be taken; nothing is now.
+    fn due(&self) -> Option<Instant> {
+        let all = self.all.filter(|_| !self.news)?;
+        Some(self.jobs.values().filter_map(|job| job.due).fold(all, Instant::min))
     }
 
     /// Takes what is due of `entries`, and sums it up by domain and name.
     fn take(&mut self, now: Instant, entries: Vec<ProcessEntry>) -> HashMap<(String, String), Figures> {
+        self.news = false;
         let all = self.all.is_none_or(|due| due <= now);
         if all {
             self.all = Some(now + self.interval);
@@ -85,7 +106,7 @@ impl Samples {
         let living: HashSet<&str> = entries.iter().map(|entry| entry.id.as_str()).collect();
         self.jobs.retain(|id, _| living.contains(id.as_str()));
         for entry in entries {
-            let own = entry.stats_interval.map(|seconds| Duration::from_secs(seconds.max(1)));
+            let own = entry.stats_interval.filter(|seconds| *seconds > 0).map(Duration::from_secs);
             let due = match self.jobs.get(&entry.id) {
                 Some(job) => job.due.map_or(all, |due| due <= now),
                 None => true,
@@ -225,7 +246,7 @@ mod tests {
         let sum = sums[&("d".into(), "n".into())];
         assert_eq!((sum.rss, sum.cpu, sum.vms, sum.read, sum.written, sum.count), (15, 3.0, 4, 6, 8, 2));
         assert_eq!(sums.len(), 2);
-        assert_eq!(samples.due(), now + Duration::from_secs(30));
+        assert_eq!(samples.due(), Some(now + Duration::from_secs(30)));
         assert!(samples.take(now, vec![]).is_empty());
     }
 
@@ -233,13 +254,17 @@ mod tests {
     fn a_job_with_its_own_interval_is_sampled_at_its_own_pace() {
         let mut samples = Samples::new(Duration::from_secs(30));
         let start = Instant::now();
+        assert_eq!(samples.due(), None);
         samples.take(start, vec![entry("a", "n", 10, None), entry("b", "m", 10, Some(5))]);
         let later = start + Duration::from_secs(5);
-        assert_eq!(samples.due(), later);
+        assert_eq!(samples.due(), Some(later));
         let sums = samples.take(later, vec![entry("a", "n", 20, None), entry("b", "m", 20, Some(5))]);
         assert_eq!((sums[&("d".into(), "n".into())].rss, sums[&("d".into(), "m".into())].rss), (10, 20));
         let sums = samples.take(start + Duration::from_secs(31), vec![entry("a", "n", 30, None)]);
         assert_eq!(sums[&("d".into(), "n".into())].rss, 30);
+        // A job that has just begun is looked at now.
+        samples.look();
+        assert_eq!(samples.due(), None);
     }
 
     #[test]

@@ -14,6 +14,7 @@ fn source(domain: &str, name: &str) -> Arc<Source> {
         name: name.into(),
         db: LevelSet::NONE,
         ac: LevelSet::NONE,
+        stats_interval: None,
     })
 }
 

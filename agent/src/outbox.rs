@@ -304,7 +304,10 @@ impl Outbox {
     /// The controller will never take this batch (400, 403, 413…): it is dropped and counted.
     pub fn refused(&self, controller: &str, kind: Kind, number: u64) {
         log::warn!("the controller {controller} refused batch {number} of {kind:?}; it is dropped");
-        self.lock().dropped[kind as usize] += 1;
+        // An event about a refused event would be refused in its turn, for ever.
+        if kind != Kind::Event {
+            self.lock().dropped[kind as usize] += 1;
+        }
         self.taken(controller, kind, number);
     }
 

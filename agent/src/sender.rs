@@ -207,7 +207,7 @@ impl Actor {
                         self.outbox.taken(name, kind, batch.number);
                         Ok(())
                     }
-                    Err(failure) if failure.is_final() => {
+                    Err(failure) if self.controller.refuses_content(&failure) => {
                         log::error!("controller {name}: a batch of {} is dropped: {failure}", cargo.path());
                         self.outbox.refused(name, kind, batch.number);
                         Ok(())
@@ -241,11 +241,11 @@ impl Actor {
                 log::error!("controller {name} refuses the results of {}: {reason}", refused.join(", "));
                 self.lanes[lane].rows = BATCH_ROWS;
             }
-            Err(failure) if failure.is_final() && results.len() > 1 => {
+            Err(failure) if self.controller.refuses_content(&failure) && results.len() > 1 => {
                 self.lanes[lane].rows = results.len() / 2;
                 return Ok(());
             }
-            Err(failure) if failure.is_final() => {
+            Err(failure) if self.controller.refuses_content(&failure) => {
                 log::error!("controller {name}: the result of {} is dropped: {failure}", id_of(&results[0].json));
                 self.lanes[lane].rows = BATCH_ROWS;
             }

@@ -178,4 +178,14 @@ mod tests {
         );
         assert!(matches!(of_answer_at(401, None, body, Some(1000), 0), Failure::Refused { .. }));
     }
+
+    #[test]
+    fn certificates_and_clocks() {
+        use rustls::CertificateError as Bad;
+        let said = |bad| of_tls(&rustls::Error::InvalidCertificate(bad)).to_string();
+        assert!(said(Bad::NotValidYet).starts_with("clock: the controller's certificate is not valid yet"));
+        assert!(said(Bad::Expired).starts_with("clock: the controller's certificate has ended"));
+        assert!(said(Bad::UnknownIssuer).contains("not signed by the CA"));
+        assert!(said(Bad::NotValidForName).contains("for another name"));
+    }
 }

@@ -76,6 +76,8 @@ pub struct Controller {
     renew: AtomicBool,
     /// Requests that it has taken.
     taken: AtomicU64,
+    /// The turn of the address that took the last of them.
+    good_turn: AtomicUsize,
 }
 
 /// The connections under one set of credentials.
@@ -146,6 +148,7 @@ impl Controller {
             link: RwLock::new(Arc::new(Link::new(credentials, patience))),
             renew: AtomicBool::new(false),
             taken: AtomicU64::new(0),
+            good_turn: AtomicUsize::new(usize::MAX),
         })
     }
 
@@ -167,6 +170,18 @@ impl Controller {
     /// Counts the requests that it has taken: a change says that it is back.
     pub fn requests_taken(&self) -> u64 {
         self.taken.load(Ordering::Relaxed)
+    }
+
+    /// Whether what failed was its content: only an address that takes other requests of this node can
+    /// say so. Anything else may be a wrong port or a proxy in between, and costs no data.
+    pub fn refuses_content(&self, failure: &Failure) -> bool {
+        failure.is_final() && self.good_turn.load(Ordering::Relaxed) == self.turn.load(Ordering::Relaxed)
+    }
+
+    /// Whether an address that has taken nothing yet answers as no controller does.
+    fn is_no_controller(&self, turn: usize, failure: &Failure) -> bool {
+        let spoke_of_the_node = matches!(failure, Failure::Clock(_) | Failure::Busy { .. }) || failure.is_of_the_node();
+        !spoke_of_the_node && self.good_turn.load(Ordering::Relaxed) != turn
     }
 
     /// Asks for commands: waits up to `wait`, acknowledges the batch `ack`. Nothing: no command came.
@@ -275,8 +290,11 @@ impl Controller {
             Err(error) => Err(Failure::of(&error)),
         };
         match &answer {
-            Ok(_) => drop(self.taken.fetch_add(1, Ordering::Relaxed)),
-            Err(failure) if failure.is_of_the_address() => {
+            Ok(_) => {
+                self.good_turn.store(turn, Ordering::Relaxed);
+                self.taken.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(failure) if failure.is_of_the_address() || self.is_no_controller(turn, failure) => {
                 // Only who saw this very address fail moves on: two threads that fail together move once.
                 let _ = self.turn.compare_exchange(turn, turn.wrapping_add(1), Ordering::Relaxed, Ordering::Relaxed);
             }

@@ -53,7 +53,9 @@ fn addresses_have_their_turns() {
         format!("http://{}", listener.local_addr().unwrap())
     };
     let fake = Fake::start(|_| (200, String::new(), String::new()));
-    let controller = open(&config(&[&closed, &fake.url], None));
+    let no_controller = Fake::start(|_| (404, String::new(), "<html>".into()));
+    let controller = open(&config(&[&no_controller.url, &closed, &fake.url], None));
+    assert!(matches!(controller.post("event", b"{}"), Err(Failure::Refused { status: 404, .. })));
     assert!(matches!(controller.post("event", b"{}"), Err(Failure::Away(_))));
     assert_eq!(controller.url(), fake.url);
     controller.post("event", b"{}").unwrap();

@@ -107,6 +107,8 @@ fn one_that_is_too_much_does_not_hold_up_the_others() {
         false => ok(),
     });
     stage.results(&ids(&["a", "b", "bad", "c", "d"]));
+    // The poller has met this controller.
+    stage.controller.post("event", b"{}").unwrap();
     let sender = stage.start();
     stage.until_nothing_waits();
     drop(sender);
@@ -117,6 +119,20 @@ fn one_that_is_too_much_does_not_hold_up_the_others() {
         let taken = posted.iter().filter(|ids| ids.contains(&id.to_owned()) && !ids.contains(&"bad".to_owned()));
         assert_eq!(taken.count(), 1, "{id}: {posted:?}");
     }
+}
+
+#[test]
+fn what_is_no_controller_costs_nothing() {
+    let stage = Stage::new(|_| refused(400, json!({"error": "this port speaks HTTPS"})));
+    stage.results(&ids(&["a"]));
+    stage.outbox.push_event(None, "startup", json!({}));
+    let sender = stage.start();
+    while !stage.seen.lock().unwrap().iter().any(|asked| asked.line.ends_with("/event")) {
+        thread_yield();
+    }
+    drop(sender);
+    assert!(stage.ledger.unsent_bytes() > 0);
+    assert!(stage.outbox.next("main", Kind::Event).is_some());
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod messages;
 mod polling;
 mod programs;
 mod results;
+mod scale;
 mod service;
 mod stats;
 mod supervise;

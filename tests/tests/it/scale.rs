@@ -1,0 +1,224 @@
+//! Many nodes, several controllers, bounds: a fleet in small.
+
+use jstests::swarm::{Swarm, SwarmOptions};
+use jstests::{Acc, AccOptions, Client, LONG, Redis, fresh_id, now_ms, proc, wait_until};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+/// How long a whole fleet may take to be back.
+const FLEET: Duration = Duration::from_secs(60);
+
+fn quiet(options: AccOptions) -> AccOptions {
+    AccOptions { args: [options.args, vec!["--log-level".into(), "info".into()]].concat(), ..options }
+}
+
+fn addr(acc: &Acc) -> SocketAddr {
+    ([127, 0, 0, 1], acc.port()).into()
+}
+
+/// Sends `ping` to every node of the swarm and waits until each has answered, exactly once.
+#[track_caller]
+fn ping_all(client: &mut Client, nodes: usize) {
+    let id = client.push(json!({"roles": ["swarm"], "fanout": true, "cmd": "ping"}));
+    wait_until("all have answered", FLEET, || client.results(&id) >= nodes);
+    let results: Vec<Value> = client.list(&format!("cmds_queue_{id}"));
+    let mut by_node: BTreeMap<u64, usize> = BTreeMap::new();
+    results.iter().for_each(|result| *by_node.entry(result["nid"].as_u64().unwrap()).or_default() += 1);
+    assert!(by_node.len() == nodes && by_node.values().all(|count| *count == 1), "{by_node:?}");
+}
+
+#[test]
+fn a_fleet_comes_is_cut_and_comes_back() {
+    const NODES: u32 = 300;
+    let redis = Redis::start();
+    let acc = Acc::start(&redis, quiet(AccOptions::secure()));
+    let mut client = Client::new(&redis);
+    let options = SwarmOptions {
+        chatter: Some(Duration::from_secs(1)),
+        startup: true,
+        threads: 2,
+        ..SwarmOptions::new(addr(&acc), NODES)
+    };
+    let swarm = Swarm::start(options.secured_by(&acc.state_dir()).unwrap()).unwrap();
+    let all_live = |client: &mut Client| client.redis::<u32>(&["ZCARD", "jsacc:agents"]) == NODES;
+    wait_until("all are seen", FLEET, || all_live(&mut client));
+    ping_all(&mut client, NODES as usize);
+    wait_until("records come", LONG, || swarm.tally.records.load(Relaxed) > u64::from(NODES));
+
+    swarm.cut(0.3);
+    swarm.half_open(0.3);
+    ping_all(&mut client, NODES as usize);
+    swarm.restart();
+    ping_all(&mut client, NODES as usize);
+    assert!(proc::threads(acc.pid()).unwrap() < 64);
+    assert!(swarm.tally.others.lock().unwrap().is_empty(), "{:?}", swarm.tally);
+}
+
+#[test]
+fn a_controller_that_starts_meets_a_herd() {
+    const NODES: u32 = 500;
+    let redis = Redis::start();
+    let mut acc = Acc::start(&redis, quiet(AccOptions::secure()));
+    let options = SwarmOptions { threads: 2, ..SwarmOptions::new(addr(&acc), NODES) };
+    let swarm = Swarm::start(options.secured_by(&acc.state_dir()).unwrap()).unwrap();
+    swarm.wait_polling(FLEET).unwrap();
+    acc.kill();
+    wait_until("all are cut off", LONG, || swarm.tally.polling.load(Relaxed) == 0);
+    acc.resume();
+    swarm.wait_polling(FLEET).unwrap();
+    ping_all(&mut Client::new(&redis), NODES as usize);
+}
+
+/// A second or third controller of one family: same Redis, same state directory.
+fn family(redis: &Redis, state_dir: &Path) -> Acc {
+    let state_dir = Some(state_dir.to_owned());
+    Acc::start(redis, quiet(AccOptions { state_dir, ..AccOptions::secure() }))
+}
+
+#[test]
+fn controllers_are_replaced_under_load_and_nothing_is_lost_or_doubled() {
+    const NODES: u32 = 40;
+    let redis = Redis::start_durable_lazily();
+    let state = tempfile::tempdir().unwrap();
+    let mut accs = [family(&redis, state.path()), family(&redis, state.path())];
+    let controllers = accs.iter().map(addr).collect();
+    let options = SwarmOptions { controllers, ..SwarmOptions::new(addr(&accs[0]), NODES) };
+    let swarm = Swarm::start(options.secured_by(state.path()).unwrap()).unwrap();
+    swarm.wait_polling(FLEET).unwrap();
+
+    let mut client = Client::new(&redis);
+    let mut ids = Vec::new();
+    let mut load = |client: &mut Client| {
+        for _ in 0..150 {
+            ids.push(client.push(json!({"gid": 1, "nid": fastrand::u32(1..=NODES), "cmd": "ping"})));
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    };
+    load(&mut client);
+    for round in 0..4 {
+        let acc = &mut accs[round % 2];
+        // First as an upgrade does it, then as a power cut does.
+        if round < 2 {
+            assert_eq!(acc.stop(), Some(0));
+        } else {
+            acc.kill();
+        }
+        load(&mut client);
+        // Nodes change their controller at any moment besides.
+        swarm.cut(0.3);
+        accs[round % 2].resume();
+        load(&mut client);
+    }
+    for id in &ids {
+        wait_until(&format!("{id} has its result"), FLEET, || client.results(id) >= 1);
+    }
+    let doubled: Vec<&String> = ids.iter().filter(|id| client.results(id) != 1).collect();
+    assert!(doubled.is_empty(), "{doubled:?}");
+    assert!(swarm.tally.others.lock().unwrap().is_empty(), "{:?}", swarm.tally);
+}
+
+#[test]
+fn a_node_that_sends_too_many_records_is_told_to_wait() {
+    let redis = Redis::start();
+    let args = vec!["--max-records".to_owned(), "20".to_owned()];
+    let acc = Acc::start(&redis, quiet(AccOptions { args, ..AccOptions::default() }));
+    let node = acc.node(1, 10);
+    let record = |id: u32| {
+        json!({"id": id, "jobid": "j", "jobdomain": "d", "jobname": "n", "epoch": now_ms(), "level": 4,
+            "data": "x", "gid": 1, "nid": 10})
+    };
+    let mut taken = 0;
+    let start = Instant::now();
+    for batch in 1..=1000_u32 {
+        let records: Vec<Value> = (0..20).map(|i| record(batch * 20 + i)).collect();
+        let reply = node.post("log", &json!({"batch": batch, "records": records}));
+        if reply.status == 429 {
+            let wait: u64 = reply.retry_after.as_deref().unwrap_or_default().parse().expect("Retry-After in seconds");
+            assert!((1..=60).contains(&wait) && reply.error().len() > 10, "{reply:?}");
+            // What was put off is taken once the time has passed.
+            wait_until("the batch is taken", LONG, || {
+                std::thread::sleep(Duration::from_millis(200));
+                node.post("log", &json!({"batch": batch, "records": records})).status == 200
+            });
+            return;
+        }
+        assert_eq!(reply.status, 200, "{reply:?}");
+        taken += 20;
+        assert!(start.elapsed() < LONG, "{taken} records and never too many");
+    }
+    panic!("{taken} records and never too many");
+}
+
+#[test]
+fn a_queue_that_is_full_says_so_to_the_client() {
+    let redis = Redis::start();
+    let args = vec!["--max-queue".to_owned(), "5".to_owned()];
+    let acc = Acc::start(&redis, quiet(AccOptions { args, ..AccOptions::default() }));
+    let mut client = Client::new(&redis);
+    let ids: Vec<String> = (0..8).map(|_| client.send("ping", json!({}))).collect();
+    let refused: Vec<Value> = ids[5..].iter().map(|id| client.pop(id)).collect();
+    for result in &refused {
+        assert_eq!(result["state"], "ERROR", "{result}");
+        assert!(result["data"].as_str().is_some_and(|text| text.len() > 10), "{result}");
+    }
+    let node = acc.node(1, 10);
+    let batch = node.poll_as(&[], 10, None).expect("those that fit");
+    assert_eq!(batch.cmds.len(), 5, "{batch:?}");
+}
+
+/// Keys and bytes of a Redis.
+fn size(client: &mut Client) -> (u64, u64) {
+    let info: String = client.redis(&["INFO", "memory"]);
+    let used = info.lines().find_map(|line| line.strip_prefix("used_memory:")).expect("used_memory");
+    (client.redis(&["DBSIZE"]), used.trim().parse().expect("a number"))
+}
+
+/// Lets the time of every key that has one pass; but for what is kept about nodes, for these are there.
+fn let_time_pass(client: &mut Client) {
+    let keys: Vec<String> = client.redis(&["KEYS", "*"]);
+    for key in keys.iter().filter(|key| !key.starts_with("jsacc:{1:")) {
+        if client.redis::<i64>(&["TTL", key]) >= 0 {
+            let _: i64 = client.redis(&["PEXPIRE", key, "1"]);
+        }
+    }
+    std::thread::sleep(Duration::from_millis(50));
+    let _: Vec<String> = client.redis(&["KEYS", "*"]);
+}
+
+#[test]
+fn after_a_long_load_redis_is_as_it_was() {
+    const NODES: u32 = 50;
+    let redis = Redis::start();
+    let acc = Acc::start(&redis, quiet(AccOptions::default()));
+    let mut client = Client::new(&redis);
+    let chatter = Some(Duration::from_millis(100));
+    let options = SwarmOptions { chatter, startup: true, ..SwarmOptions::new(addr(&acc), NODES) };
+    let swarm = Swarm::start(options).unwrap();
+    swarm.wait_polling(FLEET).unwrap();
+    let load = |client: &mut Client, jobs: usize| {
+        let before = swarm.tally.results.load(Relaxed);
+        for _ in 0..jobs {
+            client.push(json!({"id": fresh_id(), "gid": 1, "nid": fastrand::u32(1..=NODES), "cmd": "ping"}));
+        }
+        client.push_raw("this is no command");
+        wait_until("all have run", FLEET, || swarm.tally.results.load(Relaxed) >= before + jobs as u64);
+        // Commands that wait for a node that never comes, until their time is up.
+        let id = client.push(json!({"gid": 9, "nid": 9, "cmd": "ping", "expires": 1}));
+        assert_eq!(client.pop(&id)["state"], "ERROR");
+    };
+    load(&mut client, 500);
+    let_time_pass(&mut client);
+    let before = size(&mut client);
+    load(&mut client, 5000);
+    let loaded = size(&mut client);
+    assert!(loaded.0 > before.0 + 5000, "jobs are kept for a day: {before:?} {loaded:?}");
+    let_time_pass(&mut client);
+    let after = size(&mut client);
+    // What is left are the lists of the last so many, which have their bound.
+    assert!(after.0 <= before.0 + 20, "{before:?} {after:?} {:?}", client.redis::<Vec<String>>(&["KEYS", "*"]));
+    assert!(after.1 < before.1 + 4_000_000, "{before:?} {after:?}");
+}

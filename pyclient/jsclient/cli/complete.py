@@ -139,10 +139,9 @@ def _targets(url: str, current: str) -> List[str]:
     head, comma, _ = current.rpartition(",")
     ids = [str(n.id) for n in nodes if n.state != "gone"]
     roles = sorted({role for n in nodes for role in n.roles})
-    if comma and head.startswith("@"):
-        return [f"{head},{role}" for role in roles]
+    taken = head.lstrip("@").split(",")
     if comma:
-        return [f"{head},{node}" for node in ids]
+        return [f"{head},{word}" for word in (roles if head.startswith("@") else ids) if word not in taken]
     return [*ids, *sorted({f"{n.gid}.*" for n in nodes}), *(f"@{role}" for role in roles), "all"]
 
 

@@ -190,6 +190,11 @@ def order(
         everybody = chosen.everybody if args.wait or args.detach else chosen.live
         if store is not None and everybody:
             client.store(store)
+        if not args.detach:
+            # Loaded before anything is sent, so that Ctrl-C finds somebody who can say what goes on running.
+            from . import output
+
+            output.load(progress=not args.no_progress)
         fleet = targeted.start(
             verb, selection=chosen, wait_offline=args.wait or args.detach, batch=args.batch,
             max_failures=args.max_failures, tags=args.tags, expires=args.expires, keep=False,

@@ -20,6 +20,12 @@ FOLD_SECONDS = 2.0
 TICK = 0.2
 
 
+def load(progress: bool) -> None:
+    """Imports what the progress bar needs, where there will be one."""
+    if progress and sys.stderr.isatty():
+        from . import progress as _progress  # noqa: F401
+
+
 class Output:
     """Takes the results of one fleet as they come."""
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ..fleet import Fleet
 
@@ -11,9 +15,6 @@ class Bar:
     """Counts who has returned, failed, is waited for, and is offline."""
 
     def __init__(self, fleet: Fleet) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
         self._fleet = fleet
         self._console = Console(stderr=True)
         self._progress = Progress(
@@ -43,8 +44,6 @@ class Bar:
 
     def print(self, text: str) -> None:
         """Prints data on stdout, with the bar out of the way."""
-        import sys
-
         if sys.stdout.isatty():
             self._progress.stop()
             print(text, flush=True)

@@ -7,6 +7,7 @@ mod bad_input;
 mod credentials;
 mod door;
 mod enrolment;
+mod install;
 mod main_path;
 mod messages;
 mod polling;

@@ -18,13 +18,17 @@ use crate::process::{self, Notice};
 use crate::stats::monitor;
 use crate::{logger, os, poller, script, sender, stats};
 use anyhow::{Context, Result, bail};
-use crossbeam_channel::{Receiver, Sender, bounded, never, select, tick, unbounded};
+use crossbeam_channel::{Receiver, Sender, after, bounded, never, select, tick, unbounded};
 use jscommon::notify;
 use std::collections::HashMap;
 use std::fs::{self, File, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+/// When everything that only a start needs has run.
+const SETTLED: Duration = Duration::from_secs(5);
 
 /// Runs the agent until a signal or a `restart` ends it.
 pub fn run(config: Config) -> Result<()> {
@@ -34,8 +38,10 @@ pub fn run(config: Config) -> Result<()> {
     notify::ready();
     let watchdog = notify::watchdog().map_or_else(never, tick);
     let mut pong = never();
+    let started = after(SETTLED);
     loop {
         select! {
+            recv(started) -> _ => os::let_go_of_start_code(),
             recv(signals) -> name => {
                 log::info!("stopping on signal {}", name.unwrap_or("?"));
                 break;

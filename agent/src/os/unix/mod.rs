@@ -2,6 +2,7 @@
 
 mod datagrams;
 mod files;
+mod memory;
 mod network;
 mod process;
 mod replace;
@@ -9,6 +10,7 @@ mod signals;
 
 pub use datagrams::{Datagrams, grow_receive_buffer};
 pub use files::{make_private_dir, open_to_others, write_private};
+pub use memory::let_go_of_start_code;
 pub use network::interfaces;
 pub use process::*;
 pub use replace::{Owner, replace};

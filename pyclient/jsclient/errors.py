@@ -21,6 +21,8 @@ class Error(Exception):
     """The root of them all."""
 
     exit_code = FAILED
+    #: Whether `jsctl` has begun a JSON document before it came.
+    told = False
 
 
 class UsageError(Error, ValueError):

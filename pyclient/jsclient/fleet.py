@@ -246,7 +246,12 @@ class Fleet:
         now = time.monotonic()
         group = [self._unsent.popleft() for _ in range(min(room, len(self._unsent)))]
         if group:
-            self.client.push(group)
+            try:
+                self.client.push(group)
+            except Error:
+                # Should they have arrived after all, their ids keep them from running twice.
+                self._unsent.extendleft(reversed(group))
+                raise
             for command in group:
                 self._open[command.id] = NodeId(command.gid, command.nid), now
 
@@ -270,7 +275,12 @@ class Fleet:
         if deadline is not None and not out and time.monotonic() >= deadline:
             out = self._look(force=True)
             self._give_up(limit, began)
-        self._send()
+        while self._unsent:
+            try:
+                self._send()
+                break
+            except Error as e:
+                pause.after(e)
         return out
 
     def _give_up(self, limit: Optional[float], began: float) -> None:

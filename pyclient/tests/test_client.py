@@ -371,6 +371,14 @@ def test_redis_restarts_under_a_wait() -> None:
         job.kill(10)
         thread.join()
         assert got == ["KILLED"]
+        for nid in range(2, 12):
+            fake.add(1, nid, [])
+        fleet = client.target("1.*").execute("echo", batch=1)
+        for number, _ in enumerate(fleet.stream(20)):
+            if number == 3:
+                server.stop()
+                threading.Timer(0.2, server.start).start()
+        assert fleet.ok and fleet.returned == 11
         client.close()
     finally:
         fake.stop()

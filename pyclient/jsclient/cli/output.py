@@ -76,6 +76,12 @@ class Output:
             self._flush()
             self._end_json()
             return self._interrupted()
+        except Error as e:
+            self._stop_bar()
+            self._flush()
+            self._end_json()
+            e.told = True  # in the document there is no room for a second one
+            raise
         finally:
             self._stop_bar()
         self._flush()

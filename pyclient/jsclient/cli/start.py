@@ -56,7 +56,7 @@ def complain(error: Error, args: Any) -> int:
     say(f"jsctl: {error}")
     if isinstance(error, UsageError) and args is None:
         say("jsctl: see jsctl --help")
-    if getattr(args, "json", False):
+    if getattr(args, "json", False) and not error.told:
         print(json.dumps({"error": str(error)}, ensure_ascii=False))
     return error.exit_code
 

@@ -38,6 +38,7 @@ class Fake:
         self.files: Dict[Tuple[Node, str], bytes] = {}
         self.delay = 0.0
         self.hash_only = False
+        self.beating = True
         self.programs: Dict[str, Callable[[Node, Dict[str, Any]], Dict[str, Any]]] = {
             "echo": lambda n, c: {"streams": [" ".join(c["args"].get("args", [])) + "\n", ""]},
             "cat": lambda n, c: {"streams": [c["data"], ""]},
@@ -92,7 +93,7 @@ class Fake:
         link = redis.Redis(unix_socket_path=self._socket)
         while not self._stop.is_set():
             try:
-                if time.monotonic() - beaten > 1:
+                if self.beating and time.monotonic() - beaten > 1:
                     self.beat()
                     beaten = time.monotonic()
                 popped = link.brpop("cmds_queue", 0.05)

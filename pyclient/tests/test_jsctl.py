@@ -121,6 +121,23 @@ def test_no_controller(jsctl: Jsctl, server: Server) -> None:
     assert time.monotonic() - started < 3
 
 
+def test_the_last_controller_goes_while_somebody_waits(
+    jsctl: Jsctl, fake: Fake, raw: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jsclient.cli.output.CHECK_SECONDS", 0.1)
+    monkeypatch.setattr("jsclient.client._TRUST_SECONDS", 0.0)
+
+    def end(node: Any, command: Any) -> Any:
+        fake.beating = False
+        raw.delete("jsacc:acs")
+        return {}
+
+    fake.programs["end"] = end
+    fake.deaf.add((1, 2))
+    ran = jsctl("exec", "1.1,1.2", "--timeout", "1", "--", "end")
+    assert ran.code == 4 and ran.err.count("start jsacc, or check the address; still waiting") == 1
+
+
 def test_dry_run(jsctl: Jsctl, fake: Fake) -> None:
     fake.add(1, 3, ["web"], age=1000)
     ran = jsctl("exec", "all", "--except", "@db", "--dry-run", "--", "reboot")

@@ -8,7 +8,7 @@ import sys
 import time
 from typing import Any, Callable, Dict, List, Optional
 
-from ..errors import FAILED, OK, TIMED_OUT, Error
+from ..errors import FAILED, OK, TIMED_OUT, Error, NoController
 from ..fleet import Fleet
 from ..wire import NodeId, Result
 from . import render
@@ -18,6 +18,8 @@ from .start import say
 FOLD_SECONDS = 2.0
 #: So often the progress bar moves (seconds).
 TICK = 0.2
+#: While nothing comes, so often somebody looks whether a controller still beats (seconds).
+CHECK_SECONDS = 2.0
 
 
 def load(progress: bool) -> None:
@@ -54,6 +56,8 @@ class Output:
         self._texts: Dict[bytes, str] = {}
         self._shown: Dict[bytes, NodeId] = {}
         self._oldest = 0.0
+        self._checked = time.monotonic()
+        self._warned = False
         self._bar: Any = None
         if progress and not self.single and sys.stderr.isatty():
             from .progress import Bar
@@ -68,6 +72,8 @@ class Output:
             for result in self.fleet.stream(limit, tick=TICK):
                 if result is not None:
                     self._take(result)
+                else:
+                    self._look_at_controllers()
                 self._flush_old()
                 if self._bar:
                     self._bar.update()
@@ -89,6 +95,20 @@ class Output:
             print(self.render_all(self._kept))
         self._end_json()
         return self._last_line(limit)
+
+    def _look_at_controllers(self) -> None:
+        """Says it once when the last controller goes while somebody waits."""
+        now = time.monotonic()
+        if self._warned or now - self._checked < CHECK_SECONDS:
+            return
+        self._checked = now
+        try:
+            self.fleet.client.check()
+        except NoController as e:
+            self._warned = True
+            say(f"jsctl: {e}; still waiting")
+        except Error:
+            pass  # Redis is away; the fleet itself sees to that
 
     def _stop_bar(self) -> None:
         if self._bar:

@@ -128,6 +128,25 @@ def test_a_cut_connection_loses_no_result(client: Client, fake: Fake, raw: Any) 
     assert got == ["KILLED"]
 
 
+def test_one_client_in_many_threads(client: Client) -> None:
+    wrong = []
+
+    def work(mine: int) -> None:
+        for i in range(20):
+            word = f"{mine}-{i}"
+            if client.execute(1, 1 + i % 2, "echo", [word]).wait(20).stdout != f"{word}\n":
+                wrong.append(word)
+        if len(client.target("all").ping().wait(20).results) != 3:
+            wrong.append(str(mine))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
 def test_fleet(client: Client) -> None:
     fleet = client.target("@web").execute("whoami")
     assert {r.stdout for r in fleet} == {"1.1\n", "1.2\n"}

@@ -84,6 +84,7 @@ def test_json(jsctl: Jsctl, fake: Fake) -> None:
         (["frob"], 2, "invalid choice"),
         (["exec"], 2, "target"),
         (["exec", "1.1"], 2, "needs a program"),
+        (["exec", "1.1", "ls", "-l"], 2, "stands after --"),
         (["exec", "1.x", "--", "ls"], 2, "is no target"),
         (["exec", "1.1", "--timeout", "x", "--", "ls"], 2, "no number of seconds"),
         (["exec", "1.1", "--env", "x", "--", "ls"], 2, "NAME=VALUE"),

@@ -33,6 +33,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized arguments"):
+            message += "; what belongs to a program stands after --"
         raise UsageError(f"{message} (see {self.prog} --help)")
 
 

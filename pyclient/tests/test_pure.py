@@ -1,0 +1,78 @@
+"""The rules that need nobody else: targets, decoding, tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from jsclient import NodeId, UsageError, target, wire
+from jsclient.cli import render
+from jsclient.client import ago, batch_size
+from jsclient.nodes import Node, parse_roles
+
+
+@pytest.mark.parametrize(
+    "text,nodes,grids,roles,everyone,fanout",
+    [
+        ("1.10", [(1, 10)], [], [], False, None),
+        ("1:10", [(1, 10)], [], [], False, None),
+        ("1.10, 1.11,1.10", [(1, 10), (1, 11)], [], [], False, None),
+        ("1.*", [], [1], [], False, (1, ["*"])),
+        ("1.*,2.*", [], [1, 2], [], False, None),
+        ("1.*,2.5", [(2, 5)], [1], [], False, None),
+        ("@web", [], [], ["web"], False, (0, ["web"])),
+        ("@web,db", [], [], ["web", "db"], False, (0, ["web", "db"])),
+        ("@web,@db", [], [], ["web", "db"], False, (0, ["web", "db"])),
+        ("all", [], [], [], True, (0, ["*"])),
+        ("@*", [], [], [], True, (0, ["*"])),
+    ],
+)
+def test_targets(text: str, nodes: Any, grids: Any, roles: Any, everyone: bool, fanout: Any) -> None:
+    it = target.parse(text)
+    assert (list(it.nodes), list(it.grids), list(it.roles), it.everyone) == (nodes, grids, roles, everyone)
+    assert it.fanout() == fanout
+
+
+@pytest.mark.parametrize("text", ["", " ", ",", "1", "1.", "1.0", "0.1", "01.1", "-1.1", "1.4294967296", "web",
+                                  "@", "@web,1.1", "1.1,@web", "all,@web", "1.1,,1.2", "1.x", "*.1"])
+def test_bad_targets(text: str) -> None:
+    with pytest.raises(UsageError):
+        target.parse(text)
+
+
+def test_select() -> None:
+    known = [Node(1, 1, ("web",)), Node(1, 2, ("web", "db")), Node(2, 1, age=91), Node(2, 2, ("web",), age=5000)]
+
+    def names(who: str, *but: str) -> Any:
+        found = target.select(target.parse(who), known, target.parse_except(but))
+        return [str(n) for n in found.live], [str(n.id) for n in found.offline], [str(n) for n in found.unknown]
+
+    assert names("all") == (["1.1", "1.2"], ["2.1", "2.2"], [])
+    assert names("@web", "1.1") == (["1.2"], ["2.2"], [])
+    assert names("1.1,3.1,3.2", "3.2") == (["1.1"], [], ["3.1"])
+    assert names("1.2,2.1", "@db") == ([], ["2.1"], [])
+    assert names("2.*", "all") == ([], [], [])
+
+
+def test_small_things() -> None:
+    assert NodeId.from_key(b"1:10") == (1, 10) and str(NodeId(1, 10)) == "1.10"
+    assert [NodeId.from_key(k) for k in ("1", "a:1", "1:", "cmd")] == [None] * 4
+    assert wire.log_list("a b", "") == "log.a_b.unknown"
+    assert parse_roles(b'["a", "b"]') == parse_roles(b"a,b") == ("a", "b") and parse_roles(None) == ()
+    assert [batch_size(b, 20) for b in (5, "5", "10%", "1%", "100%")] == [5, 5, 2, 1, 20]
+    assert [ago(s) for s in (0, 119, 120, 7200, 200000)] == ["0s", "119s", "2m", "2h", "2d"]
+    assert [render.size(n) for n in (0, 1023, 1024, 5 << 30)] == ["0 B", "1023 B", "1.0 KiB", "5.0 GiB"]
+    assert render.clean("a\x1b[31m\tb\n") == "a\ufffd[31m\tb\n"
+    assert render.table(("A", "N"), [("x", 1), ("yy", 10)]) == "A    N\nx    1\nyy  10"
+    assert render.value_text({"b": 1, "a": [1, 2]}) == "b  1\na  1,2"
+    assert render.value_text("x") == "x" and render.value_text([]) == "[]"
+
+
+def test_results_are_read_leniently() -> None:
+    assert wire.Result.from_json("{") is None and wire.Result.from_json('{"state": "RUNNING"}') is None
+    it = wire.Result.from_json('{"state": "OK", "streams": "x", "args": [], "data": {"a": 1}, "extra": 1}')
+    assert it and it.streams == ("", "") and it.data == '{"a":1}' and it.node == (0, 0)
+    info = wire.JobInfo.from_hash("j", {b"cmd": b"ping", b"targets": b'["1:1","1:2"]', b"1:1": b'{"state":"OK"}',
+                                        b"later": b"x", b"created": b"5"})
+    assert info.command == {"cmd": "ping"} and info.open == [(1, 2)] and info.created == 5 and info.state == "OK"

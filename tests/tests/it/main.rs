@@ -5,6 +5,7 @@
 mod away;
 mod bad_input;
 mod credentials;
+mod dashboard;
 mod door;
 mod enrolment;
 mod install;
@@ -12,6 +13,7 @@ mod main_path;
 mod messages;
 mod polling;
 mod programs;
+mod redis_kinds;
 mod results;
 mod scale;
 mod service;

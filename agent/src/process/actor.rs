@@ -11,7 +11,7 @@ use super::policy::{Action, Event, Memory, Now, Outcome, Place, Policy};
 use super::{Message, Notice, Parts, ProcessEntry, Remote, View, answer, leftovers, spawn, tree};
 use crate::builtin::{self, Answer, JobControl, Kind};
 use crate::ledger::{Row, Standing, Write};
-use crate::os::{self, Children, Mark, Signal};
+use crate::os::{self, Cgroups, Children, Mark, Signal};
 use crate::output::{self, Capture, Captured, Source};
 use crate::script;
 use anyhow::{Context, Result};
@@ -75,6 +75,8 @@ struct Run {
     reaped: bool,
     capture: Option<Arc<Capture>>,
     mark: Option<Mark>,
+    /// Its cgroup, where it has one.
+    group: Option<String>,
     known: Vec<(u32, u64)>,
     answer: Option<Answer>,
 }
@@ -160,6 +162,7 @@ struct Actor {
     remote: Remote,
     policy: Policy,
     children: Children,
+    cgroups: Option<Cgroups>,
     places: spawn::Places,
     home: String,
     begin: Instant,
@@ -191,6 +194,7 @@ pub(super) fn start(parts: Parts, remote: Remote, inbox: Receiver<Message>) -> R
         places: spawn::Places::new(data_dir),
         home: data_dir.to_string_lossy().into_owned(),
         children,
+        cgroups: Cgroups::open(&data_dir.to_string_lossy()),
         remote,
         begin: Instant::now(),
         jobs: HashMap::new(),
@@ -465,7 +469,7 @@ impl Actor {
         let rows = self.parts.ledger.live().context("cannot read the jobs that are remembered")?;
         let started = |row: &&Row| matches!(row.standing, Standing::Started | Standing::Ending | Standing::Last);
         let left: Vec<leftovers::Leftover> = rows.iter().filter(started).map(|row| self.leftover(row)).collect();
-        leftovers::end(&left);
+        leftovers::end(&left, self.cgroups.as_ref());
         if let Some(damage) = self.parts.ledger.damage() {
             log::error!("{damage}");
             let source = Arc::new(self.own_source());
@@ -507,6 +511,7 @@ impl Actor {
     fn leftover(&self, row: &Row) -> leftovers::Leftover {
         let args = Command::parse(row.command.as_bytes()).ok().and_then(|command| RunArgs::parse(&command.args).ok());
         leftovers::Leftover {
+            group: group_name(&row.id, row.started),
             mark: Mark { home: self.home.clone(), job: row.id.clone(), start: row.started },
             stop_signal: args.as_ref().map_or(Signal::TERM, |args| args.stop_signal),
             stop_timeout: args.map_or(Duration::from_secs(5), |args| args.stop_timeout),
@@ -617,6 +622,7 @@ impl Actor {
                 reaped: true,
                 capture: None,
                 mark: None,
+                group: None,
                 known: Vec::new(),
                 answer: None,
             },
@@ -663,6 +669,11 @@ impl Actor {
         known.pid = child.pid;
         known.reaped = false;
         known.since = Instant::now();
+        if let Some(cgroups) = self.cgroups.as_mut().filter(|_| detail.args.long) {
+            let group = group_name(&known.id, known.at);
+            cgroups.adopt(&group, child.pid);
+            known.group = Some(group);
+        }
         known.mark = Some(mark);
         self.parts.outlets.stats.job_started(&detail.source);
         let drained = self.remote.sender.clone();
@@ -692,14 +703,18 @@ impl Actor {
     /// Signals trees and looks whether anything of them lives.
     fn tend_trees(&mut self, actions: Vec<Action>) {
         let roots: Vec<tree::Root> = self.runs.iter().filter_map(|(run, known)| root(*run, known)).collect();
-        let mut trees = tree::trees(&os::processes(), std::process::id(), &roots, os::mark);
+        let processes = os::processes();
+        let mut trees = tree::trees(&processes, std::process::id(), &roots, os::mark);
         for action in actions {
             let (Action::Term { run, .. } | Action::Probe { run, .. } | Action::Kill { run, .. }) = &action else {
                 continue;
             };
             let run = *run;
             let Some(known) = self.runs.get_mut(&run) else { continue };
-            let members = trees.remove(&run).unwrap_or_default();
+            let mut members = trees.remove(&run).unwrap_or_default();
+            if let (Some(cgroups), Some(group)) = (&self.cgroups, &known.group) {
+                tree::join(&mut members, &processes, &cgroups.members(group));
+            }
             known.known = members.iter().map(|member| (member.pid, member.started)).collect();
             let signal = match action {
                 Action::Term { .. } => {
@@ -726,6 +741,9 @@ impl Actor {
             && let Some(detail) = self.jobs.get(&known.id).and_then(|job| job.detail.as_ref())
         {
             self.parts.outlets.stats.job_ended(&detail.source);
+        }
+        if let (Some(cgroups), Some(group)) = (&self.cgroups, known.as_ref().and_then(|known| known.group.as_ref())) {
+            cgroups.release(group);
         }
         for waiting in &mut self.waiting {
             waiting.runs.remove(&run);
@@ -824,6 +842,7 @@ impl Actor {
                 reaped: true,
                 capture: None,
                 mark: None,
+                group: None,
                 known: Vec::new(),
                 answer: Some(answer),
             },
@@ -942,6 +961,11 @@ impl Actor {
 fn root(run: u64, known: &Run) -> Option<tree::Root> {
     let mark = known.mark.clone()?;
     Some(tree::Root { run, pid: known.pid, reaped: known.reaped, mark, known: known.known.clone() })
+}
+
+/// The cgroup of a run: found again by whoever knows the ledger's row.
+fn group_name(id: &str, started: i64) -> String {
+    format!("{started}-{id}")
 }
 
 fn no_job(id: &str) -> String {

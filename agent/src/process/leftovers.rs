@@ -1,6 +1,6 @@
 //! Ends what a dead agent left running, before anything is started.
 
-use crate::os::{self, Mark, Proc, Signal};
+use crate::os::{self, Cgroups, Mark, Proc, Signal};
 use std::time::{Duration, Instant};
 
 use super::tree;
@@ -8,13 +8,15 @@ use super::tree;
 /// A run that was under way when the agent died, and how it wants to be ended.
 pub(super) struct Leftover {
     pub(super) mark: Mark,
+    /// The name of its cgroup, should it have had one.
+    pub(super) group: String,
     pub(super) stop_signal: Signal,
     pub(super) stop_timeout: Duration,
 }
 
 /// Ends their trees: the stop signal, the stop timeout, KILL. Daemons of runs that were over are not
 /// among them, for their marks name another run.
-pub(super) fn end(leftovers: &[Leftover]) {
+pub(super) fn end(leftovers: &[Leftover], cgroups: Option<&Cgroups>) {
     if leftovers.is_empty() {
         return;
     }
@@ -25,7 +27,11 @@ pub(super) fn end(leftovers: &[Leftover]) {
     loop {
         let processes = os::processes();
         for (index, leftover) in leftovers.iter().enumerate() {
-            for process in tree::leftovers(&processes, std::slice::from_ref(&leftover.mark), os::mark) {
+            let mut left = tree::leftovers(&processes, std::slice::from_ref(&leftover.mark), os::mark);
+            if let Some(cgroups) = cgroups {
+                tree::join(&mut left, &processes, &cgroups.members(&leftover.group));
+            }
+            for process in left {
                 if !seen.iter().any(|(known, _)| known.pid == process.pid && known.started == process.started) {
                     seen.push((process, index));
                 }

@@ -279,6 +279,24 @@ fn the_whole_tree_ends() {
 }
 
 #[test]
+fn a_daemon_that_hides_is_found_by_its_cgroup() {
+    let node = Node::new();
+    let life = node.live();
+    if os::Cgroups::open("a test").is_none() {
+        return; // There is none that may be written here.
+    }
+    let hidden = node.path("hidden").display().to_string();
+    // Late enough to be in its group, detached, and with an environment that names no job.
+    let script =
+        format!("sleep 1; (setsid env -i /bin/sh -c 'echo $$ > {hidden}; exec /bin/sleep 1000' &); exec sleep 1000");
+    life.shell("a", &script, json!({"max_time": -1}));
+    let pid = pid_in(&node, "hidden");
+    life.ask("k", "kill", json!({"id": "a"}));
+    assert_eq!(life.result("a").state, State::Killed);
+    assert!(!lives(pid));
+}
+
+#[test]
 fn a_daemon_holds_neither_the_result_nor_dies_with_it() {
     let node = Node::new();
     let life = node.live();

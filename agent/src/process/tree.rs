@@ -85,6 +85,15 @@ pub fn leftovers(processes: &[Proc], marks: &[Mark], mark: impl Fn(u32) -> Optio
     found.into_values().filter(|process| !process.dead).collect()
 }
 
+/// Adds the living processes of these ids to a tree.
+pub fn join(tree: &mut Vec<Proc>, processes: &[Proc], pids: &[u32]) {
+    for process in processes.iter().filter(|process| !process.dead && pids.contains(&process.pid)) {
+        if !tree.iter().any(|member| member.pid == process.pid) {
+            tree.push(*process);
+        }
+    }
+}
+
 /// The figures of one tree.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Figures {

@@ -1,5 +1,6 @@
 //! Linux and its relatives.
 
+mod cgroup;
 mod datagrams;
 mod files;
 mod memory;
@@ -8,6 +9,7 @@ mod process;
 mod replace;
 mod signals;
 
+pub use cgroup::Cgroups;
 pub use datagrams::{Datagrams, grow_receive_buffer};
 pub use files::{make_private_dir, open_to_others, write_private};
 pub use memory::let_go_of_start_code;

@@ -46,6 +46,27 @@ impl Identity {
     }
 }
 
+/// Groups of processes beside their job objects: there are none here.
+pub struct Cgroups {}
+
+impl Cgroups {
+    /// Nothing.
+    pub fn open(_home: &str) -> Option<Cgroups> {
+        None
+    }
+
+    /// Does nothing.
+    pub fn adopt(&mut self, _name: &str, _pid: u32) {}
+
+    /// Nobody.
+    pub fn members(&self, _name: &str) -> Vec<u32> {
+        Vec::new()
+    }
+
+    /// Does nothing.
+    pub fn release(&self, _name: &str) {}
+}
+
 /// What a child is given before it becomes its program: of these nothing applies here.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Settings {
@@ -103,8 +124,8 @@ impl Children {
         let (exited, jobs) = (self.exited.clone(), self.jobs.clone());
         let wait = move || {
             let code = child.wait().ok().and_then(|status| status.code()).unwrap_or(1);
-            // What the process leaves behind lives on: closing the job must not end it. A run that is
-            // being ended has lost its job object to `end` by then.
+            // What the process leaves behind lives on: closing the job must not end it. Where the run
+            // was being ended, the whole job has ended by now.
             if let Some(job) = jobs.lock().unwrap_or_else(PoisonError::into_inner).remove(&run) {
                 let _ = let_go(&job);
             }

@@ -179,3 +179,18 @@ fn an_enrolment_token_makes_a_node() {
     let id = client.push(json!({"gid": 1, "nid": 11, "cmd": "ping"}));
     assert_eq!(wait_for("a result", LONG, || client.pop_within(&id, LONG))["state"], "OK");
 }
+
+#[test]
+fn controllers_do_not_wait_for_each_other() {
+    let (one, two) = (Redis::start(), Redis::start());
+    let (mut first, second) = (Acc::start(&one, AccOptions::default()), Acc::start(&two, AccOptions::default()));
+    let _agent = Agent::start_of(&[("first", &[&first]), ("second", &[&second])], AgentOptions::default());
+    let (mut ours, mut theirs) = (Client::new(&one), Client::new(&two));
+    assert_eq!(ours.run("ping", json!({}))["state"], "OK");
+    let id = theirs.shell("echo $AGENT_CONTROLLER_NAME");
+    assert_eq!(theirs.pop(&id)["streams"][0], "second");
+    assert_eq!(ours.results(&id), 0, "a result goes where its command came from");
+    first.kill();
+    assert_eq!(theirs.run("ping", json!({}))["state"], "OK");
+    assert!(theirs.events().iter().any(|event| event["name"] == "startup"), "each has its own startup event");
+}

@@ -14,7 +14,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .client import Client, Targeted
+    from .client import Client
     from .errors import (
         Error,
         FleetFailed,
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .fleet import Fleet
     from .job import Job
     from .nodes import Node
+    from .targeted import Targeted
     from .wire import Command, JobInfo, NodeId, Record, Result
 
 __version__ = "0.1.0"
@@ -58,7 +59,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    "client": ("Client", "Targeted"),
+    "client": ("Client",),
+    "targeted": ("Targeted",),
     "fleet": ("Fleet",),
     "job": ("Job",),
     "nodes": ("Node",),

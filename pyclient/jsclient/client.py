@@ -8,15 +8,16 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optio
 
 from . import nodes as nodes_
 from . import scripts, target, verbs, wire
-from .errors import Error, Gone, NobodyMatched, NoController, Undecodable, UsageError
-from .fleet import Fleet, part_id
+from .errors import Error, Gone, NobodyMatched, NoController, UsageError
+from .fleet import Fleet
 from .job import Job, nodes_of
 from .link import Link
-from .nodes import Node
+from .nodes import Node, ago
 from .target import Selection, Target
+from .targeted import Targeted
 from .verbs import Data, Levels, Verb
 from .waiting import DEFAULT, Default, Timeout
-from .wire import Command, JobInfo, NodeId, Record, Result
+from .wire import Command, JobInfo, NodeId, Record, Result, as_dict, as_list
 
 Node_ = Union[str, NodeId, Tuple[int, int]]
 Target_ = Union[str, NodeId, Target]
@@ -119,33 +120,33 @@ class Client:
 
     def get_cpu_info(self, gid: int, nid: int, timeout: Timeout = DEFAULT) -> Dict[str, Any]:
         """`arch`, `brand`, `physical`, `logical`, `mhz`, `usage` (percent of each), `load`."""
-        return _dict(self.info(gid, nid, "cpu", timeout))
+        return as_dict(self.info(gid, nid, "cpu", timeout))
 
     def get_mem_info(self, gid: int, nid: int, timeout: Timeout = DEFAULT) -> Dict[str, Any]:
         """`total`, `available`, `used`, `free`, `swap_total`, `swap_used`, in bytes."""
-        return _dict(self.info(gid, nid, "mem", timeout))
+        return as_dict(self.info(gid, nid, "mem", timeout))
 
     def get_disk_info(self, gid: int, nid: int, timeout: Timeout = DEFAULT) -> List[Dict[str, Any]]:
         """For each disk `device`, `mount`, `fstype`, `total`, `used`, `free` (bytes), `readonly`, `removable`."""
-        return _list(self.info(gid, nid, "disk", timeout))
+        return as_list(self.info(gid, nid, "disk", timeout))
 
     def get_nic_info(self, gid: int, nid: int, timeout: Timeout = DEFAULT) -> List[Dict[str, Any]]:
         """For each card `name`, `mac`, `mtu`, `addrs`, `rx_bytes`, `tx_bytes`, `rx_errors`, `tx_errors`."""
-        return _list(self.info(gid, nid, "nic", timeout))
+        return as_list(self.info(gid, nid, "nic", timeout))
 
     def get_os_info(self, gid: int, nid: int, timeout: Timeout = DEFAULT) -> Dict[str, Any]:
         """`hostname`, `os`, `name`, `version`, `kernel`, `arch`, `uptime`, `boottime`, `agent`."""
-        return _dict(self.info(gid, nid, "os", timeout))
+        return as_dict(self.info(gid, nid, "os", timeout))
 
     def get_process_stats(self, gid: int, nid: int, job: str, timeout: Timeout = DEFAULT) -> Dict[str, Any]:
         """What one running job uses."""
-        return _dict(self._ask(NodeId(gid, nid), verbs.process_stats(job), timeout).value)
+        return as_dict(self._ask(NodeId(gid, nid), verbs.process_stats(job), timeout).value)
 
     def get_processes_stats(
         self, gid: int, nid: int, domain: str = "", name: str = "", timeout: Timeout = DEFAULT
     ) -> List[Dict[str, Any]]:
         """What each running job uses."""
-        return _list(self._ask(NodeId(gid, nid), verbs.processes(domain, name), timeout).value)
+        return as_list(self._ask(NodeId(gid, nid), verbs.processes(domain, name), timeout).value)
 
     def get_msgs(
         self,
@@ -163,7 +164,7 @@ class Client:
         """Records from the node's database, at most 1000; `logs` fetches more by itself."""
         node = NodeId(gid, nid)
         verb = verbs.messages(job, since=since, until=until, levels=levels, limit=limit, after=after)
-        return [Record.from_dict(raw, node) for raw in _list(self._ask(node, verb, timeout).value)]
+        return [Record.from_dict(raw, node) for raw in as_list(self._ask(node, verb, timeout).value)]
 
     def del_msgs(
         self,
@@ -179,7 +180,7 @@ class Client:
     ) -> int:
         """Deletes records on the node; how many there were."""
         verb = verbs.messages(job, since=since, until=until, levels=levels, limit=limit, delete=True)
-        return int(_dict(self._ask(NodeId(gid, nid), verb, timeout).value).get("deleted", 0))
+        return int(as_dict(self._ask(NodeId(gid, nid), verb, timeout).value).get("deleted", 0))
 
     def kill(self, gid: int, nid: int, job: str, timeout: Timeout = DEFAULT) -> Result:
         """Ends a job; it is forgotten, so that no restart follows."""
@@ -518,258 +519,6 @@ class Client:
         return NodeId(gid, nid)
 
 
-class Targeted:
-    """The nodes of a target, and what can be asked of them; each order is a `Fleet`."""
-
-    def __init__(self, client: Client, who: Target, but: Sequence[Target], any: bool) -> None:
-        self._client = client
-        self.who = who
-        self.but = list(but)
-        self.any = any
-
-    def select(self) -> Selection:
-        """Whom it means now."""
-        found = self._client.select(self.who, self.but)
-        if self.any and found.live:
-            import random
-
-            return Selection([random.choice(found.live)], [], [])
-        return found
-
-    def nodes(self) -> List[NodeId]:
-        """The nodes that it means now and that are there."""
-        return self.select().live
-
-    def start(
-        self,
-        verb: Verb,
-        *,
-        selection: Optional[Selection] = None,
-        wait_offline: bool = False,
-        batch: Union[int, str, None] = None,
-        max_failures: Optional[int] = None,
-        tags: str = "",
-        expires: int = 0,
-        id: Optional[str] = None,
-        keep: bool = True,
-    ) -> Fleet:
-        """Sends a command to all of them.
-
-        `wait_offline` also sends it to nodes that are not there (or were never seen), whose queues keep it.
-        `batch` (`10`, or `"10%"`) has so many nodes at work at a time, `max_failures` stops sending once more
-        have failed. `NobodyMatched` when there is nobody to send to.
-        """
-        client = self._client
-        chosen = selection or self.select()
-        to = chosen.everybody if wait_offline else chosen.live
-        if not to:
-            raise NobodyMatched(self.nobody(chosen))
-        fleet_id = wire.check_id(id) if id else wire.new_id()
-        at_once = batch_size(batch, len(to)) if batch is not None else 0
-        single = self.who.fanout()
-        plain = single and not (self.but or self.any or at_once or max_failures is not None or to != chosen.live)
-        fanout, commands = None, []
-        if single and plain and len(to) > 1:
-            gid, roles = single
-            fanout = Command(verb.cmd, gid, 0, verb.args, verb.data, roles, True, tags, expires, fleet_id)
-        else:
-            commands = [
-                Command(
-                    verb.cmd, n.gid, n.nid, verb.args, verb.data, tags=tags, expires=expires,
-                    id=fleet_id if len(to) == 1 else part_id(fleet_id, n),
-                )
-                for n in to
-            ]
-        return Fleet(
-            client, fleet_id, verb, nodes=to, fanout=fanout, commands=commands, batch=at_once,
-            offline=[] if wait_offline else chosen.offline, unknown=[] if wait_offline else chosen.unknown,
-            max_failures=max_failures, keep=keep, named=self.who.named,
-        )
-
-    def nobody(self, chosen: Selection) -> str:
-        """Why there is nobody to send to, in one sentence."""
-        if chosen.unknown:
-            names = ", ".join(map(str, chosen.unknown))
-            return f"{names} {'was' if len(chosen.unknown) == 1 else 'were'} never seen by a controller"
-        if chosen.offline:
-            names = ", ".join(f"{n.id} (last seen {ago(n.age)} ago)" for n in chosen.offline[:10])
-            more = f" and {len(chosen.offline) - 10} more" if len(chosen.offline) > 10 else ""
-            return f"nobody of {self.who.text} is there: {names}{more}"
-        return f"no node matches {self.who.text}"
-
-    def execute(
-        self, cmd: str, args: Optional[Sequence[object]] = None, *, data: Data = "", **options: Any
-    ) -> Fleet:
-        """Runs a program on each; see `Client.execute` and `start` for the options."""
-        how, common = _split(options)
-        return self.start(verbs.execute(cmd, args, data=data, **common), **how)
-
-    def send(
-        self, cmd: str, args: Optional[Mapping[str, Any]] = None, data: Data = "", **options: Any
-    ) -> Fleet:
-        """Sends any command to each."""
-        return self.start(verbs.raw(cmd, args, data), **options)
-
-    def run_script(
-        self,
-        script: Optional[scripts.Script] = None,
-        *,
-        path: Optional[str] = None,
-        source: Optional[str] = None,
-        function: Optional[Callable[..., Any]] = None,
-        language: Optional[str] = None,
-        data: Any = "",
-        **options: Any,
-    ) -> Fleet:
-        """Runs a script or a function on each; see `Client.run_script`."""
-        script = script or scripts.load(path, source, function, language)
-        how, common = _split(options)
-        verb = verbs.script(script.language, script.sha256, data=data, **common)
-        how["selection"] = self._somebody(how)
-        self._client.store(script.source)
-        return self.start(verb, **how)
-
-    def put(
-        self,
-        local: Union[str, bytes],
-        path: str,
-        *,
-        mode: Optional[str] = None,
-        owner: Optional[str] = None,
-        mkdir: bool = False,
-        **options: Any,
-    ) -> Fleet:
-        """Writes a file (its path here, or its bytes) to `path` on each."""
-        content = scripts.read_file(local) if isinstance(local, str) else local
-        import hashlib
-
-        verb = verbs.put(path, hashlib.sha256(content).hexdigest(), mode, owner, mkdir)
-        options["selection"] = self._somebody(options)
-        self._client.store(content)
-        return self.start(verb, **options)
-
-    def ping(self, **options: Any) -> Fleet:
-        """Asks each for `pong`."""
-        return self.start(verbs.ping(), **options)
-
-    def info(self, kind: str, **options: Any) -> Fleet:
-        """Asks each for its `cpu`, `mem`, `disk`, `nic` or `os`."""
-        return self.start(verbs.info(kind), **options)
-
-    def processes(self, domain: str = "", name: str = "", **options: Any) -> Fleet:
-        """Asks each for its running jobs."""
-        return self.start(verbs.processes(domain, name), **options)
-
-    def follow(
-        self,
-        *,
-        job: str = "",
-        levels: Optional[Levels] = None,
-        since: Optional[int] = None,
-        until: Optional[Callable[[], bool]] = None,
-        on_error: Optional[Callable[[Result], None]] = None,
-        slowest: float = 2.0,
-    ) -> Iterator[Record]:
-        """The records of all of them as they are written, without end, or until `until()` is true.
-
-        Without `since` (milliseconds) and `job` it begins with what is written from now on. Nodes are asked
-        four times a second while they write, and every `slowest` seconds while they do not. `on_error`
-        takes the answers of nodes that could not give their records.
-        """
-        nodes = self.select().live
-        if not nodes:
-            raise NobodyMatched(self.nobody(self.select()))
-        if since is None and not job:
-            # Clocks differ a little; the records of the last seconds are better shown than missed.
-            since = int((time.time() - 5) * 1000)
-        after: Dict[NodeId, int] = {}
-        pause = 0.25
-        while True:
-            # Asked before the records are: what was written before the end is then among them.
-            over = until() if until else False
-            asked = {n: verbs.messages(job, since=since, levels=levels, after=after.get(n)) for n in nodes}
-            fresh: List[Record] = []
-            full = False
-            for result in Fleet.each(self._client, asked, keep=False).stream(10.0):
-                if not result.ok:
-                    if on_error:
-                        on_error(result)
-                    continue
-                records = [Record.from_dict(raw, result.node) for raw in _list(result.value)]
-                if records:
-                    after[result.node] = records[-1].id
-                    full = full or len(records) >= 1000
-                    fresh.extend(records)
-            fresh.sort(key=lambda record: record.epoch)
-            yield from fresh
-            if over and not full:
-                return
-            pause = 0.25 if fresh else min(pause * 1.5, max(slowest, 0.25))
-            if not full:
-                time.sleep(pause)
-
-    def kill(self, job_id: str, **options: Any) -> Fleet:
-        """Ends a job on each."""
-        return self.start(verbs.kill(job_id), **options)
-
-    def killall(self, **options: Any) -> Fleet:
-        """Ends every process on each."""
-        return self.start(Verb("killall"), **options)
-
-    def signal(self, job_id: str, name: Union[str, int], **options: Any) -> Fleet:
-        """Sends a signal to a job on each."""
-        return self.start(verbs.signal(job_id, name), **options)
-
-    def unschedule(self, job_id: str, **options: Any) -> Fleet:
-        """Unschedules a job on each."""
-        return self.start(verbs.unschedule(job_id), **options)
-
-    def restart(self, **options: Any) -> Fleet:
-        """Has each agent exit, for its service manager to start it again."""
-        return self.start(Verb("restart"), **options)
-
-    def _somebody(self, how: Mapping[str, Any]) -> Selection:
-        # Before anything is stored: nobody there means that nothing is left behind either.
-        self._client.check()
-        chosen: Selection = how.get("selection") or self.select()
-        if not (chosen.everybody if how.get("wait_offline") else chosen.live):
-            raise NobodyMatched(self.nobody(chosen))
-        return chosen
-
-
-_HOW = ("selection", "wait_offline", "batch", "max_failures", "tags", "expires", "id", "keep")
-
-
-def _split(options: Mapping[str, Any]) -> Tuple[Dict[str, Any], Dict[str, Any]]:
-    """What concerns the sending, and what goes to the node."""
-    return {k: v for k, v in options.items() if k in _HOW}, {k: v for k, v in options.items() if k not in _HOW}
-
-
-def batch_size(batch: Union[int, str], total: int) -> int:
-    """How many nodes `10` or `"10%"` are, 1 at least."""
-    words = str(batch).strip()
-    try:
-        if words.endswith("%"):
-            share = float(words[:-1])
-            if not 0 < share <= 100:
-                raise ValueError
-            return max(1, int(total * share / 100))
-        count = int(words)
-        if count < 1:
-            raise ValueError
-        return count
-    except ValueError:
-        raise UsageError(f"a batch is a number of nodes (10) or a share of them (10%), not {batch!r}") from None
-
-
-def ago(seconds: float) -> str:
-    """A span of time for people: `5s`, `3m`, `2h`, `4d`."""
-    for limit, unit, name in ((120, 1, "s"), (7200, 60, "m"), (172800, 3600, "h")):
-        if seconds < limit:
-            return f"{int(max(seconds, 0) // unit)}{name}"
-    return f"{int(seconds // 86400)}d"
-
-
 def _by_node(job_id: str) -> Tuple[int, ...]:
     parts = job_id.split(".")[-2:]
     return tuple(int(p) if p.isdigit() else 0 for p in parts)
@@ -780,15 +529,3 @@ def _pairs(raw: Any) -> Iterable[Tuple[bytes, bytes]]:
     if isinstance(raw, Mapping):
         return list(raw.items())
     return list(zip(raw[::2], raw[1::2])) if raw else []
-
-
-def _dict(value: Any) -> Dict[str, Any]:
-    if not isinstance(value, dict):
-        raise Undecodable(f"the node answered no object but {type(value).__name__}")
-    return value
-
-
-def _list(value: Any) -> List[Dict[str, Any]]:
-    if not isinstance(value, list):
-        raise Undecodable(f"the node answered no list but {type(value).__name__}")
-    return value

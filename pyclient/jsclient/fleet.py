@@ -257,7 +257,6 @@ class Fleet:
 
     def _step(self, limit: Optional[float], began: float, tick: float) -> List[Result]:
         """One blocking read at most; what came."""
-        now = time.monotonic()
         # A wait begins anew with each call of `stream`, so time spent before it does not count.
         deadlines = [max(sent, began) + limit for _, sent in self._open.values()] if limit is not None else []
         if self._fan and limit is not None:

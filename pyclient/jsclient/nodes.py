@@ -110,3 +110,11 @@ def load(link: Link, only: Optional[Iterable[NodeId]] = None, fields: Sequence[s
                 facts[name] = roles[value] = parse_roles(value)
         out.append(Node(node.gid, node.nid, last_seen=last_seen, age=max(0.0, (now - last_seen) / 1000), **facts))
     return out
+
+
+def ago(seconds: float) -> str:
+    """A span of time for people: `5s`, `3m`, `2h`, `4d`."""
+    for limit, unit, name in ((120, 1, "s"), (7200, 60, "m"), (172800, 3600, "h")):
+        if seconds < limit:
+            return f"{int(max(seconds, 0) // unit)}{name}"
+    return f"{int(seconds // 86400)}d"

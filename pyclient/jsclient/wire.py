@@ -454,3 +454,17 @@ def parse_list(items: Iterable[bytes]) -> List[Dict[str, Any]]:
             value = None
         out.append(value if isinstance(value, dict) else {"text": text(item)})
     return out
+
+
+def as_dict(value: Any) -> Dict[str, Any]:
+    """The object that a node answered; `Undecodable` when it is none."""
+    if not isinstance(value, dict):
+        raise Undecodable(f"the node answered no object but {type(value).__name__}")
+    return value
+
+
+def as_list(value: Any) -> List[Dict[str, Any]]:
+    """The list that a node answered; `Undecodable` when it is none."""
+    if not isinstance(value, list):
+        raise Undecodable(f"the node answered no list but {type(value).__name__}")
+    return value

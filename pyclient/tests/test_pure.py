@@ -8,8 +8,8 @@ import pytest
 
 from jsclient import NodeId, UsageError, target, wire
 from jsclient.cli import render
-from jsclient.client import ago, batch_size
-from jsclient.nodes import Node, parse_roles
+from jsclient.nodes import Node, ago, parse_roles
+from jsclient.targeted import batch_size
 
 
 @pytest.mark.parametrize(

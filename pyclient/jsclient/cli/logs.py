@@ -9,12 +9,13 @@ import time
 from typing import Dict, Iterator, List
 
 from .. import verbs, wire
-from ..client import Client, Targeted
+from ..client import Client
 from ..errors import FAILED, OK, Error, Gone, NobodyMatched, UsageError
+from ..targeted import Targeted
 from ..wire import NodeId, Record
 from . import render
-from .start import say
 from .order import connect
+from .start import say
 
 
 def logs(args: argparse.Namespace) -> int:

@@ -9,11 +9,13 @@ import sys
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from .. import scripts, target, verbs, wire
-from ..client import Client, Targeted, ago
+from ..client import Client
 from ..errors import FAILED, OK, Gone, NobodyMatched, UsageError
 from ..fleet import Fleet
 from ..job import nodes_of
+from ..nodes import ago
 from ..target import Selection
+from ..targeted import Targeted
 from ..verbs import Verb
 from ..wire import NodeId
 from . import render

@@ -8,13 +8,12 @@ import time
 from typing import Any, Dict, List
 
 from .. import target
-from ..client import ago
 from ..errors import NOBODY, OK
-from ..nodes import load
+from ..nodes import ago, load
 from ..wire import JobInfo
 from . import render
-from .start import say
 from .order import connect
+from .start import say
 
 _SHOWN = ("roles", "hostname", "os", "version", "addr")
 

@@ -7,12 +7,13 @@ import sys
 import time
 from typing import Any, Dict, List, Sequence, Tuple
 
-from ..client import Client, ago
+from ..client import Client
 from ..errors import OK
+from ..nodes import ago
 from ..wire import NodeId, Result
 from . import render
-from .start import say
 from .order import connect
+from .start import say
 
 HEAD = ("NODE", "JOB", "CMD", "DOMAIN", "NAME", "PID", "STATE", "CPU%", "RSS", "PROCS", "AGE", "RESTARTS")
 

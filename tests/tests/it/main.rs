@@ -16,6 +16,7 @@ mod programs;
 mod redis_kinds;
 mod results;
 mod scale;
+mod scripts;
 mod service;
 mod stats;
 mod supervise;

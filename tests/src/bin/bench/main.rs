@@ -11,6 +11,7 @@ mod footprint;
 mod measure;
 mod roundtrip;
 mod scale;
+mod scripts;
 mod supervise;
 mod table;
 
@@ -37,6 +38,7 @@ const BENCHES: &[Bench] = &[
     ("door", "honest polls beside strangers, and what each stranger costs", door::run),
     ("scale", "1,000 to 10,000 nodes over TLS: memory, CPU, wake, fanout, herd", scale::run),
     ("supervise", "the agent as a process manager, beside supervisord, runit and monit", supervise::run),
+    ("scripts", "empty scripts in Lua and Python, beside their bare interpreters", scripts::run),
     ("footprint", "disk, memory, CPU and bytes of an agent at rest; --check fails above a budget", footprint::run),
 ];
 

@@ -6,7 +6,7 @@ use crate::measure::{Case, interleaved, ms, quantile};
 use crate::table::{Table, number};
 use anyhow::{Context, Result};
 use jstests::swarm::trusting;
-use jstests::{Acc, AccOptions, FakeNode, Redis, proc};
+use jstests::{Acc, AccOptions, FakeNode, LONG, Redis, proc, wait_until};
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use rustls_pki_types::ServerName;
 use std::io::{Read, Write};
@@ -65,12 +65,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     for (name, begin) in WAITING {
         let (nodes, door) = (&nodes, &door);
         cases.push(Case::new(name, move || {
-            let (memory, used) = (proc::memory(door.acc.pid())? as f64, proc::cpu(door.acc.pid())?);
+            let used = proc::cpu(door.acc.pid())?;
             let held = (0..strangers).map(|_| begin(door)).collect::<Result<Vec<Held>>>()?;
-            let memory = (proc::memory(door.acc.pid())? as f64 - memory).max(0.0) / f64::from(strangers) / 1e3;
             let cost = 1e6 * (proc::cpu(door.acc.pid())? - used) / f64::from(strangers);
             let mut figures = honest(nodes, seconds, door)?;
-            (figures[3], figures[4]) = (memory, cost);
+            figures[4] = cost;
             drop(held);
             Ok(figures)
         }));
@@ -96,13 +95,16 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             threads.into_iter().for_each(|thread| drop(thread.join()));
             let count = begun.load(Ordering::Relaxed).max(1) as f64;
             // What the honest polls take is in it: an upper bound.
-            (figures[3], figures[4]) = (0.0, 1e6 * (proc::cpu(door.acc.pid())? - used) / count);
+            figures[4] = 1e6 * (proc::cpu(door.acc.pid())? - used) / count;
             figures.push(count / seconds);
             Ok(figures)
         }));
     }
-    let medians = interleaved(options.rounds, &mut cases)?;
+    let mut medians = interleaved(options.rounds, &mut cases)?;
     drop(cases);
+    for ((_, begin), figures) in WAITING.iter().zip(&mut medians[1..]) {
+        figures[3] = memory_each(*begin, strangers)?;
+    }
 
     let alone = medians[0].clone();
     let heads = ["honest polls over TLS", "polls/s", "p50 ms", "p99 ms", "p99 ratio", "KB each", "CPU us each"];
@@ -124,6 +126,27 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         "\naim: p99 at most doubled beside 1,000 strangers; those that come as fast as they can share two cores with all"
     );
     Ok(())
+}
+
+/// KB that one more stranger takes of a controller that has seen none before: one that has keeps the
+/// memory of those that left for those that come.
+fn memory_each(begin: Begin, strangers: u32) -> Result<f64> {
+    let redis = Redis::start();
+    let quiet = vec!["--log-level".to_owned(), "warn".to_owned()];
+    let acc = Acc::start(&redis, AccOptions { args: quiet, ..AccOptions::secure() });
+    let tls = trusting(&acc.ca().context("the controller's CA")?)?;
+    let door = Door { acc, tls };
+    let connections = || {
+        let text = door.acc.anonymous().get("/metrics").body;
+        let line = text.lines().find_map(|line| line.strip_prefix("jsacc_connections "));
+        line.and_then(|value| value.parse::<f64>().ok()).unwrap_or(0.0)
+    };
+    let before = proc::memory(door.acc.pid())? as f64;
+    let held = (0..strangers).map(|_| begin(&door)).collect::<Result<Vec<Held>>>()?;
+    wait_until("all are in", LONG, || connections() >= f64::from(strangers));
+    let grown = proc::memory(door.acc.pid())? as f64 - before;
+    drop(held);
+    Ok(grown / f64::from(strangers) / 1e3)
 }
 
 /// Polls of all honest nodes for a time: polls a second, p50 and p99 in ms, and room for two more figures.

@@ -89,11 +89,14 @@ struct Link {
 }
 
 impl Link {
-    fn new(credentials: Credentials, patience: Patience) -> Link {
+    fn new(credentials: Credentials, patience: Patience, urls: &[String]) -> Link {
         let tls = credentials.tls();
+        // A proxy of the environment (HTTPS_PROXY, NO_PROXY) is used, but never towards this very machine.
+        let proxy = ureq::Proxy::try_from_env().filter(|_| !urls.iter().any(|url| is_loopback(url)));
         let agent = || {
             ureq::Agent::config_builder()
                 .tls_config(tls.clone())
+                .proxy(proxy.clone())
                 .http_status_as_error(false)
                 .max_redirects(0)
                 .max_redirects_will_error(false)
@@ -145,7 +148,7 @@ impl Controller {
             instance: encode(instance),
             config: settings.clone(),
             patience,
-            link: RwLock::new(Arc::new(Link::new(credentials, patience))),
+            link: RwLock::new(Arc::new(Link::new(credentials, patience, &settings.urls))),
             renew: AtomicBool::new(false),
             taken: AtomicU64::new(0),
             good_turn: AtomicUsize::new(usize::MAX),
@@ -235,7 +238,7 @@ impl Controller {
     }
 
     fn use_now(&self, credentials: Credentials) {
-        let link = Arc::new(Link::new(credentials, self.patience));
+        let link = Arc::new(Link::new(credentials, self.patience, &self.urls));
         *self.link.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = link;
     }
 
@@ -333,7 +336,7 @@ pub(crate) fn enroll(
     nid: u32,
     trusted: &[CertificateDer],
 ) -> anyhow::Result<Enrolled> {
-    let link = Link::new(Credentials::of_enrolment(token, trusted), Patience::default());
+    let link = Link::new(Credentials::of_enrolment(token, trusted), Patience::default(), &[url.to_owned()]);
     let request = with_bearer(link.posts.post(format!("{url}/enroll")), link.bearer());
     let body = json!({"gid": gid, "nid": nid}).to_string();
     let answer = request.content_type("application/json").send(body).map_err(|error| Failure::of(&error));
@@ -350,6 +353,13 @@ impl Answered {
         serde_json::from_slice(&self.body)
             .map_err(|error| Failure::Unusable(format!("the controller's answer is not what was asked for: {error}")))
     }
+}
+
+fn is_loopback(url: &str) -> bool {
+    let uri: Option<http::Uri> = url.parse().ok();
+    let host = uri.as_ref().and_then(http::Uri::host).unwrap_or_default();
+    let address: Option<std::net::IpAddr> = host.trim_matches(['[', ']']).parse().ok();
+    host.eq_ignore_ascii_case("localhost") || address.is_some_and(|address| address.is_loopback())
 }
 
 fn with_bearer<B>(request: ureq::RequestBuilder<B>, bearer: Option<String>) -> ureq::RequestBuilder<B> {

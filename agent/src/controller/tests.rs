@@ -158,3 +158,13 @@ fn a_path_that_swallows_everything_is_noticed() {
         assert!(matches!(controller.post("result", b"[]"), Err(Failure::Away(_))), "a handshake that never ends");
     }
 }
+
+#[test]
+fn this_very_machine_needs_no_proxy() {
+    for url in ["http://localhost:1", "https://LOCALHOST", "https://127.0.0.1:4000", "https://[::1]:4000"] {
+        assert!(is_loopback(url), "{url}");
+    }
+    for url in ["https://ac.example:4000", "https://10.0.0.1", "https://localhost.example", "x"] {
+        assert!(!is_loopback(url), "{url}");
+    }
+}

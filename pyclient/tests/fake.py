@@ -14,6 +14,8 @@ import time
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import redis
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
 
 Node = Tuple[int, int]
 
@@ -25,7 +27,9 @@ def now() -> int:
 class Fake:
     def __init__(self, socket: str) -> None:
         self._socket = socket
-        self._redis = redis.Redis(unix_socket_path=socket)
+        # What it has taken it finishes, also when Redis goes away and comes back in between.
+        retry = Retry(ConstantBackoff(0.05), 200)
+        self._redis = redis.Redis(unix_socket_path=socket, retry=retry, retry_on_error=[redis.ConnectionError])
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="fake", daemon=True)
         self.roles: Dict[Node, List[str]] = {}

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 from . import nodes as nodes_
 from . import scripts, target, verbs, wire
-from .errors import Error, Gone, NobodyMatched, NoController, UsageError
+from .errors import Error, NoController, UsageError
 from .fleet import Fleet
 from .job import Job, nodes_of
 from .link import Link
-from .nodes import Node, ago
+from .looking import Looking
+from .nodes import ago
 from .target import Selection, Target
 from .targeted import Targeted
 from .verbs import Data, Levels, Verb
 from .waiting import DEFAULT, Default, Timeout
-from .wire import Command, JobInfo, NodeId, Record, Result, as_dict, as_list
+from .wire import Command, NodeId, Record, Result, as_dict, as_list
 
 Node_ = Union[str, NodeId, Tuple[int, int]]
 Target_ = Union[str, NodeId, Target]
@@ -27,7 +28,7 @@ DEFAULT_URL = "redis://localhost:6379"
 _TRUST_SECONDS = 5.0
 
 
-class Client:
+class Client(Looking):
     """Talks to a fleet through its Redis. Safe for threads; connections are made when needed.
 
     `url`: `redis://user:pw@host:port/db`, `rediss://…`, `unix:///path`, or `host:port`.
@@ -242,31 +243,7 @@ class Client:
                 return
             time.sleep(every)
 
-    def stats(self, gid: int, nid: int) -> Dict[str, Tuple[float, int]]:
-        """The latest value of each series of a node, and when it came (seconds since 1970)."""
-        import json
-
-        out: Dict[str, Tuple[float, int]] = {}
-        for name, raw in _pairs(self.link.read("HGETALL", wire.stats_hash(NodeId(gid, nid)))):
-            try:
-                value, at = json.loads(raw)
-                out[wire.text(name)] = (float(value), int(at))
-            except (ValueError, TypeError):
-                continue
-        return dict(sorted(out.items()))
-
     # Many nodes.
-
-    def nodes(self) -> List[Node]:
-        """Every node that the controllers know, ordered."""
-        return nodes_.load(self.link)
-
-    def node(self, gid: int, nid: int) -> Node:
-        """One node; `NobodyMatched` when it was never seen."""
-        found = nodes_.load(self.link, [NodeId(gid, nid)])
-        if not found:
-            raise NobodyMatched(f"node {gid}.{nid} was never seen")
-        return found[0]
 
     def target(self, who: Target_, *, but: Union[None, str, Sequence[str]] = None, any: bool = False) -> Targeted:
         """The nodes of a target, for an order to all of them: `client.target("@web").execute("uname")`.
@@ -304,27 +281,6 @@ class Client:
         """A job that was sent before, by its id."""
         return Job(self, wire.check_id(job_id))
 
-    def job_info(self, job_id: str) -> JobInfo:
-        """What Redis knows of a job; `Gone` when that is nothing (any more)."""
-        found = self._info(wire.check_id(job_id))
-        if found is None:
-            raise Gone(f"no job {job_id}: it was never sent, or is older than a day")
-        return found
-
-    def jobs(self, limit: int = 100) -> List[JobInfo]:
-        """The last jobs, newest first; those whose hash is gone are left out."""
-        ids = [wire.text(raw) for raw in self.link.read("LRANGE", wire.JOBS, 0, max(limit, 1) - 1)]
-        hashes = self.link.bulk([("HGETALL", wire.job_hash(job_id)) for job_id in ids])
-        return [JobInfo.from_hash(i, dict(_pairs(raw))) for i, raw in zip(ids, hashes) if raw]
-
-    def parts(self, fleet_id: str) -> List[str]:
-        """The ids of the jobs of a fleet that was sent as many jobs, or the id itself."""
-        if self.link.read("EXISTS", wire.job_hash(wire.check_id(fleet_id))):
-            return [fleet_id]
-        mark = fleet_id + "."
-        ids = (wire.text(raw) for raw in self.link.read("LRANGE", wire.JOBS, 0, -1))
-        return sorted({i for i in ids if i.startswith(mark)}, key=_by_node)
-
     def cancel(self, job_id: str, timeout: Timeout = DEFAULT) -> Dict[NodeId, str]:
         """Withdraws a job from the nodes that have not taken it; there it ends `KILLED`.
 
@@ -342,32 +298,6 @@ class Client:
             out[node] = "" if answer and answer.ok else answer.data if answer else "no controller answered in time"
         return out
 
-    # What happened.
-
-    def events(self, limit: int = 100) -> List[Dict[str, Any]]:
-        """The last events, newest first."""
-        return wire.parse_list(self.link.read("LRANGE", wire.EVENTS, 0, max(limit, 1) - 1))
-
-    def rejected(self, limit: int = 100) -> List[Dict[str, Any]]:
-        """What was no command, with the reason, newest first."""
-        return wire.parse_list(self.link.read("LRANGE", wire.REJECTED, 0, max(limit, 1) - 1))
-
-    def audit(self, limit: int = 100) -> List[Dict[str, Any]]:
-        """Who asked for what, newest first; `results` counts how it ended."""
-        entries = wire.parse_list(self.link.read("LRANGE", wire.AUDIT, 0, max(limit, 1) - 1))
-        states = sorted(wire.FINAL_STATES)
-        fields = [f"{e.get('id')} {state}" for e in entries for state in states]
-        counts = self.link.read("HMGET", wire.AUDIT_RESULTS, *fields) if fields else []
-        for i, entry in enumerate(entries):
-            mine = counts[i * len(states) : (i + 1) * len(states)]
-            entry["results"] = {s: int(n) for s, n in zip(states, mine) if n is not None}
-        return entries
-
-    def forwarded(self, domain: str, name: str, limit: int = 100) -> List[Record]:
-        """The last records that agents forwarded for a domain and a name, newest first."""
-        raws = self.link.read("LRANGE", wire.log_list(domain, name), 0, max(limit, 1) - 1)
-        return [Record.from_dict(raw) for raw in wire.parse_list(raws)]
-
     # Scripts.
 
     def store(self, content: bytes) -> str:
@@ -381,28 +311,6 @@ class Client:
         if not self.link.call("EXPIRE", key, wire.SCRIPT_SECONDS):
             self.link.call("SET", key, content, "EX", wire.SCRIPT_SECONDS)
         return sha256
-
-    def scripts(self) -> List[Dict[str, Any]]:
-        """The stored scripts: `hash`, `size`, `expires` (seconds), `first` (its first line)."""
-        keys: List[bytes] = []
-        cursor: Any = 0
-        while True:
-            cursor, some = self.link.read("SCAN", cursor, "MATCH", wire.SCRIPT_PREFIX + "*", "COUNT", 1000)
-            keys.extend(some)
-            if int(cursor) == 0:
-                break
-        out = []
-        keys = sorted(set(keys))
-        ask = [c for key in keys for c in (("STRLEN", key), ("TTL", key), ("GETRANGE", key, 0, 199))]
-        answers = self.link.bulk(ask)
-        for i, key in enumerate(keys):
-            size, ttl, head = answers[i * 3 : i * 3 + 3]
-            if size:
-                lines = [line.strip() for line in wire.text(head).splitlines()]
-                first = next((line for line in lines if line and not line.startswith(("#!", "from __future__"))), "")
-                out.append({"hash": wire.text(key)[len(wire.SCRIPT_PREFIX) :], "size": size, "expires": ttl,
-                            "first": first})
-        return out
 
     # Below: what the other files of this package use.
 
@@ -485,10 +393,6 @@ class Client:
     def _ask_each(self, asked: Mapping[NodeId, Verb], timeout: Timeout = DEFAULT) -> Dict[NodeId, Result]:
         return Fleet.each(self, asked).wait(timeout).results if asked else {}
 
-    def _info(self, job_id: str) -> Optional[JobInfo]:
-        pairs = dict(_pairs(self.link.read("HGETALL", wire.job_hash(job_id))))
-        return JobInfo.from_hash(job_id, pairs) if pairs else None
-
     def _forget(self, result: Result) -> None:
         # The result was read from the job's hash; its copy on the list would lie there for a day.
         # A recurring job's list goes on.
@@ -517,15 +421,3 @@ class Client:
         if not (isinstance(gid, int) and isinstance(nid, int) and gid > 0 and nid > 0):
             raise UsageError(f"a node is two whole numbers of 1 or more, not {gid!r} and {nid!r}")
         return NodeId(gid, nid)
-
-
-def _by_node(job_id: str) -> Tuple[int, ...]:
-    parts = job_id.split(".")[-2:]
-    return tuple(int(p) if p.isdigit() else 0 for p in parts)
-
-
-def _pairs(raw: Any) -> Iterable[Tuple[bytes, bytes]]:
-    # redis-py makes a mapping of what its own calls answer, and `bulk` brings the flat list.
-    if isinstance(raw, Mapping):
-        return list(raw.items())
-    return list(zip(raw[::2], raw[1::2])) if raw else []

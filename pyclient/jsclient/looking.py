@@ -1,0 +1,124 @@
+"""What can be seen without asking a node: nodes, series, jobs, events, the audit list, stored scripts."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
+
+from . import nodes as nodes_
+from . import wire
+from .errors import Gone, NobodyMatched
+from .link import Link
+from .nodes import Node
+from .wire import JobInfo, NodeId, Record
+
+
+class Looking:
+    """The part of the client that only reads Redis."""
+
+    link: Link
+
+    def stats(self, gid: int, nid: int) -> Dict[str, Tuple[float, int]]:
+        """The latest value of each series of a node, and when it came (seconds since 1970)."""
+        out: Dict[str, Tuple[float, int]] = {}
+        for name, raw in _pairs(self.link.read("HGETALL", wire.stats_hash(NodeId(gid, nid)))):
+            try:
+                value, at = json.loads(raw)
+                out[wire.text(name)] = (float(value), int(at))
+            except (ValueError, TypeError):
+                continue
+        return dict(sorted(out.items()))
+
+    def nodes(self) -> List[Node]:
+        """Every node that the controllers know, ordered."""
+        return nodes_.load(self.link)
+
+    def node(self, gid: int, nid: int) -> Node:
+        """One node; `NobodyMatched` when it was never seen."""
+        found = nodes_.load(self.link, [NodeId(gid, nid)])
+        if not found:
+            raise NobodyMatched(f"node {gid}.{nid} was never seen")
+        return found[0]
+
+    def job_info(self, job_id: str) -> JobInfo:
+        """What Redis knows of a job; `Gone` when that is nothing (any more)."""
+        found = self._info(wire.check_id(job_id))
+        if found is None:
+            raise Gone(f"no job {job_id}: it was never sent, or is older than a day")
+        return found
+
+    def jobs(self, limit: int = 100) -> List[JobInfo]:
+        """The last jobs, newest first; those whose hash is gone are left out."""
+        ids = [wire.text(raw) for raw in self.link.read("LRANGE", wire.JOBS, 0, max(limit, 1) - 1)]
+        hashes = self.link.bulk([("HGETALL", wire.job_hash(job_id)) for job_id in ids])
+        return [JobInfo.from_hash(i, dict(_pairs(raw))) for i, raw in zip(ids, hashes) if raw]
+
+    def parts(self, fleet_id: str) -> List[str]:
+        """The ids of the jobs of a fleet that was sent as many jobs, or the id itself."""
+        if self.link.read("EXISTS", wire.job_hash(wire.check_id(fleet_id))):
+            return [fleet_id]
+        mark = fleet_id + "."
+        ids = (wire.text(raw) for raw in self.link.read("LRANGE", wire.JOBS, 0, -1))
+        return sorted({i for i in ids if i.startswith(mark)}, key=_by_node)
+
+    def events(self, limit: int = 100) -> List[Dict[str, Any]]:
+        """The last events, newest first."""
+        return wire.parse_list(self.link.read("LRANGE", wire.EVENTS, 0, max(limit, 1) - 1))
+
+    def rejected(self, limit: int = 100) -> List[Dict[str, Any]]:
+        """What was no command, with the reason, newest first."""
+        return wire.parse_list(self.link.read("LRANGE", wire.REJECTED, 0, max(limit, 1) - 1))
+
+    def audit(self, limit: int = 100) -> List[Dict[str, Any]]:
+        """Who asked for what, newest first; `results` counts how it ended."""
+        entries = wire.parse_list(self.link.read("LRANGE", wire.AUDIT, 0, max(limit, 1) - 1))
+        states = sorted(wire.FINAL_STATES)
+        fields = [f"{e.get('id')} {state}" for e in entries for state in states]
+        counts = self.link.read("HMGET", wire.AUDIT_RESULTS, *fields) if fields else []
+        for i, entry in enumerate(entries):
+            mine = counts[i * len(states) : (i + 1) * len(states)]
+            entry["results"] = {s: int(n) for s, n in zip(states, mine) if n is not None}
+        return entries
+
+    def forwarded(self, domain: str, name: str, limit: int = 100) -> List[Record]:
+        """The last records that agents forwarded for a domain and a name, newest first."""
+        raws = self.link.read("LRANGE", wire.log_list(domain, name), 0, max(limit, 1) - 1)
+        return [Record.from_dict(raw) for raw in wire.parse_list(raws)]
+
+    def scripts(self) -> List[Dict[str, Any]]:
+        """The stored scripts: `hash`, `size`, `expires` (seconds), `first` (its first line)."""
+        keys: List[bytes] = []
+        cursor: Any = 0
+        while True:
+            cursor, some = self.link.read("SCAN", cursor, "MATCH", wire.SCRIPT_PREFIX + "*", "COUNT", 1000)
+            keys.extend(some)
+            if int(cursor) == 0:
+                break
+        out = []
+        keys = sorted(set(keys))
+        ask = [c for key in keys for c in (("STRLEN", key), ("TTL", key), ("GETRANGE", key, 0, 199))]
+        answers = self.link.bulk(ask)
+        for i, key in enumerate(keys):
+            size, ttl, head = answers[i * 3 : i * 3 + 3]
+            if size:
+                lines = [line.strip() for line in wire.text(head).splitlines()]
+                first = next((line for line in lines if line and not line.startswith(("#!", "from __future__"))), "")
+                out.append({"hash": wire.text(key)[len(wire.SCRIPT_PREFIX) :], "size": size, "expires": ttl,
+                            "first": first})
+        return out
+
+    def _info(self, job_id: str) -> Optional[JobInfo]:
+        pairs = dict(_pairs(self.link.read("HGETALL", wire.job_hash(job_id))))
+        return JobInfo.from_hash(job_id, pairs) if pairs else None
+
+
+def _by_node(job_id: str) -> Tuple[int, ...]:
+    parts = job_id.split(".")[-2:]
+    return tuple(int(p) if p.isdigit() else 0 for p in parts)
+
+
+def _pairs(raw: Any) -> Iterable[Tuple[bytes, bytes]]:
+    # redis-py makes a mapping of what its own calls answer, and `bulk` brings the flat list.
+    if isinstance(raw, Mapping):
+        return list(raw.items())
+    return list(zip(raw[::2], raw[1::2])) if raw else []

@@ -34,6 +34,8 @@ pub(super) struct Actor {
     /// Messages that could not be stored since it was last said, and why.
     lost: u64,
     why: String,
+    /// When that is to be said.
+    report_at: Option<Instant>,
     /// The disk was full then, and only these levels were stored.
     full: Option<(Instant, LevelSet)>,
 }
@@ -46,7 +48,18 @@ impl Actor {
         outbox: Arc<Outbox>,
         own: Arc<Source>,
     ) -> Actor {
-        Actor { inbox, budget, store, outbox, pending: Vec::new(), own, lost: 0, why: String::new(), full: None }
+        Actor {
+            inbox,
+            budget,
+            store,
+            outbox,
+            pending: Vec::new(),
+            own,
+            lost: 0,
+            why: String::new(),
+            report_at: None,
+            full: None,
+        }
     }
 
     /// Stores until it is told to stop.
@@ -62,31 +75,32 @@ impl Actor {
             }
         }
         self.flush();
+        self.report();
         self.outbox.close_log();
         self.store.write_mark();
         self.budget.close();
     }
 
-    /// The next message; meanwhile batches for the controllers go when their time has come.
+    /// The next message; meanwhile batches for the controllers go when their time has come, and what
+    /// was lost is said once it can be.
     fn wait(&mut self) -> Option<Message> {
         loop {
             let due = if self.outbox.wanted(Kind::Log) { self.outbox.log_due() } else { None };
-            let retry = if self.lost > 0 { Some(Instant::now() + PAUSE) } else { None };
-            let Some(deadline) = due.into_iter().chain(retry).min() else { return self.inbox.recv().ok() };
-            match self.inbox.recv_deadline(deadline) {
-                Ok(message) => {
-                    // A steady stream of messages must not keep a batch open past its time.
-                    if due.is_some_and(|due| due <= Instant::now()) {
-                        self.outbox.close_log();
-                    }
-                    return Some(message);
-                }
-                Err(RecvTimeoutError::Timeout) => {
-                    if due.is_some_and(|due| due <= Instant::now()) {
-                        self.outbox.close_log();
-                    }
-                    self.report();
-                }
+            let message = match due.into_iter().chain(self.report_at).min() {
+                None => return self.inbox.recv().ok(),
+                Some(deadline) => self.inbox.recv_deadline(deadline),
+            };
+            // A steady stream of messages must not put either off.
+            let now = Instant::now();
+            if due.is_some_and(|due| due <= now) {
+                self.outbox.close_log();
+            }
+            if self.report_at.is_some_and(|at| at <= now) {
+                self.report();
+            }
+            match message {
+                Ok(message) => return Some(message),
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return None,
             }
         }
@@ -116,11 +130,11 @@ impl Actor {
             return;
         }
         let lost = self.store_all(&pending);
-        self.lost += lost;
-        self.budget.give(pending.iter().map(Batch::weight).sum());
-        if self.full.is_none() {
-            self.report();
+        if lost > 0 {
+            self.lost += lost;
+            self.report_at = Some(Instant::now() + PAUSE);
         }
+        self.budget.give(pending.iter().map(Batch::weight).sum());
         self.pending = pending;
         self.pending.clear();
     }
@@ -186,6 +200,7 @@ impl Actor {
     /// Says in a record how many messages were lost, once it can be stored.
     fn report(&mut self) {
         if self.lost == 0 {
+            self.report_at = None;
             return;
         }
         let text = format!("{} messages could not be stored: {}", self.lost, self.why);
@@ -193,7 +208,9 @@ impl Actor {
         let mut progress = Progress::default();
         if self.store.write(&[batch], &mut progress, LevelSet::ALL).is_ok() {
             log::error!("{text}");
-            (self.lost, self.full) = (0, None);
+            (self.lost, self.report_at) = (0, None);
+        } else {
+            self.report_at = Some(Instant::now() + PAUSE);
         }
     }
 

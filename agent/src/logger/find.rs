@@ -129,7 +129,10 @@ impl Remote {
     }
 
     /// Runs `work` on the logger's thread, after everything that was handed over before is stored.
-    fn on_logger<T: Send + 'static>(&self, work: impl FnOnce(&mut Actor) -> T + Send + 'static) -> Result<T> {
+    pub(super) fn on_logger<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Actor) -> T + Send + 'static,
+    ) -> Result<T> {
         let (answer, answered) = crossbeam_channel::bounded(1);
         self.inbox.send(Message::Then(Box::new(move |actor| {
             let _ = answer.send(work(actor));

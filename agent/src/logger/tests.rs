@@ -315,3 +315,60 @@ fn everything_handed_over_is_committed_when_the_handle_goes() {
     drop(db);
     std::thread::sleep(Duration::ZERO);
 }
+
+/// Lets the database grow by at most so many pages more, as a disk of that size would.
+fn shrink_disk(bench: &Bench, pages: i64) {
+    let remote = bench.remote();
+    remote
+        .on_logger(move |actor| {
+            let (db, _) = actor.store.current();
+            let now: i64 = db.query_row("PRAGMA page_count", [], |row| row.get(0)).unwrap();
+            let most: i64 =
+                db.query_row(&format!("PRAGMA max_page_count={}", now + pages), [], |row| row.get(0)).unwrap();
+            assert!(most <= now + pages);
+        })
+        .unwrap();
+}
+
+#[test]
+fn on_a_full_disk_plain_output_goes_first_and_is_counted() {
+    let bench = Bench::start(|_| ());
+    let source = source("a", "*", "");
+    shrink_disk(&bench, 3);
+    let text = "p".repeat(3000);
+    for n in 0..20 {
+        bench.push(&source, n, &[(1, &text), (2, &text), (9, "alarm"), (20, "result")]);
+    }
+    let important = Query { levels: Some(LevelSet::parse("9,20").unwrap()), ..Query::default() };
+    assert_eq!(bench.get(&important).len(), 40);
+    let plain = Query { levels: Some(LevelSet::parse("1,2").unwrap()), ..Query::default() };
+    let kept = bench.get(&plain).len();
+    assert!(kept < 40, "{kept}");
+    shrink_disk(&bench, 100_000);
+    let said = Query { levels: Some(LevelSet::parse("8").unwrap()), ..Query::default() };
+    let began = std::time::Instant::now();
+    while bench.texts(&said).is_empty() && began.elapsed() < Duration::from_secs(20) {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let lost: usize = bench.texts(&said).iter().map(|t| t.split(' ').next().unwrap().parse::<usize>().unwrap()).sum();
+    assert_eq!(lost, 40 - kept);
+    bench.push(&source, 1, &[(1, "again")]);
+    assert_eq!(bench.texts(&plain).last().map(String::as_str), Some("again"));
+}
+
+#[test]
+fn on_a_full_disk_the_oldest_database_goes_before_anything_else() {
+    let bench = Bench::start(|config| config.logging.db.max_size_mb = 1);
+    let source = source("a", "*", "");
+    let text = "p".repeat(20_000);
+    for n in 0..100 {
+        bench.push(&source, n, &[(1, &text)]);
+    }
+    bench.get(&Query { limit: Some(1), ..Query::default() });
+    let before = databases(&bench.logs());
+    assert!(before.len() > 2);
+    shrink_disk(&bench, 0);
+    bench.push(&source, 1, &[(1, &text)]);
+    bench.get(&Query { limit: Some(1), ..Query::default() });
+    assert!(!databases(&bench.logs()).contains(&before[0]));
+}

@@ -9,9 +9,11 @@ mod client;
 mod door;
 mod footprint;
 mod measure;
+mod messages;
 mod roundtrip;
 mod scale;
 mod scripts;
+mod stats;
 mod supervise;
 mod table;
 
@@ -36,6 +38,8 @@ const BENCHES: &[Bench] = &[
     ("client", "the Python client beside plain redis-py, jsctl's start, a large fleet", client::run),
     ("roundtrip", "ping and execute from LPUSH to the result, beside the floor", roundtrip::run),
     ("door", "honest polls beside strangers, and what each stranger costs", door::run),
+    ("messages", "lines of a job into SQLite, beside a bare loop and plain-file loggers", messages::run),
+    ("stats", "statsd over UDP and in level 10 lines", stats::run),
     ("scale", "1,000 to 10,000 nodes over TLS: memory, CPU, wake, fanout, herd", scale::run),
     ("supervise", "the agent as a process manager, beside supervisord, runit and monit", supervise::run),
     ("scripts", "empty scripts in Lua and Python, beside their bare interpreters", scripts::run),
@@ -62,6 +66,14 @@ fn main() -> ExitCode {
     if name == roundtrip::PONG {
         let url = options.rest.first().map(String::as_str).unwrap_or_default();
         return roundtrip::pong(url).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
+    }
+    let first = || options.rest.first().and_then(|count| count.parse().ok()).unwrap_or(0);
+    if name == messages::LINES {
+        let kind = options.rest.get(1).map(String::as_str).unwrap_or_default();
+        return messages::write_lines(first(), kind).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
+    }
+    if name == stats::METRICS {
+        return stats::write_metrics(first()).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
     }
     let Some((_, _, run)) = BENCHES.iter().find(|bench| bench.0 == name) else {
         return usage(&format!("no bench {name}"));

@@ -1,0 +1,20 @@
+//! No line harms the aggregator.
+#![no_main]
+
+use jsagent::output::Source;
+use jsagent::stats::Inlet;
+use libfuzzer_sys::fuzz_target;
+use std::sync::Arc;
+
+fuzz_target!(|text: &str| {
+    let none = jscommon::LevelSet::NONE;
+    let source = Source {
+        jobid: "j".into(),
+        domain: "d".into(),
+        name: "n".into(),
+        db: none,
+        ac: none,
+        stats_interval: None,
+    };
+    Inlet::default().lines(&Arc::new(source), text);
+});

@@ -1,0 +1,241 @@
+//! Accepting: what a command is, and what of it is kept in memory.
+
+use super::super::args::RunArgs;
+use super::super::extension::extension;
+use super::super::policy::{Event, Memory, Outcome};
+use super::super::{Notice, leftovers, spawn};
+use super::{Actor, Detail, Held, Job, Work, group_name};
+use crate::builtin::{self, JobControl, Kind};
+use crate::ledger::{Row, Standing, Write};
+use crate::os::{Mark, Signal};
+use crate::output::Source;
+use crate::script;
+use anyhow::{Context, Result};
+use crossbeam_channel::Sender;
+use jscommon::{Command, LevelSet, death, level};
+use serde_json::json;
+use std::sync::Arc;
+use std::time::Duration;
+
+impl Actor {
+    pub(super) fn submit(&mut self, controller: &Arc<str>, commands: Vec<Command>, stored: Sender<()>) {
+        death::point("agent.received");
+        // Dropping `stored` unanswered tells the poller to acknowledge nothing.
+        if self.stopping.is_some() || self.retry.is_some() {
+            return;
+        }
+        for command in commands {
+            let known = match self.jobs.contains_key(command.id.as_str()) || self.fresh.contains(&command.id) {
+                true => Ok(true),
+                false => self.parts.ledger.knows(&command.id),
+            };
+            match known {
+                Ok(false) => self.accept(controller, command),
+                Ok(true) => {
+                    let data = json!({"id": command.id, "cmd": command.cmd});
+                    let controller = Some(controller.to_string());
+                    self.held.push(Held::Tell(Notice::Event { controller, name: "duplicate", data }));
+                }
+                Err(fault) => {
+                    log::error!("cannot look a command up in the ledger, nothing is accepted: {fault:#}");
+                    return;
+                }
+            }
+        }
+        self.held.push(Held::Stored(stored));
+    }
+
+    pub(super) fn accept(&mut self, controller: &Arc<str>, command: Command) {
+        let now = self.now();
+        self.fresh.insert(command.id.clone());
+        self.writes.push(Write::Accept {
+            id: command.id.clone(),
+            controller: controller.to_string(),
+            command: command.to_value().to_string(),
+            now: now.wall,
+        });
+        self.take_up(controller, command, None);
+    }
+
+    /// Finds out what a command is and hands it to the policy, or answers it at once.
+    pub(super) fn take_up(&mut self, controller: &Arc<str>, command: Command, memory: Option<Memory>) {
+        let now = self.now();
+        let id: Arc<str> = command.id.as_str().into();
+        let work = self.work(&command);
+        let args = match work {
+            Ok(work) if work.is_process() => RunArgs::parse(&command.args),
+            _ => RunArgs::parse(&serde_json::Map::new()),
+        };
+        let checked = work.and_then(|work| {
+            let args = args?;
+            if let Work::Execute = work {
+                self.process(&command)?;
+            }
+            Ok((work, args))
+        });
+        let (work, args, fault) = match checked {
+            Ok((work, args)) => (work, args, None),
+            Err(why) => match RunArgs::parse(&serde_json::Map::new()) {
+                Ok(args) => (Work::Execute, args, Some(why)),
+                Err(_) => return,
+            },
+        };
+        let rules = args.rules(work.is_process());
+        let detail = self.detail_of(command, args);
+        let command = detail.command.clone();
+        let job = Job { controller: controller.clone(), work, detail: Some(detail) };
+        self.jobs.insert(id.clone(), job);
+        if let Some(why) = fault {
+            self.finish(&id, None, Some(Outcome::Unstartable { why }), false, None);
+            return;
+        }
+        match work {
+            Work::Inline(function) => {
+                let answer = function(&self.parts.builtins, &command);
+                self.answer(&id, answer);
+            }
+            Work::Control(JobControl::ProcessStats | JobControl::ProcessesStats)
+            | Work::Threaded(_)
+            | Work::Execute
+            | Work::Prepared => {
+                let actions = match memory {
+                    Some(memory) => self.policy.restore(&id, rules, memory, now),
+                    None => self.policy.accept(&id, rules, now),
+                };
+                self.actions.extend(actions);
+                self.let_rest(&id);
+            }
+            Work::Control(control) => self.control(control, &id, &command),
+        }
+    }
+
+    pub(super) fn detail_of(&self, command: Command, args: RunArgs) -> Arc<Detail> {
+        let source = Arc::new(self.source(&command, &args));
+        Arc::new(Detail { command: Arc::new(command), args, source })
+    }
+
+    /// Lets go of what a job that has no run does not need.
+    pub(super) fn let_rest(&mut self, id: &Arc<str>) {
+        if self.policy.run_of(id).is_none()
+            && let Some(job) = self.jobs.get_mut(id)
+        {
+            job.detail = None;
+        }
+    }
+
+    /// The larger part of a job, from memory or from the ledger.
+    pub(super) fn detail(&self, id: &Arc<str>) -> Option<Arc<Detail>> {
+        let job = self.jobs.get(id)?;
+        if let Some(detail) = &job.detail {
+            return Some(detail.clone());
+        }
+        let fresh = self.writes.iter().find_map(|write| match write {
+            Write::Accept { id: accepted, command, .. } if *accepted == **id => Some(command.clone()),
+            _ => None,
+        });
+        let text = match fresh {
+            Some(text) => Ok(Some(text)),
+            None => self.parts.ledger.command(id),
+        };
+        let read = text.and_then(|text| {
+            let command = Command::parse(text.context("it is not there")?.as_bytes())?;
+            let none = serde_json::Map::new();
+            let args = RunArgs::parse(if job.work.is_process() { &command.args } else { &none });
+            Ok(self.detail_of(command, args.map_err(anyhow::Error::msg)?))
+        });
+        read.inspect_err(|fault| log::error!("job {id} cannot be read from the ledger: {fault:#}")).ok()
+    }
+
+    pub(super) fn work(&self, command: &Command) -> Result<Work, String> {
+        match builtin::lookup(&command.cmd) {
+            Some(Kind::Inline(function)) => Ok(Work::Inline(function)),
+            Some(Kind::Threaded(function)) => Ok(Work::Threaded(function)),
+            Some(Kind::Supervisor(control)) => Ok(Work::Control(control)),
+            None if command.cmd == "execute" => Ok(Work::Execute),
+            None if script::is_script(&command.cmd) => Ok(Work::Prepared),
+            None if self.parts.config.extensions.contains_key(&command.cmd) => Ok(Work::Execute),
+            None => Err(format!("unknown command '{}'", command.cmd)),
+        }
+    }
+
+    /// What to start for a command that needs nothing made ready: `execute` or an extension.
+    pub(super) fn process(&self, command: &Command) -> Result<spawn::Spec, String> {
+        match self.parts.config.extensions.get(&command.cmd) {
+            Some(known) if command.cmd != "execute" => extension(known, command, &self.places),
+            _ => spawn::execute(command, &self.places),
+        }
+    }
+
+    pub(super) fn source(&self, command: &Command, args: &RunArgs) -> Source {
+        let logging = &self.parts.config.logging;
+        let levels = args.levels.unwrap_or(LevelSet::ALL);
+        Source {
+            jobid: command.id.clone(),
+            domain: args.domain.clone(),
+            name: args.name.clone(),
+            db: levels.and(args.levels_db.unwrap_or(logging.db.levels)),
+            ac: levels.and(args.levels_ac.unwrap_or(logging.ac.levels)),
+            stats_interval: args.stats_interval,
+        }
+    }
+
+    /// At the agent's start: ends what is left of its last life and takes up what is remembered.
+    pub(super) fn restore(&mut self) -> Result<()> {
+        let rows = self.parts.ledger.live().context("cannot read the jobs that are remembered")?;
+        let started = |row: &&Row| matches!(row.standing, Standing::Started | Standing::Ending | Standing::Last);
+        let left: Vec<leftovers::Leftover> = rows.iter().filter(started).map(|row| self.leftover(row)).collect();
+        leftovers::end(&left, self.cgroups.as_ref());
+        if let Some(damage) = self.parts.ledger.damage() {
+            log::error!("{damage}");
+            let source = Arc::new(self.own_source());
+            self.parts.outlets.write(&source, level::CRITICAL, damage);
+            let data = json!({"message": damage});
+            self.held.push(Held::Tell(Notice::Event { controller: None, name: "critical", data }));
+        }
+        let startup = self.parts.config.startup.clone();
+        for row in rows {
+            if row.controller.is_empty() || startup.contains_key(&row.id) {
+                // Taken up anew below, or gone from the configuration.
+                if !startup.contains_key(&row.id) {
+                    self.writes.push(Write::Finish { id: row.id, result: None });
+                }
+                continue;
+            }
+            let memory = Memory { standing: row.standing, started: row.started, reported: row.reported };
+            match Command::parse(row.command.as_bytes()) {
+                Ok(command) => self.take_up(&row.controller.as_str().into(), command, Some(memory)),
+                Err(fault) => {
+                    log::error!("the ledger's job {} cannot be read and is dropped: {fault}", row.id);
+                    self.writes.push(Write::Finish { id: row.id, result: None });
+                }
+            }
+        }
+        let node = self.parts.config.main.node();
+        for (name, startup) in startup {
+            let command = json!({"id": name, "gid": node.gid, "nid": node.nid, "cmd": startup.cmd,
+                "args": startup.args, "data": startup.data});
+            match Command::from_value(command) {
+                Ok(command) => self.accept(&"".into(), command),
+                Err(fault) => log::error!("startup job {name} is not started: {fault}"),
+            }
+        }
+        self.event(Event::Tick);
+        Ok(())
+    }
+
+    pub(super) fn leftover(&self, row: &Row) -> leftovers::Leftover {
+        let args = Command::parse(row.command.as_bytes()).ok().and_then(|command| RunArgs::parse(&command.args).ok());
+        leftovers::Leftover {
+            group: group_name(&row.id, row.started),
+            mark: Mark { home: self.home.clone(), job: row.id.clone(), start: row.started },
+            stop_signal: args.as_ref().map_or(Signal::TERM, |args| args.stop_signal),
+            stop_timeout: args.map_or(Duration::from_secs(5), |args| args.stop_timeout),
+        }
+    }
+
+    pub(super) fn own_source(&self) -> Source {
+        let logging = &self.parts.config.logging;
+        let (db, ac) = (logging.db.levels, logging.ac.levels);
+        Source { jobid: String::new(), domain: "agent".into(), name: "ledger".into(), db, ac, stats_interval: None }
+    }
+}

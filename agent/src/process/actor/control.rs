@@ -1,0 +1,123 @@
+//! The commands that concern other jobs, and what is told of them.
+
+use super::super::policy::{Event, Place};
+use super::super::{Notice, ProcessEntry, View};
+use super::runs::root;
+use super::{Actor, Held, Waiting};
+use crate::builtin::{self, JobControl};
+use jscommon::Command;
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+impl Actor {
+    pub(super) fn control(&mut self, control: JobControl, id: &Arc<str>, command: &Command) {
+        let answer = match control {
+            JobControl::Kill => match builtin::jobs::target(command) {
+                Ok(target) => match self.policy.has(&target) {
+                    true => {
+                        let runs = self.policy.run_of(&target).into_iter().collect();
+                        self.event(Event::Kill { id: target.clone() });
+                        return self.wait_for(id, runs, json!({"killed": [target]}));
+                    }
+                    false => Err(no_job(&target)),
+                },
+                Err(why) => Err(why),
+            },
+            JobControl::KillAll => {
+                let runs: BTreeSet<u64> = self.policy.process_runs().into_iter().collect();
+                let ids: Vec<Value> =
+                    runs.iter().filter_map(|run| self.runs.get(run)).map(|run| json!(*run.id)).collect();
+                self.event(Event::KillAll);
+                return self.wait_for(id, runs, json!({ "killed": ids }));
+            }
+            JobControl::Unschedule => {
+                builtin::jobs::target(command).and_then(|target| match self.policy.has(&target) {
+                    true => {
+                        self.event(Event::Unschedule { id: target.clone() });
+                        Ok(json!({"unscheduled": target}))
+                    }
+                    false => Err(no_job(&target)),
+                })
+            }
+            JobControl::Signal => builtin::jobs::signal(command).and_then(|(target, signal)| {
+                let run = self.policy.run_of(&target).and_then(|run| Some((run, self.runs.get(&run)?)));
+                match run {
+                    Some((run, known)) if self.children.signal_group(run, known.pid, signal) => {
+                        Ok(json!({"id": target, "signal": signal.to_string()}))
+                    }
+                    _ if self.policy.has(&target) => Err(format!("job '{target}' has no process now")),
+                    _ => Err(no_job(&target)),
+                }
+            }),
+            JobControl::Restart => {
+                self.held.push(Held::Tell(Notice::Restart));
+                Ok(json!("restarting"))
+            }
+            JobControl::ProcessStats | JobControl::ProcessesStats => Err("not here".into()),
+        };
+        self.answer(id, answer);
+    }
+
+    pub(super) fn wait_for(&mut self, id: &Arc<str>, runs: BTreeSet<u64>, answer: Value) {
+        // What was ordered is looked through after this, so a run that is over by then is taken off.
+        self.waiting.push(Waiting { id: id.to_string(), runs, answer });
+        self.answer_waiting();
+    }
+
+    pub(super) fn answer_waiting(&mut self) {
+        let (done, waiting): (Vec<Waiting>, _) =
+            std::mem::take(&mut self.waiting).into_iter().partition(|waiting| waiting.runs.is_empty());
+        self.waiting = waiting;
+        for waiting in done {
+            self.answer(&waiting.id.as_str().into(), Ok(waiting.answer));
+        }
+    }
+
+    pub(super) fn views(&self, id: Option<&str>) -> Vec<View> {
+        let ids: Vec<Arc<str>> = match id {
+            Some(id) => self.jobs.keys().filter(|known| known.as_ref() == id).cloned().collect(),
+            None => self.runs.values().filter(|run| run.pid != 0 && !run.reaped).map(|run| run.id.clone()).collect(),
+        };
+        let mut views: Vec<View> = ids.iter().filter_map(|id| self.view(id)).collect();
+        views.sort_by(|a, b| (a.entry.starttime, &a.entry.id).cmp(&(b.entry.starttime, &b.entry.id)));
+        views
+    }
+
+    pub(super) fn view(&self, id: &Arc<str>) -> Option<View> {
+        let job = self.detail(id)?;
+        let (place, restarts) = self.policy.place_of(id)?;
+        let number = self.policy.run_of(id);
+        let run = number.and_then(|number| self.runs.get(&number)).filter(|run| run.pid != 0);
+        let entry = ProcessEntry {
+            id: id.to_string(),
+            cmd: job.command.cmd.clone(),
+            domain: job.args.domain.clone(),
+            name: job.args.name.clone(),
+            pid: run.map_or(0, |run| run.pid),
+            state: match place {
+                Place::Queued => "QUEUED",
+                Place::Scheduled => "SCHEDULED",
+                Place::Running => "RUNNING",
+                Place::Stopping => "STOPPING",
+                Place::Failed => "FAILED",
+            },
+            cpu: 0.0,
+            rss: 0,
+            vms: 0,
+            read: 0,
+            written: 0,
+            processes: 0,
+            starttime: run.map_or(0, |run| run.at),
+            restarts,
+            stats_interval: job.args.stats_interval.map(|interval| interval.as_secs()),
+        };
+        let root = number.zip(run).and_then(|(number, run)| root(number, run));
+        Some(View { entry, root, since: run.map_or_else(Instant::now, |run| run.since) })
+    }
+}
+
+fn no_job(id: &str) -> String {
+    format!("no job '{id}' runs or waits here")
+}

@@ -1,0 +1,131 @@
+//! Ends: from a run that is over to its result, its records, its events, and news for the senders.
+
+use super::super::Notice;
+use super::super::answer;
+use super::super::policy::Outcome;
+use super::{Actor, Held, Run, wall};
+use crate::builtin::Answer;
+use crate::ledger::Write;
+use crate::output::Captured;
+use jscommon::{State, level};
+use serde_json::json;
+use std::sync::Arc;
+use std::time::Instant;
+
+impl Actor {
+    pub(super) fn run_over(&mut self, run: u64) -> Option<Run> {
+        let known = self.runs.remove(&run);
+        if let Some(known) = &known
+            && known.pid != 0
+            && let Some(detail) = self.jobs.get(&known.id).and_then(|job| job.detail.as_ref())
+        {
+            self.parts.outlets.stats.job_ended(&detail.source);
+        }
+        if let (Some(cgroups), Some(group)) = (&self.cgroups, known.as_ref().and_then(|known| known.group.as_ref())) {
+            cgroups.release(group);
+        }
+        for waiting in &mut self.waiting {
+            waiting.runs.remove(&run);
+        }
+        self.answer_waiting();
+        known
+    }
+
+    pub(super) fn report(&mut self, id: &Arc<str>, run: u64, outcome: Outcome, sparing: bool, alert: Option<String>) {
+        let Some((json, quiet, started)) = self.conclude(id, Some(run), outcome, sparing, alert) else { return };
+        let Some(job) = self.jobs.get(id) else { return };
+        if !job.controller.is_empty() {
+            self.writes.push(Write::Report { id: id.to_string(), started, result: json, quiet });
+            let controller = job.controller.to_string();
+            self.held.push(Held::Tell(Notice::Result { controller }));
+        }
+        self.let_rest(id);
+    }
+
+    pub(super) fn finish(
+        &mut self,
+        id: &Arc<str>,
+        run: Option<u64>,
+        outcome: Option<Outcome>,
+        sparing: bool,
+        alert: Option<String>,
+    ) {
+        let concluded = outcome.and_then(|outcome| self.conclude(id, run, outcome, sparing, alert));
+        let Some(job) = self.jobs.remove(id) else { return };
+        let result = concluded.map(|(json, ..)| json).filter(|_| !job.controller.is_empty());
+        if result.is_some() {
+            let controller = job.controller.to_string();
+            self.held.push(Held::Tell(Notice::Result { controller }));
+        }
+        self.writes.push(Write::Finish { id: id.to_string(), result });
+    }
+
+    /// Makes the result of a run that is over, and the records and events that go with it.
+    pub(super) fn conclude(
+        &mut self,
+        id: &Arc<str>,
+        run: Option<u64>,
+        outcome: Outcome,
+        sparing: bool,
+        alert: Option<String>,
+    ) -> Option<(String, bool, i64)> {
+        let known = run.and_then(|run| self.run_over(run));
+        let detail = self.detail(id)?;
+        let job = self.jobs.get(id)?;
+        let started = match (&known, &outcome) {
+            (Some(known), _) => known.at,
+            (None, Outcome::Died { at }) => *at,
+            (None, _) => wall(),
+        };
+        let captured =
+            known.as_ref().and_then(|known| known.capture.as_ref()).map_or_else(Captured::default, |c| c.snapshot());
+        if let Some(alert) = &alert {
+            self.parts.outlets.write(&detail.source, level::CRITICAL, alert);
+        }
+        let ended = answer::Ended {
+            outcome,
+            captured,
+            time: known.as_ref().map_or(0, |known| known.since.elapsed().as_millis() as u64),
+            answer: known.and_then(|known| known.answer),
+            alert: alert.clone(),
+            started,
+            sparing,
+        };
+        let result = answer::result(&detail.command, self.parts.config.main.node(), ended);
+        let json = serde_json::to_string(&result).unwrap_or_default();
+        if job.work.is_process() {
+            self.parts.outlets.write(&detail.source, level::JOB, &json);
+        }
+        let controller = (!job.controller.is_empty()).then(|| job.controller.to_string());
+        if let Some(alert) = alert {
+            let data = json!({"id": **id, "message": alert});
+            self.held.push(Held::Tell(Notice::Event { controller: controller.clone(), name: "critical", data }));
+        } else if controller.is_none() && result.state != State::Ok && self.stopping.is_none() {
+            let data = json!({"id": **id, "state": result.state, "code": result.code, "message": result.data});
+            self.held.push(Held::Tell(Notice::Event { controller: None, name: "job_failed", data }));
+        }
+        Some((json, result.quiet, started))
+    }
+
+    /// Finishes a command that has its answer.
+    pub(super) fn answer(&mut self, id: &Arc<str>, answer: Answer) {
+        // A run that never was a process carries the answer to where results are made.
+        let run = u64::MAX;
+        self.runs.insert(
+            run,
+            Run {
+                id: id.clone(),
+                at: wall(),
+                since: Instant::now(),
+                pid: 0,
+                reaped: true,
+                capture: None,
+                mark: None,
+                group: None,
+                known: Vec::new(),
+                answer: Some(answer),
+            },
+        );
+        self.finish(id, Some(run), Some(Outcome::Answered), false, None);
+    }
+}

@@ -1,0 +1,151 @@
+//! Runs: starting them, and ending their trees.
+
+use super::super::policy::{Action, Event};
+use super::super::{Message, spawn, tree};
+use super::threads::Task;
+use super::{Actor, Run, Work, group_name};
+use crate::builtin::{self, Answer, JobControl};
+use crate::os::{self, Mark, Signal};
+use crate::output;
+use crate::script;
+use jscommon::death;
+use std::sync::Arc;
+use std::time::Instant;
+
+impl Actor {
+    pub(super) fn begin_run(&mut self, id: &Arc<str>, run: u64, at: i64) {
+        if !self.policy.is_starting(run) {
+            return;
+        }
+        let detail = self.detail(id);
+        let Some(job) = self.jobs.get_mut(id) else { return };
+        let (Some(detail), work) = (detail, job.work) else {
+            return self.event(Event::Unstartable { run, why: "its command cannot be read from the ledger".into() });
+        };
+        job.detail = Some(detail.clone());
+        let command = detail.command.clone();
+        self.runs.insert(
+            run,
+            Run {
+                id: id.clone(),
+                at,
+                since: Instant::now(),
+                pid: 0,
+                reaped: true,
+                capture: None,
+                mark: None,
+                group: None,
+                known: Vec::new(),
+                answer: None,
+            },
+        );
+        let context = self.parts.builtins.clone();
+        match work {
+            Work::Execute => match self.process(&command) {
+                Ok(spec) => self.spawn(run, spec),
+                Err(why) => self.event(Event::Unstartable { run, why }),
+            },
+            Work::Prepared => {
+                let failed = Message::Prepared { run, spec: Err("the agent could not prepare it, see its log".into()) };
+                let work = Box::new(move || Message::Prepared { run, spec: script::prepare(&context, &command) });
+                self.preparations.add(Task { work, failed }, &self.remote.sender);
+            }
+            Work::Threaded(function) | Work::Inline(function) => {
+                self.event(Event::Spawned { run });
+                self.answer_later(run, move || function(&context, &command));
+            }
+            Work::Control(control) => {
+                self.event(Event::Spawned { run });
+                let remote = self.remote.clone();
+                self.answer_later(run, move || match control {
+                    JobControl::ProcessStats => builtin::jobs::process_stats(&remote, &command),
+                    _ => builtin::jobs::processes_stats(&remote, &command),
+                });
+            }
+        }
+    }
+
+    pub(super) fn spawn(&mut self, run: u64, spec: spawn::Spec) {
+        let Some(known) = self.runs.get_mut(&run) else { return };
+        let Some((job, detail)) = self.jobs.get(&known.id).and_then(|job| Some((job, job.detail.as_ref()?))) else {
+            return;
+        };
+        let mark = Mark { home: self.home.clone(), job: known.id.to_string(), start: known.at };
+        let config = &self.parts.config;
+        let spawned = spawn::start(&self.children, run, spec, &detail.args, &mark, &job.controller, config);
+        let child = match spawned {
+            Ok(child) => child,
+            Err(why) => return self.event(Event::Unstartable { run, why }),
+        };
+        death::point("agent.spawned");
+        known.pid = child.pid;
+        known.reaped = false;
+        known.since = Instant::now();
+        if let Some(cgroups) = self.cgroups.as_mut().filter(|_| detail.args.long) {
+            let group = group_name(&known.id, known.at);
+            cgroups.adopt(&group, child.pid);
+            known.group = Some(group);
+        }
+        known.mark = Some(mark);
+        self.parts.outlets.stats.job_started(&detail.source);
+        let drained = self.remote.sender.clone();
+        let ended = move || drop(drained.send(Message::Drained { run }));
+        let attached = match (child.stdout, child.stderr) {
+            (Some(out), Some(err)) => output::attach(&detail.source, out, err, &self.parts.outlets, ended),
+            _ => Err(std::io::Error::other("it has no pipes")),
+        };
+        match attached {
+            Ok(capture) => known.capture = Some(capture),
+            // It runs, and its output meets a closed pipe: no reason to lose the job.
+            Err(fault) => {
+                log::error!("nothing of what job {} writes is kept: {fault}", known.id);
+                let _ = self.remote.sender.send(Message::Drained { run });
+            }
+        }
+        self.event(Event::Spawned { run });
+    }
+
+    /// Gives an answer to a run from a thread of its own.
+    pub(super) fn answer_later(&mut self, run: u64, work: impl FnOnce() -> Answer + Send + 'static) {
+        let failed = Message::Answered { run, answer: Err("the agent could not do it, see its log".into()) };
+        let work = Box::new(move || Message::Answered { run, answer: work() });
+        self.commands.add(Task { work, failed }, &self.remote.sender);
+    }
+
+    /// Signals trees and looks whether anything of them lives.
+    pub(super) fn tend_trees(&mut self, actions: Vec<Action>) {
+        let roots: Vec<tree::Root> = self.runs.iter().filter_map(|(run, known)| root(*run, known)).collect();
+        let processes = os::processes();
+        let mut trees = tree::trees(&processes, std::process::id(), &roots, os::mark);
+        for action in actions {
+            let (Action::Term { run, .. } | Action::Probe { run, .. } | Action::Kill { run, .. }) = &action else {
+                continue;
+            };
+            let run = *run;
+            let Some(known) = self.runs.get_mut(&run) else { continue };
+            let mut members = trees.remove(&run).unwrap_or_default();
+            if let (Some(cgroups), Some(group)) = (&self.cgroups, &known.group) {
+                tree::join(&mut members, &processes, &cgroups.members(group));
+            }
+            known.known = members.iter().map(|member| (member.pid, member.started)).collect();
+            let signal = match action {
+                Action::Term { .. } => {
+                    self.jobs.get(&known.id).and_then(|job| Some(job.detail.as_ref()?.args.stop_signal))
+                }
+                Action::Kill { .. } => Some(Signal::KILL),
+                _ => None,
+            };
+            if let Some(signal) = signal {
+                self.children.signal_tree(run, known.pid, &members, signal);
+            }
+            if !matches!(action, Action::Term { .. }) {
+                self.event(Event::Tree { run, alive: members.len() });
+            }
+        }
+    }
+}
+
+pub(super) fn root(run: u64, known: &Run) -> Option<tree::Root> {
+    let mark = known.mark.clone()?;
+    Some(tree::Root { run, pid: known.pid, reaped: known.reaped, mark, known: known.known.clone() })
+}

@@ -419,4 +419,15 @@ mod tests {
             Config::parse("", &Overrides { gid: Some(0), controller: Some("x".into()), ..Overrides::default() });
         assert!(faults.unwrap_err().iter().any(|fault| fault.to_string() == "--gid must be 1 or more"));
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_makes_it_panic(at in 0..LEAST.len(), with in ".{0,12}", cut in 0..20usize) {
+            let mut text = LEAST.to_owned();
+            text.replace_range(at..(at + cut).min(LEAST.len()), &with);
+            for fault in parse(&text).err().unwrap_or_default() {
+                proptest::prop_assert!(fault.line <= text.lines().count() + 1 && !fault.message.contains('\n'), "{fault}");
+            }
+        }
+    }
 }

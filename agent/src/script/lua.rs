@@ -45,7 +45,7 @@ pub(super) fn spec_of(interpreter: &str, script: Script, words: &[String], data:
     let words: Vec<String> = words.iter().map(|word| quote(word)).collect();
     let first = format!(
         "local load=loadstring or load \
-         local json=assert(load(io.read({}),'=json'))() \
+         local json=io.read({}) \
          local run=assert(load(io.read({}),'=jsagent')) \
          if not run({},{},{},{{{}}},json) then os.exit(1) end",
         JSON.len(),
@@ -114,9 +114,8 @@ fn run(args: Vec<String>) -> anyhow::Result<bool> {
 fn interpret(source: &[u8], path: String, chunk: String, words: impl Iterator<Item = String>) -> mlua::Result<bool> {
     let lua = open();
     let words = lua.create_sequence_from(words)?;
-    let json: mlua::Value = lua.load(JSON).set_name("=json").call(())?;
     let runner = lua.load(RUNNER).set_name("=jsagent").into_function()?;
-    runner.call((lua.create_string(source)?, path, chunk, words, json))
+    runner.call((lua.create_string(source)?, path, chunk, words, JSON))
 }
 
 /// A Lua with everything that belongs to it, `debug` too.

@@ -1,9 +1,20 @@
 -- Runs one script, in the built-in Lua and in an interpreter of the node's own (5.1 and later, LuaJIT).
--- Called with the script's source, its path, its name for messages, its own arguments and the JSON
--- module; what is left on stdin is the script's. Returns whether all went well.
-local source, path, label, words, json = ...
+-- Called with the script's source, its path, its name for messages, its own arguments and the source
+-- of the JSON module; what is left on stdin is the script's. Returns whether all went well.
+local source, path, label, words, json_source = ...
 
+local load = loadstring or load
 local MOST = 1048576
+
+-- The JSON module is loaded when somebody looks into it: most scripts have no need for it, and
+-- loading it costs each of their starts.
+local json = setmetatable({}, {
+  __index = function(module, key)
+    setmetatable(module, nil)
+    for name, value in pairs(load(json_source, "=json")()) do module[name] = value end
+    return module[key]
+  end,
+})
 local stdout, exit = io.stdout, os.exit
 
 -- By lines, so that a message is there when it was written, and a script that is killed loses none.
@@ -129,7 +140,7 @@ local function uncaught(failure)
   return table.concat(lines, "\n")
 end
 
-local chunk, why = (loadstring or load)(source:gsub("^#[^\n]*", ""), label)
+local chunk, why = load(source:gsub("^#[^\n]*", ""), label)
 if not chunk then
   emit(9, why)
   return false

@@ -308,8 +308,8 @@ class Client(Looking):
             raise UsageError(f"{len(content)} bytes are too many; the most is {wire.MAX_SCRIPT}")
         sha256 = hashlib.sha256(content).hexdigest()
         key = wire.script_key(sha256)
-        if not self.link.call("EXPIRE", key, wire.SCRIPT_SECONDS):
-            self.link.call("SET", key, content, "EX", wire.SCRIPT_SECONDS)
+        if not self.link.read("EXPIRE", key, wire.SCRIPT_SECONDS):
+            self.link.read("SET", key, content, "EX", wire.SCRIPT_SECONDS)
         return sha256
 
     # Below: what the other files of this package use.
@@ -340,7 +340,8 @@ class Client(Looking):
             command.user = command.user or self.user
             texts.append(command.to_json())
         for start in range(0, len(texts), 500):
-            self.link.call("LPUSH", wire.QUEUE, *texts[start : start + 500])
+            # A connection that breaks leaves it open whether they arrived; a known id does not run twice.
+            self.link.read("LPUSH", wire.QUEUE, *texts[start : start + 500])
 
     @property
     def user(self) -> str:

@@ -95,7 +95,7 @@ class Link:
             raise self._translated(e) from e
 
     def read(self, *args: Any) -> Any:
-        """One command that changes nothing; sent a second time when its connection breaks."""
+        """One command that may be done twice; sent a second time when its connection breaks."""
         try:
             return self.call(*args)
         except Unavailable as e:

@@ -78,7 +78,6 @@ impl Actor {
         self.report();
         self.outbox.close_log();
         self.store.write_mark();
-        self.budget.close();
     }
 
     /// The next message; meanwhile batches for the controllers go when their time has come, and what
@@ -226,5 +225,12 @@ impl Actor {
         let mut batch = Batch::new(&self.own, now(), text.len());
         batch.push(level, text);
         batch
+    }
+}
+
+impl Drop for Actor {
+    /// However the thread ends: nobody may wait for it any longer.
+    fn drop(&mut self) {
+        self.budget.close();
     }
 }

@@ -22,6 +22,9 @@ const ROW: usize = 40;
 /// A text that is longer than this can leave a page half empty.
 const OVERFLOW: usize = 900;
 
+/// A database up to this size is looked through whenever it is opened.
+const CHECKED: u64 = 32 << 20;
+
 const SCHEMA: &str = "CREATE TABLE IF NOT EXISTS messages(id INTEGER, jobid TEXT, jobdomain TEXT, jobname TEXT,
     epoch INTEGER, level INTEGER, data TEXT)";
 
@@ -195,6 +198,9 @@ impl Store {
         progress: &mut Progress,
         allowed: LevelSet,
     ) -> rusqlite::Result<()> {
+        if !self.db.is_autocommit() {
+            let _ = self.db.execute_batch("ROLLBACK");
+        }
         while progress.batch < batches.len() {
             let mut budget = self.budget()?;
             let needed = self.transaction().min(remaining(batches, *progress)).max(first(batches, *progress));
@@ -436,8 +442,11 @@ fn size(text: &str) -> usize {
     text.len() + if text.len() > OVERFLOW { PAGE as usize } else { 0 }
 }
 
-/// Opens or makes a database for writing.
+/// Opens or makes a database for writing. One that was not closed, or is small, is looked through for
+/// damage; a large one that was closed is only found damaged when it is read, for a start must not wait.
 fn connect(path: &Path) -> rusqlite::Result<Connection> {
+    let small = std::fs::metadata(path).map_or(0, |file| file.len()) <= CHECKED;
+    let unclean = beside(path, "-wal").exists();
     let db = Connection::open(path)?;
     db.busy_timeout(Duration::from_secs(5))?;
     // Space can be given back only where a database was made for it.
@@ -447,6 +456,9 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     )?;
     db.execute_batch(SCHEMA)?;
     db.prepare_cached(INSERT)?;
+    if !small && !unclean {
+        return Ok(db);
+    }
     let check: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
     if check != "ok" {
         return Err(rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_CORRUPT), Some(check)));

@@ -103,8 +103,33 @@ impl Pump {
 
     /// A whole head: may it go on?
     fn judge(&mut self, slot: usize, head: RequestHead) {
+        let admitted = self.admit(slot, &head);
         let Some(client) = self.clients.at(slot) else {
             return;
+        };
+        let (length, expects) = (head.length, head.expects);
+        // A refusal is counted by its path too.
+        client.head = Some(Box::new(head));
+        match admitted {
+            Ok(node) => {
+                client.node = node;
+                client.counted = Some(length);
+                client.phase = Phase::Body;
+                client.last_call = Instant::now() + self.limits.body_time(length);
+                client.conn.admit();
+                if expects && client.conn.missing() > 0 {
+                    client.wire.push(b"HTTP/1.1 100 Continue\r\n\r\n".to_vec());
+                    self.flush(slot);
+                }
+            }
+            Err(refusal) => self.refuse(slot, refusal),
+        }
+    }
+
+    /// Asks the guard and the books; the node that the request is from.
+    fn admit(&mut self, slot: usize, head: &RequestHead) -> Result<Option<NodeId>, Refusal> {
+        let Some(client) = self.clients.at(slot) else {
+            return Ok(None);
         };
         let seen = Head {
             route: head.route,
@@ -112,11 +137,7 @@ impl Pump {
             peer: client.peer.ip(),
             cert: client.cert.as_ref(),
         };
-        let admitted = match self.guard.admit(&seen) {
-            Ok(admitted) => admitted,
-            Err(refusal) => return self.refuse(slot, refusal),
-        };
-        let node = match admitted {
+        let node = match self.guard.admit(&seen)? {
             Admitted::Node(node) => Some(node),
             Admitted::Open | Admitted::Operator => None,
         };
@@ -124,26 +145,10 @@ impl Pump {
             self.prove(slot);
         } else if head.length > self.limits.max_open_body {
             let most = self.limits.max_open_body;
-            return self.refuse(slot, refusal(413, "body-too-long", format!("the body is over {most} bytes")));
+            return Err(refusal(413, "body-too-long", format!("the body is over {most} bytes")));
         }
-        if let Err(over) = self.books.begin(&self.limits, node, head.length) {
-            return self.refuse(slot, over_limit(over));
-        }
-        let now = Instant::now();
-        let Some(client) = self.clients.at(slot) else {
-            return;
-        };
-        client.node = node;
-        client.counted = Some(head.length);
-        client.phase = Phase::Body;
-        client.last_call = now + self.limits.body_time(head.length);
-        client.conn.admit();
-        let expects = head.expects && client.conn.missing() > 0;
-        client.head = Some(Box::new(head));
-        if expects {
-            client.wire.push(b"HTTP/1.1 100 Continue\r\n\r\n".to_vec());
-            self.flush(slot);
-        }
+        self.books.begin(&self.limits, node, head.length).map_err(over_limit)?;
+        Ok(node)
     }
 
     /// A whole request: polls may be parked at once, all else goes to tiny_http.

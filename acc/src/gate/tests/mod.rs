@@ -1,5 +1,7 @@
 //! The gate over real sockets, with a guard and handlers of the tests' own.
 
+mod secure;
+
 use super::*;
 use crate::server::{self, Reply, Request};
 use crossbeam_channel::Receiver;
@@ -19,6 +21,7 @@ impl Guard for Doorman {
         match head.route.node() {
             None => Ok(Admitted::Open),
             Some(node) if head.bearer == Some("good") => Ok(Admitted::Node(node)),
+            Some(node) if head.cert.is_some_and(|cert| cert.node == node) => Ok(Admitted::Node(node)),
             Some(_) => Err(Refusal { status: 401, reason: "no good token".into(), label: "credentials" }),
         }
     }
@@ -34,7 +37,7 @@ struct Desk {
 
 impl server::Handler for Desk {
     fn handle(&self, request: &Request) -> Reply {
-        self.asked.lock().unwrap().push(format!("{} {:?}", request.route, request.node));
+        self.asked.lock().unwrap().push(format!("{} {:?} {:?}", request.route, request.node, request.cert_issued));
         if let Some(gate) = self.slow.lock().unwrap().clone() {
             let _ = gate.recv();
         }
@@ -64,12 +67,16 @@ struct Site {
 
 impl Site {
     fn new(limits: Limits) -> Site {
+        Site::start(limits, None)
+    }
+
+    fn start(limits: Limits, tls: Option<TlsSource>) -> Site {
         let desk = Arc::new(Desk::default());
         let server = server::Handle::start(4, desk.clone()).unwrap();
         let metrics = Arc::new(Metrics::new());
         let (sender, seen) = crossbeam_channel::bounded(16);
         let listen = "127.0.0.1:0".parse().unwrap();
-        let config = GateConfig { listen, tls: None, backend: server.socket().to_owned(), limits };
+        let config = GateConfig { listen, tls, backend: server.socket().to_owned(), limits };
         let gate = Handle::start(config, Arc::new(Doorman), metrics.clone(), sender).unwrap();
         let addr = gate.addr();
         Site { gate: Some(gate), _server: server, desk, metrics, seen, addr }
@@ -203,6 +210,7 @@ fn credentials_are_checked_before_the_body() {
     assert!(got.body.starts_with(br#"{"error":"no good token","time":"#));
     assert!(got.closes());
     assert_eq!((site.asked(), site.refusals("credentials")), (0, 1));
+    assert_eq!(site.metrics.requests.with_label_values(&["log", "401"]).get(), 1);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
     jsctl script run 1.10 ./disk_check.py --data '{"warn": 80, "critical": 90}'
 
-Data, all optional: `paths` (default: every file system on a disk), `warn` and `critical` (percent used).
+Data, all optional: `path` or `paths` (default: every file system on a disk), `warn` and `critical` (percent used).
 Result: a list of {path, used, inodes, state}. Status 1 when something is critical, so that a job with
 `recurring_period` is heard of exactly then.
 """
@@ -25,9 +25,9 @@ def percent(used, total):
     return round(100.0 * used / total, 1) if total else 0.0
 
 
-def action(paths=None, warn=80, critical=90):
+def action(path=None, paths=None, warn=80, critical=90):
     found, worst = [], "ok"
-    for path in paths or mounts():
+    for path in paths or ([path] if path else mounts()):
         disk = os.statvfs(path)
         # What is kept back for root counts as used: nobody else can have it.
         used = disk.f_blocks - disk.f_bfree

@@ -1,6 +1,6 @@
 //! What the controller answers itself: nobody has the role, expired, cancelled, no command.
 //!
-//! Owns: the result's form and the order of its steps (list and guard, then hash).
+//! Owns: the result's form and the order of its steps (decision, hash, list).
 //! Does not own: when there is such an answer (dispatcher, janitor).
 //! `hide` also keeps secrets out of what is written down about a command.
 
@@ -54,22 +54,34 @@ pub fn give(context: &Context, conn: &mut Conn, answers: &[Answer]) -> RedisResu
         .iter()
         .map(|answer| (answer.field(), serde_json::to_string(&answer.result()).unwrap_or_default()))
         .collect();
+    let deliveries: Vec<Delivery<'_>> = answers
+        .iter()
+        .zip(&texts)
+        .map(|(answer, (field, text))| Delivery {
+            id: &answer.command.id,
+            target: field,
+            run: "ac",
+            text,
+            recurring: None,
+        })
+        .collect();
     let mut batch = Batch::new();
-    for (answer, (field, text)) in answers.iter().zip(&texts) {
-        let delivery = Delivery { id: &answer.command.id, target: field, run: "ac", text, recurring: None };
-        results::deliver(&mut batch, &delivery);
+    for delivery in &deliveries {
+        results::decide(&mut batch, delivery);
     }
-    let verdicts = conn.run(&batch)?;
+    let verdicts = conn.run(&batch)?.into_iter().map(results::verdict).collect::<RedisResult<Vec<Verdict>>>()?;
     let mut batch = Batch::new();
-    for ((answer, (field, text)), verdict) in answers.iter().zip(&texts).zip(verdicts) {
-        let verdict = results::verdict(verdict)?;
-        if verdict == Verdict::Late {
-            continue;
+    for ((answer, delivery), verdict) in answers.iter().zip(&deliveries).zip(&verdicts) {
+        if *verdict != Verdict::Late {
+            jobs::result(&mut batch, delivery.target, delivery.id, delivery.text, answer.target.is_some());
         }
-        jobs::result(&mut batch, field, &answer.command.id, text, answer.target.is_some());
-        if verdict == Verdict::First {
-            let state = state_name(answer.state);
-            lists::count_result(&mut batch, &answer.command.id, state);
+    }
+    conn.run(&batch)?;
+    let mut batch = Batch::new();
+    for ((answer, delivery), verdict) in answers.iter().zip(&deliveries).zip(&verdicts) {
+        if *verdict == Verdict::First {
+            results::push(&mut batch, delivery);
+            lists::count_result(&mut batch, delivery.id, state_name(answer.state));
             context.metrics.results.with_label_values(&["own"]).inc();
         }
     }

@@ -93,6 +93,8 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let scheme = if config.insecure_http { "http" } else { "https" };
     log::info!("listening on {scheme}://{}, redis at {}", gate.addr(), config.redis);
 
+    let (refused_in, refused) = crossbeam_channel::bounded(256);
+    context.door.tell(refused_in);
     let (dead_in, dead) = crossbeam_channel::unbounded();
     let (fatal_in, fatal) = crossbeam_channel::unbounded::<String>();
     let (stop_janitor, janitor_stop) = crossbeam_channel::bounded(0);
@@ -101,6 +103,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         gate: gate.remote(),
         tls,
         seen,
+        refused,
         dead: dead_in,
         fatal: fatal_in,
         stop: Stop::new(janitor_stop),

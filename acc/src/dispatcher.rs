@@ -48,6 +48,8 @@ pub struct Dispatcher {
     stop: Stop,
     /// The taken list may hold something that was not passed on.
     again: bool,
+    /// Waiting polls are to be asked again, once Redis answers.
+    recall: bool,
     known: Known,
 }
 
@@ -99,7 +101,7 @@ impl Plan {
 impl Dispatcher {
     /// Ready to run.
     pub fn new(context: Arc<Context>, gate: Remote, dead: Receiver<String>, stop: Stop) -> Dispatcher {
-        Dispatcher { context, gate, dead, stop, again: false, known: Known::default() }
+        Dispatcher { context, gate, dead, stop, again: false, recall: false, known: Known::default() }
     }
 
     /// Dispatches until it is told to stop.
@@ -114,6 +116,11 @@ impl Dispatcher {
             };
             match outcome {
                 Ok(()) => {
+                    if std::mem::take(&mut self.recall) {
+                        // An answer of Redis may have been lost in which it handed over commands to a
+                        // waiting poll.
+                        self.gate.recall_all();
+                    }
                     if !said.is_empty() {
                         log::info!("commands are passed on again");
                         said.clear();
@@ -131,8 +138,7 @@ impl Dispatcher {
                     }
                     self.context.pool.failed(e);
                     self.again = true;
-                    // An answer of Redis may be lost in which it handed over commands to a waiting poll.
-                    self.gate.recall_all();
+                    self.recall = true;
                     self.stop.wait(backoff.fail(fastrand::f64()));
                 }
             }
@@ -286,21 +292,16 @@ impl Dispatcher {
 
     /// Into the queues, node by node; a node that waits here is handed its commands at once.
     fn enqueue(&mut self, conn: &mut Conn, items: &[Item], now: u64) -> RedisResult<Vec<Answer>> {
-        let mut parcels: Vec<(Parcel, &Command)> = Vec::new();
+        let mut commands: Vec<(&Command, String)> = Vec::new();
         let mut by_node: BTreeMap<NodeId, Vec<usize>> = BTreeMap::new();
         for item in items {
             if let Plan::Run(command, targets) = &item.plan
                 && !targets.is_empty()
             {
-                let parcel = Parcel {
-                    id: command.id.clone(),
-                    created: created(command, now),
-                    text: command.to_value().to_string(),
-                };
                 for node in targets {
-                    by_node.entry(*node).or_default().push(parcels.len());
+                    by_node.entry(*node).or_default().push(commands.len());
                 }
-                parcels.push((parcel, command));
+                commands.push((command, command.to_value().to_string()));
             }
         }
         let all: Vec<(NodeId, Vec<usize>)> = by_node.into_iter().collect();
@@ -311,12 +312,12 @@ impl Dispatcher {
             let mut bytes = 0;
             let mut size = 0;
             for (node, indices) in rest.iter().take(PIPELINE) {
-                let some: Vec<&Parcel> = indices.iter().map(|i| &parcels[*i].0).collect();
-                bytes += some.iter().map(|parcel| parcel.text.len()).sum::<usize>();
+                bytes += indices.iter().map(|i| commands[*i].1.len()).sum::<usize>();
                 if size > 0 && bytes > PIPELINE_BYTES {
                     break;
                 }
-                let keep = indices.iter().map(|i| expires(parcels[*i].1)).max().unwrap_or(DAY).saturating_add(2 * DAY);
+                let some: Vec<Parcel> = indices.iter().map(|i| parcel(&commands[*i], *node, now)).collect();
+                let keep = indices.iter().map(|i| expires(commands[*i].0)).max().unwrap_or(DAY).saturating_add(2 * DAY);
                 let limit = self.context.config.max_queue;
                 queue::enqueue(&mut batch, &self.context.me, *node, &some, now, limit, keep);
                 size += 1;
@@ -336,7 +337,7 @@ impl Dispatcher {
                     if verdict == Queued::Full {
                         let limit = self.context.config.max_queue;
                         let sentence = format!("{limit} commands wait for node {node} already, and no more may");
-                        answers.push(Answer::error(parcels[*i].1, Some(*node), sentence));
+                        answers.push(Answer::error(commands[*i].0, Some(*node), sentence));
                     }
                 }
             }
@@ -364,9 +365,9 @@ impl Dispatcher {
         let mut sentence = format!("no such job {id}");
         for node in wanted {
             match queue::withdraw(conn, node, id, now)? {
-                Withdrawn::Text(text) => {
+                Withdrawn::Out(waiting) => {
                     cancelled += 1;
-                    if let Ok(waiting) = Command::parse(text.as_bytes()) {
+                    if let Some(waiting) = waiting {
                         answers.push(Answer {
                             state: State::Killed,
                             ..Answer::error(&waiting, Some(node), "cancelled before its node took it")
@@ -431,6 +432,16 @@ impl Known {
         let live = self.live.iter().map(|node| (*node, self.roles.get(node).map_or(none, Vec::as_slice)));
         targets::choose(command, live, fastrand::f64())
     }
+}
+
+/// The copy of a command for `node`: it names the node, also where the client named roles.
+fn parcel((command, text): &(&Command, String), node: NodeId, now: u64) -> Parcel {
+    let (id, created) = (command.id.clone(), created(command, now));
+    if targets::named(command).is_some() {
+        return Parcel { id, created, by_roles: None, text: text.clone() };
+    }
+    let own = Command { gid: node.gid, nid: node.nid, ..(*command).clone() };
+    Parcel { id, created, by_roles: Some(command.gid), text: own.to_value().to_string() }
 }
 
 /// Seconds that a command may wait for its node.

@@ -8,9 +8,11 @@ use crate::gate::{Admitted, Guard, Head, Refusal};
 use crate::identity::secret::Secrets;
 use crate::identity::{CLIENT_DAYS, dates};
 use crate::route::Route;
+use crossbeam_channel::Sender;
 use jscommon::NodeId;
 use std::collections::HashMap;
-use std::sync::{PoisonError, RwLock};
+use std::net::IpAddr;
+use std::sync::{OnceLock, PoisonError, RwLock};
 
 /// What is asked for at the door.
 #[derive(Clone, Debug, Default)]
@@ -23,8 +25,21 @@ pub struct Rules {
     pub metrics_token: Option<String>,
 }
 
+/// A node's request that was refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Whose path it was.
+    pub node: NodeId,
+    /// From where it came.
+    pub peer: IpAddr,
+    /// The sentence that was answered.
+    pub reason: String,
+}
+
 /// The guard of one controller.
 pub struct Door {
+    /// What is refused is told here; what does not fit is only counted.
+    refused: OnceLock<Sender<Refused>>,
     rules: Rules,
     secrets: RwLock<Secrets>,
     revoked: RwLock<HashMap<NodeId, u64>>,
@@ -34,7 +49,12 @@ pub struct Door {
 impl Door {
     /// A guard with these rules and secrets; `clock` tells milliseconds since 1970.
     pub fn new(rules: Rules, secrets: Secrets, clock: fn() -> u64) -> Door {
-        Door { rules, secrets: RwLock::new(secrets), revoked: RwLock::default(), clock }
+        Door { refused: OnceLock::new(), rules, secrets: RwLock::new(secrets), revoked: RwLock::default(), clock }
+    }
+
+    /// Refusals are told to `ear` from now on.
+    pub fn tell(&self, ear: Sender<Refused>) {
+        let _ = self.refused.set(ear);
     }
 
     /// The node secrets as they hold now.
@@ -110,27 +130,32 @@ impl Door {
         }
     }
 
-    /// Whether what was admitted for `node` a while ago still is: it may be revoked by now. Of a
-    /// certificate alone nothing more is known here; the gate asks again before it uses one.
-    pub fn still(&self, node: NodeId, bearer: Option<&str>) -> Result<(), Refusal> {
+    /// Whether what was admitted for `node` a while ago still is: it may be revoked by now.
+    pub fn still(&self, node: NodeId, bearer: Option<&str>, cert_issued: Option<u64>) -> Result<(), Refusal> {
         if self.revoked_until(node).is_none() {
             return Ok(());
         }
-        let secrets = self.secrets();
-        match bearer.and_then(|token| secrets.check(token, (self.clock)()).ok()) {
-            Some(checked) => self.not_revoked(node, checked.claims.issued),
-            None => Ok(()),
+        if let Some(issued) = cert_issued {
+            self.not_revoked(node, issued)?;
         }
+        let secrets = self.secrets.read().unwrap_or_else(PoisonError::into_inner);
+        let checked = bearer.and_then(|token| secrets.check(token, (self.clock)()).ok());
+        drop(secrets);
+        checked.map_or(Ok(()), |checked| self.not_revoked(node, checked.claims.issued))
     }
 
     /// Why a node should fetch new credentials, when it should: they are good, but not for long.
-    pub fn renewal(&self, bearer: Option<&str>) -> Option<&'static str> {
+    pub fn renewal(&self, bearer: Option<&str>, cert_issued: Option<u64>) -> Option<&'static str> {
         let now = (self.clock)();
+        let is_old = |issued: u64| now > issued.saturating_add(dates::days(CLIENT_DAYS * 2 / 3));
+        if cert_issued.is_some_and(is_old) {
+            return Some("certificate");
+        }
         let checked = self.secrets.read().unwrap_or_else(PoisonError::into_inner).check(bearer?, now).ok()?;
         if checked.old {
             return Some("secret");
         }
-        (now > checked.claims.issued.saturating_add(dates::days(CLIENT_DAYS * 2 / 3))).then_some("certificate")
+        is_old(checked.claims.issued).then_some("certificate")
     }
 
     fn not_revoked(&self, node: NodeId, issued: u64) -> Result<(), Refusal> {
@@ -166,7 +191,11 @@ impl Guard for Door {
             // The handler of /enroll looks at its token itself, for that one is counted in Redis.
             Route::Health | Route::Enroll => Ok(Admitted::Open),
             Route::Metrics | Route::NodeMetrics => self.metrics(head),
-            _ => self.node(head).map(Admitted::Node),
+            _ => self.node(head).map(Admitted::Node).inspect_err(|refusal| {
+                if let (Some(ear), Some(node)) = (self.refused.get(), head.route.node()) {
+                    let _ = ear.try_send(Refused { node, peer: head.peer, reason: refusal.reason.clone() });
+                }
+            }),
         }
     }
 }
@@ -276,11 +305,13 @@ mod tests {
         let (door, secrets) = door(Rules::default());
         let old = secrets.current.issue(NODE, NOW - dates::days(CLIENT_DAYS));
         let new = secrets.current.issue(NODE, NOW);
-        assert_eq!(door.renewal(Some(&old)), Some("certificate"));
-        assert_eq!(door.renewal(Some(&new)), None);
+        assert_eq!(door.renewal(Some(&old), None), Some("certificate"));
+        assert_eq!(door.renewal(Some(&new), None), None);
         door.set_secrets(secrets.rotated(NOW).unwrap());
-        assert_eq!(door.renewal(Some(&new)), Some("secret"));
-        assert_eq!(door.renewal(None), None);
+        assert_eq!(door.renewal(Some(&new), None), Some("secret"));
+        assert_eq!(door.renewal(None, None), None);
+        assert_eq!(door.renewal(None, Some(NOW - dates::days(CLIENT_DAYS - 10))), Some("certificate"));
+        assert_eq!(door.renewal(None, Some(NOW)), None);
     }
 
     #[test]

@@ -8,12 +8,15 @@
 use crate::answer::{self, Answer};
 use crate::context::{Context, Stop};
 use crate::gate::{Remote, TlsSource};
+use crate::guard::Refused;
 use crate::store::queue::{self, Withdrawn};
 use crate::store::{Batch, Conn, describe, jobs, keys, lists, nodes};
 use crossbeam_channel::{Receiver, Sender, select};
-use jscommon::{Command, NodeId};
+use jscommon::NodeId;
 use redis::RedisResult;
-use std::collections::HashSet;
+use serde_json::json;
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -47,6 +50,8 @@ pub struct Janitor {
     pub tls: Option<TlsSource>,
     /// Nodes whose polls the gate parked by itself.
     pub seen: Receiver<Vec<NodeId>>,
+    /// Who was refused at the door.
+    pub refused: Receiver<Refused>,
     /// Where the names of dead controllers go.
     pub dead: Sender<String>,
     /// Where a reason to end the whole controller goes.
@@ -85,6 +90,7 @@ impl Janitor {
         let mut nodes: HashSet<NodeId> = HashSet::new();
         let mut state = State { files: self.stamps(), ..State::default() };
         let tick = crossbeam_channel::tick(TICK);
+        let (mut refusals, mut told): (Vec<Refused>, Told) = (Vec::new(), Told::default());
         loop {
             if beat.is_due() {
                 self.chore("beat", |conn| self.beat(conn, &mut state));
@@ -105,7 +111,18 @@ impl Janitor {
             if sweep.is_due() {
                 self.chore("sweep", |conn| self.sweep(conn));
             }
+            if !refusals.is_empty() {
+                let some = std::mem::take(&mut refusals);
+                self.chore("refusals", |conn| self.refusals(conn, &some));
+            }
             select! {
+                recv(self.refused) -> refused => {
+                    if let Ok(refused) = refused
+                        && told.is_news(&refused)
+                    {
+                        refusals.push(refused);
+                    }
+                }
                 recv(self.seen) -> list => nodes.extend(list.unwrap_or_default()),
                 recv(tick) -> _ => {}
                 recv(self.stop.channel()) -> _ => break,
@@ -188,9 +205,9 @@ impl Janitor {
         match queue::withdraw(conn, node, id, now)? {
             Withdrawn::Handed(till) => jobs::put_off(&mut after, node, id, till.max(now + 1000)),
             Withdrawn::Gone => queue::forget(&mut after, node, id),
-            Withdrawn::Text(text) => {
+            Withdrawn::Out(command) => {
                 jscommon::death::point("acc.withdrawn");
-                if let Ok(command) = Command::parse(text.as_bytes()) {
+                if let Some(command) = command {
                     let seconds = if command.expires == 0 { crate::store::DAY } else { command.expires };
                     let sentence = format!("expired: node {node} did not come for it within {seconds} s");
                     answer::give(&self.context, conn, &[Answer::error(&command, Some(node), sentence)])?;
@@ -215,6 +232,16 @@ impl Janitor {
             conn.run(&batch)?;
         }
         Ok(())
+    }
+
+    /// Who was refused at the door, as events.
+    fn refusals(&self, conn: &mut Conn, refused: &[Refused]) -> RedisResult<()> {
+        let mut batch = Batch::new();
+        for who in refused {
+            let data = json!({"addr": who.peer.to_string(), "reason": who.reason});
+            lists::event(&mut batch, "refused", Some(who.node), self.context.clock.now(), &data);
+        }
+        conn.run(&batch).map(drop)
     }
 
     /// Certificates and secrets that were changed in the state directory hold from now on.
@@ -274,6 +301,33 @@ impl Janitor {
             lists::forget(conn, &self.context.me)?;
         }
         Ok(())
+    }
+}
+
+/// Whose refusal was told of late: each node at each address once a minute, and ten in all a second, so
+/// that strangers cannot push out other events.
+#[derive(Default)]
+struct Told {
+    at: HashMap<(NodeId, IpAddr), Instant>,
+    second: Option<(Instant, u32)>,
+}
+
+impl Told {
+    fn is_news(&mut self, refused: &Refused) -> bool {
+        let now = Instant::now();
+        let (since, count) = match self.second {
+            Some((since, count)) if now.duration_since(since) < Duration::from_secs(1) => (since, count + 1),
+            _ => (now, 1),
+        };
+        self.second = Some((since, count));
+        if count > 10 {
+            return false;
+        }
+        if self.at.len() > 1000 {
+            self.at.retain(|_, at| now.duration_since(*at) < SWEEP);
+        }
+        let before = self.at.insert((refused.node, refused.peer), now);
+        before.is_none_or(|at| now.duration_since(at) >= SWEEP)
     }
 }
 

@@ -18,7 +18,7 @@ const MAX_WAIT: u32 = 60;
 /// Most roles of a node, and the longest name of one.
 const MAX_ROLES: usize = 100;
 const MAX_ROLE: usize = 128;
-/// For how long (ms) a poll that says nothing new is not written down again.
+/// For how long (ms) a poll that says nothing new, and is answered, is not written down again.
 const WRITTEN: u64 = 5_000;
 
 /// What was last written down about nodes that poll here, so that a busy node is not written down
@@ -126,7 +126,8 @@ fn answer(context: &Context, written: &Written, conn: &mut Conn, node: NodeId, p
 
     let facts = format!("{} {} {}", poll.roles, poll.peer, poll.instance);
     let mut batch = Batch::new();
-    if written.is_news(node, now, &facts) {
+    let parks = poll.wait > 0 && !matches!(answer, Answer::Batch(..));
+    if parks || written.is_news(node, now, &facts) {
         let poller =
             Poller { node, roles: &poll.roles, addr: &poll.peer, instance: &poll.instance, ac: &context.me, now };
         nodes::polled(&mut batch, &poller);

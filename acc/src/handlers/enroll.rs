@@ -43,8 +43,9 @@ pub(super) fn post(context: &Context, request: &Request) -> Outcome {
 }
 
 pub(super) fn renew(context: &Context, node: NodeId, request: &Request) -> Outcome {
-    // With a certificate alone the node is known but not the age of what it holds: it gets new ones.
-    if request.bearer.is_some() && context.door.renewal(request.bearer.as_deref()).is_none() {
+    // With a certificate of another CA the age of what it holds is not known: it gets new ones.
+    let dated = request.bearer.is_some() || request.cert_issued.is_some();
+    if dated && context.door.renewal(request.bearer.as_deref(), request.cert_issued).is_none() {
         return Ok(Reply::empty());
     }
     Ok(answer(node, &issue(context, node)?))

@@ -80,7 +80,7 @@ impl Handlers {
     /// Says on an answer that the node's credentials are to be renewed. A poll that would be parked is
     /// answered for that, though not more than once in ten minutes.
     fn hint(&self, request: &Request, reply: &mut Reply) {
-        let Some(why) = self.context.door.renewal(request.bearer.as_deref()) else { return };
+        let Some(why) = self.context.door.renewal(request.bearer.as_deref(), request.cert_issued) else { return };
         let Some(node) = request.node else { return };
         if matches!(request.route, Route::Renew(_)) {
             return;
@@ -102,7 +102,7 @@ impl Handler for Handlers {
     fn handle(&self, request: &Request) -> Reply {
         // What was revoked while its request was on the way here gets nothing any more.
         if let Some(node) = request.node
-            && let Err(refusal) = self.context.door.still(node, request.bearer.as_deref())
+            && let Err(refusal) = self.context.door.still(node, request.bearer.as_deref(), request.cert_issued)
         {
             return Reply::error(refusal.status, refusal.reason);
         }

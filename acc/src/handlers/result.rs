@@ -20,6 +20,18 @@ struct Entry {
     recurring: Option<Recurring>,
 }
 
+impl Entry {
+    fn delivery(&self) -> Delivery<'_> {
+        Delivery {
+            id: &self.result.id,
+            target: &self.target,
+            run: &self.run,
+            text: &self.text,
+            recurring: self.recurring,
+        }
+    }
+}
+
 pub(super) fn post(context: &Context, node: NodeId, body: &[u8]) -> Outcome {
     let Value::Array(list) = json(body)? else { return Err(bad("the body is a list of results")) };
     let mut entries = Vec::with_capacity(list.len());
@@ -45,11 +57,10 @@ pub(super) fn post(context: &Context, node: NodeId, body: &[u8]) -> Outcome {
 /// One entry: `Err` when it is no result, `Ok(Err(id))` when it names another node.
 fn entry(node: NodeId, mut value: Value) -> Result<Result<Entry, String>, String> {
     let fields = value.as_object_mut().ok_or("a result is an object")?;
+    fields.retain(|_, field| !field.is_null());
     let quiet = fields.remove("quiet").is_some_and(|quiet| quiet == Value::Bool(true));
     for (name, own) in [("gid", node.gid), ("nid", node.nid)] {
-        if fields.get(name).is_none_or(Value::is_null) {
-            fields.insert(name.into(), own.into());
-        }
+        fields.entry(name).or_insert(own.into());
     }
     if let Some(Value::Object(args)) = fields.get("args") {
         let shown = answer::hide_args(args);
@@ -89,45 +100,44 @@ fn deliver(context: &Context, conn: &mut Conn, node: NodeId, entries: &[Entry]) 
             count(context, "refused");
             continue;
         }
-        let delivery = Delivery {
-            id: &entry.result.id,
-            target: &entry.target,
-            run: &entry.run,
-            text: &entry.text,
-            recurring: entry.recurring,
-        };
-        results::deliver(&mut batch, &delivery);
+        results::decide(&mut batch, &entry.delivery());
         sent.push((entry, known));
     }
-    let verdicts = conn.run(&batch)?;
+    let verdicts = conn.run(&batch)?.into_iter().map(results::verdict).collect::<RedisResult<Vec<Verdict>>>()?;
     death::point("acc.result.guarded");
 
     let now = context.clock.now();
     let mut batch = Batch::new();
-    for ((entry, known), verdict) in sent.into_iter().zip(verdicts) {
+    for ((entry, _), verdict) in sent.iter().zip(&verdicts) {
         let result = &entry.result;
-        let verdict = results::verdict(verdict)?;
-        match verdict {
-            Verdict::Late => {
-                count(context, "late");
-                let data = object!({"id": result.id, "state": answer::state_name(result.state)});
-                lists::event(&mut batch, "late_result", Some(node), now, &data);
-                continue;
-            }
-            Verdict::First => {
-                count(context, "first");
-                lists::count_result(&mut batch, &result.id, answer::state_name(result.state));
-                if let Known::Meant(created) = known {
-                    context.metrics.result_seconds.observe(now.saturating_sub(created) as f64 / 1000.0);
-                }
-            }
-            Verdict::Quiet => count(context, "quiet"),
-            Verdict::Repeat => count(context, "repeat"),
+        if *verdict == Verdict::Late {
+            let data = object!({"id": result.id, "state": answer::state_name(result.state)});
+            lists::event(&mut batch, "late_result", Some(node), now, &data);
+        } else {
+            jobs::result(&mut batch, &entry.target, &result.id, &entry.text, false);
         }
-        jobs::result(&mut batch, &entry.target, &result.id, &entry.text, false);
     }
     conn.run(&batch)?;
     death::point("acc.result.hashed");
+
+    let mut batch = Batch::new();
+    for ((entry, known), verdict) in sent.iter().zip(&verdicts) {
+        match verdict {
+            Verdict::Late => count(context, "late"),
+            Verdict::Quiet => count(context, "quiet"),
+            Verdict::Repeat => count(context, "repeat"),
+            Verdict::First => {
+                count(context, "first");
+                results::push(&mut batch, &entry.delivery());
+                lists::count_result(&mut batch, &entry.result.id, answer::state_name(entry.result.state));
+                if let Known::Meant(created) = known {
+                    context.metrics.result_seconds.observe(now.saturating_sub(*created) as f64 / 1000.0);
+                }
+            }
+        }
+    }
+    conn.run(&batch)?;
+    death::point("acc.result.pushed");
     Ok(unmeant)
 }
 

@@ -3,7 +3,7 @@
 use super::{Fault, Outcome, bad, batch_number, json};
 use crate::context::Context;
 use crate::server::Reply;
-use crate::store::{Batch, lists};
+use crate::store::{Batch, lists, nodes};
 use jscommon::NodeId;
 use serde_json::{Value, json as object};
 
@@ -58,6 +58,7 @@ pub(super) fn post(context: &Context, node: NodeId, body: &[u8]) -> Outcome {
         for some in series.chunks(1000) {
             lists::stats(&mut batch, node, some, fresh);
         }
+        nodes::known(&mut batch, node, context.clock.now());
         conn.run(&batch).map(drop)
     })?;
     Ok(Reply::json("{}"))

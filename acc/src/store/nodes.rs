@@ -49,6 +49,13 @@ pub fn polled(batch: &mut Batch<'_>, poll: &Poller<'_>) {
     });
 }
 
+/// There is such a node, whether it polls or not; when it does, its polls say when it was seen.
+pub fn known(batch: &mut Batch<'_>, node: NodeId, now: u64) {
+    let mut cmd = redis::cmd("ZADD");
+    cmd.arg(keys::AGENTS).arg("NX").arg(now).arg(node.to_string());
+    batch.call(cmd);
+}
+
 /// Nodes that wait at the controller `ac` were seen at `now` (ms).
 pub fn seen(batch: &mut Batch<'_>, nodes: &[NodeId], ac: &str, now: u64) {
     if nodes.is_empty() {

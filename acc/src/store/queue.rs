@@ -8,7 +8,7 @@
 //! again. Its number (the batch's name is the highest) goes up over the node's whole life.
 
 use super::{Batch, Conn, keys};
-use jscommon::NodeId;
+use jscommon::{Command, NodeId};
 use redis::{FromRedisValue, RedisResult, Script, Value};
 use std::sync::LazyLock;
 
@@ -33,8 +33,28 @@ pub struct Parcel {
     pub id: String,
     /// When its client pushed it, in milliseconds since 1970, as near as that is known.
     pub created: u64,
+    /// The grid that the command itself names, when it was meant by roles: its copy for a node names
+    /// that node.
+    pub by_roles: Option<u32>,
     /// Its JSON text.
     pub text: String,
+}
+
+impl Parcel {
+    /// As it lies in Redis: `<created>:<json>`, or `<created>/<gid>:<json>`.
+    fn packed(&self) -> String {
+        match self.by_roles {
+            None => format!("{}:{}", self.created, self.text),
+            Some(gid) => format!("{}/{gid}:{}", self.created, self.text),
+        }
+    }
+}
+
+/// The label before the JSON text of a packed parcel, split into its numbers, and the text.
+fn unpack(packed: &str) -> (u64, Option<u32>, &str) {
+    let (label, text) = packed.split_once(':').unwrap_or(("", packed));
+    let (created, gid) = label.split_once('/').map_or((label, None), |(created, gid)| (created, gid.parse().ok()));
+    (created.parse().unwrap_or(0), gid, text)
 }
 
 /// What a node is handed in one answer.
@@ -92,11 +112,11 @@ pub struct Enqueued {
 /// Adds to `batch` the enqueueing of `parcels` for `node`; read the answer with `enqueued`.
 /// `me` is this controller, `now` is in milliseconds, at most `limit` commands may wait, and what waits
 /// is kept for `keep` seconds.
-pub fn enqueue(batch: &mut Batch<'_>, me: &str, node: NodeId, parcels: &[&Parcel], now: u64, limit: usize, keep: u64) {
+pub fn enqueue(batch: &mut Batch<'_>, me: &str, node: NodeId, parcels: &[Parcel], now: u64, limit: usize, keep: u64) {
     batch.script(&ENQUEUE, &[keys::queue(node), keys::waiting(node), keys::meta(node)], |cmd| {
         cmd.arg(me).arg(now).arg(limit).arg(keep.max(KEEP_NODE)).arg(MOST).arg(MOST_BYTES);
         for parcel in parcels {
-            cmd.arg(&parcel.id).arg(format!("{}:{}", parcel.created, parcel.text));
+            cmd.arg(&parcel.id).arg(parcel.packed());
         }
     });
 }
@@ -124,8 +144,8 @@ fn handover(mut parts: impl Iterator<Item = Value>) -> RedisResult<Option<Handov
     let (mut texts, mut created) = (Vec::new(), Vec::new());
     for part in parts {
         let text = String::from_redis_value(part)?;
-        let (at, text) = text.split_once(':').unwrap_or(("0", &text));
-        created.push(at.parse().unwrap_or(0));
+        let (at, _, text) = unpack(&text);
+        created.push(at);
         texts.push(text.to_owned());
     }
     Ok((!texts.is_empty()).then_some(Handover { batch, texts, created }))
@@ -225,14 +245,15 @@ pub fn answered(me: &str, answer: Value) -> RedisResult<Answer> {
 }
 
 /// What became of taking a command back.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Withdrawn {
     /// It is not there: the node has it, or it was answered already.
     Gone,
     /// It was handed over and the acknowledgement may still come, until this time (ms).
     Handed(u64),
-    /// It will not be handed over any more. Call `forget` once it is answered.
-    Text(String),
+    /// It will not be handed over any more: the command as its client pushed it, unless its text is
+    /// damaged. Call `forget` once it is answered.
+    Out(Option<Box<Command>>),
 }
 
 /// Takes the command `id` out of `node`'s queue; `now` is in milliseconds.
@@ -244,8 +265,13 @@ pub fn withdraw(conn: &mut Conn, node: NodeId, id: &str, now: u64) -> RedisResul
     Ok(match answer.first().map(String::as_str) {
         Some("handed") => Withdrawn::Handed(answer.get(1).and_then(|till| till.parse().ok()).unwrap_or(now)),
         Some("withdrawn") => {
-            let text = answer.into_iter().nth(1).unwrap_or_default();
-            Withdrawn::Text(text.split_once(':').map_or(text.clone(), |(_, text)| text.to_owned()))
+            let packed = answer.into_iter().nth(1).unwrap_or_default();
+            let (_, by_roles, text) = unpack(&packed);
+            let mut command = Command::parse(text.as_bytes()).ok();
+            if let (Some(command), Some(gid)) = (&mut command, by_roles) {
+                (command.gid, command.nid) = (gid, 0);
+            }
+            Withdrawn::Out(command.map(Box::new))
         }
         _ => Withdrawn::Gone,
     })
@@ -265,6 +291,15 @@ pub fn keep(batch: &mut Batch<'_>, node: NodeId) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn parcels_are_unpacked_as_they_were_packed() {
+        for (by_roles, text) in [(None, r#"{"id":"a:b"}"#), (Some(0), "{}"), (Some(7), "")] {
+            let parcel = Parcel { id: "a".into(), created: 17, by_roles, text: text.into() };
+            assert_eq!(unpack(&parcel.packed()), (17, by_roles, text));
+        }
+        assert_eq!(unpack("{}"), (0, None, "{}"));
+    }
 
     #[test]
     fn a_body_is_json() {

@@ -1,5 +1,8 @@
 //! Results on their way to clients: each final answer of a target reaches its list once.
 //!
+//! Three steps, each of which may be repeated: `decide` whether it is the first, write it into the job's
+//! hash (`jobs`), `push` it. Who has popped a result therefore finds it in the hash too.
+//!
 //! Owns: `cmds_queue_<id>` and the keys beside it that remember what was delivered.
 //! Does not own: whether the node may answer (the handler asks `jobs` first).
 
@@ -8,7 +11,8 @@ use jscommon::NodeId;
 use redis::{FromRedisValue, RedisResult, Script, Value};
 use std::sync::LazyLock;
 
-static DELIVER: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/result.lua")));
+static DECIDE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/result.lua")));
+static PUSH: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/push.lua")));
 
 /// A result to deliver.
 #[derive(Clone, Debug)]
@@ -39,35 +43,46 @@ pub struct Recurring {
     pub quiet: bool,
 }
 
-/// What became of a delivery.
+/// What is to become of a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is in the list.
+    /// To be written down and pushed.
     First,
-    /// A quiet run of a recurring job: noted, not delivered.
+    /// A quiet run of a recurring job: to be written down, not pushed.
     Quiet,
-    /// It was there before.
+    /// It was pushed before.
     Repeat,
     /// Another final answer stands for this target.
     Late,
 }
 
-/// Adds a delivery to `batch`; the answer is read by `verdict`.
-pub fn deliver(batch: &mut Batch<'_>, delivery: &Delivery<'_>) {
-    let mut keys = vec![keys::results(delivery.id), keys::done(delivery.id)];
+/// Adds the decision on a delivery to `batch`; the answer is read by `verdict`.
+pub fn decide(batch: &mut Batch<'_>, delivery: &Delivery<'_>) {
+    let mut keys = vec![keys::done(delivery.id)];
     let (mut recurring, mut quiet, mut remember) = (false, false, DAY);
     if let Some(run) = delivery.recurring {
         keys.push(keys::done_run(delivery.id, run.node, run.starttime));
         (recurring, quiet) = (true, run.quiet);
         remember = run.period.saturating_mul(2).saturating_add(DAY).min(400 * DAY);
     }
-    batch.script(&DELIVER, &keys, |cmd| {
-        cmd.arg(delivery.target).arg(delivery.run).arg(delivery.text).arg(HISTORY).arg(DAY).arg(remember);
-        cmd.arg(u8::from(recurring)).arg(u8::from(quiet));
+    batch.script(&DECIDE, &keys, |cmd| {
+        cmd.arg(delivery.target).arg(delivery.run).arg(remember).arg(u8::from(recurring)).arg(u8::from(quiet));
     });
 }
 
-/// Reads the answer to `deliver`.
+/// Adds the push of a delivery that was decided to be the first; answers 1 unless it was pushed since.
+pub fn push(batch: &mut Batch<'_>, delivery: &Delivery<'_>) {
+    let mut keys = vec![keys::results(delivery.id), keys::done(delivery.id)];
+    if let Some(run) = delivery.recurring {
+        keys.push(keys::done_run(delivery.id, run.node, run.starttime));
+    }
+    batch.script(&PUSH, &keys, |cmd| {
+        cmd.arg(delivery.target).arg(delivery.run).arg(delivery.text).arg(HISTORY).arg(DAY);
+        cmd.arg(u8::from(delivery.recurring.is_some()));
+    });
+}
+
+/// Reads the answer to `decide`.
 pub fn verdict(answer: Value) -> RedisResult<Verdict> {
     Ok(match String::from_redis_value(answer)?.as_str() {
         "first" => Verdict::First,

@@ -4,15 +4,19 @@
 
 mod away;
 mod bad_input;
+mod controller;
 mod credentials;
 mod dashboard;
+mod delivery;
 mod door;
 mod enrolment;
+mod identity;
 mod install;
 mod main_path;
 mod messages;
 mod polling;
 mod programs;
+mod redis_away;
 mod redis_kinds;
 mod results;
 mod scale;

@@ -1,23 +1,28 @@
--- Delivers a result once. KEYS: the list of results, the hash of what was delivered, and for a run of
--- a recurring job the key of that run. ARGV: node, starttime (or 'ac' for the controller's own answer),
--- text, most results, seconds to keep, seconds to remember, recurring (0/1), quiet (0/1).
--- Answers first, quiet (counted, not delivered), repeat (the same again) or late (another stands).
-local before = redis.call('HGET', KEYS[2], ARGV[1])
+-- Decides on a result, before it is written down anywhere. KEYS: the hash of what was delivered, and
+-- for a run of a recurring job the key of that run. ARGV: node, starttime (or 'ac' for the controller's
+-- own answer), seconds to remember, recurring (0/1), quiet (0/1).
+-- Answers first (to be written down and then pushed), quiet (to be written down only), repeat (it was
+-- pushed before) or late (another answer stands). A '+' before a starttime says that the push has not
+-- happened yet: whoever asks again may do it.
+local before = redis.call('HGET', KEYS[1], ARGV[1])
 local verdict = 'first'
-if ARGV[7] == '1' then
-  if before == 'ac' then return 'late' end
-  if redis.call('EXISTS', KEYS[3]) == 1 then return 'repeat' end
-  if before and ARGV[8] == '1' then verdict = 'quiet' end
-  redis.call('SET', KEYS[3], '1', 'EX', ARGV[6])
+if ARGV[4] == '1' then
+  if before == 'ac' or before == '+ac' then return 'late' end
+  local run = redis.call('GET', KEYS[2])
+  if run == '1' then return 'repeat' end
+  if not run then
+    -- The first run is delivered whatever it says, also when it is sent again.
+    if before and before ~= ARGV[2] and ARGV[5] == '1' then
+      verdict = 'quiet'
+    else
+      redis.call('SET', KEYS[2], '0', 'EX', ARGV[3])
+    end
+  end
+  if not before then redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) end
 else
   if before == ARGV[2] then return 'repeat' end
-  if before then return 'late' end
+  if before and before ~= '+' .. ARGV[2] then return 'late' end
+  if not before then redis.call('HSET', KEYS[1], ARGV[1], '+' .. ARGV[2]) end
 end
-if not before then redis.call('HSET', KEYS[2], ARGV[1], ARGV[2]) end
-redis.call('EXPIRE', KEYS[2], ARGV[6])
-if verdict == 'first' then
-  redis.call('LPUSH', KEYS[1], ARGV[3])
-  redis.call('LTRIM', KEYS[1], 0, ARGV[4] - 1)
-  redis.call('EXPIRE', KEYS[1], ARGV[5])
-end
+redis.call('EXPIRE', KEYS[1], ARGV[3])
 return verdict

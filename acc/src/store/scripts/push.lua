@@ -1,0 +1,14 @@
+-- Pushes a result that was decided to be the first, once. KEYS: the list of results, the hash of what
+-- was delivered, and for a run of a recurring job the key of that run. ARGV: node, starttime (or 'ac'),
+-- text, most results, seconds to keep, recurring (0/1). Answers 1 when this was the push.
+if ARGV[6] == '1' then
+  if redis.call('GET', KEYS[3]) ~= '0' then return 0 end
+  redis.call('SET', KEYS[3], '1', 'KEEPTTL')
+else
+  if redis.call('HGET', KEYS[2], ARGV[1]) ~= '+' .. ARGV[2] then return 0 end
+  redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
+end
+redis.call('LPUSH', KEYS[1], ARGV[3])
+redis.call('LTRIM', KEYS[1], 0, ARGV[4] - 1)
+redis.call('EXPIRE', KEYS[1], ARGV[5])
+return 1

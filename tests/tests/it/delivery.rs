@@ -1,0 +1,181 @@
+//! Death by -9 at every step between take and acknowledge (`docs/delivery.md`): what was pushed is run
+//! once, and its result is there once.
+
+use jstests::{Acc, AccOptions, Agent, AgentOptions, Client, LONG, Redis, wait_until};
+use serde_json::json;
+use std::time::Duration;
+
+/// Where a controller dies on the way of a command, in the order of its life.
+const CONTROLLER: &[&str] = &[
+    "acc.taken",
+    "acc.hashed",
+    "acc.enqueued",
+    "acc.handed",
+    "acc.answered",
+    "acc.untaken",
+    "acc.running",
+    "acc.polled",
+    "acc.result.guarded",
+    "acc.result.hashed",
+    "acc.result.pushed",
+];
+
+/// Where an agent dies, in the order of a command's life.
+const AGENT: &[&str] = &[
+    "agent.received",
+    "agent.stored",
+    "agent.acked",
+    "agent.spawned",
+    "agent.exited",
+    "agent.done",
+    "agent.posted",
+    "agent.sent",
+];
+
+/// A line that a job appends once for each of its runs.
+fn runs(file: &std::path::Path) -> usize {
+    std::fs::read_to_string(file).unwrap_or_default().lines().count()
+}
+
+/// A controller dies at `point`; another one, which was there before or comes after, goes on.
+fn controller_dies_at(point: &str) {
+    let redis = Redis::start_durable();
+    let mut dying = Acc::start(&redis, AccOptions::dying_at(point));
+    let agent = Agent::start(&dying, AgentOptions::default());
+    let mut client = Client::new(&redis);
+    if point != "acc.polled" {
+        // The very first poll passes that one; the others want a node that waits.
+        client.wait_seen("1:10");
+    }
+    let file = agent.scratch().join("runs");
+    let id = client.shell(&format!("echo run >> {}; echo '20::done'", file.display()));
+    wait_until(&format!("the controller dies at {point}"), LONG, || dying.ended());
+    dying.resume();
+    let result = client.pop_within(&id, Duration::from_secs(60)).unwrap_or_else(|| panic!("{point}: no result"));
+    assert_eq!((&result["state"], &result["data"]), (&json!("OK"), &json!("done")), "{point}: {result}");
+    wait_until("the hash has it too", LONG, || client.state(&id, "1:10").as_deref() == Some("OK"));
+    assert_eq!(runs(&file), 1, "{point}: it ran once");
+    // What is left over is put back within 20 s: it must not run or answer again.
+    let taken = || -> usize {
+        let keys: Vec<String> = Client::new(&redis).redis(&["KEYS", "jsacc:{cmds_queue}:taken:*"]);
+        keys.len()
+    };
+    wait_until(&format!("{point}: the taken list is empty"), LONG, || taken() == 0);
+    let again = client.send("ping", json!({}));
+    assert_eq!(client.pop(&again)["state"], "OK", "{point}: the node still hears");
+    assert_eq!((client.results(&id), runs(&file)), (0, 1), "{point}: once");
+}
+
+/// An agent dies at `point` and is started again.
+fn agent_dies_at(point: &str) {
+    let redis = Redis::start();
+    let acc = Acc::start(&redis, AccOptions::default());
+    let mut agent = Agent::start(&acc, AgentOptions::default().dying_at(point));
+    let mut client = Client::new(&redis);
+    client.wait_seen("1:10");
+    let file = agent.scratch().join("runs");
+    let id = client.shell(&format!("echo run >> {}; echo '20::done'", file.display()));
+    // Some points are passed only with the answer to its next poll.
+    wait_until(&format!("the agent dies at {point}"), LONG * 3, || agent.ended());
+    agent.resume();
+    let result = client.pop_within(&id, Duration::from_secs(60)).unwrap_or_else(|| panic!("{point}: no result"));
+    match result["state"].as_str() {
+        Some("OK") => assert_eq!(runs(&file), 1, "{point}: it ran once"),
+        Some("ERROR") => {
+            assert!(runs(&file) <= 1, "{point}: at most once");
+            assert!(result["data"].as_str().is_some_and(|data| data.contains("agent")), "{point}: {result}");
+        }
+        _ => panic!("{point}: {result}"),
+    }
+    let again = client.send("ping", json!({}));
+    assert_eq!(client.pop(&again)["state"], "OK", "{point}: the node still hears");
+    assert_eq!(client.results(&id), 0, "{point}: once");
+}
+
+macro_rules! deaths {
+    ($($name:ident: $die:ident $list:ident [$range:expr],)*) => {
+        $(#[test]
+        fn $name() {
+            for point in &$list[$range] {
+                $die(point);
+            }
+        })*
+    };
+}
+
+// A few tests, so that they run side by side.
+deaths! {
+    a_controller_dies_while_it_dispatches: controller_dies_at CONTROLLER [..3],
+    a_controller_dies_while_it_hands_over: controller_dies_at CONTROLLER [3..6],
+    a_controller_dies_while_it_is_polled: controller_dies_at CONTROLLER [6..8],
+    a_controller_dies_while_it_takes_results: controller_dies_at CONTROLLER [8..],
+    an_agent_dies_before_it_runs: agent_dies_at AGENT [..3],
+    an_agent_dies_while_it_runs: agent_dies_at AGENT [3..6],
+    an_agent_dies_while_it_sends: agent_dies_at AGENT [6..],
+}
+
+#[test]
+fn another_controller_takes_over_within_20_s() {
+    let redis = Redis::start_durable();
+    let mut dying = Acc::start(&redis, AccOptions::dying_at("acc.taken"));
+    let mut client = Client::new(&redis);
+    let id = client.send("ping", json!({}));
+    wait_until("the controller dies", LONG, || dying.ended());
+    let other = Acc::start(&redis, AccOptions { state_dir: Some(dying.state_dir()), ..AccOptions::default() });
+    let begin = std::time::Instant::now();
+    let batch = other.node(1, 10).poll(60, None).unwrap();
+    assert_eq!(batch.cmds[0]["id"], json!(id));
+    assert!(begin.elapsed() < Duration::from_secs(22), "{:?}", begin.elapsed());
+}
+
+#[test]
+fn a_controllers_own_answer_survives_its_death() {
+    for point in ["acc.hashed", "acc.answered"] {
+        let redis = Redis::start_durable();
+        let mut dying = Acc::start(&redis, AccOptions::dying_at(point));
+        let mut client = Client::new(&redis);
+        let id = client.push(json!({"roles": ["nobody"], "cmd": "ping"}));
+        wait_until("the controller dies", LONG, || dying.ended());
+        dying.resume();
+        assert_eq!(client.pop_within(&id, Duration::from_secs(60)).unwrap()["state"], "ERROR", "{point}");
+        wait_until("it is off the taken list", LONG, || {
+            let keys: Vec<String> = client.redis(&["KEYS", "jsacc:{cmds_queue}:taken:*"]);
+            keys.is_empty()
+        });
+        assert_eq!(client.results(&id), 0, "{point}: once");
+    }
+    let redis = Redis::start_durable();
+    let mut dying = Acc::start(&redis, AccOptions::dying_at("acc.withdrawn"));
+    let mut client = Client::new(&redis);
+    let id = client.push(json!({"gid": 1, "nid": 99, "cmd": "ping", "expires": 1}));
+    wait_until("the controller dies", LONG, || dying.ended());
+    dying.resume();
+    assert!(client.pop(&id)["data"].as_str().unwrap().contains("expired"));
+}
+
+#[test]
+fn redis_dies_at_any_moment() {
+    let mut redis = Redis::start_durable();
+    let acc = Acc::start(&redis, AccOptions::default());
+    let agent = Agent::start(&acc, AgentOptions::default());
+    Client::new(&redis).wait_seen("1:10");
+    let file = agent.scratch().join("runs");
+    let mut ids = Vec::new();
+    for round in 0..4u64 {
+        let mut client = Client::new(&redis);
+        for _ in 0..25 {
+            ids.push(client.shell(&format!("echo run >> {}; echo '20::done'", file.display())));
+        }
+        std::thread::sleep(Duration::from_millis(15 * round));
+        redis.kill();
+        redis.resume();
+    }
+    let mut client = Client::new(&redis);
+    for id in &ids {
+        assert_eq!(client.pop_within(id, Duration::from_secs(60)).unwrap()["state"], "OK");
+    }
+    assert_eq!(runs(&file), ids.len());
+    for id in &ids {
+        assert_eq!(client.results(id), 0, "once");
+    }
+}

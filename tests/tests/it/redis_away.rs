@@ -1,0 +1,203 @@
+//! Redis away, full, read-only, behind a password, with few rights: nothing is lost, all is told.
+
+use jstests::redis_server::free_port;
+use jstests::{Acc, AccOptions, Client, LONG, Redis, wait_for, wait_until};
+use serde_json::json;
+use std::time::{Duration, Instant};
+
+#[test]
+fn a_controller_starts_before_its_redis() {
+    let mut redis = Redis::start();
+    redis.kill();
+    let acc = Acc::start_unready(&redis.url(), AccOptions::default());
+    wait_until("it says that redis is away", LONG, || {
+        let answer = acc.anonymous().get("/health");
+        answer.status == 503 && answer.retry_after.is_some()
+    });
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(acc.output().matches("no answer from redis").count(), 1, "once: {}", acc.output());
+    redis.resume();
+    wait_until("it finds redis", LONG, || acc.anonymous().get("/health").status == 200);
+    let mut client = Client::new(&redis);
+    let id = client.send("ping", json!({}));
+    assert_eq!(acc.node(1, 10).poll(30, None).unwrap().cmds[0]["id"], json!(id));
+}
+
+#[test]
+fn redis_goes_and_comes_back_in_the_middle() {
+    let mut redis = Redis::start_durable();
+    let acc = Acc::start(&redis, AccOptions::default());
+    let node = acc.node(1, 10);
+    let mut client = Client::new(&redis);
+    let first = client.send("ping", json!({}));
+    let batch = node.poll(30, None).unwrap();
+    let parked = acc.node(1, 11);
+    let waiting = std::thread::spawn(move || parked.poll(60, None));
+    client.wait_seen("1:11");
+    redis.kill();
+    let result = json!([node.result_of(&batch.cmds[0], "OK", "kept")]);
+    for _ in 0..20 {
+        let begin = Instant::now();
+        let answer = node.post("result", &result);
+        assert_eq!(answer.status, 503, "{answer:?}");
+        assert!(answer.retry_after.is_some());
+        assert!(begin.elapsed() < Duration::from_secs(8), "no thread is stuck: {:?}", begin.elapsed());
+    }
+    assert_eq!(node.get("/1/10/cmd?wait=0").status, 503);
+    redis.resume();
+    wait_until("the result is taken", LONG, || node.post("result", &result).status == 200);
+    let mut client = Client::new(&redis);
+    assert_eq!(client.pop(&first)["data"], "kept");
+    // A poll that waited all the time still hears its bell.
+    let second = client.push(json!({"gid": 1, "nid": 11, "cmd": "ping"}));
+    let batch = waiting.join().unwrap();
+    let batch = match batch {
+        Some(batch) => batch,
+        None => acc.node(1, 11).poll(30, None).unwrap(),
+    };
+    assert_eq!(batch.cmds[0]["id"], json!(second));
+    assert_eq!(node.post("result", &result).status, 200);
+    assert_eq!(client.results(&first), 0, "nothing is doubled");
+}
+
+#[test]
+fn data_that_redis_lost_does_not_deafen_a_waiting_node() {
+    let redis = Redis::start();
+    let acc = Acc::start(&redis, AccOptions::default());
+    let mut client = Client::new(&redis);
+    let node = acc.node(1, 10);
+    let waiting = std::thread::spawn(move || node.poll(60, None));
+    client.wait_seen("1:10");
+    client.redis::<()>(&["FLUSHALL"]);
+    client.wait_seen("1:10");
+    let id = client.send("ping", json!({}));
+    assert_eq!(waiting.join().unwrap().unwrap().cmds[0]["id"], json!(id));
+}
+
+#[test]
+fn a_full_redis_refuses_and_goes_on_later() {
+    let redis = Redis::start();
+    let acc = Acc::start(&redis, AccOptions::default());
+    let mut client = Client::new(&redis);
+    let node = acc.node(1, 10);
+    let id = client.send("ping", json!({}));
+    let batch = node.poll(30, None).unwrap();
+    client.redis::<()>(&["CONFIG", "SET", "maxmemory", "1"]);
+    let result = json!([node.result_of(&batch.cmds[0], "OK", "kept")]);
+    let answer = node.post("result", &result);
+    assert_eq!(answer.status, 503);
+    assert!(answer.error().contains("full"), "{answer:?}");
+    assert_eq!(acc.anonymous().get("/health").status, 200, "it answers");
+    client.redis::<()>(&["CONFIG", "SET", "maxmemory", "0"]);
+    wait_until("the result is taken", LONG, || node.post("result", &result).status == 200);
+    assert_eq!(client.pop(&id)["data"], "kept");
+    let id = client.send("ping", json!({}));
+    assert_eq!(node.poll(30, Some(&batch.batch)).unwrap().cmds[0]["id"], json!(id));
+}
+
+#[test]
+fn a_read_only_redis_refuses_and_goes_on_later() {
+    let redis = Redis::start();
+    let acc = Acc::start(&redis, AccOptions::default());
+    let mut client = Client::new(&redis);
+    let node = acc.node(1, 10);
+    let id = client.send("ping", json!({}));
+    let batch = node.poll(30, None).unwrap();
+    client.redis::<()>(&["REPLICAOF", "127.0.0.1", "1"]);
+    let result = json!([node.result_of(&batch.cmds[0], "OK", "kept")]);
+    assert_eq!(node.post("result", &result).status, 503);
+    client.redis::<()>(&["REPLICAOF", "NO", "ONE"]);
+    wait_until("the result is taken", LONG, || node.post("result", &result).status == 200);
+    assert_eq!(client.pop(&id)["data"], "kept");
+    wait_for("commands pass again", LONG, || {
+        let id = client.send("ping", json!({}));
+        let batch = node.poll(5, Some(&batch.batch))?;
+        batch.cmds.iter().any(|command| command["id"] == json!(id)).then_some(())
+    });
+}
+
+#[test]
+fn passwords_and_users() {
+    let port = free_port();
+    let redis = Redis::start_with(&[], Some(port));
+    let mut client = Client::new(&redis);
+    client.redis::<()>(&["CONFIG", "SET", "requirepass", "geheim"]);
+    let refused = |url: &str, word: &str| {
+        let acc = Acc::start_unready(url, AccOptions::default());
+        wait_until("it says why", LONG, || acc.output().contains(word));
+        wait_until("health says it too", LONG, || acc.anonymous().get("/health").status == 503);
+        assert!(!acc.output().contains("falsch"), "no password in a log");
+    };
+    refused(&format!("127.0.0.1:{port}"), "asks for a password");
+    refused(&format!("redis://:falsch@127.0.0.1:{port}"), "refuses the password");
+    let acc = Acc::start_at(&format!("redis://:geheim@127.0.0.1:{port}/3"), AccOptions::default());
+    assert_eq!(acc.anonymous().get("/health").status, 200);
+    assert!(!acc.output().contains("geheim"));
+}
+
+/// The rights that `docs/operations.md` names for a controller.
+const CONTROLLER: &[&str] = &[
+    "~cmds_queue*",
+    "~log.*",
+    "~jsacc:*",
+    "+@connection",
+    "+@read",
+    "+@write",
+    "+@scripting",
+    "+eval",
+    "+time",
+    "-@dangerous",
+    "-@admin",
+    "-flushall",
+    "-flushdb",
+    "-swapdb",
+    "-keys",
+];
+/// And for a client.
+const CLIENT: &[&str] = &[
+    "~cmds_queue*",
+    "~log.*",
+    "~jsacc:*",
+    "+@connection",
+    "+@read",
+    "+lpush",
+    "+brpop",
+    "+rpop",
+    "+set",
+    "+expire",
+    "+time",
+    "-@dangerous",
+];
+
+#[test]
+fn few_rights_are_enough() {
+    let port = free_port();
+    let redis = Redis::start_with(&[], Some(port));
+    let mut admin = Client::new(&redis);
+    for (user, rights) in [("acc", CONTROLLER), ("cli", CLIENT)] {
+        let mut words = vec!["ACL", "SETUSER", user, "reset", "on", ">pw"];
+        words.extend(rights);
+        admin.redis::<()>(&words);
+    }
+    let acc = Acc::start_at(&format!("redis://acc:pw@127.0.0.1:{port}"), AccOptions::default());
+    let mut client = Client { conn: redis.connect() };
+    client.redis::<()>(&["AUTH", "cli", "pw"]);
+    let node = acc.node(1, 10);
+    assert!(node.poll_as(&["web"], 0, None).is_none());
+    let id = client.push(json!({"roles": ["web"], "cmd": "ping"}));
+    let batch = node.poll(30, None).unwrap();
+    assert!(node.poll(0, Some(&batch.batch)).is_none());
+    assert_eq!(node.post("result", &json!([node.result_of(&batch.cmds[0], "OK", "x")])).status, 200);
+    assert_eq!(client.pop(&id)["state"], "OK");
+    let id = client.push(json!({"gid": 1, "nid": 99, "cmd": "ping", "expires": 1}));
+    assert_eq!(client.pop(&id)["state"], "ERROR");
+    for what in ["log", "stats"] {
+        let body = json!({"batch": 1, "records": [{"data": "x"}], "series": [["k", 1]]});
+        assert_eq!(node.post(what, &body).status, 200, "{what}");
+    }
+    assert_eq!(node.post("event", &json!({"name": "x"})).status, 200);
+    assert_eq!(acc.anonymous().get("/metrics/nodes").status, 200);
+    let denied: Vec<String> =
+        admin.redis::<Vec<redis::Value>>(&["ACL", "LOG"]).iter().map(|e| format!("{e:?}")).collect();
+    assert!(denied.is_empty(), "{denied:?}");
+}

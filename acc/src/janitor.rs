@@ -25,7 +25,7 @@ use std::time::{Duration, Instant, SystemTime};
 const TICK: Duration = Duration::from_millis(500);
 /// How often this controller says that it lives.
 const BEAT: Duration = Duration::from_secs(5);
-/// How often revocations are asked for.
+/// How often revocations and dead controllers are asked for.
 const REVOCATIONS: Duration = Duration::from_secs(1);
 /// How often commands are looked at whose wait may have ended.
 const EXPIRY: Duration = Duration::from_secs(1);
@@ -96,6 +96,7 @@ impl Janitor {
                 self.chore("beat", |conn| self.beat(conn, &mut state));
             }
             if revocations.is_due() {
+                self.chore("dead", |conn| self.dead(conn));
                 self.chore("revocations", |conn| self.revocations(conn, &mut state));
             }
             if expiry.is_due() {
@@ -137,7 +138,7 @@ impl Janitor {
         }
     }
 
-    /// Says that this controller lives, and learns the time, who is dead, and whether data was lost.
+    /// Says that this controller lives, and learns the time and whether data was lost.
     fn beat(&self, conn: &mut Conn, state: &mut State) -> RedisResult<()> {
         let context = &self.context;
         if !state.claimed {
@@ -162,12 +163,17 @@ impl Janitor {
             self.gate.recall_all();
         }
         state.beaten = true;
-        for ac in beat.dead {
-            let _ = self.dead.send(ac);
-        }
         let (pending, queued) = lists::depths(conn)?;
         context.metrics.pending_commands.set(pending);
         context.metrics.queued_commands.set(queued);
+        Ok(())
+    }
+
+    /// Finds controllers that have died; the dispatcher goes on with what they had taken.
+    fn dead(&self, conn: &mut Conn) -> RedisResult<()> {
+        for ac in lists::dead(conn, &self.context.me, self.context.clock.now())? {
+            let _ = self.dead.send(ac);
+        }
         Ok(())
     }
 

@@ -128,8 +128,16 @@ fn answer(context: &Context, written: &Written, conn: &mut Conn, node: NodeId, p
     let mut batch = Batch::new();
     let parks = poll.wait > 0 && !matches!(answer, Answer::Batch(..));
     if parks || written.is_news(node, now, &facts) {
-        let poller =
-            Poller { node, roles: &poll.roles, addr: &poll.peer, instance: &poll.instance, ac: &context.me, now };
+        let poller = Poller {
+            node,
+            // An agent always says which start of it asks; a poll that says neither that nor a role is no
+            // word about its roles.
+            roles: (poll.roles != "[]" || !poll.instance.is_empty()).then_some(poll.roles.as_str()),
+            addr: &poll.peer,
+            instance: &poll.instance,
+            ac: &context.me,
+            now,
+        };
         nodes::polled(&mut batch, &poller);
     }
     let (handover, before) = match answer {

@@ -50,23 +50,29 @@ pub fn untake(batch: &mut Batch<'_>, me: &str, text: &[u8]) {
 }
 
 /// What a beat tells.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Beat {
     /// Redis did not know this controller: the first beat, or data was lost.
     pub new: bool,
-    /// Controllers that have been silent too long.
-    pub dead: Vec<String>,
     /// Redis' own time, in milliseconds since 1970.
     pub now: u64,
 }
 
 /// Says that `me` lives.
 pub fn beat(conn: &mut Conn, me: &str) -> RedisResult<Beat> {
-    let (new, mut dead, now): (i64, Vec<String>, u64) = conn.script(&BEAT, &[keys::CONTROLLERS.to_owned()], |cmd| {
-        cmd.arg(me).arg(SILENCE);
+    let (new, now): (i64, u64) = conn.script(&BEAT, &[keys::CONTROLLERS.to_owned()], |cmd| {
+        cmd.arg(me);
     })?;
+    Ok(Beat { new: new == 1, now })
+}
+
+/// Controllers that have been silent too long at `now` (ms, by Redis' clock), `me` not among them.
+pub fn dead(conn: &mut Conn, me: &str, now: u64) -> RedisResult<Vec<String>> {
+    let mut cmd = redis::cmd("ZRANGEBYSCORE");
+    cmd.arg(keys::CONTROLLERS).arg("-inf").arg(now.saturating_sub(SILENCE));
+    let mut dead: Vec<String> = conn.one(&cmd)?;
     dead.retain(|ac| ac != me);
-    Ok(Beat { new: new == 1, dead, now })
+    Ok(dead)
 }
 
 /// Moves what the dead controller `ac` had taken into `me`'s taken list, and forgets `ac`.

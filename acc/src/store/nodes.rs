@@ -21,8 +21,8 @@ pub const LIVE: u64 = 90_000;
 pub struct Poller<'a> {
     /// Who.
     pub node: NodeId,
-    /// Its roles, as a JSON list.
-    pub roles: &'a str,
+    /// Its roles, as a JSON list; nothing leaves them as they were.
+    pub roles: Option<&'a str>,
     /// Its address.
     pub addr: &'a str,
     /// Which start of the agent; empty where it does not say.
@@ -37,16 +37,26 @@ pub struct Poller<'a> {
 pub fn polled(batch: &mut Batch<'_>, poll: &Poller<'_>) {
     batch.call(Cmd::zadd(keys::AGENTS, poll.node.to_string(), poll.now));
     let mut cmd = redis::cmd("HSET");
-    cmd.arg(keys::agent(poll.node)).arg("roles").arg(poll.roles).arg("addr").arg(poll.addr);
+    cmd.arg(keys::agent(poll.node)).arg("addr").arg(poll.addr);
     cmd.arg("last_seen").arg(poll.now).arg("ac").arg(poll.ac);
+    if let Some(roles) = poll.roles {
+        cmd.arg("roles").arg(roles);
+    }
     if !poll.instance.is_empty() {
         cmd.arg("instance").arg(poll.instance);
     }
     batch.call(cmd);
     batch.call(Cmd::expire(keys::agent(poll.node), KEEP_NODE as i64));
-    batch.script(&ROLES, &[keys::ROLES.to_owned(), keys::ROLES_VERSION.to_owned()], |cmd| {
-        cmd.arg(poll.node.to_string()).arg(poll.roles);
-    });
+    match poll.roles {
+        Some(roles) => {
+            batch.script(&ROLES, &[keys::ROLES.to_owned(), keys::ROLES_VERSION.to_owned()], |cmd| {
+                cmd.arg(poll.node.to_string()).arg(roles);
+            });
+        }
+        None => {
+            batch.call(Cmd::hset_nx(keys::agent(poll.node), "roles", "[]"));
+        }
+    }
 }
 
 /// There is such a node, whether it polls or not; when it does, its polls say when it was seen.

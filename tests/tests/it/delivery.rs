@@ -138,7 +138,7 @@ fn a_controllers_own_answer_survives_its_death() {
         wait_until("the controller dies", LONG, || dying.ended());
         dying.resume();
         assert_eq!(client.pop_within(&id, Duration::from_secs(60)).unwrap()["state"], "ERROR", "{point}");
-        wait_until("it is off the taken list", LONG, || {
+        wait_until(&format!("{point}: it is off the taken list"), LONG, || {
             let keys: Vec<String> = client.redis(&["KEYS", "jsacc:{cmds_queue}:taken:*"]);
             keys.is_empty()
         });

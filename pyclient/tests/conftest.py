@@ -40,7 +40,11 @@ class Server:
         self.url = f"unix://{self.socket}"
         self._command = [binary, "--port", "0", "--unixsocket", self.socket, "--dir", self.folder, "--save", "",
                          "--daemonize", "no", "--loglevel", "warning", *options]
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
 
     def start(self) -> None:
         self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)

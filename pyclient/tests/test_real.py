@@ -69,7 +69,12 @@ class Stage:
             )
             self.start("jsagent", "-c", str(config))
         self.client = Client(self.server.url, timeout=30)
-        wait_until(lambda: sum(n.live for n in self.client.nodes()) == 2, 30)
+        try:
+            wait_until(lambda: sum(n.live for n in self.client.nodes()) == 2, 30)
+        except BaseException:
+            print((self.folder / "log").read_text())
+            self.close()
+            raise
 
     def start(self, name: str, *words: str) -> None:
         with open(self.folder / "log", "ab") as log:

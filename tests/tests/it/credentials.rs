@@ -44,6 +44,8 @@ fn another_nodes_path_is_403() {
         let reply = node.post_text(path, "[]");
         assert_eq!(reply.status, 403, "{path}: {reply:?}");
     }
+    let mut client = Client::new(&redis);
+    wait_until("an event tells of it", LONG, || client.events().iter().any(|event| event["name"] == "refused"));
 }
 
 #[test]

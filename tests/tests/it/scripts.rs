@@ -229,6 +229,31 @@ fn scripts_are_jobs_like_every_other() {
 }
 
 #[test]
+fn a_script_runs_as_somebody_who_cannot_read_the_agents_folder() {
+    let is_root = fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0);
+    if !is_root {
+        return; // Only root can become another user.
+    }
+    let mut stage = Stage::start();
+    stage.client.wait_seen("1:10");
+    let closed = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+    fs::set_permissions(stage.agent.data_dir(), closed).expect("close the folder");
+    for (language, source) in [
+        ("py", "import os\ndef action(a):\n    return [os.getuid() > 0, a]"),
+        ("lua", "function action(d) return {io.popen('id -u'):read('n') > 0, d.a} end"),
+    ] {
+        let result = run_with(
+            &mut stage.client,
+            language,
+            source,
+            json!({"a": 1}),
+            json!({"user": "nobody", "workingdir": "/"}),
+        );
+        assert_eq!((&result["state"], data(&result)), (&json!("OK"), json!([true, 1])), "{result}");
+    }
+}
+
+#[test]
 fn much_data_arrives_whole() {
     let mut stage = Stage::start();
     let big = "x".repeat(1 << 20);

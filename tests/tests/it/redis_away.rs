@@ -136,6 +136,23 @@ fn passwords_and_users() {
     assert!(!acc.output().contains("geheim"));
 }
 
+#[test]
+fn redis_over_tls() {
+    // The certificate that a controller has made for itself serves this Redis.
+    let plain = Redis::start();
+    let other = Acc::start(&plain, AccOptions::secure());
+    let file = |name: &str| other.state_dir().join(name).to_str().unwrap().to_owned();
+    let (cert, key, ca) = (file("server.pem"), file("server.key"), file("ca.pem"));
+    let port = free_port().to_string();
+    let tls = ["--tls-port", &port, "--tls-cert-file", &cert, "--tls-key-file", &key, "--tls-ca-cert-file", &ca];
+    let _redis = Redis::start_with(&[&tls[..], &["--tls-auth-clients", "no"]].concat(), None);
+    let url = format!("rediss://localhost:{port}");
+    let stranger = Acc::start_unready(&url, AccOptions::default());
+    wait_until("a CA that it does not know is refused", LONG, || stranger.output().contains("UnknownIssuer"));
+    let acc = Acc::start_at(&url, AccOptions { args: vec!["--redis-ca".into(), ca], ..AccOptions::default() });
+    assert_eq!(acc.anonymous().get("/health").status, 200);
+}
+
 /// The rights that `docs/operations.md` names for a controller.
 const CONTROLLER: &[&str] = &[
     "~cmds_queue*",

@@ -39,6 +39,8 @@ fn a_fleet_comes_is_cut_and_comes_back() {
     let mut client = Client::new(&redis);
     let options = SwarmOptions {
         chatter: Some(Duration::from_secs(1)),
+        // A node of the swarm has one connection, and speaks between its polls.
+        wait: 2,
         startup: true,
         threads: 2,
         ..SwarmOptions::new(addr(&acc), NODES)

@@ -401,10 +401,11 @@ fn mark(db: &mut Connection, keys: &[i64]) -> Result<i64> {
     Ok(bytes)
 }
 
-/// Forgets ids that are older than a week or beyond the last `ids`.
+/// Forgets ids that are older than a week or beyond the last `ids`. A job that is not over is kept,
+/// however old: one whose restarts are used up starts again with the agent.
 fn tidy(db: &Connection, now: i64, ids: u64) -> Result<()> {
     let oldest = now - REMEMBER.as_millis() as i64;
-    db.execute("DELETE FROM jobs WHERE state IN (3, 4) AND accepted < ?", [oldest])?;
+    db.execute("DELETE FROM jobs WHERE state = 3 AND accepted < ?", [oldest])?;
     db.execute(
         "DELETE FROM jobs WHERE state = 3 AND key <=
          (SELECT key FROM jobs WHERE run = 0 ORDER BY key DESC LIMIT 1 OFFSET ?)",
@@ -599,6 +600,22 @@ mod tests {
         ledger.commit(&ends).unwrap();
         tidy(&ledger.lock().db, now_ms(), 100).unwrap();
         assert!(!ledger.knows("j9").unwrap() && ledger.knows("j10").unwrap() && ledger.knows("live").unwrap());
+    }
+
+    #[test]
+    fn a_job_that_starts_again_with_the_agent_is_not_forgotten() {
+        let (dir, ledger) = open();
+        let failed = |id: &str| Write::Stand { id: id.into(), standing: Standing::Failed };
+        let week_ago = now_ms() - 8 * 86_400_000;
+        ledger.commit(&[accept_at("daemon", week_ago), failed("daemon"), accept("b"), finish("b", "x")]).unwrap();
+        let unsent = ledger.unsent("main", 1, 100).unwrap();
+        ledger.mark_sent(&[unsent[0].key]).unwrap();
+        drop(ledger);
+        let live = Ledger::open(dir.path()).unwrap().live().unwrap();
+        assert_eq!(
+            live.iter().map(|row| (row.id.as_str(), row.standing)).collect::<Vec<_>>(),
+            [("daemon", Standing::Failed)]
+        );
     }
 
     #[test]

@@ -29,6 +29,9 @@ use ureq::http;
 /// The longest answer that is read: a batch of commands.
 const MAX_ANSWER: u64 = 64 << 20;
 
+/// The longest time that a controller is left alone because it asked for that.
+const MAX_WAIT: Duration = Duration::from_secs(300);
+
 /// How long a controller may be silent. With a poll that waits 30 s, a path that swallows everything
 /// is noticed after 40 s at the latest.
 #[derive(Clone, Copy)]
@@ -318,13 +321,15 @@ impl Controller {
 fn read(mut response: http::Response<ureq::Body>) -> Result<Answered, Failure> {
     let status = response.status().as_u16();
     let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
-    let retry_after = header("retry-after").and_then(|seconds| seconds.trim().parse().ok());
+    let retry_after = header("retry-after").and_then(|seconds| seconds.trim().parse::<u64>().ok());
+    // Whatever stands in between may have said it: no word of theirs silences a node for long.
+    let retry_after = retry_after.map(|seconds| Duration::from_secs(seconds).min(MAX_WAIT));
     let theirs = header("x-js-time").and_then(|ms| ms.trim().parse().ok());
     let body = response.body_mut().with_config().limit(MAX_ANSWER).read_to_vec();
     let body = body.map_err(|error| Failure::of(&error))?;
     match status {
         200 | 204 => Ok(Answered { status, body }),
-        _ => Err(Failure::of_answer(status, retry_after.map(Duration::from_secs), theirs, &body)),
+        _ => Err(Failure::of_answer(status, retry_after, theirs, &body)),
     }
 }
 

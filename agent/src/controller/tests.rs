@@ -72,6 +72,15 @@ fn busy_says_for_how_long() {
 }
 
 #[test]
+fn nobody_silences_a_node_for_long() {
+    for asked in ["86400", "18446744073709551615"] {
+        let fake = Fake::start(move |_| (503, format!("retry-after: {asked}\r\n"), String::new()));
+        let failure = open(&config(&[&fake.url], None)).post("result", b"[]").unwrap_err();
+        assert_eq!(failure.wait(), Some(MAX_WAIT), "{asked}");
+    }
+}
+
+#[test]
 fn a_script_is_there_or_not() {
     let fake = Fake::start(|asked| match asked.line.ends_with("hash=aa") {
         true => (200, String::new(), "print(1)".into()),

@@ -5,7 +5,7 @@
 //! way the results of other jobs gather, and the next request takes them all.
 //!
 //! What a controller will never take (400, 413…) is halved until the culprit is alone, logged and
-//! dropped; what speaks of the node and not of the content (401, 403) only holds up its own kind.
+//! dropped; of a result that is too large its end is told. What speaks of the node and not of the content (401, 403) only holds up its own kind.
 
 use crate::controller::{Controller, Failure};
 use crate::ledger::{Ledger, Unsent};
@@ -22,8 +22,10 @@ use std::time::{Duration, Instant};
 
 /// Most results of one request.
 const BATCH_ROWS: usize = 500;
-/// About as many bytes; a controller takes 16 MiB.
+/// About as many bytes; a single result may have more.
 const BATCH_BYTES: usize = 4 << 20;
+/// What a controller takes at the most.
+const MAX_BODY: usize = 16 << 20;
 /// An agent that stops gives its sender this long.
 const LAST_ROUND: Duration = Duration::from_secs(3);
 /// The pause between two tries for new credentials.
@@ -196,7 +198,13 @@ impl Actor {
                         return Some(Err(()));
                     }
                 };
-                let outcome = self.controller.post(cargo.path(), &list(&results));
+                let mut body = list(&results);
+                if body.len() > MAX_BODY {
+                    // Nothing larger is taken, and on a slow line that is not even heard.
+                    log::error!("controller {name}: the result of {} is cut short", id_of(&results[0].json));
+                    body = shortened(&results[0].json).unwrap_or(body);
+                }
+                let outcome = self.controller.post(cargo.path(), &body);
                 self.settle_results(lane, &results, outcome)
             }
             Cargo::Batch(kind) => {
@@ -246,7 +254,15 @@ impl Actor {
                 return Ok(());
             }
             Err(failure) if self.controller.refuses_content(&failure) => {
-                log::error!("controller {name}: the result of {} is dropped: {failure}", id_of(&results[0].json));
+                let id = id_of(&results[0].json);
+                // Whoever waits for it is told at least that it is over, and how.
+                let too_large = matches!(failure, Failure::Refused { status: 413, .. });
+                let short = if too_large { shortened(&results[0].json) } else { None };
+                match short.map(|short| self.controller.post("result", &short)) {
+                    Some(Ok(())) => log::error!("controller {name}: the result of {id} is cut short: {failure}"),
+                    Some(Err(again)) if !again.is_final() => return Err(again),
+                    _ => log::error!("controller {name}: the result of {id} is dropped: {failure}"),
+                }
                 self.lanes[lane].rows = BATCH_ROWS;
             }
             Err(failure) => return Err(failure),
@@ -316,6 +332,26 @@ impl Actor {
 fn id_of(result: &str) -> String {
     let result: serde_json::Value = serde_json::from_str(result).unwrap_or_default();
     result["id"].as_str().unwrap_or("?").to_owned()
+}
+
+/// The body of a request with a result that is too large, less what makes it large.
+fn shortened(result: &str) -> Option<Vec<u8>> {
+    let mut value: serde_json::Value = serde_json::from_str(result).ok()?;
+    let fields = value.as_object_mut()?;
+    let period = fields.get("args").and_then(|args| args.get("recurring_period")).cloned();
+    let was = fields.get("state").and_then(|state| state.as_str()).unwrap_or("?");
+    let why = format!("the job ended {was}, and its result of {} bytes is too large for the controller", result.len());
+    fields.retain(|name, _| ["id", "gid", "nid", "cmd", "state", "code", "time", "starttime"].contains(&name.as_str()));
+    // A failure stays what it was; a success without its data is none.
+    if fields.get("state").is_some_and(|state| state == "OK") {
+        fields.insert("state".into(), "ERROR".into());
+    }
+    fields.insert("data".into(), why.into());
+    // Without it the controller would take the run of a recurring job for its last.
+    if let Some(period) = period {
+        fields.insert("args".into(), serde_json::json!({"recurring_period": period}));
+    }
+    serde_json::to_vec(&[value]).ok()
 }
 
 /// The body of a request with results.

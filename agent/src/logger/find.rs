@@ -19,7 +19,8 @@ use std::time::{Duration, Instant};
 
 /// Most records of one answer.
 pub(super) const MAX_RECORDS: u64 = 1000;
-/// Most bytes of one answer, for it travels in a result; at least one record is always given.
+/// Most bytes of one answer, escapes counted in, for it travels in a result, and a controller takes
+/// 16 MiB; at least one record is always given.
 const MAX_BYTES: usize = 4 << 20;
 /// How long a database is open for one look.
 const SLICE: Duration = Duration::from_millis(5);
@@ -77,7 +78,7 @@ impl Remote {
             let look = self.open(at.number, |db| {
                 look(db, COLUMNS, query, at.rowid, room, |row| {
                     let record = record(row)?;
-                    bytes += record.data.len() + 200;
+                    bytes += travels(&record.data) + 200;
                     Ok((record, bytes < MAX_BYTES))
                 })
             })?;
@@ -360,6 +361,17 @@ fn look<T>(
     }
     look.ended = look.rowid >= last;
     Ok(look)
+}
+
+/// The bytes that a text takes as JSON within JSON: the answer is a JSON text, and a string of its result.
+fn travels(text: &str) -> usize {
+    let byte = |byte: u8| match byte {
+        b'"' | b'\\' => 4,
+        b'\n' | b'\r' | b'\t' | 8 | 12 => 3,
+        0..32 => 7,
+        _ => 1,
+    };
+    text.bytes().map(byte).sum()
 }
 
 fn record(row: &Row<'_>) -> rusqlite::Result<Record> {

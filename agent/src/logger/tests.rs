@@ -99,6 +99,26 @@ fn sql(path: &Path, sql: &str) {
 }
 
 #[test]
+fn an_answer_fits_into_a_result_whatever_the_bytes() {
+    let bench = Bench::start(|_| ());
+    // A NUL is seven bytes once it is JSON within JSON.
+    let binary = "\0".repeat(700_000);
+    for _ in 0..5 {
+        bench.push(&source("a", "*", ""), 1, &[(20, &binary)]);
+    }
+    let (mut found, mut after) = (0, None);
+    loop {
+        let records = bench.get(&Query { after, ..Query::default() });
+        let Some(last) = records.last() else { break };
+        (found, after) = (found + records.len(), Some(last.id));
+        let answer = serde_json::to_string(&records).unwrap();
+        let travels = serde_json::to_string(&answer).unwrap().len();
+        assert!(travels < 12 << 20, "{travels} bytes of {} records", records.len());
+    }
+    assert_eq!(found, 5);
+}
+
+#[test]
 fn records_are_stored_filtered_and_found() {
     let bench = Bench::start(|_| ());
     bench.push(&source("a", "1-9", "8"), 100, &[(1, "one"), (10, "no"), (8, "bad")]);

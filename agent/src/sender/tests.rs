@@ -113,12 +113,45 @@ fn one_that_is_too_much_does_not_hold_up_the_others() {
     stage.until_nothing_waits();
     drop(sender);
     let posted = stage.posted();
+    // Once whole and once cut short, and then never again.
     let alone = posted.iter().filter(|ids| ids.contains(&"bad".to_owned()) && ids.len() == 1).count();
-    assert_eq!(alone, 1, "{posted:?}");
+    assert_eq!(alone, 2, "{posted:?}");
     for id in ["a", "b", "c", "d"] {
         let taken = posted.iter().filter(|ids| ids.contains(&id.to_owned()) && !ids.contains(&"bad".to_owned()));
         assert_eq!(taken.count(), 1, "{id}: {posted:?}");
     }
+}
+
+#[test]
+fn of_a_result_that_is_too_large_its_end_is_told() {
+    let stage = Stage::new(|asked| match asked.body.len() > 1000 {
+        true => refused(413, json!({"error": "too large"})),
+        false => ok(),
+    });
+    let large = "x".repeat(2000);
+    stage.results(&[
+        json!({"id": "big", "gid": 1, "nid": 10, "cmd": "get_msgs", "state": "OK", "data": large, "starttime": 7}),
+        json!({"id": "killed", "gid": 1, "nid": 10, "cmd": "x", "state": "KILLED", "code": 137, "args": {"a": large}}),
+        json!({"id": "c"}),
+        json!({"id": "huge", "state": "OK", "args": {"recurring_period": 5, "x": "x".repeat(17 << 20)}}),
+    ]);
+    stage.controller.post("event", b"{}").unwrap();
+    let sender = stage.start();
+    stage.until_nothing_waits();
+    drop(sender);
+    let seen = stage.seen.lock().unwrap();
+    let taken = seen.iter().filter(|asked| asked.line.ends_with("/result") && asked.body.len() <= 1000);
+    let taken: Vec<Value> = taken.flat_map(|asked| serde_json::from_str::<Vec<Value>>(&asked.body).unwrap()).collect();
+    let of = |id: &str| taken.iter().find(|result| result["id"] == id).unwrap();
+    assert_eq!(taken.len(), 4, "{taken:?}");
+    // What no controller takes is not even tried.
+    assert!(seen.iter().all(|asked| asked.body.len() <= 16 << 20));
+    assert_eq!(of("huge")["args"], json!({"recurring_period": 5}));
+    let big = of("big");
+    assert_eq!((&big["state"], &big["nid"], &big["starttime"]), (&json!("ERROR"), &json!(10), &json!(7)));
+    let said = big["data"].as_str().unwrap();
+    assert!(said.starts_with("the job ended OK, and its result of 2083 bytes") && said.contains("too large"), "{said}");
+    assert_eq!((&of("killed")["state"], &of("killed")["code"]), (&json!("KILLED"), &json!(137)));
 }
 
 #[test]

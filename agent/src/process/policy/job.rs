@@ -284,6 +284,13 @@ impl Job {
             return;
         }
         match &self.phase {
+            // Nothing of it ever ran (its script is still being fetched, say): it waits for the agent's return.
+            Phase::Starting { run, .. } if cause == Cause::Stop && self.restarts == 0 && !self.rules.remembered() => {
+                let (id, run) = (self.id.clone(), *run);
+                out.push(Action::RunOver { id: id.clone(), run });
+                out.push(Action::Stand { id, standing: Standing::Accepted });
+                self.phase = Phase::Sleeping { until: u64::MAX, restart: false };
+            }
             Phase::Starting { run, .. } => {
                 let run = *run;
                 self.interrupted(run, None, cause, stopping, now, out);

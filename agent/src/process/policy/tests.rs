@@ -364,6 +364,21 @@ fn stop_interrupts_silently_what_is_remembered() {
 }
 
 #[test]
+fn what_never_ran_waits_for_the_agents_return() {
+    let mut desk = Desk::new(3);
+    desk.accept("fetches", rules());
+    let again = desk.accept("again", Rules { max_restart: 1, ..rules() });
+    desk.spawned(again);
+    desk.exit(again, 1);
+    desk.said.clear();
+    desk.event(Event::Stop);
+    desk.said(&["over fetches", "fetches is Accepted", "finish again killed None"]);
+    assert!(desk.policy.is_idle() && desk.policy.has("fetches"));
+    desk.event(Event::Kill { id: "fetches".into() });
+    desk.said(&["finish fetches killed None"]);
+}
+
+#[test]
 fn unschedule_lets_the_run_end_by_itself() {
     let mut desk = Desk::new(10);
     let run = desk.accept("a", Rules { period: Some(1000), ..rules() });

@@ -401,7 +401,7 @@ fn signals_reach_the_group() {
     let node = Node::new();
     let life = node.live();
     let script = format!(
-        "trap 'echo usr1 > {}; exit 0' USR1; echo x > {}; while :; do sleep 0.02; done",
+        "trap 'echo usr1 > {}; exit 0' USR1; echo x > {}; while :; do :; done",
         node.path("out").display(),
         node.path("ready").display()
     );
@@ -547,7 +547,7 @@ fn a_stop_signal_of_its_own() {
     life.shell(
         "a",
         &format!(
-            "trap 'echo 20::bye; exit 4' INT; trap '' TERM; echo x > {}; while :; do sleep 0.02; done",
+            "trap 'echo 20::bye; exit 4' INT; trap '' TERM; echo x > {}; while :; do :; done",
             node.path("ready").display()
         ),
         json!({"stop_signal": "INT"}),

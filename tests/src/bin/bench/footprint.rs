@@ -2,7 +2,7 @@
 //!
 //! Measures the programs of `JS_BIN_DIR` (`scripts/bench` points it at the static release build where
 //! that can be made), and what else of the kind this machine has. With `--check` it ends with an error
-//! when a budget is passed; `scripts/test` calls it so.
+//! when a budget is passed; `scripts/test budgets` calls it so.
 
 use crate::Options;
 use crate::table::{Table, number};

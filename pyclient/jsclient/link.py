@@ -154,6 +154,7 @@ class Link:
 
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if isinstance(error, (r.AuthenticationError, r.AuthorizationError)) or _is_password(reason):
+            reason = reason.rstrip(".")
             return Unavailable(f"Redis at {self.where} refuses these credentials ({reason}): check user and password")
         if isinstance(error, r.NoPermissionError) or reason.startswith("NOPERM"):
             return Unavailable(f"this user of Redis at {self.where} may not do that: {reason}")

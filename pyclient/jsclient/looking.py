@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 from . import nodes as nodes_
 from . import wire
@@ -52,6 +52,12 @@ class Looking:
         ids = [wire.text(raw) for raw in self.link.read("LRANGE", wire.JOBS, 0, max(limit, 1) - 1)]
         hashes = self.link.bulk([("HGETALL", wire.job_hash(job_id)) for job_id in ids])
         return [JobInfo.from_hash(i, dict(_pairs(raw))) for i, raw in zip(ids, hashes) if raw]
+
+    def asked(self, ids: Sequence[str]) -> Dict[str, Dict[str, Any]]:
+        """The commands of these jobs, as they were sent; those whose hash is gone are left out."""
+        raw = self.link.bulk([("HMGET", wire.job_hash(job_id), "cmd") for job_id in ids])
+        found = ((i, JobInfo.from_hash(i, {b"cmd": cmd}).command) for i, [cmd] in zip(ids, raw) if cmd)
+        return {i: command for i, command in found if command}
 
     def parts(self, fleet_id: str) -> List[str]:
         """The ids of the jobs of a fleet that was sent as many jobs, or the id itself."""

@@ -81,7 +81,8 @@ def test_json(jsctl: Jsctl, fake: Fake) -> None:
     "words,code,told",
     [
         ([], 2, "no command"),
-        (["frob"], 2, "invalid choice"),
+        (["frob"], 2, "there is no command 'frob' (see jsctl --help)"),
+        (["node"], 2, "did you mean nodes?"),
         (["exec"], 2, "target"),
         (["exec", "1.1"], 2, "needs a program"),
         (["exec", "1.1", "ls", "-l"], 2, "stands after --"),
@@ -156,8 +157,9 @@ def test_timeout_detach_and_wait(jsctl: Jsctl, fake: Fake, raw: Any) -> None:
     wait_until(lambda: len(fake.running) == 3)
     assert jsctl("wait", job, "--timeout", "0.2").code == 4
     ran = jsctl("ps")
-    assert ran.code == 0 and job in ran.out
-    assert job in jsctl("top", "--once").out
+    assert ran.code == 0 and job in ran.out and "sleep 9" in ran.out
+    ran = jsctl("top", "--once")
+    assert job in ran.out and "sleep 9" in ran.out
     ran = jsctl("kill", job)
     assert ran.code == 0
     ran = jsctl("wait", job)
@@ -329,3 +331,15 @@ def test_help_is_quick() -> None:
     loaded = "import sys, jsclient.cli as c; c.main(['--help']); print([m for m in ('redis', 'rich') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", loaded], check=True, capture_output=True, text=True).stdout
     assert out.splitlines()[-1] == "[]"
+
+
+def test_a_recurring_job_is_told_to_go_on(jsctl: Jsctl, fake: Fake) -> None:
+    ran = jsctl("exec", "1.1", "--every", "60", "--", "uname")
+    assert (ran.code, ran.out) == (0, "Linux\n")
+    assert ran.err == f"runs again every 60 s; to end it: jsctl unschedule {fake.seen[-1]['id']}\n"
+
+
+def test_usage_is_told_once(jsctl: Jsctl) -> None:
+    ran = jsctl("exec")
+    assert ran.code == 2 and ran.err.count("--help") == 1
+    assert "required: target (see" in ran.err

@@ -65,6 +65,7 @@ def test_small_things() -> None:
     assert [render.size(n) for n in (0, 1023, 1024, 5 << 30)] == ["0 B", "1023 B", "1.0 KiB", "5.0 GiB"]
     assert render.clean("a\x1b[31m\tb\n") == "a\ufffd[31m\tb\n"
     assert render.table(("A", "N"), [("x", 1), ("yy", 10)]) == "A    N\nx    1\nyy  10"
+    assert render.table(("NAME", "N"), [("", 1)]) == "NAME  N\n-     1"
     assert render.value_text({"b": 1, "a": [1, 2]}) == "b  1\na  1,2"
     assert render.value_text("x") == "x" and render.value_text([]) == "[]"
 
@@ -76,3 +77,12 @@ def test_results_are_read_leniently() -> None:
     info = wire.JobInfo.from_hash("j", {b"cmd": b"ping", b"targets": b'["1:1","1:2"]', b"1:1": b'{"state":"OK"}',
                                         b"later": b"x", b"created": b"5"})
     assert info.command == {"cmd": "ping"} and info.open == [(1, 2)] and info.created == 5 and info.state == "OK"
+
+
+def test_only_our_own_answers_have_bytes() -> None:
+    def shown(cmd: str) -> str:
+        data = '[{"path": "/", "used": 2048}]'
+        return render.body(wire.Result.from_dict({"cmd": cmd, "state": "OK", "level": 20, "data": data}))
+
+    assert shown("get_disk_info").splitlines() == ["   used  path", "2.0 KiB  /"]
+    assert shown("execute_js_py").splitlines() == ["path  used", "/     2048"]

@@ -179,7 +179,7 @@ def order(
     args: argparse.Namespace,
     verb: Verb,
     store: Optional[bytes] = None,
-    render_all: Optional[Callable[[List[Any]], str]] = None,
+    render_all: Optional[Callable[[Client, List[Any]], str]] = None,
 ) -> int:
     """Sends a command to the target of the flags, and shows what comes back."""
     with connect(args) as client:
@@ -215,7 +215,7 @@ def order(
 
 
 def _show(
-    args: argparse.Namespace, fleet: Fleet, single: bool, render_all: Optional[Callable[[List[Any]], str]] = None
+    args: argparse.Namespace, fleet: Fleet, single: bool, render_all: Optional[Callable[[Client, List[Any]], str]] = None
 ) -> int:
     from .output import Output
 

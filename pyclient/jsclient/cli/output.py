@@ -8,6 +8,7 @@ import sys
 import time
 from typing import Any, Callable, Dict, List, Optional
 
+from ..client import Client
 from ..errors import FAILED, OK, TIMED_OUT, Error, NoController
 from ..fleet import Fleet
 from ..wire import NodeId, Result
@@ -40,7 +41,7 @@ class Output:
         fold: bool,
         progress: bool,
         single: bool,
-        render_all: Optional[Callable[[List[Result]], str]] = None,
+        render_all: Optional[Callable[[Client, List[Result]], str]] = None,
     ) -> None:
         self.fleet = fleet
         self.json = json_
@@ -92,7 +93,7 @@ class Output:
             self._stop_bar()
         self._flush()
         if self.render_all:
-            print(self.render_all(self._kept))
+            print(self.render_all(self.fleet.client, self._kept))
         self._end_json()
         return self._last_line(limit)
 
@@ -209,6 +210,9 @@ class Output:
             if fleet.unknown:
                 parts.append(f"{len(fleet.unknown)} never seen ({render.names(fleet.unknown)})")
             say(", ".join(parts))
+        period = fleet.verb.args.get("recurring_period")
+        if period:
+            say(f"runs again every {period} s; to end it: jsctl unschedule {fleet.id}")
         if missing:
             self._why(missing, limit)
             return TIMED_OUT

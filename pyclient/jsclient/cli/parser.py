@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from typing import Any, List, NoReturn, Optional
 
 from .. import __version__
@@ -35,6 +36,13 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments"):
             message += "; what belongs to a program stands after --"
+        unknown = re.match(r"argument COMMAND: invalid choice: '(.*?)' \(choose from (.*)\)$", message)
+        if unknown:
+            import difflib
+
+            word, names = unknown[1], re.findall(r"[a-z]+", unknown[2])
+            near = difflib.get_close_matches(word, names, n=1)
+            message = f"there is no command {word!r}" + (f"; did you mean {near[0]}?" if near else "")
         raise UsageError(f"{message} (see {self.prog} --help)")
 
 
@@ -82,7 +90,7 @@ def build() -> argparse.ArgumentParser:
         return sub
 
     sub = order("exec", "order:execute", "run a program: jsctl exec 1.1 -- uname -a")
-    sub.add_argument("program", nargs="*", help="the program and its arguments, after --")
+    sub.add_argument("program", nargs="*", default=[], help="the program and its arguments, after --")
     _process(sub)
     sub.add_argument("--shell", action="store_true", help="hand the words to /bin/sh -c")
 
@@ -92,7 +100,7 @@ def build() -> argparse.ArgumentParser:
     _everywhere(run)
     run.add_argument("target", help="who is meant")
     run.add_argument("script", help="a .py or .lua file, or domain/name of a script that lies on the nodes")
-    run.add_argument("program", nargs="*", metavar="ARGS", help="the script's own arguments, after --")
+    run.add_argument("program", nargs="*", default=[], metavar="ARGS", help="the script's own arguments, after --")
     run.add_argument("--lang", choices=["py", "lua"], help="the language, where the file's ending does not say it")
     _fleet(run)
     _process(run)
@@ -104,21 +112,21 @@ def build() -> argparse.ArgumentParser:
     order("ping", "order:ping", "ask whether nodes answer", optional_target=True)
 
     sub = command("nodes", "show:nodes", "list the nodes: live, late (not seen for 90 s), gone (for an hour)")
-    sub.add_argument("target", nargs="?", default="all")
+    sub.add_argument("target", nargs="?", default="all", help="who is meant; all when left out")
     sub.add_argument("--except", dest="but", action="append", metavar="TARGET", help="leave these out")
     sub.add_argument("--state", choices=["live", "late", "gone"], help="only these")
 
     sub = command("info", "order:info", "what nodes say of their cpu, mem, disk, nic or os")
     sub.add_argument("kind", metavar="cpu|mem|disk|nic|os")
-    sub.add_argument("target", nargs="?", default="all")
+    sub.add_argument("target", nargs="?", default="all", help="who is meant; all when left out")
     _fleet(sub)
 
     sub = order("ps", "order:ps", "the jobs that run on nodes", optional_target=True)
     sub.add_argument("series", nargs="?", default="", metavar="DOMAIN[.NAME]", help="only of these")
 
     sub = command("top", "top:top", "the jobs of all nodes by cpu, refreshed in place")
-    sub.add_argument("target", nargs="?", default="all")
-    sub.add_argument("--except", dest="but", action="append", metavar="TARGET")
+    sub.add_argument("target", nargs="?", default="all", help="who is meant; all when left out")
+    sub.add_argument("--except", dest="but", action="append", metavar="TARGET", help="leave these out")
     sub.add_argument("--interval", type=_seconds, default=2.0, help="seconds between refreshes (2)")
     sub.add_argument("--once", action="store_true", help="print once and leave")
     sub.add_argument("--lines", type=_count, default=30, help="so many jobs (30)")
@@ -148,7 +156,7 @@ def build() -> argparse.ArgumentParser:
         "put", "order:put", "write a file to nodes: jsctl put 1.1 ./app.conf /etc/app.conf",
         usage="jsctl put TARGET FILE PATH [options]",
     )
-    sub.add_argument("target")
+    sub.add_argument("target", help="who is meant")
     sub.add_argument("file", help="a file here, at most 16 MiB")
     sub.add_argument("path", help="where it goes on the nodes")
     sub.add_argument("--mode", help="octal, 0644 say")
@@ -157,8 +165,8 @@ def build() -> argparse.ArgumentParser:
     _fleet(sub)
 
     sub = command("logs", "logs:logs", "what jobs wrote, from the nodes' databases")
-    sub.add_argument("target")
-    sub.add_argument("--except", dest="but", action="append", metavar="TARGET")
+    sub.add_argument("target", help="who is meant")
+    sub.add_argument("--except", dest="but", action="append", metavar="TARGET", help="leave these out")
     sub.add_argument("--job", default="", metavar="ID", help="of one job")
     sub.add_argument("--levels", help="1-5, 9, * (all)")
     sub.add_argument("--since", type=_moment, help="10m, 2h, 1d, or 2026-01-31T12:00")
@@ -168,7 +176,7 @@ def build() -> argparse.ArgumentParser:
     sub.add_argument("--delete", action="store_true", help="delete these records instead of showing them")
 
     sub = command("stats", "show:stats", "the latest series of nodes")
-    sub.add_argument("target", nargs="?", default="all")
+    sub.add_argument("target", nargs="?", default="all", help="who is meant; all when left out")
     sub.add_argument("series", nargs="?", default="", metavar="DOMAIN[.NAME]", help="only of these")
 
     sub = command("jobs", "show:jobs", "the last jobs, newest first")
@@ -225,7 +233,7 @@ def _fleet(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--any", action="store_true", help="one of them, whichever")
     group.add_argument("--dry-run", action="store_true", help="list who is meant, and do nothing")
     group.add_argument("--wait", action="store_true", help="also wait for nodes that are not there, or never were")
-    group.add_argument("--batch", metavar="N|N%%", help="so many at a time")
+    group.add_argument("--batch", metavar="N|N%", help="so many at a time")
     group.add_argument("--max-failures", type=_number, metavar="N", help="stop sending when more than N have failed")
     group.add_argument("--detach", action="store_true", help="print the id and do not wait")
     group.add_argument("--expires", type=_number, default=0, metavar="S", help="give up on a node after so long (a day)")
@@ -249,7 +257,7 @@ def _process(parser: argparse.ArgumentParser) -> None:
     add("--user", help="run it as this user")
     add("--nice", type=_signed, help="its niceness")
     add("--rlimit", action="append", metavar="K=N", help="nofile, as, cpu, core…")
-    add("--stop-signal", help="TERM")
+    add("--stop-signal", metavar="NAME", help="what asks it to end (TERM)")
     add("--stop-timeout", type=_number, metavar="S", help="seconds between the stop signal and KILL (5)")
     add("--loglevels", help="keep only these messages")
     add("--loglevels-db", help="those kept on the node")

@@ -29,7 +29,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     cells = [[_cell(value) for value in row] for row in rows]
     columns = list(zip(*cells)) if cells else [()] * len(head)
     widths = [max([len(h), *map(len, column)]) for h, column in zip(head, columns)]
-    right = [bool(column) and all(map(_is_number, column)) for column in columns]
+    right = [any(c != "-" for c in column) and all(map(_is_number, column)) for column in columns]
     form = "  ".join(f"{{:{'>' if r else '<'}{w}}}" for w, r in zip(widths, right))
     return "\n".join(form.format(*row).rstrip() for row in [list(head), *cells])
 
@@ -81,18 +81,23 @@ def friendly(name: str, value: Any) -> Any:
     return value
 
 
-def value_text(value: Any) -> str:
-    """A decoded result: an object a line for each key, a list of objects as a table, else JSON or the text."""
+def value_text(value: Any, ours: bool = True) -> str:
+    """A decoded result: an object a line for each key, a list of objects as a table, else JSON or the text.
+
+    Only in the built-in answers (`ours`) does a key's name say what its number counts; a script's may be anything.
+    """
+    shown = friendly if ours else (lambda _, v: v)
     if isinstance(value, str):
         return clean(value)
     if isinstance(value, Mapping):
-        value = {k: value[k] for k in _ordered(value)}
+        value = {k: value[k] for k in (_ordered(value) if ours else value)}
     if isinstance(value, Mapping) and value and not any(isinstance(v, (Mapping)) for v in value.values()):
         width = max(len(str(k)) for k in value)
-        return "\n".join(f"{str(k).ljust(width)}  {_cell(friendly(str(k), v))}" for k, v in value.items())
+        return "\n".join(f"{str(k).ljust(width)}  {_cell(shown(str(k), v))}" for k, v in value.items())
     if isinstance(value, list) and value and all(isinstance(v, Mapping) for v in value):
-        head = _ordered(dict.fromkeys(str(k) for row in value for k in row))
-        return table(head, [[friendly(k, row.get(k)) for k in head] for row in value])
+        head = list(dict.fromkeys(str(k) for row in value for k in row))
+        head = _ordered(head) if ours else head
+        return table(head, [[shown(k, row.get(k)) for k in head] for row in value])
     return clean(json.dumps(value, ensure_ascii=False, indent=2))
 
 
@@ -107,7 +112,7 @@ def body(result: Result, with_stderr: bool = True) -> str:
         parts.append(result.stderr)
     if result.level >= 20 and result.data:
         try:
-            parts.append(value_text(result.value))
+            parts.append(value_text(result.value, ours=result.cmd.startswith("get_")))
         except Undecodable:
             parts.append(result.data)
     elif result.data and not result.ok:
@@ -128,6 +133,21 @@ def names(nodes: Sequence[NodeId], most: int = 12) -> str:
     """`1.10, 1.11, 1.12 and 7 more`."""
     listed = ", ".join(str(n) for n in nodes[:most])
     return listed if len(nodes) <= most else f"{listed} and {len(nodes) - most} more"
+
+
+def asked(command: Mapping[str, Any], most: int = 60) -> str:
+    """A command in a few words."""
+    args = command.get("args")
+    words: List[str] = [str(command.get("cmd", ""))]
+    if isinstance(args, dict):
+        if args.get("cmd"):
+            words = [str(args["cmd"]), *(str(a) for a in args.get("args") or [])]
+        else:
+            words += [str(args[k]) for k in ("domain", "name", "path") if args.get(k)]
+            if not args.get("name") and args.get("hash"):
+                words.append(str(args["hash"])[:12])
+    text = " ".join(words)
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def document(result: Result) -> Dict[str, Any]:

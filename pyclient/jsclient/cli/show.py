@@ -35,15 +35,14 @@ def nodes(args: argparse.Namespace) -> int:
             print(render.table(head, rows))
         if not picked:
             say("jsctl: no node was ever seen" if not known else f"jsctl: no node matches {args.target}")
-            return OK if args.target == "all" and not known else NOBODY
-        if not (args.json or args.ndjson):
+        elif not (args.json or args.ndjson):
             counts = [f"{sum(n.state == s for n in picked)} {s}" for s in ("live", "late", "gone")]
             say(", ".join(counts))
         try:
             client.check()
         except Exception as e:  # the list is good all the same; nobody refreshes it
             say(f"jsctl: {e}")
-    return OK
+    return OK if picked or (args.target == "all" and not known) else NOBODY
 
 
 def jobs(args: argparse.Namespace) -> int:
@@ -60,7 +59,7 @@ def jobs(args: argparse.Namespace) -> int:
             counts[state] = counts.get(state, 0) + 1
         who = render.names(info.targets or [], 3) or "-"
         ends = " ".join(f"{n} {s}" for s, n in sorted(counts.items())) or "nobody"
-        rows.append((info.id, render.moment(info.created), asked(info.command), who, ends))
+        rows.append((info.id, render.moment(info.created), render.asked(info.command), who, ends))
     print(render.table(("ID", "CREATED", "COMMAND", "NODES", "STATES"), rows))
     return OK
 
@@ -77,7 +76,7 @@ def job(args: argparse.Namespace) -> int:
             render.emit(docs, args.ndjson)
         return OK
     first = infos[0]
-    facts: Dict[str, Any] = {"id": args.id, "command": asked(first.command), "by": first.command.get("by", "")}
+    facts: Dict[str, Any] = {"id": args.id, "command": render.asked(first.command), "by": first.command.get("by", "")}
     overall = JobInfo("", {}, 0, None, {}, {})
     for info in infos:
         overall.states.update(info.states)
@@ -125,7 +124,7 @@ def audit(args: argparse.Namespace) -> int:
     rows = []
     for e in found:
         by = "/".join(str(e[k]) for k in ("by", "user") if e.get(k) not in (None, "", "default"))
-        what = asked(e)
+        what = render.asked(e)
         targets = [str(t).replace(":", ".") for t in e.get("targets") or []]
         count = e.get("count") or len(targets)
         who = ",".join(targets[:3]) + (f" and {count - 3} more" if count > 3 else "")
@@ -184,21 +183,6 @@ def scripts(args: argparse.Namespace) -> int:
     rows = ((s["hash"], render.size(s["size"]), ago(s["expires"]), s["first"][:60]) for s in found)
     print(render.table(("HASH", "SIZE", "EXPIRES", "BEGINS"), rows))
     return OK
-
-
-def asked(command: Dict[str, Any]) -> str:
-    """A command in a few words."""
-    args = command.get("args")
-    words: List[str] = [str(command.get("cmd", ""))]
-    if isinstance(args, dict):
-        if args.get("cmd"):
-            words = [str(args["cmd"]), *(str(a) for a in args.get("args") or [])]
-        else:
-            words += [str(args[k]) for k in ("domain", "name", "path") if args.get(k)]
-            if not args.get("name") and args.get("hash"):
-                words.append(str(args["hash"])[:12])
-    text = " ".join(words)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _job_dict(info: Any) -> Dict[str, Any]:

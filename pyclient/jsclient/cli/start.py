@@ -54,7 +54,7 @@ def run(argv: List[str]) -> int:
 def complain(error: Error, args: Any) -> int:
     """Says what is wrong, on stderr; with --json stdout gets it as a document too."""
     say(f"jsctl: {error}")
-    if isinstance(error, UsageError) and args is None:
+    if isinstance(error, UsageError) and args is None and "--help" not in str(error):
         say("jsctl: see jsctl --help")
     if getattr(args, "json", False) and not error.told:
         print(json.dumps({"error": str(error)}, ensure_ascii=False))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from ..client import Client
 from ..errors import OK
@@ -16,12 +16,13 @@ from .order import connect
 from .start import say
 
 HEAD = ("NODE", "JOB", "CMD", "DOMAIN", "NAME", "PID", "STATE", "CPU%", "RSS", "PROCS", "AGE", "RESTARTS")
+#: Of so many jobs Redis is asked what they were sent as.
+MOST_ASKED = 500
 
 
-def process_table(results: Sequence[Result]) -> str:
+def process_table(client: Client, results: Sequence[Result]) -> str:
     """The jobs of all nodes that answered, by cpu."""
-    rows = processes(results)
-    return render.table(HEAD, (_row(node, entry) for node, entry in rows))
+    return _table(client, processes(results))
 
 
 def processes(results: Sequence[Result]) -> List[Tuple[NodeId, Dict[str, Any]]]:
@@ -39,8 +40,7 @@ def top(args: argparse.Namespace) -> int:
             return OK
         if args.once or not sys.stdout.isatty():
             results, line = _sample(client, args)
-            rows = [_row(n, e) for n, e in processes(results)[: args.lines]]
-            print(render.table(HEAD, rows))
+            print(_table(client, processes(results)[: args.lines]))
             say(line)
             return OK
         from rich.console import Console
@@ -52,8 +52,8 @@ def top(args: argparse.Namespace) -> int:
                 while True:
                     results, line = _sample(client, args)
                     room = max(live.console.size.height - 3, 1)
-                    rows = [_row(n, e) for n, e in processes(results)[: min(args.lines, room)]]
-                    live.update(Text(f"{line}\n\n{render.table(HEAD, rows)}", no_wrap=True), refresh=True)
+                    shown = _table(client, processes(results)[: min(args.lines, room)])
+                    live.update(Text(f"{line}\n\n{shown}", no_wrap=True), refresh=True)
                     time.sleep(args.interval)
             except KeyboardInterrupt:
                 return OK
@@ -73,10 +73,18 @@ def _entries(result: Result) -> List[Dict[str, Any]]:
     return [e for e in value if isinstance(e, dict)] if isinstance(value, list) else []
 
 
-def _row(node: NodeId, e: Dict[str, Any]) -> Tuple[object, ...]:
+def _table(client: Client, rows: Sequence[Tuple[NodeId, Dict[str, Any]]]) -> str:
+    # A node says `execute`; which program that is stands in the job's hash, while there is one.
+    ids = list(dict.fromkeys(str(e.get("id", "")) for _, e in rows[:MOST_ASKED]))
+    asked = client.asked([job_id for job_id in ids if job_id])
+    return render.table(HEAD, [_row(node, e, asked.get(str(e.get("id", "")))) for node, e in rows])
+
+
+def _row(node: NodeId, e: Dict[str, Any], asked: Optional[Dict[str, Any]]) -> Tuple[object, ...]:
     started = _float(e.get("starttime"))
     return (
-        node, str(e.get("id", ""))[:32], e.get("cmd"), e.get("domain"), e.get("name"), e.get("pid"), e.get("state"),
+        node, str(e.get("id", ""))[:32], render.asked(asked, 30) if asked else e.get("cmd"),
+        e.get("domain"), e.get("name"), e.get("pid"), e.get("state"),
         f"{_float(e.get('cpu')):.1f}", render.size(_float(e.get("rss"))), e.get("processes"),
         ago(time.time() - started / 1000) if started else "", e.get("restarts"),
     )

@@ -178,7 +178,7 @@ impl Dispatcher {
         let now = self.context.clock.now();
         let mut items = Vec::with_capacity(texts.len());
         for text in texts {
-            let plan = match Command::parse(&text) {
+            let plan = match Command::received(&text) {
                 Err(bad) => Plan::Reject(bad),
                 Ok(command) if command.cmd == "cancel" => Plan::Cancel(command),
                 Ok(command) => {

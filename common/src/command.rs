@@ -6,6 +6,9 @@ use std::fmt;
 /// Longest job id, in characters.
 pub const MAX_ID: usize = 128;
 
+/// Longest text of a command, in bytes: what a request may carry. A longer one would come to no node.
+pub const MAX_TEXT: usize = 16 << 20;
+
 /// A command that has passed every check of its form.
 ///
 /// Whether the node knows `cmd`, and whether `args` suit it, is the node's to say.
@@ -69,6 +72,26 @@ impl Command {
             partial: None,
         })?;
         Command::from_value(value)
+    }
+
+    /// As `parse`, of a text that a client has pushed: one that is too long is no command.
+    pub fn received(text: &[u8]) -> Result<Command, BadCommand> {
+        let read = Command::parse(text);
+        if text.len() <= MAX_TEXT {
+            return read;
+        }
+        let mut command = match read {
+            Ok(command) => command,
+            Err(BadCommand { partial: Some(partial), .. }) => *partial,
+            Err(other) => return Err(other),
+        };
+        // The answer must not be as long.
+        (command.args, command.data, command.extra) = (Map::new(), String::new(), Map::new());
+        Err(BadCommand {
+            reason: format!("it has {} bytes, and the most is {MAX_TEXT}", text.len()),
+            id: Some(command.id.clone()),
+            partial: Some(Box::new(command)),
+        })
     }
 
     /// As `parse`, of a JSON value.
@@ -270,5 +293,18 @@ mod tests {
         let fault = Command::from_value(json!({"id": "a", "gid": 1, "nid": 2, "cmd": 5})).unwrap_err();
         let partial = fault.partial.unwrap();
         assert_eq!((fault.id.as_deref(), partial.gid, partial.nid), (Some("a"), 1, 2));
+    }
+
+    #[test]
+    fn what_is_too_long_is_no_command_and_is_answered_shortly() {
+        let text = |data: usize, id: &str| {
+            json!({"id": id, "gid": 1, "nid": 2, "cmd": "ping", "data": "x".repeat(data)}).to_string().into_bytes()
+        };
+        assert!(Command::received(&text(1000, "a")).is_ok());
+        let bad = Command::received(&text(MAX_TEXT, "a")).unwrap_err();
+        assert!(bad.reason.contains("the most is 16777216"), "{}", bad.reason);
+        let partial = bad.partial.unwrap();
+        assert_eq!((partial.id.as_str(), partial.nid, partial.data.as_str()), ("a", 2, ""));
+        assert_eq!(Command::received(&text(MAX_TEXT, "a b")).unwrap_err().partial, None);
     }
 }

@@ -68,6 +68,15 @@ fn a_bad_command_with_a_good_id_is_answered() {
 }
 
 #[test]
+fn a_command_that_is_too_long_is_answered_and_holds_up_nobody() {
+    let mut stage = Stage::start();
+    let long = json!({"cmd": "execute", "gid": 1, "nid": 10, "data": "x".repeat(17 << 20), "args": {"cmd": "cat"}});
+    let result = answered(&mut stage.client, long, &["the most is 16777216"]);
+    assert_eq!((&result["args"], &result["nid"]), (&json!({}), &json!(10)));
+    assert_eq!(stage.client.ask("ping", json!("")), json!("pong"));
+}
+
+#[test]
 fn a_command_without_a_target_is_answered() {
     let redis = Redis::start();
     let _acc = Acc::start(&redis, AccOptions::default());

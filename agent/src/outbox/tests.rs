@@ -128,6 +128,26 @@ fn what_is_too_much_goes_oldest_first_and_is_counted() {
 }
 
 #[test]
+fn of_stats_the_newest_hour_is_kept_and_the_rest_is_counted() {
+    let dir = TempDir::new().unwrap();
+    let outbox = Outbox::open(&config(dir.path(), &["a"])).unwrap();
+    let push = |timestamp| outbox.push_stats(timestamp, &[("1.10.d.n.k".into(), 1.0)]);
+    push(1);
+    push(2);
+    outbox.lock().db.execute("UPDATE items SET created = created - 3600001", []).unwrap();
+    push(3);
+    push(4);
+    let mut kept = Vec::new();
+    while let Some(batch) = outbox.next("a", Kind::Stats) {
+        kept.push(body(&batch)["timestamp"].as_i64().unwrap());
+        outbox.taken("a", Kind::Stats, batch.number);
+    }
+    assert_eq!(kept, [3, 4]);
+    let said = body(&outbox.next("a", Kind::Event).unwrap());
+    assert_eq!((&said["name"], &said["data"]), (&json!("dropped"), &json!({"kind": "stats", "count": 2})));
+}
+
+#[test]
 fn a_damaged_file_is_set_aside() {
     let dir = TempDir::new().unwrap();
     let config = config(dir.path(), &["a"]);

@@ -343,3 +343,9 @@ def test_usage_is_told_once(jsctl: Jsctl) -> None:
     ran = jsctl("exec")
     assert ran.code == 2 and ran.err.count("--help") == 1
     assert "required: target (see" in ran.err
+
+
+def test_logs_without_records_say_so(jsctl: Jsctl, fake: Fake) -> None:
+    ran = jsctl("logs", "1.1", "--job", "nobody")
+    assert (ran.code, ran.out, ran.err) == (0, "", "jsctl: no records match\n")
+    assert jsctl("logs", "1.1", "--job", "nobody", "--json").out == "[]\n"

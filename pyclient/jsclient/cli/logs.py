@@ -45,13 +45,17 @@ def logs(args: argparse.Namespace) -> int:
         failed: List[NodeId] = []
         streams = [_stream(client, node, args, failed) for node in nodes]
         items = []
+        count = 0
         for record in heapq.merge(*streams, key=lambda r: r.epoch) if many else streams[0]:
+            count += 1
             if args.json:
                 items.append(_dict(record))
             else:
                 _print(record, args, many)
         if args.json:
             render.emit(items, False)
+        elif not count and not failed:
+            say("jsctl: no records match")
         return FAILED if failed else OK
 
 

@@ -171,7 +171,7 @@ def build() -> argparse.ArgumentParser:
     sub.add_argument("--levels", help="1-5, 9, * (all)")
     sub.add_argument("--since", type=_moment, help="10m, 2h, 1d, or 2026-01-31T12:00")
     sub.add_argument("--until", type=_moment, help="likewise")
-    sub.add_argument("--limit", type=_count, help="at most so many of each node")
+    sub.add_argument("--limit", type=_count, help="at most so many of each node, the oldest first")
     sub.add_argument("-f", "--follow", action="store_true", help="go on with what is written from now on")
     sub.add_argument("--delete", action="store_true", help="delete these records instead of showing them")
 

@@ -210,7 +210,9 @@ impl Pump {
 
     /// How long the next turn may wait for events.
     fn timeout(&self) -> Option<Duration> {
-        if self.accept_more || !self.again.is_empty() || !self.strangers.is_empty() {
+        // While accepting has its rest, one that knocks is no reason for a turn.
+        let accepts = self.accept_more && self.accept_after.is_none();
+        if accepts || !self.again.is_empty() || !self.strangers.is_empty() {
             return Some(Duration::ZERO);
         }
         let first = [self.timers.next(), self.seen_at, self.accept_after, Some(self.sweep_at), self.stopping];
@@ -508,5 +510,44 @@ impl Pump {
             self.parking.leave(node, name);
         }
         let _ = self.poll.registry().deregister(client.wire.stream());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gate::{Admitted, Head, Refusal};
+
+    struct Anybody;
+
+    impl Guard for Anybody {
+        fn admit(&self, _: &Head<'_>) -> Result<Admitted, Refusal> {
+            Ok(Admitted::Open)
+        }
+    }
+
+    #[test]
+    fn who_knocks_while_there_is_no_descriptor_keeps_no_core_busy() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let config = GateConfig {
+            listen: listener.local_addr().unwrap(),
+            tls: None,
+            backend: PathBuf::new(),
+            limits: Limits::default(),
+        };
+        let (seen, _nodes) = crossbeam_channel::unbounded();
+        let (_messages, inbox) = crossbeam_channel::unbounded();
+        let (guard, metrics) = (Arc::new(Anybody), Arc::new(Metrics::new()));
+        let parts = Parts { listener, inbox, woken: Arc::default(), config, guard, metrics, seen };
+        let (mut pump, _waker) = Pump::new(parts).unwrap();
+        pump.accept_more = true;
+        assert_eq!(pump.timeout(), Some(Duration::ZERO));
+        // It had no descriptor a moment ago, and somebody new has come since.
+        pump.accept_after = Some(Instant::now() + ACCEPT_PAUSE);
+        assert!(pump.timeout().unwrap() > ACCEPT_PAUSE / 2, "{:?}", pump.timeout());
+        pump.accept_after = Some(Instant::now());
+        pump.deadlines();
+        assert_eq!(pump.timeout(), Some(Duration::ZERO), "after its rest it accepts again");
     }
 }

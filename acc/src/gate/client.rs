@@ -54,6 +54,8 @@ pub(crate) struct Client {
     pub(crate) readable: bool,
     /// It has proved to be a node's.
     pub(crate) proven: bool,
+    /// The node that it has proved to be first, among whose connections it counts.
+    pub(crate) home: Option<NodeId>,
     /// It was refused: what it still sends is not waited for long.
     pub(crate) refused: bool,
     /// What its certificate says.

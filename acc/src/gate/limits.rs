@@ -49,6 +49,8 @@ pub struct Limits {
     pub max_node_bodies: usize,
     /// Requests of one node that are under way at once, parked ones aside.
     pub max_node_requests: u32,
+    /// Connections of one node at once: what was stolen of it must not fill the house.
+    pub max_node_connections: usize,
     /// Connections at once; the limit of descriptors may lower it.
     pub max_connections: usize,
     /// Connections to tiny_http at once; each is a thread of its.
@@ -79,6 +81,7 @@ impl Default for Limits {
             max_bodies: 128 * 1024 * 1024,
             max_node_bodies: 40 * 1024 * 1024,
             max_node_requests: 64,
+            max_node_connections: 128,
             max_connections: 50_000,
             max_backend: 24,
             max_queue: 20_000,
@@ -128,6 +131,7 @@ pub(crate) fn raise_descriptors() -> usize {
 pub(crate) struct Books {
     unproven: HashMap<IpAddr, usize>,
     nodes: HashMap<NodeId, NodeUse>,
+    connections: HashMap<NodeId, usize>,
     bodies: usize,
 }
 
@@ -140,6 +144,8 @@ struct NodeUse {
 /// Over which bound a request would go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Over {
+    /// The node has too many connections.
+    NodeConnections,
     /// The node has too many requests under way.
     NodeRequests,
     /// The node has too many bytes under way.
@@ -164,6 +170,26 @@ impl Books {
             *count = count.saturating_sub(1);
             if *count == 0 {
                 self.unproven.remove(&site);
+            }
+        }
+    }
+
+    /// Counts a connection that has proved to be `node`'s.
+    pub(crate) fn connect(&mut self, limits: &Limits, node: NodeId) -> Result<(), Over> {
+        let count = self.connections.entry(node).or_default();
+        if *count >= limits.max_node_connections {
+            return Err(Over::NodeConnections);
+        }
+        *count += 1;
+        Ok(())
+    }
+
+    /// Such a connection has closed.
+    pub(crate) fn disconnect(&mut self, node: NodeId) {
+        if let Some(count) = self.connections.get_mut(&node) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.connections.remove(&node);
             }
         }
     }
@@ -263,6 +289,21 @@ mod tests {
             books.settle(addr(name));
         }
         assert!(books.unproven.is_empty());
+    }
+
+    #[test]
+    fn a_node_has_its_share_of_connections() {
+        let limits = Limits { max_node_connections: 2, ..Limits::default() };
+        let (mut books, other) = (Books::default(), NodeId { gid: 1, nid: 11 });
+        assert_eq!((books.connect(&limits, NODE), books.connect(&limits, NODE)), (Ok(()), Ok(())));
+        assert_eq!(books.connect(&limits, NODE), Err(Over::NodeConnections));
+        assert_eq!(books.connect(&limits, other), Ok(()));
+        books.disconnect(NODE);
+        assert_eq!(books.connect(&limits, NODE), Ok(()));
+        for node in [NODE, NODE, other] {
+            books.disconnect(node);
+        }
+        assert!(books.connections.is_empty());
     }
 
     #[test]

@@ -11,7 +11,7 @@
 use super::client::{Client, Clients, Name, Phase};
 use super::conn::Conn;
 use super::exchange::Exchange;
-use super::limits::{Books, Limits};
+use super::limits::{Books, Limits, Over};
 use super::parking::Parking;
 use super::timers::Timers;
 use super::wire::{Pull, Wire};
@@ -350,6 +350,7 @@ impl Pump {
             last_call: now,
             readable: false,
             proven: false,
+            home: None,
             refused: false,
             cert: None,
             head: None,
@@ -386,14 +387,19 @@ impl Pump {
         }
     }
 
-    /// The client has proved to be a node's: it no longer counts against its address.
-    pub(super) fn prove(&mut self, slot: usize) {
+    /// The client has proved to be `node`'s: it counts there from now on, and no longer against its
+    /// address.
+    pub(super) fn prove(&mut self, slot: usize, node: NodeId) -> Result<(), Over> {
         if let Some(client) = self.clients.at(slot)
-            && !std::mem::replace(&mut client.proven, true)
+            && !client.proven
         {
+            self.books.connect(&self.limits, node)?;
+            client.proven = true;
+            client.home = Some(node);
             self.unproven.remove(&(client.accepted, slot));
             self.books.settle(client.peer.ip());
         }
+        Ok(())
     }
 
     pub(super) fn set_deadline(&mut self, slot: usize, at: Instant) {
@@ -501,6 +507,9 @@ impl Pump {
         if !client.proven {
             self.unproven.remove(&(client.accepted, slot));
             self.books.settle(client.peer.ip());
+        }
+        if let Some(home) = client.home {
+            self.books.disconnect(home);
         }
         if let Some(length) = client.counted {
             self.books.end(client.node, length);

@@ -141,8 +141,8 @@ impl Pump {
             Admitted::Node(node) => Some(node),
             Admitted::Open | Admitted::Operator => None,
         };
-        if node.is_some() {
-            self.prove(slot);
+        if let Some(node) = node {
+            self.prove(slot, node).map_err(over_limit)?;
         } else if head.length > self.limits.max_open_body {
             let most = self.limits.max_open_body;
             return Err(refusal(413, "body-too-long", format!("the body is over {most} bytes")));
@@ -518,6 +518,7 @@ impl Pump {
 
 fn over_limit(over: Over) -> Refusal {
     match over {
+        Over::NodeConnections => refusal(429, "node-connections", "this node has too many connections open"),
         Over::NodeRequests => refusal(429, "node-requests", "this node has too many requests under way"),
         Over::NodeBodies => refusal(429, "node-bodies", "this node sends too much at once"),
         Over::Bodies => refusal(503, "bodies-full", "too much is being sent here at once; try again"),

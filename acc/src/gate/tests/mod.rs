@@ -214,6 +214,30 @@ fn credentials_are_checked_before_the_body() {
 }
 
 #[test]
+fn one_node_cannot_fill_the_house() {
+    let site = Site::new(Limits { max_node_connections: 2, ..Limits::default() });
+    let mut held = [site.client(), site.client()];
+    for client in &mut held {
+        client.poll("wait=0");
+        client.expect(204);
+    }
+    let mut third = site.client();
+    third.poll("wait=0");
+    let got = third.expect(429);
+    assert!(got.closes() && got.head.contains("Retry-After: "), "{}", got.head);
+    assert_eq!(site.refusals("node-connections"), 1);
+    let mut other = site.client();
+    other.send("GET /1/11/cmd?wait=0 HTTP/1.1\r\nAuthorization: Bearer good\r\n\r\n");
+    other.expect(204);
+    drop(held);
+    wait_until(|| {
+        let mut again = site.client();
+        again.poll("wait=0");
+        again.answer().is_some_and(|got| got.status == 204)
+    });
+}
+
+#[test]
 fn a_parked_poll_gets_what_is_delivered() {
     let site = Site::new(Limits::default());
     let mut client = site.client();

@@ -18,8 +18,9 @@ use crate::context::Context;
 use crate::route::Route;
 use crate::server::{Handler, Reply, Request};
 use crate::store::describe;
+use jscommon::NodeId;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Seconds after which a client that was told 503 may try again.
 const RETRY: u32 = 2;
@@ -29,7 +30,24 @@ pub struct Handlers {
     context: Arc<Context>,
     limits: log::Limits,
     written: cmd::Written,
-    hinted: Mutex<HashMap<jscommon::NodeId, u64>>,
+    hinted: Hinted,
+}
+
+/// When each node's waiting poll was last answered only to tell that its credentials grow old (ms).
+#[derive(Default)]
+struct Hinted(Mutex<HashMap<NodeId, u64>>);
+
+impl Hinted {
+    /// Whether `node` was not told so for ten minutes; it is told then.
+    fn is_due(&self, node: NodeId, now: u64) -> bool {
+        let mut hinted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        hinted.retain(|_, at| *at + 600_000 > now);
+        let due = !hinted.contains_key(&node);
+        if due {
+            hinted.insert(node, now);
+        }
+        due
+    }
 }
 
 /// Why a request was not answered as it wished.
@@ -57,7 +75,7 @@ impl Handlers {
     /// Handlers on this context.
     pub fn new(context: Arc<Context>) -> Handlers {
         let limits = log::Limits::new(context.config.max_records);
-        Handlers { context, limits, written: cmd::Written::default(), hinted: Mutex::default() }
+        Handlers { context, limits, written: cmd::Written::default(), hinted: Hinted::default() }
     }
 
     fn route(&self, request: &Request) -> Outcome {
@@ -86,10 +104,7 @@ impl Handlers {
             return;
         }
         if reply.park.is_some() {
-            let now = self.context.clock.now();
-            let mut hinted = self.hinted.lock().unwrap_or_else(|e| e.into_inner());
-            hinted.retain(|_, at| *at + 600_000 > now);
-            if hinted.insert(node, now).is_some() {
+            if !self.hinted.is_due(node, self.context.clock.now()) {
                 return;
             }
             reply.park = None;
@@ -131,4 +146,18 @@ fn batch_number(body: &serde_json::Value) -> Result<u64, Fault> {
         .and_then(serde_json::Value::as_u64)
         .filter(|number| *number < 1 << 53)
         .ok_or_else(|| bad("'batch' must be a whole number below 2^53"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_waiting_node_is_told_again_after_ten_minutes_however_often_it_polls() {
+        let (hinted, node) = (Hinted::default(), NodeId { gid: 1, nid: 10 });
+        let minute = 60_000;
+        let told: Vec<u64> = (0..25).filter(|at| hinted.is_due(node, (100 + at) * minute)).collect();
+        assert_eq!(told, [0, 10, 20]);
+        assert!(hinted.is_due(NodeId { gid: 1, nid: 11 }, 120 * minute));
+    }
 }

@@ -132,16 +132,23 @@ impl Door {
 
     /// Whether what was admitted for `node` a while ago still is: it may be revoked by now.
     pub fn still(&self, node: NodeId, bearer: Option<&str>, cert_issued: Option<u64>) -> Result<(), Refusal> {
-        if self.revoked_until(node).is_none() {
-            return Ok(());
-        }
-        if let Some(issued) = cert_issued {
-            self.not_revoked(node, issued)?;
-        }
+        self.revoked_until(node).map_or(Ok(()), |until| self.outlives(node, until, bearer, cert_issued))
+    }
+
+    /// Whether these credentials of `node` were issued after `until` (ms), when it was revoked.
+    pub fn outlives(
+        &self,
+        node: NodeId,
+        until: u64,
+        bearer: Option<&str>,
+        cert_issued: Option<u64>,
+    ) -> Result<(), Refusal> {
         let secrets = self.secrets.read().unwrap_or_else(PoisonError::into_inner);
         let checked = bearer.and_then(|token| secrets.check(token, (self.clock)()).ok());
         drop(secrets);
-        checked.map_or(Ok(()), |checked| self.not_revoked(node, checked.claims.issued))
+        let token_issued = checked.map(|checked| checked.claims.issued);
+        let early = [cert_issued, token_issued].into_iter().flatten().any(|issued| issued <= until);
+        if early { Err(self.revoked(node, until)) } else { Ok(()) }
     }
 
     /// Why a node should fetch new credentials, when it should: they are good, but not for long.
@@ -160,16 +167,21 @@ impl Door {
 
     fn not_revoked(&self, node: NodeId, issued: u64) -> Result<(), Refusal> {
         match self.revoked_until(node) {
-            Some(until) if issued <= until => Err(Refusal {
-                status: 401,
-                reason: format!(
-                    "the credentials of node {node} were revoked at {}: enrol it again; the controller's clock says {}",
-                    dates::shown(until),
-                    dates::shown((self.clock)())
-                ),
-                label: "revoked",
-            }),
+            Some(until) if issued <= until => Err(self.revoked(node, until)),
             _ => Ok(()),
+        }
+    }
+
+    /// The refusal of what was issued at or before `until` (ms).
+    pub fn revoked(&self, node: NodeId, until: u64) -> Refusal {
+        Refusal {
+            status: 401,
+            reason: format!(
+                "the credentials of node {node} were revoked at {}: enrol it again; the controller's clock says {}",
+                dates::shown(until),
+                dates::shown((self.clock)())
+            ),
+            label: "revoked",
         }
     }
 

@@ -34,9 +34,12 @@ fn enroll(context: &Context, node: NodeId, url: Option<String>, out: Option<Path
         .create(&out)
         .with_context(|| format!("the folder {} cannot be made", out.display()))?;
     let out = fs::canonicalize(&out).with_context(|| format!("the folder {} cannot be read", out.display()))?;
-    // Newer than a revocation, where Redis can be asked for one; it need not run for this.
-    let revoked = context.pool.with(nodes::revoked).unwrap_or_default();
-    let issued = context::local_ms().max(revoked.get(&node).map_or(0, |until| until + 1));
+    // Newer than a revocation, and not newer than the next one: by Redis' clock, where Redis can be
+    // asked; it need not run for this.
+    let issued = context
+        .pool
+        .with(|conn| Ok(nodes::time(conn)?.max(nodes::revoked_until(conn, node)?.map_or(0, |until| until + 1))))
+        .unwrap_or_else(|_| context::local_ms());
     let secrets = context.identity.secrets()?;
     let credentials = context.identity.issue(config, &secrets, node, issued)?;
     let local = url.is_none();
@@ -81,8 +84,10 @@ fn agent_toml(out: &Path, node: NodeId, url: &str) -> String {
 }
 
 fn revoke(context: &Context, node: NodeId) -> anyhow::Result<String> {
-    let until = context::local_ms();
-    context.pool.with(|conn| nodes::revoke(conn, node, until)).map_err(|e| redis_fault(&context.config, &e))?;
+    let until = context
+        .pool
+        .with(|conn| nodes::revoke(conn, node, context::local_ms()))
+        .map_err(|e| redis_fault(&context.config, &e))?;
     Ok(format!(
         "every controller of this Redis refuses within seconds what node {node} holds that was issued until {}\n\
          `jsacc enroll {} {}` gives it new credentials\n",

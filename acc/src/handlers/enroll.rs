@@ -32,7 +32,9 @@ pub(super) fn post(context: &Context, request: &Request) -> Outcome {
         context.metrics.refused("enrolment");
         return refused(403, format!("the enrolment token is spent: it was for {} use(s)", enrolment.uses));
     }
-    let credentials = issue(context, node)?;
+    // Newer than any revocation, even one of this very millisecond.
+    let issued = context.clock.now().max(context.door.revoked_until(node).map_or(0, |until| until + 1));
+    let credentials = issue(context, node, issued)?;
     context.pool.with(|conn| {
         let mut batch = Batch::new();
         let peer = request.peer.map(|peer| peer.to_string());
@@ -48,13 +50,28 @@ pub(super) fn renew(context: &Context, node: NodeId, request: &Request) -> Outco
     if dated && context.door.renewal(request.bearer.as_deref(), request.cert_issued).is_none() {
         return Ok(Reply::empty());
     }
-    Ok(answer(node, &issue(context, node)?))
+    // A revocation takes a moment to get to every controller: nothing must be made new in that moment.
+    // One that comes after this look finds credentials that are older than itself.
+    let now = context.clock.now();
+    let until = context.pool.with(|conn| nodes::revoked_until(conn, node))?;
+    if let Some(until) = until {
+        let (bearer, cert) = (request.bearer.as_deref(), request.cert_issued);
+        let holds = if dated {
+            context.door.outlives(node, until, bearer, cert)
+        } else {
+            Err(context.door.revoked(node, until))
+        };
+        if let Err(refusal) = holds {
+            context.metrics.refused(refusal.label);
+            return Err(Fault::Reply(Reply::error(refusal.status, refusal.reason)));
+        }
+    }
+    let issued = now.max(until.map_or(0, |until| until + 1));
+    Ok(answer(node, &issue(context, node, issued)?))
 }
 
-fn issue(context: &Context, node: NodeId) -> Result<Credentials, Fault> {
+fn issue(context: &Context, node: NodeId, issued: u64) -> Result<Credentials, Fault> {
     let secrets = context.door.secrets();
-    // Newer than any revocation, even one of this very millisecond.
-    let issued = context.clock.now().max(context.door.revoked_until(node).map_or(0, |until| until + 1));
     context.identity.issue(&context.config, &secrets, node, issued).map_err(|e| {
         ::log::error!("credentials for node {node} cannot be made: {e:#}");
         Fault::Reply(Reply::error(500, "the controller cannot make credentials; its log says why"))

@@ -164,12 +164,26 @@ pub fn revoked(conn: &mut Conn) -> RedisResult<HashMap<NodeId, u64>> {
     Ok(all.into_iter().filter_map(|(node, until)| Some((node.parse().ok()?, until))).collect())
 }
 
-/// Refuses what `node` holds that was issued at or before `until` (ms).
-pub fn revoke(conn: &mut Conn, node: NodeId, until: u64) -> RedisResult<()> {
+/// The time (ms) up to which what `node` holds was revoked, as it stands in Redis now.
+pub fn revoked_until(conn: &mut Conn, node: NodeId) -> RedisResult<Option<u64>> {
+    conn.one(&Cmd::hget(keys::REVOKED, node.to_string()))
+}
+
+/// Redis' own time, which all controllers go by, in milliseconds since 1970.
+pub fn time(conn: &mut Conn) -> RedisResult<u64> {
+    let (seconds, micros): (u64, u64) = conn.one(&redis::cmd("TIME"))?;
+    Ok(seconds * 1000 + micros / 1000)
+}
+
+/// Refuses what `node` holds by now; `local` (ms) is this machine's time. Answers until when it was
+/// issued: whichever clock is ahead, and past what was issued right after an earlier revocation.
+pub fn revoke(conn: &mut Conn, node: NodeId, local: u64) -> RedisResult<u64> {
+    let before = revoked_until(conn, node)?.map_or(0, |until| until.saturating_add(1));
+    let until = time(conn)?.max(local).max(before);
     let mut batch = Batch::new();
     batch.call(Cmd::hset(keys::REVOKED, node.to_string(), until));
     batch.call(Cmd::incr(keys::REVOKED_VERSION, 1));
-    conn.run(&batch).map(drop)
+    conn.run(&batch).map(|_| until)
 }
 
 /// Counts a use of the enrolment token `id`, of which there may be `uses`; kept for `keep` seconds.

@@ -131,6 +131,34 @@ fn a_rotated_secret_holds_for_a_day_and_nodes_can_renew() {
 }
 
 #[test]
+fn what_was_revoked_cannot_be_renewed_before_every_controller_has_heard() {
+    let (_redis, acc, mut client) = site();
+    let old = acc.node(1, 10);
+    assert_eq!(acc.command(&["rotate"]).code, 0);
+    wait_until("the old secret is to be renewed", LONG, || old.post("renew", &json!({})).status == 200);
+    // As another machine's `revoke` leaves it in the moment before this controller looks.
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis();
+    let _: i64 = client.redis(&["HSET", "jsacc:{revoked}", "1:10", &now.to_string()]);
+    let answer = old.post("renew", &json!({}));
+    assert_eq!(answer.status, 401, "{answer:?}");
+    assert!(answer.error().contains("revoked"), "{answer:?}");
+}
+
+#[test]
+fn a_second_revocation_reaches_further_than_the_first() {
+    let (_redis, acc, mut client) = site();
+    // The first one came from a machine whose clock is an hour ahead.
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis();
+    let ahead = (now + 3_600_000).to_string();
+    let _: i64 = client.redis(&["HSET", "jsacc:{revoked}", "1:10", &ahead]);
+    let _: i64 = client.redis(&["INCR", "jsacc:{revoked}:version"]);
+    let node = acc.node(1, 10);
+    wait_until("enrolled again, it is let in", LONG, || node.get("/1/10/cmd?wait=0").status == 204);
+    assert_eq!(acc.command(&["revoke", "1", "10"]).code, 0);
+    wait_until("it is refused", LONG, || node.get("/1/10/cmd?wait=0").status == 401);
+}
+
+#[test]
 fn enrolment_tokens_are_counted_and_end() {
     let (_redis, acc, mut client) = site();
     let token = |args: &[&str]| acc.command(&[&["token"], args].concat()).stdout.trim().to_owned();

@@ -12,7 +12,7 @@ use crate::script_cache::ScriptCache;
 use crate::store::Pool;
 use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Shared by all threads of one controller.
@@ -33,6 +33,8 @@ pub struct Context {
     pub clock: Clock,
     /// Sources of scripts that nodes asked for lately.
     pub scripts: ScriptCache,
+    /// The dispatcher has noticed that Redis forgot this controller; the janitor sees to the rest.
+    pub forgotten: AtomicBool,
 }
 
 /// Milliseconds since 1970, by Redis' clock once that is known.

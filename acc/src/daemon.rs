@@ -23,6 +23,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -53,6 +54,7 @@ pub fn prepare(config: Config) -> anyhow::Result<Context> {
         metrics,
         clock: Clock::default(),
         scripts: ScriptCache::default(),
+        forgotten: AtomicBool::new(false),
         config,
     })
 }

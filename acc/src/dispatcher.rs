@@ -25,6 +25,7 @@ use redis::RedisResult;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// Most commands taken at once.
@@ -50,6 +51,9 @@ pub struct Dispatcher {
     again: bool,
     /// Waiting polls are to be asked again, once Redis answers.
     recall: bool,
+    /// Redis was told over this connection that this controller lives, and was ever told so.
+    announced: bool,
+    was_announced: bool,
     known: Known,
 }
 
@@ -101,7 +105,18 @@ impl Plan {
 impl Dispatcher {
     /// Ready to run.
     pub fn new(context: Arc<Context>, gate: Remote, dead: Receiver<String>, stop: Stop) -> Dispatcher {
-        Dispatcher { context, gate, dead, stop, again: false, recall: false, known: Known::default() }
+        let (announced, was_announced) = (false, false);
+        Dispatcher {
+            context,
+            gate,
+            dead,
+            stop,
+            again: false,
+            recall: false,
+            announced,
+            was_announced,
+            known: Known::default(),
+        }
     }
 
     /// Dispatches until it is told to stop.
@@ -135,6 +150,7 @@ impl Dispatcher {
                     }
                     if crate::store::pool::is_broken(&e) {
                         conn = None;
+                        self.announced = false;
                     }
                     self.context.pool.failed(e);
                     self.again = true;
@@ -146,6 +162,16 @@ impl Dispatcher {
     }
 
     fn turn(&mut self, conn: &mut Conn) -> RedisResult<()> {
+        if !self.announced {
+            // What was taken is found again by the name of who took it: nothing is taken before that
+            // name stands among the controllers.
+            let beat = lists::beat(conn, &self.context.me)?;
+            self.context.clock.set(beat.now);
+            if std::mem::replace(&mut self.was_announced, true) && beat.new {
+                self.context.forgotten.store(true, Ordering::Relaxed);
+            }
+            self.announced = true;
+        }
         while let Ok(ac) = self.dead.try_recv() {
             let moved = lists::inherit(conn, &self.context.me, &ac)?;
             if moved > 0 {

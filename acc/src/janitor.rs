@@ -19,6 +19,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 /// How often chores are looked at.
@@ -156,7 +157,8 @@ impl Janitor {
         }
         let beat = lists::beat(conn, &context.me)?;
         context.clock.set(beat.now);
-        if beat.new && std::mem::replace(&mut state.beaten, true) {
+        let forgotten = context.forgotten.swap(false, Ordering::Relaxed);
+        if forgotten || (beat.new && state.beaten) {
             log::warn!("redis has forgotten this controller; every waiting poll is asked again");
             state.claimed = false;
             state.revoked = None;

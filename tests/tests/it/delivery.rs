@@ -129,6 +129,25 @@ fn another_controller_takes_over_within_20_s() {
 }
 
 #[test]
+fn a_controller_that_dies_with_its_first_command_is_inherited() {
+    let redis = Redis::start_durable();
+    let mut client = Client::new(&redis);
+    for _ in 0..3 {
+        let id = client.push(json!({"roles": ["nobody"], "cmd": "ping"}));
+        let mut dying = Acc::start_unready(&redis.url(), AccOptions::dying_at("acc.taken"));
+        wait_until("the controller dies", LONG, || dying.ended());
+        // Others find what it had taken by its name, so that one must be there first.
+        let taken: Vec<String> = client.redis(&["KEYS", "jsacc:{cmds_queue}:taken:*"]);
+        assert_eq!(taken.len(), 1, "{taken:?}");
+        let name = taken[0].rsplit_once("taken:").unwrap().1;
+        let beat: Option<f64> = client.redis(&["ZSCORE", "jsacc:acs", name]);
+        assert!(beat.is_some(), "nobody would look for what {name} had taken");
+        let _: i64 = client.redis(&["DEL", &taken[0], "jsacc:secret"]);
+        assert_eq!(client.results(&id), 0);
+    }
+}
+
+#[test]
 fn a_controllers_own_answer_survives_its_death() {
     for point in ["acc.hashed", "acc.answered"] {
         let redis = Redis::start_durable();

@@ -99,11 +99,12 @@ fn revoke(context: &Context, node: NodeId) -> anyhow::Result<String> {
 
 fn rotate(context: &Context) -> anyhow::Result<String> {
     let now = context::local_ms();
+    let fault = |e: redis::RedisError| redis_fault(&context.config, &e);
+    context.pool.with(nodes::fingerprint).map_err(|e| fault(e).context("nothing was changed"))?;
     let secrets = context.identity.rotate(now, |fingerprint| {
-        context
-            .pool
-            .with(|conn| nodes::set_fingerprint(conn, fingerprint))
-            .map_err(|e| redis_fault(&context.config, &e).context("nothing was changed"))
+        context.pool.with(|conn| nodes::set_fingerprint(conn, fingerprint)).map_err(|e| {
+            fault(e).context("the new secret holds; redis hears of it from the next controller that starts")
+        })
     })?;
     let until = secrets.previous.as_ref().map_or(now, |(_, until)| *until);
     Ok(format!(

@@ -83,13 +83,14 @@ impl Identity {
         Secrets::read(&self.dir)
     }
 
-    /// Makes a new node secret; the old one holds for another day. Nothing else changes when `publish`
-    /// (given the new fingerprint) fails.
+    /// Makes a new node secret; the old one holds for another day. `publish` is given its fingerprint once
+    /// it lies on the disk: a fingerprint whose secret nobody has would lock every controller out, while
+    /// a Redis that has not heard of it is told by the next one that starts.
     pub fn rotate(&self, now: u64, publish: impl FnOnce(&str) -> anyhow::Result<()>) -> anyhow::Result<Secrets> {
         let _lock = lock(&self.dir)?;
         let secrets = Secrets::read(&self.dir)?.rotated(now)?;
-        publish(secrets.current.fingerprint())?;
         secrets.write(&self.dir)?;
+        publish(secrets.current.fingerprint())?;
         Ok(secrets)
     }
 
@@ -289,6 +290,20 @@ mod tests {
         assert_eq!(read(), second, "a name that was covered once stays so");
         identity.tls(&config, NOW + dates::days(350)).unwrap();
         assert_ne!(read(), second);
+    }
+
+    #[test]
+    fn a_fingerprint_is_published_once_its_secret_is_safe() {
+        let dir = tempfile::tempdir().unwrap();
+        let identity = Identity::open(dir.path(), NOW).unwrap();
+        let old = identity.secrets().unwrap().current.fingerprint().to_owned();
+        let failed = identity.rotate(NOW, |fresh| {
+            let there = identity.secrets()?;
+            assert_eq!(there.current.fingerprint(), fresh);
+            assert_eq!(there.previous.unwrap().0.fingerprint(), old, "Redis still belongs to this family");
+            bail!("redis went away")
+        });
+        assert!(failed.is_err());
     }
 
     #[test]

@@ -29,6 +29,8 @@ use std::time::Duration;
 
 /// Stack of a thread of our own, in bytes.
 const STACK: usize = 512 << 10;
+/// A polite stop ends by then.
+const STOP: Duration = Duration::from_millis(4500);
 /// Threads that handle requests. Each waits on Redis, not on the processor.
 const HANDLERS: usize = 8;
 
@@ -155,6 +157,16 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         1,
         Arc::new(std::sync::atomic::AtomicBool::new(true)),
     );
+    // Whatever Redis does, a stop ends in time: a controller may die at any moment and nothing is lost.
+    let failed = reason.lock().unwrap_or_else(|e| e.into_inner()).is_some();
+    let (stopped, over) = crossbeam_channel::bounded::<()>(0);
+    let deadline = Worker::spawn("deadline", 64 << 10, move || {
+        if over.recv_timeout(STOP) == Err(RecvTimeoutError::Timeout) {
+            log::warn!("redis does not answer: what is under way there is left to the other controllers");
+            std::process::exit(i32::from(failed));
+        }
+    })
+    .context("no thread to watch over the stop")?;
     drop(gate);
     drop(dispatcher);
     drop(doorbell);
@@ -162,6 +174,8 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     drop(stop_janitor);
     drop(janitor);
     drop(watcher);
+    drop(stopped);
+    drop(deadline);
     let why = reason.lock().unwrap_or_else(|e| e.into_inner()).take();
     match why {
         Some(why) => bail!(why),

@@ -2,6 +2,8 @@
 
 use jstests::redis_server::free_port;
 use jstests::{Acc, AccOptions, Client, LONG, Redis, wait_for, wait_until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 use std::time::{Duration, Instant};
 
@@ -59,6 +61,20 @@ fn redis_goes_and_comes_back_in_the_middle() {
     assert_eq!(waiting.join().unwrap(), json!(second));
     assert_eq!(node.post("result", &result).status, 200);
     assert_eq!(client.results(&first), 0, "nothing is doubled");
+}
+
+#[test]
+fn a_stop_ends_in_time_though_redis_hangs() {
+    let redis = Redis::start();
+    let mut acc = Acc::start(&redis, AccOptions::default());
+    // The connections stand and nothing answers: worse than a Redis that is gone.
+    kill(Pid::from_raw(redis.pid() as i32), Signal::SIGSTOP).unwrap();
+    let begin = Instant::now();
+    let code = acc.stop();
+    let took = begin.elapsed();
+    kill(Pid::from_raw(redis.pid() as i32), Signal::SIGCONT).unwrap();
+    assert_eq!(code, Some(0), "{}", acc.output());
+    assert!(took < Duration::from_secs(8), "{took:?}");
 }
 
 #[test]

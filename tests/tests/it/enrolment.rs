@@ -183,7 +183,7 @@ fn an_agent_with_a_wrong_token_says_so_and_goes_on_trying() {
     let good = fs::read(&token_file).expect("the token");
     fs::write(&token_file, "1.10.5.AAAA").expect("write");
     agent.resume();
-    wait_until("the agent says that it is refused", LONG, || agent.output().contains("401"));
+    wait_until("the agent says that it is refused", LONG, || agent.output().contains("refused (401)"));
     assert!(!agent.ended(), "it goes on trying: the token may come back");
     assert_eq!(agent.stop(), Some(0));
     fs::write(&token_file, good).expect("write");

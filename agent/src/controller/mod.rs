@@ -68,13 +68,13 @@ pub struct Controller {
     name: String,
     node: NodeId,
     urls: Vec<String>,
-    /// Counts up with each change of address; the address is this modulo their number.
-    turn: AtomicUsize,
     roles: String,
     instance: String,
     config: config::Controller,
     patience: Patience,
     link: RwLock<Arc<Link>>,
+    /// The agent stops: no connections are made anew.
+    stopped: AtomicBool,
     /// The controller asked for a renewal of the credentials.
     renew: AtomicBool,
     /// Requests that it has taken.
@@ -83,42 +83,56 @@ pub struct Controller {
     good_turn: AtomicUsize,
 }
 
-/// The connections under one set of credentials.
+/// The connections to one address under one set of credentials.
 struct Link {
+    /// Counts up with each change of address; the address is this modulo their number.
+    turn: usize,
     polls: ureq::Agent,
     posts: ureq::Agent,
+    /// What both were made with.
+    settings: ureq::config::Config,
     token: Option<String>,
     digest: String,
 }
 
 impl Link {
-    fn new(credentials: Credentials, patience: Patience, urls: &[String]) -> Link {
+    fn new(credentials: Credentials, patience: Patience, urls: &[String], turn: usize) -> Link {
         let tls = credentials.tls();
         // A proxy of the environment (HTTPS_PROXY, NO_PROXY) is used, but never towards this very machine.
         let proxy = ureq::Proxy::try_from_env().filter(|_| !urls.iter().any(|url| is_loopback(url)));
-        let agent = || {
-            ureq::Agent::config_builder()
-                .tls_config(tls.clone())
-                .proxy(proxy.clone())
-                .http_status_as_error(false)
-                .max_redirects(0)
-                .max_redirects_will_error(false)
-                .user_agent(concat!("jsagent/", env!("CARGO_PKG_VERSION")))
-                .accept("application/json")
-                .accept_encoding("identity")
-                .timeout_resolve(Some(patience.connect))
-                .timeout_connect(Some(patience.connect))
-                .timeout_send_request(Some(patience.connect))
-                .timeout_send_body(Some(patience.answer))
-                .timeout_recv_response(Some(patience.answer))
-                .timeout_recv_body(Some(patience.answer))
-                .max_idle_connections_per_host(2)
-                .max_idle_age(Duration::from_secs(50))
-                .no_delay(true)
-                .build()
-                .new_agent()
-        };
-        Link { polls: agent(), posts: agent(), token: credentials.token, digest: credentials.digest }
+        let settings = ureq::Agent::config_builder()
+            .tls_config(tls)
+            .proxy(proxy)
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .user_agent(concat!("jsagent/", env!("CARGO_PKG_VERSION")))
+            .accept("application/json")
+            .accept_encoding("identity")
+            .timeout_resolve(Some(patience.connect))
+            .timeout_connect(Some(patience.connect))
+            .timeout_send_request(Some(patience.connect))
+            .timeout_send_body(Some(patience.answer))
+            .timeout_recv_response(Some(patience.answer))
+            .timeout_recv_body(Some(patience.answer))
+            .max_idle_connections_per_host(2)
+            .max_idle_age(Duration::from_secs(50))
+            .no_delay(true)
+            .build();
+        let (polls, posts) = (settings.new_agent(), settings.new_agent());
+        Link { turn, polls, posts, settings, token: credentials.token, digest: credentials.digest }
+    }
+
+    /// That of the next address; `anew`: with new connections for all but the polls.
+    fn next(&self, anew: bool) -> Link {
+        Link {
+            turn: self.turn.wrapping_add(1),
+            polls: self.polls.clone(),
+            posts: if anew { self.settings.new_agent() } else { self.posts.clone() },
+            settings: self.settings.clone(),
+            token: self.token.clone(),
+            digest: self.digest.clone(),
+        }
     }
 
     fn bearer(&self) -> Option<String> {
@@ -146,12 +160,12 @@ impl Controller {
             name: name.to_owned(),
             node: config.main.node(),
             urls: settings.urls.clone(),
-            turn: AtomicUsize::new(0),
             roles: config.main.roles.iter().map(|role| format!("&role={}", encode(role))).collect(),
             instance: encode(instance),
             config: settings.clone(),
             patience,
-            link: RwLock::new(Arc::new(Link::new(credentials, patience, &settings.urls))),
+            link: RwLock::new(Arc::new(Link::new(credentials, patience, &settings.urls, 0))),
+            stopped: AtomicBool::new(false),
             renew: AtomicBool::new(false),
             taken: AtomicU64::new(0),
             good_turn: AtomicUsize::new(usize::MAX),
@@ -170,7 +184,11 @@ impl Controller {
 
     /// The address whose turn it is.
     pub fn url(&self) -> &str {
-        &self.urls[self.turn.load(Ordering::Relaxed) % self.urls.len()]
+        self.url_of(self.link().turn)
+    }
+
+    fn url_of(&self, turn: usize) -> &str {
+        &self.urls[turn % self.urls.len()]
     }
 
     /// Counts the requests that it has taken: a change says that it is back.
@@ -181,7 +199,7 @@ impl Controller {
     /// Whether what failed was its content: only an address that takes other requests of this node can
     /// say so. Anything else may be a wrong port or a proxy in between, and costs no data.
     pub fn refuses_content(&self, failure: &Failure) -> bool {
-        failure.is_final() && self.good_turn.load(Ordering::Relaxed) == self.turn.load(Ordering::Relaxed)
+        failure.is_final() && self.good_turn.load(Ordering::Relaxed) == self.link().turn
     }
 
     /// Whether an address that has taken nothing yet answers as no controller does.
@@ -195,7 +213,7 @@ impl Controller {
         let ack = ack.map(|batch| format!("&ack={}", encode(batch))).unwrap_or_default();
         let query = format!("cmd?wait={}{}{ack}&instance={}", wait.as_secs(), self.roles, self.instance);
         let link = self.link();
-        let answer = self.at_turn(|url| {
+        let answer = self.at_turn(&link, |url| {
             let request = link.polls.get(self.path(url, &query));
             let request = request.config().timeout_recv_response(Some(wait + self.patience.poll_grace)).build();
             with_bearer(request, link.bearer()).call()
@@ -215,7 +233,8 @@ impl Controller {
     pub fn script(&self, hash: &str) -> Result<Option<Vec<u8>>, Failure> {
         let query = format!("script?hash={}", encode(hash));
         let link = self.link();
-        let answer = self.at_turn(|url| with_bearer(link.posts.get(self.path(url, &query)), link.bearer()).call());
+        let answer =
+            self.at_turn(&link, |url| with_bearer(link.posts.get(self.path(url, &query)), link.bearer()).call());
         match answer {
             Ok(answer) => Ok(Some(answer.body)),
             Err(Failure::Refused { status: 404, .. }) => Ok(None),
@@ -241,8 +260,8 @@ impl Controller {
     }
 
     fn use_now(&self, credentials: Credentials) {
-        let link = Arc::new(Link::new(credentials, self.patience, &self.urls));
-        *self.link.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = link;
+        let mut current = self.link.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        *current = Arc::new(Link::new(credentials, self.patience, &self.urls, current.turn));
     }
 
     /// Asks for new credentials and takes them into use and into their files; `false` when the controller
@@ -268,25 +287,25 @@ impl Controller {
 
     /// Ends the request of the sender that is under way, and every later one fails.
     pub fn stop_posts(&self) {
+        self.stopped.store(true, Ordering::SeqCst);
         self.link().posts.clone().shutdown();
     }
 
     fn send(&self, what: &str, body: &[u8]) -> Result<Answered, Failure> {
         let link = self.link();
-        self.at_turn(|url| {
+        self.at_turn(&link, |url| {
             let request = with_bearer(link.posts.post(self.path(url, what)), link.bearer());
             request.content_type("application/json").send(body)
         })
     }
 
-    /// Runs one request at the address whose turn it is; when that address is no use, the next has its turn.
+    /// Runs one request over `link` at its address; when that address is no use, the next has its turn.
     fn at_turn(
         &self,
+        link: &Link,
         call: impl FnOnce(&str) -> Result<http::Response<ureq::Body>, ureq::Error>,
     ) -> Result<Answered, Failure> {
-        let turn = self.turn.load(Ordering::Relaxed);
-        let url = &self.urls[turn % self.urls.len()];
-        let answer = match call(url) {
+        let answer = match call(self.url_of(link.turn)) {
             Ok(response) => {
                 if response.headers().contains_key("x-js-renew") {
                     self.renew.store(true, Ordering::Relaxed);
@@ -297,16 +316,35 @@ impl Controller {
         };
         match &answer {
             Ok(_) => {
-                self.good_turn.store(turn, Ordering::Relaxed);
+                self.good_turn.store(link.turn, Ordering::Relaxed);
                 self.taken.fetch_add(1, Ordering::Relaxed);
             }
-            Err(failure) if failure.is_of_the_address() || self.is_no_controller(turn, failure) => {
-                // Only who saw this very address fail moves on: two threads that fail together move once.
-                let _ = self.turn.compare_exchange(turn, turn.wrapping_add(1), Ordering::Relaxed, Ordering::Relaxed);
+            Err(failure) if failure.is_of_the_address() || self.is_no_controller(link.turn, failure) => {
+                self.move_on(link.turn, matches!(failure, Failure::Away(_)));
             }
             Err(_) => {}
         }
         answer
+    }
+
+    /// Gives the turn to the next address, unless somebody else has moved on since `turn`: two threads
+    /// that fail together move once.
+    ///
+    /// From an address that is away all requests but the polls are called back, to be made anew at the
+    /// next one. A path that swallows everything would hold up each thread for its own patience
+    /// otherwise, and a job that the poller gets from the next address waits for the sender.
+    fn move_on(&self, turn: usize, away: bool) {
+        let mut current = self.link.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if current.turn != turn {
+            return;
+        }
+        let anew = away && !self.stopped.load(Ordering::SeqCst);
+        let next = Arc::new(current.next(anew));
+        let left = std::mem::replace(&mut *current, next);
+        drop(current);
+        if anew {
+            left.posts.clone().shutdown();
+        }
     }
 
     fn path(&self, url: &str, rest: &str) -> String {
@@ -341,7 +379,7 @@ pub(crate) fn enroll(
     nid: u32,
     trusted: &[CertificateDer],
 ) -> anyhow::Result<Enrolled> {
-    let link = Link::new(Credentials::of_enrolment(token, trusted), Patience::default(), &[url.to_owned()]);
+    let link = Link::new(Credentials::of_enrolment(token, trusted), Patience::default(), &[url.to_owned()], 0);
     let request = with_bearer(link.posts.post(format!("{url}/enroll")), link.bearer());
     let body = json!({"gid": gid, "nid": nid}).to_string();
     let answer = request.content_type("application/json").send(body).map_err(|error| Failure::of(&error));

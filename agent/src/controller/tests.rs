@@ -169,6 +169,29 @@ fn a_path_that_swallows_everything_is_noticed() {
 }
 
 #[test]
+fn who_finds_an_address_silent_calls_the_others_back() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap();
+    let fake = Fake::start(|_| (204, String::new(), String::new()));
+    let short = Duration::from_millis(100);
+    let patience = Patience { connect: Duration::from_secs(60), answer: Duration::from_secs(60), poll_grace: short };
+    let plain = config(&[&format!("http://{address}"), &fake.url], None);
+    let controller = Arc::new(Controller::open_with(&plain, "main", "i", patience).unwrap());
+    let (begun, posting) = (std::time::Instant::now(), {
+        let controller = controller.clone();
+        std::thread::spawn(move || controller.post("stats", b"[]"))
+    });
+    let (mut stuck, _) = silent.accept().unwrap();
+    std::io::Read::read(&mut stuck, &mut [0]).unwrap();
+    assert!(controller.poll(Duration::ZERO, None).is_err());
+    let failure = posting.join().unwrap().unwrap_err();
+    assert!(matches!(failure, Failure::Away(_)), "{failure:?}");
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+    assert_eq!(controller.url(), fake.url, "they moved once");
+    controller.post("stats", b"[]").unwrap();
+}
+
+#[test]
 fn this_very_machine_needs_no_proxy() {
     for url in ["http://localhost:1", "https://LOCALHOST", "https://127.0.0.1:4000", "https://[::1]:4000"] {
         assert!(is_loopback(url), "{url}");

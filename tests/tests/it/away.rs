@@ -87,7 +87,8 @@ fn a_path_that_swallows_everything_is_left_within_a_minute() {
     let result = client.pop_within(&id, Duration::from_secs(75));
     kill(Pid::from_raw(first.pid() as i32), Signal::SIGCONT).unwrap();
     assert_eq!(result.expect("a result")["state"], "OK");
-    assert!(begun.elapsed() < Duration::from_secs(70), "{:?}", begun.elapsed());
+    // 40 s until the poll is given up; what else waits for that address is called back then.
+    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
     assert!(agent.output().contains("no answer in time"), "{}", agent.output());
 }
 

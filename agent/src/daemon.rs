@@ -18,17 +18,13 @@ use crate::process::{self, Notice};
 use crate::stats::monitor;
 use crate::{logger, os, poller, script, sender, stats};
 use anyhow::{Context, Result, bail};
-use crossbeam_channel::{Receiver, Sender, after, bounded, never, select, tick, unbounded};
+use crossbeam_channel::{Receiver, Sender, bounded, never, select, tick, unbounded};
 use jscommon::notify;
 use std::collections::HashMap;
 use std::fs::{self, File, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
-
-/// When everything that only a start needs has run.
-const SETTLED: Duration = Duration::from_secs(5);
 
 /// Runs the agent until a signal or a `restart` ends it.
 pub fn run(config: Config) -> Result<()> {
@@ -38,10 +34,8 @@ pub fn run(config: Config) -> Result<()> {
     notify::ready();
     let watchdog = notify::watchdog().map_or_else(never, tick);
     let mut pong = never();
-    let started = after(SETTLED);
     loop {
         select! {
-            recv(started) -> _ => os::let_go_of_start_code(),
             recv(signals) -> name => {
                 log::info!("stopping on signal {}", name.unwrap_or("?"));
                 break;
@@ -109,7 +103,7 @@ impl Daemon {
             ledger: ledger.clone(),
             outlets: Outlets { logger: logger.inlet(), stats: stats.inlet() },
             builtins: Arc::new(builtins),
-            notify: Arc::new(notify(outbox.clone(), wakers.clone(), tell_restart)),
+            notify: Arc::new(notify(outbox.clone(), logger.inlet(), wakers.clone(), tell_restart)),
         })?;
         let monitor = monitor::start(&config, supervisor.remote(), stats.inlet())?;
 
@@ -155,9 +149,11 @@ impl Daemon {
     }
 }
 
-/// What the supervisor's notices set going. Runs on its thread, so nothing here waits.
+/// What the supervisor's notices set going. Runs on its thread, so nothing here waits: what touches the
+/// outbox's disk is done by the logger, which writes there anyway and ends after the supervisor.
 fn notify(
     outbox: Arc<Outbox>,
+    logger: logger::Inlet,
     wakers: Arc<OnceLock<HashMap<String, Sender<()>>>>,
     restart: Sender<()>,
 ) -> impl Fn(Notice) + Send + Sync {
@@ -167,7 +163,17 @@ fn notify(
                 let _ = wake.try_send(());
             }
         }
-        Notice::Event { controller, name, data } => outbox.push_event(controller.as_deref(), name, data),
+        Notice::Event { controller, name, data } => {
+            let outbox = outbox.clone();
+            logger.then(move || outbox.push_event(controller.as_deref(), name, data));
+        }
+        Notice::Quiet => {
+            let outbox = outbox.clone();
+            logger.rest(move || {
+                outbox.rest();
+                os::let_go_of_code();
+            });
+        }
         Notice::Restart => {
             let _ = restart.send(());
         }

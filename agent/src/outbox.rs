@@ -316,6 +316,17 @@ impl Outbox {
         self.lock().wakers.insert(controller.to_owned(), wake);
     }
 
+    /// Gives back the memory that SQLite keeps for the pages of every database of this process.
+    ///
+    /// The limit is the whole library's, and setting it lower than what is in use frees at once what no
+    /// statement holds; after that it is off again, for each connection has its own bound.
+    pub fn rest(&self) {
+        let inner = self.lock();
+        for limit in [1, 0] {
+            let _ = inner.db.query_row(&format!("PRAGMA soft_heap_limit={limit}"), [], |_| Ok(()));
+        }
+    }
+
     /// Where the ids of records stood when it was last written down.
     pub fn mark(&self) -> Option<Mark> {
         let inner = self.lock();

@@ -122,6 +122,12 @@ impl Actor {
         None
     }
 
+    /// Gives back the memory that a burst of messages has left behind.
+    pub(super) fn rest(&mut self) {
+        self.pending = Vec::new();
+        self.store.rest();
+    }
+
     /// Stores what is pending.
     fn flush(&mut self) {
         let pending = std::mem::take(&mut self.pending);

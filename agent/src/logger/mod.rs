@@ -109,6 +109,19 @@ impl Inlet {
         self.inbox.push(batch, true);
     }
 
+    /// Has `work` done on the logger's thread, once what came before is stored; never waits.
+    pub fn then(&self, work: impl FnOnce() + Send + 'static) {
+        self.inbox.send(Message::Then(Box::new(move |_| work())));
+    }
+
+    /// Gives back the memory that a burst of messages has left behind, then does `work`; never waits.
+    pub fn rest(&self, work: impl FnOnce() + Send + 'static) {
+        self.inbox.send(Message::Then(Box::new(move |actor| {
+            actor.rest();
+            work();
+        })));
+    }
+
     /// Hands over one record of the agent's own; never waits.
     pub fn write(&self, source: &Arc<Source>, level: u8, text: &str) {
         if source.wants(level) {

@@ -411,6 +411,11 @@ impl Store {
         Ok(())
     }
 
+    /// Gives back the memory that a burst of records has left behind.
+    pub(super) fn rest(&mut self) {
+        self.records = Records::default();
+    }
+
     /// The database that is written to, and its number.
     pub(super) fn current(&self) -> (&Connection, u64) {
         (&self.db, self.shelf.read().current())

@@ -11,10 +11,13 @@ use std::io::{self, ErrorKind, Read};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::Builder;
 
-/// The buffer of a reader at first: most jobs write little.
-const FIRST_BUFFER: usize = 4 * 1024;
+/// The buffer of a reader at first: most jobs write little, and many of them run for long.
+const FIRST_BUFFER: usize = 512;
 
-/// The buffer of a reader whose pipe was full: as much as a Linux pipe holds.
+/// What a buffer is multiplied with when a read has filled it.
+const GROWTH: usize = 8;
+
+/// The largest buffer: as much as a Linux pipe holds.
 const FULL_BUFFER: usize = 64 * 1024;
 
 const STACK: usize = 128 * 1024;
@@ -93,7 +96,7 @@ impl Reader {
                 Ok(read) => {
                     self.take(Some(&buffer[..read]));
                     if read == buffer.len() && read < FULL_BUFFER {
-                        buffer = vec![0; FULL_BUFFER];
+                        buffer = vec![0; (read * GROWTH).min(FULL_BUFFER)];
                     }
                 }
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}

@@ -32,6 +32,8 @@ use threads::Threads;
 const TURN: usize = 1000;
 /// Time between two tries of a commit that failed.
 const RETRY: Duration = Duration::from_secs(1);
+/// How long nothing happens before memory that only work needs is given back.
+const QUIET: Duration = Duration::from_secs(2);
 /// When the agent stops and the disk takes nothing, how long it is tried on.
 const LAST_TRIES: Duration = Duration::from_secs(5);
 
@@ -118,6 +120,8 @@ struct Actor {
     /// Ids that were accepted and are not committed.
     fresh: HashSet<String>,
     retry: Option<Instant>,
+    /// When it has been quiet for long enough to rest; nothing while it rests.
+    rest_at: Option<Instant>,
     stopping: Option<Instant>,
 }
 
@@ -148,6 +152,7 @@ pub(super) fn start(parts: Parts, remote: Remote, inbox: Receiver<Message>) -> R
         held: Vec::new(),
         fresh: HashSet::new(),
         retry: None,
+        rest_at: Some(Instant::now() + QUIET),
         stopping: None,
         parts,
     };
@@ -173,6 +178,11 @@ impl Actor {
                     Err(_) => return,
                 },
             };
+            if first.is_some() {
+                self.rest_at = Some(Instant::now() + QUIET);
+            } else if self.rest_at.is_some_and(|at| at <= Instant::now()) {
+                self.rest();
+            }
             for message in first.into_iter().chain(inbox.try_iter().take(TURN)) {
                 self.receive(message);
             }
@@ -189,7 +199,21 @@ impl Actor {
 
     fn deadline(&self) -> Option<Instant> {
         let policy = self.policy.deadline().map(|deadline| self.begin + Duration::from_millis(deadline));
-        [policy, self.retry].into_iter().flatten().min()
+        [policy, self.retry, self.rest_at].into_iter().flatten().min()
+    }
+
+    /// Gives back what a burst of work has left behind, here and (by the notice) elsewhere.
+    fn rest(&mut self) {
+        self.rest_at = None;
+        self.policy.shrink();
+        self.jobs.shrink_to_fit();
+        self.runs.shrink_to_fit();
+        self.waiting.shrink_to_fit();
+        self.actions.shrink_to_fit();
+        self.writes.shrink_to_fit();
+        self.held.shrink_to_fit();
+        self.fresh.shrink_to_fit();
+        (self.parts.notify)(Notice::Quiet);
     }
 
     /// Whether it was told to stop and has nothing left to do.

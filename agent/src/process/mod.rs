@@ -68,6 +68,8 @@ pub enum Notice {
         /// What it says.
         data: Value,
     },
+    /// Nothing has happened for a while: what only work needs can go.
+    Quiet,
     /// The agent is to end with status 0, for its service manager to start it again.
     Restart,
 }

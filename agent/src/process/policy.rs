@@ -434,6 +434,14 @@ impl Policy {
         Some((place, job.restarts))
     }
 
+    /// Gives back the memory that a burst of jobs has left behind.
+    pub fn shrink(&mut self) {
+        self.jobs.shrink_to_fit();
+        self.ids.shrink_to_fit();
+        self.runs.shrink_to_fit();
+        self.queues.shrink_to_fit();
+    }
+
     fn in_order(&self) -> Vec<u64> {
         let mut keys: Vec<u64> = self.jobs.keys().copied().collect();
         keys.sort_unstable();

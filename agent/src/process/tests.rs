@@ -158,6 +158,17 @@ fn pid_in(node: &Node, name: &str) -> u32 {
 }
 
 #[test]
+fn a_quiet_agent_rests_once() {
+    let node = Node::new();
+    let life = node.live();
+    until("the agent rests", || matches!(life.notices.recv_timeout(LONG), Ok(Notice::Quiet)).then_some(()));
+    // Nothing happens, so nothing follows; whatever happens is followed by another rest.
+    assert!(life.notices.recv_timeout(Duration::from_millis(2500)).is_err());
+    assert!(life.remote().processes().is_empty());
+    until("it rests again", || matches!(life.notices.recv_timeout(LONG), Ok(Notice::Quiet)).then_some(()));
+}
+
+#[test]
 fn a_process_and_its_result() {
     let node = Node::new();
     let life = node.live();

@@ -12,7 +12,7 @@ mod signals;
 pub use cgroup::Cgroups;
 pub use datagrams::{Datagrams, grow_receive_buffer};
 pub use files::{make_private_dir, open_to_others, write_private};
-pub use memory::let_go_of_start_code;
+pub use memory::let_go_of_code;
 pub use network::interfaces;
 pub use process::*;
 pub use replace::{Owner, replace};

@@ -14,7 +14,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 /// Nothing: Windows trims what is not used by itself.
-pub fn let_go_of_start_code() {}
+pub fn let_go_of_code() {}
 
 /// None: sysinfo finds every interface here.
 pub fn interfaces() -> Vec<Interface> {

@@ -7,9 +7,9 @@
 use crate::context::Context;
 use crate::store::results::{self, Delivery, Verdict};
 use crate::store::{Batch, Conn, jobs, lists};
+use jscommon::command::{is_secret, shown_args};
 use jscommon::{Command, JobResult, NodeId, State};
 use redis::RedisResult;
-use serde_json::{Map, Value};
 
 /// An answer to give.
 #[derive(Clone, Debug)]
@@ -34,7 +34,7 @@ impl Answer {
 
     fn result(&self) -> JobResult {
         let mut result = JobResult::unrun(&self.command, self.state, self.data.clone());
-        result.args = hide_args(&self.command.args);
+        result.args = shown_args(&self.command.args);
         result.level = self.level;
         result
     }
@@ -98,31 +98,13 @@ pub fn state_name(state: State) -> &'static str {
     }
 }
 
-/// Whether `args` mark the command's `env` and `data` as secret.
-pub fn is_secret(args: &Map<String, Value>) -> bool {
-    args.get("secret").is_some_and(|secret| secret == &Value::Bool(true))
-}
-
-/// The arguments without what is secret.
-pub fn hide_args(args: &Map<String, Value>) -> Map<String, Value> {
-    let mut shown = args.clone();
-    if is_secret(args) {
-        match shown.get_mut("env") {
-            Some(Value::Object(env)) => env.values_mut().for_each(|value| *value = "***".into()),
-            Some(other) => *other = "***".into(),
-            None => {}
-        }
-    }
-    shown
-}
-
 /// The command as JSON, without what is secret.
 pub fn hide(command: &Command) -> String {
     if !is_secret(&command.args) {
         return command.to_value().to_string();
     }
     let mut shown = command.clone();
-    shown.args = hide_args(&command.args);
+    shown.args = shown_args(&command.args);
     if !shown.data.is_empty() {
         shown.data = "***".into();
     }

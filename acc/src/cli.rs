@@ -63,8 +63,9 @@ usage: jsacc [flags]                             be a controller
       --host NAME            one more name or address that the server certificate covers
       --tls-cert FILE        a certificate of your own, with its chain
       --tls-key FILE         and its key
-      --client-ca FILE       the CA of client certificates, instead of the one in the state directory
-      --require-client-cert  a node needs a client certificate, a token is not enough
+      --client-ca FILE       a CA of your own whose client certificates hold too
+      --require-client-cert  a node needs a client certificate, a token is not enough; with --client-ca
+                             it needs one of that CA
       --metrics-token-file FILE
                              a token that lets somebody read /metrics from afar
       --insecure-http        plain HTTP, for use behind a TLS proxy and in tests

@@ -28,9 +28,9 @@ pub struct Config {
     pub tls_cert: Option<PathBuf>,
     /// Its key.
     pub tls_key: Option<PathBuf>,
-    /// The CA of client certificates, instead of the one in the state directory.
+    /// A CA whose client certificates hold beside those of the one in the state directory.
     pub client_ca: Option<PathBuf>,
-    /// A node needs a client certificate; a token is not enough.
+    /// A node needs a client certificate, of `client_ca` where there is one; a token is not enough.
     pub require_client_cert: bool,
     /// Plain HTTP.
     pub insecure_http: bool,
@@ -204,6 +204,12 @@ impl Config {
         }
         faults.sort_by_key(|fault| fault.line);
         if faults.is_empty() { Ok(()) } else { Err(faults) }
+    }
+
+    /// Whether client certificates of the CA in the state directory hold, and are given to nodes. Who asks
+    /// for certificates of a CA of their own wants to be safe from whoever has the state directory.
+    pub fn trusts_own_ca(&self) -> bool {
+        self.client_ca.is_none() || !self.require_client_cert
     }
 
     /// What does not go together. The error is a sentence.

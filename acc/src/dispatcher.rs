@@ -494,7 +494,7 @@ fn rejected(bad: &BadCommand, text: &[u8], now: u64) -> Value {
 }
 
 fn audit(command: &Command, targets: &[NodeId], now: u64) -> Value {
-    let mut args = Value::Object(answer::hide_args(&command.args));
+    let mut args = Value::Object(jscommon::command::shown_args(&command.args));
     let text = args.to_string();
     if text.len() > SHOWN {
         args = Value::String(cut(&text, SHOWN).to_owned());

@@ -40,6 +40,9 @@ const SWEEP: Duration = Duration::from_secs(60);
 const FORGET: u64 = 30 * 86_400_000;
 /// Most expired commands of one turn.
 const TOGETHER: usize = 200;
+/// Waiting polls that are ended in one tick to tell their nodes of a new secret: ten thousand nodes
+/// renew within half a minute, and one alone at once.
+const TELL: usize = 200;
 
 /// The janitor of one controller.
 pub struct Janitor {
@@ -89,7 +92,7 @@ impl Janitor {
         let (mut beat, mut revocations, mut expiry) = (Every::new(BEAT), Every::new(REVOCATIONS), Every::new(EXPIRY));
         let (mut seen, mut files, mut sweep) = (Every::new(SEEN), Every::new(FILES), Every::new(SWEEP));
         let mut nodes: HashSet<NodeId> = HashSet::new();
-        let mut state = State { files: self.stamps(), ..State::default() };
+        let mut state = State { files: self.stamps(), untold: Some(Vec::new()), ..State::default() };
         let tick = crossbeam_channel::tick(TICK);
         // The gate ends before this thread does.
         let mut heard = self.seen.clone();
@@ -111,6 +114,9 @@ impl Janitor {
             }
             if files.is_due() {
                 self.files(&mut state);
+            }
+            if state.untold.as_ref().is_none_or(|untold| !untold.is_empty()) {
+                self.chore("renewals", |conn| self.renewals(conn, &mut state));
             }
             if sweep.is_due() {
                 self.chore("sweep", |conn| self.sweep(conn));
@@ -159,6 +165,16 @@ impl Janitor {
                 nodes::set_fingerprint(conn, &ours)?;
             }
             state.claimed = true;
+        } else if let Some(theirs) = nodes::fingerprint(conn)? {
+            let behind = check_fingerprint(context, &theirs).is_err();
+            if behind && !state.behind {
+                log::error!(
+                    "the node secret was rotated at another controller, and nodes that have renewed are refused here: \
+                     copy its node.secret into {}",
+                    context.config.state_dir.display()
+                );
+            }
+            state.behind = behind;
         }
         let beat = lists::beat(conn, &context.me)?;
         context.clock.set(beat.now);
@@ -258,6 +274,21 @@ impl Janitor {
         conn.run(&batch).map(drop)
     }
 
+    /// Asks the handler about some of the polls that wait, which tells their nodes to renew.
+    fn renewals(&self, conn: &mut Conn, state: &mut State) -> RedisResult<()> {
+        let untold = match &mut state.untold {
+            Some(untold) => untold,
+            None => {
+                let since = self.context.clock.now().saturating_sub(nodes::LIVE);
+                state.untold.insert(nodes::live(conn, since)?)
+            }
+        };
+        for node in untold.drain(untold.len().saturating_sub(TELL)..) {
+            self.gate.recall(node);
+        }
+        Ok(())
+    }
+
     /// Certificates and secrets that were changed in the state directory hold from now on.
     fn files(&self, state: &mut State) {
         let context = &self.context;
@@ -269,6 +300,7 @@ impl Janitor {
                 Ok(secrets) => {
                     if secrets.current.fingerprint() != context.door.secrets().current.fingerprint() {
                         log::info!("the node secret was rotated; the old one holds for another day");
+                        state.untold = None;
                     }
                     context.door.set_secrets(secrets);
                 }
@@ -352,6 +384,11 @@ struct State {
     revoked: Option<u64>,
     files: Vec<(PathBuf, Option<SystemTime>)>,
     day: Option<u64>,
+    /// Redis belongs to a newer node secret than ours, and that was told.
+    behind: bool,
+    /// Nodes whose waiting polls do not know yet that the secret was rotated; nothing means that they
+    /// are still to be looked up.
+    untold: Option<Vec<NodeId>>,
 }
 
 /// Whether this controller's secret belongs to the Redis whose fingerprint this is. The error says what

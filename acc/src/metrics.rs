@@ -14,6 +14,8 @@ pub struct Metrics {
     pub connections: IntGauge,
     /// Connections accepted since the start.
     pub accepted: IntCounter,
+    /// TLS handshakes that were completed, by kind: `full`, or `resumed` from a ticket.
+    pub handshakes: IntCounterVec,
     /// Most connections that are taken at once.
     pub connections_max: IntGauge,
     /// Polls that are parked now.
@@ -60,6 +62,7 @@ impl Metrics {
         Metrics {
             connections: m.gauge("jsacc_connections", "connections open now"),
             accepted: m.counter("jsacc_connections_accepted_total", "connections accepted"),
+            handshakes: m.counters("jsacc_tls_handshakes_total", "TLS handshakes, full or resumed", &["kind"]),
             connections_max: m.gauge("jsacc_connections_max", "most connections taken at once"),
             polls_parked: m.gauge("jsacc_polls_parked", "polls that wait for a command now"),
             polls_shortcut: m.counter("jsacc_polls_shortcut_total", "polls parked without asking a handler"),

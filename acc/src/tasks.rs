@@ -60,15 +60,19 @@ fn write_node(out: &Path, node: NodeId, url: &str, credentials: &Credentials) ->
     let file = |name: &str| out.join(name);
     identity::write(&file("token"), format!("{}\n", credentials.token).as_bytes(), 0o600)?;
     identity::write(&file("ca.pem"), credentials.ca.as_bytes(), 0o644)?;
-    identity::write(&file("client.pem"), credentials.client_cert.as_bytes(), 0o644)?;
-    identity::write(&file("client.key"), credentials.client_key.as_bytes(), 0o600)?;
-    identity::write(&file("agent.toml"), agent_toml(out, node, url).as_bytes(), 0o644)
+    let has_cert = !credentials.client_cert.is_empty();
+    if has_cert {
+        identity::write(&file("client.pem"), credentials.client_cert.as_bytes(), 0o644)?;
+        identity::write(&file("client.key"), credentials.client_key.as_bytes(), 0o600)?;
+    }
+    identity::write(&file("agent.toml"), agent_toml(out, node, url, has_cert).as_bytes(), 0o644)
 }
 
-fn agent_toml(out: &Path, node: NodeId, url: &str) -> String {
+fn agent_toml(out: &Path, node: NodeId, url: &str, has_cert: bool) -> String {
     // JSON's strings are TOML's too.
     let quoted = |text: &str| serde_json::Value::from(text).to_string();
     let path = |name: &str| quoted(&out.join(name).to_string_lossy());
+    let client = |name: &str| if has_cert { path(name) } else { quoted("") };
     format!(
         "[main]\ngid = {}\nnid = {}\nroles = []\ndata_dir = {}\n\n[controllers.main]\nurl = {}\ntoken_file = {}\n\
          ca = {}\nclient_cert = {}\nclient_key = {}\n",
@@ -78,8 +82,8 @@ fn agent_toml(out: &Path, node: NodeId, url: &str) -> String {
         quoted(url),
         path("token"),
         path("ca.pem"),
-        path("client.pem"),
-        path("client.key"),
+        client("client.pem"),
+        client("client.key"),
     )
 }
 
@@ -132,7 +136,7 @@ mod tests {
 
     #[test]
     fn the_file_for_the_agent() {
-        let text = agent_toml(Path::new("/x/\"y\""), NodeId { gid: 1, nid: 10 }, "https://h:1");
+        let text = agent_toml(Path::new("/x/\"y\""), NodeId { gid: 1, nid: 10 }, "https://h:1", true);
         let table: toml::Table = toml::from_str(&text).unwrap();
         assert_eq!(table["main"]["nid"].as_integer(), Some(10));
         assert_eq!(table["main"]["data_dir"].as_str(), Some("/x/\"y\"/data"));

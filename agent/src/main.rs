@@ -4,6 +4,7 @@
 //! configuration.
 
 use jsagent::config::{Config, Overrides};
+use jsagent::controller::Credentials;
 use jsagent::daemon;
 use jsagent::flags::{self, Task};
 use jsagent::logging;
@@ -31,6 +32,12 @@ fn main() -> ExitCode {
                 Err(faults) => return bad_usage(&faults),
             };
             if check {
+                let (absent, faults) = credential_faults(&read);
+                if !faults.is_empty() {
+                    return bad_usage(&faults);
+                }
+                // A configuration may be written before its node is enrolled.
+                absent.iter().for_each(|fault| complain(fault));
                 let name = config.unwrap_or_else(|| PathBuf::from("the configuration"));
                 return print(&format!("{} is good\n", name.display()));
             }
@@ -69,6 +76,20 @@ fn read_config(path: Option<&Path>, overrides: &Overrides) -> Result<Config, Vec
     let text = fs::read_to_string(path).map_err(|error| vec![format!("cannot read {}: {error}", path.display())])?;
     Config::parse(&text, overrides)
         .map_err(|faults| faults.iter().map(|fault| format!("{}: {fault}", path.display())).collect())
+}
+
+/// What is wrong with the files of the controllers' credentials: those that are not there, and those
+/// that are no good.
+fn credential_faults(config: &Config) -> (Vec<String>, Vec<String>) {
+    let controllers = config.controllers.iter();
+    let faults = controllers.filter_map(|(name, settings)| Some((name, Credentials::load(settings).err()?)));
+    let not_found = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+    let is_absent = |fault: &anyhow::Error| fault.chain().any(|cause| cause.downcast_ref().is_some_and(not_found));
+    let (absent, bad): (Vec<_>, Vec<_>) = faults.partition(|(_, fault)| is_absent(fault));
+    let said = |list: Vec<(&String, anyhow::Error)>| {
+        list.into_iter().map(|(name, fault)| format!("controllers.{name}: {fault:#}")).collect()
+    };
+    (said(absent), said(bad))
 }
 
 fn finish(outcome: anyhow::Result<()>) -> ExitCode {

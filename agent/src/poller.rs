@@ -5,7 +5,7 @@
 //! Its thread is detached, for it may sit in a read; [`crate::controller::Controller::stop_polls`]
 //! ends that read.
 
-use crate::controller::{Controller, Failure, Taken};
+use crate::controller::{Controller, Failure, LONGEST_POLL, Taken};
 use crate::ledger::Ledger;
 use crate::outbox::Outbox;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
@@ -17,8 +17,6 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-/// How long a poll waits for a command.
-const WAIT: Duration = Duration::from_secs(30);
 /// Unsent results past this many bytes stop the taking of commands.
 pub const MAX_UNSENT: u64 = 64 << 20;
 /// How soon it looks again whether results have gone out.
@@ -83,7 +81,7 @@ impl Poller {
 
     /// One poll; the answer is how long to wait before the next.
     fn round(&mut self) -> Duration {
-        let polled = self.parts.controller.poll(WAIT, self.ack.as_deref());
+        let polled = self.parts.controller.poll(LONGEST_POLL, self.ack.as_deref());
         if self.parts.controller.wants_renewal() {
             let _ = self.parts.sender.try_send(());
         }

@@ -57,6 +57,24 @@ impl fmt::Display for BadCommand {
 
 impl std::error::Error for BadCommand {}
 
+/// Whether `args` mark the command's `env` and `data` as secret.
+pub fn is_secret(args: &Map<String, Value>) -> bool {
+    args.get("secret") == Some(&Value::Bool(true))
+}
+
+/// The arguments as they may be shown: where they are marked as secret, without what `env` holds.
+pub fn shown_args(args: &Map<String, Value>) -> Map<String, Value> {
+    let mut shown = args.clone();
+    if is_secret(args) {
+        match shown.get_mut("env") {
+            Some(Value::Object(env)) => env.values_mut().for_each(|value| *value = "***".into()),
+            Some(other) => *other = "***".into(),
+            None => {}
+        }
+    }
+    shown
+}
+
 /// Whether `id` may be a job's id: 1 to 128 of `A-Z a-z 0-9 . _ : -`.
 pub fn is_job_id(id: &str) -> bool {
     (1..=MAX_ID).contains(&id.len())
@@ -246,6 +264,18 @@ mod tests {
     fn refused(value: Value, reason: &str) {
         let fault = Command::from_value(value).unwrap_err();
         assert!(fault.reason.contains(reason), "{} does not say {reason}", fault.reason);
+    }
+
+    #[test]
+    fn what_is_marked_as_secret_is_not_shown() {
+        let shown = |args: Value| Value::Object(shown_args(args.as_object().unwrap()));
+        let open = json!({"env": {"A": "x"}, "secret": false});
+        assert_eq!(shown(open.clone()), open);
+        let marked = |env: Value| json!({"env": env, "secret": true, "cmd": "c"});
+        assert_eq!(shown(marked(json!({"A": "x", "B": 1}))), marked(json!({"A": "***", "B": "***"})));
+        assert_eq!(shown(marked(json!("A=x"))), marked(json!("***")));
+        assert_eq!(shown(marked(json!(["x"]))), marked(json!("***")));
+        assert_eq!(shown(json!({"secret": true})), json!({"secret": true}));
     }
 
     #[test]

@@ -266,6 +266,24 @@ def test_scripts_and_files(stage: Stage, jsctl: Jsctl, tmp_path: Path) -> None:
     assert ran.code == 1 and str(tmp_path / "no") in ran.err
 
 
+def test_a_secret_is_shown_nowhere(stage: Stage, jsctl: Jsctl, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = "geheim-7d793037a0760186"
+    monkeypatch.setenv("PASSWORD", secret)
+    script = "test ${#PASSWORD} = 23 && test $(wc -c) = 23 && echo fine"
+    ran = jsctl("exec", "1.1", "--secret", "--env", "PASSWORD", "--data", secret, "--detach", "--", "sh", "-c", script)
+    job = ran.out.strip()
+    shown = [ran, jsctl("wait", job), jsctl("wait", job, "--json")]
+    assert shown[1].out == "fine\n"
+    failing = jsctl("exec", "1.1", "--secret", "--env", "PASSWORD", "--json", "--", "/no/such/program")
+    assert failing.code == 1
+    shown += [failing, jsctl("exec", "1.9", "--secret", "--env", "PASSWORD", "--data", secret, "--detach", "--", "true")]
+    for words in (["jobs"], ["job", job], ["audit"], ["events"], ["rejected"], ["logs", "1.1", "--levels", "*"]):
+        shown += [jsctl(*words), jsctl(*words, "--json")]
+    for it in shown:
+        assert secret not in it.out + it.err
+    assert any(job in it.out for it in shown)
+
+
 def test_ctrl_c(stage: Stage) -> None:
     environment = {**os.environ, "JSCTL_REDIS": stage.server.url}
     child = subprocess.Popen([sys.executable, "-m", "jsclient.cli", "exec", "@web", "--", "sleep", "77"],

@@ -33,6 +33,8 @@ impl Pump {
     pub(super) fn shaken(&mut self, slot: usize) {
         if let Some(client) = self.clients.at(slot) {
             client.cert = client.wire.peer_cert();
+            let kind = if client.wire.is_resumed() == Some(true) { "resumed" } else { "full" };
+            self.metrics.handshakes.with_label_values(&[kind]).inc();
             client.phase = Phase::Idle;
             self.set_deadline(slot, Instant::now() + self.limits.head);
         }

@@ -4,7 +4,7 @@
 //! Does not own: what the bytes mean (conn), or when to give up (the event loop).
 
 use mio::net::TcpStream;
-use rustls::{ServerConfig, ServerConnection};
+use rustls::{HandshakeKind, ServerConfig, ServerConnection};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::sync::Arc;
@@ -61,6 +61,11 @@ impl Wire {
     /// Goes on without TLS, to tell such a client.
     pub(crate) fn drop_tls(&mut self) {
         self.tls = None;
+    }
+
+    /// Whether the session was resumed from a ticket; nothing without TLS.
+    pub(crate) fn is_resumed(&self) -> Option<bool> {
+        self.tls.as_ref().map(|tls| tls.handshake_kind() == Some(HandshakeKind::Resumed))
     }
 
     /// What the client's certificate says; for good once the handshake is over.

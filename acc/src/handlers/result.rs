@@ -63,7 +63,7 @@ fn entry(node: NodeId, mut value: Value) -> Result<Result<Entry, String>, String
         fields.entry(name).or_insert(own.into());
     }
     if let Some(Value::Object(args)) = fields.get("args") {
-        let shown = answer::hide_args(args);
+        let shown = jscommon::command::shown_args(args);
         fields.insert("args".into(), Value::Object(shown));
     }
     let text = value.to_string();

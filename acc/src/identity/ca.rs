@@ -108,3 +108,41 @@ pub fn to_pem(label: &str, der: &[u8]) -> String {
     let lines: Vec<&str> = (0..text.len()).step_by(64).map(|at| &text[at..(at + 64).min(text.len())]).collect();
     format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustls::RootCertStore;
+    use rustls::client::WebPkiServerVerifier;
+    use rustls::client::danger::ServerCertVerifier;
+    use rustls::pki_types::pem::PemObject;
+    use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+    use rustls::server::WebPkiClientVerifier;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    const NOW: u64 = 1_780_000_000_000;
+    const HOUR: i64 = 3600;
+
+    #[test]
+    fn certificates_are_dated_back_a_day_and_end_in_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let ca = Ca::open(dir.path(), NOW).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(ca.pem.as_bytes()).unwrap()).unwrap();
+        let (roots, provider) = (Arc::new(roots), Arc::new(rustls::crypto::ring::default_provider()));
+        let servers = WebPkiServerVerifier::builder_with_provider(roots.clone(), provider.clone()).build().unwrap();
+        let clients = WebPkiClientVerifier::builder_with_provider(roots, provider).build().unwrap();
+        let (server, _) = ca.server(&["localhost".to_owned()], NOW, 10).unwrap();
+        let (client, _) = ca.client("10.1.5.node.jsacc.internal", NOW, 10).unwrap();
+        let read = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
+        let (server, client, name) = (read(&server), read(&client), ServerName::try_from("localhost").unwrap());
+        for (hours, holds) in [(-49, false), (-24, true), (0, true), (9 * 24, true), (11 * 24, false)] {
+            let at = ((NOW / 1000) as i64 + hours * HOUR) as u64;
+            let at = UnixTime::since_unix_epoch(Duration::from_secs(at));
+            let good = servers.verify_server_cert(&server, &[], &name, &[], at).is_ok();
+            assert_eq!(good, holds, "a server's, {hours} hours on");
+            assert_eq!(clients.verify_client_cert(&client, &[], at).is_ok(), holds, "a node's, {hours} hours on");
+        }
+    }
+}

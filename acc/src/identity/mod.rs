@@ -47,9 +47,9 @@ pub struct Credentials {
     pub token: String,
     /// PEM of the CA by which it knows the controller; empty where that is a public one.
     pub ca: String,
-    /// PEM of its client certificate.
+    /// PEM of its client certificate; empty where only another CA's certificates count.
     pub client_cert: String,
-    /// PEM of the key to it.
+    /// PEM of the key to it, or empty.
     pub client_key: String,
 }
 
@@ -97,7 +97,10 @@ impl Identity {
     /// What `node` needs, issued at `now` (milliseconds since 1970).
     pub fn issue(&self, config: &Config, secrets: &Secrets, node: NodeId, now: u64) -> anyhow::Result<Credentials> {
         let name = PeerCert { node, issued: Some(now) }.dns_name();
-        let (client_cert, client_key) = self.ca.client(&name, now, CLIENT_DAYS)?;
+        let (client_cert, client_key) = match config.trusts_own_ca() {
+            true => self.ca.client(&name, now, CLIENT_DAYS)?,
+            false => Default::default(),
+        };
         Ok(Credentials { token: secrets.current.issue(node, now), ca: self.trust(config)?, client_cert, client_key })
     }
 
@@ -130,12 +133,11 @@ impl Identity {
             }
         };
         let mut roots = RootCertStore::empty();
-        let trusted = match &config.client_ca {
-            Some(file) => self::chain(file)?,
-            None => {
-                vec![CertificateDer::from_pem_slice(self.ca.pem.as_bytes()).ok().context("ca.pem is not readable")?]
-            }
-        };
+        let mut trusted = config.client_ca.as_deref().map(self::chain).transpose()?.unwrap_or_default();
+        if config.trusts_own_ca() {
+            trusted
+                .push(CertificateDer::from_pem_slice(self.ca.pem.as_bytes()).ok().context("ca.pem is not readable")?);
+        }
         for cert in trusted {
             roots.add(cert).context("a client CA certificate is not usable")?;
         }

@@ -131,8 +131,27 @@ fn tls_error(error: &ureq::Error) -> Option<&rustls::Error> {
 }
 
 fn of_tls(error: &rustls::Error) -> Failure {
+    use rustls::AlertDescription as Alert;
     use rustls::CertificateError as Bad;
     match error {
+        // What HTTP says by 401: the node may be enrolled again, and its files are looked at then.
+        rustls::Error::AlertReceived(
+            alert @ (Alert::CertificateExpired
+            | Alert::CertificateRevoked
+            | Alert::CertificateUnknown
+            | Alert::BadCertificate
+            | Alert::UnknownCA
+            | Alert::AccessDenied
+            | Alert::CertificateRequired),
+        ) => {
+            let reason = match alert {
+                Alert::CertificateExpired => {
+                    "this node's certificate does not hold by the controller's clock: enrol it again".to_owned()
+                }
+                _ => format!("the controller does not take this node's certificate ({alert:?}): enrol it again"),
+            };
+            Failure::Refused { status: 401, reason, refused: Vec::new() }
+        }
         rustls::Error::InvalidCertificate(Bad::NotValidYet | Bad::NotValidYetContext { .. }) => {
             Failure::Clock("the controller's certificate is not valid yet by this node's clock; set the clock".into())
         }
@@ -187,5 +206,12 @@ mod tests {
         assert!(said(Bad::Expired).starts_with("clock: the controller's certificate has ended"));
         assert!(said(Bad::UnknownIssuer).contains("not signed by the CA"));
         assert!(said(Bad::NotValidForName).contains("for another name"));
+        for (alert, want) in [
+            (rustls::AlertDescription::CertificateExpired, "does not hold by the controller's clock"),
+            (rustls::AlertDescription::UnknownCA, "does not take this node's certificate (UnknownCA)"),
+        ] {
+            let failure = of_tls(&rustls::Error::AlertReceived(alert));
+            assert!(failure.is_of_the_node() && failure.to_string().contains(want), "{failure}");
+        }
     }
 }

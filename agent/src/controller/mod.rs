@@ -32,6 +32,9 @@ const MAX_ANSWER: u64 = 64 << 20;
 /// The longest time that a controller is left alone because it asked for that.
 const MAX_WAIT: Duration = Duration::from_secs(300);
 
+/// The longest that a poll waits for a command.
+pub const LONGEST_POLL: Duration = Duration::from_secs(30);
+
 /// How long a controller may be silent. With a poll that waits 30 s, a path that swallows everything
 /// is noticed after 40 s at the latest.
 #[derive(Clone, Copy)]
@@ -40,8 +43,8 @@ struct Patience {
     connect: Duration,
     /// Until the answer to a whole request.
     answer: Duration,
-    /// Until the answer to a poll, past its own waiting time.
-    poll_grace: Duration,
+    /// Until the answer to a poll, its own waiting time counted in.
+    poll: Duration,
 }
 
 impl Default for Patience {
@@ -49,7 +52,7 @@ impl Default for Patience {
         Patience {
             connect: Duration::from_secs(10),
             answer: Duration::from_secs(30),
-            poll_grace: Duration::from_secs(10),
+            poll: LONGEST_POLL + Duration::from_secs(10),
         }
     }
 }
@@ -89,7 +92,7 @@ struct Link {
     turn: usize,
     polls: ureq::Agent,
     posts: ureq::Agent,
-    /// What both were made with.
+    /// What the posts were made with.
     settings: ureq::config::Config,
     token: Option<String>,
     digest: String,
@@ -100,26 +103,31 @@ impl Link {
         let tls = credentials.tls();
         // A proxy of the environment (HTTPS_PROXY, NO_PROXY) is used, but never towards this very machine.
         let proxy = ureq::Proxy::try_from_env().filter(|_| !urls.iter().any(|url| is_loopback(url)));
-        let settings = ureq::Agent::config_builder()
-            .tls_config(tls)
-            .proxy(proxy)
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            .user_agent(concat!("jsagent/", env!("CARGO_PKG_VERSION")))
-            .accept("application/json")
-            .accept_encoding("identity")
-            .timeout_resolve(Some(patience.connect))
-            .timeout_connect(Some(patience.connect))
-            .timeout_send_request(Some(patience.connect))
-            .timeout_send_body(Some(patience.answer))
-            .timeout_recv_response(Some(patience.answer))
-            .timeout_recv_body(Some(patience.answer))
-            .max_idle_connections_per_host(2)
-            .max_idle_age(Duration::from_secs(50))
-            .no_delay(true)
-            .build();
-        let (polls, posts) = (settings.new_agent(), settings.new_agent());
+        // Every deadline stands here and none at a request: a request with settings of its own makes ureq
+        // forget the TLS session, and each new connection would cost both sides a whole handshake.
+        let settings = |answer| {
+            ureq::Agent::config_builder()
+                .tls_config(tls.clone())
+                .proxy(proxy.clone())
+                .http_status_as_error(false)
+                .max_redirects(0)
+                .max_redirects_will_error(false)
+                .user_agent(concat!("jsagent/", env!("CARGO_PKG_VERSION")))
+                .accept("application/json")
+                .accept_encoding("identity")
+                .timeout_resolve(Some(patience.connect))
+                .timeout_connect(Some(patience.connect))
+                .timeout_send_request(Some(patience.connect))
+                .timeout_send_body(Some(patience.answer))
+                .timeout_recv_response(Some(answer))
+                .timeout_recv_body(Some(patience.answer))
+                .max_idle_connections_per_host(2)
+                .max_idle_age(Duration::from_secs(50))
+                .no_delay(true)
+                .build()
+        };
+        let (polls, settings) = (settings(patience.poll).new_agent(), settings(patience.answer));
+        let posts = settings.new_agent();
         Link { turn, polls, posts, settings, token: credentials.token, digest: credentials.digest }
     }
 
@@ -208,16 +216,14 @@ impl Controller {
         !spoke_of_the_node && self.good_turn.load(Ordering::Relaxed) != turn
     }
 
-    /// Asks for commands: waits up to `wait`, acknowledges the batch `ack`. Nothing: no command came.
+    /// Asks for commands: waits up to `wait` ([`LONGEST_POLL`] at most), acknowledges the batch `ack`.
+    /// Nothing: no command came.
     pub fn poll(&self, wait: Duration, ack: Option<&str>) -> Result<Option<Taken>, Failure> {
         let ack = ack.map(|batch| format!("&ack={}", encode(batch))).unwrap_or_default();
         let query = format!("cmd?wait={}{}{ack}&instance={}", wait.as_secs(), self.roles, self.instance);
         let link = self.link();
-        let answer = self.at_turn(&link, |url| {
-            let request = link.polls.get(self.path(url, &query));
-            let request = request.config().timeout_recv_response(Some(wait + self.patience.poll_grace)).build();
-            with_bearer(request, link.bearer()).call()
-        })?;
+        let answer =
+            self.at_turn(&link, |url| with_bearer(link.polls.get(self.path(url, &query)), link.bearer()).call())?;
         match answer.status {
             204 => Ok(None),
             _ => answer.json().map(Some),

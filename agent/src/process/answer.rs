@@ -6,7 +6,6 @@ use super::policy::{Cause, Outcome};
 use crate::builtin::Answer;
 use crate::output::Captured;
 use jscommon::{Command, JobResult, NodeId, State};
-use serde_json::Value;
 
 /// What is known of a run that has ended.
 pub(super) struct Ended {
@@ -52,7 +51,7 @@ pub(super) fn result(command: &Command, node: NodeId, ended: Ended) -> JobResult
     JobResult {
         gid: node.gid,
         nid: node.nid,
-        args: shown_args(command),
+        args: jscommon::command::shown_args(&command.args),
         level,
         data,
         state: if ended.alert.is_some() { State::Error } else { state },
@@ -64,17 +63,6 @@ pub(super) fn result(command: &Command, node: NodeId, ended: Ended) -> JobResult
         quiet: ended.sparing && state == State::Ok && captured.results == 0,
         ..JobResult::unrun(command, state, "")
     }
-}
-
-/// The arguments as they may be shown: with `"secret": true` the values of `env` are not.
-pub(super) fn shown_args(command: &Command) -> serde_json::Map<String, Value> {
-    let mut args = command.args.clone();
-    if args.get("secret") == Some(&Value::Bool(true))
-        && let Some(Value::Object(env)) = args.get_mut("env")
-    {
-        env.values_mut().for_each(|value| *value = "***".into());
-    }
-    args
 }
 
 #[cfg(test)]

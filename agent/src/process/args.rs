@@ -151,10 +151,10 @@ pub fn environment(args: &Map<String, Value>) -> Result<Vec<(String, String)>, S
             .iter()
             .map(|(name, value)| match name.is_empty() || name.contains(['=', '\0']) {
                 true => Err(format!("env: '{name}' is no name of a variable")),
-                false => Ok((name.clone(), scalar("env", value)?)),
+                false => Ok((name.clone(), variable(name, value)?)),
             })
             .collect(),
-        Some(other) => Err(format!("env must be an object of strings, not {}", brief(other))),
+        Some(other) => Err(format!("env must be an object of strings, not {}", kind(other))),
     }
 }
 
@@ -279,6 +279,25 @@ fn scalar(name: &str, value: &Value) -> Result<String, String> {
     }
 }
 
+/// The value of a variable; the error does not show it, for it may be a secret.
+fn variable(name: &str, value: &Value) -> Result<String, String> {
+    scalar("env", value).map_err(|_| match value {
+        Value::String(_) => format!("env: {name} must not hold a NUL character"),
+        other => format!("env: {name} must be a string, not {}", kind(other)),
+    })
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
 fn brief(value: &Value) -> String {
     let mut text = value.to_string();
     if text.len() > 60 {
@@ -387,6 +406,10 @@ mod tests {
         assert!(parse(json!({"cmd": "a", "args": [[]]})).unwrap_err().contains("args must hold strings"));
         assert!(parse(json!({"cmd": "a", "env": []})).unwrap_err().contains("env must be an object"));
         assert!(parse(json!({"cmd": "a", "env": {"a=": "b"}})).unwrap_err().contains("no name"));
+        for env in [json!("PW=geheim"), json!(["geheim"]), json!({"PW": ["geheim"]}), json!({"PW": "geheim\u{0}"})] {
+            let error = parse(json!({"cmd": "a", "env": env})).unwrap_err();
+            assert!(error.contains("env") && !error.contains("geheim"), "{error}");
+        }
         let good = parse(json!({"cmd": "a", "args": ["b", 1], "env": {"N": 1}})).unwrap();
         assert_eq!((good.args.unwrap(), good.env), (vec!["b".into(), "1".into()], vec![("N".into(), "1".into())]));
     }

@@ -181,6 +181,25 @@ fn check_config_names_every_fault_with_its_line() {
 }
 
 #[test]
+fn check_config_looks_into_the_files_of_credentials() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (file, token, ca) = (dir.path().join("agent.toml"), dir.path().join("token"), dir.path().join("ca.pem"));
+    let text = format!(
+        "[main]\ngid = 1\nnid = 10\n[controllers.main]\nurl = \"https://localhost:1\"\ntoken_file = {token:?}\nca = {ca:?}\n"
+    );
+    fs::write(&file, text).expect("write");
+    let check = || run("jsagent", &["--check-config", "-c", file.to_str().expect("a path in UTF-8")]);
+    let absent = check();
+    assert_eq!(absent.code, 0, "a node may be enrolled later: {absent:?}");
+    assert!(absent.stderr.contains("token") && absent.stderr.contains("controllers.main"), "{absent:?}");
+    fs::write(&token, "1.10.5.abc\n").expect("write");
+    fs::write(&ca, "no certificate").expect("write");
+    let bad = check();
+    assert_eq!(bad.code, 2, "{bad:?}");
+    assert!(bad.stderr.contains("no certificate in") && !bad.stderr.contains("abc"), "{bad:?}");
+}
+
+#[test]
 fn one_data_folder_has_one_agent() {
     let stage = jstests::Stage::start();
     let mut client = stage.client;

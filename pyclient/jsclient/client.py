@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
@@ -31,16 +32,17 @@ _TRUST_SECONDS = 5.0
 class Client(Looking):
     """Talks to a fleet through its Redis. Safe for threads; connections are made when needed.
 
-    `url`: `redis://user:pw@host:port/db`, `rediss://…`, `unix:///path`, or `host:port`.
+    `url`: `redis://user:pw@host:port/db`, `rediss://…`, `unix:///path`, or `host:port`; several with commas
+    between for a cluster; `sentinel://host,host/group`. Left out, it is `JSCTL_REDIS`, or localhost.
     `timeout`: how long the methods wait for a node when they are not told otherwise, in seconds; `None`
     waits for ever. `by`: who is asking, for the audit list; the login name when left out.
     `options` go to redis-py (`ssl_ca_certs=…`, say).
     """
 
     def __init__(
-        self, url: str = DEFAULT_URL, *, timeout: Optional[float] = 60.0, by: Optional[str] = None, **options: Any
+        self, url: Optional[str] = None, *, timeout: Optional[float] = 60.0, by: Optional[str] = None, **options: Any
     ) -> None:
-        self.link = Link(url, **options)
+        self.link = Link(os.environ.get("JSCTL_REDIS") or DEFAULT_URL if url is None else url, **options)
         self.timeout = timeout
         self._by = by
         self._user: Optional[str] = None

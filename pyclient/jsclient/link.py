@@ -8,9 +8,11 @@ the callers look into the job's hash when a read was cut off.
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
-from urllib.parse import urlsplit
+import threading
+import time
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
+from . import address
 from .errors import Error, Unavailable, UsageError
 
 #: How long one blocking read waits on the server, in seconds.
@@ -22,76 +24,118 @@ CONNECT_SECONDS = 2.5
 MANY = 64
 
 _CHUNK = 1000
-
-
-def normalize(url: str) -> str:
-    """A Redis URL from `host:port`, `host`, a path of a socket, or a URL."""
-    if not url:
-        raise UsageError("the address of Redis is empty: give redis://host:port, unix:///path or host:port")
-    if url.startswith("/"):
-        return "unix://" + url
-    if "://" not in url:
-        return "redis://" + url
-    if url.split("://", 1)[0] not in ("redis", "rediss", "unix"):
-        raise UsageError(f"{masked(url)}: the address of Redis begins with redis://, rediss:// or unix://")
-    return url
-
-
-def masked(url: str) -> str:
-    """The address without its password, for messages."""
-    try:
-        parts = urlsplit(url)
-        if parts.scheme == "unix":
-            return parts.path
-        host = parts.hostname or "localhost"
-        port = parts.port or 6379
-    except ValueError:
-        return "the given address"
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+#: Commands that name no key: of a cluster, any server is asked.
+KEYLESS = frozenset({"TIME", "ACL", "PING"})
 
 
 class Link:
-    """Ordinary and blocking calls; safe for threads, since each call takes a connection of its own."""
+    """Ordinary and blocking calls; safe for threads, since each call takes a connection of its own.
+
+    `url` is whatever `jsacc -r` takes: one server, several of a cluster, or a group behind Sentinels.
+    """
 
     def __init__(self, url: str, **options: Any) -> None:
         import redis
+        from redis.exceptions import RedisClusterException, RedisError
+
+        self._address = address.parse(url)
+        self.url = self._address.url
+        self.where = self._address.where
+        # redis-py's word for a cluster that cannot be reached is no RedisError in every version.
+        self._errors = (RedisError, RedisClusterException, OSError)
+        self._options = options
+        self._made: Any = None
+        self._lock = threading.Lock()
+        version = tuple(int(part) for part in redis.__version__.split(".")[:2] if part.isdigit())
+        # redis-py before 5.3 wants the name of a command.
+        self._get_args = () if version >= (5, 3) else ("_",)
+        self._attempts = {} if version >= (6, 0) else {"cluster_error_retry_attempts": 0}
+        if not self._is_cluster:
+            self._made = self._make()
+
+    @property
+    def _is_cluster(self) -> bool:
+        return self._address.kind == address.CLUSTER
+
+    @property
+    def _redis(self) -> Any:
+        # A cluster is asked for its servers when it is made, so that waits for the first call.
+        with self._lock:
+            if self._made is None:
+                self._made = self._make()
+            return self._made
+
+    def _make(self) -> Any:
+        import redis
         from redis.backoff import NoBackoff
-        from redis.exceptions import RedisError
         from redis.retry import Retry
 
-        self.url = normalize(url)
-        self.where = masked(self.url)
-        self._errors = RedisError
         options = {
             "socket_timeout": READ_SECONDS,
             "socket_connect_timeout": CONNECT_SECONDS,
             "retry": Retry(NoBackoff(), 0),
-            "retry_on_timeout": False,
             "decode_responses": False,
             "health_check_interval": 0,
             "protocol": 2,
-            **options,
+            **self._options,
         }
-        if self.url.startswith("unix:"):
-            # redis-py hands unknown options to the socket's constructor, and a unix socket has no such thing.
-            options.pop("socket_keepalive", None)
         try:
-            self._redis: Any = redis.Redis.from_url(self.url, **options)
+            if self._address.kind == address.SENTINEL:
+                return self._sentinel(options)
+            if self._is_cluster:
+                from redis import cluster
+
+                # Some versions of redis-py say no types of these.
+                node: Any = cluster.ClusterNode
+                options.update(self._login(), **self._attempts)
+                nodes = [node(host, port) for host, port in self._address.hosts]
+                return redis.RedisCluster(startup_nodes=nodes, **options)
+            options["retry_on_timeout"] = False
+            if self.url.startswith("unix:"):
+                # redis-py hands unknown options to the socket's constructor, and a unix socket has no such thing.
+                options.pop("socket_keepalive", None)
+            return redis.Redis.from_url(self.url, **options)
         except (ValueError, TypeError) as e:
             raise UsageError(f"{self.where}: {e}") from None
-        # redis-py before 5.3 wants the name of a command.
-        version = tuple(int(part) for part in redis.__version__.split(".")[:2] if part.isdigit())
-        self._get_args = () if version >= (5, 3) else ("_",)
+
+    def _login(self) -> Dict[str, Any]:
+        """User, password and TLS of the URL, as redis-py calls them; of the servers all but the names."""
+        from redis import connection
+
+        parse_url: Any = connection.parse_url
+        found: Dict[str, Any] = dict(parse_url(self.url))
+        secure = found.pop("connection_class", None) is connection.SSLConnection
+        for name in ("host", "port", "path") + (("db",) if self._is_cluster else ()):
+            found.pop(name, None)
+        return {**found, **({"ssl": True} if secure else {})}
+
+    def _sentinel(self, options: Dict[str, Any]) -> Any:
+        from redis import sentinel
+
+        make: Any = sentinel.Sentinel
+        # User and password are those of the servers; the Sentinels are asked without.
+        own = {"socket_timeout": CONNECT_SECONDS, "socket_connect_timeout": CONNECT_SECONDS}
+        options.update(self._login())
+        return make(list(self._address.hosts), sentinel_kwargs=own).master_for(self._address.group, **options)
 
     def close(self) -> None:
         """Closes every connection; the next call makes a new one."""
-        self._redis.connection_pool.disconnect()
+        with self._lock:
+            if self._made is None:
+                return
+            if self._is_cluster:
+                self._made.close()
+                self._made = None
+            else:
+                self._made.connection_pool.disconnect()
 
     def call(self, *args: Any) -> Any:
         """One command, sent once."""
         try:
+            if self._is_cluster and args[0] in KEYLESS:
+                return self._any_server().execute_command(*args)
             return self._redis.execute_command(*args)
-        except (self._errors, OSError) as e:
+        except self._errors as e:
             raise self._translated(e) from e
 
     def read(self, *args: Any) -> Any:
@@ -103,51 +147,103 @@ class Link:
                 raise
             return self.call(*args)
 
-    def many(self, commands: Sequence[Sequence[Any]]) -> List[Any]:
-        """Many commands in few round trips, their answers in order; the first error is raised."""
+    def bulk(self, commands: Sequence[Sequence[Any]]) -> List[Any]:
+        """Many commands in few round trips: their plain answers in order, without redis-py's own bookkeeping."""
         out: List[Any] = []
         for chunk in _chunks(commands, _CHUNK):
             try:
-                pipe = self._redis.pipeline(transaction=False)
-                for command in chunk:
-                    pipe.execute_command(*command)
-                out.extend(pipe.execute())
-            except (self._errors, OSError) as e:
+                out.extend(self._spread(chunk) if self._is_cluster else self._piped(self._redis, chunk, _raise))
+            except self._errors as e:
                 raise self._translated(e) from e
         return out
 
-    def bulk(self, commands: Sequence[Sequence[Any]]) -> List[Any]:
-        """As `many` for reads of thousands of keys: the plain answers, without redis-py's own bookkeeping."""
-        out: List[Any] = []
-        pool: Any = self._redis.connection_pool
-        for chunk in _chunks(commands, _CHUNK):
-            try:
-                connection: Any = pool.get_connection(*self._get_args)
-            except (self._errors, OSError) as e:
-                raise self._translated(e) from e
-            done = False
-            try:
-                connection.send_packed_command([_packed(chunk)])
-                answers = [connection.read_response() for _ in chunk]
-                done = True
-            except (self._errors, OSError) as e:
-                raise self._translated(e) from e
-            finally:
-                if not done:
-                    connection.disconnect()
-                pool.release(connection)
-            out.extend(answers)
+    def _piped(
+        self, server: Any, commands: Sequence[Sequence[Any]], failed: Callable[[Exception, Sequence[Any]], Any]
+    ) -> List[Any]:
+        """The answers of one server; of a command that it answered with an error, what `failed` makes of that."""
+        from redis.exceptions import ResponseError
+
+        pool: Any = server.connection_pool
+        connection: Any = pool.get_connection(*self._get_args)
+        answers: List[Any] = []
+        done = False
+        try:
+            connection.send_packed_command([_packed(commands)])
+            for _ in commands:
+                try:
+                    answers.append(connection.read_response())
+                except ResponseError as e:
+                    answers.append(e)
+            done = True
+        finally:
+            if not done:
+                connection.disconnect()
+            pool.release(connection)
+        return [failed(a, c) if isinstance(a, Exception) else a for a, c in zip(answers, commands)]
+
+    def _spread(self, commands: Sequence[Sequence[Any]]) -> List[Any]:
+        """The same over the servers of a cluster, each asked once for all that it has."""
+        cluster = self._redis
+        shares: Dict[str, Tuple[Any, List[int]]] = {}
+        for i, command in enumerate(commands):
+            node = cluster.get_default_node() if command[0] in KEYLESS else cluster.get_node_from_key(command[1])
+            shares.setdefault(node.name, (node, []))[1].append(i)
+        out: List[Any] = [None] * len(commands)
+        for node, places in shares.values():
+            # A slot that has moved away is asked for one by one, which learns its new place too.
+            again: Callable[[Exception, Sequence[Any]], Any] = lambda _, command: cluster.execute_command(*command)  # noqa: E731
+            server = cluster.get_redis_connection(node)
+            for i, answer in zip(places, self._piped(server, [commands[i] for i in places], again)):
+                out[i] = answer
         return out
+
+    def _any_server(self) -> Any:
+        return self._redis.get_redis_connection(self._redis.get_default_node())
+
+    def scan(self, pattern: str) -> List[bytes]:
+        """All keys of this pattern, ordered, each once."""
+        keys: List[bytes] = []
+        try:
+            redis = self._redis
+            servers = [redis.get_redis_connection(n) for n in redis.get_primaries()] if self._is_cluster else [redis]
+            for server in servers:
+                cursor: Any = 0
+                while True:
+                    cursor, some = server.execute_command("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
+                    keys.extend(some)
+                    if int(cursor) == 0:
+                        break
+        except self._errors as e:
+            raise self._translated(e) from e
+        return sorted(set(keys))
 
     def pop(self, keys: Sequence[str], seconds: float) -> Optional[Tuple[bytes, bytes]]:
         """BRPOP for at most `seconds` (never above SLICE); nothing when nothing came."""
         # 0 would mean "for ever" to Redis.
         wait = min(max(seconds, 0.001), SLICE)
+        if self._is_cluster and len(keys) > 1:
+            return self._pop_spread(keys, wait)
         try:
             popped: Optional[Tuple[bytes, bytes]] = self._redis.execute_command("BRPOP", *keys, f"{wait:.3f}")
-        except (self._errors, OSError) as e:
+        except self._errors as e:
             raise self._translated(e) from e
         return popped
+
+    def _pop_spread(self, keys: Sequence[str], wait: float) -> Optional[Tuple[bytes, bytes]]:
+        # One BRPOP cannot span slots, so the lists are looked at again and again.
+        end = time.monotonic() + wait
+        pause = 0.005
+        while True:
+            lengths = self.bulk([("LLEN", key) for key in keys])
+            for key, length in zip(keys, lengths):
+                raw = self.call("RPOP", key) if length else None
+                if raw is not None:
+                    return key.encode(), raw
+            left = end - time.monotonic()
+            if left <= 0:
+                return None
+            time.sleep(min(pause, left))
+            pause = min(pause * 1.5, 0.1)
 
     def _translated(self, error: BaseException) -> Error:
         from redis import exceptions as r
@@ -162,9 +258,15 @@ class Link:
             if "connecting" in reason.lower():
                 return Unavailable(f"cannot reach Redis at {self.where}: no answer within {CONNECT_SECONDS:g} s", True)
             return Unavailable(f"Redis at {self.where} did not answer within {READ_SECONDS:g} s", True)
+        if isinstance(error, (r.ClusterError, r.RedisClusterException)) or reason.startswith("CLUSTERDOWN"):
+            return Unavailable(f"the cluster at {self.where} cannot serve this now: {_plain(reason)}", True)
         if isinstance(error, (r.ConnectionError, OSError)):
             return Unavailable(f"cannot reach Redis at {self.where}: {_plain(reason)}", True)
         return Unavailable(f"Redis at {self.where}: {reason}")
+
+
+def _raise(error: Exception, _: Sequence[Any]) -> Any:
+    raise error
 
 
 def _is_password(reason: str) -> bool:

@@ -93,15 +93,8 @@ class Looking:
 
     def scripts(self) -> List[Dict[str, Any]]:
         """The stored scripts: `hash`, `size`, `expires` (seconds), `first` (its first line)."""
-        keys: List[bytes] = []
-        cursor: Any = 0
-        while True:
-            cursor, some = self.link.read("SCAN", cursor, "MATCH", wire.SCRIPT_PREFIX + "*", "COUNT", 1000)
-            keys.extend(some)
-            if int(cursor) == 0:
-                break
+        keys = self.link.scan(wire.SCRIPT_PREFIX + "*")
         out = []
-        keys = sorted(set(keys))
         ask = [c for key in keys for c in (("STRLEN", key), ("TTL", key), ("GETRANGE", key, 0, 199))]
         answers = self.link.bulk(ask)
         for i, key in enumerate(keys):

@@ -1,0 +1,101 @@
+"""What an address of Redis says: one server, a cluster, or a group that Sentinels watch. Talks to nobody.
+
+The same spellings as `jsacc -r` takes: `host:port`, `redis://user:pw@host:port/db`, `rediss://…`, `unix:///path`;
+several of them with commas between are servers of one cluster (scheme, user and password of the first hold for
+all), and `sentinel://[user:pw@]host:26379,host:26379/group[/db]` names Sentinels and the group they watch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import List, Tuple
+from urllib.parse import unquote, urlsplit
+
+from .errors import UsageError
+
+SINGLE, CLUSTER, SENTINEL = "single", "cluster", "sentinel"
+_GROUP = "a sentinel address names hosts and their group: sentinel://host:26379,host:26379/mymaster"
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where Redis is, in the form that redis-py wants."""
+
+    kind: str
+    #: A URL with user, password and database, for whatever is reached in the end.
+    url: str
+    #: The cluster's servers, or the Sentinels.
+    hosts: Tuple[Tuple[str, int], ...] = ()
+    #: The group that the Sentinels watch.
+    group: str = ""
+
+    @property
+    def where(self) -> str:
+        """It without its password, for messages."""
+        hosts = ", ".join(_shown(host, port) for host, port in self.hosts)
+        if self.kind == SENTINEL:
+            return f"{self.group} of the sentinels {hosts}"
+        return hosts if self.kind == CLUSTER else masked(self.url)
+
+
+def parse(text: str) -> Address:
+    """Reads an address; a `UsageError` says what is wrong, and never a password."""
+    text = text.strip()
+    if text.startswith("sentinel://"):
+        return _sentinel(text[len("sentinel://") :])
+    parts = [part.strip() for part in text.split(",") if part.strip()] if text[:1] != "/" else [text]
+    if len(parts) <= 1:
+        return Address(SINGLE, normalize(parts[0] if parts else ""))
+    first = normalize(parts[0])
+    urls = [first] + [normalize(part) for part in parts[1:]]
+    if any(url.startswith("unix:") for url in urls):
+        raise UsageError("several addresses of Redis are a cluster, and a cluster has no Unix sockets")
+    return Address(CLUSTER, first, tuple(_host(url, 6379) for url in urls))
+
+
+def normalize(url: str) -> str:
+    """A Redis URL from `host:port`, `host`, a path of a socket, or a URL."""
+    if not url:
+        raise UsageError("the address of Redis is empty: give redis://host:port, unix:///path or host:port")
+    if url.startswith("/"):
+        return "unix://" + url
+    if "://" not in url:
+        return "redis://" + url
+    if url.split("://", 1)[0] not in ("redis", "rediss", "unix"):
+        raise UsageError(f"{masked(url)}: the address of Redis begins with redis://, rediss://, unix:// or sentinel://")
+    return url
+
+
+def masked(url: str) -> str:
+    """The address without its password, for messages."""
+    try:
+        parts = urlsplit(url)
+        if parts.scheme == "unix":
+            return parts.path
+        return _shown(parts.hostname or "localhost", parts.port or 6379)
+    except ValueError:
+        return "the given address"
+
+
+def _shown(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _host(url: str, port: int) -> Tuple[str, int]:
+    try:
+        parts = urlsplit(url)
+        return unquote(parts.hostname or "localhost"), parts.port or port
+    except ValueError as e:
+        raise UsageError(f"{masked(url)}: {e}") from None
+
+
+def _sentinel(rest: str) -> Address:
+    login, at, rest = rest.rpartition("@")
+    hosts, slash, path = rest.partition("/")
+    group, _, db = path.partition("/")
+    found: List[Tuple[str, int]] = [_host("redis://" + host.strip(), 26379) for host in hosts.split(",") if host.strip()]
+    if not slash or not group or not found:
+        raise UsageError(_GROUP)
+    if db and not db.isdigit():
+        raise UsageError(f"{db!r} is no number of a database: {_GROUP}/0")
+    return Address(SENTINEL, f"redis://{login}{at}localhost/{db or 0}", tuple(found), group)

@@ -1,0 +1,59 @@
+"""What an address of Redis may look like: what `jsacc -r` takes, jsclient takes too."""
+
+from __future__ import annotations
+
+from typing import Any, Tuple
+
+import pytest
+
+from jsclient import Client, UsageError
+from jsclient.address import CLUSTER, SENTINEL, SINGLE, parse
+
+
+@pytest.mark.parametrize(
+    "text,kind,url,hosts,where",
+    [
+        ("localhost:6379", SINGLE, "redis://localhost:6379", (), "localhost:6379"),
+        ("db.example", SINGLE, "redis://db.example", (), "db.example:6379"),
+        ("rediss://u:p@h:1/2", SINGLE, "rediss://u:p@h:1/2", (), "h:1"),
+        ("redis://[::1]:7", SINGLE, "redis://[::1]:7", (), "[::1]:7"),
+        ("unix:///run/r.sock?db=1", SINGLE, "unix:///run/r.sock?db=1", (), "/run/r.sock"),
+        ("/run/a,b.sock", SINGLE, "unix:///run/a,b.sock", (), "/run/a,b.sock"),
+        ("a:1,b", CLUSTER, "redis://a:1", (("a", 1), ("b", 6379)), "a:1, b:6379"),
+        ("rediss://me:pw@a:1, rediss://b:2", CLUSTER, "rediss://me:pw@a:1", (("a", 1), ("b", 2)), "a:1, b:2"),
+        ("sentinel://me:pw@s1,s2:5/main/4", SENTINEL, "redis://me:pw@localhost/4", (("s1", 26379), ("s2", 5)),
+         "main of the sentinels s1:26379, s2:5"),
+        ("sentinel://s1/main", SENTINEL, "redis://localhost/0", (("s1", 26379),), "main of the sentinels s1:26379"),
+    ],
+)
+def test_every_spelling(text: str, kind: str, url: str, hosts: Tuple[Any, ...], where: str) -> None:
+    it = parse(text)
+    assert (it.kind, it.url, it.hosts, it.where) == (kind, url, hosts, where)
+
+
+@pytest.mark.parametrize("text", ["", ",", " ", "http://x", "a:1,unix:///x", "sentinel://h", "sentinel:///g",
+                                  "sentinel://h/g/x", "a:1,redis://:geheim@b:x"])
+def test_other_texts_say_what_is_wanted_and_hide_passwords(text: str) -> None:
+    with pytest.raises(UsageError) as e:
+        Client(text)
+    assert "geheim" not in str(e.value) and len(str(e.value)) > 20
+
+
+def test_the_environment_names_redis(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JSCTL_REDIS", "redis://:geheim@there:7")
+    assert Client().link.where == "there:7"
+    assert Client("here:8").link.where == "here:8"
+    for unset in (lambda: monkeypatch.setenv("JSCTL_REDIS", ""), lambda: monkeypatch.delenv("JSCTL_REDIS")):
+        unset()
+        assert Client().link.where == "localhost:6379"
+
+
+def test_tls_and_logins_reach_every_kind() -> None:
+    import redis
+
+    client = Client("sentinel://me:pw@127.0.0.1:1/main/4")
+    options = client.link._redis.connection_pool.connection_kwargs
+    assert (options["username"], options["password"], options["db"]) == ("me", "pw", 4)
+    secure = Client("rediss://:pw@127.0.0.1:1", ssl_ca_certs="/no/such/file").link._redis.connection_pool
+    assert issubclass(secure.connection_class, redis.SSLConnection)
+    assert secure.connection_kwargs["ssl_ca_certs"] == "/no/such/file"

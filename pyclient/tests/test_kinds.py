@@ -1,0 +1,192 @@
+"""The client on a Redis Cluster, behind a Sentinel and over TLS, with the real controller and agent."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Callable, Iterator, List, Optional
+
+import pytest
+import redis
+from conftest import wait_until
+from test_real import BIN, free_port
+
+from jsclient import Client, Unavailable
+from jsclient.cli import main
+
+pytestmark = [
+    pytest.mark.skipif(BIN is None, reason="jsacc and jsagent are not built"),
+    pytest.mark.skipif(shutil.which("redis-server") is None, reason="redis-server is not installed"),
+]
+
+#: How long a failover may take on a busy machine.
+FAILOVER = 60.0
+
+
+class House:
+    """Programs and their folder; all of it ends with the test."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="jsclient-kinds-"))
+        self.children: List[subprocess.Popen[bytes]] = []
+
+    def start(self, *words: str) -> subprocess.Popen[bytes]:
+        with open(self.folder / "log", "ab") as log:
+            child = subprocess.Popen(words, stdout=log, stderr=log, cwd=self.folder)
+        self.children.append(child)
+        return child
+
+    def server(self, port: int, *options: str) -> subprocess.Popen[bytes]:
+        folder = self.folder / str(port)
+        folder.mkdir(exist_ok=True)
+        child = self.start("redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder),
+                           *options)
+        wait_until(lambda: answers(port))
+        return child
+
+    def fleet(self, url: str, *options: str) -> None:
+        """A controller and the nodes 1.1 and 1.2."""
+        port = free_port()
+        self.start(str(BIN / "jsacc"), "-p", str(port), "-b", "127.0.0.1", "-r", url, "--state-dir",  # type: ignore[operator]
+                   str(self.folder / "state"), "--insecure-http", "--insecure-no-auth", *options)
+        for nid in ("1", "2"):
+            self.start(str(BIN / "jsagent"), "--gid", "1", "--nid", nid, "--controller",  # type: ignore[operator]
+                       f"http://127.0.0.1:{port}", "--data-dir", str(self.folder / f"node{nid}"))
+
+    def close(self) -> None:
+        for child in reversed(self.children):
+            child.terminate()
+        for child in self.children:
+            try:
+                child.wait(10)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def answers(port: int) -> bool:
+    connection = redis.Redis(port=port)
+    try:
+        return bool(connection.ping())
+    except redis.AuthenticationError:
+        return True
+    except redis.ConnectionError:
+        return False
+    finally:
+        connection.close()
+
+
+def info(port: int, section: str) -> str:
+    done = subprocess.run(["redis-cli", "-p", str(port), "info", section], capture_output=True, text=True, timeout=20)
+    return done.stdout
+
+
+def attempt(ask: Callable[[], object]) -> Optional[object]:
+    """What it answers, or nothing while Redis is away."""
+    try:
+        return ask()
+    except Unavailable:
+        return None
+
+
+@pytest.fixture
+def house() -> Iterator[House]:
+    it = House()
+    yield it
+    it.close()
+
+
+def everything(client: Client, url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each way in which the client speaks to Redis, once."""
+    wait_until(lambda: sum(n.live for n in client.nodes()) == 2, 30)
+    assert client.ping(1, 1) == "pong"
+    assert client.execute(1, 2, "echo hi").wait(20).stdout.strip() == "hi"
+    # One job for all, and a job for each.
+    assert len(client.target("all").execute("true").wait(20).raise_for_status().results) == 2
+    fleet = client.target("1.1,1.2").execute("echo", ["x"]).wait(20).raise_for_status()
+    assert len(fleet.results) == 2 and client.parts(fleet.id) == [f"{fleet.id}.1.1", f"{fleet.id}.1.2"]
+    assert client.run_script("1.1", source="def action():\n    return 7\n").wait(20).failed == []
+    assert len(client.scripts()) == 1
+    job = client.execute(1, 1, "sleep", ["60"])
+    wait_until(lambda: job.state == "RUNNING")
+    assert job.stats()["id"] == job.id and job.kill().ok and job.wait(20).state == "KILLED"
+    assert any(it.id == job.id for it in client.jobs()) and client.audit() and client.events()
+    assert client.job_info(fleet.id + ".1.1").state == "OK"
+    assert main(["--redis", url, "exec", "all", "--json", "--", "echo", "told"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 2
+
+
+def test_a_cluster_that_loses_a_server(house: House, capsys: pytest.CaptureFixture[str]) -> None:
+    ports = [free_port() for _ in range(6)]
+    servers = {
+        port: house.server(port, "--cluster-enabled", "yes", "--cluster-node-timeout", "1500",
+                           "--repl-diskless-sync-delay", "0", "--cluster-port", str(free_port()))
+        for port in ports
+    }
+    addresses = [f"127.0.0.1:{port}" for port in ports]
+    create = ["redis-cli", "--cluster", "create", *addresses, "--cluster-replicas", "1", "--cluster-yes"]
+    subprocess.run(create, check=True, capture_output=True, timeout=60)
+    wait_until(lambda: all("connected_slaves:1" in text or "master_link_status:up" in text
+                           for text in (info(port, "replication") for port in ports)), FAILOVER)
+    url = ",".join(addresses[:3])
+    with Client(url, timeout=30, by="tester") as client:
+        wait_until(lambda: attempt(client.nodes) is not None, FAILOVER)
+        house.fleet(url)
+        everything(client, url, capsys)
+        # The one that holds the queue of commands is the worst to lose.
+        holder = client.link._redis.get_node_from_key("cmds_queue").port
+        servers[holder].kill()
+        end = time.monotonic() + FAILOVER
+        while attempt(lambda: client.ping(1, 1, timeout=20)) is None:
+            assert time.monotonic() < end, "the cluster did not come back"
+            time.sleep(0.1)
+        assert len(client.target("1.1,1.2").ping().wait(30).results) == 2
+
+
+def test_a_sentinel_that_makes_the_replica_master(house: House, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second, own = free_port(), free_port(), free_port()
+    master = house.server(first)
+    house.server(second, "--replicaof", "127.0.0.1", str(first))
+    wait_until(lambda: "master_link_status:up" in info(second, "replication"), FAILOVER)
+    settings = house.folder / "sentinel.conf"
+    settings.write_text(f"port {own}\nbind 127.0.0.1\nsentinel monitor group 127.0.0.1 {first} 1\n"
+                        "sentinel down-after-milliseconds group 1500\nsentinel failover-timeout group 5000\n")
+    house.start("redis-server", str(settings), "--sentinel")
+    wait_until(lambda: "slaves=1" in info(own, "sentinel"), FAILOVER)
+    url = f"sentinel://127.0.0.1:{own}/group"
+    house.fleet(url)
+    with Client(url, timeout=30, by="tester") as client:
+        everything(client, url, capsys)
+        master.kill()
+        wait_until(lambda: "role:master" in info(second, "replication"), FAILOVER)
+        end = time.monotonic() + FAILOVER
+        while attempt(lambda: client.ping(1, 1, timeout=20)) is None:
+            assert time.monotonic() < end, "the replica does not serve"
+            time.sleep(0.1)
+        assert client.execute(1, 2, "echo hi").wait(30).stdout.strip() == "hi"
+
+
+def test_tls(house: House, capsys: pytest.CaptureFixture[str]) -> None:
+    cert, key, port = house.folder / "cert.pem", house.folder / "key.pem", free_port()
+    make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+            "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost",
+            "-addext", "basicConstraints=critical,CA:FALSE", "-keyout", str(key), "-out", str(cert)]
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl, which makes the certificate, is not installed")
+    subprocess.run(make, check=True, capture_output=True, timeout=60)
+    plain = free_port()
+    house.server(plain, "--tls-port", str(port), "--tls-cert-file", str(cert), "--tls-key-file", str(key),
+                 "--tls-ca-cert-file", str(cert), "--tls-auth-clients", "no", "--requirepass", "geheim")
+    url = f"rediss://:geheim@localhost:{port}"
+    with Client(url) as stranger, pytest.raises(Unavailable) as e:
+        stranger.nodes()
+    assert "certificate" in str(e.value) and "geheim" not in str(e.value)
+    house.fleet(url, "--redis-ca", str(cert))
+    with Client(url, ssl_ca_certs=str(cert), timeout=30, by="tester") as client:
+        everything(client, f"{url}?ssl_ca_certs={cert}", capsys)
+

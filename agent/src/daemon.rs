@@ -88,6 +88,7 @@ impl Daemon {
             .collect::<Result<_>>()?;
         let outbox = Outbox::open(&config)?;
         let ledger = Ledger::open(&config.main.data_dir)?;
+        ledger.controllers(config.controllers.keys().map(String::as_str))?;
         let logger = logger::Handle::start(&config, outbox.clone())?;
         let stats = stats::Handle::start(&config, outbox.clone())?;
 

@@ -14,6 +14,7 @@
 
 use anyhow::{Context, Result};
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, params};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -114,6 +115,16 @@ pub enum Write {
     },
 }
 
+impl Write {
+    /// The job whose result it brings.
+    fn result_of(&self) -> Option<&str> {
+        match self {
+            Write::Report { id, .. } | Write::Finish { id, result: Some(_) } => Some(id),
+            _ => None,
+        }
+    }
+}
+
 /// A job that is not over, as it stands in the table.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
@@ -153,6 +164,8 @@ pub struct Ledger {
 struct Table {
     db: Connection,
     accepted_since_tidy: u64,
+    /// The controllers that results can go to; nothing is all.
+    known: Option<HashSet<String>>,
 }
 
 impl Ledger {
@@ -174,10 +187,36 @@ impl Ledger {
             .query_row("SELECT coalesce(sum(octet_length(result)), 0) FROM jobs WHERE state = 2", [], |row| row.get(0))
             .with_context(|| format!("cannot read {}", path.display()))?;
         Ok(Arc::new(Ledger {
-            table: Mutex::new(Table { db, accepted_since_tidy: TIDY_EVERY }),
+            table: Mutex::new(Table { db, accepted_since_tidy: TIDY_EVERY, known: None }),
             unsent_bytes: AtomicU64::new(unsent.max(0) as u64),
             damage,
         }))
+    }
+
+    /// Says which controllers there are. Results for any other wait on the disk for it to come back, do
+    /// not count as unsent, and of a job that goes on only the last one is kept.
+    pub fn controllers<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> Result<()> {
+        let known: HashSet<String> = names.into_iter().map(str::to_owned).collect();
+        let mut table = self.lock();
+        let mut bytes = 0;
+        {
+            let mut query = table.db.prepare(
+                "SELECT controller, sum(octet_length(result)) FROM jobs WHERE state = 2 GROUP BY controller",
+            )?;
+            let rows = query.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?)))?;
+            for row in rows {
+                let (controller, waiting) = row?;
+                match known.contains(&controller) {
+                    true => bytes += waiting.max(0) as u64,
+                    false => log::warn!(
+                        "{waiting} bytes of results wait for the controller \"{controller}\", which is not configured"
+                    ),
+                }
+            }
+        }
+        self.unsent_bytes.store(bytes, Ordering::Relaxed);
+        table.known = Some(known);
+        Ok(())
     }
 
     /// A sentence for the operators when the file was damaged and had to be replaced.
@@ -205,11 +244,19 @@ impl Ledger {
             return Ok(());
         }
         let mut table = self.lock();
+        let Table { db, known, .. } = &mut *table;
         let mut unsent = 0i64;
         let mut accepted = 0u64;
-        let transaction = table.db.transaction()?;
+        let transaction = db.transaction()?;
         for write in writes {
-            unsent += apply(&transaction, write)?;
+            let (grown, orphaned) = match (write.result_of(), &known) {
+                (Some(id), Some(known)) => {
+                    let orphaned = is_orphaned(&transaction, id, known)?;
+                    (apply(&transaction, write, orphaned)?, orphaned)
+                }
+                _ => (apply(&transaction, write, false)?, false),
+            };
+            unsent += if orphaned { 0 } else { grown };
             accepted += u64::from(matches!(write, Write::Accept { .. }));
         }
         transaction.commit()?;
@@ -326,8 +373,16 @@ fn open_table(path: &Path) -> rusqlite::Result<Connection> {
     Ok(db)
 }
 
-/// Makes one change; the answer is by how much the bytes of unsent results grew.
-fn apply(db: &Connection, write: &Write) -> Result<i64> {
+/// Whether the job's controller is none of these.
+fn is_orphaned(db: &Connection, id: &str, known: &HashSet<String>) -> Result<bool> {
+    let mut query = db.prepare_cached("SELECT controller FROM jobs WHERE id = ? AND run = 0")?;
+    let controller: Option<String> = query.query_row([id], |row| row.get(0)).optional()?;
+    Ok(controller.is_some_and(|controller| !controller.is_empty() && !known.contains(&controller)))
+}
+
+/// Makes one change; the answer is by how much the bytes of unsent results grew. `orphaned`: nobody
+/// comes for the job's results.
+fn apply(db: &Connection, write: &Write, orphaned: bool) -> Result<i64> {
     match write {
         Write::Accept { id, controller, command, now } => {
             // A startup job takes the place of whatever bore its id before; a result that still waits
@@ -357,7 +412,7 @@ fn apply(db: &Connection, write: &Write) -> Result<i64> {
         }
         Write::Report { id, started, result, quiet } => {
             // Run -1 is the place of the one quiet result that waits.
-            let run = if *quiet { -1 } else { (*started).max(1) };
+            let run = if *quiet || orphaned { -1 } else { (*started).max(1) };
             let replaced: i64 = db
                 .prepare_cached("SELECT coalesce(sum(octet_length(result)), 0) FROM jobs WHERE id = ? AND run = ?")?
                 .query_row(params![id, run], |row| row.get(0))?;
@@ -492,153 +547,4 @@ fn now_ms() -> i64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn accept(id: &str) -> Write {
-        accept_at(id, now_ms())
-    }
-
-    fn accept_at(id: &str, now: i64) -> Write {
-        Write::Accept { id: id.into(), controller: "main".into(), command: "{}".into(), now }
-    }
-
-    fn finish(id: &str, result: &str) -> Write {
-        Write::Finish { id: id.into(), result: Some(result.into()) }
-    }
-
-    fn open() -> (tempfile::TempDir, Arc<Ledger>) {
-        let dir = tempfile::tempdir().unwrap();
-        let ledger = Ledger::open(dir.path()).unwrap();
-        (dir, ledger)
-    }
-
-    #[test]
-    fn a_job_from_its_acceptance_to_its_sending() {
-        let (dir, ledger) = open();
-        ledger.commit(&[accept("a"), accept("b"), Write::Start { id: "a".into(), started: 7 }]).unwrap();
-        assert!(ledger.knows("a").unwrap() && !ledger.knows("c").unwrap());
-        let live = ledger.live().unwrap();
-        assert_eq!((live.len(), live[0].standing, live[0].started), (2, Standing::Started, 7));
-        ledger.commit(&[finish("a", "result")]).unwrap();
-        assert_eq!(ledger.unsent_bytes(), 6);
-        drop(ledger);
-
-        let ledger = Ledger::open(dir.path()).unwrap();
-        assert_eq!((ledger.unsent_bytes(), ledger.damage()), (6, None));
-        assert!(ledger.unsent("other", 10, 100).unwrap().is_empty());
-        let unsent = ledger.unsent("main", 10, 100).unwrap();
-        assert_eq!((unsent.len(), unsent[0].json.as_str()), (1, "result"));
-        ledger.mark_sent(&[unsent[0].key]).unwrap();
-        ledger.mark_sent(&[unsent[0].key]).unwrap();
-        assert!(ledger.unsent("main", 10, 100).unwrap().is_empty());
-        assert_eq!((ledger.unsent_bytes(), ledger.knows("a").unwrap()), (0, true));
-        assert_eq!(read_only(dir.path()).unwrap().len(), 1);
-    }
-
-    #[test]
-    fn all_or_nothing() {
-        let (_dir, ledger) = open();
-        ledger.commit(&[accept("a")]).unwrap();
-        assert!(ledger.commit(&[accept("b"), accept("a")]).is_err());
-        assert!(!ledger.knows("b").unwrap());
-    }
-
-    #[test]
-    fn results_come_in_bounded_bites() {
-        let (_dir, ledger) = open();
-        for id in ["a", "b", "c"] {
-            ledger.commit(&[accept(id), finish(id, "12345")]).unwrap();
-        }
-        let count = |rows, bytes| ledger.unsent("main", rows, bytes).unwrap().len();
-        assert_eq!((count(2, 100), count(10, 10), count(10, 11), count(10, 1)), (2, 2, 2, 1));
-    }
-
-    #[test]
-    fn runs_of_a_job_that_goes_on_report_beside_it() {
-        let (_dir, ledger) = open();
-        let report =
-            |started, result: &str, quiet| Write::Report { id: "a".into(), started, result: result.into(), quiet };
-        ledger.commit(&[accept("a"), Write::Start { id: "a".into(), started: 1 }, report(1, "one", false)]).unwrap();
-        // Of the quiet ones only the newest waits.
-        ledger.commit(&[report(2, "quiet", true)]).unwrap();
-        ledger.commit(&[report(3, "quiet again", true)]).unwrap();
-        let unsent = ledger.unsent("main", 10, 100).unwrap();
-        assert_eq!(unsent.iter().map(|row| row.json.as_str()).collect::<Vec<_>>(), ["one", "quiet again"]);
-        assert_eq!(ledger.unsent_bytes(), 14);
-        ledger.mark_sent(&unsent.iter().map(|row| row.key).collect::<Vec<_>>()).unwrap();
-        assert_eq!(ledger.unsent_bytes(), 0);
-        let live = ledger.live().unwrap();
-        assert_eq!((live.len(), live[0].reported, live[0].standing), (1, true, Standing::Started));
-    }
-
-    #[test]
-    fn a_startup_job_takes_the_place_of_its_name() {
-        let (_dir, ledger) = open();
-        ledger.commit(&[accept("a"), Write::Start { id: "a".into(), started: 3 }, finish("a", "kept")]).unwrap();
-        let startup = Write::Accept { id: "a".into(), controller: String::new(), command: "{}".into(), now: 9 };
-        ledger.commit(std::slice::from_ref(&startup)).unwrap();
-        ledger.commit(&[startup]).unwrap();
-        let live = ledger.live().unwrap();
-        assert_eq!((live.len(), live[0].accepted, live[0].controller.as_str()), (1, 9, ""));
-        assert_eq!(ledger.unsent("main", 10, 100).unwrap()[0].json, "kept");
-    }
-
-    #[test]
-    fn ids_are_forgotten_after_a_week_or_so_many_others() {
-        let (_dir, ledger) = open();
-        let week_ago = now_ms() - 8 * 86_400_000;
-        ledger.commit(&[accept_at("old", week_ago), finish("old", "x"), accept_at("live", week_ago)]).unwrap();
-        let unsent = ledger.unsent("main", 1, 100).unwrap();
-        // The first mark of a life tidies.
-        ledger.mark_sent(&[unsent[0].key]).unwrap();
-        assert!(!ledger.knows("old").unwrap() && ledger.knows("live").unwrap());
-
-        let many: Vec<Write> = (0..110).map(|n| accept(&format!("j{n}"))).collect();
-        ledger.commit(&many).unwrap();
-        let ends: Vec<Write> = (0..110).map(|n| Write::Finish { id: format!("j{n}"), result: None }).collect();
-        ledger.commit(&ends).unwrap();
-        tidy(&ledger.lock().db, now_ms(), 100).unwrap();
-        assert!(!ledger.knows("j9").unwrap() && ledger.knows("j10").unwrap() && ledger.knows("live").unwrap());
-    }
-
-    #[test]
-    fn a_job_that_starts_again_with_the_agent_is_not_forgotten() {
-        let (dir, ledger) = open();
-        let failed = |id: &str| Write::Stand { id: id.into(), standing: Standing::Failed };
-        let week_ago = now_ms() - 8 * 86_400_000;
-        ledger.commit(&[accept_at("daemon", week_ago), failed("daemon"), accept("b"), finish("b", "x")]).unwrap();
-        let unsent = ledger.unsent("main", 1, 100).unwrap();
-        ledger.mark_sent(&[unsent[0].key]).unwrap();
-        drop(ledger);
-        let live = Ledger::open(dir.path()).unwrap().live().unwrap();
-        assert_eq!(
-            live.iter().map(|row| (row.id.as_str(), row.standing)).collect::<Vec<_>>(),
-            [("daemon", Standing::Failed)]
-        );
-    }
-
-    #[test]
-    fn a_damaged_file_is_set_aside_and_what_is_readable_carried_over() {
-        let (dir, ledger) = open();
-        let path = dir.path().join(FILE);
-        let many: Vec<Write> = (0..2000).map(|n| accept(&format!("job-{n}"))).collect();
-        ledger.commit(&many).unwrap();
-        drop(ledger);
-        let mut bytes = std::fs::read(&path).unwrap();
-        let middle = bytes.len() / 2 / 4096 * 4096;
-        bytes[middle..middle + 4096].fill(0xa5);
-        std::fs::write(&path, &bytes).unwrap();
-        let ledger = Ledger::open(dir.path()).unwrap();
-        assert!(ledger.damage().unwrap().contains("damaged"), "{:?}", ledger.damage());
-        let carried = ledger.live().unwrap().len();
-        // Where the page belonged to an index alone, nothing is lost.
-        assert!((1000..=2000).contains(&carried), "{carried}");
-        drop(ledger);
-
-        std::fs::write(&path, b"this is no database, and was never one").unwrap();
-        let ledger = Ledger::open(dir.path()).unwrap();
-        assert!(ledger.damage().is_some() && ledger.live().unwrap().is_empty());
-        ledger.commit(&[accept("a")]).unwrap();
-    }
-}
+mod tests;

@@ -1,0 +1,182 @@
+//! The table of jobs, on real files.
+
+use super::*;
+
+fn accept(id: &str) -> Write {
+    accept_at(id, now_ms())
+}
+
+fn accept_at(id: &str, now: i64) -> Write {
+    Write::Accept { id: id.into(), controller: "main".into(), command: "{}".into(), now }
+}
+
+fn finish(id: &str, result: &str) -> Write {
+    Write::Finish { id: id.into(), result: Some(result.into()) }
+}
+
+fn open() -> (tempfile::TempDir, Arc<Ledger>) {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = Ledger::open(dir.path()).unwrap();
+    (dir, ledger)
+}
+
+#[test]
+fn a_job_from_its_acceptance_to_its_sending() {
+    let (dir, ledger) = open();
+    ledger.commit(&[accept("a"), accept("b"), Write::Start { id: "a".into(), started: 7 }]).unwrap();
+    assert!(ledger.knows("a").unwrap() && !ledger.knows("c").unwrap());
+    let live = ledger.live().unwrap();
+    assert_eq!((live.len(), live[0].standing, live[0].started), (2, Standing::Started, 7));
+    ledger.commit(&[finish("a", "result")]).unwrap();
+    assert_eq!(ledger.unsent_bytes(), 6);
+    drop(ledger);
+
+    let ledger = Ledger::open(dir.path()).unwrap();
+    assert_eq!((ledger.unsent_bytes(), ledger.damage()), (6, None));
+    assert!(ledger.unsent("other", 10, 100).unwrap().is_empty());
+    let unsent = ledger.unsent("main", 10, 100).unwrap();
+    assert_eq!((unsent.len(), unsent[0].json.as_str()), (1, "result"));
+    ledger.mark_sent(&[unsent[0].key]).unwrap();
+    ledger.mark_sent(&[unsent[0].key]).unwrap();
+    assert!(ledger.unsent("main", 10, 100).unwrap().is_empty());
+    assert_eq!((ledger.unsent_bytes(), ledger.knows("a").unwrap()), (0, true));
+    assert_eq!(read_only(dir.path()).unwrap().len(), 1);
+}
+
+#[test]
+fn all_or_nothing() {
+    let (_dir, ledger) = open();
+    ledger.commit(&[accept("a")]).unwrap();
+    assert!(ledger.commit(&[accept("b"), accept("a")]).is_err());
+    assert!(!ledger.knows("b").unwrap());
+}
+
+#[test]
+fn results_come_in_bounded_bites() {
+    let (_dir, ledger) = open();
+    for id in ["a", "b", "c"] {
+        ledger.commit(&[accept(id), finish(id, "12345")]).unwrap();
+    }
+    let count = |rows, bytes| ledger.unsent("main", rows, bytes).unwrap().len();
+    assert_eq!((count(2, 100), count(10, 10), count(10, 11), count(10, 1)), (2, 2, 2, 1));
+}
+
+#[test]
+fn runs_of_a_job_that_goes_on_report_beside_it() {
+    let (_dir, ledger) = open();
+    let report = |started, result: &str, quiet| Write::Report { id: "a".into(), started, result: result.into(), quiet };
+    ledger.commit(&[accept("a"), Write::Start { id: "a".into(), started: 1 }, report(1, "one", false)]).unwrap();
+    // Of the quiet ones only the newest waits.
+    ledger.commit(&[report(2, "quiet", true)]).unwrap();
+    ledger.commit(&[report(3, "quiet again", true)]).unwrap();
+    let unsent = ledger.unsent("main", 10, 100).unwrap();
+    assert_eq!(unsent.iter().map(|row| row.json.as_str()).collect::<Vec<_>>(), ["one", "quiet again"]);
+    assert_eq!(ledger.unsent_bytes(), 14);
+    ledger.mark_sent(&unsent.iter().map(|row| row.key).collect::<Vec<_>>()).unwrap();
+    assert_eq!(ledger.unsent_bytes(), 0);
+    let live = ledger.live().unwrap();
+    assert_eq!((live.len(), live[0].reported, live[0].standing), (1, true, Standing::Started));
+}
+
+#[test]
+fn a_startup_job_takes_the_place_of_its_name() {
+    let (_dir, ledger) = open();
+    ledger.commit(&[accept("a"), Write::Start { id: "a".into(), started: 3 }, finish("a", "kept")]).unwrap();
+    let startup = Write::Accept { id: "a".into(), controller: String::new(), command: "{}".into(), now: 9 };
+    ledger.commit(std::slice::from_ref(&startup)).unwrap();
+    ledger.commit(&[startup]).unwrap();
+    let live = ledger.live().unwrap();
+    assert_eq!((live.len(), live[0].accepted, live[0].controller.as_str()), (1, 9, ""));
+    assert_eq!(ledger.unsent("main", 10, 100).unwrap()[0].json, "kept");
+}
+
+#[test]
+fn ids_are_forgotten_after_a_week_or_so_many_others() {
+    let (_dir, ledger) = open();
+    let week_ago = now_ms() - 8 * 86_400_000;
+    ledger.commit(&[accept_at("old", week_ago), finish("old", "x"), accept_at("live", week_ago)]).unwrap();
+    let unsent = ledger.unsent("main", 1, 100).unwrap();
+    // The first mark of a life tidies.
+    ledger.mark_sent(&[unsent[0].key]).unwrap();
+    assert!(!ledger.knows("old").unwrap() && ledger.knows("live").unwrap());
+
+    let many: Vec<Write> = (0..110).map(|n| accept(&format!("j{n}"))).collect();
+    ledger.commit(&many).unwrap();
+    let ends: Vec<Write> = (0..110).map(|n| Write::Finish { id: format!("j{n}"), result: None }).collect();
+    ledger.commit(&ends).unwrap();
+    tidy(&ledger.lock().db, now_ms(), 100).unwrap();
+    assert!(!ledger.knows("j9").unwrap() && ledger.knows("j10").unwrap() && ledger.knows("live").unwrap());
+}
+
+#[test]
+fn a_job_that_starts_again_with_the_agent_is_not_forgotten() {
+    let (dir, ledger) = open();
+    let failed = |id: &str| Write::Stand { id: id.into(), standing: Standing::Failed };
+    let week_ago = now_ms() - 8 * 86_400_000;
+    ledger.commit(&[accept_at("daemon", week_ago), failed("daemon"), accept("b"), finish("b", "x")]).unwrap();
+    let unsent = ledger.unsent("main", 1, 100).unwrap();
+    ledger.mark_sent(&[unsent[0].key]).unwrap();
+    drop(ledger);
+    let live = Ledger::open(dir.path()).unwrap().live().unwrap();
+    assert_eq!(
+        live.iter().map(|row| (row.id.as_str(), row.standing)).collect::<Vec<_>>(),
+        [("daemon", Standing::Failed)]
+    );
+}
+
+#[test]
+fn a_damaged_file_is_set_aside_and_what_is_readable_carried_over() {
+    let (dir, ledger) = open();
+    let path = dir.path().join(FILE);
+    let many: Vec<Write> = (0..2000).map(|n| accept(&format!("job-{n}"))).collect();
+    ledger.commit(&many).unwrap();
+    drop(ledger);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let middle = bytes.len() / 2 / 4096 * 4096;
+    bytes[middle..middle + 4096].fill(0xa5);
+    std::fs::write(&path, &bytes).unwrap();
+    let ledger = Ledger::open(dir.path()).unwrap();
+    assert!(ledger.damage().unwrap().contains("damaged"), "{:?}", ledger.damage());
+    let carried = ledger.live().unwrap().len();
+    // Where the page belonged to an index alone, nothing is lost.
+    assert!((1000..=2000).contains(&carried), "{carried}");
+    drop(ledger);
+
+    std::fs::write(&path, b"this is no database, and was never one").unwrap();
+    let ledger = Ledger::open(dir.path()).unwrap();
+    assert!(ledger.damage().is_some() && ledger.live().unwrap().is_empty());
+    ledger.commit(&[accept("a")]).unwrap();
+}
+
+#[test]
+fn results_for_a_controller_that_is_gone_wait_without_counting() {
+    let (dir, ledger) = open();
+    let of = |id: &str| Write::Accept { id: id.into(), controller: "gone".into(), command: "{}".into(), now: now_ms() };
+    ledger.commit(&[of("a"), finish("a", "12345"), of("every minute"), of("b"), accept("c")]).unwrap();
+    assert_eq!(ledger.unsent_bytes(), 5);
+    drop(ledger);
+    // It was taken out of the configuration.
+    let ledger = Ledger::open(dir.path()).unwrap();
+    ledger.controllers(["main", "other"]).unwrap();
+    assert_eq!(ledger.unsent_bytes(), 0);
+    let report = |started, result: &str| Write::Report {
+        id: "every minute".into(),
+        started,
+        result: result.into(),
+        quiet: false,
+    };
+    ledger.commit(&[report(1, "one"), report(2, "two"), finish("b", "123"), finish("c", "1234")]).unwrap();
+    assert_eq!(ledger.unsent_bytes(), 4, "of those that can go somewhere");
+    let waiting = ledger.unsent("gone", 10, 1000).unwrap();
+    let waiting: Vec<&str> = waiting.iter().map(|unsent| unsent.json.as_str()).collect();
+    assert_eq!(waiting, ["12345", "123", "two"], "of a job that goes on the last one");
+    let keys: Vec<i64> = ledger.unsent("main", 10, 1000).unwrap().iter().map(|unsent| unsent.key).collect();
+    ledger.mark_sent(&keys).unwrap();
+    assert_eq!(ledger.unsent_bytes(), 0);
+    // It is back.
+    ledger.controllers(["main", "gone"]).unwrap();
+    assert_eq!(ledger.unsent_bytes(), 5 + 3 + 3);
+    let keys: Vec<i64> = ledger.unsent("gone", 10, 1000).unwrap().iter().map(|unsent| unsent.key).collect();
+    ledger.mark_sent(&keys).unwrap();
+    assert_eq!(ledger.unsent_bytes(), 0);
+}

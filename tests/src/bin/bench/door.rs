@@ -1,5 +1,5 @@
 //! What strangers cost: polls that honest nodes have answered beside a thousand of them, and what one
-//! stranger of each kind takes of the controller.
+//! stranger of each kind takes of the controller; and what it costs to be let in (`sessions`).
 
 use crate::Options;
 use crate::measure::{Case, interleaved, ms, quantile};
@@ -125,7 +125,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     println!(
         "\naim: p99 at most doubled beside 1,000 strangers; those that come as fast as they can share two cores with all"
     );
-    Ok(())
+    crate::sessions::run(options)
 }
 
 /// KB that one more stranger takes of a controller that has seen none before: one that has keeps the

@@ -13,6 +13,7 @@ mod messages;
 mod roundtrip;
 mod scale;
 mod scripts;
+mod sessions;
 mod stats;
 mod supervise;
 mod table;

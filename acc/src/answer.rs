@@ -70,22 +70,18 @@ pub fn give(context: &Context, conn: &mut Conn, answers: &[Answer]) -> RedisResu
         results::decide(&mut batch, delivery);
     }
     let verdicts = conn.run(&batch)?.into_iter().map(results::verdict).collect::<RedisResult<Vec<Verdict>>>()?;
-    let mut batch = Batch::new();
+    let (mut hashes, mut pushes) = (Batch::new(), Batch::new());
     for ((answer, delivery), verdict) in answers.iter().zip(&deliveries).zip(&verdicts) {
         if *verdict != Verdict::Late {
-            jobs::result(&mut batch, delivery.target, delivery.id, delivery.text, answer.target.is_some());
+            jobs::result(&mut hashes, delivery.target, delivery.id, delivery.text, answer.target.is_some());
         }
-    }
-    conn.run(&batch)?;
-    let mut batch = Batch::new();
-    for ((answer, delivery), verdict) in answers.iter().zip(&deliveries).zip(&verdicts) {
         if *verdict == Verdict::First {
-            results::push(&mut batch, delivery);
-            lists::count_result(&mut batch, delivery.id, state_name(answer.state));
+            results::push(&mut pushes, delivery);
+            lists::count_result(&mut pushes, delivery.id, state_name(answer.state));
             context.metrics.results.with_label_values(&["own"]).inc();
         }
     }
-    conn.run(&batch).map(drop)
+    conn.run_in_turn(hashes, pushes).map(drop)
 }
 
 /// `OK`, `ERROR`, `TIMEOUT` or `KILLED`.

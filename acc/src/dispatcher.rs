@@ -182,25 +182,22 @@ impl Dispatcher {
         if self.again {
             let texts = lists::taken(conn, &self.context.me)?;
             for some in texts.chunks(TOGETHER) {
-                self.pass_on(conn, some.to_vec(), true)?;
+                self.pass_on(conn, some.to_vec(), true, 0)?;
             }
             self.again = false;
         }
-        let Some(first) = lists::take(conn, &self.context.me)? else { return Ok(()) };
-        death::point("acc.taken");
-        self.pass_on(conn, vec![first], false)?;
-        while !self.stop.is_set() {
-            let more = lists::take_more(conn, &self.context.me, TOGETHER)?;
-            if more.is_empty() {
-                break;
-            }
-            self.pass_on(conn, more, false)?;
+        let mut texts = Vec::from_iter(lists::take(conn, &self.context.me)?);
+        while !texts.is_empty() {
+            death::point("acc.taken");
+            let more = if self.stop.is_set() { 0 } else { TOGETHER };
+            texts = self.pass_on(conn, texts, false, more)?;
         }
         Ok(())
     }
 
-    /// Everything that follows from some taken texts, then off the taken list.
-    fn pass_on(&mut self, conn: &mut Conn, texts: Vec<Vec<u8>>, again: bool) -> RedisResult<()> {
+    /// Everything that follows from some taken texts, then off the taken list; the answer are up to
+    /// `more` others that were taken in the same round trip.
+    fn pass_on(&mut self, conn: &mut Conn, texts: Vec<Vec<u8>>, again: bool, more: usize) -> RedisResult<Vec<Vec<u8>>> {
         let now = self.context.clock.now();
         let mut items = Vec::with_capacity(texts.len());
         for text in texts {
@@ -260,14 +257,17 @@ impl Dispatcher {
             lists::untake(&mut batch, &self.context.me, &item.text);
         }
         death::point("acc.answered");
-        conn.run(&batch)?;
+        if more > 0 {
+            lists::take_more(&mut batch, &self.context.me, more);
+        }
+        let last = conn.run(&batch)?.pop();
         death::point("acc.untaken");
-        Ok(())
+        if more > 0 { lists::taken_more(last) } else { Ok(Vec::new()) }
     }
 
-    /// The job's hash and the end of each wait, before anything can come back. What is known already
-    /// keeps the targets that were chosen then.
-    fn write_down(&mut self, conn: &mut Conn, items: &mut [Item], now: u64, again: bool) -> RedisResult<()> {
+    /// The job's hash, before anything can come back. What is known already keeps the targets that were
+    /// chosen then.
+    fn write_down(&self, conn: &mut Conn, items: &mut [Item], now: u64, again: bool) -> RedisResult<()> {
         let shown: Vec<String> =
             items.iter().map(|item| item.plan.command().map(answer::hide).unwrap_or_default()).collect();
         let mut batch = Batch::new();
@@ -304,16 +304,7 @@ impl Dispatcher {
                 items[i].new = !jobs::is_listed(conn, &command.id)?;
             }
         }
-        let mut batch = Batch::new();
-        for item in items.iter() {
-            if let Plan::Run(command, targets) = &item.plan {
-                let until = now.saturating_add(expires(command).saturating_mul(1000));
-                for node in targets {
-                    jobs::expire_at(&mut batch, *node, &command.id, until);
-                }
-            }
-        }
-        conn.run(&batch).map(drop)
+        Ok(())
     }
 
     /// Into the queues, node by node; a node that waits here is handed its commands at once.
@@ -334,7 +325,7 @@ impl Dispatcher {
         let mut answers = Vec::new();
         let mut rest = all.as_slice();
         while !rest.is_empty() {
-            let mut batch = Batch::new();
+            let (mut waits, mut batch) = (Batch::new(), Batch::new());
             let mut bytes = 0;
             let mut size = 0;
             for (node, indices) in rest.iter().take(PIPELINE) {
@@ -343,12 +334,16 @@ impl Dispatcher {
                     break;
                 }
                 let some: Vec<Parcel> = indices.iter().map(|i| parcel(&commands[*i], *node, now)).collect();
+                for i in indices {
+                    let until = now.saturating_add(expires(commands[*i].0).saturating_mul(1000));
+                    jobs::expire_at(&mut waits, *node, &commands[*i].0.id, until);
+                }
                 let keep = indices.iter().map(|i| expires(commands[*i].0)).max().unwrap_or(DAY).saturating_add(2 * DAY);
                 let limit = self.context.config.max_queue;
                 queue::enqueue(&mut batch, &self.context.me, *node, &some, now, limit, keep);
                 size += 1;
             }
-            let replies = conn.run(&batch)?;
+            let replies = conn.run_in_turn(waits, batch)?;
             death::point("acc.enqueued");
             let mut bells = Batch::new();
             for ((node, indices), reply) in rest[..size].iter().zip(replies) {

@@ -89,54 +89,50 @@ fn deliver(context: &Context, conn: &mut Conn, node: NodeId, entries: &[Entry]) 
     if entries.is_empty() {
         return Ok(Vec::new());
     }
-    let ids: Vec<&str> = entries.iter().map(|entry| entry.result.id.as_str()).collect();
-    let known = jobs::known(conn, node, &ids)?;
-    let mut unmeant = Vec::new();
+    // Both questions in one round trip. A node that answers for a job of others gets nothing by the
+    // second: what is decided there concerns this node's own answers alone.
     let mut batch = Batch::new();
-    let mut sent = Vec::new();
-    for (entry, known) in entries.iter().zip(known) {
-        if known == Known::NotMeant {
-            unmeant.push(entry.result.id.clone());
-            count(context, "refused");
-            continue;
-        }
+    for entry in entries {
+        jobs::ask(&mut batch, node, &entry.result.id);
         results::decide(&mut batch, &entry.delivery());
-        sent.push((entry, known));
     }
-    let verdicts = conn.run(&batch)?.into_iter().map(results::verdict).collect::<RedisResult<Vec<Verdict>>>()?;
+    let mut answers = conn.run(&batch)?.into_iter();
+    let mut next = || answers.next().unwrap_or(redis::Value::Nil);
     death::point("acc.result.guarded");
 
     let now = context.clock.now();
-    let mut batch = Batch::new();
-    for ((entry, _), verdict) in sent.iter().zip(&verdicts) {
+    let mut unmeant = Vec::new();
+    let (mut hashes, mut pushes) = (Batch::new(), Batch::new());
+    for entry in entries {
         let result = &entry.result;
-        if *verdict == Verdict::Late {
-            let data = object!({"id": result.id, "state": answer::state_name(result.state)});
-            lists::event(&mut batch, "late_result", Some(node), now, &data);
-        } else {
-            jobs::result(&mut batch, &entry.target, &result.id, &entry.text, false);
+        let known = jobs::known(next(), next())?;
+        let verdict = results::verdict(next())?;
+        if known == Known::NotMeant {
+            unmeant.push(result.id.clone());
+            count(context, "refused");
+            continue;
         }
-    }
-    conn.run(&batch)?;
-    death::point("acc.result.hashed");
-
-    let mut batch = Batch::new();
-    for ((entry, known), verdict) in sent.iter().zip(&verdicts) {
+        if verdict == Verdict::Late {
+            count(context, "late");
+            let data = object!({"id": result.id, "state": answer::state_name(result.state)});
+            lists::event(&mut hashes, "late_result", Some(node), now, &data);
+            continue;
+        }
+        jobs::result(&mut hashes, &entry.target, &result.id, &entry.text, false);
         match verdict {
-            Verdict::Late => count(context, "late"),
             Verdict::Quiet => count(context, "quiet"),
-            Verdict::Repeat => count(context, "repeat"),
             Verdict::First => {
                 count(context, "first");
-                results::push(&mut batch, &entry.delivery());
-                lists::count_result(&mut batch, &entry.result.id, answer::state_name(entry.result.state));
+                results::push(&mut pushes, &entry.delivery());
+                lists::count_result(&mut pushes, &result.id, answer::state_name(result.state));
                 if let Known::Meant(created) = known {
-                    context.metrics.result_seconds.observe(now.saturating_sub(*created) as f64 / 1000.0);
+                    context.metrics.result_seconds.observe(now.saturating_sub(created) as f64 / 1000.0);
                 }
             }
+            Verdict::Repeat | Verdict::Late => count(context, "repeat"),
         }
     }
-    conn.run(&batch)?;
+    conn.run_in_turn(hashes, pushes)?;
     death::point("acc.result.pushed");
     Ok(unmeant)
 }

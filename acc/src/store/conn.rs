@@ -118,6 +118,17 @@ impl<'a> Batch<'a> {
         self
     }
 
+    /// Adds all calls of `other` behind its own.
+    pub fn append(&mut self, other: Batch<'a>) -> &mut Batch<'a> {
+        for script in other.scripts {
+            if !self.scripts.iter().any(|known| known.get_hash() == script.get_hash()) {
+                self.scripts.push(script);
+            }
+        }
+        self.calls.extend(other.calls);
+        self
+    }
+
     /// How many calls are in it.
     pub fn len(&self) -> usize {
         self.calls.len()
@@ -174,6 +185,19 @@ impl Conn {
             }
         }
         answers.into_iter().map(Value::extract_error).collect()
+    }
+
+    /// Runs `first` and then `second`, and gives the answers to the second: who sees anything of that
+    /// sees all of the first. One server does both in one round trip; the servers of a cluster do not
+    /// wait for each other.
+    pub fn run_in_turn<'a>(&mut self, mut first: Batch<'a>, second: Batch<'a>) -> RedisResult<Vec<Value>> {
+        if matches!(self.0, Inner::Cluster(_)) {
+            self.run(&first)?;
+            return self.run(&second);
+        }
+        let ahead = first.len();
+        first.append(second);
+        Ok(self.run(&first)?.split_off(ahead))
     }
 
     fn send(&mut self, calls: &[Cmd]) -> RedisResult<Vec<Value>> {

@@ -122,27 +122,19 @@ pub enum Known {
     NotMeant,
 }
 
-/// Asks for each job whether it was for `node`.
-pub fn known(conn: &mut Conn, node: NodeId, ids: &[&str]) -> RedisResult<Vec<Known>> {
-    let field = node.to_string();
-    let mut batch = Batch::new();
-    for id in ids {
-        batch.call(Cmd::hget(keys::job(id), "created"));
-        batch.call(Cmd::hexists(keys::job(id), &field));
-    }
-    let answers = conn.run(&batch)?;
-    answers
-        .chunks_exact(2)
-        .map(|pair| {
-            let created = Option::<u64>::from_redis_value_ref(&pair[0])?;
-            let meant = bool::from_redis_value_ref(&pair[1])?;
-            Ok(match (created, meant) {
-                (None, _) => Known::Nothing,
-                (Some(created), true) => Known::Meant(created),
-                (Some(_), false) => Known::NotMeant,
-            })
-        })
-        .collect()
+/// Asks whether the job was for `node`; the answer is read by `known`.
+pub fn ask(batch: &mut Batch<'_>, node: NodeId, id: &str) {
+    batch.call(Cmd::hget(keys::job(id), "created"));
+    batch.call(Cmd::hexists(keys::job(id), node.to_string()));
+}
+
+/// Reads the two answers to `ask`.
+pub fn known(created: Value, field: Value) -> RedisResult<Known> {
+    Ok(match (Option::<u64>::from_redis_value(created)?, bool::from_redis_value(field)?) {
+        (None, _) => Known::Nothing,
+        (Some(created), true) => Known::Meant(created),
+        (Some(_), false) => Known::NotMeant,
+    })
 }
 
 /// The whole hash of a job: `cmd`, `created`, `targets` and a field for each node.

@@ -30,11 +30,16 @@ pub fn take(conn: &mut Conn, me: &str) -> RedisResult<Option<Vec<u8>>> {
     conn.one(&cmd)
 }
 
-/// Takes up to `most` more commands, without waiting.
-pub fn take_more(conn: &mut Conn, me: &str, most: usize) -> RedisResult<Vec<Vec<u8>>> {
-    conn.script(&TAKE, &[keys::COMMANDS.to_owned(), keys::taken(me)], |cmd| {
+/// Takes up to `most` more commands, without waiting; the answer is read by `taken_more`.
+pub fn take_more(batch: &mut Batch<'_>, me: &str, most: usize) {
+    batch.script(&TAKE, &[keys::COMMANDS.to_owned(), keys::taken(me)], |cmd| {
         cmd.arg(most);
-    })
+    });
+}
+
+/// Reads the answer to `take_more`.
+pub fn taken_more(answer: Option<Value>) -> RedisResult<Vec<Vec<u8>>> {
+    Ok(FromRedisValue::from_redis_value(answer.unwrap_or(Value::Nil))?)
 }
 
 /// Everything in `me`'s taken list, oldest first.

@@ -16,7 +16,6 @@ const CONTROLLER: &[&str] = &[
     "acc.running",
     "acc.polled",
     "acc.result.guarded",
-    "acc.result.hashed",
     "acc.result.pushed",
 ];
 

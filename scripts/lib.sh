@@ -73,6 +73,7 @@ need_venv() {
     python3 -c 'import sys; sys.exit(sys.version_info < (3, 9))' || die "Python 3.9 or newer is needed"
     if [ ! -x "$dir/bin/pip" ] || ! "$dir/bin/python" -c '' 2>/dev/null; then
         rm -rf "$dir"
+        say "making a virtual environment in $dir"
         if ! python3 -m venv "$dir" >/dev/null 2>&1; then
             rm -rf "$dir"
             apt_install python3-venv || true
@@ -83,7 +84,10 @@ need_venv() {
     local stamp=$dir/.installed wanted="$* $(cksum <"$root/pyclient/pyproject.toml")"
     if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
         say "installing into $dir: $*"
-        "$dir/bin/pip" install -q --disable-pip-version-check "$@" || die "pip could not install $*"
+        # Its own words, shortened: without any it looks dead for a minute on a slow line.
+        "$dir/bin/pip" install --disable-pip-version-check --progress-bar off "$@" \
+            > >(sed -un 's/^ *\(Collecting\|Downloading\|Building\|Installing\|Successfully\) /   \1 /p') ||
+            die "pip could not install $*"
         printf '%s' "$wanted" >"$stamp"
     fi
 }

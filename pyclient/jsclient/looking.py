@@ -7,10 +7,13 @@ from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 from . import nodes as nodes_
 from . import wire
-from .errors import Gone, NobodyMatched
+from .errors import Gone, NobodyMatched, UsageError
 from .link import Link
 from .nodes import Node
 from .wire import JobInfo, NodeId, Record
+
+#: The shortest beginning of an id that may stand for the whole.
+SHORTEST = 6
 
 
 class Looking:
@@ -67,6 +70,22 @@ class Looking:
         ids = (wire.text(raw) for raw in self.link.read("LRANGE", wire.JOBS, 0, -1))
         return sorted({i for i in ids if i.startswith(mark)}, key=_by_node)
 
+    def whole_id(self, beginning: str) -> str:
+        """The id of the one job, or fleet of jobs, whose id begins so; with no such job, what was given.
+
+        `UsageError` when several do. Whole ids are taken as they are, whatever else begins with them.
+        """
+        if self.link.read("EXISTS", wire.job_hash(wire.check_id(beginning))) or len(beginning) < SHORTEST:
+            return beginning
+        ids = (wire.text(raw) for raw in self.link.read("LRANGE", wire.JOBS, 0, -1))
+        found = {_stem(i) if _stem(i).startswith(beginning) else i for i in ids if i.startswith(beginning)}
+        if beginning in found or not found:
+            return beginning
+        if len(found) > 1:
+            some = ", ".join(sorted(found)[:3])
+            raise UsageError(f"{beginning} is how {len(found)} jobs begin ({some}{', …' if len(found) > 3 else ''})")
+        return found.pop()
+
     def events(self, limit: int = 100) -> List[Dict[str, Any]]:
         """The last events, newest first."""
         return wire.parse_list(self.link.read("LRANGE", wire.EVENTS, 0, max(limit, 1) - 1))
@@ -109,6 +128,12 @@ class Looking:
     def _info(self, job_id: str) -> Optional[JobInfo]:
         pairs = dict(_pairs(self.link.read("HGETALL", wire.job_hash(job_id))))
         return JobInfo.from_hash(job_id, pairs) if pairs else None
+
+
+def _stem(job_id: str) -> str:
+    """The id of the fleet that a job `<fleet>.<gid>.<nid>` is part of, else its own."""
+    parts = job_id.rsplit(".", 2)
+    return parts[0] if len(parts) == 3 and parts[1].isdigit() and parts[2].isdigit() else job_id
 
 
 def _by_node(job_id: str) -> Tuple[int, ...]:

@@ -14,6 +14,8 @@ import pytest
 from conftest import Ran, Server, wait_until
 from fake import Fake
 
+from jsclient import Client
+
 Jsctl = Callable[..., Ran]
 
 
@@ -331,6 +333,24 @@ def test_help_is_quick() -> None:
     loaded = "import sys, jsclient.cli as c; c.main(['--help']); print([m for m in ('redis', 'rich') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", loaded], check=True, capture_output=True, text=True).stdout
     assert out.splitlines()[-1] == "[]"
+
+
+def test_a_job_is_found_by_how_its_id_begins(jsctl: Jsctl, fake: Fake, client: Client) -> None:
+    for job_id in ("abcdef-1", "abcdef-2", "uvwxyz"):
+        client.execute(1, 1, "uname", id=job_id).wait()
+    assert jsctl("wait", "uvwxyz").out == jsctl("wait", "abcdef-1").out == "Linux\n"
+    assert "uname" in jsctl("job", "abcdef-2").out
+    ran = jsctl("job", "abcdef")
+    assert ran.code == 2 and "is how 2 jobs begin (abcdef-1, abcdef-2)" in ran.err
+    fleet = jsctl("exec", "1.1,1.2", "--detach", "--", "uname").out.strip()
+    wait_until(lambda: jsctl("job", fleet).code == 0)
+    assert jsctl("wait", fleet[:12]).err == "2 OK, 0 failed\n"
+    long = client.execute(1, 1, "sleep", ["60"])
+    wait_until(lambda: long.state == "RUNNING")
+    assert jsctl("kill", long.id[:12]).code == 0 and long.wait().state == "KILLED"
+    assert jsctl("cancel", fleet[:12]).code == 1
+    for nobody in ("abcde", "ab", "nobody-begins-so"):
+        assert jsctl("job", nobody).code == 3
 
 
 def test_a_recurring_job_is_told_to_go_on(jsctl: Jsctl, fake: Fake) -> None:

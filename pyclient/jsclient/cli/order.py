@@ -131,6 +131,7 @@ def signal(args: argparse.Namespace) -> int:
 def cancel(args: argparse.Namespace) -> int:
     """`jsctl cancel ID`."""
     with connect(args) as client:
+        args.id = client.whole_id(args.id)
         parts = client.parts(args.id)
         if not parts:
             raise Gone(f"no job {args.id}: it was never sent, or is older than a day")
@@ -165,6 +166,7 @@ def _found(client: Client, asked: str) -> Fleet:
 
     # What was sent a moment ago may not have been taken from the queue yet.
     for attempt in range(30):
+        asked = client.whole_id(asked)
         parts = client.parts(asked)
         if parts or (attempt > 2 and not client.link.read("LLEN", wire.QUEUE)):
             break
@@ -274,6 +276,7 @@ def _to_job(args: argparse.Namespace, who: Optional[str], asked: str, verb: Call
         args.target = who
         return order(args, verb(asked))
     with connect(args) as client:
+        asked = client.whole_id(asked)
         parts = client.parts(asked)
         if not parts:
             raise Gone(f"no job {asked} in Redis any more; say which node it runs on: jsctl {args.command} 1.10 {asked}")

@@ -67,6 +67,7 @@ def jobs(args: argparse.Namespace) -> int:
 def job(args: argparse.Namespace) -> int:
     """`jsctl job ID`."""
     with connect(args) as client:
+        args.id = client.whole_id(args.id)
         infos = [client.job_info(i) for i in client.parts(args.id) or [args.id]]
     if args.json or args.ndjson:
         docs = [_job_dict(info) for info in infos]

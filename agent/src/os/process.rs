@@ -18,6 +18,8 @@ pub struct Spawned {
     pub stdout: Option<ChildStdout>,
     /// Its stderr.
     pub stderr: Option<ChildStderr>,
+    /// It was started inside the group that it was to be in.
+    pub placed: bool,
 }
 
 /// One process of this machine, as one pass over all of them found it.

@@ -205,6 +205,9 @@ impl Actor {
     /// Gives back what a burst of work has left behind, here and (by the notice) elsewhere.
     fn rest(&mut self) {
         self.rest_at = None;
+        if let Some(cgroups) = &mut self.cgroups {
+            cgroups.sweep();
+        }
         self.policy.shrink();
         self.jobs.shrink_to_fit();
         self.runs.shrink_to_fit();

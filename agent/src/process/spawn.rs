@@ -7,12 +7,12 @@
 
 use super::args::{ExecuteArgs, RunArgs, split};
 use crate::config::Config;
-use crate::os::{self, Children, Mark, Spawned};
+use crate::os::{self, Children, Group, Mark, Spawned};
 use jscommon::Command;
 use jscommon::worker::Worker;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::process::{ChildStdin, Stdio};
+use std::process::ChildStdin;
 
 /// What a fresh pipe takes at once on every system, so that writing it cannot block.
 const PIPE: usize = 4096;
@@ -95,14 +95,24 @@ pub fn execute(command: &Command, places: &Places) -> Result<Spec, String> {
     })
 }
 
+/// Whose process it is.
+pub struct Owner<'a> {
+    /// The run.
+    pub run: u64,
+    /// What the process carries in its environment.
+    pub mark: &'a Mark,
+    /// The controller that its command came from; empty for a startup job.
+    pub controller: &'a str,
+    /// The group that it is to start in.
+    pub group: Option<&'a Group>,
+}
+
 /// Starts a process, and says in a sentence why not.
 pub fn start(
     children: &Children,
-    run: u64,
     spec: Spec,
     args: &RunArgs,
-    mark: &Mark,
-    controller: &str,
+    owner: &Owner,
     config: &Config,
 ) -> Result<Spawned, String> {
     if let Some(cwd) = &spec.cwd
@@ -112,8 +122,7 @@ pub fn start(
     }
     let identity = args.user.as_deref().map(os::Identity::find).transpose()?;
     let mut command = std::process::Command::new(&spec.program);
-    command.args(&spec.args).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command.stdin(if spec.stdin.is_empty() { Stdio::null() } else { Stdio::piped() });
+    command.args(&spec.args);
     if let Some(cwd) = &spec.cwd {
         command.current_dir(cwd);
     }
@@ -127,9 +136,10 @@ pub fn start(
         command.envs([("USER", &identity.name), ("LOGNAME", &identity.name), ("HOME", &identity.home)]);
     }
     command.envs(spec.env.iter().map(|(name, value)| (name, value)));
-    command.envs(environment(mark, controller, config));
-    os::configure(&mut command, os::Settings { identity, limits: args.limits.clone(), nice: args.nice });
-    let mut spawned = children.spawn(run, &mut command).map_err(|fault| refusal(&spec.program, &fault))?;
+    command.envs(environment(owner.mark, owner.controller, config));
+    let settings = os::Settings { identity, limits: args.limits.clone(), nice: args.nice };
+    let spawned = children.spawn(owner.run, &mut command, !spec.stdin.is_empty(), settings, owner.group);
+    let mut spawned = spawned.map_err(|fault| refusal(&spec.program, &fault))?;
     if let Some(stdin) = spawned.stdin.take() {
         feed(stdin, spec.stdin);
     }

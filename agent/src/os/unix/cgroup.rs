@@ -1,27 +1,33 @@
 //! cgroup v2, where the agent may write one: finds what neither its place in the tree nor its
 //! environment gives away, a daemon that forked twice and cleared its environment.
 //!
-//! Only long running jobs get a group. To put a process into one the kernel first waits for every
-//! processor (20 ms measured), which is twenty times what a short command costs as a whole. So a thread
-//! of its own does it, after the start, and nobody waits for it.
+//! Every process is started inside the group of its run ([`super::clone`]), which nothing that it forks
+//! can leave. Where that cannot be done (another processor, a kernel before 5.7), only long running
+//! jobs get a group: to move a process into one the kernel first waits for every processor (10 to 20 ms
+//! measured), many times what a short command costs as a whole. So a thread of its own does it, after
+//! the start, and nobody waits for it.
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use jscommon::worker::Worker;
-use std::fs;
+use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-/// The groups of one agent's jobs, below the group that it runs in itself.
+/// The groups of one agent's runs, below the group that it runs in itself.
 pub struct Cgroups {
     base: PathBuf,
-    /// Declared before the worker: closed first, so that the worker ends.
-    work: Option<Sender<Work>>,
-    _worker: Option<Worker>,
+    /// Processes can be started inside of one.
+    at_once: bool,
+    /// Groups that somebody was still in when their run was over.
+    left: Vec<PathBuf>,
+    work: Option<Sender<(PathBuf, u32)>>,
+    worker: Option<Worker>,
 }
 
-enum Work {
-    Adopt(PathBuf, u32),
-    Release(PathBuf),
+/// A group, for the start of a process.
+pub struct Group {
+    pub(super) folder: OwnedFd,
 }
 
 impl Cgroups {
@@ -33,20 +39,37 @@ impl Cgroups {
         if !base.is_dir() {
             fs::create_dir(&base).ok()?;
         }
-        Some(Cgroups { base, work: None, _worker: None })
+        Some(Cgroups { base, at_once: true, left: Vec::new(), work: None, worker: None })
+    }
+
+    /// Makes the group of this name for a process to start in; nothing where that cannot be done.
+    pub fn make(&self, name: &str) -> Option<Group> {
+        if !self.at_once {
+            return None;
+        }
+        let path = self.base.join(name);
+        // It may be there already; whether it can be used shows in the next line.
+        let _ = fs::create_dir(&path);
+        File::open(path).ok().map(|folder| Group { folder: folder.into() })
+    }
+
+    /// No process can be started inside a group here: from now on long running ones are moved.
+    pub fn not_at_once(&mut self) {
+        self.at_once = false;
     }
 
     /// Puts a process, and so whatever it starts from then on, into the group of this name, soon.
     pub fn adopt(&mut self, name: &str, pid: u32) {
         if self.work.is_none() {
             let (work, inbox) = unbounded();
-            let base = self.base.clone();
-            match Worker::spawn("cgroup", 64 * 1024, move || serve(&base, &inbox)) {
-                Ok(worker) => (self.work, self._worker) = (Some(work), Some(worker)),
+            match Worker::spawn("cgroup", 64 * 1024, move || serve(&inbox)) {
+                Ok(worker) => (self.work, self.worker) = (Some(work), Some(worker)),
                 Err(fault) => return log::warn!("no thread for cgroups: {fault}"),
             }
         }
-        self.tell(Work::Adopt(self.base.join(name), pid));
+        if let Some(work) = &self.work {
+            let _ = work.send((self.base.join(name), pid));
+        }
     }
 
     /// The processes of a group.
@@ -55,46 +78,48 @@ impl Cgroups {
         text.lines().filter_map(|line| line.parse().ok()).collect()
     }
 
-    /// Removes a group once nobody is in it; a daemon that is left keeps it.
-    pub fn release(&self, name: &str) {
-        self.tell(Work::Release(self.base.join(name)));
+    /// Removes a group; a daemon that is left in it keeps it.
+    pub fn release(&mut self, name: &str) {
+        let path = self.base.join(name);
+        if !is_gone(&path) {
+            self.left.push(path);
+        }
     }
 
-    fn tell(&self, work: Work) {
-        if let Some(sender) = &self.work {
-            let _ = sender.send(work);
+    /// Removes the groups whose daemons have ended.
+    pub fn sweep(&mut self) {
+        self.left.retain(|path| !is_gone(path));
+        self.left.shrink_to_fit();
+    }
+
+    /// Removes what an earlier life of the agent left and nobody is in any more.
+    pub fn clear(&self) {
+        for group in fs::read_dir(&self.base).into_iter().flatten().flatten() {
+            let _ = fs::remove_dir(group.path());
         }
     }
 }
 
 impl Drop for Cgroups {
     fn drop(&mut self) {
-        if self.work.is_none() {
-            clear(&self.base);
-        }
+        self.work = None;
+        self.worker = None;
+        self.clear();
+        let _ = fs::remove_dir(&self.base);
     }
 }
 
-fn serve(base: &Path, inbox: &Receiver<Work>) {
-    for work in inbox {
-        match work {
-            Work::Adopt(group, pid) => {
-                let _ = fs::create_dir(&group);
-                // It may have ended already.
-                let _ = fs::write(group.join("cgroup.procs"), pid.to_string());
-            }
-            Work::Release(group) => drop(fs::remove_dir(group)),
-        }
+fn serve(inbox: &Receiver<(PathBuf, u32)>) {
+    for (group, pid) in inbox {
+        let _ = fs::create_dir(&group);
+        // It may have ended already.
+        let _ = fs::write(group.join("cgroup.procs"), pid.to_string());
     }
-    clear(base);
 }
 
-/// Removes every group that nobody is in.
-fn clear(base: &Path) {
-    for group in fs::read_dir(base).into_iter().flatten().flatten() {
-        let _ = fs::remove_dir(group.path());
-    }
-    let _ = fs::remove_dir(base);
+/// Removes a group that nobody is in; whether it is not there any more.
+fn is_gone(path: &Path) -> bool {
+    fs::remove_dir(path).is_ok() || !path.exists()
 }
 
 /// The folder of the group that the agent runs in.
@@ -108,4 +133,62 @@ fn own_group() -> Option<PathBuf> {
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
     let path = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
     Some(Path::new(mount).join(path.trim_start_matches('/')))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::process::{Children, Identity, Limit, Settings};
+    use super::*;
+    use serde_json::json;
+    use std::io::{Read, Write};
+    use std::process::Command;
+    use std::time::Duration;
+
+    /// What a process finds around itself, in words, or why there is none.
+    fn around(group: Option<&Group>, settings: &Settings, program: &str, input: &str) -> String {
+        let (tell, told) = unbounded();
+        let children = Children::start(move |_, code| tell.send(code).unwrap_or_default()).unwrap();
+        let script = "pwd; echo $A-$B-$PATH; ulimit -n; nice; id -u; id -g; id -G; cat; ls /proc/self/fd | wc -l
+            awk '/^Sig(Blk|Ign)/ {print substr($2, 10)}' /proc/self/status; [ $$ = $(ps -o pgid= $$) ]; exit $?";
+        let mut command = Command::new(program);
+        command.args(["-c", script]).current_dir("/usr").env("A", "a b").env_remove("HOME");
+        match children.spawn(1, &mut command, !input.is_empty(), settings.clone(), group) {
+            Ok(mut spawned) => {
+                assert_eq!(spawned.placed, group.is_some());
+                if let Some(mut stdin) = spawned.stdin.take() {
+                    stdin.write_all(input.as_bytes()).unwrap();
+                }
+                let mut said = [String::new(), String::new()];
+                spawned.stdout.unwrap().read_to_string(&mut said[0]).unwrap();
+                spawned.stderr.unwrap().read_to_string(&mut said[1]).unwrap();
+                format!("{said:?} {:?}", told.recv_timeout(Duration::from_secs(20)))
+            }
+            Err(fault) => format!("{:?} {fault}", fault.kind()),
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn a_process_in_a_group_finds_what_any_other_finds() {
+        let Some(mut groups) = Cgroups::open("what a process finds") else { return };
+        let nobody = Identity::find("nobody").ok();
+        let limits = vec![Limit::new("nofile", &json!([77, 99])).unwrap()];
+        for (settings, program, input) in [
+            (Settings::default(), "sh", ""),
+            (Settings::default(), "/bin/sh", "in"),
+            (Settings { nice: Some(3), limits, ..Settings::default() }, "sh", ""),
+            (Settings { identity: nobody, ..Settings::default() }, "sh", "in"),
+            (Settings::default(), "no-such-program", ""),
+            (Settings::default(), "/etc/passwd", ""),
+            (Settings::default(), "/etc", ""),
+            (Settings::default(), "bin/../../bin/sh", ""),
+        ] {
+            let group = groups.make("one").unwrap();
+            let there = around(Some(&group), &settings, program, input);
+            assert_eq!(there, around(None, &settings, program, input), "{program} {settings:?}");
+            groups.release("one");
+        }
+        groups.sweep();
+        assert!(groups.left.is_empty(), "{:?}", groups.left);
+    }
 }

@@ -1,6 +1,7 @@
 //! Linux and its relatives.
 
 mod cgroup;
+mod clone;
 mod datagrams;
 mod files;
 mod memory;
@@ -9,7 +10,8 @@ mod process;
 mod replace;
 mod signals;
 
-pub use cgroup::Cgroups;
+use super::Spawned;
+pub use cgroup::{Cgroups, Group};
 pub use datagrams::{Datagrams, grow_receive_buffer};
 pub use files::{make_private_dir, open_to_others, write_private};
 pub use memory::let_go_of_code;

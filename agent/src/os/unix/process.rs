@@ -1,5 +1,6 @@
 //! Linux: process groups, a subreaper, one waiter for all children, and `/proc`.
 
+use super::{Group, clone};
 use crate::os::{Mark, Proc, Signal, Spawned};
 use jscommon::worker::Worker;
 use nix::errno::Errno;
@@ -12,7 +13,7 @@ use std::collections::HashMap;
 use std::ffi::CString;
 use std::io::{self, Read};
 use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 
 /// The root of the file system.
@@ -21,9 +22,9 @@ pub const ROOT: &str = "/";
 /// A resource limit for a child.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limit {
-    resource: Resource,
-    soft: u64,
-    hard: u64,
+    pub(super) resource: Resource,
+    pub(super) soft: u64,
+    pub(super) hard: u64,
 }
 
 impl Limit {
@@ -73,9 +74,9 @@ impl Limit {
 /// Whom a child runs as.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Identity {
-    uid: Uid,
-    gid: Gid,
-    groups: Vec<Gid>,
+    pub(super) uid: Uid,
+    pub(super) gid: Gid,
+    pub(super) groups: Vec<Gid>,
     /// Its name, for `USER` and `LOGNAME`.
     pub name: String,
     /// Its home folder, for `HOME`.
@@ -114,7 +115,7 @@ pub struct Settings {
 }
 
 /// Makes `command` start with these settings, in a process group of its own.
-pub fn configure(command: &mut Command, settings: Settings) {
+fn configure(command: &mut Command, settings: Settings) {
     command.process_group(0);
     // Without them the standard library starts it the quicker way (posix_spawn).
     if settings != Settings::default() {
@@ -195,19 +196,36 @@ impl Children {
         Ok(Children { exited: Arc::new(exited) })
     }
 
-    /// Starts a child for this run.
-    pub fn spawn(&self, run: u64, command: &mut Command) -> io::Result<Spawned> {
+    /// Starts a child for this run, with pipes for its output, and for its input where `stdin` says so;
+    /// in `group` where there is one and the kernel can do that, which the answer says.
+    pub fn spawn(
+        &self,
+        run: u64,
+        command: &mut Command,
+        stdin: bool,
+        settings: Settings,
+        group: Option<&Group>,
+    ) -> io::Result<Spawned> {
         let mut table = SHARED.lock();
-        let mut child = command.spawn()?;
-        table.runs.insert(child.id(), (run, self.exited.clone()));
+        let placed = match group {
+            Some(group) => clone::spawn(command, stdin, &settings, group)?,
+            None => None,
+        };
+        let spawned = match placed {
+            Some(spawned) => spawned,
+            None => {
+                configure(command, settings);
+                command.stdout(Stdio::piped()).stderr(Stdio::piped());
+                command.stdin(if stdin { Stdio::piped() } else { Stdio::null() });
+                let mut child = command.spawn()?;
+                let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+                Spawned { pid: child.id(), stdin, stdout, stderr, placed: false }
+            }
+        };
+        table.runs.insert(spawned.pid, (run, self.exited.clone()));
         table.count += 1;
         SHARED.started.notify_all();
-        Ok(Spawned {
-            pid: child.id(),
-            stdin: child.stdin.take(),
-            stdout: child.stdout.take(),
-            stderr: child.stderr.take(),
-        })
+        Ok(spawned)
     }
 
     /// Sends `signal` to the process group of this run's first process `pid`, as long as that one was
@@ -371,7 +389,6 @@ fn sysconf(name: nix::unistd::SysconfVar, otherwise: u64) -> u64 {
 mod tests {
     use super::*;
     use serde_json::json;
-    use std::process::Stdio;
 
     #[test]
     fn limits_are_read_or_refused() {
@@ -401,9 +418,9 @@ mod tests {
         .unwrap();
         let spawn = |run: u64, script: &str| {
             let mut command = Command::new("sh");
-            command.args(["-c", script]).stdin(Stdio::null());
-            configure(&mut command, Settings { nice: Some(1), ..Settings::default() });
-            children.spawn(run, &mut command).unwrap().pid
+            command.args(["-c", script]);
+            let settings = Settings { nice: Some(1), ..Settings::default() };
+            children.spawn(run, &mut command, false, settings, None).unwrap().pid
         };
         spawn(1, "exit 7");
         assert_eq!(told.recv_timeout(std::time::Duration::from_secs(20)), Ok((1, 7)));

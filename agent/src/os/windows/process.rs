@@ -6,7 +6,7 @@ use serde_json::Value;
 use std::collections::HashMap;
 use std::io;
 use std::os::windows::io::{AsRawHandle, FromRawHandle, OwnedHandle};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use sysinfo::{ProcessesToUpdate, System};
 use windows::Win32::Foundation::HANDLE;
@@ -46,6 +46,9 @@ impl Identity {
     }
 }
 
+/// One of the groups that there are not.
+pub enum Group {}
+
 /// Groups of processes beside their job objects: there are none here.
 pub struct Cgroups {}
 
@@ -54,6 +57,14 @@ impl Cgroups {
     pub fn open(_home: &str) -> Option<Cgroups> {
         None
     }
+
+    /// Nothing.
+    pub fn make(&self, _name: &str) -> Option<Group> {
+        None
+    }
+
+    /// Does nothing.
+    pub fn not_at_once(&mut self) {}
 
     /// Does nothing.
     pub fn adopt(&mut self, _name: &str, _pid: u32) {}
@@ -64,7 +75,13 @@ impl Cgroups {
     }
 
     /// Does nothing.
-    pub fn release(&self, _name: &str) {}
+    pub fn release(&mut self, _name: &str) {}
+
+    /// Does nothing.
+    pub fn sweep(&mut self) {}
+
+    /// Does nothing.
+    pub fn clear(&self) {}
 }
 
 /// What a child is given before it becomes its program: of these nothing applies here.
@@ -79,7 +96,7 @@ pub struct Settings {
 }
 
 /// Makes `command` start without a window of its own, at the priority that its niceness asks for.
-pub fn configure(command: &mut Command, settings: Settings) {
+fn configure(command: &mut Command, settings: Settings) {
     use std::os::windows::process::CommandExt;
     const NO_WINDOW: u32 = 0x0800_0000;
     let priority = match settings.nice {
@@ -104,14 +121,25 @@ impl Children {
         Ok(Children { exited: Arc::new(exited), jobs: Arc::default() })
     }
 
-    /// Starts a child for this run.
-    pub fn spawn(&self, run: u64, command: &mut Command) -> io::Result<Spawned> {
+    /// Starts a child for this run, with pipes for its output, and for its input where `stdin` says so.
+    pub fn spawn(
+        &self,
+        run: u64,
+        command: &mut Command,
+        stdin: bool,
+        settings: Settings,
+        _group: Option<&Group>,
+    ) -> io::Result<Spawned> {
+        configure(command, settings);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.stdin(if stdin { Stdio::piped() } else { Stdio::null() });
         let mut child = command.spawn()?;
         let spawned = Spawned {
             pid: child.id(),
             stdin: child.stdin.take(),
             stdout: child.stdout.take(),
             stderr: child.stderr.take(),
+            placed: false,
         };
         let joined = new_job().and_then(|job| {
             assign(&job, child.as_raw_handle())?;

@@ -185,6 +185,9 @@ impl Actor {
         let started = |row: &&Row| matches!(row.standing, Standing::Started | Standing::Ending | Standing::Last);
         let left: Vec<leftovers::Leftover> = rows.iter().filter(started).map(|row| self.leftover(row)).collect();
         leftovers::end(&left, self.cgroups.as_ref());
+        if let Some(cgroups) = &self.cgroups {
+            cgroups.clear();
+        }
         if let Some(damage) = self.parts.ledger.damage() {
             log::error!("{damage}");
             let source = Arc::new(self.own_source());

@@ -21,7 +21,8 @@ impl Actor {
         {
             self.parts.outlets.stats.job_ended(&detail.source);
         }
-        if let (Some(cgroups), Some(group)) = (&self.cgroups, known.as_ref().and_then(|known| known.group.as_ref())) {
+        if let (Some(cgroups), Some(group)) = (&mut self.cgroups, known.as_ref().and_then(|known| known.group.as_ref()))
+        {
             cgroups.release(group);
         }
         for waiting in &mut self.waiting {

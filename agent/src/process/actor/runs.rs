@@ -72,7 +72,26 @@ impl Actor {
         };
         let mark = Mark { home: self.home.clone(), job: known.id.to_string(), start: known.at };
         let config = &self.parts.config;
-        let spawned = spawn::start(&self.children, run, spec, &detail.args, &mark, &job.controller, config);
+        let name = group_name(&known.id, known.at);
+        let group = self.cgroups.as_ref().and_then(|cgroups| cgroups.make(&name));
+        let owner = spawn::Owner { run, mark: &mark, controller: &job.controller, group: group.as_ref() };
+        let spawned = spawn::start(&self.children, spec, &detail.args, &owner, config);
+        if let Some(cgroups) = &mut self.cgroups {
+            match &spawned {
+                Ok(child) if child.placed => known.group = Some(name),
+                Ok(child) => {
+                    if group.is_some() {
+                        cgroups.release(&name);
+                        cgroups.not_at_once();
+                    }
+                    if detail.args.long {
+                        cgroups.adopt(&name, child.pid);
+                        known.group = Some(name);
+                    }
+                }
+                Err(_) => cgroups.release(&name),
+            }
+        }
         let child = match spawned {
             Ok(child) => child,
             Err(why) => return self.event(Event::Unstartable { run, why }),
@@ -81,11 +100,6 @@ impl Actor {
         known.pid = child.pid;
         known.reaped = false;
         known.since = Instant::now();
-        if let Some(cgroups) = self.cgroups.as_mut().filter(|_| detail.args.long) {
-            let group = group_name(&known.id, known.at);
-            cgroups.adopt(&group, child.pid);
-            known.group = Some(group);
-        }
         known.mark = Some(mark);
         self.parts.outlets.stats.job_started(&detail.source);
         let drained = self.remote.sender.clone();

@@ -37,10 +37,18 @@ const QUIET: Duration = Duration::from_secs(2);
 /// When the agent stops and the disk takes nothing, how long it is tried on.
 const LAST_TRIES: Duration = Duration::from_secs(5);
 
+/// Jobs that may be on this node and not over, so that they stay bounded in memory: as many as the ids
+/// that it remembers.
+const MAX_JOBS: usize = if cfg!(test) { 300 } else { 100_000 };
+/// Bytes of their commands together, so that they stay bounded on the disk.
+const MAX_BYTES: usize = 256 << 20;
+
 /// Everything about a job that the policy does not need.
 struct Job {
     /// Empty for a startup job.
     controller: Arc<str>,
+    /// Bytes of its command.
+    size: usize,
     work: Work,
     /// Kept while the job has a run; one that waits is read from the ledger again, so that thousands
     /// of them cost the disk and not the memory.
@@ -119,6 +127,10 @@ struct Actor {
     held: Vec<Held>,
     /// Ids that were accepted and are not committed.
     fresh: HashSet<String>,
+    /// Jobs whose kill was under way when the agent ended, until what it remembers is taken up.
+    killed_before: HashSet<String>,
+    /// Bytes of the commands of all jobs that are not over.
+    bytes: usize,
     retry: Option<Instant>,
     /// When it has been quiet for long enough to rest; nothing while it rests.
     rest_at: Option<Instant>,
@@ -151,6 +163,8 @@ pub(super) fn start(parts: Parts, remote: Remote, inbox: Receiver<Message>) -> R
         writes: Vec::new(),
         held: Vec::new(),
         fresh: HashSet::new(),
+        killed_before: HashSet::new(),
+        bytes: 0,
         retry: None,
         rest_at: Some(Instant::now() + QUIET),
         stopping: None,

@@ -1,7 +1,7 @@
 //! The supervisor with real processes, without controllers.
 
 use super::*;
-use crate::ledger::{Ledger, Standing};
+use crate::ledger::{Ledger, Standing, Write};
 use crate::{logger, outbox, stats};
 use crossbeam_channel::Receiver;
 use jscommon::{JobResult, State};
@@ -618,4 +618,83 @@ fn a_flood_of_output_delays_nobody() {
     assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
     life.ask("k", "kill", json!({"id": "flood"}));
     assert_eq!(life.result("flood").state, State::Killed);
+}
+
+#[test]
+fn a_kill_that_the_agents_end_interrupted_is_answered_as_done() {
+    let node = Node::new();
+    let data = node.path("data");
+    std::fs::create_dir_all(&data).unwrap();
+    let accept = |command: Value| Write::Accept {
+        id: command["id"].as_str().unwrap().to_owned(),
+        controller: "main".into(),
+        command: command.to_string(),
+        now: 1,
+    };
+    let ledger = Ledger::open(&data).unwrap();
+    let job = json!({"id": "a", "gid": 1, "nid": 10, "cmd": "execute", "args": {"cmd": "sleep 1000", "max_time": -1}});
+    let kill = json!({"id": "k", "gid": 1, "nid": 10, "cmd": "kill", "data": {"id": "a"}});
+    let other = json!({"id": "o", "gid": 1, "nid": 10, "cmd": "kill", "data": {"id": "b"}});
+    let stands = |standing| Write::Stand { id: "a".into(), standing };
+    ledger.commit(&[accept(job), Write::Start { id: "a".into(), started: 2 }, stands(Standing::Ending)]).unwrap();
+    ledger.commit(&[accept(kill), accept(other)]).unwrap();
+    drop(ledger);
+    let life = node.live();
+    assert_eq!(life.result("a").state, State::Killed);
+    let killed = life.result("k");
+    assert_eq!((killed.state, killed.data.as_str()), (State::Ok, "{\"killed\":[\"a\"]}"));
+    assert_eq!(life.result("o").state, State::Error);
+}
+
+#[test]
+fn so_many_jobs_wait_and_no_more() {
+    let node = Node::new();
+    let life = node.live_with(|config| config.main.max_jobs = 1);
+    let many: Vec<Value> =
+        (0..300).map(|n| json!({"id": format!("w{n}"), "cmd": "execute", "args": {"cmd": "sleep 1000"}})).collect();
+    life.push(Value::Array(many));
+    life.shell("more", "true", json!({}));
+    let refused = life.result("more");
+    assert_eq!(refused.state, State::Error);
+    assert!(refused.data.contains("300 jobs run or wait"), "{}", refused.data);
+    // What looks at them and ends them always has room, and makes some.
+    assert_eq!(life.ask("p", "ping", json!({})).state, State::Ok);
+    assert_eq!(life.ask("k", "kill", json!({"id": "w200"})).state, State::Ok);
+    life.shell("now", "true", json!({}));
+    assert_eq!(life.ask("s", "get_process_stats", json!({"id": "now"})).state, State::Ok);
+}
+
+/// A writer that waits because nothing that it writes is taken.
+fn is_stuck(pid: u32) -> bool {
+    let written = || std::fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
+    let before = written();
+    std::thread::sleep(Duration::from_millis(50));
+    !before.is_empty() && written() == before
+}
+
+#[test]
+fn output_that_nobody_takes_delays_no_start_no_result_and_no_kill() {
+    let node = Node::new();
+    let life = node.live();
+    // The logger waits for this lock, its inbox fills up, and so do the pipes.
+    let lock = rusqlite::Connection::open(node.path("data/logs/current.db")).unwrap();
+    lock.execute_batch("BEGIN IMMEDIATE").unwrap();
+    for name in ["f1", "f2"] {
+        life.shell(name, "exec yes 0123456789", json!({"stats_interval": 1}));
+        let pid = life.wait_running(name).pid;
+        until("the flood to stand still", || is_stuck(pid).then_some(()));
+    }
+    // The logger gives up on the lock, and takes output again, much later than all this may take.
+    let begin = Instant::now();
+    life.shell("fails", "echo 9::alarm; exit 3", json!({"max_restart": 1, "domain": "d"}));
+    assert_eq!((life.result("fails").code), 3);
+    assert_eq!(life.event("critical")["id"], "fails");
+    life.shell("kept", "exec sleep 1000", json!({}));
+    assert_eq!(life.wait_running("kept").state, "RUNNING");
+    for id in ["kept", "f1", "f2"] {
+        assert_eq!(life.ask(&format!("k-{id}"), "kill", json!({"id": id})).state, State::Ok);
+        assert_eq!(life.result(id).state, State::Killed);
+    }
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    drop(lock);
 }

@@ -49,7 +49,7 @@ impl Cgroups {
         }
         let path = self.base.join(name);
         // It may be there already; whether it can be used shows in the next line.
-        let _ = fs::create_dir(&path);
+        let _ = fs::create_dir_all(&path);
         File::open(path).ok().map(|folder| Group { folder: folder.into() })
     }
 
@@ -111,7 +111,7 @@ impl Drop for Cgroups {
 
 fn serve(inbox: &Receiver<(PathBuf, u32)>) {
     for (group, pid) in inbox {
-        let _ = fs::create_dir(&group);
+        let _ = fs::create_dir_all(&group);
         // It may have ended already.
         let _ = fs::write(group.join("cgroup.procs"), pid.to_string());
     }

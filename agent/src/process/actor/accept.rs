@@ -4,7 +4,7 @@ use super::super::args::RunArgs;
 use super::super::extension::extension;
 use super::super::policy::{Event, Memory, Outcome};
 use super::super::{Notice, leftovers, spawn};
-use super::{Actor, Detail, Held, Job, Work, group_name};
+use super::{Actor, Detail, Held, Job, MAX_BYTES, MAX_JOBS, Work, group_name};
 use crate::builtin::{self, JobControl, Kind};
 use crate::ledger::{Row, Standing, Write};
 use crate::os::{Mark, Signal};
@@ -14,6 +14,7 @@ use anyhow::{Context, Result};
 use crossbeam_channel::Sender;
 use jscommon::{Command, LevelSet, death, level};
 use serde_json::json;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,17 +49,33 @@ impl Actor {
     pub(super) fn accept(&mut self, controller: &Arc<str>, command: Command) {
         let now = self.now();
         self.fresh.insert(command.id.clone());
+        let text = command.to_value().to_string();
+        let size = text.len();
         self.writes.push(Write::Accept {
             id: command.id.clone(),
             controller: controller.to_string(),
-            command: command.to_value().to_string(),
+            command: text,
             now: now.wall,
         });
-        self.take_up(controller, command, None);
+        self.take_up(controller, command, size, None);
     }
 
-    /// Finds out what a command is and hands it to the policy, or answers it at once.
-    pub(super) fn take_up(&mut self, controller: &Arc<str>, command: Command, memory: Option<Memory>) {
+    /// Why no other job of this size can wait here. Commands that are answered at once always can, so
+    /// that somebody can look what waits, and kill it.
+    fn no_room(&self, work: Work, size: usize) -> Option<String> {
+        if !work.is_process() {
+            return None;
+        }
+        if self.jobs.len() >= MAX_JOBS {
+            return Some(format!("{} jobs run or wait on this node, and it takes no more; try later", self.jobs.len()));
+        }
+        (self.bytes + size > MAX_BYTES).then(|| {
+            format!("the jobs that wait on this node hold {} MiB, and it takes no more; try later", self.bytes >> 20)
+        })
+    }
+
+    /// Finds out what a command of `size` bytes is and hands it to the policy, or answers it at once.
+    pub(super) fn take_up(&mut self, controller: &Arc<str>, command: Command, size: usize, memory: Option<Memory>) {
         let now = self.now();
         let id: Arc<str> = command.id.as_str().into();
         let work = self.work(&command);
@@ -68,6 +85,12 @@ impl Actor {
         };
         let checked = work.and_then(|work| {
             let args = args?;
+            // What the ledger remembers had its room before.
+            if memory.is_none()
+                && let Some(why) = self.no_room(work, size)
+            {
+                return Err(why);
+            }
             if let Work::Execute = work {
                 self.process(&command)?;
             }
@@ -83,7 +106,8 @@ impl Actor {
         let rules = args.rules(work.is_process());
         let detail = self.detail_of(command, args);
         let command = detail.command.clone();
-        let job = Job { controller: controller.clone(), work, detail: Some(detail) };
+        let job = Job { controller: controller.clone(), size, work, detail: Some(detail) };
+        self.bytes += size;
         self.jobs.insert(id.clone(), job);
         if let Some(why) = fault {
             self.finish(&id, None, Some(Outcome::Unstartable { why }), false, None);
@@ -196,6 +220,8 @@ impl Actor {
             self.held.push(Held::Tell(Notice::Event { controller: None, name: "critical", data }));
         }
         let startup = self.parts.config.startup.clone();
+        let killed = |row: &&Row| matches!(row.standing, Standing::Ending | Standing::Last);
+        self.killed_before = rows.iter().filter(killed).map(|row| row.id.clone()).collect();
         for row in rows {
             if row.controller.is_empty() || startup.contains_key(&row.id) {
                 // Taken up anew below, or gone from the configuration.
@@ -206,7 +232,9 @@ impl Actor {
             }
             let memory = Memory { standing: row.standing, started: row.started, reported: row.reported };
             match Command::parse(row.command.as_bytes()) {
-                Ok(command) => self.take_up(&row.controller.as_str().into(), command, Some(memory)),
+                Ok(command) => {
+                    self.take_up(&row.controller.as_str().into(), command, row.command.len(), Some(memory));
+                }
                 Err(fault) => {
                     log::error!("the ledger's job {} cannot be read and is dropped: {fault}", row.id);
                     self.writes.push(Write::Finish { id: row.id, result: None });
@@ -222,6 +250,7 @@ impl Actor {
                 Err(fault) => log::error!("startup job {name} is not started: {fault}"),
             }
         }
+        self.killed_before = HashSet::new();
         self.event(Event::Tick);
         Ok(())
     }

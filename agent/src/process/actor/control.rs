@@ -15,12 +15,13 @@ impl Actor {
     pub(super) fn control(&mut self, control: JobControl, id: &Arc<str>, command: &Command) {
         let answer = match control {
             JobControl::Kill => match builtin::jobs::target(command) {
-                Ok(target) => match self.policy.has(&target) {
+                Ok(target) => match self.policy.has(&target) && !self.killed_before.contains(&target) {
                     true => {
                         let runs = self.policy.run_of(&target).into_iter().collect();
                         self.event(Event::Kill { id: target.clone() });
                         return self.wait_for(id, runs, json!({"killed": [target]}));
                     }
+                    false if self.killed_before.contains(&target) => Ok(json!({"killed": [target]})),
                     false => Err(no_job(&target)),
                 },
                 Err(why) => Err(why),

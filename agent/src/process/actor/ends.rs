@@ -53,6 +53,7 @@ impl Actor {
     ) {
         let concluded = outcome.and_then(|outcome| self.conclude(id, run, outcome, sparing, alert));
         let Some(job) = self.jobs.remove(id) else { return };
+        self.bytes = self.bytes.saturating_sub(job.size);
         let result = concluded.map(|(json, ..)| json).filter(|_| !job.controller.is_empty());
         if result.is_some() {
             let controller = job.controller.to_string();

@@ -268,6 +268,14 @@ impl Job {
                 let run = *run;
                 self.finish(Some(run), Some(Outcome::Killed { code: None, why: why() }), out);
             }
+            // It has ended by itself, and only the end of its output is waited for: its result stands as
+            // it ended, and nothing follows it.
+            Phase::Running(Run { exited: Some(_), ending: None, .. }) => {
+                if !self.last {
+                    self.last = true;
+                    out.push(Action::Stand { id: self.id.clone(), standing: Standing::Last });
+                }
+            }
             Phase::Running(_) => {
                 if self.cause() != Some(Cause::Kill) {
                     out.push(Action::Stand { id: self.id.clone(), standing: Standing::Ending });

@@ -127,6 +127,29 @@ fn a_held_pipe_does_not_hold_the_result() {
 }
 
 #[test]
+fn who_ended_by_itself_was_not_killed() {
+    // The kill comes while only the end of the output is waited for.
+    for (more, code, said) in [
+        (Rules::default(), 0, "finish a exited 0"),
+        (Rules { max_restart: 5, ..Rules::default() }, 3, "finish a exited 3"),
+        (Rules { long: true, max_restart: 5, ..Rules::default() }, 3, "finish a exited 3"),
+        (Rules { long: true, ..Rules::default() }, 0, "finish a exited 0"),
+        (Rules { period: Some(1000), ..Rules::default() }, 0, "finish a exited 0"),
+    ] {
+        let mut desk = Desk::new(10);
+        let run = desk.accept("a", Rules { process: true, stop_timeout: 5000, ..more });
+        desk.spawned(run);
+        desk.event(Event::Exited { run, code });
+        desk.event(Event::Kill { id: "a".into() });
+        desk.event(Event::Kill { id: "a".into() });
+        desk.said(&["start a", "a is Last"]);
+        desk.event(Event::Drained { run });
+        desk.said(&[said]);
+        assert!(!desk.policy.has("a"));
+    }
+}
+
+#[test]
 fn output_that_ends_before_the_process_waits_for_it() {
     let mut desk = Desk::new(10);
     let run = desk.accept("a", rules());

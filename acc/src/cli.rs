@@ -6,6 +6,7 @@ use crate::config::{self, Config, Raw};
 use jscommon::NodeId;
 use lexopt::{Arg, Parser};
 use std::ffi::OsString;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 /// What the caller wants.
@@ -140,6 +141,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Wish, String> {
             faults.join("; ")
         })?;
     }
+    let redis_given = settings.iter().any(|(name, _)| name == "redis");
     let hosts_given = settings.iter().any(|(name, _)| name == "host");
     if hosts_given {
         config.hosts.clear();
@@ -148,6 +150,21 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Wish, String> {
         config.set(&name, value)?;
     }
     config.check()?;
+    if config.redis.has_password() {
+        let open = |file: &PathBuf| std::fs::metadata(file).is_ok_and(|meta| meta.mode() & 0o004 != 0);
+        if redis_given {
+            config.warnings.push(
+                "the password of redis stands on the command line, where every user of this machine can read it: \
+                 put redis = \"...\" into the file of -c"
+                    .into(),
+            );
+        } else if let Some(file) = file.filter(open) {
+            let shown = file.display();
+            config
+                .warnings
+                .push(format!("{shown} holds the password of redis and can be read by others: chmod o-r {shown}"));
+        }
+    }
 
     let task = task(&words, url.is_some() || out.is_some(), uses.is_some() || ttl.is_some())?;
     let config = Box::new(config);
@@ -239,6 +256,23 @@ mod tests {
         };
         assert_eq!((config.port, config.bind.to_string().as_str(), config.insecure_http), (5, "127.0.0.1", true));
         assert_eq!(config.hosts, ["a", "b"]);
+    }
+
+    #[test]
+    fn a_password_that_others_can_read_is_told() {
+        let warned = |line: &str| match run(line) {
+            Ok(Wish::Serve(config)) => config.warnings.join(";"),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(warned("-r redis://h:1"), "");
+        let said = warned("-r redis://:geheim@h:1");
+        assert!(said.contains("on the command line") && !said.contains("geheim"), "{said}");
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "redis = \"redis://:geheim@h:1\"\n").unwrap();
+        let line = format!("-c {}", file.path().display());
+        assert_eq!(warned(&line), "");
+        std::fs::set_permissions(file.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+        assert!(warned(&line).contains("can be read by others"));
     }
 
     #[test]

@@ -46,6 +46,8 @@ pub struct Config {
     pub max_queue: usize,
     /// Most records a second, over a minute, that one node may send.
     pub max_records: u64,
+    /// What whoever started this should know, each in a sentence.
+    pub warnings: Vec<String>,
 }
 
 /// What is wrong, and where.
@@ -98,6 +100,7 @@ impl Default for Config {
             log_level: Directives::parse("info").expect("info is a level"),
             max_queue: 10_000,
             max_records: 5_000,
+            warnings: Vec::new(),
         }
     }
 }

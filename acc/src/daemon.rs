@@ -73,6 +73,7 @@ fn token(file: &Path) -> anyhow::Result<String> {
 /// Runs a controller until a signal ends it.
 pub fn run(config: Config) -> anyhow::Result<()> {
     let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be caught")?;
+    config.warnings.iter().for_each(|warning| log::warn!("{warning}"));
     let context = Arc::new(prepare(config)?);
     let config = &context.config;
     // A secret that does not fit is told before anything listens. When Redis is away, the janitor looks

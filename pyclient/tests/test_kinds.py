@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import tempfile
@@ -190,3 +191,26 @@ def test_tls(house: House, capsys: pytest.CaptureFixture[str]) -> None:
     with Client(url, ssl_ca_certs=str(cert), timeout=30, by="tester") as client:
         everything(client, f"{url}?ssl_ca_certs={cert}", capsys)
 
+
+
+def test_the_audit_list_names_the_user_of_redis(house: House, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "client.md").read_text()
+    (rule,) = re.findall(r"^ACL SETUSER (ops .*)$", page, re.MULTILINE)
+    port = free_port()
+    house.server(port)
+    subprocess.run(["redis-cli", "-p", str(port), "ACL", "SETUSER", *rule.replace("PASSWORD", "geheim").split()],
+                   check=True, capture_output=True, timeout=20)
+    house.fleet(f"127.0.0.1:{port}")
+    url = f"redis://ops:geheim@127.0.0.1:{port}"
+    with Client(url, timeout=30) as client:
+        wait_until(lambda: sum(n.live for n in client.nodes()) == 2, 30)
+    capsys.readouterr()
+    assert main(["--redis", url, "--as", "alice", "exec", "1.*", "--", "true"]) == 0
+    wait_until(lambda: client.audit(1)[0]["results"] == {"OK": 2})
+    entry = client.audit(1)[0]
+    assert (entry["by"], entry["user"], entry["cmd"], entry["count"]) == ("alice", "ops", "execute", 2)
+    assert sorted(entry["targets"]) == ["1:1", "1:2"] and abs(entry["time"] / 1000 - time.time()) < 60
+    capsys.readouterr()
+    assert main(["--redis", url, "audit"]) == 0
+    out = capsys.readouterr().out
+    assert "alice/ops" in out and "2 OK" in out and "geheim" not in out

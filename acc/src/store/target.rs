@@ -60,6 +60,11 @@ impl Target {
         }
         Ok(Target { kind, servers })
     }
+
+    /// Whether a password stands in it.
+    pub fn has_password(&self) -> bool {
+        self.servers.iter().any(|server| server.redis_settings().password().is_some())
+    }
 }
 
 impl fmt::Display for Target {

@@ -12,20 +12,19 @@
 //! Invariants: a commit that the supervisor waited for survives power loss; a result stays until
 //! [`Ledger::mark_sent`]; an id that was accepted is known for a week or the next 100,000.
 
+mod damage;
+mod retention;
+mod table;
+#[cfg(test)]
+mod tests;
+
 use anyhow::{Context, Result};
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
-
-/// How long an id is remembered at most.
-const REMEMBER: Duration = Duration::from_secs(7 * 86400);
-/// How many ids are remembered at most.
-const REMEMBER_IDS: u64 = 100_000;
-/// Ids that are accepted between two looks for ids to forget.
-const TIDY_EVERY: u64 = 5_000;
 
 /// The file below `data_dir`.
 pub const FILE: &str = "state.db";
@@ -175,10 +174,10 @@ impl Ledger {
     /// carried over; [`Ledger::damage`] then says so.
     pub fn open(data_dir: &Path) -> Result<Arc<Ledger>> {
         let path = data_dir.join(FILE);
-        let (db, damage) = match open_table(&path) {
+        let (db, damage) = match table::open(&path) {
             Ok(db) => (db, None),
-            Err(fault) if is_damage(&fault) => {
-                let (db, damage) = replace_damaged(&path, &fault)?;
+            Err(fault) if damage::is_damage(&fault) => {
+                let (db, damage) = damage::replace_damaged(&path, &fault)?;
                 (db, Some(damage))
             }
             Err(fault) => return Err(fault).with_context(|| format!("cannot open {}", path.display())),
@@ -187,7 +186,7 @@ impl Ledger {
             .query_row("SELECT coalesce(sum(octet_length(result)), 0) FROM jobs WHERE state = 2", [], |row| row.get(0))
             .with_context(|| format!("cannot read {}", path.display()))?;
         Ok(Arc::new(Ledger {
-            table: Mutex::new(Table { db, accepted_since_tidy: TIDY_EVERY, known: None }),
+            table: Mutex::new(Table { db, accepted_since_tidy: retention::TIDY_EVERY, known: None }),
             unsent_bytes: AtomicU64::new(unsent.max(0) as u64),
             damage,
         }))
@@ -251,10 +250,10 @@ impl Ledger {
         for write in writes {
             let (grown, orphaned) = match (write.result_of(), &known) {
                 (Some(id), Some(known)) => {
-                    let orphaned = is_orphaned(&transaction, id, known)?;
-                    (apply(&transaction, write, orphaned)?, orphaned)
+                    let orphaned = table::is_orphaned(&transaction, id, known)?;
+                    (table::apply(&transaction, write, orphaned)?, orphaned)
                 }
-                _ => (apply(&transaction, write, false)?, false),
+                _ => (table::apply(&transaction, write, false)?, false),
             };
             unsent += if orphaned { 0 } else { grown };
             accepted += u64::from(matches!(write, Write::Accept { .. }));
@@ -267,7 +266,7 @@ impl Ledger {
 
     /// The jobs that are not over, in the order of their acceptance.
     pub fn live(&self) -> Result<Vec<Row>> {
-        read_live(&self.lock().db)
+        table::read_live(&self.lock().db)
     }
 
     /// The oldest results that wait for this controller: at most `max_rows`, and about `max_bytes`
@@ -299,10 +298,10 @@ impl Ledger {
         let now = now_ms();
         let mut table = self.lock();
         table.db.execute_batch("PRAGMA synchronous = NORMAL")?;
-        let marked = mark(&mut table.db, keys);
-        let tidied = if marked.is_ok() && table.accepted_since_tidy >= TIDY_EVERY {
+        let marked = table::mark(&mut table.db, keys);
+        let tidied = if marked.is_ok() && table.accepted_since_tidy >= retention::TIDY_EVERY {
             table.accepted_since_tidy = 0;
-            tidy(&table.db, now, REMEMBER_IDS)
+            retention::tidy(&table.db, now, retention::REMEMBER_IDS)
         } else {
             Ok(())
         };
@@ -335,216 +334,9 @@ pub fn read_only(data_dir: &Path) -> Result<Vec<Row>> {
     let db = Connection::open_with_flags(&path, flags)
         .with_context(|| format!("cannot read {}; has an agent run there, and may you read it?", path.display()))?;
     db.busy_timeout(Duration::from_secs(5))?;
-    read_live(&db).with_context(|| format!("cannot read {}", path.display()))
-}
-
-fn open_table(path: &Path) -> rusqlite::Result<Connection> {
-    let db = Connection::open(path)?;
-    db.busy_timeout(Duration::from_secs(10))?;
-    // A small page cache: the table is read by its indexes, and the agent is to stay small.
-    db.execute_batch(
-        "PRAGMA cache_size = -256;
-         PRAGMA journal_mode = WAL;
-         PRAGMA synchronous = FULL;
-         PRAGMA journal_size_limit = 4194304;",
-    )?;
-    let verdict: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
-    if verdict != "ok" {
-        let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
-        return Err(rusqlite::Error::SqliteFailure(code, Some(verdict)));
-    }
-    db.execute_batch(
-        "CREATE TABLE IF NOT EXISTS jobs(
-             key INTEGER PRIMARY KEY AUTOINCREMENT,
-             id TEXT NOT NULL,
-             run INTEGER NOT NULL DEFAULT 0,
-             controller TEXT NOT NULL,
-             state INTEGER NOT NULL,
-             accepted INTEGER NOT NULL,
-             started INTEGER NOT NULL DEFAULT 0,
-             reported INTEGER NOT NULL DEFAULT 0,
-             command TEXT,
-             result TEXT,
-             UNIQUE(id, run));
-         CREATE INDEX IF NOT EXISTS waiting ON jobs(controller, key) WHERE state = 2;
-         CREATE INDEX IF NOT EXISTS live ON jobs(key) WHERE state IN (0, 1, 4, 5, 6, 7);",
-    )?;
-    db.set_prepared_statement_cache_capacity(16);
-    Ok(db)
-}
-
-/// Whether the job's controller is none of these.
-fn is_orphaned(db: &Connection, id: &str, known: &HashSet<String>) -> Result<bool> {
-    let mut query = db.prepare_cached("SELECT controller FROM jobs WHERE id = ? AND run = 0")?;
-    let controller: Option<String> = query.query_row([id], |row| row.get(0)).optional()?;
-    Ok(controller.is_some_and(|controller| !controller.is_empty() && !known.contains(&controller)))
-}
-
-/// Makes one change; the answer is by how much the bytes of unsent results grew. `orphaned`: nobody
-/// comes for the job's results.
-fn apply(db: &Connection, write: &Write, orphaned: bool) -> Result<i64> {
-    match write {
-        Write::Accept { id, controller, command, now } => {
-            // A startup job takes the place of whatever bore its id before; a result that still waits
-            // to be sent only moves aside.
-            if controller.is_empty() {
-                db.prepare_cached(
-                    "UPDATE OR REPLACE jobs SET run = max(started, 1) WHERE id = ? AND run = 0 AND state = 2",
-                )?
-                .execute([id])?;
-            }
-            let sql = match controller.is_empty() {
-                true => "INSERT OR REPLACE INTO jobs(id, controller, state, accepted, command) VALUES(?, ?, 0, ?, ?)",
-                false => "INSERT INTO jobs(id, controller, state, accepted, command) VALUES(?, ?, 0, ?, ?)",
-            };
-            db.prepare_cached(sql)?.execute(params![id, controller, now, command])?;
-            Ok(0)
-        }
-        Write::Start { id, started } => {
-            db.prepare_cached("UPDATE jobs SET state = 1, started = ? WHERE id = ? AND run = 0")?
-                .execute(params![started, id])?;
-            Ok(0)
-        }
-        Write::Stand { id, standing } => {
-            db.prepare_cached("UPDATE jobs SET state = ? WHERE id = ? AND run = 0")?
-                .execute(params![*standing as i64, id])?;
-            Ok(0)
-        }
-        Write::Report { id, started, result, quiet } => {
-            // Run -1 is the place of the one quiet result that waits.
-            let run = if *quiet || orphaned { -1 } else { (*started).max(1) };
-            let replaced: i64 = db
-                .prepare_cached("SELECT coalesce(sum(octet_length(result)), 0) FROM jobs WHERE id = ? AND run = ?")?
-                .query_row(params![id, run], |row| row.get(0))?;
-            db.prepare_cached(
-                "INSERT OR REPLACE INTO jobs(id, run, controller, state, accepted, result)
-                 SELECT id, ?, controller, 2, accepted, ? FROM jobs WHERE id = ? AND run = 0",
-            )?
-            .execute(params![run, result, id])?;
-            db.prepare_cached("UPDATE jobs SET reported = 1 WHERE id = ? AND run = 0")?.execute([id])?;
-            Ok(result.len() as i64 - replaced)
-        }
-        Write::Finish { id, result: Some(result) } => {
-            db.prepare_cached("UPDATE jobs SET state = 2, command = NULL, result = ? WHERE id = ? AND run = 0")?
-                .execute(params![result, id])?;
-            Ok(result.len() as i64)
-        }
-        Write::Finish { id, result: None } => {
-            db.prepare_cached("UPDATE jobs SET state = 3, command = NULL, result = NULL WHERE id = ? AND run = 0")?
-                .execute([id])?;
-            Ok(0)
-        }
-    }
-}
-
-/// Marks results as sent; the answer is how many bytes of them there were.
-fn mark(db: &mut Connection, keys: &[i64]) -> Result<i64> {
-    let transaction = db.transaction()?;
-    let mut bytes = 0;
-    for key in keys {
-        let length: Option<i64> = transaction
-            .prepare_cached("SELECT octet_length(result) FROM jobs WHERE key = ? AND state = 2")?
-            .query_row([key], |row| row.get(0))
-            .optional()?;
-        bytes += length.unwrap_or(0);
-        transaction.prepare_cached("DELETE FROM jobs WHERE key = ? AND run <> 0")?.execute([key])?;
-        transaction
-            .prepare_cached("UPDATE jobs SET state = 3, result = NULL WHERE key = ? AND state = 2")?
-            .execute([key])?;
-    }
-    transaction.commit()?;
-    Ok(bytes)
-}
-
-/// Forgets ids that are older than a week or beyond the last `ids`. A job that is not over is kept,
-/// however old: one whose restarts are used up starts again with the agent.
-fn tidy(db: &Connection, now: i64, ids: u64) -> Result<()> {
-    let oldest = now - REMEMBER.as_millis() as i64;
-    db.execute("DELETE FROM jobs WHERE state = 3 AND accepted < ?", [oldest])?;
-    db.execute(
-        "DELETE FROM jobs WHERE state = 3 AND key <=
-         (SELECT key FROM jobs WHERE run = 0 ORDER BY key DESC LIMIT 1 OFFSET ?)",
-        [ids as i64],
-    )?;
-    Ok(())
-}
-
-fn read_live(db: &Connection) -> Result<Vec<Row>> {
-    let mut query = db.prepare(
-        "SELECT id, controller, coalesce(command, ''), state, accepted, started, reported
-         FROM jobs WHERE state IN (0, 1, 4, 5, 6, 7) ORDER BY key",
-    )?;
-    let rows = query.query_map([], |row| {
-        Ok(Row {
-            id: row.get(0)?,
-            controller: row.get(1)?,
-            command: row.get(2)?,
-            standing: Standing::from_number(row.get(3)?),
-            accepted: row.get(4)?,
-            started: row.get(5)?,
-            reported: row.get(6)?,
-        })
-    })?;
-    Ok(rows.collect::<rusqlite::Result<_>>()?)
-}
-
-fn is_damage(fault: &rusqlite::Error) -> bool {
-    matches!(fault.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
-}
-
-/// Sets a damaged file aside and carries over what can still be read of it.
-fn replace_damaged(path: &Path, fault: &rusqlite::Error) -> Result<(Connection, String)> {
-    let aside = free_name(path);
-    for suffix in ["", "-wal", "-shm"] {
-        let (from, to) = (with_suffix(path, suffix), with_suffix(&aside, suffix));
-        if from.exists() {
-            std::fs::rename(&from, &to).with_context(|| format!("cannot set {} aside", from.display()))?;
-        }
-    }
-    let db = open_table(path).with_context(|| format!("cannot open {}", path.display()))?;
-    let saved = salvage(&aside, &db);
-    let damage = format!(
-        "{} was damaged ({fault}) and is now {}; {saved} of its jobs could be carried over, any other is forgotten",
-        path.display(),
-        aside.display()
-    );
-    Ok((db, damage))
-}
-
-/// Copies row by row, and stops at what cannot be read, from both ends of the table.
-fn salvage(aside: &Path, db: &Connection) -> u64 {
-    const COLUMNS: &str = "id, run, controller, state, accepted, started, reported, command, result";
-    let Ok(old) = Connection::open_with_flags(aside, OpenFlags::SQLITE_OPEN_READ_WRITE) else { return 0 };
-    let mut saved = 0;
-    for order in ["ASC", "DESC"] {
-        let Ok(mut query) = old.prepare(&format!("SELECT {COLUMNS} FROM jobs NOT INDEXED ORDER BY key {order}")) else {
-            return saved;
-        };
-        let Ok(mut rows) = query.query([]) else { return saved };
-        while let Ok(Some(row)) = rows.next() {
-            let values: rusqlite::Result<Vec<rusqlite::types::Value>> = (0..9).map(|i| row.get(i)).collect();
-            let Ok(values) = values else { continue };
-            let insert = format!("INSERT OR IGNORE INTO jobs({COLUMNS}) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?)");
-            saved += db.execute(&insert, rusqlite::params_from_iter(values)).unwrap_or(0) as u64;
-        }
-    }
-    saved
-}
-
-fn free_name(path: &Path) -> PathBuf {
-    let seconds = now_ms() / 1000;
-    (seconds..).map(|n| with_suffix(path, &format!(".damaged-{n}"))).find(|p| !p.exists()).unwrap_or_default()
-}
-
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    PathBuf::from(name)
+    table::read_live(&db).with_context(|| format!("cannot read {}", path.display()))
 }
 
 fn now_ms() -> i64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64)
 }
-
-#[cfg(test)]
-mod tests;

@@ -104,7 +104,7 @@ fn ids_are_forgotten_after_a_week_or_so_many_others() {
     ledger.commit(&many).unwrap();
     let ends: Vec<Write> = (0..110).map(|n| Write::Finish { id: format!("j{n}"), result: None }).collect();
     ledger.commit(&ends).unwrap();
-    tidy(&ledger.lock().db, now_ms(), 100).unwrap();
+    retention::tidy(&ledger.lock().db, now_ms(), 100).unwrap();
     assert!(!ledger.knows("j9").unwrap() && ledger.knows("j10").unwrap() && ledger.knows("live").unwrap());
 }
 

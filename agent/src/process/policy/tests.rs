@@ -2,6 +2,7 @@
 
 use super::job::{DRAIN, GIVE_UP, YOUNG};
 use super::*;
+use crate::ledger::Standing;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,0 +1,269 @@
+//! The words that the rules are told and answer in: rules, events, outcomes, actions.
+
+use crate::ledger::Standing;
+use std::sync::Arc;
+
+/// The time, on both clocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// Milliseconds on a clock that never jumps: every deadline is on this one.
+    pub mono: u64,
+    /// Milliseconds since 1970: for people, and for what must outlive the agent.
+    pub wall: i64,
+}
+
+/// What the rules need to know of a job.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Rules {
+    /// A process, which takes a slot of `max_jobs`; else a task of the agent's own.
+    pub process: bool,
+    /// `max_time` -1.
+    pub long: bool,
+    /// `max_time` above 0, in milliseconds.
+    pub limit: Option<u64>,
+    /// `recurring_period`, in milliseconds.
+    pub period: Option<u64>,
+    /// `max_restart`.
+    pub max_restart: u32,
+    /// `queue`.
+    pub queue: Option<Arc<str>>,
+    /// `stop_timeout`, in milliseconds.
+    pub stop_timeout: u64,
+}
+
+impl Rules {
+    /// Whether the job starts again after whatever happens to the agent.
+    pub fn remembered(&self) -> bool {
+        self.long || self.period.is_some()
+    }
+}
+
+/// What the ledger knew of a job when the agent started.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Memory {
+    /// Where it stood.
+    pub standing: Standing,
+    /// When its last run began, in milliseconds since 1970.
+    pub started: i64,
+    /// Whether a result of it was reported.
+    pub reported: bool,
+}
+
+/// Why a run is being ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// Its `max_time` has passed.
+    Timeout,
+    /// `kill`.
+    Kill,
+    /// `killall`.
+    KillAll,
+    /// The agent stops.
+    Stop,
+}
+
+impl Cause {
+    /// What the result says.
+    pub fn sentence(self) -> String {
+        match self {
+            Cause::Timeout => "its time was up",
+            Cause::Kill => "killed on request",
+            Cause::KillAll => "killed by killall",
+            Cause::Stop => "ended because the agent was told to stop",
+        }
+        .to_owned()
+    }
+}
+
+/// Something happened.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// The process or task of this run was started.
+    Spawned {
+        /// The run.
+        run: u64,
+    },
+    /// It could not be started.
+    Unstartable {
+        /// The run.
+        run: u64,
+        /// A sentence that says why.
+        why: String,
+    },
+    /// A task has its answer.
+    Answered {
+        /// The run.
+        run: u64,
+    },
+    /// The first process of this run has ended.
+    Exited {
+        /// The run.
+        run: u64,
+        /// Its status, 128 + n for a signal.
+        code: i32,
+    },
+    /// Both pipes of this run have ended and all was read.
+    Drained {
+        /// The run.
+        run: u64,
+    },
+    /// The answer to [`Action::Probe`] and [`Action::Kill`].
+    Tree {
+        /// The run.
+        run: u64,
+        /// Processes of its tree that still live.
+        alive: usize,
+    },
+    /// `kill`.
+    Kill {
+        /// The job.
+        id: String,
+    },
+    /// `killall`.
+    KillAll,
+    /// `unschedule`.
+    Unschedule {
+        /// The job.
+        id: String,
+    },
+    /// The agent stops: nothing starts any more.
+    Stop,
+    /// A deadline has passed.
+    Tick,
+}
+
+/// How a run or a job ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// By itself.
+    Exited {
+        /// Its status, 128 + n for a signal.
+        code: i32,
+    },
+    /// A task has its answer.
+    Answered,
+    /// Nothing could be started.
+    Unstartable {
+        /// A sentence that says why.
+        why: String,
+    },
+    /// Its time was up.
+    TimedOut {
+        /// The status it ended with.
+        code: i32,
+    },
+    /// Somebody ended it.
+    Killed {
+        /// The status it ended with; nothing when it was not running.
+        code: Option<i32>,
+        /// Who.
+        why: String,
+    },
+    /// The agent died while it ran.
+    Died {
+        /// When the run began, in milliseconds since 1970.
+        at: i64,
+    },
+}
+
+impl Outcome {
+    pub(super) fn brief(&self) -> String {
+        match self {
+            Outcome::Exited { code } => format!("it ended with status {code}"),
+            Outcome::TimedOut { .. } => "its time was up".into(),
+            Outcome::Unstartable { why } | Outcome::Killed { why, .. } => why.clone(),
+            Outcome::Answered => "it was answered".into(),
+            Outcome::Died { .. } => "the agent died while it ran".into(),
+        }
+    }
+}
+
+/// Something is to be done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Start a run, once the ledger says so durably; answered by `Spawned` or `Unstartable`.
+    Start {
+        /// The job.
+        id: Arc<str>,
+        /// The number of the run; unique in the agent's life.
+        run: u64,
+        /// When, in milliseconds since 1970.
+        at: i64,
+    },
+    /// Note the tree, and send it the stop signal.
+    Term {
+        /// The job.
+        id: Arc<str>,
+        /// The run.
+        run: u64,
+    },
+    /// Look whether something of the tree lives; answered by `Tree`.
+    Probe {
+        /// The job.
+        id: Arc<str>,
+        /// The run.
+        run: u64,
+    },
+    /// KILL whatever of the tree lives; answered by `Tree`.
+    Kill {
+        /// The job.
+        id: Arc<str>,
+        /// The run.
+        run: u64,
+    },
+    /// Write down where the job stands.
+    Stand {
+        /// The job.
+        id: Arc<str>,
+        /// Where it stands.
+        standing: Standing,
+    },
+    /// A run is over, and nobody is told: it is restarted, or was interrupted.
+    RunOver {
+        /// The job.
+        id: Arc<str>,
+        /// The run.
+        run: u64,
+    },
+    /// A run is over and its result is to be told; the job goes on.
+    Report {
+        /// The job.
+        id: Arc<str>,
+        /// The run.
+        run: u64,
+        /// How it ended.
+        outcome: Outcome,
+        /// Quiet, unless the run brought a result of its own.
+        sparing: bool,
+        /// Its restarts are used up: what to alert people with.
+        alert: Option<String>,
+    },
+    /// The job is over.
+    Finish {
+        /// The job.
+        id: Arc<str>,
+        /// The run that ended with it.
+        run: Option<u64>,
+        /// How it ended; nothing where its result is known already.
+        outcome: Option<Outcome>,
+        /// As in `Report`.
+        sparing: bool,
+        /// As in `Report`.
+        alert: Option<String>,
+    },
+}
+
+/// Where a job is, for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Ready, waiting for a slot or its turn.
+    Queued,
+    /// Waiting for a time.
+    Scheduled,
+    /// At work.
+    Running,
+    /// Being ended.
+    Stopping,
+    /// Remembered until the agent's next start.
+    Failed,
+}

@@ -206,7 +206,7 @@ impl Remote {
         let roots: Vec<tree::Root> = views.iter().filter_map(|view| view.root.clone()).collect();
         let mut trees = match roots.is_empty() {
             true => HashMap::new(),
-            false => tree::trees(&os::processes(), std::process::id(), &roots, os::mark),
+            false => tree::trees(&os::processes(), std::process::id(), &roots, os::mark, os::group_of),
         };
         let mut baselines = self.baselines.lock().unwrap_or_else(PoisonError::into_inner);
         if all {

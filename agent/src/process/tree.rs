@@ -1,8 +1,8 @@
 //! Which processes belong to which run: from one pass over all processes, for ending and for figures.
 //!
 //! **Owns** the rule of belonging: a descendant of the run's first process, a member of its group, an
-//! orphan (which the agent, as a subreaper, has adopted) whose environment names the run, and whatever
-//! was seen in the tree before and still lives.
+//! orphan (which the agent, as a subreaper, has adopted) whose environment or cgroup names the run, and
+//! whatever was seen in the tree before and still lives.
 //!
 //! **Does not** signal anything itself: it only says who is meant.
 
@@ -20,17 +20,20 @@ pub struct Root {
     pub reaped: bool,
     /// What its processes carry in their environment.
     pub mark: Mark,
+    /// The name of its cgroup, where it has one.
+    pub group: Option<String>,
     /// Processes that were seen in the tree before: id and start.
     pub known: Vec<(u32, u64)>,
 }
 
-/// The living processes of each run. `mark` reads a process' environment; it is asked only about
-/// processes whose place says nothing.
+/// The living processes of each run. `mark` reads a process' environment and `group` the name of its
+/// cgroup; they are asked only about processes whose place says nothing.
 pub fn trees(
     processes: &[Proc],
     agent: u32,
     roots: &[Root],
     mark: impl Fn(u32) -> Option<Mark>,
+    group: impl Fn(u32) -> Option<String>,
 ) -> HashMap<u64, Vec<Proc>> {
     let mut children: HashMap<u32, Vec<&Proc>> = HashMap::new();
     for process in processes {
@@ -40,6 +43,8 @@ pub fn trees(
     // A group keeps its number as long as anybody is in it, even when its leader was reaped.
     let by_group: HashMap<u32, u64> = roots.iter().map(|root| (root.pid, root.run)).collect();
     let by_mark: HashMap<&Mark, u64> = roots.iter().map(|root| (&root.mark, root.run)).collect();
+    let by_name: HashMap<&str, u64> =
+        roots.iter().filter_map(|root| Some((root.group.as_deref()?, root.run))).collect();
     let known: HashMap<(u32, u64), u64> =
         roots.iter().flat_map(|root| root.known.iter().map(|seen| (*seen, root.run))).collect();
 
@@ -53,7 +58,8 @@ pub fn trees(
             .or(inherited)
             .or_else(|| by_group.get(&process.group).copied())
             .or_else(|| known.get(&(process.pid, process.started)).copied())
-            .or_else(|| mark(process.pid).and_then(|mark| by_mark.get(&mark).copied()));
+            .or_else(|| mark(process.pid).and_then(|mark| by_mark.get(&mark).copied()))
+            .or_else(|| group(process.pid).and_then(|name| by_name.get(name.as_str()).copied()));
         if let Some(run) = run
             && !process.dead
         {
@@ -141,14 +147,26 @@ mod tests {
     }
 
     fn root(run: u64, pid: u32) -> Root {
-        Root { run, pid, reaped: false, mark: job_mark(&format!("job{run}")), known: Vec::new() }
+        Root {
+            run,
+            pid,
+            reaped: false,
+            mark: job_mark(&format!("job{run}")),
+            group: Some(format!("group{run}")),
+            known: Vec::new(),
+        }
     }
 
     #[track_caller]
     fn check(processes: &[Proc], roots: &[Root], marks: &[(u32, &str)], run: u64, expected: &[u32]) {
         let mark = |pid| marks.iter().find(|(marked, _)| *marked == pid).map(|(_, job)| job_mark(job));
-        let mut found: Vec<u32> =
-            trees(processes, AGENT, roots, mark).remove(&run).unwrap_or_default().iter().map(|p| p.pid).collect();
+        let group = |pid: u32| (pid == 25).then(|| "group1".to_owned());
+        let mut found: Vec<u32> = trees(processes, AGENT, roots, mark, group)
+            .remove(&run)
+            .unwrap_or_default()
+            .iter()
+            .map(|p| p.pid)
+            .collect();
         found.sort_unstable();
         assert_eq!(found, expected);
     }
@@ -169,6 +187,12 @@ mod tests {
         check(&all, &[reaped.clone()], &[(22, "job1"), (24, "job9")], 1, &[21, 22, 23]);
         reaped.known = vec![(24, 24 * 7), (22, 5)];
         check(&all, &[reaped], &[], 1, &[21, 24]);
+    }
+
+    #[test]
+    fn adopted_orphans_that_say_nothing_belong_by_their_cgroup() {
+        let all = [process(10, 1, 10), process(20, 10, 20), process(25, 10, 25), process(26, 25, 26)];
+        check(&all, &[root(1, 20), root(2, 30)], &[], 1, &[20, 25, 26]);
     }
 
     #[test]

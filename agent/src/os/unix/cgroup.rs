@@ -122,6 +122,14 @@ fn is_gone(path: &Path) -> bool {
     fs::remove_dir(path).is_ok() || !path.exists()
 }
 
+/// The name of the group that some agent has put this process into.
+pub fn group_of(pid: u32) -> Option<String> {
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let path = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
+    let (base, name) = path.rsplit_once('/')?;
+    base.rsplit('/').next()?.starts_with("jsagent-").then(|| name.to_owned())
+}
+
 /// The folder of the group that the agent runs in.
 fn own_group() -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").ok()?;

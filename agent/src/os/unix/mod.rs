@@ -11,7 +11,7 @@ mod replace;
 mod signals;
 
 use super::Spawned;
-pub use cgroup::{Cgroups, Group};
+pub use cgroup::{Cgroups, Group, group_of};
 pub use datagrams::{Datagrams, grow_receive_buffer};
 pub use files::{make_private_dir, open_to_others, write_private};
 pub use memory::let_go_of_code;

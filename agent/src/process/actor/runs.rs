@@ -130,7 +130,7 @@ impl Actor {
     pub(super) fn tend_trees(&mut self, actions: Vec<Action>) {
         let roots: Vec<tree::Root> = self.runs.iter().filter_map(|(run, known)| root(*run, known)).collect();
         let processes = os::processes();
-        let mut trees = tree::trees(&processes, std::process::id(), &roots, os::mark);
+        let mut trees = tree::trees(&processes, std::process::id(), &roots, os::mark, os::group_of);
         for action in actions {
             let (Action::Term { run, .. } | Action::Probe { run, .. } | Action::Kill { run, .. }) = &action else {
                 continue;
@@ -161,5 +161,12 @@ impl Actor {
 
 pub(super) fn root(run: u64, known: &Run) -> Option<tree::Root> {
     let mark = known.mark.clone()?;
-    Some(tree::Root { run, pid: known.pid, reaped: known.reaped, mark, known: known.known.clone() })
+    Some(tree::Root {
+        run,
+        pid: known.pid,
+        reaped: known.reaped,
+        mark,
+        group: known.group.clone(),
+        known: known.known.clone(),
+    })
 }

@@ -2,6 +2,9 @@
 //!
 //! Owns: wiring and shutdown. The order of the end is that of work: no more commands are taken, no more
 //! bells are heard, the gate lets its clients go, tiny_http finishes, the janitor says farewell.
+//!
+//! **A thread that fails ends the whole**, with status 1: a controller that beats and takes no commands is
+//! worse than none, for its service manager would start it again, and others would inherit its work.
 
 use crate::config::Config;
 use crate::context::{self, Clock, Context, Stop};
@@ -15,6 +18,7 @@ use crate::metrics::Metrics;
 use crate::script_cache::ScriptCache;
 use crate::server;
 use crate::store::{Address, Pool, describe, nodes};
+use crate::watch;
 use anyhow::{Context as _, bail};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use jscommon::notify;
@@ -94,14 +98,15 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         backend: server.socket().to_owned(),
         limits: Limits::default(),
     };
-    let gate = gate::Handle::start(gate_config, context.door.clone(), context.metrics.clone(), seen_in)?;
+    let (fatal_in, fatal) = crossbeam_channel::unbounded::<String>();
+    let (guard, metrics) = (context.door.clone(), context.metrics.clone());
+    let gate = gate::Handle::start(gate_config, guard, metrics, seen_in, fatal_in.clone())?;
     let scheme = if config.insecure_http { "http" } else { "https" };
     log::info!("listening on {scheme}://{}, redis at {}", gate.addr(), config.redis);
 
     let (refused_in, refused) = crossbeam_channel::bounded(256);
     context.door.tell(refused_in);
     let (dead_in, dead) = crossbeam_channel::unbounded();
-    let (fatal_in, fatal) = crossbeam_channel::unbounded::<String>();
     let (stop_janitor, janitor_stop) = crossbeam_channel::bounded(0);
     let janitor = Janitor {
         context: context.clone(),
@@ -110,18 +115,19 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         seen,
         refused,
         dead: dead_in,
-        fatal: fatal_in,
+        fatal: fatal_in.clone(),
         stop: Stop::new(janitor_stop),
     };
-    let janitor = Worker::spawn("janitor", STACK, move || janitor.run()).context("no thread for the janitor")?;
+    let janitor =
+        watch::spawn("janitor", STACK, fatal_in.clone(), move || janitor.run()).context("no thread for the janitor")?;
 
     let (stop_work, work_stop) = crossbeam_channel::bounded(0);
     let stop = Stop::new(work_stop);
     let dispatcher = Dispatcher::new(context.clone(), gate.remote(), dead, stop.clone());
-    let dispatcher =
-        Worker::spawn("dispatcher", STACK, move || dispatcher.run()).context("no thread for the dispatcher")?;
+    let dispatcher = watch::spawn("dispatcher", STACK, fatal_in.clone(), move || dispatcher.run())
+        .context("no thread for the dispatcher")?;
     let (room, remote) = (context.clone(), gate.remote());
-    let doorbell = Worker::spawn("doorbell", STACK, move || crate::doorbell::run(&room, &remote, &stop))
+    let doorbell = watch::spawn("doorbell", STACK, fatal_in, move || crate::doorbell::run(&room, &remote, &stop))
         .context("no thread for the doorbell")?;
 
     // The main thread waits for a signal; a fatal fault ends that wait as a signal would.

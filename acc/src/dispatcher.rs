@@ -120,7 +120,7 @@ impl Dispatcher {
     }
 
     /// Dispatches until it is told to stop.
-    pub fn run(mut self) {
+    pub fn run(mut self) -> Result<(), String> {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
         let mut conn: Option<Conn> = None;
         let mut said = String::new();
@@ -159,6 +159,7 @@ impl Dispatcher {
                 }
             }
         }
+        Ok(())
     }
 
     fn turn(&mut self, conn: &mut Conn) -> RedisResult<()> {

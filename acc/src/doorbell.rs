@@ -19,7 +19,7 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Listens until it is told to stop.
-pub fn run(context: &Arc<Context>, gate: &Remote, stop: &Stop) {
+pub fn run(context: &Arc<Context>, gate: &Remote, stop: &Stop) -> Result<(), String> {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
     let mut conn: Option<Conn> = None;
     while !stop.is_set() {
@@ -39,6 +39,7 @@ pub fn run(context: &Arc<Context>, gate: &Remote, stop: &Stop) {
             }
         }
     }
+    Ok(())
 }
 
 fn hear(context: &Context, gate: &Remote, conn: &mut Conn) -> RedisResult<()> {
@@ -46,6 +47,7 @@ fn hear(context: &Context, gate: &Remote, conn: &mut Conn) -> RedisResult<()> {
     if nodes.is_empty() {
         return Ok(());
     }
+    death::point("acc.heard");
     let mut batch = Batch::new();
     for node in &nodes {
         let question = Question {

@@ -88,7 +88,7 @@ impl Every {
 
 impl Janitor {
     /// Does the chores until it is told to stop.
-    pub fn run(self) {
+    pub fn run(self) -> Result<(), String> {
         let (mut beat, mut revocations, mut expiry) = (Every::new(BEAT), Every::new(REVOCATIONS), Every::new(EXPIRY));
         let (mut seen, mut files, mut sweep) = (Every::new(SEEN), Every::new(FILES), Every::new(SWEEP));
         let mut nodes: HashSet<NodeId> = HashSet::new();
@@ -98,6 +98,7 @@ impl Janitor {
         let mut heard = self.seen.clone();
         let (mut refusals, mut told): (Vec<Refused>, Told) = (Vec::new(), Told::default());
         loop {
+            jscommon::death::point("acc.chores");
             if beat.is_due() {
                 self.chore("beat", |conn| self.beat(conn, &mut state));
             }
@@ -142,6 +143,7 @@ impl Janitor {
             }
         }
         self.chore("farewell", |conn| self.farewell(conn));
+        Ok(())
     }
 
     fn chore(&self, name: &str, mut work: impl FnMut(&mut Conn) -> RedisResult<()>) {

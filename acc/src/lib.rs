@@ -26,3 +26,4 @@ pub mod server;
 pub mod store;
 pub mod targets;
 pub mod tasks;
+pub mod watch;

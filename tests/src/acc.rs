@@ -37,6 +37,11 @@ impl AccOptions {
     pub fn dying_at(point: &str) -> AccOptions {
         AccOptions { env: vec![("JS_DIE_AT".to_owned(), point.to_owned())], ..AccOptions::default() }
     }
+
+    /// With `JS_PANIC_AT=point`: the thread that passes there panics.
+    pub fn panicking_at(point: &str) -> AccOptions {
+        AccOptions { env: vec![("JS_PANIC_AT".to_owned(), point.to_owned())], ..AccOptions::default() }
+    }
 }
 
 /// A running `jsacc`.
@@ -135,11 +140,11 @@ impl Acc {
         self.process.try_wait().is_some()
     }
 
-    /// Starts it again where it was, after `kill` or `stop`, without `JS_DIE_AT`.
+    /// Starts it again where it was, after `kill` or `stop`, without `JS_DIE_AT` and `JS_PANIC_AT`.
     #[track_caller]
     pub fn resume(&mut self) {
         let mut options = self.options.clone();
-        options.env.retain(|(key, _)| key != "JS_DIE_AT");
+        options.env.retain(|(key, _)| !["JS_DIE_AT", "JS_PANIC_AT"].contains(&key.as_str()));
         self.process = launch(&self.redis_url, &options, self.port, self.dir.path());
         self.options = options;
         assert!(self.ready(), "jsacc ended at its second start: {}", self.process.output());
@@ -257,7 +262,7 @@ fn launch(redis_url: &str, options: &AccOptions, port: u16, dir: &Path) -> Proce
         command.arg("--insecure-no-auth");
     }
     log_level(&mut command, &options.args);
-    command.args(&options.args).env_remove("JS_DIE_AT");
+    command.args(&options.args).env_remove("JS_DIE_AT").env_remove("JS_PANIC_AT");
     command.envs(options.env.iter().map(|(k, v)| (k, v)));
     Process::spawn(&mut command, "jsacc", dir, Signal::SIGTERM)
 }

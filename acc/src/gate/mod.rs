@@ -33,6 +33,7 @@ mod tests;
 
 use crate::metrics::Metrics;
 use crate::route::Route;
+use crate::watch;
 use anyhow::Context;
 use crossbeam_channel::{Receiver, Sender};
 use jscommon::NodeId;
@@ -131,7 +132,7 @@ enum Message {
 
 impl Handle {
     /// Listens and starts the gate's thread. `seen` gets the nodes whose polls the gate parked by
-    /// itself, about once a second.
+    /// itself, about once a second; `fatal` hears why when the gate has ended without being told to.
     ///
     /// The process' limit of open files is raised as far as it may be, and the connections are fitted
     /// into it.
@@ -140,6 +141,7 @@ impl Handle {
         guard: Arc<dyn Guard>,
         metrics: Arc<Metrics>,
         seen: Sender<Vec<NodeId>>,
+        fatal: Sender<String>,
     ) -> anyhow::Result<Handle> {
         let wanted = config.limits.max_connections;
         let descriptors = limits::raise_descriptors();
@@ -155,7 +157,7 @@ impl Handle {
         let woken = Arc::new(AtomicBool::new(false));
         let parts = pump::Parts { listener, inbox: messages, woken: woken.clone(), config, guard, metrics, seen };
         let (pump, waker) = pump::Pump::new(parts).context("the gate has no way to wait for events")?;
-        let thread = Worker::spawn("gate", STACK, move || pump.run()).context("no thread for the gate")?;
+        let thread = watch::spawn("gate", STACK, fatal, move || pump.run()).context("no thread for the gate")?;
         let remote = Remote { inbox, woken, waker: Arc::new(waker) };
         Ok(Handle { _thread: thread, remote, addr })
     }

@@ -18,7 +18,7 @@ use super::wire::{Pull, Wire};
 use super::{GateConfig, Guard, Message};
 use crate::metrics::Metrics;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
-use jscommon::NodeId;
+use jscommon::{NodeId, death};
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token, Waker};
 use std::collections::hash_map::RandomState;
@@ -158,19 +158,17 @@ impl Pump {
         self.accept();
     }
 
-    /// Runs until it is stopped.
-    pub(super) fn run(mut self) {
+    /// Runs until it is stopped. The error says why it cannot go on.
+    pub(super) fn run(mut self) -> Result<(), String> {
         let mut events = Events::with_capacity(1024);
         while !self.over() {
             let timeout = self.timeout();
             match self.poll.poll(&mut events, timeout) {
                 Ok(()) => {}
                 Err(e) if e.kind() == ErrorKind::Interrupted => continue,
-                Err(e) => {
-                    log::error!("the gate cannot wait for events and ends: {e}");
-                    break;
-                }
+                Err(e) => return Err(format!("it cannot wait for events: {e}")),
             }
+            death::point("acc.gate");
             self.messages();
             for event in &events {
                 match event.token() {
@@ -202,6 +200,7 @@ impl Pump {
         }
         self.tell_seen();
         self.figures();
+        Ok(())
     }
 
     fn over(&self) -> bool {

@@ -1,8 +1,9 @@
 //! What a service manager hears, and what it needs: readiness, life, an end with the right status.
 
 use jstests::process::Process;
-use jstests::{Acc, AccOptions, Agent, AgentOptions, LONG, Redis, bin, wait_for};
+use jstests::{Acc, AccOptions, Agent, AgentOptions, Client, LONG, Redis, bin, wait_for};
 use nix::sys::signal::Signal;
+use serde_json::json;
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
 use std::time::Duration;
@@ -46,8 +47,8 @@ fn the_agent_tells_that_it_is_ready_alive_and_stopping() {
     ear.hears("WATCHDOG=1");
     ear.hears("WATCHDOG=1");
     // A child of the agent must not speak in its name.
-    let mut client = jstests::Client::new(&redis);
-    let result = client.run("execute", serde_json::json!({"cmd": "/usr/bin/env"}));
+    let mut client = Client::new(&redis);
+    let result = client.run("execute", json!({"cmd": "/usr/bin/env"}));
     let env = result["streams"][0].as_str().expect("stdout");
     assert!(!env.contains("NOTIFY_SOCKET") && !env.contains("WATCHDOG"), "{env}");
     agent.signal(Signal::SIGTERM);
@@ -76,4 +77,31 @@ fn an_agent_without_a_controller_starts_and_stops_well() {
     let mut agent = Process::spawn(&mut command, "jsagent", dir.path(), Signal::SIGKILL);
     ear.hears("READY=1");
     assert!(agent.stop(LONG).is_some_and(|status| status.success()), "{}", agent.output());
+}
+
+#[test]
+fn a_controller_ends_with_any_of_its_threads() {
+    // The dispatcher with its first command, the doorbell with its first ring, the janitor and the gate at some turn.
+    for (point, thread) in
+        [("acc.taken", "dispatcher"), ("acc.heard", "doorbell"), ("acc.chores:3", "janitor"), ("acc.gate:20", "gate")]
+    {
+        let redis = Redis::start();
+        let mut acc = Acc::start_unready(&redis.url(), AccOptions::panicking_at(point));
+        let mut client = Client::new(&redis);
+        let id = wait_for("it ends by itself", LONG, || {
+            let id = client.push(json!({"gid": 1, "nid": 10, "cmd": "ping", "expires": 1}));
+            for ac in client.redis::<Vec<String>>(&["ZRANGE", "jsacc:acs", "0", "-1"]) {
+                let _: i64 = client.redis(&["LPUSH", &format!("jsacc:bell:{ac}"), "1:10"]);
+            }
+            let _ = acc.anonymous().get("/health");
+            acc.ended().then_some(id)
+        });
+        assert_eq!(acc.wait(), 1, "{thread}: {}", acc.output());
+        let output = acc.output();
+        assert!(output.contains(&format!("jsacc: the thread '{thread}' has failed")), "{output}");
+        // As the service manager starts it: what was pushed meanwhile is taken.
+        acc.resume();
+        assert_eq!(client.pop(&id)["state"], "ERROR", "{thread}");
+        assert_eq!(acc.stop(), Some(0));
+    }
 }

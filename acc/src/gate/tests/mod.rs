@@ -77,7 +77,8 @@ impl Site {
         let (sender, seen) = crossbeam_channel::bounded(16);
         let listen = "127.0.0.1:0".parse().unwrap();
         let config = GateConfig { listen, tls, backend: server.socket().to_owned(), limits };
-        let gate = Handle::start(config, Arc::new(Doorman), metrics.clone(), sender).unwrap();
+        let gate = Handle::start(config, Arc::new(Doorman), metrics.clone(), sender, crossbeam_channel::unbounded().0)
+            .unwrap();
         let addr = gate.addr();
         Site { gate: Some(gate), _server: server, desk, metrics, seen, addr }
     }

@@ -19,6 +19,7 @@ pub mod identity;
 pub mod janitor;
 pub mod logging;
 pub mod metrics;
+pub mod process_metrics;
 pub mod query;
 pub mod route;
 pub mod script_cache;

@@ -2,6 +2,7 @@
 
 use super::Outcome;
 use crate::context::Context;
+use crate::process_metrics;
 use crate::server::Reply;
 use crate::store::nodes;
 use jscommon::NodeId;
@@ -14,7 +15,9 @@ const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 const TOGETHER: usize = 200;
 
 pub(super) fn own(context: &Context) -> Reply {
-    Reply::text(TEXT, context.metrics.text())
+    let mut text = context.metrics.text();
+    text.extend_from_slice(process_metrics::text().as_bytes());
+    Reply::text(TEXT, text)
 }
 
 pub(super) fn nodes(context: &Context) -> Outcome {

@@ -12,7 +12,7 @@ use crate::script_cache::ScriptCache;
 use crate::store::Pool;
 use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Shared by all threads of one controller.
@@ -35,6 +35,8 @@ pub struct Context {
     pub scripts: ScriptCache,
     /// The dispatcher has noticed that Redis forgot this controller; the janitor sees to the rest.
     pub forgotten: AtomicBool,
+    /// Goes up when Redis may have lost what was written: it is written anew then.
+    pub epoch: AtomicU64,
 }
 
 /// Milliseconds since 1970, by Redis' clock once that is known.

@@ -27,7 +27,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -61,6 +61,7 @@ pub fn prepare(config: Config) -> anyhow::Result<Context> {
         clock: Clock::default(),
         scripts: ScriptCache::default(),
         forgotten: AtomicBool::new(false),
+        epoch: AtomicU64::new(0),
         config,
     })
 }

@@ -7,12 +7,14 @@
 
 use crate::context::{Context, Stop};
 use crate::gate::Remote;
+use crate::store::lists::{self, Ring};
 use crate::store::queue::{self, Answer, Handover, Mode, Question};
-use crate::store::{Batch, Conn, lists};
+use crate::store::{Batch, Conn};
 use jscommon::backoff::Backoff;
 use jscommon::{NodeId, death};
 use redis::RedisResult;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Longest wait for an answer of Redis: well above the 2 s that a read blocks.
@@ -27,6 +29,7 @@ pub fn run(context: &Arc<Context>, gate: &Remote, stop: &Stop) -> Result<(), Str
             Some(open) => hear(context, gate, open),
             None => context.pool.open(PATIENCE).map(|open| {
                 conn = Some(open);
+                context.epoch.fetch_add(1, Ordering::Relaxed);
                 gate.recall_all();
             }),
         };
@@ -43,12 +46,20 @@ pub fn run(context: &Arc<Context>, gate: &Remote, stop: &Stop) -> Result<(), Str
 }
 
 fn hear(context: &Context, gate: &Remote, conn: &mut Conn) -> RedisResult<()> {
-    let nodes = lists::bells(conn, &context.me)?;
-    if nodes.is_empty() {
+    let rings = lists::bells(conn, &context.me)?;
+    if rings.is_empty() {
         return Ok(());
     }
     death::point("acc.heard");
     let mut batch = Batch::new();
+    let mut nodes = Vec::new();
+    for ring in rings {
+        match ring {
+            // The other controller registers only once this was said, so nothing has to be looked up.
+            Ring::Gone(node) => gate.dismiss(node),
+            Ring::Fetch(node) => nodes.push(node),
+        }
+    }
     for node in &nodes {
         let question = Question {
             me: &context.me,
@@ -59,14 +70,16 @@ fn hear(context: &Context, gate: &Remote, conn: &mut Conn) -> RedisResult<()> {
             peer: "",
             mode: Mode::Fetch,
             takeover: false,
+            told: "",
         };
         queue::ask(&mut batch, &question);
     }
     for (node, answer) in nodes.iter().zip(conn.run(&batch)?) {
-        match queue::answered(&context.me, answer)? {
-            Answer::Batch(handover, _) => hand_over(context, gate, *node, &handover),
-            Answer::Elsewhere => gate.recall(*node),
-            Answer::Empty(_) | Answer::Displaced(..) => {}
+        match queue::answered(answer)? {
+            Answer::Batch(handover) => hand_over(context, gate, *node, &handover),
+            Answer::Elsewhere(true) => gate.dismiss(*node),
+            Answer::Elsewhere(false) => gate.recall(*node),
+            Answer::Empty | Answer::Moved(_) | Answer::Displaced(..) => {}
         }
     }
     Ok(())

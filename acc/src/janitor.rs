@@ -185,6 +185,7 @@ impl Janitor {
             log::warn!("redis has forgotten this controller; every waiting poll is asked again");
             state.claimed = false;
             state.revoked = None;
+            context.epoch.fetch_add(1, Ordering::Relaxed);
             self.gate.recall_all();
         }
         state.beaten = true;

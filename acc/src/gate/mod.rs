@@ -124,6 +124,7 @@ pub struct Remote {
 enum Message {
     Deliver(NodeId, Vec<u8>),
     Recall(NodeId),
+    Dismiss(NodeId),
     RecallAll,
     Expel(NodeId),
     Ping(Sender<()>),
@@ -190,6 +191,13 @@ impl Remote {
     /// goes to its handler again.
     pub fn recall(&self, node: NodeId) {
         self.send(Message::Recall(node));
+    }
+
+    /// `node` polls at another controller by now: the poll that is parked here gets its 204 (nobody may
+    /// be there any more: asking its handler again would take the node away from where it is), and the
+    /// next one goes to its handler.
+    pub fn dismiss(&self, node: NodeId) {
+        self.send(Message::Dismiss(node));
     }
 
     /// As `recall` for every node: after Redis was away, say.

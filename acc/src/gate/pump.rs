@@ -236,6 +236,7 @@ impl Pump {
             match message {
                 Message::Deliver(node, body) => self.deliver(node, body),
                 Message::Recall(node) => self.recall(node),
+                Message::Dismiss(node) => self.dismiss(node),
                 Message::RecallAll => self.recall_all(),
                 Message::Expel(node) => self.expel(node),
                 Message::Ping(answer) => {

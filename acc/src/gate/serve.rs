@@ -290,7 +290,10 @@ impl Pump {
                 self.parking.leave(node, name);
                 self.answer(name.slot, &Answer::empty());
             }
-            Parked::Waits => self.keep(name.slot, seconds),
+            Parked::Waits => {
+                self.saw(node);
+                self.keep(name.slot, seconds);
+            }
             Parked::AskAgain if spoilt => {
                 self.parking.answered(node, name);
                 self.answer(name.slot, &Answer::empty());
@@ -328,6 +331,13 @@ impl Pump {
     pub(super) fn deliver(&mut self, node: NodeId, body: Vec<u8>) {
         if let Some(name) = self.parking.deliver(node) {
             self.answer(name.slot, &Answer::json(body));
+        }
+    }
+
+    pub(super) fn dismiss(&mut self, node: NodeId) {
+        if let Some(name) = self.parking.deliver(node) {
+            self.metrics.refused("replaced");
+            self.answer(name.slot, &Answer::empty());
         }
     }
 

@@ -11,6 +11,7 @@ use jscommon::NodeId;
 use redis::RedisResult;
 use serde_json::json;
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 
 /// Longest wait, in seconds.
@@ -20,6 +21,8 @@ const MAX_ROLES: usize = 100;
 const MAX_ROLE: usize = 128;
 /// For how long (ms) a poll that says nothing new, and is answered, is not written down again.
 const WRITTEN: u64 = 5_000;
+/// The same for one that waits: the gate tells that its node is there.
+const PARKED: u64 = 60_000;
 
 /// What was last written down about nodes that poll here, so that a busy node is not written down
 /// with every poll.
@@ -27,19 +30,23 @@ const WRITTEN: u64 = 5_000;
 pub(super) struct Written(Mutex<HashMap<NodeId, (u64, String)>>);
 
 impl Written {
-    fn is_news(&self, node: NodeId, now: u64, facts: &str) -> bool {
+    /// Whether something else was written down last, or nothing for `keeps` ms.
+    fn is_news(&self, node: NodeId, now: u64, facts: &str, keeps: u64) -> bool {
         let held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        held.get(&node).is_none_or(|(at, last)| now.saturating_sub(*at) > WRITTEN || last != facts)
+        held.get(&node).is_none_or(|(at, last)| now.saturating_sub(*at) > keeps || last != facts)
     }
 
     fn note(&self, node: NodeId, now: u64, facts: String) {
         let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if held.len() > 1000 {
+        if held.len() > MANY {
             held.retain(|_, (at, _)| now.saturating_sub(*at) <= WRITTEN);
         }
         held.insert(node, (now, facts));
     }
 }
+
+/// So many nodes are remembered before those that are silent are forgotten.
+const MANY: usize = 50_000;
 
 struct Poll {
     wait: u32,
@@ -94,13 +101,11 @@ fn answer(context: &Context, written: &Written, conn: &mut Conn, node: NodeId, p
     let now = context.clock.now();
     // RUNNING stands in the hash before the command leaves the queue: a death between the two only
     // means that the node says again what it has stored.
+    let mut running = Batch::new();
     if let Some(ack) = poll.ack {
-        let ids = queue::acked(conn, node, ack)?;
-        let mut batch = Batch::new();
-        for id in &ids {
-            jobs::running(&mut batch, node, id);
+        for id in queue::acked(conn, node, ack)? {
+            jobs::running(&mut running, node, &id);
         }
-        conn.run(&batch)?;
         jscommon::death::point("acc.running");
     }
     let mut question = Question {
@@ -112,22 +117,30 @@ fn answer(context: &Context, written: &Written, conn: &mut Conn, node: NodeId, p
         peer: &poll.peer,
         mode: if poll.wait > 0 { Mode::Poll } else { Mode::Ask },
         takeover: false,
+        told: "",
     };
-    let mut answer = ask(context, conn, &question)?;
+    let mut answer = ask(conn, running, &question)?;
     if let Answer::Displaced(peer, news) = &answer {
         let seen = nodes::last_seen(conn, node)?.unwrap_or(0);
         if now.saturating_sub(seen) <= nodes::LIVE {
             return displaced(context, conn, node, poll, peer, *news);
         }
         question.takeover = true;
-        answer = ask(context, conn, &question)?;
+        answer = ask(conn, Batch::new(), &question)?;
+    }
+    // Once is enough, unless the node changes its controller at this very moment again.
+    for _ in 0..3 {
+        let Answer::Moved(holder) = answer else { break };
+        let mut word = Batch::new();
+        lists::gone(&mut word, &holder, node);
+        answer = ask(conn, word, &Question { told: &holder, ..question })?;
     }
     jscommon::death::point("acc.polled");
 
-    let facts = format!("{} {} {}", poll.roles, poll.peer, poll.instance);
-    let mut batch = Batch::new();
-    let parks = poll.wait > 0 && !matches!(answer, Answer::Batch(..));
-    if parks || written.is_news(node, now, &facts) {
+    // What Redis may have forgotten since is news again.
+    let facts = format!("{} {} {} {}", poll.roles, poll.peer, poll.instance, context.epoch.load(Ordering::Relaxed));
+    let parks = poll.wait > 0 && matches!(answer, Answer::Empty);
+    if written.is_news(node, now, &facts, if parks { PARKED } else { WRITTEN }) {
         let poller = Poller {
             node,
             // An agent always says which start of it asks; a poll that says neither that nor a role is no
@@ -138,38 +151,28 @@ fn answer(context: &Context, written: &Written, conn: &mut Conn, node: NodeId, p
             ac: &context.me,
             now,
         };
+        let mut batch = Batch::new();
         nodes::polled(&mut batch, &poller);
-    }
-    let (handover, before) = match answer {
-        Answer::Batch(handover, before) => (Some(handover), before),
-        Answer::Empty(before) => (None, before),
-        Answer::Elsewhere | Answer::Displaced(..) => (None, None),
-    };
-    if let Some(ac) = before
-        && (question.mode == Mode::Poll || handover.is_some())
-    {
-        // Another controller held this node's poll: it may still keep a client waiting.
-        lists::ring(&mut batch, &ac, node);
-    }
-    if !batch.is_empty() {
         conn.run(&batch)?;
         written.note(node, now, facts);
     }
-    Ok(match handover {
-        Some(handover) => {
+    Ok(match answer {
+        Answer::Batch(handover) => {
             doorbell::observe(context, &handover);
             Reply::json(handover.body())
         }
-        None if poll.wait == 0 => Reply::empty(),
-        None => Reply::park(poll.wait),
+        Answer::Moved(_) => Reply::busy(503, "the node polls at two controllers at once; try again", 1),
+        _ if poll.wait == 0 => Reply::empty(),
+        _ => Reply::park(poll.wait),
     })
 }
 
-fn ask(context: &Context, conn: &mut Conn, question: &Question<'_>) -> RedisResult<Answer> {
+/// Asks once `before` is done.
+fn ask(conn: &mut Conn, before: Batch<'_>, question: &Question<'_>) -> RedisResult<Answer> {
     let mut batch = Batch::new();
     queue::ask(&mut batch, question);
-    let answer = conn.run(&batch)?.pop().unwrap_or(redis::Value::Nil);
-    queue::answered(&context.me, answer)
+    let answer = conn.run_in_turn(before, batch)?.pop().unwrap_or(redis::Value::Nil);
+    queue::answered(answer)
 }
 
 /// Another agent with this identity came later: that one is served, this one is told so.

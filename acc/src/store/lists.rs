@@ -112,26 +112,52 @@ pub fn depths(conn: &mut Conn) -> RedisResult<(i64, i64)> {
     Ok((number(0)?, number(1)?))
 }
 
+/// What a bell says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Ring {
+    /// Something waits for this node, whose poll is held here.
+    Fetch(NodeId),
+    /// This node polls at another controller from now on.
+    Gone(NodeId),
+}
+
+impl Ring {
+    /// As it travels: `gid:nid`, or `-gid:nid`.
+    fn read(text: &str) -> Option<Ring> {
+        match text.strip_prefix('-') {
+            Some(node) => node.parse().ok().map(Ring::Gone),
+            None => text.parse().ok().map(Ring::Fetch),
+        }
+    }
+}
+
+/// Tells the controller `ac` that `node` polls elsewhere from now on.
+pub fn gone(batch: &mut Batch<'_>, ac: &str, node: NodeId) {
+    ring_as(batch, ac, &format!("-{node}"));
+}
+
 /// Rings the bell of the controller `ac` for `node`.
 pub fn ring(batch: &mut Batch<'_>, ac: &str, node: NodeId) {
-    batch.call(Cmd::lpush(keys::bell(ac), node.to_string()));
+    ring_as(batch, ac, &node.to_string());
+}
+
+fn ring_as(batch: &mut Batch<'_>, ac: &str, text: &str) {
+    batch.call(Cmd::lpush(keys::bell(ac), text));
     // Nobody hears the bell of a dead controller, and its nodes come back elsewhere by themselves.
     batch.call(Cmd::expire(keys::bell(ac), 60));
 }
 
-/// Waits up to 2 s for `me`'s bell; answers for which nodes it rang.
-pub fn bells(conn: &mut Conn, me: &str) -> RedisResult<Vec<NodeId>> {
+/// Waits up to 2 s for `me`'s bell; answers what it said, each once, in its order.
+pub fn bells(conn: &mut Conn, me: &str) -> RedisResult<Vec<Ring>> {
     let mut cmd = redis::cmd("BRPOP");
     cmd.arg(keys::bell(me)).arg(WAIT);
     let Some((_, first)): Option<(String, String)> = conn.one(&cmd)? else { return Ok(Vec::new()) };
     let mut more = redis::cmd("RPOP");
     more.arg(keys::bell(me)).arg(1000);
     let rest: Option<Vec<String>> = conn.one(&more)?;
-    let mut nodes: Vec<NodeId> =
-        std::iter::once(first).chain(rest.unwrap_or_default()).filter_map(|name| name.parse().ok()).collect();
-    nodes.sort_unstable();
-    nodes.dedup();
-    Ok(nodes)
+    let mut said = HashSet::new();
+    let rings = std::iter::once(first).chain(rest.unwrap_or_default()).filter_map(|text| Ring::read(&text));
+    Ok(rings.filter(|ring| said.insert(*ring)).collect())
 }
 
 /// Adds an event: `name`, the node it is about, the time (ms), and what there is to say.
@@ -205,4 +231,17 @@ pub fn sweep_audit(conn: &mut Conn) -> RedisResult<()> {
         conn.one::<()>(&Cmd::hdel(keys::AUDIT_RESULTS, some))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rings_are_read() {
+        let node = NodeId { gid: 1, nid: 10 };
+        assert_eq!(Ring::read("1:10"), Some(Ring::Fetch(node)));
+        assert_eq!(Ring::read("-1:10"), Some(Ring::Gone(node)));
+        assert_eq!((Ring::read(""), Ring::read("-"), Ring::read("x")), (None, None, None));
+    }
 }

@@ -21,9 +21,12 @@ pub const KEEP_NODE: u64 = 30 * 86_400;
 /// For how many milliseconds a hand-over without acknowledgement counts as under way.
 const UNDER_WAY: u64 = 90_000;
 
-static ENQUEUE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/enqueue.lua")));
+/// What enqueueing and polling have in common stands in front of both.
+static ENQUEUE: LazyLock<Script> =
+    LazyLock::new(|| Script::new(concat!(include_str!("scripts/handover.lua"), include_str!("scripts/enqueue.lua"))));
 static ACKED: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/acked.lua")));
-static POLL: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/poll.lua")));
+static POLL: LazyLock<Script> =
+    LazyLock::new(|| Script::new(concat!(include_str!("scripts/handover.lua"), include_str!("scripts/poll.lua"))));
 static WITHDRAW: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/withdraw.lua")));
 
 /// A command on its way to a node.
@@ -188,17 +191,23 @@ pub struct Question<'a> {
     pub mode: Mode,
     /// The instance that held the identity is known to be gone.
     pub takeover: bool,
+    /// The controller that was told that the node polls here now: see `Answer::Moved`.
+    pub told: &'a str,
 }
 
 /// The answer to a question.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// Something waits; the other controller that held the poll before, if one did.
-    Batch(Handover, Option<String>),
-    /// Nothing waits; as above.
-    Empty(Option<String>),
-    /// `Fetch` only: another controller is the holder by now.
-    Elsewhere,
+    /// Something waits.
+    Batch(Handover),
+    /// Nothing waits.
+    Empty,
+    /// Another controller trusts that it holds this node's poll. Nothing was done: tell it
+    /// (`lists::gone`), and ask again with that said. In this order, for whoever dies in between must not
+    /// leave it in that belief.
+    Moved(String),
+    /// `Fetch` only: another controller is the holder by now (true), or none is.
+    Elsewhere(bool),
     /// A newer agent with this identity polls from this address; whether that is news.
     Displaced(String, bool),
 }
@@ -213,12 +222,12 @@ pub fn ask(batch: &mut Batch<'_>, q: &Question<'_>) {
         };
         let ack = q.ack.map(|ack| ack.to_string()).unwrap_or_default();
         cmd.arg(q.me).arg(q.now).arg(ack).arg(MOST).arg(MOST_BYTES).arg(q.instance).arg(q.peer);
-        cmd.arg(KEEP_NODE).arg(mode).arg(u8::from(q.takeover));
+        cmd.arg(KEEP_NODE).arg(mode).arg(u8::from(q.takeover)).arg(q.told);
     });
 }
 
-/// Reads the answer to `ask`, which `me` had asked.
-pub fn answered(me: &str, answer: Value) -> RedisResult<Answer> {
+/// Reads the answer to `ask`.
+pub fn answered(answer: Value) -> RedisResult<Answer> {
     let mut parts = Vec::<Value>::from_redis_value(answer)?.into_iter();
     let mut text = |what: &'static str| match parts.next() {
         Some(part) => Ok(String::from_redis_value(part)?),
@@ -226,21 +235,14 @@ pub fn answered(me: &str, answer: Value) -> RedisResult<Answer> {
             Err(redis::RedisError::from((redis::ErrorKind::UnexpectedReturnType, "a poll's answer lacks", what.into())))
         }
     };
-    let kind = text("its kind")?;
-    if kind == "elsewhere" {
-        return Ok(Answer::Elsewhere);
-    }
-    let second = text("its holder")?;
-    let other = (!second.is_empty() && second != me).then(|| second.clone());
-    Ok(match kind.as_str() {
-        "empty" => Answer::Empty(other),
+    Ok(match text("its kind")?.as_str() {
+        "elsewhere" => Answer::Elsewhere(!text("its holder")?.is_empty()),
+        "moved" => Answer::Moved(text("its holder")?),
         "displaced" => {
-            Answer::Displaced(second, parts.next().map(i64::from_redis_value).transpose()?.unwrap_or(0) == 1)
+            let peer = text("its address")?;
+            Answer::Displaced(peer, parts.next().map(i64::from_redis_value).transpose()?.unwrap_or(0) == 1)
         }
-        _ => match handover(parts)? {
-            Some(handover) => Answer::Batch(handover, other),
-            None => Answer::Empty(other),
-        },
+        _ => handover(parts)?.map_or(Answer::Empty, Answer::Batch),
     })
 }
 

@@ -21,6 +21,7 @@ mod redis_away;
 mod redis_kinds;
 mod renewal;
 mod results;
+mod roaming;
 mod scale;
 mod scripts;
 mod secrets;

@@ -28,23 +28,5 @@ for i = 1, 3 do
 end
 local holder = redis.call('HGET', KEYS[3], 'ac') or ''
 local answer = {verdicts, holder}
-if holder ~= ARGV[1] or waiting == 0 then return answer end
-local ids = redis.call('ZRANGE', KEYS[1], 0, ARGV[5] - 1, 'WITHSCORES')
-local bytes, last = 0, '0'
-answer[3] = last
-for i = 1, #ids, 2 do
-  local text = redis.call('HGET', KEYS[2], ids[i])
-  if text then
-    if #answer > 3 and bytes + #text > tonumber(ARGV[6]) then break end
-    bytes = bytes + #text
-    answer[#answer + 1] = text
-    last = ids[i + 1]
-  else
-    redis.call('ZREM', KEYS[1], ids[i])
-  end
-end
-if #answer == 3 then return {verdicts, holder} end
-answer[3] = string.format('%.0f', tonumber(last))
-redis.call('HSET', KEYS[3], 'handed', answer[3], 'handed_at', ARGV[2])
-redis.call('HDEL', KEYS[3], 'ac')
+if holder == ARGV[1] and waiting > 0 then hand_over(answer, ARGV[5], ARGV[6], ARGV[2]) end
 return answer

@@ -1,0 +1,32 @@
+-- Shared by enqueue.lua and poll.lua, which follow this text.
+-- The oldest commands of a node's queue that fit into one answer. KEYS: queue, texts, meta.
+-- Adds the name of the batch and the texts to `answer`, and writes down that they were handed over at
+-- `now` (ms) and that nobody holds the poll any more. Answers whether there was anything.
+local function hand_over(answer, most, most_bytes, now)
+  local ids = redis.call('ZRANGE', KEYS[1], 0, tonumber(most) - 1, 'WITHSCORES')
+  local name, bytes, last = #answer + 1, 0, nil
+  answer[name] = '0'
+  for i = 1, #ids, 2 do
+    local text = redis.call('HGET', KEYS[2], ids[i])
+    if text then
+      if last and bytes + #text > tonumber(most_bytes) then break end
+      bytes = bytes + #text
+      answer[#answer + 1] = text
+      last = ids[i + 1]
+    else
+      redis.call('ZREM', KEYS[1], ids[i])
+    end
+  end
+  if not last then
+    answer[name] = nil
+    return false
+  end
+  answer[name] = string.format('%.0f', tonumber(last))
+  -- What was handed over before, and is here still, can be acknowledged still.
+  local before = redis.call('HGET', KEYS[3], 'handed')
+  local handed = answer[name]
+  if before and tonumber(before) > tonumber(last) then handed = before end
+  redis.call('HSET', KEYS[3], 'handed', handed, 'handed_at', now)
+  redis.call('HDEL', KEYS[3], 'ac')
+  return true
+end

@@ -1,0 +1,80 @@
+//! Nodes that change their controller at the worst moment.
+
+use jstests::{Acc, AccOptions, Client, LONG, Redis, wait_until};
+use serde_json::json;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+/// A poll of 1:10 on a connection of its own.
+fn poll(acc: &Acc, wait: u32) -> TcpStream {
+    let mut stream = TcpStream::connect(("127.0.0.1", acc.port())).expect("a connection");
+    stream.set_read_timeout(Some(LONG)).expect("a timeout");
+    write!(stream, "GET /1/10/cmd?wait={wait} HTTP/1.1\r\nHost: x\r\n\r\n").expect("a request");
+    stream
+}
+
+fn parked(acc: &Acc) -> bool {
+    acc.anonymous().get("/metrics").body.contains("jsacc_polls_parked 1\n")
+}
+
+/// What comes on a connection that ends.
+fn rest(mut stream: TcpStream) -> String {
+    let mut text = String::new();
+    let _ = stream.read_to_string(&mut text);
+    text
+}
+
+/// The next answer on a kept connection.
+fn answer(stream: &mut TcpStream) -> String {
+    let mut piece = [0; 4096];
+    let n = stream.read(&mut piece).expect("an answer");
+    String::from_utf8_lossy(&piece[..n]).into_owned()
+}
+
+#[test]
+fn who_comes_back_from_a_controller_that_died_hears_the_bell_at_once() {
+    let redis = Redis::start();
+    let first = Acc::start(&redis, AccOptions::default());
+    let mut client = Client::new(&redis);
+    assert!(answer(&mut poll(&first, 2)).starts_with("HTTP/1.1 204"), "it waits at the first controller");
+    // It goes to another one, which dies with this very poll.
+    let dying = AccOptions { state_dir: Some(first.state_dir()), ..AccOptions::dying_at("acc.polled") };
+    let mut second = Acc::start_unready(&redis.url(), dying);
+    wait_until("the second is there", LONG, || TcpStream::connect(("127.0.0.1", second.port())).is_ok());
+    rest(poll(&second, 20));
+    assert!(second.wait() != 0);
+    let mut stream = poll(&first, 2);
+    wait_until("it waits at the first one again", LONG, || parked(&first));
+    let (start, id) = (Instant::now(), client.send("ping", json!({})));
+    while !answer(&mut stream).contains(&id) {
+        assert!(start.elapsed() < Duration::from_secs(20), "it polls the same again and again, and hears no bell");
+        stream = poll(&first, 2);
+    }
+}
+
+#[test]
+fn a_connection_that_nobody_is_behind_takes_no_node_away() {
+    let redis = Redis::start();
+    let first = Acc::start(&redis, AccOptions::default());
+    let second = Acc::start(&redis, AccOptions { state_dir: Some(first.state_dir()), ..AccOptions::default() });
+    let mut client = Client::new(&redis);
+    // The node's way to the first controller is cut in silence: this connection stays, and nobody is there.
+    let silent = poll(&first, 60);
+    wait_until("it waits at the first controller", LONG, || parked(&first));
+    let mut node = poll(&second, 60);
+    wait_until("it waits at the second", LONG, || parked(&second));
+    wait_until("the first lets go", LONG, || !parked(&first));
+    let polls = |client: &mut Client| {
+        let stats: String = client.redis(&["INFO", "commandstats"]);
+        let line = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls=")).unwrap_or("0");
+        line.split(',').next().and_then(|calls| calls.parse::<u64>().ok()).unwrap_or(0)
+    };
+    let before = polls(&mut client);
+    std::thread::sleep(Duration::from_secs(2));
+    let asked = polls(&mut client) - before;
+    assert!(asked < 50, "the controllers fight for the node: {asked} scripts in two seconds");
+    let id = client.send("ping", json!({}));
+    assert!(answer(&mut node).contains(&id), "and the node that is there has its command");
+    drop(silent);
+}

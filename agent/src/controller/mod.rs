@@ -8,6 +8,7 @@ mod credentials;
 mod failure;
 #[cfg(test)]
 pub(crate) mod fake;
+mod resolver;
 #[cfg(test)]
 mod tests;
 
@@ -15,6 +16,7 @@ pub use credentials::Credentials;
 pub(crate) use credentials::{Enrolled, read_certificates, write_private};
 pub use failure::Failure;
 
+use self::resolver::Resolve;
 use crate::config;
 use anyhow::Context;
 use jscommon::NodeId;
@@ -25,6 +27,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 use ureq::http;
+use ureq::unversioned::resolver::DefaultResolver;
+use ureq::unversioned::transport::DefaultConnector;
 
 /// The longest answer that is read: a batch of commands.
 const MAX_ANSWER: u64 = 64 << 20;
@@ -94,6 +98,7 @@ struct Link {
     posts: ureq::Agent,
     /// What the posts were made with.
     settings: ureq::config::Config,
+    names: Resolve<DefaultResolver>,
     token: Option<String>,
     digest: String,
 }
@@ -126,9 +131,10 @@ impl Link {
                 .no_delay(true)
                 .build()
         };
-        let (polls, settings) = (settings(patience.poll).new_agent(), settings(patience.answer));
-        let posts = settings.new_agent();
-        Link { turn, polls, posts, settings, token: credentials.token, digest: credentials.digest }
+        let names = Resolve::new(DefaultResolver::default());
+        let (polls, settings) = (connections(&settings(patience.poll), &names), settings(patience.answer));
+        let posts = connections(&settings, &names);
+        Link { turn, polls, posts, settings, names, token: credentials.token, digest: credentials.digest }
     }
 
     /// That of the next address; `anew`: with new connections for all but the polls.
@@ -136,8 +142,9 @@ impl Link {
         Link {
             turn: self.turn.wrapping_add(1),
             polls: self.polls.clone(),
-            posts: if anew { self.settings.new_agent() } else { self.posts.clone() },
+            posts: if anew { connections(&self.settings, &self.names) } else { self.posts.clone() },
             settings: self.settings.clone(),
+            names: self.names.clone(),
             token: self.token.clone(),
             digest: self.digest.clone(),
         }
@@ -146,6 +153,10 @@ impl Link {
     fn bearer(&self) -> Option<String> {
         self.token.as_ref().map(|token| format!("Bearer {token}"))
     }
+}
+
+fn connections(settings: &ureq::config::Config, names: &Resolve<DefaultResolver>) -> ureq::Agent {
+    ureq::Agent::with_parts(settings.clone(), DefaultConnector::new(), names.clone())
 }
 
 impl Controller {
@@ -348,6 +359,9 @@ impl Controller {
         let next = Arc::new(current.next(anew));
         let left = std::mem::replace(&mut *current, next);
         drop(current);
+        if away {
+            left.names.doubt();
+        }
         if anew {
             left.posts.clone().shutdown();
         }

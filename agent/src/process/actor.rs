@@ -84,6 +84,8 @@ struct Run {
     /// When, in milliseconds since 1970, as the ledger has it.
     at: i64,
     since: Instant,
+    /// When its first process ended: how long its output is waited for is no part of its time.
+    ended: Option<Instant>,
     pid: u32,
     reaped: bool,
     capture: Option<Arc<Capture>>,
@@ -253,6 +255,7 @@ impl Actor {
                 death::point("agent.exited");
                 if let Some(known) = self.runs.get_mut(&run) {
                     known.reaped = true;
+                    known.ended = Some(Instant::now());
                 }
                 self.event(Event::Exited { run, code });
             }

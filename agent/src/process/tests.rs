@@ -332,6 +332,8 @@ fn a_daemon_holds_neither_the_result_nor_dies_with_it() {
     let result = life.result("a");
     assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
     assert_eq!((result.state, result.streams[0].trim_end()), (State::Ok, "done"));
+    // Its output was waited for, and that is no part of its time.
+    assert!(result.time + 400 < begin.elapsed().as_millis() as u64, "{}", result.time);
     let daemon = pid_in(&node, "daemon");
     life.stop();
     assert!(lives(daemon));

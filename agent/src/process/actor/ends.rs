@@ -87,7 +87,10 @@ impl Actor {
         let ended = answer::Ended {
             outcome,
             captured,
-            time: known.as_ref().map_or(0, |known| known.since.elapsed().as_millis() as u64),
+            time: known.as_ref().map_or(0, |known| {
+                let ended = known.ended.unwrap_or_else(Instant::now);
+                ended.saturating_duration_since(known.since).as_millis() as u64
+            }),
             answer: known.and_then(|known| known.answer),
             alert: alert.clone(),
             started,
@@ -119,6 +122,7 @@ impl Actor {
                 id: id.clone(),
                 at: wall(),
                 since: Instant::now(),
+                ended: None,
                 pid: 0,
                 reaped: true,
                 capture: None,

@@ -30,6 +30,7 @@ impl Actor {
                 id: id.clone(),
                 at,
                 since: Instant::now(),
+                ended: None,
                 pid: 0,
                 reaped: true,
                 capture: None,

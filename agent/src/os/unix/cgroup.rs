@@ -17,6 +17,8 @@ use std::path::{Path, PathBuf};
 /// The groups of one agent's runs, below the group that it runs in itself.
 pub struct Cgroups {
     base: PathBuf,
+    /// Locked for as long as this agent lives, so that others know.
+    _life: Option<File>,
     /// Processes can be started inside of one.
     at_once: bool,
     /// Groups that somebody was still in when their run was over.
@@ -35,11 +37,14 @@ impl Cgroups {
     pub fn open(home: &str) -> Option<Cgroups> {
         let mut hasher = DefaultHasher::new();
         home.hash(&mut hasher);
-        let base = own_group()?.join(format!("jsagent-{:016x}", hasher.finish()));
+        let above = own_group()?;
+        let base = above.join(format!("jsagent-{:016x}", hasher.finish()));
         if !base.is_dir() {
             fs::create_dir(&base).ok()?;
         }
-        Some(Cgroups { base, at_once: true, left: Vec::new(), work: None, worker: None })
+        let life = File::open(&base).ok().filter(|life| life.try_lock().is_ok());
+        bury(&above);
+        Some(Cgroups { base, _life: life, at_once: true, left: Vec::new(), work: None, worker: None })
     }
 
     /// Makes the group of this name for a process to start in; nothing where that cannot be done.
@@ -94,9 +99,7 @@ impl Cgroups {
 
     /// Removes what an earlier life of the agent left and nobody is in any more.
     pub fn clear(&self) {
-        for group in fs::read_dir(&self.base).into_iter().flatten().flatten() {
-            let _ = fs::remove_dir(group.path());
-        }
+        clear(&self.base);
     }
 }
 
@@ -114,6 +117,25 @@ fn serve(inbox: &Receiver<(PathBuf, u32)>) {
         let _ = fs::create_dir_all(&group);
         // It may have ended already.
         let _ = fs::write(group.join("cgroup.procs"), pid.to_string());
+    }
+}
+
+/// Removes the groups below this one that nobody is in.
+fn clear(base: &Path) {
+    for group in fs::read_dir(base).into_iter().flatten().flatten() {
+        let _ = fs::remove_dir(group.path());
+    }
+}
+
+/// Removes what agents that died and never came back have left beside ours.
+fn bury(above: &Path) {
+    for entry in fs::read_dir(above).into_iter().flatten().flatten() {
+        let base = entry.path();
+        let is_dead = || File::open(&base).is_ok_and(|life| life.try_lock().is_ok());
+        if entry.file_name().to_string_lossy().starts_with("jsagent-") && is_dead() {
+            clear(&base);
+            let _ = fs::remove_dir(&base);
+        }
     }
 }
 
@@ -173,6 +195,16 @@ mod tests {
             }
             Err(fault) => format!("{:?} {fault}", fault.kind()),
         }
+    }
+
+    #[test]
+    fn what_dead_agents_left_is_removed() {
+        let Some(living) = Cgroups::open("one that lives") else { return };
+        drop(living.make("its group"));
+        let dead = own_group().unwrap().join("jsagent-of-a-test");
+        fs::create_dir_all(dead.join("group")).unwrap();
+        drop(Cgroups::open("one that comes"));
+        assert!(!dead.exists() && living.base.join("its group").exists());
     }
 
     #[cfg(target_arch = "x86_64")]

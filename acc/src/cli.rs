@@ -159,10 +159,10 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Wish, String> {
                     .into(),
             );
         } else if let Some(file) = file.filter(open) {
-            let shown = file.display();
-            config
-                .warnings
-                .push(format!("{shown} holds the password of redis and can be read by others: chmod o-r {shown}"));
+            config.warnings.push(format!(
+                "{} holds the password of redis and can be read by others: give it mode 0640 and the group of jsacc",
+                file.display()
+            ));
         }
     }
 

@@ -105,18 +105,23 @@ fn rotate(context: &Context) -> anyhow::Result<String> {
     let now = context::local_ms();
     let fault = |e: redis::RedisError| redis_fault(&context.config, &e);
     context.pool.with(nodes::fingerprint).map_err(|e| fault(e).context("nothing was changed"))?;
+    let before = context.identity.secrets()?.previous.filter(|(_, until)| now < *until);
     let secrets = context.identity.rotate(now, |fingerprint| {
         context.pool.with(|conn| nodes::set_fingerprint(conn, fingerprint)).map_err(|e| {
             fault(e).context("the new secret holds; redis hears of it from the next controller that starts")
         })
     })?;
     let until = secrets.previous.as_ref().map_or(now, |(_, until)| *until);
-    Ok(format!(
-        "a new node secret lies in {}; the old one holds until {}\n\
-         nodes fetch new tokens by themselves; controllers on other machines need this state directory now\n",
+    let mut said = format!(
+        "a new node secret lies in {0}; the old one holds until {1}\n\
+         nodes fetch new tokens by themselves; copy {0} to controllers on other machines now\n",
         context.identity.secret_file().display(),
         dates::shown(until)
-    ))
+    );
+    if before.is_some() {
+        said += "the one before them holds no longer: a node that was away since the last rotation must be enrolled again\n";
+    }
+    Ok(said)
 }
 
 fn token(context: &Context, uses: u64, ttl: u64) -> anyhow::Result<String> {

@@ -56,6 +56,11 @@ fn an_idle_node_renews_soon_after_a_rotation() {
     assert!(secrets.current.check(token.trim()).is_ok(), "it is of the new secret");
     let id = stage.client.send("ping", json!({}));
     assert_eq!(stage.client.pop(&id)["state"], "OK");
+    // Two hold at a time: who rotates twice a day is told whom that shuts out.
+    let again = stage.acc.command(&["rotate"]);
+    assert!(again.stdout.contains("the one before them holds no longer"), "{again:?}");
+    let shut_out = FakeNode::new(&stage.acc.url(), stage.acc.ca().as_deref(), 1, 10, Some(old.trim().to_owned()));
+    wait_until("the first one is refused", LONG, || shut_out.get("/1/10/cmd?wait=0").status == 401);
 }
 
 #[test]

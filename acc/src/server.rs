@@ -38,6 +38,30 @@ pub struct Request {
     pub body: Vec<u8>,
 }
 
+/// The body of an answer: bytes of its own, or some that others hold too and that are not copied for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Body {
+    /// Its own.
+    Own(Vec<u8>),
+    /// Shared ones.
+    Shared(Arc<[u8]>),
+}
+
+impl AsRef<[u8]> for Body {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Body::Own(bytes) => bytes,
+            Body::Shared(bytes) => bytes,
+        }
+    }
+}
+
+impl<B: Into<Vec<u8>>> From<B> for Body {
+    fn from(bytes: B) -> Body {
+        Body::Own(bytes.into())
+    }
+}
+
 /// An answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
@@ -54,12 +78,12 @@ pub struct Reply {
     /// the one that holds it.
     pub park: Option<u32>,
     /// The body.
-    pub body: Vec<u8>,
+    pub body: Body,
 }
 
 impl Reply {
     /// 200 with JSON text.
-    pub fn json(body: impl Into<Vec<u8>>) -> Reply {
+    pub fn json(body: impl Into<Body>) -> Reply {
         Reply {
             status: 200,
             content_type: "application/json",
@@ -72,7 +96,12 @@ impl Reply {
 
     /// 200 with plain text of another type.
     pub fn text(content_type: &'static str, body: impl Into<Vec<u8>>) -> Reply {
-        Reply { content_type, ..Reply::json(body) }
+        Reply { content_type, ..Reply::json(body.into()) }
+    }
+
+    /// 200 with bytes that are shared.
+    pub fn shared(content_type: &'static str, body: Arc<[u8]>) -> Reply {
+        Reply { content_type, body: Body::Shared(body), ..Reply::json(Vec::new()) }
     }
 
     /// `{"error": "<reason>"}` with `status`.
@@ -249,10 +278,12 @@ fn read(request: &mut tiny_http::Request) -> anyhow::Result<Request> {
     Ok(Request { route, node, peer, query, bearer, cert_issued, body })
 }
 
-fn response(reply: Reply) -> tiny_http::Response<io::Cursor<Vec<u8>>> {
-    // Never chunked: the gate reads to the end, and checks the length.
+fn response(reply: Reply) -> tiny_http::Response<io::Cursor<Body>> {
+    let length = reply.body.as_ref().len();
+    // Never chunked: the gate reads as far as the length says.
     let mut response =
-        tiny_http::Response::from_data(reply.body).with_chunked_threshold(usize::MAX).with_status_code(reply.status);
+        tiny_http::Response::new(reply.status.into(), Vec::new(), io::Cursor::new(reply.body), Some(length), None)
+            .with_chunked_threshold(usize::MAX);
     let mut add = |name: &str, value: &str| match tiny_http::Header::from_bytes(name, value) {
         Ok(header) => response.add_header(header),
         Err(()) => log::error!("no header can be made of {name}: {value}"),

@@ -47,8 +47,9 @@ impl Answer {
         answer
     }
 
-    /// The bytes that go to the client at the time of `now`.
-    pub(crate) fn bytes(&self, keep_alive: bool, bodiless: bool, now: SystemTime) -> Vec<u8> {
+    /// What goes to the client at the time of `now`: the head, with a small body behind it, and a large
+    /// body by itself, so that it need not be copied.
+    pub(crate) fn bytes(self, keep_alive: bool, bodiless: bool, now: SystemTime) -> [Vec<u8>; 2] {
         let mut head = format!("HTTP/1.1 {} {}\r\n", self.status, reason_phrase(self.status));
         head.push_str(&format!("Date: {}\r\n", httpdate::HttpDate::from(now)));
         for (name, value) in &self.headers {
@@ -60,13 +61,18 @@ impl Answer {
             head.push_str(&format!("Content-Length: {}\r\n", self.body.len()));
         }
         head.push_str(if keep_alive { "Connection: keep-alive\r\n\r\n" } else { "Connection: close\r\n\r\n" });
-        let mut bytes = head.into_bytes();
-        if !bodiless && self.status != 204 {
-            bytes.extend_from_slice(&self.body);
+        let mut head = head.into_bytes();
+        let body = if bodiless || self.status == 204 { Vec::new() } else { self.body };
+        if body.len() > SMALL {
+            return [head, body];
         }
-        bytes
+        head.extend_from_slice(&body);
+        [head, Vec::new()]
     }
 }
+
+/// A body up to here travels together with its head.
+const SMALL: usize = 16 * 1024;
 
 /// Headers of tiny_http's answers that the gate writes itself or keeps for itself.
 const OWN_HEADERS: [&str; 7] =
@@ -75,10 +81,11 @@ const OWN_HEADERS: [&str; 7] =
 /// Most bytes of tiny_http's heads; it is our own server, so more is a mistake.
 const MAX_HEAD: usize = 8 * 1024;
 
-/// The whole answer that begins in `bytes`; nothing while some of it is missing.
+/// The head of the answer that begins in `bytes`: the answer without its body, where the head ends, and
+/// how long the body is; nothing while some of the head is missing.
 ///
 /// The error says what is wrong with it: a mistake of ours, never of a client.
-pub(crate) fn read(bytes: &mut Vec<u8>) -> Result<Option<Answer>, String> {
+pub(crate) fn read(bytes: &[u8]) -> Result<Option<(Answer, usize, usize)>, String> {
     let mut headers = [httparse::EMPTY_HEADER; 32];
     let mut response = httparse::Response::new(&mut headers);
     let end = match response.parse(bytes) {
@@ -97,18 +104,11 @@ pub(crate) fn read(bytes: &mut Vec<u8>) -> Result<Option<Answer>, String> {
         204 => 0,
         _ => number("Content-Length").ok_or("it does not say how long it is")? as usize,
     };
-    if bytes.len() < end + length {
-        return Ok(None);
-    }
     let ours = |name: &str| OWN_HEADERS.iter().any(|own| own.eq_ignore_ascii_case(name));
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let others = response.headers.iter().filter(|h| !ours(h.name));
     let headers = others.map(|h| (h.name.to_owned(), text(h.value))).collect();
-    let mut answer = Answer { status, headers, park: number(PARK_HEADER), body: Vec::new() };
-    bytes.truncate(end + length);
-    bytes.drain(..end);
-    answer.body = std::mem::take(bytes);
-    Ok(Some(answer))
+    Ok(Some((Answer { status, headers, park: number(PARK_HEADER), body: Vec::new() }, end, length)))
 }
 
 fn reason_phrase(status: u16) -> &'static str {
@@ -145,7 +145,7 @@ mod tests {
     const DATE: &str = "Date: Thu, 01 Jan 1970 00:00:00 GMT\r\n";
 
     fn text(answer: &Answer, keep_alive: bool, bodiless: bool) -> String {
-        String::from_utf8(answer.bytes(keep_alive, bodiless, SystemTime::UNIX_EPOCH)).unwrap()
+        String::from_utf8(answer.clone().bytes(keep_alive, bodiless, SystemTime::UNIX_EPOCH).concat()).unwrap()
     }
 
     #[test]
@@ -175,19 +175,30 @@ mod tests {
     #[test]
     fn what_comes_from_tiny_http() {
         let text = b"HTTP/1.1 200 OK\r\nServer: x\r\nContent-Type: text/plain\r\nX-JS-Park: 30\r\nRetry-After: 2\r\nContent-Length: 3\r\n\r\nabc";
-        for end in 0..text.len() {
-            assert_eq!(read(&mut text[..end].to_vec()), Ok(None), "{end}");
+        let head = text.len() - 3;
+        for end in 0..head {
+            assert_eq!(read(&text[..end]), Ok(None), "{end}");
         }
         let want = Answer {
             status: 200,
             headers: vec![("Content-Type".into(), "text/plain".into()), ("Retry-After".into(), "2".into())],
             park: Some(30),
-            body: b"abc".to_vec(),
+            body: Vec::new(),
         };
-        assert_eq!(read(&mut text.to_vec()), Ok(Some(want)));
-        assert!(read(&mut b"HTTP/1.1 200 OK\r\n\r\n".to_vec()).is_err());
-        assert!(read(&mut b"nonsense\r\n\r\n".to_vec()).is_err());
-        let empty = read(&mut b"HTTP/1.1 204 No Content\r\nX-JS-Park: 1\r\n\r\n".to_vec()).unwrap().unwrap();
-        assert_eq!((empty.status, empty.park), (204, Some(1)));
+        assert_eq!(read(text), Ok(Some((want, head, 3))));
+        assert!(read(b"HTTP/1.1 200 OK\r\n\r\n").is_err());
+        assert!(read(b"nonsense\r\n\r\n").is_err());
+        let (empty, _, length) = read(b"HTTP/1.1 204 No Content\r\nX-JS-Park: 1\r\n\r\n").unwrap().unwrap();
+        assert_eq!((empty.status, empty.park, length), (204, Some(1), 0));
+    }
+
+    #[test]
+    fn a_large_body_is_not_copied() {
+        let body = vec![b'x'; SMALL + 1];
+        let place = body.as_ptr();
+        let [head, rest] = Answer::json(body).bytes(true, false, SystemTime::UNIX_EPOCH);
+        assert!(head.ends_with(b"\r\n\r\n") && std::ptr::eq(rest.as_ptr(), place));
+        let [_, rest] = Answer::json(vec![b'x'; SMALL]).bytes(true, false, SystemTime::UNIX_EPOCH);
+        assert!(rest.is_empty());
     }
 }

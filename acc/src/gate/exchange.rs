@@ -19,6 +19,8 @@ pub(crate) struct Exchange {
     body: Vec<u8>,
     sent: usize,
     input: Vec<u8>,
+    /// The answer once its head is read, and how much of its body is still to come.
+    answer: Option<(Answer, usize)>,
 }
 
 /// The head of the request as tiny_http gets it: made anew, so that nothing of the client's own
@@ -53,7 +55,7 @@ impl Exchange {
     /// Connects to tiny_http; the request goes out with the first `drive`.
     pub(crate) fn new(socket: &Path, head: Vec<u8>, body: Vec<u8>) -> io::Result<Exchange> {
         let stream = UnixStream::connect(socket)?;
-        Ok(Exchange { stream, head, body, sent: 0, input: Vec::new() })
+        Ok(Exchange { stream, head, body, sent: 0, input: Vec::new(), answer: None })
     }
 
     /// The socket, to be registered.
@@ -66,15 +68,9 @@ impl Exchange {
         self.write().map_err(|e| format!("the web server took no request: {e}"))?;
         loop {
             match self.stream.read(scratch) {
-                Ok(0) => {
-                    return match answer::read(&mut self.input)? {
-                        Some(answer) => Ok(Some(answer)),
-                        None => Err("the web server gave half an answer".into()),
-                    };
-                }
+                Ok(0) => return Err("the web server gave half an answer".into()),
                 Ok(n) => {
-                    self.input.extend_from_slice(&scratch[..n]);
-                    if let Some(answer) = answer::read(&mut self.input)? {
+                    if let Some(answer) = self.take(&scratch[..n])? {
                         return Ok(Some(answer));
                     }
                 }
@@ -83,6 +79,33 @@ impl Exchange {
                 Err(e) => return Err(format!("the web server gave no answer: {e}")),
             }
         }
+    }
+
+    /// Takes bytes of the answer; all of it once it is whole.
+    fn take(&mut self, bytes: &[u8]) -> Result<Option<Answer>, String> {
+        if self.answer.is_some() {
+            return Ok(self.fill(bytes));
+        }
+        self.input.extend_from_slice(bytes);
+        let Some((mut answer, end, length)) = answer::read(&self.input)? else {
+            return Ok(None);
+        };
+        // The only copy of the body: it goes to the client as it is.
+        answer.body.reserve_exact(length);
+        self.answer = Some((answer, length));
+        let input = std::mem::take(&mut self.input);
+        Ok(self.fill(&input[end..]))
+    }
+
+    /// Takes bytes of the body; what is too much is dropped.
+    fn fill(&mut self, bytes: &[u8]) -> Option<Answer> {
+        let (answer, length) = self.answer.as_mut()?;
+        let missing = *length - answer.body.len();
+        answer.body.extend_from_slice(&bytes[..missing.min(bytes.len())]);
+        if answer.body.len() < *length {
+            return None;
+        }
+        self.answer.take().map(|(answer, _)| answer)
     }
 
     fn write(&mut self) -> io::Result<()> {

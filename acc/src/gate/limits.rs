@@ -45,8 +45,10 @@ pub struct Limits {
     pub max_open_body: usize,
     /// Bytes of all request and answer bodies that are held at once.
     pub max_bodies: usize,
-    /// Bytes of one node's request bodies that are held at once.
+    /// Bytes of one node's bodies that are held at once when it sends another one.
     pub max_node_bodies: usize,
+    /// Bytes of one node's bodies that are held at once when it is to be told more.
+    pub max_node_answers: usize,
     /// Requests of one node that are under way at once, parked ones aside.
     pub max_node_requests: u32,
     /// Connections of one node at once: what was stolen of it must not fill the house.
@@ -80,6 +82,7 @@ impl Default for Limits {
             max_open_body: 64 * 1024,
             max_bodies: 128 * 1024 * 1024,
             max_node_bodies: 40 * 1024 * 1024,
+            max_node_answers: 64 * 1024 * 1024,
             max_node_requests: 64,
             max_node_connections: 128,
             max_connections: 50_000,
@@ -139,7 +142,21 @@ pub(crate) struct Books {
 struct NodeUse {
     requests: u32,
     bodies: usize,
+    answers: usize,
 }
+
+impl NodeUse {
+    fn held(&self) -> usize {
+        self.bodies + self.answers
+    }
+
+    fn is_nothing(&self) -> bool {
+        self.requests == 0 && self.held() == 0
+    }
+}
+
+/// An answer up to here is given whatever is held already: a refusal would not be smaller by much.
+const SMALL: usize = 4 * 1024;
 
 /// Over which bound a request would go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -195,16 +212,25 @@ impl Books {
     }
 
     /// Counts a request of `node` with a body of `length` bytes.
+    ///
+    /// Whoever holds something may never hold more than is left for all others: however many take what they
+    /// can, somebody new finds room.
     pub(crate) fn begin(&mut self, limits: &Limits, node: Option<NodeId>, length: usize) -> Result<(), Over> {
-        if length > 0 && self.bodies + length > limits.max_bodies {
+        let free = limits.max_bodies.saturating_sub(self.bodies);
+        if length > free {
             return Err(Over::Bodies);
         }
         if let Some(node) = node {
             let used = self.nodes.entry(node).or_default();
+            let held = used.held();
             if used.requests >= limits.max_node_requests {
                 return Err(Over::NodeRequests);
             }
-            if length > 0 && used.bodies + length > limits.max_node_bodies {
+            if length > 0 && held > 0 && held + length > limits.max_node_bodies.min(free) {
+                return Err(Over::NodeBodies);
+            }
+            // Who does not read its answers gets no others.
+            if used.answers > limits.max_node_bodies.min(free) {
                 return Err(Over::NodeBodies);
             }
             used.requests += 1;
@@ -217,25 +243,47 @@ impl Books {
     /// Such a request was answered, or is given up.
     pub(crate) fn end(&mut self, node: Option<NodeId>, length: usize) {
         self.bodies = self.bodies.saturating_sub(length);
-        if let Some(node) = node
-            && let Some(used) = self.nodes.get_mut(&node)
-        {
+        self.less(node, |used| {
             used.requests = used.requests.saturating_sub(1);
             used.bodies = used.bodies.saturating_sub(length);
-            if used.requests == 0 {
-                self.nodes.remove(&node);
-            }
-        }
+        });
     }
 
-    /// Counts an answer of `length` bytes that waits to be taken.
-    pub(crate) fn hold(&mut self, length: usize) {
+    /// Counts an answer of `length` bytes to `node` that waits to be taken. Half of what is free stays so,
+    /// for those who send something.
+    pub(crate) fn hold(&mut self, limits: &Limits, node: Option<NodeId>, length: usize) -> Result<(), Over> {
+        let free = limits.max_bodies.saturating_sub(self.bodies);
+        if length > SMALL {
+            let held = node.and_then(|node| self.nodes.get(&node)).map_or(0, NodeUse::held);
+            if length > free / 2 {
+                return Err(Over::Bodies);
+            }
+            if held > 0 && (held + length > limits.max_node_answers || held + 2 * length > free) {
+                return Err(Over::NodeBodies);
+            }
+        }
+        if let Some(node) = node {
+            self.nodes.entry(node).or_default().answers += length;
+        }
         self.bodies += length;
+        Ok(())
     }
 
     /// That answer was taken, or is given up.
-    pub(crate) fn release(&mut self, length: usize) {
+    pub(crate) fn release(&mut self, node: Option<NodeId>, length: usize) {
         self.bodies = self.bodies.saturating_sub(length);
+        self.less(node, |used| used.answers = used.answers.saturating_sub(length));
+    }
+
+    fn less(&mut self, node: Option<NodeId>, change: impl FnOnce(&mut NodeUse)) {
+        if let Some(node) = node
+            && let Some(used) = self.nodes.get_mut(&node)
+        {
+            change(used);
+            if used.is_nothing() {
+                self.nodes.remove(&node);
+            }
+        }
     }
 
     /// Bytes of bodies that are held.
@@ -317,9 +365,35 @@ mod tests {
         assert_eq!(books.begin(&limits, Some(NODE), 0), Err(Over::NodeRequests));
         books.end(Some(NODE), 60);
         books.end(Some(NODE), 0);
-        books.hold(5);
+        assert_eq!(books.hold(&limits, Some(NODE), 5), Ok(()));
         assert_eq!(books.bodies(), 5);
-        books.release(5);
+        books.release(Some(NODE), 5);
         assert!(books.nodes.is_empty() && books.bodies() == 0);
+    }
+
+    #[test]
+    fn who_does_not_read_its_answers_keeps_nobody_else_out() {
+        const MIB: usize = 1 << 20;
+        let limits = Limits::default();
+        let mut books = Books::default();
+        let node = |nid| Some(NodeId { gid: 1, nid });
+        // Each takes answers of 8 MiB until it gets no more.
+        for nid in 1..=20 {
+            while books.hold(&limits, node(nid), 8 * MIB).is_ok() {}
+            assert_eq!(books.begin(&limits, node(1), MIB), Err(Over::NodeBodies), "{nid}");
+            assert_eq!(books.begin(&limits, node(100 + nid), MIB), Ok(()), "{nid}");
+            books.end(node(100 + nid), MIB);
+        }
+        assert!(books.bodies() <= limits.max_bodies);
+        assert_eq!(books.begin(&limits, node(1), 0), Err(Over::NodeBodies), "it reads first");
+        assert_eq!(books.begin(&limits, node(100), 0), Ok(()), "a poll of another one");
+        assert_eq!(books.hold(&limits, node(100), 100), Ok(()));
+        // What was taken is free again.
+        for nid in 1..=20 {
+            while node(nid).is_some_and(|node| books.nodes.contains_key(&node)) {
+                books.release(node(nid), 8 * MIB);
+            }
+        }
+        assert_eq!(books.begin(&limits, node(1), 16 * MIB), Ok(()));
     }
 }

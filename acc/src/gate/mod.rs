@@ -14,8 +14,10 @@
 //! | `parking` | which node waits on which connection (pure) |
 //! | `answer`, `timers`, `limits` | forms, deadlines, bounds (pure) |
 //! | `wire`, `exchange` | one client's socket; one request's way through tiny_http |
-//! | `pump`, `serve` | the event loop; what becomes of a request |
+//! | `pump`, `accept` | the event loop; who is let in |
+//! | `serve`, `reply` | what becomes of a request; the way of its answer |
 
+mod accept;
 mod answer;
 mod client;
 mod conn;
@@ -23,6 +25,7 @@ mod exchange;
 mod limits;
 mod parking;
 mod pump;
+mod reply;
 mod serve;
 mod timers;
 pub mod tls;

@@ -1,50 +1,42 @@
 //! The event loop: one thread that moves the bytes of all clients.
 //!
-//! Owns: the listener, every client's socket, every exchange with tiny_http, timers, and the order of
+//! Owns: every client's socket, every exchange with tiny_http, timers, and the order of
 //! things in one turn: messages (a ringing bell first), nodes, deadlines, leftovers, strangers.
 //! Does not own: the rules. What bytes mean is `conn`'s, who waits is `parking`'s, what is too much is
-//! `limits`', and what becomes of a request stands in `serve`.
+//! `limits`', what becomes of a request stands in `serve`, who is let in at all in `accept`.
 //!
 //! **Nothing here blocks** but the wait for events. Nothing is polled either: a turn begins when a
 //! socket, a message or a deadline asks for it.
 
-use super::client::{Client, Clients, Name, Phase};
-use super::conn::Conn;
+use super::client::{Clients, Name, Phase};
 use super::exchange::Exchange;
-use super::limits::{Books, Limits, Over};
+use super::limits::{Books, Limits};
 use super::parking::Parking;
 use super::timers::Timers;
-use super::wire::{Pull, Wire};
+use super::wire::Pull;
 use super::{GateConfig, Guard, Message};
 use crate::metrics::Metrics;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use jscommon::{NodeId, death};
-use mio::net::{TcpListener, TcpStream};
+use mio::net::TcpListener;
 use mio::{Events, Interest, Poll, Token, Waker};
 use std::collections::hash_map::RandomState;
 use std::collections::{BTreeSet, HashSet, VecDeque};
-use std::io::{self, ErrorKind, Write};
-use std::net::SocketAddr;
+use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 const LISTENER: Token = Token(usize::MAX - 1);
 const WAKER: Token = Token(usize::MAX - 2);
 /// Tokens of exchanges have this bit; a client's are its slot and its turn.
 const EXCHANGE: usize = 1 << 63;
 
-/// New clients in one turn, so that those that are here have theirs.
-const ACCEPTS: usize = 64;
 /// What those who have proved nothing get of a turn in which others want something too.
 const STRANGERS_TIME: Duration = Duration::from_millis(2);
 /// Bytes of one client in one turn.
 const BYTES: usize = 256 * 1024;
-/// How long nothing is accepted after the process had no descriptor left.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How long a client that has proved nothing is safe from making room for another.
-const GRACE: Duration = Duration::from_secs(1);
 /// How often the nodes that were seen are told.
 const SEEN_EVERY: Duration = Duration::from_secs(1);
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
@@ -58,10 +50,10 @@ pub(super) struct Trip {
 /// The event loop and all that it holds.
 pub(super) struct Pump {
     pub(super) poll: Poll,
-    listener: Option<TcpListener>,
+    pub(super) listener: Option<TcpListener>,
     inbox: Receiver<Message>,
     woken: Arc<AtomicBool>,
-    config: GateConfig,
+    pub(super) config: GateConfig,
     pub(super) limits: Limits,
     pub(super) guard: Arc<dyn Guard>,
     pub(super) metrics: Arc<Metrics>,
@@ -74,7 +66,7 @@ pub(super) struct Pump {
     pub(super) parking: Parking<Name>,
     pub(super) hasher: RandomState,
     /// Clients that have proved nothing, the oldest first.
-    unproven: BTreeSet<(Instant, usize)>,
+    pub(super) unproven: BTreeSet<(Instant, usize)>,
     /// Requests that wait for a connection to tiny_http.
     pub(super) queue: VecDeque<(Name, Vec<u8>)>,
     pub(super) trips: Vec<Option<Trip>>,
@@ -83,8 +75,8 @@ pub(super) struct Pump {
     /// Clients that have proved nothing and want something (whether to be read from): they come
     /// after the nodes, and have only so much time in a turn, for a handshake costs more than a poll.
     strangers: VecDeque<(Name, bool)>,
-    accept_more: bool,
-    accept_after: Option<Instant>,
+    pub(super) accept_more: bool,
+    pub(super) accept_after: Option<Instant>,
     sweep_at: Instant,
     /// When a polite stop ends.
     pub(super) stopping: Option<Instant>,
@@ -287,121 +279,6 @@ impl Pump {
         self.seen_at.get_or_insert_with(|| Instant::now() + SEEN_EVERY);
     }
 
-    fn accept(&mut self) {
-        if !self.accept_more || self.accept_after.is_some() {
-            return;
-        }
-        self.accept_more = false;
-        for _ in 0..ACCEPTS {
-            let Some(listener) = &self.listener else {
-                return;
-            };
-            match listener.accept() {
-                Ok((stream, peer)) => self.welcome(stream, peer),
-                Err(e) if e.kind() == ErrorKind::WouldBlock => return,
-                Err(e) if matches!(e.kind(), ErrorKind::Interrupted | ErrorKind::ConnectionAborted) => {}
-                Err(e) => {
-                    // No descriptor, no memory: it would say so again at once, so it gets a rest.
-                    log::warn!("no connection can be taken for a moment: {e}");
-                    self.metrics.refused("no-descriptor");
-                    self.make_room(Instant::now());
-                    self.accept_after = Some(Instant::now() + ACCEPT_PAUSE);
-                    return;
-                }
-            }
-        }
-        self.accept_more = true;
-    }
-
-    fn welcome(&mut self, mut stream: TcpStream, peer: SocketAddr) {
-        self.metrics.accepted.inc();
-        let now = Instant::now();
-        if self.clients.len() >= self.limits.max_connections && !self.make_room(now) {
-            return self.turn_away(stream, "full");
-        }
-        if !self.books.open(peer.ip(), self.limits.max_unproven()) {
-            return self.turn_away(stream, "address-full");
-        }
-        let tls = self.config.tls.as_ref().map(|source| source.current());
-        let name = self.clients.vacant();
-        let token = Token(name.slot | (name.turn as usize) << 32);
-        let both = Interest::READABLE | Interest::WRITABLE;
-        let registered = self.poll.registry().register(&mut stream, token, both);
-        // Answers are small and whole; waiting to fill a segment would only delay them.
-        let _ = stream.set_nodelay(true);
-        let secure = tls.is_some();
-        let wire = match (registered, Wire::new(stream, tls)) {
-            (Ok(()), Ok(wire)) => wire,
-            (registered, wire) => {
-                log::warn!("a connection could not be set up: {:?} {:?}", registered.err(), wire.err());
-                self.metrics.refused("setup");
-                self.books.settle(peer.ip());
-                return self.clients.forgo(name);
-            }
-        };
-        let client = Client {
-            turn: name.turn,
-            wire,
-            conn: Conn::new(self.limits.max_head, self.limits.max_body),
-            peer,
-            phase: if secure { Phase::Handshake } else { Phase::Idle },
-            accepted: now,
-            deadline: None,
-            last_call: now,
-            readable: false,
-            proven: false,
-            home: None,
-            refused: false,
-            cert: None,
-            head: None,
-            node: None,
-            asked: now,
-            counted: None,
-            held: 0,
-        };
-        self.clients.insert(name, client);
-        self.unproven.insert((now, name.slot));
-        let time = if secure { self.limits.handshake } else { self.limits.head };
-        self.set_deadline(name.slot, now + time);
-    }
-
-    /// No room. Plain HTTP is told so; in TLS there is nobody to talk to yet.
-    fn turn_away(&self, mut stream: TcpStream, label: &'static str) {
-        self.metrics.refused(label);
-        if self.config.tls.is_none() {
-            let refusal = super::Refusal { status: 503, reason: "too many connections; try again".into(), label };
-            // A new socket's buffer takes this at once, or the client is told by the closing alone.
-            let _ = stream.write(&super::answer::Answer::refusal(&refusal).bytes(false, false, SystemTime::now()));
-        }
-    }
-
-    /// Closes the oldest client that has proved nothing, unless it has only just come.
-    fn make_room(&mut self, now: Instant) -> bool {
-        match self.unproven.first() {
-            Some(&(accepted, slot)) if now.duration_since(accepted) >= GRACE => {
-                self.metrics.refused("evicted");
-                self.close(slot);
-                true
-            }
-            _ => false,
-        }
-    }
-
-    /// The client has proved to be `node`'s: it counts there from now on, and no longer against its
-    /// address.
-    pub(super) fn prove(&mut self, slot: usize, node: NodeId) -> Result<(), Over> {
-        if let Some(client) = self.clients.at(slot)
-            && !client.proven
-        {
-            self.books.connect(&self.limits, node)?;
-            client.proven = true;
-            client.home = Some(node);
-            self.unproven.remove(&(client.accepted, slot));
-            self.books.settle(client.peer.ip());
-        }
-        Ok(())
-    }
-
     pub(super) fn set_deadline(&mut self, slot: usize, at: Instant) {
         if let Some(client) = self.clients.at(slot) {
             self.timers.change(slot, client.deadline.replace(at), Some(at));
@@ -514,7 +391,7 @@ impl Pump {
         if let Some(length) = client.counted {
             self.books.end(client.node, length);
         }
-        self.books.release(client.held);
+        self.books.release(client.node, client.held);
         if let Some(node) = client.node {
             self.parking.leave(node, name);
         }
@@ -525,6 +402,7 @@ impl Pump {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gate::accept::ACCEPT_PAUSE;
     use crate::gate::{Admitted, Head, Refusal};
 
     struct Anybody;

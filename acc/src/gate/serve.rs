@@ -14,19 +14,15 @@ use super::answer::Answer;
 use super::client::{Name, Phase};
 use super::conn::{RequestHead, Stage, Step};
 use super::exchange::{Exchange, request_head};
-use super::limits::Over;
 use super::parking::{Ask, Parked};
 use super::pump::{Pump, Trip};
+use super::reply::{over_limit, refusal};
 use super::{Admitted, Head, Refusal};
 use crate::route::Route;
 use jscommon::NodeId;
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::io::{self, ErrorKind};
-use std::time::{Duration, Instant, SystemTime};
-
-fn refusal(status: u16, label: &'static str, reason: impl Into<String>) -> Refusal {
-    Refusal { status, reason: reason.into(), label }
-}
+use std::time::{Duration, Instant};
 
 impl Pump {
     /// The handshake is over.
@@ -163,7 +159,7 @@ impl Pump {
         if let (Some(node), Some(ask)) = (client.node, client.head.as_deref().and_then(|head| ask(&self.hasher, head)))
         {
             if self.stopping.is_some() {
-                return self.answer(name.slot, &Answer::empty());
+                return self.answer(name.slot, Answer::empty());
             }
             let arrival = self.parking.arrive(node, name, ask, now);
             if let Some(first) = arrival.replaced {
@@ -277,18 +273,18 @@ impl Pump {
         };
         let poll = client.head.as_ref().is_some_and(|head| matches!(head.route, Route::Cmd(_)));
         let Some(node) = client.node.filter(|_| poll) else {
-            return self.answer(name.slot, &answer);
+            return self.answer(name.slot, answer);
         };
         let Some(seconds) = answer.park else {
             self.parking.answered(node, name);
-            return self.answer(name.slot, &answer);
+            return self.answer(name.slot, answer);
         };
         let late = client.asked + Duration::from_secs(seconds.into()) <= Instant::now();
         let spoilt = client.conn.has_excess() || late || self.stopping.is_some();
         match self.parking.park(node, name, seconds, Instant::now()) {
             Parked::Waits if spoilt => {
                 self.parking.leave(node, name);
-                self.answer(name.slot, &Answer::empty());
+                self.answer(name.slot, Answer::empty());
             }
             Parked::Waits => {
                 self.saw(node);
@@ -296,12 +292,12 @@ impl Pump {
             }
             Parked::AskAgain if spoilt => {
                 self.parking.answered(node, name);
-                self.answer(name.slot, &Answer::empty());
+                self.answer(name.slot, Answer::empty());
             }
             Parked::AskAgain => self.ask(name, Vec::new()),
             Parked::Displaced => {
                 self.metrics.refused("replaced");
-                self.answer(name.slot, &Answer::empty());
+                self.answer(name.slot, Answer::empty());
             }
         }
     }
@@ -324,20 +320,20 @@ impl Pump {
         {
             let name = Name { slot, turn: client.turn };
             self.parking.leave(node, name);
-            self.answer(slot, &Answer::empty());
+            self.answer(slot, Answer::empty());
         }
     }
 
     pub(super) fn deliver(&mut self, node: NodeId, body: Vec<u8>) {
         if let Some(name) = self.parking.deliver(node) {
-            self.answer(name.slot, &Answer::json(body));
+            self.answer(name.slot, Answer::json(body));
         }
     }
 
     pub(super) fn dismiss(&mut self, node: NodeId) {
         if let Some(name) = self.parking.deliver(node) {
             self.metrics.refused("replaced");
-            self.answer(name.slot, &Answer::empty());
+            self.answer(name.slot, Answer::empty());
         }
     }
 
@@ -360,91 +356,6 @@ impl Pump {
                 self.metrics.refused("expelled");
                 self.close(slot);
             }
-        }
-    }
-
-    /// Begins to write an answer.
-    fn answer(&mut self, slot: usize, answer: &Answer) {
-        let stopping = self.stopping.is_some();
-        let Some(client) = self.clients.at(slot) else {
-            return;
-        };
-        if stopping {
-            client.conn.close_after();
-        }
-        let head = client.head.take();
-        let bodiless = head.as_ref().is_some_and(|head| head.bodiless);
-        let bytes = answer.bytes(client.conn.keeps_alive(), bodiless, SystemTime::now());
-        if let Some(length) = client.counted.take() {
-            self.books.end(client.node, length);
-        }
-        self.books.hold(bytes.len());
-        client.held += bytes.len();
-        client.phase = Phase::Answering;
-        let now = Instant::now();
-        client.last_call = now + self.limits.body_time(bytes.len());
-        client.wire.push(bytes);
-        let path = head.map_or("none", |head| head.route.label());
-        self.metrics.requests.with_label_values(&[path, &answer.status.to_string()]).inc();
-        self.set_deadline(slot, now + self.limits.answer_pause);
-        self.flush(slot);
-    }
-
-    /// Tells a client off; nothing more of it is looked at.
-    pub(super) fn refuse(&mut self, slot: usize, refusal: Refusal) {
-        self.metrics.refused(refusal.label);
-        if let Some(client) = self.clients.at(slot) {
-            log::debug!("{} refused ({}): {}", client.peer, refusal.label, refusal.reason);
-            client.refused = true;
-            client.conn.close_after();
-            self.answer(slot, &Answer::refusal(&refusal));
-        }
-    }
-
-    /// Writes what can be written; at the end of an answer the next request may come.
-    pub(super) fn flush(&mut self, slot: usize) {
-        let Some(client) = self.clients.at(slot) else {
-            return;
-        };
-        match client.wire.flush() {
-            Err(_) => {
-                self.metrics.refused("answer-cut");
-                self.close(slot);
-            }
-            Ok((true, _)) if client.phase == Phase::Answering => self.delivered(slot),
-            Ok((false, true)) if client.phase == Phase::Answering => {
-                let at = client.last_call.min(Instant::now() + self.limits.answer_pause);
-                self.set_deadline(slot, at);
-            }
-            Ok(_) => {}
-        }
-    }
-
-    /// The answer is out.
-    fn delivered(&mut self, slot: usize) {
-        let Some(client) = self.clients.at(slot) else {
-            return;
-        };
-        self.books.release(std::mem::take(&mut client.held));
-        if client.conn.finish() {
-            client.phase = Phase::Idle;
-            let name = Name { slot, turn: client.turn };
-            let (proven, readable) = (client.proven, client.readable);
-            let time = if proven { self.limits.idle } else { self.limits.head };
-            self.set_deadline(slot, Instant::now() + time);
-            if readable {
-                self.again.push_back(name);
-            }
-        } else if client.refused || client.conn.has_excess() {
-            // Closing a socket that holds unread bytes resets it, and the client would never read why.
-            client.phase = Phase::Linger;
-            client.wire.finish();
-            client.readable = true;
-            let name = Name { slot, turn: client.turn };
-            self.again.push_back(name);
-            self.set_deadline(slot, Instant::now() + self.limits.linger);
-        } else {
-            self.part(slot);
         }
     }
 
@@ -525,15 +436,6 @@ impl Pump {
             }
             Phase::Linger => self.close(slot),
         }
-    }
-}
-
-fn over_limit(over: Over) -> Refusal {
-    match over {
-        Over::NodeConnections => refusal(429, "node-connections", "this node has too many connections open"),
-        Over::NodeRequests => refusal(429, "node-requests", "this node has too many requests under way"),
-        Over::NodeBodies => refusal(429, "node-bodies", "this node sends too much at once"),
-        Over::Bodies => refusal(503, "bodies-full", "too much is being sent here at once; try again"),
     }
 }
 

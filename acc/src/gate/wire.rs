@@ -5,6 +5,7 @@
 
 use mio::net::TcpStream;
 use rustls::{HandshakeKind, ServerConfig, ServerConnection};
+use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::sync::Arc;
@@ -18,7 +19,8 @@ const FRUITLESS_READS: usize = 16;
 pub(crate) struct Wire {
     stream: TcpStream,
     tls: Option<Box<ServerConnection>>,
-    out: Vec<u8>,
+    /// What waits to be written, and how much of the first of it is out.
+    out: VecDeque<Vec<u8>>,
     sent: usize,
 }
 
@@ -39,7 +41,7 @@ impl Wire {
     /// A wire on an accepted socket.
     pub(crate) fn new(stream: TcpStream, tls: Option<Arc<ServerConfig>>) -> Result<Wire, rustls::Error> {
         let tls = tls.map(ServerConnection::new).transpose()?.map(Box::new);
-        Ok(Wire { stream, tls, out: Vec::new(), sent: 0 })
+        Ok(Wire { stream, tls, out: VecDeque::new(), sent: 0 })
     }
 
     /// The socket, to be registered.
@@ -115,10 +117,8 @@ impl Wire {
 
     /// Puts bytes in the line of what is to be written.
     pub(crate) fn push(&mut self, bytes: Vec<u8>) {
-        if self.out.is_empty() {
-            self.out = bytes;
-        } else {
-            self.out.extend_from_slice(&bytes);
+        if !bytes.is_empty() {
+            self.out.push_back(bytes);
         }
     }
 
@@ -126,13 +126,16 @@ impl Wire {
     pub(crate) fn flush(&mut self) -> io::Result<(bool, bool)> {
         let mut moved = false;
         loop {
+            let piece = self.out.front().map(|piece| &piece[self.sent..]);
             let wrote = match &mut self.tls {
-                None if self.sent == self.out.len() => break,
-                None => self.stream.write(&self.out[self.sent..]).inspect(|n| self.sent += n),
+                None => match piece {
+                    None => break,
+                    Some(piece) => self.stream.write(piece).inspect(|n| self.sent += n),
+                },
                 Some(tls) => {
-                    if self.sent < self.out.len() {
+                    if let Some(piece) = piece {
                         // It takes as much as its own bounded buffer holds.
-                        self.sent += tls.writer().write(&self.out[self.sent..])?;
+                        self.sent += tls.writer().write(piece)?;
                     }
                     if !tls.wants_write() {
                         break;
@@ -147,9 +150,13 @@ impl Wire {
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) => return Err(e),
             }
+            // Given back as soon as it is out.
+            if self.out.front().is_some_and(|piece| self.sent == piece.len()) {
+                self.out.pop_front();
+                self.sent = 0;
+            }
         }
-        self.out = Vec::new();
-        self.sent = 0;
+        self.out = VecDeque::new();
         Ok((true, moved))
     }
 

@@ -25,7 +25,7 @@ pub(super) fn get(context: &Context, request: &Request) -> Outcome {
     };
     let source = context.scripts.get(hash, Instant::now(), read, renew)?;
     match source {
-        Some(source) => Ok(Reply::text("application/octet-stream", source.to_vec())),
+        Some(source) => Ok(Reply::shared("application/octet-stream", source)),
         None => Err(Fault::Reply(Reply::error(404, format!("there is no script with the hash {hash}")))),
     }
 }

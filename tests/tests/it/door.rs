@@ -156,9 +156,8 @@ fn who_does_not_move_is_let_go() {
     let redis = Redis::start();
     let acc = Acc::start(&redis, quiet(AccOptions::default()));
     let mut client = Client::new(&redis);
-    // More than the buffers of both sides hold, and not so much that four of them, on their way at one time,
-    // are what the bound on memory below measures.
-    let script = "x".repeat(8 * 1024 * 1024);
+    // More than the buffers of both sides hold; each of the four answers is held once.
+    let script = "x".repeat(12 * 1024 * 1024);
     let hash = jscommon::token::sha256_hex(script.as_bytes());
     let _: () = client.redis(&["SET", &format!("jsacc:script:{hash}"), &script]);
     served(&acc, &mut client);

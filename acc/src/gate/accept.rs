@@ -1,0 +1,143 @@
+//! Who is let in: strangers until they prove to be a node's, and room for new ones.
+//!
+//! Owns: accepting, the share of those who have proved nothing. Does not own: the bounds (limits), what
+//! they then say (serve).
+
+use super::answer::Answer;
+use super::client::{Client, Phase};
+use super::conn::Conn;
+use super::limits::Over;
+use super::pump::Pump;
+use super::reply::refusal;
+use super::wire::Wire;
+use jscommon::NodeId;
+use mio::net::TcpStream;
+use mio::{Interest, Token};
+use std::io::{ErrorKind, Write};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant, SystemTime};
+
+/// New clients in one turn, so that those that are here have theirs.
+const ACCEPTS: usize = 64;
+/// How long nothing is accepted after the process had no descriptor left.
+pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long a client that has proved nothing is safe from making room for another.
+const GRACE: Duration = Duration::from_secs(1);
+
+impl Pump {
+    /// Takes those who knock, some in a turn.
+    pub(super) fn accept(&mut self) {
+        if !self.accept_more || self.accept_after.is_some() {
+            return;
+        }
+        self.accept_more = false;
+        for _ in 0..ACCEPTS {
+            let Some(listener) = &self.listener else {
+                return;
+            };
+            match listener.accept() {
+                Ok((stream, peer)) => self.welcome(stream, peer),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return,
+                Err(e) if matches!(e.kind(), ErrorKind::Interrupted | ErrorKind::ConnectionAborted) => {}
+                Err(e) => {
+                    // No descriptor, no memory: it would say so again at once, so it gets a rest.
+                    log::warn!("no connection can be taken for a moment: {e}");
+                    self.metrics.refused("no-descriptor");
+                    self.make_room(Instant::now());
+                    self.accept_after = Some(Instant::now() + ACCEPT_PAUSE);
+                    return;
+                }
+            }
+        }
+        self.accept_more = true;
+    }
+
+    fn welcome(&mut self, mut stream: TcpStream, peer: SocketAddr) {
+        self.metrics.accepted.inc();
+        let now = Instant::now();
+        if self.clients.len() >= self.limits.max_connections && !self.make_room(now) {
+            return self.turn_away(stream, "full");
+        }
+        if !self.books.open(peer.ip(), self.limits.max_unproven()) {
+            return self.turn_away(stream, "address-full");
+        }
+        let tls = self.config.tls.as_ref().map(|source| source.current());
+        let name = self.clients.vacant();
+        let token = Token(name.slot | (name.turn as usize) << 32);
+        let both = Interest::READABLE | Interest::WRITABLE;
+        let registered = self.poll.registry().register(&mut stream, token, both);
+        // Answers are small and whole; waiting to fill a segment would only delay them.
+        let _ = stream.set_nodelay(true);
+        let secure = tls.is_some();
+        let wire = match (registered, Wire::new(stream, tls)) {
+            (Ok(()), Ok(wire)) => wire,
+            (registered, wire) => {
+                log::warn!("a connection could not be set up: {:?} {:?}", registered.err(), wire.err());
+                self.metrics.refused("setup");
+                self.books.settle(peer.ip());
+                return self.clients.forgo(name);
+            }
+        };
+        let client = Client {
+            turn: name.turn,
+            wire,
+            conn: Conn::new(self.limits.max_head, self.limits.max_body),
+            peer,
+            phase: if secure { Phase::Handshake } else { Phase::Idle },
+            accepted: now,
+            deadline: None,
+            last_call: now,
+            readable: false,
+            proven: false,
+            home: None,
+            refused: false,
+            cert: None,
+            head: None,
+            node: None,
+            asked: now,
+            counted: None,
+            held: 0,
+        };
+        self.clients.insert(name, client);
+        self.unproven.insert((now, name.slot));
+        let time = if secure { self.limits.handshake } else { self.limits.head };
+        self.set_deadline(name.slot, now + time);
+    }
+
+    /// No room. Plain HTTP is told so; in TLS there is nobody to talk to yet.
+    fn turn_away(&self, mut stream: TcpStream, label: &'static str) {
+        self.metrics.refused(label);
+        if self.config.tls.is_none() {
+            let refusal = refusal(503, label, "too many connections; try again");
+            // A new socket's buffer takes this at once, or the client is told by the closing alone.
+            let _ = stream.write(&Answer::refusal(&refusal).bytes(false, false, SystemTime::now()).concat());
+        }
+    }
+
+    /// Closes the oldest client that has proved nothing, unless it has only just come.
+    fn make_room(&mut self, now: Instant) -> bool {
+        match self.unproven.first() {
+            Some(&(accepted, slot)) if now.duration_since(accepted) >= GRACE => {
+                self.metrics.refused("evicted");
+                self.close(slot);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The client has proved to be `node`'s: it counts there from now on, and no longer against its
+    /// address.
+    pub(super) fn prove(&mut self, slot: usize, node: NodeId) -> Result<(), Over> {
+        if let Some(client) = self.clients.at(slot)
+            && !client.proven
+        {
+            self.books.connect(&self.limits, node)?;
+            client.proven = true;
+            client.home = Some(node);
+            self.unproven.remove(&(client.accepted, slot));
+            self.books.settle(client.peer.ip());
+        }
+        Ok(())
+    }
+}

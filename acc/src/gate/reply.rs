@@ -1,0 +1,120 @@
+//! The way of an answer: counted, written as the client takes it, and what comes after it.
+//!
+//! Owns: refusals, the memory that an answer is held in, the end of a request.
+//! Does not own: which answer (serve), its form (answer), the deadlines' meaning (serve).
+
+use super::Refusal;
+use super::answer::Answer;
+use super::client::{Name, Phase};
+use super::limits::Over;
+use super::pump::Pump;
+use std::time::{Instant, SystemTime};
+
+/// A refusal in the gate's own words.
+pub(super) fn refusal(status: u16, label: &'static str, reason: impl Into<String>) -> Refusal {
+    Refusal { status, reason: reason.into(), label }
+}
+
+/// What is said to who goes over a bound.
+pub(super) fn over_limit(over: Over) -> Refusal {
+    match over {
+        Over::NodeConnections => refusal(429, "node-connections", "this node has too many connections open"),
+        Over::NodeRequests => refusal(429, "node-requests", "this node has too many requests under way"),
+        Over::NodeBodies => refusal(429, "node-bodies", "this node sends too much at once"),
+        Over::Bodies => refusal(503, "bodies-full", "too much is being sent here at once; try again"),
+    }
+}
+
+impl Pump {
+    /// Begins to write an answer.
+    pub(super) fn answer(&mut self, slot: usize, mut answer: Answer) {
+        let stopping = self.stopping.is_some();
+        let Some(client) = self.clients.at(slot) else {
+            return;
+        };
+        if stopping {
+            client.conn.close_after();
+        }
+        let head = client.head.take();
+        let bodiless = head.as_ref().is_some_and(|head| head.bodiless);
+        if let Some(length) = client.counted.take() {
+            self.books.end(client.node, length);
+        }
+        if let Err(over) = self.books.hold(&self.limits, client.node, answer.body.len()) {
+            // Nothing is lost: what a node has not acknowledged comes again.
+            let refusal = over_limit(over);
+            log::debug!("{} refused ({}): {}", client.peer, refusal.label, refusal.reason);
+            self.metrics.refused(refusal.label);
+            answer = Answer::refusal(&refusal);
+        } else {
+            client.held += answer.body.len();
+        }
+        let now = Instant::now();
+        client.phase = Phase::Answering;
+        client.last_call = now + self.limits.body_time(answer.body.len());
+        let path = head.map_or("none", |head| head.route.label());
+        self.metrics.requests.with_label_values(&[path, &answer.status.to_string()]).inc();
+        let bytes = answer.bytes(client.conn.keeps_alive(), bodiless, SystemTime::now());
+        bytes.into_iter().for_each(|piece| client.wire.push(piece));
+        self.set_deadline(slot, now + self.limits.answer_pause);
+        self.flush(slot);
+    }
+
+    /// Tells a client off; nothing more of it is looked at.
+    pub(super) fn refuse(&mut self, slot: usize, refusal: Refusal) {
+        self.metrics.refused(refusal.label);
+        if let Some(client) = self.clients.at(slot) {
+            log::debug!("{} refused ({}): {}", client.peer, refusal.label, refusal.reason);
+            client.refused = true;
+            client.conn.close_after();
+            self.answer(slot, Answer::refusal(&refusal));
+        }
+    }
+
+    /// Writes what can be written; at the end of an answer the next request may come.
+    pub(super) fn flush(&mut self, slot: usize) {
+        let Some(client) = self.clients.at(slot) else {
+            return;
+        };
+        match client.wire.flush() {
+            Err(_) => {
+                self.metrics.refused("answer-cut");
+                self.close(slot);
+            }
+            Ok((true, _)) if client.phase == Phase::Answering => self.delivered(slot),
+            Ok((false, true)) if client.phase == Phase::Answering => {
+                let at = client.last_call.min(Instant::now() + self.limits.answer_pause);
+                self.set_deadline(slot, at);
+            }
+            Ok(_) => {}
+        }
+    }
+
+    /// The answer is out.
+    fn delivered(&mut self, slot: usize) {
+        let Some(client) = self.clients.at(slot) else {
+            return;
+        };
+        self.books.release(client.node, std::mem::take(&mut client.held));
+        if client.conn.finish() {
+            client.phase = Phase::Idle;
+            let name = Name { slot, turn: client.turn };
+            let (proven, readable) = (client.proven, client.readable);
+            let time = if proven { self.limits.idle } else { self.limits.head };
+            self.set_deadline(slot, Instant::now() + time);
+            if readable {
+                self.again.push_back(name);
+            }
+        } else if client.refused || client.conn.has_excess() {
+            // Closing a socket that holds unread bytes resets it, and the client would never read why.
+            client.phase = Phase::Linger;
+            client.wire.finish();
+            client.readable = true;
+            let name = Name { slot, turn: client.turn };
+            self.again.push_back(name);
+            self.set_deadline(slot, Instant::now() + self.limits.linger);
+        } else {
+            self.part(slot);
+        }
+    }
+}

@@ -14,6 +14,9 @@ pub struct Batch {
     room: usize,
 }
 
+/// A usual line has about so many bytes.
+const USUAL_LINE: usize = 80;
+
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     level: u8,
@@ -32,6 +35,8 @@ impl Batch {
     pub fn push(&mut self, level: u8, text: &str) {
         if self.text.capacity() == 0 {
             self.text.reserve(self.room.max(text.len()));
+            // As many as lines of usual length make.
+            self.index.reserve(self.room / USUAL_LINE + 1);
         }
         self.text.push_str(text);
         // A batch is made of one read and at most one block, far from 4 GiB.

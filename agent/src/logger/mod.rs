@@ -25,6 +25,7 @@ pub mod batch;
 mod find;
 mod inbox;
 mod query;
+mod rows;
 mod shelf;
 mod store;
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! database is rotated.
 
 use super::batch::Batch;
+use super::rows::{self, Rows};
 use super::shelf::{Shelf, beside};
 use crate::outbox::{Kind, Mark, Outbox, Records};
 use anyhow::{Context, Result};
@@ -27,9 +28,6 @@ const CHECKED: u64 = 32 << 20;
 
 const SCHEMA: &str = "CREATE TABLE IF NOT EXISTS messages(id INTEGER, jobid TEXT, jobdomain TEXT, jobname TEXT,
     epoch INTEGER, level INTEGER, data TEXT)";
-
-const INSERT: &str = "INSERT INTO messages(id, jobid, jobdomain, jobname, epoch, level, data)
-    VALUES(?1, ?2, ?3, ?4, ?5, ?6, ?7)";
 
 /// What an error of SQLite means for a writer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -240,18 +238,15 @@ impl Store {
         let mut last = self.last;
         {
             self.db.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
-            let mut insert = self.db.prepare_cached(INSERT)?;
+            let mut rows = Rows::new(&self.db)?;
             'all: while let Some(batch) = batches.get(progress.batch) {
                 let source = batch.source();
                 let fixed = source.jobid.len() + source.domain.len() + source.name.len() + ROW;
-                // What all rows of a batch share is bound once.
-                insert.raw_bind_parameter(2, source.jobid.as_str())?;
-                insert.raw_bind_parameter(3, source.domain.as_str())?;
-                insert.raw_bind_parameter(4, source.name.as_str())?;
-                insert.raw_bind_parameter(5, batch.epoch())?;
+                rows.begin(batch);
                 while let Some((level, text)) = batch.message(progress.message) {
                     let size = fixed + size(text);
                     if bytes > 0 && bytes + size > budget {
+                        rows.end()?;
                         break 'all;
                     }
                     bytes += size;
@@ -264,10 +259,7 @@ impl Store {
                     let id = self.next;
                     self.next = after(id);
                     if source.db.contains(level) {
-                        insert.raw_bind_parameter(1, id)?;
-                        insert.raw_bind_parameter(6, level)?;
-                        insert.raw_bind_parameter(7, text)?;
-                        insert.raw_execute()?;
+                        rows.add(id, level, text)?;
                         last = id;
                     }
                     if forward && at >= forwarded && source.ac.contains(level) {
@@ -289,6 +281,7 @@ impl Store {
                         });
                     }
                 }
+                rows.end()?;
                 progress.batch += 1;
                 progress.message = 0;
             }
@@ -460,7 +453,7 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
          PRAGMA wal_autocheckpoint=0; PRAGMA cache_size=-1024; PRAGMA temp_store=MEMORY;",
     )?;
     db.execute_batch(SCHEMA)?;
-    db.prepare_cached(INSERT)?;
+    rows::check(&db)?;
     if !small && !unclean {
         return Ok(db);
     }

@@ -209,10 +209,14 @@ impl Actor {
             }
             Cargo::Batch(kind) => {
                 let batch = self.outbox.next(name, kind)?;
-                let outcome = self.controller.post(cargo.path(), &batch.body);
+                let outcome = self.controller.post_batch(cargo.path(), &batch.body);
                 match outcome {
-                    Ok(()) => {
-                        self.outbox.taken(name, kind, batch.number);
+                    Ok(last) => {
+                        // A batch whose number was too low is not taken; it goes again under another.
+                        let ahead = last.filter(|last| *last > batch.number);
+                        if !ahead.is_some_and(|last| self.outbox.jump(name, kind, batch.number, last)) {
+                            self.outbox.taken(name, kind, batch.number);
+                        }
                         Ok(())
                     }
                     Err(failure) if self.controller.refuses_content(&failure) => {

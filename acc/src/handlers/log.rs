@@ -56,9 +56,8 @@ pub(super) fn post(context: &Context, limits: &Limits, node: NodeId, body: &[u8]
         let (list, text) = read(node, record).map_err(|fault| fault.reply(i))?;
         by_list.entry(list).or_default().push(text);
     }
-    let taken_before = context.pool.with(|conn| nodes::last_log(conn, node))?.is_some_and(|last| number <= last);
-    if taken_before {
-        return Ok(Reply::json("{}"));
+    if let Some(last) = context.pool.with(|conn| nodes::last_log(conn, node))?.filter(|last| number <= *last) {
+        return Ok(super::taken_before(last));
     }
     if let Err(seconds) = limits.take(node, count, context.clock.now()) {
         context.metrics.refused("records");

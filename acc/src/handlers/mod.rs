@@ -148,6 +148,12 @@ fn batch_number(body: &serde_json::Value) -> Result<u64, Fault> {
         .ok_or_else(|| bad("'batch' must be a whole number below 2^53"))
 }
 
+/// The answer to a batch that is none after `last`: it is dropped, for it was taken before. A node that
+/// knows it to be new learns from `last` that its numbers are too low.
+fn taken_before(last: u64) -> Reply {
+    Reply::json(format!("{{\"last\":{last}}}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

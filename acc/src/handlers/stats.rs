@@ -48,20 +48,21 @@ pub(super) fn post(context: &Context, node: NodeId, body: &[u8]) -> Outcome {
         fields.insert("timestamp".into(), timestamp.into());
     }
     let text = body.to_string();
-    context.pool.with(|conn| {
+    let last = context.pool.with(|conn| {
         let mut batch = Batch::new();
         lists::stats_queue(&mut batch, node, number, &text);
-        let fresh = conn.run(&batch)?.pop() == Some(redis::Value::Int(1));
+        let last = lists::last_batch(&conn.run(&batch)?);
         // A batch that was queued before may have died before its values were written: they are
         // written again, which changes nothing unless newer ones came since.
         let mut batch = Batch::new();
         for some in series.chunks(1000) {
-            lists::stats(&mut batch, node, some, fresh);
+            lists::stats(&mut batch, node, some, last.is_none());
         }
         nodes::known(&mut batch, node, context.clock.now());
-        conn.run(&batch).map(drop)
+        conn.run(&batch)?;
+        Ok(last)
     })?;
-    Ok(Reply::json("{}"))
+    Ok(last.map_or_else(|| Reply::json("{}"), super::taken_before))
 }
 
 /// Whether `key` begins with the `gid.nid.` of another node.

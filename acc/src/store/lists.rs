@@ -202,6 +202,15 @@ pub fn stats_queue(batch: &mut Batch<'_>, node: NodeId, number: u64, text: &str)
     });
 }
 
+/// The node's last batch, where the answer of [`stats_queue`] or [`records`], the last of `answers`,
+/// says that the batch was taken before.
+pub fn last_batch(answers: &[Value]) -> Option<u64> {
+    match answers.last() {
+        Some(Value::Int(last)) => u64::try_from(*last).ok(),
+        _ => None,
+    }
+}
+
 /// Writes the latest values of `node`'s series: key and `[value, seconds]`. Unless they are `fresh`,
 /// a value that is newer stays.
 pub fn stats(batch: &mut Batch<'_>, node: NodeId, series: &[(String, String)], fresh: bool) {

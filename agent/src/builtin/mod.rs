@@ -78,6 +78,13 @@ pub fn lookup(name: &str) -> Option<Kind> {
     TABLE.iter().find(|(known, _)| *known == name).map(|(_, kind)| *kind)
 }
 
+/// Whether the end of this built-in command is a record of level 30: it has done something. One that
+/// only looks leaves none, for whoever follows the records would follow himself, and neither does
+/// `del_msgs`, which is to leave nothing.
+pub fn leaves_record(name: &str) -> bool {
+    ["kill", "killall", "put", "restart", "signal", "unschedule"].contains(&name)
+}
+
 const TABLE: &[(&str, Kind)] = &[
     ("del_msgs", Kind::Threaded(messages::delete)),
     ("get_cpu_info", Kind::Threaded(info::cpu)),
@@ -105,6 +112,7 @@ mod tests {
     fn names_are_known_or_not() {
         assert!(matches!(lookup("ping"), Some(Kind::Inline(_))));
         assert!(matches!(lookup("kill"), Some(Kind::Supervisor(JobControl::Kill))));
+        assert!(leaves_record("kill") && !leaves_record("ping") && !leaves_record("get_msgs"));
         assert!(lookup("execute").is_none() && lookup("").is_none());
     }
 }

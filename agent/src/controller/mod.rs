@@ -246,6 +246,17 @@ impl Controller {
         self.send(what, body).map(drop)
     }
 
+    /// Posts a numbered batch to `what` (`log`, `stats`). Where the controller dropped it as one that it
+    /// has already, it may say the last number that it has.
+    pub fn post_batch(&self, what: &str, body: &[u8]) -> Result<Option<u64>, Failure> {
+        #[derive(Deserialize)]
+        struct Taken {
+            last: Option<u64>,
+        }
+        // A controller that says nothing of the kind has taken it.
+        Ok(self.send(what, body)?.json::<Taken>().ok().and_then(|taken| taken.last))
+    }
+
     /// The source of the script with this SHA-256, or nothing when the controller has none.
     pub fn script(&self, hash: &str) -> Result<Option<Vec<u8>>, Failure> {
         let query = format!("script?hash={}", encode(hash));

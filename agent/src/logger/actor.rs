@@ -3,7 +3,7 @@
 use super::batch::{Batch, now};
 use super::inbox::{Budget, Message};
 use super::store::{Fault, Progress, Store, fault};
-use crate::outbox::{Kind, Outbox};
+use crate::outbox::{Dropped, Kind, Outbox};
 use crate::output::Source;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use jscommon::{LevelSet, level};
@@ -36,6 +36,8 @@ pub(super) struct Actor {
     why: String,
     /// When that is to be said.
     report_at: Option<Instant>,
+    /// What the outbox had to drop since it was last said.
+    dropped: Dropped,
     /// The disk was full then, and only these levels were stored.
     full: Option<(Instant, LevelSet)>,
 }
@@ -58,6 +60,7 @@ impl Actor {
             lost: 0,
             why: String::new(),
             report_at: None,
+            dropped: Dropped::default(),
             full: None,
         }
     }
@@ -134,9 +137,9 @@ impl Actor {
         if pending.is_empty() {
             return;
         }
-        let lost = self.store_all(&pending);
-        if lost > 0 {
-            self.lost += lost;
+        self.lost += self.store_all(&pending);
+        self.note_dropped();
+        if self.report_at.is_none() && self.is_to_report() {
             self.report_at = Some(Instant::now() + PAUSE);
         }
         self.budget.give(pending.iter().map(Batch::weight).sum());
@@ -202,18 +205,42 @@ impl Actor {
         }
     }
 
-    /// Says in a record how many messages were lost, once it can be stored.
+    /// Takes over what the outbox had to drop meanwhile.
+    fn note_dropped(&mut self) {
+        let Dropped { records, flushes } = self.outbox.take_unsaid();
+        self.dropped.records += records;
+        self.dropped.flushes += flushes;
+    }
+
+    fn is_to_report(&self) -> bool {
+        self.lost > 0 || self.dropped != Dropped::default()
+    }
+
+    /// Says in records what was lost, once they can be stored.
     fn report(&mut self) {
-        if self.lost == 0 {
-            self.report_at = None;
+        self.report_at = None;
+        self.note_dropped();
+        if !self.is_to_report() {
             return;
         }
-        let text = format!("{} messages could not be stored: {}", self.lost, self.why);
-        let batch = self.own_batch(level::OPS_ERROR, &text);
-        let mut progress = Progress::default();
-        if self.store.write(&[batch], &mut progress, LevelSet::ALL).is_ok() {
-            log::error!("{text}");
-            (self.lost, self.report_at) = (0, None);
+        let Dropped { records, flushes } = self.dropped;
+        let texts: Vec<String> = [
+            (self.lost, format!("messages could not be stored: {}", self.why)),
+            (records, "records for the controllers were dropped: too many waited, or they were refused".into()),
+            (
+                flushes,
+                "batches of stats were dropped: no controller took them for an hour, or they were refused".into(),
+            ),
+        ]
+        .into_iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, what)| format!("{count} {what}"))
+        .collect();
+        let mut batch = Batch::new(&self.own, now(), 0);
+        texts.iter().for_each(|text| batch.push(level::OPS_ERROR, text));
+        if self.store.write(&[batch], &mut Progress::default(), LevelSet::ALL).is_ok() {
+            texts.iter().for_each(|text| log::error!("{text}"));
+            (self.lost, self.dropped) = (0, Dropped::default());
         } else {
             self.report_at = Some(Instant::now() + PAUSE);
         }

@@ -99,6 +99,30 @@ fn sql(path: &Path, sql: &str) {
 }
 
 #[test]
+fn what_the_outbox_drops_is_a_record_too() {
+    let bench = Bench::start(|_| ());
+    bench.push(&source("a", "*", "*"), 1, &[(3, "one"), (3, "two")]);
+    bench.texts(&Query::default());
+    bench.outbox.close_log();
+    let batch = bench.outbox.next("main", Kind::Log).unwrap();
+    bench.outbox.refused("main", Kind::Log, batch.number);
+    let query = Query { levels: Some(LevelSet::parse("8").unwrap()), ..Query::default() };
+    // It is said with the next messages, and not with each of them.
+    bench.push(&source("a", "*", ""), 1, &[(3, "three")]);
+    let began = std::time::Instant::now();
+    let said = loop {
+        let said = bench.get(&query);
+        if !said.is_empty() || began.elapsed() > Duration::from_secs(20) {
+            break said;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert_eq!(said.len(), 1);
+    assert!(said[0].data.starts_with("2 records for the controllers were dropped"), "{}", said[0].data);
+    assert_eq!((said[0].jobid.as_str(), said[0].jobname.as_str()), ("jsagent", "logger"));
+}
+
+#[test]
 fn an_answer_fits_into_a_result_whatever_the_bytes() {
     let bench = Bench::start(|_| ());
     // A NUL is seven bytes once it is JSON within JSON.

@@ -1,7 +1,9 @@
 //! The outbox on a real file.
 
+use super::retention::MAX_LOG_BYTES;
 use super::*;
 use crate::config::Controller;
+use std::path::Path;
 use tempfile::TempDir;
 
 fn config(dir: &Path, controllers: &[&str]) -> Config {
@@ -166,4 +168,97 @@ fn nobody_to_send_to_stores_nothing() {
     outbox.push_stats(1, &[("k".into(), 1.0)]);
     outbox.push_event(None, "startup", json!({}));
     assert_eq!(outbox.lock().bytes, [0, 0]);
+}
+
+/// The numbers and contents of all batches of records that wait for `controller`, which takes them.
+fn drain(outbox: &Outbox, controller: &str) -> Vec<(u64, Value)> {
+    std::iter::from_fn(|| {
+        let batch = outbox.next(controller, Kind::Log)?;
+        outbox.taken(controller, Kind::Log, batch.number);
+        Some((batch.number, body(&batch)["records"].clone()))
+    })
+    .collect()
+}
+
+#[test]
+fn numbers_jump_beyond_what_a_controller_has() {
+    let dir = TempDir::new().unwrap();
+    let config = config(dir.path(), &["a", "b"]);
+    let outbox = Outbox::open(&config).unwrap();
+    outbox.push_log(&records(&["1", "2", "3", "4", "5", "6", "7"]), MARK);
+    // The other one has taken one, and has the next under way.
+    let to_b = outbox.next("b", Kind::Log).unwrap();
+    outbox.taken("b", Kind::Log, to_b.number);
+    let under_way = outbox.next("b", Kind::Log).unwrap();
+    let first = outbox.next("a", Kind::Log).unwrap();
+    let last = first.number + 1_000_000;
+    assert!(outbox.jump("a", Kind::Log, first.number, last));
+    outbox.taken("b", Kind::Log, under_way.number);
+    let again = outbox.next("a", Kind::Log).unwrap();
+    assert!(again.number > last);
+    assert_eq!(body(&again)["records"], json!([1, 2, 3]));
+    // Once is enough, whatever it says.
+    assert!(!outbox.jump("a", Kind::Log, again.number, again.number + 5));
+    outbox.push_log(&records(&["8"]), MARK);
+    outbox.close_log();
+    let taken = drain(&outbox, "a");
+    let lists: Vec<&Value> = taken.iter().map(|(_, list)| list).collect();
+    assert_eq!(lists, [&json!([1, 2, 3]), &json!([4, 5, 6]), &json!([7, 8])]);
+    assert!(taken.windows(2).all(|pair| pair[0].0 < pair[1].0), "{taken:?}");
+    assert_eq!(drain(&outbox, "b").iter().map(|(_, list)| list.clone()).collect::<Vec<_>>(), [json!([7, 8])]);
+    // Numbers go on from there after a restart, and an old one is an old batch now.
+    drop(outbox);
+    let outbox = Outbox::open(&config).unwrap();
+    outbox.push_log(&records(&["9"]), MARK);
+    outbox.close_log();
+    let next = outbox.next("a", Kind::Log).unwrap();
+    assert!(next.number > last && !outbox.jump("a", Kind::Log, next.number, next.number + 5));
+}
+
+#[test]
+fn what_was_dropped_is_counted_over_a_restart() {
+    let dir = TempDir::new().unwrap();
+    let config = config(dir.path(), &["a"]);
+    let outbox = Outbox::open(&config).unwrap();
+    outbox.push_log(&records(&["1", "2"]), MARK);
+    outbox.close_log();
+    let batch = outbox.next("a", Kind::Log).unwrap();
+    outbox.lock().dropped(Kind::Log, 5);
+    assert_eq!(outbox.take_unsaid(), Dropped { records: 5, flushes: 0 });
+    assert_eq!(outbox.take_unsaid(), Dropped::default());
+    drop(outbox);
+    let outbox = Outbox::open(&config).unwrap();
+    // A refused batch counts by its records.
+    outbox.refused("a", Kind::Log, batch.number);
+    let said = body(&outbox.next("a", Kind::Event).unwrap());
+    assert_eq!(said["data"], json!({"kind": "log", "count": 7}));
+    drop(outbox);
+    assert_eq!(Outbox::open(&config).unwrap().lock().dropped, [0; 3]);
+}
+
+#[test]
+fn a_clock_that_is_set_makes_no_stats_old() {
+    let dir = TempDir::new().unwrap();
+    let config = config(dir.path(), &["a"]);
+    let push = |outbox: &Outbox, timestamp| outbox.push_stats(timestamp, &[("1.10.d.n.k".into(), 1.0)]);
+    let outbox = Outbox::open(&config).unwrap();
+    push(&outbox, 1);
+    drop(outbox);
+    let outbox = Outbox::open(&config).unwrap();
+    push(&outbox, 2);
+    // All of it was stored, and the clock read, before the clock was set two hours ahead.
+    {
+        let mut inner = outbox.lock();
+        inner.clock.1 -= 7_200_000;
+        inner.db.execute("UPDATE items SET created = created - 7200000", []).unwrap();
+    }
+    push(&outbox, 3);
+    let kept: Vec<i64> = std::iter::from_fn(|| {
+        let batch = outbox.next("a", Kind::Stats)?;
+        outbox.taken("a", Kind::Stats, batch.number);
+        body(&batch)["timestamp"].as_i64()
+    })
+    .collect();
+    // The first is of an earlier start, which may be any time ago.
+    assert_eq!(kept, [2, 3]);
 }

@@ -224,3 +224,56 @@ fn a_bad_query_says_what_is_wrong_and_deletes_nothing() {
     }
     assert_eq!(all(&mut stage.client, json!({"jobid": id, "levels": "1"})).len(), 1);
 }
+
+#[test]
+fn a_node_that_lost_its_outbox_and_its_clock_loses_no_record() {
+    let mut stage = stage("[logging.ac]\nflush_interval = 1\n[stats]\ninterval = 1\n");
+    stage.client.wait_seen("1:10");
+    stage.agent.stop();
+    // As if the clock had been ahead by years when the last batches went.
+    let ahead = (4_000_000_000_000u64).to_string();
+    stage.client.redis::<()>(&["SET", "jsacc:{1:10}:log", &ahead]);
+    for list in ["log.lost.it", "log.unknown.unknown", "jsacc:stats_queue"] {
+        stage.client.redis::<()>(&["HSET", &format!("jsacc:seen:{{{list}}}"), "1:10", &ahead]);
+    }
+    for end in ["", "-wal", "-shm"] {
+        let _ = std::fs::remove_file(stage.agent.data_dir().join(format!("outbox.db{end}")));
+    }
+    let batches = stage.client.redis::<usize>(&["LLEN", "jsacc:stats_queue"]);
+    stage.agent.resume();
+    let line = "for n in 1 2 3; do echo 3::l$n; echo 10::hits:1\\|c; done";
+    let args = json!({"cmd": "/bin/sh", "args": ["-c", line], "domain": "lost", "name": "it"});
+    assert_eq!(stage.client.run("execute", args)["state"], "OK");
+    wait_until("the records arrive", LONG, || stage.client.redis::<usize>(&["LLEN", "log.lost.it"]) >= 4);
+    wait_until("stats arrive", LONG, || stage.client.redis::<usize>(&["LLEN", "jsacc:stats_queue"]) > batches + 1);
+    let args = json!({"cmd": "/bin/sh", "args": ["-c", "echo 3::more"], "domain": "lost", "name": "it"});
+    stage.client.run("execute", args);
+    wait_until("they go on", LONG, || stage.client.redis::<usize>(&["LLEN", "log.lost.it"]) >= 6);
+    let list = stage.client.list("log.lost.it");
+    let found: Vec<&str> = list.iter().rev().filter(|r| r["level"] == 3).filter_map(|r| r["data"].as_str()).collect();
+    assert_eq!(found, ["l1", "l2", "l3", "more"], "each once, in order");
+}
+
+#[test]
+fn what_was_done_to_a_node_is_a_record_and_what_was_asked_is_not() {
+    let mut stage = stage("");
+    let id = stage.client.shell("sleep 600");
+    wait_until("it runs", LONG, || {
+        stage.client.ask("get_processes_stats", json!({})).as_array().is_some_and(|list| list.len() == 1)
+    });
+    stage.client.ask("ping", json!({}));
+    stage.client.ask("signal", json!({"id": id, "signal": "CONT"}));
+    stage.client.ask("kill", json!({"id": id}));
+    stage.client.pop(&id);
+    let ends: Vec<String> = all(&mut stage.client, json!({"levels": "30"}))
+        .iter()
+        .map(|record| {
+            let result: Value = serde_json::from_str(record["data"].as_str().expect("data")).expect("a result");
+            assert_eq!(result["id"], record["jobid"]);
+            format!("{} {}", result["cmd"].as_str().unwrap_or_default(), result["state"].as_str().unwrap_or_default())
+        })
+        .collect();
+    let mut sorted = ends.clone();
+    sorted.sort();
+    assert_eq!(sorted, ["execute KILLED", "kill OK", "signal OK"], "{ends:?}");
+}

@@ -4,7 +4,7 @@ use super::super::Notice;
 use super::super::answer;
 use super::super::policy::Outcome;
 use super::{Actor, Held, Run, wall};
-use crate::builtin::Answer;
+use crate::builtin::{self, Answer};
 use crate::ledger::Write;
 use crate::output::Captured;
 use jscommon::{State, level};
@@ -98,7 +98,7 @@ impl Actor {
         };
         let result = answer::result(&detail.command, self.parts.config.main.node(), ended);
         let json = serde_json::to_string(&result).unwrap_or_default();
-        if job.work.is_process() {
+        if job.work.is_process() || builtin::leaves_record(&detail.command.cmd) {
             self.parts.outlets.write(&detail.source, level::JOB, &json);
         }
         let controller = (!job.controller.is_empty()).then(|| job.controller.to_string());

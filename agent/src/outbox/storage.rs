@@ -1,0 +1,345 @@
+//! What stands in `outbox.db`: batches, who has taken what, where the ids of records stand.
+//!
+//! Owns the file and the numbers. What goes when there is too much of it is `retention`'s; who calls,
+//! and when a controller is woken, is the [`super::Outbox`]'s.
+
+use super::{Batch, Dropped, Kind, MAX_BATCH_BYTES, Mark, now};
+use anyhow::{Context, Result};
+use crossbeam_channel::Sender;
+use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Pages that are given back to the file system at one time.
+const RECLAIM_PAGES: u32 = 256;
+
+/// The open file, and what is known of it without a look.
+pub(super) struct Inner {
+    pub(super) db: Connection,
+    /// The number that the next batch gets; as SQLite counts, so i64 throughout.
+    pub(super) number: i64,
+    /// The first number of this start.
+    pub(super) first: i64,
+    /// The batch of records that still grows.
+    pub(super) open: Option<Open>,
+    /// Bytes that are stored, of records and of stats.
+    pub(super) bytes: [u64; 2],
+    /// The last batch that a controller has taken.
+    cursors: HashMap<(String, Kind), i64>,
+    /// How numbers jumped since the start.
+    jumps: Vec<Jump>,
+    /// What was dropped and not yet reported to the controllers, by kind.
+    pub(super) dropped: [u64; 3],
+    /// What was dropped and not yet said on the node.
+    pub(super) unsaid: Dropped,
+    /// Both clocks at the last flush of stats; the second in milliseconds since 1970.
+    pub(super) clock: (Instant, i64),
+    pub(super) wakers: HashMap<String, Sender<()>>,
+    complained: Option<Instant>,
+}
+
+/// A batch of records that still grows.
+pub(super) struct Open {
+    number: i64,
+    pub(super) records: usize,
+    pub(super) bytes: usize,
+    pub(super) due: Instant,
+}
+
+/// The numbers of a kind up to `upto` were raised by `by`.
+struct Jump {
+    controller: String,
+    kind: Kind,
+    upto: i64,
+    by: i64,
+}
+
+impl Inner {
+    pub(super) fn open(path: &Path) -> Result<Inner> {
+        match Inner::load(path) {
+            Err(e) if is_damage(&e) => {
+                set_aside(path);
+                Inner::load(path)
+            }
+            other => other,
+        }
+        .with_context(|| format!("{} cannot be opened", path.display()))
+    }
+
+    fn load(path: &Path) -> Result<Inner> {
+        let db = Connection::open(path)?;
+        db.busy_timeout(Duration::from_secs(5))?;
+        db.execute_batch(
+            "PRAGMA auto_vacuum=INCREMENTAL; PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;
+             PRAGMA cache_size=-256; PRAGMA journal_size_limit=1048576;
+             CREATE TABLE IF NOT EXISTS items(seq INTEGER PRIMARY KEY, kind INTEGER, batch INTEGER,
+                controller TEXT, count INTEGER, created INTEGER, body BLOB);
+             CREATE INDEX IF NOT EXISTS items_batch ON items(kind, controller, batch);
+             CREATE TABLE IF NOT EXISTS cursors(controller TEXT, kind INTEGER, batch INTEGER,
+                PRIMARY KEY(controller, kind));
+             CREATE TABLE IF NOT EXISTS mark(one INTEGER PRIMARY KEY, last INTEGER, next INTEGER);
+             CREATE TABLE IF NOT EXISTS dropped(kind INTEGER PRIMARY KEY, count INTEGER);",
+        )?;
+        let mut cursors = HashMap::new();
+        let mut number = now();
+        {
+            let mut rows = db.prepare("SELECT controller, kind, batch FROM cursors")?;
+            for row in rows.query_map([], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?)))? {
+                let (controller, kind, batch): (String, i64, i64) = row?;
+                number = number.max(batch + 1);
+                cursors.insert((controller, if kind == 0 { Kind::Log } else { Kind::Stats }), batch);
+            }
+        }
+        let last: Option<i64> = db.query_row("SELECT max(batch) FROM items", [], |row| row.get(0))?;
+        let size = |kind: Kind| -> rusqlite::Result<i64> {
+            let sql = "SELECT coalesce(sum(length(body)), 0) FROM items WHERE kind = ?1";
+            db.query_row(sql, [kind as i64], |row| row.get(0))
+        };
+        let bytes = [size(Kind::Log)? as u64, size(Kind::Stats)? as u64];
+        number = number.max(last.map_or(0, |last| last + 1));
+        let first = number;
+        let mut inner = Inner {
+            db,
+            number,
+            first,
+            open: None,
+            bytes,
+            cursors,
+            jumps: Vec::new(),
+            dropped: [0; 3],
+            unsaid: Dropped::default(),
+            clock: (Instant::now(), now()),
+            wakers: HashMap::new(),
+            complained: None,
+        };
+        inner.load_dropped()?;
+        Ok(inner)
+    }
+
+    /// Runs `work` in one transaction. When it fails nothing of it is stored, and no batch stays open.
+    pub(super) fn transaction(&mut self, work: impl FnOnce(&mut Inner) -> Result<()>) -> Result<()> {
+        let bytes = self.bytes;
+        let done = self.db.execute_batch("BEGIN IMMEDIATE").map_err(Into::into).and_then(|()| work(self));
+        let done = done.and_then(|()| self.db.execute_batch("COMMIT").map_err(Into::into));
+        if done.is_err() {
+            if !self.db.is_autocommit() {
+                let _ = self.db.execute_batch("ROLLBACK");
+            }
+            (self.bytes, self.open) = (bytes, None);
+        }
+        done
+    }
+
+    pub(super) fn next_number(&mut self) -> i64 {
+        self.number += 1;
+        self.number - 1
+    }
+
+    pub(super) fn open_batch(&mut self, flush_interval: Duration) -> &Open {
+        if self.open.is_none() {
+            let number = self.next_number();
+            self.open = Some(Open { number, records: 0, bytes: 0, due: Instant::now() + flush_interval });
+        }
+        self.open.as_ref().expect("was made above")
+    }
+
+    pub(super) fn is_full(&self, batch_size: usize) -> bool {
+        self.open.as_ref().is_some_and(|open| open.records >= batch_size || open.bytes >= MAX_BATCH_BYTES)
+    }
+
+    pub(super) fn add_piece(&mut self, json: &[u8], count: usize) -> Result<()> {
+        let Some(open) = &mut self.open else { return Ok(()) };
+        open.records += count;
+        open.bytes += json.len();
+        let number = open.number;
+        self.insert(Kind::Log, number, "", count, json)
+    }
+
+    pub(super) fn insert(
+        &mut self,
+        kind: Kind,
+        number: i64,
+        controller: &str,
+        count: usize,
+        body: &[u8],
+    ) -> Result<()> {
+        self.db
+            .prepare_cached(
+                "INSERT INTO items(kind, batch, controller, count, created, body) VALUES(?1, ?2, ?3, ?4, ?5, ?6)",
+            )?
+            .execute(params![kind as i64, number, controller, count as i64, now(), body])?;
+        if let Some(bytes) = self.bytes.get_mut(kind as usize) {
+            *bytes += body.len() as u64;
+        }
+        Ok(())
+    }
+
+    pub(super) fn put_mark(&mut self, mark: Mark) -> Result<()> {
+        let sql = "INSERT OR REPLACE INTO mark(one, last, next) VALUES(1, ?1, ?2)";
+        self.db.prepare_cached(sql)?.execute([mark.last, mark.next])?;
+        Ok(())
+    }
+
+    pub(super) fn next(&mut self, controller: &str, kind: Kind) -> Result<Option<Batch>> {
+        let (owner, cursor) = match kind {
+            Kind::Event => (controller, 0),
+            kind => ("", self.cursors.get(&(controller.to_owned(), kind)).copied().unwrap_or(0)),
+        };
+        let sql = "SELECT batch FROM items WHERE kind = ?1 AND controller = ?2 AND batch > ?3 ORDER BY batch LIMIT 1";
+        let number: Option<i64> =
+            self.db.prepare_cached(sql)?.query_row(params![kind as i64, owner, cursor], |row| row.get(0)).optional()?;
+        let Some(number) = number else { return Ok(None) };
+        if kind == Kind::Log && self.open.as_ref().is_some_and(|open| open.number == number) {
+            return Ok(None);
+        }
+        let mut body = match kind {
+            Kind::Log => format!("{{\"batch\":{number},\"records\":[").into_bytes(),
+            Kind::Stats => format!("{{\"batch\":{number},").into_bytes(),
+            Kind::Event => Vec::new(),
+        };
+        let sql = "SELECT body FROM items WHERE kind = ?1 AND controller = ?2 AND batch = ?3 ORDER BY seq";
+        let mut pieces = self.db.prepare_cached(sql)?;
+        let mut pieces = pieces.query(params![kind as i64, owner, number])?;
+        let mut first = true;
+        while let Some(piece) = pieces.next()? {
+            if !first {
+                body.push(b',');
+            }
+            first = false;
+            body.extend_from_slice(piece.get_ref(0)?.as_blob().context("a piece that is no blob")?);
+        }
+        match kind {
+            Kind::Log => body.extend_from_slice(b"]}"),
+            Kind::Stats => body.push(b'}'),
+            Kind::Event => {}
+        }
+        Ok(Some(Batch { number: number as u64, body }))
+    }
+
+    pub(super) fn taken(&mut self, controller: &str, kind: Kind, number: i64, others: &[String]) -> Result<()> {
+        let number = self.current(kind, number);
+        if kind == Kind::Event {
+            let sql = "DELETE FROM items WHERE kind = ?1 AND controller = ?2 AND batch = ?3";
+            self.db.prepare_cached(sql)?.execute(params![kind as i64, controller, number])?;
+            return Ok(());
+        }
+        let cursor = self.cursors.entry((controller.to_owned(), kind)).or_insert(0);
+        *cursor = number.max(*cursor);
+        let sql = "INSERT OR REPLACE INTO cursors(controller, kind, batch) VALUES(?1, ?2, ?3)";
+        self.db.prepare_cached(sql)?.execute(params![controller, kind as i64, *cursor])?;
+        let cursor = |name: &String| self.cursors.get(&(name.clone(), kind)).copied().unwrap_or(0);
+        let all = others.iter().map(cursor).min().unwrap_or(0);
+        self.remove(kind, all)?;
+        Ok(())
+    }
+
+    /// The number that the batch `number` has by now: it may have been under way when numbers jumped.
+    fn current(&self, kind: Kind, number: i64) -> i64 {
+        self.jumps
+            .iter()
+            .filter(|jump| jump.kind == kind)
+            .fold(number, |number, jump| if number <= jump.upto { number + jump.by } else { number })
+    }
+
+    /// See [`super::Outbox::jump`].
+    pub(super) fn jump(&mut self, controller: &str, kind: Kind, number: i64, last: i64) -> Result<bool> {
+        let number = self.current(kind, number);
+        let known = self.cursors.contains_key(&(controller.to_owned(), kind));
+        // Once for each: a controller that always knows better must not keep this one busy.
+        let again = self.jumps.iter().any(|jump| jump.kind == kind && jump.controller == controller);
+        if kind == Kind::Event || known || again || last <= number {
+            return Ok(false);
+        }
+        // Beyond the numbers in use as well, so that old and new ones can be told apart.
+        let by = (last + 1).max(self.number) - number;
+        self.transaction(|inner| {
+            let sql = "UPDATE items SET batch = batch + ?1 WHERE kind = ?2 AND controller = ''";
+            inner.db.execute(sql, [by, kind as i64])?;
+            inner.db.execute("UPDATE cursors SET batch = batch + ?1 WHERE kind = ?2", [by, kind as i64])?;
+            Ok(())
+        })?;
+        self.cursors.iter_mut().filter(|((_, of), _)| *of == kind).for_each(|(_, cursor)| *cursor += by);
+        if let Some(open) = self.open.as_mut().filter(|_| kind == Kind::Log) {
+            open.number += by;
+        }
+        self.jumps.push(Jump { controller: controller.to_owned(), kind, upto: self.number - 1, by });
+        self.number += by;
+        Ok(true)
+    }
+
+    /// How many records (or flushes) the batch `number` holds.
+    pub(super) fn count(&self, kind: Kind, number: i64) -> u64 {
+        let sql = "SELECT coalesce(sum(count), 0) FROM items WHERE kind = ?1 AND controller = '' AND batch = ?2";
+        let count = self.db.query_row(sql, [kind as i64, self.current(kind, number)], |row| row.get::<_, i64>(0));
+        count.map_or(1, |count| count as u64)
+    }
+
+    /// Removes the batches up to `last`; says how many records (or batches) went.
+    pub(super) fn remove(&mut self, kind: Kind, last: i64) -> Result<u64> {
+        let sql = "SELECT coalesce(sum(length(body)), 0), coalesce(sum(count), 0) FROM items
+                   WHERE kind = ?1 AND controller = '' AND batch <= ?2";
+        let (bytes, count): (i64, i64) =
+            self.db.prepare_cached(sql)?.query_row(params![kind as i64, last], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let sql = "DELETE FROM items WHERE kind = ?1 AND controller = '' AND batch <= ?2";
+        self.db.prepare_cached(sql)?.execute(params![kind as i64, last])?;
+        let stored = &mut self.bytes[kind as usize];
+        *stored = stored.saturating_sub(bytes as u64);
+        Ok(count as u64)
+    }
+
+    /// Gives space back to the file system, a little at a time.
+    pub(super) fn reclaim(&mut self) {
+        let free: u32 = self.db.query_row("PRAGMA freelist_count", [], |row| row.get(0)).unwrap_or(0);
+        if free > RECLAIM_PAGES {
+            let _ = self.db.execute_batch(&format!("PRAGMA incremental_vacuum({RECLAIM_PAGES})"));
+        }
+    }
+
+    /// Goes on where the file before, which was lost, had come to.
+    pub(super) fn take_over(&mut self, old: &mut Inner) {
+        self.number = self.number.max(old.number);
+        self.first = self.number;
+        for (new, old) in self.dropped.iter_mut().zip(old.dropped) {
+            *new += old;
+        }
+        self.unsaid = old.unsaid;
+        std::mem::swap(&mut self.wakers, &mut old.wakers);
+    }
+
+    /// Says what is wrong, but not every millisecond.
+    pub(super) fn complain(&mut self, what: &str) {
+        if self.complained.is_none_or(|last| last.elapsed() > Duration::from_secs(10)) {
+            self.complained = Some(Instant::now());
+            log::error!("outbox: {what}");
+        }
+    }
+
+    pub(super) fn wake(&self, controllers: &[String]) {
+        for wake in controllers.iter().filter_map(|name| self.wakers.get(name)) {
+            let _ = wake.try_send(());
+        }
+    }
+}
+
+/// Whether the file is no database any more.
+pub(super) fn is_damage(error: &anyhow::Error) -> bool {
+    error.chain().filter_map(|cause| cause.downcast_ref::<rusqlite::Error>()).any(|e| match e {
+        rusqlite::Error::SqliteFailure(e, _) => {
+            matches!(e.code, ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::Unknown)
+        }
+        rusqlite::Error::SqlInputError { .. } => true,
+        _ => false,
+    })
+}
+
+/// Renames a damaged file, so that somebody may look at it; only the last one is kept.
+pub(super) fn set_aside(path: &Path) {
+    let aside = path.with_extension("db.damaged");
+    log::error!("{} is damaged; it is set aside as {}, and a new one begins", path.display(), aside.display());
+    for ending in ["", "-wal", "-shm"] {
+        let with = |base: &Path| PathBuf::from(format!("{}{ending}", base.display()));
+        let _ = std::fs::remove_file(with(&aside));
+        let _ = std::fs::rename(with(path), with(&aside));
+    }
+}

@@ -17,16 +17,18 @@ use jscommon::worker::Worker;
 use jscommon::{NodeId, series};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 mod aggregate;
 pub mod monitor;
+mod pace;
 mod statsd;
 mod udp;
 
 pub use aggregate::Figures;
 
 use aggregate::{Aggregate, Faults};
+use pace::Pace;
 
 const STACK: usize = 256 * 1024;
 
@@ -161,20 +163,17 @@ struct Flusher {
 
 impl Flusher {
     fn run(self) {
-        let interval = u128::from(self.seconds) * 1000;
-        loop {
-            let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
-            let wait = Duration::from_millis((interval - since % interval) as u64);
-            match self.stopped.recv_timeout(wait) {
-                Err(RecvTimeoutError::Timeout) => self.flush(),
-                _ => break,
+        let mut pace = Pace::new(self.seconds, now());
+        while self.stopped.recv_timeout(pace.wait(now())) == Err(RecvTimeoutError::Timeout) {
+            if let Some(timestamp) = pace.woke(now()) {
+                self.flush(timestamp);
             }
         }
-        self.flush();
+        self.flush(pace.close(now()));
     }
 
-    /// Ends the interval and puts its series into the outbox.
-    fn flush(&self) {
+    /// Ends the interval and puts its series into the outbox; `timestamp` is in seconds since 1970.
+    fn flush(&self, timestamp: u64) {
         let jobs = {
             let mut jobs = lock(&self.shared.jobs);
             let running = jobs.running.clone();
@@ -194,8 +193,8 @@ impl Flusher {
         if !self.outbox.wanted(Kind::Stats) {
             return;
         }
-        let mut batch =
-            Sink { prefix: format!("{}.{}", self.node.gid, self.node.nid), flusher: self, series: Vec::new() };
+        let prefix = format!("{}.{}", self.node.gid, self.node.nid);
+        let mut batch = Sink { prefix, timestamp: timestamp as i64, outbox: &self.outbox, series: Vec::new() };
         for (group, figures) in &jobs.figures {
             let Figures { cpu, rss, vms, read, written, count } = *figures;
             batch.add(group, "process", ".cpu", cpu);
@@ -217,7 +216,9 @@ impl Flusher {
 /// Gathers series into batches.
 struct Sink<'a> {
     prefix: String,
-    flusher: &'a Flusher,
+    /// The moment that the interval ended at, for all of its batches.
+    timestamp: i64,
+    outbox: &'a Outbox,
     series: Vec<(String, f64)>,
 }
 
@@ -248,12 +249,14 @@ impl Sink<'_> {
     }
 
     fn send(&mut self) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        // The moment that the interval ended at, for all of its batches.
-        let timestamp = now - now % self.flusher.seconds;
-        self.flusher.outbox.push_stats(timestamp as i64, &self.series);
+        self.outbox.push_stats(self.timestamp, &self.series);
         self.series.clear();
     }
+}
+
+/// The time, in milliseconds since 1970.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
 #[cfg(test)]

@@ -35,17 +35,14 @@ pub fn start(config: &Config, processes: process::Remote, inlet: Inlet) -> Resul
     let worker = Worker::spawn("monitor", STACK, move || {
         let mut samples = Samples::new(interval);
         let mut node = Node::new();
-        let mut next_node = Instant::now();
         loop {
             let now = Instant::now();
-            if now >= next_node {
+            if samples.node_is_due(now) {
                 inlet.node(node.figures());
-                next_node = now + interval;
             }
-            if samples.due().is_none_or(|due| due <= now) {
+            if samples.are_due(now) {
                 inlet.figures(samples.take(now, processes.processes()));
             }
-            let next = samples.due().map_or(now, |due| due.min(next_node));
             select! {
                 recv(stopped) -> _ => return,
                 recv(woken) -> _ => {
@@ -55,7 +52,7 @@ pub fn start(config: &Config, processes: process::Remote, inlet: Inlet) -> Resul
                     }
                     samples.look();
                 }
-                recv(at(next)) -> _ => {}
+                recv(at(samples.next(now))) -> _ => {}
             }
         }
     })
@@ -66,6 +63,8 @@ pub fn start(config: &Config, processes: process::Remote, inlet: Inlet) -> Resul
 /// The last sample of every job. Pure: time is handed in.
 struct Samples {
     interval: Duration,
+    /// When the node itself is due; nothing is now.
+    node: Option<Instant>,
     /// When all jobs without an interval of their own are due.
     all: Option<Instant>,
     jobs: HashMap<String, Sample>,
@@ -82,7 +81,7 @@ struct Sample {
 
 impl Samples {
     fn new(interval: Duration) -> Samples {
-        Samples { interval, all: None, jobs: HashMap::new(), news: false }
+        Samples { interval, node: None, all: None, jobs: HashMap::new(), news: false }
     }
 
     /// A job has begun: there is something to be seen now.
@@ -94,6 +93,25 @@ impl Samples {
     fn due(&self) -> Option<Instant> {
         let all = self.all.filter(|_| !self.news)?;
         Some(self.jobs.values().filter_map(|job| job.due).fold(all, Instant::min))
+    }
+
+    /// Whether the node itself is due; then it was looked at.
+    fn node_is_due(&mut self, now: Instant) -> bool {
+        let due = self.node.is_none_or(|due| due <= now);
+        if due {
+            self.node = Some(now + self.interval);
+        }
+        due
+    }
+
+    /// Whether any job is due.
+    fn are_due(&self, now: Instant) -> bool {
+        self.due().is_none_or(|due| due <= now)
+    }
+
+    /// When anything is due next, after what was due at `now` was looked at.
+    fn next(&self, now: Instant) -> Instant {
+        self.due().into_iter().chain(self.node).min().unwrap_or(now)
     }
 
     /// Takes what is due of `entries`, and sums it up by domain and name.
@@ -265,6 +283,34 @@ mod tests {
         // A job that has just begun is looked at now.
         samples.look();
         assert_eq!(samples.due(), None);
+    }
+
+    /// Once a moment that had come was due again at once, and the monitor took a whole core.
+    #[test]
+    fn what_was_looked_at_is_not_due_again_at_once() {
+        let mut samples = Samples::new(Duration::from_secs(30));
+        let entries = || vec![entry("a", "n", 1, None), entry("b", "m", 1, Some(7)), entry("c", "m", 1, Some(0))];
+        let start = Instant::now();
+        let (mut now, mut looks, mut turns) = (start, 0, 0);
+        while now < start + Duration::from_secs(3600) {
+            turns += 1;
+            samples.node_is_due(now);
+            if samples.are_due(now) {
+                samples.take(now, entries());
+                looks += 1;
+            }
+            let next = samples.next(now);
+            assert!(next > now, "turn {turns}");
+            // Timers are late, never early.
+            now = next + Duration::from_millis(1);
+            if turns == 5 {
+                samples.look();
+                now = next - Duration::from_secs(1);
+            }
+        }
+        // One each 30 s, one each 7 s, one for what was new.
+        let most = 3600 / 30 + 3600 / 7 + 3;
+        assert!(turns <= most && looks <= most && turns > most / 2, "{turns} turns, {looks} looks in an hour");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::*;
 use jscommon::LevelSet;
 use serde_json::Value;
 use std::net::UdpSocket;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 fn source(domain: &str, name: &str) -> Arc<Source> {

@@ -69,6 +69,8 @@ usage: jsacc [flags]                             be a controller
                              it needs one of that CA
       --metrics-token-file FILE
                              a token that lets somebody read /metrics from afar
+      --nodes-token-file FILE
+                             a token of its own for /metrics/nodes, good for nothing else
       --insecure-http        plain HTTP, for use behind a TLS proxy and in tests
       --insecure-no-auth     accept nodes without a token
       --max-queue N          most commands that may wait for one node (10000)

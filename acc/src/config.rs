@@ -40,6 +40,8 @@ pub struct Config {
     pub hosts: Vec<String>,
     /// The file with the token that lets somebody read the metrics from afar.
     pub metrics_token_file: Option<PathBuf>,
+    /// The file with the token that lets somebody read the nodes' figures alone.
+    pub nodes_token_file: Option<PathBuf>,
     /// What is logged.
     pub log_level: Directives,
     /// Most commands that may wait for one node.
@@ -97,6 +99,7 @@ impl Default for Config {
             insecure_no_auth: false,
             hosts: Vec::new(),
             metrics_token_file: None,
+            nodes_token_file: None,
             log_level: Directives::parse("info").expect("info is a level"),
             max_queue: 10_000,
             max_records: 5_000,
@@ -108,7 +111,7 @@ impl Default for Config {
 /// Settings whose flag takes no word.
 pub const SWITCHES: [&str; 3] = ["require-client-cert", "insecure-http", "insecure-no-auth"];
 /// Settings that take one.
-const NAMES: [&str; 13] = [
+const NAMES: [&str; 14] = [
     "port",
     "bind",
     "redis",
@@ -119,6 +122,7 @@ const NAMES: [&str; 13] = [
     "client-ca",
     "host",
     "metrics-token-file",
+    "nodes-token-file",
     "log-level",
     "max-queue",
     "max-records",
@@ -164,6 +168,7 @@ impl Config {
                 value => self.hosts.push(text(name, value)?),
             },
             "metrics-token-file" => self.metrics_token_file = path(name, value)?,
+            "nodes-token-file" => self.nodes_token_file = path(name, value)?,
             "log-level" => self.log_level = Directives::parse(&text(name, value)?)?,
             "max-queue" => self.max_queue = number(name, value, 1, 1_000_000)? as usize,
             "max-records" => self.max_records = number(name, value, 1, 1_000_000_000)? as u64,

@@ -45,7 +45,9 @@ pub fn prepare(config: Config) -> anyhow::Result<Context> {
     let identity = Identity::open(&config.state_dir, context::local_ms())?;
     let secrets = identity.secrets()?;
     let metrics_token = config.metrics_token_file.as_deref().map(token).transpose()?;
-    let rules = Rules { no_auth: config.insecure_no_auth, require_cert: config.require_client_cert, metrics_token };
+    let nodes_token = config.nodes_token_file.as_deref().map(token).transpose()?;
+    let (no_auth, require_cert) = (config.insecure_no_auth, config.require_client_cert);
+    let rules = Rules { no_auth, require_cert, metrics_token, nodes_token };
     let metrics = Arc::new(Metrics::new());
     let ca = match &config.redis_ca {
         Some(file) => Some(std::fs::read(file).with_context(|| format!("{} cannot be read", file.display()))?),

@@ -23,6 +23,8 @@ pub struct Rules {
     pub require_cert: bool,
     /// Who shows this may read metrics from anywhere; without it metrics are for loopback.
     pub metrics_token: Option<String>,
+    /// Who shows this may read the nodes' figures from anywhere, and nothing else.
+    pub nodes_token: Option<String>,
 }
 
 /// A node's request that was refused.
@@ -187,9 +189,18 @@ impl Door {
 
     fn metrics(&self, head: &Head<'_>) -> Result<Admitted, Refusal> {
         let refuse = |status, reason: &str| Err(Refusal { status, reason: reason.to_owned(), label: "metrics" });
-        match (&self.rules.metrics_token, head.bearer) {
+        let Rules { metrics_token, nodes_token, .. } = &self.rules;
+        let own = nodes_token.as_deref().filter(|_| head.route == Route::NodeMetrics);
+        if let (Some(token), Some(shown)) = (own, head.bearer)
+            && same(token, shown)
+        {
+            return Ok(Admitted::Operator);
+        }
+        match (metrics_token, head.bearer) {
             (Some(token), Some(shown)) if same(token, shown) => Ok(Admitted::Operator),
             (Some(_), Some(_)) => refuse(401, "this is not the metrics token"),
+            (None, Some(_)) if own.is_some() => refuse(401, "this is not the token of --nodes-token-file"),
+            (None, None) if own.is_some() => refuse(401, "the nodes' figures need the token of --nodes-token-file"),
             (Some(_), None) => refuse(401, "metrics need the token of --metrics-token-file"),
             (None, _) if head.peer.to_canonical().is_loopback() => Ok(Admitted::Operator),
             (None, _) => refuse(403, "metrics are for loopback only; give the controller a --metrics-token-file"),
@@ -310,6 +321,27 @@ mod tests {
         refused(&closed, &near, 401, "token");
         refused(&closed, &head(Route::NodeMetrics, Some("x"), None), 401, "token");
         assert_eq!(closed.admit(&head(Route::NodeMetrics, Some("geheim"), None)), Ok(Admitted::Operator));
+    }
+
+    #[test]
+    fn the_nodes_figures_may_have_a_token_of_their_own() {
+        let own = |metrics: Option<&str>| {
+            door(Rules { nodes_token: Some("n".into()), metrics_token: metrics.map(str::to_owned), ..Rules::default() })
+                .0
+        };
+        for door in [own(None), own(Some("m"))] {
+            assert_eq!(door.admit(&head(Route::NodeMetrics, Some("n"), None)), Ok(Admitted::Operator));
+            refused(&door, &head(Route::NodeMetrics, Some("x"), None), 401, "token");
+            let mut near = head(Route::NodeMetrics, None, None);
+            near.peer = "127.0.0.1".parse().unwrap();
+            refused(&door, &near, 401, "token");
+            // It opens nothing else.
+            assert!(door.admit(&head(Route::Metrics, Some("n"), None)).is_err());
+        }
+        assert_eq!(own(Some("m")).admit(&head(Route::NodeMetrics, Some("m"), None)), Ok(Admitted::Operator));
+        let mut near = head(Route::Metrics, None, None);
+        near.peer = "127.0.0.1".parse().unwrap();
+        assert_eq!(own(None).admit(&near), Ok(Admitted::Operator));
     }
 
     #[test]

@@ -128,6 +128,20 @@ fn metrics_are_for_loopback_or_with_their_token() {
 }
 
 #[test]
+fn the_nodes_figures_may_have_a_token_of_their_own() {
+    let redis = Redis::start();
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), "nodes-only\n").expect("write the token");
+    let args = vec!["--nodes-token-file".to_owned(), file.path().display().to_string()];
+    let acc = Acc::start(&redis, AccOptions { args, ..AccOptions::default() });
+    let get = |path: &str, token: Option<&str>| acc.anonymous().with_token(token).get(path).status;
+    assert_eq!(get("/metrics/nodes", None), 401);
+    assert_eq!(get("/metrics/nodes", Some("wrong")), 401);
+    assert_eq!(get("/metrics/nodes", Some("nodes-only")), 200);
+    assert_eq!(get("/metrics", None), 200, "loopback may read what is not of the nodes");
+}
+
+#[test]
 fn a_script_comes_by_its_hash() {
     let redis = Redis::start();
     let acc = Acc::start(&redis, AccOptions::default());

@@ -41,7 +41,7 @@ fn help_and_version() {
     }
     let help = run("jsacc", &["--help"]).stdout;
     let words = "--port --bind --redis --state-dir --tls-cert --tls-key --client-ca --insecure-http --insecure-no-auth \
-        --host --metrics-token-file enroll revoke rotate token";
+        --host --metrics-token-file --nodes-token-file enroll revoke rotate token";
     words.split(' ').for_each(|word| assert!(help.contains(word), "jsacc --help does not name {word}"));
     let help = run("jsagent", &["--help"]).stdout;
     let words = "--gid --nid --controller --data-dir --check-config enroll";

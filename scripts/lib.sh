@@ -39,17 +39,23 @@ apt_install() {
     return "${PIPESTATUS[0]}"
 }
 
-# A package may start a service of its own; here only private servers run, so it is left stopped.
-need_redis() {
-    have redis-server && return 0
-    # Without this the package starts a server on the well-known port.
-    local policy=/usr/sbin/policy-rc.d made=
+# apt_install_still PACKAGE...: as apt_install, for packages that start a service of their own on a
+# well-known port; here only private servers run, so it is left stopped.
+apt_install_still() {
+    local policy=/usr/sbin/policy-rc.d made= status
     if [ ! -e "$policy" ] && printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null 2>&1; then
         as_root chmod 755 "$policy"
         made=1
     fi
-    apt_install redis-server || true
+    apt_install "$@"
+    status=$?
     [ -z "$made" ] || as_root rm -f "$policy"
+    return "$status"
+}
+
+need_redis() {
+    have redis-server && return 0
+    apt_install_still redis-server || true
     have redis-server || die "redis-server is missing: apt-get install redis-server"
 }
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
+import re
+import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from typing import Any, Callable
 
@@ -271,6 +277,43 @@ def test_logs(jsctl: Jsctl, fake: Fake) -> None:
     assert jsctl("logs", "@web", "--job", "a", "--ndjson").out.count("\n") == 1
     assert jsctl("logs", "1.1", "--job", "a", "--delete").out == "1.1: 1 deleted\n"
     assert jsctl("logs", "9.9").code == 3
+
+
+def test_top_is_refreshed_in_place(server: Server, fake: Fake) -> None:
+    """In a terminal `jsctl top` takes its own screen, draws over what it drew, and gives the screen back."""
+    screen, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
+    environment = {**os.environ, "JSCTL_REDIS": server.url, "TERM": "xterm"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jsclient.cli", "top", "--interval", "0.2"],
+        env=environment, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True,
+    )
+    os.close(terminal)
+    seen = b""
+
+    def read() -> bytes:
+        nonlocal seen
+        try:
+            if select.select([screen], [], [], 0.05)[0]:
+                seen += os.read(screen, 65536)
+        except OSError:  # the other end is closed
+            pass
+        return seen
+
+    try:
+        wait_until(lambda: len(re.findall(rb"3 nodes, \d+ jobs", read())) >= 3, 30)
+        wait_until(lambda: b"CPU%" in read(), 10)
+        process.send_signal(signal.SIGINT)
+        wait_until(lambda: (read(), process.poll() is not None)[1], 10)
+        wait_until(lambda: b"\x1b[?1049l" in read(), 5)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(screen)
+    assert process.returncode == 0
+    # Its own screen, and home before each drawing: nothing scrolls.
+    assert seen.startswith(b"\x1b[?1049h") or b"\x1b[?1049h" in seen[:200]
+    assert seen.count(b"\x1b[H") >= 3
 
 
 def start(server: Server, *words: str, **options: Any) -> subprocess.Popen[str]:

@@ -15,6 +15,7 @@ mod scale;
 mod scripts;
 mod sessions;
 mod stats;
+mod statsd;
 mod supervise;
 mod table;
 
@@ -40,7 +41,7 @@ const BENCHES: &[Bench] = &[
     ("roundtrip", "ping and execute from LPUSH to the result, beside the floor", roundtrip::run),
     ("door", "honest polls beside strangers, and what each stranger costs", door::run),
     ("messages", "lines of a job into SQLite, beside a bare loop and plain-file loggers", messages::run),
-    ("stats", "statsd over UDP and in level 10 lines", stats::run),
+    ("stats", "statsd over UDP and in level 10 lines, beside statsd (npm) and collectd; the monitor", stats::run),
     ("scale", "1,000 to 10,000 nodes over TLS: memory, CPU, wake, fanout, herd", scale::run),
     ("supervise", "the agent as a process manager, beside supervisord, runit and monit", supervise::run),
     ("scripts", "empty scripts in Lua and Python, beside their bare interpreters", scripts::run),

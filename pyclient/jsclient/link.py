@@ -44,6 +44,8 @@ class Link:
         # redis-py's word for a cluster that cannot be reached is no RedisError in every version.
         self._errors = (RedisError, RedisClusterException, OSError)
         self._options = options
+        #: Servers of the cluster that are asked for the others.
+        self._hosts = self._address.hosts
         self._made: Any = None
         self._lock = threading.Lock()
         version = tuple(int(part) for part in redis.__version__.split(".")[:2] if part.isdigit())
@@ -88,7 +90,7 @@ class Link:
                 # Some versions of redis-py say no types of these.
                 node: Any = cluster.ClusterNode
                 options.update(self._login(), **self._attempts)
-                nodes = [node(host, port) for host, port in self._address.hosts]
+                nodes = [node(host, port) for host, port in self._hosts]
                 return redis.RedisCluster(startup_nodes=nodes, **options)
             options["retry_on_timeout"] = False
             if self.url.startswith("unix:"):
@@ -245,7 +247,23 @@ class Link:
             time.sleep(min(pause, left))
             pause = min(pause * 1.5, 0.1)
 
+    def _look_anew(self) -> None:
+        """The next call asks which servers the cluster has: one that is gone would be asked for ever."""
+        with self._lock:
+            if self._made is not None:
+                known = tuple((str(node.host), int(node.port)) for node in self._made.get_nodes())
+                self._hosts = tuple(dict.fromkeys(self._address.hosts + known))
+                # Other threads may be in the midst of a call; it goes with the last of them.
+                self._made = None
+
     def _translated(self, error: BaseException) -> Error:
+        """What went wrong, as an error of this package; of a cluster the servers are asked for anew."""
+        found = self._said(error)
+        if self._is_cluster and isinstance(found, Unavailable) and found.passing:
+            self._look_anew()
+        return found
+
+    def _said(self, error: BaseException) -> Error:
         from redis import exceptions as r
 
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

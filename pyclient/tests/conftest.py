@@ -28,6 +28,18 @@ def wait_until(condition: Callable[[], object], seconds: float = 10.0) -> None:
         time.sleep(0.01)
 
 
+def end(children: List[subprocess.Popen[bytes]]) -> None:
+    """Ends these, the last one first; what does not go by itself is killed."""
+    for child in reversed(children):
+        child.terminate()
+    for child in children:
+        try:
+            child.wait(10)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
 class Server:
     """A redis-server of our own on a Unix socket."""
 

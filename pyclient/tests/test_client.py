@@ -405,8 +405,10 @@ def test_redis_restarts_under_a_wait() -> None:
 
 
 def test_the_smallest_rights_are_enough(server: Server, fake: Fake, raw: Any) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "client.md").read_text()
+    docs = Path(__file__).parents[2] / "docs"
+    page = (docs / "client.md").read_text()
     (rule,) = re.findall(r"^ACL SETUSER (ops .*)$", page, re.MULTILINE)
+    assert f"ACL SETUSER {rule}\n" in (docs / "operations.md").read_text()
     raw.execute_command("ACL", "SETUSER", *rule.replace("PASSWORD", "right").split())
     try:
         with Client(f"{server.url}?username=ops&password=right", timeout=10) as client:

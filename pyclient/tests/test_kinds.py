@@ -9,11 +9,11 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
-from typing import Callable, Iterator, List, Optional
+from typing import Callable, Iterable, Iterator, List, Optional
 
 import pytest
 import redis
-from conftest import wait_until
+from conftest import end, wait_until
 from test_real import BIN, free_port
 
 from jsclient import Client, Unavailable
@@ -59,14 +59,7 @@ class House:
                        f"http://127.0.0.1:{port}", "--data-dir", str(self.folder / f"node{nid}"))
 
     def close(self) -> None:
-        for child in reversed(self.children):
-            child.terminate()
-        for child in self.children:
-            try:
-                child.wait(10)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
+        end(self.children)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -85,6 +78,18 @@ def answers(port: int) -> bool:
 def info(port: int, section: str) -> str:
     done = subprocess.run(["redis-cli", "-p", str(port), "info", section], capture_output=True, text=True, timeout=20)
     return done.stdout
+
+
+def restrict(ports: Iterable[int], **more: str) -> None:
+    """Makes the users of docs/operations.md, with what stands there of this kind of Redis."""
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    for user, words in more.items():
+        (rule,) = re.findall(rf"^ACL SETUSER ({user} .*)$", page, re.MULTILINE)
+        assert f"`{words}`" in page or not words
+        for port in ports:
+            made = subprocess.run(["redis-cli", "-p", str(port), "ACL", "SETUSER", *rule.replace("PASSWORD", "pw").split(),
+                                   *words.split()], check=True, capture_output=True, text=True, timeout=20)
+            assert made.stdout == "OK\n", made
 
 
 def attempt(ask: Callable[[], object]) -> Optional[object]:
@@ -134,19 +139,24 @@ def test_a_cluster_that_loses_a_server(house: House, capsys: pytest.CaptureFixtu
     subprocess.run(create, check=True, capture_output=True, timeout=60)
     wait_until(lambda: all("connected_slaves:1" in text or "master_link_status:up" in text
                            for text in (info(port, "replication") for port in ports)), FAILOVER)
-    url = ",".join(addresses[:3])
+    restrict(ports, jsacc="+cluster|slots", ops="+cluster|slots +command +info")
+    some = ",".join(addresses[:3])
+    url = f"redis://ops:pw@{some}"
     with Client(url, timeout=30, by="tester") as client:
         wait_until(lambda: attempt(client.nodes) is not None, FAILOVER)
-        house.fleet(url)
+        house.fleet(f"redis://jsacc:pw@{some}")
         everything(client, url, capsys)
-        # The one that holds the queue of commands is the worst to lose.
-        holder = client.link._redis.get_node_from_key("cmds_queue").port
-        servers[holder].kill()
+        # The one that holds the queue of commands is the worst to lose, when it also answers what has no key.
+        cluster = client.link._redis
+        holder = cluster.get_node_from_key("cmds_queue")
+        cluster.set_default_node(holder)
+        servers[holder.port].kill()
         end = time.monotonic() + FAILOVER
         while attempt(lambda: client.ping(1, 1, timeout=20)) is None:
             assert time.monotonic() < end, "the cluster did not come back"
             time.sleep(0.1)
-        assert len(client.target("1.1,1.2").ping().wait(30).results) == 2
+        fleet = client.target("1.1,1.2").ping().wait(30)
+        assert len(fleet.results) == 2, fleet.missing
 
 
 def test_a_sentinel_that_makes_the_replica_master(house: House, capsys: pytest.CaptureFixture[str]) -> None:
@@ -159,8 +169,9 @@ def test_a_sentinel_that_makes_the_replica_master(house: House, capsys: pytest.C
                         "sentinel down-after-milliseconds group 1500\nsentinel failover-timeout group 5000\n")
     house.start("redis-server", str(settings), "--sentinel")
     wait_until(lambda: "slaves=1" in info(own, "sentinel"), FAILOVER)
-    url = f"sentinel://127.0.0.1:{own}/group"
-    house.fleet(url)
+    restrict((first, second), jsacc="+role", ops="")
+    url = f"sentinel://ops:pw@127.0.0.1:{own}/group"
+    house.fleet(f"sentinel://jsacc:pw@127.0.0.1:{own}/group")
     with Client(url, timeout=30, by="tester") as client:
         everything(client, url, capsys)
         master.kill()
@@ -194,14 +205,11 @@ def test_tls(house: House, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_audit_list_names_the_user_of_redis(house: House, capsys: pytest.CaptureFixture[str]) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "client.md").read_text()
-    (rule,) = re.findall(r"^ACL SETUSER (ops .*)$", page, re.MULTILINE)
     port = free_port()
     house.server(port)
-    subprocess.run(["redis-cli", "-p", str(port), "ACL", "SETUSER", *rule.replace("PASSWORD", "geheim").split()],
-                   check=True, capture_output=True, timeout=20)
+    restrict([port], ops="")
     house.fleet(f"127.0.0.1:{port}")
-    url = f"redis://ops:geheim@127.0.0.1:{port}"
+    url = f"redis://ops:pw@127.0.0.1:{port}"
     with Client(url, timeout=30) as client:
         wait_until(lambda: sum(n.live for n in client.nodes()) == 2, 30)
     capsys.readouterr()
@@ -213,4 +221,4 @@ def test_the_audit_list_names_the_user_of_redis(house: House, capsys: pytest.Cap
     capsys.readouterr()
     assert main(["--redis", url, "audit"]) == 0
     out = capsys.readouterr().out
-    assert "alice/ops" in out and "2 OK" in out and "geheim" not in out
+    assert "alice/ops" in out and "2 OK" in out and ":pw@" not in out

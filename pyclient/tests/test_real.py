@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterator
 
 import pytest
-from conftest import Ran, Server, wait_until
+from conftest import Ran, Server, end, wait_until
 
 from jsclient import Client, JobFailed, WaitTimeout
 from jsclient.cli import main
@@ -82,14 +82,7 @@ class Stage:
 
     def close(self) -> None:
         self.client.close()
-        for child in reversed(self.children):
-            child.terminate()
-        for child in self.children:
-            try:
-                child.wait(10)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
+        end(self.children)
         self.server.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -26,12 +26,13 @@ use std::io::{Read, Seek, Write};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-/// Runs the agent until a signal or a `restart` ends it.
-pub fn run(config: Config) -> Result<()> {
+/// Runs the agent until a signal or a `restart` ends it; `ready` is called once it serves.
+pub fn run(config: Config, ready: &dyn Fn()) -> Result<()> {
     let signals = os::stop_signals().context("cannot take signals")?;
     let _lock = lock(&config.main.data_dir)?;
     let daemon = Daemon::start(config)?;
     notify::ready();
+    ready();
     let watchdog = notify::watchdog().map_or_else(never, tick);
     let mut pong = never();
     loop {

@@ -14,6 +14,7 @@ usage: jsagent [-c FILE] [--gid N --nid N --controller URL --data-dir DIR]
        jsagent --check-config -c FILE
        jsagent status [-c FILE | --data-dir DIR]
        jsagent enroll --controller URL --token T --gid N --nid N --out DIR
+       jsagent service install|start|stop|uninstall [-c FILE]      (Windows)
 
   -c, --config FILE     the configuration, TOML
       --gid N           grid id; this flag and the next three override the file,
@@ -30,7 +31,11 @@ enroll                  fetch this node's credentials, and write an agent.toml b
       --token T         an enrolment token (jsacc token); - reads it from stdin
       --out DIR         the folder that they go to
       --ca FILE         trust this CA and not the one that the token pins
+service                 on Windows: the agent as a service, with the configuration
+                        %ProgramData%\\jsagent\\agent.toml unless -c says otherwise
 ";
+
+const SERVICE_VERBS: &str = "install, start, stop or uninstall";
 
 /// What the command line asks for.
 #[derive(Debug, PartialEq)]
@@ -59,6 +64,28 @@ pub enum Task {
     },
     /// Fetch this node's credentials.
     Enroll(Enroll),
+    /// The agent as a service of the system.
+    Service {
+        /// What is to be done.
+        verb: Verb,
+        /// The configuration file; nothing is the system's place for it.
+        config: Option<PathBuf>,
+    },
+}
+
+/// What follows `jsagent service`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    /// Install it, or bring it up to date.
+    Install,
+    /// Start it.
+    Start,
+    /// Stop it.
+    Stop,
+    /// Stop it and remove it.
+    Uninstall,
+    /// Be it: what the service manager starts.
+    Run,
 }
 
 /// What `jsagent enroll` needs.
@@ -91,6 +118,7 @@ fn read(mut parser: lexopt::Parser) -> Result<Task, lexopt::Error> {
     let (mut config, mut check, mut log) = (None, false, Directives::parse("info")?);
     let (mut token, mut out, mut ca) = (None, None, None);
     let mut command: Option<String> = None;
+    let mut verb = None;
     while let Some(argument) = parser.next()? {
         match argument {
             Long("help") | Short('h') => return Ok(Task::Help),
@@ -109,10 +137,20 @@ fn read(mut parser: lexopt::Parser) -> Result<Task, lexopt::Error> {
             Long("ca") => ca = Some(PathBuf::from(parser.value()?)),
             Value(word) if command.is_none() => {
                 let word = word.string()?;
-                if !matches!(word.as_str(), "status" | "enroll") {
+                if !matches!(word.as_str(), "status" | "enroll" | "service") {
                     return Err(format!("there is no command \"{word}\"; see jsagent --help").into());
                 }
                 command = Some(word);
+            }
+            Value(word) if command.as_deref() == Some("service") && verb.is_none() => {
+                verb = Some(match word.string()?.as_str() {
+                    "install" => Verb::Install,
+                    "start" => Verb::Start,
+                    "stop" => Verb::Stop,
+                    "uninstall" => Verb::Uninstall,
+                    "run" => Verb::Run,
+                    other => return Err(format!("a service is not told to \"{other}\"; {SERVICE_VERBS}").into()),
+                });
             }
             other => return Err(format!("{}; see jsagent --help", other.unexpected()).into()),
         }
@@ -135,6 +173,13 @@ fn read(mut parser: lexopt::Parser) -> Result<Task, lexopt::Error> {
         if given {
             return Err(format!("{flag} belongs to jsagent enroll").into());
         }
+    }
+    if command.as_deref() == Some("service") {
+        let verb = verb.ok_or_else(|| format!("jsagent service needs a word: {SERVICE_VERBS}"))?;
+        if overrides != Overrides::default() || check {
+            return Err("jsagent service takes -c FILE alone: what else it needs stands in that file".into());
+        }
+        return Ok(Task::Service { verb, config });
     }
     match command {
         Some(_) => Ok(Task::Status { config, overrides }),
@@ -185,6 +230,8 @@ mod tests {
         assert!(matches!(parse_line("status -c a.toml"), Ok(Task::Status { .. })));
         let enroll = parse_line("enroll --controller u --token t --gid 1 --nid 2 --out o").unwrap();
         assert!(matches!(enroll, Task::Enroll(Enroll { gid: 1, nid: 2, ca: None, .. })));
+        let service = parse_line("service install -c a.toml");
+        assert_eq!(service, Ok(Task::Service { verb: Verb::Install, config: Some("a.toml".into()) }));
     }
 
     #[test]
@@ -199,6 +246,10 @@ mod tests {
             ("--token x", "--token belongs to jsagent enroll"),
             ("enroll --token x", "enroll needs --out"),
             ("enroll --token x --out o --gid 1 --nid 1", "enroll needs --controller"),
+            ("service", "jsagent service needs a word: install"),
+            ("service reload", "a service is not told to \"reload\""),
+            ("service start twice", "unexpected argument \"twice\""),
+            ("service install --gid 1", "jsagent service takes -c FILE alone"),
             ("--log-level loud", "--log-level: 'loud' is no log level"),
         ] {
             let error = parse_line(line).unwrap_err();

@@ -5,9 +5,10 @@
 
 use jsagent::config::{Config, Overrides};
 use jsagent::controller::Credentials;
-use jsagent::daemon;
-use jsagent::flags::{self, Task};
-use jsagent::logging;
+use jsagent::flags::{self, Task, Verb};
+use jsagent::os::{self, ServiceOrder};
+use jsagent::{daemon, logging};
+use jscommon::directives::Directives;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -42,7 +43,7 @@ fn main() -> ExitCode {
                 return print(&format!("{} is good\n", name.display()));
             }
             logging::start(log);
-            finish(daemon::run(read))
+            finish(daemon::run(read, &|| ()))
         }
         Task::Status { config, overrides } => {
             let data_dir = match (&overrides.data_dir, &config) {
@@ -62,7 +63,45 @@ fn main() -> ExitCode {
             Ok(said) => print(&said),
             Err(error) => finish(Err(error)),
         },
+        Task::Service { verb, config } => service(verb, &config.unwrap_or_else(os::service_config)),
     }
+}
+
+/// The agent as a service of the system, where the system has such orders.
+fn service(verb: Verb, path: &Path) -> ExitCode {
+    let order = match verb {
+        Verb::Start => ServiceOrder::Start,
+        Verb::Stop => ServiceOrder::Stop,
+        Verb::Uninstall => ServiceOrder::Uninstall,
+        Verb::Install => match read_config(Some(path), &Overrides::default()) {
+            Ok(config) => ServiceOrder::Install { config: path.to_owned(), data_dir: config.main.data_dir },
+            Err(faults) => return bad_usage(&faults),
+        },
+        Verb::Run => {
+            let path = path.to_owned();
+            return finish(os::run_service(move |ready| serve(&path, ready)));
+        }
+    };
+    match os::service(order) {
+        Ok(said) => print(&said),
+        Err(error) => finish(Err(error)),
+    }
+}
+
+/// Runs the agent where nobody reads what it prints: its log lies beside its configuration.
+fn serve(path: &Path, ready: &dyn Fn()) -> bool {
+    let info = Directives::parse("info").expect("a level that there is");
+    if logging::start_in(info, &path.with_file_name("jsagent.log")).is_err() {
+        return false;
+    }
+    let ended = match read_config(Some(path), &Overrides::default()) {
+        Ok(config) => daemon::run(config, ready),
+        Err(faults) => Err(anyhow::anyhow!(faults.join("; "))),
+    };
+    if let Err(error) = &ended {
+        log::error!("{error:#}");
+    }
+    ended.is_ok()
 }
 
 /// The configuration of a file and the flags, or every fault in a line of its own.

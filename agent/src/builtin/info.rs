@@ -15,12 +15,12 @@ use sysinfo::{CpuRefreshKind, Disks, MINIMUM_CPU_UPDATE_INTERVAL, Networks, Refr
 /// `{arch, brand, physical, logical, mhz, usage, load}`: the usage of each processor in percent over
 /// a fifth of a second, and the load averages of 1, 5 and 15 minutes (zeros on Windows, which has none).
 pub(super) fn cpu(_: &Context, _: &Command) -> Answer {
-    let what = CpuRefreshKind::everything();
-    let mut system = System::new_with_specifics(RefreshKind::nothing().with_cpu(what)).map_err(unknown)?;
+    let what = CpuRefreshKind::nothing().with_frequency();
+    let system = System::new_with_specifics(RefreshKind::nothing().with_cpu(what)).map_err(unknown)?;
+    let mut processors = os::Processors::new().ok_or("the system does not tell how busy it is")?;
     // Usage is what changed between two looks.
     thread::sleep(MINIMUM_CPU_UPDATE_INTERVAL);
-    system.refresh_cpu_usage();
-    let usage: Vec<f32> = system.cpus().iter().map(sysinfo::Cpu::usage).collect();
+    let usage = processors.usages(system.cpus().len());
     let first = system.cpus().first();
     let load = System::load_average().unwrap_or_default();
     Ok(json!({
@@ -142,8 +142,8 @@ fn unknown(error: sysinfo::Error) -> String {
     format!("the system does not tell: {error}")
 }
 
-fn tenths(percent: f32) -> f64 {
-    (f64::from(percent) * 10.0).round() / 10.0
+fn tenths(percent: f64) -> f64 {
+    (percent * 10.0).round() / 10.0
 }
 
 #[cfg(test)]

@@ -14,6 +14,27 @@ pub use unix::*;
 #[cfg(windows)]
 pub use windows::*;
 
+/// Turns bytes that are no UTF-8 into text, as this system's old programs mean them.
+pub type Decode = fn(&[u8]) -> std::borrow::Cow<'_, str>;
+
+/// What is to be done with the agent as a service of the system.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServiceOrder {
+    /// Install it, or bring it up to date.
+    Install {
+        /// The configuration that it runs with.
+        config: std::path::PathBuf,
+        /// The data folder in that configuration.
+        data_dir: std::path::PathBuf,
+    },
+    /// Start it and wait until it runs.
+    Start,
+    /// Stop it and wait until it has ended.
+    Stop,
+    /// Stop it and remove it.
+    Uninstall,
+}
+
 /// A network interface that sysinfo did not find.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Interface {

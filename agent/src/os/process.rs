@@ -54,7 +54,7 @@ pub struct Mark {
     pub start: i64,
 }
 
-/// A signal by its number. Windows knows them by name alone: each of them ends a process there.
+/// A signal by its number. On Windows there are only those that end a process, and they all do it alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Signal(pub(crate) i32);
 
@@ -79,6 +79,9 @@ const SIGNALS: &[(&str, i32)] = &[
     ("WINCH", 28),
 ];
 
+/// Those whose meaning is an end, unless a program says otherwise.
+const ENDS: &[i32] = &[1, 2, 3, 6, 9, 15];
+
 impl Signal {
     /// Please end.
     pub const TERM: Signal = Signal(15);
@@ -99,7 +102,15 @@ impl Signal {
             Value::Number(number) => number.as_i64().and_then(numbered),
             _ => None,
         };
-        found.ok_or_else(|| format!("{value} is no signal; HUP, INT, QUIT, TERM, KILL, USR1, USR2, CONT, STOP… are"))
+        let found = found
+            .ok_or_else(|| format!("{value} is no signal; HUP, INT, QUIT, TERM, KILL, USR1, USR2, CONT, STOP… are"))?;
+        // Nothing but an end can be told to a process there.
+        if cfg!(windows) && !ENDS.contains(&found.0) {
+            return Err(format!(
+                "{found} cannot be sent on Windows; HUP, INT, QUIT, ABRT, TERM and KILL end a process"
+            ));
+        }
+        Ok(found)
     }
 }
 

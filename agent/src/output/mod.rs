@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 mod capture;
+mod codepage;
 pub mod marker;
 mod reader;
 

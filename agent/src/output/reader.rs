@@ -3,9 +3,11 @@
 //! A reader ends with its pipe, and nobody waits for it: a grandchild can hold a pipe for ever.
 //! Handing over waits while the logger is behind; then the pipe fills up, and then its writer waits.
 
+use super::codepage::CodePage;
 use super::marker::{Message, Parser};
 use super::{Capture, Outlets, Source};
 use crate::logger::batch::{Batch, now};
+use crate::os;
 use jscommon::level;
 use std::io::{self, ErrorKind, Read};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -54,6 +56,7 @@ pub fn attach(
         outlets: outlets.clone(),
         capture: Arc::clone(&capture),
         statsd: String::new(),
+        page: os::DECODE.map(CodePage::new),
     };
     let (out, err) = (reader(0), reader(1));
     let (out_ended, err_ended) = (Arc::clone(&ended), Arc::clone(&ended));
@@ -85,6 +88,8 @@ struct Reader {
     capture: Arc<Capture>,
     /// The statsd lines of one read.
     statsd: String,
+    /// Where programs may write in a code page.
+    page: Option<CodePage>,
 }
 
 impl Reader {
@@ -111,7 +116,7 @@ impl Reader {
 
     /// Parses the bytes of one read, or the end, and hands over what came of it.
     fn take(&mut self, bytes: Option<&[u8]>) {
-        let Reader { stream, parser, source, outlets, capture, statsd } = self;
+        let Reader { stream, parser, source, outlets, capture, statsd, page } = self;
         // One clock reading a read: its messages arrived together.
         let mut batch = Batch::new(source, now(), bytes.map_or(0, <[u8]>::len));
         {
@@ -126,9 +131,15 @@ impl Reader {
                     batch.push(message.level, message.text);
                 }
             };
-            match bytes {
-                Some(bytes) => parser.feed(bytes, &mut sink),
-                None => parser.finish(&mut sink),
+            match (bytes, page) {
+                (Some(bytes), None) => parser.feed(bytes, &mut sink),
+                (Some(bytes), Some(page)) => parser.feed(&page.feed(bytes), &mut sink),
+                (None, page) => {
+                    if let Some(page) = page {
+                        parser.feed(&page.finish(), &mut sink);
+                    }
+                    parser.finish(&mut sink);
+                }
             }
         }
         if !statsd.is_empty() {

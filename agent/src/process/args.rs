@@ -159,8 +159,6 @@ pub fn environment(args: &Map<String, Value>) -> Result<Vec<(String, String)>, S
 }
 
 /// Splits a line as a shell would: blanks, quotes and backslashes, and nothing else of a shell.
-///
-/// On Windows a backslash is a part of paths, and quotes only what a quote follows.
 pub fn split(line: &str) -> Result<Vec<String>, String> {
     let mut words = Vec::new();
     let mut word: Option<String> = None;
@@ -168,7 +166,7 @@ pub fn split(line: &str) -> Result<Vec<String>, String> {
     while let Some(c) = chars.next() {
         match c {
             ' ' | '\t' | '\n' | '\r' => words.extend(word.take()),
-            '\'' if !cfg!(windows) => {
+            '\'' => {
                 let text = word.get_or_insert_default();
                 loop {
                     match chars.next() {
@@ -184,9 +182,8 @@ pub fn split(line: &str) -> Result<Vec<String>, String> {
                     match chars.next() {
                         Some('"') => break,
                         Some('\\') => match chars.peek() {
-                            Some('"') => text.extend(chars.next()),
-                            Some('\\' | '$' | '`') if !cfg!(windows) => text.extend(chars.next()),
-                            Some('\n') if !cfg!(windows) => drop(chars.next()),
+                            Some('"' | '\\' | '$' | '`') => text.extend(chars.next()),
+                            Some('\n') => drop(chars.next()),
                             _ => text.push('\\'),
                         },
                         Some(c) => text.push(c),
@@ -194,7 +191,7 @@ pub fn split(line: &str) -> Result<Vec<String>, String> {
                     }
                 }
             }
-            '\\' if !cfg!(windows) => match chars.next() {
+            '\\' => match chars.next() {
                 Some('\n') => {}
                 Some(c) => word.get_or_insert_default().push(c),
                 None => return Err("cmd: nothing follows the last \\".into()),
@@ -204,6 +201,17 @@ pub fn split(line: &str) -> Result<Vec<String>, String> {
     }
     words.extend(word);
     Ok(words)
+}
+
+/// The program of a Windows command line, and the rest of the line as it stands: every program splits
+/// its own there, so nobody else should.
+pub fn program_and_rest(line: &str) -> Result<(&str, &str), String> {
+    let line = line.trim();
+    let (program, rest) = match line.strip_prefix('"') {
+        Some(quoted) => quoted.split_once('"').ok_or("cmd: a \" is not closed")?,
+        None => line.split_once([' ', '\t', '\r', '\n']).unwrap_or((line, "")),
+    };
+    Ok((program, rest.trim_start()))
 }
 
 struct Reader<'a>(&'a Map<String, Value>);
@@ -382,7 +390,19 @@ mod tests {
         assert!(split("a \"b").is_err());
     }
 
-    #[cfg(unix)]
+    #[test]
+    fn a_line_of_windows_stays_whole_after_its_program() {
+        for (line, program, rest) in [
+            ("ping", "ping", ""),
+            (r#" cmd /c  echo "a b" & dir "#, "cmd", r#"/c  echo "a b" & dir"#),
+            (r#""C:\Program Files\x.exe"  -v "a b\""#, r"C:\Program Files\x.exe", r#"-v "a b\""#),
+            (r#""C:\a b.exe""#, r"C:\a b.exe", ""),
+        ] {
+            assert_eq!(program_and_rest(line), Ok((program, rest)), "{line}");
+        }
+        assert!(program_and_rest("\"C:\\a b.exe -v").is_err());
+    }
+
     #[test]
     fn lines_are_split_as_a_shell_would() {
         words(r"sh -c 'echo $HOME; exit 3'", &["sh", "-c", "echo $HOME; exit 3"]);

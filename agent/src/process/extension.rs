@@ -16,6 +16,7 @@ pub(super) fn extension(extension: &Extension, command: &Command, places: &Place
         env: extension.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
         cwd: extension.cwd.as_ref().map(|cwd| PathBuf::from(places.fill(&cwd.to_string_lossy()))),
         stdin: command.data.clone().into_bytes(),
+        ..Spec::default()
     })
 }
 

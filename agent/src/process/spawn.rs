@@ -5,7 +5,7 @@
 //!
 //! **Does not** watch the child: the supervisor does, and `os` waits for it.
 
-use super::args::{ExecuteArgs, RunArgs, split};
+use super::args::{ExecuteArgs, RunArgs, program_and_rest, split};
 use crate::config::Config;
 use crate::os::{self, Children, Group, Mark, Spawned};
 use jscommon::Command;
@@ -24,6 +24,8 @@ pub struct Spec {
     pub program: String,
     /// Its arguments.
     pub args: Vec<String>,
+    /// `args` is one text, the rest of a command line as it stands: only Windows has such lines.
+    pub whole_line: bool,
     /// Added to the agent's environment, over what every child sees.
     pub env: Vec<(String, String)>,
     /// Where it runs; nothing is the agent's own folder.
@@ -75,8 +77,13 @@ impl Places {
 /// The process of an `execute` command.
 pub fn execute(command: &Command, places: &Places) -> Result<Spec, String> {
     let args = ExecuteArgs::parse(command)?;
+    let whole_line = cfg!(windows) && args.args.is_none();
     let (program, list) = match args.args {
         Some(list) => (args.cmd, list),
+        None if whole_line => {
+            let (program, rest) = program_and_rest(&args.cmd)?;
+            (program.to_owned(), vec![rest.to_owned()])
+        }
         None => {
             let mut words = split(&args.cmd)?.into_iter();
             (words.next().unwrap_or_default(), words.collect())
@@ -89,6 +96,7 @@ pub fn execute(command: &Command, places: &Places) -> Result<Spec, String> {
     Ok(Spec {
         program,
         args: list.iter().map(|arg| places.fill(arg)).collect(),
+        whole_line,
         env: args.env,
         cwd: args.workingdir.map(|dir| PathBuf::from(places.fill(&dir))),
         stdin: command.data.clone().into_bytes(),
@@ -122,7 +130,7 @@ pub fn start(
     }
     let identity = args.user.as_deref().map(os::Identity::find).transpose()?;
     let mut command = std::process::Command::new(&spec.program);
-    command.args(&spec.args);
+    os::add_args(&mut command, &spec.args, spec.whole_line);
     if let Some(cwd) = &spec.cwd {
         command.current_dir(cwd);
     }

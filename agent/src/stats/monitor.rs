@@ -6,13 +6,14 @@
 
 use super::{Figures, Inlet};
 use crate::config::Config;
+use crate::os;
 use crate::process::{self, ProcessEntry};
 use anyhow::{Context, Result};
 use crossbeam_channel::{RecvTimeoutError, Sender, at, bounded, select};
 use jscommon::worker::Worker;
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
-use sysinfo::{CpuRefreshKind, DiskRefreshKind, Disks, MemoryRefreshKind, Networks, RefreshKind, System};
+use sysinfo::{DiskRefreshKind, Disks, MemoryRefreshKind, Networks, RefreshKind, System};
 
 const STACK: usize = 256 * 1024;
 
@@ -159,6 +160,7 @@ impl Samples {
 /// What the node says of itself; what a system does not tell is left out.
 struct Node {
     system: Option<System>,
+    processors: Option<os::Processors>,
     disks: Option<Disks>,
     networks: Option<Networks>,
 }
@@ -167,7 +169,8 @@ impl Node {
     fn new() -> Node {
         let refresh = RefreshKind::nothing().with_memory(MemoryRefreshKind::everything());
         Node {
-            system: System::new_with_specifics(refresh.with_cpu(CpuRefreshKind::nothing().with_usage())).ok(),
+            system: System::new_with_specifics(refresh).ok(),
+            processors: os::Processors::new(),
             disks: Disks::new_with_refreshed_list_specifics(DiskRefreshKind::nothing().with_storage()).ok(),
             networks: Networks::new_with_refreshed_list().ok(),
         }
@@ -181,10 +184,11 @@ impl Node {
                 add(key.into(), value);
             }
         }
+        if let Some(processors) = &mut self.processors {
+            add("cpu.usage".into(), processors.usage());
+        }
         if let Some(system) = &mut self.system {
             system.refresh_memory();
-            system.refresh_cpu_usage();
-            add("cpu.usage".into(), f64::from(system.global_cpu_usage()));
             for (key, value) in [
                 ("mem.total", system.total_memory()),
                 ("mem.used", system.used_memory()),

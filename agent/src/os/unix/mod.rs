@@ -2,23 +2,35 @@
 
 mod cgroup;
 mod clone;
+mod cpu;
 mod datagrams;
 mod files;
 mod memory;
 mod network;
 mod process;
 mod replace;
+mod service;
 mod signals;
 
 use super::Spawned;
 pub use cgroup::{Cgroups, Group, group_of};
+pub use cpu::Processors;
 pub use datagrams::{Datagrams, grow_receive_buffer};
 pub use files::{make_private_dir, open_to_others, write_private};
 pub use memory::let_go_of_code;
 pub use network::interfaces;
 pub use process::*;
 pub use replace::{Owner, replace};
+pub use service::{run_service, service, service_config};
 pub use signals::stop_signals;
+
+/// Programs write UTF-8 here.
+pub const DECODE: Option<super::Decode> = None;
+
+/// Adds the arguments of a program. A whole command line as one argument is Windows' own.
+pub fn add_args(command: &mut std::process::Command, args: &[String], _whole_line: bool) {
+    command.args(args);
+}
 
 /// Takes back that a Rust program ignores SIGPIPE: for when this process is an interpreter, whose
 /// children expect what every other program's children find.

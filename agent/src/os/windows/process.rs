@@ -10,11 +10,15 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use sysinfo::{ProcessesToUpdate, System};
 use windows::Win32::Foundation::HANDLE;
+use windows::Win32::System::Diagnostics::ToolHelp::{
+    CreateToolhelp32Snapshot, TH32CS_SNAPTHREAD, THREADENTRY32, Thread32First, Thread32Next,
+};
 use windows::Win32::System::JobObjects::{
     AssignProcessToJobObject, CreateJobObjectW, JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE,
     JOBOBJECT_EXTENDED_LIMIT_INFORMATION, JobObjectExtendedLimitInformation, SetInformationJobObject,
     TerminateJobObject,
 };
+use windows::Win32::System::Threading::{OpenThread, ResumeThread, THREAD_SUSPEND_RESUME};
 
 /// The root of the file system.
 pub const ROOT: &str = "C:\\";
@@ -100,10 +104,26 @@ pub struct Settings {
     pub nice: Option<i32>,
 }
 
-/// Makes `command` start without a window of its own, at the priority that its niceness asks for.
+/// Adds the arguments of a program: as Windows' programs in general unquote them, and to `cmd`, which
+/// unquotes nothing, as they are. A whole command line is never touched.
+pub fn add_args(command: &mut Command, args: &[String], whole_line: bool) {
+    use std::os::windows::process::CommandExt;
+    let stem = std::path::Path::new(command.get_program()).file_stem();
+    if whole_line || stem.is_some_and(|stem| stem.eq_ignore_ascii_case("cmd")) {
+        for arg in args.iter().filter(|arg| !arg.is_empty()) {
+            command.raw_arg(arg);
+        }
+    } else {
+        command.args(args);
+    }
+}
+
+/// Makes `command` start without a window of its own, at the priority that its niceness asks for; it
+/// stands still until its job object holds it.
 fn configure(command: &mut Command, settings: Settings) {
     use std::os::windows::process::CommandExt;
     const NO_WINDOW: u32 = 0x0800_0000;
+    const SUSPENDED: u32 = 0x4;
     let priority = match settings.nice {
         None | Some(0) => 0,
         Some(15..) => 0x40,    // IDLE_PRIORITY_CLASS
@@ -111,7 +131,7 @@ fn configure(command: &mut Command, settings: Settings) {
         Some(-10..) => 0x8000, // ABOVE_NORMAL_PRIORITY_CLASS
         Some(_) => 0x80,       // HIGH_PRIORITY_CLASS
     };
-    command.creation_flags(NO_WINDOW | priority);
+    command.creation_flags(NO_WINDOW | SUSPENDED | priority);
 }
 
 /// The children of the agent, each in a job object that ends with the agent.
@@ -153,6 +173,12 @@ impl Children {
         match joined {
             Ok(job) => drop(self.lock().insert(run, job)),
             Err(fault) => log::warn!("process {} has no job object, its children may outlive it: {fault}", spawned.pid),
+        }
+        // Not before: a child of the child would be in no job.
+        if let Err(fault) = resume(spawned.pid) {
+            self.lock().remove(&run);
+            let _ = child.kill();
+            return Err(fault);
         }
         let (exited, jobs) = (self.exited.clone(), self.jobs.clone());
         let wait = move || {
@@ -224,6 +250,29 @@ fn limit(job: &OwnedHandle, kill_on_close: bool) -> io::Result<()> {
 fn assign(job: &OwnedHandle, process: std::os::windows::io::RawHandle) -> io::Result<()> {
     unsafe { AssignProcessToJobObject(HANDLE(job.as_raw_handle()), HANDLE(process))? };
     Ok(())
+}
+
+/// Lets a suspended process run: resumes its only thread.
+#[allow(unsafe_code)] // as above; every handle is owned at once
+fn resume(pid: u32) -> io::Result<()> {
+    let mut entry = THREADENTRY32 { dwSize: size_of::<THREADENTRY32>() as u32, ..THREADENTRY32::default() };
+    unsafe {
+        let all = OwnedHandle::from_raw_handle(CreateToolhelp32Snapshot(TH32CS_SNAPTHREAD, 0)?.0);
+        let all = HANDLE(all.as_raw_handle());
+        let mut next = Thread32First(all, &raw mut entry);
+        while next.is_ok() {
+            if entry.th32OwnerProcessID == pid {
+                let thread = OpenThread(THREAD_SUSPEND_RESUME, false, entry.th32ThreadID)?;
+                let thread = OwnedHandle::from_raw_handle(thread.0);
+                if ResumeThread(HANDLE(thread.as_raw_handle())) == u32::MAX {
+                    return Err(io::Error::last_os_error());
+                }
+                return Ok(());
+            }
+            next = Thread32Next(all, &raw mut entry);
+        }
+    }
+    Err(io::Error::other("the new process has no thread"))
 }
 
 #[allow(unsafe_code)] // as above

@@ -1,6 +1,7 @@
 //! `POST /{gid}/{nid}/event`: startups, alerts, what an agent noticed.
 
-use super::{Outcome, bad, json};
+use super::allowance::Allowance;
+use super::{Fault, Outcome, bad, json};
 use crate::context::Context;
 use crate::server::Reply;
 use crate::store::{Batch, lists, nodes};
@@ -10,7 +11,10 @@ use serde_json::{Map, Value};
 /// Longest text of an event that is kept, in bytes.
 const MAX_DATA: usize = 64 << 10;
 
-pub(super) fn post(context: &Context, node: NodeId, body: &[u8]) -> Outcome {
+/// Events that a node may send a second: what somebody should look at, so not many.
+pub(super) const MAX_EVENTS: f64 = 20.0;
+
+pub(super) fn post(context: &Context, limits: &Allowance, node: NodeId, body: &[u8]) -> Outcome {
     let body = json(body)?;
     let name = body
         .get("name")
@@ -20,6 +24,11 @@ pub(super) fn post(context: &Context, node: NodeId, body: &[u8]) -> Outcome {
     let data = body.get("data").cloned().unwrap_or(Value::Object(Map::new()));
     if data.to_string().len() > MAX_DATA {
         return Err(bad(format!("'data' is longer than {MAX_DATA} bytes")));
+    }
+    if let Err(seconds) = limits.take(node, 1.0, context.clock.now()) {
+        context.metrics.refused("events");
+        let sentence = format!("node {node} sends more than {MAX_EVENTS} events a second");
+        return Err(Fault::Reply(Reply::busy(429, sentence, seconds)));
     }
     let mut facts: Vec<(&str, String)> = Vec::new();
     if name == "startup" {

@@ -1,49 +1,39 @@
 //! `POST /{gid}/{nid}/log`: batches of records.
 
+use super::allowance::Allowance;
 use super::{Fault, Outcome, bad, batch_number, json};
 use crate::context::Context;
 use crate::server::Reply;
 use crate::store::{Batch, lists, nodes};
 use jscommon::{NodeId, series};
 use serde_json::{Map, Value};
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, PoisonError};
+use std::collections::BTreeMap;
 
-/// For how long (ms) a node may save up its allowance.
-const SPAN: u64 = 60_000;
+/// Bytes of records that a node may send a second.
+const MAX_BYTES: f64 = 4_194_304.0;
 
-/// How much each node has sent here of late.
+/// How much each node has sent here of late, in records and in bytes.
 pub(super) struct Limits {
-    per_second: u64,
-    spent: Mutex<HashMap<NodeId, (u64, f64)>>,
+    records: Allowance,
+    bytes: Allowance,
 }
 
 impl Limits {
     pub(super) fn new(per_second: u64) -> Limits {
-        Limits { per_second, spent: Mutex::default() }
+        Limits { records: Allowance::new(per_second as f64), bytes: Allowance::new(MAX_BYTES) }
     }
 
-    /// Takes `count` records of `node` at `now` (ms), or says after how many seconds there is room.
-    fn take(&self, node: NodeId, count: usize, now: u64) -> Result<(), u32> {
-        let rate = self.per_second as f64 / 1000.0;
-        let most = rate * SPAN as f64;
-        let mut spent = self.spent.lock().unwrap_or_else(PoisonError::into_inner);
-        if spent.len() > 20_000 {
-            spent.retain(|_, (at, _)| now.saturating_sub(*at) < SPAN);
-        }
-        let (at, used) = spent.entry(node).or_insert((now, 0.0));
-        *used = (*used - rate * now.saturating_sub(*at) as f64).max(0.0);
-        *at = now;
-        // A batch larger than the whole allowance goes when nothing else was spent.
-        if *used > 0.0 && *used + count as f64 > most {
-            return Err(((*used + count as f64 - most).min(*used) / rate / 1000.0).ceil().clamp(1.0, 60.0) as u32);
-        }
-        *used += count as f64;
-        Ok(())
+    /// Takes a batch of `node`, or says after how many seconds there is room, and for what.
+    fn take(&self, node: NodeId, count: usize, bytes: usize, now: u64) -> Result<(), (u32, String)> {
+        let more = |what: String| move |seconds| (seconds, format!("node {node} sends more than {what} a second"));
+        let records = format!("{} records", self.records.per_second());
+        self.bytes.take(node, bytes as f64, now).map_err(more(format!("{MAX_BYTES} bytes of records")))?;
+        self.records.take(node, count as f64, now).map_err(more(records))
     }
 }
 
 pub(super) fn post(context: &Context, limits: &Limits, node: NodeId, body: &[u8]) -> Outcome {
+    let length = body.len();
     let mut body = json(body)?;
     let number = batch_number(&body)?;
     let Some(Value::Array(records)) = body.get_mut("records").map(Value::take) else {
@@ -59,9 +49,8 @@ pub(super) fn post(context: &Context, limits: &Limits, node: NodeId, body: &[u8]
     if let Some(last) = context.pool.with(|conn| nodes::last_log(conn, node))?.filter(|last| number <= *last) {
         return Ok(super::taken_before(last));
     }
-    if let Err(seconds) = limits.take(node, count, context.clock.now()) {
+    if let Err((seconds, sentence)) = limits.take(node, count, length, context.clock.now()) {
         context.metrics.refused("records");
-        let sentence = format!("node {node} sends more than {} records a second", context.config.max_records);
         return Err(Fault::Reply(Reply::busy(429, sentence, seconds)));
     }
     context.pool.with(|conn| {
@@ -139,14 +128,12 @@ mod tests {
     }
 
     #[test]
-    fn an_allowance_fills_again() {
+    fn few_records_may_be_too_many_bytes() {
         let limits = Limits::new(10);
-        assert_eq!(limits.take(NODE, 600, 0), Ok(()));
-        let wait = limits.take(NODE, 100, 0).unwrap_err();
-        assert_eq!(wait, 10);
-        assert_eq!(limits.take(NODE, 100, 10_000), Ok(()));
-        assert!(limits.take(NODE, 10_000, 10_000).is_err());
-        assert_eq!(limits.take(NODE, 10_000, 100_000), Ok(()), "a huge batch goes alone");
-        assert_eq!(limits.take(NodeId { gid: 9, nid: 9 }, 5, 100_000), Ok(()));
+        assert_eq!(limits.take(NODE, 1, 16 << 20, 0), Ok(()));
+        assert_eq!(limits.take(NODE, 1, 210 << 20, 0), Ok(()));
+        let (seconds, why) = limits.take(NODE, 1, 20 << 20, 0).unwrap_err();
+        assert!((1..=60).contains(&seconds) && why.contains("bytes"), "{seconds} {why}");
+        assert!(limits.take(NODE, 10_000, 1, 70_000).unwrap_err().1.contains("10 records"));
     }
 }

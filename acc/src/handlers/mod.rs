@@ -4,6 +4,7 @@
 //! Does not own: credentials (the guard), rules of what is stored (`store`).
 //! Called on tiny_http's threads; each call blocks on Redis for seconds at most.
 
+mod allowance;
 mod cmd;
 mod enroll;
 mod event;
@@ -18,6 +19,7 @@ use crate::context::Context;
 use crate::route::Route;
 use crate::server::{Handler, Reply, Request};
 use crate::store::describe;
+use allowance::Allowance;
 use jscommon::NodeId;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,6 +31,7 @@ const RETRY: u32 = 2;
 pub struct Handlers {
     context: Arc<Context>,
     limits: log::Limits,
+    events: Allowance,
     written: cmd::Written,
     hinted: Hinted,
 }
@@ -75,7 +78,8 @@ impl Handlers {
     /// Handlers on this context.
     pub fn new(context: Arc<Context>) -> Handlers {
         let limits = log::Limits::new(context.config.max_records);
-        Handlers { context, limits, written: cmd::Written::default(), hinted: Hinted::default() }
+        let events = Allowance::new(event::MAX_EVENTS);
+        Handlers { context, limits, events, written: cmd::Written::default(), hinted: Hinted::default() }
     }
 
     fn route(&self, request: &Request) -> Outcome {
@@ -85,7 +89,7 @@ impl Handlers {
             Route::Result(node) => result::post(context, node, &request.body),
             Route::Log(node) => log::post(context, &self.limits, node, &request.body),
             Route::Stats(node) => stats::post(context, node, &request.body),
-            Route::Event(node) => event::post(context, node, &request.body),
+            Route::Event(node) => event::post(context, &self.events, node, &request.body),
             Route::Script(_) => script::get(context, request),
             Route::Renew(node) => enroll::renew(context, node, request),
             Route::Enroll => enroll::post(context, request),

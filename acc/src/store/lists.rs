@@ -20,6 +20,8 @@ static STATS: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scri
 const WAIT: u64 = 2;
 /// Milliseconds without a beat after which a controller is dead.
 const SILENCE: u64 = 15_000;
+/// Most bytes of a list of records, or of stats that wait to be fetched; a single entry may be longer.
+const LIST_BYTES: usize = 64 << 20;
 /// Most series that are kept of a node.
 const SERIES: usize = 10_000;
 
@@ -191,14 +193,14 @@ fn push(batch: &mut Batch<'_>, key: &str, entry: &str) {
 /// Adds the records of `node`'s batch `number` to the list `list`, oldest first, once.
 pub fn records(batch: &mut Batch<'_>, list: &str, node: NodeId, number: u64, records: &[String]) {
     batch.script(&RECORDS, &[list.to_owned(), keys::seen(list)], |cmd| {
-        cmd.arg(node.to_string()).arg(number).arg(HISTORY).arg(7 * DAY).arg(records);
+        cmd.arg(node.to_string()).arg(number).arg(HISTORY).arg(7 * DAY).arg(LIST_BYTES).arg(records);
     });
 }
 
 /// Adds `node`'s batch `number` of stats, as it came, to the queue for others, once.
 pub fn stats_queue(batch: &mut Batch<'_>, node: NodeId, number: u64, text: &str) {
     batch.script(&RECORDS, &[keys::STATS_QUEUE.to_owned(), keys::STATS_SEEN.to_owned()], |cmd| {
-        cmd.arg(node.to_string()).arg(number).arg(HISTORY).arg(7 * DAY).arg(text);
+        cmd.arg(node.to_string()).arg(number).arg(HISTORY).arg(7 * DAY).arg(LIST_BYTES).arg(text);
     });
 }
 

@@ -156,6 +156,44 @@ fn a_node_that_sends_too_many_records_is_told_to_wait() {
 }
 
 #[test]
+fn a_node_that_sends_too_many_events_is_told_to_wait() {
+    let redis = Redis::start();
+    let acc = Acc::start(&redis, quiet(AccOptions::default()));
+    let node = acc.node(1, 10);
+    let start = Instant::now();
+    let reply = loop {
+        let reply = node.post("event", &json!({"name": "noise", "data": {}}));
+        if reply.status != 200 {
+            break reply;
+        }
+        assert!(start.elapsed() < LONG, "never too many");
+    };
+    let wait: u64 = reply.retry_after.as_deref().unwrap_or_default().parse().expect("Retry-After in seconds");
+    assert!(reply.status == 429 && (1..=60).contains(&wait), "{reply:?}");
+    assert_eq!(acc.node(1, 11).post("event", &json!({"name": "word", "data": {}})).status, 200, "others may");
+}
+
+#[test]
+fn a_list_of_records_is_bounded_by_bytes_too() {
+    let redis = Redis::start();
+    let acc = Acc::start(&redis, quiet(AccOptions::default()));
+    let mut client = Client::new(&redis);
+    let data = "x".repeat(5 << 20);
+    // From several nodes: one alone would have to wait.
+    for nid in 1..=5 {
+        let node = acc.node(1, nid);
+        for batch in 1..=4 {
+            let record = |id: u32| json!({"id": id, "jobdomain": "d", "jobname": "n", "level": 4, "data": data});
+            let reply = node.post("log", &json!({"batch": batch, "records": [record(1)]}));
+            assert_eq!(reply.status, 200, "{reply:?}");
+        }
+    }
+    assert_eq!(client.redis::<u64>(&["LLEN", "log.d.n"]), 12, "64 MiB hold twelve of 5 MiB");
+    let newest: String = client.redis(&["LINDEX", "log.d.n", "0"]);
+    assert!(newest.contains("\"nid\":5"), "the oldest went");
+}
+
+#[test]
 fn a_queue_that_is_full_says_so_to_the_client() {
     let redis = Redis::start();
     let args = vec!["--max-queue".to_owned(), "5".to_owned()];

@@ -1,0 +1,68 @@
+//! How much each node may send: so much a second, saved up over a minute.
+//!
+//! Owns: what each node has spent of late, for one kind of thing. Does not own: what counts as one, or what
+//! is said to who has spent too much. What another controller took does not count here.
+
+use jscommon::NodeId;
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+/// For how long (ms) a node may save up its allowance.
+const SPAN: u64 = 60_000;
+/// So many nodes are remembered before those that have spent nothing for a minute are forgotten.
+const MANY: usize = 20_000;
+
+/// What nodes have spent of one allowance.
+pub(super) struct Allowance {
+    per_second: f64,
+    spent: Mutex<HashMap<NodeId, (u64, f64)>>,
+}
+
+impl Allowance {
+    /// Each node may spend `per_second`, and a minute's worth at once.
+    pub(super) fn new(per_second: f64) -> Allowance {
+        Allowance { per_second, spent: Mutex::default() }
+    }
+
+    /// What it is for a second.
+    pub(super) fn per_second(&self) -> f64 {
+        self.per_second
+    }
+
+    /// Takes `amount` for `node` at `now` (ms), or says after how many seconds there is room. An amount
+    /// larger than the whole allowance is taken when nothing else was spent.
+    pub(super) fn take(&self, node: NodeId, amount: f64, now: u64) -> Result<(), u32> {
+        let rate = self.per_second / 1000.0;
+        let most = rate * SPAN as f64;
+        let mut spent = self.spent.lock().unwrap_or_else(PoisonError::into_inner);
+        if spent.len() > MANY {
+            spent.retain(|_, (at, _)| now.saturating_sub(*at) < SPAN);
+        }
+        let (at, used) = spent.entry(node).or_insert((now, 0.0));
+        *used = (*used - rate * now.saturating_sub(*at) as f64).max(0.0);
+        *at = now;
+        if *used > 0.0 && *used + amount > most {
+            return Err(((*used + amount - most).min(*used) / rate / 1000.0).ceil().clamp(1.0, 60.0) as u32);
+        }
+        *used += amount;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NODE: NodeId = NodeId { gid: 1, nid: 10 };
+
+    #[test]
+    fn an_allowance_fills_again() {
+        let limits = Allowance::new(10.0);
+        assert_eq!(limits.take(NODE, 600.0, 0), Ok(()));
+        assert_eq!(limits.take(NODE, 100.0, 0), Err(10));
+        assert_eq!(limits.take(NODE, 100.0, 10_000), Ok(()));
+        assert!(limits.take(NODE, 10_000.0, 10_000).is_err());
+        assert_eq!(limits.take(NODE, 10_000.0, 100_000), Ok(()), "a huge amount goes alone");
+        assert_eq!(limits.take(NodeId { gid: 9, nid: 9 }, 5.0, 100_000), Ok(()));
+    }
+}

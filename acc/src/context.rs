@@ -6,6 +6,7 @@
 
 use crate::config::Config;
 use crate::guard::Door;
+use crate::handed::Handed;
 use crate::identity::Identity;
 use crate::metrics::Metrics;
 use crate::script_cache::ScriptCache;
@@ -33,6 +34,8 @@ pub struct Context {
     pub clock: Clock,
     /// Sources of scripts that nodes asked for lately.
     pub scripts: ScriptCache,
+    /// What was handed to nodes here.
+    pub handed: Handed,
     /// The dispatcher has noticed that Redis forgot this controller; the janitor sees to the rest.
     pub forgotten: AtomicBool,
     /// Goes up when Redis may have lost what was written: it is written anew then.

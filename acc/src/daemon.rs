@@ -11,6 +11,7 @@ use crate::context::{self, Clock, Context, Stop};
 use crate::dispatcher::Dispatcher;
 use crate::gate::{self, GateConfig, Limits, TlsSource};
 use crate::guard::{Door, Rules};
+use crate::handed::Handed;
 use crate::handlers::Handlers;
 use crate::identity::Identity;
 use crate::janitor::{self, Janitor};
@@ -62,6 +63,7 @@ pub fn prepare(config: Config) -> anyhow::Result<Context> {
         metrics,
         clock: Clock::default(),
         scripts: ScriptCache::default(),
+        handed: Handed::default(),
         forgotten: AtomicBool::new(false),
         epoch: AtomicU64::new(0),
         config,

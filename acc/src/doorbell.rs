@@ -87,13 +87,15 @@ fn hear(context: &Context, gate: &Remote, conn: &mut Conn) -> RedisResult<()> {
 
 /// Gives a node's waiting poll its commands.
 pub fn hand_over(context: &Context, gate: &Remote, node: NodeId, handover: &Handover) {
+    // Noted first, for the acknowledgement may be here at once.
+    observe(context, node, handover);
     gate.deliver(node, handover.body());
-    observe(context, handover);
     death::point("acc.handed");
 }
 
-/// Notes how long the commands of a hand-over took to get there.
-pub fn observe(context: &Context, handover: &Handover) {
+/// Notes what `node` is handed, and how long the commands took to get there.
+pub fn observe(context: &Context, node: NodeId, handover: &Handover) {
+    context.handed.note(node, &handover.batch, &handover.ids);
     let now = context.clock.now();
     for created in handover.created.iter().filter(|created| **created > 0) {
         context.metrics.handover_seconds.observe(now.saturating_sub(*created) as f64 / 1000.0);

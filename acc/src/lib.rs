@@ -14,6 +14,7 @@ pub mod dispatcher;
 pub mod doorbell;
 pub mod gate;
 pub mod guard;
+pub mod handed;
 pub mod handlers;
 pub mod identity;
 pub mod janitor;

@@ -103,7 +103,11 @@ fn answer(context: &Context, written: &Written, conn: &mut Conn, node: NodeId, p
     // means that the node says again what it has stored.
     let mut running = Batch::new();
     if let Some(ack) = poll.ack {
-        for id in queue::acked(conn, node, ack)? {
+        let ids = match context.handed.take(node, ack) {
+            Some(ids) => ids,
+            None => queue::acked(conn, node, ack)?,
+        };
+        for id in ids {
             jobs::running(&mut running, node, &id);
         }
         jscommon::death::point("acc.running");
@@ -158,7 +162,7 @@ fn answer(context: &Context, written: &Written, conn: &mut Conn, node: NodeId, p
     }
     Ok(match answer {
         Answer::Batch(handover) => {
-            doorbell::observe(context, &handover);
+            doorbell::observe(context, node, &handover);
             Reply::json(handover.body())
         }
         Answer::Moved(_) => Reply::busy(503, "the node polls at two controllers at once; try again", 1),

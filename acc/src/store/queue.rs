@@ -65,6 +65,8 @@ fn unpack(packed: &str) -> (u64, Option<u32>, &str) {
 pub struct Handover {
     /// The name of the batch, which the node gives back when it has stored it.
     pub batch: String,
+    /// The commands' ids.
+    pub ids: Vec<String>,
     /// The JSON texts.
     pub texts: Vec<String>,
     /// When each was created, in milliseconds since 1970.
@@ -144,14 +146,15 @@ pub fn enqueued(me: &str, answer: Value) -> RedisResult<Enqueued> {
 fn handover(mut parts: impl Iterator<Item = Value>) -> RedisResult<Option<Handover>> {
     let Some(batch) = parts.next() else { return Ok(None) };
     let batch = String::from_redis_value(batch)?;
-    let (mut texts, mut created) = (Vec::new(), Vec::new());
-    for part in parts {
-        let text = String::from_redis_value(part)?;
+    let (mut ids, mut texts, mut created) = (Vec::new(), Vec::new(), Vec::new());
+    while let (Some(id), Some(text)) = (parts.next(), parts.next()) {
+        ids.push(String::from_redis_value(id)?);
+        let text = String::from_redis_value(text)?;
         let (at, _, text) = unpack(&text);
         created.push(at);
         texts.push(text.to_owned());
     }
-    Ok((!texts.is_empty()).then_some(Handover { batch, texts, created }))
+    Ok((!texts.is_empty()).then_some(Handover { batch, ids, texts, created }))
 }
 
 /// The ids that an acknowledgement of `batch` covers.
@@ -307,6 +310,7 @@ mod tests {
     fn a_body_is_json() {
         let handover = Handover {
             batch: "17".into(),
+            ids: vec!["a".into(), "b".into()],
             texts: vec![r#"{"id":"a"}"#.into(), r#"{"id":"b"}"#.into()],
             created: vec![1, 2],
         };

@@ -1,7 +1,7 @@
 -- Adds commands to a node's queue. KEYS: queue, texts, meta. ARGV: this controller, now (ms), most
 -- commands that may wait, seconds to keep the keys, most commands and most bytes of one answer, then
 -- id and text of each.
--- Answers {verdicts, holder, batch, text, text…}: a verdict is 1 (queued), 0 (waits already) or -1
+-- Answers {verdicts, holder, batch, id, text, id, text…}: a verdict is 1 (queued), 0 (waits already) or -1
 -- (no room); the holder is the controller that has the node's poll. When that is this controller, the
 -- batch is handed over with the answer.
 local verdicts, waiting = {}, redis.call('ZCARD', KEYS[1])

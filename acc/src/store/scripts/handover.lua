@@ -1,6 +1,6 @@
 -- Shared by enqueue.lua and poll.lua, which follow this text.
 -- The oldest commands of a node's queue that fit into one answer. KEYS: queue, texts, meta.
--- Adds the name of the batch and the texts to `answer`, and writes down that they were handed over at
+-- Adds the name of the batch, and id and text of each, to `answer`, and writes down that they were handed over at
 -- `now` (ms) and that nobody holds the poll any more. Answers whether there was anything.
 local function hand_over(answer, most, most_bytes, now)
   local ids = redis.call('ZRANGE', KEYS[1], 0, tonumber(most) - 1, 'WITHSCORES')
@@ -11,6 +11,7 @@ local function hand_over(answer, most, most_bytes, now)
     if text then
       if last and bytes + #text > tonumber(most_bytes) then break end
       bytes = bytes + #text
+      answer[#answer + 1] = ids[i]
       answer[#answer + 1] = text
       last = ids[i + 1]
     else

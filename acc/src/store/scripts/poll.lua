@@ -4,7 +4,7 @@
 -- was told that the node is here ('' none).
 -- Modes: 'poll' registers this controller as the holder when nothing waits, 'ask' does not,
 -- 'fetch' is the holder itself, whose bell has rung.
--- Answers {'empty'}, {'batch', batch, text…}, {'elsewhere', holder} (fetch: it is another one, or '' for
+-- Answers {'empty'}, {'batch', batch, id, text…}, {'elsewhere', holder} (fetch: it is another one, or '' for
 -- none), {'moved', holder} (that one has to be told first, for it trusts that it holds the poll) or
 -- {'displaced', the newer one's address, 1 when that is news}.
 local meta = redis.call('HMGET', KEYS[3], 'ac', 'handed', 'instance', 'peer', 'old', 'told')

@@ -1,8 +1,8 @@
 //! Takes commands off `cmds_queue` and puts them into the queues of their nodes.
 //!
 //! Owns: the thread `dispatcher`, the order of steps, the roles of nodes as last read.
-//! Does not own: which nodes are meant (`targets`), what a step does in Redis (`store`), handing over
-//! to a waiting poll (the gate). Dead controllers' names come from the janitor by channel.
+//! Does not own: which nodes are meant (`targets`), what a step does in Redis (`store`), what is kept about
+//! commands (`history`), handing over to a waiting poll (the gate). Dead controllers' names come from the janitor by channel.
 //!
 //! **A command is on this controller's taken list until everything that follows from it is stored**:
 //! its hash, its place in each target's queue, the ring of another controller's bell, or its answer.
@@ -11,18 +11,20 @@
 //! that is known already is then no duplicate.
 
 use crate::answer::{self, Answer};
+use crate::cancel;
 use crate::context::{Context, Stop};
 use crate::gate::Remote;
+use crate::history::{audit, created, expires, rejected};
 use crate::store::jobs::{self, Job};
-use crate::store::queue::{self, Parcel, Queued, Withdrawn};
+use crate::store::queue::{self, Parcel, Queued};
 use crate::store::{Batch, Conn, DAY, describe, lists, nodes};
 use crate::targets;
 use crossbeam_channel::Receiver;
 use jscommon::backoff::Backoff;
 use jscommon::command::BadCommand;
-use jscommon::{Command, NodeId, State, death};
+use jscommon::{Command, NodeId, death};
 use redis::RedisResult;
-use serde_json::{Value, json};
+use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -38,8 +40,6 @@ const PIPELINE_BYTES: usize = 8 << 20;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// For how long the list of live nodes is good enough to choose one of them at random.
 const FRESH: Duration = Duration::from_secs(1);
-/// Longest text of a rejected command that is kept, in bytes.
-const SHOWN: usize = 4096;
 
 /// The dispatcher of one controller.
 pub struct Dispatcher {
@@ -233,7 +233,7 @@ impl Dispatcher {
                 Plan::Run(..) => self.count("queued"),
                 Plan::Cancel(command) => {
                     self.count("cancel");
-                    let (given, job) = self.cancel(conn, command, now)?;
+                    let (given, job) = cancel::take_back(conn, command, now)?;
                     for node in given.iter().filter_map(|answer| answer.target) {
                         queue::forget(&mut batch, node, &job);
                     }
@@ -369,54 +369,6 @@ impl Dispatcher {
         Ok(answers)
     }
 
-    /// Takes back what still waits; the answers to both commands, and the job that was cancelled. Until
-    /// the answers are given and its text is forgotten, asking again finds the same.
-    fn cancel(&self, conn: &mut Conn, command: &Command, now: u64) -> RedisResult<(Vec<Answer>, String)> {
-        let data: Value = serde_json::from_str(&command.data).unwrap_or(Value::Null);
-        let Some(id) = data.get("id").and_then(Value::as_str).filter(|id| jscommon::command::is_job_id(id)) else {
-            let own = Answer::error(command, None, "cancel wants data {\"id\": \"<job>\"}");
-            return Ok((vec![own], String::new()));
-        };
-        let job: HashMap<String, String> = jobs::read(conn, id)?.into_iter().collect();
-        let wanted: Vec<NodeId> = match targets::named(command) {
-            Some(node) => vec![node],
-            None => job.keys().filter_map(|field| field.parse().ok()).collect(),
-        };
-        let mut answers = Vec::new();
-        let mut cancelled = 0;
-        let mut sentence = format!("no such job {id}");
-        for node in wanted {
-            match queue::withdraw(conn, node, id, now)? {
-                Withdrawn::Out(waiting) => {
-                    cancelled += 1;
-                    if let Some(waiting) = waiting {
-                        answers.push(Answer {
-                            state: State::Killed,
-                            ..Answer::error(&waiting, Some(node), "cancelled before its node took it")
-                        });
-                    }
-                }
-                Withdrawn::Handed(_) => sentence = format!("job {id} is already with node {node}: kill it instead"),
-                Withdrawn::Gone => {
-                    let state = job.get(&node.to_string()).and_then(|text| serde_json::from_str::<Value>(text).ok());
-                    sentence = match state.as_ref().and_then(|state| state["state"].as_str()) {
-                        None => format!("no such job {id} for node {node}"),
-                        Some("QUEUED" | "RUNNING") => format!("job {id} is already with node {node}: kill it instead"),
-                        Some(_) => format!("job {id} has ended on node {node}"),
-                    };
-                }
-            }
-        }
-        let own = if cancelled > 0 {
-            let data = json!({"cancelled": true, "count": cancelled}).to_string();
-            Answer { state: State::Ok, level: 20, ..Answer::error(command, None, data) }
-        } else {
-            Answer::error(command, None, sentence)
-        };
-        answers.push(own);
-        Ok((answers, id.to_owned()))
-    }
-
     fn choose(&mut self, conn: &mut Conn, command: &Command, now: u64) -> RedisResult<Vec<NodeId>> {
         if let Some(node) = targets::named(command) {
             return Ok(vec![node]);
@@ -464,93 +416,4 @@ fn parcel((command, text): &(&Command, String), node: NodeId, now: u64) -> Parce
     }
     let own = Command { gid: node.gid, nid: node.nid, ..(*command).clone() };
     Parcel { id, created, by_roles: Some(command.gid), text: own.to_value().to_string() }
-}
-
-/// Seconds that a command may wait for its node.
-fn expires(command: &Command) -> u64 {
-    if command.expires == 0 { DAY } else { command.expires }
-}
-
-/// When the client pushed the command (ms): as it says, unless that cannot be; else now.
-fn created(command: &Command, now: u64) -> u64 {
-    let said = command.extra.get("created").and_then(Value::as_u64);
-    said.filter(|said| *said <= now + 1000 && *said + 10 * DAY * 1000 > now).map_or(now, |said| said.min(now))
-}
-
-fn rejected(bad: &BadCommand, text: &[u8], now: u64) -> Value {
-    let shown = match &bad.partial {
-        Some(partial) => answer::hide(partial),
-        None => {
-            let text = String::from_utf8_lossy(text);
-            // What cannot be read may hold a secret all the same.
-            if text.contains("\"secret\"") { "(withheld: it speaks of a secret)".to_owned() } else { text.into_owned() }
-        }
-    };
-    json!({"time": now, "reason": bad.reason, "id": bad.id, "command": cut(&shown, SHOWN)})
-}
-
-fn audit(command: &Command, targets: &[NodeId], now: u64) -> Value {
-    let mut args = Value::Object(jscommon::command::shown_args(&command.args));
-    let text = args.to_string();
-    if text.len() > SHOWN {
-        args = Value::String(cut(&text, SHOWN).to_owned());
-    }
-    let word = |name: &str| command.extra.get(name).and_then(Value::as_str).map(|word| cut(word, 128)).unwrap_or("");
-    json!({
-        "time": now,
-        "id": command.id,
-        "by": word("by"),
-        "user": word("user"),
-        "cmd": cut(&command.cmd, 128),
-        "args": args,
-        "roles": command.roles,
-        "targets": targets.iter().take(100).map(NodeId::to_string).collect::<Vec<_>>(),
-        "count": targets.len(),
-    })
-}
-
-/// At most `most` bytes of `text`, cut at a character.
-fn cut(text: &str, most: usize) -> &str {
-    if text.len() <= most {
-        return text;
-    }
-    let end = (0..=most).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
-    &text[..end]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_time_of_the_push_is_believed_within_reason() {
-        let now = 1_780_000_000_000;
-        let check = |said: Value, want: u64| {
-            let value = json!({"id": "a", "cmd": "ping", "gid": 1, "nid": 1, "created": said});
-            assert_eq!(created(&Command::from_value(value).unwrap(), now), want);
-        };
-        check(json!(now - 500), now - 500);
-        check(json!(now + 500), now);
-        check(json!(now + 5000), now);
-        check(json!(5), now);
-        check(json!("x"), now);
-    }
-
-    #[test]
-    fn rejected_texts_keep_no_secret() {
-        let text = br#"{"id": "a", "cmd": 5, "data": "geheim", "args": {"secret": true}, "gid": 1, "nid": 1}"#;
-        let bad = Command::parse(text).unwrap_err();
-        assert!(!rejected(&bad, text, 1).to_string().contains("geheim"));
-        let broken = br#"{"args": {"secret": true}, "data": "geheim" "#;
-        let bad = Command::parse(broken).unwrap_err();
-        assert!(!rejected(&bad, broken, 1).to_string().contains("geheim"));
-        let plain = b"hello";
-        assert_eq!(rejected(&Command::parse(plain).unwrap_err(), plain, 1)["command"], "hello");
-    }
-
-    #[test]
-    fn texts_are_cut_at_characters() {
-        assert_eq!(cut("héllo", 2), "h");
-        assert_eq!(cut("abc", 5), "abc");
-    }
 }

@@ -6,6 +6,7 @@
 //! that is in Redis.
 
 pub mod answer;
+pub mod cancel;
 pub mod cli;
 pub mod config;
 pub mod context;
@@ -16,6 +17,7 @@ pub mod gate;
 pub mod guard;
 pub mod handed;
 pub mod handlers;
+pub mod history;
 pub mod identity;
 pub mod janitor;
 pub mod logging;

@@ -1,7 +1,8 @@
 //! What a controller pays for its nodes: 1,000, 5,000 and 10,000 of them over TLS, simulated.
 //!
 //! The swarm runs in this process, on the same machine, so it takes its share of the cores; what is
-//! measured of the controller is its own memory, threads, descriptors and CPU.
+//! measured of the controller is its own memory, threads, descriptors and CPU. `bench scale 10000` measures
+//! that many alone.
 
 use crate::Options;
 use crate::measure::{ms, quantile};
@@ -22,7 +23,12 @@ const SPREAD: Duration = Duration::from_secs(1);
 const LIMIT: Duration = Duration::from_secs(180);
 
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let sizes: &[u32] = if options.quick { &[100, 300] } else { &[1_000, 5_000, 10_000] };
+    let asked: Vec<u32> = options.rest.iter().filter_map(|word| word.parse().ok()).filter(|n| *n > 0).collect();
+    let sizes: &[u32] = match () {
+        () if !asked.is_empty() => &asked,
+        () if options.quick => &[100, 300],
+        () => &[1_000, 5_000, 10_000],
+    };
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     let mut columns = Vec::new();
     for &nodes in sizes {
@@ -48,7 +54,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-const ROWS: [&str; 14] = [
+const ROWS: [&str; 18] = [
     "all park, s",
     "memory with all parked, MB",
     "memory a node, KB",
@@ -59,8 +65,12 @@ const ROWS: [&str; 14] = [
     "wake of one, p50 ms",
     "wake of one, p99 ms",
     "fanout of ping until the last result, s",
+    "  CPU of jsacc meanwhile, s",
+    "  CPU of Redis meanwhile, s",
     "jobs spread over all, a second",
+    "  CPU of jsacc and Redis, ms a job",
     "all stop and park again, s",
+    "  CPU of jsacc meanwhile, s",
     "memory after all that, MB",
     "threads after all that",
 ];
@@ -111,15 +121,17 @@ fn measure(nodes: u32, quick: bool) -> Result<Vec<f64>> {
     }
 
     say("fanout");
-    let start = Instant::now();
+    let cpu = || anyhow::Ok((proc::cpu(acc.pid())?, proc::cpu(redis.pid())?));
+    let (start, used) = (Instant::now(), cpu()?);
     let id = client.push(json!({"roles": ["swarm"], "fanout": true, "cmd": "ping"}));
     results(&mut client, &format!("cmds_queue_{id}"), nodes)?;
-    let fanout = start.elapsed().as_secs_f64();
+    let (fanout, now) = (start.elapsed().as_secs_f64(), cpu()?);
+    let fanout_cpu = (now.0 - used.0, now.1 - used.1);
 
     say("jobs");
     let jobs = if quick { 500 } else { 10_000_u32 };
     let before = swarm.tally.results.load(Relaxed);
-    let start = Instant::now();
+    let (start, used) = (Instant::now(), cpu()?);
     let mut push = redis::cmd("LPUSH");
     push.arg("cmds_queue");
     for i in 0..jobs {
@@ -130,16 +142,17 @@ fn measure(nodes: u32, quick: bool) -> Result<Vec<f64>> {
         ensure!(start.elapsed() < LIMIT, "jobs take too long: {:?}", swarm.tally);
         std::thread::sleep(Duration::from_millis(2));
     }
-    let rate = f64::from(jobs) / start.elapsed().as_secs_f64();
+    let (rate, now) = (f64::from(jobs) / start.elapsed().as_secs_f64(), cpu()?);
+    let job_cpu = 1e3 * (now.0 - used.0 + now.1 - used.1) / f64::from(jobs);
 
     say("all stop and come back");
-    let start = Instant::now();
+    let (start, used) = (Instant::now(), cpu()?);
     swarm.restart();
     while swarm.tally.connected.load(Relaxed) > i64::from(nodes) / 2 && start.elapsed() < Duration::from_secs(1) {
         std::thread::yield_now();
     }
     parked(&acc, &swarm, nodes)?;
-    let again = start.elapsed().as_secs_f64();
+    let (again, again_cpu) = (start.elapsed().as_secs_f64(), cpu()?.0 - used.0);
     let tally = &swarm.tally;
     ensure!(tally.others.lock().is_ok_and(|others| others.is_empty()), "answers of other kinds: {tally:?}");
 
@@ -156,8 +169,12 @@ fn measure(nodes: u32, quick: bool) -> Result<Vec<f64>> {
         quantile(&wakes, 0.5),
         quantile(&wakes, 0.99),
         fanout,
+        fanout_cpu.0,
+        fanout_cpu.1,
         rate,
+        job_cpu,
         again,
+        again_cpu,
         mb(after),
         threads_after,
     ])

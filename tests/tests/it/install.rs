@@ -5,6 +5,8 @@ use jstests::{Acc, AccOptions, Client, LONG, Redis, bin, run_with};
 use nix::sys::signal::Signal;
 use serde_json::json;
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
 
@@ -15,6 +17,76 @@ fn install(prefix: &Path, args: &[&str]) -> Output {
     let mut command = Command::new("/bin/sh");
     command.arg(script).arg("--prefix").arg(prefix).args(args);
     run_with(&mut command)
+}
+
+/// As above under BusyBox, with nothing but its applets to be found.
+#[track_caller]
+fn install_with_busybox(prefix: &Path, args: &[&str]) -> Output {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/install-agent");
+    let applets = prefix.with_extension("applets");
+    if !applets.exists() {
+        fs::create_dir(&applets).expect("a folder");
+        let mut command = Command::new("busybox");
+        assert_eq!(run_with(command.args(["--install", "-s"]).arg(&applets)).code, 0, "busybox installs its applets");
+    }
+    let mut command = Command::new(applets.join("sh"));
+    command.arg(script).arg("--prefix").arg(prefix).args(args).env("PATH", &applets);
+    run_with(&mut command)
+}
+
+/// Serves a file to whoever asks, as a web server of a few lines.
+fn serve(file: &Path) -> String {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    let port = listener.local_addr().expect("its address").port();
+    let body = fs::read(file).expect("the file");
+    std::thread::spawn(move || {
+        for mut socket in listener.incoming().flatten() {
+            let mut request = [0; 4096];
+            let _ = socket.read(&mut request);
+            let head = format!("HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+            let _ = socket.write_all(head.as_bytes()).and_then(|()| socket.write_all(&body));
+        }
+    });
+    format!("http://127.0.0.1:{port}/jsagent.tar.gz")
+}
+
+#[test]
+fn busybox_and_an_address_are_enough() {
+    let busybox = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
+        .any(|folder| folder.join("busybox").is_file());
+    if !busybox {
+        // `scripts/test` installs it where that can be done, and says so where it cannot.
+        return;
+    }
+    let redis = Redis::start();
+    let acc = Acc::start(&redis, AccOptions::secure());
+    let dir = tempfile::tempdir().expect("a folder");
+    // As it is released: an archive with a folder.
+    let folder = dir.path().join("jsagent-0");
+    fs::create_dir(&folder).expect("a folder");
+    std::os::unix::fs::symlink(bin("jsagent"), folder.join("jsagent")).expect("a link");
+    let archive = dir.path().join("jsagent.tar.gz");
+    let mut tar = Command::new("tar");
+    tar.arg("-C").arg(dir.path()).args(["-chzf"]).arg(&archive).arg("jsagent-0");
+    assert_eq!(run_with(&mut tar).code, 0);
+    let (url, sum) = (serve(&archive), sum(&archive));
+    let prefix = dir.path().join("root");
+    let token = dir.path().join("token");
+    fs::write(&token, acc.command(&["token"]).stdout).expect("the token");
+    let (token, controller) = (token.display().to_string(), acc.url());
+    let enrol = ["--controller", &controller, "--token", &token, "--gid", "6", "--nid", "8", "--role", "small"];
+
+    let wrong = install_with_busybox(&prefix, &[&["--from", &url, "--sha256", &"0".repeat(64)][..], &enrol].concat());
+    assert!(wrong.code == 1 && wrong.stderr.contains("nothing was changed"), "{wrong:?}");
+    assert!(!prefix.join("usr").exists());
+    let good = install_with_busybox(&prefix, &[&["--from", &url, "--sha256", &sum][..], &enrol].concat());
+    assert_eq!(good.code, 0, "{good:?}");
+    let mut command = Command::new(prefix.join("usr/bin/jsagent"));
+    command.arg("--check-config").arg("-c").arg(prefix.join("etc/jsagent/agent.toml"));
+    assert_eq!(run_with(&mut command).code, 0);
+    let gone = install_with_busybox(&prefix, &["--uninstall", "--purge"]);
+    assert_eq!(gone.code, 0, "{gone:?}");
+    assert!(!prefix.join("usr/bin/jsagent").exists() && !prefix.join("etc/jsagent").exists());
 }
 
 fn sum(path: &Path) -> String {

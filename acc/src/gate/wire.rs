@@ -126,6 +126,11 @@ impl Wire {
     pub(crate) fn flush(&mut self) -> io::Result<(bool, bool)> {
         let mut moved = false;
         loop {
+            // Given back as soon as it is out, also when a read has pushed out what TLS still held of it.
+            if self.out.front().is_some_and(|piece| self.sent == piece.len()) {
+                self.out.pop_front();
+                self.sent = 0;
+            }
             let piece = self.out.front().map(|piece| &piece[self.sent..]);
             let wrote = match &mut self.tls {
                 None => match piece {
@@ -149,11 +154,6 @@ impl Wire {
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok((false, moved)),
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) => return Err(e),
-            }
-            // Given back as soon as it is out.
-            if self.out.front().is_some_and(|piece| self.sent == piece.len()) {
-                self.out.pop_front();
-                self.sent = 0;
             }
         }
         self.out = VecDeque::new();

@@ -134,6 +134,7 @@ mod tests {
         assert_eq!(limits.take(NODE, 1, 210 << 20, 0), Ok(()));
         let (seconds, why) = limits.take(NODE, 1, 20 << 20, 0).unwrap_err();
         assert!((1..=60).contains(&seconds) && why.contains("bytes"), "{seconds} {why}");
+        assert_eq!(limits.take(NODE, 1, 1, 70_000), Ok(()));
         assert!(limits.take(NODE, 10_000, 1, 70_000).unwrap_err().1.contains("10 records"));
     }
 }

@@ -46,8 +46,8 @@ fn a_fleet_comes_is_cut_and_comes_back() {
         ..SwarmOptions::new(addr(&acc), NODES)
     };
     let swarm = Swarm::start(options.secured_by(&acc.state_dir()).unwrap()).unwrap();
-    let all_live = |client: &mut Client| client.redis::<u32>(&["ZCARD", "jsacc:agents"]) == NODES;
-    wait_until("all are seen", FLEET, || all_live(&mut client));
+    // A node is known from its first event on, and has its roles with its first poll.
+    wait_until("all have their roles", FLEET, || client.redis::<u32>(&["HLEN", "jsacc:{roles}"]) == NODES);
     ping_all(&mut client, NODES as usize);
     wait_until("records come", LONG, || swarm.tally.records.load(Relaxed) > u64::from(NODES));
 

@@ -82,6 +82,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         }
     }
     table.print();
+    println!("collectd runs with its csv plugin, whose memory is counted in");
     drop(agent);
     let (processes, each) = monitor(&acc, &client, if options.quick { 5 } else { 20 })?;
     println!(

@@ -11,6 +11,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 /// A statsd server that runs.
 pub(crate) struct Other {
@@ -62,7 +63,8 @@ fn npm(file: &Path) -> Result<Other> {
 }
 
 fn collectd(file: &Path) -> Result<Other> {
-    let dir = tempfile::tempdir()?;
+    // Its csv plugin writes into no hidden folder.
+    let dir = tempfile::Builder::new().prefix("js-collectd-").tempdir()?;
     let port = free_port()?;
     let csv = dir.path().join("csv");
     let base = dir.path().display();
@@ -153,7 +155,8 @@ impl Pump {
         // A short datagram takes more than 2 KiB of a receive buffer at the most.
         if self.sent >= self.room / 2 / 2304 {
             while self.waiting()? > self.room / 2 {
-                std::thread::yield_now();
+                // Spinning would take the processor from whoever receives.
+                std::thread::sleep(Duration::from_micros(50));
             }
             self.sent = 0;
         }
@@ -165,7 +168,7 @@ impl Pump {
     /// Waits until all was received.
     pub(crate) fn drain(&self) -> Result<()> {
         while self.waiting()? > 0 {
-            std::thread::yield_now();
+            std::thread::sleep(Duration::from_micros(50));
         }
         Ok(())
     }

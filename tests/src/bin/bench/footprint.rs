@@ -137,6 +137,29 @@ fn rest(pid: u32) -> Result<Rest> {
     Ok(Rest { pss: kib * 1024.0, threads: fs::read_dir(format!("/proc/{pid}/task"))?.count() })
 }
 
+/// As `rest`, of a program and those of its children that are the same program, for some are several
+/// processes; what it supervises is none of it.
+fn whole(pid: u32) -> Result<Rest> {
+    let program = |pid: u32| fs::read_link(format!("/proc/{pid}/exe")).ok();
+    let parent = |pid: u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse::<u32>().ok()
+    };
+    let mut all = rest(pid)?;
+    let mut found = vec![pid];
+    let pids: Vec<u32> =
+        fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    // Children have higher numbers than their parents, until the numbers begin anew.
+    for child in pids.into_iter().filter(|child| *child > pid) {
+        if parent(child).is_some_and(|parent| found.contains(&parent)) && program(child) == program(pid) {
+            found.push(child);
+            let more = rest(child)?;
+            all = Rest { pss: all.pss + more.pss, threads: all.threads + more.threads };
+        }
+    }
+    Ok(all)
+}
+
 /// CPU time that a process has used, in seconds, to the nanosecond.
 fn cpu_seconds(pid: u32) -> Result<f64> {
     let mut nanos = 0.0;
@@ -214,11 +237,17 @@ fn others() -> Result<Vec<Vec<String>>> {
     let monit = format!("{folder}/monitrc");
     fs::write(&monit, format!("set daemon 30\nset idfile {folder}/id\nset statefile {folder}/state\n"))?;
     Command::new("chmod").args(["600", &monit]).status()?;
-    let candidates: [(&str, Vec<&str>); 4] = [
+    fs::write(dir.path().join("minion"), format!("master: 127.0.0.1\nid: bench\nroot_dir: {folder}/salt\n"))?;
+    let collectd = format!("{folder}/collectd.conf");
+    let plugins = ["cpu", "memory", "load", "interface", "df"].map(|name| format!("LoadPlugin {name}\n")).concat();
+    fs::write(&collectd, format!("BaseDir \"{folder}\"\nPIDFile \"{folder}/collectd.pid\"\n{plugins}"))?;
+    let candidates: [(&str, Vec<&str>); 6] = [
         ("supervisord", vec!["-c", &conf]),
         ("monit", vec!["-I", "-c", &monit]),
         ("salt-minion", vec!["-c", &folder]),
         ("telegraf", vec!["--test-wait", "60"]),
+        ("collectd", vec!["-f", "-C", &collectd]),
+        ("prometheus-node-exporter", vec!["--web.listen-address=127.0.0.1:0"]),
     ];
     for (name, args) in candidates {
         let Some(path) = find(name) else {
@@ -231,7 +260,7 @@ fn others() -> Result<Vec<Vec<String>>> {
             rows.push(vec![name.to_owned(), "does not start here".to_owned()]);
             continue;
         }
-        let all = rest(process.pid())?;
+        let all = whole(process.pid())?;
         let with = if name == "supervisord" { " (50 jobs)" } else { "" };
         let size = fs::metadata(&path)?.len() as f64;
         // A script's size says nothing: what it needs lies elsewhere.

@@ -110,6 +110,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         ("jsagent on disk, MB", agent_size / 1e6, 5.0),
         ("jsacc on disk, MB", acc_size / 1e6, 5.0),
         ("jsagent idle, MiB", idle.pss / MIB, 5.0),
+        ("jsagent with 50 jobs, MiB", busy.pss / MIB, 5.7),
         ("jsagent after the jobs, MiB more", (after.pss - idle.pss) / MIB, 2.0),
         ("jsagent idle, % of a core", load, 0.05),
         ("jsagent idle, KB an hour", hour / 1e3, 300.0),

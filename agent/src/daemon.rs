@@ -171,10 +171,7 @@ fn notify(
         }
         Notice::Quiet => {
             let outbox = outbox.clone();
-            logger.rest(move || {
-                outbox.rest();
-                os::let_go_of_code();
-            });
+            logger.rest(move || outbox.rest());
         }
         Notice::Restart => {
             let _ = restart.send(());

@@ -16,6 +16,7 @@
 //! `storage` has the file and what stands in it, `retention` what goes when there is too much.
 
 use crate::config::Config;
+use crate::os;
 use anyhow::Result;
 use crossbeam_channel::Sender;
 use rusqlite::Connection;
@@ -318,7 +319,8 @@ impl Outbox {
         self.lock().wakers.insert(controller.to_owned(), wake);
     }
 
-    /// Gives back the memory that SQLite keeps for the pages of every database of this process.
+    /// Gives back the memory that SQLite keeps for the pages of every database of this process, and
+    /// that of code which is not in use: for when a burst of work is over.
     ///
     /// The limit is the whole library's, and setting it lower than what is in use frees at once what no
     /// statement holds; after that it is off again, for each connection has its own bound.
@@ -327,6 +329,8 @@ impl Outbox {
         for limit in [1, 0] {
             let _ = inner.db.query_row(&format!("PRAGMA soft_heap_limit={limit}"), [], |_| Ok(()));
         }
+        drop(inner);
+        os::let_go_of_code();
     }
 
     /// Where the ids of records stood when it was last written down.

@@ -30,6 +30,8 @@ const MAX_BODY: usize = 16 << 20;
 const LAST_ROUND: Duration = Duration::from_secs(3);
 /// The pause between two tries for new credentials.
 const RENEW_PAUSE: Duration = Duration::from_secs(30);
+/// How long nothing is sent before the memory that sending needs is given back.
+const QUIET: Duration = Duration::from_secs(1);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(30);
 
@@ -116,6 +118,8 @@ struct Actor {
     taken_before: Option<u64>,
     renew_after: Option<Instant>,
     trouble: Option<String>,
+    /// Something was sent since the last rest.
+    stirred: bool,
 }
 
 impl Actor {
@@ -141,6 +145,7 @@ impl Actor {
             taken_before: None,
             renew_after: None,
             trouble: None,
+            stirred: false,
         }
     }
 
@@ -153,9 +158,14 @@ impl Actor {
             if last {
                 return;
             }
-            match next {
-                Some(next) => drop(self.woken.recv_deadline(next)),
+            let quiet = self.stirred.then(|| Instant::now() + QUIET);
+            match next.into_iter().chain(quiet).min() {
+                Some(until) => drop(self.woken.recv_deadline(until)),
                 None => drop(self.woken.recv()),
+            }
+            if quiet.is_some_and(|quiet| quiet <= Instant::now()) {
+                self.stirred = false;
+                self.outbox.rest();
             }
         }
     }
@@ -176,7 +186,7 @@ impl Actor {
             let due: Vec<usize> = (0..self.lanes.len()).filter(|i| due(&self.lanes[*i])).collect();
             let sent = due.into_iter().find_map(|lane| self.send(lane));
             match sent {
-                Some(Ok(())) => {}
+                Some(Ok(())) => self.stirred = true,
                 Some(Err(())) if last => return None,
                 Some(Err(())) => {}
                 None => return self.lanes.iter().filter_map(|lane| lane.not_before).filter(|t| *t > now).min(),

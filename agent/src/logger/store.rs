@@ -450,7 +450,7 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
     // Space can be given back only where a database was made for it.
     db.execute_batch(
         "PRAGMA auto_vacuum=INCREMENTAL; PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;
-         PRAGMA wal_autocheckpoint=0; PRAGMA cache_size=-1024; PRAGMA temp_store=MEMORY;",
+         PRAGMA wal_autocheckpoint=0; PRAGMA cache_size=-256; PRAGMA temp_store=MEMORY;",
     )?;
     db.execute_batch(SCHEMA)?;
     rows::check(&db)?;

@@ -33,7 +33,7 @@ const TURN: usize = 1000;
 /// Time between two tries of a commit that failed.
 const RETRY: Duration = Duration::from_secs(1);
 /// How long nothing happens before memory that only work needs is given back.
-const QUIET: Duration = Duration::from_secs(1);
+const QUIET: Duration = Duration::from_secs(2);
 /// When the agent stops and the disk takes nothing, how long it is tried on.
 const LAST_TRIES: Duration = Duration::from_secs(5);
 

@@ -163,7 +163,7 @@ fn a_quiet_agent_rests_once() {
     let life = node.live();
     until("the agent rests", || matches!(life.notices.recv_timeout(LONG), Ok(Notice::Quiet)).then_some(()));
     // Nothing happens, so nothing follows; whatever happens is followed by another rest.
-    assert!(life.notices.recv_timeout(Duration::from_millis(1500)).is_err());
+    assert!(life.notices.recv_timeout(Duration::from_millis(2500)).is_err());
     assert!(life.remote().processes().is_empty());
     until("it rests again", || matches!(life.notices.recv_timeout(LONG), Ok(Notice::Quiet)).then_some(()));
 }

@@ -135,6 +135,29 @@ fn a_machine_becomes_a_node_and_ceases_to_be_one() {
 }
 
 #[test]
+fn the_token_is_in_nobodys_arguments() {
+    let dir = tempfile::tempdir().expect("a folder");
+    // It notes what it was given, and is refused like an agent that no controller wants.
+    let (program, seen) = (dir.path().join("jsagent"), dir.path().join("seen"));
+    let note =
+        format!("printf '%s|' \"$@\" >>'{0}'; [ \"$1\" = --version ] || {{ cat >>'{0}'; exit 1; }}", seen.display());
+    fs::write(&program, format!("#!/bin/sh\n{note}\n")).expect("a program");
+    let (file, prefix) = (dir.path().join("token"), dir.path().join("root"));
+    fs::write(&file, "s3cret-token\n").expect("the token");
+    for token in ["s3cret-token", file.to_str().expect("a path in UTF-8")] {
+        let _ = fs::remove_file(&seen);
+        let enrol = ["--controller", "https://127.0.0.1:9", "--token", token, "--gid", "6", "--nid", "9"];
+        let from = ["--from", program.to_str().expect("a path in UTF-8")];
+        let output = install(&prefix, &[&from[..], &enrol[..]].concat());
+        assert!(output.code == 1 && output.stderr.contains("refused"), "{output:?}");
+        let seen = fs::read_to_string(&seen).expect("what it was given");
+        let (arguments, input) = seen.rsplit_once('|').expect("arguments");
+        assert!(arguments.contains("|--token|-|") && !arguments.contains("s3cret"), "{seen}");
+        assert_eq!(input, "s3cret-token");
+    }
+}
+
+#[test]
 fn what_is_wrong_stops_the_installation_before_it_changes_anything() {
     let prefix = tempfile::tempdir().expect("a folder");
     let prefix = prefix.path();

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: how they find folders, install what is missing, and speak.
 # It changes no option of the shell that sources it.
 
@@ -26,6 +27,20 @@ as_root() {
     fi
 }
 
+# at_exit COMMAND: runs it when this script ends, also by a signal; the last one given runs first.
+# Given twice it runs once. (A script that ends by `exec` runs none.)
+exit_commands=()
+at_exit() {
+    local one
+    for one in "${exit_commands[@]}"; do [ "$one" != "$1" ] || return 0; done
+    exit_commands=("$1" "${exit_commands[@]}")
+    trap run_exit_commands EXIT
+}
+run_exit_commands() {
+    local one
+    for one in "${exit_commands[@]}"; do eval "$one" || true; done
+}
+
 # apt_install PACKAGE...: installs Debian packages; fails quietly where that cannot be done.
 apt_install() {
     have apt-get || return 1
@@ -39,17 +54,38 @@ apt_install() {
     return "${PIPESTATUS[0]}"
 }
 
+# Keeps packages from starting their services; there only while something is installed.
+policy=/usr/sbin/policy-rc.d
+policy_is_ours=
+remove_policy() {
+    [ -n "$policy_is_ours" ] || return 0
+    as_root rm -f "$policy"
+    policy_is_ours=
+}
+
+is_installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
+
 # apt_install_still PACKAGE...: as apt_install, for packages that start a service of their own on a
-# well-known port; here only private servers run, so it is left stopped.
+# well-known port; here only private servers run, so it is left stopped, and after a reboot too. The
+# services of a package that was there before stay as they are.
 apt_install_still() {
-    local policy=/usr/sbin/policy-rc.d made= status
-    if [ ! -e "$policy" ] && printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null 2>&1; then
-        as_root chmod 755 "$policy"
-        made=1
+    local status=0 package unit new=()
+    for package in "$@"; do is_installed "$package" || new+=("$package"); done
+    if [ ! -e "$policy" ]; then
+        at_exit remove_policy
+        policy_is_ours=1
+        if printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null 2>&1; then
+            as_root chmod 755 "$policy"
+        fi
     fi
-    apt_install "$@"
-    status=$?
-    [ -z "$made" ] || as_root rm -f "$policy"
+    apt_install "$@" || status=$?
+    remove_policy
+    for package in "${new[@]}"; do
+        have systemctl && is_installed "$package" || continue
+        for unit in $(dpkg -L "$package" | sed -nE 's#^(/usr)?/lib/systemd/system/([^/@]*\.(service|socket|timer))$#\2#p'); do
+            as_root systemctl --quiet disable "$unit" >/dev/null 2>&1 || true
+        done
+    done
     return "$status"
 }
 
@@ -87,7 +123,8 @@ need_venv() {
         fi
     fi
     # Once installed from the same list it is used as it is; the client itself is installed editable.
-    local stamp=$dir/.installed wanted="$* $(cksum <"$root/pyclient/pyproject.toml")"
+    local stamp=$dir/.installed wanted
+    wanted="$* $(cksum <"$root/pyclient/pyproject.toml")"
     if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
         say "installing into $dir: $*"
         # Its own words, shortened: without any it looks dead for a minute on a slow line.

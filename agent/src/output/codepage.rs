@@ -31,7 +31,8 @@ impl CodePage {
         self.held.extend_from_slice(bytes);
         let whole = memchr::memrchr(b'\n', &self.held).map_or(0, |at| at + 1);
         let ready = match &self.held[whole..] {
-            rest if rest.is_ascii() || rest.len() > MOST_HELD => self.held.len(),
+            rest if rest.is_ascii() => self.held.len(),
+            rest if rest.len() > MOST_HELD => self.held.len() - unfinished(rest),
             _ => whole,
         };
         let rest = self.held.split_off(ready);
@@ -57,6 +58,14 @@ impl CodePage {
             }
         }
         out
+    }
+}
+
+/// How many bytes at the end are the start of a character of UTF-8 that is otherwise sound: 3 at most.
+fn unfinished(bytes: &[u8]) -> usize {
+    match std::str::from_utf8(bytes) {
+        Err(fault) if fault.error_len().is_none() => bytes.len() - fault.valid_up_to(),
+        _ => 0,
     }
 }
 
@@ -97,6 +106,24 @@ mod tests {
         assert!(page.feed(&[0xe9; MOST_HELD]).is_empty());
         assert_eq!(page.feed(b"\xe9").len(), 2 * (MOST_HELD + 1));
         assert!(page.finish().is_empty());
+    }
+
+    #[test]
+    fn a_long_line_is_cut_between_characters() {
+        for end in ["é", "€", "😀"] {
+            for cut in 1..end.len() {
+                let (first, second) = end.as_bytes().split_at(cut);
+                let start = "é".repeat(MOST_HELD / 2);
+                let long = [start.as_bytes(), first].concat();
+                let mut page = CodePage::new(latin);
+                assert_eq!(page.feed(&long).len(), MOST_HELD);
+                check(&[&long, second], &format!("{start}{end}"));
+                check(&[&long, second, start.as_bytes(), b"\n\xe9\n"], &format!("{start}{end}{start}\né\n"));
+            }
+        }
+        // The character has no end.
+        let long = [&b"a".repeat(MOST_HELD)[..], b"\xc3"].concat();
+        check(&[&long, b"b\n"], &format!("{}Ãb\n", "a".repeat(MOST_HELD)));
     }
 
     proptest! {

@@ -82,7 +82,8 @@ apt_install_still() {
     remove_policy
     for package in "${new[@]}"; do
         have systemctl && is_installed "$package" || continue
-        for unit in $(dpkg -L "$package" | sed -nE 's#^(/usr)?/lib/systemd/system/([^/@]*\.(service|socket|timer))$#\2#p'); do
+        for unit in $(dpkg -L "$package" |
+            sed -nE 's#^(/usr)?/lib/systemd/system/([^/@]*\.(service|socket|timer))$#\2#p; s#^/etc/init\.d/([^/]*)$#\1.service#p' | sort -u); do
             as_root systemctl --quiet disable "$unit" >/dev/null 2>&1 || true
         done
     done

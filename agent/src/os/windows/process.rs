@@ -1,12 +1,13 @@
 //! Windows: a job object a child, a thread a child that waits, and the list of processes by sysinfo.
 
 use crate::os::{Mark, Proc, Signal, Spawned};
+use crossbeam_channel::bounded;
 use jscommon::worker::Worker;
 use serde_json::Value;
 use std::collections::HashMap;
 use std::io;
 use std::os::windows::io::{AsRawHandle, FromRawHandle, OwnedHandle};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use sysinfo::{ProcessesToUpdate, System};
 use windows::Win32::Foundation::HANDLE;
@@ -158,6 +159,20 @@ impl Children {
         configure(command, settings);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         command.stdin(if stdin { Stdio::piped() } else { Stdio::null() });
+        // First of all: where no thread can be had, nothing must run that nobody waits for.
+        let (begin, begun) = bounded::<Child>(1);
+        let (exited, jobs) = (self.exited.clone(), self.jobs.clone());
+        let wait = move || {
+            let Ok(mut child) = begun.recv() else { return };
+            let code = child.wait().ok().and_then(|status| status.code()).unwrap_or(1);
+            // What the process leaves behind lives on: closing the job must not end it. Where the run
+            // was being ended, the whole job has ended by now.
+            if let Some(job) = jobs.lock().unwrap_or_else(PoisonError::into_inner).remove(&run) {
+                let _ = let_go(&job);
+            }
+            exited(run, code);
+        };
+        Worker::spawn("waiter", 64 * 1024, wait)?.detach();
         let mut child = command.spawn()?;
         let spawned = Spawned {
             pid: child.id(),
@@ -180,17 +195,7 @@ impl Children {
             let _ = child.kill();
             return Err(fault);
         }
-        let (exited, jobs) = (self.exited.clone(), self.jobs.clone());
-        let wait = move || {
-            let code = child.wait().ok().and_then(|status| status.code()).unwrap_or(1);
-            // What the process leaves behind lives on: closing the job must not end it. Where the run
-            // was being ended, the whole job has ended by now.
-            if let Some(job) = jobs.lock().unwrap_or_else(PoisonError::into_inner).remove(&run) {
-                let _ = let_go(&job);
-            }
-            exited(run, code);
-        };
-        Worker::spawn("waiter", 64 * 1024, wait)?.detach();
+        let _ = begin.send(child);
         Ok(spawned)
     }
 

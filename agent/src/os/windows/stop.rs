@@ -47,5 +47,9 @@ unsafe extern "system" fn handler(event: u32) -> BOOL {
         _ => return false.into(),
     };
     ask(name);
+    // The system ends this process as soon as it is answered to these two.
+    while matches!(event, CTRL_CLOSE_EVENT | CTRL_SHUTDOWN_EVENT) {
+        std::thread::park();
+    }
     true.into()
 }

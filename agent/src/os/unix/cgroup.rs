@@ -29,6 +29,10 @@ pub struct Cgroups {
 
 /// A group, for the start of a process.
 pub struct Group {
+    #[cfg_attr(
+        not(all(target_os = "linux", target_arch = "x86_64")),
+        allow(dead_code, reason = "no process is started inside a group there")
+    )]
     pub(super) folder: OwnedFd,
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 from . import nodes as nodes_
@@ -12,8 +13,9 @@ from .link import Link
 from .nodes import Node
 from .wire import JobInfo, NodeId, Record
 
-#: The shortest beginning of an id that may stand for the whole.
-SHORTEST = 6
+#: What may stand for an id that was made here (`wire.new_id`): its beginning, long enough to mean it.
+_BEGINNING = re.compile(r"[0-9a-f]{6,31}\Z")
+_MADE = re.compile(r"[0-9a-f]{32}\Z")
 
 
 class Looking:
@@ -73,13 +75,15 @@ class Looking:
     def whole_id(self, beginning: str) -> str:
         """The id of the one job, or fleet of jobs, whose id begins so; with no such job, what was given.
 
-        `UsageError` when several do. Whole ids are taken as they are, whatever else begins with them.
+        `UsageError` when several do. Only ids that were made here (32 hexadecimal digits) may be given by their
+        first 6 digits or more. An id that somebody chose is whole, also when Redis does not know it (any more):
+        `nightly` never stands for `nightly-2`.
         """
-        if self.link.read("EXISTS", wire.job_hash(wire.check_id(beginning))) or len(beginning) < SHORTEST:
+        if not _BEGINNING.match(wire.check_id(beginning)) or self.link.read("EXISTS", wire.job_hash(beginning)):
             return beginning
-        ids = (wire.text(raw) for raw in self.link.read("LRANGE", wire.JOBS, 0, -1))
-        found = {_stem(i) if _stem(i).startswith(beginning) else i for i in ids if i.startswith(beginning)}
-        if beginning in found or not found:
+        ids = {_stem(wire.text(raw)) for raw in self.link.read("LRANGE", wire.JOBS, 0, -1)}
+        found = {i for i in ids if i.startswith(beginning) and _MADE.match(i)}
+        if beginning in ids or not found:
             return beginning
         if len(found) > 1:
             some = ", ".join(sorted(found)[:3])

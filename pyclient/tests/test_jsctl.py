@@ -379,12 +379,13 @@ def test_help_is_quick() -> None:
 
 
 def test_a_job_is_found_by_how_its_id_begins(jsctl: Jsctl, fake: Fake, client: Client) -> None:
-    for job_id in ("abcdef-1", "abcdef-2", "uvwxyz"):
+    one, two = "abcdef" + 26 * "1", "abcdef" + 26 * "2"
+    for job_id in (one, two, "uvwxyz"):
         client.execute(1, 1, "uname", id=job_id).wait()
-    assert jsctl("wait", "uvwxyz").out == jsctl("wait", "abcdef-1").out == "Linux\n"
-    assert "uname" in jsctl("job", "abcdef-2").out
+    assert jsctl("wait", "uvwxyz").out == jsctl("wait", one).out == jsctl("wait", one[:7]).out == "Linux\n"
+    assert "uname" in jsctl("job", two).out
     ran = jsctl("job", "abcdef")
-    assert ran.code == 2 and "is how 2 jobs begin (abcdef-1, abcdef-2)" in ran.err
+    assert ran.code == 2 and f"is how 2 jobs begin ({one}, {two})" in ran.err
     fleet = jsctl("exec", "1.1,1.2", "--detach", "--", "uname").out.strip()
     wait_until(lambda: jsctl("job", fleet).code == 0)
     assert jsctl("wait", fleet[:12]).err == "2 OK, 0 failed\n"
@@ -394,6 +395,41 @@ def test_a_job_is_found_by_how_its_id_begins(jsctl: Jsctl, fake: Fake, client: C
     assert jsctl("cancel", fleet[:12]).code == 1
     for nobody in ("abcde", "ab", "nobody-begins-so"):
         assert jsctl("job", nobody).code == 3
+
+
+def test_an_id_that_somebody_chose_stands_for_no_longer_one(jsctl: Jsctl, fake: Fake, client: Client) -> None:
+    chosen = [client.execute(1, 1, "sleep", ["60"], id=i) for i in ("nightly-2", "facade-2")]
+    for job in chosen:
+        wait_until(lambda: job.state == "RUNNING")
+    # Neither is in Redis: gone, or not yet taken from the queue.
+    for asked in ("nightly", "facade"):
+        assert jsctl("signal", asked, "HUP").code == 3
+        for command in ("kill", "cancel", "unschedule", "job", "wait"):
+            assert jsctl(command, asked).code == 3, command
+    assert [job.state for job in chosen] == ["RUNNING"] * 2
+    # The parts of a fleet are whole ids too.
+    made = client.execute(1, 1, "sleep", ["60"], id=32 * "a" + ".1.10")
+    wait_until(lambda: made.state == "RUNNING")
+    assert jsctl("kill", 32 * "a" + ".1.1").code == 3 and made.state == "RUNNING"
+    assert client.whole_id("aaaaaa") == 32 * "a"
+
+
+def test_what_is_waited_for_is_a_whole_id_first(
+    jsctl: Jsctl, fake: Fake, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.execute(1, 1, "echo", ["other"], id="abcdef12" + 24 * "0").wait()
+    looked: list[str] = []
+    parts = Client.parts
+
+    def late(self: Client, fleet_id: str) -> list[str]:
+        looked.append(fleet_id)
+        if len(looked) == 3:
+            client.execute(1, 1, "echo", ["late"], id="abcdef12").wait()
+        return parts(self, fleet_id)
+
+    monkeypatch.setattr(Client, "parts", late)
+    assert jsctl("wait", "abcdef12").out == "late\n"
+    assert jsctl("wait", "abcdef120").out == "other\n"
 
 
 def test_a_recurring_job_is_told_to_go_on(jsctl: Jsctl, fake: Fake) -> None:

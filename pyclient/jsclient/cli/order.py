@@ -166,12 +166,15 @@ def _found(client: Client, asked: str) -> Fleet:
 
     # What was sent a moment ago may not have been taken from the queue yet.
     for attempt in range(30):
-        asked = client.whole_id(asked)
         parts = client.parts(asked)
         if parts or (attempt > 2 and not client.link.read("LLEN", wire.QUEUE)):
             break
         client.check()
         time.sleep(0.1)
+    if not parts:
+        # Only now, for until here it may have been a whole id.
+        asked = client.whole_id(asked)
+        parts = client.parts(asked)
     if not parts:
         raise Gone(f"no job {asked}: it was never sent, or is older than a day")
     return Fleet.again(client, asked, {part: client.job_info(part) for part in parts})

@@ -25,6 +25,9 @@ EPILOG = f"""targets:
 
 The address of Redis comes from --redis or JSCTL_REDIS (redis://localhost:6379)."""
 
+_ID = "a job's id; of one that was made by jsctl, its first 6 digits or more do"
+_ID_AND = _ID + ", where no TARGET is given"
+
 
 class Parser(argparse.ArgumentParser):
     """Raises instead of leaving, and never guesses abbreviated flags."""
@@ -132,25 +135,25 @@ def build() -> argparse.ArgumentParser:
     sub.add_argument("--lines", type=_count, default=30, help="so many jobs (30)")
 
     sub = command("kill", "order:kill", "end a job: jsctl kill [TARGET] ID", usage="jsctl kill [TARGET] ID [options]")
-    sub.add_argument("words", nargs="+", metavar="[TARGET] ID")
+    sub.add_argument("words", nargs="+", metavar="[TARGET] ID", help=_ID_AND)
     _fleet(sub)
     order("killall", "order:killall", "end every process of nodes; remembered jobs start again")
     sub = command(
         "signal", "order:signal", "send a signal to a job: jsctl signal [TARGET] ID HUP",
         usage="jsctl signal [TARGET] ID SIGNAL [options]",
     )
-    sub.add_argument("words", nargs="+", metavar="[TARGET] ID SIGNAL")
+    sub.add_argument("words", nargs="+", metavar="[TARGET] ID SIGNAL", help=_ID_AND)
     _fleet(sub)
     sub = command(
         "unschedule", "order:unschedule", "stop a recurring job after the run under way",
         usage="jsctl unschedule [TARGET] ID [options]",
     )
-    sub.add_argument("words", nargs="+", metavar="[TARGET] ID")
+    sub.add_argument("words", nargs="+", metavar="[TARGET] ID", help=_ID_AND)
     _fleet(sub)
     order("restart", "order:restart", "have agents exit, for their service manager to start them again")
 
     sub = command("cancel", "order:cancel", "withdraw a command that still waits for its node")
-    sub.add_argument("id")
+    sub.add_argument("id", help=_ID)
 
     sub = command(
         "put", "order:put", "write a file to nodes: jsctl put 1.1 ./app.conf /etc/app.conf",
@@ -183,10 +186,10 @@ def build() -> argparse.ArgumentParser:
     sub.add_argument("-n", "--limit", type=_count, default=20, help="so many (20)")
 
     sub = command("job", "show:job", "what a job asked for, and where it stands on each node")
-    sub.add_argument("id")
+    sub.add_argument("id", help=_ID)
 
     sub = command("wait", "order:wait", "wait for jobs that were sent before, and show their results")
-    sub.add_argument("ids", nargs="+", metavar="ID")
+    sub.add_argument("ids", nargs="+", metavar="ID", help=_ID)
     _output(sub)
 
     for name, help in (("events", "the last events"), ("audit", "who asked for what"), ("rejected", "what was no command")):

@@ -2,11 +2,13 @@
 
 The same spellings as `jsacc -r` takes: `host:port`, `redis://user:pw@host:port/db`, `rediss://…`, `unix:///path`;
 several of them with commas between are servers of one cluster (scheme, user and password of the first hold for
-all), and `sentinel://[user:pw@]host:26379,host:26379/group[/db]` names Sentinels and the group they watch.
+all; a comma that can only be the password's divides nothing), and
+`sentinel://[user:pw@]host:26379,host:26379/group[/db]` names Sentinels and the group they watch.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import List, Tuple
 from urllib.parse import unquote, urlsplit
@@ -15,6 +17,11 @@ from .errors import UsageError
 
 SINGLE, CLUSTER, SENTINEL = "single", "cluster", "sentinel"
 _GROUP = "a sentinel address names hosts and their group: sentinel://host:26379,host:26379/mymaster"
+#: Instead of what a parser says, for that quotes what it takes for a port: a part of the password.
+UNREADABLE = "the address cannot be read; write , / # ? @ in the password as %2C %2F %23 %3F %40"
+_NEXT_URL = re.compile(r",\s*(?=[a-z]+://)")
+_HOST = re.compile(r"\s*(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(:[0-9]+)?\s*\Z")
+_SETTINGS = re.compile(r"([a-z_]+=[^&]*(&|\Z))*\Z")
 
 
 @dataclass(frozen=True)
@@ -43,11 +50,13 @@ def parse(text: str) -> Address:
     text = text.strip()
     if text.startswith("sentinel://"):
         return _sentinel(text[len("sentinel://") :])
-    parts = [part.strip() for part in text.split(",") if part.strip()] if text[:1] != "/" else [text]
-    if len(parts) <= 1:
-        return Address(SINGLE, normalize(parts[0] if parts else ""))
-    first = normalize(parts[0])
+    parts = [part for part in _split(text) if part] if text[:1] != "/" else [text]
+    first = normalize(parts[0] if parts else "")
     urls = [first] + [normalize(part) for part in parts[1:]]
+    for url in urls:
+        _check(url)
+    if len(parts) <= 1:
+        return Address(SINGLE, first)
     if any(url.startswith("unix:") for url in urls):
         raise UsageError("several addresses of Redis are a cluster, and a cluster has no Unix sockets")
     return Address(CLUSTER, first, tuple(_host(url, 6379) for url in urls))
@@ -62,7 +71,7 @@ def normalize(url: str) -> str:
     if "://" not in url:
         return "redis://" + url
     if url.split("://", 1)[0] not in ("redis", "rediss", "unix"):
-        raise UsageError(f"{masked(url)}: the address of Redis begins with redis://, rediss://, unix:// or sentinel://")
+        raise UsageError("the address of Redis begins with redis://, rediss://, unix:// or sentinel://")
     return url
 
 
@@ -85,12 +94,52 @@ def _host(url: str, port: int) -> Tuple[str, int]:
     try:
         parts = urlsplit(url)
         return unquote(parts.hostname or "localhost"), parts.port or port
-    except ValueError as e:
-        raise UsageError(f"{masked(url)}: {e}") from None
+    except ValueError:
+        raise UsageError(UNREADABLE) from None
+
+
+def _split(text: str) -> List[str]:
+    """What stands between the commas, but for those that can only be a password's."""
+    out: List[str] = []
+    for group in _NEXT_URL.split(text):
+        scheme, slashes, rest = group.partition("://") if re.match(r"[a-z]+://", group) else ("", "", group)
+        parts = [part.strip() for part in rest.split(",")]
+        login, at, hosts = rest.rpartition("@")
+        first = parts[0].rpartition("@")[0]
+        if scheme == "unix":
+            parts = [rest]
+        elif at and "," in login:
+            if first and all(part.startswith(first + "@") or _HOST.match(part) for part in parts[1:]):
+                pass  # each server with the same login
+            elif "@" in parts[0] or _HOST.match(parts[0]):
+                raise UsageError(UNREADABLE)  # where the login ends is anybody's guess
+            else:
+                parts = [part.strip() for part in hosts.split(",")]
+                parts[0] = login + at + parts[0]
+        out.extend([scheme + slashes + parts[0]] + parts[1:])
+    return out
+
+
+def _check(url: str) -> None:
+    """An `@` behind the host, or a port that is none, comes of a password that was not escaped."""
+    try:
+        parts = urlsplit(url)
+        if parts.scheme == "unix":
+            good = "@" in parts.netloc or ":" not in parts.netloc
+        else:
+            good = parts.port is None or parts.port > 0
+            good = good and "@" not in parts.path + parts.fragment
+            good = good and ("@" not in parts.query or bool(_SETTINGS.match(parts.query)))
+    except ValueError:
+        good = False
+    if not good:
+        raise UsageError(UNREADABLE)
 
 
 def _sentinel(rest: str) -> Address:
     login, at, rest = rest.rpartition("@")
+    if any(c in login for c in "/?#"):
+        raise UsageError(UNREADABLE)
     hosts, slash, path = rest.partition("/")
     group, _, db = path.partition("/")
     found: List[Tuple[str, int]] = [_host("redis://" + host.strip(), 26379) for host in hosts.split(",") if host.strip()]

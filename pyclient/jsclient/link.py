@@ -97,8 +97,8 @@ class Link:
                 # redis-py hands unknown options to the socket's constructor, and a unix socket has no such thing.
                 options.pop("socket_keepalive", None)
             return redis.Redis.from_url(self.url, **options)
-        except (ValueError, TypeError) as e:
-            raise UsageError(f"{self.where}: {e}") from None
+        except (ValueError, TypeError):
+            raise UsageError(address.UNREADABLE) from None
 
     def _login(self) -> Dict[str, Any]:
         """User, password and TLS of the URL, as redis-py calls them; of the servers all but the names."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, Tuple
 
 import pytest
@@ -23,6 +24,15 @@ from jsclient.address import CLUSTER, SENTINEL, SINGLE, parse
         ("rediss://me:pw@a:1, rediss://b:2", CLUSTER, "rediss://me:pw@a:1", (("a", 1), ("b", 2)), "a:1, b:2"),
         ("sentinel://me:pw@s1,s2:5/main/4", SENTINEL, "redis://me:pw@localhost/4", (("s1", 26379), ("s2", 5)),
          "main of the sentinels s1:26379, s2:5"),
+        ("redis://:ge,heim@h:1", SINGLE, "redis://:ge,heim@h:1", (), "h:1"),
+        ("redis://me:ge,he,im@a:1,b:2", CLUSTER, "redis://me:ge,he,im@a:1", (("a", 1), ("b", 2)), "a:1, b:2"),
+        ("redis://me:pw@a:1,me:pw@b:2", CLUSTER, "redis://me:pw@a:1", (("a", 1), ("b", 2)), "a:1, b:2"),
+        ("redis://a:1,redis://:p,w@b:2", CLUSTER, "redis://a:1", (("a", 1), ("b", 2)), "a:1, b:2"),
+        ("redis://:p%2Fw%40@h:1", SINGLE, "redis://:p%2Fw%40@h:1", (), "h:1"),
+        ("unix:///r.sock?password=ge,heim", SINGLE, "unix:///r.sock?password=ge,heim", (), "/r.sock"),
+        ("rediss://h:1?ssl_ca_certs=/a@b.pem", SINGLE, "rediss://h:1?ssl_ca_certs=/a@b.pem", (), "h:1"),
+        ("sentinel://:p,w@s1/main", SENTINEL, "redis://:p,w@localhost/0", (("s1", 26379),),
+         "main of the sentinels s1:26379"),
         ("sentinel://s1/main", SENTINEL, "redis://localhost/0", (("s1", 26379),), "main of the sentinels s1:26379"),
     ],
 )
@@ -37,6 +47,37 @@ def test_other_texts_say_what_is_wanted_and_hide_passwords(text: str) -> None:
     with pytest.raises(UsageError) as e:
         Client(text)
     assert "geheim" not in str(e.value) and len(str(e.value)) > 20
+
+
+UNREADABLE = "the address cannot be read; write , / # ? @ in the password as %2C %2F %23 %3F %40"
+
+
+@pytest.mark.parametrize("scheme", ["redis://", "rediss://", "", "unix://", "sentinel://"])
+def test_no_part_of_a_password_is_shown(scheme: str) -> None:
+    marks = [",", "/", "#", "?", "@", "@,", "/@", "#,", ":", "[", "]"]
+    logins = [":qge{}qhe", ":4711{}8150", "wwu:qge{}qhe", "wwu:4711{}8150", "wwu:4711:{}8150"]
+    hosts = ["host:6379", "host", "host,h2", "host,h2:1/g", "host:x", "host:1,h2:x"]
+    for mark, login, host in itertools.product(marks, logins, hosts):
+        text = f"{scheme}{login.format(mark)}@{host}"
+        try:
+            link = Client(text).link
+            link._login()
+        except UsageError as e:
+            said = str(e)
+            assert said == UNREADABLE or said.startswith(("a sentinel address names", "several addresses")), text
+            continue
+        except ValueError:  # of `_login` for a cluster, which is asked for within `_make`
+            with pytest.raises(UsageError, match="%2C"):
+                link._make()
+        shown = link.where + repr(link._address.hosts)
+        assert not any(part in shown for part in ("qge", "qhe", "4711", "8150", "wwu")), (text, shown)
+
+
+def test_a_comma_is_the_passwords_where_it_can_be_nothing_else() -> None:
+    assert Client("redis://:ge,heim@127.0.0.1:1").link._login()["password"] == "ge,heim"
+    for text in ("redis://me:12,x@h", "redis://us,er:pw@h", "redis://:x@a,y@b"):
+        with pytest.raises(UsageError, match="%2C %2F %23 %3F %40"):
+            Client(text)
 
 
 def test_the_environment_names_redis(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,10 +37,10 @@ impl Target {
         if let Some(rest) = text.strip_prefix("sentinel://") {
             return sentinel(rest);
         }
-        let mut parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
-        let first = parts.next().ok_or("no Redis address")?;
+        let parts = split(text)?;
+        let (first, others) = parts.split_first().ok_or("no Redis address")?;
         let mut servers = vec![server(first)?];
-        for part in parts {
+        for part in others {
             let mut info = server(part)?;
             if !part.contains("://") {
                 // `redis://user:pw@a:1,b:2`: scheme, user and password hold for all that follow.
@@ -88,9 +88,86 @@ impl fmt::Display for Target {
     }
 }
 
+/// What may not be guessed at: a guess would show a part of the password as the name of a host.
+const UNREADABLE: &str = "the Redis address cannot be read; write , / # ? @ in the password as %2C %2F %23 %3F %40";
+
+/// The scheme, without `://`, that a text begins with.
+fn scheme(text: &str) -> Option<&str> {
+    let (scheme, _) = text.trim_start().split_once("://")?;
+    (!scheme.is_empty() && scheme.bytes().all(|b| b.is_ascii_lowercase())).then_some(scheme)
+}
+
+/// What stands between the commas, but for those that can only be a password's.
+fn split(text: &str) -> Result<Vec<String>, String> {
+    let mut groups: Vec<String> = Vec::new();
+    for piece in text.split(',') {
+        match groups.last_mut() {
+            Some(group) if scheme(piece).is_none() => {
+                group.push(',');
+                group.push_str(piece);
+            }
+            _ => groups.push(piece.trim().to_owned()),
+        }
+    }
+    let mut out = Vec::new();
+    for group in groups {
+        let start = scheme(&group).map_or(0, |scheme| scheme.len() + "://".len());
+        let (scheme, rest) = group.split_at(start);
+        let mut parts: Vec<String> = rest.split(',').map(|part| part.trim().to_owned()).collect();
+        if scheme == "unix://" {
+            parts = vec![rest.to_owned()];
+        } else if let Some((login, hosts)) = rest.rsplit_once('@').filter(|(login, _)| login.contains(',')) {
+            let own = parts[0].rsplit_once('@').map(|(own, _)| format!("{own}@"));
+            match own {
+                // Each server with the same login.
+                Some(own) if parts[1..].iter().all(|part| part.starts_with(&own) || is_host(part)) => {}
+                None if !is_host(&parts[0]) => {
+                    parts = hosts.split(',').map(|part| part.trim().to_owned()).collect();
+                    parts[0] = format!("{login}@{}", parts[0]);
+                }
+                // Where the login ends is anybody's guess.
+                _ => return Err(UNREADABLE.into()),
+            }
+        }
+        parts[0].insert_str(0, scheme);
+        out.extend(parts.into_iter().filter(|part| !part.is_empty()));
+    }
+    Ok(out)
+}
+
+/// Whether it may be a host, with or without a port.
+fn is_host(text: &str) -> bool {
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, port),
+        _ => (text, "0"),
+    };
+    let host = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'))
+        .map_or_else(|| (!host.contains(':')).then_some(host), Some);
+    host.is_some_and(|host| {
+        !host.is_empty() && host.chars().all(|c| c.is_alphanumeric() || matches!(c, '.' | '-' | '_' | ':'))
+    }) && !port.is_empty()
+        && port.bytes().all(|b| b.is_ascii_digit())
+}
+
+/// Whether an `@` stands behind the host, which comes of a password that was not escaped.
+fn is_torn(url: &str) -> bool {
+    let (url, fragment) = url.split_once('#').unwrap_or((url, ""));
+    let (url, query) = url.split_once('?').unwrap_or((url, ""));
+    let path = url.split_once("://").and_then(|(_, rest)| rest.split_once('/')).map_or("", |(_, path)| path);
+    let setting = |pair: &str| {
+        pair.split_once('=').is_some_and(|(name, _)| name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'))
+    };
+    path.contains('@') || fragment.contains('@') || (query.contains('@') && !query.split('&').all(setting))
+}
+
 fn server(text: &str) -> Result<ConnectionInfo, String> {
     let hint = || "give host:port, redis://user:pw@host:port/db, rediss://... or unix:///path".to_owned();
     let url = if text.contains("://") { text.to_owned() } else { format!("redis://{text}") };
+    if !url.starts_with("unix:") && is_torn(&url) {
+        return Err(UNREADABLE.into());
+    }
     let url = match url.split_once('?') {
         // The Python client's spelling of the same two settings.
         Some((path, query)) if url.starts_with("unix:") => {
@@ -119,6 +196,9 @@ fn sentinel(rest: &str) -> Result<Target, String> {
         Some((login, rest)) => (Some(login), rest),
         None => (None, rest),
     };
+    if login.is_some_and(|login| login.contains(['/', '?', '#'])) {
+        return Err(UNREADABLE.into());
+    }
     let (hosts, path) =
         rest.split_once('/').ok_or("a sentinel address names its group: sentinel://host:26379,host:26379/mymaster")?;
     let (group, db) = path.split_once('/').unwrap_or((path, ""));
@@ -173,6 +253,15 @@ mod tests {
         assert_eq!((settings.username(), settings.password(), settings.db()), (Some("y"), Some("x"), 1));
         let cluster = check("rediss://:pw@a:1,b:2", Kind::Cluster, "cluster rediss://a:1, rediss://b:2");
         assert_eq!(cluster.servers[1].redis_settings().password(), Some("pw"));
+        let comma = check("redis://:ge,heim@h:1", Kind::Single, "h:1");
+        assert_eq!(comma.servers[0].redis_settings().password(), Some("ge,heim"));
+        let commas = check("redis://me:p,w@a:1,b:2", Kind::Cluster, "cluster a:1, b:2");
+        assert_eq!(commas.servers[1].redis_settings().password(), Some("p,w"));
+        check("redis://me:pw@a:1,me:pw@b:2", Kind::Cluster, "cluster a:1, b:2");
+        check("redis://a:1, redis://:p,w@b:2", Kind::Cluster, "cluster a:1, b:2");
+        check("redis://:pw@[::1]:1,[::2]:2", Kind::Cluster, "cluster ::1:1, ::2:2");
+        let unix = check("unix:///r.sock?password=ge,heim", Kind::Single, "unix:///r.sock");
+        assert_eq!(unix.servers[0].redis_settings().password(), Some("ge,heim"));
         let group = check(
             "sentinel://:pw@s1,s2:5/main/4",
             Kind::Sentinel("main".into()),
@@ -190,6 +279,23 @@ mod tests {
             let error = Target::parse(bad).unwrap_err();
             assert!(!error.contains("geheim"), "{error}");
             assert!(!error.is_empty());
+        }
+    }
+
+    #[test]
+    fn no_part_of_a_password_is_shown() {
+        for scheme in ["redis://", "rediss://", "", "unix://", "sentinel://"] {
+            for mark in [",", "/", "#", "?", "@", "@,", "/@", "#,", ":", "[", "]"] {
+                for (one, two) in [(":qge", "qhe"), (":4711", "8150"), ("wwu:qge", "qhe"), ("wwu:4711", "8150")] {
+                    for host in ["host:6379", "host", "host,h2", "host,h2:1/g", "host:x", "host:1,h2:x"] {
+                        let text = format!("{scheme}{one}{mark}{two}@{host}");
+                        let shown = Target::parse(&text).map_or_else(|error| error, |target| target.to_string());
+                        for part in ["qge", "qhe", "4711", "8150", "wwu"] {
+                            assert!(!shown.contains(part), "{text}: {shown}");
+                        }
+                    }
+                }
+            }
         }
     }
 }

@@ -127,7 +127,8 @@ fn restart_answers_and_ends_with_status_0() {
 
 #[test]
 fn two_agents_do_not_share_a_data_folder() {
-    let stage = Stage::start();
+    let mut stage = Stage::start();
+    stage.client.wait_seen("1:10");
     let mut second = Command::new(jstests::bin("jsagent"));
     second.arg("-c").arg(stage.agent.config_file());
     let output = jstests::run_with(&mut second);

@@ -310,6 +310,11 @@ impl Ledger {
         tidied
     }
 
+    /// Gives back the memory that SQLite keeps for the table's pages.
+    pub fn rest(&self) {
+        let _ = self.lock().db.execute_batch("PRAGMA shrink_memory");
+    }
+
     /// Bytes of the results that wait for all controllers together.
     pub fn unsent_bytes(&self) -> u64 {
         self.unsent_bytes.load(Ordering::Relaxed)

@@ -319,17 +319,10 @@ impl Outbox {
         self.lock().wakers.insert(controller.to_owned(), wake);
     }
 
-    /// Gives back the memory that SQLite keeps for the pages of every database of this process, and
-    /// that of code which is not in use: for when a burst of work is over.
-    ///
-    /// The limit is the whole library's, and setting it lower than what is in use frees at once what no
-    /// statement holds; after that it is off again, for each connection has its own bound.
+    /// Gives back the memory that SQLite keeps for the pages of this database, and that of code which
+    /// is not in use: for when a burst of work is over.
     pub fn rest(&self) {
-        let inner = self.lock();
-        for limit in [1, 0] {
-            let _ = inner.db.query_row(&format!("PRAGMA soft_heap_limit={limit}"), [], |_| Ok(()));
-        }
-        drop(inner);
+        let _ = self.lock().db.execute_batch("PRAGMA shrink_memory");
         os::let_go_of_code();
     }
 

@@ -308,7 +308,9 @@ impl Actor {
         if failure.is_of_the_node() && self.controller.reload() {
             return;
         }
-        let whole = failure.is_of_the_address() || failure.wait().is_some();
+        // A node that sends too much of one kind sends the others all the same.
+        let too_much = matches!(failure, Failure::Busy { status: 429, .. });
+        let whole = failure.is_of_the_address() || (failure.wait().is_some() && !too_much);
         let backoff = if whole { &mut self.backoff } else { &mut self.lanes[lane].backoff };
         let failures = backoff.failures() as usize + 1;
         let mut wait = backoff.fail(fastrand::f64()) + failure.wait().unwrap_or_default();
@@ -321,9 +323,7 @@ impl Actor {
         let until = Some(Instant::now() + wait);
         if whole {
             self.not_before = until;
-            // A node that sends too much is not let off by its poll.
-            let too_much = matches!(failure, Failure::Busy { status: 429, .. });
-            self.taken_before = (!too_much).then(|| self.controller.requests_taken());
+            self.taken_before = Some(self.controller.requests_taken());
         } else {
             self.lanes[lane].not_before = until;
         }

@@ -366,7 +366,8 @@ impl Controller {
         if current.turn != turn {
             return;
         }
-        let anew = away && !self.stopped.load(Ordering::SeqCst);
+        // With one address the next is the same, and what is under way there may well come through.
+        let anew = away && self.urls.len() > 1 && !self.stopped.load(Ordering::SeqCst);
         let next = Arc::new(current.next(anew));
         let left = std::mem::replace(&mut *current, next);
         drop(current);

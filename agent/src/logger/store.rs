@@ -407,6 +407,7 @@ impl Store {
     /// Gives back the memory that a burst of records has left behind.
     pub(super) fn rest(&mut self) {
         self.records = Records::default();
+        let _ = self.db.execute_batch("PRAGMA shrink_memory");
     }
 
     /// The database that is written to, and its number.

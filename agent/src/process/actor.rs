@@ -232,6 +232,7 @@ impl Actor {
         self.writes.shrink_to_fit();
         self.held.shrink_to_fit();
         self.fresh.shrink_to_fit();
+        self.parts.ledger.rest();
         (self.parts.notify)(Notice::Quiet);
     }
 

@@ -702,3 +702,31 @@ fn output_that_nobody_takes_delays_no_start_no_result_and_no_kill() {
     assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
     drop(lock);
 }
+
+#[test]
+fn a_command_that_cannot_be_read_any_more_is_answered() {
+    let node = Node::new();
+    let data = node.path("data");
+    std::fs::create_dir_all(&data).unwrap();
+    let ledger = Ledger::open(&data).unwrap();
+    let accept =
+        |id: &str, command: String| Write::Accept { id: id.into(), controller: "main".into(), command, now: 1 };
+    ledger.commit(&[accept("damaged", "{".into())]).unwrap();
+    drop(ledger);
+    let life = node.live_with(|config| config.main.max_jobs = 1);
+    let result = life.result("damaged");
+    assert_eq!((result.state, result.gid, result.nid), (State::Error, 1, 10));
+    assert!(result.data.contains("cannot be read"), "{}", result.data);
+
+    // One that waits for its turn is read from the ledger when that has come.
+    life.shell("first", "while [ ! -e $F ]; do sleep 0.05; done", json!({"env": {"F": node.path("go")}}));
+    life.shell("second", "echo 20::1", json!({}));
+    let other = rusqlite::Connection::open(data.join(crate::ledger::FILE)).unwrap();
+    other.busy_timeout(LONG).unwrap();
+    assert_eq!(other.execute("UPDATE jobs SET command = '{' WHERE id = 'second'", []).unwrap(), 1);
+    std::fs::write(node.path("go"), "").unwrap();
+    assert_eq!(life.result("first").state, State::Ok);
+    let result = life.result("second");
+    assert_eq!(result.state, State::Error);
+    assert!(result.data.contains("cannot be read"), "{}", result.data);
+}

@@ -9,6 +9,7 @@
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use jscommon::worker::Worker;
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::OwnedFd;
@@ -23,6 +24,8 @@ pub struct Cgroups {
     at_once: bool,
     /// Groups that somebody was still in when their run was over.
     left: Vec<PathBuf>,
+    /// So many were left when it was last looked whether they still are.
+    swept: usize,
     work: Option<Sender<(PathBuf, u32)>>,
     worker: Option<Worker>,
 }
@@ -34,6 +37,15 @@ pub struct Group {
         allow(dead_code, reason = "no process is started inside a group there")
     )]
     pub(super) folder: OwnedFd,
+    /// The kernel does not start processes inside groups, now or later.
+    pub(super) refused: Cell<bool>,
+}
+
+impl Group {
+    /// Whether no process can be started inside any group here, now or later.
+    pub fn is_refused(&self) -> bool {
+        self.refused.get()
+    }
 }
 
 impl Cgroups {
@@ -46,12 +58,22 @@ impl Cgroups {
         let mut hasher = DefaultHasher::new();
         home.hash(&mut hasher);
         let base = above.join(format!("jsagent-{:016x}", hasher.finish()));
-        if !base.is_dir() {
-            fs::create_dir(&base).ok()?;
+        let mut life = None;
+        // Another agent that starts now may take the group for a dead one's, until it is locked.
+        for _ in 0..20 {
+            if !base.is_dir() {
+                let made = fs::create_dir(&base);
+                made.or_else(|fault| if base.is_dir() { Ok(()) } else { Err(fault) }).ok()?;
+            }
+            life = File::open(&base).ok().filter(|life| life.try_lock().is_ok() && base.is_dir());
+            if life.is_some() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
         }
-        let life = File::open(&base).ok().filter(|life| life.try_lock().is_ok());
         bury(above);
-        Some(Cgroups { base, _life: life, at_once: true, left: Vec::new(), work: None, worker: None })
+        let (left, swept) = (Vec::new(), 0);
+        Some(Cgroups { base, _life: life, at_once: true, left, swept, work: None, worker: None })
     }
 
     /// Makes the group of this name for a process to start in; nothing where that cannot be done.
@@ -62,7 +84,7 @@ impl Cgroups {
         let path = self.base.join(name);
         // It may be there already; whether it can be used shows in the next line.
         let _ = fs::create_dir_all(&path);
-        File::open(path).ok().map(|folder| Group { folder: folder.into() })
+        File::open(path).ok().map(|folder| Group { folder: folder.into(), refused: Cell::new(false) })
     }
 
     /// No process can be started inside a group here: from now on long running ones are moved.
@@ -95,6 +117,10 @@ impl Cgroups {
         let path = self.base.join(name);
         if !is_gone(&path) {
             self.left.push(path);
+            // A node that is never quiet does not sweep otherwise.
+            if self.left.len() >= 2 * self.swept.max(16) {
+                self.sweep();
+            }
         }
     }
 
@@ -102,6 +128,7 @@ impl Cgroups {
     pub fn sweep(&mut self) {
         self.left.retain(|path| !is_gone(path));
         self.left.shrink_to_fit();
+        self.swept = self.left.len();
     }
 
     /// Removes what an earlier life of the agent left and nobody is in any more.

@@ -15,7 +15,8 @@ use std::process::Command;
 
 /// Starts `command` in this group, with its pipes; nothing where that cannot be done here.
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
-pub(super) fn spawn(_: &Command, _: bool, _: &Settings, _: &Group) -> io::Result<Option<Spawned>> {
+pub(super) fn spawn(_: &Command, _: bool, _: &Settings, group: &Group) -> io::Result<Option<Spawned>> {
+    group.refused.set(true);
     Ok(None)
 }
 
@@ -127,7 +128,11 @@ mod here {
         // call returns here, for CLONE_VFORK stops this thread that long.
         let pid = unsafe { clone(&args, (&raw mut plan).cast()) };
         if pid < 0 {
-            log::debug!("a process cannot be started inside a cgroup: {}", Errno::from_raw(-pid as i32));
+            let fault = Errno::from_raw(-pid as i32);
+            log::debug!("a process cannot be started inside a cgroup: {fault}");
+            // Anything else (too many processes, no memory) may be otherwise the next time.
+            use Errno::{E2BIG, EACCES, EINVAL, ENOSYS, EOPNOTSUPP, EPERM};
+            group.refused.set(matches!(fault, ENOSYS | E2BIG | EINVAL | EOPNOTSUPP | EPERM | EACCES));
             return Ok(None);
         }
         // SAFETY: the child wrote it through a pointer of its own, which the compiler does not see.

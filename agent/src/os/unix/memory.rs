@@ -24,11 +24,10 @@ fn clean(maps: &str, program: &str) -> Vec<(usize, usize)> {
     let mut current = None;
     for line in maps.lines() {
         if let Some(kib) = line.strip_prefix("Anonymous:") {
-            if let Some(range) = current.take()
-                && kib.trim() == "0 kB"
-            {
-                found.push(range);
-            }
+            current = current.filter(|_| kib.trim() == "0 kB");
+        } else if let Some(kib) = line.strip_prefix("Swap:") {
+            // What was written to may lie in swap, and is not counted as resident then.
+            found.extend(current.take().filter(|_| kib.trim() == "0 kB"));
         } else if line.ends_with(program) && (line.contains(" r-xp ") || line.contains(" r--p ")) {
             let range = line.split_once(' ').and_then(|(range, _)| range.split_once('-'));
             current = range.and_then(|(start, end)| {
@@ -64,12 +63,13 @@ mod tests {
     #[test]
     fn only_what_is_as_its_file_goes() {
         let maps = "\
-            1000-2000 r--p 00000000 08:01 7 /bin/agent\nSize: 4 kB\nAnonymous:             0 kB\n\
-            2000-5000 r-xp 00001000 08:01 7 /bin/agent\nAnonymous:             0 kB\n\
-            5000-6000 r--p 00004000 08:01 7 /bin/agent\nAnonymous:             4 kB\n\
-            6000-7000 rw-p 00005000 08:01 7 /bin/agent\nAnonymous:             0 kB\n\
-            7000-8000 r--p 00000000 08:01 9 /lib/other\nAnonymous:             0 kB\n\
-            8000-9000 rw-p 00000000 00:00 0 \nAnonymous:             0 kB\n";
+            1000-2000 r--p 00000000 08:01 7 /bin/agent\nSize: 4 kB\nAnonymous: 0 kB\nSwap: 0 kB\n\
+            2000-5000 r-xp 00001000 08:01 7 /bin/agent\nAnonymous:  0 kB\nSwap: 0 kB\n\
+            5000-6000 r--p 00004000 08:01 7 /bin/agent\nAnonymous:  4 kB\nSwap: 0 kB\n\
+            6000-7000 r--p 00005000 08:01 7 /bin/agent\nAnonymous:  0 kB\nSwap: 4 kB\n\
+            7000-8000 rw-p 00006000 08:01 7 /bin/agent\nAnonymous:  0 kB\nSwap: 0 kB\n\
+            8000-9000 r--p 00000000 08:01 9 /lib/other\nAnonymous:  0 kB\nSwap: 0 kB\n\
+            9000-a000 rw-p 00000000 00:00 0 \nAnonymous: 0 kB\nSwap: 0 kB\n";
         assert_eq!(clean(maps, "/bin/agent"), [(0x1000, 0x2000), (0x2000, 0x5000)]);
     }
 }

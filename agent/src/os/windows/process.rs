@@ -59,6 +59,13 @@ pub fn group_of(_pid: u32) -> Option<String> {
 /// One of the groups that there are not.
 pub enum Group {}
 
+impl Group {
+    /// There is none to ask.
+    pub fn is_refused(&self) -> bool {
+        match *self {}
+    }
+}
+
 /// Groups of processes beside their job objects: there are none here.
 pub struct Cgroups {}
 

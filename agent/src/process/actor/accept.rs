@@ -12,7 +12,7 @@ use crate::output::Source;
 use crate::script;
 use anyhow::{Context, Result};
 use crossbeam_channel::Sender;
-use jscommon::{Command, LevelSet, death, level};
+use jscommon::{Command, JobResult, LevelSet, State, death, level};
 use serde_json::json;
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -170,6 +170,17 @@ impl Actor {
         read.inspect_err(|fault| log::error!("job {id} cannot be read from the ledger: {fault:#}")).ok()
     }
 
+    /// What stands for a command that cannot be read any more, so that its client is told all the same.
+    pub(super) fn detail_of_lost(&self, id: &str) -> Option<Arc<Detail>> {
+        let args = RunArgs::parse(&serde_json::Map::new()).ok()?;
+        Some(self.detail_of(self.lost(id)?, args))
+    }
+
+    fn lost(&self, id: &str) -> Option<Command> {
+        let node = self.parts.config.main.node();
+        Command::from_value(json!({"id": id, "gid": node.gid, "nid": node.nid, "cmd": "execute", "args": {}})).ok()
+    }
+
     pub(super) fn work(&self, command: &Command) -> Result<Work, String> {
         match builtin::lookup(&command.cmd) {
             Some(Kind::Inline(function)) => Ok(Work::Inline(function)),
@@ -236,8 +247,13 @@ impl Actor {
                     self.take_up(&row.controller.as_str().into(), command, row.command.len(), Some(memory));
                 }
                 Err(fault) => {
-                    log::error!("the ledger's job {} cannot be read and is dropped: {fault}", row.id);
-                    self.writes.push(Write::Finish { id: row.id, result: None });
+                    log::error!("the ledger's job {} cannot be read and ends: {fault}", row.id);
+                    let result = self.lost(&row.id).and_then(|command| {
+                        let why = "its command cannot be read from the node's ledger";
+                        serde_json::to_string(&JobResult::unrun(&command, State::Error, why)).ok()
+                    });
+                    self.writes.push(Write::Finish { id: row.id, result });
+                    self.held.push(Held::Tell(Notice::Result { controller: row.controller }));
                 }
             }
         }

@@ -72,7 +72,7 @@ impl Actor {
         alert: Option<String>,
     ) -> Option<(String, bool, i64)> {
         let known = run.and_then(|run| self.run_over(run));
-        let detail = self.detail(id)?;
+        let detail = self.detail(id).or_else(|| self.detail_of_lost(id))?;
         let job = self.jobs.get(id)?;
         let started = match (&known, &outcome) {
             (Some(known), _) => known.at,

@@ -81,9 +81,11 @@ impl Actor {
             match &spawned {
                 Ok(child) if child.placed => known.group = Some(name),
                 Ok(child) => {
-                    if group.is_some() {
+                    if let Some(group) = &group {
                         cgroups.release(&name);
-                        cgroups.not_at_once();
+                        if group.is_refused() {
+                            cgroups.not_at_once();
+                        }
                     }
                     if detail.args.long {
                         cgroups.adopt(&name, child.pid);

@@ -51,6 +51,7 @@ fn serve(file: &Path) -> String {
 }
 
 #[test]
+#[allow(clippy::print_stdout)] // where it cannot run, the log says so
 fn busybox_and_an_address_are_enough() {
     let busybox = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
         .any(|folder| folder.join("busybox").is_file());

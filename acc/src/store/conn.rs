@@ -1,13 +1,14 @@
 //! One connection to Redis, whatever kind of service it is, and batches of calls over it.
 //!
-//! Owns: connecting with time limits, running a batch in one round trip, loading scripts again that
-//! the server has forgotten.
+//! Owns: connecting with time limits, running a batch in one round trip, loading each script before its
+//! first use on a connection, and again when the server has forgotten it.
 //! Does not own: when to connect again (`pool`), what is asked (the rooms beside it).
 
 use super::target::{Kind, Target};
 use redis::cluster::{ClusterClientBuilder, ClusterConnection, ClusterPipeline};
 use redis::sentinel::{SentinelClient, SentinelNodeConnectionInfo, SentinelServerType};
 use redis::{Client, Cmd, Connection, ConnectionLike, FromRedisValue, RedisResult, Script, TlsCertificates, Value};
+use std::collections::HashSet;
 use std::time::Duration;
 
 /// Longest time for a connection to come up, login included.
@@ -23,7 +24,11 @@ pub struct Address {
 }
 
 /// An open connection.
-pub struct Conn(Inner);
+pub struct Conn {
+    inner: Inner,
+    /// The hashes of the scripts that were loaded over it.
+    loaded: HashSet<String>,
+}
 
 enum Inner {
     Single(Box<Connection>),
@@ -73,7 +78,7 @@ impl Address {
                 Inner::Cluster(Box::new(conn))
             }
         };
-        Ok(Conn(inner))
+        Ok(Conn { inner, loaded: HashSet::new() })
     }
 }
 
@@ -143,7 +148,7 @@ impl<'a> Batch<'a> {
 impl Conn {
     /// Runs one command.
     pub fn one<T: FromRedisValue>(&mut self, cmd: &Cmd) -> RedisResult<T> {
-        let value = match &mut self.0 {
+        let value = match &mut self.inner {
             Inner::Single(conn) => conn.req_command(cmd)?,
             Inner::Cluster(conn) => conn.req_command(cmd)?,
         };
@@ -164,13 +169,20 @@ impl Conn {
     }
 
     /// Runs all calls and gives their answers, or the first error; the others have run all the same.
+    ///
+    /// A script that the server does not have would be made up for late: alone and behind calls that
+    /// came after it, or on a cluster by sending all calls again. So it is there beforehand, and only a
+    /// server that has forgotten it since (SCRIPT FLUSH, a failover) makes it come to that.
     pub fn run(&mut self, batch: &Batch<'_>) -> RedisResult<Vec<Value>> {
         if batch.is_empty() {
             return Ok(Vec::new());
         }
+        let missing: Vec<&Script> =
+            batch.scripts.iter().filter(|script| !self.loaded.contains(script.get_hash())).copied().collect();
+        self.load(&missing)?;
         let mut answers = match self.send(&batch.calls) {
             // A cluster's pipeline tells one error for all of its calls.
-            Err(e) if matches!(self.0, Inner::Cluster(_)) && e.to_string().to_uppercase().contains("NOSCRIPT") => {
+            Err(e) if matches!(self.inner, Inner::Cluster(_)) && e.to_string().to_uppercase().contains("NOSCRIPT") => {
                 self.load(&batch.scripts)?;
                 self.send(&batch.calls)?
             }
@@ -191,7 +203,7 @@ impl Conn {
     /// sees all of the first. One server does both in one round trip; the servers of a cluster do not
     /// wait for each other.
     pub fn run_in_turn<'a>(&mut self, mut first: Batch<'a>, second: Batch<'a>) -> RedisResult<Vec<Value>> {
-        if matches!(self.0, Inner::Cluster(_)) {
+        if matches!(self.inner, Inner::Cluster(_)) {
             self.run(&first)?;
             return self.run(&second);
         }
@@ -201,7 +213,7 @@ impl Conn {
     }
 
     fn send(&mut self, calls: &[Cmd]) -> RedisResult<Vec<Value>> {
-        match &mut self.0 {
+        match &mut self.inner {
             Inner::Single(conn) => {
                 let packed: Vec<u8> = calls.iter().flat_map(Cmd::get_packed_command).collect();
                 conn.req_packed_commands(&packed, 0, calls.len())
@@ -221,14 +233,16 @@ impl Conn {
 
     fn load(&mut self, scripts: &[&Script]) -> RedisResult<()> {
         for script in scripts {
-            match &mut self.0 {
+            match &mut self.inner {
                 Inner::Single(conn) => {
                     script.load(conn.as_mut())?;
                 }
                 Inner::Cluster(conn) => {
+                    // On all of its masters.
                     script.load(conn.as_mut())?;
                 }
             }
+            self.loaded.insert(script.get_hash().to_owned());
         }
         Ok(())
     }

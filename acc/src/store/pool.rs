@@ -7,7 +7,7 @@
 use super::conn::{Address, Conn};
 use crate::metrics::Metrics;
 use jscommon::backoff::Backoff;
-use redis::{ErrorKind, RedisError, RedisResult};
+use redis::{ErrorKind, RedisError, RedisResult, ServerErrorKind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -147,7 +147,10 @@ impl Pool {
 
 /// Whether the connection is of no more use after this error.
 pub fn is_broken(error: &RedisError) -> bool {
-    !matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension | ErrorKind::UnexpectedReturnType)
+    use ServerErrorKind::{Ask, ClusterDown, Moved, TryAgain};
+    // A cluster's connection knows by which server each key was when it was made.
+    matches!(error.kind(), ErrorKind::Server(Moved | Ask | TryAgain | ClusterDown))
+        || !matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension | ErrorKind::UnexpectedReturnType)
         || error.code() == Some("NOAUTH")
         || error.code() == Some("READONLY")
         || error.code() == Some("LOADING")
@@ -164,5 +167,29 @@ pub fn describe(error: &RedisError) -> String {
         Some("LOADING") => "it is still loading its data".into(),
         _ if error.kind() == ErrorKind::AuthenticationFailed => "it refuses the password".into(),
         _ => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_is_made_anew_where_that_helps() {
+        let broken = |answer: &str| {
+            let value = redis::parse_redis_value(format!("-{answer}\r\n").as_bytes()).unwrap();
+            is_broken(&value.extract_error().unwrap_err())
+        };
+        for answer in ["MOVED 3999 127.0.0.1:6381", "ASK 3999 127.0.0.1:6381", "TRYAGAIN keys move", "CLUSTERDOWN"] {
+            assert!(broken(answer), "{answer}");
+        }
+        for answer in ["READONLY a replica", "LOADING the dataset", "NOAUTH Authentication required."] {
+            assert!(broken(answer), "{answer}");
+        }
+        for answer in ["ERR syntax error", "WRONGTYPE no list", "NOSCRIPT unknown", "OOM full", "NOPERM no"] {
+            assert!(!broken(answer), "{answer}");
+        }
+        assert!(is_broken(&RedisError::from((ErrorKind::Io, "cut"))));
+        assert!(!is_broken(&RedisError::from((ErrorKind::UnexpectedReturnType, "a list"))));
     }
 }

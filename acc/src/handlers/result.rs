@@ -89,8 +89,10 @@ fn deliver(context: &Context, conn: &mut Conn, node: NodeId, entries: &[Entry]) 
     if entries.is_empty() {
         return Ok(Vec::new());
     }
-    // Both questions in one round trip. A node that answers for a job of others gets nothing by the
-    // second: what is decided there concerns this node's own answers alone.
+    // Both questions in one round trip, so it is decided before it is known whether the node may answer.
+    // What a node leaves behind by that where it may not: its own name among those who have answered,
+    // which no other node's answer is measured by, and that the job's hash of them is kept longer (400
+    // days at most). It can do that to any id, also to one of a job that Redis does not know.
     let mut batch = Batch::new();
     for entry in entries {
         jobs::ask(&mut batch, node, &entry.result.id);

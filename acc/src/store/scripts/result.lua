@@ -24,5 +24,6 @@ else
   if before and before ~= '+' .. ARGV[2] then return 'late' end
   if not before then redis.call('HSET', KEYS[1], ARGV[1], '+' .. ARGV[2]) end
 end
-redis.call('EXPIRE', KEYS[1], ARGV[3])
+-- All targets share the hash: nobody's answer shortens for how long the others' are remembered.
+if redis.call('TTL', KEYS[1]) < tonumber(ARGV[3]) then redis.call('EXPIRE', KEYS[1], ARGV[3]) end
 return verdict

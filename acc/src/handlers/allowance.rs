@@ -15,7 +15,27 @@ const MANY: usize = 20_000;
 /// What nodes have spent of one allowance.
 pub(super) struct Allowance {
     per_second: f64,
-    spent: Mutex<HashMap<NodeId, (u64, f64)>>,
+    spent: Mutex<Spent>,
+}
+
+#[derive(Default)]
+struct Spent {
+    /// When each node last asked (ms), and what it had spent then.
+    by_node: HashMap<NodeId, (u64, f64)>,
+    /// When those were last forgotten that have spent nothing (ms), and how many were left.
+    swept: u64,
+    left: usize,
+}
+
+impl Spent {
+    /// Once there are many: every second, or when there are twice as many; it looks at them all.
+    fn sweep(&mut self, now: u64) {
+        let count = self.by_node.len();
+        if count > MANY && (now.saturating_sub(self.swept) >= 1000 || count > self.left.saturating_mul(2)) {
+            self.by_node.retain(|_, (at, _)| now.saturating_sub(*at) < SPAN);
+            (self.swept, self.left) = (now, self.by_node.len());
+        }
+    }
 }
 
 impl Allowance {
@@ -35,10 +55,8 @@ impl Allowance {
         let rate = self.per_second / 1000.0;
         let most = rate * SPAN as f64;
         let mut spent = self.spent.lock().unwrap_or_else(PoisonError::into_inner);
-        if spent.len() > MANY {
-            spent.retain(|_, (at, _)| now.saturating_sub(*at) < SPAN);
-        }
-        let (at, used) = spent.entry(node).or_insert((now, 0.0));
+        spent.sweep(now);
+        let (at, used) = spent.by_node.entry(node).or_insert((now, 0.0));
         *used = (*used - rate * now.saturating_sub(*at) as f64).max(0.0);
         *at = now;
         if *used > 0.0 && *used + amount > most {
@@ -46,6 +64,14 @@ impl Allowance {
         }
         *used += amount;
         Ok(())
+    }
+
+    /// `node` did not use the `amount` that it took just now.
+    pub(super) fn give_back(&self, node: NodeId, amount: f64) {
+        let mut spent = self.spent.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, used)) = spent.by_node.get_mut(&node) {
+            *used = (*used - amount).max(0.0);
+        }
     }
 }
 
@@ -64,5 +90,21 @@ mod tests {
         assert!(limits.take(NODE, 10_000.0, 10_000).is_err());
         assert_eq!(limits.take(NODE, 10_000.0, 100_000), Ok(()), "a huge amount goes alone");
         assert_eq!(limits.take(NodeId { gid: 9, nid: 9 }, 5.0, 100_000), Ok(()));
+    }
+
+    #[test]
+    fn who_spends_nothing_is_forgotten_now_and_then() {
+        let limits = Allowance::new(10.0);
+        let ask = |nid, now| {
+            limits.take(NodeId { gid: 1, nid }, 1.0, now).unwrap();
+            limits.spent.lock().unwrap().by_node.len()
+        };
+        let many = MANY as u32;
+        for nid in 0..=many {
+            ask(nid, 59_000);
+        }
+        assert_eq!(ask(many + 1, 118_500), MANY + 2, "they were here within the minute");
+        assert_eq!(ask(many + 1, 119_400), MANY + 2, "it was looked less than a second ago");
+        assert_eq!(ask(many + 1, 119_500), 1);
     }
 }

@@ -27,8 +27,12 @@ impl Limits {
     fn take(&self, node: NodeId, count: usize, bytes: usize, now: u64) -> Result<(), (u32, String)> {
         let more = |what: String| move |seconds| (seconds, format!("node {node} sends more than {what} a second"));
         let records = format!("{} records", self.records.per_second());
-        self.bytes.take(node, bytes as f64, now).map_err(more(format!("{MAX_BYTES} bytes of records")))?;
-        self.records.take(node, count as f64, now).map_err(more(records))
+        self.records.take(node, count as f64, now).map_err(more(records))?;
+        self.bytes.take(node, bytes as f64, now).map_err(|seconds| {
+            // What is refused is sent again, and pays then.
+            self.records.give_back(node, count as f64);
+            more(format!("{MAX_BYTES} bytes of records"))(seconds)
+        })
     }
 }
 
@@ -136,5 +140,19 @@ mod tests {
         assert!((1..=60).contains(&seconds) && why.contains("bytes"), "{seconds} {why}");
         assert_eq!(limits.take(NODE, 1, 1, 70_000), Ok(()));
         assert!(limits.take(NODE, 10_000, 1, 70_000).unwrap_err().1.contains("10 records"));
+    }
+
+    #[test]
+    fn what_is_refused_costs_nothing() {
+        let limits = Limits::new(10);
+        assert_eq!(limits.take(NODE, 599, 1, 0), Ok(()));
+        for _ in 0..100 {
+            assert!(limits.take(NODE, 2, 16 << 20, 0).unwrap_err().1.contains("10 records"));
+        }
+        assert_eq!(limits.take(NODE, 1, 239 << 20, 0), Ok(()), "its bytes are all there");
+        for _ in 0..100 {
+            assert!(limits.take(NODE, 90, 200 << 20, 10_000).unwrap_err().1.contains("bytes"));
+        }
+        assert_eq!(limits.take(NODE, 100, 1, 10_000), Ok(()), "its records are all there");
     }
 }

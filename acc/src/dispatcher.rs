@@ -190,7 +190,8 @@ impl Dispatcher {
         let mut texts = Vec::from_iter(lists::take(conn, &self.context.me)?);
         while !texts.is_empty() {
             death::point("acc.taken");
-            let more = if self.stop.is_set() { 0 } else { TOGETHER };
+            // Also where commands come without end, what a dead controller had taken does not wait for that.
+            let more = if self.stop.is_set() || !self.dead.is_empty() { 0 } else { TOGETHER };
             texts = self.pass_on(conn, texts, false, more)?;
         }
         Ok(())

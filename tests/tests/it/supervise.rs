@@ -242,15 +242,16 @@ fn jobs_and_kills(stage: &mut Stage) -> Duration {
 #[test]
 fn a_flood_of_output_delays_no_other_job() {
     let mut stage = Stage::start();
-    let alone = jobs_and_kills(&mut stage);
     let flood = shell(&mut stage, "exec yes 0123456789", json!({}));
     let look = json!({"jobid": flood, "limit": 1, "after": 100_000});
     wait_until("a hundred thousand records of the flood", jstests::LONG, || {
         stage.client.ask("get_msgs", look.clone()) != json!([])
     });
     let beside = jobs_and_kills(&mut stage);
-    // The flood keeps a processor or two busy; whoever had to wait for it would wait very much longer.
-    assert!(beside < alone * 10 + Duration::from_secs(2), "{alone:?} alone, {beside:?} beside a flood");
+    // Fixed, for what these six take alone varies with the machine's other work. The flood has no end: an
+    // agent that comes to other jobs only when there is nothing more to read never comes to them, and one
+    // that makes each of their starts, ends and kills wait in line behind records takes seconds for each.
+    assert!(beside < Duration::from_secs(15), "{beside:?} beside a flood");
     assert!(stage.client.pop_within(&flood, Duration::from_millis(1)).is_none());
     stage.client.ask("kill", json!({"id": flood}));
     assert_eq!(stage.client.pop(&flood)["state"], "KILLED");

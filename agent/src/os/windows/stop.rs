@@ -48,8 +48,10 @@ unsafe extern "system" fn handler(event: u32) -> BOOL {
     };
     ask(name);
     // The system ends this process as soon as it is answered to these two.
-    while matches!(event, CTRL_CLOSE_EVENT | CTRL_SHUTDOWN_EVENT) {
-        std::thread::park();
+    if matches!(event, CTRL_CLOSE_EVENT | CTRL_SHUTDOWN_EVENT) {
+        loop {
+            std::thread::park();
+        }
     }
     true.into()
 }

@@ -199,6 +199,17 @@ fn the_service_is_installed_started_stopped_and_removed() {
         let output = windows(args);
         assert!(output.code == 0 && output.stdout.contains(word), "{args:?}: {output:?}");
     }
+    // A folder that another user has made beforehand is not trusted; only root can make one here.
+    fs::create_dir(&folder).expect("a folder");
+    if std::os::unix::fs::chown(&folder, Some(65534), None).is_ok() {
+        let out = r"C:\PROGRAMDATA\jsagent";
+        let enroll = ["enroll", "--controller", &url, "--token", &token, "--gid", "3", "--nid", "4", "--out", out];
+        let output = windows(&enroll);
+        assert!(output.code == 1 && output.stderr.contains("belongs to another user"), "{output:?}");
+        assert_eq!(fs::read_dir(&folder).map(Iterator::count).ok(), Some(0));
+    }
+    fs::remove_dir(&folder).expect("the folder is empty");
+    let token = acc.command(&["token"]).stdout.trim().to_owned();
     said(
         &["enroll", "--controller", &url, "--token", &token, "--gid", "3", "--nid", "4", "--out", out],
         "node 3:4 is enrolled",

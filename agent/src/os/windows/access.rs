@@ -1,17 +1,24 @@
 //! Who may touch the agent's files: its owner, administrators and the system itself.
 
-use std::fs::{self, File};
+use super::service::program_data;
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::windows::ffi::OsStrExt;
-use std::path::Path;
-use windows::Win32::Foundation::{HLOCAL, LocalFree};
+use std::os::windows::fs::OpenOptionsExt;
+use std::os::windows::io::{AsRawHandle, FromRawHandle, OwnedHandle};
+use std::path::{Path, PathBuf};
+use windows::Win32::Foundation::{HANDLE, HLOCAL, LocalFree};
 use windows::Win32::Security::Authorization::{
-    ConvertStringSecurityDescriptorToSecurityDescriptorW, SDDL_REVISION_1, SE_FILE_OBJECT, SetNamedSecurityInfoW,
+    ConvertStringSecurityDescriptorToSecurityDescriptorW, GetSecurityInfo, SDDL_REVISION_1, SE_FILE_OBJECT,
+    SetNamedSecurityInfoW,
 };
 use windows::Win32::Security::{
-    ACL, DACL_SECURITY_INFORMATION, GetSecurityDescriptorDacl, GetSecurityDescriptorOwner, OWNER_SECURITY_INFORMATION,
-    PROTECTED_DACL_SECURITY_INFORMATION, PSECURITY_DESCRIPTOR, PSID, SetFileSecurityW,
+    ACL, DACL_SECURITY_INFORMATION, EqualSid, GetSecurityDescriptorDacl, GetSecurityDescriptorOwner,
+    GetTokenInformation, IsWellKnownSid, OWNER_SECURITY_INFORMATION, PROTECTED_DACL_SECURITY_INFORMATION,
+    PSECURITY_DESCRIPTOR, PSID, SetFileSecurityW, TOKEN_QUERY, TOKEN_USER, TokenUser, WinBuiltinAdministratorsSid,
+    WinLocalSystemSid,
 };
+use windows::Win32::System::Threading::{GetCurrentProcess, OpenProcessToken};
 use windows::core::{BOOL, HSTRING, PCWSTR};
 
 /// Nothing is inherited from above; the system, administrators and the owner have all rights.
@@ -30,20 +37,109 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 /// Makes a folder, and those above it; nobody but its owner and administrators can enter it. One that is
-/// there stays as it is.
+/// there stays as it is; below ProgramData it is refused when it is another user's.
 pub fn make_private_dir(path: &Path) -> io::Result<()> {
-    if path.is_dir() {
-        return Ok(());
-    }
+    let was_there = path.is_dir();
     fs::create_dir_all(path)?;
-    restrict(path, PRIVATE)
+    refuse_foreign(path)?;
+    if was_there { Ok(()) } else { restrict(path, PRIVATE) }
 }
 
 /// Makes a folder where it is missing, and gives it and all that inherits from it to administrators and
-/// the system alone.
+/// the system alone. Below ProgramData it is refused when it is another user's.
 pub(super) fn make_service_dir(path: &Path) -> io::Result<()> {
     fs::create_dir_all(path)?;
+    refuse_foreign(path)?;
     restrict(path, SERVICE)
+}
+
+/// A path as it is compared: the letters' case makes no difference.
+pub(super) fn without_case(path: &Path) -> PathBuf {
+    path.to_string_lossy().to_lowercase().into()
+}
+
+/// Everybody may make folders below ProgramData, and whoever made one has its files: refuses a path
+/// there with a folder that is neither the caller's, nor administrators', nor the system's.
+fn refuse_foreign(path: &Path) -> io::Result<()> {
+    const BACKUP_SEMANTICS: u32 = 0x0200_0000; // a folder can be opened
+    const OPEN_REPARSE_POINT: u32 = 0x0020_0000;
+    const READ_CONTROL: u32 = 0x0002_0000;
+    let path = std::path::absolute(path)?;
+    let shared = without_case(&program_data());
+    let is_below = |folder: &Path| {
+        let folder = without_case(folder);
+        folder != shared && folder.starts_with(&shared)
+    };
+    for folder in path.ancestors().take_while(|folder| is_below(folder)) {
+        // Where it is a link: the link itself, and what it leads to.
+        for flags in [BACKUP_SEMANTICS | OPEN_REPARSE_POINT, BACKUP_SEMANTICS] {
+            let opened = OpenOptions::new().access_mode(READ_CONTROL).custom_flags(flags).open(folder);
+            let trusted = opened.and_then(|opened| is_trusted(&opened));
+            let shown = folder.display();
+            match trusted {
+                Ok(true) => (),
+                Ok(false) => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::PermissionDenied,
+                        format!(
+                            "{shown} belongs to another user, who could read and change what is kept there: remove it, \
+                             or, if all that is in it is to be kept, make it the administrators' with: \
+                             takeown /a /r /f \"{shown}\""
+                        ),
+                    ));
+                }
+                Err(fault) => {
+                    return Err(io::Error::new(fault.kind(), format!("cannot tell whose {shown} is: {fault}")));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether this is the caller's, administrators' or the system's.
+#[allow(unsafe_code)] // the descriptor is the system's memory until it is freed below
+fn is_trusted(opened: &File) -> io::Result<bool> {
+    let mut owner = PSID::default();
+    let mut descriptor = PSECURITY_DESCRIPTOR::default();
+    unsafe {
+        let code = GetSecurityInfo(
+            HANDLE(opened.as_raw_handle()),
+            SE_FILE_OBJECT,
+            OWNER_SECURITY_INFORMATION,
+            Some(&raw mut owner),
+            None,
+            None,
+            None,
+            Some(&raw mut descriptor),
+        );
+        if code.0 != 0 {
+            return Err(io::Error::from_raw_os_error(code.0 as i32));
+        }
+        let known = [WinBuiltinAdministratorsSid, WinLocalSystemSid];
+        let trusted = match known.into_iter().any(|kind| IsWellKnownSid(owner, kind).as_bool()) {
+            true => Ok(true),
+            false => is_caller(owner),
+        };
+        LocalFree(Some(HLOCAL(descriptor.0)));
+        trusted
+    }
+}
+
+#[allow(unsafe_code)] // the token is owned at once, and what is read from it fits
+fn is_caller(owner: PSID) -> io::Result<bool> {
+    // Aligned, and with room for the longest SID there is, which has 68 bytes.
+    let mut found = [0u64; 16];
+    let (mut token, mut size) = (HANDLE::default(), 0);
+    unsafe {
+        OpenProcessToken(GetCurrentProcess(), TOKEN_QUERY, &raw mut token)?;
+        let token = OwnedHandle::from_raw_handle(token.0);
+        let room = size_of_val(&found) as u32;
+        let place = Some(found.as_mut_ptr().cast());
+        GetTokenInformation(HANDLE(token.as_raw_handle()), TokenUser, place, room, &raw mut size)?;
+        let user = &*found.as_ptr().cast::<TOKEN_USER>();
+        Ok(EqualSid(owner, user.User.Sid).is_ok())
+    }
 }
 
 /// Whether others may read this file: rights follow from the folder here, so nothing is said.

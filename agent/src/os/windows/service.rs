@@ -59,7 +59,9 @@ fn install(config: &Path, data_dir: &Path) -> Result<String> {
     };
     private(data_dir)?;
     // The credentials lie beside the configuration. A folder elsewhere may be somebody's own.
-    if let Some(folder) = config.parent().filter(|folder| folder.parent() == Some(program_data().as_path())) {
+    let shared = access::without_case(&program_data());
+    let is_ours = |folder: &&Path| folder.parent().is_some_and(|above| access::without_case(above) == shared);
+    if let Some(folder) = config.parent().filter(is_ours) {
         private(folder)?;
     }
     let info = ServiceInfo {

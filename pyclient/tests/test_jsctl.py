@@ -14,7 +14,7 @@ import subprocess
 import sys
 import termios
 import time
-from typing import Any, Callable
+from typing import Any, Callable, List
 
 import pytest
 from conftest import Ran, Server, wait_until
@@ -190,6 +190,28 @@ def test_a_fleet_of_many_jobs_is_found_by_its_id(jsctl: Jsctl, fake: Fake) -> No
     assert jsctl("signal", fleet, "HUP").code == 0
     assert jsctl("kill", fleet).code == 0
     assert "2 failed" in jsctl("wait", fleet).err
+
+
+def test_a_fleet_that_is_still_being_taken_is_waited_for_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    from jsclient.cli import order
+
+    class Taking:
+        looks = [["f.1.1"], ["f.1.1", "f.2.1"], ["f.1.1", "f.2.1"], ["f.1.1", "f.2.1"]]
+        link = property(lambda self: self)
+
+        def parts(self, asked: str) -> List[str]:
+            return self.looks.pop(0)
+
+        def read(self, *command: Any) -> int:
+            return 0
+
+        def check(self) -> None: ...
+
+        def job_info(self, job_id: str) -> str:
+            return job_id
+
+    monkeypatch.setattr(order.Fleet, "again", staticmethod(lambda client, asked, infos: infos))
+    assert list(order._found(Taking(), "f")) == ["f.1.1", "f.2.1"]  # type: ignore[arg-type]
 
 
 def test_cancel_and_wait_for_a_node(jsctl: Jsctl, fake: Fake) -> None:

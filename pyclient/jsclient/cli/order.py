@@ -164,10 +164,18 @@ def wait(args: argparse.Namespace) -> int:
 def _found(client: Client, asked: str) -> Fleet:
     import time
 
-    # What was sent a moment ago may not have been taken from the queue yet.
+    # What was sent a moment ago may not have been taken from the queue yet, or only some jobs of a fleet:
+    # one that is still being taken grows from look to look.
+    parts: List[str] = []
+    still = 0
     for attempt in range(30):
-        parts = client.parts(asked)
-        if parts or (attempt > 2 and not client.link.read("LLEN", wire.QUEUE)):
+        found = client.parts(asked)
+        still = still + 1 if found == parts else 0
+        parts = found
+        if parts == [asked]:
+            break
+        settled = still >= 2 if parts else attempt > 2
+        if settled and not client.link.read("LLEN", wire.QUEUE):
             break
         client.check()
         time.sleep(0.1)

@@ -211,6 +211,9 @@ def test_a_fleet_that_is_still_being_taken_is_waited_for_whole(monkeypatch: pyte
             return job_id
 
     monkeypatch.setattr(order.Fleet, "again", staticmethod(lambda client, asked, infos: infos))
+    # `wait`, `cancel`, `kill`, `signal` and `unschedule` all find what they speak of in this way.
+    assert order._parts(Taking(), "f") == ("f", ["f.1.1", "f.2.1"])  # type: ignore[arg-type]
+    Taking.looks = [["f.1.1"], *[["f.1.1", "f.2.1"]] * 3]
     assert list(order._found(Taking(), "f")) == ["f.1.1", "f.2.1"]  # type: ignore[arg-type]
 
 

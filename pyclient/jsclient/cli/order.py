@@ -131,8 +131,7 @@ def signal(args: argparse.Namespace) -> int:
 def cancel(args: argparse.Namespace) -> int:
     """`jsctl cancel ID`."""
     with connect(args) as client:
-        args.id = client.whole_id(args.id)
-        parts = client.parts(args.id)
+        args.id, parts = _parts(client, args.id)
         if not parts:
             raise Gone(f"no job {args.id}: it was never sent, or is older than a day")
         told: Dict[NodeId, str] = {}
@@ -161,11 +160,12 @@ def wait(args: argparse.Namespace) -> int:
         return code
 
 
-def _found(client: Client, asked: str) -> Fleet:
+def _parts(client: Client, asked: str) -> Tuple[str, List[str]]:
+    """The whole id of what `asked` names, and the ids of its jobs; none when Redis knows nothing of it."""
     import time
 
     # What was sent a moment ago may not have been taken from the queue yet, or only some jobs of a fleet:
-    # one that is still being taken grows from look to look.
+    # one that is still being taken grows from look to look, and who ends it must end all of it.
     parts: List[str] = []
     still = 0
     for attempt in range(30):
@@ -183,6 +183,11 @@ def _found(client: Client, asked: str) -> Fleet:
         # Only now, for until here it may have been a whole id.
         asked = client.whole_id(asked)
         parts = client.parts(asked)
+    return asked, parts
+
+
+def _found(client: Client, asked: str) -> Fleet:
+    asked, parts = _parts(client, asked)
     if not parts:
         raise Gone(f"no job {asked}: it was never sent, or is older than a day")
     return Fleet.again(client, asked, {part: client.job_info(part) for part in parts})
@@ -287,8 +292,7 @@ def _to_job(args: argparse.Namespace, who: Optional[str], asked: str, verb: Call
         args.target = who
         return order(args, verb(asked))
     with connect(args) as client:
-        asked = client.whole_id(asked)
-        parts = client.parts(asked)
+        asked, parts = _parts(client, asked)
         if not parts:
             raise Gone(f"no job {asked} in Redis any more; say which node it runs on: jsctl {args.command} 1.10 {asked}")
         infos = [client.job_info(part) for part in parts]

@@ -31,14 +31,30 @@ pub fn run(what: &Enroll) -> Result<String> {
         (None, Some(fingerprint)) => vec![pin::find(&url, &fingerprint)?],
         (None, None) => bail!("the token carries no fingerprint of a CA: is it whole? (or give --ca FILE)"),
     };
-    let issued = controller::enroll(&url, &token, what.gid, what.nid, &trusted)?;
     let out = std::path::absolute(&what.out).context("--out is no path")?;
+    // A token is spent by asking, so there must be a place for what it buys.
+    let is_new = !out.exists();
+    prepare(&out).with_context(|| format!("cannot write into {}; the token was not used", out.display()))?;
+    let issued = controller::enroll(&url, &token, what.gid, what.nid, &trusted).inspect_err(|_| {
+        if is_new {
+            // What a refusal leaves is an empty folder of ours; one that is not empty stays.
+            let _ = fs::remove_dir(&out);
+        }
+    })?;
     let config = write(&out, &url, what, &issued).with_context(|| format!("cannot fill {}", out.display()))?;
     Ok(format!("node {}:{} is enrolled; start it with: jsagent -c {}\n", what.gid, what.nid, config.display()))
 }
 
-fn write(out: &Path, url: &str, what: &Enroll, issued: &Enrolled) -> Result<PathBuf> {
+/// Makes the folder and tries whether files can be written there.
+fn prepare(out: &Path) -> Result<()> {
     os::make_private_dir(out)?;
+    let probe = out.join(format!(".enroll-{}", std::process::id()));
+    os::write_private(&probe, b"?")?;
+    fs::remove_file(&probe)?;
+    Ok(())
+}
+
+fn write(out: &Path, url: &str, what: &Enroll, issued: &Enrolled) -> Result<PathBuf> {
     let file = |name: &str| out.join(name);
     let (token, ca, cert, key) = (file("token"), file("ca.pem"), file("client.pem"), file("client.key"));
     let mut files = vec![(token.as_path(), format!("{}\n", issued.token)), (&ca, issued.ca.clone())];

@@ -160,6 +160,33 @@ fn an_enrolment_token_is_for_one_node_and_once() {
 }
 
 #[test]
+fn a_folder_that_cannot_be_written_costs_no_token() {
+    let (_redis, acc, _client) = secure();
+    let token = acc.command(&["token"]).stdout.trim().to_owned();
+    let home = tempfile::tempdir().expect("a folder");
+    let enroll = |token: &str, out: &Path| {
+        let out = out.to_str().expect("a path in UTF-8");
+        run(
+            "jsagent",
+            &["enroll", "--controller", &acc.url(), "--token", token, "--gid", "1", "--nid", "40", "--out", out],
+        )
+    };
+    // A file in the way stops root too; so does /proc, where a folder is that nobody can fill.
+    let file = home.path().join("file");
+    fs::write(&file, "").expect("a file");
+    for out in [file.join("node"), "/proc/self".into()] {
+        let output = enroll(&token, &out);
+        assert!(output.code == 1 && output.stderr.contains("the token was not used"), "{output:?}");
+    }
+    let out = home.path().join("node");
+    assert_eq!(enroll(&token, &out).code, 0);
+    // A refusal leaves no empty folder behind.
+    let refused = home.path().join("refused");
+    assert_eq!(enroll(&token, &refused).code, 1);
+    assert!(!refused.exists());
+}
+
+#[test]
 fn an_enrolment_token_for_two_uses_serves_two() {
     let (_redis, acc, _client) = secure();
     let token = acc.command(&["token", "--uses", "2", "--ttl", "1h"]).stdout.trim().to_owned();

@@ -12,6 +12,7 @@ mod docs;
 mod door;
 mod enrolment;
 mod identity;
+mod init;
 mod install;
 mod main_path;
 mod messages;

@@ -41,45 +41,70 @@ run_exit_commands() {
     for one in "${exit_commands[@]}"; do eval "$one" || true; done
 }
 
+# own_tmp: from here on temporary files of this script, and of all that it starts, lie in a folder of
+# their own, $tmp, which goes with the script: some compilers leave files behind, and what is killed does.
+# Its path is short, for a Unix socket's may have 107 characters. What a script that was killed could not
+# remove the next one does.
+tmp=
+own_tmp() {
+    local above=${TMPDIR:-/tmp} old pid space
+    [ "${#above}" -le 40 ] || above=/tmp
+    space=$(readlink /proc/self/ns/pid 2>/dev/null)
+    for old in "$above"/js-run-*; do
+        # Only one's own, of this process space: the number of another one's script says nothing here.
+        [ -O "$old" ] && read -r pid space_of_pid <"$old/.owner" && [ "$space_of_pid" = "$space" ] || continue
+        kill -0 "$pid" 2>/dev/null || rm -rf "$old"
+    done 2>/dev/null
+    tmp=$(mktemp -d "$above/js-run-XXXXXX") || die "no folder can be made in $above"
+    printf '%s %s\n' "$$" "$space" >"$tmp/.owner"
+    # Some programs are started as another user and look for their files there.
+    chmod 755 "$tmp"
+    tmp_before=${TMPDIR-}
+    export TMPDIR=$tmp
+    at_exit end_tmp
+}
+
+end_tmp() {
+    [ -n "$tmp" ] || return 0
+    rm -rf "$tmp"
+    tmp=
+    if [ -n "$tmp_before" ]; then TMPDIR=$tmp_before; else unset TMPDIR; fi
+}
+
 # apt_install PACKAGE...: installs Debian packages; fails quietly where that cannot be done.
+# It has the system's temporary files, for it becomes a user who cannot write into ours.
 apt_install() {
     have apt-get || return 1
     say "installing $*"
     if [ -z "${apt_is_fresh:-}" ]; then
-        as_root env DEBIAN_FRONTEND=noninteractive timeout 180 apt-get update -q </dev/null >/dev/null 2>&1 || true
+        as_root env -u TMPDIR DEBIAN_FRONTEND=noninteractive timeout 180 apt-get update -q </dev/null >/dev/null 2>&1 || true
         apt_is_fresh=1
     fi
-    as_root env DEBIAN_FRONTEND=noninteractive timeout 420 \
-        apt-get install -y -q --no-install-recommends "$@" </dev/null 2>&1 | tail -n 3
+    as_root env -u TMPDIR DEBIAN_FRONTEND=noninteractive timeout 420 \
+        apt-get install -y -q --no-install-recommends "${apt_options[@]}" "$@" </dev/null 2>&1 | tail -n 3
     return "${PIPESTATUS[0]}"
 }
-
-# Keeps packages from starting their services; there only while something is installed.
-policy=/usr/sbin/policy-rc.d
-policy_is_ours=
-remove_policy() {
-    [ -n "$policy_is_ours" ] || return 0
-    as_root rm -f "$policy"
-    policy_is_ours=
-}
+apt_options=()
 
 is_installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
 
 # apt_install_still PACKAGE...: as apt_install, for packages that start a service of their own on a
 # well-known port; here only private servers run, so it is left stopped, and after a reboot too. The
 # services of a package that was there before stay as they are.
+# What starts services is hidden from the packages' scripts by a path of their own: nothing of the
+# system is changed for that, so nothing stays behind when this is killed.
 apt_install_still() {
-    local status=0 package unit new=()
+    local status=0 package unit program new=() still
     for package in "$@"; do is_installed "$package" || new+=("$package"); done
-    if [ ! -e "$policy" ]; then
-        at_exit remove_policy
-        policy_is_ours=1
-        if printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null 2>&1; then
-            as_root chmod 755 "$policy"
-        fi
-    fi
+    still=$(mktemp -d) || return 1
+    for program in invoke-rc.d deb-systemd-invoke service; do
+        printf '#!/bin/sh\nexit 0\n' >"$still/$program"
+    done
+    chmod -R 755 "$still"
+    apt_options=(-o "DPkg::Path=$still:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
     apt_install "$@" || status=$?
-    remove_policy
+    apt_options=()
+    rm -rf "$still"
     for package in "${new[@]}"; do
         have systemctl && is_installed "$package" || continue
         for unit in $(dpkg -L "$package" |

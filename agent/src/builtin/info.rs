@@ -1,8 +1,9 @@
 //! What the node is and how it stands: `get_cpu_info`, `get_mem_info`, `get_disk_info`,
 //! `get_nic_info`, `get_os_info`.
 //!
-//! Owns the shape of the five answers; the figures come from sysinfo, so that their keys are the
-//! same on Linux and Windows. Each answer is taken anew, nothing is kept between two of them.
+//! Owns the shape of the five answers, so that their keys are the same on every system; the figures come
+//! from sysinfo, and from the system where that leaves something out. Each answer is taken anew, nothing is kept
+//! between two of them.
 
 use super::{Answer, Context};
 use crate::config::Config;
@@ -51,24 +52,37 @@ pub(super) fn memory(_: &Context, _: &Command) -> Answer {
 /// A list of `{device, mount, fstype, total, used, free, readonly, removable}`, in bytes; `free` is
 /// what is left for ordinary users, as `df` counts it.
 pub(super) fn disks(_: &Context, _: &Command) -> Answer {
-    let disks = Disks::new_with_refreshed_list().map_err(unknown)?;
-    let mut list: Vec<Value> = disks
-        .iter()
-        .map(|disk| {
-            json!({
-                "device": disk.name().to_string_lossy(),
-                "mount": disk.mount_point().to_string_lossy(),
-                "fstype": disk.file_system().to_string_lossy(),
-                "total": disk.total_space(),
-                "used": disk.total_space().saturating_sub(disk.available_space()),
-                "free": disk.available_space(),
-                "readonly": disk.is_read_only(),
-                "removable": disk.is_removable(),
-            })
-        })
-        .collect();
-    list.sort_by(|a, b| a["mount"].as_str().cmp(&b["mount"].as_str()));
-    Ok(Value::Array(list))
+    let found = Disks::new_with_refreshed_list().map_err(unknown)?;
+    let known = found.iter().map(|disk| os::Disk {
+        device: disk.name().to_string_lossy().into_owned(),
+        mount: disk.mount_point().to_string_lossy().into_owned(),
+        fstype: disk.file_system().to_string_lossy().into_owned(),
+        total: disk.total_space(),
+        free: disk.available_space(),
+        readonly: disk.is_read_only(),
+        removable: disk.is_removable(),
+    });
+    let mut disks: Vec<os::Disk> = known.collect();
+    for more in os::disks() {
+        if disks.iter().all(|disk| disk.mount != more.mount) {
+            disks.push(more);
+        }
+    }
+    disks.sort_by(|a, b| a.mount.cmp(&b.mount));
+    Ok(disks.iter().map(disk_entry).collect())
+}
+
+fn disk_entry(disk: &os::Disk) -> Value {
+    json!({
+        "device": disk.device,
+        "mount": disk.mount,
+        "fstype": disk.fstype,
+        "total": disk.total,
+        "used": disk.total.saturating_sub(disk.free),
+        "free": disk.free,
+        "readonly": disk.readonly,
+        "removable": disk.removable,
+    })
 }
 
 /// A list of `{name, mac, mtu, addrs, rx_bytes, tx_bytes, rx_errors, tx_errors}`; `addrs` are
@@ -87,23 +101,23 @@ pub(super) fn nics(_: &Context, _: &Command) -> Answer {
             nic.total_errors_on_transmitted(),
         ],
     });
-    let mut interfaces: Vec<os::Interface> = known.collect();
-    if interfaces.is_empty() {
-        interfaces = os::interfaces();
+    let mut nics: Vec<os::Interface> = known.collect();
+    for more in os::interfaces() {
+        if nics.iter().all(|nic| nic.name != more.name) {
+            nics.push(more);
+        }
     }
-    let mut list: Vec<Value> = interfaces
-        .into_iter()
-        .map(|mut nic| {
-            nic.addrs.sort();
-            let [rx_bytes, tx_bytes, rx_errors, tx_errors] = nic.counters;
-            json!({
-                "name": nic.name, "mac": nic.mac, "mtu": nic.mtu, "addrs": nic.addrs,
-                "rx_bytes": rx_bytes, "tx_bytes": tx_bytes, "rx_errors": rx_errors, "tx_errors": tx_errors,
-            })
-        })
-        .collect();
-    list.sort_by(|a, b| a["name"].as_str().cmp(&b["name"].as_str()));
-    Ok(Value::Array(list))
+    nics.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(nics.into_iter().map(nic_entry).collect())
+}
+
+fn nic_entry(mut nic: os::Interface) -> Value {
+    nic.addrs.sort();
+    let [rx_bytes, tx_bytes, rx_errors, tx_errors] = nic.counters;
+    json!({
+        "name": nic.name, "mac": nic.mac, "mtu": nic.mtu, "addrs": nic.addrs,
+        "rx_bytes": rx_bytes, "tx_bytes": tx_bytes, "rx_errors": rx_errors, "tx_errors": tx_errors,
+    })
 }
 
 /// `{hostname, os, name, version, kernel, arch, uptime, boottime, agent}`; `uptime` in seconds,

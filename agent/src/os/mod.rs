@@ -35,7 +35,26 @@ pub enum ServiceOrder {
     Uninstall,
 }
 
-/// A network interface that sysinfo did not find.
+/// A file system that is mounted, or has a letter.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Disk {
+    /// What lies below it: a device on Unix, the volume's name on Windows.
+    pub device: String,
+    /// Where it is found.
+    pub mount: String,
+    /// Its kind.
+    pub fstype: String,
+    /// Its size in bytes.
+    pub total: u64,
+    /// What is left for ordinary users, in bytes.
+    pub free: u64,
+    /// Whether nothing can be written there.
+    pub readonly: bool,
+    /// Whether its medium can be taken out.
+    pub removable: bool,
+}
+
+/// A network interface.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Interface {
     /// Its name.

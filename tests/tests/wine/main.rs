@@ -7,7 +7,7 @@
 
 mod machine;
 
-use jstests::{Acc, AccOptions, Client, LONG, Redis, wait_for, wait_until};
+use jstests::{Acc, AccOptions, Agent, AgentOptions, Client, LONG, Redis, wait_for, wait_until};
 use machine::{Node, Session, drive, path, processes_with, windows};
 use serde_json::{Value, json};
 use std::fs;
@@ -17,7 +17,7 @@ use std::time::Duration;
 struct Stage {
     client: Client,
     node: Node,
-    _acc: Acc,
+    acc: Acc,
     _redis: Redis,
 }
 
@@ -29,7 +29,7 @@ impl Stage {
         let node = Node::start(&acc, config);
         let mut client = Client::new(&redis);
         client.wait_seen("1:10");
-        Stage { client, node, _acc: acc, _redis: redis }
+        Stage { client, node, acc, _redis: redis }
     }
 
     /// What a command line wrote on stdout.
@@ -83,20 +83,24 @@ fn commands_run_with_windows_quoting_paths_and_code_pages() {
 #[test]
 fn the_five_infos_have_the_keys_that_they_have_on_linux() {
     let mut stage = Stage::with("");
-    for (cmd, keys) in [
-        ("get_cpu_info", "arch brand load logical mhz physical usage"),
-        ("get_mem_info", "available free swap_total swap_used total used"),
-        ("get_disk_info", "device free fstype mount readonly removable total used"),
-        ("get_nic_info", "addrs mac mtu name rx_bytes rx_errors tx_bytes tx_errors"),
-        ("get_os_info", "agent arch boottime hostname kernel name os uptime version"),
-    ] {
-        let result = stage.client.run(cmd, json!({}));
+    let _linux = Agent::start(&stage.acc, AgentOptions::nid(11));
+    stage.client.wait_seen("1:11");
+    // The keys of an answer, of every entry where it is a list: no list is empty, so each has some.
+    let mut ask = |cmd: &str, nid: u32| {
+        let id = stage.client.push(json!({"cmd": cmd, "gid": 1, "nid": nid}));
+        let result = stage.client.pop(&id);
         assert_eq!(result["state"], "OK", "{result}");
         let data: Value = serde_json::from_str(result["data"].as_str().expect("data")).expect("JSON");
-        for entry in data.as_array().unwrap_or(&vec![data.clone()]) {
-            let found: Vec<&str> = entry.as_object().expect("an object").keys().map(String::as_str).collect();
-            assert_eq!(found.join(" "), keys, "{cmd}");
-        }
+        let entries = data.as_array().cloned().unwrap_or_else(|| vec![data.clone()]);
+        let keys = |entry: &Value| entry.as_object().expect("an object").keys().cloned().collect::<Vec<_>>().join(" ");
+        let mut found: Vec<String> = entries.iter().map(keys).collect();
+        found.dedup();
+        assert_eq!(found.len(), 1, "{cmd} of 1:{nid}: {data}");
+        (found.remove(0), data)
+    };
+    for cmd in ["get_cpu_info", "get_mem_info", "get_disk_info", "get_nic_info", "get_os_info"] {
+        let ((windows, data), (linux, _)) = (ask(cmd, 10), ask(cmd, 11));
+        assert_eq!(windows, linux, "{cmd}");
         match cmd {
             "get_os_info" => assert_eq!(data["os"], "windows"),
             "get_cpu_info" => {
@@ -106,7 +110,16 @@ fn the_five_infos_have_the_keys_that_they_have_on_linux() {
                 assert!(usage.iter().all(|usage| (0.0..=100.0).contains(usage)), "{data}");
             }
             "get_mem_info" => assert!(data["total"].as_u64() > Some(1 << 20), "{data}"),
-            _ => {}
+            "get_disk_info" => {
+                let disks = data.as_array().expect("a list");
+                let c = disks.iter().find(|disk| disk["mount"] == "C:\\").expect("the system's drive");
+                assert!(c["total"].as_u64() > c["free"].as_u64(), "{c}");
+            }
+            _ => {
+                let nics = data.as_array().expect("a list");
+                let lo = nics.iter().find(|nic| nic["addrs"].to_string().contains("\"127.0.0.1/8\""));
+                assert!(lo.is_some(), "the loopback interface: {data}");
+            }
         }
     }
 }

@@ -39,3 +39,8 @@ pub fn default_sigpipe() {
     use nix::sys::signal::{SigHandler, Signal, signal};
     let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
 }
+
+/// None: sysinfo finds every file system here.
+pub fn disks() -> Vec<super::Disk> {
+    Vec::new()
+}

@@ -3,16 +3,19 @@
 mod access;
 mod cpu;
 mod datagrams;
+mod disks;
+mod network;
 mod process;
 mod replace;
 mod service;
 mod stop;
 mod text;
 
-use super::Interface;
 pub use access::{make_private_dir, open_to_others, write_private};
 pub use cpu::Processors;
 pub use datagrams::{Datagrams, grow_receive_buffer};
+pub use disks::disks;
+pub use network::interfaces;
 pub use process::*;
 pub use replace::{Owner, replace};
 pub use service::{run_service, service, service_config};
@@ -21,11 +24,6 @@ pub use text::DECODE;
 
 /// Nothing: Windows trims what is not used by itself.
 pub fn let_go_of_code() {}
-
-/// None: sysinfo finds every interface here.
-pub fn interfaces() -> Vec<Interface> {
-    Vec::new()
-}
 
 /// Windows has no SIGPIPE.
 pub fn default_sigpipe() {}

@@ -1,0 +1,49 @@
+//! Drives that sysinfo leaves out: those that no volume of the volume manager stands behind, as RAM disks
+//! have none, and nothing has under wine.
+
+use crate::os::Disk;
+use windows::Win32::Storage::FileSystem::{
+    GetDiskFreeSpaceExW, GetDriveTypeW, GetLogicalDrives, GetVolumeInformationW,
+};
+use windows::Win32::System::SystemServices::FILE_READ_ONLY_VOLUME;
+use windows::Win32::System::WindowsProgramming::{DRIVE_FIXED, DRIVE_RAMDISK, DRIVE_REMOVABLE};
+use windows::core::HSTRING;
+
+/// Every drive of this machine that has a letter and a medium. Not those of others, for an answer may
+/// have to wait until such a machine is found to be away.
+#[allow(unsafe_code)] // asks for numbers only
+pub fn disks() -> Vec<Disk> {
+    let letters = unsafe { GetLogicalDrives() };
+    ('A'..='Z').enumerate().filter(|(n, _)| letters & (1 << n) != 0).filter_map(|(_, letter)| disk(letter)).collect()
+}
+
+#[allow(unsafe_code)] // the system fills values and buffers of known sizes
+fn disk(letter: char) -> Option<Disk> {
+    let mount = format!("{letter}:\\");
+    let root = HSTRING::from(mount.as_str());
+    let kind = unsafe { GetDriveTypeW(&root) };
+    if ![DRIVE_FIXED, DRIVE_REMOVABLE, DRIVE_RAMDISK].contains(&kind) {
+        return None;
+    }
+    let (mut device, mut fstype, mut flags) = ([0; 261], [0; 32], 0);
+    let (mut free, mut total) = (0, 0);
+    unsafe {
+        GetVolumeInformationW(&root, Some(&mut device), None, None, Some(&raw mut flags), Some(&mut fstype)).ok()?;
+        GetDiskFreeSpaceExW(&root, Some(&raw mut free), Some(&raw mut total), None).ok()?;
+    }
+    Some(Disk {
+        device: text(&device),
+        mount,
+        fstype: text(&fstype),
+        total,
+        free,
+        readonly: flags & FILE_READ_ONLY_VOLUME != 0,
+        removable: kind == DRIVE_REMOVABLE,
+    })
+}
+
+/// What stands before the first zero.
+fn text(units: &[u16]) -> String {
+    let end = units.iter().position(|unit| *unit == 0).unwrap_or(units.len());
+    String::from_utf16_lossy(&units[..end])
+}

@@ -75,6 +75,13 @@ pub fn shown_args(args: &Map<String, Value>) -> Map<String, Value> {
     shown
 }
 
+/// The whole number that `value` is, also where it is written `10.0`, as clients do that count in
+/// floating point.
+pub fn whole(value: &Value) -> Option<i64> {
+    let float = || value.as_f64().filter(|f| f.fract() == 0.0 && f.abs() < 9e15).map(|f| f as i64);
+    value.as_i64().or_else(float)
+}
+
 /// Whether `id` may be a job's id: 1 to 128 of `A-Z a-z 0-9 . _ : -`.
 pub fn is_job_id(id: &str) -> bool {
     (1..=MAX_ID).contains(&id.len())
@@ -137,7 +144,7 @@ impl Command {
         };
         let mut number = |name: &str, max: u64| match take(name) {
             None => 0,
-            Some(v) => v.as_u64().filter(|n| *n <= max).unwrap_or_else(|| {
+            Some(v) => whole(&v).and_then(|n| u64::try_from(n).ok()).filter(|n| *n <= max).unwrap_or_else(|| {
                 note(format!("{name} must be a whole number from 0 to {max}, not {}", shorten(&v)));
                 0
             }),
@@ -292,6 +299,15 @@ mod tests {
         let command = Command::parse(br#"{"id":"a","cmd":"ping","roles":["*"],"data":{"a":1},"args":null}"#).unwrap();
         assert_eq!((command.gid, command.nid, command.data.as_str()), (0, 0, r#"{"a":1}"#));
         assert!(command.args.is_empty());
+    }
+
+    #[test]
+    fn a_whole_number_may_have_a_point() {
+        let command = Command::parse(br#"{"id":"a","cmd":"ping","gid":1.0,"nid":1e1,"expires":5.0}"#).unwrap();
+        assert_eq!((command.gid, command.nid, command.expires), (1, 10, 5));
+        refused(json!({"id": "a", "cmd": "ping", "gid": 1, "nid": 1.5}), "nid must be");
+        refused(json!({"id": "a", "cmd": "ping", "gid": -1.0, "nid": 1}), "gid must be");
+        refused(json!({"id": "a", "cmd": "ping", "gid": 1, "nid": 1e300}), "nid must be");
     }
 
     #[test]

@@ -40,9 +40,7 @@ fn parse(data: &str) -> Result<Query, String> {
     let mut query = Query::default();
     for (name, value) in fields.iter().filter(|(_, value)| !value.is_null()) {
         let whole = |least: i64, most: i64| {
-            // A client may count in floating point.
-            let float = || value.as_f64().filter(|f| f.fract() == 0.0 && f.abs() < 9e15).map(|f| f as i64);
-            let number = value.as_i64().or_else(float).filter(|n| (least..=most).contains(n));
+            let number = jscommon::command::whole(value).filter(|n| (least..=most).contains(n));
             number.ok_or_else(|| format!("{name} must be a whole number from {least} to {most}, not {value}"))
         };
         match name.as_str() {
@@ -50,8 +48,8 @@ fn parse(data: &str) -> Result<Query, String> {
                 Value::String(id) => query.jobid = Some(id.clone()),
                 other => return Err(format!("jobid must be a job's id, not {other}")),
             },
-            "timefrom" => query.timefrom = Some(whole(i64::MIN, i64::MAX)?),
-            "timeto" => query.timeto = Some(whole(i64::MIN, i64::MAX)?),
+            "timefrom" => query.timefrom = Some(millis(name, value, f64::ceil)?),
+            "timeto" => query.timeto = Some(millis(name, value, f64::floor)?),
             "levels" => query.levels = Some(LevelSet::from_json(value).map_err(|e| format!("levels: {e}"))?),
             "limit" => query.limit = Some(whole(0, i64::MAX)? as u64),
             // Ids begin at 1, so what comes after 0 is everything.
@@ -62,6 +60,14 @@ fn parse(data: &str) -> Result<Query, String> {
         }
     }
     Ok(query)
+}
+
+/// A time in milliseconds; of one between two, as clients get by multiplying seconds, `inward` is the
+/// one that belongs to the range.
+fn millis(name: &str, value: &Value, inward: fn(f64) -> f64) -> Result<i64, String> {
+    // The cast keeps to what an i64 can hold, and so does a range that begins or ends beyond it.
+    let number = value.as_i64().or_else(|| value.as_f64().map(|time| inward(time) as i64));
+    number.ok_or_else(|| format!("{name} must be a time in milliseconds since 1970, not {value}"))
 }
 
 #[cfg(test)]
@@ -87,6 +93,14 @@ mod tests {
     }
 
     #[test]
+    fn times_between_two_milliseconds() {
+        let query = parse(r#"{"timefrom": 1766385000123.25, "timeto": 1766385000125.75}"#).unwrap();
+        assert_eq!((query.timefrom, query.timeto), (Some(1_766_385_000_124), Some(1_766_385_000_125)));
+        let query = parse(r#"{"timefrom": -1e300, "timeto": 1e300}"#).unwrap();
+        assert_eq!((query.timefrom, query.timeto), (Some(i64::MIN), Some(i64::MAX)));
+    }
+
+    #[test]
     fn every_fault_has_its_sentence() {
         for (data, reason) in [
             ("{", "not JSON"),
@@ -94,7 +108,7 @@ mod tests {
             (r#"{"joib": "a"}"#, "no 'joib'"),
             (r#"{"jobid": 1}"#, "jobid must be"),
             (r#"{"timefrom": "x"}"#, "timefrom must be"),
-            (r#"{"timeto": 1.5}"#, "timeto must be"),
+            (r#"{"timeto": true}"#, "timeto must be"),
             (r#"{"levels": "x"}"#, "levels: "),
             (r#"{"limit": -1}"#, "limit must be"),
             (r#"{"after": 4294967296}"#, "after must be"),

@@ -6,8 +6,10 @@
 use super::read::{Fault, Reader, Section, Spot};
 use super::{Config, Controller, Extension, Startup};
 use crate::builtin;
+use crate::process::args::{ExecuteArgs, RunArgs};
 use jscommon::LevelSet;
 use jscommon::command::is_job_id;
+use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -178,10 +180,10 @@ fn logging(r: &mut Reader, mut section: Section, config: &mut Config) {
 }
 
 fn levels(r: &mut Reader, section: &mut Section, place: &mut LevelSet) {
-    let Some(text) = section.string(r, "levels") else { return };
-    match LevelSet::parse(&text.value) {
+    let Some(given) = section.value(r, "levels") else { return };
+    match LevelSet::from_json(&given.value) {
         Ok(set) => *place = set,
-        Err(reason) => r.fault(text.at, format!("{}.levels: {reason}", section.name)),
+        Err(reason) => r.fault(given.at, format!("{}.levels: {reason}", section.name)),
     }
 }
 
@@ -249,10 +251,25 @@ fn startup(r: &mut Reader, name: &str, mut section: Section, extensions: &BTreeM
         None if section.had("cmd") => {}
         None => r.missing(section.at, format!("{}.cmd is missing; execute runs a program", section.name)),
     }
-    startup.args = section.json(r, "args");
+    let args = section.json(r, "args");
+    if let Err(reason) = process_args(&startup.cmd, &args.value) {
+        r.fault(args.at, format!("{}.args: {reason}", section.name));
+    }
+    startup.args = args.value;
     set(&mut startup.data, section.string(r, "data").map(|data| data.value));
     section.end(r);
     startup
+}
+
+/// Whether a process can be started with these arguments; of a built-in command it is not asked.
+fn process_args(cmd: &str, args: &Map<String, Value>) -> Result<(), String> {
+    if cmd.is_empty() || builtin::lookup(cmd).is_some() {
+        return Ok(());
+    }
+    if cmd == "execute" {
+        ExecuteArgs::parse(args)?;
+    }
+    RunArgs::parse(args).map(drop)
 }
 
 /// Whether the agent knows this command without any configuration.
@@ -389,9 +406,25 @@ mod tests {
             ("[controllers.b]\nurl = []", "8: controllers.b.url is an empty list"),
             ("[monitor]\ninterval = nan", "8: monitor.interval must be from"),
             ("[startup.a]\ncmd = \"ping\"\nargs = 5", "9: startup.a.args must be a table, not a whole number"),
+            ("[startup.a]\ncmd = \"execute\"", "7: startup.a.args: cmd is missing"),
+            (
+                "[startup.a]\ncmd = \"execute\"\nargs = { cmd = \"ls\", max_time = \"x\" }",
+                "9: startup.a.args: max_time must",
+            ),
+            ("[startup.a]\ncmd = \"execute_js_py\"\nargs = { nice = 50 }", "9: startup.a.args: nice must be"),
+            ("[logging.db]\nlevels = 5", "8: logging.db.levels: a level set is a string or a list of numbers, not 5"),
+            ("[logging.db]\nlevels = [1, 99]", "8: logging.db.levels: a level is a number from 0 to 31, not 99"),
         ] {
             check(&format!("{LEAST}{line}\n"), &[want]);
         }
+    }
+
+    #[test]
+    fn levels_may_be_a_list_of_numbers() {
+        let text = format!("{LEAST}[logging.db]\nlevels = [1, 2, 9]\n[logging.ac]\nlevels = []\n");
+        let config = parse(&text).unwrap();
+        assert_eq!(config.logging.db.levels, LevelSet::parse("1,2,9").unwrap());
+        assert!(config.logging.ac.levels.is_empty());
     }
 
     #[test]

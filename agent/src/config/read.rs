@@ -283,10 +283,22 @@ impl<'t> Section<'t> {
         map
     }
 
+    /// The value `key`, of whatever type, as JSON.
+    pub(super) fn value(&mut self, reader: &mut Reader, key: &'static str) -> Option<Spot<Value>> {
+        let entry = self.take(key)?;
+        match to_json(&entry.value) {
+            Ok(value) => Some(Spot { value, at: entry.at }),
+            Err(reason) => {
+                reader.fault(entry.at, format!("{}: {reason}", self.path(key)));
+                None
+            }
+        }
+    }
+
     /// The table `key` as JSON.
-    pub(super) fn json(&mut self, reader: &mut Reader, key: &'static str) -> Map<String, Value> {
+    pub(super) fn json(&mut self, reader: &mut Reader, key: &'static str) -> Spot<Map<String, Value>> {
         let section = self.table(reader, key);
-        let name = section.name.clone();
+        let (name, at) = (section.name.clone(), section.at);
         let mut map = Map::new();
         for (key, entry) in section.entries {
             match to_json(&entry.value) {
@@ -294,7 +306,7 @@ impl<'t> Section<'t> {
                 Err(reason) => reader.fault(entry.at, format!("{name}.{key}: {reason}")),
             }
         }
-        map
+        Spot { value: map, at }
     }
 
     /// Ends the section: every key that nobody took is unknown.

@@ -4,7 +4,8 @@
 
 use super::policy::Rules;
 use crate::os::{Limit, Signal};
-use jscommon::{Command, LevelSet};
+use jscommon::LevelSet;
+use jscommon::command::whole;
 use serde_json::{Map, Value};
 use std::sync::Arc;
 use std::time::Duration;
@@ -121,13 +122,13 @@ pub struct ExecuteArgs {
 
 impl ExecuteArgs {
     /// Reads them; the error is one sentence about the first that is wrong.
-    pub fn parse(command: &Command) -> Result<ExecuteArgs, String> {
-        let args = Reader(&command.args);
+    pub fn parse(given: &Map<String, Value>) -> Result<ExecuteArgs, String> {
+        let args = Reader(given);
         let cmd = args.text("cmd")?.unwrap_or_default();
         if cmd.trim().is_empty() {
             return Err("cmd is missing: it names the program to run".into());
         }
-        let list = match command.args.get("args") {
+        let list = match given.get("args") {
             None | Some(Value::Null) => None,
             Some(Value::Array(list)) => {
                 Some(list.iter().map(|item| scalar("args", item)).collect::<Result<Vec<String>, String>>()?)
@@ -138,7 +139,7 @@ impl ExecuteArgs {
             cmd,
             args: list,
             workingdir: args.text("workingdir")?.filter(|dir| !dir.is_empty()),
-            env: environment(&command.args)?,
+            env: environment(given)?,
         })
     }
 }
@@ -251,7 +252,7 @@ impl Reader<'_> {
     fn whole(&self, name: &str, least: i64, most: i64) -> Result<Option<i64>, String> {
         match self.get(name) {
             None => Ok(None),
-            Some(value) => match value.as_i64() {
+            Some(value) => match whole(value) {
                 Some(number) if (least..=most).contains(&number) => Ok(Some(number)),
                 _ => Err(format!("{name} must be a whole number from {least} to {most}, not {}", brief(value))),
             },
@@ -414,11 +415,7 @@ mod tests {
 
     #[test]
     fn execute_says_what_is_wrong() {
-        let parse = |args: Value| {
-            ExecuteArgs::parse(
-                &Command::from_value(json!({"id": "a", "gid": 1, "nid": 1, "cmd": "execute", "args": args})).unwrap(),
-            )
-        };
+        let parse = |args: Value| ExecuteArgs::parse(args.as_object().unwrap());
         assert!(parse(json!({})).unwrap_err().contains("cmd is missing"));
         assert!(parse(json!({"cmd": " "})).unwrap_err().contains("cmd is missing"));
         assert!(parse(json!({"cmd": 1})).unwrap_err().contains("cmd must be a string"));

@@ -76,7 +76,7 @@ impl Places {
 
 /// The process of an `execute` command.
 pub fn execute(command: &Command, places: &Places) -> Result<Spec, String> {
-    let args = ExecuteArgs::parse(command)?;
+    let args = ExecuteArgs::parse(&command.args)?;
     let whole_line = cfg!(windows) && args.args.is_none();
     let (program, list) = match args.args {
         Some(list) => (args.cmd, list),

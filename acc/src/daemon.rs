@@ -73,8 +73,11 @@ pub fn prepare(config: Config) -> anyhow::Result<Context> {
 fn token(file: &Path) -> anyhow::Result<String> {
     let text = std::fs::read_to_string(file).with_context(|| format!("{} cannot be read", file.display()))?;
     let token = text.trim();
-    if token.len() < 8 || token.contains(char::is_whitespace) {
-        bail!("{} must hold one token of at least 8 characters", file.display());
+    if token.is_empty() || token.contains(char::is_whitespace) {
+        bail!("{} must hold one token, a word without blanks", file.display());
+    }
+    if token.len() < 16 {
+        log::warn!("the token in {} is short: whoever guesses it may read what it opens", file.display());
     }
     Ok(token.to_owned())
 }
@@ -207,4 +210,22 @@ fn beat(every: Duration, gate: &gate::Remote, stop: &Receiver<()>) {
 /// Redis' error as one for people.
 pub(crate) fn redis_fault(config: &Config, error: &redis::RedisError) -> anyhow::Error {
     anyhow::anyhow!("redis at {}: {}", config.redis, describe(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_any_word() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("token");
+        let read = |text: &str| {
+            std::fs::write(&file, text).unwrap();
+            token(&file)
+        };
+        assert_eq!(read("s3cret\n").unwrap(), "s3cret");
+        assert!(read(" \n").is_err() && read("two words").is_err());
+        assert!(token(&dir.path().join("none")).unwrap_err().to_string().contains("cannot be read"));
+    }
 }

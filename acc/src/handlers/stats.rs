@@ -55,9 +55,7 @@ pub(super) fn post(context: &Context, node: NodeId, body: &[u8]) -> Outcome {
         // A batch that was queued before may have died before its values were written: they are
         // written again, which changes nothing unless newer ones came since.
         let mut batch = Batch::new();
-        for some in series.chunks(1000) {
-            lists::stats(&mut batch, node, some, last.is_none());
-        }
+        lists::stats(&mut batch, node, number, &series, last.is_none());
         nodes::known(&mut batch, node, context.clock.now());
         conn.run(&batch)?;
         Ok(last)

@@ -79,6 +79,11 @@ pub fn stats(node: NodeId) -> String {
     format!("jsacc:stats:{}:{}", node.gid, node.nid)
 }
 
+/// Number, in the slot of `stats`: the last batch that was written whole into it.
+pub fn stats_written(node: NodeId) -> String {
+    format!("jsacc:seen:{{{}}}", stats(node))
+}
+
 /// List: results of a job; clients BRPOP.
 pub fn results(job: &str) -> String {
     format!("cmds_queue_{job}")
@@ -140,6 +145,7 @@ mod tests {
         assert_eq!(done("a"), "jsacc:done:{cmds_queue_a}");
         assert_eq!(done_run("a", node, 5), "jsacc:done:{cmds_queue_a}:1:10:5");
         assert_eq!(seen("log.a.b"), "jsacc:seen:{log.a.b}");
+        assert_eq!(stats_written(node), "jsacc:seen:{jsacc:stats:1:10}");
     }
 
     #[test]

@@ -213,15 +213,19 @@ pub fn last_batch(answers: &[Value]) -> Option<u64> {
     }
 }
 
-/// Writes the latest values of `node`'s series: key and `[value, seconds]`. Unless they are `fresh`,
-/// a value that is newer stays.
-pub fn stats(batch: &mut Batch<'_>, node: NodeId, series: &[(String, String)], fresh: bool) {
-    batch.script(&STATS, &[keys::stats(node)], |cmd| {
-        cmd.arg(SERIES).arg(DAY).arg(u8::from(fresh));
-        for (key, value) in series {
-            cmd.arg(key).arg(value);
-        }
-    });
+/// Writes the latest values of `node`'s series, of its batch `number`: key and `[value, seconds]`. Unless
+/// they are `fresh`, a value that is newer stays; of a batch that was written whole before, nothing is.
+pub fn stats(batch: &mut Batch<'_>, node: NodeId, number: u64, series: &[(String, String)], fresh: bool) {
+    let parts = series.chunks(1000);
+    let last = parts.len();
+    for (i, part) in parts.enumerate() {
+        batch.script(&STATS, &[keys::stats(node), keys::stats_written(node)], |cmd| {
+            cmd.arg(SERIES).arg(DAY).arg(u8::from(fresh)).arg(number).arg(u8::from(i + 1 == last));
+            for (key, value) in part {
+                cmd.arg(key).arg(value);
+            }
+        });
+    }
 }
 
 /// Drops counts of results whose job the audit list no longer has, once there are many.

@@ -251,7 +251,10 @@ fn records_and_stats_are_taken_once() {
     for _ in 0..2 {
         assert_eq!(node.post("stats", &stats).status, 200);
     }
+    let changed = json!({"batch": 1, "timestamp": 1001, "series": [["key", 9], ["new", 1]]});
+    assert_eq!(node.post("stats", &changed).status, 200);
     assert_eq!(client.redis::<String>(&["HGET", "jsacc:stats:1:10", "key"]), "[1.5,1000]");
+    assert_eq!(client.redis::<usize>(&["HLEN", "jsacc:stats:1:10"]), 2, "a known number changes nothing");
     assert_eq!(client.redis::<usize>(&["LLEN", "jsacc:stats_queue"]), 1);
     let other = json!({"batch": 2, "timestamp": 1000, "series": [["1.11.web.nginx.x", 2]]});
     assert_eq!(node.post("stats", &other).status, 403);

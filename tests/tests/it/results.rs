@@ -42,6 +42,26 @@ fn a_result_sent_twice_arrives_once() {
 }
 
 #[test]
+fn a_job_is_kept_for_a_day_once_all_have_answered() {
+    let redis = Redis::start();
+    let acc = Acc::start(&redis, AccOptions::default());
+    let mut client = Client::new(&redis);
+    let nodes = [acc.node(1, 10), acc.node(1, 11)];
+    for node in &nodes {
+        assert!(node.poll_as(&["web"], 0, None).is_none());
+    }
+    let id = client.push(json!({"roles": ["web"], "fanout": true, "cmd": "ping", "expires": 100_000}));
+    let mut left = Vec::new();
+    for node in &nodes {
+        let batch = wait_for("the job comes", LONG, || node.poll(5, None));
+        assert_eq!(node.post("result", &json!([node.result_of(&batch.cmds[0], "OK", "")])).status, 200);
+        left.push(client.redis::<i64>(&["TTL", &format!("jsacc:job:{id}")]));
+    }
+    assert!(left[0] > 100_000, "one is waited for still, and {} s are left", left[0]);
+    assert!((86_000..=86_400).contains(&left[1]), "{} s are left", left[1]);
+}
+
+#[test]
 fn of_two_final_answers_the_first_stands_and_the_second_becomes_an_event() {
     let (_redis, _acc, mut client, node, command) = taken();
     let id = id_of(&command);

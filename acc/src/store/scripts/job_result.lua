@@ -9,5 +9,14 @@ if ARGV[4] == '1' then
   end
   redis.call('HSET', KEYS[1], 'targets', '[' .. table.concat(left, ',') .. ']')
 end
-if redis.call('TTL', KEYS[1]) < tonumber(ARGV[3]) then redis.call('EXPIRE', KEYS[1], ARGV[3]) end
+-- The hash was to live for as long as its command might wait; once nobody is waited for it lives on for
+-- a day. Of a large fleet nobody looks: with each answer that would cost too much.
+local open = redis.call('HLEN', KEYS[1]) > 35
+if not open then
+  for node in string.gmatch(redis.call('HGET', KEYS[1], 'targets') or '', '"([0-9:]+)"') do
+    -- A state that is no result yet is no longer than {"state":"RUNNING"}.
+    if redis.call('HSTRLEN', KEYS[1], node) < 20 then open = true end
+  end
+end
+if not open or redis.call('TTL', KEYS[1]) < tonumber(ARGV[3]) then redis.call('EXPIRE', KEYS[1], ARGV[3]) end
 return 1

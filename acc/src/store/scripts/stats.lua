@@ -1,7 +1,11 @@
--- Writes series into the hash KEYS[1]. ARGV: most fields, seconds to keep, 1 when the batch is new, then
--- key and '[value,seconds]' of each. When it gets too full, the series that have been silent longest go.
+-- Writes series into the hash KEYS[1]; KEYS[2] is the number of the last batch that was written whole.
+-- ARGV: most fields, seconds to keep, 1 when the batch was not queued before, its number, 1 when these are
+-- the last of it, then key and '[value,seconds]' of each. When the hash gets too full, the series that
+-- have been silent longest go.
+local written = redis.call('GET', KEYS[2])
+if written and tonumber(written) >= tonumber(ARGV[4]) then return 0 end
 local function age(text) return tonumber(string.match(text, ',%s*(%-?%d+)%]$') or '0') end
-for i = 4, #ARGV, 2 do
+for i = 6, #ARGV, 2 do
   local held = ARGV[3] ~= '1' and redis.call('HGET', KEYS[1], ARGV[i])
   if not held or age(held) <= age(ARGV[i + 1]) then redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
 end
@@ -15,4 +19,5 @@ if redis.call('HLEN', KEYS[1]) > most then
   for i = 1, #ages - math.floor(most * 0.9) do redis.call('HDEL', KEYS[1], ages[i][2]) end
 end
 redis.call('EXPIRE', KEYS[1], ARGV[2])
+if ARGV[5] == '1' then redis.call('SET', KEYS[2], ARGV[4], 'EX', ARGV[2]) end
 return 1

@@ -5,8 +5,9 @@
 //! `hide` also keeps secrets out of what is written down about a command.
 
 use crate::context::Context;
+use crate::store::jobs::{self, Writing};
 use crate::store::results::{self, Delivery, Verdict};
-use crate::store::{Batch, Conn, jobs, lists};
+use crate::store::{Batch, Conn, lists};
 use jscommon::command::{is_secret, shown_args};
 use jscommon::{Command, JobResult, NodeId, State};
 use redis::RedisResult;
@@ -73,7 +74,8 @@ pub fn give(context: &Context, conn: &mut Conn, answers: &[Answer]) -> RedisResu
     let (mut hashes, mut pushes) = (Batch::new(), Batch::new());
     for ((answer, delivery), verdict) in answers.iter().zip(&deliveries).zip(&verdicts) {
         if *verdict != Verdict::Late {
-            jobs::result(&mut hashes, delivery.target, delivery.id, delivery.text, answer.target.is_some());
+            let writing = if answer.target.is_some() { Writing::Withdrawn } else { Writing::Counts };
+            jobs::result(&mut hashes, delivery.target, delivery.id, delivery.text, writing);
         }
         if *verdict == Verdict::First {
             results::push(&mut pushes, delivery);

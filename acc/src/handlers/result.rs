@@ -4,7 +4,7 @@ use super::{Fault, Outcome, bad, json};
 use crate::answer;
 use crate::context::Context;
 use crate::server::Reply;
-use crate::store::jobs::{self, Known};
+use crate::store::jobs::{self, Known, Writing};
 use crate::store::results::{self, Delivery, Recurring, Verdict};
 use crate::store::{Batch, Conn, lists};
 use jscommon::{JobResult, NodeId, State, death};
@@ -120,7 +120,8 @@ fn deliver(context: &Context, conn: &mut Conn, node: NodeId, entries: &[Entry]) 
             lists::event(&mut hashes, "late_result", Some(node), now, &data);
             continue;
         }
-        jobs::result(&mut hashes, &entry.target, &result.id, &entry.text, false);
+        let writing = if verdict == Verdict::Repeat { Writing::Repeated } else { Writing::Counts };
+        jobs::result(&mut hashes, &entry.target, &result.id, &entry.text, writing);
         match verdict {
             Verdict::Quiet => count(context, "quiet"),
             Verdict::First => {

@@ -104,11 +104,23 @@ pub fn running(batch: &mut Batch<'_>, node: NodeId, id: &str) {
     batch.call(Cmd::zrem(keys::EXPIRING, keys::expiring(node, id)));
 }
 
-/// The result of `node`, as it stands in the job's hash.
-pub fn result(batch: &mut Batch<'_>, field: &str, id: &str, text: &str, no_target: bool) {
+/// The result of a node, as it stands in the job's hash.
+pub fn result(batch: &mut Batch<'_>, field: &str, id: &str, text: &str, writing: Writing) {
     batch.script(&RESULT, &[keys::job(id)], |cmd| {
-        cmd.arg(field).arg(text).arg(DAY).arg(u8::from(no_target));
+        let (withdrawn, repeated) = (writing == Writing::Withdrawn, writing == Writing::Repeated);
+        cmd.arg(field).arg(text).arg(DAY).arg(u8::from(withdrawn)).arg(u8::from(repeated));
     });
+}
+
+/// How a result goes into the job's hash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writing {
+    /// It is the one that counts.
+    Counts,
+    /// It was pushed before: an answer that stands there stays.
+    Repeated,
+    /// The controller answers for a node, which is a target no longer.
+    Withdrawn,
 }
 
 /// What a job says about a node that brings its result.

@@ -77,6 +77,21 @@ fn of_two_final_answers_the_first_stands_and_the_second_becomes_an_event() {
 }
 
 #[test]
+fn a_run_that_is_answered_again_in_other_words_keeps_its_first_answer() {
+    let (_redis, _acc, mut client, node, command) = taken();
+    let id = id_of(&command);
+    let first = node.result_of(&command, "OK", "done");
+    // What a node says that lost power after the first one was taken.
+    let mut second = node.result_of(&command, "ERROR", "the agent died while the job ran");
+    second["starttime"] = first["starttime"].clone();
+    assert_eq!(node.post("result", &json!([first])).status, 200);
+    assert_eq!(node.post("result", &json!([second])).status, 200);
+    assert_eq!(client.pop(&id)["state"], "OK");
+    assert_eq!(client.results(&id), 0);
+    assert_eq!(client.state(&id, "1:10").as_deref(), Some("OK"));
+}
+
+#[test]
 fn every_run_of_a_recurring_job_arrives() {
     let redis = Redis::start();
     let acc = Acc::start(&redis, AccOptions::default());

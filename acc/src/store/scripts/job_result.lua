@@ -1,6 +1,12 @@
 -- The result ARGV[2] of the node ARGV[1], in the hash of the job KEYS[1] when Redis still knows it.
 -- With ARGV[4] the node also leaves the list of targets: the controller answered for it.
+-- With ARGV[5] it was pushed before, in these words or (by a node that lost power) in others: what its
+-- client has stands here too, and only a state that is no answer gives way.
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+if ARGV[5] == '1' then
+  local stands = redis.call('HGET', KEYS[1], ARGV[1])
+  if stands and not string.find(stands, '^{"state": ?"[QR]U[A-Z]+"}$') then return 0 end
+end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 if ARGV[4] == '1' then
   local left = {}

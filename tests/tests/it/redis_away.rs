@@ -91,44 +91,48 @@ fn data_that_redis_lost_does_not_deafen_a_waiting_node() {
     assert_eq!(waiting.join().unwrap().unwrap().cmds[0]["id"], json!(id));
 }
 
-#[test]
-fn a_full_redis_refuses_and_goes_on_later() {
+/// A node has a job, and its result meets a Redis that refuses (by `refuse`) until it does not (by
+/// `mend`). Gives the refusal, and what goes on from there.
+fn refused_for_a_while(
+    refuse: &[&str],
+    mend: &[&str],
+    meanwhile: impl FnOnce(&Acc),
+) -> (jstests::Reply, Redis, Acc, Client, jstests::FakeNode, String) {
     let redis = Redis::start();
     let acc = Acc::start(&redis, AccOptions::default());
     let mut client = Client::new(&redis);
     let node = acc.node(1, 10);
     let id = client.send("ping", json!({}));
     let batch = node.poll(30, None).unwrap();
-    client.redis::<()>(&["CONFIG", "SET", "maxmemory", "1"]);
+    client.redis::<()>(refuse);
     let result = json!([node.result_of(&batch.cmds[0], "OK", "kept")]);
     let answer = node.post("result", &result);
-    assert_eq!(answer.status, 503);
-    assert!(answer.error().contains("full"), "{answer:?}");
-    assert_eq!(acc.anonymous().get("/health").status, 200, "it answers");
-    client.redis::<()>(&["CONFIG", "SET", "maxmemory", "0"]);
+    assert_eq!(answer.status, 503, "{answer:?}");
+    meanwhile(&acc);
+    client.redis::<()>(mend);
     wait_until("the result is taken", LONG, || node.post("result", &result).status == 200);
     assert_eq!(client.pop(&id)["data"], "kept");
+    (answer, redis, acc, client, node, batch.batch)
+}
+
+#[test]
+fn a_full_redis_refuses_and_goes_on_later() {
+    let set = |bytes| ["CONFIG", "SET", "maxmemory", bytes];
+    let (answer, _redis, _acc, mut client, node, batch) = refused_for_a_while(&set("1"), &set("0"), |acc| {
+        assert_eq!(acc.anonymous().get("/health").status, 200, "it answers");
+    });
+    assert!(answer.error().contains("full"), "{answer:?}");
     let id = client.send("ping", json!({}));
-    assert_eq!(node.poll(30, Some(&batch.batch)).unwrap().cmds[0]["id"], json!(id));
+    assert_eq!(node.poll(30, Some(&batch)).unwrap().cmds[0]["id"], json!(id));
 }
 
 #[test]
 fn a_read_only_redis_refuses_and_goes_on_later() {
-    let redis = Redis::start();
-    let acc = Acc::start(&redis, AccOptions::default());
-    let mut client = Client::new(&redis);
-    let node = acc.node(1, 10);
-    let id = client.send("ping", json!({}));
-    let batch = node.poll(30, None).unwrap();
-    client.redis::<()>(&["REPLICAOF", "127.0.0.1", "1"]);
-    let result = json!([node.result_of(&batch.cmds[0], "OK", "kept")]);
-    assert_eq!(node.post("result", &result).status, 503);
-    client.redis::<()>(&["REPLICAOF", "NO", "ONE"]);
-    wait_until("the result is taken", LONG, || node.post("result", &result).status == 200);
-    assert_eq!(client.pop(&id)["data"], "kept");
+    let (_, _redis, _acc, mut client, node, batch) =
+        refused_for_a_while(&["REPLICAOF", "127.0.0.1", "1"], &["REPLICAOF", "NO", "ONE"], |_| {});
     wait_for("commands pass again", LONG, || {
         let id = client.send("ping", json!({}));
-        let batch = node.poll(5, Some(&batch.batch))?;
+        let batch = node.poll(5, Some(&batch))?;
         batch.cmds.iter().any(|command| command["id"] == json!(id)).then_some(())
     });
 }

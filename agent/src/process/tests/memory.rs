@@ -1,0 +1,122 @@
+//! What outlives the agent, and what is ended because it did.
+
+use super::*;
+
+#[test]
+fn stopping_ends_jobs_and_remembers_some() {
+    let node = Node::new();
+    let life = node.live_with(|config| config.main.max_jobs = 2);
+    life.shell("plain", "sleep 1000", json!({}));
+    life.shell("long", "sleep 1000", json!({"max_time": -1}));
+    life.shell("waits", "exit 5", json!({}));
+    life.wait_running("plain");
+    let first = life.wait_running("long").pid;
+    let results = life.stop();
+    assert_eq!(results.len(), 1, "{results:?}");
+    assert_eq!((results[0].id.as_str(), results[0].state), ("plain", State::Killed));
+    assert!(results[0].data.contains("told to stop"));
+    assert!(!lives(first));
+    let life = node.live();
+    assert_eq!(life.result("waits").code, 5);
+    let second = life.wait_running("long").pid;
+    assert_ne!(first, second);
+    // Killed, it is forgotten.
+    life.ask("k", "kill", json!({"id": "long"}));
+    assert_eq!(life.result("long").state, State::Killed);
+    life.stop();
+    let life = node.live();
+    assert!(life.remote().process("long").is_none() && life.ledger.live().unwrap().is_empty());
+}
+
+#[test]
+fn what_a_dead_agent_left_is_ended_first() {
+    let node = Node::new();
+    let mut strays = Vec::new();
+    {
+        // A run as a dead agent would have left it: in the ledger, alive, marked, and nobody's child.
+        let life = node.live();
+        let home = life.config.main.data_dir.display().to_string();
+        for (id, args) in
+            [("plain", json!({"cmd": "sleep 1000"})), ("long", json!({"cmd": "sleep 1000", "max_time": -1}))]
+        {
+            let command = json!({"id": id, "gid": 1, "nid": 10, "cmd": "execute", "args": args}).to_string();
+            let writes = [
+                crate::ledger::Write::Accept { id: id.into(), controller: "main".into(), command, now: 1 },
+                crate::ledger::Write::Start { id: id.into(), started: 77 },
+            ];
+            life.ledger.commit(&writes).unwrap();
+            let mut stray = std::process::Command::new("setsid");
+            stray.args(["sleep", "1000"]).env("AGENT_HOME", &home).env("AGENT_JOB_ID", id).env("AGENT_JOB_START", "77");
+            strays.push(stray.spawn().unwrap());
+        }
+        // An earlier run's daemon, and another agent's job of the same name.
+        for (home, start) in [(home.as_str(), "76"), ("/elsewhere", "77")] {
+            let mut stray = std::process::Command::new("setsid");
+            stray
+                .args(["sleep", "1000"])
+                .env("AGENT_HOME", home)
+                .env("AGENT_JOB_ID", "plain")
+                .env("AGENT_JOB_START", start);
+            strays.push(stray.spawn().unwrap());
+        }
+    }
+    let life = node.live();
+    let result = life.result("plain");
+    assert_eq!((result.state, result.starttime), (State::Error, 77));
+    assert!(result.data.contains("agent died"));
+    assert!(!lives(strays[0].id()) && !lives(strays[1].id()));
+    assert!(lives(strays[2].id()) && lives(strays[3].id()));
+    life.wait_running("long");
+    for mut stray in strays {
+        let _ = stray.kill();
+    }
+}
+
+#[test]
+fn startup_jobs() {
+    let node = Node::new();
+    let out = node.path("out").display().to_string();
+    let startup = |config: &mut Config| {
+        let args = |script: String| json!({"cmd": "sh", "args": ["-c", script]}).as_object().unwrap().clone();
+        let job = |script| crate::config::Startup { cmd: "execute".into(), args: args(script), data: String::new() };
+        config.startup.insert("once".into(), job(format!("echo x >> {out}")));
+        config.startup.insert("bad".into(), job("exit 3".into()));
+    };
+    for life in 1..3 {
+        let life_of_it = node.live_with(startup);
+        let event = life_of_it.event("job_failed");
+        assert_eq!((event["id"].as_str(), event["code"].as_i64()), (Some("bad"), Some(3)));
+        until("the job", || (node.read("out") == "x\n".repeat(life)).then_some(()));
+        assert!(life_of_it.stop().is_empty());
+    }
+    // A remembered job of a startup job's name gives way to it.
+    let life = node.live_with(startup);
+    life.ledger.commit(&[crate::ledger::Write::Stand { id: "once".into(), standing: Standing::Sent }]).unwrap();
+    life.stop();
+}
+
+#[test]
+fn a_kill_that_the_agents_end_interrupted_is_answered_as_done() {
+    let node = Node::new();
+    let data = node.path("data");
+    std::fs::create_dir_all(&data).unwrap();
+    let accept = |command: Value| Write::Accept {
+        id: command["id"].as_str().unwrap().to_owned(),
+        controller: "main".into(),
+        command: command.to_string(),
+        now: 1,
+    };
+    let ledger = Ledger::open(&data).unwrap();
+    let job = json!({"id": "a", "gid": 1, "nid": 10, "cmd": "execute", "args": {"cmd": "sleep 1000", "max_time": -1}});
+    let kill = json!({"id": "k", "gid": 1, "nid": 10, "cmd": "kill", "data": {"id": "a"}});
+    let other = json!({"id": "o", "gid": 1, "nid": 10, "cmd": "kill", "data": {"id": "b"}});
+    let stands = |standing| Write::Stand { id: "a".into(), standing };
+    ledger.commit(&[accept(job), Write::Start { id: "a".into(), started: 2 }, stands(Standing::Ending)]).unwrap();
+    ledger.commit(&[accept(kill), accept(other)]).unwrap();
+    drop(ledger);
+    let life = node.live();
+    assert_eq!(life.result("a").state, State::Killed);
+    let killed = life.result("k");
+    assert_eq!((killed.state, killed.data.as_str()), (State::Ok, "{\"killed\":[\"a\"]}"));
+    assert_eq!(life.result("o").state, State::Error);
+}

@@ -1,0 +1,88 @@
+//! A process and its result, its surroundings, its output and its figures.
+
+use super::*;
+
+#[test]
+fn a_process_and_its_result() {
+    let node = Node::new();
+    let life = node.live();
+    life.push(json!({"id": "a", "cmd": "execute", "tags": "t", "data": "hello",
+        "args": {"cmd": "/bin/sh", "args": ["-c", "cat; echo; echo err >&2; echo '20::{\"a\": 1}'; exit 3"]}}));
+    let result = life.result("a");
+    assert_eq!((result.state, result.code, result.level), (State::Error, 3, 20));
+    assert_eq!((result.data.as_str(), result.tags.as_str()), ("{\"a\": 1}", "t"));
+    assert_eq!(result.streams.map(|stream| stream.trim_end().to_owned()), ["hello".to_owned(), "err".into()]);
+    assert!(result.starttime > 1_600_000_000_000);
+    assert_eq!(life.ask("p", "ping", json!("")).data, "\"pong\"");
+}
+
+#[test]
+fn a_child_sees_its_job_and_its_places() {
+    let node = Node::new();
+    let life = node.live_with(|config| {
+        let controller = crate::config::Controller { urls: vec!["https://c:1".into()], ..Default::default() };
+        config.controllers.insert("main".into(), controller);
+    });
+    let script =
+        "echo $AGENT_GID $AGENT_NID $AGENT_JOB_ID $AGENT_CONTROLLER_NAME $AGENT_CONTROLLER_URL $A; pwd; cd $tmp && pwd";
+    life.shell("a", script, json!({"env": {"A": "b"}, "workingdir": "$agentroot"}));
+    let home = life.config.main.data_dir.canonicalize().unwrap();
+    let expected = format!("1 10 a main https://c:1 b\n{0}\n{0}/tmp", home.display());
+    assert_eq!(life.result("a").streams[0].trim_end(), expected);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn limits_niceness_and_user() {
+    let node = Node::new();
+    let life = node.live();
+    life.shell("a", "ulimit -n; nice; id -un", json!({"rlimits": {"nofile": 33}, "nice": 3}));
+    let text = life.result("a").streams[0].clone();
+    assert!(text.starts_with("33\n3\n"), "{text}");
+    if nix::unistd::Uid::effective().is_root() {
+        life.shell("b", "id -un; id -u; echo $HOME", json!({"user": "nobody"}));
+        let result = life.result("b");
+        assert!(result.streams[0].starts_with("nobody\n"), "{result:?}");
+    }
+}
+
+#[test]
+fn stdin_blocks_nobody() {
+    let node = Node::new();
+    let life = node.live();
+    let data = "x".repeat(3_000_000);
+    life.push(json!({"id": "deaf", "cmd": "execute", "data": data, "args": {"cmd": "sleep 1000"}}));
+    life.push(json!({"id": "count", "cmd": "execute", "data": data, "args": {"cmd": "wc -c"}}));
+    assert_eq!(life.result("count").streams[0].trim(), "3000000");
+    life.ask("k", "kill", json!({"id": "deaf"}));
+    assert_eq!(life.result("deaf").state, State::Killed);
+}
+
+#[test]
+fn figures_of_a_tree() {
+    let node = Node::new();
+    let life = node.live();
+    life.shell("a", "sleep 1000 & while :; do :; done", json!({"domain": "d", "name": "n"}));
+    life.wait_running("a");
+    let entry = until("the tree to work", || life.remote().process("a").filter(|e| e.cpu > 5.0 && e.processes == 2));
+    assert!(entry.rss > 0 && entry.vms > entry.rss && entry.state == "RUNNING" && entry.starttime > 0);
+    let answer = life.ask("s", "get_process_stats", json!({"id": "a"}));
+    let entry: Value = serde_json::from_str(&answer.data).unwrap();
+    assert_eq!(
+        (entry["id"].as_str(), entry["domain"].as_str(), entry["restarts"].as_u64()),
+        (Some("a"), Some("d"), Some(0))
+    );
+    let none = life.ask("t", "get_processes_stats", json!({"domain": "x"}));
+    assert_eq!(none.data, "[]");
+}
+
+#[test]
+fn a_quiet_agent_rests_once() {
+    let node = Node::new();
+    let life = node.live();
+    until("the agent rests", || matches!(life.notices.recv_timeout(LONG), Ok(Notice::Quiet)).then_some(()));
+    // Nothing happens, so nothing follows; whatever happens is followed by another rest.
+    assert!(life.notices.recv_timeout(Duration::from_millis(2500)).is_err());
+    assert!(life.remote().processes().is_empty());
+    until("it rests again", || matches!(life.notices.recv_timeout(LONG), Ok(Notice::Quiet)).then_some(()));
+}

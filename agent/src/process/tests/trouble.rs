@@ -1,0 +1,55 @@
+//! A ledger that takes nothing, or gives back what nobody can read.
+
+use super::*;
+
+#[test]
+fn a_full_disk_starts_nothing_until_there_is_room() {
+    let node = Node::new();
+    let life = node.live();
+    // Another writer that keeps the table for itself is as good as a disk that takes nothing.
+    let rival = rusqlite::Connection::open(life.config.main.data_dir.join(crate::ledger::FILE)).unwrap();
+    life.shell("before", "true", json!({}));
+    life.result("before");
+    rival.execute_batch("CREATE TRIGGER full BEFORE INSERT ON jobs BEGIN SELECT RAISE(ABORT, 'full'); END").unwrap();
+    let script = format!("echo x >> {}", node.path("out").display());
+    let command =
+        json!({"id": "a", "gid": 1, "nid": 10, "cmd": "execute", "args": {"cmd": "sh", "args": ["-c", script]}});
+    let stored = life.remote().submit("main", vec![Command::from_value(command).unwrap()]);
+    assert!(life.event("critical")["message"].as_str().unwrap().contains("takes nothing"));
+    // Meanwhile nothing else is accepted either.
+    let refused = json!({"id": "b", "gid": 1, "nid": 10, "cmd": "ping"});
+    assert!(life.remote().submit("main", vec![Command::from_value(refused).unwrap()]).recv_timeout(LONG).is_err());
+    assert_eq!(node.read("out"), "");
+    rival.execute_batch("DROP TRIGGER full").unwrap();
+    stored.recv_timeout(LONG).unwrap();
+    assert_eq!(life.result("a").state, State::Ok);
+    assert_eq!(node.read("out"), "x\n");
+}
+
+#[test]
+fn a_command_that_cannot_be_read_any_more_is_answered() {
+    let node = Node::new();
+    let data = node.path("data");
+    std::fs::create_dir_all(&data).unwrap();
+    let ledger = Ledger::open(&data).unwrap();
+    let accept =
+        |id: &str, command: String| Write::Accept { id: id.into(), controller: "main".into(), command, now: 1 };
+    ledger.commit(&[accept("damaged", "{".into())]).unwrap();
+    drop(ledger);
+    let life = node.live_with(|config| config.main.max_jobs = 1);
+    let result = life.result("damaged");
+    assert_eq!((result.state, result.gid, result.nid), (State::Error, 1, 10));
+    assert!(result.data.contains("cannot be read"), "{}", result.data);
+
+    // One that waits for its turn is read from the ledger when that has come.
+    life.shell("first", "while [ ! -e $F ]; do sleep 0.05; done", json!({"env": {"F": node.path("go")}}));
+    life.shell("second", "echo 20::1", json!({}));
+    let other = rusqlite::Connection::open(data.join(crate::ledger::FILE)).unwrap();
+    other.busy_timeout(LONG).unwrap();
+    assert_eq!(other.execute("UPDATE jobs SET command = '{' WHERE id = 'second'", []).unwrap(), 1);
+    std::fs::write(node.path("go"), "").unwrap();
+    assert_eq!(life.result("first").state, State::Ok);
+    let result = life.result("second");
+    assert_eq!(result.state, State::Error);
+    assert!(result.data.contains("cannot be read"), "{}", result.data);
+}

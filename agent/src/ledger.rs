@@ -9,7 +9,8 @@
 //! **Does not** decide anything about a job: that is `process::policy`. The supervisor writes, the
 //! senders read results and mark them as sent, `jsagent status` reads.
 //!
-//! Invariants: a commit that the supervisor waited for survives power loss; a result stays until
+//! Invariants: a commit that the supervisor waited for survives power loss (but for a result that
+//! [`Write::Finish`] calls `soon`, which does once [`Ledger::sync`] has returned); a result stays until
 //! [`Ledger::mark_sent`]; an id that was accepted is known for a week or the next 100,000.
 
 mod damage;
@@ -21,8 +22,9 @@ mod tests;
 use anyhow::{Context, Result};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use std::collections::HashSet;
-use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::fs::OpenOptions;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -111,6 +113,10 @@ pub enum Write {
         id: String,
         /// Its result as JSON; nothing where nobody is to be told.
         result: Option<String>,
+        /// Survives the agent's death at once, and power loss only after [`Ledger::sync`]. For a job
+        /// whose row is on the disk as started and that does not start again: what a power cut leaves
+        /// of it is answered in the name of the same run, so that whoever had this result keeps it.
+        soon: bool,
     },
 }
 
@@ -118,9 +124,13 @@ impl Write {
     /// The job whose result it brings.
     fn result_of(&self) -> Option<&str> {
         match self {
-            Write::Report { id, .. } | Write::Finish { id, result: Some(_) } => Some(id),
+            Write::Report { id, .. } | Write::Finish { id, result: Some(_), .. } => Some(id),
             _ => None,
         }
+    }
+
+    fn is_soon(&self) -> bool {
+        matches!(self, Write::Finish { soon: true, .. })
     }
 }
 
@@ -156,12 +166,18 @@ pub struct Unsent {
 pub struct Ledger {
     table: Mutex<Table>,
     unsent_bytes: AtomicU64,
+    /// The file that commits go to first.
+    wal: PathBuf,
+    /// Something that is to be on the disk soon may not be there yet.
+    behind: AtomicBool,
     /// What was found damaged at the opening: a sentence for the operators.
     damage: Option<String>,
 }
 
 struct Table {
     db: Connection,
+    /// Whether a commit waits for the disk (`synchronous`).
+    waits: bool,
     accepted_since_tidy: u64,
     /// The controllers that results can go to; nothing is all.
     known: Option<HashSet<String>>,
@@ -186,8 +202,10 @@ impl Ledger {
             .query_row("SELECT coalesce(sum(octet_length(result)), 0) FROM jobs WHERE state = 2", [], |row| row.get(0))
             .with_context(|| format!("cannot read {}", path.display()))?;
         Ok(Arc::new(Ledger {
-            table: Mutex::new(Table { db, accepted_since_tidy: retention::TIDY_EVERY, known: None }),
+            table: Mutex::new(Table { db, waits: true, accepted_since_tidy: retention::TIDY_EVERY, known: None }),
             unsent_bytes: AtomicU64::new(unsent.max(0) as u64),
+            wal: data_dir.join(format!("{FILE}-wal")),
+            behind: AtomicBool::new(false),
             damage,
         }))
     }
@@ -237,16 +255,20 @@ impl Ledger {
         Ok(query.query_row([id], |row| row.get(0)).optional()?.flatten())
     }
 
-    /// Makes these changes, all or none of them, and returns once they survive power loss.
+    /// Makes these changes, all or none of them, and returns once they survive power loss; the agent's
+    /// death alone where all of them are `soon`.
     pub fn commit(&self, writes: &[Write]) -> Result<()> {
         if writes.is_empty() {
             return Ok(());
         }
+        let soon = writes.iter().all(Write::is_soon);
         let mut table = self.lock();
+        table.wait_for_disk(!soon)?;
         let Table { db, known, .. } = &mut *table;
         let mut unsent = 0i64;
         let mut accepted = 0u64;
         let transaction = db.transaction()?;
+        let before = transaction.total_changes();
         for write in writes {
             let (grown, orphaned) = match (write.result_of(), &known) {
                 (Some(id), Some(known)) => {
@@ -258,10 +280,36 @@ impl Ledger {
             unsent += if orphaned { 0 } else { grown };
             accepted += u64::from(matches!(write, Write::Accept { .. }));
         }
+        // Said before it is true: who reads it then syncs once too often and never too seldom.
+        if soon {
+            self.behind.store(true, Ordering::SeqCst);
+        }
+        let changed = transaction.total_changes() != before;
         transaction.commit()?;
+        if !soon && changed {
+            // Everything that was committed before it went to the disk with it.
+            self.behind.store(false, Ordering::SeqCst);
+        }
         self.count_unsent(unsent);
         table.accepted_since_tidy += accepted;
         Ok(())
+    }
+
+    /// Whether something waits for [`Ledger::sync`].
+    pub fn is_behind(&self) -> bool {
+        self.behind.load(Ordering::SeqCst)
+    }
+
+    /// Returns once everything that was committed survives power loss. Holds up nobody who reads or
+    /// commits meanwhile.
+    pub fn sync(&self) -> Result<()> {
+        self.behind.store(false, Ordering::SeqCst);
+        // A handle of its own: closing one on the database itself would drop SQLite's locks on it, and
+        // those of this file lie elsewhere.
+        let synced = OpenOptions::new().write(true).open(&self.wal).and_then(|wal| wal.sync_data());
+        synced.with_context(|| format!("cannot write {} to the disk", self.wal.display())).inspect_err(|_| {
+            self.behind.store(true, Ordering::SeqCst);
+        })
     }
 
     /// The jobs that are not over, in the order of their acceptance.
@@ -297,7 +345,7 @@ impl Ledger {
     pub fn mark_sent(&self, keys: &[i64]) -> Result<()> {
         let now = now_ms();
         let mut table = self.lock();
-        table.db.execute_batch("PRAGMA synchronous = NORMAL")?;
+        table.wait_for_disk(false)?;
         let marked = table::mark(&mut table.db, keys);
         let tidied = if marked.is_ok() && table.accepted_since_tidy >= retention::TIDY_EVERY {
             table.accepted_since_tidy = 0;
@@ -305,7 +353,6 @@ impl Ledger {
         } else {
             Ok(())
         };
-        table.db.execute_batch("PRAGMA synchronous = FULL")?;
         self.count_unsent(-marked?);
         tidied
     }
@@ -329,6 +376,17 @@ impl Ledger {
 
     fn lock(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl Table {
+    /// From now on commits wait for the disk, or leave it to a later one.
+    fn wait_for_disk(&mut self, wait: bool) -> Result<()> {
+        if self.waits != wait {
+            self.db.execute_batch(if wait { "PRAGMA synchronous = FULL" } else { "PRAGMA synchronous = NORMAL" })?;
+            self.waits = wait;
+        }
+        Ok(())
     }
 }
 

@@ -94,12 +94,12 @@ pub(super) fn apply(db: &Connection, write: &Write, orphaned: bool) -> Result<i6
             db.prepare_cached("UPDATE jobs SET reported = 1 WHERE id = ? AND run = 0")?.execute([id])?;
             Ok(result.len() as i64 - replaced)
         }
-        Write::Finish { id, result: Some(result) } => {
+        Write::Finish { id, result: Some(result), .. } => {
             db.prepare_cached("UPDATE jobs SET state = 2, command = NULL, result = ? WHERE id = ? AND run = 0")?
                 .execute(params![result, id])?;
             Ok(result.len() as i64)
         }
-        Write::Finish { id, result: None } => {
+        Write::Finish { id, result: None, .. } => {
             db.prepare_cached("UPDATE jobs SET state = 3, command = NULL, result = NULL WHERE id = ? AND run = 0")?
                 .execute([id])?;
             Ok(0)

@@ -11,7 +11,7 @@ fn accept_at(id: &str, now: i64) -> Write {
 }
 
 fn finish(id: &str, result: &str) -> Write {
-    Write::Finish { id: id.into(), result: Some(result.into()) }
+    Write::Finish { id: id.into(), result: Some(result.into()), soon: false }
 }
 
 fn open() -> (tempfile::TempDir, Arc<Ledger>) {
@@ -41,6 +41,30 @@ fn a_job_from_its_acceptance_to_its_sending() {
     assert!(ledger.unsent("main", 10, 100).unwrap().is_empty());
     assert_eq!((ledger.unsent_bytes(), ledger.knows("a").unwrap()), (0, true));
     assert_eq!(read_only(dir.path()).unwrap().len(), 1);
+}
+
+#[test]
+fn what_may_be_late_goes_to_the_disk_with_the_next_or_by_itself() {
+    let (_dir, ledger) = open();
+    let start = |id: &str| Write::Start { id: id.into(), started: 7 };
+    let soon = |id: &str| Write::Finish { id: id.into(), result: Some("result".into()), soon: true };
+    ledger.commit(&["a", "b", "c"].map(accept)).unwrap();
+    ledger.commit(&["a", "b", "c"].map(start)).unwrap();
+    assert!(!ledger.is_behind());
+    ledger.commit(&[soon("a")]).unwrap();
+    assert!(ledger.is_behind(), "it did not wait");
+    assert_eq!(ledger.unsent("main", 10, 1000).unwrap().len(), 1, "and can be sent");
+    // One that cannot wait takes all that came before it along, and those that came with it.
+    ledger.commit(&[soon("b"), accept("d")]).unwrap();
+    assert!(!ledger.is_behind());
+    ledger.commit(&[soon("c")]).unwrap();
+    // A commit that changes nothing writes nothing, and so takes nothing along.
+    ledger.commit(&[start("never accepted")]).unwrap();
+    assert!(ledger.is_behind());
+    ledger.mark_sent(&[1]).unwrap();
+    ledger.sync().unwrap();
+    assert!(!ledger.is_behind());
+    assert_eq!(ledger.unsent("main", 10, 1000).unwrap().len(), 2);
 }
 
 #[test]
@@ -102,7 +126,7 @@ fn ids_are_forgotten_after_a_week_or_so_many_others() {
 
     let many: Vec<Write> = (0..110).map(|n| accept(&format!("j{n}"))).collect();
     ledger.commit(&many).unwrap();
-    let ends: Vec<Write> = (0..110).map(|n| Write::Finish { id: format!("j{n}"), result: None }).collect();
+    let ends: Vec<Write> = (0..110).map(|n| Write::Finish { id: format!("j{n}"), result: None, soon: false }).collect();
     ledger.commit(&ends).unwrap();
     retention::tidy(&ledger.lock().db, now_ms(), 100).unwrap();
     assert!(!ledger.knows("j9").unwrap() && ledger.knows("j10").unwrap() && ledger.knows("live").unwrap());

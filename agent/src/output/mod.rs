@@ -16,7 +16,7 @@ mod reader;
 
 pub use capture::Captured;
 use capture::Keeper;
-pub use reader::attach;
+pub use reader::{Feed, Readers};
 
 /// Whose messages they are, and which of them go where.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,17 +1,22 @@
-//! The pipe readers: two threads a child, from the pipe through the parser to the outlets.
+//! The pipe readers: a thread for a child's two pipes (Windows: one each), from the bytes through the
+//! parser to the outlets.
 //!
-//! A reader ends with its pipe, and nobody waits for it: a grandchild can hold a pipe for ever.
+//! A reader ends with its pipes, and nobody waits for it: a grandchild can hold a pipe for ever.
 //! Handing over waits while the logger is behind; then the pipe fills up, and then its writer waits.
+//! A thread that has come to an end takes the next child's pipes, where one comes soon: to make one and
+//! take it down costs more than all that a short job writes.
 
 use super::codepage::CodePage;
 use super::marker::{Message, Parser};
 use super::{Capture, Outlets, Source};
 use crate::logger::batch::{Batch, now};
 use crate::os;
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use jscommon::level;
-use std::io::{self, ErrorKind, Read};
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::Builder;
+use std::time::Duration;
 
 /// The buffer of a reader at first: most jobs write little, and many of them run for long.
 const FIRST_BUFFER: usize = 512;
@@ -24,6 +29,9 @@ const FULL_BUFFER: usize = 64 * 1024;
 
 const STACK: usize = 128 * 1024;
 
+/// How long a thread waits for the next child's pipes.
+const LINGER: Duration = Duration::from_secs(1);
+
 /// Runs what it holds once the last reader has let go of it.
 struct Ended<F: FnOnce()>(Mutex<Option<F>>);
 
@@ -35,94 +43,133 @@ impl<F: FnOnce()> Drop for Ended<F> {
     }
 }
 
-/// Reads both pipes of a child on two detached threads.
-///
-/// `ended` runs once, when both pipes have ended; by then everything that was read has been handed
-/// to the outlets. The error is the operating system's, when it gives no more threads; then `ended`
-/// never runs.
-pub fn attach(
-    source: &Arc<Source>,
-    stdout: impl Read + Send + 'static,
-    stderr: impl Read + Send + 'static,
-    outlets: &Outlets,
-    ended: impl FnOnce() + Send + 'static,
-) -> io::Result<Arc<Capture>> {
-    let capture = Arc::new(Capture::default());
-    let ended = Arc::new(Ended(Mutex::new(Some(ended))));
-    let reader = |stream: usize| Reader {
-        stream,
-        parser: Parser::new(if stream == 0 { level::STDOUT } else { level::STDERR }),
-        source: Arc::clone(source),
-        outlets: outlets.clone(),
-        capture: Arc::clone(&capture),
-        statsd: String::new(),
-        page: os::DECODE.map(CodePage::new),
-    };
-    let (out, err) = (reader(0), reader(1));
-    let (out_ended, err_ended) = (Arc::clone(&ended), Arc::clone(&ended));
-    let spawned = Builder::new()
-        .name("stdout".into())
-        .stack_size(STACK)
-        .spawn(move || {
-            out.run(stdout);
-            drop(out_ended);
-        })
-        .and_then(|_| {
-            Builder::new().name("stderr".into()).stack_size(STACK).spawn(move || {
-                err.run(stderr);
-                drop(err_ended);
-            })
-        });
-    if let Err(e) = spawned {
-        ended.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-        return Err(e);
+/// What one reader reads: one or both streams of a child.
+pub trait Feed: Send + 'static {
+    /// Waits for bytes and puts them into `buffer`. Says which stream they are of, 0 for stdout and 1 for
+    /// stderr, and how many: none at the end of that stream. Nothing once all have ended.
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<(usize, usize)>>;
+}
+
+impl Feed for os::Pipes {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<(usize, usize)>> {
+        os::Pipes::read(self, buffer)
     }
-    Ok(capture)
+}
+
+type Task = Box<dyn FnOnce() + Send>;
+
+/// The threads that read, as many as there is something to read from and a few that wait for more.
+pub struct Readers {
+    /// Holds nothing: who sends finds a thread that waits, or none.
+    next: Sender<Task>,
+    waiting: Receiver<Task>,
+}
+
+impl Default for Readers {
+    fn default() -> Readers {
+        let (next, waiting) = bounded(0);
+        Readers { next, waiting }
+    }
+}
+
+impl Readers {
+    /// Reads the pipes of a child.
+    ///
+    /// `ended` runs once, when all of them have ended; by then everything that was read has been handed
+    /// to the outlets. The error is the operating system's, when it gives no more threads; then `ended`
+    /// never runs.
+    pub fn attach(
+        &self,
+        source: &Arc<Source>,
+        feeds: Vec<impl Feed>,
+        outlets: &Outlets,
+        ended: impl FnOnce() + Send + 'static,
+    ) -> io::Result<Arc<Capture>> {
+        let capture = Arc::new(Capture::default());
+        let ended = Arc::new(Ended(Mutex::new(Some(ended))));
+        for feed in feeds {
+            let reader = Reader {
+                parsers: [Parser::new(level::STDOUT), Parser::new(level::STDERR)],
+                pages: [os::DECODE.map(CodePage::new), os::DECODE.map(CodePage::new)],
+                source: Arc::clone(source),
+                outlets: outlets.clone(),
+                capture: Arc::clone(&capture),
+                statsd: String::new(),
+            };
+            let ended_too = Arc::clone(&ended);
+            let read = self.start(Box::new(move || {
+                reader.run(feed);
+                drop(ended_too);
+            }));
+            if let Err(fault) = read {
+                ended.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+                return Err(fault);
+            }
+        }
+        Ok(capture)
+    }
+
+    /// Has a thread that waits do it, or a new one.
+    fn start(&self, task: Task) -> io::Result<()> {
+        let task = match self.next.try_send(task) {
+            Ok(()) => return Ok(()),
+            Err(TrySendError::Full(task) | TrySendError::Disconnected(task)) => task,
+        };
+        let waiting = self.waiting.clone();
+        let run = move || {
+            let mut task = Some(task);
+            while let Some(work) = task {
+                work();
+                task = waiting.recv_timeout(LINGER).ok();
+            }
+        };
+        Builder::new().name("output".into()).stack_size(STACK).spawn(run).map(drop)
+    }
 }
 
 struct Reader {
-    stream: usize,
-    parser: Parser,
+    /// Of both streams, also where it reads only one.
+    parsers: [Parser; 2],
+    /// Where programs may write in a code page.
+    pages: [Option<CodePage>; 2],
     source: Arc<Source>,
     outlets: Outlets,
     capture: Arc<Capture>,
     /// The statsd lines of one read.
     statsd: String,
-    /// Where programs may write in a code page.
-    page: Option<CodePage>,
 }
 
 impl Reader {
-    fn run(mut self, mut pipe: impl Read) {
+    fn run(mut self, mut feed: impl Feed) {
         let mut buffer = vec![0; FIRST_BUFFER];
         loop {
-            match pipe.read(&mut buffer) {
-                Ok(0) => break,
-                Ok(read) => {
-                    self.take(Some(&buffer[..read]));
+            match feed.read(&mut buffer) {
+                Ok(None) => return,
+                Ok(Some((stream, 0))) => self.take(stream, None),
+                Ok(Some((stream, read))) => {
+                    self.take(stream, Some(&buffer[..read]));
                     if read == buffer.len() && read < FULL_BUFFER {
                         buffer = vec![0; (read * GROWTH).min(FULL_BUFFER)];
                     }
                 }
-                Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) => {
                     log::warn!("job {}: its output cannot be read any further: {e}", self.source.jobid);
-                    break;
+                    return [0, 1].into_iter().for_each(|stream| self.take(stream, None));
                 }
             }
         }
-        self.take(None);
     }
 
-    /// Parses the bytes of one read, or the end, and hands over what came of it.
-    fn take(&mut self, bytes: Option<&[u8]>) {
-        let Reader { stream, parser, source, outlets, capture, statsd, page } = self;
+    /// Parses the bytes of one read, or the end, of a stream and hands over what came of it.
+    fn take(&mut self, stream: usize, bytes: Option<&[u8]>) {
+        let Reader { parsers, pages, source, outlets, capture, statsd } = self;
+        let (parser, page) = (&mut parsers[stream], &mut pages[stream]);
         // One clock reading a read: its messages arrived together.
         let mut batch = Batch::new(source, now(), bytes.map_or(0, <[u8]>::len));
         {
             let mut keeper = capture.keeper();
             let mut sink = |message: Message<'_>| {
-                keeper.note(*stream, &message);
+                keeper.note(stream, &message);
                 if message.level == level::STATSD {
                     statsd.push_str(message.text);
                     statsd.push('\n');
@@ -156,20 +203,58 @@ impl Reader {
 mod tests {
     use super::super::tests::{outlets, source};
     use super::*;
-    use std::io::Cursor;
+    use std::io::{Cursor, Read};
     use std::sync::mpsc;
-    use std::time::Duration;
+
+    /// Streams that are there from the start, read in turn.
+    struct Texts(Vec<(usize, Cursor<Vec<u8>>)>);
+
+    impl Feed for Texts {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<(usize, usize)>> {
+            if self.0.is_empty() {
+                return Ok(None);
+            }
+            let (stream, mut text) = self.0.remove(0);
+            let read = text.read(buffer)?;
+            if read > 0 {
+                self.0.push((stream, text));
+            }
+            Ok(Some((stream, read)))
+        }
+    }
+
+    fn text(stream: usize, bytes: &[u8]) -> (usize, Cursor<Vec<u8>>) {
+        (stream, Cursor::new(bytes.to_vec()))
+    }
 
     #[test]
-    fn both_pipes_are_read_to_their_end_and_then_ended_runs() {
-        let (done, ended) = mpsc::channel();
-        let out = Cursor::new(b"one\n20::{}\n".repeat(10_000));
-        let capture =
-            attach(&source(), out, Cursor::new("9::alarm\noops"), &outlets(), move || done.send(()).unwrap()).unwrap();
-        ended.recv_timeout(Duration::from_secs(20)).unwrap();
-        let captured = capture.snapshot();
-        assert_eq!((captured.data.as_str(), captured.level, captured.results), ("{}", 20, 10_000));
-        assert_eq!((captured.critical.as_str(), captured.streams[1].as_str()), ("alarm", "oops"));
-        assert_eq!(captured.streams[0].lines().count(), 1000);
+    fn both_streams_are_read_to_their_end_and_then_ended_runs() {
+        let out = text(0, &b"one\n20::{}\n".repeat(10_000));
+        let err = text(1, b"9::alarm\noops");
+        for feeds in [vec![Texts(vec![out.clone(), err.clone()])], vec![Texts(vec![out]), Texts(vec![err])]] {
+            let (done, ended) = mpsc::channel();
+            let readers = Readers::default();
+            let capture = readers.attach(&source(), feeds, &outlets(), move || done.send(()).unwrap()).unwrap();
+            ended.recv_timeout(Duration::from_secs(20)).unwrap();
+            let captured = capture.snapshot();
+            assert_eq!((captured.data.as_str(), captured.level, captured.results), ("{}", 20, 10_000));
+            assert_eq!((captured.critical.as_str(), captured.streams[1].as_str()), ("alarm", "oops"));
+            assert_eq!(captured.streams[0].lines().count(), 1000);
+        }
+    }
+
+    #[test]
+    fn a_thread_that_has_come_to_an_end_reads_on() {
+        let readers = Readers::default();
+        let mut threads = std::collections::HashSet::new();
+        for _ in 0..50 {
+            let (done, ended) = mpsc::channel();
+            let tell = move || done.send(std::thread::current().id()).unwrap();
+            readers.attach(&source(), vec![Texts(vec![text(0, b"x")])], &outlets(), tell).unwrap();
+            threads.insert(ended.recv_timeout(Duration::from_secs(20)).unwrap());
+            // It is on its way back, and nobody can see when it has come there.
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        assert!(threads.len() < 50, "a thread for each");
     }
 }

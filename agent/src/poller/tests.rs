@@ -164,7 +164,7 @@ fn results_that_pile_up_stop_the_taking() {
     for id in ["a", "b", "c", "d"] {
         let (id, command) = (id.to_owned(), String::new());
         writes.push(Write::Accept { id: id.clone(), controller: "main".into(), command, now: 1 });
-        writes.push(Write::Finish { id, result: Some(result.clone()) });
+        writes.push(Write::Finish { id, result: Some(result.clone()), soon: false });
     }
     stage.ledger.commit(&writes).unwrap();
     stage.start();

@@ -17,11 +17,11 @@ use super::{Message, Notice, Parts, Remote, spawn};
 use crate::builtin::{self, Answer, JobControl};
 use crate::ledger::Write;
 use crate::os::{Cgroups, Children, Mark};
-use crate::output::{Capture, Source};
+use crate::output::{Capture, Readers, Source};
 use anyhow::{Context, Result};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use jscommon::worker::Worker;
-use jscommon::{Command, death};
+use jscommon::{Command, death, level};
 use serde_json::{Value, json};
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -32,6 +32,8 @@ use threads::Threads;
 const TURN: usize = 1000;
 /// Time between two tries of a commit that failed.
 const RETRY: Duration = Duration::from_secs(1);
+/// How long a result may be in the ledger and not on the disk while there is always something to do.
+const LATEST: Duration = Duration::from_millis(10);
 /// How long nothing happens before memory that only work needs is given back.
 const QUIET: Duration = Duration::from_secs(2);
 /// When the agent stops and the disk takes nothing, how long it is tried on.
@@ -83,6 +85,8 @@ struct Run {
     id: Arc<str>,
     /// When, in milliseconds since 1970, as the ledger has it.
     at: i64,
+    /// The ledger has its start, on the disk.
+    stored: bool,
     since: Instant,
     /// When its first process ended: how long its output is waited for is no part of its time.
     ended: Option<Instant>,
@@ -94,6 +98,26 @@ struct Run {
     group: Option<String>,
     known: Vec<(u32, u64)>,
     answer: Option<Answer>,
+}
+
+impl Run {
+    /// One of which nothing but its beginning is known.
+    fn new(id: Arc<str>, at: i64, stored: bool) -> Run {
+        Run {
+            id,
+            at,
+            stored,
+            since: Instant::now(),
+            ended: None,
+            pid: 0,
+            reaped: true,
+            capture: None,
+            mark: None,
+            group: None,
+            known: Vec::new(),
+            answer: None,
+        }
+    }
 }
 
 /// A `kill` or `killall` that is answered once these runs are over.
@@ -122,11 +146,18 @@ struct Actor {
     jobs: HashMap<Arc<str>, Job>,
     runs: HashMap<u64, Run>,
     waiting: Vec<Waiting>,
+    readers: Readers,
     commands: Threads,
     preparations: Threads,
     actions: VecDeque<Action>,
     writes: Vec<Write>,
     held: Vec<Held>,
+    /// Records of jobs that have ended, for the logger once the senders know of the results.
+    records: Vec<(Arc<Source>, String)>,
+    /// Groups whose runs are over, to be removed at the same time.
+    emptied: Vec<String>,
+    /// Since when the disk is behind the ledger.
+    behind: Option<Instant>,
     /// Ids that were accepted and are not committed.
     fresh: HashSet<String>,
     /// Jobs whose kill was under way when the agent ended, until what it remembers is taken up.
@@ -159,11 +190,15 @@ pub(super) fn start(parts: Parts, remote: Remote, inbox: Receiver<Message>) -> R
         jobs: HashMap::new(),
         runs: HashMap::new(),
         waiting: Vec::new(),
+        readers: Readers::default(),
         commands: Threads::default(),
         preparations: Threads::default(),
         actions: VecDeque::new(),
         writes: Vec::new(),
         held: Vec::new(),
+        records: Vec::new(),
+        emptied: Vec::new(),
+        behind: None,
         fresh: HashSet::new(),
         killed_before: HashSet::new(),
         bytes: 0,
@@ -180,8 +215,12 @@ impl Actor {
     fn run(mut self, inbox: &Receiver<Message>) {
         loop {
             self.flush();
-            if self.is_over() {
-                return;
+            let over = self.is_over();
+            if over || inbox.is_empty() || self.behind.is_some_and(|since| since.elapsed() > LATEST) {
+                self.sync();
+            }
+            if over {
+                return self.clear_up();
             }
             let first = match self.deadline() {
                 Some(deadline) => match inbox.recv_deadline(deadline) {
@@ -231,6 +270,8 @@ impl Actor {
         self.actions.shrink_to_fit();
         self.writes.shrink_to_fit();
         self.held.shrink_to_fit();
+        self.records.shrink_to_fit();
+        self.emptied.shrink_to_fit();
         self.fresh.shrink_to_fit();
         self.parts.ledger.rest();
         (self.parts.notify)(Notice::Quiet);
@@ -252,15 +293,12 @@ impl Actor {
     fn receive(&mut self, message: Message) {
         match message {
             Message::Submit { controller, commands, stored } => self.submit(&controller, commands, stored),
-            Message::Exited { run, code } => {
-                death::point("agent.exited");
-                if let Some(known) = self.runs.get_mut(&run) {
-                    known.reaped = true;
-                    known.ended = Some(Instant::now());
-                }
-                self.event(Event::Exited { run, code });
-            }
+            Message::Exited { run, code } => self.exited(run, code),
             Message::Drained { run } => self.event(Event::Drained { run }),
+            Message::Ended { run, code } => {
+                self.exited(run, code);
+                self.event(Event::Drained { run });
+            }
             Message::Prepared { run, spec } => {
                 self.preparations.ended(&self.remote.sender);
                 if self.policy.is_starting(run) {
@@ -287,6 +325,15 @@ impl Actor {
         }
     }
 
+    fn exited(&mut self, run: u64, code: i32) {
+        death::point("agent.exited");
+        if let Some(known) = self.runs.get_mut(&run) {
+            known.reaped = true;
+            known.ended = Some(Instant::now());
+        }
+        self.event(Event::Exited { run, code });
+    }
+
     /// Performs what was ordered until nothing more follows from it.
     fn flush(&mut self) {
         loop {
@@ -304,6 +351,9 @@ impl Actor {
                 self.retry = Some(Instant::now() + RETRY);
                 return;
             }
+            if self.parts.ledger.is_behind() {
+                self.behind.get_or_insert_with(Instant::now);
+            }
             if self.retry.take().is_some() {
                 log::info!("the ledger takes changes again");
             }
@@ -317,20 +367,53 @@ impl Actor {
             self.writes.clear();
             self.fresh.clear();
             if self.held.is_empty() && self.actions.is_empty() {
-                return;
+                return self.clear_up();
             }
-            for held in std::mem::take(&mut self.held) {
-                self.release(held);
+            self.release();
+        }
+    }
+
+    /// Does what waited for the commit, what somebody waits for first: news of results, a process, the
+    /// poller, which has another poll to make, and then whatever else there is to start.
+    fn release(&mut self) {
+        let (mut stored, mut starts) = (Vec::new(), VecDeque::new());
+        for held in std::mem::take(&mut self.held) {
+            match held {
+                Held::Stored(poller) => stored.push(poller),
+                Held::Start { id, run, at } => starts.push_back((id, run, at)),
+                Held::Tell(notice) => (self.parts.notify)(notice),
+            }
+        }
+        self.clear_up();
+        if let Some((id, run, at)) = starts.pop_front() {
+            self.begin_run(&id, run, at);
+        }
+        for poller in stored {
+            let _ = poller.send(());
+        }
+        starts.into_iter().for_each(|(id, run, at)| self.begin_run(&id, run, at));
+    }
+
+    /// What follows from the end of a run, and holds up nobody's result.
+    fn clear_up(&mut self) {
+        for (source, json) in self.records.drain(..) {
+            self.parts.outlets.write(&source, level::JOB, &json);
+        }
+        for group in self.emptied.drain(..) {
+            if let Some(cgroups) = &mut self.cgroups {
+                cgroups.release(&group);
             }
         }
     }
 
-    fn release(&mut self, held: Held) {
-        match held {
-            Held::Stored(stored) => drop(stored.send(())),
-            Held::Start { id, run, at } => self.begin_run(&id, run, at),
-            Held::Tell(notice) => (self.parts.notify)(notice),
+    /// Brings to the disk what went into the ledger without waiting for it, while nothing else is to do.
+    fn sync(&mut self) {
+        if self.parts.ledger.is_behind()
+            && let Err(fault) = self.parts.ledger.sync()
+        {
+            log::error!("results may not survive a power cut: {fault:#}");
         }
+        self.behind = None;
     }
 
     fn perform(&mut self) {

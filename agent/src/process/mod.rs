@@ -159,6 +159,8 @@ enum Message {
     Exited { run: u64, code: i32 },
     /// A run's pipes have ended.
     Drained { run: u64 },
+    /// Both at once, as it is with most.
+    Ended { run: u64, code: i32 },
     /// A script is ready to start.
     #[allow(dead_code)] // until scripts are wired
     Prepared { run: u64, spec: Result<spawn::Spec, String> },

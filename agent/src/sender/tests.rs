@@ -42,7 +42,7 @@ impl Stage {
         for result in results {
             let id = result["id"].as_str().unwrap().to_owned();
             let accept = Write::Accept { id: id.clone(), controller: "main".into(), command: "{}".into(), now: 1 };
-            self.ledger.commit(&[accept, Write::Finish { id, result: Some(result.to_string()) }]).unwrap();
+            self.ledger.commit(&[accept, Write::Finish { id, result: Some(result.to_string()), soon: false }]).unwrap();
         }
     }
 

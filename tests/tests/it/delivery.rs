@@ -2,6 +2,7 @@
 //! once, and its result is there once.
 
 use jstests::{Acc, AccOptions, Agent, AgentOptions, Client, LONG, Redis, wait_until};
+use nix::sys::signal::Signal;
 use serde_json::json;
 use std::time::Duration;
 
@@ -111,6 +112,45 @@ deaths! {
     an_agent_dies_before_it_runs: agent_dies_at AGENT [..3],
     an_agent_dies_while_it_runs: agent_dies_at AGENT [3..6],
     an_agent_dies_while_it_sends: agent_dies_at AGENT [6..],
+}
+
+#[test]
+fn a_result_that_a_power_cut_takes_back_stands_where_it_was_delivered() {
+    let redis = Redis::start();
+    let acc = Acc::start(&redis, AccOptions::default());
+    let mut agent = Agent::start(&acc, AgentOptions::default());
+    let mut client = Client::new(&redis);
+    client.wait_seen("1:10");
+    let (file, go) = (agent.scratch().join("runs"), agent.scratch().join("go"));
+    let id = client.shell(&format!(
+        "echo run >> {}; while [ ! -e {} ]; do sleep 0.02; done; echo '20::done'",
+        file.display(),
+        go.display()
+    ));
+    wait_until("it runs", LONG, || runs(&file) == 1);
+    // What the disk has before the end of the job is all that a power cut need leave of the ledger.
+    let (files, home, aside) = (["state.db", "state.db-wal"], agent.data_dir(), agent.scratch().join("aside"));
+    std::fs::create_dir(&aside).unwrap();
+    agent.signal(Signal::SIGSTOP);
+    for name in files {
+        std::fs::copy(home.join(name), aside.join(name)).unwrap();
+    }
+    agent.signal(Signal::SIGCONT);
+    std::fs::write(&go, "").unwrap();
+    assert_eq!(client.pop(&id)["data"], "done");
+    agent.kill();
+    let _ = std::fs::remove_file(home.join("state.db-shm"));
+    for name in files {
+        std::fs::copy(aside.join(name), home.join(name)).unwrap();
+    }
+    agent.resume();
+    // The node no longer knows how it ended and says so, which goes no further.
+    let repeated = || acc.anonymous().get("/metrics").body.contains("results_total{outcome=\"repeat\"} 1");
+    wait_until("it answers for that run again", LONG, repeated);
+    assert_eq!((client.results(&id), runs(&file)), (0, 1), "once");
+    assert_eq!(client.state(&id, "1:10").as_deref(), Some("OK"));
+    let again = client.send("ping", json!({}));
+    assert_eq!(client.pop(&again)["state"], "OK", "the node still hears");
 }
 
 #[test]

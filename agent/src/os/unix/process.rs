@@ -6,7 +6,7 @@ use jscommon::worker::Worker;
 use nix::errno::Errno;
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use nix::sys::signal as posix;
-use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Gid, Pid, Uid, User, getgrouplist, setgid, setgroups, setuid};
 use serde_json::Value;
 use std::collections::HashMap;
@@ -254,13 +254,9 @@ impl Shared {
     fn wait(&self) {
         loop {
             let before = self.lock().count;
-            match wait_any() {
+            match wait_for(None) {
                 Ok((pid, code)) => {
-                    let mut table = self.lock();
-                    // A signal that nix has no name for is an error here, after the reaping.
-                    let _ = waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG));
-                    let child = table.runs.remove(&(pid as u32));
-                    drop(table);
+                    let child = reap(&mut self.lock(), pid as u32);
                     if let Some((run, exited)) = child {
                         exited(run, code);
                     }
@@ -282,13 +278,48 @@ impl Shared {
     }
 }
 
-/// Waits until some child has ended, and leaves it to be reaped. The status is 128 + n for signal n.
+/// Waits until this run's first process has ended, and reaps it. Nothing when the waiter came first (or
+/// comes first after a real-time signal, say): then it tells of the end.
+///
+/// For who has seen the end of its output, which most often is its own end too: the run is over with
+/// that one piece of news, and nobody waits for the waiter to wake up.
+pub fn wait_child(run: u64, pid: u32) -> Option<i32> {
+    let is_its = |table: &Table| table.runs.get(&pid).is_some_and(|(known, _)| *known == run);
+    if !is_its(&SHARED.lock()) {
+        return None;
+    }
+    let code = loop {
+        match wait_for(Some(pid)) {
+            Ok((_, code)) => break code,
+            Err(Errno::EINTR) => {}
+            Err(_) => return None,
+        }
+    };
+    let mut table = SHARED.lock();
+    match is_its(&table) {
+        true => reap(&mut table, pid).map(|_| code),
+        false => None,
+    }
+}
+
+/// Reaps a child that has ended, and says whose it was. Nothing when it was reaped before.
+fn reap(table: &mut Table, pid: u32) -> Option<(u64, Exited)> {
+    match waitpid(Pid::from_raw(pid as i32), Some(WaitPidFlag::WNOHANG)) {
+        Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => None,
+        // A signal that nix has no name for is an error here, after the reaping.
+        _ => table.runs.remove(&pid),
+    }
+}
+
+/// Waits until this child (or any) has ended, and leaves it to be reaped. The status is 128 + n for
+/// signal n.
 #[allow(unsafe_code)] // nix fails on a child that a real-time signal ended, and could not say which
-fn wait_any() -> Result<(i32, i32), Errno> {
+fn wait_for(child: Option<u32>) -> Result<(i32, i32), Errno> {
     use nix::libc;
+    let (which, id) = child.map_or((libc::P_ALL, 0), |pid| (libc::P_PID, pid));
     let (pid, status, how) = unsafe {
         let mut info: libc::siginfo_t = std::mem::zeroed();
-        Errno::result(libc::waitid(libc::P_ALL, 0, &mut info, libc::WEXITED | libc::WNOWAIT))?;
+        Errno::result(libc::waitid(which, id, &mut info, libc::WEXITED | libc::WNOWAIT))?;
         (info.si_pid(), info.si_status(), info.si_code)
     };
     Ok((pid, if how == libc::CLD_EXITED { status } else { 128 + status }))
@@ -431,5 +462,13 @@ mod tests {
         assert!(children.signal_group(3, pid, Signal::KILL));
         assert_eq!(told.recv_timeout(std::time::Duration::from_secs(20)), Ok((3, 137)));
         assert!(!children.signal_group(3, pid, Signal::KILL));
+        // Whoever waits for one child is told, or everybody is: once.
+        for run in 4..12 {
+            let pid = spawn(run, "exit 9");
+            let ends =
+                [wait_child(run, pid), told.recv_timeout(std::time::Duration::from_millis(50)).ok().map(|e| e.1)];
+            assert!(ends == [Some(9), None] || ends == [None, Some(9)], "{ends:?}");
+            assert_eq!(wait_child(run, pid), None);
+        }
     }
 }

@@ -227,6 +227,11 @@ impl Children {
     }
 }
 
+/// Nothing: a thread of its own waits for each child, and tells of its end.
+pub fn wait_child(_run: u64, _pid: u32) -> Option<i32> {
+    None
+}
+
 /// A job object whose processes end with its last handle.
 #[allow(unsafe_code)] // the job object API has no safe form
 fn new_job() -> io::Result<OwnedHandle> {

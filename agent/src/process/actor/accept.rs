@@ -237,7 +237,7 @@ impl Actor {
             if row.controller.is_empty() || startup.contains_key(&row.id) {
                 // Taken up anew below, or gone from the configuration.
                 if !startup.contains_key(&row.id) {
-                    self.writes.push(Write::Finish { id: row.id, result: None });
+                    self.writes.push(Write::Finish { id: row.id, result: None, soon: false });
                 }
                 continue;
             }
@@ -252,7 +252,7 @@ impl Actor {
                         let why = "its command cannot be read from the node's ledger";
                         serde_json::to_string(&JobResult::unrun(&command, State::Error, why)).ok()
                     });
-                    self.writes.push(Write::Finish { id: row.id, result });
+                    self.writes.push(Write::Finish { id: row.id, result, soon: false });
                     self.held.push(Held::Tell(Notice::Result { controller: row.controller }));
                 }
             }

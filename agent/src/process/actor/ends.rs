@@ -21,10 +21,8 @@ impl Actor {
         {
             self.parts.outlets.stats.job_ended(&detail.source);
         }
-        if let (Some(cgroups), Some(group)) = (&mut self.cgroups, known.as_ref().and_then(|known| known.group.as_ref()))
-        {
-            cgroups.release(group);
-        }
+        // Removing it takes the kernel a while, and the result does not wait for that.
+        self.emptied.extend(known.as_ref().and_then(|known| known.group.clone()));
         for waiting in &mut self.waiting {
             waiting.runs.remove(&run);
         }
@@ -51,6 +49,10 @@ impl Actor {
         sparing: bool,
         alert: Option<String>,
     ) {
+        let started = run.and_then(|run| self.runs.get(&run)).is_some_and(|run| run.stored);
+        let detail = self.jobs.get(id).and_then(|job| job.detail.as_ref());
+        let remembered = detail.is_none_or(|detail| detail.args.rules(true).remembered());
+        let soon = started && !remembered && alert.is_none() && outcome.as_ref().is_some_and(answer::may_be_late);
         let concluded = outcome.and_then(|outcome| self.conclude(id, run, outcome, sparing, alert));
         let Some(job) = self.jobs.remove(id) else { return };
         self.bytes = self.bytes.saturating_sub(job.size);
@@ -59,7 +61,8 @@ impl Actor {
             let controller = job.controller.to_string();
             self.held.push(Held::Tell(Notice::Result { controller }));
         }
-        self.writes.push(Write::Finish { id: id.to_string(), result });
+        let soon = soon && result.is_some();
+        self.writes.push(Write::Finish { id: id.to_string(), result, soon });
     }
 
     /// Makes the result of a run that is over, and the records and events that go with it.
@@ -99,7 +102,7 @@ impl Actor {
         let result = answer::result(&detail.command, self.parts.config.main.node(), ended);
         let json = serde_json::to_string(&result).unwrap_or_default();
         if job.work.is_process() || builtin::leaves_record(&detail.command.cmd) {
-            self.parts.outlets.write(&detail.source, level::JOB, &json);
+            self.records.push((detail.source.clone(), json.clone()));
         }
         let controller = (!job.controller.is_empty()).then(|| job.controller.to_string());
         if let Some(alert) = alert {
@@ -116,22 +119,7 @@ impl Actor {
     pub(super) fn answer(&mut self, id: &Arc<str>, answer: Answer) {
         // A run that never was a process carries the answer to where results are made.
         let run = u64::MAX;
-        self.runs.insert(
-            run,
-            Run {
-                id: id.clone(),
-                at: wall(),
-                since: Instant::now(),
-                ended: None,
-                pid: 0,
-                reaped: true,
-                capture: None,
-                mark: None,
-                group: None,
-                known: Vec::new(),
-                answer: Some(answer),
-            },
-        );
+        self.runs.insert(run, Run { answer: Some(answer), ..Run::new(id.clone(), wall(), false) });
         self.finish(id, Some(run), Some(Outcome::Answered), false, None);
     }
 }

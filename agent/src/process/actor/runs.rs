@@ -6,7 +6,6 @@ use super::threads::Task;
 use super::{Actor, Run, Work, group_name};
 use crate::builtin::{self, Answer, JobControl};
 use crate::os::{self, Mark, Signal};
-use crate::output;
 use crate::script;
 use jscommon::death;
 use std::sync::Arc;
@@ -24,22 +23,7 @@ impl Actor {
         };
         job.detail = Some(detail.clone());
         let command = detail.command.clone();
-        self.runs.insert(
-            run,
-            Run {
-                id: id.clone(),
-                at,
-                since: Instant::now(),
-                ended: None,
-                pid: 0,
-                reaped: true,
-                capture: None,
-                mark: None,
-                group: None,
-                known: Vec::new(),
-                answer: None,
-            },
-        );
+        self.runs.insert(run, Run::new(id.clone(), at, true));
         let context = self.parts.builtins.clone();
         match work {
             Work::Execute => match self.process(&command) {
@@ -105,10 +89,17 @@ impl Actor {
         known.since = Instant::now();
         known.mark = Some(mark);
         self.parts.outlets.stats.job_started(&detail.source);
-        let drained = self.remote.sender.clone();
-        let ended = move || drop(drained.send(Message::Drained { run }));
+        let (sender, pid) = (self.remote.sender.clone(), child.pid);
+        let ended = move || {
+            let _ = sender.send(match os::wait_child(run, pid) {
+                Some(code) => Message::Ended { run, code },
+                None => Message::Drained { run },
+            });
+        };
         let attached = match (child.stdout, child.stderr) {
-            (Some(out), Some(err)) => output::attach(&detail.source, out, err, &self.parts.outlets, ended),
+            (Some(out), Some(err)) => {
+                self.readers.attach(&detail.source, os::Pipes::of(out, err), &self.parts.outlets, ended)
+            }
             _ => Err(std::io::Error::other("it has no pipes")),
         };
         match attached {

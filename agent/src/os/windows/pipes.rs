@@ -1,0 +1,35 @@
+//! The two pipes of a child, read by a thread each: there is no waiting for either of two pipes here.
+
+use std::io::{self, Read};
+use std::process::{ChildStderr, ChildStdout};
+
+/// A pipe that one thread reads.
+pub struct Pipes {
+    /// Until it ends.
+    open: Option<Box<dyn Read + Send>>,
+    /// 0 is stdout, 1 stderr.
+    stream: usize,
+}
+
+impl Pipes {
+    /// The pipes of a child, apart.
+    pub fn of(stdout: ChildStdout, stderr: ChildStderr) -> Vec<Pipes> {
+        vec![Pipes { open: Some(Box::new(stdout)), stream: 0 }, Pipes { open: Some(Box::new(stderr)), stream: 1 }]
+    }
+
+    /// Waits for bytes and puts them into `buffer`, which is not empty. Says which stream they are of, 0
+    /// or 1, and how many: none at its end. Nothing after that.
+    pub fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<(usize, usize)>> {
+        let Some(pipe) = &mut self.open else { return Ok(None) };
+        let read = loop {
+            match pipe.read(buffer) {
+                Err(fault) if fault.kind() == io::ErrorKind::Interrupted => {}
+                other => break other?,
+            }
+        };
+        if read == 0 {
+            self.open = None;
+        }
+        Ok(Some((self.stream, read)))
+    }
+}

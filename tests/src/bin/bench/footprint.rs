@@ -5,17 +5,15 @@
 //! when a budget is passed; `scripts/test budgets` calls it so.
 
 use crate::Options;
+use crate::peers::{self, Peers};
 use crate::table::{Table, number};
 use anyhow::{Context, Result, ensure};
-use jstests::process::Process;
 use jstests::{Acc, AccOptions, Agent, AgentOptions, Client, Redis, bin};
-use nix::sys::signal::Signal;
 use serde_json::json;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -23,15 +21,27 @@ use std::time::Duration;
 const MIB: f64 = 1024.0 * 1024.0;
 
 /// One program at rest.
-struct Rest {
-    /// Proportional set size, bytes.
-    pss: f64,
-    threads: usize,
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Rest {
+    /// Proportional set size, bytes: what it has in memory, its share of what others have too.
+    pub(crate) pss: f64,
+    /// What no file stands behind, bytes: the part that the system cannot drop and read again.
+    pub(crate) anonymous: f64,
+    pub(crate) threads: usize,
+}
+
+impl Rest {
+    /// The cells of a table.
+    pub(crate) fn cells(self) -> [String; 3] {
+        [number(self.pss / MIB), number(self.anonymous / MIB), self.threads.to_string()]
+    }
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     let check = options.rest.iter().any(|word| word == "--check");
     let (minute, jobs) = if options.quick { (10, 1_000) } else { (60, 10_000) };
+    // Budgets are the agent's own; to look at others would only take time.
+    let mut peers = if check { None } else { Some(Peers::start()?) };
     let quiet = || vec!["--log-level".to_owned(), "warn".to_owned()];
     let redis = Redis::start();
     let acc = Acc::start(&redis, AccOptions { args: quiet(), ..AccOptions::secure() });
@@ -45,12 +55,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     std::thread::sleep(Duration::from_secs(3)); // What the start itself costs is no part of it.
     let (cpu, bytes) = (cpu_seconds(agent.pid())?, meter.bytes());
     let acc_cpu = cpu_seconds(acc.pid())?;
+    peers.iter_mut().try_for_each(Peers::begin)?;
     std::thread::sleep(Duration::from_secs(minute));
     let load = 100.0 * (cpu_seconds(agent.pid())? - cpu) / minute as f64;
     let acc_load = 100.0 * (cpu_seconds(acc.pid())? - acc_cpu) / minute as f64;
     let hour = (meter.bytes() - bytes) as f64 * 3600.0 / minute as f64;
     let idle = rest(agent.pid())?;
     let acc_idle = rest(acc.pid())?;
+    let others = peers.map(|peers| peers.end(minute)).transpose()?.unwrap_or_default();
 
     eprintln!("50 jobs");
     let ids: Vec<String> = (0..50).map(|_| client.send("execute", json!({"cmd": "/bin/sleep 3600"}))).collect();
@@ -73,36 +85,22 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let size = |name: &str| fs::metadata(bin(name)).map(|m| m.len() as f64).context("the program's file");
     let (agent_size, acc_size) = (size("jsagent")?, size("jsacc")?);
     let built = if is_static(&bin("jsagent"))? { "static" } else { "not static" };
-    let heads = ["", "MB on disk", "idle MiB", "threads", "50 jobs MiB", "threads", "later MiB", "CPU %", "KB an hour"];
-    let mut table = Table::new(&heads);
-    table.row([
-        format!("jsagent ({built})"),
-        number(agent_size / 1e6),
-        number(idle.pss / MIB),
-        idle.threads.to_string(),
-        number(busy.pss / MIB),
-        busy.threads.to_string(),
-        number(after.pss / MIB),
-        number(load),
-        number(hour / 1e3),
-    ]);
-    table.row([
-        "jsacc".to_owned(),
-        number(acc_size / 1e6),
-        number(acc_idle.pss / MIB),
-        acc_idle.threads.to_string(),
-        String::new(),
-        String::new(),
-        number(rest(acc.pid())?.pss / MIB),
-        number(acc_load),
-    ]);
+    let mut table = Table::new(&peers::HEADS);
+    let first = vec![format!("jsagent ({built})"), number(agent_size / 1e6)];
+    let last = vec![number(after.pss / MIB), number(after.anonymous / MIB), number(load), number(hour / 1e3)];
+    table.row([first, idle.cells().into(), busy.cells().into(), last].concat());
+    let acc_after = rest(acc.pid())?;
+    let first = vec!["jsacc".to_owned(), number(acc_size / 1e6)];
+    let last = vec![number(acc_after.pss / MIB), number(acc_after.anonymous / MIB), number(acc_load)];
+    table.row([first, acc_idle.cells().into(), vec![String::new(); 3], last].concat());
     drop(agent);
-    // Budgets are the agent's own; to look at others would only take time.
-    for other in if check { Vec::new() } else { others()? } {
-        table.row(other);
-    }
+    others.into_iter().for_each(|row| table.row(row));
     table.print();
-    println!("later: after {jobs} jobs; idle is after {minute} s; bytes are those of the TLS connection\n");
+    println!(
+        "MiB are proportional set sizes, anon. the part of it that no file stands behind; a quiet agent drops the pages of \
+         its own code,\nwhich the system reads again from the file. later: after {jobs} jobs; idle, CPU and bytes (of the \
+         TLS connection): {minute} s\n"
+    );
 
     // A debug build's size says nothing.
     let acc_size = if is_static(&bin("jsacc"))? { acc_size } else { 0.0 };
@@ -131,38 +129,18 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 /// Memory and threads of a process now.
-fn rest(pid: u32) -> Result<Rest> {
+pub(crate) fn rest(pid: u32) -> Result<Rest> {
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).context("smaps_rollup")?;
-    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).context("Pss in smaps_rollup")?;
-    let kib: f64 = line.split_whitespace().next().context("a number")?.parse()?;
-    Ok(Rest { pss: kib * 1024.0, threads: fs::read_dir(format!("/proc/{pid}/task"))?.count() })
-}
-
-/// As `rest`, of a program and those of its children that are the same program, for some are several
-/// processes; what it supervises is none of it.
-fn whole(pid: u32) -> Result<Rest> {
-    let program = |pid: u32| fs::read_link(format!("/proc/{pid}/exe")).ok();
-    let parent = |pid: u32| {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse::<u32>().ok()
+    let bytes = |name: &str| -> Result<f64> {
+        let line = rollup.lines().find_map(|line| line.strip_prefix(name)).context("a line of smaps_rollup")?;
+        Ok(line.split_whitespace().next().context("a number")?.parse::<f64>()? * 1024.0)
     };
-    let mut all = rest(pid)?;
-    let mut found = vec![pid];
-    let pids: Vec<u32> =
-        fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
-    // Children have higher numbers than their parents, until the numbers begin anew.
-    for child in pids.into_iter().filter(|child| *child > pid) {
-        if parent(child).is_some_and(|parent| found.contains(&parent)) && program(child) == program(pid) {
-            found.push(child);
-            let more = rest(child)?;
-            all = Rest { pss: all.pss + more.pss, threads: all.threads + more.threads };
-        }
-    }
-    Ok(all)
+    let threads = fs::read_dir(format!("/proc/{pid}/task"))?.count();
+    Ok(Rest { pss: bytes("Pss:")?, anonymous: bytes("Pss_Anon:")?, threads })
 }
 
 /// CPU time that a process has used, in seconds, to the nanosecond.
-fn cpu_seconds(pid: u32) -> Result<f64> {
+pub(crate) fn cpu_seconds(pid: u32) -> Result<f64> {
     let mut nanos = 0.0;
     for task in fs::read_dir(format!("/proc/{pid}/task"))? {
         // A thread may end while we look.
@@ -222,57 +200,4 @@ fn pass(mut from: TcpStream, mut to: TcpStream, bytes: &AtomicU64) {
     }
     let _ = to.shutdown(Shutdown::Both);
     let _ = from.shutdown(Shutdown::Both);
-}
-
-/// What else of the kind is installed here, at rest and with 50 children where it starts any.
-fn others() -> Result<Vec<Vec<String>>> {
-    let mut rows = Vec::new();
-    let dir = tempfile::tempdir()?;
-    let programs: String = (0..50).map(|n| format!("[program:s{n}]\ncommand=/bin/sleep 3600\n")).collect();
-    let at = dir.path().display();
-    let supervisor =
-        format!("[supervisord]\nnodaemon=true\nlogfile={at}/s.log\npidfile={at}/s.pid\nchildlogdir={at}\n{programs}");
-    fs::write(dir.path().join("supervisord.conf"), supervisor)?;
-    let folder = dir.path().to_str().context("a path in UTF-8")?.to_owned();
-    let conf = format!("{folder}/supervisord.conf");
-    let monit = format!("{folder}/monitrc");
-    fs::write(&monit, format!("set daemon 30\nset idfile {folder}/id\nset statefile {folder}/state\n"))?;
-    Command::new("chmod").args(["600", &monit]).status()?;
-    fs::write(dir.path().join("minion"), format!("master: 127.0.0.1\nid: bench\nroot_dir: {folder}/salt\n"))?;
-    let collectd = format!("{folder}/collectd.conf");
-    let plugins = ["cpu", "memory", "load", "interface", "df"].map(|name| format!("LoadPlugin {name}\n")).concat();
-    fs::write(&collectd, format!("BaseDir \"{folder}\"\nPIDFile \"{folder}/collectd.pid\"\n{plugins}"))?;
-    let candidates: [(&str, Vec<&str>); 6] = [
-        ("supervisord", vec!["-c", &conf]),
-        ("monit", vec!["-I", "-c", &monit]),
-        ("salt-minion", vec!["-c", &folder]),
-        ("telegraf", vec!["--test-wait", "60"]),
-        ("collectd", vec!["-f", "-C", &collectd]),
-        ("prometheus-node-exporter", vec!["--web.listen-address=127.0.0.1:0"]),
-    ];
-    for (name, args) in candidates {
-        let Some(path) = find(name) else {
-            rows.push(vec![name.to_owned(), "not installed here".to_owned()]);
-            continue;
-        };
-        let mut process = Process::spawn(Command::new(&path).args(args), name, dir.path(), Signal::SIGTERM);
-        std::thread::sleep(Duration::from_secs(10));
-        if process.try_wait().is_some() {
-            rows.push(vec![name.to_owned(), "does not start here".to_owned()]);
-            continue;
-        }
-        let all = whole(process.pid())?;
-        let with = if name == "supervisord" { " (50 jobs)" } else { "" };
-        let size = fs::metadata(&path)?.len() as f64;
-        // A script's size says nothing: what it needs lies elsewhere.
-        let disk = if size > 20_000.0 { number(size / 1e6) } else { String::new() };
-        rows.push(vec![format!("{name}{with}"), disk, number(all.pss / MIB), all.threads.to_string()]);
-        process.stop(Duration::from_secs(10));
-    }
-    Ok(rows)
-}
-
-fn find(program: &str) -> Option<std::path::PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).chain(["/usr/sbin".into()]).map(|dir| dir.join(program)).find(|file| file.is_file())
 }

@@ -10,6 +10,7 @@ mod door;
 mod footprint;
 mod measure;
 mod messages;
+mod peers;
 mod roundtrip;
 mod scale;
 mod scripts;

@@ -12,6 +12,9 @@ use jscommon::command::{is_secret, shown_args};
 use jscommon::{Command, JobResult, NodeId, State};
 use redis::RedisResult;
 
+/// Most calls of one transaction, for Redis does nothing else meanwhile.
+const TOGETHER: usize = 256;
+
 /// An answer to give.
 #[derive(Clone, Debug)]
 pub struct Answer {
@@ -73,6 +76,9 @@ pub fn give(context: &Context, conn: &mut Conn, answers: &[Answer]) -> RedisResu
     let verdicts = conn.run(&batch)?.into_iter().map(results::verdict).collect::<RedisResult<Vec<Verdict>>>()?;
     let (mut hashes, mut pushes) = (Batch::new(), Batch::new());
     for ((answer, delivery), verdict) in answers.iter().zip(&deliveries).zip(&verdicts) {
+        if hashes.len() + pushes.len() >= TOGETHER {
+            conn.run_in_turn(std::mem::take(&mut hashes), std::mem::take(&mut pushes))?;
+        }
         if *verdict != Verdict::Late {
             let writing = if answer.target.is_some() { Writing::Withdrawn } else { Writing::Counts };
             jobs::result(&mut hashes, delivery.target, delivery.id, delivery.text, writing);

@@ -58,7 +58,8 @@ usage: jsacc [flags]                             be a controller
   -p, --port PORT            port of the web service (4000)
   -b, --bind ADDRESS         address to listen on (0.0.0.0)
   -r, --redis REDIS          host:port, redis://user:pw@host:port/db, rediss://..., unix:///path,
-                             a,b,c for a cluster, sentinel://host,host/group (localhost:6379)
+                             a,b,c for a cluster, sentinel://host,host/group
+                             (sentinels:// over TLS; localhost:6379)
       --redis-ca FILE        the CA of Redis' certificate, when it is none of the public ones
       --state-dir DIR        the CA, the server certificate and the node secret; made on the first start
       --host NAME            one more name or address that the server certificate covers

@@ -54,7 +54,7 @@ pub fn prepare(config: Config) -> anyhow::Result<Context> {
         Some(file) => Some(std::fs::read(file).with_context(|| format!("{} cannot be read", file.display()))?),
         None => None,
     };
-    let pool = Pool::new(Address { target: config.redis.clone(), ca }, metrics.clone());
+    let pool = Pool::new(Address::new(config.redis.clone(), ca), metrics.clone());
     Ok(Context {
         me: context::name(config.port),
         door: Arc::new(Door::new(rules, secrets, context::local_ms)),

@@ -38,6 +38,8 @@ const PIPELINE: usize = 512;
 const PIPELINE_BYTES: usize = 8 << 20;
 /// Longest wait for an answer of Redis: well above the 2 s that a read blocks.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Between commands, how often it is looked whether one was taken and its answer lost.
+const LOOK: Duration = Duration::from_secs(2);
 /// For how long the list of live nodes is good enough to choose one of them at random.
 const FRESH: Duration = Duration::from_secs(1);
 
@@ -54,6 +56,8 @@ pub struct Dispatcher {
     /// Redis was told over this connection that this controller lives, and was ever told so.
     announced: bool,
     was_announced: bool,
+    /// When it was last looked whether the taken list is as empty as it should be.
+    looked: Instant,
     known: Known,
 }
 
@@ -115,6 +119,7 @@ impl Dispatcher {
             recall: false,
             announced,
             was_announced,
+            looked: Instant::now(),
             known: Known::default(),
         }
     }
@@ -126,11 +131,13 @@ impl Dispatcher {
         let mut said = String::new();
         while !self.stop.is_set() {
             let outcome = match &mut conn {
-                Some(open) => self.turn(open),
-                None => self.context.pool.open(PATIENCE).map(|open| conn = Some(open)),
+                Some(open) => self.turn(open).map(|()| true),
+                // Of a cluster that says little: another server than the one that is needed may be there.
+                None => self.context.pool.open(PATIENCE).map(|open| conn = Some(open)).map(|()| false),
             };
             match outcome {
-                Ok(()) => {
+                Ok(false) => {}
+                Ok(true) => {
                     if std::mem::take(&mut self.recall) {
                         // An answer of Redis may have been lost in which it handed over commands to a
                         // waiting poll.
@@ -179,6 +186,11 @@ impl Dispatcher {
                 log::warn!("the controller {ac} is gone; {moved} commands that it had taken go on here");
                 self.again = true;
             }
+        }
+        if !self.again && self.looked.elapsed() >= LOOK {
+            self.looked = Instant::now();
+            // An answer that was lost on its way may have been a command: it was taken, and nobody knows.
+            self.again = lists::has_taken(conn, &self.context.me)?;
         }
         if self.again {
             let texts = lists::taken(conn, &self.context.me)?;
@@ -249,7 +261,7 @@ impl Dispatcher {
         }
         answer::give(&self.context, conn, &answers)?;
 
-        // Off the taken list only when the rest is written: a cluster's servers do not wait for each other.
+        // Off the taken list only when the rest is written.
         let mut after = Batch::new();
         for item in &items {
             if item.new
@@ -347,7 +359,7 @@ impl Dispatcher {
                 queue::enqueue(&mut batch, &self.context.me, *node, &some, now, limit, keep);
                 size += 1;
             }
-            let replies = conn.run_in_turn(waits, batch)?;
+            let replies = conn.run_in_order(waits, batch)?;
             death::point("acc.enqueued");
             let mut bells = Batch::new();
             for ((node, indices), reply) in rest[..size].iter().zip(replies) {

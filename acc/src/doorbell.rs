@@ -26,7 +26,7 @@ pub fn run(context: &Arc<Context>, gate: &Remote, stop: &Stop) -> Result<(), Str
     let mut conn: Option<Conn> = None;
     while !stop.is_set() {
         let outcome = match &mut conn {
-            Some(open) => hear(context, gate, open),
+            Some(open) => hear(context, gate, open).map(|()| backoff.succeed()),
             None => context.pool.open(PATIENCE).map(|open| {
                 conn = Some(open);
                 context.epoch.fetch_add(1, Ordering::Relaxed);
@@ -34,7 +34,7 @@ pub fn run(context: &Arc<Context>, gate: &Remote, stop: &Stop) -> Result<(), Str
             }),
         };
         match outcome {
-            Ok(()) => backoff.succeed(),
+            Ok(()) => {}
             Err(e) => {
                 context.pool.failed(e);
                 conn = None;

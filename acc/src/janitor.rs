@@ -237,7 +237,15 @@ impl Janitor {
         let mut after = Batch::new();
         match queue::withdraw(conn, node, id, now)? {
             Withdrawn::Handed(till) => jobs::put_off(&mut after, node, id, till.max(now + 1000)),
-            Withdrawn::Gone => queue::forget(&mut after, node, id),
+            Withdrawn::Gone => {
+                // Nobody has it, and no node has ever acknowledged it: Redis has lost it on its way (a failover
+                // to a replica that lagged).
+                if let Some(command) = jobs::lost(conn, node, id)? {
+                    let sentence = format!("lost: redis has forgotten it before node {node} came for it");
+                    answer::give(&self.context, conn, &[Answer::error(&command, Some(node), sentence)])?;
+                }
+                queue::forget(&mut after, node, id);
+            }
             Withdrawn::Out(command) => {
                 jscommon::death::point("acc.withdrawn");
                 if let Some(command) = command {

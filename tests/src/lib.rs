@@ -15,10 +15,13 @@
 pub mod acc;
 pub mod agent;
 pub mod client;
+pub mod load;
 pub mod node;
 pub mod proc;
 pub mod process;
+pub mod redis_cluster;
 pub mod redis_server;
+pub mod sentinels;
 pub mod stage;
 pub mod swarm;
 pub mod wait;

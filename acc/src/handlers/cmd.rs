@@ -127,7 +127,7 @@ fn answer(context: &Context, written: &Written, conn: &mut Conn, node: NodeId, p
     if let Answer::Displaced(peer, news) = &answer {
         let seen = nodes::last_seen(conn, node)?.unwrap_or(0);
         if now.saturating_sub(seen) <= nodes::LIVE {
-            return displaced(context, conn, node, poll, peer, *news);
+            return displaced(context, conn, node, poll, peer, news.as_deref());
         }
         question.takeover = true;
         answer = ask(conn, Batch::new(), &question)?;
@@ -172,7 +172,7 @@ fn answer(context: &Context, written: &Written, conn: &mut Conn, node: NodeId, p
 }
 
 /// Asks once `before` is done.
-fn ask(conn: &mut Conn, before: Batch<'_>, question: &Question<'_>) -> RedisResult<Answer> {
+fn ask(conn: &mut Conn, before: Batch, question: &Question<'_>) -> RedisResult<Answer> {
     let mut batch = Batch::new();
     queue::ask(&mut batch, question);
     let answer = conn.run_in_turn(before, batch)?.pop().unwrap_or(redis::Value::Nil);
@@ -186,13 +186,14 @@ fn displaced(
     node: NodeId,
     poll: &Poll,
     peer: &str,
-    news: bool,
+    news: Option<&str>,
 ) -> RedisResult<Reply> {
-    if news {
+    if let Some(word) = news {
         let data = json!({"older": poll.peer, "newer": peer, "instance": poll.instance});
-        let mut batch = Batch::new();
-        lists::event(&mut batch, "two_agents", Some(node), context.clock.now(), &data);
-        conn.run(&batch)?;
+        let (mut event, mut told) = (Batch::new(), Batch::new());
+        lists::event(&mut event, "two_agents", Some(node), context.clock.now(), &data);
+        queue::told(&mut told, node, word);
+        conn.run_in_turn(event, told)?;
         ::log::warn!(
             "two live agents are node {node}: the one at {peer} is served, the older one at {} is not",
             poll.peer

@@ -42,10 +42,11 @@ pub(super) fn post(context: &Context, limits: &Allowance, node: NodeId, body: &[
         }
     }
     context.pool.with(|conn| {
-        let mut batch = Batch::new();
-        nodes::describe(&mut batch, node, &facts);
-        lists::event(&mut batch, name, Some(node), context.clock.now(), &data);
-        conn.run(&batch).map(drop)
+        // Last what is not to happen twice when the node sends it again.
+        let (mut known, mut event) = (Batch::new(), Batch::new());
+        nodes::describe(&mut known, node, &facts);
+        lists::event(&mut event, name, Some(node), context.clock.now(), &data);
+        conn.run_in_turn(known, event).map(drop)
     })?;
     Ok(Reply::json("{}"))
 }

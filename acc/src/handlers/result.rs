@@ -11,6 +11,9 @@ use jscommon::{JobResult, NodeId, State, death};
 use redis::RedisResult;
 use serde_json::{Value, json as object};
 
+/// Most calls of one transaction, for Redis does nothing else meanwhile.
+const TOGETHER: usize = 256;
+
 /// A result that its node may deliver, as far as it says itself.
 struct Entry {
     result: JobResult,
@@ -90,9 +93,8 @@ fn deliver(context: &Context, conn: &mut Conn, node: NodeId, entries: &[Entry]) 
         return Ok(Vec::new());
     }
     // Both questions in one round trip, so it is decided before it is known whether the node may answer.
-    // What a node leaves behind by that where it may not: its own name among those who have answered,
-    // which no other node's answer is measured by, and that the job's hash of them is kept longer (400
-    // days at most). It can do that to any id, also to one of a job that Redis does not know.
+    // What a node leaves behind by that where it may not is its own name among those who have answered,
+    // which no other node's answer is measured by, for a day.
     let mut batch = Batch::new();
     for entry in entries {
         jobs::ask(&mut batch, node, &entry.result.id);
@@ -120,8 +122,12 @@ fn deliver(context: &Context, conn: &mut Conn, node: NodeId, entries: &[Entry]) 
             lists::event(&mut hashes, "late_result", Some(node), now, &data);
             continue;
         }
+        if hashes.len() + pushes.len() >= TOGETHER {
+            conn.run_in_turn(std::mem::take(&mut hashes), std::mem::take(&mut pushes))?;
+        }
         let writing = if verdict == Verdict::Repeat { Writing::Repeated } else { Writing::Counts };
         jobs::result(&mut hashes, &entry.target, &result.id, &entry.text, writing);
+        results::remember(&mut hashes, &entry.delivery(), matches!(known, Known::Meant(_)));
         match verdict {
             Verdict::Quiet => count(context, "quiet"),
             Verdict::First => {

@@ -1,18 +1,17 @@
 //! One connection to Redis, whatever kind of service it is, and batches of calls over it.
 //!
-//! Owns: connecting with time limits, running a batch in one round trip, loading each script before its
-//! first use on a connection, and again when the server has forgotten it.
-//! Does not own: when to connect again (`pool`), what is asked (the rooms beside it).
+//! Owns: running a batch in one round trip, batches that need each other, scripts that a server has
+//! forgotten. Does not own: when to connect again (`pool`), what is asked (the rooms beside it), bytes (`line`).
 
+use super::cluster::Cluster;
+use super::line::{self, CONNECT};
+use super::roster::Roster;
+use super::scripts::{self, Script};
+use super::sentinel;
 use super::target::{Kind, Target};
-use redis::cluster::{ClusterClientBuilder, ClusterConnection, ClusterPipeline};
-use redis::sentinel::{SentinelClient, SentinelNodeConnectionInfo, SentinelServerType};
-use redis::{Client, Cmd, Connection, ConnectionLike, FromRedisValue, RedisResult, Script, TlsCertificates, Value};
-use std::collections::HashSet;
+use redis::{Cmd, Connection, FromRedisValue, RedisResult, ServerErrorKind, Value};
+use std::sync::Arc;
 use std::time::Duration;
-
-/// Longest time for a connection to come up, login included.
-const CONNECT: Duration = Duration::from_secs(3);
 
 /// How to reach Redis.
 #[derive(Clone, Debug)]
@@ -21,116 +20,84 @@ pub struct Address {
     pub target: Target,
     /// PEM text of the CA that signed its certificate, when that is none of the public ones.
     pub ca: Option<Vec<u8>>,
+    /// Of a cluster its servers, and the Sentinels otherwise.
+    pub(super) roster: Arc<Roster>,
 }
 
 /// An open connection.
-pub struct Conn {
-    inner: Inner,
-    /// The hashes of the scripts that were loaded over it.
-    loaded: HashSet<String>,
-}
+pub struct Conn(Inner);
 
 enum Inner {
-    Single(Box<Connection>),
-    Cluster(Box<ClusterConnection>),
+    Single(Box<Single>),
+    Cluster(Box<Cluster>),
+}
+
+/// One server.
+struct Single {
+    conn: Connection,
+    /// It has all scripts, as far as is known.
+    scripted: bool,
+    /// This user of Redis may not call MULTI.
+    no_multi: bool,
 }
 
 impl Address {
+    /// An address with the CA for its certificates.
+    pub fn new(target: Target, ca: Option<Vec<u8>>) -> Address {
+        let named = target.servers.iter().filter_map(line::place).collect();
+        Address { target, ca, roster: Arc::new(Roster::new(named)) }
+    }
+
     /// Opens a connection on which no answer is waited for longer than `patience`.
     ///
     /// With blocking reads `patience` must be well above their own wait: a read that is given up
     /// leaves its BRPOP behind, which then swallows a later push.
     pub fn connect(&self, patience: Duration) -> RedisResult<Conn> {
-        let certs = self.ca.clone().map(|ca| TlsCertificates { client_tls: None, root_cert: Some(ca) });
-        let inner = match &self.target.kind {
-            Kind::Single => {
-                let info = self.target.servers[0].clone();
-                let client = match certs {
-                    Some(certs) => Client::build_with_tls(info, certs)?,
-                    None => Client::open(info)?,
-                };
-                single(&client, patience)?
-            }
-            Kind::Sentinel(group) => {
-                let settings = self.target.servers[0].redis_settings().clone();
-                let node = SentinelNodeConnectionInfo::default().set_redis_connection_info(settings);
-                let sentinels: Vec<_> = self
-                    .target
-                    .servers
-                    .iter()
-                    .map(|server| server.clone().set_redis_settings(Default::default()))
-                    .collect();
-                let mut client =
-                    SentinelClient::build(sentinels, group.as_str(), Some(node), SentinelServerType::Master)?;
-                single(&client.get_client()?, patience)?
-            }
-            Kind::Cluster => {
-                let mut builder = ClusterClientBuilder::new(self.target.servers.clone())
-                    .connection_timeout(CONNECT)
-                    .response_timeout(patience)
-                    .retries(3);
-                if let Some(certs) = certs {
-                    builder = builder.certs(certs);
-                }
-                let conn = builder.build()?.get_connection()?;
-                conn.set_read_timeout(Some(patience))?;
-                conn.set_write_timeout(Some(patience))?;
-                Inner::Cluster(Box::new(conn))
-            }
+        let conn = match &self.target.kind {
+            Kind::Cluster => return Ok(Conn(Inner::Cluster(Box::new(Cluster::connect(self, patience)?)))),
+            Kind::Single => line::dial(self.target.servers[0].clone(), self.ca.as_deref(), CONNECT, patience)?,
+            Kind::Sentinel(group) => sentinel::master(self, group, patience)?,
         };
-        Ok(Conn { inner, loaded: HashSet::new() })
+        Ok(Conn(Inner::Single(Box::new(Single { conn, scripted: false, no_multi: false }))))
     }
-}
-
-fn single(client: &Client, patience: Duration) -> RedisResult<Inner> {
-    let conn = client.get_connection_with_timeout(CONNECT)?;
-    conn.set_read_timeout(Some(patience))?;
-    conn.set_write_timeout(Some(patience))?;
-    Ok(Inner::Single(Box::new(conn)))
 }
 
 /// Calls that travel together, in order, in one round trip; each is atomic, all of them are not.
 #[derive(Default)]
-pub struct Batch<'a> {
+pub struct Batch {
     calls: Vec<Cmd>,
-    scripts: Vec<&'a Script>,
+    /// There is a script among them.
+    scripted: bool,
 }
 
-impl<'a> Batch<'a> {
+impl Batch {
     /// None yet.
-    pub fn new() -> Batch<'a> {
+    pub fn new() -> Batch {
         Batch::default()
     }
 
     /// Adds a command.
-    pub fn call(&mut self, cmd: Cmd) -> &mut Batch<'a> {
+    pub fn call(&mut self, cmd: Cmd) -> &mut Batch {
         self.calls.push(cmd);
         self
     }
 
     /// Adds a call of `script`; `fill` adds its arguments behind the keys.
-    pub fn script(&mut self, script: &'a Script, keys: &[String], fill: impl FnOnce(&mut Cmd)) -> &mut Batch<'a> {
-        if !self.scripts.iter().any(|known| known.get_hash() == script.get_hash()) {
-            self.scripts.push(script);
-        }
+    pub(super) fn script(&mut self, script: &Script, keys: &[String], fill: impl FnOnce(&mut Cmd)) -> &mut Batch {
         let mut cmd = redis::cmd("EVALSHA");
-        cmd.arg(script.get_hash()).arg(keys.len());
+        cmd.arg(script.hash()).arg(keys.len());
         for key in keys {
             cmd.arg(key);
         }
         fill(&mut cmd);
-        self.calls.push(cmd);
-        self
+        self.scripted = true;
+        self.call(cmd)
     }
 
     /// Adds all calls of `other` behind its own.
-    pub fn append(&mut self, other: Batch<'a>) -> &mut Batch<'a> {
-        for script in other.scripts {
-            if !self.scripts.iter().any(|known| known.get_hash() == script.get_hash()) {
-                self.scripts.push(script);
-            }
-        }
+    pub fn append(&mut self, other: Batch) -> &mut Batch {
         self.calls.extend(other.calls);
+        self.scripted |= other.scripted;
         self
     }
 
@@ -148,15 +115,16 @@ impl<'a> Batch<'a> {
 impl Conn {
     /// Runs one command.
     pub fn one<T: FromRedisValue>(&mut self, cmd: &Cmd) -> RedisResult<T> {
-        let value = match &mut self.inner {
-            Inner::Single(conn) => conn.req_command(cmd)?,
-            Inner::Cluster(conn) => conn.req_command(cmd)?,
+        let calls = std::slice::from_ref(cmd);
+        let mut answers = match &mut self.0 {
+            Inner::Single(server) => server.run(calls, false)?,
+            Inner::Cluster(cluster) => cluster.run(calls, false)?,
         };
-        Ok(T::from_redis_value(value.extract_error()?)?)
+        Ok(T::from_redis_value(answers.pop().unwrap_or(Value::Nil).extract_error()?)?)
     }
 
     /// Runs one script.
-    pub fn script<T: FromRedisValue>(
+    pub(super) fn script<T: FromRedisValue>(
         &mut self,
         script: &Script,
         keys: &[String],
@@ -169,41 +137,42 @@ impl Conn {
     }
 
     /// Runs all calls and gives their answers, or the first error; the others have run all the same.
-    ///
-    /// A script that the server does not have would be made up for late: alone and behind calls that
-    /// came after it, or on a cluster by sending all calls again. So it is there beforehand, and only a
-    /// server that has forgotten it since (SCRIPT FLUSH, a failover) makes it come to that.
-    pub fn run(&mut self, batch: &Batch<'_>) -> RedisResult<Vec<Value>> {
+    pub fn run(&mut self, batch: &Batch) -> RedisResult<Vec<Value>> {
         if batch.is_empty() {
             return Ok(Vec::new());
         }
-        let missing: Vec<&Script> =
-            batch.scripts.iter().filter(|script| !self.loaded.contains(script.get_hash())).copied().collect();
-        self.load(&missing)?;
-        let mut answers = match self.send(&batch.calls) {
-            // A cluster's pipeline tells one error for all of its calls.
-            Err(e) if matches!(self.inner, Inner::Cluster(_)) && e.to_string().to_uppercase().contains("NOSCRIPT") => {
-                self.load(&batch.scripts)?;
-                self.send(&batch.calls)?
-            }
-            answers => answers?,
+        let answers = match &mut self.0 {
+            Inner::Single(server) => server.run(&batch.calls, batch.scripted)?,
+            Inner::Cluster(cluster) => cluster.run(&batch.calls, batch.scripted)?,
         };
-        let forgotten: Vec<usize> = (0..answers.len()).filter(|i| is_forgotten(&answers[*i])).collect();
-        if !forgotten.is_empty() {
-            self.load(&batch.scripts)?;
-            let again: Vec<Cmd> = forgotten.iter().map(|i| batch.calls[*i].clone()).collect();
-            for (i, answer) in forgotten.into_iter().zip(self.send(&again)?) {
-                answers[i] = answer;
-            }
-        }
         answers.into_iter().map(Value::extract_error).collect()
     }
 
     /// Runs `first` and then `second`, and gives the answers to the second: who sees anything of that
-    /// sees all of the first. One server does both in one round trip; the servers of a cluster do not
-    /// wait for each other.
-    pub fn run_in_turn<'a>(&mut self, mut first: Batch<'a>, second: Batch<'a>) -> RedisResult<Vec<Value>> {
-        if matches!(self.inner, Inner::Cluster(_)) {
+    /// sees all of the first, and **where the first cannot be written (Redis is full, say) the second is not done**.
+    /// One server does both in one round trip, as a transaction; the servers of a cluster do not wait for
+    /// each other.
+    pub fn run_in_turn(&mut self, first: Batch, second: Batch) -> RedisResult<Vec<Value>> {
+        if first.is_empty() {
+            return self.run(&second);
+        }
+        if let Inner::Single(server) = &mut self.0
+            && !server.no_multi
+        {
+            let ahead = first.len();
+            let mut all = first;
+            all.append(second);
+            let answers = server.transact(&all)?.into_iter().map(Value::extract_error);
+            return Ok(answers.collect::<RedisResult<Vec<Value>>>()?.split_off(ahead));
+        }
+        self.run(&first)?;
+        self.run(&second)
+    }
+
+    /// Runs `first` and then `second`, and gives the answers to the second. Unlike with `run_in_turn` the second
+    /// may be done though the first failed: for what is harmless then, and too much for one transaction.
+    pub fn run_in_order(&mut self, mut first: Batch, second: Batch) -> RedisResult<Vec<Value>> {
+        if matches!(self.0, Inner::Cluster(_)) {
             self.run(&first)?;
             return self.run(&second);
         }
@@ -211,43 +180,93 @@ impl Conn {
         first.append(second);
         Ok(self.run(&first)?.split_off(ahead))
     }
+}
 
-    fn send(&mut self, calls: &[Cmd]) -> RedisResult<Vec<Value>> {
-        match &mut self.inner {
-            Inner::Single(conn) => {
-                let packed: Vec<u8> = calls.iter().flat_map(Cmd::get_packed_command).collect();
-                conn.req_packed_commands(&packed, 0, calls.len())
-            }
-            Inner::Cluster(conn) => {
-                if let [call] = calls {
-                    return Ok(vec![conn.req_command(call)?]);
-                }
-                let mut pipe = ClusterPipeline::with_capacity(calls.len());
-                for call in calls {
-                    pipe.add_command(call.clone());
-                }
-                pipe.query(conn)
+impl Single {
+    /// One round trip; a second one for what the server has no script for any more.
+    fn run(&mut self, calls: &[Cmd], scripted: bool) -> RedisResult<Vec<Value>> {
+        let mut answers = self.send(&calls.iter().collect::<Vec<_>>(), scripted)?;
+        self.again(calls, &mut answers, Single::send)?;
+        Ok(answers)
+    }
+
+    /// All or nothing, as far as a server refuses calls before it does any.
+    fn transact(&mut self, batch: &Batch) -> RedisResult<Vec<Value>> {
+        let mut answers = self.exec(&batch.calls.iter().collect::<Vec<_>>(), batch.scripted)?;
+        self.again(&batch.calls, &mut answers, Single::exec)?;
+        Ok(answers)
+    }
+
+    /// Calls whose scripts were missing are done once more. None of them has one that must not run without
+    /// those that were there (see `scripts`).
+    fn again(
+        &mut self,
+        calls: &[Cmd],
+        answers: &mut [Value],
+        send: fn(&mut Single, &[&Cmd], bool) -> RedisResult<Vec<Value>>,
+    ) -> RedisResult<()> {
+        let forgotten: Vec<usize> = (0..answers.len()).filter(|i| is_forgotten(&answers[*i])).collect();
+        if forgotten.is_empty() {
+            return Ok(());
+        }
+        self.scripted = false;
+        let some: Vec<&Cmd> = forgotten.iter().map(|i| &calls[*i]).collect();
+        for (i, answer) in forgotten.into_iter().zip(send(self, &some, true)?) {
+            answers[i] = answer;
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, calls: &[&Cmd], scripted: bool) -> RedisResult<Vec<Value>> {
+        let (mut packed, loads) = self.loads(scripted);
+        calls.iter().for_each(|call| call.write_packed_command(&mut packed));
+        self.talk(&packed, loads, calls.len())
+    }
+
+    fn exec(&mut self, calls: &[&Cmd], scripted: bool) -> RedisResult<Vec<Value>> {
+        let (mut packed, loads) = self.loads(scripted);
+        packed.extend_from_slice(b"*1\r\n$5\r\nMULTI\r\n");
+        calls.iter().for_each(|call| call.write_packed_command(&mut packed));
+        packed.extend_from_slice(b"*1\r\n$4\r\nEXEC\r\n");
+        let mut answers = self.talk(&packed, loads, calls.len() + 2)?;
+        let done = answers.pop().unwrap_or(Value::Nil);
+        let begun = answers.remove(0);
+        if matches!(begun, Value::ServerError(_)) {
+            // Without MULTI each call was done by itself, and its answer is there; from now on it takes two
+            // round trips.
+            log::debug!("redis lets this user have no transactions: {begun:?}");
+            self.no_multi = true;
+            return Ok(answers);
+        }
+        match done {
+            Value::Array(answers) => Ok(answers),
+            // Which of the calls was refused says more than that all were.
+            done => {
+                answers.into_iter().try_for_each(|answer| answer.extract_error().map(drop))?;
+                done.extract_error()?;
+                Err((redis::ErrorKind::UnexpectedReturnType, "a transaction was not done").into())
             }
         }
     }
 
-    fn load(&mut self, scripts: &[&Script]) -> RedisResult<()> {
-        for script in scripts {
-            match &mut self.inner {
-                Inner::Single(conn) => {
-                    script.load(conn.as_mut())?;
-                }
-                Inner::Cluster(conn) => {
-                    // On all of its masters.
-                    script.load(conn.as_mut())?;
-                }
-            }
-            self.loaded.insert(script.get_hash().to_owned());
+    /// Sends, and reads all answers before it looks at any: those to `loads` scripts come first.
+    fn talk(&mut self, packed: &[u8], loads: usize, count: usize) -> RedisResult<Vec<Value>> {
+        line::send(&mut self.conn, packed)?;
+        let mut loaded = line::receive(&mut self.conn, loads + count)?;
+        let answers = loaded.split_off(loads);
+        loaded.into_iter().try_for_each(|answer| answer.extract_error().map(drop))?;
+        Ok(answers)
+    }
+
+    /// What makes the server know all scripts, when they are needed and it may not; and how many calls it is.
+    fn loads(&mut self, scripted: bool) -> (Vec<u8>, usize) {
+        if !scripted || std::mem::replace(&mut self.scripted, true) {
+            return (Vec::new(), 0);
         }
-        Ok(())
+        (scripts::loading().to_vec(), scripts::COUNT)
     }
 }
 
 fn is_forgotten(answer: &Value) -> bool {
-    matches!(answer, Value::ServerError(e) if e.code() == "NOSCRIPT")
+    matches!(answer, Value::ServerError(e) if e.kind() == Some(ServerErrorKind::NoScript))
 }

@@ -3,14 +3,9 @@
 //! Owns: `jsacc:job:<id>`, `jsacc:jobs`, `jsacc:expiring`.
 //! Does not own: what stands in a command or a result; secrets are taken out by the caller.
 
-use super::{Batch, Conn, DAY, HISTORY, keys};
-use jscommon::NodeId;
-use redis::{Cmd, FromRedisValue, RedisResult, Script, Value};
-use std::sync::LazyLock;
-
-static OPEN: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/job_open.lua")));
-static RUNNING: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/job_running.lua")));
-static RESULT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/job_result.lua")));
+use super::{Batch, Conn, DAY, HISTORY, keys, scripts};
+use jscommon::{Command, NodeId};
+use redis::{Cmd, FromRedisValue, RedisResult, Value};
 
 /// A job as it is written down.
 #[derive(Clone, Debug)]
@@ -44,8 +39,8 @@ pub fn node_list(nodes: &[NodeId]) -> String {
 }
 
 /// Adds the writing down of `job` to `batch`; the answer is read by `opened`.
-pub fn open(batch: &mut Batch<'_>, job: &Job<'_>) {
-    batch.script(&OPEN, &[keys::job(job.id)], |cmd| {
+pub fn open(batch: &mut Batch, job: &Job<'_>) {
+    batch.script(&scripts::OPEN, &[keys::job(job.id)], |cmd| {
         cmd.arg(job.cmd).arg(job.created).arg(node_list(job.targets)).arg(job.expires.saturating_add(DAY));
         for node in job.targets {
             cmd.arg(node.to_string());
@@ -63,7 +58,7 @@ pub fn opened(answer: Value) -> RedisResult<Option<Vec<NodeId>>> {
 }
 
 /// Adds `id` to the list of jobs.
-pub fn list(batch: &mut Batch<'_>, id: &str) {
+pub fn list(batch: &mut Batch, id: &str) {
     batch.call(Cmd::lpush(keys::JOBS, id));
     batch.call(Cmd::ltrim(keys::JOBS, 0, HISTORY as isize - 1));
 }
@@ -76,14 +71,14 @@ pub fn is_listed(conn: &mut Conn, id: &str) -> RedisResult<bool> {
 }
 
 /// Writes down until when (ms) a command may wait for `node`; an earlier word stands.
-pub fn expire_at(batch: &mut Batch<'_>, node: NodeId, id: &str, at: u64) {
+pub fn expire_at(batch: &mut Batch, node: NodeId, id: &str, at: u64) {
     let mut cmd = redis::cmd("ZADD");
     cmd.arg(keys::EXPIRING).arg("NX").arg(at).arg(keys::expiring(node, id));
     batch.call(cmd);
 }
 
 /// Puts off the end of a wait to `at` (ms).
-pub fn put_off(batch: &mut Batch<'_>, node: NodeId, id: &str, at: u64) {
+pub fn put_off(batch: &mut Batch, node: NodeId, id: &str, at: u64) {
     let mut cmd = redis::cmd("ZADD");
     cmd.arg(keys::EXPIRING).arg("XX").arg(at).arg(keys::expiring(node, id));
     batch.call(cmd);
@@ -97,16 +92,16 @@ pub fn expired(conn: &mut Conn, now: u64, most: usize) -> RedisResult<Vec<String
 }
 
 /// The node has stored the command: it runs, and waits no longer.
-pub fn running(batch: &mut Batch<'_>, node: NodeId, id: &str) {
-    batch.script(&RUNNING, &[keys::job(id)], |cmd| {
+pub fn running(batch: &mut Batch, node: NodeId, id: &str) {
+    batch.script(&scripts::RUNNING, &[keys::job(id)], |cmd| {
         cmd.arg(node.to_string()).arg(DAY);
     });
     batch.call(Cmd::zrem(keys::EXPIRING, keys::expiring(node, id)));
 }
 
 /// The result of a node, as it stands in the job's hash.
-pub fn result(batch: &mut Batch<'_>, field: &str, id: &str, text: &str, writing: Writing) {
-    batch.script(&RESULT, &[keys::job(id)], |cmd| {
+pub fn result(batch: &mut Batch, field: &str, id: &str, text: &str, writing: Writing) {
+    batch.script(&scripts::RESULT, &[keys::job(id)], |cmd| {
         let (withdrawn, repeated) = (writing == Writing::Withdrawn, writing == Writing::Repeated);
         cmd.arg(field).arg(text).arg(DAY).arg(u8::from(withdrawn)).arg(u8::from(repeated));
     });
@@ -135,7 +130,7 @@ pub enum Known {
 }
 
 /// Asks whether the job was for `node`; the answer is read by `known`.
-pub fn ask(batch: &mut Batch<'_>, node: NodeId, id: &str) {
+pub fn ask(batch: &mut Batch, node: NodeId, id: &str) {
     batch.call(Cmd::hget(keys::job(id), "created"));
     batch.call(Cmd::hexists(keys::job(id), node.to_string()));
 }
@@ -147,6 +142,16 @@ pub fn known(created: Value, field: Value) -> RedisResult<Known> {
         (Some(created), true) => Known::Meant(created),
         (Some(_), false) => Known::NotMeant,
     })
+}
+
+/// The command of a job that was queued for `node` and never handed over, as its hash has it, without
+/// secrets; nothing when the node has it, or when it was answered.
+pub fn lost(conn: &mut Conn, node: NodeId, id: &str) -> RedisResult<Option<Command>> {
+    let mut cmd = redis::cmd("HMGET");
+    cmd.arg(keys::job(id)).arg("cmd").arg(node.to_string());
+    let (text, state): (Option<String>, Option<String>) = conn.one(&cmd)?;
+    let queued = state.is_some_and(|state| state == r#"{"state":"QUEUED"}"#);
+    Ok(text.filter(|_| queued).and_then(|text| Command::parse(text.as_bytes()).ok()))
 }
 
 /// The whole hash of a job: `cmd`, `created`, `targets` and a field for each node.

@@ -4,17 +4,11 @@
 //! Owns: taking commands so that a controller's death loses none, and the bound of every list.
 //! Does not own: what stands in the entries.
 
-use super::{Batch, Conn, DAY, HISTORY, keys};
+use super::{Batch, Conn, DAY, HISTORY, keys, scripts};
 use jscommon::NodeId;
-use redis::{Cmd, FromRedisValue, RedisResult, Script, Value};
+use redis::{Cmd, FromRedisValue, RedisResult, Value};
 use serde_json::json;
 use std::collections::HashSet;
-use std::sync::LazyLock;
-
-static TAKE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/take.lua")));
-static BEAT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/beat.lua")));
-static RECORDS: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/records.lua")));
-static STATS: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/stats.lua")));
 
 /// Seconds that a blocking read waits.
 const WAIT: u64 = 2;
@@ -33,8 +27,8 @@ pub fn take(conn: &mut Conn, me: &str) -> RedisResult<Option<Vec<u8>>> {
 }
 
 /// Takes up to `most` more commands, without waiting; the answer is read by `taken_more`.
-pub fn take_more(batch: &mut Batch<'_>, me: &str, most: usize) {
-    batch.script(&TAKE, &[keys::COMMANDS.to_owned(), keys::taken(me)], |cmd| {
+pub fn take_more(batch: &mut Batch, me: &str, most: usize) {
+    batch.script(&scripts::TAKE, &[keys::COMMANDS.to_owned(), keys::taken(me)], |cmd| {
         cmd.arg(most);
     });
 }
@@ -51,8 +45,13 @@ pub fn taken(conn: &mut Conn, me: &str) -> RedisResult<Vec<Vec<u8>>> {
     Ok(texts)
 }
 
+/// Whether there is anything in `me`'s taken list.
+pub fn has_taken(conn: &mut Conn, me: &str) -> RedisResult<bool> {
+    conn.one(&Cmd::exists(keys::taken(me)))
+}
+
 /// `text` was passed on: off the taken list.
-pub fn untake(batch: &mut Batch<'_>, me: &str, text: &[u8]) {
+pub fn untake(batch: &mut Batch, me: &str, text: &[u8]) {
     batch.call(Cmd::lrem(keys::taken(me), -1, text));
 }
 
@@ -67,7 +66,7 @@ pub struct Beat {
 
 /// Says that `me` lives.
 pub fn beat(conn: &mut Conn, me: &str) -> RedisResult<Beat> {
-    let (new, now): (i64, u64) = conn.script(&BEAT, &[keys::CONTROLLERS.to_owned()], |cmd| {
+    let (new, now): (i64, u64) = conn.script(&scripts::BEAT, &[keys::CONTROLLERS.to_owned()], |cmd| {
         cmd.arg(me);
     })?;
     Ok(Beat { new: new == 1, now })
@@ -87,7 +86,7 @@ pub fn dead(conn: &mut Conn, me: &str, now: u64) -> RedisResult<Vec<String>> {
 pub fn inherit(conn: &mut Conn, me: &str, ac: &str) -> RedisResult<usize> {
     let mut moved = 0;
     loop {
-        let more: Vec<Vec<u8>> = conn.script(&TAKE, &[keys::taken(ac), keys::taken(me)], |cmd| {
+        let more: Vec<Vec<u8>> = conn.script(&scripts::TAKE, &[keys::taken(ac), keys::taken(me)], |cmd| {
             cmd.arg(100);
         })?;
         if more.is_empty() {
@@ -134,16 +133,16 @@ impl Ring {
 }
 
 /// Tells the controller `ac` that `node` polls elsewhere from now on.
-pub fn gone(batch: &mut Batch<'_>, ac: &str, node: NodeId) {
+pub fn gone(batch: &mut Batch, ac: &str, node: NodeId) {
     ring_as(batch, ac, &format!("-{node}"));
 }
 
 /// Rings the bell of the controller `ac` for `node`.
-pub fn ring(batch: &mut Batch<'_>, ac: &str, node: NodeId) {
+pub fn ring(batch: &mut Batch, ac: &str, node: NodeId) {
     ring_as(batch, ac, &node.to_string());
 }
 
-fn ring_as(batch: &mut Batch<'_>, ac: &str, text: &str) {
+fn ring_as(batch: &mut Batch, ac: &str, text: &str) {
     batch.call(Cmd::lpush(keys::bell(ac), text));
     // Nobody hears the bell of a dead controller, and its nodes come back elsewhere by themselves.
     batch.call(Cmd::expire(keys::bell(ac), 60));
@@ -163,43 +162,43 @@ pub fn bells(conn: &mut Conn, me: &str) -> RedisResult<Vec<Ring>> {
 }
 
 /// Adds an event: `name`, the node it is about, the time (ms), and what there is to say.
-pub fn event(batch: &mut Batch<'_>, name: &str, node: Option<NodeId>, now: u64, data: &serde_json::Value) {
+pub fn event(batch: &mut Batch, name: &str, node: Option<NodeId>, now: u64, data: &serde_json::Value) {
     let (gid, nid) = node.map_or((0, 0), |node| (node.gid, node.nid));
     let entry = json!({"name": name, "gid": gid, "nid": nid, "time": now, "data": data});
     push(batch, keys::EVENTS, &entry.to_string());
 }
 
 /// Adds a text that was no command, and why.
-pub fn reject(batch: &mut Batch<'_>, entry: &serde_json::Value) {
+pub fn reject(batch: &mut Batch, entry: &serde_json::Value) {
     push(batch, keys::REJECTED, &entry.to_string());
 }
 
 /// Adds an entry to the audit list.
-pub fn audit(batch: &mut Batch<'_>, entry: &serde_json::Value) {
+pub fn audit(batch: &mut Batch, entry: &serde_json::Value) {
     push(batch, keys::AUDIT, &entry.to_string());
 }
 
 /// Counts a result for the audit list.
-pub fn count_result(batch: &mut Batch<'_>, id: &str, state: &str) {
+pub fn count_result(batch: &mut Batch, id: &str, state: &str) {
     batch.call(Cmd::hincr(keys::AUDIT_RESULTS, format!("{id} {state}"), 1));
     batch.call(Cmd::expire(keys::AUDIT_RESULTS, 30 * DAY as i64));
 }
 
-fn push(batch: &mut Batch<'_>, key: &str, entry: &str) {
+fn push(batch: &mut Batch, key: &str, entry: &str) {
     batch.call(Cmd::lpush(key, entry));
     batch.call(Cmd::ltrim(key, 0, HISTORY as isize - 1));
 }
 
 /// Adds the records of `node`'s batch `number` to the list `list`, oldest first, once.
-pub fn records(batch: &mut Batch<'_>, list: &str, node: NodeId, number: u64, records: &[String]) {
-    batch.script(&RECORDS, &[list.to_owned(), keys::seen(list)], |cmd| {
+pub fn records(batch: &mut Batch, list: &str, node: NodeId, number: u64, records: &[String]) {
+    batch.script(&scripts::RECORDS, &[list.to_owned(), keys::seen(list)], |cmd| {
         cmd.arg(node.to_string()).arg(number).arg(HISTORY).arg(7 * DAY).arg(LIST_BYTES).arg(records);
     });
 }
 
 /// Adds `node`'s batch `number` of stats, as it came, to the queue for others, once.
-pub fn stats_queue(batch: &mut Batch<'_>, node: NodeId, number: u64, text: &str) {
-    batch.script(&RECORDS, &[keys::STATS_QUEUE.to_owned(), keys::STATS_SEEN.to_owned()], |cmd| {
+pub fn stats_queue(batch: &mut Batch, node: NodeId, number: u64, text: &str) {
+    batch.script(&scripts::RECORDS, &[keys::STATS_QUEUE.to_owned(), keys::STATS_SEEN.to_owned()], |cmd| {
         cmd.arg(node.to_string()).arg(number).arg(HISTORY).arg(7 * DAY).arg(LIST_BYTES).arg(text);
     });
 }
@@ -215,11 +214,11 @@ pub fn last_batch(answers: &[Value]) -> Option<u64> {
 
 /// Writes the latest values of `node`'s series, of its batch `number`: key and `[value, seconds]`. Unless
 /// they are `fresh`, a value that is newer stays; of a batch that was written whole before, nothing is.
-pub fn stats(batch: &mut Batch<'_>, node: NodeId, number: u64, series: &[(String, String)], fresh: bool) {
+pub fn stats(batch: &mut Batch, node: NodeId, number: u64, series: &[(String, String)], fresh: bool) {
     let parts = series.chunks(1000);
     let last = parts.len();
     for (i, part) in parts.enumerate() {
-        batch.script(&STATS, &[keys::stats(node), keys::stats_written(node)], |cmd| {
+        batch.script(&scripts::STATS, &[keys::stats(node), keys::stats_written(node)], |cmd| {
             cmd.arg(SERIES).arg(DAY).arg(u8::from(fresh)).arg(number).arg(u8::from(i + 1 == last));
             for (key, value) in part {
                 cmd.arg(key).arg(value);

@@ -1,21 +1,27 @@
 //! The only rooms that speak Redis.
 //!
-//! Owns: key names (`keys`), addresses (`target`), connections (`conn`, `pool`), and one file for each
-//! noun that is kept there, with its Lua scripts in `scripts/`.
+//! Owns: key names (`keys`), addresses (`target`), connections (`conn` and `pool`, on `line`, `cluster` with `slots`, and
+//! `sentinel`), and one file for each noun that is kept there, with its Lua scripts in `scripts/`.
 //! Does not own: rules about commands, results and nodes; callers bring them, and the time.
 //!
 //! Two invariants hold in all of them:
 //! **each call is atomic on the keys of one hash slot and harmless when it is repeated**, and
 //! **nothing is taken away before what follows from it is stored**.
 
+mod cluster;
 pub mod conn;
 pub mod jobs;
 pub mod keys;
+mod line;
 pub mod lists;
 pub mod nodes;
 pub mod pool;
 pub mod queue;
 pub mod results;
+mod roster;
+mod scripts;
+mod sentinel;
+mod slots;
 pub mod target;
 
 pub use conn::{Address, Batch, Conn};

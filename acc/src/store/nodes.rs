@@ -4,14 +4,10 @@
 //! Does not own: who is chosen (`targets`), who is let in (the guard).
 
 use super::queue::KEEP_NODE;
-use super::{Batch, Conn, keys};
+use super::{Batch, Conn, keys, scripts};
 use jscommon::NodeId;
-use redis::{Cmd, FromRedisValue, RedisResult, Script, Value};
+use redis::{Cmd, FromRedisValue, RedisResult, Value};
 use std::collections::HashMap;
-use std::sync::LazyLock;
-
-static ROLES: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/roles.lua")));
-static USE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/use.lua")));
 
 /// Milliseconds after which a node that was not seen is not live any more: three polls.
 pub const LIVE: u64 = 90_000;
@@ -34,7 +30,7 @@ pub struct Poller<'a> {
 }
 
 /// Writes down a poll.
-pub fn polled(batch: &mut Batch<'_>, poll: &Poller<'_>) {
+pub fn polled(batch: &mut Batch, poll: &Poller<'_>) {
     batch.call(Cmd::zadd(keys::AGENTS, poll.node.to_string(), poll.now));
     let mut cmd = redis::cmd("HSET");
     cmd.arg(keys::agent(poll.node)).arg("addr").arg(poll.addr);
@@ -49,7 +45,7 @@ pub fn polled(batch: &mut Batch<'_>, poll: &Poller<'_>) {
     batch.call(Cmd::expire(keys::agent(poll.node), KEEP_NODE as i64));
     match poll.roles {
         Some(roles) => {
-            batch.script(&ROLES, &[keys::ROLES.to_owned(), keys::ROLES_VERSION.to_owned()], |cmd| {
+            batch.script(&scripts::ROLES, &[keys::ROLES.to_owned(), keys::ROLES_VERSION.to_owned()], |cmd| {
                 cmd.arg(poll.node.to_string()).arg(roles);
             });
         }
@@ -60,14 +56,14 @@ pub fn polled(batch: &mut Batch<'_>, poll: &Poller<'_>) {
 }
 
 /// There is such a node, whether it polls or not; when it does, its polls say when it was seen.
-pub fn known(batch: &mut Batch<'_>, node: NodeId, now: u64) {
+pub fn known(batch: &mut Batch, node: NodeId, now: u64) {
     let mut cmd = redis::cmd("ZADD");
     cmd.arg(keys::AGENTS).arg("NX").arg(now).arg(node.to_string());
     batch.call(cmd);
 }
 
 /// Nodes that wait at the controller `ac` were seen at `now` (ms).
-pub fn seen(batch: &mut Batch<'_>, nodes: &[NodeId], ac: &str, now: u64) {
+pub fn seen(batch: &mut Batch, nodes: &[NodeId], ac: &str, now: u64) {
     if nodes.is_empty() {
         return;
     }
@@ -101,7 +97,7 @@ pub fn set_last_log(conn: &mut Conn, node: NodeId, number: u64) -> RedisResult<(
 }
 
 /// Writes down what a starting agent says about itself.
-pub fn describe(batch: &mut Batch<'_>, node: NodeId, facts: &[(&str, String)]) {
+pub fn describe(batch: &mut Batch, node: NodeId, facts: &[(&str, String)]) {
     if facts.is_empty() {
         return;
     }
@@ -180,16 +176,16 @@ pub fn time(conn: &mut Conn) -> RedisResult<u64> {
 pub fn revoke(conn: &mut Conn, node: NodeId, local: u64) -> RedisResult<u64> {
     let before = revoked_until(conn, node)?.map_or(0, |until| until.saturating_add(1));
     let until = time(conn)?.max(local).max(before);
-    let mut batch = Batch::new();
-    batch.call(Cmd::hset(keys::REVOKED, node.to_string(), until));
-    batch.call(Cmd::incr(keys::REVOKED_VERSION, 1));
-    conn.run(&batch).map(|_| until)
+    conn.script::<u64>(&scripts::REVOKE, &[keys::REVOKED.to_owned(), keys::REVOKED_VERSION.to_owned()], |cmd| {
+        cmd.arg(node.to_string()).arg(until);
+    })?;
+    Ok(until)
 }
 
 /// Counts a use of the enrolment token `id`, of which there may be `uses`; kept for `keep` seconds.
 /// Answers whether there was one left.
 pub fn use_enrolment(conn: &mut Conn, id: &str, uses: u64, keep: u64) -> RedisResult<bool> {
-    conn.script(&USE, &[keys::enrolment(id)], |cmd| {
+    conn.script(&scripts::USE, &[keys::enrolment(id)], |cmd| {
         cmd.arg(uses).arg(keep.max(1));
     })
 }

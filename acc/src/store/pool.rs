@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 /// How long an answer to a call that does not block may take.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Redis is back when nothing has failed for so long: of a cluster some servers answer while another is away.
+const CALM: Duration = Duration::from_secs(2);
 /// Most connections kept for later.
 const IDLE: usize = 32;
 
@@ -31,14 +33,16 @@ struct State {
     /// When the next try is due; nothing while Redis answers.
     down: Option<Instant>,
     backoff: Backoff,
+    /// It was said that Redis is away.
     said: bool,
+    failed: Option<Instant>,
 }
 
 impl Pool {
     /// No connection is made yet.
     pub fn new(address: Address, metrics: Arc<Metrics>) -> Pool {
         let backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(2));
-        let state = Mutex::new(State { idle: Vec::new(), down: None, backoff, said: false });
+        let state = Mutex::new(State { idle: Vec::new(), down: None, backoff, said: false, failed: None });
         Pool(Arc::new(Shared { address, metrics, state }))
     }
 
@@ -84,6 +88,7 @@ impl Pool {
         let mut state = self.state();
         state.idle.clear();
         let wait = state.backoff.fail(fastrand::f64());
+        state.failed = Some(Instant::now());
         state.down = Some(Instant::now() + wait);
         if !std::mem::replace(&mut state.said, true) {
             log::error!("no answer from redis at {}: {}; trying on", self.0.address.target, describe(&error));
@@ -95,6 +100,10 @@ impl Pool {
         self.0.metrics.redis_up.set(1);
         let mut state = self.state();
         state.down = None;
+        if state.failed.is_some_and(|at| at.elapsed() < CALM) {
+            return;
+        }
+        state.failed = None;
         state.backoff.succeed();
         if std::mem::replace(&mut state.said, false) {
             log::info!("redis at {} answers again", self.0.address.target);
@@ -124,8 +133,9 @@ impl Pool {
         match answer {
             Err(e) if is_broken(&e) => Err(self.failed(e)),
             answer => {
-                if answer.is_err() {
-                    self.0.metrics.redis_errors.inc();
+                match &answer {
+                    Ok(_) => self.answered(),
+                    Err(_) => self.0.metrics.redis_errors.inc(),
                 }
                 let mut state = self.state();
                 if state.idle.len() < IDLE {

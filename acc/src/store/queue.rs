@@ -7,10 +7,9 @@
 //! A command stays in the queue until the node has acknowledged it; until then every poll gets it
 //! again. Its number (the batch's name is the highest) goes up over the node's whole life.
 
-use super::{Batch, Conn, keys};
+use super::{Batch, Conn, keys, scripts};
 use jscommon::{Command, NodeId};
-use redis::{FromRedisValue, RedisResult, Script, Value};
-use std::sync::LazyLock;
+use redis::{FromRedisValue, RedisResult, Value};
 
 /// Most commands that one answer carries.
 const MOST: usize = 1_000;
@@ -20,14 +19,6 @@ const MOST_BYTES: usize = 4 << 20;
 pub const KEEP_NODE: u64 = 30 * 86_400;
 /// For how many milliseconds a hand-over without acknowledgement counts as under way.
 const UNDER_WAY: u64 = 90_000;
-
-/// What enqueueing and polling have in common stands in front of both.
-static ENQUEUE: LazyLock<Script> =
-    LazyLock::new(|| Script::new(concat!(include_str!("scripts/handover.lua"), include_str!("scripts/enqueue.lua"))));
-static ACKED: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/acked.lua")));
-static POLL: LazyLock<Script> =
-    LazyLock::new(|| Script::new(concat!(include_str!("scripts/handover.lua"), include_str!("scripts/poll.lua"))));
-static WITHDRAW: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/withdraw.lua")));
 
 /// A command on its way to a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,8 +108,8 @@ pub struct Enqueued {
 /// Adds to `batch` the enqueueing of `parcels` for `node`; read the answer with `enqueued`.
 /// `me` is this controller, `now` is in milliseconds, at most `limit` commands may wait, and what waits
 /// is kept for `keep` seconds.
-pub fn enqueue(batch: &mut Batch<'_>, me: &str, node: NodeId, parcels: &[Parcel], now: u64, limit: usize, keep: u64) {
-    batch.script(&ENQUEUE, &[keys::queue(node), keys::waiting(node), keys::meta(node)], |cmd| {
+pub fn enqueue(batch: &mut Batch, me: &str, node: NodeId, parcels: &[Parcel], now: u64, limit: usize, keep: u64) {
+    batch.script(&scripts::ENQUEUE, &[keys::queue(node), keys::waiting(node), keys::meta(node)], |cmd| {
         cmd.arg(me).arg(now).arg(limit).arg(keep.max(KEEP_NODE)).arg(MOST).arg(MOST_BYTES);
         for parcel in parcels {
             cmd.arg(&parcel.id).arg(parcel.packed());
@@ -159,7 +150,7 @@ fn handover(mut parts: impl Iterator<Item = Value>) -> RedisResult<Option<Handov
 
 /// The ids that an acknowledgement of `batch` covers.
 pub fn acked(conn: &mut Conn, node: NodeId, batch: u64) -> RedisResult<Vec<String>> {
-    conn.script(&ACKED, &[keys::queue(node), keys::meta(node)], |cmd| {
+    conn.script(&scripts::ACKED, &[keys::queue(node), keys::meta(node)], |cmd| {
         cmd.arg(batch);
     })
 }
@@ -211,13 +202,13 @@ pub enum Answer {
     Moved(String),
     /// `Fetch` only: another controller is the holder by now (true), or none is.
     Elsewhere(bool),
-    /// A newer agent with this identity polls from this address; whether that is news.
-    Displaced(String, bool),
+    /// A newer agent with this identity polls from this address; when that is news, the word for `told`.
+    Displaced(String, Option<String>),
 }
 
 /// Adds a question to `batch`; read the answer with `answered`.
-pub fn ask(batch: &mut Batch<'_>, q: &Question<'_>) {
-    batch.script(&POLL, &[keys::queue(q.node), keys::waiting(q.node), keys::meta(q.node)], |cmd| {
+pub fn ask(batch: &mut Batch, q: &Question<'_>) {
+    batch.script(&scripts::POLL, &[keys::queue(q.node), keys::waiting(q.node), keys::meta(q.node)], |cmd| {
         let mode = match q.mode {
             Mode::Poll => "poll",
             Mode::Ask => "ask",
@@ -243,10 +234,16 @@ pub fn answered(answer: Value) -> RedisResult<Answer> {
         "moved" => Answer::Moved(text("its holder")?),
         "displaced" => {
             let peer = text("its address")?;
-            Answer::Displaced(peer, parts.next().map(i64::from_redis_value).transpose()?.unwrap_or(0) == 1)
+            let word = text("its word")?;
+            Answer::Displaced(peer, Some(word).filter(|word| !word.is_empty()))
         }
         _ => handover(parts)?.map_or(Answer::Empty, Answer::Batch),
     })
+}
+
+/// It was told that a newer agent with this identity is there: `word` is that of `Answer::Displaced`.
+pub fn told(batch: &mut Batch, node: NodeId, word: &str) {
+    batch.call(redis::Cmd::hset(keys::meta(node), "told", word));
 }
 
 /// What became of taking a command back.
@@ -264,7 +261,7 @@ pub enum Withdrawn {
 /// Takes the command `id` out of `node`'s queue; `now` is in milliseconds.
 pub fn withdraw(conn: &mut Conn, node: NodeId, id: &str, now: u64) -> RedisResult<Withdrawn> {
     let keys = [keys::queue(node), keys::waiting(node), keys::meta(node)];
-    let answer: Vec<String> = conn.script(&WITHDRAW, &keys, |cmd| {
+    let answer: Vec<String> = conn.script(&scripts::WITHDRAW, &keys, |cmd| {
         cmd.arg(id).arg(now).arg(UNDER_WAY);
     })?;
     Ok(match answer.first().map(String::as_str) {
@@ -283,13 +280,13 @@ pub fn withdraw(conn: &mut Conn, node: NodeId, id: &str, now: u64) -> RedisResul
 }
 
 /// Forgets a withdrawn command: it was answered.
-pub fn forget(batch: &mut Batch<'_>, node: NodeId, id: &str) {
+pub fn forget(batch: &mut Batch, node: NodeId, id: &str) {
     batch.call(redis::Cmd::hdel(keys::waiting(node), id));
     batch.call(redis::Cmd::zrem(keys::EXPIRING, keys::expiring(node, id)));
 }
 
 /// Keeps the registration of a node that is parked for weeks.
-pub fn keep(batch: &mut Batch<'_>, node: NodeId) {
+pub fn keep(batch: &mut Batch, node: NodeId) {
     batch.call(redis::Cmd::expire(keys::meta(node), KEEP_NODE as i64));
 }
 

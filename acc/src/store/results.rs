@@ -6,13 +6,9 @@
 //! Owns: `cmds_queue_<id>` and the keys beside it that remember what was delivered.
 //! Does not own: whether the node may answer (the handler asks `jobs` first).
 
-use super::{Batch, DAY, HISTORY, keys};
+use super::{Batch, DAY, HISTORY, keys, scripts};
 use jscommon::NodeId;
-use redis::{FromRedisValue, RedisResult, Script, Value};
-use std::sync::LazyLock;
-
-static DECIDE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/result.lua")));
-static PUSH: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("scripts/push.lua")));
+use redis::{FromRedisValue, RedisResult, Value};
 
 /// A result to deliver.
 #[derive(Clone, Debug)]
@@ -57,26 +53,37 @@ pub enum Verdict {
 }
 
 /// Adds the decision on a delivery to `batch`; the answer is read by `verdict`.
-pub fn decide(batch: &mut Batch<'_>, delivery: &Delivery<'_>) {
+pub fn decide(batch: &mut Batch, delivery: &Delivery<'_>) {
     let mut keys = vec![keys::done(delivery.id)];
-    let (mut recurring, mut quiet, mut remember) = (false, false, DAY);
+    let (mut recurring, mut quiet) = (false, false);
     if let Some(run) = delivery.recurring {
         keys.push(keys::done_run(delivery.id, run.node, run.starttime));
         (recurring, quiet) = (true, run.quiet);
-        remember = run.period.saturating_mul(2).saturating_add(DAY).min(400 * DAY);
     }
-    batch.script(&DECIDE, &keys, |cmd| {
-        cmd.arg(delivery.target).arg(delivery.run).arg(remember).arg(u8::from(recurring)).arg(u8::from(quiet));
+    // A day, for nothing is known yet of who says so: see `remember`.
+    batch.script(&scripts::DECIDE, &keys, |cmd| {
+        cmd.arg(delivery.target).arg(delivery.run).arg(DAY).arg(u8::from(recurring)).arg(u8::from(quiet));
+    });
+}
+
+/// Adds that the delivery is remembered until well after the next run of its job, 400 days at most; `meant` says
+/// that Redis knows the job and that it is for this node. Nothing for a job that does not recur.
+pub fn remember(batch: &mut Batch, delivery: &Delivery<'_>, meant: bool) {
+    let Some(run) = delivery.recurring else { return };
+    let keys = [keys::done(delivery.id), keys::done_run(delivery.id, run.node, run.starttime)];
+    batch.script(&scripts::REMEMBER, &keys, |cmd| {
+        let seconds = run.period.saturating_mul(2).saturating_add(DAY).min(400 * DAY);
+        cmd.arg(seconds).arg(u8::from(meant)).arg(DAY);
     });
 }
 
 /// Adds the push of a delivery that was decided to be the first; answers 1 unless it was pushed since.
-pub fn push(batch: &mut Batch<'_>, delivery: &Delivery<'_>) {
+pub fn push(batch: &mut Batch, delivery: &Delivery<'_>) {
     let mut keys = vec![keys::results(delivery.id), keys::done(delivery.id)];
     if let Some(run) = delivery.recurring {
         keys.push(keys::done_run(delivery.id, run.node, run.starttime));
     }
-    batch.script(&PUSH, &keys, |cmd| {
+    batch.script(&scripts::PUSH, &keys, |cmd| {
         cmd.arg(delivery.target).arg(delivery.run).arg(delivery.text).arg(HISTORY).arg(DAY);
         cmd.arg(u8::from(delivery.recurring.is_some()));
     });

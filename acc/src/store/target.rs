@@ -13,6 +13,8 @@ pub struct Target {
     pub kind: Kind,
     /// The servers that are named: the one, some of the cluster's, or the Sentinels.
     pub servers: Vec<ConnectionInfo>,
+    /// How the Sentinels themselves are logged in to; the login of `servers` is that of the group.
+    pub sentinel: RedisConnectionInfo,
 }
 
 /// What kind of Redis service.
@@ -28,14 +30,17 @@ pub enum Kind {
 
 impl Target {
     /// Reads `host:port`, a URL, or several of either split by commas (a cluster);
-    /// `sentinel://[user:pw@]host:port,…/group[/db]` names Sentinels.
+    /// `sentinel://[user:pw@]host:port,…/group[/db][?sentinel_user=…&sentinel_password=…]` names Sentinels;
+    /// with `sentinels://` they and the group are reached over TLS.
     pub fn parse(text: &str) -> Result<Target, String> {
         let text = text.trim();
         if text.is_empty() {
             return Err("no Redis address".into());
         }
-        if let Some(rest) = text.strip_prefix("sentinel://") {
-            return sentinel(rest);
+        for (scheme, server) in [("sentinel://", "redis://"), ("sentinels://", "rediss://")] {
+            if let Some(rest) = text.strip_prefix(scheme) {
+                return sentinel(rest, server);
+            }
         }
         let parts = split(text)?;
         let (first, others) = parts.split_first().ok_or("no Redis address")?;
@@ -58,12 +63,13 @@ impl Target {
         if kind == Kind::Cluster && servers.iter().any(|s| matches!(s.addr(), ConnectionAddr::Unix(_))) {
             return Err("several Redis addresses are a cluster, and a cluster has no Unix sockets".into());
         }
-        Ok(Target { kind, servers })
+        Ok(Target { kind, servers, sentinel: RedisConnectionInfo::default() })
     }
 
     /// Whether a password stands in it.
     pub fn has_password(&self) -> bool {
-        self.servers.iter().any(|server| server.redis_settings().password().is_some())
+        let mut logins = self.servers.iter().map(ConnectionInfo::redis_settings).chain([&self.sentinel]);
+        logins.any(|login| login.password().is_some())
     }
 }
 
@@ -191,7 +197,44 @@ fn quiet(info: ConnectionInfo) -> ConnectionInfo {
     info.set_redis_settings(redis).set_tcp_settings(tcp)
 }
 
-fn sentinel(rest: &str) -> Result<Target, String> {
+/// User and password, as they stand in a URL before its `@`, added to `settings`.
+fn logged_in(mut settings: RedisConnectionInfo, login: &str) -> Result<RedisConnectionInfo, String> {
+    // Read by the URL parser, for its percent decoding.
+    let parsed = server(&format!("redis://{login}@localhost"))?;
+    if let Some(user) = parsed.redis_settings().username() {
+        settings = settings.set_username(user);
+    }
+    if let Some(password) = parsed.redis_settings().password() {
+        settings = settings.set_password(password);
+    }
+    Ok(settings)
+}
+
+/// The login of the Sentinels themselves, from what stands behind the `?`.
+fn sentinel_login(query: &str) -> Result<RedisConnectionInfo, String> {
+    let settings = RedisConnectionInfo::default().set_skip_set_lib_name();
+    let (mut user, mut password) = ("", "");
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        match pair.split_once('=') {
+            Some(("sentinel_user", value)) => user = value,
+            Some(("sentinel_password", value)) => password = value,
+            _ => {
+                return Err("behind its ? a sentinel address takes sentinel_user=… and sentinel_password=…, \
+                    with & in them as %26"
+                    .into());
+            }
+        }
+    }
+    if user.is_empty() && password.is_empty() {
+        return Ok(settings);
+    }
+    if [user, password].iter().any(|text| text.contains(['/', '#', '?', '@'])) || user.contains(':') {
+        return Err(UNREADABLE.into());
+    }
+    logged_in(settings, &format!("{user}:{password}"))
+}
+
+fn sentinel(rest: &str, scheme: &str) -> Result<Target, String> {
     let (login, rest) = match rest.rsplit_once('@') {
         Some((login, rest)) => (Some(login), rest),
         None => (None, rest),
@@ -201,6 +244,8 @@ fn sentinel(rest: &str) -> Result<Target, String> {
     }
     let (hosts, path) =
         rest.split_once('/').ok_or("a sentinel address names its group: sentinel://host:26379,host:26379/mymaster")?;
+    let (path, query) = path.split_once('?').unwrap_or((path, ""));
+    let sentinel = sentinel_login(query)?;
     let (group, db) = path.split_once('/').unwrap_or((path, ""));
     if group.is_empty() {
         return Err("a sentinel address names its group: sentinel://host:26379,host:26379/mymaster".into());
@@ -208,24 +253,18 @@ fn sentinel(rest: &str) -> Result<Target, String> {
     let db = if db.is_empty() { 0 } else { db.parse().map_err(|_| format!("'{db}' is no database number"))? };
     let mut settings = RedisConnectionInfo::default().set_db(db).set_skip_set_lib_name();
     if let Some(login) = login {
-        // Read by the URL parser, for its percent decoding.
-        let parsed = server(&format!("redis://{login}@localhost"))?;
-        if let Some(user) = parsed.redis_settings().username() {
-            settings = settings.set_username(user);
-        }
-        if let Some(password) = parsed.redis_settings().password() {
-            settings = settings.set_password(password);
-        }
+        settings = logged_in(settings, login)?;
     }
     let mut servers = Vec::new();
     for host in hosts.split(',').map(str::trim).filter(|host| !host.is_empty()) {
-        let host = if host.contains(':') { host.to_owned() } else { format!("{host}:26379") };
+        let bare = host.ends_with(']') || !host.contains(':');
+        let host = if bare { format!("{scheme}{host}:26379") } else { format!("{scheme}{host}") };
         servers.push(server(&host)?.set_redis_settings(settings.clone()));
     }
     if servers.is_empty() {
         return Err("a sentinel address names at least one host".into());
     }
-    Ok(Target { kind: Kind::Sentinel(group.to_owned()), servers })
+    Ok(Target { kind: Kind::Sentinel(group.to_owned()), servers, sentinel })
 }
 
 #[cfg(test)]
@@ -269,13 +308,41 @@ mod tests {
         );
         assert_eq!(group.servers[0].redis_settings().password(), Some("pw"));
         assert_eq!(group.servers[0].redis_settings().db(), 4);
+        assert!(group.sentinel.password().is_none());
+        let group = check(
+            "sentinels://me:pw@s1,[::1]/main?sentinel_user=you&sentinel_password=g%26h",
+            Kind::Sentinel("main".into()),
+            "group main of sentinels rediss://s1:26379, rediss://::1:26379",
+        );
+        assert_eq!(group.servers[1].redis_settings().password(), Some("pw"));
+        assert_eq!((group.sentinel.username(), group.sentinel.password()), (Some("you"), Some("g&h")));
+        let group = check(
+            "sentinel://s1/main/2?sentinel_password=x",
+            Kind::Sentinel("main".into()),
+            "group main of sentinels s1:26379",
+        );
+        assert!(
+            group.has_password() && group.sentinel.username().is_none() && group.servers[0].redis_settings().db() == 2
+        );
     }
 
     #[test]
     fn other_texts_say_what_is_wanted_and_hide_passwords() {
-        for bad in
-            ["", ",", "http://x", "redis://", "host:port", "redis://:geheim@h:x", "sentinel://h", "a:1,unix:///x"]
-        {
+        for bad in [
+            "",
+            ",",
+            "http://x",
+            "redis://",
+            "host:port",
+            "redis://:geheim@h:x",
+            "sentinel://h",
+            "a:1,unix:///x",
+            "sentinel://h/g?geheim",
+            "sentinel://h/g?sentinel_password=a/geheim",
+            "sentinel://h/g?sentinel_password=a@geheim",
+            "sentinel://h/g?sentinel_password=a&geheim",
+            "sentinels://h",
+        ] {
             let error = Target::parse(bad).unwrap_err();
             assert!(!error.contains("geheim"), "{error}");
             assert!(!error.is_empty());
@@ -284,7 +351,7 @@ mod tests {
 
     #[test]
     fn no_part_of_a_password_is_shown() {
-        for scheme in ["redis://", "rediss://", "", "unix://", "sentinel://"] {
+        for scheme in ["redis://", "rediss://", "", "unix://", "sentinel://", "sentinels://"] {
             for mark in [",", "/", "#", "?", "@", "@,", "/@", "#,", ":", "[", "]"] {
                 for (one, two) in [(":qge", "qhe"), (":4711", "8150"), ("wwu:qge", "qhe"), ("wwu:4711", "8150")] {
                     for host in ["host:6379", "host", "host,h2", "host,h2:1/g", "host:x", "host:1,h2:x"] {

@@ -19,6 +19,7 @@ mod messages;
 mod polling;
 mod programs;
 mod redis_away;
+mod redis_full;
 mod redis_kinds;
 mod renewal;
 mod results;

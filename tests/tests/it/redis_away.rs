@@ -183,6 +183,8 @@ const CONTROLLER: &[&str] = &[
     "+@write",
     "+@scripting",
     "+eval",
+    "+multi",
+    "+exec",
     "+time",
     "-@dangerous",
     "-@admin",

@@ -1,171 +1,260 @@
-//! Redis as a cluster, and under Sentinels: a controller outlives the loss of a server.
+//! Redis as a cluster, and under Sentinels: a controller outlives the loss of a server, with jobs in flight.
 
-use jstests::process::Process;
-use jstests::redis_server::free_port;
+use jstests::load::Load;
+use jstests::redis_cluster::Cluster;
+use jstests::sentinels::Watched;
 use jstests::swarm::{Swarm, SwarmOptions};
-use jstests::{Acc, AccOptions, Client, LONG, Redis, fresh_id, run_with, wait_for, wait_until};
-use nix::sys::signal::Signal;
-use redis::cluster::{ClusterClient, ClusterConnection};
+use jstests::{Acc, AccOptions, Client, FakeNode, LONG, wait_for, wait_until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use redis::ConnectionLike;
+use redis::cluster::ClusterConnection;
 use serde_json::json;
-use std::process::Command;
-use std::time::Duration;
-use tempfile::TempDir;
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
 
 /// How long a failover may take on a busy machine.
 const FAILOVER: Duration = Duration::from_secs(60);
+const NODES: u32 = 20;
 
-fn nodes(acc: &Acc) -> Swarm {
-    let options = SwarmOptions::new(([127, 0, 0, 1], acc.port()).into(), 10);
-    let swarm = Swarm::start(options).expect("the swarm starts");
+fn nodes(accs: &[&Acc]) -> Swarm {
+    let controllers: Vec<_> = accs.iter().map(|acc| ([127, 0, 0, 1], acc.port()).into()).collect();
+    let chatter = Some(Duration::from_secs(1));
+    let swarm = Swarm::start(SwarmOptions {
+        chatter,
+        wait: 5,
+        controllers,
+        ..SwarmOptions::new(([127, 0, 0, 1], 1).into(), NODES)
+    });
+    let swarm = swarm.expect("the swarm starts");
     swarm.wait_polling(FAILOVER).expect("all poll");
     swarm
 }
 
-fn command(nid: usize) -> (String, String) {
-    let id = fresh_id();
-    let text = json!({"id": id, "gid": 1, "nid": nid, "cmd": "ping"}).to_string();
-    (id, text)
+/// A second controller of one family.
+fn family(url: &str, first: &Acc) -> Acc {
+    Acc::start_at(url, AccOptions { state_dir: Some(first.state_dir()), ..AccOptions::default() })
 }
 
-/// Three masters with a replica each.
-struct Cluster {
-    servers: Vec<Redis>,
-}
-
-impl Cluster {
-    fn start() -> Cluster {
-        let args = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1500", "--repl-diskless-sync-delay", "0"];
-        let server = |_| {
-            let (port, bus) = (free_port(), free_port().to_string());
-            Redis::start_with(&[&args[..], &["--cluster-port", &bus]].concat(), Some(port))
-        };
-        let servers: Vec<Redis> = (0..6).map(server).collect();
-        let mut create = Command::new("redis-cli");
-        create.args(["--cluster", "create"]);
-        create.args(servers.iter().map(|server| format!("127.0.0.1:{}", server.port().unwrap())));
-        let made = run_with(create.args(["--cluster-replicas", "1", "--cluster-yes"]));
-        assert_eq!(made.code, 0, "{made:?}");
-        let cluster = Cluster { servers };
-        wait_until("the cluster is well", FAILOVER, || {
-            cluster.servers.iter().all(|server| {
-                let mut conn = server.connect();
-                let info: String = redis::cmd("CLUSTER").arg("INFO").query(&mut conn).unwrap_or_default();
-                let role: String = redis::cmd("INFO").arg("replication").query(&mut conn).unwrap_or_default();
-                // A replica that has never followed cannot take over.
-                let follows = role.contains("connected_slaves:1") || role.contains("master_link_status:up");
-                info.contains("cluster_state:ok") && info.contains("cluster_known_nodes:6") && follows
-            })
-        });
-        cluster
-    }
-
-    fn address(&self) -> String {
-        let ports = self.servers.iter().take(3).map(|server| format!("127.0.0.1:{}", server.port().unwrap()));
-        ports.collect::<Vec<String>>().join(",")
-    }
-
-    fn connect(&self) -> Option<ClusterConnection> {
-        let urls = self.servers.iter().map(|server| format!("redis://127.0.0.1:{}", server.port().unwrap()));
-        ClusterClient::new(urls).ok()?.get_connection().ok()
-    }
-
-    /// Pushes a command and waits for its result, over as many connections as it takes.
-    fn run(&self, nid: usize) {
-        let (id, text) = command(nid);
-        wait_for("the command is pushed", FAILOVER, || {
-            redis::cmd("LPUSH").arg("cmds_queue").arg(&text).query::<u64>(&mut self.connect()?).ok()
-        });
-        wait_for(&format!("the result of {id}"), FAILOVER, || {
-            let list = format!("cmds_queue_{id}");
-            redis::cmd("RPOP").arg(list).query::<Option<String>>(&mut self.connect()?).ok()?
-        });
-    }
-}
-
-#[test]
-fn a_cluster_loses_a_server() {
-    let mut cluster = Cluster::start();
-    let acc = Acc::start_at(&cluster.address(), AccOptions::default());
-    let _swarm = nodes(&acc);
-    (1..=10).for_each(|nid| cluster.run(nid));
-    // The one that holds the queue of commands is the worst to lose.
-    let slot: u16 =
-        redis::cmd("CLUSTER").arg("KEYSLOT").arg("cmds_queue").query(&mut cluster.servers[0].connect()).unwrap();
-    let holder = usize::from(slot) * 3 / 16384;
-    cluster.servers[holder].kill();
-    (1..=10).for_each(|nid| cluster.run(nid));
-    assert_eq!(acc.anonymous().get("/health").status, 200);
-}
-
-/// A master, its replica, and three Sentinels that watch them.
-struct Watched {
-    master: Redis,
-    replica: Redis,
-    ports: Vec<u16>,
-    _sentinels: Vec<(Process, TempDir)>,
-}
-
-impl Watched {
-    fn start() -> Watched {
-        let master = Redis::start_tcp();
-        let port = master.port().expect("a port").to_string();
-        let replica = Redis::start_with(&["--replicaof", "127.0.0.1", &port], Some(free_port()));
-        wait_until("the replica follows", LONG, || {
-            let info: String = redis::cmd("INFO").arg("replication").query(&mut replica.connect()).unwrap_or_default();
-            info.contains("master_link_status:up")
-        });
-        let (mut ports, mut sentinels) = (Vec::new(), Vec::new());
-        for _ in 0..3 {
-            let dir = tempfile::tempdir().expect("a temporary folder");
-            let (file, own) = (dir.path().join("sentinel.conf"), free_port());
-            let text = format!(
-                "port {own}\nbind 127.0.0.1\nsentinel monitor group 127.0.0.1 {port} 2\n\
-                 sentinel down-after-milliseconds group 1500\nsentinel failover-timeout group 5000\n"
-            );
-            std::fs::write(&file, text).expect("the Sentinel's settings");
-            let mut command = Command::new("redis-server");
-            command.arg(&file).arg("--sentinel");
-            let process = Process::spawn(&mut command, "sentinel", dir.path(), Signal::SIGKILL);
-            ports.push(own);
-            sentinels.push((process, dir));
+/// A push over a connection that is made anew when it fails.
+fn pusher(cluster: &Cluster) -> impl FnMut(&str) -> bool + Send + 'static {
+    let urls: Vec<String> =
+        cluster.servers.iter().map(|server| format!("redis://127.0.0.1:{}", server.port().unwrap())).collect();
+    let mut conn: Option<ClusterConnection> = None;
+    move |text| {
+        if conn.is_none() {
+            let client = redis::cluster::ClusterClient::builder(urls.clone())
+                .connection_timeout(Duration::from_secs(1))
+                .response_timeout(Duration::from_secs(2))
+                .retries(4);
+            conn = client.build().and_then(|client| client.get_connection()).ok();
         }
-        let watched = Watched { master, replica, ports, _sentinels: sentinels };
-        wait_until("the Sentinels know each other and the replica", FAILOVER, || {
-            watched.ports.iter().all(|port| {
-                let url = format!("redis://127.0.0.1:{port}");
-                let conn = redis::Client::open(url).and_then(|client| client.get_connection());
-                let text: Option<String> =
-                    conn.ok().and_then(|mut conn| redis::cmd("INFO").arg("sentinel").query(&mut conn).ok());
-                text.is_some_and(|text| text.contains("slaves=1,sentinels=3"))
-            })
+        let pushed = conn.as_mut().is_some_and(|conn| {
+            let mut cmd = redis::cmd("LPUSH");
+            conn.req_command(cmd.arg("cmds_queue").arg(text)).is_ok()
         });
-        watched
-    }
-
-    fn address(&self) -> String {
-        let hosts: Vec<String> = self.ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
-        format!("sentinel://{}/group", hosts.join(","))
+        if !pushed {
+            conn = None;
+        }
+        pushed
     }
 }
 
+/// Waits until each job has its result, and looks that none has two; all of them stand in the hashes too.
+#[track_caller]
+fn all_ran_once(ids: &[String], mut count: impl FnMut(&[String]) -> Option<Vec<(usize, bool)>>) {
+    let mut open: Vec<String> = ids.to_vec();
+    let end = Instant::now() + FAILOVER;
+    while !open.is_empty() {
+        if let Some(counts) = count(&open) {
+            let doubled: Vec<_> = open.iter().zip(&counts).filter(|(_, (count, _))| *count > 1).collect();
+            assert!(doubled.is_empty(), "{doubled:?}");
+            open = open
+                .into_iter()
+                .zip(counts)
+                .filter(|(_, (count, done))| *count == 0 || !done)
+                .map(|(id, _)| id)
+                .collect();
+        }
+        assert!(Instant::now() < end, "{} of {} without a result: {:?}", open.len(), ids.len(), open.first());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Results on the list, and whether the job's hash says that it ended.
+fn counted(conn: &mut impl ConnectionLike, id: &str) -> Option<(usize, bool)> {
+    let count = redis::cmd("LLEN").arg(format!("cmds_queue_{id}")).query(conn).ok()?;
+    let states: Vec<String> = redis::cmd("HVALS").arg(format!("jsacc:job:{id}")).query(conn).ok()?;
+    Some((count, states.iter().any(|state| state.contains("\"state\":\"OK\""))))
+}
+
+fn on_cluster(cluster: &Cluster) -> impl FnMut(&[String]) -> Option<Vec<(usize, bool)>> {
+    let mut conn = cluster.connect();
+    let again = move || cluster.connect();
+    move |ids| {
+        conn = conn.take().or_else(&again);
+        let counts: Option<Vec<_>> = ids.iter().map(|id| counted(conn.as_mut()?, id)).collect();
+        if counts.is_none() {
+            conn = None;
+        }
+        counts
+    }
+}
+
+/// Waits until so many more commands were accepted.
+#[track_caller]
+fn more(load: &Load, count: usize) {
+    let before = load.accepted();
+    wait_until("commands are accepted", FAILOVER, || load.accepted() >= before + count);
+}
+
 #[test]
-fn sentinels_make_the_replica_master() {
-    let mut watched = Watched::start();
-    let acc = Acc::start_at(&watched.address(), AccOptions::default());
-    let _swarm = nodes(&acc);
-    let run = |client: &mut Client, nid: usize| {
-        let (id, text) = command(nid);
-        client.push_raw(&text);
-        assert!(client.pop_within(&id, FAILOVER).is_some(), "no result of {id}");
-    };
-    let mut client = Client::new(&watched.master);
-    (1..=10).for_each(|nid| run(&mut client, nid));
-    watched.master.kill();
-    wait_until("the replica is master", FAILOVER, || {
-        let info: String =
-            redis::cmd("INFO").arg("replication").query(&mut watched.replica.connect()).unwrap_or_default();
-        info.contains("role:master")
+fn a_cluster_loses_servers_with_jobs_in_flight() {
+    let mut cluster = Cluster::start(true);
+    let first = Acc::start_at(&cluster.address(), AccOptions::default());
+    let second = family(&cluster.address(), &first);
+    let swarm = nodes(&[&first, &second]);
+    let load = Load::start(NODES, Duration::from_millis(2), pusher(&cluster));
+    more(&load, 200);
+    // The one that holds the queue of commands is the worst to lose.
+    let holder = cluster.holder(cluster.slot("cmds_queue"));
+    cluster.servers[holder].kill();
+    more(&load, 200);
+    // A master is made a replica in peace, as for an upgrade.
+    let replica = wait_for("a replica that can take over", FAILOVER, || {
+        let alive = (0..6).filter(|i| *i != holder);
+        alive.into_iter().find(|i| {
+            let info: String = cluster.on(*i, &["INFO", "replication"]).unwrap_or_default();
+            info.contains("role:slave") && info.contains("master_link_status:up")
+        })
     });
-    let mut client = Client::new(&watched.replica);
-    (1..=10).for_each(|nid| run(&mut client, nid));
+    cluster.on::<()>(replica, &["CLUSTER", "FAILOVER"]).expect("a failover");
+    more(&load, 200);
+    let ids = load.stop();
+    all_ran_once(&ids, on_cluster(&cluster));
+    assert!(swarm.tally.others.lock().unwrap().is_empty(), "{:?}", swarm.tally);
+    assert_eq!(first.anonymous().get("/health").status, 200);
+}
+
+#[test]
+fn slots_move_and_servers_fill_up_under_load() {
+    let cluster = Cluster::start(false);
+    let first = Acc::start_at(&cluster.address(), AccOptions::default());
+    let second = family(&cluster.address(), &first);
+    let swarm = nodes(&[&first, &second]);
+    let load = Load::start(NODES, Duration::from_millis(2), pusher(&cluster));
+    more(&load, 100);
+    // What everything goes through, and the queues of some nodes.
+    let mut keys = vec!["cmds_queue".to_owned(), "jsacc:jobs".into(), "jsacc:agents".into(), "jsacc:expiring".into()];
+    keys.extend((1..=4).map(|nid| format!("{{1:{nid}}}")));
+    for round in 1..=2 {
+        for key in &keys {
+            let slot = cluster.slot(key);
+            let from = (cluster.first_holder(slot) + round - 1) % 3;
+            cluster.move_slot(slot, from, (from + 1) % 3, Duration::from_millis(150));
+        }
+        more(&load, 100);
+    }
+    for _ in 0..10 {
+        cluster.fill(true);
+        std::thread::sleep(Duration::from_millis(fastrand::u64(1..60)));
+        cluster.fill(false);
+        more(&load, 10);
+    }
+    let ids = load.stop();
+    all_ran_once(&ids, on_cluster(&cluster));
+    assert!(swarm.tally.others.lock().unwrap().is_empty(), "{:?}", swarm.tally);
+    let listed: Vec<String> = wait_for("the list of jobs", LONG, || {
+        redis::cmd("LRANGE").arg("jsacc:jobs").arg(0).arg(-1).query(&mut cluster.connect()?).ok()
+    });
+    let missing: Vec<&String> = ids.iter().filter(|id| !listed.contains(id)).collect();
+    assert!(missing.is_empty(), "{missing:?} are not listed");
+}
+
+#[test]
+fn a_server_of_a_cluster_that_falls_silent_holds_nobody_up() {
+    let cluster = Cluster::start(true);
+    // Named first, and silent when the second controller starts.
+    let first = Acc::start_at(&cluster.address(), AccOptions::default());
+    let node = first.node(1, 10);
+    assert!(node.poll(0, None).is_none());
+    let stopped = Pid::from_raw(cluster.servers[0].pid() as i32);
+    kill(stopped, Signal::SIGSTOP).unwrap();
+    let begin = Instant::now();
+    let second = family(&cluster.address(), &first);
+    let node = second.node(1, 10);
+    run(&cluster, &node);
+    let took = begin.elapsed();
+    kill(stopped, Signal::SIGCONT).unwrap();
+    assert!(took < Duration::from_secs(45), "{took:?}");
+}
+
+/// A command goes through the whole of it.
+#[track_caller]
+fn run(cluster: &Cluster, node: &FakeNode) {
+    let id = jstests::fresh_id();
+    let text = json!({"id": id, "gid": 1, "nid": 10, "cmd": "ping"}).to_string();
+    let mut push = pusher(cluster);
+    wait_until("the command is pushed", FAILOVER, || push(&text));
+    let command = wait_for("the command comes", FAILOVER, || {
+        let answer = node.get("/1/10/cmd?wait=1");
+        answer.json()["cmds"].as_array().and_then(|cmds| cmds.iter().find(|cmd| cmd["id"] == json!(id)).cloned())
+    });
+    let result = json!([node.result_of(&command, "OK", "\"pong\"")]);
+    wait_until("the result is taken", FAILOVER, || node.post("result", &result).status == 200);
+}
+
+#[test]
+fn sentinels_make_the_replica_master_with_jobs_in_flight() {
+    let mut watched = Watched::start("");
+    let acc = Acc::start_at(&watched.address(None), AccOptions::default());
+    let swarm = nodes(&[&acc]);
+    let urls = [watched.master.url(), watched.replica.url()];
+    let load = Load::start(NODES, Duration::from_millis(2), move |text| {
+        // To whichever of the two is the master and has a replica, or is left alone.
+        urls.iter().any(|url| {
+            let conn = redis::Client::open(url.as_str()).and_then(|client| client.get_connection());
+            conn.is_ok_and(|mut conn| redis::cmd("LPUSH").arg("cmds_queue").arg(text).query::<u64>(&mut conn).is_ok())
+        })
+    });
+    more(&load, 200);
+    watched.master.kill();
+    watched.wait_promoted();
+    more(&load, 200);
+    let ids = load.stop();
+    let mut conn = watched.replica.connect();
+    all_ran_once(&ids, |ids| ids.iter().map(|id| counted(&mut conn, id)).collect());
+    assert!(swarm.tally.others.lock().unwrap().is_empty(), "{:?}", swarm.tally);
+}
+
+#[test]
+fn a_silent_sentinel_holds_nobody_up_and_their_password_is_not_the_servers() {
+    let watched = Watched::start("geheim");
+    // It accepts, and never says a word.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = watched.address(Some(silent.local_addr().unwrap().port()));
+    // Nor does the one behind it.
+    let stopped = Pid::from_raw(watched.pids()[0] as i32);
+    kill(stopped, Signal::SIGSTOP).unwrap();
+    let begin = Instant::now();
+    let acc = Acc::start_at(&address, AccOptions::default());
+    let node = acc.node(1, 10);
+    let mut client = Client::new(&watched.master);
+    let id = client.send("ping", json!({}));
+    assert_eq!(node.poll(30, None).unwrap().cmds[0]["id"], json!(id));
+    assert!(begin.elapsed() < LONG, "{:?}", begin.elapsed());
+    // Once is enough: new connections go to the one that has answered.
+    let begin = Instant::now();
+    assert_eq!(acc.command(&["revoke", "1", "11"]).code, 0);
+    let once = begin.elapsed();
+    client.redis::<()>(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+    let begin = Instant::now();
+    wait_until("it is back", LONG, || acc.anonymous().get("/health").status == 200);
+    assert!(begin.elapsed() < once, "{:?} after {once:?}", begin.elapsed());
+    kill(stopped, Signal::SIGCONT).unwrap();
+    assert!(!acc.output().contains("geheim"));
+    let wrong = address.replace("geheim", "falsch");
+    let stranger = Acc::start_unready(&wrong, AccOptions::default());
+    wait_until("it says why", LONG, || stranger.output().contains("password"));
+    assert!(!stranger.output().contains("falsch"));
 }

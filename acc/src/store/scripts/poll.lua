@@ -6,16 +6,15 @@
 -- 'fetch' is the holder itself, whose bell has rung.
 -- Answers {'empty'}, {'batch', batch, id, text…}, {'elsewhere', holder} (fetch: it is another one, or '' for
 -- none), {'moved', holder} (that one has to be told first, for it trusts that it holds the poll) or
--- {'displaced', the newer one's address, 1 when that is news}.
+-- {'displaced', the newer one's address, what to write down as told when that is news, or ''}.
 local meta = redis.call('HMGET', KEYS[3], 'ac', 'handed', 'instance', 'peer', 'old', 'told')
 local holder = meta[1] or ''
 if ARGV[9] == 'fetch' and holder ~= ARGV[1] then return {'elsewhere', holder} end
 if ARGV[6] ~= '' and meta[3] ~= ARGV[6] then
   local old = meta[5] or ''
   if meta[3] and ARGV[10] ~= '1' and string.find(',' .. old .. ',', ',' .. ARGV[6] .. ',', 1, true) then
-    local news = meta[6] ~= ARGV[6] .. ' ' .. meta[3]
-    if news then redis.call('HSET', KEYS[3], 'told', ARGV[6] .. ' ' .. meta[3]) end
-    return {'displaced', meta[4] or '', news and 1 or 0}
+    local word = ARGV[6] .. ' ' .. meta[3]
+    return {'displaced', meta[4] or '', meta[6] ~= word and word or ''}
   end
   -- The newest instance holds the identity; the few before it are remembered, to tell them so.
   local names = {}
@@ -29,6 +28,8 @@ if ARGV[6] ~= '' and meta[4] ~= ARGV[7] then redis.call('HSET', KEYS[3], 'peer',
 if ARGV[3] ~= '' and meta[2] then
   local upto = string.format('%.0f', math.min(tonumber(meta[2]), tonumber(ARGV[3])))
   local ids = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', upto)
+  -- First a write that a full Redis refuses, as it has refused then to write down that they run.
+  if #ids > 0 then redis.call('HSET', KEYS[3], 'acked', upto) end
   for i = 1, #ids do redis.call('HDEL', KEYS[2], ids[i]) end
   redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', upto)
 end

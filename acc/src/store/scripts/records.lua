@@ -26,6 +26,9 @@ while length > 1 and (length > tonumber(ARGV[3]) or bytes > tonumber(ARGV[5])) d
   bytes = bytes - #gone
   length = length - 1
 end
+-- Nodes come and go: when very many have been here all are forgotten, which matters only to a batch that is
+-- on its way just now for the second time.
+if redis.call('HLEN', KEYS[2]) > 50000 then redis.call('DEL', KEYS[2]) end
 redis.call('HSET', KEYS[2], ARGV[1], ARGV[2], '', string.format('%.0f %d', math.max(bytes, 0), length))
 redis.call('EXPIRE', KEYS[1], ARGV[4])
 redis.call('EXPIRE', KEYS[2], ARGV[4])

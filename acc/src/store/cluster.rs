@@ -1,0 +1,240 @@
+//! A Redis Cluster: connections to its masters, and calls that find the right one.
+//!
+//! Owns: the map of slots as last learnt, following MOVED and ASK, waiting out TRYAGAIN, scripts on every
+//! server before their first use there. Does not own: what the calls are, or when to connect again (`pool`).
+//!
+//! **A call is sent again only when its server has said that it did not do it** (MOVED, ASK, TRYAGAIN,
+//! NOSCRIPT). When an answer is lost with its connection that is an error: whoever asked knows what may be
+//! repeated, and what has to be looked for then.
+
+use super::conn::Address;
+use super::line::{self, CONNECT};
+use super::roster::Place;
+use super::slots::{self, Layout};
+use super::{scripts, slots::slot_of};
+use redis::{Cmd, Connection, ConnectionInfo, ErrorKind, RedisError, RedisResult, ServerErrorKind, Value};
+use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, Instant};
+
+/// Longest time in which a server tells who has which slots; then the next one is asked.
+const TELL: Duration = Duration::from_secs(2);
+/// So often a call may be sent elsewhere.
+const REDIRECTIONS: usize = 8;
+/// For how long calls are tried again whose keys are on their way from one server to another.
+const MOVING: Duration = Duration::from_secs(2);
+/// Time between two such tries.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// An open connection to a cluster.
+pub(super) struct Cluster {
+    address: Address,
+    /// How each server is reached, but for its name.
+    model: ConnectionInfo,
+    patience: Duration,
+    layout: Layout,
+    servers: HashMap<Place, Server>,
+}
+
+struct Server {
+    conn: Connection,
+    /// It has all scripts, as far as is known.
+    scripted: bool,
+}
+
+/// Which way a call takes.
+#[derive(Clone, Debug)]
+enum Way {
+    /// To the master of its slot.
+    Slot,
+    /// To where MOVED has sent it.
+    Moved(Place),
+    /// To where ASK has sent it.
+    Asking(Place),
+}
+
+/// A call that has no answer yet.
+struct Open {
+    index: usize,
+    way: Way,
+    redirections: usize,
+    /// Its script was missing once already.
+    reloaded: bool,
+}
+
+impl Cluster {
+    /// Learns from any of the servers that are known where all the others are.
+    pub(super) fn connect(address: &Address, patience: Duration) -> RedisResult<Cluster> {
+        let model = address.target.servers[0].clone();
+        let address = address.clone();
+        let (layout, servers) = (Layout::default(), HashMap::new());
+        let mut cluster = Cluster { address, model, patience, layout, servers };
+        cluster.learn()?;
+        Ok(cluster)
+    }
+
+    /// Runs all calls, side by side on their servers, and gives their answers.
+    /// `scripted`: there may be scripts among them.
+    pub(super) fn run(&mut self, calls: &[Cmd], scripted: bool) -> RedisResult<Vec<Value>> {
+        let outcome = self.carry(calls, scripted);
+        if outcome.is_err() {
+            // What was not read there would be taken for the answer to something else.
+            self.servers.clear();
+        }
+        outcome
+    }
+
+    fn carry(&mut self, calls: &[Cmd], scripted: bool) -> RedisResult<Vec<Value>> {
+        let mut answers = vec![Value::Nil; calls.len()];
+        let open = |index| Open { index, way: Way::Slot, redirections: 0, reloaded: false };
+        let mut todo: Vec<Open> = (0..calls.len()).map(open).collect();
+        let (mut moved, mut until) = (false, None);
+        while !todo.is_empty() {
+            todo.sort_unstable_by_key(|open| open.index);
+            let mut shares: BTreeMap<Place, Vec<Open>> = BTreeMap::new();
+            for open in todo.drain(..) {
+                shares.entry(self.place(&calls[open.index], &open.way)?).or_default().push(open);
+            }
+            let mut lengths = Vec::with_capacity(shares.len());
+            for (place, share) in &shares {
+                lengths.push(self.send(place, share, calls, scripted)?);
+            }
+            let mut wait = false;
+            for ((place, share), loads) in shares.into_iter().zip(lengths) {
+                for (mut open, answer) in self.receive(&place, share, loads)? {
+                    let Value::ServerError(error) = &answer else {
+                        answers[open.index] = answer;
+                        continue;
+                    };
+                    let to = || slots::redirection(error.details().unwrap_or_default(), &place);
+                    let again = match error.kind() {
+                        Some(ServerErrorKind::Moved) => {
+                            moved = true;
+                            to().map(Way::Moved)
+                        }
+                        Some(ServerErrorKind::Ask) => to().map(Way::Asking),
+                        Some(ServerErrorKind::TryAgain) => {
+                            wait = true;
+                            open.redirections = 0;
+                            let end = *until.get_or_insert_with(|| Instant::now() + MOVING);
+                            (Instant::now() < end).then_some(Way::Slot)
+                        }
+                        Some(ServerErrorKind::NoScript) if !std::mem::replace(&mut open.reloaded, true) => {
+                            if let Some(server) = self.servers.get_mut(&place) {
+                                server.scripted = false;
+                            }
+                            Some(open.way.clone())
+                        }
+                        _ => None,
+                    };
+                    open.redirections += 1;
+                    match again.filter(|_| open.redirections <= REDIRECTIONS) {
+                        Some(way) => todo.push(Open { way, ..open }),
+                        None => answers[open.index] = answer,
+                    }
+                }
+            }
+            if wait && !todo.is_empty() {
+                std::thread::sleep(PAUSE);
+            }
+        }
+        if moved {
+            // Whoever does not answer that will be sent elsewhere once more.
+            let _ = self.learn();
+        }
+        Ok(answers)
+    }
+
+    /// Where a call goes.
+    fn place(&self, call: &Cmd, way: &Way) -> RedisResult<Place> {
+        let place = match way {
+            Way::Moved(place) | Way::Asking(place) => Some(place),
+            // A call without a key is anybody's.
+            Way::Slot => match slot_of(call) {
+                Some(slot) => self.layout.master(slot),
+                None => self.layout.any(),
+            },
+        };
+        place.cloned().ok_or_else(|| {
+            RedisError::from((ErrorKind::Io, "no server of the cluster has the slot of this key, as far as it knows"))
+        })
+    }
+
+    /// Sends a server its share; answers how many answers come ahead of those to the calls.
+    fn send(&mut self, place: &Place, share: &[Open], calls: &[Cmd], scripted: bool) -> RedisResult<usize> {
+        let server = self.server(place, CONNECT, self.patience)?;
+        let (mut packed, mut loads) = (Vec::new(), 0);
+        if scripted && !std::mem::replace(&mut server.scripted, true) {
+            packed.extend_from_slice(scripts::loading());
+            loads = scripts::COUNT;
+        }
+        for open in share {
+            if matches!(open.way, Way::Asking(_)) {
+                packed.extend_from_slice(b"*1\r\n$6\r\nASKING\r\n");
+            }
+            calls[open.index].write_packed_command(&mut packed);
+        }
+        line::send(&mut server.conn, &packed)?;
+        Ok(loads)
+    }
+
+    /// The answers to what `send` has sent.
+    fn receive(&mut self, place: &Place, share: Vec<Open>, loads: usize) -> RedisResult<Vec<(Open, Value)>> {
+        let Some(server) = self.servers.get_mut(place) else {
+            return Err(RedisError::from((ErrorKind::Io, "the connection is gone")));
+        };
+        for answer in line::receive(&mut server.conn, loads)? {
+            answer.extract_error()?;
+        }
+        let mut out = Vec::with_capacity(share.len());
+        for open in share {
+            let count = if matches!(open.way, Way::Asking(_)) { 2 } else { 1 };
+            let answer = line::receive(&mut server.conn, count)?.pop().unwrap_or(Value::Nil);
+            out.push((open, answer));
+        }
+        Ok(out)
+    }
+
+    fn server(&mut self, place: &Place, limit: Duration, patience: Duration) -> RedisResult<&mut Server> {
+        if !self.servers.contains_key(place) {
+            let info = line::elsewhere(&self.model, place);
+            let conn = line::dial(info, self.address.ca.as_deref(), limit, patience)?;
+            self.servers.insert(place.clone(), Server { conn, scripted: false });
+        }
+        self.servers.get_mut(place).ok_or_else(|| RedisError::from((ErrorKind::Io, "the connection is gone")))
+    }
+
+    /// Asks who has which slots.
+    fn learn(&mut self) -> RedisResult<()> {
+        let mut why = RedisError::from((ErrorKind::Io, "no server of the cluster is known"));
+        for place in self.address.roster.places() {
+            match self.ask(&place) {
+                Ok((layout, told)) => {
+                    self.address.roster.answered(&place, told);
+                    // Of servers that are no masters any more nothing is wanted.
+                    self.servers.retain(|place, _| layout.has(place));
+                    self.layout = layout;
+                    return Ok(());
+                }
+                Err(e) => {
+                    self.servers.remove(&place);
+                    why = e;
+                }
+            }
+        }
+        Err(why)
+    }
+
+    fn ask(&mut self, place: &Place) -> RedisResult<(Layout, Vec<Place>)> {
+        let patience = self.patience;
+        let conn = &mut self.server(place, TELL, patience)?.conn;
+        conn.set_read_timeout(Some(TELL.min(patience)))?;
+        let mut question = redis::cmd("CLUSTER");
+        question.arg("SLOTS");
+        line::send(conn, &question.get_packed_command())?;
+        let answer = line::receive(conn, 1)?.pop().unwrap_or(Value::Nil).extract_error()?;
+        conn.set_read_timeout(Some(patience))?;
+        Layout::read(&answer, place).ok_or_else(|| {
+            RedisError::from((ErrorKind::Io, "a server of the cluster knows of no slots: it is no part of it yet"))
+        })
+    }
+}

@@ -10,8 +10,8 @@ use crate::ledger::Ledger;
 use crate::outbox::Outbox;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use jscommon::backoff::Backoff;
-use jscommon::{Command, death};
-use serde_json::json;
+use jscommon::{Command, NodeId, death};
+use serde_json::{Value, json};
 use std::io;
 use std::sync::Arc;
 use std::thread;
@@ -112,7 +112,7 @@ impl Poller {
         death::point("agent.received");
         let mut commands = Vec::with_capacity(taken.cmds.len());
         for value in taken.cmds {
-            match Command::from_value(value) {
+            match Command::from_value(addressed(value, self.parts.controller.node())) {
                 Ok(command) => commands.push(command),
                 // The controller lets none of these through; one that came all the same must not block the rest.
                 Err(bad) => {
@@ -164,6 +164,18 @@ impl Poller {
     fn stopped(&self) -> bool {
         self.parts.stop.try_recv() == Err(crossbeam_channel::TryRecvError::Disconnected)
     }
+}
+
+/// The command as one for `node` where it names none: whose poll it answers it is for.
+fn addressed(mut command: Value, node: NodeId) -> Value {
+    let names_none = |value: Option<&Value>| value.is_none_or(|n| n.is_null() || n.as_u64() == Some(0));
+    if let Some(fields) = command.as_object_mut()
+        && (names_none(fields.get("gid")) || names_none(fields.get("nid")))
+    {
+        fields.insert("gid".into(), node.gid.into());
+        fields.insert("nid".into(), node.nid.into());
+    }
+    command
 }
 
 /// What a trouble is, whatever times and counts its sentence carries.

@@ -21,7 +21,8 @@ use crate::config;
 use anyhow::Context;
 use jscommon::NodeId;
 use rustls_pki_types::CertificateDer;
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, RwLock};
@@ -64,10 +65,19 @@ impl Default for Patience {
 /// A batch of commands as it came.
 #[derive(Debug, Deserialize)]
 pub struct Taken {
-    /// What the next poll acknowledges.
+    /// What the next poll acknowledges; a number stands for its digits.
+    #[serde(deserialize_with = "word")]
     pub batch: String,
     /// The commands, not looked at.
     pub cmds: Vec<Value>,
+}
+
+fn word<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    match Value::deserialize(from)? {
+        Value::String(word) => Ok(word),
+        Value::Number(number) => Ok(number.to_string()),
+        other => Err(D::Error::custom(format!("batch must be a string, not {other}"))),
+    }
 }
 
 /// One controller, shared by its poller, its sender and the scripts.
@@ -189,6 +199,11 @@ impl Controller {
             taken: AtomicU64::new(0),
             good_turn: AtomicUsize::new(usize::MAX),
         })
+    }
+
+    /// The node that this agent is.
+    pub fn node(&self) -> NodeId {
+        self.node
     }
 
     /// Its name in the configuration.

@@ -32,7 +32,7 @@ fn a_poll_says_who_asks_and_takes_what_comes() {
         log.lock().unwrap().push(asked.clone());
         match asked.line.contains("ack=") {
             true => (204, String::new(), String::new()),
-            false => (200, String::new(), r#"{"batch": "7", "cmds": [{"id": "a"}]}"#.to_owned()),
+            false => (200, String::new(), r#"{"batch": 7, "cmds": [{"id": "a"}]}"#.to_owned()),
         }
     });
     let controller = open(&config(&[&fake.url], Some(&token)));

@@ -105,7 +105,7 @@ fn once(body: &'static str) -> impl Fn(&Asked) -> Answer + Send + Sync {
 }
 
 const BATCH: &str = r#"{"batch": "5", "cmds": [{"id": "a", "gid": 1, "nid": 10, "cmd": "ping"}, {"cmd": 5},
-    {"id": "b", "gid": 1, "nid": 10, "cmd": "ping"}]}"#;
+    {"id": "b", "cmd": "ping"}]}"#;
 
 #[test]
 fn a_batch_is_acknowledged_only_once_it_is_stored() {

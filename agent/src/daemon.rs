@@ -6,7 +6,7 @@
 //! Start: lock of the data folder, controllers (their credentials are read, nothing is asked),
 //! outbox, ledger, logger, stats, supervisor, monitor, senders, pollers.
 //! Stop: pollers, supervisor (jobs end, their results are stored), monitor, stats, logger (their last
-//! batches are in the outbox), senders (a last round within their deadline).
+//! batches are in the outbox), a word to the controllers, senders (a last round within their deadline).
 
 use crate::builtin::{self, info};
 use crate::config::Config;
@@ -20,6 +20,7 @@ use crate::{logger, os, poller, script, sender, stats};
 use anyhow::{Context, Result, bail};
 use crossbeam_channel::{Receiver, Sender, bounded, never, select, tick, unbounded};
 use jscommon::notify;
+use serde_json::json;
 use std::collections::HashMap;
 use std::fs::{self, File, TryLockError};
 use std::io::{Read, Seek, Write};
@@ -74,8 +75,21 @@ struct Daemon {
     _monitor: monitor::Handle,
     _stats: stats::Handle,
     _logger: logger::Handle,
+    _goodbye: Goodbye,
     _senders: Vec<sender::Handle>,
     controllers: Vec<Arc<Controller>>,
+}
+
+/// Tells the controllers, when it goes, that the agent has stopped and was not lost.
+struct Goodbye {
+    outbox: Arc<Outbox>,
+    instance: String,
+}
+
+impl Drop for Goodbye {
+    fn drop(&mut self) {
+        self.outbox.push_event(None, "shutdown", json!({"instance": self.instance}));
+    }
 }
 
 impl Daemon {
@@ -140,6 +154,7 @@ impl Daemon {
             _monitor: monitor,
             _stats: stats,
             _logger: logger,
+            _goodbye: Goodbye { outbox, instance },
             _senders: senders,
             controllers,
         })

@@ -11,7 +11,7 @@ from .link import Link
 from .wire import NodeId
 
 #: Fields of `jsacc:agent:<gid>:<nid>`, in the order in which they are asked for.
-FIELDS = ("roles", "hostname", "os", "version", "addr", "instance", "ac")
+FIELDS = ("roles", "hostname", "os", "version", "addr", "instance", "ac", "stopped")
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Node:
     last_seen: int = 0
     #: Seconds since then, when it was asked.
     age: float = 0.0
+    #: When its agent said that it stops, in milliseconds since 1970, and was not seen since; else 0.
+    stopped: int = 0
 
     @property
     def id(self) -> NodeId:
@@ -39,14 +41,17 @@ class Node:
 
     @property
     def state(self) -> str:
-        """`live` (seen within 90 seconds), `late` (within an hour) or `gone`."""
+        """`live` (seen within 90 seconds), `late` (within an hour) or `gone`; `stopped` within that hour
+        where its agent said so."""
+        if self.stopped and self.age <= wire.LATE_SECONDS:
+            return "stopped"
         if self.age <= wire.LIVE_SECONDS:
             return "live"
         return "late" if self.age <= wire.LATE_SECONDS else "gone"
 
     @property
     def live(self) -> bool:
-        """Whether it was seen within 90 seconds."""
+        """Whether it was seen within 90 seconds, and so takes commands, be it only stopped to start again."""
         return self.age <= wire.LIVE_SECONDS
 
     def to_dict(self) -> Dict[str, Any]:
@@ -64,6 +69,7 @@ class Node:
             "instance": self.instance,
             "ac": self.ac,
             "last_seen": self.last_seen,
+            "stopped": self.stopped,
         }
 
 
@@ -102,7 +108,9 @@ def load(link: Link, only: Optional[Iterable[NodeId]] = None, fields: Sequence[s
     for (node, last_seen), values in zip(seen, known):
         facts: Dict[str, Any] = {}
         for name, value in zip(fields, values):
-            if name != "roles":
+            if name == "stopped":
+                facts[name] = int(value) if value and value.isdigit() and int(value) >= last_seen else 0
+            elif name != "roles":
                 facts[name] = value.decode("utf-8", "replace") if value else ""
             elif value in roles:
                 facts[name] = roles[value]

@@ -263,6 +263,12 @@ def test_nodes_and_history(jsctl: Jsctl, fake: Fake, raw: Any) -> None:
     assert ran.code == 0 and "3 live, 1 late, 1 gone" in ran.err
     assert any(line.split()[:2] == ["3.1", "late"] for line in ran.out.splitlines())
     assert len(jsctl("nodes", "@web").out.splitlines()) == 3
+    # One that said that it stops, and one that did so in an earlier life.
+    raw.hset("jsacc:agent:3:1", "stopped", str(int(time.time() * 1000)))
+    raw.hset("jsacc:agent:1:1", "stopped", "5")
+    ran = jsctl("nodes")
+    assert "3 live, 0 late, 1 gone, 1 stopped" in ran.err
+    assert [line.split()[:2] for line in jsctl("nodes", "--state", "stopped").out.splitlines()[1:]] == [["3.1", "stopped"]]
     jsctl("exec", "@web", "--as", "alice", "--", "false")
     ran = jsctl("jobs")
     assert "2 ERROR" in ran.out and "1.1, 1.2" in ran.out

@@ -1,4 +1,4 @@
-//! `POST /{gid}/{nid}/event`: startups, alerts, what an agent noticed.
+//! `POST /{gid}/{nid}/event`: starts and stops, alerts, what an agent noticed.
 
 use super::allowance::Allowance;
 use super::{Fault, Outcome, bad, json};
@@ -45,6 +45,9 @@ pub(super) fn post(context: &Context, limits: &Allowance, node: NodeId, body: &[
         // Last what is not to happen twice when the node sends it again.
         let (mut known, mut event) = (Batch::new(), Batch::new());
         nodes::describe(&mut known, node, &facts);
+        if let ("shutdown", Some(instance)) = (name, data.get("instance").and_then(Value::as_str)) {
+            nodes::stopped(&mut known, node, instance, context.clock.now());
+        }
         lists::event(&mut event, name, Some(node), context.clock.now(), &data);
         conn.run_in_turn(known, event).map(drop)
     })?;

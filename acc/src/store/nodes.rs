@@ -110,6 +110,14 @@ pub fn describe(batch: &mut Batch, node: NodeId, facts: &[(&str, String)]) {
     batch.call(Cmd::expire(keys::agent(node), KEEP_NODE as i64));
 }
 
+/// The agent of `node` says that it stops, at `now` (ms); nothing where another `instance` has been seen
+/// since.
+pub fn stopped(batch: &mut Batch, node: NodeId, instance: &str, now: u64) {
+    batch.script(&scripts::STOPPED, &[keys::agent(node)], |cmd| {
+        cmd.arg(instance).arg(now);
+    });
+}
+
 /// Nodes seen at or after `since` (ms).
 pub fn live(conn: &mut Conn, since: u64) -> RedisResult<Vec<NodeId>> {
     let mut cmd = redis::cmd("ZRANGEBYSCORE");

@@ -57,14 +57,16 @@ pub(super) static RECORDS: Script = Script::new(include_str!("scripts/records.lu
 pub(super) static STATS: Script = Script::new(include_str!("scripts/stats.lua"));
 /// Writes down a node's roles.
 pub(super) static ROLES: Script = Script::new(include_str!("scripts/roles.lua"));
+/// Writes down that an agent has stopped.
+pub(super) static STOPPED: Script = Script::new(include_str!("scripts/stopped.lua"));
 /// Writes down a revocation.
 pub(super) static REVOKE: Script = Script::new(include_str!("scripts/revoke.lua"));
 /// Counts a use of an enrolment token.
 pub(super) static USE: Script = Script::new(include_str!("scripts/use.lua"));
 
-static ALL: [&Script; 17] = [
+static ALL: [&Script; 18] = [
     &RUNNING, &RESULT, &OPEN, &DECIDE, &REMEMBER, &PUSH, &ENQUEUE, &ACKED, &POLL, &WITHDRAW, &TAKE, &BEAT, &RECORDS,
-    &STATS, &ROLES, &REVOKE, &USE,
+    &STATS, &ROLES, &STOPPED, &REVOKE, &USE,
 ];
 
 /// How many there are, and with that how many answers `loading` has.

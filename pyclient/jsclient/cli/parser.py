@@ -117,7 +117,7 @@ def build() -> argparse.ArgumentParser:
     sub = command("nodes", "show:nodes", "list the nodes: live, late (not seen for 90 s), gone (for an hour)")
     sub.add_argument("target", nargs="?", default="all", help="who is meant; all when left out")
     sub.add_argument("--except", dest="but", action="append", metavar="TARGET", help="leave these out")
-    sub.add_argument("--state", choices=["live", "late", "gone"], help="only these")
+    sub.add_argument("--state", choices=["live", "late", "gone", "stopped"], help="only these")
 
     sub = command("info", "order:info", "what nodes say of their cpu, mem, disk, nic or os")
     sub.add_argument("kind", metavar="cpu|mem|disk|nic|os")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections import Counter
 from typing import Any, Dict, List
 
 from .. import target
@@ -15,7 +16,7 @@ from . import render
 from .order import connect
 from .start import say
 
-_SHOWN = ("roles", "hostname", "os", "version", "addr")
+_SHOWN = ("roles", "hostname", "os", "version", "addr", "stopped")
 
 
 def nodes(args: argparse.Namespace) -> int:
@@ -36,7 +37,8 @@ def nodes(args: argparse.Namespace) -> int:
         if not picked:
             say("jsctl: no node was ever seen" if not known else f"jsctl: no node matches {args.target}")
         elif not (args.json or args.ndjson):
-            counts = [f"{sum(n.state == s for n in picked)} {s}" for s in ("live", "late", "gone")]
+            count = Counter(n.state for n in picked)
+            counts = [f"{count[s]} {s}" for s in ("live", "late", "gone", "stopped") if count[s] or s != "stopped"]
             say(", ".join(counts))
         try:
             client.check()

@@ -282,6 +282,12 @@ fn events_and_what_is_known_of_a_node() {
     let told = event(&mut client, "startup");
     assert_eq!((&told["gid"], &told["nid"], &told["data"]["hostname"]), (&json!(1), &json!(10), &json!("h")));
     assert_eq!(client.redis::<String>(&["HGET", "jsacc:agent:1:10", "hostname"]), "h");
+    // What an agent says of its end is news only while no other has come in its place.
+    let stopped = |instance| json!({"name": "shutdown", "data": {"instance": instance}});
+    assert_eq!(node.post("event", &stopped("i0")).status, 200);
+    assert!(!client.redis::<bool>(&["HEXISTS", "jsacc:agent:1:10", "stopped"]));
+    assert_eq!(node.post("event", &stopped("i1")).status, 200);
+    assert!(client.redis::<bool>(&["HEXISTS", "jsacc:agent:1:10", "stopped"]));
     assert!(node.poll_as(&["web"], 0, None).is_none());
     let ac: String = client.redis(&["HGET", "jsacc:agent:1:10", "ac"]);
     let acs: Vec<String> = client.redis(&["ZRANGE", "jsacc:acs", "0", "-1"]);

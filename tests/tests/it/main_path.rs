@@ -1,7 +1,7 @@
 //! A client's command runs on a node over HTTPS, and its result comes back: the whole way, for real.
 
 use jstests::process::processes_of;
-use jstests::{AccOptions, AgentOptions, LONG, Stage, now_ms, wait_until};
+use jstests::{AccOptions, AgentOptions, Client, LONG, Stage, now_ms, wait_until};
 use serde_json::{Value, json};
 
 #[test]
@@ -254,6 +254,27 @@ fn max_jobs_lets_the_others_wait_and_built_in_commands_pass() {
     stage.client.pop(&kill);
     assert_eq!(stage.client.pop(&first)["state"], "KILLED");
     assert_eq!(stage.client.pop(&second)["state"], "OK");
+}
+
+#[test]
+fn a_node_that_stops_says_so_and_one_that_is_lost_does_not() {
+    let mut stage = Stage::start_with(AccOptions::default(), AgentOptions::default());
+    let mut client = Client::new(&stage.redis);
+    let mut field = |name: &str| {
+        let value: Option<u64> = client.redis(&["HGET", "jsacc:agent:1:10", name]);
+        value.unwrap_or(0)
+    };
+    let mut is_stopped = || field("stopped") > 0 && field("stopped") >= field("last_seen");
+    assert_eq!(stage.client.run("ping", json!({}))["state"], "OK");
+    stage.agent.kill();
+    assert!(!is_stopped(), "it was lost");
+    stage.agent.resume();
+    assert_eq!(stage.client.run("ping", json!({}))["state"], "OK");
+    assert_eq!(stage.agent.stop(), Some(0));
+    wait_until("it is known to have stopped", LONG, &mut is_stopped);
+    stage.agent.resume();
+    wait_until("and to be back", LONG, || !is_stopped());
+    assert!(stage.client.events().iter().any(|event| event["name"] == "shutdown"));
 }
 
 #[test]

@@ -56,7 +56,10 @@ fn hear(context: &Context, gate: &Remote, conn: &mut Conn) -> RedisResult<()> {
     for ring in rings {
         match ring {
             // The other controller registers only once this was said, so nothing has to be looked up.
-            Ring::Gone(node) => gate.dismiss(node),
+            Ring::Gone(node) => {
+                context.handed.forget(node);
+                gate.dismiss(node);
+            }
             Ring::Fetch(node) => nodes.push(node),
         }
     }

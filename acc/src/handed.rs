@@ -8,37 +8,69 @@ use jscommon::NodeId;
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// So many nodes are remembered; then all are forgotten and it begins anew.
-const MANY: usize = 50_000;
+/// Bytes that are held at most; then all is forgotten and it begins anew. Ids as clients make them leave
+/// room for 100,000 nodes with one command each.
+const MOST: usize = 24 << 20;
 /// A longer batch is not remembered: asking for it costs little beside what it holds.
 const LONGEST: usize = 64;
+/// What an entry takes beside its ids, and each id beside its text: places in the table and on the heap.
+const ENTRY: usize = 128;
+const ID: usize = 48;
+
+/// The ids of a batch.
+pub type Ids = Box<[Box<str>]>;
 
 /// The last batch of each node.
 #[derive(Debug, Default)]
-pub struct Handed(Mutex<HashMap<NodeId, (u64, Vec<String>)>>);
+pub struct Handed(Mutex<Book>);
+
+#[derive(Debug, Default)]
+struct Book {
+    batches: HashMap<NodeId, (u64, Ids)>,
+    bytes: usize,
+}
+
+/// What a batch takes, in bytes.
+fn size(ids: &[impl AsRef<str>]) -> usize {
+    ENTRY + ids.iter().map(|id| ID + id.as_ref().len()).sum::<usize>()
+}
+
+impl Book {
+    fn remove(&mut self, node: NodeId) -> Option<Ids> {
+        let (_, ids) = self.batches.remove(&node)?;
+        self.bytes -= size(&ids);
+        Some(ids)
+    }
+}
 
 impl Handed {
     /// `node` was handed `batch`, which holds `ids` and with them everything that it has not acknowledged.
     pub fn note(&self, node: NodeId, batch: &str, ids: &[String]) {
         let mut held = self.held();
-        let Some(batch) = batch.parse().ok().filter(|_| ids.len() <= LONGEST) else {
-            held.remove(&node);
-            return;
-        };
-        if held.len() >= MANY {
-            held.clear();
+        held.remove(node);
+        let Some(batch) = batch.parse().ok().filter(|_| ids.len() <= LONGEST) else { return };
+        let more = size(ids);
+        if held.bytes + more > MOST {
+            // The table too: it has room for as many nodes as there ever were.
+            *held = Book::default();
         }
-        held.insert(node, (batch, ids.to_vec()));
+        held.bytes += more;
+        held.batches.insert(node, (batch, ids.iter().map(|id| id.as_str().into()).collect()));
     }
 
     /// The ids that `node` acknowledges with `batch`, when that is the last one which it was handed here.
-    pub fn take(&self, node: NodeId, batch: u64) -> Option<Vec<String>> {
+    pub fn take(&self, node: NodeId, batch: u64) -> Option<Ids> {
         let mut held = self.held();
-        held.get(&node).filter(|(last, _)| *last == batch)?;
-        held.remove(&node).map(|(_, ids)| ids)
+        held.batches.get(&node).filter(|(last, _)| *last == batch)?;
+        held.remove(node)
     }
 
-    fn held(&self) -> MutexGuard<'_, HashMap<NodeId, (u64, Vec<String>)>> {
+    /// `node` polls elsewhere from now on, and acknowledges there.
+    pub fn forget(&self, node: NodeId) {
+        self.held().remove(node);
+    }
+
+    fn held(&self) -> MutexGuard<'_, Book> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -47,18 +79,50 @@ impl Handed {
 mod tests {
     use super::*;
 
+    const NODE: NodeId = NodeId { gid: 1, nid: 10 };
+
+    fn ids(count: usize) -> Vec<String> {
+        (0..count).map(|i| i.to_string()).collect()
+    }
+
+    fn taken(handed: &Handed, batch: u64) -> Option<Vec<String>> {
+        handed.take(NODE, batch).map(|ids| ids.iter().map(|id| id.to_string()).collect())
+    }
+
     #[test]
     fn the_last_batch_is_known_once() {
-        let (handed, node) = (Handed::default(), NodeId { gid: 1, nid: 10 });
-        let ids = |count: usize| (0..count).map(|i| i.to_string()).collect::<Vec<String>>();
-        assert_eq!(handed.take(node, 7), None);
-        handed.note(node, "7", &ids(1));
-        handed.note(node, "9", &ids(2));
-        assert_eq!(handed.take(node, 7), None, "another one came since");
-        assert_eq!(handed.take(node, 9), Some(ids(2)));
-        assert_eq!(handed.take(node, 9), None);
-        handed.note(node, "9", &ids(1));
-        handed.note(node, "10", &ids(LONGEST + 1));
-        assert_eq!((handed.take(node, 9), handed.take(node, 10)), (None, None));
+        let handed = Handed::default();
+        assert_eq!(taken(&handed, 7), None);
+        handed.note(NODE, "7", &ids(1));
+        handed.note(NODE, "9", &ids(2));
+        assert_eq!(taken(&handed, 7), None, "another one came since");
+        assert_eq!(taken(&handed, 9), Some(ids(2)));
+        assert_eq!(taken(&handed, 9), None);
+        handed.note(NODE, "9", &ids(1));
+        handed.note(NODE, "10", &ids(LONGEST + 1));
+        assert_eq!((taken(&handed, 9), taken(&handed, 10)), (None, None));
+        handed.note(NODE, "11", &ids(1));
+        handed.forget(NODE);
+        assert_eq!(taken(&handed, 11), None);
+        assert_eq!(handed.held().bytes, 0);
+    }
+
+    #[test]
+    fn the_longest_ids_of_many_nodes_stay_within_the_bound() {
+        let handed = Handed::default();
+        let longest: Vec<String> = (0..LONGEST).map(|i| format!("{i:0128}")).collect();
+        let mut most = 0;
+        for nid in 1..=50_000 {
+            handed.note(NodeId { gid: 1, nid }, "7", &longest);
+            most = most.max(handed.held().bytes);
+        }
+        assert!(most <= MOST && most > MOST / 2, "{most}");
+        assert!(handed.take(NodeId { gid: 1, nid: 50_000 }, 7).is_some(), "the newest are known");
+        // A fleet with short batches fits, whatever was there before.
+        let handed = Handed::default();
+        (1..=100_000).for_each(|nid| handed.note(NodeId { gid: 1, nid }, "7", &["x".repeat(36)]));
+        assert!(handed.take(NodeId { gid: 1, nid: 1 }, 7).is_some());
+        let held = handed.held();
+        assert_eq!(held.bytes, held.batches.values().map(|(_, ids)| size(ids)).sum::<usize>());
     }
 }

@@ -11,6 +11,7 @@ use jscommon::NodeId;
 use redis::RedisResult;
 use serde_json::json;
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 
@@ -24,29 +25,42 @@ const WRITTEN: u64 = 5_000;
 /// The same for one that waits: the gate tells that its node is there.
 const PARKED: u64 = 60_000;
 
+/// So many nodes are remembered, and then so many again before the first ones are forgotten.
+const MANY: usize = 50_000;
+
 /// What was last written down about nodes that poll here, so that a busy node is not written down
 /// with every poll.
 #[derive(Default)]
-pub(super) struct Written(Mutex<HashMap<NodeId, (u64, String)>>);
+pub(super) struct Written {
+    held: Mutex<Generations>,
+    hasher: RandomState,
+}
+
+/// When each node was written down (ms), and a hash of what, for the words themselves may be long.
+#[derive(Default)]
+struct Generations {
+    young: HashMap<NodeId, (u64, u64)>,
+    old: HashMap<NodeId, (u64, u64)>,
+}
 
 impl Written {
     /// Whether something else was written down last, or nothing for `keeps` ms.
     fn is_news(&self, node: NodeId, now: u64, facts: &str, keeps: u64) -> bool {
-        let held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        held.get(&node).is_none_or(|(at, last)| now.saturating_sub(*at) > keeps || last != facts)
+        let hash = self.hasher.hash_one(facts);
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = held.young.get(&node).or_else(|| held.old.get(&node));
+        last.is_none_or(|(at, last)| now.saturating_sub(*at) > keeps || *last != hash)
     }
 
-    fn note(&self, node: NodeId, now: u64, facts: String) {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if held.len() > MANY {
-            held.retain(|_, (at, _)| now.saturating_sub(*at) <= WRITTEN);
+    fn note(&self, node: NodeId, now: u64, facts: &str) {
+        let hash = self.hasher.hash_one(facts);
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.young.len() >= MANY {
+            held.old = std::mem::take(&mut held.young);
         }
-        held.insert(node, (now, facts));
+        held.young.insert(node, (now, hash));
     }
 }
-
-/// So many nodes are remembered before those that are silent are forgotten.
-const MANY: usize = 50_000;
 
 struct Poll {
     wait: u32,
@@ -103,12 +117,9 @@ fn answer(context: &Context, written: &Written, conn: &mut Conn, node: NodeId, p
     // means that the node says again what it has stored.
     let mut running = Batch::new();
     if let Some(ack) = poll.ack {
-        let ids = match context.handed.take(node, ack) {
-            Some(ids) => ids,
-            None => queue::acked(conn, node, ack)?,
-        };
-        for id in ids {
-            jobs::running(&mut running, node, &id);
+        match context.handed.take(node, ack) {
+            Some(ids) => ids.iter().for_each(|id| jobs::running(&mut running, node, id)),
+            None => queue::acked(conn, node, ack)?.iter().for_each(|id| jobs::running(&mut running, node, id)),
         }
         jscommon::death::point("acc.running");
     }
@@ -158,7 +169,7 @@ fn answer(context: &Context, written: &Written, conn: &mut Conn, node: NodeId, p
         let mut batch = Batch::new();
         nodes::polled(&mut batch, &poller);
         conn.run(&batch)?;
-        written.note(node, now, facts);
+        written.note(node, now, &facts);
     }
     Ok(match answer {
         Answer::Batch(handover) => {
@@ -201,4 +212,24 @@ fn displaced(
     }
     let sentence = format!("another agent is node {node} since: it polls from {peer}, and the newer one is served");
     Ok(Reply::busy(409, sentence, 30))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_book_of_what_was_written_is_bounded() {
+        let written = Written::default();
+        let node = |nid| NodeId { gid: 1, nid };
+        written.note(node(1), 0, "web");
+        assert!(!written.is_news(node(1), PARKED, "web", PARKED));
+        assert!(written.is_news(node(1), PARKED + 1, "web", PARKED));
+        assert!(written.is_news(node(1), 1, "db", PARKED));
+        (1..=3 * MANY as u32).for_each(|nid| written.note(node(nid), 1, "web"));
+        assert!(!written.is_news(node(3 * MANY as u32), 1, "web", PARKED));
+        assert!(written.is_news(node(1), 1, "web", PARKED), "forgotten, so it is written once more");
+        let held = written.held.lock().unwrap();
+        assert!(held.young.len() + held.old.len() <= 2 * MANY);
+    }
 }

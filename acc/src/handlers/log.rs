@@ -50,13 +50,16 @@ pub(super) fn post(context: &Context, limits: &Limits, node: NodeId, body: &[u8]
         let (list, text) = read(node, record).map_err(|fault| fault.reply(i))?;
         by_list.entry(list).or_default().push(text);
     }
-    if let Some(last) = context.pool.with(|conn| nodes::last_log(conn, node))?.filter(|last| number <= *last) {
+    let now = context.clock.now();
+    let (last, may) = context.pool.with(|conn| nodes::log_state(conn, node, by_list.keys(), now))?;
+    if let Some(last) = last.filter(|last| number <= *last) {
         return Ok(super::taken_before(last));
     }
-    if let Err((seconds, sentence)) = limits.take(node, count, length, context.clock.now()) {
+    if let Err((seconds, sentence)) = limits.take(node, count, length, now) {
         context.metrics.refused("records");
         return Err(Fault::Reply(Reply::busy(429, sentence, seconds)));
     }
+    let by_list = within_bound(by_list, &may);
     context.pool.with(|conn| {
         let mut batch = Batch::new();
         for (list, records) in &by_list {
@@ -67,6 +70,17 @@ pub(super) fn post(context: &Context, limits: &Limits, node: NodeId, body: &[u8]
         nodes::set_last_log(conn, node, number)
     })?;
     Ok(Reply::json("{}"))
+}
+
+/// Records of lists that are too many go to the one of records without a name; they say themselves what
+/// they belong to.
+fn within_bound(by_list: BTreeMap<String, Vec<String>>, may: &[bool]) -> BTreeMap<String, Vec<String>> {
+    let mut kept: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (i, (list, records)) in by_list.into_iter().enumerate() {
+        let list = if may.get(i).copied().unwrap_or(true) { list } else { series::log_key("", "") };
+        kept.entry(list).or_default().extend(records);
+    }
+    kept
 }
 
 #[derive(Debug)]
@@ -129,6 +143,18 @@ mod tests {
         assert!(matches!(check(json!({"gid": 2})), Err(BadRecord::OtherNode)));
         assert!(matches!(check(json!({"jobname": 5})), Err(BadRecord::Field("jobname"))));
         assert!(matches!(check(json!({"level": 99})), Err(BadRecord::Field("level"))));
+    }
+
+    #[test]
+    fn records_of_too_many_lists_go_where_those_without_a_name_are() {
+        let by_list = |names: &[(&str, &str)]| {
+            names.iter().map(|(list, record)| ((*list).to_owned(), vec![(*record).to_owned()])).collect()
+        };
+        let before: BTreeMap<String, Vec<String>> = by_list(&[("log.a.b", "1"), ("log.a.c", "2"), ("log.x.y", "3")]);
+        assert_eq!(within_bound(before.clone(), &[true; 3]), before);
+        let after = within_bound(before, &[true, false, false]);
+        assert_eq!(after["log.a.b"], ["1"]);
+        assert_eq!(after["log.unknown.unknown"], ["2", "3"]);
     }
 
     #[test]

@@ -69,6 +69,11 @@ pub fn last_log(node: NodeId) -> String {
     format!("jsacc:{{{node}}}:log")
 }
 
+/// Sorted set: the lists of records that `node` writes to, by the time (ms) at which it last did, to the hour.
+pub fn lists(node: NodeId) -> String {
+    format!("jsacc:{{{node}}}:lists")
+}
+
 /// Hash: what is known of `node`.
 pub fn agent(node: NodeId) -> String {
     format!("jsacc:agent:{}:{}", node.gid, node.nid)

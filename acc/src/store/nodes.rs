@@ -4,7 +4,7 @@
 //! Does not own: who is chosen (`targets`), who is let in (the guard).
 
 use super::queue::KEEP_NODE;
-use super::{Batch, Conn, keys, scripts};
+use super::{Batch, Conn, DAY, keys, scripts};
 use jscommon::NodeId;
 use redis::{Cmd, FromRedisValue, RedisResult, Value};
 use std::collections::HashMap;
@@ -86,9 +86,28 @@ pub fn last_seen(conn: &mut Conn, node: NodeId) -> RedisResult<Option<u64>> {
     conn.one::<Option<f64>>(&Cmd::zscore(keys::AGENTS, node.to_string())).map(|seen| seen.map(|ms| ms as u64))
 }
 
-/// The last batch of records that was taken whole from `node`.
-pub fn last_log(conn: &mut Conn, node: NodeId) -> RedisResult<Option<u64>> {
-    conn.one(&Cmd::get(keys::last_log(node)))
+/// Lists of records that one node may write to within the week that a list is kept.
+pub const MAX_LISTS: usize = 10_000;
+
+/// The last batch of records that was taken whole from `node`, and for each of `lists` whether it may write
+/// to that one at `now` (ms).
+pub fn log_state<'a>(
+    conn: &mut Conn,
+    node: NodeId,
+    lists: impl Iterator<Item = &'a String>,
+    now: u64,
+) -> RedisResult<(Option<u64>, Vec<bool>)> {
+    let mut batch = Batch::new();
+    batch.call(Cmd::get(keys::last_log(node)));
+    batch.script(&scripts::LISTS, &[keys::lists(node)], |cmd| {
+        cmd.arg(now).arg(7 * DAY).arg(MAX_LISTS);
+        lists.for_each(|list| {
+            cmd.arg(list);
+        });
+    });
+    let mut answers = conn.run(&batch)?.into_iter();
+    let mut next = || answers.next().unwrap_or(Value::Nil);
+    Ok((Option::from_redis_value(next())?, Vec::from_redis_value(next())?))
 }
 
 /// The batch `number` of records was taken whole from `node`.

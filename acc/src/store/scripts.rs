@@ -53,6 +53,8 @@ pub(super) static TAKE: Script = Script::new(include_str!("scripts/take.lua"));
 pub(super) static BEAT: Script = Script::new(include_str!("scripts/beat.lua"));
 /// Adds records to a list.
 pub(super) static RECORDS: Script = Script::new(include_str!("scripts/records.lua"));
+/// Which lists of records a node may write to.
+pub(super) static LISTS: Script = Script::new(include_str!("scripts/lists.lua"));
 /// Writes down the latest series of a node.
 pub(super) static STATS: Script = Script::new(include_str!("scripts/stats.lua"));
 /// Writes down a node's roles.
@@ -64,9 +66,9 @@ pub(super) static REVOKE: Script = Script::new(include_str!("scripts/revoke.lua"
 /// Counts a use of an enrolment token.
 pub(super) static USE: Script = Script::new(include_str!("scripts/use.lua"));
 
-static ALL: [&Script; 18] = [
+static ALL: [&Script; 19] = [
     &RUNNING, &RESULT, &OPEN, &DECIDE, &REMEMBER, &PUSH, &ENQUEUE, &ACKED, &POLL, &WITHDRAW, &TAKE, &BEAT, &RECORDS,
-    &STATS, &ROLES, &STOPPED, &REVOKE, &USE,
+    &LISTS, &STATS, &ROLES, &STOPPED, &REVOKE, &USE,
 ];
 
 /// How many there are, and with that how many answers `loading` has.

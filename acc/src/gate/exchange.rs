@@ -1,43 +1,49 @@
-//! One request on its way through tiny_http, on a connection of its own, never blocking.
+//! One request on its way through tiny_http, on a connection of its own, never blocking; or a few that are
+//! answered in their order.
 //!
-//! Owns: the local socket, the request's bytes, the answer's bytes.
-//! Does not own: whose request it is, beyond a name to give the answer back to.
+//! Owns: the local socket, the requests' bytes, the answers' bytes.
+//! Does not own: whose requests they are, or which travel together.
 
 use super::answer::{self, Answer};
 use super::conn::RequestHead;
 use crate::server::{ISSUED_HEADER, NODE_HEADER, PEER_HEADER};
 use jscommon::NodeId;
 use mio::net::UnixStream;
+use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::IpAddr;
 use std::path::Path;
 
-/// A request that is with tiny_http.
+/// Requests that are with tiny_http.
 pub(crate) struct Exchange {
     stream: UnixStream,
-    head: Vec<u8>,
-    body: Vec<u8>,
+    /// What is to be written, and how much of the first of it is out.
+    out: VecDeque<Vec<u8>>,
     sent: usize,
     input: Vec<u8>,
-    /// The answer once its head is read, and how much of its body is still to come.
+    /// An answer once its head is read, and how long its body is.
     answer: Option<(Answer, usize)>,
+    /// Answers that are still to come, that one too.
+    missing: usize,
 }
 
 /// The head of the request as tiny_http gets it: made anew, so that nothing of the client's own
-/// headers comes through but its token. `issued` is its certificate's.
+/// headers comes through but its token. `issued` is its certificate's; the `last` one of a connection says so.
 pub(crate) fn request_head(
     head: &RequestHead,
     node: Option<NodeId>,
     peer: IpAddr,
     issued: Option<u64>,
     length: usize,
+    last: bool,
 ) -> Vec<u8> {
     let mut text = format!("{} {}", head.route.method(), head.route);
     if !head.query.is_empty() {
         text.push('?');
         text.push_str(&head.query);
     }
-    text.push_str(&format!(" HTTP/1.1\r\nConnection: close\r\n{PEER_HEADER}: {peer}\r\n"));
+    let close = if last { "Connection: close\r\n" } else { "" };
+    text.push_str(&format!(" HTTP/1.1\r\n{close}{PEER_HEADER}: {peer}\r\n"));
     if let Some(node) = node {
         text.push_str(&format!("{NODE_HEADER}: {node}\r\n"));
     }
@@ -52,10 +58,10 @@ pub(crate) fn request_head(
 }
 
 impl Exchange {
-    /// Connects to tiny_http; the request goes out with the first `drive`.
-    pub(crate) fn new(socket: &Path, head: Vec<u8>, body: Vec<u8>) -> io::Result<Exchange> {
+    /// Connects to tiny_http; `out` holds the bytes of so many requests, and goes out with the first `drive`.
+    pub(crate) fn new(socket: &Path, out: VecDeque<Vec<u8>>, requests: usize) -> io::Result<Exchange> {
         let stream = UnixStream::connect(socket)?;
-        Ok(Exchange { stream, head, body, sent: 0, input: Vec::new(), answer: None })
+        Ok(Exchange { stream, out, sent: 0, input: Vec::new(), answer: None, missing: requests })
     }
 
     /// The socket, to be registered.
@@ -63,62 +69,69 @@ impl Exchange {
         &mut self.stream
     }
 
-    /// Writes and reads what can be; the answer once it is whole.
-    pub(crate) fn drive(&mut self, scratch: &mut [u8]) -> Result<Option<Answer>, String> {
+    /// Writes and reads what can be. Adds the answers that are whole now, in the order of their requests, and
+    /// tells whether that were all; after an error no other comes.
+    pub(crate) fn drive(&mut self, scratch: &mut [u8], answers: &mut Vec<Answer>) -> Result<bool, String> {
         self.write().map_err(|e| format!("the web server took no request: {e}"))?;
         loop {
             match self.stream.read(scratch) {
                 Ok(0) => return Err("the web server gave half an answer".into()),
                 Ok(n) => {
-                    if let Some(answer) = self.take(&scratch[..n])? {
-                        return Ok(Some(answer));
+                    self.take(&scratch[..n], answers)?;
+                    if self.missing == 0 {
+                        return Ok(true);
                     }
                 }
-                Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(None),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(false),
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) => return Err(format!("the web server gave no answer: {e}")),
             }
         }
     }
 
-    /// Takes bytes of the answer; all of it once it is whole.
-    fn take(&mut self, bytes: &[u8]) -> Result<Option<Answer>, String> {
-        if self.answer.is_some() {
-            return Ok(self.fill(bytes));
+    /// Takes bytes of answers.
+    fn take(&mut self, mut bytes: &[u8], answers: &mut Vec<Answer>) -> Result<(), String> {
+        while self.missing > 0 {
+            if self.answer.is_none() {
+                self.input.extend_from_slice(bytes);
+                bytes = &[];
+                let Some((mut answer, end, length)) = answer::read(&self.input)? else { break };
+                // The only copy of the body: it goes to the client as it is.
+                answer.body.reserve_exact(length);
+                self.answer = Some((answer, length));
+                let mut input = std::mem::take(&mut self.input);
+                let used = end + self.fill(&input[end..]);
+                input.drain(..used);
+                self.input = input;
+            } else {
+                let used = self.fill(bytes);
+                bytes = &bytes[used..];
+            }
+            match self.answer.take_if(|(answer, length)| answer.body.len() == *length) {
+                Some((answer, _)) => answers.push(answer),
+                None => break,
+            }
+            self.missing -= 1;
         }
-        self.input.extend_from_slice(bytes);
-        let Some((mut answer, end, length)) = answer::read(&self.input)? else {
-            return Ok(None);
-        };
-        // The only copy of the body: it goes to the client as it is.
-        answer.body.reserve_exact(length);
-        self.answer = Some((answer, length));
-        let input = std::mem::take(&mut self.input);
-        Ok(self.fill(&input[end..]))
+        Ok(())
     }
 
-    /// Takes bytes of the body; what is too much is dropped.
-    fn fill(&mut self, bytes: &[u8]) -> Option<Answer> {
-        let (answer, length) = self.answer.as_mut()?;
-        let missing = *length - answer.body.len();
-        answer.body.extend_from_slice(&bytes[..missing.min(bytes.len())]);
-        if answer.body.len() < *length {
-            return None;
-        }
-        self.answer.take().map(|(answer, _)| answer)
+    /// Takes bytes of the body; how many of them.
+    fn fill(&mut self, bytes: &[u8]) -> usize {
+        let Some((answer, length)) = self.answer.as_mut() else { return 0 };
+        let used = bytes.len().min(*length - answer.body.len());
+        answer.body.extend_from_slice(&bytes[..used]);
+        used
     }
 
     fn write(&mut self) -> io::Result<()> {
-        loop {
-            let all = self.head.len() + self.body.len();
-            let rest = match self.sent.checked_sub(self.head.len()) {
-                None => &self.head[self.sent..],
-                Some(at) => &self.body[at..],
-            };
-            if self.sent == all {
-                return Ok(());
+        while let Some(piece) = self.out.front() {
+            if self.sent == piece.len() {
+                self.out.pop_front();
+                self.sent = 0;
+                continue;
             }
-            match self.stream.write(rest) {
+            match self.stream.write(&piece[self.sent..]) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(n) => self.sent += n,
                 Err(e) if e.kind() == ErrorKind::WouldBlock || e.kind() == ErrorKind::NotConnected => return Ok(()),
@@ -128,6 +141,7 @@ impl Exchange {
                 Err(e) => return Err(e),
             }
         }
+        Ok(())
     }
 }
 
@@ -148,12 +162,36 @@ mod tests {
             bodiless: false,
             expects: false,
         };
-        let text = String::from_utf8(request_head(&head, Some(node), peer, Some(7), 0)).unwrap();
+        let text = String::from_utf8(request_head(&head, Some(node), peer, Some(7), 0, true)).unwrap();
         let want = "GET /1/10/cmd?wait=1 HTTP/1.1\r\nConnection: close\r\nX-JS-Peer: ::1\r\nX-JS-Node: 1:10\r\nX-JS-Cert-Issued: 7\r\nAuthorization: Bearer t\r\nContent-Length: 0\r\n\r\n";
         assert_eq!(text, want);
         let head = RequestHead { route: Route::Enroll, query: String::new(), ..head };
-        let text = String::from_utf8(request_head(&head, None, peer, None, 5)).unwrap();
-        let want = "POST /enroll HTTP/1.1\r\nConnection: close\r\nX-JS-Peer: ::1\r\nAuthorization: Bearer t\r\nContent-Length: 5\r\n\r\n";
+        let text = String::from_utf8(request_head(&head, None, peer, None, 5, false)).unwrap();
+        let want = "POST /enroll HTTP/1.1\r\nX-JS-Peer: ::1\r\nAuthorization: Bearer t\r\nContent-Length: 5\r\n\r\n";
         assert_eq!(text, want);
+    }
+
+    #[test]
+    fn answers_come_in_their_order_however_they_are_cut() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let text = [
+            "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\none",
+            "HTTP/1.1 204 No Content\r\nX-JS-Park: 30\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+            "HTTP/1.1 503 Busy\r\nContent-Length: 4\r\n\r\nbusy",
+        ]
+        .concat();
+        let out = VecDeque::new();
+        let mut exchange = Exchange { stream: ours, out, sent: 0, input: Vec::new(), answer: None, missing: 0 };
+        for size in 1..=text.len() {
+            let mut answers = Vec::new();
+            exchange.missing = 4;
+            text.as_bytes().chunks(size).for_each(|piece| exchange.take(piece, &mut answers).unwrap());
+            let seen: Vec<(u16, &[u8])> = answers.iter().map(|a| (a.status, a.body.as_slice())).collect();
+            assert_eq!(seen, [(200, &b"one"[..]), (204, b""), (200, b""), (503, b"busy")], "in pieces of {size}");
+            assert_eq!((exchange.missing, exchange.input.len()), (0, 0));
+        }
+        exchange.missing = 1;
+        assert!(exchange.take(b"nonsense\r\n\r\n", &mut Vec::new()).is_err());
     }
 }

@@ -33,7 +33,8 @@ pub struct Limits {
     pub linger: Duration,
     /// Longest time that a poll is parked.
     pub wait: Duration,
-    /// How long a poll is parked without asking its handler, before that one is asked again.
+    /// How long polls of a node are parked without asking their handler, before that one is asked again. The
+    /// janitor looks in between whether Redis has it otherwise, at a hundredth of the price.
     pub trust: Duration,
     /// Longest polite stop.
     pub stop: Duration,
@@ -75,7 +76,7 @@ impl Default for Limits {
             idle: seconds(75),
             linger: seconds(5),
             wait: seconds(60),
-            trust: seconds(180),
+            trust: seconds(900),
             stop: Duration::from_millis(4500),
             max_head: 16 * 1024,
             max_body: 16 * 1024 * 1024,

@@ -16,6 +16,7 @@
 //! | `wire`, `exchange` | one client's socket; one request's way through tiny_http |
 //! | `pump`, `accept` | the event loop; who is let in |
 //! | `serve`, `reply` | what becomes of a request; the way of its answer |
+//! | `trips` | which requests go to tiny_http on which connection |
 
 mod accept;
 mod answer;
@@ -29,6 +30,7 @@ mod reply;
 mod serve;
 mod timers;
 pub mod tls;
+mod trips;
 mod wire;
 
 #[cfg(test)]

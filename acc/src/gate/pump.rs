@@ -13,6 +13,7 @@ use super::exchange::Exchange;
 use super::limits::{Books, Limits};
 use super::parking::Parking;
 use super::timers::Timers;
+use super::trips::Trip;
 use super::wire::Pull;
 use super::{GateConfig, Guard, Message};
 use crate::metrics::Metrics;
@@ -40,12 +41,6 @@ const BYTES: usize = 256 * 1024;
 /// How often the nodes that were seen are told.
 const SEEN_EVERY: Duration = Duration::from_secs(1);
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
-
-/// An exchange, and whose request it carries while anybody waits for the answer.
-pub(super) struct Trip {
-    pub(super) exchange: Exchange,
-    pub(super) owner: Name,
-}
 
 /// The event loop and all that it holds.
 pub(super) struct Pump {
@@ -216,7 +211,8 @@ impl Pump {
         self.metrics.connections.set(self.clients.len() as i64);
         self.metrics.polls_parked.set(self.parking.parked() as i64);
         self.metrics.body_bytes.set(self.books.bodies() as i64);
-        let with_handlers = self.trips.iter().flatten().count() + self.queue.len();
+        let on_way: usize = self.trips.iter().flatten().map(|trip| trip.owners.len()).sum();
+        let with_handlers = on_way + self.queue.len();
         self.metrics.requests_waiting.set(with_handlers as i64);
     }
 

@@ -13,9 +13,8 @@
 use super::answer::Answer;
 use super::client::{Name, Phase};
 use super::conn::{RequestHead, Stage, Step};
-use super::exchange::{Exchange, request_head};
 use super::parking::{Ask, Parked};
-use super::pump::{Pump, Trip};
+use super::pump::Pump;
 use super::reply::{over_limit, refusal};
 use super::{Admitted, Head, Refusal};
 use crate::route::Route;
@@ -190,81 +189,8 @@ impl Pump {
         self.set_deadline(slot, at);
     }
 
-    /// Puts the request in the line for tiny_http.
-    fn ask(&mut self, name: Name, body: Vec<u8>) {
-        if self.queue.len() >= self.limits.max_queue {
-            return self.refuse(name.slot, refusal(503, "queue-full", "too many requests wait; try again"));
-        }
-        let Some(client) = self.clients.at(name.slot) else {
-            return;
-        };
-        client.phase = Phase::Asking;
-        let at = Instant::now() + self.limits.handler;
-        self.set_deadline(name.slot, at);
-        self.queue.push_back((name, body));
-        self.start_trips();
-    }
-
-    /// Sends waiting requests to tiny_http, as many as it may have.
-    fn start_trips(&mut self) {
-        while !self.queue.is_empty()
-            && let Some(trip) = self.trips.iter().position(Option::is_none)
-            && let Some((owner, body)) = self.queue.pop_front()
-        {
-            if !self.clients.has(owner) {
-                continue;
-            }
-            let Some(client) = self.clients.at(owner.slot) else {
-                continue;
-            };
-            let Some(head) = client.head.as_deref().filter(|_| client.phase == Phase::Asking) else {
-                continue;
-            };
-            let issued = client.cert.and_then(|cert| cert.issued);
-            let head = request_head(head, client.node, client.peer.ip(), issued, body.len());
-            let made = Exchange::new(self.backend(), head, body).and_then(|mut exchange| {
-                self.register_trip(trip, &mut exchange)?;
-                Ok(exchange)
-            });
-            match made {
-                Ok(exchange) => {
-                    self.trips[trip] = Some(Trip { exchange, owner });
-                    self.drive(trip);
-                }
-                Err(e) => {
-                    log::warn!("the web server behind the gate is not reached: {e}");
-                    self.give_up(owner, refusal(503, "no-backend", "the controller is short of something; try again"));
-                }
-            }
-        }
-    }
-
-    /// Moves one exchange on.
-    pub(super) fn drive(&mut self, trip: usize) {
-        let Some(Some(on_way)) = self.trips.get_mut(trip) else {
-            return;
-        };
-        let answer = match on_way.exchange.drive(&mut self.trip_scratch) {
-            Ok(None) => return,
-            Ok(Some(answer)) => Ok(answer),
-            Err(e) => Err(e),
-        };
-        let owner = on_way.owner;
-        if let Some(Some(mut done)) = self.trips.get_mut(trip).map(Option::take) {
-            let _ = self.poll.registry().deregister(done.exchange.stream());
-        }
-        match answer {
-            Ok(answer) => self.answered(owner, answer),
-            Err(e) => {
-                log::error!("{e}");
-                self.give_up(owner, refusal(502, "backend-failed", "the controller failed at this request; try again"));
-            }
-        }
-        self.start_trips();
-    }
-
     /// tiny_http answered.
-    fn answered(&mut self, name: Name, answer: Answer) {
+    pub(super) fn answered(&mut self, name: Name, answer: Answer) {
         if !self.clients.has(name) {
             return;
         }
@@ -303,7 +229,7 @@ impl Pump {
     }
 
     /// A request ends without an answer of its handler.
-    fn give_up(&mut self, name: Name, refusal: Refusal) {
+    pub(super) fn give_up(&mut self, name: Name, refusal: Refusal) {
         if !self.clients.has(name) {
             return;
         }

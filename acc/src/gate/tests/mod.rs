@@ -50,6 +50,7 @@ impl server::Handler for Desk {
                 },
             },
             Route::Log(_) => Reply::json(format!("{{\"took\":{}}}", request.body.len())),
+            Route::Result(node) => Reply::json(format!("{node} {}", request.body.len())),
             Route::Stats(_) => Reply::json("x".repeat(8 * 1024 * 1024)),
             _ => Reply::json("{}"),
         }
@@ -424,3 +425,33 @@ fn many_polls_at_once_are_all_answered() {
         client.expect(200);
     }
 }
+
+#[test]
+fn those_who_travel_together_get_each_their_own_answer() {
+    let site = Site::new(Limits { max_backend: 2, ..Limits::default() });
+    let (open, closed) = crossbeam_channel::bounded::<()>(0);
+    *site.desk.slow.lock().unwrap() = Some(closed);
+    let mut clients: Vec<Client> = (0..120).map(|_| site.client()).collect();
+    let length = |i: usize| [10, QUICK, QUICK + 1, 70_000][i % 4] + i;
+    for (i, client) in clients.iter_mut().enumerate() {
+        let nid = i + 1;
+        if i % 5 == 4 {
+            client.send(format!("GET /1/{nid}/cmd?wait=0 HTTP/1.1\r\nAuthorization: Bearer good\r\n\r\n"));
+        } else {
+            client.post(&format!("/1/{nid}/result"), &vec![b'x'; length(i)]);
+        }
+    }
+    wait_until(|| site.metrics.requests_waiting.get() == 120);
+    drop(open);
+    for (i, client) in clients.iter_mut().enumerate() {
+        if i % 5 == 4 {
+            client.expect(204);
+        } else {
+            assert_eq!(client.expect(200).body, format!("1:{} {}", i + 1, length(i)).into_bytes());
+        }
+    }
+    wait_until(|| site.metrics.requests_waiting.get() == 0);
+}
+
+/// About as long as a body may be that does not hold up the request behind it.
+const QUICK: usize = 960;

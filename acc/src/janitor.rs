@@ -13,7 +13,7 @@ use crate::store::queue::{self, Withdrawn};
 use crate::store::{Batch, Conn, describe, jobs, keys, lists, nodes};
 use crossbeam_channel::{Receiver, Sender, select};
 use jscommon::NodeId;
-use redis::RedisResult;
+use redis::{FromRedisValue, RedisResult};
 use serde_json::json;
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -260,6 +260,8 @@ impl Janitor {
         conn.run(&after).map(drop)
     }
 
+    /// Nodes that wait here: when they were last there, and whether Redis still has it that they wait here. The
+    /// gate parks a node's next polls without asking, so what came to nothing on the way to it is found here.
     fn seen(&self, conn: &mut Conn, list: &[NodeId]) -> RedisResult<()> {
         let now = self.context.clock.now();
         for some in list.chunks(500) {
@@ -270,7 +272,17 @@ impl Janitor {
             for node in some.iter().filter(|node| u64::from(node.nid) % 720 == turn) {
                 queue::keep(&mut batch, *node);
             }
-            conn.run(&batch)?;
+            let before = batch.len();
+            some.iter().for_each(|node| queue::holder(&mut batch, *node));
+            for (node, holder) in some.iter().zip(conn.run(&batch)?.split_off(before)) {
+                match Option::<String>::from_redis_value(holder)? {
+                    Some(holder) if holder == self.context.me => {}
+                    // It went there in silence: asking for it here would take it away again.
+                    Some(_) => self.gate.dismiss(*node),
+                    // It was handed something since, or something was lost on the way to it.
+                    None => self.gate.recall(*node),
+                }
+            }
         }
         Ok(())
     }

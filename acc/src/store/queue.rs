@@ -290,6 +290,11 @@ pub fn keep(batch: &mut Batch, node: NodeId) {
     batch.call(redis::Cmd::expire(keys::meta(node), KEEP_NODE as i64));
 }
 
+/// Asks which controller holds the poll of `node`: its name, or nothing when none does.
+pub fn holder(batch: &mut Batch, node: NodeId) {
+    batch.call(redis::Cmd::hget(keys::meta(node), "ac"));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -85,7 +85,7 @@ pub fn give(context: &Context, conn: &mut Conn, answers: &[Answer]) -> RedisResu
         }
         if *verdict == Verdict::First {
             results::push(&mut pushes, delivery);
-            lists::count_result(&mut pushes, delivery.id, state_name(answer.state));
+            lists::count_results(&mut pushes, [(delivery.id, state_name(answer.state))].into_iter());
             context.metrics.results.with_label_values(&["own"]).inc();
         }
     }

@@ -261,17 +261,13 @@ impl Dispatcher {
         }
         answer::give(&self.context, conn, &answers)?;
 
+        let new = || items.iter().filter(|item| item.new).filter_map(|item| Some((item.plan.command()?, item)));
+        jobs::list(&mut batch, &new().map(|(command, _)| command.id.as_str()).collect::<Vec<&str>>());
+        let entry = |(command, item): (&Command, &Item)| audit(command, item.plan.targets(), now).to_string();
+        lists::audit(&mut batch, &new().map(entry).collect::<Vec<String>>());
         // Off the taken list only when the rest is written.
         let mut after = Batch::new();
-        for item in &items {
-            if item.new
-                && let Some(command) = item.plan.command()
-            {
-                jobs::list(&mut batch, &command.id);
-                lists::audit(&mut batch, &audit(command, item.plan.targets(), now));
-            }
-            lists::untake(&mut after, &self.context.me, &item.text);
-        }
+        items.iter().for_each(|item| lists::untake(&mut after, &self.context.me, &item.text));
         death::point("acc.answered");
         if more > 0 {
             lists::take_more(&mut after, &self.context.me, more);

@@ -106,7 +106,7 @@ fn deliver(context: &Context, conn: &mut Conn, node: NodeId, entries: &[Entry]) 
 
     let now = context.clock.now();
     let mut unmeant = Vec::new();
-    let (mut hashes, mut pushes) = (Batch::new(), Batch::new());
+    let (mut hashes, mut pushes, mut counted) = (Batch::new(), Batch::new(), Vec::new());
     for entry in entries {
         let result = &entry.result;
         let known = jobs::known(next(), next())?;
@@ -133,7 +133,7 @@ fn deliver(context: &Context, conn: &mut Conn, node: NodeId, entries: &[Entry]) 
             Verdict::First => {
                 count(context, "first");
                 results::push(&mut pushes, &entry.delivery());
-                lists::count_result(&mut pushes, &result.id, answer::state_name(result.state));
+                counted.push((result.id.as_str(), answer::state_name(result.state)));
                 if let Known::Meant(created) = known {
                     context.metrics.result_seconds.observe(now.saturating_sub(created) as f64 / 1000.0);
                 }
@@ -141,6 +141,7 @@ fn deliver(context: &Context, conn: &mut Conn, node: NodeId, entries: &[Entry]) 
             Verdict::Repeat | Verdict::Late => count(context, "repeat"),
         }
     }
+    lists::count_results(&mut pushes, counted.into_iter());
     conn.run_in_turn(hashes, pushes)?;
     death::point("acc.result.pushed");
     Ok(unmeant)

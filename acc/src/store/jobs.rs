@@ -57,10 +57,12 @@ pub fn opened(answer: Value) -> RedisResult<Option<Vec<NodeId>>> {
     }))
 }
 
-/// Adds `id` to the list of jobs.
-pub fn list(batch: &mut Batch, id: &str) {
-    batch.call(Cmd::lpush(keys::JOBS, id));
-    batch.call(Cmd::ltrim(keys::JOBS, 0, HISTORY as isize - 1));
+/// Adds `ids`, oldest first, to the list of jobs.
+pub fn list(batch: &mut Batch, ids: &[&str]) {
+    if !ids.is_empty() {
+        batch.call(Cmd::lpush(keys::JOBS, ids));
+        batch.call(Cmd::ltrim(keys::JOBS, 0, HISTORY as isize - 1));
+    }
 }
 
 /// Whether `id` is in the list of jobs.

@@ -165,27 +165,35 @@ pub fn bells(conn: &mut Conn, me: &str) -> RedisResult<Vec<Ring>> {
 pub fn event(batch: &mut Batch, name: &str, node: Option<NodeId>, now: u64, data: &serde_json::Value) {
     let (gid, nid) = node.map_or((0, 0), |node| (node.gid, node.nid));
     let entry = json!({"name": name, "gid": gid, "nid": nid, "time": now, "data": data});
-    push(batch, keys::EVENTS, &entry.to_string());
+    push(batch, keys::EVENTS, &[entry.to_string()]);
 }
 
 /// Adds a text that was no command, and why.
 pub fn reject(batch: &mut Batch, entry: &serde_json::Value) {
-    push(batch, keys::REJECTED, &entry.to_string());
+    push(batch, keys::REJECTED, &[entry.to_string()]);
 }
 
-/// Adds an entry to the audit list.
-pub fn audit(batch: &mut Batch, entry: &serde_json::Value) {
-    push(batch, keys::AUDIT, &entry.to_string());
+/// Adds entries, oldest first, to the audit list.
+pub fn audit(batch: &mut Batch, entries: &[String]) {
+    if !entries.is_empty() {
+        push(batch, keys::AUDIT, entries);
+    }
 }
 
-/// Counts a result for the audit list.
-pub fn count_result(batch: &mut Batch, id: &str, state: &str) {
-    batch.call(Cmd::hincr(keys::AUDIT_RESULTS, format!("{id} {state}"), 1));
-    batch.call(Cmd::expire(keys::AUDIT_RESULTS, 30 * DAY as i64));
+/// Counts results (a job's id and a state each) for the audit list.
+pub fn count_results<'a>(batch: &mut Batch, results: impl Iterator<Item = (&'a str, &'a str)>) {
+    let mut any = false;
+    for (id, state) in results {
+        batch.call(Cmd::hincr(keys::AUDIT_RESULTS, format!("{id} {state}"), 1));
+        any = true;
+    }
+    if any {
+        batch.call(Cmd::expire(keys::AUDIT_RESULTS, 30 * DAY as i64));
+    }
 }
 
-fn push(batch: &mut Batch, key: &str, entry: &str) {
-    batch.call(Cmd::lpush(key, entry));
+fn push(batch: &mut Batch, key: &str, entries: &[String]) {
+    batch.call(Cmd::lpush(key, entries));
     batch.call(Cmd::ltrim(key, 0, HISTORY as isize - 1));
 }
 

@@ -4,8 +4,13 @@
 local known = redis.call('HMGET', KEYS[1], 'cmd', 'targets')
 if known[1] then return known[2] or '[]' end
 redis.call('HSET', KEYS[1], 'cmd', ARGV[1], 'created', ARGV[2], 'targets', ARGV[3])
-for i = 5, #ARGV do
-  redis.call('HSETNX', KEYS[1], ARGV[i], '{"state":"QUEUED"}')
+for first = 5, #ARGV, 1000 do
+  local fields = {}
+  for i = first, math.min(first + 999, #ARGV) do
+    fields[#fields + 1] = ARGV[i]
+    fields[#fields + 1] = '{"state":"QUEUED"}'
+  end
+  redis.call('HSET', KEYS[1], unpack(fields))
 end
 redis.call('EXPIRE', KEYS[1], ARGV[4])
 return false

@@ -8,7 +8,7 @@ else
   if redis.call('HGET', KEYS[2], ARGV[1]) ~= '+' .. ARGV[2] then return 0 end
   redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
 end
-redis.call('LPUSH', KEYS[1], ARGV[3])
-redis.call('LTRIM', KEYS[1], 0, ARGV[4] - 1)
-redis.call('EXPIRE', KEYS[1], ARGV[5])
+if redis.call('LPUSH', KEYS[1], ARGV[3]) > tonumber(ARGV[4]) then redis.call('LTRIM', KEYS[1], 0, ARGV[4] - 1) end
+-- A minute more or less is not worth a write for each result of a fleet.
+if redis.call('TTL', KEYS[1]) < ARGV[5] - 60 then redis.call('EXPIRE', KEYS[1], ARGV[5]) end
 return 1

@@ -143,11 +143,17 @@ impl Acc {
     /// Starts it again where it was, after `kill` or `stop`, without `JS_DIE_AT` and `JS_PANIC_AT`.
     #[track_caller]
     pub fn resume(&mut self) {
+        self.resume_unready();
+        assert!(self.ready(), "jsacc ended at its second start: {}", self.process.output());
+    }
+
+    /// As `resume`, without waiting until it answers.
+    #[track_caller]
+    pub fn resume_unready(&mut self) {
         let mut options = self.options.clone();
         options.env.retain(|(key, _)| !["JS_DIE_AT", "JS_PANIC_AT"].contains(&key.as_str()));
         self.process = launch(&self.redis_url, &options, self.port, self.dir.path());
         self.options = options;
-        assert!(self.ready(), "jsacc ended at its second start: {}", self.process.output());
     }
 
     /// Its process id.

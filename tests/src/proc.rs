@@ -1,6 +1,7 @@
 //! What `/proc` tells of a process: memory, CPU, threads, open files.
 
 use anyhow::{Context, Result};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::fs;
 
 /// Bytes of resident memory.
@@ -25,6 +26,16 @@ pub fn cpu(pid: u32) -> Result<f64> {
 /// Open files and sockets.
 pub fn files(pid: u32) -> Result<u64> {
     Ok(fs::read_dir(format!("/proc/{pid}/fd")).context("the process is gone")?.count() as u64)
+}
+
+/// Sees to it that this process, and what it starts, may open `count` files; fails where it may not.
+#[track_caller]
+pub fn open_files(count: u64) {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("the limit of open files");
+    assert!(hard >= count, "this test needs {count} open files, and the limit here is {hard}");
+    if soft < count {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("the soft limit may be raised");
+    }
 }
 
 fn status(pid: u32, name: &str) -> Result<u64> {

@@ -48,7 +48,7 @@ pub struct SwarmOptions {
     pub threads: usize,
     /// They connect at a random moment of this time, at first and after `restart`.
     pub spread: Duration,
-    /// Each sends a record and a series about so often.
+    /// Each sends a record and then a batch of series about so often.
     pub chatter: Option<Duration>,
     /// Each sends a startup event first.
     pub startup: bool,
@@ -121,8 +121,16 @@ pub struct Tally {
     pub results: AtomicU64,
     /// Records that the controller took.
     pub records: AtomicU64,
-    /// Answers that asked to come again later.
+    /// Batches of series that the controller took.
+    pub stats: AtomicU64,
+    /// Startup events that the controller took.
+    pub startups: AtomicU64,
+    /// Answers that asked to come again later (429 and 503).
     pub put_off: AtomicU64,
+    /// Of these the ones that named no time.
+    pub put_off_without_time: AtomicU64,
+    /// Nodes that came back before the time that their answer had named; there may be none.
+    pub too_early: AtomicU64,
     /// Connections that ended before their answer.
     pub cut: AtomicU64,
     /// Answers of other kinds, by status.
@@ -151,6 +159,8 @@ pub(crate) enum Order {
     HalfOpen(f64),
     /// Nodes that connect from now on go to these.
     Controllers(Vec<SocketAddr>),
+    /// Nodes that wait to come back, but for those who were told until when, come within this time.
+    Come(Duration),
     Stop,
 }
 
@@ -206,6 +216,12 @@ impl Swarm {
     /// Nodes that connect from now on go to these controllers.
     pub fn redirect(&self, controllers: Vec<SocketAddr>) {
         self.tell(&Order::Controllers(controllers));
+    }
+
+    /// Nodes that wait for their next try come at a random moment of `within`, however long they had meant
+    /// to wait, as a fleet does whose network is back; who was asked to stay away longer does.
+    pub fn come(&self, within: Duration) {
+        self.tell(&Order::Come(within));
     }
 
     /// Waits until every node's poll is out; how long that took, or an error after `limit`.

@@ -27,6 +27,8 @@ pub(crate) struct Node {
     ack: Option<String>,
     seen: HashSet<String>,
     results: Vec<Value>,
+    /// Which start of the agent this is.
+    instance: String,
     started: bool,
     log_batch: u64,
     chat_at: Option<Instant>,
@@ -55,12 +57,14 @@ impl Node {
             ack: None,
             seen: HashSet::new(),
             results: Vec::new(),
+            instance: instance(),
             started: !options.startup,
             log_batch: clock_ms,
             chat_at: options.chatter.map(|every| now + every.mul_f64(fastrand::f64())),
             log_due: false,
             stats_due: false,
-            backoff: Backoff::new(Duration::from_millis(500), Duration::from_secs(10)),
+            // As the agent's poller has them.
+            backoff: Backoff::new(Duration::from_millis(250), Duration::from_secs(30)),
             turns: fastrand::usize(0..1000),
         }
     }
@@ -71,9 +75,12 @@ impl Node {
         self.backoff.fail(fastrand::f64())
     }
 
-    /// Forgets what was asked, as a stopped agent does.
-    pub(crate) fn stopped(&mut self) {
-        self.asked = None;
+    /// Forgets what an agent forgets that is stopped: what was asked, and which batch it had stored. Ids and
+    /// results are on its disk.
+    pub(crate) fn stopped(&mut self, options: &SwarmOptions) {
+        (self.asked, self.ack) = (None, None);
+        self.instance = instance();
+        self.started = !options.startup;
         self.backoff.succeed();
     }
 
@@ -109,8 +116,8 @@ impl Node {
         };
         match asked {
             Asked::Startup => {
-                let data = json!({"hostname": format!("swarm-{nid}"), "os": "linux", "version": "0", "instance": "swarm",
-                    "roles": options.roles});
+                let data = json!({"hostname": format!("swarm-{nid}"), "os": "linux", "version": "0",
+                    "instance": self.instance, "roles": options.roles});
                 post("event", json!({"name": "startup", "data": data}))
             }
             Asked::Results => post("result", Value::Array(self.results.clone())),
@@ -124,7 +131,7 @@ impl Node {
                 post("stats", json!({"batch": self.log_batch, "timestamp": clock_ms / 1000, "series": series}))
             }
             Asked::Poll => {
-                let mut path = format!("/{gid}/{nid}/cmd?wait={}", options.wait);
+                let mut path = format!("/{gid}/{nid}/cmd?wait={}&instance={}", options.wait, self.instance);
                 options.roles.iter().for_each(|role| path.push_str(&format!("&role={role}")));
                 self.ack.iter().for_each(|ack| path.push_str(&format!("&ack={ack}")));
                 request("GET", &path, token, None)
@@ -144,6 +151,7 @@ impl Node {
         match (asked, answer.status) {
             (_, 429 | 503) => {
                 tally.put_off.fetch_add(1, Relaxed);
+                tally.put_off_without_time.fetch_add(u64::from(answer.retry_after.is_none()), Relaxed);
                 let least = Duration::from_secs(answer.retry_after.unwrap_or(1));
                 return Next::Back(least + self.backoff.fail(fastrand::f64()));
             }
@@ -173,8 +181,14 @@ impl Node {
                 self.log_batch += 1;
                 self.log_due = false;
             }
-            (Some(Asked::Stats), 200) => self.stats_due = false,
-            (Some(Asked::Startup), 200 | 204) => self.started = true,
+            (Some(Asked::Stats), 200) => {
+                tally.stats.fetch_add(1, Relaxed);
+                self.stats_due = false;
+            }
+            (Some(Asked::Startup), 200 | 204) => {
+                tally.startups.fetch_add(1, Relaxed);
+                self.started = true;
+            }
             (_, status) => {
                 *tally.others.lock().unwrap_or_else(|e| e.into_inner()).entry(status).or_default() += 1;
                 return Next::Back(self.backoff.fail(fastrand::f64()));
@@ -183,6 +197,11 @@ impl Node {
         self.backoff.succeed();
         if answer.closes { Next::Back(self.backoff.fail(fastrand::f64())) } else { Next::Ask }
     }
+}
+
+/// A name for one start of an agent.
+fn instance() -> String {
+    format!("{:016x}", fastrand::u64(..))
 }
 
 fn result(node: NodeId, command: &Value, clock_ms: u64) -> Value {

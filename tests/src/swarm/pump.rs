@@ -30,6 +30,8 @@ struct Place {
     node: Node,
     line: Option<Line>,
     back_at: Option<Instant>,
+    /// A controller asked it to stay away until then.
+    asked_away: Option<Instant>,
 }
 
 pub(crate) struct Pump {
@@ -61,7 +63,7 @@ impl Pump {
         let now = Instant::now();
         let place = |nid| {
             let node = Node::new(NodeId { gid: options.gid, nid }, &options, now, clock_ms());
-            Place { node, line: None, back_at: None }
+            Place { node, line: None, back_at: None, asked_away: None }
         };
         let places: Vec<Place> = nids.into_iter().map(place).collect();
         let (returns, half_open) = (BinaryHeap::new(), Vec::new());
@@ -113,8 +115,15 @@ impl Pump {
             Order::Restart => {
                 for at in all {
                     self.hang_up(at);
-                    self.places[at].node.stopped();
+                    self.places[at].node.stopped(&self.options);
                     self.come_back(at, self.options.spread.mul_f64(fastrand::f64()));
+                }
+            }
+            Order::Come(within) => {
+                let now = Instant::now();
+                for at in all.filter(|at| self.places[*at].back_at.is_some()).collect::<Vec<usize>>() {
+                    let asked = self.places[at].asked_away.map_or(Duration::ZERO, |until| until - now.min(until));
+                    self.come_back(at, within.mul_f64(fastrand::f64()).max(asked));
                 }
             }
             Order::Cut(share) => {
@@ -167,6 +176,9 @@ impl Pump {
     fn connect(&mut self, at: usize) {
         let place = &mut self.places[at];
         place.back_at = None;
+        if place.asked_away.take().is_some_and(|until| until > Instant::now()) {
+            self.tally.too_early.fetch_add(1, Relaxed);
+        }
         place.node.turns += 1;
         let controller = self.options.controllers[place.node.turns % self.options.controllers.len()];
         let made = TcpStream::connect(controller).and_then(|mut stream| {
@@ -243,6 +255,8 @@ impl Pump {
         match next {
             Next::Ask => self.ask(at),
             Next::Back(pause) => {
+                let asked = answer.retry_after.filter(|_| matches!(answer.status, 429 | 503));
+                self.places[at].asked_away = asked.map(|seconds| Instant::now() + Duration::from_secs(seconds));
                 self.hang_up(at);
                 self.come_back(at, pause);
             }

@@ -6,7 +6,6 @@ use jstests::process::{Process, bin};
 use jstests::redis_server::free_port;
 use jstests::swarm::{Swarm, SwarmOptions};
 use jstests::{Acc, AccOptions, Client, FakeNode, LONG, Redis, wait_until};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use serde_json::json;
 use socket2::{SockRef, Socket};
@@ -86,14 +85,6 @@ fn served(acc: &Acc, client: &mut Client) {
     assert!(batch.cmds.iter().any(|command| command["id"] == id.as_str()), "{batch:?}");
     assert!(start.elapsed() < Duration::from_secs(5), "an honest poll took {:?}", start.elapsed());
     assert!(node.poll_as(&[], 0, Some(&batch.batch)).is_none());
-}
-
-fn open_files(count: u64) {
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("the limit of open files");
-    assert!(hard >= count, "this test needs {count} open files, and the limit here is {hard}");
-    if soft < count {
-        setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("the soft limit may be raised");
-    }
 }
 
 #[test]
@@ -222,7 +213,7 @@ fn strangers_to_tls_are_let_go() {
     let redis = Redis::start();
     let acc = Acc::start(&redis, quiet(AccOptions::secure()));
     let mut client = Client::new(&redis);
-    open_files(3000);
+    proc::open_files(3000);
     served(&acc, &mut client);
     let before = memory(acc.pid());
 
@@ -258,7 +249,7 @@ fn strangers_to_tls_are_let_go() {
 }
 
 fn all_at_once(nodes: u32) {
-    open_files(u64::from(nodes) + 200);
+    proc::open_files(u64::from(nodes) + 200);
     let redis = Redis::start();
     let acc = Acc::start(&redis, quiet(AccOptions::default()));
     let swarm = Swarm::start(SwarmOptions { wait: 15, ..SwarmOptions::new(addr(&acc), nodes) }).unwrap();
@@ -340,7 +331,7 @@ fn no_descriptor_at_all() {
 
 #[test]
 fn a_polite_stop_answers_every_poll() {
-    open_files(600);
+    proc::open_files(600);
     let redis = Redis::start();
     let mut acc = Acc::start(&redis, quiet(AccOptions::default()));
     let mut polls: Vec<TcpStream> = (1..=100)

@@ -1,10 +1,11 @@
 //! Many nodes, several controllers, bounds: a fleet in small.
 
+use crossbeam_channel::RecvTimeoutError;
 use jstests::swarm::{Swarm, SwarmOptions};
 use jstests::{Acc, AccOptions, Client, LONG, Redis, fresh_id, now_ms, proc, wait_until};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -49,30 +50,71 @@ fn a_fleet_comes_is_cut_and_comes_back() {
     // A node is known from its first event on, and has its roles with its first poll.
     wait_until("all have their roles", FLEET, || client.redis::<u32>(&["HLEN", "jsacc:{roles}"]) == NODES);
     ping_all(&mut client, NODES as usize);
+    wait_until("each has said that it started", LONG, || swarm.tally.startups.load(Relaxed) == u64::from(NODES));
     wait_until("records come", LONG, || swarm.tally.records.load(Relaxed) > u64::from(NODES));
+    wait_until("stats come", LONG, || swarm.tally.stats.load(Relaxed) > u64::from(NODES));
 
     swarm.cut(0.3);
     swarm.half_open(0.3);
     ping_all(&mut client, NODES as usize);
     swarm.restart();
+    wait_until("each has started again", FLEET, || swarm.tally.startups.load(Relaxed) == 2 * u64::from(NODES));
     ping_all(&mut client, NODES as usize);
     assert!(proc::threads(acc.pid()).unwrap() < 64);
-    assert!(swarm.tally.others.lock().unwrap().is_empty(), "{:?}", swarm.tally);
+    well_behaved(&swarm);
+}
+
+/// No answer was a surprise, and who was asked to wait did.
+#[track_caller]
+fn well_behaved(swarm: &Swarm) {
+    let tally = &swarm.tally;
+    assert!(tally.others.lock().unwrap().is_empty(), "{tally:?}");
+    assert_eq!((tally.put_off_without_time.load(Relaxed), tally.too_early.load(Relaxed)), (0, 0), "{tally:?}");
 }
 
 #[test]
-fn a_controller_that_starts_meets_a_herd() {
-    const NODES: u32 = 500;
+fn a_controller_that_was_killed_meets_a_herd() {
+    const NODES: u32 = 1_500;
+    proc::open_files(2 * u64::from(NODES));
     let redis = Redis::start();
     let mut acc = Acc::start(&redis, quiet(AccOptions::secure()));
-    let options = SwarmOptions { threads: 2, ..SwarmOptions::new(addr(&acc), NODES) };
+    let options = SwarmOptions { threads: 2, spread: Duration::from_secs(1), ..SwarmOptions::new(addr(&acc), NODES) };
     let swarm = Swarm::start(options.secured_by(&acc.state_dir()).unwrap()).unwrap();
     swarm.wait_polling(FLEET).unwrap();
     acc.kill();
-    wait_until("all are cut off", LONG, || swarm.tally.polling.load(Relaxed) == 0);
-    acc.resume();
+    wait_until("all are cut off", LONG, || swarm.tally.connected.load(Relaxed) == 0);
+    acc.resume_unready();
+    wait_until("it listens", LONG, || TcpStream::connect(addr(&acc)).is_ok());
+    // However long they had meant to wait by then.
+    swarm.come(Duration::from_secs(1));
     swarm.wait_polling(FLEET).unwrap();
     ping_all(&mut Client::new(&redis), NODES as usize);
+    well_behaved(&swarm);
+}
+
+#[test]
+fn a_herd_that_finds_no_redis_is_put_off_and_comes_back() {
+    const NODES: u32 = 400;
+    let mut redis = Redis::start_durable();
+    let mut acc = Acc::start(&redis, quiet(AccOptions::secure()));
+    let swarm = Swarm::start(SwarmOptions::new(addr(&acc), NODES).secured_by(&acc.state_dir()).unwrap()).unwrap();
+    swarm.wait_polling(FLEET).unwrap();
+    acc.kill();
+    redis.kill();
+    wait_until("all are cut off", LONG, || swarm.tally.connected.load(Relaxed) == 0);
+    acc.resume_unready();
+    wait_until("it listens", LONG, || TcpStream::connect(addr(&acc)).is_ok());
+    let used = proc::cpu(acc.pid()).unwrap();
+    swarm.come(Duration::from_secs(1));
+    let put_off = || swarm.tally.put_off.load(Relaxed);
+    wait_until("every one is put off", FLEET, || put_off() >= u64::from(NODES));
+    // A refusal costs a handshake and little else, however often they come.
+    let used = proc::cpu(acc.pid()).unwrap() - used;
+    assert!(used < 0.02 * put_off() as f64, "{used} s for {} refusals", put_off());
+    redis.resume();
+    swarm.wait_polling(FLEET).unwrap();
+    ping_all(&mut Client::new(&redis), NODES as usize);
+    well_behaved(&swarm);
 }
 
 /// A second or third controller of one family: same Redis, same state directory.
@@ -83,44 +125,59 @@ fn family(redis: &Redis, state_dir: &Path) -> Acc {
 
 #[test]
 fn controllers_are_replaced_under_load_and_nothing_is_lost_or_doubled() {
-    const NODES: u32 = 40;
+    const NODES: u32 = 200;
     let redis = Redis::start_durable_lazily();
     let state = tempfile::tempdir().unwrap();
-    let mut accs = [family(&redis, state.path()), family(&redis, state.path())];
+    let mut accs = [family(&redis, state.path()), family(&redis, state.path()), family(&redis, state.path())];
     let controllers = accs.iter().map(addr).collect();
     let options = SwarmOptions { controllers, ..SwarmOptions::new(addr(&accs[0]), NODES) };
     let swarm = Swarm::start(options.secured_by(state.path()).unwrap()).unwrap();
     swarm.wait_polling(FLEET).unwrap();
 
-    let mut client = Client::new(&redis);
-    let mut ids = Vec::new();
-    let mut load = |client: &mut Client| {
-        for _ in 0..150 {
-            ids.push(client.push(json!({"gid": 1, "nid": fastrand::u32(1..=NODES), "cmd": "ping"})));
-            std::thread::sleep(Duration::from_millis(2));
+    // Commands come without a pause, and all the while nodes lose their connection and go elsewhere.
+    let (stop, stopped) = crossbeam_channel::bounded::<()>(0);
+    let load = std::thread::spawn({
+        let (mut client, stopped) = (Client::new(&redis), stopped.clone());
+        move || {
+            let mut ids = Vec::new();
+            while stopped.recv_timeout(Duration::from_millis(2)) == Err(RecvTimeoutError::Timeout) {
+                ids.push(client.push(json!({"gid": 1, "nid": fastrand::u32(1..=NODES), "cmd": "ping"})));
+            }
+            ids
         }
-    };
-    load(&mut client);
-    for round in 0..4 {
-        let acc = &mut accs[round % 2];
+    });
+    let connects = || swarm.tally.connects.load(Relaxed);
+    let mut under_load = Vec::new();
+    for round in 0..accs.len() * 2 {
+        let acc = &mut accs[round % 3];
+        let before = swarm.tally.results.load(Relaxed);
         // First as an upgrade does it, then as a power cut does.
-        if round < 2 {
+        if round < 3 {
             assert_eq!(acc.stop(), Some(0));
         } else {
             acc.kill();
         }
-        load(&mut client);
-        // Nodes change their controller at any moment besides.
-        swarm.cut(0.3);
-        accs[round % 2].resume();
-        load(&mut client);
+        swarm.cut(0.1);
+        // While it is away the others serve its nodes, and the nodes change between them too.
+        wait_until("jobs go on", FLEET, || swarm.tally.results.load(Relaxed) > before + 50);
+        swarm.cut(0.1);
+        acc.resume();
+        swarm.cut(0.2);
+        under_load.push(swarm.tally.results.load(Relaxed) - before);
     }
+    assert!(connects() > 2 * u64::from(NODES), "nodes changed their controller: {}", connects());
+    drop(stop);
+    let ids = load.join().expect("the load");
+    let mut client = Client::new(&redis);
     for id in &ids {
         wait_until(&format!("{id} has its result"), FLEET, || client.results(id) >= 1);
     }
     let doubled: Vec<&String> = ids.iter().filter(|id| client.results(id) != 1).collect();
     assert!(doubled.is_empty(), "{doubled:?}");
-    assert!(swarm.tally.others.lock().unwrap().is_empty(), "{:?}", swarm.tally);
+    let lost: Vec<&String> = ids.iter().filter(|id| !client.job(id).values().any(|v| v.contains("pong"))).collect();
+    assert!(lost.is_empty(), "{lost:?}");
+    assert!(ids.len() > 500, "{} commands are no load: {under_load:?}", ids.len());
+    well_behaved(&swarm);
 }
 
 #[test]
@@ -191,6 +248,32 @@ fn a_list_of_records_is_bounded_by_bytes_too() {
     assert_eq!(client.redis::<u64>(&["LLEN", "log.d.n"]), 12, "64 MiB hold twelve of 5 MiB");
     let newest: String = client.redis(&["LINDEX", "log.d.n", "0"]);
     assert!(newest.contains("\"nid\":5"), "the oldest went");
+}
+
+#[test]
+fn the_lists_that_one_node_makes_are_bounded() {
+    let redis = Redis::start();
+    let acc = Acc::start(
+        &redis,
+        quiet(AccOptions { args: vec!["--max-records".into(), "20000".into()], ..AccOptions::default() }),
+    );
+    let mut client = Client::new(&redis);
+    let node = acc.node(1, 10);
+    let record =
+        |name: u32| json!({"id": name, "jobdomain": "d", "jobname": name.to_string(), "level": 4, "data": "x"});
+    for batch in 0..12 {
+        let records: Vec<Value> = (1..=1000).map(|i| record(batch * 1000 + i)).collect();
+        let reply = node.post("log", &json!({"batch": batch + 1, "records": records}));
+        assert_eq!(reply.status, 200, "{reply:?}");
+    }
+    let names: Vec<String> = client.redis(&["KEYS", "log.d.*"]);
+    assert_eq!(names.len(), 10_000);
+    assert_eq!(client.redis::<u64>(&["LLEN", "log.unknown.unknown"]), 2_000, "nothing is lost");
+    // What it has written to it may go on with, and others are not held up by it.
+    assert_eq!(node.post("log", &json!({"batch": 13, "records": [record(1), record(99_999)]})).status, 200);
+    assert_eq!(client.redis::<u64>(&["LLEN", "log.d.1"]), 2);
+    assert_eq!(acc.node(1, 11).post("log", &json!({"batch": 1, "records": [record(20_000)]})).status, 200);
+    assert_eq!(client.redis::<u64>(&["LLEN", "log.d.20000"]), 1);
 }
 
 #[test]

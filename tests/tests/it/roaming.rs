@@ -78,3 +78,17 @@ fn a_connection_that_nobody_is_behind_takes_no_node_away() {
     assert!(answer(&mut node).contains(&id), "and the node that is there has its command");
     drop(silent);
 }
+
+#[test]
+fn a_registration_that_redis_has_lost_is_found_again() {
+    let redis = Redis::start();
+    let acc = Acc::start(&redis, AccOptions::default());
+    let mut client = Client::new(&redis);
+    let mut node = poll(&acc, 60);
+    wait_until("it waits", LONG, || parked(&acc));
+    // Nobody knows any longer that its poll is here, and nobody rings.
+    assert_eq!(client.redis::<u32>(&["HDEL", "jsacc:{1:10}:meta", "ac"]), 1);
+    let (start, id) = (Instant::now(), client.send("ping", json!({})));
+    assert!(answer(&mut node).contains(&id));
+    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+}

@@ -22,15 +22,18 @@ pub fn created(command: &Command, now: u64) -> u64 {
     said.filter(|said| *said <= now + 1000 && *said + 10 * DAY * 1000 > now).map_or(now, |said| said.min(now))
 }
 
-/// The entry of `jsacc:rejected` for a text that is no command.
+/// The entry of `jsacc:rejected` for a text that is no command: the text as it came, for what is wrong
+/// with it is in there, unless it speaks of a secret.
 pub fn rejected(bad: &BadCommand, text: &[u8], now: u64) -> Value {
+    let came = String::from_utf8_lossy(text);
+    let secret = |command: &Command| jscommon::command::is_secret(&command.args);
     let shown = match &bad.partial {
-        Some(partial) => answer::hide(partial),
-        None => {
-            let text = String::from_utf8_lossy(text);
-            // What cannot be read may hold a secret all the same.
-            if text.contains("\"secret\"") { "(withheld: it speaks of a secret)".to_owned() } else { text.into_owned() }
-        }
+        // What cannot be read may hold a secret all the same.
+        partial if came.contains("\"secret\"") || partial.as_deref().is_some_and(secret) => match partial {
+            Some(partial) => answer::hide(partial),
+            None => "(withheld: it speaks of a secret)".to_owned(),
+        },
+        _ => came.into_owned(),
     };
     json!({"time": now, "reason": bad.reason, "id": bad.id, "command": cut(&shown, SHOWN)})
 }
@@ -91,8 +94,17 @@ mod tests {
         let broken = br#"{"args": {"secret": true}, "data": "geheim" "#;
         let bad = Command::parse(broken).unwrap_err();
         assert!(!rejected(&bad, broken, 1).to_string().contains("geheim"));
-        let plain = b"hello";
-        assert_eq!(rejected(&Command::parse(plain).unwrap_err(), plain, 1)["command"], "hello");
+        let hidden = br#"{"id": "a", "cmd": 5, "data": "geheim", "args": {"\u0073ecret": true}, "gid": 1, "nid": 1}"#;
+        let bad = Command::parse(hidden).unwrap_err();
+        assert!(!rejected(&bad, hidden, 1).to_string().contains("geheim"));
+    }
+
+    #[test]
+    fn rejected_texts_stand_as_they_came() {
+        for plain in ["hello", r#"{"id": "a", "cmd": "ping", "gid": 1, "nid": 10, "expires": "soon"}"#] {
+            let bad = Command::parse(plain.as_bytes()).unwrap_err();
+            assert_eq!(rejected(&bad, plain.as_bytes(), 1)["command"], plain);
+        }
     }
 
     #[test]

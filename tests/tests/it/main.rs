@@ -14,6 +14,7 @@ mod enrolment;
 mod identity;
 mod init;
 mod install;
+mod leftovers;
 mod main_path;
 mod messages;
 mod polling;

@@ -4,7 +4,8 @@
 //! clocks that are off.
 //! Does not own: when a certificate is made (`mod`), or what a token is.
 
-use super::{dates, write};
+use super::dates;
+use super::files::write_state;
 use anyhow::Context;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
@@ -45,8 +46,8 @@ impl Ca {
                 let key = KeyPair::generate().context("no key can be made")?;
                 let params = params(now);
                 let pem = params.self_signed(&key).context("the CA certificate cannot be made")?.pem();
-                write(&key_file, key.serialize_pem().as_bytes(), 0o600)?;
-                write(&cert_file, pem.as_bytes(), 0o644)?;
+                write_state(&key_file, key.serialize_pem().as_bytes(), 0o600)?;
+                write_state(&cert_file, pem.as_bytes(), 0o644)?;
                 Ok(Ca { pem, issuer: Issuer::new(params, key) })
             }
         }

@@ -10,20 +10,22 @@
 pub mod ca;
 pub mod dates;
 pub mod enrolment;
+mod files;
 pub mod secret;
 
 use crate::config::Config;
 use crate::gate::PeerCert;
 use anyhow::{Context, bail};
 use ca::Ca;
+pub use files::write;
+use files::{lock, write_state};
 use jscommon::NodeId;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{RootCertStore, ServerConfig};
 use secret::Secrets;
-use std::fs::{self, File, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -198,37 +200,9 @@ impl Identity {
             self.ca.pem
         );
         // The key first: whoever reads between the two finds a pair that does not fit, and reads again.
-        write(&self.dir.join("server.key"), key.as_bytes(), 0o600)?;
-        write(&file, text.as_bytes(), 0o644)
+        write_state(&self.dir.join("server.key"), key.as_bytes(), 0o600)?;
+        write_state(&file, text.as_bytes(), 0o644)
     }
-}
-
-/// Writes a file whole: under another name, to the disk, then in place.
-pub fn write(file: &Path, bytes: &[u8], mode: u32) -> anyhow::Result<()> {
-    let name = file.file_name().and_then(|name| name.to_str()).unwrap_or("file");
-    let fresh = file.with_file_name(format!(".{name}.{}", std::process::id()));
-    let put = || -> std::io::Result<()> {
-        let _ = fs::remove_file(&fresh);
-        let mut out = OpenOptions::new().write(true).create_new(true).mode(mode).open(&fresh)?;
-        out.write_all(bytes)?;
-        out.sync_all()?;
-        fs::rename(&fresh, file)
-    };
-    put().with_context(|| format!("{} cannot be written", file.display()))
-}
-
-/// Held while files of the directory are made.
-fn lock(dir: &Path) -> anyhow::Result<nix::fcntl::Flock<File>> {
-    let path = dir.join("lock");
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path)
-        .with_context(|| format!("{} cannot be opened", path.display()))?;
-    nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusive)
-        .map_err(|(_, e)| anyhow::anyhow!("{} cannot be locked: {e}", path.display()))
 }
 
 fn chain(file: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {

@@ -4,7 +4,7 @@
 //! it holds, in milliseconds since 1970), and what token is good.
 //! Does not own: revocation (`guard`).
 
-use super::write;
+use super::files::write_state;
 use anyhow::{Context, bail};
 use jscommon::token::{BadToken, Claims, NodeSecret};
 use ring::rand::{SecureRandom, SystemRandom};
@@ -77,7 +77,7 @@ impl Secrets {
 
     /// Writes the file.
     pub fn write(&self, dir: &Path) -> anyhow::Result<()> {
-        write(&dir.join(FILE), self.text.as_bytes(), 0o600)
+        write_state(&dir.join(FILE), self.text.as_bytes(), 0o600)
     }
 
     /// What `token` says, when it is signed with a secret that holds at `now` (ms).

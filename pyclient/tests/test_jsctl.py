@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
 from typing import Any, Callable, List
 
@@ -211,10 +212,27 @@ def test_a_fleet_that_is_still_being_taken_is_waited_for_whole(monkeypatch: pyte
             return job_id
 
     monkeypatch.setattr(order.Fleet, "again", staticmethod(lambda client, asked, infos: infos))
-    # `wait`, `cancel`, `kill`, `signal` and `unschedule` all find what they speak of in this way.
-    assert order._parts(Taking(), "f") == ("f", ["f.1.1", "f.2.1"])  # type: ignore[arg-type]
+    # `wait`, `cancel`, `job`, `kill`, `signal` and `unschedule` all find what they speak of in this way.
+    assert order.parts_of(Taking(), "f") == ("f", ["f.1.1", "f.2.1"])  # type: ignore[arg-type]
     Taking.looks = [["f.1.1"], *[["f.1.1", "f.2.1"]] * 3]
     assert list(order._found(Taking(), "f")) == ["f.1.1", "f.2.1"]  # type: ignore[arg-type]
+
+
+def test_a_fleet_that_is_still_being_taken_is_shown_whole(jsctl: Jsctl, fake: Fake, raw: Any) -> None:
+    def take(job: str, node: str) -> None:
+        facts = {"cmd": "{}", "created": "5", "targets": f'["{node}"]', node: '{"state":"QUEUED"}'}
+        raw.hset(f"jsacc:job:{job}", mapping=facts)
+        raw.lpush("jsacc:jobs", job)
+
+    take("f.1.1", "1:1")
+    later = threading.Timer(0.15, take, ("f.1.2", "1:2"))
+    later.start()
+    ran = jsctl("job", "f")
+    later.join()
+    assert "1.1" in ran.out and "1.2" in ran.out, ran
+    raw.delete("jsacc:acs")
+    ran = jsctl("job", "f")
+    assert ran.code == 0 and "1.2" in ran.out, "to look needs no controller"
 
 
 def test_cancel_and_wait_for_a_node(jsctl: Jsctl, fake: Fake) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from .. import scripts, target, verbs, wire
 from ..client import Client
-from ..errors import FAILED, OK, Gone, NobodyMatched, UsageError
+from ..errors import FAILED, OK, Gone, NobodyMatched, NoController, UsageError
 from ..fleet import Fleet
 from ..job import nodes_of
 from ..nodes import ago
@@ -131,7 +131,7 @@ def signal(args: argparse.Namespace) -> int:
 def cancel(args: argparse.Namespace) -> int:
     """`jsctl cancel ID`."""
     with connect(args) as client:
-        args.id, parts = _parts(client, args.id)
+        args.id, parts = parts_of(client, args.id)
         if not parts:
             raise Gone(f"no job {args.id}: it was never sent, or is older than a day")
         told: Dict[NodeId, str] = {}
@@ -160,8 +160,11 @@ def wait(args: argparse.Namespace) -> int:
         return code
 
 
-def _parts(client: Client, asked: str) -> Tuple[str, List[str]]:
-    """The whole id of what `asked` names, and the ids of its jobs; none when Redis knows nothing of it."""
+def parts_of(client: Client, asked: str, looking: bool = False) -> Tuple[str, List[str]]:
+    """The whole id of what `asked` names, and the ids of its jobs; none when Redis knows nothing of it.
+
+    Who is only `looking` needs no controller for that.
+    """
     import time
 
     # What was sent a moment ago may not have been taken from the queue yet, or only some jobs of a fleet:
@@ -177,7 +180,12 @@ def _parts(client: Client, asked: str) -> Tuple[str, List[str]]:
         settled = still >= 2 if parts else attempt > 2
         if settled and not client.link.read("LLEN", wire.QUEUE):
             break
-        client.check()
+        try:
+            client.check()
+        except NoController:
+            if looking:
+                break  # nobody takes anything, so what is there is all
+            raise
         time.sleep(0.1)
     if not parts:
         # Only now, for until here it may have been a whole id.
@@ -187,7 +195,7 @@ def _parts(client: Client, asked: str) -> Tuple[str, List[str]]:
 
 
 def _found(client: Client, asked: str) -> Fleet:
-    asked, parts = _parts(client, asked)
+    asked, parts = parts_of(client, asked)
     if not parts:
         raise Gone(f"no job {asked}: it was never sent, or is older than a day")
     return Fleet.again(client, asked, {part: client.job_info(part) for part in parts})
@@ -292,7 +300,7 @@ def _to_job(args: argparse.Namespace, who: Optional[str], asked: str, verb: Call
         args.target = who
         return order(args, verb(asked))
     with connect(args) as client:
-        asked, parts = _parts(client, asked)
+        asked, parts = parts_of(client, asked)
         if not parts:
             raise Gone(f"no job {asked} in Redis any more; say which node it runs on: jsctl {args.command} 1.10 {asked}")
         infos = [client.job_info(part) for part in parts]

@@ -13,7 +13,7 @@ from ..errors import NOBODY, OK
 from ..nodes import ago, load
 from ..wire import JobInfo
 from . import render
-from .order import connect
+from .order import connect, parts_of
 from .start import say
 
 _SHOWN = ("roles", "hostname", "os", "version", "addr", "stopped")
@@ -69,8 +69,8 @@ def jobs(args: argparse.Namespace) -> int:
 def job(args: argparse.Namespace) -> int:
     """`jsctl job ID`."""
     with connect(args) as client:
-        args.id = client.whole_id(args.id)
-        infos = [client.job_info(i) for i in client.parts(args.id) or [args.id]]
+        args.id, parts = parts_of(client, args.id, looking=True)
+        infos = [client.job_info(i) for i in parts or [args.id]]
     if args.json or args.ndjson:
         docs = [_job_dict(info) for info in infos]
         if args.json and len(docs) == 1:

@@ -252,7 +252,7 @@ impl Command {
 }
 
 /// A value as it stands in an error sentence: never longer than a line.
-fn shorten(value: &Value) -> String {
+pub fn shorten(value: &Value) -> String {
     let mut text = value.to_string();
     if text.len() > 60 {
         let end = (0..=57).rev().find(|i| text.is_char_boundary(*i)).unwrap_or(0);

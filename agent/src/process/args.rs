@@ -5,7 +5,7 @@
 use super::policy::Rules;
 use crate::os::{Limit, Signal};
 use jscommon::LevelSet;
-use jscommon::command::whole;
+use jscommon::command::{shorten, whole};
 use serde_json::{Map, Value};
 use std::sync::Arc;
 use std::time::Duration;
@@ -133,7 +133,7 @@ impl ExecuteArgs {
             Some(Value::Array(list)) => {
                 Some(list.iter().map(|item| scalar("args", item)).collect::<Result<Vec<String>, String>>()?)
             }
-            Some(other) => return Err(format!("args must be a list of strings, not {}", brief(other))),
+            Some(other) => return Err(format!("args must be a list of strings, not {}", shorten(other))),
         };
         Ok(ExecuteArgs {
             cmd,
@@ -227,7 +227,7 @@ impl Reader<'_> {
             None => Ok(None),
             Some(Value::String(text)) if text.contains('\0') => Err(format!("{name} must not hold a NUL character")),
             Some(Value::String(text)) => Ok(Some(text.clone())),
-            Some(other) => Err(format!("{name} must be a string, not {}", brief(other))),
+            Some(other) => Err(format!("{name} must be a string, not {}", shorten(other))),
         }
     }
 
@@ -235,7 +235,7 @@ impl Reader<'_> {
         match self.get(name) {
             None => Ok(false),
             Some(Value::Bool(flag)) => Ok(*flag),
-            Some(other) => Err(format!("{name} must be true or false, not {}", brief(other))),
+            Some(other) => Err(format!("{name} must be true or false, not {}", shorten(other))),
         }
     }
 
@@ -244,7 +244,7 @@ impl Reader<'_> {
             None => Ok(None),
             Some(value) => match value.as_f64() {
                 Some(number) if (least..=most).contains(&number) => Ok(Some(number)),
-                _ => Err(format!("{name} must be a number from {least} to {most}, not {}", brief(value))),
+                _ => Err(format!("{name} must be a number from {least} to {most}, not {}", shorten(value))),
             },
         }
     }
@@ -254,7 +254,7 @@ impl Reader<'_> {
             None => Ok(None),
             Some(value) => match whole(value) {
                 Some(number) if (least..=most).contains(&number) => Ok(Some(number)),
-                _ => Err(format!("{name} must be a whole number from {least} to {most}, not {}", brief(value))),
+                _ => Err(format!("{name} must be a whole number from {least} to {most}, not {}", shorten(value))),
             },
         }
     }
@@ -270,7 +270,7 @@ impl Reader<'_> {
                 .iter()
                 .map(|(name, value)| Limit::new(name, value).map_err(|why| format!("rlimits: {why}")))
                 .collect(),
-            Some(other) => Err(format!("rlimits must be an object, not {}", brief(other))),
+            Some(other) => Err(format!("rlimits must be an object, not {}", shorten(other))),
         }
     }
 }
@@ -280,7 +280,7 @@ fn scalar(name: &str, value: &Value) -> Result<String, String> {
         Value::String(text) => text.clone(),
         Value::Number(number) => number.to_string(),
         Value::Bool(flag) => flag.to_string(),
-        other => return Err(format!("{name} must hold strings, not {}", brief(other))),
+        other => return Err(format!("{name} must hold strings, not {}", shorten(other))),
     };
     match text.contains('\0') {
         true => Err(format!("{name} must not hold a NUL character")),
@@ -305,16 +305,6 @@ fn kind(value: &Value) -> &'static str {
         Value::Array(_) => "a list",
         Value::Object(_) => "an object",
     }
-}
-
-fn brief(value: &Value) -> String {
-    let mut text = value.to_string();
-    if text.len() > 60 {
-        let end = (0..=57).rev().find(|i| text.is_char_boundary(*i)).unwrap_or(0);
-        text.truncate(end);
-        text.push_str("...");
-    }
-    text
 }
 
 #[cfg(test)]

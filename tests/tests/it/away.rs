@@ -20,14 +20,20 @@ fn an_agent_starts_without_its_controller() {
     assert_eq!(client.run("ping", json!({}))["data"], "\"pong\"");
 }
 
-#[test]
-fn results_wait_for_their_controller() {
+/// A job that has run, and whose controller died meanwhile.
+fn ended_without_its_controller() -> (Stage, String) {
     let mut stage = Stage::start();
     let marker = stage.agent.scratch().join("done");
     let id = stage.client.shell(&format!("sleep 1; touch {}; echo 20::7", marker.display()));
     stage.client.wait_running(&id);
     stage.acc.kill();
     wait_until("the job has run", LONG, || marker.exists());
+    (stage, id)
+}
+
+#[test]
+fn results_wait_for_their_controller() {
+    let (mut stage, id) = ended_without_its_controller();
     assert_eq!(stage.client.results(&id), 0);
     stage.acc.resume();
     assert_eq!(stage.client.pop(&id)["data"], "7");
@@ -37,12 +43,7 @@ fn results_wait_for_their_controller() {
 
 #[test]
 fn results_survive_an_agent_that_dies_while_its_controller_is_away() {
-    let mut stage = Stage::start();
-    let marker = stage.agent.scratch().join("done");
-    let id = stage.client.shell(&format!("sleep 1; touch {}; echo 20::7", marker.display()));
-    stage.client.wait_running(&id);
-    stage.acc.kill();
-    wait_until("the job has run", LONG, || marker.exists());
+    let (mut stage, id) = ended_without_its_controller();
     // The result is stored a moment after the process has ended.
     let status =
         |stage: &Stage| jstests::run("jsagent", &["status", "--data-dir", stage.agent.data_dir().to_str().unwrap()]);

@@ -35,12 +35,18 @@ pub fn run(what: &Enroll) -> Result<String> {
     // A token is spent by asking, so there must be a place for what it buys.
     let is_new = !out.exists();
     prepare(&out).with_context(|| format!("cannot write into {}; the token was not used", out.display()))?;
-    let issued = controller::enroll(&url, &token, what.gid, what.nid, &trusted).inspect_err(|_| {
+    // Whoever names a CA means the one that presents itself there, as that of a proxy: the agent will meet
+    // it as well, and not the controller's own.
+    let named = what.ca.as_ref().map(|ca| fs::read_to_string(ca).context("cannot read --ca")).transpose()?;
+    let mut issued = controller::enroll(&url, &token, what.gid, what.nid, &trusted).inspect_err(|_| {
         if is_new {
             // What a refusal leaves is an empty folder of ours; one that is not empty stays.
             let _ = fs::remove_dir(&out);
         }
     })?;
+    if let Some(ca) = named {
+        issued.ca = ca;
+    }
     let config = write(&out, &url, what, &issued).with_context(|| format!("cannot fill {}", out.display()))?;
     Ok(format!("node {}:{} is enrolled; start it with: jsagent -c {}\n", what.gid, what.nid, config.display()))
 }

@@ -187,6 +187,28 @@ fn a_folder_that_cannot_be_written_costs_no_token() {
 }
 
 #[test]
+fn a_node_trusts_the_ca_that_its_enrolment_named() {
+    let (_redis, acc, mut client) = secure();
+    let token = acc.command(&["token"]).stdout.trim().to_owned();
+    let home = tempfile::tempdir().expect("a folder");
+    let (ca, out) = (home.path().join("ca"), home.path().join("node"));
+    // As the certificate of a proxy's CA would be, told from the controller's own by a line.
+    let named = format!("named\n{}", fs::read_to_string(acc.state_dir().join("ca.pem")).expect("the CA"));
+    fs::write(&ca, &named).expect("a file");
+    let path = |path: &Path| path.to_str().expect("a path in UTF-8").to_owned();
+    let (url, ca, to) = (acc.url(), path(&ca), path(&out));
+    let args =
+        ["enroll", "--controller", &url, "--token", &token, "--gid", "1", "--nid", "41", "--out", &to, "--ca", &ca];
+    let output = run("jsagent", &args);
+    assert_eq!(output.code, 0, "{output:?}");
+    assert_eq!(fs::read_to_string(out.join("ca.pem")).expect("the CA"), named);
+    let mut agent = start_from(&out, home.path());
+    let id = client.push(json!({"gid": 1, "nid": 41, "cmd": "ping"}));
+    assert_eq!(client.pop(&id)["state"], "OK");
+    assert!(agent.stop(LONG).is_some_and(|status| status.success()));
+}
+
+#[test]
 fn an_enrolment_token_for_two_uses_serves_two() {
     let (_redis, acc, _client) = secure();
     let token = acc.command(&["token", "--uses", "2", "--ttl", "1h"]).stdout.trim().to_owned();

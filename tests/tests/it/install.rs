@@ -107,7 +107,8 @@ fn a_machine_becomes_a_node_and_ceases_to_be_one() {
     let sum = sum(&program);
     let url = acc.url();
     let args = ["--from", from, "--sha256", &sum, "--controller", &url, "--token", &token, "--gid", "6", "--nid", "7"];
-    let output = install(prefix, &[&args[..], &["--role", "web", "--role", "db"][..]].concat());
+    let ca = acc.state_dir().join("ca.pem").display().to_string();
+    let output = install(prefix, &[&args[..], &["--ca", &ca, "--role", "web", "--role", "db"][..]].concat());
     assert_eq!(output.code, 0, "{output:?}");
 
     let config = prefix.join("etc/jsagent/agent.toml");

@@ -92,6 +92,7 @@ impl Pump {
             home: None,
             refused: false,
             cert: None,
+            cert_ends: None,
             head: None,
             node: None,
             asked: now,

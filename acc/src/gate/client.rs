@@ -60,6 +60,8 @@ pub(crate) struct Client {
     pub(crate) refused: bool,
     /// What its certificate says.
     pub(crate) cert: Option<PeerCert>,
+    /// The last moment (ms since 1970) at which its certificate holds, where it has one that names a node.
+    pub(crate) cert_ends: Option<u64>,
     /// The request that is under way, and the node that it was admitted for.
     pub(crate) head: Option<Box<RequestHead>>,
     pub(crate) node: Option<NodeId>,

@@ -17,6 +17,8 @@ use super::parking::{Ask, Parked};
 use super::pump::Pump;
 use super::reply::{over_limit, refusal};
 use super::{Admitted, Head, Refusal};
+use crate::context::local_ms;
+use crate::identity::dates;
 use crate::route::Route;
 use jscommon::NodeId;
 use std::hash::{BuildHasher, Hash, Hasher};
@@ -28,6 +30,7 @@ impl Pump {
     pub(super) fn shaken(&mut self, slot: usize) {
         if let Some(client) = self.clients.at(slot) {
             client.cert = client.wire.peer_cert();
+            client.cert_ends = client.cert.and_then(|_| client.wire.cert_ends());
             let kind = if client.wire.is_resumed() == Some(true) { "resumed" } else { "full" };
             self.metrics.handshakes.with_label_values(&[kind]).inc();
             client.phase = Phase::Idle;
@@ -134,6 +137,11 @@ impl Pump {
             peer: client.peer.ip(),
             cert: client.cert.as_ref(),
         };
+        // The handshake has looked at it, perhaps hours ago: connections stay, and their sessions are resumed.
+        if let Some(ends) = client.cert_ends.filter(|ends| seen.route.node().is_some() && local_ms() > *ends) {
+            let sentence = format!("the client certificate ended at {}: enrol the node again", dates::shown(ends));
+            return Err(refusal(401, "certificate-ended", sentence));
+        }
         let node = match self.guard.admit(&seen)? {
             Admitted::Node(node) => Some(node),
             Admitted::Open | Admitted::Operator => None,
@@ -181,7 +189,11 @@ impl Pump {
         };
         client.phase = Phase::Parked;
         let wait = Duration::from_secs(seconds.into()).min(self.limits.wait);
-        let at = client.asked + wait;
+        let mut at = client.asked + wait;
+        if let Some(ends) = client.cert_ends {
+            // Its next poll is refused then.
+            at = at.min(Instant::now() + Duration::from_millis(ends.saturating_sub(local_ms())));
+        }
         // A parked poll waits for nobody: it does not count among its node's requests.
         if let Some(length) = client.counted.take() {
             self.books.end(client.node, length);

@@ -10,7 +10,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::sync::Arc;
 
-use super::PeerCert;
+use super::{PeerCert, validity};
 
 /// Reads of the socket in one call that may pass without anything for the reader above.
 const FRUITLESS_READS: usize = 16;
@@ -73,6 +73,13 @@ impl Wire {
     /// What the client's certificate says; for good once the handshake is over.
     pub(crate) fn peer_cert(&self) -> Option<PeerCert> {
         PeerCert::read(self.tls.as_ref()?.peer_certificates()?.first()?)
+    }
+
+    /// The last moment (ms since 1970) at which the client's certificate holds. One whose end cannot be read
+    /// holds no more.
+    pub(crate) fn cert_ends(&self) -> Option<u64> {
+        let cert = self.tls.as_ref()?.peer_certificates()?.first()?;
+        Some(validity::ends(cert).unwrap_or(0))
     }
 
     /// Reads into `buf`. An error is the end of the connection; a TLS one has sent its alert.

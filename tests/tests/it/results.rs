@@ -155,3 +155,32 @@ fn results_wait_for_redis_and_come_once() {
     assert_eq!(client.pop(&id)["state"], "OK");
     assert_eq!(client.results(&id), 0);
 }
+
+#[test]
+fn only_who_may_answer_for_a_job_makes_redis_remember_it_for_long() {
+    let (_redis, acc, mut client, node, command) = taken();
+    let id = id_of(&command);
+    let period = json!({"recurring_period": 100 * 86_400});
+    let recurring = |node: &jstests::FakeNode, id: &str| {
+        let mut result = node.result_of(&command, "ERROR", "x");
+        (result["id"], result["args"]) = (json!(id), period.clone());
+        json!([result])
+    };
+    let mut kept = |id: &str| client.redis::<i64>(&["TTL", &format!("jsacc:done:{{cmds_queue_{id}}}")]);
+    let stranger = acc.node(1, 11);
+    assert_eq!(stranger.post("result", &recurring(&stranger, &id)).status, 403);
+    assert!(kept(&id) <= 86_400, "{}", kept(&id));
+    // Nor does a job that Redis does not know.
+    assert_eq!(stranger.post("result", &recurring(&stranger, "never-heard-of")).status, 200);
+    assert!((0..=86_400).contains(&kept("never-heard-of")), "{}", kept("never-heard-of"));
+    assert_eq!(node.post("result", &recurring(&node, &id)).status, 200);
+    assert!(kept(&id) > 190 * 86_400, "{}", kept(&id));
+    // Its next run comes when the job's hash is long gone.
+    client.redis::<()>(&["DEL", &format!("jsacc:job:{id}")]);
+    let mut next = recurring(&node, &id);
+    next[0]["starttime"] = json!(jstests::now_ms() + 5);
+    assert_eq!(node.post("result", &next).status, 200);
+    let run = format!("jsacc:done:{{cmds_queue_{id}}}:1:10:{}", next[0]["starttime"]);
+    assert!(client.redis::<i64>(&["TTL", &run]) > 190 * 86_400);
+    assert_eq!(client.results(&id), 2);
+}

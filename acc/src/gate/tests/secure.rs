@@ -18,8 +18,21 @@ impl Pki {
     }
 
     fn leaf(&self, name: &str) -> (Vec<rustls::pki_types::CertificateDer<'static>>, PrivateKeyDer<'static>) {
+        self.leaf_until(name, None)
+    }
+
+    /// One that ends at this second since 1970.
+    fn leaf_until(
+        &self,
+        name: &str,
+        end: Option<u64>,
+    ) -> (Vec<rustls::pki_types::CertificateDer<'static>>, PrivateKeyDer<'static>) {
         let key = KeyPair::generate().unwrap();
-        let cert = CertificateParams::new([name.to_owned()]).unwrap().signed_by(&key, &self.ca).unwrap();
+        let mut params = CertificateParams::new([name.to_owned()]).unwrap();
+        if let Some(end) = end {
+            params.not_after = rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(end);
+        }
+        let cert = params.signed_by(&key, &self.ca).unwrap();
         (vec![cert.der().clone()], PrivateKeyDer::Pkcs8(key.serialize_der().into()))
     }
 
@@ -36,13 +49,17 @@ impl Pki {
     }
 
     fn client(&self, node: Option<PeerCert>) -> Arc<ClientConfig> {
+        self.client_until(node, None)
+    }
+
+    fn client_until(&self, node: Option<PeerCert>, end: Option<u64>) -> Arc<ClientConfig> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
         let builder = builder.with_root_certificates(self.roots());
         let mut config = match node {
             None => builder.with_no_client_auth(),
             Some(node) => {
-                let (chain, key) = self.leaf(&node.dns_name());
+                let (chain, key) = self.leaf_until(&node.dns_name(), end);
                 builder.with_client_auth_cert(chain, key).unwrap()
             }
         };
@@ -92,6 +109,36 @@ fn a_node_is_known_by_its_certificate_also_when_its_session_is_resumed() {
         let other = "GET /1/11/cmd?wait=0 HTTP/1.1\r\nHost: localhost\r\n\r\n";
         assert!(ask(&mut stream, other, "no good token").starts_with("HTTP/1.1 401 "));
     }
+}
+
+#[test]
+fn a_certificate_that_ends_is_refused_on_its_connection_and_when_its_session_is_resumed() {
+    let pki = Pki::new();
+    let site = pki.site(Limits::default());
+    let end = crate::context::local_ms() / 1000 + 2;
+    let config = pki.client_until(Some(PeerCert { node: NODE, issued: None }), Some(end));
+    let poll = "GET /1/10/cmd?wait=0 HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let mut stream = connect(&site, &config);
+    assert!(ask(&mut stream, poll, "\r\n\r\n").starts_with("HTTP/1.1 204 "));
+    // A poll that waits is answered when the certificate ends.
+    let waits = "GET /1/10/cmd?wait=30 HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let begin = Instant::now();
+    assert!(ask(&mut stream, waits, "\r\n\r\n").starts_with("HTTP/1.1 204 "));
+    assert!(begin.elapsed() < LONG, "{:?}", begin.elapsed());
+    wait_until(|| crate::context::local_ms() / 1000 > end);
+    let asked = site.asked();
+    let answer = ask(&mut stream, poll, "enrol the node again");
+    assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
+    let mut stream = connect(&site, &config);
+    let answer = ask(&mut stream, poll, "enrol the node again");
+    assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
+    assert_eq!(stream.conn.handshake_kind(), Some(HandshakeKind::Resumed));
+    // Who has no session yet is refused by the handshake itself.
+    let fresh = pki.client_until(Some(PeerCert { node: NODE, issued: None }), Some(end));
+    let mut stream = connect(&site, &fresh);
+    let _ = stream.write_all(poll.as_bytes());
+    assert!(stream.read_to_string(&mut String::new()).is_err());
+    assert_eq!(site.asked(), asked);
 }
 
 #[test]

@@ -3,7 +3,8 @@
 The same spellings as `jsacc -r` takes: `host:port`, `redis://user:pw@host:port/db`, `rediss://…`, `unix:///path`;
 several of them with commas between are servers of one cluster (scheme, user and password of the first hold for
 all; a comma that can only be the password's divides nothing), and
-`sentinel://[user:pw@]host:26379,host:26379/group[/db]` names Sentinels and the group they watch.
+`sentinel://[user:pw@]host:26379,host:26379/group[/db][?sentinel_user=…&sentinel_password=…]` names Sentinels and the
+group they watch, `sentinels://` the same over TLS.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ class Address:
     hosts: Tuple[Tuple[str, int], ...] = ()
     #: The group that the Sentinels watch.
     group: str = ""
+    #: User and password of the Sentinels themselves, and whether they are reached over TLS.
+    own: Tuple[str, str] = ("", "")
+    secure: bool = False
 
     @property
     def where(self) -> str:
@@ -48,8 +52,9 @@ class Address:
 def parse(text: str) -> Address:
     """Reads an address; a `UsageError` says what is wrong, and never a password."""
     text = text.strip()
-    if text.startswith("sentinel://"):
-        return _sentinel(text[len("sentinel://") :])
+    for scheme, server in (("sentinel://", "redis"), ("sentinels://", "rediss")):
+        if text.startswith(scheme):
+            return _sentinel(text[len(scheme) :], server)
     parts = [part for part in _split(text) if part] if text[:1] != "/" else [text]
     first = normalize(parts[0] if parts else "")
     urls = [first] + [normalize(part) for part in parts[1:]]
@@ -136,15 +141,32 @@ def _check(url: str) -> None:
         raise UsageError(UNREADABLE)
 
 
-def _sentinel(rest: str) -> Address:
+def _own_login(query: str) -> Tuple[str, str]:
+    """User and password of the Sentinels, from what stands behind the `?`."""
+    found = {"sentinel_user": "", "sentinel_password": ""}
+    for pair in filter(None, query.split("&")):
+        name, equals, value = pair.partition("=")
+        if name not in found or not equals:
+            raise UsageError("behind its ? a sentinel address takes sentinel_user=… and sentinel_password=…, "
+                             "with & in them as %26")
+        if any(c in value for c in "/#?@") or (name == "sentinel_user" and ":" in value):
+            raise UsageError(UNREADABLE)
+        found[name] = unquote(value)
+    return found["sentinel_user"], found["sentinel_password"]
+
+
+def _sentinel(rest: str, scheme: str) -> Address:
     login, at, rest = rest.rpartition("@")
     if any(c in login for c in "/?#"):
         raise UsageError(UNREADABLE)
     hosts, slash, path = rest.partition("/")
+    path, _, query = path.partition("?")
+    own = _own_login(query)
     group, _, db = path.partition("/")
     found: List[Tuple[str, int]] = [_host("redis://" + host.strip(), 26379) for host in hosts.split(",") if host.strip()]
     if not slash or not group or not found:
         raise UsageError(_GROUP)
     if db and not db.isdigit():
         raise UsageError(f"{db!r} is no number of a database: {_GROUP}/0")
-    return Address(SENTINEL, f"redis://{login}{at}localhost/{db or 0}", tuple(found), group)
+    url = f"{scheme}://{login}{at}localhost/{db or 0}"
+    return Address(SENTINEL, url, tuple(found), group, own, scheme == "rediss")

@@ -8,7 +8,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Deque, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 from . import verbs, wire
-from .errors import Error, FleetFailed
+from .errors import Error, FleetFailed, Unavailable
 from .job import Job, nodes_of
 from .link import MANY
 from .nodes import Node
@@ -225,7 +225,13 @@ class Fleet:
         self._late.clear()
         if self._begun:
             self._begun = False
-            yield from self._look(force=True)
+            try:
+                began_with = self._look(force=True)
+            except Unavailable as e:
+                if not e.passing:
+                    raise
+                began_with, self._looked = [], 0.0  # the waiting below bridges that, and looks again
+            yield from began_with
         while not self._over():
             for result in self._step(limit, began, tick):
                 yield result

@@ -20,6 +20,8 @@ SLICE = 2.0
 #: How long the socket may be silent. Well above SLICE, so that no read is given up while Redis may answer.
 READ_SECONDS = 12.0
 CONNECT_SECONDS = 2.5
+#: How long a Sentinel may be silent; then the next one is asked.
+SENTINEL_SECONDS = 1.5
 #: Keys of one BRPOP: more make each wake-up dear for Redis.
 MANY = 64
 
@@ -115,8 +117,11 @@ class Link:
         from redis import sentinel
 
         make: Any = sentinel.Sentinel
-        # User and password are those of the servers; the Sentinels are asked without.
-        own = {"socket_timeout": CONNECT_SECONDS, "socket_connect_timeout": CONNECT_SECONDS}
+        # The user and password in front are those of the servers. A Sentinel is asked once, then the next one.
+        own = {**options, "socket_timeout": SENTINEL_SECONDS, "socket_connect_timeout": SENTINEL_SECONDS}
+        user, password = self._address.own
+        own.update({"username": user or None, "password": password} if user or password else {})
+        own.update({"ssl": True} if self._address.secure else {})
         options.update(self._login())
         return make(list(self._address.hosts), sentinel_kwargs=own).master_for(self._address.group, **options)
 
@@ -265,7 +270,14 @@ class Link:
 
     def _said(self, error: BaseException) -> Error:
         from redis import exceptions as r
+        from redis.sentinel import MasterNotFoundError
 
+        if isinstance(error, MasterNotFoundError):
+            # What it says holds everything that a connection was made with, in some versions passwords too.
+            if "AuthenticationError" in str(error):
+                return Unavailable(f"the sentinels refuse these credentials ({self.where}): check sentinel_user and "
+                                   "sentinel_password behind the ? of the address")
+            return Unavailable(f"no sentinel names a master: {self.where}", True)
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if isinstance(error, (r.AuthenticationError, r.AuthorizationError)) or _is_password(reason):
             reason = reason.rstrip(".")
@@ -288,7 +300,7 @@ def _raise(error: Exception, _: Sequence[Any]) -> Any:
 
 
 def _is_password(reason: str) -> bool:
-    return any(word in reason for word in ("WRONGPASS", "NOAUTH", "invalid password", "invalid username-password"))
+    return any(word in reason for word in ("WRONGPASS", "NOAUTH", "Authentication required", "invalid password", "invalid username-password"))
 
 
 def _plain(reason: str) -> str:

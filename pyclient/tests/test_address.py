@@ -33,6 +33,8 @@ from jsclient.address import CLUSTER, SENTINEL, SINGLE, parse
         ("rediss://h:1?ssl_ca_certs=/a@b.pem", SINGLE, "rediss://h:1?ssl_ca_certs=/a@b.pem", (), "h:1"),
         ("sentinel://:p,w@s1/main", SENTINEL, "redis://:p,w@localhost/0", (("s1", 26379),),
          "main of the sentinels s1:26379"),
+        ("sentinels://me:pw@s1/main/2?sentinel_user=you&sentinel_password=p%26w", SENTINEL, "rediss://me:pw@localhost/2",
+         (("s1", 26379),), "main of the sentinels s1:26379"),
         ("sentinel://s1/main", SENTINEL, "redis://localhost/0", (("s1", 26379),), "main of the sentinels s1:26379"),
     ],
 )
@@ -42,7 +44,9 @@ def test_every_spelling(text: str, kind: str, url: str, hosts: Tuple[Any, ...], 
 
 
 @pytest.mark.parametrize("text", ["", ",", " ", "http://x", "a:1,unix:///x", "sentinel://h", "sentinel:///g",
-                                  "sentinel://h/g/x", "a:1,redis://:geheim@b:x"])
+                                  "sentinel://h/g/x", "sentinel://h/g?geheim", "sentinel://h/g?sentinel_password=a&geheim",
+                                  "sentinel://h/g?sentinel_password=a@geheim", "sentinels://h",
+                                  "a:1,redis://:geheim@b:x"])
 def test_other_texts_say_what_is_wanted_and_hide_passwords(text: str) -> None:
     with pytest.raises(UsageError) as e:
         Client(text)
@@ -52,7 +56,7 @@ def test_other_texts_say_what_is_wanted_and_hide_passwords(text: str) -> None:
 UNREADABLE = "the address cannot be read; write , / # ? @ in the password as %2C %2F %23 %3F %40"
 
 
-@pytest.mark.parametrize("scheme", ["redis://", "rediss://", "", "unix://", "sentinel://"])
+@pytest.mark.parametrize("scheme", ["redis://", "rediss://", "", "unix://", "sentinel://", "sentinels://"])
 def test_no_part_of_a_password_is_shown(scheme: str) -> None:
     marks = [",", "/", "#", "?", "@", "@,", "/@", "#,", ":", "[", "]"]
     logins = [":qge{}qhe", ":4711{}8150", "wwu:qge{}qhe", "wwu:4711{}8150", "wwu:4711:{}8150"]
@@ -95,6 +99,13 @@ def test_tls_and_logins_reach_every_kind() -> None:
     client = Client("sentinel://me:pw@127.0.0.1:1/main/4")
     options = client.link._redis.connection_pool.connection_kwargs
     assert (options["username"], options["password"], options["db"]) == ("me", "pw", 4)
+    client = Client("sentinels://me:pw@127.0.0.1:1/main?sentinel_user=you&sentinel_password=p%26w", ssl_ca_certs="/no/file")
+    pool = client.link._redis.connection_pool
+    (sentinel,) = [it.connection_pool for it in pool.sentinel_manager.sentinels]
+    for it, login in ((pool, ("me", "pw")), (sentinel, ("you", "p&w"))):
+        assert issubclass(it.connection_class, redis.SSLConnection)
+        assert (it.connection_kwargs["username"], it.connection_kwargs["password"]) == login
+        assert it.connection_kwargs["ssl_ca_certs"] == "/no/file"
     secure = Client("rediss://:pw@127.0.0.1:1", ssl_ca_certs="/no/such/file").link._redis.connection_pool
     assert issubclass(secure.connection_class, redis.SSLConnection)
     assert secure.connection_kwargs["ssl_ca_certs"] == "/no/such/file"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import socket
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Callable, Iterable, Iterator, List, Optional
+from typing import Any, Callable, Iterable, Iterator, List, Optional
 
 import pytest
 import redis
@@ -75,9 +77,16 @@ def answers(port: int) -> bool:
         connection.close()
 
 
-def info(port: int, section: str) -> str:
-    done = subprocess.run(["redis-cli", "-p", str(port), "info", section], capture_output=True, text=True, timeout=20)
+def info(port: int, section: str, password: str = "") -> str:
+    login = ["-a", password, "--no-auth-warning"] if password else []
+    done = subprocess.run(["redis-cli", "-p", str(port), *login, "info", section], capture_output=True, text=True,
+                          timeout=20)
     return done.stdout
+
+
+def clients(port: int) -> List[str]:
+    done = subprocess.run(["redis-cli", "-p", str(port), "client", "list"], capture_output=True, text=True, timeout=20)
+    return done.stdout.splitlines()
 
 
 def restrict(ports: Iterable[int], **more: str) -> None:
@@ -125,6 +134,21 @@ def everything(client: Client, url: str, capsys: pytest.CaptureFixture[str]) -> 
     assert client.job_info(fleet.id + ".1.1").state == "OK"
     assert main(["--redis", url, "exec", "all", "--json", "--", "echo", "told"]) == 0
     assert len(json.loads(capsys.readouterr().out)) == 2
+    # And jsctl: a job that is looked at, waited for and ended from other command lines.
+    def told(*words: str) -> Any:
+        capsys.readouterr()
+        assert main(["--redis", url, *words, "--json"]) == 0, words
+        return json.loads(capsys.readouterr().out)
+
+    job = client.execute(1, 2, "sleep", ["60"])
+    wait_until(lambda: job.state == "RUNNING")
+    assert any(it["id"] == job.id for it in told("top", "all"))
+    assert all(job.id in json.dumps(told(*words)) for words in (["ps"], ["jobs"], ["job", job.id]))
+    told("kill", job.id)
+    capsys.readouterr()
+    assert main(["--redis", url, "wait", job.id]) == 1, "it was killed"
+    assert job.result is not None and job.result.state == "KILLED"
+    assert len(told("nodes")) == 2
 
 
 def test_a_cluster_that_loses_a_server(house: House, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,20 +185,40 @@ def test_a_cluster_that_loses_a_server(house: House, capsys: pytest.CaptureFixtu
 
 def test_a_sentinel_that_makes_the_replica_master(house: House, capsys: pytest.CaptureFixture[str]) -> None:
     first, second, own = free_port(), free_port(), free_port()
-    master = house.server(first)
+    master = house.server(first, "--repl-diskless-sync-delay", "0")
     house.server(second, "--replicaof", "127.0.0.1", str(first))
     wait_until(lambda: "master_link_status:up" in info(second, "replication"), FAILOVER)
     settings = house.folder / "sentinel.conf"
-    settings.write_text(f"port {own}\nbind 127.0.0.1\nsentinel monitor group 127.0.0.1 {first} 1\n"
+    settings.write_text(f"port {own}\nbind 127.0.0.1\nrequirepass watch\nsentinel monitor group 127.0.0.1 {first} 1\n"
                         "sentinel down-after-milliseconds group 1500\nsentinel failover-timeout group 5000\n")
     house.start("redis-server", str(settings), "--sentinel")
-    wait_until(lambda: "slaves=1" in info(own, "sentinel"), FAILOVER)
+    wait_until(lambda: "slaves=1" in info(own, "sentinel", "watch"), FAILOVER)
     restrict((first, second), jsacc="+role", ops="")
-    url = f"sentinel://ops:pw@127.0.0.1:{own}/group"
-    house.fleet(f"sentinel://jsacc:pw@127.0.0.1:{own}/group")
-    with Client(url, timeout=30, by="tester") as client:
-        everything(client, url, capsys)
+    # The first that is named accepts connections, and never says a word.
+    silent = socket.create_server(("127.0.0.1", 0))
+    sentinels = f"127.0.0.1:{silent.getsockname()[1]},127.0.0.1:{own}/group?sentinel_password=watch"
+    url = f"sentinel://ops:pw@{sentinels}"
+    house.fleet(f"sentinel://jsacc:pw@{sentinels}")
+    with Client(url.replace("=watch", "=falsch")) as stranger, pytest.raises(Unavailable, match="credentials") as e:
+        stranger.nodes()
+    assert "falsch" not in str(e.value)
+    with Client(url, timeout=60, by="tester") as client, silent:
+        begin = time.monotonic()
+        client.nodes()
+        assert time.monotonic() - begin < 10
+        # Each program learns anew which one is silent, so most of them are spared that here.
+        everything(client, f"sentinel://ops:pw@127.0.0.1:{own}/group?sentinel_password=watch", capsys)
+        # Somebody waits while the master dies, and is told what came of it.
+        job = client.execute(1, 2, "sleep", ["4"])
+        wait_until(lambda: job.state == "RUNNING")
+        waiter = subprocess.Popen([sys.executable, "-m", "jsclient.cli", "--redis", url, "wait", job.id, "--json"],
+                                  stdout=subprocess.PIPE, text=True)
+        house.children.append(waiter)  # type: ignore[arg-type]
+        wait_until(lambda: any("user=ops" in line and "cmd=brpop" in line for line in clients(first)))
         master.kill()
+        assert job.wait(60).state == "OK"
+        out, _ = waiter.communicate(timeout=60)
+        assert waiter.returncode == 0 and json.loads(out)
         wait_until(lambda: "role:master" in info(second, "replication"), FAILOVER)
         end = time.monotonic() + FAILOVER
         while attempt(lambda: client.ping(1, 1, timeout=20)) is None:

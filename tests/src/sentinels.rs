@@ -26,7 +26,7 @@ impl Watched {
     /// Starts the group `group`; with a `password` the Sentinels want that, and the servers none.
     #[track_caller]
     pub fn start(password: &str) -> Watched {
-        let master = Redis::start_tcp();
+        let master = Redis::start_with(&["--repl-diskless-sync-delay", "0"], Some(free_port()));
         let port = master.port().expect("a port").to_string();
         let replica = Redis::start_with(&["--replicaof", "127.0.0.1", &port], Some(free_port()));
         wait_until("the replica follows", LONG, || info(&replica, "replication").contains("master_link_status:up"));

@@ -214,7 +214,7 @@ def _everywhere(parser: argparse.ArgumentParser, default: bool = False) -> None:
     group = parser.add_argument_group("everywhere")
     group.add_argument(
         "-r", "--redis", metavar="URL", default=value(os.environ.get("JSCTL_REDIS") or "redis://localhost:6379"),
-        help="redis://user:pw@host:port/db, rediss://…, unix:///path, a,b,c of a cluster, sentinel://a,b/group",
+        help="redis://user:pw@host:port/db, rediss://…, unix:///path, a,b,c of a cluster, sentinel://a,b/group, sentinels://…",
     )
     group.add_argument(
         "--timeout", type=_seconds, default=value(None), metavar="S",

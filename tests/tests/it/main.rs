@@ -15,6 +15,7 @@ mod identity;
 mod init;
 mod install;
 mod leftovers;
+mod long_load;
 mod main_path;
 mod messages;
 mod polling;

@@ -88,7 +88,10 @@ fn a_controller_that_was_killed_meets_a_herd() {
     // However long they had meant to wait by then.
     swarm.come(Duration::from_secs(1));
     swarm.wait_polling(FLEET).unwrap();
-    ping_all(&mut Client::new(&redis), NODES as usize);
+    let mut client = Client::new(&redis);
+    // A poll that is out may not have been heard yet, at the first time either.
+    wait_until("all have their roles", FLEET, || client.redis::<u32>(&["HLEN", "jsacc:{roles}"]) == NODES);
+    ping_all(&mut client, NODES as usize);
     well_behaved(&swarm);
 }
 
@@ -113,7 +116,10 @@ fn a_herd_that_finds_no_redis_is_put_off_and_comes_back() {
     assert!(used < 0.02 * put_off() as f64, "{used} s for {} refusals", put_off());
     redis.resume();
     swarm.wait_polling(FLEET).unwrap();
-    ping_all(&mut Client::new(&redis), NODES as usize);
+    let mut client = Client::new(&redis);
+    // A poll that is out may not have been heard yet, at the first time either.
+    wait_until("all have their roles", FLEET, || client.redis::<u32>(&["HLEN", "jsacc:{roles}"]) == NODES);
+    ping_all(&mut client, NODES as usize);
     well_behaved(&swarm);
 }
 

@@ -354,6 +354,10 @@ fn secrets_stay_out_of_history() {
     assert_eq!((&batch.cmds[0]["data"], &batch.cmds[0]["args"]["env"]["PW"]), (&json!("geheim"), &json!("geheim")));
     assert!(node.poll(0, Some(&batch.batch)).is_none());
     assert_eq!(node.post("result", &json!([node.result_of(&batch.cmds[0], "OK", "done")])).status, 200);
+    // It is off the taken list only when all that follows from it is written.
+    wait_until("it is passed on", LONG, || {
+        client.redis::<Vec<String>>(&["KEYS", "jsacc:{cmds_queue}:taken:*"]).is_empty()
+    });
     let keys: Vec<String> = client.redis(&["KEYS", "*"]);
     for key in keys {
         let dump: Vec<u8> = redis::cmd("DUMP").arg(&key).query(&mut client.conn).unwrap();

@@ -32,6 +32,13 @@ fn ping_all(client: &mut Client, nodes: usize) {
     assert!(by_node.len() == nodes && by_node.values().all(|count| *count == 1), "{by_node:?}");
 }
 
+/// Waits until each node is written down as one that a fanout is for: a node is known from its first event on,
+/// and has its roles with its first poll, once that was handled.
+#[track_caller]
+fn known(client: &mut Client, nodes: u32) {
+    wait_until("all have their roles", FLEET, || client.redis::<u32>(&["HLEN", "jsacc:{roles}"]) == nodes);
+}
+
 #[test]
 fn a_fleet_comes_is_cut_and_comes_back() {
     const NODES: u32 = 300;
@@ -47,8 +54,7 @@ fn a_fleet_comes_is_cut_and_comes_back() {
         ..SwarmOptions::new(addr(&acc), NODES)
     };
     let swarm = Swarm::start(options.secured_by(&acc.state_dir()).unwrap()).unwrap();
-    // A node is known from its first event on, and has its roles with its first poll.
-    wait_until("all have their roles", FLEET, || client.redis::<u32>(&["HLEN", "jsacc:{roles}"]) == NODES);
+    known(&mut client, NODES);
     ping_all(&mut client, NODES as usize);
     wait_until("each has said that it started", LONG, || swarm.tally.startups.load(Relaxed) == u64::from(NODES));
     wait_until("records come", LONG, || swarm.tally.records.load(Relaxed) > u64::from(NODES));
@@ -80,7 +86,7 @@ fn a_controller_that_was_killed_meets_a_herd() {
     let mut acc = Acc::start(&redis, quiet(AccOptions::secure()));
     let options = SwarmOptions { threads: 2, spread: Duration::from_secs(1), ..SwarmOptions::new(addr(&acc), NODES) };
     let swarm = Swarm::start(options.secured_by(&acc.state_dir()).unwrap()).unwrap();
-    swarm.wait_polling(FLEET).unwrap();
+    known(&mut Client::new(&redis), NODES);
     acc.kill();
     wait_until("all are cut off", LONG, || swarm.tally.connected.load(Relaxed) == 0);
     acc.resume_unready();
@@ -88,10 +94,7 @@ fn a_controller_that_was_killed_meets_a_herd() {
     // However long they had meant to wait by then.
     swarm.come(Duration::from_secs(1));
     swarm.wait_polling(FLEET).unwrap();
-    let mut client = Client::new(&redis);
-    // A poll that is out may not have been heard yet, at the first time either.
-    wait_until("all have their roles", FLEET, || client.redis::<u32>(&["HLEN", "jsacc:{roles}"]) == NODES);
-    ping_all(&mut client, NODES as usize);
+    ping_all(&mut Client::new(&redis), NODES as usize);
     well_behaved(&swarm);
 }
 
@@ -101,7 +104,7 @@ fn a_herd_that_finds_no_redis_is_put_off_and_comes_back() {
     let mut redis = Redis::start_durable();
     let mut acc = Acc::start(&redis, quiet(AccOptions::secure()));
     let swarm = Swarm::start(SwarmOptions::new(addr(&acc), NODES).secured_by(&acc.state_dir()).unwrap()).unwrap();
-    swarm.wait_polling(FLEET).unwrap();
+    known(&mut Client::new(&redis), NODES);
     acc.kill();
     redis.kill();
     wait_until("all are cut off", LONG, || swarm.tally.connected.load(Relaxed) == 0);
@@ -116,10 +119,7 @@ fn a_herd_that_finds_no_redis_is_put_off_and_comes_back() {
     assert!(used < 0.02 * put_off() as f64, "{used} s for {} refusals", put_off());
     redis.resume();
     swarm.wait_polling(FLEET).unwrap();
-    let mut client = Client::new(&redis);
-    // A poll that is out may not have been heard yet, at the first time either.
-    wait_until("all have their roles", FLEET, || client.redis::<u32>(&["HLEN", "jsacc:{roles}"]) == NODES);
-    ping_all(&mut client, NODES as usize);
+    ping_all(&mut Client::new(&redis), NODES as usize);
     well_behaved(&swarm);
 }
 

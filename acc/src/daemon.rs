@@ -18,6 +18,7 @@ use crate::janitor::{self, Janitor};
 use crate::metrics::Metrics;
 use crate::script_cache::ScriptCache;
 use crate::server;
+use crate::store::target::Kind;
 use crate::store::{Address, Pool, describe, nodes};
 use crate::watch;
 use anyhow::{Context as _, bail};
@@ -100,11 +101,16 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     };
     let server = server::Handle::start(HANDLERS, Arc::new(Handlers::new(context.clone())))?;
     let (seen_in, seen) = crossbeam_channel::unbounded();
+    let mut limits = Limits::default();
+    if config.redis.kind == Kind::Cluster {
+        // One of its servers may be away, and what asks nothing of it shall not wait for it.
+        limits.together = 1;
+    }
     let gate_config = GateConfig {
         listen: SocketAddr::new(config.bind, config.port),
         tls: tls.clone(),
         backend: server.socket().to_owned(),
-        limits: Limits::default(),
+        limits,
     };
     let (fatal_in, fatal) = crossbeam_channel::unbounded::<String>();
     let (guard, metrics) = (context.door.clone(), context.metrics.clone());

@@ -134,8 +134,21 @@ pub(crate) fn error_body(reason: &str) -> Vec<u8> {
 pub trait Handler: Send + Sync + 'static {
     /// The answer to `request`. May block on Redis, in bounded time.
     fn handle(&self, request: &Request) -> Reply;
+
+    /// How many requests it likes to be asked at once, where so many wait.
+    fn together(&self) -> usize {
+        1
+    }
+
+    /// The answers to requests that came together, in their order.
+    fn handle_all(&self, requests: &[Request]) -> Vec<Reply> {
+        requests.iter().map(|request| self.handle(request)).collect()
+    }
 }
 
+/// Bytes of a body that tiny_http reads before anybody asks for them: what comes behind it on its connection
+/// does not wait for its handler.
+pub(crate) const QUICK_BODY: usize = 1024;
 /// Stack of a handler's thread, in bytes.
 const STACK: usize = 512 * 1024;
 
@@ -216,47 +229,86 @@ impl Shared {
     fn serve(&self) {
         while let Some(server) = self.current() {
             match server.recv() {
-                Ok(request) => self.answer(request),
+                Ok(request) => self.answer(self.together(&server, request)),
                 Err(e) => self.remake(&server, &e),
             }
         }
     }
 
+    /// What waits behind a quick request, up to one that may take longer.
+    ///
+    /// Looking may eat a word that was to wake this thread (see `remake`): it looks for another server, or for
+    /// none, before it waits again.
+    fn together(&self, server: &tiny_http::Server, first: tiny_http::Request) -> Vec<tiny_http::Request> {
+        let mut taken = vec![first];
+        while taken.len() < self.handler.together()
+            && taken.last().is_some_and(is_quick)
+            && let Ok(Some(next)) = server.try_recv()
+        {
+            taken.push(next);
+        }
+        taken
+    }
+
     /// `recv` failed: either it was unblocked, because there is another server or none, or tiny_http
     /// will accept nothing any more.
     fn remake(&self, dead: &Arc<tiny_http::Server>, error: &io::Error) {
-        let mut current = self.server.lock().unwrap_or_else(|e| e.into_inner());
-        if !current.as_ref().is_some_and(|server| Arc::ptr_eq(server, dead)) {
-            return;
-        }
-        log::error!("the web server behind the gate stopped, it is made anew: {error}");
-        match listen(&self.socket) {
-            Ok(server) => {
-                *current = Some(Arc::new(server));
-                (0..self.threads).for_each(|_| dead.unblock());
+        let mut said = false;
+        loop {
+            let mut current = self.server.lock().unwrap_or_else(|e| e.into_inner());
+            if !current.as_ref().is_some_and(|server| Arc::ptr_eq(server, dead)) {
+                return;
             }
-            Err(e) => {
-                drop(current);
-                log::error!("the web server behind the gate could not be made anew: {e:#}");
-                std::thread::sleep(REMAKE_PAUSE);
-                dead.unblock();
+            if !std::mem::replace(&mut said, true) {
+                log::error!("the web server behind the gate stopped, it is made anew: {error}");
+            }
+            match listen(&self.socket) {
+                Ok(server) => {
+                    *current = Some(Arc::new(server));
+                    return (0..self.threads).for_each(|_| dead.unblock());
+                }
+                Err(e) => {
+                    drop(current);
+                    log::error!("the web server behind the gate could not be made anew: {e:#}");
+                    std::thread::sleep(REMAKE_PAUSE);
+                }
             }
         }
     }
 
-    fn answer(&self, mut request: tiny_http::Request) {
-        let reply = match read(&mut request) {
-            Ok(request) => catch_unwind(AssertUnwindSafe(|| self.handler.handle(&request))).unwrap_or_else(|_| {
-                log::error!("the handler of {:?} panicked", request.route);
-                Reply::error(500, "the controller failed at this request; its log says more")
-            }),
-            Err(e) => Reply::error(502, format!("the gate handed over half a request: {e:#}")),
-        };
-        // The gate is gone or has given up on this request; the client sends it again.
-        if let Err(e) = request.respond(response(reply)) {
-            log::debug!("an answer was not taken by the gate: {e}");
+    fn answer(&self, mut taken: Vec<tiny_http::Request>) {
+        let (mut requests, mut replies) = (Vec::with_capacity(taken.len()), Vec::with_capacity(taken.len()));
+        for request in &mut taken {
+            match read(request) {
+                Ok(request) => {
+                    requests.push(request);
+                    replies.push(None);
+                }
+                Err(e) => replies.push(Some(Reply::error(502, format!("the gate handed over half a request: {e:#}")))),
+            }
+        }
+        let handled = catch_unwind(AssertUnwindSafe(|| self.handler.handle_all(&requests))).unwrap_or_else(|_| {
+            log::error!("a handler panicked at {:?}", requests.iter().map(|request| request.route).collect::<Vec<_>>());
+            Vec::new()
+        });
+        let mut handled = handled.into_iter();
+        // In the order in which they came: tiny_http keeps an answer back until those before it on the same
+        // connection are out, and whoever has those waits for nobody behind.
+        for (request, reply) in taken.into_iter().zip(replies) {
+            let failed = || Reply::error(500, "the controller failed at this request; its log says more");
+            let reply = reply.unwrap_or_else(|| handled.next().unwrap_or_else(failed));
+            // The gate is gone or has given up on this request; the client sends it again.
+            if let Err(e) = request.respond(response(reply)) {
+                log::debug!("an answer was not taken by the gate: {e}");
+            }
         }
     }
+}
+
+/// Whether a request, by its path, is one of those that come by the thousand and ask little of Redis.
+fn is_quick(request: &tiny_http::Request) -> bool {
+    let path = request.url().split('?').next().unwrap_or_default();
+    (path.ends_with("/cmd") || path.ends_with("/result")) && request.body_length().unwrap_or(0) <= QUICK_BODY
 }
 
 /// The request as handlers see it, body and all.

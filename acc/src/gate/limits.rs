@@ -58,6 +58,8 @@ pub struct Limits {
     pub max_connections: usize,
     /// Connections to tiny_http at once; each is a thread of its.
     pub max_backend: usize,
+    /// Quick requests that share one of those while many wait.
+    pub together: usize,
     /// Requests that wait for one of those.
     pub max_queue: usize,
 }
@@ -88,6 +90,7 @@ impl Default for Limits {
             max_node_connections: 128,
             max_connections: 50_000,
             max_backend: 24,
+            together: 8,
             max_queue: 20_000,
         }
     }

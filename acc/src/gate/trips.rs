@@ -8,14 +8,9 @@ use super::exchange::{Exchange, request_head};
 use super::pump::Pump;
 use super::reply::refusal;
 use crate::route::Route;
+use crate::server::QUICK_BODY;
 use std::collections::VecDeque;
 use std::time::Instant;
-
-/// Most requests that go to tiny_http on one connection.
-const TOGETHER: usize = 8;
-/// Bytes of a body that tiny_http reads before its handler asks for them: what comes behind it does not wait
-/// for that handler.
-const QUICK_BODY: usize = 1024;
 
 /// An exchange, and who waits for its answers.
 pub(super) struct Trip {
@@ -71,7 +66,7 @@ impl Pump {
     /// what most of them ask for: whose they are, and their bytes. While few wait each has its own. What may
     /// take long goes alone, for answers come in the order of the requests.
     fn next_group(&mut self) -> (VecDeque<Name>, VecDeque<Vec<u8>>) {
-        let most = self.queue.len().div_ceil(self.trips.len().max(1)).min(TOGETHER);
+        let most = self.queue.len().div_ceil(self.trips.len().max(1)).min(self.limits.together);
         let mut group: Vec<(Name, Vec<u8>)> = Vec::with_capacity(most);
         while group.len() < most
             && let Some(&(owner, ref body)) = self.queue.front()

@@ -5,6 +5,7 @@ use crate::context::Context;
 use crate::doorbell;
 use crate::server::{Reply, Request};
 use crate::store::nodes::{self, Poller};
+use crate::store::pool::is_broken;
 use crate::store::queue::{self, Answer, Mode, Question};
 use crate::store::{Batch, Conn, jobs, lists};
 use jscommon::NodeId;
@@ -106,24 +107,27 @@ fn read(request: &Request) -> Result<Poll, Fault> {
     })
 }
 
-pub(super) fn poll(context: &Context, written: &Written, node: NodeId, request: &Request) -> Outcome {
-    let poll = read(request)?;
-    context.pool.with(|conn| answer(context, written, conn, node, &poll)).map_err(Fault::from)
+/// Polls of nodes, in as few round trips as one alone would take.
+pub(super) fn poll_all(context: &Context, written: &Written, requests: &[(NodeId, &Request)]) -> Vec<Outcome> {
+    let polls: Vec<Result<(NodeId, Poll), Fault>> =
+        requests.iter().map(|(node, request)| Ok((*node, read(request)?))).collect();
+    let good: Vec<&(NodeId, Poll)> = polls.iter().flatten().collect();
+    if good.is_empty() {
+        return polls.into_iter().filter_map(|poll| poll.err().map(Err)).collect();
+    }
+    let mut replies = match context.pool.with(|conn| answer(context, written, conn, &good)) {
+        Ok(replies) => replies.into_iter(),
+        // What Redis has against one of them is not held against the others.
+        Err(e) if requests.len() > 1 && !is_broken(&e) => {
+            return requests.iter().flat_map(|request| poll_all(context, written, &[*request])).collect();
+        }
+        Err(e) => return polls.into_iter().map(|poll| Err(poll.err().unwrap_or(Fault::Redis(e.clone())))).collect(),
+    };
+    polls.into_iter().map(|poll| poll.map(|_| replies.next().unwrap_or_else(Reply::empty))).collect()
 }
 
-fn answer(context: &Context, written: &Written, conn: &mut Conn, node: NodeId, poll: &Poll) -> RedisResult<Reply> {
-    let now = context.clock.now();
-    // RUNNING stands in the hash before the command leaves the queue: a death between the two only
-    // means that the node says again what it has stored.
-    let mut running = Batch::new();
-    if let Some(ack) = poll.ack {
-        match context.handed.take(node, ack) {
-            Some(ids) => ids.iter().for_each(|id| jobs::running(&mut running, node, id)),
-            None => queue::acked(conn, node, ack)?.iter().for_each(|id| jobs::running(&mut running, node, id)),
-        }
-        jscommon::death::point("acc.running");
-    }
-    let mut question = Question {
+fn question<'a>(context: &'a Context, node: NodeId, poll: &'a Poll, now: u64) -> Question<'a> {
+    Question {
         me: &context.me,
         node,
         now,
@@ -133,12 +137,81 @@ fn answer(context: &Context, written: &Written, conn: &mut Conn, node: NodeId, p
         mode: if poll.wait > 0 { Mode::Poll } else { Mode::Ask },
         takeover: false,
         told: "",
+    }
+}
+
+fn answer(context: &Context, written: &Written, conn: &mut Conn, polls: &[&(NodeId, Poll)]) -> RedisResult<Vec<Reply>> {
+    let now = context.clock.now();
+    // RUNNING stands in the hash before the command leaves the queue: a death between the two only
+    // means that the node says again what it has stored.
+    let (mut running, mut asked) = (Batch::new(), Batch::new());
+    for (node, poll) in polls {
+        if let Some(ack) = poll.ack {
+            match context.handed.take(*node, ack) {
+                Some(ids) => ids.iter().for_each(|id| jobs::running(&mut running, *node, id)),
+                None => queue::acked(conn, *node, ack)?.iter().for_each(|id| jobs::running(&mut running, *node, id)),
+            }
+            jscommon::death::point("acc.running");
+        }
+        queue::ask(&mut asked, &question(context, *node, poll, now));
+    }
+    let mut settled = Vec::with_capacity(polls.len());
+    for ((node, poll), answer) in polls.iter().zip(conn.run_in_turn(running, asked)?) {
+        settled.push(settle(context, conn, *node, poll, now, queue::answered(answer)?)?);
+    }
+    jscommon::death::point("acc.polled");
+
+    // What Redis may have forgotten since is news again.
+    let epoch = context.epoch.load(Ordering::Relaxed);
+    let (mut batch, mut news) = (Batch::new(), Vec::new());
+    for ((node, poll), answer) in polls.iter().zip(&settled) {
+        let Ok(answer) = answer else { continue };
+        let facts = format!("{} {} {} {epoch}", poll.roles, poll.peer, poll.instance);
+        let parks = poll.wait > 0 && matches!(answer, Answer::Empty);
+        if written.is_news(*node, now, &facts, if parks { PARKED } else { WRITTEN }) {
+            let poller = Poller {
+                node: *node,
+                // An agent always says which start of it asks; a poll that says neither that nor a role is no
+                // word about its roles.
+                roles: (poll.roles != "[]" || !poll.instance.is_empty()).then_some(poll.roles.as_str()),
+                addr: &poll.peer,
+                instance: &poll.instance,
+                ac: &context.me,
+                now,
+            };
+            nodes::polled(&mut batch, &poller);
+            news.push((*node, facts));
+        }
+    }
+    conn.run(&batch)?;
+    news.iter().for_each(|(node, facts)| written.note(*node, now, facts));
+    let reply = |((node, poll), settled): (&&(NodeId, Poll), Result<Answer, Reply>)| match settled {
+        Err(reply) => reply,
+        Ok(Answer::Batch(handover)) => {
+            doorbell::observe(context, *node, &handover);
+            Reply::json(handover.body())
+        }
+        Ok(Answer::Moved(_)) => Reply::busy(503, "the node polls at two controllers at once; try again", 1),
+        Ok(_) if poll.wait == 0 => Reply::empty(),
+        Ok(_) => Reply::park(poll.wait),
     };
-    let mut answer = ask(conn, running, &question)?;
+    Ok(polls.iter().zip(settled).map(reply).collect())
+}
+
+/// Asks again where the first answer was none yet; the reply to an agent whose identity another one has.
+fn settle(
+    context: &Context,
+    conn: &mut Conn,
+    node: NodeId,
+    poll: &Poll,
+    now: u64,
+    mut answer: Answer,
+) -> RedisResult<Result<Answer, Reply>> {
+    let mut question = question(context, node, poll, now);
     if let Answer::Displaced(peer, news) = &answer {
         let seen = nodes::last_seen(conn, node)?.unwrap_or(0);
         if now.saturating_sub(seen) <= nodes::LIVE {
-            return displaced(context, conn, node, poll, peer, news.as_deref());
+            return displaced(context, conn, node, poll, peer, news.as_deref()).map(Err);
         }
         question.takeover = true;
         answer = ask(conn, Batch::new(), &question)?;
@@ -150,36 +223,7 @@ fn answer(context: &Context, written: &Written, conn: &mut Conn, node: NodeId, p
         lists::gone(&mut word, &holder, node);
         answer = ask(conn, word, &Question { told: &holder, ..question })?;
     }
-    jscommon::death::point("acc.polled");
-
-    // What Redis may have forgotten since is news again.
-    let facts = format!("{} {} {} {}", poll.roles, poll.peer, poll.instance, context.epoch.load(Ordering::Relaxed));
-    let parks = poll.wait > 0 && matches!(answer, Answer::Empty);
-    if written.is_news(node, now, &facts, if parks { PARKED } else { WRITTEN }) {
-        let poller = Poller {
-            node,
-            // An agent always says which start of it asks; a poll that says neither that nor a role is no
-            // word about its roles.
-            roles: (poll.roles != "[]" || !poll.instance.is_empty()).then_some(poll.roles.as_str()),
-            addr: &poll.peer,
-            instance: &poll.instance,
-            ac: &context.me,
-            now,
-        };
-        let mut batch = Batch::new();
-        nodes::polled(&mut batch, &poller);
-        conn.run(&batch)?;
-        written.note(node, now, &facts);
-    }
-    Ok(match answer {
-        Answer::Batch(handover) => {
-            doorbell::observe(context, node, &handover);
-            Reply::json(handover.body())
-        }
-        Answer::Moved(_) => Reply::busy(503, "the node polls at two controllers at once; try again", 1),
-        _ if poll.wait == 0 => Reply::empty(),
-        _ => Reply::park(poll.wait),
-    })
+    Ok(Ok(answer))
 }
 
 /// Asks once `before` is done.

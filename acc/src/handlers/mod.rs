@@ -19,6 +19,7 @@ use crate::context::Context;
 use crate::route::Route;
 use crate::server::{Handler, Reply, Request};
 use crate::store::describe;
+use crate::store::target::Kind;
 use allowance::Allowance;
 use jscommon::NodeId;
 use std::collections::HashMap;
@@ -26,6 +27,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Seconds after which a client that was told 503 may try again.
 const RETRY: u32 = 2;
+
+/// Most requests that one thread handles together.
+const TOGETHER: usize = 16;
 
 /// The handlers of one controller.
 pub struct Handlers {
@@ -85,8 +89,8 @@ impl Handlers {
     fn route(&self, request: &Request) -> Outcome {
         let context = self.context.as_ref();
         match request.route {
-            Route::Cmd(node) => cmd::poll(context, &self.written, node, request),
-            Route::Result(node) => result::post(context, node, &request.body),
+            Route::Cmd(node) => one(cmd::poll_all(context, &self.written, &[(node, request)])),
+            Route::Result(node) => one(result::post_all(context, &[(node, &request.body)])),
             Route::Log(node) => log::post(context, &self.limits, node, &request.body),
             Route::Stats(node) => stats::post(context, node, &request.body),
             Route::Event(node) => event::post(context, &self.events, node, &request.body),
@@ -117,15 +121,59 @@ impl Handlers {
     }
 }
 
+/// The outcome of the one request that was asked about.
+fn one(outcomes: Vec<Outcome>) -> Outcome {
+    outcomes.into_iter().next().unwrap_or_else(|| Ok(Reply::empty()))
+}
+
 impl Handler for Handlers {
     fn handle(&self, request: &Request) -> Reply {
-        // What was revoked while its request was on the way here gets nothing any more.
-        if let Some(node) = request.node
-            && let Err(refusal) = self.context.door.still(node, request.bearer.as_deref(), request.cert_issued)
-        {
-            return Reply::error(refusal.status, refusal.reason);
+        let outcome = self.still_good(request).and_then(|()| self.route(request));
+        self.reply(request, outcome)
+    }
+
+    /// One server does the calls of many as it does those of one. Of a cluster's servers one may be away, and
+    /// what asks nothing of it shall not wait for it.
+    fn together(&self) -> usize {
+        if self.context.config.redis.kind == Kind::Cluster { 1 } else { TOGETHER }
+    }
+
+    /// Polls and results that came together go to Redis together.
+    fn handle_all(&self, requests: &[Request]) -> Vec<Reply> {
+        let mut outcomes: Vec<Option<Outcome>> =
+            requests.iter().map(|request| self.still_good(request).err().map(Err)).collect();
+        let (mut polls, mut results) = (Vec::new(), Vec::new());
+        for (i, request) in requests.iter().enumerate().filter(|(i, _)| outcomes[*i].is_none()) {
+            match request.route {
+                Route::Cmd(node) => polls.push((i, (node, request))),
+                Route::Result(node) => results.push((i, (node, request.body.as_slice()))),
+                _ => {}
+            }
         }
-        match self.route(request) {
+        let (places, results): (Vec<usize>, Vec<_>) = results.into_iter().unzip();
+        let of_results = places.into_iter().zip(result::post_all(&self.context, &results));
+        let (places, polls): (Vec<usize>, Vec<_>) = polls.into_iter().unzip();
+        let of_polls = places.into_iter().zip(cmd::poll_all(&self.context, &self.written, &polls));
+        for (i, outcome) in of_results.chain(of_polls) {
+            outcomes[i] = Some(outcome);
+        }
+        let reply = |(request, outcome): (&Request, Option<Outcome>)| {
+            self.reply(request, outcome.unwrap_or_else(|| self.route(request)))
+        };
+        requests.iter().zip(outcomes).map(reply).collect()
+    }
+}
+
+impl Handlers {
+    /// What was revoked while its request was on the way here gets nothing any more.
+    fn still_good(&self, request: &Request) -> Result<(), Fault> {
+        let Some(node) = request.node else { return Ok(()) };
+        let good = self.context.door.still(node, request.bearer.as_deref(), request.cert_issued);
+        good.map_err(|refusal| Fault::Reply(Reply::error(refusal.status, refusal.reason)))
+    }
+
+    fn reply(&self, request: &Request, outcome: Outcome) -> Reply {
+        match outcome {
             Ok(mut reply) => {
                 self.hint(request, &mut reply);
                 reply

@@ -5,6 +5,7 @@ use crate::answer;
 use crate::context::Context;
 use crate::server::Reply;
 use crate::store::jobs::{self, Known, Writing};
+use crate::store::pool::is_broken;
 use crate::store::results::{self, Delivery, Recurring, Verdict};
 use crate::store::{Batch, Conn, lists};
 use jscommon::{JobResult, NodeId, State, death};
@@ -16,6 +17,7 @@ const TOGETHER: usize = 256;
 
 /// A result that its node may deliver, as far as it says itself.
 struct Entry {
+    node: NodeId,
     result: JobResult,
     target: String,
     run: String,
@@ -35,18 +37,52 @@ impl Entry {
     }
 }
 
-pub(super) fn post(context: &Context, node: NodeId, body: &[u8]) -> Outcome {
+/// What one node has sent.
+struct Posted {
+    node: NodeId,
+    entries: Vec<Entry>,
+    /// Results that are none of its own, and why.
+    refused: Vec<(String, &'static str)>,
+}
+
+/// Takes what nodes have sent, one body each, in as few round trips as one alone would take.
+pub(super) fn post_all(context: &Context, posts: &[(NodeId, &[u8])]) -> Vec<Outcome> {
+    let posted: Vec<Result<Posted, Fault>> = posts.iter().map(|(node, body)| read(*node, body)).collect();
+    let entries: Vec<&Entry> = posted.iter().flatten().flat_map(|posted| &posted.entries).collect();
+    if entries.is_empty() {
+        return posted.into_iter().map(|posted| reply(context, posted?, &mut std::iter::empty())).collect();
+    }
+    let meant = match context.pool.with(|conn| deliver(context, conn, &entries)) {
+        Ok(meant) => meant,
+        // What Redis has against one of them is not held against the others.
+        Err(e) if posts.len() > 1 && !is_broken(&e) => {
+            return posts.iter().flat_map(|post| post_all(context, &[*post])).collect();
+        }
+        Err(e) => {
+            return posted.into_iter().map(|posted| Err(posted.err().unwrap_or(Fault::Redis(e.clone())))).collect();
+        }
+    };
+    let mut meant = meant.into_iter();
+    posted.into_iter().map(|posted| posted.and_then(|posted| reply(context, posted, &mut meant))).collect()
+}
+
+fn read(node: NodeId, body: &[u8]) -> Result<Posted, Fault> {
     let Value::Array(list) = json(body)? else { return Err(bad("the body is a list of results")) };
-    let mut entries = Vec::with_capacity(list.len());
-    let mut refused = Vec::new();
+    let mut posted = Posted { node, entries: Vec::with_capacity(list.len()), refused: Vec::new() };
     for (i, value) in list.into_iter().enumerate() {
         match entry(node, value).map_err(|reason| bad(format!("result {i}: {reason}")))? {
-            Ok(entry) => entries.push(entry),
-            Err(id) => refused.push((id, "it names another node")),
+            Ok(entry) => posted.entries.push(entry),
+            Err(id) => posted.refused.push((id, "it names another node")),
         }
     }
-    let unmeant = context.pool.with(|conn| deliver(context, conn, node, &entries))?;
-    refused.extend(unmeant.into_iter().map(|id| (id, "its job was for other nodes")));
+    Ok(posted)
+}
+
+/// The answer to who has sent this; `meant` says of each entry in turn whether its job was for the node.
+fn reply(context: &Context, posted: Posted, meant: &mut impl Iterator<Item = bool>) -> Outcome {
+    let Posted { node, entries, mut refused } = posted;
+    let unmeant = entries.into_iter().zip(meant).filter(|(_, meant)| !meant);
+    refused.extend(unmeant.map(|(entry, _)| (entry.result.id, "its job was for other nodes")));
     if refused.is_empty() {
         return Ok(Reply::json("{}"));
     }
@@ -84,20 +120,17 @@ fn entry(node: NodeId, mut value: Value) -> Result<Result<Entry, String>, String
         period: period as u64,
         quiet: quiet || (result.state == State::Ok && !(20..=23).contains(&result.level)),
     });
-    Ok(Ok(Entry { target: node.to_string(), run: result.starttime.to_string(), text, recurring, result }))
+    Ok(Ok(Entry { node, target: node.to_string(), run: result.starttime.to_string(), text, recurring, result }))
 }
 
-/// Delivers; answers the ids of jobs that were not for this node.
-fn deliver(context: &Context, conn: &mut Conn, node: NodeId, entries: &[Entry]) -> RedisResult<Vec<String>> {
-    if entries.is_empty() {
-        return Ok(Vec::new());
-    }
+/// Delivers; answers for each entry whether its job was for its node.
+fn deliver(context: &Context, conn: &mut Conn, entries: &[&Entry]) -> RedisResult<Vec<bool>> {
     // Both questions in one round trip, so it is decided before it is known whether the node may answer.
     // What a node leaves behind by that where it may not is its own name among those who have answered,
     // which no other node's answer is measured by, for a day.
     let mut batch = Batch::new();
     for entry in entries {
-        jobs::ask(&mut batch, node, &entry.result.id);
+        jobs::ask(&mut batch, entry.node, &entry.result.id);
         results::decide(&mut batch, &entry.delivery());
     }
     let mut answers = conn.run(&batch)?.into_iter();
@@ -105,21 +138,21 @@ fn deliver(context: &Context, conn: &mut Conn, node: NodeId, entries: &[Entry]) 
     death::point("acc.result.guarded");
 
     let now = context.clock.now();
-    let mut unmeant = Vec::new();
+    let mut meant = Vec::with_capacity(entries.len());
     let (mut hashes, mut pushes, mut counted) = (Batch::new(), Batch::new(), Vec::new());
     for entry in entries {
         let result = &entry.result;
         let known = jobs::known(next(), next())?;
         let verdict = results::verdict(next())?;
+        meant.push(known != Known::NotMeant);
         if known == Known::NotMeant {
-            unmeant.push(result.id.clone());
             count(context, "refused");
             continue;
         }
         if verdict == Verdict::Late {
             count(context, "late");
             let data = object!({"id": result.id, "state": answer::state_name(result.state)});
-            lists::event(&mut hashes, "late_result", Some(node), now, &data);
+            lists::event(&mut hashes, "late_result", Some(entry.node), now, &data);
             continue;
         }
         if hashes.len() + pushes.len() >= TOGETHER {
@@ -144,7 +177,7 @@ fn deliver(context: &Context, conn: &mut Conn, node: NodeId, entries: &[Entry]) 
     lists::count_results(&mut pushes, counted.into_iter());
     conn.run_in_turn(hashes, pushes)?;
     death::point("acc.result.pushed");
-    Ok(unmeant)
+    Ok(meant)
 }
 
 fn count(context: &Context, outcome: &str) {

@@ -55,6 +55,10 @@ impl server::Handler for Desk {
             _ => Reply::json("{}"),
         }
     }
+
+    fn together(&self) -> usize {
+        16
+    }
 }
 
 struct Site {

@@ -14,6 +14,7 @@ use crate::os;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use jscommon::level;
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::Builder;
 use std::time::Duration;
@@ -32,12 +33,18 @@ const STACK: usize = 128 * 1024;
 /// How long a thread waits for the next child's pipes.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// Runs what it holds once the last reader has let go of it.
-struct Ended<F: FnOnce()>(Mutex<Option<F>>);
+/// Runs what it holds once the last of so many readers has come to its end, and on that one's thread:
+/// what it holds may wait, and nobody else has the time for that.
+struct Ended<F: FnOnce()> {
+    left: AtomicUsize,
+    run: Mutex<Option<F>>,
+}
 
-impl<F: FnOnce()> Drop for Ended<F> {
-    fn drop(&mut self) {
-        if let Some(run) = self.0.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
+impl<F: FnOnce()> Ended<F> {
+    fn one_more(&self) {
+        if self.left.fetch_sub(1, Ordering::AcqRel) == 1
+            && let Some(run) = self.run.lock().unwrap_or_else(PoisonError::into_inner).take()
+        {
             run();
         }
     }
@@ -75,7 +82,7 @@ impl Default for Readers {
 impl Readers {
     /// Reads the pipes of a child.
     ///
-    /// `ended` runs once, when all of them have ended; by then everything that was read has been handed
+    /// `ended` runs once, on a reader's thread and never here, when all of them have ended; by then everything that was read has been handed
     /// to the outlets. The error is the operating system's, when it gives no more threads; then `ended`
     /// never runs.
     pub fn attach(
@@ -86,7 +93,7 @@ impl Readers {
         ended: impl FnOnce() + Send + 'static,
     ) -> io::Result<Arc<Capture>> {
         let capture = Arc::new(Capture::default());
-        let ended = Arc::new(Ended(Mutex::new(Some(ended))));
+        let ended = Arc::new(Ended { left: AtomicUsize::new(feeds.len()), run: Mutex::new(Some(ended)) });
         for feed in feeds {
             let reader = Reader {
                 parsers: [Parser::new(level::STDOUT), Parser::new(level::STDERR)],
@@ -96,15 +103,11 @@ impl Readers {
                 capture: Arc::clone(&capture),
                 statsd: String::new(),
             };
-            let ended_too = Arc::clone(&ended);
-            let read = self.start(Box::new(move || {
+            let ended = Arc::clone(&ended);
+            self.start(Box::new(move || {
                 reader.run(feed);
-                drop(ended_too);
-            }));
-            if let Err(fault) = read {
-                ended.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-                return Err(fault);
-            }
+                ended.one_more();
+            }))?;
         }
         Ok(capture)
     }
@@ -240,6 +243,18 @@ mod tests {
             assert_eq!((captured.data.as_str(), captured.level, captured.results), ("{}", 20, 10_000));
             assert_eq!((captured.critical.as_str(), captured.streams[1].as_str()), ("alarm", "oops"));
             assert_eq!(captured.streams[0].lines().count(), 1000);
+        }
+    }
+
+    #[test]
+    fn who_attaches_never_runs_what_follows() {
+        let (own, readers) = (std::thread::current().id(), Readers::default());
+        for _ in 0..200 {
+            let (done, ended) = mpsc::channel();
+            let tell = move || done.send(std::thread::current().id()).unwrap();
+            // It has ended before it is known to be read.
+            readers.attach(&source(), vec![Texts(vec![])], &outlets(), tell).unwrap();
+            assert_ne!(ended.recv_timeout(Duration::from_secs(20)).unwrap(), own);
         }
     }
 

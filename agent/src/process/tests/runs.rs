@@ -17,6 +17,20 @@ fn a_process_and_its_result() {
 }
 
 #[test]
+fn output_that_ends_long_before_its_process() {
+    let node = Node::new();
+    let life = node.live();
+    life.shell("a", "echo 20::1; exec >&- 2>&-; sleep 0.3; exit 3", json!({}));
+    life.shell("b", "exec >&- 2>&-; exec sleep 1000", json!({}));
+    let result = life.result("a");
+    assert_eq!((result.code, result.data.as_str()), (3, "1"));
+    assert!(result.time >= 300, "{}", result.time);
+    life.wait_running("b");
+    assert_eq!(life.ask("k", "kill", json!({"id": "b"})).state, State::Ok);
+    assert_eq!(life.result("b").state, State::Killed);
+}
+
+#[test]
 fn a_child_sees_its_job_and_its_places() {
     let node = Node::new();
     let life = node.live_with(|config| {

@@ -2,6 +2,7 @@
 //!
 //! Owns the reading, the checks and the writing of these files. Never prints or logs what is in them.
 
+use super::trust;
 use crate::{config, os};
 use anyhow::{Context, bail};
 use rustls::crypto::ring as provider;
@@ -90,8 +91,11 @@ impl Enrolled {
         {
             files.extend([(key.as_path(), self.client_key.clone()), (cert, self.client_cert.clone())]);
         }
-        if let Some(path) = config.ca.as_deref().filter(|_| !self.ca.is_empty()) {
-            files.push((path, self.ca.clone()));
+        // A file elsewhere is not the node's own: the system's CAs, say.
+        let beside = config.token_file.as_deref().or(config.client_cert.as_deref()).and_then(Path::parent);
+        if let Some(path) = config.ca.as_deref().filter(|path| path.parent() == beside) {
+            let present = fs::read_to_string(path).unwrap_or_default();
+            files.extend(trust::renewed(&present, &self.ca).map(|text| (path, text)));
         }
         if let Some(path) = &config.token_file {
             files.push((path, format!("{}\n", self.token)));

@@ -11,6 +11,7 @@ pub(crate) mod fake;
 mod resolver;
 #[cfg(test)]
 mod tests;
+mod trust;
 
 pub use credentials::Credentials;
 pub(crate) use credentials::{Enrolled, read_certificates, write_private};

@@ -31,13 +31,15 @@ pub fn run(what: &Enroll) -> Result<String> {
         (None, Some(fingerprint)) => vec![pin::find(&url, &fingerprint)?],
         (None, None) => bail!("the token carries no fingerprint of a CA: is it whole? (or give --ca FILE)"),
     };
+    // Whoever names a CA means the one that presents itself there, as that of a proxy: the agent will meet
+    // it as well, and not the controller's own.
+    let named = what.ca.as_ref().map(|ca| fs::read(ca).context("cannot read --ca")).transpose()?;
+    // A comment beside the certificates may be of any code page.
+    let named = named.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     let out = std::path::absolute(&what.out).context("--out is no path")?;
     // A token is spent by asking, so there must be a place for what it buys.
     let is_new = !out.exists();
     prepare(&out).with_context(|| format!("cannot write into {}; the token was not used", out.display()))?;
-    // Whoever names a CA means the one that presents itself there, as that of a proxy: the agent will meet
-    // it as well, and not the controller's own.
-    let named = what.ca.as_ref().map(|ca| fs::read_to_string(ca).context("cannot read --ca")).transpose()?;
     let mut issued = controller::enroll(&url, &token, what.gid, what.nid, &trusted).inspect_err(|_| {
         if is_new {
             // What a refusal leaves is an empty folder of ours; one that is not empty stays.

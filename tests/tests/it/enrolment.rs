@@ -203,9 +203,30 @@ fn a_node_trusts_the_ca_that_its_enrolment_named() {
     assert_eq!(output.code, 0, "{output:?}");
     assert_eq!(fs::read_to_string(out.join("ca.pem")).expect("the CA"), named);
     let mut agent = start_from(&out, home.path());
-    let id = client.push(json!({"gid": 1, "nid": 41, "cmd": "ping"}));
-    assert_eq!(client.pop(&id)["state"], "OK");
+    let mut answers = || {
+        let id = client.push(json!({"gid": 1, "nid": 41, "cmd": "ping"}));
+        assert_eq!(client.pop(&id)["state"], "OK");
+    };
+    answers();
+    // A renewal brings a new token, and the controller's own CA beside that one at most.
+    let token = || fs::read_to_string(out.join("token")).expect("the token");
+    let before = token();
+    assert_eq!(acc.command(&["rotate"]).code, 0);
+    wait_until("the node has renewed", LONG, || token() != before);
+    answers();
+    let ca = fs::read_to_string(out.join("ca.pem")).expect("the CA");
+    assert!(ca.starts_with(&named), "{ca}");
     assert!(agent.stop(LONG).is_some_and(|status| status.success()));
+    let mut agent = start_from(&out, home.path());
+    answers();
+    assert!(agent.stop(LONG).is_some_and(|status| status.success()));
+
+    // A file that is no text costs nothing either.
+    fs::write(home.path().join("ca"), b"\xff").expect("a file");
+    let to = path(&home.path().join("other"));
+    let (at, named) = (&args[..12], &args[13..]);
+    let output = run("jsagent", &[at, &[to.as_str()][..], named].concat());
+    assert!(output.code == 1 && !Path::new(&to).exists(), "{output:?}");
 }
 
 #[test]

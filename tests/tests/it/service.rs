@@ -105,3 +105,17 @@ fn a_controller_ends_with_any_of_its_threads() {
         assert_eq!(acc.stop(), Some(0));
     }
 }
+
+#[test]
+fn the_hardened_unit_takes_nothing_that_the_agent_itself_needs() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../agent/packaging/hardened.conf");
+    let text = std::fs::read_to_string(path).expect("the drop-in");
+    let set = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+    // It answers clone3 with ENOSYS, without which no short job starts inside a cgroup of its own.
+    assert_eq!(set("RestrictNamespaces"), None);
+    // Without it there would be more namespaces than a user's.
+    assert!(set("CapabilityBoundingSet").is_some_and(|list| !list.contains("CAP_SYS_ADMIN")));
+    assert_eq!(set("NoNewPrivileges"), Some("yes"));
+    // Its credentials lie there, and it renews them.
+    assert_eq!(set("ReadWritePaths"), Some("/etc/jsagent"));
+}

@@ -89,6 +89,12 @@ impl Cgroups {
 
     /// No process can be started inside a group here: from now on long running ones are moved.
     pub fn not_at_once(&mut self) {
+        if self.at_once && cfg!(all(target_os = "linux", target_arch = "x86_64")) {
+            log::warn!(
+                "the kernel starts no process inside a cgroup here (clone3 is refused: an old kernel, or a filter of \
+                 system calls like RestrictNamespaces=): what a short job leaves behind as a daemon outlives its kill"
+            );
+        }
         self.at_once = false;
     }
 

@@ -52,7 +52,7 @@ pub(super) fn memory(_: &Context, _: &Command) -> Answer {
 /// A list of `{device, mount, fstype, total, used, free, readonly, removable}`, in bytes; `free` is
 /// what is left for ordinary users, as `df` counts it.
 pub(super) fn disks(_: &Context, _: &Command) -> Answer {
-    let found = Disks::new_with_refreshed_list().map_err(unknown)?;
+    let found = os::without_windows(Disks::new_with_refreshed_list).map_err(unknown)?;
     let known = found.iter().map(|disk| os::Disk {
         device: disk.name().to_string_lossy().into_owned(),
         mount: disk.mount_point().to_string_lossy().into_owned(),

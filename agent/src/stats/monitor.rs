@@ -171,7 +171,9 @@ impl Node {
         Node {
             system: System::new_with_specifics(refresh).ok(),
             processors: os::Processors::new(),
-            disks: Disks::new_with_refreshed_list_specifics(DiskRefreshKind::nothing().with_storage()).ok(),
+            disks: os::without_windows(|| {
+                Disks::new_with_refreshed_list_specifics(DiskRefreshKind::nothing().with_storage()).ok()
+            }),
             networks: Networks::new_with_refreshed_list().ok(),
         }
     }
@@ -200,7 +202,7 @@ impl Node {
             }
         }
         if let Some(disks) = &mut self.disks {
-            disks.refresh_specifics(true, DiskRefreshKind::nothing().with_storage());
+            os::without_windows(|| disks.refresh_specifics(true, DiskRefreshKind::nothing().with_storage()));
             for disk in disks.iter() {
                 let name = part(&disk.mount_point().to_string_lossy());
                 let (total, free) = (disk.total_space(), disk.available_space());

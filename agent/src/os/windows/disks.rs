@@ -5,16 +5,31 @@ use crate::os::Disk;
 use windows::Win32::Storage::FileSystem::{
     GetDiskFreeSpaceExW, GetDriveTypeW, GetLogicalDrives, GetVolumeInformationW,
 };
+use windows::Win32::System::Diagnostics::Debug::{SEM_FAILCRITICALERRORS, SetThreadErrorMode, THREAD_ERROR_MODE};
 use windows::Win32::System::SystemServices::FILE_READ_ONLY_VOLUME;
 use windows::Win32::System::WindowsProgramming::{DRIVE_FIXED, DRIVE_RAMDISK, DRIVE_REMOVABLE};
 use windows::core::HSTRING;
+
+/// Asks about disks without a window that waits for somebody to put a medium in: nobody sees a service's.
+/// Of this thread alone, so that no job inherits it.
+#[allow(unsafe_code)] // sets a flag of this thread, and sets it back
+pub fn without_windows<T>(ask: impl FnOnce() -> T) -> T {
+    let mut before = THREAD_ERROR_MODE::default();
+    let set = unsafe { SetThreadErrorMode(SEM_FAILCRITICALERRORS, Some(&raw mut before)) };
+    let answer = ask();
+    if set.is_ok() {
+        let _ = unsafe { SetThreadErrorMode(before, None) };
+    }
+    answer
+}
 
 /// Every drive of this machine that has a letter and a medium. Not those of others, for an answer may
 /// have to wait until such a machine is found to be away.
 #[allow(unsafe_code)] // asks for numbers only
 pub fn disks() -> Vec<Disk> {
     let letters = unsafe { GetLogicalDrives() };
-    ('A'..='Z').enumerate().filter(|(n, _)| letters & (1 << n) != 0).filter_map(|(_, letter)| disk(letter)).collect()
+    let drives = ('A'..='Z').enumerate().filter(|(n, _)| letters & (1 << n) != 0);
+    without_windows(|| drives.filter_map(|(_, letter)| disk(letter)).collect())
 }
 
 #[allow(unsafe_code)] // the system fills values and buffers of known sizes

@@ -11,7 +11,7 @@ pub fn write(file: &Path, bytes: &[u8], mode: u32) -> anyhow::Result<()> {
     write_with(file, bytes, mode, |_| Ok(()))
 }
 
-/// As [`write`], of the state directory: what root writes there (`jsacc rotate`, say) belongs to whom the
+/// As [`write()`], of the state directory: what root writes there (`jsacc rotate`, say) belongs to whom the
 /// directory belongs, for as that user the service runs.
 pub(super) fn write_state(file: &Path, bytes: &[u8], mode: u32) -> anyhow::Result<()> {
     write_with(file, bytes, mode, |made| match file.parent() {

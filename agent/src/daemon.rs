@@ -75,7 +75,7 @@ struct Daemon {
     _monitor: monitor::Handle,
     _stats: stats::Handle,
     _logger: logger::Handle,
-    _goodbye: Goodbye,
+    goodbye: Goodbye,
     _senders: Vec<sender::Handle>,
     controllers: Vec<Arc<Controller>>,
 }
@@ -84,11 +84,15 @@ struct Daemon {
 struct Goodbye {
     outbox: Arc<Outbox>,
     instance: String,
+    /// Whether it is said: only by an agent that ends in order, and not by one that a fault takes down.
+    said: bool,
 }
 
 impl Drop for Goodbye {
     fn drop(&mut self) {
-        self.outbox.push_event(None, "shutdown", json!({"instance": self.instance}));
+        if self.said {
+            self.outbox.push_event(None, "shutdown", json!({"instance": self.instance}));
+        }
     }
 }
 
@@ -154,13 +158,14 @@ impl Daemon {
             _monitor: monitor,
             _stats: stats,
             _logger: logger,
-            _goodbye: Goodbye { outbox, instance },
+            goodbye: Goodbye { outbox, instance, said: false },
             _senders: senders,
             controllers,
         })
     }
 
-    fn stop(self) {
+    fn stop(mut self) {
+        self.goodbye.said = true;
         drop(self.polling);
         self.controllers.iter().for_each(|controller| controller.stop_polls());
     }
@@ -221,6 +226,20 @@ fn lock(data_dir: &Path) -> Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::outbox::Kind;
+
+    #[test]
+    fn only_an_agent_that_ends_in_order_says_goodbye() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = Config::default();
+        config.main.data_dir = dir.path().to_path_buf();
+        config.controllers.insert("main".into(), Default::default());
+        let outbox = Outbox::open(&config).unwrap();
+        for said in [false, true] {
+            drop(Goodbye { outbox: outbox.clone(), instance: "1".into(), said });
+            assert_eq!(outbox.next("main", Kind::Event).is_some(), said);
+        }
+    }
 
     #[test]
     fn one_agent_owns_a_data_folder() {

@@ -11,7 +11,7 @@ use std::process::{ChildStderr, ChildStdout};
 pub struct Pipes {
     /// Stdout and stderr, until they end.
     open: [Option<File>; 2],
-    /// Whose turn it is when both have something.
+    /// Whose turn it is when both have something: stdout's first, for most programs write there first.
     turn: usize,
 }
 
@@ -36,11 +36,12 @@ impl Pipes {
                         Err(Errno::EINTR) => continue,
                         Err(fault) => return Err(fault.into()),
                     }
-                    self.turn = 1 - self.turn;
-                    match both[self.turn].any() {
+                    let stream = match both[self.turn].any() {
                         Some(true) => self.turn,
                         _ => 1 - self.turn,
-                    }
+                    };
+                    self.turn = 1 - stream;
+                    stream
                 }
             };
             let Some(pipe) = &mut self.open[stream] else { continue };
@@ -52,5 +53,34 @@ impl Pipes {
             }
             return Ok(Some((stream, 0)));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn where_both_have_something_stdout_is_first_and_then_they_take_turns() {
+        let ((out, mut to_out), (err, mut to_err)) = (io::pipe().unwrap(), io::pipe().unwrap());
+        let mut pipes = Pipes::of(OwnedFd::from(out).into(), OwnedFd::from(err).into());
+        to_out.write_all(b"abc").unwrap();
+        to_err.write_all(b"def").unwrap();
+        let mut read = || {
+            let mut byte = [0];
+            pipes[0].read(&mut byte).unwrap().map(|(stream, read)| (stream, byte[..read].to_vec()))
+        };
+        for (stream, byte) in [(0, b'a'), (1, b'd'), (0, b'b'), (1, b'e'), (0, b'c'), (1, b'f')] {
+            assert_eq!(read(), Some((stream, vec![byte])));
+        }
+        to_err.write_all(b"g").unwrap();
+        assert_eq!(read(), Some((1, vec![b'g'])));
+        to_out.write_all(b"h").unwrap();
+        drop((to_out, to_err));
+        assert_eq!(
+            [read(), read(), read(), read()],
+            [Some((0, vec![b'h'])), Some((1, vec![])), Some((0, vec![])), None]
+        );
     }
 }

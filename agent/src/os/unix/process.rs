@@ -6,7 +6,6 @@ use jscommon::worker::Worker;
 use nix::errno::Errno;
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use nix::sys::signal as posix;
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Gid, Pid, Uid, User, getgrouplist, setgid, setgroups, setuid};
 use serde_json::Value;
 use std::collections::HashMap;
@@ -254,10 +253,11 @@ impl Shared {
     fn wait(&self) {
         loop {
             let before = self.lock().count;
-            match wait_for(None) {
-                Ok((pid, code)) => {
-                    let child = reap(&mut self.lock(), pid as u32);
-                    if let Some((run, exited)) = child {
+            match wait_for(None, LOOK) {
+                Ok(None) | Err(Errno::EINTR) => {}
+                Ok(Some((pid, _))) => {
+                    let child = reap(&mut self.lock(), pid);
+                    if let Some(((run, exited), code)) = child {
                         exited(run, code);
                     }
                 }
@@ -268,7 +268,6 @@ impl Shared {
                         table = self.started.wait(table).unwrap_or_else(PoisonError::into_inner);
                     }
                 }
-                Err(Errno::EINTR) => {}
                 Err(fault) => {
                     log::error!("cannot wait for processes: {fault}");
                     std::thread::sleep(std::time::Duration::from_secs(1));
@@ -278,8 +277,8 @@ impl Shared {
     }
 }
 
-/// Waits until this run's first process has ended, and reaps it. Nothing when the waiter came first (or
-/// comes first after a real-time signal, say): then it tells of the end.
+/// Waits until this run's first process has ended, and reaps it. Nothing when the waiter came first: then
+/// that one tells of the end.
 ///
 /// For who has seen the end of its output, which most often is its own end too: the run is over with
 /// that one piece of news, and nobody waits for the waiter to wake up.
@@ -288,41 +287,51 @@ pub fn wait_child(run: u64, pid: u32) -> Option<i32> {
     if !is_its(&SHARED.lock()) {
         return None;
     }
-    let code = loop {
-        match wait_for(Some(pid)) {
-            Ok((_, code)) => break code,
-            Err(Errno::EINTR) => {}
-            Err(_) => return None,
-        }
-    };
+    // Whatever else it answers, the table knows whether there is still an end to be told.
+    while wait_for(Some(pid), LOOK) == Err(Errno::EINTR) {}
     let mut table = SHARED.lock();
     match is_its(&table) {
-        true => reap(&mut table, pid).map(|_| code),
+        true => reap(&mut table, pid).map(|(_, code)| code),
         false => None,
     }
 }
 
-/// Reaps a child that has ended, and says whose it was. Nothing when it was reaped before.
-fn reap(table: &mut Table, pid: u32) -> Option<(u64, Exited)> {
-    match waitpid(Pid::from_raw(pid as i32), Some(WaitPidFlag::WNOHANG)) {
-        Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => None,
-        // A signal that nix has no name for is an error here, after the reaping.
-        _ => table.runs.remove(&pid),
+/// Reaps a child that has ended, and says whose it was and its status. Nothing when that was done before.
+fn reap(table: &mut Table, pid: u32) -> Option<((u64, Exited), i32)> {
+    match wait_for(Some(pid), REAP) {
+        Ok(ended) => ended.and_then(|(_, code)| Some((table.runs.remove(&pid)?, code))),
+        // A start and a reaping are under the table's lock, so a child that it has and the kernel has not
+        // was reaped by somebody else in this process. Its end is told all the same.
+        Err(Errno::ECHILD) => {
+            let known = table.runs.remove(&pid)?;
+            log::error!("process {pid} has ended and its status is lost; it counts as {LOST}");
+            Some((known, LOST))
+        }
+        Err(_) => None,
     }
 }
 
-/// Waits until this child (or any) has ended, and leaves it to be reaped. The status is 128 + n for
-/// signal n.
+/// The status of a child that somebody else has reaped: no success, and none that a signal leaves.
+const LOST: i32 = 255;
+
+/// Waits for an end, and leaves the child to be reaped.
+const LOOK: i32 = nix::libc::WEXITED | nix::libc::WNOWAIT;
+/// Reaps a child that has ended, and waits for none.
+const REAP: i32 = nix::libc::WEXITED | nix::libc::WNOHANG;
+
+/// Asks `waitid` for the end of this child (or any). The answer is its process id and status, which is
+/// 128 + n for signal n; nothing where it is not to wait and there is none.
 #[allow(unsafe_code)] // nix fails on a child that a real-time signal ended, and could not say which
-fn wait_for(child: Option<u32>) -> Result<(i32, i32), Errno> {
+fn wait_for(child: Option<u32>, flags: i32) -> Result<Option<(u32, i32)>, Errno> {
     use nix::libc;
     let (which, id) = child.map_or((libc::P_ALL, 0), |pid| (libc::P_PID, pid));
     let (pid, status, how) = unsafe {
         let mut info: libc::siginfo_t = std::mem::zeroed();
-        Errno::result(libc::waitid(which, id, &mut info, libc::WEXITED | libc::WNOWAIT))?;
+        Errno::result(libc::waitid(which, id, &mut info, flags))?;
         (info.si_pid(), info.si_status(), info.si_code)
     };
-    Ok((pid, if how == libc::CLD_EXITED { status } else { 128 + status }))
+    let code = if how == libc::CLD_EXITED { status } else { 128 + status };
+    Ok((pid != 0).then_some((pid as u32, code)))
 }
 
 /// Signals a process (a group where `target` is negative); the answer is whether it was there.
@@ -465,10 +474,29 @@ mod tests {
         // Whoever waits for one child is told, or everybody is: once.
         for run in 4..12 {
             let pid = spawn(run, "exit 9");
-            let ends =
-                [wait_child(run, pid), told.recv_timeout(std::time::Duration::from_millis(50)).ok().map(|e| e.1)];
-            assert!(ends == [Some(9), None] || ends == [None, Some(9)], "{ends:?}");
+            let by_waiter = || told.recv_timeout(std::time::Duration::from_secs(20)).ok();
+            assert_eq!(wait_child(run, pid).map(|code| (run, code)).or_else(by_waiter), Some((run, 9)));
             assert_eq!(wait_child(run, pid), None);
         }
+        assert!(told.is_empty());
+    }
+
+    #[test]
+    fn an_end_that_somebody_else_took_is_told() {
+        let (tell, told) = crossbeam_channel::unbounded();
+        let children = Children::start(move |run, code| {
+            let _ = tell.send((run, code));
+        })
+        .unwrap();
+        let mut command = Command::new("cat");
+        let child = children.spawn(u64::MAX, &mut command, true, Settings::default(), None).unwrap();
+        {
+            let _nobody_else = SHARED.lock();
+            drop(child.stdin);
+            assert_eq!(wait_for(Some(child.pid), nix::libc::WEXITED), Ok(Some((child.pid, 0))));
+        }
+        let by_waiter = || told.recv_timeout(std::time::Duration::from_secs(20)).ok().map(|(_, code)| code);
+        assert_eq!(wait_child(u64::MAX, child.pid).or_else(by_waiter), Some(LOST));
+        assert!(!children.signal_group(u64::MAX, child.pid, Signal::KILL));
     }
 }

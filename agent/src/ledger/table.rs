@@ -7,17 +7,22 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::time::Duration;
 
-/// Opens the file, or makes it; one that is damaged is an error.
+/// Opens the file, or makes it. One that is damaged is an error, and so is a place where SQLite cannot
+/// write ahead: what [`super::Ledger::sync`] brings to the disk is the file that it writes ahead to.
 pub(super) fn open(path: &Path) -> rusqlite::Result<Connection> {
     let db = Connection::open(path)?;
     db.busy_timeout(Duration::from_secs(10))?;
     // A small page cache: the table is read by its indexes, and the agent is to stay small.
-    db.execute_batch(
-        "PRAGMA cache_size = -256;
-         PRAGMA journal_mode = WAL;
-         PRAGMA synchronous = FULL;
-         PRAGMA journal_size_limit = 4194304;",
-    )?;
+    db.execute_batch("PRAGMA cache_size = -256")?;
+    let journal: String = db.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
+    if journal != "wal" {
+        let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CANTOPEN);
+        let why = format!(
+            "SQLite cannot write ahead there (its journal mode stays \"{journal}\"); put data_dir on a local file system"
+        );
+        return Err(rusqlite::Error::SqliteFailure(code, Some(why)));
+    }
+    db.execute_batch("PRAGMA synchronous = FULL; PRAGMA journal_size_limit = 4194304")?;
     let verdict: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
     if verdict != "ok" {
         let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);

@@ -68,6 +68,12 @@ fn what_may_be_late_goes_to_the_disk_with_the_next_or_by_itself() {
 }
 
 #[test]
+fn a_place_where_nothing_is_written_ahead_is_refused() {
+    let fault = table::open(Path::new(":memory:")).unwrap_err().to_string();
+    assert!(fault.contains("put data_dir on a local file system"), "{fault}");
+}
+
+#[test]
 fn all_or_nothing() {
     let (_dir, ledger) = open();
     ledger.commit(&[accept("a")]).unwrap();

@@ -30,7 +30,7 @@ use threads::Threads;
 
 /// Messages of one turn, and so of one commit.
 const TURN: usize = 1000;
-/// Time between two tries of a commit that failed.
+/// Time between two tries of a commit that failed, or of a sync.
 const RETRY: Duration = Duration::from_secs(1);
 /// How long a result may be in the ledger and not on the disk while there is always something to do.
 const LATEST: Duration = Duration::from_millis(10);
@@ -158,6 +158,8 @@ struct Actor {
     emptied: Vec<String>,
     /// Since when the disk is behind the ledger.
     behind: Option<Instant>,
+    /// When a sync that failed is tried again.
+    resync: Option<Instant>,
     /// Ids that were accepted and are not committed.
     fresh: HashSet<String>,
     /// Jobs whose kill was under way when the agent ended, until what it remembers is taken up.
@@ -199,6 +201,7 @@ pub(super) fn start(parts: Parts, remote: Remote, inbox: Receiver<Message>) -> R
         records: Vec::new(),
         emptied: Vec::new(),
         behind: None,
+        resync: None,
         fresh: HashSet::new(),
         killed_before: HashSet::new(),
         bytes: 0,
@@ -216,7 +219,8 @@ impl Actor {
         loop {
             self.flush();
             let over = self.is_over();
-            if over || inbox.is_empty() || self.behind.is_some_and(|since| since.elapsed() > LATEST) {
+            let free = inbox.is_empty() || self.behind.is_some_and(|since| since.elapsed() > LATEST);
+            if over || free && self.resync.is_none_or(|at| at <= Instant::now()) {
                 self.sync();
             }
             if over {
@@ -254,7 +258,7 @@ impl Actor {
 
     fn deadline(&self) -> Option<Instant> {
         let policy = self.policy.deadline().map(|deadline| self.begin + Duration::from_millis(deadline));
-        [policy, self.retry, self.rest_at].into_iter().flatten().min()
+        [policy, self.retry, self.resync, self.rest_at].into_iter().flatten().min()
     }
 
     /// Gives back what a burst of work has left behind, here and (by the notice) elsewhere.
@@ -407,13 +411,21 @@ impl Actor {
     }
 
     /// Brings to the disk what went into the ledger without waiting for it, while nothing else is to do.
+    /// What fails is tried again each second, for nothing else may come that would.
     fn sync(&mut self) {
         if self.parts.ledger.is_behind()
             && let Err(fault) = self.parts.ledger.sync()
         {
-            log::error!("results may not survive a power cut: {fault:#}");
+            if self.resync.is_none() {
+                log::error!("results may not survive a power cut, which is tried again each second: {fault:#}");
+            }
+            self.resync = Some(Instant::now() + RETRY);
+            return;
         }
         self.behind = None;
+        if self.resync.take().is_some() {
+            log::info!("results survive a power cut again");
+        }
     }
 
     fn perform(&mut self) {

@@ -110,6 +110,22 @@ mod tests {
     }
 
     #[test]
+    fn what_nobody_ended_may_be_late() {
+        for (outcome, late) in [
+            (Outcome::Exited { code: 0 }, true),
+            (Outcome::Exited { code: 3 }, true),
+            (Outcome::TimedOut { code: 143 }, true),
+            (Outcome::Unstartable { why: "no".into() }, true),
+            (Outcome::Answered, true),
+            (Outcome::Killed { code: Some(137), why: "killed on request".into() }, false),
+            (Outcome::Killed { code: None, why: Cause::Stop.sentence() }, false),
+            (Outcome::Died { at: 1 }, false),
+        ] {
+            assert_eq!(may_be_late(&outcome), late, "{outcome:?}");
+        }
+    }
+
+    #[test]
     fn answers_are_json_or_a_sentence() {
         let good = make(Ended { answer: Some(Ok(json!("pong"))), ..ended(Outcome::Answered) });
         assert_eq!((good.state, good.level, good.data.as_str()), (State::Ok, 20, "\"pong\""));

@@ -6,6 +6,7 @@ mod ends;
 mod memory;
 mod restarts;
 mod runs;
+mod sync;
 mod trouble;
 
 use super::*;

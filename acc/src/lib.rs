@@ -30,4 +30,5 @@ pub mod server;
 pub mod store;
 pub mod targets;
 pub mod tasks;
+mod turns;
 pub mod watch;

@@ -2,11 +2,13 @@
 //!
 //! Owns: the socket's private folder, the threads that take a request, answer it and take the next.
 //! Does not own: what is answered; that is the `Handler` (the rooms in `handlers`).
-//! The gate alone talks to it, in whole and well-formed requests, each on a connection of its own.
+//! The gate alone talks to it, in whole and well-formed requests, each on a connection of its own, or a few quick
+//! ones on one: their answers go out in their order, and no thread waits for that (`turns`).
 //! A request therefore needs no second look: its node was verified, its route and its length are good.
 
 use crate::query::Query;
 use crate::route::{Route, route};
+use crate::turns::{Place, Turns};
 use anyhow::Context;
 use jscommon::NodeId;
 use jscommon::worker::Worker;
@@ -149,6 +151,8 @@ pub trait Handler: Send + Sync + 'static {
 /// Bytes of a body that tiny_http reads before anybody asks for them: what comes behind it on its connection
 /// does not wait for its handler.
 pub(crate) const QUICK_BODY: usize = 1024;
+/// Most connections whose requests one thread answers together: while it is at them they carry nothing else.
+const CONNECTIONS: usize = 3;
 /// Stack of a handler's thread, in bytes.
 const STACK: usize = 512 * 1024;
 
@@ -161,6 +165,8 @@ pub(crate) const NODE_HEADER: &str = "X-JS-Node";
 pub(crate) const PEER_HEADER: &str = "X-JS-Peer";
 /// The header by which the gate says when the client's certificate was issued.
 pub(crate) const ISSUED_HEADER: &str = "X-JS-Cert-Issued";
+/// The header by which the gate says where a request stands among those of its connection.
+pub(crate) const PLACE_HEADER: &str = "X-JS-Place";
 /// The header by which an answer asks the gate to park the poll for so many seconds.
 pub(crate) const PARK_HEADER: &str = "X-JS-Park";
 
@@ -178,7 +184,11 @@ struct Shared {
     /// may have to be made anew.
     server: Mutex<Option<Arc<tiny_http::Server>>>,
     threads: usize,
+    turns: Turns<Answered>,
 }
+
+/// A request and the answer to it.
+type Answered = (tiny_http::Request, Reply);
 
 impl Handle {
     /// Starts `threads` threads that answer by `handler`, on a socket in a private folder.
@@ -186,7 +196,8 @@ impl Handle {
         let folder = private_folder()?;
         let socket = folder.join("http");
         let server = Mutex::new(Some(Arc::new(listen(&socket)?)));
-        let shared = Arc::new(Shared { folder, socket, handler, server, threads });
+        let turns = Turns::default();
+        let shared = Arc::new(Shared { folder, socket, handler, server, threads, turns });
         let mut handle = Handle { shared: shared.clone(), workers: Vec::new() };
         for i in 0..threads {
             let shared = shared.clone();
@@ -240,11 +251,18 @@ impl Shared {
     /// Looking may eat a word that was to wake this thread (see `remake`): it looks for another server, or for
     /// none, before it waits again.
     fn together(&self, server: &tiny_http::Server, first: tiny_http::Request) -> Vec<tiny_http::Request> {
+        let connection = |request: &tiny_http::Request| place(request).map(|place| place.slot);
+        let mut connections = vec![connection(&first)];
         let mut taken = vec![first];
         while taken.len() < self.handler.together()
+            && connections.len() < CONNECTIONS
             && taken.last().is_some_and(is_quick)
             && let Ok(Some(next)) = server.try_recv()
         {
+            let of = connection(&next);
+            if of.is_none() || !connections.contains(&of) {
+                connections.push(of);
+            }
             taken.push(next);
         }
         taken
@@ -292,17 +310,31 @@ impl Shared {
             Vec::new()
         });
         let mut handled = handled.into_iter();
-        // In the order in which they came: tiny_http keeps an answer back until those before it on the same
-        // connection are out, and whoever has those waits for nobody behind.
         for (request, reply) in taken.into_iter().zip(replies) {
             let failed = || Reply::error(500, "the controller failed at this request; its log says more");
             let reply = reply.unwrap_or_else(|| handled.next().unwrap_or_else(failed));
-            // The gate is gone or has given up on this request; the client sends it again.
-            if let Err(e) = request.respond(response(reply)) {
-                log::debug!("an answer was not taken by the gate: {e}");
+            match place(&request) {
+                Some(place) => self.turns.give(place, (request, reply), give),
+                None => give((request, reply)),
             }
         }
     }
+}
+
+fn give((request, reply): Answered) {
+    // The gate is gone or has given up on this request; the client sends it again.
+    if let Err(e) = request.respond(response(reply)) {
+        log::debug!("an answer was not taken by the gate: {e}");
+    }
+}
+
+/// Where the request stands on its connection, if it is not alone there.
+fn place(request: &tiny_http::Request) -> Option<Place> {
+    header(request, PLACE_HEADER).and_then(|place| place.parse().ok())
+}
+
+fn header(request: &tiny_http::Request, name: &'static str) -> Option<String> {
+    request.headers().iter().find(|h| h.field.equiv(name)).map(|h| h.value.as_str().to_owned())
 }
 
 /// Whether a request, by its path, is one of those that come by the thousand and ask little of Redis.
@@ -313,9 +345,7 @@ fn is_quick(request: &tiny_http::Request) -> bool {
 
 /// The request as handlers see it, body and all.
 fn read(request: &mut tiny_http::Request) -> anyhow::Result<Request> {
-    let header = |name: &'static str| {
-        request.headers().iter().find(|h| h.field.equiv(name)).map(|h| h.value.as_str().to_owned())
-    };
+    let header = |name: &'static str| header(request, name);
     let (path, query) = request.url().split_once('?').unwrap_or((request.url(), ""));
     let route = route(request.method().as_str(), path)?;
     let query = Query::parse(query);
@@ -402,6 +432,19 @@ mod tests {
 
     struct Echo;
 
+    /// Whose polls of node 1:1 last until it is told; it counts all that it was asked.
+    struct Slow(crossbeam_channel::Receiver<()>, std::sync::atomic::AtomicUsize);
+
+    impl Handler for Slow {
+        fn handle(&self, request: &Request) -> Reply {
+            self.1.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            if request.node.is_some_and(|node| node.nid == 1) {
+                let _ = self.0.recv();
+            }
+            Reply::text("text/plain", format!("{:?}.", request.node))
+        }
+    }
+
     impl Handler for Echo {
         fn handle(&self, request: &Request) -> Reply {
             if request.query.first("panic").is_some() {
@@ -435,6 +478,34 @@ mod tests {
         assert!(folder.exists());
         drop(handle);
         assert!(!folder.exists());
+    }
+
+    #[test]
+    fn a_slow_request_stops_no_thread_but_its_own() {
+        let (done, wait) = crossbeam_channel::bounded::<()>(0);
+        let slow = Arc::new(Slow(wait, 0.into()));
+        let handle = Handle::start(3, slow.clone()).unwrap();
+        let mut stream = UnixStream::connect(handle.socket()).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        for at in 0..8 {
+            let close = if at == 7 { "Connection: close\r\n" } else { "" };
+            let head = format!("X-JS-Node: 1:{}\r\n{PLACE_HEADER}: 0 1 {at} 8\r\n", at + 1);
+            stream.write_all(format!("GET /1/{}/cmd HTTP/1.1\r\n{close}{head}\r\n", at + 1).as_bytes()).unwrap();
+        }
+        let mut other = UnixStream::connect(handle.socket()).unwrap();
+        other.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        while slow.1.load(std::sync::atomic::Ordering::SeqCst) < 3 {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        other.write_all(b"GET /health HTTP/1.1\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        let answered = other.read_to_string(&mut answer);
+        drop(done);
+        assert!(answered.is_ok() && answer.starts_with("HTTP/1.1 200 "), "{answered:?} {answer}");
+        let mut answers = String::new();
+        stream.read_to_string(&mut answers).unwrap();
+        let seen: Vec<usize> = (1..=8).filter_map(|nid| answers.find(&format!("nid: {nid} }}"))).collect();
+        assert!(seen.len() == 8 && seen.is_sorted(), "{answers}");
     }
 
     #[test]

@@ -6,7 +6,8 @@
 
 use super::answer::{self, Answer};
 use super::conn::RequestHead;
-use crate::server::{ISSUED_HEADER, NODE_HEADER, PEER_HEADER};
+use crate::server::{ISSUED_HEADER, NODE_HEADER, PEER_HEADER, PLACE_HEADER};
+use crate::turns::Place;
 use jscommon::NodeId;
 use mio::net::UnixStream;
 use std::collections::VecDeque;
@@ -28,22 +29,26 @@ pub(crate) struct Exchange {
 }
 
 /// The head of the request as tiny_http gets it: made anew, so that nothing of the client's own
-/// headers comes through but its token. `issued` is its certificate's; the `last` one of a connection says so.
+/// headers comes through but its token. `issued` is its certificate's; the last one of a connection says so, and
+/// each of several where it stands.
 pub(crate) fn request_head(
     head: &RequestHead,
     node: Option<NodeId>,
     peer: IpAddr,
     issued: Option<u64>,
     length: usize,
-    last: bool,
+    place: Place,
 ) -> Vec<u8> {
     let mut text = format!("{} {}", head.route.method(), head.route);
     if !head.query.is_empty() {
         text.push('?');
         text.push_str(&head.query);
     }
-    let close = if last { "Connection: close\r\n" } else { "" };
+    let close = if place.is_last() { "Connection: close\r\n" } else { "" };
     text.push_str(&format!(" HTTP/1.1\r\n{close}{PEER_HEADER}: {peer}\r\n"));
+    if place.of > 1 {
+        text.push_str(&format!("{PLACE_HEADER}: {place}\r\n"));
+    }
     if let Some(node) = node {
         text.push_str(&format!("{NODE_HEADER}: {node}\r\n"));
     }
@@ -154,6 +159,8 @@ mod tests {
     fn only_what_the_gate_knows_goes_on() {
         let node = NodeId { gid: 1, nid: 10 };
         let peer = "::1".parse().unwrap();
+        let alone = Place { slot: 3, trip: 8, at: 0, of: 1 };
+        let first = Place { slot: 3, trip: 9, at: 0, of: 2 };
         let head = RequestHead {
             route: Route::Cmd(node),
             query: "wait=1".into(),
@@ -162,12 +169,12 @@ mod tests {
             bodiless: false,
             expects: false,
         };
-        let text = String::from_utf8(request_head(&head, Some(node), peer, Some(7), 0, true)).unwrap();
+        let text = String::from_utf8(request_head(&head, Some(node), peer, Some(7), 0, alone)).unwrap();
         let want = "GET /1/10/cmd?wait=1 HTTP/1.1\r\nConnection: close\r\nX-JS-Peer: ::1\r\nX-JS-Node: 1:10\r\nX-JS-Cert-Issued: 7\r\nAuthorization: Bearer t\r\nContent-Length: 0\r\n\r\n";
         assert_eq!(text, want);
         let head = RequestHead { route: Route::Enroll, query: String::new(), ..head };
-        let text = String::from_utf8(request_head(&head, None, peer, None, 5, false)).unwrap();
-        let want = "POST /enroll HTTP/1.1\r\nX-JS-Peer: ::1\r\nAuthorization: Bearer t\r\nContent-Length: 5\r\n\r\n";
+        let text = String::from_utf8(request_head(&head, None, peer, None, 5, first)).unwrap();
+        let want = "POST /enroll HTTP/1.1\r\nX-JS-Peer: ::1\r\nX-JS-Place: 3 9 0 2\r\nAuthorization: Bearer t\r\nContent-Length: 5\r\n\r\n";
         assert_eq!(text, want);
     }
 

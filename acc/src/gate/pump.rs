@@ -65,6 +65,8 @@ pub(super) struct Pump {
     /// Requests that wait for a connection to tiny_http.
     pub(super) queue: VecDeque<(Name, Vec<u8>)>,
     pub(super) trips: Vec<Option<Trip>>,
+    /// How many connections to tiny_http there were.
+    pub(super) trips_begun: u64,
     /// Clients whose sockets hold more than their turn allowed to read.
     pub(super) again: VecDeque<Name>,
     /// Clients that have proved nothing and want something (whether to be read from): they come
@@ -106,6 +108,7 @@ impl Pump {
             woken: parts.woken,
             parking: Parking::new(limits.trust),
             trips: (0..limits.max_backend).map(|_| None).collect(),
+            trips_begun: 0,
             config: parts.config,
             limits,
             guard: parts.guard,

@@ -9,6 +9,7 @@ use super::pump::Pump;
 use super::reply::refusal;
 use crate::route::Route;
 use crate::server::QUICK_BODY;
+use crate::turns::Place;
 use std::collections::VecDeque;
 use std::time::Instant;
 
@@ -40,7 +41,7 @@ impl Pump {
         while !self.queue.is_empty()
             && let Some(trip) = self.trips.iter().position(Option::is_none)
         {
-            let (owners, out) = self.next_group();
+            let (owners, out) = self.next_group(trip);
             if owners.is_empty() {
                 return;
             }
@@ -64,8 +65,9 @@ impl Pump {
 
     /// Takes the next requests out of the line that go to tiny_http on one connection, which costs more than
     /// what most of them ask for: whose they are, and their bytes. While few wait each has its own. What may
-    /// take long goes alone, for answers come in the order of the requests.
-    fn next_group(&mut self) -> (VecDeque<Name>, VecDeque<Vec<u8>>) {
+    /// take long goes alone, for answers come in the order of the requests: one that is slow all the same keeps
+    /// those few waiting that travel behind it, and nobody else (see `turns`).
+    fn next_group(&mut self, slot: usize) -> (VecDeque<Name>, VecDeque<Vec<u8>>) {
         let most = self.queue.len().div_ceil(self.trips.len().max(1)).min(self.limits.together);
         let mut group: Vec<(Name, Vec<u8>)> = Vec::with_capacity(most);
         while group.len() < most
@@ -87,14 +89,16 @@ impl Pump {
                 break;
             }
         }
-        let last = group.len().saturating_sub(1);
+        self.trips_begun += 1;
+        let (trip, of) = (self.trips_begun, group.len());
         let (mut owners, mut out) = (VecDeque::with_capacity(group.len()), VecDeque::new());
         let mut small = Vec::new();
-        for (i, (owner, body)) in group.into_iter().enumerate() {
+        for (at, (owner, body)) in group.into_iter().enumerate() {
             let Some(client) = self.clients.at(owner.slot) else { continue };
             let Some(head) = client.head.as_deref() else { continue };
+            let place = Place { slot, trip, at, of };
             let issued = client.cert.and_then(|cert| cert.issued);
-            small.extend(request_head(head, client.node, client.peer.ip(), issued, body.len(), i == last));
+            small.extend(request_head(head, client.node, client.peer.ip(), issued, body.len(), place));
             owners.push_back(owner);
             if body.len() <= QUICK_BODY {
                 small.extend(body);

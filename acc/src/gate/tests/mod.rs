@@ -33,12 +33,18 @@ struct Desk {
     asked: Mutex<Vec<String>>,
     commands: Mutex<Option<String>>,
     slow: Mutex<Option<Receiver<()>>>,
+    /// As `slow`, for this node alone, and whoever else is asked is asked alone.
+    stuck: Mutex<Option<(u32, Receiver<()>)>>,
 }
 
 impl server::Handler for Desk {
     fn handle(&self, request: &Request) -> Reply {
         self.asked.lock().unwrap().push(format!("{} {:?} {:?}", request.route, request.node, request.cert_issued));
         if let Some(gate) = self.slow.lock().unwrap().clone() {
+            let _ = gate.recv();
+        }
+        let stuck = self.stuck.lock().unwrap().clone().filter(|(nid, _)| request.node.is_some_and(|n| n.nid == *nid));
+        if let Some((_, gate)) = stuck {
             let _ = gate.recv();
         }
         match request.route {
@@ -57,7 +63,7 @@ impl server::Handler for Desk {
     }
 
     fn together(&self) -> usize {
-        16
+        if self.stuck.lock().unwrap().is_some() { 1 } else { 16 }
     }
 }
 
@@ -455,6 +461,35 @@ fn those_who_travel_together_get_each_their_own_answer() {
         }
     }
     wait_until(|| site.metrics.requests_waiting.get() == 0);
+}
+
+#[test]
+fn one_slow_request_among_many_keeps_nobody_waiting_but_those_behind_it() {
+    // The handlers have four threads.
+    let site = Site::new(Limits { max_backend: 8, ..Limits::default() });
+    let (open, closed) = crossbeam_channel::bounded::<()>(0);
+    let (unstick, stuck) = crossbeam_channel::bounded::<()>(0);
+    *site.desk.slow.lock().unwrap() = Some(closed);
+    *site.desk.stuck.lock().unwrap() = Some((9, stuck));
+    let mut clients: Vec<Client> = (0..120).map(|_| site.client()).collect();
+    for (i, client) in clients.iter_mut().enumerate() {
+        let nid = i + 1;
+        client.send(format!("GET /1/{nid}/cmd?wait=0 HTTP/1.1\r\nAuthorization: Bearer good\r\n\r\n"));
+        // In this order, whichever socket is looked at first.
+        wait_until(|| site.metrics.requests_waiting.get() == nid as i64);
+    }
+    drop(open);
+    // The first eight went alone, the ninth goes at the head of those behind it.
+    for (i, client) in clients.iter_mut().enumerate() {
+        if !(8..16).contains(&i) {
+            client.expect(204);
+        }
+    }
+    let mut other = site.client();
+    other.send("GET /health HTTP/1.1\r\n\r\n");
+    other.expect(200);
+    drop(unstick);
+    clients[8..16].iter_mut().for_each(|client| drop(client.expect(204)));
 }
 
 /// About as long as a body may be that does not hold up the request behind it.

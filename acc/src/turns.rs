@@ -1,0 +1,173 @@
+//! Answers to requests of one connection, in the order of the requests, with no thread that waits for its turn.
+//!
+//! tiny_http keeps an answer back until those before it on its connection are out, and the thread that gives it
+//! as well: one slow request would stop a thread for each that travels behind it, and two such all of them. So
+//! the gate says on each request where it stands, and an answer that comes too early is left here for the thread
+//! that gives the one before it.
+//!
+//! Owns: what is early, and whose turn it is. Does not own: what an answer is, or how it is given.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::str::FromStr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Where a request stands among those that travel together; its text is that of the gate's header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// The connection's number among those that may be open at once.
+    pub(crate) slot: usize,
+    /// How many there were before it: of two in the same slot the later one has more.
+    pub(crate) trip: u64,
+    /// How many requests it carries before this one.
+    pub(crate) at: usize,
+    /// How many it carries.
+    pub(crate) of: usize,
+}
+
+impl Place {
+    /// Whether nothing comes behind it.
+    pub(crate) fn is_last(&self) -> bool {
+        self.at + 1 >= self.of
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {} {}", self.slot, self.trip, self.at, self.of)
+    }
+}
+
+impl FromStr for Place {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> anyhow::Result<Place> {
+        let mut parts = text.split(' ');
+        let mut next = || parts.next().ok_or_else(|| anyhow::anyhow!("'{text}' is no place of a request"));
+        let (slot, trip) = (next()?.parse()?, next()?.parse()?);
+        Ok(Place { slot, trip, at: next()?.parse()?, of: next()?.parse()? })
+    }
+}
+
+/// One connection whose answers are not all out.
+struct Trip<T> {
+    number: u64,
+    /// Whose turn it is. While its answer is being given it stays that one's.
+    next: usize,
+    early: BTreeMap<usize, T>,
+}
+
+/// What is early on each connection. A slot holds the latest of its connections alone, so what a broken one
+/// leaves behind is bounded.
+pub(crate) struct Turns<T>(Mutex<HashMap<usize, Trip<T>>>);
+
+impl<T> Default for Turns<T> {
+    fn default() -> Turns<T> {
+        Turns(Mutex::default())
+    }
+}
+
+impl<T> Turns<T> {
+    /// Gives `answer` by `give`, and those behind it that are here already; or leaves it to the thread that
+    /// gives the one before it. `give` is called with nothing locked, and never by two threads for one
+    /// connection at once.
+    pub(crate) fn give(&self, place: Place, answer: T, give: impl Fn(T)) {
+        let Some(mut answer) = self.arrive(place, answer) else { return };
+        loop {
+            give(answer);
+            match self.advance(place) {
+                Some(next) => answer = next,
+                None => return,
+            }
+        }
+    }
+
+    /// The answer itself if it is its turn.
+    fn arrive(&self, place: Place, answer: T) -> Option<T> {
+        // Dropped with nothing locked: an answer that is dropped may have something to say.
+        let mut _stale = None;
+        let mut trips = self.lock();
+        if trips.get(&place.slot).is_none_or(|trip| trip.number < place.trip) {
+            let trip = Trip { number: place.trip, next: 0, early: BTreeMap::new() };
+            _stale = trips.insert(place.slot, trip);
+        }
+        let trip = trips.get_mut(&place.slot).filter(|trip| trip.number == place.trip && trip.next < place.at);
+        let given = match trip {
+            Some(trip) => trip.early.insert(place.at, answer),
+            None => Some(answer),
+        };
+        drop(trips);
+        given
+    }
+
+    /// The one whose turn it was is out: the next one, if it is here.
+    fn advance(&self, place: Place) -> Option<T> {
+        let mut trips = self.lock();
+        let trip = trips.get_mut(&place.slot).filter(|trip| trip.number == place.trip)?;
+        trip.next += 1;
+        let next = trip.early.remove(&trip.next);
+        if trip.next >= place.of {
+            trips.remove(&place.slot);
+        }
+        next
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<usize, Trip<T>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(trip: u64, at: usize) -> Place {
+        Place { slot: 3, trip, at, of: 3 }
+    }
+
+    #[test]
+    fn every_order_of_arrival_gives_the_order_of_the_requests() {
+        for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
+            let (turns, out) = (Turns::default(), Mutex::new(Vec::new()));
+            order.into_iter().for_each(|at| turns.give(place(7, at), at, |at| out.lock().unwrap().push(at)));
+            assert_eq!(*out.lock().unwrap(), [0, 1, 2], "{order:?}");
+            assert!(turns.lock().is_empty(), "{order:?}");
+        }
+    }
+
+    #[test]
+    fn an_answer_that_comes_while_the_one_before_is_given_waits_for_nobody() {
+        let (turns, out) = (Turns::default(), Mutex::new(Vec::new()));
+        turns.give(place(7, 0), 0, |at| {
+            if at == 0 {
+                turns.give(place(7, 1), 1, |_| panic!("it is not its turn"));
+            }
+            out.lock().unwrap().push(at);
+        });
+        assert_eq!(*out.lock().unwrap(), [0, 1]);
+    }
+
+    #[test]
+    fn a_broken_connection_leaves_nothing_to_the_next_in_its_slot() {
+        let (turns, out) = (Turns::default(), Mutex::new(Vec::new()));
+        let push = |answer| out.lock().unwrap().push(answer);
+        turns.give(place(7, 1), "early", push);
+        turns.give(place(8, 0), "new", push);
+        turns.give(place(7, 0), "late", push);
+        assert_eq!(*out.lock().unwrap(), ["new", "late"]);
+        turns.give(place(8, 2), "third", push);
+        turns.give(place(8, 1), "second", push);
+        assert_eq!(*out.lock().unwrap(), ["new", "late", "second", "third"]);
+        assert!(turns.lock().is_empty());
+    }
+
+    #[test]
+    fn a_place_comes_back_from_its_text() {
+        let place = place(1 << 40, 2);
+        assert_eq!(place.to_string().parse::<Place>().unwrap(), place);
+        assert!(place.is_last() && !Place { of: 4, ..place }.is_last());
+        for text in ["", "1 2 3", "a 1 2 3", "-1 1 2 3"] {
+            assert!(text.parse::<Place>().is_err(), "{text}");
+        }
+    }
+}

@@ -5,7 +5,7 @@
 //! | main | signals, the order of shutdown ([`daemon`]) | a signal, or `restart` |
 //! | poller, one a controller | the poll ([`poller`]) | detached: it may sit in a read |
 //! | supervisor | every job's state ([`process`]) | its handle is dropped: stop signal, `stop_timeout`, KILL |
-//! | pipe readers, one a child (Windows: two) | bytes to messages ([`output`]) | the end of the pipes; detached |
+//! | pipe readers, one a child (Windows: two) | bytes to messages ([`output`]) | the end of the pipes and (not on Windows) of the child; detached |
 //! | logger | SQLite ([`logger`]) | its inbox is closed and all is committed |
 //! | aggregator | series ([`stats`]) | its inbox is closed and the last flush is in the outbox |
 //! | monitor | one sample of the process trees each interval ([`stats`]) | the daemon stops |

@@ -1,7 +1,9 @@
 //! The pipe readers: a thread for a child's two pipes (Windows: one each), from the bytes through the
 //! parser to the outlets.
 //!
-//! A reader ends with its pipes, and nobody waits for it: a grandchild can hold a pipe for ever.
+//! A reader ends with its pipes, and nobody waits for it: a grandchild can hold a pipe for ever. Then its
+//! thread does what follows, which for a job is to wait for the child's end too (not on Windows): a service
+//! that has closed or redirected its output has a thread for as long as it lives.
 //! Handing over waits while the logger is behind; then the pipe fills up, and then its writer waits.
 //! A thread that has come to an end takes the next child's pipes, where one comes soon: to make one and
 //! take it down costs more than all that a short job writes.
@@ -82,9 +84,9 @@ impl Default for Readers {
 impl Readers {
     /// Reads the pipes of a child.
     ///
-    /// `ended` runs once, on a reader's thread and never here, when all of them have ended; by then everything that was read has been handed
-    /// to the outlets. The error is the operating system's, when it gives no more threads; then `ended`
-    /// never runs.
+    /// `ended` runs once, on a reader's thread and never here, when all of them have ended; by then
+    /// everything that was read has been handed to the outlets. The error is the operating system's, when
+    /// it gives no more threads; then `ended` never runs.
     pub fn attach(
         &self,
         source: &Arc<Source>,

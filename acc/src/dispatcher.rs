@@ -1,7 +1,7 @@
 //! Takes commands off `cmds_queue` and puts them into the queues of their nodes.
 //!
-//! Owns: the thread `dispatcher`, the order of steps, the roles of nodes as last read.
-//! Does not own: which nodes are meant (`targets`), what a step does in Redis (`store`), what is kept about
+//! Owns: the thread `dispatcher`, the order of steps.
+//! Does not own: which nodes are meant (`targets`, of those that are `known`), what a step does in Redis (`store`), what is kept about
 //! commands (`history`), handing over to a waiting poll (the gate). Dead controllers' names come from the janitor by channel.
 //!
 //! **A command is on this controller's taken list until everything that follows from it is stored**:
@@ -14,10 +14,13 @@ use crate::answer::{self, Answer};
 use crate::cancel;
 use crate::context::{Context, Stop};
 use crate::gate::Remote;
+use crate::held::Held;
 use crate::history::{audit, created, expires, rejected};
+use crate::known::Known;
 use crate::store::jobs::{self, Job};
+use crate::store::pool::{is_broken, is_moving};
 use crate::store::queue::{self, Parcel, Queued};
-use crate::store::{Batch, Conn, DAY, describe, lists, nodes};
+use crate::store::{Batch, Conn, DAY, describe, lists};
 use crate::targets;
 use crossbeam_channel::Receiver;
 use jscommon::backoff::Backoff;
@@ -25,7 +28,7 @@ use jscommon::command::BadCommand;
 use jscommon::{Command, NodeId, death};
 use redis::RedisResult;
 use serde_json::json;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -40,9 +43,6 @@ const PIPELINE_BYTES: usize = 8 << 20;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Between commands, how often it is looked whether one was taken and its answer lost.
 const LOOK: Duration = Duration::from_secs(2);
-/// For how long the list of live nodes is good enough to choose one of them at random.
-const FRESH: Duration = Duration::from_secs(1);
-
 /// The dispatcher of one controller.
 pub struct Dispatcher {
     context: Arc<Context>,
@@ -58,16 +58,10 @@ pub struct Dispatcher {
     was_announced: bool,
     /// When it was last looked whether the taken list is as empty as it should be.
     looked: Instant,
+    /// How long until that is looked at again.
+    look: Duration,
+    held: Held,
     known: Known,
-}
-
-/// The nodes and their roles, as last read.
-#[derive(Default)]
-struct Known {
-    version: Option<u64>,
-    roles: HashMap<NodeId, Vec<String>>,
-    live: Vec<NodeId>,
-    at: Option<Instant>,
 }
 
 /// One taken text and what is to be done with it.
@@ -76,6 +70,10 @@ struct Item {
     plan: Plan,
     /// The job is not known yet: it is to be listed and audited.
     new: bool,
+    /// Only some of its nodes are left, and all else is done.
+    resumed: bool,
+    /// It cannot be finished now, and stays on the taken list; with the nodes for which that is so.
+    held: Option<Vec<NodeId>>,
 }
 
 enum Plan {
@@ -120,6 +118,8 @@ impl Dispatcher {
             announced,
             was_announced,
             looked: Instant::now(),
+            look: LOOK,
+            held: Held::new(LOOK),
             known: Known::default(),
         }
     }
@@ -155,7 +155,7 @@ impl Dispatcher {
                         log::error!("commands cannot be passed on: {what}; trying on");
                         said = what;
                     }
-                    if crate::store::pool::is_broken(&e) {
+                    if is_broken(&e) {
                         conn = None;
                         self.announced = false;
                     }
@@ -187,71 +187,104 @@ impl Dispatcher {
                 self.again = true;
             }
         }
-        if !self.again && self.looked.elapsed() >= LOOK {
+        if !self.again && self.looked.elapsed() >= self.look {
             self.looked = Instant::now();
             // An answer that was lost on its way may have been a command: it was taken, and nobody knows.
             self.again = lists::has_taken(conn, &self.context.me)?;
+            if !self.again {
+                self.look = self.held.settle(false);
+            }
         }
         if self.again {
             let texts = lists::taken(conn, &self.context.me)?;
+            self.held.nodes.clear();
+            let mut held = false;
             for some in texts.chunks(TOGETHER) {
-                self.pass_on(conn, some.to_vec(), true, 0)?;
+                held |= self.pass_on(conn, some.to_vec(), true, 0)?.0;
             }
             self.again = false;
+            self.looked = Instant::now();
+            self.look = self.held.settle(held);
         }
         let mut texts = Vec::from_iter(lists::take(conn, &self.context.me)?);
         while !texts.is_empty() {
             death::point("acc.taken");
             // Also where commands come without end, what a dead controller had taken does not wait for that.
-            let more = if self.stop.is_set() || !self.dead.is_empty() { 0 } else { TOGETHER };
-            texts = self.pass_on(conn, texts, false, more)?;
+            // The same holds for what the taken list has that it should not have.
+            let pause = self.stop.is_set() || !self.dead.is_empty() || self.looked.elapsed() >= self.look;
+            texts = self.pass_on(conn, texts, false, if pause { 0 } else { TOGETHER })?.1;
         }
         Ok(())
     }
 
-    /// Everything that follows from some taken texts, then off the taken list; the answer are up to
-    /// `more` others that were taken in the same round trip.
-    fn pass_on(&mut self, conn: &mut Conn, texts: Vec<Vec<u8>>, again: bool, more: usize) -> RedisResult<Vec<Vec<u8>>> {
+    /// Everything that follows from some taken texts, then off the taken list; the answer is whether some had to
+    /// stay there, and up to `more` others that were taken in the same round trip.
+    fn pass_on(
+        &mut self,
+        conn: &mut Conn,
+        texts: Vec<Vec<u8>>,
+        again: bool,
+        more: usize,
+    ) -> RedisResult<(bool, Vec<Vec<u8>>)> {
         let now = self.context.clock.now();
         let mut items = Vec::with_capacity(texts.len());
         for text in texts {
+            let mut resumed = false;
             let plan = match Command::received(&text) {
                 Err(bad) => Plan::Reject(bad),
                 Ok(command) if command.cmd == "cancel" => Plan::Cancel(command),
+                Ok(command) if again && self.held.jobs.contains_key(&command.id) => {
+                    resumed = true;
+                    let left = self.held.jobs[&command.id].clone();
+                    Plan::Run(command, left)
+                }
                 Ok(command) => {
                     let targets = self.choose(conn, &command, now)?;
                     Plan::Run(command, targets)
                 }
             };
-            items.push(Item { text, plan, new: true });
+            items.push(Item { text, plan, new: !resumed, resumed, held: None });
         }
         self.write_down(conn, &mut items, now, again)?;
         death::point("acc.hashed");
 
-        let mut answers = self.enqueue(conn, &items, now)?;
+        let mut answers = self.enqueue(conn, &mut items, now)?;
+        let mut forget: Vec<(usize, NodeId, String)> = Vec::new();
+        for (i, item) in items.iter_mut().enumerate() {
+            match &item.plan {
+                Plan::Reject(bad) => {
+                    if let Some(partial) = &bad.partial {
+                        answers.push((i, Answer::error(partial, None, format!("no command: {}", bad.reason))));
+                    }
+                }
+                Plan::Run(command, targets) if targets.is_empty() => {
+                    answers.push((i, Answer::error(command, None, targets::nobody(command))));
+                }
+                Plan::Cancel(command) => match cancel::take_back(conn, command, now) {
+                    Ok((given, job)) => {
+                        forget.extend(given.iter().filter_map(|answer| Some((i, answer.target?, job.clone()))));
+                        answers.extend(given.into_iter().map(|answer| (i, answer)));
+                    }
+                    Err(e) if is_moving(&e) => item.held = Some(Vec::new()),
+                    Err(e) => return Err(e),
+                },
+                Plan::Run(..) | Plan::Duplicate(_) => {}
+            }
+        }
+        self.give(conn, &mut items, answers)?;
+
         let mut batch = Batch::new();
-        for item in &items {
+        for (_, node, job) in forget.iter().filter(|(i, ..)| items[*i].held.is_none()) {
+            queue::forget(&mut batch, *node, job);
+        }
+        for item in items.iter().filter(|item| item.held.is_none()) {
             match &item.plan {
                 Plan::Reject(bad) => {
                     self.count("rejected");
                     lists::reject(&mut batch, &rejected(bad, &item.text, now));
-                    if let Some(partial) = &bad.partial {
-                        answers.push(Answer::error(partial, None, format!("no command: {}", bad.reason)));
-                    }
                 }
-                Plan::Run(command, targets) if targets.is_empty() => {
-                    self.count("nobody");
-                    answers.push(Answer::error(command, None, targets::nobody(command)));
-                }
-                Plan::Run(..) => self.count("queued"),
-                Plan::Cancel(command) => {
-                    self.count("cancel");
-                    let (given, job) = cancel::take_back(conn, command, now)?;
-                    for node in given.iter().filter_map(|answer| answer.target) {
-                        queue::forget(&mut batch, node, &job);
-                    }
-                    answers.extend(given);
-                }
+                Plan::Run(_, targets) => self.count(if targets.is_empty() { "nobody" } else { "queued" }),
+                Plan::Cancel(_) => self.count("cancel"),
                 Plan::Duplicate(command) => {
                     self.count("duplicate");
                     let data = json!({"id": command.id, "cmd": command.cmd, "by": command.extra.get("by")});
@@ -259,7 +292,6 @@ impl Dispatcher {
                 }
             }
         }
-        answer::give(&self.context, conn, &answers)?;
 
         let new = || items.iter().filter(|item| item.new).filter_map(|item| Some((item.plan.command()?, item)));
         jobs::list(&mut batch, &new().map(|(command, _)| command.id.as_str()).collect::<Vec<&str>>());
@@ -267,14 +299,55 @@ impl Dispatcher {
         lists::audit(&mut batch, &new().map(entry).collect::<Vec<String>>());
         // Off the taken list only when the rest is written.
         let mut after = Batch::new();
-        items.iter().for_each(|item| lists::untake(&mut after, &self.context.me, &item.text));
+        let done = items.iter().filter(|item| item.held.is_none());
+        done.for_each(|item| lists::untake(&mut after, &self.context.me, &item.text));
         death::point("acc.answered");
         if more > 0 {
             lists::take_more(&mut after, &self.context.me, more);
         }
         let last = conn.run_in_turn(batch, after)?.pop();
         death::point("acc.untaken");
-        if more > 0 { lists::taken_more(last) } else { Ok(Vec::new()) }
+        let held = self.hold(items);
+        Ok((held, if more > 0 { lists::taken_more(last)? } else { Vec::new() }))
+    }
+
+    /// Delivers answers; what cannot be answered now is held. Each goes with the index of its item.
+    fn give(&self, conn: &mut Conn, items: &mut [Item], answers: Vec<(usize, Answer)>) -> RedisResult<()> {
+        let (owners, answers): (Vec<usize>, Vec<Answer>) = answers.into_iter().unzip();
+        match answer::give(&self.context, conn, &answers) {
+            Err(e) if is_moving(&e) => {}
+            outcome => return outcome,
+        }
+        for (i, answer) in owners.into_iter().zip(&answers) {
+            match answer::give(&self.context, conn, std::slice::from_ref(answer)) {
+                Err(e) if is_moving(&e) => items[i].held.get_or_insert_default().extend(answer.target),
+                outcome => outcome?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes what is held, once all else that follows from it is stored; whether there is any.
+    fn hold(&mut self, items: Vec<Item>) -> bool {
+        let mut any = false;
+        for item in items {
+            let Plan::Run(command, _) = item.plan else {
+                any |= item.held.is_some();
+                continue;
+            };
+            match item.held {
+                Some(left) => {
+                    any = true;
+                    self.held.jobs.insert(command.id, left);
+                }
+                None if item.resumed => drop(self.held.jobs.remove(&command.id)),
+                None => {}
+            }
+        }
+        if any {
+            self.held.say();
+        }
+        any
     }
 
     /// The job's hash, before anything can come back. What is known already keeps the targets that were
@@ -284,7 +357,7 @@ impl Dispatcher {
             items.iter().map(|item| item.plan.command().map(answer::hide).unwrap_or_default()).collect();
         let mut batch = Batch::new();
         let mut opened = Vec::new();
-        for (i, item) in items.iter().enumerate() {
+        for (i, item) in items.iter().enumerate().filter(|(_, item)| !item.resumed) {
             let Some(command) = item.plan.command() else { continue };
             let job = Job {
                 id: &command.id,
@@ -320,16 +393,24 @@ impl Dispatcher {
     }
 
     /// Into the queues, node by node; a node that waits here is handed its commands at once.
-    fn enqueue(&mut self, conn: &mut Conn, items: &[Item], now: u64) -> RedisResult<Vec<Answer>> {
+    /// The answers to those that no room is for, each with the index of its item.
+    fn enqueue(&mut self, conn: &mut Conn, items: &mut [Item], now: u64) -> RedisResult<Vec<(usize, Answer)>> {
         let mut commands: Vec<(&Command, String)> = Vec::new();
+        let mut owners: Vec<usize> = Vec::new();
+        let mut held: Vec<(usize, NodeId)> = Vec::new();
         let mut by_node: BTreeMap<NodeId, Vec<usize>> = BTreeMap::new();
-        for item in items {
+        for (at, item) in items.iter().enumerate() {
             if let Plan::Run(command, targets) = &item.plan
                 && !targets.is_empty()
             {
                 for node in targets {
-                    by_node.entry(*node).or_default().push(commands.len());
+                    if self.held.nodes.contains(node) {
+                        held.push((at, *node));
+                    } else {
+                        by_node.entry(*node).or_default().push(commands.len());
+                    }
                 }
+                owners.push(at);
                 commands.push((command, command.to_value().to_string()));
             }
         }
@@ -359,7 +440,12 @@ impl Dispatcher {
             death::point("acc.enqueued");
             let mut bells = Batch::new();
             for ((node, indices), reply) in rest[..size].iter().zip(replies) {
-                let enqueued = queue::enqueued(&self.context.me, reply)?;
+                if reply.as_ref().is_err_and(is_moving) {
+                    self.held.nodes.insert(*node);
+                    held.extend(indices.iter().map(|i| (owners[*i], *node)));
+                    continue;
+                }
+                let enqueued = queue::enqueued(&self.context.me, reply?)?;
                 if let Some(handover) = enqueued.handover {
                     crate::doorbell::hand_over(&self.context, &self.gate, *node, &handover);
                 }
@@ -370,12 +456,15 @@ impl Dispatcher {
                     if verdict == Queued::Full {
                         let limit = self.context.config.max_queue;
                         let sentence = format!("{limit} commands wait for node {node} already, and no more may");
-                        answers.push(Answer::error(commands[*i].0, Some(*node), sentence));
+                        answers.push((owners[*i], Answer::error(commands[*i].0, Some(*node), sentence)));
                     }
                 }
             }
             conn.run(&bells)?;
             rest = &rest[size..];
+        }
+        for (i, node) in held {
+            items[i].held.get_or_insert_default().push(node);
         }
         Ok(answers)
     }
@@ -384,8 +473,7 @@ impl Dispatcher {
         if let Some(node) = targets::named(command) {
             return Ok(vec![node]);
         }
-        let recent = self.known.at.is_some_and(|at| at.elapsed() < FRESH);
-        if recent && !command.fanout {
+        if !command.fanout && self.known.is_recent() {
             let chosen = self.known.choose(command);
             if !chosen.is_empty() {
                 return Ok(chosen);
@@ -397,25 +485,6 @@ impl Dispatcher {
 
     fn count(&self, outcome: &str) {
         self.context.metrics.commands.with_label_values(&[outcome]).inc();
-    }
-}
-
-impl Known {
-    fn read(&mut self, conn: &mut Conn, now: u64) -> RedisResult<()> {
-        let version = nodes::roles_version(conn)?;
-        if self.version != Some(version) {
-            self.roles = nodes::roles(conn)?;
-            self.version = Some(version);
-        }
-        self.live = nodes::live(conn, now.saturating_sub(nodes::LIVE))?;
-        self.at = Some(Instant::now());
-        Ok(())
-    }
-
-    fn choose(&self, command: &Command) -> Vec<NodeId> {
-        let none: &[String] = &[];
-        let live = self.live.iter().map(|node| (*node, self.roles.get(node).map_or(none, Vec::as_slice)));
-        targets::choose(command, live, fastrand::f64())
     }
 }
 

@@ -9,6 +9,7 @@ use crate::answer::{self, Answer};
 use crate::context::{Context, Stop};
 use crate::gate::{Remote, TlsSource};
 use crate::guard::Refused;
+use crate::store::pool::is_moving;
 use crate::store::queue::{self, Withdrawn};
 use crate::store::{Batch, Conn, describe, jobs, keys, lists, nodes};
 use crossbeam_channel::{Receiver, Sender, select};
@@ -32,6 +33,9 @@ const REVOCATIONS: Duration = Duration::from_secs(1);
 const EXPIRY: Duration = Duration::from_secs(1);
 /// How often nodes that wait here are written down as seen.
 const SEEN: Duration = Duration::from_secs(5);
+/// For how long (ms) the end of a wait is put off while a cluster moves the node's slot: longer than the dispatcher
+/// may take to come back to what it holds for the same reason.
+const MOVING: u64 = 20_000;
 /// How often the files of the state directory are looked at.
 const FILES: Duration = Duration::from_secs(2);
 /// How often old entries are cleared away.
@@ -222,7 +226,16 @@ impl Janitor {
         loop {
             let due = jobs::expired(conn, now, TOGETHER)?;
             for member in &due {
-                self.expire(conn, member, now)?;
+                match self.expire(conn, member, now) {
+                    // Of a node whose slot is being moved nothing can be taken back now; the others do not wait.
+                    Err(e) if is_moving(&e) => {
+                        let Some((node, id)) = keys::parse_expiring(member) else { continue };
+                        let mut later = Batch::new();
+                        jobs::put_off(&mut later, node, id, now + MOVING);
+                        conn.run(&later)?;
+                    }
+                    outcome => outcome?,
+                }
             }
             if due.len() < TOGETHER || begin.elapsed() >= EXPIRY {
                 return Ok(());

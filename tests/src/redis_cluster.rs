@@ -105,6 +105,24 @@ impl Cluster {
         self.servers.iter().position(|server| server.port() == Some(port)).expect("a server of this cluster")
     }
 
+    /// Begins to move a slot from one master to another, and leaves it so.
+    #[track_caller]
+    pub fn open_slot(&self, slot: u16, from: usize, to: usize) {
+        let slot = slot.to_string();
+        let id = |server: usize| self.on::<String>(server, &["CLUSTER", "MYID"]).expect("an id");
+        let (source, target) = (id(from), id(to));
+        self.on::<()>(to, &["CLUSTER", "SETSLOT", &slot, "IMPORTING", &source]).expect("importing");
+        self.on::<()>(from, &["CLUSTER", "SETSLOT", &slot, "MIGRATING", &target]).expect("migrating");
+    }
+
+    /// A slot that was opened stays where it was, and none of its keys has moved.
+    #[track_caller]
+    pub fn close_slot(&self, slot: u16, from: usize, to: usize) {
+        for server in [from, to] {
+            self.on::<()>(server, &["CLUSTER", "SETSLOT", &slot.to_string(), "STABLE"]).expect("stable");
+        }
+    }
+
     /// Moves a slot from one master to another as an operator does, key by key, and takes `time` for it:
     /// half of its keys have moved in the middle of that.
     #[track_caller]

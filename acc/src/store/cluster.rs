@@ -33,6 +33,8 @@ pub(super) struct Cluster {
     patience: Duration,
     layout: Layout,
     servers: HashMap<Place, Server>,
+    /// Slots whose keys are on their way, and since when that is known: each is waited for once.
+    moving: HashMap<u16, Instant>,
 }
 
 struct Server {
@@ -66,8 +68,8 @@ impl Cluster {
     pub(super) fn connect(address: &Address, patience: Duration) -> RedisResult<Cluster> {
         let model = address.target.servers[0].clone();
         let address = address.clone();
-        let (layout, servers) = (Layout::default(), HashMap::new());
-        let mut cluster = Cluster { address, model, patience, layout, servers };
+        let (layout, servers, moving) = (Layout::default(), HashMap::new(), HashMap::new());
+        let mut cluster = Cluster { address, model, patience, layout, servers, moving };
         cluster.learn()?;
         Ok(cluster)
     }
@@ -87,7 +89,7 @@ impl Cluster {
         let mut answers = vec![Value::Nil; calls.len()];
         let open = |index| Open { index, way: Way::Slot, redirections: 0, reloaded: false };
         let mut todo: Vec<Open> = (0..calls.len()).map(open).collect();
-        let (mut moved, mut until) = (false, None);
+        let mut moved = false;
         while !todo.is_empty() {
             todo.sort_unstable_by_key(|open| open.index);
             let mut shares: BTreeMap<Place, Vec<Open>> = BTreeMap::new();
@@ -102,6 +104,9 @@ impl Cluster {
             for ((place, share), loads) in shares.into_iter().zip(lengths) {
                 for (mut open, answer) in self.receive(&place, share, loads)? {
                     let Value::ServerError(error) = &answer else {
+                        if !self.moving.is_empty() {
+                            slot_of(&calls[open.index]).map(|slot| self.moving.remove(&slot));
+                        }
                         answers[open.index] = answer;
                         continue;
                     };
@@ -113,10 +118,12 @@ impl Cluster {
                         }
                         Some(ServerErrorKind::Ask) => to().map(Way::Asking),
                         Some(ServerErrorKind::TryAgain) => {
-                            wait = true;
                             open.redirections = 0;
-                            let end = *until.get_or_insert_with(|| Instant::now() + MOVING);
-                            (Instant::now() < end).then_some(Way::Slot)
+                            let since = slot_of(&calls[open.index])
+                                .map(|slot| *self.moving.entry(slot).or_insert_with(Instant::now));
+                            let again = since.is_some_and(|since| since.elapsed() < MOVING);
+                            wait |= again;
+                            again.then_some(Way::Slot)
                         }
                         Some(ServerErrorKind::NoScript) if !std::mem::replace(&mut open.reloaded, true) => {
                             if let Some(server) = self.servers.get_mut(&place) {

@@ -138,14 +138,7 @@ impl Conn {
 
     /// Runs all calls and gives their answers, or the first error; the others have run all the same.
     pub fn run(&mut self, batch: &Batch) -> RedisResult<Vec<Value>> {
-        if batch.is_empty() {
-            return Ok(Vec::new());
-        }
-        let answers = match &mut self.0 {
-            Inner::Single(server) => server.run(&batch.calls, batch.scripted)?,
-            Inner::Cluster(cluster) => cluster.run(&batch.calls, batch.scripted)?,
-        };
-        answers.into_iter().map(Value::extract_error).collect()
+        self.run_each(batch)?.into_iter().collect()
     }
 
     /// Runs `first` and then `second`, and gives the answers to the second: who sees anything of that
@@ -169,16 +162,31 @@ impl Conn {
         self.run(&second)
     }
 
-    /// Runs `first` and then `second`, and gives the answers to the second. Unlike with `run_in_turn` the second
-    /// may be done though the first failed: for what is harmless then, and too much for one transaction.
-    pub fn run_in_order(&mut self, mut first: Batch, second: Batch) -> RedisResult<Vec<Value>> {
+    /// Runs all calls and gives what became of each; an error of the whole is one of the connection.
+    pub fn run_each(&mut self, batch: &Batch) -> RedisResult<Vec<RedisResult<Value>>> {
+        if batch.is_empty() {
+            return Ok(Vec::new());
+        }
+        let answers = match &mut self.0 {
+            Inner::Single(server) => server.run(&batch.calls, batch.scripted)?,
+            Inner::Cluster(cluster) => cluster.run(&batch.calls, batch.scripted)?,
+        };
+        Ok(answers.into_iter().map(Value::extract_error).collect())
+    }
+
+    /// Runs `first` and then `second`, and gives what became of each call of the second. Unlike with `run_in_turn`
+    /// the second may be done though the first failed: for what is harmless then, and too much for one transaction.
+    pub fn run_in_order(&mut self, mut first: Batch, second: Batch) -> RedisResult<Vec<RedisResult<Value>>> {
         if matches!(self.0, Inner::Cluster(_)) {
             self.run(&first)?;
-            return self.run(&second);
+            return self.run_each(&second);
         }
         let ahead = first.len();
         first.append(second);
-        Ok(self.run(&first)?.split_off(ahead))
+        let mut answers = self.run_each(&first)?;
+        let second = answers.split_off(ahead);
+        answers.into_iter().try_for_each(|answer| answer.map(drop))?;
+        Ok(second)
     }
 }
 

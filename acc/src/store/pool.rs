@@ -157,13 +157,22 @@ impl Pool {
 
 /// Whether the connection is of no more use after this error.
 pub fn is_broken(error: &RedisError) -> bool {
-    use ServerErrorKind::{Ask, ClusterDown, Moved, TryAgain};
-    // A cluster's connection knows by which server each key was when it was made.
-    matches!(error.kind(), ErrorKind::Server(Moved | Ask | TryAgain | ClusterDown))
+    if is_moving(error) {
+        return false;
+    }
+    // Another server of the cluster may know more.
+    matches!(error.kind(), ErrorKind::Server(ServerErrorKind::ClusterDown))
         || !matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension | ErrorKind::UnexpectedReturnType)
         || error.code() == Some("NOAUTH")
         || error.code() == Some("READONLY")
         || error.code() == Some("LOADING")
+}
+
+/// Whether a cluster says that the keys are on their way from one server to another. That may last, and is
+/// nothing against the connection, nor against calls for other keys.
+pub fn is_moving(error: &RedisError) -> bool {
+    use ServerErrorKind::{Ask, Moved, TryAgain};
+    matches!(error.kind(), ErrorKind::Server(Moved | Ask | TryAgain))
 }
 
 /// The error as a sentence for people: what is wrong, and what to do where that is known.
@@ -175,6 +184,9 @@ pub fn describe(error: &RedisError) -> String {
         Some("READONLY") => "it is a read-only replica: give the address of the master".into(),
         Some("MISCONF") => "it cannot save to its disk and takes no writes".into(),
         Some("LOADING") => "it is still loading its data".into(),
+        _ if is_moving(error) => {
+            "a slot of the cluster is being moved; what lies in it waits until that is done".into()
+        }
         _ if error.kind() == ErrorKind::AuthenticationFailed => "it refuses the password".into(),
         _ => error.to_string(),
     }
@@ -190,10 +202,11 @@ mod tests {
             let value = redis::parse_redis_value(format!("-{answer}\r\n").as_bytes()).unwrap();
             is_broken(&value.extract_error().unwrap_err())
         };
-        for answer in ["MOVED 3999 127.0.0.1:6381", "ASK 3999 127.0.0.1:6381", "TRYAGAIN keys move", "CLUSTERDOWN"] {
-            assert!(broken(answer), "{answer}");
+        // A slot that stays open is nothing against the connection.
+        for answer in ["MOVED 3999 127.0.0.1:6381", "ASK 3999 127.0.0.1:6381", "TRYAGAIN keys move"] {
+            assert!(!broken(answer), "{answer}");
         }
-        for answer in ["READONLY a replica", "LOADING the dataset", "NOAUTH Authentication required."] {
+        for answer in ["CLUSTERDOWN", "READONLY a replica", "LOADING the dataset", "NOAUTH Authentication required."] {
             assert!(broken(answer), "{answer}");
         }
         for answer in ["ERR syntax error", "WRONGTYPE no list", "NOSCRIPT unknown", "OOM full", "NOPERM no"] {

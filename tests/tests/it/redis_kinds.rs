@@ -60,6 +60,10 @@ fn pusher(cluster: &Cluster) -> impl FnMut(&str) -> bool + Send + 'static {
     }
 }
 
+fn push_text(cluster: &Cluster, text: &str) -> bool {
+    pusher(cluster)(text)
+}
+
 /// Waits until each job has its result, and looks that none has two; all of them stand in the hashes too.
 ///
 /// `killed` is how many had been accepted when a master was killed: what it had answered and its replica did
@@ -181,6 +185,63 @@ fn slots_move_and_servers_fill_up_under_load() {
     });
     let missing: Vec<&String> = ids.iter().filter(|id| !listed.contains(id)).collect();
     assert!(missing.is_empty(), "{missing:?} are not listed");
+}
+
+#[test]
+fn a_slot_that_stays_open_holds_up_only_what_lies_in_it() {
+    let cluster = Cluster::start(false);
+    let acc = Acc::start_at(&cluster.address(), AccOptions::default());
+    let (held, free) = (acc.node(1, 10), acc.node(1, 11));
+    assert!(held.poll(0, None).is_none() && free.poll(0, None).is_none());
+    let slot = cluster.slot("{1:10}");
+    let from = cluster.holder(slot);
+    cluster.open_slot(slot, from, (from + 1) % 3);
+    let mut push = pusher(&cluster);
+    let mut send = |nid: u32, name: &str| {
+        let text = json!({"id": name, "gid": 1, "nid": nid, "cmd": "ping"}).to_string();
+        wait_until("the command is pushed", FAILOVER, || push(&text));
+    };
+    let taken = |acc: &Acc, node: &FakeNode, count: usize| {
+        let (mut ids, mut ack) = (Vec::new(), None);
+        wait_until("its commands come", LONG, || {
+            let batch = node.poll(1, ack.as_deref());
+            ack = batch.as_ref().map(|batch| batch.batch.clone());
+            ids.extend(
+                batch.into_iter().flat_map(|batch| batch.cmds).map(|cmd| cmd["id"].as_str().unwrap().to_owned()),
+            );
+            ids.len() >= count && ack.is_none()
+        });
+        assert_eq!(acc.anonymous().get("/health").status, 200);
+        ids
+    };
+    send(10, "held-1");
+    (1..=6).for_each(|i| send(11, &format!("free-{i}")));
+    assert_eq!(taken(&acc, &free, 6), (1..=6).map(|i| format!("free-{i}")).collect::<Vec<_>>());
+    // Several times as long as a call waits for its keys, and both nodes poll meanwhile.
+    for round in 2..=4 {
+        let reply = held.get("/1/10/cmd?wait=0");
+        assert!(reply.status == 503 && reply.error().contains("being moved"), "{reply:?}");
+        send(10, &format!("held-{round}"));
+        // A cancellation that meets the slot waits as well.
+        if round == 2 {
+            let text = json!({"id": "back", "gid": 1, "nid": 10, "cmd": "cancel", "data": "{\"id\": \"held-1\"}"});
+            wait_until("the command is pushed", FAILOVER, || push_text(&cluster, &text.to_string()));
+        }
+        send(11, &format!("more-{round}"));
+        assert_eq!(taken(&acc, &free, 1), [format!("more-{round}")]);
+    }
+    assert!(acc.output().contains("is being moved") && !acc.output().contains("no answer from redis"));
+    cluster.close_slot(slot, from, (from + 1) % 3);
+    // Each once, in their order; of the first one and its cancellation either may have been first.
+    let ids = taken(&acc, &held, 3);
+    let rest: Vec<_> = ids.iter().filter(|id| *id != "held-1").collect();
+    assert_eq!(rest, ["held-2", "held-3", "held-4"], "{ids:?}");
+    let mut conn = cluster.connect().unwrap();
+    wait_until("the cancellation is answered", LONG, || {
+        redis::cmd("LLEN").arg("cmds_queue_back").query::<usize>(&mut conn).is_ok_and(|count| count == 1)
+    });
+    wait_until("nothing is held any more", LONG, || acc.output().contains("what waited for that is passed on"));
+    assert!(held.poll(0, None).is_none());
 }
 
 #[test]

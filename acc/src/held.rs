@@ -1,0 +1,76 @@
+//! What a dispatcher leaves on its taken list, because a slot of a cluster is being moved.
+//!
+//! Owns: which nodes are left of which job, when to come back to them, the two log lines that say so.
+//! Does not own: the taken list, and what is done again (`dispatcher`).
+//!
+//! While a slot is open a server answers `TRYAGAIN` to calls for several keys of which it has some, and that may
+//! last as long as an operator likes. Everything else goes on.
+
+use jscommon::NodeId;
+use jscommon::backoff::Backoff;
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+/// The longest time that is added to the one between two looks.
+const LONGEST: Duration = Duration::from_secs(8);
+
+/// What waits on the taken list because a slot of a cluster is being moved.
+pub struct Held {
+    /// Jobs that are passed on but for these nodes.
+    pub jobs: HashMap<String, Vec<NodeId>>,
+    /// Nodes whose slot was found open: nothing overtakes what is held for them.
+    pub nodes: HashSet<NodeId>,
+    look: Duration,
+    backoff: Backoff,
+    /// It was said.
+    said: bool,
+}
+
+impl Held {
+    /// Nothing is held; `look` is the least time between two looks.
+    pub fn new(look: Duration) -> Held {
+        let backoff = Backoff::new(look, LONGEST);
+        Held { jobs: HashMap::new(), nodes: HashSet::new(), look, backoff, said: false }
+    }
+
+    /// Says that something is held, once.
+    pub fn say(&mut self) {
+        if !std::mem::replace(&mut self.said, true) {
+            log::warn!(
+                "a slot of the cluster is being moved: commands and answers that lie in it wait until that is done"
+            );
+        }
+    }
+
+    /// All that was held was tried once more, and some of it still is, or nothing; in how long to look again.
+    pub fn settle(&mut self, held: bool) -> Duration {
+        if held {
+            return self.look + self.backoff.fail(fastrand::f64());
+        }
+        self.jobs.clear();
+        self.nodes.clear();
+        self.backoff.succeed();
+        if std::mem::take(&mut self.said) {
+            log::info!("the slots of the cluster have moved, and what waited for that is passed on");
+        }
+        self.look
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looks_become_rarer_and_nothing_stays_behind() {
+        let second = Duration::from_secs(1);
+        let mut held = Held::new(second);
+        held.jobs.insert("a".into(), Vec::new());
+        for _ in 0..20 {
+            let wait = held.settle(true);
+            assert!(wait >= second && wait <= second + LONGEST);
+        }
+        assert_eq!(held.settle(false), second);
+        assert!(held.jobs.is_empty() && held.settle(true) <= 2 * second);
+    }
+}

@@ -7,7 +7,7 @@
 
 use crate::answer::{self, Answer};
 use crate::context::{Context, Stop};
-use crate::gate::{Remote, TlsSource};
+use crate::gate::{Remote, Seen, TlsSource};
 use crate::guard::Refused;
 use crate::store::pool::is_moving;
 use crate::store::queue::{self, Withdrawn};
@@ -16,7 +16,7 @@ use crossbeam_channel::{Receiver, Sender, select};
 use jscommon::NodeId;
 use redis::{FromRedisValue, RedisResult};
 use serde_json::json;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -56,8 +56,8 @@ pub struct Janitor {
     pub gate: Remote,
     /// The gate's certificate, when it has one.
     pub tls: Option<TlsSource>,
-    /// Nodes whose polls the gate parked by itself.
-    pub seen: Receiver<Vec<NodeId>>,
+    /// Nodes whose polls wait at the gate.
+    pub seen: Receiver<Seen>,
     /// Who was refused at the door.
     pub refused: Receiver<Refused>,
     /// Where the names of dead controllers go.
@@ -95,7 +95,7 @@ impl Janitor {
     pub fn run(self) -> Result<(), String> {
         let (mut beat, mut revocations, mut expiry) = (Every::new(BEAT), Every::new(REVOCATIONS), Every::new(EXPIRY));
         let (mut seen, mut files, mut sweep) = (Every::new(SEEN), Every::new(FILES), Every::new(SWEEP));
-        let mut nodes: HashSet<NodeId> = HashSet::new();
+        let mut nodes: HashMap<NodeId, Instant> = HashMap::new();
         let mut state = State { files: self.stamps(), untold: Some(Vec::new()), ..State::default() };
         let tick = crossbeam_channel::tick(TICK);
         // The gate ends before this thread does.
@@ -114,7 +114,7 @@ impl Janitor {
                 self.chore("expiry", |conn| self.expiry(conn));
             }
             if seen.is_due() && !nodes.is_empty() {
-                let list: Vec<NodeId> = nodes.drain().collect();
+                let list: Seen = nodes.drain().collect();
                 self.chore("seen", |conn| self.seen(conn, &list));
             }
             if files.is_due() {
@@ -275,19 +275,21 @@ impl Janitor {
 
     /// Nodes that wait here: when they were last there, and whether Redis still has it that they wait here. The
     /// gate parks a node's next polls without asking, so what came to nothing on the way to it is found here.
-    fn seen(&self, conn: &mut Conn, list: &[NodeId]) -> RedisResult<()> {
+    fn seen(&self, conn: &mut Conn, list: &[(NodeId, Instant)]) -> RedisResult<()> {
         let now = self.context.clock.now();
         for some in list.chunks(500) {
             let mut batch = Batch::new();
-            nodes::seen(&mut batch, some, &self.context.me, now);
+            let ago = |at: &Instant| now.saturating_sub(at.elapsed().as_millis() as u64);
+            let times: Vec<(NodeId, u64)> = some.iter().map(|(node, at)| (*node, ago(at))).collect();
+            nodes::seen(&mut batch, &times, &self.context.me);
             // About once an hour for each node that waits here, its registration is kept alive.
             let turn = now / SEEN.as_millis() as u64 % 720;
-            for node in some.iter().filter(|node| u64::from(node.nid) % 720 == turn) {
+            for (node, _) in some.iter().filter(|(node, _)| u64::from(node.nid) % 720 == turn) {
                 queue::keep(&mut batch, *node);
             }
             let before = batch.len();
-            some.iter().for_each(|node| queue::holder(&mut batch, *node));
-            for (node, holder) in some.iter().zip(conn.run(&batch)?.split_off(before)) {
+            some.iter().for_each(|(node, _)| queue::holder(&mut batch, *node));
+            for ((node, _), holder) in some.iter().zip(conn.run(&batch)?.split_off(before)) {
                 match Option::<String>::from_redis_value(holder)? {
                     Some(holder) if holder == self.context.me => {}
                     // It went there in silence: asking for it here would take it away again.

@@ -49,6 +49,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 pub use tls::{PeerCert, TlsSource};
 
 /// Stack of the gate's thread, in bytes; TLS handshakes are the deepest thing on it.
@@ -56,6 +57,9 @@ const STACK: usize = 512 * 1024;
 
 /// Connections that the kernel holds for us until they are accepted.
 const BACKLOG: i32 = 4096;
+
+/// Nodes that wait, each with the time at which its poll came.
+pub type Seen = Vec<(NodeId, Instant)>;
 
 /// Who may do what. Asked on the gate's own thread for each request, so it must never block.
 pub trait Guard: Send + Sync + 'static {
@@ -138,8 +142,8 @@ enum Message {
 }
 
 impl Handle {
-    /// Listens and starts the gate's thread. `seen` gets the nodes whose polls the gate parked by
-    /// itself, about once a second; `fatal` hears why when the gate has ended without being told to.
+    /// Listens and starts the gate's thread. `seen` gets the nodes whose polls wait, about
+    /// once a second; `fatal` hears why when the gate has ended without being told to.
     ///
     /// The process' limit of open files is raised as far as it may be, and the connections are fitted
     /// into it.
@@ -147,7 +151,7 @@ impl Handle {
         mut config: GateConfig,
         guard: Arc<dyn Guard>,
         metrics: Arc<Metrics>,
-        seen: Sender<Vec<NodeId>>,
+        seen: Sender<Seen>,
         fatal: Sender<String>,
     ) -> anyhow::Result<Handle> {
         let wanted = config.limits.max_connections;

@@ -15,14 +15,14 @@ use super::parking::Parking;
 use super::timers::Timers;
 use super::trips::Trip;
 use super::wire::Pull;
-use super::{GateConfig, Guard, Message};
+use super::{GateConfig, Guard, Message, Seen};
 use crate::metrics::Metrics;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use jscommon::{NodeId, death};
 use mio::net::TcpListener;
 use mio::{Events, Interest, Poll, Token, Waker};
 use std::collections::hash_map::RandomState;
-use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -52,8 +52,9 @@ pub(super) struct Pump {
     pub(super) limits: Limits,
     pub(super) guard: Arc<dyn Guard>,
     pub(super) metrics: Arc<Metrics>,
-    seen_to: Sender<Vec<NodeId>>,
-    pub(super) seen: HashSet<NodeId>,
+    seen_to: Sender<Seen>,
+    /// Nodes that are to be told as seen, and when their latest polls came.
+    pub(super) seen: HashMap<NodeId, Instant>,
     pub(super) seen_at: Option<Instant>,
     pub(super) clients: Clients,
     pub(super) timers: Timers,
@@ -88,7 +89,7 @@ pub(super) struct Parts {
     pub(super) config: GateConfig,
     pub(super) guard: Arc<dyn Guard>,
     pub(super) metrics: Arc<Metrics>,
-    pub(super) seen: Sender<Vec<NodeId>>,
+    pub(super) seen: Sender<Seen>,
 }
 
 impl Pump {
@@ -114,7 +115,7 @@ impl Pump {
             guard: parts.guard,
             metrics: parts.metrics,
             seen_to: parts.seen,
-            seen: HashSet::new(),
+            seen: HashMap::new(),
             seen_at: None,
             clients: Clients::default(),
             timers: Timers::default(),
@@ -264,7 +265,7 @@ impl Pump {
         if self.seen.is_empty() {
             return;
         }
-        let nodes: Vec<NodeId> = self.seen.drain().collect();
+        let nodes: Seen = self.seen.drain().collect();
         if let Err(TrySendError::Full(nodes)) = self.seen_to.try_send(nodes) {
             // Whoever takes them is busy (Redis is away, say); a node counts once however often it came.
             self.seen.extend(nodes);
@@ -272,9 +273,9 @@ impl Pump {
         }
     }
 
-    /// `node` has polled without its handler hearing of it.
-    pub(super) fn saw(&mut self, node: NodeId) {
-        self.seen.insert(node);
+    /// The poll of `node` that came at `at` waits.
+    pub(super) fn saw(&mut self, node: NodeId, at: Instant) {
+        self.seen.insert(node, at);
         self.seen_at.get_or_insert_with(|| Instant::now() + SEEN_EVERY);
     }
 

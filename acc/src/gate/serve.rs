@@ -175,7 +175,7 @@ impl Pump {
             }
             if let Some(seconds) = arrival.park {
                 self.metrics.polls_shortcut.inc();
-                self.saw(node);
+                self.saw(node, now);
                 return self.keep(name.slot, seconds);
             }
         }
@@ -217,7 +217,8 @@ impl Pump {
             self.parking.answered(node, name);
             return self.answer(name.slot, answer);
         };
-        let late = client.asked + Duration::from_secs(seconds.into()) <= Instant::now();
+        let asked = client.asked;
+        let late = asked + Duration::from_secs(seconds.into()) <= Instant::now();
         let spoilt = client.conn.has_excess() || late || self.stopping.is_some();
         match self.parking.park(node, name, seconds, Instant::now()) {
             Parked::Waits if spoilt => {
@@ -225,7 +226,7 @@ impl Pump {
                 self.answer(name.slot, Answer::empty());
             }
             Parked::Waits => {
-                self.saw(node);
+                self.saw(node, asked);
                 self.keep(name.slot, seconds);
             }
             Parked::AskAgain if spoilt => {

@@ -62,22 +62,22 @@ pub fn known(batch: &mut Batch, node: NodeId, now: u64) {
     batch.call(cmd);
 }
 
-/// Nodes that wait at the controller `ac` were seen at `now` (ms).
-pub fn seen(batch: &mut Batch, nodes: &[NodeId], ac: &str, now: u64) {
+/// Nodes that wait at the controller `ac`, and when (ms) their polls came: not when that is written down, for
+/// one that has stopped since is not there any more.
+pub fn seen(batch: &mut Batch, nodes: &[(NodeId, u64)], ac: &str) {
     if nodes.is_empty() {
         return;
     }
     let mut cmd = redis::cmd("ZADD");
     cmd.arg(keys::AGENTS);
-    for node in nodes {
-        cmd.arg(now).arg(node.to_string());
+    for (node, at) in nodes {
+        cmd.arg(at).arg(node.to_string());
     }
     batch.call(cmd);
-    for node in nodes {
-        let mut cmd = redis::cmd("HSET");
-        cmd.arg(keys::agent(*node)).arg("last_seen").arg(now).arg("ac").arg(ac);
-        batch.call(cmd);
-        batch.call(Cmd::expire(keys::agent(*node), KEEP_NODE as i64));
+    for (node, at) in nodes {
+        batch.script(&scripts::SEEN, &[keys::agent(*node)], |cmd| {
+            cmd.arg(at).arg(ac).arg(KEEP_NODE);
+        });
     }
 }
 

@@ -61,14 +61,16 @@ pub(super) static STATS: Script = Script::new(include_str!("scripts/stats.lua"))
 pub(super) static ROLES: Script = Script::new(include_str!("scripts/roles.lua"));
 /// Writes down that an agent has stopped.
 pub(super) static STOPPED: Script = Script::new(include_str!("scripts/stopped.lua"));
+/// Writes down when a node that waits was there last.
+pub(super) static SEEN: Script = Script::new(include_str!("scripts/seen.lua"));
 /// Writes down a revocation.
 pub(super) static REVOKE: Script = Script::new(include_str!("scripts/revoke.lua"));
 /// Counts a use of an enrolment token.
 pub(super) static USE: Script = Script::new(include_str!("scripts/use.lua"));
 
-static ALL: [&Script; 19] = [
+static ALL: [&Script; 20] = [
     &RUNNING, &RESULT, &OPEN, &DECIDE, &REMEMBER, &PUSH, &ENQUEUE, &ACKED, &POLL, &WITHDRAW, &TAKE, &BEAT, &RECORDS,
-    &LISTS, &STATS, &ROLES, &STOPPED, &REVOKE, &USE,
+    &LISTS, &STATS, &ROLES, &STOPPED, &SEEN, &REVOKE, &USE,
 ];
 
 /// How many there are, and with that how many answers `loading` has.

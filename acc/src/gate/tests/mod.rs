@@ -8,7 +8,7 @@ use crossbeam_channel::Receiver;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const NODE: NodeId = NodeId { gid: 1, nid: 10 };
 const LONG: Duration = Duration::from_secs(20);
@@ -72,7 +72,7 @@ struct Site {
     _server: server::Handle,
     desk: Arc<Desk>,
     metrics: Arc<Metrics>,
-    seen: Receiver<Vec<NodeId>>,
+    seen: Receiver<Seen>,
     addr: SocketAddr,
 }
 
@@ -275,7 +275,6 @@ fn an_idle_poll_gets_204_and_the_next_one_is_parked_by_the_gate() {
         assert!(start.elapsed() >= Duration::from_millis(990));
     }
     assert_eq!((site.asked(), site.metrics.polls_shortcut.get()), (1, 2));
-    assert_eq!(site.seen.recv_timeout(LONG).unwrap(), [NODE]);
     // A bell between two polls is remembered.
     *site.desk.commands.lock().unwrap() = Some("[]".into());
     site.remote().deliver(NODE, Vec::new());
@@ -434,6 +433,18 @@ fn many_polls_at_once_are_all_answered() {
     for client in &mut clients {
         client.expect(200);
     }
+}
+
+#[test]
+fn a_node_that_waits_was_seen_when_its_poll_came() {
+    let site = Site::new(Limits::default());
+    let (mut client, start) = (site.client(), Instant::now());
+    client.poll("wait=30");
+    site.wait_parked(1);
+    let parked = Instant::now();
+    // Told a second later.
+    let seen = site.seen.recv_timeout(LONG).unwrap();
+    assert!(matches!(seen[..], [(NODE, at)] if start <= at && at <= parked), "{seen:?}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! Owns: the thread `doorbell`. Does not own: who rings (any controller's dispatcher, or a poll that
 //! moved to another controller), or the waiting polls (the gate).
 //!
-//! After each new connection every waiting poll is asked again, for a ring may be lost with the old one.
+//! Once the bell is reached over a new connection, every waiting poll is asked again, for a ring may be lost with the old one.
 
 use crate::context::{Context, Stop};
 use crate::gate::Remote;
@@ -28,10 +28,14 @@ pub fn run(context: &Arc<Context>, gate: &Remote, stop: &Stop) -> Result<(), Str
     while !stop.is_set() {
         let outcome = match &mut conn {
             Some(open) => hear(context, gate, open).map(|()| backoff.succeed()),
-            None => context.pool.open(PATIENCE).map(|open| {
+            None => context.pool.open(PATIENCE).and_then(|mut open| {
+                // Of a cluster another server may be there than the one that has the bell, and then the polls
+                // can wait as they do.
+                lists::has_rung(&mut open, &context.me)?;
                 conn = Some(open);
                 context.epoch.fetch_add(1, Ordering::Relaxed);
                 gate.recall_all();
+                Ok(())
             }),
         };
         match outcome {

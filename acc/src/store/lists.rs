@@ -148,6 +148,11 @@ fn ring_as(batch: &mut Batch, ac: &str, text: &str) {
     batch.call(Cmd::expire(keys::bell(ac), 60));
 }
 
+/// Whether `me`'s bell has rung and was not heard yet.
+pub fn has_rung(conn: &mut Conn, me: &str) -> RedisResult<bool> {
+    conn.one(&Cmd::exists(keys::bell(me)))
+}
+
 /// Waits up to 2 s for `me`'s bell; answers what it said, each once, in its order.
 pub fn bells(conn: &mut Conn, me: &str) -> RedisResult<Vec<Ring>> {
     let mut cmd = redis::cmd("BRPOP");

@@ -245,6 +245,34 @@ fn a_slot_that_stays_open_holds_up_only_what_lies_in_it() {
 }
 
 #[test]
+fn polls_wait_on_while_only_the_bell_is_away() {
+    let mut cluster = Cluster::start(false);
+    for server in 0..3 {
+        cluster.on::<()>(server, &["CONFIG", "SET", "cluster-require-full-coverage", "no"]).expect("a setting");
+    }
+    let acc = Acc::start_at(&cluster.address(), AccOptions::default());
+    let mut conn = cluster.connect().unwrap();
+    let names: Vec<String> = wait_for("the controller is known", LONG, || {
+        redis::cmd("ZRANGE")
+            .arg("jsacc:acs")
+            .arg(0)
+            .arg(-1)
+            .query(&mut conn)
+            .ok()
+            .filter(|names: &Vec<String>| !names.is_empty())
+    });
+    let away = cluster.holder(cluster.slot(&format!("jsacc:bell:{}", names[0])));
+    let nid = (10..).find(|nid| cluster.holder(cluster.slot(&format!("{{1:{nid}}}"))) != away).unwrap();
+    let node = acc.node(1, nid);
+    let parked = std::thread::spawn(move || node.poll(8, None));
+    wait_until("the poll waits", LONG, || acc.anonymous().get("/metrics").body.contains("jsacc_polls_parked 1"));
+    cluster.servers[away].kill();
+    wait_until("it is noticed", LONG, || acc.output().contains("no answer from redis"));
+    // Whatever is not 204 fails there.
+    assert!(parked.join().expect("it is answered when its time is over").is_none());
+}
+
+#[test]
 fn a_server_of_a_cluster_that_falls_silent_holds_nobody_up() {
     let cluster = Cluster::start(true);
     // Named first, and silent when the second controller starts.

@@ -26,16 +26,23 @@ pub fn created(command: &Command, now: u64) -> u64 {
 /// with it is in there, unless it speaks of a secret.
 pub fn rejected(bad: &BadCommand, text: &[u8], now: u64) -> Value {
     let came = String::from_utf8_lossy(text);
-    let secret = |command: &Command| jscommon::command::is_secret(&command.args);
-    let shown = match &bad.partial {
+    let secret = bad.partial.as_deref().filter(|command| jscommon::command::is_secret(&command.args));
+    let shown = match secret {
+        Some(partial) => answer::hide(partial),
         // What cannot be read may hold a secret all the same.
-        partial if came.contains("\"secret\"") || partial.as_deref().is_some_and(secret) => match partial {
-            Some(partial) => answer::hide(partial),
-            None => "(withheld: it speaks of a secret)".to_owned(),
-        },
-        _ => came.into_owned(),
+        None if may_speak_of_a_secret(&came) => "(withheld: it may speak of a secret)".to_owned(),
+        None => came.into_owned(),
     };
     json!({"time": now, "reason": bad.reason, "id": bad.id, "command": cut(&shown, SHOWN)})
+}
+
+/// Whether a text has the word, quoted in whatever way, or may have it: of a text that is too long the arguments
+/// were not kept, and only who hides something writes plain letters as `\u0073`.
+fn may_speak_of_a_secret(text: &str) -> bool {
+    let escaped = ["\\u004", "\\u005", "\\u006", "\\u007"];
+    text.len() > jscommon::command::MAX_TEXT
+        || text.contains("secret")
+        || escaped.iter().any(|some| text.contains(some))
 }
 
 /// The entry of `jsacc:audit` for a command.
@@ -97,6 +104,21 @@ mod tests {
         let hidden = br#"{"id": "a", "cmd": 5, "data": "geheim", "args": {"\u0073ecret": true}, "gid": 1, "nid": 1}"#;
         let bad = Command::parse(hidden).unwrap_err();
         assert!(!rejected(&bad, hidden, 1).to_string().contains("geheim"));
+    }
+
+    #[test]
+    fn rejected_texts_keep_no_secret_where_the_arguments_cannot_be_read() {
+        let long = " ".repeat(jscommon::command::MAX_TEXT);
+        for text in [
+            r#"{"id":"a","cmd":"execute","gid":1,"nid":10,"args":[{"secret":true}],"data":"geheim"}"#.to_owned(),
+            r#"{"id":"a","cmd":"execute","gid":1,"nid":10,"args":[{"\u0073ecret":true}],"data":"geheim"}"#.to_owned(),
+            r#"{"id":"a","cmd":"execute","gid":1,"nid":10,"args":{"\u0073ecret":true},"data":"geheim"}"#.to_owned()
+                + &long,
+            "{'id': 'a', 'cmd': 'execute', 'args': {'secret': True}, 'data': 'geheim'}".to_owned(),
+        ] {
+            let bad = Command::received(text.as_bytes()).unwrap_err();
+            assert!(!rejected(&bad, text.as_bytes(), 1).to_string().contains("geheim"), "{}", &text[..70]);
+        }
     }
 
     #[test]

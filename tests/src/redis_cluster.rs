@@ -21,7 +21,16 @@ impl Cluster {
     /// Starts it and waits until it serves.
     #[track_caller]
     pub fn start(replicas: bool) -> Cluster {
-        let args = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1500", "--repl-diskless-sync-delay", "0"];
+        let args = [
+            "--cluster-enabled",
+            "yes",
+            "--cluster-node-timeout",
+            "1500",
+            "--repl-diskless-sync-delay",
+            "0",
+            "--repl-ping-replica-period",
+            "1",
+        ];
         let server = |_| {
             let (port, bus) = (free_port(), free_port().to_string());
             Redis::start_with(&[&args[..], &["--cluster-port", &bus]].concat(), Some(port))
@@ -38,8 +47,7 @@ impl Cluster {
             (0..count).all(|i| {
                 let info: String = cluster.on(i, &["CLUSTER", "INFO"]).unwrap_or_default();
                 let role: String = cluster.on(i, &["INFO", "replication"]).unwrap_or_default();
-                // A replica that has never followed cannot take over.
-                let follows = role.contains("connected_slaves:1") || role.contains("master_link_status:up");
+                let follows = is_followed(&role) || role.contains("master_link_status:up");
                 info.contains("cluster_state:ok")
                     && info.contains(&format!("cluster_known_nodes:{count}"))
                     && (follows || !replicas)
@@ -167,4 +175,28 @@ impl Cluster {
             let _: RedisResult<()> = self.on(server, &["CONFIG", "SET", "maxmemory", if full { "1" } else { "0" }]);
         }
     }
+}
+
+/// Whether what a master tells of its replication names a replica that has all of it. A replica that has never
+/// followed cannot take over, and until its first acknowledgement, which comes up to a second after its link
+/// is up, it is sent nothing: what was written until then would be gone with the master.
+pub(crate) fn is_followed(told: &str) -> bool {
+    let field = |name: &str| told.split([',', '\r', '\n']).find_map(|field| field.strip_prefix(name));
+    let (sent, had) = (field("master_repl_offset:"), field("offset="));
+    told.contains("connected_slaves:1") && had != Some("0") && sent.is_some() && sent == had
+}
+
+#[test]
+fn a_replica_that_has_acknowledged_nothing_follows_not() {
+    let told = |offset: u64| {
+        format!(
+            "role:master\r\nconnected_slaves:1\r\nslave0:ip=127.0.0.1,port=1,state=online,offset={offset},lag=0\r\n\
+             master_repl_offset:28\r\n"
+        )
+    };
+    assert!(is_followed(&told(28)));
+    for offset in [0, 14] {
+        assert!(!is_followed(&told(offset)), "{offset}");
+    }
+    assert!(!is_followed("role:master\r\nconnected_slaves:0\r\nmaster_repl_offset:0\r\n"));
 }

@@ -1,6 +1,7 @@
 //! A master, its replica, and three Sentinels that watch them.
 
 use crate::process::Process;
+use crate::redis_cluster::is_followed;
 use crate::redis_server::{Redis, free_port};
 use crate::wait::{LONG, wait_until};
 use nix::sys::signal::Signal;
@@ -26,10 +27,13 @@ impl Watched {
     /// Starts the group `group`; with a `password` the Sentinels want that, and the servers none.
     #[track_caller]
     pub fn start(password: &str) -> Watched {
-        let master = Redis::start_with(&["--repl-diskless-sync-delay", "0"], Some(free_port()));
+        let master = Redis::start_with(
+            &["--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1"],
+            Some(free_port()),
+        );
         let port = master.port().expect("a port").to_string();
         let replica = Redis::start_with(&["--replicaof", "127.0.0.1", &port], Some(free_port()));
-        wait_until("the replica follows", LONG, || info(&replica, "replication").contains("master_link_status:up"));
+        wait_until("the replica follows", LONG, || is_followed(&info(&master, "replication")));
         let mut watched =
             Watched { master, replica, ports: Vec::new(), password: password.to_owned(), sentinels: Vec::new() };
         for _ in 0..3 {

@@ -252,9 +252,10 @@ impl Janitor {
             Withdrawn::Handed(till) => jobs::put_off(&mut after, node, id, till.max(now + 1000)),
             Withdrawn::Gone => {
                 // Nobody has it, and no node has ever acknowledged it: Redis has lost it on its way (a failover
-                // to a replica that lagged).
+                // to a replica that lagged), or a controller died before it had queued what expired soon.
                 if let Some(command) = jobs::lost(conn, node, id)? {
-                    let sentence = format!("lost: redis has forgotten it before node {node} came for it");
+                    let sentence =
+                        format!("lost: it never reached the queue of node {node}, or redis has forgotten it there");
                     answer::give(&self.context, conn, &[Answer::error(&command, Some(node), sentence)])?;
                 }
                 queue::forget(&mut after, node, id);

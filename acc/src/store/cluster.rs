@@ -18,6 +18,9 @@ use std::time::{Duration, Instant};
 
 /// Longest time in which a server tells who has which slots; then the next one is asked.
 const TELL: Duration = Duration::from_secs(2);
+/// Longest time for asking all of them, but for the answer of the last one that is asked: whoever wants a
+/// connection waits for it.
+const LEARN: Duration = Duration::from_secs(6);
 /// So often a call may be sent elsewhere.
 const REDIRECTIONS: usize = 8;
 /// For how long calls are tried again whose keys are on their way from one server to another.
@@ -32,6 +35,8 @@ pub(super) struct Cluster {
     model: ConnectionInfo,
     patience: Duration,
     layout: Layout,
+    /// Who has told of it.
+    teller: Option<Place>,
     servers: HashMap<Place, Server>,
     /// Slots whose keys are on their way, and since when that is known: each is waited for once.
     moving: HashMap<u16, Instant>,
@@ -69,7 +74,7 @@ impl Cluster {
         let model = address.target.servers[0].clone();
         let address = address.clone();
         let (layout, servers, moving) = (Layout::default(), HashMap::new(), HashMap::new());
-        let mut cluster = Cluster { address, model, patience, layout, servers, moving };
+        let mut cluster = Cluster { address, model, patience, layout, teller: None, servers, moving };
         cluster.learn()?;
         Ok(cluster)
     }
@@ -79,6 +84,8 @@ impl Cluster {
     pub(super) fn run(&mut self, calls: &[Cmd], scripted: bool) -> RedisResult<Vec<Value>> {
         let outcome = self.carry(calls, scripted);
         if outcome.is_err() {
+            // Its map has led here: it may be cut off from the others, and somebody else is asked next.
+            self.teller.iter().for_each(|teller| self.address.roster.failed(teller));
             // What was not read there would be taken for the answer to something else.
             self.servers.clear();
         }
@@ -98,11 +105,13 @@ impl Cluster {
             }
             let mut lengths = Vec::with_capacity(shares.len());
             for (place, share) in &shares {
-                lengths.push(self.send(place, share, calls, scripted)?);
+                let sent = self.send(place, share, calls, scripted);
+                lengths.push(sent.inspect_err(|_| self.address.roster.failed(place))?);
             }
             let mut wait = false;
             for ((place, share), loads) in shares.into_iter().zip(lengths) {
-                for (mut open, answer) in self.receive(&place, share, loads)? {
+                let received = self.receive(&place, share, loads);
+                for (mut open, answer) in received.inspect_err(|_| self.address.roster.failed(&place))? {
                     let Value::ServerError(error) = &answer else {
                         if !self.moving.is_empty() {
                             slot_of(&calls[open.index]).map(|slot| self.moving.remove(&slot));
@@ -213,9 +222,14 @@ impl Cluster {
     /// Asks who has which slots.
     fn learn(&mut self) -> RedisResult<()> {
         let mut why = RedisError::from((ErrorKind::Io, "no server of the cluster is known"));
+        let begin = Instant::now();
         for place in self.address.roster.places() {
+            if begin.elapsed() >= LEARN {
+                break;
+            }
             match self.ask(&place) {
                 Ok((layout, told)) => {
+                    self.teller = Some(place.clone());
                     self.address.roster.answered(&place, told);
                     // Of servers that are no masters any more nothing is wanted.
                     self.servers.retain(|place, _| layout.has(place));
@@ -224,6 +238,8 @@ impl Cluster {
                 }
                 Err(e) => {
                     self.servers.remove(&place);
+                    // The next try, of whomever, goes on behind it.
+                    self.address.roster.failed(&place);
                     why = e;
                 }
             }
@@ -243,5 +259,33 @@ impl Cluster {
         Layout::read(&answer, place).ok_or_else(|| {
             RedisError::from((ErrorKind::Io, "a server of the cluster knows of no slots: it is no part of it yet"))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::target::Target;
+    use std::net::TcpListener;
+
+    /// A server that accepts and never says a word.
+    fn silent() -> TcpListener {
+        TcpListener::bind("127.0.0.1:0").unwrap()
+    }
+
+    #[test]
+    fn many_silent_servers_are_asked_for_a_while_and_the_next_try_goes_on_behind_them() {
+        let servers: Vec<TcpListener> = (0..6).map(|_| silent()).collect();
+        let ports: Vec<u16> = servers.iter().map(|server| server.local_addr().unwrap().port()).collect();
+        let named: Vec<String> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+        let address = Address::new(Target::parse(&named.join(",")).unwrap(), None);
+        let begin = Instant::now();
+        assert!(Cluster::connect(&address, Duration::from_secs(5)).is_err());
+        let took = begin.elapsed();
+        assert!(took < LEARN + TELL + TELL + Duration::from_secs(1), "{took:?}");
+        let order: Vec<u16> = address.roster.places().into_iter().map(|(_, port)| port).collect();
+        let asked = ports.len() - order.iter().position(|port| *port == ports[0]).unwrap();
+        assert!(asked < ports.len(), "all were asked in {took:?}");
+        assert_eq!(order, [&ports[asked..], &ports[..asked]].concat());
     }
 }

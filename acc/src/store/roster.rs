@@ -1,9 +1,11 @@
 //! Which servers of a cluster, or which Sentinels, are asked first. Pure.
 //!
-//! Owns: their order. The one that answered last is asked first, so that a silent one costs a wait once
-//! and not with every connection. Does not own: asking (`cluster`, `sentinel`).
+//! Owns: their order, and which are forgotten. The one that answered last is asked first and the one that
+//! failed last of all, so that a silent one costs a wait once and not with every connection; a server that
+//! the cluster tells nothing of any more goes, unless the user has named it.
+//! Does not own: asking (`cluster`, `sentinel`).
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Host and port.
 pub(super) type Place = (String, u16);
@@ -13,32 +15,49 @@ const MOST: usize = 256;
 
 /// Servers in the order in which they are to be asked; shared by all connections of a controller.
 #[derive(Debug, Default)]
-pub(super) struct Roster(Mutex<Vec<Place>>);
+pub(super) struct Roster {
+    /// Those that the user has named: they stay, for whoever was told of may be gone one day.
+    named: Vec<Place>,
+    held: Mutex<Vec<Place>>,
+}
 
 impl Roster {
     /// The ones that the user has named.
     pub(super) fn new(named: Vec<Place>) -> Roster {
-        Roster(Mutex::new(named))
+        Roster { held: Mutex::new(named.clone()), named }
     }
 
     /// All of them, in their order.
     pub(super) fn places(&self) -> Vec<Place> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.held().clone()
     }
 
-    /// This one has answered, and told of these: it goes first, and they are remembered behind all others,
-    /// for those that were named may all be gone one day.
+    /// This one has answered, and told of these: it goes first, and there are no others but those that were
+    /// named. Who is new is asked before whoever was there already: that one may be there no more.
     pub(super) fn answered(&self, first: &Place, told: impl IntoIterator<Item = Place>) {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for place in told {
-            if held.len() < MOST && !held.contains(&place) {
-                held.push(place);
+        let mut held = self.held();
+        let told: Vec<Place> = told.into_iter().collect();
+        let known = std::mem::take(&mut *held);
+        let fresh = told.iter().filter(|place| !known.contains(place));
+        let stays = known.iter().filter(|place| told.contains(place) || self.named.contains(place));
+        for place in std::iter::once(first).chain(fresh).chain(stays) {
+            if held.len() < MOST && !held.contains(place) {
+                held.push(place.clone());
             }
         }
-        if held.first() != Some(first) {
-            held.retain(|place| place != first);
-            held.insert(0, first.clone());
+    }
+
+    /// This one did not answer, or has led astray: it is asked last.
+    pub(super) fn failed(&self, place: &Place) {
+        let mut held = self.held();
+        if let Some(at) = held.iter().position(|known| known == place) {
+            let place = held.remove(at);
+            held.push(place);
         }
+    }
+
+    fn held(&self) -> MutexGuard<'_, Vec<Place>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -46,15 +65,37 @@ impl Roster {
 mod tests {
     use super::*;
 
+    fn place(name: &str) -> Place {
+        (name.to_owned(), 1)
+    }
+
+    fn order(roster: &Roster) -> String {
+        roster.places().into_iter().map(|(name, _)| name).collect()
+    }
+
     #[test]
-    fn who_answered_is_asked_first() {
-        let place = |name: &str| (name.to_owned(), 1);
+    fn who_answered_is_asked_first_and_who_failed_last() {
         let roster = Roster::new(vec![place("a"), place("b")]);
         roster.answered(&place("b"), [place("a"), place("c")]);
-        assert_eq!(roster.places(), [place("b"), place("a"), place("c")]);
+        assert_eq!(order(&roster), "bca");
+        roster.failed(&place("b"));
+        assert_eq!(order(&roster), "cab");
+        roster.failed(&place("x"));
+        assert_eq!(order(&roster), "cab");
+    }
+
+    #[test]
+    fn who_is_told_of_no_more_goes_and_who_was_named_stays() {
+        let roster = Roster::new(vec![place("a"), place("b")]);
+        roster.answered(&place("a"), [place("c"), place("d")]);
+        assert_eq!(order(&roster), "acdb");
+        // All have moved: whoever is new does not stand behind those that are gone.
+        roster.answered(&place("d"), [place("e"), place("f")]);
+        assert_eq!(order(&roster), "defab");
+        // A Sentinel tells of none.
         roster.answered(&place("b"), []);
-        assert_eq!(roster.places(), [place("b"), place("a"), place("c")]);
-        roster.answered(&place("x"), (0..MOST as u16).map(|port| ("y".to_owned(), port)));
-        assert!(roster.places().len() <= MOST + 1 && roster.places()[0] == place("x"));
+        assert_eq!(order(&roster), "ba");
+        roster.answered(&place("x"), (0..2 * MOST as u16).map(|port| ("y".to_owned(), port)));
+        assert!(roster.places().len() == MOST && roster.places()[0] == place("x"));
     }
 }

@@ -7,16 +7,23 @@ use super::conn::Address;
 use super::line::{self, CONNECT};
 use super::roster::Place;
 use redis::{Connection, ErrorKind, FromRedisValue, RedisError, RedisResult, Value};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Longest time in which a Sentinel answers; then the next one is asked.
 const TELL: Duration = Duration::from_secs(2);
+
+/// Longest time for asking all of them and connecting to what they name, but for the last one that is asked.
+const ALL: Duration = Duration::from_secs(6);
 
 /// A connection to the master of `group`.
 pub(super) fn master(address: &Address, group: &str, patience: Duration) -> RedisResult<Connection> {
     let mut why: Option<RedisError> = None;
     let mut tried: Vec<Place> = Vec::new();
+    let begin = Instant::now();
     for sentinel in address.roster.places() {
+        if begin.elapsed() >= ALL {
+            break;
+        }
         let master = match ask(address, &sentinel, group) {
             Ok(Some(master)) => master,
             Ok(None) => {
@@ -27,6 +34,8 @@ pub(super) fn master(address: &Address, group: &str, patience: Duration) -> Redi
             }
             Err(e) => {
                 log::debug!("the sentinel {}:{} does not answer: {e}", sentinel.0, sentinel.1);
+                // The next try goes on behind it.
+                address.roster.failed(&sentinel);
                 why.get_or_insert(e);
                 continue;
             }

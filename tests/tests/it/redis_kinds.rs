@@ -70,6 +70,7 @@ fn push_text(cluster: &Cluster, text: &str) -> bool {
 /// not have at that moment is gone, which `docs/operations.md` says. That is nothing most of the time, and a
 /// step or two of the jobs of that moment at most.
 #[track_caller]
+#[allow(clippy::print_stderr)] // The test passes all the same, and what it let pass is to be seen.
 fn all_ran_once(ids: &[String], killed: Option<usize>, mut count: impl FnMut(&[String]) -> Option<Vec<(usize, bool)>>) {
     let moment = killed.map_or(0..0, |at| at.saturating_sub(100)..(at + 20).min(ids.len()));
     let mut open: Vec<String> = ids.to_vec();
@@ -77,6 +78,7 @@ fn all_ran_once(ids: &[String], killed: Option<usize>, mut count: impl FnMut(&[S
     while !open.is_empty() {
         let before = open.len();
         if before <= 3 && patience.is_zero() && open.iter().all(|id| ids[moment.clone()].contains(id)) {
+            eprintln!("gone with the master that was killed: {open:?}");
             return;
         }
         if let Some(counts) = count(&open) {
@@ -346,13 +348,12 @@ fn a_silent_sentinel_holds_nobody_up_and_their_password_is_not_the_servers() {
     assert_eq!(node.poll(30, None).unwrap().cmds[0]["id"], json!(id));
     assert!(begin.elapsed() < LONG, "{:?}", begin.elapsed());
     // Once is enough: new connections go to the one that has answered.
-    let begin = Instant::now();
-    assert_eq!(acc.command(&["revoke", "1", "11"]).code, 0);
-    let once = begin.elapsed();
+    let silences = || acc.output().matches("does not answer").count();
+    let before = silences();
+    assert!(before > 0);
     client.redis::<()>(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
-    let begin = Instant::now();
     wait_until("it is back", LONG, || acc.anonymous().get("/health").status == 200);
-    assert!(begin.elapsed() < once, "{:?} after {once:?}", begin.elapsed());
+    assert_eq!(silences(), before);
     kill(stopped, Signal::SIGCONT).unwrap();
     assert!(!acc.output().contains("geheim"));
     let wrong = address.replace("geheim", "falsch");

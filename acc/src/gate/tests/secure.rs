@@ -115,7 +115,7 @@ fn a_node_is_known_by_its_certificate_also_when_its_session_is_resumed() {
 fn a_certificate_that_ends_is_refused_on_its_connection_and_when_its_session_is_resumed() {
     let pki = Pki::new();
     let site = pki.site(Limits::default());
-    let end = crate::context::local_ms() / 1000 + 2;
+    let end = crate::context::local_ms() / 1000 + 5;
     let config = pki.client_until(Some(PeerCert { node: NODE, issued: None }), Some(end));
     let poll = "GET /1/10/cmd?wait=0 HTTP/1.1\r\nHost: localhost\r\n\r\n";
     let mut stream = connect(&site, &config);

@@ -6,13 +6,16 @@
 //! ones on one: their answers go out in their order, and no thread waits for that (`turns`).
 //! A request therefore needs no second look: its node was verified, its route and its length are good.
 
+mod message;
+
+pub(crate) use message::error_body;
+pub use message::{Body, Handler, Reply, Request};
+
 use crate::query::Query;
-use crate::route::{Route, route};
+use crate::route::route;
 use crate::turns::{Place, Turns};
 use anyhow::Context;
-use jscommon::NodeId;
 use jscommon::worker::Worker;
-use std::net::IpAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -20,133 +23,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use std::{fs, io};
-
-/// A request that the gate has let through.
-#[derive(Clone, Debug)]
-pub struct Request {
-    /// What it asks for.
-    pub route: Route,
-    /// The node whose credentials it came with; for a node's route that is the route's node.
-    pub node: Option<NodeId>,
-    /// The address of the client.
-    pub peer: Option<IpAddr>,
-    /// The query, decoded.
-    pub query: Query,
-    /// The bearer token as it came; `/enroll` checks it itself.
-    pub bearer: Option<String>,
-    /// When the client's certificate was issued, in milliseconds since 1970, if it gave one that says.
-    pub cert_issued: Option<u64>,
-    /// The whole body, at most 16 MiB; empty for a GET.
-    pub body: Vec<u8>,
-}
-
-/// The body of an answer: bytes of its own, or some that others hold too and that are not copied for it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Body {
-    /// Its own.
-    Own(Vec<u8>),
-    /// Shared ones.
-    Shared(Arc<[u8]>),
-}
-
-impl AsRef<[u8]> for Body {
-    fn as_ref(&self) -> &[u8] {
-        match self {
-            Body::Own(bytes) => bytes,
-            Body::Shared(bytes) => bytes,
-        }
-    }
-}
-
-impl<B: Into<Vec<u8>>> From<B> for Body {
-    fn from(bytes: B) -> Body {
-        Body::Own(bytes.into())
-    }
-}
-
-/// An answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reply {
-    /// HTTP status.
-    pub status: u16,
-    /// The body's type; not sent with an empty body.
-    pub content_type: &'static str,
-    /// Seconds for `Retry-After`.
-    pub retry_after: Option<u32>,
-    /// Other headers.
-    pub headers: Vec<(&'static str, String)>,
-    /// The gate shall keep the client waiting so many seconds and answer 204 then, unless something
-    /// is delivered for the node: the node's poll found nothing, and this controller is registered as
-    /// the one that holds it.
-    pub park: Option<u32>,
-    /// The body.
-    pub body: Body,
-}
-
-impl Reply {
-    /// 200 with JSON text.
-    pub fn json(body: impl Into<Body>) -> Reply {
-        Reply {
-            status: 200,
-            content_type: "application/json",
-            retry_after: None,
-            headers: Vec::new(),
-            park: None,
-            body: body.into(),
-        }
-    }
-
-    /// 200 with plain text of another type.
-    pub fn text(content_type: &'static str, body: impl Into<Vec<u8>>) -> Reply {
-        Reply { content_type, ..Reply::json(body.into()) }
-    }
-
-    /// 200 with bytes that are shared.
-    pub fn shared(content_type: &'static str, body: Arc<[u8]>) -> Reply {
-        Reply { content_type, body: Body::Shared(body), ..Reply::json(Vec::new()) }
-    }
-
-    /// `{"error": "<reason>"}` with `status`.
-    pub fn error(status: u16, reason: impl Into<String>) -> Reply {
-        Reply { status, ..Reply::json(error_body(&reason.into())) }
-    }
-
-    /// As `error`, and the client is asked to wait `seconds` before it tries again.
-    pub fn busy(status: u16, reason: impl Into<String>, seconds: u32) -> Reply {
-        Reply { retry_after: Some(seconds), ..Reply::error(status, reason) }
-    }
-
-    /// 204: nothing to say.
-    pub fn empty() -> Reply {
-        Reply { status: 204, ..Reply::json(Vec::new()) }
-    }
-
-    /// Nothing to hand over: the gate keeps the poll for `seconds`.
-    pub fn park(seconds: u32) -> Reply {
-        Reply { park: Some(seconds), ..Reply::empty() }
-    }
-}
-
-/// `{"error": "<reason>", "time": <ms>}`: a node whose clock is off learns it from the time.
-pub(crate) fn error_body(reason: &str) -> Vec<u8> {
-    serde_json::json!({ "error": reason, "time": crate::context::local_ms() }).to_string().into_bytes()
-}
-
-/// What answers requests; called on several threads at once.
-pub trait Handler: Send + Sync + 'static {
-    /// The answer to `request`. May block on Redis, in bounded time.
-    fn handle(&self, request: &Request) -> Reply;
-
-    /// How many requests it likes to be asked at once, where so many wait.
-    fn together(&self) -> usize {
-        1
-    }
-
-    /// The answers to requests that came together, in their order.
-    fn handle_all(&self, requests: &[Request]) -> Vec<Reply> {
-        requests.iter().map(|request| self.handle(request)).collect()
-    }
-}
 
 /// Bytes of a body that tiny_http reads before anybody asks for them: what comes behind it on its connection
 /// does not wait for its handler.

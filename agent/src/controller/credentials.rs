@@ -155,7 +155,7 @@ pub(crate) fn write_private(files: &[(&Path, String)]) -> anyhow::Result<()> {
         os::write_private(&new(path), text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
     }
     for (path, _) in files {
-        fs::rename(new(path), path).with_context(|| format!("cannot write {}", path.display()))?;
+        os::rename(&new(path), path).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
 }

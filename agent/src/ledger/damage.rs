@@ -1,6 +1,7 @@
 //! A damaged file: known as such, set aside, and what can be read of it carried over.
 
 use super::{now_ms, table};
+use crate::os;
 use anyhow::{Context, Result};
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use std::path::{Path, PathBuf};
@@ -16,7 +17,7 @@ pub(super) fn replace_damaged(path: &Path, fault: &rusqlite::Error) -> Result<(C
     for suffix in ["", "-wal", "-shm"] {
         let (from, to) = (with_suffix(path, suffix), with_suffix(&aside, suffix));
         if from.exists() {
-            std::fs::rename(&from, &to).with_context(|| format!("cannot set {} aside", from.display()))?;
+            os::rename(&from, &to).with_context(|| format!("cannot set {} aside", from.display()))?;
         }
     }
     let db = table::open(path).with_context(|| format!("cannot open {}", path.display()))?;

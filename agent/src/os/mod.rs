@@ -3,12 +3,14 @@
 //! Nothing else in the agent asks which system it runs on.
 
 mod process;
+mod rename;
 #[cfg(unix)]
 mod unix;
 #[cfg(windows)]
 mod windows;
 
 pub use process::{Mark, Proc, Signal, Spawned};
+pub use rename::rename;
 #[cfg(unix)]
 pub use unix::*;
 #[cfg(windows)]

@@ -340,6 +340,6 @@ pub(super) fn set_aside(path: &Path) {
     for ending in ["", "-wal", "-shm"] {
         let with = |base: &Path| PathBuf::from(format!("{}{ending}", base.display()));
         let _ = std::fs::remove_file(with(&aside));
-        let _ = std::fs::rename(with(path), with(&aside));
+        let _ = crate::os::rename(&with(path), &with(&aside));
     }
 }

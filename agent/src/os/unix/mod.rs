@@ -44,6 +44,11 @@ pub fn default_sigpipe() {
     let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
 }
 
+/// Whether another program keeps a file from being replaced: none does here.
+pub fn is_busy(_fault: &std::io::Error, _to: &std::path::Path) -> bool {
+    false
+}
+
 /// None: sysinfo finds every file system here.
 pub fn disks() -> Vec<super::Disk> {
     Vec::new()

@@ -1,5 +1,6 @@
 //! A file that is written whole or not at all, with its mode and owner.
 
+use crate::os::rename;
 use nix::unistd::{Gid, Group, Uid, User, fchown};
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
@@ -61,7 +62,7 @@ pub fn replace(path: &Path, bytes: &[u8], mode: Option<u32>, owner: Option<&Owne
     }
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let part = path.with_file_name(format!(".{name}.{:016x}.part", fastrand::u64(..)));
-    let written = write(&part, bytes, mode, owner).and_then(|()| fs::rename(&part, path));
+    let written = write(&part, bytes, mode, owner).and_then(|()| rename(&part, path));
     if written.is_err() {
         // What is half written helps nobody; that it cannot be removed either is no other fault.
         let _ = fs::remove_file(&part);

@@ -19,7 +19,7 @@ pub use disks::{disks, without_windows};
 pub use network::interfaces;
 pub use pipes::Pipes;
 pub use process::*;
-pub use replace::{Owner, replace};
+pub use replace::{Owner, is_busy, replace};
 pub use service::{run_service, service, service_config};
 pub use stop::stop_signals;
 pub use text::DECODE;

@@ -1,8 +1,11 @@
-//! What `/proc` tells of a process: memory, CPU, threads, open files.
+//! What `/proc` tells of a process: memory, CPU, threads, open files, wake-ups.
 
 use anyhow::{Context, Result};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use std::collections::HashMap;
 use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// Bytes of resident memory.
 pub fn memory(pid: u32) -> Result<u64> {
@@ -26,6 +29,51 @@ pub fn cpu(pid: u32) -> Result<f64> {
 /// Open files and sockets.
 pub fn files(pid: u32) -> Result<u64> {
     Ok(fs::read_dir(format!("/proc/{pid}/fd")).context("the process is gone")?.count() as u64)
+}
+
+/// Counts the voluntary context switches of processes during a time, all their threads counted in.
+///
+/// Looks once a second, so that a thread that ends meanwhile is counted until its last second.
+/// A look does not wake the process.
+pub fn wakeups(pids: &[u32], during: Duration) -> Result<Vec<u64>> {
+    let before = pids.iter().map(|&pid| switches(pid)).collect::<Result<Vec<_>>>()?;
+    let mut last = before.clone();
+    let end = Instant::now() + during;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        thread::sleep(left.min(Duration::from_secs(1)));
+        for (&pid, last) in pids.iter().zip(&mut last) {
+            last.extend(switches(pid)?);
+        }
+        if left.is_zero() {
+            break;
+        }
+    }
+    let count = |before: &HashMap<u64, u64>, last: &HashMap<u64, u64>| {
+        last.iter().map(|(task, n)| n - before.get(task).copied().unwrap_or(0)).sum()
+    };
+    Ok(before.iter().zip(&last).map(|(before, last)| count(before, last)).collect())
+}
+
+/// Voluntary context switches of each thread so far, by thread id.
+fn switches(pid: u32) -> Result<HashMap<u64, u64>> {
+    let mut counts = HashMap::new();
+    for task in fs::read_dir(format!("/proc/{pid}/task")).context("the process is gone")? {
+        let task = task?;
+        // A thread may end during the look.
+        let Ok(status) = fs::read_to_string(task.path().join("status")) else { continue };
+        let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        let count = count.and_then(|count| count.trim().parse().ok()).context("no voluntary_ctxt_switches")?;
+        counts.insert(task.file_name().to_string_lossy().parse().context("a thread id")?, count);
+    }
+    Ok(counts)
+}
+
+/// Bytes that a process has written to disk so far.
+pub fn disk_bytes(pid: u32) -> Result<u64> {
+    let io = fs::read_to_string(format!("/proc/{pid}/io")).context("the process is gone")?;
+    let bytes = io.lines().find_map(|line| line.strip_prefix("write_bytes:")).context("no write_bytes")?;
+    bytes.trim().parse().context("no number")
 }
 
 /// Sees to it that this process, and what it starts, may open `count` files; fails where it may not.

@@ -8,17 +8,25 @@ use crate::Options;
 use crate::peers::{self, Peers};
 use crate::table::{Table, number};
 use anyhow::{Context, Result, ensure};
+use jstests::proc;
 use jstests::{Acc, AccOptions, Agent, AgentOptions, Client, Redis, bin};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 const MIB: f64 = 1024.0 * 1024.0;
+/// Budgets of an idle minute or hour; the figures that were measured are about two thirds of them.
+const CALLS_OF_AGENT: f64 = 1000.0;
+const CALLS_OF_ACC: f64 = 1800.0;
+const DISK_OF_AGENT: f64 = 2000.0;
 
 /// One program at rest.
 #[derive(Clone, Copy, Default)]
@@ -54,15 +62,24 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     eprintln!("an idle minute");
     std::thread::sleep(Duration::from_secs(3)); // What the start itself costs is no part of it.
     let (cpu, bytes) = (cpu_seconds(agent.pid())?, meter.bytes());
-    let acc_cpu = cpu_seconds(acc.pid())?;
+    let (acc_cpu, disk) = (cpu_seconds(acc.pid())?, proc::disk_bytes(agent.pid())?);
     peers.iter_mut().try_for_each(Peers::begin)?;
-    std::thread::sleep(Duration::from_secs(minute));
+    let pids = [agent.pid(), acc.pid()];
+    let wakeups = proc::wakeups(&pids, Duration::from_secs(minute))?;
     let load = 100.0 * (cpu_seconds(agent.pid())? - cpu) / minute as f64;
     let acc_load = 100.0 * (cpu_seconds(acc.pid())? - acc_cpu) / minute as f64;
     let hour = (meter.bytes() - bytes) as f64 * 3600.0 / minute as f64;
+    let disk = (proc::disk_bytes(agent.pid())? - disk) as f64 * 3600.0 / minute as f64;
     let idle = rest(agent.pid())?;
     let acc_idle = rest(acc.pid())?;
     let others = peers.map(|peers| peers.end(minute)).transpose()?.unwrap_or_default();
+
+    // A tracer wakes what it traces, so it has a minute of its own.
+    eprintln!("an idle minute, traced");
+    let calls = pids.map(Tracer::start).into_iter().collect::<Result<Vec<_>>>()?;
+    std::thread::sleep(Duration::from_secs(minute));
+    let calls = calls.into_iter().map(Tracer::end).collect::<Result<Vec<_>>>()?;
+    let a_minute = |count: u64| count as f64 * 60.0 / minute as f64;
 
     eprintln!("50 jobs");
     let ids: Vec<String> = (0..50).map(|_| client.send("execute", json!({"cmd": "/bin/sleep 3600"}))).collect();
@@ -110,8 +127,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         ("jsagent idle, MiB", idle.pss / MIB, 5.0),
         ("jsagent with 50 jobs, MiB", busy.pss / MIB, 5.7),
         ("jsagent after the jobs, MiB more", (after.pss - idle.pss) / MIB, 2.0),
-        ("jsagent idle, % of a core", load, 0.05),
-        ("jsagent idle, KB an hour", hour / 1e3, 300.0),
+        ("jsagent idle, wake-ups a minute", a_minute(wakeups[0]), 40.0),
+        ("jsagent idle, system calls a minute", a_minute(calls[0]), CALLS_OF_AGENT),
+        ("jsagent idle, KB an hour to the controller", hour / 1e3, 300.0),
+        ("jsagent idle, KB an hour to disk", disk / 1e3, DISK_OF_AGENT),
+        ("jsacc idle, wake-ups a minute", a_minute(wakeups[1]), 240.0),
+        ("jsacc idle, system calls a minute", a_minute(calls[1]), CALLS_OF_ACC),
     ];
     let mut table = Table::new(&["budget", "is", "may be", ""]);
     for (name, value, limit) in budgets {
@@ -119,13 +140,39 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             name.to_owned(),
             number(value),
             number(limit),
-            if value < limit { "ok" } else { "OVER" }.to_owned(),
+            if value <= limit { "ok" } else { "OVER" }.to_owned(),
         ]);
     }
     table.print();
-    let over = budgets.iter().filter(|(_, value, limit)| value >= limit).count();
+    // A wake-up costs ten times as much on one machine as on another, so CPU is no budget.
+    println!("idle CPU, % of a core (depends on the machine): jsagent {}, jsacc {}\n", number(load), number(acc_load));
+    let over = budgets.iter().filter(|(_, value, limit)| value > limit).count();
     ensure!(!check || over == 0, "{over} budgets are passed");
     Ok(())
+}
+
+/// `strace` that counts the system calls of a process and all its threads.
+struct Tracer(std::process::Child);
+
+impl Tracer {
+    fn start(pid: u32) -> Result<Tracer> {
+        let mut command = Command::new("strace");
+        command.args(["-f", "-c", "-U", "calls,name", "-p", &pid.to_string()]).stderr(Stdio::piped());
+        let tracer = Tracer(command.spawn().context("strace cannot be run; apt-get install strace")?);
+        let traced =
+            || fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|text| !text.contains("TracerPid:\t0\n"));
+        jstests::wait_until("strace attaches", jstests::LONG, traced);
+        Ok(tracer)
+    }
+
+    /// Ends it; the number of calls.
+    fn end(self) -> Result<u64> {
+        kill(Pid::from_raw(self.0.id() as i32), Signal::SIGINT)?;
+        let output = self.0.wait_with_output()?;
+        let text = String::from_utf8_lossy(&output.stderr);
+        let total = text.lines().rev().find(|line| line.ends_with("total")).context("no total in what strace says")?;
+        total.split_whitespace().next().and_then(|number| number.parse().ok()).context("no number of calls")
+    }
 }
 
 /// Memory and threads of a process now.

@@ -6,11 +6,11 @@
 
 use crate::context::Context;
 use crate::store::jobs::{self, Writing};
-use crate::store::results::{self, Delivery, Verdict};
+use crate::store::results::{self, Bounds, Delivery, Verdict};
 use crate::store::{Batch, Conn, lists};
 use jscommon::command::{is_secret, shown_args};
 use jscommon::{Command, JobResult, NodeId, State};
-use redis::RedisResult;
+use redis::{FromRedisValue, RedisResult};
 
 /// Most calls of one transaction, for Redis does nothing else meanwhile.
 const TOGETHER: usize = 256;
@@ -72,10 +72,15 @@ pub fn give(context: &Context, conn: &mut Conn, answers: &[Answer]) -> RedisResu
     let mut batch = Batch::new();
     for delivery in &deliveries {
         results::decide(&mut batch, delivery);
+        jobs::size(&mut batch, delivery.id);
     }
-    let verdicts = conn.run(&batch)?.into_iter().map(results::verdict).collect::<RedisResult<Vec<Verdict>>>()?;
+    let mut said = conn.run(&batch)?.into_iter();
+    let mut verdicts = Vec::with_capacity(deliveries.len());
+    while let (Some(verdict), Some(size)) = (said.next(), said.next()) {
+        verdicts.push((results::verdict(verdict)?, usize::from_redis_value(size)?));
+    }
     let (mut hashes, mut pushes) = (Batch::new(), Batch::new());
-    for ((answer, delivery), verdict) in answers.iter().zip(&deliveries).zip(&verdicts) {
+    for ((answer, delivery), (verdict, size)) in answers.iter().zip(&deliveries).zip(&verdicts) {
         if hashes.len() + pushes.len() >= TOGETHER {
             conn.run_in_turn(std::mem::take(&mut hashes), std::mem::take(&mut pushes))?;
         }
@@ -84,8 +89,10 @@ pub fn give(context: &Context, conn: &mut Conn, answers: &[Answer]) -> RedisResu
             jobs::result(&mut hashes, delivery.target, delivery.id, delivery.text, writing);
         }
         if *verdict == Verdict::First {
-            results::push(&mut pushes, delivery);
-            lists::count_results(&mut pushes, [(delivery.id, state_name(answer.state))].into_iter());
+            results::push(&mut pushes, delivery, Bounds::of(*size, answer.command.quiet));
+            if !answer.command.quiet {
+                lists::count_results(&mut pushes, [(delivery.id, state_name(answer.state))].into_iter());
+            }
             context.metrics.results.with_label_values(&["own"]).inc();
         }
     }

@@ -23,6 +23,7 @@ pub fn take_back(conn: &mut Conn, command: &Command, now: u64) -> RedisResult<(V
     let job: HashMap<String, String> = jobs::read(conn, id)?.into_iter().collect();
     let wanted: Vec<NodeId> = match targets::named(command) {
         Some(node) => vec![node],
+        None if !command.nodes.is_empty() => command.nodes.clone(),
         None => job.keys().filter_map(|field| field.parse().ok()).collect(),
     };
     let mut answers = Vec::new();

@@ -27,7 +27,7 @@ use jscommon::backoff::Backoff;
 use jscommon::command::BadCommand;
 use jscommon::{Command, NodeId, death};
 use redis::RedisResult;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -293,7 +293,10 @@ impl Dispatcher {
             }
         }
 
-        let new = || items.iter().filter(|item| item.new).filter_map(|item| Some((item.plan.command()?, item)));
+        let new = || {
+            let new = items.iter().filter(|item| item.new).filter_map(|item| Some((item.plan.command()?, item)));
+            new.filter(|(command, _)| !command.quiet)
+        };
         jobs::list(&mut batch, &new().map(|(command, _)| command.id.as_str()).collect::<Vec<&str>>());
         let entry = |(command, item): (&Command, &Item)| audit(command, item.plan.targets(), now).to_string();
         lists::audit(&mut batch, &new().map(entry).collect::<Vec<String>>());
@@ -365,6 +368,7 @@ impl Dispatcher {
                 created: created(command, now),
                 targets: item.plan.targets(),
                 expires: expires(command),
+                quiet: command.quiet,
             };
             jobs::open(&mut batch, &job);
             opened.push(i);
@@ -385,7 +389,7 @@ impl Dispatcher {
             }
         }
         for i in listed {
-            if let Some(command) = items[i].plan.command() {
+            if let Some(command) = items[i].plan.command().filter(|command| !command.quiet) {
                 items[i].new = !jobs::is_listed(conn, &command.id)?;
             }
         }
@@ -395,7 +399,7 @@ impl Dispatcher {
     /// Into the queues, node by node; a node that waits here is handed its commands at once.
     /// The answers to those that no room is for, each with the index of its item.
     fn enqueue(&mut self, conn: &mut Conn, items: &mut [Item], now: u64) -> RedisResult<Vec<(usize, Answer)>> {
-        let mut commands: Vec<(&Command, String)> = Vec::new();
+        let mut commands: Vec<Copies> = Vec::new();
         let mut owners: Vec<usize> = Vec::new();
         let mut held: Vec<(usize, NodeId)> = Vec::new();
         let mut by_node: BTreeMap<NodeId, Vec<usize>> = BTreeMap::new();
@@ -411,7 +415,7 @@ impl Dispatcher {
                     }
                 }
                 owners.push(at);
-                commands.push((command, command.to_value().to_string()));
+                commands.push(Copies::of(command));
             }
         }
         let all: Vec<(NodeId, Vec<usize>)> = by_node.into_iter().collect();
@@ -422,16 +426,17 @@ impl Dispatcher {
             let mut bytes = 0;
             let mut size = 0;
             for (node, indices) in rest.iter().take(PIPELINE) {
-                bytes += indices.iter().map(|i| commands[*i].1.len()).sum::<usize>();
+                bytes += indices.iter().map(|i| commands[*i].text.len()).sum::<usize>();
                 if size > 0 && bytes > PIPELINE_BYTES {
                     break;
                 }
-                let some: Vec<Parcel> = indices.iter().map(|i| parcel(&commands[*i], *node, now)).collect();
+                let some: Vec<Parcel> = indices.iter().map(|i| commands[*i].parcel(*node, now)).collect();
                 for i in indices {
-                    let until = now.saturating_add(expires(commands[*i].0).saturating_mul(1000));
-                    jobs::expire_at(&mut waits, *node, &commands[*i].0.id, until);
+                    let until = now.saturating_add(expires(commands[*i].command).saturating_mul(1000));
+                    jobs::expire_at(&mut waits, *node, &commands[*i].command.id, until);
                 }
-                let keep = indices.iter().map(|i| expires(commands[*i].0)).max().unwrap_or(DAY).saturating_add(2 * DAY);
+                let keep =
+                    indices.iter().map(|i| expires(commands[*i].command)).max().unwrap_or(DAY).saturating_add(2 * DAY);
                 let limit = self.context.config.max_queue;
                 queue::enqueue(&mut batch, &self.context.me, *node, &some, now, limit, keep);
                 size += 1;
@@ -456,7 +461,7 @@ impl Dispatcher {
                     if verdict == Queued::Full {
                         let limit = self.context.config.max_queue;
                         let sentence = format!("{limit} commands wait for node {node} already, and no more may");
-                        answers.push((owners[*i], Answer::error(commands[*i].0, Some(*node), sentence)));
+                        answers.push((owners[*i], Answer::error(commands[*i].command, Some(*node), sentence)));
                     }
                 }
             }
@@ -473,6 +478,9 @@ impl Dispatcher {
         if let Some(node) = targets::named(command) {
             return Ok(vec![node]);
         }
+        if !command.nodes.is_empty() {
+            return Ok(command.nodes.clone());
+        }
         if !command.fanout && self.known.is_recent() {
             let chosen = self.known.choose(command);
             if !chosen.is_empty() {
@@ -488,12 +496,33 @@ impl Dispatcher {
     }
 }
 
-/// The copy of a command for `node`: it names the node, also where the client named roles.
-fn parcel((command, text): &(&Command, String), node: NodeId, now: u64) -> Parcel {
-    let (id, created) = (command.id.clone(), created(command, now));
-    if targets::named(command).is_some() {
-        return Parcel { id, created, by_roles: None, text: text.clone() };
+/// The copies of one command, which differ in their node.
+struct Copies<'a> {
+    command: &'a Command,
+    /// The command as its client pushed it, but for a list of nodes.
+    text: String,
+    /// The same as a value, where the client named roles or a list of nodes.
+    value: Option<Value>,
+}
+
+impl Copies<'_> {
+    fn of(command: &Command) -> Copies<'_> {
+        let mut value = command.to_value();
+        if let Value::Object(fields) = &mut value {
+            fields.remove("nodes");
+        }
+        let text = value.to_string();
+        let value = targets::named(command).is_none().then_some(value);
+        Copies { command, text, value }
     }
-    let own = Command { gid: node.gid, nid: node.nid, ..(*command).clone() };
-    Parcel { id, created, by_roles: Some(command.gid), text: own.to_value().to_string() }
+
+    /// The copy for `node`, which names that node alone.
+    fn parcel(&mut self, node: NodeId, now: u64) -> Parcel {
+        let (id, created) = (self.command.id.clone(), created(self.command, now));
+        let Some(value) = &mut self.value else {
+            return Parcel { id, created, chosen_from: None, text: self.text.clone() };
+        };
+        (value["gid"], value["nid"]) = (node.gid.into(), node.nid.into());
+        Parcel { id, created, chosen_from: Some(self.command.gid), text: value.to_string() }
+    }
 }

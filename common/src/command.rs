@@ -1,10 +1,18 @@
 //! A command as a client pushes it, and the checks that make it one.
 
+use crate::{NodeId, salvage};
 use serde_json::{Map, Value};
+use std::collections::HashSet;
 use std::fmt;
 
 /// Longest job id, in characters.
 pub const MAX_ID: usize = 128;
+
+/// Most targets that `nodes` may name.
+pub const MAX_NODES: usize = 10_000;
+
+/// Most seconds that a quiet command may wait for its node.
+pub const MAX_QUIET_EXPIRES: u64 = 60;
 
 /// Longest text of a command, in bytes: what a request may carry. A longer one would come to no node.
 pub const MAX_TEXT: usize = 16 << 20;
@@ -26,6 +34,8 @@ pub struct Command {
     pub args: Map<String, Value>,
     /// A process' stdin, or what a built-in command reads.
     pub data: String,
+    /// The targets, where the command lists them; a node's own copy has none.
+    pub nodes: Vec<NodeId>,
     /// The roles that a target must have, all of them; `"*"` is any node.
     pub roles: Vec<String>,
     /// Every node that has the roles, and not one at random.
@@ -34,6 +44,8 @@ pub struct Command {
     pub tags: String,
     /// Seconds that it may wait for its node; 0 takes the controller's default.
     pub expires: u64,
+    /// It is kept out of the list of jobs and of the audit list.
+    pub quiet: bool,
     /// Fields that this version does not know; kept and passed on.
     pub extra: Map<String, Value>,
 }
@@ -88,15 +100,45 @@ pub fn is_job_id(id: &str) -> bool {
         && id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'-'))
 }
 
+/// Whether a command of this name may be quiet: it only looks, or belongs to a watch.
+pub fn may_be_quiet(cmd: &str) -> bool {
+    cmd.starts_with("get_") || matches!(cmd, "ping" | "input" | "resize" | "attach" | "follow" | "get")
+}
+
+/// Reads `nodes`: a list of 1 to `MAX_NODES` distinct pairs `[gid, nid]`.
+fn node_pairs(value: &Value) -> Result<Vec<NodeId>, String> {
+    let form = || format!("nodes must be a list of 1 to {MAX_NODES} pairs [gid, nid], not {}", shorten(value));
+    let list = value.as_array().filter(|list| (1..=MAX_NODES).contains(&list.len())).ok_or_else(form)?;
+    let mut nodes = Vec::with_capacity(list.len());
+    let mut seen = HashSet::with_capacity(list.len());
+    for pair in list {
+        let number = |at: usize| whole(&pair[at]).and_then(|n| u32::try_from(n).ok());
+        let node = match pair.as_array().map(Vec::len) {
+            Some(2) => number(0).zip(number(1)).and_then(|(gid, nid)| NodeId::new(gid, nid)),
+            _ => None,
+        };
+        let node = node.ok_or_else(|| format!("nodes must be pairs [gid, nid], and {} is none", shorten(pair)))?;
+        if !seen.insert(node) {
+            return Err(format!("nodes names {} twice", shorten(pair)));
+        }
+        nodes.push(node);
+    }
+    Ok(nodes)
+}
+
 impl Command {
     /// Reads the JSON text of a command and checks its form: types, id, name and target.
     pub fn parse(text: &[u8]) -> Result<Command, BadCommand> {
-        let value: Value = serde_json::from_slice(text).map_err(|e| BadCommand {
-            reason: format!("not JSON: {e}"),
-            id: None,
-            partial: None,
-        })?;
-        Command::from_value(value)
+        match serde_json::from_slice(text) {
+            Ok(value) => Command::from_value(value),
+            Err(e) => {
+                let read = salvage::fields(text, &["id", "gid", "nid", "cmd", "tags"]);
+                let found = Command::from_value(Value::Object(read));
+                let partial = found.map_or_else(|bad| bad.partial, |command| Some(Box::new(command)));
+                let id = partial.as_ref().map(|command| command.id.clone());
+                Err(BadCommand { reason: format!("not JSON: {e}"), id, partial })
+            }
+        }
     }
 
     /// As `parse`, of a text that a client has pushed: one that is too long is no command.
@@ -130,6 +172,7 @@ impl Command {
             fault.get_or_insert(reason);
         };
         let mut take = |name: &str| fields.remove(name).filter(|v| !v.is_null());
+        let mut has_bad_nodes = false;
 
         let id = match take("id") {
             Some(Value::String(id)) if is_job_id(&id) => Some(id),
@@ -151,7 +194,7 @@ impl Command {
         };
         let gid = number("gid", u32::MAX.into()) as u32;
         let nid = number("nid", u32::MAX.into()) as u32;
-        let expires = number("expires", 10 * 365 * 86400);
+        let mut expires = number("expires", 10 * 365 * 86400);
         let cmd = match take("cmd") {
             Some(Value::String(cmd)) if !cmd.is_empty() => cmd,
             Some(other) => {
@@ -178,6 +221,15 @@ impl Command {
             Some(other) => {
                 note(format!("data must be a string or an object, not {}", shorten(&other)));
                 String::new()
+            }
+        };
+        let nodes = match take("nodes").map(|list| node_pairs(&list)) {
+            None => Vec::new(),
+            Some(Ok(nodes)) => nodes,
+            Some(Err(reason)) => {
+                note(reason);
+                has_bad_nodes = true;
+                Vec::new()
             }
         };
         let roles = match take("roles") {
@@ -210,10 +262,31 @@ impl Command {
                 String::new()
             }
         };
-        if nid > 0 && gid == 0 {
+        let mut quiet = match take("quiet") {
+            None => false,
+            Some(Value::Bool(quiet)) => quiet,
+            Some(other) => {
+                note(format!("quiet must be true or false, not {}", shorten(&other)));
+                false
+            }
+        };
+        if quiet && !may_be_quiet(&cmd) {
+            note(format!(
+                "quiet is for commands that only look (ping, get_…) and for input, resize, attach, follow and get; \
+                 leave it out of {}",
+                shorten(&cmd.as_str().into())
+            ));
+            quiet = false;
+        }
+        if quiet && (expires == 0 || expires > MAX_QUIET_EXPIRES) {
+            expires = MAX_QUIET_EXPIRES;
+        }
+        if !nodes.is_empty() && (nid > 0 || !roles.is_empty()) {
+            note("nodes stands beside nid or roles: give one of them".into());
+        } else if nid > 0 && gid == 0 {
             note("nid needs a gid beside it".into());
-        } else if nid == 0 && roles.is_empty() {
-            note("no target: give gid and nid, or roles".into());
+        } else if nid == 0 && roles.is_empty() && nodes.is_empty() && !has_bad_nodes {
+            note("no target: give gid and nid, nodes, or roles".into());
         }
         let command = Command {
             id: id.clone().unwrap_or_default(),
@@ -222,10 +295,12 @@ impl Command {
             cmd,
             args,
             data,
+            nodes,
             roles,
             fanout,
             tags,
             expires,
+            quiet,
             extra: fields,
         };
         match fault {
@@ -247,6 +322,13 @@ impl Command {
         map.insert("fanout".into(), self.fanout.into());
         map.insert("tags".into(), self.tags.clone().into());
         map.insert("expires".into(), self.expires.into());
+        if !self.nodes.is_empty() {
+            let pairs: Vec<Value> = self.nodes.iter().map(|node| vec![node.gid, node.nid].into()).collect();
+            map.insert("nodes".into(), pairs.into());
+        }
+        if self.quiet {
+            map.insert("quiet".into(), true.into());
+        }
         Value::Object(map)
     }
 }
@@ -330,8 +412,51 @@ mod tests {
         refused(json!({"id": "a", "cmd": "ping", "gid": 1, "nid": 1, "fanout": 1}), "fanout must be");
         refused(json!({"id": "a", "cmd": "ping", "gid": 1, "nid": 1, "tags": []}), "tags must be");
         refused(json!({"id": "a", "cmd": "ping", "gid": 1, "nid": 1, "expires": 1.5}), "expires must be");
+        refused(json!({"id": "a", "cmd": "ping", "gid": 1, "nid": 1, "quiet": 1}), "quiet must be");
         refused(json!({"id": "a", "cmd": "ping"}), "no target");
         refused(json!({"id": "a", "cmd": "ping", "nid": 1}), "needs a gid");
+    }
+
+    #[test]
+    fn nodes_that_are_no_list_of_distinct_pairs_are_refused() {
+        let command = |nodes: Value| json!({"id": "a", "cmd": "ping", "nodes": nodes});
+        for bad in [json!([]), json!({}), json!("1.10"), json!(vec![[1, 1]; MAX_NODES + 1])] {
+            refused(command(bad), "nodes must be a list of 1 to 10000 pairs");
+        }
+        for bad in [json!([[1]]), json!([[1, 2, 3]]), json!([[0, 1]]), json!([[1, 0]]), json!([["1", 2]]), json!([7])] {
+            refused(command(bad), "nodes must be pairs [gid, nid]");
+        }
+        refused(command(json!([[1, 10], [1, 11], [1, 10]])), "nodes names [1,10] twice");
+        let both = json!({"id": "a", "cmd": "ping", "gid": 1, "nid": 10, "nodes": [[1, 11]]});
+        refused(both, "beside nid or roles");
+        refused(json!({"id": "a", "cmd": "ping", "roles": ["*"], "nodes": [[1, 11]]}), "beside nid or roles");
+    }
+
+    #[test]
+    fn nodes_are_read_in_their_order_and_written_back() {
+        let pairs: Vec<[u32; 2]> = (1..=MAX_NODES as u32).rev().map(|nid| [1, nid]).collect();
+        let command = Command::from_value(json!({"id": "a", "cmd": "ping", "nodes": pairs})).unwrap();
+        assert_eq!((command.nodes.len(), command.nodes[0]), (MAX_NODES, NodeId { gid: 1, nid: MAX_NODES as u32 }));
+        assert_eq!(command.to_value()["nodes"], json!(pairs));
+    }
+
+    #[test]
+    fn a_quiet_command_waits_a_minute_at_most() {
+        let expires = |cmd: &str, expires: u64| {
+            let value = json!({"id": "a", "cmd": cmd, "gid": 1, "nid": 1, "quiet": true, "expires": expires});
+            Command::from_value(value)
+                .map(|command| (command.quiet, command.expires, command.to_value()["quiet"].clone()))
+        };
+        for cmd in ["ping", "get_msgs", "input", "resize", "attach", "follow", "get"] {
+            assert_eq!(expires(cmd, 0), Ok((true, 60, json!(true))), "{cmd}");
+        }
+        assert_eq!(expires("ping", 5).unwrap().1, 5);
+        assert_eq!(expires("ping", 61).unwrap().1, 60);
+        for cmd in ["execute", "kill", "del_msgs", "put", "cancel"] {
+            let fault = expires(cmd, 0).unwrap_err();
+            assert!(fault.reason.contains("quiet is for commands that only look"), "{}", fault.reason);
+            assert!(!fault.partial.unwrap().quiet, "it is kept in the lists");
+        }
     }
 
     #[test]
@@ -339,6 +464,22 @@ mod tests {
         let fault = Command::from_value(json!({"id": "a", "gid": 1, "nid": 2, "cmd": 5})).unwrap_err();
         let partial = fault.partial.unwrap();
         assert_eq!((fault.id.as_deref(), partial.gid, partial.nid), (Some("a"), 1, 2));
+    }
+
+    #[test]
+    fn a_text_that_is_no_json_and_has_an_id_can_be_answered() {
+        for rest in
+            [r#""args": {"cmd": "cat", "args": ["caf\udce9.txt"]}}"#, r#""args": {"n": NaN}}"#, r#""data": "cut o"#]
+        {
+            let text = format!(r#"{{"id": "a-1", "gid": 1, "nid": 2, "cmd": "execute", {rest}"#);
+            let bad = Command::received(text.as_bytes()).unwrap_err();
+            assert!(bad.reason.starts_with("not JSON"), "{}", bad.reason);
+            let partial = bad.partial.unwrap();
+            assert_eq!((bad.id.as_deref(), partial.gid, partial.nid), (Some("a-1"), 1, 2), "{rest}");
+            assert_eq!(partial.cmd, "execute");
+        }
+        let bad = Command::received(br#"{"id": "a b", "data": NaN}"#).unwrap_err();
+        assert_eq!((bad.id, bad.partial), (None, None));
     }
 
     #[test]

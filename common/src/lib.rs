@@ -16,6 +16,7 @@ pub mod node;
 pub mod notify;
 pub mod record;
 pub mod result;
+mod salvage;
 pub mod series;
 pub mod token;
 pub mod worker;

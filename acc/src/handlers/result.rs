@@ -6,7 +6,7 @@ use crate::context::Context;
 use crate::server::Reply;
 use crate::store::jobs::{self, Known, Writing};
 use crate::store::pool::is_broken;
-use crate::store::results::{self, Delivery, Recurring, Verdict};
+use crate::store::results::{self, Bounds, Delivery, Recurring, Verdict};
 use crate::store::{Batch, Conn, lists};
 use jscommon::{JobResult, NodeId, State, death};
 use redis::RedisResult;
@@ -142,7 +142,7 @@ fn deliver(context: &Context, conn: &mut Conn, entries: &[&Entry]) -> RedisResul
     let (mut hashes, mut pushes, mut counted) = (Batch::new(), Batch::new(), Vec::new());
     for entry in entries {
         let result = &entry.result;
-        let known = jobs::known(next(), next())?;
+        let known = jobs::known(next(), next(), next())?;
         let verdict = results::verdict(next())?;
         meant.push(known != Known::NotMeant);
         if known == Known::NotMeant {
@@ -161,14 +161,22 @@ fn deliver(context: &Context, conn: &mut Conn, entries: &[&Entry]) -> RedisResul
         let writing = if verdict == Verdict::Repeat { Writing::Repeated } else { Writing::Counts };
         jobs::result(&mut hashes, &entry.target, &result.id, &entry.text, writing);
         results::remember(&mut hashes, &entry.delivery(), matches!(known, Known::Meant(_)));
+        let meant = match known {
+            Known::Meant(meant) => Some(meant),
+            _ => None,
+        };
         match verdict {
             Verdict::Quiet => count(context, "quiet"),
             Verdict::First => {
                 count(context, "first");
-                results::push(&mut pushes, &entry.delivery());
-                counted.push((result.id.as_str(), answer::state_name(result.state)));
-                if let Known::Meant(created) = known {
-                    context.metrics.result_seconds.observe(now.saturating_sub(created) as f64 / 1000.0);
+                let quiet = meant.is_some_and(|meant| meant.quiet);
+                let bounds = Bounds::of(meant.map_or(0, |meant| meant.targets), quiet);
+                results::push(&mut pushes, &entry.delivery(), bounds);
+                if !quiet {
+                    counted.push((result.id.as_str(), answer::state_name(result.state)));
+                }
+                if let Some(meant) = meant {
+                    context.metrics.result_seconds.observe(now.saturating_sub(meant.created) as f64 / 1000.0);
                 }
             }
             Verdict::Repeat | Verdict::Late => count(context, "repeat"),

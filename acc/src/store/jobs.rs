@@ -20,7 +20,12 @@ pub struct Job<'a> {
     pub targets: &'a [NodeId],
     /// Seconds that its commands may wait.
     pub expires: u64,
+    /// It is kept for a minute after that, whatever follows, and not for a day.
+    pub quiet: bool,
 }
+
+/// Seconds that the hash of a quiet job is kept after its command may have waited.
+const QUIET_KEEP: u64 = 60;
 
 /// The JSON list of `nodes`.
 pub fn node_list(nodes: &[NodeId]) -> String {
@@ -41,7 +46,9 @@ pub fn node_list(nodes: &[NodeId]) -> String {
 /// Adds the writing down of `job` to `batch`; the answer is read by `opened`.
 pub fn open(batch: &mut Batch, job: &Job<'_>) {
     batch.script(&scripts::OPEN, &[keys::job(job.id)], |cmd| {
-        cmd.arg(job.cmd).arg(job.created).arg(node_list(job.targets)).arg(job.expires.saturating_add(DAY));
+        cmd.arg(job.cmd).arg(job.created).arg(node_list(job.targets));
+        let keep = if job.quiet { QUIET_KEEP } else { DAY };
+        cmd.arg(job.expires.saturating_add(keep)).arg(u8::from(job.quiet));
         for node in job.targets {
             cmd.arg(node.to_string());
         }
@@ -125,23 +132,44 @@ pub enum Writing {
 pub enum Known {
     /// Redis does not know the job (any more).
     Nothing,
-    /// It was for this node, and was created then (ms).
-    Meant(u64),
+    /// It was for this node.
+    Meant(Meant),
     /// It was for other nodes.
     NotMeant,
 }
 
-/// Asks whether the job was for `node`; the answer is read by `known`.
-pub fn ask(batch: &mut Batch, node: NodeId, id: &str) {
-    batch.call(Cmd::hget(keys::job(id), "created"));
-    batch.call(Cmd::hexists(keys::job(id), node.to_string()));
+/// A job that is known, and for the node that was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Meant {
+    /// When it was created, in milliseconds since 1970.
+    pub created: u64,
+    /// It is a quiet one.
+    pub quiet: bool,
+    /// No more targets than this.
+    pub targets: usize,
 }
 
-/// Reads the two answers to `ask`.
-pub fn known(created: Value, field: Value) -> RedisResult<Known> {
-    Ok(match (Option::<u64>::from_redis_value(created)?, bool::from_redis_value(field)?) {
+/// Asks whether the job was for `node`; the answers are read by `known`.
+pub fn ask(batch: &mut Batch, node: NodeId, id: &str) {
+    let mut cmd = redis::cmd("HMGET");
+    cmd.arg(keys::job(id)).arg("created").arg("quiet");
+    batch.call(cmd);
+    batch.call(Cmd::hexists(keys::job(id), node.to_string()));
+    size(batch, id);
+}
+
+/// Asks for a number that the job's targets do not exceed; 0 when Redis does not know the job.
+pub fn size(batch: &mut Batch, id: &str) {
+    batch.call(Cmd::hlen(keys::job(id)));
+}
+
+/// Reads the three answers to `ask`.
+pub fn known(job: Value, field: Value, fields: Value) -> RedisResult<Known> {
+    let (created, quiet): (Option<u64>, Option<String>) = FromRedisValue::from_redis_value(job)?;
+    let targets = usize::from_redis_value(fields)?;
+    Ok(match (created, bool::from_redis_value(field)?) {
         (None, _) => Known::Nothing,
-        (Some(created), true) => Known::Meant(created),
+        (Some(created), true) => Known::Meant(Meant { created, quiet: quiet.is_some(), targets }),
         (Some(_), false) => Known::NotMeant,
     })
 }

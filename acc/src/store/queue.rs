@@ -27,9 +27,9 @@ pub struct Parcel {
     pub id: String,
     /// When its client pushed it, in milliseconds since 1970, as near as that is known.
     pub created: u64,
-    /// The grid that the command itself names, when it was meant by roles: its copy for a node names
-    /// that node.
-    pub by_roles: Option<u32>,
+    /// The grid that the command itself names, where it names its node by roles or in a list: its copy for a
+    /// node names that node alone.
+    pub chosen_from: Option<u32>,
     /// Its JSON text.
     pub text: String,
 }
@@ -37,7 +37,7 @@ pub struct Parcel {
 impl Parcel {
     /// As it lies in Redis: `<created>:<json>`, or `<created>/<gid>:<json>`.
     fn packed(&self) -> String {
-        match self.by_roles {
+        match self.chosen_from {
             None => format!("{}:{}", self.created, self.text),
             Some(gid) => format!("{}/{gid}:{}", self.created, self.text),
         }
@@ -268,9 +268,9 @@ pub fn withdraw(conn: &mut Conn, node: NodeId, id: &str, now: u64) -> RedisResul
         Some("handed") => Withdrawn::Handed(answer.get(1).and_then(|till| till.parse().ok()).unwrap_or(now)),
         Some("withdrawn") => {
             let packed = answer.into_iter().nth(1).unwrap_or_default();
-            let (_, by_roles, text) = unpack(&packed);
+            let (_, chosen_from, text) = unpack(&packed);
             let mut command = Command::parse(text.as_bytes()).ok();
-            if let (Some(command), Some(gid)) = (&mut command, by_roles) {
+            if let (Some(command), Some(gid)) = (&mut command, chosen_from) {
                 (command.gid, command.nid) = (gid, 0);
             }
             Withdrawn::Out(command.map(Box::new))
@@ -301,9 +301,9 @@ mod tests {
 
     #[test]
     fn parcels_are_unpacked_as_they_were_packed() {
-        for (by_roles, text) in [(None, r#"{"id":"a:b"}"#), (Some(0), "{}"), (Some(7), "")] {
-            let parcel = Parcel { id: "a".into(), created: 17, by_roles, text: text.into() };
-            assert_eq!(unpack(&parcel.packed()), (17, by_roles, text));
+        for (chosen_from, text) in [(None, r#"{"id":"a:b"}"#), (Some(0), "{}"), (Some(7), "")] {
+            let parcel = Parcel { id: "a".into(), created: 17, chosen_from, text: text.into() };
+            assert_eq!(unpack(&parcel.packed()), (17, chosen_from, text));
         }
         assert_eq!(unpack("{}"), (0, None, "{}"));
     }

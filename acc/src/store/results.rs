@@ -10,6 +10,9 @@ use super::{Batch, DAY, HISTORY, keys, scripts};
 use jscommon::NodeId;
 use redis::{FromRedisValue, RedisResult, Value};
 
+/// Seconds that results of a quiet job are kept, and what was delivered of them.
+const QUIET: u64 = 120;
+
 /// A result to deliver.
 #[derive(Clone, Debug)]
 pub struct Delivery<'a> {
@@ -77,15 +80,30 @@ pub fn remember(batch: &mut Batch, delivery: &Delivery<'_>, meant: bool) {
     });
 }
 
+/// How much is kept of a job's results.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    most: usize,
+    seconds: u64,
+}
+
+impl Bounds {
+    /// The bounds of a job with at most so many targets; of a `quiet` one little is kept, and not for long.
+    pub fn of(targets: usize, quiet: bool) -> Bounds {
+        Bounds { most: targets.max(HISTORY), seconds: if quiet { QUIET } else { DAY } }
+    }
+}
+
 /// Adds the push of a delivery that was decided to be the first; answers 1 unless it was pushed since.
-pub fn push(batch: &mut Batch, delivery: &Delivery<'_>) {
+pub fn push(batch: &mut Batch, delivery: &Delivery<'_>, bounds: Bounds) {
     let mut keys = vec![keys::results(delivery.id), keys::done(delivery.id)];
     if let Some(run) = delivery.recurring {
         keys.push(keys::done_run(delivery.id, run.node, run.starttime));
     }
     batch.script(&scripts::PUSH, &keys, |cmd| {
-        cmd.arg(delivery.target).arg(delivery.run).arg(delivery.text).arg(HISTORY).arg(DAY);
-        cmd.arg(u8::from(delivery.recurring.is_some()));
+        cmd.arg(delivery.target).arg(delivery.run).arg(delivery.text);
+        cmd.arg(bounds.most).arg(bounds.seconds).arg(u8::from(delivery.recurring.is_some()));
+        cmd.arg(u8::from(bounds.seconds < DAY));
     });
 }
 

@@ -15,6 +15,7 @@ if ARGV[4] == '1' then
   end
   redis.call('HSET', KEYS[1], 'targets', '[' .. table.concat(left, ',') .. ']')
 end
+if redis.call('HEXISTS', KEYS[1], 'quiet') == 1 then return 1 end
 -- The hash was to live for as long as its command might wait; once nobody is waited for it lives on for
 -- a day. Of a large fleet nobody looks: with each answer that would cost too much.
 local open = redis.call('HLEN', KEYS[1]) > 35

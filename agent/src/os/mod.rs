@@ -2,6 +2,7 @@
 //!
 //! Nothing else in the agent asks which system it runs on.
 
+pub mod cmdline;
 mod process;
 mod rename;
 #[cfg(unix)]

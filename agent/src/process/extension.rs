@@ -2,17 +2,20 @@
 
 use super::spawn::{Places, Spec};
 use crate::config::Extension;
+use crate::os::cmdline::{CommandLine, raw_value};
 use jscommon::Command;
 use serde_json::{Map, Value};
+use std::borrow::Cow;
 use std::path::PathBuf;
 
 /// The process of a command that is an extension; the error is one sentence for the job's result.
 pub(super) fn extension(extension: &Extension, command: &Command, places: &Places) -> Result<Spec, String> {
-    let fill = |arg: &String| fill(arg, &command.args).map(|arg| places.fill(&arg));
-    let args = extension.args.iter().map(fill).collect::<Result<_, _>>();
+    let program = places.fill(&extension.binary);
+    let is_raw = cfg!(windows) && CommandLine::of(&program) == CommandLine::Raw;
+    let args = fill_all(&extension.args, &command.args, is_raw).map_err(|fault| format!("{}: {fault}", command.cmd))?;
     Ok(Spec {
-        program: places.fill(&extension.binary),
-        args: args.map_err(|fault| format!("{}: {fault}", command.cmd))?,
+        program,
+        args: args.iter().map(|arg| places.fill(arg)).collect(),
         env: extension.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
         cwd: extension.cwd.as_ref().map(|cwd| PathBuf::from(places.fill(&cwd.to_string_lossy()))),
         stdin: command.data.clone().into_bytes(),
@@ -20,9 +23,29 @@ pub(super) fn extension(extension: &Extension, command: &Command, places: &Place
     })
 }
 
-/// A text with each `{key}` replaced by that argument; `{{key}}` is `{key}` itself, and every other
+/// Returns the arguments with each `{key}` replaced. Where `cmd.exe` reads them as one line (`is_raw`), no
+/// value can become more than text in it.
+fn fill_all(texts: &[String], args: &Map<String, Value>, is_raw: bool) -> Result<Vec<String>, String> {
+    if !is_raw {
+        return texts.iter().map(|text| fill(text, |key, _| value(key, args))).collect();
+    }
+    let (mut line, mut all) = (String::new(), Vec::with_capacity(texts.len()));
+    for text in texts {
+        let filled = fill(text, |key, before| {
+            let value = value(key, args)?;
+            let is_whole = text.len() == key.len() + 2;
+            raw_value(key, &value, &format!("{line}{before}"), is_whole).map(Cow::into_owned)
+        })?;
+        line.push_str(&filled);
+        line.push(' ');
+        all.push(filled);
+    }
+    Ok(all)
+}
+
+/// A text with each `{key}` replaced by its value, which may depend on the text before it; `{{key}}` is `{key}` itself, and every other
 /// brace stays as it is, so that JSON and awk need no escapes.
-fn fill(text: &str, args: &Map<String, Value>) -> Result<String, String> {
+fn fill(text: &str, mut value: impl FnMut(&str, &str) -> Result<String, String>) -> Result<String, String> {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find('{') {
@@ -32,7 +55,7 @@ fn fill(text: &str, args: &Map<String, Value>) -> Result<String, String> {
             out.push_str(&rest[1..key.len() + 3]);
             rest = &rest[key.len() + 4..];
         } else if let Some(key) = between(rest, "{", "}") {
-            out.push_str(&value(key, args)?);
+            out.push_str(&value(key, &out)?);
             rest = &rest[key.len() + 2..];
         } else {
             out.push('{');
@@ -71,7 +94,7 @@ mod tests {
     #[track_caller]
     fn check(text: &str, want: Result<&str, &str>) {
         let args = json!({"source": "/a b", "n": 3, "flag": true, "list": [1, "x"], "none": null, "a.b-c": "{n}"});
-        let got = fill(text, args.as_object().unwrap());
+        let got = fill(text, |key, _| value(key, args.as_object().unwrap()));
         match want {
             Ok(want) => assert_eq!(got.as_deref(), Ok(want), "{text}"),
             Err(key) => assert!(got.as_ref().unwrap_err().contains(&format!("'{key}' is missing")), "{text}: {got:?}"),
@@ -107,6 +130,29 @@ mod tests {
         check("{nope}", Err("nope"));
         check("{none}", Err("none"));
         check("x{n}{later}", Err("later"));
+    }
+
+    #[test]
+    fn values_in_a_line_of_cmd_stay_text() {
+        let args = json!({"a": "x y", "b": "plain", "evil": "x&echo y", "n": 3, "empty": ""});
+        let filled = |texts: &[&str]| {
+            let texts: Vec<String> = texts.iter().map(|text| (*text).to_owned()).collect();
+            fill_all(&texts, args.as_object().unwrap(), true).map(|all| all.join(" "))
+        };
+        for (texts, want) in [
+            (vec!["/c", "echo", "{a}", "{b}"], r#"/c echo "x y" plain"#),
+            // The line's own quotes count over all arguments.
+            (vec!["/c", "echo \"{a}", "{a}\"", "{a}"], r#"/c echo "x y x y" "x y""#),
+            (vec!["/c", "{{a}} {a}{n}"], r#"/c {a} "x y"3"#),
+            (vec!["/c", "{{a}}\"{a}\"{{"], r#"/c {a}"x y"{{"#),
+            (vec!["/c", "\"{a}\"{a}", "{empty}"], r#"/c "x y""x y" """#),
+        ] {
+            assert_eq!(filled(&texts).as_deref(), Ok(want), "{texts:?}");
+        }
+        for texts in [vec!["/c", "echo {evil}"], vec!["/c", "echo \"{evil}\""]] {
+            assert!(filled(&texts).unwrap_err().starts_with("evil must not hold &"), "{texts:?}");
+        }
+        assert!(filled(&["{none}"]).unwrap_err().contains("'none' is missing"));
     }
 
     #[test]

@@ -130,7 +130,7 @@ pub fn start(
     }
     let identity = args.user.as_deref().map(os::Identity::find).transpose()?;
     let mut command = std::process::Command::new(&spec.program);
-    os::add_args(&mut command, &spec.args, spec.whole_line);
+    os::add_args(&mut command, &spec.args, spec.whole_line)?;
     if let Some(cwd) = &spec.cwd {
         command.current_dir(cwd);
     }

@@ -6,6 +6,7 @@
 //! that only the real thing writes.
 
 mod machine;
+mod quoting;
 mod replacing;
 
 use jstests::{Acc, AccOptions, Agent, AgentOptions, Client, LONG, Redis, wait_for, wait_until};

@@ -32,8 +32,9 @@ pub use signals::stop_signals;
 pub const DECODE: Option<super::Decode> = None;
 
 /// Adds the arguments of a program. A whole command line as one argument is Windows' own.
-pub fn add_args(command: &mut std::process::Command, args: &[String], _whole_line: bool) {
+pub fn add_args(command: &mut std::process::Command, args: &[String], _whole_line: bool) -> Result<(), String> {
     command.args(args);
+    Ok(())
 }
 
 /// Takes back that a Rust program ignores SIGPIPE: for when this process is an interpreter, whose

@@ -1,5 +1,6 @@
 //! Windows: a job object a child, a thread a child that waits, and the list of processes by sysinfo.
 
+use crate::os::cmdline::{CommandLine, check_batch_argument, raw_argument};
 use crate::os::{Mark, Proc, Signal, Spawned};
 use crossbeam_channel::bounded;
 use jscommon::worker::Worker;
@@ -112,18 +113,31 @@ pub struct Settings {
     pub nice: Option<i32>,
 }
 
-/// Adds the arguments of a program: as Windows' programs in general unquote them, and to `cmd`, which
-/// unquotes nothing, as they are. A whole command line is never touched.
-pub fn add_args(command: &mut Command, args: &[String], whole_line: bool) {
+/// Adds the arguments of a program: as Windows' programs in general unquote them, for a batch file so
+/// that `cmd.exe` hands them on unchanged, and to `cmd.exe` itself, which unquotes nothing, as they are.
+/// A whole command line is never touched.
+pub fn add_args(command: &mut Command, args: &[String], whole_line: bool) -> Result<(), String> {
     use std::os::windows::process::CommandExt;
-    let stem = std::path::Path::new(command.get_program()).file_stem();
-    if whole_line || stem.is_some_and(|stem| stem.eq_ignore_ascii_case("cmd")) {
-        for arg in args.iter().filter(|arg| !arg.is_empty()) {
-            command.raw_arg(arg);
-        }
-    } else {
-        command.args(args);
+    if whole_line {
+        command.raw_arg(args.concat());
+        return Ok(());
     }
+    match CommandLine::of(&command.get_program().to_string_lossy()) {
+        CommandLine::Raw => {
+            for arg in args {
+                command.raw_arg(raw_argument(arg));
+            }
+        }
+        CommandLine::Quoted => {
+            command.args(args);
+        }
+        // The standard library quotes for these; an argument that it cannot quote is refused at the start.
+        CommandLine::Batch => {
+            args.iter().try_for_each(|arg| check_batch_argument(arg))?;
+            command.args(args);
+        }
+    }
+    Ok(())
 }
 
 /// Makes `command` start without a window of its own, at the priority that its niceness asks for; it

@@ -11,6 +11,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use toml::de::{DeTable, DeValue};
 
+/// The fault of an escape that TOML does not know.
+const BAD_ESCAPE: &str =
+    "in \"…\" a backslash begins an escape, and this is none: write the text in single quotes, '…'";
+
 /// Everything that can be set, with its default.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -187,7 +191,11 @@ impl Config {
         let line_of = |at: usize| Some(source[..at.min(source.len())].matches('\n').count() + 1);
         let table = DeTable::parse(source).map_err(|e| {
             let line = e.span().and_then(|span| line_of(span.start));
-            vec![Fault { line, message: e.message().replace('\n', " ") }]
+            let message = match e.message().replace('\n', " ") {
+                escape if escape.contains("escape") || escape.contains("unicode") => BAD_ESCAPE.to_owned(),
+                other => other,
+            };
+            vec![Fault { line, message }]
         })?;
         let mut faults = Vec::new();
         for (key, value) in table.into_inner() {
@@ -263,6 +271,13 @@ fn text(name: &str, value: Raw) -> Result<String, String> {
 
 fn path(name: &str, value: Raw) -> Result<Option<PathBuf>, String> {
     let text = text(name, value)?;
+    if text.contains(char::is_control) {
+        return Err(format!(
+            "{name} holds a control character (\"{}\"): in \"…\" of TOML a backslash begins an escape; write the path \
+             in single quotes",
+            text.escape_debug()
+        ));
+    }
     Ok((!text.is_empty()).then(|| PathBuf::from(text)))
 }
 
@@ -337,6 +352,14 @@ mod tests {
                 "line 7: redis takes no table",
             ],
         );
+        faults(
+            "port = 1\nstate_dir = \"/a\\new\"\n",
+            &[
+                "line 2: state-dir holds a control character (\"/a\\new\"): in \"…\" of TOML a backslash begins an escape; \
+              write the path in single quotes",
+            ],
+        );
+        faults("port = 1\nstate_dir = \"/a\\q\\y\"\n", &[&format!("line 2: {BAD_ESCAPE}")]);
         let found = Config::default().read_toml("port = 1\nbind =\n").unwrap_err();
         assert_eq!(found[0].line, Some(2));
     }

@@ -72,7 +72,8 @@ pub fn prepare(config: Config) -> anyhow::Result<Context> {
 }
 
 fn token(file: &Path) -> anyhow::Result<String> {
-    let text = std::fs::read_to_string(file).with_context(|| format!("{} cannot be read", file.display()))?;
+    let what = || format!("{} cannot be read", file.display());
+    let text = jscommon::text::decode(std::fs::read(file).with_context(what)?).with_context(what)?;
     let token = text.trim();
     if token.is_empty() || token.contains(char::is_whitespace) {
         bail!("{} must hold one token, a word without blanks", file.display());

@@ -112,7 +112,8 @@ fn read_config(path: Option<&Path>, overrides: &Overrides) -> Result<Config, Vec
             vec![format!("without -c FILE: {}", faults.join("; "))]
         });
     };
-    let text = fs::read_to_string(path).map_err(|error| vec![format!("cannot read {}: {error}", path.display())])?;
+    let bytes = fs::read(path).map_err(|error| vec![format!("cannot read {}: {error}", path.display())])?;
+    let text = jscommon::text::decode(bytes).map_err(|fault| vec![format!("{}: {fault}", path.display())])?;
     Config::parse(&text, overrides)
         .map_err(|faults| faults.iter().map(|fault| format!("{}: {fault}", path.display())).collect())
 }

@@ -18,6 +18,7 @@ pub mod record;
 pub mod result;
 mod salvage;
 pub mod series;
+pub mod text;
 pub mod token;
 pub mod worker;
 

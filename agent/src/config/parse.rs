@@ -212,9 +212,13 @@ fn scripts(r: &mut Reader, mut section: Section, config: &mut Config) {
         if python.value.is_empty() {
             r.fault(python.at, "scripts.python must name the interpreter");
         }
+        r.check_path(python.at, "scripts.python", &python.value);
         config.scripts.python = python.value;
     }
-    set(&mut config.scripts.lua, section.string(r, "lua").map(|lua| lua.value));
+    if let Some(lua) = section.string(r, "lua") {
+        r.check_path(lua.at, "scripts.lua", &lua.value);
+        config.scripts.lua = lua.value;
+    }
     set(&mut config.scripts.path, section.path_value(r, "path"));
     section.end(r);
 }
@@ -225,7 +229,10 @@ fn extension(r: &mut Reader, name: &str, mut section: Section) -> Extension {
     }
     let mut extension = Extension::default();
     match section.string(r, "binary") {
-        Some(binary) if !binary.value.is_empty() => extension.binary = binary.value,
+        Some(binary) if !binary.value.is_empty() => {
+            r.check_path(binary.at, &format!("{}.binary", section.name), &binary.value);
+            extension.binary = binary.value;
+        }
         Some(binary) => r.fault(binary.at, format!("{}.binary must name a program", section.name)),
         None if section.had("binary") => {}
         None => r.missing(section.at, format!("{}.binary is missing", section.name)),
@@ -254,6 +261,13 @@ fn startup(r: &mut Reader, name: &str, mut section: Section, extensions: &BTreeM
     let args = section.json(r, "args");
     if let Err(reason) = process_args(&startup.cmd, &args.value) {
         r.fault(args.at, format!("{}.args: {reason}", section.name));
+    }
+    // A `cmd` with `args` is a path, without them a line that may have several lines.
+    let has_list = args.value.get("args").is_some_and(Value::is_array);
+    for key in ["workingdir", "cmd"].iter().take(if has_list { 2 } else { 1 }) {
+        if let Some(path) = args.value.get(*key).and_then(Value::as_str) {
+            r.check_path(args.at, &format!("{}.args.{key}", section.name), path);
+        }
     }
     startup.args = args.value;
     set(&mut startup.data, section.string(r, "data").map(|data| data.value));
@@ -432,6 +446,48 @@ mod tests {
         check(&format!("{LEAST}[stats\ninterval = 5\n"), &["7: not TOML"]);
         let faults = parse("[main]\ngid = \nnid = 4\n").unwrap_err();
         assert!(faults.iter().any(|fault| fault.line == 2 && fault.message.starts_with("not TOML")), "{faults:?}");
+    }
+
+    #[test]
+    fn path_with_a_control_character_is_a_fault_with_its_line() {
+        let with = |line: &str| LEAST.replace("data_dir = \"/d\"", line);
+        let want = "data_dir holds a control character (\"C:\\new\\temp\")";
+        check(&with(r#"data_dir = "C:\new\temp""#), &[&format!("4: main.{want}")]);
+        check(
+            &format!("{LEAST}token_file = \"/a\\rb\"\n"),
+            &["7: controllers.main.token_file holds a control character"],
+        );
+        for (line, key) in [
+            (
+                r#"[scripts]
+python = "C:\tools\run.exe""#,
+                "scripts.python",
+            ),
+            ("[scripts]\nlua = \"C:\\tools\"", "scripts.lua"),
+            ("[extensions.a]\nbinary = \"C:\\tools\"", "extensions.a.binary"),
+            (
+                "[startup.a]\ncmd = \"execute\"\nargs.cmd = \"x\"\nargs.workingdir = \"C:\\new\"",
+                "startup.a.args.workingdir",
+            ),
+            ("[startup.a]\ncmd = \"execute\"\nargs.cmd = \"C:\\new\"\nargs.args = []", "startup.a.args.cmd"),
+        ] {
+            let fault = parse(&format!("{LEAST}{line}\n")).unwrap_err().remove(0);
+            assert!(fault.message.starts_with(&format!("{key} holds a control character")), "{line}: {fault}");
+            assert!(fault.line >= 8 && fault.message.contains("single quotes"), "{line}: {fault}");
+        }
+        parse(&with(r"data_dir = 'C:\new\temp'")).unwrap();
+        parse(&format!("{LEAST}[startup.a]\ncmd = \"execute\"\nargs.cmd = \"sh -c\\n'x'\"\n")).unwrap();
+    }
+
+    #[test]
+    fn wrong_escape_is_told_once_with_advice() {
+        let text = LEAST.replace("\"/d\"", r#""C:\data\agent\Users""#);
+        check(
+            &text,
+            &["4: not TOML: in \"…\" a backslash begins an escape, and this is none: write a path in single quotes"],
+        );
+        let text = LEAST.replace("\"/d\"", r#""C:\Users\x""#);
+        check(&text, &["4: not TOML: in \"…\" a backslash begins an escape"]);
     }
 
     #[test]

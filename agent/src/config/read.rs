@@ -10,6 +10,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 use toml::de::{DeTable, DeValue};
 
+/// The fault of an escape that TOML does not know.
+const BAD_ESCAPE: &str = "in \"…\" a backslash begins an escape, and this is none: write a path in single quotes, \
+                          for example 'C:\\new\\temp'";
+
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
@@ -66,7 +70,14 @@ impl<'t> Reader<'t> {
         let mut reader = Reader { text, faults: Vec::new(), broken: None };
         for error in errors {
             let at = error.span().map_or(0, |span| span.start);
-            let message = error.message().lines().next().unwrap_or("it cannot be read").to_owned();
+            // Of several faults of one line the later ones follow from the first.
+            if reader.faults.last().is_some_and(|fault| fault.line == reader.line(at)) {
+                continue;
+            }
+            let message = match error.message().lines().next().unwrap_or("it cannot be read") {
+                escape if escape.contains("escape") || escape.contains("unicode") => BAD_ESCAPE,
+                other => other,
+            };
             reader.fault(at, format!("not TOML: {message}"));
         }
         reader.broken = reader.faults.iter().map(|fault| fault.line).min();
@@ -74,10 +85,29 @@ impl<'t> Reader<'t> {
         (reader, section)
     }
 
+    /// Returns the line of byte `at`, counted from 1.
+    fn line(&self, at: usize) -> usize {
+        let before = &self.text.as_bytes()[..at.min(self.text.len())];
+        before.iter().filter(|byte| **byte == b'\n').count() + 1
+    }
+
+    /// Notes a path with a control character: most often a backslash in `"…"`, as in `"C:\new"`.
+    pub(super) fn check_path(&mut self, at: usize, key: &str, path: &str) {
+        if path.contains(char::is_control) {
+            let shown = path.escape_debug();
+            self.fault(
+                at,
+                format!(
+                    "{key} holds a control character (\"{shown}\"): in \"…\" a backslash begins an escape; \
+                     write the path in single quotes, for example 'C:\\new\\temp'"
+                ),
+            );
+        }
+    }
+
     /// Notes that something is wrong at byte `at`.
     pub(super) fn fault(&mut self, at: usize, message: impl Into<String>) {
-        let before = &self.text.as_bytes()[..at.min(self.text.len())];
-        let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
+        let line = self.line(at);
         if self.broken.is_none_or(|broken| line < broken) {
             self.faults.push(Fault { line, message: message.into() });
         }
@@ -178,6 +208,7 @@ impl<'t> Section<'t> {
         if text.value.is_empty() {
             return None;
         }
+        reader.check_path(text.at, &self.path(key), &text.value);
         match std::path::absolute(&text.value) {
             Ok(path) => Some(path),
             Err(error) => {

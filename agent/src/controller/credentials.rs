@@ -5,6 +5,7 @@
 use super::trust;
 use crate::{config, os};
 use anyhow::{Context, bail};
+use jscommon::text;
 use rustls::crypto::ring as provider;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
@@ -106,7 +107,8 @@ impl Enrolled {
 
 fn read_token(path: &Path) -> anyhow::Result<String> {
     warn_if_open(path);
-    let token = fs::read_to_string(path).with_context(|| format!("cannot read the token file {}", path.display()))?;
+    let what = || format!("cannot read the token file {}", path.display());
+    let token = text::decode(fs::read(path).with_context(what)?).with_context(what)?;
     let token = token.trim();
     if token.is_empty() || token.len() > 4096 || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
         bail!("the token file {} holds no token; see jsacc enroll", path.display());
@@ -117,7 +119,7 @@ fn read_token(path: &Path) -> anyhow::Result<String> {
 /// The certificates of a PEM file, at least one.
 pub(crate) fn read_certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
     let what = || format!("cannot read the certificate {}", path.display());
-    let pem = fs::read(path).with_context(what)?;
+    let pem = read_pem(path).with_context(what)?;
     let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
     let all = all.with_context(what)?;
     if all.is_empty() {
@@ -126,11 +128,18 @@ pub(crate) fn read_certificates(path: &Path) -> anyhow::Result<Vec<CertificateDe
     Ok(all)
 }
 
+/// Reads a PEM file. Its comments may have any encoding that leaves ASCII as it is.
+fn read_pem(path: &Path) -> anyhow::Result<Vec<u8>> {
+    let bytes = fs::read(path)?;
+    text::check_utf16(&bytes)?;
+    Ok(text::without_bom(&bytes).to_vec())
+}
+
 fn read_client(cert: &Path, key: &Path) -> anyhow::Result<ClientCert> {
     warn_if_open(key);
     let chain = read_certificates(cert)?;
     let what = || format!("cannot read the key {}", key.display());
-    let pem = fs::read(key).with_context(what)?;
+    let pem = read_pem(key).with_context(what)?;
     let secret = PrivateKeyDer::from_pem_slice(&pem).with_context(what)?;
     // ureq panics on a pair that does not fit, so it is tried here.
     let pair = CertifiedKey::from_der(chain.clone(), secret, &provider::default_provider());

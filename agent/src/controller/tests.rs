@@ -149,6 +149,29 @@ fn bad_files_are_named() {
 }
 
 #[test]
+fn files_of_windows_editors_are_read_or_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x");
+    let with_token = config(&["http://127.0.0.1:1"], Some(&path));
+    let open = |config: &Config| Controller::open(config, "main", "i").map(drop).map_err(|error| format!("{error:#}"));
+    for text in ["1.10.5.abc\r\n", "\u{feff}1.10.5.abc\r\n", "\u{feff}1.10.5.abc"] {
+        fs::write(&path, text).unwrap();
+        assert_eq!(open(&with_token), Ok(()), "{text:?}");
+    }
+    let utf16: Vec<u8> = "\u{feff}1.10.5.abc\r\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    fs::write(&path, &utf16).unwrap();
+    let fault = open(&with_token).unwrap_err();
+    assert!(fault.contains("line 1: the file is UTF-16 (little endian): save it as UTF-8"), "{fault}");
+    // A certificate behind a byte order mark is one; in UTF-16 that is said.
+    let pem = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    fs::write(&path, format!("\u{feff}{pem}")).unwrap();
+    assert_eq!(super::credentials::read_certificates(&path).unwrap().len(), 1);
+    fs::write(&path, pem.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<u8>>()).unwrap();
+    let fault = format!("{:#}", super::credentials::read_certificates(&path).unwrap_err());
+    assert!(fault.contains("UTF-16"), "{fault}");
+}
+
+#[test]
 fn a_path_that_swallows_everything_is_noticed() {
     // It takes connections into its backlog and never answers.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

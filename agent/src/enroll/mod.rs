@@ -21,7 +21,8 @@ pub fn run(what: &Enroll) -> Result<String> {
         "-" => {
             let mut line = String::new();
             std::io::stdin().read_line(&mut line).context("cannot read the token from stdin")?;
-            line.trim().to_owned()
+            // PowerShell begins what it pipes with a byte order mark.
+            line.trim_start_matches('\u{feff}').trim().to_owned()
         }
         token => token.trim().to_owned(),
     };
@@ -96,7 +97,7 @@ fn write(out: &Path, url: &str, what: &Enroll, issued: &Enrolled) -> Result<Path
 
 /// Whether somebody has set up this very node there before: then the file may hold settings of theirs.
 fn is_of_this_node(path: &Path, what: &Enroll) -> bool {
-    let Ok(text) = fs::read_to_string(path) else { return false };
+    let Some(text) = fs::read(path).ok().and_then(|bytes| jscommon::text::decode(bytes).ok()) else { return false };
     Config::parse(&text, &Overrides::default())
         .is_ok_and(|config| (config.main.gid, config.main.nid) == (what.gid, what.nid))
 }

@@ -181,6 +181,31 @@ fn check_config_names_every_fault_with_its_line() {
 }
 
 #[test]
+fn configuration_in_another_encoding_is_named_with_line_and_advice() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("x.toml");
+    let path = file.to_str().expect("a path in UTF-8");
+    let utf16: Vec<u8> = "\u{feff}[main]\r\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let faults: [(&[u8], &[&str]); 3] = [
+        (&utf16, &["line 1: ", "UTF-16 (little endian)", "save it as UTF-8"]),
+        (b"# one\n# f\xfcr\n", &["line 2: ", "0xfc", "Windows-1252", "save it as UTF-8"]),
+        (b"# one\nx = \"C:\\data\\agent\\y\"\n", &["line 2: ", "escape", "single quotes"]),
+    ];
+    for (bytes, words) in faults {
+        fs::write(&file, bytes).expect("write");
+        for output in [run("jsagent", &["--check-config", "-c", path]), run("jsacc", &["-c", path])] {
+            fails(&output, words);
+            assert_eq!(output.stderr.matches("escape").count(), usize::from(words.contains(&"escape")), "{output:?}");
+        }
+    }
+    let good = "\u{feff}[main]\r\ngid = 1\r\nnid = 10\r\n[controllers.main]\r\nurl = \"https://ac.example:4000\"\r\n";
+    fs::write(&file, good).expect("write");
+    assert_eq!(run("jsagent", &["--check-config", "-c", path]).code, 0);
+    fs::write(&file, "\u{feff}port = 1\r\nstate_dir = \"/a\\nb\"\r\n").expect("write");
+    fails(&run("jsacc", &["-c", path]), &["line 2: ", "state-dir", "control character", "single quotes"]);
+}
+
+#[test]
 fn check_config_looks_into_the_files_of_credentials() {
     let dir = tempfile::tempdir().expect("a folder");
     let (file, token, ca) = (dir.path().join("agent.toml"), dir.path().join("token"), dir.path().join("ca.pem"));

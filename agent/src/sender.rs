@@ -355,12 +355,15 @@ fn shortened(result: &str) -> Option<Vec<u8>> {
     let period = fields.get("args").and_then(|args| args.get("recurring_period")).cloned();
     let was = fields.get("state").and_then(|state| state.as_str()).unwrap_or("?");
     let why = format!("the job ended {was}, and its result of {} bytes is too large for the controller", result.len());
-    fields.retain(|name, _| ["id", "gid", "nid", "cmd", "state", "code", "time", "starttime"].contains(&name.as_str()));
+    fields.retain(|name, _| {
+        ["id", "gid", "nid", "cmd", "state", "code", "time", "starttime", "bytes"].contains(&name.as_str())
+    });
     // A failure stays what it was; a success without its data is none.
     if fields.get("state").is_some_and(|state| state == "OK") {
         fields.insert("state".into(), "ERROR".into());
     }
     fields.insert("data".into(), why.into());
+    fields.insert("truncated".into(), true.into());
     // Without it the controller would take the run of a recurring job for its last.
     if let Some(period) = period {
         fields.insert("args".into(), serde_json::json!({"recurring_period": period}));

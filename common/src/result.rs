@@ -55,6 +55,12 @@ pub struct JobResult {
     /// The last 1000 lines, at most 64 KiB each, of unmarked stdout and stderr.
     #[serde(default)]
     pub streams: [String; 2],
+    /// Bytes that the process wrote to stdout and to stderr; zeros where none ran.
+    #[serde(default)]
+    pub bytes: [u64; 2],
+    /// Whether `streams` or `data` is not all of it.
+    #[serde(default)]
+    pub truncated: bool,
     /// The last message of level 9, or the alert that its restarts are used up.
     #[serde(default)]
     pub critical: String,
@@ -82,9 +88,43 @@ impl JobResult {
             time: 0,
             starttime: 0,
             streams: [String::new(), String::new()],
+            bytes: [0, 0],
+            truncated: false,
             critical: String::new(),
             tags: command.tags.clone(),
             quiet: false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn unrun() -> JobResult {
+        let command = Command::from_value(json!({"id": "a", "gid": 1, "nid": 2, "cmd": "execute"}));
+        JobResult::unrun(&command.unwrap_or_else(|bad| panic!("{}", bad.reason)), State::Error, "no")
+    }
+
+    #[test]
+    fn result_without_a_run_has_no_bytes_and_is_whole() {
+        let value = serde_json::to_value(unrun()).unwrap();
+        assert_eq!((&value["bytes"], &value["truncated"]), (&json!([0, 0]), &json!(false)));
+    }
+
+    #[test]
+    fn byte_counts_travel_as_numbers() {
+        let result = JobResult { bytes: [1 << 40, 7], truncated: true, ..unrun() };
+        let value = serde_json::to_value(&result).unwrap();
+        assert_eq!((&value["bytes"], &value["truncated"]), (&json!([1u64 << 40, 7]), &json!(true)));
+        assert_eq!(serde_json::from_value::<JobResult>(value).unwrap(), result);
+    }
+
+    #[test]
+    fn result_of_an_older_agent_is_read() {
+        let old = json!({"id": "a", "gid": 1, "nid": 2, "state": "OK", "streams": ["x", ""]});
+        let result: JobResult = serde_json::from_value(old).unwrap();
+        assert_eq!((result.bytes, result.truncated), ([0, 0], false));
     }
 }

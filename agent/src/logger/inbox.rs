@@ -58,6 +58,15 @@ impl Inbox {
         let _ = self.sender.send(Message::Batch(batch));
     }
 
+    /// Sends messages, or gives them back where there is no room.
+    pub(super) fn try_push(&self, batch: Batch) -> Result<(), Batch> {
+        if !self.budget.try_take(batch.weight()) {
+            return Err(batch);
+        }
+        let _ = self.sender.send(Message::Batch(batch));
+        Ok(())
+    }
+
     /// Sends what is no message of a job.
     pub(super) fn send(&self, message: Message) {
         let _ = self.sender.send(message);
@@ -71,6 +80,15 @@ impl Budget {
             state = self.freed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state.used += bytes;
+    }
+
+    fn try_take(&self, bytes: usize) -> bool {
+        let mut state = self.lock();
+        let free = state.used <= MAX_BYTES || state.closed;
+        if free {
+            state.used += bytes;
+        }
+        free
     }
 
     /// Bytes have been stored.

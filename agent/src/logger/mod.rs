@@ -105,6 +105,11 @@ impl Inlet {
         Inlet { inbox }
     }
 
+    /// Hands over the messages of one read, or gives them back while the logger is too far behind.
+    pub fn try_push(&self, batch: Batch) -> std::result::Result<(), Batch> {
+        self.inbox.try_push(batch)
+    }
+
     /// Hands over the messages of one read; waits while the logger is too far behind.
     pub fn push(&self, batch: Batch) {
         self.inbox.push(batch, true);

@@ -26,6 +26,10 @@ pub struct Captured {
     pub critical: String,
     /// Messages of levels 20-23 seen.
     pub results: u64,
+    /// Bytes that were read of stdout and of stderr.
+    pub bytes: [u64; 2],
+    /// Whether `streams` or `data` is not all of it.
+    pub truncated: bool,
 }
 
 /// What is kept while the pipes are read.
@@ -35,6 +39,9 @@ pub(super) struct Keeper {
     data: String,
     critical: String,
     results: u64,
+    bytes: [u64; 2],
+    /// `data` was longer than what is kept of it.
+    data_cut: bool,
     tails: [Tail; 2],
 }
 
@@ -46,32 +53,42 @@ impl Keeper {
         } else if level::is_result(message.level) {
             self.results += u64::from(!message.continued);
             self.level = message.level;
-            keep(&mut self.data, message);
+            self.data_cut = !keep(&mut self.data, message) || (message.continued && self.data_cut);
         } else if message.level == level::CRITICAL {
-            keep(&mut self.critical, message);
+            let _ = keep(&mut self.critical, message);
         }
+    }
+
+    /// Counts bytes that were read of stdout (0) or stderr (1).
+    pub(super) fn count(&mut self, stream: usize, bytes: usize) {
+        self.bytes[stream] += bytes as u64;
     }
 
     /// What has been captured by now.
     pub(super) fn snapshot(&self) -> Captured {
+        let [(out, out_cut), (err, err_cut)] = [self.tails[0].text(), self.tails[1].text()];
         Captured {
             level: self.level,
             data: self.data.clone(),
-            streams: [self.tails[0].text(), self.tails[1].text()],
+            streams: [out, err],
             critical: self.critical.clone(),
             results: self.results,
+            bytes: self.bytes,
+            truncated: out_cut || err_cut || self.data_cut,
         }
     }
 }
 
-/// Replaces `kept` by the message, or adds to it what continues it, up to the bound.
-fn keep(kept: &mut String, message: &Message<'_>) {
+/// Replaces `kept` by the message, or adds to it what continues it, up to the bound. Says whether all of
+/// the message was kept.
+fn keep(kept: &mut String, message: &Message<'_>) -> bool {
     if !message.continued {
         kept.clear();
         kept.shrink_to(4096);
     }
     let room = message.text.floor_char_boundary(MAX_BLOCK.saturating_sub(kept.len()));
     kept.push_str(&message.text[..room]);
+    room == message.text.len()
 }
 
 /// The last lines of a stream's ordinary text, with an LF between each two.
@@ -94,7 +111,9 @@ impl Tail {
     }
 
     fn append(&mut self, text: &[u8]) {
-        let text = &text[text.len().saturating_sub(MAX_TAIL)..];
+        let whole = text.len();
+        let text = &text[whole.saturating_sub(MAX_TAIL)..];
+        self.cut |= text.len() < whole;
         let over = (self.bytes.len() + text.len()).saturating_sub(MAX_TAIL);
         if over > 0 {
             self.bytes.drain(..over);
@@ -103,8 +122,9 @@ impl Tail {
         self.bytes.extend(text);
     }
 
-    /// The last lines as they are kept; what is left of a line whose start is gone, only when it is the only one.
-    fn text(&self) -> String {
+    /// The last lines as they are kept, and whether there were more; what is left of a line whose start
+    /// is gone, only when it is the only one.
+    fn text(&self) -> (String, bool) {
         let mut ends = self.bytes.iter().enumerate().rev().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at);
         let mut start = ends.nth(MAX_LINES - 1).map_or(0, |at| at + 1);
         if start == 0 && self.cut {
@@ -113,7 +133,7 @@ impl Tail {
         let bytes: Vec<u8> = self.bytes.range(start..).copied().collect();
         // The cut may have gone through a character.
         let whole = bytes.iter().position(|byte| byte & 0xc0 != 0x80).unwrap_or(bytes.len());
-        String::from_utf8_lossy(&bytes[whole..]).into_owned()
+        (String::from_utf8_lossy(&bytes[whole..]).into_owned(), self.cut || start > 0)
     }
 }
 
@@ -138,6 +158,7 @@ mod tests {
         let lines: Vec<&str> = captured.streams[0].split('\n').collect();
         assert_eq!((lines.len(), lines[0], lines[999]), (1000, "500", "1499"));
         assert_eq!(captured.streams[1], "\na\n");
+        assert!(captured.truncated);
     }
 
     #[test]
@@ -173,6 +194,41 @@ mod tests {
         // A long line comes in pieces and is put together again.
         keeper.note(0, &message(20, true, false, "{\"a\":"));
         keeper.note(0, &message(20, true, true, "1}"));
-        assert_eq!(keeper.snapshot().data, "{\"a\":1}");
+        let captured = keeper.snapshot();
+        assert_eq!((captured.data.as_str(), captured.truncated), ("{\"a\":1}", false));
+    }
+
+    #[test]
+    fn what_is_left_out_of_the_result_is_told() {
+        let truncated = |count: usize, line: &str| {
+            let mut keeper = Keeper::default();
+            (0..count).for_each(|_| keeper.note(0, &message(1, false, false, line)));
+            keeper.snapshot().truncated
+        };
+        assert!(!truncated(0, "") && !truncated(1000, "x") && truncated(1001, "x"));
+        assert!(!truncated(1, &"x".repeat(MAX_TAIL)) && truncated(1, &"x".repeat(MAX_TAIL + 1)));
+        // A line feed stands between each two lines.
+        assert!(!truncated(2, &"x".repeat(MAX_TAIL / 2 - 1)) && truncated(2, &"x".repeat(MAX_TAIL / 2)));
+        let mut keeper = Keeper::default();
+        let mut data = |continued, text: &str| {
+            keeper.note(0, &message(20, true, continued, text));
+            keeper.snapshot().truncated
+        };
+        assert!(!data(false, &"x".repeat(MAX_BLOCK)));
+        assert!(data(true, "y") && data(true, "") && !data(false, "short"));
+        // Alerts and messages of other levels are in the records, and in no stream.
+        keeper.note(0, &message(9, true, false, &"x".repeat(MAX_BLOCK)));
+        keeper.note(0, &message(9, true, true, "y"));
+        keeper.note(0, &message(3, true, false, "warning"));
+        assert!(!keeper.snapshot().truncated);
+    }
+
+    #[test]
+    fn bytes_are_counted_for_each_stream() {
+        let mut keeper = Keeper::default();
+        for (stream, bytes) in [(0, 5), (1, 2), (0, 7)] {
+            keeper.count(stream, bytes);
+        }
+        assert_eq!(keeper.snapshot().bytes, [12, 2]);
     }
 }

@@ -7,10 +7,11 @@
 use crate::{logger, stats};
 use jscommon::LevelSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 mod capture;
 mod codepage;
+mod encoding;
 pub mod marker;
 mod reader;
 
@@ -63,6 +64,17 @@ impl Outlets {
 #[derive(Debug, Default)]
 pub struct Capture {
     keeper: Mutex<Keeper>,
+    stall: Mutex<Stall>,
+}
+
+/// How long readers waited for the logger.
+#[derive(Debug, Default)]
+struct Stall {
+    /// Readers that wait now: both of a child at most.
+    waiting: u32,
+    since: Option<Instant>,
+    /// Of all waits that are over.
+    total: Duration,
 }
 
 impl Capture {
@@ -70,6 +82,34 @@ impl Capture {
     /// hold them for ever.
     pub fn snapshot(&self) -> Captured {
         self.keeper().snapshot()
+    }
+
+    /// How long its readers have waited for the logger by now. They read nothing meanwhile, so that what
+    /// the process wrote may still be in its pipes.
+    pub fn stalled(&self) -> Duration {
+        let stall = self.stall();
+        stall.total + stall.since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// Does `wait`, which waits for the logger.
+    fn while_stalled(&self, wait: impl FnOnce()) {
+        {
+            let mut stall = self.stall();
+            stall.waiting += 1;
+            stall.since.get_or_insert_with(Instant::now);
+        }
+        wait();
+        let mut stall = self.stall();
+        stall.waiting -= 1;
+        if stall.waiting == 0
+            && let Some(since) = stall.since.take()
+        {
+            stall.total += since.elapsed();
+        }
+    }
+
+    fn stall(&self) -> MutexGuard<'_, Stall> {
+        self.stall.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn keeper(&self) -> MutexGuard<'_, Keeper> {

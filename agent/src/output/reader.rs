@@ -9,6 +9,7 @@
 //! take it down costs more than all that a short job writes.
 
 use super::codepage::CodePage;
+use super::encoding::{Decoded, Encoding};
 use super::marker::{Message, Parser};
 use super::{Capture, Outlets, Source};
 use crate::logger::batch::{Batch, now};
@@ -99,6 +100,7 @@ impl Readers {
         for feed in feeds {
             let reader = Reader {
                 parsers: [Parser::new(level::STDOUT), Parser::new(level::STDERR)],
+                encodings: Default::default(),
                 pages: [os::DECODE.map(CodePage::new), os::DECODE.map(CodePage::new)],
                 source: Arc::clone(source),
                 outlets: outlets.clone(),
@@ -135,6 +137,8 @@ impl Readers {
 struct Reader {
     /// Of both streams, also where it reads only one.
     parsers: [Parser; 2],
+    /// What each stream is written in.
+    encodings: [Encoding; 2],
     /// Where programs may write in a code page.
     pages: [Option<CodePage>; 2],
     source: Arc<Source>,
@@ -167,12 +171,13 @@ impl Reader {
 
     /// Parses the bytes of one read, or the end, of a stream and hands over what came of it.
     fn take(&mut self, stream: usize, bytes: Option<&[u8]>) {
-        let Reader { parsers, pages, source, outlets, capture, statsd } = self;
-        let (parser, page) = (&mut parsers[stream], &mut pages[stream]);
+        let Reader { parsers, encodings, pages, source, outlets, capture, statsd } = self;
+        let (parser, page, encoding) = (&mut parsers[stream], &mut pages[stream], &mut encodings[stream]);
         // One clock reading a read: its messages arrived together.
         let mut batch = Batch::new(source, now(), bytes.map_or(0, <[u8]>::len));
         {
             let mut keeper = capture.keeper();
+            keeper.count(stream, bytes.map_or(0, <[u8]>::len));
             let mut sink = |message: Message<'_>| {
                 keeper.note(stream, &message);
                 if message.level == level::STATSD {
@@ -183,10 +188,11 @@ impl Reader {
                     batch.push(message.level, message.text);
                 }
             };
-            match (bytes, page) {
-                (Some(bytes), None) => parser.feed(bytes, &mut sink),
-                (Some(bytes), Some(page)) => parser.feed(&page.feed(bytes), &mut sink),
-                (None, page) => {
+            match bytes {
+                Some(bytes) if encoding.is_plain() => feed(parser, page, bytes, &mut sink),
+                Some(bytes) => decoded(parser, page, encoding.feed(bytes), &mut sink),
+                None => {
+                    decoded(parser, page, encoding.finish(), &mut sink);
                     if let Some(page) = page {
                         parser.feed(&page.finish(), &mut sink);
                     }
@@ -199,8 +205,28 @@ impl Reader {
             statsd.clear();
         }
         if !batch.is_empty() {
-            outlets.logger.push(batch);
+            // Only where the logger is behind is this a wait, which the job's result must know of.
+            if let Err(batch) = outlets.logger.try_push(batch) {
+                capture.while_stalled(|| outlets.logger.push(batch));
+            }
         }
+    }
+}
+
+/// Parses bytes as the program wrote them.
+#[inline]
+fn feed(parser: &mut Parser, page: &mut Option<CodePage>, bytes: &[u8], sink: &mut impl FnMut(Message<'_>)) {
+    match page {
+        None => parser.feed(bytes, sink),
+        Some(page) => parser.feed(&page.feed(bytes), sink),
+    }
+}
+
+/// Parses the first bytes of a stream, or one that was UTF-16.
+fn decoded(parser: &mut Parser, page: &mut Option<CodePage>, bytes: Decoded<'_>, sink: &mut impl FnMut(Message<'_>)) {
+    match bytes {
+        Decoded::Plain(bytes) => feed(parser, page, &bytes, sink),
+        Decoded::Text(text) => parser.feed(text.as_bytes(), sink),
     }
 }
 
@@ -246,6 +272,35 @@ mod tests {
             assert_eq!((captured.critical.as_str(), captured.streams[1].as_str()), ("alarm", "oops"));
             assert_eq!(captured.streams[0].lines().count(), 1000);
         }
+    }
+
+    fn captured(streams: Vec<(usize, Cursor<Vec<u8>>)>) -> crate::output::Captured {
+        let (done, ended) = mpsc::channel();
+        let readers = Readers::default();
+        let capture =
+            readers.attach(&source(), vec![Texts(streams)], &outlets(), move || done.send(()).unwrap()).unwrap();
+        ended.recv_timeout(Duration::from_secs(20)).unwrap();
+        capture.snapshot()
+    }
+
+    #[test]
+    fn marker_behind_a_byte_order_mark_is_seen() {
+        let utf16: Vec<u8> = "20::{\"ü\": 1}\r\nplain\r\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
+        for stdout in
+            [b"\xef\xbb\xbf20::{\"\xc3\xbc\": 1}\nplain\n".to_vec(), [&b"\xff\xfe"[..], &utf16].concat(), utf16]
+        {
+            let count = stdout.len() as u64;
+            let captured = captured(vec![text(0, &stdout), text(1, b"\xef\xbb\xbf9::alarm\n")]);
+            assert_eq!((captured.level, captured.data.as_str()), (20, "{\"ü\": 1}"));
+            assert_eq!((captured.streams[0].as_str(), captured.critical.as_str()), ("plain", "alarm"));
+            assert_eq!(captured.bytes, [count, 12], "as they were written");
+        }
+    }
+
+    #[test]
+    fn bytes_of_each_stream_are_counted() {
+        let captured = captured(vec![text(0, &b"20::1\n".repeat(20_000)), text(1, b"no line feed")]);
+        assert_eq!((captured.bytes, captured.truncated), ([120_000, 12], false));
     }
 
     #[test]

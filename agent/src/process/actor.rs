@@ -93,6 +93,8 @@ struct Run {
     pid: u32,
     reaped: bool,
     capture: Option<Arc<Capture>>,
+    /// How long its readers had waited for the logger when that was last looked at.
+    stalled: Duration,
     mark: Option<Mark>,
     /// Its cgroup, where it has one.
     group: Option<String>,
@@ -112,6 +114,7 @@ impl Run {
             pid: 0,
             reaped: true,
             capture: None,
+            stalled: Duration::ZERO,
             mark: None,
             group: None,
             known: Vec::new(),
@@ -291,7 +294,23 @@ impl Actor {
 
     fn event(&mut self, event: Event) {
         let now = self.now();
+        self.extend_drains(now);
         self.actions.extend(self.policy.handle(event, now));
+    }
+
+    /// The time that a run's output is waited for does not pass while its readers wait for the logger: what
+    /// the process wrote last may still be in its pipes.
+    fn extend_drains(&mut self, now: Now) {
+        for run in self.policy.drain_ends(now) {
+            let Some(known) = self.runs.get_mut(&run) else { continue };
+            let Some(stalled) = known.capture.as_ref().map(|capture| capture.stalled()) else { continue };
+            let more = stalled.saturating_sub(known.stalled);
+            known.stalled = stalled;
+            if !more.is_zero() {
+                let millis = more.as_millis() as u64 + 1;
+                self.actions.extend(self.policy.handle(Event::Stalled { run, millis }, now));
+            }
+        }
     }
 
     fn receive(&mut self, message: Message) {
@@ -334,6 +353,7 @@ impl Actor {
         if let Some(known) = self.runs.get_mut(&run) {
             known.reaped = true;
             known.ended = Some(Instant::now());
+            known.stalled = known.capture.as_ref().map_or(Duration::ZERO, |capture| capture.stalled());
         }
         self.event(Event::Exited { run, code });
     }

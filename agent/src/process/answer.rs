@@ -59,6 +59,8 @@ pub(super) fn result(command: &Command, node: NodeId, ended: Ended) -> JobResult
         time: ended.time,
         starttime: ended.started,
         streams: captured.streams,
+        bytes: captured.bytes,
+        truncated: captured.truncated,
         critical: ended.alert.unwrap_or(captured.critical),
         quiet: ended.sparing && state == State::Ok && captured.results == 0,
         ..JobResult::unrun(command, state, "")
@@ -141,6 +143,15 @@ mod tests {
         let why = Cause::Stop.sentence();
         let result = make(Ended { captured: said(), ..ended(Outcome::Killed { code: None, why: why.clone() }) });
         assert_eq!((result.level, result.data), (0, why));
+    }
+
+    #[test]
+    fn byte_counts_and_truncation_are_told() {
+        let captured = Captured { bytes: [1_290_000, 3], truncated: true, ..Captured::default() };
+        let result = make(Ended { captured, ..ended(Outcome::Exited { code: 0 }) });
+        assert_eq!((result.bytes, result.truncated), ([1_290_000, 3], true));
+        let result = make(Ended { answer: Some(Ok(json!("pong"))), ..ended(Outcome::Answered) });
+        assert_eq!((result.bytes, result.truncated), ([0, 0], false));
     }
 
     #[test]

@@ -100,6 +100,7 @@ impl Policy {
             | Event::Answered { run }
             | Event::Exited { run, .. }
             | Event::Drained { run }
+            | Event::Stalled { run, .. }
             | Event::Tree { run, .. } => self.runs.get(run).copied().into_iter().collect(),
             Event::KillAll => self.in_order(),
             Event::Stop => {
@@ -130,6 +131,12 @@ impl Policy {
     /// When the next [`Event::Tick`] is due, on the monotonic clock.
     pub fn deadline(&self) -> Option<u64> {
         self.timers.first().map(|(until, _)| *until)
+    }
+
+    /// The runs that have ended and whose output is waited for no longer than until now.
+    pub fn drain_ends(&self, now: Now) -> Vec<u64> {
+        let due = self.timers.iter().take_while(|(until, _)| *until <= now.mono);
+        due.filter_map(|(_, key)| self.jobs.get(key)?.job.draining()).collect()
     }
 
     /// Whether a job of this id is not over.

@@ -135,6 +135,14 @@ impl Job {
         }
     }
 
+    /// The run that has ended and whose output is still waited for.
+    pub(super) fn draining(&self) -> Option<u64> {
+        match &self.phase {
+            Phase::Running(run) if !run.drained => run.drain_until.map(|_| run.run),
+            _ => None,
+        }
+    }
+
     /// Whether a run is being ended.
     pub(super) fn is_ending(&self) -> bool {
         self.cause().is_some()
@@ -188,6 +196,13 @@ impl Job {
             Event::Drained { run } => {
                 if let Some(current) = self.running(*run) {
                     current.drained = true;
+                }
+            }
+            Event::Stalled { run, millis } => {
+                if let Some(current) = self.running(*run)
+                    && let Some(until) = &mut current.drain_until
+                {
+                    *until += millis;
                 }
             }
             Event::Tree { run, alive } => self.tree(*run, *alive, now),

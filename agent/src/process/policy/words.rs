@@ -107,6 +107,13 @@ pub enum Event {
         /// The run.
         run: u64,
     },
+    /// The readers of this run waited for the logger, and could read nothing meanwhile.
+    Stalled {
+        /// The run.
+        run: u64,
+        /// For so many milliseconds, since it was said last.
+        millis: u64,
+    },
     /// The answer to [`Action::Probe`] and [`Action::Kill`].
     Tree {
         /// The run.

@@ -100,3 +100,59 @@ fn a_quiet_agent_rests_once() {
     assert!(life.remote().processes().is_empty());
     until("it rests again", || matches!(life.notices.recv_timeout(LONG), Ok(Notice::Quiet)).then_some(()));
 }
+
+#[test]
+fn result_waits_for_readers_that_wait_for_the_logger() {
+    let node = Node::new();
+    let life = node.live();
+    let (free, held) = crossbeam_channel::bounded::<()>(0);
+    // The log store stalls, and more waits than may be on its way.
+    let logger = life._logger.inlet();
+    logger.then(move || {
+        let _ = held.recv();
+    });
+    let source = crate::output::tests::source();
+    let mut batch = logger::batch::Batch::new(&source, 1, 0);
+    batch.push(1, &"x".repeat(4 << 20));
+    logger.push(batch);
+    // Its reader takes the first bytes and waits for the logger before it reads the result.
+    let done = node.path("done");
+    life.shell("a", "echo first; sleep 0.3; echo 20::42; : > $F", json!({"env": {"F": done}}));
+    until("the process has ended", || done.exists().then_some(()));
+    // Several times as long as output is waited for otherwise.
+    let begin = Instant::now();
+    while begin.elapsed() < Duration::from_secs(2) {
+        assert!(life.ledger.unsent("main", 10, 1000).unwrap().is_empty(), "it was not waited for");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    drop(free);
+    let result = life.result("a");
+    assert_eq!((result.state, result.data.as_str(), result.level), (State::Ok, "42", 20));
+    assert_eq!((result.bytes, result.truncated), ([13, 0], false));
+}
+
+#[test]
+fn bytes_and_truncation_are_in_the_result_and_its_record() {
+    let node = Node::new();
+    let life = node.live();
+    let result = |id: &str, script: &str| {
+        life.shell(id, script, json!({}));
+        life.result(id)
+    };
+    let small = result("a", "printf 'abc\\n7::x\\n'; printf é >&2; exit 3");
+    assert_eq!((small.bytes, small.truncated), ([9, 2], false));
+    let large = result("b", "yes 0123456789 | head -n 20000");
+    assert_eq!((large.bytes, large.truncated), ([220_000, 0], true));
+    let lines = result("c", "yes x | head -n 1001 >&2");
+    assert_eq!((lines.bytes, lines.truncated), ([0, 2002], true));
+    let answer = life.ask("p", "ping", json!(""));
+    assert_eq!((answer.bytes, answer.truncated), ([0, 0], false));
+    let query = logger::Query {
+        jobid: Some("b".into()),
+        levels: Some(jscommon::LevelSet::parse("30").unwrap()),
+        ..Default::default()
+    };
+    let records = until("its record", || Some(life._logger.remote().get(&query).unwrap()).filter(|r| !r.is_empty()));
+    let record: Value = serde_json::from_str(&records[0].data).unwrap();
+    assert_eq!((&record["bytes"], &record["truncated"]), (&json!([220_000, 0]), &json!(true)));
+}

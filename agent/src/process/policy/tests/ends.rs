@@ -181,3 +181,28 @@ fn unschedule_lets_the_run_end_by_itself() {
     desk.exit(run, 1);
     desk.said(&["start c", "c is Last", "finish c exited 1"]);
 }
+
+#[test]
+fn drain_time_does_not_pass_while_readers_wait_for_the_logger() {
+    let mut desk = Desk::new(10);
+    let run = desk.accept("a", rules());
+    desk.spawned(run);
+    desk.event(Event::Exited { run, code: 0 });
+    let due = desk.policy.deadline().unwrap();
+    assert!(desk.policy.drain_ends(now(due - 1)).is_empty());
+    assert_eq!(desk.policy.drain_ends(now(due)), [run]);
+    // All of the time was spent waiting.
+    desk.time = due;
+    desk.event(Event::Stalled { run, millis: due });
+    desk.at(due + 1);
+    desk.said(&["start a"]);
+    assert_eq!(desk.policy.deadline(), Some(2 * due));
+    desk.at(2 * due);
+    desk.said(&["finish a exited 0"]);
+    // It says nothing about a run that is over or still at work.
+    let other = desk.accept("b", rules());
+    desk.spawned(other);
+    desk.event(Event::Stalled { run: other, millis: 1000 });
+    desk.event(Event::Stalled { run, millis: 1000 });
+    assert_eq!(desk.policy.deadline(), None);
+}

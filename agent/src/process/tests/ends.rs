@@ -65,6 +65,30 @@ fn the_whole_tree_ends() {
     });
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn grandchild_whose_first_thread_ended_is_counted_and_ends_with_its_tree() {
+    let node = Node::new();
+    let life = node.live();
+    let script = "import ctypes, os, platform, sys, threading, time\n\
+        threading.Thread(target=time.sleep, args=(1000,)).start()\n\
+        open(sys.argv[1], 'w').write(f'{os.getpid()}\\n')\n\
+        ctypes.CDLL(None).syscall(60 if platform.machine() == 'x86_64' else 93, 0)";
+    std::fs::write(node.path("half.py"), script).unwrap();
+    let path = |name: &str| node.path(name).display().to_string();
+    life.shell("a", &format!("setsid python3 {} {} & wait", path("half.py"), path("pid")), json!({}));
+    let pid = pid_in(&node, "pid");
+    let state = || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    until("its first thread to end", || state().contains(") Z ").then_some(()));
+    let entry = life.wait_running("a");
+    // An interpreter of Python has several times the memory of a shell.
+    assert!(entry.processes == 2 && entry.rss > 4 << 20, "{entry:?}");
+    life.ask("k", "kill", json!({"id": "a"}));
+    assert_eq!(life.result("a").state, State::Killed);
+    assert!(!lives(pid));
+    until("it to be gone", || state().is_empty().then_some(()));
+}
+
 #[test]
 fn a_daemon_that_hides_is_found_by_its_cgroup() {
     let node = Node::new();

@@ -1,6 +1,7 @@
 //! The real agent as a process.
 
 use crate::acc::Acc;
+use crate::mounts::Mounts;
 use crate::process::{Process, bin, code, log_level, sweep};
 use crate::wait::LONG;
 use nix::sys::signal::Signal;
@@ -30,6 +31,8 @@ pub struct AgentOptions {
     pub args: Vec<String>,
     /// More of its environment, `JS_DIE_AT` for one.
     pub env: Vec<(String, String)>,
+    /// File systems that the agent alone sees mounted.
+    pub mounts: Mounts,
 }
 
 impl Default for AgentOptions {
@@ -43,6 +46,7 @@ impl Default for AgentOptions {
             config: String::new(),
             args: Vec::new(),
             env: Vec::new(),
+            mounts: Mounts::default(),
         }
     }
 }
@@ -133,6 +137,7 @@ impl Agent {
         log_level(&mut command, &options.args);
         command.args(&options.args);
         command.env_remove("JS_DIE_AT").envs(options.env.iter().map(|(k, v)| (k, v)));
+        options.mounts.apply(&mut command);
         Process::spawn(&mut command, &format!("jsagent-{}", options.nid), dir, Signal::SIGTERM)
     }
 

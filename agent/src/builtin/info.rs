@@ -8,10 +8,11 @@
 use super::{Answer, Context};
 use crate::config::Config;
 use crate::os;
+use crossbeam_channel::never;
 use jscommon::Command;
 use serde_json::{Value, json};
 use std::thread;
-use sysinfo::{CpuRefreshKind, Disks, MINIMUM_CPU_UPDATE_INTERVAL, Networks, RefreshKind, System};
+use sysinfo::{CpuRefreshKind, MINIMUM_CPU_UPDATE_INTERVAL, Networks, RefreshKind, System};
 
 /// `{arch, brand, physical, logical, mhz, usage, load}`: the usage of each processor in percent over
 /// a fifth of a second, and the load averages of 1, 5 and 15 minutes (zeros on Windows, which has none).
@@ -50,24 +51,10 @@ pub(super) fn memory(_: &Context, _: &Command) -> Answer {
 }
 
 /// A list of `{device, mount, fstype, total, used, free, readonly, removable}`, in bytes; `free` is
-/// what is left for ordinary users, as `df` counts it.
+/// what is left for ordinary users, as `df` counts it. The three sizes of a file system that does not
+/// answer are null.
 pub(super) fn disks(_: &Context, _: &Command) -> Answer {
-    let found = os::without_windows(Disks::new_with_refreshed_list).map_err(unknown)?;
-    let known = found.iter().map(|disk| os::Disk {
-        device: disk.name().to_string_lossy().into_owned(),
-        mount: disk.mount_point().to_string_lossy().into_owned(),
-        fstype: disk.file_system().to_string_lossy().into_owned(),
-        total: disk.total_space(),
-        free: disk.available_space(),
-        readonly: disk.is_read_only(),
-        removable: disk.is_removable(),
-    });
-    let mut disks: Vec<os::Disk> = known.collect();
-    for more in os::disks() {
-        if disks.iter().all(|disk| disk.mount != more.mount) {
-            disks.push(more);
-        }
-    }
+    let mut disks = os::disks(&never());
     disks.sort_by(|a, b| a.mount.cmp(&b.mount));
     Ok(disks.iter().map(disk_entry).collect())
 }
@@ -77,9 +64,9 @@ fn disk_entry(disk: &os::Disk) -> Value {
         "device": disk.device,
         "mount": disk.mount,
         "fstype": disk.fstype,
-        "total": disk.total,
-        "used": disk.total.saturating_sub(disk.free),
-        "free": disk.free,
+        "total": disk.space.map(|space| space.total),
+        "used": disk.space.map(|space| space.total.saturating_sub(space.free)),
+        "free": disk.space.map(|space| space.free),
         "readonly": disk.readonly,
         "removable": disk.removable,
     })

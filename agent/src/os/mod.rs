@@ -38,6 +38,15 @@ pub enum ServiceOrder {
     Uninstall,
 }
 
+/// How much a file system holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// Its size in bytes.
+    pub total: u64,
+    /// What is left for ordinary users, in bytes.
+    pub free: u64,
+}
+
 /// A file system that is mounted, or has a letter.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Disk {
@@ -47,10 +56,8 @@ pub struct Disk {
     pub mount: String,
     /// Its kind.
     pub fstype: String,
-    /// Its size in bytes.
-    pub total: u64,
-    /// What is left for ordinary users, in bytes.
-    pub free: u64,
+    /// Its space; `None` when it does not answer.
+    pub space: Option<Space>,
     /// Whether nothing can be written there.
     pub readonly: bool,
     /// Whether its medium can be taken out.

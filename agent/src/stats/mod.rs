@@ -17,7 +17,7 @@ use jscommon::worker::Worker;
 use jscommon::{NodeId, series};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 mod aggregate;
 pub mod monitor;
@@ -34,6 +34,9 @@ const STACK: usize = 256 * 1024;
 
 /// Series of one batch: far below the 16 MiB that a controller takes.
 const BATCH: usize = 20_000;
+
+/// How long the monitor may take for a sample.
+const SAMPLE_TIME: Duration = Duration::from_secs(30);
 
 /// The group of what comes over UDP, for which there is neither domain nor name.
 const NOBODY: &str = "unknown.unknown";
@@ -59,6 +62,7 @@ impl Handle {
         let flusher = Flusher {
             node: config.main.node(),
             seconds: config.stats.interval.as_secs().max(1),
+            max_age: config.monitor.interval * 2 + SAMPLE_TIME,
             shared: Arc::clone(&inlet.shared),
             outbox,
             stopped,
@@ -92,7 +96,11 @@ struct Jobs {
     /// Jobs that run, by group; a group that has none left stays until the flush after.
     running: HashMap<String, u64>,
     figures: HashMap<String, Figures>,
+    /// When `figures` were taken.
+    figures_at: Option<Instant>,
     node: Vec<(String, f64)>,
+    /// When `node` was taken.
+    node_at: Option<Instant>,
     /// Told when a job begins that is to be sampled at its own pace.
     monitor: Option<Sender<()>>,
 }
@@ -127,12 +135,16 @@ impl Inlet {
     /// The newest figures of all domains and names that have processes.
     pub fn figures(&self, figures: HashMap<(String, String), Figures>) {
         let figures = figures.into_iter().map(|((domain, name), figures)| (group(&domain, &name), figures));
-        lock(&self.shared.jobs).figures = figures.collect();
+        let mut jobs = lock(&self.shared.jobs);
+        jobs.figures = figures.collect();
+        jobs.figures_at = Some(Instant::now());
     }
 
     /// The newest figures of the node itself, by key.
     pub fn node(&self, figures: Vec<(String, f64)>) {
-        lock(&self.shared.jobs).node = figures;
+        let mut jobs = lock(&self.shared.jobs);
+        jobs.node = figures;
+        jobs.node_at = Some(Instant::now());
     }
 
     /// Takes datagrams.
@@ -156,6 +168,8 @@ struct Flusher {
     node: NodeId,
     /// Length of an interval.
     seconds: u64,
+    /// Samples of the monitor that are older than this are not sent: it hangs.
+    max_age: Duration,
     shared: Arc<Shared>,
     outbox: Arc<Outbox>,
     stopped: Receiver<()>,
@@ -176,13 +190,20 @@ impl Flusher {
     fn flush(&self, timestamp: u64) {
         let jobs = {
             let mut jobs = lock(&self.shared.jobs);
+            let is_stale = |taken: Option<Instant>| taken.is_some_and(|taken| taken.elapsed() > self.max_age);
+            if is_stale(jobs.figures_at) {
+                jobs.figures.clear();
+            }
+            if is_stale(jobs.node_at) {
+                jobs.node.clear();
+            }
             let running = jobs.running.clone();
             // What ended is in this flush for the last time.
             jobs.running.retain(|_, running| *running > 0);
             let Jobs { running: left, figures, .. } = &mut *jobs;
             let now = figures.clone();
             figures.retain(|group, _| left.contains_key(group));
-            Jobs { running, figures: now, node: jobs.node.clone(), monitor: None }
+            Jobs { running, figures: now, node: jobs.node.clone(), ..Jobs::default() }
         };
         // A job that is not known to run can only be one that has ended.
         let lives = |group: &str| match jobs.running.get(group) {

@@ -9,11 +9,11 @@ use crate::config::Config;
 use crate::os;
 use crate::process::{self, ProcessEntry};
 use anyhow::{Context, Result};
-use crossbeam_channel::{RecvTimeoutError, Sender, at, bounded, select};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, at, bounded, select};
 use jscommon::worker::Worker;
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
-use sysinfo::{DiskRefreshKind, Disks, MemoryRefreshKind, Networks, RefreshKind, System};
+use sysinfo::{MemoryRefreshKind, Networks, RefreshKind, System};
 
 const STACK: usize = 256 * 1024;
 
@@ -39,7 +39,7 @@ pub fn start(config: &Config, processes: process::Remote, inlet: Inlet) -> Resul
         loop {
             let now = Instant::now();
             if samples.node_is_due(now) {
-                inlet.node(node.figures());
+                inlet.node(node.figures(&stopped));
             }
             if samples.are_due(now) {
                 inlet.figures(samples.take(now, processes.processes()));
@@ -161,7 +161,6 @@ impl Samples {
 struct Node {
     system: Option<System>,
     processors: Option<os::Processors>,
-    disks: Option<Disks>,
     networks: Option<Networks>,
 }
 
@@ -171,14 +170,12 @@ impl Node {
         Node {
             system: System::new_with_specifics(refresh).ok(),
             processors: os::Processors::new(),
-            disks: os::without_windows(|| {
-                Disks::new_with_refreshed_list_specifics(DiskRefreshKind::nothing().with_storage()).ok()
-            }),
             networks: Networks::new_with_refreshed_list().ok(),
         }
     }
 
-    fn figures(&mut self) -> Vec<(String, f64)> {
+    /// Returns the figures of now; they come at once when `stop` is closed.
+    fn figures(&mut self, stop: &Receiver<()>) -> Vec<(String, f64)> {
         let mut figures = Vec::new();
         let mut add = |key: String, value: f64| figures.push((key, value));
         if let Ok(load) = System::load_average() {
@@ -201,14 +198,12 @@ impl Node {
                 add(key.into(), value as f64);
             }
         }
-        if let Some(disks) = &mut self.disks {
-            os::without_windows(|| disks.refresh_specifics(true, DiskRefreshKind::nothing().with_storage()));
-            for disk in disks.iter() {
-                let name = part(&disk.mount_point().to_string_lossy());
-                let (total, free) = (disk.total_space(), disk.available_space());
-                for (key, value) in [("total", total), ("used", total.saturating_sub(free)), ("free", free)] {
-                    add(format!("disk.{name}.{key}"), value as f64);
-                }
+        for disk in os::disks(stop) {
+            // Nothing is told of a file system that does not answer: its last figures are no figures of now.
+            let Some(os::Space { total, free }) = disk.space else { continue };
+            let name = part(&disk.mount);
+            for (key, value) in [("total", total), ("used", total.saturating_sub(free)), ("free", free)] {
+                add(format!("disk.{name}.{key}"), value as f64);
             }
         }
         if let Some(networks) = &mut self.networks {
@@ -321,7 +316,7 @@ mod tests {
 
     #[test]
     fn the_node_says_what_it_has() {
-        let figures: HashMap<String, f64> = Node::new().figures().into_iter().collect();
+        let figures: HashMap<String, f64> = Node::new().figures(&crossbeam_channel::never()).into_iter().collect();
         assert!(figures["mem.total"] > 0.0 && figures.contains_key("load.1"));
     }
 }

@@ -79,6 +79,25 @@ fn lines_and_figures_arrive_under_their_names() {
 }
 
 #[test]
+fn samples_of_a_monitor_that_hangs_are_not_sent() {
+    let bench = bench();
+    for (max_age, sent) in [(Duration::MAX, 1), (Duration::ZERO, 0)] {
+        let inlet = Inlet::default();
+        inlet.node(vec![("load.1".into(), 0.5)]);
+        inlet.figures(HashMap::from([(("d".into(), "n".into()), Figures::default())]));
+        // A sample has no age before the clock has moved on.
+        let taken = Instant::now();
+        while taken.elapsed().is_zero() {}
+        let (_stop, stopped) = bounded(0);
+        let (shared, outbox) = (Arc::clone(&inlet.shared), Arc::clone(&bench.outbox));
+        Flusher { node: bench.config.main.node(), seconds: 60, max_age, shared, outbox, stopped }.flush(86_400);
+        let all = bench.sent();
+        let count = |part: &str| all.keys().filter(|key| key.contains(part)).count();
+        assert_eq!((count("node.load.1"), count("d.n.process.rss")), (sent, sent), "{all:?}");
+    }
+}
+
+#[test]
 fn udp_is_taken_and_stops_at_once() {
     let bench = bench();
     let inlet = Inlet::default();

@@ -8,6 +8,7 @@ mod controller;
 mod credentials;
 mod dashboard;
 mod delivery;
+mod disks;
 mod dispatch;
 mod docs;
 mod door;

@@ -7,12 +7,15 @@
 //! measured), many times what a short command costs as a whole. So a thread of its own does it, after
 //! the start, and nobody waits for it.
 
+use super::disks::mounts;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use jscommon::worker::Worker;
 use std::cell::Cell;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// The groups of one agent's runs, below the group that it runs in itself.
@@ -194,15 +197,10 @@ pub fn group_of(pid: u32) -> Option<String> {
 
 /// The folder of the group that the agent runs in.
 fn own_group() -> Option<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
-    let mount = mounts.lines().find_map(|line| {
-        let mut fields = line.split(' ');
-        let (_, place, kind) = (fields.next()?, fields.next()?, fields.next()?);
-        (kind == "cgroup2").then_some(place)
-    })?;
+    let mount = mounts().into_iter().find(|mount| mount.kind == b"cgroup2")?;
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
     let path = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
-    Some(Path::new(mount).join(path.trim_start_matches('/')))
+    Some(Path::new(OsStr::from_bytes(&mount.path)).join(path.trim_start_matches('/')))
 }
 
 #[cfg(test)]

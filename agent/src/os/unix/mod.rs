@@ -4,6 +4,7 @@ mod cgroup;
 mod clone;
 mod cpu;
 mod datagrams;
+mod disks;
 mod files;
 mod memory;
 mod network;
@@ -18,6 +19,7 @@ use super::Spawned;
 pub use cgroup::{Cgroups, Group, group_of};
 pub use cpu::Processors;
 pub use datagrams::{Datagrams, grow_receive_buffer};
+pub use disks::disks;
 pub use files::{make_private_dir, open_to_others, write_private};
 pub use memory::let_go_of_code;
 pub use network::interfaces;
@@ -48,14 +50,4 @@ pub fn default_sigpipe() {
 /// Whether another program keeps a file from being replaced: none does here.
 pub fn is_busy(_fault: &std::io::Error, _to: &std::path::Path) -> bool {
     false
-}
-
-/// None: sysinfo finds every file system here.
-pub fn disks() -> Vec<super::Disk> {
-    Vec::new()
-}
-
-/// Asks about disks; nothing waits for a medium here.
-pub fn without_windows<T>(ask: impl FnOnce() -> T) -> T {
-    ask()
 }

@@ -1,7 +1,9 @@
-//! Drives that sysinfo leaves out: those that no volume of the volume manager stands behind, as RAM disks
-//! have none, and nothing has under wine.
+//! The drives that sysinfo lists, and those that it leaves out: those that no volume of the volume manager
+//! stands behind, as RAM disks have none, and nothing has under wine.
 
-use crate::os::Disk;
+use crate::os::{Disk, Space};
+use crossbeam_channel::Receiver;
+use sysinfo::Disks;
 use windows::Win32::Storage::FileSystem::{
     GetDiskFreeSpaceExW, GetDriveTypeW, GetLogicalDrives, GetVolumeInformationW,
 };
@@ -13,7 +15,7 @@ use windows::core::HSTRING;
 /// Asks about disks without a window that waits for somebody to put a medium in: nobody sees a service's.
 /// Of this thread alone, so that no job inherits it.
 #[allow(unsafe_code)] // sets a flag of this thread, and sets it back
-pub fn without_windows<T>(ask: impl FnOnce() -> T) -> T {
+fn without_windows<T>(ask: impl FnOnce() -> T) -> T {
     let mut before = THREAD_ERROR_MODE::default();
     let set = unsafe { SetThreadErrorMode(SEM_FAILCRITICALERRORS, Some(&raw mut before)) };
     let answer = ask();
@@ -23,10 +25,30 @@ pub fn without_windows<T>(ask: impl FnOnce() -> T) -> T {
     answer
 }
 
+/// Returns every drive; nothing here waits for long, so `_stop` is not looked at.
+pub fn disks(_stop: &Receiver<()>) -> Vec<Disk> {
+    let listed = without_windows(Disks::new_with_refreshed_list).ok();
+    let listed = listed.iter().flat_map(|disks| disks.iter()).map(|disk| Disk {
+        device: disk.name().to_string_lossy().into_owned(),
+        mount: disk.mount_point().to_string_lossy().into_owned(),
+        fstype: disk.file_system().to_string_lossy().into_owned(),
+        space: Some(Space { total: disk.total_space(), free: disk.available_space() }),
+        readonly: disk.is_read_only(),
+        removable: disk.is_removable(),
+    });
+    let mut disks: Vec<Disk> = listed.collect();
+    for more in letters() {
+        if disks.iter().all(|disk| disk.mount != more.mount) {
+            disks.push(more);
+        }
+    }
+    disks
+}
+
 /// Every drive of this machine that has a letter and a medium. Not those of others, for an answer may
 /// have to wait until such a machine is found to be away.
 #[allow(unsafe_code)] // asks for numbers only
-pub fn disks() -> Vec<Disk> {
+fn letters() -> Vec<Disk> {
     let letters = unsafe { GetLogicalDrives() };
     let drives = ('A'..='Z').enumerate().filter(|(n, _)| letters & (1 << n) != 0);
     without_windows(|| drives.filter_map(|(_, letter)| disk(letter)).collect())
@@ -50,8 +72,7 @@ fn disk(letter: char) -> Option<Disk> {
         device: text(&device),
         mount,
         fstype: text(&fstype),
-        total,
-        free,
+        space: Some(Space { total, free }),
         readonly: flags & FILE_READ_ONLY_VOLUME != 0,
         removable: kind == DRIVE_REMOVABLE,
     })

@@ -15,7 +15,7 @@ mod text;
 pub use access::{make_private_dir, open_to_others, write_private};
 pub use cpu::Processors;
 pub use datagrams::{Datagrams, grow_receive_buffer};
-pub use disks::{disks, without_windows};
+pub use disks::disks;
 pub use network::interfaces;
 pub use pipes::Pipes;
 pub use process::*;

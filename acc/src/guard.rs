@@ -359,15 +359,19 @@ mod tests {
     }
 
     #[test]
-    fn checking_a_token_is_quick() {
+    fn a_token_check_costs_about_what_its_mac_costs() {
         let (door, secrets) = door(Rules::default());
         let token = secrets.current.issue(NODE, NOW);
         let head = head(Route::Cmd(NODE), Some(&token), None);
-        let begin = std::time::Instant::now();
-        for _ in 0..1000 {
-            assert!(door.admit(&head).is_ok());
-        }
-        // 20 µs each is the aim; a debug build on a busy machine gets ten times that.
-        assert!(begin.elapsed().as_millis() < 200, "{:?}", begin.elapsed());
+        let time = |work: &dyn Fn()| {
+            let begin = std::time::Instant::now();
+            (0..100).for_each(|_| work());
+            begin.elapsed()
+        };
+        // The quickest of several rounds: others may have had the processor meanwhile.
+        let best = |work: &dyn Fn()| (0..20).map(|_| time(work)).min().unwrap();
+        let (check, mac) =
+            (best(&|| assert!(door.admit(&head).is_ok())), best(&|| drop(secrets.current.issue(NODE, NOW))));
+        assert!(check < mac * 20, "{check:?} for 100 checks, {mac:?} for 100 codes");
     }
 }

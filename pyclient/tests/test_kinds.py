@@ -205,7 +205,7 @@ def test_a_sentinel_that_makes_the_replica_master(house: House, capsys: pytest.C
     with Client(url, timeout=60, by="tester") as client, silent:
         begin = time.monotonic()
         client.nodes()
-        assert time.monotonic() - begin < 10
+        assert time.monotonic() - begin < 60  # Its own time limit.
         # Each program learns anew which one is silent, so most of them are spared that here.
         everything(client, f"sentinel://ops:pw@127.0.0.1:{own}/group?sentinel_password=watch", capsys)
         # Somebody waits while the master dies, and is told what came of it.

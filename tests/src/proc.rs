@@ -2,8 +2,11 @@
 
 use anyhow::{Context, Result};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::collections::HashMap;
 use std::fs;
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -74,6 +77,31 @@ pub fn disk_bytes(pid: u32) -> Result<u64> {
     let io = fs::read_to_string(format!("/proc/{pid}/io")).context("the process is gone")?;
     let bytes = io.lines().find_map(|line| line.strip_prefix("write_bytes:")).context("no write_bytes")?;
     bytes.trim().parse().context("no number")
+}
+
+/// `strace` that counts the system calls of a process and all its threads.
+pub struct Tracer(Child);
+
+impl Tracer {
+    /// Attaches it.
+    pub fn start(pid: u32) -> Result<Tracer> {
+        let mut command = Command::new("strace");
+        command.args(["-f", "-c", "-U", "calls,name", "-p", &pid.to_string()]).stderr(Stdio::piped());
+        let tracer = Tracer(command.spawn().context("strace cannot be run; apt-get install strace")?);
+        let traced =
+            || fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|text| !text.contains("TracerPid:\t0\n"));
+        crate::wait_until("strace attaches", crate::LONG, traced);
+        Ok(tracer)
+    }
+
+    /// Ends it, and returns the number of calls.
+    pub fn end(self) -> Result<u64> {
+        kill(Pid::from_raw(self.0.id() as i32), Signal::SIGINT)?;
+        let output = self.0.wait_with_output()?;
+        let text = String::from_utf8_lossy(&output.stderr);
+        let total = text.lines().rev().find(|line| line.ends_with("total")).context("no total in what strace says")?;
+        total.split_whitespace().next().and_then(|number| number.parse().ok()).context("no number of calls")
+    }
 }
 
 /// Sees to it that this process, and what it starts, may open `count` files; fails where it may not.

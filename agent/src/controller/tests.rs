@@ -209,7 +209,7 @@ fn who_finds_an_address_silent_calls_the_others_back() {
     assert!(controller.poll(Duration::ZERO, None).is_err());
     let failure = posting.join().unwrap().unwrap_err();
     assert!(matches!(failure, Failure::Away(_)), "{failure:?}");
-    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < patience.answer, "before its own time limit: {:?}", begun.elapsed());
     assert_eq!(controller.url(), fake.url, "they moved once");
     controller.post("stats", b"[]").unwrap();
 }

@@ -1,9 +1,8 @@
 //! The dashboard in `docs/` asks for nothing that a controller or a node does not tell.
 
-use jstests::{AccOptions, AgentOptions, LONG, Stage};
+use jstests::{AccOptions, AgentOptions, LONG, Stage, wait_until};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
 
 /// Every name of a metric in `docs/grafana.json`, in panels and in the choices above them.
 fn asked() -> BTreeSet<String> {
@@ -39,14 +38,6 @@ fn every_figure_of_the_dashboard_is_there() {
             told.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
         asked.iter().filter(|name| !there.contains(name.as_str())).cloned().collect::<Vec<String>>()
     };
-    let start = Instant::now();
-    loop {
-        let left = missing();
-        if left.is_empty() {
-            break;
-        }
-        assert!(start.elapsed() < LONG, "nobody tells {left:?}");
-        std::thread::sleep(Duration::from_millis(200));
-    }
+    wait_until("every figure is told", LONG, || missing().is_empty());
     stage.client.ask("kill", json!({"id": job}));
 }

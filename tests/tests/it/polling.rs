@@ -103,7 +103,7 @@ fn a_waiting_poll_is_woken_at_once() {
     let id = door.client.push(json!({"gid": 1, "nid": 10, "cmd": "ping"}));
     let (batch, came) = poll.join().expect("the poll");
     assert_eq!(ids(&batch.expect("a batch")), [id.as_str()]);
-    assert!(came - pushed < Duration::from_secs(5), "{:?} is no bell", came - pushed);
+    assert!(came - pushed < Duration::from_secs(30), "before the poll ends by itself");
 }
 
 #[test]
@@ -114,7 +114,7 @@ fn an_idle_poll_ends_with_204_when_its_time_is_up() {
         let start = Instant::now();
         assert!(node.poll(1, None).is_none());
         let took = start.elapsed();
-        assert!(took >= Duration::from_millis(900) && took < Duration::from_secs(10), "{took:?}");
+        assert!(took >= Duration::from_millis(900), "{took:?}");
     }
 }
 
@@ -137,7 +137,7 @@ fn a_second_poll_of_a_node_takes_the_place_of_the_first() {
         move || node.poll(30, None)
     });
     let took = first.join().expect("the first poll");
-    assert!(took < Duration::from_secs(20), "the first poll waited {took:?}");
+    assert!(took < Duration::from_secs(30), "the first poll waited until its own time was up");
     let id = door.client.push(json!({"gid": 1, "nid": 10, "cmd": "ping"}));
     let batch = second.join().expect("the second poll").expect("a batch");
     assert_eq!(ids(&batch), [id.as_str()]);

@@ -48,7 +48,7 @@ fn who_comes_back_from_a_controller_that_died_hears_the_bell_at_once() {
     wait_until("it waits at the first one again", LONG, || parked(&first));
     let (start, id) = (Instant::now(), client.send("ping", json!({})));
     while !answer(&mut stream).contains(&id) {
-        assert!(start.elapsed() < Duration::from_secs(20), "it polls the same again and again, and hears no bell");
+        assert!(start.elapsed() < LONG * 3, "it polls the same again and again, and hears no bell");
         stream = poll(&first, 2);
     }
 }
@@ -91,7 +91,7 @@ fn a_registration_that_redis_has_lost_is_found_again() {
     let (start, id) = (Instant::now(), client.send("ping", json!({})));
     // Where this poll was looked at before that, its next one is, which waits without its handler's knowing.
     while !answer(&mut node).contains(&id) {
-        assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+        assert!(start.elapsed() < LONG * 3, "{:?}", start.elapsed());
         node = poll(&acc, 5);
     }
 }
@@ -117,7 +117,7 @@ fn a_node_that_stops_while_its_poll_is_not_yet_written_down_has_stopped() {
         let stopped = json!({"name": "shutdown", "data": {"instance": "i"}});
         assert_eq!(node.post("event", &stopped).status, 200);
         field("HDEL", "last_seen");
-        let end = Instant::now() + Duration::from_secs(8);
+        let end = Instant::now() + LONG;
         let mut seen = None;
         while seen.is_none() && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(20));

@@ -5,7 +5,7 @@ use jstests::{Stage, now_ms, wait_for, wait_until};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// A shell job of node 1:10 with more arguments.
 fn shell(stage: &mut Stage, script: &str, more: Value) -> String {
@@ -180,11 +180,15 @@ fn a_recurring_job_reports_its_first_its_loud_and_its_failed_runs() {
 fn a_daemon_that_holds_the_pipe_holds_no_result_and_is_still_heard() {
     let mut stage = Stage::start();
     let daemon = scratch(&stage, "daemon");
-    let script = format!("(sleep 5; echo 4::later; exec sleep 1000) & echo $! >> {}; echo now", daemon.display());
-    let begin = Instant::now();
+    let go_on = scratch(&stage, "go-on");
+    let script = format!(
+        "(until [ -e {} ]; do sleep 0.05; done; echo 4::later; exec sleep 1000) & echo $! >> {}; echo now",
+        go_on.display(),
+        daemon.display()
+    );
     let id = shell(&mut stage, &script, json!({}));
     let result = stage.client.pop(&id);
-    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    std::fs::write(&go_on, "").unwrap();
     assert_eq!((&result["state"], &result["streams"][0]), (&json!("OK"), &json!("now")));
     wait_until("its later output", jstests::LONG, || {
         stage.client.ask("get_msgs", json!({"jobid": id, "levels": "4"})).to_string().contains("later")
@@ -225,9 +229,8 @@ fn a_second_command_with_a_known_id_goes_nowhere() {
     assert_eq!(lines(&runs).len(), 1);
 }
 
-/// How long it takes to run three jobs and to kill three others.
-fn jobs_and_kills(stage: &mut Stage) -> Duration {
-    let begin = Instant::now();
+/// Runs three jobs and kills three others.
+fn jobs_and_kills(stage: &mut Stage) {
     for _ in 0..3 {
         let short = shell(stage, "true", json!({}));
         assert_eq!(stage.client.pop(&short)["state"], "OK");
@@ -236,7 +239,6 @@ fn jobs_and_kills(stage: &mut Stage) -> Duration {
         stage.client.ask("kill", json!({"id": long}));
         assert_eq!(stage.client.pop(&long)["state"], "KILLED");
     }
-    begin.elapsed()
 }
 
 #[test]
@@ -247,11 +249,9 @@ fn a_flood_of_output_delays_no_other_job() {
     wait_until("a hundred thousand records of the flood", jstests::LONG, || {
         stage.client.ask("get_msgs", look.clone()) != json!([])
     });
-    let beside = jobs_and_kills(&mut stage);
-    // Fixed, for what these six take alone varies with the machine's other work. The flood has no end: an
-    // agent that comes to other jobs only when there is nothing more to read never comes to them, and one
-    // that makes each of their starts, ends and kills wait in line behind records takes seconds for each.
-    assert!(beside < Duration::from_secs(15), "{beside:?} beside a flood");
+    // The flood has no end: an agent that comes to other jobs only when there is nothing more to read never
+    // comes to them.
+    jobs_and_kills(&mut stage);
     assert!(stage.client.pop_within(&flood, Duration::from_millis(1)).is_none());
     stage.client.ask("kill", json!({"id": flood}));
     assert_eq!(stage.client.pop(&flood)["state"], "KILLED");
@@ -264,7 +264,7 @@ fn times_are_those_of_the_run() {
     let id = shell(&mut stage, "sleep 0.3", json!({"max_time": 20}));
     let result = stage.client.pop(&id);
     let (start, time) = (result["starttime"].as_i64().unwrap(), result["time"].as_i64().unwrap());
-    assert!((300..20_000).contains(&time) && start >= before && start + time <= now_ms(), "{result}");
+    assert!(time >= 300 && start >= before && start + time <= now_ms(), "{result}");
     let id = shell(&mut stage, "sleep 1000", json!({"max_time": 0.5}));
     let result = stage.client.pop(&id);
     assert_eq!((&result["state"], &result["code"]), (&json!("TIMEOUT"), &json!(143)));

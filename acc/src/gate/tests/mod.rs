@@ -331,7 +331,6 @@ fn a_polite_stop_answers_everybody() {
     *site.desk.slow.lock().unwrap() = Some(slow);
     poster.post("/1/10/log", b"abc");
     wait_until(|| site.asked() == 3);
-    let start = Instant::now();
     let gate = site.gate.take();
     let stopper = std::thread::spawn(move || drop(gate));
     assert!(poller.expect(204).closes());
@@ -339,7 +338,6 @@ fn a_polite_stop_answers_everybody() {
     drop(release);
     assert!(poster.expect(200).closes());
     stopper.join().unwrap();
-    assert!(start.elapsed() < Duration::from_secs(5));
     assert!(TcpStream::connect(site.addr).is_err());
 }
 

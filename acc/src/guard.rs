@@ -44,7 +44,8 @@ pub struct Door {
     refused: OnceLock<Sender<Refused>>,
     rules: Rules,
     secrets: RwLock<Secrets>,
-    revoked: RwLock<HashMap<NodeId, u64>>,
+    /// Nothing until they were read for the first time.
+    revoked: RwLock<Option<HashMap<NodeId, u64>>>,
     clock: fn() -> u64,
 }
 
@@ -72,15 +73,21 @@ impl Door {
     /// These revocations hold from now on; answers the nodes that are new or newly revoked.
     pub fn set_revoked(&self, revoked: HashMap<NodeId, u64>) -> Vec<NodeId> {
         let mut held = self.revoked.write().unwrap_or_else(PoisonError::into_inner);
-        let fresh = revoked.iter().filter(|(node, until)| held.get(node) != Some(until)).map(|(node, _)| *node);
+        let before = held.take().unwrap_or_default();
+        let fresh = revoked.iter().filter(|(node, until)| before.get(node) != Some(until)).map(|(node, _)| *node);
         let fresh = fresh.collect();
-        *held = revoked;
+        *held = Some(revoked);
         fresh
     }
 
     /// The time (ms) up to which what `node` holds was revoked.
     pub fn revoked_until(&self, node: NodeId) -> Option<u64> {
-        self.revoked.read().unwrap_or_else(PoisonError::into_inner).get(&node).copied()
+        self.revoked.read().unwrap_or_else(PoisonError::into_inner).as_ref()?.get(&node).copied()
+    }
+
+    /// Whether it is known what was revoked: before that nobody's credentials can be told from revoked ones.
+    pub fn knows_revoked(&self) -> bool {
+        self.revoked.read().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
     /// Whether the node's credentials are good; says why not.
@@ -132,7 +139,8 @@ impl Door {
         }
     }
 
-    /// Whether what was admitted for `node` a while ago still is: it may be revoked by now.
+    /// Whether what was admitted for `node` a while ago still is: it may be revoked by now. `cert_issued` is 0 for
+    /// a certificate that does not say.
     pub fn still(&self, node: NodeId, bearer: Option<&str>, cert_issued: Option<u64>) -> Result<(), Refusal> {
         self.revoked_until(node).map_or(Ok(()), |until| self.outlives(node, until, bearer, cert_issued))
     }
@@ -214,6 +222,11 @@ impl Guard for Door {
             // The handler of /enroll looks at its token itself, for that one is counted in Redis.
             Route::Health | Route::Enroll => Ok(Admitted::Open),
             Route::Metrics | Route::NodeMetrics => self.metrics(head),
+            _ if !self.knows_revoked() => Err(Refusal {
+                status: 503,
+                reason: "redis has not answered yet: which nodes were revoked is not known; try again".into(),
+                label: "starting",
+            }),
             _ => self.node(head).map(Admitted::Node).inspect_err(|refusal| {
                 if let (Some(ear), Some(node)) = (self.refused.get(), head.route.node()) {
                     let _ = ear.try_send(Refused { node, peer: head.peer, reason: refusal.reason.clone() });
@@ -240,7 +253,9 @@ mod tests {
 
     fn door(rules: Rules) -> (Door, Secrets) {
         let secrets = Secrets::generate().unwrap();
-        (Door::new(rules, secrets.clone(), || NOW), secrets)
+        let door = Door::new(rules, secrets.clone(), || NOW);
+        assert_eq!(door.set_revoked(HashMap::new()), []);
+        (door, secrets)
     }
 
     fn head<'a>(route: Route, bearer: Option<&'a str>, cert: Option<&'a PeerCert>) -> Head<'a> {
@@ -264,6 +279,25 @@ mod tests {
         refused(&door, &head(Route::Cmd(NODE), Some("x"), None), 401, "not valid");
         assert_eq!(door.admit(&head(Route::Health, None, None)), Ok(Admitted::Open));
         assert_eq!(door.admit(&head(Route::Enroll, None, None)), Ok(Admitted::Open));
+    }
+
+    #[test]
+    fn no_node_is_let_in_before_revocations_are_known() {
+        let secrets = Secrets::generate().unwrap();
+        let token = secrets.current.issue(NODE, NOW);
+        let cert = PeerCert { node: NODE, issued: Some(NOW) };
+        for no_auth in [false, true] {
+            let door = Door::new(Rules { no_auth, ..Rules::default() }, secrets.clone(), || NOW);
+            let (tell, told) = crossbeam_channel::unbounded();
+            door.tell(tell);
+            for (bearer, cert) in [(None, None), (Some(&*token), None), (None, Some(&cert))] {
+                refused(&door, &head(Route::Cmd(NODE), bearer, cert), 503, "redis");
+            }
+            assert!(told.is_empty(), "nobody did anything wrong");
+            assert_eq!(door.admit(&head(Route::Health, None, None)), Ok(Admitted::Open));
+            assert_eq!(door.set_revoked(HashMap::from([(NODE, NOW)])), [NODE]);
+            refused(&door, &head(Route::Cmd(NODE), Some(&token), None), 401, "revoked");
+        }
     }
 
     #[test]
@@ -304,6 +338,9 @@ mod tests {
         assert_eq!(door.set_revoked(HashMap::from([(NODE, NOW)])), []);
         refused(&door, &head(Route::Cmd(NODE), Some(&old), None), 401, "revoked");
         assert!(door.admit(&head(Route::Cmd(NODE), Some(&new), None)).is_ok());
+        // A certificate without a date is no better beside a newer token.
+        assert!(door.still(NODE, Some(&new), None).is_ok());
+        assert!(door.still(NODE, Some(&new), Some(0)).is_err() && door.still(NODE, None, Some(0)).is_err());
         for (issued, good) in [(None, false), (Some(NOW), false), (Some(NOW + 1), true)] {
             let cert = PeerCert { node: NODE, issued };
             assert_eq!(door.admit(&head(Route::Cmd(NODE), None, Some(&cert))).is_ok(), good, "{issued:?}");

@@ -6,6 +6,7 @@
 //! ones on one: their answers go out in their order, and no thread waits for that (`turns`).
 //! A request therefore needs no second look: its node was verified, its route and its length are good.
 
+mod folder;
 mod message;
 
 pub(crate) use message::error_body;
@@ -14,12 +15,18 @@ pub use message::{Body, Handler, Reply, Request};
 use crate::query::Query;
 use crate::route::route;
 use crate::turns::{Place, Turns};
+use crate::watch;
 use anyhow::Context;
+use crossbeam_channel::Sender;
+use jscommon::death;
 use jscommon::worker::Worker;
-use std::os::unix::fs::DirBuilderExt;
+use nix::fcntl::Flock;
+use std::fs::File;
+use std::io::ErrorKind;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use std::{fs, io};
@@ -39,8 +46,10 @@ const REMAKE_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) const NODE_HEADER: &str = "X-JS-Node";
 /// The header by which the gate says where the request came from.
 pub(crate) const PEER_HEADER: &str = "X-JS-Peer";
-/// The header by which the gate says when the client's certificate was issued.
+/// The header by which the gate says when the client's certificate was issued, or `UNDATED`.
 pub(crate) const ISSUED_HEADER: &str = "X-JS-Cert-Issued";
+/// What that header has for a certificate that does not say.
+pub(crate) const UNDATED: &str = "-";
 /// The header by which the gate says where a request stands among those of its connection.
 pub(crate) const PLACE_HEADER: &str = "X-JS-Place";
 /// The header by which an answer asks the gate to park the poll for so many seconds.
@@ -54,6 +63,8 @@ pub struct Handle {
 
 struct Shared {
     folder: PathBuf,
+    /// Locked while this process lives: nobody else removes the folder.
+    _lock: Flock<File>,
     socket: PathBuf,
     handler: Arc<dyn Handler>,
     /// Nothing once it was stopped. tiny_http's accept loop ends for good at the first error, so it
@@ -61,31 +72,88 @@ struct Shared {
     server: Mutex<Option<Arc<tiny_http::Server>>>,
     threads: usize,
     turns: Turns<Answered>,
+    /// How many requests the threads have taken.
+    taken: AtomicU64,
+    /// The gate was refused a connection: tiny_http's accept thread may have ended.
+    refused: AtomicBool,
+    /// A thread is making tiny_http anew.
+    remaking: AtomicBool,
+}
+
+/// How the gate reaches tiny_http, and says that it does not.
+#[derive(Clone)]
+pub struct Backend {
+    socket: PathBuf,
+    shared: Option<Arc<Shared>>,
+}
+
+impl Backend {
+    /// Whatever listens on `socket`.
+    pub fn at(socket: PathBuf) -> Backend {
+        Backend { socket, shared: None }
+    }
+
+    /// Where it listens.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// How many requests its threads have taken so far.
+    pub fn taken(&self) -> u64 {
+        self.shared.as_ref().map_or(0, |shared| shared.taken.load(Ordering::Relaxed))
+    }
+
+    /// A connection was refused: one of the threads looks whether tiny_http still listens, and makes it anew if
+    /// not. Returns at once.
+    pub fn refused(&self) {
+        let Some(shared) = &self.shared else { return };
+        if !shared.remaking.load(Ordering::Acquire)
+            && !shared.refused.swap(true, Ordering::AcqRel)
+            && let Some(server) = shared.current()
+        {
+            server.unblock();
+        }
+    }
 }
 
 /// A request and the answer to it.
 type Answered = (tiny_http::Request, Reply);
 
 impl Handle {
-    /// Starts `threads` threads that answer by `handler`, on a socket in a private folder.
-    pub fn start(threads: usize, handler: Arc<dyn Handler>) -> anyhow::Result<Handle> {
-        let folder = private_folder()?;
+    /// Starts `threads` threads that answer by `handler`, on a socket in a private folder. `fatal` hears of a
+    /// thread that fails.
+    pub fn start(threads: usize, handler: Arc<dyn Handler>, fatal: &Sender<String>) -> anyhow::Result<Handle> {
+        let (folder, lock) = folder::private(&std::env::temp_dir())?;
         let socket = folder.join("http");
         let server = Mutex::new(Some(Arc::new(listen(&socket)?)));
-        let turns = Turns::default();
-        let shared = Arc::new(Shared { folder, socket, handler, server, threads, turns });
+        let shared = Arc::new(Shared {
+            folder,
+            _lock: lock,
+            socket,
+            handler,
+            server,
+            threads,
+            turns: Turns::default(),
+            taken: AtomicU64::new(0),
+            refused: AtomicBool::new(false),
+            remaking: AtomicBool::new(false),
+        });
         let mut handle = Handle { shared: shared.clone(), workers: Vec::new() };
         for i in 0..threads {
             let shared = shared.clone();
-            let worker = Worker::spawn(&format!("http-{i}"), STACK, move || shared.serve());
+            let serve = move || {
+                shared.serve();
+                Ok(())
+            };
+            let worker = watch::spawn(&format!("http-{i}"), STACK, fatal.clone(), serve);
             handle.workers.push(worker.context("no thread for the web server")?);
         }
         Ok(handle)
     }
 
-    /// Where the gate reaches it.
-    pub fn socket(&self) -> &Path {
-        &self.shared.socket
+    /// For the gate.
+    pub fn backend(&self) -> Backend {
+        Backend { socket: self.shared.socket.clone(), shared: Some(self.shared.clone()) }
     }
 }
 
@@ -115,55 +183,97 @@ impl Shared {
     /// One thread: takes a request, answers it, takes the next.
     fn serve(&self) {
         while let Some(server) = self.current() {
+            if self.refused.swap(false, Ordering::AcqRel) {
+                self.remake(&server, None);
+                continue;
+            }
             match server.recv() {
-                Ok(request) => self.answer(self.together(&server, request)),
-                Err(e) => self.remake(&server, &e),
+                Ok(request) => {
+                    death::point("acc.http");
+                    let (taken, failed) = self.together(&server, request);
+                    self.taken.fetch_add(taken.len() as u64, Ordering::Relaxed);
+                    self.answer(taken);
+                    if let Some(e) = failed {
+                        self.remake(&server, Some(&e));
+                    }
+                }
+                // Another thread's word is not an error of the server: `refused` or `current` tells.
+                Err(e) if e.raw_os_error().is_none() && e.kind() == ErrorKind::Other => {}
+                Err(e) => self.remake(&server, Some(&e)),
             }
         }
     }
 
     /// What waits behind a quick request, up to one that may take longer.
     ///
-    /// Looking may eat a word that was to wake this thread (see `remake`): it looks for another server, or for
-    /// none, before it waits again.
-    fn together(&self, server: &tiny_http::Server, first: tiny_http::Request) -> Vec<tiny_http::Request> {
+    /// Looking may eat a word that was to wake this thread: it looks for what that said before it waits again.
+    /// It may also meet the error with which tiny_http's accept loop has ended.
+    fn together(
+        &self,
+        server: &tiny_http::Server,
+        first: tiny_http::Request,
+    ) -> (Vec<tiny_http::Request>, Option<io::Error>) {
         let connection = |request: &tiny_http::Request| place(request).map(|place| place.slot);
         let mut connections = vec![connection(&first)];
         let mut taken = vec![first];
         while taken.len() < self.handler.together()
             && connections.len() < CONNECTIONS
             && taken.last().is_some_and(is_quick)
-            && let Ok(Some(next)) = server.try_recv()
         {
+            let next = match server.try_recv() {
+                Ok(Some(next)) => next,
+                Ok(None) => break,
+                Err(e) => return (taken, Some(e)),
+            };
             let of = connection(&next);
             if of.is_none() || !connections.contains(&of) {
                 connections.push(of);
             }
             taken.push(next);
         }
-        taken
+        (taken, None)
     }
 
-    /// `recv` failed: either it was unblocked, because there is another server or none, or tiny_http
-    /// will accept nothing any more.
-    fn remake(&self, dead: &Arc<tiny_http::Server>, error: &io::Error) {
-        let mut said = false;
+    /// tiny_http accepts nothing any more, as its `error` says, or as it seems to the gate: it is made anew, by
+    /// one thread. The others answer what it had taken before.
+    fn remake(&self, dead: &Arc<tiny_http::Server>, error: Option<&io::Error>) {
+        if self.remaking.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let is_dead = error.is_some() || is_refused(&self.socket);
+        if is_dead && self.replace(dead, error) {
+            (0..self.threads).for_each(|_| dead.unblock());
+        }
+        self.remaking.store(false, Ordering::Release);
+    }
+
+    /// Puts a new server in the place of `dead`, as soon as that can be; false when there is another one, or
+    /// none any more.
+    fn replace(&self, dead: &Arc<tiny_http::Server>, error: Option<&io::Error>) -> bool {
+        let mut told = String::new();
+        let why = error.map_or_else(|| "its accept thread has ended".to_owned(), ToString::to_string);
+        log::error!("the web server behind the gate stopped, it is made anew: {why}");
         loop {
             let mut current = self.server.lock().unwrap_or_else(|e| e.into_inner());
             if !current.as_ref().is_some_and(|server| Arc::ptr_eq(server, dead)) {
-                return;
+                return false;
             }
-            if !std::mem::replace(&mut said, true) {
-                log::error!("the web server behind the gate stopped, it is made anew: {error}");
-            }
-            match listen(&self.socket) {
+            // It starts a thread by a call that panics when there is none.
+            let made = catch_unwind(AssertUnwindSafe(|| listen(&self.socket)))
+                .unwrap_or_else(|_| Err(anyhow::anyhow!("the system gives no more threads")));
+            match made {
                 Ok(server) => {
                     *current = Some(Arc::new(server));
-                    return (0..self.threads).for_each(|_| dead.unblock());
+                    log::info!("the web server behind the gate was made anew");
+                    return true;
                 }
                 Err(e) => {
                     drop(current);
-                    log::error!("the web server behind the gate could not be made anew: {e:#}");
+                    let said = format!("{e:#}");
+                    if said != told {
+                        log::error!("the web server behind the gate could not be made anew, trying on: {said}");
+                        told = said;
+                    }
                     std::thread::sleep(REMAKE_PAUSE);
                 }
             }
@@ -228,12 +338,14 @@ fn read(request: &mut tiny_http::Request) -> anyhow::Result<Request> {
     let node = header(NODE_HEADER).map(|node| node.parse()).transpose()?;
     let peer = header(PEER_HEADER).map(|peer| peer.parse()).transpose()?;
     let bearer = header("Authorization").and_then(|value| value.strip_prefix("Bearer ").map(str::to_owned));
-    let cert_issued = header(ISSUED_HEADER).map(|issued| issued.parse()).transpose()?;
+    let issued = header(ISSUED_HEADER);
+    let cert_undated = issued.as_deref() == Some(UNDATED);
+    let cert_issued = issued.filter(|_| !cert_undated).map(|issued| issued.parse()).transpose()?;
     let length = request.body_length().unwrap_or(0);
     let mut body = Vec::with_capacity(length);
     request.as_reader().read_to_end(&mut body)?;
     anyhow::ensure!(body.len() == length, "{} of {length} bytes came", body.len());
-    Ok(Request { route, node, peer, query, bearer, cert_issued, body })
+    Ok(Request { route, node, peer, query, bearer, cert_issued, cert_undated, body })
 }
 
 fn response(reply: Reply) -> tiny_http::Response<io::Cursor<Body>> {
@@ -259,46 +371,22 @@ fn response(reply: Reply) -> tiny_http::Response<io::Cursor<Body>> {
     response
 }
 
+/// Whether nobody listens on `socket`.
+fn is_refused(socket: &Path) -> bool {
+    UnixStream::connect(socket).is_err_and(|e| matches!(e.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound))
+}
+
 /// tiny_http on `socket`, in the place of whatever was there.
 ///
 /// Its `Drop` removes the path that it was bound to, which would be its successor's: so it is bound
 /// to another name first and moved into place.
 fn listen(socket: &Path) -> anyhow::Result<tiny_http::Server> {
-    let made = socket.with_extension("new");
+    let made = socket.with_extension(format!("{:08x}", fastrand::u32(..)));
     let listener = UnixListener::bind(&made).with_context(|| format!("cannot listen on {}", made.display()))?;
     let server = tiny_http::Server::from_listener(listener, None)
         .map_err(|e| anyhow::anyhow!("cannot start the web server behind the gate: {e}"))?;
     fs::rename(&made, socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
     Ok(server)
-}
-
-/// A new folder that nobody else may look into; those that killed controllers left behind go.
-fn private_folder() -> anyhow::Result<PathBuf> {
-    let parent = std::env::temp_dir();
-    sweep(&parent);
-    let folder = parent.join(format!("jsacc-{}-{:08x}", std::process::id(), fastrand::u32(..)));
-    fs::DirBuilder::new()
-        .mode(0o700)
-        .create(&folder)
-        .with_context(|| format!("cannot make {}, where the socket of the web server goes", folder.display()))?;
-    Ok(folder)
-}
-
-/// Removes the folders of processes that are no more; another user's stay, for they cannot be removed.
-fn sweep(parent: &Path) {
-    if !Path::new("/proc/self").exists() {
-        return;
-    }
-    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let pid = name.to_str().and_then(|name| name.strip_prefix("jsacc-")).and_then(|rest| rest.split_once('-'));
-        if let Some((pid, _)) = pid
-            && pid.parse::<u32>().is_ok()
-            && !Path::new("/proc").join(pid).exists()
-        {
-            let _ = fs::remove_dir_all(entry.path());
-        }
-    }
 }
 
 #[cfg(test)]
@@ -326,13 +414,20 @@ mod tests {
             if request.query.first("panic").is_some() {
                 panic!("asked to");
             }
+            if request.query.first("cert").is_some() {
+                return Reply::text("text/plain", format!("{:?} {:?}", request.cert_issued, request.cert_dated()));
+            }
             let said = format!("{:?} {:?} {}", request.route, request.bearer, request.body.len());
             Reply { park: Some(7), retry_after: Some(3), ..Reply::text("text/plain", said) }
         }
     }
 
+    fn start(threads: usize, handler: Arc<dyn Handler>) -> Handle {
+        Handle::start(threads, handler, &crossbeam_channel::unbounded().0).unwrap()
+    }
+
     fn ask(handle: &Handle, request: &str) -> String {
-        let mut stream = UnixStream::connect(handle.socket()).unwrap();
+        let mut stream = UnixStream::connect(&handle.shared.socket).unwrap();
         stream.write_all(request.as_bytes()).unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
@@ -341,7 +436,7 @@ mod tests {
 
     #[test]
     fn answers_until_it_is_dropped() {
-        let handle = Handle::start(2, Arc::new(Echo)).unwrap();
+        let handle = start(2, Arc::new(Echo));
         let body = "x".repeat(100_000);
         let head = "POST /1/2/log HTTP/1.1\r\nConnection: close\r\nX-JS-Node: 1:2\r\nAuthorization: Bearer t";
         let answer = ask(&handle, &format!("{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len()));
@@ -360,15 +455,15 @@ mod tests {
     fn a_slow_request_stops_no_thread_but_its_own() {
         let (done, wait) = crossbeam_channel::bounded::<()>(0);
         let slow = Arc::new(Slow(wait, 0.into()));
-        let handle = Handle::start(3, slow.clone()).unwrap();
-        let mut stream = UnixStream::connect(handle.socket()).unwrap();
+        let handle = start(3, slow.clone());
+        let mut stream = UnixStream::connect(&handle.shared.socket).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         for at in 0..8 {
             let close = if at == 7 { "Connection: close\r\n" } else { "" };
             let head = format!("X-JS-Node: 1:{}\r\n{PLACE_HEADER}: 0 1 {at} 8\r\n", at + 1);
             stream.write_all(format!("GET /1/{}/cmd HTTP/1.1\r\n{close}{head}\r\n", at + 1).as_bytes()).unwrap();
         }
-        let mut other = UnixStream::connect(handle.socket()).unwrap();
+        let mut other = UnixStream::connect(&handle.shared.socket).unwrap();
         other.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         while slow.1.load(std::sync::atomic::Ordering::SeqCst) < 3 {
             std::thread::sleep(Duration::from_millis(2));
@@ -385,10 +480,58 @@ mod tests {
     }
 
     #[test]
-    fn is_made_anew_when_its_accept_loop_ended() {
-        let handle = Handle::start(2, Arc::new(Echo)).unwrap();
+    fn a_certificate_without_a_date_is_older_than_any_revocation() {
+        let handle = start(1, Arc::new(Echo));
+        for (header, want) in [
+            ("", "None None"),
+            ("X-JS-Cert-Issued: 5\r\n", "Some(5) Some(5)"),
+            ("X-JS-Cert-Issued: -\r\n", "None Some(0)"),
+        ] {
+            let answer = ask(&handle, &format!("GET /health?cert HTTP/1.1\r\nConnection: close\r\n{header}\r\n"));
+            assert!(answer.ends_with(want), "{header}: {answer}");
+        }
+    }
+
+    #[test]
+    fn is_made_anew_when_the_gate_is_refused() {
+        let handle = start(2, Arc::new(Echo));
         let dead = handle.shared.current().unwrap();
-        handle.shared.remake(&dead, &io::Error::other("a test"));
+        // It listens as before: then nothing is done.
+        handle.backend().refused();
+        let answer = ask(&handle, "GET /health HTTP/1.1\r\nConnection: close\r\n\r\n");
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        let end = std::time::Instant::now() + Duration::from_secs(20);
+        let wait = |what: &str, done: &dyn Fn() -> bool| {
+            while !done() {
+                assert!(std::time::Instant::now() < end, "waited in vain until {what}");
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        };
+        wait("it was looked", &|| !handle.shared.refused.load(Ordering::SeqCst));
+        wait("it was looked", &|| !handle.shared.remaking.load(Ordering::SeqCst));
+        assert!(Arc::ptr_eq(&dead, &handle.shared.current().unwrap()));
+        // A socket that nobody accepts from refuses connections as this one does.
+        fs::remove_file(&handle.shared.socket).unwrap();
+        drop(UnixListener::bind(&handle.shared.socket).unwrap());
+        assert!(is_refused(&handle.shared.socket));
+        wait("it is made anew", &|| {
+            handle.backend().refused();
+            !is_refused(&handle.shared.socket)
+        });
+        wait("it is the one", &|| !Arc::ptr_eq(&dead, &handle.shared.current().unwrap()));
+        drop(dead);
+        for _ in 0..4 {
+            let answer = ask(&handle, "GET /health HTTP/1.1\r\nConnection: close\r\n\r\n");
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        }
+        assert!(handle.backend().taken() >= 5);
+    }
+
+    #[test]
+    fn is_made_anew_when_its_accept_loop_ended() {
+        let handle = start(2, Arc::new(Echo));
+        let dead = handle.shared.current().unwrap();
+        handle.shared.remake(&dead, Some(&io::Error::other("a test")));
         assert!(!Arc::ptr_eq(&dead, &handle.shared.current().unwrap()));
         drop(dead);
         for _ in 0..4 {

@@ -15,11 +15,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 ///
 /// The error is the operating system's, when it gives no more threads.
 pub fn spawn(
-    name: &'static str,
+    name: &str,
     stack: usize,
     fatal: Sender<String>,
     run: impl FnOnce() -> Result<(), String> + Send + 'static,
 ) -> io::Result<Worker> {
+    let told = name.to_owned();
     Worker::spawn(name, stack, move || {
         // Nothing of what it leaves behind is used again: the whole ends.
         let why = match catch_unwind(AssertUnwindSafe(run)) {
@@ -27,7 +28,7 @@ pub fn spawn(
             Ok(Err(why)) => why,
             Err(_) => "it panicked".to_owned(),
         };
-        let _ = fatal.send(format!("the thread '{name}' has failed ({why}): the controller ends, to be started anew"));
+        let _ = fatal.send(format!("the thread '{told}' has failed ({why}): the controller ends, to be started anew"));
     })
 }
 

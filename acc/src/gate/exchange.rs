@@ -4,9 +4,10 @@
 //! Owns: the local socket, the requests' bytes, the answers' bytes.
 //! Does not own: whose requests they are, or which travel together.
 
+use super::PeerCert;
 use super::answer::{self, Answer};
 use super::conn::RequestHead;
-use crate::server::{ISSUED_HEADER, NODE_HEADER, PEER_HEADER, PLACE_HEADER};
+use crate::server::{ISSUED_HEADER, NODE_HEADER, PEER_HEADER, PLACE_HEADER, UNDATED};
 use crate::turns::Place;
 use jscommon::NodeId;
 use mio::net::UnixStream;
@@ -29,13 +30,13 @@ pub(crate) struct Exchange {
 }
 
 /// The head of the request as tiny_http gets it: made anew, so that nothing of the client's own
-/// headers comes through but its token. `issued` is its certificate's; the last one of a connection says so, and
+/// headers comes through but its token. `cert` is what its certificate says; the last one of a connection says so, and
 /// each of several where it stands.
 pub(crate) fn request_head(
     head: &RequestHead,
     node: Option<NodeId>,
     peer: IpAddr,
-    issued: Option<u64>,
+    cert: Option<PeerCert>,
     length: usize,
     place: Place,
 ) -> Vec<u8> {
@@ -52,7 +53,8 @@ pub(crate) fn request_head(
     if let Some(node) = node {
         text.push_str(&format!("{NODE_HEADER}: {node}\r\n"));
     }
-    if let Some(issued) = issued {
+    if let Some(cert) = cert {
+        let issued = cert.issued.map_or(UNDATED.to_owned(), |issued| issued.to_string());
         text.push_str(&format!("{ISSUED_HEADER}: {issued}\r\n"));
     }
     if let Some(bearer) = head.bearer.as_ref().filter(|bearer| bearer.is_ascii()) {
@@ -169,13 +171,38 @@ mod tests {
             bodiless: false,
             expects: false,
         };
-        let text = String::from_utf8(request_head(&head, Some(node), peer, Some(7), 0, alone)).unwrap();
+        let text = String::from_utf8(request_head(
+            &head,
+            Some(node),
+            peer,
+            Some(PeerCert { node, issued: Some(7) }),
+            0,
+            alone,
+        ))
+        .unwrap();
         let want = "GET /1/10/cmd?wait=1 HTTP/1.1\r\nConnection: close\r\nX-JS-Peer: ::1\r\nX-JS-Node: 1:10\r\nX-JS-Cert-Issued: 7\r\nAuthorization: Bearer t\r\nContent-Length: 0\r\n\r\n";
         assert_eq!(text, want);
         let head = RequestHead { route: Route::Enroll, query: String::new(), ..head };
         let text = String::from_utf8(request_head(&head, None, peer, None, 5, first)).unwrap();
         let want = "POST /enroll HTTP/1.1\r\nX-JS-Peer: ::1\r\nX-JS-Place: 3 9 0 2\r\nAuthorization: Bearer t\r\nContent-Length: 5\r\n\r\n";
         assert_eq!(text, want);
+    }
+
+    #[test]
+    fn a_certificate_without_a_date_is_told_as_one() {
+        let node = NodeId { gid: 1, nid: 10 };
+        let head = RequestHead {
+            route: Route::Cmd(node),
+            query: String::new(),
+            bearer: None,
+            length: 0,
+            bodiless: false,
+            expects: false,
+        };
+        let place = Place { slot: 3, trip: 8, at: 0, of: 1 };
+        let cert = Some(PeerCert { node, issued: None });
+        let text = request_head(&head, Some(node), "::1".parse().unwrap(), cert, 0, place);
+        assert!(String::from_utf8(text).unwrap().contains("\r\nX-JS-Cert-Issued: -\r\n"));
     }
 
     #[test]

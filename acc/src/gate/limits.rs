@@ -99,14 +99,17 @@ impl Default for Limits {
 /// Descriptors that are neither clients' nor tiny_http's: Redis, files, listeners, pollers.
 const OTHER_DESCRIPTORS: usize = 80;
 
+/// Descriptors of one connection to tiny_http: ours, the one that it accepts, and a copy of that one; and its two
+/// of the connection before, which it may close a moment after us.
+const BACKEND_DESCRIPTORS: usize = 5;
+
 impl Limits {
-    /// Fits the connections into `descriptors`: tiny_http needs two for each of its (one at either
-    /// end), and dies when it gets none, so its share is set aside first.
+    /// Fits the connections into `descriptors`: tiny_http ends when it gets none, so its share is set aside first.
     #[must_use]
     pub(crate) fn within(mut self, descriptors: usize) -> Limits {
         let spare = descriptors.saturating_sub(OTHER_DESCRIPTORS);
         self.max_backend = self.max_backend.min(spare / 8).max(2);
-        let left = spare.saturating_sub(2 * self.max_backend);
+        let left = spare.saturating_sub(BACKEND_DESCRIPTORS * self.max_backend);
         self.max_connections = self.max_connections.min(left).max(8);
         self
     }
@@ -317,13 +320,13 @@ mod tests {
             (limits.max_connections, limits.max_backend)
         };
         assert_eq!(share(1_048_576), (50_000, 24));
-        assert_eq!(share(20_000), (19_872, 24));
-        assert_eq!(share(1024), (896, 24));
-        assert_eq!(share(256), (132, 22));
+        assert_eq!(share(20_000), (19_800, 24));
+        assert_eq!(share(1024), (824, 24));
+        assert_eq!(share(256), (66, 22));
         assert_eq!(share(64), (8, 2));
         for descriptors in [256, 1024, 20_000] {
             let (connections, backend) = share(descriptors);
-            assert!(connections + 2 * backend + OTHER_DESCRIPTORS <= descriptors);
+            assert!(connections + BACKEND_DESCRIPTORS * backend + OTHER_DESCRIPTORS <= descriptors);
         }
     }
 

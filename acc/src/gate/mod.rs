@@ -39,6 +39,7 @@ mod tests;
 
 use crate::metrics::Metrics;
 use crate::route::Route;
+use crate::server::Backend;
 use crate::watch;
 use anyhow::Context;
 use crossbeam_channel::{Receiver, Sender};
@@ -46,7 +47,6 @@ use jscommon::NodeId;
 use jscommon::worker::Worker;
 pub use limits::Limits;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -108,8 +108,8 @@ pub struct GateConfig {
     pub listen: SocketAddr,
     /// TLS, or plain HTTP where there is none.
     pub tls: Option<TlsSource>,
-    /// tiny_http's socket.
-    pub backend: PathBuf,
+    /// tiny_http.
+    pub backend: Backend,
     /// Bounds of everything.
     pub limits: Limits,
 }

@@ -13,7 +13,7 @@ use super::exchange::Exchange;
 use super::limits::{Books, Limits};
 use super::parking::Parking;
 use super::timers::Timers;
-use super::trips::Trip;
+use super::trips::{Errand, Trip};
 use super::wire::Pull;
 use super::{GateConfig, Guard, Message, Seen};
 use crate::metrics::Metrics;
@@ -24,7 +24,6 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use std::collections::hash_map::RandomState;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io::{self, ErrorKind};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -64,7 +63,7 @@ pub(super) struct Pump {
     /// Clients that have proved nothing, the oldest first.
     pub(super) unproven: BTreeSet<(Instant, usize)>,
     /// Requests that wait for a connection to tiny_http.
-    pub(super) queue: VecDeque<(Name, Vec<u8>)>,
+    pub(super) queue: VecDeque<(Errand, Vec<u8>)>,
     pub(super) trips: Vec<Option<Trip>>,
     /// How many connections to tiny_http there were.
     pub(super) trips_begun: u64,
@@ -78,6 +77,10 @@ pub(super) struct Pump {
     sweep_at: Instant,
     /// When a polite stop ends.
     pub(super) stopping: Option<Instant>,
+    /// How many requests tiny_http's threads had taken when one was last not answered in time, and when that was.
+    pub(super) stalled: Option<(u64, Instant)>,
+    /// Why it cannot go on.
+    pub(super) failure: Option<String>,
     pub(super) scratch: Vec<u8>,
     pub(super) trip_scratch: Vec<u8>,
 }
@@ -129,6 +132,8 @@ impl Pump {
             accept_after: None,
             sweep_at: now + SWEEP_EVERY,
             stopping: None,
+            stalled: None,
+            failure: None,
             scratch: vec![0; 64 * 1024],
             trip_scratch: vec![0; 64 * 1024],
         };
@@ -185,6 +190,9 @@ impl Pump {
             }
             self.serve_strangers();
             self.figures();
+            if let Some(why) = self.failure.take() {
+                return Err(why);
+            }
         }
         for slot in self.clients.taken() {
             self.close(slot);
@@ -215,7 +223,7 @@ impl Pump {
         self.metrics.connections.set(self.clients.len() as i64);
         self.metrics.polls_parked.set(self.parking.parked() as i64);
         self.metrics.body_bytes.set(self.books.bodies() as i64);
-        let on_way: usize = self.trips.iter().flatten().map(|trip| trip.owners.len()).sum();
+        let on_way: usize = self.trips.iter().flatten().map(|trip| trip.errands.len()).sum();
         let with_handlers = on_way + self.queue.len();
         self.metrics.requests_waiting.set(with_handlers as i64);
     }
@@ -340,10 +348,6 @@ impl Pump {
         self.scratch = scratch;
     }
 
-    pub(super) fn backend(&self) -> &PathBuf {
-        &self.config.backend
-    }
-
     pub(super) fn register_trip(&self, slot: usize, exchange: &mut Exchange) -> io::Result<()> {
         let both = Interest::READABLE | Interest::WRITABLE;
         self.poll.registry().register(exchange.stream(), Token(EXCHANGE | slot), both)
@@ -420,7 +424,7 @@ mod tests {
         let config = GateConfig {
             listen: listener.local_addr().unwrap(),
             tls: None,
-            backend: PathBuf::new(),
+            backend: crate::server::Backend::at("/nowhere".into()),
             limits: Limits::default(),
         };
         let (seen, _nodes) = crossbeam_channel::unbounded();

@@ -346,6 +346,20 @@ impl Pump {
         self.close(slot);
     }
 
+    /// A request was not answered in time. Its handler may be slow; but when tiny_http's threads have taken
+    /// nothing since another one was not, none of them takes anything any more, or nobody accepts.
+    fn suspect(&mut self) {
+        let (taken, now) = (self.config.backend.taken(), Instant::now());
+        match self.stalled {
+            Some((before, since)) if before == taken => {
+                if now.duration_since(since) >= self.limits.handler {
+                    self.failure = Some("the web server behind it takes no requests".to_owned());
+                }
+            }
+            _ => self.stalled = Some((taken, now)),
+        }
+    }
+
     /// The deadline of the client's phase has passed.
     pub(super) fn expire(&mut self, slot: usize) {
         let Some(client) = self.clients.at(slot) else {
@@ -366,6 +380,7 @@ impl Pump {
             Phase::Head => self.refuse(slot, refusal(408, "head-timeout", "the head took too long")),
             Phase::Body => self.refuse(slot, refusal(408, "body-timeout", "the body took too long")),
             Phase::Asking => {
+                self.suspect();
                 self.give_up(name, refusal(503, "handler-timeout", "the controller took too long; try again"));
             }
             Phase::Parked => self.unpark(slot),

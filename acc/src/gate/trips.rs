@@ -10,14 +10,23 @@ use super::reply::refusal;
 use crate::route::Route;
 use crate::server::QUICK_BODY;
 use crate::turns::Place;
+use jscommon::NodeId;
 use std::collections::VecDeque;
+use std::io::ErrorKind;
 use std::time::Instant;
+
+/// A request that waits for tiny_http or is with it: whose it is, and what the books count for it (its node, and
+/// the bytes of its body). That counts for as long as the body is held, whether the client stays or not.
+pub(super) struct Errand {
+    owner: Name,
+    cost: Option<(Option<NodeId>, usize)>,
+}
 
 /// An exchange, and who waits for its answers.
 pub(super) struct Trip {
     pub(super) exchange: Exchange,
-    /// Whose requests it carries, in their order.
-    pub(super) owners: VecDeque<Name>,
+    /// What it carries, in its order.
+    pub(super) errands: VecDeque<Errand>,
 }
 
 impl Pump {
@@ -30,10 +39,19 @@ impl Pump {
             return;
         };
         client.phase = Phase::Asking;
+        let cost = client.counted.take().map(|length| (client.node, length));
         let at = Instant::now() + self.limits.handler;
         self.set_deadline(name.slot, at);
-        self.queue.push_back((name, body));
+        self.queue.push_back((Errand { owner: name, cost }, body));
         self.start_trips();
+    }
+
+    /// The request is over: its body is held no more. Whose it was.
+    fn settle(&mut self, errand: Errand) -> Name {
+        if let Some((node, length)) = errand.cost {
+            self.books.end(node, length);
+        }
+        errand.owner
     }
 
     /// Sends waiting requests to tiny_http, as many as it may have.
@@ -41,23 +59,29 @@ impl Pump {
         while !self.queue.is_empty()
             && let Some(trip) = self.trips.iter().position(Option::is_none)
         {
-            let (owners, out) = self.next_group(trip);
-            if owners.is_empty() {
+            let (errands, out) = self.next_group(trip);
+            if errands.is_empty() {
                 return;
             }
-            let made = Exchange::new(self.backend(), out, owners.len()).and_then(|mut exchange| {
+            let made = Exchange::new(self.config.backend.socket(), out, errands.len()).and_then(|mut exchange| {
                 self.register_trip(trip, &mut exchange)?;
                 Ok(exchange)
             });
             match made {
                 Ok(exchange) => {
-                    self.trips[trip] = Some(Trip { exchange, owners });
+                    self.trips[trip] = Some(Trip { exchange, errands });
                     self.drive(trip);
                 }
                 Err(e) => {
                     log::warn!("the web server behind the gate is not reached: {e}");
+                    if matches!(e.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) {
+                        self.config.backend.refused();
+                    }
                     let refusal = refusal(503, "no-backend", "the controller is short of something; try again");
-                    owners.into_iter().for_each(|owner| self.give_up(owner, refusal.clone()));
+                    for errand in errands {
+                        let owner = self.settle(errand);
+                        self.give_up(owner, refusal.clone());
+                    }
                 }
             }
         }
@@ -67,13 +91,13 @@ impl Pump {
     /// what most of them ask for: whose they are, and their bytes. While few wait each has its own. What may
     /// take long goes alone, for answers come in the order of the requests: one that is slow all the same keeps
     /// those few waiting that travel behind it, and nobody else (see `turns`).
-    fn next_group(&mut self, slot: usize) -> (VecDeque<Name>, VecDeque<Vec<u8>>) {
+    fn next_group(&mut self, slot: usize) -> (VecDeque<Errand>, VecDeque<Vec<u8>>) {
         let most = self.queue.len().div_ceil(self.trips.len().max(1)).min(self.limits.together);
-        let mut group: Vec<(Name, Vec<u8>)> = Vec::with_capacity(most);
+        let mut group: Vec<(Errand, Vec<u8>)> = Vec::with_capacity(most);
         while group.len() < most
-            && let Some(&(owner, ref body)) = self.queue.front()
+            && let Some((errand, body)) = self.queue.front()
         {
-            let length = body.len();
+            let (owner, length) = (errand.owner, body.len());
             let waits = self.clients.has(owner);
             let head = self.clients.at(owner.slot).filter(|client| waits && client.phase == Phase::Asking);
             let route = head.and_then(|client| client.head.as_deref()).map(|head| head.route);
@@ -84,6 +108,9 @@ impl Pump {
             let next = self.queue.pop_front();
             if route.is_some() {
                 group.extend(next);
+            } else if let Some((gone, body)) = next {
+                drop(body);
+                self.settle(gone);
             }
             if route.is_some() && !quick {
                 break;
@@ -91,15 +118,18 @@ impl Pump {
         }
         self.trips_begun += 1;
         let (trip, of) = (self.trips_begun, group.len());
-        let (mut owners, mut out) = (VecDeque::with_capacity(group.len()), VecDeque::new());
+        let (mut errands, mut out) = (VecDeque::with_capacity(group.len()), VecDeque::new());
         let mut small = Vec::new();
-        for (at, (owner, body)) in group.into_iter().enumerate() {
-            let Some(client) = self.clients.at(owner.slot) else { continue };
-            let Some(head) = client.head.as_deref() else { continue };
+        for (at, (errand, body)) in group.into_iter().enumerate() {
+            let client = self.clients.at(errand.owner.slot);
+            let Some((client, head)) = client.as_deref().and_then(|client| Some((client, client.head.as_deref()?)))
+            else {
+                self.settle(errand);
+                continue;
+            };
             let place = Place { slot, trip, at, of };
-            let issued = client.cert.and_then(|cert| cert.issued);
-            small.extend(request_head(head, client.node, client.peer.ip(), issued, body.len(), place));
-            owners.push_back(owner);
+            small.extend(request_head(head, client.node, client.peer.ip(), client.cert, body.len(), place));
+            errands.push_back(errand);
             if body.len() <= QUICK_BODY {
                 small.extend(body);
             } else {
@@ -108,7 +138,7 @@ impl Pump {
             }
         }
         out.push_back(small);
-        (owners, out)
+        (errands, out)
     }
 
     /// Moves one exchange on.
@@ -118,12 +148,13 @@ impl Pump {
         };
         let mut answers = Vec::new();
         let moved = on_way.exchange.drive(&mut self.trip_scratch, &mut answers);
-        let answered: Vec<Name> = on_way.owners.drain(..answers.len()).collect();
+        let answered: Vec<Errand> = on_way.errands.drain(..answers.len()).collect();
         let over = match moved {
             Ok(false) => None,
             Ok(true) | Err(_) => self.trips.get_mut(trip).and_then(Option::take),
         };
-        for (owner, answer) in answered.into_iter().zip(answers) {
+        for (errand, answer) in answered.into_iter().zip(answers) {
+            let owner = self.settle(errand);
             self.answered(owner, answer);
         }
         let Some(mut over) = over else { return };
@@ -131,7 +162,10 @@ impl Pump {
         if let Err(e) = moved {
             log::error!("{e}");
             let refusal = refusal(502, "backend-failed", "the controller failed at this request; try again");
-            over.owners.into_iter().for_each(|owner| self.give_up(owner, refusal.clone()));
+            for errand in over.errands {
+                let owner = self.settle(errand);
+                self.give_up(owner, refusal.clone());
+            }
         }
         self.start_trips();
     }

@@ -27,13 +27,16 @@ pub(super) fn post(context: &Context, request: &Request) -> Outcome {
         }
     };
     let keep = enrolment.expires.saturating_sub(now) / 1000 + 60;
-    let left = context.pool.with(|conn| nodes::use_enrolment(conn, &enrolment.id, enrolment.uses, keep))?;
+    // The call is repeated when its connection was cut, and may have been counted then.
+    let use_id = format!("{:016x}", fastrand::u64(..));
+    let left = context.pool.with(|conn| nodes::use_enrolment(conn, &enrolment.id, &use_id, enrolment.uses, keep))?;
     if !left {
         context.metrics.refused("enrolment");
         return refused(403, format!("the enrolment token is spent: it was for {} use(s)", enrolment.uses));
     }
     // Newer than any revocation, even one of this very millisecond.
-    let issued = context.clock.now().max(context.door.revoked_until(node).map_or(0, |until| until + 1));
+    let until = context.pool.with(|conn| nodes::revoked_until(conn, node))?;
+    let issued = context.clock.now().max(until.map_or(0, |until| until + 1));
     let credentials = issue(context, node, issued)?;
     context.pool.with(|conn| {
         let mut batch = Batch::new();
@@ -55,7 +58,7 @@ pub(super) fn renew(context: &Context, node: NodeId, request: &Request) -> Outco
     let now = context.clock.now();
     let until = context.pool.with(|conn| nodes::revoked_until(conn, node))?;
     if let Some(until) = until {
-        let (bearer, cert) = (request.bearer.as_deref(), request.cert_issued);
+        let (bearer, cert) = (request.bearer.as_deref(), request.cert_dated());
         let holds = if dated {
             context.door.outlives(node, until, bearer, cert)
         } else {

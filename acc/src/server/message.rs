@@ -23,8 +23,18 @@ pub struct Request {
     pub bearer: Option<String>,
     /// When the client's certificate was issued, in milliseconds since 1970, if it gave one that says.
     pub cert_issued: Option<u64>,
+    /// The client gave a certificate that does not say when it was issued.
+    pub cert_undated: bool,
     /// The whole body, at most 16 MiB; empty for a GET.
     pub body: Vec<u8>,
+}
+
+impl Request {
+    /// The time (ms) that the client's certificate is measured by when its node was revoked: one that does not
+    /// say when it was issued is older than any revocation.
+    pub fn cert_dated(&self) -> Option<u64> {
+        if self.cert_undated { Some(0) } else { self.cert_issued }
+    }
 }
 
 /// The body of an answer: bytes of its own, or some that others hold too and that are not copied for it.

@@ -124,6 +124,11 @@ pub fn enrolment(id: &str) -> String {
     format!("jsacc:enroll:{id}")
 }
 
+/// String, in the slot of `enrolment`: this use of the token was counted.
+pub fn enrolment_use(id: &str, request: &str) -> String {
+    format!("jsacc:seen:{{{}}}:{request}", enrolment(id))
+}
+
 /// `gid:nid:<job id>`, a member of `EXPIRING`.
 pub fn expiring(node: NodeId, job: &str) -> String {
     format!("{node}:{job}")
@@ -151,6 +156,7 @@ mod tests {
         assert_eq!(done_run("a", node, 5), "jsacc:done:{cmds_queue_a}:1:10:5");
         assert_eq!(seen("log.a.b"), "jsacc:seen:{log.a.b}");
         assert_eq!(stats_written(node), "jsacc:seen:{jsacc:stats:1:10}");
+        assert_eq!(enrolment_use("ab", "7"), "jsacc:seen:{jsacc:enroll:ab}:7");
     }
 
     #[test]

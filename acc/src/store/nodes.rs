@@ -210,9 +210,9 @@ pub fn revoke(conn: &mut Conn, node: NodeId, local: u64) -> RedisResult<u64> {
 }
 
 /// Counts a use of the enrolment token `id`, of which there may be `uses`; kept for `keep` seconds.
-/// Answers whether there was one left.
-pub fn use_enrolment(conn: &mut Conn, id: &str, uses: u64, keep: u64) -> RedisResult<bool> {
-    conn.script(&scripts::USE, &[keys::enrolment(id)], |cmd| {
+/// Answers whether there was one left. `request` names this use: called again with it, nothing more is counted.
+pub fn use_enrolment(conn: &mut Conn, id: &str, request: &str, uses: u64, keep: u64) -> RedisResult<bool> {
+    conn.script(&scripts::USE, &[keys::enrolment(id), keys::enrolment_use(id, request)], |cmd| {
         cmd.arg(uses).arg(keep.max(1));
     })
 }

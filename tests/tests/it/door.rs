@@ -329,6 +329,60 @@ fn no_descriptor_at_all() {
     served(&acc, &mut client);
 }
 
+/// Sets the soft limit of open files of a process.
+#[track_caller]
+fn set_files(pid: u32, soft: usize) {
+    let status = Command::new("prlimit").args(["--pid", &pid.to_string(), &format!("--nofile={soft}:")]).status();
+    assert!(status.expect("prlimit, of util-linux").success(), "the limit of open files can be set");
+}
+
+/// The soft limit of open files of a process.
+fn files_limit(pid: u32) -> usize {
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).expect("the process runs");
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).expect("a limit of open files");
+    line.split_whitespace().next().and_then(|number| number.parse().ok()).expect("a number")
+}
+
+/// The limit of open files at which a process can open just `count` more.
+fn limit_for(pid: u32, count: usize) -> usize {
+    let entries = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("the process runs");
+    let open: Vec<usize> = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    (0..).filter(|number| !open.contains(number)).nth(count).expect("numbers do not end")
+}
+
+/// Asks on a connection that is open already; the status.
+fn ask_on(stream: &mut TcpStream) -> u16 {
+    stream.write_all(HEALTH.as_bytes()).expect("the gate reads");
+    let mut got = Vec::new();
+    let mut piece = [0; 4096];
+    while !got.ends_with(b"}") && !got.ends_with(b"}\n") {
+        let n = stream.read(&mut piece).expect("the gate answers");
+        assert!(n > 0, "the connection ended: {}", String::from_utf8_lossy(&got));
+        got.extend_from_slice(&piece[..n]);
+    }
+    let text = String::from_utf8_lossy(&got);
+    text.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status")
+}
+
+#[test]
+fn a_web_server_that_found_no_descriptor_is_made_anew() {
+    // One more is the gate's own end of a connection; with two more, tiny_http accepts it and has none for its copy.
+    for more in [1, 2] {
+        let redis = Redis::start();
+        let mut acc = Acc::start(&redis, quiet(AccOptions::default()));
+        let (mut kept, before) = (dial(&acc), files_limit(acc.pid()));
+        // The controller may close something between the look and the request; then it is tried again.
+        wait_until("a request fails", LONG, || {
+            set_files(acc.pid(), limit_for(acc.pid(), more));
+            ask_on(&mut kept) / 100 == 5
+        });
+        set_files(acc.pid(), before);
+        wait_until("requests are answered again", LONG, || acc.anonymous().get("/health").status == 200);
+        wait_until("it is said", LONG, || acc.output().contains("the web server behind the gate was made anew"));
+        assert_eq!(acc.stop(), Some(0));
+    }
+}
+
 #[test]
 fn a_polite_stop_answers_every_poll() {
     proc::open_files(600);

@@ -261,3 +261,14 @@ fn an_agent_with_a_wrong_token_says_so_and_goes_on_trying() {
     let id = client.send("ping", json!({}));
     assert_eq!(client.pop(&id)["state"], "OK");
 }
+
+#[test]
+fn a_use_of_a_token_that_is_counted_again_after_a_cut_connection_counts_once() {
+    let redis = Redis::start();
+    let target = jsacc::store::target::Target::parse(&redis.url()).expect("the address of the private redis-server");
+    let mut conn = jsacc::store::Address::new(target, None).connect(LONG).expect("a connection to it");
+    let mut count = |request| jsacc::store::nodes::use_enrolment(&mut conn, "token", request, 1, 60).expect("counted");
+    assert!(count("first"));
+    assert!(count("first"), "the answer to the first call was lost");
+    assert!(!count("second"), "it was for one use");
+}

@@ -239,3 +239,24 @@ fn metrics_are_for_loopback_or_for_a_token() {
         assert_eq!(acc.anonymous().with_token(Some("metrics-token")).get(path).status, 200);
     }
 }
+
+#[test]
+fn a_revoked_node_is_refused_from_the_first_moment_after_a_start_without_redis() {
+    let mut redis = Redis::start_durable();
+    let mut acc = Acc::start(&redis, AccOptions::secure());
+    let revoked = acc.node(1, 10);
+    let good = acc.node(1, 11);
+    assert_eq!(acc.command(&["revoke", "1", "10"]).code, 0);
+    assert_eq!(acc.stop(), Some(0));
+    redis.kill();
+    acc.resume_unready();
+    wait_until("it listens", LONG, || std::net::TcpStream::connect(("127.0.0.1", acc.port())).is_ok());
+    assert_eq!(revoked.get("/1/10/cmd?wait=0").status, 503);
+    redis.resume();
+    wait_until("it is refused", LONG, || {
+        let answer = revoked.get("/1/10/cmd?wait=0");
+        assert!(matches!(answer.status, 401 | 503), "{answer:?}");
+        answer.status == 401
+    });
+    wait_until("another node is let in", LONG, || good.get("/1/11/cmd?wait=0").status == 204);
+}

@@ -81,10 +81,15 @@ fn an_agent_without_a_controller_starts_and_stops_well() {
 
 #[test]
 fn a_controller_ends_with_any_of_its_threads() {
-    // The dispatcher with its first command, the doorbell with its first ring, the janitor and the gate at some turn.
-    for (point, thread) in
-        [("acc.taken", "dispatcher"), ("acc.heard", "doorbell"), ("acc.chores:3", "janitor"), ("acc.gate:20", "gate")]
-    {
+    // The dispatcher with its first command, the doorbell with its first ring, the janitor and the gate at some turn,
+    // one of the web server with its first request.
+    for (point, thread) in [
+        ("acc.taken", "dispatcher"),
+        ("acc.heard", "doorbell"),
+        ("acc.chores:3", "janitor"),
+        ("acc.gate:20", "gate"),
+        ("acc.http", "http-"),
+    ] {
         let redis = Redis::start();
         let mut acc = Acc::start_unready(&redis.url(), AccOptions::panicking_at(point));
         let mut client = Client::new(&redis);
@@ -98,7 +103,10 @@ fn a_controller_ends_with_any_of_its_threads() {
         });
         assert_eq!(acc.wait(), 1, "{thread}: {}", acc.output());
         let output = acc.output();
-        assert!(output.contains(&format!("jsacc: the thread '{thread}' has failed")), "{output}");
+        assert!(
+            output.contains(&format!("jsacc: the thread '{thread}")) && output.contains("' has failed"),
+            "{output}"
+        );
         // As the service manager starts it: what was pushed meanwhile is taken.
         acc.resume();
         assert_eq!(client.pop(&id)["state"], "ERROR", "{thread}");

@@ -83,11 +83,11 @@ impl Site {
 
     fn start(limits: Limits, tls: Option<TlsSource>) -> Site {
         let desk = Arc::new(Desk::default());
-        let server = server::Handle::start(4, desk.clone()).unwrap();
+        let server = server::Handle::start(4, desk.clone(), &crossbeam_channel::unbounded().0).unwrap();
         let metrics = Arc::new(Metrics::new());
         let (sender, seen) = crossbeam_channel::bounded(16);
         let listen = "127.0.0.1:0".parse().unwrap();
-        let config = GateConfig { listen, tls, backend: server.socket().to_owned(), limits };
+        let config = GateConfig { listen, tls, backend: server.backend(), limits };
         let gate = Handle::start(config, Arc::new(Doorman), metrics.clone(), sender, crossbeam_channel::unbounded().0)
             .unwrap();
         let addr = gate.addr();
@@ -503,3 +503,87 @@ fn one_slow_request_among_many_keeps_nobody_waiting_but_those_behind_it() {
 
 /// About as long as a body may be that does not hold up the request behind it.
 const QUICK: usize = 960;
+
+/// A gate before something that accepts connections, perhaps, and answers nothing.
+fn before_a_silent_backend(limits: Limits, folder: &std::path::Path) -> (Handle, Arc<Metrics>, Receiver<String>) {
+    let metrics = Arc::new(Metrics::new());
+    let (sender, _seen) = crossbeam_channel::bounded(16);
+    let (fatal_in, fatal) = crossbeam_channel::unbounded();
+    let listen = "127.0.0.1:0".parse().unwrap();
+    let config = GateConfig { listen, tls: None, backend: Backend::at(folder.join("http")), limits };
+    let gate = Handle::start(config, Arc::new(Doorman), metrics.clone(), sender, fatal_in).unwrap();
+    (gate, metrics, fatal)
+}
+
+fn dial(gate: &Handle) -> Client {
+    let stream = TcpStream::connect(gate.addr()).unwrap();
+    stream.set_read_timeout(Some(LONG)).unwrap();
+    Client { input: BufReader::new(stream.try_clone().unwrap()), stream }
+}
+
+#[test]
+fn a_body_counts_for_as_long_as_it_is_held_whether_its_client_stays_or_not() {
+    const BODY: i64 = 100_000;
+    let folder = tempfile::tempdir().unwrap();
+    let backend = std::os::unix::net::UnixListener::bind(folder.path().join("http")).unwrap();
+    // Two are with the backend, and the others wait in the line.
+    let limits = Limits { max_backend: 2, max_node_bodies: 4 * BODY as usize, ..Limits::default() };
+    let (gate, metrics, _fatal) = before_a_silent_backend(limits, folder.path());
+    for count in 1..=4 {
+        let mut client = dial(&gate);
+        client.post("/1/10/log", &vec![b'x'; BODY as usize]);
+        wait_until(|| metrics.requests_waiting.get() == count);
+        // A reset, with all that was sent taken already.
+        socket2::SockRef::from(&client.stream).set_linger(Some(Duration::ZERO)).unwrap();
+        drop(client);
+        wait_until(|| metrics.connections.get() == 0);
+        assert_eq!(metrics.body_bytes.get(), count * BODY, "it is still here");
+    }
+    let mut more = dial(&gate);
+    more.post("/1/10/log", &vec![b'x'; BODY as usize]);
+    more.expect(429);
+    // Whatever the two came to, the rest has nobody left who wants an answer.
+    (0..2).for_each(|_| drop(backend.accept().unwrap()));
+    wait_until(|| metrics.body_bytes.get() == 0 && metrics.requests_waiting.get() == 0);
+}
+
+#[test]
+fn the_gate_ends_when_nobody_takes_requests_any_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let _backend = std::os::unix::net::UnixListener::bind(folder.path().join("http")).unwrap();
+    let limits = Limits { handler: Duration::from_millis(100), ..Limits::default() };
+    let (gate, _metrics, fatal) = before_a_silent_backend(limits, folder.path());
+    let end = Instant::now() + LONG;
+    let why = loop {
+        assert!(Instant::now() < end, "the gate goes on");
+        let mut client = dial(&gate);
+        // The connection may be the one that its end cuts.
+        let _ = client.stream.write_all(b"GET /health HTTP/1.1\r\n\r\n");
+        if client.answer().is_some_and(|got| got.status != 503) {
+            panic!("there is nobody who could answer");
+        }
+        if let Ok(why) = fatal.recv_timeout(Duration::from_millis(20)) {
+            break why;
+        }
+    };
+    assert!(why.contains("takes no requests"), "{why}");
+}
+
+#[test]
+fn slow_handlers_do_not_end_the_gate() {
+    let site = Site::new(Limits { handler: Duration::from_millis(100), ..Limits::default() });
+    for _ in 0..3 {
+        let (free, wait) = crossbeam_channel::bounded::<()>(0);
+        *site.desk.slow.lock().unwrap() = Some(wait);
+        let before = site.asked();
+        let mut client = site.client();
+        client.post("/1/10/log", b"x");
+        wait_until(|| site.asked() > before);
+        client.expect(503);
+        drop(free);
+        *site.desk.slow.lock().unwrap() = None;
+    }
+    let mut client = site.client();
+    client.post("/1/10/log", b"x");
+    client.expect(200);
+}

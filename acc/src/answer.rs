@@ -6,8 +6,8 @@
 
 use crate::context::Context;
 use crate::store::jobs::{self, Writing};
-use crate::store::results::{self, Bounds, Delivery, Verdict};
-use crate::store::{Batch, Conn, lists};
+use crate::store::results::{self, Bounds, Delivery, Push, Verdict};
+use crate::store::{Batch, Conn};
 use jscommon::command::{is_secret, shown_args};
 use jscommon::{Command, JobResult, NodeId, State};
 use redis::{FromRedisValue, RedisResult};
@@ -79,24 +79,23 @@ pub fn give(context: &Context, conn: &mut Conn, answers: &[Answer]) -> RedisResu
     while let (Some(verdict), Some(size)) = (said.next(), said.next()) {
         verdicts.push((results::verdict(verdict)?, usize::from_redis_value(size)?));
     }
-    let (mut hashes, mut pushes) = (Batch::new(), Batch::new());
+    let (mut hashes, mut pushes) = (Batch::new(), Vec::new());
     for ((answer, delivery), (verdict, size)) in answers.iter().zip(&deliveries).zip(&verdicts) {
         if hashes.len() + pushes.len() >= TOGETHER {
-            conn.run_in_turn(std::mem::take(&mut hashes), std::mem::take(&mut pushes))?;
+            results::push_all(conn, std::mem::take(&mut hashes), &std::mem::take(&mut pushes))?;
         }
         if *verdict != Verdict::Late {
             let writing = if answer.target.is_some() { Writing::Withdrawn } else { Writing::Counts };
             jobs::result(&mut hashes, delivery.target, delivery.id, delivery.text, writing);
         }
         if *verdict == Verdict::First {
-            results::push(&mut pushes, delivery, Bounds::of(*size, answer.command.quiet));
-            if !answer.command.quiet {
-                lists::count_results(&mut pushes, [(delivery.id, state_name(answer.state))].into_iter());
-            }
+            let quiet = answer.command.quiet;
+            let counted = (!quiet).then(|| state_name(answer.state));
+            pushes.push(Push { delivery: delivery.clone(), bounds: Bounds::of(*size, quiet), counted });
             context.metrics.results.with_label_values(&["own"]).inc();
         }
     }
-    conn.run_in_turn(hashes, pushes).map(drop)
+    results::push_all(conn, hashes, &pushes)
 }
 
 /// `OK`, `ERROR`, `TIMEOUT` or `KILLED`.

@@ -75,6 +75,41 @@ impl Allowance {
     }
 }
 
+/// Bytes of one kind of thing that a node may send a second.
+const MAX_BYTES: f64 = 4_194_304.0;
+
+/// How much of one kind of thing each node has sent here of late, by number and in bytes.
+pub(super) struct Limits {
+    kind: &'static str,
+    count: Allowance,
+    bytes: Allowance,
+}
+
+impl Limits {
+    /// So many of this `kind` a second.
+    pub(super) fn new(kind: &'static str, per_second: f64) -> Limits {
+        Limits { kind, count: Allowance::new(per_second), bytes: Allowance::new(MAX_BYTES) }
+    }
+
+    /// Takes a batch of `node`, or says after how many seconds there is room, and for what.
+    pub(super) fn take(&self, node: NodeId, count: usize, bytes: usize, now: u64) -> Result<(), (u32, String)> {
+        let more = |what: String| move |seconds| (seconds, format!("node {node} sends more than {what} a second"));
+        let many = format!("{} {}", self.count.per_second(), self.kind);
+        self.count.take(node, count as f64, now).map_err(more(many))?;
+        self.bytes.take(node, bytes as f64, now).map_err(|seconds| {
+            // What is refused is sent again, and pays then.
+            self.count.give_back(node, count as f64);
+            more(format!("{MAX_BYTES} bytes of {}", self.kind))(seconds)
+        })
+    }
+
+    /// The batch that `node` has paid for was not taken: it is sent again, and pays then.
+    pub(super) fn give_back(&self, node: NodeId, count: usize, bytes: usize) {
+        self.count.give_back(node, count as f64);
+        self.bytes.give_back(node, bytes as f64);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -106,5 +141,30 @@ mod tests {
         assert_eq!(ask(many + 1, 118_500), MANY + 2, "they were here within the minute");
         assert_eq!(ask(many + 1, 119_400), MANY + 2, "it was looked less than a second ago");
         assert_eq!(ask(many + 1, 119_500), 1);
+    }
+
+    #[test]
+    fn few_records_may_be_too_many_bytes() {
+        let limits = Limits::new("records", 10.0);
+        assert_eq!(limits.take(NODE, 1, 16 << 20, 0), Ok(()));
+        assert_eq!(limits.take(NODE, 1, 210 << 20, 0), Ok(()));
+        let (seconds, why) = limits.take(NODE, 1, 20 << 20, 0).unwrap_err();
+        assert!((1..=60).contains(&seconds) && why.contains("bytes"), "{seconds} {why}");
+        assert_eq!(limits.take(NODE, 1, 1, 70_000), Ok(()));
+        assert!(limits.take(NODE, 10_000, 1, 70_000).unwrap_err().1.contains("10 records"));
+    }
+
+    #[test]
+    fn what_is_refused_costs_nothing() {
+        let limits = Limits::new("records", 10.0);
+        assert_eq!(limits.take(NODE, 599, 1, 0), Ok(()));
+        for _ in 0..100 {
+            assert!(limits.take(NODE, 2, 16 << 20, 0).unwrap_err().1.contains("10 records"));
+        }
+        assert_eq!(limits.take(NODE, 1, 239 << 20, 0), Ok(()), "its bytes are all there");
+        for _ in 0..100 {
+            assert!(limits.take(NODE, 90, 200 << 20, 10_000).unwrap_err().1.contains("bytes"));
+        }
+        assert_eq!(limits.take(NODE, 100, 1, 10_000), Ok(()), "its records are all there");
     }
 }

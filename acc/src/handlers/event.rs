@@ -1,7 +1,7 @@
 //! `POST /{gid}/{nid}/event`: starts and stops, alerts, what an agent noticed.
 
 use super::allowance::Allowance;
-use super::{Fault, Outcome, bad, json};
+use super::{Outcome, bad, json};
 use crate::context::Context;
 use crate::server::Reply;
 use crate::store::{Batch, lists, nodes};
@@ -26,9 +26,8 @@ pub(super) fn post(context: &Context, limits: &Allowance, node: NodeId, body: &[
         return Err(bad(format!("'data' is longer than {MAX_DATA} bytes")));
     }
     if let Err(seconds) = limits.take(node, 1.0, context.clock.now()) {
-        context.metrics.refused("events");
         let sentence = format!("node {node} sends more than {MAX_EVENTS} events a second");
-        return Err(Fault::Reply(Reply::busy(429, sentence, seconds)));
+        return Err(super::too_often(context, "events", seconds, sentence));
     }
     let mut facts: Vec<(&str, String)> = Vec::new();
     if name == "startup" {

@@ -1,42 +1,26 @@
 //! `POST /{gid}/{nid}/log`: batches of records.
 
-use super::allowance::Allowance;
+use super::allowance::Limits;
 use super::{Fault, Outcome, bad, batch_number, json};
 use crate::context::Context;
 use crate::server::Reply;
-use crate::store::{Batch, lists, nodes};
+use crate::store::pool::is_wrong_type;
+use crate::store::{Batch, Conn, lists, nodes};
 use jscommon::{NodeId, series};
-use serde_json::{Map, Value};
-use std::collections::BTreeMap;
+use redis::RedisResult;
+use serde_json::{Map, Value, json as object};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, PoisonError};
 
-/// Bytes of records that a node may send a second.
-const MAX_BYTES: f64 = 4_194_304.0;
+/// Most records of one batch, and most that an agent can be told to send at once.
+const MAX_BATCH: usize = 10_000;
+/// The name of the list for records whose own list is a key of another type.
+const WRONG_TYPE: &str = "wrong_type";
+/// How often (ms) one such key is told, and of how many.
+const TELL_EVERY: u64 = 3_600_000;
+const MAX_TOLD: usize = 100;
 
-/// How much each node has sent here of late, in records and in bytes.
-pub(super) struct Limits {
-    records: Allowance,
-    bytes: Allowance,
-}
-
-impl Limits {
-    pub(super) fn new(per_second: u64) -> Limits {
-        Limits { records: Allowance::new(per_second as f64), bytes: Allowance::new(MAX_BYTES) }
-    }
-
-    /// Takes a batch of `node`, or says after how many seconds there is room, and for what.
-    fn take(&self, node: NodeId, count: usize, bytes: usize, now: u64) -> Result<(), (u32, String)> {
-        let more = |what: String| move |seconds| (seconds, format!("node {node} sends more than {what} a second"));
-        let records = format!("{} records", self.records.per_second());
-        self.records.take(node, count as f64, now).map_err(more(records))?;
-        self.bytes.take(node, bytes as f64, now).map_err(|seconds| {
-            // What is refused is sent again, and pays then.
-            self.records.give_back(node, count as f64);
-            more(format!("{MAX_BYTES} bytes of records"))(seconds)
-        })
-    }
-}
-
-pub(super) fn post(context: &Context, limits: &Limits, node: NodeId, body: &[u8]) -> Outcome {
+pub(super) fn post(context: &Context, limits: &Limits, told: &Told, node: NodeId, body: &[u8]) -> Outcome {
     let length = body.len();
     let mut body = json(body)?;
     let number = batch_number(&body)?;
@@ -44,6 +28,9 @@ pub(super) fn post(context: &Context, limits: &Limits, node: NodeId, body: &[u8]
         return Err(bad("'records' must be a list"));
     };
     let count = records.len();
+    if count > MAX_BATCH {
+        return Err(super::too_many(format!("a batch has at most {MAX_BATCH} records, and this one {count}")));
+    }
     let mut by_list: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (i, record) in records.into_iter().enumerate() {
         let Value::Object(record) = record else { return Err(bad(format!("record {i} is no object"))) };
@@ -56,20 +43,80 @@ pub(super) fn post(context: &Context, limits: &Limits, node: NodeId, body: &[u8]
         return Ok(super::taken_before(last));
     }
     if let Err((seconds, sentence)) = limits.take(node, count, length, now) {
-        context.metrics.refused("records");
-        return Err(Fault::Reply(Reply::busy(429, sentence, seconds)));
+        return Err(super::too_often(context, "records", seconds, sentence));
     }
     let by_list = within_bound(by_list, &may);
-    context.pool.with(|conn| {
-        let mut batch = Batch::new();
-        for (list, records) in &by_list {
-            lists::records(&mut batch, list, node, number, records);
-        }
-        conn.run(&batch)?;
+    let wrong = context.pool.with(|conn| {
+        let wrong = write(conn, node, number, &by_list)?;
         // Last, so that a death before it only means that the lists say "seen" one by one.
-        nodes::set_last_log(conn, node, number)
+        nodes::set_last_log(conn, node, number)?;
+        Ok(wrong)
     })?;
+    tell(context, told, &wrong);
     Ok(Reply::json("{}"))
+}
+
+/// Writes the records of `node`'s batch `number`; answers the keys that are no lists. Their records go to another
+/// list: one such key does not hold up all that the node sends.
+fn write(
+    conn: &mut Conn,
+    node: NodeId,
+    number: u64,
+    by_list: &BTreeMap<String, Vec<String>>,
+) -> RedisResult<Vec<String>> {
+    let mut batch = Batch::new();
+    by_list.iter().for_each(|(list, records)| lists::records(&mut batch, list, node, number, records));
+    let (mut wrong, mut records) = (Vec::new(), Vec::new());
+    for ((list, texts), answer) in by_list.iter().zip(conn.run_each(&batch)?) {
+        match answer {
+            Err(e) if is_wrong_type(&e) => {
+                wrong.push(list.clone());
+                records.extend(texts.iter().cloned());
+            }
+            answer => drop(answer?),
+        }
+    }
+    if wrong.is_empty() {
+        return Ok(wrong);
+    }
+    let instead = series::log_key("", WRONG_TYPE);
+    let mut batch = Batch::new();
+    lists::records(&mut batch, &instead, node, number, &records);
+    match conn.run(&batch) {
+        // Then there is no place for them; they are on their node still.
+        Err(e) if is_wrong_type(&e) => wrong.push(instead),
+        answer => drop(answer?),
+    }
+    Ok(wrong)
+}
+
+/// Says of each key that is no list, once an hour, that it is none.
+fn tell(context: &Context, told: &Told, wrong: &[String]) {
+    let now = context.clock.now();
+    for key in wrong.iter().filter(|key| told.is_news(key, now)) {
+        let instead = series::log_key("", WRONG_TYPE);
+        ::log::error!("the key {key} in redis is no list: its records go to {instead} until it is deleted or renamed");
+        let mut batch = Batch::new();
+        lists::event(&mut batch, "wrong_type", None, now, &object!({"key": key, "instead": instead}));
+        // The records are stored whether it is told or not.
+        let _ = context.pool.with(|conn| conn.run(&batch));
+    }
+}
+
+/// Keys that were told of lately, and when (ms).
+#[derive(Default)]
+pub(super) struct Told(Mutex<HashMap<String, u64>>);
+
+impl Told {
+    fn is_news(&self, key: &str, now: u64) -> bool {
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        told.retain(|_, at| *at + TELL_EVERY > now);
+        let is_news = !told.contains_key(key) && told.len() < MAX_TOLD;
+        if is_news {
+            told.insert(key.to_owned(), now);
+        }
+        is_news
+    }
 }
 
 /// Records of lists that are too many go to the one of records without a name; they say themselves what
@@ -146,6 +193,17 @@ mod tests {
     }
 
     #[test]
+    fn a_key_of_another_type_is_told_once_an_hour() {
+        let told = Told::default();
+        assert!(told.is_news("log.a.b", 0) && told.is_news("log.a.c", 0));
+        assert!(!told.is_news("log.a.b", TELL_EVERY - 1) && told.is_news("log.a.b", TELL_EVERY));
+        for n in 0..2 * MAX_TOLD {
+            told.is_news(&n.to_string(), TELL_EVERY);
+        }
+        assert!(told.0.lock().unwrap().len() <= MAX_TOLD);
+    }
+
+    #[test]
     fn records_of_too_many_lists_go_where_those_without_a_name_are() {
         let by_list = |names: &[(&str, &str)]| {
             names.iter().map(|(list, record)| ((*list).to_owned(), vec![(*record).to_owned()])).collect()
@@ -155,30 +213,5 @@ mod tests {
         let after = within_bound(before, &[true, false, false]);
         assert_eq!(after["log.a.b"], ["1"]);
         assert_eq!(after["log.unknown.unknown"], ["2", "3"]);
-    }
-
-    #[test]
-    fn few_records_may_be_too_many_bytes() {
-        let limits = Limits::new(10);
-        assert_eq!(limits.take(NODE, 1, 16 << 20, 0), Ok(()));
-        assert_eq!(limits.take(NODE, 1, 210 << 20, 0), Ok(()));
-        let (seconds, why) = limits.take(NODE, 1, 20 << 20, 0).unwrap_err();
-        assert!((1..=60).contains(&seconds) && why.contains("bytes"), "{seconds} {why}");
-        assert_eq!(limits.take(NODE, 1, 1, 70_000), Ok(()));
-        assert!(limits.take(NODE, 10_000, 1, 70_000).unwrap_err().1.contains("10 records"));
-    }
-
-    #[test]
-    fn what_is_refused_costs_nothing() {
-        let limits = Limits::new(10);
-        assert_eq!(limits.take(NODE, 599, 1, 0), Ok(()));
-        for _ in 0..100 {
-            assert!(limits.take(NODE, 2, 16 << 20, 0).unwrap_err().1.contains("10 records"));
-        }
-        assert_eq!(limits.take(NODE, 1, 239 << 20, 0), Ok(()), "its bytes are all there");
-        for _ in 0..100 {
-            assert!(limits.take(NODE, 90, 200 << 20, 10_000).unwrap_err().1.contains("bytes"));
-        }
-        assert_eq!(limits.take(NODE, 100, 1, 10_000), Ok(()), "its records are all there");
     }
 }

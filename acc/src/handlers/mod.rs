@@ -20,7 +20,7 @@ use crate::route::Route;
 use crate::server::{Handler, Reply, Request};
 use crate::store::describe;
 use crate::store::target::Kind;
-use allowance::Allowance;
+use allowance::{Allowance, Limits};
 use jscommon::NodeId;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -31,10 +31,15 @@ const RETRY: u32 = 2;
 /// Most requests that one thread handles together.
 const TOGETHER: usize = 16;
 
+/// Most JSON values of one body. A batch of 10,000 records has a third of that.
+const MAX_VALUES: usize = 500_000;
+
 /// The handlers of one controller.
 pub struct Handlers {
     context: Arc<Context>,
-    limits: log::Limits,
+    limits: Limits,
+    results: Limits,
+    told: log::Told,
     events: Allowance,
     written: cmd::Written,
     hinted: Hinted,
@@ -81,17 +86,26 @@ fn bad(reason: impl Into<String>) -> Fault {
 impl Handlers {
     /// Handlers on this context.
     pub fn new(context: Arc<Context>) -> Handlers {
-        let limits = log::Limits::new(context.config.max_records);
+        let limits = Limits::new("records", context.config.max_records as f64);
+        let results = Limits::new("results", result::MAX_RESULTS);
         let events = Allowance::new(event::MAX_EVENTS);
-        Handlers { context, limits, events, written: cmd::Written::default(), hinted: Hinted::default() }
+        Handlers {
+            context,
+            limits,
+            results,
+            told: log::Told::default(),
+            events,
+            written: cmd::Written::default(),
+            hinted: Hinted::default(),
+        }
     }
 
     fn route(&self, request: &Request) -> Outcome {
         let context = self.context.as_ref();
         match request.route {
             Route::Cmd(node) => one(cmd::poll_all(context, &self.written, &[(node, request)])),
-            Route::Result(node) => one(result::post_all(context, &[(node, &request.body)])),
-            Route::Log(node) => log::post(context, &self.limits, node, &request.body),
+            Route::Result(node) => one(result::post_all(context, &self.results, &[(node, &request.body)])),
+            Route::Log(node) => log::post(context, &self.limits, &self.told, node, &request.body),
             Route::Stats(node) => stats::post(context, node, &request.body),
             Route::Event(node) => event::post(context, &self.events, node, &request.body),
             Route::Script(_) => script::get(context, request),
@@ -151,7 +165,7 @@ impl Handler for Handlers {
             }
         }
         let (places, results): (Vec<usize>, Vec<_>) = results.into_iter().unzip();
-        let of_results = places.into_iter().zip(result::post_all(&self.context, &results));
+        let of_results = places.into_iter().zip(result::post_all(&self.context, &self.results, &results));
         let (places, polls): (Vec<usize>, Vec<_>) = polls.into_iter().unzip();
         let of_polls = places.into_iter().zip(cmd::poll_all(&self.context, &self.written, &polls));
         for (i, outcome) in of_results.chain(of_polls) {
@@ -168,7 +182,7 @@ impl Handlers {
     /// What was revoked while its request was on the way here gets nothing any more.
     fn still_good(&self, request: &Request) -> Result<(), Fault> {
         let Some(node) = request.node else { return Ok(()) };
-        let good = self.context.door.still(node, request.bearer.as_deref(), request.cert_issued);
+        let good = self.context.door.still(node, request.bearer.as_deref(), request.cert_dated());
         good.map_err(|refusal| Fault::Reply(Reply::error(refusal.status, refusal.reason)))
     }
 
@@ -187,9 +201,43 @@ impl Handlers {
     }
 }
 
-/// The body as JSON.
+/// The body as JSON. One of very many values, each of which takes many times the memory of its text, is refused
+/// before that.
 fn json(body: &[u8]) -> Result<serde_json::Value, Fault> {
+    if has_more_values(body, MAX_VALUES) {
+        return Err(too_many(format!("the body has more than {MAX_VALUES} JSON values")));
+    }
     serde_json::from_slice(body).map_err(|e| bad(format!("the body is no JSON: {e}")))
+}
+
+/// Whether a JSON text has more than `most` values.
+fn has_more_values(body: &[u8], most: usize) -> bool {
+    // Each value but the first has a comma, a colon or a bracket before it.
+    if body.len() <= most {
+        return false;
+    }
+    let (mut count, mut in_string, mut escaped) = (1_usize, false, false);
+    for byte in body {
+        if in_string {
+            in_string = escaped || *byte != b'"';
+            escaped = !escaped && *byte == b'\\';
+        } else {
+            in_string = *byte == b'"';
+            count += usize::from(matches!(byte, b',' | b'[' | b'{'));
+        }
+    }
+    count > most
+}
+
+/// 413: the body is to be sent in parts.
+fn too_many(reason: String) -> Fault {
+    Fault::Reply(Reply::error(413, format!("{reason}: send fewer at once")))
+}
+
+/// 429 for who sends too much.
+fn too_often(context: &Context, label: &'static str, seconds: u32, reason: String) -> Fault {
+    context.metrics.refused(label);
+    Fault::Reply(Reply::busy(429, reason, seconds))
 }
 
 /// The number of a batch in a body.
@@ -209,6 +257,19 @@ fn taken_before(last: u64) -> Reply {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn values_are_counted_outside_of_strings() {
+        let text = r#"[{"a": 1, "b": [2, 3]}, "x,[{\\\",,,", "\\\\", null]"#;
+        let value: serde_json::Value = serde_json::from_str(text).unwrap();
+        assert_eq!(value.as_array().unwrap().len(), 4);
+        // Each of the nine: the list, the object, 1, its list, 2, 3, two texts, null.
+        for (most, more) in [(7, true), (8, true), (9, false), (10, false)] {
+            assert_eq!(has_more_values(text.as_bytes(), most), more, "{most}");
+        }
+        assert!(!has_more_values(b"{}", 2));
+        assert!(json(&[b"[".as_slice(), &b"{},".repeat(MAX_VALUES), b"{}]"].concat()).is_err());
+    }
 
     #[test]
     fn a_waiting_node_is_told_again_after_ten_minutes_however_often_it_polls() {

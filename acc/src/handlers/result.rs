@@ -1,12 +1,13 @@
 //! `POST /{gid}/{nid}/result`: results, each delivered once.
 
+use super::allowance::Limits;
 use super::{Fault, Outcome, bad, json};
 use crate::answer;
 use crate::context::Context;
 use crate::server::Reply;
 use crate::store::jobs::{self, Known, Writing};
 use crate::store::pool::is_broken;
-use crate::store::results::{self, Bounds, Delivery, Recurring, Verdict};
+use crate::store::results::{self, Bounds, Delivery, Push, Recurring, Verdict};
 use crate::store::{Batch, Conn, lists};
 use jscommon::{JobResult, NodeId, State, death};
 use redis::RedisResult;
@@ -14,6 +15,12 @@ use serde_json::{Value, json as object};
 
 /// Most calls of one transaction, for Redis does nothing else meanwhile.
 const TOGETHER: usize = 256;
+
+/// Most results of one request; an agent sends half of that.
+const MAX_BATCH: usize = 1000;
+
+/// Results that a node may send a second.
+pub(super) const MAX_RESULTS: f64 = 2000.0;
 
 /// A result that its node may deliver, as far as it says itself.
 struct Entry {
@@ -43,11 +50,26 @@ struct Posted {
     entries: Vec<Entry>,
     /// Results that are none of its own, and why.
     refused: Vec<(String, &'static str)>,
+    /// What it has paid for: how many, and their bytes.
+    paid: (usize, usize),
 }
 
 /// Takes what nodes have sent, one body each, in as few round trips as one alone would take.
-pub(super) fn post_all(context: &Context, posts: &[(NodeId, &[u8])]) -> Vec<Outcome> {
-    let posted: Vec<Result<Posted, Fault>> = posts.iter().map(|(node, body)| read(*node, body)).collect();
+pub(super) fn post_all(context: &Context, limits: &Limits, posts: &[(NodeId, &[u8])]) -> Vec<Outcome> {
+    let posted = posts.iter().map(|(node, body)| pay(context, limits, read(*node, body)?)).collect();
+    deliver_all(context, limits, posted)
+}
+
+/// Refuses the results of a node that sends too many.
+fn pay(context: &Context, limits: &Limits, posted: Posted) -> Result<Posted, Fault> {
+    let (count, bytes) = posted.paid;
+    match limits.take(posted.node, count, bytes, context.clock.now()) {
+        Ok(()) => Ok(posted),
+        Err((seconds, sentence)) => Err(super::too_often(context, "results", seconds, sentence)),
+    }
+}
+
+fn deliver_all(context: &Context, limits: &Limits, posted: Vec<Result<Posted, Fault>>) -> Vec<Outcome> {
     let entries: Vec<&Entry> = posted.iter().flatten().flat_map(|posted| &posted.entries).collect();
     if entries.is_empty() {
         return posted.into_iter().map(|posted| reply(context, posted?, &mut std::iter::empty())).collect();
@@ -55,11 +77,15 @@ pub(super) fn post_all(context: &Context, posts: &[(NodeId, &[u8])]) -> Vec<Outc
     let meant = match context.pool.with(|conn| deliver(context, conn, &entries)) {
         Ok(meant) => meant,
         // What Redis has against one of them is not held against the others.
-        Err(e) if posts.len() > 1 && !is_broken(&e) => {
-            return posts.iter().flat_map(|post| post_all(context, &[*post])).collect();
+        Err(e) if posted.len() > 1 && !is_broken(&e) => {
+            return posted.into_iter().flat_map(|one| deliver_all(context, limits, vec![one])).collect();
         }
         Err(e) => {
-            return posted.into_iter().map(|posted| Err(posted.err().unwrap_or(Fault::Redis(e.clone())))).collect();
+            let failed = |posted: Posted| {
+                limits.give_back(posted.node, posted.paid.0, posted.paid.1);
+                Fault::Redis(e.clone())
+            };
+            return posted.into_iter().map(|posted| Err(posted.map_or_else(|fault| fault, failed))).collect();
         }
     };
     let mut meant = meant.into_iter();
@@ -68,7 +94,12 @@ pub(super) fn post_all(context: &Context, posts: &[(NodeId, &[u8])]) -> Vec<Outc
 
 fn read(node: NodeId, body: &[u8]) -> Result<Posted, Fault> {
     let Value::Array(list) = json(body)? else { return Err(bad("the body is a list of results")) };
-    let mut posted = Posted { node, entries: Vec::with_capacity(list.len()), refused: Vec::new() };
+    let count = list.len();
+    if count > MAX_BATCH {
+        return Err(super::too_many(format!("a request has at most {MAX_BATCH} results, and this one {count}")));
+    }
+    let paid = (count, body.len());
+    let mut posted = Posted { node, entries: Vec::with_capacity(count), refused: Vec::new(), paid };
     for (i, value) in list.into_iter().enumerate() {
         match entry(node, value).map_err(|reason| bad(format!("result {i}: {reason}")))? {
             Ok(entry) => posted.entries.push(entry),
@@ -80,7 +111,7 @@ fn read(node: NodeId, body: &[u8]) -> Result<Posted, Fault> {
 
 /// The answer to who has sent this; `meant` says of each entry in turn whether its job was for the node.
 fn reply(context: &Context, posted: Posted, meant: &mut impl Iterator<Item = bool>) -> Outcome {
-    let Posted { node, entries, mut refused } = posted;
+    let Posted { node, entries, mut refused, .. } = posted;
     let unmeant = entries.into_iter().zip(meant).filter(|(_, meant)| !meant);
     refused.extend(unmeant.map(|(entry, _)| (entry.result.id, "its job was for other nodes")));
     if refused.is_empty() {
@@ -139,7 +170,7 @@ fn deliver(context: &Context, conn: &mut Conn, entries: &[&Entry]) -> RedisResul
 
     let now = context.clock.now();
     let mut meant = Vec::with_capacity(entries.len());
-    let (mut hashes, mut pushes, mut counted) = (Batch::new(), Batch::new(), Vec::new());
+    let (mut hashes, mut pushes) = (Batch::new(), Vec::new());
     for entry in entries {
         let result = &entry.result;
         let known = jobs::known(next(), next(), next())?;
@@ -156,7 +187,7 @@ fn deliver(context: &Context, conn: &mut Conn, entries: &[&Entry]) -> RedisResul
             continue;
         }
         if hashes.len() + pushes.len() >= TOGETHER {
-            conn.run_in_turn(std::mem::take(&mut hashes), std::mem::take(&mut pushes))?;
+            results::push_all(conn, std::mem::take(&mut hashes), &std::mem::take(&mut pushes))?;
         }
         let writing = if verdict == Verdict::Repeat { Writing::Repeated } else { Writing::Counts };
         jobs::result(&mut hashes, &entry.target, &result.id, &entry.text, writing);
@@ -170,11 +201,9 @@ fn deliver(context: &Context, conn: &mut Conn, entries: &[&Entry]) -> RedisResul
             Verdict::First => {
                 count(context, "first");
                 let quiet = meant.is_some_and(|meant| meant.quiet);
-                let bounds = Bounds::of(meant.map_or(0, |meant| meant.targets), quiet);
-                results::push(&mut pushes, &entry.delivery(), bounds);
-                if !quiet {
-                    counted.push((result.id.as_str(), answer::state_name(result.state)));
-                }
+                let bounds = meant.map_or(Bounds::UNKNOWN, |meant| Bounds::of(meant.targets, quiet));
+                let counted = (!quiet).then(|| answer::state_name(result.state));
+                pushes.push(Push { delivery: entry.delivery(), bounds, counted });
                 if let Some(meant) = meant {
                     context.metrics.result_seconds.observe(now.saturating_sub(meant.created) as f64 / 1000.0);
                 }
@@ -182,8 +211,7 @@ fn deliver(context: &Context, conn: &mut Conn, entries: &[&Entry]) -> RedisResul
             Verdict::Repeat | Verdict::Late => count(context, "repeat"),
         }
     }
-    lists::count_results(&mut pushes, counted.into_iter());
-    conn.run_in_turn(hashes, pushes)?;
+    results::push_all(conn, hashes, &pushes)?;
     death::point("acc.result.pushed");
     Ok(meant)
 }

@@ -23,7 +23,7 @@ pub(super) fn post(context: &Context, node: NodeId, body: &[u8]) -> Outcome {
     };
     let Some(Value::Array(list)) = body.get("series") else { return Err(bad("'series' must be a list")) };
     if list.len() > MAX_SERIES {
-        return Err(bad(format!("a batch has at most {MAX_SERIES} series")));
+        return Err(super::too_many(format!("a batch has at most {MAX_SERIES} series, and this one {}", list.len())));
     }
     let mut series = Vec::with_capacity(list.len());
     for (i, entry) in list.iter().enumerate() {

@@ -123,6 +123,11 @@ impl Conn {
         Ok(T::from_redis_value(answers.pop().unwrap_or(Value::Nil).extract_error()?)?)
     }
 
+    /// Whether keys of different slots lie on different servers, so that no call may have both.
+    pub fn is_cluster(&self) -> bool {
+        matches!(self.0, Inner::Cluster(_))
+    }
+
     /// Runs one script.
     pub(super) fn script<T: FromRedisValue>(
         &mut self,

@@ -185,15 +185,23 @@ pub fn audit(batch: &mut Batch, entries: &[String]) {
     }
 }
 
+/// Seconds that the counts of results are kept.
+pub(super) const COUNTS_KEPT: u64 = 30 * DAY;
+
+/// The field that counts the results of the job `id` that ended in `state`.
+pub(super) fn count_field(id: &str, state: &str) -> String {
+    format!("{id} {state}")
+}
+
 /// Counts results (a job's id and a state each) for the audit list.
-pub fn count_results<'a>(batch: &mut Batch, results: impl Iterator<Item = (&'a str, &'a str)>) {
+pub(super) fn count_results<'a>(batch: &mut Batch, results: impl Iterator<Item = (&'a str, &'a str)>) {
     let mut any = false;
     for (id, state) in results {
-        batch.call(Cmd::hincr(keys::AUDIT_RESULTS, format!("{id} {state}"), 1));
+        batch.call(Cmd::hincr(keys::AUDIT_RESULTS, count_field(id, state), 1));
         any = true;
     }
     if any {
-        batch.call(Cmd::expire(keys::AUDIT_RESULTS, 30 * DAY as i64));
+        batch.call(Cmd::expire(keys::AUDIT_RESULTS, COUNTS_KEPT as i64));
     }
 }
 

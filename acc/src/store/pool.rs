@@ -175,6 +175,11 @@ pub fn is_moving(error: &RedisError) -> bool {
     matches!(error.kind(), ErrorKind::Server(Moved | Ask | TryAgain))
 }
 
+/// Whether a key is of another type than the call needs, also where a script has met it.
+pub fn is_wrong_type(error: &RedisError) -> bool {
+    error.code() == Some("WRONGTYPE") || error.detail().is_some_and(|detail| detail.contains("WRONGTYPE"))
+}
+
 /// The error as a sentence for people: what is wrong, and what to do where that is known.
 pub fn describe(error: &RedisError) -> String {
     match error.code() {
@@ -211,6 +216,15 @@ mod tests {
         }
         for answer in ["ERR syntax error", "WRONGTYPE no list", "NOSCRIPT unknown", "OOM full", "NOPERM no"] {
             assert!(!broken(answer), "{answer}");
+        }
+        for (answer, is) in [
+            ("WRONGTYPE Operation against a key holding the wrong kind of value", true),
+            ("WRONGTYPE Operation against a key script: 1234, on @user_script:6.", true),
+            ("ERR Error running script (call to f_12): @user_script:6: WRONGTYPE Operation against a key", true),
+            ("OOM full", false),
+        ] {
+            let value = redis::parse_redis_value(format!("-{answer}\r\n").as_bytes()).unwrap();
+            assert_eq!(is_wrong_type(&value.extract_error().unwrap_err()), is, "{answer}");
         }
         assert!(is_broken(&RedisError::from((ErrorKind::Io, "cut"))));
         assert!(!is_broken(&RedisError::from((ErrorKind::UnexpectedReturnType, "a list"))));

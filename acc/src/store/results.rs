@@ -6,12 +6,15 @@
 //! Owns: `cmds_queue_<id>` and the keys beside it that remember what was delivered.
 //! Does not own: whether the node may answer (the handler asks `jobs` first).
 
-use super::{Batch, DAY, HISTORY, keys, scripts};
+use super::{Batch, Conn, DAY, HISTORY, keys, lists, scripts};
 use jscommon::NodeId;
 use redis::{FromRedisValue, RedisResult, Value};
 
 /// Seconds that results of a quiet job are kept, and what was delivered of them.
 const QUIET: u64 = 120;
+/// Seconds that a result is kept, and remembered as delivered, while Redis does not know its job. Anybody with
+/// the credentials of a node can make up ids, so this is short.
+const UNKNOWN: u64 = 3600;
 
 /// A result to deliver.
 #[derive(Clone, Debug)]
@@ -63,9 +66,9 @@ pub fn decide(batch: &mut Batch, delivery: &Delivery<'_>) {
         keys.push(keys::done_run(delivery.id, run.node, run.starttime));
         (recurring, quiet) = (true, run.quiet);
     }
-    // A day, for nothing is known yet of who says so: see `remember`.
+    // For a short time, for nothing is known yet of who says so: see `push` and `remember`.
     batch.script(&scripts::DECIDE, &keys, |cmd| {
-        cmd.arg(delivery.target).arg(delivery.run).arg(DAY).arg(u8::from(recurring)).arg(u8::from(quiet));
+        cmd.arg(delivery.target).arg(delivery.run).arg(UNKNOWN).arg(u8::from(recurring)).arg(u8::from(quiet));
     });
 }
 
@@ -88,22 +91,57 @@ pub struct Bounds {
 }
 
 impl Bounds {
+    /// Of a job that Redis does not know.
+    pub const UNKNOWN: Bounds = Bounds { most: HISTORY, seconds: UNKNOWN };
+
     /// The bounds of a job with at most so many targets; of a `quiet` one little is kept, and not for long.
     pub fn of(targets: usize, quiet: bool) -> Bounds {
         Bounds { most: targets.max(HISTORY), seconds: if quiet { QUIET } else { DAY } }
     }
 }
 
-/// Adds the push of a delivery that was decided to be the first; answers 1 unless it was pushed since.
-pub fn push(batch: &mut Batch, delivery: &Delivery<'_>, bounds: Bounds) {
+/// A delivery that was decided to be the first.
+#[derive(Clone, Debug)]
+pub struct Push<'a> {
+    /// What is delivered.
+    pub delivery: Delivery<'a>,
+    /// How much is kept.
+    pub bounds: Bounds,
+    /// `OK`, `ERROR`, `TIMEOUT` or `KILLED` for the count of the audit list, if it counts there.
+    pub counted: Option<&'static str>,
+}
+
+/// Runs `hashes`, then pushes each of `pushes` that was not pushed since, and counts those for the audit list.
+pub fn push_all(conn: &mut Conn, hashes: Batch, pushes: &[Push<'_>]) -> RedisResult<()> {
+    let apart = conn.is_cluster();
+    let mut batch = Batch::new();
+    pushes.iter().for_each(|push| add_push(&mut batch, push, apart));
+    let answers = conn.run_in_turn(hashes, batch)?;
+    if !apart {
+        return Ok(());
+    }
+    let done = pushes.iter().zip(answers).filter(|(_, answer)| *answer == Value::Int(1));
+    let mut counts = Batch::new();
+    lists::count_results(&mut counts, done.filter_map(|(push, _)| Some((push.delivery.id, push.counted?))));
+    conn.run(&counts).map(drop)
+}
+
+/// Adds a push; with `apart` it is counted by the caller.
+fn add_push(batch: &mut Batch, push: &Push<'_>, apart: bool) {
+    let delivery = &push.delivery;
     let mut keys = vec![keys::results(delivery.id), keys::done(delivery.id)];
     if let Some(run) = delivery.recurring {
         keys.push(keys::done_run(delivery.id, run.node, run.starttime));
     }
+    let mut field = String::new();
+    if let Some(state) = push.counted.filter(|_| !apart) {
+        keys.push(keys::AUDIT_RESULTS.to_owned());
+        field = lists::count_field(delivery.id, state);
+    }
     batch.script(&scripts::PUSH, &keys, |cmd| {
         cmd.arg(delivery.target).arg(delivery.run).arg(delivery.text);
-        cmd.arg(bounds.most).arg(bounds.seconds).arg(u8::from(delivery.recurring.is_some()));
-        cmd.arg(u8::from(bounds.seconds < DAY));
+        cmd.arg(push.bounds.most).arg(push.bounds.seconds).arg(u8::from(delivery.recurring.is_some()));
+        cmd.arg(u8::from(push.bounds.seconds == QUIET)).arg(field).arg(lists::COUNTS_KEPT).arg(DAY);
     });
 }
 

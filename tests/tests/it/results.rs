@@ -1,5 +1,7 @@
 //! A result reaches its client once, however often it is sent.
 
+use jsacc::store::results::{self, Bounds, Delivery, Push, Verdict};
+use jsacc::store::{Address, Batch, Conn};
 use jstests::{Acc, AccOptions, Client, LONG, Redis, wait_for, wait_until};
 use serde_json::{Value, json};
 
@@ -183,4 +185,62 @@ fn only_who_may_answer_for_a_job_makes_redis_remember_it_for_long() {
     let run = format!("jsacc:done:{{cmds_queue_{id}}}:1:10:{}", next[0]["starttime"]);
     assert!(client.redis::<i64>(&["TTL", &run]) > 190 * 86_400);
     assert_eq!(client.results(&id), 2);
+}
+
+/// A connection as the controller has them.
+fn store(redis: &Redis) -> Conn {
+    let target = jsacc::store::target::Target::parse(&redis.url()).expect("the address of the private redis-server");
+    Address::new(target, None).connect(LONG).expect("a connection to it")
+}
+
+#[test]
+fn a_result_that_two_threads_push_is_counted_once() {
+    let redis = Redis::start();
+    let mut client = Client::new(&redis);
+    let mut conn = store(&redis);
+    let delivery = Delivery { id: "twice", target: "1:10", run: "5", text: "{}", recurring: None };
+    // The node sent it again while the first request was under way: both are told that it is the first.
+    for _ in 0..2 {
+        let mut batch = Batch::new();
+        results::decide(&mut batch, &delivery);
+        let answer = conn.run(&batch).expect("a decision").pop().expect("one answer");
+        assert_eq!(results::verdict(answer).expect("a verdict"), Verdict::First);
+    }
+    for _ in 0..2 {
+        let push = Push { delivery: delivery.clone(), bounds: Bounds::of(1, false), counted: Some("OK") };
+        results::push_all(&mut conn, Batch::new(), &[push]).expect("pushed");
+    }
+    assert_eq!(client.results("twice"), 1);
+    assert_eq!(client.redis::<i64>(&["HGET", "jsacc:audit:results", "twice OK"]), 1);
+    let kept: i64 = client.redis(&["TTL", "jsacc:audit:results"]);
+    assert!(kept > 29 * 86_400, "{kept}");
+}
+
+#[test]
+fn the_result_of_a_job_that_redis_does_not_know_is_kept_for_an_hour() {
+    let redis = Redis::start();
+    let acc = Acc::start(&redis, AccOptions::default());
+    let (mut client, node) = (Client::new(&redis), acc.node(1, 10));
+    let result = json!({"id": "stray", "gid": 1, "nid": 10, "state": "OK", "starttime": 5});
+    let run = json!({"id": "strays", "gid": 1, "nid": 10, "state": "ERROR", "starttime": 5,
+        "args": {"recurring_period": 60}});
+    assert_eq!(node.post("result", &json!([result, run])).status, 200);
+    for key in client.redis::<Vec<String>>(&["KEYS", "*stray*"]) {
+        let kept: i64 = client.redis(&["TTL", &key]);
+        assert!((1..=3600).contains(&kept), "{key}: {kept} s");
+    }
+    assert_eq!(client.pop("stray")["state"], "OK", "it is delivered all the same");
+}
+
+#[test]
+fn a_result_is_delivered_once_its_list_is_a_list_again() {
+    let (_redis, _acc, mut client, node, command) = taken();
+    let id = id_of(&command);
+    let key = format!("cmds_queue_{id}");
+    let _: () = client.redis(&["SET", &key, "no list"]);
+    let result = node.result_of(&command, "OK", "");
+    assert_eq!(node.post("result", &json!([result])).status, 503);
+    let _: i64 = client.redis(&["DEL", &key]);
+    assert_eq!(node.post("result", &json!([result])).status, 200);
+    assert_eq!(client.pop(&id)["state"], "OK");
 }

@@ -237,6 +237,79 @@ fn a_node_that_sends_too_many_events_is_told_to_wait() {
 }
 
 #[test]
+fn a_node_that_sends_too_many_results_is_told_to_wait() {
+    let redis = Redis::start();
+    let acc = Acc::start(&redis, quiet(AccOptions::default()));
+    let node = acc.node(1, 10);
+    // Results of another node are refused one by one, and count as any others.
+    let foreign: Vec<Value> = (0..1000).map(|_| json!({"id": "x", "gid": 1, "nid": 11, "state": "OK"})).collect();
+    let start = Instant::now();
+    let reply = loop {
+        let reply = node.post("result", &json!(foreign));
+        if reply.status != 403 {
+            break reply;
+        }
+        assert!(start.elapsed() < 2 * LONG, "never too many");
+    };
+    let wait: u64 = reply.retry_after.as_deref().unwrap_or_default().parse().expect("Retry-After in seconds");
+    assert!(reply.status == 429 && (1..=60).contains(&wait), "{reply:?}");
+    assert!(reply.error().contains("results a second"), "{reply:?}");
+    let own = json!([{"id": "x", "gid": 1, "nid": 11, "state": "OK", "starttime": 5}]);
+    assert_eq!(acc.node(1, 11).post("result", &own).status, 200, "others may");
+}
+
+#[test]
+fn a_request_with_too_many_entries_is_refused_with_the_bound() {
+    let redis = Redis::start();
+    let acc = Acc::start(&redis, quiet(AccOptions::default()));
+    let (mut client, node) = (Client::new(&redis), acc.node(1, 10));
+    let empty = |count: usize| format!("[{}{{}}]", "{},".repeat(count - 1));
+    let (results, records) = (empty(1001), format!("{{\"batch\": 1, \"records\": {}}}", empty(10_001)));
+    let series = format!("{{\"batch\": 1, \"series\": [{}[\"a\", 1]]}}", "[\"a\",1],".repeat(50_000));
+    // As many as a body can have; each takes many times its text in memory.
+    let all = format!("{{\"batch\": 1, \"records\": {}}}", empty(5_500_000));
+    for (what, body, bound) in [
+        ("result", &results, "1000 results"),
+        ("log", &records, "10000 records"),
+        ("stats", &series, "50000 series"),
+        ("log", &all, "500000 JSON values"),
+        ("result", &empty(5_500_000), "500000 JSON values"),
+        ("event", &all, "500000 JSON values"),
+    ] {
+        let reply = node.post_text(&node.path(what), body);
+        assert!(reply.status == 413 && reply.error().contains(bound), "{what}: {reply:?}");
+    }
+    let keys: Vec<String> = client.redis(&["KEYS", "log.*"]);
+    assert!(keys.is_empty(), "{keys:?}");
+    let records = format!("{{\"batch\": 1, \"records\": {}}}", empty(10_000));
+    assert_eq!(node.post_text(&node.path("log"), &records).status, 200, "as many as an agent may be told to send");
+}
+
+#[test]
+fn a_key_of_another_type_holds_up_only_its_own_records() {
+    let redis = Redis::start();
+    let acc = Acc::start(&redis, quiet(AccOptions::default()));
+    let (mut client, node) = (Client::new(&redis), acc.node(1, 10));
+    let _: () = client.redis(&["SET", "log.d.bad", "no list"]);
+    let record = |name: &str| json!({"jobdomain": "d", "jobname": name, "level": 4, "data": name});
+    for batch in 1..=2 {
+        let body = json!({"batch": batch, "records": [record("a"), record("bad"), record("z")]});
+        assert_eq!(node.post("log", &body).status, 200);
+    }
+    for (list, name) in [("log.d.a", "a"), ("log.d.z", "z"), ("log.unknown.wrong_type", "bad")] {
+        let kept = client.list(list);
+        assert!(kept.len() == 2 && kept.iter().all(|record| record["jobname"] == name), "{list}: {kept:?}");
+    }
+    wait_until("an event names the key", LONG, || {
+        client.events().iter().any(|event| event["name"] == "wrong_type" && event["data"]["key"] == "log.d.bad")
+    });
+    assert_eq!(acc.output().matches("the key log.d.bad in redis is no list").count(), 1, "{}", acc.output());
+    let _: i64 = client.redis(&["DEL", "log.d.bad"]);
+    assert_eq!(node.post("log", &json!({"batch": 3, "records": [record("bad")]})).status, 200);
+    assert_eq!(client.list("log.d.bad").len(), 1);
+}
+
+#[test]
 fn a_list_of_records_is_bounded_by_bytes_too() {
     let redis = Redis::start();
     let acc = Acc::start(&redis, quiet(AccOptions::default()));

@@ -1,7 +1,8 @@
 -- Pushes a result that was decided to be the first, once. KEYS: the list of results, the hash of what
--- was delivered, and for a run of a recurring job the key of that run. ARGV: node, starttime (or 'ac'),
--- text, most results, seconds to keep, recurring (0/1), quiet (1: what was delivered is kept no longer than the list).
--- Answers 1 when this was the push.
+-- was delivered, for a run of a recurring job the key of that run, and where one server has all keys the hash
+-- that counts results. ARGV: node, starttime (or 'ac'), text, most results, seconds to keep, recurring (0/1),
+-- quiet (1: what was delivered is kept no longer than the list), the field of the count or '', seconds to keep
+-- counts, the most seconds that a job which does not recur is remembered. Answers 1 when this was the push.
 -- The push comes first: a list of another type refuses it, and then nothing says that it was pushed.
 if ARGV[6] == '1' then
   if redis.call('GET', KEYS[3]) ~= '0' then return 0 end
@@ -15,7 +16,15 @@ else
   redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
 end
 if length > tonumber(ARGV[4]) then redis.call('LTRIM', KEYS[1], 0, ARGV[4] - 1) end
+local keep, left = tonumber(ARGV[5]), redis.call('TTL', KEYS[2])
+-- What is remembered for longer is a job that recurs, and that Redis has known.
+if ARGV[7] ~= '1' and left > tonumber(ARGV[10]) then keep = tonumber(ARGV[10]) end
 -- A minute more or less is not worth a write for each result of a fleet.
-if redis.call('TTL', KEYS[1]) < ARGV[5] - 60 then redis.call('EXPIRE', KEYS[1], ARGV[5]) end
-if ARGV[7] == '1' then redis.call('EXPIRE', KEYS[2], ARGV[5]) end
+if redis.call('TTL', KEYS[1]) < keep - 60 then redis.call('EXPIRE', KEYS[1], keep) end
+if ARGV[7] == '1' or left < keep - 60 then redis.call('EXPIRE', KEYS[2], keep) end
+if ARGV[8] ~= '' then
+  local counts = KEYS[#KEYS]
+  redis.call('HINCRBY', counts, ARGV[8], 1)
+  if redis.call('TTL', counts) < ARGV[9] - 3600 then redis.call('EXPIRE', counts, ARGV[9]) end
+end
 return 1

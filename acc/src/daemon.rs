@@ -18,7 +18,7 @@ use crate::janitor::{self, Janitor};
 use crate::metrics::Metrics;
 use crate::script_cache::ScriptCache;
 use crate::server;
-use crate::store::target::Kind;
+use crate::store::pool::is_too_old;
 use crate::store::{Address, Pool, describe, nodes};
 use crate::watch;
 use anyhow::{Context as _, bail};
@@ -92,8 +92,10 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let config = &context.config;
     // A secret that does not fit is told before anything listens. When Redis is away, the janitor looks
     // at it later.
-    if let Ok(Some(theirs)) = context.pool.with(nodes::fingerprint) {
-        janitor::check_fingerprint(&context, &theirs).map_err(anyhow::Error::msg)?;
+    match context.pool.with(nodes::fingerprint) {
+        Ok(Some(theirs)) => janitor::check_fingerprint(&context, &theirs).map_err(anyhow::Error::msg)?,
+        Err(e) if is_too_old(&e) => return Err(redis_fault(config, &e)),
+        _ => {}
     }
     // No node is let in before this is known; when Redis is away, the janitor reads it later.
     if let Ok(revoked) = context.pool.with(nodes::revoked) {
@@ -108,7 +110,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let server = server::Handle::start(HANDLERS, Arc::new(Handlers::new(context.clone())), &fatal_in)?;
     let (seen_in, seen) = crossbeam_channel::unbounded();
     let mut limits = Limits::default();
-    if config.redis.kind == Kind::Cluster {
+    if context.pool.is_cluster() {
         // One of its servers may be away, and what asks nothing of it shall not wait for it.
         limits.together = 1;
     }

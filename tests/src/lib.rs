@@ -15,6 +15,7 @@
 pub mod acc;
 pub mod agent;
 pub mod client;
+pub mod fake_redis;
 pub mod load;
 pub mod mounts;
 pub mod nginx;
@@ -32,6 +33,7 @@ pub mod wait;
 pub use acc::{Acc, AccOptions, Enrolled};
 pub use agent::{Agent, AgentOptions};
 pub use client::Client;
+pub use fake_redis::FakeRedis;
 pub use mounts::Mounts;
 pub use nginx::Nginx;
 pub use node::{Batch, FakeNode, Reply};

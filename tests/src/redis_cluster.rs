@@ -170,6 +170,14 @@ impl Cluster {
         }
     }
 
+    /// Deletes every key.
+    #[track_caller]
+    pub fn forget_all(&self) {
+        for server in 0..3 {
+            self.on::<()>(server, &["FLUSHALL"]).expect("FLUSHALL");
+        }
+    }
+
     /// Limits the memory of all masters to a byte, or lifts that.
     pub fn fill(&self, full: bool) {
         for server in 0..self.servers.len() {

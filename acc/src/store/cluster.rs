@@ -213,7 +213,8 @@ impl Cluster {
     fn server(&mut self, place: &Place, limit: Duration, patience: Duration) -> RedisResult<&mut Server> {
         if !self.servers.contains_key(place) {
             let info = line::elsewhere(&self.model, place);
-            let conn = line::dial(info, self.address.ca.as_deref(), limit, patience)?;
+            let dialled = line::server(info, self.address.ca.as_deref(), limit, patience);
+            let (conn, _) = dialled.map_err(|e| named(place, e))?;
             self.servers.insert(place.clone(), Server { conn, scripted: false });
         }
         self.servers.get_mut(place).ok_or_else(|| RedisError::from((ErrorKind::Io, "the connection is gone")))
@@ -260,6 +261,15 @@ impl Cluster {
             RedisError::from((ErrorKind::Io, "a server of the cluster knows of no slots: it is no part of it yet"))
         })
     }
+}
+
+/// `error` with the name of the server that it comes from: nobody has named that one.
+fn named(place: &Place, error: RedisError) -> RedisError {
+    if error.code().is_some() {
+        return error;
+    }
+    let what = format!("{}:{}: {error}", place.0, place.1);
+    RedisError::from((ErrorKind::Io, "a server of the cluster does not answer", what))
 }
 
 #[cfg(test)]

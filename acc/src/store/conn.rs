@@ -4,13 +4,14 @@
 //! forgotten. Does not own: when to connect again (`pool`), what is asked (the rooms beside it), bytes (`line`).
 
 use super::cluster::Cluster;
-use super::line::{self, CONNECT};
+use super::line::{self, CONNECT, Mode};
 use super::roster::Roster;
 use super::scripts::{self, Script};
 use super::sentinel;
 use super::target::{Kind, Target};
-use redis::{Cmd, Connection, FromRedisValue, RedisResult, ServerErrorKind, Value};
+use redis::{Cmd, Connection, ErrorKind, FromRedisValue, RedisError, RedisResult, ServerErrorKind, Value};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// How to reach Redis.
@@ -22,6 +23,8 @@ pub struct Address {
     pub ca: Option<Vec<u8>>,
     /// Of a cluster its servers, and the Sentinels otherwise.
     pub(super) roster: Arc<Roster>,
+    /// It is a cluster, of which one server was named.
+    cluster: Arc<AtomicBool>,
 }
 
 /// An open connection.
@@ -39,13 +42,20 @@ struct Single {
     scripted: bool,
     /// This user of Redis may not call MULTI.
     no_multi: bool,
+    /// Where to note that it is one of a cluster.
+    cluster: Arc<AtomicBool>,
 }
 
 impl Address {
     /// An address with the CA for its certificates.
     pub fn new(target: Target, ca: Option<Vec<u8>>) -> Address {
         let named = target.servers.iter().filter_map(line::place).collect();
-        Address { target, ca, roster: Arc::new(Roster::new(named)) }
+        Address { target, ca, roster: Arc::new(Roster::new(named)), cluster: Arc::default() }
+    }
+
+    /// Whether it is a cluster, as far as is known.
+    pub fn is_cluster(&self) -> bool {
+        self.target.kind == Kind::Cluster || self.cluster.load(Ordering::Relaxed)
     }
 
     /// Opens a connection on which no answer is waited for longer than `patience`.
@@ -53,12 +63,39 @@ impl Address {
     /// With blocking reads `patience` must be well above their own wait: a read that is given up
     /// leaves its BRPOP behind, which then swallows a later push.
     pub fn connect(&self, patience: Duration) -> RedisResult<Conn> {
+        let follow = || Ok(Conn(Inner::Cluster(Box::new(Cluster::connect(self, patience)?))));
         let conn = match &self.target.kind {
-            Kind::Cluster => return Ok(Conn(Inner::Cluster(Box::new(Cluster::connect(self, patience)?)))),
-            Kind::Single => line::dial(self.target.servers[0].clone(), self.ca.as_deref(), CONNECT, patience)?,
+            Kind::Cluster => return follow(),
+            Kind::Single if self.is_cluster() => {
+                // A server that was made anew may stand alone now.
+                return follow().inspect_err(|_| self.cluster.store(false, Ordering::Relaxed));
+            }
+            Kind::Single => {
+                let info = self.target.servers[0].clone();
+                match line::server(info, self.ca.as_deref(), CONNECT, patience)? {
+                    (conn, Mode::Alone) => conn,
+                    (_, Mode::Sentinel) => {
+                        let what = "it is a Sentinel: give -r sentinel://host:26379/group";
+                        return Err(RedisError::from((ErrorKind::InvalidClientConfig, what)));
+                    }
+                    (_, Mode::Cluster) if self.roster.places().is_empty() => {
+                        let what =
+                            "it is one server of a cluster, which a Unix socket does not lead to: give -r host:port";
+                        return Err(RedisError::from((ErrorKind::InvalidClientConfig, what)));
+                    }
+                    (_, Mode::Cluster) => {
+                        let conn = follow()?;
+                        if !self.cluster.swap(true, Ordering::Relaxed) {
+                            log::info!("redis at {} is one server of a cluster; the others are used too", self.target);
+                        }
+                        return Ok(conn);
+                    }
+                }
+            }
             Kind::Sentinel(group) => sentinel::master(self, group, patience)?,
         };
-        Ok(Conn(Inner::Single(Box::new(Single { conn, scripted: false, no_multi: false }))))
+        let cluster = self.cluster.clone();
+        Ok(Conn(Inner::Single(Box::new(Single { conn, scripted: false, no_multi: false, cluster }))))
     }
 }
 
@@ -267,6 +304,11 @@ impl Single {
         line::send(&mut self.conn, packed)?;
         let mut loaded = line::receive(&mut self.conn, loads + count)?;
         let answers = loaded.split_off(loads);
+        if answers.iter().any(is_redirection) {
+            // A server that may not be asked how it works shows it by this.
+            self.cluster.store(true, Ordering::Relaxed);
+            return Err(RedisError::from((ErrorKind::Io, "it is one server of a cluster; the others are looked for")));
+        }
         loaded.into_iter().try_for_each(|answer| answer.extract_error().map(drop))?;
         Ok(answers)
     }
@@ -278,6 +320,12 @@ impl Single {
         }
         (scripts::loading().to_vec(), scripts::COUNT)
     }
+}
+
+/// Whether only a server of a cluster answers so.
+fn is_redirection(answer: &Value) -> bool {
+    use ServerErrorKind::{Ask, CrossSlot, Moved};
+    matches!(answer, Value::ServerError(e) if matches!(e.kind(), Some(Moved | Ask | CrossSlot)))
 }
 
 fn is_forgotten(answer: &Value) -> bool {

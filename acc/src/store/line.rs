@@ -1,16 +1,56 @@
 //! One connection to one server, and calls over it that travel together.
 //!
-//! Owns: time limits, and that a server which falls silent is waited for once. Does not own: which server it
-//! is (`conn`, `cluster`, `sentinel`), or what the answers mean.
+//! Owns: time limits, the login, the oldest version that will do, what a server says when it takes no connection, and
+//! that a server which falls silent is waited for once. Does not own: which server it is (`conn`, `cluster`,
+//! `sentinel`), or what the answers mean.
 //!
 //! **After an error of these functions the connection is of no more use**: an answer that still comes would be
 //! taken for that to something else. What a server answers as an error is no such error, but a value.
 
-use redis::{Client, Connection, ConnectionAddr, ConnectionInfo, RedisResult, TlsCertificates, Value};
+use redis::{
+    Client, Cmd, Connection, ConnectionAddr, ConnectionInfo, FromRedisValue, RedisConnectionInfo, RedisError,
+    RedisResult, TlsCertificates, Value,
+};
+use std::io::Read;
+use std::net::{TcpStream, ToSocketAddrs};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 /// Longest time for a connection to come up, login included.
 pub(super) const CONNECT: Duration = Duration::from_secs(3);
+/// Longest time in which a server that takes no connection says why.
+const WORDS: Duration = Duration::from_millis(500);
+/// The oldest version of Redis that has every command which is used: `LPOS` is of 6.0.6.
+pub(super) const OLDEST: [u32; 3] = [6, 0, 6];
+/// The code of the error for an older one; no server answers with it.
+pub(super) const TOO_OLD: &str = "TOOOLD";
+
+/// How a server says that it works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// By itself or in a group, or it may not be asked.
+    Alone,
+    /// As one of a cluster.
+    Cluster,
+    /// As a Sentinel, which keeps no data.
+    Sentinel,
+}
+
+/// Opens a connection to a server of Redis that is recent enough, and asks how it works.
+/// `limit`, `ca` and `patience` are as for `dial`.
+pub(super) fn server(
+    info: ConnectionInfo,
+    ca: Option<&[u8]>,
+    limit: Duration,
+    patience: Duration,
+) -> RedisResult<(Connection, Mode)> {
+    let addr = info.addr().clone();
+    let mut conn = dial(info, ca, limit, limit)?;
+    let mode = greet(&mut conn).map_err(|e| words(&addr, e))?;
+    conn.set_read_timeout(Some(patience))?;
+    conn.set_write_timeout(Some(patience))?;
+    Ok((conn, mode))
+}
 
 /// Opens a connection on which no answer is waited for longer than `patience`; it comes up within `limit`.
 /// `ca` is the PEM text of the CA that signed the server's certificate, when that is none of the public ones.
@@ -20,14 +60,128 @@ pub(super) fn dial(
     limit: Duration,
     patience: Duration,
 ) -> RedisResult<Connection> {
+    // The library's own login keeps nothing of what the server says about it.
+    let (addr, login) = (info.addr().clone(), info.redis_settings().clone());
+    let bare = info.set_redis_settings(RedisConnectionInfo::default().set_skip_set_lib_name());
     let client = match ca {
-        Some(ca) => Client::build_with_tls(info, TlsCertificates { client_tls: None, root_cert: Some(ca.to_vec()) })?,
-        None => Client::open(info)?,
+        Some(ca) => Client::build_with_tls(bare, TlsCertificates { client_tls: None, root_cert: Some(ca.to_vec()) })?,
+        None => Client::open(bare)?,
     };
-    let conn = client.get_connection_with_timeout(limit)?;
+    let open = || {
+        let mut conn = client.get_connection_with_timeout(limit)?;
+        conn.set_read_timeout(Some(limit))?;
+        conn.set_write_timeout(Some(limit))?;
+        log_in(&mut conn, &login)?;
+        Ok(conn)
+    };
+    let conn = open().map_err(|e| words(&addr, e))?;
     conn.set_read_timeout(Some(patience))?;
     conn.set_write_timeout(Some(patience))?;
     Ok(conn)
+}
+
+/// Logs in and chooses the database, where the address names them.
+fn log_in(conn: &mut Connection, login: &RedisConnectionInfo) -> RedisResult<()> {
+    let mut calls: Vec<Cmd> = Vec::new();
+    if let Some(password) = login.password() {
+        let mut cmd = redis::cmd("AUTH");
+        if let Some(user) = login.username() {
+            cmd.arg(user);
+        }
+        cmd.arg(password);
+        calls.push(cmd);
+    }
+    if login.db() != 0 {
+        let mut cmd = redis::cmd("SELECT");
+        cmd.arg(login.db());
+        calls.push(cmd);
+    }
+    let mut packed = Vec::new();
+    calls.iter().for_each(|call| call.write_packed_command(&mut packed));
+    if !packed.is_empty() {
+        send(conn, &packed)?;
+    }
+    // One by one: a server that refuses the first may say nothing about the others.
+    calls.iter().try_for_each(|_| receive(conn, 1)?.into_iter().try_for_each(|answer| answer.extract_error().map(drop)))
+}
+
+/// Asks for the version and for how the server works. A server that does not let this user ask is taken as it is.
+fn greet(conn: &mut Connection) -> RedisResult<Mode> {
+    let answer = single(conn, &redis::cmd("HELLO"));
+    let (version, mode) = match answer {
+        Ok(told) => {
+            let told: Vec<Value> = FromRedisValue::from_redis_value(told)?;
+            let field = |name: &str| {
+                let at = told.chunks(2).find(|pair| String::from_redis_value_ref(&pair[0]).is_ok_and(|k| k == name))?;
+                String::from_redis_value_ref(at.get(1)?).ok()
+            };
+            (field("version"), field("mode"))
+        }
+        Err(e) if e.code() == Some("NOPERM") => (None, None),
+        // Servers before 6.0 do not know it, and neither do some that are compatible.
+        Err(e) if e.detail().is_some_and(|detail| detail.to_lowercase().contains("unknown command")) => {
+            let told: Option<String> = match single(conn, redis::cmd("INFO").arg("server")) {
+                Ok(told) => FromRedisValue::from_redis_value(told).ok(),
+                Err(e) if e.code().is_some() => None,
+                Err(e) => return Err(e),
+            };
+            let field = |name: &str| {
+                let line = told.as_deref()?.lines().find_map(|line| line.strip_prefix(name))?;
+                Some(line.trim().to_owned())
+            };
+            (field("redis_version:"), field("redis_mode:"))
+        }
+        Err(e) => return Err(e),
+    };
+    if let Some(version) = version.filter(|version| is_too_old(version)) {
+        let [major, minor, patch] = OLDEST;
+        let what = format!("it is version {version}, and at least {major}.{minor}.{patch} is needed: upgrade it");
+        return Err(redis::make_extension_error(TOO_OLD.into(), Some(what)));
+    }
+    Ok(match mode.as_deref() {
+        Some("cluster") => Mode::Cluster,
+        Some("sentinel") => Mode::Sentinel,
+        _ => Mode::Alone,
+    })
+}
+
+/// Whether a version is before `OLDEST`; one that cannot be read is not.
+fn is_too_old(version: &str) -> bool {
+    let mut parts = version.split('.').map(|part| part.parse::<u32>());
+    let Some(Ok(major)) = parts.next() else { return false };
+    let mut next = || parts.next().and_then(Result::ok).unwrap_or(0);
+    [major, next(), next()] < OLDEST
+}
+
+/// The words of a server that takes no connection, in the place of `error`, when it has any. It says them unasked
+/// and closes; who has sent something by then may find the connection reset, and the words gone.
+pub(super) fn words(addr: &ConnectionAddr, error: RedisError) -> RedisError {
+    if error.code().is_some() || error.is_timeout() || error.is_connection_refusal() {
+        return error;
+    }
+    let mut said = Vec::new();
+    let heard = match addr {
+        ConnectionAddr::Tcp(host, port) => (host.as_str(), *port)
+            .to_socket_addrs()
+            .and_then(|mut addrs| addrs.next().ok_or_else(|| std::io::ErrorKind::NotFound.into()))
+            .and_then(|addr| TcpStream::connect_timeout(&addr, WORDS))
+            .and_then(|stream| stream.set_read_timeout(Some(WORDS)).map(|()| stream))
+            .map(|stream| stream.take(4096).read_to_end(&mut said)),
+        ConnectionAddr::Unix(path) => UnixStream::connect(path)
+            .and_then(|stream| stream.set_read_timeout(Some(WORDS)).map(|()| stream))
+            .map(|stream| stream.take(4096).read_to_end(&mut said)),
+        // Before the handshake a server says nothing that could be read.
+        _ => return error,
+    };
+    let line = heard.is_ok().then_some(said).filter(|said| said.starts_with(b"-"));
+    let value = line.and_then(|line| redis::parse_redis_value(&line).ok());
+    value.and_then(|value| value.extract_error().err()).unwrap_or(error)
+}
+
+/// Runs one call.
+pub(super) fn single(conn: &mut Connection, call: &Cmd) -> RedisResult<Value> {
+    send(conn, &call.get_packed_command())?;
+    receive(conn, 1)?.pop().unwrap_or(Value::Nil).extract_error()
 }
 
 /// `model` with another host and port; login and TLS stay.
@@ -64,6 +218,16 @@ pub(super) fn receive(conn: &mut Connection, count: usize) -> RedisResult<Vec<Va
 mod tests {
     use super::*;
     use redis::IntoConnectionInfo;
+
+    #[test]
+    fn versions_are_compared_by_their_numbers() {
+        for old in ["5.0.14", "2.8", "6.0.5", "6", "6.0", "6.0.x"] {
+            assert!(is_too_old(old), "{old}");
+        }
+        for good in ["6.0.6", "6.0.16", "6.2", "7.0.15", "7.2.4-rc1", "10.0.0", "255.255.255", "unstable", ""] {
+            assert!(!is_too_old(good), "{good}");
+        }
+    }
 
     #[test]
     fn login_and_tls_go_along() {

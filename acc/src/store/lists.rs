@@ -158,11 +158,11 @@ pub fn bells(conn: &mut Conn, me: &str) -> RedisResult<Vec<Ring>> {
     let mut cmd = redis::cmd("BRPOP");
     cmd.arg(keys::bell(me)).arg(WAIT);
     let Some((_, first)): Option<(String, String)> = conn.one(&cmd)? else { return Ok(Vec::new()) };
-    let mut more = redis::cmd("RPOP");
-    more.arg(keys::bell(me)).arg(1000);
-    let rest: Option<Vec<String>> = conn.one(&more)?;
+    let rest: Vec<String> = conn.script(&scripts::RINGS, &[keys::bell(me)], |cmd| {
+        cmd.arg(1000);
+    })?;
     let mut said = HashSet::new();
-    let rings = std::iter::once(first).chain(rest.unwrap_or_default()).filter_map(|text| Ring::read(&text));
+    let rings = std::iter::once(first).chain(rest.into_iter().rev()).filter_map(|text| Ring::read(&text));
     Ok(rings.filter(|ring| said.insert(*ring)).collect())
 }
 

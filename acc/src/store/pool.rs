@@ -5,6 +5,7 @@
 //! next try is due, so that no thread hangs and no herd of threads knocks.
 
 use super::conn::{Address, Conn};
+use super::line;
 use crate::metrics::Metrics;
 use jscommon::backoff::Backoff;
 use redis::{ErrorKind, RedisError, RedisResult, ServerErrorKind};
@@ -15,6 +16,10 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Redis is back when nothing has failed for so long: of a cluster some servers answer while another is away.
 const CALM: Duration = Duration::from_secs(2);
+/// Most reasons that are logged until Redis is back.
+const REASONS: usize = 8;
+/// Longest part of an answer that is logged, in bytes.
+const WORDS: usize = 300;
 /// Most connections kept for later.
 const IDLE: usize = 32;
 
@@ -33,8 +38,10 @@ struct State {
     /// When the next try is due; nothing while Redis answers.
     down: Option<Instant>,
     backoff: Backoff,
-    /// It was said that Redis is away.
-    said: bool,
+    /// Why Redis is away, as far as it was logged; empty for what is no answer of Redis.
+    said: Vec<String>,
+    /// The last of those reasons.
+    why: String,
     failed: Option<Instant>,
 }
 
@@ -42,7 +49,14 @@ impl Pool {
     /// No connection is made yet.
     pub fn new(address: Address, metrics: Arc<Metrics>) -> Pool {
         let backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(2));
-        let state = Mutex::new(State { idle: Vec::new(), down: None, backoff, said: false, failed: None });
+        let state = Mutex::new(State {
+            idle: Vec::new(),
+            down: None,
+            backoff,
+            said: Vec::new(),
+            why: String::new(),
+            failed: None,
+        });
         Pool(Arc::new(Shared { address, metrics, state }))
     }
 
@@ -69,8 +83,17 @@ impl Pool {
                 self.answered();
                 Ok(conn)
             }
-            Err(e) => Err(self.failed(e)),
+            Err(e) => {
+                self.0.metrics.redis_errors.inc();
+                self.away(&e);
+                Err(e)
+            }
         }
+    }
+
+    /// Whether Redis is a cluster, as far as is known.
+    pub fn is_cluster(&self) -> bool {
+        self.0.address.is_cluster()
     }
 
     /// Whether Redis answered when it was last asked.
@@ -81,19 +104,33 @@ impl Pool {
     /// Notes an error that a thread met on a connection of its own; gives it back.
     pub fn failed(&self, error: RedisError) -> RedisError {
         self.0.metrics.redis_errors.inc();
-        if !is_broken(&error) {
-            return error;
+        if is_broken(&error) {
+            self.away(&error);
         }
+        error
+    }
+
+    /// Notes that Redis is away. Each answer by which it refuses is logged once until it is back, and one other error.
+    fn away(&self, error: &RedisError) {
         self.0.metrics.redis_up.set(0);
         let mut state = self.state();
         state.idle.clear();
         let wait = state.backoff.fail(fastrand::f64());
         state.failed = Some(Instant::now());
         state.down = Some(Instant::now() + wait);
-        if !std::mem::replace(&mut state.said, true) {
-            log::error!("no answer from redis at {}: {}; trying on", self.0.address.target, describe(&error));
+        let refusal = error.code().is_some();
+        state.why = describe(error);
+        let reason = if refusal { state.why.clone() } else { String::new() };
+        if state.said.contains(&reason) || state.said.len() >= REASONS {
+            return;
         }
-        error
+        let (target, what) = (&self.0.address.target, &state.why);
+        if refusal {
+            log::error!("redis at {target} refuses: {what}; trying on");
+        } else {
+            log::error!("no answer from redis at {target}: {what}; trying on");
+        }
+        state.said.push(reason);
     }
 
     fn answered(&self) {
@@ -105,7 +142,7 @@ impl Pool {
         }
         state.failed = None;
         state.backoff.succeed();
-        if std::mem::replace(&mut state.said, false) {
+        if !std::mem::take(&mut state.said).is_empty() {
             log::info!("redis at {} answers again", self.0.address.target);
         }
     }
@@ -118,7 +155,8 @@ impl Pool {
         }
         match &mut state.down {
             Some(next) if Instant::now() < *next => {
-                Err(RedisError::from((ErrorKind::Io, "redis is away, and the next try is not due yet")))
+                let why = state.why.clone();
+                Err(RedisError::from((ErrorKind::Io, "redis is away, and the next try is not due yet", why)))
             }
             Some(next) => {
                 // One thread tries; the others fail at once until it knows.
@@ -180,11 +218,14 @@ pub fn is_wrong_type(error: &RedisError) -> bool {
     error.code() == Some("WRONGTYPE") || error.detail().is_some_and(|detail| detail.contains("WRONGTYPE"))
 }
 
-/// The error as a sentence for people: what is wrong, and what to do where that is known.
+/// The error as a sentence for people: what is wrong, and what to do where that is known. An answer that is not known
+/// is given in the server's own words.
 pub fn describe(error: &RedisError) -> String {
+    let detail = error.detail().unwrap_or_default();
     match error.code() {
+        Some(line::TOO_OLD) => detail.to_owned(),
         Some("NOAUTH") => "it asks for a password: give -r redis://user:password@host:port".into(),
-        Some("WRONGPASS") => "it refuses the password".into(),
+        Some("WRONGPASS") => format!("it refuses the password: {}", words(error)),
         Some("OOM") => "it is full (maxmemory is reached): free memory or raise the limit".into(),
         Some("READONLY") => "it is a read-only replica: give the address of the master".into(),
         Some("MISCONF") => "it cannot save to its disk and takes no writes".into(),
@@ -192,9 +233,34 @@ pub fn describe(error: &RedisError) -> String {
         _ if is_moving(error) => {
             "a slot of the cluster is being moved; what lies in it waits until that is done".into()
         }
-        _ if error.kind() == ErrorKind::AuthenticationFailed => "it refuses the password".into(),
-        _ => error.to_string(),
+        _ if detail.contains("SELECT is not allowed in cluster mode") => {
+            "it is one server of a cluster, which has no numbered databases: leave the number out of -r".into()
+        }
+        Some(_) => words(error),
+        None if error.kind() == ErrorKind::AuthenticationFailed => "it refuses the password".into(),
+        // Without the library's name of its kind.
+        None => error.to_string().replacen(&format!(" - {:?}", error.kind()), "", 1),
     }
+}
+
+/// What a server has answered, as it stands, but for what would fill a screen.
+fn words(error: &RedisError) -> String {
+    let said = format!("{} {}", error.code().unwrap_or_default(), error.detail().unwrap_or_default());
+    let said: String = said.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if said.len() <= WORDS {
+        return said;
+    }
+    let end = (0..=WORDS).rev().find(|at| said.is_char_boundary(*at)).unwrap_or(0);
+    // At the end of a sentence, where there is one.
+    match said[..end].rfind(". ") {
+        Some(dot) => said[..=dot].to_owned(),
+        None => format!("{}...", &said[..end]),
+    }
+}
+
+/// Whether the server is of a version that is too old.
+pub fn is_too_old(error: &RedisError) -> bool {
+    error.code() == Some(line::TOO_OLD)
 }
 
 #[cfg(test)]
@@ -228,5 +294,20 @@ mod tests {
         }
         assert!(is_broken(&RedisError::from((ErrorKind::Io, "cut"))));
         assert!(!is_broken(&RedisError::from((ErrorKind::UnexpectedReturnType, "a list"))));
+    }
+
+    #[test]
+    fn an_unknown_answer_stands_in_the_servers_own_words() {
+        let said = |answer: &str| {
+            let value = redis::parse_redis_value(format!("-{answer}\r\n").as_bytes()).unwrap();
+            describe(&value.extract_error().unwrap_err())
+        };
+        assert_eq!(said("ERR max number of clients reached"), "ERR max number of clients reached");
+        let refused = said("WRONGPASS invalid username-password pair or user is disabled.");
+        assert!(refused.contains("refuses the password: WRONGPASS invalid username-password pair"), "{refused}");
+        let long =
+            format!("DENIED Redis is in protected mode. Only loopback may connect. If you want {}", "x ".repeat(200));
+        assert_eq!(said(&long), "DENIED Redis is in protected mode. Only loopback may connect.");
+        assert!(said("ERR SELECT is not allowed in cluster mode").contains("leave the number out"));
     }
 }

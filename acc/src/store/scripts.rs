@@ -49,6 +49,8 @@ pub(super) static POLL: Script =
 pub(super) static WITHDRAW: Script = Script::new(include_str!("scripts/withdraw.lua"));
 /// Takes commands off their queue.
 pub(super) static TAKE: Script = Script::new(include_str!("scripts/take.lua"));
+/// Takes rings off a bell.
+pub(super) static RINGS: Script = Script::new(include_str!("scripts/rings.lua"));
 /// Says that a controller lives.
 pub(super) static BEAT: Script = Script::new(include_str!("scripts/beat.lua"));
 /// Adds records to a list.
@@ -68,9 +70,9 @@ pub(super) static REVOKE: Script = Script::new(include_str!("scripts/revoke.lua"
 /// Counts a use of an enrolment token.
 pub(super) static USE: Script = Script::new(include_str!("scripts/use.lua"));
 
-static ALL: [&Script; 20] = [
-    &RUNNING, &RESULT, &OPEN, &DECIDE, &REMEMBER, &PUSH, &ENQUEUE, &ACKED, &POLL, &WITHDRAW, &TAKE, &BEAT, &RECORDS,
-    &LISTS, &STATS, &ROLES, &STOPPED, &SEEN, &REVOKE, &USE,
+static ALL: [&Script; 21] = [
+    &RUNNING, &RESULT, &OPEN, &DECIDE, &REMEMBER, &PUSH, &ENQUEUE, &ACKED, &POLL, &WITHDRAW, &TAKE, &RINGS, &BEAT,
+    &RECORDS, &LISTS, &STATS, &ROLES, &STOPPED, &SEEN, &REVOKE, &USE,
 ];
 
 /// How many there are, and with that how many answers `loading` has.

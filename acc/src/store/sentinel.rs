@@ -60,18 +60,19 @@ pub(super) fn master(address: &Address, group: &str, patience: Duration) -> Redi
 fn ask(address: &Address, sentinel: &Place, group: &str) -> RedisResult<Option<Place>> {
     let info = line::elsewhere(&address.target.servers[0], sentinel);
     let info = info.set_redis_settings(address.target.sentinel.clone());
+    let addr = info.addr().clone();
     let mut conn = line::dial(info, address.ca.as_deref(), TELL, TELL)?;
     let mut question = redis::cmd("SENTINEL");
     question.arg("get-master-addr-by-name").arg(group);
-    let answer = single(&mut conn, &question)?;
+    let answer = line::single(&mut conn, &question).map_err(|e| line::words(&addr, e))?;
     Ok(Option::<Place>::from_redis_value(answer)?)
 }
 
 /// Connects to what was named, which may be a replica by now, or still.
 fn connect(address: &Address, master: &Place, patience: Duration) -> RedisResult<Connection> {
     let info = line::elsewhere(&address.target.servers[0], master);
-    let mut conn = line::dial(info, address.ca.as_deref(), CONNECT, patience.min(CONNECT))?;
-    let role = single(&mut conn, &redis::cmd("ROLE"))?;
+    let (mut conn, _) = line::server(info, address.ca.as_deref(), CONNECT, patience.min(CONNECT))?;
+    let role = line::single(&mut conn, &redis::cmd("ROLE"))?;
     let is_master = match &role {
         Value::Array(parts) => matches!(parts.first(), Some(Value::BulkString(role)) if role == b"master"),
         _ => false,
@@ -83,9 +84,4 @@ fn connect(address: &Address, master: &Place, patience: Duration) -> RedisResult
     conn.set_read_timeout(Some(patience))?;
     conn.set_write_timeout(Some(patience))?;
     Ok(conn)
-}
-
-fn single(conn: &mut Connection, question: &redis::Cmd) -> RedisResult<Value> {
-    line::send(conn, &question.get_packed_command())?;
-    line::receive(conn, 1)?.pop().unwrap_or(Value::Nil).extract_error()
 }

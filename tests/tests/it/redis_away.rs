@@ -1,7 +1,7 @@
 //! Redis away, full, read-only, behind a password, with few rights: nothing is lost, all is told.
 
 use jstests::redis_server::free_port;
-use jstests::{Acc, AccOptions, Client, LONG, Redis, wait_for, wait_until};
+use jstests::{Acc, AccOptions, Client, FakeRedis, LONG, Redis, wait_for, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
@@ -131,6 +131,65 @@ fn a_read_only_redis_refuses_and_goes_on_later() {
         let batch = node.poll(5, Some(&batch))?;
         batch.cmds.iter().any(|command| command["id"] == json!(id)).then_some(())
     });
+}
+
+#[test]
+fn a_server_that_takes_no_connection_is_quoted_once() {
+    let denied = "DENIED Redis is running in protected mode because protected mode is enabled and no password is set \
+                  for the default user. In this mode connections are only accepted from the loopback interface. If you \
+                  want to connect from external computers to Redis you may adopt one of the following solutions: 1) ...";
+    for (words, quoted) in
+        [(denied, "DENIED Redis is running in protected mode"), ("ERR max number of clients reached", "")]
+    {
+        let quoted = if quoted.is_empty() { words } else { quoted };
+        let fake = FakeRedis::refusing(words);
+        for login in ["", "me:geheim@"] {
+            let acc = Acc::start_unready(&format!("redis://{login}{}", fake.address()), AccOptions::default());
+            wait_until("it says what the server said", LONG, || acc.output().contains(quoted));
+            // It tries on, and says it once.
+            let tries = fake.accepted() + 8;
+            wait_until("it tries again and again", LONG, || fake.accepted() >= tries);
+            let output = acc.output();
+            let output: Vec<&str> = output.lines().filter(|line| !line.contains("[DEBUG]")).collect();
+            let output = output.join("\n");
+            assert_eq!(output.matches(quoted).count(), 1, "{output}");
+            for other in ["end of file", "reset", "Broken pipe", "no answer"] {
+                assert!(!output.contains(other), "{other}: {output}");
+            }
+            let answer = acc.anonymous().get("/health");
+            assert_eq!(answer.status, 503, "{answer:?}");
+        }
+    }
+}
+
+#[test]
+fn a_full_table_of_clients_is_told_in_the_servers_words() {
+    let port = free_port();
+    let redis = Redis::start_with(&["--maxclients", "1"], Some(port));
+    let only = redis.connect();
+    let acc = Acc::start_unready(&format!("127.0.0.1:{port}"), AccOptions::default());
+    wait_until("it says why", LONG, || acc.output().contains("refuses: ERR max number of clients reached"));
+    assert!(!acc.output().contains("no answer"), "{}", acc.output());
+    drop(only);
+}
+
+#[test]
+fn a_redis_that_is_too_old_ends_the_start_with_its_version() {
+    for (version, good) in [("5.0.14", false), ("6.0.5", false), ("6.0.6", true), ("7.2.4", true), ("255.0.0", true)] {
+        let fake = FakeRedis::of_version(version);
+        let mut acc = Acc::start_unready(&fake.address(), AccOptions::default());
+        if good {
+            wait_until("it works with it", LONG, || acc.output().contains("listening") && fake.accepted() > 2);
+            assert!(!acc.output().contains("upgrade"), "{version}: {}", acc.output());
+            continue;
+        }
+        assert_eq!(acc.wait(), 1, "{version}: {}", acc.output());
+        let want =
+            format!("redis at {}: it is version {version}, and at least 6.0.6 is needed: upgrade it", fake.address());
+        assert!(acc.output().contains(&want), "{}", acc.output());
+        let done = acc.command(&["revoke", "1", "10"]);
+        assert!(done.code == 1 && done.stderr.contains("upgrade it"), "{done:?}");
+    }
 }
 
 #[test]

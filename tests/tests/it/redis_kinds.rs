@@ -190,6 +190,33 @@ fn slots_move_and_servers_fill_up_under_load() {
 }
 
 #[test]
+fn one_address_of_a_cluster_is_enough() {
+    let cluster = Cluster::start(false);
+    let one = |server: usize| format!("127.0.0.1:{}", cluster.servers[server].port().unwrap());
+    // The second controller may not ask the servers how they work.
+    for (server, may_ask) in [(0, true), (1, false)] {
+        if !may_ask {
+            (0..3).for_each(|i| cluster.on::<()>(i, &["ACL", "SETUSER", "default", "-hello"]).expect("a user"));
+        }
+        let acc = Acc::start_at(&one(server), AccOptions::default());
+        // Nodes whose queues lie on each of the servers.
+        for holder in 0..3 {
+            let nid = (10..).find(|nid| cluster.holder(cluster.slot(&format!("{{1:{nid}}}"))) == holder).unwrap();
+            run_on(&cluster, &acc.node(1, nid), nid);
+        }
+        assert_eq!(acc.anonymous().get("/health").status, 200);
+        assert!(!acc.output().contains("being moved"), "{}", acc.output());
+        // The next controller has another node secret.
+        cluster.forget_all();
+    }
+    let socket = cluster.servers[0].url();
+    let acc = Acc::start_unready(&socket, AccOptions::default());
+    wait_until("it says what to do", LONG, || acc.output().contains("cluster, which a Unix socket does not lead to"));
+    let reply = acc.anonymous().get("/health");
+    assert!(reply.status == 503 && reply.error().contains("cluster"), "{reply:?}");
+}
+
+#[test]
 fn a_slot_that_stays_open_holds_up_only_what_lies_in_it() {
     let cluster = Cluster::start(false);
     let acc = Acc::start_at(&cluster.address(), AccOptions::default());
@@ -289,15 +316,21 @@ fn a_server_of_a_cluster_that_falls_silent_holds_nobody_up() {
     kill(stopped, Signal::SIGCONT).unwrap();
 }
 
-/// A command goes through the whole of it.
+/// A command for node 1:10 goes through the whole of it.
 #[track_caller]
 fn run(cluster: &Cluster, node: &FakeNode) {
+    run_on(cluster, node, 10);
+}
+
+/// A command goes through the whole of it.
+#[track_caller]
+fn run_on(cluster: &Cluster, node: &FakeNode, nid: u32) {
     let id = jstests::fresh_id();
-    let text = json!({"id": id, "gid": 1, "nid": 10, "cmd": "ping"}).to_string();
+    let text = json!({"id": id, "gid": 1, "nid": nid, "cmd": "ping"}).to_string();
     let mut push = pusher(cluster);
     wait_until("the command is pushed", FAILOVER, || push(&text));
     let command = wait_for("the command comes", FAILOVER, || {
-        let answer = node.get("/1/10/cmd?wait=1");
+        let answer = node.get(&format!("/1/{nid}/cmd?wait=1"));
         answer.json()["cmds"].as_array().and_then(|cmds| cmds.iter().find(|cmd| cmd["id"] == json!(id)).cloned())
     });
     let result = json!([node.result_of(&command, "OK", "\"pong\"")]);

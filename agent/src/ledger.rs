@@ -320,24 +320,44 @@ impl Ledger {
     /// The oldest results that wait for this controller: at most `max_rows`, and about `max_bytes`
     /// (one that is longer still comes, alone).
     pub fn unsent(&self, controller: &str, max_rows: usize, max_bytes: usize) -> Result<Vec<Unsent>> {
+        self.unsent_without(controller, &[], max_rows, max_bytes)
+    }
+
+    /// Returns what [`Ledger::unsent`] does, without the results of these keys.
+    pub fn unsent_without(
+        &self,
+        controller: &str,
+        without: &[i64],
+        max_rows: usize,
+        max_bytes: usize,
+    ) -> Result<Vec<Unsent>> {
         let table = self.lock();
         let mut query = table
             .db
             .prepare_cached("SELECT key, result FROM jobs WHERE state = 2 AND controller = ? ORDER BY key LIMIT ?")?;
-        let rows = query.query_map(params![controller, max_rows as i64], |row| {
-            Ok(Unsent { key: row.get(0)?, json: row.get(1)? })
-        })?;
+        let mut rows = query.query(params![controller, (max_rows + without.len()) as i64])?;
         let mut bytes = 0;
-        let mut unsent = Vec::new();
-        for row in rows {
-            let row = row?;
-            bytes += row.json.len();
-            if bytes > max_bytes && !unsent.is_empty() {
+        let mut unsent: Vec<Unsent> = Vec::new();
+        while let Some(row) = rows.next()? {
+            let key = row.get(0)?;
+            if without.contains(&key) {
+                continue;
+            }
+            let json: String = row.get(1)?;
+            bytes += json.len();
+            if unsent.len() == max_rows || (bytes > max_bytes && !unsent.is_empty()) {
                 break;
             }
-            unsent.push(row);
+            unsent.push(Unsent { key, json });
         }
         Ok(unsent)
+    }
+
+    /// Returns the result of this key, `None` when it does not wait to be sent.
+    pub fn unsent_one(&self, key: i64) -> Result<Option<Unsent>> {
+        let table = self.lock();
+        let mut query = table.db.prepare_cached("SELECT result FROM jobs WHERE state = 2 AND key = ?")?;
+        Ok(query.query_row([key], |row| Ok(Unsent { key, json: row.get(0)? })).optional()?)
     }
 
     /// The controller has these results. A mark that a power cut undoes costs a repetition, which is

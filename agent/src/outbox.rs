@@ -13,7 +13,8 @@
 //! the clock went back as well, the first answer of a controller says so, and the numbers jump ahead
 //! of what it has ([`Outbox::jump`]).
 //!
-//! `storage` has the file and what stands in it, `retention` what goes when there is too much.
+//! `storage` has the file and what stands in it, `retention` what goes when there is too much, `refusal`
+//! what becomes of a batch that a controller, or a proxy before it, does not take.
 
 use crate::config::Config;
 use crate::os;
@@ -25,6 +26,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+mod refusal;
 mod retention;
 mod storage;
 #[cfg(test)]
@@ -36,8 +38,9 @@ use storage::{Inner, is_damage, set_aside};
 /// The file below `data_dir`.
 pub const FILE: &str = "outbox.db";
 
-/// Most bytes of one batch of records: far below the 16 MiB that a controller takes.
-const MAX_BATCH_BYTES: usize = 2 << 20;
+/// Most bytes of one batch of records: far below the 16 MiB that a controller takes, and below the 1 MiB
+/// that nginx takes by default.
+const MAX_BATCH_BYTES: usize = 960 << 10;
 
 /// What a batch holds; each kind has its own path at the controller and its own order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -240,20 +243,40 @@ impl Outbox {
         inner.wake(&to);
     }
 
-    /// The oldest batch of this kind that the controller has not taken.
+    /// The oldest batch of this kind that the controller has not taken; none where the outbox cannot be read.
     pub fn next(&self, controller: &str, kind: Kind) -> Option<Batch> {
-        if kind != Kind::Event && !self.chosen[kind as usize].iter().any(|name| name == controller) {
-            return None;
+        self.read(controller, kind, &[]).ok().flatten()
+    }
+
+    /// Reads the oldest batch of this kind that the controller has not taken, without the events of these
+    /// numbers and the batches that were set aside.
+    pub fn read(&self, controller: &str, kind: Kind, without: &[i64]) -> Result<Option<Batch>> {
+        if kind != Kind::Event && !self.is_chosen(controller, kind) {
+            return Ok(None);
         }
         let mut inner = self.lock();
-        match inner.next(controller, kind) {
-            Ok(batch) => batch,
-            Err(e) => {
-                inner.complain(&format!("{e:#}"));
-                self.mend(&mut inner, &e);
-                None
-            }
-        }
+        let batch = inner.next(controller, kind, without);
+        self.mended(&mut inner, batch)
+    }
+
+    /// Reads the event of this number that waits for the controller.
+    pub fn event(&self, controller: &str, number: i64) -> Result<Option<Batch>> {
+        let mut inner = self.lock();
+        let batch = inner.whole(controller, Kind::Event, number);
+        let batch = self.mended(&mut inner, batch)?;
+        Ok(Some(batch).filter(|batch| !batch.body.is_empty()))
+    }
+
+    fn is_chosen(&self, controller: &str, kind: Kind) -> bool {
+        self.chosen[kind as usize].iter().any(|name| name == controller)
+    }
+
+    /// Says an error, and sets a damaged file aside.
+    fn mended<T>(&self, inner: &mut Inner, outcome: Result<T>) -> Result<T> {
+        outcome.inspect_err(|e| {
+            inner.complain(&format!("{e:#}"));
+            self.mend(inner, e);
+        })
     }
 
     /// The controller has taken this batch (200), now or before.
@@ -302,13 +325,12 @@ impl Outbox {
         std::mem::take(&mut self.lock().unsaid)
     }
 
-    /// The controller will never take this batch (400, 403, 413…): it is dropped and counted.
+    /// The controller will never take this batch, not even a part of it: it is dropped and counted.
     pub fn refused(&self, controller: &str, kind: Kind, number: u64) {
-        log::warn!("the controller {controller} refused batch {number} of {kind:?}; it is dropped");
         // An event about a refused event would be refused in its turn, for ever.
         if kind != Kind::Event {
             let mut inner = self.lock();
-            let count = inner.count(kind, number as i64);
+            let count = inner.count(controller, kind, number as i64);
             inner.dropped(kind, count);
         }
         self.taken(controller, kind, number);

@@ -8,6 +8,7 @@
 use crate::controller::{Controller, Failure, LONGEST_POLL, Taken};
 use crate::ledger::Ledger;
 use crate::outbox::Outbox;
+use crate::sender::faults::Faults;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use jscommon::backoff::Backoff;
 use jscommon::{Command, NodeId, death};
@@ -21,6 +22,8 @@ use std::time::Duration;
 pub const MAX_UNSENT: u64 = 64 << 20;
 /// How soon it looks again whether results have gone out.
 const FULL_PAUSE: Duration = Duration::from_millis(500);
+/// The name of a fault of the storing of commands.
+const COMMANDS: &str = "commands";
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LAST_RETRY: Duration = Duration::from_secs(30);
 
@@ -56,19 +59,25 @@ struct Poller {
     /// Stored and not yet acknowledged.
     ack: Option<String>,
     backoff: Backoff,
-    /// The last trouble that was logged, so that each is told once.
-    trouble: Option<String>,
+    told: Told,
+    faults: Faults,
 }
 
 impl Poller {
     fn new(parts: Parts) -> Poller {
-        Poller { parts, ack: None, backoff: Backoff::new(FIRST_RETRY, LAST_RETRY), trouble: None }
+        Poller {
+            parts,
+            ack: None,
+            backoff: Backoff::new(FIRST_RETRY, LAST_RETRY),
+            told: Told::default(),
+            faults: Faults::default(),
+        }
     }
 
     fn run(mut self) {
         while !self.stopped() {
             let pause = if self.parts.ledger.unsent_bytes() > MAX_UNSENT {
-                self.say(format!("no commands are taken while more than {} MiB of results wait", MAX_UNSENT >> 20));
+                self.say(&format!("no commands are taken while more than {} MiB of results wait", MAX_UNSENT >> 20));
                 FULL_PAUSE
             } else {
                 self.round()
@@ -90,7 +99,7 @@ impl Poller {
                 if self.ack.take().is_some() {
                     death::point("agent.acked");
                 }
-                if self.trouble.take().is_some() {
+                if self.told.clear() {
                     log::info!(
                         "controller {} answers at {}",
                         self.parts.controller.name(),
@@ -125,17 +134,21 @@ impl Poller {
         let stored = (self.parts.submit)(commands);
         if stored.recv().is_ok() {
             death::point("agent.stored");
+            self.faults.end(COMMANDS);
+            self.faults.tell(&self.parts.controller);
             self.ack = Some(taken.batch);
             return Duration::ZERO;
         }
         if !self.stopped() {
-            self.say("commands cannot be stored, so none are taken; is the disk full?".to_owned());
+            let reason = "commands cannot be stored, so none are taken; is the disk full?";
+            self.faults.begin(COMMANDS, reason.to_owned());
+            self.faults.tell(&self.parts.controller);
         }
         self.backoff.fail(fastrand::f64())
     }
 
     fn after(&mut self, failure: Failure) -> Duration {
-        self.say(failure.to_string());
+        self.say(&failure.to_string());
         if failure.is_of_the_node() && self.parts.controller.reload() {
             log::info!("controller {}: new credentials were found in their files", self.parts.controller.name());
             return Duration::ZERO;
@@ -152,12 +165,10 @@ impl Poller {
         }
     }
 
-    /// Tells a trouble once, and again only when another one came in between.
-    fn say(&mut self, trouble: String) {
-        let kind = without_digits(&trouble);
-        if self.trouble.as_deref() != Some(&kind) {
+    /// Logs a trouble once, and again only after a success.
+    fn say(&mut self, trouble: &str) {
+        if self.told.is_news(trouble) {
             log::warn!("controller {} ({}): {trouble}", self.parts.controller.name(), self.parts.controller.url());
-            self.trouble = Some(kind);
         }
     }
 
@@ -178,9 +189,31 @@ fn addressed(mut command: Value, node: NodeId) -> Value {
     command
 }
 
-/// What a trouble is, whatever times and counts its sentence carries.
-pub(crate) fn without_digits(text: &str) -> String {
-    text.chars().filter(|c| !c.is_ascii_digit()).collect()
+/// The troubles that were told since the last success, so that each is told once.
+#[derive(Default)]
+pub(crate) struct Told(Vec<String>);
+
+impl Told {
+    /// Most troubles that are remembered.
+    const MOST: usize = 8;
+
+    /// Whether this trouble, whatever times and counts its sentence carries, was not told yet.
+    pub(crate) fn is_news(&mut self, trouble: &str) -> bool {
+        let kind: String = trouble.chars().filter(|c| !c.is_ascii_digit()).collect();
+        if self.0.contains(&kind) {
+            return false;
+        }
+        if self.0.len() == Told::MOST {
+            self.0.remove(0);
+        }
+        self.0.push(kind);
+        true
+    }
+
+    /// Forgets them; `true` when there was one.
+    pub(crate) fn clear(&mut self) -> bool {
+        !std::mem::take(&mut self.0).is_empty()
+    }
 }
 
 #[cfg(test)]

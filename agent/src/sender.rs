@@ -4,13 +4,21 @@
 //! and the outbox, so it holds nothing itself and a stop loses nothing. While one request is under
 //! way the results of other jobs gather, and the next request takes them all.
 //!
-//! What a controller will never take (400, 413…) is halved until the culprit is alone, logged and
-//! dropped; of a result that is too large its end is told. What speaks of the node and not of the content (401, 403) only holds up its own kind.
+//! A request that the controller or a proxy in between refuses for its content is halved until the
+//! culprit is alone. One that is too large, or that the controller finds wrong, is dropped and counted;
+//! of a result its end is told. Any other culprit is set aside and tried more rarely (`asides`). A
+//! failure that speaks of the node only holds up its own kind. A fault of this node's own files is no
+//! failure of the controller, and is told it at once.
 
+mod asides;
+pub(crate) mod faults;
+
+use self::asides::{Aside, Asides};
+use self::faults::Faults;
 use crate::controller::{Controller, Failure};
 use crate::ledger::{Ledger, Unsent};
-use crate::outbox::{Kind, Outbox};
-use crate::poller::without_digits;
+use crate::outbox::{Batch, Kind, Outbox};
+use crate::poller::Told;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use jscommon::backoff::Backoff;
 use jscommon::death;
@@ -95,6 +103,11 @@ impl Cargo {
     }
 }
 
+/// How often a request fails, while others of this node are taken, before its content is suspected.
+const SUSPECT_AFTER: u32 = 3;
+/// Most results that were sent and cannot be marked so.
+const MAX_UNMARKED: usize = 100_000;
+
 /// One kind of cargo and its own patience.
 struct Lane {
     cargo: Cargo,
@@ -102,6 +115,45 @@ struct Lane {
     not_before: Option<Instant>,
     /// Results of the next request; halved when one of them is refused.
     rows: usize,
+    /// Requests that the controller had taken when this lane last failed.
+    taken_at_failure: Option<u64>,
+    /// Failures in a row, between which the controller took other requests.
+    streak: u32,
+    /// A culprit is looked for, whatever the failures are.
+    isolating: bool,
+    /// The troubles that were told since the last success.
+    told: Told,
+    asides: Asides,
+    /// Results that were sent and could not be marked so.
+    unmarked: Vec<i64>,
+}
+
+/// What one request carries.
+enum Load {
+    Results(Vec<Unsent>),
+    Batch(Kind, Batch),
+}
+
+/// A load, and its key when it was set aside before.
+struct Next {
+    load: Load,
+    retried: Option<i64>,
+}
+
+/// What became of one request.
+enum Sent {
+    /// It was taken.
+    Taken,
+    /// It was refused, and what comes next is another one.
+    Divided,
+}
+
+/// Why a request is not sent again as it is.
+enum Verdict {
+    /// It is, later.
+    Wait,
+    /// Its content is refused; `finally`: it always will be.
+    Divide { finally: bool },
 }
 
 struct Actor {
@@ -117,7 +169,7 @@ struct Actor {
     /// Requests that the controller had taken when that wait began: one more, of the poller, ends it.
     taken_before: Option<u64>,
     renew_after: Option<Instant>,
-    trouble: Option<String>,
+    faults: Faults,
     /// Something was sent since the last rest.
     stirred: bool,
 }
@@ -132,19 +184,37 @@ impl Actor {
     ) -> Actor {
         let backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
         let cargos = [Cargo::Results, Cargo::Batch(Kind::Event), Cargo::Batch(Kind::Log), Cargo::Batch(Kind::Stats)];
-        let lane = |cargo| Lane { cargo, backoff: backoff.clone(), not_before: None, rows: BATCH_ROWS };
+        let lane = |cargo| {
+            let stored = match cargo {
+                Cargo::Batch(kind @ (Kind::Log | Kind::Stats)) => outbox.asides(controller.name(), kind),
+                _ => Ok(Vec::new()),
+            };
+            Lane {
+                cargo,
+                backoff: backoff.clone(),
+                not_before: None,
+                rows: BATCH_ROWS,
+                taken_at_failure: None,
+                streak: 0,
+                isolating: false,
+                told: Told::default(),
+                asides: Asides::of(stored.unwrap_or_default(), Instant::now()),
+                unmarked: Vec::new(),
+            }
+        };
+        let lanes = cargos.into_iter().map(lane).collect();
         Actor {
             controller,
             ledger,
             outbox,
             woken,
             stopping,
-            lanes: cargos.into_iter().map(lane).collect(),
+            lanes,
             backoff: backoff.clone(),
             not_before: None,
             taken_before: None,
             renew_after: None,
-            trouble: None,
+            faults: Faults::default(),
             stirred: false,
         }
     }
@@ -182,6 +252,7 @@ impl Actor {
             {
                 return Some(not_before);
             }
+            self.faults.tell(&self.controller);
             let due = |lane: &Lane| last || lane.not_before.is_none_or(|not_before| not_before <= now);
             let due: Vec<usize> = (0..self.lanes.len()).filter(|i| due(&self.lanes[*i])).collect();
             let sent = due.into_iter().find_map(|lane| self.send(lane));
@@ -189,60 +260,24 @@ impl Actor {
                 Some(Ok(())) => self.stirred = true,
                 Some(Err(())) if last => return None,
                 Some(Err(())) => {}
-                None => return self.lanes.iter().filter_map(|lane| lane.not_before).filter(|t| *t > now).min(),
+                None => return self.lanes.iter().filter_map(|lane| lane.due(now)).min(),
             }
         }
     }
 
     /// Sends one request of this lane; nothing when it has nothing to send.
     fn send(&mut self, lane: usize) -> Option<Result<(), ()>> {
-        let name = self.controller.name();
-        let cargo = self.lanes[lane].cargo;
-        let outcome = match cargo {
-            Cargo::Results => {
-                let results = match self.ledger.unsent(name, self.lanes[lane].rows, BATCH_BYTES) {
-                    Ok(results) if results.is_empty() => return None,
-                    Ok(results) => results,
-                    Err(error) => {
-                        self.hold(lane, &Failure::Unusable(format!("results cannot be read: {error:#}")));
-                        return Some(Err(()));
-                    }
-                };
-                let mut body = list(&results);
-                if body.len() > MAX_BODY {
-                    // Nothing larger is taken, and on a slow line that is not even heard.
-                    log::error!("controller {name}: the result of {} is cut short", id_of(&results[0].json));
-                    body = shortened(&results[0].json).unwrap_or(body);
-                }
-                let outcome = self.controller.post(cargo.path(), &body);
-                self.settle_results(lane, &results, outcome)
-            }
-            Cargo::Batch(kind) => {
-                let batch = self.outbox.next(name, kind)?;
-                let outcome = self.controller.post_batch(cargo.path(), &batch.body);
-                match outcome {
-                    Ok(last) => {
-                        // A batch whose number was too low is not taken; it goes again under another.
-                        let ahead = last.filter(|last| *last > batch.number);
-                        if !ahead.is_some_and(|last| self.outbox.jump(name, kind, batch.number, last)) {
-                            self.outbox.taken(name, kind, batch.number);
-                        }
-                        Ok(())
-                    }
-                    Err(failure) if self.controller.refuses_content(&failure) => {
-                        log::error!("controller {name}: a batch of {} is dropped: {failure}", cargo.path());
-                        self.outbox.refused(name, kind, batch.number);
-                        Ok(())
-                    }
-                    Err(failure) => Err(failure),
-                }
-            }
+        let outcome = match self.next(lane) {
+            Ok(None) => return None,
+            Ok(Some(next)) => self.post(lane, next),
+            Err(failure) => Err(failure),
         };
         Some(match outcome {
-            Ok(()) => {
+            Ok(Sent::Taken) => {
                 self.release(lane);
                 Ok(())
             }
+            Ok(Sent::Divided) => Ok(()),
             Err(failure) => {
                 self.hold(lane, &failure);
                 Err(())
@@ -250,68 +285,286 @@ impl Actor {
         })
     }
 
-    /// What became of a request with results: marks what is over.
-    fn settle_results(&mut self, lane: usize, results: &[Unsent], outcome: Result<(), Failure>) -> Result<(), Failure> {
-        let name = self.controller.name().to_owned();
+    /// Reads what this lane sends next.
+    fn next(&mut self, lane: usize) -> Result<Option<Next>, Failure> {
+        let next = match self.lanes[lane].cargo {
+            Cargo::Results => self.next_results(lane),
+            Cargo::Batch(kind) => self.next_batch(lane, kind),
+        };
+        let what = if self.lanes[lane].cargo == Cargo::Results { "ledger" } else { "outbox" };
+        match next {
+            Ok(next) => {
+                self.faults.end(what);
+                Ok(next)
+            }
+            Err(error) => Err(self.unreadable(what, &error)),
+        }
+    }
+
+    /// Notes that the ledger or the outbox cannot be used.
+    fn unreadable(&mut self, what: &'static str, error: &anyhow::Error) -> Failure {
+        Failure::Local(self.faults.begin(what, format!("the {what} cannot be read: {error:#}")))
+    }
+
+    fn next_results(&mut self, lane: usize) -> anyhow::Result<Option<Next>> {
+        let (name, now) = (self.controller.name(), Instant::now());
+        let Lane { rows, asides, unmarked, .. } = &mut self.lanes[lane];
+        if !unmarked.is_empty() && self.ledger.mark_sent(unmarked).is_ok() {
+            unmarked.clear();
+        }
+        // Those that are surely due go first; the others when there is nothing new.
+        for surely in [true, false] {
+            while let Some(key) = asides.due(now, surely) {
+                match self.ledger.unsent_one(key)? {
+                    Some(result) => return Ok(Some(Next { load: Load::Results(vec![result]), retried: Some(key) })),
+                    None => asides.remove(key),
+                }
+            }
+            if surely {
+                let without: Vec<i64> = asides.keys().chain(unmarked.iter().copied()).collect();
+                let results = self.ledger.unsent_without(name, &without, *rows, BATCH_BYTES)?;
+                if !results.is_empty() {
+                    return Ok(Some(Next { load: Load::Results(results), retried: None }));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn next_batch(&mut self, lane: usize, kind: Kind) -> anyhow::Result<Option<Next>> {
+        let (name, now) = (self.controller.name(), Instant::now());
+        let asides = &mut self.lanes[lane].asides;
+        let without: Vec<i64> = asides.keys().collect();
+        let load = |batch| Load::Batch(kind, batch);
+        // A number is above all that were sent before: what was set aside goes when nothing else waits.
+        if let Some(batch) = self.outbox.read(name, kind, &without)? {
+            return Ok(Some(Next { load: load(batch), retried: None }));
+        }
+        while let Some(key) = asides.due(now, false) {
+            let batch = match kind {
+                Kind::Event => self.outbox.event(name, key)?,
+                kind => self.outbox.aside(name, kind, key)?,
+            };
+            match batch {
+                Some(batch) => return Ok(Some(Next { load: load(batch), retried: Some(key) })),
+                None => asides.remove(key),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Posts one request, and settles what became of it.
+    fn post(&mut self, lane: usize, next: Next) -> Result<Sent, Failure> {
+        let path = self.lanes[lane].cargo.path();
+        if next.retried.is_some() && self.controller.addresses() > 1 {
+            // Another address may have nobody in between, or somebody else.
+            self.controller.next_address();
+        }
+        let outcome = match &next.load {
+            Load::Results(results) => {
+                let mut body = list(results);
+                if body.len() > MAX_BODY {
+                    // Nothing larger is taken, and on a slow line that is not even heard.
+                    let (name, id) = (self.controller.name(), id_of(&results[0].json));
+                    log::error!("controller {name}: the result of {id} is cut short");
+                    body = shortened(&results[0].json).unwrap_or(body);
+                }
+                self.controller.post(path, &body).map(|()| None)
+            }
+            Load::Batch(_, batch) => self.controller.post_batch(path, &batch.body),
+        };
         match outcome {
-            Ok(()) => {
-                death::point("agent.posted");
-                self.lanes[lane].rows = BATCH_ROWS;
+            Ok(last) => {
+                self.taken(lane, &next, last);
+                Ok(Sent::Taken)
             }
             // The list was taken but for these, and these will never be.
             Err(Failure::Refused { reason, refused, .. }) if !refused.is_empty() => {
-                log::error!("controller {name} refuses the results of {}: {reason}", refused.join(", "));
-                self.lanes[lane].rows = BATCH_ROWS;
+                log::error!(
+                    "controller {} refuses the results of {}: {reason}",
+                    self.controller.name(),
+                    refused.join(", ")
+                );
+                self.taken(lane, &next, None);
+                Ok(Sent::Taken)
             }
-            Err(failure) if self.controller.refuses_content(&failure) && results.len() > 1 => {
-                self.lanes[lane].rows = results.len() / 2;
-                return Ok(());
+            Err(failure) => match self.judge(lane, &failure) {
+                Verdict::Wait => Err(failure),
+                Verdict::Divide { finally } => self.divide(lane, next, failure, finally),
+            },
+        }
+    }
+
+    /// Marks what was taken.
+    fn taken(&mut self, lane: usize, next: &Next, last: Option<u64>) {
+        let name = self.controller.name();
+        match &next.load {
+            Load::Results(results) => {
+                death::point("agent.posted");
+                self.mark_sent(lane, results.iter().map(|result| result.key).collect());
+                death::point("agent.sent");
             }
-            Err(failure) if self.controller.refuses_content(&failure) => {
-                let id = id_of(&results[0].json);
-                // Whoever waits for it is told at least that it is over, and how.
-                let too_large = matches!(failure, Failure::Refused { status: 413, .. });
-                let short = if too_large { shortened(&results[0].json) } else { None };
-                match short.map(|short| self.controller.post("result", &short)) {
-                    Some(Ok(())) => log::error!("controller {name}: the result of {id} is cut short: {failure}"),
-                    Some(Err(again)) if !again.is_final() => return Err(again),
-                    _ => log::error!("controller {name}: the result of {id} is dropped: {failure}"),
+            Load::Batch(kind @ (Kind::Log | Kind::Stats), _) if let Some(key) = next.retried => {
+                self.outbox.aside_done(name, *kind, key, false);
+            }
+            Load::Batch(kind, batch) => {
+                // A batch whose number was too low is not taken; it goes again under another.
+                let ahead = last.filter(|last| *last > batch.number);
+                if !ahead.is_some_and(|last| self.outbox.jump(name, *kind, batch.number, last)) {
+                    self.outbox.taken(name, *kind, batch.number);
                 }
-                self.lanes[lane].rows = BATCH_ROWS;
             }
-            Err(failure) => return Err(failure),
         }
-        let keys: Vec<i64> = results.iter().map(|result| result.key).collect();
-        if let Err(error) = self.ledger.mark_sent(&keys) {
-            return Err(Failure::Unusable(format!("sent results cannot be marked: {error:#}")));
+        if let Some(key) = next.retried {
+            self.lanes[lane].asides.remove(key);
         }
-        death::point("agent.sent");
-        Ok(())
+    }
+
+    /// Marks results as sent. Those that cannot be marked are not sent again by this start of the agent.
+    fn mark_sent(&mut self, lane: usize, keys: Vec<i64>) {
+        match self.ledger.mark_sent(&keys) {
+            Ok(()) => self.faults.end("sent results"),
+            Err(error) => {
+                self.faults.begin("sent results", format!("sent results cannot be marked: {error:#}"));
+                let unmarked = &mut self.lanes[lane].unmarked;
+                unmarked.extend(keys);
+                unmarked.truncate(MAX_UNMARKED);
+            }
+        }
+    }
+
+    /// Decides whether a failure is due to the content of the request.
+    fn judge(&mut self, lane: usize, failure: &Failure) -> Verdict {
+        let taken = self.controller.requests_taken();
+        let lane = &mut self.lanes[lane];
+        let meanwhile = lane.taken_at_failure.replace(taken).is_some_and(|before| before != taken);
+        lane.streak = if meanwhile { lane.streak + 1 } else { 0 };
+        if self.controller.serves() && (failure.is_final() || failure.is_filtered()) {
+            return Verdict::Divide { finally: failure.is_final() };
+        }
+        if matches!(failure.status(), 409 | 429) || matches!(failure, Failure::Clock(_)) {
+            return Verdict::Wait;
+        }
+        // Others are taken, and this one is not: by a proxy that answers with a page, or cuts the
+        // connection, or by a controller that fails at it.
+        lane.isolating |= lane.streak >= SUSPECT_AFTER;
+        if lane.isolating { Verdict::Divide { finally: false } } else { Verdict::Wait }
+    }
+
+    /// Divides a refused request; a single entry is dropped or set aside.
+    fn divide(&mut self, lane: usize, next: Next, failure: Failure, finally: bool) -> Result<Sent, Failure> {
+        let name = self.controller.name().to_owned();
+        match &next.load {
+            Load::Results(results) if results.len() > 1 => {
+                self.lanes[lane].rows = results.len() / 2;
+                return Ok(Sent::Divided);
+            }
+            Load::Batch(kind @ (Kind::Log | Kind::Stats), batch) if next.retried.is_none() => {
+                match self.outbox.split(&name, *kind, batch.number) {
+                    Ok(true) => return Ok(Sent::Divided),
+                    Ok(false) => {}
+                    Err(error) => return Err(self.unreadable("outbox", &error)),
+                }
+            }
+            _ => {}
+        }
+        if !finally {
+            return self.set_aside(lane, &next, failure);
+        }
+        let mut item = describe(&next.load);
+        match &next.load {
+            Load::Results(results) => {
+                // Whoever waits for it is told at least that it is over, and how.
+                let short = if failure.status() == 413 { shortened(&results[0].json) } else { None };
+                match short.map(|short| self.controller.post("result", &short)) {
+                    Some(Ok(())) => item.push_str(", cut short"),
+                    Some(Err(again)) if !again.is_final() => return self.set_aside(lane, &next, again),
+                    _ => {}
+                }
+                self.mark_sent(lane, vec![results[0].key]);
+            }
+            Load::Batch(kind, batch) => match next.retried.filter(|_| *kind != Kind::Event) {
+                Some(key) => self.outbox.aside_done(&name, *kind, key, true),
+                None => self.outbox.refused(&name, *kind, batch.number),
+            },
+        }
+        if let Some(key) = next.retried {
+            self.lanes[lane].asides.remove(key);
+        }
+        log::error!("controller {name}: dropped: {item}: {} refused it: {failure}", whose(&failure));
+        self.tell_refusal(lane, &item, &failure, true);
+        Ok(Sent::Divided)
+    }
+
+    /// Sets a single entry aside, to be tried more rarely, so that others are sent.
+    fn set_aside(&mut self, lane: usize, next: &Next, failure: Failure) -> Result<Sent, Failure> {
+        let key = match (&next.load, next.retried) {
+            (_, Some(key)) => key,
+            _ if self.lanes[lane].asides.is_full() => return Err(failure),
+            (Load::Results(results), None) => results[0].key,
+            (Load::Batch(Kind::Event, batch), None) => batch.number as i64,
+            (Load::Batch(kind, batch), None) => {
+                match self.outbox.set_aside(self.controller.name(), *kind, batch.number) {
+                    Ok(key) => key,
+                    Err(error) => return Err(self.unreadable("outbox", &error)),
+                }
+            }
+        };
+        let (aside, in_row): (&mut Aside, u32) = self.lanes[lane].asides.refused(key, Instant::now());
+        // While all that this lane sends is refused, the first is told for all of them.
+        if !aside.told && (aside.proven || (failure.is_filtered() && in_row == 1)) {
+            aside.told = true;
+            let item = describe(&next.load);
+            log::warn!("controller {}: set aside: {item}: {failure}", self.controller.name());
+            self.tell_refusal(lane, &item, &failure, false);
+        }
+        // Several in a row speak of all that this lane sends.
+        if in_row > 1 { Err(failure) } else { Ok(Sent::Divided) }
+    }
+
+    /// Tells the operators what is not taken, by an event.
+    fn tell_refusal(&mut self, lane: usize, item: &str, failure: &Failure, dropped: bool) {
+        let kind = self.lanes[lane].cargo.path();
+        if item.contains(REFUSAL) || !self.lanes[lane].asides.may_tell(Instant::now()) {
+            return;
+        }
+        let data = serde_json::json!({
+            "kind": kind, "item": item, "by": failure.by(), "status": failure.status(),
+            "reason": failure.to_string(), "dropped": dropped,
+        });
+        self.outbox.push_event(Some(self.controller.name()), REFUSAL, data);
     }
 
     fn release(&mut self, lane: usize) {
         self.not_before = None;
         self.backoff.succeed();
-        self.lanes[lane].not_before = None;
-        self.lanes[lane].backoff.succeed();
-        self.trouble = None;
+        let lane = &mut self.lanes[lane];
+        lane.not_before = None;
+        lane.backoff.succeed();
+        lane.rows = (lane.rows * 2).min(BATCH_ROWS);
+        lane.taken_at_failure = None;
+        (lane.streak, lane.isolating) = (0, false);
+        lane.told.clear();
+        lane.asides.others_pass(Instant::now());
     }
 
     /// Waits before the next try: of this lane, or of all when the controller itself is away.
     fn hold(&mut self, lane: usize, failure: &Failure) {
-        // Told once, and again only when another trouble or a success came in between.
-        let trouble = without_digits(&failure.to_string());
-        if self.trouble.as_deref() != Some(&trouble) {
-            log::warn!("controller {}: {} waits: {failure}", self.controller.name(), self.lanes[lane].cargo.path());
-            self.trouble = Some(trouble);
+        let item = &mut self.lanes[lane];
+        // A local fault is told by itself.
+        if !matches!(failure, Failure::Local(_)) && item.told.is_news(&failure.to_string()) {
+            let (name, url) = (self.controller.name(), self.controller.url());
+            log::warn!("controller {name} ({url}): {} waits: {failure}", item.cargo.path());
         }
         if failure.is_of_the_node() && self.controller.reload() {
             return;
         }
-        // A node that sends too much of one kind sends the others all the same.
-        let too_much = matches!(failure, Failure::Busy { status: 429, .. });
-        let whole = failure.is_of_the_address() || (failure.wait().is_some() && !too_much);
-        let backoff = if whole { &mut self.backoff } else { &mut self.lanes[lane].backoff };
+        // A node that sends too much of one kind sends the others all the same; so does one of which the
+        // controller takes others.
+        let too_much = failure.status() == 429;
+        let alone = item.isolating || item.streak > 0 || item.asides.in_row() > 0;
+        let whole = !alone && (failure.is_of_the_address() || (failure.wait().is_some() && !too_much));
+        let backoff = if whole { &mut self.backoff } else { &mut item.backoff };
         let failures = backoff.failures() as usize + 1;
         let mut wait = backoff.fail(fastrand::f64()) + failure.wait().unwrap_or_default();
         if failure.is_of_the_address()
@@ -325,7 +578,7 @@ impl Actor {
             self.not_before = until;
             self.taken_before = Some(self.controller.requests_taken());
         } else {
-            self.lanes[lane].not_before = until;
+            item.not_before = until;
         }
     }
 
@@ -341,6 +594,42 @@ impl Actor {
             Err(failure) => log::warn!("controller {}: no new credentials: {failure}", self.controller.name()),
         }
     }
+}
+
+impl Lane {
+    /// When this lane has something to try again; nothing when it is not known to have.
+    fn due(&self, now: Instant) -> Option<Instant> {
+        let held = self.not_before.filter(|held| *held > now);
+        let aside = self.asides.next(now).map(|aside| held.map_or(aside, |held| held.max(aside)));
+        held.into_iter().chain(aside).min()
+    }
+}
+
+/// The event about something that is not taken.
+const REFUSAL: &str = "delivery_refused";
+
+/// Names one entry, for operators.
+fn describe(load: &Load) -> String {
+    match load {
+        Load::Results(results) => {
+            format!("the result of {} ({} bytes)", id_of(&results[0].json), results[0].json.len())
+        }
+        Load::Batch(kind, batch) => {
+            let body: serde_json::Value = serde_json::from_slice(&batch.body).unwrap_or_default();
+            let text = |value: &serde_json::Value| value.as_str().unwrap_or("?").chars().take(200).collect::<String>();
+            let what = match kind {
+                Kind::Log => format!("a record of job {}", text(&body["records"][0]["jobid"])),
+                Kind::Stats => format!("the series {}", text(&body["series"][0][0])),
+                Kind::Event => format!("the event {}", text(&body["name"])),
+            };
+            format!("{what} ({} bytes)", batch.body.len())
+        }
+    }
+}
+
+/// Whose limit it was.
+fn whose(failure: &Failure) -> &'static str {
+    if failure.by() == "proxy" { "a proxy before the controller" } else { "the controller" }
 }
 
 fn id_of(result: &str) -> String {

@@ -52,6 +52,11 @@ impl Answer {
     pub(crate) fn bytes(self, keep_alive: bool, bodiless: bool, now: SystemTime) -> [Vec<u8>; 2] {
         let mut head = format!("HTTP/1.1 {} {}\r\n", self.status, reason_phrase(self.status));
         head.push_str(&format!("Date: {}\r\n", httpdate::HttpDate::from(now)));
+        if self.status == 204 {
+            // There is no body by which an agent could tell this answer from a proxy's or a captive portal's.
+            let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            head.push_str(&format!("X-JS-Time: {}\r\n", since.as_millis()));
+        }
         for (name, value) in &self.headers {
             if self.status != 204 || !name.eq_ignore_ascii_case("Content-Type") {
                 head.push_str(&format!("{name}: {value}\r\n"));
@@ -151,7 +156,7 @@ mod tests {
     #[test]
     fn what_goes_out() {
         let empty = text(&Answer::empty(), true, false);
-        assert_eq!(empty, format!("HTTP/1.1 204 No Content\r\n{DATE}Connection: keep-alive\r\n\r\n"));
+        assert_eq!(empty, format!("HTTP/1.1 204 No Content\r\n{DATE}X-JS-Time: 0\r\nConnection: keep-alive\r\n\r\n"));
         let answer = Answer::json(b"{}".to_vec());
         let head = format!(
             "HTTP/1.1 200 OK\r\n{DATE}Content-Type: application/json\r\nContent-Length: 2\r\nConnection: close\r\n\r\n"

@@ -22,7 +22,7 @@ pub enum Failure {
         /// What it said.
         reason: String,
     },
-    /// It will not take this, now or later (4xx).
+    /// It will not take this, now or later (4xx), and says so itself.
     Refused {
         /// Its status.
         status: u16,
@@ -33,9 +33,38 @@ pub enum Failure {
     },
     /// The credentials are refused because one of the two clocks is wrong.
     Clock(String),
-    /// It answered something that is no answer.
-    Unusable(String),
+    /// Something else than the controller answered: a proxy, a captive portal, another service.
+    Foreign {
+        /// Its status.
+        status: u16,
+        /// The `Retry-After` of the answer.
+        wait: Option<Duration>,
+        /// A description of the answer.
+        reason: String,
+    },
+    /// This node itself is at fault: a file cannot be read or written.
+    Local(String),
 }
+
+/// The parts of an answer's head that tell who answered, and for how long to wait.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Head {
+    /// The status.
+    pub(super) status: u16,
+    /// The `Retry-After`.
+    pub(super) wait: Option<Duration>,
+    /// The controller's clock, in milliseconds since 1970.
+    pub(super) time: Option<i64>,
+    /// The controller asked for a renewal of the credentials.
+    pub(super) renew: bool,
+    /// The `Content-Type`.
+    pub(super) content_type: String,
+    /// The `Server`, which a controller never sends.
+    pub(super) server: String,
+}
+
+/// The members of a controller's error bodies.
+const ERROR_MEMBERS: [&str; 3] = ["error", "time", "refused"];
 
 impl Failure {
     /// The failure that a connection reports.
@@ -54,18 +83,34 @@ impl Failure {
         }
     }
 
-    /// The failure that an answer other than 200 and 204 is; `theirs` is the controller's clock (ms since 1970).
-    pub(super) fn of_answer(status: u16, wait: Option<Duration>, theirs: Option<i64>, body: &[u8]) -> Failure {
+    /// Returns the failure that an answer with another status than 200 and 204 means.
+    pub(super) fn of_answer(head: &Head, body: &[u8]) -> Failure {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_millis() as i64);
-        of_answer_at(status, wait, body, theirs, now)
+        of_answer_at(head, body, now)
+    }
+
+    /// Returns the failure that an answer means which no controller gives; `what` says more about it.
+    pub(super) fn foreign(head: &Head, what: &str) -> Failure {
+        let mut reason = format!("an answer that is not the controller's: status {}", head.status);
+        // Both are the words of a stranger.
+        for (name, value, most) in
+            [("", head.content_type.as_str(), 60), ("server ", &head.server, 60), ("", what, 200)]
+        {
+            let value: String = value.chars().filter(|c| matches!(c, ' '..='~')).take(most).collect();
+            if !value.is_empty() {
+                reason.push_str(&format!(", {name}{value}"));
+            }
+        }
+        Failure::Foreign { status: head.status, wait: head.wait, reason }
     }
 
     /// Whether another address of the same controller may do better.
     pub fn is_of_the_address(&self) -> bool {
         match self {
-            Failure::Away(_) | Failure::Unusable(_) => true,
+            Failure::Away(_) => true,
+            Failure::Foreign { status, .. } => *status != 429,
             Failure::Busy { status, .. } => !matches!(status, 409 | 429),
-            Failure::Refused { .. } | Failure::Clock(_) => false,
+            Failure::Refused { .. } | Failure::Clock(_) | Failure::Local(_) => false,
         }
     }
 
@@ -76,15 +121,39 @@ impl Failure {
 
     /// Whether the very same request will be refused again, so that its content must change or go.
     pub fn is_final(&self) -> bool {
-        // 401 and 403 of a whole request speak of the node, which may be enrolled again; 408 and 404
-        // of a proxy in between.
-        matches!(self, Failure::Refused { status: 400 | 411 | 413 | 415 | 422 | 431, .. })
+        // 401 and 403 of a whole request speak of the node, which may be enrolled again.
+        matches!(
+            self,
+            Failure::Refused { status: 400 | 411 | 413 | 415 | 422 | 431, .. } | Failure::Foreign { status: 413, .. }
+        )
+    }
+
+    /// Whether somebody in between refuses the request, which may be for its content.
+    pub fn is_filtered(&self) -> bool {
+        matches!(self, Failure::Foreign { status: 400..=499, .. }) && !matches!(self.status(), 407 | 408 | 429)
+    }
+
+    /// The status of the answer; 0 where there was none.
+    pub fn status(&self) -> u16 {
+        match self {
+            Failure::Busy { status, .. } | Failure::Refused { status, .. } | Failure::Foreign { status, .. } => *status,
+            Failure::Away(_) | Failure::Clock(_) | Failure::Local(_) => 0,
+        }
+    }
+
+    /// Who answered, for events: `controller` or `proxy`; `nobody` where there was no answer.
+    pub fn by(&self) -> &'static str {
+        match self {
+            Failure::Busy { .. } | Failure::Refused { .. } | Failure::Clock(_) => "controller",
+            Failure::Foreign { .. } => "proxy",
+            Failure::Away(_) | Failure::Local(_) => "nobody",
+        }
     }
 
     /// How long the controller asked to be left alone.
     pub fn wait(&self) -> Option<Duration> {
         match self {
-            Failure::Busy { wait, .. } => *wait,
+            Failure::Busy { wait, .. } | Failure::Foreign { wait, .. } => *wait,
             _ => None,
         }
     }
@@ -93,7 +162,7 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Failure::Away(reason) | Failure::Unusable(reason) => f.write_str(reason),
+            Failure::Away(reason) | Failure::Local(reason) | Failure::Foreign { reason, .. } => f.write_str(reason),
             Failure::Busy { status, reason, .. } => write!(f, "it is busy ({status}): {reason}"),
             Failure::Refused { status, reason, .. } => write!(f, "refused ({status}): {reason}"),
             Failure::Clock(reason) => write!(f, "clock: {reason}"),
@@ -103,22 +172,31 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-fn of_answer_at(status: u16, wait: Option<Duration>, body: &[u8], theirs: Option<i64>, now: i64) -> Failure {
+/// Whether this is the body of a controller's error: `{"error": "…", "time": ms}`, or without the time.
+fn is_controllers(said: &Value) -> bool {
+    let Some(members) = said.as_object().filter(|_| said["error"].is_string()) else { return false };
+    said["time"].is_i64() || members.keys().all(|key| ERROR_MEMBERS.contains(&key.as_str()))
+}
+
+fn of_answer_at(head: &Head, body: &[u8], now: i64) -> Failure {
     let said: Value = serde_json::from_slice(body).unwrap_or(Value::Null);
-    let reason = said["error"].as_str().map_or_else(|| format!("status {status}"), str::to_owned);
-    let behind_ms = said["time"].as_i64().or(theirs).map_or(0, |theirs| theirs.saturating_sub(now));
+    let (status, wait) = (head.status, head.wait);
+    if !is_controllers(&said) || status < 400 {
+        return Failure::foreign(head, "");
+    }
+    let reason = said["error"].as_str().unwrap_or_default().to_owned();
+    let behind_ms = said["time"].as_i64().or(head.time).map_or(0, |theirs| theirs.saturating_sub(now));
     if matches!(status, 401 | 403) && behind_ms.abs() > CLOCK_TOLERANCE_MS {
         let (seconds, way) = (behind_ms.abs() / 1000, if behind_ms > 0 { "behind" } else { "ahead of" });
         return Failure::Clock(format!("this node's clock is {seconds} s {way} the controller's; set it ({reason})"));
     }
     match status {
-        400..=499 if !matches!(status, 408 | 409 | 429) => {
+        408 | 409 | 429 | 500.. => Failure::Busy { status, wait, reason },
+        _ => {
             let ids = said["refused"].as_array().map(Vec::as_slice).unwrap_or_default();
             let refused = ids.iter().filter_map(Value::as_str).map(str::to_owned).collect();
             Failure::Refused { status, reason, refused }
         }
-        408 | 409 | 429 | 500..=599 => Failure::Busy { status, wait, reason },
-        _ => Failure::Unusable(format!("status {status}, which no controller sends; is the address right?")),
     }
 }
 
@@ -173,29 +251,76 @@ fn of_tls(error: &rustls::Error) -> Failure {
 mod tests {
     use super::*;
 
+    fn of(status: u16, wait: Option<Duration>, body: &str, time: Option<i64>) -> Failure {
+        let head = Head { status, wait, time, ..Head::default() };
+        of_answer_at(&head, body.as_bytes(), 0)
+    }
+
     #[test]
     fn an_answer_says_what_it_means() {
-        let body = br#"{"error": "no", "refused": ["a", "b"]}"#;
-        let failure = of_answer_at(403, None, body, None, 0);
+        let failure = of(403, None, r#"{"error": "no", "refused": ["a", "b"]}"#, None);
         let want = Failure::Refused { status: 403, reason: "no".into(), refused: vec!["a".into(), "b".into()] };
         assert_eq!(failure, want);
-        assert!(!failure.is_of_the_address() && !failure.is_final());
-        let busy = of_answer_at(503, Some(Duration::from_secs(2)), b"<html>", None, 0);
+        assert!(!failure.is_of_the_address() && !failure.is_final() && !failure.is_filtered());
+        let busy = of(503, Some(Duration::from_secs(2)), r#"{"error": "Redis is away", "time": 5}"#, None);
         assert_eq!((busy.wait(), busy.is_of_the_address()), (Some(Duration::from_secs(2)), true));
-        assert!(!of_answer_at(429, None, b"", None, 0).is_of_the_address());
-        assert!(of_answer_at(413, None, b"", None, 0).is_final());
-        assert!(matches!(of_answer_at(302, None, b"", None, 0), Failure::Unusable(_)));
+        assert!(!of(429, None, r#"{"error": "too much"}"#, None).is_of_the_address());
+        assert!(of(413, None, r#"{"error": "too large", "time": 7, "limit": 9}"#, None).is_final());
+    }
+
+    #[test]
+    fn answer_of_a_proxy_is_foreign() {
+        for (status, body) in [
+            (200, "<html>"),
+            (204, ""),
+            (302, ""),
+            (302, r#"{"error": "moved"}"#),
+            (401, "<html>"),
+            (403, ""),
+            (403, r#"{"message": "Forbidden"}"#),
+            (404, r#"{"timestamp": "2026", "status": 404, "error": "Not Found", "path": "/"}"#),
+            (413, "<html>"),
+            (429, ""),
+            (502, "Bad Gateway"),
+            (503, r#"{"error": {"code": 5}}"#),
+            (503, "null"),
+        ] {
+            let failure = of(status, Some(Duration::from_secs(3)), body, None);
+            assert!(matches!(failure, Failure::Foreign { .. }), "{status} {body}: {failure:?}");
+            assert_eq!((failure.status(), failure.by()), (status, "proxy"));
+            assert_eq!(failure.wait(), Some(Duration::from_secs(3)));
+            assert!(!failure.is_of_the_node(), "{status} {body}");
+            assert_eq!(failure.is_of_the_address(), status != 429);
+            assert_eq!(failure.is_filtered(), (400..500).contains(&status) && status != 429, "{status}");
+            assert_eq!(failure.is_final(), status == 413);
+        }
+    }
+
+    #[test]
+    fn text_of_a_stranger_is_shown_without_control_characters() {
+        let head = Head {
+            status: 200,
+            content_type: "text/html\u{1b}[2J\u{202e}".into(),
+            server: "x".repeat(1000),
+            ..Head::default()
+        };
+        let text = Failure::foreign(&head, "").to_string();
+        assert!(
+            text.starts_with("an answer that is not the controller's: status 200, text/html[2J, server xxx"),
+            "{text}"
+        );
+        assert!(text.len() < 200);
     }
 
     #[test]
     fn a_wrong_clock_is_called_a_clock() {
-        let body = br#"{"error": "the token is not valid yet"}"#;
-        let failure = of_answer_at(401, None, body, Some(200_000), 0);
+        let body = r#"{"error": "the token is not valid yet"}"#;
+        let failure = of(401, None, body, Some(200_000));
         assert_eq!(
             failure.to_string(),
             "clock: this node's clock is 200 s behind the controller's; set it (the token is not valid yet)"
         );
-        assert!(matches!(of_answer_at(401, None, body, Some(1000), 0), Failure::Refused { .. }));
+        assert!(matches!(of(401, None, body, Some(1000)), Failure::Refused { .. }));
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub use credentials::Credentials;
 pub(crate) use credentials::{Enrolled, read_certificates, write_private};
 pub use failure::Failure;
 
+use self::failure::Head;
 use self::resolver::Resolve;
 use crate::config;
 use anyhow::Context;
@@ -27,7 +28,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use ureq::http;
 use ureq::unversioned::resolver::DefaultResolver;
 use ureq::unversioned::transport::DefaultConnector;
@@ -234,13 +235,22 @@ impl Controller {
     /// Whether what failed was its content: only an address that takes other requests of this node can
     /// say so. Anything else may be a wrong port or a proxy in between, and costs no data.
     pub fn refuses_content(&self, failure: &Failure) -> bool {
-        failure.is_final() && self.good_turn.load(Ordering::Relaxed) == self.link().turn
+        failure.is_final() && self.serves()
+    }
+
+    /// Whether the address whose turn it is has taken the latest of the requests that were not filtered.
+    pub fn serves(&self) -> bool {
+        self.is_good(self.link().turn)
+    }
+
+    fn is_good(&self, turn: usize) -> bool {
+        self.good_turn.load(Ordering::Relaxed) == turn
     }
 
     /// Whether an address that has taken nothing yet answers as no controller does.
     fn is_no_controller(&self, turn: usize, failure: &Failure) -> bool {
         let spoke_of_the_node = matches!(failure, Failure::Clock(_) | Failure::Busy { .. }) || failure.is_of_the_node();
-        !spoke_of_the_node && self.good_turn.load(Ordering::Relaxed) != turn
+        !spoke_of_the_node && !self.is_good(turn)
     }
 
     /// Asks for commands: waits up to `wait` ([`LONGEST_POLL`] at most), acknowledges the batch `ack`.
@@ -248,39 +258,38 @@ impl Controller {
     pub fn poll(&self, wait: Duration, ack: Option<&str>) -> Result<Option<Taken>, Failure> {
         let ack = ack.map(|batch| format!("&ack={}", encode(batch))).unwrap_or_default();
         let query = format!("cmd?wait={}{}{ack}&instance={}", wait.as_secs(), self.roles, self.instance);
-        let link = self.link();
-        let answer =
-            self.at_turn(&link, |url| with_bearer(link.polls.get(self.path(url, &query)), link.bearer()).call())?;
-        match answer.status {
-            204 => Ok(None),
+        let (link, begun) = (self.link(), Instant::now());
+        let call = |url: &str| with_bearer(link.polls.get(self.path(url, &query)), link.bearer()).call();
+        self.at_turn(&link, Content::Fixed, call, |answer| match answer.head.status {
+            // A controller waits, unless it says why not; a captive portal answers at once.
+            204 if answer.is_marked() || begun.elapsed() >= wait / 2 => Ok(None),
+            204 => Err(Failure::foreign(&answer.head, "without the wait that was asked for")),
             _ => answer.json().map(Some),
-        }
+        })
     }
 
     /// Posts `body` to `what` (`result`, `log`, `stats`, `event`); done means that Redis has it.
     pub fn post(&self, what: &str, body: &[u8]) -> Result<(), Failure> {
-        self.send(what, body).map(drop)
+        self.send(what, body, Answered::receipt).map(drop)
     }
 
     /// Posts a numbered batch to `what` (`log`, `stats`). Where the controller dropped it as one that it
     /// has already, it may say the last number that it has.
     pub fn post_batch(&self, what: &str, body: &[u8]) -> Result<Option<u64>, Failure> {
-        #[derive(Deserialize)]
-        struct Taken {
-            last: Option<u64>,
-        }
-        // A controller that says nothing of the kind has taken it.
-        Ok(self.send(what, body)?.json::<Taken>().ok().and_then(|taken| taken.last))
+        self.send(what, body, Answered::receipt)
     }
 
-    /// The source of the script with this SHA-256, or nothing when the controller has none.
+    /// The source of the script with this SHA-256 (lower-case hex), or nothing when the controller has none.
     pub fn script(&self, hash: &str) -> Result<Option<Vec<u8>>, Failure> {
         let query = format!("script?hash={}", encode(hash));
         let link = self.link();
-        let answer =
-            self.at_turn(&link, |url| with_bearer(link.posts.get(self.path(url, &query)), link.bearer()).call());
+        let call = |url: &str| with_bearer(link.posts.get(self.path(url, &query)), link.bearer()).call();
+        let answer = self.at_turn(&link, Content::Fixed, call, |answer| match answer.head.status {
+            200 if jscommon::token::sha256_hex(&answer.body) == hash => Ok(answer.body),
+            _ => Err(Failure::foreign(&answer.head, "with other bytes than the script's")),
+        });
         match answer {
-            Ok(answer) => Ok(Some(answer.body)),
+            Ok(source) => Ok(Some(source)),
             Err(Failure::Refused { status: 404, .. }) => Ok(None),
             Err(failure) => Err(failure),
         }
@@ -311,14 +320,16 @@ impl Controller {
     /// Asks for new credentials and takes them into use and into their files; `false` when the controller
     /// finds that the present ones are good.
     pub fn renew(&self) -> Result<bool, Failure> {
-        let answer = self.send("renew", b"{}")?;
-        if answer.status == 204 {
+        let issued = self.send("renew", b"{}", |answer| match answer.head.status {
+            204 => Ok(None),
+            _ => answer.json::<Enrolled>().map(Some),
+        })?;
+        let Some(issued) = issued else {
             self.renew.store(false, Ordering::Relaxed);
             return Ok(false);
-        }
-        let issued: Enrolled = answer.json()?;
+        };
         let stored = issued.store(&self.config).and_then(|()| Credentials::load(&self.config));
-        let credentials = stored.map_err(|error| Failure::Unusable(format!("the new credentials: {error:#}")))?;
+        let credentials = stored.map_err(|error| Failure::Local(format!("the new credentials: {error:#}")))?;
         self.use_now(credentials);
         self.renew.store(false, Ordering::Relaxed);
         Ok(true)
@@ -335,34 +346,50 @@ impl Controller {
         self.link().posts.clone().shutdown();
     }
 
-    fn send(&self, what: &str, body: &[u8]) -> Result<Answered, Failure> {
+    /// Gives the turn to the next address, so that a request is tried there.
+    pub fn next_address(&self) {
+        self.move_on(self.link().turn, false);
+    }
+
+    /// Posts `body`; `accept` says whether an answer of 200 or 204 is the controller's, and what it says.
+    fn send<T>(
+        &self,
+        what: &str,
+        body: &[u8],
+        accept: impl FnOnce(Answered) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
         let link = self.link();
-        self.at_turn(&link, |url| {
+        let call = |url: &str| {
             let request = with_bearer(link.posts.post(self.path(url, what)), link.bearer());
             request.content_type("application/json").send(body)
-        })
+        };
+        self.at_turn(&link, Content::Varies, call, accept)
     }
 
     /// Runs one request over `link` at its address; when that address is no use, the next has its turn.
-    fn at_turn(
+    fn at_turn<T>(
         &self,
         link: &Link,
+        content: Content,
         call: impl FnOnce(&str) -> Result<http::Response<ureq::Body>, ureq::Error>,
-    ) -> Result<Answered, Failure> {
-        let answer = match call(self.url_of(link.turn)) {
-            Ok(response) => {
-                if response.headers().contains_key("x-js-renew") {
-                    self.renew.store(true, Ordering::Relaxed);
-                }
-                read(response)
+        accept: impl FnOnce(Answered) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let answer = call(self.url_of(link.turn)).map_err(|error| Failure::of(&error)).and_then(|response| {
+            let answer = read(response)?;
+            let renew = answer.head.renew;
+            let accepted = accept(answer)?;
+            if renew {
+                self.renew.store(true, Ordering::Relaxed);
             }
-            Err(error) => Err(Failure::of(&error)),
-        };
+            Ok(accepted)
+        });
         match &answer {
             Ok(_) => {
                 self.good_turn.store(link.turn, Ordering::Relaxed);
                 self.taken.fetch_add(1, Ordering::Relaxed);
             }
+            // A filter in between refuses what others would pass: no reason to leave the address.
+            Err(failure) if content == Content::Varies && failure.is_filtered() && self.is_good(link.turn) => {}
             Err(failure) if failure.is_of_the_address() || self.is_no_controller(link.turn, failure) => {
                 self.move_on(link.turn, matches!(failure, Failure::Away(_)));
             }
@@ -404,18 +431,24 @@ impl Controller {
     }
 }
 
+/// Reads an answer of 200 or 204; any other status is a failure.
 fn read(mut response: http::Response<ureq::Body>) -> Result<Answered, Failure> {
-    let status = response.status().as_u16();
     let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
     let retry_after = header("retry-after").and_then(|seconds| seconds.trim().parse::<u64>().ok());
-    // Whatever stands in between may have said it: no word of theirs silences a node for long.
-    let retry_after = retry_after.map(|seconds| Duration::from_secs(seconds).min(MAX_WAIT));
-    let theirs = header("x-js-time").and_then(|ms| ms.trim().parse().ok());
+    let head = Head {
+        status: response.status().as_u16(),
+        // Whatever stands in between may have said it: no word of theirs silences a node for long.
+        wait: retry_after.map(|seconds| Duration::from_secs(seconds).min(MAX_WAIT)),
+        time: header("x-js-time").and_then(|ms| ms.trim().parse().ok()),
+        renew: response.headers().contains_key("x-js-renew"),
+        content_type: header("content-type").unwrap_or_default(),
+        server: header("server").unwrap_or_default(),
+    };
     let body = response.body_mut().with_config().limit(MAX_ANSWER).read_to_vec();
     let body = body.map_err(|error| Failure::of(&error))?;
-    match status {
-        200 | 204 => Ok(Answered { status, body }),
-        _ => Err(Failure::of_answer(status, retry_after, theirs, &body)),
+    match head.status {
+        200 | 204 => Ok(Answered { head, body }),
+        _ => Err(Failure::of_answer(&head, &body)),
     }
 }
 
@@ -434,15 +467,46 @@ pub(crate) fn enroll(
     answer.and_then(read).and_then(|answer| answer.json()).with_context(|| format!("{url} does not enroll this node"))
 }
 
+/// Whether requests of one kind differ in what they carry.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Content {
+    /// They are all alike, so that none is refused for its content.
+    Fixed,
+    /// One may be refused where others are taken.
+    Varies,
+}
+
+/// An answer of 200 or 204; whether it is the controller's is not looked at yet.
 struct Answered {
-    status: u16,
+    head: Head,
     body: Vec<u8>,
 }
 
 impl Answered {
+    /// Whether a header says that it comes from a controller.
+    fn is_marked(&self) -> bool {
+        self.head.renew || self.head.time.is_some()
+    }
+
+    /// Reads the answer to something posted: an object that is empty or has `last`. A controller may say
+    /// more where it adds `X-JS-Time`.
+    fn receipt(self) -> Result<Option<u64>, Failure> {
+        let said: Value = serde_json::from_slice(&self.body).unwrap_or(Value::Null);
+        let known = |said: &serde_json::Map<String, Value>| said.keys().all(|key| key == "last");
+        match said.as_object() {
+            Some(said) if self.head.status == 200 && (self.is_marked() || known(said)) => {
+                Ok(said.get("last").and_then(Value::as_u64))
+            }
+            _ => Err(Failure::foreign(&self.head, "")),
+        }
+    }
+
+    /// Reads a body of JSON that has what `T` needs.
     fn json<T: for<'de> Deserialize<'de>>(&self) -> Result<T, Failure> {
-        serde_json::from_slice(&self.body)
-            .map_err(|error| Failure::Unusable(format!("the controller's answer is not what was asked for: {error}")))
+        serde_json::from_slice(&self.body).map_err(|error| {
+            let why = format!("which is not what was asked for: {error}");
+            Failure::foreign(&self.head, &why)
+        })
     }
 }
 

@@ -1,6 +1,6 @@
 //! One controller against fakes: paths, credentials, kept connections, addresses in turn.
 
-use super::fake::{Asked, Fake};
+use super::fake::{Answer, Asked, Fake};
 use super::*;
 use crate::config::{Config, Overrides};
 use std::fs;
@@ -55,7 +55,7 @@ fn addresses_have_their_turns() {
     let fake = Fake::start(|_| (200, String::new(), String::new()));
     let no_controller = Fake::start(|_| (404, String::new(), "<html>".into()));
     let controller = open(&config(&[&no_controller.url, &closed, &fake.url], None));
-    assert!(matches!(controller.post("event", b"{}"), Err(Failure::Refused { status: 404, .. })));
+    assert!(matches!(controller.post("event", b"{}"), Err(Failure::Foreign { status: 404, .. })));
     assert!(matches!(controller.post("event", b"{}"), Err(Failure::Away(_))));
     assert_eq!(controller.url(), fake.url);
     controller.post("event", b"{}").unwrap();
@@ -82,13 +82,100 @@ fn nobody_silences_a_node_for_long() {
 
 #[test]
 fn a_script_is_there_or_not() {
-    let fake = Fake::start(|asked| match asked.line.ends_with("hash=aa") {
-        true => (200, String::new(), "print(1)".into()),
-        false => (404, String::new(), r#"{"error": "no such script"}"#.into()),
+    let hash = jscommon::token::sha256_hex(b"print(1)");
+    let fake = Fake::start(|asked| match asked.line.split_once("hash=").map(|(_, hash)| &hash[..2]) {
+        Some("bb") => (404, String::new(), r#"{"error": "no such script"}"#.into()),
+        Some("cc") => (404, String::new(), "<html>".into()),
+        _ => (200, String::new(), "print(1)".into()),
     });
     let controller = open(&config(&[&fake.url], None));
-    assert_eq!(controller.script("aa").unwrap().as_deref(), Some(&b"print(1)"[..]));
+    assert_eq!(controller.script(&hash).unwrap().as_deref(), Some(&b"print(1)"[..]));
     assert_eq!(controller.script("bb").unwrap(), None);
+    for other in ["cc", "aa"] {
+        assert!(matches!(controller.script(other), Err(Failure::Foreign { .. })), "{other}");
+    }
+}
+
+/// Answers that no controller gives to something posted.
+const NO_RECEIPTS: [(u16, &str); 12] = [
+    (200, "<html>maintenance</html>"),
+    (200, " "),
+    (200, "OK"),
+    (200, "[]"),
+    (200, "null"),
+    (200, r#"{"error": "no"}"#),
+    (200, r#"{"status": "ok"}"#),
+    (201, "{}"),
+    (202, "{}"),
+    (204, ""),
+    (206, "{}"),
+    (302, "{}"),
+];
+
+#[test]
+fn status_alone_is_no_receipt() {
+    let answer: Arc<Mutex<Answer>> = Arc::default();
+    let given = answer.clone();
+    let fake = Fake::start(move |_| given.lock().unwrap().clone());
+    let controller = open(&config(&[&fake.url], None));
+    for (status, body) in NO_RECEIPTS {
+        // A redirect is not followed, for the fake would answer there as well.
+        *answer.lock().unwrap() = (status, format!("x: y\r\nlocation: {}/x\r\n", fake.url), body.to_owned());
+        for what in ["result", "log", "stats", "event"] {
+            let failure = controller.post(what, b"[]").unwrap_err();
+            assert!(matches!(failure, Failure::Foreign { .. }), "{status} {body} {what}: {failure:?}");
+        }
+        assert!(controller.post_batch("log", b"{}").is_err(), "{status} {body}");
+        assert!(controller.poll(Duration::from_secs(30), None).is_err(), "{status} {body}");
+        assert!(controller.script(&"a".repeat(64)).is_err(), "{status} {body}");
+        if status != 204 {
+            assert!(controller.renew().is_err(), "{status} {body}");
+        }
+        assert!(enroll(&fake.url, "t", 1, 10, &[]).is_err(), "{status} {body}");
+    }
+    assert_eq!(controller.requests_taken(), 0);
+    for (extra, body, last) in
+        [("", "{}", None), ("", r#"{"last": 7}"#, Some(7)), ("X-JS-Time: 5\r\n", r#"{"last": 7, "more": 1}"#, Some(7))]
+    {
+        *answer.lock().unwrap() = (200, extra.to_owned(), body.to_owned());
+        assert_eq!(controller.post_batch("log", b"{}").unwrap(), last, "{body}");
+    }
+}
+
+#[test]
+fn answer_of_no_controller_gives_the_turn_to_the_next_address() {
+    let portal = Fake::start(|_| (200, "content-type: text/html\r\n".into(), "<html>log in</html>".into()));
+    let fake = Fake::start(|_| (200, String::new(), String::new()));
+    let controller = open(&config(&[&portal.url, &fake.url], None));
+    let failure = controller.post("result", b"[]").unwrap_err();
+    assert_eq!(failure.to_string(), "an answer that is not the controller's: status 200, text/html");
+    controller.post("result", b"[]").unwrap();
+    assert_eq!(controller.url(), fake.url);
+}
+
+#[test]
+fn empty_answer_to_a_poll_needs_the_wait_or_a_mark() {
+    let answer: Arc<Mutex<Answer>> = Arc::default();
+    let given = answer.clone();
+    let fake = Fake::start(move |_| {
+        let answer = given.lock().unwrap().clone();
+        if answer.1.contains("slow") {
+            std::thread::sleep(Duration::from_millis(1200));
+        }
+        answer
+    });
+    let controller = open(&config(&[&fake.url], None));
+    for (extra, wait, good) in [
+        ("x: generate_204\r\n", 30, false),
+        ("X-JS-Time: 5\r\n", 30, true),
+        ("X-JS-Renew: old secret\r\n", 30, true),
+        ("x: slow\r\n", 2, true),
+        ("x: y\r\n", 0, true),
+    ] {
+        *answer.lock().unwrap() = (204, extra.to_owned(), String::new());
+        let polled = controller.poll(Duration::from_secs(wait), Some("7"));
+        assert_eq!(matches!(polled, Ok(None)), good, "{extra} {wait}: {polled:?}");
+    }
 }
 
 #[test]
@@ -195,7 +282,7 @@ fn a_path_that_swallows_everything_is_noticed() {
 fn who_finds_an_address_silent_calls_the_others_back() {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = silent.local_addr().unwrap();
-    let fake = Fake::start(|_| (204, String::new(), String::new()));
+    let fake = Fake::start(|_| (200, String::new(), String::new()));
     let short = Duration::from_millis(100);
     let patience = Patience { connect: Duration::from_secs(60), answer: Duration::from_secs(60), poll: short };
     let plain = config(&[&format!("http://{address}"), &fake.url], None);

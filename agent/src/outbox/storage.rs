@@ -6,8 +6,8 @@
 use super::{Batch, Dropped, Kind, MAX_BATCH_BYTES, Mark, now};
 use anyhow::{Context, Result};
 use crossbeam_channel::Sender;
-use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
-use std::collections::HashMap;
+use rusqlite::{Connection, ErrorCode, params};
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -26,9 +26,11 @@ pub(super) struct Inner {
     /// Bytes that are stored, of records and of stats.
     pub(super) bytes: [u64; 2],
     /// The last batch that a controller has taken.
-    cursors: HashMap<(String, Kind), i64>,
-    /// How numbers jumped since the start.
-    jumps: Vec<Jump>,
+    pub(super) cursors: HashMap<(String, Kind), i64>,
+    /// The batch that each controller's sender has, by the number it was given and the number it has now.
+    pub(super) handed: HashMap<(String, Kind), (i64, i64)>,
+    /// The controllers and kinds whose numbers jumped since the start.
+    jumped: HashSet<(String, Kind)>,
     /// What was dropped and not yet reported to the controllers, by kind.
     pub(super) dropped: [u64; 3],
     /// What was dropped and not yet said on the node.
@@ -41,18 +43,10 @@ pub(super) struct Inner {
 
 /// A batch of records that still grows.
 pub(super) struct Open {
-    number: i64,
+    pub(super) number: i64,
     pub(super) records: usize,
     pub(super) bytes: usize,
     pub(super) due: Instant,
-}
-
-/// The numbers of a kind up to `upto` were raised by `by`.
-struct Jump {
-    controller: String,
-    kind: Kind,
-    upto: i64,
-    by: i64,
 }
 
 impl Inner {
@@ -106,7 +100,8 @@ impl Inner {
             open: None,
             bytes,
             cursors,
-            jumps: Vec::new(),
+            handed: HashMap::new(),
+            jumped: HashSet::new(),
             dropped: [0; 3],
             unsaid: Dropped::default(),
             clock: (Instant::now(), now()),
@@ -181,23 +176,50 @@ impl Inner {
         Ok(())
     }
 
-    pub(super) fn next(&mut self, controller: &str, kind: Kind) -> Result<Option<Batch>> {
+    /// Returns the oldest batch that waits for the controller, without the events of these numbers.
+    pub(super) fn next(&mut self, controller: &str, kind: Kind, without: &[i64]) -> Result<Option<Batch>> {
         let (owner, cursor) = match kind {
             Kind::Event => (controller, 0),
             kind => ("", self.cursors.get(&(controller.to_owned(), kind)).copied().unwrap_or(0)),
         };
-        let sql = "SELECT batch FROM items WHERE kind = ?1 AND controller = ?2 AND batch > ?3 ORDER BY batch LIMIT 1";
-        let number: Option<i64> =
-            self.db.prepare_cached(sql)?.query_row(params![kind as i64, owner, cursor], |row| row.get(0)).optional()?;
+        let sql = "SELECT batch FROM items WHERE kind = ?1 AND controller = ?2 AND batch > ?3 ORDER BY batch";
+        let number: Option<i64> = {
+            let mut query = self.db.prepare_cached(sql)?;
+            let mut rows = query.query(params![kind as i64, owner, cursor])?;
+            loop {
+                let Some(row) = rows.next()? else { break None };
+                let number = row.get(0)?;
+                if kind != Kind::Event || !without.contains(&number) {
+                    break Some(number);
+                }
+            }
+        };
         let Some(number) = number else { return Ok(None) };
         if kind == Kind::Log && self.open.as_ref().is_some_and(|open| open.number == number) {
             return Ok(None);
         }
+        self.handed.insert((controller.to_owned(), kind), (number, number));
+        self.whole(owner, kind, number).map(Some)
+    }
+
+    /// Reads the pieces of a batch and makes the body of its request.
+    pub(super) fn whole(&self, owner: &str, kind: Kind, number: i64) -> Result<Batch> {
         let mut body = match kind {
             Kind::Log => format!("{{\"batch\":{number},\"records\":[").into_bytes(),
             Kind::Stats => format!("{{\"batch\":{number},").into_bytes(),
             Kind::Event => Vec::new(),
         };
+        self.append_pieces(owner, kind, number, &mut body)?;
+        match kind {
+            Kind::Log => body.extend_from_slice(b"]}"),
+            Kind::Stats => body.push(b'}'),
+            Kind::Event => {}
+        }
+        Ok(Batch { number: number as u64, body })
+    }
+
+    /// Appends what is stored of a batch, with a comma between each two pieces.
+    pub(super) fn append_pieces(&self, owner: &str, kind: Kind, number: i64, body: &mut Vec<u8>) -> Result<()> {
         let sql = "SELECT body FROM items WHERE kind = ?1 AND controller = ?2 AND batch = ?3 ORDER BY seq";
         let mut pieces = self.db.prepare_cached(sql)?;
         let mut pieces = pieces.query(params![kind as i64, owner, number])?;
@@ -209,16 +231,11 @@ impl Inner {
             first = false;
             body.extend_from_slice(piece.get_ref(0)?.as_blob().context("a piece that is no blob")?);
         }
-        match kind {
-            Kind::Log => body.extend_from_slice(b"]}"),
-            Kind::Stats => body.push(b'}'),
-            Kind::Event => {}
-        }
-        Ok(Some(Batch { number: number as u64, body }))
+        Ok(())
     }
 
     pub(super) fn taken(&mut self, controller: &str, kind: Kind, number: i64, others: &[String]) -> Result<()> {
-        let number = self.current(kind, number);
+        let number = self.current(controller, kind, number);
         if kind == Kind::Event {
             let sql = "DELETE FROM items WHERE kind = ?1 AND controller = ?2 AND batch = ?3";
             self.db.prepare_cached(sql)?.execute(params![kind as i64, controller, number])?;
@@ -234,44 +251,57 @@ impl Inner {
         Ok(())
     }
 
-    /// The number that the batch `number` has by now: it may have been under way when numbers jumped.
-    fn current(&self, kind: Kind, number: i64) -> i64 {
-        self.jumps
-            .iter()
-            .filter(|jump| jump.kind == kind)
-            .fold(number, |number, jump| if number <= jump.upto { number + jump.by } else { number })
+    /// The number that the batch `number`, which this controller was given, has by now.
+    pub(super) fn current(&self, controller: &str, kind: Kind, number: i64) -> i64 {
+        match self.handed.get(&(controller.to_owned(), kind)) {
+            Some((given, now)) if *given == number => *now,
+            _ => number,
+        }
     }
 
     /// See [`super::Outbox::jump`].
     pub(super) fn jump(&mut self, controller: &str, kind: Kind, number: i64, last: i64) -> Result<bool> {
-        let number = self.current(kind, number);
+        let number = self.current(controller, kind, number);
         let known = self.cursors.contains_key(&(controller.to_owned(), kind));
         // Once for each: a controller that always knows better must not keep this one busy.
-        let again = self.jumps.iter().any(|jump| jump.kind == kind && jump.controller == controller);
+        let again = self.jumped.contains(&(controller.to_owned(), kind));
         if kind == Kind::Event || known || again || last <= number {
             return Ok(false);
         }
         // Beyond the numbers in use as well, so that old and new ones can be told apart.
         let by = (last + 1).max(self.number) - number;
-        self.transaction(|inner| {
-            let sql = "UPDATE items SET batch = batch + ?1 WHERE kind = ?2 AND controller = ''";
-            inner.db.execute(sql, [by, kind as i64])?;
-            inner.db.execute("UPDATE cursors SET batch = batch + ?1 WHERE kind = ?2", [by, kind as i64])?;
-            Ok(())
-        })?;
-        self.cursors.iter_mut().filter(|((_, of), _)| *of == kind).for_each(|(_, cursor)| *cursor += by);
-        if let Some(open) = self.open.as_mut().filter(|_| kind == Kind::Log) {
-            open.number += by;
-        }
-        self.jumps.push(Jump { controller: controller.to_owned(), kind, upto: self.number - 1, by });
-        self.number += by;
+        self.transaction(|inner| inner.raise(kind, 0, by))?;
+        self.raised(kind, 0, by);
+        self.jumped.insert((controller.to_owned(), kind));
         Ok(true)
     }
 
+    /// Raises the numbers of shared batches from `first` on by `by` in the file, the cursors too. The
+    /// caller does the same in memory by [`Inner::raised`] once this is committed.
+    pub(super) fn raise(&self, kind: Kind, first: i64, by: i64) -> Result<()> {
+        let sql = "UPDATE items SET batch = batch + ?1 WHERE kind = ?2 AND controller = '' AND batch >= ?3";
+        self.db.execute(sql, [by, kind as i64, first])?;
+        self.db.execute(
+            "UPDATE cursors SET batch = batch + ?1 WHERE kind = ?2 AND batch >= ?3",
+            [by, kind as i64, first],
+        )?;
+        Ok(())
+    }
+
+    /// Raises the numbers that are known in memory; see [`Inner::raise`].
+    pub(super) fn raised(&mut self, kind: Kind, first: i64, by: i64) {
+        let cursors = self.cursors.iter_mut().filter(|((_, of), _)| *of == kind).map(|(_, cursor)| cursor);
+        let handed = self.handed.iter_mut().filter(|((_, of), _)| *of == kind).map(|(_, (_, now))| now);
+        let open = self.open.iter_mut().filter(|_| kind == Kind::Log).map(|open| &mut open.number);
+        cursors.chain(handed).chain(open).filter(|number| **number >= first).for_each(|number| *number += by);
+        self.number += by;
+    }
+
     /// How many records (or flushes) the batch `number` holds.
-    pub(super) fn count(&self, kind: Kind, number: i64) -> u64 {
+    pub(super) fn count(&self, controller: &str, kind: Kind, number: i64) -> u64 {
         let sql = "SELECT coalesce(sum(count), 0) FROM items WHERE kind = ?1 AND controller = '' AND batch = ?2";
-        let count = self.db.query_row(sql, [kind as i64, self.current(kind, number)], |row| row.get::<_, i64>(0));
+        let number = self.current(controller, kind, number);
+        let count = self.db.query_row(sql, [kind as i64, number], |row| row.get::<_, i64>(0));
         count.map_or(1, |count| count as u64)
     }
 

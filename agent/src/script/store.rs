@@ -37,7 +37,7 @@ impl Origin for Controller {
     fn source(&self, hash: &str) -> Result<Option<Vec<u8>>, Trouble> {
         self.script(hash).map_err(|failure| Trouble {
             reason: format!("controller {}: {failure}", self.name()),
-            passing: matches!(failure, Failure::Away(_) | Failure::Busy { .. }),
+            passing: matches!(failure, Failure::Away(_) | Failure::Busy { .. } | Failure::Foreign { .. }),
         })
     }
 }

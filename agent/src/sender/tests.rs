@@ -216,8 +216,9 @@ fn a_busy_controller_gets_all_of_it_later() {
 fn a_controller_that_answers_the_poller_is_back_for_the_sender_too() {
     let away = Arc::new(AtomicBool::new(true));
     let gate = away.clone();
-    let stage = Stage::new(move |_| match gate.load(Ordering::Relaxed) {
+    let stage = Stage::new(move |asked| match gate.load(Ordering::Relaxed) {
         true => (503, "retry-after: 3600\r\n".into(), String::new()),
+        false if asked.line.starts_with("GET") => (204, String::new(), String::new()),
         false => ok(),
     });
     stage.results(&ids(&["a"]));
@@ -244,4 +245,322 @@ fn a_stop_sends_once_more_and_does_not_wait_for_a_dead_controller() {
     assert!(begun.elapsed() < LAST_ROUND);
     assert!(stage.ledger.unsent_bytes() > 0);
     assert!(stage.posted().len() <= 2);
+}
+
+fn page(status: u16) -> Answer {
+    (status, "content-type: text/html\r\nserver: nginx/1.0\r\n".into(), "<html>no</html>".into())
+}
+
+impl Stage {
+    /// Waits until the sender has nothing left of this kind.
+    fn until_sent(&self, kind: Kind) {
+        while self.outbox.next("main", kind).is_some() {
+            thread_yield();
+        }
+    }
+
+    /// Events of this name, as they were posted.
+    fn events(&self, name: &str) -> Vec<Value> {
+        let seen = self.seen.lock().unwrap();
+        let bodies = seen.iter().filter(|asked| asked.line.ends_with("/event"));
+        let events = bodies.map(|asked| serde_json::from_str::<Value>(&asked.body).unwrap());
+        events.filter(|event| event["name"] == name).map(|event| event["data"].clone()).collect()
+    }
+
+    fn until_event(&self, name: &str) -> Value {
+        loop {
+            if let Some(event) = self.events(name).pop() {
+                return event;
+            }
+            thread_yield();
+        }
+    }
+
+    /// What the poller does while the controller answers it.
+    fn poll(&self) {
+        self.controller.poll(Duration::ZERO, None).unwrap();
+    }
+}
+
+/// A controller that takes batches as the real one does, each number once and none below the last.
+#[derive(Default)]
+struct Taking {
+    last: Mutex<std::collections::HashMap<String, u64>>,
+    entries: Mutex<Vec<Value>>,
+}
+
+impl Taking {
+    fn take(&self, asked: &Asked) -> Answer {
+        if asked.line.starts_with("GET") {
+            return (204, String::new(), String::new());
+        }
+        let body: Value = serde_json::from_str(&asked.body).unwrap();
+        let Some(number) = body["batch"].as_u64() else { return ok() };
+        let mut last = self.last.lock().unwrap();
+        let last = last.entry(asked.line.clone()).or_default();
+        if number <= *last {
+            return (200, String::new(), json!({"last": *last}).to_string());
+        }
+        *last = number;
+        let list = body["records"].as_array().or(body["series"].as_array()).unwrap();
+        self.entries.lock().unwrap().extend(list.iter().cloned());
+        ok()
+    }
+
+    fn has(&self) -> Vec<Value> {
+        self.entries.lock().unwrap().clone()
+    }
+}
+
+fn push_records(stage: &Stage, records: impl Iterator<Item = Value>) {
+    let mut list = crate::outbox::Records::default();
+    records.for_each(|record| list.add(|json| json.extend_from_slice(record.to_string().as_bytes())));
+    stage.outbox.push_log(&list, crate::outbox::Mark { last: 1, next: 2 });
+    stage.outbox.close_log();
+}
+
+#[test]
+fn answers_of_no_controller_mark_nothing_as_sent() {
+    let foreign = Arc::new(AtomicBool::new(true));
+    let gate = foreign.clone();
+    let taking = Arc::new(Taking::default());
+    let taker = taking.clone();
+    let stage = Stage::new(move |asked| if gate.load(Ordering::Relaxed) { page(200) } else { taker.take(asked) });
+    stage.results(&ids(&["a"]));
+    stage.outbox.push_event(None, "startup", json!({}));
+    stage.outbox.push_stats(5, &[("k".into(), 1.5)]);
+    push_records(&stage, [json!({"jobid": "a", "data": "x"})].into_iter());
+    let sender = stage.start();
+    while stage.seen.lock().unwrap().len() < 4 {
+        thread_yield();
+    }
+    assert!(stage.ledger.unsent_bytes() > 0);
+    for kind in [Kind::Event, Kind::Log, Kind::Stats] {
+        assert!(stage.outbox.next("main", kind).is_some(), "{kind:?}");
+    }
+    foreign.store(false, Ordering::Relaxed);
+    stage.until_nothing_waits();
+    [Kind::Event, Kind::Log, Kind::Stats].into_iter().for_each(|kind| stage.until_sent(kind));
+    drop(sender);
+    assert_eq!(taking.has().len(), 2);
+}
+
+/// One result is refused as `refusal` says, for ever or while `bad` is set; the poller is answered.
+fn one_result_refused(refusal: impl Fn() -> Answer + Send + Sync + 'static) {
+    let bad = Arc::new(AtomicBool::new(true));
+    let gate = bad.clone();
+    let stage = Stage::new(move |asked| match asked.body.contains("\"bad\"") && asked.line.ends_with("/result") {
+        true if gate.load(Ordering::Relaxed) => refusal(),
+        _ if asked.line.starts_with("GET") => (204, String::new(), String::new()),
+        _ => ok(),
+    });
+    stage.results(&ids(&["a", "b", "bad", "c"]));
+    stage.poll();
+    let sender = stage.start();
+    let taken = |id: &str| stage.posted().iter().any(|ids| ids.len() < 4 && ids.contains(&id.to_owned()));
+    while !["a", "b", "c"].iter().all(|id| taken(id)) {
+        stage.poll();
+        let _ = sender.waker().try_send(());
+        thread_yield();
+    }
+    // Later ones go as well, and by those the culprit is known.
+    stage.results(&ids(&["d"]));
+    let _ = sender.waker().try_send(());
+    let event = loop {
+        if let Some(event) = stage.events("delivery_refused").pop() {
+            break event;
+        }
+        stage.poll();
+        let _ = sender.waker().try_send(());
+        thread_yield();
+    };
+    assert!(taken("d"), "{:?}", stage.posted());
+    assert!(event["item"].as_str().unwrap().starts_with("the result of bad"), "{event}");
+    assert_eq!((&event["kind"], &event["dropped"]), (&json!("result"), &json!(false)));
+    assert!(stage.ledger.unsent_bytes() > 0, "it is kept");
+    drop(sender);
+    // The next start tries it again.
+    bad.store(false, Ordering::Relaxed);
+    let sender = stage.start();
+    stage.until_nothing_waits();
+    drop(sender);
+}
+
+#[test]
+fn result_that_a_proxy_forbids_holds_up_no_other() {
+    one_result_refused(|| page(403));
+}
+
+#[test]
+fn result_that_a_proxy_answers_with_a_page_holds_up_no_other() {
+    one_result_refused(|| page(200));
+}
+
+#[test]
+fn result_that_a_controller_fails_at_holds_up_no_other() {
+    one_result_refused(|| refused(500, json!({"error": "the controller failed at this request", "time": 1})));
+}
+
+#[test]
+fn result_that_a_controller_cannot_store_holds_up_no_other() {
+    one_result_refused(|| {
+        (503, "retry-after: 0\r\n".into(), json!({"error": "redis: WRONGTYPE", "time": 1}).to_string())
+    });
+}
+
+#[test]
+fn proxy_that_refuses_all_results_and_relents_gets_all() {
+    let open = Arc::new(AtomicBool::new(false));
+    let gate = open.clone();
+    let stage = Stage::new(move |asked| match asked.line.ends_with("/result") && !gate.load(Ordering::Relaxed) {
+        true => page(403),
+        false if asked.line.starts_with("GET") => (204, String::new(), String::new()),
+        false => ok(),
+    });
+    stage.results(&ids(&["a", "b", "c", "d", "e", "f", "g", "h"]));
+    stage.poll();
+    let sender = stage.start();
+    let event = stage.until_event("delivery_refused");
+    assert_eq!((&event["by"], &event["status"]), (&json!("proxy"), &json!(403)));
+    while stage.posted().len() < 6 {
+        thread_yield();
+    }
+    assert_eq!(stage.events("delivery_refused").len(), 1, "one event for all");
+    open.store(true, Ordering::Relaxed);
+    stage.until_nothing_waits();
+    drop(sender);
+}
+
+#[test]
+fn record_batch_that_is_too_large_for_a_proxy_loses_only_the_culprit() {
+    let taking = Arc::new(Taking::default());
+    let taker = taking.clone();
+    let stage = Stage::new(move |asked| if asked.body.len() > 2000 { page(413) } else { taker.take(asked) });
+    let record = |n: u64| json!({"id": n, "jobid": "j", "data": format!("a, \"{n}\" [{{\\")});
+    let large = json!({"id": 250, "jobid": "culprit", "data": "x".repeat(3000)});
+    push_records(&stage, (0..500).map(|n| if n == 250 { large.clone() } else { record(n) }));
+    stage.outbox.push_stats(7, &(0..200).map(|n| (format!("1.10.d.n.key{n}"), 1.0)).collect::<Vec<_>>());
+    push_records(&stage, (500..510).map(record));
+    stage.poll();
+    let sender = stage.start();
+    [Kind::Log, Kind::Stats].into_iter().for_each(|kind| stage.until_sent(kind));
+    let (event, dropped) = (stage.until_event("delivery_refused"), stage.until_event("dropped"));
+    drop(sender);
+    let taken = taking.has();
+    let ids: Vec<u64> = taken.iter().filter_map(|entry| entry["id"].as_u64()).collect();
+    assert_eq!(ids, (0..510).filter(|n| *n != 250).collect::<Vec<_>>(), "in order, each once");
+    assert_eq!(taken.iter().filter(|entry| entry.is_array()).count(), 200);
+    assert!(event["item"].as_str().unwrap().starts_with("a record of job culprit"), "{event}");
+    assert_eq!((&event["by"], &event["dropped"]), (&json!("proxy"), &json!(true)));
+    assert_eq!(dropped, json!({"kind": "log", "count": 1}));
+}
+
+#[test]
+fn record_that_a_proxy_forbids_is_set_aside_and_taken_later() {
+    let bad = Arc::new(AtomicBool::new(true));
+    let gate = bad.clone();
+    let taking = Arc::new(Taking::default());
+    let taker = taking.clone();
+    let stage = Stage::new(move |asked| match gate.load(Ordering::Relaxed) && asked.body.contains("attack") {
+        true if !asked.line.ends_with("/event") => page(403),
+        _ => taker.take(asked),
+    });
+    let record = |n: u64| json!({"id": n, "jobid": "j", "data": if n == 5 { "attack" } else { "x" }});
+    push_records(&stage, (0..20).map(record));
+    stage.outbox.push_stats(7, &[("1.10.d.n.a".into(), 1.0), ("1.10.d.n.attack".into(), 1.0)]);
+    stage.poll();
+    let sender = stage.start();
+    let mut said = Vec::new();
+    while said.len() < 2 {
+        said = stage.events("delivery_refused");
+        thread_yield();
+    }
+    push_records(&stage, (20..30).map(record));
+    stage.until_sent(Kind::Log);
+    assert!(said.iter().any(|event| event["item"].as_str().unwrap().starts_with("a record of job j")), "{said:?}");
+    assert!(said.iter().any(|event| event["item"].as_str().unwrap().starts_with("the series 1.10.d.n.attack")));
+    drop(sender);
+    bad.store(false, Ordering::Relaxed);
+    let sender = stage.start();
+    while [Kind::Log, Kind::Stats].into_iter().any(|kind| !stage.outbox.asides("main", kind).unwrap().is_empty()) {
+        thread_yield();
+    }
+    push_records(&stage, (30..40).map(record));
+    stage.until_sent(Kind::Log);
+    drop(sender);
+    let mut ids: Vec<u64> = taking.has().iter().filter_map(|entry| entry["id"].as_u64()).collect();
+    assert_eq!(
+        ids.iter().filter(|n| **n != 5).copied().collect::<Vec<_>>(),
+        (0..40).filter(|n| *n != 5).collect::<Vec<_>>()
+    );
+    ids.sort_unstable();
+    assert_eq!(ids, (0..40).collect::<Vec<_>>(), "each once");
+    assert_eq!(taking.has().iter().filter(|entry| entry.is_array()).count(), 2);
+}
+
+#[test]
+fn event_that_a_proxy_forbids_holds_up_no_other() {
+    let stage = Stage::new(|asked| match asked.body.contains("attack") && !asked.body.contains("delivery_refused") {
+        true => page(403),
+        _ if asked.line.starts_with("GET") => (204, String::new(), String::new()),
+        _ => ok(),
+    });
+    stage.outbox.push_event(None, "attack", json!({}));
+    stage.outbox.push_event(None, "startup", json!({}));
+    stage.poll();
+    let sender = stage.start();
+    stage.until_event("startup");
+    assert!(stage.until_event("delivery_refused")["item"].as_str().unwrap().starts_with("the event attack"));
+    drop(sender);
+}
+
+#[test]
+fn ledger_that_cannot_be_read_is_told_and_holds_up_no_other_lane() {
+    let stage = Stage::new(|_| ok());
+    stage.results(&ids(&["a"]));
+    let other = rusqlite::Connection::open(stage._dir.path().join(crate::ledger::FILE)).unwrap();
+    other.execute_batch("ALTER TABLE jobs RENAME TO away").unwrap();
+    stage.outbox.push_stats(5, &[("k".into(), 1.5)]);
+    let sender = stage.start();
+    let event = stage.until_event("local_fault");
+    assert_eq!(event["what"], "ledger");
+    assert!(event["error"].as_str().unwrap().starts_with("the ledger cannot be read: "), "{event}");
+    stage.until_sent(Kind::Stats);
+    other.execute_batch("ALTER TABLE away RENAME TO jobs").unwrap();
+    stage.until_nothing_waits();
+    drop(sender);
+    assert_eq!(stage.events("local_fault").len(), 1);
+}
+
+#[test]
+fn outbox_that_cannot_be_read_is_told_and_holds_up_no_results() {
+    let stage = Stage::new(|_| ok());
+    stage.outbox.push_event(None, "startup", json!({}));
+    let other = rusqlite::Connection::open(stage._dir.path().join(crate::outbox::FILE)).unwrap();
+    other.execute_batch("UPDATE items SET body = 5").unwrap();
+    stage.results(&ids(&["a"]));
+    let sender = stage.start();
+    stage.until_nothing_waits();
+    assert_eq!(stage.until_event("local_fault")["what"], "outbox");
+    stage.results(&ids(&["b"]));
+    sender.waker().try_send(()).unwrap();
+    stage.until_nothing_waits();
+    drop(sender);
+}
+
+#[test]
+fn result_that_was_sent_and_cannot_be_marked_is_not_sent_again() {
+    let stage = Stage::new(|_| ok());
+    stage.results(&ids(&["a"]));
+    let other = rusqlite::Connection::open(stage._dir.path().join(crate::ledger::FILE)).unwrap();
+    let trigger = "CREATE TRIGGER full BEFORE UPDATE ON jobs WHEN old.state = 2 BEGIN SELECT raise(ABORT, 'full'); END";
+    other.execute_batch(trigger).unwrap();
+    let sender = stage.start();
+    assert_eq!(stage.until_event("local_fault")["what"], "sent results");
+    other.execute_batch("DROP TRIGGER full").unwrap();
+    stage.results(&ids(&["b"]));
+    sender.waker().try_send(()).unwrap();
+    stage.until_nothing_waits();
+    drop(sender);
+    assert_eq!(stage.posted(), [vec!["a"], vec!["b"]]);
 }

@@ -22,6 +22,7 @@ mod main_path;
 mod messages;
 mod polling;
 mod programs;
+mod proxies;
 mod redis_away;
 mod redis_full;
 mod redis_kinds;

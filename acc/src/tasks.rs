@@ -48,7 +48,9 @@ fn enroll(context: &Context, node: NodeId, url: Option<String>, out: Option<Path
         format!("{scheme}://localhost:{}", config.port)
     });
     write_node(&out, node, &url, &credentials)?;
-    let mut said = format!("node {node} is enrolled: start it with  jsagent -c {}\n", out.join("agent.toml").display());
+    let config = out.join("agent.toml");
+    let config = jscommon::text::posix_word(&config.to_string_lossy()).into_owned();
+    let mut said = format!("node {node} is enrolled: start it with  jsagent -c {config}\n");
     if local {
         said += &format!("it looks for the controller at {url}; give --url for a node on another machine\n");
     }

@@ -1,5 +1,6 @@
-//! Reads the bytes of text files that people wrote: UTF-8, with or without a byte order mark.
+//! Reads text that people wrote, and writes text that they copy: files in UTF-8, words of a shell.
 
+use std::borrow::Cow;
 use std::fmt;
 
 /// The byte order mark of UTF-8, which some editors write.
@@ -55,6 +56,24 @@ pub fn check_utf16(bytes: &[u8]) -> Result<(), NotUtf8> {
     Err(NotUtf8 { line: 1, message: format!("the file is {kind}: save it as UTF-8") })
 }
 
+/// Returns a word as a POSIX shell reads it back, quoted where it has to be.
+pub fn posix_word(word: &str) -> Cow<'_, str> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:,@%=".contains(c);
+    match !word.is_empty() && word.chars().all(plain) {
+        true => word.into(),
+        false => format!("'{}'", word.replace('\'', r"'\''")).into(),
+    }
+}
+
+/// Returns a path as `cmd.exe` and PowerShell read it back, quoted where it has to be.
+pub fn windows_word(path: &str) -> Cow<'_, str> {
+    let plain = |c: char| c.is_alphanumeric() || r"\/._-:".contains(c);
+    match !path.is_empty() && path.chars().all(plain) {
+        true => path.into(),
+        false => format!("\"{path}\"").into(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -66,6 +85,22 @@ mod tests {
         assert_eq!(decode("é".into()).as_deref(), Ok("é"));
         assert_eq!(decode(Vec::new()).as_deref(), Ok(""));
         assert_eq!((without_bom(b"\xef\xbb\xbfx"), without_bom(b"x")), (&b"x"[..], &b"x"[..]));
+    }
+
+    #[test]
+    fn word_is_quoted_for_its_shell() {
+        for (word, posix, windows) in [
+            ("/etc/a-b.toml", "/etc/a-b.toml", "/etc/a-b.toml"),
+            ("/a b", "'/a b'", "\"/a b\""),
+            ("it's", r"'it'\''s'", "\"it's\""),
+            ("$x", "'$x'", "\"$x\""),
+            ("", "''", "\"\""),
+            (r"C:\Program Files\a.toml", r"'C:\Program Files\a.toml'", r#""C:\Program Files\a.toml""#),
+            (r"C:\x\a.toml", r"'C:\x\a.toml'", r"C:\x\a.toml"),
+            ("C:\\a&b", r"'C:\a&b'", r#""C:\a&b""#),
+        ] {
+            assert_eq!((posix_word(word).as_ref(), windows_word(word).as_ref()), (posix, windows), "{word}");
+        }
     }
 
     #[test]

@@ -42,7 +42,7 @@ _DEPTH = 190
 
 def check_lua(source: bytes, name: str) -> None:
     """A `UsageError` with the line, when the source is no Lua."""
-    text = source.decode("utf-8", "replace")
+    text = source.decode("utf-8-sig", "replace")  # without a byte order mark
     if text.startswith("#"):  # a shebang
         text = "--" + text
     _Parser(list(_tokens(text, name)), name).chunk()

@@ -43,6 +43,7 @@ class Targeted:
         self,
         verb: Verb,
         *,
+        each: Optional[Mapping[NodeId, Verb]] = None,
         selection: Optional[Selection] = None,
         wait_offline: bool = False,
         batch: Union[int, str, None] = None,
@@ -54,7 +55,7 @@ class Targeted:
     ) -> Fleet:
         """Sends a command to all of them.
 
-        `wait_offline` also sends it to nodes that are not there (or were never seen), whose queues keep it.
+        Nodes of `each` get the command that it says for them. `wait_offline` also sends it to nodes that are not there (or were never seen), whose queues keep it.
         `batch` (`10`, or `"10%"`) has so many nodes at work at a time, `max_failures` stops sending once more
         have failed. `NobodyMatched` when there is nobody to send to.
         """
@@ -66,7 +67,8 @@ class Targeted:
         fleet_id = wire.check_id(id) if id else wire.new_id()
         at_once = batch_size(batch, len(to)) if batch is not None else 0
         single = self.who.fanout()
-        plain = single and not (self.but or self.any or at_once or max_failures is not None or to != chosen.live)
+        own = each or {}
+        plain = single and not (own or self.but or self.any or at_once or max_failures is not None or to != chosen.live)
         fanout, commands = None, []
         if single and plain and len(to) > 1:
             gid, roles = single
@@ -74,10 +76,11 @@ class Targeted:
         else:
             commands = [
                 Command(
-                    verb.cmd, n.gid, n.nid, verb.args, verb.data, tags=tags, expires=expires,
+                    v.cmd, n.gid, n.nid, v.args, v.data, tags=tags, expires=expires,
                     id=fleet_id if len(to) == 1 else part_id(fleet_id, n),
                 )
                 for n in to
+                for v in [own.get(n, verb)]
             ]
         return Fleet(
             client, fleet_id, verb, nodes=to, fanout=fanout, commands=commands, batch=at_once,

@@ -18,6 +18,7 @@ import time
 from typing import Any, Callable, List
 
 import pytest
+import redis
 from conftest import Ran, Server, wait_until
 from fake import Fake
 
@@ -37,6 +38,20 @@ def test_exec_one_node(jsctl: Jsctl, fake: Fake) -> None:
     assert (ran.code, ran.out) == (1, "") and "it went wrong" in ran.err and "status 1" in ran.err
     ran = jsctl("exec", "1.1", "--", "nope")
     assert (ran.code, ran.out) == (1, "") and "program not found" in ran.err
+
+
+def test_shell_line_runs_in_the_shell_of_each_nodes_system(jsctl: Jsctl, fake: Fake, raw: redis.Redis) -> None:
+    fake.programs["/bin/sh"] = lambda n, c: {"streams": ["posix\n", ""]}
+    fake.programs["cmd.exe"] = lambda n, c: {"streams": ["windows\n", ""]}
+    assert jsctl("exec", "all", "--shell", "--", "echo $HOME", "| wc").code == 0
+    assert fake.seen[-1]["fanout"] and fake.seen[-1]["args"] == {"cmd": "/bin/sh", "args": ["-c", "echo $HOME | wc"]}
+    raw.hset("jsacc:agent:1:2", "os", "windows")
+    ran = jsctl("exec", "all", "--shell", "--max-time", "7", "--no-fold", "--", "echo %CD%", "& ver")
+    assert ran.code == 0 and "== 1.2\nwindows\n" in ran.out and ran.out.count("posix") == 2
+    args = {c["nid"]: c["args"] for c in fake.seen if c["gid"] == 1 and c["nid"]}
+    assert args[1] == {"cmd": "/bin/sh", "args": ["-c", "echo %CD% & ver"], "max_time": 7}
+    assert args[2] == {"cmd": "cmd.exe", "args": ["/d", "/s", "/c", '"echo %CD% & ver"'], "max_time": 7}
+    assert jsctl("exec", "1.2", "--shell", "--", "ver").out == "windows\n"
 
 
 def test_secrets_stay_out_of_what_jsctl_prints(

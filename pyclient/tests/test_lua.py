@@ -13,6 +13,8 @@ from jsclient.lua import check_lua
 GOOD = [
     "",
     "#!/usr/bin/lua\nprint('x')",
+    "\ufeffprint('x')",
+    "\ufeff#!/usr/bin/lua\nprint('x')",
     "local a, b <const> = 1, 0x1F ; a = a + b * -2 ^ 3 .. 'x' // 1",
     "for i = 1, 10, 2 do if i > 3 then break end end",
     "for k, v in pairs{1, 2; x = 3, ['y'] = 4,} do print(k, v) end",

@@ -171,6 +171,6 @@ pub(crate) fn write_private(files: &[(&Path, String)]) -> anyhow::Result<()> {
 
 fn warn_if_open(path: &Path) {
     if os::open_to_others(path) {
-        log::warn!("{} can be read by others; run: chmod 600 {0}", path.display());
+        log::warn!("{} can be read by others; run: chmod 600 {}", path.display(), os::shell_word(path));
     }
 }

@@ -51,7 +51,8 @@ pub fn run(what: &Enroll) -> Result<String> {
         issued.ca = ca;
     }
     let config = write(&out, &url, what, &issued).with_context(|| format!("cannot fill {}", out.display()))?;
-    Ok(format!("node {}:{} is enrolled; start it with: jsagent -c {}\n", what.gid, what.nid, config.display()))
+    let config = os::shell_word(&config);
+    Ok(format!("node {}:{} is enrolled; start it with: jsagent -c {config}\n", what.gid, what.nid))
 }
 
 /// Makes the folder and tries whether files can be written there.

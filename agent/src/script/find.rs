@@ -7,13 +7,16 @@ use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Component, Path, PathBuf};
 
+/// The fault of a path that is not below the folder of scripts.
+const OUTSIDE: &str = "lead out of the folder of scripts";
+
 /// Reads `<root>/<domain>/<name>.<ending>`. Both names may have folders in them.
 pub(super) fn find(root: &Path, domain: &str, name: &str, language: Language) -> Result<Script, String> {
     let ending = language.ending();
     // Somebody who gives the whole name of the file means that file.
     let stem = name.strip_suffix(&format!(".{ending}")).filter(|stem| !stem.is_empty()).unwrap_or(name);
     let label = format!("{domain}/{stem}.{ending}");
-    let relative = inside(&label).ok_or_else(|| climbs(domain, name))?;
+    let relative = inside(&label).map_err(|what| format!("domain '{domain}' and name '{name}' {what}"))?;
     let path = root.join(&relative);
     let unreadable = |error: std::io::Error| match error.kind() {
         ErrorKind::NotFound | ErrorKind::NotADirectory => {
@@ -24,7 +27,7 @@ pub(super) fn find(root: &Path, domain: &str, name: &str, language: Language) ->
     // A link may lead elsewhere within the folder, not out of it.
     let (real_root, real) = (root.canonicalize().map_err(unreadable)?, path.canonicalize().map_err(unreadable)?);
     if !real.starts_with(&real_root) {
-        return Err(climbs(domain, name));
+        return Err(format!("domain '{domain}' and name '{name}' {OUTSIDE}"));
     }
     let source = read(&real).map_err(unreadable)?;
     if source.len() as u64 > MAX_SOURCE {
@@ -50,16 +53,22 @@ fn read(path: &Path) -> std::io::Result<Vec<u8>> {
     Ok(source)
 }
 
-fn climbs(domain: &str, name: &str) -> String {
-    format!("domain '{domain}' and name '{name}' lead out of the folder of scripts")
-}
-
-/// The path that a text names, when it has nothing but folders and a file below where it begins.
-fn inside(text: &str) -> Option<PathBuf> {
+/// Returns the path that a text names, when it has nothing but folders and a file below where it begins;
+/// else what is wrong with it.
+fn inside(text: &str) -> Result<PathBuf, &'static str> {
     let path = Path::new(text);
+    // These mean something on one system alone.
+    if text.contains(['\0', '\\', ':']) {
+        return Err("must not hold a backslash, a colon or a NUL character: write folders with /");
+    }
+    if path.components().any(|part| matches!(part, Component::ParentDir | Component::RootDir)) {
+        return Err(OUTSIDE);
+    }
     let plain = path.components().all(|part| matches!(part, Component::Normal(_)));
-    // A backslash or a colon means something on one system alone, and nothing good.
-    (plain && !text.contains(['\0', '\\', ':']) && !text.contains("//")).then(|| path.to_owned())
+    match plain && !text.contains("//") {
+        true => Ok(path.to_owned()),
+        false => Err("name a folder that is empty or '.': write folders with one / between them"),
+    }
 }
 
 #[cfg(test)]
@@ -70,12 +79,21 @@ mod tests {
     #[test]
     fn only_what_is_inside_is_a_script() {
         for good in ["a/b.py", "a.b/c-d_e.py", "a/b/c.py", "é/b.py", "a/..b.py"] {
-            assert!(inside(good).is_some(), "{good}");
+            assert!(inside(good).is_ok(), "{good}");
         }
-        for bad in
-            ["../b.py", "a/../../b.py", "a/../b.py", "/etc/b.py", "a//etc/b.py", "a/b\0.py", "..\\a/b.py", "c:/b.py"]
-        {
-            assert!(inside(bad).is_none(), "{bad}");
+        for (bad, why) in [
+            ("../b.py", OUTSIDE),
+            ("a/../../b.py", OUTSIDE),
+            ("a/../b.py", OUTSIDE),
+            ("/etc/b.py", OUTSIDE),
+            ("a//etc/b.py", "name a folder that is empty"),
+            ("./b.py", "name a folder that is empty or '.'"),
+            ("a/b\0.py", "must not hold"),
+            ("..\\a/b.py", "must not hold a backslash"),
+            ("d\\sub/b.py", "must not hold a backslash"),
+            ("c:/b.py", "must not hold a backslash, a colon"),
+        ] {
+            assert!(inside(bad).is_err_and(|said| said.starts_with(why)), "{bad}");
         }
     }
 

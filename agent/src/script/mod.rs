@@ -76,7 +76,11 @@ pub fn is_script(name: &str) -> bool {
 pub fn prepare(context: &Context, command: &Command) -> Result<Spec, String> {
     let language = Language::of(&command.cmd).ok_or_else(|| format!("{} runs no script", command.cmd))?;
     let (words, env) = (words(&command.args)?, args::environment(&command.args)?);
-    let script = wanted(&command.args).and_then(|wanted| context.scripts.find(&wanted, language))?;
+    let mut script = wanted(&command.args).and_then(|wanted| context.scripts.find(&wanted, language))?;
+    if language == Language::Lua {
+        // Lua's own reader of files skips it, its `load` does not. Python does so by itself.
+        script.source = jscommon::text::without_bom(&script.source).to_vec();
+    }
     let scripts = &context.config.scripts;
     let spec = match language {
         Language::Python => python::spec(&scripts.python, script, &words, &command.data),

@@ -109,6 +109,21 @@ fn lua_runs_in_the_agent_or_in_what_is_configured() {
 }
 
 #[test]
+fn byte_order_mark_of_a_lua_source_is_skipped() {
+    let dir = tempfile::tempdir().unwrap();
+    let (shelf, hash) = Shelf::with(b"\xef\xbb\xbfSOURCE");
+    let shelf: Arc<dyn Origin> = Arc::new(shelf);
+    for interpreter in ["", "lua5.4"] {
+        let mut config = config(dir.path());
+        config.scripts.lua = interpreter.into();
+        let context = context(config, vec![Arc::clone(&shelf)]);
+        let spec = prepare(&context, &command("execute_js_lua", json!({"hash": hash}))).unwrap();
+        assert!(spec.stdin.ends_with(b"SOURCEDATA") && !spec.stdin.contains(&0xef), "{interpreter}");
+        assert!(spec.args.iter().any(|arg| arg == "6" || arg.contains("io.read(6)")), "{:?}", spec.args);
+    }
+}
+
+#[test]
 fn a_script_is_fetched_once() {
     let dir = tempfile::tempdir().unwrap();
     let (shelf, hash) = Shelf::with(b"pass");

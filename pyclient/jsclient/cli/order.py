@@ -13,7 +13,7 @@ from ..client import Client
 from ..errors import FAILED, OK, Gone, NobodyMatched, NoController, UsageError
 from ..fleet import Fleet
 from ..job import nodes_of
-from ..nodes import ago
+from ..nodes import ago, load
 from ..target import Selection
 from ..targeted import Targeted
 from ..verbs import Verb
@@ -32,9 +32,13 @@ def execute(args: argparse.Namespace) -> int:
     words: List[str] = args.program
     if not words:
         raise UsageError("exec needs a program: jsctl exec 1.1 -- uname -a")
-    if args.shell:
-        words = ["/bin/sh", "-c", " ".join(words)]
     options = process_options(args)
+    if args.shell:
+        line, data = " ".join(words), stdin(args.data)
+        posix = verbs.execute("/bin/sh", ["-c", line], data=data, **options)
+        # With /s cmd.exe takes the outer quotes away, and nothing else.
+        windows = verbs.execute("cmd.exe", ["/d", "/s", "/c", f'"{line}"'], data=data, **options)
+        return order(args, posix, windows=windows)
     if len(words) == 1 and " " in words[0]:
         verb = verbs.execute(words[0], data=stdin(args.data), **options)
     else:
@@ -206,8 +210,12 @@ def order(
     verb: Verb,
     store: Optional[bytes] = None,
     render_all: Optional[Callable[[Client, List[Any]], str]] = None,
+    windows: Optional[Verb] = None,
 ) -> int:
-    """Sends a command to the target of the flags, and shows what comes back."""
+    """Sends a command to the target of the flags, and shows what comes back.
+
+    Nodes with Windows get `windows` in its place, where it is given.
+    """
     with connect(args) as client:
         targeted = client.target(args.target, but=args.but, any=args.any)
         client.check()
@@ -223,8 +231,9 @@ def order(
             from . import output
 
             output.load(progress=not args.no_progress)
+        each = {n: windows for n in _with_windows(client, everybody)} if windows else {}
         fleet = targeted.start(
-            verb, selection=chosen, wait_offline=args.wait or args.detach, batch=args.batch,
+            verb, each=each, selection=chosen, wait_offline=args.wait or args.detach, batch=args.batch,
             max_failures=args.max_failures, tags=args.tags, expires=args.expires, keep=False,
         )
         if args.detach:
@@ -250,6 +259,11 @@ def _show(
         single=single and len(fleet.nodes) == 1, render_all=render_all,
     )
     return output.run(_limit(args))
+
+
+def _with_windows(client: Client, nodes: Sequence[NodeId]) -> List[NodeId]:
+    """Those of the nodes whose agents said that they run on Windows."""
+    return [node.id for node in load(client.link, nodes, ("os",)) if node.os == "windows"]
 
 
 def _dry_run(args: argparse.Namespace, targeted: Targeted, chosen: Selection) -> int:

@@ -95,7 +95,7 @@ def build() -> argparse.ArgumentParser:
     sub = order("exec", "order:execute", "run a program: jsctl exec 1.1 -- uname -a")
     sub.add_argument("program", nargs="*", default=[], help="the program and its arguments, after --")
     _process(sub)
-    sub.add_argument("--shell", action="store_true", help="hand the words to /bin/sh -c")
+    sub.add_argument("--shell", action="store_true", help="hand the words to a shell: /bin/sh -c, on Windows cmd.exe /c")
 
     sub = command("script", "order:script", "run scripts, or list the stored ones")
     scripts = sub.add_subparsers(dest="action", metavar="run|list", parser_class=Parser, required=True)

@@ -230,6 +230,27 @@ fn a_node_trusts_the_ca_that_its_enrolment_named() {
 }
 
 #[test]
+fn command_line_that_enrolment_prints_can_be_copied() {
+    let (_redis, acc, _client) = secure();
+    let dir = tempfile::tempdir().expect("a folder");
+    let token = acc.command(&["token"]).stdout.trim().to_owned();
+    let (by_agent, by_controller) = (dir.path().join("the node's"), dir.path().join("a b"));
+    let path = |folder: &Path| folder.to_str().expect("a path in UTF-8").to_owned();
+    let (url, out) = (acc.url(), path(&by_agent));
+    let enroll = ["enroll", "--controller", &url, "--token", &token, "--gid", "1", "--nid", "10", "--out", &out];
+    for output in [
+        jstests::run("jsagent", &enroll),
+        acc.command(&["enroll", "1", "11", "--url", &url, "--out", &path(&by_controller)]),
+    ] {
+        assert_eq!(output.code, 0, "{output:?}");
+        let line = output.stdout.lines().next().and_then(|line| line.split_once("jsagent -c ")).expect("a line").1;
+        let mut shell = std::process::Command::new("/bin/sh");
+        let output = jstests::run_with(shell.args(["-c", &format!("test -f {line}")]));
+        assert_eq!(output.code, 0, "{line}: {output:?}");
+    }
+}
+
+#[test]
 fn an_enrolment_token_for_two_uses_serves_two() {
     let (_redis, acc, _client) = secure();
     let token = acc.command(&["token", "--uses", "2", "--ttl", "1h"]).stdout.trim().to_owned();

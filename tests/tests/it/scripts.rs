@@ -172,6 +172,20 @@ fn the_interface_in_a_configured_lua() {
 }
 
 #[test]
+fn source_with_a_byte_order_mark_runs() {
+    let mut stage = Stage::start();
+    for (language, source) in [
+        ("lua", "\u{feff}return result({1})"),
+        ("lua", "\u{feff}#!/usr/bin/lua\r\nreturn result({1})"),
+        ("py", "\u{feff}result([1])"),
+        ("py", "\u{feff}#!/usr/bin/python3\r\nresult([1])"),
+    ] {
+        let result = run(&mut stage.client, language, source, json!(""));
+        assert_eq!((&result["state"], data(&result)), (&json!("OK"), json!([1])), "{language}: {result}");
+    }
+}
+
+#[test]
 fn lua_has_its_libraries_and_json() {
     let mut stage = Stage::start();
     let source = r#"

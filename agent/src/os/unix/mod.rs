@@ -47,6 +47,11 @@ pub fn default_sigpipe() {
     let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
 }
 
+/// Returns a path as a shell of this system reads it back.
+pub fn shell_word(path: &std::path::Path) -> String {
+    jscommon::text::posix_word(&path.to_string_lossy()).into_owned()
+}
+
 /// Whether another program keeps a file from being replaced: none does here.
 pub fn is_busy(_fault: &std::io::Error, _to: &std::path::Path) -> bool {
     false

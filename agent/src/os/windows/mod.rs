@@ -29,3 +29,8 @@ pub fn let_go_of_code() {}
 
 /// Windows has no SIGPIPE.
 pub fn default_sigpipe() {}
+
+/// Returns a path as a shell of this system reads it back.
+pub fn shell_word(path: &std::path::Path) -> String {
+    jscommon::text::windows_word(&path.to_string_lossy()).into_owned()
+}

@@ -24,6 +24,11 @@ const NAME: &str = "jsagent";
 /// A stop ends jobs, each with its own time, and sends what there is.
 const STOP_LIMIT: Duration = Duration::from_secs(90);
 
+/// The controls that the manager may send. PRESHUTDOWN comes before the system's own services end and
+/// leaves more time than SHUTDOWN, which it excludes.
+const ACCEPTED: ServiceControlAccept = ServiceControlAccept::STOP.union(ServiceControlAccept::PRESHUTDOWN);
+const _: () = assert!(!ACCEPTED.contains(ServiceControlAccept::SHUTDOWN), "a service accepts one of the two");
+
 /// "No such service", as the system numbers it.
 const MISSING: i32 = 1060;
 
@@ -102,6 +107,13 @@ fn install(config: &Path, data_dir: &Path) -> Result<String> {
     if let Err(fault) = restart {
         let fault = plain(fault);
         said.push_str(&format!("it will not be started again when it ends, for the system refuses: {fault:#}\n"));
+    }
+    // Without this the system waits 10 seconds.
+    if let Err(fault) = service.set_preshutdown_timeout(STOP_LIMIT) {
+        let fault = plain(fault);
+        said.push_str(&format!(
+            "a shutdown may end it before its jobs have ended, for the system refuses: {fault:#}\n"
+        ));
     }
     Ok(said)
 }
@@ -229,7 +241,7 @@ fn tell(status: ServiceStatusHandle, state: ServiceState, code: u32) {
         service_type: ServiceType::OWN_PROCESS,
         current_state: state,
         controls_accepted: match running {
-            true => ServiceControlAccept::STOP | ServiceControlAccept::SHUTDOWN,
+            true => ACCEPTED,
             false => ServiceControlAccept::empty(),
         },
         exit_code: if code == 0 { ServiceExitCode::NO_ERROR } else { ServiceExitCode::ServiceSpecific(code) },

@@ -20,6 +20,7 @@ fn main() -> ExitCode {
     if let Some(status) = jsagent::script::run_if_asked() {
         return status;
     }
+    os::reset_inherited();
     let task = match flags::parse(std::env::args_os().skip(1)) {
         Ok(task) => task,
         Err(reason) => return bad_usage(&[reason]),
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
                 return print(&format!("{} is good\n", name.display()));
             }
             logging::start(log);
+            os::leave_start_dir();
             finish(daemon::run(read, &|| ()))
         }
         Task::Status { config, overrides } => {
@@ -95,7 +97,10 @@ fn serve(path: &Path, ready: &dyn Fn()) -> bool {
         return false;
     }
     let ended = match read_config(Some(path), &Overrides::default()) {
-        Ok(config) => daemon::run(config, ready),
+        Ok(config) => {
+            os::leave_start_dir();
+            daemon::run(config, ready)
+        }
         Err(faults) => Err(anyhow::anyhow!(faults.join("; "))),
     };
     if let Err(error) = &ended {

@@ -38,7 +38,7 @@ FINAL_STATES = frozenset({"OK", "ERROR", "TIMEOUT", "KILLED"})
 #: The arguments that every process-like command takes beside its own (contract 7).
 COMMON_ARGS = frozenset(
     "domain name max_time max_restart recurring_period loglevels loglevels_db loglevels_ac stats_interval queue"
-    " user stop_signal stop_timeout rlimits nice secret workingdir env args".split()
+    " user stop_signal stop_timeout rlimits nice umask oom_score_adj secret workingdir env args".split()
 )
 
 _JOB_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")

@@ -33,6 +33,8 @@ pub struct AgentOptions {
     pub env: Vec<(String, String)>,
     /// File systems that the agent alone sees mounted.
     pub mounts: Mounts,
+    /// Lines of a shell that becomes the agent; with its folder as `$1`.
+    pub prelude: Option<String>,
 }
 
 impl Default for AgentOptions {
@@ -47,6 +49,7 @@ impl Default for AgentOptions {
             args: Vec::new(),
             env: Vec::new(),
             mounts: Mounts::default(),
+            prelude: None,
         }
     }
 }
@@ -132,7 +135,15 @@ impl Agent {
 
     #[track_caller]
     fn launch(dir: &Path, options: &AgentOptions) -> Process {
-        let mut command = Command::new(bin("jsagent"));
+        let mut command = match &options.prelude {
+            Some(lines) => {
+                let mut shell = Command::new("sh");
+                let script = format!("{lines}\nshift; exec \"$@\"");
+                shell.args(["-c", &script, "sh"]).arg(dir).arg(bin("jsagent"));
+                shell
+            }
+            None => Command::new(bin("jsagent")),
+        };
         command.arg("-c").arg(dir.join("agent.toml"));
         log_level(&mut command, &options.args);
         command.args(&options.args);

@@ -5,8 +5,52 @@
 //! the supervisor calls them, and nobody else starts a process.
 
 use serde_json::Value;
-use std::fmt;
 use std::process::{ChildStderr, ChildStdin, ChildStdout};
+use std::{fmt, io};
+
+/// The umask of a child that asks for none.
+pub const UMASK: u32 = 0o022;
+
+/// A step of starting a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Making its pipes.
+    Pipes,
+    /// Making the process.
+    Process,
+    /// Making a session and connecting its streams.
+    Session,
+    /// Setting the resource limit of this index.
+    Limit(usize),
+    /// Setting its niceness.
+    Nice,
+    /// Setting its `oom_score_adj`.
+    OomScore,
+    /// Becoming its user.
+    User,
+    /// Entering its working directory.
+    WorkingDir,
+    /// Executing its program.
+    Program,
+}
+
+/// The step at which a process could not be started, and why.
+#[derive(Debug)]
+pub struct StartError {
+    /// The step.
+    pub step: Step,
+    /// What the system says.
+    pub error: io::Error,
+    /// What more is known of a program that was not executed.
+    pub detail: Option<String>,
+}
+
+impl StartError {
+    /// Returns a function that adds this step to an error of the system.
+    pub fn at<E: Into<io::Error>>(step: Step) -> impl FnOnce(E) -> StartError {
+        move |error| StartError { step, error: error.into(), detail: None }
+    }
+}
 
 /// A child that was just started, and the agent's ends of its pipes.
 pub struct Spawned {
@@ -87,6 +131,9 @@ impl Signal {
     pub const TERM: Signal = Signal(15);
     /// End.
     pub const KILL: Signal = Signal(9);
+    /// Continue after a stop.
+    #[cfg(unix)]
+    pub(crate) const CONT: Signal = Signal(18);
 
     /// Reads a name (`TERM`, `SIGTERM`, in any case) or a number.
     pub fn from_json(value: &Value) -> Result<Signal, String> {

@@ -165,6 +165,8 @@ struct Actor {
     resync: Option<Instant>,
     /// Ids that were accepted and are not committed.
     fresh: HashSet<String>,
+    /// Controllers that have given commands in this life of the agent.
+    heard: HashSet<Arc<str>>,
     /// Jobs whose kill was under way when the agent ended, until what it remembers is taken up.
     killed_before: HashSet<String>,
     /// Bytes of the commands of all jobs that are not over.
@@ -206,6 +208,7 @@ pub(super) fn start(parts: Parts, remote: Remote, inbox: Receiver<Message>) -> R
         behind: None,
         resync: None,
         fresh: HashSet::new(),
+        heard: HashSet::new(),
         killed_before: HashSet::new(),
         bytes: 0,
         retry: None,
@@ -327,7 +330,7 @@ impl Actor {
                 if self.policy.is_starting(run) {
                     match spec {
                         Ok(spec) => self.spawn(run, spec),
-                        Err(why) => self.event(Event::Unstartable { run, why }),
+                        Err(fault) => self.not_started(run, fault),
                     }
                 }
             }

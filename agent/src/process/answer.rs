@@ -33,7 +33,7 @@ pub(super) fn result(command: &Command, node: NodeId, ended: Ended) -> JobResult
         Outcome::Exited { code } => (State::Error, code, None),
         Outcome::TimedOut { code } => (State::Timeout, code, Some(Cause::Timeout.sentence())),
         Outcome::Killed { code, why } => (State::Killed, code.unwrap_or(0), Some(why)),
-        Outcome::Unstartable { why } => (State::Error, 0, Some(why)),
+        Outcome::Unstartable { code, why } => (State::Error, code, Some(why)),
         Outcome::Died { .. } => (State::Error, 0, Some("the agent died while the job ran".into())),
         Outcome::Answered => match &ended.answer {
             Some(Err(why)) => (State::Error, 0, Some(why.clone())),
@@ -102,7 +102,7 @@ mod tests {
             (Outcome::TimedOut { code: 143 }, State::Timeout, 143, "its time was up"),
             (killed(Some(137)), State::Killed, 137, "killed on request"),
             (killed(None), State::Killed, 0, "killed on request"),
-            (Outcome::Unstartable { why: "no".into() }, State::Error, 0, "no"),
+            (Outcome::Unstartable { code: 127, why: "no".into() }, State::Error, 127, "no"),
             (Outcome::Died { at: 1 }, State::Error, 0, "the agent died while the job ran"),
         ] {
             let result = make(ended(outcome));
@@ -117,7 +117,7 @@ mod tests {
             (Outcome::Exited { code: 0 }, true),
             (Outcome::Exited { code: 3 }, true),
             (Outcome::TimedOut { code: 143 }, true),
-            (Outcome::Unstartable { why: "no".into() }, true),
+            (Outcome::Unstartable { code: 127, why: "no".into() }, true),
             (Outcome::Answered, true),
             (Outcome::Killed { code: Some(137), why: "killed on request".into() }, false),
             (Outcome::Killed { code: None, why: Cause::Stop.sentence() }, false),

@@ -3,7 +3,7 @@
 //! **Owns** the names, types and bounds of the common arguments. Does not act on any of them.
 
 use super::policy::Rules;
-use crate::os::{Limit, Signal};
+use crate::os::{self, Limit, Signal};
 use jscommon::LevelSet;
 use jscommon::command::{shorten, whole};
 use serde_json::{Map, Value};
@@ -48,6 +48,10 @@ pub struct RunArgs {
     pub limits: Vec<Limit>,
     /// `nice`, from -20 to 19.
     pub nice: Option<i32>,
+    /// `umask`, 022 where nothing is asked for.
+    pub umask: u32,
+    /// `oom_score_adj`, from -1000 to 1000.
+    pub oom_score_adj: Option<i32>,
     /// `secret`: `env` and `data` stay out of records and results.
     pub secret: bool,
 }
@@ -85,6 +89,8 @@ impl RunArgs {
             stop_timeout: Duration::from_secs_f64(args.number("stop_timeout", 0.0, 86400.0)?.unwrap_or(5.0)),
             limits: args.limits()?,
             nice: args.whole("nice", -20, 19)?.map(|nice| nice as i32),
+            umask: args.umask()?.unwrap_or(os::UMASK),
+            oom_score_adj: args.system_whole("oom_score_adj", -1000, 1000)?.map(|score| score as i32),
             secret: args.flag("secret")?,
         })
     }
@@ -259,6 +265,26 @@ impl Reader<'_> {
         }
     }
 
+    /// A whole number that not every system has a use for.
+    fn system_whole(&self, name: &str, least: i64, most: i64) -> Result<Option<i64>, String> {
+        let number = self.whole(name, least, most)?;
+        number.map(|number| os::supports(name).map(|()| number)).transpose()
+    }
+
+    /// Octal text, as people write it: the number 22 would be another umask than 022.
+    fn umask(&self) -> Result<Option<u32>, String> {
+        let Some(value) = self.get("umask") else { return Ok(None) };
+        os::supports("umask")?;
+        let octal = |text: &str| {
+            let is_octal = (1..=5).contains(&text.len()) && text.bytes().all(|digit| (b'0'..=b'7').contains(&digit));
+            is_octal.then(|| u32::from_str_radix(text, 8).ok()).flatten().filter(|umask| *umask <= 0o777)
+        };
+        match value.as_str().and_then(octal) {
+            Some(umask) => Ok(Some(umask)),
+            None => Err(format!("umask must be octal text from \"000\" to \"777\", not {}", shorten(value))),
+        }
+    }
+
     fn levels(&self, name: &str) -> Result<Option<LevelSet>, String> {
         self.get(name).map(LevelSet::from_json).transpose().map_err(|why| format!("{name}: {why}"))
     }
@@ -336,6 +362,20 @@ mod tests {
         assert!(args.rules(true).remembered() && args.secret);
         assert!(!args.rules(false).remembered());
         assert!(parse(json!({"max_time": -1})).unwrap().long);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn umask_is_octal_text_and_the_oom_score_a_number() {
+        let both = |args: Value| parse(args).map(|args| (args.umask, args.oom_score_adj));
+        assert_eq!(both(json!({})), Ok((0o022, None)));
+        assert_eq!(both(json!({"umask": "0077", "oom_score_adj": -5})), Ok((0o077, Some(-5))));
+        assert_eq!(both(json!({"umask": "2"})), Ok((0o002, None)));
+        for umask in [json!(22), json!(""), json!("8"), json!("1000"), json!("+22"), json!("0o22"), json!([])] {
+            refused(json!({"umask": umask}), "umask must be octal text");
+        }
+        refused(json!({"oom_score_adj": 1001}), "oom_score_adj must be a whole number from -1000 to 1000");
+        refused(json!({"oom_score_adj": "5"}), "oom_score_adj must be");
     }
 
     #[track_caller]

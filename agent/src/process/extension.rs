@@ -10,6 +10,7 @@ use std::path::PathBuf;
 
 /// The process of a command that is an extension; the error is one sentence for the job's result.
 pub(super) fn extension(extension: &Extension, command: &Command, places: &Places) -> Result<Spec, String> {
+    let places = &places.of_job(&command.args);
     let program = places.fill(&extension.binary);
     let is_raw = cfg!(windows) && CommandLine::of(&program) == CommandLine::Raw;
     let args = fill_all(&extension.args, &command.args, is_raw).map_err(|fault| format!("{}: {fault}", command.cmd))?;

@@ -43,7 +43,7 @@ pub(super) fn end(leftovers: &[Leftover], cgroups: Option<&Cgroups>) {
                 process.pid,
                 leftovers[*index].mark.job
             );
-            os::signal_process(process, leftovers[*index].stop_signal);
+            os::stop_process(process, leftovers[*index].stop_signal);
         }
         told = seen.len();
         let living = |known: &Proc| {

@@ -30,12 +30,15 @@ mod answer;
 pub mod args;
 mod extension;
 mod leftovers;
+mod not_started;
 pub mod policy;
 pub mod spawn;
 pub mod status;
 #[cfg(test)]
 mod tests;
 pub mod tree;
+
+pub use not_started::NotStarted;
 
 /// What the supervisor works with.
 pub struct Parts {
@@ -163,7 +166,7 @@ enum Message {
     Ended { run: u64, code: i32 },
     /// A script is ready to start.
     #[allow(dead_code)] // until scripts are wired
-    Prepared { run: u64, spec: Result<spawn::Spec, String> },
+    Prepared { run: u64, spec: Result<spawn::Spec, NotStarted> },
     /// A task has its answer.
     Answered { run: u64, answer: builtin::Answer },
     /// What runs?

@@ -5,12 +5,14 @@
 //!
 //! **Does not** watch the child: the supervisor does, and `os` waits for it.
 
+use super::NotStarted;
 use super::args::{ExecuteArgs, RunArgs, program_and_rest, split};
 use crate::config::Config;
 use crate::os::{self, Children, Group, Mark, Spawned};
 use jscommon::Command;
 use jscommon::worker::Worker;
-use std::io::{self, Write};
+use serde_json::{Map, Value};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ChildStdin;
 
@@ -28,10 +30,20 @@ pub struct Spec {
     pub whole_line: bool,
     /// Added to the agent's environment, over what every child sees.
     pub env: Vec<(String, String)>,
-    /// Where it runs; nothing is the agent's own folder.
+    /// Where it runs, and where a program with a separator in it is looked for; nothing is the root.
     pub cwd: Option<PathBuf>,
     /// Given to it on stdin, which is then closed.
     pub stdin: Vec<u8>,
+}
+
+impl Spec {
+    /// Whether this path stands anywhere in what the command says.
+    fn mentions(&self, path: &Path) -> bool {
+        let path = path.to_string_lossy();
+        let cwd = self.cwd.as_ref().map(|cwd| cwd.to_string_lossy());
+        let texts = self.args.iter().chain([&self.program]).map(String::as_str);
+        texts.chain(cwd.as_deref()).any(|text| text.contains(path.as_ref()))
+    }
 }
 
 /// Replaces `$agentroot`, `$root` and `$tmp` in the texts of a command.
@@ -48,6 +60,16 @@ impl Places {
             agentroot: data_dir.to_string_lossy().into_owned(),
             tmp: data_dir.join("tmp").to_string_lossy().into_owned(),
         }
+    }
+
+    /// The places of a job with these common arguments: with `user`, `$tmp` is that user's own.
+    pub fn of_job(&self, args: &Map<String, Value>) -> Places {
+        let mut places = self.clone();
+        let user = args.get("user").and_then(Value::as_str).unwrap_or_default();
+        if let Some((base, name)) = user_tmp(Path::new(&self.agentroot), user) {
+            places.tmp = base.join(name).to_string_lossy().into_owned();
+        }
+        places
     }
 
     /// `text` with every placeholder replaced. A longer name that merely begins like one is none.
@@ -74,8 +96,27 @@ impl Places {
     }
 }
 
+/// Where the `$tmp` of a job with this `user` lies: a folder and a name in it. `None` where the job has
+/// the agent's own.
+///
+/// It lies beside the data folder and not in it: nobody else may pass through that one.
+fn user_tmp(data_dir: &Path, user: &str) -> Option<(PathBuf, String)> {
+    if !os::is_another_user(user) || user.contains('/') || matches!(user, "." | "..") {
+        return None;
+    }
+    let mut base = data_dir.file_name()?.to_owned();
+    base.push("-tmp");
+    Some((data_dir.with_file_name(base), user.to_owned()))
+}
+
+/// The value that `PATH` has in the child, where the command sets it.
+fn path_of(env: &[(String, String)]) -> Option<&str> {
+    env.iter().rev().find(|(name, _)| os::is_path_variable(name)).map(|(_, value)| value.as_str())
+}
+
 /// The process of an `execute` command.
 pub fn execute(command: &Command, places: &Places) -> Result<Spec, String> {
+    let places = &places.of_job(&command.args);
     let args = ExecuteArgs::parse(&command.args)?;
     let whole_line = cfg!(windows) && args.args.is_none();
     let (program, list) = match args.args {
@@ -115,25 +156,24 @@ pub struct Owner<'a> {
     pub group: Option<&'a Group>,
 }
 
-/// Starts a process, and says in a sentence why not.
+/// Starts a process, or says why not.
 pub fn start(
     children: &Children,
     spec: Spec,
     args: &RunArgs,
     owner: &Owner,
     config: &Config,
-) -> Result<Spawned, String> {
-    if let Some(cwd) = &spec.cwd
-        && !cwd.is_dir()
-    {
-        return Err(format!("workingdir: there is no folder {}", cwd.display()));
-    }
+) -> Result<Spawned, NotStarted> {
     let identity = args.user.as_deref().map(os::Identity::find).transpose()?;
-    let mut command = std::process::Command::new(&spec.program);
-    os::add_args(&mut command, &spec.args, spec.whole_line)?;
-    if let Some(cwd) = &spec.cwd {
-        command.current_dir(cwd);
+    if let (Some(user), Some(identity)) = (&args.user, &identity) {
+        let tmp = user_tmp(&config.main.data_dir, user);
+        if let Some((base, name)) = tmp.filter(|(base, name)| spec.mentions(&base.join(name))) {
+            os::make_user_dir(&base, &name, identity)
+                .map_err(|fault| format!("user: {user} cannot have a $tmp in {}: {fault}", base.display()))?;
+        }
     }
+    let mut command = os::command(&spec.program, spec.cwd.as_deref(), path_of(&spec.env));
+    os::add_args(&mut command, &spec.args, spec.whole_line)?;
     // What the service manager tells the agent is not for its children.
     for name in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"] {
         if std::env::var_os(name).is_some() {
@@ -145,9 +185,11 @@ pub fn start(
     }
     command.envs(spec.env.iter().map(|(name, value)| (name, value)));
     command.envs(environment(owner.mark, owner.controller, config));
-    let settings = os::Settings { identity, limits: args.limits.clone(), nice: args.nice };
-    let spawned = children.spawn(owner.run, &mut command, !spec.stdin.is_empty(), settings, owner.group);
-    let mut spawned = spawned.map_err(|fault| refusal(&spec.program, &fault))?;
+    let (limits, nice, umask, oom_score_adj) = (args.limits.clone(), args.nice, args.umask, args.oom_score_adj);
+    let settings = os::Settings { identity, limits, nice, umask, oom_score_adj };
+    let spawned = children.spawn(owner.run, &mut command, !spec.stdin.is_empty(), &settings, owner.group);
+    let mut spawned =
+        spawned.map_err(|fault| NotStarted::at_step(&fault, &spec.program, spec.cwd.as_deref(), &settings))?;
     if let Some(stdin) = spawned.stdin.take() {
         feed(stdin, spec.stdin);
     }
@@ -172,14 +214,6 @@ fn environment(mark: &Mark, controller: &str, config: &Config) -> Vec<(&'static 
         ("AGENT_CONTROLLER_URL", url),
         ("AGENT_CONTROLLER_CA", ca),
     ]
-}
-
-fn refusal(program: &str, fault: &io::Error) -> String {
-    match fault.kind() {
-        io::ErrorKind::NotFound => format!("program not found: {program}"),
-        io::ErrorKind::PermissionDenied => format!("cannot run {program}: permission denied"),
-        _ => format!("cannot run {program}: {fault}"),
-    }
 }
 
 /// Writes a child's stdin and closes it. A child that does not read blocks nobody: what does not fit

@@ -133,6 +133,11 @@ impl Life {
         })
     }
 
+    /// Counts the events `duplicate` among the notices given so far.
+    fn duplicates(&self) -> usize {
+        self.notices.try_iter().filter(|notice| matches!(notice, Notice::Event { name: "duplicate", .. })).count()
+    }
+
     #[track_caller]
     fn wait_running(&self, id: &str) -> ProcessEntry {
         until(&format!("{id} to run"), || self.remote().process(id).filter(|entry| entry.pid != 0))

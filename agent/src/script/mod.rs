@@ -18,6 +18,7 @@ pub use lua::run_if_asked;
 pub use store::{Origin, Store, Trouble};
 
 use crate::builtin::Context;
+use crate::process::NotStarted;
 use crate::process::args;
 use crate::process::spawn::{Places, Spec};
 use jscommon::Command;
@@ -73,10 +74,11 @@ pub fn is_script(name: &str) -> bool {
 ///
 /// It reads files and may ask the controllers, for some seconds: not for the supervisor's own thread.
 /// Asked again before each run it finds a script that was changed meanwhile.
-pub fn prepare(context: &Context, command: &Command) -> Result<Spec, String> {
+pub fn prepare(context: &Context, command: &Command) -> Result<Spec, NotStarted> {
     let language = Language::of(&command.cmd).ok_or_else(|| format!("{} runs no script", command.cmd))?;
     let (words, env) = (words(&command.args)?, args::environment(&command.args)?);
-    let mut script = wanted(&command.args).and_then(|wanted| context.scripts.find(&wanted, language))?;
+    let wanted = wanted(&command.args)?;
+    let mut script = context.scripts.find(&wanted, language).map_err(NotStarted::not_found)?;
     if language == Language::Lua {
         // Lua's own reader of files skips it, its `load` does not. Python does so by itself.
         script.source = jscommon::text::without_bom(&script.source).to_vec();
@@ -87,7 +89,7 @@ pub fn prepare(context: &Context, command: &Command) -> Result<Spec, String> {
         Language::Lua if scripts.lua.is_empty() => lua::spec(script, &words, &command.data)?,
         Language::Lua => lua::spec_of(&scripts.lua, script, &words, &command.data),
     };
-    let places = Places::new(&context.config.main.data_dir);
+    let places = Places::new(&context.config.main.data_dir).of_job(&command.args);
     let cwd = text(&command.args, "workingdir")?;
     let cwd = (!cwd.is_empty()).then(|| places.fill(cwd).into());
     Ok(Spec { env, cwd, ..spec })

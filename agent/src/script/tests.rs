@@ -51,7 +51,7 @@ fn command(cmd: &str, args: Value) -> Command {
 
 #[track_caller]
 fn refused(context: &Context, args: Value, reason: &str) {
-    let fault = prepare(context, &command("execute_js_py", args)).unwrap_err();
+    let fault = prepare(context, &command("execute_js_py", args)).unwrap_err().why;
     assert!(fault.contains(reason), "{fault} does not say {reason}");
 }
 

@@ -329,8 +329,8 @@ def _to_job(args: argparse.Namespace, who: Optional[str], asked: str, verb: Call
 
 def process_options(args: argparse.Namespace) -> Dict[str, Any]:
     """The arguments of a process, from the flags that were given."""
-    plain = ("workingdir secret max_time max_restart recurring_period domain name queue user nice stop_signal"
-             " stop_timeout loglevels loglevels_db loglevels_ac stats_interval")
+    plain = ("workingdir secret max_time max_restart recurring_period domain name queue user nice umask stop_signal"
+             " oom_score_adj stop_timeout loglevels loglevels_db loglevels_ac stats_interval")
     out: Dict[str, Any] = {}
     for name in plain.split():
         value = getattr(args, name, None)

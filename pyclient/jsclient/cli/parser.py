@@ -260,6 +260,8 @@ def _process(parser: argparse.ArgumentParser) -> None:
     add("--user", help="run it as this user")
     add("--nice", type=_signed, help="its niceness")
     add("--rlimit", action="append", metavar="K=N", help="nofile, as, cpu, core…")
+    add("--umask", metavar="MODE", help="its umask, octal (022)")
+    add("--oom-score-adj", type=_signed, metavar="N", help="from -1000, never killed for memory, to 1000 (0)")
     add("--stop-signal", metavar="NAME", help="what asks it to end (TERM)")
     add("--stop-timeout", type=_number, metavar="S", help="seconds between the stop signal and KILL (5)")
     add("--loglevels", help="keep only these messages")

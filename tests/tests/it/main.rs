@@ -14,6 +14,7 @@ mod docs;
 mod door;
 mod enrolment;
 mod identity;
+mod inherited;
 mod init;
 mod install;
 mod leftovers;

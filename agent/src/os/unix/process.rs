@@ -2,26 +2,48 @@
 
 use super::proc::process;
 use super::{Group, clone};
-use crate::os::{Proc, Signal, Spawned};
+use crate::os::{Proc, Signal, Spawned, StartError, UMASK};
 use jscommon::worker::Worker;
 use nix::errno::Errno;
-use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+use nix::sys::resource::{RLIM_INFINITY, Resource};
 use nix::sys::signal as posix;
-use nix::unistd::{Gid, Pid, Uid, User, getgrouplist, setgid, setgroups, setuid};
+use nix::unistd::{Gid, Pid, Uid, User, getgrouplist};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::io;
-use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 
 /// The root of the file system.
 pub const ROOT: &str = "/";
 
+/// The limits that can be set, by name.
+const LIMITS: &[(&str, Resource)] = &[
+    ("as", Resource::RLIMIT_AS),
+    ("core", Resource::RLIMIT_CORE),
+    ("cpu", Resource::RLIMIT_CPU),
+    ("data", Resource::RLIMIT_DATA),
+    ("fsize", Resource::RLIMIT_FSIZE),
+    ("locks", Resource::RLIMIT_LOCKS),
+    ("memlock", Resource::RLIMIT_MEMLOCK),
+    ("msgqueue", Resource::RLIMIT_MSGQUEUE),
+    ("nice", Resource::RLIMIT_NICE),
+    ("nofile", Resource::RLIMIT_NOFILE),
+    ("nproc", Resource::RLIMIT_NPROC),
+    ("rss", Resource::RLIMIT_RSS),
+    ("rtprio", Resource::RLIMIT_RTPRIO),
+    ("sigpending", Resource::RLIMIT_SIGPENDING),
+    ("stack", Resource::RLIMIT_STACK),
+];
+
 /// A resource limit for a child.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limit {
+    /// Its name in lower case without `RLIMIT_`.
+    pub name: &'static str,
     pub(super) resource: Resource,
     pub(super) soft: u64,
     pub(super) hard: u64,
@@ -31,28 +53,9 @@ impl Limit {
     /// Reads a limit: its name in lower case without `RLIMIT_`, and a number, `"unlimited"`, or a list
     /// of the soft and the hard limit.
     pub fn new(name: &str, value: &Value) -> Result<Limit, String> {
-        let resource = match name {
-            "as" => Resource::RLIMIT_AS,
-            "core" => Resource::RLIMIT_CORE,
-            "cpu" => Resource::RLIMIT_CPU,
-            "data" => Resource::RLIMIT_DATA,
-            "fsize" => Resource::RLIMIT_FSIZE,
-            "locks" => Resource::RLIMIT_LOCKS,
-            "memlock" => Resource::RLIMIT_MEMLOCK,
-            "msgqueue" => Resource::RLIMIT_MSGQUEUE,
-            "nice" => Resource::RLIMIT_NICE,
-            "nofile" => Resource::RLIMIT_NOFILE,
-            "nproc" => Resource::RLIMIT_NPROC,
-            "rss" => Resource::RLIMIT_RSS,
-            "rtprio" => Resource::RLIMIT_RTPRIO,
-            "sigpending" => Resource::RLIMIT_SIGPENDING,
-            "stack" => Resource::RLIMIT_STACK,
-            _ => {
-                return Err(format!(
-                    "'{name}' is none of as, core, cpu, data, fsize, locks, memlock, msgqueue, nice, nofile, nproc, \
-                     rss, rtprio, sigpending, stack"
-                ));
-            }
+        let Some((name, resource)) = LIMITS.iter().find(|(known, _)| *known == name).copied() else {
+            let known: Vec<&str> = LIMITS.iter().map(|(known, _)| *known).collect();
+            return Err(format!("'{name}' is none of {}", known.join(", ")));
         };
         let one = |value: &Value| match value {
             Value::String(text) if text == "unlimited" || text == "infinity" => Ok(RLIM_INFINITY),
@@ -65,7 +68,7 @@ impl Limit {
             value => (one(value)?, one(value)?),
         };
         match soft <= hard {
-            true => Ok(Limit { resource, soft, hard }),
+            true => Ok(Limit { name, resource, soft, hard }),
             false => Err(format!("{name}: the soft limit {soft} is above the hard limit {hard}")),
         }
     }
@@ -104,49 +107,48 @@ impl Identity {
 }
 
 /// What a child is given before it becomes its program.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// Whom it runs as; nothing is the agent's own user.
     pub identity: Option<Identity>,
     /// Its resource limits.
     pub limits: Vec<Limit>,
-    /// Added to its niceness.
+    /// Its niceness.
     pub nice: Option<i32>,
+    /// Its umask.
+    pub umask: u32,
+    /// Its `oom_score_adj`; nothing is 0, where the agent may set that.
+    pub oom_score_adj: Option<i32>,
 }
 
-/// Makes `command` start with these settings, in a process group of its own.
-fn configure(command: &mut Command, settings: Settings) {
-    command.process_group(0);
-    // Without them the standard library starts it the quicker way (posix_spawn).
-    if settings != Settings::default() {
-        before_exec(command, settings);
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings { identity: None, limits: Vec::new(), nice: None, umask: UMASK, oom_score_adj: None }
     }
 }
 
-/// Runs in the child between fork and exec, where only system calls are safe: nothing here allocates
-/// or takes a lock, and all look-ups were done before.
-#[allow(unsafe_code)] // `pre_exec` and `setpriority` have no safe form
-fn before_exec(command: &mut Command, settings: Settings) {
-    let apply = move || -> io::Result<()> {
-        for limit in &settings.limits {
-            setrlimit(limit.resource, limit.soft, limit.hard)?;
-        }
-        if let Some(nice) = settings.nice {
-            let set = unsafe { nix::libc::setpriority(nix::libc::PRIO_PROCESS, 0, nice) };
-            Errno::result(set)?;
-        }
-        if let Some(identity) = &settings.identity
-            && identity.uid != Uid::effective()
-        {
-            setgroups(&identity.groups)?;
-            setgid(identity.gid)?;
-            setuid(identity.uid)?;
-        }
-        Ok(())
-    };
-    unsafe {
-        command.pre_exec(apply);
+/// Whether a common argument that not every system knows can be used here: every one.
+pub fn supports(_arg: &str) -> Result<(), String> {
+    Ok(())
+}
+
+/// Whether this name, or number, is that of another user whom a child can become.
+pub fn is_another_user(name: &str) -> bool {
+    Uid::effective().is_root() && !matches!(name, "" | "0" | "root")
+}
+
+/// Whether an environment variable of this name says where programs are looked for.
+pub fn is_path_variable(name: &str) -> bool {
+    name == "PATH"
+}
+
+/// A command that runs in `folder`. The child itself looks for its program, once it is there.
+pub fn command(program: &str, folder: Option<&Path>, _path: Option<&str>) -> Command {
+    let mut command = Command::new(program);
+    if let Some(folder) = folder {
+        command.current_dir(folder);
     }
+    command
 }
 
 /// The children of the agent: starts them, waits for them and for the orphans it adopts.
@@ -156,6 +158,8 @@ fn before_exec(command: &mut Command, settings: Settings) {
 /// child is: nobody else in this process may wait for children of its own.
 pub struct Children {
     exited: Exited,
+    /// `clone3` may be used; tests of the older call say no.
+    clone3: bool,
 }
 
 /// Told of a run and its status.
@@ -164,7 +168,7 @@ type Exited = Arc<dyn Fn(u64, i32) + Send + Sync>;
 #[derive(Default)]
 struct Shared {
     table: Mutex<Table>,
-    /// Told when a child was started.
+    /// Told when the start of a child is over.
     started: Condvar,
 }
 
@@ -172,6 +176,8 @@ struct Shared {
 struct Table {
     /// Children that were not reaped, their runs, and who is told.
     runs: HashMap<u32, (u64, Exited)>,
+    /// Ids of children that are being started, which no run has yet; 0 while there is no child.
+    starting: Vec<Arc<AtomicI32>>,
     /// Counts the children ever started.
     count: u64,
     waiting: bool,
@@ -193,39 +199,32 @@ impl Children {
             Worker::spawn("waiter", 64 * 1024, || SHARED.wait())?.detach();
             table.waiting = true;
         }
-        Ok(Children { exited: Arc::new(exited) })
+        Ok(Children { exited: Arc::new(exited), clone3: true })
     }
 
     /// Starts a child for this run, with pipes for its output, and for its input where `stdin` says so;
     /// in `group` where there is one and the kernel can do that, which the answer says.
+    ///
+    /// The table is free meanwhile: a child may wait for a file system before it is its program.
     pub fn spawn(
         &self,
         run: u64,
         command: &mut Command,
         stdin: bool,
-        settings: Settings,
+        settings: &Settings,
         group: Option<&Group>,
-    ) -> io::Result<Spawned> {
+    ) -> Result<Spawned, StartError> {
+        let pid = Arc::new(AtomicI32::new(0));
+        SHARED.lock().starting.push(pid.clone());
+        let spawned = clone::spawn(command, stdin, settings, group, &pid, self.clone3);
         let mut table = SHARED.lock();
-        let placed = match group {
-            Some(group) => clone::spawn(command, stdin, &settings, group)?,
-            None => None,
-        };
-        let spawned = match placed {
-            Some(spawned) => spawned,
-            None => {
-                configure(command, settings);
-                command.stdout(Stdio::piped()).stderr(Stdio::piped());
-                command.stdin(if stdin { Stdio::piped() } else { Stdio::null() });
-                let mut child = command.spawn()?;
-                let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-                Spawned { pid: child.id(), stdin, stdout, stderr, placed: false }
-            }
-        };
-        table.runs.insert(spawned.pid, (run, self.exited.clone()));
-        table.count += 1;
+        table.starting.retain(|known| !Arc::ptr_eq(known, &pid));
+        if let Ok(spawned) = &spawned {
+            table.runs.insert(spawned.pid, (run, self.exited.clone()));
+            table.count += 1;
+        }
         SHARED.started.notify_all();
-        Ok(spawned)
+        spawned
     }
 
     /// Sends `signal` to the process group of this run's first process `pid`, as long as that one was
@@ -233,6 +232,12 @@ impl Children {
     pub fn signal_group(&self, run: u64, pid: u32, signal: Signal) -> bool {
         let table = SHARED.lock();
         table.runs.get(&pid).is_some_and(|(known, _)| *known == run) && send(-(pid as i32), signal)
+    }
+
+    /// Asks the whole tree to end by `signal`. A stopped process takes that only once it continues.
+    pub fn stop_tree(&self, run: u64, pid: u32, members: &[Proc], signal: Signal) {
+        self.signal_tree(run, pid, members, signal);
+        self.signal_tree(run, pid, members, Signal::CONT);
     }
 
     /// Sends `signal` to the whole tree: the group, and each member outside of it.
@@ -257,7 +262,13 @@ impl Shared {
             match wait_for(None, LOOK) {
                 Ok(None) | Err(Errno::EINTR) => {}
                 Ok(Some((pid, _))) => {
-                    let child = reap(&mut self.lock(), pid);
+                    let mut table = self.lock();
+                    // One that has ended already is not waited for long: its start ends with it.
+                    while table.starting.iter().any(|known| known.load(Ordering::Acquire) == pid as i32) {
+                        table = self.started.wait(table).unwrap_or_else(PoisonError::into_inner);
+                    }
+                    let child = reap(&mut table, pid);
+                    drop(table);
                     if let Some(((run, exited), code)) = child {
                         exited(run, code);
                     }
@@ -352,10 +363,16 @@ pub fn signal_process(seen: &Proc, signal: Signal) -> bool {
     }
 }
 
+/// Asks one process to end, when it is still the one that was seen, stopped or not.
+pub fn stop_process(seen: &Proc, signal: Signal) -> bool {
+    signal_process(seen, signal) && signal_process(seen, Signal::CONT)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
+    use std::os::fd::AsRawFd;
 
     #[test]
     fn limits_are_read_or_refused() {
@@ -378,7 +395,7 @@ mod tests {
             let mut command = Command::new("sh");
             command.args(["-c", script]);
             let settings = Settings { nice: Some(1), ..Settings::default() };
-            children.spawn(run, &mut command, false, settings, None).unwrap().pid
+            children.spawn(run, &mut command, false, &settings, None).unwrap().pid
         };
         spawn(1, "exit 7");
         assert_eq!(told.recv_timeout(std::time::Duration::from_secs(20)), Ok((1, 7)));
@@ -399,6 +416,66 @@ mod tests {
         assert!(told.is_empty());
     }
 
+    /// What a child with these settings writes, and how it ends; by the older call where `clone3` is no.
+    #[track_caller]
+    fn said(clone3: bool, command: &mut Command, settings: &Settings) -> Result<(String, i32), StartError> {
+        use std::io::Read;
+        let (tell, told) = crossbeam_channel::unbounded();
+        let exited = move |_: u64, code: i32| tell.send(code).unwrap_or_default();
+        let children = Children { clone3, ..Children::start(exited).unwrap() };
+        let mut spawned = children.spawn(7, command, false, settings, None)?;
+        let mut text = String::new();
+        spawned.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+        Ok((text, told.recv_timeout(std::time::Duration::from_secs(20)).unwrap()))
+    }
+
+    #[test]
+    fn a_child_inherits_no_signals_descriptors_umask_or_session() {
+        use nix::sys::signal::{SigSet, Signal as Name};
+        // A descriptor that a child would get, and a signal that it would never hear.
+        let left = std::fs::File::open("/dev/null").unwrap();
+        nix::fcntl::fcntl(&left, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
+        let mut blocked = SigSet::empty();
+        blocked.add(Name::SIGUSR1);
+        blocked.thread_block().unwrap();
+        let script = "grep -c '^Sig\\(Blk\\|Ign\\):.0*$' /proc/self/status; umask; cat /proc/self/oom_score_adj
+            cd /proc/self/fd; echo *; cut -d ' ' -f 6 /proc/$$/stat; echo $$";
+        for clone3 in [true, false] {
+            for (umask, score) in [(UMASK, None), (0o077, Some(300))] {
+                let settings = Settings { umask, oom_score_adj: score, ..Settings::default() };
+                let (text, code) = said(clone3, Command::new("sh").args(["-c", script]), &settings).unwrap();
+                let lines: Vec<&str> = text.lines().collect();
+                let [masks, mask, adj, descriptors, session, pid] = lines[..] else { panic!("{text}") };
+                assert_eq!((masks, code), ("2", 0), "{text}");
+                assert_eq!(u32::from_str_radix(mask, 8), Ok(umask));
+                assert_eq!(adj, score.unwrap_or(0).to_string());
+                assert!(
+                    descriptors.starts_with("0 1 2") && !descriptors.contains(&left.as_raw_fd().to_string()),
+                    "{text}"
+                );
+                assert_eq!(session, pid, "it leads a session of its own");
+            }
+        }
+        blocked.thread_unblock().unwrap();
+    }
+
+    #[test]
+    fn both_calls_tell_the_step_that_failed() {
+        let limits = |value| vec![Limit::new("core", &json!(0)).unwrap(), Limit::new("nofile", &value).unwrap()];
+        let beyond = Settings { limits: limits(json!(1u64 << 40)), ..Settings::default() };
+        let few = Settings { limits: limits(json!(3)), oom_score_adj: Some(7), ..Settings::default() };
+        let plain = Settings::default();
+        for clone3 in [true, false] {
+            let step = |command: &mut Command, settings| said(clone3, command, settings).unwrap_err().step;
+            assert_eq!(step(&mut Command::new("/no/such"), &plain), crate::os::Step::Program);
+            assert_eq!(step(Command::new("true").current_dir("/no"), &plain), crate::os::Step::WorkingDir);
+            assert_eq!(step(&mut Command::new("true"), &beyond), crate::os::Step::Limit(1));
+            assert_eq!(step(&mut Command::new("a\0b"), &plain), crate::os::Step::Program);
+            // A limit that leaves no room for another descriptor is no fault of an earlier step.
+            assert!(said(clone3, &mut Command::new("/bin/true"), &few).is_ok());
+        }
+    }
+
     #[test]
     fn an_end_that_somebody_else_took_is_told() {
         let (tell, told) = crossbeam_channel::unbounded();
@@ -407,7 +484,7 @@ mod tests {
         })
         .unwrap();
         let mut command = Command::new("cat");
-        let child = children.spawn(u64::MAX, &mut command, true, Settings::default(), None).unwrap();
+        let child = children.spawn(u64::MAX, &mut command, true, &Settings::default(), None).unwrap();
         {
             let _nobody_else = SHARED.lock();
             drop(child.stdin);

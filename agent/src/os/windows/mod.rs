@@ -27,6 +27,16 @@ pub use text::DECODE;
 /// Nothing: Windows trims what is not used by itself.
 pub fn let_go_of_code() {}
 
+/// Nothing: a child inherits what it is given alone.
+pub fn reset_inherited() {}
+
+/// Leaves the folder that the agent was started in, which nobody could remove meanwhile.
+pub fn leave_start_dir() {
+    if let Err(fault) = std::env::set_current_dir(ROOT) {
+        log::warn!("the working directory stays as it is: {fault}");
+    }
+}
+
 /// Windows has no SIGPIPE.
 pub fn default_sigpipe() {}
 

@@ -1,13 +1,14 @@
 //! Windows: a job object a child, a thread a child that waits, and the list of processes by sysinfo.
 
 use crate::os::cmdline::{CommandLine, check_batch_argument, raw_argument};
-use crate::os::{Mark, Proc, Signal, Spawned};
+use crate::os::{Mark, Proc, Signal, Spawned, StartError, Step, UMASK};
 use crossbeam_channel::bounded;
 use jscommon::worker::Worker;
 use serde_json::Value;
 use std::collections::HashMap;
 use std::io;
 use std::os::windows::io::{AsRawHandle, FromRawHandle, OwnedHandle};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use sysinfo::{ProcessesToUpdate, System};
@@ -27,7 +28,10 @@ pub const ROOT: &str = "C:\\";
 
 /// A resource limit: there are none by these names here.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Limit {}
+pub struct Limit {
+    /// Its name.
+    pub name: &'static str,
+}
 
 impl Limit {
     /// Refuses every limit.
@@ -103,7 +107,7 @@ impl Cgroups {
 }
 
 /// What a child is given before it becomes its program: of these nothing applies here.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// Whom it runs as.
     pub identity: Option<Identity>,
@@ -111,6 +115,68 @@ pub struct Settings {
     pub limits: Vec<Limit>,
     /// Its niceness: mapped to a priority class.
     pub nice: Option<i32>,
+    /// Its umask.
+    pub umask: u32,
+    /// Its `oom_score_adj`.
+    pub oom_score_adj: Option<i32>,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings { identity: None, limits: Vec::new(), nice: None, umask: UMASK, oom_score_adj: None }
+    }
+}
+
+/// Refuses a common argument that only other systems know.
+pub fn supports(arg: &str) -> Result<(), String> {
+    Err(format!("{arg} cannot be set on Windows"))
+}
+
+/// No: a child runs as the agent.
+pub fn is_another_user(_name: &str) -> bool {
+    false
+}
+
+/// Fails: a child runs as the agent.
+pub fn make_user_dir(_base: &Path, _name: &str, _owner: &Identity) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Whether an environment variable of this name says where programs are looked for.
+pub fn is_path_variable(name: &str) -> bool {
+    name.eq_ignore_ascii_case("PATH")
+}
+
+/// A command that runs in `folder`, and finds its program with `path` as its `PATH` where there is one.
+///
+/// A program with a separator belongs to that folder. Any other is looked for in the folders of `path`,
+/// of the system and of the agent's `PATH`: never beside the agent, and never in its current folder,
+/// where the system would look first.
+pub fn command(program: &str, folder: Option<&Path>, path: Option<&str>) -> Command {
+    let mut command = Command::new(find(program, folder, path));
+    if let Some(folder) = folder {
+        command.current_dir(folder);
+    }
+    command
+}
+
+fn find(program: &str, folder: Option<&Path>, path: Option<&str>) -> PathBuf {
+    if program.contains(['/', '\\', ':']) {
+        let joined = folder.map_or_else(|| PathBuf::from(program), |folder| folder.join(program));
+        return std::path::absolute(&joined).unwrap_or(joined);
+    }
+    let mut name = PathBuf::from(program);
+    if !program.contains('.') {
+        name.set_extension("exe");
+    }
+    let system = PathBuf::from(std::env::var_os("SystemRoot").unwrap_or_else(|| "C:\\Windows".into()));
+    let own = std::env::var_os("PATH").unwrap_or_default();
+    let folders = path.map(|path| std::env::split_paths(path).collect::<Vec<_>>()).unwrap_or_default();
+    let folders = folders.into_iter().chain([system.join("System32"), system.clone()]);
+    let mut folders = folders.chain(std::env::split_paths(&own)).filter(|folder| folder.is_absolute());
+    let found = folders.find_map(|folder| Some(folder.join(&name)).filter(|path| path.is_file()));
+    // What is nowhere must not be looked for once more: a whole path is not.
+    found.unwrap_or_else(|| system.join("System32").join(&name))
 }
 
 /// Adds the arguments of a program: as Windows' programs in general unquote them, for a batch file so
@@ -142,7 +208,7 @@ pub fn add_args(command: &mut Command, args: &[String], whole_line: bool) -> Res
 
 /// Makes `command` start without a window of its own, at the priority that its niceness asks for; it
 /// stands still until its job object holds it.
-fn configure(command: &mut Command, settings: Settings) {
+fn configure(command: &mut Command, settings: &Settings) {
     use std::os::windows::process::CommandExt;
     const NO_WINDOW: u32 = 0x0800_0000;
     const SUSPENDED: u32 = 0x4;
@@ -174,9 +240,14 @@ impl Children {
         run: u64,
         command: &mut Command,
         stdin: bool,
-        settings: Settings,
+        settings: &Settings,
         _group: Option<&Group>,
-    ) -> io::Result<Spawned> {
+    ) -> Result<Spawned, StartError> {
+        if let Some(folder) = command.get_current_dir()
+            && !folder.is_dir()
+        {
+            return Err(StartError::at(Step::WorkingDir)(io::Error::from(io::ErrorKind::NotFound)));
+        }
         configure(command, settings);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         command.stdin(if stdin { Stdio::piped() } else { Stdio::null() });
@@ -193,8 +264,8 @@ impl Children {
             }
             exited(run, code);
         };
-        Worker::spawn("waiter", 64 * 1024, wait)?.detach();
-        let mut child = command.spawn()?;
+        Worker::spawn("waiter", 64 * 1024, wait).map_err(StartError::at(Step::Process))?.detach();
+        let mut child = command.spawn().map_err(StartError::at(Step::Program))?;
         let spawned = Spawned {
             pid: child.id(),
             stdin: child.stdin.take(),
@@ -214,7 +285,7 @@ impl Children {
         if let Err(fault) = resume(spawned.pid) {
             self.lock().remove(&run);
             let _ = child.kill();
-            return Err(fault);
+            return Err(StartError::at(Step::Process)(fault));
         }
         let _ = begin.send(child);
         Ok(spawned)
@@ -234,6 +305,11 @@ impl Children {
         for member in members {
             signal_process(member, signal);
         }
+    }
+
+    /// Ends the tree, as every signal does.
+    pub fn stop_tree(&self, run: u64, pid: u32, members: &[Proc], signal: Signal) {
+        self.signal_tree(run, pid, members, signal);
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<u64, OwnedHandle>> {
@@ -317,6 +393,11 @@ pub fn signal_process(seen: &Proc, _signal: Signal) -> bool {
     let pid = sysinfo::Pid::from_u32(seen.pid);
     system.refresh_processes(ProcessesToUpdate::Some(&[pid]), true);
     system.process(pid).is_some_and(|process| process.start_time() == seen.started && process.kill())
+}
+
+/// Ends one process, when it is still the one that was seen.
+pub fn stop_process(seen: &Proc, signal: Signal) -> bool {
+    signal_process(seen, signal)
 }
 
 /// Every process of this machine, in one pass.

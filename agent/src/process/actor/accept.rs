@@ -2,6 +2,7 @@
 
 use super::super::args::RunArgs;
 use super::super::extension::extension;
+use super::super::not_started::NotStarted;
 use super::super::policy::{Event, Memory, Outcome};
 use super::super::{Notice, leftovers, spawn};
 use super::{Actor, Detail, Held, Job, MAX_BYTES, MAX_JOBS, Work, group_name};
@@ -25,6 +26,10 @@ impl Actor {
         if self.stopping.is_some() || self.retry.is_some() {
             return;
         }
+        // A poll without an acknowledgement is answered with the last batch again, and the first poll of an
+        // agent's life has none: what it knows then is no second command.
+        let may_repeat = !self.heard.contains(controller);
+        let is_empty = commands.is_empty();
         for command in commands {
             let known = match self.jobs.contains_key(command.id.as_str()) || self.fresh.contains(&command.id) {
                 true => Ok(true),
@@ -32,6 +37,9 @@ impl Actor {
             };
             match known {
                 Ok(false) => self.accept(controller, command),
+                Ok(true) if may_repeat && self.is_repeated(controller, &command.id) => {
+                    log::debug!("command {} came again, for its acknowledgement was lost", command.id);
+                }
                 Ok(true) => {
                     let data = json!({"id": command.id, "cmd": command.cmd});
                     let controller = Some(controller.to_string());
@@ -43,7 +51,15 @@ impl Actor {
                 }
             }
         }
+        if may_repeat && !is_empty {
+            self.heard.insert(controller.clone());
+        }
         self.held.push(Held::Stored(stored));
+    }
+
+    /// Whether a command that is known can be one that this controller sent in the agent's last life.
+    fn is_repeated(&self, controller: &Arc<str>, id: &str) -> bool {
+        !self.fresh.contains(id) && self.jobs.get(id).is_none_or(|job| job.controller == *controller)
     }
 
     pub(super) fn accept(&mut self, controller: &Arc<str>, command: Command) {
@@ -83,13 +99,13 @@ impl Actor {
             Ok(work) if work.is_process() => RunArgs::parse(&command.args),
             _ => RunArgs::parse(&serde_json::Map::new()),
         };
-        let checked = work.and_then(|work| {
+        let checked = work.map_err(NotStarted::not_found).and_then(|work| {
             let args = args?;
             // What the ledger remembers had its room before.
             if memory.is_none()
                 && let Some(why) = self.no_room(work, size)
             {
-                return Err(why);
+                return Err(why.into());
             }
             if let Work::Execute = work {
                 self.process(&command)?;
@@ -98,8 +114,8 @@ impl Actor {
         });
         let (work, args, fault) = match checked {
             Ok((work, args)) => (work, args, None),
-            Err(why) => match RunArgs::parse(&serde_json::Map::new()) {
-                Ok(args) => (Work::Execute, args, Some(why)),
+            Err(fault) => match RunArgs::parse(&serde_json::Map::new()) {
+                Ok(args) => (Work::Execute, args, Some(fault)),
                 Err(_) => return,
             },
         };
@@ -109,8 +125,8 @@ impl Actor {
         let job = Job { controller: controller.clone(), size, work, detail: Some(detail) };
         self.bytes += size;
         self.jobs.insert(id.clone(), job);
-        if let Some(why) = fault {
-            self.finish(&id, None, Some(Outcome::Unstartable { why }), false, None);
+        if let Some(NotStarted { code, why }) = fault {
+            self.finish(&id, None, Some(Outcome::Unstartable { code, why }), false, None);
             return;
         }
         match work {

@@ -1,5 +1,6 @@
 //! Runs: starting them, and ending their trees.
 
+use super::super::not_started::NotStarted;
 use super::super::policy::{Action, Event};
 use super::super::{Message, spawn, tree};
 use super::threads::Task;
@@ -19,7 +20,7 @@ impl Actor {
         let detail = self.detail(id);
         let Some(job) = self.jobs.get_mut(id) else { return };
         let (Some(detail), work) = (detail, job.work) else {
-            return self.event(Event::Unstartable { run, why: "its command cannot be read from the ledger".into() });
+            return self.not_started(run, "its command cannot be read from the ledger".to_owned().into());
         };
         job.detail = Some(detail.clone());
         let command = detail.command.clone();
@@ -28,10 +29,13 @@ impl Actor {
         match work {
             Work::Execute => match self.process(&command) {
                 Ok(spec) => self.spawn(run, spec),
-                Err(why) => self.event(Event::Unstartable { run, why }),
+                Err(why) => self.not_started(run, why.into()),
             },
             Work::Prepared => {
-                let failed = Message::Prepared { run, spec: Err("the agent could not prepare it, see its log".into()) };
+                let failed = Message::Prepared {
+                    run,
+                    spec: Err("the agent could not prepare it, see its log".to_owned().into()),
+                };
                 let work = Box::new(move || Message::Prepared { run, spec: script::prepare(&context, &command) });
                 self.preparations.add(Task { work, failed }, &self.remote.sender);
             }
@@ -81,7 +85,7 @@ impl Actor {
         }
         let child = match spawned {
             Ok(child) => child,
-            Err(why) => return self.event(Event::Unstartable { run, why }),
+            Err(fault) => return self.not_started(run, fault),
         };
         death::point("agent.spawned");
         known.pid = child.pid;
@@ -111,6 +115,11 @@ impl Actor {
             }
         }
         self.event(Event::Spawned { run });
+    }
+
+    /// Answers a run of which no process was started.
+    pub(super) fn not_started(&mut self, run: u64, NotStarted { code, why }: NotStarted) {
+        self.event(Event::Unstartable { run, code, why });
     }
 
     /// Gives an answer to a run from a thread of its own.
@@ -143,8 +152,10 @@ impl Actor {
                 Action::Kill { .. } => Some(Signal::KILL),
                 _ => None,
             };
-            if let Some(signal) = signal {
-                self.children.signal_tree(run, known.pid, &members, signal);
+            match signal {
+                Some(Signal::KILL) => self.children.signal_tree(run, known.pid, &members, Signal::KILL),
+                Some(signal) => self.children.stop_tree(run, known.pid, &members, signal),
+                None => {}
             }
             if !matches!(action, Action::Term { .. }) {
                 self.event(Event::Tree { run, alive: members.len() });

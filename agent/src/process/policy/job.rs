@@ -186,7 +186,10 @@ impl Job {
             Event::Unschedule { .. } => self.unschedule(out),
             Event::Tick => self.tick(now, out),
             Event::Spawned { run } => self.spawned(*run, now),
-            Event::Unstartable { run, why } => self.unstartable(*run, why, stopping, now, out),
+            Event::Unstartable { run, code, why } => {
+                let outcome = Outcome::Unstartable { code: *code, why: why.clone() };
+                self.unstartable(*run, outcome, stopping, now, out);
+            }
             Event::Answered { run } => {
                 if self.run() == Some(*run) {
                     self.finish(Some(*run), Some(Outcome::Answered), out);
@@ -236,9 +239,9 @@ impl Job {
 
     /// Nothing was started. Trying again at once would fail again, so no restart follows, only the
     /// next recurrence or the agent's next start.
-    fn unstartable(&mut self, run: u64, why: &str, stopping: bool, now: Now, out: &mut Vec<Action>) {
+    fn unstartable(&mut self, run: u64, outcome: Outcome, stopping: bool, now: Now, out: &mut Vec<Action>) {
         if self.phase_starts(run) {
-            self.conclude(run, Outcome::Unstartable { why: why.to_owned() }, true, None, stopping, now, out);
+            self.conclude(run, outcome, true, None, stopping, now, out);
         }
     }
 

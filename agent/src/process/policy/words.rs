@@ -87,6 +87,8 @@ pub enum Event {
     Unstartable {
         /// The run.
         run: u64,
+        /// The status that a shell gives for that.
+        code: i32,
         /// A sentence that says why.
         why: String,
     },
@@ -151,6 +153,8 @@ pub enum Outcome {
     Answered,
     /// Nothing could be started.
     Unstartable {
+        /// The status that a shell gives for that.
+        code: i32,
         /// A sentence that says why.
         why: String,
     },
@@ -178,7 +182,7 @@ impl Outcome {
         match self {
             Outcome::Exited { code } => format!("it ended with status {code}"),
             Outcome::TimedOut { .. } => "its time was up".into(),
-            Outcome::Unstartable { why } | Outcome::Killed { why, .. } => why.clone(),
+            Outcome::Unstartable { why, .. } | Outcome::Killed { why, .. } => why.clone(),
             Outcome::Answered => "it was answered".into(),
             Outcome::Died { .. } => "the agent died while it ran".into(),
         }

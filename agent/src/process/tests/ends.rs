@@ -142,3 +142,22 @@ fn a_daemon_holds_neither_the_result_nor_dies_with_it() {
     let seen = os::processes().into_iter().find(|process| process.pid == daemon).unwrap();
     os::signal_process(&seen, os::Signal::KILL);
 }
+
+#[test]
+fn a_stopped_job_takes_its_stop_signal() {
+    let node = Node::new();
+    let life = node.live();
+    // Two processes of the group, and one outside of it.
+    let script =
+        format!("setsid sh -c 'echo $$ > {}; kill -STOP $$' & (kill -STOP 0); wait", node.path("out").display());
+    life.shell("a", &script, json!({"stop_timeout": 3600}));
+    let outside = pid_in(&node, "out");
+    let is_stopped = |pid: u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+    };
+    let first = life.wait_running("a").pid;
+    until("both to stop", || (is_stopped(outside) && is_stopped(first)).then_some(()));
+    life.ask("k", "kill", json!({"id": "a"}));
+    assert_eq!((life.result("a").code, lives(outside)), (143, false));
+}

@@ -57,6 +57,36 @@ fn limits_niceness_and_user() {
         life.shell("b", "id -un; id -u; echo $HOME", json!({"user": "nobody"}));
         let result = life.result("b");
         assert!(result.streams[0].starts_with("nobody\n"), "{result:?}");
+        // Its streams by their names, and a $tmp that is its own and nobody else's.
+        use std::os::unix::fs::{MetadataExt, PermissionsExt};
+        let pass = |name: &str| std::fs::set_permissions(node.path(name), PermissionsExt::from_mode(0o711)).unwrap();
+        pass("");
+        let script = "echo out > /dev/stdout; echo err > /dev/stderr; cat /dev/stdin; echo x > $T/f; pwd";
+        let args = json!({"cmd": "sh", "args": ["-c", script, "$tmp"], "user": "nobody", "workingdir": "$tmp"});
+        let mut command = json!({"id": "c", "cmd": "execute", "args": args, "data": "in\n"});
+        command["args"]["env"] = json!({"T": node.path("data-tmp/nobody")});
+        life.push(command);
+        let result = life.result("c");
+        let expected = format!("out\nin\n{}\n", node.path("data-tmp/nobody").display());
+        assert_eq!(
+            (result.streams[0].trim_end(), result.streams[1].trim_end()),
+            (expected.trim_end(), "err"),
+            "{result:?}"
+        );
+        let mode = |name: &str| node.path(name).metadata().unwrap().mode() & 0o777;
+        assert_eq!((mode("data-tmp"), mode("data-tmp/nobody")), (0o711, 0o700));
+        // The folder of another is not taken, and no link is followed.
+        std::fs::remove_dir_all(node.path("data-tmp/nobody")).unwrap();
+        std::os::unix::fs::symlink("/", node.path("data-tmp/nobody")).unwrap();
+        life.shell("d", "true", json!({"user": "nobody", "workingdir": "$tmp"}));
+        let result = life.result("d");
+        assert!((result.code, result.data.contains("cannot have a $tmp")) == (126, true), "{result:?}");
+        assert_eq!(std::path::Path::new("/").metadata().unwrap().uid(), 0);
+        // Whom the folder shuts out is said.
+        std::fs::create_dir(node.path("shut")).unwrap();
+        std::fs::set_permissions(node.path("shut"), PermissionsExt::from_mode(0o700)).unwrap();
+        life.shell("e", "true", json!({"user": "nobody", "workingdir": node.path("shut")}));
+        assert!(life.result("e").data.contains("workingdir: nobody may not enter"));
     }
 }
 

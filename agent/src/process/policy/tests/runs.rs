@@ -65,9 +65,9 @@ fn output_that_ends_before_the_process_waits_for_it() {
 fn what_cannot_start_is_not_tried_again_at_once() {
     let mut desk = Desk::new(10);
     let run = desk.accept("a", Rules { max_restart: 5, ..rules() });
-    desk.event(Event::Unstartable { run, why: "program not found".into() });
+    desk.event(Event::Unstartable { run, code: 127, why: "program not found".into() });
     desk.said(&["start a", "finish a unstartable"]);
     let run = desk.accept("b", Rules { period: Some(1000), ..rules() });
-    desk.event(Event::Unstartable { run, why: "program not found".into() });
+    desk.event(Event::Unstartable { run, code: 127, why: "program not found".into() });
     desk.said(&["start b", "report b unstartable", "b is Scheduled"]);
 }

@@ -165,7 +165,7 @@ impl World {
                         self.running.insert(run, id);
                         self.handle(Event::Spawned { run });
                     } else {
-                        self.handle(Event::Unstartable { run, why: "no".into() });
+                        self.handle(Event::Unstartable { run, code: 126, why: "no".into() });
                     }
                 }
             }
@@ -248,7 +248,7 @@ proptest! {
             world.step(Step::Kill { which });
         }
         while let Some((run, _)) = World::pick(&world.starting.clone(), 0) {
-            world.handle(Event::Unstartable { run, why: "the end".into() });
+            world.handle(Event::Unstartable { run, code: 126, why: "the end".into() });
         }
         world.step(Step::Pass { millis: 60_000 });
         prop_assert!(world.policy.is_idle() && world.running.is_empty());

@@ -1,0 +1,55 @@
+//! What the agent was started with, and what of it reaches its jobs: nothing.
+
+use jstests::{AccOptions, AgentOptions, Stage};
+use serde_json::json;
+use std::fs;
+
+/// A stage whose agent is started by a shell that runs these lines first; `$1` is the agent's folder.
+fn started_by(lines: &str) -> Stage {
+    let agent = AgentOptions { prelude: Some(lines.to_owned()), ..AgentOptions::default() };
+    Stage::start_with(AccOptions::default(), agent)
+}
+
+#[test]
+fn jobs_inherit_nothing_of_what_the_agent_was_started_with() {
+    let mut stage = started_by(
+        "trap '' CHLD HUP INT USR1 USR2 TSTP TTOU; exec 9>\"$1/held\"; umask 077; echo 300 >/proc/$$/oom_score_adj
+         mkdir \"$1/gone\"; cd \"$1/gone\"; rmdir \"$1/gone\"",
+    );
+    let script = "grep -c '^Sig\\(Blk\\|Ign\\):.0*$' /proc/self/status; umask; cat /proc/self/oom_score_adj; pwd
+        ls -l /proc/self/fd | grep -c held; cut -d ' ' -f 6 /proc/$$/stat; echo $$; exit 7";
+    let result = stage.client.run("execute", json!({"cmd": "sh", "args": ["-c", script]}));
+    assert_eq!(result["code"], 7, "the end is told though SIGCHLD was ignored: {result}");
+    let text = result["streams"][0].as_str().expect("stdout");
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[..5], ["2", "0022", "0", "/", "0"], "{text}");
+    assert_eq!(lines[5], lines[6], "it leads its session: {text}");
+    // A script's interpreter and what that starts are no different.
+    let folder = stage.agent.data_dir().join("jumpscripts/test");
+    fs::create_dir_all(&folder).expect("a folder");
+    // The C library ignores two signals of its own in what `os.execute` starts.
+    let lua = r#"os.execute("umask; grep -c '^Sig[BI][lg][kn]:.0*\\(180000000\\)*$' /proc/self/status; ls /proc/self/fd | wc -l")"#;
+    fs::write(folder.join("look.lua"), lua).expect("a script");
+    let result = stage.client.run("execute_js_lua", json!({"domain": "test", "name": "look"}));
+    assert_eq!(result["streams"][0].as_str().map(str::trim_end), Some("0022\n2\n4"), "{result}");
+    // A job may ask for others of them.
+    let args = json!({"cmd": "sh", "args": ["-c", "umask; cat /proc/self/oom_score_adj"], "umask": "027",
+        "oom_score_adj": 500});
+    let result = stage.client.run("execute", args);
+    assert_eq!(result["streams"][0].as_str().map(str::trim_end), Some("0027\n500"), "{result}");
+}
+
+#[test]
+fn a_lock_of_the_starter_is_free_once_the_agent_has_ended() {
+    let mut stage = started_by("exec 9>\"$1/held\"; flock -n 9");
+    let held = stage.agent.scratch().join("held");
+    let daemon = "setsid sleep 1000 </dev/null >/dev/null 2>&1 & echo $!";
+    let result = stage.client.run("execute", json!({"cmd": "sh", "args": ["-c", daemon]}));
+    let pid: i32 = result["streams"][0].as_str().and_then(|pid| pid.trim().parse().ok()).expect("a pid");
+    let lock = || fs::File::open(&held).expect("the file").try_lock();
+    assert!(lock().is_err(), "the agent holds it");
+    assert_eq!(stage.agent.stop(), Some(0));
+    let free = lock().is_ok();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).expect("it lives");
+    assert!(free, "what a job has left behind does not hold it");
+}

@@ -72,6 +72,8 @@ struct Item {
     new: bool,
     /// Only some of its nodes are left, and all else is done.
     resumed: bool,
+    /// All nodes that it is for, where it was written down before and the plan has those that are left.
+    targets: Option<Vec<NodeId>>,
     /// It cannot be finished now, and stays on the taken list; with the nodes for which that is so.
     held: Option<Vec<NodeId>>,
 }
@@ -101,6 +103,13 @@ impl Plan {
             Plan::Run(_, targets) => targets,
             _ => &[],
         }
+    }
+}
+
+impl Item {
+    /// All nodes that it is for.
+    fn targets(&self) -> &[NodeId] {
+        self.targets.as_deref().unwrap_or(self.plan.targets())
     }
 }
 
@@ -182,7 +191,7 @@ impl Dispatcher {
         }
         while let Ok(ac) = self.dead.try_recv() {
             let moved = lists::inherit(conn, &self.context.me, &ac)?;
-            if moved > 0 {
+            if let Some(moved) = moved.filter(|moved| *moved > 0) {
                 log::warn!("the controller {ac} is gone; {moved} commands that it had taken go on here");
                 self.again = true;
             }
@@ -243,7 +252,7 @@ impl Dispatcher {
                     Plan::Run(command, targets)
                 }
             };
-            items.push(Item { text, plan, new: !resumed, resumed, held: None });
+            items.push(Item { text, plan, new: !resumed, resumed, targets: None, held: None });
         }
         self.write_down(conn, &mut items, now, again)?;
         death::point("acc.hashed");
@@ -257,7 +266,8 @@ impl Dispatcher {
                         answers.push((i, Answer::error(partial, None, format!("no command: {}", bad.reason))));
                     }
                 }
-                Plan::Run(command, targets) if targets.is_empty() => {
+                // Of a job that was written down before all nodes may have answered by now.
+                Plan::Run(command, _) if item.targets().is_empty() => {
                     answers.push((i, Answer::error(command, None, targets::nobody(command))));
                 }
                 Plan::Cancel(command) => match cancel::take_back(conn, command, now) {
@@ -283,7 +293,7 @@ impl Dispatcher {
                     self.count("rejected");
                     lists::reject(&mut batch, &rejected(bad, &item.text, now));
                 }
-                Plan::Run(_, targets) => self.count(if targets.is_empty() { "nobody" } else { "queued" }),
+                Plan::Run(..) => self.count(if item.targets().is_empty() { "nobody" } else { "queued" }),
                 Plan::Cancel(_) => self.count("cancel"),
                 Plan::Duplicate(command) => {
                     self.count("duplicate");
@@ -298,7 +308,7 @@ impl Dispatcher {
             new.filter(|(command, _)| !command.quiet)
         };
         jobs::list(&mut batch, &new().map(|(command, _)| command.id.as_str()).collect::<Vec<&str>>());
-        let entry = |(command, item): (&Command, &Item)| audit(command, item.plan.targets(), now).to_string();
+        let entry = |(command, item): (&Command, &Item)| audit(command, item.targets(), now).to_string();
         lists::audit(&mut batch, &new().map(entry).collect::<Vec<String>>());
         // Off the taken list only when the rest is written.
         let mut after = Batch::new();
@@ -354,7 +364,7 @@ impl Dispatcher {
     }
 
     /// The job's hash, before anything can come back. What is known already keeps the targets that were
-    /// chosen then.
+    /// chosen then, and goes to those of them that are not known to have it.
     fn write_down(&self, conn: &mut Conn, items: &mut [Item], now: u64, again: bool) -> RedisResult<()> {
         let shown: Vec<String> =
             items.iter().map(|item| item.plan.command().map(answer::hide).unwrap_or_default()).collect();
@@ -376,11 +386,15 @@ impl Dispatcher {
         let answers = conn.run(&batch)?;
         let mut listed = Vec::new();
         for (i, answer) in opened.into_iter().zip(answers) {
-            let Some(before) = jobs::opened(answer)? else { continue };
+            if !jobs::opened(answer)? {
+                continue;
+            }
             let item = &mut items[i];
             if again {
-                if let Plan::Run(_, targets) = &mut item.plan {
-                    *targets = before;
+                if let Plan::Run(command, left) = &mut item.plan {
+                    let standing = jobs::standing(conn, &command.id)?;
+                    *left = standing.queued;
+                    item.targets = Some(standing.targets);
                 }
                 listed.push(i);
             } else if let Some(command) = item.plan.command() {

@@ -31,6 +31,8 @@ const BEAT: Duration = Duration::from_secs(5);
 const REVOCATIONS: Duration = Duration::from_secs(1);
 /// How often commands are looked at whose wait may have ended.
 const EXPIRY: Duration = Duration::from_secs(1);
+/// How often the taken lists of controllers that are gone are looked at.
+const GONE: Duration = Duration::from_secs(15);
 /// How often nodes that wait here are written down as seen.
 const SEEN: Duration = Duration::from_secs(5);
 /// For how long (ms) the end of a wait is put off while a cluster moves the node's slot: longer than the dispatcher
@@ -94,6 +96,7 @@ impl Janitor {
     /// Does the chores until it is told to stop.
     pub fn run(self) -> Result<(), String> {
         let (mut beat, mut revocations, mut expiry) = (Every::new(BEAT), Every::new(REVOCATIONS), Every::new(EXPIRY));
+        let mut gone = Every::new(GONE);
         let (mut seen, mut files, mut sweep) = (Every::new(SEEN), Every::new(FILES), Every::new(SWEEP));
         let mut nodes: HashMap<NodeId, Instant> = HashMap::new();
         let mut state = State { files: self.stamps(), untold: Some(Vec::new()), ..State::default() };
@@ -112,6 +115,9 @@ impl Janitor {
             }
             if expiry.is_due() {
                 self.chore("expiry", |conn| self.expiry(conn));
+            }
+            if gone.is_due() {
+                self.chore("gone", |conn| self.gone(conn));
             }
             if seen.is_due() && !nodes.is_empty() {
                 let list: Seen = nodes.drain().collect();
@@ -201,8 +207,18 @@ impl Janitor {
 
     /// Finds controllers that have died; the dispatcher goes on with what they had taken.
     fn dead(&self, conn: &mut Conn) -> RedisResult<()> {
-        for ac in lists::dead(conn, &self.context.me, self.context.clock.now())? {
-            let _ = self.dead.send(ac);
+        self.pass_on(lists::dead(conn, &self.context.me, self.context.clock.now())?)
+    }
+
+    /// Finds what controllers have taken after they were found dead.
+    fn gone(&self, conn: &mut Conn) -> RedisResult<()> {
+        self.pass_on(lists::gone_with_something(conn, &self.context.me)?)
+    }
+
+    fn pass_on(&self, dead: Vec<String>) -> RedisResult<()> {
+        // While the dispatcher cannot take them, each is told once.
+        if self.dead.is_empty() {
+            dead.into_iter().for_each(|ac| drop(self.dead.send(ac)));
         }
         Ok(())
     }
@@ -383,7 +399,7 @@ impl Janitor {
     /// A controller that goes in peace leaves nothing for others to clear away.
     fn farewell(&self, conn: &mut Conn) -> RedisResult<()> {
         if lists::taken(conn, &self.context.me)?.is_empty() {
-            lists::forget(conn, &self.context.me)?;
+            lists::leave(conn, &self.context.me, self.context.clock.now())?;
         }
         Ok(())
     }

@@ -55,13 +55,29 @@ pub fn open(batch: &mut Batch, job: &Job<'_>) {
     });
 }
 
-/// The targets with which the job was written down before, or nothing when it is new.
-pub fn opened(answer: Value) -> RedisResult<Option<Vec<NodeId>>> {
-    let before = Option::<String>::from_redis_value(answer)?;
-    Ok(before.map(|text| {
-        let names: Vec<String> = serde_json::from_str(&text).unwrap_or_default();
-        names.iter().filter_map(|name| name.parse().ok()).collect()
-    }))
+/// Whether the job was written down before.
+pub fn opened(answer: Value) -> RedisResult<bool> {
+    Ok(Option::<String>::from_redis_value(answer)?.is_some())
+}
+
+/// Where a job stands that was written down before.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// All nodes that it was for, also those for which the controller has answered since.
+    pub targets: Vec<NodeId>,
+    /// Those that are not known to have it.
+    pub queued: Vec<NodeId>,
+}
+
+/// Reads where the job `id` stands.
+pub fn standing(conn: &mut Conn, id: &str) -> RedisResult<Standing> {
+    let (all, queued): (Vec<String>, Vec<String>) = conn.script(&scripts::STANDING, &[keys::job(id)], |_| {})?;
+    let nodes = |names: Vec<String>| {
+        let mut nodes: Vec<NodeId> = names.iter().filter_map(|name| name.parse().ok()).collect();
+        nodes.sort_unstable();
+        nodes
+    };
+    Ok(Standing { targets: nodes(all), queued: nodes(queued) })
 }
 
 /// Adds `ids`, oldest first, to the list of jobs.

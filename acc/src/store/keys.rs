@@ -14,6 +14,10 @@ pub const JOBS: &str = "jsacc:jobs";
 pub const AGENTS: &str = "jsacc:agents";
 /// Sorted set: live controllers by their last beat (ms).
 pub const CONTROLLERS: &str = "jsacc:acs";
+/// Sorted set, in the slot of the taken lists: controllers by their last beat (ms), as `CONTROLLERS`.
+pub const TAKERS: &str = "jsacc:{cmds_queue}:acs";
+/// Sorted set: controllers that are no more, by the time (ms) since when; their taken lists are looked at for a while.
+pub const GONE: &str = "jsacc:{cmds_queue}:gone";
 /// List: startups, alerts, refused nodes, duplicates; newest left.
 pub const EVENTS: &str = "jsacc:events";
 /// List: what came in as a command and was none; newest left.
@@ -152,6 +156,7 @@ mod tests {
             assert!(key.starts_with("jsacc:{1:10}:"), "{key}");
         }
         assert_eq!(taken("x"), "jsacc:{cmds_queue}:taken:x");
+        assert!([TAKERS, GONE].iter().all(|key| key.starts_with("jsacc:{cmds_queue}:")));
         assert_eq!(done("a"), "jsacc:done:{cmds_queue_a}");
         assert_eq!(done_run("a", node, 5), "jsacc:done:{cmds_queue_a}:1:10:5");
         assert_eq!(seen("log.a.b"), "jsacc:seen:{log.a.b}");

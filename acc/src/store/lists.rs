@@ -14,6 +14,10 @@ use std::collections::HashSet;
 const WAIT: u64 = 2;
 /// Milliseconds without a beat after which a controller is dead.
 const SILENCE: u64 = 15_000;
+/// Most commands of a dead controller that are moved in one step.
+const INHERITED: usize = 100;
+/// Milliseconds for which a controller that is gone is known.
+const GONE_KNOWN: u64 = DAY * 1000;
 /// Most bytes of a list of records, or of stats that wait to be fetched; a single entry may be longer.
 const LIST_BYTES: usize = 64 << 20;
 /// Most series that are kept of a node.
@@ -64,44 +68,97 @@ pub struct Beat {
     pub now: u64,
 }
 
-/// Says that `me` lives.
+/// Says that `me` lives: first where its taken list is looked for, then to all.
 pub fn beat(conn: &mut Conn, me: &str) -> RedisResult<Beat> {
-    let (new, now): (i64, u64) = conn.script(&scripts::BEAT, &[keys::CONTROLLERS.to_owned()], |cmd| {
-        cmd.arg(me);
-    })?;
-    Ok(Beat { new: new == 1, now })
+    let mut batch = Batch::new();
+    for keys in [vec![keys::TAKERS.to_owned(), keys::GONE.to_owned()], vec![keys::CONTROLLERS.to_owned()]] {
+        batch.script(&scripts::BEAT, &keys, |cmd| {
+            cmd.arg(me);
+        });
+    }
+    let mut said = Beat { new: false, now: 0 };
+    for answer in conn.run(&batch)? {
+        let (new, now): (i64, u64) = FromRedisValue::from_redis_value(answer)?;
+        said = Beat { new: said.new || new == 1, now };
+    }
+    Ok(said)
 }
 
 /// Controllers that have been silent too long at `now` (ms, by Redis' clock), `me` not among them.
 pub fn dead(conn: &mut Conn, me: &str, now: u64) -> RedisResult<Vec<String>> {
-    let mut cmd = redis::cmd("ZRANGEBYSCORE");
-    cmd.arg(keys::CONTROLLERS).arg("-inf").arg(now.saturating_sub(SILENCE));
-    let mut dead: Vec<String> = conn.one(&cmd)?;
+    let mut batch = Batch::new();
+    for key in [keys::CONTROLLERS, keys::TAKERS] {
+        let mut cmd = redis::cmd("ZRANGEBYSCORE");
+        cmd.arg(key).arg("-inf").arg(now.saturating_sub(SILENCE));
+        batch.call(cmd);
+    }
+    let mut dead = Vec::new();
+    for answer in conn.run(&batch)? {
+        dead.extend(Vec::<String>::from_redis_value(answer)?);
+    }
+    dead.sort_unstable();
+    dead.dedup();
     dead.retain(|ac| ac != me);
     Ok(dead)
 }
 
-/// Moves what the dead controller `ac` had taken into `me`'s taken list, and forgets `ac`.
-/// Answers how many commands that were.
-pub fn inherit(conn: &mut Conn, me: &str, ac: &str) -> RedisResult<usize> {
-    let mut moved = 0;
-    loop {
-        let more: Vec<Vec<u8>> = conn.script(&scripts::TAKE, &[keys::taken(ac), keys::taken(me)], |cmd| {
-            cmd.arg(100);
-        })?;
-        if more.is_empty() {
-            break;
+/// Controllers that are gone and have something in their taken lists all the same: they took it between the verdict
+/// and their end.
+pub fn gone_with_something(conn: &mut Conn, me: &str) -> RedisResult<Vec<String>> {
+    let gone: Vec<String> = conn.one(&Cmd::zrange(keys::GONE, 0, -1))?;
+    let mut found = Vec::new();
+    for some in gone.chunks(1000) {
+        let lists: Vec<String> = some.iter().map(|ac| keys::taken(ac)).collect();
+        if conn.one::<usize>(&Cmd::exists(&lists))? == 0 {
+            continue;
         }
-        moved += more.len();
+        let mut batch = Batch::new();
+        for list in &lists {
+            batch.call(Cmd::exists(list));
+        }
+        for (ac, answer) in some.iter().zip(conn.run(&batch)?) {
+            if bool::from_redis_value(answer)? && ac != me {
+                found.push(ac.clone());
+            }
+        }
     }
-    forget(conn, ac)?;
-    Ok(moved)
+    Ok(found)
 }
 
-/// The controller `ac` is no more, and has nothing taken.
-pub fn forget(conn: &mut Conn, ac: &str) -> RedisResult<()> {
-    conn.one::<()>(&Cmd::del(keys::bell(ac)))?;
-    conn.one(&Cmd::zrem(keys::CONTROLLERS, ac))
+/// Moves what the dead controller `ac` had taken into `me`'s taken list, and forgets `ac`.
+/// Answers how many commands that were; nothing where it has beaten since it was found dead.
+pub fn inherit(conn: &mut Conn, me: &str, ac: &str) -> RedisResult<Option<usize>> {
+    let mut keys = vec![keys::TAKERS.to_owned(), keys::GONE.to_owned(), keys::taken(ac), keys::taken(me)];
+    if !conn.is_cluster() {
+        keys.push(keys::CONTROLLERS.to_owned());
+    }
+    let mut moved = 0;
+    loop {
+        let more: i64 = conn.script(&scripts::INHERIT, &keys, |cmd| {
+            cmd.arg(ac).arg(SILENCE).arg(INHERITED).arg(GONE_KNOWN).arg(HISTORY);
+        })?;
+        let Ok(more) = usize::try_from(more) else { return Ok((moved > 0).then_some(moved)) };
+        moved += more;
+        if more < INHERITED {
+            break;
+        }
+    }
+    let off: bool = conn.script(&scripts::FORGET, &[keys::CONTROLLERS.to_owned()], |cmd| {
+        cmd.arg(ac).arg(SILENCE);
+    })?;
+    if off {
+        conn.one::<()>(&Cmd::del(keys::bell(ac)))?;
+    }
+    Ok(Some(moved))
+}
+
+/// `me` ends at `now` (ms), and has nothing taken.
+pub fn leave(conn: &mut Conn, me: &str, now: u64) -> RedisResult<()> {
+    let mut batch = Batch::new();
+    // What a broken connection of its own took in the last moment is looked for by its name in there.
+    batch.call(Cmd::zadd(keys::GONE, me, now));
+    batch.call(Cmd::zrem(keys::TAKERS, me)).call(Cmd::zrem(keys::CONTROLLERS, me)).call(Cmd::del(keys::bell(me)));
+    conn.run(&batch).map(drop)
 }
 
 /// Commands that wait for a controller, and that wait for nodes.

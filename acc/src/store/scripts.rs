@@ -31,6 +31,8 @@ pub(super) static RUNNING: Script = Script::new(include_str!("scripts/job_runnin
 pub(super) static RESULT: Script = Script::new(include_str!("scripts/job_result.lua"));
 /// Writes down a new job.
 pub(super) static OPEN: Script = Script::new(include_str!("scripts/job_open.lua"));
+/// Tells where a job stands.
+pub(super) static STANDING: Script = Script::new(include_str!("scripts/job_standing.lua"));
 /// Decides on a result.
 pub(super) static DECIDE: Script = Script::new(include_str!("scripts/result.lua"));
 /// Remembers for longer what was delivered of a recurring job.
@@ -51,6 +53,10 @@ pub(super) static WITHDRAW: Script = Script::new(include_str!("scripts/withdraw.
 pub(super) static TAKE: Script = Script::new(include_str!("scripts/take.lua"));
 /// Takes rings off a bell.
 pub(super) static RINGS: Script = Script::new(include_str!("scripts/rings.lua"));
+/// Moves what a dead controller had taken.
+pub(super) static INHERIT: Script = Script::new(include_str!("scripts/inherit.lua"));
+/// Forgets a dead controller.
+pub(super) static FORGET: Script = Script::new(include_str!("scripts/forget.lua"));
 /// Says that a controller lives.
 pub(super) static BEAT: Script = Script::new(include_str!("scripts/beat.lua"));
 /// Adds records to a list.
@@ -70,9 +76,9 @@ pub(super) static REVOKE: Script = Script::new(include_str!("scripts/revoke.lua"
 /// Counts a use of an enrolment token.
 pub(super) static USE: Script = Script::new(include_str!("scripts/use.lua"));
 
-static ALL: [&Script; 21] = [
-    &RUNNING, &RESULT, &OPEN, &DECIDE, &REMEMBER, &PUSH, &ENQUEUE, &ACKED, &POLL, &WITHDRAW, &TAKE, &RINGS, &BEAT,
-    &RECORDS, &LISTS, &STATS, &ROLES, &STOPPED, &SEEN, &REVOKE, &USE,
+static ALL: [&Script; 24] = [
+    &RUNNING, &RESULT, &OPEN, &STANDING, &DECIDE, &REMEMBER, &PUSH, &ENQUEUE, &ACKED, &POLL, &WITHDRAW, &TAKE, &RINGS,
+    &INHERIT, &FORGET, &BEAT, &RECORDS, &LISTS, &STATS, &ROLES, &STOPPED, &SEEN, &REVOKE, &USE,
 ];
 
 /// How many there are, and with that how many answers `loading` has.

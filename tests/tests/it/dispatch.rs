@@ -1,6 +1,8 @@
 //! What a controller does with commands and results one by one: quiet ones, lists of nodes, large fleets, and keys
 //! of Redis that somebody has spoilt.
 
+use jsacc::store::target::Target;
+use jsacc::store::{Address, lists};
 use jstests::{Acc, AccOptions, Client, FakeNode, LONG, Redis, wait_until};
 use serde_json::{Value, json};
 
@@ -141,4 +143,83 @@ fn a_result_is_pushed_once_its_list_is_no_other_type_any_more() {
         assert_eq!(client.results(&id), 0, "once");
         assert!(node.poll(0, Some(&batch.batch)).is_none());
     }
+}
+
+/// The taken list of a controller.
+fn taken(controller: &str) -> String {
+    format!("jsacc:{{cmds_queue}}:taken:{controller}")
+}
+
+/// The names of all controllers that are known.
+fn controllers(client: &mut Client) -> Vec<String> {
+    client.redis(&["ZRANGE", "jsacc:acs", "0", "-1"])
+}
+
+/// Makes a controller silent for long.
+fn silence(client: &mut Client, controller: &str) {
+    for key in ["jsacc:acs", "jsacc:{cmds_queue}:acs"] {
+        client.redis::<i64>(&["ZADD", key, "XX", "1", controller]);
+    }
+}
+
+#[test]
+fn a_controller_that_has_beaten_since_its_verdict_keeps_what_it_has_taken() {
+    let redis = Redis::start();
+    let mut client = Client::new(&redis);
+    let address = Address::new(Target::parse(&redis.url()).unwrap(), None);
+    let conn = &mut address.connect(LONG).unwrap();
+    lists::beat(conn, "one").unwrap();
+    let now = lists::beat(conn, "two").unwrap().now;
+    silence(&mut client, "one");
+    assert_eq!(lists::dead(conn, "two", now).unwrap(), ["one"]);
+    // It was away for a while, as when Redis is full, and goes on before the other one acts.
+    lists::beat(conn, "one").unwrap();
+    client.push_raw("a");
+    assert!(lists::take(conn, "one").unwrap().is_some());
+    lists::inherit(conn, "two", "one").unwrap();
+    assert_eq!(client.redis::<usize>(&["LLEN", &taken("one")]), 1);
+    assert_eq!(controllers(&mut client).len(), 2);
+}
+
+#[test]
+fn what_a_controller_takes_after_it_was_held_to_be_dead_is_found() {
+    let (_redis, acc, mut client) = site();
+    let first = controllers(&mut client).remove(0);
+    let address = Address::new(Target::parse(acc.redis_url()).unwrap(), None);
+    let conn = &mut address.connect(LONG).unwrap();
+    lists::beat(conn, "dead").unwrap();
+    silence(&mut client, "dead");
+    wait_until("it is held to be dead", LONG, || controllers(&mut client) == [first.clone()]);
+    // It is stopped in the middle of taking a command, and ends right after that.
+    let id = jstests::fresh_id();
+    let text = json!({"id": id, "roles": ["nobody"], "cmd": "ping"}).to_string();
+    client.redis::<i64>(&["LPUSH", &taken("dead"), &text]);
+    assert_eq!(client.pop(&id)["state"], "ERROR");
+    wait_until("nothing is left", LONG, || client.redis::<usize>(&["EXISTS", &taken("dead"), &taken(&first)]) == 0);
+    // One that lives again is none of those.
+    assert!(!lists::beat(conn, &first).unwrap().new && lists::beat(conn, "dead").unwrap().new);
+    assert_eq!(client.redis::<usize>(&["ZCARD", "jsacc:{cmds_queue}:gone"]), 0);
+}
+
+#[test]
+fn a_command_that_expired_before_it_is_passed_on_again_is_answered_once() {
+    let redis = Redis::start();
+    let mut dying = Acc::start(&redis, AccOptions::dying_at("acc.enqueued"));
+    let mut client = Client::new(&redis);
+    assert!(dying.node(1, 10).poll_as(&["web"], 0, None).is_none());
+    let id = client.push(json!({"roles": ["web"], "cmd": "ping", "expires": 1}));
+    wait_until("the controller dies", LONG, || dying.ended());
+    let dead = controllers(&mut client).remove(0);
+    let other = Acc::start(&redis, AccOptions { state_dir: Some(dying.state_dir()), ..AccOptions::default() });
+    let answer = client.pop(&id);
+    assert!(answer["data"].as_str().is_some_and(|data| data.starts_with("expired:")), "{answer}");
+    silence(&mut client, &dead);
+    wait_until("it is passed on again", LONG, || {
+        let names: Vec<String> = client.redis(&["KEYS", "jsacc:{cmds_queue}:taken:*"]);
+        names.is_empty() && !controllers(&mut client).contains(&dead)
+    });
+    assert_eq!(client.results(&id), 0, "{}", other.output());
+    let fields: Vec<String> = client.redis(&["HKEYS", &format!("jsacc:job:{id}")]);
+    assert!(!fields.contains(&"0:0".to_owned()), "{fields:?}");
+    assert_eq!(client.list("jsacc:audit")[0]["targets"], json!(["1:10"]));
 }

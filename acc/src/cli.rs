@@ -61,7 +61,8 @@ usage: jsacc [flags]                             be a controller
                              a,b,c for a cluster, sentinel://host,host/group
                              (sentinels:// over TLS; localhost:6379)
       --redis-ca FILE        the CA of Redis' certificate, when it is none of the public ones
-      --state-dir DIR        the CA, the server certificate and the node secret; made on the first start
+      --state-dir DIR        the CA, the server certificate and the node secret; made by the first
+                             start of a controller
       --host NAME            one more name or address that the server certificate covers
       --tls-cert FILE        a certificate of your own, with its chain
       --tls-key FILE         and its key

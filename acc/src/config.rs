@@ -303,9 +303,12 @@ fn is_host(host: &str) -> bool {
     host.parse::<IpAddr>().is_ok() || rustls_pki_types::DnsName::try_from(host).is_ok()
 }
 
+/// The state directory of a controller that root starts.
+pub(crate) const ROOT_STATE_DIR: &str = "/var/lib/jsacc";
+
 fn default_state_dir() -> PathBuf {
     if nix::unistd::geteuid().is_root() {
-        return PathBuf::from("/var/lib/jsacc");
+        return PathBuf::from(ROOT_STATE_DIR);
     }
     let data = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from).filter(|dir| dir.is_absolute());
     let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".local/share"));

@@ -40,11 +40,11 @@ const STOP: Duration = Duration::from_millis(4500);
 /// Threads that handle requests. Each waits on Redis, not on the processor.
 const HANDLERS: usize = 8;
 
-/// Everything that `jsacc` and its subcommands need before they differ.
-pub fn prepare(config: Config) -> anyhow::Result<Context> {
+/// Everything that `jsacc` and its subcommands need before they differ; `open` opens the state directory.
+pub fn prepare(config: Config, open: fn(&Path, u64) -> anyhow::Result<Identity>) -> anyhow::Result<Context> {
     // Rustls wants one provider for the process; a second start in a test finds it there.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let identity = Identity::open(&config.state_dir, context::local_ms())?;
+    let identity = open(&config.state_dir, context::local_ms())?;
     let secrets = identity.secrets()?;
     let metrics_token = config.metrics_token_file.as_deref().map(token).transpose()?;
     let nodes_token = config.nodes_token_file.as_deref().map(token).transpose()?;
@@ -88,7 +88,7 @@ fn token(file: &Path) -> anyhow::Result<String> {
 pub fn run(config: Config) -> anyhow::Result<()> {
     let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be caught")?;
     config.warnings.iter().for_each(|warning| log::warn!("{warning}"));
-    let context = Arc::new(prepare(config)?);
+    let context = Arc::new(prepare(config, Identity::open)?);
     let config = &context.config;
     // A secret that does not fit is told before anything listens. When Redis is away, the janitor looks
     // at it later.

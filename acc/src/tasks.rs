@@ -6,7 +6,8 @@ use crate::cli::Task;
 use crate::config::Config;
 use crate::context::{self, Context};
 use crate::daemon::{prepare, redis_fault};
-use crate::identity::{self, Credentials, dates, enrolment::Enrolment, secret};
+use crate::identity::{self, Credentials, Identity, dates, enrolment::Enrolment, secret};
+use crate::janitor;
 use crate::store::nodes;
 use anyhow::Context as _;
 use jscommon::NodeId;
@@ -16,7 +17,11 @@ use std::path::{Path, PathBuf};
 
 /// Does `task` and says what was done.
 pub fn run(config: &Config, task: Task) -> anyhow::Result<String> {
-    let context = prepare(config.clone())?;
+    // Only a controller makes a CA: one that was made in the wrong place signs what nobody takes.
+    let context = prepare(config.clone(), Identity::find)?;
+    if let Ok(Some(theirs)) = context.pool.with(nodes::fingerprint) {
+        janitor::check_fingerprint(&context, &theirs).map_err(anyhow::Error::msg)?;
+    }
     match task {
         Task::Enroll { node, url, out } => enroll(&context, node, url, out),
         Task::Revoke(node) => revoke(&context, node),

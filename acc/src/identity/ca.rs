@@ -14,6 +14,11 @@ use rcgen::{
 use std::fs;
 use std::path::Path;
 
+/// The name of its certificate in the state directory.
+pub const CERTIFICATE: &str = "ca.pem";
+/// The name of its key.
+pub const KEY: &str = "ca.key";
+
 /// Days that the CA holds.
 const CA_DAYS: i64 = 20 * 365;
 
@@ -27,7 +32,7 @@ pub struct Ca {
 impl Ca {
     /// Reads the CA of the state directory, or makes it; `now` is in milliseconds since 1970.
     pub fn open(dir: &Path, now: u64) -> anyhow::Result<Ca> {
-        let (cert_file, key_file) = (dir.join("ca.pem"), dir.join("ca.key"));
+        let (cert_file, key_file) = (dir.join(CERTIFICATE), dir.join(KEY));
         match (cert_file.exists(), key_file.exists()) {
             (true, true) => {
                 let key = fs::read_to_string(&key_file)

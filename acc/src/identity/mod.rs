@@ -8,6 +8,7 @@
 //! share a directory, and `jsacc` commands beside a running controller, never read half a key.
 
 pub mod ca;
+mod certificate;
 pub mod dates;
 pub mod enrolment;
 mod files;
@@ -56,6 +57,23 @@ pub struct Credentials {
 }
 
 impl Identity {
+    /// Opens a state directory that a controller has made.
+    pub fn find(dir: &Path, now: u64) -> anyhow::Result<Identity> {
+        let mut missing = vec![ca::CERTIFICATE, ca::KEY, secret::FILE];
+        // What may not be looked at is told as that, below.
+        missing.retain(|name| !dir.join(name).try_exists().unwrap_or(true));
+        if !missing.is_empty() {
+            bail!(
+                "there is no controller's state in {} (no {}): give the --state-dir of the controller, or start \
+                 jsacc with it first; as root the default is {}, as another user it is in that user's data folder",
+                dir.display(),
+                missing.join(", no "),
+                crate::config::ROOT_STATE_DIR,
+            );
+        }
+        Identity::open(dir, now)
+    }
+
     /// Opens the state directory and makes what is missing; `now` is in milliseconds since 1970.
     pub fn open(dir: &Path, now: u64) -> anyhow::Result<Identity> {
         fs::DirBuilder::new()
@@ -128,7 +146,11 @@ impl Identity {
     /// it is near its end, or lacks one of the names.
     pub fn tls(&self, config: &Config, now: u64) -> anyhow::Result<Arc<ServerConfig>> {
         let (chain, key) = match (&config.tls_cert, &config.tls_key) {
-            (Some(cert), Some(key)) => (chain(cert)?, private_key(key)?),
+            (Some(cert), Some(key)) => {
+                let (certs, private) = (chain(cert)?, private_key(key)?);
+                certificate::check(cert, key, &certs, &private, now).map_err(anyhow::Error::msg)?;
+                (certs, private)
+            }
             _ => {
                 self.renew_server(config, now)?;
                 (chain(&self.dir.join("server.pem"))?, private_key(&self.dir.join("server.key"))?)
@@ -141,7 +163,9 @@ impl Identity {
                 .push(CertificateDer::from_pem_slice(self.ca.pem.as_bytes()).ok().context("ca.pem is not readable")?);
         }
         for cert in trusted {
-            roots.add(cert).context("a client CA certificate is not usable")?;
+            roots
+                .add(cert)
+                .context("a client CA certificate is not usable: --client-ca takes certificates of CAs in PEM")?;
         }
         crate::gate::tls::server_config(chain, key, Some(roots))
     }

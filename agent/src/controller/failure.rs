@@ -243,8 +243,23 @@ fn of_tls(error: &rustls::Error) -> Failure {
         rustls::Error::InvalidCertificate(Bad::NotValidForName | Bad::NotValidForNameContext { .. }) => {
             Failure::Away("its certificate is for another name than that of the url; see jsacc --host".into())
         }
+        rustls::Error::InvalidCertificate(other) => Failure::Away(unfit(other)),
         other => Failure::Away(format!("TLS: {other}")),
     }
+}
+
+/// The sentence for a controller's certificate that is signed as it should be and unfit all the same.
+fn unfit(error: &rustls::CertificateError) -> String {
+    // The verifier's own errors come packed; only their text tells them apart.
+    let error = format!("{error:?}");
+    let what = if error.contains("CaUsedAsEndEntity") {
+        "is that of a CA, not of a server".to_owned()
+    } else if error.contains("UnsupportedCertVersion") {
+        "is of an old version of X.509".to_owned()
+    } else {
+        format!("cannot be used ({error})")
+    };
+    format!("its certificate {what}: give the controller one that is made for a server (jsacc --tls-cert)")
 }
 
 #[cfg(test)]
@@ -255,6 +270,21 @@ mod tests {
         let head = Head { status, wait, time, ..Head::default() };
         of_answer_at(&head, body.as_bytes(), 0)
     }
+
+    /// What the verifier packs into an error of rustls.
+    #[derive(Debug)]
+    enum Packed {
+        CaUsedAsEndEntity,
+        UnsupportedCertVersion,
+    }
+
+    impl fmt::Display for Packed {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            fmt::Debug::fmt(self, f)
+        }
+    }
+
+    impl std::error::Error for Packed {}
 
     #[test]
     fn an_answer_says_what_it_means() {
@@ -331,6 +361,10 @@ mod tests {
         assert!(said(Bad::Expired).starts_with("clock: the controller's certificate has ended"));
         assert!(said(Bad::UnknownIssuer).contains("not signed by the CA"));
         assert!(said(Bad::NotValidForName).contains("for another name"));
+        let packed = |error| said(Bad::Other(rustls::OtherError(std::sync::Arc::new(error))));
+        assert!(packed(Packed::CaUsedAsEndEntity).contains("is that of a CA, not of a server: give the controller"));
+        assert!(packed(Packed::UnsupportedCertVersion).contains("old version of X.509"));
+        assert!(said(Bad::BadSignature).contains("cannot be used (BadSignature)"));
         for (alert, want) in [
             (rustls::AlertDescription::CertificateExpired, "does not hold by the controller's clock"),
             (rustls::AlertDescription::UnknownCA, "does not take this node's certificate (UnknownCA)"),

@@ -260,3 +260,50 @@ fn a_revoked_node_is_refused_from_the_first_moment_after_a_start_without_redis()
     });
     wait_until("another node is let in", LONG, || good.get("/1/11/cmd?wait=0").status == 204);
 }
+
+#[test]
+fn commands_beside_the_wrong_state_directory_refuse_and_make_none() {
+    let (redis, acc, _client) = site();
+    let home = tempfile::tempdir().unwrap();
+    let (absent, empty, other) = (home.path().join("absent"), home.path().join("empty"), home.path().join("other"));
+    std::fs::create_dir(&empty).unwrap();
+    // A state directory of other controllers, whose tokens are good for nothing here.
+    let elsewhere = Redis::start();
+    let state_dir = Some(other.clone());
+    drop(Acc::start(&elsewhere, AccOptions { state_dir, ..AccOptions::secure() }));
+    let out = home.path().join("out");
+    let tasks: [&[&str]; 4] =
+        [&["token"], &["enroll", "1", "10", "--out", out.to_str().unwrap()], &["rotate"], &["revoke", "1", "10"]];
+    let url = redis.url();
+    for (dir, says) in [(&absent, "start jsacc with it first"), (&empty, "no ca.pem"), (&other, "another node secret")]
+    {
+        for task in tasks {
+            let args = [task, &["-r", &url, "--state-dir", dir.to_str().unwrap()]].concat();
+            let done = run("jsacc", &args);
+            assert_eq!((done.code, done.stdout.as_str()), (1, ""), "{task:?}: {}", done.stderr);
+            assert!(done.stderr.contains(says) && done.stderr.contains(dir.to_str().unwrap()), "{}", done.stderr);
+        }
+    }
+    assert!(!absent.exists() && !out.exists());
+    assert_eq!(std::fs::read_dir(&empty).unwrap().count(), 0);
+    assert_eq!(acc.command(&["token"]).code, 0);
+}
+
+#[test]
+fn a_certificate_that_nodes_would_refuse_stops_the_start() {
+    let redis = Redis::start();
+    let home = tempfile::tempdir().unwrap();
+    // The built-in CA's own certificate: the kind that `openssl req -x509` makes.
+    let acc = Acc::start(&redis, AccOptions::secure());
+    let file = |name: &str| acc.state_dir().join(name).to_str().unwrap().to_owned();
+    let (state, elsewhere) = (home.path().join("state"), Redis::start());
+    let url = elsewhere.url();
+    for (cert, key, says) in [("ca.pem", "ca.key", "that of a CA"), ("server.pem", "ca.key", "does not belong")] {
+        let (cert, key) = (file(cert), file(key));
+        let args = ["--tls-cert", &cert, "--tls-key", &key, "-r", &url, "-p", "0"];
+        let done = run("jsacc", &[&args[..], &["-b", "127.0.0.1", "--state-dir", state.to_str().unwrap()]].concat());
+        assert_eq!(done.code, 1, "{}", done.stderr);
+        let line = done.stderr.lines().last().unwrap_or_default();
+        assert!(line.starts_with("jsacc: ") && line.contains(says) && line.contains(&cert), "{}", done.stderr);
+    }
+}

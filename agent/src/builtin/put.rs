@@ -63,8 +63,11 @@ pub(super) fn put(context: &Context, command: &Command) -> Answer {
     if !folder.is_dir() && !order.mkdir {
         return Err(format!("there is no folder {}: make it, or ask for mkdir", folder.display()));
     }
-    if path.is_dir() {
-        return Err(format!("{} is a folder", path.display()));
+    if let Ok(found) = std::fs::metadata(path)
+        && !found.is_file()
+    {
+        let kind = if found.is_dir() { "a folder" } else { "no regular file but a device, a pipe or a socket" };
+        return Err(format!("{} is {kind}: name a file, or a path that is free", path.display()));
     }
     let bytes = context.scripts.content(&order.hash)?;
     let written = match order.mkdir {
@@ -126,6 +129,28 @@ mod tests {
             assert_eq!(ask(dir.path(), json!({"path": path, "hash": hash, "mode": "600"})).unwrap()["changed"], true);
             assert_eq!(mode(&path), 0o600);
         }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_path_that_is_no_file_is_left_as_it_is() {
+        use std::os::unix::fs::FileTypeExt;
+        let dir = tempfile::tempdir().unwrap();
+        let of = |name: &str| dir.path().join(name);
+        nix::unistd::mkfifo(&of("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(of("socket")).unwrap();
+        std::os::unix::fs::symlink("/dev/null", of("link")).unwrap();
+        std::os::unix::fs::symlink(of("nothing"), of("dangling")).unwrap();
+        let hash = sha256_hex(CONTENT);
+        for path in [of("pipe"), of("socket"), of("link")] {
+            let fault = ask(dir.path(), json!({"path": path, "hash": hash})).unwrap_err();
+            assert!(fault.contains("no regular file"), "{fault}");
+        }
+        assert!(std::fs::symlink_metadata(of("pipe")).unwrap().file_type().is_fifo());
+        assert!(std::fs::symlink_metadata(of("socket")).unwrap().file_type().is_socket());
+        assert!(std::fs::symlink_metadata(of("link")).unwrap().file_type().is_symlink());
+        // Nothing lies behind a dangling link that could be lost.
+        assert_eq!(ask(dir.path(), json!({"path": of("dangling"), "hash": hash})).unwrap()["changed"], true);
     }
 
     #[test]

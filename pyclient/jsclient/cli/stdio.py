@@ -1,0 +1,163 @@
+"""The standard streams: closed or full ones, encodings, signals, and the cleaning of text for terminals."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import signal
+import sys
+import threading
+from typing import Any, Iterator, NoReturn, Optional
+
+from ..errors import FAILED, Error
+from ..values import dump_json
+
+#: C0 except tab and line feed, DEL, C1, and the characters that change the direction of text.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+class WriteFault(Error):
+    """Standard output cannot be written."""
+
+    def __init__(self, error: BaseException) -> None:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        super().__init__(f"cannot write to standard output: {reason.lower()}")
+        #: Whether its reader went away, as `head` does; that is no news.
+        self.expected = isinstance(error, BrokenPipeError)
+
+
+class Terminated(BaseException):
+    """TERM or HUP came."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+class _Closed:
+    """Stands for a standard stream that was closed before the start: nothing can be read or written."""
+
+    encoding = "utf-8"
+
+    def __init__(self, silent: bool) -> None:
+        self._silent = silent
+        self.buffer = self
+
+    def write(self, text: str) -> int:
+        if not self._silent:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return len(text)
+
+    def read(self, *_: int) -> NoReturn:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    def flush(self) -> None: ...
+
+    def isatty(self) -> bool:
+        return False
+
+    def fileno(self) -> NoReturn:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+
+def prepare() -> None:
+    """Makes the streams safe to use: closed ones raise `OSError` or are silent, and every text can be encoded."""
+    if None in (sys.stdin, sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            # No connection may be given the number of a standard stream.
+            while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+                pass
+            os.close(fd)
+        closed: Any = _Closed
+        sys.stdin = closed(False) if sys.stdin is None else sys.stdin
+        sys.stdout = closed(False) if sys.stdout is None else sys.stdout
+        sys.stderr = closed(True) if sys.stderr is None else sys.stderr
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def clean(text: str) -> str:
+    """The text without what can control a terminal; tabs and line feeds stay."""
+    return text if text.isprintable() else _CONTROL.sub("\ufffd", text.replace("\r\n", "\n"))
+
+
+def out(text: str, end: str = "\n", flush: bool = True) -> None:
+    """Writes to standard output: as it is into a file or a pipe, cleaned on a terminal."""
+    try:
+        sys.stdout.write((clean(text) if sys.stdout.isatty() else text) + end)
+        if flush:
+            sys.stdout.flush()
+    except (OSError, ValueError) as e:
+        raise _lost(e) from None
+
+
+def out_json(value: object, indent: Optional[int] = None, start: str = "", end: str = "\n") -> None:
+    """Writes a value as JSON to standard output."""
+    out(start + json_text(value, indent), end)
+
+
+def json_text(value: object, indent: Optional[int] = None) -> str:
+    """A value as JSON that standard output can hold."""
+    encoding = (getattr(sys.stdout, "encoding", None) or "ascii").lower().replace("-", "").replace("_", "")
+    return dump_json(value, indent, ascii=encoding not in ("utf8", "utf8sig"))
+
+
+def say(text: str) -> None:
+    """Writes a line for people to standard error."""
+    try:
+        sys.stderr.write((clean(text) if sys.stderr.isatty() else text) + "\n")
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        _discard(sys.stderr)
+
+
+def finish(code: int) -> int:
+    """Writes what is still buffered; the exit code, which is not 0 when that fails."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError) as e:
+        fault = _lost(e)
+        if not fault.expected:
+            say(f"jsctl: {fault}")
+        return code or FAILED
+    return code
+
+
+def _lost(error: BaseException) -> WriteFault:
+    _discard(sys.stdout)
+    return WriteFault(error)
+
+
+def _discard(stream: Any) -> None:
+    # What is still in the buffer would raise once more when Python ends.
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+
+
+@contextlib.contextmanager
+def signals() -> Iterator[None]:
+    """Within it TERM and HUP raise `Terminated`, so that a terminal is left as it was found."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    taken = []
+
+    def raise_it(number: int, _: object) -> None:
+        # A second TERM ends it at once; HUP comes from the shell and from the kernel.
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
+        raise Terminated(number)
+
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, raise_it)
+            taken.append(number)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)

@@ -9,6 +9,7 @@ group they watch, `sentinels://` the same over TLS.
 
 from __future__ import annotations
 
+import difflib
 import re
 from dataclasses import dataclass
 from typing import List, Tuple
@@ -23,6 +24,21 @@ UNREADABLE = "the address cannot be read; write , / # ? @ in the password as %2C
 _NEXT_URL = re.compile(r",\s*(?=[a-z]+://)")
 _HOST = re.compile(r"\s*(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(:[0-9]+)?\s*\Z")
 _SETTINGS = re.compile(r"([a-z_]+=[^&]*(&|\Z))*\Z")
+
+
+#: What may stand behind the `?` of an address, and what its value is; the names are redis-py's.
+_NUMBER, _WHOLE, _YES, _TEXT = "a number of seconds", "a whole number", "true or false", "a text"
+SETTINGS = {
+    "db": _WHOLE, "username": _TEXT, "password": _TEXT, "client_name": _TEXT, "protocol": _WHOLE,
+    "socket_timeout": _NUMBER, "socket_connect_timeout": _NUMBER, "socket_keepalive": _YES,
+    "health_check_interval": _NUMBER, "max_connections": _WHOLE, "retry_on_timeout": _YES,
+    "ssl_ca_certs": _TEXT, "ssl_ca_path": _TEXT, "ssl_certfile": _TEXT, "ssl_keyfile": _TEXT, "ssl_password": _TEXT,
+    "ssl_cert_reqs": _TEXT, "ssl_check_hostname": _YES,
+}
+_VALUES = {
+    _NUMBER: re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+"), _WHOLE: re.compile(r"[0-9]{1,9}"),
+    _YES: re.compile(r"(?i:true|false|yes|no|on|off|0|1|t|f|y|n)"), _TEXT: re.compile(r".*", re.DOTALL),
+}
 
 
 @dataclass(frozen=True)
@@ -52,6 +68,8 @@ class Address:
 def parse(text: str) -> Address:
     """Reads an address; a `UsageError` says what is wrong, and never a password."""
     text = text.strip()
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        raise UsageError("the address of Redis must be UTF-8 text")
     for scheme, server in (("sentinel://", "redis"), ("sentinels://", "rediss")):
         if text.startswith(scheme):
             return _sentinel(text[len(scheme) :], server)
@@ -60,11 +78,26 @@ def parse(text: str) -> Address:
     urls = [first] + [normalize(part) for part in parts[1:]]
     for url in urls:
         _check(url)
+        _check_settings(url)
+    # redis-py reads what stands behind the ? as a form, where + is a blank.
+    path, mark, query = first.partition("?")
+    first = path + mark + query.replace("+", "%2B")
     if len(parts) <= 1:
         return Address(SINGLE, first)
     if any(url.startswith("unix:") for url in urls):
         raise UsageError("several addresses of Redis are a cluster, and a cluster has no Unix sockets")
     return Address(CLUSTER, first, tuple(_host(url, 6379) for url in urls))
+
+
+def clustered(single: Address) -> Address:
+    """The cluster that this one server is part of."""
+    return Address(CLUSTER, single.url, (_host(single.url, 6379),))
+
+
+def setting(url: str, name: str) -> str:
+    """The value of a setting behind the `?` of an address; empty where there is none."""
+    found = (pair.partition("=") for pair in url.partition("?")[2].split("&"))
+    return next((unquote(value) for key, _, value in found if key == name), "")
 
 
 def normalize(url: str) -> str:
@@ -134,11 +167,35 @@ def _check(url: str) -> None:
         else:
             good = parts.port is None or parts.port > 0
             good = good and "@" not in parts.path + parts.fragment
+            if good and not re.match(r"/?[0-9]{0,9}\Z", parts.path):
+                raise UsageError("behind the / of an address of Redis stands the number of a database: redis://host:6379/0")
             good = good and ("@" not in parts.query or bool(_SETTINGS.match(parts.query)))
+    except UsageError:
+        raise
     except ValueError:
         good = False
     if not good:
         raise UsageError(UNREADABLE)
+
+
+def _check_settings(url: str) -> None:
+    """A setting behind the `?` that nobody knows would otherwise be told when the first connection is made."""
+    if "?" not in url:
+        return
+    # A name may be a part of a password that was not escaped; it is shown only when that cannot be.
+    path, _, query = url.partition("?")
+    shown = "@" in path or "@" not in query
+    for pair in filter(None, query.split("&")):
+        name, equals, value = pair.partition("=")
+        wanted = SETTINGS.get(name)
+        if wanted is None or not equals:
+            if not shown or not re.match(r"[a-z_]+\Z", name):
+                raise UsageError(UNREADABLE)
+            near = difflib.get_close_matches(name, SETTINGS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(SETTINGS)}"
+            raise UsageError(f"the address of Redis has an unknown setting {name}; {hint}")
+        if not _VALUES[wanted].fullmatch(unquote(value)):
+            raise UsageError(f"the setting {name} in the address of Redis takes {wanted}")
 
 
 def _own_login(query: str) -> Tuple[str, str]:

@@ -9,8 +9,8 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Seque
 
 from . import nodes as nodes_
 from . import scripts, target, verbs, wire
-from .errors import Error, NoController, UsageError
-from .fleet import Fleet
+from .errors import Error, NobodyMatched, NoController, UsageError, WaitTimeout
+from .fleet import WITHDRAW_SECONDS, Fleet
 from .job import Job, nodes_of
 from .link import Link
 from .looking import Looking
@@ -25,6 +25,10 @@ Node_ = Union[str, NodeId, Tuple[int, int]]
 Target_ = Union[str, NodeId, Target]
 
 DEFAULT_URL = "redis://localhost:6379"
+#: Questions that are asked again and again wait for their node so long (seconds).
+QUIET_SECONDS = 30
+#: After so long without an answer a ping looks whether its node is there (seconds).
+PRESENT_SECONDS = 1.0
 #: How long a controller's beat, once seen, is taken for granted (seconds).
 _TRUST_SECONDS = 5.0
 
@@ -48,6 +52,8 @@ class Client(Looking):
         self._user: Optional[str] = None
         self._beat = -_TRUST_SECONDS
         self._beat_lock = threading.Lock()
+        #: How many commands were sent, those included of which it is not known whether they arrived.
+        self.sent = 0
 
     def close(self) -> None:
         """Closes the connections; a later call opens new ones."""
@@ -114,8 +120,8 @@ class Client(Looking):
         return self._start(gid, nid, verbs.raw(cmd, args, data), tags, expires, id)
 
     def ping(self, gid: int, nid: int, timeout: Timeout = DEFAULT) -> str:
-        """`"pong"`, from a node that is there."""
-        return str(self._ask(NodeId(gid, nid), verbs.ping(), timeout).value)
+        """`"pong"`, from a node that is there; `NobodyMatched` soon when it is not."""
+        return str(self._ask(NodeId(gid, nid), verbs.ping(), timeout, present=True).value)
 
     def info(self, gid: int, nid: int, kind: str, timeout: Timeout = DEFAULT) -> Any:
         """What a node says of its `cpu`, `mem`, `disk`, `nic` or `os`."""
@@ -162,12 +168,16 @@ class Client(Looking):
         levels: Optional[Levels] = None,
         limit: Optional[int] = None,
         after: Optional[int] = None,
+        quiet: bool = False,
         timeout: Timeout = DEFAULT,
     ) -> List[Record]:
-        """Records from the node's database, at most 1000; `logs` fetches more by itself."""
+        """Records from the node's database, at most 1000; `logs` fetches more by itself.
+
+        `quiet` keeps the question out of the history and the audit list, for programs that ask often.
+        """
         node = NodeId(gid, nid)
         verb = verbs.messages(job, since=since, until=until, levels=levels, limit=limit, after=after)
-        return [Record.from_dict(raw, node) for raw in as_list(self._ask(node, verb, timeout).value)]
+        return [Record.from_dict(raw, node) for raw in as_list(self._ask(node, verb, timeout, quiet=quiet).value)]
 
     def del_msgs(
         self,
@@ -183,7 +193,7 @@ class Client(Looking):
     ) -> int:
         """Deletes records on the node; how many there were."""
         verb = verbs.messages(job, since=since, until=until, levels=levels, limit=limit, delete=True)
-        return int(as_dict(self._ask(NodeId(gid, nid), verb, timeout).value).get("deleted", 0))
+        return wire.integer(as_dict(self._ask(NodeId(gid, nid), verb, timeout).value).get("deleted"))
 
     def kill(self, gid: int, nid: int, job: str, timeout: Timeout = DEFAULT) -> Result:
         """Ends a job; it is forgotten, so that no restart follows."""
@@ -202,8 +212,13 @@ class Client(Looking):
         return self._ask(NodeId(gid, nid), verbs.unschedule(job), timeout)
 
     def restart(self, gid: int, nid: int, timeout: Timeout = DEFAULT) -> Result:
-        """The agent answers and then exits, for its service manager to start it again."""
-        return self._ask(NodeId(gid, nid), Verb("restart"), timeout)
+        """The agent answers and exits, and its service manager starts it again, which is waited for."""
+        node = self._node((gid, nid))
+        fleet = Fleet.each(self, {node: Verb("restart")}, returning=True).wait(timeout)
+        if node not in fleet.results:
+            self._withdraw_quietly({node: fleet.id})
+            raise WaitTimeout(self.why_waiting(fleet.id, node, self._limit(timeout)))
+        return fleet.results[node].raise_for_status()
 
     def logs(
         self,
@@ -230,7 +245,8 @@ class Client(Looking):
             last_time = until() if follow and until is not None else False
             want = page if limit is None else min(page, limit)
             batch = self.get_msgs(
-                *where, job, since=since, until=until_ms, levels=levels, limit=want, after=after, timeout=timeout
+                *where, job, since=since, until=until_ms, levels=levels, limit=want, after=after, quiet=follow,
+                timeout=timeout,
             )
             yield from batch
             if batch:
@@ -280,8 +296,8 @@ class Client(Looking):
     # Jobs.
 
     def job(self, job_id: str) -> Job:
-        """A job that was sent before, by its id."""
-        return Job(self, wire.check_id(job_id))
+        """A job that was sent before, by its id; asking for the state of one that never was raises `Gone`."""
+        return Job(self, wire.check_id(job_id), found=True)
 
     def cancel(self, job_id: str, timeout: Timeout = DEFAULT) -> Dict[NodeId, str]:
         """Withdraws a job from the nodes that have not taken it; there it ends `KILLED`.
@@ -292,13 +308,25 @@ class Client(Looking):
         return self._cancel(job_id, info.open or nodes_of(info), timeout)
 
     def _cancel(self, job_id: str, nodes: Sequence[NodeId], timeout: Timeout = DEFAULT) -> Dict[NodeId, str]:
-        asked = {node: Verb("cancel", {}, {"id": job_id}) for node in nodes}
+        return self._withdraw({node: job_id for node in nodes}, timeout)
+
+    def _withdraw(self, jobs: Mapping[NodeId, str], timeout: Timeout = DEFAULT) -> Dict[NodeId, str]:
+        asked = {node: Verb("cancel", {}, {"id": job_id}) for node, job_id in jobs.items()}
         answers = self._ask_each(asked, timeout)
         out = {}
-        for node in nodes:
+        for node in jobs:
             answer = answers.get(node)
             out[node] = "" if answer and answer.ok else answer.data if answer else "no controller answered in time"
         return out
+
+    def _withdraw_quietly(self, jobs: Mapping[NodeId, str]) -> bool:
+        """Whether all were withdrawn; for commands whose ids the caller does not know."""
+        try:
+            told = self._withdraw(jobs, WITHDRAW_SECONDS)
+            self.link.bulk([("DEL", wire.result_list(jobs[node])) for node, why in told.items() if not why])
+        except Error:
+            return False
+        return not any(told.values())
 
     # Scripts.
 
@@ -320,7 +348,12 @@ class Client(Looking):
         """`NoController` when no controller has beaten lately; once seen it is trusted for 5 seconds."""
         if time.monotonic() - self._beat < _TRUST_SECONDS:
             return
-        now, last = self.link.bulk([("TIME",), ("ZREVRANGE", wire.CONTROLLERS, 0, 0, "WITHSCORES")])
+        asked: List[Tuple[object, ...]] = [("TIME",), ("ZREVRANGE", wire.CONTROLLERS, 0, 0, "WITHSCORES")]
+        if self.link.version_known:
+            now, last = self.link.bulk(asked)
+        else:
+            now, last, hello = self.link.bulk([*asked, ("HELLO",)])
+            self.link.check_version(hello)
         if not last:
             raise NoController(f"no controller serves Redis at {self.link.where}: start jsacc, or check the address")
         age = (nodes_.now_ms(now) - float(last[1])) / 1000
@@ -342,6 +375,7 @@ class Client(Looking):
             command.user = command.user or self.user
             texts.append(command.to_json())
         for start in range(0, len(texts), 500):
+            self.sent += len(texts[start : start + 500])
             # A connection that breaks leaves it open whether they arrived; a known id does not run twice.
             self.link.read("LPUSH", wire.QUEUE, *texts[start : start + 500])
 
@@ -358,7 +392,7 @@ class Client(Looking):
     def select(self, who: Target, but: Sequence[Target] = ()) -> Selection:
         """Whom a target means now."""
         # Named nodes need no look at all others; only what is left out by role needs the roles.
-        known = nodes_.load(self.link, who.nodes if who.named else None, ("roles",))
+        known = nodes_.load(self.link, who.nodes if who.named else None, ("roles", "stopped"))
         return target.select(who, known, but)
 
     def why_waiting(self, job_id: str, node: Optional[NodeId], limit: Optional[float]) -> str:
@@ -374,24 +408,56 @@ class Client(Looking):
             return f"{start}: no controller has taken it yet"
         state = found.states.get(node, found.state) if node else found.state
         if state == "QUEUED":
-            known = nodes_.load(self.link, [node], ()) if node else []
+            known = nodes_.load(self.link, [node], ("stopped",)) if node else []
             if node and not known:
                 return f"{start}: the node was never seen; it waits in the queue"
+            if known and known[0].stopped:
+                return f"{start}: the agent stopped {ago(known[0].age)} ago; it waits in the queue"
             if known and not known[0].live:
                 return f"{start}: the node was last seen {ago(known[0].age)} ago; it waits in the queue"
             return f"{start}: it waits for its node"
         return f"{start}: it is {state.lower()}"
 
-    def _start(self, gid: int, nid: int, verb: Verb, tags: str, expires: int, job_id: Optional[str]) -> Job:
+    def _start(
+        self, gid: int, nid: int, verb: Verb, tags: str, expires: int, job_id: Optional[str], quiet: bool = False
+    ) -> Job:
         node = self._node((gid, nid))
-        command = Command(verb.cmd, gid, nid, verb.args, verb.data, tags=tags, expires=expires)
+        command = Command(verb.cmd, gid, nid, verb.args, verb.data, tags=tags, expires=expires, quiet=quiet)
         if job_id is not None:
             command.id = wire.check_id(job_id)
         self.push([command])
         return Job(self, command.id, node)
 
-    def _ask(self, node: NodeId, verb: Verb, timeout: Timeout = DEFAULT) -> Result:
-        return self._start(node.gid, node.nid, verb, "", 0, None).wait(timeout).raise_for_status()
+    def _ask(
+        self, node: NodeId, verb: Verb, timeout: Timeout = DEFAULT, quiet: bool = False, present: bool = False
+    ) -> Result:
+        """The answer of a node. A command that has not started when the time is up is withdrawn."""
+        limit = self._limit(timeout)
+        job = self._start(node.gid, node.nid, verb, "", QUIET_SECONDS if quiet else 0, None, quiet)
+        try:
+            if present and (limit is None or limit > PRESENT_SECONDS):
+                try:
+                    return job.wait(PRESENT_SECONDS).raise_for_status()
+                except WaitTimeout:
+                    absent = self._absent(node)
+                    if absent:
+                        self._withdraw_quietly({node: job.id})
+                        raise NobodyMatched(absent) from None
+                    limit = None if limit is None else limit - PRESENT_SECONDS
+            return job.wait(limit).raise_for_status()
+        except WaitTimeout as e:
+            if quiet or not self._withdraw_quietly({node: job.id}):
+                raise
+            raise WaitTimeout(f"{e}; it was withdrawn") from None
+
+    def _absent(self, node: NodeId) -> str:
+        """Why a node cannot answer now; empty where it may."""
+        known = nodes_.load(self.link, [node], ("stopped",))
+        if not known:
+            return f"node {node} was never seen by a controller"
+        if known[0].stopped:
+            return f"the agent of node {node} stopped {ago(known[0].age)} ago"
+        return "" if known[0].live else f"node {node} was last seen {ago(known[0].age)} ago"
 
     def _ask_each(self, asked: Mapping[NodeId, Verb], timeout: Timeout = DEFAULT) -> Dict[NodeId, Result]:
         return Fleet.each(self, asked).wait(timeout).results if asked else {}

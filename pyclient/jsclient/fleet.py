@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections import deque
@@ -24,6 +25,10 @@ SWEEP_SECONDS = 0.25
 LOOK_SECONDS = 2.0
 #: How many results one round trip takes off a list.
 DRAIN = 64
+#: Nodes that restart are looked for so often (seconds).
+RETURN_SECONDS = 0.25
+#: So long a controller may take to withdraw commands (seconds).
+WITHDRAW_SECONDS = 5.0
 
 
 class Fleet:
@@ -49,6 +54,7 @@ class Fleet:
         max_failures: Optional[int] = None,
         keep: bool = True,
         named: bool = False,
+        returning: bool = False,
     ) -> None:
         #: The client that sent it.
         self.client = client
@@ -84,6 +90,11 @@ class Fleet:
         self._begun = False  # sent before: the first look is into the hashes
         self._looked = time.monotonic()
         self._swept = 0.0
+        #: Whether a node's job is done only when its agent has started again.
+        self._returns = returning
+        self._before: Dict[NodeId, bytes] = {}  # the agent's instance before the command was sent
+        self._returning: Dict[NodeId, Tuple[Result, float]] = {}  # the answer, and when it came
+        self._asked_back = 0.0
         self._lock = threading.Lock()
         if fanout is not None:
             client.push([fanout])
@@ -110,15 +121,19 @@ class Fleet:
         return fleet
 
     @classmethod
-    def each(cls, client: Client, asked: Mapping[NodeId, verbs.Verb], keep: bool = True) -> Fleet:
+    def each(
+        cls, client: Client, asked: Mapping[NodeId, verbs.Verb], keep: bool = True, *, id: Optional[str] = None,
+        quiet: bool = False, expires: int = 0, returning: bool = False,
+    ) -> Fleet:
         """A command of its own for each node."""
-        fleet_id = wire.new_id()
+        fleet_id = id or wire.new_id()
         commands = [
-            Command(v.cmd, n.gid, n.nid, v.args, v.data, id=fleet_id if len(asked) == 1 else part_id(fleet_id, n))
+            Command(v.cmd, n.gid, n.nid, v.args, v.data, id=fleet_id if len(asked) == 1 else part_id(fleet_id, n),
+                    quiet=quiet, expires=expires)
             for n, v in asked.items()
         ]
         return cls(client, fleet_id, next(iter(asked.values())), nodes=list(asked), commands=commands, keep=keep,
-                   named=True)
+                   named=True, returning=returning)
 
     def __repr__(self) -> str:
         return f"<Fleet {self.id}: {self.returned} of {len(self.nodes)} returned, {self.failures} failed>"
@@ -145,7 +160,7 @@ class Fleet:
     @property
     def missing(self) -> List[NodeId]:
         """The nodes that it was sent to and that have not answered (yet)."""
-        out = {*self._late.values(), *(node for node, _ in self._open.values())}
+        out = {*self._late.values(), *self._returning, *(node for node, _ in self._open.values())}
         if self._fan:
             out.update(node for node in self.nodes if node not in self._done)
         return sorted(out - self._done)
@@ -239,13 +254,15 @@ class Fleet:
                 yield None
 
     def _over(self) -> bool:
-        return not self._open and not self._unsent and (not self._fan or self._fan_over())
+        sent = not self._open and not self._returning and not self._unsent
+        return sent and (not self._fan or self._fan_over())
 
     def _fan_over(self) -> bool:
         return self._given_up or (self._fan_known and all(node in self._done for node in self.nodes))
 
     def _send(self) -> None:
-        room = self._batch - len(self._open) if self._batch else len(self._unsent)
+        at_work = len(self._open) + len(self._returning)
+        room = self._batch - at_work if self._batch else len(self._unsent)
         if self._max_failures is not None and self.failures + len(self._late) > self._max_failures:
             self.skipped.extend(NodeId(c.gid, c.nid) for c in self._unsent)
             self._unsent.clear()
@@ -253,6 +270,8 @@ class Fleet:
         group = [self._unsent.popleft() for _ in range(min(room, len(self._unsent)))]
         if group:
             try:
+                if self._returns:
+                    self._before.update(self._instances([NodeId(c.gid, c.nid) for c in group]))
                 self.client.push(group)
             except Error:
                 # Should they have arrived after all, their ids keep them from running twice.
@@ -265,6 +284,8 @@ class Fleet:
         """One blocking read at most; what came."""
         # A wait begins anew with each call of `stream`, so time spent before it does not count.
         deadlines = [max(sent, began) + limit for _, sent in self._open.values()] if limit is not None else []
+        if limit is not None:
+            deadlines += [max(came, began) + limit for _, came in self._returning.values()]
         if self._fan and limit is not None:
             deadlines.append(max(self._fan_sent, began) + limit)
         deadline = min(deadlines) if deadlines else None
@@ -279,7 +300,7 @@ class Fleet:
                 pause.after(e)
         if deadline is not None and not out and time.monotonic() >= deadline:
             out = self._look(force=True)
-            self._give_up(limit, began)
+            out += self._give_up(limit, began)
         while self._unsent:
             try:
                 self._send()
@@ -288,25 +309,53 @@ class Fleet:
                 pause.after(e)
         return out
 
-    def _give_up(self, limit: Optional[float], began: float) -> None:
+    def _give_up(self, limit: Optional[float], began: float) -> List[Result]:
         assert limit is not None
         now = time.monotonic()
+        lost = []
+        for node, (result, came) in list(self._returning.items()):
+            if now >= max(came, began) + limit:
+                del self._returning[node]
+                reason = f"the agent ended, and nothing started it again within {limit:g} s"
+                lost.append(self._settle(dataclasses.replace(result, state="ERROR", level=0, data=reason), node))
         for job_id, (node, sent) in list(self._open.items()):
             if now >= max(sent, began) + limit:
                 del self._open[job_id]
                 self._late[job_id] = node
         if self._fan and now >= max(self._fan_sent, began) + limit:
             self._given_up = True
+        return lost
 
     def _take(self, result: Result, node: NodeId) -> Optional[Result]:
-        if node in self._done:
+        if node in self._done or node in self._returning:
             return None
+        if self._returns and result.ok:
+            self._returning[node] = result, time.monotonic()
+            return None
+        return self._settle(result, node)
+
+    def _settle(self, result: Result, node: NodeId) -> Result:
         self._done.add(node)
         self.returned += 1
         self.failures += not result.ok
         if self._keep:
             self.results[node] = result
         return result
+
+    def _instances(self, nodes: Sequence[NodeId]) -> Dict[NodeId, bytes]:
+        """Which start of its agent each node has told its controller last."""
+        answers = self.client.link.bulk([("HGET", wire.agent_hash(node), "instance") for node in nodes])
+        return {node: answer or b"" for node, answer in zip(nodes, answers)}
+
+    def _restarted(self) -> List[Result]:
+        """The answers of the nodes whose agents have started again."""
+        now = time.monotonic()
+        if now - self._asked_back < RETURN_SECONDS:
+            return []
+        self._asked_back = now
+        now_is = self._instances(list(self._returning))
+        back = [node for node, instance in now_is.items() if instance not in (b"", self._before.get(node))]
+        return [self._settle(self._returning.pop(node)[0], node) for node in back]
 
     def _read_fan(self, wait: float) -> List[Result]:
         assert self._fan
@@ -343,6 +392,13 @@ class Fleet:
             self.nodes, self._fan_known = sorted(targets), True
 
     def _read_lists(self, wait: float) -> List[Result]:
+        if self._returning:
+            wait = min(wait, RETURN_SECONDS)
+            back = self._restarted()
+            if back:
+                return back
+            if not self._open:
+                time.sleep(wait)
         if not self._open:
             return []
         ids = list(self._open)
@@ -408,6 +464,18 @@ class Fleet:
     def kill(self, timeout: Timeout = DEFAULT) -> Dict[NodeId, Result]:
         """Kills it on every node that has not answered."""
         return self.client._ask_each({n: verbs.kill(self.job_id(n)) for n in self.missing}, timeout)
+
+    def withdraw(self, timeout: Timeout = WITHDRAW_SECONDS) -> Dict[NodeId, str]:
+        """Withdraws it from the nodes that have not answered and not started it; there it ends `KILLED`.
+
+        Returns for each of them an empty text when it was withdrawn, else the sentence that says why not.
+        """
+        nodes = [node for node in self.missing if node not in self._returning]
+        told = self.client._withdraw({node: self.job_id(node) for node in nodes}, timeout)
+        lists = {wire.result_list(self.job_id(node)) for node, why in told.items() if not why}
+        # What it says of that lies in the jobs' hashes too.
+        self.client.link.bulk([("DEL", key) for key in lists])
+        return told
 
     def signal(self, name: Union[str, int], timeout: Timeout = DEFAULT) -> Dict[NodeId, Result]:
         """Sends a signal to it on every node that has not answered."""

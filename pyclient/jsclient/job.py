@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 class Job:
     """A job of one node. Its methods may be called from any thread."""
 
-    def __init__(self, client: Client, job_id: str, node: Optional[NodeId] = None) -> None:
+    def __init__(self, client: Client, job_id: str, node: Optional[NodeId] = None, found: bool = False) -> None:
         self.client = client
         #: The id, unique over the whole fleet.
         self.id = job_id
         self._node = node
+        # When it was sent from here; nothing of one that was only looked up by its id.
+        self._sent = None if found else time.monotonic()
         self._result: Optional[Result] = None
         self._lock = threading.Lock()
 
@@ -45,11 +47,14 @@ class Job:
 
     @property
     def state(self) -> str:
-        """`QUEUED`, `RUNNING`, `OK`, `ERROR`, `TIMEOUT` or `KILLED`."""
+        """`QUEUED`, `RUNNING`, `OK`, `ERROR`, `TIMEOUT` or `KILLED`; `Gone` when Redis does not know the job."""
         if self._result is not None:
             return self._result.state
         found = self.client._info(self.id)
         if found is None:
+            # One that was sent from here may not have been taken by a controller yet.
+            if self._sent is None or time.monotonic() - self._sent > wire.JOB_SECONDS:
+                raise Gone(f"no job {self.id}: it was never sent, or is older than a day")
             return "QUEUED"
         return found.states.get(self._node, found.state) if self._node else found.state
 

@@ -8,6 +8,7 @@ the callers look into the job's hash when a read was cut off.
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
@@ -25,9 +26,13 @@ SENTINEL_SECONDS = 1.5
 #: Keys of one BRPOP: more make each wake-up dear for Redis.
 MANY = 64
 
+#: The oldest Redis that will do, and what a wait below this many seconds becomes: it takes 0.001 for 0, for ever.
+OLDEST_REDIS = (6, 0)
+SHORTEST_WAIT = 0.01
+
 _CHUNK = 1000
 #: Commands that name no key: of a cluster, any server is asked.
-KEYLESS = frozenset({"TIME", "ACL", "PING"})
+KEYLESS = frozenset({"TIME", "ACL", "PING", "HELLO", "INFO"})
 
 
 class Link:
@@ -49,6 +54,8 @@ class Link:
         #: Servers of the cluster that are asked for the others.
         self._hosts = self._address.hosts
         self._made: Any = None
+        #: Whether it is known that Redis is new enough.
+        self.version_known = False
         self._lock = threading.Lock()
         version = tuple(int(part) for part in redis.__version__.split(".")[:2] if part.isdigit())
         # redis-py before 5.3 wants the name of a command.
@@ -98,9 +105,23 @@ class Link:
             if self.url.startswith("unix:"):
                 # redis-py hands unknown options to the socket's constructor, and a unix socket has no such thing.
                 options.pop("socket_keepalive", None)
-            return redis.Redis.from_url(self.url, **options)
+            made = redis.Redis.from_url(self.url, **options)
+            self._try_settings(made.connection_pool)
+            return made
+        except UsageError:
+            raise
         except (ValueError, TypeError):
             raise UsageError(address.UNREADABLE) from None
+
+    @staticmethod
+    def _try_settings(pool: Any) -> None:
+        # A connection that is made and not opened: one that cannot be made would fail at the first command.
+        try:
+            pool.connection_class(**pool.connection_kwargs)
+        except TypeError as e:
+            named = re.search(r"argument '(\w+)'", str(e))
+            what = f"setting {named[1]}" if named else "settings"
+            raise UsageError(f"the {what} of the connection to Redis cannot be used with this kind of address") from None
 
     def _login(self) -> Dict[str, Any]:
         """User, password and TLS of the URL, as redis-py calls them; of the servers all but the names."""
@@ -138,6 +159,9 @@ class Link:
 
     def call(self, *args: Any) -> Any:
         """One command, sent once."""
+        return self._followed(lambda: self._call(*args))
+
+    def _call(self, *args: Any) -> Any:
         try:
             if self._is_cluster and args[0] in KEYLESS:
                 return self._any_server().execute_command(*args)
@@ -158,11 +182,44 @@ class Link:
         """Many commands in few round trips: their plain answers in order, without redis-py's own bookkeeping."""
         out: List[Any] = []
         for chunk in _chunks(commands, _CHUNK):
-            try:
-                out.extend(self._spread(chunk) if self._is_cluster else self._piped(self._redis, chunk, _raise))
-            except self._errors as e:
-                raise self._translated(e) from e
+            out.extend(self._followed(lambda: self._bulk(chunk)))  # noqa: B023  # called at once
         return out
+
+    def _bulk(self, chunk: Sequence[Sequence[Any]]) -> List[Any]:
+        try:
+            return self._spread(chunk) if self._is_cluster else self._piped(self._redis, chunk, _failed)
+        except self._errors as e:
+            raise self._translated(e) from e
+
+    def _followed(self, ask: Callable[[], Any]) -> Any:
+        """The answer; from the servers of the whole cluster, once the one that was named turns out to be one of them."""
+        try:
+            return ask()
+        except _Clustered:
+            with self._lock:
+                if self._address.kind == address.SINGLE:
+                    self._address = address.clustered(self._address)
+                    self._hosts = self._address.hosts
+                    self._made = None  # other threads may be in the midst of a call; it goes with the last of them
+            return ask()
+
+    def check_version(self, hello: Any) -> None:
+        """`Unavailable` where Redis is too old, by what it answered to HELLO; a user who may not ask is not told."""
+        version = _version(hello)
+        if not version and "unknown command" in str(hello):
+            try:
+                version = _version(self.call("INFO", "server"))
+            except Unavailable as e:
+                if e.passing:
+                    raise
+        found = tuple(int(part) for part in version.split(b".")[:2] if part.isdigit())
+        if found and found < OLDEST_REDIS:
+            raise self._too_old(version.decode("ascii", "replace"))
+        self.version_known = True
+
+    def _too_old(self, version: str) -> Unavailable:
+        oldest = ".".join(map(str, OLDEST_REDIS))
+        return Unavailable(f"Redis at {self.where} is {version}; {oldest} or newer is needed")
 
     def _piped(
         self, server: Any, commands: Sequence[Sequence[Any]], failed: Callable[[Exception, Sequence[Any]], Any]
@@ -198,7 +255,9 @@ class Link:
         out: List[Any] = [None] * len(commands)
         for node, places in shares.values():
             # A slot that has moved away is asked for one by one, which learns its new place too.
-            again: Callable[[Exception, Sequence[Any]], Any] = lambda _, command: cluster.execute_command(*command)  # noqa: E731
+            again: Callable[[Exception, Sequence[Any]], Any] = lambda e, command: (  # noqa: E731
+                e if command[0] == "HELLO" else cluster.execute_command(*command)
+            )
             server = cluster.get_redis_connection(node)
             for i, answer in zip(places, self._piped(server, [commands[i] for i in places], again)):
                 out[i] = answer
@@ -209,6 +268,12 @@ class Link:
 
     def scan(self, pattern: str) -> List[bytes]:
         """All keys of this pattern, ordered, each once."""
+        if self._address.kind == address.SINGLE:
+            # A server of a cluster has all of these keys once in a billion times; else it says that it is one.
+            self.bulk([("EXISTS", f"jsacc:slot:{i}") for i in range(30)])
+        return sorted(set(self._scan(pattern)))
+
+    def _scan(self, pattern: str) -> List[bytes]:
         keys: List[bytes] = []
         try:
             redis = self._redis
@@ -222,12 +287,25 @@ class Link:
                         break
         except self._errors as e:
             raise self._translated(e) from e
-        return sorted(set(keys))
+        return keys
 
     def pop(self, keys: Sequence[str], seconds: float) -> Optional[Tuple[bytes, bytes]]:
         """BRPOP for at most `seconds` (never above SLICE); nothing when nothing came."""
-        # 0 would mean "for ever" to Redis.
-        wait = min(max(seconds, 0.001), SLICE)
+        # 0 would mean "for ever" to Redis, and so does 0.001 to Redis 6.0.
+        wait = min(max(seconds, SHORTEST_WAIT), self._slice)
+        popped: Optional[Tuple[bytes, bytes]] = self._followed(lambda: self._pop(keys, wait))
+        return popped
+
+    @property
+    def _slice(self) -> float:
+        """How long a blocking read waits: well below the time after which its socket is given up."""
+        given = self._options.get("socket_timeout", address.setting(self.url, "socket_timeout"))
+        try:
+            return min(SLICE, float(given) / 2) if given else SLICE
+        except (TypeError, ValueError):
+            return SLICE
+
+    def _pop(self, keys: Sequence[str], wait: float) -> Optional[Tuple[bytes, bytes]]:
         if self._is_cluster and len(keys) > 1:
             return self._pop_spread(keys, wait)
         try:
@@ -272,6 +350,13 @@ class Link:
         from redis import exceptions as r
         from redis.sentinel import MasterNotFoundError
 
+        if isinstance(error, (r.MovedError, r.AskError, r.ClusterCrossSlotError)) and not self._is_cluster:
+            if self._address.kind == address.SINGLE and not self.url.startswith("unix:"):
+                return _Clustered("this is a server of a cluster")
+            return Unavailable(f"Redis at {self.where} is a server of a cluster: give its address as host:port")
+        if "timeout is not an integer" in str(error):
+            return self._too_old("older than 6.0")
+
         if isinstance(error, MasterNotFoundError):
             # What it says holds everything that a connection was made with, in some versions passwords too.
             if "AuthenticationError" in str(error):
@@ -295,7 +380,25 @@ class Link:
         return Unavailable(f"Redis at {self.where}: {reason}")
 
 
-def _raise(error: Exception, _: Sequence[Any]) -> Any:
+class _Clustered(Error):
+    """The one server that was named is part of a cluster."""
+
+
+def _version(answer: Any) -> bytes:
+    """The version in what HELLO or INFO answered; empty where there is none."""
+    if isinstance(answer, (list, tuple)):
+        answer = dict(zip(answer[::2], answer[1::2]))
+    if isinstance(answer, dict):
+        found = next((answer[name] for name in (b"version", "version", "redis_version") if name in answer), b"")
+        return found if isinstance(found, bytes) else str(found).encode()
+    found_in = re.search(rb"redis_version:([0-9.]+)", answer) if isinstance(answer, bytes) else None
+    return found_in[1] if found_in else b""
+
+
+def _failed(error: Exception, command: Sequence[Any]) -> Any:
+    # A Redis before 6.0 does not know HELLO, and not every user may say it.
+    if command[0] == "HELLO":
+        return error
     raise error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
@@ -11,6 +10,7 @@ from . import wire
 from .errors import Gone, NobodyMatched, UsageError
 from .link import Link
 from .nodes import Node
+from .values import load_json
 from .wire import JobInfo, NodeId, Record
 
 #: What may stand for an id that was made here (`wire.new_id`): its beginning, long enough to mean it.
@@ -28,9 +28,9 @@ class Looking:
         out: Dict[str, Tuple[float, int]] = {}
         for name, raw in _pairs(self.link.read("HGETALL", wire.stats_hash(NodeId(gid, nid)))):
             try:
-                value, at = json.loads(raw)
+                value, at = load_json(raw)
                 out[wire.text(name)] = (float(value), int(at))
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, OverflowError):
                 continue
         return dict(sorted(out.items()))
 

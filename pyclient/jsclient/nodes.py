@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
 from . import wire
 from .link import Link
+from .values import load_json
 from .wire import NodeId
 
 #: Fields of `jsacc:agent:<gid>:<nid>`, in the order in which they are asked for.
@@ -79,8 +79,8 @@ def parse_roles(raw: Optional[bytes]) -> Tuple[str, ...]:
         return ()
     if raw[:1] == b"[":
         try:
-            return tuple(str(role) for role in json.loads(raw))
-        except ValueError:
+            return tuple(str(role) for role in load_json(raw))
+        except (ValueError, TypeError):
             pass
     return tuple(role for role in wire.text(raw).split(",") if role)
 
@@ -109,7 +109,7 @@ def load(link: Link, only: Optional[Iterable[NodeId]] = None, fields: Sequence[s
         facts: Dict[str, Any] = {}
         for name, value in zip(fields, values):
             if name == "stopped":
-                facts[name] = int(value) if value and value.isdigit() and int(value) >= last_seen else 0
+                facts[name] = int(value) if value and value[:20].isdigit() and int(value[:20]) >= last_seen else 0
             elif name != "roles":
                 facts[name] = value.decode("utf-8", "replace") if value else ""
             elif value in roles:

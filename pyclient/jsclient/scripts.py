@@ -8,7 +8,7 @@ import os
 import textwrap
 from dataclasses import dataclass
 from types import CodeType
-from typing import Any, Callable, Optional, Set
+from typing import Any, BinaryIO, Callable, Optional, Set
 
 from . import wire
 from .errors import UsageError
@@ -65,12 +65,20 @@ def load(
 def read_file(path: str) -> bytes:
     """A file of at most 16 MiB; a `UsageError` says why it cannot be read."""
     try:
-        if os.path.getsize(path) > wire.MAX_SCRIPT:
-            raise UsageError(f"{path} has {os.path.getsize(path)} bytes; the most is {wire.MAX_SCRIPT}")
         with open(path, "rb") as file:
-            return file.read()
-    except OSError as e:
-        raise UsageError(f"cannot read {path}: {e.strerror or e}") from None
+            return read_all(file, path)
+    except (OSError, ValueError) as e:
+        if isinstance(e, UsageError):
+            raise
+        raise UsageError(f"cannot read {path}: {getattr(e, 'strerror', None) or e}") from None
+
+
+def read_all(file: BinaryIO, name: str) -> bytes:
+    """What a file, a pipe or a device holds, within the bound: one that never ends is not read for ever."""
+    content = file.read(wire.MAX_SCRIPT + 1)
+    if len(content) > wire.MAX_SCRIPT:
+        raise UsageError(f"{name} has more than {wire.MAX_SCRIPT} bytes, which is the most that can be sent")
+    return content
 
 
 def check_python(source: bytes, name: str) -> None:

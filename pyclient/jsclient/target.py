@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Iterable, List, Optional, Sequence, Tuple, Union
 
 from .errors import TARGETS, UsageError
@@ -111,6 +111,15 @@ class Selection:
     offline: List[Node]
     #: Nodes that were named and never seen.
     unknown: List[NodeId]
+    #: Those of `live` whose agents said that they stop, and were not seen since.
+    stopped: List[Node] = field(default_factory=list)
+
+    @property
+    def present(self) -> Selection:
+        """The same with the stopped nodes among those that are not there, for commands that only look."""
+        away = {node.id for node in self.stopped}
+        offline = sorted([*self.offline, *self.stopped], key=lambda node: node.id)
+        return Selection([n for n in self.live if n not in away], offline, self.unknown)
 
     @property
     def everybody(self) -> List[NodeId]:
@@ -125,4 +134,5 @@ def select(target: Target, known: Iterable[Node], but: Sequence[Target] = ()) ->
     seen = {n.id for n in known}
     # Of a node that was never seen nothing is known but its number, so roles cannot leave it out.
     unknown = [n for n in target.nodes if n not in seen and not any(t.means(Node(n.gid, n.nid)) for t in but)]
-    return Selection([n.id for n in chosen if n.live], [n for n in chosen if not n.live], unknown)
+    stopped = [n for n in chosen if n.live and n.stopped]
+    return Selection([n.id for n in chosen if n.live], [n for n in chosen if not n.live], unknown, stopped)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import random
 import time
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 from . import scripts, verbs, wire
-from .errors import NobodyMatched, UsageError
+from .errors import NobodyMatched, Undecodable, UsageError
 from .fleet import Fleet, part_id
 from .nodes import ago
 from .target import Selection, Target
@@ -17,6 +18,10 @@ from .wire import Command, NodeId, Record, Result, as_list
 
 if TYPE_CHECKING:
     from .client import Client
+
+
+#: A round of questions for records waits for slow nodes so long (seconds).
+FOLLOW_SECONDS = 10
 
 
 class Targeted:
@@ -52,12 +57,16 @@ class Targeted:
         expires: int = 0,
         id: Optional[str] = None,
         keep: bool = True,
+        quiet: bool = False,
+        returning: bool = False,
     ) -> Fleet:
         """Sends a command to all of them.
 
-        Nodes of `each` get the command that it says for them. `wait_offline` also sends it to nodes that are not there (or were never seen), whose queues keep it.
+        Nodes of `each` get the command that it says for them. `wait_offline` also sends it to nodes that are not
+        there (or were never seen), whose queues keep it.
         `batch` (`10`, or `"10%"`) has so many nodes at work at a time, `max_failures` stops sending once more
-        have failed. `NobodyMatched` when there is nobody to send to.
+        have failed. `NobodyMatched` when there is nobody to send to. `quiet` keeps a command that only looks out
+        of the history and the audit list; `returning` waits until each agent has started again.
         """
         client = self._client
         chosen = selection or self.select()
@@ -69,14 +78,15 @@ class Targeted:
         single = self.who.fanout()
         own = each or {}
         plain = single and not (own or self.but or self.any or at_once or max_failures is not None or to != chosen.live)
+        plain = plain and not returning
         fanout, commands = None, []
         if single and plain and len(to) > 1:
             gid, roles = single
-            fanout = Command(verb.cmd, gid, 0, verb.args, verb.data, roles, True, tags, expires, fleet_id)
+            fanout = Command(verb.cmd, gid, 0, verb.args, verb.data, roles, True, tags, expires, fleet_id, quiet=quiet)
         else:
             commands = [
                 Command(
-                    v.cmd, n.gid, n.nid, v.args, v.data, tags=tags, expires=expires,
+                    v.cmd, n.gid, n.nid, v.args, v.data, tags=tags, expires=expires, quiet=quiet,
                     id=fleet_id if len(to) == 1 else part_id(fleet_id, n),
                 )
                 for n in to
@@ -85,7 +95,7 @@ class Targeted:
         return Fleet(
             client, fleet_id, verb, nodes=to, fanout=fanout, commands=commands, batch=at_once,
             offline=[] if wait_offline else chosen.offline, unknown=[] if wait_offline else chosen.unknown,
-            max_failures=max_failures, keep=keep, named=self.who.named,
+            max_failures=max_failures, keep=keep, named=self.who.named, returning=returning,
         )
 
     def nobody(self, chosen: Selection) -> str:
@@ -94,7 +104,9 @@ class Targeted:
             names = ", ".join(map(str, chosen.unknown))
             return f"{names} {'was' if len(chosen.unknown) == 1 else 'were'} never seen by a controller"
         if chosen.offline:
-            names = ", ".join(f"{n.id} (last seen {ago(n.age)} ago)" for n in chosen.offline[:10])
+            names = ", ".join(
+                f"{n.id} ({'stopped' if n.stopped else 'last seen'} {ago(n.age)} ago)" for n in chosen.offline[:10]
+            )
             more = f" and {len(chosen.offline) - 10} more" if len(chosen.offline) > 10 else ""
             return f"nobody of {self.who.text} is there: {names}{more}"
         return f"no node matches {self.who.text}"
@@ -176,9 +188,10 @@ class Targeted:
         four times a second while they write, and every `slowest` seconds while they do not. `on_error`
         takes the answers of nodes that could not give their records.
         """
-        nodes = self.select().live
+        chosen = self.select().present
+        nodes = chosen.live
         if not nodes:
-            raise NobodyMatched(self.nobody(self.select()))
+            raise NobodyMatched(self.nobody(chosen))
         if since is None and not job:
             # Clocks differ a little; the records of the last seconds are better shown than missed.
             since = int((time.time() - 5) * 1000)
@@ -190,12 +203,16 @@ class Targeted:
             asked = {n: verbs.messages(job, since=since, levels=levels, after=after.get(n)) for n in nodes}
             fresh: List[Record] = []
             full = False
-            for result in Fleet.each(self._client, asked, keep=False).stream(10.0):
+            fleet = Fleet.each(self._client, asked, keep=False, quiet=True, expires=FOLLOW_SECONDS)
+            for result in fleet.stream(FOLLOW_SECONDS):
+                try:
+                    records = [Record.from_dict(raw, result.node) for raw in as_list(result.value)] if result.ok else []
+                except Undecodable as e:
+                    result, records = dataclasses.replace(result, state="ERROR", level=0, data=str(e)), []
                 if not result.ok:
                     if on_error:
                         on_error(result)
                     continue
-                records = [Record.from_dict(raw, result.node) for raw in as_list(result.value)]
                 if records:
                     after[result.node] = records[-1].id
                     full = full or len(records) >= 1000
@@ -225,8 +242,8 @@ class Targeted:
         return self.start(verbs.unschedule(job_id), **options)
 
     def restart(self, **options: Any) -> Fleet:
-        """Has each agent exit, for its service manager to start it again."""
-        return self.start(Verb("restart"), **options)
+        """Has each agent exit, and waits until its service manager has started it again."""
+        return self.start(Verb("restart"), **{"returning": True, **options})
 
     def _somebody(self, how: Mapping[str, Any]) -> Selection:
         # Before anything is stored: nobody there means that nothing is left behind either.
@@ -237,7 +254,7 @@ class Targeted:
         return chosen
 
 
-_HOW = ("selection", "wait_offline", "batch", "max_failures", "tags", "expires", "id", "keep")
+_HOW = ("selection", "wait_offline", "batch", "max_failures", "tags", "expires", "id", "keep", "quiet")
 
 
 def _split(options: Mapping[str, Any]) -> Tuple[Dict[str, Any], Dict[str, Any]]:

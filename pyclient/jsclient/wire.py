@@ -5,6 +5,7 @@ Nothing here talks to anybody, so a client of another kind (asyncio, say) can st
 
 from __future__ import annotations
 
+import builtins
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 from .errors import JobFailed, Undecodable, UsageError
+from .values import MAX_NESTING, decode, load_json, plain, too_deep
 
 QUEUE = "cmds_queue"
 JOBS = "jsacc:jobs"
@@ -28,6 +30,8 @@ LIVE_SECONDS = 90
 LATE_SECONDS = 3600
 #: A controller beats every 5 seconds; without a beat for so long it is gone.
 BEAT_SECONDS = 15
+#: A job's hash is kept for a day.
+JOB_SECONDS = 86400
 #: A script is kept for a week after its last use.
 SCRIPT_SECONDS = 7 * 86400
 #: Largest script or file that nodes fetch, in bytes.
@@ -41,9 +45,15 @@ COMMON_ARGS = frozenset(
     " user stop_signal stop_timeout rlimits nice umask oom_score_adj secret workingdir env args".split()
 )
 
+_NODE_KEY = re.compile(r"([0-9]{1,10}):([0-9]{1,10})\Z")
 _JOB_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
 # One encoder made once: `json.dumps` with options builds a new one for every call.
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+#: The agent keeps so much of each stream of a job: its last lines, and at most so many bytes of them.
+STREAM_LINES = 1000
+STREAM_BYTES = 64 * 1024
+#: And so many bytes of the last message of levels 20 to 23.
+DATA_BYTES = 1024 * 1024
 
 
 class NodeId(NamedTuple):
@@ -65,10 +75,8 @@ class NodeId(NamedTuple):
         """Reads `1:10`; nothing when it is no node."""
         if isinstance(text, bytes):
             text = text.decode("utf-8", "replace")
-        gid, colon, nid = text.partition(":")
-        if colon and gid.isascii() and nid.isascii() and gid.isdigit() and nid.isdigit():
-            return cls(int(gid), int(nid))
-        return None
+        found = _NODE_KEY.match(text)
+        return cls(int(found[1]), int(found[2])) if found else None
 
 
 def result_list(job_id: str) -> str:
@@ -115,8 +123,34 @@ def check_id(job_id: str) -> str:
 
 
 def dumps(value: object) -> str:
-    """Compact JSON."""
-    return _encode(value)
+    """Compact JSON, as it is sent; a `UsageError` says why a value cannot be sent."""
+    try:
+        encoded = _encode(value)
+        if not encoded.isascii():
+            encoded.encode("utf-8")
+        if too_deep(encoded):
+            raise RecursionError
+    except UnicodeEncodeError:
+        raise UsageError("args and data must be text that UTF-8 can hold") from None
+    except RecursionError:
+        raise UsageError(f"args and data must not be nested deeper than {MAX_NESTING} levels") from None
+    except (TypeError, ValueError) as e:
+        raise UsageError(f"args and data must be what JSON can hold: {e}") from None
+    return encoded
+
+
+def _at_the_limit(streams: Sequence[object], data: object) -> bool:
+    """Whether a result looks as one that the agent has cut."""
+    if any(isinstance(stream, str) and _stream_at_the_limit(stream) for stream in streams[:2]):
+        return True
+    return isinstance(data, str) and len(data) >= DATA_BYTES // 4 and len(data.encode("utf-8", "replace")) > DATA_BYTES - 4
+
+
+def _stream_at_the_limit(text: str) -> bool:
+    # The line that the cut hits goes as a whole, so less than the limit may be left.
+    if len(text) > STREAM_BYTES // 8 and len(text.encode("utf-8", "replace")) > STREAM_BYTES // 2:
+        return True
+    return text.count("\n") >= STREAM_LINES - 1
 
 
 def text(value: object) -> str:
@@ -143,6 +177,8 @@ class Command:
     by: str = ""
     user: str = ""
     created: int = 0
+    #: For commands that only look: kept out of the history and the audit list.
+    quiet: bool = False
 
     def to_json(self) -> str:
         """The text that goes on the queue."""
@@ -168,14 +204,20 @@ class Command:
             fields["user"] = self.user
         if self.created:
             fields["created"] = self.created
-        try:
-            return _encode(fields)
-        except (TypeError, ValueError) as e:
-            raise UsageError(f"args and data must be what JSON can hold: {e}") from None
+        if self.quiet:
+            fields["quiet"] = True
+        return dumps(fields)
 
 
-def _integer(value: object) -> int:
-    return value if isinstance(value, int) else 0
+def integer(value: object) -> int:
+    """A whole number of a node as 64 bits hold it; 0 for everything else."""
+    return int(value) if isinstance(value, int) and -(2**63) <= value < 2**63 else 0
+
+
+def _counts(value: object) -> Optional[Tuple[int, int]]:
+    if isinstance(value, list) and len(value) >= 2:
+        return integer(value[0]), integer(value[1])
+    return None
 
 
 @dataclass
@@ -196,6 +238,10 @@ class Result:
     streams: Tuple[str, str]
     critical: str
     tags: str
+    #: How many bytes it wrote to stdout and stderr; nothing from an agent that does not count them.
+    bytes: Optional[Tuple[int, int]] = None
+    #: Whether `streams` or `data` is not all of it. Of an agent that does not say so: whether they may be cut.
+    truncated: bool = False
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Result:
@@ -206,28 +252,33 @@ class Result:
             streams = ["", ""]
         data = get("data", "")
         args = get("args")
+        truncated = get("truncated")
+        if not isinstance(truncated, bool):
+            truncated = _at_the_limit(streams, data)
         return cls(
             id=str(get("id", "")),
-            gid=_integer(get("gid")),
-            nid=_integer(get("nid")),
+            gid=integer(get("gid")),
+            nid=integer(get("nid")),
             cmd=str(get("cmd", "")),
             args=args if isinstance(args, dict) else {},
-            data=data if isinstance(data, str) else _encode(data),
-            level=_integer(get("level")),
+            data=data if isinstance(data, str) else _encode(plain(data)),
+            level=integer(get("level")),
             state=str(get("state", "")),
-            code=_integer(get("code")),
-            time=_integer(get("time")),
-            starttime=_integer(get("starttime")),
+            code=integer(get("code")),
+            time=integer(get("time")),
+            starttime=integer(get("starttime")),
             streams=(str(streams[0]), str(streams[1])),
             critical=str(get("critical") or ""),
             tags=str(get("tags") or ""),
+            bytes=_counts(get("bytes")),
+            truncated=truncated,
         )
 
     @classmethod
-    def from_json(cls, raw: Union[str, bytes]) -> Optional[Result]:
+    def from_json(cls, raw: Union[str, builtins.bytes]) -> Optional[Result]:
         """Reads what a result list or a job's hash holds; nothing when it is no final result."""
         try:
-            value = json.loads(raw)
+            value = load_json(raw)
         except ValueError:
             return None
         if not isinstance(value, dict) or value.get("state") not in FINAL_STATES:
@@ -251,6 +302,8 @@ class Result:
             "streams": list(self.streams),
             "critical": self.critical,
             "tags": self.tags,
+            "bytes": None if self.bytes is None else list(self.bytes),
+            "truncated": self.truncated,
         }
 
     @property
@@ -278,6 +331,21 @@ class Result:
         """`data`, decoded by its level: JSON (20), YAML (21), TOML (22); other levels stay text."""
         return decode(self.level, self.data)
 
+    @property
+    def cut(self) -> str:
+        """What is missing of `streams` and `data`, in one sentence; empty when nothing is."""
+        if not self.truncated:
+            return ""
+        if self.bytes is None:
+            return f"its output may be cut: an agent keeps the last {STREAM_LINES} lines and 64 KiB of each stream"
+        parts = []
+        for name, text, count in zip(("stdout", "stderr"), self.streams, self.bytes):
+            shown = len(text.encode("utf-8", "replace"))
+            # Marked lines are counted too and lie elsewhere, so only a stream at its limit can have been cut.
+            if count > shown + 1 and _stream_at_the_limit(text):
+                parts.append(f"the last {shown} of {count} bytes of {name}")
+        return f"its output is cut: kept are {' and '.join(parts)}" if parts else "its output or its result is cut"
+
     def sentence(self) -> str:
         """What happened, in one sentence."""
         who = f"{self.cmd or 'the command'}"
@@ -299,37 +367,6 @@ class Result:
         return self
 
 
-def decode(level: int, data: str) -> Any:
-    """Decodes the text of a result by its level."""
-    try:
-        if level == 20:
-            return json.loads(data)
-        if level == 21:
-            try:
-                import yaml
-            except ImportError:
-                raise Undecodable("the result is YAML: pip install 'jsclient[yaml]' to have it decoded") from None
-            try:
-                return yaml.safe_load(data)
-            except yaml.YAMLError as e:
-                raise ValueError(str(e)) from None
-        if level == 22:
-            try:
-                import tomllib as toml
-            except ImportError:
-                try:
-                    import tomli as toml  # type: ignore[no-redef,unused-ignore]
-                except ImportError:
-                    raise Undecodable("the result is TOML: pip install 'jsclient[toml]' to have it decoded") from None
-            return toml.loads(data)
-    except Undecodable:
-        raise
-    except ValueError as e:
-        kind = {20: "JSON", 21: "YAML", 22: "TOML"}[level]
-        raise Undecodable(f"the result has level {level} but is no {kind}: {e}") from None
-    return data
-
-
 @dataclass(frozen=True)
 class Record:
     """One message of a job, as a node stored it."""
@@ -348,15 +385,15 @@ class Record:
     def from_dict(cls, raw: Mapping[str, Any], node: Optional[NodeId] = None) -> Record:
         """Takes a record as `get_msgs` or a log list gives it."""
         return cls(
-            id=_integer(raw.get("id")),
+            id=integer(raw.get("id")),
             jobid=str(raw.get("jobid", "")),
             jobdomain=str(raw.get("jobdomain", "")),
             jobname=str(raw.get("jobname", "")),
-            epoch=_integer(raw.get("epoch")),
-            level=_integer(raw.get("level")),
+            epoch=integer(raw.get("epoch")),
+            level=integer(raw.get("level")),
             data=str(raw.get("data", "")),
-            gid=_integer(raw.get("gid")) or (node.gid if node else 0),
-            nid=_integer(raw.get("nid")) or (node.nid if node else 0),
+            gid=integer(raw.get("gid")) or (node.gid if node else 0),
+            nid=integer(raw.get("nid")) or (node.nid if node else 0),
         )
 
     @property
@@ -392,7 +429,7 @@ class JobInfo:
                 if node is None:
                     continue
                 try:
-                    state = json.loads(value)
+                    state = load_json(value)
                 except ValueError:
                     continue
                 if not isinstance(state, dict):
@@ -420,7 +457,7 @@ class JobInfo:
 def parse_targets(raw: Union[str, bytes]) -> Optional[List[NodeId]]:
     """Reads the field `targets` of a job's hash."""
     try:
-        value = json.loads(raw)
+        value = load_json(raw)
     except ValueError:
         return None
     if not isinstance(value, list):
@@ -431,7 +468,7 @@ def parse_targets(raw: Union[str, bytes]) -> Optional[List[NodeId]]:
 def _command(raw: bytes) -> Dict[str, Any]:
     # A controller may store the whole command or its name alone.
     try:
-        value = json.loads(raw)
+        value = load_json(raw)
     except ValueError:
         return {"cmd": text(raw)}
     return value if isinstance(value, dict) else {"cmd": str(value)}
@@ -449,7 +486,7 @@ def parse_list(items: Iterable[bytes]) -> List[Dict[str, Any]]:
     out: List[Dict[str, Any]] = []
     for item in items:
         try:
-            value = json.loads(item)
+            value = load_json(item)
         except ValueError:
             value = None
         out.append(value if isinstance(value, dict) else {"text": text(item)})
@@ -467,4 +504,6 @@ def as_list(value: Any) -> List[Dict[str, Any]]:
     """The list that a node answered; `Undecodable` when it is none."""
     if not isinstance(value, list):
         raise Undecodable(f"the node answered no list but {type(value).__name__}")
+    if not all(isinstance(item, dict) for item in value):
+        raise Undecodable("the node answered a list with items that are no objects")
     return value

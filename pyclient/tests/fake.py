@@ -40,6 +40,8 @@ class Fake:
         self.running: Dict[Tuple[str, Node], Dict[str, Any]] = {}
         self.queued: Dict[Tuple[str, Node], Dict[str, Any]] = {}
         self.seen: List[Dict[str, Any]] = []
+        self.lost: set[Node] = set()  # their agents end at a restart, and nothing starts them again
+        self.starts = 0
         self.records: Dict[Node, List[Dict[str, Any]]] = {}
         self.files: Dict[Tuple[Node, str], bytes] = {}
         self.delay = 0.0
@@ -89,6 +91,11 @@ class Fake:
             if n == node:
                 self._at_node(node, self.queued.pop((job, n)))
 
+    def started(self, node: Node) -> None:
+        """An agent has started again."""
+        self.starts += 1
+        self._redis.hset(f"jsacc:agent:{node[0]}:{node[1]}", "instance", f"start{self.starts}")
+
     def record(self, gid: int, nid: int, level: int, data: str, jobid: str = "j", age: float = 0) -> None:
         records = self.records[(gid, nid)]
         records.append({"id": len(records) + 1, "jobid": jobid, "jobdomain": "d", "jobname": "n",
@@ -129,10 +136,11 @@ class Fake:
         fields = {"cmd": json.dumps(command), "created": now(), "targets": targets}
         fields.update({f"{g}:{n}": '{"state": "QUEUED"}' for g, n in nodes})
         self._redis.hset(f"jsacc:job:{job}", mapping=fields)
-        self._redis.lpush("jsacc:jobs", job)
-        self._redis.lpush("jsacc:audit", json.dumps({
-            "id": job, "cmd": command["cmd"], "args": command["args"], "by": command.get("by"),
-            "user": command.get("user"), "targets": json.loads(targets)[:20], "count": len(nodes), "time": now()}))
+        if not command.get("quiet"):
+            self._redis.lpush("jsacc:jobs", job)
+            self._redis.lpush("jsacc:audit", json.dumps({
+                "id": job, "cmd": command["cmd"], "args": command["args"], "by": command.get("by"),
+                "user": command.get("user"), "targets": json.loads(targets)[:20], "count": len(nodes), "time": now()}))
         if not nodes:
             self._finish((command["gid"], 0), command, {"state": "ERROR", "data": "no live node has these roles"})
         for node in nodes:
@@ -158,6 +166,8 @@ class Fake:
         result = {"id": command["id"], "gid": node[0], "nid": node[1], "cmd": command["cmd"],
                   "args": command["args"], "data": "", "level": 0, "state": "OK", "code": 0, "time": 3,
                   "starttime": now(), "streams": ["", ""], "critical": "", "tags": command["tags"], **answer}
+        # As the agent does it: a line feed between each two lines, and none at the end.
+        result["streams"] = [s[:-1] if s.endswith("\n") else s for s in result["streams"]]
         text = json.dumps(result)
         job = command["id"]
         if not self.hash_only:
@@ -243,6 +253,8 @@ class Fake:
                 self._finish(node, self.running.pop(key), {"state": "KILLED", "code": 143, "data": "killed"})
             return good(True)
         if cmd == "restart":
+            if node not in self.lost:
+                self.started(node)
             return good(True)
         if cmd in ("get_msgs", "del_msgs"):
             found_ = [r for r in self.records[node] if self._matches(r, query)][: query.get("limit", 1000)]

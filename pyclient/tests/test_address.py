@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Any, Tuple
 
 import pytest
@@ -31,6 +32,7 @@ from jsclient.address import CLUSTER, SENTINEL, SINGLE, parse
         ("redis://:p%2Fw%40@h:1", SINGLE, "redis://:p%2Fw%40@h:1", (), "h:1"),
         ("unix:///r.sock?password=ge,heim", SINGLE, "unix:///r.sock?password=ge,heim", (), "/r.sock"),
         ("rediss://h:1?ssl_ca_certs=/a@b.pem", SINGLE, "rediss://h:1?ssl_ca_certs=/a@b.pem", (), "h:1"),
+        ("unix:///r.sock?password=a+b&db=1", SINGLE, "unix:///r.sock?password=a%2Bb&db=1", (), "/r.sock"),
         ("sentinel://:p,w@s1/main", SENTINEL, "redis://:p,w@localhost/0", (("s1", 26379),),
          "main of the sentinels s1:26379"),
         ("sentinels://me:pw@s1/main/2?sentinel_user=you&sentinel_password=p%26w", SENTINEL, "rediss://me:pw@localhost/2",
@@ -68,7 +70,7 @@ def test_no_part_of_a_password_is_shown(scheme: str) -> None:
             link._login()
         except UsageError as e:
             said = str(e)
-            assert said == UNREADABLE or said.startswith(("a sentinel address names", "several addresses")), text
+            assert said == UNREADABLE or said.startswith(("a sentinel address names", "several addresses", "behind the / of")), text
             continue
         except ValueError:  # of `_login` for a cluster, which is asked for within `_make`
             with pytest.raises(UsageError, match="%2C"):
@@ -109,3 +111,42 @@ def test_tls_and_logins_reach_every_kind() -> None:
     secure = Client("rediss://:pw@127.0.0.1:1", ssl_ca_certs="/no/such/file").link._redis.connection_pool
     assert issubclass(secure.connection_class, redis.SSLConnection)
     assert secure.connection_kwargs["ssl_ca_certs"] == "/no/such/file"
+
+
+def test_a_plus_in_the_password_of_a_socket_is_a_plus() -> None:
+    options = Client("unix:///r.sock?password=a+b%2Bc").link._redis.connection_pool.connection_kwargs
+    assert options["password"] == "a+b+c"
+
+
+@pytest.mark.parametrize("text,told", [
+    ("redis://h?sokcet_timeout=5", "unknown setting sokcet_timeout; did you mean socket_timeout?"),
+    ("redis://h?db=x", "the setting db in the address of Redis takes a whole number"),
+    ("a:1,redis://b:2?frob=1", "unknown setting frob"),
+    ("redis://:x?geheim=z@h", "the address cannot be read"),
+    ("redis://h?", ""),
+    ("redis://h?socket_timeout=5&db=2", ""),
+])
+def test_settings_in_an_address_are_checked(text: str, told: str) -> None:
+    if not told:
+        Client(text)
+        return
+    with pytest.raises(UsageError, match=re.escape(told)) as e:
+        Client(text)
+    assert "geheim" not in str(e.value)
+
+
+def test_settings_of_the_client_are_checked() -> None:
+    with pytest.raises(UsageError, match="setting sokcet_timeout of the connection"):
+        Client("redis://h", sokcet_timeout=5)
+
+
+def test_no_blocking_read_is_longer_than_its_socket_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jsclient.link.SLICE", 2.0)
+    asked: list[float] = []
+    for text, options, most in (("redis://h", {}, 2.0), ("redis://h?socket_timeout=1", {}, 0.5), ("h", {"socket_timeout": 3}, 1.5)):
+        link = Client(text, **options).link
+        monkeypatch.setattr(link._redis, "execute_command", lambda *words: asked.append(float(words[-1])))
+        link.pop(["a"], 60)
+        # 0 is "for ever", and Redis 6.0 takes a millisecond for it.
+        link.pop(["a"], 0)
+        assert asked[-2:] == [most, 0.01]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import socket
 import threading
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Dict
 
 import pytest
 import redis
@@ -29,9 +31,9 @@ from jsclient import (
 def test_execute(client: Client, fake: Fake) -> None:
     job = client.execute(1, 1, "echo", ["a", "b"], domain="d", max_time=5, tags="t")
     result = job.wait(10)
-    assert (result.state, result.stdout, result.stderr, result.code) == ("OK", "a b\n", "", 0)
+    assert (result.state, result.stdout, result.stderr, result.code) == ("OK", "a b", "", 0)
     assert (result.tags, result.node, result.args["max_time"]) == ("t", (1, 1), 5)
-    assert job.state == "OK" and job.stdout == "a b\n" and job.result is result
+    assert job.state == "OK" and job.stdout == "a b" and job.result is result
     assert fake.seen[-1]["by"] == "tester"
 
 
@@ -95,7 +97,7 @@ def test_nothing_is_left_behind(client: Client, raw: Any) -> None:
 
 def test_a_result_that_somebody_else_popped_is_found(client: Client, fake: Fake, raw: Any) -> None:
     fake.hash_only = True
-    assert client.execute(1, 1, "echo", ["x"]).wait(10).stdout == "x\n"
+    assert client.execute(1, 1, "echo", ["x"]).wait(10).stdout == "x"
     fleet = client.target("1.1,2.1").execute("echo", ["x"]).wait(10)
     assert sorted(fleet.results) == [(1, 1), (2, 1)]
     assert len(client.target("all").ping().wait(10).results) == 3
@@ -134,7 +136,7 @@ def test_one_client_in_many_threads(client: Client) -> None:
     def work(mine: int) -> None:
         for i in range(20):
             word = f"{mine}-{i}"
-            if client.execute(1, 1 + i % 2, "echo", [word]).wait(20).stdout != f"{word}\n":
+            if client.execute(1, 1 + i % 2, "echo", [word]).wait(20).stdout != word:
                 wrong.append(word)
         if len(client.target("all").ping().wait(20).results) != 3:
             wrong.append(str(mine))
@@ -149,7 +151,7 @@ def test_one_client_in_many_threads(client: Client) -> None:
 
 def test_fleet(client: Client) -> None:
     fleet = client.target("@web").execute("whoami")
-    assert {r.stdout for r in fleet} == {"1.1\n", "1.2\n"}
+    assert {r.stdout for r in fleet} == {"1.1", "1.2"}
     assert fleet.ok and not fleet.failed and not fleet.missing
     assert fleet.raise_for_status() is fleet
     assert len(fleet.nodes) == 2 and sorted(fleet.results) == [(1, 1), (1, 2)]
@@ -431,3 +433,98 @@ def test_the_smallest_rights_are_enough(server: Server, fake: Fake, raw: Any) ->
                 client.link.call("SET", "jsacc:acs", "x")
     finally:
         raw.execute_command("ACL", "DELUSER", "ops")
+
+
+def test_a_job_that_was_never_sent_has_no_state(client: Client, fake: Fake) -> None:
+    with pytest.raises(Gone, match="it was never sent, or is older than a day"):
+        client.job("never-sent").state
+    fake.deaf.add((1, 1))
+    job = client.execute(1, 1, "uname")
+    assert job.state in ("QUEUED", "RUNNING")
+
+
+def test_an_answer_that_does_not_come_in_time_leaves_no_command_behind(client: Client, fake: Fake) -> None:
+    fake.absent.add((1, 1))
+    with pytest.raises(WaitTimeout, match="it was withdrawn"):
+        client.killall(1, 1, timeout=0.3)
+    assert not fake.queued
+
+
+def test_a_ping_of_a_node_that_is_not_there_ends_soon(
+    client: Client, fake: Fake, raw: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jsclient.client.PRESENT_SECONDS", 0.2)
+    fake.add(1, 5, [], age=300)
+    fake.absent.add((1, 1))
+    raw.hset("jsacc:agent:1:1", "stopped", str(int(time.time() * 1000) + 1000))
+    for gid, nid, why in ((1, 1, "stopped"), (1, 5, "was last seen"), (8, 8, "never seen")):
+        with pytest.raises(NobodyMatched, match=why):
+            client.ping(gid, nid, timeout=None)
+    assert not fake.queued
+    fake.deaf.add((1, 2))
+    with pytest.raises(WaitTimeout):
+        client.ping(1, 2, timeout=0.5)
+
+
+def test_restart_returns_when_the_agent_is_back(client: Client, fake: Fake) -> None:
+    assert client.restart(1, 1).ok and client.target("@web").restart().wait().ok
+    fake.lost.add((1, 1))
+    with pytest.raises(JobFailed, match="nothing started it again within 0.3 s"):
+        client.restart(1, 1, timeout=0.3)
+
+
+class OldRedis(threading.Thread):
+    """Answers as an older Redis does, from a table of commands."""
+
+    def __init__(self, answers: Dict[str, bytes]) -> None:
+        super().__init__(daemon=True)
+        self.answers = answers
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"redis://127.0.0.1:{self.listener.getsockname()[1]}"
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            try:
+                connection, _ = self.listener.accept()
+            except OSError:
+                return
+            with connection, connection.makefile("rb") as lines:
+                while head := lines.readline():
+                    words = []
+                    for _ in range(int(head[1:])):
+                        lines.readline()
+                        words.append(lines.readline().strip().decode())
+                    connection.sendall(self.answers.get(words[0].upper(), b"-ERR unknown command '%s'\r\n" % words[0].encode()))
+
+    def __enter__(self) -> OldRedis:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+
+
+NOW = b"*2\r\n$10\r\n1766385000\r\n$1\r\n0\r\n"
+BEAT = b"*2\r\n$2\r\nac\r\n$13\r\n1766385000000\r\n"
+
+
+@pytest.mark.parametrize("answers,told", [
+    ({"INFO": b"$39\r\n# Server\r\nredis_version:5.0.14\r\nos:x\r\n..\r\n"}, "is 5.0.14; 6.0 or newer is needed"),
+    ({"INFO": b"-NOPERM no\r\n", "BRPOP": b"-ERR timeout is not an integer or out of range\r\n", "LPUSH": b":1\r\n"},
+     "is older than 6.0; 6.0 or newer is needed"),
+    ({"HELLO": b"*4\r\n$6\r\nserver\r\n$5\r\nredis\r\n$7\r\nversion\r\n$6\r\n4.0.14\r\n"}, "is 4.0.14; 6.0 or newer is needed"),
+])
+def test_a_redis_that_is_too_old_is_told_in_one_sentence(answers: Dict[str, bytes], told: str) -> None:
+    with OldRedis({"TIME": NOW, "ZREVRANGE": BEAT, **answers}) as old, Client(old.url) as client:
+        with pytest.raises(Unavailable, match=told):
+            client.execute(1, 1, "uname").wait(5)
+
+
+def test_a_user_that_may_not_ask_for_the_version_is_served(client: Client, fake: Fake, server: Server, raw: Any) -> None:
+    raw.execute_command("ACL", "SETUSER", "few", "on", ">pw", "~*", "+@all", "-hello", "-info")
+    try:
+        with Client(server.url.replace("unix://", "unix://few:pw@")) as few:
+            assert few.execute(1, 1, "uname").wait(10).ok and few.link.version_known
+    finally:
+        raw.execute_command("ACL", "DELUSER", "few")

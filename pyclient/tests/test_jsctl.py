@@ -128,6 +128,20 @@ def test_json(jsctl: Jsctl, fake: Fake) -> None:
         (["put", "1.1", "/no/such", "/x"], 2, "cannot read"),
         (["script", "run", "1.1", "/no/such.py"], 2, "cannot read"),
         (["logs", "1.1", "--levels", "x"], 2, "levels are written"),
+        (["logs", "1.1", "--levels", "\u00b2"], 2, "levels are written"),
+        (["logs", "1.1", "--since", "9" * 400 + "d"], 2, "is no time"),
+        (["jobs", "-n", "9" * 5000], 2, "is no whole number"),
+        (["exec", "1.1", "--every", "5x", "--", "ls"], 2, "write 90, 90s, 5m, 2h or 1d"),
+        (["exec", "1.1", "--every", "0.5", "--", "ls"], 2, "no whole number of seconds"),
+        (["raw", "1.1", "x", "--args", "[" * 5000], 2, "no JSON"),
+        (["raw", "1.1", "x", "--args", '{"a": NaN}'], 2, "what JSON can hold"),
+        (["kill", "1.1", "nobody"], 3, "no job nobody"),
+        (["signal", "1.1", "nobody", "HUP"], 3, "no job nobody"),
+        (["ping", "-r", "redis://localhost?sokcet_timeout=5"], 2, "unknown setting sokcet_timeout; did you mean socket_timeout?"),
+        (["ping", "-r", "redis://localhost?socket_timeout=x"], 2, "socket_timeout in the address of Redis takes a number"),
+        (["ping", "-r", "redis://localhost?ssl_ca_certs=x"], 2, "ssl_ca_certs of the connection to Redis cannot be used"),
+        (["ping", "-r", "redis://localhost/x"], 2, "the number of a database"),
+        (["ping", "-r", "redis://localhost:40000000"], 2, "cannot be read"),
         (["logs", "1.1", "--since", "noon"], 2, "is no time"),
         (["--redis", "redis://localhost:1", "ping"], 1, "cannot reach Redis at localhost:1"),
         (["ping", "-r", "http://x"], 2, "redis://"),
@@ -286,7 +300,7 @@ def test_any_raw_info_killall_restart(jsctl: Jsctl, fake: Fake) -> None:
     assert "/dev/sda1" in jsctl("info", "disk").out
     assert "eth0" in jsctl("info", "nic", "1.1").out and "Debian" in jsctl("info", "os", "1.1").out
     assert jsctl("killall", "1.*").code == 0 and jsctl("restart", "1.1").code == 0
-    assert jsctl("unschedule", "1.1", "j").code == 1
+    assert jsctl("unschedule", "1.1", "j").code == 3
 
 
 def test_nodes_and_history(jsctl: Jsctl, fake: Fake, raw: Any) -> None:
@@ -504,5 +518,150 @@ def test_usage_is_told_once(jsctl: Jsctl) -> None:
 
 def test_logs_without_records_say_so(jsctl: Jsctl, fake: Fake) -> None:
     ran = jsctl("logs", "1.1", "--job", "nobody")
+    assert (ran.code, ran.out, ran.err) == (3, "", "jsctl: no records of job nobody match\n")
+    ran = jsctl("logs", "1.1", "--job", "nobody", "--json")
+    assert (ran.code, ran.out) == (3, "[]\n")
+    ran = jsctl("logs", "1.1", "--levels", "9")
     assert (ran.code, ran.out, ran.err) == (0, "", "jsctl: no records match\n")
-    assert jsctl("logs", "1.1", "--job", "nobody", "--json").out == "[]\n"
+
+
+@pytest.mark.parametrize("text,seconds", [("60", 60), ("5m", 300), ("2h", 7200), ("1d", 86400), ("90s", 90)])
+def test_durations_take_a_unit(jsctl: Jsctl, fake: Fake, text: str, seconds: int) -> None:
+    assert jsctl("exec", "1.1", "--max-time", text, "--every", text, "--expires", text, "--", "uname").code == 0
+    sent = fake.seen[-1]
+    assert (sent["args"]["max_time"], sent["args"]["recurring_period"], sent["expires"]) == (seconds,) * 3
+    assert jsctl("exec", "1.1", "--timeout", "0.5m", "--max-time", "-1", "--", "uname").code == 0
+    assert fake.seen[-1]["args"]["max_time"] == -1
+
+
+def test_records_of_a_job_are_found_by_how_its_id_begins(jsctl: Jsctl, fake: Fake, client: Client) -> None:
+    job = client.execute(1, 1, "uname")
+    job.wait()
+    fake.record(1, 1, 1, "mine", jobid=job.id)
+    ran = jsctl("logs", "1.1", "--job", job.id[:12])
+    assert ran.code == 0 and ran.out.split()[-1] == "mine"
+    assert jsctl("logs", "1.1", "--job", "abcdef123456").code == 3
+
+
+def test_cut_output_is_told(jsctl: Jsctl, fake: Fake) -> None:
+    tail = "1234567\n" * 999 + "1234567"
+    fake.programs["big"] = lambda n, c: {"streams": [tail, "e"], "bytes": [1290000, 2], "truncated": True}
+    ran = jsctl("exec", "1.1", "--", "big")
+    job = fake.seen[-1]["id"]
+    assert (ran.code, ran.out) == (0, tail + "\n")
+    assert ran.err.endswith("jsctl: 1.1: its output is cut: kept are the last 7999 of 1290000 bytes of stdout; "
+                            f"for the rest: jsctl logs 1.1 --job {job}\n")
+    ran = jsctl("exec", "1.1,1.2", "--json", "--", "big")
+    assert {(i["truncated"], tuple(i["bytes"])) for i in json.loads(ran.out)} == {(True, (1290000, 2))}
+    assert ran.err.count("is cut") == 2 and f"jsctl logs 1.2 --job {fake.seen[-1]['id']}" in ran.err
+    fake.programs["big"] = lambda n, c: {"level": 20, "data": "[1, ", "bytes": [9, 0], "truncated": True}
+    assert "its output or its result is cut" in jsctl("exec", "1.1", "--", "big").err
+    fake.programs["big"] = lambda n, c: {"streams": [tail, "e"], "bytes": [8000, 2], "truncated": False}
+    assert jsctl("exec", "1.1", "--", "big").err == "e\n"
+
+
+@pytest.mark.parametrize("answer,cut", [
+    ({"streams": ["x\n" * 999 + "x", ""]}, True), ({"streams": ["", ("x" * 99 + "\n") * 655]}, True),
+    ({"streams": ["\u20ac" * 21845, ""]}, True), ({"level": 23, "data": "x" * (1 << 20)}, True),
+    ({"streams": ["x\n" * 998 + "x", "x" * 32000]}, False), ({"level": 23, "data": "x" * 9999}, False),
+])
+def test_an_agent_that_does_not_count_may_have_cut_output_at_its_limits(
+    jsctl: Jsctl, fake: Fake, answer: Any, cut: bool
+) -> None:
+    fake.programs["big"] = lambda n, c: answer
+    ran = jsctl("exec", "1.1", "--", "big")
+    assert ran.code == 0 and ("its output may be cut" in ran.err) is cut
+    shown = json.loads(jsctl("exec", "1.1", "--ndjson", "--", "big").out)
+    assert (shown["bytes"], shown["truncated"]) == (None, cut)
+
+
+def test_a_rolling_restart_waits_until_each_node_is_back(jsctl: Jsctl, fake: Fake) -> None:
+    nodes, down = {(1, 1), (1, 2), (2, 1)}, []
+    fake.lost = set(nodes)
+
+    def back() -> None:
+        # Each node stays away for a moment, in which no other may be sent the command.
+        done: set[Any] = set()
+        while len(done) < 3 and not over.wait(0.02):
+            asked = {(c["gid"], c["nid"]) for c in fake.seen if c["cmd"] == "restart"}
+            down.append(len(asked - done))
+            for node in asked - done:
+                over.wait(0.3)
+                fake.started(node)
+                done.add(node)
+
+    over = threading.Event()
+    thread = threading.Thread(target=back)
+    thread.start()
+    try:
+        ran = jsctl("restart", "all", "--batch", "1", "--max-failures", "0")
+    finally:
+        over.set()
+        thread.join()
+    assert ran.code == 0 and ran.err == "3 OK, 0 failed\n" and max(down) == 1
+    assert [c["cmd"] for c in fake.seen] == ["restart"] * 3
+
+
+def test_a_restart_that_nothing_follows_is_a_failure(jsctl: Jsctl, fake: Fake) -> None:
+    fake.lost.add((1, 1))
+    ran = jsctl("restart", "1.1,1.2,2.1", "--batch", "1", "--max-failures", "0", "--timeout", "0.5")
+    assert ran.code == 1 and "2 not sent after too many failures (1.2, 2.1)" in ran.err
+    assert "== 1.1: ERROR\nthe agent ended, and nothing started it again within 0.5 s\n" == ran.out
+    ran = jsctl("restart", "1.1", "--timeout", "0.5")
+    assert ran.code == 1 and "nothing started it again within 0.5 s" in ran.err
+    ran = jsctl("restart", "1.1", "--detach")
+    assert ran.code == 0 and len(ran.out.strip()) == 32
+
+
+def test_what_has_not_started_when_the_wait_ends_is_withdrawn(jsctl: Jsctl, fake: Fake, raw: Any) -> None:
+    fake.absent.add((1, 2))  # listed as live: it has just gone
+    ran = jsctl("exec", "1.1,1.2", "--timeout", "0.3", "--", "sleep", "9")
+    assert ran.code == 4 and "withdrawn from 1.2, where it had not started" in ran.err
+    sent = next(c["id"][:32] for c in fake.seen if c["cmd"] == "execute")
+    assert f"to wait on: jsctl wait {sent}" in ran.err and not fake.queued and len(fake.running) == 1
+    assert not [k for k in raw.keys("cmds_queue_*")]
+    ran = jsctl("exec", "1.2", "--timeout", "0.3", "--", "uname")
+    assert ran.code == 4 and "withdrawn from 1.2" in ran.err and "jsctl wait" not in ran.err
+    for flag in ("--wait", "--detach"):
+        jsctl("exec", "1.2", "--timeout", "0.3", flag, "--", "uname")
+        wait_until(lambda: len(fake.queued) == 1)
+        ((job, node),) = fake.queued
+        assert jsctl("wait", job, "--timeout", "0.3").code == 4 and len(fake.queued) == 1
+        assert jsctl("cancel", job).code == 0
+
+
+@pytest.mark.parametrize("words", [["ping"], ["info", "os"], ["ps"], ["logs"], ["top", "--once"]])
+def test_a_stopped_node_is_told_at_once(jsctl: Jsctl, fake: Fake, raw: Any, words: Any) -> None:
+    fake.absent.add((1, 1))
+    raw.hset("jsacc:agent:1:1", "stopped", str(int(time.time() * 1000) + 1000))
+    ran = jsctl(*words[:1], *(words[1:] if words[0] == "info" else ()), "1.1", *(words[1:] if words[0] == "top" else ()))
+    assert ran.code == 3 and "stopped" in ran.err and not fake.seen, ran
+    # What does something is left for it: most often it only starts again.
+    ran = jsctl("exec", "1.1", "--timeout", "0.2", "--", "uname")
+    assert ran.code == 4 and "the agent stopped" in ran.err
+
+
+def test_questions_that_are_asked_again_are_quiet(jsctl: Jsctl, server: Server, fake: Fake, client: Client, raw: Any) -> None:
+    fake.record(1, 1, 1, "a line")
+    list(client.target("all").follow(until=lambda: True))
+    list(client.logs("1.1", follow=True, until=lambda: True))
+    jsctl("top", "--once")
+    asked = [c for c in fake.seen if c["cmd"] in ("get_msgs", "get_processes_stats")]
+    assert len(asked) >= 5 and all(c["quiet"] is True and 0 < c["expires"] <= 60 for c in asked)
+    assert raw.llen("jsacc:jobs") == 0 and raw.llen("jsacc:audit") == 0
+    jsctl("ps")
+    jsctl("logs", "1.1")
+    assert "quiet" not in fake.seen[-1] and raw.llen("jsacc:audit") == 2
+
+
+def test_completion_of_a_pattern_offers_no_files(server: Server, fake: Fake, tmp_path: Any) -> None:
+    (tmp_path / "1.txt").touch()
+    bin_ = tmp_path / "bin"
+    bin_.mkdir()
+    (bin_ / "jsctl").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m jsclient.cli "$@"\n')
+    (bin_ / "jsctl").chmod(0o755)
+    script = ('source <(jsctl completion bash); COMP_LINE="jsctl exec 1."; COMP_POINT=${#COMP_LINE}; _jsctl; '
+              'printf "%s\\n" "${COMPREPLY[@]}"')
+    done = subprocess.run(["bash", "--norc", "-c", script], cwd=tmp_path, text=True, capture_output=True, timeout=60,
+                          env={**os.environ, "PATH": f"{bin_}:{os.environ['PATH']}", "JSCTL_REDIS": server.url})
+    assert done.stdout.split() == ["1.*", "1.1", "1.2"], done

@@ -18,7 +18,7 @@ import redis
 from conftest import end, wait_until
 from test_real import BIN, free_port
 
-from jsclient import Client, Unavailable
+from jsclient import Client, Unavailable, wire
 from jsclient.cli import main
 
 pytestmark = [
@@ -170,6 +170,16 @@ def test_a_cluster_that_loses_a_server(house: House, capsys: pytest.CaptureFixtu
         wait_until(lambda: attempt(client.nodes) is not None, FAILOVER)
         house.fleet(f"redis://jsacc:pw@{some}")
         everything(client, url, capsys)
+        # One address is enough: each server's, be it a replica's.
+        for number, address in enumerate(addresses):
+            one = f"redis://ops:pw@{address}"
+            with Client(one, timeout=30) as single:
+                assert single.scripts() == client.scripts() and len(single.nodes()) == 2
+                assert single.ping(1, 1) == "pong" and len(single.target("1.1,1.2").ping().wait(20).results) == 2
+            if number in (0, 5):
+                with Client(one, timeout=30) as single:
+                    single.link.bulk([("DEL", wire.script_key(it["hash"])) for it in client.scripts()])
+                    everything(single, one, capsys)
         # The one that holds the queue of commands is the worst to lose, when it also answers what has no key.
         cluster = client.link._redis
         holder = cluster.get_node_from_key("cmds_queue")

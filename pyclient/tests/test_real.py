@@ -292,3 +292,54 @@ def test_ctrl_c(stage: Stage) -> None:
     assert child.returncode == 130 and "goes on running on 1.1, 1.2; to end it: jsctl kill " in err
     job = err.split("jsctl kill ")[1].split()[0]
     assert len(stage.client.target("all").kill(job).wait().results) == 2
+
+
+def test_a_rolling_restart_of_real_agents(stage: Stage, jsctl: Jsctl) -> None:
+    agents = [child for child in stage.children if "jsagent" in str(child.args)]
+    over = threading.Event()
+    most_away = 0
+
+    def service_manager() -> None:
+        nonlocal most_away
+        while not over.wait(0.05):
+            ended = [child for child in agents if child.poll() is not None]
+            most_away = max(most_away, len(ended))
+            for child in ended:
+                agents.remove(child)
+                words = [str(word) for word in child.args]  # type: ignore[union-attr]
+                stage.start("jsagent", *words[1:])
+                agents.append(stage.children[-1])
+
+    before = {node.id: node.instance for node in stage.client.nodes()}
+    thread = threading.Thread(target=service_manager)
+    thread.start()
+    try:
+        ran = jsctl("restart", "all", "--batch", "1", "--max-failures", "0")
+    finally:
+        over.set()
+        thread.join()
+    assert ran.code == 0 and ran.err == "2 OK, 0 failed\n" and most_away == 1
+    after = {node.id: node.instance for node in stage.client.nodes()}
+    assert all(after[node] not in ("", before[node]) for node in before)
+
+
+def test_output_of_a_real_agent_is_told_to_be_cut(stage: Stage, jsctl: Jsctl) -> None:
+    ran = jsctl("exec", "1.1", "--", "seq", "200000")
+    assert ran.code == 0 and ran.out.endswith("\n199999\n200000\n")
+    assert "jsctl: 1.1: its output " in ran.err and "jsctl logs 1.1 --job " in ran.err
+    assert jsctl("exec", "1.1", "--", "printf", "a\\n\\n\\n").out == "a\n\n\n"
+    assert jsctl("exec", "1.1", "--", "seq", "100").err == ""
+
+
+def test_a_device_is_not_replaced_by_put(stage: Stage, jsctl: Jsctl, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    link = tmp_path / "null"
+    link.symlink_to("/dev/null")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        for path in (pipe, link, tmp_path / "socket"):
+            before = path.lstat()
+            ran = jsctl("put", "1.1", __file__, str(path))
+            assert ran.code == 1 and "is no regular file" in ran.err, ran
+            assert (path.lstat().st_mode, path.lstat().st_ino) == (before.st_mode, before.st_ino)

@@ -6,6 +6,7 @@ import argparse
 from typing import List
 
 from ..errors import OK, Error
+from . import stdio
 
 _BASH = """_jsctl() {
     local IFS=$'\\n'
@@ -13,7 +14,8 @@ _BASH = """_jsctl() {
     local words; read -ra words <<< "${COMP_LINE:0:COMP_POINT}"; local cur="${words[-1]}"
     [[ "${COMP_LINE:COMP_POINT-1:1}" == " " ]] && cur=""
     IFS=' ' ; local line="${COMP_LINE:0:COMP_POINT}"; IFS=$'\\n'
-    COMPREPLY=($(jsctl __complete "$line" 2>/dev/null))
+    # Not split and not expanded: 1.* is no pattern for files here.
+    mapfile -t COMPREPLY < <(jsctl __complete "$line" 2>/dev/null)
     local cut="${cur%"${cur##*[:=]}"}"
     COMPREPLY=("${COMPREPLY[@]#"$cut"}")
     [[ ${#COMPREPLY[@]} -eq 0 ]] && compopt -o default 2>/dev/null
@@ -47,14 +49,14 @@ _JOB = ("kill", "signal", "unschedule", "cancel", "job", "wait")
 
 def script(args: argparse.Namespace) -> int:
     """`jsctl completion SHELL`."""
-    print({"bash": _BASH, "zsh": _ZSH, "fish": _FISH}[args.shell], end="")
+    stdio.out({"bash": _BASH, "zsh": _ZSH, "fish": _FISH}[args.shell], end="")
     return OK
 
 
 def candidates(argv: List[str]) -> int:
     """Prints the words that may stand at the end of the line `argv[0]`, one a line."""
     for word in offer(argv[0] if argv else ""):
-        print(word)
+        stdio.out(word)
     return OK
 
 

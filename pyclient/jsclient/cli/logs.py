@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import argparse
 import heapq
-import json
 import time
 from typing import Dict, Iterator, List
 
 from .. import verbs, wire
 from ..client import Client
-from ..errors import FAILED, OK, Error, Gone, NobodyMatched, UsageError
+from ..errors import FAILED, NOBODY, OK, Error, Gone, NobodyMatched, UsageError
 from ..targeted import Targeted
+from ..values import load_json
 from ..wire import NodeId, Record
-from . import render
+from . import render, stdio
 from .order import connect
 from .start import say
 
@@ -31,7 +31,9 @@ def logs(args: argparse.Namespace) -> int:
             client.timeout = args.timeout
         targeted = client.target(args.target, but=args.but)
         client.check()
-        chosen = targeted.select()
+        if args.job:
+            args.job = client.whole_id(args.job)
+        chosen = targeted.select().present
         if not chosen.live:
             raise NobodyMatched(targeted.nobody(chosen))
         for node in [*chosen.unknown, *(n.id for n in chosen.offline)]:
@@ -54,9 +56,11 @@ def logs(args: argparse.Namespace) -> int:
                 _print(record, args, many)
         if args.json:
             render.emit(items, False)
-        elif not count and not failed:
-            say("jsctl: no records match")
-        return FAILED if failed else OK
+        if failed:
+            return FAILED
+        if not count:
+            say(f"jsctl: no records of job {args.job} match" if args.job else "jsctl: no records match")
+        return NOBODY if args.job and not count else OK
 
 
 def _stream(client: Client, node: NodeId, args: argparse.Namespace, failed: List[NodeId]) -> Iterator[Record]:
@@ -96,7 +100,7 @@ def _delete(client: Client, args: argparse.Namespace, nodes: List[NodeId]) -> in
         try:
             count = client.del_msgs(*node, args.job, since=args.since, until=args.until, levels=args.levels,
                                     limit=args.limit)
-            print(f"{node}: {count} deleted")
+            stdio.out(f"{node}: {count} deleted")
         except Error as e:
             failed = True
             say(f"jsctl: {node}: {e}")
@@ -109,19 +113,22 @@ def _dict(record: Record) -> Dict[str, object]:
 
 def _print(record: Record, args: argparse.Namespace, many: bool) -> None:
     if args.ndjson:
-        print(json.dumps(_dict(record), ensure_ascii=False), flush=True)
+        stdio.out_json(_dict(record))
         return
-    at = time.strftime("%m-%d %H:%M:%S", time.localtime(record.epoch / 1000)) + f".{record.epoch % 1000:03d}"
+    try:
+        at = time.strftime("%m-%d %H:%M:%S", time.localtime(record.epoch / 1000)) + f".{record.epoch % 1000:03d}"
+    except (OverflowError, ValueError, OSError):
+        at = str(record.epoch)
     who = f"{record.node} " if many else ""
     job = record.jobid[:12] if not args.job else ""
-    text = render.clean(_ending(record) if record.level == 30 else record.data).replace("\n", "\n" + " " * 24)
-    print(f"{at} {who}{job + ' ' if job else ''}{record.level:>2} {text}", flush=args.follow)
+    text = (_ending(record) if record.level == 30 else record.data).replace("\n", "\n" + " " * 24)
+    stdio.out(f"{at} {who}{job + ' ' if job else ''}{record.level:>2} {text}", flush=args.follow)
 
 
 def _ending(record: Record) -> str:
     """A job's end in a few words; level 30 holds the whole result."""
     try:
-        result = wire.Result.from_dict(json.loads(record.data))
+        result = wire.Result.from_dict(load_json(record.data))
     except (ValueError, AttributeError):
         return record.data
     return f"{result.cmd} ended {render.status(result)} after {result.time / 1000:.3f} s"

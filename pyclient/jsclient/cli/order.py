@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
 import os
 import sys
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from .. import scripts, target, verbs, wire
 from ..client import Client
@@ -16,9 +16,10 @@ from ..job import nodes_of
 from ..nodes import ago, load
 from ..target import Selection
 from ..targeted import Targeted
+from ..values import load_json
 from ..verbs import Verb
 from ..wire import NodeId
-from . import render
+from . import render, stdio
 from .start import say
 
 
@@ -75,14 +76,14 @@ def put(args: argparse.Namespace) -> int:
 
 def ping(args: argparse.Namespace) -> int:
     """`jsctl ping`."""
-    return order(args, verbs.ping())
+    return order(args, verbs.ping(), looking=True)
 
 
 def info(args: argparse.Namespace) -> int:
     """`jsctl info KIND [TARGET]`, in either order."""
     if args.kind not in verbs.INFO and args.target in verbs.INFO:
         args.kind, args.target = args.target, args.kind
-    return order(args, verbs.info(args.kind))
+    return order(args, verbs.info(args.kind), looking=True)
 
 
 def ps(args: argparse.Namespace) -> int:
@@ -90,7 +91,7 @@ def ps(args: argparse.Namespace) -> int:
     from . import top
 
     domain, _, name = args.series.partition(".")
-    return order(args, verbs.processes(domain, name), render_all=top.process_table)
+    return order(args, verbs.processes(domain, name), render_all=top.process_table, looking=True)
 
 
 def killall(args: argparse.Namespace) -> int:
@@ -100,13 +101,13 @@ def killall(args: argparse.Namespace) -> int:
 
 def restart(args: argparse.Namespace) -> int:
     """`jsctl restart`."""
-    return order(args, Verb("restart"))
+    return order(args, Verb("restart"), returning=not args.detach)
 
 
 def raw(args: argparse.Namespace) -> int:
     """`jsctl raw`."""
     try:
-        fields = json.loads(args.raw_args)
+        fields = load_json(args.raw_args)
     except ValueError as e:
         raise UsageError(f"--args is no JSON: {e}") from None
     if not isinstance(fields, dict):
@@ -144,10 +145,10 @@ def cancel(args: argparse.Namespace) -> int:
     gone = [n for n, why in told.items() if not why]
     kept = {n: why for n, why in told.items() if why}
     if args.json or args.ndjson:
-        print(json.dumps({"id": args.id, "cancelled": [str(n) for n in gone],
-                          "refused": {str(n): why for n, why in kept.items()}}))
+        stdio.out_json({"id": args.id, "cancelled": [str(n) for n in gone],
+                        "refused": {str(n): why for n, why in kept.items()}})
     elif gone:
-        print(f"cancelled on {render.names(gone)}")
+        stdio.out(f"cancelled on {render.names(gone)}")
     for node, why in list(kept.items())[:10]:
         say(f"jsctl: {node}: {why}")
     if any("kill it" in why for why in kept.values()):
@@ -211,15 +212,22 @@ def order(
     store: Optional[bytes] = None,
     render_all: Optional[Callable[[Client, List[Any]], str]] = None,
     windows: Optional[Verb] = None,
+    looking: bool = False,
+    returning: bool = False,
+    to_job: bool = False,
 ) -> int:
     """Sends a command to the target of the flags, and shows what comes back.
 
-    Nodes with Windows get `windows` in its place, where it is given.
+    A command that is only `looking` is not sent to a node whose agent has stopped; with `returning` a node is done
+    when its agent has started again. Nodes with Windows get `windows` in its place, where it is given.
     """
-    with connect(args) as client:
+    job_id = wire.new_id()
+    with connect(args) as client, _told(client, job_id):
         targeted = client.target(args.target, but=args.but, any=args.any)
         client.check()
         chosen = targeted.select()
+        if looking:
+            chosen = chosen.present
         if args.dry_run:
             return _dry_run(args, targeted, chosen)
         _warn(args, chosen)
@@ -234,29 +242,44 @@ def order(
         each = {n: windows for n in _with_windows(client, everybody)} if windows else {}
         fleet = targeted.start(
             verb, each=each, selection=chosen, wait_offline=args.wait or args.detach, batch=args.batch,
-            max_failures=args.max_failures, tags=args.tags, expires=args.expires, keep=False,
+            max_failures=args.max_failures, tags=args.tags, expires=args.expires, keep=False, id=job_id,
+            returning=returning,
         )
         if args.detach:
             while fleet.unsent:  # in batches: each waits for the one before
                 for _ in fleet.stream(None):
                     pass
             if args.json or args.ndjson:
-                print(json.dumps({"id": fleet.id, "nodes": [str(n) for n in fleet.nodes]}))
+                stdio.out_json({"id": fleet.id, "nodes": [str(n) for n in fleet.nodes]})
             else:
-                print(fleet.id)
+                stdio.out(fleet.id)
             return OK
         single = targeted.who.named and len(fleet.nodes) == 1 and not fleet.offline and not fleet.unknown
-        return _show(args, fleet, single, render_all)
+        return _show(args, fleet, single, render_all, withdraw=not args.wait, to_job=to_job)
+
+
+@contextlib.contextmanager
+def _told(client: Client, job_id: str) -> Iterator[None]:
+    """Whatever ends an order after something was sent, its id is told."""
+    try:
+        yield
+    except BaseException:
+        if client.sent:
+            say(f"jsctl: it was sent as {job_id}; for its results: jsctl wait {job_id}")
+        raise
 
 
 def _show(
-    args: argparse.Namespace, fleet: Fleet, single: bool, render_all: Optional[Callable[[Client, List[Any]], str]] = None
+    args: argparse.Namespace, fleet: Fleet, single: bool,
+    render_all: Optional[Callable[[Client, List[Any]], str]] = None, withdraw: bool = False,
+    to_job: bool = False,
 ) -> int:
     from .output import Output
 
     output = Output(
         fleet, json_=args.json, ndjson=args.ndjson, fold=not args.no_fold, progress=not args.no_progress,
-        single=single and len(fleet.nodes) == 1, render_all=render_all,
+        single=single and len(fleet.nodes) == 1, render_all=render_all, withdraw=withdraw,
+        to_job=to_job,
     )
     return output.run(_limit(args))
 
@@ -274,7 +297,7 @@ def _dry_run(args: argparse.Namespace, targeted: Targeted, chosen: Selection) ->
     else:
         for node in chosen.everybody:
             late = f"\tlast seen {ago(offline[node].age)} ago" if node in offline else ""
-            print(f"{node}{late}" if node not in chosen.unknown else f"{node}\tnever seen")
+            stdio.out(f"{node}{late}" if node not in chosen.unknown else f"{node}\tnever seen")
     if not chosen.live and not (args.wait and chosen.everybody):
         raise NobodyMatched(targeted.nobody(chosen))
     batch = f", in batches of {args.batch}" if args.batch else ""
@@ -312,7 +335,7 @@ def _to_job(args: argparse.Namespace, who: Optional[str], asked: str, verb: Call
     wire.check_id(asked)
     if who is not None:
         args.target = who
-        return order(args, verb(asked))
+        return order(args, verb(asked), to_job=True)
     with connect(args) as client:
         asked, parts = parts_of(client, asked)
         if not parts:
@@ -324,7 +347,10 @@ def _to_job(args: argparse.Namespace, who: Optional[str], asked: str, verb: Call
         if args.dry_run:
             chosen = client.select(target.parse(",".join(map(str, asked_of))))
             return _dry_run(args, client.target(",".join(map(str, asked_of))), chosen)
-        return _show(args, Fleet.each(client, asked_of, keep=False), single=True)
+        job_id = wire.new_id()
+        with _told(client, job_id):
+            fleet = Fleet.each(client, asked_of, keep=False, id=job_id)
+            return _show(args, fleet, single=True, withdraw=not args.wait, to_job=True)
 
 
 def process_options(args: argparse.Namespace) -> Dict[str, Any]:
@@ -381,11 +407,13 @@ def stdin(data: Optional[str]) -> str:
         return ""
     try:
         if data == "-":
-            return sys.stdin.buffer.read().decode("utf-8")
+            return scripts.read_all(sys.stdin.buffer, "standard input").decode("utf-8")
         if data.startswith("@"):
             return scripts.read_file(data[1:]).decode("utf-8")
     except UnicodeDecodeError:
         raise UsageError("--data must be UTF-8 text; send other bytes with jsctl put") from None
+    except OSError as e:
+        raise UsageError(f"cannot read standard input: {(e.strerror or str(e)).lower()}") from None
     return data
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 import time
 from typing import Any, Callable, Dict, List, Optional
 
 from ..client import Client
-from ..errors import FAILED, OK, TIMED_OUT, Error, NoController
+from ..errors import FAILED, NOBODY, OK, TIMED_OUT, Error, NoController, Undecodable
 from ..fleet import Fleet
 from ..wire import NodeId, Result
-from . import render
-from .start import say
+from . import render, stdio
+from .stdio import Terminated, WriteFault, say
 
 #: Blocks are printed when the oldest result in them has waited so long for others like it (seconds).
 FOLD_SECONDS = 2.0
@@ -41,6 +40,8 @@ class Output:
         fold: bool,
         progress: bool,
         single: bool,
+        withdraw: bool = False,
+        to_job: bool = False,
         render_all: Optional[Callable[[Client, List[Result]], str]] = None,
     ) -> None:
         self.fleet = fleet
@@ -48,10 +49,17 @@ class Output:
         self.ndjson = ndjson
         self.fold = fold
         self.single = single and not (json_ or ndjson)
+        #: Whether a command is withdrawn from the nodes that have not started it when the wait ends.
+        self.withdraw = withdraw
+        #: Whether it concerns a job of the nodes, which none of them may have.
+        self.to_job = to_job
+        self._without_job = 0
         self.render_all = None if json_ or ndjson else render_all
         self._kept: List[Result] = []
         self._failed: List[NodeId] = []
-        self._printed = 0
+        self._unreadable: List[NodeId] = []
+        self._cut: List[Result] = []
+        self._held: Optional[str] = None
         # Blocks not printed yet by the hash of what they show, and the first node of each that was.
         self._blocks: Dict[bytes, List[NodeId]] = {}
         self._texts: Dict[bytes, str] = {}
@@ -78,11 +86,17 @@ class Output:
                 self._flush_old()
                 if self._bar:
                     self._bar.update()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Terminated) as e:
             self._stop_bar()
-            self._flush()
-            self._end_json()
-            return self._interrupted()
+            try:
+                self._flush()
+                self._end_json()
+                self._say_cut()
+            finally:
+                self._interrupted()
+            return 128 + e.number if isinstance(e, Terminated) else 130
+        except WriteFault:
+            raise
         except Error as e:
             self._stop_bar()
             self._flush()
@@ -93,8 +107,9 @@ class Output:
             self._stop_bar()
         self._flush()
         if self.render_all:
-            print(self.render_all(self.fleet.client, self._kept))
+            stdio.out(self.render_all(self.fleet.client, self._kept))
         self._end_json()
+        self._say_cut()
         return self._last_line(limit)
 
     def _look_at_controllers(self) -> None:
@@ -119,10 +134,18 @@ class Output:
     def _take(self, result: Result) -> None:
         if not result.ok:
             self._failed.append(result.node)
+            self._without_job += result.data.startswith("no job ")
+        if result.truncated:
+            self._cut.append(result)
         if self.json or self.ndjson:
             self._item(render.document(result))
         elif self.render_all and result.ok:
-            self._kept.append(result)
+            try:
+                result.value  # noqa: B018  # of the others the table is shown all the same
+                self._kept.append(result)
+            except Undecodable as e:
+                self._unreadable.append(result.node)
+                say(f"jsctl: {result.node}: {e}")
         elif self.single:
             self._plain(result)
         else:
@@ -139,16 +162,22 @@ class Output:
 
     def _plain(self, result: Result) -> None:
         """One node's answer alone: its stdout on ours, its stderr on ours."""
-        text = render.body(result, with_stderr=False)
-        if result.ok or result.stdout or result.level >= 20:
-            if result.ok or not result.data or result.level >= 20:
-                _out(text)
-            else:
-                _out(render.clean(result.stdout.rstrip("\n")))
+        if result.ok or not result.data or result.level >= 20:
+            _out(render.body(result, with_stderr=False))
+        else:
+            _out(result.stdout)
         if result.stderr:
-            say(render.clean(result.stderr.rstrip("\n")))
+            say(result.stderr)
         if not result.ok:
-            say(f"jsctl: {render.clean(result.sentence())}")
+            say(f"jsctl: {result.sentence()}")
+
+    def _say_cut(self) -> None:
+        """Says of which nodes the results are not all that was written."""
+        for result in self._cut[:10]:
+            say(f"jsctl: {result.node}: {result.cut}; for the rest: jsctl logs {result.node} --job {result.id}")
+        if len(self._cut) > 10:
+            more = sorted(result.node for result in self._cut[10:])
+            say(f"jsctl: {len(more)} more are cut or may be: {render.names(more)}")
 
     def _flush_old(self) -> None:
         if self._blocks and time.monotonic() - self._oldest >= FOLD_SECONDS:
@@ -175,13 +204,13 @@ class Output:
             _out(text)
 
     def _item(self, item: Dict[str, Any]) -> None:
-        line = json.dumps(item, ensure_ascii=False)
+        line = stdio.json_text(item)
         if self.json:
-            line = ("[\n" if not self._printed else ",\n") + line
-            sys.stdout.write(line)
+            # One is held back: whether a comma follows it is known with the next.
+            self._print("[" if self._held is None else f"{self._held},")
+            self._held = line
         else:
             self._print(line)
-        self._printed += 1
 
     def _end_json(self) -> None:
         if not (self.json or self.ndjson):
@@ -191,7 +220,7 @@ class Output:
         for node, state in silent:
             self._item({"node": str(node), "gid": node.gid, "nid": node.nid, "id": self.fleet.id, "state": state})
         if self.json:
-            sys.stdout.write("\n]\n" if self._printed else "[]\n")
+            stdio.out("[]" if self._held is None else f"{self._held}\n]")
 
     def _last_line(self, limit: Optional[float]) -> int:
         fleet = self.fleet
@@ -216,7 +245,9 @@ class Output:
         if missing:
             self._why(missing, limit)
             return TIMED_OUT
-        if fleet.failures or fleet.skipped or fleet.unknown:
+        if self.to_job and self._without_job == fleet.returned == len(fleet.nodes):
+            return NOBODY
+        if fleet.failures or fleet.skipped or fleet.unknown or self._unreadable:
             return FAILED
         if fleet.offline and fleet.named:
             return FAILED
@@ -229,31 +260,44 @@ class Output:
         except Error as e:
             why = str(e)
         say(f"jsctl: {why}")
-        say(f"jsctl: to wait on: jsctl wait {fleet.id}")
+        left = self._withdraw(missing) if self.withdraw else missing
+        if left:
+            say(f"jsctl: to wait on: jsctl wait {fleet.id}")
 
-    def _interrupted(self) -> int:
+    def _withdraw(self, missing: List[NodeId]) -> List[NodeId]:
+        """Withdraws the command where it has not started; the nodes where it stays."""
+        try:
+            told = self.fleet.withdraw()
+        except Error as e:
+            say(f"jsctl: it could not be withdrawn: {e}; to withdraw it later: jsctl cancel {self.fleet.id}")
+            return missing
+        gone = [node for node, why in told.items() if not why]
+        if gone:
+            say(f"jsctl: withdrawn from {render.names(gone)}, where it had not started (--wait and --detach leave it)")
+        return [node for node in missing if node not in gone]
+
+    def _interrupted(self) -> None:
         fleet = self.fleet
         missing = fleet.missing
         unsent = [NodeId(c.gid, c.nid) for c in fleet.unsent]
         say("")
         if unsent:
             say(f"not sent to {len(unsent)} ({render.names(unsent)})")
-        if not missing:
-            return 130
         try:
-            states = fleet.states()
+            if missing:
+                states = fleet.states()
+                running = [n for n in missing if states.get(n) == "RUNNING"]
+                waiting = [n for n in missing if n not in running]
+                if running:
+                    say(f"goes on running on {render.names(running)}; to end it: jsctl kill {fleet.id}")
+                if waiting:
+                    say(f"waits for {render.names(waiting)}; to withdraw it: jsctl cancel {fleet.id}")
         except Error:
-            states = {}
-        running = [n for n in missing if states.get(n) == "RUNNING"]
-        waiting = [n for n in missing if n not in running]
-        if running:
-            say(f"goes on running on {render.names(running)}; to end it: jsctl kill {fleet.id}")
-        if waiting:
-            say(f"waits for {render.names(waiting)}; to withdraw it: jsctl cancel {fleet.id}")
-        say(f"for its results: jsctl wait {fleet.id}")
-        return 130
+            say(f"goes on or waits on {render.names(missing)}; to end it: jsctl kill {fleet.id}")
+        finally:
+            say(f"for its results: jsctl wait {fleet.id}")
 
 
 def _out(text: str) -> None:
     if text:
-        print(text, flush=True)
+        stdio.out(text)

@@ -9,6 +9,7 @@ from typing import Any, List, NoReturn, Optional
 
 from .. import __version__
 from ..errors import TARGETS, UsageError
+from . import stdio
 
 EXIT_CODES = """exit codes:
   0  all OK
@@ -35,6 +36,9 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **kwargs)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        stdio.out(message, end="")
 
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments"):
@@ -127,7 +131,7 @@ def build() -> argparse.ArgumentParser:
     sub = order("ps", "order:ps", "the jobs that run on nodes", optional_target=True)
     sub.add_argument("series", nargs="?", default="", metavar="DOMAIN[.NAME]", help="only of these")
 
-    sub = command("top", "top:top", "the jobs of all nodes by cpu, refreshed in place")
+    sub = command("top", "top:top", "the jobs of all nodes by cpu, refreshed in place until q is typed")
     sub.add_argument("target", nargs="?", default="all", help="who is meant; all when left out")
     sub.add_argument("--except", dest="but", action="append", metavar="TARGET", help="leave these out")
     sub.add_argument("--interval", type=_seconds, default=2.0, help="seconds between refreshes (2)")
@@ -150,7 +154,7 @@ def build() -> argparse.ArgumentParser:
     )
     sub.add_argument("words", nargs="+", metavar="[TARGET] ID", help=_ID_AND)
     _fleet(sub)
-    order("restart", "order:restart", "have agents exit, for their service manager to start them again")
+    order("restart", "order:restart", "restart agents, and wait until each is back")
 
     sub = command("cancel", "order:cancel", "withdraw a command that still waits for its node")
     sub.add_argument("id", help=_ID)
@@ -160,8 +164,8 @@ def build() -> argparse.ArgumentParser:
         usage="jsctl put TARGET FILE PATH [options]",
     )
     sub.add_argument("target", help="who is meant")
-    sub.add_argument("file", help="a file here, at most 16 MiB")
-    sub.add_argument("path", help="where it goes on the nodes")
+    sub.add_argument("file", help="a file, pipe or device here, at most 16 MiB")
+    sub.add_argument("path", help="where it goes on the nodes: a file, or a name that is free")
     sub.add_argument("--mode", help="octal, 0644 say")
     sub.add_argument("--owner", help="user or user:group")
     sub.add_argument("--mkdir", action="store_true", help="make the folder when it is missing")
@@ -170,7 +174,7 @@ def build() -> argparse.ArgumentParser:
     sub = command("logs", "logs:logs", "what jobs wrote, from the nodes' databases")
     sub.add_argument("target", help="who is meant")
     sub.add_argument("--except", dest="but", action="append", metavar="TARGET", help="leave these out")
-    sub.add_argument("--job", default="", metavar="ID", help="of one job")
+    sub.add_argument("--job", default="", metavar="ID", help=f"of one job: {_ID}")
     sub.add_argument("--levels", help="1-5, 9, * (all)")
     sub.add_argument("--since", type=_moment, help="10m, 2h, 1d, or 2026-01-31T12:00")
     sub.add_argument("--until", type=_moment, help="likewise")
@@ -218,7 +222,8 @@ def _everywhere(parser: argparse.ArgumentParser, default: bool = False) -> None:
     )
     group.add_argument(
         "--timeout", type=_seconds, default=value(None), metavar="S",
-        help="seconds to wait for answers, of each batch (60, or --max-time and 30 more; 0 waits for ever)",
+        help="seconds to wait for answers, of each batch (60, or --max-time and 30 more; 0 waits for ever); then the "
+        "command is withdrawn where it has not started",
     )
     group.add_argument("--as", dest="by", metavar="NAME", default=value(None), help="who asks, for the audit list")
     group.add_argument("--json", action="store_true", default=value(False), help="one JSON document")
@@ -235,11 +240,12 @@ def _fleet(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--except", dest="but", action="append", metavar="TARGET", help="leave these out")
     group.add_argument("--any", action="store_true", help="one of them, whichever")
     group.add_argument("--dry-run", action="store_true", help="list who is meant, and do nothing")
-    group.add_argument("--wait", action="store_true", help="also wait for nodes that are not there, or never were")
+    group.add_argument("--wait", action="store_true", help="also wait for nodes that are not there, or never were; "
+                       "when the wait ends the command stays for them")
     group.add_argument("--batch", metavar="N|N%", help="so many at a time")
     group.add_argument("--max-failures", type=_number, metavar="N", help="stop sending when more than N have failed")
     group.add_argument("--detach", action="store_true", help="print the id and do not wait")
-    group.add_argument("--expires", type=_number, default=0, metavar="S", help="give up on a node after so long (a day)")
+    group.add_argument("--expires", type=_duration, default=0, metavar="S", help="give up on a node after so long (a day)")
     group.add_argument("--tags", default="", help="a text that comes back with the results")
     _output(group)  # type: ignore[arg-type]
 
@@ -251,9 +257,9 @@ def _process(parser: argparse.ArgumentParser) -> None:
     add("--cwd", dest="workingdir", help="its folder")
     add("--env", action="append", metavar="K[=V]", help="added to the agent's environment; K alone: as it is here")
     add("--secret", action="store_true", default=None, help="keep env and data out of history, records and logs")
-    add("--max-time", type=_signed, metavar="S", help="seconds; -1 runs for good and comes back after a restart")
+    add("--max-time", type=_longest, metavar="S", help="seconds, or 5m, 2h, 1d; -1 runs for good and comes back after a restart")
     add("--max-restart", type=_number, metavar="N", help="start it again so often when it fails")
-    add("--every", dest="recurring_period", type=_number, metavar="S", help="run it again and again")
+    add("--every", dest="recurring_period", type=_duration, metavar="S", help="run it again after so many seconds, or 5m, 2h, 1d")
     add("--domain", help="what its records and stats are filed under")
     add("--name", help="likewise")
     add("--queue", help="one at a time of each queue")
@@ -263,37 +269,57 @@ def _process(parser: argparse.ArgumentParser) -> None:
     add("--umask", metavar="MODE", help="its umask, octal (022)")
     add("--oom-score-adj", type=_signed, metavar="N", help="from -1000, never killed for memory, to 1000 (0)")
     add("--stop-signal", metavar="NAME", help="what asks it to end (TERM)")
-    add("--stop-timeout", type=_number, metavar="S", help="seconds between the stop signal and KILL (5)")
+    add("--stop-timeout", type=_duration, metavar="S", help="seconds between the stop signal and KILL (5)")
     add("--loglevels", help="keep only these messages")
     add("--loglevels-db", help="those kept on the node")
     add("--loglevels-ac", help="those sent to the controller")
-    add("--stats-interval", type=_number, metavar="S", help="seconds between samples")
+    add("--stats-interval", type=_duration, metavar="S", help="seconds between samples")
+
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def _seconds(text: str) -> float:
+    """Seconds from `90`, `1.5`, `5m`, `2h` or `1d`."""
+    unit = _UNITS.get(text[-1:], 0)
     try:
-        value = float(text)
+        value = float(text[:-1]) * unit if unit else float(text)
     except ValueError:
         value = -1.0
     if not 0 <= value < 1e9:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds; write 90, 90s, 5m, 2h or 1d")
     return value
 
 
+def _duration(text: str) -> int:
+    """Whole seconds."""
+    value = _seconds(text)
+    if value != int(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of seconds; write 90, 90s, 5m, 2h or 1d")
+    return int(value)
+
+
+def _longest(text: str) -> int:
+    """Whole seconds, or -1."""
+    return -1 if text == "-1" else _duration(text)
+
+
 def _number(text: str) -> int:
-    if not text.isdigit():
+    if not re.match(r"[0-9]{1,15}\Z", text):
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 0 or more")
     return int(text)
 
 
 def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
+    if not re.match(r"[0-9]{1,15}\Z", text) or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
     return int(text)
 
 
 def _signed(text: str) -> int:
     try:
+        if abs(int(text)) > 10**15:
+            raise ValueError
         return int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
@@ -303,12 +329,11 @@ def _moment(text: str) -> int:
     """Milliseconds since 1970, from `10m` or a date."""
     import time
 
-    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-    if text[:-1].isdigit() and text[-1:] in units:
-        return int((time.time() - int(text[:-1]) * units[text[-1]]) * 1000)
+    if re.match(r"[0-9]{1,9}[smhd]\Z", text):
+        return int((time.time() - int(text[:-1]) * _UNITS[text[-1]]) * 1000)
     from datetime import datetime
 
     try:
         return int(datetime.fromisoformat(text).timestamp() * 1000)
-    except ValueError:
+    except (ValueError, OverflowError, OSError):
         raise argparse.ArgumentTypeError(f"{text!r} is no time: write 10m, 2h, 1d or 2026-01-31T12:00") from None

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ..fleet import Fleet
+from . import stdio
 
 
 class Bar:
@@ -26,6 +27,7 @@ class Bar:
             TimeElapsedColumn(),
             console=self._console,
             transient=True,
+            redirect_stdout=False,
             refresh_per_second=10,
         )
         self._task: Any = None
@@ -46,10 +48,10 @@ class Bar:
         """Prints data on stdout, with the bar out of the way."""
         if sys.stdout.isatty():
             self._progress.stop()
-            print(text, flush=True)
+            stdio.out(text)
             self._progress.start()
         else:
-            print(text, flush=True)
+            stdio.out(text)
 
     def stop(self) -> None:
         """Takes it away."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import re
 import time
 from typing import Any, Dict, Iterable, List, Mapping, Sequence
 
 from ..errors import Undecodable
+from ..values import dump_json, plain
 from ..wire import NodeId, Result
+from . import stdio
+from .stdio import clean
 
 _BYTES = frozenset(
     "total available used free swap_total swap_used rss vms read written rx_bytes tx_bytes".split()
@@ -21,6 +24,7 @@ _ORDER = {
         " tx_errors uptime boottime agent".split()
     )
 }
+_BREAKS = re.compile("[\t\n\x0b\x0c\r\x85\u2028\u2029]+")
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
@@ -42,19 +46,17 @@ def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.1f}"
     if isinstance(value, (list, tuple)) and not isinstance(value, NodeId):
-        return ",".join(str(v) for v in value) or "-"
-    return " ".join(clean(str(value)).split("\n"))
+        value = ",".join(str(v) for v in value) or "-"
+    return clean(_BREAKS.sub(" ", str(value)))
+
+
+def shortened(value: object, most: int) -> object:
+    """A cell's value, a long text cut to `most` characters."""
+    return value[:most] if isinstance(value, str) and len(value) > most else value
 
 
 def _is_number(cell: str) -> bool:
     return cell == "-" or cell.replace(".", "", 1).replace("-", "", 1).split(" ")[0].isdigit()
-
-
-def clean(text: str) -> str:
-    """Without control characters, so that what a node wrote cannot play with the terminal."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
 
 
 def size(count: float) -> str:
@@ -68,12 +70,15 @@ def size(count: float) -> str:
 
 def moment(ms: float) -> str:
     """A time of day and date, local."""
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(ms / 1000)) if ms else "-"
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(ms / 1000)) if ms else "-"
+    except (OverflowError, ValueError, OSError):
+        return str(ms)  # a time that no calendar has
 
 
 def friendly(name: str, value: Any) -> Any:
     """A field's value for a table."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e24:
         if name in _BYTES:
             return size(value)
         if name in ("starttime", "boottime") and value > 0:
@@ -87,18 +92,21 @@ def value_text(value: Any, ours: bool = True) -> str:
     Only in the built-in answers (`ours`) does a key's name say what its number counts; a script's may be anything.
     """
     shown = friendly if ours else (lambda _, v: v)
+    value = plain(value, finite=False)
     if isinstance(value, str):
-        return clean(value)
+        return value
     if isinstance(value, Mapping):
         value = {k: value[k] for k in (_ordered(value) if ours else value)}
     if isinstance(value, Mapping) and value and not any(isinstance(v, (Mapping)) for v in value.values()):
-        width = max(len(str(k)) for k in value)
-        return "\n".join(f"{str(k).ljust(width)}  {_cell(shown(str(k), v))}" for k, v in value.items())
+        width = max(len(_cell(k)) for k in value)
+        return "\n".join(f"{_cell(k).ljust(width)}  {_cell(shown(k, v))}" for k, v in value.items())
     if isinstance(value, list) and value and all(isinstance(v, Mapping) for v in value):
         head = list(dict.fromkeys(str(k) for row in value for k in row))
         head = _ordered(head) if ours else head
         return table(head, [[shown(k, row.get(k)) for k in head] for row in value])
-    return clean(json.dumps(value, ensure_ascii=False, indent=2))
+    if isinstance(value, float):
+        return str(value)
+    return dump_json(value, indent=2)
 
 
 def _ordered(keys: Iterable[Any]) -> List[Any]:
@@ -119,7 +127,7 @@ def body(result: Result, with_stderr: bool = True) -> str:
         parts.append(result.data)
     if result.critical:
         parts.append(f"critical: {result.critical}")
-    return "\n".join(clean(p.rstrip("\n")) for p in parts if p)
+    return "\n".join(p for p in parts if p)
 
 
 def status(result: Result) -> str:
@@ -141,7 +149,8 @@ def asked(command: Mapping[str, Any], most: int = 60) -> str:
     words: List[str] = [str(command.get("cmd", ""))]
     if isinstance(args, dict):
         if args.get("cmd"):
-            words = [str(args["cmd"]), *(str(a) for a in args.get("args") or [])]
+            more = args.get("args")
+            words = [str(args["cmd"]), *(str(a) for a in (more if isinstance(more, list) else []))]
         else:
             words += [str(args[k]) for k in ("domain", "name", "path") if args.get(k)]
             if not args.get("name") and args.get("hash"):
@@ -167,6 +176,6 @@ def emit(items: List[Dict[str, Any]], ndjson: bool) -> None:
     """A list as one document, or a line each."""
     if ndjson:
         for item in items:
-            print(json.dumps(item, ensure_ascii=False, default=str))
+            stdio.out_json(item)
     else:
-        print(json.dumps(items, ensure_ascii=False, indent=2, default=str))
+        stdio.out_json(items, indent=2)

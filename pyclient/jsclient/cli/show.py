@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections import Counter
 from typing import Any, Dict, List
@@ -11,8 +10,9 @@ from typing import Any, Dict, List
 from .. import target
 from ..errors import NOBODY, OK
 from ..nodes import ago, load
-from ..wire import JobInfo
-from . import render
+from ..values import dump_json
+from ..wire import JobInfo, integer
+from . import render, stdio
 from .order import connect, parts_of
 from .start import say
 
@@ -33,7 +33,7 @@ def nodes(args: argparse.Namespace) -> int:
         elif picked:
             head = ("NODE", "STATE", "SEEN", "HOST", "ROLES", "OS", "VERSION", "ADDR")
             rows = ((n.id, n.state, ago(n.age), n.hostname, n.roles, n.os, n.version, n.addr) for n in picked)
-            print(render.table(head, rows))
+            stdio.out(render.table(head, rows))
         if not picked:
             say("jsctl: no node was ever seen" if not known else f"jsctl: no node matches {args.target}")
         elif not (args.json or args.ndjson):
@@ -62,7 +62,7 @@ def jobs(args: argparse.Namespace) -> int:
         who = render.names(info.targets or [], 3) or "-"
         ends = " ".join(f"{n} {s}" for s, n in sorted(counts.items())) or "nobody"
         rows.append((info.id, render.moment(info.created), render.asked(info.command), who, ends))
-    print(render.table(("ID", "CREATED", "COMMAND", "NODES", "STATES"), rows))
+    stdio.out(render.table(("ID", "CREATED", "COMMAND", "NODES", "STATES"), rows))
     return OK
 
 
@@ -74,7 +74,7 @@ def job(args: argparse.Namespace) -> int:
     if args.json or args.ndjson:
         docs = [_job_dict(info) for info in infos]
         if args.json and len(docs) == 1:
-            print(json.dumps(docs[0], ensure_ascii=False, indent=2))
+            stdio.out_json(docs[0], indent=2)
         else:
             render.emit(docs, args.ndjson)
         return OK
@@ -85,8 +85,8 @@ def job(args: argparse.Namespace) -> int:
         overall.states.update(info.states)
     facts.update(created=render.moment(first.created), state=overall.state if overall.states else first.state)
     if first.command.get("args"):
-        facts["args"] = json.dumps(first.command["args"], ensure_ascii=False)
-    print(render.value_text(facts))
+        facts["args"] = dump_json(first.command["args"])
+    stdio.out(render.value_text(facts))
     rows = []
     for info in infos:
         for node, state in sorted(info.states.items()):
@@ -97,8 +97,7 @@ def job(args: argparse.Namespace) -> int:
                 render.moment(result.starttime) if result else "", body[-1][:60] if body else "",
             ))
     if rows:
-        print()
-        print(render.table(("NODE", "STATE", "CODE", "TIME", "STARTED", "LAST LINE"), rows))
+        stdio.out("\n" + render.table(("NODE", "STATE", "CODE", "TIME", "STARTED", "LAST LINE"), rows))
     return OK
 
 
@@ -112,9 +111,9 @@ def events(args: argparse.Namespace) -> int:
     for e in found:
         who = f"{e.get('gid')}.{e.get('nid')}" if e.get("nid") else ""
         rest = e.get("data", e.get("text", ""))
-        told = rest if isinstance(rest, str) else json.dumps(rest, ensure_ascii=False)
+        told = rest if isinstance(rest, str) else dump_json(rest)
         rows.append((render.moment(_when(e)), who, e.get("name", ""), told))
-    print(render.table(("TIME", "NODE", "EVENT", "DATA"), rows))
+    stdio.out(render.table(("TIME", "NODE", "EVENT", "DATA"), rows))
     return OK
 
 
@@ -128,12 +127,13 @@ def audit(args: argparse.Namespace) -> int:
     for e in found:
         by = "/".join(str(e[k]) for k in ("by", "user") if e.get(k) not in (None, "", "default"))
         what = render.asked(e)
-        targets = [str(t).replace(":", ".") for t in e.get("targets") or []]
-        count = e.get("count") or len(targets)
+        named = e.get("targets")
+        targets = [str(t).replace(":", ".") for t in (named if isinstance(named, list) else [])]
+        count = max(integer(e.get("count")), len(targets))
         who = ",".join(targets[:3]) + (f" and {count - 3} more" if count > 3 else "")
         ends = " ".join(f"{n} {s}" for s, n in e.get("results", {}).items())
         rows.append((render.moment(_when(e)), by, what, who, ends, e.get("id", "")))
-    print(render.table(("TIME", "BY", "COMMAND", "NODES", "RESULTS", "ID"), rows))
+    stdio.out(render.table(("TIME", "BY", "COMMAND", "NODES", "RESULTS", "ID"), rows))
     return OK
 
 
@@ -144,7 +144,7 @@ def rejected(args: argparse.Namespace) -> int:
     if _json(args, found):
         return OK
     rows = [(render.moment(_when(e)), e.get("reason", ""), str(e.get("command", e.get("text", "")))[:80]) for e in found]
-    print(render.table(("TIME", "REASON", "TEXT"), rows))
+    stdio.out(render.table(("TIME", "REASON", "TEXT"), rows))
     return OK
 
 
@@ -172,7 +172,7 @@ def stats(args: argparse.Namespace) -> int:
         say("jsctl: no series yet: nodes send them once a minute")
         return OK
     now = time.time()
-    print(render.table(("NODE", "SERIES", "VALUE", "AGE"),
+    stdio.out(render.table(("NODE", "SERIES", "VALUE", "AGE"),
                        ((n, k, f"{v:g}" if abs(v) < 1e6 else f"{v:.0f}", ago(now - at)) for n, k, v, at in rows)))
     return OK
 
@@ -184,7 +184,7 @@ def scripts(args: argparse.Namespace) -> int:
     if _json(args, found):
         return OK
     rows = ((s["hash"], render.size(s["size"]), ago(s["expires"]), s["first"][:60]) for s in found)
-    print(render.table(("HASH", "SIZE", "EXPIRES", "BEGINS"), rows))
+    stdio.out(render.table(("HASH", "SIZE", "EXPIRES", "BEGINS"), rows))
     return OK
 
 
@@ -204,7 +204,7 @@ def _job_dict(info: Any) -> Dict[str, Any]:
 
 def _when(entry: Dict[str, Any]) -> float:
     at = entry.get("epoch") or entry.get("time") or 0
-    return float(at) if isinstance(at, (int, float)) else 0.0
+    return float(at) if isinstance(at, (int, float)) and abs(at) < 1e15 else 0.0
 
 
 def _json(args: argparse.Namespace, found: List[Dict[str, Any]]) -> bool:

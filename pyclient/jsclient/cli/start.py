@@ -3,52 +3,79 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
-import sys
 from typing import TYPE_CHECKING, Any, Callable, List
 
 from ..errors import FAILED, Error, UsageError
+from . import stdio
+from .stdio import Terminated, WriteFault, say
 
 if TYPE_CHECKING:
     import argparse
 
+__all__ = ["complain", "run", "say"]
+
 
 def run(argv: List[str]) -> int:
     """Runs one command line; every error is one sentence on stderr."""
-    if argv[:1] == ["__complete"]:
-        from .complete import candidates
+    stdio.prepare()
+    try:
+        with stdio.signals():
+            code = _run(argv)
+    except Terminated as e:  # a second one, while the first was dealt with
+        code = 128 + e.number
+    return stdio.finish(code)
 
-        return candidates(argv[1:])
-    from .parser import parse
 
+def _run(argv: List[str]) -> int:
     args: Any = None
     try:
+        for place, word in enumerate(argv, 1):
+            if any("\ud800" <= c <= "\udfff" for c in word):
+                raise UsageError(f"argument {place} is no text in this locale's encoding: write it in UTF-8")
+        if argv[:1] == ["__complete"]:
+            from .complete import candidates
+
+            return candidates(argv[1:])
+        from .parser import parse
+
         args = parse(argv)
         module, _, name = args.run.partition(":")
         function: Callable[[argparse.Namespace], int] = getattr(
             importlib.import_module(f"{__package__}.{module}"), name
         )
-        code = function(args)
-        sys.stdout.flush()
-        return code
+        return function(args)
+    except WriteFault as e:
+        if not e.expected:
+            say(f"jsctl: {e}")
+        return FAILED
     except Error as e:
         return complain(e, args)
     except KeyboardInterrupt:
         say("interrupted")
         return 130
-    except BrokenPipeError:
-        # Whoever read our output has seen enough (`| head`). Without this, Python complains once more at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
-    except Exception as e:
-        # A fault of this program. People get a sentence all the same; who mends it sets JSCTL_DEBUG.
-        if os.environ.get("JSCTL_DEBUG"):
-            raise
-        say(f"jsctl: a fault of jsctl itself: {type(e).__name__}: {e} (JSCTL_DEBUG=1 shows where)")
-        return FAILED
+    except Terminated as e:
+        say("terminated")
+        return 128 + e.number
     except SystemExit as e:
         return e.code if isinstance(e.code, int) else FAILED
+    except Exception as e:
+        # People get a sentence all the same; who mends it sets JSCTL_DEBUG.
+        if os.environ.get("JSCTL_DEBUG"):
+            raise
+        say(f"jsctl: {_reason(e)}")
+        return FAILED
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ImportError):
+        return f"a Python package cannot be loaded ({error}): install jsclient anew"
+    if isinstance(error, MemoryError):
+        return "there is not enough memory"
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}"
+    return f"a fault of jsctl itself: {type(error).__name__}: {error} (JSCTL_DEBUG=1 shows where)"
 
 
 def complain(error: Error, args: Any) -> int:
@@ -57,13 +84,8 @@ def complain(error: Error, args: Any) -> int:
     if isinstance(error, UsageError) and args is None and "--help" not in str(error):
         say("jsctl: see jsctl --help")
     if getattr(args, "json", False) and not error.told:
-        print(json.dumps({"error": str(error)}, ensure_ascii=False))
+        try:
+            stdio.out_json({"error": str(error)})
+        except WriteFault as e:
+            say(f"jsctl: {e}")
     return error.exit_code
-
-
-def say(text: str) -> None:
-    """A line for people, on stderr."""
-    try:
-        print(text, file=sys.stderr, flush=True)
-    except OSError:
-        pass

@@ -3,26 +3,41 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
+import select
 import sys
 import time
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from ..client import Client
-from ..errors import OK
+from ..errors import OK, Undecodable
 from ..nodes import ago
 from ..wire import NodeId, Result
-from . import render
+from . import render, stdio
 from .order import connect
 from .start import say
 
 HEAD = ("NODE", "JOB", "CMD", "DOMAIN", "NAME", "PID", "STATE", "CPU%", "RSS", "PROCS", "AGE", "RESTARTS")
+#: What a narrow terminal does without, the least important first; JOB and CMD are shortened before.
+DROPPED = ("RESTARTS", "PROCS", "DOMAIN", "STATE", "PID", "NAME", "AGE", "RSS", "CMD", "JOB", "NODE")
 #: Of so many jobs Redis is asked what they were sent as.
 MOST_ASKED = 500
+#: A key is looked for so often while nodes are asked (seconds).
+KEY_SECONDS = 0.2
+#: Nodes are asked anew each round, so a question that was not answered soon is given up (seconds).
+EXPIRES = 30
+
+Row = Tuple[object, ...]
+
+
+class _Quit(Exception):
+    """`q` was typed."""
 
 
 def process_table(client: Client, results: Sequence[Result]) -> str:
     """The jobs of all nodes that answered, by cpu."""
-    return _table(client, processes(results))
+    return render.table(HEAD, _rows(client, processes(results)))
 
 
 def processes(results: Sequence[Result]) -> List[Tuple[NodeId, Dict[str, Any]]]:
@@ -40,30 +55,97 @@ def top(args: argparse.Namespace) -> int:
             return OK
         if args.once or not sys.stdout.isatty():
             results, line = _sample(client, args)
-            print(_table(client, processes(results)[: args.lines]))
+            stdio.out(render.table(HEAD, _rows(client, processes(results)[: args.lines])))
             say(line)
             return OK
-        from rich.console import Console
-        from rich.live import Live
-        from rich.text import Text
-
-        with Live(console=Console(), screen=True, auto_refresh=False) as live:
-            try:
-                while True:
-                    results, line = _sample(client, args)
-                    room = max(live.console.size.height - 3, 1)
-                    shown = _table(client, processes(results)[: min(args.lines, room)])
-                    live.update(Text(f"{line}\n\n{shown}", no_wrap=True), refresh=True)
-                    time.sleep(args.interval)
-            except KeyboardInterrupt:
-                return OK
+        try:
+            with _keys() as key:
+                if os.environ.get("TERM", "").lower() in ("", "dumb", "unknown"):
+                    _rounds(client, args, key)
+                _screen(client, args, key)
+        except (KeyboardInterrupt, _Quit):
+            pass
+        return OK
 
 
-def _sample(client: Client, args: argparse.Namespace) -> Tuple[List[Result], str]:
+def _rounds(client: Client, args: argparse.Namespace, key: Callable[[float], None]) -> None:
+    """One table below the other, for a terminal that cannot move its cursor."""
+    while True:
+        results, line = _sample(client, args, key)
+        rows = _rows(client, processes(results)[: args.lines])
+        stdio.out(f"{line}\n{fit(rows, os.get_terminal_size(sys.stdout.fileno()).columns)}\n")
+        key(args.interval)
+
+
+def _screen(client: Client, args: argparse.Namespace, key: Callable[[float], None]) -> None:
+    """The table in place, on a screen of its own."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(console=Console(), screen=True, auto_refresh=False) as live:
+        while True:
+            results, line = _sample(client, args, key)
+            size = live.console.size
+            rows = _rows(client, processes(results)[: min(args.lines, max(size.height - 3, 1))])
+            shown = stdio.clean(f"{line}\n\n{fit(rows, size.width)}")
+            live.update(Text(shown, no_wrap=True, overflow="crop"), refresh=True)
+            key(args.interval)
+
+
+@contextlib.contextmanager
+def _keys() -> Iterator[Callable[[float], None]]:
+    """A function that waits for so many seconds, and raises `_Quit` when `q` is typed meanwhile."""
+    import termios
+    import tty
+
+    if not sys.stdin.isatty():
+        yield time.sleep
+        return
+    terminal = sys.stdin.fileno()
+    try:
+        before = termios.tcgetattr(terminal)
+        tty.setcbreak(terminal)
+    except (termios.error, OSError):  # another process group has the terminal
+        yield time.sleep
+        return
+
+    def wait(seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while True:
+            left = max(end - time.monotonic(), 0)
+            if not select.select([terminal], [], [], left)[0]:
+                return
+            typed = os.read(terminal, 64)
+            if not typed or b"q" in typed or b"Q" in typed:
+                raise _Quit
+
+    try:
+        yield wait
+    finally:
+        with contextlib.suppress(termios.error, OSError):
+            termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+
+
+def _sample(
+    client: Client, args: argparse.Namespace, key: Optional[Callable[[float], None]] = None
+) -> Tuple[List[Result], str]:
     # A node that does not answer at once is left out of this round.
-    fleet = client.target(args.target, but=args.but).processes(expires=30)
-    results = list(fleet.stream(max(args.interval, 5.0)))
+    targeted = client.target(args.target, but=args.but)
+    fleet = targeted.processes(selection=targeted.select().present, expires=EXPIRES, quiet=True)
+    results, faults = [], []
+    for result in fleet.stream(max(args.interval, 5.0), tick=KEY_SECONDS):
+        if result is None:
+            if key:
+                key(0)
+            continue
+        try:
+            _entries(result)
+            results.append(result)
+        except Undecodable:
+            faults.append(result.node)
     silent = f", no answer from {render.names(fleet.missing)}" if fleet.missing else ""
+    silent += f", unreadable answers from {render.names(sorted(faults))}" if faults else ""
     jobs = sum(len(_entries(r)) for r in results)
     return results, f"{time.strftime('%H:%M:%S')}  {len(results)} nodes, {jobs} jobs{silent}"
 
@@ -73,14 +155,30 @@ def _entries(result: Result) -> List[Dict[str, Any]]:
     return [e for e in value if isinstance(e, dict)] if isinstance(value, list) else []
 
 
-def _table(client: Client, rows: Sequence[Tuple[NodeId, Dict[str, Any]]]) -> str:
+def _rows(client: Client, found: Sequence[Tuple[NodeId, Dict[str, Any]]]) -> List[Row]:
     # A node says `execute`; which program that is stands in the job's hash, while there is one.
-    ids = list(dict.fromkeys(str(e.get("id", "")) for _, e in rows[:MOST_ASKED]))
+    ids = list(dict.fromkeys(str(e.get("id", "")) for _, e in found[:MOST_ASKED]))
     asked = client.asked([job_id for job_id in ids if job_id])
-    return render.table(HEAD, [_row(node, e, asked.get(str(e.get("id", "")))) for node, e in rows])
+    return [_row(node, e, asked.get(str(e.get("id", "")))) for node, e in found]
 
 
-def _row(node: NodeId, e: Dict[str, Any], asked: Optional[Dict[str, Any]]) -> Tuple[object, ...]:
+def fit(rows: Sequence[Row], width: int) -> str:
+    """The table in `width` columns: the sort column stays, what matters least goes. Pure."""
+    cut = [
+        tuple(render.shortened(value, {"JOB": 12, "CMD": 20}.get(name, 1000)) for name, value in zip(HEAD, row))
+        for row in rows
+    ]
+    kept = list(range(len(HEAD)))
+    text = render.table(HEAD, rows)
+    for drop in ("", *DROPPED):
+        if max(map(len, text.splitlines())) <= width:
+            return text
+        kept = [at for at in kept if HEAD[at] != drop]
+        text = render.table([HEAD[at] for at in kept], [[row[at] for at in kept] for row in cut])
+    return text
+
+
+def _row(node: NodeId, e: Dict[str, Any], asked: Optional[Dict[str, Any]]) -> Row:
     started = _float(e.get("starttime"))
     return (
         node, str(e.get("id", ""))[:32], render.asked(asked, 30) if asked else e.get("cmd"),
@@ -91,4 +189,4 @@ def _row(node: NodeId, e: Dict[str, Any], asked: Optional[Dict[str, Any]]) -> Tu
 
 
 def _float(value: object) -> float:
-    return float(value) if isinstance(value, (int, float)) else 0.0
+    return float(value) if isinstance(value, (int, float)) and abs(value) < 1e24 else 0.0

@@ -177,16 +177,27 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Wish, String> {
         None => Wish::Serve(config),
         Some(Task::Enroll { node, .. }) => {
             if let Some(url) = &url
-                && !url.starts_with("https://")
-                && !url.starts_with("http://")
+                && !is_url(url)
             {
-                return Err(format!("--url is https://host:port, not '{url}'"));
+                return Err(format!("--url is https://host:port, with a port from 1 to 65535, not '{url}'"));
             }
             Wish::Do(config, Task::Enroll { node, url, out })
         }
         Some(Task::Token { .. }) => Wish::Do(config, Task::Token { uses: uses.unwrap_or(1), ttl: ttl.unwrap_or(3600) }),
         Some(task) => Wish::Do(config, task),
     })
+}
+
+/// Whether an agent would take it for the address of a controller.
+fn is_url(url: &str) -> bool {
+    let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://")).unwrap_or_default();
+    let authority = rest.split('/').next().unwrap_or_default();
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
+        _ => (authority, None),
+    };
+    let is_port = |port: &str| port.bytes().all(|b| b.is_ascii_digit()) && matches!(port.parse::<u16>(), Ok(1..));
+    !host.is_empty() && !rest.contains(['?', '#', '@', ' ']) && port.is_none_or(is_port)
 }
 
 fn task(words: &[String], has_enroll_flags: bool, has_token_flags: bool) -> Result<Option<Task>, String> {
@@ -310,6 +321,19 @@ mod tests {
         refused("revoke 1 2 3", "one argument too many");
         refused("--url https://x", "belong to");
         refused("enroll 1 2 --url ftp://x", "--url is");
+        for url in [
+            "https://127.0.0.1:40000000",
+            "https://x:0",
+            "https://x:",
+            "https://",
+            "https://[::1]:70000/",
+            "http://x:+1",
+        ] {
+            refused(&format!("enroll 1 2 --url {url}"), "--url is");
+        }
+        for url in ["https://x", "https://[::1]", "https://[::1]:65535/", "http://x:1/path"] {
+            assert!(is_url(url), "{url}");
+        }
         refused("token --uses 0", "--uses");
         refused("token --ttl 1y", "--ttl");
     }

@@ -131,6 +131,8 @@ def _shown(host: str, port: int) -> str:
 def _host(url: str, port: int) -> Tuple[str, int]:
     try:
         parts = urlsplit(url)
+        if parts.port == 0:
+            raise ValueError
         return unquote(parts.hostname or "localhost"), parts.port or port
     except ValueError:
         raise UsageError(UNREADABLE) from None

@@ -27,7 +27,7 @@ SENTINEL_SECONDS = 1.5
 MANY = 64
 
 #: The oldest Redis that will do, and what a wait below this many seconds becomes: it takes 0.001 for 0, for ever.
-OLDEST_REDIS = (6, 0)
+OLDEST_REDIS = (6, 0, 6)
 SHORTEST_WAIT = 0.01
 
 _CHUNK = 1000
@@ -212,8 +212,8 @@ class Link:
             except Unavailable as e:
                 if e.passing:
                     raise
-        found = tuple(int(part) for part in version.split(b".")[:2] if part.isdigit())
-        if found and found < OLDEST_REDIS:
+        found = tuple(int(part) for part in version.split(b".")[:3] if part.isdigit())
+        if found and (*found, 999, 999)[:3] < OLDEST_REDIS:
             raise self._too_old(version.decode("ascii", "replace"))
         self.version_known = True
 

@@ -150,3 +150,11 @@ def test_no_blocking_read_is_longer_than_its_socket_waits(monkeypatch: pytest.Mo
         # 0 is "for ever", and Redis 6.0 takes a millisecond for it.
         link.pop(["a"], 0)
         assert asked[-2:] == [most, 0.01]
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "40000000", "-1", "x"])
+@pytest.mark.parametrize("text", ["h:P", "redis://h:P", "rediss://:pw@[::1]:P/1", "a:1,b:P", "sentinel://s:P/main",
+                                  "sentinels://s,t:P/main"])
+def test_a_port_out_of_range_is_no_address(text: str, port: str) -> None:
+    with pytest.raises(UsageError):
+        parse(text.replace("P", port))

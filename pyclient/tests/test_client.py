@@ -510,10 +510,10 @@ BEAT = b"*2\r\n$2\r\nac\r\n$13\r\n1766385000000\r\n"
 
 
 @pytest.mark.parametrize("answers,told", [
-    ({"INFO": b"$39\r\n# Server\r\nredis_version:5.0.14\r\nos:x\r\n..\r\n"}, "is 5.0.14; 6.0 or newer is needed"),
+    ({"INFO": b"$39\r\n# Server\r\nredis_version:5.0.14\r\nos:x\r\n..\r\n"}, "is 5.0.14; 6.0.6 or newer is needed"),
     ({"INFO": b"-NOPERM no\r\n", "BRPOP": b"-ERR timeout is not an integer or out of range\r\n", "LPUSH": b":1\r\n"},
-     "is older than 6.0; 6.0 or newer is needed"),
-    ({"HELLO": b"*4\r\n$6\r\nserver\r\n$5\r\nredis\r\n$7\r\nversion\r\n$6\r\n4.0.14\r\n"}, "is 4.0.14; 6.0 or newer is needed"),
+     "is older than 6.0; 6.0.6 or newer is needed"),
+    ({"HELLO": b"*4\r\n$6\r\nserver\r\n$5\r\nredis\r\n$7\r\nversion\r\n$6\r\n4.0.14\r\n"}, "is 4.0.14; 6.0.6 or newer is needed"),
 ])
 def test_a_redis_that_is_too_old_is_told_in_one_sentence(answers: Dict[str, bytes], told: str) -> None:
     with OldRedis({"TIME": NOW, "ZREVRANGE": BEAT, **answers}) as old, Client(old.url) as client:

@@ -180,6 +180,8 @@ fn server(text: &str) -> Result<ConnectionInfo, String> {
             let query: Vec<String> = query
                 .split('&')
                 .map(|pair| pair.replacen("password=", "pass=", 1).replacen("username=", "user=", 1))
+                // What is read as a form, where + is a blank.
+                .map(|pair| pair.replace('+', "%2B"))
                 .collect();
             format!("{path}?{}", query.join("&"))
         }
@@ -187,7 +189,12 @@ fn server(text: &str) -> Result<ConnectionInfo, String> {
     };
     // The library's error may quote the URL, and with it a password: it is not passed on.
     let info = url.as_str().into_connection_info().map_err(|_| format!("this is no Redis address: {}", hint()))?;
-    Ok(quiet(info))
+    match info.addr() {
+        ConnectionAddr::Tcp(_, 0) | ConnectionAddr::TcpTls { port: 0, .. } => {
+            Err(format!("a port of Redis is a number from 1 to 65535: {}", hint()))
+        }
+        _ => Ok(quiet(info)),
+    }
 }
 
 /// Without the greeting that names the library: a user with few rights may not send it.
@@ -276,6 +283,25 @@ mod tests {
         let target = Target::parse(text).unwrap();
         assert_eq!((&target.kind, target.to_string().as_str()), (&kind, shown), "{text}");
         target
+    }
+
+    #[test]
+    fn a_port_out_of_range_is_no_address() {
+        for port in ["0", "65536", "40000000", "-1", "x"] {
+            for text in [
+                "h:P",
+                "redis://h:P",
+                "rediss://:pw@[::1]:P/1",
+                "a:1,b:P",
+                "sentinel://s:P/main",
+                "sentinels://s,t:P/main",
+            ] {
+                let text = text.replace('P', port);
+                assert!(Target::parse(&text).is_err(), "{text}");
+            }
+        }
+        let unix = Target::parse("unix:///r.sock?password=a+b%2Bc").unwrap();
+        assert_eq!(unix.servers[0].redis_settings().password(), Some("a+b+c"));
     }
 
     #[test]

@@ -161,6 +161,12 @@ pub fn address(url: &str) -> Result<String, String> {
     if host.is_empty() || rest.contains(['?', '#', '@', ' ']) {
         return Err(format!("\"{url}\" must be https://host:port"));
     }
+    // The library takes a port that it cannot read for none, and connects to the default one.
+    let authority = rest.split('/').next().unwrap_or_default();
+    let port = authority.strip_prefix(host).and_then(|port| port.strip_prefix(':'));
+    if port.is_some_and(|port| !matches!(port.parse::<u16>(), Ok(1..)) || !port.bytes().all(|b| b.is_ascii_digit())) {
+        return Err(format!("\"{url}\" has a port that is no number from 1 to 65535"));
+    }
     Ok(url.trim_end_matches('/').to_owned())
 }
 
@@ -315,6 +321,20 @@ mod tests {
     }
 
     #[test]
+    fn a_port_out_of_range_is_no_address() {
+        for port in ["0", "65536", "40000000", "+1", "", "x", "00000000000000000001x"] {
+            for host in ["127.0.0.1", "ac.example", "[::1]"] {
+                for end in ["", "/", "/path"] {
+                    assert!(address(&format!("https://{host}:{port}{end}")).is_err(), "{host}:{port}{end}");
+                }
+            }
+        }
+        for good in ["https://ac:1", "https://ac:65535/", "http://[::1]:4000", "https://[::1]", "https://ac"] {
+            assert_eq!(address(good).as_deref(), Ok(good.trim_end_matches('/')));
+        }
+    }
+
+    #[test]
     fn the_least_and_its_defaults() {
         let config = parse(LEAST).unwrap();
         assert_eq!((config.main.gid, config.main.nid, config.main.max_jobs), (1, 10, 100));
@@ -418,6 +438,10 @@ mod tests {
             ("[scripts]\npython = \"\"", "8: scripts.python must name"),
             ("[extensions.x]\nbinary = \"/x\"\nargs = [1]", "9: extensions.x.args must be a list of strings, and"),
             ("[controllers.b]\nurl = []", "8: controllers.b.url is an empty list"),
+            (
+                "[controllers.b]\nurl = \"https://127.0.0.1:40000000\"",
+                "8: controllers.b.url: \"https://127.0.0.1:40000000\" has a port that is no number from 1 to 65535",
+            ),
             ("[monitor]\ninterval = nan", "8: monitor.interval must be from"),
             ("[startup.a]\ncmd = \"ping\"\nargs = 5", "9: startup.a.args must be a table, not a whole number"),
             ("[startup.a]\ncmd = \"execute\"", "7: startup.a.args: cmd is missing"),

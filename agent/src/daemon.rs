@@ -26,11 +26,16 @@ use std::fs::{self, File, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+/// How long an agent of which a thread has failed takes to end its jobs, at most.
+const LONGEST_END: Duration = Duration::from_secs(90);
 
 /// Runs the agent until a signal or a `restart` ends it; `ready` is called once it serves.
 pub fn run(config: Config, ready: &dyn Fn()) -> Result<()> {
     let signals = os::stop_signals().context("cannot take signals")?;
     let _lock = lock(&config.main.data_dir)?;
+    let failed = watch_threads();
     let daemon = Daemon::start(config)?;
     notify::ready();
     ready();
@@ -48,8 +53,12 @@ pub fn run(config: Config, ready: &dyn Fn()) -> Result<()> {
                     break;
                 }
                 // Only a supervisor that died closes this; who starts the agent again starts a whole one.
-                Err(_) => bail!("the supervisor has ended"),
+                Err(_) => {
+                    let why = failed.try_recv().unwrap_or_else(|_| "the supervisor has ended".to_owned());
+                    return Err(fail(&why));
+                }
             },
+            recv(failed) -> why => return Err(fail(&why.unwrap_or_default())),
             // The service manager hears of a life that counts: the supervisor's. It answers nothing by
             // dropping the question (a full disk, say), and that is an answer too.
             recv(watchdog) -> _ => pong = daemon.supervisor.remote().submit("", Vec::new()),
@@ -63,6 +72,34 @@ pub fn run(config: Config, ready: &dyn Fn()) -> Result<()> {
     daemon.stop();
     log::info!("stopped");
     Ok(())
+}
+
+/// Tells of the first thread that panics from now on. A panic on a thread that answers a command is not
+/// told: it is that command's answer.
+fn watch_threads() -> Receiver<String> {
+    let (tell, failed) = bounded(1);
+    std::panic::set_hook(Box::new(move |panic| {
+        let thread = std::thread::current();
+        let name = thread.name().unwrap_or("without a name");
+        let place = panic.location().map(|place| format!(" at {place}")).unwrap_or_default();
+        let payload = panic.payload_as_str().unwrap_or("no reason is known");
+        log::error!("the thread '{name}' panicked{place}: {payload}");
+        if name != process::COMMAND_THREAD {
+            let _ = tell.try_send(format!("the thread '{name}' has failed: the agent ends, to be started again"));
+        }
+    }));
+    failed
+}
+
+/// Returns the error that the agent ends with after a thread has failed. Its end is then bounded.
+fn fail(why: &str) -> anyhow::Error {
+    log::error!("{why}");
+    let end = || {
+        std::thread::sleep(LONGEST_END);
+        std::process::exit(1);
+    };
+    let _ = std::thread::Builder::new().name("end".into()).stack_size(64 * 1024).spawn(end);
+    anyhow::anyhow!("{why}")
 }
 
 /// The handles of all rooms. Dropping a handle ends its room and waits for it, and fields are dropped

@@ -147,15 +147,15 @@ impl Agent {
         command.arg("-c").arg(dir.join("agent.toml"));
         log_level(&mut command, &options.args);
         command.args(&options.args);
-        command.env_remove("JS_DIE_AT").envs(options.env.iter().map(|(k, v)| (k, v)));
+        command.env_remove("JS_DIE_AT").env_remove("JS_PANIC_AT").envs(options.env.iter().map(|(k, v)| (k, v)));
         options.mounts.apply(&mut command);
         Process::spawn(&mut command, &format!("jsagent-{}", options.nid), dir, Signal::SIGTERM)
     }
 
-    /// Starts it again in the same folder, after it ended, without `JS_DIE_AT`.
+    /// Starts it again in the same folder, after it ended, without `JS_DIE_AT` and `JS_PANIC_AT`.
     #[track_caller]
     pub fn resume(&mut self) {
-        self.options.env.retain(|(key, _)| key != "JS_DIE_AT");
+        self.options.env.retain(|(key, _)| !["JS_DIE_AT", "JS_PANIC_AT"].contains(&key.as_str()));
         let next = Agent::launch(self.dir.path(), &self.options);
         drop(std::mem::replace(&mut self.process, next));
     }

@@ -6,7 +6,7 @@ use super::store::{Fault, Progress, Store, fault};
 use crate::outbox::{Dropped, Kind, Outbox};
 use crate::output::Source;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
-use jscommon::{LevelSet, level};
+use jscommon::{LevelSet, death, level};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -68,6 +68,7 @@ impl Actor {
     /// Stores until it is told to stop.
     pub(super) fn run(mut self) {
         while let Some(message) = self.wait() {
+            death::point("agent.logged");
             match self.gather(message) {
                 None => self.flush(),
                 Some(Message::Then(work)) => {

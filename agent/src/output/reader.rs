@@ -15,7 +15,7 @@ use super::{Capture, Outlets, Source};
 use crate::logger::batch::{Batch, now};
 use crate::os;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
-use jscommon::level;
+use jscommon::{death, level};
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -156,6 +156,7 @@ impl Reader {
                 Ok(None) => return,
                 Ok(Some((stream, 0))) => self.take(stream, None),
                 Ok(Some((stream, read))) => {
+                    death::point("agent.read");
                     self.take(stream, Some(&buffer[..read]));
                     if read == buffer.len() && read < FULL_BUFFER {
                         buffer = vec![0; (read * GROWTH).min(FULL_BUFFER)];

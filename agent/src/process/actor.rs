@@ -251,6 +251,8 @@ impl Actor {
             for message in first.into_iter().chain(inbox.try_iter().take(TURN)) {
                 self.receive(message);
             }
+            self.commands.start(&self.remote.sender);
+            self.preparations.start(&self.remote.sender);
             let now = self.now();
             if self.policy.deadline().is_some_and(|deadline| deadline <= now.mono) {
                 self.event(Event::Tick);
@@ -264,7 +266,8 @@ impl Actor {
 
     fn deadline(&self) -> Option<Instant> {
         let policy = self.policy.deadline().map(|deadline| self.begin + Duration::from_millis(deadline));
-        [policy, self.retry, self.resync, self.rest_at].into_iter().flatten().min()
+        let threads = [self.commands.due(), self.preparations.due()].into_iter().flatten().min();
+        [policy, self.retry, self.resync, self.rest_at, threads].into_iter().flatten().min()
     }
 
     /// Gives back what a burst of work has left behind, here and (by the notice) elsewhere.
@@ -326,7 +329,7 @@ impl Actor {
                 self.event(Event::Drained { run });
             }
             Message::Prepared { run, spec } => {
-                self.preparations.ended(&self.remote.sender);
+                self.preparations.ended(run, &self.remote.sender);
                 if self.policy.is_starting(run) {
                     match spec {
                         Ok(spec) => self.spawn(run, spec),
@@ -335,7 +338,7 @@ impl Actor {
                 }
             }
             Message::Answered { run, answer } => {
-                self.commands.ended(&self.remote.sender);
+                self.commands.ended(run, &self.remote.sender);
                 if let Some(known) = self.runs.get_mut(&run) {
                     known.answer = Some(answer);
                     self.event(Event::Answered { run });

@@ -40,6 +40,9 @@ pub mod tree;
 
 pub use not_started::NotStarted;
 
+/// The name of the threads that answer commands.
+pub const COMMAND_THREAD: &str = "builtin";
+
 /// What the supervisor works with.
 pub struct Parts {
     /// The agent's configuration.

@@ -10,6 +10,7 @@ use crate::os;
 use crate::process::{self, ProcessEntry};
 use anyhow::{Context, Result};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, at, bounded, select};
+use jscommon::death;
 use jscommon::worker::Worker;
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -38,6 +39,7 @@ pub fn start(config: &Config, processes: process::Remote, inlet: Inlet) -> Resul
         let mut node = Node::new();
         loop {
             let now = Instant::now();
+            death::point("agent.sampled");
             if samples.node_is_due(now) {
                 inlet.node(node.figures(&stopped));
             }

@@ -115,6 +115,36 @@ fn a_controller_ends_with_any_of_its_threads() {
 }
 
 #[test]
+fn agent_whose_thread_panics_ends_with_one_and_names_it() {
+    for (point, thread) in [
+        ("agent.received", "poll main"),
+        ("agent.received:2", "supervisor"),
+        ("agent.posted", "send main"),
+        ("agent.read", "output"),
+        ("agent.logged", "logger"),
+        ("agent.sampled", "monitor"),
+        ("agent.flushed", "aggregator"),
+    ] {
+        let redis = Redis::start();
+        let acc = Acc::start(&redis, AccOptions::default());
+        let env = vec![("JS_PANIC_AT".to_owned(), point.to_owned())];
+        let options = AgentOptions { env, ..AgentOptions::default() }.config("[stats]\ninterval = 1");
+        let mut client = Client::new(&redis);
+        let id = client.send("execute", json!({"cmd": "/bin/echo a"}));
+        let mut agent = Agent::start(&acc, options);
+        assert_eq!(agent.wait(), 1, "{thread}: {}", agent.output());
+        let output = agent.output();
+        assert!(output.contains(&format!("the thread '{thread}' panicked")), "{thread}: {output}");
+        assert!(output.contains(&format!("the thread '{thread}' has failed: the agent ends")), "{thread}: {output}");
+        // As the service manager starts it: nothing is lost.
+        agent.resume();
+        client.pop(&id);
+        assert_eq!(client.run("ping", json!({}))["state"], "OK");
+        assert_eq!(agent.stop(), Some(0));
+    }
+}
+
+#[test]
 fn the_hardened_unit_takes_nothing_that_the_agent_itself_needs() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../agent/packaging/hardened.conf");
     let text = std::fs::read_to_string(path).expect("the drop-in");

@@ -37,7 +37,7 @@ impl Actor {
                     spec: Err("the agent could not prepare it, see its log".to_owned().into()),
                 };
                 let work = Box::new(move || Message::Prepared { run, spec: script::prepare(&context, &command) });
-                self.preparations.add(Task { work, failed }, &self.remote.sender);
+                self.preparations.add(Task { run, work, failed }, &self.remote.sender);
             }
             Work::Threaded(function) | Work::Inline(function) => {
                 self.event(Event::Spawned { run });
@@ -126,7 +126,7 @@ impl Actor {
     pub(super) fn answer_later(&mut self, run: u64, work: impl FnOnce() -> Answer + Send + 'static) {
         let failed = Message::Answered { run, answer: Err("the agent could not do it, see its log".into()) };
         let work = Box::new(move || Message::Answered { run, answer: work() });
-        self.commands.add(Task { work, failed }, &self.remote.sender);
+        self.commands.add(Task { run, work, failed }, &self.remote.sender);
     }
 
     /// Signals trees and looks whether anything of them lives.

@@ -282,6 +282,11 @@ impl Job {
             }
             // Its result is known already.
             Phase::Failed => self.finish(None, None, out),
+            // Nobody can end a thread of the agent; one that hangs holds up no answer.
+            Phase::Running(Run { run, .. }) if !self.rules.process => {
+                let run = *run;
+                self.finish(Some(run), Some(Outcome::Killed { code: None, why: why() }), out);
+            }
             Phase::Starting { run, .. } => {
                 let run = *run;
                 self.finish(Some(run), Some(Outcome::Killed { code: None, why: why() }), out);

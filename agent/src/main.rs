@@ -20,6 +20,9 @@ fn main() -> ExitCode {
     if let Some(status) = jsagent::script::run_if_asked() {
         return status;
     }
+    if let Some(status) = os::keep_pipes_if_asked() {
+        return status;
+    }
     os::reset_inherited();
     let task = match flags::parse(std::env::args_os().skip(1)) {
         Ok(task) => task,

@@ -16,7 +16,7 @@ use super::policy::{Action, Event, Now, Policy};
 use super::{Message, Notice, Parts, Remote, spawn};
 use crate::builtin::{self, Answer, JobControl};
 use crate::ledger::Write;
-use crate::os::{Cgroups, Children, Mark};
+use crate::os::{self, Cgroups, Children, Mark};
 use crate::output::{Capture, Readers, Source};
 use anyhow::{Context, Result};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
@@ -93,6 +93,8 @@ struct Run {
     pid: u32,
     reaped: bool,
     capture: Option<Arc<Capture>>,
+    /// A way to its pipes, for the keeper.
+    ends: Option<os::Ends>,
     /// How long its readers had waited for the logger when that was last looked at.
     stalled: Duration,
     mark: Option<Mark>,
@@ -114,6 +116,7 @@ impl Run {
             pid: 0,
             reaped: true,
             capture: None,
+            ends: None,
             stalled: Duration::ZERO,
             mark: None,
             group: None,
@@ -149,6 +152,7 @@ struct Actor {
     jobs: HashMap<Arc<str>, Job>,
     runs: HashMap<u64, Run>,
     waiting: Vec<Waiting>,
+    keeper: os::Keeper,
     readers: Readers,
     commands: Threads,
     preparations: Threads,
@@ -197,6 +201,7 @@ pub(super) fn start(parts: Parts, remote: Remote, inbox: Receiver<Message>) -> R
         jobs: HashMap::new(),
         runs: HashMap::new(),
         waiting: Vec::new(),
+        keeper: os::Keeper::default(),
         readers: Readers::default(),
         commands: Threads::default(),
         preparations: Threads::default(),
@@ -276,6 +281,7 @@ impl Actor {
         if let Some(cgroups) = &mut self.cgroups {
             cgroups.sweep();
         }
+        self.keeper.rest();
         self.policy.shrink();
         self.jobs.shrink_to_fit();
         self.runs.shrink_to_fit();
@@ -323,10 +329,10 @@ impl Actor {
         match message {
             Message::Submit { controller, commands, stored } => self.submit(&controller, commands, stored),
             Message::Exited { run, code } => self.exited(run, code),
-            Message::Drained { run } => self.event(Event::Drained { run }),
+            Message::Drained { run } => self.drained(run),
             Message::Ended { run, code } => {
                 self.exited(run, code);
-                self.event(Event::Drained { run });
+                self.drained(run);
             }
             Message::Prepared { run, spec } => {
                 self.preparations.ended(run, &self.remote.sender);
@@ -362,6 +368,11 @@ impl Actor {
             known.stalled = known.capture.as_ref().map_or(Duration::ZERO, |capture| capture.stalled());
         }
         self.event(Event::Exited { run, code });
+    }
+
+    fn drained(&mut self, run: u64) {
+        self.keeper.ended(run);
+        self.event(Event::Drained { run });
     }
 
     /// Performs what was ordered until nothing more follows from it.

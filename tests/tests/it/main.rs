@@ -6,6 +6,7 @@ mod away;
 mod bad_input;
 mod controller;
 mod credentials;
+mod daemons;
 mod dashboard;
 mod delivery;
 mod disks;

@@ -6,19 +6,32 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::{ChildStderr, ChildStdout};
+use std::sync::{Arc, Weak};
 
 /// Pipes that one thread reads; whichever has something is read next.
 pub struct Pipes {
     /// Stdout and stderr, until they end.
-    open: [Option<File>; 2],
+    open: [Option<Arc<File>>; 2],
     /// Whose turn it is when both have something: stdout's first, for most programs write there first.
     turn: usize,
 }
 
+/// The reading ends of a child's pipes, as long as their reader has them open.
+pub struct Ends([Weak<File>; 2]);
+
+impl Ends {
+    /// Returns those that are open.
+    pub(super) fn open(&self) -> Vec<Arc<File>> {
+        self.0.iter().filter_map(Weak::upgrade).collect()
+    }
+}
+
 impl Pipes {
-    /// The pipes of a child, together.
-    pub fn of(stdout: ChildStdout, stderr: ChildStderr) -> Vec<Pipes> {
-        vec![Pipes { open: [Some(OwnedFd::from(stdout).into()), Some(OwnedFd::from(stderr).into())], turn: 0 }]
+    /// The pipes of a child, together, and another way to them.
+    pub fn of(stdout: ChildStdout, stderr: ChildStderr) -> (Vec<Pipes>, Ends) {
+        let both = [OwnedFd::from(stdout), OwnedFd::from(stderr)].map(|pipe| Arc::new(File::from(pipe)));
+        let ends = Ends([Arc::downgrade(&both[0]), Arc::downgrade(&both[1])]);
+        (vec![Pipes { open: both.map(Some), turn: 0 }], ends)
     }
 
     /// Waits for bytes and puts them into `buffer`, which is not empty. Says which stream they are of, 0
@@ -44,8 +57,8 @@ impl Pipes {
                     stream
                 }
             };
-            let Some(pipe) = &mut self.open[stream] else { continue };
-            match pipe.read(buffer) {
+            let Some(pipe) = &self.open[stream] else { continue };
+            match pipe.as_ref().read(buffer) {
                 Ok(0) => self.open[stream] = None,
                 Err(fault) if fault.kind() == io::ErrorKind::Interrupted => continue,
                 Err(fault) => return Err(fault),
@@ -64,7 +77,8 @@ mod tests {
     #[test]
     fn where_both_have_something_stdout_is_first_and_then_they_take_turns() {
         let ((out, mut to_out), (err, mut to_err)) = (io::pipe().unwrap(), io::pipe().unwrap());
-        let mut pipes = Pipes::of(OwnedFd::from(out).into(), OwnedFd::from(err).into());
+        let (mut pipes, ends) = Pipes::of(OwnedFd::from(out).into(), OwnedFd::from(err).into());
+        assert_eq!(ends.open().len(), 2);
         to_out.write_all(b"abc").unwrap();
         to_err.write_all(b"def").unwrap();
         let mut read = || {
@@ -82,5 +96,6 @@ mod tests {
             [read(), read(), read(), read()],
             [Some((0, vec![b'h'])), Some((1, vec![])), Some((0, vec![])), None]
         );
+        assert!(ends.open().is_empty(), "nothing holds a pipe that has ended");
     }
 }

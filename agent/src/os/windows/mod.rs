@@ -17,7 +17,7 @@ pub use cpu::Processors;
 pub use datagrams::{Datagrams, grow_receive_buffer};
 pub use disks::disks;
 pub use network::interfaces;
-pub use pipes::Pipes;
+pub use pipes::{Ends, Keeper, Pipes, keep_pipes_if_asked};
 pub use process::*;
 pub use replace::{Owner, is_busy, replace};
 pub use service::{run_service, service, service_config};

@@ -11,10 +11,35 @@ pub struct Pipes {
     stream: usize,
 }
 
+/// Another way to the pipes of a child, which nobody needs here.
+pub struct Ends;
+
+/// Keeps pipes beyond the agent's end: none here, where every process of a job ends with the agent.
+#[derive(Default)]
+pub struct Keeper;
+
+impl Keeper {
+    /// Does nothing.
+    pub fn keep(&mut self, _run: u64, _ends: &Ends) {}
+
+    /// Does nothing.
+    pub fn ended(&mut self, _run: u64) {}
+
+    /// Does nothing.
+    pub fn rest(&mut self) {}
+}
+
+/// `None`: there is no keeper here.
+pub fn keep_pipes_if_asked() -> Option<std::process::ExitCode> {
+    None
+}
+
 impl Pipes {
     /// The pipes of a child, apart.
-    pub fn of(stdout: ChildStdout, stderr: ChildStderr) -> Vec<Pipes> {
-        vec![Pipes { open: Some(Box::new(stdout)), stream: 0 }, Pipes { open: Some(Box::new(stderr)), stream: 1 }]
+    pub fn of(stdout: ChildStdout, stderr: ChildStderr) -> (Vec<Pipes>, Ends) {
+        let both =
+            vec![Pipes { open: Some(Box::new(stdout)), stream: 0 }, Pipes { open: Some(Box::new(stderr)), stream: 1 }];
+        (both, Ends)
     }
 
     /// Waits for bytes and puts them into `buffer`, which is not empty. Says which stream they are of, 0

@@ -15,6 +15,10 @@ use std::time::Instant;
 impl Actor {
     pub(super) fn run_over(&mut self, run: u64) -> Option<Run> {
         let known = self.runs.remove(&run);
+        // Pipes that are open now are held by a daemon, which is to outlive the agent.
+        if let Some(ends) = known.as_ref().filter(|known| known.reaped).and_then(|known| known.ends.as_ref()) {
+            self.keeper.keep(run, ends);
+        }
         if let Some(known) = &known
             && known.pid != 0
             && let Some(detail) = self.jobs.get(&known.id).and_then(|job| job.detail.as_ref())

@@ -102,7 +102,9 @@ impl Actor {
         };
         let attached = match (child.stdout, child.stderr) {
             (Some(out), Some(err)) => {
-                self.readers.attach(&detail.source, os::Pipes::of(out, err), &self.parts.outlets, ended)
+                let (pipes, ends) = os::Pipes::of(out, err);
+                known.ends = Some(ends);
+                self.readers.attach(&detail.source, pipes, &self.parts.outlets, ended)
             }
             _ => Err(std::io::Error::other("it has no pipes")),
         };

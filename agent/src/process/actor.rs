@@ -173,6 +173,8 @@ struct Actor {
     heard: HashSet<Arc<str>>,
     /// Jobs whose kill was under way when the agent ended, until what it remembers is taken up.
     killed_before: HashSet<String>,
+    /// Startup jobs of which processes of an earlier agent live.
+    held_startup: HashSet<String>,
     /// Bytes of the commands of all jobs that are not over.
     bytes: usize,
     retry: Option<Instant>,
@@ -215,6 +217,7 @@ pub(super) fn start(parts: Parts, remote: Remote, inbox: Receiver<Message>) -> R
         fresh: HashSet::new(),
         heard: HashSet::new(),
         killed_before: HashSet::new(),
+        held_startup: HashSet::new(),
         bytes: 0,
         retry: None,
         rest_at: Some(Instant::now() + QUIET),
@@ -329,6 +332,7 @@ impl Actor {
         match message {
             Message::Submit { controller, commands, stored } => self.submit(&controller, commands, stored),
             Message::Exited { run, code } => self.exited(run, code),
+            Message::Cleared { id, group } => self.cleared(id, group),
             Message::Drained { run } => self.drained(run),
             Message::Ended { run, code } => {
                 self.exited(run, code);

@@ -172,6 +172,8 @@ enum Message {
     Prepared { run: u64, spec: Result<spawn::Spec, NotStarted> },
     /// A task has its answer.
     Answered { run: u64, answer: builtin::Answer },
+    /// Nothing lives any more of a run that an earlier agent had started; its cgroup is this.
+    Cleared { id: String, group: String },
     /// What runs?
     View { id: Option<String>, reply: Sender<Vec<View>> },
     /// End everything, then yourself.

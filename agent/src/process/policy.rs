@@ -90,11 +90,21 @@ impl Policy {
         out
     }
 
+    /// Takes up a job of which processes of an earlier run still live. It keeps its place in its queue, and
+    /// goes on as a restored one with [`Event::Cleared`].
+    pub fn hold(&mut self, id: &str, rules: Rules, memory: Memory) {
+        let mut job = Job::new(id.into(), rules);
+        job.phase = Phase::Held(memory);
+        self.insert(job);
+    }
+
     /// What is to be done now that `event` has happened.
     pub fn handle(&mut self, event: Event, now: Now) -> Vec<Action> {
         let mut out = Vec::new();
         let keys: Vec<u64> = match &event {
-            Event::Kill { id } | Event::Unschedule { id } => self.ids.get(id.as_str()).copied().into_iter().collect(),
+            Event::Kill { id } | Event::Unschedule { id } | Event::Cleared { id } => {
+                self.ids.get(id.as_str()).copied().into_iter().collect()
+            }
             Event::Spawned { run }
             | Event::Unstartable { run, .. }
             | Event::Answered { run }
@@ -171,6 +181,7 @@ impl Policy {
         let place = match &job.phase {
             Phase::Waiting => Place::Queued,
             Phase::Sleeping { .. } => Place::Scheduled,
+            Phase::Held(_) => Place::Stopping,
             Phase::Running(_) if job.is_ending() => Place::Stopping,
             Phase::Starting { .. } | Phase::Running(_) => Place::Running,
             Phase::Failed | Phase::Over => Place::Failed,
@@ -227,8 +238,13 @@ impl Policy {
         entry.takes_slot = takes_slot;
 
         let waits = job.phase == Phase::Waiting;
-        let keeps_turn = waits || job.run().is_some() || matches!(job.phase, Phase::Sleeping { restart: true, .. });
+        let held = matches!(job.phase, Phase::Held(_));
+        let keeps_turn =
+            waits || held || job.run().is_some() || matches!(job.phase, Phase::Sleeping { restart: true, .. });
         let queue_name = job.rules.queue.clone();
+        if held && let Some(name) = &queue_name {
+            self.queues.entry(name.clone()).or_default().turn.get_or_insert(key);
+        }
         if waits && entry.order.is_none() {
             // Tasks need no slot and go first of all, then what is to be repeated, then as they came.
             let number = match (job.rules.process, job.again) {

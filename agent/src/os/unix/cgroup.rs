@@ -117,8 +117,12 @@ impl Cgroups {
 
     /// The processes of a group.
     pub fn members(&self, name: &str) -> Vec<u32> {
-        let text = fs::read_to_string(self.base.join(name).join("cgroup.procs")).unwrap_or_default();
-        text.lines().filter_map(|line| line.parse().ok()).collect()
+        self.reader().members(name)
+    }
+
+    /// Returns what lists the processes of groups, for another thread.
+    pub fn reader(&self) -> GroupMembers {
+        GroupMembers(self.base.clone())
     }
 
     /// Removes a group; a daemon that is left in it keeps it.
@@ -143,6 +147,18 @@ impl Cgroups {
     /// Removes what an earlier life of the agent left and nobody is in any more.
     pub fn clear(&self) {
         clear(&self.base);
+    }
+}
+
+/// Lists the processes of an agent's groups.
+#[derive(Clone)]
+pub struct GroupMembers(PathBuf);
+
+impl GroupMembers {
+    /// The processes of a group.
+    pub fn members(&self, name: &str) -> Vec<u32> {
+        let text = fs::read_to_string(self.0.join(name).join("cgroup.procs")).unwrap_or_default();
+        text.lines().filter_map(|line| line.parse().ok()).collect()
     }
 }
 

@@ -19,7 +19,7 @@ mod service;
 mod signals;
 
 use super::Spawned;
-pub use cgroup::{Cgroups, Group, group_of};
+pub use cgroup::{Cgroups, Group, GroupMembers, group_of};
 pub use cpu::Processors;
 pub use datagrams::{Datagrams, grow_receive_buffer};
 pub use disks::disks;

@@ -71,6 +71,17 @@ impl Group {
     }
 }
 
+/// Lists the processes of groups: there are none here.
+#[derive(Clone)]
+pub struct GroupMembers;
+
+impl GroupMembers {
+    /// Nobody.
+    pub fn members(&self, _name: &str) -> Vec<u32> {
+        Vec::new()
+    }
+}
+
 /// Groups of processes beside their job objects: there are none here.
 pub struct Cgroups {}
 
@@ -94,6 +105,11 @@ impl Cgroups {
     /// Nobody.
     pub fn members(&self, _name: &str) -> Vec<u32> {
         Vec::new()
+    }
+
+    /// Nothing that lists anybody.
+    pub fn reader(&self) -> GroupMembers {
+        GroupMembers
     }
 
     /// Does nothing.

@@ -4,11 +4,11 @@ use super::super::args::RunArgs;
 use super::super::extension::extension;
 use super::super::not_started::NotStarted;
 use super::super::policy::{Event, Memory, Outcome};
-use super::super::{Notice, leftovers, spawn};
+use super::super::{Message, Notice, leftovers, spawn};
 use super::{Actor, Detail, Held, Job, MAX_BYTES, MAX_JOBS, Work, group_name};
 use crate::builtin::{self, JobControl, Kind};
 use crate::ledger::{Row, Standing, Write};
-use crate::os::{Mark, Signal};
+use crate::os::{Cgroups, Mark, Signal};
 use crate::output::Source;
 use crate::script;
 use anyhow::{Context, Result};
@@ -73,7 +73,7 @@ impl Actor {
             command: text,
             now: now.wall,
         });
-        self.take_up(controller, command, size, None);
+        self.take_up(controller, command, size, None, false);
     }
 
     /// Why no other job of this size can wait here. Commands that are answered at once always can, so
@@ -91,7 +91,14 @@ impl Actor {
     }
 
     /// Finds out what a command of `size` bytes is and hands it to the policy, or answers it at once.
-    pub(super) fn take_up(&mut self, controller: &Arc<str>, command: Command, size: usize, memory: Option<Memory>) {
+    pub(super) fn take_up(
+        &mut self,
+        controller: &Arc<str>,
+        command: Command,
+        size: usize,
+        memory: Option<Memory>,
+        held: bool,
+    ) {
         let now = self.now();
         let id: Arc<str> = command.id.as_str().into();
         let work = self.work(&command);
@@ -139,6 +146,10 @@ impl Actor {
             | Work::Execute
             | Work::Prepared => {
                 let actions = match memory {
+                    Some(memory) if held => {
+                        self.policy.hold(&id, rules, memory);
+                        Vec::new()
+                    }
                     Some(memory) => self.policy.restore(&id, rules, memory, now),
                     None => self.policy.accept(&id, rules, now),
                 };
@@ -230,12 +241,24 @@ impl Actor {
         }
     }
 
-    /// At the agent's start: ends what is left of its last life and takes up what is remembered.
+    /// At the agent's start: begins to end what is left of its last life, and takes up what is remembered.
+    /// A job of which processes live is held until they have ended.
     pub(super) fn restore(&mut self) -> Result<()> {
         let rows = self.parts.ledger.live().context("cannot read the jobs that are remembered")?;
         let started = |row: &&Row| matches!(row.standing, Standing::Started | Standing::Ending | Standing::Last);
         let left: Vec<leftovers::Leftover> = rows.iter().filter(started).map(|row| self.leftover(row)).collect();
-        leftovers::end(&left, self.cgroups.as_ref());
+        let groups = self.cgroups.as_ref().map(Cgroups::reader);
+        let left = leftovers::living(left, groups.as_ref());
+        let held: HashSet<String> = left.iter().map(|leftover| leftover.mark.job.clone()).collect();
+        if !left.is_empty() {
+            let sender = self.remote.sender.clone();
+            let cleared = move |leftover: &leftovers::Leftover| {
+                let (id, group) = (leftover.mark.job.clone(), leftover.group.clone());
+                let _ = sender.send(Message::Cleared { id, group });
+            };
+            leftovers::end(left, groups, &self.parts.config.main.data_dir, cleared)
+                .context("no thread to end what an earlier agent has left")?;
+        }
         if let Some(cgroups) = &self.cgroups {
             cgroups.clear();
         }
@@ -251,8 +274,10 @@ impl Actor {
         self.killed_before = rows.iter().filter(killed).map(|row| row.id.clone()).collect();
         for row in rows {
             if row.controller.is_empty() || startup.contains_key(&row.id) {
-                // Taken up anew below, or gone from the configuration.
-                if !startup.contains_key(&row.id) {
+                // Taken up anew below, or gone from the configuration; not before its processes have ended.
+                if held.contains(&row.id) {
+                    self.held_startup.insert(row.id);
+                } else if !startup.contains_key(&row.id) {
                     self.writes.push(Write::Finish { id: row.id, result: None, soon: false });
                 }
                 continue;
@@ -260,7 +285,13 @@ impl Actor {
             let memory = Memory { standing: row.standing, started: row.started, reported: row.reported };
             match Command::parse(row.command.as_bytes()) {
                 Ok(command) => {
-                    self.take_up(&row.controller.as_str().into(), command, row.command.len(), Some(memory));
+                    self.take_up(
+                        &row.controller.as_str().into(),
+                        command,
+                        row.command.len(),
+                        Some(memory),
+                        held.contains(&row.id),
+                    );
                 }
                 Err(fault) => {
                     log::error!("the ledger's job {} cannot be read and ends: {fault}", row.id);
@@ -273,18 +304,33 @@ impl Actor {
                 }
             }
         }
-        let node = self.parts.config.main.node();
-        for (name, startup) in startup {
-            let command = json!({"id": name, "gid": node.gid, "nid": node.nid, "cmd": startup.cmd,
-                "args": startup.args, "data": startup.data});
-            match Command::from_value(command) {
-                Ok(command) => self.accept(&"".into(), command),
-                Err(fault) => log::error!("startup job {name} is not started: {fault}"),
-            }
+        for name in startup.keys().filter(|name| !held.contains(*name)) {
+            self.accept_startup(name);
         }
         self.killed_before = HashSet::new();
         self.event(Event::Tick);
         Ok(())
+    }
+
+    fn accept_startup(&mut self, name: &str) {
+        let Some(startup) = self.parts.config.startup.get(name) else { return };
+        let node = self.parts.config.main.node();
+        let command = json!({"id": name, "gid": node.gid, "nid": node.nid, "cmd": startup.cmd,
+            "args": startup.args, "data": startup.data});
+        match Command::from_value(command) {
+            Ok(command) => self.accept(&"".into(), command),
+            Err(fault) => log::error!("startup job {name} is not started: {fault}"),
+        }
+    }
+
+    /// Goes on with a job of which nothing of an earlier agent lives any more.
+    pub(super) fn cleared(&mut self, id: String, group: String) {
+        self.emptied.push(group);
+        match self.held_startup.remove(&id) {
+            false => self.event(Event::Cleared { id }),
+            true if self.parts.config.startup.contains_key(&id) => self.accept_startup(&id),
+            true => self.writes.push(Write::Finish { id, result: None, soon: false }),
+        }
     }
 
     pub(super) fn leftover(&self, row: &Row) -> leftovers::Leftover {

@@ -59,6 +59,8 @@ pub(super) enum Phase {
     Starting { run: u64, at: i64 },
     /// A process or a task is at work, or has ended and is being wound up.
     Running(Run),
+    /// Processes of a run of an earlier agent live: it goes on from there once they have ended.
+    Held(Memory),
     /// Its restarts are used up; it is remembered and starts again with the agent.
     Failed,
     /// Nothing is left to do.
@@ -180,6 +182,7 @@ impl Job {
     /// Every event has an answer in every phase; what cannot matter any more changes nothing.
     pub(super) fn handle(&mut self, event: &Event, stopping: bool, now: Now, random: f64, out: &mut Vec<Action>) {
         match event {
+            Event::Cleared { .. } => self.cleared(now, out),
             Event::Kill { .. } => self.kill(now, out),
             Event::KillAll => self.end(Cause::KillAll, stopping, now, out),
             Event::Stop => self.stop(now, out),
@@ -211,6 +214,12 @@ impl Job {
             Event::Tree { run, alive } => self.tree(*run, *alive, now),
         }
         self.wind_up(stopping, now, random, out);
+    }
+
+    fn cleared(&mut self, now: Now, out: &mut Vec<Action>) {
+        if let Phase::Held(memory) = self.phase {
+            *self = Job::restored(self.id.clone(), self.rules.clone(), memory, now, out);
+        }
     }
 
     fn running(&mut self, run: u64) -> Option<&mut Run> {
@@ -279,6 +288,11 @@ impl Job {
         match &mut self.phase {
             Phase::Waiting | Phase::Sleeping { .. } => {
                 self.finish(None, Some(Outcome::Killed { code: None, why: why() }), out);
+            }
+            // Its processes are being ended, and its result follows their end.
+            Phase::Held(memory) => {
+                memory.standing = Standing::Ending;
+                out.push(Action::Stand { id: self.id.clone(), standing: Standing::Ending });
             }
             // Its result is known already.
             Phase::Failed => self.finish(None, None, out),
@@ -352,7 +366,7 @@ impl Job {
 
     fn unschedule(&mut self, out: &mut Vec<Action>) {
         self.last = true;
-        match &self.phase {
+        match &mut self.phase {
             Phase::Starting { .. } | Phase::Running(_) => {
                 if self.rules.remembered() && self.cause() != Some(Cause::Kill) {
                     out.push(Action::Stand { id: self.id.clone(), standing: Standing::Last });
@@ -363,6 +377,12 @@ impl Job {
                 let why = "unscheduled, no run follows".to_owned();
                 let outcome = (!self.reported).then_some(Outcome::Killed { code: None, why });
                 self.finish(None, outcome, out);
+            }
+            Phase::Held(memory) => {
+                if memory.standing == Standing::Started && self.rules.remembered() {
+                    memory.standing = Standing::Last;
+                    out.push(Action::Stand { id: self.id.clone(), standing: Standing::Last });
+                }
             }
             Phase::Failed => self.finish(None, None, out),
             Phase::Over => {}

@@ -123,6 +123,11 @@ pub enum Event {
         /// Processes of its tree that still live.
         alive: usize,
     },
+    /// Nothing lives any more of a run of this job, which is held, that an agent before this one had started.
+    Cleared {
+        /// The job.
+        id: String,
+    },
     /// `kill`.
     Kill {
         /// The job.

@@ -72,6 +72,41 @@ fn what_a_dead_agent_left_is_ended_first() {
     }
 }
 
+#[cfg(unix)]
+#[test]
+fn leftover_that_ignores_its_stop_signal_holds_up_only_its_own_job() {
+    let node = Node::new();
+    let data = node.path("data");
+    std::fs::create_dir_all(&data).unwrap();
+    let home = data.display().to_string();
+    let args = json!({"cmd": "sleep 1000", "stop_timeout": 3600, "queue": "q"});
+    let command = json!({"id": "left", "gid": 1, "nid": 10, "cmd": "execute", "args": args}).to_string();
+    let accept = Write::Accept { id: "left".into(), controller: "main".into(), command, now: 1 };
+    Ledger::open(&data).unwrap().commit(&[accept, Write::Start { id: "left".into(), started: 77 }]).unwrap();
+    let mut stray = std::process::Command::new("setsid");
+    stray.args(["sh", "-c", "trap '' TERM; echo $$ > $0; while :; do sleep 0.1; done"]).arg(node.path("pid"));
+    stray.env("AGENT_HOME", &home).env("AGENT_JOB_ID", "left").env("AGENT_JOB_START", "77");
+    let mut stray = stray.spawn().unwrap();
+    let pid = pid_in(&node, "pid");
+
+    let life = node.live();
+    life.shell("other", "exit 4", json!({}));
+    assert_eq!(life.result("other").code, 4);
+    life.shell("next", "exit 5", json!({"queue": "q"}));
+    assert_eq!(life.remote().process("left").unwrap().state, "STOPPING");
+    assert_eq!(life.remote().process("next").unwrap().state, "QUEUED");
+    assert!(life.stop().is_empty() && lives(pid));
+    // As if the first attempt had been made an hour ago: KILL comes at once.
+    let first = leftovers::uptime() - 3600;
+    std::fs::write(data.join("leftovers"), format!("{first} 77-left\n")).unwrap();
+    let life = node.live();
+    let result = life.result("left");
+    assert!(result.state == State::Error && result.data.contains("agent died"), "{}", result.data);
+    assert!(!lives(pid));
+    assert_eq!(life.result("next").code, 5);
+    let _ = stray.kill();
+}
+
 #[test]
 fn startup_jobs() {
     let node = Node::new();

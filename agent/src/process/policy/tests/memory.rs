@@ -39,3 +39,33 @@ fn a_clock_that_jumped_makes_no_storm_and_no_long_silence() {
         assert_eq!(policy.deadline(), Some(due));
     }
 }
+
+#[test]
+fn job_whose_processes_live_waits_for_their_end_and_keeps_its_queue() {
+    let queued = || Rules { queue: Some("q".into()), ..rules() };
+    let held = |rules: Rules| {
+        let mut desk = Desk::new(10);
+        desk.policy.hold("a", rules, Memory { standing: Standing::Started, started: T0 - 400, reported: false });
+        desk.accept("b", queued());
+        desk.accept("c", super::rules());
+        desk.said(&["start c"]);
+        assert_eq!(desk.policy.place_of("a").map(|(place, _)| place), Some(Place::Stopping));
+        desk
+    };
+    let cleared = || Event::Cleared { id: "a".into() };
+    let mut desk = held(queued());
+    desk.event(cleared());
+    desk.said(&["finish a died", "start b"]);
+    let mut desk = held(Rules { long: true, ..queued() });
+    desk.event(cleared());
+    desk.said(&["start a"]);
+    let mut desk = held(Rules { long: true, ..queued() });
+    desk.event(Event::Kill { id: "a".into() });
+    desk.said(&["a is Ending"]);
+    desk.event(cleared());
+    desk.said(&["finish a killed None", "start b"]);
+    let mut desk = held(Rules { long: true, ..queued() });
+    desk.event(Event::Unschedule { id: "a".into() });
+    desk.event(cleared());
+    desk.said(&["a is Last", "finish a died", "start b"]);
+}

@@ -6,6 +6,7 @@
 
 use crate::Options;
 use crate::peers::{self, Peers};
+use crate::small_memory;
 use crate::table::{Table, number};
 use anyhow::{Context, Result, ensure};
 use jstests::proc;
@@ -145,7 +146,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     println!("idle CPU, % of a core (depends on the machine): jsagent {}, jsacc {}\n", number(load), number(acc_load));
     let over = budgets.iter().filter(|(_, value, limit)| value > limit).count();
     ensure!(!check || over == 0, "{over} budgets are passed");
-    Ok(())
+    if check { small_memory::check() } else { Ok(()) }
 }
 
 /// Memory and threads of a process now.

@@ -15,6 +15,7 @@ mod roundtrip;
 mod scale;
 mod scripts;
 mod sessions;
+mod small_memory;
 mod stats;
 mod statsd;
 mod supervise;
@@ -47,6 +48,9 @@ const BENCHES: &[Bench] = &[
     ("supervise", "the agent as a process manager, beside supervisord, runit and monit", supervise::run),
     ("scripts", "empty scripts in Lua and Python, beside their bare interpreters", scripts::run),
     ("footprint", "disk, memory, CPU and bytes of an agent at rest; --check fails above a budget", footprint::run),
+    ("small-memory", "an agent and its jobs in a memory cgroup of 8 MiB; a part of footprint --check", |_| {
+        small_memory::check()
+    }),
 ];
 
 fn main() -> ExitCode {

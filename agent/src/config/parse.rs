@@ -219,14 +219,24 @@ fn scripts(r: &mut Reader, mut section: Section, config: &mut Config) {
             r.fault(python.at, "scripts.python must name the interpreter");
         }
         r.check_path(python.at, "scripts.python", &python.value);
-        config.scripts.python = python.value;
+        config.scripts.python = program(python.value);
     }
     if let Some(lua) = section.string(r, "lua") {
         r.check_path(lua.at, "scripts.lua", &lua.value);
-        config.scripts.lua = lua.value;
+        config.scripts.lua = program(lua.value);
     }
     set(&mut config.scripts.path, section.path_value(r, "path"));
     section.end(r);
+}
+
+/// A program that is no name for `PATH` belongs to the folder that the agent was started in, which it
+/// leaves. One of a placeholder is absolute already.
+fn program(text: String) -> String {
+    let is_name = !text.contains(['/', '\\']) || text.starts_with('$');
+    match std::path::absolute(&text) {
+        Ok(path) if !is_name => path.to_string_lossy().into_owned(),
+        _ => text,
+    }
 }
 
 fn extension(r: &mut Reader, name: &str, mut section: Section) -> Extension {
@@ -245,6 +255,9 @@ fn extension(r: &mut Reader, name: &str, mut section: Section) -> Extension {
     }
     extension.args = section.strings(r, "args").map(|args| args.value).unwrap_or_default();
     extension.cwd = section.path_value(r, "cwd");
+    if extension.cwd.is_none() {
+        extension.binary = program(extension.binary);
+    }
     extension.env = section.string_map(r, "env");
     section.end(r);
     extension
@@ -341,6 +354,21 @@ mod tests {
         assert_eq!(config.controllers["main"].urls, ["https://ac:4000"]);
         assert_eq!(config.logging.db.levels, LevelSet::parse("1-9,20-23,30").unwrap());
         assert_eq!(config.stats.interval, Duration::from_secs(60));
+    }
+
+    #[test]
+    fn programs_of_the_start_folder_are_absolute() {
+        let text = format!(
+            "{LEAST}[scripts]\npython = \"venv/python\"\nlua = \"lua5.4\"\n[extensions.a]\nbinary = \"./a\"\n\
+             [extensions.b]\nbinary = \"./b\"\ncwd = \"/srv\"\n[extensions.c]\nbinary = \"$agentroot/c\"\n"
+        );
+        let config = parse(&text).unwrap();
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(config.scripts.python, here.join("venv/python").to_string_lossy());
+        assert_eq!(config.scripts.lua, "lua5.4");
+        let binary = |name: &str| config.extensions[name].binary.as_str();
+        assert_eq!(binary("a"), here.join("a").to_string_lossy());
+        assert_eq!((binary("b"), binary("c")), ("./b", "$agentroot/c"));
     }
 
     #[test]

@@ -83,6 +83,42 @@ fn commands_run_with_windows_quoting_paths_and_code_pages() {
 }
 
 #[test]
+fn a_program_is_found_in_its_folder_and_never_beside_the_agent() {
+    let mut stage = Stage::with("");
+    let folder = path(stage.node.folder(), "w");
+    fs::create_dir(&folder).expect("a folder");
+    // Beside it lie the libraries that wine lacks.
+    for entry in fs::read_dir(stage.node.program().parent().expect("its folder")).expect("the folder").flatten() {
+        if entry.path().extension().is_some_and(|ending| ending == "dll") {
+            fs::copy(entry.path(), folder.join(entry.file_name())).expect("a library");
+        }
+    }
+    fs::copy(stage.node.program(), folder.join("t.exe")).expect("a program");
+    let version = concat!("jsagent ", env!("CARGO_PKG_VERSION"));
+    for program in [r".\t.exe", r".\t", "./t.exe"] {
+        let args = json!({"cmd": program, "args": ["--version"], "workingdir": drive(&folder)});
+        assert_eq!(stage.out(args), version, "{program}");
+    }
+    // By a name alone it is found by PATH, and nowhere else.
+    let args = json!({"cmd": "t", "args": ["--version"], "env": {"Path": drive(&folder)}});
+    assert_eq!(stage.out(args), version);
+    for (cmd, folder) in
+        [("t.exe", drive(&folder)), ("jsagent.exe", drive(&folder)), (r".\jsagent.exe", drive(&folder))]
+    {
+        let result = stage.client.run("execute", json!({"cmd": cmd, "args": ["--version"], "workingdir": folder}));
+        assert_eq!((&result["code"], &result["data"]), (&json!(127), &json!(format!("program not found: {cmd}"))));
+    }
+    let result = stage.client.run("execute", json!({"cmd": "cmd /c exit", "workingdir": r"C:\no-such"}));
+    assert_eq!(result["data"], r"workingdir: there is no folder C:\no-such", "{result}");
+    for (arg, value) in [("umask", json!("022")), ("oom_score_adj", json!(1))] {
+        let mut args = json!({"cmd": "cmd /c exit"});
+        args[arg] = value;
+        let said = stage.client.run("execute", args)["data"].clone();
+        assert_eq!(said, format!("{arg} cannot be set on Windows"));
+    }
+}
+
+#[test]
 fn the_five_infos_have_the_keys_that_they_have_on_linux() {
     let mut stage = Stage::with("");
     let _linux = Agent::start(&stage.acc, AgentOptions::nid(11));

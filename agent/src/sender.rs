@@ -229,7 +229,8 @@ impl Actor {
                 return;
             }
             let quiet = self.stirred.then(|| Instant::now() + QUIET);
-            match next.into_iter().chain(quiet).min() {
+            let files = self.controller.is_unfinished().then(|| Instant::now() + RENEW_PAUSE);
+            match next.into_iter().chain(quiet).chain(files).min() {
                 Some(until) => drop(self.woken.recv_deadline(until)),
                 None => drop(self.woken.recv()),
             }
@@ -584,10 +585,18 @@ impl Actor {
 
     fn renew(&mut self) {
         let now = Instant::now();
-        if !self.controller.wants_renewal() || self.renew_after.is_some_and(|after| now < after) {
+        if !(self.controller.wants_renewal() || self.controller.is_unfinished())
+            || self.renew_after.is_some_and(|after| now < after)
+        {
             return;
         }
         self.renew_after = Some(now + RENEW_PAUSE);
+        if self.controller.is_unfinished() {
+            self.controller.finish_files();
+        }
+        if !self.controller.wants_renewal() {
+            return;
+        }
         match self.controller.renew() {
             Ok(true) => log::info!("controller {}: the credentials were renewed", self.controller.name()),
             Ok(false) => {}

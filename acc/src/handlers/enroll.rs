@@ -50,7 +50,10 @@ pub(super) fn post(context: &Context, request: &Request) -> Outcome {
 pub(super) fn renew(context: &Context, node: NodeId, request: &Request) -> Outcome {
     // With a certificate of another CA the age of what it holds is not known: it gets new ones.
     let dated = request.bearer.is_some() || request.cert_issued.is_some();
-    if dated && context.door.renewal(request.bearer.as_deref(), request.cert_issued).is_none() {
+    // A node may come without the certificate that it has lost.
+    let body: Value = serde_json::from_slice(&request.body).unwrap_or_default();
+    let lost = request.cert_issued.is_none() && body["certificate"] == true;
+    if dated && !lost && context.door.renewal(request.bearer.as_deref(), request.cert_issued).is_none() {
         return Ok(Reply::empty());
     }
     // A revocation takes a moment to get to every controller: nothing must be made new in that moment.

@@ -2,6 +2,7 @@
 //!
 //! Owns the reading, the checks and the writing of these files. Never prints or logs what is in them.
 
+use super::set::{self, Decided};
 use super::trust;
 use crate::{config, os};
 use anyhow::{Context, bail};
@@ -22,6 +23,8 @@ pub struct Credentials {
     pub(super) token: Option<String>,
     roots: Vec<Certificate<'static>>,
     client: Option<ClientCert>,
+    /// A client certificate is configured and is no good: one is to be asked for.
+    pub(super) lacks_certificate: bool,
     /// Tells two sets apart without telling either.
     pub(super) digest: String,
 }
@@ -42,31 +45,52 @@ pub(crate) struct Enrolled {
 }
 
 impl Credentials {
+    /// Puts in place what an interrupted renewal has left; `false` when a file cannot be replaced yet.
+    pub(super) fn finish(config: &config::Controller) -> bool {
+        first(config).is_none_or(set::finish)
+    }
+
     /// Reads what this controller's configuration names.
     pub fn load(config: &config::Controller) -> anyhow::Result<Credentials> {
         let https = config.urls.iter().any(|url| url.starts_with("https:"));
-        let token = config.token_file.as_deref().map(read_token).transpose()?;
+        let decided = first(config).map(Decided::of).unwrap_or_default();
+        let token = config.token_file.as_deref().map(|path| read_token(&decided, path)).transpose()?;
         let roots = match &config.ca {
-            Some(path) => read_certificates(path)?,
+            Some(path) => certificates(&decided, path)?,
             None if https => system_roots()?,
             None => Vec::new(),
         };
         let client = match (&config.client_cert, &config.client_key) {
-            (Some(cert), Some(key)) => Some(read_client(cert, key)?),
+            (Some(cert), Some(key)) => match read_client(&decided, cert, key) {
+                Ok(client) => Some(client),
+                // Where the token is enough, the certificate can be renewed with it.
+                Err(error) if token.is_some() && !is_absent(&error) => {
+                    log::warn!("{error:#}; the token is used, and a new certificate asked for");
+                    None
+                }
+                Err(error) => return Err(error),
+            },
             _ => None,
         };
+        let lacks_certificate = client.is_none() && config.client_cert.is_some() && config.client_key.is_some();
         let mut all = token.clone().unwrap_or_default().into_bytes();
         roots.iter().for_each(|der| all.extend_from_slice(der));
         client.iter().flat_map(|client| client.certs()).for_each(|cert| all.extend_from_slice(cert.der()));
         let digest = jscommon::token::sha256_hex(&all);
         let roots = roots.iter().map(|der| Certificate::from_der(der).to_owned()).collect();
-        Ok(Credentials { token, roots, client, digest })
+        Ok(Credentials { token, roots, client, lacks_certificate, digest })
     }
 
     /// Credentials that are not there yet: an enrolment token, and whom to trust.
     pub(super) fn of_enrolment(token: &str, trusted: &[CertificateDer]) -> Credentials {
         let roots = trusted.iter().map(|der| Certificate::from_der(der).to_owned()).collect();
-        Credentials { token: Some(token.to_owned()), roots, client: None, digest: String::new() }
+        Credentials {
+            token: Some(token.to_owned()),
+            roots,
+            client: None,
+            lacks_certificate: false,
+            digest: String::new(),
+        }
     }
 
     /// The TLS settings of a connection with these credentials.
@@ -81,11 +105,23 @@ impl Credentials {
 }
 
 impl Enrolled {
-    /// Writes them over the files that the configuration names.
-    ///
-    /// All are written beside their places first, so that between the first rename and the last there
-    /// is no time to speak of in which key and certificate do not fit.
-    pub(super) fn store(&self, config: &config::Controller) -> anyhow::Result<()> {
+    /// Checks that they can be used: nothing is written over good ones that cannot.
+    pub(super) fn check(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(is_token(&self.token), "the new token is none");
+        if !self.ca.is_empty() {
+            parse_certificates(self.ca.as_bytes()).context("the new CA")?;
+        }
+        if !self.client_cert.is_empty() {
+            let chain = parse_certificates(self.client_cert.as_bytes()).context("the new certificate")?;
+            pair(&chain, self.client_key.as_bytes()).context("the new certificate and key")?;
+        }
+        Ok(())
+    }
+
+    /// Writes them over the files that the configuration names, as one set; `false` when a file could not
+    /// be put in place yet.
+    pub(super) fn store(&self, config: &config::Controller) -> anyhow::Result<bool> {
+        let Some(first) = first(config) else { return Ok(true) };
         let mut files: Vec<(&Path, String)> = Vec::new();
         if let (Some(cert), Some(key)) = (&config.client_cert, &config.client_key)
             && !self.client_cert.is_empty()
@@ -101,16 +137,30 @@ impl Enrolled {
         if let Some(path) = &config.token_file {
             files.push((path, format!("{}\n", self.token)));
         }
-        write_private(&files)
+        set::replace(first, &files)
     }
 }
 
-fn read_token(path: &Path) -> anyhow::Result<String> {
+/// Returns the file beside which the journal of a renewal lies.
+fn first(config: &config::Controller) -> Option<&Path> {
+    config.token_file.as_deref().or(config.client_key.as_deref())
+}
+
+fn is_absent(error: &anyhow::Error) -> bool {
+    let absent = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
+    error.chain().any(|cause| cause.downcast_ref().is_some_and(absent))
+}
+
+fn is_token(text: &str) -> bool {
+    (1..=4096).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+fn read_token(decided: &Decided, path: &Path) -> anyhow::Result<String> {
     warn_if_open(path);
     let what = || format!("cannot read the token file {}", path.display());
-    let token = text::decode(fs::read(path).with_context(what)?).with_context(what)?;
+    let token = text::decode(decided.read_file(path).with_context(what)?).with_context(what)?;
     let token = token.trim();
-    if token.is_empty() || token.len() > 4096 || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+    if !is_token(token) {
         bail!("the token file {} holds no token; see jsacc enroll", path.display());
     }
     Ok(token.to_owned())
@@ -118,35 +168,51 @@ fn read_token(path: &Path) -> anyhow::Result<String> {
 
 /// The certificates of a PEM file, at least one.
 pub(crate) fn read_certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+    certificates(&Decided::default(), path)
+}
+
+fn certificates(decided: &Decided, path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
     let what = || format!("cannot read the certificate {}", path.display());
-    let pem = read_pem(path).with_context(what)?;
-    let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
-    let all = all.with_context(what)?;
-    if all.is_empty() {
-        bail!("there is no certificate in {}", path.display());
-    }
+    let pem = read_pem(decided, path).with_context(what)?;
+    parse_certificates(&pem).with_context(what)
+}
+
+fn parse_certificates(pem: &[u8]) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+    let all: Vec<_> = CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>()?;
+    anyhow::ensure!(!all.is_empty(), "there is no certificate in it");
     Ok(all)
 }
 
 /// Reads a PEM file. Its comments may have any encoding that leaves ASCII as it is.
-fn read_pem(path: &Path) -> anyhow::Result<Vec<u8>> {
-    let bytes = fs::read(path)?;
+fn read_pem(decided: &Decided, path: &Path) -> anyhow::Result<Vec<u8>> {
+    let bytes = decided.read_file(path)?;
     text::check_utf16(&bytes)?;
     Ok(text::without_bom(&bytes).to_vec())
 }
 
-fn read_client(cert: &Path, key: &Path) -> anyhow::Result<ClientCert> {
-    warn_if_open(key);
-    let chain = read_certificates(cert)?;
-    let what = || format!("cannot read the key {}", key.display());
-    let pem = read_pem(key).with_context(what)?;
-    let secret = PrivateKeyDer::from_pem_slice(&pem).with_context(what)?;
+/// Makes a client certificate of a chain and its key.
+fn pair(chain: &[CertificateDer<'static>], pem: &[u8]) -> anyhow::Result<ClientCert> {
+    let secret = PrivateKeyDer::from_pem_slice(pem)?;
     // ureq panics on a pair that does not fit, so it is tried here.
-    let pair = CertifiedKey::from_der(chain.clone(), secret, &provider::default_provider());
-    pair.with_context(|| format!("{} and {} do not belong together", cert.display(), key.display()))?;
+    CertifiedKey::from_der(chain.to_vec(), secret, &provider::default_provider())?;
     let chain: Vec<Certificate<'static>> = chain.iter().map(|der| Certificate::from_der(der).to_owned()).collect();
-    let secret = PrivateKey::from_pem(&pem).with_context(what)?;
-    Ok(ClientCert::new_with_certs(&chain, secret))
+    Ok(ClientCert::new_with_certs(&chain, PrivateKey::from_pem(pem)?))
+}
+
+fn read_client(decided: &Decided, cert: &Path, key: &Path) -> anyhow::Result<ClientCert> {
+    warn_if_open(key);
+    let chain = certificates(decided, cert)?;
+    let pem = read_pem(decided, key).with_context(|| format!("cannot read the key {}", key.display()))?;
+    let client =
+        pair(&chain, &pem).with_context(|| format!("{} and {} do not belong together", cert.display(), key.display()));
+    client.or_else(|error| {
+        // A renewal of version 0.1.0 that was interrupted has left the certificate of this key beside.
+        let left = cert.with_added_extension("new");
+        let client = read_certificates(&left).and_then(|chain| pair(&chain, &pem)).map_err(|_| error)?;
+        log::warn!("{} does not fit {}, and {} does: it is used", cert.display(), key.display(), left.display());
+        let _ = os::rename(&left, cert);
+        Ok(client)
+    })
 }
 
 fn system_roots() -> anyhow::Result<Vec<CertificateDer<'static>>> {
@@ -155,18 +221,6 @@ fn system_roots() -> anyhow::Result<Vec<CertificateDer<'static>>> {
         bail!("this system has no CA certificates: install them (ca-certificates), or set ca");
     }
     Ok(found.certs)
-}
-
-/// Writes files that only their owner can read, each whole or not at all.
-pub(crate) fn write_private(files: &[(&Path, String)]) -> anyhow::Result<()> {
-    let new = |path: &Path| path.with_added_extension("new");
-    for (path, text) in files {
-        os::write_private(&new(path), text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    for (path, _) in files {
-        os::rename(&new(path), path).with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    Ok(())
 }
 
 fn warn_if_open(path: &Path) {

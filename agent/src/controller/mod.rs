@@ -9,12 +9,13 @@ mod failure;
 #[cfg(test)]
 pub(crate) mod fake;
 mod resolver;
+pub(crate) mod set;
 #[cfg(test)]
 mod tests;
 mod trust;
 
 pub use credentials::Credentials;
-pub(crate) use credentials::{Enrolled, read_certificates, write_private};
+pub(crate) use credentials::{Enrolled, read_certificates};
 pub use failure::Failure;
 
 use self::failure::Head;
@@ -96,6 +97,10 @@ pub struct Controller {
     stopped: AtomicBool,
     /// The controller asked for a renewal of the credentials.
     renew: AtomicBool,
+    /// The client certificate is no good, and the renewal is to bring one.
+    lacks_certificate: AtomicBool,
+    /// The credentials in use are not all in their files yet.
+    unfinished: AtomicBool,
     /// Requests that it has taken.
     taken: AtomicU64,
     /// The turn of the address that took the last of them.
@@ -186,7 +191,9 @@ impl Controller {
         patience: Patience,
     ) -> anyhow::Result<Controller> {
         let settings = config.controllers.get(name).with_context(|| format!("there is no controller {name}"))?;
+        let finished = Credentials::finish(settings);
         let credentials = Credentials::load(settings).with_context(|| format!("controller {name}"))?;
+        let lacks_certificate = credentials.lacks_certificate;
         Ok(Controller {
             name: name.to_owned(),
             node: config.main.node(),
@@ -197,7 +204,9 @@ impl Controller {
             patience,
             link: RwLock::new(Arc::new(Link::new(credentials, patience, &settings.urls, 0))),
             stopped: AtomicBool::new(false),
-            renew: AtomicBool::new(false),
+            renew: AtomicBool::new(lacks_certificate),
+            lacks_certificate: AtomicBool::new(lacks_certificate),
+            unfinished: AtomicBool::new(!finished),
             taken: AtomicU64::new(0),
             good_turn: AtomicUsize::new(usize::MAX),
         })
@@ -304,6 +313,7 @@ impl Controller {
     ///
     /// A node that was enrolled again gets going so without a restart.
     pub fn reload(&self) -> bool {
+        self.finish_files();
         let Ok(credentials) = Credentials::load(&self.config) else { return false };
         if credentials.digest == self.link().digest {
             return false;
@@ -312,7 +322,18 @@ impl Controller {
         true
     }
 
+    /// Whether the credentials in use are not all in their files yet: one is open in another program.
+    pub fn is_unfinished(&self) -> bool {
+        self.unfinished.load(Ordering::Relaxed)
+    }
+
+    /// Puts the credentials in use into their files as far as they are not there.
+    pub fn finish_files(&self) {
+        self.unfinished.store(!Credentials::finish(&self.config), Ordering::Relaxed);
+    }
+
     fn use_now(&self, credentials: Credentials) {
+        self.lacks_certificate.store(credentials.lacks_certificate, Ordering::Relaxed);
         let mut current = self.link.write().unwrap_or_else(|poisoned| poisoned.into_inner());
         *current = Arc::new(Link::new(credentials, self.patience, &self.urls, current.turn));
     }
@@ -320,16 +341,25 @@ impl Controller {
     /// Asks for new credentials and takes them into use and into their files; `false` when the controller
     /// finds that the present ones are good.
     pub fn renew(&self) -> Result<bool, Failure> {
-        let issued = self.send("renew", b"{}", |answer| match answer.head.status {
+        // A controller of 0.1.0 gives no certificate while the token is good, which is enough then.
+        let lacks_certificate = self.lacks_certificate.load(Ordering::Relaxed);
+        let body: &[u8] = if lacks_certificate { br#"{"certificate":true}"# } else { b"{}" };
+        let issued = self.send("renew", body, |answer| match answer.head.status {
             204 => Ok(None),
-            _ => answer.json::<Enrolled>().map(Some),
+            _ => {
+                let issued: Enrolled = answer.json()?;
+                issued.check().map_err(|error| Failure::foreign(&answer.head, &format!("{error:#}")))?;
+                Ok(Some(issued))
+            }
         })?;
         let Some(issued) = issued else {
             self.renew.store(false, Ordering::Relaxed);
             return Ok(false);
         };
-        let stored = issued.store(&self.config).and_then(|()| Credentials::load(&self.config));
-        let credentials = stored.map_err(|error| Failure::Local(format!("the new credentials: {error:#}")))?;
+        let local = |error: anyhow::Error| Failure::Local(format!("the new credentials: {error:#}"));
+        let finished = issued.store(&self.config).map_err(local)?;
+        self.unfinished.store(!finished, Ordering::Relaxed);
+        let credentials = Credentials::load(&self.config).map_err(local)?;
         self.use_now(credentials);
         self.renew.store(false, Ordering::Relaxed);
         Ok(true)

@@ -14,6 +14,9 @@ use anyhow::{Context, Result, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+/// The file of the node's token, beside which the journal of the set lies.
+const TOKEN: &str = "token";
+
 /// Exchanges the token, writes the files; the answer is what to tell whoever asked.
 pub fn run(what: &Enroll) -> Result<String> {
     let url = address(&what.controller).map_err(|reason| anyhow::anyhow!("--controller: {reason}"))?;
@@ -41,6 +44,8 @@ pub fn run(what: &Enroll) -> Result<String> {
     // A token is spent by asking, so there must be a place for what it buys.
     let is_new = !out.exists();
     prepare(&out).with_context(|| format!("cannot write into {}; the token was not used", out.display()))?;
+    // An enrolment that was interrupted once it had its credentials has spent its token.
+    controller::set::finish(&out.join(TOKEN));
     let mut issued = controller::enroll(&url, &token, what.gid, what.nid, &trusted).inspect_err(|_| {
         if is_new {
             // What a refusal leaves is an empty folder of ours; one that is not empty stays.
@@ -66,15 +71,15 @@ fn prepare(out: &Path) -> Result<()> {
 
 fn write(out: &Path, url: &str, what: &Enroll, issued: &Enrolled) -> Result<PathBuf> {
     let file = |name: &str| out.join(name);
-    let (token, ca, cert, key) = (file("token"), file("ca.pem"), file("client.pem"), file("client.key"));
+    let (token, ca, cert, key) = (file(TOKEN), file("ca.pem"), file("client.pem"), file("client.key"));
     let mut files = vec![(token.as_path(), format!("{}\n", issued.token)), (&ca, issued.ca.clone())];
     let has_cert = !issued.client_cert.is_empty();
     if has_cert {
         files.extend([(key.as_path(), issued.client_key.clone()), (&cert, issued.client_cert.clone())]);
     }
-    controller::write_private(&files)?;
     let config = file("agent.toml");
     if is_of_this_node(&config, what) {
+        controller::set::replace(&token, &files)?;
         return Ok(config);
     }
     let quoted = |path: &Path| serde_json::Value::from(path.to_string_lossy()).to_string();
@@ -92,7 +97,8 @@ fn write(out: &Path, url: &str, what: &Enroll, issued: &Enrolled) -> Result<Path
             text.push_str(&format!("client_cert = {}\nclient_key = {}\n", quoted(&cert), quoted(&key)));
         }
     }
-    controller::write_private(&[(&config, text)])?;
+    files.push((&config, text));
+    controller::set::replace(&token, &files)?;
     Ok(config)
 }
 

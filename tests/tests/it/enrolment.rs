@@ -293,3 +293,29 @@ fn a_use_of_a_token_that_is_counted_again_after_a_cut_connection_counts_once() {
     assert!(count("first"), "the answer to the first call was lost");
     assert!(!count("second"), "it was for one use");
 }
+
+#[test]
+fn enrolment_interrupted_after_its_token_was_spent_is_finished() {
+    let redis = Redis::start();
+    let acc = Acc::start(&redis, AccOptions::secure());
+    let mut client = Client::new(&redis);
+    let home = tempfile::tempdir().expect("a folder");
+    let token = acc.command(&["token"]).stdout.trim().to_owned();
+    let out = home.path().join("node");
+    let (url, to) = (acc.url(), out.to_str().expect("a path in UTF-8").to_owned());
+    let enroll = |die_at: Option<&str>| {
+        let mut command = std::process::Command::new(jstests::bin("jsagent"));
+        command.args(["enroll", "--controller", &url, "--token", &token, "--gid", "1", "--nid", "50", "--out", &to]);
+        command.envs(die_at.map(|point| ("JS_DIE_AT", point)));
+        jstests::run_with(&mut command)
+    };
+    assert_ne!(enroll(Some("agent.credentials.replaced")).code, 0);
+    assert!(!out.join("agent.toml").exists());
+    // The token is spent, and what it has bought is there.
+    let again = enroll(None);
+    assert!(again.code != 0 && again.stderr.contains("spent"), "{again:?}");
+    let mut agent = start_from(&out, home.path());
+    let id = client.push(json!({"gid": 1, "nid": 50, "cmd": "ping"}));
+    assert_eq!(client.pop(&id)["state"], "OK");
+    assert!(agent.stop(LONG).is_some_and(|status| status.success()));
+}

@@ -223,3 +223,76 @@ fn agents_resume_their_tls_sessions() {
     };
     wait_until("polls come over resumed sessions", LONG, || resumed() >= 3);
 }
+
+/// Whether the certificate of an enrolled node, without its token, opens a path of that node.
+fn pair_holds(acc: &Acc, enrolled: &Enrolled) -> bool {
+    let pair = enrolled.client.as_ref().map(|(cert, key)| (cert.as_path(), key.as_path()));
+    let node = FakeNode::with_cert(&acc.url(), acc.ca().as_deref(), 1, 10, None, pair);
+    node.get("/1/10/script?hash=zz").status == 400
+}
+
+/// The names in a folder that a renewal leaves only when it is interrupted.
+fn left_over(dir: &Path) -> Vec<String> {
+    let names =
+        fs::read_dir(dir).expect("the folder").flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    names.filter(|name| name.ends_with(".renewal")).collect()
+}
+
+#[test]
+fn renewal_interrupted_at_any_step_leaves_a_node_that_works() {
+    let redis = Redis::start();
+    let acc = Acc::start(&redis, AccOptions::secure());
+    let mut client = Client::new(&redis);
+    // Before the decision, after it, and after each of the files but the last.
+    for point in ["written", "decided", "replaced:1", "replaced:2"] {
+        let enrolled = acc.enroll(1, 10);
+        let made = now() - 300 * DAY;
+        let (cert, _) = put_certificate(&acc.state_dir(), &enrolled, Some(made), made, 365);
+        let before = fs::read_to_string(&cert).expect("the certificate");
+        let mut command = Command::new(bin("jsagent"));
+        command.arg("-c").arg(enrolled.dir.join("agent.toml")).env("JS_DIE_AT", format!("agent.credentials.{point}"));
+        let mut dying = Process::spawn(&mut command, "dying", &enrolled.dir, Signal::SIGTERM);
+        assert!(dying.wait(LONG).is_some(), "{point}: it dies");
+        assert_eq!(left_over(&enrolled.dir).len(), usize::from(point != "written"), "{point}");
+        let _agent = agent_of(&enrolled);
+        let id = client.send("ping", json!({}));
+        assert_eq!(client.pop(&id)["state"], "OK", "{point}");
+        let renewed =
+            || fs::read_to_string(&cert).is_ok_and(|text| text != before) && left_over(&enrolled.dir).is_empty();
+        wait_until(&format!("{point}: the new set is in place"), LONG * 2, renewed);
+        assert!(pair_holds(&acc, &enrolled), "{point}");
+    }
+}
+
+#[test]
+fn key_and_certificate_that_do_not_fit_are_renewed_with_the_token() {
+    let redis = Redis::start();
+    let acc = Acc::start(&redis, AccOptions::secure());
+    let mut client = Client::new(&redis);
+    let (enrolled, other) = (acc.enroll(1, 10), acc.enroll(1, 10));
+    let (_, key) = enrolled.client.as_ref().expect("a certificate");
+    fs::copy(&other.client.as_ref().expect("a certificate").1, key).expect("another key");
+    let agent = agent_of(&enrolled);
+    let id = client.send("ping", json!({}));
+    assert_eq!(client.pop(&id)["state"], "OK", "the token is enough");
+    wait_until("key and certificate fit again", LONG, || pair_holds(&acc, &enrolled));
+    assert!(agent.output().contains("do not belong together"), "{}", agent.output());
+}
+
+#[test]
+fn certificate_that_an_interrupted_renewal_left_beside_is_used() {
+    let redis = Redis::start();
+    let acc = Acc::start(&redis, AccOptions::secure());
+    let mut client = Client::new(&redis);
+    let (enrolled, next) = (acc.enroll(1, 10), acc.enroll(1, 10));
+    // What version 0.1.0 left when client.pem could not be replaced.
+    let (cert, key) = enrolled.client.clone().expect("a certificate");
+    let (new_cert, new_key) = next.client.clone().expect("a certificate");
+    fs::copy(new_key, key).expect("the new key");
+    fs::copy(&new_cert, cert.with_added_extension("new")).expect("the new certificate");
+    let _agent = agent_of(&enrolled);
+    let id = client.send("ping", json!({}));
+    assert_eq!(client.pop(&id)["state"], "OK");
+    assert_eq!(fs::read_to_string(&cert).ok(), fs::read_to_string(&new_cert).ok());
+    assert!(pair_holds(&acc, &enrolled));
+}

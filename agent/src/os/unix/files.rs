@@ -64,3 +64,8 @@ fn make_dir(above: &File, name: &OsStr) -> io::Result<(File, Uid)> {
 pub fn open_to_others(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|meta| meta.permissions().mode() & 0o077 != 0)
 }
+
+/// Brings the names in a folder to the disk.
+pub fn sync_dir(path: &Path) -> io::Result<()> {
+    fs::File::open(path)?.sync_all()
+}

@@ -23,7 +23,7 @@ pub use cgroup::{Cgroups, Group, GroupMembers, group_of};
 pub use cpu::Processors;
 pub use datagrams::{Datagrams, grow_receive_buffer};
 pub use disks::disks;
-pub use files::{make_private_dir, make_user_dir, open_to_others, write_private};
+pub use files::{make_private_dir, make_user_dir, open_to_others, sync_dir, write_private};
 pub use inherited::{leave_start_dir, reset_inherited};
 pub use keeper::{Keeper, keep_pipes_if_asked};
 pub use memory::let_go_of_code;

@@ -36,6 +36,11 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
+/// Does nothing: NTFS brings the names of a folder to the disk in the order of their changes.
+pub fn sync_dir(_path: &Path) -> io::Result<()> {
+    Ok(())
+}
+
 /// Makes a folder, and those above it; nobody but its owner and administrators can enter it. One that is
 /// there stays as it is; below ProgramData it is refused when it is another user's.
 pub fn make_private_dir(path: &Path) -> io::Result<()> {

@@ -12,7 +12,7 @@ mod service;
 mod stop;
 mod text;
 
-pub use access::{make_private_dir, open_to_others, write_private};
+pub use access::{make_private_dir, open_to_others, sync_dir, write_private};
 pub use cpu::Processors;
 pub use datagrams::{Datagrams, grow_receive_buffer};
 pub use disks::disks;

@@ -16,7 +16,7 @@ pub struct Ends;
 
 /// Keeps pipes beyond the agent's end: none here, where every process of a job ends with the agent.
 #[derive(Default)]
-pub struct Keeper;
+pub struct Keeper {}
 
 impl Keeper {
     /// Does nothing.

@@ -75,7 +75,8 @@ class Client(Looking):
             import getpass
 
             try:
-                self._by = getpass.getuser()
+                # An account's name may be no UTF-8.
+                self._by = getpass.getuser().encode("utf-8", "replace").decode()
             except (OSError, KeyError, ImportError):
                 self._by = "unknown"
         return self._by

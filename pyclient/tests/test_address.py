@@ -143,7 +143,8 @@ def test_settings_of_the_client_are_checked() -> None:
 def test_no_blocking_read_is_longer_than_its_socket_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jsclient.link.SLICE", 2.0)
     asked: list[float] = []
-    for text, options, most in (("redis://h", {}, 2.0), ("redis://h?socket_timeout=1", {}, 0.5), ("h", {"socket_timeout": 3}, 1.5)):
+    for text, options, most in (("redis://h", {}, 2.0), ("redis://h?socket_timeout=1", {}, 0.5),
+                                ("h", {"socket_timeout": 3}, 1.5)):
         link = Client(text, **options).link
         monkeypatch.setattr(link._redis, "execute_command", lambda *words: asked.append(float(words[-1])))
         link.pop(["a"], 60)

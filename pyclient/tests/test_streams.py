@@ -47,7 +47,8 @@ def test_a_pipe_gets_what_the_node_wrote(server: Server, fake: Fake) -> None:
 
 
 def test_only_what_controls_a_terminal_is_taken_out() -> None:
-    assert stdio.clean("a\u00a0b\u200d\U0001f469\u200d\U0001f680\tc\n\u20ac") == "a\u00a0b\u200d\U0001f469\u200d\U0001f680\tc\n\u20ac"
+    kept = "a\u00a0b\u200d\U0001f469\u200d\U0001f680\tc\n\u20ac"
+    assert stdio.clean(kept) == kept
     assert stdio.clean("a\r\nb") == "a\nb"
     for control in "\x00\x07\x08\x1b\r\x7f\x80\x9b\u202e\u2066\u200f\u061c":
         assert stdio.clean(f"a{control}b") == "a\ufffdb"
@@ -57,8 +58,7 @@ def test_only_what_controls_a_terminal_is_taken_out() -> None:
                                   {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}])
 def test_another_encoding_shows_what_it_can(server: Server, fake: Fake, more: Dict[str, str]) -> None:
     fake.programs["say"] = lambda n, c: {"streams": ["caf\u00e9 \u20ac \udce9\n", ""], "level": 20, "data": '"\u20ac"'}
-    for words in (["exec", "1.1", "--", "say"], ["exec", "all", "--", "say"], ["exec", "1.1", "--json", "--", "say"],
-                  ["nodes"], ["jobs"], ["--help"], ["exec", "--help"], ["top", "--once"]):
+    for words in (["exec", "all", "--", "say"], ["exec", "1.1", "--json", "--", "say"], ["nodes"], ["exec", "--help"]):
         ran = run(server, *words, **more)
         assert ran.returncode == 0 and b"fault" not in ran.stderr and ran.stdout, (words, ran)
     ran = run(server, "exec", "1.1", "--ndjson", "--", "say", **more)
@@ -78,8 +78,8 @@ def test_arguments_that_are_no_utf8_are_wrong_usage(server: Server, fake: Fake, 
 
 
 def test_an_environment_that_is_no_utf8_is_wrong_usage(server: Server, fake: Fake) -> None:
-    for redirect, words in (("", ["ping"]), ("", ["exec", "1.1", "--env", "BAD", "--", "echo"])):
-        line = ["sh", "-c", 'exec "$@"', "sh", *JSCTL, *words]
+    for words in (["ping"], ["exec", "1.1", "--env", "BAD", "--", "echo"]):
+        line = [*JSCTL, *words]
         mine: Dict[bytes, bytes] = {k.encode(): v.encode() for k, v in environment(server).items()}
         mine[b"JSCTL_REDIS" if words == ["ping"] else b"BAD"] = b"caf\xe9"
         ran = subprocess.run(line, env=mine, capture_output=True, timeout=60)
@@ -123,8 +123,8 @@ def test_closed_streams_that_nobody_needs_are_no_fault(server: Server, fake: Fak
 
 def test_a_reader_that_leaves_early_is_told_nothing_but_the_id(server: Server, fake: Fake) -> None:
     fake.programs["say"] = lambda n, c: {"streams": ["x\n" * 900, ""]}
-    line = "\"$@\" | head -n 1"
-    ran = subprocess.run(["bash", "-c", f"{line}", "sh", *JSCTL, "exec", "all", "--no-fold", "--", "say"],
+    line = '"$@" | head -n 1'
+    ran = subprocess.run(["sh", "-c", line, "sh", *JSCTL, "exec", "all", "--no-fold", "--", "say"],
                          env=environment(server), capture_output=True, timeout=60)
     assert ran.stdout.startswith(b"== ") and b"fault" not in ran.stderr and b"Exception" not in ran.stderr
 

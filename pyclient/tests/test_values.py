@@ -71,7 +71,8 @@ def test_aliases_take_no_memory() -> None:
     def little_memory() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (400 << 20, 400 << 20))
 
-    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, preexec_fn=little_memory, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, timeout=60,
+                          preexec_fn=little_memory)
     assert "its aliases make it too large" in done.stdout, done.stderr
     shared = decode(21, "a: &a [1, 2]\nb: [*a, *a]\nc: {<<: {d: 1}}\n")
     assert shared == {"a": [1, 2], "b": [[1, 2], [1, 2]], "c": {"d": 1}}

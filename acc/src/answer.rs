@@ -98,6 +98,22 @@ pub fn give(context: &Context, conn: &mut Conn, answers: &[Answer]) -> RedisResu
     results::push_all(conn, hashes, &pushes)
 }
 
+/// Delivers an answer and leaves the job's hash alone, for that cannot be written.
+pub fn push_alone(context: &Context, conn: &mut Conn, answer: &Answer) -> RedisResult<()> {
+    let (field, text) = (answer.field(), serde_json::to_string(&answer.result()).unwrap_or_default());
+    let delivery = Delivery { id: &answer.command.id, target: &field, run: "ac", text: &text, recurring: None };
+    let mut batch = Batch::new();
+    results::decide(&mut batch, &delivery);
+    let verdict = results::verdict(conn.run(&batch)?.pop().unwrap_or(redis::Value::Nil))?;
+    if verdict == Verdict::First {
+        let quiet = answer.command.quiet;
+        let counted = (!quiet).then(|| state_name(answer.state));
+        results::push_all(conn, Batch::new(), &[Push { delivery, bounds: Bounds::of(0, quiet), counted }])?;
+        context.metrics.results.with_label_values(&["own"]).inc();
+    }
+    Ok(())
+}
+
 /// `OK`, `ERROR`, `TIMEOUT` or `KILLED`.
 pub fn state_name(state: State) -> &'static str {
     match state {

@@ -15,10 +15,10 @@ use crate::cancel;
 use crate::context::{Context, Stop};
 use crate::gate::Remote;
 use crate::held::Held;
-use crate::history::{audit, created, expires, rejected};
+use crate::history::{audit, created, expires, rejected, spoilt};
 use crate::known::Known;
 use crate::store::jobs::{self, Job};
-use crate::store::pool::{is_broken, is_moving};
+use crate::store::pool::{is_away, is_broken, is_moving, is_spoilt};
 use crate::store::queue::{self, Parcel, Queued};
 use crate::store::{Batch, Conn, DAY, describe, lists};
 use crate::targets;
@@ -26,9 +26,9 @@ use crossbeam_channel::Receiver;
 use jscommon::backoff::Backoff;
 use jscommon::command::BadCommand;
 use jscommon::{Command, NodeId, death};
-use redis::RedisResult;
+use redis::{RedisError, RedisResult};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -43,6 +43,9 @@ const PIPELINE_BYTES: usize = 8 << 20;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Between commands, how often it is looked whether one was taken and its answer lost.
 const LOOK: Duration = Duration::from_secs(2);
+/// For how long an error is not logged again, and most errors that are logged in that time.
+const SAID: Duration = Duration::from_secs(60);
+const MAX_SAID: usize = 100;
 /// The dispatcher of one controller.
 pub struct Dispatcher {
     context: Arc<Context>,
@@ -62,6 +65,8 @@ pub struct Dispatcher {
     look: Duration,
     held: Held,
     known: Known,
+    /// Errors that were logged of late.
+    said: HashMap<String, Instant>,
 }
 
 /// One taken text and what is to be done with it.
@@ -76,6 +81,8 @@ struct Item {
     targets: Option<Vec<NodeId>>,
     /// It cannot be finished now, and stays on the taken list; with the nodes for which that is so.
     held: Option<Vec<NodeId>>,
+    /// Keys that it needs hold something else, as these sentences say: what can be done is done, and they are told.
+    spoilt: Vec<String>,
 }
 
 enum Plan {
@@ -87,6 +94,27 @@ enum Plan {
     Cancel(Command),
     /// Its id is known.
     Duplicate(Command),
+    /// Whom it is for, or whether it is known, cannot be read now: all of it is done later.
+    Wait(Command),
+    /// A key that it needs first of all holds something else: it is answered, and that is all.
+    Spoilt(Command),
+}
+
+/// What is against one call of several.
+enum Trouble {
+    /// It cannot be done now, and others can: a cluster moves its keys, or the server that has them is away.
+    Later,
+    /// A key holds something else.
+    Spoilt(String),
+}
+
+/// What is against one call; an error that is against all of them is given back.
+fn trouble(error: RedisError) -> RedisResult<Trouble> {
+    match error {
+        e if is_moving(&e) || is_away(&e) => Ok(Trouble::Later),
+        e if is_spoilt(&e) => Ok(Trouble::Spoilt(describe(&e))),
+        e => Err(e),
+    }
 }
 
 impl Plan {
@@ -94,7 +122,11 @@ impl Plan {
     fn command(&self) -> Option<&Command> {
         match self {
             Plan::Reject(bad) => bad.partial.as_deref(),
-            Plan::Run(command, _) | Plan::Cancel(command) | Plan::Duplicate(command) => Some(command),
+            Plan::Run(command, _)
+            | Plan::Cancel(command)
+            | Plan::Duplicate(command)
+            | Plan::Wait(command)
+            | Plan::Spoilt(command) => Some(command),
         }
     }
 
@@ -110,6 +142,28 @@ impl Item {
     /// All nodes that it is for.
     fn targets(&self) -> &[NodeId] {
         self.targets.as_deref().unwrap_or(self.plan.targets())
+    }
+
+    /// Notes what is spoilt, once.
+    fn note(&mut self, sentence: String) {
+        if !self.spoilt.contains(&sentence) {
+            self.spoilt.push(sentence);
+        }
+    }
+
+    /// It cannot be passed on for this reason.
+    fn trouble(&mut self, trouble: Trouble) {
+        let Some(command) = self.plan.command().cloned() else { return };
+        match trouble {
+            Trouble::Later => {
+                self.held.get_or_insert_default();
+                self.plan = Plan::Wait(command);
+            }
+            Trouble::Spoilt(sentence) => {
+                self.spoilt.push(sentence);
+                self.plan = Plan::Spoilt(command);
+            }
+        }
     }
 }
 
@@ -130,6 +184,7 @@ impl Dispatcher {
             look: LOOK,
             held: Held::new(LOOK),
             known: Known::default(),
+            said: HashMap::new(),
         }
     }
 
@@ -238,7 +293,7 @@ impl Dispatcher {
         let now = self.context.clock.now();
         let mut items = Vec::with_capacity(texts.len());
         for text in texts {
-            let mut resumed = false;
+            let (mut resumed, mut against) = (false, None);
             let plan = match Command::received(&text) {
                 Err(bad) => Plan::Reject(bad),
                 Ok(command) if command.cmd == "cancel" => Plan::Cancel(command),
@@ -248,11 +303,19 @@ impl Dispatcher {
                     Plan::Run(command, left)
                 }
                 Ok(command) => {
-                    let targets = self.choose(conn, &command, now)?;
+                    let targets = match self.choose(conn, &command, now) {
+                        Ok(targets) => targets,
+                        Err(e) => {
+                            against = Some(trouble(e)?);
+                            Vec::new()
+                        }
+                    };
                     Plan::Run(command, targets)
                 }
             };
-            items.push(Item { text, plan, new: !resumed, resumed, targets: None, held: None });
+            let mut item = Item { text, plan, new: !resumed, resumed, targets: None, held: None, spoilt: Vec::new() };
+            against.into_iter().for_each(|against| item.trouble(against));
+            items.push(item);
         }
         self.write_down(conn, &mut items, now, again)?;
         death::point("acc.hashed");
@@ -275,10 +338,19 @@ impl Dispatcher {
                         forget.extend(given.iter().filter_map(|answer| Some((i, answer.target?, job.clone()))));
                         answers.extend(given.into_iter().map(|answer| (i, answer)));
                     }
-                    Err(e) if is_moving(&e) => item.held = Some(Vec::new()),
-                    Err(e) => return Err(e),
+                    Err(e) => match trouble(e)? {
+                        Trouble::Later => item.held = Some(Vec::new()),
+                        Trouble::Spoilt(sentence) => {
+                            answers.push((i, Answer::error(command, None, sentence.clone())));
+                            item.spoilt.push(sentence);
+                        }
+                    },
                 },
-                Plan::Run(..) | Plan::Duplicate(_) => {}
+                Plan::Spoilt(command) => {
+                    let sentence = item.spoilt.first().cloned().unwrap_or_default();
+                    answers.push((i, Answer::error(command, None, sentence)));
+                }
+                Plan::Run(..) | Plan::Duplicate(_) | Plan::Wait(_) => {}
             }
         }
         self.give(conn, &mut items, answers)?;
@@ -288,6 +360,12 @@ impl Dispatcher {
             queue::forget(&mut batch, *node, job);
         }
         for item in items.iter().filter(|item| item.held.is_none()) {
+            for sentence in &item.spoilt {
+                self.say(format!("a command cannot be passed on as it should: {sentence}"));
+                lists::reject(&mut batch, &spoilt(item.plan.command(), sentence, now));
+            }
+        }
+        for item in items.iter().filter(|item| item.held.is_none()) {
             match &item.plan {
                 Plan::Reject(bad) => {
                     self.count("rejected");
@@ -295,6 +373,8 @@ impl Dispatcher {
                 }
                 Plan::Run(..) => self.count(if item.targets().is_empty() { "nobody" } else { "queued" }),
                 Plan::Cancel(_) => self.count("cancel"),
+                Plan::Spoilt(_) => self.count("rejected"),
+                Plan::Wait(_) => {}
                 Plan::Duplicate(command) => {
                     self.count("duplicate");
                     let data = json!({"id": command.id, "cmd": command.cmd, "by": command.extra.get("by")});
@@ -305,7 +385,7 @@ impl Dispatcher {
 
         let new = || {
             let new = items.iter().filter(|item| item.new).filter_map(|item| Some((item.plan.command()?, item)));
-            new.filter(|(command, _)| !command.quiet)
+            new.filter(|(command, item)| !command.quiet && !matches!(item.plan, Plan::Wait(_)))
         };
         jobs::list(&mut batch, &new().map(|(command, _)| command.id.as_str()).collect::<Vec<&str>>());
         let entry = |(command, item): (&Command, &Item)| audit(command, item.targets(), now).to_string();
@@ -318,7 +398,16 @@ impl Dispatcher {
         if more > 0 {
             lists::take_more(&mut after, &self.context.me, more);
         }
-        let last = conn.run_in_turn(batch, after)?.pop();
+        // A list that is of another type keeps nothing from going on.
+        let (written, after) = conn.run_in_turn_each(batch, after, is_spoilt)?;
+        let mut last = None;
+        for (answer, is_after) in written.into_iter().map(|a| (a, false)).chain(after.into_iter().map(|a| (a, true))) {
+            match answer {
+                Ok(value) => last = Some(value).filter(|_| is_after),
+                Err(e) if !is_after && is_spoilt(&e) => self.say(format!("what happens is not kept: {}", describe(&e))),
+                Err(e) => return Err(e),
+            }
+        }
         death::point("acc.untaken");
         let held = self.hold(items);
         Ok((held, if more > 0 { lists::taken_more(last)? } else { Vec::new() }))
@@ -328,13 +417,23 @@ impl Dispatcher {
     fn give(&self, conn: &mut Conn, items: &mut [Item], answers: Vec<(usize, Answer)>) -> RedisResult<()> {
         let (owners, answers): (Vec<usize>, Vec<Answer>) = answers.into_iter().unzip();
         match answer::give(&self.context, conn, &answers) {
-            Err(e) if is_moving(&e) => {}
-            outcome => return outcome,
+            Err(e) => drop(trouble(e)?),
+            Ok(()) => return Ok(()),
         }
         for (i, answer) in owners.into_iter().zip(&answers) {
-            match answer::give(&self.context, conn, std::slice::from_ref(answer)) {
-                Err(e) if is_moving(&e) => items[i].held.get_or_insert_default().extend(answer.target),
-                outcome => outcome?,
+            let Err(e) = answer::give(&self.context, conn, std::slice::from_ref(answer)) else { continue };
+            let mut against = trouble(e)?;
+            if let Trouble::Spoilt(sentence) = &against {
+                items[i].note(sentence.clone());
+                // Perhaps only the job's hash is spoilt, and whoever waits can be answered.
+                match answer::push_alone(&self.context, conn, answer) {
+                    Ok(()) => continue,
+                    Err(e) => against = trouble(e)?,
+                }
+            }
+            match against {
+                Trouble::Later => items[i].held.get_or_insert_default().extend(answer.target),
+                Trouble::Spoilt(sentence) => items[i].note(sentence),
             }
         }
         Ok(())
@@ -371,6 +470,9 @@ impl Dispatcher {
         let mut batch = Batch::new();
         let mut opened = Vec::new();
         for (i, item) in items.iter().enumerate().filter(|(_, item)| !item.resumed) {
+            if matches!(item.plan, Plan::Wait(_)) {
+                continue;
+            }
             let Some(command) = item.plan.command() else { continue };
             let job = Job {
                 id: &command.id,
@@ -383,18 +485,30 @@ impl Dispatcher {
             jobs::open(&mut batch, &job);
             opened.push(i);
         }
-        let answers = conn.run(&batch)?;
+        let answers = conn.run_each(&batch)?;
         let mut listed = Vec::new();
         for (i, answer) in opened.into_iter().zip(answers) {
-            if !jobs::opened(answer)? {
-                continue;
-            }
             let item = &mut items[i];
+            match answer.and_then(jobs::opened) {
+                Ok(true) => {}
+                Ok(false) => continue,
+                Err(e) => {
+                    item.trouble(trouble(e)?);
+                    continue;
+                }
+            }
             if again {
                 if let Plan::Run(command, left) = &mut item.plan {
-                    let standing = jobs::standing(conn, &command.id)?;
-                    *left = standing.queued;
-                    item.targets = Some(standing.targets);
+                    match jobs::standing(conn, &command.id) {
+                        Ok(standing) => {
+                            *left = standing.queued;
+                            item.targets = Some(standing.targets);
+                        }
+                        Err(e) => {
+                            item.trouble(trouble(e)?);
+                            continue;
+                        }
+                    }
                 }
                 listed.push(i);
             } else if let Some(command) = item.plan.command() {
@@ -404,7 +518,12 @@ impl Dispatcher {
         }
         for i in listed {
             if let Some(command) = items[i].plan.command().filter(|command| !command.quiet) {
-                items[i].new = !jobs::is_listed(conn, &command.id)?;
+                items[i].new = match jobs::is_listed(conn, &command.id) {
+                    Ok(listed) => !listed,
+                    // There is no list that it could be in.
+                    Err(e) if is_spoilt(&e) => true,
+                    Err(e) => return Err(e),
+                };
             }
         }
         Ok(())
@@ -416,6 +535,7 @@ impl Dispatcher {
         let mut commands: Vec<Copies> = Vec::new();
         let mut owners: Vec<usize> = Vec::new();
         let mut held: Vec<(usize, NodeId)> = Vec::new();
+        let mut spoilt: Vec<(usize, String)> = Vec::new();
         let mut by_node: BTreeMap<NodeId, Vec<usize>> = BTreeMap::new();
         for (at, item) in items.iter().enumerate() {
             if let Plan::Run(command, targets) = &item.plan
@@ -457,19 +577,32 @@ impl Dispatcher {
             }
             let replies = conn.run_in_order(waits, batch)?;
             death::point("acc.enqueued");
-            let mut bells = Batch::new();
+            let (mut bells, mut rung) = (Batch::new(), Vec::new());
             for ((node, indices), reply) in rest[..size].iter().zip(replies) {
-                if reply.as_ref().is_err_and(is_moving) {
-                    self.held.nodes.insert(*node);
-                    held.extend(indices.iter().map(|i| (owners[*i], *node)));
-                    continue;
-                }
-                let enqueued = queue::enqueued(&self.context.me, reply?)?;
+                let enqueued = match reply.and_then(|reply| queue::enqueued(&self.context.me, reply)) {
+                    Ok(enqueued) => enqueued,
+                    Err(e) => match trouble(e)? {
+                        Trouble::Later => {
+                            self.held.nodes.insert(*node);
+                            held.extend(indices.iter().map(|i| (owners[*i], *node)));
+                            continue;
+                        }
+                        Trouble::Spoilt(sentence) => {
+                            for i in indices {
+                                let answer = Answer::error(commands[*i].command, Some(*node), sentence.clone());
+                                answers.push((owners[*i], answer));
+                                spoilt.push((owners[*i], sentence.clone()));
+                            }
+                            continue;
+                        }
+                    },
+                };
                 if let Some(handover) = enqueued.handover {
                     crate::doorbell::hand_over(&self.context, &self.gate, *node, &handover);
                 }
                 if let Some(ac) = enqueued.holder {
                     lists::ring(&mut bells, &ac, *node);
+                    rung.push((*node, indices));
                 }
                 for (i, verdict) in indices.iter().zip(enqueued.verdicts) {
                     if verdict == Queued::Full {
@@ -479,8 +612,19 @@ impl Dispatcher {
                     }
                 }
             }
-            conn.run(&bells)?;
+            // A ring is two calls. Until it is heard its node does not come for what waits.
+            for (some, (node, indices)) in conn.run_each(&bells)?.chunks(2).zip(rung) {
+                if let Some(e) = some.iter().find_map(|answer| answer.as_ref().err()) {
+                    if let Trouble::Spoilt(sentence) = trouble(e.clone())? {
+                        self.say(format!("a controller is not told of a command: {sentence}"));
+                    }
+                    held.extend(indices.iter().map(|i| (owners[*i], node)));
+                }
+            }
             rest = &rest[size..];
+        }
+        for (i, sentence) in spoilt {
+            items[i].note(sentence);
         }
         for (i, node) in held {
             items[i].held.get_or_insert_default().push(node);
@@ -503,6 +647,15 @@ impl Dispatcher {
         }
         self.known.read(conn, now)?;
         Ok(self.known.choose(command))
+    }
+
+    /// Logs an error, the same one once a minute.
+    fn say(&mut self, sentence: String) {
+        self.said.retain(|_, at| at.elapsed() < SAID);
+        if self.said.len() < MAX_SAID && !self.said.contains_key(&sentence) {
+            log::error!("{sentence}");
+            self.said.insert(sentence, Instant::now());
+        }
     }
 
     fn count(&self, outcome: &str) {

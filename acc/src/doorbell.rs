@@ -8,7 +8,7 @@
 use crate::context::{Context, Stop};
 use crate::gate::Remote;
 use crate::store::lists::{self, Ring};
-use crate::store::pool::is_moving;
+use crate::store::pool::{describe, is_broken};
 use crate::store::queue::{self, Answer, Handover, Mode, Question};
 use crate::store::{Batch, Conn};
 use jscommon::backoff::Backoff;
@@ -83,12 +83,17 @@ fn hear(context: &Context, gate: &Remote, conn: &mut Conn) -> RedisResult<()> {
         queue::ask(&mut batch, &question);
     }
     for (node, answer) in nodes.iter().zip(conn.run_each(&batch)?) {
-        // What a cluster cannot say of one node now is not held against the others; its poll asks again.
-        if answer.as_ref().is_err_and(is_moving) {
-            gate.recall(*node);
-            continue;
-        }
-        match queue::answered(answer?)? {
+        let answer = match answer.and_then(queue::answered) {
+            Ok(answer) => answer,
+            // What cannot be said of one node is not held against the others; its poll asks again, and is told.
+            Err(e) if !is_broken(&e) => {
+                log::debug!("the queue of {node} cannot be read: {}", describe(&e));
+                gate.recall(*node);
+                continue;
+            }
+            Err(e) => return Err(e),
+        };
+        match answer {
             Answer::Batch(handover) => hand_over(context, gate, *node, &handover),
             Answer::Elsewhere(true) => gate.dismiss(*node),
             Answer::Elsewhere(false) => gate.recall(*node),

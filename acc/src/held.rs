@@ -1,4 +1,4 @@
-//! What a dispatcher leaves on its taken list, because a slot of a cluster is being moved.
+//! What a dispatcher leaves on its taken list, because a slot of a cluster is being moved or its server is away.
 //!
 //! Owns: which nodes are left of which job, when to come back to them, the two log lines that say so.
 //! Does not own: the taken list, and what is done again (`dispatcher`).
@@ -37,7 +37,8 @@ impl Held {
     pub fn say(&mut self) {
         if !std::mem::replace(&mut self.said, true) {
             log::warn!(
-                "a slot of the cluster is being moved: commands and answers that lie in it wait until that is done"
+                "a slot of the cluster is being moved, or a server is away: commands and answers that lie there wait \
+                 until that is done"
             );
         }
     }
@@ -51,7 +52,7 @@ impl Held {
         self.nodes.clear();
         self.backoff.succeed();
         if std::mem::take(&mut self.said) {
-            log::info!("the slots of the cluster have moved, and what waited for that is passed on");
+            log::info!("the cluster has all its slots again, and what waited for that is passed on");
         }
         self.look
     }

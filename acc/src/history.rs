@@ -36,6 +36,12 @@ pub fn rejected(bad: &BadCommand, text: &[u8], now: u64) -> Value {
     json!({"time": now, "reason": bad.reason, "id": bad.id, "command": cut(&shown, SHOWN)})
 }
 
+/// The entry of `jsacc:rejected` for a command that is good, where a key that it needs holds something else.
+pub fn spoilt(command: Option<&Command>, reason: &str, now: u64) -> Value {
+    let shown = command.map(answer::hide).unwrap_or_default();
+    json!({"time": now, "reason": reason, "id": command.map(|command| &command.id), "command": cut(&shown, SHOWN)})
+}
+
 /// Whether a text has the word, quoted in whatever way, or may have it: of a text that is too long the arguments
 /// were not kept, and only who hides something writes plain letters as `\u0073`.
 fn may_speak_of_a_secret(text: &str) -> bool {

@@ -9,7 +9,7 @@ use crate::answer::{self, Answer};
 use crate::context::{Context, Stop};
 use crate::gate::{Remote, Seen, TlsSource};
 use crate::guard::Refused;
-use crate::store::pool::is_moving;
+use crate::store::pool::{is_away, is_broken, is_moving, is_spoilt};
 use crate::store::queue::{self, Withdrawn};
 use crate::store::{Batch, Conn, describe, jobs, keys, lists, nodes};
 use crossbeam_channel::{Receiver, Sender, select};
@@ -38,6 +38,8 @@ const SEEN: Duration = Duration::from_secs(5);
 /// For how long (ms) the end of a wait is put off while a cluster moves the node's slot: longer than the dispatcher
 /// may take to come back to what it holds for the same reason.
 const MOVING: u64 = 20_000;
+/// The same where a key holds something else than it should.
+const SPOILT: u64 = 60_000;
 /// How often the files of the state directory are looked at.
 const FILES: Duration = Duration::from_secs(2);
 /// How often old entries are cleared away.
@@ -243,11 +245,16 @@ impl Janitor {
             let due = jobs::expired(conn, now, TOGETHER)?;
             for member in &due {
                 match self.expire(conn, member, now) {
-                    // Of a node whose slot is being moved nothing can be taken back now; the others do not wait.
-                    Err(e) if is_moving(&e) => {
+                    // Of a node whose slot is being moved nothing can be taken back now, and where a key holds something
+                    // else it must be mended first; the others do not wait.
+                    Err(e) if is_moving(&e) || is_away(&e) || is_spoilt(&e) => {
+                        if is_spoilt(&e) {
+                            log::error!("a command that has expired cannot be answered for: {}", describe(&e));
+                        }
                         let Some((node, id)) = keys::parse_expiring(member) else { continue };
+                        let wait = if is_spoilt(&e) { SPOILT } else { MOVING };
                         let mut later = Batch::new();
-                        jobs::put_off(&mut later, node, id, now + MOVING);
+                        jobs::put_off(&mut later, node, id, now + wait);
                         conn.run(&later)?;
                     }
                     outcome => outcome?,
@@ -306,8 +313,20 @@ impl Janitor {
             }
             let before = batch.len();
             some.iter().for_each(|(node, _)| queue::holder(&mut batch, *node));
-            for ((node, _), holder) in some.iter().zip(conn.run(&batch)?.split_off(before)) {
-                match Option::<String>::from_redis_value(holder)? {
+            let mut answers = conn.run_each(&batch)?;
+            let holders = answers.split_off(before);
+            // What cannot be written down of one node is not held against the others.
+            for e in answers.iter().filter_map(|answer| answer.as_ref().err()) {
+                if is_broken(e) {
+                    return Err(e.clone());
+                }
+                log::debug!("seen: {}", describe(e));
+            }
+            for ((node, _), holder) in some.iter().zip(holders) {
+                let Ok(holder) = holder.and_then(|holder| Ok(Option::<String>::from_redis_value(holder)?)) else {
+                    continue;
+                };
+                match holder {
                     Some(holder) if holder == self.context.me => {}
                     // It went there in silence: asking for it here would take it away again.
                     Some(_) => self.gate.dismiss(*node),

@@ -5,7 +5,7 @@ use crate::context::Context;
 use crate::doorbell;
 use crate::server::{Reply, Request};
 use crate::store::nodes::{self, Poller};
-use crate::store::pool::is_broken;
+use crate::store::pool::{describe, is_away, is_broken, is_spoilt};
 use crate::store::queue::{self, Answer, Mode, Question};
 use crate::store::{Batch, Conn, jobs, lists};
 use jscommon::NodeId;
@@ -183,8 +183,12 @@ fn answer(context: &Context, written: &Written, conn: &mut Conn, polls: &[&(Node
             news.push((*node, facts));
         }
     }
-    conn.run(&batch)?;
-    news.iter().for_each(|(node, facts)| written.note(*node, now, facts));
+    // What is known of a node may lie with a server of a cluster that is away, or be spoilt: it polls all the same.
+    match conn.run(&batch) {
+        Ok(_) => news.iter().for_each(|(node, facts)| written.note(*node, now, facts)),
+        Err(e) if is_away(&e) || is_spoilt(&e) => ::log::debug!("a poll is not written down: {}", describe(&e)),
+        Err(e) => return Err(e),
+    }
     let reply = |((node, poll), settled): (&&(NodeId, Poll), Result<Answer, Reply>)| match settled {
         Err(reply) => reply,
         Ok(Answer::Batch(handover)) => {

@@ -6,9 +6,13 @@
 //! **A call is sent again only when its server has said that it did not do it** (MOVED, ASK, TRYAGAIN,
 //! NOSCRIPT). When an answer is lost with its connection that is an error: whoever asked knows what may be
 //! repeated, and what has to be looked for then.
+//!
+//! **A server that does not answer fails the calls that are for it, and no others** (`SERVER_AWAY`): a cluster without
+//! `cluster-require-full-coverage` goes on with the rest.
 
 use super::conn::Address;
 use super::line::{self, CONNECT};
+use super::pool::describe;
 use super::roster::Place;
 use super::slots::{self, Layout};
 use super::{scripts, slots::slot_of};
@@ -25,6 +29,10 @@ const LEARN: Duration = Duration::from_secs(6);
 const REDIRECTIONS: usize = 8;
 /// For how long calls are tried again whose keys are on their way from one server to another.
 const MOVING: Duration = Duration::from_secs(2);
+/// The code of the error of a call whose server does not answer; no server answers with it.
+pub(super) const SERVER_AWAY: &str = "SERVERAWAY";
+/// For how long a server to which no connection came up is not tried again: at first, and at most.
+const AVOID: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(8));
 /// Time between two such tries.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -38,6 +46,8 @@ pub(super) struct Cluster {
     /// Who has told of it.
     teller: Option<Place>,
     servers: HashMap<Place, Server>,
+    /// Servers to which no connection came up: until when they are not tried, and for how long that was.
+    avoided: HashMap<Place, (Instant, Duration)>,
     /// Slots whose keys are on their way, and since when that is known: each is waited for once.
     moving: HashMap<u16, Instant>,
 }
@@ -74,49 +84,54 @@ impl Cluster {
         let model = address.target.servers[0].clone();
         let address = address.clone();
         let (layout, servers, moving) = (Layout::default(), HashMap::new(), HashMap::new());
-        let mut cluster = Cluster { address, model, patience, layout, teller: None, servers, moving };
+        let avoided = HashMap::new();
+        let mut cluster = Cluster { address, model, patience, layout, teller: None, servers, avoided, moving };
         cluster.learn()?;
         Ok(cluster)
     }
 
-    /// Runs all calls, side by side on their servers, and gives their answers.
-    /// `scripted`: there may be scripts among them.
-    pub(super) fn run(&mut self, calls: &[Cmd], scripted: bool) -> RedisResult<Vec<Value>> {
-        let outcome = self.carry(calls, scripted);
-        if outcome.is_err() {
-            // Its map has led here: it may be cut off from the others, and somebody else is asked next.
-            self.teller.iter().for_each(|teller| self.address.roster.failed(teller));
-            // What was not read there would be taken for the answer to something else.
-            self.servers.clear();
-        }
-        outcome
-    }
-
-    fn carry(&mut self, calls: &[Cmd], scripted: bool) -> RedisResult<Vec<Value>> {
-        let mut answers = vec![Value::Nil; calls.len()];
+    /// Runs all calls, side by side on their servers, and gives what became of each; an answer that is an error is a
+    /// value. `scripted`: there may be scripts among them.
+    pub(super) fn run(&mut self, calls: &[Cmd], scripted: bool) -> Vec<RedisResult<Value>> {
+        let mut answers: Vec<RedisResult<Value>> = calls.iter().map(|_| Ok(Value::Nil)).collect();
         let open = |index| Open { index, way: Way::Slot, redirections: 0, reloaded: false };
         let mut todo: Vec<Open> = (0..calls.len()).map(open).collect();
-        let mut moved = false;
+        let (mut moved, mut failed) = (false, false);
         while !todo.is_empty() {
             todo.sort_unstable_by_key(|open| open.index);
             let mut shares: BTreeMap<Place, Vec<Open>> = BTreeMap::new();
             for open in todo.drain(..) {
-                shares.entry(self.place(&calls[open.index], &open.way)?).or_default().push(open);
+                match self.place(&calls[open.index], &open.way) {
+                    Ok(place) => shares.entry(place).or_default().push(open),
+                    Err(e) => {
+                        failed = true;
+                        answers[open.index] = Err(e);
+                    }
+                }
             }
-            let mut lengths = Vec::with_capacity(shares.len());
-            for (place, share) in &shares {
-                let sent = self.send(place, share, calls, scripted);
-                lengths.push(sent.inspect_err(|_| self.address.roster.failed(place))?);
+            let mut sent = Vec::with_capacity(shares.len());
+            for (place, share) in shares {
+                let outcome = self.send(&place, &share, calls, scripted);
+                sent.push((place, share, outcome));
             }
             let mut wait = false;
-            for ((place, share), loads) in shares.into_iter().zip(lengths) {
-                let received = self.receive(&place, share, loads);
-                for (mut open, answer) in received.inspect_err(|_| self.address.roster.failed(&place))? {
+            for (place, share, outcome) in sent {
+                let received = outcome.and_then(|loads| self.receive(&place, &share, loads));
+                let received = match received {
+                    Ok(received) => received,
+                    Err(e) => {
+                        failed = true;
+                        let error = self.lost(&place, &e);
+                        share.iter().for_each(|open| answers[open.index] = Err(error.clone()));
+                        continue;
+                    }
+                };
+                for (mut open, answer) in share.into_iter().zip(received) {
                     let Value::ServerError(error) = &answer else {
                         if !self.moving.is_empty() {
                             slot_of(&calls[open.index]).map(|slot| self.moving.remove(&slot));
                         }
-                        answers[open.index] = answer;
+                        answers[open.index] = Ok(answer);
                         continue;
                     };
                     let to = || slots::redirection(error.details().unwrap_or_default(), &place);
@@ -145,7 +160,7 @@ impl Cluster {
                     open.redirections += 1;
                     match again.filter(|_| open.redirections <= REDIRECTIONS) {
                         Some(way) => todo.push(Open { way, ..open }),
-                        None => answers[open.index] = answer,
+                        None => answers[open.index] = Ok(answer),
                     }
                 }
             }
@@ -153,11 +168,23 @@ impl Cluster {
                 std::thread::sleep(PAUSE);
             }
         }
-        if moved {
+        if failed {
+            // Its map has led here: it may be cut off from the others, and somebody else is asked next.
+            self.teller.iter().for_each(|teller| self.address.roster.failed(teller));
+        }
+        if moved || failed {
             // Whoever does not answer that will be sent elsewhere once more.
             let _ = self.learn();
         }
-        Ok(answers)
+        answers
+    }
+
+    /// A server did not answer: what was not read there would be taken for the answer to something else.
+    fn lost(&mut self, place: &Place, error: &RedisError) -> RedisError {
+        self.servers.remove(place);
+        self.address.roster.failed(place);
+        self.address.silent.failed(place, error);
+        away(place, error)
     }
 
     /// Where a call goes.
@@ -171,7 +198,8 @@ impl Cluster {
             },
         };
         place.cloned().ok_or_else(|| {
-            RedisError::from((ErrorKind::Io, "no server of the cluster has the slot of this key, as far as it knows"))
+            let what = "no server of the cluster has the slot of this key, as far as it knows".to_owned();
+            redis::make_extension_error(SERVER_AWAY.into(), Some(what))
         })
     }
 
@@ -194,7 +222,7 @@ impl Cluster {
     }
 
     /// The answers to what `send` has sent.
-    fn receive(&mut self, place: &Place, share: Vec<Open>, loads: usize) -> RedisResult<Vec<(Open, Value)>> {
+    fn receive(&mut self, place: &Place, share: &[Open], loads: usize) -> RedisResult<Vec<Value>> {
         let Some(server) = self.servers.get_mut(place) else {
             return Err(RedisError::from((ErrorKind::Io, "the connection is gone")));
         };
@@ -205,17 +233,31 @@ impl Cluster {
         for open in share {
             let count = if matches!(open.way, Way::Asking(_)) { 2 } else { 1 };
             let answer = line::receive(&mut server.conn, count)?.pop().unwrap_or(Value::Nil);
-            out.push((open, answer));
+            out.push(answer);
         }
         Ok(out)
     }
 
     fn server(&mut self, place: &Place, limit: Duration, patience: Duration) -> RedisResult<&mut Server> {
         if !self.servers.contains_key(place) {
+            let (until, last) = self.avoided.get(place).copied().unwrap_or((Instant::now(), Duration::ZERO));
+            if Instant::now() < until {
+                let what = "it did not answer just now, and the next try is not due yet";
+                return Err(RedisError::from((ErrorKind::Io, what)));
+            }
             let info = line::elsewhere(&self.model, place);
-            let dialled = line::server(info, self.address.ca.as_deref(), limit, patience);
-            let (conn, _) = dialled.map_err(|e| named(place, e))?;
-            self.servers.insert(place.clone(), Server { conn, scripted: false });
+            match line::server(info, self.address.ca.as_deref(), limit, patience) {
+                Ok((conn, _)) => {
+                    self.avoided.remove(place);
+                    self.address.silent.answered(place);
+                    self.servers.insert(place.clone(), Server { conn, scripted: false });
+                }
+                Err(e) => {
+                    let pause = (2 * last).clamp(AVOID.0, AVOID.1);
+                    self.avoided.insert(place.clone(), (Instant::now() + pause, pause));
+                    return Err(e);
+                }
+            }
         }
         self.servers.get_mut(place).ok_or_else(|| RedisError::from((ErrorKind::Io, "the connection is gone")))
     }
@@ -241,7 +283,8 @@ impl Cluster {
                     self.servers.remove(&place);
                     // The next try, of whomever, goes on behind it.
                     self.address.roster.failed(&place);
-                    why = e;
+                    // What a server says of itself stands as it is.
+                    why = if e.code().is_some() { e } else { named(&place, &e) };
                 }
             }
         }
@@ -263,13 +306,16 @@ impl Cluster {
     }
 }
 
-/// `error` with the name of the server that it comes from: nobody has named that one.
-fn named(place: &Place, error: RedisError) -> RedisError {
-    if error.code().is_some() {
-        return error;
-    }
-    let what = format!("{}:{}: {error}", place.0, place.1);
-    RedisError::from((ErrorKind::Io, "a server of the cluster does not answer", what))
+/// The error of a call whose server does not answer.
+fn away(place: &Place, error: &RedisError) -> RedisError {
+    let what = format!("the server {}:{} of the redis cluster does not answer: {}", place.0, place.1, describe(error));
+    redis::make_extension_error(SERVER_AWAY.into(), Some(what))
+}
+
+/// `error` with the name of the server that it comes from, which perhaps nobody has named.
+fn named(place: &Place, error: &RedisError) -> RedisError {
+    let what = format!("{}:{}: {}", place.0, place.1, describe(error));
+    RedisError::from((ErrorKind::Io, "no server of the cluster answers", what))
 }
 
 #[cfg(test)]

@@ -5,14 +5,22 @@
 
 use super::cluster::Cluster;
 use super::line::{self, CONNECT, Mode};
-use super::roster::Roster;
+use super::pool::{describe, is_spoilt, is_wrong_type};
+use super::roster::{Place, Roster};
 use super::scripts::{self, Script};
 use super::sentinel;
 use super::target::{Kind, Target};
+use super::{keys, slots};
 use redis::{Cmd, Connection, ErrorKind, FromRedisValue, RedisError, RedisResult, ServerErrorKind, Value};
-use std::sync::Arc;
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+
+/// The code of an error that a key is at fault for, which is named; no server answers with it.
+pub(super) const SPOILT: &str = "SPOILT";
+/// Most errors of one batch in which keys are named.
+const NAMED: usize = 16;
 
 /// How to reach Redis.
 #[derive(Clone, Debug)]
@@ -23,8 +31,31 @@ pub struct Address {
     pub ca: Option<Vec<u8>>,
     /// Of a cluster its servers, and the Sentinels otherwise.
     pub(super) roster: Arc<Roster>,
+    /// Of a cluster the servers that do not answer, for the log.
+    pub(super) silent: Arc<Silent>,
     /// It is a cluster, of which one server was named.
     cluster: Arc<AtomicBool>,
+}
+
+/// Servers of a cluster that do not answer, so that each is told of once.
+#[derive(Debug, Default)]
+pub(super) struct Silent(Mutex<HashSet<Place>>);
+
+impl Silent {
+    /// This one does not answer.
+    pub(super) fn failed(&self, place: &Place, error: &RedisError) {
+        if self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(place.clone()) {
+            let what = describe(error);
+            log::error!("no answer from redis at {}:{}: {what}; what lies there waits", place.0, place.1);
+        }
+    }
+
+    /// This one answers.
+    pub(super) fn answered(&self, place: &Place) {
+        if self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(place) {
+            log::info!("redis at {}:{} answers again", place.0, place.1);
+        }
+    }
 }
 
 /// An open connection.
@@ -50,7 +81,8 @@ impl Address {
     /// An address with the CA for its certificates.
     pub fn new(target: Target, ca: Option<Vec<u8>>) -> Address {
         let named = target.servers.iter().filter_map(line::place).collect();
-        Address { target, ca, roster: Arc::new(Roster::new(named)), cluster: Arc::default() }
+        let roster = Arc::new(Roster::new(named));
+        Address { target, ca, roster, silent: Arc::default(), cluster: Arc::default() }
     }
 
     /// Whether it is a cluster, as far as is known.
@@ -152,12 +184,52 @@ impl Batch {
 impl Conn {
     /// Runs one command.
     pub fn one<T: FromRedisValue>(&mut self, cmd: &Cmd) -> RedisResult<T> {
-        let calls = std::slice::from_ref(cmd);
-        let mut answers = match &mut self.0 {
-            Inner::Single(server) => server.run(calls, false)?,
-            Inner::Cluster(cluster) => cluster.run(calls, false)?,
+        let answer = self.each(std::slice::from_ref(cmd), false)?.pop().unwrap_or(Ok(Value::Nil))?;
+        T::from_redis_value(answer).map_err(|e| unfit(&RedisError::from(e), &slots::keys_of(cmd)))
+    }
+
+    /// Runs calls and gives what became of each; an error that a key is at fault for names it.
+    fn each(&mut self, calls: &[Cmd], scripted: bool) -> RedisResult<Vec<RedisResult<Value>>> {
+        let mut answers: Vec<RedisResult<Value>> = match &mut self.0 {
+            Inner::Single(server) => server.run(calls, scripted)?.into_iter().map(Ok).collect(),
+            Inner::Cluster(cluster) => cluster.run(calls, scripted),
         };
-        Ok(T::from_redis_value(answers.pop().unwrap_or(Value::Nil).extract_error()?)?)
+        answers.iter_mut().for_each(extract);
+        self.name_keys(calls, &mut answers);
+        Ok(answers)
+    }
+
+    /// Names the keys in errors that keys are at fault for.
+    fn name_keys(&mut self, calls: &[Cmd], answers: &mut [RedisResult<Value>]) {
+        let spoilt = |answer: &RedisResult<Value>| answer.as_ref().is_err_and(is_spoilt);
+        let at_fault: Vec<usize> = (0..answers.len()).filter(|i| spoilt(&answers[*i])).take(NAMED).collect();
+        for i in at_fault {
+            let Err(error) = &answers[i] else { continue };
+            let keys = slots::keys_of(&calls[i]);
+            let mut wrong = Vec::new();
+            if is_wrong_type(error) {
+                for key in &keys {
+                    let mut cmd = redis::cmd("TYPE");
+                    cmd.arg(key);
+                    let single = std::slice::from_ref(&cmd);
+                    let kind = match &mut self.0 {
+                        Inner::Single(server) => server.run(single, false).ok().and_then(|mut answers| answers.pop()),
+                        Inner::Cluster(cluster) => cluster.run(single, false).pop().and_then(Result::ok),
+                    };
+                    let kind = kind.and_then(|kind| String::from_redis_value(kind).ok()).unwrap_or_default();
+                    let want = keys::kind(key);
+                    if !want.is_empty() && !matches!(kind.as_str(), "" | "none") && !want.contains(&kind) {
+                        wrong.push(format!("the key {key} in redis is a {kind} and must be a {want}"));
+                    }
+                }
+            }
+            let what = if wrong.is_empty() {
+                format!("{} (keys {})", describe(error), keys.join(", "))
+            } else {
+                format!("{}: delete or rename it", wrong.join(", "))
+            };
+            answers[i] = Err(redis::make_extension_error(SPOILT.into(), Some(what)));
+        }
     }
 
     /// Whether keys of different slots lie on different servers, so that no call may have both.
@@ -175,7 +247,7 @@ impl Conn {
         let mut batch = Batch::new();
         batch.script(script, keys, fill);
         let value = self.run(&batch)?.pop().unwrap_or(Value::Nil);
-        Ok(T::from_redis_value(value)?)
+        T::from_redis_value(value).map_err(|e| unfit(&RedisError::from(e), keys))
     }
 
     /// Runs all calls and gives their answers, or the first error; the others have run all the same.
@@ -188,8 +260,22 @@ impl Conn {
     /// One server does both in one round trip, as a transaction; the servers of a cluster do not wait for
     /// each other.
     pub fn run_in_turn(&mut self, first: Batch, second: Batch) -> RedisResult<Vec<Value>> {
+        let (first, second) = self.run_in_turn_each(first, second, |_| false)?;
+        first.into_iter().try_for_each(|answer| answer.map(drop))?;
+        second.into_iter().collect()
+    }
+
+    /// As `run_in_turn`, and gives what became of each call of both. The second is done also where calls of the
+    /// first fail with errors that are `harmless`.
+    #[allow(clippy::type_complexity)] // Twice the same list.
+    pub fn run_in_turn_each(
+        &mut self,
+        first: Batch,
+        second: Batch,
+        harmless: impl Fn(&RedisError) -> bool,
+    ) -> RedisResult<(Vec<RedisResult<Value>>, Vec<RedisResult<Value>>)> {
         if first.is_empty() {
-            return self.run(&second);
+            return Ok((Vec::new(), self.run_each(&second)?));
         }
         if let Inner::Single(server) = &mut self.0
             && !server.no_multi
@@ -197,11 +283,17 @@ impl Conn {
             let ahead = first.len();
             let mut all = first;
             all.append(second);
-            let answers = server.transact(&all)?.into_iter().map(Value::extract_error);
-            return Ok(answers.collect::<RedisResult<Vec<Value>>>()?.split_off(ahead));
+            let mut answers: Vec<RedisResult<Value>> = server.transact(&all)?.into_iter().map(Ok).collect();
+            answers.iter_mut().for_each(extract);
+            self.name_keys(&all.calls, &mut answers);
+            let second = answers.split_off(ahead);
+            return Ok((answers, second));
         }
-        self.run(&first)?;
-        self.run(&second)
+        let first = self.run_each(&first)?;
+        if let Some(Err(e)) = first.iter().find(|answer| answer.as_ref().is_err_and(|e| !harmless(e))) {
+            return Err(e.clone());
+        }
+        Ok((first, self.run_each(&second)?))
     }
 
     /// Runs all calls and gives what became of each; an error of the whole is one of the connection.
@@ -209,11 +301,7 @@ impl Conn {
         if batch.is_empty() {
             return Ok(Vec::new());
         }
-        let answers = match &mut self.0 {
-            Inner::Single(server) => server.run(&batch.calls, batch.scripted)?,
-            Inner::Cluster(cluster) => cluster.run(&batch.calls, batch.scripted)?,
-        };
-        Ok(answers.into_iter().map(Value::extract_error).collect())
+        self.each(&batch.calls, batch.scripted)
     }
 
     /// Runs `first` and then `second`, and gives what became of each call of the second. Unlike with `run_in_turn`
@@ -326,6 +414,19 @@ impl Single {
 fn is_redirection(answer: &Value) -> bool {
     use ServerErrorKind::{Ask, CrossSlot, Moved};
     matches!(answer, Value::ServerError(e) if matches!(e.kind(), Some(Moved | Ask | CrossSlot)))
+}
+
+/// The error for an answer of another form than it must have.
+fn unfit(error: &RedisError, keys: &[String]) -> RedisError {
+    let what = format!("what the key {} holds cannot be read: {}", keys.join(" or "), describe(error));
+    redis::make_extension_error(SPOILT.into(), Some(what))
+}
+
+/// Makes an answer that is an error one.
+fn extract(answer: &mut RedisResult<Value>) {
+    if let Ok(Value::ServerError(error)) = answer {
+        *answer = Err(error.clone().into());
+    }
 }
 
 fn is_forgotten(answer: &Value) -> bool {

@@ -145,6 +145,35 @@ pub fn parse_expiring(member: &str) -> Option<(NodeId, &str)> {
     Some((member.get(..job_at - 1)?.parse().ok()?, member.get(job_at..)?))
 }
 
+/// The type that a key must be of, as `TYPE` names it; where there are two, both; nothing where it is not known.
+pub fn kind(key: &str) -> &'static str {
+    // Behind the braces stands what it is of what they name.
+    let (head, tail) = key.split_once('}').map_or((key, ""), |(head, tail)| (head, tail));
+    match (head, tail) {
+        _ if head.starts_with("jsacc:done:{") => {
+            if tail.is_empty() {
+                "hash"
+            } else {
+                "string"
+            }
+        }
+        (_, ":queue" | ":lists" | ":acs" | ":gone") => "zset",
+        (_, ":cmds" | ":meta") => "hash",
+        (_, ":log" | ":version") => "string",
+        _ if tail.starts_with(":taken:") => "list",
+        _ if head.starts_with("jsacc:seen:{jsacc:stats:") => "string",
+        _ if head.starts_with("jsacc:seen:{") => "hash",
+        ("jsacc:{roles" | "jsacc:{revoked", "") => "hash",
+        (AGENTS | CONTROLLERS | EXPIRING, _) => "zset",
+        (SECRET | AUDIT_RESULTS, _) => "hash",
+        (JOBS | EVENTS | REJECTED | AUDIT | STATS_QUEUE, _) => "list",
+        _ if ["cmds_queue", "log.", "jsacc:bell:"].iter().any(|start| head.starts_with(start)) => "list",
+        _ if ["jsacc:job:", "jsacc:agent:", "jsacc:stats:"].iter().any(|start| head.starts_with(start)) => "hash",
+        _ if ["jsacc:script:", "jsacc:enroll:"].iter().any(|start| head.starts_with(start)) => "string",
+        _ => "",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -162,6 +191,29 @@ mod tests {
         assert_eq!(seen("log.a.b"), "jsacc:seen:{log.a.b}");
         assert_eq!(stats_written(node), "jsacc:seen:{jsacc:stats:1:10}");
         assert_eq!(enrolment_use("ab", "7"), "jsacc:seen:{jsacc:enroll:ab}:7");
+    }
+
+    #[test]
+    fn every_key_has_its_type() {
+        let node = NodeId { gid: 1, nid: 10 };
+        for (want, keys) in [
+            (
+                "list",
+                vec![COMMANDS.to_owned(), taken("h:1:x"), bell("h:1:x"), results("a"), "log.a.b".into(), JOBS.into()],
+            ),
+            ("list", vec![EVENTS.to_owned(), REJECTED.into(), AUDIT.into(), STATS_QUEUE.into()]),
+            ("zset", vec![AGENTS.to_owned(), CONTROLLERS.into(), TAKERS.into(), GONE.into(), EXPIRING.into()]),
+            ("zset", vec![queue(node), lists(node)]),
+            ("hash", vec![waiting(node), meta(node), agent(node), stats(node), job("a:b"), done("a"), seen("log.a.b")]),
+            ("hash", vec![ROLES.to_owned(), REVOKED.into(), SECRET.into(), AUDIT_RESULTS.into(), STATS_SEEN.into()]),
+            ("string", vec![last_log(node), stats_written(node), done_run("a", node, 5), script("x"), enrolment("x")]),
+            ("string", vec![ROLES_VERSION.to_owned(), REVOKED_VERSION.into()]),
+        ] {
+            for key in keys {
+                assert_eq!(kind(&key), want, "{key}");
+            }
+        }
+        assert_eq!(kind("else"), "");
     }
 
     #[test]

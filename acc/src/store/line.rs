@@ -8,8 +8,8 @@
 //! taken for that to something else. What a server answers as an error is no such error, but a value.
 
 use redis::{
-    Client, Cmd, Connection, ConnectionAddr, ConnectionInfo, FromRedisValue, RedisConnectionInfo, RedisError,
-    RedisResult, TlsCertificates, Value,
+    Client, Cmd, Connection, ConnectionAddr, ConnectionInfo, ErrorKind, FromRedisValue, RedisConnectionInfo,
+    RedisError, RedisResult, TlsCertificates, Value,
 };
 use std::io::Read;
 use std::net::{TcpStream, ToSocketAddrs};
@@ -211,7 +211,15 @@ pub(super) fn send(conn: &mut Connection, packed: &[u8]) -> RedisResult<()> {
 /// Reads `count` answers. A silent server is given up at the first of them: the library goes on to wait for
 /// each of the others as long.
 pub(super) fn receive(conn: &mut Connection, count: usize) -> RedisResult<Vec<Value>> {
-    (0..count).map(|_| conn.recv_response()).collect()
+    (0..count).map(|_| conn.recv_response().map_err(unreadable)).collect()
+}
+
+/// The error for an answer that breaks the protocol: one of the connection, unlike that for a value of another form.
+fn unreadable(error: RedisError) -> RedisError {
+    match error.kind() {
+        ErrorKind::Parse => RedisError::from((ErrorKind::Io, "an answer cannot be read", error.to_string())),
+        _ => error,
+    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,8 @@
 //! Does not own: what is asked. While Redis is away nobody waits here: a call fails at once until the
 //! next try is due, so that no thread hangs and no herd of threads knocks.
 
-use super::conn::{Address, Conn};
+use super::cluster::SERVER_AWAY;
+use super::conn::{Address, Conn, SPOILT};
 use super::line;
 use crate::metrics::Metrics;
 use jscommon::backoff::Backoff;
@@ -64,7 +65,11 @@ impl Pool {
     /// idle and turned out to be cut: every step that is stored by a call may be repeated.
     pub fn with<T>(&self, mut calls: impl FnMut(&mut Conn) -> RedisResult<T>) -> RedisResult<T> {
         if let Some(mut conn) = self.idle()? {
-            let answer = calls(&mut conn);
+            let answer = match calls(&mut conn) {
+                // The connection to one server of a cluster was cut while it was idle.
+                Err(e) if is_away(&e) => calls(&mut conn),
+                answer => answer,
+            };
             match answer {
                 Err(e) if is_broken(&e) && !e.is_timeout() => self.forget_idle(),
                 Err(e) if is_broken(&e) => return Err(self.failed(e)),
@@ -200,7 +205,10 @@ pub fn is_broken(error: &RedisError) -> bool {
     }
     // Another server of the cluster may know more.
     matches!(error.kind(), ErrorKind::Server(ServerErrorKind::ClusterDown))
-        || !matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension | ErrorKind::UnexpectedReturnType)
+        || !matches!(
+            error.kind(),
+            ErrorKind::Server(_) | ErrorKind::Extension | ErrorKind::UnexpectedReturnType | ErrorKind::Parse
+        )
         || error.code() == Some("NOAUTH")
         || error.code() == Some("READONLY")
         || error.code() == Some("LOADING")
@@ -213,9 +221,26 @@ pub fn is_moving(error: &RedisError) -> bool {
     matches!(error.kind(), ErrorKind::Server(Moved | Ask | TryAgain))
 }
 
+/// Whether a server of a cluster does not answer that has the key of this call. It may have done the call, and is
+/// nothing against the connection, nor against calls for other keys.
+pub fn is_away(error: &RedisError) -> bool {
+    error.code() == Some(SERVER_AWAY)
+}
+
 /// Whether a key is of another type than the call needs, also where a script has met it.
 pub fn is_wrong_type(error: &RedisError) -> bool {
-    error.code() == Some("WRONGTYPE") || error.detail().is_some_and(|detail| detail.contains("WRONGTYPE"))
+    error.code() == Some("WRONGTYPE")
+        || error.detail().is_some_and(|detail| detail.contains("WRONGTYPE"))
+        || (error.code() == Some(SPOILT) && error.detail().is_some_and(|detail| detail.contains(" and must be a ")))
+}
+
+/// Whether the error comes of what lies in a key: its type is another one, or a script cannot read it.
+pub fn is_spoilt(error: &RedisError) -> bool {
+    let of_script = |detail: &str| detail.contains("user_script");
+    error.code() == Some(SPOILT)
+        || is_wrong_type(error)
+        || matches!(error.kind(), ErrorKind::UnexpectedReturnType | ErrorKind::Parse)
+        || (error.code() == Some("ERR") && error.detail().is_some_and(of_script))
 }
 
 /// The error as a sentence for people: what is wrong, and what to do where that is known. An answer that is not known
@@ -223,7 +248,7 @@ pub fn is_wrong_type(error: &RedisError) -> bool {
 pub fn describe(error: &RedisError) -> String {
     let detail = error.detail().unwrap_or_default();
     match error.code() {
-        Some(line::TOO_OLD) => detail.to_owned(),
+        Some(line::TOO_OLD | SERVER_AWAY | SPOILT) => detail.to_owned(),
         Some("NOAUTH") => "it asks for a password: give -r redis://user:password@host:port".into(),
         Some("WRONGPASS") => format!("it refuses the password: {}", words(error)),
         Some("OOM") => "it is full (maxmemory is reached): free memory or raise the limit".into(),
@@ -294,6 +319,8 @@ mod tests {
         }
         assert!(is_broken(&RedisError::from((ErrorKind::Io, "cut"))));
         assert!(!is_broken(&RedisError::from((ErrorKind::UnexpectedReturnType, "a list"))));
+        // A value that is no number, say.
+        assert!(!is_broken(&RedisError::from((ErrorKind::Parse, "a value"))));
     }
 
     #[test]

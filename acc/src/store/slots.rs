@@ -99,6 +99,26 @@ pub(super) fn slot_of(call: &Cmd) -> Option<u16> {
     key.map(slot)
 }
 
+/// The keys of a call.
+pub(super) fn keys_of(call: &Cmd) -> Vec<String> {
+    let words: Vec<String> = call
+        .args_iter()
+        .map(|arg| match arg {
+            redis::Arg::Simple(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+            _ => String::new(),
+        })
+        .take(32)
+        .collect();
+    match words.first().map(String::as_str) {
+        Some("EVALSHA") => {
+            let count: usize = words.get(2).and_then(|count| count.parse().ok()).unwrap_or(0);
+            words.into_iter().skip(3).take(count).collect()
+        }
+        Some("BRPOPLPUSH") => words.into_iter().skip(1).take(2).collect(),
+        _ => words.into_iter().skip(1).take(1).collect(),
+    }
+}
+
 /// The slot of a key: CRC16 of it, or of what stands in its first braces.
 fn slot(key: &[u8]) -> u16 {
     let tag = key.iter().position(|b| *b == b'{').and_then(|open| {

@@ -274,6 +274,76 @@ fn a_slot_that_stays_open_holds_up_only_what_lies_in_it() {
 }
 
 #[test]
+fn a_server_of_a_cluster_that_is_away_holds_up_only_what_lies_there() {
+    let mut cluster = Cluster::start(false);
+    for server in 0..3 {
+        cluster.on::<()>(server, &["CONFIG", "SET", "cluster-require-full-coverage", "no"]).expect("a setting");
+    }
+    let acc = Acc::start_at(&cluster.address(), AccOptions::default());
+    // The one that has none of the lists that all share.
+    let away = cluster.holder(cluster.slot("jsacc:{revoked}"));
+    let lies = |key: &str| cluster.holder(cluster.slot(key));
+    for shared in ["cmds_queue", "jsacc:acs", "jsacc:agents", "jsacc:expiring", "jsacc:jobs", "jsacc:audit"] {
+        assert_ne!(lies(shared), away, "{shared}");
+    }
+    let nid = |there: bool| (10..).find(|nid| (lies(&format!("{{1:{nid}}}")) == away) == there).unwrap();
+    let (gone, good) = (nid(true), nid(false));
+    // What a job keeps lies in two more slots.
+    let id = |job: bool, results: bool| {
+        std::iter::repeat_with(jstests::fresh_id)
+            .find(|id| {
+                let (hash, list) = (lies(&format!("jsacc:job:{id}")), lies(&format!("cmds_queue_{id}")));
+                ((hash == away), (list == away)) == (job, results)
+            })
+            .unwrap()
+    };
+    let (of_node, of_job, of_list, fine) = (id(false, false), id(true, false), id(false, true), id(false, false));
+    let more: Vec<String> = (0..20).map(|_| id(false, false)).collect();
+    let node = acc.node(1, good);
+    assert!(node.poll(0, None).is_none());
+    cluster.servers[away].kill();
+
+    let push = |text: serde_json::Value| assert!(push_text(&cluster, &text.to_string()), "{text}");
+    push(json!({"id": of_node, "gid": 1, "nid": gone, "cmd": "ping"}));
+    push(json!({"id": of_job, "gid": 1, "nid": good, "cmd": "ping"}));
+    push(json!({"id": of_list, "roles": ["nobody"], "cmd": "ping"}));
+    push(json!({"id": fine, "gid": 1, "nid": good, "cmd": "ping"}));
+    more.iter().for_each(|id| push(json!({"id": id, "gid": 1, "nid": good, "cmd": "ping"})));
+    let (mut came, mut ack): (Vec<String>, Option<String>) = (Vec::new(), None);
+    let mut poll = |ids: &[String]| {
+        wait_until("its commands come", LONG, || {
+            let query = ack.as_ref().map(|ack| format!("&ack={ack}")).unwrap_or_default();
+            let reply = node.get(&format!("/1/{good}/cmd?wait=1{query}"));
+            if reply.status == 200 {
+                let body = reply.json();
+                ack = body["batch"].as_str().map(str::to_owned);
+                let cmds = body["cmds"].as_array().unwrap();
+                came.extend(cmds.iter().map(|cmd| cmd["id"].as_str().unwrap().to_owned()));
+            }
+            ids.iter().all(|id| came.contains(id))
+        });
+        came.clone()
+    };
+    let mut ids = more.clone();
+    ids.push(fine.clone());
+    let came = poll(&ids);
+    assert!(!came.contains(&of_job), "{came:?}");
+    let result = json!([{"id": fine, "gid": 1, "nid": good, "state": "OK", "starttime": 1}]);
+    wait_until("a result is taken", LONG, || node.post("result", &result).status == 200);
+    assert_eq!(acc.anonymous().get("/health").status, 200);
+    assert!(acc.output().contains("what lies there waits"), "{}", acc.output());
+
+    cluster.servers[away].resume();
+    poll(std::slice::from_ref(&of_job));
+    let mut conn = cluster.connect().unwrap();
+    wait_until("what waited is passed on", FAILOVER, || {
+        let answered = redis::cmd("LLEN").arg(format!("cmds_queue_{of_list}")).query::<usize>(&mut conn);
+        let queued = redis::cmd("ZCARD").arg(format!("jsacc:{{1:{gone}}}:queue")).query::<usize>(&mut conn);
+        answered.is_ok_and(|count| count == 1) && queued.is_ok_and(|count| count == 1)
+    });
+}
+
+#[test]
 fn polls_wait_on_while_only_the_bell_is_away() {
     let mut cluster = Cluster::start(false);
     for server in 0..3 {

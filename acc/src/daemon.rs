@@ -19,7 +19,7 @@ use crate::metrics::Metrics;
 use crate::script_cache::ScriptCache;
 use crate::server;
 use crate::store::pool::is_too_old;
-use crate::store::{Address, Pool, describe, nodes};
+use crate::store::{Address, Pool, describe, lists, nodes};
 use crate::watch;
 use anyhow::{Context as _, bail};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
@@ -196,6 +196,10 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     })
     .context("no thread to watch over the stop")?;
     drop(gate);
+    // The doorbell may have some seconds of its read before it.
+    if let Err(e) = context.pool.with(|conn| lists::wake(conn, &context.me)) {
+        log::debug!("the doorbell is not woken: {e}");
+    }
     drop(dispatcher);
     drop(doorbell);
     drop(server);

@@ -42,10 +42,12 @@ const PIPELINE_BYTES: usize = 8 << 20;
 /// Longest wait for an answer of Redis: well above the 2 s that a read blocks.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Between commands, how often it is looked whether one was taken and its answer lost.
-const LOOK: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_secs(10);
 /// For how long an error is not logged again, and most errors that are logged in that time.
 const SAID: Duration = Duration::from_secs(60);
 const MAX_SAID: usize = 100;
+/// How often at the most it is looked whether what is held can go on.
+const HELD: Duration = Duration::from_secs(2);
 /// The dispatcher of one controller.
 pub struct Dispatcher {
     context: Arc<Context>,
@@ -182,7 +184,7 @@ impl Dispatcher {
             was_announced,
             looked: Instant::now(),
             look: LOOK,
-            held: Held::new(LOOK),
+            held: Held::new(HELD),
             known: Known::default(),
             said: HashMap::new(),
         }
@@ -256,7 +258,8 @@ impl Dispatcher {
             // An answer that was lost on its way may have been a command: it was taken, and nobody knows.
             self.again = lists::has_taken(conn, &self.context.me)?;
             if !self.again {
-                self.look = self.held.settle(false);
+                self.held.settle(false);
+                self.look = LOOK;
             }
         }
         if self.again {
@@ -268,7 +271,8 @@ impl Dispatcher {
             }
             self.again = false;
             self.looked = Instant::now();
-            self.look = self.held.settle(held);
+            let next = self.held.settle(held);
+            self.look = if held { next } else { LOOK };
         }
         let mut texts = Vec::from_iter(lists::take(conn, &self.context.me)?);
         while !texts.is_empty() {

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-/// Longest wait for an answer of Redis: well above the 2 s that a read blocks.
+/// Longest wait for an answer of Redis: well above the 5 s that a read blocks.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Listens until it is told to stop.

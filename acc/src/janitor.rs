@@ -23,13 +23,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
-/// How often chores are looked at.
+/// A chore that is due so soon is done with the one for which the thread has woken up.
+const SLACK: Duration = Duration::from_millis(250);
+/// How often waiting polls are ended to tell their nodes of a new secret, while there are any.
 const TICK: Duration = Duration::from_millis(500);
+// The paces below are multiples of the shortest, so that the thread wakes up once for all that is due.
 /// How often this controller says that it lives.
 const BEAT: Duration = Duration::from_secs(5);
-/// How often revocations and dead controllers are asked for.
-const REVOCATIONS: Duration = Duration::from_secs(1);
-/// How often commands are looked at whose wait may have ended.
+/// How often revocations, dead controllers, and commands whose wait has ended are asked for, in one round trip.
+const LOOK: Duration = Duration::from_millis(2500);
+/// The longest time for commands whose wait has ended, in one turn.
 const EXPIRY: Duration = Duration::from_secs(1);
 /// How often the taken lists of controllers that are gone are looked at.
 const GONE: Duration = Duration::from_secs(15);
@@ -41,7 +44,7 @@ const MOVING: u64 = 20_000;
 /// The same where a key holds something else than it should.
 const SPOILT: u64 = 60_000;
 /// How often the files of the state directory are looked at.
-const FILES: Duration = Duration::from_secs(2);
+const FILES: Duration = LOOK;
 /// How often old entries are cleared away.
 const SWEEP: Duration = Duration::from_secs(60);
 /// Milliseconds after which a node that was not seen is forgotten.
@@ -83,10 +86,10 @@ impl Every {
         Every { pace, due: Instant::now() }
     }
 
-    /// Whether it is due; if so the next turn is a pace from now.
+    /// Whether it is due, or almost; if so the next turn is a pace from now.
     fn is_due(&mut self) -> bool {
         let now = Instant::now();
-        let due = now >= self.due;
+        let due = now + SLACK >= self.due;
         if due {
             self.due = now + self.pace;
         }
@@ -97,12 +100,11 @@ impl Every {
 impl Janitor {
     /// Does the chores until it is told to stop.
     pub fn run(self) -> Result<(), String> {
-        let (mut beat, mut revocations, mut expiry) = (Every::new(BEAT), Every::new(REVOCATIONS), Every::new(EXPIRY));
-        let mut gone = Every::new(GONE);
+        let (mut beat, mut look, mut gone) = (Every::new(BEAT), Every::new(LOOK), Every::new(GONE));
         let (mut seen, mut files, mut sweep) = (Every::new(SEEN), Every::new(FILES), Every::new(SWEEP));
+        let (mut renewals, mut first) = (Every::new(TICK), Every::new(TICK));
         let mut nodes: HashMap<NodeId, Instant> = HashMap::new();
         let mut state = State { files: self.stamps(), untold: Some(Vec::new()), ..State::default() };
-        let tick = crossbeam_channel::tick(TICK);
         // The gate ends before this thread does.
         let mut heard = self.seen.clone();
         let (mut refusals, mut told): (Vec<Refused>, Told) = (Vec::new(), Told::default());
@@ -111,24 +113,22 @@ impl Janitor {
             if beat.is_due() {
                 self.chore("beat", |conn| self.beat(conn, &mut state));
             }
-            if revocations.is_due() {
-                self.chore("dead", |conn| self.dead(conn));
-                self.chore("revocations", |conn| self.revocations(conn, &mut state));
-            }
-            if expiry.is_due() {
-                self.chore("expiry", |conn| self.expiry(conn));
+            // No node is let in before the first look.
+            if look.is_due() || (!self.context.door.knows_revoked() && first.is_due()) {
+                self.chore("look", |conn| self.look(conn, &mut state));
             }
             if gone.is_due() {
                 self.chore("gone", |conn| self.gone(conn));
             }
-            if seen.is_due() && !nodes.is_empty() {
+            if !nodes.is_empty() && seen.is_due() {
                 let list: Seen = nodes.drain().collect();
                 self.chore("seen", |conn| self.seen(conn, &list));
             }
             if files.is_due() {
                 self.files(&mut state);
             }
-            if state.untold.as_ref().is_none_or(|untold| !untold.is_empty()) {
+            let untold = |state: &State| state.untold.as_ref().is_none_or(|untold| !untold.is_empty());
+            if untold(&state) && renewals.is_due() {
                 self.chore("renewals", |conn| self.renewals(conn, &mut state));
             }
             if sweep.is_due() {
@@ -137,6 +137,17 @@ impl Janitor {
             if !refusals.is_empty() {
                 let some = std::mem::take(&mut refusals);
                 self.chore("refusals", |conn| self.refusals(conn, &some));
+            }
+            // Until the next of those that have something to do.
+            let mut due = beat.due.min(look.due).min(gone.due).min(files.due).min(sweep.due);
+            if !nodes.is_empty() {
+                due = due.min(seen.due);
+            }
+            if !self.context.door.knows_revoked() {
+                due = due.min(first.due);
+            }
+            if untold(&state) {
+                due = due.min(renewals.due);
             }
             select! {
                 recv(self.refused) -> refused => {
@@ -150,8 +161,8 @@ impl Janitor {
                     Ok(list) => nodes.extend(list),
                     Err(_) => heard = crossbeam_channel::never(),
                 },
-                recv(tick) -> _ => {}
                 recv(self.stop.channel()) -> _ => break,
+                default(due.saturating_duration_since(Instant::now())) => {}
             }
         }
         self.chore("farewell", |conn| self.farewell(conn));
@@ -207,9 +218,32 @@ impl Janitor {
         Ok(())
     }
 
-    /// Finds controllers that have died; the dispatcher goes on with what they had taken.
-    fn dead(&self, conn: &mut Conn) -> RedisResult<()> {
-        self.pass_on(lists::dead(conn, &self.context.me, self.context.clock.now())?)
+    /// Finds controllers that have died (the dispatcher goes on with what they had taken), new revocations, and
+    /// commands whose wait has ended. What one of them meets stops none of the others: of a cluster's servers one
+    /// may be away.
+    fn look(&self, conn: &mut Conn, state: &mut State) -> RedisResult<()> {
+        let now = self.context.clock.now();
+        let mut batch = Batch::new();
+        nodes::ask_revoked_version(&mut batch);
+        jobs::ask_expired(&mut batch, now, 1);
+        lists::ask_dead(&mut batch, now);
+        let mut answers = conn.run_each(&batch)?.into_iter();
+        let mut next = || answers.next().unwrap_or(Ok(redis::Value::Nil));
+        let version = next().and_then(|value| Ok(Option::<u64>::from_redis_value(value)?.unwrap_or_default()));
+        let expired = next().and_then(|value| Ok(Vec::<String>::from_redis_value(value)?));
+        let dead = lists::read_dead(answers.collect(), &self.context.me);
+        let passed = dead.and_then(|dead| self.pass_on(dead));
+        let revoked = match version {
+            Ok(version) if state.revoked == Some(version) => Ok(()),
+            Ok(_) => self.revocations(conn, state),
+            Err(e) => Err(e),
+        };
+        let ended = match expired {
+            Ok(expired) if expired.is_empty() => Ok(()),
+            Ok(_) => self.expiry(conn),
+            Err(e) => Err(e),
+        };
+        passed.and(revoked).and(ended)
     }
 
     /// Finds what controllers have taken after they were found dead.

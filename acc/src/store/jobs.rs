@@ -111,9 +111,17 @@ pub fn put_off(batch: &mut Batch, node: NodeId, id: &str, at: u64) {
 
 /// Nodes and jobs whose wait has ended by `now` (ms), at most `most`.
 pub fn expired(conn: &mut Conn, now: u64, most: usize) -> RedisResult<Vec<String>> {
+    let mut batch = Batch::new();
+    ask_expired(&mut batch, now, most);
+    let answer = conn.run(&batch)?.pop().unwrap_or(Value::Nil);
+    Ok(FromRedisValue::from_redis_value(answer)?)
+}
+
+/// Asks for what `expired` answers.
+pub fn ask_expired(batch: &mut Batch, now: u64, most: usize) {
     let mut cmd = redis::cmd("ZRANGEBYSCORE");
     cmd.arg(keys::EXPIRING).arg("-inf").arg(now).arg("LIMIT").arg(0).arg(most);
-    conn.one(&cmd)
+    batch.call(cmd);
 }
 
 /// The node has stored the command: it runs, and waits no longer.

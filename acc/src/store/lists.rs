@@ -12,6 +12,8 @@ use std::collections::HashSet;
 
 /// Seconds that a blocking read waits.
 const WAIT: u64 = 2;
+/// Seconds that the read of a bell waits: longer, for it can be woken (`wake`), and well below `doorbell::PATIENCE`.
+const BELL_WAIT: u64 = 5;
 /// Milliseconds without a beat after which a controller is dead.
 const SILENCE: u64 = 15_000;
 /// Most commands of a dead controller that are moved in one step.
@@ -87,14 +89,25 @@ pub fn beat(conn: &mut Conn, me: &str) -> RedisResult<Beat> {
 /// Controllers that have been silent too long at `now` (ms, by Redis' clock), `me` not among them.
 pub fn dead(conn: &mut Conn, me: &str, now: u64) -> RedisResult<Vec<String>> {
     let mut batch = Batch::new();
+    ask_dead(&mut batch, now);
+    read_dead(conn.run_each(&batch)?, me)
+}
+
+/// Asks for controllers that have been silent too long at `now` (ms, by Redis' clock); the answers, two, are read
+/// by `read_dead`.
+pub fn ask_dead(batch: &mut Batch, now: u64) {
     for key in [keys::CONTROLLERS, keys::TAKERS] {
         let mut cmd = redis::cmd("ZRANGEBYSCORE");
         cmd.arg(key).arg("-inf").arg(now.saturating_sub(SILENCE));
         batch.call(cmd);
     }
+}
+
+/// Reads the answers to `ask_dead`; `me` is not among the dead.
+pub fn read_dead(answers: Vec<RedisResult<Value>>, me: &str) -> RedisResult<Vec<String>> {
     let mut dead = Vec::new();
-    for answer in conn.run(&batch)? {
-        dead.extend(Vec::<String>::from_redis_value(answer)?);
+    for answer in answers {
+        dead.extend(Vec::<String>::from_redis_value(answer?)?);
     }
     dead.sort_unstable();
     dead.dedup();
@@ -210,10 +223,17 @@ pub fn has_rung(conn: &mut Conn, me: &str) -> RedisResult<bool> {
     conn.one(&Cmd::exists(keys::bell(me)))
 }
 
-/// Waits up to 2 s for `me`'s bell; answers what it said, each once, in its order.
+/// Wakes who waits for `me`'s bell, with nothing to say.
+pub fn wake(conn: &mut Conn, me: &str) -> RedisResult<()> {
+    let mut batch = Batch::new();
+    ring_as(&mut batch, me, "");
+    conn.run(&batch).map(drop)
+}
+
+/// Waits up to 5 s for `me`'s bell; answers what it said, each once, in its order.
 pub fn bells(conn: &mut Conn, me: &str) -> RedisResult<Vec<Ring>> {
     let mut cmd = redis::cmd("BRPOP");
-    cmd.arg(keys::bell(me)).arg(WAIT);
+    cmd.arg(keys::bell(me)).arg(BELL_WAIT);
     let Some((_, first)): Option<(String, String)> = conn.one(&cmd)? else { return Ok(Vec::new()) };
     let rest: Vec<String> = conn.script(&scripts::RINGS, &[keys::bell(me)], |cmd| {
         cmd.arg(1000);

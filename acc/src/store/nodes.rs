@@ -181,6 +181,11 @@ pub fn revoked_version(conn: &mut Conn) -> RedisResult<u64> {
     conn.one::<Option<u64>>(&Cmd::get(keys::REVOKED_VERSION)).map(Option::unwrap_or_default)
 }
 
+/// Asks for that number; nothing is 0.
+pub fn ask_revoked_version(batch: &mut Batch) {
+    batch.call(Cmd::get(keys::REVOKED_VERSION));
+}
+
 /// Each revoked node, with the time (ms) up to which its credentials do not hold.
 pub fn revoked(conn: &mut Conn) -> RedisResult<HashMap<NodeId, u64>> {
     let all: Vec<(String, u64)> = conn.one(&Cmd::hgetall(keys::REVOKED))?;

@@ -1,5 +1,6 @@
 //! What a service manager hears, and what it needs: readiness, life, an end with the right status.
 
+use jstests::proc;
 use jstests::process::Process;
 use jstests::{Acc, AccOptions, Agent, AgentOptions, Client, LONG, Redis, bin, wait_for};
 use nix::sys::signal::Signal;
@@ -156,4 +157,22 @@ fn the_hardened_unit_takes_nothing_that_the_agent_itself_needs() {
     assert_eq!(set("NoNewPrivileges"), Some("yes"));
     // Its credentials lie there, and it renews them.
     assert_eq!(set("ReadWritePaths"), Some("/etc/jsagent"));
+}
+
+#[test]
+fn an_idle_controller_seldom_wakes_up() {
+    let redis = Redis::start();
+    let args = vec!["--log-level".to_owned(), "info".to_owned()];
+    let acc = Acc::start(&redis, AccOptions { args, ..AccOptions::default() });
+    let mut client = Client::new(&redis);
+    for nid in [10, 11] {
+        let node = acc.node(1, nid);
+        std::thread::spawn(move || node.get(&format!("/1/{nid}/cmd?wait=60")));
+        client.wait_seen(&format!("1:{nid}"));
+    }
+    // What a start brings with it is over: the polls are written down as seen, the web server's threads are back.
+    let quiet = || proc::wakeups(&[acc.pid()], Duration::from_secs(1)).expect("it runs")[0];
+    wait_for("it is idle", LONG, || (quiet() < 10).then_some(()));
+    let count = proc::wakeups(&[acc.pid()], Duration::from_secs(15)).expect("it runs")[0];
+    assert!(count < 60, "{count} wake-ups in 15 s, 240 a minute are the most");
 }

@@ -234,9 +234,6 @@ def test_messages(stage: Stage, jsctl: Jsctl) -> None:
 
 
 def test_scripts_and_files(stage: Stage, jsctl: Jsctl, tmp_path: Path) -> None:
-    if "unknown command" in jsctl("raw", "1.1", "execute_js_py", "--args", '{"hash": "x"}').err:
-        pytest.skip("these agents know no scripts yet")
-
     def add(a: int, b: int) -> int:
         return a + b
 
@@ -248,8 +245,6 @@ def test_scripts_and_files(stage: Stage, jsctl: Jsctl, tmp_path: Path) -> None:
     assert ran.code == 0 and ran.out.split() == ["twice", "8"]
     failed = stage.client.run_script("1.1", source="def action():\n    raise ValueError('no')\n").wait().failed[0]
     assert failed.code == 1 and "ValueError: no" in failed.critical
-    if "unknown command" in jsctl("raw", "1.1", "put").err:
-        pytest.skip("these agents know no put yet")
     content = bytes(range(256)) * 100
     there = tmp_path / "there"
     stage.client.put("1.1", content, str(there), mode="0600").wait().raise_for_status()

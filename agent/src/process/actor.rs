@@ -8,6 +8,7 @@
 mod accept;
 mod control;
 mod ends;
+mod launcher;
 mod runs;
 mod threads;
 
@@ -22,6 +23,7 @@ use anyhow::{Context, Result};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use jscommon::worker::Worker;
 use jscommon::{Command, death, level};
+use launcher::Launcher;
 use serde_json::{Value, json};
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -92,6 +94,8 @@ struct Run {
     ended: Option<Instant>,
     pid: u32,
     reaped: bool,
+    /// Its status, where that came before the news of its start.
+    early: Option<i32>,
     capture: Option<Arc<Capture>>,
     /// A way to its pipes, for the keeper.
     ends: Option<os::Ends>,
@@ -115,6 +119,7 @@ impl Run {
             ended: None,
             pid: 0,
             reaped: true,
+            early: None,
             capture: None,
             ends: None,
             stalled: Duration::ZERO,
@@ -144,7 +149,8 @@ struct Actor {
     parts: Parts,
     remote: Remote,
     policy: Policy,
-    children: Children,
+    children: Arc<Children>,
+    launcher: Launcher,
     cgroups: Option<Cgroups>,
     places: spawn::Places,
     home: String,
@@ -196,7 +202,8 @@ pub(super) fn start(parts: Parts, remote: Remote, inbox: Receiver<Message>) -> R
         policy: Policy::new(parts.config.main.max_jobs, seed),
         places: spawn::Places::new(data_dir),
         home: data_dir.to_string_lossy().into_owned(),
-        children,
+        children: Arc::new(children),
+        launcher: Launcher::default(),
         cgroups: Cgroups::open(&data_dir.to_string_lossy()),
         remote,
         begin: Instant::now(),
@@ -259,6 +266,9 @@ impl Actor {
             for message in first.into_iter().chain(inbox.try_iter().take(TURN)) {
                 self.receive(message);
             }
+            if let Some(id) = self.launcher.tend(&self.remote.sender).and_then(|run| Some(&self.runs.get(&run)?.id)) {
+                log::warn!("the start of job {id} takes long: does a file system not answer?");
+            }
             self.commands.start(&self.remote.sender);
             self.preparations.start(&self.remote.sender);
             let now = self.now();
@@ -274,7 +284,7 @@ impl Actor {
 
     fn deadline(&self) -> Option<Instant> {
         let policy = self.policy.deadline().map(|deadline| self.begin + Duration::from_millis(deadline));
-        let threads = [self.commands.due(), self.preparations.due()].into_iter().flatten().min();
+        let threads = [self.commands.due(), self.preparations.due(), self.launcher.due()].into_iter().flatten().min();
         [policy, self.retry, self.resync, self.rest_at, threads].into_iter().flatten().min()
     }
 
@@ -338,6 +348,7 @@ impl Actor {
                 self.exited(run, code);
                 self.drained(run);
             }
+            Message::Launched { run, mark, since, group, child } => self.launched(run, mark, since, group, child),
             Message::Prepared { run, spec } => {
                 self.preparations.ended(run, &self.remote.sender);
                 if self.policy.is_starting(run) {
@@ -364,7 +375,13 @@ impl Actor {
         }
     }
 
-    fn exited(&mut self, run: u64, code: i32) {
+    pub(super) fn exited(&mut self, run: u64, code: i32) {
+        if self.launcher.is_open(run) {
+            if let Some(known) = self.runs.get_mut(&run) {
+                known.early = Some(code);
+            }
+            return;
+        }
         death::point("agent.exited");
         if let Some(known) = self.runs.get_mut(&run) {
             known.reaped = true;
@@ -479,6 +496,7 @@ impl Actor {
                         self.writes.push(Write::Start { id: id.to_string(), started: at });
                         self.held.push(Held::Start { id, run, at });
                     }
+                    Action::Abort { run, .. } => self.abort_start(run),
                     Action::Term { .. } | Action::Probe { .. } | Action::Kill { .. } => trees.push(action),
                     Action::Stand { id, standing } => {
                         self.writes.push(Write::Stand { id: id.to_string(), standing });

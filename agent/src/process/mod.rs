@@ -13,7 +13,7 @@
 use crate::builtin;
 use crate::config::Config;
 use crate::ledger::Ledger;
-use crate::os::{self, Proc};
+use crate::os::{self, Mark, Proc, Spawned};
 use crate::output::Outlets;
 use anyhow::Result;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
@@ -167,6 +167,8 @@ enum Message {
     Drained { run: u64 },
     /// Both at once, as it is with most.
     Ended { run: u64, code: i32 },
+    /// The start of a run's process is over.
+    Launched { run: u64, mark: Mark, since: Instant, group: Option<GroupUse>, child: Result<Spawned, NotStarted> },
     /// A script is ready to start.
     #[allow(dead_code)] // until scripts are wired
     Prepared { run: u64, spec: Result<spawn::Spec, NotStarted> },
@@ -178,6 +180,14 @@ enum Message {
     View { id: Option<String>, reply: Sender<Vec<View>> },
     /// End everything, then yourself.
     Stop,
+}
+
+/// What became of the group that was made for a process.
+enum GroupUse {
+    /// It is there, and the process may be in it.
+    Made,
+    /// The kernel starts no processes inside groups.
+    Refused,
 }
 
 /// A job as the supervisor sees it; the figures are looked up elsewhere.

@@ -105,7 +105,8 @@ impl Policy {
             Event::Kill { id } | Event::Unschedule { id } | Event::Cleared { id } => {
                 self.ids.get(id.as_str()).copied().into_iter().collect()
             }
-            Event::Spawned { run }
+            Event::Launching { run }
+            | Event::Spawned { run }
             | Event::Unstartable { run, .. }
             | Event::Answered { run }
             | Event::Exited { run, .. }

@@ -84,3 +84,35 @@ fn mount_with_a_name_that_is_not_utf_8_is_listed_beside_the_others() {
     assert_eq!(find(&disks, dir.path(), "plain")["fstype"], "ramfs");
     assert!(disks.as_array().unwrap().len() > 2, "{disks}");
 }
+
+#[test]
+fn job_whose_start_hangs_on_a_file_system_holds_up_no_other_and_can_be_ended() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let silent = folder(dir.path(), b"silent");
+    let mounts = Mounts::default().silent(&silent);
+    let options = AgentOptions { mounts, ..AgentOptions::default() };
+    let mut stage = Stage::start_with(AccOptions::default(), options);
+    let hang = |stage: &mut Stage, args: Value| {
+        let id = stage.client.send("execute", args);
+        stage.client.wait_running(&id);
+        id
+    };
+    let by_folder = hang(&mut stage, json!({"cmd": "/bin/true", "workingdir": silent}));
+    let by_program = hang(&mut stage, json!({"cmd": silent.join("program"), "args": []}));
+    let by_time = hang(&mut stage, json!({"cmd": "/bin/true", "workingdir": silent, "max_time": 1}));
+    for _ in 0..3 {
+        assert_eq!(stage.client.run("execute", json!({"cmd": "/bin/true"}))["state"], "OK");
+    }
+    let result = stage.client.pop(&by_time);
+    assert_eq!((&result["state"], &result["code"]), (&json!("TIMEOUT"), &json!(137)), "{result}");
+    for id in [by_folder, by_program] {
+        let entry = stage.client.ask("get_process_stats", json!({"id": id}));
+        assert_eq!((&entry["state"], &entry["pid"]), (&json!("RUNNING"), &json!(0)), "{entry}");
+        stage.client.ask("kill", json!({"id": id}));
+        assert_eq!(stage.client.pop(&id)["state"], "KILLED");
+    }
+    // What has hung is gone by now, and leaves nothing to wait for.
+    let left = hang(&mut stage, json!({"cmd": "/bin/true", "workingdir": silent}));
+    assert_eq!(stage.agent.stop(), Some(0));
+    assert_eq!(stage.client.pop(&left)["state"], "KILLED");
+}

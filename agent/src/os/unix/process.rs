@@ -177,7 +177,7 @@ struct Table {
     /// Children that were not reaped, their runs, and who is told.
     runs: HashMap<u32, (u64, Exited)>,
     /// Ids of children that are being started, which no run has yet; 0 while there is no child.
-    starting: Vec<Arc<AtomicI32>>,
+    starting: Vec<(u64, Arc<AtomicI32>)>,
     /// Counts the children ever started.
     count: u64,
     waiting: bool,
@@ -215,16 +215,26 @@ impl Children {
         group: Option<&Group>,
     ) -> Result<Spawned, StartError> {
         let pid = Arc::new(AtomicI32::new(0));
-        SHARED.lock().starting.push(pid.clone());
+        SHARED.lock().starting.push((run, pid.clone()));
         let spawned = clone::spawn(command, stdin, settings, group, &pid, self.clone3);
         let mut table = SHARED.lock();
-        table.starting.retain(|known| !Arc::ptr_eq(known, &pid));
+        table.starting.retain(|(_, known)| !Arc::ptr_eq(known, &pid));
         if let Ok(spawned) = &spawned {
             table.runs.insert(spawned.pid, (run, self.exited.clone()));
             table.count += 1;
         }
         SHARED.started.notify_all();
         spawned
+    }
+
+    /// Ends the child of a start that is under way, which may wait for a file system.
+    pub fn abort_start(&self, run: u64) {
+        // The waiter reaps no such child before its start is over, so its id is still its own.
+        let table = SHARED.lock();
+        let pids = table.starting.iter().filter(|(known, _)| *known == run).map(|(_, pid)| pid.load(Ordering::Acquire));
+        for pid in pids.filter(|pid| *pid > 0) {
+            send(pid, Signal::KILL);
+        }
     }
 
     /// Sends `signal` to the process group of this run's first process `pid`, as long as that one was
@@ -264,7 +274,7 @@ impl Shared {
                 Ok(Some((pid, _))) => {
                     let mut table = self.lock();
                     // One that has ended already is not waited for long: its start ends with it.
-                    while table.starting.iter().any(|known| known.load(Ordering::Acquire) == pid as i32) {
+                    while table.starting.iter().any(|(_, known)| known.load(Ordering::Acquire) == pid as i32) {
                         table = self.started.wait(table).unwrap_or_else(PoisonError::into_inner);
                     }
                     let child = reap(&mut table, pid);

@@ -2,7 +2,7 @@
 
 use super::super::not_started::NotStarted;
 use super::super::policy::{Action, Event};
-use super::super::{Message, spawn, tree};
+use super::super::{GroupUse, Message, spawn, tree};
 use super::threads::Task;
 use super::{Actor, Run, Work, group_name};
 use crate::builtin::{self, Answer, JobControl};
@@ -54,24 +54,57 @@ impl Actor {
         }
     }
 
+    /// Has a thread start a process; [`Actor::launched`] goes on.
     pub(super) fn spawn(&mut self, run: u64, spec: spawn::Spec) {
-        let Some(known) = self.runs.get_mut(&run) else { return };
-        let Some((job, detail)) = self.jobs.get(&known.id).and_then(|job| Some((job, job.detail.as_ref()?))) else {
+        let Some(known) = self.runs.get(&run) else { return };
+        let Some((job, detail)) = self.jobs.get(&known.id).and_then(|job| Some((job, job.detail.clone()?))) else {
             return;
         };
         let mark = Mark { home: self.home.clone(), job: known.id.to_string(), start: known.at };
-        let config = &self.parts.config;
-        let name = group_name(&known.id, known.at);
-        let group = self.cgroups.as_ref().and_then(|cgroups| cgroups.make(&name));
-        let owner = spawn::Owner { run, mark: &mark, controller: &job.controller, group: group.as_ref() };
-        let spawned = spawn::start(&self.children, spec, &detail.args, &owner, config);
+        let group = self.cgroups.as_ref().and_then(|cgroups| cgroups.make(&group_name(&mark.job, mark.start)));
+        let (children, config) = (self.children.clone(), self.parts.config.clone());
+        let controller = job.controller.clone();
+        let start = move |cancelled: bool| {
+            let owner = spawn::Owner { run, mark: &mark, controller: &controller, group: group.as_ref() };
+            let child = match cancelled {
+                true => Err("the job was ended before its start".to_owned().into()),
+                false => spawn::start(&children, spec, &detail.args, &owner, &config),
+            };
+            let group = group.map(|group| if group.is_refused() { GroupUse::Refused } else { GroupUse::Made });
+            Message::Launched { run, mark, since: Instant::now(), group, child }
+        };
+        self.launcher.launch(run, Box::new(start), &self.remote.sender);
+        self.event(Event::Launching { run });
+    }
+
+    /// Gives up a start that hangs.
+    pub(super) fn abort_start(&mut self, run: u64) {
+        self.launcher.cancel(run);
+        self.children.abort_start(run);
+    }
+
+    /// Goes on with a process that was started, or was not.
+    pub(super) fn launched(
+        &mut self,
+        run: u64,
+        mark: Mark,
+        since: Instant,
+        group: Option<GroupUse>,
+        spawned: Result<os::Spawned, NotStarted>,
+    ) {
+        self.launcher.answered(run);
+        let name = group_name(&mark.job, mark.start);
+        let Some(known) = self.runs.get_mut(&run) else { return self.end_unwanted(run, mark, name, spawned) };
+        let Some(detail) = self.jobs.get(&known.id).and_then(|job| job.detail.clone()) else {
+            return self.end_unwanted(run, mark, name, spawned);
+        };
         if let Some(cgroups) = &mut self.cgroups {
             match &spawned {
                 Ok(child) if child.placed => known.group = Some(name),
                 Ok(child) => {
-                    if let Some(group) = &group {
+                    if let Some(group) = group {
                         cgroups.release(&name);
-                        if group.is_refused() {
+                        if let GroupUse::Refused = group {
                             cgroups.not_at_once();
                         }
                     }
@@ -90,7 +123,7 @@ impl Actor {
         death::point("agent.spawned");
         known.pid = child.pid;
         known.reaped = false;
-        known.since = Instant::now();
+        known.since = since;
         known.mark = Some(mark);
         self.parts.outlets.stats.job_started(&detail.source);
         let (sender, pid) = (self.remote.sender.clone(), child.pid);
@@ -116,7 +149,28 @@ impl Actor {
                 let _ = self.remote.sender.send(Message::Drained { run });
             }
         }
+        let early = known.early.take();
         self.event(Event::Spawned { run });
+        if let Some(code) = early {
+            self.exited(run, code);
+        }
+    }
+
+    /// Ends a process whose job was ended while it was being started.
+    fn end_unwanted(&mut self, run: u64, mark: Mark, name: String, spawned: Result<os::Spawned, NotStarted>) {
+        if let Ok(child) = spawned {
+            log::warn!("ending process {} of job {}, which was ended during its start", child.pid, mark.job);
+            let processes = os::processes();
+            let (pid, group) = (child.pid, Some(name.clone()));
+            let root = tree::Root { run, pid, reaped: false, mark, group, known: Vec::new() };
+            let mut trees = tree::trees(&processes, std::process::id(), &[root], os::mark, os::group_of);
+            let mut members = trees.remove(&run).unwrap_or_default();
+            if let Some(cgroups) = &self.cgroups {
+                tree::join(&mut members, &processes, &cgroups.members(&name));
+            }
+            self.children.signal_tree(run, pid, &members, Signal::KILL);
+        }
+        self.emptied.push(name);
     }
 
     /// Answers a run of which no process was started.

@@ -20,6 +20,8 @@ pub(super) const YOUNG: u64 = 5 * 60 * 1000;
 pub(super) const DRAIN: u64 = 500;
 /// After KILL, how long until a tree is given up: only the kernel can hold a process so long; milliseconds.
 pub(super) const GIVE_UP: u64 = 10_000;
+/// How long the end of a job waits for a start that is under way; milliseconds.
+pub(super) const LAUNCH: u64 = 1000;
 /// Shortest and longest time between two looks at a tree that is being ended; milliseconds.
 const PROBE: (u64, u64) = (5, 100);
 /// Restarts after the first: the base and the cap of their backoff.
@@ -56,7 +58,12 @@ pub(super) enum Phase {
         restart: bool,
     },
     /// The order to start was given.
-    Starting { run: u64, at: i64 },
+    Starting {
+        run: u64,
+        at: i64,
+        /// A thread starts its process.
+        launch: Option<Launch>,
+    },
     /// A process or a task is at work, or has ended and is being wound up.
     Running(Run),
     /// Processes of a run of an earlier agent live: it goes on from there once they have ended.
@@ -65,6 +72,23 @@ pub(super) enum Phase {
     Failed,
     /// Nothing is left to do.
     Over,
+}
+
+#[derive(Debug, PartialEq)]
+pub(super) struct Launch {
+    since: u64,
+    /// Why it is to end as soon as it has started, and when the start is given up.
+    ending: Option<(Cause, u64)>,
+}
+
+impl Launch {
+    fn end(&mut self, cause: Cause, now: Now) {
+        match &mut self.ending {
+            Some((known, _)) if cause == Cause::Kill => *known = cause,
+            Some(_) => {}
+            None => self.ending = Some((cause, now.mono + LAUNCH)),
+        }
+    }
 }
 
 #[derive(Debug, PartialEq)]
@@ -153,6 +177,7 @@ impl Job {
     fn cause(&self) -> Option<Cause> {
         match &self.phase {
             Phase::Running(run) => run.ending.as_ref().map(|ending| ending.cause),
+            Phase::Starting { launch: Some(launch), .. } => launch.ending.map(|(cause, _)| cause),
             _ => None,
         }
     }
@@ -161,6 +186,10 @@ impl Job {
     pub(super) fn deadline(&self) -> Option<u64> {
         match &self.phase {
             Phase::Sleeping { until, .. } => Some(*until),
+            Phase::Starting { launch: Some(launch), .. } => match launch.ending {
+                Some((_, give_up)) => Some(give_up),
+                None => self.rules.limit.map(|limit| launch.since + limit),
+            },
             Phase::Running(run) => match (&run.drain_until, &run.ending) {
                 (Some(until), _) => Some(*until),
                 (None, Some(ending)) if ending.killed => Some(ending.probe_at),
@@ -175,7 +204,7 @@ impl Job {
     pub(super) fn start(&mut self, run: u64, now: Now, out: &mut Vec<Action>) {
         self.last_start = Some(now.mono);
         self.again = false;
-        self.phase = Phase::Starting { run, at: now.wall };
+        self.phase = Phase::Starting { run, at: now.wall, launch: None };
         out.push(Action::Start { id: self.id.clone(), run, at: now.wall });
     }
 
@@ -187,8 +216,15 @@ impl Job {
             Event::KillAll => self.end(Cause::KillAll, stopping, now, out),
             Event::Stop => self.stop(now, out),
             Event::Unschedule { .. } => self.unschedule(out),
-            Event::Tick => self.tick(now, out),
-            Event::Spawned { run } => self.spawned(*run, now),
+            Event::Tick => self.tick(stopping, now, random, out),
+            Event::Launching { run: launched } => {
+                if let Phase::Starting { run, launch, .. } = &mut self.phase
+                    && run == launched
+                {
+                    *launch = Some(Launch { since: now.mono, ending: None });
+                }
+            }
+            Event::Spawned { run } => self.spawned(*run, now, out),
             Event::Unstartable { run, code, why } => {
                 let outcome = Outcome::Unstartable { code: *code, why: why.clone() };
                 self.unstartable(*run, outcome, stopping, now, out);
@@ -229,8 +265,9 @@ impl Job {
         }
     }
 
-    fn spawned(&mut self, run: u64, now: Now) {
+    fn spawned(&mut self, run: u64, now: Now, out: &mut Vec<Action>) {
         if self.phase_starts(run) {
+            let ending = self.cause();
             self.phase = Phase::Running(Run {
                 run,
                 started: now.mono,
@@ -239,6 +276,9 @@ impl Job {
                 drain_until: None,
                 ending: None,
             });
+            if let Some(cause) = ending {
+                self.begin_ending(cause, now, out);
+            }
         }
     }
 
@@ -250,7 +290,20 @@ impl Job {
     /// next recurrence or the agent's next start.
     fn unstartable(&mut self, run: u64, outcome: Outcome, stopping: bool, now: Now, out: &mut Vec<Action>) {
         if self.phase_starts(run) {
-            self.conclude(run, outcome, true, None, stopping, now, out);
+            match self.cause() {
+                Some(cause) if cause != Cause::Timeout => self.never_started(run, cause, stopping, now, out),
+                _ => self.conclude(run, outcome, true, None, stopping, now, out),
+            }
+        }
+    }
+
+    /// The run is over before its process was there, for somebody has ended it.
+    fn never_started(&mut self, run: u64, cause: Cause, stopping: bool, now: Now, out: &mut Vec<Action>) {
+        match cause {
+            Cause::Kill => {
+                self.finish(Some(run), Some(Outcome::Killed { code: None, why: cause.sentence() }), out);
+            }
+            cause => self.interrupted(run, None, cause, stopping, now, out),
         }
     }
 
@@ -301,6 +354,12 @@ impl Job {
                 let run = *run;
                 self.finish(Some(run), Some(Outcome::Killed { code: None, why: why() }), out);
             }
+            Phase::Starting { launch: Some(launch), .. } => {
+                if !matches!(launch.ending, Some((Cause::Kill, _))) {
+                    out.push(Action::Stand { id: self.id.clone(), standing: Standing::Ending });
+                }
+                launch.end(Cause::Kill, now);
+            }
             Phase::Starting { run, .. } => {
                 let run = *run;
                 self.finish(Some(run), Some(Outcome::Killed { code: None, why: why() }), out);
@@ -328,7 +387,9 @@ impl Job {
         if !self.rules.process {
             return;
         }
-        match &self.phase {
+        match &mut self.phase {
+            // Its process may be there at any moment.
+            Phase::Starting { launch: Some(launch), .. } => launch.end(cause, now),
             // Nothing of it ever ran (its script is still being fetched, say): it waits for the agent's return.
             Phase::Starting { run, .. } if cause == Cause::Stop && self.restarts == 0 && !self.rules.remembered() => {
                 let (id, run) = (self.id.clone(), *run);
@@ -414,9 +475,25 @@ impl Job {
         }
     }
 
-    fn tick(&mut self, now: Now, out: &mut Vec<Action>) {
+    fn tick(&mut self, stopping: bool, now: Now, random: f64, out: &mut Vec<Action>) {
         let id = self.id.clone();
         match &mut self.phase {
+            Phase::Starting { run, launch: Some(launch), .. } => match launch.ending {
+                Some((cause, give_up)) if give_up <= now.mono => {
+                    let (run, lived) = (*run, now.mono.saturating_sub(launch.since));
+                    out.push(Action::Abort { id, run });
+                    match cause {
+                        Cause::Timeout => {
+                            self.failed(run, Outcome::TimedOut { code: 128 + 9 }, lived, stopping, now, random, out);
+                        }
+                        cause => self.never_started(run, cause, stopping, now, out),
+                    }
+                }
+                None if self.rules.limit.is_some_and(|limit| now.mono >= launch.since + limit) => {
+                    launch.end(Cause::Timeout, now);
+                }
+                _ => {}
+            },
             Phase::Sleeping { until, .. } if *until <= now.mono => self.phase = Phase::Waiting,
             Phase::Running(Run { run, exited, drain_until: None, ending: Some(ending), .. }) => {
                 let run = *run;

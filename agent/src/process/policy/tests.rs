@@ -39,6 +39,7 @@ impl Desk {
                     self.last_run = run;
                     format!("start {id}")
                 }
+                Action::Abort { id, .. } => format!("abort {id}"),
                 Action::Term { id, .. } => format!("term {id}"),
                 Action::Probe { id, .. } => format!("probe {id}"),
                 Action::Kill { id, .. } => format!("kill {id}"),

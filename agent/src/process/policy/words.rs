@@ -78,6 +78,11 @@ impl Cause {
 /// Something happened.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
+    /// A thread has been told to start the process of this run, which may take any time.
+    Launching {
+        /// The run.
+        run: u64,
+    },
     /// The process or task of this run was started.
     Spawned {
         /// The run.
@@ -205,6 +210,13 @@ pub enum Action {
         run: u64,
         /// When, in milliseconds since 1970.
         at: i64,
+    },
+    /// Give up the start of this run, which hangs: should it succeed all the same, its process is ended.
+    Abort {
+        /// The job.
+        id: Arc<str>,
+        /// The run.
+        run: u64,
     },
     /// Note the tree, and send it the stop signal.
     Term {

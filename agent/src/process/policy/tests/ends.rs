@@ -1,6 +1,6 @@
 //! Ending a run: time, `kill`, `killall`, `unschedule`, the agent's stop.
 
-use super::super::job::GIVE_UP;
+use super::super::job::{GIVE_UP, LAUNCH};
 use super::*;
 
 #[test]
@@ -205,4 +205,56 @@ fn drain_time_does_not_pass_while_readers_wait_for_the_logger() {
     desk.event(Event::Stalled { run: other, millis: 1000 });
     desk.event(Event::Stalled { run, millis: 1000 });
     assert_eq!(desk.policy.deadline(), None);
+}
+
+/// A run whose process is being started.
+fn launching(rules: Rules) -> (Desk, u64) {
+    let mut desk = Desk::new(10);
+    let run = desk.accept("a", rules);
+    desk.event(Event::Launching { run });
+    desk.said(&["start a"]);
+    (desk, run)
+}
+
+#[test]
+fn start_that_is_under_way_is_ended_once_it_is_over() {
+    for (event, said) in [
+        (Event::Kill { id: "a".into() }, vec!["a is Ending", "term a"]),
+        (Event::KillAll, vec!["term a"]),
+        (Event::Stop, vec!["term a"]),
+    ] {
+        let (mut desk, run) = launching(rules());
+        desk.event(event);
+        desk.spawned(run);
+        desk.said(&said);
+        desk.exit(run, 143);
+        desk.said(&["probe a", "finish a killed Some(143)"]);
+    }
+}
+
+#[test]
+fn start_that_hangs_is_given_up_when_its_job_is_to_end() {
+    for (event, rules, said) in [
+        (Event::Kill { id: "a".into() }, rules(), vec!["a is Ending", "abort a", "finish a killed None"]),
+        (
+            Event::Kill { id: "a".into() },
+            Rules { long: true, ..rules() },
+            vec!["a is Ending", "abort a", "finish a killed None"],
+        ),
+        (Event::Stop, rules(), vec!["abort a", "finish a killed None"]),
+        (Event::Stop, Rules { long: true, ..rules() }, vec!["abort a", "over a"]),
+    ] {
+        let (mut desk, run) = launching(rules);
+        desk.event(event);
+        desk.at(LAUNCH);
+        desk.said(&said);
+        assert!(desk.policy.is_idle());
+        desk.spawned(run);
+        desk.said(&[]);
+    }
+    let (mut desk, _) = launching(Rules { limit: Some(2000), ..rules() });
+    desk.at(2000);
+    desk.said(&[]);
+    desk.at(2000 + LAUNCH);
+    desk.said(&["abort a", "finish a timeout 137"]);
 }

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 #[derive(Clone, Debug)]
 enum Step {
     Accept { kind: u8, queue: u8 },
+    Launch { which: usize },
     Spawn { which: usize, works: bool },
     Exit { which: usize, code: i32 },
     Drain { which: usize },
@@ -22,6 +23,7 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => (0u8..7, 0u8..4).prop_map(|(kind, queue)| Step::Accept { kind, queue }),
+        4 => any::<usize>().prop_map(|which| Step::Launch { which }),
         6 => (any::<usize>(), prop::bool::weighted(0.9)).prop_map(|(which, works)| Step::Spawn { which, works }),
         6 => (any::<usize>(), prop_oneof![Just(0), Just(1)]).prop_map(|(which, code)| Step::Exit { which, code }),
         4 => any::<usize>().prop_map(|which| Step::Drain { which }),
@@ -100,7 +102,7 @@ impl World {
                     self.handle(Event::Exited { run, code: 137 });
                     self.handle(Event::Tree { run, alive: 0 });
                 }
-                Action::Term { .. } => {}
+                Action::Term { .. } | Action::Abort { .. } => {}
                 Action::Stand { id, standing } => {
                     let seen = self.jobs.get_mut(&*id).unwrap();
                     seen.failed_for_good |= standing == Standing::Failed;
@@ -157,6 +159,11 @@ impl World {
                 self.jobs.insert(id.clone(), Seen { rules: rules.clone(), accepted, ..Seen::default() });
                 let actions = self.policy.accept(&id, rules, now(self.time));
                 self.perform(actions);
+            }
+            Step::Launch { which } => {
+                if let Some((run, _)) = World::pick(&self.starting, which) {
+                    self.handle(Event::Launching { run });
+                }
             }
             Step::Spawn { which, works } => {
                 if let Some((run, id)) = World::pick(&self.starting, which) {

@@ -258,12 +258,13 @@ impl Actor {
                     Err(_) => return,
                 },
             };
-            if first.is_some() {
-                self.rest_at = Some(Instant::now() + QUIET);
-            } else if self.rest_at.is_some_and(|at| at <= Instant::now()) {
+            if first.is_none() && self.rest_at.is_some_and(|at| at <= Instant::now()) {
                 self.rest();
             }
             for message in first.into_iter().chain(inbox.try_iter().take(TURN)) {
+                if message.is_work() {
+                    self.rest_at = Some(Instant::now() + QUIET);
+                }
                 self.receive(message);
             }
             if let Some(id) = self.launcher.tend(&self.remote.sender).and_then(|run| Some(&self.runs.get(&run)?.id)) {

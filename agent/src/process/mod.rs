@@ -182,6 +182,13 @@ enum Message {
     Stop,
 }
 
+impl Message {
+    /// Whether it may leave memory behind that is to be given back: the question of the watchdog does not.
+    fn is_work(&self) -> bool {
+        !matches!(self, Message::Submit { commands, .. } if commands.is_empty())
+    }
+}
+
 /// What became of the group that was made for a process.
 enum GroupUse {
     /// It is there, and the process may be in it.

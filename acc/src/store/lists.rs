@@ -75,7 +75,7 @@ pub fn beat(conn: &mut Conn, me: &str) -> RedisResult<Beat> {
     let mut batch = Batch::new();
     for keys in [vec![keys::TAKERS.to_owned(), keys::GONE.to_owned()], vec![keys::CONTROLLERS.to_owned()]] {
         batch.script(&scripts::BEAT, &keys, |cmd| {
-            cmd.arg(me);
+            cmd.arg(me).arg(DAY);
         });
     }
     let mut said = Beat { new: false, now: 0 };

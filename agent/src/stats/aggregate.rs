@@ -52,7 +52,7 @@ pub(super) struct Aggregate {
 /// What went wrong in one interval.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Faults {
-    /// Lines that were none of the grammar.
+    /// Lines that were none of the grammar, or whose key has no character that a name may have.
     pub(super) bad_lines: u64,
     /// Samples that would have made one series too many.
     pub(super) dropped: u64,
@@ -75,6 +75,17 @@ struct Gauge {
     value: f64,
     /// Seconds since its last change, at the flush before.
     age: u64,
+    /// Who changed it last.
+    origin: Origin,
+}
+
+/// Where lines come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// The output of a job: its gauges end with the last job of their domain and name.
+    Job,
+    /// A datagram, of which nobody knows when its sender ends.
+    Datagram,
 }
 
 #[derive(Debug, Default)]
@@ -123,7 +134,7 @@ pub(super) struct Interval {
 
 impl Aggregate {
     /// Takes lines of the group (`domain.name`); blank ones are none.
-    pub(super) fn lines(&mut self, group: &str, text: &[u8]) {
+    pub(super) fn lines(&mut self, origin: Origin, group: &str, text: &[u8]) {
         let Aggregate { groups, hasher, random, series, kept, faults } = self;
         if !groups.contains_key(group) {
             groups.insert(group.to_owned(), Group::default());
@@ -137,30 +148,35 @@ impl Aggregate {
             if line.is_empty() {
                 continue;
             }
+            let mut nameless = false;
             let done = statsd::parse(line, &mut |key, value| {
-                if !group.take(key, value, hasher, random, series, kept) {
+                let key = statsd::clean(key);
+                if key.is_empty() {
+                    nameless = true;
+                } else if !group.take(origin, &key, value, hasher, random, series, kept) {
                     faults.dropped += 1;
                 }
             });
-            faults.bad_lines += u64::from(done.is_err());
+            faults.bad_lines += u64::from(done.is_err() || nameless);
         }
     }
 
-    /// Ends the interval, which was `seconds` long; gauges go on where `lives` says so of their group,
-    /// or where there is nobody who could end (`None`), for a day.
-    pub(super) fn flush(&mut self, seconds: u64, lives: impl Fn(&str) -> Option<bool>) -> Interval {
+    /// Ends the interval, which was `seconds` long; gauges of jobs go on where `lives` says so of their
+    /// group, others for a day.
+    pub(super) fn flush(&mut self, seconds: u64, lives: impl Fn(&str) -> bool) -> Interval {
         let mut next: HashMap<String, Group> = HashMap::new();
         let mut series = 0;
         for (name, group) in &self.groups {
-            let keep = |gauge: &Gauge| match lives(name) {
-                Some(lives) => lives,
-                None => gauge.age + seconds < GAUGE_AGE,
+            let lives = lives(name);
+            let keep = |gauge: &Gauge| match gauge.origin {
+                Origin::Job => lives,
+                Origin::Datagram => gauge.age + seconds < GAUGE_AGE,
             };
             let gauges: HashMap<Box<str>, Gauge> = group
                 .gauges
                 .iter()
                 .filter(|(_, gauge)| keep(gauge))
-                .map(|(key, gauge)| (key.clone(), Gauge { value: gauge.value, age: gauge.age + seconds }))
+                .map(|(key, gauge)| (key.clone(), Gauge { age: gauge.age + seconds, ..*gauge }))
                 .collect();
             if !gauges.is_empty() {
                 series += gauges.len();
@@ -174,9 +190,11 @@ impl Aggregate {
 
 impl Group {
     /// Takes one sample; says whether there was room for its series.
+    #[allow(clippy::too_many_arguments)]
     fn take(
         &mut self,
-        key: &[u8],
+        origin: Origin,
+        key: &str,
         value: Value<'_>,
         hasher: &RandomState,
         random: &mut Random,
@@ -186,9 +204,11 @@ impl Group {
         match value {
             Value::Count(count) => with(&mut self.counters, key, series, |sum| *sum += count),
             Value::Plain(value) => with(&mut self.plain, key, series, |last| *last = value),
-            Value::Gauge(value) => with(&mut self.gauges, key, series, |gauge| *gauge = Gauge { value, age: 0 }),
+            Value::Gauge(value) => with(&mut self.gauges, key, series, |gauge| {
+                *gauge = Gauge { value, age: 0, origin };
+            }),
             Value::Change(change) => with(&mut self.gauges, key, series, |gauge| {
-                *gauge = Gauge { value: gauge.value + change, age: 0 };
+                *gauge = Gauge { value: gauge.value + change, age: 0, origin };
             }),
             Value::Time(value, weight) => {
                 with(&mut self.timers, key, series, |timer| timer.take(value, weight, random, kept))
@@ -202,7 +222,7 @@ impl Group {
 
 impl Default for Gauge {
     fn default() -> Gauge {
-        Gauge { value: 0.0, age: 0 }
+        Gauge { value: 0.0, age: 0, origin: Origin::Job }
     }
 }
 
@@ -210,16 +230,15 @@ impl Default for Gauge {
 #[inline]
 fn with<T: Default>(
     map: &mut HashMap<Box<str>, T>,
-    key: &[u8],
+    key: &str,
     series: &mut usize,
     change: impl FnOnce(&mut T),
 ) -> bool {
-    let key = statsd::clean(key);
-    if let Some(found) = map.get_mut(&*key) {
+    if let Some(found) = map.get_mut(key) {
         change(found);
         return true;
     }
-    if *series >= MAX_SERIES || key.is_empty() {
+    if *series >= MAX_SERIES {
         return false;
     }
     *series += 1;
@@ -310,7 +329,7 @@ mod tests {
     use super::*;
     use std::collections::BTreeMap;
 
-    fn flush(aggregate: &mut Aggregate, lives: Option<bool>) -> (BTreeMap<String, f64>, Faults) {
+    fn flush(aggregate: &mut Aggregate, lives: bool) -> (BTreeMap<String, f64>, Faults) {
         let mut found = BTreeMap::new();
         let faults = aggregate.flush(10, |_| lives).series(10, &mut |group, key, end, value| {
             found.insert(format!("{group}.{key}{end}"), value);
@@ -321,9 +340,9 @@ mod tests {
     #[track_caller]
     fn check(lines: &str, want: &[(&str, f64)]) {
         let mut aggregate = Aggregate::default();
-        aggregate.lines("d.n", lines.as_bytes());
+        aggregate.lines(Origin::Job, "d.n", lines.as_bytes());
         let want = want.iter().map(|(key, value)| (format!("d.n.{key}"), *value)).collect();
-        assert_eq!(flush(&mut aggregate, None), (want, Faults::default()), "{lines}");
+        assert_eq!(flush(&mut aggregate, false), (want, Faults::default()), "{lines}");
     }
 
     #[test]
@@ -371,10 +390,10 @@ mod tests {
     fn beyond_the_bound_a_timer_is_sampled_and_its_sums_stay_exact() {
         let mut aggregate = Aggregate::default();
         for n in 0..200_000 {
-            aggregate.lines("d.n", format!("t:{}|ms", n % 1000).as_bytes());
+            aggregate.lines(Origin::Job, "d.n", format!("t:{}|ms", n % 1000).as_bytes());
         }
         assert_eq!(aggregate.kept, MAX_VALUES);
-        let (found, _) = flush(&mut aggregate, None);
+        let (found, _) = flush(&mut aggregate, false);
         assert_eq!((found["d.n.t.count"], found["d.n.t.mean"], found["d.n.t.upper"]), (200_000.0, 499.5, 999.0));
         assert!((found["d.n.t.median"] - 500.0).abs() < 40.0, "{}", found["d.n.t.median"]);
         assert!((found["d.n.t.p95"] - 950.0).abs() < 15.0, "{}", found["d.n.t.p95"]);
@@ -383,33 +402,45 @@ mod tests {
     #[test]
     fn bounds_and_bad_lines_are_counted() {
         let mut aggregate = Aggregate::default();
-        aggregate.lines("d.n", b"rubbish\nk:1|c\nk:x|c\n");
+        aggregate.lines(Origin::Job, "d.n", b"rubbish\nk:1|c\nk:x|c\n");
         let lines: String = (0..MAX_MEMBERS + 10).map(|n| format!("s:{n}|s\n")).collect();
-        aggregate.lines("d.n", lines.as_bytes());
-        let (found, faults) = flush(&mut aggregate, None);
+        aggregate.lines(Origin::Job, "d.n", lines.as_bytes());
+        let (found, faults) = flush(&mut aggregate, false);
         assert_eq!(found["d.n.s"], MAX_MEMBERS as f64);
         assert_eq!(faults, Faults { bad_lines: 2, dropped: 0, full_sets: 1 });
         let lines: String = (0..MAX_SERIES + 5).map(|n| format!("k{n}:1|kv\n")).collect();
-        aggregate.lines("d.n", lines.as_bytes());
+        aggregate.lines(Origin::Job, "d.n", lines.as_bytes());
         let mut count = 0;
-        let faults = aggregate.flush(10, |_| None).series(10, &mut |_, _, _, _| count += 1);
+        let faults = aggregate.flush(10, |_| false).series(10, &mut |_, _, _, _| count += 1);
         assert_eq!((count, faults.dropped), (MAX_SERIES, 5));
         assert_eq!(aggregate.series, 0);
     }
 
     #[test]
+    fn key_without_a_usable_character_is_a_bad_line() {
+        let mut aggregate = Aggregate::default();
+        aggregate.lines(Origin::Job, "d.n", "ä:1|c:2|c\n?!:2|g\nk:1|kv".as_bytes());
+        let (found, faults) = flush(&mut aggregate, false);
+        assert_eq!(found, BTreeMap::from([("d.n.k".into(), 1.0)]));
+        assert_eq!(faults, Faults { bad_lines: 2, ..Faults::default() });
+    }
+
+    #[test]
     fn a_gauge_stays_while_its_job_lives() {
         let mut aggregate = Aggregate::default();
-        aggregate.lines("d.n", b"g:5|g\nk:1|kv\nc:1|c");
-        assert_eq!(flush(&mut aggregate, Some(true)).0.len(), 4);
-        aggregate.lines("d.n", b"g:+1|g");
-        assert_eq!(flush(&mut aggregate, Some(true)).0, BTreeMap::from([("d.n.g".into(), 6.0)]));
+        aggregate.lines(Origin::Job, "d.n", b"g:5|g\nk:1|kv\nc:1|c");
+        assert_eq!(flush(&mut aggregate, true).0.len(), 4);
+        aggregate.lines(Origin::Job, "d.n", b"g:+1|g");
+        assert_eq!(flush(&mut aggregate, true).0, BTreeMap::from([("d.n.g".into(), 6.0)]));
         // The last flush after its end still has it.
-        assert_eq!(flush(&mut aggregate, Some(false)).0.len(), 1);
-        assert_eq!(flush(&mut aggregate, Some(false)).0.len(), 0);
-        // Nobody's gauge stays for a day.
-        aggregate.lines("d.n", b"g:5|g");
-        let flushes = (0..20_000).take_while(|_| !flush(&mut aggregate, None).0.is_empty()).count();
+        assert_eq!(flush(&mut aggregate, false).0.len(), 1);
+        assert_eq!(flush(&mut aggregate, false).0.len(), 0);
+        // That of a datagram stays for a day, whatever jobs do.
+        aggregate.lines(Origin::Datagram, "d.n", b"g:5|g");
+        aggregate.lines(Origin::Job, "d.n", b"other:1|g");
+        assert_eq!(flush(&mut aggregate, false).0.len(), 2);
+        aggregate.lines(Origin::Datagram, "d.n", b"g:+0|g");
+        let flushes = (0..20_000).take_while(|_| !flush(&mut aggregate, false).0.is_empty()).count();
         assert_eq!(flushes as u64, GAUGE_AGE / 10);
     }
 }

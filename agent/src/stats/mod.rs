@@ -27,7 +27,7 @@ mod udp;
 
 pub use aggregate::Figures;
 
-use aggregate::{Aggregate, Faults};
+use aggregate::{Aggregate, Faults, Origin};
 use pace::Pace;
 
 const STACK: usize = 256 * 1024;
@@ -108,7 +108,8 @@ struct Jobs {
 impl Inlet {
     /// Takes the statsd lines of a job.
     pub fn lines(&self, source: &Arc<Source>, lines: &str) {
-        lock(&self.shared.aggregate).lines(&group(&source.domain, &source.name), lines.as_bytes());
+        let group = group(&source.domain, &source.name);
+        lock(&self.shared.aggregate).lines(Origin::Job, &group, lines.as_bytes());
     }
 
     /// A job began: its gauges live until it has ended. A job that starts again counts again.
@@ -150,7 +151,7 @@ impl Inlet {
     /// Takes datagrams.
     fn datagrams<'a>(&self, datagrams: impl Iterator<Item = &'a [u8]>) {
         let mut aggregate = lock(&self.shared.aggregate);
-        datagrams.for_each(|datagram| aggregate.lines(NOBODY, datagram));
+        datagrams.for_each(|datagram| aggregate.lines(Origin::Datagram, NOBODY, datagram));
     }
 }
 
@@ -207,10 +208,7 @@ impl Flusher {
             Jobs { running, figures: now, node: jobs.node.clone(), ..Jobs::default() }
         };
         // A job that is not known to run can only be one that has ended.
-        let lives = |group: &str| match jobs.running.get(group) {
-            Some(running) => Some(*running > 0),
-            None => (group != NOBODY).then_some(false),
-        };
+        let lives = |group: &str| jobs.running.get(group).is_some_and(|running| *running > 0);
         let interval = lock(&self.shared.aggregate).flush(self.seconds, lives);
         if !self.outbox.wanted(Kind::Stats) {
             return;
@@ -259,7 +257,7 @@ impl Sink<'_> {
     fn faults(&mut self, faults: Faults) {
         let Faults { bad_lines, dropped, full_sets } = faults;
         for (key, count, what) in [
-            ("stats.bad_lines", bad_lines, "lines were not understood"),
+            ("stats.bad_lines", bad_lines, "lines were not understood, or their keys have none of A-Z a-z 0-9 _ - ."),
             ("stats.dropped", dropped, "samples were dropped, for there are too many series"),
             ("stats.full_sets", full_sets, "sets have reached their bound"),
         ] {

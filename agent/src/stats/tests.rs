@@ -98,6 +98,38 @@ fn samples_of_a_monitor_that_hangs_are_not_sent() {
 }
 
 #[test]
+fn gauge_of_a_datagram_outlives_jobs_without_a_name() {
+    let inlet = Inlet::default();
+    let nameless = source("", "");
+    let flusher = |outbox| Flusher {
+        node: NodeId { gid: 3, nid: 4 },
+        seconds: 10,
+        max_age: Duration::MAX,
+        shared: Arc::clone(&inlet.shared),
+        outbox,
+        stopped: bounded(0).1,
+    };
+    let bench = bench();
+    let flusher = flusher(Arc::clone(&bench.outbox));
+    inlet.datagrams([&b"udp:1|g"[..]].into_iter());
+    inlet.job_started(&nameless);
+    inlet.lines(&nameless, "job:2|g");
+    let (udp, job) = ("3.4.unknown.unknown.udp".to_owned(), "3.4.unknown.unknown.job".to_owned());
+    let flush = || {
+        flusher.flush(0);
+        let mut sent: Vec<String> = bench.sent().into_keys().collect();
+        sent.sort();
+        sent
+    };
+    assert_eq!(flush(), [job.clone(), udp.clone()]);
+    inlet.job_ended(&nameless);
+    assert_eq!(flush(), [job, udp.clone()], "the last one after its end still has it");
+    for _ in 0..3 {
+        assert_eq!(flush(), std::slice::from_ref(&udp));
+    }
+}
+
+#[test]
 fn udp_is_taken_and_stops_at_once() {
     let bench = bench();
     let inlet = Inlet::default();
@@ -109,7 +141,7 @@ fn udp_is_taken_and_stops_at_once() {
     let began = Instant::now();
     let mut total = 0.0;
     while total < 100.0 && began.elapsed() < Duration::from_secs(20) {
-        let interval = lock(&inlet.shared.aggregate).flush(1, |_| None);
+        let interval = lock(&inlet.shared.aggregate).flush(1, |_| false);
         interval.series(1, &mut |group, key, end, value| {
             if (group, key, end) == (NOBODY, "hits", "") {
                 total += value;

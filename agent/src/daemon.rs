@@ -13,13 +13,13 @@ use crate::config::Config;
 use crate::controller::Controller;
 use crate::ledger::Ledger;
 use crate::outbox::Outbox;
-use crate::output::Outlets;
+use crate::output::{Outlets, Source};
 use crate::process::{self, Notice};
 use crate::stats::monitor;
 use crate::{logger, os, poller, script, sender, stats};
 use anyhow::{Context, Result, bail};
 use crossbeam_channel::{Receiver, Sender, bounded, never, select, tick, unbounded};
-use jscommon::notify;
+use jscommon::{level, notify};
 use serde_json::json;
 use std::collections::HashMap;
 use std::fs::{self, File, TryLockError};
@@ -148,6 +148,7 @@ impl Daemon {
         let logger = logger::Handle::start(&config, outbox.clone())?;
         let stats = stats::Handle::start(&config, outbox.clone())?;
 
+        ledger.on_damage(tell_damage(&config, outbox.clone(), logger.inlet()));
         let mut builtins = builtin::Context::new(config.clone());
         builtins.logger = Some(logger.remote());
         builtins.controllers = controllers.clone();
@@ -233,6 +234,23 @@ fn notify(
         Notice::Restart => {
             let _ = restart.send(());
         }
+    }
+}
+
+/// Tells that the ledger was found damaged: on the node, and to the controllers. Waits for nothing.
+fn tell_damage(config: &Config, outbox: Arc<Outbox>, logger: logger::Inlet) -> impl Fn(&str) + Send + Sync + use<> {
+    let source = Arc::new(Source {
+        jobid: String::new(),
+        domain: "agent".into(),
+        name: "ledger".into(),
+        db: config.logging.db.levels,
+        ac: config.logging.ac.levels,
+        stats_interval: None,
+    });
+    move |damage| {
+        logger.write(&source, level::CRITICAL, damage);
+        let (outbox, data) = (outbox.clone(), json!({"message": damage}));
+        logger.then(move || outbox.push_event(None, "critical", data));
     }
 }
 

@@ -19,13 +19,14 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-use anyhow::{Context, Result};
+use crate::database::{Fault, fault_of, is_damage};
+use anyhow::{Context, Result, bail};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use std::collections::HashSet;
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 /// The file below `data_dir`.
@@ -164,7 +165,12 @@ pub struct Unsent {
 
 /// The open table; shared by the supervisor and the senders.
 pub struct Ledger {
+    path: PathBuf,
     table: Mutex<Table>,
+    /// How often a damaged file was replaced while the agent ran.
+    generation: AtomicU64,
+    /// Told of that.
+    on_damage: OnceLock<TellDamage>,
     unsent_bytes: AtomicU64,
     /// The file that commits go to first.
     wal: PathBuf,
@@ -174,8 +180,14 @@ pub struct Ledger {
     damage: Option<String>,
 }
 
+type TellDamage = Box<dyn Fn(&str) + Send + Sync>;
+
 struct Table {
     db: Connection,
+    /// Nothing is open when the file could not be opened again.
+    is_open: bool,
+    /// A damaged file that a new one is still to take over from.
+    aside: Option<damage::Aside>,
     /// Whether a commit waits for the disk (`synchronous`).
     waits: bool,
     accepted_since_tidy: u64,
@@ -192,8 +204,10 @@ impl Ledger {
         let path = data_dir.join(FILE);
         let (db, damage) = match table::open(&path) {
             Ok(db) => (db, None),
-            Err(fault) if damage::is_damage(&fault) => {
-                let (db, damage) = damage::replace_damaged(&path, &fault)?;
+            Err(fault) if is_damage(&fault) => {
+                let aside = damage::set_aside(&path, &fault)?;
+                let db = table::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+                let damage = aside.carry_over(&path, &db);
                 (db, Some(damage))
             }
             Err(fault) => return Err(fault).with_context(|| format!("cannot open {}", path.display())),
@@ -202,7 +216,17 @@ impl Ledger {
             .query_row("SELECT coalesce(sum(octet_length(result)), 0) FROM jobs WHERE state = 2", [], |row| row.get(0))
             .with_context(|| format!("cannot read {}", path.display()))?;
         Ok(Arc::new(Ledger {
-            table: Mutex::new(Table { db, waits: true, accepted_since_tidy: retention::TIDY_EVERY, known: None }),
+            path,
+            table: Mutex::new(Table {
+                db,
+                is_open: true,
+                aside: None,
+                waits: true,
+                accepted_since_tidy: retention::TIDY_EVERY,
+                known: None,
+            }),
+            generation: AtomicU64::new(0),
+            on_damage: OnceLock::new(),
             unsent_bytes: AtomicU64::new(unsent.max(0) as u64),
             wal: data_dir.join(format!("{FILE}-wal")),
             behind: AtomicBool::new(false),
@@ -214,26 +238,41 @@ impl Ledger {
     /// not count as unsent, and of a job that goes on only the last one is kept.
     pub fn controllers<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> Result<()> {
         let known: HashSet<String> = names.into_iter().map(str::to_owned).collect();
-        let mut table = self.lock();
+        self.with(|table| {
+            table.known = Some(known.clone());
+            self.recount(table)
+        })
+    }
+
+    /// Counts the bytes of the results that wait for a known controller.
+    fn recount(&self, table: &Table) -> Result<()> {
         let mut bytes = 0;
-        {
-            let mut query = table.db.prepare(
-                "SELECT controller, sum(octet_length(result)) FROM jobs WHERE state = 2 GROUP BY controller",
-            )?;
-            let rows = query.query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?)))?;
-            for row in rows {
-                let (controller, waiting) = row?;
-                match known.contains(&controller) {
-                    true => bytes += waiting.max(0) as u64,
-                    false => log::warn!(
-                        "{waiting} bytes of results wait for the controller \"{controller}\", which is not configured"
-                    ),
-                }
+        let mut query = table.db.prepare(
+            "SELECT controller, coalesce(sum(octet_length(result)), 0) FROM jobs WHERE state = 2 GROUP BY controller",
+        )?;
+        let rows = query.query_map([], |row| Ok((table::text(row, 0)?, row.get::<_, i64>(1)?)))?;
+        for row in rows {
+            let (controller, waiting) = row?;
+            match table.known.as_ref().is_none_or(|known| known.contains(&controller)) {
+                true => bytes += waiting.max(0) as u64,
+                false => log::warn!(
+                    "{waiting} bytes of results wait for the controller \"{controller}\", which is not configured"
+                ),
             }
         }
         self.unsent_bytes.store(bytes, Ordering::Relaxed);
-        table.known = Some(known);
         Ok(())
+    }
+
+    /// Has `tell` told, with a sentence for the operators, when a file is found damaged from now on. It is
+    /// called on the thread that found it, and must not wait or use the ledger.
+    pub fn on_damage(&self, tell: impl Fn(&str) + Send + Sync + 'static) {
+        let _ = self.on_damage.set(Box::new(tell));
+    }
+
+    /// Counts up whenever a damaged file was replaced: rows may be gone then.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::SeqCst)
     }
 
     /// A sentence for the operators when the file was damaged and had to be replaced.
@@ -243,28 +282,44 @@ impl Ledger {
 
     /// Whether a job of this id was accepted before.
     pub fn knows(&self, id: &str) -> Result<bool> {
-        let table = self.lock();
-        let mut query = table.db.prepare_cached("SELECT 1 FROM jobs WHERE id = ? AND run = 0")?;
-        Ok(query.query_row([id], |_| Ok(())).optional()?.is_some())
+        self.with(|table| {
+            let mut query = table.db.prepare_cached("SELECT 1 FROM jobs WHERE id = ? AND run = 0")?;
+            Ok(query.query_row([id], |_| Ok(())).optional()?.is_some())
+        })
     }
 
     /// The command of a job that is not over, as JSON.
     pub fn command(&self, id: &str) -> Result<Option<String>> {
-        let table = self.lock();
-        let mut query = table.db.prepare_cached("SELECT command FROM jobs WHERE id = ? AND run = 0")?;
-        Ok(query.query_row([id], |row| row.get(0)).optional()?.flatten())
+        self.with(|table| {
+            let mut query = table.db.prepare_cached("SELECT command FROM jobs WHERE id = ? AND run = 0")?;
+            Ok(query.query_row([id], |row| row.get(0)).optional()?.flatten())
+        })
     }
 
     /// Makes these changes, all or none of them, and returns once they survive power loss; the agent's
     /// death alone where all of them are `soon`.
     pub fn commit(&self, writes: &[Write]) -> Result<()> {
+        self.commit_to(self.generation(), writes)
+    }
+
+    /// As [`Ledger::commit`], and refuses where the file is no longer that of this generation: the rows that
+    /// the changes are about may be gone.
+    pub fn commit_to(&self, generation: u64, writes: &[Write]) -> Result<()> {
         if writes.is_empty() {
             return Ok(());
         }
+        self.with(|table| {
+            if self.generation() != generation {
+                bail!("{} was damaged and has been replaced", self.path.display());
+            }
+            self.apply(table, writes)
+        })
+    }
+
+    fn apply(&self, table: &mut Table, writes: &[Write]) -> Result<()> {
         let soon = writes.iter().all(Write::is_soon);
-        let mut table = self.lock();
         table.wait_for_disk(!soon)?;
-        let Table { db, known, .. } = &mut *table;
+        let Table { db, known, .. } = table;
         let mut unsent = 0i64;
         let mut accepted = 0u64;
         let transaction = db.transaction()?;
@@ -314,7 +369,7 @@ impl Ledger {
 
     /// The jobs that are not over, in the order of their acceptance.
     pub fn live(&self) -> Result<Vec<Row>> {
-        table::read_live(&self.lock().db)
+        self.with(|table| table::read_live(&table.db))
     }
 
     /// The oldest results that wait for this controller: at most `max_rows`, and about `max_bytes`
@@ -331,40 +386,45 @@ impl Ledger {
         max_rows: usize,
         max_bytes: usize,
     ) -> Result<Vec<Unsent>> {
-        let table = self.lock();
-        let mut query = table
-            .db
-            .prepare_cached("SELECT key, result FROM jobs WHERE state = 2 AND controller = ? ORDER BY key LIMIT ?")?;
-        let mut rows = query.query(params![controller, (max_rows + without.len()) as i64])?;
-        let mut bytes = 0;
-        let mut unsent: Vec<Unsent> = Vec::new();
-        while let Some(row) = rows.next()? {
-            let key = row.get(0)?;
-            if without.contains(&key) {
-                continue;
+        self.with(|table| {
+            let mut query = table.db.prepare_cached(
+                "SELECT key, result FROM jobs WHERE state = 2 AND controller = ? ORDER BY key LIMIT ?",
+            )?;
+            let mut rows = query.query(params![controller, (max_rows + without.len()) as i64])?;
+            let mut bytes = 0;
+            let mut unsent: Vec<Unsent> = Vec::new();
+            while let Some(row) = rows.next()? {
+                let key = row.get(0)?;
+                if without.contains(&key) {
+                    continue;
+                }
+                let json = table::text(row, 1)?;
+                bytes += json.len();
+                if unsent.len() == max_rows || (bytes > max_bytes && !unsent.is_empty()) {
+                    break;
+                }
+                unsent.push(Unsent { key, json });
             }
-            let json: String = row.get(1)?;
-            bytes += json.len();
-            if unsent.len() == max_rows || (bytes > max_bytes && !unsent.is_empty()) {
-                break;
-            }
-            unsent.push(Unsent { key, json });
-        }
-        Ok(unsent)
+            Ok(unsent)
+        })
     }
 
     /// Returns the result of this key, `None` when it does not wait to be sent.
     pub fn unsent_one(&self, key: i64) -> Result<Option<Unsent>> {
-        let table = self.lock();
-        let mut query = table.db.prepare_cached("SELECT result FROM jobs WHERE state = 2 AND key = ?")?;
-        Ok(query.query_row([key], |row| Ok(Unsent { key, json: row.get(0)? })).optional()?)
+        self.with(|table| {
+            let mut query = table.db.prepare_cached("SELECT result FROM jobs WHERE state = 2 AND key = ?")?;
+            Ok(query.query_row([key], |row| Ok(Unsent { key, json: table::text(row, 0)? })).optional()?)
+        })
     }
 
     /// The controller has these results. A mark that a power cut undoes costs a repetition, which is
     /// harmless, so this does not wait for the disk.
     pub fn mark_sent(&self, keys: &[i64]) -> Result<()> {
+        self.with(|table| self.mark_sent_in(table, keys))
+    }
+
+    fn mark_sent_in(&self, table: &mut Table, keys: &[i64]) -> Result<()> {
         let now = now_ms();
-        let mut table = self.lock();
         table.wait_for_disk(false)?;
         let marked = table::mark(&mut table.db, keys);
         let tidied = if marked.is_ok() && table.accepted_since_tidy >= retention::TIDY_EVERY {
@@ -392,6 +452,47 @@ impl Ledger {
         let _ = self
             .unsent_bytes
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |bytes| Some(bytes.saturating_add_signed(change)));
+    }
+
+    /// Does `work` on the open table. Where the file seems damaged, a fresh look at it decides: a good one is
+    /// opened anew, a damaged one is replaced, and `work` is done again.
+    fn with<T>(&self, mut work: impl FnMut(&mut Table) -> Result<T>) -> Result<T> {
+        let mut table = self.lock();
+        if !table.is_open {
+            self.reopen(&mut table)?;
+        }
+        match work(&mut table) {
+            Err(fault) if fault_of(&fault) == Fault::Damaged => {
+                self.reopen(&mut table)?;
+                work(&mut table)
+            }
+            other => other,
+        }
+    }
+
+    /// Opens the file anew; one that is damaged is replaced.
+    fn reopen(&self, table: &mut Table) -> Result<()> {
+        // Every connection must be closed before a file can be renamed everywhere.
+        table.db = Connection::open_in_memory()?;
+        (table.is_open, table.waits) = (false, true);
+        let opened = match table::open(&self.path) {
+            Err(fault) if is_damage(&fault) => {
+                table.aside = Some(damage::set_aside(&self.path, &fault)?);
+                table::open(&self.path)
+            }
+            other => other,
+        };
+        table.db = opened.with_context(|| format!("cannot open {}", self.path.display()))?;
+        table.is_open = true;
+        if let Some(aside) = table.aside.take() {
+            let damage = aside.carry_over(&self.path, &table.db);
+            log::error!("{damage}");
+            self.generation.fetch_add(1, Ordering::SeqCst);
+            if let Some(tell) = self.on_damage.get() {
+                tell(&damage);
+            }
+        }
+        self.recount(table)
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {

@@ -19,6 +19,7 @@ pub mod builtin;
 pub mod config;
 pub mod controller;
 pub mod daemon;
+mod database;
 pub mod enroll;
 pub mod flags;
 pub mod ledger;

@@ -17,8 +17,9 @@
 //! what becomes of a batch that a controller, or a proxy before it, does not take.
 
 use crate::config::Config;
+use crate::database::{Fault, fault_of};
 use crate::os;
-use anyhow::Result;
+use anyhow::{Result, bail};
 use crossbeam_channel::Sender;
 use rusqlite::Connection;
 use serde_json::{Value, json};
@@ -33,7 +34,7 @@ mod storage;
 mod tests;
 
 pub use retention::Dropped;
-use storage::{Inner, is_damage, set_aside};
+use storage::Inner;
 
 /// The file below `data_dir`.
 pub const FILE: &str = "outbox.db";
@@ -41,6 +42,9 @@ pub const FILE: &str = "outbox.db";
 /// Most bytes of one batch of records: far below the 16 MiB that a controller takes, and below the 1 MiB
 /// that nginx takes by default.
 const MAX_BATCH_BYTES: usize = 960 << 10;
+
+/// The pause between two tries to open the file again.
+const REOPEN_PAUSE: Duration = Duration::from_millis(500);
 
 /// What a batch holds; each kind has its own path at the controller and its own order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -146,40 +150,41 @@ impl Outbox {
     }
 
     /// Stores records for the controllers, together with the mark that holds once they are in the
-    /// logger's database too. They are sent when their batch is full or its time has come.
-    pub fn push_log(&self, records: &Records, mark: Mark) {
+    /// logger's database too, all of them or none. They are sent when their batch is full or its time has
+    /// come.
+    pub fn push_log(&self, records: &Records, mark: Mark) -> Result<()> {
         let mut inner = self.lock();
-        let mut closed = false;
-        let wrote = inner.transaction(|inner| {
-            let (mut first, mut start) = (0, 0);
-            while first < records.ends.len() {
-                let open = inner.open_batch(self.flush_interval);
-                let mut last = first;
-                while last < records.ends.len()
-                    && open.records + (last - first) < self.batch_size
-                    && (last == first || open.bytes + records.ends[last] - start <= MAX_BATCH_BYTES)
-                {
-                    last += 1;
+        let closed = self.with(&mut inner, |inner| {
+            let mut closed = false;
+            inner.transaction(|inner| {
+                let (mut first, mut start) = (0, 0);
+                while first < records.ends.len() {
+                    let open = inner.open_batch(self.flush_interval);
+                    let mut last = first;
+                    while last < records.ends.len()
+                        && open.records + (last - first) < self.batch_size
+                        && (last == first || open.bytes + records.ends[last] - start <= MAX_BATCH_BYTES)
+                    {
+                        last += 1;
+                    }
+                    let (end, count) = (records.ends[last - 1], last - first);
+                    inner.add_piece(&records.json[start..end], count)?;
+                    if last < records.ends.len() || inner.is_full(self.batch_size) {
+                        inner.open = None;
+                        closed = true;
+                    }
+                    // The next piece begins behind the comma.
+                    (first, start) = (last, end + 1);
                 }
-                let (end, count) = (records.ends[last - 1], last - first);
-                inner.add_piece(&records.json[start..end], count)?;
-                if last < records.ends.len() || inner.is_full(self.batch_size) {
-                    inner.open = None;
-                    closed = true;
-                }
-                // The next piece begins behind the comma.
-                (first, start) = (last, end + 1);
-            }
-            inner.put_mark(mark)
-        });
-        if let Err(e) = wrote {
-            inner.lost(Kind::Log, records.len() as u64, &e);
-            self.mend(&mut inner, &e);
-        }
+                inner.put_mark(mark)
+            })?;
+            Ok(closed)
+        })?;
         inner.trim_log();
         if closed {
             inner.wake(&self.chosen[0]);
         }
+        Ok(())
     }
 
     /// When the batch of records that still grows must go.
@@ -206,13 +211,14 @@ impl Outbox {
         }
         let mut inner = self.lock();
         inner.follow_clock(Instant::now(), now());
-        let wrote = inner.transaction(|inner| {
-            let number = inner.next_number();
-            inner.insert(Kind::Stats, number, "", 1, &body)
+        let wrote = self.with(&mut inner, |inner| {
+            inner.transaction(|inner| {
+                let number = inner.next_number();
+                inner.insert(Kind::Stats, number, "", 1, &body)
+            })
         });
         if let Err(e) = wrote {
             inner.lost(Kind::Stats, 1, &e);
-            self.mend(&mut inner, &e);
         }
         inner.trim_stats();
         inner.wake(&self.chosen[1]);
@@ -226,16 +232,9 @@ impl Outbox {
             None => self.controllers.clone(),
         };
         let mut inner = self.lock();
-        let wrote = inner.transaction(|inner| {
-            for controller in &to {
-                let number = inner.next_number();
-                inner.insert(Kind::Event, number, controller, 1, body.as_bytes())?;
-            }
-            Ok(())
-        });
+        let wrote = self.with(&mut inner, |inner| inner.transaction(|inner| inner.insert_event(&to, &body)));
         if let Err(e) = wrote {
-            inner.lost(Kind::Event, to.len() as u64, &e);
-            self.mend(&mut inner, &e);
+            inner.wait_with_event(to.clone(), body, &e);
         }
         for controller in &to {
             inner.trim_events(controller);
@@ -255,15 +254,13 @@ impl Outbox {
             return Ok(None);
         }
         let mut inner = self.lock();
-        let batch = inner.next(controller, kind, without);
-        self.mended(&mut inner, batch)
+        self.told(&mut inner, |inner| inner.next(controller, kind, without))
     }
 
     /// Reads the event of this number that waits for the controller.
     pub fn event(&self, controller: &str, number: i64) -> Result<Option<Batch>> {
         let mut inner = self.lock();
-        let batch = inner.whole(controller, Kind::Event, number);
-        let batch = self.mended(&mut inner, batch)?;
+        let batch = self.told(&mut inner, |inner| inner.whole(controller, Kind::Event, number))?;
         Ok(Some(batch).filter(|batch| !batch.body.is_empty()))
     }
 
@@ -271,12 +268,13 @@ impl Outbox {
         self.chosen[kind as usize].iter().any(|name| name == controller)
     }
 
-    /// Says an error, and sets a damaged file aside.
-    fn mended<T>(&self, inner: &mut Inner, outcome: Result<T>) -> Result<T> {
-        outcome.inspect_err(|e| {
+    /// Does what [`Outbox::with`] does, and logs an error.
+    fn told<T>(&self, inner: &mut Inner, work: impl FnMut(&mut Inner) -> Result<T>) -> Result<T> {
+        let done = self.with(inner, work);
+        if let Err(e) = &done {
             inner.complain(&format!("{e:#}"));
-            self.mend(inner, e);
-        })
+        }
+        done
     }
 
     /// The controller has taken this batch (200), now or before.
@@ -286,15 +284,14 @@ impl Outbox {
             Kind::Event => Vec::new(),
             kind => self.chosen[kind as usize].clone(),
         };
-        if let Err(e) = inner.transaction(|inner| inner.taken(controller, kind, number as i64, &others)) {
+        let done = self.with(&mut inner, |inner| {
+            inner.transaction(|inner| inner.taken(controller, kind, number as i64, &others))?;
+            inner.reclaim();
+            // Whoever takes again is told what it will never see.
+            inner.tell_dropped(&self.controllers)
+        });
+        if let Err(e) = done {
             inner.complain(&format!("{e:#}"));
-            self.mend(&mut inner, &e);
-        }
-        inner.reclaim();
-        // Whoever takes again is told what it will never see.
-        if let Err(e) = inner.tell_dropped(&self.controllers) {
-            inner.complain(&format!("{e:#}"));
-            self.mend(&mut inner, &e);
         }
     }
 
@@ -305,17 +302,14 @@ impl Outbox {
     /// Only before a controller has taken anything of this file: later an old number is an old batch.
     pub fn jump(&self, controller: &str, kind: Kind, number: u64, last: u64) -> bool {
         let mut inner = self.lock();
-        let jumped = inner.jump(controller, kind, number as i64, last as i64);
+        let jumped = self.with(&mut inner, |inner| inner.jump(controller, kind, number as i64, last as i64));
         match jumped {
             Ok(true) => log::warn!(
                 "the controller {controller} has {kind:?} up to batch {last}, and this one was {number}: the outbox was \
                  lost and the clock is behind; the numbers go on after that"
             ),
             Ok(false) => {}
-            Err(ref e) => {
-                inner.complain(&format!("{e:#}"));
-                self.mend(&mut inner, e);
-            }
+            Err(ref e) => inner.complain(&format!("{e:#}")),
         }
         jumped.unwrap_or(false)
     }
@@ -355,12 +349,17 @@ impl Outbox {
         found.ok().map(|(last, next)| Mark { last, next })
     }
 
+    /// Changes the file or its connection. For tests.
+    #[cfg(test)]
+    pub fn execute(&self, sql: &str) {
+        self.lock().db.execute_batch(sql).expect("the statement");
+    }
+
     /// Writes down where the ids of records stand.
     pub fn set_mark(&self, mark: Mark) {
         let mut inner = self.lock();
-        if let Err(e) = inner.transaction(|inner| inner.put_mark(mark)) {
+        if let Err(e) = self.with(&mut inner, |inner| inner.transaction(|inner| inner.put_mark(mark))) {
             inner.complain(&format!("{e:#}"));
-            self.mend(&mut inner, &e);
         }
     }
 
@@ -368,24 +367,44 @@ impl Outbox {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A damaged file is set aside and a new one begun; other errors pass.
-    fn mend(&self, inner: &mut Inner, error: &anyhow::Error) {
-        if !is_damage(error) {
-            return;
+    /// Does `work` on the open file. Where the file seems damaged, a fresh look at it decides: a good one is
+    /// opened anew, a damaged one is set aside for a new one, and `work` is done again.
+    fn with<T>(&self, inner: &mut Inner, mut work: impl FnMut(&mut Inner) -> Result<T>) -> Result<T> {
+        if !inner.is_open {
+            self.reopen(inner)?;
+        }
+        let done = match work(inner) {
+            Err(e) if fault_of(&e) == Fault::Damaged => {
+                self.reopen(inner)?;
+                work(inner)
+            }
+            other => other,
+        };
+        if done.is_ok() {
+            inner.store_waiting();
+        }
+        done
+    }
+
+    /// Opens the file anew, which is tried no more than every [`REOPEN_PAUSE`].
+    fn reopen(&self, inner: &mut Inner) -> Result<()> {
+        if inner.open_at.is_some_and(|at| at > Instant::now()) {
+            bail!("{} cannot be opened for now", self.path.display());
         }
         // The old connection must be closed before its file can be renamed everywhere.
-        match Connection::open_in_memory() {
-            Ok(empty) => drop(std::mem::replace(&mut inner.db, empty)),
-            Err(e) => return log::error!("outbox: {e}"),
+        inner.db = Connection::open_in_memory()?;
+        (inner.is_open, inner.open) = (false, None);
+        inner.open_at = Some(Instant::now() + REOPEN_PAUSE);
+        let (mut new, damaged) = Inner::open_or_replace(&self.path, true)?;
+        new.take_over(inner, damaged);
+        if damaged {
+            let data = json!({"what": FILE}).to_string();
+            new.waiting.push_back((self.controllers.clone(), format!("{{\"name\":\"damaged\",\"data\":{data}}}")));
         }
-        set_aside(&self.path);
-        match Inner::open(&self.path) {
-            Ok(mut new) => {
-                new.take_over(inner);
-                *inner = new;
-            }
-            Err(e) => log::error!("outbox: {e:#}"),
-        }
+        *inner = new;
+        // Whatever waited meanwhile can go.
+        inner.wake(&self.controllers);
+        Ok(())
     }
 }
 

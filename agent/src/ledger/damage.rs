@@ -1,33 +1,37 @@
 //! A damaged file: known as such, set aside, and what can be read of it carried over.
 
-use super::{now_ms, table};
-use crate::os;
+use super::now_ms;
+use crate::{database, os};
 use anyhow::{Context, Result};
-use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rusqlite::{Connection, OpenFlags};
 use std::path::{Path, PathBuf};
 
-/// Whether the file is no good database.
-pub(super) fn is_damage(fault: &rusqlite::Error) -> bool {
-    matches!(fault.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+/// A damaged file that was set aside, and what was wrong with it.
+pub(super) struct Aside {
+    path: PathBuf,
+    fault: String,
 }
 
-/// Sets a damaged file aside and carries over what can still be read of it.
-pub(super) fn replace_damaged(path: &Path, fault: &rusqlite::Error) -> Result<(Connection, String)> {
+/// Sets a damaged file aside, which nobody may have open.
+pub(super) fn set_aside(path: &Path, fault: &rusqlite::Error) -> Result<Aside> {
     let aside = free_name(path);
-    for suffix in ["", "-wal", "-shm"] {
-        let (from, to) = (with_suffix(path, suffix), with_suffix(&aside, suffix));
-        if from.exists() {
-            os::rename(&from, &to).with_context(|| format!("cannot set {} aside", from.display()))?;
-        }
+    database::rename(path, &aside, os::rename).with_context(|| {
+        format!("{} is damaged ({fault}) and cannot be set aside as {}", path.display(), aside.display())
+    })?;
+    Ok(Aside { path: aside, fault: fault.to_string() })
+}
+
+impl Aside {
+    /// Carries over to `db`, the file that is at `path` now, what can still be read. Says so in a sentence.
+    pub(super) fn carry_over(&self, path: &Path, db: &Connection) -> String {
+        let saved = salvage(&self.path, db);
+        format!(
+            "{} was damaged ({}) and is now {}; {saved} of its jobs could be carried over, any other is forgotten",
+            path.display(),
+            self.fault,
+            self.path.display()
+        )
     }
-    let db = table::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-    let saved = salvage(&aside, &db);
-    let damage = format!(
-        "{} was damaged ({fault}) and is now {}; {saved} of its jobs could be carried over, any other is forgotten",
-        path.display(),
-        aside.display()
-    );
-    Ok((db, damage))
 }
 
 /// Copies row by row, and stops at what cannot be read, from both ends of the table.
@@ -52,11 +56,5 @@ fn salvage(aside: &Path, db: &Connection) -> u64 {
 
 fn free_name(path: &Path) -> PathBuf {
     let seconds = now_ms() / 1000;
-    (seconds..).map(|n| with_suffix(path, &format!(".damaged-{n}"))).find(|p| !p.exists()).unwrap_or_default()
-}
-
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    PathBuf::from(name)
+    (seconds..).map(|n| database::beside(path, &format!(".damaged-{n}"))).find(|p| !p.exists()).unwrap_or_default()
 }

@@ -1,7 +1,9 @@
 //! The table itself: its form, and each change as SQL.
 
 use super::{Row, Standing, Write};
+use crate::database;
 use anyhow::Result;
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, params};
 use std::collections::HashSet;
 use std::path::Path;
@@ -23,11 +25,7 @@ pub(super) fn open(path: &Path) -> rusqlite::Result<Connection> {
         return Err(rusqlite::Error::SqliteFailure(code, Some(why)));
     }
     db.execute_batch("PRAGMA synchronous = FULL; PRAGMA journal_size_limit = 4194304")?;
-    let verdict: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
-    if verdict != "ok" {
-        let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
-        return Err(rusqlite::Error::SqliteFailure(code, Some(verdict)));
-    }
+    database::check(&db)?;
     db.execute_batch(
         "CREATE TABLE IF NOT EXISTS jobs(
              key INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -139,9 +137,9 @@ pub(super) fn read_live(db: &Connection) -> Result<Vec<Row>> {
     )?;
     let rows = query.query_map([], |row| {
         Ok(Row {
-            id: row.get(0)?,
-            controller: row.get(1)?,
-            command: row.get(2)?,
+            id: text(row, 0)?,
+            controller: text(row, 1)?,
+            command: text(row, 2)?,
             standing: Standing::from_number(row.get(3)?),
             accepted: row.get(4)?,
             started: row.get(5)?,
@@ -149,4 +147,14 @@ pub(super) fn read_live(db: &Connection) -> Result<Vec<Row>> {
         })
     })?;
     Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
+
+/// A text, whatever bytes it has: one that is no UTF-8 must not hold up the rows beside it.
+pub(super) fn text(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<String> {
+    Ok(match row.get_ref(column)? {
+        ValueRef::Text(bytes) | ValueRef::Blob(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+        ValueRef::Null => String::new(),
+        ValueRef::Integer(number) => number.to_string(),
+        ValueRef::Real(number) => number.to_string(),
+    })
 }

@@ -210,3 +210,77 @@ fn results_for_a_controller_that_is_gone_wait_without_counting() {
     ledger.mark_sent(&keys).unwrap();
     assert_eq!(ledger.unsent_bytes(), 0);
 }
+
+/// Damages pages of the file so that whoever reads them notices, whatever is in a cache.
+fn damage_file(dir: &Path, ledger: &Ledger) {
+    ledger.lock().db.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+    ledger.rest();
+    let path = dir.join(FILE);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[4096..].fill(0xa5);
+    std::fs::write(&path, &bytes).unwrap();
+    // The next look at the file reads it again.
+    let counter = u32::from_be_bytes(bytes[24..28].try_into().unwrap()) + 1;
+    bytes[24..28].copy_from_slice(&counter.to_be_bytes());
+    std::fs::write(&path, &bytes).unwrap();
+}
+
+#[test]
+fn damage_is_found_and_set_aside_while_it_runs() {
+    let (dir, ledger) = open();
+    let told: Arc<Mutex<Vec<String>>> = Arc::default();
+    let tell = told.clone();
+    ledger.on_damage(move |damage| tell.lock().unwrap().push(damage.to_owned()));
+    let many: Vec<Write> = (0..500).map(|n| accept(&format!("job-{n}"))).collect();
+    ledger.commit(&many).unwrap();
+    damage_file(dir.path(), &ledger);
+    assert!(ledger.commit(&[accept("b")]).is_err(), "what it stood on may be gone");
+    assert_eq!((ledger.generation(), told.lock().unwrap().len()), (1, 1));
+    assert!(told.lock().unwrap()[0].contains("damaged"), "{told:?}");
+    ledger.commit(&[accept("b"), finish("b", "12")]).unwrap();
+    assert_eq!((ledger.unsent_bytes(), ledger.unsent("main", 10, 100).unwrap().len()), (2, 1));
+    assert!(std::fs::read_dir(dir.path()).unwrap().flatten().any(|e| e.path().to_string_lossy().contains(".damaged-")));
+    drop(ledger);
+    assert!(Ledger::open(dir.path()).unwrap().knows("b").unwrap());
+}
+
+#[test]
+fn file_that_only_seemed_damaged_is_kept() {
+    let (dir, ledger) = open();
+    ledger.commit(&[accept("a"), finish("a", "x")]).unwrap();
+    // A connection that has lost its tables.
+    ledger.lock().db = Connection::open_in_memory().unwrap();
+    assert_eq!(ledger.unsent("main", 10, 100).unwrap().len(), 1);
+    ledger.commit(&[accept("b")]).unwrap();
+    assert!(ledger.knows("a").unwrap() && ledger.generation() == 0);
+    assert!(!std::fs::read_dir(dir.path()).unwrap().flatten().any(|e| e.path().to_string_lossy().contains("damaged")));
+}
+
+#[test]
+fn file_that_cannot_be_opened_for_now_is_used_once_it_can() {
+    let (dir, ledger) = open();
+    ledger.commit(&[accept("a"), finish("a", "x")]).unwrap();
+    let (path, away) = (dir.path().join(FILE), dir.path().join("away"));
+    ledger.lock().db = Connection::open_in_memory().unwrap();
+    std::fs::rename(&path, &away).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    for _ in 0..3 {
+        assert!(ledger.commit(&[accept("b")]).is_err());
+    }
+    std::fs::remove_dir(&path).unwrap();
+    std::fs::rename(&away, &path).unwrap();
+    ledger.commit(&[accept("b")]).unwrap();
+    assert!(ledger.knows("a").unwrap() && ledger.generation() == 0);
+}
+
+#[test]
+fn row_with_bad_bytes_holds_up_no_other() {
+    let (dir, ledger) = open();
+    ledger.commit(&[accept("a"), accept("b"), accept("c"), finish("a", "1"), finish("b", "2")]).unwrap();
+    ledger.lock().db.execute_batch("UPDATE jobs SET result = CAST(x'ff31' AS TEXT) WHERE id = 'a'").unwrap();
+    ledger.lock().db.execute_batch("UPDATE jobs SET command = x'ff' WHERE id = 'c'").unwrap();
+    let unsent = ledger.unsent("main", 10, 100).unwrap();
+    assert_eq!(unsent.iter().map(|row| row.json.as_str()).collect::<Vec<_>>(), ["\u{fffd}1", "2"]);
+    drop(ledger);
+    assert_eq!(Ledger::open(dir.path()).unwrap().live().unwrap().len(), 1);
+}

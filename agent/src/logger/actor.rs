@@ -2,10 +2,12 @@
 
 use super::batch::{Batch, now};
 use super::inbox::{Budget, Message};
-use super::store::{Fault, Progress, Store, fault};
+use super::store::{Progress, Store, Trouble};
+use crate::database::Fault;
 use crate::outbox::{Dropped, Kind, Outbox};
 use crate::output::Source;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
+use jscommon::backoff::Backoff;
 use jscommon::{LevelSet, death, level};
 use std::sync::Arc;
 use std::thread;
@@ -15,8 +17,16 @@ use std::time::{Duration, Instant};
 const GATHER: usize = 512 << 10;
 /// While the disk is full: how long plain output is dropped before it is tried again.
 const PAUSE: Duration = Duration::from_secs(1);
-/// How long a lock of another program, or an error that may pass, is waited for.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a lock of another program is waited for, and meanwhile whoever writes.
+const LOCK_WAIT: Duration = Duration::from_secs(30);
+/// The same for any other error that may pass.
+const ERROR_WAIT: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 5 });
+/// How long there is no room for a file before the oldest database goes.
+const ROOM_WAIT: Duration = Duration::from_secs(60);
+/// The pauses between two tries after that: at first, and at most.
+const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+/// Bytes of messages that wait in memory for the next try.
+const MAX_WAITING: usize = 1 << 20;
 
 /// What goes, step by step, while the disk is full: plain output first, what says how a job ended last.
 const SHED: [&[u8]; 4] = [&[1, 2], &[5, 6, 10, 11], &[3, 4, 7], &[8, 20, 21, 22, 23]];
@@ -40,6 +50,69 @@ pub(super) struct Actor {
     dropped: Dropped,
     /// The disk was full then, and only these levels were stored.
     full: Option<(Instant, LevelSet)>,
+    /// Nothing can be stored or forwarded for now.
+    outage: Option<Outage>,
+    /// A damaged database was set aside, and that is not said yet.
+    damaged: bool,
+}
+
+/// A time in which messages cannot be stored, or not be forwarded.
+struct Outage {
+    /// What waits for the next try, and its bytes.
+    waiting: Vec<Batch>,
+    bytes: usize,
+    /// The levels that still wait; the others are dropped.
+    levels: LevelSet,
+    began: Instant,
+    backoff: Backoff,
+    retry_at: Instant,
+}
+
+impl Outage {
+    fn new() -> Outage {
+        Outage {
+            waiting: Vec::new(),
+            bytes: 0,
+            levels: LevelSet::ALL,
+            began: Instant::now(),
+            backoff: Backoff::new(RETRY.0, RETRY.1),
+            retry_at: Instant::now(),
+        }
+    }
+
+    /// Has these messages wait, and drops levels where they are too many, plain output first. Says how many
+    /// messages went.
+    fn add(&mut self, batches: impl IntoIterator<Item = Batch>) -> u64 {
+        let mut lost = 0;
+        for batch in batches {
+            let kept = batch.only(self.levels);
+            lost += (batch.len() - kept.len()) as u64;
+            self.bytes += kept.weight();
+            if !kept.is_empty() {
+                self.waiting.push(kept);
+            }
+        }
+        for levels in SHED {
+            if self.bytes <= MAX_WAITING {
+                return lost;
+            }
+            self.levels = self.levels.without(levels);
+            let before: usize = self.waiting.iter().map(Batch::len).sum();
+            let kept = self.waiting.iter().map(|batch| batch.only(self.levels)).filter(|batch| !batch.is_empty());
+            self.waiting = kept.collect();
+            self.bytes = self.waiting.iter().map(Batch::weight).sum();
+            lost += (before - self.waiting.iter().map(Batch::len).sum::<usize>()) as u64;
+        }
+        // Alerts and ends of jobs alone are too much: the oldest go.
+        let mut oldest = 0;
+        while self.bytes > MAX_WAITING && oldest < self.waiting.len() {
+            self.bytes -= self.waiting[oldest].weight();
+            lost += self.waiting[oldest].len() as u64;
+            oldest += 1;
+        }
+        self.waiting.drain(..oldest);
+        lost
+    }
 }
 
 impl Actor {
@@ -62,6 +135,8 @@ impl Actor {
             report_at: None,
             dropped: Dropped::default(),
             full: None,
+            outage: None,
+            damaged: false,
         }
     }
 
@@ -79,6 +154,14 @@ impl Actor {
             }
         }
         self.flush();
+        if let Some(outage) = &mut self.outage {
+            outage.retry_at = Instant::now();
+            self.retry();
+        }
+        let waiting = self.outage.iter().flat_map(|outage| &outage.waiting).map(Batch::len).sum::<usize>();
+        if waiting > 0 {
+            log::error!("{waiting} messages could not be stored until the end: {}", self.why);
+        }
         self.report();
         self.outbox.close_log();
         self.store.write_mark();
@@ -89,7 +172,8 @@ impl Actor {
     fn wait(&mut self) -> Option<Message> {
         loop {
             let due = if self.outbox.wanted(Kind::Log) { self.outbox.log_due() } else { None };
-            let message = match due.into_iter().chain(self.report_at).min() {
+            let retry = self.outage.as_ref().filter(|outage| !outage.waiting.is_empty()).map(|outage| outage.retry_at);
+            let message = match due.into_iter().chain(self.report_at).chain(retry).min() {
                 None => return self.inbox.recv().ok(),
                 Some(deadline) => self.inbox.recv_deadline(deadline),
             };
@@ -97,6 +181,9 @@ impl Actor {
             let now = Instant::now();
             if due.is_some_and(|due| due <= now) {
                 self.outbox.close_log();
+            }
+            if retry.is_some_and(|at| at <= now) {
+                self.retry();
             }
             if self.report_at.is_some_and(|at| at <= now) {
                 self.report();
@@ -134,75 +221,136 @@ impl Actor {
 
     /// Stores what is pending.
     fn flush(&mut self) {
-        let pending = std::mem::take(&mut self.pending);
+        let mut pending = std::mem::take(&mut self.pending);
         if pending.is_empty() {
             return;
         }
-        self.lost += self.store_all(&pending);
-        self.note_dropped();
-        if self.report_at.is_none() && self.is_to_report() {
-            self.report_at = Some(Instant::now() + PAUSE);
+        let weight = pending.iter().map(Batch::weight).sum();
+        match &mut self.outage {
+            None => self.store_all(&pending),
+            // What came first is stored first.
+            Some(outage) => {
+                self.lost += outage.add(pending.drain(..));
+                self.retry();
+            }
         }
-        self.budget.give(pending.iter().map(Batch::weight).sum());
+        self.after_storing();
+        self.budget.give(weight);
         self.pending = pending;
         self.pending.clear();
     }
 
-    /// Stores these messages, or as many of them as can be; says how many could not.
-    fn store_all(&mut self, pending: &[Batch]) -> u64 {
+    /// Tries again to store what waits, when it is time.
+    fn retry(&mut self) {
+        let Some(outage) = self.outage.as_mut().filter(|outage| outage.retry_at <= Instant::now()) else { return };
+        let waiting = std::mem::take(&mut outage.waiting);
+        outage.bytes = 0;
+        self.store_all(&waiting);
+        self.after_storing();
+    }
+
+    /// Notes what is to be said about what was just done.
+    fn after_storing(&mut self) {
+        if std::mem::take(&mut self.damaged) {
+            self.say_damaged();
+        }
+        self.note_dropped();
+        if self.report_at.is_none() && self.is_to_report() {
+            self.report_at = Some(Instant::now() + PAUSE);
+        }
+    }
+
+    /// Stores these messages, or as many of them as can be. What cannot be stored for now waits, and what
+    /// has to be left out is counted.
+    fn store_all(&mut self, pending: &[Batch]) {
         let mut progress = Progress::default();
         let mut allowed = match self.full {
             Some((since, levels)) if since.elapsed() < PAUSE => levels,
             _ => LevelSet::ALL,
         };
         let mut shed = SHED.iter();
+        let mut examined = false;
         let began = Instant::now();
-        loop {
-            let error = match self.store.write(pending, &mut progress, allowed) {
+        let trouble = loop {
+            match self.store.ensure_open() {
+                Ok(damaged) => self.damaged |= damaged,
+                Err(e) => log::debug!("{e:#}"),
+            }
+            let trouble = match self.store.write(pending, &mut progress, allowed, true) {
                 Ok(()) => {
                     if allowed == LevelSet::ALL {
                         self.full = None;
                     }
-                    return progress.left_out;
-                }
-                Err(e) => e,
-            };
-            match fault(&error) {
-                Fault::Full if self.store.drop_oldest() => {
-                    log::error!("the disk is full; the oldest database of records was removed");
-                    continue;
-                }
-                Fault::Full => {
-                    let next = shed.find(|levels| levels.iter().any(|level| allowed.contains(*level)));
-                    if let Some(levels) = next {
-                        allowed = allowed.without(levels);
-                        self.full = Some((Instant::now(), allowed));
-                        self.why = "the disk was full".into();
-                        continue;
+                    self.lost += progress.left_out;
+                    if self.outage.take().is_some() {
+                        log::info!("messages are stored again");
                     }
-                    self.full = Some((Instant::now(), LevelSet::NONE));
-                    self.why = "the disk was full".into();
+                    return;
                 }
-                Fault::Damaged => {
-                    let number = self.store.current().1;
-                    match self.store.set_aside(number, &error) {
-                        Ok(_) if began.elapsed() < PATIENCE => {
-                            self.say_damaged();
-                            continue;
-                        }
-                        Ok(_) => {}
+                Err(trouble) => trouble,
+            };
+            // While an outage lasts nobody waits for the next try.
+            let waits = |limit: Duration| self.outage.is_none() && began.elapsed() < limit;
+            // A file that cannot be made may be made in a moment: records that are stored do not go for that.
+            let lasts = self.outage.as_ref().is_some_and(|outage| outage.began.elapsed() > ROOM_WAIT);
+            match trouble.fault() {
+                Fault::Full if (self.store.is_open() || lasts) && self.store.drop_oldest() => {
+                    log::error!("the disk is full; the oldest database of records was removed");
+                }
+                Fault::Full if self.store.is_open() => {
+                    let next = shed.find(|levels| levels.iter().any(|level| allowed.contains(*level)));
+                    let Some(levels) = next else { break trouble };
+                    allowed = allowed.without(levels);
+                    self.why = "the disk was full".into();
+                    self.full = Some((Instant::now(), allowed));
+                }
+                Fault::Damaged if !std::mem::replace(&mut examined, true) => {
+                    let Trouble::Store(error) = &trouble else { break trouble };
+                    match self.store.examine(self.store.current().1, error) {
+                        Ok(damaged) => self.damaged |= damaged,
                         Err(e) => log::error!("{e:#}"),
                     }
-                    self.why = error.to_string();
                 }
-                Fault::Busy | Fault::Other if began.elapsed() < PATIENCE => {
-                    thread::sleep(Duration::from_millis(100));
-                    continue;
+                Fault::Content => progress.narrow(pending, &trouble),
+                Fault::Busy if waits(LOCK_WAIT) => thread::sleep(Duration::from_millis(100)),
+                Fault::Full | Fault::Unavailable | Fault::Damaged if waits(ERROR_WAIT) => {
+                    thread::sleep(Duration::from_millis(100))
                 }
-                Fault::Busy | Fault::Other => self.why = error.to_string(),
+                _ => break trouble,
             }
-            log::error!("messages cannot be stored: {error}");
-            return progress.lost(pending);
+        };
+        self.wait_out(pending, progress, allowed, &trouble);
+    }
+
+    /// Does what can be done of storing and forwarding; the rest waits in memory for the next try.
+    fn wait_out(&mut self, pending: &[Batch], mut progress: Progress, allowed: LevelSet, trouble: &Trouble) {
+        self.why = match trouble.fault() {
+            Fault::Full => "the disk was full".into(),
+            _ => trouble.to_string(),
+        };
+        match trouble {
+            Trouble::Store(_) => {
+                if let Err(e) = self.store.forward(pending, &mut progress, allowed) {
+                    log::debug!("{e:#}");
+                }
+            }
+            Trouble::Outbox(_) => {
+                if let Err(e) = self.store.write(pending, &mut progress, allowed, false) {
+                    log::debug!("{e}");
+                }
+            }
+        }
+        self.store.settle(pending, &progress);
+        let (rest, lost) = progress.rest(pending, allowed, self.outbox.wanted(Kind::Log));
+        self.lost += lost + progress.left_out;
+        let began = self.outage.is_none();
+        let outage = self.outage.get_or_insert_with(Outage::new);
+        self.lost += outage.add(rest);
+        outage.retry_at = Instant::now() + outage.backoff.fail(0.5 + fastrand::f64() / 2.0);
+        if began {
+            log::error!("messages cannot be stored, which is tried again until they can: {trouble}");
+            let data = serde_json::json!({"message": format!("messages cannot be stored: {trouble}")});
+            self.outbox.push_event(None, "critical", data);
         }
     }
 
@@ -226,11 +374,13 @@ impl Actor {
         }
         let Dropped { records, flushes } = self.dropped;
         let texts: Vec<String> = [
-            (self.lost, format!("messages could not be stored: {}", self.why)),
+            (self.lost, format!("messages could not be stored or forwarded: {}", self.why)),
             (records, "records for the controllers were dropped: too many waited, or they were refused".into()),
             (
                 flushes,
-                "batches of stats were dropped: no controller took them for an hour, or they were refused".into(),
+                "batches of stats were dropped: no controller took them for an hour, they were refused, or they \
+                 could not be stored"
+                    .into(),
             ),
         ]
         .into_iter()
@@ -239,7 +389,7 @@ impl Actor {
         .collect();
         let mut batch = Batch::new(&self.own, now(), 0);
         texts.iter().for_each(|text| batch.push(level::OPS_ERROR, text));
-        if self.store.write(&[batch], &mut Progress::default(), LevelSet::ALL).is_ok() {
+        if self.outage.is_none() && self.write_own(batch) {
             texts.iter().for_each(|text| log::error!("{text}"));
             (self.lost, self.dropped) = (0, Dropped::default());
         } else {
@@ -251,8 +401,16 @@ impl Actor {
     pub(super) fn say_damaged(&mut self) {
         let text = "a damaged database of records was set aside, see the folder logs";
         let batch = self.own_batch(level::OPS_ERROR, text);
-        let _ = self.store.write(&[batch], &mut Progress::default(), LevelSet::ALL);
+        self.write_own(batch);
         self.outbox.push_event(None, "damaged", serde_json::json!({"what": "logs"}));
+    }
+
+    /// Stores a record of the logger's own; says whether it did.
+    fn write_own(&mut self, batch: Batch) -> bool {
+        let (batches, mut progress) = ([batch], Progress::default());
+        let done = self.store.write(&batches, &mut progress, LevelSet::ALL, true);
+        self.store.settle(&batches, &progress);
+        done.is_ok()
     }
 
     fn own_batch(&self, level: u8, text: &str) -> Batch {

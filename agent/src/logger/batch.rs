@@ -1,6 +1,7 @@
 //! Messages on their way to the logger: one text for all of them, and an index. Pure, but for the clock.
 
 use crate::output::Source;
+use jscommon::LevelSet;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -11,7 +12,20 @@ pub struct Batch {
     epoch: i64,
     text: String,
     index: Vec<Entry>,
+    /// What was done with each message before; nothing where none was tried yet.
+    fates: Vec<Fate>,
     room: usize,
+}
+
+/// What was done with a message that could not be dealt with at once.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Fate {
+    /// Its id, which it keeps.
+    pub(super) id: u32,
+    /// It is in the node's database, or is not to be there.
+    pub(super) stored: bool,
+    /// It is in the outbox, or is not to be there.
+    pub(super) forwarded: bool,
 }
 
 /// A usual line has about so many bytes.
@@ -27,7 +41,7 @@ impl Batch {
     /// No messages yet, of `source`, that arrived at `epoch` (milliseconds since 1970); `room` is how
     /// many bytes of text are to be expected. Takes memory only with the first message.
     pub fn new(source: &Arc<Source>, epoch: i64, room: usize) -> Batch {
-        Batch { source: Arc::clone(source), epoch, text: String::new(), index: Vec::new(), room }
+        Batch { source: Arc::clone(source), epoch, text: String::new(), index: Vec::new(), fates: Vec::new(), room }
     }
 
     /// Adds a message.
@@ -41,6 +55,36 @@ impl Batch {
         self.text.push_str(text);
         // A batch is made of one read and at most one block, far from 4 GiB.
         self.index.push(Entry { level, end: self.text.len() as u32 });
+    }
+
+    /// Adds a message of which something was done before; all messages of a batch are such, or none is.
+    pub(super) fn push_again(&mut self, level: u8, text: &str, fate: Fate) {
+        self.push(level, text);
+        self.fates.push(fate);
+    }
+
+    /// What was done with message `n` before.
+    #[inline]
+    pub(super) fn fate(&self, n: usize) -> Option<Fate> {
+        self.fates.get(n).copied()
+    }
+
+    /// How many of its messages have no id yet.
+    pub(super) fn without_id(&self) -> usize {
+        self.index.len() - self.fates.len()
+    }
+
+    /// The same batch with the messages of these levels alone.
+    pub(super) fn only(&self, levels: LevelSet) -> Batch {
+        let mut kept = Batch::new(&self.source, self.epoch, 0);
+        for n in 0..self.len() {
+            let Some((level, text)) = self.message(n).filter(|(level, _)| levels.contains(*level)) else { continue };
+            match self.fate(n) {
+                Some(fate) => kept.push_again(level, text, fate),
+                None => kept.push(level, text),
+            }
+        }
+        kept
     }
 
     /// Whether there is no message.
@@ -65,7 +109,10 @@ impl Batch {
 
     /// The memory that it takes, in bytes.
     pub fn weight(&self) -> usize {
-        self.text.capacity() + self.index.capacity() * size_of::<Entry>() + size_of::<Batch>()
+        self.text.capacity()
+            + self.index.capacity() * size_of::<Entry>()
+            + self.fates.capacity() * size_of::<Fate>()
+            + size_of::<Batch>()
     }
 
     /// Level and text of message `n`, in the order of their arrival.
@@ -85,7 +132,6 @@ pub fn now() -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use jscommon::LevelSet;
 
     #[test]
     fn messages_come_out_as_they_went_in() {

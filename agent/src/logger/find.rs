@@ -9,10 +9,11 @@ use super::actor::Actor;
 use super::inbox::{Inbox, Message};
 use super::query::Query;
 use super::shelf::Shelf;
-use super::store::{Fault, fault, open};
+use super::store::open;
+use crate::database::{Fault, fault};
 use anyhow::{Context, Result, anyhow};
 use jscommon::Record;
-use rusqlite::types::Value;
+use rusqlite::types::{Value, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -159,24 +160,30 @@ impl Remote {
     }
 
     /// Runs `work` with a database open; nothing when it is gone. A damaged one is set aside, and is gone then.
-    fn open<T>(&self, number: u64, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<Option<T>> {
-        let done = {
-            let layout = self.shelf.read();
-            let Some(path) = layout.path(number) else { return Ok(None) };
-            open(&path).and_then(|db| work(&db))
-        };
-        match done {
-            Ok(found) => Ok(Some(found)),
-            Err(e) if fault(&e) == Fault::Damaged => {
-                self.on_logger(move |actor| {
-                    if actor.store.set_aside(number, &e)? {
-                        actor.say_damaged();
-                    }
-                    Ok::<_, anyhow::Error>(())
-                })??;
-                Ok(None)
+    fn open<T>(&self, number: u64, mut work: impl FnMut(&Connection) -> rusqlite::Result<T>) -> Result<Option<T>> {
+        let mut examined = false;
+        loop {
+            let done = {
+                let layout = self.shelf.read();
+                let Some(path) = layout.path(number) else { return Ok(None) };
+                // The next one could not be made yet.
+                if number == layout.current() && !path.exists() {
+                    return Ok(None);
+                }
+                open(&path).and_then(|db| work(&db))
+            };
+            match done {
+                Ok(found) => return Ok(Some(found)),
+                Err(e) if fault(&e) == Fault::Damaged && !std::mem::replace(&mut examined, true) => {
+                    self.on_logger(move |actor| {
+                        if actor.store.examine(number, &anyhow!(e))? {
+                            actor.say_damaged();
+                        }
+                        Ok::<_, anyhow::Error>(())
+                    })??;
+                }
+                Err(e) => return Err(anyhow!(e).context("a database of records cannot be read")),
             }
-            Err(e) => Err(anyhow!(e).context("a database of records cannot be read")),
         }
     }
 
@@ -375,14 +382,24 @@ fn travels(text: &str) -> usize {
 }
 
 fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
+    // A value of another type must not keep the records beside it from being read.
+    let number = |column| Ok::<i64, rusqlite::Error>(row.get_ref(column)?.as_i64().unwrap_or(0));
+    let text = |column| {
+        Ok::<String, rusqlite::Error>(match row.get_ref(column)? {
+            ValueRef::Text(bytes) | ValueRef::Blob(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+            ValueRef::Integer(number) => number.to_string(),
+            ValueRef::Real(number) => number.to_string(),
+            ValueRef::Null => String::new(),
+        })
+    };
     Ok(Record {
-        id: row.get(1)?,
-        jobid: row.get(2)?,
-        jobdomain: row.get(3)?,
-        jobname: row.get(4)?,
-        epoch: row.get(5)?,
-        level: row.get(6)?,
-        data: row.get(7)?,
+        id: number(1)? as u32,
+        jobid: text(2)?,
+        jobdomain: text(3)?,
+        jobname: text(4)?,
+        epoch: number(5)?,
+        level: number(6)? as u8,
+        data: text(7)?,
         gid: None,
         nid: None,
     })

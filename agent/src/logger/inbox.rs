@@ -10,6 +10,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 /// Bytes that may be on their way before readers wait.
 const MAX_BYTES: usize = 2 << 20;
 
+/// The same for the last output of a process that has ended: its result waits for that.
+pub(super) const MAX_LAST_BYTES: usize = 16 << 20;
+
 /// What the logger is told.
 pub(super) enum Message {
     /// Messages to store.
@@ -52,10 +55,17 @@ impl Inbox {
         &self.budget
     }
 
-    /// Sends messages, and waits for room before when told so.
-    pub(super) fn push(&self, batch: Batch, wait: bool) {
-        self.budget.take(batch.weight(), wait);
+    /// Sends messages. Where too many bytes are on their way, it waits as long as `waits` says so of their
+    /// number; whoever changes its mind calls [`Inbox::nudge`].
+    pub(super) fn push(&self, batch: Batch, waits: impl Fn(usize) -> bool) {
+        self.budget.take(batch.weight(), waits);
         let _ = self.sender.send(Message::Batch(batch));
+    }
+
+    /// Has everybody who waits look again whether to.
+    pub(super) fn nudge(&self) {
+        drop(self.budget.lock());
+        self.budget.freed.notify_all();
     }
 
     /// Sends messages, or gives them back where there is no room.
@@ -74,9 +84,9 @@ impl Inbox {
 }
 
 impl Budget {
-    fn take(&self, bytes: usize, wait: bool) {
+    fn take(&self, bytes: usize, waits: impl Fn(usize) -> bool) {
         let mut state = self.lock();
-        while wait && state.used > MAX_BYTES && !state.closed {
+        while state.used > MAX_BYTES && !state.closed && waits(state.used) {
             state = self.freed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state.used += bytes;
@@ -96,7 +106,8 @@ impl Budget {
         let mut state = self.lock();
         let before = state.used;
         state.used = state.used.saturating_sub(bytes);
-        if before > MAX_BYTES && state.used <= MAX_BYTES {
+        let passed = |bound| before > bound && state.used <= bound;
+        if passed(MAX_BYTES) || passed(MAX_LAST_BYTES) {
             self.freed.notify_all();
         }
     }

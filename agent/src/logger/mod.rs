@@ -112,7 +112,18 @@ impl Inlet {
 
     /// Hands over the messages of one read; waits while the logger is too far behind.
     pub fn push(&self, batch: Batch) {
-        self.inbox.push(batch, true);
+        self.inbox.push(batch, |_| true);
+    }
+
+    /// As [`Inlet::push`], but waits no longer once `is_last` says that these are among the last messages of
+    /// a process that has ended; then [`Inlet::nudge`] is to be called.
+    pub fn push_last(&self, batch: Batch, is_last: impl Fn() -> bool) {
+        self.inbox.push(batch, |used| used > inbox::MAX_LAST_BYTES || !is_last());
+    }
+
+    /// Has those who wait look again; never waits itself.
+    pub fn nudge(&self) {
+        self.inbox.nudge();
     }
 
     /// Has `work` done on the logger's thread, once what came before is stored; never waits.
@@ -133,7 +144,7 @@ impl Inlet {
         if source.wants(level) {
             let mut batch = Batch::new(source, batch::now(), text.len());
             batch.push(level, text);
-            self.inbox.push(batch, false);
+            self.inbox.push(batch, |_| false);
         }
     }
 }

@@ -8,6 +8,7 @@
 //! The logger holds it for writing when it renames or removes a file, or empties the WAL: then no
 //! reader of this process is in the way.
 
+use crate::database::{self, ENDINGS, beside};
 use anyhow::{Context, Result};
 use std::collections::VecDeque;
 use std::fs;
@@ -17,9 +18,6 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Databases that were set aside and are kept for somebody to look at.
 const KEEP_DAMAGED: usize = 2;
-
-/// What belongs to a database beside the file itself.
-const ENDINGS: [&str; 3] = ["", "-wal", "-shm"];
 
 /// All databases.
 #[derive(Debug)]
@@ -36,6 +34,12 @@ pub(super) struct Layout {
     rotated: VecDeque<Rotated>,
     /// The number of `current.db`.
     current: u64,
+    /// Another program keeps `current.db` from being renamed. For tests.
+    #[cfg(test)]
+    pub(super) held: bool,
+    /// How often that was tried meanwhile.
+    #[cfg(test)]
+    pub(super) tried: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -57,7 +61,18 @@ impl Shelf {
             stamps.iter().enumerate().map(|(n, stamp)| Rotated { number: n as u64, stamp: *stamp }).collect();
         let current = rotated.len() as u64;
         let dir = dir.to_owned();
-        Ok(Shelf { layout: RwLock::new(Layout { dir: dir.clone(), rotated, current }), dir })
+        Ok(Shelf {
+            layout: RwLock::new(Layout {
+                dir: dir.clone(),
+                rotated,
+                current,
+                #[cfg(test)]
+                held: false,
+                #[cfg(test)]
+                tried: 0,
+            }),
+            dir,
+        })
     }
 
     /// The database that is written to.
@@ -104,6 +119,11 @@ impl Layout {
     /// Renames `current.db`, which nobody may have open, to its place among the rotated ones; `now` is
     /// in seconds since 1970. Names only grow, whatever the clock does.
     pub(super) fn rotate(&mut self, now: u64) -> io::Result<()> {
+        #[cfg(test)]
+        if self.held {
+            self.tried += 1;
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
         let stamp = self.rotated.back().map_or(now, |last| now.max(last.stamp + 1));
         rename(&self.dir.join("current.db"), &self.dir.join(format!("{stamp}.db")))?;
         self.rotated.push_back(Rotated { number: self.current, stamp });
@@ -167,22 +187,8 @@ fn damaged(dir: &Path) -> Vec<(u64, PathBuf)> {
     found
 }
 
-/// The file of a database, or of what belongs to it.
-pub(super) fn beside(path: &Path, ending: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(ending);
-    name.into()
-}
-
 fn rename(from: &Path, to: &Path) -> io::Result<()> {
-    // The WAL goes first: a database without its WAL is an older one, a WAL without its database is nothing.
-    for ending in ENDINGS.iter().rev() {
-        match fs::rename(beside(from, ending), beside(to, ending)) {
-            Err(e) if !ending.is_empty() && e.kind() == io::ErrorKind::NotFound => {}
-            other => other?,
-        }
-    }
-    Ok(())
+    database::rename(from, to, |from, to| fs::rename(from, to))
 }
 
 fn remove(path: &Path) {

@@ -4,17 +4,20 @@
 //! together never grow past their limit: before it begins there is room for it in both, or the
 //! database is rotated.
 
-use super::batch::Batch;
+use super::batch::{Batch, Fate};
 use super::rows::{self, Rows};
-use super::shelf::{Shelf, beside};
+use super::shelf::Shelf;
+use crate::database::{self, Fault, beside, fault, fault_of};
 use crate::outbox::{Kind, Mark, Outbox, Records};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use jscommon::{LevelSet, NodeId};
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, ffi};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, ffi};
 use serde::Serialize;
+use std::fmt;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Bytes of a page.
 const PAGE: u64 = 4096;
@@ -29,31 +32,41 @@ const CHECKED: u64 = 32 << 20;
 const SCHEMA: &str = "CREATE TABLE IF NOT EXISTS messages(id INTEGER, jobid TEXT, jobdomain TEXT, jobname TEXT,
     epoch INTEGER, level INTEGER, data TEXT)";
 
-/// What an error of SQLite means for a writer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fault {
-    /// The disk is full.
-    Full,
-    /// The file is no good database.
-    Damaged,
-    /// Another program holds a lock.
-    Busy,
-    /// Anything else.
-    Other,
+/// The first pause between two tries of a rotation that failed, and the longest.
+const ROTATE_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// Why messages were not stored.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    /// The node's own database did not take them.
+    Store(anyhow::Error),
+    /// The outbox did not take what is to be forwarded.
+    Outbox(anyhow::Error),
 }
 
-/// What this error means.
-pub(super) fn fault(error: &rusqlite::Error) -> Fault {
-    let rusqlite::Error::SqliteFailure(e, _) = error else {
-        // Our own statements do not fit: the file is some other database.
-        return if matches!(error, rusqlite::Error::SqlInputError { .. }) { Fault::Damaged } else { Fault::Other };
-    };
-    match (e.code, e.extended_code) {
-        (ErrorCode::DiskFull, _) | (_, ffi::SQLITE_IOERR_SHMSIZE) => Fault::Full,
-        (ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::Unknown, _) => Fault::Damaged,
-        (_, ffi::SQLITE_IOERR_SHORT_READ) => Fault::Damaged,
-        (ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked, _) => Fault::Busy,
-        _ => Fault::Other,
+impl Trouble {
+    /// What it means for a writer.
+    pub(super) fn fault(&self) -> Fault {
+        match self {
+            Trouble::Store(e) => fault_of(e),
+            // The outbox has looked at its file already.
+            Trouble::Outbox(e) => Some(fault_of(e)).filter(|f| *f != Fault::Damaged).unwrap_or(Fault::Unavailable),
+        }
+    }
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Trouble::Store(e) => write!(f, "{e:#}"),
+            Trouble::Outbox(e) => write!(f, "outbox.db: {e:#}"),
+        }
+    }
+}
+
+impl From<rusqlite::Error> for Trouble {
+    fn from(e: rusqlite::Error) -> Trouble {
+        Trouble::Store(e.into())
     }
 }
 
@@ -66,15 +79,69 @@ pub(super) struct Progress {
     message: usize,
     /// The first message that has not been given to the outbox.
     forwarded: (usize, usize),
-    /// Messages that were left out for their level.
+    /// The id of the first message that has none yet: the others follow in their order, however often and
+    /// in whatever pieces they are tried.
+    first: Option<u32>,
+    /// One message in a transaction, so that one that is refused is found.
+    one: bool,
+    /// Messages that were left out for their level, or because they were refused.
     pub(super) left_out: u64,
 }
 
 impl Progress {
-    /// Messages that are not stored, those that were left out among them.
-    pub(super) fn lost(&self, batches: &[Batch]) -> u64 {
-        let ahead: usize = batches[self.batch.min(batches.len())..].iter().map(Batch::len).sum();
-        self.left_out + (ahead - self.message.min(ahead)) as u64
+    /// The id of a message that has none yet.
+    fn id(&self, batches: &[Batch], batch: usize, message: usize) -> u32 {
+        let before: usize = batches[..batch.min(batches.len())].iter().map(Batch::without_id).sum();
+        // All messages of a batch have an id from before, or none has.
+        let own = batches.get(batch).filter(|batch| batch.without_id() > 0).map_or(0, |_| message);
+        nth(self.first.unwrap_or(1), (before + own) as u64)
+    }
+
+    /// Goes on with one message at a time, or (where that is so already) without the message that was
+    /// refused: the first that is not stored, or not forwarded.
+    pub(super) fn narrow(&mut self, batches: &[Batch], trouble: &Trouble) {
+        if !std::mem::replace(&mut self.one, true) {
+            return;
+        }
+        let Some(batch) = batches.get(self.batch) else { return };
+        let level = batch.message(self.message).map_or(0, |(level, _)| level);
+        log::error!("a message of level {level} of job {} is dropped: {trouble}", batch.source().jobid);
+        self.left_out += 1;
+        self.message += 1;
+        self.forwarded = self.forwarded.max((self.batch, self.message));
+        if self.message >= batch.len() {
+            (self.batch, self.message) = (self.batch + 1, 0);
+        }
+    }
+
+    /// Takes out what is not dealt with, of these levels, for another try; says how many messages of other
+    /// levels there were. Call it once [`Store::settle`] has given all of them their ids.
+    pub(super) fn rest(&self, batches: &[Batch], levels: LevelSet, forward: bool) -> (Vec<Batch>, u64) {
+        let (mut rest, mut lost) = (Vec::new(), 0);
+        let mut id = self.first.unwrap_or(1);
+        for (b, batch) in batches.iter().enumerate() {
+            let source = batch.source();
+            let mut left = Batch::new(source, batch.epoch(), 0);
+            for n in 0..batch.len() {
+                let Some((level, text)) = batch.message(n) else { continue };
+                let mut fate = batch.fate(n).unwrap_or_else(|| {
+                    let fate = Fate { id, stored: false, forwarded: false };
+                    id = nth(id, 1);
+                    fate
+                });
+                fate.stored |= (b, n) < (self.batch, self.message) || !source.db.contains(level);
+                fate.forwarded |= (b, n) < self.forwarded || !forward || !source.ac.contains(level);
+                match fate {
+                    Fate { stored: true, forwarded: true, .. } => {}
+                    _ if !levels.contains(level) => lost += 1,
+                    fate => left.push_again(level, text, fate),
+                }
+            }
+            if !left.is_empty() {
+                rest.push(left);
+            }
+        }
+        (rest, lost)
     }
 }
 
@@ -94,6 +161,10 @@ pub(super) struct Store {
     outbox: Arc<Outbox>,
     rules: Rules,
     db: Connection,
+    /// `db` is `current.db`, and not a placeholder for a file that could not be opened.
+    is_open: bool,
+    /// A rotation that failed is tried again then, after a pause of so long.
+    rotate_again: Option<(Instant, Duration)>,
     /// The id of the last stored row, 0 when there is none at all.
     last: u32,
     /// The id that the next row gets.
@@ -125,25 +196,29 @@ impl Store {
             outbox,
             rules,
             db: Connection::open_in_memory()?,
+            is_open: false,
+            rotate_again: None,
             last: 0,
             next: 1,
             wal_used: 0,
             records: Records::default(),
         };
-        let damaged = store.begin()?;
+        let damaged = store.begin(false)?;
         store.find_ids(damaged);
         store.keep();
         Ok(store)
     }
 
-    /// Opens or makes `current.db`; says whether a damaged one had to be set aside for it.
-    fn begin(&mut self) -> Result<bool> {
+    /// Opens or makes `current.db`; says whether a damaged one had to be set aside for it. A `thorough` look
+    /// reads all of it.
+    fn begin(&mut self, thorough: bool) -> Result<bool> {
         let path = self.shelf.current();
         let mut damaged = false;
         loop {
-            match connect(&path) {
+            match connect(&path, thorough) {
                 Ok(db) => {
                     self.db = db;
+                    self.is_open = true;
                     self.wal_used = 0;
                     return Ok(damaged);
                 }
@@ -152,20 +227,53 @@ impl Store {
                     let number = self.shelf.read().current();
                     self.rename_damaged(number, &e)?;
                 }
-                Err(e) => return Err(e).with_context(|| format!("{} cannot be opened", path.display())),
+                Err(e) => {
+                    let e = if self.has_no_room() { full() } else { e };
+                    return Err(e).with_context(|| format!("{} cannot be opened", path.display()));
+                }
             }
         }
+    }
+
+    /// Opens `current.db` where it is not open; says whether a damaged one had to be set aside for it.
+    pub(super) fn ensure_open(&mut self) -> Result<bool> {
+        match self.is_open {
+            true => Ok(false),
+            false => self.begin(true),
+        }
+    }
+
+    /// The files. For tests.
+    #[cfg(test)]
+    pub(super) fn shelf(&self) -> &Shelf {
+        &self.shelf
+    }
+
+    /// Whether there is a database to write to.
+    pub(super) fn is_open(&self) -> bool {
+        self.is_open
+    }
+
+    /// Whether no file can be made for want of room: SQLite only says that it could not open one.
+    fn has_no_room(&self) -> bool {
+        let probe = beside(&self.shelf.current(), "-probe");
+        let made = std::fs::File::create(&probe);
+        let _ = std::fs::remove_file(&probe);
+        made.is_err_and(|e| matches!(e.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded))
     }
 
     /// Where ids go on: after the last row that is stored, or where the outbox says when it knows of more.
     fn find_ids(&mut self, damaged: bool) {
         let mark = self.outbox.mark();
         self.last = self.last_id();
+        let stored = nth(self.last, 1);
         self.next = match mark {
             Some(mark) if mark.last == self.last || self.last == 0 => mark.next,
             // The rows that knew better are gone; ids that were never given are better than ids given twice.
             Some(mark) if damaged => mark.next.wrapping_add(1 << 16),
-            _ => after(self.last),
+            // Records were forwarded whose rows were not stored when the agent died. Counted around the wrap.
+            Some(mark) if (mark.next.wrapping_sub(stored) as i32) > 0 => mark.next,
+            _ => stored,
         }
         .max(1);
     }
@@ -189,13 +297,18 @@ impl Store {
     }
 
     /// Stores the messages that `progress` has not reached yet, of those levels that `allowed` has, in
-    /// one transaction or more, and moves `progress` on with each of them.
+    /// one transaction or more, and moves `progress` on with each of them. What is to be forwarded goes into
+    /// the outbox in the same step, so that neither is done without the other; without `forward` that is
+    /// left for later.
     pub(super) fn write(
         &mut self,
         batches: &[Batch],
         progress: &mut Progress,
         allowed: LevelSet,
-    ) -> rusqlite::Result<()> {
+        forward: bool,
+    ) -> std::result::Result<(), Trouble> {
+        progress.first.get_or_insert(self.next);
+        self.ensure_open().map_err(Trouble::Store)?;
         if !self.db.is_autocommit() {
             let _ = self.db.execute_batch("ROLLBACK");
         }
@@ -203,14 +316,16 @@ impl Store {
             let mut budget = self.budget()?;
             let needed = self.transaction().min(remaining(batches, *progress)).max(first(batches, *progress));
             if budget < needed && !self.is_empty()? {
-                self.rotate();
-                budget = self.budget()?;
+                if self.rotate().map_err(Trouble::Store)? {
+                    budget = self.budget()?;
+                } else {
+                    budget = self.transaction();
+                }
             }
+            let budget = if progress.one { 1 } else { budget.clamp(1, self.transaction()) };
             let mut reached = *progress;
-            let next = self.next;
-            let done = self.write_some(batches, &mut reached, allowed, budget.clamp(1, self.transaction()));
+            let done = self.write_some(batches, &mut reached, allowed, budget, forward);
             if let Err(e) = done {
-                self.next = next;
                 self.records.clear();
                 progress.forwarded = reached.forwarded;
                 if !self.db.is_autocommit() {
@@ -221,6 +336,52 @@ impl Store {
             *progress = reached;
             self.checkpoint()?;
         }
+        self.settle(batches, progress);
+        Ok(())
+    }
+
+    /// Ids go on after those of all these messages, stored or not.
+    pub(super) fn settle(&mut self, batches: &[Batch], progress: &Progress) {
+        if progress.first.is_some() {
+            self.next = progress.id(batches, batches.len(), 0);
+        }
+    }
+
+    /// Gives to the outbox what `progress` has not reached there, while nothing can be stored here.
+    pub(super) fn forward(&mut self, batches: &[Batch], progress: &mut Progress, allowed: LevelSet) -> Result<()> {
+        progress.first.get_or_insert(self.next);
+        if !self.outbox.wanted(Kind::Log) {
+            return Ok(());
+        }
+        let (mut b, mut n) = progress.forwarded;
+        while b < batches.len() {
+            self.records.clear();
+            let mut id = progress.id(batches, b, n);
+            while let Some(batch) = batches.get(b)
+                && self.records.bytes() < self.transaction()
+            {
+                while let Some((level, text)) = batch.message(n) {
+                    let fate = batch.fate(n);
+                    let own = fate.map_or(id, |fate| fate.id);
+                    if fate.is_none() {
+                        id = nth(id, 1);
+                    }
+                    n += 1;
+                    if allowed.contains(level)
+                        && batch.source().ac.contains(level)
+                        && fate.is_none_or(|fate| !fate.forwarded)
+                    {
+                        add(&mut self.records, self.rules.node, batch, own, level, text);
+                    }
+                }
+                (b, n) = (b + 1, 0);
+            }
+            if !self.records.is_empty() {
+                self.outbox.push_log(&self.records, Mark { last: self.last, next: id })?;
+            }
+            progress.forwarded = (b, n);
+        }
+        self.records.clear();
         Ok(())
     }
 
@@ -231,11 +392,13 @@ impl Store {
         progress: &mut Progress,
         allowed: LevelSet,
         budget: usize,
-    ) -> rusqlite::Result<()> {
-        let forward = self.outbox.wanted(Kind::Log);
+        forward: bool,
+    ) -> std::result::Result<(), Trouble> {
+        let forward = forward && self.outbox.wanted(Kind::Log);
         let mut forwarded = progress.forwarded;
         let mut bytes = 0;
         let mut last = self.last;
+        let mut next = progress.id(batches, progress.batch, progress.message);
         {
             self.db.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
             let mut rows = Rows::new(&self.db)?;
@@ -251,34 +414,28 @@ impl Store {
                     }
                     bytes += size;
                     let at = (progress.batch, progress.message);
+                    let fate = batch.fate(progress.message);
                     progress.message += 1;
+                    let id = fate.map_or(next, |fate| fate.id);
+                    // One that is left out has its id all the same: another try must not give it away.
+                    if fate.is_none() {
+                        next = nth(next, 1);
+                    }
                     if !allowed.contains(level) {
                         progress.left_out += 1;
                         continue;
                     }
-                    let id = self.next;
-                    self.next = after(id);
-                    if source.db.contains(level) {
+                    if source.db.contains(level) && fate.is_none_or(|fate| !fate.stored) {
                         rows.add(id, level, text)?;
                         last = id;
                     }
-                    if forward && at >= forwarded && source.ac.contains(level) {
+                    if forward
+                        && at >= forwarded
+                        && source.ac.contains(level)
+                        && fate.is_none_or(|fate| !fate.forwarded)
+                    {
                         forwarded = (at.0, at.1 + 1);
-                        let NodeId { gid, nid } = self.rules.node;
-                        let wire = Wire {
-                            id,
-                            jobid: &source.jobid,
-                            jobdomain: &source.domain,
-                            jobname: &source.name,
-                            epoch: batch.epoch(),
-                            level,
-                            data: text,
-                            gid,
-                            nid,
-                        };
-                        self.records.add(|json| {
-                            let _ = serde_json::to_writer(json, &wire);
-                        });
+                        add(&mut self.records, self.rules.node, batch, id, level, text);
                     }
                 }
                 rows.end()?;
@@ -286,11 +443,15 @@ impl Store {
                 progress.message = 0;
             }
         }
+        let reached = (progress.batch, progress.message);
         if !self.records.is_empty() {
             // The outbox comes first: a record that is stored here is never missing there.
-            self.outbox.push_log(&self.records, Mark { last, next: self.next });
+            let mark = Mark { last, next };
+            self.outbox.push_log(&self.records, mark).map_err(Trouble::Outbox)?;
             self.records.clear();
-            progress.forwarded = forwarded;
+        }
+        if forward {
+            progress.forwarded = progress.forwarded.max(reached);
         }
         self.db.prepare_cached("COMMIT")?.execute([])?;
         self.last = last;
@@ -334,8 +495,13 @@ impl Store {
         Ok(())
     }
 
-    /// Makes `current.db` a rotated database and begins a new one.
-    fn rotate(&mut self) {
+    /// Makes `current.db` a rotated database and begins a new one; says whether it did. Where the file
+    /// cannot be renamed (another program has it open, say), it grows past its limit, and the rotation is
+    /// tried again with growing pauses.
+    fn rotate(&mut self) -> Result<bool> {
+        if self.rotate_again.is_some_and(|(at, _)| at > Instant::now()) {
+            return Ok(false);
+        }
         let path = self.shelf.current();
         let shelf = Arc::clone(&self.shelf);
         let mut layout = shelf.write();
@@ -344,22 +510,36 @@ impl Store {
             log::debug!("{}: {e}", path.display());
         }
         self.close();
-        if let Err(e) = layout.rotate(now()) {
-            log::error!("{} cannot be renamed, and grows past its limit: {e}", path.display());
-        }
+        let renamed = layout.rotate(now());
         drop(layout);
-        self.keep();
-        if let Err(e) = self.begin() {
-            // The next write fails, and says so.
-            log::error!("{e:#}");
+        match &renamed {
+            Ok(()) => {
+                if self.rotate_again.take().is_some() {
+                    log::info!("{} was rotated", path.display());
+                }
+                self.keep();
+            }
+            Err(e) => {
+                let pause = self.rotate_again.map_or(ROTATE_PAUSE.0, |(_, pause)| (pause * 2).min(ROTATE_PAUSE.1));
+                if self.rotate_again.is_none() {
+                    log::error!(
+                        "{} cannot be renamed and grows past its limit until it can: {e}; is it open in another program?",
+                        path.display()
+                    );
+                }
+                self.rotate_again = Some((Instant::now() + pause, pause));
+            }
         }
+        self.begin(false)?;
         self.write_mark();
+        Ok(renamed.is_ok())
     }
 
     /// Closes the database, so that its file can be renamed on every system.
     fn close(&mut self) {
         if let Ok(empty) = Connection::open_in_memory() {
             self.db = empty;
+            self.is_open = false;
         }
     }
 
@@ -376,20 +556,25 @@ impl Store {
         self.shelf.write().drop_oldest()
     }
 
-    /// Sets a damaged database aside; a new one begins when it is the current one. Says whether it was there.
-    pub(super) fn set_aside(&mut self, number: u64, error: &rusqlite::Error) -> Result<bool> {
+    /// Looks at a database that seems damaged, and sets it aside where it is; a new one begins when it is the
+    /// current one. Says whether it was damaged.
+    pub(super) fn examine(&mut self, number: u64, error: &anyhow::Error) -> Result<bool> {
         let current = self.shelf.read().current();
-        if number > current || self.shelf.read().path(number).is_none() {
-            return Ok(false);
-        }
+        let Some(path) = self.shelf.read().path(number).filter(|_| number <= current) else { return Ok(false) };
+        log::debug!("{} seems damaged: {error:#}", path.display());
         if number == current {
             self.close();
-            self.rename_damaged(number, error)?;
-            self.begin()?;
-        } else {
-            self.rename_damaged(number, error)?;
+            return self.begin(true);
         }
-        Ok(true)
+        let looked = open(&path).and_then(|db| {
+            rows::check(&db)?;
+            database::check(&db)
+        });
+        match looked {
+            Ok(()) => Ok(false),
+            Err(e) if fault(&e) == Fault::Damaged => self.rename_damaged(number, &e).map(|()| true),
+            Err(e) => Err(anyhow!(e).context(format!("{} cannot be read", path.display()))),
+        }
     }
 
     fn rename_damaged(&self, number: u64, error: &rusqlite::Error) -> Result<()> {
@@ -421,9 +606,36 @@ impl Store {
     }
 }
 
-/// The id after this one; ids are 1 to 4294967295 and begin again.
-fn after(id: u32) -> u32 {
-    id.checked_add(1).unwrap_or(1)
+/// The id that is so many after this one; ids are 1 to 4294967295 and begin again. None at all is 0.
+fn nth(id: u32, count: u64) -> u32 {
+    match u64::from(id) + count {
+        0 => 0,
+        id => ((id - 1) % u64::from(u32::MAX) + 1) as u32,
+    }
+}
+
+/// Adds a record as it travels.
+fn add(records: &mut Records, node: NodeId, batch: &Batch, id: u32, level: u8, text: &str) {
+    let source = batch.source();
+    let wire = Wire {
+        id,
+        jobid: &source.jobid,
+        jobdomain: &source.domain,
+        jobname: &source.name,
+        epoch: batch.epoch(),
+        level,
+        data: text,
+        gid: node.gid,
+        nid: node.nid,
+    };
+    records.add(|json| {
+        let _ = serde_json::to_writer(json, &wire);
+    });
+}
+
+/// The error of a disk that is full.
+fn full() -> rusqlite::Error {
+    rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_FULL), None)
 }
 
 /// Bytes of text and rows that are still to be stored.
@@ -442,25 +654,27 @@ fn size(text: &str) -> usize {
 }
 
 /// Opens or makes a database for writing. One that was not closed, or is small, is looked through for
-/// damage; a large one that was closed is only found damaged when it is read, for a start must not wait.
-fn connect(path: &Path) -> rusqlite::Result<Connection> {
+/// damage; a large one that was closed is only found damaged when it is read, for a start must not wait,
+/// unless the look is to be `thorough`.
+fn connect(path: &Path, thorough: bool) -> rusqlite::Result<Connection> {
     let small = std::fs::metadata(path).map_or(0, |file| file.len()) <= CHECKED;
     let unclean = beside(path, "-wal").exists();
     let db = Connection::open(path)?;
     db.busy_timeout(Duration::from_secs(5))?;
     // Space can be given back only where a database was made for it.
+    db.execute_batch("PRAGMA auto_vacuum=INCREMENTAL")?;
+    let journal: String = db.query_row("PRAGMA journal_mode=WAL", [], |row| row.get(0))?;
+    if journal != "wal" {
+        let why = format!("its journal mode stays \"{journal}\"");
+        return Err(rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_CANTOPEN), Some(why)));
+    }
     db.execute_batch(
-        "PRAGMA auto_vacuum=INCREMENTAL; PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;
-         PRAGMA wal_autocheckpoint=0; PRAGMA cache_size=-256; PRAGMA temp_store=MEMORY;",
+        "PRAGMA synchronous=NORMAL; PRAGMA wal_autocheckpoint=0; PRAGMA cache_size=-256; PRAGMA temp_store=MEMORY;",
     )?;
     db.execute_batch(SCHEMA)?;
     rows::check(&db)?;
-    if !small && !unclean {
-        return Ok(db);
-    }
-    let check: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
-    if check != "ok" {
-        return Err(rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_CORRUPT), Some(check)));
+    if small || unclean || thorough {
+        database::check(&db)?;
     }
     Ok(db)
 }

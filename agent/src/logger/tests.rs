@@ -203,6 +203,7 @@ fn ids_go_on_over_restarts_and_begin_again_after_four_bytes() {
     assert_eq!(ids(&bench.get(&Query::default())), [1, 4]);
     bench.stop();
     sql(&bench.current(), "UPDATE messages SET id = 4294967294 WHERE id = 4");
+    bench.outbox.set_mark(crate::outbox::Mark { last: 4294967294, next: 4294967295 });
     bench.restart();
     bench.push(&source, 1, &[(1, "5"), (1, "6"), (1, "7")]);
     let all = bench.get(&Query::default());
@@ -415,4 +416,227 @@ fn on_a_full_disk_the_oldest_database_goes_before_anything_else() {
     bench.push(&source, 1, &[(1, &text)]);
     bench.get(&Query { limit: Some(1), ..Query::default() });
     assert!(!databases(&bench.logs()).contains(&before[0]));
+}
+
+#[track_caller]
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let began = std::time::Instant::now();
+    while !done() {
+        assert!(began.elapsed() < Duration::from_secs(30), "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Changes the connection or the tables of the database that is written to.
+fn execute(bench: &Bench, sql: &'static str) {
+    bench.remote().on_logger(move |actor| actor.store.current().0.execute_batch(sql).unwrap()).unwrap();
+}
+
+fn by_level(levels: &str) -> Query {
+    Query { levels: Some(LevelSet::parse(levels).unwrap()), ..Query::default() }
+}
+
+fn events(bench: &Bench) -> Vec<serde_json::Value> {
+    std::iter::from_fn(|| {
+        let event = bench.outbox.next("main", Kind::Event)?;
+        bench.outbox.taken("main", Kind::Event, event.number);
+        serde_json::from_slice(&event.body).ok()
+    })
+    .collect()
+}
+
+#[test]
+fn what_matters_waits_for_a_store_that_takes_nothing_and_is_forwarded_meanwhile() {
+    let bench = Bench::start(|_| ());
+    let source = source("a", "*", "9,20");
+    bench.push(&source, 1, &[(1, "before")]);
+    // As on a file system that was mounted anew as read-only.
+    execute(&bench, "PRAGMA query_only = ON");
+    let text = "p".repeat(50_000);
+    for n in 0..100 {
+        bench.push(&source, n, &[(1, &text), (9, "alarm"), (2, &text), (20, "result")]);
+    }
+    // It is not waited for: more than may be on its way was taken.
+    let mut forwarded = Vec::new();
+    until("what is to be forwarded", || {
+        forwarded.extend(bench.forwarded());
+        forwarded.len() >= 200
+    });
+    assert!(events(&bench).iter().any(|event| event["name"] == "critical"), "the controllers are told at once");
+    execute(&bench, "PRAGMA query_only = OFF");
+    until("what waited", || bench.get(&by_level("9,20")).len() == 200);
+    assert_eq!(ids(&bench.get(&by_level("9,20"))), ids(&forwarded), "each has one id, and in its order");
+    let plain = bench.get(&by_level("1,2")).len();
+    assert!(plain < 150, "{plain}");
+    let said = || bench.texts(&by_level("8"));
+    until("a word of what went", || !said().is_empty());
+    let lost: usize = said().iter().filter_map(|text| text.split(' ').next()?.parse::<usize>().ok()).sum();
+    assert_eq!(plain + lost, 201, "{:?}", said());
+    assert_eq!(databases(&bench.logs()), ["current.db"]);
+    bench.push(&source, 1, &[(1, "after")]);
+    assert_eq!(bench.texts(&by_level("1")).last().map(String::as_str), Some("after"));
+}
+
+#[test]
+fn records_that_the_outbox_cannot_take_are_forwarded_once_it_can() {
+    for fault in ["PRAGMA query_only = ON", "PRAGMA max_page_count = 1"] {
+        let bench = Bench::start(|config| config.logging.db.max_size_mb = 1);
+        for n in 0..100 {
+            bench.push(&source("old", "*", ""), n, &[(1, &"p".repeat(20_000))]);
+        }
+        bench.get(&Query { limit: Some(1), ..Query::default() });
+        bench.outbox.execute(fault);
+        let source = source("a", "*", "9");
+        let text = "x".repeat(2000);
+        for n in 0..50 {
+            bench.push(&source, n, &[(9, &text), (1, "plain")]);
+        }
+        // What cannot be forwarded is stored all the same.
+        until("the records on the node", || bench.get(&by_level("9")).len() == 50);
+        bench.outbox.execute("PRAGMA query_only = OFF; PRAGMA max_page_count = 1000000");
+        let mut forwarded = Vec::new();
+        until("the records at the controller", || {
+            forwarded.extend(bench.forwarded());
+            forwarded.len() >= 50
+        });
+        assert_eq!(ids(&forwarded), ids(&bench.get(&by_level("9"))), "{fault}");
+    }
+}
+
+#[test]
+fn record_that_is_refused_holds_up_no_other_and_no_id_is_given_twice() {
+    let bench = Bench::start(|_| ());
+    // The commit fails, after the outbox has taken the records.
+    execute(
+        &bench,
+        "PRAGMA foreign_keys = ON; CREATE TABLE p(x INTEGER PRIMARY KEY);
+         CREATE TABLE c(x REFERENCES p DEFERRABLE INITIALLY DEFERRED);
+         CREATE TRIGGER bad AFTER INSERT ON messages WHEN new.data = 'bad' BEGIN INSERT INTO c VALUES(1); END",
+    );
+    let source = source("a", "*", "9");
+    bench.push(&source, 1, &[(1, "bad"), (9, "one"), (1, "bad"), (9, "two"), (1, "good")]);
+    let stored = bench.get(&by_level("1,9"));
+    assert_eq!(stored.iter().map(|record| record.data.as_str()).collect::<Vec<_>>(), ["one", "two", "good"]);
+    bench.push(&source, 1, &[(9, "three")]);
+    let stored = bench.get(&by_level("9"));
+    let forwarded = bench.forwarded();
+    assert_eq!(ids(&forwarded), ids(&stored));
+    assert_eq!(forwarded.iter().map(|record| record.data.as_str()).collect::<Vec<_>>(), ["one", "two", "three"]);
+}
+
+#[test]
+fn ids_go_on_after_what_was_forwarded_and_not_stored() {
+    let mut bench = Bench::start(|_| ());
+    let source = source("a", "*", "");
+    bench.push(&source, 1, &[(1, "1"), (1, "2")]);
+    bench.stop();
+    // The agent died between the two commits.
+    bench.outbox.set_mark(crate::outbox::Mark { last: 5, next: 6 });
+    bench.restart();
+    bench.push(&source, 1, &[(1, "3")]);
+    assert_eq!(ids(&bench.get(&Query::default())), [1, 2, 6]);
+}
+
+#[test]
+fn database_that_another_program_holds_grows_and_is_rotated_later() {
+    let bench = Bench::start(|config| config.logging.db.max_size_mb = 1);
+    let hold = |held: bool| {
+        let set = move |actor: &mut Actor| {
+            let mut layout = actor.store.shelf().write();
+            layout.held = held;
+            layout.tried
+        };
+        bench.remote().on_logger(set).unwrap()
+    };
+    hold(true);
+    let source = source("a", "*", "");
+    let text = "y".repeat(1000);
+    for n in 0..6000 {
+        bench.push(&source, n, &[(1, &text)]);
+        if n % 20 == 0 {
+            // As many transactions, each of which would try to rotate.
+            bench.get(&Query { limit: Some(0), ..Query::default() });
+        }
+    }
+    bench.get(&Query { limit: Some(0), ..Query::default() });
+    let count: i64 = Connection::open(bench.current())
+        .unwrap()
+        .query_row("SELECT count(*) FROM messages", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(count, 6000);
+    let tried = hold(false);
+    assert!((1..20).contains(&tried), "{tried}");
+    until("the rotation", || {
+        bench.push(&source, 1, &[(1, "more")]);
+        bench.get(&Query { limit: Some(1), ..Query::default() });
+        databases(&bench.logs()).len() == 2
+    });
+}
+
+#[test]
+fn row_with_values_of_other_types_is_read_with_the_rest() {
+    let bench = Bench::start(|_| ());
+    bench.push(&source("a", "*", ""), 1, &[(1, "one"), (1, "two"), (1, "three")]);
+    bench.get(&Query::default());
+    execute(
+        &bench,
+        "UPDATE messages SET data = CAST(x'ff32' AS TEXT), epoch = 'x', jobname = NULL, jobdomain = 7 WHERE id = 2",
+    );
+    assert_eq!(bench.texts(&Query::default()), ["one", "\u{fffd}2", "three"]);
+}
+
+/// Runs `work` on a thread that sees a file system of its own at `dir`, and so do the threads that it starts.
+#[cfg(target_os = "linux")]
+fn on_tmpfs(dir: &Path, options: &str, work: impl FnOnce() + Send + 'static) {
+    let (dir, options) = (dir.to_owned(), options.to_owned());
+    let run = move || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).expect("mount namespaces need root");
+        let mount = |args: &[&str]| {
+            let done = std::process::Command::new("mount").args(args).status().expect("mount");
+            assert!(done.success(), "mount {args:?}");
+        };
+        mount(&["--make-rprivate", "/"]);
+        mount(&["-t", "tmpfs", "-o", &options, "tmpfs", dir.to_str().unwrap()]);
+        work();
+    };
+    std::thread::spawn(run).join().unwrap();
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn rotation_without_inodes_goes_on_once_there_are_some() {
+    let root = TempDir::new().unwrap();
+    let dir = root.path().to_owned();
+    on_tmpfs(root.path(), "size=64m,nr_inodes=60", move || {
+        let bench = Bench::start(|config| {
+            config.logging.db.max_size_mb = 1;
+            config.logging.db.keep = 100;
+            config.main.data_dir = dir.clone();
+        });
+        let (logs, source) = (dir.join("logs"), source("a", "*", "9"));
+        bench.push(&source, 1, &[(9, "first")]);
+        bench.get(&Query::default());
+        let mut taken = Vec::new();
+        while let Ok(file) = tempfile::NamedTempFile::new_in(&dir) {
+            taken.push(file);
+        }
+        // More than fits into one database.
+        let text = "z".repeat(10_000);
+        for n in 0..150 {
+            bench.push(&source, n, &[(1, &text), (9, "alarm")]);
+        }
+        let mut forwarded = Vec::new();
+        until("the alerts at the controller", || {
+            forwarded.extend(bench.forwarded());
+            forwarded.len() == 151
+        });
+        let told = events(&bench);
+        assert!(told.iter().any(|event| event["name"] == "critical"), "the next database could be made: {told:?}");
+        drop(taken);
+        until("the alerts on the node", || bench.get(&by_level("9")).len() == 151);
+        assert_eq!(ids(&bench.get(&by_level("9"))), ids(&forwarded));
+        assert!(databases(&logs).iter().all(|name| !name.starts_with("damaged")), "{:?}", databases(&logs));
+        bench.push(&source, 1, &[(1, "after")]);
+        until("what comes after", || bench.texts(&by_level("1")).last().is_some_and(|text| text == "after"));
+    });
 }

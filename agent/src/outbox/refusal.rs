@@ -18,42 +18,40 @@ impl Outbox {
     /// single record or series, and cannot be split.
     pub fn split(&self, controller: &str, kind: Kind, number: u64) -> Result<bool> {
         let mut inner = self.lock();
-        let split = inner.split(controller, kind, number as i64);
-        self.mended(&mut inner, split)
+        self.told(&mut inner, |inner| inner.split(controller, kind, number as i64))
     }
 
     /// Sets a batch aside for this controller, so that later ones are sent; returns its key.
     pub fn set_aside(&self, controller: &str, kind: Kind, number: u64) -> Result<i64> {
         let others = self.chosen[kind as usize].clone();
         let mut inner = self.lock();
-        let key = inner.set_aside(controller, kind, number as i64, &others);
-        let key = self.mended(&mut inner, key);
+        let key = self.told(&mut inner, |inner| inner.set_aside(controller, kind, number as i64, &others));
         inner.trim_log();
         key
     }
 
     /// Returns the keys of the batches that are set aside for this controller.
     pub fn asides(&self, controller: &str, kind: Kind) -> Result<Vec<i64>> {
-        let inner = self.lock();
-        let mut query =
-            inner.db.prepare_cached("SELECT seq FROM items WHERE kind = ?1 AND controller = ?2 ORDER BY seq")?;
-        let keys = query.query_map(params![kind as i64, controller], |row| row.get(0))?;
-        Ok(keys.collect::<rusqlite::Result<_>>()?)
+        let mut inner = self.lock();
+        self.told(&mut inner, |inner| {
+            let mut query =
+                inner.db.prepare_cached("SELECT seq FROM items WHERE kind = ?1 AND controller = ?2 ORDER BY seq")?;
+            let keys = query.query_map(params![kind as i64, controller], |row| row.get(0))?;
+            Ok(keys.collect::<rusqlite::Result<_>>()?)
+        })
     }
 
     /// Reads a batch that is set aside, under a number that this controller has not seen. Only when no
     /// other batch of this kind waits for the controller.
     pub fn aside(&self, controller: &str, kind: Kind, key: i64) -> Result<Option<Batch>> {
         let mut inner = self.lock();
-        let batch = inner.aside(controller, kind, key);
-        self.mended(&mut inner, batch)
+        self.told(&mut inner, |inner| inner.aside(controller, kind, key))
     }
 
     /// Removes a batch that was set aside: the controller has taken it, or `dropped`, will never take it.
     pub fn aside_done(&self, controller: &str, kind: Kind, key: i64, dropped: bool) {
         let mut inner = self.lock();
-        let done = inner.aside_done(controller, kind, key, dropped);
-        let _ = self.mended(&mut inner, done);
+        let _ = self.told(&mut inner, |inner| inner.aside_done(controller, kind, key, dropped));
     }
 }
 

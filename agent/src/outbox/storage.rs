@@ -4,12 +4,18 @@
 //! and when a controller is woken, is the [`super::Outbox`]'s.
 
 use super::{Batch, Dropped, Kind, MAX_BATCH_BYTES, Mark, now};
+use crate::database::{self, Fault, fault_of};
+use crate::os;
 use anyhow::{Context, Result};
 use crossbeam_channel::Sender;
-use rusqlite::{Connection, ErrorCode, params};
-use std::collections::{HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, params};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::path::Path;
 use std::time::{Duration, Instant};
+
+/// Events that are kept in memory while the file cannot be used.
+pub(super) const MAX_WAITING: usize = 100;
 
 /// Pages that are given back to the file system at one time.
 const RECLAIM_PAGES: u32 = 256;
@@ -17,6 +23,12 @@ const RECLAIM_PAGES: u32 = 256;
 /// The open file, and what is known of it without a look.
 pub(super) struct Inner {
     pub(super) db: Connection,
+    /// Nothing is open when the file could not be opened again.
+    pub(super) is_open: bool,
+    /// When that is tried again.
+    pub(super) open_at: Option<Instant>,
+    /// Events that could not be stored, and who is to get them.
+    pub(super) waiting: VecDeque<(Vec<String>, String)>,
     /// The number that the next batch gets; as SQLite counts, so i64 throughout.
     pub(super) number: i64,
     /// The first number of this start.
@@ -51,19 +63,28 @@ pub(super) struct Open {
 
 impl Inner {
     pub(super) fn open(path: &Path) -> Result<Inner> {
-        match Inner::load(path) {
-            Err(e) if is_damage(&e) => {
-                set_aside(path);
-                Inner::load(path)
-            }
-            other => other,
-        }
-        .with_context(|| format!("{} cannot be opened", path.display()))
+        Inner::open_or_replace(path, false).map(|(inner, _)| inner)
     }
 
-    fn load(path: &Path) -> Result<Inner> {
+    /// Opens the file, or makes a new one where it is damaged, and says whether it was. A `thorough` look
+    /// reads all of it.
+    pub(super) fn open_or_replace(path: &Path, thorough: bool) -> Result<(Inner, bool)> {
+        let what = || format!("{} cannot be opened", path.display());
+        match Inner::load(path, thorough) {
+            Err(e) if fault_of(&e) == Fault::Damaged => {
+                set_aside(path, &e)?;
+                Ok((Inner::load(path, false).with_context(what)?, true))
+            }
+            other => Ok((other.with_context(what)?, false)),
+        }
+    }
+
+    fn load(path: &Path, thorough: bool) -> Result<Inner> {
         let db = Connection::open(path)?;
         db.busy_timeout(Duration::from_secs(5))?;
+        if thorough {
+            database::check(&db)?;
+        }
         db.execute_batch(
             "PRAGMA auto_vacuum=INCREMENTAL; PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;
              PRAGMA cache_size=-256; PRAGMA journal_size_limit=1048576;
@@ -95,6 +116,9 @@ impl Inner {
         let first = number;
         let mut inner = Inner {
             db,
+            is_open: true,
+            open_at: None,
+            waiting: VecDeque::new(),
             number,
             first,
             open: None,
@@ -225,11 +249,13 @@ impl Inner {
         let mut pieces = pieces.query(params![kind as i64, owner, number])?;
         let mut first = true;
         while let Some(piece) = pieces.next()? {
+            // A piece that is none must not hold up the others.
+            let (ValueRef::Blob(bytes) | ValueRef::Text(bytes)) = piece.get_ref(0)? else { continue };
             if !first {
                 body.push(b',');
             }
             first = false;
-            body.extend_from_slice(piece.get_ref(0)?.as_blob().context("a piece that is no blob")?);
+            body.extend_from_slice(bytes);
         }
         Ok(())
     }
@@ -326,15 +352,54 @@ impl Inner {
         }
     }
 
-    /// Goes on where the file before, which was lost, had come to.
-    pub(super) fn take_over(&mut self, old: &mut Inner) {
+    /// Goes on where the connection before had come to, whose file may be `lost`.
+    pub(super) fn take_over(&mut self, old: &mut Inner, lost: bool) {
         self.number = self.number.max(old.number);
-        self.first = self.number;
-        for (new, old) in self.dropped.iter_mut().zip(old.dropped) {
-            *new += old;
-        }
+        self.first = if lost { self.number } else { old.first };
+        self.dropped = old.dropped;
         self.unsaid = old.unsaid;
+        self.clock = old.clock;
+        self.complained = old.complained;
+        std::mem::swap(&mut self.handed, &mut old.handed);
+        std::mem::swap(&mut self.jumped, &mut old.jumped);
+        std::mem::swap(&mut self.waiting, &mut old.waiting);
         std::mem::swap(&mut self.wakers, &mut old.wakers);
+    }
+
+    /// Inserts an event for each of these controllers.
+    pub(super) fn insert_event(&mut self, to: &[String], body: &str) -> Result<()> {
+        for controller in to {
+            let number = self.next_number();
+            self.insert(Kind::Event, number, controller, 1, body.as_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// Keeps an event until it can be stored; the oldest goes where there are too many.
+    pub(super) fn wait_with_event(&mut self, to: Vec<String>, body: String, why: &anyhow::Error) {
+        self.complain(&format!("an event waits in memory: {why:#}"));
+        self.waiting.push_back((to, body));
+        if self.waiting.len() > MAX_WAITING
+            && let Some((to, _)) = self.waiting.pop_front()
+        {
+            self.dropped(Kind::Event, to.len() as u64);
+        }
+    }
+
+    /// Stores the events that wait in memory.
+    pub(super) fn store_waiting(&mut self) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        let waiting = std::mem::take(&mut self.waiting);
+        let stored = self.transaction(|inner| waiting.iter().try_for_each(|(to, body)| inner.insert_event(to, body)));
+        if stored.is_err() {
+            self.waiting = waiting;
+            return;
+        }
+        for (to, _) in &waiting {
+            self.wake(to);
+        }
     }
 
     /// Says what is wrong, but not every millisecond.
@@ -352,24 +417,17 @@ impl Inner {
     }
 }
 
-/// Whether the file is no database any more.
-pub(super) fn is_damage(error: &anyhow::Error) -> bool {
-    error.chain().filter_map(|cause| cause.downcast_ref::<rusqlite::Error>()).any(|e| match e {
-        rusqlite::Error::SqliteFailure(e, _) => {
-            matches!(e.code, ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::Unknown)
-        }
-        rusqlite::Error::SqlInputError { .. } => true,
-        _ => false,
-    })
-}
-
-/// Renames a damaged file, so that somebody may look at it; only the last one is kept.
-pub(super) fn set_aside(path: &Path) {
+/// Renames a damaged file, which nobody may have open, so that somebody may look at it; only the last one is
+/// kept.
+fn set_aside(path: &Path, why: &anyhow::Error) -> Result<()> {
     let aside = path.with_extension("db.damaged");
-    log::error!("{} is damaged; it is set aside as {}, and a new one begins", path.display(), aside.display());
-    for ending in ["", "-wal", "-shm"] {
-        let with = |base: &Path| PathBuf::from(format!("{}{ending}", base.display()));
-        let _ = std::fs::remove_file(with(&aside));
-        let _ = crate::os::rename(&with(path), &with(&aside));
-    }
+    database::ENDINGS.iter().for_each(|ending| drop(std::fs::remove_file(database::beside(&aside, ending))));
+    database::rename(path, &aside, os::rename)
+        .with_context(|| format!("{} is damaged ({why:#}) and cannot be set aside", path.display()))?;
+    log::error!(
+        "{} is damaged ({why:#}); it is set aside as {}, and a new one begins",
+        path.display(),
+        aside.display()
+    );
+    Ok(())
 }

@@ -1,6 +1,7 @@
 //! The outbox on a real file.
 
 use super::retention::MAX_LOG_BYTES;
+use super::storage::MAX_WAITING;
 use super::*;
 use crate::config::Controller;
 use std::path::Path;
@@ -36,10 +37,10 @@ fn records_go_in_batches_by_size_and_time() {
     let outbox = Outbox::open(&config(dir.path(), &["a"])).unwrap();
     let (wake, woken) = crossbeam_channel::bounded(1);
     outbox.waker("a", wake);
-    outbox.push_log(&records(&["1", "2"]), MARK);
+    outbox.push_log(&records(&["1", "2"]), MARK).unwrap();
     assert_eq!(outbox.next("a", Kind::Log), None);
     assert!(outbox.log_due().is_some() && woken.try_recv().is_err());
-    outbox.push_log(&records(&["3", "4", "5", "6", "7"]), MARK);
+    outbox.push_log(&records(&["3", "4", "5", "6", "7"]), MARK).unwrap();
     assert!(woken.try_recv().is_ok());
     let first = outbox.next("a", Kind::Log).unwrap();
     assert_eq!(body(&first)["records"], json!([1, 2, 3]));
@@ -61,11 +62,11 @@ fn a_batch_stays_the_same_over_a_restart() {
     let dir = TempDir::new().unwrap();
     let config = config(dir.path(), &["a"]);
     let outbox = Outbox::open(&config).unwrap();
-    outbox.push_log(&records(&["1"]), MARK);
+    outbox.push_log(&records(&["1"]), MARK).unwrap();
     outbox.push_stats(5, &[("k".into(), 1.5)]);
     drop(outbox);
     let outbox = Outbox::open(&config).unwrap();
-    outbox.push_log(&records(&["2"]), MARK);
+    outbox.push_log(&records(&["2"]), MARK).unwrap();
     outbox.close_log();
     let batch = outbox.next("a", Kind::Log).unwrap();
     assert_eq!(body(&batch)["records"], json!([1]));
@@ -82,7 +83,7 @@ fn a_batch_stays_the_same_over_a_restart() {
 fn every_controller_gets_everything_once() {
     let dir = TempDir::new().unwrap();
     let outbox = Outbox::open(&config(dir.path(), &["a", "b"])).unwrap();
-    outbox.push_log(&records(&["1", "2", "3"]), MARK);
+    outbox.push_log(&records(&["1", "2", "3"]), MARK).unwrap();
     outbox.push_event(None, "startup", json!({}));
     outbox.push_event(Some("b"), "duplicate", json!({"id": "x"}));
     let batch = outbox.next("a", Kind::Log).unwrap();
@@ -109,7 +110,7 @@ fn what_is_too_much_goes_oldest_first_and_is_counted() {
     let outbox = Outbox::open(&config(dir.path(), &["a"])).unwrap();
     let large = format!("\"{}\"", "x".repeat(1 << 20));
     for _ in 0..25 {
-        outbox.push_log(&records(&[&large, &large, &large]), MARK);
+        outbox.push_log(&records(&[&large, &large, &large]), MARK).unwrap();
     }
     assert!(outbox.lock().bytes[0] <= MAX_LOG_BYTES);
     for n in 0..1200 {
@@ -185,7 +186,7 @@ fn numbers_jump_beyond_what_a_controller_has() {
     let dir = TempDir::new().unwrap();
     let config = config(dir.path(), &["a", "b"]);
     let outbox = Outbox::open(&config).unwrap();
-    outbox.push_log(&records(&["1", "2", "3", "4", "5", "6", "7"]), MARK);
+    outbox.push_log(&records(&["1", "2", "3", "4", "5", "6", "7"]), MARK).unwrap();
     // The other one has taken one, and has the next under way.
     let to_b = outbox.next("b", Kind::Log).unwrap();
     outbox.taken("b", Kind::Log, to_b.number);
@@ -199,7 +200,7 @@ fn numbers_jump_beyond_what_a_controller_has() {
     assert_eq!(body(&again)["records"], json!([1, 2, 3]));
     // Once is enough, whatever it says.
     assert!(!outbox.jump("a", Kind::Log, again.number, again.number + 5));
-    outbox.push_log(&records(&["8"]), MARK);
+    outbox.push_log(&records(&["8"]), MARK).unwrap();
     outbox.close_log();
     let taken = drain(&outbox, "a");
     let lists: Vec<&Value> = taken.iter().map(|(_, list)| list).collect();
@@ -209,7 +210,7 @@ fn numbers_jump_beyond_what_a_controller_has() {
     // Numbers go on from there after a restart, and an old one is an old batch now.
     drop(outbox);
     let outbox = Outbox::open(&config).unwrap();
-    outbox.push_log(&records(&["9"]), MARK);
+    outbox.push_log(&records(&["9"]), MARK).unwrap();
     outbox.close_log();
     let next = outbox.next("a", Kind::Log).unwrap();
     assert!(next.number > last && !outbox.jump("a", Kind::Log, next.number, next.number + 5));
@@ -220,7 +221,7 @@ fn what_was_dropped_is_counted_over_a_restart() {
     let dir = TempDir::new().unwrap();
     let config = config(dir.path(), &["a"]);
     let outbox = Outbox::open(&config).unwrap();
-    outbox.push_log(&records(&["1", "2"]), MARK);
+    outbox.push_log(&records(&["1", "2"]), MARK).unwrap();
     outbox.close_log();
     let batch = outbox.next("a", Kind::Log).unwrap();
     outbox.lock().dropped(Kind::Log, 5);
@@ -261,4 +262,110 @@ fn a_clock_that_is_set_makes_no_stats_old() {
     .collect();
     // The first is of an earlier start, which may be any time ago.
     assert_eq!(kept, [2, 3]);
+}
+
+/// Writes over all pages but the first, and has the next look at the file read it again.
+fn damage_file(path: &Path, outbox: &Outbox) {
+    outbox.execute("PRAGMA wal_checkpoint(TRUNCATE)");
+    outbox.rest();
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[4096..].fill(0xa5);
+    let counter = u32::from_be_bytes(bytes[24..28].try_into().unwrap()) + 1;
+    bytes[24..28].copy_from_slice(&counter.to_be_bytes());
+    std::fs::write(path, &bytes).unwrap();
+}
+
+fn event_names(outbox: &Outbox, controller: &str) -> Vec<String> {
+    std::iter::from_fn(|| {
+        let event = outbox.next(controller, Kind::Event)?;
+        outbox.taken(controller, Kind::Event, event.number);
+        Some(body(&event)["name"].as_str().unwrap().to_owned())
+    })
+    .collect()
+}
+
+#[test]
+fn damage_is_found_and_set_aside_while_it_runs() {
+    let dir = TempDir::new().unwrap();
+    let outbox = Outbox::open(&config(dir.path(), &["a"])).unwrap();
+    let large = format!("\"{}\"", "x".repeat(100_000));
+    outbox.push_log(&records(&[&large, &large, &large]), MARK).unwrap();
+    let before = outbox.next("a", Kind::Log).unwrap().number;
+    damage_file(&dir.path().join(FILE), &outbox);
+    outbox.push_log(&records(&["1", "2", "3"]), MARK).unwrap();
+    let after = outbox.next("a", Kind::Log).unwrap();
+    assert!(after.number > before && body(&after)["records"] == json!([1, 2, 3]));
+    assert_eq!(event_names(&outbox, "a"), ["damaged"]);
+    assert!(dir.path().join("outbox.db.damaged").exists());
+}
+
+#[test]
+fn file_that_only_seemed_damaged_is_kept() {
+    let dir = TempDir::new().unwrap();
+    let outbox = Outbox::open(&config(dir.path(), &["a"])).unwrap();
+    outbox.push_log(&records(&["1", "2", "3"]), MARK).unwrap();
+    // A connection that has lost its tables.
+    outbox.lock().db = Connection::open_in_memory().unwrap();
+    let batch = outbox.next("a", Kind::Log).unwrap();
+    assert_eq!(body(&batch)["records"], json!([1, 2, 3]));
+    assert!(!dir.path().join("outbox.db.damaged").exists());
+}
+
+#[test]
+fn events_wait_until_the_file_can_be_used_again() {
+    let dir = TempDir::new().unwrap();
+    let outbox = Outbox::open(&config(dir.path(), &["a"])).unwrap();
+    outbox.execute("PRAGMA query_only = ON");
+    for n in 0..MAX_WAITING + 5 {
+        outbox.push_event(None, &format!("e{n}"), json!({}));
+    }
+    assert!(outbox.push_log(&records(&["1"]), MARK).is_err(), "whoever has records is told");
+    assert_eq!(outbox.next("a", Kind::Event), None);
+    outbox.execute("PRAGMA query_only = OFF");
+    outbox.push_event(None, "last", json!({}));
+    let names = event_names(&outbox, "a");
+    assert!(names.iter().any(|name| *name == "e5") && !names.iter().any(|name| *name == "e4"), "{names:?}");
+    assert!(names.iter().any(|name| name == "last") && names.iter().any(|name| name == "dropped"), "{names:?}");
+}
+
+#[test]
+fn file_that_cannot_be_opened_for_now_is_used_once_it_can() {
+    let dir = TempDir::new().unwrap();
+    let outbox = Outbox::open(&config(dir.path(), &["a"])).unwrap();
+    let (path, away) = (dir.path().join(FILE), dir.path().join("away"));
+    outbox.push_log(&records(&["1", "2", "3"]), MARK).unwrap();
+    outbox.lock().db = Connection::open_in_memory().unwrap();
+    std::fs::rename(&path, &away).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    assert_eq!(outbox.next("a", Kind::Log), None);
+    outbox.push_event(None, "kept", json!({}));
+    std::fs::remove_dir(&path).unwrap();
+    std::fs::rename(&away, &path).unwrap();
+    let (wake, woken) = crossbeam_channel::bounded(1);
+    outbox.waker("a", wake);
+    let begin = Instant::now();
+    let batch = loop {
+        if let Some(batch) = outbox.next("a", Kind::Log) {
+            break batch;
+        }
+        assert!(begin.elapsed() < Duration::from_secs(20));
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    assert_eq!(body(&batch)["records"], json!([1, 2, 3]));
+    assert!(woken.try_recv().is_ok(), "whatever waited can go");
+    assert_eq!(event_names(&outbox, "a"), ["kept"]);
+    assert!(!dir.path().join("outbox.db.damaged").exists());
+}
+
+#[test]
+fn bad_piece_holds_up_no_other() {
+    let dir = TempDir::new().unwrap();
+    let outbox = Outbox::open(&config(dir.path(), &["a"])).unwrap();
+    for text in ["1", "2", "3", "4"] {
+        outbox.push_log(&records(&[text]), MARK).unwrap();
+    }
+    outbox.close_log();
+    outbox.execute("UPDATE items SET body = 5 WHERE seq = 2");
+    let lists: Vec<Value> = drain(&outbox, "a").into_iter().map(|(_, list)| list).collect();
+    assert_eq!(lists, [json!([1, 3]), json!([4])]);
 }

@@ -4,8 +4,10 @@
 //! Stores nothing itself: messages go to the logger, statsd lines to the aggregator. The supervisor
 //! attaches it to every child and writes the agent's own records through it.
 
+use crate::logger::batch::Batch;
 use crate::{logger, stats};
 use jscommon::LevelSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -65,7 +67,12 @@ impl Outlets {
 pub struct Capture {
     keeper: Mutex<Keeper>,
     stall: Mutex<Stall>,
+    /// Bytes that may still be handed over without a wait, since the process has ended.
+    last: AtomicUsize,
 }
+
+/// How many these are: what both pipes hold, and what was read of them before.
+const LAST_OUTPUT: usize = 256 << 10;
 
 /// How long readers waited for the logger.
 #[derive(Debug, Default)]
@@ -82,6 +89,21 @@ impl Capture {
     /// hold them for ever.
     pub fn snapshot(&self) -> Captured {
         self.keeper().snapshot()
+    }
+
+    /// The process has ended: what it wrote last is read at once, however far the logger is behind, for the
+    /// result waits for that. Says whether a reader waits now, and is to be told by [`logger::Inlet::nudge`].
+    pub fn process_ended(&self) -> bool {
+        self.last.store(LAST_OUTPUT, Ordering::SeqCst);
+        self.stall().waiting > 0
+    }
+
+    /// Hands over the messages of so many bytes, which waits while the logger is behind.
+    fn push(&self, logger: &logger::Inlet, batch: Batch, bytes: usize) {
+        let Err(batch) = logger.try_push(batch) else { return };
+        self.while_stalled(|| logger.push_last(batch, || self.last.load(Ordering::SeqCst) > 0));
+        let less = |left: usize| Some(left.saturating_sub(bytes));
+        let _ = self.last.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less);
     }
 
     /// How long its readers have waited for the logger by now. They read nothing meanwhile, so that what

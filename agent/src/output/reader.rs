@@ -206,10 +206,7 @@ impl Reader {
             statsd.clear();
         }
         if !batch.is_empty() {
-            // Only where the logger is behind is this a wait, which the job's result must know of.
-            if let Err(batch) = outlets.logger.try_push(batch) {
-                capture.while_stalled(|| outlets.logger.push(batch));
-            }
+            capture.push(&outlets.logger, batch, bytes.map_or(0, <[u8]>::len));
         }
     }
 }

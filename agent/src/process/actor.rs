@@ -13,10 +13,10 @@ mod runs;
 mod threads;
 
 use super::args::RunArgs;
-use super::policy::{Action, Event, Now, Policy};
+use super::policy::{Action, Event, Now, Place, Policy};
 use super::{Message, Notice, Parts, Remote, spawn};
 use crate::builtin::{self, Answer, JobControl};
-use crate::ledger::Write;
+use crate::ledger::{Standing, Write};
 use crate::os::{self, Cgroups, Children, Mark};
 use crate::output::{Capture, Readers, Source};
 use anyhow::{Context, Result};
@@ -181,6 +181,10 @@ struct Actor {
     killed_before: HashSet<String>,
     /// Startup jobs of which processes of an earlier agent live.
     held_startup: HashSet<String>,
+    /// Jobs whose end is among `writes`: controller, and the start of the last run.
+    finished: Vec<(Arc<str>, Arc<str>, i64)>,
+    /// The file that `jobs` stand in, as the ledger counts them.
+    generation: u64,
     /// Bytes of the commands of all jobs that are not over.
     bytes: usize,
     retry: Option<Instant>,
@@ -225,6 +229,8 @@ pub(super) fn start(parts: Parts, remote: Remote, inbox: Receiver<Message>) -> R
         heard: HashSet::new(),
         killed_before: HashSet::new(),
         held_startup: HashSet::new(),
+        finished: Vec::new(),
+        generation: parts.ledger.generation(),
         bytes: 0,
         retry: None,
         rest_at: Some(Instant::now() + QUIET),
@@ -387,7 +393,12 @@ impl Actor {
         if let Some(known) = self.runs.get_mut(&run) {
             known.reaped = true;
             known.ended = Some(Instant::now());
-            known.stalled = known.capture.as_ref().map_or(Duration::ZERO, |capture| capture.stalled());
+            if let Some(capture) = &known.capture {
+                known.stalled = capture.stalled();
+                if capture.process_ended() {
+                    self.parts.outlets.logger.nudge();
+                }
+            }
         }
         self.event(Event::Exited { run, code });
     }
@@ -399,13 +410,19 @@ impl Actor {
 
     /// Performs what was ordered until nothing more follows from it.
     fn flush(&mut self) {
+        let mut replaced = false;
         loop {
             self.perform();
             if self.retry.is_some_and(|retry| retry > Instant::now()) {
                 return;
             }
-            let committed = self.parts.ledger.commit(&self.writes);
+            let committed =
+                self.store_lost_rows().and_then(|()| self.parts.ledger.commit_to(self.generation, &self.writes));
             if let Err(fault) = committed {
+                // What is written again is stored at once, but not for ever where every new file is damaged.
+                if self.generation != self.parts.ledger.generation() && !std::mem::replace(&mut replaced, true) {
+                    continue;
+                }
                 if self.retry.is_none() {
                     log::error!("the ledger takes nothing, so nothing starts until it does: {fault:#}");
                     let data = json!({"message": format!("the ledger takes nothing: {fault:#}")});
@@ -428,12 +445,50 @@ impl Actor {
                 death::point("agent.done");
             }
             self.writes.clear();
+            self.finished.clear();
             self.fresh.clear();
             if self.held.is_empty() && self.actions.is_empty() {
                 return self.clear_up();
             }
             self.release();
         }
+    }
+
+    /// Once a damaged ledger was replaced: writes the rows again that could not be carried over, of all jobs
+    /// that are not over or whose end is to be written.
+    fn store_lost_rows(&mut self) -> Result<()> {
+        let generation = self.parts.ledger.generation();
+        if self.generation == generation {
+            return Ok(());
+        }
+        let mut lost = Vec::new();
+        let now = self.now().wall;
+        let runs: HashMap<Arc<str>, i64> = self.runs.values().map(|run| (run.id.clone(), run.at)).collect();
+        let open = self.jobs.iter().map(|(id, job)| (id.clone(), job.controller.clone(), runs.get(id).copied()));
+        let ended = self.finished.iter().map(|(id, controller, at)| (id.clone(), controller.clone(), Some(*at)));
+        for (id, controller, started) in open.chain(ended) {
+            if self.fresh.contains(&*id) || self.parts.ledger.knows(&id)? {
+                continue;
+            }
+            // Where the command is gone as well, whoever waits for the job is told so.
+            let detail = self.jobs.get(&id).and_then(|job| job.detail.as_ref());
+            let command = detail.map_or_else(String::new, |detail| detail.command.to_value().to_string());
+            let id = id.to_string();
+            let standing = match self.policy.place_of(&id) {
+                Some((Place::Scheduled, _)) => Some(Standing::Scheduled),
+                Some((Place::Failed, _)) => Some(Standing::Failed),
+                _ => None,
+            };
+            lost.push(Write::Accept { id: id.clone(), controller: controller.to_string(), command, now });
+            lost.extend(started.map(|started| Write::Start { id: id.clone(), started }));
+            lost.extend(standing.map(|standing| Write::Stand { id, standing }));
+        }
+        if !lost.is_empty() {
+            log::warn!("{} jobs are stored again", lost.iter().filter(|w| matches!(w, Write::Accept { .. })).count());
+        }
+        self.writes.splice(0..0, lost);
+        self.generation = generation;
+        Ok(())
     }
 
     /// Does what waited for the commit, what somebody waits for first: news of results, a process, the

@@ -315,7 +315,7 @@ impl Taking {
 fn push_records(stage: &Stage, records: impl Iterator<Item = Value>) {
     let mut list = crate::outbox::Records::default();
     records.for_each(|record| list.add(|json| json.extend_from_slice(record.to_string().as_bytes())));
-    stage.outbox.push_log(&list, crate::outbox::Mark { last: 1, next: 2 });
+    stage.outbox.push_log(&list, crate::outbox::Mark { last: 1, next: 2 }).unwrap();
     stage.outbox.close_log();
 }
 
@@ -519,14 +519,14 @@ fn ledger_that_cannot_be_read_is_told_and_holds_up_no_other_lane() {
     let stage = Stage::new(|_| ok());
     stage.results(&ids(&["a"]));
     let other = rusqlite::Connection::open(stage._dir.path().join(crate::ledger::FILE)).unwrap();
-    other.execute_batch("ALTER TABLE jobs RENAME TO away").unwrap();
+    other.execute_batch("ALTER TABLE jobs RENAME COLUMN result TO away").unwrap();
     stage.outbox.push_stats(5, &[("k".into(), 1.5)]);
     let sender = stage.start();
     let event = stage.until_event("local_fault");
     assert_eq!(event["what"], "ledger");
     assert!(event["error"].as_str().unwrap().starts_with("the ledger cannot be read: "), "{event}");
     stage.until_sent(Kind::Stats);
-    other.execute_batch("ALTER TABLE away RENAME TO jobs").unwrap();
+    other.execute_batch("ALTER TABLE jobs RENAME COLUMN away TO result").unwrap();
     stage.until_nothing_waits();
     drop(sender);
     assert_eq!(stage.events("local_fault").len(), 1);
@@ -537,7 +537,7 @@ fn outbox_that_cannot_be_read_is_told_and_holds_up_no_results() {
     let stage = Stage::new(|_| ok());
     stage.outbox.push_event(None, "startup", json!({}));
     let other = rusqlite::Connection::open(stage._dir.path().join(crate::outbox::FILE)).unwrap();
-    other.execute_batch("UPDATE items SET body = 5").unwrap();
+    other.execute_batch("UPDATE items SET batch = 'x'").unwrap();
     stage.results(&ids(&["a"]));
     let sender = stage.start();
     stage.until_nothing_waits();

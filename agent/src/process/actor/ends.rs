@@ -58,7 +58,9 @@ impl Actor {
         let remembered = detail.is_none_or(|detail| detail.args.rules(true).remembered());
         let soon = started && !remembered && alert.is_none() && outcome.as_ref().is_some_and(answer::may_be_late);
         let concluded = outcome.and_then(|outcome| self.conclude(id, run, outcome, sparing, alert));
+        let at = concluded.as_ref().map_or_else(wall, |(.., started)| *started);
         let Some(job) = self.jobs.remove(id) else { return };
+        self.finished.push((id.clone(), job.controller.clone(), at));
         self.bytes = self.bytes.saturating_sub(job.size);
         let result = concluded.map(|(json, ..)| json).filter(|_| !job.controller.is_empty());
         if result.is_some() {

@@ -53,3 +53,30 @@ fn a_command_that_cannot_be_read_any_more_is_answered() {
     assert_eq!(result.state, State::Error);
     assert!(result.data.contains("cannot be read"), "{}", result.data);
 }
+
+#[test]
+fn results_of_jobs_outlive_a_ledger_that_is_damaged_while_they_run() {
+    let node = Node::new();
+    let life = node.live_with(|config| config.main.max_jobs = 1);
+    let path = life.config.main.data_dir.join(crate::ledger::FILE);
+    life.shell("runs", "while [ ! -e $F ]; do sleep 0.05; done; echo 20::1", json!({"env": {"F": node.path("go")}}));
+    life.shell("waits", "echo 20::2", json!({}));
+    life.wait_running("runs");
+    let before = life.ledger.generation();
+    // Nothing of it can be read any more.
+    let rival = rusqlite::Connection::open(&path).unwrap();
+    rival.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+    drop(rival);
+    let len = std::fs::metadata(&path).unwrap().len() as usize;
+    std::fs::write(&path, "rubbish ".repeat(len / 8)).unwrap();
+    life.ledger.rest();
+    std::fs::write(node.path("go"), "").unwrap();
+    let result = life.result("runs");
+    assert_eq!((result.state, result.data.as_str()), (State::Ok, "1"));
+    assert!(life.ledger.generation() > before, "the damage was found");
+    let result = life.result("waits");
+    assert_eq!(result.state, State::Error);
+    assert!(result.data.contains("cannot be read"), "{}", result.data);
+    life.shell("next", "echo 20::3", json!({}));
+    assert_eq!(life.result("next").data, "3");
+}

@@ -1,0 +1,136 @@
+//! What all database files have in common: what an error of SQLite says, and how a file gets another name.
+
+use rusqlite::{Connection, ErrorCode, ffi};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// What belongs to a database beside the file itself.
+pub(crate) const ENDINGS: [&str; 3] = ["", "-wal", "-shm"];
+
+/// What an error of SQLite means for whoever uses the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// The disk is full.
+    Full,
+    /// The file may be no good database; only a fresh look at it can confirm that.
+    Damaged,
+    /// Another program holds a lock.
+    Busy,
+    /// The statement or its values are refused; others may pass.
+    Content,
+    /// The file cannot be used for now: too many open files, missing rights, an error of the disk.
+    Unavailable,
+}
+
+/// What this error means.
+pub(crate) fn fault(error: &rusqlite::Error) -> Fault {
+    let rusqlite::Error::SqliteFailure(e, _) = error else {
+        // Statements of the agent that do not fit mean that the tables are not its own.
+        return if matches!(error, rusqlite::Error::SqlInputError { .. }) { Fault::Damaged } else { Fault::Content };
+    };
+    match (e.code, e.extended_code) {
+        (ErrorCode::DiskFull, _) | (_, ffi::SQLITE_IOERR_SHMSIZE) => Fault::Full,
+        (ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::Unknown, _) => Fault::Damaged,
+        (_, ffi::SQLITE_IOERR_SHORT_READ) => Fault::Damaged,
+        (ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked, _) => Fault::Busy,
+        (
+            ErrorCode::ConstraintViolation
+            | ErrorCode::TooBig
+            | ErrorCode::TypeMismatch
+            | ErrorCode::ParameterOutOfRange,
+            _,
+        ) => Fault::Content,
+        _ => Fault::Unavailable,
+    }
+}
+
+/// What this error means where one of its causes is of SQLite; anything else is of the file system.
+pub(crate) fn fault_of(error: &anyhow::Error) -> Fault {
+    error.chain().find_map(|cause| cause.downcast_ref::<rusqlite::Error>()).map_or(Fault::Unavailable, fault)
+}
+
+/// Whether a file that was just opened anew is no good database.
+pub(crate) fn is_damage(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+}
+
+/// Reads through a whole database; one that is damaged is an error.
+pub(crate) fn check(db: &Connection) -> rusqlite::Result<()> {
+    let verdict: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+    match verdict.as_str() {
+        "ok" => Ok(()),
+        _ => Err(rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_CORRUPT), Some(verdict))),
+    }
+}
+
+/// The file of a database, or of what belongs to it.
+pub(crate) fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(ending);
+    name.into()
+}
+
+/// Renames a database, which nobody may have open, with what belongs to it: all of it or nothing.
+pub(crate) fn rename(from: &Path, to: &Path, rename: impl Fn(&Path, &Path) -> io::Result<()>) -> io::Result<()> {
+    // The WAL goes first: a database without its WAL is an older one, a WAL without its database is nothing.
+    let mut done: Vec<&str> = Vec::new();
+    for ending in ENDINGS.into_iter().rev() {
+        match rename(&beside(from, ending), &beside(to, ending)) {
+            Ok(()) => done.push(ending),
+            Err(e) if !ending.is_empty() && e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => {
+                for ending in done {
+                    let _ = rename(&beside(to, ending), &beside(from, ending));
+                }
+                return Err(e);
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_bad_file_is_damage() {
+        let of = |code| fault(&rusqlite::Error::SqliteFailure(ffi::Error::new(code), None));
+        for (code, want) in [
+            (ffi::SQLITE_FULL, Fault::Full),
+            (ffi::SQLITE_CORRUPT, Fault::Damaged),
+            (ffi::SQLITE_NOTADB, Fault::Damaged),
+            (ffi::SQLITE_IOERR_SHORT_READ, Fault::Damaged),
+            (ffi::SQLITE_BUSY, Fault::Busy),
+            (ffi::SQLITE_CONSTRAINT, Fault::Content),
+            (ffi::SQLITE_CANTOPEN, Fault::Unavailable),
+            (ffi::SQLITE_IOERR, Fault::Unavailable),
+            (ffi::SQLITE_IOERR_WRITE, Fault::Unavailable),
+            (ffi::SQLITE_IOERR_FSYNC, Fault::Unavailable),
+            (ffi::SQLITE_READONLY, Fault::Unavailable),
+            (ffi::SQLITE_READONLY_DIRECTORY, Fault::Unavailable),
+            (ffi::SQLITE_PERM, Fault::Unavailable),
+            (ffi::SQLITE_NOMEM, Fault::Unavailable),
+        ] {
+            assert_eq!(of(code), want, "{code}");
+        }
+    }
+
+    #[test]
+    fn failed_rename_leaves_everything_as_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("a.db"), dir.path().join("b.db"));
+        for ending in ENDINGS {
+            std::fs::write(beside(&from, ending), ending).unwrap();
+        }
+        let held = |a: &Path, b: &Path| match a == from {
+            true => Err(io::Error::from(io::ErrorKind::PermissionDenied)),
+            false => std::fs::rename(a, b),
+        };
+        assert!(rename(&from, &to, held).is_err());
+        let there = |path: &Path| ENDINGS.map(|ending| beside(path, ending).exists());
+        assert_eq!((there(&from), there(&to)), ([true; 3], [false; 3]));
+        rename(&from, &to, |a, b| std::fs::rename(a, b)).unwrap();
+        assert_eq!((there(&from), there(&to)), ([false; 3], [true; 3]));
+    }
+}

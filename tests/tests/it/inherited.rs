@@ -43,6 +43,24 @@ fn jobs_inherit_nothing_of_what_the_agent_was_started_with() {
 }
 
 #[test]
+fn jobs_inherit_no_privilege_over_time_and_not_the_agents_own_limit_of_descriptors() {
+    let mut stage = started_by("ulimit -S -n 300; chrt -r -p 5 $$; renice -n -3 $$ >/dev/null; ionice -c 1 -p $$");
+    let agent = fs::read_to_string(format!("/proc/{}/limits", stage.agent.pid())).expect("limits");
+    let open = agent.lines().find(|line| line.starts_with("Max open files")).expect("a line");
+    assert_ne!(open.split_whitespace().nth(3), Some("300"), "the agent raises its own: {open}");
+    let script = "ulimit -S -n; chrt -p $$ | head -n 1; nice; ionice -p $$";
+    let result = stage.client.run("execute", json!({"cmd": "sh", "args": ["-c", script]}));
+    let text = result["streams"][0].as_str().expect("stdout");
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!((lines[0], lines[2]), ("300", "0"), "{text}");
+    assert!(lines[1].ends_with("SCHED_OTHER") && lines[3].starts_with("none"), "{text}");
+    // A job may ask for others, and a niceness of the node that only restricts stays.
+    let args = json!({"cmd": "sh", "args": ["-c", "ulimit -n; nice"], "rlimits": {"nofile": 200}, "nice": 4});
+    let result = stage.client.run("execute", args);
+    assert_eq!(result["streams"][0].as_str().map(str::trim_end), Some("200\n4"), "{result}");
+}
+
+#[test]
 fn a_lock_of_the_starter_is_free_once_the_agent_has_ended() {
     let mut stage = started_by("exec 9>\"$1/held\"; flock -n 9");
     let held = stage.agent.scratch().join("held");

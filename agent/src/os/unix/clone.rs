@@ -14,6 +14,7 @@
 
 #![allow(unsafe_code)] // system calls that return twice have no safe form; see `become_program`
 
+use super::inherited::{IO_WHO_PROCESS, PRIVILEGED, Privileged, child_descriptors};
 use super::process::Settings;
 use super::{Group, Spawned, program};
 use crate::os::{StartError, Step};
@@ -75,6 +76,9 @@ struct Plan<'a> {
     settings: &'a Settings,
     /// The value to write to `oom_score_adj`, where it is another one than the agent's.
     oom_score: Option<&'a CStr>,
+    privileged: &'a Privileged,
+    /// The limits of open descriptors, where they are others than the agent's.
+    descriptors: Option<libc::rlimit64>,
     /// The groups of the user to become, where that is another one.
     groups: Option<&'a [libc::gid_t]>,
     /// Signals to reset, bit n - 1 for signal n.
@@ -185,6 +189,8 @@ pub(super) fn spawn(
         stdio: [input.as_raw_fd(), out_end.as_raw_fd(), err_end.as_raw_fd()],
         settings,
         oom_score: oom_score.as_deref(),
+        privileged: &PRIVILEGED,
+        descriptors: child_descriptors().map(|(soft, hard)| libc::rlimit64 { rlim_cur: soft, rlim_max: hard }),
         groups: groups.as_deref(),
         reset: *IGNORED,
         pipe: -1,
@@ -420,9 +426,23 @@ fn prepare(plan: &mut Plan) -> Result<(), (Step, Errno)> {
                 return Err((Step::OomScore, errno));
             }
         }
+        // Where that is refused (which the usual ones are not), the agent's own stay.
+        if plan.privileged.policy {
+            let usual = libc::sched_param { sched_priority: 0 };
+            libc::sched_setscheduler(0, libc::SCHED_OTHER, &raw const usual);
+        }
+        if plan.privileged.nice {
+            libc::setpriority(libc::PRIO_PROCESS, 0, 0);
+        }
+        if plan.privileged.io {
+            libc::syscall(libc::SYS_ioprio_set, IO_WHO_PROCESS, 0, 0);
+        }
+        let nothing = null::<libc::rlimit64>();
+        if let Some(both) = &plan.descriptors {
+            libc::syscall(libc::SYS_prlimit64, 0, libc::RLIMIT_NOFILE, &raw const *both, nothing);
+        }
         for (index, limit) in plan.settings.limits.iter().enumerate() {
             let both = libc::rlimit64 { rlim_cur: limit.soft, rlim_max: limit.hard };
-            let nothing = null::<libc::rlimit64>();
             let resource = limit.resource as c_int;
             let set = libc::syscall(libc::SYS_prlimit64, 0, resource, &raw const both, nothing);
             check(Step::Limit(index), set)?;

@@ -147,9 +147,11 @@ fn a_daemon_holds_neither_the_result_nor_dies_with_it() {
 fn a_stopped_job_takes_its_stop_signal() {
     let node = Node::new();
     let life = node.live();
-    // Two processes of the group, and one outside of it.
-    let script =
-        format!("setsid sh -c 'echo $$ > {}; kill -STOP $$' & (kill -STOP 0); wait", node.path("out").display());
+    // Two processes of the group, and one that has left it before the group stops.
+    let out = node.path("out").display().to_string();
+    let script = format!(
+        "setsid sh -c 'echo $$ > {out}; kill -STOP $$' & until [ -s {out} ]; do sleep 0.01; done; (kill -STOP 0); wait"
+    );
     life.shell("a", &script, json!({"stop_timeout": 3600}));
     let outside = pid_in(&node, "out");
     let is_stopped = |pid: u32| {

@@ -218,10 +218,11 @@ impl Job {
             Event::Unschedule { .. } => self.unschedule(out),
             Event::Tick => self.tick(stopping, now, random, out),
             Event::Launching { run: launched } => {
+                // Told twice it changes nothing: the start may be ending by now.
                 if let Phase::Starting { run, launch, .. } = &mut self.phase
                     && run == launched
                 {
-                    *launch = Some(Launch { since: now.mono, ending: None });
+                    launch.get_or_insert(Launch { since: now.mono, ending: None });
                 }
             }
             Event::Spawned { run } => self.spawned(*run, now, out),

@@ -225,6 +225,8 @@ fn start_that_is_under_way_is_ended_once_it_is_over() {
     ] {
         let (mut desk, run) = launching(rules());
         desk.event(event);
+        // The same news once more takes nothing back.
+        desk.event(Event::Launching { run });
         desk.spawned(run);
         desk.said(&said);
         desk.exit(run, 143);

@@ -25,6 +25,15 @@ impl fmt::Display for NodeId {
     }
 }
 
+/// Longest role or label, in bytes.
+pub const MAX_ROLE: usize = 64;
+
+/// Whether `text` can be a role or a label: characters that mean nothing to a shell or a terminal.
+pub fn is_role(text: &str) -> bool {
+    (1..=MAX_ROLE).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'/' | b'-'))
+}
+
 /// The text is not `gid:nid` with two whole numbers from 1 to 4294967295.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadNodeId;
@@ -57,6 +66,20 @@ impl FromStr for NodeId {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn roles_are_of_a_small_set_of_characters() {
+        let longest = "x".repeat(MAX_ROLE);
+        for good in ["web", "A.b_c:d/e-9", "7", "-", longest.as_str()] {
+            assert!(is_role(good), "{good:?}");
+        }
+        let too_long = "x".repeat(MAX_ROLE + 1);
+        for bad in
+            ["", "*", "a b", "x;y", "$(x)", "x\ny", "x,y", "@x", "x=y", "ü", "x\u{202e}", "\\", too_long.as_str()]
+        {
+            assert!(!is_role(bad), "{bad:?}");
+        }
+    }
 
     #[test]
     fn text_and_back() {

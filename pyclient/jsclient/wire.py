@@ -47,6 +47,7 @@ COMMON_ARGS = frozenset(
 
 _NODE_KEY = re.compile(r"([0-9]{1,10}):([0-9]{1,10})\Z")
 _JOB_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}\Z")
+_ROLE = re.compile(r"[A-Za-z0-9._:/-]{1,64}\Z")
 # One encoder made once: `json.dumps` with options builds a new one for every call.
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 #: The agent keeps so much of each stream of a job: its last lines, and at most so many bytes of them.
@@ -117,9 +118,19 @@ def new_id() -> str:
 
 def check_id(job_id: str) -> str:
     """The id itself, or a `UsageError`."""
-    if not isinstance(job_id, str) or not _JOB_ID.match(job_id):
+    if not isinstance(job_id, str) or not is_id(job_id):
         raise UsageError(f"a job id is 1 to 128 of A-Z a-z 0-9 . _ : -, not {job_id!r}")
     return job_id
+
+
+def is_id(text: str) -> bool:
+    """Whether this can be the id of a job."""
+    return bool(_JOB_ID.match(text))
+
+
+def is_role(text: str) -> bool:
+    """Whether this can be a role or a label: controllers and agents refuse any other."""
+    return bool(_ROLE.match(text))
 
 
 def dumps(value: object) -> str:

@@ -664,4 +664,4 @@ def test_completion_of_a_pattern_offers_no_files(server: Server, fake: Fake, tmp
               'printf "%s\\n" "${COMPREPLY[@]}"')
     done = subprocess.run(["bash", "--norc", "-c", script], cwd=tmp_path, text=True, capture_output=True, timeout=60,
                           env={**os.environ, "PATH": f"{bin_}:{os.environ['PATH']}", "JSCTL_REDIS": server.url})
-    assert done.stdout.split() == ["1.*", "1.1", "1.2"], done
+    assert done.stdout.split() == ["1.\\*", "1.1", "1.2"], done

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import select
 import shutil
 import subprocess
@@ -11,11 +12,13 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Dict, List
+from typing import Any, Dict, List, Optional
 
 import pytest
 from conftest import Server
 from fake import Fake
+
+from jsclient.cli import complete
 
 JSCTL = Path(sys.executable).with_name("jsctl")
 pytestmark = pytest.mark.skipif(not JSCTL.exists(), reason="jsctl is not installed beside this Python")
@@ -38,6 +41,7 @@ def environment(server: Server, home: Path) -> Dict[str, str]:
 LINES = [
     ("jsctl ex", ["exec"]),
     ("jsctl exec 1.", ["1.*", "1.1", "1.2"]),
+    ("jsctl exec 1.\\*", ["1.*"]),
     ("jsctl exec @w", ["@web"]),
     ("jsctl exec 1.1,1", ["1.1,1.2"]),
     ("jsctl ping --except 2", ["2.*", "2.1"]),
@@ -52,7 +56,7 @@ def test_bash(server: Server, fake: Fake, tmp_path: Path) -> None:
                   'printf "%s\\n" "${COMPREPLY[@]}"')
         done = subprocess.run([bash, "--norc", "-c", script], env=environment(server, tmp_path), text=True,
                               capture_output=True, timeout=60)
-        assert done.stdout.split() == want, done
+        assert done.stdout.split() == [word.replace("*", "\\*") for word in want], done
 
 
 def test_fish(server: Server, fake: Fake, tmp_path: Path) -> None:
@@ -67,10 +71,11 @@ def test_fish(server: Server, fake: Fake, tmp_path: Path) -> None:
 class Terminal:
     """A shell that believes somebody types."""
 
-    def __init__(self, words: List[str], env: Dict[str, str]) -> None:
+    def __init__(self, words: List[str], env: Dict[str, str], folder: Optional[Path] = None) -> None:
         self.master, slave = pty.openpty()
-        self.child = subprocess.Popen(words, env=env, stdin=slave, stdout=slave, stderr=slave, close_fds=True,
-                                      start_new_session=True)
+        # fish needs a terminal that is its own.
+        self.child = subprocess.Popen(["setsid", "-c", *words], env=env, stdin=slave, stdout=slave, stderr=slave,
+                                      close_fds=True, cwd=folder)
         os.close(slave)
         self.seen = ""
 
@@ -105,7 +110,92 @@ def test_zsh(server: Server, fake: Fake, tmp_path: Path) -> None:
             terminal.wait(f"ran:{want}:")
         # Where several fit, they are listed.
         terminal.type("jsctl exec 1.\t")
-        terminal.wait("1.*")
+        terminal.wait("1.\\*")
         terminal.wait("1.2")
     finally:
         terminal.close()
+
+
+#: Each leaves the file `mark` behind, adds words or stands for files, if a shell takes it for anything but a name.
+HOSTILE = [
+    "x;touch${IFS}mark;:", "x$(touch${IFS}mark)", "x`touch${IFS}mark`", "x\ntouch mark", "x\n@xy", "x y", "x*", "x?", "x[a-z]",
+    "x'", 'x"', "x\\", "x|touch${IFS}mark", "x&touch${IFS}mark&", "x>mark", "x\ttouch mark", "x\rtouch mark\r", "x~", "x{a,b}",
+    "x#", "x!!", "x=(touch)", "x\x1b]0;t\x07", "x\u202e", "x" * 65, "",
+]
+#: A shell whose `jsctl` offers what the file `words` holds, if there is one, and else prints its arguments.
+SHELLS = {
+    "bash": (["bash", "--norc", "--noprofile", "-i"], """PS1=
+bind 'set enable-bracketed-paste off'; bind 'TAB: menu-complete'
+source <(jsctl completion bash)
+jsctl() {
+  if [[ $1 != __complete ]]; then printf '(%s)' ran "$@" end; echo
+  elif [[ -e words ]]; then cat words; else command jsctl "$@"; fi; }
+"""),
+    "zsh": (["zsh", "-f", "-i"], """PS1=
+unsetopt zle_bracketed_paste; setopt menu_complete
+autoload -Uz compinit; compinit -u -D
+source <(jsctl completion zsh)
+jsctl() {
+  if [[ $1 != __complete ]]; then printf '(%s)' ran "$@" end; echo
+  elif [[ -e words ]]; then cat words; else command jsctl "$@"; fi; }
+"""),
+    "fish": (["fish", "--no-config", "-i"], """function fish_prompt; end
+jsctl completion fish | source
+function jsctl
+  if test "$argv[1]" != __complete; printf '(%s)' ran $argv end; echo
+  else if test -e words; cat words; else; command jsctl $argv; end; end
+"""),
+}
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_what_nodes_call_themselves_neither_runs_nor_expands(shell: str, server: Server, fake: Fake, tmp_path: Path) -> None:
+    fake.add(8, 1, ["yes.a:b/c_d-e"])
+    for name in ("8.log", "@xa"):
+        (tmp_path / name).touch()
+    (tmp_path / "setup").write_text(SHELLS[shell][1])
+    words = [need(shell), *SHELLS[shell][0][1:]]
+    terminal = Terminal(words, {**environment(server, tmp_path), "TERM": "xterm"}, tmp_path)
+    try:
+        terminal.type("source ./setup; echo rea''dy\n")
+        terminal.wait("ready")
+        for line, want in (("@y", "@yes.a:b/c_d-e"), ("@web,y", "@web,yes.a:b/c_d-e")):
+            terminal.seen = ""
+            terminal.type(f"jsctl exec {line}\t\n")
+            terminal.wait(f"(ran)(exec)({want})(end)")
+        # Further tabs go from one to the next, in an order that each shell has for itself.
+        # The first Enter may only choose what is listed.
+        got, enter = set(), "\n\n" if shell == "fish" else "\n"
+        for tabs in ("\t", "\t\t", "\t\t\t"):
+            terminal.seen = ""
+            terminal.type(f"jsctl exec 8.{tabs}{enter}")
+            terminal.wait("(end)")
+            got.update(re.findall(r"\(ran\)\(exec\)\((8\..)\)\(end\)", terminal.seen))
+        assert got == {"8.*", "8.1"}
+        (tmp_path / "words").write_text("".join(f"@{role}\n" for role in HOSTILE))
+        for times in range(1, len(HOSTILE) + 2):
+            terminal.seen = ""
+            terminal.type("jsctl exec @x" + "\t" * times + enter)
+            terminal.wait("(end)")
+            assert re.search(r"\(ran\)\(exec\)\(@[xya*]*\)\(end\)", terminal.seen), terminal.seen
+    finally:
+        terminal.close()
+    assert not (tmp_path / "mark").exists()
+
+
+def test_only_names_that_no_shell_can_misread_are_offered(
+    server: Server, fake: Fake, raw: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JSCTL_REDIS", server.url)
+    for number, role in enumerate(HOSTILE, 1):
+        fake.add(7, number, [role, "ok"])
+        if len(role) > 64:
+            continue
+        raw.lpush("jsacc:jobs", role)
+        raw.hset(f"jsacc:job:{role}", "cmd", "{}")
+    raw.lpush("jsacc:jobs", "--json", "nightly:1")
+    raw.hset("jsacc:job:--json", "cmd", "{}")
+    raw.hset("jsacc:job:nightly:1", "cmd", "{}")
+    assert [word for word in complete.offer("jsctl exec @") if word not in ("@web", "@db")] == ["@ok"]
+    assert complete.offer("jsctl exec @ok,") == ["@ok,db", "@ok,web"]
+    assert complete.offer("jsctl job ") == ["nightly:1"]

@@ -9,6 +9,7 @@ use crate::store::pool::{describe, is_away, is_broken, is_spoilt};
 use crate::store::queue::{self, Answer, Mode, Question};
 use crate::store::{Batch, Conn, jobs, lists};
 use jscommon::NodeId;
+use jscommon::node::is_role;
 use redis::RedisResult;
 use serde_json::json;
 use std::collections::HashMap;
@@ -18,9 +19,8 @@ use std::sync::{Mutex, PoisonError};
 
 /// Longest wait, in seconds.
 const MAX_WAIT: u32 = 60;
-/// Most roles of a node, and the longest name of one.
-const MAX_ROLES: usize = 100;
-const MAX_ROLE: usize = 128;
+/// Most roles of a node.
+pub(super) const MAX_ROLES: usize = 100;
 /// For how long (ms) a poll that says nothing new, and is answered, is not written down again.
 const WRITTEN: u64 = 5_000;
 /// The same for one that waits: the gate tells that its node is there.
@@ -88,9 +88,10 @@ fn read(request: &Request) -> Result<Poll, Fault> {
             Some(number.ok_or_else(|| bad("ack is the batch of an earlier answer"))?)
         }
     };
-    let mut roles: Vec<&str> = query.all("role").filter(|role| !role.is_empty()).collect();
-    if roles.len() > MAX_ROLES || roles.iter().any(|role| role.len() > MAX_ROLE) {
-        return Err(bad(format!("a node has at most {MAX_ROLES} roles, each at most {MAX_ROLE} bytes long")));
+    // Any other is passed over, for an older agent has commands to fetch all the same; its `startup` event tells it.
+    let mut roles: Vec<&str> = query.all("role").filter(|role| is_role(role)).collect();
+    if roles.len() > MAX_ROLES {
+        return Err(bad(format!("a node has at most {MAX_ROLES} roles")));
     }
     roles.sort_unstable();
     roles.dedup();

@@ -1,15 +1,20 @@
 //! `POST /{gid}/{nid}/event`: starts and stops, alerts, what an agent noticed.
 
 use super::allowance::Allowance;
+use super::cmd::MAX_ROLES;
 use super::{Outcome, bad, json};
 use crate::context::Context;
 use crate::server::Reply;
 use crate::store::{Batch, lists, nodes};
 use jscommon::NodeId;
+use jscommon::node::{MAX_ROLE, is_role};
 use serde_json::{Map, Value};
 
 /// Longest text of an event that is kept, in bytes.
 const MAX_DATA: usize = 64 << 10;
+
+/// Roles that are told when they are refused, at most.
+const MAX_TOLD: usize = 10;
 
 /// Events that a node may send a second: what somebody should look at, so not many.
 pub(super) const MAX_EVENTS: f64 = 20.0;
@@ -21,7 +26,7 @@ pub(super) fn post(context: &Context, limits: &Allowance, node: NodeId, body: &[
         .and_then(Value::as_str)
         .filter(|name| (1..=64).contains(&name.len()))
         .ok_or_else(|| bad("'name' must be the event's name, at most 64 bytes long"))?;
-    let data = body.get("data").cloned().unwrap_or(Value::Object(Map::new()));
+    let mut data = body.get("data").cloned().unwrap_or(Value::Object(Map::new()));
     if data.to_string().len() > MAX_DATA {
         return Err(bad(format!("'data' is longer than {MAX_DATA} bytes")));
     }
@@ -36,8 +41,16 @@ pub(super) fn post(context: &Context, limits: &Allowance, node: NodeId, body: &[
                 facts.push((field, value.chars().take(256).collect()));
             }
         }
-        if let Some(roles) = data.get("roles").filter(|roles| roles.is_array()) {
-            facts.push(("roles", roles.to_string()));
+        if let Some((roles, refused)) = data.get("roles").and_then(Value::as_array).map(|roles| sorted_out(roles)) {
+            facts.push(("roles", Value::from(roles.clone()).to_string()));
+            if let Some(data) = data.as_object_mut().filter(|_| !refused.is_empty()) {
+                ::log::warn!(
+                    "node {node} has roles that are none and are passed over: {}",
+                    Value::from(refused.clone())
+                );
+                data.insert("roles".into(), roles.into());
+                data.insert("refused_roles".into(), refused.into());
+            }
         }
     }
     context.pool.with(|conn| {
@@ -51,4 +64,38 @@ pub(super) fn post(context: &Context, limits: &Allowance, node: NodeId, body: &[
         conn.run_in_turn(known, event).map(drop)
     })?;
     Ok(Reply::json("{}"))
+}
+
+/// The roles that are good, and the beginnings of some that are not, for people.
+fn sorted_out(roles: &[Value]) -> (Vec<String>, Vec<String>) {
+    let (mut good, mut refused) = (Vec::new(), Vec::new());
+    for role in roles {
+        match role.as_str().filter(|role| is_role(role)) {
+            Some(role) if good.len() < MAX_ROLES => good.push(role.to_owned()),
+            _ if refused.len() < MAX_TOLD => {
+                let text = role.as_str().map_or_else(|| role.to_string(), str::to_owned);
+                refused.push(text.escape_debug().take(MAX_ROLE).collect());
+            }
+            _ => {}
+        }
+    }
+    (good, refused)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn roles_of_other_characters_are_sorted_out() {
+        let roles = json!(["web", "x;touch y", 7, "a\nb", "", "db/1", "\u{1b}[1m"]);
+        let (good, refused) = sorted_out(roles.as_array().unwrap());
+        assert_eq!(good, ["web", "db/1"]);
+        assert_eq!(refused, ["x;touch y", "7", "a\\nb", "", "\\u{1b}[1m"]);
+        let many = vec![json!("x".repeat(1000)); 1000];
+        let (good, refused) = sorted_out(&many);
+        assert!(good.is_empty() && refused.len() == MAX_TOLD && refused.iter().all(|role| role.len() == MAX_ROLE));
+        assert_eq!(sorted_out(&vec![json!("web"); 1000]).0.len(), MAX_ROLES);
+    }
 }

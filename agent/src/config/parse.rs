@@ -9,6 +9,7 @@ use crate::builtin;
 use crate::process::args::{ExecuteArgs, RunArgs};
 use jscommon::LevelSet;
 use jscommon::command::is_job_id;
+use jscommon::node::{MAX_ROLE, is_role};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -83,8 +84,9 @@ fn main(r: &mut Reader, mut section: Section, config: &mut Config, overrides: &O
         }
     }
     if let Some(roles) = section.strings(r, "roles") {
-        if roles.value.iter().any(|role| role.is_empty() || role == "*" || role.len() > 128) {
-            r.fault(roles.at, "main.roles: a role has 1 to 128 letters and is not \"*\"");
+        for role in roles.value.iter().filter(|role| !is_role(role)) {
+            let shown: String = role.escape_debug().take(MAX_ROLE).collect();
+            r.fault(roles.at, format!("main.roles: \"{shown}\": a role is 1 to {MAX_ROLE} of A-Z a-z 0-9 . _ : / -"));
         }
         if roles.value.len() > 64 {
             r.fault(roles.at, "main.roles: a node has at most 64 roles");
@@ -441,6 +443,26 @@ mod tests {
                 "11: logging.db.keep must be from 0",
             ],
         );
+    }
+
+    #[test]
+    fn roles_of_other_characters_are_faults_with_their_line() {
+        let with = |roles: &str| LEAST.replace("[main]\n", &format!("[main]\nroles = {roles}\n"));
+        parse(&with(r#"["web", "db/1", "A.b_c:d-e"]"#)).unwrap();
+        for (role, shown) in [
+            ("x;touch${IFS}/tmp/p;:", "x;touch${IFS}/tmp/p;:"),
+            ("$(reboot)", "$(reboot)"),
+            ("a b", "a b"),
+            ("a\\nb", "a\\nb"),
+            ("*", "*"),
+            ("", ""),
+            ("\\u001b[1m", "\\u{1b}[1m"),
+            ("ü", "ü"),
+            (&"x".repeat(65), &"x".repeat(64)),
+        ] {
+            let want = format!("2: main.roles: \"{shown}\": a role is 1 to 64 of A-Z a-z 0-9 . _ : / -");
+            check(&with(&format!("[\"web\", \"{role}\"]")), &[&want]);
+        }
     }
 
     #[test]

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import List
 
+from .. import wire
 from ..errors import OK, Error
 from . import stdio
 
+# The shells check the words once more: what runs as `jsctl` may be another version.
 _BASH = """_jsctl() {
-    local IFS=$'\\n'
-    # A target has commas and colons in it, so the words are taken from the line and not from COMP_WORDS.
-    local words; read -ra words <<< "${COMP_LINE:0:COMP_POINT}"; local cur="${words[-1]}"
-    [[ "${COMP_LINE:COMP_POINT-1:1}" == " " ]] && cur=""
-    IFS=' ' ; local line="${COMP_LINE:0:COMP_POINT}"; IFS=$'\\n'
-    # Not split and not expanded: 1.* is no pattern for files here.
-    mapfile -t COMPREPLY < <(jsctl __complete "$line" 2>/dev/null)
-    local cut="${cur%"${cur##*[:=]}"}"
-    COMPREPLY=("${COMPREPLY[@]#"$cut"}")
+    local line="${COMP_LINE:0:COMP_POINT}" cur cut word
+    # A target has commas and colons in it, so the word is taken from the line and not from COMP_WORDS.
+    cur="${line##*[[:space:]]}"
+    cut="${cur%"${cur##*[:=]}"}"
+    COMPREPLY=()
+    while IFS= read -r word; do
+        [[ -z "$word" || "$word" == *[!A-Za-z0-9@._:/,*-]* ]] && continue
+        word="${word#"$cut"}"
+        # bash puts it on the line as it is: 1.* is no pattern for files.
+        COMPREPLY+=("${word//\\*/\\\\*}")
+    done < <(jsctl __complete "$line" 2>/dev/null)
     [[ ${#COMPREPLY[@]} -eq 0 ]] && compopt -o default 2>/dev/null
 }
 complete -o nospace -F _jsctl jsctl
@@ -25,15 +30,18 @@ complete -o nospace -F _jsctl jsctl
 
 _ZSH = """#compdef jsctl
 _jsctl() {
+    emulate -L zsh
     local -a found
-    found=("${(@f)$(jsctl __complete "${BUFFER[1,CURSOR]}" 2>/dev/null)}")
-    if [[ -n "${found[*]}" ]]; then compadd -Q -S '' -- "${found[@]}"; else _files; fi
+    found=(${(f)"$(jsctl __complete "${BUFFER[1,CURSOR]}" 2>/dev/null)"})
+    found=(${found:#*[^A-Za-z0-9@._:\\/,*-]*})
+    # Without -Q zsh quotes what needs it.
+    if (( ${#found} )); then compadd -S '' -- "${found[@]}"; else _files; fi
 }
 compdef _jsctl jsctl
 """
 
 _FISH = """function __jsctl_complete
-    jsctl __complete (commandline -cp) 2>/dev/null
+    jsctl __complete (commandline -cp | string collect) 2>/dev/null | string match -r '^[A-Za-z0-9@._:/,*-]+$'
 end
 complete -c jsctl -f -a '(__jsctl_complete)'
 complete -c jsctl -n '__fish_seen_subcommand_from put run' -F
@@ -44,6 +52,8 @@ _TARGET_AT = {
     "exec": 0, "ping": 0, "nodes": 0, "ps": 0, "top": 0, "killall": 0, "restart": 0, "put": 0, "logs": 0,
     "stats": 0, "raw": 0, "kill": 0, "signal": 0, "unschedule": 0, "info": 1, "run": 0,
 }
+#: What may be offered: nothing in it means anything to a shell, but for the `*` of `1.*`, which the shells quote.
+_OFFERED = re.compile(r"(?:[A-Za-z0-9@._:/,-]|(?<=[0-9]\.)\*)+\Z")
 _JOB = ("kill", "signal", "unschedule", "cancel", "job", "wait")
 
 
@@ -61,9 +71,10 @@ def candidates(argv: List[str]) -> int:
 
 
 def offer(line: str) -> List[str]:
-    """What may complete the last word of a line that begins with `jsctl`."""
+    """What may complete the last word of a line that begins with `jsctl`: words that no shell can misread."""
     words = line.split()[1:]
-    current = "" if not line or line[-1].isspace() else (words.pop() if words else "")
+    # `1.\\*` is how a shell writes `1.*`.
+    current = "" if not line or line[-1].isspace() else (words.pop().replace("\\*", "*") if words else "")
     from .parser import build
 
     parser = build()
@@ -104,7 +115,7 @@ def offer(line: str) -> List[str]:
             found += _jobs(url)
         if _TARGET_AT.get(name) == at:
             found += _targets(url, current)
-    return sorted({word for word in found if word.startswith(current)})
+    return sorted({word for word in found if word.startswith(current) and _OFFERED.match(word)})
 
 
 def _sub(parser: argparse.ArgumentParser, name: str) -> argparse.ArgumentParser:
@@ -140,7 +151,7 @@ def _targets(url: str, current: str) -> List[str]:
         return []
     head, comma, _ = current.rpartition(",")
     ids = [str(n.id) for n in nodes if n.state != "gone"]
-    roles = sorted({role for n in nodes for role in n.roles})
+    roles = sorted({role for n in nodes for role in n.roles if wire.is_role(role)})
     taken = head.lstrip("@").split(",")
     if comma:
         return [f"{head},{word}" for word in (roles if head.startswith("@") else ids) if word not in taken]
@@ -152,6 +163,7 @@ def _jobs(url: str) -> List[str]:
 
     try:
         with Client(url, timeout=2.0, socket_timeout=1.5, socket_connect_timeout=1.0) as client:
-            return [info.id for info in client.jobs(50)]
+            # One that begins with a dash would be read as a flag.
+            return [info.id for info in client.jobs(50) if wire.is_id(info.id) and info.id[0] != "-"]
     except Error:
         return []

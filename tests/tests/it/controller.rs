@@ -106,6 +106,35 @@ fn roles_choose_live_nodes() {
 }
 
 #[test]
+fn roles_of_other_characters_are_passed_over_and_told() {
+    let (_redis, acc, mut client) = site();
+    let node = acc.node(1, 1);
+    let long = "x".repeat(200);
+    let hostile = ["x;touch${IFS}/tmp/p;:", "$(reboot)", "a\nb", "a b", "*", "\u{1b}[1m", "ü", long.as_str()];
+    let roles: Vec<&str> = hostile.into_iter().chain(["web"]).collect();
+    let bytes = |role: &&str| role.bytes().map(|byte| format!("%{byte:02x}")).collect::<String>();
+    let encoded: Vec<String> = roles.iter().map(bytes).collect();
+    let encoded: Vec<&str> = encoded.iter().map(String::as_str).collect();
+    assert!(node.poll_as(&encoded, 0, None).is_none());
+    assert_eq!(client.redis::<String>(&["HGET", "jsacc:agent:1:1", "roles"]), "[\"web\"]");
+    assert!(!client.redis::<String>(&["HGET", "jsacc:{roles}", "1:1"]).contains("touch"));
+
+    let data = json!({"hostname": "h", "instance": "i1", "roles": roles});
+    assert_eq!(node.post("event", &json!({"name": "startup", "data": data})).status, 200);
+    assert_eq!(client.redis::<String>(&["HGET", "jsacc:agent:1:1", "roles"]), "[\"web\"]");
+    let told = event(&mut client, "startup");
+    assert_eq!(told["data"]["roles"], json!(["web"]));
+    let refused = told["data"]["refused_roles"].as_array().expect("what was refused");
+    assert!(refused.len() == hostile.len() && refused.contains(&json!("a\\nb")), "{told}");
+    // It goes on fetching its commands.
+    let id = client.push(json!({"roles": ["web"], "cmd": "ping"}));
+    let fetched = node.poll(10, None).expect("a command").cmds;
+    assert_eq!(fetched[0]["id"], json!(id));
+    let id = client.push(json!({"roles": ["$(reboot)"], "cmd": "ping"}));
+    assert_eq!(client.pop(&id)["state"], "ERROR");
+}
+
+#[test]
 fn what_is_no_command_is_rejected_and_answered() {
     let (_redis, _acc, mut client) = site();
     for text in ["{", "[]", "\"x\"", "{\"cmd\": \"ping\", \"gid\": 1, \"nid\": 1}", "{\"id\": \"a b\", \"cmd\": \"x\"}"]

@@ -34,6 +34,8 @@ const BATCH_ROWS: usize = 500;
 const BATCH_BYTES: usize = 4 << 20;
 /// What a controller takes at the most.
 const MAX_BODY: usize = 16 << 20;
+/// What every proxy lets through; one that calls less too large refuses everything.
+const ANY_LIMIT: usize = 1 << 10;
 /// An agent that stops gives its sender this long.
 const LAST_ROUND: Duration = Duration::from_secs(3);
 /// The pause between two tries for new credentials.
@@ -132,6 +134,16 @@ struct Lane {
 enum Load {
     Results(Vec<Unsent>),
     Batch(Kind, Batch),
+}
+
+impl Load {
+    /// How large its request is.
+    fn bytes(&self) -> usize {
+        match self {
+            Load::Results(results) => results.iter().map(|result| result.json.len()).sum(),
+            Load::Batch(_, batch) => batch.body.len(),
+        }
+    }
 }
 
 /// A load, and its key when it was set aside before.
@@ -469,7 +481,9 @@ impl Actor {
             }
             _ => {}
         }
-        if !finally {
+        // No limit of a proxy is that low: it refuses everything for now.
+        let any_size = matches!(failure, Failure::Foreign { .. }) && next.load.bytes() <= ANY_LIMIT;
+        if !finally || any_size {
             return self.set_aside(lane, &next, failure);
         }
         let mut item = describe(&next.load);
@@ -479,7 +493,9 @@ impl Actor {
                 let short = if failure.status() == 413 { shortened(&results[0].json) } else { None };
                 match short.map(|short| self.controller.post("result", &short)) {
                     Some(Ok(())) => item.push_str(", cut short"),
-                    Some(Err(again)) if !again.is_final() => return self.set_aside(lane, &next, again),
+                    Some(Err(again)) if !again.is_final() || again.by() == "proxy" => {
+                        return self.set_aside(lane, &next, again);
+                    }
                     _ => {}
                 }
                 self.mark_sent(lane, vec![results[0].key]);

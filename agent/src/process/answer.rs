@@ -7,6 +7,9 @@ use crate::builtin::Answer;
 use crate::output::Captured;
 use jscommon::{Command, JobResult, NodeId, State};
 
+/// The status of a process whose end nobody saw.
+const LOST: i32 = 255;
+
 /// What is known of a run that has ended.
 pub(super) struct Ended {
     /// How it ended.
@@ -34,7 +37,7 @@ pub(super) fn result(command: &Command, node: NodeId, ended: Ended) -> JobResult
         Outcome::TimedOut { code } => (State::Timeout, code, Some(Cause::Timeout.sentence())),
         Outcome::Killed { code, why } => (State::Killed, code.unwrap_or(0), Some(why)),
         Outcome::Unstartable { code, why } => (State::Error, code, Some(why)),
-        Outcome::Died { .. } => (State::Error, 0, Some("the agent died while the job ran".into())),
+        Outcome::Died { .. } => (State::Error, LOST, Some("the agent died while the job ran".into())),
         Outcome::Answered => match &ended.answer {
             Some(Err(why)) => (State::Error, 0, Some(why.clone())),
             Some(Ok(_)) => (State::Ok, 0, None),
@@ -103,7 +106,7 @@ mod tests {
             (killed(Some(137)), State::Killed, 137, "killed on request"),
             (killed(None), State::Killed, 0, "killed on request"),
             (Outcome::Unstartable { code: 127, why: "no".into() }, State::Error, 127, "no"),
-            (Outcome::Died { at: 1 }, State::Error, 0, "the agent died while the job ran"),
+            (Outcome::Died { at: 1 }, State::Error, 255, "the agent died while the job ran"),
         ] {
             let result = make(ended(outcome));
             assert_eq!((result.state, result.code, result.data.as_str(), result.level), (state, code, data, 0));

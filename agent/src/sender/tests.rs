@@ -455,6 +455,38 @@ fn record_batch_that_is_too_large_for_a_proxy_loses_only_the_culprit() {
 }
 
 #[test]
+fn proxy_that_calls_everything_too_large_loses_nothing() {
+    let open = Arc::new(AtomicBool::new(false));
+    let gate = open.clone();
+    let taking = Arc::new(Taking::default());
+    let taker = taking.clone();
+    let stage = Stage::new(move |asked| if gate.load(Ordering::Relaxed) { taker.take(asked) } else { page(413) });
+    stage.results(&[json!({"id": "a", "state": "OK", "data": "x".repeat(5000)}), json!({"id": "b", "state": "OK"})]);
+    push_records(&stage, std::iter::once(json!({"id": 1, "jobid": "j", "data": "x"})));
+    stage.outbox.push_event(None, "startup", json!({}));
+    open.store(true, Ordering::Relaxed);
+    stage.poll();
+    open.store(false, Ordering::Relaxed);
+    let sender = stage.start();
+    // The result that is larger is tried cut short, the others as they are.
+    while !(stage.posted().iter().any(|ids| *ids == ["b"]) && stage.events("startup").len() > 1) {
+        thread_yield();
+    }
+    assert!(stage.ledger.unsent_bytes() > 5000, "both results wait");
+    open.store(true, Ordering::Relaxed);
+    stage.until_nothing_waits();
+    while taking.has().is_empty() {
+        thread_yield();
+    }
+    drop(sender);
+    assert_eq!(taking.has().len(), 1);
+    assert!(stage.events("dropped").is_empty());
+    let seen = stage.seen.lock().unwrap();
+    let last = seen.iter().rev().find(|asked| asked.line.ends_with("/result") && asked.body.contains("\"a\""));
+    assert!(last.unwrap().body.len() > 5000, "whole, and not cut short");
+}
+
+#[test]
 fn record_that_a_proxy_forbids_is_set_aside_and_taken_later() {
     let bad = Arc::new(AtomicBool::new(true));
     let gate = bad.clone();

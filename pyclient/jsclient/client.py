@@ -237,7 +237,8 @@ class Client(Looking):
     ) -> Iterator[Record]:
         """A node's records, oldest first, as many as there are.
 
-        `follow` asks again every `every` seconds, until `until()` is true where that is given.
+        `follow` asks again every `every` seconds, until `until()` is true where that is given. In the history and
+        the audit list stands the first question alone, and with `follow` none.
         """
         where = self._node(node)
         after: Optional[int] = None
@@ -246,8 +247,8 @@ class Client(Looking):
             last_time = until() if follow and until is not None else False
             want = page if limit is None else min(page, limit)
             batch = self.get_msgs(
-                *where, job, since=since, until=until_ms, levels=levels, limit=want, after=after, quiet=follow,
-                timeout=timeout,
+                *where, job, since=since, until=until_ms, levels=levels, limit=want, after=after,
+                quiet=follow or after is not None, timeout=timeout,
             )
             yield from batch
             if batch:
@@ -357,7 +358,7 @@ class Client(Looking):
             self.link.check_version(hello)
         if not last:
             raise NoController(f"no controller serves Redis at {self.link.where}: start jsacc, or check the address")
-        age = (nodes_.now_ms(now) - float(last[1])) / 1000
+        age = (nodes_.now_ms(now) - wire.scored(last)[0][1]) / 1000
         if age > wire.BEAT_SECONDS:
             raise NoController(
                 f"no controller serves Redis at {self.link.where}: the last one beat {ago(age)} ago; start jsacc"

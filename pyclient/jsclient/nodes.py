@@ -94,7 +94,7 @@ def load(link: Link, only: Optional[Iterable[NodeId]] = None, fields: Sequence[s
     """All known nodes, or those of `only` that are known, ordered by grid and number."""
     if only is None:
         time, scored = link.bulk([("TIME",), ("ZRANGE", wire.AGENTS, 0, -1, "WITHSCORES")])
-        pairs = [(NodeId.from_key(scored[i]), scored[i + 1]) for i in range(0, len(scored), 2)]
+        pairs = [(NodeId.from_key(member), score) for member, score in wire.scored(scored)]
     else:
         wanted = list(only)
         time, *scores = link.bulk([("TIME",)] + [("ZSCORE", wire.AGENTS, node.key) for node in wanted])
@@ -109,7 +109,8 @@ def load(link: Link, only: Optional[Iterable[NodeId]] = None, fields: Sequence[s
         facts: Dict[str, Any] = {}
         for name, value in zip(fields, values):
             if name == "stopped":
-                facts[name] = int(value) if value and value[:20].isdigit() and int(value[:20]) >= last_seen else 0
+                stopped = wire.milliseconds(value or b"")
+                facts[name] = stopped if stopped >= last_seen else 0
             elif name != "roles":
                 facts[name] = value.decode("utf-8", "replace") if value else ""
             elif value in roles:

@@ -432,7 +432,7 @@ class JobInfo:
             if name == b"cmd":
                 info.command = _command(value)
             elif name == b"created":
-                info.created = _milliseconds(value)
+                info.created = milliseconds(value)
             elif name == b"targets":
                 info.targets = parse_targets(value)
             else:
@@ -485,11 +485,19 @@ def _command(raw: bytes) -> Dict[str, Any]:
     return value if isinstance(value, dict) else {"cmd": str(value)}
 
 
-def _milliseconds(raw: bytes) -> int:
+def milliseconds(raw: bytes) -> int:
+    """A time as Redis holds it; 0 where it is none."""
     try:
         return int(float(raw))
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0
+
+
+def scored(answer: Sequence[Any]) -> List[Tuple[Any, float]]:
+    """The members and scores of a sorted set: RESP 2 has them one behind the other, RESP 3 in pairs."""
+    if answer and isinstance(answer[0], (list, tuple)):
+        return [(member, float(score)) for member, score in answer]
+    return [(answer[i], float(answer[i + 1])) for i in range(0, len(answer), 2)]
 
 
 def parse_list(items: Iterable[bytes]) -> List[Dict[str, Any]]:

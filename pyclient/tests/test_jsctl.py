@@ -641,6 +641,29 @@ def test_a_stopped_node_is_told_at_once(jsctl: Jsctl, fake: Fake, raw: Any, word
     assert ran.code == 4 and "the agent stopped" in ran.err
 
 
+def test_further_pages_of_records_are_quiet(fake: Fake, client: Client, raw: Any) -> None:
+    for i in range(2500):
+        fake.record(1, 1, 1, f"line {i}")
+    assert len(list(client.logs("1.1"))) == 2500
+    asked = [c for c in fake.seen if c["cmd"] == "get_msgs"]
+    assert [c.get("quiet", False) for c in asked] == [False, True, True]
+    assert raw.llen("jsacc:audit") == 1
+
+
+def test_resp_3_is_understood(jsctl: Jsctl, server: Server, fake: Fake) -> None:
+    for words in (["nodes"], ["ping", "1.1"], ["jobs"]):
+        ran = jsctl("--redis", f"unix://{server.socket}?protocol=3", *words)
+        assert ran.code == 0, ran
+
+
+@pytest.mark.parametrize("stopped", [b"9" * 5000, b"1e999", b"nan", b"\xff"])
+def test_times_that_are_none_do_no_harm(jsctl: Jsctl, fake: Fake, raw: Any, stopped: bytes) -> None:
+    raw.hset("jsacc:agent:1:1", "stopped", stopped)
+    raw.hset("jsacc:job:j1", mapping={"cmd": "{}", "created": stopped})
+    raw.lpush("jsacc:jobs", "j1")
+    assert jsctl("nodes").code == 0 and jsctl("jobs").code == 0
+
+
 def test_questions_that_are_asked_again_are_quiet(jsctl: Jsctl, server: Server, fake: Fake, client: Client, raw: Any) -> None:
     fake.record(1, 1, 1, "a line")
     list(client.target("all").follow(until=lambda: True))

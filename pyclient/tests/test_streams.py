@@ -181,7 +181,7 @@ class Terminal:
         os.close(self.slave)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGINT])
 def test_a_signal_during_the_progress_bar_leaves_the_terminal_as_it_was(server: Server, fake: Fake, number: int) -> None:
     with Terminal(server, "exec", "@web", "--", "sleep", "9") as it:
         it.see(rb"\x1b\[\?25l")
@@ -192,7 +192,7 @@ def test_a_signal_during_the_progress_bar_leaves_the_terminal_as_it_was(server: 
         assert b"jsctl wait " + fake.seen[-1]["id"].encode() in it.seen
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
 def test_a_signal_during_top_leaves_the_terminal_as_it_was(server: Server, fake: Fake, number: int) -> None:
     with Terminal(server, "top", "--interval", "0.2") as it:
         it.see(rb"3 nodes, \d+ jobs", 2)

@@ -16,12 +16,12 @@ pub mod secret;
 
 use crate::config::Config;
 use crate::gate::PeerCert;
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use ca::Ca;
 pub use files::write;
 use files::{lock, write_state};
 use jscommon::NodeId;
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{RootCertStore, ServerConfig};
 use secret::Secrets;
@@ -230,18 +230,43 @@ impl Identity {
 }
 
 fn chain(file: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
-    let certs: Vec<_> = CertificateDer::pem_file_iter(file)
-        .with_context(|| format!("{} cannot be read", file.display()))?
+    let pem = read_pem(file)?;
+    let certs: Vec<_> = CertificateDer::pem_slice_iter(&pem)
         .collect::<Result<_, _>>()
         .with_context(|| format!("{} is no PEM file of certificates", file.display()))?;
     if certs.is_empty() {
-        bail!("{} holds no certificate", file.display());
+        bail!("{} holds no certificate: give a PEM file that has one (`-----BEGIN CERTIFICATE-----`)", file.display());
     }
     Ok(certs)
 }
 
 fn private_key(file: &Path) -> anyhow::Result<PrivateKeyDer<'static>> {
-    PrivateKeyDer::from_pem_file(file).with_context(|| format!("the key {} cannot be read", file.display()))
+    let pem = read_pem(file)?;
+    PrivateKeyDer::from_pem_slice(&pem).map_err(|e| match e {
+        pem::Error::NoItemsFound if is_encrypted(&pem) => anyhow!(
+            "the key {} is encrypted: write it without a password (`openssl pkey -in {0} -out FILE`)",
+            file.display()
+        ),
+        pem::Error::NoItemsFound => {
+            anyhow!(
+                "{} holds no private key: give a PEM file that has one (`-----BEGIN PRIVATE KEY-----`)",
+                file.display()
+            )
+        }
+        e => anyhow!(e).context(format!("the key {} cannot be read", file.display())),
+    })
+}
+
+fn is_encrypted(pem: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(pem);
+    ["BEGIN ENCRYPTED PRIVATE KEY", "Proc-Type: 4,ENCRYPTED"].iter().any(|mark| text.contains(mark))
+}
+
+/// Reads a PEM file without its byte order mark.
+fn read_pem(file: &Path) -> anyhow::Result<Vec<u8>> {
+    let bytes = fs::read(file).with_context(|| format!("{} cannot be read", file.display()))?;
+    jscommon::text::check_utf16(&bytes).map_err(|e| anyhow!("{}: {e}", file.display()))?;
+    Ok(jscommon::text::without_bom(&bytes).to_vec())
 }
 
 #[cfg(test)]
@@ -269,6 +294,37 @@ mod tests {
         for name in ["ca.key", "server.key", "node.secret"] {
             assert_eq!(fs::metadata(dir.join(name)).unwrap().mode() & 0o777, 0o600, "{name}");
         }
+    }
+
+    #[test]
+    fn pem_with_a_byte_order_mark_is_read_and_an_unfit_file_is_told_with_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file.pem");
+        let made = rcgen::generate_simple_self_signed(["ac.example".to_owned()]).unwrap();
+        let key = made.signing_key.serialize_pem();
+        fs::write(&file, format!("\u{feff}{}", made.cert.pem())).unwrap();
+        assert_eq!(chain(&file).unwrap(), [made.cert.der().clone()]);
+        fs::write(&file, format!("\u{feff}{key}")).unwrap();
+        private_key(&file).unwrap();
+        let cert = made.cert.pem();
+        let utf16: Vec<u8> = key.encode_utf16().flat_map(u16::to_le_bytes).collect();
+        let cases: [(&[u8], &str); 4] = [
+            (
+                b"-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n",
+                "without a password",
+            ),
+            (&utf16, "save it as UTF-8"),
+            (cert.as_bytes(), "holds no private key: give"),
+            (b"\x30\x82\x01\x01", "holds no private key: give"),
+        ];
+        for (content, advice) in cases {
+            fs::write(&file, content).unwrap();
+            let told = format!("{:#}", private_key(&file).unwrap_err());
+            assert!(told.contains(advice), "{told}");
+        }
+        fs::write(&file, made.cert.der()).unwrap();
+        let told = format!("{:#}", chain(&file).unwrap_err());
+        assert!(told.contains("holds no certificate: give a PEM file"), "{told}");
     }
 
     #[test]

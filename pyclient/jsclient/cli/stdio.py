@@ -29,7 +29,7 @@ class WriteFault(Error):
 
 
 class Terminated(BaseException):
-    """TERM or HUP came."""
+    """TERM, HUP or QUIT came."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -140,18 +140,18 @@ def _discard(stream: Any) -> None:
 
 @contextlib.contextmanager
 def signals() -> Iterator[None]:
-    """Within it TERM and HUP raise `Terminated`, so that a terminal is left as it was found."""
+    """Within it TERM, HUP and QUIT raise `Terminated`, so that a terminal is left as it was found."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     taken = []
 
     def raise_it(number: int, _: object) -> None:
-        # A second TERM ends it at once; HUP comes from the shell and from the kernel.
-        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
+        # A second TERM or QUIT ends it at once; HUP comes from the shell and from the kernel.
+        signal.signal(number, signal.SIG_IGN if number == getattr(signal, "SIGHUP", None) else signal.SIG_DFL)
         raise Terminated(number)
 
-    for name in ("SIGTERM", "SIGHUP"):
+    for name in ("SIGTERM", "SIGHUP", "SIGQUIT"):
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, raise_it)

@@ -435,6 +435,33 @@ def test_the_smallest_rights_are_enough(server: Server, fake: Fake, raw: Any) ->
         raw.execute_command("ACL", "DELUSER", "ops")
 
 
+def test_the_smallest_rights_do_not_reach_what_waits(server: Server, raw: Any) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "client.md").read_text()
+    (rule,) = re.findall(r"^ACL SETUSER (ops .*)$", page, re.MULTILINE)
+    keys = (Path(__file__).parents[2] / "acc" / "src" / "store" / "keys.rs").read_text()
+    assert 'format!("jsacc:{{{node}}}:cmds")' in keys and 'format!("jsacc:{{cmds_queue}}:taken:{ac}")' in keys
+    raw.lpush("cmds_queue", "secret")
+    raw.lpush("jsacc:{cmds_queue}:taken:h:1:x", "secret")
+    raw.hset("jsacc:{1:1}:cmds", "id", "secret")
+    raw.zadd("jsacc:{1:1}:queue", {"id": 1})
+    raw.execute_command("ACL", "SETUSER", *rule.replace("PASSWORD", "right").split())
+    try:
+        with Client(f"{server.url}?username=ops&password=right", timeout=10) as client:
+            for words in [
+                ("LRANGE", "cmds_queue", 0, -1), ("RPOP", "cmds_queue"), ("BRPOP", "cmds_queue", 1), ("DEL", "cmds_queue"),
+                ("SET", "cmds_queue", "x"), ("EXPIRE", "cmds_queue", 1), ("LRANGE", "jsacc:{cmds_queue}:taken:h:1:x", 0, -1),
+                ("HGETALL", "jsacc:{1:1}:cmds"), ("HGET", "jsacc:{1:1}:cmds", "id"), ("HMGET", "jsacc:{1:1}:cmds", "id"),
+                ("ZRANGE", "jsacc:{1:1}:queue", 0, -1), ("HGETALL", "jsacc:{revoked}"), ("HGETALL", "jsacc:secret"),
+                ("DEL", "jsacc:job:x"), ("SET", "jsacc:agents", "x"), ("LPUSH", "jsacc:audit", "x"), ("KEYS", "*"),
+            ]:
+                with pytest.raises(Unavailable, match="may not"):
+                    client.link.call(*words)
+            assert raw.lrange("cmds_queue", 0, -1) == ["secret"]
+            client.link.call("LPUSH", "cmds_queue", "mine")
+    finally:
+        raw.execute_command("ACL", "DELUSER", "ops")
+
+
 def test_a_job_that_was_never_sent_has_no_state(client: Client, fake: Fake) -> None:
     with pytest.raises(Gone, match="it was never sent, or is older than a day"):
         client.job("never-sent").state

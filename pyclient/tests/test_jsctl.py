@@ -688,3 +688,10 @@ def test_completion_of_a_pattern_offers_no_files(server: Server, fake: Fake, tmp
     done = subprocess.run(["bash", "--norc", "-c", script], cwd=tmp_path, text=True, capture_output=True, timeout=60,
                           env={**os.environ, "PATH": f"{bin_}:{os.environ['PATH']}", "JSCTL_REDIS": server.url})
     assert done.stdout.split() == ["1.\\*", "1.1", "1.2"], done
+
+
+def test_the_audit_list_calls_names_self_declared(server: Server, jsctl: Jsctl, raw: Any) -> None:
+    raw.lpush("jsacc:audit", '{"time": 1, "id": "j", "by": "alice@hr", "user": "ops", "cmd": "ping", "targets": ["1:1"]}')
+    ran = jsctl("audit")
+    assert ran.code == 0 and "BY (SELF-DECLARED)" in ran.out.splitlines()[0] and "alice@hr/ops" in ran.out
+    assert "self-declared" in jsctl("audit", "--help").out and "self-declared" in jsctl("exec", "--help").out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import re
@@ -187,7 +188,7 @@ def test_a_signal_during_the_progress_bar_leaves_the_terminal_as_it_was(server: 
         it.see(rb"\x1b\[\?25l")
         wait_until(lambda: len(fake.running) == 2)
         it.child.send_signal(number)
-        assert it.ended() == 128 + number
+        assert it.ended() == 128 + number, it.seen
         it.assert_restored()
         assert b"jsctl wait " + fake.seen[-1]["id"].encode() in it.seen
 
@@ -244,3 +245,105 @@ def test_a_terminal_is_shown_no_control_characters(server: Server, fake: Fake) -
             assert not any(c in text for c in "\x1b\x07\u009b\u202e") and "\u00a0ok" in text, text
 
 
+#: What a hostile node says of itself and writes: controls, markup of rich, line breaks, lines of jsctl's own.
+BAD = "\x1b]0;t\x07\x1b[2J\u009b31m\u202e\x85[bold]b[/bold][link=http://x]l[/link]\n== 1.2 (2)\r\n3 OK, 0 failed\njsctl: 1.2: fine\x0b"
+
+
+def hostile(fake: Fake, raw: Any) -> None:
+    """Makes 1.1 a node of which every field and answer is `BAD`."""
+    raw.hset("jsacc:agent:1:1", mapping={"roles": json.dumps([BAD, "web"]), "hostname": BAD, "os": BAD, "version": BAD,
+                                         "addr": BAD, "instance": BAD, "ac": BAD})
+    entry = {"id": BAD, "cmd": BAD, "domain": BAD, "name": BAD, "pid": BAD, "state": BAD, "cpu": 1, "rss": BAD,
+             "processes": BAD, "starttime": 5, "restarts": [BAD]}
+    answers = {
+        "get_processes_stats": {"level": 20, "data": json.dumps([entry])},
+        "get_os_info": {"level": 20, "data": json.dumps({BAD: BAD, "hostname": [BAD]})},
+        "ping": {"state": "ERROR", "data": BAD, "critical": BAD, "tags": BAD},
+    }
+    usual = fake.answer
+    fake.answer = lambda n, c: answers.get(c["cmd"]) or usual(n, c)  # type: ignore[method-assign]
+    fake.programs["say"] = lambda n, c: {"streams": [BAD, BAD], "critical": BAD, "state": "ERROR", "code": 1}
+    fake.record(1, 1, 1, BAD, jobid=BAD)
+    fake.record(1, 1, 30, json.dumps({"cmd": BAD, "state": BAD, "id": BAD}), jobid=BAD)
+    for name in ("events", "rejected", "audit"):
+        item = {"time": 1, "gid": 1, "nid": 1, "name": BAD, "data": {BAD: BAD}, "reason": BAD, "command": BAD, "id": BAD,
+                "by": BAD, "user": BAD, "cmd": BAD, "targets": [BAD], "args": {"cmd": BAD, "args": [BAD]}}
+        raw.lpush(f"jsacc:{name}", json.dumps(item), BAD)
+    raw.hset("jsacc:stats:1:1", BAD, "[1, 1]")
+    raw.lpush("jsacc:jobs", "j1")
+    result = {"id": BAD, "gid": 1, "nid": 1, "cmd": BAD, "state": "ERROR", "data": BAD, "streams": [BAD, BAD]}
+    command = {"cmd": BAD, "by": BAD, "args": {"cmd": BAD, "args": [BAD]}}
+    raw.hset("jsacc:job:j1", mapping={"cmd": json.dumps(command), "targets": '["1:1"]', "1:1": json.dumps(result)})
+    raw.set("jsacc:script:" + "a" * 64, BAD)
+
+
+LOOKS = [["nodes"], ["ps", "1.1,1.2"], ["ps", "1.1"], ["top", "--once"], ["jobs"], ["job", "j1"], ["events"], ["audit"],
+         ["rejected"], ["stats", "1.1"], ["script", "list"], ["logs", "1.1"], ["logs", "1.1,1.2"], ["info", "os", "1.1,1.2"],
+         ["ping", "1.1,1.2"], ["exec", "1.1,1.2", "--", "say"], ["exec", "1.1,1.2", "--no-fold", "--", "say"],
+         ["exec", "1.1,1.2", "--no-progress", "--", "say"], ["wait", "j1"]]
+
+
+@pytest.mark.parametrize("words", LOOKS, ids=" ".join)
+def test_no_byte_of_a_node_controls_the_terminal_or_looks_like_jsctl(
+    server: Server, fake: Fake, raw: Any, words: List[str]
+) -> None:
+    hostile(fake, raw)
+    with Terminal(server, *words) as it:
+        it.ended()
+        text = it.seen.decode()
+    bar = r"\x1b\[\?25[lh]|\x1b\[[0-9;]*m|\x1b\[1?[AK]|\x1b\[2K"  # of the progress bar, which shows nothing of nodes
+    if "exec" in words or "ping" in words or "ps" in words or "info" in words:
+        text = re.sub(bar, "", text)
+    assert not re.search("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e]", text), text
+    assert "\ufffd" in text and "fault of jsctl" not in text
+    shown = [line.split("\r")[-1] for line in text.replace("\r\n", "\n").split("\n")]
+    assert "".join(text.split()).count("[bold]b[/bold]") or words[0] in ("jobs", "wait", "rejected", "script"), text
+    if words != ["wait", "j1"]:  # one node's output alone is shown as it is
+        for line in shown:
+            assert not re.match(r"== 1\.2 \(2\)|3 OK, 0|jsctl: 1\.2: fine", line), text
+
+
+@pytest.mark.parametrize("words", [[*words, flag] for flag in ("--json", "--ndjson") for words in LOOKS
+                                   if "logs" not in words and "say" not in words and "--once" not in words], ids=" ".join)
+def test_json_holds_controls_escaped(server: Server, fake: Fake, raw: Any, words: List[str]) -> None:
+    hostile(fake, raw)
+    ran = run(server, *words)
+    text = ran.stdout.decode()
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e]", text), text
+    for line in [text] if "--json" in words else text.splitlines():
+        json.loads(line)
+
+
+def test_wrapped_lines_never_begin_with_what_a_node_chose(server: Server, fake: Fake, raw: Any) -> None:
+    fillers = ["x" * 70, "x" * 78, "x" * 79, "\u4e2d" * 39, "\u4e2d" * 40, "\u0301" * 80, "\t" * 10, "e\u0301" * 40]
+    output = "\n".join(filler + "== 1.2 (2)" * 9 for filler in fillers)
+    fake.programs["say"] = lambda n, c: {"streams": [output, ""]}
+    raw.hset("jsacc:agent:1:1", mapping={"hostname": "x" * 60 + "2.1  live  0s"})
+    fake.record(1, 1, 1, "y" * 52 + "2.1  live  0s" * 40)
+    for words in (["exec", "1.1,1.2", "--", "say"], ["nodes"], ["logs", "1.1"]):
+        for columns in (80, 40, 33):
+            with Terminal(server, *words, columns=columns) as it:
+                it.ended()
+                text = re.sub(r"\x1b\[\?25[lh]|\x1b\[[0-9;]*m|\x1b\[1?[AK]|\x1b\[2K", "", it.seen.decode())
+            for line in (line.split("\r")[-1] for line in text.replace("\r\n", "\n").split("\n")):
+                # Nothing is left for the terminal to wrap, but for the last line's counts.
+                wide = sum(2 if "\u1100" <= c else 1 for c in line)
+                assert wide <= columns or "failed" in line or "OK" in line or "live," in line, (columns, line)
+                assert not re.match(r"2\.1  live  0s", line), text
+
+
+def test_sentences_are_cleaned_in_a_pipe_too(server: Server, fake: Fake, raw: Any) -> None:
+    hostile(fake, raw)
+    fake.answer = lambda n, c: {"level": 21, "data": "[" + BAD}  # type: ignore[method-assign]
+    for words in (["ping", "1.1"], ["ps", "1.1,1.2"], ["logs", "1.1"], ["logs", "1.1", "--delete"]):
+        for line in run(server, *words).stderr.decode().splitlines():
+            assert line.startswith(("jsctl: ", "  ", "0 OK", "2 OK")) and line.isprintable(), line
+
+
+def test_in_a_pipe_only_lines_like_headings_are_changed(server: Server, fake: Fake) -> None:
+    text = "a == b\n== 1.2 (2)\n  ==\n\tx\r== 1.1\n=\n"
+    fake.programs["say"] = lambda n, c: {"streams": [text, ""]}
+    ran = run(server, "exec", "1.1,1.2", "--", "say")
+    assert ran.stdout.decode() == "== 1.1, 1.2 (2)\na == b\n == 1.2 (2)\n   ==\n\tx\r == 1.1\n=\n"
+    ran = run(server, "exec", "1.1", "--", "say")
+    assert ran.stdout.decode() == text

@@ -120,9 +120,9 @@ def _print(record: Record, args: argparse.Namespace, many: bool) -> None:
     except (OverflowError, ValueError, OSError):
         at = str(record.epoch)
     who = f"{record.node} " if many else ""
-    job = record.jobid[:12] if not args.job else ""
+    job = render.cell(record.jobid[:12]) if record.jobid and not args.job else ""
     text = (_ending(record) if record.level == 30 else record.data).replace("\n", "\n" + " " * 24)
-    stdio.out(f"{at} {who}{job + ' ' if job else ''}{record.level:>2} {text}", flush=args.follow)
+    stdio.rows(f"{at} {who}{job + ' ' if job else ''}{record.level:>2} {text}", " " * 24, flush=args.follow)
 
 
 def _ending(record: Record) -> str:

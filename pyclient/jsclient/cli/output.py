@@ -107,7 +107,7 @@ class Output:
             self._stop_bar()
         self._flush()
         if self.render_all:
-            stdio.out(self.render_all(self.fleet.client, self._kept))
+            stdio.rows(self.render_all(self.fleet.client, self._kept))
         self._end_json()
         self._say_cut()
         return self._last_line(limit)
@@ -167,14 +167,14 @@ class Output:
         else:
             _out(result.stdout)
         if result.stderr:
-            say(result.stderr)
+            stdio.err(result.stderr)
         if not result.ok:
             say(f"jsctl: {result.sentence()}")
 
     def _say_cut(self) -> None:
         """Says of which nodes the results are not all that was written."""
         for result in self._cut[:10]:
-            say(f"jsctl: {result.node}: {result.cut}; for the rest: jsctl logs {result.node} --job {result.id}")
+            say(f"jsctl: {result.node}: {result.cut}; for the rest: jsctl logs {result.node} --job {self.fleet.job_id(result.node)}")
         if len(self._cut) > 10:
             more = sorted(result.node for result in self._cut[10:])
             say(f"jsctl: {len(more)} more are cut or may be: {render.names(more)}")
@@ -194,7 +194,7 @@ class Output:
             self._shown[mark] = nodes[0]
             status, _, text = self._texts.pop(mark).partition("\n")
             tail = "" if status == "OK" else f": {status}"
-            self._print(f"== {render.names(nodes, 1000)}{count}{tail}" + (f"\n{text}" if text else ""))
+            self._print(f"== {render.names(nodes, 1000)}{count}{tail}" + (f"\n{stdio.marked(text)}" if text else ""))
         self._blocks.clear()
 
     def _print(self, text: str) -> None:

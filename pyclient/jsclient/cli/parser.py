@@ -196,7 +196,7 @@ def build() -> argparse.ArgumentParser:
     sub.add_argument("ids", nargs="+", metavar="ID", help=_ID)
     _output(sub)
 
-    for name, help in (("events", "the last events"), ("audit", "who asked for what"), ("rejected", "what was no command")):
+    for name, help in (("events", "the last events"), ("audit", "what was asked for, and by whom (self-declared)"), ("rejected", "what was no command")):
         sub = command(name, f"show:{name}", help + ", newest first")
         sub.add_argument("-n", "--limit", type=_count, default=20, help="so many (20)")
 
@@ -225,7 +225,7 @@ def _everywhere(parser: argparse.ArgumentParser, default: bool = False) -> None:
         help="seconds to wait for answers, of each batch (60, or --max-time and 30 more; 0 waits for ever); then the "
         "command is withdrawn where it has not started",
     )
-    group.add_argument("--as", dest="by", metavar="NAME", default=value(None), help="who asks, for the audit list")
+    group.add_argument("--as", dest="by", metavar="NAME", default=value(None), help="who asks, for the audit list (self-declared)")
     group.add_argument("--json", action="store_true", default=value(False), help="one JSON document")
     group.add_argument("--ndjson", action="store_true", default=value(False), help="one JSON object a line, as they come")
 

@@ -35,7 +35,8 @@ class Bar:
     def start(self) -> None:
         """Shows it."""
         self._task = self._progress.add_task("", total=max(len(self._fleet.nodes), 1), **self._fields())
-        self._progress.start()
+        with stdio.undisturbed():
+            self._progress.start()
 
     def update(self) -> None:
         """Takes the fleet's figures."""
@@ -47,15 +48,17 @@ class Bar:
     def print(self, text: str) -> None:
         """Prints data on stdout, with the bar out of the way."""
         if sys.stdout.isatty():
-            self._progress.stop()
+            self.stop()
             stdio.out(text)
-            self._progress.start()
+            with stdio.undisturbed():
+                self._progress.start()
         else:
             stdio.out(text)
 
     def stop(self) -> None:
         """Takes it away."""
-        self._progress.stop()
+        with stdio.undisturbed():
+            self._progress.stop()
 
     def _fields(self) -> Any:
         fleet = self._fleet

@@ -30,7 +30,7 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Columns of equal width, two spaces between them; numbers to the right."""
-    cells = [[_cell(value) for value in row] for row in rows]
+    cells = [[cell(value) for value in row] for row in rows]
     columns = list(zip(*cells)) if cells else [()] * len(head)
     widths = [max([len(h), *map(len, column)]) for h, column in zip(head, columns)]
     right = [any(c != "-" for c in column) and all(map(_is_number, column)) for column in columns]
@@ -38,7 +38,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join(form.format(*row).rstrip() for row in [list(head), *cells])
 
 
-def _cell(value: object) -> str:
+def cell(value: object) -> str:
+    """A value as one line without control characters; `-` for nothing."""
     if type(value) is str and value and value.isprintable():
         return value
     if value is None or value == "":
@@ -98,8 +99,8 @@ def value_text(value: Any, ours: bool = True) -> str:
     if isinstance(value, Mapping):
         value = {k: value[k] for k in (_ordered(value) if ours else value)}
     if isinstance(value, Mapping) and value and not any(isinstance(v, (Mapping)) for v in value.values()):
-        width = max(len(_cell(k)) for k in value)
-        return "\n".join(f"{_cell(k).ljust(width)}  {_cell(shown(k, v))}" for k, v in value.items())
+        width = max(len(cell(k)) for k in value)
+        return "\n".join(f"{cell(k).ljust(width)}  {cell(shown(k, v))}" for k, v in value.items())
     if isinstance(value, list) and value and all(isinstance(v, Mapping) for v in value):
         head = list(dict.fromkeys(str(k) for row in value for k in row))
         head = _ordered(head) if ours else head

@@ -33,7 +33,7 @@ def nodes(args: argparse.Namespace) -> int:
         elif picked:
             head = ("NODE", "STATE", "SEEN", "HOST", "ROLES", "OS", "VERSION", "ADDR")
             rows = ((n.id, n.state, ago(n.age), n.hostname, n.roles, n.os, n.version, n.addr) for n in picked)
-            stdio.out(render.table(head, rows))
+            stdio.rows(render.table(head, rows))
         if not picked:
             say("jsctl: no node was ever seen" if not known else f"jsctl: no node matches {args.target}")
         elif not (args.json or args.ndjson):
@@ -62,7 +62,7 @@ def jobs(args: argparse.Namespace) -> int:
         who = render.names(info.targets or [], 3) or "-"
         ends = " ".join(f"{n} {s}" for s, n in sorted(counts.items())) or "nobody"
         rows.append((info.id, render.moment(info.created), render.asked(info.command), who, ends))
-    stdio.out(render.table(("ID", "CREATED", "COMMAND", "NODES", "STATES"), rows))
+    stdio.rows(render.table(("ID", "CREATED", "COMMAND", "NODES", "STATES"), rows))
     return OK
 
 
@@ -86,7 +86,7 @@ def job(args: argparse.Namespace) -> int:
     facts.update(created=render.moment(first.created), state=overall.state if overall.states else first.state)
     if first.command.get("args"):
         facts["args"] = dump_json(first.command["args"])
-    stdio.out(render.value_text(facts))
+    stdio.rows(render.value_text(facts))
     rows = []
     for info in infos:
         for node, state in sorted(info.states.items()):
@@ -97,7 +97,7 @@ def job(args: argparse.Namespace) -> int:
                 render.moment(result.starttime) if result else "", body[-1][:60] if body else "",
             ))
     if rows:
-        stdio.out("\n" + render.table(("NODE", "STATE", "CODE", "TIME", "STARTED", "LAST LINE"), rows))
+        stdio.rows("\n" + render.table(("NODE", "STATE", "CODE", "TIME", "STARTED", "LAST LINE"), rows))
     return OK
 
 
@@ -113,7 +113,7 @@ def events(args: argparse.Namespace) -> int:
         rest = e.get("data", e.get("text", ""))
         told = rest if isinstance(rest, str) else dump_json(rest)
         rows.append((render.moment(_when(e)), who, e.get("name", ""), told))
-    stdio.out(render.table(("TIME", "NODE", "EVENT", "DATA"), rows))
+    stdio.rows(render.table(("TIME", "NODE", "EVENT", "DATA"), rows))
     return OK
 
 
@@ -133,7 +133,7 @@ def audit(args: argparse.Namespace) -> int:
         who = ",".join(targets[:3]) + (f" and {count - 3} more" if count > 3 else "")
         ends = " ".join(f"{n} {s}" for s, n in e.get("results", {}).items())
         rows.append((render.moment(_when(e)), by, what, who, ends, e.get("id", "")))
-    stdio.out(render.table(("TIME", "BY", "COMMAND", "NODES", "RESULTS", "ID"), rows))
+    stdio.rows(render.table(("TIME", "BY (SELF-DECLARED)", "COMMAND", "NODES", "RESULTS", "ID"), rows))
     return OK
 
 
@@ -144,7 +144,7 @@ def rejected(args: argparse.Namespace) -> int:
     if _json(args, found):
         return OK
     rows = [(render.moment(_when(e)), e.get("reason", ""), str(e.get("command", e.get("text", "")))[:80]) for e in found]
-    stdio.out(render.table(("TIME", "REASON", "TEXT"), rows))
+    stdio.rows(render.table(("TIME", "REASON", "TEXT"), rows))
     return OK
 
 
@@ -172,7 +172,7 @@ def stats(args: argparse.Namespace) -> int:
         say("jsctl: no series yet: nodes send them once a minute")
         return OK
     now = time.time()
-    stdio.out(render.table(("NODE", "SERIES", "VALUE", "AGE"),
+    stdio.rows(render.table(("NODE", "SERIES", "VALUE", "AGE"),
                        ((n, k, f"{v:g}" if abs(v) < 1e6 else f"{v:.0f}", ago(now - at)) for n, k, v, at in rows)))
     return OK
 
@@ -184,7 +184,7 @@ def scripts(args: argparse.Namespace) -> int:
     if _json(args, found):
         return OK
     rows = ((s["hash"], render.size(s["size"]), ago(s["expires"]), s["first"][:60]) for s in found)
-    stdio.out(render.table(("HASH", "SIZE", "EXPIRES", "BEGINS"), rows))
+    stdio.rows(render.table(("HASH", "SIZE", "EXPIRES", "BEGINS"), rows))
     return OK
 
 

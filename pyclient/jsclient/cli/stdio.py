@@ -9,13 +9,18 @@ import re
 import signal
 import sys
 import threading
-from typing import Any, Iterator, NoReturn, Optional
+from typing import Any, Iterator, List, NoReturn, Optional
 
 from ..errors import FAILED, Error
 from ..values import dump_json
 
 #: C0 except tab and line feed, DEL, C1, and the characters that change the direction of text.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+#: Stands on a terminal before each line that nodes wrote, where headings stand between them.
+MARK = "| "
+#: A line that looks like a heading; some readers take a CR for the end of a line.
+_HEADING = re.compile(r"(^|\r)( *==)", re.MULTILINE)
 
 
 class WriteFault(Error):
@@ -83,6 +88,48 @@ def clean(text: str) -> str:
     return text if text.isprintable() else _CONTROL.sub("\ufffd", text.replace("\r\n", "\n"))
 
 
+def rows(text: str, more: str = "    ", flush: bool = True) -> None:
+    """Writes lines of jsctl's own with text of nodes in them: on a terminal a long one goes on indented by `more`.
+
+    The terminal itself would go on at its first column, where a node could make it look like a line of jsctl.
+    """
+    out(_folded(clean(text), "", more, sys.stdout) if sys.stdout.isatty() else text, flush=flush)
+
+
+def marked(text: str) -> str:
+    """What nodes wrote, for the place below a heading: no line of it can be taken for a heading.
+
+    On a terminal each line begins with `MARK`. Elsewhere a line that begins with `==`, or with blanks and `==`,
+    gets one more blank in front, and all others stay as they are.
+    """
+    if sys.stdout.isatty():
+        return _folded(clean(text), MARK, MARK, sys.stdout)
+    return _HEADING.sub(r"\1 \2", text)
+
+
+def _folded(text: str, first: str, more: str, stream: Any) -> str:
+    """The text with `first` before each line, and lines split so that the terminal wraps none of them."""
+    try:
+        width = os.get_terminal_size(stream.fileno()).columns
+    except (OSError, ValueError):
+        width = 0
+    width = width or 80
+    more = more[: width // 2]
+    lines: List[str] = []
+    for line in text.split("\n"):
+        start, begin, used = first, 0, len(first)
+        if used + len(line) > width or not line.isascii() or "\t" in line:
+            for at, char in enumerate(line):
+                # As wide as any terminal may draw it, or wider.
+                cells = 8 if char == "\t" else 1 if char < "\u1100" else 2
+                if used + cells > width and at > begin:
+                    lines.append(start + line[begin:at])
+                    start, begin, used = more, at, len(more)
+                used += cells
+        lines.append(start + line[begin:])
+    return "\n".join(lines)
+
+
 def out(text: str, end: str = "\n", flush: bool = True) -> None:
     """Writes to standard output: as it is into a file or a pipe, cleaned on a terminal."""
     try:
@@ -105,7 +152,13 @@ def json_text(value: object, indent: Optional[int] = None) -> str:
 
 
 def say(text: str) -> None:
-    """Writes a line for people to standard error."""
+    """Writes a sentence for people to standard error, always cleaned; further lines of it are indented."""
+    text = clean(text).replace("\n", "\n  ")
+    err(_folded(text, "", "  ", sys.stderr) if sys.stderr.isatty() else text)
+
+
+def err(text: str) -> None:
+    """Writes to standard error: as it is into a file or a pipe, cleaned on a terminal."""
     try:
         sys.stderr.write((clean(text) if sys.stderr.isatty() else text) + "\n")
         sys.stderr.flush()
@@ -136,6 +189,19 @@ def _discard(stream: Any) -> None:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
         os.close(null)
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Holds back signals that raise: rich, interrupted while it starts or stops, leaves the terminal half set."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

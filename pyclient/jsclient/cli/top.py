@@ -55,7 +55,7 @@ def top(args: argparse.Namespace) -> int:
             return OK
         if args.once or not sys.stdout.isatty():
             results, line = _sample(client, args)
-            stdio.out(render.table(HEAD, _rows(client, processes(results)[: args.lines])))
+            stdio.rows(render.table(HEAD, _rows(client, processes(results)[: args.lines])))
             say(line)
             return OK
         try:
@@ -73,7 +73,7 @@ def _rounds(client: Client, args: argparse.Namespace, key: Callable[[float], Non
     while True:
         results, line = _sample(client, args, key)
         rows = _rows(client, processes(results)[: args.lines])
-        stdio.out(f"{line}\n{fit(rows, os.get_terminal_size(sys.stdout.fileno()).columns)}\n")
+        stdio.rows(f"{line}\n{fit(rows, os.get_terminal_size(sys.stdout.fileno()).columns)}\n")
         key(args.interval)
 
 
@@ -83,7 +83,10 @@ def _screen(client: Client, args: argparse.Namespace, key: Callable[[float], Non
     from rich.live import Live
     from rich.text import Text
 
-    with Live(console=Console(), screen=True, auto_refresh=False) as live:
+    live = Live(console=Console(), screen=True, auto_refresh=False)
+    try:
+        with stdio.undisturbed():
+            live.start()
         while True:
             results, line = _sample(client, args, key)
             size = live.console.size
@@ -91,6 +94,9 @@ def _screen(client: Client, args: argparse.Namespace, key: Callable[[float], Non
             shown = stdio.clean(f"{line}\n\n{fit(rows, size.width)}")
             live.update(Text(shown, no_wrap=True, overflow="crop"), refresh=True)
             key(args.interval)
+    finally:
+        with stdio.undisturbed():
+            live.stop()
 
 
 @contextlib.contextmanager

@@ -219,7 +219,7 @@ def test_a_sentinel_that_makes_the_replica_master(house: House, capsys: pytest.C
         # Each program learns anew which one is silent, so most of them are spared that here.
         everything(client, f"sentinel://ops:pw@127.0.0.1:{own}/group?sentinel_password=watch", capsys)
         # Somebody waits while the master dies, and is told what came of it.
-        job = client.execute(1, 2, "sleep", ["4"])
+        job = client.execute(1, 2, "sleep", ["10"])
         wait_until(lambda: job.state == "RUNNING")
         waiter = subprocess.Popen([sys.executable, "-m", "jsclient.cli", "--redis", url, "wait", job.id, "--json"],
                                   stdout=subprocess.PIPE, text=True)

@@ -140,19 +140,21 @@ pub fn hide(command: &Command) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     #[test]
     fn secrets_are_hidden_when_marked() {
-        let command = |secret: bool| {
+        let command = |secret: Value| {
             let value = json!({"id": "a", "cmd": "execute", "gid": 1, "nid": 1, "data": "geheim",
                 "args": {"cmd": "x", "env": {"PW": "geheim"}, "secret": secret}});
             Command::from_value(value).unwrap()
         };
-        assert!(hide(&command(false)).contains("geheim"));
-        let shown = hide(&command(true));
-        assert!(!shown.contains("geheim") && shown.contains("PW"), "{shown}");
-        let answer = Answer::error(&command(true), None, "no");
-        assert!(!serde_json::to_string(&answer.result()).unwrap().contains("geheim"));
+        assert!(hide(&command(json!(false))).contains("geheim"));
+        for marked in [json!(true), json!("true"), json!(1), json!("yes")] {
+            let shown = hide(&command(marked.clone()));
+            assert!(!shown.contains("geheim") && shown.contains("PW"), "{shown}");
+            let answer = Answer::error(&command(marked), None, "no");
+            assert!(!serde_json::to_string(&answer.result()).unwrap().contains("geheim"));
+        }
     }
 }

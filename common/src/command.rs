@@ -69,9 +69,17 @@ impl fmt::Display for BadCommand {
 
 impl std::error::Error for BadCommand {}
 
-/// Whether `args` mark the command's `env` and `data` as secret.
+/// Whether `args` mark the command's `env` and `data` as secret: whatever is not plainly false does.
+///
+/// The agent refuses a value that is no boolean. Until then the command is shown in places that others read.
 pub fn is_secret(args: &Map<String, Value>) -> bool {
-    args.get("secret") == Some(&Value::Bool(true))
+    match args.get("secret") {
+        None | Some(Value::Null) => false,
+        Some(Value::Bool(secret)) => *secret,
+        Some(Value::Number(number)) => number.as_f64() != Some(0.0),
+        Some(Value::String(text)) => !matches!(text.as_str(), "" | "false"),
+        Some(Value::Array(_) | Value::Object(_)) => true,
+    }
 }
 
 /// The arguments as they may be shown: where they are marked as secret, without what `env` holds.
@@ -365,6 +373,19 @@ mod tests {
         assert_eq!(shown(marked(json!("A=x"))), marked(json!("***")));
         assert_eq!(shown(marked(json!(["x"]))), marked(json!("***")));
         assert_eq!(shown(json!({"secret": true})), json!({"secret": true}));
+    }
+
+    #[test]
+    fn secret_that_is_not_plainly_false_hides() {
+        let is_secret = |value: &Value| is_secret(json!({"secret": value}).as_object().unwrap());
+        for hides in [json!(true), json!("true"), json!("yes"), json!(1), json!(0.5), json!("0"), json!([]), json!({})]
+        {
+            assert!(is_secret(&hides), "{hides}");
+        }
+        for shows in [json!(false), json!(null), json!(0), json!(0.0), json!(""), json!("false")] {
+            assert!(!is_secret(&shows), "{shows}");
+        }
+        assert!(!super::is_secret(&Map::new()));
     }
 
     #[test]

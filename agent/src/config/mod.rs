@@ -50,6 +50,8 @@ pub struct Main {
     pub data_dir: PathBuf,
     /// Processes that run at one time; more jobs wait in order.
     pub max_jobs: usize,
+    /// Variables of the agent's own environment that every process inherits beside the small set.
+    pub env: Vec<String>,
 }
 
 /// `[controllers.NAME]`.
@@ -155,7 +157,7 @@ pub struct Startup {
 
 impl Default for Main {
     fn default() -> Main {
-        Main { gid: 0, nid: 0, roles: Vec::new(), data_dir: default_data_dir(), max_jobs: 100 }
+        Main { gid: 0, nid: 0, roles: Vec::new(), data_dir: default_data_dir(), max_jobs: 100, env: Vec::new() }
     }
 }
 

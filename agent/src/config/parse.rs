@@ -101,7 +101,31 @@ fn main(r: &mut Reader, mut section: Section, config: &mut Config, overrides: &O
         }
     }
     set(&mut main.max_jobs, section.number(r, "max_jobs", 1, 100_000).map(|n| n as usize));
+    if let Some(names) = section.strings(r, "env") {
+        for fault in names.value.iter().filter_map(|name| variable_fault(name)) {
+            r.fault(names.at, format!("main.env: {fault}"));
+        }
+        main.env = names.value;
+    }
     section.end(r);
+}
+
+/// Why the agent's variable of this name cannot be handed on to processes; nothing when it can.
+fn variable_fault(name: &str) -> Option<String> {
+    const MANAGER: [&str; 6] =
+        ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"];
+    let shown = name.escape_debug();
+    if name.contains('=') {
+        return Some(format!("\"{shown}\" holds a value: list names alone, for example \"HTTPS_PROXY\""));
+    }
+    if name.is_empty() || name.contains(|c: char| c.is_control() || c.is_whitespace() || matches!(c, '*' | '?' | '$')) {
+        return Some(format!("\"{shown}\" is no name of a variable: write each name in full, without blanks, * or $"));
+    }
+    let upper = name.to_ascii_uppercase();
+    if upper.starts_with("AGENT_") || MANAGER.contains(&upper.as_str()) {
+        return Some(format!("\"{shown}\" is not for processes: the agent sets AGENT_* itself, remove it here"));
+    }
+    None
 }
 
 fn controller(r: &mut Reader, mut section: Section) -> Controller {
@@ -382,6 +406,7 @@ mod tests {
             roles = ["web"]
             data_dir = "/var/lib/jsagent"
             max_jobs = 7
+            env = ["HTTPS_PROXY"]
             [controllers.main]
             url = ["https://ac.example:4000", "https://[::1]:4000"]
             token_file = "/etc/jsagent/token"
@@ -504,6 +529,26 @@ mod tests {
             ("[logging.db]\nlevels = [1, 99]", "8: logging.db.levels: a level is a number from 0 to 31, not 99"),
         ] {
             check(&format!("{LEAST}{line}\n"), &[want]);
+        }
+    }
+
+    #[test]
+    fn main_env_is_a_list_of_names() {
+        let with = |names: &str| LEAST.replacen("[main]\n", &format!("[main]\nenv = {names}\n"), 1);
+        let names = r#"["HTTPS_PROXY", "ProgramFiles(x86)"]"#;
+        assert_eq!(parse(&with(names)).unwrap().main.env, ["HTTPS_PROXY", "ProgramFiles(x86)"]);
+        for (bad, want) in [
+            (r#"["A=b"]"#, r#"2: main.env: "A=b" holds a value"#),
+            (r#"[""]"#, r#"2: main.env: "" is no name"#),
+            (r#"["HTTP_*"]"#, r#"2: main.env: "HTTP_*" is no name"#),
+            (r#"["A B"]"#, r#"2: main.env: "A B" is no name"#),
+            (r#"["A\u0000"]"#, r#"2: main.env: "A\0" is no name"#),
+            (r#"["AGENT_NID"]"#, r#"2: main.env: "AGENT_NID" is not for processes"#),
+            (r#"["NOTIFY_SOCKET"]"#, r#"2: main.env: "NOTIFY_SOCKET" is not for processes"#),
+            (r#""PATH""#, "2: main.env must be a list of strings"),
+            ("[1]", "2: main.env must be a list of strings"),
+        ] {
+            check(&with(bad), &[want]);
         }
     }
 

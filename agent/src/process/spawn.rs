@@ -12,6 +12,7 @@ use crate::os::{self, Children, Group, Mark, Spawned};
 use jscommon::Command;
 use jscommon::worker::Worker;
 use serde_json::{Map, Value};
+use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ChildStdin;
@@ -28,7 +29,7 @@ pub struct Spec {
     pub args: Vec<String>,
     /// `args` is one text, the rest of a command line as it stands: only Windows has such lines.
     pub whole_line: bool,
-    /// Added to the agent's environment, over what every child sees.
+    /// Added to what a child inherits of the agent's environment.
     pub env: Vec<(String, String)>,
     /// Where it runs, and where a program with a separator in it is looked for; nothing is the root.
     pub cwd: Option<PathBuf>,
@@ -174,12 +175,7 @@ pub fn start(
     }
     let mut command = os::command(&spec.program, spec.cwd.as_deref(), path_of(&spec.env));
     os::add_args(&mut command, &spec.args, spec.whole_line)?;
-    // What the service manager tells the agent is not for its children.
-    for name in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"] {
-        if std::env::var_os(name).is_some() {
-            command.env_remove(name);
-        }
-    }
+    command.envs(inherited(&config.main.env));
     if let Some(identity) = &identity {
         command.envs([("USER", &identity.name), ("LOGNAME", &identity.name), ("HOME", &identity.home)]);
     }
@@ -194,6 +190,12 @@ pub fn start(
         feed(stdin, spec.stdin);
     }
     Ok(spawned)
+}
+
+/// The variables of the agent's environment that a child inherits: the small set of the system, and
+/// those that the configuration names.
+fn inherited(more: &[String]) -> impl Iterator<Item = (OsString, OsString)> {
+    std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(|name| os::is_inherited_variable(name, more)))
 }
 
 /// What every child sees, and nothing that would let it speak for the node.

@@ -4,6 +4,17 @@
 local source, path, label, words, json_source = ...
 
 local load = loadstring or load
+
+-- The working folder may be writable by others, so modules are found by absolute paths alone.
+for _, key in ipairs({ "path", "cpath" }) do
+  local kept = {}
+  for place in (package[key] or ""):gmatch("[^;]+") do
+    if place:find("^[/\\]") or (package.config:sub(1, 1) == "\\" and place:find("^%a:[/\\]")) then
+      kept[#kept + 1] = place
+    end
+  end
+  package[key] = table.concat(kept, ";")
+end
 local MOST = 1048576
 
 -- The JSON module is loaded when somebody looks into it: most scripts have no need for it, and

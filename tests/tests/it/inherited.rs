@@ -76,3 +76,52 @@ fn a_lock_of_the_starter_is_free_once_the_agent_has_ended() {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).expect("it lives");
     assert!(free, "what a job has left behind does not hold it");
 }
+
+#[test]
+fn jobs_inherit_only_named_variables() {
+    let text = "[extensions.show]\nbinary = \"/usr/bin/env\"\nenv = { OF_EXTENSION = \"e\" }\n";
+    let prelude = "export HTTPS_PROXY=http://u:geheim@127.0.0.1:9 NO_PROXY=127.0.0.1 OTHER=geheim LUA_PATH=geheim
+        export PYTHONPATH=geheim LC_TIME=C TZ=UTC LANG=C HOME=/root TMPDIR=/tmp NAMED=n NOTIFY_SOCKET=
+        sed -i 's/^\\[main\\]$/[main]\\nenv = [\"NAMED\"]/' \"$1/agent.toml\"";
+    let agent = AgentOptions { prelude: Some(prelude.to_owned()), ..AgentOptions::default() };
+    let mut stage = Stage::start_with(AccOptions::default(), agent.config(text));
+    let folder = stage.agent.data_dir().join("jumpscripts/test");
+    fs::create_dir_all(&folder).expect("a folder");
+    fs::write(folder.join("look.lua"), "os.execute('/usr/bin/env')").expect("a script");
+    fs::write(folder.join("look.py"), "import subprocess\nsubprocess.call('/usr/bin/env')").expect("a script");
+    let always = [
+        "AGENT_CONTROLLER_CA",
+        "AGENT_CONTROLLER_NAME",
+        "AGENT_CONTROLLER_URL",
+        "AGENT_GID",
+        "AGENT_HOME",
+        "AGENT_JOB_ID",
+        "AGENT_JOB_START",
+        "AGENT_NID",
+        "HOME",
+        "LANG",
+        "LC_TIME",
+        "NAMED",
+        "PATH",
+        "TMPDIR",
+        "TZ",
+    ];
+    let script = json!({"domain": "test", "name": "look", "env": {"GIVEN": "g"}});
+    for (cmd, args, given) in [
+        ("execute", json!({"cmd": "/usr/bin/env", "env": {"GIVEN": "g"}}), "GIVEN"),
+        ("execute_js_py", script.clone(), "GIVEN"),
+        ("execute_js_lua", script, "GIVEN"),
+        ("show", json!({}), "OF_EXTENSION"),
+    ] {
+        let result = stage.client.run(cmd, args);
+        let text = result["streams"][0].as_str().expect("stdout");
+        assert!(!text.contains("geheim"), "{cmd}: {text}");
+        let mut names: Vec<&str> = text.lines().filter_map(|line| Some(line.split_once('=')?.0)).collect();
+        // The shell between Lua and `env` sets these, Python its locale, and a wrapper of Python its own.
+        names.retain(|name| !["PWD", "OLDPWD", "SHLVL", "_", "LC_CTYPE"].contains(name) && !name.contains("PYENV"));
+        names.sort_unstable();
+        let mut want: Vec<&str> = always.iter().copied().chain([given]).collect();
+        want.sort_unstable();
+        assert_eq!(names, want, "{cmd}");
+    }
+}

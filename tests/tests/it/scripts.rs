@@ -155,6 +155,25 @@ fn the_interface_in_python() {
 }
 
 #[test]
+fn script_loads_no_module_of_its_working_folder() {
+    let mut stage = Stage::start();
+    let folder = stage.agent.scratch().join("shared");
+    fs::create_dir(&folder).expect("a folder");
+    fs::write(folder.join("intruder.lua"), "return 1").expect("a module");
+    fs::write(folder.join("intruder.py"), "").expect("a module");
+    for (language, source) in [
+        ("lua", "return result({tostring(pcall(require, 'intruder')), package.path, package.cpath})"),
+        ("py", "try:\n    import intruder\nexcept ImportError:\n    result(['false'])"),
+    ] {
+        let answer = run_with(&mut stage.client, language, source, json!(""), json!({"workingdir": folder}));
+        let answer = data(&answer);
+        assert_eq!(answer[0], "false", "{language}: {answer}");
+        let places = answer.as_array().expect("a list").iter().skip(1).flat_map(|list| text(list).split(';'));
+        assert!(places.into_iter().all(|place| place.starts_with('/')), "{answer}");
+    }
+}
+
+#[test]
 fn the_interface_in_the_built_in_lua() {
     one_interface(&mut Stage::start().client, "lua", true);
 }

@@ -71,6 +71,8 @@ fn marked_env_and_data_turn_up_nowhere() {
         (args("/no/such/program", json!({})), "ERROR"),
         (args("true", json!({"env": format!("PASSWORD={SECRET}")})), "ERROR"),
         (args("true", json!({"env": [SECRET]})), "ERROR"),
+        (args("true", json!({"secret": "true"})), "ERROR"),
+        (args("true", json!({"secret": 1})), "ERROR"),
         (args("sleep 60", json!({"max_time": 1, "stop_timeout": 1})), "TIMEOUT"),
     ] {
         let id = push(&mut stage, 1, 10, args, 0);

@@ -24,7 +24,7 @@ use nix::sys::signal::SigSet;
 use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, Uid};
 use std::collections::BTreeMap;
-use std::ffi::{CStr, CString, OsString, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, OsStr, OsString, c_char, c_int, c_void};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -484,16 +484,10 @@ unsafe fn write_file(path: &CStr, text: &[u8]) -> Result<(), Errno> {
     }
 }
 
-/// The agent's environment with the changes of the command.
+/// The variables that the command sets. A child inherits none by itself.
 fn environment(command: &Command) -> BTreeMap<OsString, OsString> {
-    let mut env: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
-    for (name, value) in command.get_envs() {
-        match value {
-            Some(value) => env.insert(name.to_owned(), value.to_owned()),
-            None => env.remove(name),
-        };
-    }
-    env
+    let set = |(name, value): (&OsStr, Option<&OsStr>)| Some((name.to_owned(), value?.to_owned()));
+    command.get_envs().filter_map(set).collect()
 }
 
 /// Where the program may lie: itself when it is a path, else in the folders of the child's `PATH`.
@@ -502,7 +496,7 @@ fn programs(command: &Command, env: &BTreeMap<OsString, OsString>) -> io::Result
     if program.contains(&b'/') {
         return Ok(vec![text(program.to_vec())?]);
     }
-    let path = env.get(std::ffi::OsStr::new("PATH")).map_or(DEFAULT_PATH, |path| path.as_bytes());
+    let path = env.get(OsStr::new("PATH")).map_or(DEFAULT_PATH, |path| path.as_bytes());
     path.split(|byte| *byte == b':')
         .map(|dir| match dir {
             b"" => text(program.to_vec()),

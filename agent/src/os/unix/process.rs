@@ -142,9 +142,17 @@ pub fn is_path_variable(name: &str) -> bool {
     name == "PATH"
 }
 
-/// A command that runs in `folder`. The child itself looks for its program, once it is there.
+/// Whether a child inherits this variable of the agent's environment: a small set, and what `more` names.
+pub fn is_inherited_variable(name: &str, more: &[String]) -> bool {
+    matches!(name, "PATH" | "HOME" | "LANG" | "TZ" | "TMPDIR")
+        || name.starts_with("LC_")
+        || more.iter().any(|other| other == name)
+}
+
+/// A command that runs in `folder`, with an empty environment. The child itself looks for its program, once it is there.
 pub fn command(program: &str, folder: Option<&Path>, _path: Option<&str>) -> Command {
     let mut command = Command::new(program);
+    command.env_clear();
     if let Some(folder) = folder {
         command.current_dir(folder);
     }

@@ -163,13 +163,54 @@ pub fn is_path_variable(name: &str) -> bool {
     name.eq_ignore_ascii_case("PATH")
 }
 
-/// A command that runs in `folder`, and finds its program with `path` as its `PATH` where there is one.
+/// The variables that programs need on Windows, and that a child inherits of the agent's environment.
+const INHERITED: [&str; 30] = [
+    "ALLUSERSPROFILE",
+    "APPDATA",
+    "CommonProgramFiles",
+    "CommonProgramFiles(x86)",
+    "CommonProgramW6432",
+    "COMPUTERNAME",
+    "COMSPEC",
+    "DriverData",
+    "HOME",
+    "HOMEDRIVE",
+    "HOMEPATH",
+    "LANG",
+    "LOCALAPPDATA",
+    "NUMBER_OF_PROCESSORS",
+    "OS",
+    "PATH",
+    "PATHEXT",
+    "PROCESSOR_ARCHITECTURE",
+    "ProgramData",
+    "ProgramFiles",
+    "ProgramFiles(x86)",
+    "ProgramW6432",
+    "PUBLIC",
+    "SystemDrive",
+    "SystemRoot",
+    "TEMP",
+    "TMP",
+    "TZ",
+    "USERPROFILE",
+    "windir",
+];
+
+/// Whether a child inherits this variable of the agent's environment: a small set, and what `more` names.
+pub fn is_inherited_variable(name: &str, more: &[String]) -> bool {
+    INHERITED.iter().any(|known| known.eq_ignore_ascii_case(name))
+        || more.iter().any(|other| other.eq_ignore_ascii_case(name))
+}
+
+/// A command that runs in `folder` with an empty environment, and finds its program with `path` as its `PATH` where there is one.
 ///
 /// A program with a separator belongs to that folder. Any other is looked for in the folders of `path`,
 /// of the system and of the agent's `PATH`: never beside the agent, and never in its current folder,
 /// where the system would look first.
 pub fn command(program: &str, folder: Option<&Path>, path: Option<&str>) -> Command {
     let mut command = Command::new(find(program, folder, path));
+    command.env_clear();
     if let Some(folder) = folder {
         command.current_dir(folder);
     }

@@ -428,8 +428,9 @@ fn prepare(plan: &mut Plan) -> Result<(), (Step, Errno)> {
         }
         // Where that is refused (which the usual ones are not), the agent's own stay.
         if plan.privileged.policy {
-            let usual = libc::sched_param { sched_priority: 0 };
-            libc::sched_setscheduler(0, libc::SCHED_OTHER, &raw const usual);
+            // The kernel's structure has the priority alone. musl's function of this name does nothing.
+            let priority: c_int = 0;
+            libc::syscall(libc::SYS_sched_setscheduler, 0, libc::SCHED_OTHER, &raw const priority);
         }
         if plan.privileged.nice {
             libc::setpriority(libc::PRIO_PROCESS, 0, 0);

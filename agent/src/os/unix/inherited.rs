@@ -40,17 +40,18 @@ pub(super) static PRIVILEGED: LazyLock<Privileged> = LazyLock::new(privileged);
 /// `IOPRIO_WHO_PROCESS` of ioprio_set(2).
 pub(super) const IO_WHO_PROCESS: libc::c_int = 1;
 /// `IOPRIO_CLASS_RT` of ioprio_set(2).
-const IO_CLASS_REALTIME: i64 = 1;
+const IO_CLASS_REALTIME: libc::c_long = 1;
 /// Bits of an I/O priority below its class.
 const IO_CLASS_SHIFT: u32 = 13;
 
 #[allow(unsafe_code)] // Asks with numbers alone.
 fn privileged() -> Privileged {
     // SAFETY: system calls that take and give numbers.
-    let (policy, io) =
-        unsafe { (libc::sched_getscheduler(0), libc::syscall(libc::SYS_ioprio_get, IO_WHO_PROCESS, 0) as i64) };
-    // A policy may carry the flag that children start with the usual one.
-    let policy = policy & !libc::SCHED_RESET_ON_FORK;
+    let (policy, io) = unsafe {
+        (libc::syscall(libc::SYS_sched_getscheduler, 0), libc::syscall(libc::SYS_ioprio_get, IO_WHO_PROCESS, 0))
+    };
+    // A policy may carry the flag that children start with the usual one. musl's function of that name does nothing.
+    let (policy, io) = (policy as libc::c_int & !libc::SCHED_RESET_ON_FORK, io);
     // SAFETY: as above. An error looks like -1 and is none here: a process may ask for its own.
     let nice = unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) };
     Privileged {

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 /// many levels, or a text that was cut off.
 pub(crate) fn fields(text: &[u8], names: &[&str]) -> Map<String, Value> {
     let mut found = Map::new();
+    let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
     let mut at = blanks(text, 0);
     if text.get(at) != Some(&b'{') {
         return found;
@@ -100,6 +101,7 @@ mod tests {
         check(b"{\"data\": \"caf\xe9 \\\" }\", \"gid\":1,\"id\":\"a\"}", both.clone());
         check(br#"{"args": {"a": [NaN, -Infinity, 1e999]}, "x": NaN, "id": "a", "gid" : 1 }"#, both.clone());
         check(format!(r#" {{"a": {}{}, "id": "a", "gid": 1}}"#, "[".repeat(9000), "]".repeat(9000)).as_bytes(), both);
+        check(b"\xef\xbb\xbf{\"id\": \"a\"}", json!({"id": "a"}));
         check(br#"{"id": "a", "data": "cut o"#, json!({"id": "a"}));
         check(br#"{"id": "a", "gid": 1"#, json!({"id": "a"}));
         check(br#"{"id": "a", "gid": 1 "nid": 2}"#, json!({"id": "a", "gid": 1}));

@@ -354,6 +354,8 @@ def test_logs(jsctl: Jsctl, fake: Fake) -> None:
     assert jsctl("logs", "@web", "--levels", "7-9").out.split()[-1] == "bad"
     assert jsctl("logs", "@web", "--job", "a", "--ndjson").out.count("\n") == 1
     assert jsctl("logs", "1.1", "--job", "a", "--delete").out == "1.1: 1 deleted\n"
+    ran = jsctl("logs", "1.1", "--job", "nosuch", "--delete")
+    assert (ran.code, ran.err) == (3, "jsctl: no record of job nosuch\n")
     assert jsctl("logs", "9.9").code == 3
 
 

@@ -95,15 +95,19 @@ def _ended(client: Client, job_id: str) -> bool:
 
 
 def _delete(client: Client, args: argparse.Namespace, nodes: List[NodeId]) -> int:
-    failed = False
+    failed, total = False, 0
     for node in nodes:
         try:
             count = client.del_msgs(*node, args.job, since=args.since, until=args.until, levels=args.levels,
                                     limit=args.limit)
+            total += count
             stdio.out(f"{node}: {count} deleted")
         except Error as e:
             failed = True
             say(f"jsctl: {node}: {e}")
+    if args.job and not total and not failed:
+        say(f"jsctl: no record of job {args.job}")
+        return NOBODY
     return FAILED if failed else OK
 
 

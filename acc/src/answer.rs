@@ -40,6 +40,7 @@ impl Answer {
         let mut result = JobResult::unrun(&self.command, self.state, self.data.clone());
         result.args = shown_args(&self.command.args);
         result.level = self.level;
+        result.ticket.clear();
         result
     }
 

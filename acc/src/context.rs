@@ -11,6 +11,7 @@ use crate::identity::Identity;
 use crate::metrics::Metrics;
 use crate::script_cache::ScriptCache;
 use crate::store::Pool;
+use crate::tickets::Tickets;
 use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -36,6 +37,8 @@ pub struct Context {
     pub scripts: ScriptCache,
     /// What was handed to nodes here.
     pub handed: Handed,
+    /// Makes and checks the tickets of jobs.
+    pub tickets: Tickets,
     /// The dispatcher has noticed that Redis forgot this controller; the janitor sees to the rest.
     pub forgotten: AtomicBool,
     /// Goes up when Redis may have lost what was written: it is written anew then.

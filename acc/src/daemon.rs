@@ -18,8 +18,9 @@ use crate::janitor::{self, Janitor};
 use crate::metrics::Metrics;
 use crate::script_cache::ScriptCache;
 use crate::server;
-use crate::store::pool::is_too_old;
+use crate::store::pool::{is_broken, is_too_old};
 use crate::store::{Address, Pool, describe, lists, nodes};
+use crate::tickets::{TicketKeys, Tickets};
 use crate::watch;
 use anyhow::{Context as _, bail};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
@@ -46,6 +47,10 @@ pub fn prepare(config: Config, open: fn(&Path, u64) -> anyhow::Result<Identity>)
     let _ = rustls::crypto::ring::default_provider().install_default();
     let identity = open(&config.state_dir, context::local_ms())?;
     let secrets = identity.secrets()?;
+    let ticket_keys = match identity.ticket_keys()? {
+        Some(keys) => keys,
+        None => TicketKeys { current: Identity::new_ticket_key()?, previous: None },
+    };
     let metrics_token = config.metrics_token_file.as_deref().map(token).transpose()?;
     let nodes_token = config.nodes_token_file.as_deref().map(token).transpose()?;
     let (no_auth, require_cert) = (config.insecure_no_auth, config.require_client_cert);
@@ -65,6 +70,7 @@ pub fn prepare(config: Config, open: fn(&Path, u64) -> anyhow::Result<Identity>)
         clock: Clock::default(),
         scripts: ScriptCache::default(),
         handed: Handed::default(),
+        tickets: Tickets::new(ticket_keys),
         forgotten: AtomicBool::new(false),
         epoch: AtomicU64::new(0),
         config,
@@ -97,8 +103,16 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         Err(e) if is_too_old(&e) => return Err(redis_fault(config, &e)),
         _ => {}
     }
-    // No node is let in before this is known; when Redis is away, the janitor reads it later.
-    if let Ok(revoked) = context.pool.with(nodes::revoked) {
+    // No node is let in before both are known; when Redis is away, the janitor reads them later.
+    let agreed = context.pool.with(|conn| janitor::agree_on_ticket_key(&context, conn));
+    if let Err(e) = &agreed
+        && !is_broken(e)
+    {
+        log::error!("the ticket key is not compared with the one in redis yet: {}", describe(e));
+    }
+    if let Ok(revoked) = context.pool.with(nodes::revoked)
+        && context.tickets.is_agreed()
+    {
         context.door.set_revoked(revoked);
     }
 

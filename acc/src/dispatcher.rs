@@ -22,9 +22,10 @@ use crate::store::pool::{is_away, is_broken, is_moving, is_spoilt};
 use crate::store::queue::{self, Parcel, Queued};
 use crate::store::{Batch, Conn, DAY, describe, lists};
 use crate::targets;
+use crate::tickets::{Flags, Tickets};
 use crossbeam_channel::Receiver;
 use jscommon::backoff::Backoff;
-use jscommon::command::BadCommand;
+use jscommon::command::{BadCommand, TICKET};
 use jscommon::{Command, NodeId, death};
 use redis::{RedisError, RedisResult};
 use serde_json::{Value, json};
@@ -568,7 +569,8 @@ impl Dispatcher {
                 if size > 0 && bytes > PIPELINE_BYTES {
                     break;
                 }
-                let some: Vec<Parcel> = indices.iter().map(|i| commands[*i].parcel(*node, now)).collect();
+                let some: Vec<Parcel> =
+                    indices.iter().map(|i| commands[*i].parcel(&self.context.tickets, *node, now)).collect();
                 for i in indices {
                     let until = now.saturating_add(expires(commands[*i].command).saturating_mul(1000));
                     jobs::expire_at(&mut waits, *node, &commands[*i].command.id, until);
@@ -602,7 +604,7 @@ impl Dispatcher {
                     },
                 };
                 if let Some(handover) = enqueued.handover {
-                    crate::doorbell::hand_over(&self.context, &self.gate, *node, &handover);
+                    crate::doorbell::hand_over(&self.context, &self.gate, *node, handover);
                 }
                 if let Some(ac) = enqueued.holder {
                     lists::ring(&mut bells, &ac, *node);
@@ -674,6 +676,8 @@ struct Copies<'a> {
     text: String,
     /// The same as a value, where the client named roles or a list of nodes.
     value: Option<Value>,
+    /// What its tickets say.
+    flags: Flags,
 }
 
 impl Copies<'_> {
@@ -684,16 +688,19 @@ impl Copies<'_> {
         }
         let text = value.to_string();
         let value = targets::named(command).is_none().then_some(value);
-        Copies { command, text, value }
+        Copies { command, text, value, flags: Flags::of(&command.args) }
     }
 
-    /// The copy for `node`, which names that node alone.
-    fn parcel(&mut self, node: NodeId, now: u64) -> Parcel {
+    /// The copy for `node`, which names that node alone and has its ticket.
+    fn parcel(&mut self, tickets: &Tickets, node: NodeId, now: u64) -> Parcel {
         let (id, created) = (self.command.id.clone(), created(self.command, now));
+        let ticket = tickets.issue(node, &id, self.flags);
         let Some(value) = &mut self.value else {
-            return Parcel { id, created, chosen_from: None, text: self.text.clone() };
+            // The text is an object that is not empty, and a ticket needs no escapes.
+            let open = self.text.strip_suffix('}').unwrap_or(&self.text);
+            return Parcel { id, created, chosen_from: None, text: format!("{open},\"{TICKET}\":\"{ticket}\"}}") };
         };
-        (value["gid"], value["nid"]) = (node.gid.into(), node.nid.into());
+        (value["gid"], value["nid"], value[TICKET]) = (node.gid.into(), node.nid.into(), ticket.into());
         Parcel { id, created, chosen_from: Some(self.command.gid), text: value.to_string() }
     }
 }

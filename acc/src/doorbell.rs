@@ -11,6 +11,7 @@ use crate::store::lists::{self, Ring};
 use crate::store::pool::{describe, is_broken};
 use crate::store::queue::{self, Answer, Handover, Mode, Question};
 use crate::store::{Batch, Conn};
+use crate::tickets::Flags;
 use jscommon::backoff::Backoff;
 use jscommon::{NodeId, death};
 use redis::RedisResult;
@@ -94,7 +95,7 @@ fn hear(context: &Context, gate: &Remote, conn: &mut Conn) -> RedisResult<()> {
             Err(e) => return Err(e),
         };
         match answer {
-            Answer::Batch(handover) => hand_over(context, gate, *node, &handover),
+            Answer::Batch(handover) => hand_over(context, gate, *node, handover),
             Answer::Elsewhere(true) => gate.dismiss(*node),
             Answer::Elsewhere(false) => gate.recall(*node),
             Answer::Empty | Answer::Moved(_) | Answer::Displaced(..) => {}
@@ -104,18 +105,19 @@ fn hear(context: &Context, gate: &Remote, conn: &mut Conn) -> RedisResult<()> {
 }
 
 /// Gives a node's waiting poll its commands.
-pub fn hand_over(context: &Context, gate: &Remote, node: NodeId, handover: &Handover) {
+pub fn hand_over(context: &Context, gate: &Remote, node: NodeId, handover: Handover) {
     // Noted first, for the acknowledgement may be here at once.
-    observe(context, node, handover);
-    gate.deliver(node, handover.body());
+    gate.deliver(node, handed(context, node, handover));
     death::point("acc.handed");
 }
 
-/// Notes what `node` is handed, and how long the commands took to get there.
-pub fn observe(context: &Context, node: NodeId, handover: &Handover) {
+/// The body with what `node` is handed now. It is noted, and how long the commands took to get there.
+pub fn handed(context: &Context, node: NodeId, mut handover: Handover) -> Vec<u8> {
+    handover.give_tickets(|command| context.tickets.issue(node, &command.id, Flags::of(&command.args)));
     context.handed.note(node, &handover.batch, &handover.ids);
     let now = context.clock.now();
     for created in handover.created.iter().filter(|created| **created > 0) {
         context.metrics.handover_seconds.observe(now.saturating_sub(*created) as f64 / 1000.0);
     }
+    handover.body()
 }

@@ -12,6 +12,7 @@ use crate::guard::Refused;
 use crate::store::pool::{is_away, is_broken, is_moving, is_spoilt};
 use crate::store::queue::{self, Withdrawn};
 use crate::store::{Batch, Conn, describe, jobs, keys, lists, nodes};
+use crate::tickets::{TicketKey, TicketKeys};
 use crossbeam_channel::{Receiver, Sender, select};
 use jscommon::NodeId;
 use redis::{FromRedisValue, RedisResult};
@@ -226,14 +227,23 @@ impl Janitor {
         let mut batch = Batch::new();
         nodes::ask_revoked_version(&mut batch);
         jobs::ask_expired(&mut batch, now, 1);
+        nodes::ask_ticket_key(&mut batch);
         lists::ask_dead(&mut batch, now);
         let mut answers = conn.run_each(&batch)?.into_iter();
         let mut next = || answers.next().unwrap_or(Ok(redis::Value::Nil));
         let version = next().and_then(|value| Ok(Option::<u64>::from_redis_value(value)?.unwrap_or_default()));
         let expired = next().and_then(|value| Ok(Vec::<String>::from_redis_value(value)?));
+        let key = next().and_then(|value| Ok(Option::<String>::from_redis_value(value)?));
         let dead = lists::read_dead(answers.collect(), &self.context.me);
         let passed = dead.and_then(|dead| self.pass_on(dead));
+        let tickets = &self.context.tickets;
+        let agreed = match key {
+            Ok(Some(key)) if tickets.is_agreed() && key == tickets.keys().current.text() => Ok(()),
+            _ => agree_on_ticket_key(&self.context, conn),
+        };
         let revoked = match version {
+            // No node is let in before: it could be handed a ticket that no other controller takes.
+            _ if !tickets.is_agreed() => Ok(()),
             Ok(version) if state.revoked == Some(version) => Ok(()),
             Ok(_) => self.revocations(conn, state),
             Err(e) => Err(e),
@@ -243,7 +253,7 @@ impl Janitor {
             Ok(_) => self.expiry(conn),
             Err(e) => Err(e),
         };
-        passed.and(revoked).and(ended)
+        passed.and(agreed).and(revoked).and(ended)
     }
 
     /// Finds what controllers have taken after they were found dead.
@@ -497,6 +507,45 @@ struct State {
     /// Nodes whose waiting polls do not know yet that the secret was rotated; nothing means that they
     /// are still to be looked up.
     untold: Option<Vec<NodeId>>,
+}
+
+/// Makes this controller and Redis have one ticket key: that of Redis, or this controller's where Redis has none.
+/// It is kept in the state directory. What Redis has against that is not held against a controller that has a key
+/// from before.
+pub fn agree_on_ticket_key(context: &Context, conn: &mut Conn) -> RedisResult<()> {
+    let ours = context.tickets.keys();
+    let kept = context.identity.ticket_keys().ok().flatten();
+    let theirs = match nodes::claim_ticket_key(conn, ours.current.text()) {
+        Ok(text) => TicketKey::parse(&text),
+        Err(e) => {
+            if kept.is_some() && !is_broken(&e) {
+                context.tickets.agree(ours);
+            }
+            return Err(e);
+        }
+    };
+    let keys = match theirs {
+        Some(theirs) if theirs == ours.current => ours,
+        Some(theirs) => {
+            // One that was only made at this start has made no ticket.
+            let used = kept.is_some() || context.tickets.is_agreed();
+            TicketKeys { current: theirs, previous: used.then_some(ours.current) }
+        }
+        None => {
+            if kept.is_some() {
+                context.tickets.agree(ours);
+            }
+            let what = "the value of jsacc:ticket_key is no key of 64 hex digits; delete it, and it is written anew";
+            return Err((redis::ErrorKind::UnexpectedReturnType, what).into());
+        }
+    };
+    if kept.as_ref() != Some(&keys)
+        && let Err(e) = context.identity.keep_ticket_keys(&keys)
+    {
+        log::error!("the ticket key is not kept in the state directory, so it is lost when redis loses it: {e:#}");
+    }
+    context.tickets.agree(keys);
+    Ok(())
 }
 
 /// Whether this controller's secret belongs to the Redis whose fingerprint this is. The error says what

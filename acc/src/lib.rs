@@ -32,5 +32,6 @@ pub mod server;
 pub mod store;
 pub mod targets;
 pub mod tasks;
+pub mod tickets;
 mod turns;
 pub mod watch;

@@ -670,7 +670,7 @@ fn shortened(result: &str) -> Option<Vec<u8>> {
     let was = fields.get("state").and_then(|state| state.as_str()).unwrap_or("?");
     let why = format!("the job ended {was}, and its result of {} bytes is too large for the controller", result.len());
     fields.retain(|name, _| {
-        ["id", "gid", "nid", "cmd", "state", "code", "time", "starttime", "bytes"].contains(&name.as_str())
+        ["id", "gid", "nid", "cmd", "state", "code", "time", "starttime", "bytes", "ticket"].contains(&name.as_str())
     });
     // A failure stays what it was; a success without its data is none.
     if fields.get("state").is_some_and(|state| state == "OK") {

@@ -17,6 +17,9 @@ pub const MAX_QUIET_EXPIRES: u64 = 60;
 /// Longest text of a command, in bytes: what a request may carry. A longer one would come to no node.
 pub const MAX_TEXT: usize = 16 << 20;
 
+/// The field of a command and of a result that holds the controller's ticket.
+pub const TICKET: &str = "ticket";
+
 /// A command that has passed every check of its form.
 ///
 /// Whether the node knows `cmd`, and whether `args` suit it, is the node's to say.
@@ -150,8 +153,13 @@ impl Command {
     }
 
     /// As `parse`, of a text that a client has pushed: one that is too long is no command.
+    /// Its `ticket` is dropped, for only a controller makes one.
     pub fn received(text: &[u8]) -> Result<Command, BadCommand> {
-        let read = Command::parse(text);
+        let mut read = Command::parse(text);
+        match &mut read {
+            Ok(command) => drop(command.extra.remove(TICKET)),
+            Err(bad) => bad.partial.iter_mut().for_each(|command| drop(command.extra.remove(TICKET))),
+        }
         if text.len() <= MAX_TEXT {
             return read;
         }
@@ -317,6 +325,11 @@ impl Command {
         }
     }
 
+    /// The controller's ticket, which the node returns with each result.
+    pub fn ticket(&self) -> Option<&str> {
+        self.extra.get(TICKET).and_then(Value::as_str)
+    }
+
     /// The command as JSON, unknown fields included.
     pub fn to_value(&self) -> Value {
         let mut map = self.extra.clone();
@@ -386,6 +399,17 @@ mod tests {
             assert!(!is_secret(&shows), "{shows}");
         }
         assert!(!super::is_secret(&Map::new()));
+    }
+
+    #[test]
+    fn ticket_of_a_client_is_dropped() {
+        let good = json!({"id": "a", "gid": 1, "nid": 2, "cmd": "ping", "ticket": "r.x", "later": 1});
+        let read = Command::received(good.to_string().as_bytes()).unwrap();
+        assert_eq!((read.ticket(), &read.extra["later"]), (None, &json!(1)));
+        assert_eq!(Command::parse(good.to_string().as_bytes()).unwrap().ticket(), Some("r.x"));
+        let bad = json!({"id": "a", "gid": 1, "nid": -2, "cmd": "ping", "ticket": "r.x"});
+        let partial = Command::received(bad.to_string().as_bytes()).unwrap_err().partial.unwrap();
+        assert_eq!(partial.ticket(), None);
     }
 
     #[test]

@@ -70,6 +70,9 @@ pub struct JobResult {
     /// A recurring job's success that brought no message: it updates the job's hash, and is delivered to nobody.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub quiet: bool,
+    /// The command's `ticket`, by which the controller knows that the job was for this node; a client never sees it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub ticket: String,
 }
 
 impl JobResult {
@@ -93,6 +96,7 @@ impl JobResult {
             critical: String::new(),
             tags: command.tags.clone(),
             quiet: false,
+            ticket: command.ticket().unwrap_or_default().to_owned(),
         }
     }
 }
@@ -111,6 +115,16 @@ mod tests {
     fn result_without_a_run_has_no_bytes_and_is_whole() {
         let value = serde_json::to_value(unrun()).unwrap();
         assert_eq!((&value["bytes"], &value["truncated"]), (&json!([0, 0]), &json!(false)));
+    }
+
+    #[test]
+    fn result_carries_the_ticket_of_its_command() {
+        let command = Command::from_value(json!({"id": "a", "gid": 1, "nid": 2, "cmd": "ping", "ticket": "r60.x"}));
+        let result = JobResult::unrun(&command.unwrap(), State::Error, "no");
+        let value = serde_json::to_value(&result).unwrap();
+        assert_eq!(value["ticket"], "r60.x");
+        assert_eq!(serde_json::from_value::<JobResult>(value).unwrap(), result);
+        assert!(serde_json::to_value(unrun()).unwrap().get("ticket").is_none());
     }
 
     #[test]

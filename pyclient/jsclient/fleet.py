@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import threading
 import time
 from collections import deque
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Deque, Dict, Iterator, List, Mapping, Opt
 
 from . import verbs, wire
 from .errors import Error, FleetFailed, Unavailable
-from .job import Job, nodes_of
+from .job import Job, answers_for, nodes_of
 from .link import MANY
 from .nodes import Node
 from .waiting import DEFAULT, Pause, Timeout
@@ -80,6 +81,8 @@ class Fleet:
         self._batch = batch
         self._max_failures = max_failures
         self._unsent: Deque[Command] = deque(commands)
+        # Node -> the id of its job, where each node has a job of its own.
+        self._ids: Dict[NodeId, str] = {NodeId(c.gid, c.nid): c.id for c in commands}
         self._open: Dict[str, Tuple[NodeId, float]] = {}  # job id -> node, when it was sent
         self._fan: Optional[str] = None
         self._fan_sent = 0.0
@@ -117,6 +120,7 @@ class Fleet:
                 for node in nodes_of(info)[:1]:
                     fleet.nodes.append(node)
                     fleet._open[job_id] = node, now
+                    fleet._ids[node] = job_id
         fleet._begun = True
         return fleet
 
@@ -196,9 +200,7 @@ class Fleet:
 
     def job_id(self, node: NodeId) -> str:
         """The id of this node's job."""
-        if self._fan or len(self.nodes) == 1:
-            return self.id
-        return part_id(self.id, node)
+        return self._ids.get(node, self.id)
 
     def raise_for_status(self) -> Fleet:
         """Itself when all is well, else a `FleetFailed` that names who failed or did not answer."""
@@ -368,9 +370,13 @@ class Fleet:
             raws.extend(more)
             full = len(more) == DRAIN
         out = []
+        if raws and not self._fan_known:
+            self._learn()  # the controller writes it down before it hands out anything
         for raw in raws:
             result = Result.from_json(raw)
             if result is not None:
+                if result.nid and self._fan_known and result.node not in self.nodes:
+                    continue  # nobody has asked that node
                 if not result.nid:  # the controller's own answer: nobody was there
                     self.nodes, self._fan_known = [NodeId(result.gid, 0)], True
                 elif result.node not in self.nodes and not self._fan_known:
@@ -424,7 +430,10 @@ class Fleet:
         result = Result.from_json(raw)
         if result is None or job_id not in self._open:
             return
-        node, _ = self._open.pop(job_id)
+        node, _ = self._open[job_id]
+        if not answers_for(result, node):
+            return
+        del self._open[job_id]
         taken = self._take(result, node)
         if taken:
             out.append(taken)
@@ -483,5 +492,8 @@ class Fleet:
 
 
 def part_id(fleet_id: str, node: NodeId) -> str:
-    """The id of one node's job in a fleet of many jobs."""
-    return f"{fleet_id}.{node.gid}.{node.nid}"
+    """A new id for one node's job in a fleet of many jobs.
+
+    Each node knows its own id, so the others must not follow from it.
+    """
+    return f"{fleet_id}.{node.gid}.{node.nid}.{os.urandom(8).hex()}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional, Union
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional, Set, Union
 
 from . import verbs, wire
 from .errors import Error, Gone, UsageError, WaitTimeout
@@ -26,6 +26,8 @@ class Job:
         # When it was sent from here; nothing of one that was only looked up by its id.
         self._sent = None if found else time.monotonic()
         self._result: Optional[Result] = None
+        # The nodes that it was given to, for a job that was found by its id.
+        self._asked: Optional[Set[NodeId]] = None
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -124,8 +126,10 @@ class Job:
                 popped = None
             if popped:
                 result = Result.from_json(popped[1])
-                if result is not None:
+                if result is not None and self._was_asked(result):
                     return result
+                if pause.over():
+                    return None
                 continue
             if once:
                 # Somebody else may have taken it off the list, or a cut connection may have.
@@ -140,6 +144,15 @@ class Job:
                     return result
             if pause.over():
                 return None
+
+    def _was_asked(self, result: Result) -> bool:
+        """Whether a result is of a node that the job was given to, as far as that is known."""
+        if self._sent is not None and self._node is not None:
+            return answers_for(result, self._node)
+        if self._asked is None:
+            found = self.client._info(self.id)
+            self._asked = {*(found.targets or ()), *found.states} if found else set()
+        return not result.nid or not self._asked or result.node in self._asked
 
     def _pick(self, info: wire.JobInfo) -> Optional[Result]:
         if self._node is not None and self._node in info.results:
@@ -191,6 +204,11 @@ class Job:
 
     def _has_ended(self) -> bool:
         return self.result is not None
+
+
+def answers_for(result: Result, node: NodeId) -> bool:
+    """Whether a result is that of a job of this node: by the node itself, or by a controller that names none."""
+    return not result.nid or result.node == node
 
 
 def nodes_of(info: wire.JobInfo) -> List[NodeId]:

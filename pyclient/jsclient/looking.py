@@ -16,6 +16,8 @@ from .wire import JobInfo, NodeId, Record
 #: What may stand for an id that was made here (`wire.new_id`): its beginning, long enough to mean it.
 _BEGINNING = re.compile(r"[0-9a-f]{6,31}\Z")
 _MADE = re.compile(r"[0-9a-f]{32}\Z")
+# Clients of 0.1.0 left out the random part.
+_PART = re.compile(r"(?P<fleet>.+?)\.(?P<gid>[0-9]+)\.(?P<nid>[0-9]+)(\.[0-9a-f]{16})?\Z")
 
 
 class Looking:
@@ -135,14 +137,14 @@ class Looking:
 
 
 def _stem(job_id: str) -> str:
-    """The id of the fleet that a job `<fleet>.<gid>.<nid>` is part of, else its own."""
-    parts = job_id.rsplit(".", 2)
-    return parts[0] if len(parts) == 3 and parts[1].isdigit() and parts[2].isdigit() else job_id
+    """The id of the fleet that a job `<fleet>.<gid>.<nid>.<random>` is part of, else its own."""
+    part = _PART.match(job_id)
+    return part.group("fleet") if part else job_id
 
 
 def _by_node(job_id: str) -> Tuple[int, ...]:
-    parts = job_id.split(".")[-2:]
-    return tuple(int(p) if p.isdigit() else 0 for p in parts)
+    part = _PART.match(job_id)
+    return (int(part.group("gid")), int(part.group("nid"))) if part else (0, 0)
 
 
 def _pairs(raw: Any) -> Iterable[Tuple[bytes, bytes]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import threading
@@ -21,6 +22,7 @@ from jsclient import (
     JobFailed,
     NobodyMatched,
     NoController,
+    NodeId,
     Unavailable,
     Undecodable,
     UsageError,
@@ -147,6 +149,45 @@ def test_one_client_in_many_threads(client: Client) -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def push_forged(raw: Any, job_id: str, gid: int, nid: int) -> None:
+    """What a node that has found out the id of another node's job would like to deliver."""
+    forged = {"id": job_id, "gid": gid, "nid": nid, "state": "OK", "data": "forged", "level": 0, "streams": ["", ""]}
+    raw.rpush(f"cmds_queue_{job_id}", json.dumps(forged))
+
+
+def test_result_of_a_node_that_was_not_asked_is_dropped(client: Client, fake: Fake, raw: Any) -> None:
+    fake.deaf.add((1, 1))
+    job = client.execute(1, 1, "sleep", ["100"])
+    wait_until(lambda: job.state == "RUNNING")
+    push_forged(raw, job.id, 2, 1)
+    with pytest.raises(WaitTimeout):
+        job.wait(0.3)
+    with pytest.raises(WaitTimeout):
+        client.job(job.id).wait(0.1)
+    push_forged(raw, job.id, 2, 1)
+    push_forged(raw, job.id, 1, 1)
+    assert client.job(job.id).wait(5).node == (1, 1)
+
+    fleet = client.target("1.1,2.1").execute("sleep", ["100"])
+    wait_until(lambda: len(fleet.states()) == 2)
+    push_forged(raw, fleet.job_id(NodeId(2, 1)), 1, 1)
+    fan = client.target("1.*").execute("sleep", ["100"])
+    wait_until(lambda: len(fan.states()) == 2)
+    push_forged(raw, fan.id, 2, 1)
+    for many in (fleet, fan):
+        assert many.wait(0.3).results == {}
+        assert raw.llen(f"cmds_queue_{many.job_id(many.nodes[-1])}") == 0
+
+
+def test_ids_of_a_fleet_do_not_follow_from_each_other(client: Client, fake: Fake) -> None:
+    fleet = client.target("1.1,2.1").execute("echo", ["x"]).wait(10)
+    ids = [fleet.job_id(node) for node in fleet.nodes]
+    ends = [job_id.rsplit(".", 1)[1] for job_id in ids]
+    assert len(set(ends)) == 2 and all(len(end) == 16 for end in ends)
+    assert client.parts(fleet.id) == ids and client.whole_id(fleet.id[:10]) == fleet.id
+    assert [job.wait(5).ok for job in fleet.jobs.values()] == [True, True]
 
 
 def test_fleet(client: Client) -> None:

@@ -150,11 +150,19 @@ impl FakeNode {
         self.poll_as(&[], wait, ack)
     }
 
-    /// The result of a command as a node would send it.
+    /// The result of a command as a node would send it, with the command's ticket.
     pub fn result_of(&self, command: &Value, state: &str, data: &str) -> Value {
         json!({"id": command["id"], "gid": self.gid, "nid": self.nid, "cmd": command["cmd"],
             "args": command["args"], "data": data, "level": 20, "state": state, "code": 0, "time": 1,
-            "starttime": crate::now_ms(), "streams": ["", ""], "critical": "", "tags": command["tags"]})
+            "starttime": crate::now_ms(), "streams": ["", ""], "critical": "", "tags": command["tags"],
+            "ticket": command["ticket"]})
+    }
+
+    /// The same as an agent of 0.1.0 sends it, which knows no tickets.
+    pub fn old_result_of(&self, command: &Value, state: &str, data: &str) -> Value {
+        let mut result = self.result_of(command, state, data);
+        result["ticket"] = Value::Null;
+        result
     }
 }
 

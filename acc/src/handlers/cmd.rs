@@ -192,10 +192,7 @@ fn answer(context: &Context, written: &Written, conn: &mut Conn, polls: &[&(Node
     }
     let reply = |((node, poll), settled): (&&(NodeId, Poll), Result<Answer, Reply>)| match settled {
         Err(reply) => reply,
-        Ok(Answer::Batch(handover)) => {
-            doorbell::observe(context, *node, &handover);
-            Reply::json(handover.body())
-        }
+        Ok(Answer::Batch(handover)) => Reply::json(doorbell::handed(context, *node, handover)),
         Ok(Answer::Moved(_)) => Reply::busy(503, "the node polls at two controllers at once; try again", 1),
         Ok(_) if poll.wait == 0 => Reply::empty(),
         Ok(_) => Reply::park(poll.wait),

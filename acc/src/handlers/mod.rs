@@ -38,7 +38,7 @@ const MAX_VALUES: usize = 500_000;
 pub struct Handlers {
     context: Arc<Context>,
     limits: Limits,
-    results: Limits,
+    results: result::Taken,
     told: log::Told,
     events: Allowance,
     written: cmd::Written,
@@ -87,7 +87,7 @@ impl Handlers {
     /// Handlers on this context.
     pub fn new(context: Arc<Context>) -> Handlers {
         let limits = Limits::new("records", context.config.max_records as f64);
-        let results = Limits::new("results", result::MAX_RESULTS);
+        let results = result::Taken::default();
         let events = Allowance::new(event::MAX_EVENTS);
         Handlers {
             context,

@@ -1,6 +1,6 @@
 //! `POST /{gid}/{nid}/result`: results, each delivered once.
 
-use super::allowance::Limits;
+use super::allowance::{Allowance, Limits};
 use super::{Fault, Outcome, bad, json};
 use crate::answer;
 use crate::context::Context;
@@ -8,10 +8,13 @@ use crate::server::Reply;
 use crate::store::jobs::{self, Known, Writing};
 use crate::store::pool::is_broken;
 use crate::store::results::{self, Bounds, Delivery, Push, Recurring, Verdict};
-use crate::store::{Batch, Conn, lists};
+use crate::store::{Batch, Conn, describe, lists, nodes};
+use crate::tickets::{self, BadTicket, Flags, Tickets};
+use jscommon::command::TICKET;
 use jscommon::{JobResult, NodeId, State, death};
-use redis::RedisResult;
+use redis::{FromRedisValue, RedisResult};
 use serde_json::{Value, json as object};
+use std::sync::atomic::Ordering;
 
 /// Most calls of one transaction, for Redis does nothing else meanwhile.
 const TOGETHER: usize = 256;
@@ -22,26 +25,69 @@ const MAX_BATCH: usize = 1000;
 /// Results that a node may send a second.
 pub(super) const MAX_RESULTS: f64 = 2000.0;
 
-/// A result that its node may deliver, as far as it says itself.
+/// At most so many refused results of a node are told a second, as events.
+const MAX_TOLD: f64 = 1.0 / 60.0;
+
+/// What was taken from nodes of late.
+pub(super) struct Taken {
+    limits: Limits,
+    /// Events that tell of refused results.
+    told: Allowance,
+}
+
+impl Default for Taken {
+    fn default() -> Taken {
+        Taken { limits: Limits::new("results", MAX_RESULTS), told: Allowance::new(MAX_TOLD) }
+    }
+}
+
+/// Why a result is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refusal {
+    OtherNode,
+    WrongTicket,
+    NoTicket,
+    NotMeant,
+    Unknown,
+}
+
+impl Refusal {
+    fn sentence(self) -> &'static str {
+        match self {
+            Refusal::OtherNode => "it names another node",
+            Refusal::WrongTicket => "its ticket is not that of this node and job",
+            Refusal::NoTicket => "it has no ticket, and this node has returned tickets before",
+            Refusal::NotMeant => "its job was for other nodes",
+            Refusal::Unknown => "it has no ticket, and redis knows no such job of this node",
+        }
+    }
+}
+
+/// A result that its node may deliver, as far as that is known without Redis.
 struct Entry {
     node: NodeId,
     result: JobResult,
     target: String,
     run: String,
     text: String,
+    /// A ticket of this node and job came with it.
+    has_ticket: bool,
+    /// The run, where the ticket says that the job recurs; without a ticket, where the result itself does.
     recurring: Option<Recurring>,
 }
 
 impl Entry {
-    fn delivery(&self) -> Delivery<'_> {
-        Delivery {
-            id: &self.result.id,
-            target: &self.target,
-            run: &self.run,
-            text: &self.text,
-            recurring: self.recurring,
-        }
+    fn delivery(&self, recurring: Option<Recurring>) -> Delivery<'_> {
+        Delivery { id: &self.result.id, target: &self.target, run: &self.run, text: &self.text, recurring }
     }
+}
+
+/// What Redis says about an entry.
+struct Standing {
+    known: Known,
+    verdict: Verdict,
+    recurring: Option<Recurring>,
+    refusal: Option<Refusal>,
 }
 
 /// What one node has sent.
@@ -49,15 +95,15 @@ struct Posted {
     node: NodeId,
     entries: Vec<Entry>,
     /// Results that are none of its own, and why.
-    refused: Vec<(String, &'static str)>,
+    refused: Vec<(String, Refusal)>,
     /// What it has paid for: how many, and their bytes.
     paid: (usize, usize),
 }
 
 /// Takes what nodes have sent, one body each, in as few round trips as one alone would take.
-pub(super) fn post_all(context: &Context, limits: &Limits, posts: &[(NodeId, &[u8])]) -> Vec<Outcome> {
-    let posted = posts.iter().map(|(node, body)| pay(context, limits, read(*node, body)?)).collect();
-    deliver_all(context, limits, posted)
+pub(super) fn post_all(context: &Context, taken: &Taken, posts: &[(NodeId, &[u8])]) -> Vec<Outcome> {
+    let read = |(node, body): &(NodeId, &[u8])| pay(context, &taken.limits, read(&context.tickets, *node, body)?);
+    deliver_all(context, taken, posts.iter().map(read).collect())
 }
 
 /// Refuses the results of a node that sends too many.
@@ -69,30 +115,30 @@ fn pay(context: &Context, limits: &Limits, posted: Posted) -> Result<Posted, Fau
     }
 }
 
-fn deliver_all(context: &Context, limits: &Limits, posted: Vec<Result<Posted, Fault>>) -> Vec<Outcome> {
+fn deliver_all(context: &Context, taken: &Taken, posted: Vec<Result<Posted, Fault>>) -> Vec<Outcome> {
     let entries: Vec<&Entry> = posted.iter().flatten().flat_map(|posted| &posted.entries).collect();
     if entries.is_empty() {
-        return posted.into_iter().map(|posted| reply(context, posted?, &mut std::iter::empty())).collect();
+        return posted.into_iter().map(|posted| reply(context, taken, posted?, &mut std::iter::empty())).collect();
     }
-    let meant = match context.pool.with(|conn| deliver(context, conn, &entries)) {
-        Ok(meant) => meant,
+    let refusals = match context.pool.with(|conn| deliver(context, conn, &entries)) {
+        Ok(refusals) => refusals,
         // What Redis has against one of them is not held against the others.
         Err(e) if posted.len() > 1 && !is_broken(&e) => {
-            return posted.into_iter().flat_map(|one| deliver_all(context, limits, vec![one])).collect();
+            return posted.into_iter().flat_map(|one| deliver_all(context, taken, vec![one])).collect();
         }
         Err(e) => {
             let failed = |posted: Posted| {
-                limits.give_back(posted.node, posted.paid.0, posted.paid.1);
+                taken.limits.give_back(posted.node, posted.paid.0, posted.paid.1);
                 Fault::Redis(e.clone())
             };
             return posted.into_iter().map(|posted| Err(posted.map_or_else(|fault| fault, failed))).collect();
         }
     };
-    let mut meant = meant.into_iter();
-    posted.into_iter().map(|posted| posted.and_then(|posted| reply(context, posted, &mut meant))).collect()
+    let mut refusals = refusals.into_iter();
+    posted.into_iter().map(|posted| posted.and_then(|posted| reply(context, taken, posted, &mut refusals))).collect()
 }
 
-fn read(node: NodeId, body: &[u8]) -> Result<Posted, Fault> {
+fn read(tickets: &Tickets, node: NodeId, body: &[u8]) -> Result<Posted, Fault> {
     let Value::Array(list) = json(body)? else { return Err(bad("the body is a list of results")) };
     let count = list.len();
     if count > MAX_BATCH {
@@ -101,34 +147,46 @@ fn read(node: NodeId, body: &[u8]) -> Result<Posted, Fault> {
     let paid = (count, body.len());
     let mut posted = Posted { node, entries: Vec::with_capacity(count), refused: Vec::new(), paid };
     for (i, value) in list.into_iter().enumerate() {
-        match entry(node, value).map_err(|reason| bad(format!("result {i}: {reason}")))? {
+        match entry(tickets, node, value).map_err(|reason| bad(format!("result {i}: {reason}")))? {
             Ok(entry) => posted.entries.push(entry),
-            Err(id) => posted.refused.push((id, "it names another node")),
+            Err(refused) => posted.refused.push(refused),
         }
     }
     Ok(posted)
 }
 
-/// The answer to who has sent this; `meant` says of each entry in turn whether its job was for the node.
-fn reply(context: &Context, posted: Posted, meant: &mut impl Iterator<Item = bool>) -> Outcome {
+/// The answer to who has sent this; `refusals` says of each entry in turn whether it was refused.
+fn reply(
+    context: &Context,
+    taken: &Taken,
+    posted: Posted,
+    refusals: &mut impl Iterator<Item = Option<Refusal>>,
+) -> Outcome {
     let Posted { node, entries, mut refused, .. } = posted;
-    let unmeant = entries.into_iter().zip(meant).filter(|(_, meant)| !meant);
-    refused.extend(unmeant.map(|(entry, _)| (entry.result.id, "its job was for other nodes")));
-    if refused.is_empty() {
-        return Ok(Reply::json("{}"));
+    refused.extend(entries.into_iter().zip(refusals).filter_map(|(entry, why)| Some((entry.result.id, why?))));
+    let Some((id, why)) = refused.first() else { return Ok(Reply::json("{}")) };
+    let now = context.clock.now();
+    // Somebody may send them without end, and one is news enough.
+    if taken.told.take(node, 1.0, now).is_ok() {
+        let data = object!({"id": id, "reason": why.sentence(), "count": refused.len()});
+        let mut batch = Batch::new();
+        lists::event(&mut batch, "refused_result", Some(node), now, &data);
+        if let Err(e) = context.pool.with(|conn| conn.run(&batch)) {
+            ::log::debug!("a refused result of node {node} is not told: {}", describe(&e));
+        }
     }
     let ids: Vec<&str> = refused.iter().map(|(id, _)| id.as_str()).collect();
-    let (id, why) = &refused[0];
-    let error = format!("result of job {id}: {why}; node {node} may not answer for it");
-    let body = object!({"error": error, "refused": ids, "time": context.clock.now()});
+    let error = format!("result of job {id}: {}; node {node} may not answer for it", why.sentence());
+    let body = object!({"error": error, "refused": ids, "time": now});
     Err(Fault::Reply(Reply { status: 403, ..Reply::json(body.to_string()) }))
 }
 
-/// One entry: `Err` when it is no result, `Ok(Err(id))` when it names another node.
-fn entry(node: NodeId, mut value: Value) -> Result<Result<Entry, String>, String> {
+/// One entry: `Err` when it is no result, `Ok(Err(id, why))` when its node may not answer for it.
+fn entry(tickets: &Tickets, node: NodeId, mut value: Value) -> Result<Result<Entry, (String, Refusal)>, String> {
     let fields = value.as_object_mut().ok_or("a result is an object")?;
     fields.retain(|_, field| !field.is_null());
     let quiet = fields.remove("quiet").is_some_and(|quiet| quiet == Value::Bool(true));
+    let ticket = fields.remove(TICKET);
     for (name, own) in [("gid", node.gid), ("nid", node.nid)] {
         fields.entry(name).or_insert(own.into());
     }
@@ -142,45 +200,115 @@ fn entry(node: NodeId, mut value: Value) -> Result<Result<Entry, String>, String
         return Err("'id' is no job id".into());
     }
     if (result.gid, result.nid) != (node.gid, node.nid) {
-        return Ok(Err(result.id));
+        return Ok(Err((result.id, Refusal::OtherNode)));
     }
-    let period = result.args.get("recurring_period").and_then(Value::as_f64).unwrap_or(0.0);
-    let recurring = (period > 0.0).then(|| Recurring {
+    // What a result says of itself counts only where nothing better is there, and then Redis is asked as well.
+    let flags = match &ticket {
+        None => Ok(Flags::of(&result.args)),
+        Some(Value::String(ticket)) => tickets.check(node, &result.id, ticket),
+        Some(_) => Err(BadTicket),
+    };
+    let Ok(flags) = flags else { return Ok(Err((result.id, Refusal::WrongTicket))) };
+    let recurring = flags.recurring.map(|period| Recurring {
         node,
         starttime: result.starttime,
-        period: period as u64,
+        period,
         quiet: quiet || (result.state == State::Ok && !(20..=23).contains(&result.level)),
     });
-    Ok(Ok(Entry { node, target: node.to_string(), run: result.starttime.to_string(), text, recurring, result }))
+    let (target, run) = (node.to_string(), result.starttime.to_string());
+    Ok(Ok(Entry { node, target, run, text, has_ticket: ticket.is_some(), recurring, result }))
 }
 
-/// Delivers; answers for each entry whether its job was for its node.
-fn deliver(context: &Context, conn: &mut Conn, entries: &[&Entry]) -> RedisResult<Vec<bool>> {
+/// Asks Redis about the entries, and decides what is to become of them.
+fn decide(context: &Context, conn: &mut Conn, entries: &[&Entry]) -> RedisResult<Vec<Standing>> {
     // Both questions in one round trip, so it is decided before it is known whether the node may answer.
     // What a node leaves behind by that where it may not is its own name among those who have answered,
-    // which no other node's answer is measured by, for a day.
+    // which no other node's answer is measured by, for a day. Without a ticket that name is what lets it in
+    // later, so then it is asked first.
     let mut batch = Batch::new();
     for entry in entries {
         jobs::ask(&mut batch, entry.node, &entry.result.id);
-        results::decide(&mut batch, &entry.delivery());
+        if entry.has_ticket {
+            results::decide(&mut batch, &entry.delivery(entry.recurring));
+        } else {
+            nodes::ask_returns_tickets(&mut batch, entry.node);
+            results::ask_remembered(&mut batch, entry.node, &entry.result.id);
+            if entry.recurring.is_some() {
+                jobs::ask_period(&mut batch, &entry.result.id);
+            }
+        }
     }
-    let mut answers = conn.run(&batch)?.into_iter();
+    let epoch = context.epoch.load(Ordering::Relaxed);
+    let mut returning: Vec<NodeId> = Vec::new();
+    for entry in entries.iter().filter(|entry| entry.has_ticket) {
+        if !returning.contains(&entry.node) && context.tickets.is_news(entry.node, epoch) {
+            returning.push(entry.node);
+        }
+    }
+    let before = batch.len();
+    returning.iter().for_each(|node| nodes::returns_tickets(&mut batch, *node));
+    let mut answers = conn.run_each(&batch)?;
+    // What is known of a node may be spoilt, and its results are taken all the same.
+    match answers.split_off(before).into_iter().find_map(Result::err) {
+        None => context.tickets.note(&returning, epoch),
+        Some(e) => ::log::debug!("that nodes return tickets is not written down: {}", describe(&e)),
+    }
+    let mut answers = answers.into_iter().collect::<RedisResult<Vec<_>>>()?.into_iter();
     let mut next = || answers.next().unwrap_or(redis::Value::Nil);
+    let mut standings = Vec::with_capacity(entries.len());
+    let (mut later, mut undecided) = (Batch::new(), Vec::new());
+    for (i, entry) in entries.iter().enumerate() {
+        let known = jobs::known(next(), next(), next())?;
+        if entry.has_ticket {
+            let refusal = (known == Known::NotMeant).then_some(Refusal::NotMeant);
+            let verdict = results::verdict(next())?;
+            standings.push(Standing { known, verdict, recurring: entry.recurring, refusal });
+            continue;
+        }
+        let returns_tickets = bool::from_redis_value(next())?;
+        let remembered = results::remembered(next(), next())?;
+        let period = if entry.recurring.is_some() { jobs::period(next())? } else { None };
+        let refusal = match known {
+            Known::NotMeant => Some(Refusal::NotMeant),
+            _ if returns_tickets => Some(Refusal::NoTicket),
+            Known::Nothing if !remembered.answered => Some(Refusal::Unknown),
+            Known::Nothing | Known::Meant(_) => None,
+        };
+        let recurring = match (entry.recurring, known) {
+            (Some(run), Known::Meant(_)) if period.is_some() => {
+                period.map(|period| Recurring { period: period.min(tickets::MAX_PERIOD), ..run })
+            }
+            (run, _) => run.filter(|_| remembered.recurs),
+        };
+        if refusal.is_none() {
+            results::decide(&mut later, &entry.delivery(recurring));
+            undecided.push(i);
+        }
+        standings.push(Standing { known, verdict: Verdict::Late, recurring, refusal });
+    }
+    if !undecided.is_empty() {
+        for (i, answer) in undecided.into_iter().zip(conn.run(&later)?) {
+            standings[i].verdict = results::verdict(answer)?;
+        }
+    }
+    Ok(standings)
+}
+
+/// Delivers; answers for each entry whether it was refused.
+fn deliver(context: &Context, conn: &mut Conn, entries: &[&Entry]) -> RedisResult<Vec<Option<Refusal>>> {
+    let standings = decide(context, conn, entries)?;
     death::point("acc.result.guarded");
 
     let now = context.clock.now();
-    let mut meant = Vec::with_capacity(entries.len());
     let (mut hashes, mut pushes) = (Batch::new(), Vec::new());
-    for entry in entries {
+    for (entry, standing) in entries.iter().zip(&standings) {
         let result = &entry.result;
-        let known = jobs::known(next(), next(), next())?;
-        let verdict = results::verdict(next())?;
-        meant.push(known != Known::NotMeant);
-        if known == Known::NotMeant {
+        let Standing { known, verdict, recurring, refusal } = standing;
+        if refusal.is_some() {
             count(context, "refused");
             continue;
         }
-        if verdict == Verdict::Late {
+        if *verdict == Verdict::Late {
             count(context, "late");
             let data = object!({"id": result.id, "state": answer::state_name(result.state)});
             lists::event(&mut hashes, "late_result", Some(entry.node), now, &data);
@@ -189,9 +317,10 @@ fn deliver(context: &Context, conn: &mut Conn, entries: &[&Entry]) -> RedisResul
         if hashes.len() + pushes.len() >= TOGETHER {
             results::push_all(conn, std::mem::take(&mut hashes), &std::mem::take(&mut pushes))?;
         }
-        let writing = if verdict == Verdict::Repeat { Writing::Repeated } else { Writing::Counts };
+        let writing = if *verdict == Verdict::Repeat { Writing::Repeated } else { Writing::Counts };
         jobs::result(&mut hashes, &entry.target, &result.id, &entry.text, writing);
-        results::remember(&mut hashes, &entry.delivery(), matches!(known, Known::Meant(_)));
+        let delivery = entry.delivery(*recurring);
+        results::remember(&mut hashes, &delivery, matches!(known, Known::Meant(_)));
         let meant = match known {
             Known::Meant(meant) => Some(meant),
             _ => None,
@@ -203,7 +332,7 @@ fn deliver(context: &Context, conn: &mut Conn, entries: &[&Entry]) -> RedisResul
                 let quiet = meant.is_some_and(|meant| meant.quiet);
                 let bounds = meant.map_or(Bounds::UNKNOWN, |meant| Bounds::of(meant.targets, quiet));
                 let counted = (!quiet).then(|| answer::state_name(result.state));
-                pushes.push(Push { delivery: entry.delivery(), bounds, counted });
+                pushes.push(Push { delivery, bounds, counted });
                 if let Some(meant) = meant {
                     context.metrics.result_seconds.observe(now.saturating_sub(meant.created) as f64 / 1000.0);
                 }
@@ -213,7 +342,7 @@ fn deliver(context: &Context, conn: &mut Conn, entries: &[&Entry]) -> RedisResul
     }
     results::push_all(conn, hashes, &pushes)?;
     death::point("acc.result.pushed");
-    Ok(meant)
+    Ok(standings.into_iter().map(|standing| standing.refusal).collect())
 }
 
 fn count(context: &Context, outcome: &str) {
@@ -223,30 +352,66 @@ fn count(context: &Context, outcome: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tickets::{TicketKey, TicketKeys};
 
     const NODE: NodeId = NodeId { gid: 1, nid: 10 };
 
+    fn tickets() -> Tickets {
+        Tickets::new(TicketKeys { current: TicketKey::new(&[7; 32]), previous: None })
+    }
+
+    fn taken(value: Value) -> Entry {
+        entry(&tickets(), NODE, value).unwrap().map_err(|refused| format!("{refused:?}")).unwrap()
+    }
+
     #[test]
     fn entries_are_read_with_care() {
-        let read = |value| entry(NODE, value);
-        let good = read(object!({"id": "a", "state": "OK", "starttime": 5, "later": 1})).unwrap().unwrap();
+        let good = taken(object!({"id": "a", "state": "OK", "starttime": 5, "later": 1}));
         assert_eq!((good.target.as_str(), good.run.as_str()), ("1:10", "5"));
         let text: Value = serde_json::from_str(&good.text).unwrap();
         assert_eq!(text, object!({"id": "a", "state": "OK", "starttime": 5, "later": 1, "gid": 1, "nid": 10}));
-        assert_eq!(read(object!({"id": "a", "state": "OK", "gid": 1, "nid": 11})).unwrap().err(), Some("a".into()));
+        let other = entry(&tickets(), NODE, object!({"id": "a", "state": "OK", "gid": 1, "nid": 11})).unwrap();
+        assert_eq!(other.err(), Some(("a".into(), Refusal::OtherNode)));
         for bad in
             [object!(5), object!({}), object!({"id": "a b", "state": "OK"}), object!({"id": "a", "state": "Fine"})]
         {
-            assert!(read(bad.clone()).is_err(), "{bad}");
+            assert!(entry(&tickets(), NODE, bad.clone()).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn result_with_a_wrong_ticket_is_refused() {
+        let read = |ticket: Value| {
+            let value = object!({"id": "a", "state": "OK", "ticket": ticket});
+            entry(&tickets(), NODE, value).unwrap().map(|entry| (entry.has_ticket, entry.text.contains("ticket")))
+        };
+        let good = tickets().issue(NODE, "a", Flags::default());
+        assert_eq!(read(good.clone().into()), Ok((true, false)), "clients do not get it");
+        assert_eq!(read(Value::Null), Ok((false, false)));
+        let others = tickets().issue(NodeId { gid: 1, nid: 11 }, "a", Flags::default());
+        for wrong in [object!(""), object!(5), object!([good]), format!("r60{good}").into(), others.into()] {
+            assert_eq!(read(wrong.clone()), Err(("a".into(), Refusal::WrongTicket)), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn recurrence_comes_from_the_ticket() {
+        let period = |flags: Flags, args: Value| {
+            let ticket = tickets().issue(NODE, "a", flags);
+            let read = taken(object!({"id": "a", "state": "OK", "ticket": ticket, "args": args}));
+            read.recurring.map(|run| run.period)
+        };
+        assert_eq!(period(Flags::default(), object!({"recurring_period": 5})), None);
+        assert_eq!(period(Flags { recurring: Some(60) }, object!({})), Some(60));
+        assert_eq!(period(Flags { recurring: Some(60) }, object!({"recurring_period": 1e9})), Some(60));
     }
 
     #[test]
     fn runs_of_recurring_jobs() {
         let read = |state: &str, level: u8| {
-            let value = object!({"id": "a", "state": state, "level": level, "starttime": 7,
-                "args": {"recurring_period": 5}});
-            entry(NODE, value).unwrap().unwrap().recurring.unwrap().quiet
+            let ticket = tickets().issue(NODE, "a", Flags { recurring: Some(5) });
+            let value = object!({"id": "a", "state": state, "level": level, "starttime": 7, "ticket": ticket});
+            taken(value).recurring.unwrap().quiet
         };
         assert!(read("OK", 0));
         assert!(!read("OK", 20));
@@ -256,6 +421,6 @@ mod tests {
     #[test]
     fn secrets_are_hidden() {
         let value = object!({"id": "a", "state": "OK", "args": {"secret": true, "env": {"PW": "geheim"}}});
-        assert!(!entry(NODE, value).unwrap().unwrap().text.contains("geheim"));
+        assert!(!taken(value).text.contains("geheim"));
     }
 }

@@ -16,6 +16,7 @@ pub mod secret;
 
 use crate::config::Config;
 use crate::gate::PeerCert;
+use crate::tickets::{TicketKey, TicketKeys};
 use anyhow::{Context, anyhow, bail};
 use ca::Ca;
 pub use files::write;
@@ -36,6 +37,9 @@ const SERVER_DAYS: i64 = 397;
 const SERVER_RENEW_DAYS: i64 = 60;
 /// Days that a node's certificate holds.
 pub const CLIENT_DAYS: i64 = 365;
+
+/// The file of the ticket key. It is written once Redis has the same one.
+const TICKET_KEY: &str = "ticket.key";
 
 /// The state directory, complete.
 pub struct Identity {
@@ -112,6 +116,29 @@ impl Identity {
         secrets.write(&self.dir)?;
         publish(secrets.current.fingerprint())?;
         Ok(secrets)
+    }
+
+    /// The ticket keys as they lie in the directory; nothing before they were first agreed on with Redis.
+    pub fn ticket_keys(&self) -> anyhow::Result<Option<TicketKeys>> {
+        let file = self.dir.join(TICKET_KEY);
+        let text = match fs::read_to_string(&file) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            read => read.with_context(|| format!("{} cannot be read", file.display()))?,
+        };
+        let keys = TicketKeys::parse(&text);
+        keys.map(Some).with_context(|| format!("{} is damaged: remove it, and it is read from redis", file.display()))
+    }
+
+    /// Keeps these ticket keys in the directory.
+    pub fn keep_ticket_keys(&self, keys: &TicketKeys) -> anyhow::Result<()> {
+        let _lock = lock(&self.dir)?;
+        write_state(&self.dir.join(TICKET_KEY), keys.text().as_bytes(), 0o600)
+    }
+
+    /// A new ticket key, which is kept nowhere yet.
+    pub fn new_ticket_key() -> anyhow::Result<TicketKey> {
+        let bytes = secret::random(32)?;
+        Ok(TicketKey::new(bytes.as_slice().try_into().context("32 random bytes")?))
     }
 
     /// What `node` needs, issued at `now` (milliseconds since 1970).
@@ -325,6 +352,21 @@ mod tests {
         fs::write(&file, made.cert.der()).unwrap();
         let told = format!("{:#}", chain(&file).unwrap_err());
         assert!(told.contains("holds no certificate: give a PEM file"), "{told}");
+    }
+
+    #[test]
+    fn ticket_keys_are_kept_and_survive_a_rotation() {
+        let dir = tempfile::tempdir().unwrap();
+        let identity = Identity::open(dir.path(), NOW).unwrap();
+        assert_eq!(identity.ticket_keys().unwrap(), None);
+        let keys = TicketKeys { current: Identity::new_ticket_key().unwrap(), previous: None };
+        identity.keep_ticket_keys(&keys).unwrap();
+        identity.rotate(NOW, |_| Ok(())).unwrap();
+        assert_eq!(Identity::open(dir.path(), NOW).unwrap().ticket_keys().unwrap(), Some(keys));
+        let file = dir.path().join(TICKET_KEY);
+        assert_eq!(fs::metadata(&file).unwrap().mode() & 0o777, 0o600);
+        fs::write(&file, "x").unwrap();
+        assert!(identity.ticket_keys().unwrap_err().to_string().contains("damaged"));
     }
 
     #[test]

@@ -198,6 +198,24 @@ pub fn known(job: Value, field: Value, fields: Value) -> RedisResult<Known> {
     })
 }
 
+/// Asks for the `recurring_period` of the job's command; the answer is read by `period`. For results without a
+/// ticket, which says it.
+pub fn ask_period(batch: &mut Batch, id: &str) {
+    batch.script(&scripts::PERIOD, &[keys::job(id)], |cmd| {
+        cmd.arg(MAX_SEARCHED);
+    });
+}
+
+/// Reads the answer to `ask_period`: seconds, or nothing for a job that does not recur.
+pub fn period(answer: Value) -> RedisResult<Option<u64>> {
+    let text = Option::<String>::from_redis_value(answer)?;
+    let seconds = text.and_then(|text| text.parse::<f64>().ok()).filter(|seconds| *seconds > 0.0);
+    Ok(seconds.map(|seconds| seconds.ceil() as u64))
+}
+
+/// Longest command (bytes) in which a period is looked for.
+const MAX_SEARCHED: usize = 64 << 10;
+
 /// The command of a job that was queued for `node` and never handed over, as its hash has it, without
 /// secrets; nothing when the node has it, or when it was answered.
 pub fn lost(conn: &mut Conn, node: NodeId, id: &str) -> RedisResult<Option<Command>> {

@@ -38,6 +38,8 @@ pub const REVOKED: &str = "jsacc:{revoked}";
 pub const REVOKED_VERSION: &str = "jsacc:{revoked}:version";
 /// Hash: `current` and `previous` fingerprint of the node secret, `until` (ms) for the previous one.
 pub const SECRET: &str = "jsacc:secret";
+/// String: the key under which tickets are made, 64 hex digits.
+pub const TICKET_KEY: &str = "jsacc:ticket_key";
 /// List: who had which command run; newest left.
 pub const AUDIT: &str = "jsacc:audit";
 /// Hash: `<job id> <STATE>` → number of results.
@@ -63,7 +65,7 @@ pub fn waiting(node: NodeId) -> String {
     format!("jsacc:{{{node}}}:cmds")
 }
 
-/// Hash: the state of `node`'s queue: `seq`, `ac`, `handed`, `handed_at`, `instance`…
+/// Hash: the state of `node`'s queue: `seq`, `ac`, `handed`, `handed_at`, `instance`, `tickets`…
 pub fn meta(node: NodeId) -> String {
     format!("jsacc:{{{node}}}:meta")
 }
@@ -166,6 +168,7 @@ pub fn kind(key: &str) -> &'static str {
         ("jsacc:{roles" | "jsacc:{revoked", "") => "hash",
         (AGENTS | CONTROLLERS | EXPIRING, _) => "zset",
         (SECRET | AUDIT_RESULTS, _) => "hash",
+        (TICKET_KEY, _) => "string",
         (JOBS | EVENTS | REJECTED | AUDIT | STATS_QUEUE, _) => "list",
         _ if ["cmds_queue", "log.", "jsacc:bell:"].iter().any(|start| head.starts_with(start)) => "list",
         _ if ["jsacc:job:", "jsacc:agent:", "jsacc:stats:"].iter().any(|start| head.starts_with(start)) => "hash",
@@ -207,7 +210,7 @@ mod tests {
             ("hash", vec![waiting(node), meta(node), agent(node), stats(node), job("a:b"), done("a"), seen("log.a.b")]),
             ("hash", vec![ROLES.to_owned(), REVOKED.into(), SECRET.into(), AUDIT_RESULTS.into(), STATS_SEEN.into()]),
             ("string", vec![last_log(node), stats_written(node), done_run("a", node, 5), script("x"), enrolment("x")]),
-            ("string", vec![ROLES_VERSION.to_owned(), REVOKED_VERSION.into()]),
+            ("string", vec![ROLES_VERSION.to_owned(), REVOKED_VERSION.into(), TICKET_KEY.into()]),
         ] {
             for key in keys {
                 assert_eq!(kind(&key), want, "{key}");

@@ -1,6 +1,6 @@
 //! What is known of nodes: when they were last seen, their roles, what was revoked.
 //!
-//! Owns: `jsacc:agents`, `jsacc:agent:*`, roles, revocations, the fingerprint of the node secret.
+//! Owns: `jsacc:agents`, `jsacc:agent:*`, roles, revocations, the fingerprint of the node secret, the ticket key.
 //! Does not own: who is chosen (`targets`), who is let in (the guard).
 
 use super::queue::KEEP_NODE;
@@ -238,6 +238,34 @@ pub fn claim_fingerprint(conn: &mut Conn, fingerprint: &str) -> RedisResult<Stri
 /// Another fingerprint takes its place: the node secret was rotated.
 pub fn set_fingerprint(conn: &mut Conn, fingerprint: &str) -> RedisResult<()> {
     conn.one(&Cmd::hset(keys::SECRET, "current", fingerprint))
+}
+
+/// Asks for the ticket key, or nothing.
+pub fn ask_ticket_key(batch: &mut Batch) {
+    batch.call(Cmd::get(keys::TICKET_KEY));
+}
+
+/// Writes down the ticket key `ours` when Redis has none; answers the one that stands.
+pub fn claim_ticket_key(conn: &mut Conn, ours: &str) -> RedisResult<String> {
+    // Not with SETNX at once: a full Redis refuses to write, and can still be read.
+    if let Some(theirs) = conn.one(&Cmd::get(keys::TICKET_KEY))? {
+        return Ok(theirs);
+    }
+    let mut batch = Batch::new();
+    batch.call(Cmd::set_nx(keys::TICKET_KEY, ours));
+    batch.call(Cmd::get(keys::TICKET_KEY));
+    String::from_redis_value(conn.run(&batch)?.pop().unwrap_or(Value::Nil)).map_err(Into::into)
+}
+
+/// Asks whether `node` has ever returned a ticket: then it returns one with each of its results.
+pub fn ask_returns_tickets(batch: &mut Batch, node: NodeId) {
+    batch.call(Cmd::hexists(keys::meta(node), "tickets"));
+}
+
+/// `node` has returned a ticket.
+pub fn returns_tickets(batch: &mut Batch, node: NodeId) {
+    batch.call(Cmd::hset(keys::meta(node), "tickets", "1"));
+    batch.call(Cmd::expire(keys::meta(node), KEEP_NODE as i64));
 }
 
 /// Every node's latest stats: node → series → `[value, seconds]`.

@@ -8,6 +8,7 @@
 //! again. Its number (the batch's name is the highest) goes up over the node's whole life.
 
 use super::{Batch, Conn, keys, scripts};
+use jscommon::command::TICKET;
 use jscommon::{Command, NodeId};
 use redis::{FromRedisValue, RedisResult, Value};
 
@@ -30,25 +31,35 @@ pub struct Parcel {
     /// The grid that the command itself names, where it names its node by roles or in a list: its copy for a
     /// node names that node alone.
     pub chosen_from: Option<u32>,
-    /// Its JSON text.
+    /// Its JSON text, with its ticket.
     pub text: String,
 }
 
 impl Parcel {
-    /// As it lies in Redis: `<created>:<json>`, or `<created>/<gid>:<json>`.
+    /// As it lies in Redis: `<created>t:<json>`, or `<created>t/<gid>:<json>`. The `t` says that the text has a ticket.
     fn packed(&self) -> String {
         match self.chosen_from {
-            None => format!("{}:{}", self.created, self.text),
-            Some(gid) => format!("{}/{gid}:{}", self.created, self.text),
+            None => format!("{}t:{}", self.created, self.text),
+            Some(gid) => format!("{}t/{gid}:{}", self.created, self.text),
         }
     }
 }
 
-/// The label before the JSON text of a packed parcel, split into its numbers, and the text.
-fn unpack(packed: &str) -> (u64, Option<u32>, &str) {
+/// What stands before the JSON text of a packed parcel, and the text.
+#[derive(Debug, PartialEq, Eq)]
+struct Unpacked<'a> {
+    created: u64,
+    has_ticket: bool,
+    chosen_from: Option<u32>,
+    text: &'a str,
+}
+
+fn unpack(packed: &str) -> Unpacked<'_> {
     let (label, text) = packed.split_once(':').unwrap_or(("", packed));
-    let (created, gid) = label.split_once('/').map_or((label, None), |(created, gid)| (created, gid.parse().ok()));
-    (created.parse().unwrap_or(0), gid, text)
+    let (created, chosen_from) =
+        label.split_once('/').map_or((label, None), |(created, gid)| (created, gid.parse().ok()));
+    let (created, has_ticket) = created.strip_suffix('t').map_or((created, false), |created| (created, true));
+    Unpacked { created: created.parse().unwrap_or(0), has_ticket, chosen_from, text }
 }
 
 /// What a node is handed in one answer.
@@ -62,9 +73,24 @@ pub struct Handover {
     pub texts: Vec<String>,
     /// When each was created, in milliseconds since 1970.
     pub created: Vec<u64>,
+    /// The places in `texts` of those that have no ticket of a controller: see `give_tickets`.
+    pub without_ticket: Vec<usize>,
 }
 
 impl Handover {
+    /// Puts a ticket, which `issue` makes, into each text that a controller of an earlier version has queued.
+    pub fn give_tickets(&mut self, issue: impl Fn(&Command) -> String) {
+        for i in std::mem::take(&mut self.without_ticket) {
+            if let Some(text) = self.texts.get_mut(i)
+                && let Ok(mut command) = Command::parse(text.as_bytes())
+            {
+                let ticket = issue(&command);
+                command.extra.insert(TICKET.into(), ticket.into());
+                *text = command.to_value().to_string();
+            }
+        }
+    }
+
     /// The body of the answer to the poll.
     pub fn body(&self) -> Vec<u8> {
         let size: usize = self.texts.iter().map(|text| text.len() + 1).sum();
@@ -137,15 +163,18 @@ pub fn enqueued(me: &str, answer: Value) -> RedisResult<Enqueued> {
 fn handover(mut parts: impl Iterator<Item = Value>) -> RedisResult<Option<Handover>> {
     let Some(batch) = parts.next() else { return Ok(None) };
     let batch = String::from_redis_value(batch)?;
-    let (mut ids, mut texts, mut created) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut ids, mut texts, mut created, mut without_ticket) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     while let (Some(id), Some(text)) = (parts.next(), parts.next()) {
         ids.push(String::from_redis_value(id)?);
         let text = String::from_redis_value(text)?;
-        let (at, _, text) = unpack(&text);
-        created.push(at);
-        texts.push(text.to_owned());
+        let unpacked = unpack(&text);
+        created.push(unpacked.created);
+        if !unpacked.has_ticket {
+            without_ticket.push(texts.len());
+        }
+        texts.push(unpacked.text.to_owned());
     }
-    Ok((!texts.is_empty()).then_some(Handover { batch, ids, texts, created }))
+    Ok((!texts.is_empty()).then_some(Handover { batch, ids, texts, created, without_ticket }))
 }
 
 /// The ids that an acknowledgement of `batch` covers.
@@ -268,10 +297,13 @@ pub fn withdraw(conn: &mut Conn, node: NodeId, id: &str, now: u64) -> RedisResul
         Some("handed") => Withdrawn::Handed(answer.get(1).and_then(|till| till.parse().ok()).unwrap_or(now)),
         Some("withdrawn") => {
             let packed = answer.into_iter().nth(1).unwrap_or_default();
-            let (_, chosen_from, text) = unpack(&packed);
-            let mut command = Command::parse(text.as_bytes()).ok();
-            if let (Some(command), Some(gid)) = (&mut command, chosen_from) {
-                (command.gid, command.nid) = (gid, 0);
+            let unpacked = unpack(&packed);
+            let mut command = Command::parse(unpacked.text.as_bytes()).ok();
+            if let Some(command) = &mut command {
+                command.extra.remove(TICKET);
+                if let Some(gid) = unpacked.chosen_from {
+                    (command.gid, command.nid) = (gid, 0);
+                }
             }
             Withdrawn::Out(command.map(Box::new))
         }
@@ -303,9 +335,30 @@ mod tests {
     fn parcels_are_unpacked_as_they_were_packed() {
         for (chosen_from, text) in [(None, r#"{"id":"a:b"}"#), (Some(0), "{}"), (Some(7), "")] {
             let parcel = Parcel { id: "a".into(), created: 17, chosen_from, text: text.into() };
-            assert_eq!(unpack(&parcel.packed()), (17, chosen_from, text));
+            let packed = parcel.packed();
+            assert_eq!(unpack(&packed), Unpacked { created: 17, has_ticket: true, chosen_from, text });
         }
-        assert_eq!(unpack("{}"), (0, None, "{}"));
+        let old = |created, chosen_from, text| Unpacked { created, has_ticket: false, chosen_from, text };
+        assert_eq!(unpack("{}"), old(0, None, "{}"));
+        assert_eq!(unpack("17:{}"), old(17, None, "{}"));
+        assert_eq!(unpack("17/7:{}"), old(17, Some(7), "{}"));
+    }
+
+    #[test]
+    fn command_that_waited_without_a_ticket_is_given_one() {
+        let old = r#"{"id":"a","gid":1,"nid":2,"cmd":"ping","ticket":"of the client","later":1}"#;
+        let good = r#"{"id":"b","ticket":"x"}"#;
+        let mut handover = Handover {
+            batch: "17".into(),
+            ids: vec!["a".into(), "b".into()],
+            texts: vec![old.into(), good.into()],
+            created: vec![1, 2],
+            without_ticket: vec![0],
+        };
+        handover.give_tickets(|command| format!("{}.mac", command.id));
+        let text: serde_json::Value = serde_json::from_str(&handover.texts[0]).unwrap();
+        assert_eq!((&text["ticket"], &text["later"], &text["cmd"]), (&"a.mac".into(), &1.into(), &"ping".into()));
+        assert_eq!(handover.texts[1], good);
     }
 
     #[test]
@@ -315,6 +368,7 @@ mod tests {
             ids: vec!["a".into(), "b".into()],
             texts: vec![r#"{"id":"a"}"#.into(), r#"{"id":"b"}"#.into()],
             created: vec![1, 2],
+            without_ticket: Vec::new(),
         };
         let body: serde_json::Value = serde_json::from_slice(&handover.body()).unwrap();
         assert_eq!(body, serde_json::json!({"batch": "17", "cmds": [{"id": "a"}, {"id": "b"}]}));

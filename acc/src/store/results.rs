@@ -8,7 +8,7 @@
 
 use super::{Batch, Conn, DAY, HISTORY, keys, lists, scripts};
 use jscommon::NodeId;
-use redis::{FromRedisValue, RedisResult, Value};
+use redis::{Cmd, FromRedisValue, RedisResult, Value};
 
 /// Seconds that results of a quiet job are kept, and what was delivered of them.
 const QUIET: u64 = 120;
@@ -56,6 +56,28 @@ pub enum Verdict {
     Repeat,
     /// Another final answer stands for this target.
     Late,
+}
+
+/// Asks what is remembered of the job `id` for `node`, which has brought no ticket; read by `remembered`.
+pub fn ask_remembered(batch: &mut Batch, node: NodeId, id: &str) {
+    batch.call(Cmd::hexists(keys::done(id), node.to_string()));
+    batch.call(Cmd::ttl(keys::done(id)));
+}
+
+/// What is remembered of a job for a node: whether it has answered for it, and whether the job recurs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Remembered {
+    /// The node has answered for it, or has begun to.
+    pub answered: bool,
+    /// Redis knew the job as one that recurs.
+    pub recurs: bool,
+}
+
+/// Reads the two answers to `ask_remembered`.
+pub fn remembered(answered: Value, left: Value) -> RedisResult<Remembered> {
+    // Only of a job that recurs and that Redis knew is it remembered for longer than a day: see `remember`.
+    let left = i64::from_redis_value(left)?;
+    Ok(Remembered { answered: bool::from_redis_value(answered)?, recurs: left > DAY as i64 })
 }
 
 /// Adds the decision on a delivery to `batch`; the answer is read by `verdict`.

@@ -33,6 +33,8 @@ pub(super) static RESULT: Script = Script::new(include_str!("scripts/job_result.
 pub(super) static OPEN: Script = Script::new(include_str!("scripts/job_open.lua"));
 /// Tells where a job stands.
 pub(super) static STANDING: Script = Script::new(include_str!("scripts/job_standing.lua"));
+/// Tells how often a job recurs.
+pub(super) static PERIOD: Script = Script::new(include_str!("scripts/job_period.lua"));
 /// Decides on a result.
 pub(super) static DECIDE: Script = Script::new(include_str!("scripts/result.lua"));
 /// Remembers for longer what was delivered of a recurring job.
@@ -76,9 +78,9 @@ pub(super) static REVOKE: Script = Script::new(include_str!("scripts/revoke.lua"
 /// Counts a use of an enrolment token.
 pub(super) static USE: Script = Script::new(include_str!("scripts/use.lua"));
 
-static ALL: [&Script; 24] = [
-    &RUNNING, &RESULT, &OPEN, &STANDING, &DECIDE, &REMEMBER, &PUSH, &ENQUEUE, &ACKED, &POLL, &WITHDRAW, &TAKE, &RINGS,
-    &INHERIT, &FORGET, &BEAT, &RECORDS, &LISTS, &STATS, &ROLES, &STOPPED, &SEEN, &REVOKE, &USE,
+static ALL: [&Script; 25] = [
+    &RUNNING, &RESULT, &OPEN, &STANDING, &PERIOD, &DECIDE, &REMEMBER, &PUSH, &ENQUEUE, &ACKED, &POLL, &WITHDRAW, &TAKE,
+    &RINGS, &INHERIT, &FORGET, &BEAT, &RECORDS, &LISTS, &STATS, &ROLES, &STOPPED, &SEEN, &REVOKE, &USE,
 ];
 
 /// How many there are, and with that how many answers `loading` has.

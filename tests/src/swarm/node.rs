@@ -207,5 +207,5 @@ fn instance() -> String {
 fn result(node: NodeId, command: &Value, clock_ms: u64) -> Value {
     json!({"id": command["id"], "gid": node.gid, "nid": node.nid, "cmd": command["cmd"], "args": command["args"],
         "data": "\"pong\"", "level": 20, "state": "OK", "code": 0, "time": 0, "starttime": clock_ms,
-        "streams": ["", ""], "critical": "", "tags": command["tags"]})
+        "streams": ["", ""], "critical": "", "tags": command["tags"], "ticket": command["ticket"]})
 }

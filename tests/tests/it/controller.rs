@@ -245,11 +245,14 @@ fn results_of_others_are_refused_and_good_ones_beside_them_taken() {
     let batch = node.poll(10, None).unwrap();
     let good = node.result_of(&batch.cmds[0], "OK", "good");
     let stolen = other.result_of(&batch.cmds[0], "OK", "stolen");
-    let unknown = other.result_of(&json!({"id": fresh_id(), "cmd": "ping"}), "OK", "gone");
+    let forgotten = client.push(json!({"gid": 1, "nid": 11, "cmd": "ping"}));
+    let others = other.poll(10, None).unwrap();
+    let _: i64 = client.redis(&["DEL", &format!("jsacc:job:{forgotten}")]);
+    let unknown = other.result_of(&others.cmds[0], "OK", "gone");
     let answer = other.post("result", &json!([stolen, unknown]));
     assert_eq!(answer.status, 403);
     assert_eq!(answer.json()["refused"], json!([id]));
-    assert_eq!(client.pop(unknown["id"].as_str().unwrap())["data"], "gone", "a job that Redis forgot is delivered");
+    assert_eq!(client.pop(&forgotten)["data"], "gone", "a job that Redis forgot is delivered");
     assert_eq!(other.post("result", &json!([good])).status, 403, "one that names another node");
     assert_eq!(client.results(&id), 0);
     assert_eq!(node.post("result", &json!([good])).status, 200);

@@ -21,6 +21,7 @@ const ENDLESS: &[&str] = &[
     "jsacc:jobs",
     "jsacc:rejected",
     "jsacc:secret",
+    "jsacc:ticket_key",
     "jsacc:{revoked}",
     "jsacc:{revoked}:version",
     "jsacc:{roles}",

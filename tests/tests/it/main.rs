@@ -38,3 +38,4 @@ mod service;
 mod stats;
 mod supervise;
 mod support;
+mod tickets;

@@ -22,6 +22,12 @@ fn id_of(command: &Value) -> String {
     command["id"].as_str().expect("id").to_owned()
 }
 
+fn without_ticket(result: &Value) -> Value {
+    let mut result = result.clone();
+    result.as_object_mut().expect("a result").remove("ticket");
+    result
+}
+
 #[test]
 fn a_result_sent_twice_arrives_once() {
     let (_redis, _acc, mut client, node, command) = taken();
@@ -31,7 +37,7 @@ fn a_result_sent_twice_arrives_once() {
         assert_eq!(node.post("result", &json!([result])).status, 200);
     }
     assert_eq!(node.post("result", &json!([result, result])).status, 200);
-    assert_eq!(client.pop(&id), result, "what comes is what was sent");
+    assert_eq!(client.pop(&id), without_ticket(&result), "what comes is what was sent, but for the ticket");
     assert_eq!(node.post("result", &json!([result])).status, 200, "a repetition after the pop");
     assert_eq!(client.results(&id), 0);
     let ttl: i64 = {
@@ -116,13 +122,12 @@ fn every_run_of_a_recurring_job_arrives() {
 
 #[test]
 fn a_result_of_a_job_that_redis_has_forgotten_is_delivered_all_the_same() {
-    let redis = Redis::start();
-    let acc = Acc::start(&redis, AccOptions::default());
-    let node = acc.node(1, 10);
-    let command = json!({"id": "forgotten", "cmd": "ping", "args": {}, "tags": ""});
+    let (_redis, _acc, mut client, node, command) = taken();
+    let id = id_of(&command);
+    client.redis::<()>(&["DEL", &format!("jsacc:job:{id}")]);
     let result = node.result_of(&command, "OK", "\"pong\"");
     assert_eq!(node.post("result", &json!([result])).status, 200);
-    assert_eq!(Client::new(&redis).pop("forgotten"), result);
+    assert_eq!(client.pop(&id), without_ticket(&result));
 }
 
 #[test]
@@ -160,26 +165,32 @@ fn results_wait_for_redis_and_come_once() {
 
 #[test]
 fn only_who_may_answer_for_a_job_makes_redis_remember_it_for_long() {
-    let (_redis, acc, mut client, node, command) = taken();
+    let redis = Redis::start();
+    let acc = Acc::start(&redis, AccOptions::default());
+    let (mut client, node, stranger) = (Client::new(&redis), acc.node(1, 10), acc.node(1, 11));
+    let args = json!({"cmd": "/bin/true", "recurring_period": 100 * 86_400});
+    client.push(json!({"gid": 1, "nid": 10, "cmd": "execute", "args": args}));
+    let command = wait_for("the job comes", LONG, || node.poll(5, None)).cmds[0].clone();
     let id = id_of(&command);
-    let period = json!({"recurring_period": 100 * 86_400});
-    let recurring = |node: &jstests::FakeNode, id: &str| {
+    let recurring = |node: &jstests::FakeNode, id: &str, with_ticket: bool| {
         let mut result = node.result_of(&command, "ERROR", "x");
-        (result["id"], result["args"]) = (json!(id), period.clone());
-        json!([result])
+        result["id"] = json!(id);
+        json!([if with_ticket { result } else { without_ticket(&result) }])
     };
     let mut kept = |id: &str| client.redis::<i64>(&["TTL", &format!("jsacc:done:{{cmds_queue_{id}}}")]);
-    let stranger = acc.node(1, 11);
-    assert_eq!(stranger.post("result", &recurring(&stranger, &id)).status, 403);
-    assert!(kept(&id) <= 86_400, "{}", kept(&id));
-    // Nor does a job that Redis does not know.
-    assert_eq!(stranger.post("result", &recurring(&stranger, "never-heard-of")).status, 200);
-    assert!((0..=86_400).contains(&kept("never-heard-of")), "{}", kept("never-heard-of"));
-    assert_eq!(node.post("result", &recurring(&node, &id)).status, 200);
+    for with_ticket in [true, false] {
+        assert_eq!(stranger.post("result", &recurring(&stranger, &id, with_ticket)).status, 403);
+        // Nor does a job that Redis does not know.
+        let unknown = recurring(&stranger, "never-heard-of", with_ticket);
+        assert_eq!(stranger.post("result", &unknown).status, 403);
+        assert_eq!((kept(&id), kept("never-heard-of")), (-2, -2), "nothing is remembered");
+    }
+    // From an agent of 0.1.0, the job itself says how often it runs.
+    assert_eq!(node.post("result", &recurring(&node, &id, false)).status, 200);
     assert!(kept(&id) > 190 * 86_400, "{}", kept(&id));
     // Its next run comes when the job's hash is long gone.
     client.redis::<()>(&["DEL", &format!("jsacc:job:{id}")]);
-    let mut next = recurring(&node, &id);
+    let mut next = recurring(&node, &id, true);
     next[0]["starttime"] = json!(jstests::now_ms() + 5);
     assert_eq!(node.post("result", &next).status, 200);
     let run = format!("jsacc:done:{{cmds_queue_{id}}}:1:10:{}", next[0]["starttime"]);
@@ -221,15 +232,22 @@ fn the_result_of_a_job_that_redis_does_not_know_is_kept_for_an_hour() {
     let redis = Redis::start();
     let acc = Acc::start(&redis, AccOptions::default());
     let (mut client, node) = (Client::new(&redis), acc.node(1, 10));
-    let result = json!({"id": "stray", "gid": 1, "nid": 10, "state": "OK", "starttime": 5});
-    let run = json!({"id": "strays", "gid": 1, "nid": 10, "state": "ERROR", "starttime": 5,
-        "args": {"recurring_period": 60}});
-    assert_eq!(node.post("result", &json!([result, run])).status, 200);
-    for key in client.redis::<Vec<String>>(&["KEYS", "*stray*"]) {
-        let kept: i64 = client.redis(&["TTL", &key]);
+    for period in [0, 60] {
+        let id = format!("stray{period}");
+        let args = json!({"cmd": "/bin/true", "recurring_period": period});
+        client.push(json!({"id": id, "gid": 1, "nid": 10, "cmd": "execute", "args": args}));
+        let batch = wait_for("the job comes", LONG, || node.poll(5, None));
+        assert!(node.poll(0, Some(&batch.batch)).is_none());
+        client.redis::<()>(&["DEL", &format!("jsacc:job:{id}")]);
+        assert_eq!(node.post("result", &json!([node.result_of(&batch.cmds[0], "ERROR", "x")])).status, 200);
+    }
+    let keys = client.redis::<Vec<String>>(&["KEYS", "*{cmds_queue_stray*"]);
+    assert_eq!(keys.len(), 3, "{keys:?}");
+    for key in keys.iter().map(String::as_str).chain(["cmds_queue_stray0", "cmds_queue_stray60"]) {
+        let kept: i64 = client.redis(&["TTL", key]);
         assert!((1..=3600).contains(&kept), "{key}: {kept} s");
     }
-    assert_eq!(client.pop("stray")["state"], "OK", "it is delivered all the same");
+    assert_eq!(client.pop("stray0")["state"], "ERROR", "it is delivered all the same");
 }
 
 #[test]

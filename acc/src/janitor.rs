@@ -510,15 +510,15 @@ struct State {
 }
 
 /// Makes this controller and Redis have one ticket key: that of Redis, or this controller's where Redis has none.
-/// It is kept in the state directory. What Redis has against that is not held against a controller that has a key
-/// from before.
+/// It is kept in the state directory. A controller that has one from before does not wait for Redis: it is the one
+/// that all agreed on.
 pub fn agree_on_ticket_key(context: &Context, conn: &mut Conn) -> RedisResult<()> {
     let ours = context.tickets.keys();
     let kept = context.identity.ticket_keys().ok().flatten();
     let theirs = match nodes::claim_ticket_key(conn, ours.current.text()) {
         Ok(text) => TicketKey::parse(&text),
         Err(e) => {
-            if kept.is_some() && !is_broken(&e) {
+            if kept.is_some() {
                 context.tickets.agree(ours);
             }
             return Err(e);

@@ -103,7 +103,7 @@ enum Plan {
     Spoilt(Command),
 }
 
-/// What is against one call of several.
+/// The reason that one call of several failed.
 enum Trouble {
     /// It cannot be done now, and others can: a cluster moves its keys, or the server that has them is away.
     Later,
@@ -111,7 +111,7 @@ enum Trouble {
     Spoilt(String),
 }
 
-/// What is against one call; an error that is against all of them is given back.
+/// Returns the reason that one call failed, or the error when it concerns all calls.
 fn trouble(error: RedisError) -> RedisResult<Trouble> {
     match error {
         e if is_moving(&e) || is_away(&e) => Ok(Trouble::Later),
@@ -430,7 +430,7 @@ impl Dispatcher {
             let mut against = trouble(e)?;
             if let Trouble::Spoilt(sentence) = &against {
                 items[i].note(sentence.clone());
-                // Perhaps only the job's hash is spoilt, and whoever waits can be answered.
+                // Perhaps only the job's hash is spoilt, and a waiting client can still get its answer.
                 match answer::push_alone(&self.context, conn, answer) {
                     Ok(()) => continue,
                     Err(e) => against = trouble(e)?,
@@ -676,7 +676,7 @@ struct Copies<'a> {
     text: String,
     /// The same as a value, where the client named roles or a list of nodes.
     value: Option<Value>,
-    /// What its tickets say.
+    /// The flags in the tickets of the copies.
     flags: Flags,
 }
 

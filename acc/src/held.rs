@@ -1,4 +1,4 @@
-//! What a dispatcher leaves on its taken list, because a slot of a cluster is being moved or its server is away.
+//! The jobs that a dispatcher leaves on its taken list while a cluster slot moves or its server is away.
 //!
 //! Owns: which nodes are left of which job, when to come back to them, the two log lines that say so.
 //! Does not own: the taken list, and what is done again (`dispatcher`).

@@ -48,7 +48,7 @@ pub(crate) const NODE_HEADER: &str = "X-JS-Node";
 pub(crate) const PEER_HEADER: &str = "X-JS-Peer";
 /// The header by which the gate says when the client's certificate was issued, or `UNDATED`.
 pub(crate) const ISSUED_HEADER: &str = "X-JS-Cert-Issued";
-/// What that header has for a certificate that does not say.
+/// The value of `ISSUED_HEADER` for a certificate without an issue date.
 pub(crate) const UNDATED: &str = "-";
 /// The header by which the gate says where a request stands among those of its connection.
 pub(crate) const PLACE_HEADER: &str = "X-JS-Place";

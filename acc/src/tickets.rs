@@ -24,7 +24,7 @@ pub const MAX_PERIOD: u64 = 400 * 86_400;
 /// So many nodes are known to return tickets before all of them are forgotten here; Redis knows them too.
 const MAX_NODES: usize = 100_000;
 
-/// What a ticket says about its job.
+/// The properties of a job that its ticket states.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flags {
     /// More than one result may come, about so many seconds apart.
@@ -165,7 +165,7 @@ impl Tickets {
         format!("{flags}.{}", URL_SAFE_NO_PAD.encode(mac.as_ref()))
     }
 
-    /// What `ticket` says when it is the one of this node and job. Compares in constant time.
+    /// Returns the flags of `ticket` when it belongs to this node and job. Compares in constant time.
     pub fn check(&self, node: NodeId, id: &str, ticket: &str) -> Result<Flags, BadTicket> {
         if ticket.len() > MAX_TICKET {
             return Err(BadTicket);

@@ -1,13 +1,13 @@
-//! What all database files have in common: what an error of SQLite says, and how a file gets another name.
+//! Functions for all database files: the meaning of SQLite errors, and the renaming of a file.
 
 use rusqlite::{Connection, ErrorCode, ffi};
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// What belongs to a database beside the file itself.
+/// The suffixes of the files of a database: the file itself, and those beside it.
 pub(crate) const ENDINGS: [&str; 3] = ["", "-wal", "-shm"];
 
-/// What an error of SQLite means for whoever uses the file.
+/// The meaning of an SQLite error for a user of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// The disk is full.
@@ -22,7 +22,7 @@ pub(crate) enum Fault {
     Unavailable,
 }
 
-/// What this error means.
+/// Returns the meaning of this error.
 pub(crate) fn fault(error: &rusqlite::Error) -> Fault {
     let rusqlite::Error::SqliteFailure(e, _) = error else {
         // Statements of the agent that do not fit mean that the tables are not its own.
@@ -44,7 +44,7 @@ pub(crate) fn fault(error: &rusqlite::Error) -> Fault {
     }
 }
 
-/// What this error means where one of its causes is of SQLite; anything else is of the file system.
+/// Returns the meaning of this error where SQLite is one of its causes; other errors are the file system's.
 pub(crate) fn fault_of(error: &anyhow::Error) -> Fault {
     error.chain().find_map(|cause| cause.downcast_ref::<rusqlite::Error>()).map_or(Fault::Unavailable, fault)
 }

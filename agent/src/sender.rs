@@ -34,7 +34,7 @@ const BATCH_ROWS: usize = 500;
 const BATCH_BYTES: usize = 4 << 20;
 /// What a controller takes at the most.
 const MAX_BODY: usize = 16 << 20;
-/// What every proxy lets through; one that calls less too large refuses everything.
+/// The size that every proxy accepts. A proxy that calls a smaller body too large refuses everything.
 const ANY_LIMIT: usize = 1 << 10;
 /// An agent that stops gives its sender this long.
 const LAST_ROUND: Duration = Duration::from_secs(3);
@@ -130,7 +130,7 @@ struct Lane {
     unmarked: Vec<i64>,
 }
 
-/// What one request carries.
+/// The content of one request.
 enum Load {
     Results(Vec<Unsent>),
     Batch(Kind, Batch),
@@ -152,7 +152,7 @@ struct Next {
     retried: Option<i64>,
 }
 
-/// What became of one request.
+/// The outcome of one request.
 enum Sent {
     /// It was taken.
     Taken,
@@ -652,7 +652,7 @@ fn describe(load: &Load) -> String {
     }
 }
 
-/// Whose limit it was.
+/// Returns the owner of the limit that caused the failure.
 fn whose(failure: &Failure) -> &'static str {
     if failure.by() == "proxy" { "a proxy before the controller" } else { "the controller" }
 }

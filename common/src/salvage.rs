@@ -1,4 +1,4 @@
-//! Reads some fields of a text that is no JSON, so that whoever sent it can be answered. Pure.
+//! Reads some fields of a text that is no JSON, so that its sender can be answered. Pure.
 
 use serde_json::{Map, Value};
 

@@ -11,7 +11,7 @@ const BOM: &[u8] = b"\xef\xbb\xbf";
 pub struct NotUtf8 {
     /// The first line that is not UTF-8, counted from 1.
     pub line: usize,
-    /// What was found instead, and what to do.
+    /// The description of the content that was found instead, and the remedy.
     pub message: String,
 }
 

@@ -74,7 +74,7 @@ def read_file(path: str) -> bytes:
 
 
 def read_all(file: BinaryIO, name: str) -> bytes:
-    """What a file, a pipe or a device holds, within the bound: one that never ends is not read for ever."""
+    """Returns the content of a file, a pipe or a device, within the bound: an endless one is not read for ever."""
     content = file.read(wire.MAX_SCRIPT + 1)
     if len(content) > wire.MAX_SCRIPT:
         raise UsageError(f"{name} has more than {wire.MAX_SCRIPT} bytes, which is the most that can be sent")

@@ -344,7 +344,7 @@ class Result:
 
     @property
     def cut(self) -> str:
-        """What is missing of `streams` and `data`, in one sentence; empty when nothing is."""
+        """A sentence that names the missing parts of `streams` and `data`; empty when nothing is missing."""
         if not self.truncated:
             return ""
         if self.bytes is None:

@@ -152,7 +152,7 @@ def test_one_client_in_many_threads(client: Client) -> None:
 
 
 def push_forged(raw: Any, job_id: str, gid: int, nid: int) -> None:
-    """What a node that has found out the id of another node's job would like to deliver."""
+    """Pushes a result as a node could that has found out the id of another node's job."""
     forged = {"id": job_id, "gid": gid, "nid": nid, "state": "OK", "data": "forged", "level": 0, "streams": ["", ""]}
     raw.rpush(f"cmds_queue_{job_id}", json.dumps(forged))
 

@@ -1,4 +1,4 @@
-//! What `/proc` tells of a process: memory, CPU, threads, open files, wake-ups.
+//! Figures of a process from `/proc`: memory, CPU, threads, open files, wake-ups.
 
 use anyhow::{Context, Result};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};

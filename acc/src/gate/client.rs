@@ -67,7 +67,7 @@ pub(crate) struct Client {
     pub(crate) node: Option<NodeId>,
     /// When the request under way was whole.
     pub(crate) asked: Instant,
-    /// What the books count for the request until it is handed on: bytes of its body.
+    /// The bytes of the request's body that the books count until the request is handed on.
     pub(crate) counted: Option<usize>,
     /// What the books count for the answer: its bytes.
     pub(crate) held: usize,

@@ -25,7 +25,7 @@ pub(super) struct Errand {
 /// An exchange, and who waits for its answers.
 pub(super) struct Trip {
     pub(super) exchange: Exchange,
-    /// What it carries, in its order.
+    /// The errands that the exchange carries, in the order of the exchange.
     pub(super) errands: VecDeque<Errand>,
 }
 

@@ -9,7 +9,7 @@ pub(super) fn get(context: &Context) -> Outcome {
     if context.door.knows_revoked() {
         context.pool.with(|conn| conn.one::<String>(&redis::cmd("PING")))?;
     } else {
-        // Nodes are let in from now on: whoever is told that all is well may send them here.
+        // Nodes are admitted from now on: a load balancer that gets this answer may send them here.
         let revoked = context.pool.with(nodes::revoked)?;
         context.door.set_revoked(revoked);
     }

@@ -28,7 +28,7 @@ pub(super) const MAX_RESULTS: f64 = 2000.0;
 /// At most so many refused results of a node are told a second, as events.
 const MAX_TOLD: f64 = 1.0 / 60.0;
 
-/// What was taken from nodes of late.
+/// The results taken from nodes recently, counted for the limits.
 pub(super) struct Taken {
     limits: Limits,
     /// Events that tell of refused results.
@@ -82,7 +82,7 @@ impl Entry {
     }
 }
 
-/// What Redis says about an entry.
+/// The state of an entry according to Redis.
 struct Standing {
     known: Known,
     verdict: Verdict,
@@ -96,7 +96,7 @@ struct Posted {
     entries: Vec<Entry>,
     /// Results that are none of its own, and why.
     refused: Vec<(String, Refusal)>,
-    /// What it has paid for: how many, and their bytes.
+    /// The cost charged to the node: the number of its results, and their bytes.
     paid: (usize, usize),
 }
 

@@ -268,7 +268,7 @@ pub fn describe(error: &RedisError) -> String {
     }
 }
 
-/// What a server has answered, as it stands, but for what would fill a screen.
+/// Returns the error text of a server without control characters, shortened when it is long.
 fn words(error: &RedisError) -> String {
     let said = format!("{} {}", error.code().unwrap_or_default(), error.detail().unwrap_or_default());
     let said: String = said.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();

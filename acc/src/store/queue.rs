@@ -45,7 +45,7 @@ impl Parcel {
     }
 }
 
-/// What stands before the JSON text of a packed parcel, and the text.
+/// The fields that precede the JSON text of a packed parcel, and the text.
 #[derive(Debug, PartialEq, Eq)]
 struct Unpacked<'a> {
     created: u64,

@@ -64,7 +64,7 @@ pub fn ask_remembered(batch: &mut Batch, node: NodeId, id: &str) {
     batch.call(Cmd::ttl(keys::done(id)));
 }
 
-/// What is remembered of a job for a node: whether it has answered for it, and whether the job recurs.
+/// The record of a job for a node: whether the node has answered, and whether the job recurs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Remembered {
     /// The node has answered for it, or has begun to.
@@ -125,7 +125,7 @@ impl Bounds {
 /// A delivery that was decided to be the first.
 #[derive(Clone, Debug)]
 pub struct Push<'a> {
-    /// What is delivered.
+    /// The delivery to push.
     pub delivery: Delivery<'a>,
     /// How much is kept.
     pub bounds: Bounds,

@@ -92,7 +92,7 @@ impl Failure {
     /// Returns the failure that an answer means which no controller gives; `what` says more about it.
     pub(super) fn foreign(head: &Head, what: &str) -> Failure {
         let mut reason = format!("an answer that is not the controller's: status {}", head.status);
-        // Both are the words of a stranger.
+        // These texts come from an untrusted sender.
         for (name, value, most) in
             [("", head.content_type.as_str(), 60), ("server ", &head.server, 60), ("", what, 200)]
         {
@@ -141,7 +141,7 @@ impl Failure {
         }
     }
 
-    /// Who answered, for events: `controller` or `proxy`; `nobody` where there was no answer.
+    /// Returns the sender of the answer, for events: `controller` or `proxy`; `nobody` where there was no answer.
     pub fn by(&self) -> &'static str {
         match self {
             Failure::Busy { .. } | Failure::Refused { .. } | Failure::Clock(_) => "controller",
@@ -271,7 +271,7 @@ mod tests {
         of_answer_at(&head, body.as_bytes(), 0)
     }
 
-    /// What the verifier packs into an error of rustls.
+    /// The errors that the verifier packs into an error of rustls.
     #[derive(Debug)]
     enum Packed {
         CaUsedAsEndEntity,

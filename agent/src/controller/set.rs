@@ -1,7 +1,7 @@
 //! Files that are replaced as one set, old or new: one rename decides.
 //!
 //! A journal beside one of them, the first, holds the new text of all of them. Once it has its name the set is the
-//! new one: whoever reads the files reads the journal before them, and what is not in place yet is put
+//! new one. Each reader of the files reads the journal before them. A new text that is not in place yet is put
 //! there, at once or by a later start. A journal is void when one of its files is neither as it was nor as
 //! it is to be, for then somebody has written it since.
 
@@ -14,7 +14,7 @@ use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-/// What the name of a journal ends in.
+/// The file extension of a journal.
 const ENDING: &str = "renewal";
 
 #[derive(Deserialize, Serialize)]

@@ -211,7 +211,7 @@ fn results_for_a_controller_that_is_gone_wait_without_counting() {
     assert_eq!(ledger.unsent_bytes(), 0);
 }
 
-/// Damages pages of the file so that whoever reads them notices, whatever is in a cache.
+/// Damages pages of the file so that any reader notices the damage, whatever is in a cache.
 fn damage_file(dir: &Path, ledger: &Ledger) {
     ledger.lock().db.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
     ledger.rest();

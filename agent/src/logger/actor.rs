@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 const GATHER: usize = 512 << 10;
 /// While the disk is full: how long plain output is dropped before it is tried again.
 const PAUSE: Duration = Duration::from_secs(1);
-/// How long a lock of another program is waited for, and meanwhile whoever writes.
+/// The longest wait for a lock of another program; writers wait meanwhile.
 const LOCK_WAIT: Duration = Duration::from_secs(30);
 /// The same for any other error that may pass.
 const ERROR_WAIT: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 5 });
@@ -58,7 +58,7 @@ pub(super) struct Actor {
 
 /// A time in which messages cannot be stored, or not be forwarded.
 struct Outage {
-    /// What waits for the next try, and its bytes.
+    /// The batches that wait for the next try, and their bytes.
     waiting: Vec<Batch>,
     bytes: usize,
     /// The levels that still wait; the others are dropped.

@@ -12,12 +12,12 @@ pub struct Batch {
     epoch: i64,
     text: String,
     index: Vec<Entry>,
-    /// What was done with each message before; nothing where none was tried yet.
+    /// The earlier outcome of each message; empty where none was tried yet.
     fates: Vec<Fate>,
     room: usize,
 }
 
-/// What was done with a message that could not be dealt with at once.
+/// The outcome so far of a message that could not be handled at once.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Fate {
     /// Its id, which it keeps.
@@ -63,7 +63,7 @@ impl Batch {
         self.fates.push(fate);
     }
 
-    /// What was done with message `n` before.
+    /// Returns the earlier outcome of message `n`.
     #[inline]
     pub(super) fn fate(&self, n: usize) -> Option<Fate> {
         self.fates.get(n).copied()

@@ -56,7 +56,7 @@ impl Inbox {
     }
 
     /// Sends messages. Where too many bytes are on their way, it waits as long as `waits` says so of their
-    /// number; whoever changes its mind calls [`Inbox::nudge`].
+    /// number. A caller calls [`Inbox::nudge`] when the answer of `waits` changes.
     pub(super) fn push(&self, batch: Batch, waits: impl Fn(usize) -> bool) {
         self.budget.take(batch.weight(), waits);
         let _ = self.sender.send(Message::Batch(batch));

@@ -45,7 +45,7 @@ pub(super) enum Trouble {
 }
 
 impl Trouble {
-    /// What it means for a writer.
+    /// Returns the meaning of this error for a writer.
     pub(super) fn fault(&self) -> Fault {
         match self {
             Trouble::Store(e) => fault_of(e),

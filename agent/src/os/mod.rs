@@ -43,7 +43,7 @@ pub enum ServiceOrder {
 pub struct Space {
     /// Its size in bytes.
     pub total: u64,
-    /// What is left for ordinary users, in bytes.
+    /// The free space for ordinary users, in bytes.
     pub free: u64,
 }
 

@@ -39,9 +39,9 @@ pub enum Step {
 pub struct StartError {
     /// The step.
     pub step: Step,
-    /// What the system says.
+    /// The error of the system.
     pub error: io::Error,
-    /// What more is known of a program that was not executed.
+    /// More details about a program that was not executed; `None` when none are known.
     pub detail: Option<String>,
 }
 

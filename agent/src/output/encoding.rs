@@ -27,7 +27,7 @@ enum State {
     Utf16 { little: bool },
 }
 
-/// Bytes for whoever reads them next.
+/// Bytes for their next reader.
 #[derive(Debug, PartialEq)]
 pub(super) enum Decoded<'a> {
     /// As the program wrote them.
@@ -98,7 +98,7 @@ impl Encoding {
     }
 }
 
-/// What the first bytes of a stream say, and how many of them are a byte order mark.
+/// Returns the state that the first bytes of a stream show, and the length of their byte order mark.
 fn decide(first: &[u8]) -> (State, usize) {
     const UTF8: &[u8] = &[0xef, 0xbb, 0xbf];
     for (mark, state) in [
@@ -135,7 +135,7 @@ fn is_ascii_utf16(bytes: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    /// What comes out of a stream that is read in pieces of `size` bytes.
+    /// Returns the decoded bytes of a stream that is read in pieces of `size` bytes.
     fn decode(stream: &[u8], size: usize) -> Vec<u8> {
         let mut encoding = Encoding::default();
         let mut out = Vec::new();

@@ -137,7 +137,7 @@ impl Readers {
 struct Reader {
     /// Of both streams, also where it reads only one.
     parsers: [Parser; 2],
-    /// What each stream is written in.
+    /// The encoding of each stream.
     encodings: [Encoding; 2],
     /// Where programs may write in a code page.
     pages: [Option<CodePage>; 2],

@@ -470,7 +470,7 @@ impl Actor {
             if self.fresh.contains(&*id) || self.parts.ledger.knows(&id)? {
                 continue;
             }
-            // Where the command is gone as well, whoever waits for the job is told so.
+            // Where the command is gone as well, the client that waits for the job is told so.
             let detail = self.jobs.get(&id).and_then(|job| job.detail.as_ref());
             let command = detail.map_or_else(String::new, |detail| detail.command.to_value().to_string());
             let id = id.to_string();

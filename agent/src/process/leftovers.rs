@@ -82,7 +82,7 @@ pub(super) fn end(
     Worker::spawn("leftovers", 128 * 1024, run).map(Worker::detach)
 }
 
-/// What lives of one run.
+/// The processes of one run that are still alive.
 struct Tree {
     leftover: Leftover,
     /// When its stop timeout is over.

@@ -189,7 +189,7 @@ impl Message {
     }
 }
 
-/// What became of the group that was made for a process.
+/// The state of the group that was made for a process.
 enum GroupUse {
     /// It is there, and the process may be in it.
     Made,

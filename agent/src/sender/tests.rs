@@ -278,7 +278,7 @@ impl Stage {
         }
     }
 
-    /// What the poller does while the controller answers it.
+    /// Polls once, as the poller does while the controller answers it.
     fn poll(&self) {
         self.controller.poll(Duration::ZERO, None).unwrap();
     }

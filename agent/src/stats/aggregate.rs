@@ -75,7 +75,7 @@ struct Gauge {
     value: f64,
     /// Seconds since its last change, at the flush before.
     age: u64,
-    /// Who changed it last.
+    /// The origin of the gauge's last change.
     origin: Origin,
 }
 

@@ -71,7 +71,7 @@ def candidates(argv: List[str]) -> int:
 
 
 def offer(line: str) -> List[str]:
-    """What may complete the last word of a line that begins with `jsctl`: words that no shell can misread."""
+    """Returns the completions of the last word of a `jsctl` line: words that no shell can misread."""
     words = line.split()[1:]
     # `1.\\*` is how a shell writes `1.*`.
     current = "" if not line or line[-1].isspace() else (words.pop().replace("\\*", "*") if words else "")

@@ -97,7 +97,7 @@ def rows(text: str, more: str = "    ", flush: bool = True) -> None:
 
 
 def marked(text: str) -> str:
-    """What nodes wrote, for the place below a heading: no line of it can be taken for a heading.
+    """Returns the output of nodes for the place below a heading: no line of it can be taken for a heading.
 
     On a terminal each line begins with `MARK`. Elsewhere a line that begins with `==`, or with blanks and `==`,
     gets one more blank in front, and all others stay as they are.

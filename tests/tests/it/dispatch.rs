@@ -1,4 +1,4 @@
-//! What a controller does with commands and results one by one: quiet ones, lists of nodes, large fleets, and keys
+//! Tests of how a controller handles single commands and results: quiet ones, lists of nodes, large fleets, and keys
 //! of Redis that somebody has spoilt.
 
 use jsacc::store::target::Target;

@@ -1,4 +1,4 @@
-//! What the agent was started with, and what of it reaches its jobs: nothing.
+//! Tests that jobs inherit nothing of the state that the agent was started with.
 
 use jstests::{AccOptions, AgentOptions, Stage};
 use serde_json::json;

@@ -1,4 +1,4 @@
-//! What stands between a node and its controller: a proxy that answers by itself, filters, or has limits.
+//! Tests of proxies between a node and its controller: a proxy answers by itself, filters, or has limits.
 
 use jstests::{Acc, AccOptions, Action, Agent, AgentOptions, Client, LONG, Nginx, Proxy, Redis, wait_for, wait_until};
 use serde_json::{Value, json};

@@ -34,7 +34,7 @@ use std::ptr::null;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
-/// What the child runs on until it executes its program.
+/// The size of the stack that the child uses until it executes its program.
 const STACK_BYTES: usize = 64 * 1024;
 /// Where programs are looked for when `PATH` is not set.
 const DEFAULT_PATH: &[u8] = b"/usr/local/bin:/bin:/usr/bin";

@@ -1,7 +1,7 @@
 //! Linux: the mounted file systems, and how much space each one has.
 //!
-//! A file system whose server is gone answers no `statvfs`, for ever. So a thread asks, and whoever
-//! waits for it gives a mount up after [`DEADLINE`]. The thread is then lost until the kernel answers.
+//! A file system whose server is gone answers no `statvfs`, for ever. So a thread asks, and the caller
+//! that waits for it gives a mount up after [`DEADLINE`]. The thread is then lost until the kernel answers.
 //! A file system that a lost thread asks is not asked again, and at most [`MAX_LOST`] threads are lost.
 
 use crate::os::{Disk, Space};

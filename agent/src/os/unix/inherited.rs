@@ -1,4 +1,4 @@
-//! What a process inherits from whoever started it, taken back at the agent's start.
+//! The state that a process inherits from its parent, reset at the agent's start.
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;

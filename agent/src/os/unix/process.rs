@@ -433,7 +433,7 @@ mod tests {
         assert!(told.is_empty());
     }
 
-    /// What a child with these settings writes, and how it ends; by the older call where `clone3` is no.
+    /// Returns the output and the exit code of a child with these settings. Uses the older call without `clone3`.
     #[track_caller]
     fn said(clone3: bool, command: &mut Command, settings: &Settings) -> Result<(String, i32), StartError> {
         use std::io::Read;

@@ -212,8 +212,11 @@ fn one_address_of_a_cluster_is_enough() {
     let socket = cluster.servers[0].url();
     let acc = Acc::start_unready(&socket, AccOptions::default());
     wait_until("it says what to do", LONG, || acc.output().contains("cluster, which a Unix socket does not lead to"));
-    let reply = acc.anonymous().get("/health");
-    assert!(reply.status == 503 && reply.error().contains("cluster"), "{reply:?}");
+    // It says so before it listens.
+    wait_until("its health says so too", LONG, || {
+        let reply = acc.anonymous().get("/health");
+        reply.status == 503 && reply.error().contains("cluster")
+    });
 }
 
 #[test]

@@ -81,7 +81,7 @@ apt_install() {
         apt_is_fresh=1
     fi
     as_root env -u TMPDIR DEBIAN_FRONTEND=noninteractive timeout 420 \
-        apt-get install -y -q --no-install-recommends "${apt_options[@]}" "$@" </dev/null 2>&1 | tail -n 3
+        apt-get install -y -q --no-install-recommends -o DPkg::Lock::Timeout=300 "${apt_options[@]}" "$@" </dev/null 2>&1 | tail -n 3
     return "${PIPESTATUS[0]}"
 }
 apt_options=()

@@ -113,7 +113,8 @@ fn commands_are_answered() {
     assert_eq!(missing["data"], "program not found: /no/such", "{missing}");
     let many: Vec<String> = (0..50).map(|_| stage.client.send("execute", json!({"cmd": "/bin/true"}))).collect();
     for id in many {
-        assert_eq!(stage.client.pop(&id)["state"], "OK");
+        let result = stage.client.pop(&id);
+        assert_eq!(result["state"], "OK", "{result}");
     }
     let data = stage.client.ask("get_os_info", json!(""));
     assert_eq!((&data["os"], &data["arch"]), (&json!("linux"), &json!("aarch64")), "{data}");

@@ -16,6 +16,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// The root of the file system.
 pub const ROOT: &str = "/";
@@ -269,6 +270,17 @@ impl Children {
     }
 }
 
+impl Table {
+    /// Whether the start of the child `pid` is under way. An emulator tells a child's id only once it has made the
+    /// child, so an unknown child may be of a start that has no id yet.
+    fn may_be_starting(&self, pid: u32) -> bool {
+        self.starting.iter().any(|(_, known)| match known.load(Ordering::Acquire) {
+            0 => !self.runs.contains_key(&pid),
+            known => known == pid as i32,
+        })
+    }
+}
+
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
@@ -282,8 +294,8 @@ impl Shared {
                 Ok(Some((pid, _))) => {
                     let mut table = self.lock();
                     // One that has ended already is not waited for long: its start ends with it.
-                    while table.starting.iter().any(|(_, known)| known.load(Ordering::Acquire) == pid as i32) {
-                        table = self.started.wait(table).unwrap_or_else(PoisonError::into_inner);
+                    while table.may_be_starting(pid) {
+                        table = self.started.wait_timeout(table, MOMENT).unwrap_or_else(PoisonError::into_inner).0;
                     }
                     let child = reap(&mut table, pid);
                     drop(table);
@@ -344,6 +356,8 @@ fn reap(table: &mut Table, pid: u32) -> Option<((u64, Exited), i32)> {
 /// The status of a child that somebody else has reaped: no success, and none that a signal leaves.
 const LOST: i32 = 255;
 
+/// How often the end of a child whose start is under way is looked at again.
+const MOMENT: Duration = Duration::from_millis(1);
 /// Waits for an end, and leaves the child to be reaped.
 const LOOK: i32 = nix::libc::WEXITED | nix::libc::WNOWAIT;
 /// Reaps a child that has ended, and waits for none.

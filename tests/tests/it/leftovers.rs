@@ -69,3 +69,20 @@ fn packages_start_no_service_and_leave_no_rule_behind() {
     let left: Vec<_> = fs::read_dir(dir.path()).expect("the folder").flatten().map(|entry| entry.file_name()).collect();
     assert_eq!(left.len(), 2, "only what this test has made: {left:?}");
 }
+
+#[test]
+fn quickstart_ends_a_program_that_has_left_its_folder() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let quickstart = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/quickstart");
+    let lines = format!(
+        "home=$TMPDIR/home; mkdir \"$home\"
+         eval \"$(sed -n '/^running()/,/^}}/p; /^end()/,/^}}/p' '{quickstart}')\"
+         (cd / && exec bash -c 'trap \"exit 0\" TERM; while :; do sleep 0.1; done' \"$home/agent.toml\") &
+         echo $! >\"$home/jsagent.pid\"
+         until running jsagent; do sleep 0.05; done
+         end jsagent 30
+         echo 1 >\"$home/jsagent.pid\"; running jsagent || echo another"
+    );
+    let output = script(dir.path(), &lines);
+    assert!(output.stdout.ends_with("another\n") && output.stdout.contains("stopping jsagent"), "{output:?}");
+}

@@ -3,7 +3,9 @@
 //! Owns: flags, subcommands, help. Does not own: what settings mean (`config`), or doing anything.
 
 use crate::config::{self, Config, Raw};
+use crate::identity::enrolment::Terms;
 use jscommon::NodeId;
+use jscommon::node::is_role;
 use lexopt::{Arg, Parser};
 use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt;
@@ -31,6 +33,8 @@ pub enum Task {
         url: Option<String>,
         /// Where to write.
         out: Option<PathBuf>,
+        /// What is granted: `role:web`, `label:site=ams`.
+        named: Vec<String>,
     },
     /// Refuse what a node holds by now.
     Revoke(NodeId),
@@ -42,6 +46,8 @@ pub enum Task {
         uses: u64,
         /// For how many seconds.
         ttl: u64,
+        /// For which node, and what it grants.
+        terms: Terms,
     },
 }
 
@@ -49,11 +55,15 @@ const HELP: &str = "\
 jsacc - the controller: hands commands from Redis to nodes over HTTPS, and their results back
 
 usage: jsacc [flags]                             be a controller
-       jsacc enroll GID NID [--url URL] [--out DIR]
+       jsacc enroll GID NID [--url URL] [--out DIR] [--role R]... [--label K=V]...
                                                  write what one node needs into DIR
        jsacc revoke GID NID                      refuse the credentials that this node has by now
        jsacc rotate                              make a new node secret; the old one holds for another day
-       jsacc token [--uses 1] [--ttl 1h]         print an enrolment token for `jsagent enroll`
+       jsacc token [--uses 1] [--ttl 1h] [--node GID.NID] [--role R]... [--label K=V]...
+                                                 print an enrolment token for `jsagent enroll`
+
+--role and --label grant a node what it may be a target by; without them the roles and labels of its first
+start are granted.
 
   -p, --port PORT            port of the web service (4000)
   -b, --bind ADDRESS         address to listen on (0.0.0.0)
@@ -90,6 +100,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Wish, String> {
     let mut file: Option<PathBuf> = None;
     let mut words: Vec<String> = Vec::new();
     let (mut url, mut out, mut uses, mut ttl) = (None, None, None, None);
+    let mut terms = Terms::default();
     while let Some(arg) = parser.next().map_err(|e| e.to_string())? {
         let name = match arg {
             Arg::Value(word) => {
@@ -115,6 +126,25 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Wish, String> {
             "config" => file = Some(word()?.into()),
             "url" => url = Some(word()?),
             "out" => out = Some(PathBuf::from(word()?)),
+            "role" => {
+                let value = word()?;
+                if !is_role(&value) {
+                    return Err(format!("--role is 1 to 64 of A-Z a-z 0-9 . _ : / -, not '{value}'"));
+                }
+                terms.named.push(format!("role:{value}"));
+            }
+            "label" => {
+                let value = word()?;
+                if !value.split_once('=').is_some_and(|(name, value)| is_role(name) && is_role(value)) {
+                    return Err(format!("--label is NAME=VALUE, each 1 to 64 of A-Z a-z 0-9 . _ : / -, not '{value}'"));
+                }
+                terms.named.push(format!("label:{value}"));
+            }
+            "node" => {
+                let value = word()?;
+                let node = value.replacen('.', ":", 1).parse().ok();
+                terms.node = Some(node.ok_or(format!("--node is GID.NID, whole numbers of 1 or more, not '{value}'"))?);
+            }
             "uses" => {
                 let value = word()?;
                 let number = value.parse().ok().filter(|n| (1..=1_000_000).contains(n));
@@ -171,7 +201,11 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Wish, String> {
         }
     }
 
-    let task = task(&words, url.is_some() || out.is_some(), uses.is_some() || ttl.is_some())?;
+    let is_for_token = uses.is_some() || ttl.is_some() || terms.node.is_some();
+    let task = task(&words, url.is_some() || out.is_some(), is_for_token)?;
+    if !terms.named.is_empty() && !matches!(task, Some(Task::Enroll { .. } | Task::Token { .. })) {
+        return Err("--role and --label belong to `jsacc enroll` and `jsacc token`".into());
+    }
     let config = Box::new(config);
     Ok(match task {
         None => Wish::Serve(config),
@@ -181,9 +215,11 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Wish, String> {
             {
                 return Err(format!("--url is https://host:port, with a port from 1 to 65535, not '{url}'"));
             }
-            Wish::Do(config, Task::Enroll { node, url, out })
+            Wish::Do(config, Task::Enroll { node, url, out, named: terms.named })
         }
-        Some(Task::Token { .. }) => Wish::Do(config, Task::Token { uses: uses.unwrap_or(1), ttl: ttl.unwrap_or(3600) }),
+        Some(Task::Token { .. }) => {
+            Wish::Do(config, Task::Token { uses: uses.unwrap_or(1), ttl: ttl.unwrap_or(3600), terms })
+        }
         Some(task) => Wish::Do(config, task),
     })
 }
@@ -207,7 +243,7 @@ fn task(words: &[String], has_enroll_flags: bool, has_token_flags: bool) -> Resu
         return Err("--url and --out belong to `jsacc enroll`".into());
     }
     if has_token_flags && name != Some("token") {
-        return Err("--uses and --ttl belong to `jsacc token`".into());
+        return Err("--uses, --ttl and --node belong to `jsacc token`".into());
     }
     let mut node = |task: &str| -> Result<NodeId, String> {
         match (words.next(), words.next()) {
@@ -219,10 +255,10 @@ fn task(words: &[String], has_enroll_flags: bool, has_token_flags: bool) -> Resu
     };
     let task = match name {
         None => return Ok(None),
-        Some("enroll") => Task::Enroll { node: node("enroll")?, url: None, out: None },
+        Some("enroll") => Task::Enroll { node: node("enroll")?, url: None, out: None, named: Vec::new() },
         Some("revoke") => Task::Revoke(node("revoke")?),
         Some("rotate") => Task::Rotate,
-        Some("token") => Task::Token { uses: 1, ttl: 3600 },
+        Some("token") => Task::Token { uses: 1, ttl: 3600, terms: Terms::default() },
         Some(other) => return Err(format!("unknown command '{other}': enroll, revoke, rotate or token (see --help)")),
     };
     match words.next() {
@@ -295,10 +331,15 @@ mod tests {
     fn tasks() {
         let node = NodeId { gid: 1, nid: 10 };
         let Ok(Wish::Do(_, task)) = run("enroll 1 10 --url https://x:1 --out d --state-dir s") else { panic!() };
-        assert_eq!(task, Task::Enroll { node, url: Some("https://x:1".into()), out: Some("d".into()) });
+        let named = Vec::new();
+        assert_eq!(task, Task::Enroll { node, url: Some("https://x:1".into()), out: Some("d".into()), named });
+        let Ok(Wish::Do(_, task)) = run("enroll 1 10 --role web --label site=ams --role a/b") else { panic!() };
+        assert!(matches!(task, Task::Enroll { named, .. } if named == ["role:web", "label:site=ams", "role:a/b"]));
         assert!(matches!(run("revoke 1 10"), Ok(Wish::Do(_, Task::Revoke(n))) if n == node));
         assert!(matches!(run("rotate"), Ok(Wish::Do(_, Task::Rotate))));
-        assert!(matches!(run("token --ttl 2d"), Ok(Wish::Do(_, Task::Token { uses: 1, ttl: 172_800 }))));
+        assert!(matches!(run("token --ttl 2d"), Ok(Wish::Do(_, Task::Token { uses: 1, ttl: 172_800, .. }))));
+        let Ok(Wish::Do(_, Task::Token { terms, .. })) = run("token --node 1.10 --role db") else { panic!() };
+        assert_eq!((terms.node, terms.named), (Some(node), vec!["role:db".to_owned()]));
         assert!(matches!(run("--help"), Ok(Wish::Print(text)) if text.contains("usage")));
         assert!(matches!(run("-V"), Ok(Wish::Print(text)) if text.starts_with("jsacc ")));
     }
@@ -335,6 +376,11 @@ mod tests {
             assert!(is_url(url), "{url}");
         }
         refused("token --uses 0", "--uses");
+        refused("token --node 1", "--node is GID.NID");
+        refused("enroll 1 2 --node 1.2", "belong to");
+        refused("enroll 1 2 --role $(x)", "--role is");
+        refused("token --label site", "--label is");
+        refused("revoke 1 2 --role web", "belong to");
         refused("token --ttl 1y", "--ttl");
     }
 }

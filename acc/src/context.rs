@@ -4,6 +4,7 @@
 //! the handles of identity, store and metrics. Does not own: any state that another controller would
 //! need; all of that is in Redis.
 
+use crate::claims::Claimed;
 use crate::config::Config;
 use crate::guard::Door;
 use crate::handed::Handed;
@@ -35,6 +36,8 @@ pub struct Context {
     pub clock: Clock,
     /// Sources of scripts that nodes asked for lately.
     pub scripts: ScriptCache,
+    /// What nodes claim to be, as far as it was compared with their grants here.
+    pub claims: Claimed,
     /// What was handed to nodes here.
     pub handed: Handed,
     /// Makes and checks the tickets of jobs.

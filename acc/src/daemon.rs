@@ -6,6 +6,7 @@
 //! **A thread that fails ends the whole**, with status 1: a controller that beats and takes no commands is
 //! worse than none, for its service manager would start it again, and others would inherit its work.
 
+use crate::claims::Claimed;
 use crate::config::Config;
 use crate::context::{self, Clock, Context, Stop};
 use crate::dispatcher::Dispatcher;
@@ -69,6 +70,7 @@ pub fn prepare(config: Config, open: fn(&Path, u64) -> anyhow::Result<Identity>)
         metrics,
         clock: Clock::default(),
         scripts: ScriptCache::default(),
+        claims: Claimed::default(),
         handed: Handed::default(),
         tickets: Tickets::new(ticket_keys),
         forgotten: AtomicBool::new(false),

@@ -6,6 +6,7 @@
 //! A chore that fails is tried again at its next turn; Redis being away stops none of the others.
 
 use crate::answer::{self, Answer};
+use crate::claims;
 use crate::context::{Context, Stop};
 use crate::gate::{Remote, Seen, TlsSource};
 use crate::guard::Refused;
@@ -31,7 +32,7 @@ const TICK: Duration = Duration::from_millis(500);
 // The paces below are multiples of the shortest, so that the thread wakes up once for all that is due.
 /// How often this controller says that it lives.
 const BEAT: Duration = Duration::from_secs(5);
-/// How often revocations, dead controllers, and commands whose wait has ended are asked for, in one round trip.
+/// How often revocations, grants, dead controllers, and commands whose wait has ended are asked for, in one round trip.
 const LOOK: Duration = Duration::from_millis(2500);
 /// The longest time for commands whose wait has ended, in one turn.
 const EXPIRY: Duration = Duration::from_secs(1);
@@ -219,8 +220,8 @@ impl Janitor {
         Ok(())
     }
 
-    /// Finds controllers that have died (the dispatcher goes on with what they had taken), new revocations, and
-    /// commands whose wait has ended. What one of them meets stops none of the others: of a cluster's servers one
+    /// Finds controllers that have died (the dispatcher goes on with what they had taken), new revocations and grants,
+    /// and commands whose wait has ended. What one of them meets stops none of the others: of a cluster's servers one
     /// may be away.
     fn look(&self, conn: &mut Conn, state: &mut State) -> RedisResult<()> {
         let now = self.context.clock.now();
@@ -229,7 +230,11 @@ impl Janitor {
         jobs::ask_expired(&mut batch, now, 1);
         nodes::ask_ticket_key(&mut batch);
         lists::ask_dead(&mut batch, now);
-        let mut answers = conn.run_each(&batch)?.into_iter();
+        let before = batch.len();
+        let due = claims::look(&self.context, &mut batch);
+        let mut answers = conn.run_each(&batch)?;
+        let compared = answers.split_off(before);
+        let mut answers = answers.into_iter();
         let mut next = || answers.next().unwrap_or(Ok(redis::Value::Nil));
         let version = next().and_then(|value| Ok(Option::<u64>::from_redis_value(value)?.unwrap_or_default()));
         let expired = next().and_then(|value| Ok(Vec::<String>::from_redis_value(value)?));
@@ -253,7 +258,8 @@ impl Janitor {
             Ok(_) => self.expiry(conn),
             Err(e) => Err(e),
         };
-        passed.and(agreed).and(revoked).and(ended)
+        let granted = claims::looked(&self.context, conn, &due, compared);
+        passed.and(agreed).and(revoked).and(ended).and(granted)
     }
 
     /// Finds what controllers have taken after they were found dead.

@@ -7,6 +7,7 @@
 
 pub mod answer;
 pub mod cancel;
+pub mod claims;
 pub mod cli;
 pub mod config;
 pub mod context;

@@ -6,9 +6,10 @@ use crate::cli::Task;
 use crate::config::Config;
 use crate::context::{self, Context};
 use crate::daemon::{prepare, redis_fault};
-use crate::identity::{self, Credentials, Identity, dates, enrolment::Enrolment, secret};
+use crate::identity::enrolment::{Enrolment, Terms};
+use crate::identity::{self, Credentials, Identity, dates, secret};
 use crate::janitor;
-use crate::store::nodes;
+use crate::store::{grants, nodes};
 use anyhow::Context as _;
 use jscommon::NodeId;
 use std::fs;
@@ -23,14 +24,20 @@ pub fn run(config: &Config, task: Task) -> anyhow::Result<String> {
         janitor::check_fingerprint(&context, &theirs).map_err(anyhow::Error::msg)?;
     }
     match task {
-        Task::Enroll { node, url, out } => enroll(&context, node, url, out),
+        Task::Enroll { node, url, out, named } => enroll(&context, node, url, out, &named),
         Task::Revoke(node) => revoke(&context, node),
         Task::Rotate => rotate(&context),
-        Task::Token { uses, ttl } => token(&context, uses, ttl),
+        Task::Token { uses, ttl, terms } => token(&context, uses, ttl, terms),
     }
 }
 
-fn enroll(context: &Context, node: NodeId, url: Option<String>, out: Option<PathBuf>) -> anyhow::Result<String> {
+fn enroll(
+    context: &Context,
+    node: NodeId,
+    url: Option<String>,
+    out: Option<PathBuf>,
+    named: &[String],
+) -> anyhow::Result<String> {
     let config = &context.config;
     let out = out.unwrap_or_else(|| PathBuf::from(format!("node-{}-{}", node.gid, node.nid)));
     fs::DirBuilder::new()
@@ -45,6 +52,12 @@ fn enroll(context: &Context, node: NodeId, url: Option<String>, out: Option<Path
         .pool
         .with(|conn| Ok(nodes::time(conn)?.max(nodes::revoked_until(conn, node)?.map_or(0, |until| until + 1))))
         .unwrap_or_else(|_| context::local_ms());
+    let known = context.pool.with(|conn| grants::enrolled(conn, node, issued, named, "jsacc enroll"));
+    if let Err(e) = &known
+        && !named.is_empty()
+    {
+        return Err(redis_fault(config, e).context("what --role and --label grant cannot be written down"));
+    }
     let secrets = context.identity.secrets()?;
     let credentials = context.identity.issue(config, &secrets, node, issued)?;
     let local = url.is_none();
@@ -131,14 +144,16 @@ fn rotate(context: &Context) -> anyhow::Result<String> {
     Ok(said)
 }
 
-fn token(context: &Context, uses: u64, ttl: u64) -> anyhow::Result<String> {
+fn token(context: &Context, uses: u64, ttl: u64, terms: Terms) -> anyhow::Result<String> {
     let id: String = secret::random(8)?.iter().map(|byte| format!("{byte:02x}")).collect();
     let enrolment = Enrolment {
         id,
         uses,
         expires: context::local_ms() + ttl * 1000,
         fingerprint: context.identity.fingerprint(&context.config)?,
+        terms,
     };
+    enrolment.check_length().map_err(anyhow::Error::msg)?;
     Ok(format!("{}\n", enrolment.sign(&context.identity.secrets()?.current)))
 }
 

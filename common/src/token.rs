@@ -91,6 +91,11 @@ impl fmt::Debug for NodeSecret {
     }
 }
 
+/// When a token that was checked before was issued, in milliseconds since 1970.
+pub fn issued(token: &str) -> Option<u64> {
+    token.rsplit_once('.')?.0.rsplit_once('.')?.1.parse().ok()
+}
+
 /// SHA-256 of `bytes`, in lower-case hex.
 pub fn sha256_hex(bytes: &[u8]) -> String {
     digest::digest(&digest::SHA256, bytes).as_ref().iter().map(|b| format!("{b:02x}")).collect()
@@ -108,6 +113,8 @@ mod tests {
         let token = secret.issue(NODE, 1_766_385_000_123);
         assert!(token.starts_with("1.10.1766385000123."), "{token}");
         assert_eq!(secret.check(&token), Ok(Claims { node: NODE, issued: 1_766_385_000_123 }));
+        assert_eq!(issued(&token), Some(1_766_385_000_123));
+        assert_eq!((issued("x"), issued("1.10.x.y")), (None, None));
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! `GET /{gid}/{nid}/cmd`: the long poll.
 
-use super::{Fault, Outcome, bad};
+use super::{Fault, Outcome, bad, revoked};
+use crate::claims;
 use crate::context::Context;
 use crate::doorbell;
 use crate::server::{Reply, Request};
+use crate::store::grants::{self, Claims, Compared, Standing};
 use crate::store::nodes::{self, Poller};
 use crate::store::pool::{describe, is_away, is_broken, is_spoilt};
 use crate::store::queue::{self, Answer, Mode, Question};
@@ -19,8 +21,6 @@ use std::sync::{Mutex, PoisonError};
 
 /// Longest wait, in seconds.
 const MAX_WAIT: u32 = 60;
-/// Most roles of a node.
-pub(super) const MAX_ROLES: usize = 100;
 /// For how long (ms) a poll that says nothing new, and is answered, is not written down again.
 const WRITTEN: u64 = 5_000;
 /// The same for one that waits: the gate tells that its node is there.
@@ -66,7 +66,10 @@ impl Written {
 struct Poll {
     wait: u32,
     ack: Option<u64>,
-    roles: String,
+    /// Its roles; nothing where the poll does not speak of them.
+    roles: Option<Vec<String>>,
+    /// When its credentials were issued (ms).
+    issued: u64,
     instance: String,
     peer: String,
 }
@@ -89,9 +92,9 @@ fn read(request: &Request) -> Result<Poll, Fault> {
         }
     };
     // Any other is passed over, for an older agent has commands to fetch all the same; its `startup` event tells it.
-    let mut roles: Vec<&str> = query.all("role").filter(|role| is_role(role)).collect();
-    if roles.len() > MAX_ROLES {
-        return Err(bad(format!("a node has at most {MAX_ROLES} roles")));
+    let mut roles: Vec<String> = query.all("role").filter(|role| is_role(role)).map(str::to_owned).collect();
+    if roles.len() > claims::MAX_CLAIMS {
+        return Err(bad(format!("a node has at most {} roles", claims::MAX_CLAIMS)));
     }
     roles.sort_unstable();
     roles.dedup();
@@ -102,7 +105,10 @@ fn read(request: &Request) -> Result<Poll, Fault> {
     Ok(Poll {
         wait,
         ack,
-        roles: json!(roles).to_string(),
+        // An agent always says which start of it asks; a poll that says neither that nor a role is no word about its
+        // roles.
+        roles: (!roles.is_empty() || !instance.is_empty()).then_some(roles),
+        issued: request.issued(),
         instance: instance.to_owned(),
         peer: request.peer.map(|peer| peer.to_canonical().to_string()).unwrap_or_default(),
     })
@@ -164,29 +170,27 @@ fn answer(context: &Context, written: &Written, conn: &mut Conn, polls: &[&(Node
 
     // What Redis may have forgotten since is news again.
     let epoch = context.epoch.load(Ordering::Relaxed);
+    let claimed = compare(context, conn, polls, &mut settled, now, epoch)?;
     let (mut batch, mut news) = (Batch::new(), Vec::new());
+    for (node, _, standing, tell) in &claimed {
+        claims::write_down(&mut batch, *node, now, standing, *tell);
+    }
     for ((node, poll), answer) in polls.iter().zip(&settled) {
         let Ok(answer) = answer else { continue };
-        let facts = format!("{} {} {} {epoch}", poll.roles, poll.peer, poll.instance);
+        let facts = format!("{} {} {epoch}", poll.peer, poll.instance);
         let parks = poll.wait > 0 && matches!(answer, Answer::Empty);
         if written.is_news(*node, now, &facts, if parks { PARKED } else { WRITTEN }) {
-            let poller = Poller {
-                node: *node,
-                // An agent always says which start of it asks; a poll that says neither that nor a role is no
-                // word about its roles.
-                roles: (poll.roles != "[]" || !poll.instance.is_empty()).then_some(poll.roles.as_str()),
-                addr: &poll.peer,
-                instance: &poll.instance,
-                ac: &context.me,
-                now,
-            };
+            let poller = Poller { node: *node, addr: &poll.peer, instance: &poll.instance, ac: &context.me, now };
             nodes::polled(&mut batch, &poller);
             news.push((*node, facts));
         }
     }
     // What is known of a node may lie with a server of a cluster that is away, or be spoilt: it polls all the same.
     match conn.run(&batch) {
-        Ok(_) => news.iter().for_each(|(node, facts)| written.note(*node, now, facts)),
+        Ok(_) => {
+            news.iter().for_each(|(node, facts)| written.note(*node, now, facts));
+            claimed.iter().for_each(|(node, says, standing, _)| context.claims.note(*node, Some(*says), standing));
+        }
         Err(e) if is_away(&e) || is_spoilt(&e) => ::log::debug!("a poll is not written down: {}", describe(&e)),
         Err(e) => return Err(e),
     }
@@ -198,6 +202,44 @@ fn answer(context: &Context, written: &Written, conn: &mut Conn, polls: &[&(Node
         Ok(_) => Reply::park(poll.wait),
     };
     Ok(polls.iter().zip(settled).map(reply).collect())
+}
+
+/// Compares what polls claim with what their nodes are granted, where that is not known here: for each its node, a hash
+/// of what it claims, what is granted, and whether claims beyond are to be told. A poll with credentials that were
+/// revoked gets another answer.
+fn compare(
+    context: &Context,
+    conn: &mut Conn,
+    polls: &[&(NodeId, Poll)],
+    settled: &mut [Result<Answer, Reply>],
+    now: u64,
+    epoch: u64,
+) -> RedisResult<Vec<(NodeId, u64, Standing, bool)>> {
+    let (mut asked, mut owners, mut compared) = (Batch::new(), Vec::new(), Vec::new());
+    for (i, (node, poll)) in polls.iter().enumerate().filter(|(i, _)| settled[*i].is_ok()) {
+        let Some(roles) = &poll.roles else { continue };
+        let says = context.claims.hash(roles, poll.issued, epoch);
+        if !context.claims.is_news(*node, says) {
+            continue;
+        }
+        let claims = Claims { roles: Some(roles.clone()), ..Claims::default() };
+        if context.config.insecure_no_auth {
+            compared.push((*node, says, Standing::all_of(&claims), false));
+        } else {
+            grants::claim(&mut asked, *node, now, poll.issued, &claims);
+            owners.push((i, *node, says));
+        }
+    }
+    for ((i, node, says), answer) in owners.into_iter().zip(conn.run_each(&asked)?) {
+        match answer.and_then(grants::compared) {
+            Ok(Compared::Known(standing, tell)) => compared.push((node, says, standing, tell)),
+            Ok(Compared::Revoked) => settled[i] = Err(revoked(node)),
+            Ok(Compared::Unknown) => {}
+            Err(e) if is_away(&e) || is_spoilt(&e) => ::log::debug!("claims are not compared: {}", describe(&e)),
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(compared)
 }
 
 /// Asks again where the first answer was none yet; the reply to an agent whose identity another one has.

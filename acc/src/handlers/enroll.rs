@@ -5,7 +5,7 @@ use crate::context::Context;
 use crate::identity::Credentials;
 use crate::identity::enrolment::Enrolment;
 use crate::server::{Reply, Request};
-use crate::store::{Batch, lists, nodes};
+use crate::store::{Batch, grants, lists, nodes};
 use jscommon::NodeId;
 use serde_json::{Value, json as object};
 
@@ -26,6 +26,10 @@ pub(super) fn post(context: &Context, request: &Request) -> Outcome {
             return refused(403, reason);
         }
     };
+    if let Some(only) = enrolment.terms.node.filter(|only| *only != node) {
+        context.metrics.refused("enrolment");
+        return refused(403, format!("the enrolment token is for node {only} alone, not for {node}"));
+    }
     let keep = enrolment.expires.saturating_sub(now) / 1000 + 60;
     // The call is repeated when its connection was cut, and may have been counted then.
     let use_id = format!("{:016x}", fastrand::u64(..));
@@ -39,6 +43,8 @@ pub(super) fn post(context: &Context, request: &Request) -> Outcome {
     let issued = context.clock.now().max(until.map_or(0, |until| until + 1));
     let credentials = issue(context, node, issued)?;
     context.pool.with(|conn| {
+        let by = format!("jsacc token {}", enrolment.id);
+        grants::enrolled(conn, node, issued, &enrolment.terms.named, &by)?;
         let mut batch = Batch::new();
         let peer = request.peer.map(|peer| peer.to_string());
         lists::event(&mut batch, "enrolled", Some(node), now, &object!({"addr": peer, "token": enrolment.id}));

@@ -1,10 +1,11 @@
 //! `POST /{gid}/{nid}/event`: starts and stops, alerts, what an agent noticed.
 
 use super::allowance::Allowance;
-use super::cmd::MAX_ROLES;
-use super::{Outcome, bad, json};
+use super::{Fault, Outcome, bad, json, revoked};
+use crate::claims::{self, MAX_CLAIMS, is_host};
 use crate::context::Context;
-use crate::server::Reply;
+use crate::server::{Reply, Request};
+use crate::store::grants::{self, Claims, Compared, Standing};
 use crate::store::{Batch, lists, nodes};
 use jscommon::NodeId;
 use jscommon::node::{MAX_ROLE, is_role};
@@ -19,8 +20,8 @@ const MAX_TOLD: usize = 10;
 /// Events that a node may send a second: what somebody should look at, so not many.
 pub(super) const MAX_EVENTS: f64 = 20.0;
 
-pub(super) fn post(context: &Context, limits: &Allowance, node: NodeId, body: &[u8]) -> Outcome {
-    let body = json(body)?;
+pub(super) fn post(context: &Context, limits: &Allowance, node: NodeId, request: &Request) -> Outcome {
+    let body = json(&request.body)?;
     let name = body
         .get("name")
         .and_then(Value::as_str)
@@ -30,40 +31,88 @@ pub(super) fn post(context: &Context, limits: &Allowance, node: NodeId, body: &[
     if data.to_string().len() > MAX_DATA {
         return Err(bad(format!("'data' is longer than {MAX_DATA} bytes")));
     }
-    if let Err(seconds) = limits.take(node, 1.0, context.clock.now()) {
+    let now = context.clock.now();
+    if let Err(seconds) = limits.take(node, 1.0, now) {
         let sentence = format!("node {node} sends more than {MAX_EVENTS} events a second");
         return Err(super::too_often(context, "events", seconds, sentence));
     }
     let mut facts: Vec<(&str, String)> = Vec::new();
+    let mut claims = Claims::default();
     if name == "startup" {
-        for field in ["hostname", "os", "version", "instance"] {
+        for field in ["os", "version", "instance"] {
             if let Some(value) = data.get(field).and_then(Value::as_str) {
-                facts.push((field, value.chars().take(256).collect()));
+                facts.push((field, value.chars().filter(|c| !c.is_control()).take(256).collect()));
             }
         }
-        if let Some((roles, refused)) = data.get("roles").and_then(Value::as_array).map(|roles| sorted_out(roles)) {
-            facts.push(("roles", Value::from(roles.clone()).to_string()));
-            if let Some(data) = data.as_object_mut().filter(|_| !refused.is_empty()) {
-                ::log::warn!(
-                    "node {node} has roles that are none and are passed over: {}",
-                    Value::from(refused.clone())
-                );
-                data.insert("roles".into(), roles.into());
-                data.insert("refused_roles".into(), refused.into());
-            }
-        }
+        claims = claims_of(node, &mut data);
     }
+    let claimed = if claims == Claims::default() { None } else { Some(compare(context, request, node, now, &claims)?) };
     context.pool.with(|conn| {
         // Last what is not to happen twice when the node sends it again.
         let (mut known, mut event) = (Batch::new(), Batch::new());
         nodes::describe(&mut known, node, &facts);
-        if let ("shutdown", Some(instance)) = (name, data.get("instance").and_then(Value::as_str)) {
-            nodes::stopped(&mut known, node, instance, context.clock.now());
+        if let Some((standing, _)) = &claimed {
+            grants::show(&mut known, node, standing);
         }
-        lists::event(&mut event, name, Some(node), context.clock.now(), &data);
+        if let ("shutdown", Some(instance)) = (name, data.get("instance").and_then(Value::as_str)) {
+            nodes::stopped(&mut known, node, instance, now);
+        }
+        if let Some((standing, true)) = &claimed {
+            claims::tell(&mut event, node, now, standing);
+        }
+        lists::event(&mut event, name, Some(node), now, &data);
         conn.run_in_turn(known, event).map(drop)
     })?;
+    if let Some((standing, _)) = &claimed {
+        context.claims.note(node, None, standing);
+    }
     Ok(Reply::json("{}"))
+}
+
+/// Returns what a `startup` event claims; what cannot be claimed is taken out of it and told.
+fn claims_of(node: NodeId, data: &mut Value) -> Claims {
+    let mut claims = Claims::default();
+    let Some(data) = data.as_object_mut() else { return claims };
+    if let Some((roles, refused)) = data.get("roles").and_then(Value::as_array).map(|roles| sorted_out(roles)) {
+        if !refused.is_empty() {
+            ::log::warn!("node {node} has roles that are none and are passed over: {}", Value::from(refused.clone()));
+            data.insert("roles".into(), roles.clone().into());
+            data.insert("refused_roles".into(), refused.into());
+        }
+        claims.roles = Some(roles);
+    }
+    if let Some((labels, refused)) = data.get("labels").and_then(Value::as_object).map(claims::labels) {
+        if refused > 0 {
+            ::log::warn!("node {node} has {refused} labels that are none, or too many, and are passed over");
+            data.insert("refused_labels".into(), refused.into());
+        }
+        claims.labels = Some(labels);
+    }
+    claims.host = data.get("hostname").and_then(Value::as_str).filter(|host| is_host(host)).map(str::to_owned);
+    claims
+}
+
+/// Compares claims with what `node` is granted; the answer is that, and whether claims beyond are to be told.
+fn compare(
+    context: &Context,
+    request: &Request,
+    node: NodeId,
+    now: u64,
+    claims: &Claims,
+) -> Result<(Standing, bool), Fault> {
+    if context.config.insecure_no_auth {
+        return Ok((Standing::all_of(claims), false));
+    }
+    let compared = context.pool.with(|conn| {
+        let mut batch = Batch::new();
+        grants::claim(&mut batch, node, now, request.issued(), claims);
+        grants::compared(conn.run(&batch)?.pop().unwrap_or(redis::Value::Nil))
+    })?;
+    match compared {
+        Compared::Known(standing, tell) => Ok((standing, tell)),
+        Compared::Revoked => Err(Fault::Reply(revoked(node))),
+        Compared::Unknown => Ok((Standing::default(), false)),
+    }
 }
 
 /// The roles that are good, and the beginnings of some that are not, for people.
@@ -71,7 +120,7 @@ fn sorted_out(roles: &[Value]) -> (Vec<String>, Vec<String>) {
     let (mut good, mut refused) = (Vec::new(), Vec::new());
     for role in roles {
         match role.as_str().filter(|role| is_role(role)) {
-            Some(role) if good.len() < MAX_ROLES => good.push(role.to_owned()),
+            Some(role) if good.len() < MAX_CLAIMS => good.push(role.to_owned()),
             _ if refused.len() < MAX_TOLD => {
                 let text = role.as_str().map_or_else(|| role.to_string(), str::to_owned);
                 refused.push(text.escape_debug().take(MAX_ROLE).collect());
@@ -96,6 +145,6 @@ mod tests {
         let many = vec![json!("x".repeat(1000)); 1000];
         let (good, refused) = sorted_out(&many);
         assert!(good.is_empty() && refused.len() == MAX_TOLD && refused.iter().all(|role| role.len() == MAX_ROLE));
-        assert_eq!(sorted_out(&vec![json!("web"); 1000]).0.len(), MAX_ROLES);
+        assert_eq!(sorted_out(&vec![json!("web"); 1000]).0.len(), MAX_CLAIMS);
     }
 }

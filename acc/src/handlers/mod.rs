@@ -107,7 +107,7 @@ impl Handlers {
             Route::Result(node) => one(result::post_all(context, &self.results, &[(node, &request.body)])),
             Route::Log(node) => log::post(context, &self.limits, &self.told, node, &request.body),
             Route::Stats(node) => stats::post(context, node, &request.body),
-            Route::Event(node) => event::post(context, &self.events, node, &request.body),
+            Route::Event(node) => event::post(context, &self.events, node, request),
             Route::Script(_) => script::get(context, request),
             Route::Renew(node) => enroll::renew(context, node, request),
             Route::Enroll => enroll::post(context, request),
@@ -227,6 +227,11 @@ fn has_more_values(body: &[u8], most: usize) -> bool {
         }
     }
     count > most
+}
+
+/// 401 for credentials that were revoked, which this controller has not heard of yet.
+fn revoked(node: NodeId) -> Reply {
+    Reply::error(401, format!("the credentials of node {node} were revoked: enrol it again"))
 }
 
 /// 413: the body is to be sent in parts.

@@ -35,6 +35,12 @@ impl Request {
     pub fn cert_dated(&self) -> Option<u64> {
         if self.cert_undated { Some(0) } else { self.cert_issued }
     }
+
+    /// When its credentials were issued (ms): the older of token and certificate, and 0 where neither says.
+    pub fn issued(&self) -> u64 {
+        let token = self.bearer.as_deref().and_then(jscommon::token::issued);
+        [token, self.cert_dated()].into_iter().flatten().min().unwrap_or(0)
+    }
 }
 
 /// The body of an answer: bytes of its own, or some that others hold too and that are not copied for it.

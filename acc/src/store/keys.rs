@@ -85,6 +85,17 @@ pub fn agent(node: NodeId) -> String {
     format!("jsacc:agent:{}:{}", node.gid, node.nid)
 }
 
+/// Hash: what is granted to `node`.
+pub fn grant(node: NodeId) -> String {
+    format!("jsacc:grant:{}:{}", node.gid, node.nid)
+}
+
+/// Hash, in the slot of `grant`: when `node` was enrolled or revoked, what it claims, which kinds of claims were
+/// granted at its first start.
+pub fn enrolled(node: NodeId) -> String {
+    format!("jsacc:enrolled:{{{}}}", grant(node))
+}
+
 /// Hash: the latest stats of `node`.
 pub fn stats(node: NodeId) -> String {
     format!("jsacc:stats:{}:{}", node.gid, node.nid)
@@ -164,14 +175,19 @@ pub fn kind(key: &str) -> &'static str {
         (_, ":log" | ":version") => "string",
         _ if tail.starts_with(":taken:") => "list",
         _ if head.starts_with("jsacc:seen:{jsacc:stats:") => "string",
-        _ if head.starts_with("jsacc:seen:{") => "hash",
+        _ if ["jsacc:seen:{", "jsacc:enrolled:{"].iter().any(|start| head.starts_with(start)) => "hash",
         ("jsacc:{roles" | "jsacc:{revoked", "") => "hash",
         (AGENTS | CONTROLLERS | EXPIRING, _) => "zset",
         (SECRET | AUDIT_RESULTS, _) => "hash",
         (TICKET_KEY, _) => "string",
         (JOBS | EVENTS | REJECTED | AUDIT | STATS_QUEUE, _) => "list",
         _ if ["cmds_queue", "log.", "jsacc:bell:"].iter().any(|start| head.starts_with(start)) => "list",
-        _ if ["jsacc:job:", "jsacc:agent:", "jsacc:stats:"].iter().any(|start| head.starts_with(start)) => "hash",
+        _ if ["jsacc:job:", "jsacc:agent:", "jsacc:stats:", "jsacc:grant:"]
+            .iter()
+            .any(|start| head.starts_with(start)) =>
+        {
+            "hash"
+        }
         _ if ["jsacc:script:", "jsacc:enroll:"].iter().any(|start| head.starts_with(start)) => "string",
         _ => "",
     }
@@ -193,6 +209,7 @@ mod tests {
         assert_eq!(done_run("a", node, 5), "jsacc:done:{cmds_queue_a}:1:10:5");
         assert_eq!(seen("log.a.b"), "jsacc:seen:{log.a.b}");
         assert_eq!(stats_written(node), "jsacc:seen:{jsacc:stats:1:10}");
+        assert_eq!(enrolled(node), "jsacc:enrolled:{jsacc:grant:1:10}");
         assert_eq!(enrolment_use("ab", "7"), "jsacc:seen:{jsacc:enroll:ab}:7");
     }
 
@@ -208,6 +225,7 @@ mod tests {
             ("zset", vec![AGENTS.to_owned(), CONTROLLERS.into(), TAKERS.into(), GONE.into(), EXPIRING.into()]),
             ("zset", vec![queue(node), lists(node)]),
             ("hash", vec![waiting(node), meta(node), agent(node), stats(node), job("a:b"), done("a"), seen("log.a.b")]),
+            ("hash", vec![grant(node), enrolled(node)]),
             ("hash", vec![ROLES.to_owned(), REVOKED.into(), SECRET.into(), AUDIT_RESULTS.into(), STATS_SEEN.into()]),
             ("string", vec![last_log(node), stats_written(node), done_run("a", node, 5), script("x"), enrolment("x")]),
             ("string", vec![ROLES_VERSION.to_owned(), REVOKED_VERSION.into(), TICKET_KEY.into()]),

@@ -1,7 +1,7 @@
 //! What is known of nodes: when they were last seen, their roles, what was revoked.
 //!
 //! Owns: `jsacc:agents`, `jsacc:agent:*`, roles, revocations, the fingerprint of the node secret, the ticket key.
-//! Does not own: who is chosen (`targets`), who is let in (the guard).
+//! Does not own: who is chosen (`targets`), who is let in (the guard), which roles are granted (`grants`).
 
 use super::queue::KEEP_NODE;
 use super::{Batch, Conn, DAY, keys, scripts};
@@ -17,8 +17,6 @@ pub const LIVE: u64 = 90_000;
 pub struct Poller<'a> {
     /// Who.
     pub node: NodeId,
-    /// Its roles, as a JSON list; nothing leaves them as they were.
-    pub roles: Option<&'a str>,
     /// Its address.
     pub addr: &'a str,
     /// Which start of the agent; empty where it does not say.
@@ -35,24 +33,19 @@ pub fn polled(batch: &mut Batch, poll: &Poller<'_>) {
     let mut cmd = redis::cmd("HSET");
     cmd.arg(keys::agent(poll.node)).arg("addr").arg(poll.addr);
     cmd.arg("last_seen").arg(poll.now).arg("ac").arg(poll.ac);
-    if let Some(roles) = poll.roles {
-        cmd.arg("roles").arg(roles);
-    }
     if !poll.instance.is_empty() {
         cmd.arg("instance").arg(poll.instance);
     }
     batch.call(cmd);
+    batch.call(Cmd::hset_nx(keys::agent(poll.node), "roles", "[]"));
     batch.call(Cmd::expire(keys::agent(poll.node), KEEP_NODE as i64));
-    match poll.roles {
-        Some(roles) => {
-            batch.script(&scripts::ROLES, &[keys::ROLES.to_owned(), keys::ROLES_VERSION.to_owned()], |cmd| {
-                cmd.arg(poll.node.to_string()).arg(roles);
-            });
-        }
-        None => {
-            batch.call(Cmd::hset_nx(keys::agent(poll.node), "roles", "[]"));
-        }
-    }
+}
+
+/// Writes down for the choice of targets which roles (a JSON list) `node` has.
+pub(super) fn set_roles(batch: &mut Batch, node: NodeId, roles: &str) {
+    batch.script(&scripts::ROLES, &[keys::ROLES.to_owned(), keys::ROLES_VERSION.to_owned()], |cmd| {
+        cmd.arg(node.to_string()).arg(roles);
+    });
 }
 
 /// There is such a node, whether it polls or not; when it does, its polls say when it was seen.

@@ -67,6 +67,12 @@ pub(super) static RECORDS: Script = Script::new(include_str!("scripts/records.lu
 pub(super) static LISTS: Script = Script::new(include_str!("scripts/lists.lua"));
 /// Writes down the latest series of a node.
 pub(super) static STATS: Script = Script::new(include_str!("scripts/stats.lua"));
+/// Compares what a node claims with its grants.
+pub(super) static CLAIMS: Script = Script::new(include_str!("scripts/claims.lua"));
+/// Writes down what is granted of a node's claims.
+pub(super) static GRANTED: Script = Script::new(include_str!("scripts/granted.lua"));
+/// Writes down that a node gets credentials.
+pub(super) static ENROLLED: Script = Script::new(include_str!("scripts/enrolled.lua"));
 /// Writes down a node's roles.
 pub(super) static ROLES: Script = Script::new(include_str!("scripts/roles.lua"));
 /// Writes down that an agent has stopped.
@@ -78,9 +84,10 @@ pub(super) static REVOKE: Script = Script::new(include_str!("scripts/revoke.lua"
 /// Counts a use of an enrolment token.
 pub(super) static USE: Script = Script::new(include_str!("scripts/use.lua"));
 
-static ALL: [&Script; 25] = [
+static ALL: [&Script; 28] = [
     &RUNNING, &RESULT, &OPEN, &STANDING, &PERIOD, &DECIDE, &REMEMBER, &PUSH, &ENQUEUE, &ACKED, &POLL, &WITHDRAW, &TAKE,
-    &RINGS, &INHERIT, &FORGET, &BEAT, &RECORDS, &LISTS, &STATS, &ROLES, &STOPPED, &SEEN, &REVOKE, &USE,
+    &RINGS, &INHERIT, &FORGET, &BEAT, &RECORDS, &LISTS, &STATS, &ROLES, &STOPPED, &SEEN, &REVOKE, &USE, &CLAIMS,
+    &GRANTED, &ENROLLED,
 ];
 
 /// How many there are, and with that how many answers `loading` has.

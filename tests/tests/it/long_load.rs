@@ -28,6 +28,14 @@ const ENDLESS: &[&str] = &[
     "jsacc:{roles}:version",
 ];
 
+/// Keys without an end that are there once for each node that was ever enrolled: what was granted to it is not to be
+/// claimed by another once it was away for long.
+const OF_ENROLLED_NODES: &[&str] = &["jsacc:grant:", "jsacc:enrolled:{"];
+
+fn is_of_enrolled_node(key: &str) -> bool {
+    OF_ENROLLED_NODES.iter().any(|start| key.starts_with(start))
+}
+
 fn keys(client: &mut Client) -> BTreeSet<String> {
     client.redis(&["KEYS", "*"])
 }
@@ -130,6 +138,7 @@ fn nothing_stays_of_a_load_nor_of_nodes_and_controllers_that_are_gone() {
             .into_iter()
             .filter(|key| client.redis::<i64>(&["TTL", key]) == -1)
             .filter(|key| !ENDLESS.contains(&key.as_str()) && !key.starts_with("jsacc:{cmds_queue}:taken:"))
+            .filter(|key| !is_of_enrolled_node(key))
             .collect();
         assert!(endless.is_empty(), "without an end: {endless:?}");
     }
@@ -144,10 +153,13 @@ fn nothing_stays_of_a_load_nor_of_nodes_and_controllers_that_are_gone() {
     wait_until("only what has its bound is left", LONG, || {
         let_time_pass_for_what_expires(&mut client);
         let left = keys(&mut client);
-        left.iter().all(|key| wanted.contains(key.as_str()))
+        left.iter().all(|key| wanted.contains(key.as_str()) || is_of_enrolled_node(key))
             && client.redis::<Vec<String>>(&["ZRANGE", "jsacc:acs", "0", "-1"]).len() == 1
     });
     assert_eq!(acc.anonymous().get("/health").status, 200);
+    // In each round the swarm, one node more, and one that was revoked.
+    let enrolled = keys(&mut client).iter().filter(|key| is_of_enrolled_node(key)).count();
+    assert!(enrolled <= OF_ENROLLED_NODES.len() * 3 * (NODES as usize + 2), "{enrolled} keys of enrolled nodes");
 }
 
 /// What the new controller has answered for the old ones ends too.

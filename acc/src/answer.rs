@@ -38,6 +38,9 @@ impl Answer {
 
     fn result(&self) -> JobResult {
         let mut result = JobResult::unrun(&self.command, self.state, self.data.clone());
+        if let Some(node) = self.target {
+            (result.gid, result.nid) = (node.gid, node.nid);
+        }
         result.args = shown_args(&self.command.args);
         result.level = self.level;
         result.ticket.clear();
@@ -142,6 +145,20 @@ pub fn hide(command: &Command) -> String {
 mod tests {
     use super::*;
     use serde_json::{Value, json};
+
+    #[test]
+    fn answer_for_a_node_names_that_node() {
+        let command = |value: Value| Command::from_value(value).unwrap();
+        let many = command(json!({"id": "a", "cmd": "ping", "nodes": [[1, 2], [3, 4]]}));
+        let all = command(json!({"id": "a", "cmd": "ping", "gid": 3, "roles": ["*"], "fanout": true}));
+        for command in [many, all] {
+            let answer = |target| serde_json::to_value(Answer::error(&command, target, "no").result()).unwrap();
+            let named = answer(Some(NodeId { gid: 3, nid: 4 }));
+            assert_eq!((&named["gid"], &named["nid"]), (&json!(3), &json!(4)));
+            let nobody = answer(None);
+            assert_eq!((&nobody["gid"], &nobody["nid"]), (&json!(command.gid), &json!(0)));
+        }
+    }
 
     #[test]
     fn secrets_are_hidden_when_marked() {

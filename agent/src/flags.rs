@@ -1,6 +1,6 @@
 //! The command line. PURE: arguments in, what is to be done out.
 
-use crate::config::Overrides;
+use crate::config::{Overrides, address};
 use jscommon::directives::Directives;
 use lexopt::prelude::*;
 use std::ffi::OsString;
@@ -160,8 +160,9 @@ fn read(mut parser: lexopt::Parser) -> Result<Task, lexopt::Error> {
         let (Overrides { gid, nid, controller, .. }, Some(token), Some(out)) = (overrides, &token, &out) else {
             return Err(missing(if token.is_none() { "--token" } else { "--out" }));
         };
+        let controller = controller.ok_or_else(|| missing("--controller"))?;
         return Ok(Task::Enroll(Enroll {
-            controller: controller.ok_or_else(|| missing("--controller"))?,
+            controller: address(&controller).map_err(|reason| format!("--controller: {reason}"))?,
             token: token.clone(),
             gid: gid.filter(|gid| *gid > 0).ok_or_else(|| missing("--gid, 1 or more"))?,
             nid: nid.filter(|nid| *nid > 0).ok_or_else(|| missing("--nid, 1 or more"))?,
@@ -228,8 +229,10 @@ mod tests {
             })
         );
         assert!(matches!(parse_line("status -c a.toml"), Ok(Task::Status { .. })));
-        let enroll = parse_line("enroll --controller u --token t --gid 1 --nid 2 --out o").unwrap();
-        assert!(matches!(enroll, Task::Enroll(Enroll { gid: 1, nid: 2, ca: None, .. })));
+        let enroll = parse_line("enroll --controller https://u/ --token t --gid 1 --nid 2 --out o").unwrap();
+        assert!(
+            matches!(&enroll, Task::Enroll(Enroll { gid: 1, nid: 2, ca: None, controller, .. }) if controller == "https://u")
+        );
         let service = parse_line("service install -c a.toml");
         assert_eq!(service, Ok(Task::Service { verb: Verb::Install, config: Some("a.toml".into()) }));
     }
@@ -246,6 +249,11 @@ mod tests {
             ("--token x", "--token belongs to jsagent enroll"),
             ("enroll --token x", "enroll needs --out"),
             ("enroll --token x --out o --gid 1 --nid 1", "enroll needs --controller"),
+            (
+                "enroll --controller https://h:70000 --token x --out o --gid 1 --nid 1",
+                "--controller: \"https://h:70000\" has a port that is no number from 1 to 65535",
+            ),
+            ("enroll --controller h --token x --out o --gid 1 --nid 1", "--controller: \"h\" must begin with https://"),
             ("service", "jsagent service needs a word: install"),
             ("service reload", "a service is not told to \"reload\""),
             ("service start twice", "unexpected argument \"twice\""),

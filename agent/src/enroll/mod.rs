@@ -6,7 +6,7 @@
 
 mod pin;
 
-use crate::config::{Config, Overrides, address};
+use crate::config::{Config, Overrides};
 use crate::controller::{self, Enrolled};
 use crate::flags::Enroll;
 use crate::os;
@@ -19,7 +19,7 @@ const TOKEN: &str = "token";
 
 /// Exchanges the token, writes the files; the answer is what to tell whoever asked.
 pub fn run(what: &Enroll) -> Result<String> {
-    let url = address(&what.controller).map_err(|reason| anyhow::anyhow!("--controller: {reason}"))?;
+    let url = what.controller.as_str();
     let token = match what.token.as_str() {
         "-" => {
             let mut line = String::new();
@@ -32,7 +32,7 @@ pub fn run(what: &Enroll) -> Result<String> {
     let trusted = match (&what.ca, pin::fingerprint(&token)) {
         _ if url.starts_with("http://") => Vec::new(),
         (Some(ca), _) => controller::read_certificates(ca)?,
-        (None, Some(fingerprint)) => vec![pin::find(&url, &fingerprint)?],
+        (None, Some(fingerprint)) => vec![pin::find(url, &fingerprint)?],
         (None, None) => bail!("the token carries no fingerprint of a CA: is it whole? (or give --ca FILE)"),
     };
     // Whoever names a CA means the one that presents itself there, as that of a proxy: the agent will meet
@@ -46,7 +46,7 @@ pub fn run(what: &Enroll) -> Result<String> {
     prepare(&out).with_context(|| format!("cannot write into {}; the token was not used", out.display()))?;
     // An enrolment that was interrupted once it had its credentials has spent its token.
     controller::set::finish(&out.join(TOKEN));
-    let mut issued = controller::enroll(&url, &token, what.gid, what.nid, &trusted).inspect_err(|_| {
+    let mut issued = controller::enroll(url, &token, what.gid, what.nid, &trusted).inspect_err(|_| {
         if is_new {
             // What a refusal leaves is an empty folder of ours; one that is not empty stays.
             let _ = fs::remove_dir(&out);
@@ -55,7 +55,7 @@ pub fn run(what: &Enroll) -> Result<String> {
     if let Some(ca) = named {
         issued.ca = ca;
     }
-    let config = write(&out, &url, what, &issued).with_context(|| format!("cannot fill {}", out.display()))?;
+    let config = write(&out, url, what, &issued).with_context(|| format!("cannot fill {}", out.display()))?;
     let config = os::shell_word(&config);
     Ok(format!("node {}:{} is enrolled; start it with: jsagent -c {config}\n", what.gid, what.nid))
 }

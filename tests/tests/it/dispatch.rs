@@ -62,9 +62,9 @@ fn a_list_of_nodes_is_one_job_of_all_of_them() {
     }
     let mut ends: Vec<Value> = (0..3).map(|_| client.pop(&id)).collect();
     ends.sort_by_key(|end| end["nid"].as_u64());
-    // What the controller answers for the third has the target of the command, which names none itself.
+    // What the controller answers for the third names it.
     let expired = &ends[0];
-    assert_eq!((&expired["gid"], &expired["nid"], &expired["state"]), (&json!(0), &json!(0), &json!("ERROR")));
+    assert_eq!((&expired["gid"], &expired["nid"], &expired["state"]), (&json!(2), &json!(5), &json!("ERROR")));
     assert!(expired["data"].as_str().is_some_and(|data| data.contains("node 2:5")), "{expired}");
     assert_eq!((&ends[1]["nid"], &ends[2]["nid"]), (&json!(10), &json!(11)));
     assert_eq!(client.state(&id, "2:5").as_deref(), Some("ERROR"));

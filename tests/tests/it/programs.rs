@@ -66,6 +66,9 @@ fn bad_usage_is_code_2_and_one_line() {
     one_line(&run("jsagent", &["--controller", "ftp://x", "--gid", "1", "--nid", "1"]), 2, &["ftp://x"]);
     one_line(&run("jsagent", &["--log-level", "loud"]), 2, &["loud"]);
     one_line(&run::<&str>("jsagent", &[]), 2, &["-c"]);
+    let enroll =
+        ["enroll", "--controller", "https://h:70000", "--token", "t", "--gid", "1", "--nid", "1", "--out", "o"];
+    one_line(&run("jsagent", &enroll), 2, &["--controller", "https://h:70000", "port"]);
 }
 
 #[test]

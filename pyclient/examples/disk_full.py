@@ -6,7 +6,7 @@
 import os
 import sys
 
-from jsclient import Client
+from jsclient import Client, clean
 
 
 def main(target: str = "all", limit: str = "90") -> int:
@@ -17,7 +17,7 @@ def main(target: str = "all", limit: str = "90") -> int:
                 percent = 100 * disk["used"] / disk["total"] if disk["total"] else 0
                 if percent >= float(limit) and not disk["readonly"]:
                     found += 1
-                    print(f"{result.node}: {disk['mount']} is {percent:.0f}% full")
+                    print(f"{result.node}: {clean(disk['mount'])} is {percent:.0f}% full")
     return 1 if found else 0
 
 

@@ -7,7 +7,7 @@ import os
 import sys
 from collections import defaultdict
 
-from jsclient import Client
+from jsclient import Client, clean
 
 
 def main(count: str = "1000") -> int:
@@ -19,7 +19,7 @@ def main(count: str = "1000") -> int:
                     failed[str(result.args.get("cmd") or result.cmd)].append((node, result))
     for what, results in sorted(failed.items(), key=lambda item: -len(item[1])):
         nodes = sorted({str(node) for node, _ in results})
-        print(f"{len(results):>4}  {what}  on {', '.join(nodes)}: {results[0][1].sentence()}")
+        print(f"{len(results):>4}  {clean(what)}  on {', '.join(nodes)}: {results[0][1].sentence()}")
     return 0
 
 

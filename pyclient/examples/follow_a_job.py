@@ -6,7 +6,7 @@
 import os
 import sys
 
-from jsclient import Client
+from jsclient import Client, clean
 
 
 def main(node: str, *words: str) -> int:
@@ -16,7 +16,7 @@ def main(node: str, *words: str) -> int:
         job = client.execute(gid, nid, program, args)
         try:
             for record in job.logs(levels="1-9", follow=True):
-                print(record.data)
+                print(clean(record.data))
         except KeyboardInterrupt:
             job.kill()
         return job.wait(30).code

@@ -6,7 +6,7 @@
 import os
 import sys
 
-from jsclient import Client
+from jsclient import Client, clean
 
 
 def main(target: str = "all", limit: str = "95") -> int:
@@ -14,7 +14,7 @@ def main(target: str = "all", limit: str = "95") -> int:
         for result in client.target(target).processes():
             for entry in result.value if result.ok else []:
                 if entry["cpu"] > float(limit):
-                    print(f"{result.node}: ending {entry['id']} ({entry['cpu']:.0f}% cpu)")
+                    print(f"{result.node}: ending {clean(entry['id'])} ({entry['cpu']:.0f}% cpu)")
                     client.kill(*result.node, entry["id"])
     return 0
 

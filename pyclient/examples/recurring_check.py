@@ -6,7 +6,7 @@
 import os
 import sys
 
-from jsclient import Client
+from jsclient import Client, clean
 
 
 def main(node: str, every: str, count: str, *words: str) -> int:
@@ -16,7 +16,7 @@ def main(node: str, every: str, count: str, *words: str) -> int:
         job = client.execute(gid, nid, program, args, recurring_period=int(every), name="check")
         # The first result comes whatever it is, later ones only of runs that fail or return something.
         for number, result in enumerate(job.results(timeout=int(every) * int(count) + 10), 1):
-            print(number, result.state, result.stdout.strip())
+            print(number, result.state, clean(result.stdout.strip()))
             if number >= int(count):
                 break
         job.unschedule()

@@ -6,7 +6,7 @@
 import os
 import sys
 
-from jsclient import Client
+from jsclient import Client, clean
 
 
 def largest(folder, count=3):
@@ -26,7 +26,7 @@ def main(target: str = "@web", folder: str = "/etc") -> int:
         for result in fleet:
             if result.ok:
                 for size, name in result.value:
-                    print(f"{result.node}  {size:>10}  {name}")
+                    print(f"{result.node}  {size:>10}  {clean(name)}")
         fleet.raise_for_status()
     return 0
 

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 
-from jsclient import Client
+from jsclient import Client, clean
 
 NAMES = {7: "warning", 8: "error", 9: "CRITICAL"}
 
@@ -18,7 +18,7 @@ def main(target: str = "all", seconds: str = "inf") -> int:
         records = client.target(target).follow(levels="7-9", until=lambda: time.monotonic() > end)
         try:
             for record in records:
-                print(f"{record.node} {NAMES[record.level]:8} {record.jobname or record.jobid}: {record.data}")
+                print(f"{record.node} {NAMES[record.level]:8} {clean(record.jobname or record.jobid)}: {clean(record.data)}")
         except KeyboardInterrupt:
             pass
     return 0

@@ -28,9 +28,11 @@ if TYPE_CHECKING:
         WaitTimeout,
     )
     from .fleet import Fleet
+    from .grants import Grant
     from .job import Job
     from .nodes import Node
     from .targeted import Targeted
+    from .text import clean
     from .wire import Command, JobInfo, NodeId, Record, Result
 
 __version__ = "0.1.0"
@@ -42,6 +44,7 @@ __all__ = [
     "Fleet",
     "FleetFailed",
     "Gone",
+    "Grant",
     "Job",
     "JobFailed",
     "JobInfo",
@@ -56,14 +59,17 @@ __all__ = [
     "Undecodable",
     "UsageError",
     "WaitTimeout",
+    "clean",
 ]
 
 _HOMES = {
     "client": ("Client",),
     "targeted": ("Targeted",),
     "fleet": ("Fleet",),
+    "grants": ("Grant",),
     "job": ("Job",),
     "nodes": ("Node",),
+    "text": ("clean",),
     "wire": ("Command", "JobInfo", "NodeId", "Record", "Result"),
 }
 

@@ -12,17 +12,22 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import dataclass
-from typing import List, Tuple
+from typing import List, Tuple, Union
 from urllib.parse import unquote, urlsplit
 
-from .errors import UsageError
+from .errors import UsageError, not_text
+from .text import is_text
 
 SINGLE, CLUSTER, SENTINEL = "single", "cluster", "sentinel"
 _GROUP = "a sentinel address names hosts and their group: sentinel://host:26379,host:26379/mymaster"
 #: Instead of what a parser says, for that quotes what it takes for a port: a part of the password.
 UNREADABLE = "the address cannot be read; write , / # ? @ in the password as %2C %2F %23 %3F %40"
+#: Shown without the port: a part of a password that was not escaped may look like one.
+_BAD_PORT = "the port in the address of Redis is no number from 1 to 65535"
 _NEXT_URL = re.compile(r",\s*(?=[a-z]+://)")
 _HOST = re.compile(r"\s*(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(:[0-9]+)?\s*\Z")
+#: One login at most, a host, and what stands for its port.
+_PORT = re.compile(r"rediss?://(?:[^@/?#]*@)?(?:\[[0-9A-Fa-f:.]+\]|[\w.-]+):([^:@/?#]*)(?:[/?#][^@]*)?\Z")
 _SETTINGS = re.compile(r"([a-z_]+=[^&]*(&|\Z))*\Z")
 
 
@@ -59,7 +64,7 @@ class Address:
     @property
     def where(self) -> str:
         """It without its password, for messages."""
-        hosts = ", ".join(_shown(host, port) for host, port in self.hosts)
+        hosts = ", ".join(shown(host, port) for host, port in self.hosts)
         if self.kind == SENTINEL:
             return f"{self.group} of the sentinels {hosts}"
         return hosts if self.kind == CLUSTER else masked(self.url)
@@ -68,8 +73,8 @@ class Address:
 def parse(text: str) -> Address:
     """Reads an address; a `UsageError` says what is wrong, and never a password."""
     text = text.strip()
-    if any("\ud800" <= c <= "\udfff" for c in text):
-        raise UsageError("the address of Redis must be UTF-8 text")
+    if not is_text(text):
+        raise not_text("the address of Redis")
     for scheme, server in (("sentinel://", "redis"), ("sentinels://", "rediss")):
         if text.startswith(scheme):
             return _sentinel(text[len(scheme) :], server)
@@ -92,6 +97,13 @@ def parse(text: str) -> Address:
 def clustered(single: Address) -> Address:
     """The cluster that this one server is part of."""
     return Address(CLUSTER, single.url, (_host(single.url, 6379),))
+
+
+def server(given: Address) -> Union[str, Tuple[str, int], None]:
+    """The one server of an address: a socket's path, or host and port; nothing where there may be several."""
+    if given.kind != SINGLE:
+        return None
+    return unquote(urlsplit(given.url).path) if given.url.startswith("unix:") else _host(given.url, 6379)
 
 
 def setting(url: str, name: str) -> str:
@@ -119,12 +131,13 @@ def masked(url: str) -> str:
         parts = urlsplit(url)
         if parts.scheme == "unix":
             return parts.path
-        return _shown(parts.hostname or "localhost", parts.port or 6379)
+        return shown(parts.hostname or "localhost", parts.port or 6379)
     except ValueError:
         return "the given address"
 
 
-def _shown(host: str, port: int) -> str:
+def shown(host: str, port: int) -> str:
+    """`host:port`, as it can be written in an address."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
@@ -135,7 +148,14 @@ def _host(url: str, port: int) -> Tuple[str, int]:
             raise ValueError
         return unquote(parts.hostname or "localhost"), parts.port or port
     except ValueError:
-        raise UsageError(UNREADABLE) from None
+        raise UsageError(_why_unreadable(url)) from None
+
+
+def _why_unreadable(url: str) -> str:
+    """The advice about passwords, but for an address whose port alone can be what is wrong."""
+    found = _PORT.match(url)
+    good = found is None or (found[1].isdecimal() and found[1].isascii() and 0 < int(found[1][:9]) < 65536)
+    return UNREADABLE if good else _BAD_PORT
 
 
 def _split(text: str) -> List[str]:
@@ -177,7 +197,7 @@ def _check(url: str) -> None:
     except ValueError:
         good = False
     if not good:
-        raise UsageError(UNREADABLE)
+        raise UsageError(_why_unreadable(url))
 
 
 def _check_settings(url: str) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 import time
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
+from . import grants, scripts, target, verbs, wire
 from . import nodes as nodes_
-from . import scripts, target, verbs, wire
 from .errors import Error, NobodyMatched, NoController, UsageError, WaitTimeout
 from .fleet import WITHDRAW_SECONDS, Fleet
 from .job import Job, nodes_of
@@ -330,6 +331,33 @@ class Client(Looking):
             return False
         return not any(told.values())
 
+    # Grants.
+
+    def grant(
+        self,
+        who: Target_,
+        *,
+        roles: Iterable[str] = (),
+        labels: Union[Mapping[str, str], Iterable[str]] = (),
+        hosts: Iterable[str] = (),
+        remove: bool = False,
+    ) -> Dict[NodeId, List[str]]:
+        """Grants roles, labels (`{"site": "ams"}` or `["site=ams"]`) and host names to the nodes of a target.
+
+        With `remove` they are taken back. Controllers notice it within seconds where a node claims what was granted,
+        and within minutes what was taken back. Returns for each node the fields (`role:web`) that were changed.
+        `NobodyMatched`, and nothing is changed, when one of the nodes was never seen.
+        """
+        what = grants.fields(roles, labels, hosts)
+        chosen = self.select(target.parse(who))
+        # What was named when it was enrolled, a node has before it is seen.
+        exist = self.link.bulk([("EXISTS", wire.grant_hash(node)) for node in chosen.unknown])
+        strange = [node for node, exists in zip(chosen.unknown, exist) if not exists]
+        if strange or not chosen.everybody:
+            told = self.target(who).nobody(dataclasses.replace(chosen, unknown=strange))
+            raise NobodyMatched(f"{told}; nothing was changed: start its agent first, or name roles to jsacc enroll")
+        return grants.write(self, chosen.everybody, what, remove)
+
     # Scripts.
 
     def store(self, content: bytes) -> str:
@@ -351,11 +379,7 @@ class Client(Looking):
         if time.monotonic() - self._beat < _TRUST_SECONDS:
             return
         asked: List[Tuple[object, ...]] = [("TIME",), ("ZREVRANGE", wire.CONTROLLERS, 0, 0, "WITHSCORES")]
-        if self.link.version_known:
-            now, last = self.link.bulk(asked)
-        else:
-            now, last, hello = self.link.bulk([*asked, ("HELLO",)])
-            self.link.check_version(hello)
+        now, last = self.link.bulk(asked)
         if not last:
             raise NoController(f"no controller serves Redis at {self.link.where}: start jsacc, or check the address")
         age = (nodes_.now_ms(now) - wire.scored(last)[0][1]) / 1000

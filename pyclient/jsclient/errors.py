@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+import sys
 import typing
+
+from .text import clean
 
 if typing.TYPE_CHECKING:
     from .wire import Result
@@ -24,11 +27,22 @@ class Error(Exception):
     #: Whether `jsctl` has begun a JSON document before it came.
     told = False
 
+    def __str__(self) -> str:
+        # A sentence may quote a node, and a traceback shows it on a terminal.
+        return clean(super().__str__())
+
 
 class UsageError(Error, ValueError):
     """An argument is not what it must be: a target that cannot be read, a script with a syntax error…"""
 
     exit_code = USAGE
+
+
+def not_text(what: str) -> UsageError:
+    """The error for what is not `is_text`."""
+    encoding = sys.getfilesystemencoding().lower()
+    advice = "write it in UTF-8" if encoding.startswith("utf") else "set a UTF-8 locale, LC_ALL=C.UTF-8 say"
+    return UsageError(f"{what} is no text in this locale's encoding, {encoding}: {advice}")
 
 
 class Unavailable(Error, ConnectionError):

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from .client import Client
 
 
+#: So long (seconds) a job that was only found by its id may be unknown to Redis: a controller takes it meanwhile.
+UNKNOWN_SECONDS = 1.0
+
+
 class Job:
     """A job of one node. Its methods may be called from any thread."""
 
@@ -47,24 +51,28 @@ class Job:
         """What Redis knows of it; `Gone` when that is nothing (any more)."""
         return self.client.job_info(self.id)
 
+    def _info(self) -> Optional[wire.JobInfo]:
+        """What Redis knows of it; nothing where it was sent from here and no controller has taken it yet."""
+        found = self.client._info(self.id)
+        if found is None and (self._sent is None or time.monotonic() - self._sent > wire.JOB_SECONDS):
+            raise Gone(f"no job {self.id}: it was never sent, or is older than a day")
+        return found
+
     @property
     def state(self) -> str:
         """`QUEUED`, `RUNNING`, `OK`, `ERROR`, `TIMEOUT` or `KILLED`; `Gone` when Redis does not know the job."""
         if self._result is not None:
             return self._result.state
-        found = self.client._info(self.id)
+        found = self._info()
         if found is None:
-            # One that was sent from here may not have been taken by a controller yet.
-            if self._sent is None or time.monotonic() - self._sent > wire.JOB_SECONDS:
-                raise Gone(f"no job {self.id}: it was never sent, or is older than a day")
             return "QUEUED"
         return found.states.get(self._node, found.state) if self._node else found.state
 
     @property
     def result(self) -> Optional[Result]:
-        """The result when it is there; asks, and does not wait."""
+        """The result when it is there; asks, and does not wait. `Gone` when Redis does not know the job."""
         if self._result is None:
-            found = self.client._info(self.id)
+            found = self._info()
             if found is not None:
                 self._finish(self._pick(found))
         return self._result
@@ -90,7 +98,8 @@ class Job:
         """Waits for the result and returns it, whatever its state.
 
         `timeout` is in seconds, `None` waits for ever; left out, it is the client's. When the time is up
-        `WaitTimeout` says where the job stands; the job itself goes on.
+        `WaitTimeout` says where the job stands; the job itself goes on. A job that was found by its id and that Redis
+        does not know is `Gone` within `UNKNOWN_SECONDS` (1 second), unless commands wait to be taken by a controller.
         """
         if self._result is None:
             limit = self.client._limit(timeout)
@@ -102,7 +111,7 @@ class Job:
         return self._result
 
     def results(self, timeout: Timeout = DEFAULT) -> Iterator[Result]:
-        """The results of a recurring job as they come; ends when none came for `timeout` seconds."""
+        """The results of a recurring job as they come; ends when none came for `timeout` seconds, `Gone` as `wait`."""
         limit = self.client._limit(timeout)
         while True:
             result = self._await(limit, once=False)
@@ -115,11 +124,12 @@ class Job:
         deadline = None if limit is None else time.monotonic() + limit
         key = wire.result_list(self.id)
         pause = Pause(deadline)
+        doubted = None if self._sent is not None or self._result is not None else time.monotonic() + UNKNOWN_SECONDS
         while True:
             if once and self._result is not None:
                 return self._result  # another thread that waits had it first
             try:
-                popped = client.link.pop([key], pause.left())
+                popped = client.link.pop([key], pause.left() if doubted is None else min(pause.left(), UNKNOWN_SECONDS / 2))
                 pause.reset()
             except Error as e:
                 pause.after(e)
@@ -131,19 +141,28 @@ class Job:
                 if pause.over():
                     return None
                 continue
-            if once:
+            if once or doubted is not None:
                 # Somebody else may have taken it off the list, or a cut connection may have.
                 try:
                     found = client._info(self.id)
+                    if found is not None:
+                        doubted = None
+                    elif doubted is not None and (pause.over() or time.monotonic() >= doubted):
+                        self._still_queued()
                 except Error as e:
                     pause.after(e)
                     found = None
-                result = self._pick(found) if found else None
+                result = self._pick(found) if found and once else None
                 if result is not None:
                     client._forget(result)
                     return result
             if pause.over():
                 return None
+
+    def _still_queued(self) -> None:
+        """`Gone` unless it may be among the commands that no controller has taken yet."""
+        if not self.client.link.read("LLEN", wire.QUEUE):
+            self._info()
 
     def _was_asked(self, result: Result) -> bool:
         """Whether a result is of a node that the job was given to, as far as that is known."""

@@ -13,7 +13,7 @@ import threading
 import time
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
-from . import address
+from . import address, refusals
 from .errors import Error, Unavailable, UsageError
 
 #: How long one blocking read waits on the server, in seconds.
@@ -31,6 +31,8 @@ OLDEST_REDIS = (6, 0, 6)
 SHORTEST_WAIT = 0.01
 
 _CHUNK = 1000
+#: How redis-py names a server in an error.
+_NAMED = re.compile(r"(?:connecting to|reading from) (\S+?):([0-9]{1,5})(?=[. ])")
 #: Commands that name no key: of a cluster, any server is asked.
 KEYLESS = frozenset({"TIME", "ACL", "PING", "HELLO", "INFO"})
 
@@ -159,6 +161,7 @@ class Link:
 
     def call(self, *args: Any) -> Any:
         """One command, sent once."""
+        self._check_version()
         return self._followed(lambda: self._call(*args))
 
     def _call(self, *args: Any) -> Any:
@@ -180,6 +183,7 @@ class Link:
 
     def bulk(self, commands: Sequence[Sequence[Any]]) -> List[Any]:
         """Many commands in few round trips: their plain answers in order, without redis-py's own bookkeeping."""
+        self._check_version()
         out: List[Any] = []
         for chunk in _chunks(commands, _CHUNK):
             out.extend(self._followed(lambda: self._bulk(chunk)))  # noqa: B023  # called at once
@@ -188,6 +192,8 @@ class Link:
     def _bulk(self, chunk: Sequence[Sequence[Any]]) -> List[Any]:
         try:
             return self._spread(chunk) if self._is_cluster else self._piped(self._redis, chunk, _failed)
+        except Error:
+            raise  # `_spread` has said which server it was
         except self._errors as e:
             raise self._translated(e) from e
 
@@ -203,12 +209,15 @@ class Link:
                     self._made = None  # other threads may be in the midst of a call; it goes with the last of them
             return ask()
 
-    def check_version(self, hello: Any) -> None:
-        """`Unavailable` where Redis is too old, by what it answered to HELLO; a user who may not ask is not told."""
+    def _check_version(self) -> None:
+        """`Unavailable` where Redis is too old; a user who may not ask is not told."""
+        if self.version_known:
+            return
+        hello = self._followed(lambda: self._bulk([("HELLO",)]))[0]
         version = _version(hello)
         if not version and "unknown command" in str(hello):
             try:
-                version = _version(self.call("INFO", "server"))
+                version = _version(self._followed(lambda: self._call("INFO", "server")))
             except Unavailable as e:
                 if e.passing:
                     raise
@@ -259,7 +268,11 @@ class Link:
                 e if command[0] == "HELLO" else cluster.execute_command(*command)
             )
             server = cluster.get_redis_connection(node)
-            for i, answer in zip(places, self._piped(server, [commands[i] for i in places], again)):
+            try:
+                answers = self._piped(server, [commands[i] for i in places], again)
+            except self._errors as e:
+                raise self._translated(e, (str(node.host), int(node.port))) from e
+            for i, answer in zip(places, answers):
                 out[i] = answer
         return out
 
@@ -339,14 +352,31 @@ class Link:
                 # Other threads may be in the midst of a call; it goes with the last of them.
                 self._made = None
 
-    def _translated(self, error: BaseException) -> Error:
-        """What went wrong, as an error of this package; of a cluster the servers are asked for anew."""
-        found = self._said(error)
+    def _translated(self, error: BaseException, server: Optional[refusals.Server] = None) -> Error:
+        """What went wrong, as an error of this package; of a cluster the servers are asked for anew.
+
+        `server` is the one that was asked, where that is known.
+        """
+        found = self._said(error, server)
         if self._is_cluster and isinstance(found, Unavailable) and found.passing:
             self._look_anew()
         return found
 
-    def _said(self, error: BaseException) -> Error:
+    def _server(self, reason: str) -> Optional[refusals.Server]:
+        """The server that an error of redis-py speaks of, or the only one that there is."""
+        named = _NAMED.search(reason)
+        if named and named[2]:
+            return named[1].strip("[]"), int(named[2])
+        return address.server(self._address)
+
+    def _place(self, server: Optional[refusals.Server]) -> str:
+        """The address for messages, with the one server of a cluster or group that was asked."""
+        if self._address.kind == address.SINGLE or not isinstance(server, tuple):
+            return self.where
+        part = "a server of the cluster at" if self._is_cluster else "of"
+        return f"{address.shown(*server)}, {part} {self.where}"
+
+    def _said(self, error: BaseException, server: Optional[refusals.Server] = None) -> Error:
         from redis import exceptions as r
         from redis.sentinel import MasterNotFoundError
 
@@ -369,14 +399,20 @@ class Link:
             return Unavailable(f"Redis at {self.where} refuses these credentials ({reason}): check user and password")
         if isinstance(error, r.NoPermissionError) or reason.startswith("NOPERM"):
             return Unavailable(f"this user of Redis at {self.where} may not do that: {reason}")
+        server = server or self._server(reason)
         if isinstance(error, (r.TimeoutError, TimeoutError)):
             if "connecting" in reason.lower():
-                return Unavailable(f"cannot reach Redis at {self.where}: no answer within {CONNECT_SECONDS:g} s", True)
-            return Unavailable(f"Redis at {self.where} did not answer within {READ_SECONDS:g} s", True)
+                return Unavailable(f"cannot reach Redis at {self._place(server)}: no answer within {CONNECT_SECONDS:g} s", True)
+            return Unavailable(f"Redis at {self._place(server)} did not answer within {READ_SECONDS:g} s", True)
         if isinstance(error, (r.ClusterError, r.RedisClusterException)) or reason.startswith("CLUSTERDOWN"):
             return Unavailable(f"the cluster at {self.where} cannot serve this now: {_plain(reason)}", True)
         if isinstance(error, (r.ConnectionError, OSError)):
-            return Unavailable(f"cannot reach Redis at {self.where}: {_plain(reason)}", True)
+            # Broken after it was made; a server that speaks TLS says nothing before.
+            broken = any(word in reason.lower() for word in ("reset", "broken pipe", "closed"))
+            said = refusals.words(server) if broken and server and not self._address.url.startswith("rediss:") else ""
+            if said:
+                return Unavailable(f"Redis at {self._place(server)} takes no connection: {said}", "max number" in said)
+            return Unavailable(f"cannot reach Redis at {self._place(server)}: {_plain(reason)}", True)
         return Unavailable(f"Redis at {self.where}: {reason}")
 
 

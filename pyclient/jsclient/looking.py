@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
+from . import grants as grants_
 from . import nodes as nodes_
-from . import wire
-from .errors import Gone, NobodyMatched, UsageError
+from . import target, wire
+from .errors import Gone, NobodyMatched, Unavailable, UsageError
+from .grants import Grant
 from .link import Link
 from .nodes import Node
+from .target import Target
 from .values import load_json
 from .wire import JobInfo, NodeId, Record
 
@@ -28,7 +31,7 @@ class Looking:
     def stats(self, gid: int, nid: int) -> Dict[str, Tuple[float, int]]:
         """The latest value of each series of a node, and when it came (seconds since 1970)."""
         out: Dict[str, Tuple[float, int]] = {}
-        for name, raw in _pairs(self.link.read("HGETALL", wire.stats_hash(NodeId(gid, nid)))):
+        for name, raw in wire.pairs(self.link.read("HGETALL", wire.stats_hash(NodeId(gid, nid)))):
             try:
                 value, at = load_json(raw)
                 out[wire.text(name)] = (float(value), int(at))
@@ -47,6 +50,16 @@ class Looking:
             raise NobodyMatched(f"node {gid}.{nid} was never seen")
         return found[0]
 
+    def grants(self, who: Union[str, NodeId, Target] = "all") -> List[Grant]:
+        """What the nodes of a target were granted, and what they claim beyond that.
+
+        `all` includes nodes that were granted something before they were seen for the first time.
+        """
+        who = target.parse(who)
+        known = nodes_.load(self.link, who.nodes if who.named else None, ("roles", "claims"))
+        more = grants_.granted_nodes(self.link) if not who.named else who.nodes
+        return grants_.load(self.link, [n for n in known if who.means(n)], [n for n in more if who.means(Node(*n))])
+
     def job_info(self, job_id: str) -> JobInfo:
         """What Redis knows of a job; `Gone` when that is nothing (any more)."""
         found = self._info(wire.check_id(job_id))
@@ -58,7 +71,7 @@ class Looking:
         """The last jobs, newest first; those whose hash is gone are left out."""
         ids = [wire.text(raw) for raw in self.link.read("LRANGE", wire.JOBS, 0, max(limit, 1) - 1)]
         hashes = self.link.bulk([("HGETALL", wire.job_hash(job_id)) for job_id in ids])
-        return [JobInfo.from_hash(i, dict(_pairs(raw))) for i, raw in zip(ids, hashes) if raw]
+        return [JobInfo.from_hash(i, dict(wire.pairs(raw))) for i, raw in zip(ids, hashes) if raw]
 
     def asked(self, ids: Sequence[str]) -> Dict[str, Dict[str, Any]]:
         """The commands of these jobs, as they were sent; those whose hash is gone are left out."""
@@ -117,13 +130,18 @@ class Looking:
         return [Record.from_dict(raw) for raw in wire.parse_list(raws)]
 
     def scripts(self) -> List[Dict[str, Any]]:
-        """The stored scripts: `hash`, `size`, `expires` (seconds), `first` (its first line)."""
+        """The stored scripts: `hash`, `size`, `expires` (seconds), `first` (its first line, where we may read it)."""
         keys = self.link.scan(wire.SCRIPT_PREFIX + "*")
         out = []
-        ask = [c for key in keys for c in (("STRLEN", key), ("TTL", key), ("GETRANGE", key, 0, 199))]
-        answers = self.link.bulk(ask)
+        answers = self.link.bulk([c for key in keys for c in (("STRLEN", key), ("TTL", key))])
+        try:
+            heads = self.link.bulk([("GETRANGE", key, 0, 199) for key in keys])
+        except Unavailable as e:
+            if e.passing:
+                raise
+            heads = [b""] * len(keys)  # the smallest rights do not reach what others have stored
         for i, key in enumerate(keys):
-            size, ttl, head = answers[i * 3 : i * 3 + 3]
+            (size, ttl), head = answers[i * 2 : i * 2 + 2], heads[i]
             if size:
                 lines = [line.strip() for line in wire.text(head).splitlines()]
                 first = next((line for line in lines if line and not line.startswith(("#!", "from __future__"))), "")
@@ -132,7 +150,7 @@ class Looking:
         return out
 
     def _info(self, job_id: str) -> Optional[JobInfo]:
-        pairs = dict(_pairs(self.link.read("HGETALL", wire.job_hash(job_id))))
+        pairs = dict(wire.pairs(self.link.read("HGETALL", wire.job_hash(job_id))))
         return JobInfo.from_hash(job_id, pairs) if pairs else None
 
 
@@ -145,10 +163,3 @@ def _stem(job_id: str) -> str:
 def _by_node(job_id: str) -> Tuple[int, ...]:
     part = _PART.match(job_id)
     return (int(part.group("gid")), int(part.group("nid"))) if part else (0, 0)
-
-
-def _pairs(raw: Any) -> Iterable[Tuple[bytes, bytes]]:
-    # redis-py makes a mapping of what its own calls answer, and `bulk` brings the flat list.
-    if isinstance(raw, Mapping):
-        return list(raw.items())
-    return list(zip(raw[::2], raw[1::2])) if raw else []

@@ -11,7 +11,7 @@ from .values import load_json
 from .wire import NodeId
 
 #: Fields of `jsacc:agent:<gid>:<nid>`, in the order in which they are asked for.
-FIELDS = ("roles", "hostname", "os", "version", "addr", "instance", "ac", "stopped")
+FIELDS = ("roles", "hostname", "os", "version", "addr", "instance", "ac", "stopped", "claims")
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class Node:
     addr: str = ""
     instance: str = ""
     ac: str = ""
+    #: What it claims and was not granted, so that controllers do not use it: `role:db`, `label:site=ams`, `host:db1`.
+    claims: Tuple[str, ...] = ()
     #: When it was seen last, in milliseconds since 1970.
     last_seen: int = 0
     #: Seconds since then, when it was asked.
@@ -62,6 +64,7 @@ class Node:
             "node": str(self.id),
             "state": self.state,
             "roles": list(self.roles),
+            "claims": list(self.claims),
             "hostname": self.hostname,
             "os": self.os,
             "version": self.version,
@@ -73,7 +76,7 @@ class Node:
         }
 
 
-def parse_roles(raw: Optional[bytes]) -> Tuple[str, ...]:
+def parse_names(raw: Optional[bytes]) -> Tuple[str, ...]:
     """A JSON list of names; also takes names with commas between them."""
     if not raw:
         return ()
@@ -104,19 +107,19 @@ def load(link: Link, only: Optional[Iterable[NodeId]] = None, fields: Sequence[s
     asked = [("HMGET", wire.agent_hash(node), *fields) for node, _ in seen] if fields else []
     known: List[List[Optional[bytes]]] = link.bulk(asked) or [[] for _ in seen]
     out = []
-    roles: Dict[Optional[bytes], Tuple[str, ...]] = {}  # thousands of nodes have the same few sets
+    names: Dict[Optional[bytes], Tuple[str, ...]] = {}  # thousands of nodes have the same few sets
     for (node, last_seen), values in zip(seen, known):
         facts: Dict[str, Any] = {}
         for name, value in zip(fields, values):
             if name == "stopped":
                 stopped = wire.milliseconds(value or b"")
                 facts[name] = stopped if stopped >= last_seen else 0
-            elif name != "roles":
+            elif name not in ("roles", "claims"):
                 facts[name] = value.decode("utf-8", "replace") if value else ""
-            elif value in roles:
-                facts[name] = roles[value]
+            elif value in names:
+                facts[name] = names[value]
             else:
-                facts[name] = roles[value] = parse_roles(value)
+                facts[name] = names[value] = parse_names(value)
         out.append(Node(node.gid, node.nid, last_seen=last_seen, age=max(0.0, (now - last_seen) / 1000), **facts))
     return out
 

@@ -8,7 +8,7 @@ import os
 import textwrap
 from dataclasses import dataclass
 from types import CodeType
-from typing import Any, BinaryIO, Callable, Optional, Set
+from typing import Any, BinaryIO, Callable, Optional, Set, Union
 
 from . import wire
 from .errors import UsageError
@@ -30,7 +30,7 @@ class Script:
 
 def load(
     path: Optional[str] = None,
-    source: Optional[str] = None,
+    source: Union[str, bytes, None] = None,
     function: Optional[Callable[..., Any]] = None,
     language: Optional[str] = None,
 ) -> Script:
@@ -48,7 +48,7 @@ def load(
         language, raw = "py", of_function(function).encode()
         name = getattr(function, "__name__", "the function")
     else:
-        language, raw = language or "py", (source or "").encode()
+        language, raw = language or "py", source.encode() if isinstance(source, str) else source or b""
     if language not in ("py", "lua"):
         raise UsageError(f"the language of a script is py or lua, not {language!r}")
     if len(raw) > wire.MAX_SCRIPT:

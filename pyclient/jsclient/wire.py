@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 from .errors import JobFailed, Undecodable, UsageError
+from .text import clean
 from .values import MAX_NESTING, decode, load_json, plain, too_deep
 
 QUEUE = "cmds_queue"
@@ -24,6 +25,7 @@ REJECTED = "jsacc:rejected"
 AUDIT = "jsacc:audit"
 AUDIT_RESULTS = "jsacc:audit:results"
 SCRIPT_PREFIX = "jsacc:script:"
+GRANT_PREFIX = "jsacc:grant:"
 
 #: A node is live when it was seen within so many seconds, late up to the second number, then gone.
 LIVE_SECONDS = 90
@@ -104,6 +106,11 @@ def log_list(domain: str, name: str) -> str:
     """The list of the records that agents forwarded for a domain and a name."""
     clean = [re.sub(r"[^A-Za-z0-9_-]", "_", part) or "unknown" for part in (domain, name)]
     return f"log.{clean[0]}.{clean[1]}"
+
+
+def grant_hash(node: NodeId) -> str:
+    """What a node was granted of the roles, labels and host name that it claims."""
+    return f"{GRANT_PREFIX}{node.key}"
 
 
 def script_key(sha256: str) -> str:
@@ -363,13 +370,13 @@ class Result:
         if self.nid:
             who += f" on {self.node}"
         if self.ok:
-            return f"{who} ended OK"
+            return clean(f"{who} ended OK")
         why = {"TIMEOUT": "ran out of time", "KILLED": "was killed"}.get(self.state, "failed")
         if self.state == "ERROR" and self.code:
             why += f" with status {self.code}"
         detail = self.critical or (self.data if self.level == 0 or self.state != "OK" else "") or self.stderr
         lines = detail.strip().splitlines()
-        return f"{who} {why}" + (f": {lines[-1].strip()}" if lines else "")
+        return clean(f"{who} {why}" + (f": {lines[-1].strip()}" if lines else ""))
 
     def raise_for_status(self) -> Result:
         """The result itself when it is `OK`, else a `JobFailed`."""
@@ -498,6 +505,13 @@ def scored(answer: Sequence[Any]) -> List[Tuple[Any, float]]:
     if answer and isinstance(answer[0], (list, tuple)):
         return [(member, float(score)) for member, score in answer]
     return [(answer[i], float(answer[i + 1])) for i in range(0, len(answer), 2)]
+
+
+def pairs(raw: Any) -> Iterable[Tuple[bytes, bytes]]:
+    """The fields and values of a hash: redis-py makes a mapping of what its own calls answer, `bulk` brings a flat list."""
+    if isinstance(raw, Mapping):
+        return list(raw.items())
+    return list(zip(raw[::2], raw[1::2])) if raw else []
 
 
 def parse_list(items: Iterable[bytes]) -> List[Dict[str, Any]]:

@@ -70,7 +70,8 @@ def test_no_part_of_a_password_is_shown(scheme: str) -> None:
             link._login()
         except UsageError as e:
             said = str(e)
-            assert said == UNREADABLE or said.startswith(("a sentinel address names", "several addresses", "behind the / of")), text
+            starts = ("a sentinel address names", "several addresses", "behind the / of", "the port in the address")
+            assert said == UNREADABLE or said.startswith(starts), text
             continue
         except ValueError:  # of `_login` for a cluster, which is asked for within `_make`
             with pytest.raises(UsageError, match="%2C"):
@@ -157,5 +158,11 @@ def test_no_blocking_read_is_longer_than_its_socket_waits(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("text", ["h:P", "redis://h:P", "rediss://:pw@[::1]:P/1", "a:1,b:P", "sentinel://s:P/main",
                                   "sentinels://s,t:P/main"])
 def test_a_port_out_of_range_is_no_address(text: str, port: str) -> None:
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match="^the port in the address of Redis is no number from 1 to 65535$"):
         parse(text.replace("P", port))
+
+
+@pytest.mark.parametrize("text", ["redis://:70000/x@h:1", "redis://u:70000#@h", "redis://u:p@h:1/70000@x"])
+def test_a_part_of_a_password_is_not_taken_for_a_port(text: str) -> None:
+    with pytest.raises(UsageError, match="%2C"):
+        parse(text)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
 import socket
 import threading
 import time
-from pathlib import Path
 from typing import Any, Dict
 
 import pytest
@@ -445,62 +443,6 @@ def test_redis_restarts_under_a_wait() -> None:
     finally:
         fake.stop()
         server.close()
-
-
-def test_the_smallest_rights_are_enough(server: Server, fake: Fake, raw: Any) -> None:
-    docs = Path(__file__).parents[2] / "docs"
-    page = (docs / "client.md").read_text()
-    (rule,) = re.findall(r"^ACL SETUSER (ops .*)$", page, re.MULTILINE)
-    assert f"ACL SETUSER {rule}\n" in (docs / "operations.md").read_text()
-    raw.execute_command("ACL", "SETUSER", *rule.replace("PASSWORD", "right").split())
-    try:
-        with Client(f"{server.url}?username=ops&password=right", timeout=10) as client:
-            assert client.user == "ops" and client.ping(1, 1) == "pong"
-            job = client.execute(1, 1, "sleep", ["9"])
-            wait_until(lambda: job.state == "RUNNING")
-            job.kill()
-            assert job.wait().state == "KILLED" and not job.cancel()
-            assert client.target("all").execute("echo").wait().ok and client.target("1.1,1.2").ping().wait().ok
-            assert client.run_script("1.1", source="def action():\n    return 1\n").wait().ok
-            assert client.put("1.1", b"x", "/x").wait().ok and client.scripts()
-            assert client.nodes() and client.jobs() and client.audit() and not client.events()
-            assert not client.rejected() and not client.stats(1, 1) and not client.forwarded("d", "n")
-            assert not list(client.logs("1.1")) and client.parts(job.id) == [job.id]
-            fake.hash_only = True
-            assert client.execute(1, 1, "echo").wait().ok and client.target("1.1,1.2").ping().wait().ok
-            with pytest.raises(Unavailable, match="may not"):
-                client.link.call("FLUSHALL")
-            with pytest.raises(Unavailable, match="may not"):
-                client.link.call("SET", "jsacc:acs", "x")
-    finally:
-        raw.execute_command("ACL", "DELUSER", "ops")
-
-
-def test_the_smallest_rights_do_not_reach_what_waits(server: Server, raw: Any) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "client.md").read_text()
-    (rule,) = re.findall(r"^ACL SETUSER (ops .*)$", page, re.MULTILINE)
-    keys = (Path(__file__).parents[2] / "acc" / "src" / "store" / "keys.rs").read_text()
-    assert 'format!("jsacc:{{{node}}}:cmds")' in keys and 'format!("jsacc:{{cmds_queue}}:taken:{ac}")' in keys
-    raw.lpush("cmds_queue", "secret")
-    raw.lpush("jsacc:{cmds_queue}:taken:h:1:x", "secret")
-    raw.hset("jsacc:{1:1}:cmds", "id", "secret")
-    raw.zadd("jsacc:{1:1}:queue", {"id": 1})
-    raw.execute_command("ACL", "SETUSER", *rule.replace("PASSWORD", "right").split())
-    try:
-        with Client(f"{server.url}?username=ops&password=right", timeout=10) as client:
-            for words in [
-                ("LRANGE", "cmds_queue", 0, -1), ("RPOP", "cmds_queue"), ("BRPOP", "cmds_queue", 1), ("DEL", "cmds_queue"),
-                ("SET", "cmds_queue", "x"), ("EXPIRE", "cmds_queue", 1), ("LRANGE", "jsacc:{cmds_queue}:taken:h:1:x", 0, -1),
-                ("HGETALL", "jsacc:{1:1}:cmds"), ("HGET", "jsacc:{1:1}:cmds", "id"), ("HMGET", "jsacc:{1:1}:cmds", "id"),
-                ("ZRANGE", "jsacc:{1:1}:queue", 0, -1), ("HGETALL", "jsacc:{revoked}"), ("HGETALL", "jsacc:secret"),
-                ("DEL", "jsacc:job:x"), ("SET", "jsacc:agents", "x"), ("LPUSH", "jsacc:audit", "x"), ("KEYS", "*"),
-            ]:
-                with pytest.raises(Unavailable, match="may not"):
-                    client.link.call(*words)
-            assert raw.lrange("cmds_queue", 0, -1) == ["secret"]
-            client.link.call("LPUSH", "cmds_queue", "mine")
-    finally:
-        raw.execute_command("ACL", "DELUSER", "ops")
 
 
 def test_a_job_that_was_never_sent_has_no_state(client: Client, fake: Fake) -> None:

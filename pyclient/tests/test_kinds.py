@@ -179,7 +179,7 @@ def test_a_cluster_that_loses_a_server(house: House, capsys: pytest.CaptureFixtu
                 assert single.ping(1, 1) == "pong" and len(single.target("1.1,1.2").ping().wait(20).results) == 2
             if number in (0, 5):
                 with Client(one, timeout=30) as single:
-                    single.link.bulk([("DEL", wire.script_key(it["hash"])) for it in client.scripts()])
+                    single.link.bulk([("EXPIRE", wire.script_key(it["hash"]), 0) for it in client.scripts()])
                     everything(single, one, capsys)
         # The one that holds the queue of commands is the worst to lose, when it also answers what has no key.
         cluster = client.link._redis
@@ -192,6 +192,29 @@ def test_a_cluster_that_loses_a_server(house: House, capsys: pytest.CaptureFixtu
             time.sleep(0.1)
         fleet = client.target("1.1,1.2").ping().wait(30)
         assert len(fleet.results) == 2, fleet.missing
+
+
+def test_a_dead_server_of_a_cluster_is_named(house: House, capsys: pytest.CaptureFixture[str]) -> None:
+    ports = [free_port() for _ in range(3)]
+    servers = {port: house.server(port, "--cluster-enabled", "yes", "--cluster-node-timeout", "600000",
+                                  "--cluster-port", str(free_port())) for port in ports}
+    addresses = [f"127.0.0.1:{port}" for port in ports]
+    subprocess.run(["redis-cli", "--cluster", "create", *addresses, "--cluster-yes"], check=True, capture_output=True, timeout=60)
+    cluster = redis.RedisCluster(host="127.0.0.1", port=ports[0])
+    holder = int(cluster.get_node_from_key("jsacc:agents").port)
+    cluster.close()
+    living = next(port for port in ports if port != holder)
+    with Client(f"127.0.0.1:{living}") as client:
+        wait_until(lambda: attempt(client.nodes) == [], FAILOVER)
+        servers[holder].kill()
+        servers[holder].wait()
+        # With the connections that it has, and with new ones.
+        for ask in (client.nodes, client.nodes, lambda: client.link.call("ZCARD", "jsacc:agents"), lambda: client.link.pop(["jsacc:agents"], 1)):
+            with pytest.raises(Unavailable, match=f"^cannot reach Redis at 127.0.0.1:{holder}, a server of the cluster at "):
+                ask()
+    capsys.readouterr()
+    assert main(["--redis", f"127.0.0.1:{living}", "nodes"]) == 1
+    assert f"cannot reach Redis at 127.0.0.1:{holder}, a server of the cluster at" in capsys.readouterr().err
 
 
 def test_a_sentinel_that_makes_the_replica_master(house: House, capsys: pytest.CaptureFixture[str]) -> None:

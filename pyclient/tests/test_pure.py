@@ -8,7 +8,7 @@ import pytest
 
 from jsclient import NodeId, UsageError, target, wire
 from jsclient.cli import render
-from jsclient.nodes import Node, ago, parse_roles
+from jsclient.nodes import Node, ago, parse_names
 from jsclient.targeted import batch_size
 
 
@@ -59,7 +59,7 @@ def test_small_things() -> None:
     assert NodeId.from_key(b"1:10") == (1, 10) and str(NodeId(1, 10)) == "1.10"
     assert [NodeId.from_key(k) for k in ("1", "a:1", "1:", "cmd")] == [None] * 4
     assert wire.log_list("a b", "") == "log.a_b.unknown"
-    assert parse_roles(b'["a", "b"]') == parse_roles(b"a,b") == ("a", "b") and parse_roles(None) == ()
+    assert parse_names(b'["a", "b"]') == parse_names(b"a,b") == ("a", "b") and parse_names(None) == ()
     assert [batch_size(b, 20) for b in (5, "5", "10%", "1%", "100%")] == [5, 5, 2, 1, 20]
     assert [ago(s) for s in (0, 119, 120, 7200, 200000)] == ["0s", "119s", "2m", "2h", "2d"]
     assert [render.size(n) for n in (0, 1023, 1024, 5 << 30)] == ["0 B", "1023 B", "1.0 KiB", "5.0 GiB"]

@@ -10,12 +10,13 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Seque
 
 from .. import scripts, target, verbs, wire
 from ..client import Client
-from ..errors import FAILED, OK, Gone, NobodyMatched, NoController, UsageError
+from ..errors import FAILED, OK, Gone, NobodyMatched, NoController, UsageError, not_text
 from ..fleet import Fleet
 from ..job import nodes_of
 from ..nodes import ago, load
 from ..target import Selection
 from ..targeted import Targeted
+from ..text import is_text
 from ..values import load_json
 from ..verbs import Verb
 from ..wire import NodeId
@@ -52,16 +53,23 @@ def script_run(args: argparse.Namespace) -> int:
     options = process_options(args)
     if args.program:
         options["args"] = args.program
-    data = stdin(args.data)
     domain, slash, name = args.script.rpartition("/")
     on_node = not os.path.exists(args.script) and slash and not args.script.startswith((".", "/"))
     if on_node and "." not in name:
         # domain/name, as the script lies on the nodes.
         options = {k: v for k, v in options.items() if k not in ("domain", "name")}
+        data = stdin(args.data)
         return order(args, verbs.installed_script(args.lang or "py", domain, name, data=data, **options))
-    script = scripts.load(path=args.script, language=args.lang)
-    options.setdefault("name", os.path.splitext(os.path.basename(args.script))[0])
-    verb = verbs.script(script.language, script.sha256, data=data, **options)
+    if args.script == "-":
+        if args.lang is None:
+            raise UsageError("say which language the script on standard input is: --lang py or --lang lua")
+        if args.data == "-":
+            raise UsageError("standard input is either the script or its --data, not both")
+        script = scripts.load(source=stdin_bytes(), language=args.lang)
+    else:
+        script = scripts.load(path=args.script, language=args.lang)
+        options.setdefault("name", os.path.splitext(os.path.basename(args.script))[0])
+    verb = verbs.script(script.language, script.sha256, data=stdin(args.data), **options)
     return order(args, verb, store=script.source)
 
 
@@ -69,7 +77,7 @@ def put(args: argparse.Namespace) -> int:
     """`jsctl put`."""
     import hashlib
 
-    content = scripts.read_file(args.file)
+    content = stdin_bytes() if args.file == "-" else scripts.read_file(args.file)
     verb = verbs.put(args.path, hashlib.sha256(content).hexdigest(), args.mode, args.owner, args.mkdir)
     return order(args, verb, store=content)
 
@@ -385,6 +393,8 @@ def _environment(words: Sequence[str]) -> Dict[str, str]:
             if key not in os.environ:
                 raise UsageError(f"--env takes NAME=VALUE, or the NAME of a variable that is set here, not {word!r}")
             value = os.environ[key]
+            if not is_text(value):
+                raise not_text(f"the variable {key}")
         if not key:
             raise UsageError(f"--env takes NAME=VALUE, not {word!r}")
         out[key] = value
@@ -407,14 +417,20 @@ def stdin(data: Optional[str]) -> str:
         return ""
     try:
         if data == "-":
-            return scripts.read_all(sys.stdin.buffer, "standard input").decode("utf-8")
+            return stdin_bytes().decode("utf-8")
         if data.startswith("@"):
             return scripts.read_file(data[1:]).decode("utf-8")
     except UnicodeDecodeError:
         raise UsageError("--data must be UTF-8 text; send other bytes with jsctl put") from None
+    return data
+
+
+def stdin_bytes() -> bytes:
+    """Our own standard input, to its end; at most 16 MiB."""
+    try:
+        return scripts.read_all(sys.stdin.buffer, "standard input")
     except OSError as e:
         raise UsageError(f"cannot read standard input: {(e.strerror or str(e)).lower()}") from None
-    return data
 
 
 def _limit(args: argparse.Namespace) -> Optional[float]:

@@ -106,7 +106,8 @@ def build() -> argparse.ArgumentParser:
     run = scripts.add_parser("run", help="run a Python or Lua script: jsctl script run 1.1 ./check.py")
     _everywhere(run)
     run.add_argument("target", help="who is meant")
-    run.add_argument("script", help="a .py or .lua file, or domain/name of a script that lies on the nodes")
+    run.add_argument("script", help="a .py or .lua file, - for standard input (with --lang), or domain/name of a script "
+                     "that lies on the nodes")
     run.add_argument("program", nargs="*", default=[], metavar="ARGS", help="the script's own arguments, after --")
     run.add_argument("--lang", choices=["py", "lua"], help="the language, where the file's ending does not say it")
     _fleet(run)
@@ -118,10 +119,24 @@ def build() -> argparse.ArgumentParser:
 
     order("ping", "order:ping", "ask whether nodes answer", optional_target=True)
 
-    sub = command("nodes", "show:nodes", "list the nodes: live, late (not seen for 90 s), gone (for an hour)")
+    sub = command("nodes", "show:nodes", "list the nodes: live, late (not seen for 90 s), gone (for an hour); "
+                  "their roles, and what they claim without a grant")
     sub.add_argument("target", nargs="?", default="all", help="who is meant; all when left out")
     sub.add_argument("--except", dest="but", action="append", metavar="TARGET", help="leave these out")
     sub.add_argument("--state", choices=["live", "late", "gone", "stopped"], help="only these")
+
+    sub = command(
+        "grant", "grants:grant", "let nodes have roles, labels and host names that they claim: jsctl grant 1.1 --role web",
+        epilog="What is granted, and what nodes claim beyond that: jsctl grants.",
+    )
+    sub.add_argument("target", help="who is meant")
+    sub.add_argument("--role", action="append", default=[], metavar="R", help="a role; may be given more than once")
+    sub.add_argument("--label", action="append", default=[], metavar="K=V", help="a label, likewise")
+    sub.add_argument("--host", action="append", default=[], metavar="H", help="a host name, likewise")
+    sub.add_argument("--remove", action="store_true", help="take these back")
+
+    sub = command("grants", "grants:grants", "what nodes were granted, by whom (self-declared), and what else they claim")
+    sub.add_argument("target", nargs="?", default="all", help="who is meant; all when left out")
 
     sub = command("info", "order:info", "what nodes say of their cpu, mem, disk, nic or os")
     sub.add_argument("kind", metavar="cpu|mem|disk|nic|os")
@@ -164,7 +179,7 @@ def build() -> argparse.ArgumentParser:
         usage="jsctl put TARGET FILE PATH [options]",
     )
     sub.add_argument("target", help="who is meant")
-    sub.add_argument("file", help="a file, pipe or device here, at most 16 MiB")
+    sub.add_argument("file", help="a file, pipe or device here, or - for standard input; at most 16 MiB")
     sub.add_argument("path", help="where it goes on the nodes: a file, or a name that is free")
     sub.add_argument("--mode", help="octal, 0644 say")
     sub.add_argument("--owner", help="user or user:group")

@@ -7,10 +7,10 @@ import time
 from typing import Any, Dict, Iterable, List, Mapping, Sequence
 
 from ..errors import Undecodable
+from ..text import clean
 from ..values import dump_json, plain
 from ..wire import NodeId, Result
 from . import stdio
-from .stdio import clean
 
 _BYTES = frozenset(
     "total available used free swap_total swap_used rss vms read written rx_bytes tx_bytes".split()
@@ -144,14 +144,19 @@ def names(nodes: Sequence[NodeId], most: int = 12) -> str:
     return listed if len(nodes) <= most else f"{listed} and {len(nodes) - most} more"
 
 
+def _words(value: object) -> List[str]:
+    return [str(word) for word in value] if isinstance(value, list) else []
+
+
 def asked(command: Mapping[str, Any], most: int = 60) -> str:
     """A command in a few words."""
     args = command.get("args")
     words: List[str] = [str(command.get("cmd", ""))]
     if isinstance(args, dict):
-        if args.get("cmd"):
-            more = args.get("args")
-            words = [str(args["cmd"]), *(str(a) for a in (more if isinstance(more, list) else []))]
+        if command.get("cmd") == "grant":
+            words += [*_words(args.get("add")), *(f"-{name}" for name in _words(args.get("remove")))]
+        elif args.get("cmd"):
+            words = [str(args["cmd"]), *_words(args.get("args"))]
         else:
             words += [str(args[k]) for k in ("domain", "name", "path") if args.get(k)]
             if not args.get("name") and args.get("hash"):

@@ -8,7 +8,7 @@ from collections import Counter
 from typing import Any, Dict, List
 
 from .. import target
-from ..errors import NOBODY, OK
+from ..errors import NOBODY, OK, Error, NoController
 from ..nodes import ago, load
 from ..values import dump_json
 from ..wire import JobInfo, integer
@@ -16,7 +16,7 @@ from . import render, stdio
 from .order import connect, parts_of
 from .start import say
 
-_SHOWN = ("roles", "hostname", "os", "version", "addr", "stopped")
+_SHOWN = ("roles", "hostname", "os", "version", "addr", "stopped", "claims")
 
 
 def nodes(args: argparse.Namespace) -> int:
@@ -31,8 +31,11 @@ def nodes(args: argparse.Namespace) -> int:
         if args.json or args.ndjson:
             render.emit([n.to_dict() for n in picked], args.ndjson)
         elif picked:
-            head = ("NODE", "STATE", "SEEN", "HOST", "ROLES", "OS", "VERSION", "ADDR")
-            rows = ((n.id, n.state, ago(n.age), n.hostname, n.roles, n.os, n.version, n.addr) for n in picked)
+            # The last column is there only where there is something in it.
+            claims = any(n.claims for n in picked)
+            head = ("NODE", "STATE", "SEEN", "HOST", "ROLES", "OS", "VERSION", "ADDR") + ("NOT GRANTED",) * claims
+            rows = ((n.id, n.state, ago(n.age), n.hostname, n.roles, n.os, n.version, n.addr) + (n.claims,) * claims
+                    for n in picked)
             stdio.rows(render.table(head, rows))
         if not picked:
             say("jsctl: no node was ever seen" if not known else f"jsctl: no node matches {args.target}")
@@ -42,8 +45,11 @@ def nodes(args: argparse.Namespace) -> int:
             say(", ".join(counts))
         try:
             client.check()
-        except Exception as e:  # the list is good all the same; nobody refreshes it
+        except NoController as e:  # the list is good all the same; nobody refreshes it
             say(f"jsctl: {e}")
+        except Error as e:
+            e.told = True
+            raise
     return OK if picked or (args.target == "all" and not known) else NOBODY
 
 

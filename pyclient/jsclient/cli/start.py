@@ -6,7 +6,8 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any, Callable, List
 
-from ..errors import FAILED, Error, UsageError
+from ..errors import FAILED, Error, UsageError, not_text
+from ..text import is_text
 from . import stdio
 from .stdio import Terminated, WriteFault, say
 
@@ -31,8 +32,8 @@ def _run(argv: List[str]) -> int:
     args: Any = None
     try:
         for place, word in enumerate(argv, 1):
-            if any("\ud800" <= c <= "\udfff" for c in word):
-                raise UsageError(f"argument {place} is no text in this locale's encoding: write it in UTF-8")
+            if not is_text(word):
+                raise not_text(f"argument {place}")
         if argv[:1] == ["__complete"]:
             from .complete import candidates
 

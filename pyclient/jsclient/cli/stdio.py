@@ -1,4 +1,4 @@
-"""The standard streams: closed or full ones, encodings, signals, and the cleaning of text for terminals."""
+"""The standard streams: closed or full ones, encodings, signals, and text that is cleaned for terminals."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ import threading
 from typing import Any, Iterator, List, NoReturn, Optional
 
 from ..errors import FAILED, Error
+from ..text import clean
 from ..values import dump_json
-
-#: C0 except tab and line feed, DEL, C1, and the characters that change the direction of text.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 #: Stands on a terminal before each line that nodes wrote, where headings stand between them.
 MARK = "| "
@@ -79,13 +77,17 @@ def prepare() -> None:
         sys.stdin = closed(False) if sys.stdin is None else sys.stdin
         sys.stdout = closed(False) if sys.stdout is None else sys.stdout
         sys.stderr = closed(True) if sys.stderr is None else sys.stderr
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")
+    for stream, errors in ((sys.stdout, "replace"), (sys.stderr, "backslashreplace")):
+        if hasattr(stream, "reconfigure"):
+            # An encoding that PYTHONIOENCODING names may encode nothing, as idna does.
+            stream.reconfigure(encoding=None if _can_encode(stream.encoding) else "utf-8", errors=errors)
 
 
-def clean(text: str) -> str:
-    """The text without what can control a terminal; tabs and line feeds stay."""
-    return text if text.isprintable() else _CONTROL.sub("\ufffd", text.replace("\r\n", "\n"))
+def _can_encode(encoding: str) -> bool:
+    try:
+        return bool("a b\n\u20ac".encode(encoding, "replace"))
+    except (ValueError, LookupError):
+        return False
 
 
 def rows(text: str, more: str = "    ", flush: bool = True) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tupl
 from ..client import Client
 from ..errors import OK, Undecodable
 from ..nodes import ago
+from ..text import clean
 from ..wire import NodeId, Result
 from . import render, stdio
 from .order import connect
@@ -91,7 +92,7 @@ def _screen(client: Client, args: argparse.Namespace, key: Callable[[float], Non
             results, line = _sample(client, args, key)
             size = live.console.size
             rows = _rows(client, processes(results)[: min(args.lines, max(size.height - 3, 1))])
-            shown = stdio.clean(f"{line}\n\n{fit(rows, size.width)}")
+            shown = clean(f"{line}\n\n{fit(rows, size.width)}")
             live.update(Text(shown, no_wrap=True, overflow="crop"), refresh=True)
             key(args.interval)
     finally:

@@ -1,0 +1,129 @@
+"""What is told when Redis refuses, is too old or knows nothing of what is asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from typing import Any, Callable, Iterator, List
+
+import pytest
+from conftest import Ran, Server, wait_until
+from fake import Fake
+from test_client import BEAT, NOW, OldRedis
+
+from jsclient import Client, Gone
+from jsclient.cli import main
+
+Jsctl = Callable[..., Ran]
+
+LOOKS = [["nodes"], ["nodes", "--json"], ["jobs"], ["job", "x"], ["events"], ["audit"], ["rejected"], ["stats", "1.1"],
+         ["script", "list"], ["ping", "1.1"], ["logs", "1.1"], ["top", "--once"], ["wait", "x"], ["cancel", "x"]]
+
+
+@pytest.mark.parametrize("words", LOOKS, ids=" ".join)
+def test_a_redis_that_is_too_old_fails_every_command(words: List[str], capsys: pytest.CaptureFixture[str]) -> None:
+    version = b"$39\r\n# Server\r\nredis_version:5.0.14\r\nos:x\r\n..\r\n"
+    empty = {name: b"*0\r\n" for name in ("ZRANGE", "LRANGE", "HGETALL", "SCAN")}
+    with OldRedis({"TIME": NOW, "ZREVRANGE": BEAT, "INFO": version, "EXISTS": b":0\r\n", **empty}) as old:
+        assert main(["--redis", old.url, *words]) == 1
+    out, err = capsys.readouterr()
+    assert err.count("5.0.14; 6.0.6 or newer is needed") == 1 and (not out or "6.0.6" in out), (out, err)
+
+
+DENIED = ("DENIED Redis is running in protected mode because protected mode is enabled and no password is set for the "
+          "default user. In this mode connections are only accepted from the loopback interface. ")
+
+
+@contextlib.contextmanager
+def refusing(line: str, path: str = "") -> Iterator[str]:
+    """A server that takes no connection: it says why and closes."""
+    if path:
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(path)
+        listener.listen()
+    else:
+        listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection, contextlib.suppress(OSError):
+                connection.sendall(f"-{line}\r\n".encode())
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield f"unix://{path}" if path else f"127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join()
+
+
+@pytest.mark.parametrize("words", [["nodes"], ["ping", "1.1"], ["audit"], ["exec", "1.1", "--", "x"]], ids=" ".join)
+def test_a_server_that_takes_no_connection_is_quoted(words: List[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with refusing(DENIED + "If you want to connect from external computers " * 20) as url:
+        assert main(["--redis", url, *words]) == 1
+    err = capsys.readouterr().err
+    assert "takes no connection: DENIED Redis is running in protected mode" in err and "If you want" not in err
+    assert "reset" not in err and "pipe" not in err and len(err.splitlines()) == 1
+
+
+def test_too_many_clients_are_told_on_a_socket_too(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with refusing("ERR max number of clients reached", str(tmp_path / "redis sock")) as url:
+        assert main(["--redis", url.replace(" ", "%20"), "nodes"]) == 1
+    assert "takes no connection: ERR max number of clients reached" in capsys.readouterr().err
+
+
+def test_a_job_that_was_never_sent_is_told_at_once(client: Client, fake: Fake) -> None:
+    # Whoever waits for it would wait for ever.
+    client.timeout = None
+    job = client.job("never-sent")
+    for ask in (lambda: job.value, lambda: job.wait(), lambda: job.result, lambda: list(job.results()), lambda: job.stdout):
+        with pytest.raises(Gone, match="no job never-sent: it was never sent, or is older than a day"):
+            ask()
+
+
+def test_a_job_that_is_still_in_the_queue_is_waited_for(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jsclient.job.UNKNOWN_SECONDS", 0.05)
+    fake = Fake(server.socket)
+    fake.add(1, 1, [])
+    fake.beat()
+    with Client(server.url, timeout=60) as sender, Client(server.url, timeout=60) as waiter:
+        sender.execute(1, 1, "echo", ["hi"], id="of-somebody-else")
+        looks: List[int] = []
+        look = waiter._info
+        monkeypatch.setattr(waiter, "_info", lambda job_id: looks.append(1) or look(job_id))
+        got: List[str] = []
+        thread = threading.Thread(target=lambda: got.append(waiter.job("of-somebody-else").wait().stdout))
+        thread.start()
+        wait_until(lambda: len(looks) > 3, 60)
+        fake.start()
+        try:
+            thread.join(60)
+        finally:
+            fake.stop()
+    assert got == ["hi"]
+
+
+@pytest.mark.parametrize("words", [["put", "1.1", "-", "/x"], ["script", "run", "1.1", "-", "--lang", "py"]], ids=" ".join)
+def test_a_dash_is_standard_input(server: Server, fake: Fake, tmp_path: Any, words: List[str]) -> None:
+    from test_streams import run
+
+    source = tmp_path / "source"
+    source.write_bytes(b"def action():\n    return 1\n")
+    ran = run(server, *words, redirect=f"<{source}")
+    assert ran.returncode == 0, ran
+    if words[0] == "put":
+        assert fake.files[((1, 1), "/x")] == source.read_bytes()
+    assert run(server, *words, redirect="<&-").returncode == 2
+
+
+def test_a_script_on_standard_input_needs_its_language(jsctl: Jsctl, fake: Fake) -> None:
+    assert "--lang py or --lang lua" in jsctl("script", "run", "1.1", "-").err
+    ran = jsctl("script", "run", "1.1", "-", "--lang", "py", "--data", "-")
+    assert ran.code == 2 and "not both" in ran.err and not fake.seen

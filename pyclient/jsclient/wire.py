@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 from .errors import JobFailed, Undecodable, UsageError
-from .text import clean
+from .text import one_line
 from .values import MAX_NESTING, decode, load_json, plain, too_deep
 
 QUEUE = "cmds_queue"
@@ -370,13 +370,13 @@ class Result:
         if self.nid:
             who += f" on {self.node}"
         if self.ok:
-            return clean(f"{who} ended OK")
+            return one_line(f"{who} ended OK")
         why = {"TIMEOUT": "ran out of time", "KILLED": "was killed"}.get(self.state, "failed")
         if self.state == "ERROR" and self.code:
             why += f" with status {self.code}"
         detail = self.critical or (self.data if self.level == 0 or self.state != "OK" else "") or self.stderr
         lines = detail.strip().splitlines()
-        return clean(f"{who} {why}" + (f": {lines[-1].strip()}" if lines else ""))
+        return one_line(f"{who} {why}" + (f": {lines[-1].strip()}" if lines else ""))
 
     def raise_for_status(self) -> Result:
         """The result itself when it is `OK`, else a `JobFailed`."""

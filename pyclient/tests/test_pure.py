@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from jsclient import NodeId, UsageError, target, wire
+from jsclient import NodeId, UsageError, clean, target, wire
 from jsclient.cli import render
 from jsclient.nodes import Node, ago, parse_names
 from jsclient.targeted import batch_size
@@ -63,7 +63,7 @@ def test_small_things() -> None:
     assert [batch_size(b, 20) for b in (5, "5", "10%", "1%", "100%")] == [5, 5, 2, 1, 20]
     assert [ago(s) for s in (0, 119, 120, 7200, 200000)] == ["0s", "119s", "2m", "2h", "2d"]
     assert [render.size(n) for n in (0, 1023, 1024, 5 << 30)] == ["0 B", "1023 B", "1.0 KiB", "5.0 GiB"]
-    assert render.clean("a\x1b[31m\tb\n") == "a\ufffd[31m\tb\n"
+    assert clean("a\x1b[31m\tb\n") == "a\ufffd[31m\tb\n"
     assert render.table(("A", "N"), [("x", 1), ("yy", 10)]) == "A    N\nx    1\nyy  10"
     assert render.table(("NAME", "N"), [("", 1)]) == "NAME  N\n-     1"
     assert render.value_text({"b": 1, "a": [1, 2]}) == "b  1\na  1,2"

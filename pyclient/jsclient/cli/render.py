@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import time
 from typing import Any, Dict, Iterable, List, Mapping, Sequence
 
 from ..errors import Undecodable
-from ..text import clean
+from ..text import one_line
 from ..values import dump_json, plain
 from ..wire import NodeId, Result
 from . import stdio
@@ -24,7 +23,6 @@ _ORDER = {
         " tx_errors uptime boottime agent".split()
     )
 }
-_BREAKS = re.compile("[\t\n\x0b\x0c\r\x85\u2028\u2029]+")
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
@@ -48,7 +46,7 @@ def cell(value: object) -> str:
         return f"{value:.1f}"
     if isinstance(value, (list, tuple)) and not isinstance(value, NodeId):
         value = ",".join(str(v) for v in value) or "-"
-    return clean(_BREAKS.sub(" ", str(value)))
+    return one_line(str(value))
 
 
 def shortened(value: object, most: int) -> object:

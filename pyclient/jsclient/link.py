@@ -380,7 +380,11 @@ class Link:
         from redis import exceptions as r
         from redis.sentinel import MasterNotFoundError
 
-        if isinstance(error, (r.MovedError, r.AskError, r.ClusterCrossSlotError)) and not self._is_cluster:
+        # redis-py 5.0 has no classes for these where it was told of a single server.
+        elsewhere = isinstance(error, (r.MovedError, r.AskError, r.ClusterCrossSlotError)) or (
+            isinstance(error, r.ResponseError) and str(error).startswith(("MOVED ", "ASK ", "CROSSSLOT "))
+        )
+        if elsewhere and not self._is_cluster:
             if self._address.kind == address.SINGLE and not self.url.startswith("unix:"):
                 return _Clustered("this is a server of a cluster")
             return Unavailable(f"Redis at {self.where} is a server of a cluster: give its address as host:port")

@@ -8,7 +8,6 @@ use jscommon::NodeId;
 use jscommon::node::is_role;
 use lexopt::{Arg, Parser};
 use std::ffi::OsString;
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 /// What the caller wants.
@@ -85,6 +84,8 @@ start are granted.
                              a token of its own for /metrics/nodes, good for nothing else
       --insecure-http        plain HTTP, for use behind a TLS proxy and in tests
       --insecure-no-auth     accept nodes without a token
+      --insecure-paths       take a state directory and files that other accounts of this machine
+                             can change, and keys that they can read
       --max-queue N          most commands that may wait for one node (10000)
       --max-records N        most records a second that one node may send (5000)
   -c, --config FILE          the same settings as TOML (state_dir = \"...\"); a flag wins over the file
@@ -177,6 +178,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Wish, String> {
         })?;
     }
     let redis_given = settings.iter().any(|(name, _)| name == "redis");
+    config.insecure_file = settings.iter().any(|(name, _)| name == "insecure-paths");
     let hosts_given = settings.iter().any(|(name, _)| name == "host");
     if hosts_given {
         config.hosts.clear();
@@ -185,21 +187,15 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Wish, String> {
         config.set(&name, value)?;
     }
     config.check()?;
-    if config.redis.has_password() {
-        let open = |file: &PathBuf| std::fs::metadata(file).is_ok_and(|meta| meta.mode() & 0o004 != 0);
-        if redis_given {
-            config.warnings.push(
-                "the password of redis stands on the command line, where every user of this machine can read it: \
-                 put redis = \"...\" into the file of -c"
-                    .into(),
-            );
-        } else if let Some(file) = file.filter(open) {
-            config.warnings.push(format!(
-                "{} holds the password of redis and can be read by others: give it mode 0640 and the group of jsacc",
-                file.display()
-            ));
-        }
+    config.file_is_secret = config.redis.has_password() && !redis_given;
+    if config.redis.has_password() && redis_given {
+        config.warnings.push(
+            "the password of redis stands on the command line, where every user of this machine can read it: put \
+             redis = \"...\" into the file of -c"
+                .into(),
+        );
     }
+    config.file = file;
 
     let is_for_token = uses.is_some() || ttl.is_some() || terms.node.is_some();
     let task = task(&words, url.is_some() || out.is_some(), is_for_token)?;
@@ -321,10 +317,10 @@ mod tests {
         assert!(said.contains("on the command line") && !said.contains("geheim"), "{said}");
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "redis = \"redis://:geheim@h:1\"\n").unwrap();
-        let line = format!("-c {}", file.path().display());
-        assert_eq!(warned(&line), "");
-        std::fs::set_permissions(file.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
-        assert!(warned(&line).contains("can be read by others"));
+        let Ok(Wish::Serve(config)) = run(&format!("-c {}", file.path().display())) else { panic!() };
+        assert!(config.warnings.is_empty() && config.file_is_secret);
+        let Ok(Wish::Serve(config)) = run(&format!("-c {} -r h:1", file.path().display())) else { panic!() };
+        assert!(!config.file_is_secret && !config.insecure_file && config.file.is_some());
     }
 
     #[test]

@@ -46,6 +46,14 @@ pub struct Config {
     pub metrics_token_file: Option<PathBuf>,
     /// The file with the token that lets somebody read the nodes' figures alone.
     pub nodes_token_file: Option<PathBuf>,
+    /// Paths that other accounts can change, or secrets that they can read, are taken all the same.
+    pub insecure_paths: bool,
+    /// The file of `-c`.
+    pub file: Option<PathBuf>,
+    /// That file holds the password of Redis.
+    pub file_is_secret: bool,
+    /// `insecure_paths` was a flag: then it holds for that file too.
+    pub insecure_file: bool,
     /// What is logged.
     pub log_level: Directives,
     /// Most commands that may wait for one node.
@@ -104,6 +112,10 @@ impl Default for Config {
             hosts: Vec::new(),
             metrics_token_file: None,
             nodes_token_file: None,
+            insecure_paths: false,
+            file: None,
+            file_is_secret: false,
+            insecure_file: false,
             log_level: Directives::parse("info").expect("info is a level"),
             max_queue: 10_000,
             max_records: 5_000,
@@ -113,7 +125,7 @@ impl Default for Config {
 }
 
 /// Settings whose flag takes no word.
-pub const SWITCHES: [&str; 3] = ["require-client-cert", "insecure-http", "insecure-no-auth"];
+pub const SWITCHES: [&str; 4] = ["require-client-cert", "insecure-http", "insecure-no-auth", "insecure-paths"];
 /// Settings that take one.
 const NAMES: [&str; 14] = [
     "port",
@@ -167,6 +179,7 @@ impl Config {
             "require-client-cert" => self.require_client_cert = yes(name, value)?,
             "insecure-http" => self.insecure_http = yes(name, value)?,
             "insecure-no-auth" => self.insecure_no_auth = yes(name, value)?,
+            "insecure-paths" => self.insecure_paths = yes(name, value)?,
             "host" => match value {
                 Raw::List(hosts) => self.hosts = hosts,
                 value => self.hosts.push(text(name, value)?),

@@ -22,6 +22,7 @@ use crate::server;
 use crate::store::pool::{is_broken, is_too_old};
 use crate::store::{Address, Pool, describe, lists, nodes};
 use crate::tickets::{TicketKeys, Tickets};
+use crate::trusted_paths;
 use crate::watch;
 use anyhow::{Context as _, bail};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
@@ -42,11 +43,16 @@ const STOP: Duration = Duration::from_millis(4500);
 /// Threads that handle requests. Each waits on Redis, not on the processor.
 const HANDLERS: usize = 8;
 
-/// Everything that `jsacc` and its subcommands need before they differ; `open` opens the state directory.
-pub fn prepare(config: Config, open: fn(&Path, u64) -> anyhow::Result<Identity>) -> anyhow::Result<Context> {
+/// Everything that `jsacc` and its subcommands (`is_task`) need before they differ. Only a controller makes a CA: one
+/// that was made in the wrong place signs what nobody takes.
+pub fn prepare(config: Config, is_task: bool) -> anyhow::Result<Context> {
+    trusted_paths::check(&config, is_task)?;
     // Rustls wants one provider for the process; a second start in a test finds it there.
     let _ = rustls::crypto::ring::default_provider().install_default();
+    let open = if is_task { Identity::find } else { Identity::open };
     let identity = open(&config.state_dir, context::local_ms())?;
+    // Somebody may have made the directory a moment before.
+    trusted_paths::check(&config, is_task)?;
     let secrets = identity.secrets()?;
     let ticket_keys = match identity.ticket_keys()? {
         Some(keys) => keys,
@@ -96,7 +102,7 @@ fn token(file: &Path) -> anyhow::Result<String> {
 pub fn run(config: Config) -> anyhow::Result<()> {
     let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be caught")?;
     config.warnings.iter().for_each(|warning| log::warn!("{warning}"));
-    let context = Arc::new(prepare(config, Identity::open)?);
+    let context = Arc::new(prepare(config, false)?);
     let config = &context.config;
     // A secret that does not fit is told before anything listens. When Redis is away, the janitor looks
     // at it later.

@@ -34,5 +34,6 @@ pub mod store;
 pub mod targets;
 pub mod tasks;
 pub mod tickets;
+pub mod trusted_paths;
 mod turns;
 pub mod watch;

@@ -7,7 +7,7 @@ use crate::config::Config;
 use crate::context::{self, Context};
 use crate::daemon::{prepare, redis_fault};
 use crate::identity::enrolment::{Enrolment, Terms};
-use crate::identity::{self, Credentials, Identity, dates, secret};
+use crate::identity::{self, Credentials, dates, secret};
 use crate::janitor;
 use crate::store::{grants, nodes};
 use anyhow::Context as _;
@@ -18,8 +18,7 @@ use std::path::{Path, PathBuf};
 
 /// Does `task` and says what was done.
 pub fn run(config: &Config, task: Task) -> anyhow::Result<String> {
-    // Only a controller makes a CA: one that was made in the wrong place signs what nobody takes.
-    let context = prepare(config.clone(), Identity::find)?;
+    let context = prepare(config.clone(), true)?;
     if let Ok(Some(theirs)) = context.pool.with(nodes::fingerprint) {
         janitor::check_fingerprint(&context, &theirs).map_err(anyhow::Error::msg)?;
     }

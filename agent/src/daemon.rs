@@ -16,7 +16,7 @@ use crate::outbox::Outbox;
 use crate::output::{Outlets, Source};
 use crate::process::{self, Notice};
 use crate::stats::monitor;
-use crate::{logger, os, poller, script, sender, stats};
+use crate::{logger, os, poller, script, sender, stats, trusted_paths};
 use anyhow::{Context, Result, bail};
 use crossbeam_channel::{Receiver, Sender, bounded, never, select, tick, unbounded};
 use jscommon::{level, notify};
@@ -24,7 +24,6 @@ use serde_json::json;
 use std::collections::HashMap;
 use std::fs::{self, File, TryLockError};
 use std::io::{Read, Seek, Write};
-use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -34,9 +33,9 @@ const LONGEST_END: Duration = Duration::from_secs(90);
 /// Runs the agent until a signal or a `restart` ends it; `ready` is called once it serves.
 pub fn run(config: Config, ready: &dyn Fn()) -> Result<()> {
     let signals = os::stop_signals().context("cannot take signals")?;
-    let _lock = lock(&config.main.data_dir)?;
+    let (_lock, tightened) = lock(&config)?;
     let failed = watch_threads();
-    let daemon = Daemon::start(config)?;
+    let daemon = Daemon::start(config, tightened)?;
     notify::ready();
     ready();
     let watchdog = notify::watchdog().map_or_else(never, tick);
@@ -134,7 +133,7 @@ impl Drop for Goodbye {
 }
 
 impl Daemon {
-    fn start(config: Config) -> Result<Daemon> {
+    fn start(config: Config, tightened: Vec<String>) -> Result<Daemon> {
         let config = Arc::new(config);
         let instance = format!("{:016x}", fastrand::u64(..));
         let controllers: Vec<Arc<Controller>> = config
@@ -166,6 +165,10 @@ impl Daemon {
         let monitor = monitor::start(&config, supervisor.remote(), stats.inlet())?;
 
         outbox.push_event(None, "startup", info::startup(&config, &instance));
+        for fault in tightened.into_iter().chain(trusted_paths::warned(&config)) {
+            log::warn!("{fault}");
+            outbox.push_event(None, "insecure_path", json!({"message": fault}));
+        }
         let senders: Vec<sender::Handle> = controllers
             .iter()
             .map(|controller| sender::Handle::start(controller.clone(), ledger.clone(), outbox.clone()))
@@ -254,10 +257,17 @@ fn tell_damage(config: &Config, outbox: Arc<Outbox>, logger: logger::Inlet) -> i
     }
 }
 
-/// Makes the data folder and takes its lock: one agent owns it, for as long as the file is open.
-fn lock(data_dir: &Path) -> Result<File> {
+/// Makes the data folder and takes its lock: one agent owns it, for as long as the file is open. Returns the rights that
+/// it has taken from others, too.
+fn lock(config: &Config) -> Result<(File, Vec<String>)> {
+    let data_dir = &config.main.data_dir;
     let what = || format!("cannot use the data folder {}", data_dir.display());
     os::make_private_dir(data_dir).with_context(what)?;
+    let tightened = trusted_paths::tighten(config);
+    let refused = trusted_paths::refused(config);
+    if !refused.is_empty() {
+        bail!(refused.join("; "));
+    }
     let path = data_dir.join("lock");
     let mut file =
         fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).with_context(what)?;
@@ -275,7 +285,7 @@ fn lock(data_dir: &Path) -> Result<File> {
         .and_then(|()| file.rewind())
         .and_then(|()| writeln!(file, "{}", std::process::id()))
         .with_context(what)?;
-    Ok(file)
+    Ok((file, tightened))
 }
 
 #[cfg(test)]
@@ -299,11 +309,12 @@ mod tests {
     #[test]
     fn one_agent_owns_a_data_folder() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("a/b");
-        let held = lock(&path).unwrap();
-        let refused = lock(&path).unwrap_err().to_string();
+        let mut config = Config::default();
+        config.main.data_dir = dir.path().join("a/b");
+        let held = lock(&config).unwrap();
+        let refused = lock(&config).unwrap_err().to_string();
         assert!(refused.contains(&format!("(process {})", std::process::id())), "{refused}");
         drop(held);
-        lock(&path).unwrap();
+        lock(&config).unwrap();
     }
 }

@@ -21,6 +21,8 @@ usage: jsagent [-c FILE] [--gid N --nid N --controller URL --data-dir DIR]
       --nid N           node id    and are enough without one
       --controller URL  address of the controller
       --data-dir DIR    where the agent keeps what it knows
+      --insecure-paths  take files and folders that other accounts of this machine
+                        can change, and credentials that they can read
       --check-config    say what is wrong with the configuration, and exit
       --log-level L     off, error, warn, info (the default), debug or trace;
                         of one module: warn,jsagent::sender=debug
@@ -103,6 +105,8 @@ pub struct Enroll {
     pub out: PathBuf,
     /// Trust this CA.
     pub ca: Option<PathBuf>,
+    /// Other accounts may be able to change that folder.
+    pub insecure_paths: bool,
 }
 
 /// Reads the arguments without the program's name; the error is one line for whoever typed them.
@@ -128,6 +132,7 @@ fn read(mut parser: lexopt::Parser) -> Result<Task, lexopt::Error> {
             Long("nid") => overrides.nid = Some(number("nid", parser.value()?)?),
             Long("controller") => overrides.controller = Some(parser.value()?.string()?),
             Long("data-dir") => overrides.data_dir = Some(PathBuf::from(parser.value()?)),
+            Long("insecure-paths") => overrides.insecure_paths = true,
             Long("check-config") => check = true,
             Long("log-level") => {
                 log = Directives::parse(&parser.value()?.string()?).map_err(|e| format!("--log-level: {e}"))?;
@@ -157,7 +162,9 @@ fn read(mut parser: lexopt::Parser) -> Result<Task, lexopt::Error> {
     }
     if command.as_deref() == Some("enroll") {
         let missing = |flag: &str| lexopt::Error::from(format!("enroll needs {flag}; see jsagent --help"));
-        let (Overrides { gid, nid, controller, .. }, Some(token), Some(out)) = (overrides, &token, &out) else {
+        let (Overrides { gid, nid, controller, insecure_paths, .. }, Some(token), Some(out)) =
+            (overrides, &token, &out)
+        else {
             return Err(missing(if token.is_none() { "--token" } else { "--out" }));
         };
         let controller = controller.ok_or_else(|| missing("--controller"))?;
@@ -168,6 +175,7 @@ fn read(mut parser: lexopt::Parser) -> Result<Task, lexopt::Error> {
             nid: nid.filter(|nid| *nid > 0).ok_or_else(|| missing("--nid, 1 or more"))?,
             out: out.clone(),
             ca,
+            insecure_paths,
         }));
     }
     for (flag, given) in [("--token", token.is_some()), ("--out", out.is_some()), ("--ca", ca.is_some())] {
@@ -208,10 +216,15 @@ mod tests {
     fn tasks() {
         assert_eq!(parse_line("--help"), Ok(Task::Help));
         assert_eq!(parse_line("-c x --version"), Ok(Task::Version));
-        let overrides =
-            Overrides { gid: Some(1), nid: Some(2), controller: Some("u".into()), data_dir: Some("d".into()) };
+        let overrides = Overrides {
+            gid: Some(1),
+            nid: Some(2),
+            controller: Some("u".into()),
+            data_dir: Some("d".into()),
+            insecure_paths: true,
+        };
         assert_eq!(
-            parse_line("--gid 1 --nid=2 --controller u --data-dir d --log-level debug"),
+            parse_line("--gid 1 --nid=2 --controller u --data-dir d --insecure-paths --log-level debug"),
             Ok(Task::Run {
                 config: None,
                 overrides: overrides.clone(),

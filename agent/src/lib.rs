@@ -33,3 +33,4 @@ pub mod process;
 pub mod script;
 pub mod sender;
 pub mod stats;
+pub mod trusted_paths;

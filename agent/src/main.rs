@@ -7,7 +7,7 @@ use jsagent::config::{Config, Overrides};
 use jsagent::controller::Credentials;
 use jsagent::flags::{self, Task, Verb};
 use jsagent::os::{self, ServiceOrder};
-use jsagent::{daemon, logging};
+use jsagent::{daemon, logging, trusted_paths};
 use jscommon::directives::Directives;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -32,17 +32,18 @@ fn main() -> ExitCode {
         Task::Help => print(flags::HELP),
         Task::Version => print(concat!("jsagent ", env!("CARGO_PKG_VERSION"), "\n")),
         Task::Run { config, overrides, check, log } => {
-            let read = match read_config(config.as_deref(), &overrides) {
+            let read = match read_own_config(config.as_deref(), &overrides) {
                 Ok(read) => read,
                 Err(faults) => return bad_usage(&faults),
             };
             if check {
-                let (absent, faults) = credential_faults(&read);
+                let (absent, mut faults) = credential_faults(&read);
+                faults.splice(0..0, trusted_paths::refused(&read));
                 if !faults.is_empty() {
                     return bad_usage(&faults);
                 }
                 // A configuration may be written before its node is enrolled.
-                absent.iter().for_each(|fault| complain(fault));
+                absent.iter().chain(&trusted_paths::warned(&read)).for_each(|fault| complain(fault));
                 let name = config.unwrap_or_else(|| PathBuf::from("the configuration"));
                 return print(&format!("{} is good\n", name.display()));
             }
@@ -99,7 +100,7 @@ fn serve(path: &Path, ready: &dyn Fn()) -> bool {
     if logging::start_in(info, &path.with_file_name("jsagent.log")).is_err() {
         return false;
     }
-    let ended = match read_config(Some(path), &Overrides::default()) {
+    let ended = match read_own_config(Some(path), &Overrides::default()) {
         Ok(config) => {
             os::leave_start_dir();
             daemon::run(config, ready)
@@ -110,6 +111,15 @@ fn serve(path: &Path, ready: &dyn Fn()) -> bool {
         log::error!("{error:#}");
     }
     ended.is_ok()
+}
+
+/// As [`read_config`], to run with it: nobody else may be able to change that file.
+fn read_own_config(path: Option<&Path>, overrides: &Overrides) -> Result<Config, Vec<String>> {
+    let config = read_config(path, overrides)?;
+    match path.filter(|_| !overrides.insecure_paths).and_then(trusted_paths::config_fault) {
+        None => Ok(config),
+        Some(fault) => Err(vec![fault]),
+    }
 }
 
 /// The configuration of a file and the flags, or every fault in a line of its own.

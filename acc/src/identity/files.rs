@@ -1,5 +1,6 @@
-//! How files of the state directory come to be: whole or not at all, and belonging to whom the directory does.
+//! How files of the state directory come to be: whole or not at all, and belonging to the account of the service.
 
+use super::{ca, secret};
 use anyhow::Context;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -11,11 +12,11 @@ pub fn write(file: &Path, bytes: &[u8], mode: u32) -> anyhow::Result<()> {
     write_with(file, bytes, mode, |_| Ok(()))
 }
 
-/// As [`write()`], of the state directory: what root writes there (`jsacc rotate`, say) belongs to whom the
-/// directory belongs, for as that user the service runs.
+/// As [`write()`], of the state directory: what root writes there (`jsacc rotate`, say) belongs to the account that the
+/// service runs as.
 pub(super) fn write_state(file: &Path, bytes: &[u8], mode: u32) -> anyhow::Result<()> {
     write_with(file, bytes, mode, |made| match file.parent() {
-        Some(dir) => give_to_owner_of(dir, made),
+        Some(dir) => give_to_service(dir, made),
         None => Ok(()),
     })
 }
@@ -34,10 +35,18 @@ fn write_with(file: &Path, bytes: &[u8], mode: u32, own: impl Fn(&File) -> io::R
     put().with_context(|| format!("{} cannot be written", file.display()))
 }
 
+/// Returns the account whose state directory this is: it owns the directory and the secrets in it, which a controller of
+/// that account has made. Whoever only owns the directory is given nothing.
+pub fn service_account(dir: &Path) -> Option<u32> {
+    let uid = fs::metadata(dir).ok()?.uid();
+    let is_theirs = |name| fs::symlink_metadata(dir.join(name)).is_ok_and(|meta| meta.uid() == uid && meta.is_file());
+    [ca::KEY, secret::FILE].into_iter().all(is_theirs).then_some(uid)
+}
+
 /// `made` is a file that this process has made: one that was there may be another user's trap for root.
-fn give_to_owner_of(dir: &Path, made: &File) -> io::Result<()> {
+fn give_to_service(dir: &Path, made: &File) -> io::Result<()> {
     let owner = fs::metadata(dir)?;
-    if nix::unistd::geteuid().is_root() && owner.uid() != 0 {
+    if nix::unistd::geteuid().is_root() && service_account(dir) == Some(owner.uid()) && owner.uid() != 0 {
         std::os::unix::fs::fchown(made, Some(owner.uid()), Some(owner.gid()))?;
     }
     Ok(())
@@ -50,7 +59,7 @@ pub(super) fn lock(dir: &Path) -> anyhow::Result<nix::fcntl::Flock<File>> {
     options.write(true).mode(0o600).custom_flags(nix::fcntl::OFlag::O_NOFOLLOW.bits());
     let open = || match options.clone().create_new(true).open(&path) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => options.open(&path),
-        made => made.and_then(|file| give_to_owner_of(dir, &file).map(|()| file)),
+        made => made.and_then(|file| give_to_service(dir, &file).map(|()| file)),
     };
     let file = open().with_context(|| format!("{} cannot be opened", path.display()))?;
     nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusive)
@@ -67,14 +76,22 @@ mod tests {
 
     #[test]
     #[allow(clippy::print_stdout)] // where it cannot run, the log says so
-    fn what_root_writes_belongs_to_the_directorys_owner() {
+    fn what_root_writes_belongs_to_the_service_and_no_secret_to_the_owner_of_a_folder() {
         if !nix::unistd::geteuid().is_root() {
             println!("SKIPPED: only root can write for another user");
             return;
         }
         let dir = tempfile::tempdir().unwrap();
         chown(dir.path(), Some(NOBODY), Some(NOBODY)).unwrap();
+        // A folder that somebody has made does not make its CA theirs.
         let identity = Identity::open(dir.path(), 1_700_000_000_000).unwrap();
+        identity.rotate(1_700_000_000_000, |_| Ok(())).unwrap();
+        for entry in fs::read_dir(dir.path()).unwrap().flatten() {
+            assert_eq!(entry.metadata().unwrap().uid(), 0, "{entry:?}");
+            chown(entry.path(), Some(NOBODY), Some(NOBODY)).unwrap();
+        }
+        // The service's own, as its account has made it.
+        fs::remove_file(dir.path().join("lock")).unwrap();
         identity.rotate(1_700_000_000_000, |_| Ok(())).unwrap();
         let mut names = Vec::new();
         for entry in fs::read_dir(dir.path()).unwrap().flatten() {

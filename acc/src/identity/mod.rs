@@ -19,8 +19,8 @@ use crate::gate::PeerCert;
 use crate::tickets::{TicketKey, TicketKeys};
 use anyhow::{Context, anyhow, bail};
 use ca::Ca;
-pub use files::write;
 use files::{lock, write_state};
+pub use files::{service_account, write};
 use jscommon::NodeId;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -39,7 +39,7 @@ const SERVER_RENEW_DAYS: i64 = 60;
 pub const CLIENT_DAYS: i64 = 365;
 
 /// The file of the ticket key. It is written once Redis has the same one.
-const TICKET_KEY: &str = "ticket.key";
+pub(crate) const TICKET_KEY: &str = "ticket.key";
 
 /// The state directory, complete.
 pub struct Identity {

@@ -59,22 +59,10 @@ pub(super) fn put(context: &Context, command: &Command) -> Answer {
     let owner = order.owner.as_deref().map(Owner::find).transpose()?;
     let path = &order.path;
     // Looked at before the bytes travel: a fault here needs no bandwidth to be found.
-    let folder = path.parent().unwrap_or(path);
-    if !folder.is_dir() && !order.mkdir {
-        return Err(format!("there is no folder {}: make it, or ask for mkdir", folder.display()));
-    }
-    if let Ok(found) = std::fs::metadata(path)
-        && !found.is_file()
-    {
-        let kind = if found.is_dir() { "a folder" } else { "no regular file but a device, a pipe or a socket" };
-        return Err(format!("{} is {kind}: name a file, or a path that is free", path.display()));
-    }
+    os::check_place(path, owner.as_ref(), order.mkdir)?;
     let bytes = context.scripts.content(&order.hash)?;
-    let written = match order.mkdir {
-        true => std::fs::create_dir_all(folder).and_then(|()| os::replace(path, &bytes, order.mode, owner.as_ref())),
-        false => os::replace(path, &bytes, order.mode, owner.as_ref()),
-    };
-    let changed = written.map_err(|fault| format!("cannot write {}: {fault}", path.display()))?;
+    let changed = os::replace(path, &bytes, order.mode, owner.as_ref(), order.mkdir)
+        .map_err(|fault| format!("cannot write {}: {fault}", path.display()))?;
     Ok(json!({"path": path.to_string_lossy(), "size": bytes.len(), "changed": changed}))
 }
 

@@ -52,6 +52,8 @@ pub struct Main {
     pub max_jobs: usize,
     /// Variables of the agent's own environment that every process inherits beside the small set.
     pub env: Vec<String>,
+    /// Paths that other accounts can change are trusted all the same, see [`crate::trusted_paths`].
+    pub insecure_paths: bool,
 }
 
 /// `[controllers.NAME]`.
@@ -142,6 +144,8 @@ pub struct Extension {
     pub cwd: Option<PathBuf>,
     /// Added to its environment.
     pub env: BTreeMap<String, String>,
+    /// Keys whose values may begin with `-`, as options do; `*` is every one.
+    pub allow_options: Vec<String>,
 }
 
 /// `[startup.NAME]`.
@@ -157,7 +161,15 @@ pub struct Startup {
 
 impl Default for Main {
     fn default() -> Main {
-        Main { gid: 0, nid: 0, roles: Vec::new(), data_dir: default_data_dir(), max_jobs: 100, env: Vec::new() }
+        Main {
+            gid: 0,
+            nid: 0,
+            roles: Vec::new(),
+            data_dir: default_data_dir(),
+            max_jobs: 100,
+            env: Vec::new(),
+            insecure_paths: false,
+        }
     }
 }
 

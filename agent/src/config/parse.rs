@@ -25,6 +25,8 @@ pub struct Overrides {
     pub controller: Option<String>,
     /// `--data-dir`.
     pub data_dir: Option<PathBuf>,
+    /// `--insecure-paths`, which holds for the file too.
+    pub insecure_paths: bool,
 }
 
 impl Config {
@@ -107,6 +109,8 @@ fn main(r: &mut Reader, mut section: Section, config: &mut Config, overrides: &O
         }
         main.env = names.value;
     }
+    set(&mut main.insecure_paths, section.truth(r, "insecure_paths"));
+    main.insecure_paths |= overrides.insecure_paths;
     section.end(r);
 }
 
@@ -285,6 +289,13 @@ fn extension(r: &mut Reader, name: &str, mut section: Section) -> Extension {
         extension.binary = program(extension.binary);
     }
     extension.env = section.string_map(r, "env");
+    if let Some(keys) = section.strings(r, "allow_options") {
+        let is_used = |key: &String| key == "*" || extension.args.iter().any(|arg| arg.contains(&format!("{{{key}}}")));
+        for key in keys.value.iter().filter(|key| !is_used(key)) {
+            r.fault(keys.at, format!("{}.allow_options: no argument in args has {{{key}}}", section.name));
+        }
+        extension.allow_options = keys.value;
+    }
     section.end(r);
     extension
 }
@@ -437,6 +448,7 @@ mod tests {
             args = ["-a", "{source}", "{target}"]
             cwd = ""
             env = { A = "b" }
+            allow_options = ["source"]
             [startup.watchdog]
             cmd = "backup"
             args = { cmd = "/opt/watchdog", max_restart = 5, list = [1, 2.5, true], inner = { a = "b" } }
@@ -512,6 +524,10 @@ mod tests {
             ("[startup.a]\ncmd = \"rsync\"", "8: startup.a.cmd: there is no command \"rsync\""),
             ("[scripts]\npython = \"\"", "8: scripts.python must name"),
             ("[extensions.x]\nbinary = \"/x\"\nargs = [1]", "9: extensions.x.args must be a list of strings, and"),
+            (
+                "[extensions.x]\nbinary = \"/x\"\nargs = [\"{a}\"]\nallow_options = [\"a\", \"b\"]",
+                "10: extensions.x.allow_options: no argument in args has {b}",
+            ),
             ("[controllers.b]\nurl = []", "8: controllers.b.url is an empty list"),
             (
                 "[controllers.b]\nurl = \"https://127.0.0.1:40000000\"",
@@ -616,6 +632,7 @@ python = "C:\tools\run.exe""#,
             nid: Some(3),
             controller: Some("http://127.0.0.1:1/".into()),
             data_dir: Some("/elsewhere".into()),
+            insecure_paths: true,
         };
         for text in ["", LEAST] {
             let config = Config::parse(text, &overrides).unwrap();

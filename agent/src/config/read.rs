@@ -218,6 +218,17 @@ impl<'t> Section<'t> {
         }
     }
 
+    /// Whether `key` is set.
+    pub(super) fn truth(&mut self, reader: &mut Reader, key: &'static str) -> Option<bool> {
+        match self.take(key)? {
+            Entry { value: DeValue::Boolean(truth), .. } => Some(truth),
+            entry => {
+                self.wrong(reader, key, entry.at, "true or false", &entry.value);
+                None
+            }
+        }
+    }
+
     /// The whole number `key`, from `least` to `most`.
     pub(super) fn number(&mut self, reader: &mut Reader, key: &'static str, least: u64, most: u64) -> Option<u64> {
         let entry = self.take(key)?;

@@ -156,7 +156,6 @@ fn is_token(text: &str) -> bool {
 }
 
 fn read_token(decided: &Decided, path: &Path) -> anyhow::Result<String> {
-    warn_if_open(path);
     let what = || format!("cannot read the token file {}", path.display());
     let token = text::decode(decided.read_file(path).with_context(what)?).with_context(what)?;
     let token = token.trim();
@@ -200,7 +199,6 @@ fn pair(chain: &[CertificateDer<'static>], pem: &[u8]) -> anyhow::Result<ClientC
 }
 
 fn read_client(decided: &Decided, cert: &Path, key: &Path) -> anyhow::Result<ClientCert> {
-    warn_if_open(key);
     let chain = certificates(decided, cert)?;
     let pem = read_pem(decided, key).with_context(|| format!("cannot read the key {}", key.display()))?;
     let client =
@@ -221,10 +219,4 @@ fn system_roots() -> anyhow::Result<Vec<CertificateDer<'static>>> {
         bail!("this system has no CA certificates: install them (ca-certificates), or set ca");
     }
     Ok(found.certs)
-}
-
-fn warn_if_open(path: &Path) {
-    if os::open_to_others(path) {
-        log::warn!("{} can be read by others; run: chmod 600 {}", path.display(), os::shell_word(path));
-    }
 }

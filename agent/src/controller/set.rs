@@ -93,6 +93,9 @@ impl Decided {
     }
 
     fn read(journal: &Path) -> Result<Decided> {
+        if let Some(fault) = os::path_fault(journal) {
+            anyhow::bail!(fault);
+        }
         let entries: Vec<Entry> = serde_json::from_slice(&fs::read(journal)?).context("it is damaged")?;
         for entry in &entries {
             // One that cannot be read now is open in another program, and not written.

@@ -7,8 +7,13 @@ use std::fs;
 use std::sync::Mutex;
 
 fn config(urls: &[&str], token_file: Option<&std::path::Path>) -> Config {
-    let overrides =
-        Overrides { gid: Some(1), nid: Some(10), controller: Some(urls[0].to_owned()), data_dir: Some("/d".into()) };
+    let overrides = Overrides {
+        gid: Some(1),
+        nid: Some(10),
+        controller: Some(urls[0].to_owned()),
+        data_dir: Some("/d".into()),
+        insecure_paths: false,
+    };
     let mut config = Config::parse("", &overrides).unwrap();
     config.main.roles = vec!["web".into(), "a b/ü".into()];
     let main = config.controllers.get_mut("main").unwrap();

@@ -43,6 +43,9 @@ pub fn run(what: &Enroll) -> Result<String> {
     let out = std::path::absolute(&what.out).context("--out is no path")?;
     // A token is spent by asking, so there must be a place for what it buys.
     let is_new = !out.exists();
+    if let Some(fault) = os::path_fault(&out).filter(|_| !what.insecure_paths) {
+        bail!("{fault}; the token was not used");
+    }
     prepare(&out).with_context(|| format!("cannot write into {}; the token was not used", out.display()))?;
     // An enrolment that was interrupted once it had its credentials has spent its token.
     controller::set::finish(&out.join(TOKEN));

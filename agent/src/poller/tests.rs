@@ -36,6 +36,7 @@ impl Stage {
             nid: Some(10),
             controller: Some(fake.url.clone()),
             data_dir: Some(dir.path().into()),
+            ..Overrides::default()
         };
         // Its thread serves on for as long as the test runs.
         std::mem::forget(fake);

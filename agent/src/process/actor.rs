@@ -197,7 +197,7 @@ struct Actor {
 pub(super) fn start(parts: Parts, remote: Remote, inbox: Receiver<Message>) -> Result<Worker> {
     let data_dir = &parts.config.main.data_dir;
     let tmp = data_dir.join("tmp");
-    std::fs::create_dir_all(&tmp).with_context(|| format!("cannot make {}", tmp.display()))?;
+    os::make_private_dir(&tmp).with_context(|| format!("cannot make {}", tmp.display()))?;
     let seed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |since| since.as_nanos() as u64);
     let exited = remote.sender.clone();
     let children = Children::start(move |run, code| drop(exited.send(Message::Exited { run, code })))

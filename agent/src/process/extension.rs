@@ -13,35 +13,58 @@ pub(super) fn extension(extension: &Extension, command: &Command, places: &Place
     let places = &places.of_job(&command.args);
     let program = places.fill(&extension.binary);
     let is_raw = cfg!(windows) && CommandLine::of(&program) == CommandLine::Raw;
-    let args = fill_all(&extension.args, &command.args, is_raw).map_err(|fault| format!("{}: {fault}", command.cmd))?;
+    let args = fill_all(extension, &command.args, is_raw).map_err(|fault| format!("{}: {fault}", command.cmd))?;
     Ok(Spec {
         program,
         args: args.iter().map(|arg| places.fill(arg)).collect(),
         env: extension.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
         cwd: extension.cwd.as_ref().map(|cwd| PathBuf::from(places.fill(&cwd.to_string_lossy()))),
         stdin: command.data.clone().into_bytes(),
+        is_configured: true,
         ..Spec::default()
     })
 }
 
-/// Returns the arguments with each `{key}` replaced. Where `cmd.exe` reads them as one line (`is_raw`), no
-/// value can become more than text in it.
-fn fill_all(texts: &[String], args: &Map<String, Value>, is_raw: bool) -> Result<Vec<String>, String> {
-    if !is_raw {
-        return texts.iter().map(|text| fill(text, |key, _| value(key, args))).collect();
-    }
-    let (mut line, mut all) = (String::new(), Vec::with_capacity(texts.len()));
-    for text in texts {
+/// Returns the arguments with each `{key}` replaced. No value becomes an option of the program unless the
+/// configuration allows it, nor, where `cmd.exe` reads them as one line (`is_raw`), more than text in it.
+fn fill_all(extension: &Extension, args: &Map<String, Value>, is_raw: bool) -> Result<Vec<String>, String> {
+    let (mut line, mut all) = (String::new(), Vec::with_capacity(extension.args.len()));
+    let mut only_operands = false;
+    for text in &extension.args {
         let filled = fill(text, |key, before| {
             let value = value(key, args)?;
+            if is_option(before, &value, only_operands) && !may_be_option(extension, key) {
+                return Err(format!(
+                    "{key} must not begin with {}, for the program would take it for an option: put \"--\" before it in \
+                     args of the extension, or name it in allow_options",
+                    &value[..1]
+                ));
+            }
+            if !is_raw {
+                return Ok(value);
+            }
             let is_whole = text.len() == key.len() + 2;
             raw_value(key, &value, &format!("{line}{before}"), is_whole).map(Cow::into_owned)
         })?;
-        line.push_str(&filled);
-        line.push(' ');
+        only_operands |= text == "--";
+        if is_raw {
+            line.push_str(&filled);
+            line.push(' ');
+        }
         all.push(filled);
     }
     Ok(all)
+}
+
+/// Whether a value begins an option of a program, where `before` stands before it in the same argument, and
+/// `only_operands` says that an argument `--` came earlier.
+fn is_option(before: &str, value: &str, only_operands: bool) -> bool {
+    let begins = value.starts_with('-') && !only_operands || cfg!(windows) && value.starts_with('/');
+    begins && before.bytes().all(|byte| byte == b'-')
+}
+
+fn may_be_option(extension: &Extension, key: &str) -> bool {
+    extension.allow_options.iter().any(|allowed| allowed == key || allowed == "*")
 }
 
 /// A text with each `{key}` replaced by its value, which may depend on the text before it; `{{key}}` is `{key}` itself, and every other
@@ -133,13 +156,45 @@ mod tests {
         check("x{n}{later}", Err("later"));
     }
 
+    fn with_args(args: &[&str], allowed: &[&str]) -> Extension {
+        let owned = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect();
+        Extension { args: owned(args), allow_options: owned(allowed), ..Extension::default() }
+    }
+
+    #[test]
+    fn value_is_an_option_only_where_the_configuration_allows_it() {
+        let args = json!({"evil": "--rsh=x", "short": "-x", "n": -9, "plain": "x-y", "empty": "", "path": "./-x"});
+        let filled =
+            |texts: &[&str], allowed: &[&str]| fill_all(&with_args(texts, allowed), args.as_object().unwrap(), false);
+        for (texts, allowed) in [
+            (vec!["{plain}", "{path}", "a{evil}", "--rsh={short}", "{plain}{evil}"], vec![]),
+            (vec!["-a", "--", "{evil}", "{n}"], vec![]),
+            (vec!["{evil}", "{short}"], vec!["evil", "short"]),
+            (vec!["-{evil}{short}"], vec!["*"]),
+            (vec!["{{evil}}"], vec![]),
+        ] {
+            assert!(filled(&texts, &allowed).is_ok(), "{texts:?}");
+        }
+        for (texts, allowed, key) in [
+            (vec!["{evil}"], vec![], "evil"),
+            (vec!["{n}"], vec![], "n"),
+            // What stands before it does not keep it from being one.
+            (vec!["{empty}{short}"], vec![], "short"),
+            (vec!["-{short}"], vec![], "short"),
+            (vec!["{evil}", "{short}"], vec!["evil"], "short"),
+            // A value is no "--" of the configuration, and neither is what comes after the value.
+            (vec!["{evil}", "--"], vec![], "evil"),
+        ] {
+            let fault = filled(&texts, &allowed).unwrap_err();
+            assert!(fault.starts_with(&format!("{key} must not begin with -")), "{texts:?}: {fault}");
+        }
+    }
+
     #[test]
     fn values_in_a_line_of_cmd_stay_text() {
         let args = json!({"a": "x y", "b": "plain", "evil": "x&echo y", "n": 3, "empty": ""});
-        let filled = |texts: &[&str]| {
-            let texts: Vec<String> = texts.iter().map(|text| (*text).to_owned()).collect();
-            fill_all(&texts, args.as_object().unwrap(), true).map(|all| all.join(" "))
-        };
+        let filled =
+            |texts: &[&str]| fill_all(&with_args(texts, &[]), args.as_object().unwrap(), true).map(|all| all.join(" "));
         for (texts, want) in [
             (vec!["/c", "echo", "{a}", "{b}"], r#"/c echo "x y" plain"#),
             // The line's own quotes count over all arguments.
@@ -163,6 +218,7 @@ mod tests {
             args: vec!["-a".into(), "{source}".into()],
             cwd: Some("/srv".into()),
             env: [("A".to_owned(), "1".to_owned())].into(),
+            allow_options: Vec::new(),
         };
         let places = Places::new("/data".as_ref());
         let command = |args: Value| {

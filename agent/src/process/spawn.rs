@@ -9,10 +9,9 @@ use super::NotStarted;
 use super::args::{ExecuteArgs, RunArgs, program_and_rest, split};
 use crate::config::Config;
 use crate::os::{self, Children, Group, Mark, Spawned};
-use jscommon::Command;
 use jscommon::worker::Worker;
 use serde_json::{Map, Value};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ChildStdin;
@@ -35,6 +34,8 @@ pub struct Spec {
     pub cwd: Option<PathBuf>,
     /// Given to it on stdin, which is then closed.
     pub stdin: Vec<u8>,
+    /// The configuration names the program, and not a command alone: no other account may be able to exchange it.
+    pub is_configured: bool,
 }
 
 impl Spec {
@@ -116,9 +117,9 @@ fn path_of(env: &[(String, String)]) -> Option<&str> {
 }
 
 /// The process of an `execute` command.
-pub fn execute(command: &Command, places: &Places) -> Result<Spec, String> {
-    let places = &places.of_job(&command.args);
-    let args = ExecuteArgs::parse(&command.args)?;
+pub fn execute(args: &Map<String, Value>, data: &str, places: &Places) -> Result<Spec, String> {
+    let places = &places.of_job(args);
+    let args = ExecuteArgs::parse(args)?;
     let whole_line = cfg!(windows) && args.args.is_none();
     let (program, list) = match args.args {
         Some(list) => (args.cmd, list),
@@ -141,7 +142,8 @@ pub fn execute(command: &Command, places: &Places) -> Result<Spec, String> {
         whole_line,
         env: args.env,
         cwd: args.workingdir.map(|dir| PathBuf::from(places.fill(&dir))),
-        stdin: command.data.clone().into_bytes(),
+        stdin: data.as_bytes().to_vec(),
+        is_configured: false,
     })
 }
 
@@ -166,6 +168,13 @@ pub fn start(
     config: &Config,
 ) -> Result<Spawned, NotStarted> {
     let identity = args.user.as_deref().map(os::Identity::find).transpose()?;
+    // Only a startup job comes from no controller.
+    if (spec.is_configured || owner.controller.is_empty())
+        && !config.main.insecure_paths
+        && let Some(fault) = os::program_fault(&spec.program, spec.cwd.as_deref(), identity.as_ref())
+    {
+        return Err(format!("cannot run {}: {fault}", spec.program).into());
+    }
     if let (Some(user), Some(identity)) = (&args.user, &identity) {
         let tmp = user_tmp(&config.main.data_dir, user);
         if let Some((base, name)) = tmp.filter(|(base, name)| spec.mentions(&base.join(name))) {
@@ -195,7 +204,18 @@ pub fn start(
 /// The variables of the agent's environment that a child inherits: the small set of the system, and
 /// those that the configuration names.
 fn inherited(more: &[String]) -> impl Iterator<Item = (OsString, OsString)> {
-    std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(|name| os::is_inherited_variable(name, more)))
+    std::env::vars_os().filter_map(|(name, value)| {
+        let known = name.to_str().filter(|name| os::is_inherited_variable(name, more))?;
+        let value = if os::is_path_variable(known) { absolute_only(&value)? } else { value };
+        Some((name, value))
+    })
+}
+
+/// Returns a search path without its relative folders, which would be those of a job's working directory.
+/// `None` when no folder is left.
+fn absolute_only(path: &OsStr) -> Option<OsString> {
+    let kept: Vec<PathBuf> = std::env::split_paths(path).filter(|folder| folder.is_absolute()).collect();
+    std::env::join_paths(&kept).ok().filter(|_| !kept.is_empty())
 }
 
 /// What every child sees, and nothing that would let it speak for the node.
@@ -236,6 +256,7 @@ fn feed(mut stdin: ChildStdin, data: Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use jscommon::Command;
     use serde_json::json;
 
     fn places() -> Places {
@@ -257,11 +278,25 @@ mod tests {
         }
     }
 
+    #[cfg(unix)]
+    #[test]
+    fn search_path_keeps_absolute_folders() {
+        for (path, kept) in [
+            ("/usr/bin:/bin", Some("/usr/bin:/bin")),
+            (".:/bin::x/y:~/bin:/usr/bin:", Some("/bin:/usr/bin")),
+            (".", None),
+            ("", None),
+        ] {
+            assert_eq!(absolute_only(path.as_ref()).as_deref(), kept.map(OsStr::new), "{path}");
+        }
+    }
+
     #[test]
     fn execute_becomes_a_process() {
         let make = |args| {
             let command = json!({"id": "a", "gid": 1, "nid": 1, "cmd": "execute", "args": args, "data": "in"});
-            execute(&Command::from_value(command).unwrap(), &places())
+            let command = Command::from_value(command).unwrap();
+            execute(&command.args, &command.data, &places())
         };
         let spec = make(json!({"cmd": "$agentroot/run -v \"a b\"", "workingdir": "$tmp"})).unwrap();
         assert_eq!((spec.program.as_str(), spec.stdin.as_slice()), ("/data/run", b"in".as_slice()));

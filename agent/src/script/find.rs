@@ -3,12 +3,16 @@
 //! Whatever a command names, nothing outside of the folder of scripts is opened.
 
 use super::{Language, MAX_SOURCE, Script};
-use std::fs::File;
+use crate::os;
+use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
 use std::path::{Component, Path, PathBuf};
 
 /// The fault of a path that is not below the folder of scripts.
 const OUTSIDE: &str = "lead out of the folder of scripts";
+
+/// Most files beside a script that are looked at.
+const MAX_BESIDE: usize = 1000;
 
 /// Reads `<root>/<domain>/<name>.<ending>`. Both names may have folders in them.
 pub(super) fn find(root: &Path, domain: &str, name: &str, language: Language) -> Result<Script, String> {
@@ -39,6 +43,14 @@ pub(super) fn find(root: &Path, domain: &str, name: &str, language: Language) ->
         folder: folder.to_string_lossy().into_owned(),
         label,
         source,
+    })
+}
+
+/// Returns how other accounts could change a script of the node, or a module beside it.
+pub(super) fn fault(script: &Script) -> Option<String> {
+    os::path_fault(script.path.as_ref()).or_else(|| {
+        let beside = fs::read_dir(&script.folder).ok()?.flatten().take(MAX_BESIDE);
+        beside.map(|entry| entry.path()).find_map(|path| os::path_fault(&path))
     })
 }
 
@@ -74,7 +86,6 @@ fn inside(text: &str) -> Result<PathBuf, &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
 
     #[test]
     fn only_what_is_inside_is_a_script() {

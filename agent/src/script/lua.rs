@@ -57,7 +57,8 @@ pub(super) fn spec_of(interpreter: &str, script: Script, words: &[String], data:
         words.join(",")
     );
     let stdin = [JSON.as_bytes(), RUNNER.as_bytes(), &script.source, data.as_bytes()].concat();
-    Spec { program: interpreter.to_owned(), args: vec!["-e".to_owned(), first], stdin, ..Spec::default() }
+    let args = vec!["-e".to_owned(), first];
+    Spec { program: interpreter.to_owned(), args, stdin, is_configured: true, ..Spec::default() }
 }
 
 /// What Lua calls the script in its messages: a file's path with an @ before it, else a name with an =.

@@ -13,5 +13,5 @@ pub(super) fn spec(interpreter: &str, script: Script, words: &[String], data: &s
     let mut args = vec!["-c".to_owned(), first, script.source.len().to_string(), script.path, script.folder];
     args.extend_from_slice(words);
     let stdin = [RUNNER.as_bytes(), &script.source, data.as_bytes()].concat();
-    Spec { program: interpreter.to_owned(), args, stdin, ..Spec::default() }
+    Spec { program: interpreter.to_owned(), args, stdin, is_configured: true, ..Spec::default() }
 }

@@ -47,6 +47,8 @@ pub struct Store {
     root: PathBuf,
     cache: Cache,
     origins: Vec<Arc<dyn Origin>>,
+    /// Scripts of the folder that other accounts can change are taken too.
+    insecure_paths: bool,
     /// One lock a hash that is being fetched, so that jobs of one new script fetch it once.
     fetching: Mutex<HashMap<String, Arc<Mutex<()>>>>,
     pub(super) patience: Duration,
@@ -56,13 +58,20 @@ impl Store {
     /// The scripts of this configuration; what is not here is asked of these controllers, in this order.
     pub fn new(config: &Config, origins: Vec<Arc<dyn Origin>>) -> Store {
         let cache = Cache::new(config.main.data_dir.join("scripts"), MAX_FILES, MAX_BYTES);
-        Store { root: config.script_path(), cache, origins, fetching: Mutex::default(), patience: PATIENCE }
+        let (root, insecure_paths) = (config.script_path(), config.main.insecure_paths);
+        Store { root, cache, origins, insecure_paths, fetching: Mutex::default(), patience: PATIENCE }
     }
 
     /// The script that is wanted; the error says why there is none.
     pub(super) fn find(&self, wanted: &Wanted, language: Language) -> Result<Script, String> {
         match wanted {
-            Wanted::Named(domain, name) => find::find(&self.root, domain, name, language),
+            Wanted::Named(domain, name) => {
+                let script = find::find(&self.root, domain, name, language)?;
+                match find::fault(&script).filter(|_| !self.insecure_paths) {
+                    Some(fault) => Err(format!("script {} is not taken: {fault}", script.label)),
+                    None => Ok(script),
+                }
+            }
             Wanted::Hash(hash, name) => {
                 let ending = language.ending();
                 let source = self.by_hash(hash, ending)?;

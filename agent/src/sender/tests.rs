@@ -30,6 +30,7 @@ impl Stage {
             nid: Some(10),
             controller: Some(fake.url.clone()),
             data_dir: Some(dir.path().into()),
+            ..Overrides::default()
         };
         let config = Config::parse("", &overrides).unwrap();
         let ledger = Ledger::open(dir.path()).unwrap();

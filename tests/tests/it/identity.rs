@@ -231,6 +231,7 @@ fn metrics_are_for_loopback_or_for_a_token() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("token");
     std::fs::write(&file, "metrics-token\n").unwrap();
+    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     let args = vec!["--metrics-token-file".into(), file.to_str().unwrap().to_owned()];
     let acc = Acc::start(&redis, AccOptions { args, ..AccOptions::default() });
     for path in ["/metrics", "/metrics/nodes"] {

@@ -63,6 +63,31 @@ fn jobs_inherit_no_privilege_over_time_and_not_the_agents_own_limit_of_descripto
 }
 
 #[test]
+fn relative_folder_in_the_path_of_the_agent_is_not_searched() {
+    let mut stage = started_by("export PATH=.:bin:$PATH:");
+    let folder = stage.agent.scratch().join("shared");
+    for place in [folder.clone(), folder.join("bin")] {
+        fs::create_dir(&place).expect("a folder");
+        for name in ["true", "python3"] {
+            fs::write(place.join(name), "#!/bin/sh\necho intruder\n").expect("a program");
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+            fs::set_permissions(place.join(name), mode).expect("its mode");
+        }
+    }
+    let scripts = stage.agent.data_dir().join("jumpscripts/test");
+    fs::create_dir_all(&scripts).expect("a folder");
+    fs::write(scripts.join("none.py"), "").expect("a script");
+    for (cmd, args) in [
+        ("execute", json!({"cmd": "true", "workingdir": folder})),
+        ("execute", json!({"cmd": "sh", "args": ["-c", "true"], "workingdir": folder})),
+        ("execute_js_py", json!({"domain": "test", "name": "none", "workingdir": folder})),
+    ] {
+        let result = stage.client.run(cmd, args);
+        assert_eq!((&result["state"], &result["streams"][0]), (&json!("OK"), &json!("")), "{result}");
+    }
+}
+
+#[test]
 fn a_lock_of_the_starter_is_free_once_the_agent_has_ended() {
     let mut stage = started_by("exec 9>\"$1/held\"; flock -n 9");
     let held = stage.agent.scratch().join("held");

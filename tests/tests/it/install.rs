@@ -1,14 +1,20 @@
 //! `scripts/install-agent`: one line that makes a machine a node, and one that unmakes it.
 
+use jsacc::identity::ca::Ca;
 use jstests::process::{Output, Process};
 use jstests::{Acc, AccOptions, Client, LONG, Redis, bin, run_with};
 use nix::sys::signal::Signal;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::json;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Runs the script under a shell, below a folder instead of `/`.
 #[track_caller]
@@ -84,6 +90,87 @@ fn busybox_and_an_address_are_enough() {
     let gone = install_with_busybox(&prefix, &["--uninstall", "--purge"]);
     assert_eq!(gone.code, 0, "{gone:?}");
     assert!(!prefix.join("usr/bin/jsagent").exists() && !prefix.join("etc/jsagent").exists());
+}
+
+/// A web server with TLS. It answers `/program` with a shell script, and everything else with a redirect to what
+/// follows `?`.
+fn serve_tls(ca: &Ca, now: u64) -> u16 {
+    let (cert, key) = ca.server(&["localhost".to_owned()], now, 10).expect("a certificate");
+    let chain = CertificateDer::pem_slice_iter(cert.as_bytes()).map(|cert| cert.expect("a certificate")).collect();
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).expect("a key");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().expect("versions");
+    let config = Arc::new(config.with_no_client_auth().with_single_cert(chain, key).expect("a configuration"));
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    let port = listener.local_addr().expect("its address").port();
+    std::thread::spawn(move || {
+        for socket in listener.incoming().flatten() {
+            let connection = ServerConnection::new(config.clone()).expect("a connection");
+            let mut stream = StreamOwned::new(connection, socket);
+            let mut request = [0; 4096];
+            let Ok(length) = stream.read(&mut request) else { continue };
+            let request = String::from_utf8_lossy(&request[..length]).into_owned();
+            let path = request.split(' ').nth(1).unwrap_or_default();
+            let answer = match path.split_once('?') {
+                Some((_, to)) => format!("HTTP/1.0 302 Found\r\nLocation: {to}\r\nContent-Length: 0\r\n\r\n"),
+                None => format!("HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n{FETCHED}", FETCHED.len()),
+            };
+            let _ = stream.write_all(answer.as_bytes()).and_then(|()| stream.flush());
+            stream.conn.send_close_notify();
+            let _ = stream.flush();
+        }
+    });
+    port
+}
+
+/// A program that tells its version and is refused by every controller.
+const FETCHED: &str = "#!/bin/sh\n[ \"$1\" = --version ] && echo fetched\n";
+
+#[test]
+fn https_address_stays_on_https_through_redirects() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a time").as_millis() as u64;
+    let ca = Ca::open(dir.path(), now).expect("a CA");
+    let port = serve_tls(&ca, now);
+    let program = dir.path().join("program");
+    fs::write(&program, FETCHED).expect("a program");
+    let (plain, secure) = (serve(&program), format!("https://localhost:{port}"));
+    let (ca, wgetrc) = (dir.path().join("ca.pem"), dir.path().join("wgetrc"));
+    fs::write(&wgetrc, format!("ca_certificate = {}\n", ca.display())).expect("settings of wget");
+    for tool in ["curl", "wget"] {
+        // A folder of programs in which this one alone can fetch something.
+        let tools = dir.path().join(tool);
+        fs::create_dir(&tools).expect("a folder");
+        assert_eq!(run_with(Command::new("busybox").args(["--install", "-s"]).arg(&tools)).code, 0);
+        let _ = fs::remove_file(tools.join("wget"));
+        std::os::unix::fs::symlink(Path::new("/usr/bin").join(tool), tools.join(tool)).expect("a link");
+        let prefix = dir.path().join(format!("root-{tool}"));
+        let fetch = |from: &str, checks: &[&str]| {
+            let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/install-agent");
+            let mut command = Command::new(tools.join("sh"));
+            command.arg(script).arg("--prefix").arg(&prefix).args(["--from", from]).args(checks);
+            command.args(["--controller", "https://127.0.0.1:9", "--token", "t", "--gid", "1", "--nid", "1"]);
+            run_with(command.env("PATH", &tools).env("CURL_CA_BUNDLE", &ca).env("WGETRC", &wgetrc))
+        };
+        let sum = sum(&program);
+        for checks in [&["--trust-tls"][..], &["--sha256", &sum]] {
+            for (address, comes) in [
+                ("/program".to_owned(), true),
+                (format!("/there?{secure}/program"), true),
+                ("/there?/program".to_owned(), true),
+                (format!("/there?{plain}"), false),
+                (format!("/there?{secure}/again?{plain}"), false),
+                // Not one that only looks like it.
+                (format!("/there?{plain}/:https://localhost/"), false),
+                ("/program-for-nobody?ftp://localhost/".to_owned(), false),
+            ] {
+                let output = fetch(&format!("{secure}{address}"), checks);
+                let fetched = output.stdout.contains("== fetched");
+                assert_eq!((output.code, fetched), (1, comes), "{tool} {checks:?} {address}: {output:?}");
+                assert!(comes || output.stderr.contains("cannot fetch"), "{tool} {address}: {output:?}");
+            }
+        }
+    }
 }
 
 fn sum(path: &Path) -> String {

@@ -40,3 +40,4 @@ mod stats;
 mod supervise;
 mod support;
 mod tickets;
+mod trusted_paths;

@@ -134,6 +134,7 @@ fn a_clock_that_is_off_is_called_a_clock() {
     let (cert_file, key_file) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
     fs::write(&cert_file, format!("{cert}{}", ca.pem)).expect("write");
     fs::write(&key_file, key).expect("write");
+    fs::set_permissions(&key_file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("its mode");
     let args = ["--tls-cert", cert_file.to_str().unwrap(), "--tls-key", key_file.to_str().unwrap()];
     let args = args.iter().map(|arg| (*arg).to_owned()).collect();
     let acc = Acc::start_unready(&redis.url(), AccOptions { args, ..AccOptions::secure() });

@@ -312,6 +312,8 @@ fn an_extension_is_filled_in_from_args() {
     let result = stage.client.run("greet", json!({"name": "x"}));
     assert_eq!(result["state"], "ERROR", "{result}");
     assert!(text(&result["data"]).contains("'who' is missing"), "{result}");
+    let result = stage.client.run("greet", json!({"who": "-n"}));
+    assert!(text(&result["data"]).contains("who must not begin with -"), "{result}");
 }
 
 #[test]

@@ -12,11 +12,14 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
-/// Writes a file that only its owner can read, and returns once it survives power loss.
+/// Writes a file that only its owner can read, and returns once it survives power loss. One of that name goes, and
+/// a link of that name is not followed.
 pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    // The mode above is only for a file that was not there.
-    file.set_permissions(fs::Permissions::from_mode(0o600))?;
+    match fs::remove_file(path) {
+        Err(fault) if fault.kind() != io::ErrorKind::NotFound => return Err(fault),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     file.write_all(bytes)?;
     file.sync_all()
 }
@@ -58,11 +61,6 @@ fn make_dir(above: &File, name: &OsStr) -> io::Result<(File, Uid)> {
     let folder = File::from(openat(above, name, flags, Mode::empty())?);
     let owner = Uid::from_raw(folder.metadata()?.uid());
     Ok((folder, owner))
-}
-
-/// Whether others than its owner may read this file.
-pub fn open_to_others(path: &Path) -> bool {
-    fs::metadata(path).is_ok_and(|meta| meta.permissions().mode() & 0o077 != 0)
 }
 
 /// Brings the names in a folder to the disk.

@@ -4,6 +4,7 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow};
+use nix::sys::stat::{Mode, umask};
 use std::os::fd::{BorrowedFd, RawFd};
 use std::path::Path;
 use std::ptr::null;
@@ -89,6 +90,8 @@ pub fn reset_inherited() {
         }
     }
     let _ = SigSet::empty().thread_swap_mask(SigmaskHow::SIG_SETMASK);
+    // What the agent makes is its own, SQLite's files too; children have a umask of theirs.
+    umask(Mode::S_IRWXG | Mode::S_IRWXO);
     raise_descriptors();
     for descriptor in descriptors().into_iter().filter(|descriptor| *descriptor > libc::STDERR_FILENO) {
         // SAFETY: it was open a moment ago, nobody else runs, and one that is closed is an error.

@@ -17,13 +17,15 @@ mod program;
 mod replace;
 mod service;
 mod signals;
+mod trust;
+mod walk;
 
 use super::Spawned;
 pub use cgroup::{Cgroups, Group, GroupMembers, group_of};
 pub use cpu::Processors;
 pub use datagrams::{Datagrams, grow_receive_buffer};
 pub use disks::disks;
-pub use files::{make_private_dir, make_user_dir, open_to_others, sync_dir, write_private};
+pub use files::{make_private_dir, make_user_dir, sync_dir, write_private};
 pub use inherited::{leave_start_dir, reset_inherited};
 pub use keeper::{Keeper, keep_pipes_if_asked};
 pub use memory::let_go_of_code;
@@ -31,9 +33,10 @@ pub use network::interfaces;
 pub use pipes::{Ends, Pipes};
 pub use proc::{mark, processes, storage};
 pub use process::*;
-pub use replace::{Owner, replace};
+pub use replace::{Owner, check_place, replace};
 pub use service::{run_service, service, service_config};
 pub use signals::stop_signals;
+pub use trust::{make_private, owner_fault, path_fault, program_fault, root_fault, secret_fault};
 
 /// Programs write UTF-8 here.
 pub const DECODE: Option<super::Decode> = None;

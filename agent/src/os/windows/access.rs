@@ -147,9 +147,22 @@ fn is_caller(owner: PSID) -> io::Result<bool> {
     }
 }
 
-/// Whether others may read this file: rights follow from the folder here, so nothing is said.
-pub fn open_to_others(_path: &Path) -> bool {
-    false
+/// Returns what is wrong with the owners on the way to a path below ProgramData. Elsewhere, and in lists of rights,
+/// nothing is looked at.
+pub fn path_fault(path: &Path) -> Option<String> {
+    let there = path.ancestors().find(|path| path.exists())?;
+    refuse_foreign(there).err().map(|fault| fault.to_string())
+}
+
+/// As [`path_fault`]: rights to read follow from the folder here.
+pub fn secret_fault(path: &Path) -> Option<String> {
+    path_fault(path)
+}
+
+/// As [`path_fault`], of a program that is no name to be looked for in `PATH`.
+pub fn program_fault(program: &str, folder: Option<&Path>, _user: Option<&super::Identity>) -> Option<String> {
+    let path = folder.map_or_else(|| PathBuf::from(program), |folder| folder.join(program));
+    program.contains(['/', '\\']).then(|| path_fault(&path)).flatten()
 }
 
 #[allow(unsafe_code)] // the descriptor is the system's memory until it is freed below

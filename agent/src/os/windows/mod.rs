@@ -12,14 +12,14 @@ mod service;
 mod stop;
 mod text;
 
-pub use access::{make_private_dir, open_to_others, sync_dir, write_private};
+pub use access::{make_private_dir, path_fault, program_fault, secret_fault, sync_dir, write_private};
 pub use cpu::Processors;
 pub use datagrams::{Datagrams, grow_receive_buffer};
 pub use disks::disks;
 pub use network::interfaces;
 pub use pipes::{Ends, Keeper, Pipes, keep_pipes_if_asked};
 pub use process::*;
-pub use replace::{Owner, is_busy, replace};
+pub use replace::{Owner, check_place, is_busy, replace};
 pub use service::{run_service, service, service_config};
 pub use stop::stop_signals;
 pub use text::DECODE;
@@ -35,6 +35,21 @@ pub fn leave_start_dir() {
     if let Err(fault) = std::env::set_current_dir(ROOT) {
         log::warn!("the working directory stays as it is: {fault}");
     }
+}
+
+/// Of nothing here: the list of rights of the folder above holds for what lies in it.
+pub fn owner_fault(_path: &std::path::Path) -> Option<String> {
+    None
+}
+
+/// Of nothing: a drive's root belongs to the system.
+pub fn root_fault() -> Option<String> {
+    None
+}
+
+/// Does nothing: [`make_private_dir`] sets the rights of a folder when it makes it.
+pub fn make_private(_path: &std::path::Path) -> std::io::Result<bool> {
+    Ok(false)
 }
 
 /// Windows has no SIGPIPE.

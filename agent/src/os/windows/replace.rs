@@ -16,9 +16,27 @@ impl Owner {
     }
 }
 
+/// Returns why no file can be written at `path`, as far as that is known before its bytes are there.
+pub fn check_place(path: &Path, _owner: Option<&Owner>, mkdir: bool) -> Result<(), String> {
+    let folder = path.parent().unwrap_or(path);
+    if !folder.is_dir() && !mkdir {
+        return Err(format!("there is no folder {}: make it, or ask for mkdir", folder.display()));
+    }
+    match fs::metadata(path) {
+        Ok(found) if !found.is_file() => {
+            let kind = if found.is_dir() { "a folder" } else { "no regular file but a device, a pipe or a socket" };
+            Err(format!("{} is {kind}: name a file, or a path that is free", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Makes `path` a file of these bytes, and returns whether it was not so already. A mode has no
 /// meaning here and is passed over.
-pub fn replace(path: &Path, bytes: &[u8], _mode: Option<u32>, _owner: Option<&Owner>) -> io::Result<bool> {
+pub fn replace(path: &Path, bytes: &[u8], _mode: Option<u32>, _owner: Option<&Owner>, mkdir: bool) -> io::Result<bool> {
+    if let Some(folder) = path.parent().filter(|_| mkdir) {
+        fs::create_dir_all(folder)?;
+    }
     // A file that cannot be read (another program may have it for itself) is replaced as any other.
     if fs::metadata(path).is_ok_and(|meta| meta.len() == bytes.len() as u64)
         && fs::read(path).is_ok_and(|held| held == bytes)

@@ -224,7 +224,7 @@ impl Actor {
     pub(super) fn process(&self, command: &Command) -> Result<spawn::Spec, String> {
         match self.parts.config.extensions.get(&command.cmd) {
             Some(known) if command.cmd != "execute" => extension(known, command, &self.places),
-            _ => spawn::execute(command, &self.places),
+            _ => spawn::execute(&command.args, &command.data, &self.places),
         }
     }
 

@@ -1,0 +1,116 @@
+//! Whether other accounts can change what this controller trusts, or read its secrets.
+//!
+//! Owns: which path is judged how, and who may own the state directory. How a path is judged is
+//! `jscommon::ownership`'s.
+
+use crate::config::Config;
+use crate::identity::{ca, secret, service_account};
+use anyhow::bail;
+use jscommon::ownership::{Guard, Trust};
+use nix::unistd::Uid;
+use std::path::PathBuf;
+
+/// Files of the state directory; what they are called is `identity`'s affair.
+const STATE: [&str; 7] =
+    ["lock", ca::KEY, ca::CERTIFICATE, secret::FILE, crate::identity::TICKET_KEY, "server.key", "server.pem"];
+
+/// Refuses what other accounts can change or read. `is_task`: this is no controller but `jsacc rotate` or the like,
+/// which root may run in a state directory that belongs to the account of the service.
+pub fn check(config: &Config, is_task: bool) -> anyhow::Result<()> {
+    let own = Uid::effective();
+    let mut trust = Trust::new(own.as_raw());
+    if let Some(owner) = service_account(&config.state_dir).filter(|_| is_task && own.is_root()) {
+        trust = trust.and(owner);
+    }
+    let mut faults = Vec::new();
+    if let Some(file) = config.file.as_deref().filter(|_| !config.insecure_file) {
+        let guard = if config.file_is_secret { Guard::Read } else { Guard::Change };
+        faults.extend(trust.fault(file, guard));
+    }
+    if !config.insecure_paths {
+        let secrets = [&config.tls_key, &config.metrics_token_file, &config.nodes_token_file];
+        let others = [&config.tls_cert, &config.client_ca, &config.redis_ca];
+        let look = |files: [&Option<PathBuf>; 3], guard| {
+            let fault = |file: &Option<PathBuf>| file.as_deref().and_then(|file| trust.fault(file, guard));
+            files.into_iter().filter_map(fault).collect::<Vec<_>>()
+        };
+        faults.extend(look(secrets, Guard::Read));
+        faults.extend(look(others, Guard::Change));
+        let dir = &config.state_dir;
+        let in_it = || STATE.iter().find_map(|name| trust.owner_fault(&dir.join(name)));
+        faults.extend(trust.fault(dir, Guard::Change).or_else(in_it));
+    }
+    if !faults.is_empty() {
+        bail!("{}", faults.join("; "));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::{PermissionsExt, chown};
+    use std::path::Path;
+
+    const NOBODY: u32 = 65534;
+
+    fn check_dir(dir: &Path, is_task: bool) -> Result<(), String> {
+        check(&Config { state_dir: dir.to_owned(), ..Config::default() }, is_task).map_err(|fault| fault.to_string())
+    }
+
+    #[test]
+    fn foreign_state_directory_is_refused() {
+        if !Uid::effective().is_root() {
+            return; // Only root can make files of another account.
+        }
+        let above = tempfile::tempdir().unwrap();
+        let dir = above.path().join("state");
+        assert_eq!(check_dir(&dir, false), Ok(()), "it is yet to be made");
+        fs::create_dir(&dir).unwrap();
+        for (name, whose) in [("ca.key", NOBODY), ("ca.pem", NOBODY), ("node.secret", 0)] {
+            fs::write(dir.join(name), "").unwrap();
+            chown(dir.join(name), Some(whose), None).unwrap();
+        }
+        // Somebody has put a key into a directory that was open then.
+        let told = check_dir(&dir, false).unwrap_err();
+        assert!(told.contains("ca.key belongs to nobody") && told.contains("chown root"), "{told}");
+        chown(&dir, Some(NOBODY), None).unwrap();
+        assert!(check_dir(&dir, false).unwrap_err().contains("state belongs to nobody"));
+        assert!(check_dir(&dir, true).is_err(), "not all of it is that account's");
+        chown(dir.join("node.secret"), Some(NOBODY), None).unwrap();
+        assert_eq!(check_dir(&dir, true), Ok(()), "the service's own");
+        assert!(check_dir(&dir, false).is_err(), "and no controller of root's");
+        fs::set_permissions(&dir, Permissions::from_mode(0o777)).unwrap();
+        assert!(check_dir(&dir, true).unwrap_err().contains("chmod go-w"));
+    }
+
+    #[test]
+    fn open_secrets_are_refused_unless_told_otherwise() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
+        let file = dir.path().join("file");
+        let state_dir = dir.path().join("state");
+        let with = |mode: u32, change: fn(&mut Config, PathBuf)| {
+            fs::write(&file, "").unwrap();
+            fs::set_permissions(&file, Permissions::from_mode(mode)).unwrap();
+            let mut config = Config { state_dir: state_dir.clone(), ..Config::default() };
+            change(&mut config, file.clone());
+            check(&config, false).map_err(|fault| fault.to_string())
+        };
+        assert!(with(0o644, |c, f| c.tls_key = Some(f)).unwrap_err().contains("chmod o-rwx"));
+        assert!(with(0o644, |c, f| c.metrics_token_file = Some(f)).is_err());
+        assert!(with(0o646, |c, f| c.client_ca = Some(f)).unwrap_err().contains("chmod go-w"));
+        assert!(
+            with(0o646, |c, f| (c.file, c.insecure_paths) = (Some(f), true)).is_err(),
+            "it cannot speak for itself"
+        );
+        assert_eq!(with(0o646, |c, f| (c.file, c.insecure_file) = (Some(f), true)), Ok(()));
+        assert_eq!(with(0o646, |c, f| (c.tls_key, c.insecure_paths) = (Some(f), true)), Ok(()));
+        assert_eq!(with(0o640, |c, f| c.tls_key = Some(f)), Ok(()));
+        assert_eq!(with(0o644, |c, f| c.file = Some(f)), Ok(()));
+        let password = |c: &mut Config, f| (c.file, c.file_is_secret) = (Some(f), true);
+        assert!(with(0o644, password).unwrap_err().contains("every account can read that secret"));
+        assert_eq!(with(0o640, password), Ok(()));
+    }
+}

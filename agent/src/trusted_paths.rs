@@ -1,0 +1,94 @@
+//! Which paths the agent trusts, and what becomes of one that other accounts can change.
+//!
+//! **What the agent lives on** (its configuration, data folder and credentials) keeps it from starting. **What a
+//! command uses** (scripts, interpreters, extensions, programs of startup jobs) fails that command alone, for a node that
+//! is not there cannot be mended from afar; the agent warns of it at its start. How a path is judged is
+//! `jscommon::ownership`; the configuration's `insecure_paths` switches all of it off but for the configuration's own file.
+
+use crate::config::{Config, Startup};
+use crate::os;
+use crate::process::spawn::{Places, execute};
+use std::path::Path;
+
+/// Entries of the data folder that the agent reads at its start. What lies in `scripts` is checked by its hash.
+const ENTRIES: &[&str] = &[
+    "lock",
+    "state.db",
+    "state.db-wal",
+    "state.db-shm",
+    "outbox.db",
+    "outbox.db-wal",
+    "outbox.db-shm",
+    "logs",
+    "scripts",
+    "jumpscripts",
+    "tmp",
+];
+
+/// Returns why a configuration file is not taken.
+pub fn config_fault(file: &Path) -> Option<String> {
+    os::path_fault(file)
+}
+
+/// Returns why the agent does not start with the data folder and the credentials of this configuration.
+pub fn refused(config: &Config) -> Vec<String> {
+    if config.main.insecure_paths {
+        return Vec::new();
+    }
+    let data_dir = &config.main.data_dir;
+    let mut faults: Vec<String> = os::path_fault(data_dir).into_iter().collect();
+    if faults.is_empty() {
+        faults.extend(ENTRIES.iter().find_map(|name| os::owner_fault(&data_dir.join(name))));
+        let databases = std::fs::read_dir(data_dir.join("logs")).into_iter().flatten().flatten();
+        faults.extend(databases.take(10_000).find_map(|entry| os::owner_fault(&entry.path())));
+    }
+    for controller in config.controllers.values() {
+        faults.extend(
+            [&controller.token_file, &controller.client_key].into_iter().flatten().filter_map(|f| os::secret_fault(f)),
+        );
+        faults
+            .extend([&controller.ca, &controller.client_cert].into_iter().flatten().filter_map(|f| os::path_fault(f)));
+    }
+    faults
+}
+
+/// Takes the rights to read the data folder and the credentials from all others, where these are the agent's own and
+/// only that is wrong. Returns what was done, for whatever could be read may have been.
+pub fn tighten(config: &Config) -> Vec<String> {
+    let data_dir = [config.main.data_dir.as_path()];
+    let secrets = config.controllers.values().flat_map(|controller| [&controller.token_file, &controller.client_key]);
+    let open = secrets.flatten().map(|path| path.as_path()).filter(|path| os::secret_fault(path).is_some());
+    let own = data_dir.into_iter().chain(open).filter(|path| os::path_fault(path).is_none());
+    own.filter(|path| os::make_private(path).unwrap_or(false))
+        .map(|path| format!("{} could be read by other accounts of this machine, and cannot any more", path.display()))
+        .collect()
+}
+
+/// Returns what the agent starts with all the same, and commands that use it are refused.
+pub fn warned(config: &Config) -> Vec<String> {
+    let mut faults = Vec::new();
+    if config.main.insecure_paths {
+        return faults;
+    }
+    faults.extend(os::root_fault());
+    faults.extend(os::path_fault(&config.script_path()).map(|fault| format!("scripts.path: {fault}")));
+    for (key, program) in [("python", &config.scripts.python), ("lua", &config.scripts.lua)] {
+        faults.extend(os::program_fault(program, None, None).map(|fault| format!("scripts.{key}: {fault}")));
+    }
+    let places = Places::new(&config.main.data_dir);
+    for (name, extension) in &config.extensions {
+        let fault = os::program_fault(&places.fill(&extension.binary), extension.cwd.as_deref(), None);
+        faults.extend(fault.map(|fault| format!("extensions.{name}.binary: {fault}")));
+    }
+    for (name, startup) in &config.startup {
+        faults.extend(program(startup, &places).map(|fault| format!("startup.{name}: {fault}")));
+    }
+    faults
+}
+
+/// The fault of the program of a startup job; of one that is an extension it stands there.
+fn program(startup: &Startup, places: &Places) -> Option<String> {
+    let user = startup.args.get("user").and_then(|user| os::Identity::find(user.as_str()?).ok());
+    let spec = execute(&startup.args, "", places).ok().filter(|_| startup.cmd == "execute")?;
+    os::program_fault(&spec.program, spec.cwd.as_deref(), user.as_ref())
+}

@@ -662,6 +662,9 @@ fn id_of(result: &str) -> String {
     result["id"].as_str().unwrap_or("?").to_owned()
 }
 
+/// Longest `tags` and `critical`, in bytes, that stay in a result which is cut short.
+const MAX_KEPT: usize = 4096;
+
 /// The body of a request with a result that is too large, less what makes it large.
 fn shortened(result: &str) -> Option<Vec<u8>> {
     let mut value: serde_json::Value = serde_json::from_str(result).ok()?;
@@ -669,8 +672,10 @@ fn shortened(result: &str) -> Option<Vec<u8>> {
     let period = fields.get("args").and_then(|args| args.get("recurring_period")).cloned();
     let was = fields.get("state").and_then(|state| state.as_str()).unwrap_or("?");
     let why = format!("the job ended {was}, and its result of {} bytes is too large for the controller", result.len());
-    fields.retain(|name, _| {
-        ["id", "gid", "nid", "cmd", "state", "code", "time", "starttime", "bytes", "ticket"].contains(&name.as_str())
+    fields.retain(|name, value| match name.as_str() {
+        "id" | "gid" | "nid" | "cmd" | "state" | "code" | "time" | "starttime" | "bytes" | "ticket" => true,
+        "tags" | "critical" => value.as_str().is_some_and(|text| text.len() <= MAX_KEPT),
+        _ => false,
     });
     // A failure stays what it was; a success without its data is none.
     if fields.get("state").is_some_and(|state| state == "OK") {
@@ -678,6 +683,11 @@ fn shortened(result: &str) -> Option<Vec<u8>> {
     }
     fields.insert("data".into(), why.into());
     fields.insert("truncated".into(), true.into());
+    fields.insert("level".into(), 0.into());
+    fields.insert("streams".into(), serde_json::json!(["", ""]));
+    for name in ["tags", "critical"] {
+        fields.entry(name).or_insert_with(|| "".into());
+    }
     // Without it the controller would take the run of a recurring job for its last.
     if let Some(period) = period {
         fields.insert("args".into(), serde_json::json!({"recurring_period": period}));

@@ -1,7 +1,8 @@
 //! The encoding of a stream, known from its first bytes. Pure.
 //!
-//! A byte order mark is dropped. A stream that begins with one of UTF-16, or with ASCII text in UTF-16LE, is
-//! turned into UTF-8. Everything else passes unchanged.
+//! A byte order mark is dropped. A stream that begins with one of UTF-16 is turned into UTF-8; on Windows, whose
+//! own programs write it without a mark, one that begins with ASCII text in UTF-16LE as well. Everything else
+//! passes unchanged: elsewhere one-letter words with a NUL after each are what `find -print0` writes.
 
 use std::borrow::Cow;
 
@@ -9,9 +10,11 @@ use std::borrow::Cow;
 const ENOUGH: usize = 8;
 
 /// The decoder of one stream.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Encoding {
     state: State,
+    /// Whether UTF-16LE is recognized without a mark.
+    unmarked: bool,
     /// The first bytes of the stream while they decide nothing, or the start of a character of UTF-16.
     held: Vec<u8>,
 }
@@ -36,7 +39,17 @@ pub(super) enum Decoded<'a> {
     Text(String),
 }
 
+impl Default for Encoding {
+    fn default() -> Encoding {
+        Encoding::new(cfg!(windows))
+    }
+}
+
 impl Encoding {
+    fn new(unmarked: bool) -> Encoding {
+        Encoding { state: State::Unknown, unmarked, held: Vec::new() }
+    }
+
     /// Whether bytes pass unchanged from here on.
     #[inline]
     pub(super) fn is_plain(&self) -> bool {
@@ -47,7 +60,7 @@ impl Encoding {
     pub(super) fn feed<'a>(&mut self, bytes: &'a [u8]) -> Decoded<'a> {
         if self.state == State::Unknown {
             self.held.extend_from_slice(bytes);
-            let (state, mark) = decide(&self.held);
+            let (state, mark) = decide(&self.held, self.unmarked);
             self.state = state;
             if state == State::Unknown {
                 return Decoded::Plain(Cow::Borrowed(&[]));
@@ -72,7 +85,9 @@ impl Encoding {
             // A unit or a pair of units without its end.
             State::Utf16 { .. } if !held.is_empty() => Decoded::Text("\u{fffd}".to_owned()),
             // A short text of whole units that ended before it was certain.
-            State::Unknown if held.len() >= 4 && held.len().is_multiple_of(2) && is_ascii_utf16(&held) => {
+            State::Unknown
+                if self.unmarked && held.len() >= 4 && held.len().is_multiple_of(2) && is_ascii_utf16(&held) =>
+            {
                 Decoded::Text(self.utf16(&held, true))
             }
             _ => Decoded::Plain(Cow::Owned(held)),
@@ -99,7 +114,7 @@ impl Encoding {
 }
 
 /// Returns the state that the first bytes of a stream show, and the length of their byte order mark.
-fn decide(first: &[u8]) -> (State, usize) {
+fn decide(first: &[u8], unmarked: bool) -> (State, usize) {
     const UTF8: &[u8] = &[0xef, 0xbb, 0xbf];
     for (mark, state) in [
         (UTF8, State::Plain),
@@ -114,7 +129,7 @@ fn decide(first: &[u8]) -> (State, usize) {
         }
     }
     // A first line that is blank is known at once: it must not wait for the next.
-    if first == b"\n" || !is_ascii_utf16(first) {
+    if first == b"\n" || !unmarked || !is_ascii_utf16(first) {
         return (State::Plain, 0);
     }
     if first.len() >= ENOUGH {
@@ -136,8 +151,8 @@ mod tests {
     use super::*;
 
     /// Returns the decoded bytes of a stream that is read in pieces of `size` bytes.
-    fn decode(stream: &[u8], size: usize) -> Vec<u8> {
-        let mut encoding = Encoding::default();
+    fn decode(stream: &[u8], size: usize, unmarked: bool) -> Vec<u8> {
+        let mut encoding = Encoding::new(unmarked);
         let mut out = Vec::new();
         let mut add = |decoded: Decoded<'_>| match decoded {
             Decoded::Plain(bytes) => out.extend_from_slice(&bytes),
@@ -149,10 +164,16 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(stream: &[u8], want: &[u8]) {
+    fn check_on(unmarked: bool, stream: &[u8], want: &[u8]) {
         for size in [1, 2, 3, 7, 1000] {
-            assert_eq!(decode(stream, size), want, "{stream:x?} in pieces of {size}");
+            assert_eq!(decode(stream, size, unmarked), want, "{stream:x?} in pieces of {size}, {unmarked}");
         }
+    }
+
+    /// The same on every system.
+    #[track_caller]
+    fn check(stream: &[u8], want: &[u8]) {
+        [true, false].into_iter().for_each(|unmarked| check_on(unmarked, stream, want));
     }
 
     fn utf16(text: &str) -> Vec<u8> {
@@ -186,9 +207,10 @@ mod tests {
     }
 
     #[test]
-    fn utf16_is_known_by_its_nuls() {
+    fn utf16_is_known_by_its_nuls_on_windows_only() {
         for text in ["ok", "a\n", "20::42\r\n", "plain text, then é😀\n", "\t\r\n\r\n"] {
-            check(&utf16(text), text.as_bytes());
+            check_on(true, &utf16(text), text.as_bytes());
+            check_on(false, &utf16(text), &utf16(text));
         }
     }
 
@@ -217,8 +239,10 @@ mod tests {
 
     #[test]
     fn first_bytes_of_usual_output_are_not_held_back() {
-        for first in [&b"\n"[..], b"ab", b"\xc3\xa9", b"20::1\n"] {
-            let mut encoding = Encoding::default();
+        let all: [(&[u8], bool); 6] =
+            [(b"\n", true), (b"ab", true), (b"\xc3\xa9", true), (b"20::1\n", true), (b"a", false), (b"a\0b\0", false)];
+        for (first, unmarked) in all {
+            let mut encoding = Encoding::new(unmarked);
             assert_eq!(encoding.feed(first), Decoded::Plain(Cow::Borrowed(first)), "{first:?}");
             assert!(encoding.is_plain());
         }

@@ -133,7 +133,7 @@ fn of_a_result_that_is_too_large_its_end_is_told() {
     stage.results(&[
         json!({"id": "big", "gid": 1, "nid": 10, "cmd": "get_msgs", "state": "OK", "data": large, "starttime": 7}),
         json!({"id": "killed", "gid": 1, "nid": 10, "cmd": "x", "state": "KILLED", "code": 137, "args": {"a": large},
-            "ticket": "r5.x"}),
+            "ticket": "r5.x", "tags": "t", "critical": "disk full", "level": 20, "streams": ["a", large]}),
         json!({"id": "c"}),
         json!({"id": "huge", "state": "OK", "args": {"recurring_period": 5, "x": "x".repeat(17 << 20)}}),
     ]);
@@ -149,7 +149,13 @@ fn of_a_result_that_is_too_large_its_end_is_told() {
     // What no controller takes is not even tried.
     assert!(seen.iter().all(|asked| asked.body.len() <= 16 << 20));
     assert_eq!(of("huge")["args"], json!({"recurring_period": 5}));
-    assert_eq!(of("killed")["ticket"], "r5.x");
+    let killed = of("killed");
+    assert_eq!(
+        (&killed["ticket"], &killed["tags"], &killed["critical"]),
+        (&json!("r5.x"), &json!("t"), &json!("disk full"))
+    );
+    // Every field that a client reads is there.
+    assert_eq!((&killed["level"], &killed["streams"], &of("big")["tags"]), (&json!(0), &json!(["", ""]), &json!("")));
     let big = of("big");
     assert_eq!((&big["state"], &big["nid"], &big["starttime"]), (&json!("ERROR"), &json!(10), &json!(7)));
     let said = big["data"].as_str().unwrap();

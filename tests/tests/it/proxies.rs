@@ -2,6 +2,7 @@
 
 use jstests::{Acc, AccOptions, Action, Agent, AgentOptions, Client, LONG, Nginx, Proxy, Redis, wait_for, wait_until};
 use serde_json::{Value, json};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Redis, a controller, and a client; the node comes by another address.
 fn parts() -> (Redis, Acc, Client) {
@@ -59,9 +60,15 @@ fn pages_of_a_proxy_lose_nothing_that_was_posted() {
 fn captive_portal_is_no_controller_and_the_next_address_is_tried() {
     let (_redis, acc, mut client) = parts();
     let portal = Proxy::start(acc.port());
-    portal.rule(|request| match request.path.as_str() {
+    let polled = AtomicBool::new(false);
+    portal.rule(move |request| match request.path.as_str() {
         // As "generate_204" does.
-        "cmd" => Action::Answer(204, String::new(), String::new()),
+        "cmd" => {
+            polled.store(true, Ordering::SeqCst);
+            Action::Answer(204, String::new(), String::new())
+        }
+        // The first request to be refused is the poll: an event before it would make the agent leave this address.
+        _ if !polled.load(Ordering::SeqCst) => Action::Forward,
         _ => Action::Answer(302, "Location: http://127.0.0.1:9/login\r\n".into(), String::new()),
     });
     let second = Proxy::start(acc.port());

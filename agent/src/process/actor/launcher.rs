@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 
 /// How long no start ends before another thread helps.
 const STALL: Duration = if cfg!(test) { Duration::from_millis(200) } else { Duration::from_secs(1) };
+/// The same once a thread was added and no start has ended since: those behind it hang too, most likely.
+const NEXT_STALL: Duration = Duration::from_millis(50);
 /// Threads that may wait for a start.
 const MAX_THREADS: usize = 32;
 /// How long a thread beside another idle one waits for work.
@@ -31,6 +33,10 @@ pub(super) struct Launcher {
     open: BTreeMap<u64, Arc<AtomicBool>>,
     /// When a start was answered last, or another thread was added.
     progress: Instant,
+    /// How long from then on no start ends before another thread helps.
+    patience: Duration,
+    /// The last run that [`Launcher::tend`] returned.
+    told: Option<u64>,
     threads: Arc<AtomicUsize>,
     idle: Arc<AtomicUsize>,
 }
@@ -39,7 +45,8 @@ impl Default for Launcher {
     fn default() -> Launcher {
         let (queue, inbox) = unbounded();
         let (threads, idle) = Default::default();
-        Launcher { queue, inbox, open: BTreeMap::new(), progress: Instant::now(), threads, idle }
+        let (open, progress) = (BTreeMap::new(), Instant::now());
+        Launcher { queue, inbox, open, progress, patience: STALL, told: None, threads, idle }
     }
 }
 
@@ -66,6 +73,7 @@ impl Launcher {
     pub(super) fn answered(&mut self, run: u64) {
         self.open.remove(&run);
         self.progress = Instant::now();
+        self.patience = STALL;
     }
 
     /// Has nothing started for this run, if no thread has begun with it.
@@ -78,15 +86,19 @@ impl Launcher {
     /// Returns when another thread is needed.
     pub(super) fn due(&self) -> Option<Instant> {
         let may_help = !self.open.is_empty() && self.threads.load(Ordering::Acquire) < MAX_THREADS;
-        (may_help && self.idle.load(Ordering::Acquire) == 0).then(|| self.progress + STALL)
+        (may_help && self.idle.load(Ordering::Acquire) == 0).then(|| self.progress + self.patience)
     }
 
-    /// Adds a thread when one is due. Returns the run whose start is the oldest one then.
+    /// Adds a thread when one is due. Returns the run whose start hangs, each once: starts are begun in the
+    /// order of their runs, so it is the oldest one that was not returned yet.
     pub(super) fn tend(&mut self, answers: &Sender<Message>) -> Option<u64> {
         self.due().filter(|due| *due <= Instant::now())?;
         self.progress = Instant::now();
+        self.patience = NEXT_STALL;
         self.add(answers);
-        self.open.first_key_value().map(|(run, _)| *run)
+        let (run, _) = self.open.range(self.told.map_or(0, |told| told + 1)..).next()?;
+        self.told = Some(*run);
+        self.told
     }
 
     fn add(&self, answers: &Sender<Message>) {
@@ -141,17 +153,21 @@ mod tests {
         }
         launcher.cancel(2);
         let begin = Instant::now();
+        let mut told = Vec::new();
         let run = loop {
-            if let Some(oldest) = launcher.tend(&answers) {
-                assert_eq!(oldest, 0);
+            if launcher.threads.load(Ordering::Acquire) == 2 {
+                assert_eq!(launcher.patience, NEXT_STALL, "the next one is added sooner");
             }
+            told.extend(launcher.tend(&answers));
             match inbox.recv_timeout(Duration::from_millis(5)) {
                 Ok(Message::Answered { run, .. }) => break run,
                 _ => assert!(begin.elapsed() < Duration::from_secs(30), "a start that hangs holds up all others"),
             }
         };
         assert_eq!(run, 3);
+        assert_eq!(told[..3], [0, 1, 2], "each that hangs is told, and once");
         launcher.answered(run);
+        assert_eq!(launcher.patience, STALL);
         // No more threads than the bound, however many starts hang.
         for run in 10..hung {
             launcher.launch(run, start(run, Some(held.clone())), &answers);

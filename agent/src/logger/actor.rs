@@ -295,13 +295,13 @@ impl Actor {
             let lasts = self.outage.as_ref().is_some_and(|outage| outage.began.elapsed() > ROOM_WAIT);
             match trouble.fault() {
                 Fault::Full if (self.store.is_open() || lasts) && self.store.drop_oldest() => {
-                    log::error!("the disk is full; the oldest database of records was removed");
+                    log::error!("{}; the oldest one with records was removed", self.store.why_full());
                 }
                 Fault::Full if self.store.is_open() => {
                     let next = shed.find(|levels| levels.iter().any(|level| allowed.contains(*level)));
                     let Some(levels) = next else { break trouble };
                     allowed = allowed.without(levels);
-                    self.why = "the disk was full".into();
+                    self.why = self.store.why_full().into();
                     self.full = Some((Instant::now(), allowed));
                 }
                 Fault::Damaged if !std::mem::replace(&mut examined, true) => {
@@ -325,7 +325,7 @@ impl Actor {
     /// Does what can be done of storing and forwarding; the rest waits in memory for the next try.
     fn wait_out(&mut self, pending: &[Batch], mut progress: Progress, allowed: LevelSet, trouble: &Trouble) {
         self.why = match trouble.fault() {
-            Fault::Full => "the disk was full".into(),
+            Fault::Full => self.store.why_full().into(),
             _ => trouble.to_string(),
         };
         match trouble {

@@ -203,19 +203,18 @@ impl Store {
             wal_used: 0,
             records: Records::default(),
         };
-        let damaged = store.begin(false)?;
+        let damaged = store.begin(Look::Usual)?;
         store.find_ids(damaged);
         store.keep();
         Ok(store)
     }
 
-    /// Opens or makes `current.db`; says whether a damaged one had to be set aside for it. A `thorough` look
-    /// reads all of it.
-    fn begin(&mut self, thorough: bool) -> Result<bool> {
+    /// Opens or makes `current.db`; says whether a damaged one had to be set aside for it.
+    fn begin(&mut self, look: Look) -> Result<bool> {
         let path = self.shelf.current();
         let mut damaged = false;
         loop {
-            match connect(&path, thorough) {
+            match connect(&path, look) {
                 Ok(db) => {
                     self.db = db;
                     self.is_open = true;
@@ -239,7 +238,7 @@ impl Store {
     pub(super) fn ensure_open(&mut self) -> Result<bool> {
         match self.is_open {
             true => Ok(false),
-            false => self.begin(true),
+            false => self.begin(Look::Whole),
         }
     }
 
@@ -252,6 +251,14 @@ impl Store {
     /// Whether there is a database to write to.
     pub(super) fn is_open(&self) -> bool {
         self.is_open
+    }
+
+    /// Why there is no room for messages.
+    pub(super) fn why_full(&self) -> &'static str {
+        match self.rotate_again {
+            Some(_) => "the database of records is open in another program and cannot be rotated",
+            None => "the disk was full",
+        }
     }
 
     /// Whether no file can be made for want of room: SQLite only says that it could not open one.
@@ -318,6 +325,8 @@ impl Store {
             if budget < needed && !self.is_empty()? {
                 if self.rotate().map_err(Trouble::Store)? {
                     budget = self.budget()?;
+                } else if self.used()? > self.held_limit() {
+                    return Err(held().into());
                 } else {
                     budget = self.transaction();
                 }
@@ -471,10 +480,22 @@ impl Store {
 
     /// Bytes of rows that still fit below the limit: each takes its place in the WAL and in the database.
     fn budget(&self) -> rusqlite::Result<usize> {
+        let used = self.used()? + 16 * PAGE;
+        Ok((self.rules.limit.saturating_sub(used) * 10 / 23) as usize)
+    }
+
+    /// Bytes of the database and its WAL.
+    fn used(&self) -> rusqlite::Result<u64> {
         let pages: i64 = self.db.prepare_cached("PRAGMA page_count")?.query_row([], |row| row.get(0))?;
         let wal = std::fs::metadata(beside(&self.shelf.current(), "-wal")).map_or(0, |file| file.len());
-        let used = pages as u64 * PAGE + wal.max(self.wal_used) + 16 * PAGE;
-        Ok((self.rules.limit.saturating_sub(used) * 10 / 23) as usize)
+        Ok(pages as u64 * PAGE + wal.max(self.wal_used))
+    }
+
+    /// Most bytes of a database that cannot be rotated: what it and the rotated ones may have together, less
+    /// what those have.
+    fn held_limit(&self) -> u64 {
+        let free = self.rules.keep.saturating_sub(self.shelf.read().rotated());
+        self.rules.limit.saturating_mul(free as u64 + 1)
     }
 
     fn is_empty(&self) -> rusqlite::Result<bool> {
@@ -496,8 +517,8 @@ impl Store {
     }
 
     /// Makes `current.db` a rotated database and begins a new one; says whether it did. Where the file
-    /// cannot be renamed (another program has it open, say), it grows past its limit, and the rotation is
-    /// tried again with growing pauses.
+    /// cannot be renamed (another program has it open, say), it grows into the room of the rotated ones, and the
+    /// rotation is tried again with growing pauses.
     fn rotate(&mut self) -> Result<bool> {
         if self.rotate_again.is_some_and(|(at, _)| at > Instant::now()) {
             return Ok(false);
@@ -523,14 +544,15 @@ impl Store {
                 let pause = self.rotate_again.map_or(ROTATE_PAUSE.0, |(_, pause)| (pause * 2).min(ROTATE_PAUSE.1));
                 if self.rotate_again.is_none() {
                     log::error!(
-                        "{} cannot be renamed and grows past its limit until it can: {e}; is it open in another program?",
+                        "{} cannot be renamed, and grows until it can or all databases have the size that they may have: {e}; is it open in another program?",
                         path.display()
                     );
                 }
                 self.rotate_again = Some((Instant::now() + pause, pause));
             }
         }
-        self.begin(false)?;
+        // One that is held was looked through before, and would be read whole at each try.
+        self.begin(if renamed.is_ok() { Look::Usual } else { Look::Nothing })?;
         self.write_mark();
         Ok(renamed.is_ok())
     }
@@ -564,7 +586,7 @@ impl Store {
         log::debug!("{} seems damaged: {error:#}", path.display());
         if number == current {
             self.close();
-            return self.begin(true);
+            return self.begin(Look::Whole);
         }
         let looked = open(&path).and_then(|db| {
             rows::check(&db)?;
@@ -633,6 +655,12 @@ fn add(records: &mut Records, node: NodeId, batch: &Batch, id: u32, level: u8, t
     });
 }
 
+/// The error of a database that cannot be rotated, once there is no room for more in it.
+fn held() -> rusqlite::Error {
+    let why = "current.db cannot be rotated, and there is no room for more in it";
+    rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_FULL), Some(why.to_owned()))
+}
+
 /// The error of a disk that is full.
 fn full() -> rusqlite::Error {
     rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_FULL), None)
@@ -653,10 +681,18 @@ fn size(text: &str) -> usize {
     text.len() + if text.len() > OVERFLOW { PAGE as usize } else { 0 }
 }
 
-/// Opens or makes a database for writing. One that was not closed, or is small, is looked through for
-/// damage; a large one that was closed is only found damaged when it is read, for a start must not wait,
-/// unless the look is to be `thorough`.
-fn connect(path: &Path, thorough: bool) -> rusqlite::Result<Connection> {
+/// How much of a database is looked through for damage when it is opened.
+#[derive(Clone, Copy, PartialEq)]
+enum Look {
+    Nothing,
+    /// All of one that was not closed, or is small; a large one that was closed is only found damaged when it
+    /// is read, for a start must not wait.
+    Usual,
+    Whole,
+}
+
+/// Opens or makes a database for writing.
+fn connect(path: &Path, look: Look) -> rusqlite::Result<Connection> {
     let small = std::fs::metadata(path).map_or(0, |file| file.len()) <= CHECKED;
     let unclean = beside(path, "-wal").exists();
     let db = Connection::open(path)?;
@@ -673,7 +709,7 @@ fn connect(path: &Path, thorough: bool) -> rusqlite::Result<Connection> {
     )?;
     db.execute_batch(SCHEMA)?;
     rows::check(&db)?;
-    if small || unclean || thorough {
+    if look == Look::Whole || look == Look::Usual && (small || unclean) {
         database::check(&db)?;
     }
     Ok(db)

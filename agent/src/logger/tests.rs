@@ -551,19 +551,27 @@ fn database_that_another_program_holds_grows_and_is_rotated_later() {
     hold(true);
     let source = source("a", "*", "");
     let text = "y".repeat(1000);
-    for n in 0..6000 {
-        bench.push(&source, n, &[(1, &text)]);
-        if n % 20 == 0 {
-            // As many transactions, each of which would try to rotate.
-            bench.get(&Query { limit: Some(0), ..Query::default() });
+    let push = |count: i64| {
+        for n in 0..count {
+            bench.push(&source, n, &[(1, &text)]);
+            if n % 20 == 0 {
+                // As many transactions, each of which would try to rotate.
+                bench.get(&Query { limit: Some(0), ..Query::default() });
+            }
         }
-    }
-    bench.get(&Query { limit: Some(0), ..Query::default() });
-    let count: i64 = Connection::open(bench.current())
-        .unwrap()
-        .query_row("SELECT count(*) FROM messages", [], |row| row.get(0))
-        .unwrap();
-    assert_eq!(count, 6000);
+        bench.get(&Query { limit: Some(0), ..Query::default() });
+    };
+    let count = || -> i64 {
+        let db = Connection::open(bench.current()).unwrap();
+        db.query_row("SELECT count(*) FROM messages", [], |row| row.get(0)).unwrap()
+    };
+    push(6000);
+    assert_eq!(count(), 6000);
+    // It may use the room of all databases together, and no more.
+    push(8000);
+    let size = std::fs::metadata(bench.current()).unwrap().len();
+    assert!((10_000_000..12_000_000).contains(&size), "{size}");
+    assert!(count() < 12_000, "{}", count());
     let tried = hold(false);
     assert!((1..20).contains(&tried), "{tried}");
     until("the rotation", || {

@@ -193,7 +193,7 @@ struct Actor {
     stopping: Option<Instant>,
 }
 
-/// Ends leftovers, restores what is remembered, and starts the thread.
+/// Begins to end leftovers, restores what is remembered, and starts the thread.
 pub(super) fn start(parts: Parts, remote: Remote, inbox: Receiver<Message>) -> Result<Worker> {
     let data_dir = &parts.config.main.data_dir;
     let tmp = data_dir.join("tmp");

@@ -170,7 +170,6 @@ enum Message {
     /// The start of a run's process is over.
     Launched { run: u64, mark: Mark, since: Instant, group: Option<GroupUse>, child: Result<Spawned, NotStarted> },
     /// A script is ready to start.
-    #[allow(dead_code)] // until scripts are wired
     Prepared { run: u64, spec: Result<spawn::Spec, NotStarted> },
     /// A task has its answer.
     Answered { run: u64, answer: builtin::Answer },
@@ -183,9 +182,14 @@ enum Message {
 }
 
 impl Message {
-    /// Whether it may leave memory behind that is to be given back: the question of the watchdog does not.
+    /// Whether it may leave memory behind that is to be given back: the questions of the watchdog and of the
+    /// monitor do not.
     fn is_work(&self) -> bool {
-        !matches!(self, Message::Submit { commands, .. } if commands.is_empty())
+        match self {
+            Message::Submit { commands, .. } => !commands.is_empty(),
+            Message::View { id, .. } => id.is_some(),
+            _ => true,
+        }
     }
 }
 

@@ -157,6 +157,8 @@ pub struct Owner<'a> {
     pub controller: &'a str,
     /// The group that it is to start in.
     pub group: Option<&'a Group>,
+    /// Why it is not to be started any more; asked again after each step that may take long.
+    pub refusal: &'a dyn Fn() -> Option<&'static str>,
 }
 
 /// Starts a process, or says why not.
@@ -167,6 +169,8 @@ pub fn start(
     owner: &Owner,
     config: &Config,
 ) -> Result<Spawned, NotStarted> {
+    let refused = || (owner.refusal)().map_or(Ok(()), |why| Err(NotStarted::from(why.to_owned())));
+    refused()?;
     let identity = args.user.as_deref().map(os::Identity::find).transpose()?;
     // Only a startup job comes from no controller.
     if (spec.is_configured || owner.controller.is_empty())
@@ -192,7 +196,9 @@ pub fn start(
     command.envs(environment(owner.mark, owner.controller, config));
     let (limits, nice, umask, oom_score_adj) = (args.limits.clone(), args.nice, args.umask, args.oom_score_adj);
     let settings = os::Settings { identity, limits, nice, umask, oom_score_adj };
-    let spawned = children.spawn(owner.run, &mut command, !spec.stdin.is_empty(), &settings, owner.group);
+    refused()?;
+    let is_wanted = || (owner.refusal)().is_none();
+    let spawned = children.spawn(owner.run, &mut command, !spec.stdin.is_empty(), &settings, owner.group, &is_wanted);
     let mut spawned =
         spawned.map_err(|fault| NotStarted::at_step(&fault, &spec.program, spec.cwd.as_deref(), &settings))?;
     if let Some(stdin) = spawned.stdin.take() {

@@ -237,7 +237,7 @@ mod tests {
             awk '/^Sig(Blk|Ign)/ {print substr($2, 10)}' /proc/self/status; [ $$ = $(ps -o pgid= $$) ]; exit $?";
         let mut command = Command::new(program);
         command.args(["-c", script]).current_dir("/usr").env("A", "a b").env_remove("HOME");
-        Some(match children.spawn(1, &mut command, !input.is_empty(), settings, group) {
+        Some(match children.spawn(1, &mut command, !input.is_empty(), settings, group, &|| true) {
             Ok(mut spawned) => {
                 let placed = spawned.placed;
                 if let Some(mut stdin) = spawned.stdin.take() {

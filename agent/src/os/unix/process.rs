@@ -212,7 +212,8 @@ impl Children {
     }
 
     /// Starts a child for this run, with pipes for its output, and for its input where `stdin` says so;
-    /// in `group` where there is one and the kernel can do that, which the answer says.
+    /// in `group` where there is one and the kernel can do that, which the answer says. What is not wanted any
+    /// more ends by [`Children::abort_start`].
     ///
     /// The table is free meanwhile: a child may wait for a file system before it is its program.
     pub fn spawn(
@@ -222,6 +223,7 @@ impl Children {
         stdin: bool,
         settings: &Settings,
         group: Option<&Group>,
+        _is_wanted: &dyn Fn() -> bool,
     ) -> Result<Spawned, StartError> {
         let pid = Arc::new(AtomicI32::new(0));
         SHARED.lock().starting.push((run, pid.clone()));
@@ -342,8 +344,8 @@ pub fn wait_child(run: u64, pid: u32) -> Option<i32> {
 fn reap(table: &mut Table, pid: u32) -> Option<((u64, Exited), i32)> {
     match wait_for(Some(pid), REAP) {
         Ok(ended) => ended.and_then(|(_, code)| Some((table.runs.remove(&pid)?, code))),
-        // A start and a reaping are under the table's lock, so a child that it has and the kernel has not
-        // was reaped by somebody else in this process. Its end is told all the same.
+        // A child is in the table before it can be reaped, so one that the table has and the kernel has not was
+        // reaped by somebody else in this process. Its end is told all the same.
         Err(Errno::ECHILD) => {
             let known = table.runs.remove(&pid)?;
             log::error!("process {pid} has ended and its status is lost; it counts as {LOST}");
@@ -426,7 +428,7 @@ mod tests {
             let mut command = Command::new("sh");
             command.args(["-c", script]);
             let settings = Settings { nice: Some(1), ..Settings::default() };
-            children.spawn(run, &mut command, false, &settings, None).unwrap().pid
+            children.spawn(run, &mut command, false, &settings, None, &|| true).unwrap().pid
         };
         spawn(1, "exit 7");
         assert_eq!(told.recv_timeout(std::time::Duration::from_secs(20)), Ok((1, 7)));
@@ -454,7 +456,7 @@ mod tests {
         let (tell, told) = crossbeam_channel::unbounded();
         let exited = move |_: u64, code: i32| tell.send(code).unwrap_or_default();
         let children = Children { clone3, ..Children::start(exited).unwrap() };
-        let mut spawned = children.spawn(7, command, false, settings, None)?;
+        let mut spawned = children.spawn(7, command, false, settings, None, &|| true)?;
         let mut text = String::new();
         spawned.stdout.take().unwrap().read_to_string(&mut text).unwrap();
         Ok((text, told.recv_timeout(std::time::Duration::from_secs(20)).unwrap()))
@@ -516,7 +518,7 @@ mod tests {
         })
         .unwrap();
         let mut command = Command::new("cat");
-        let child = children.spawn(u64::MAX, &mut command, true, &Settings::default(), None).unwrap();
+        let child = children.spawn(u64::MAX, &mut command, true, &Settings::default(), None, &|| true).unwrap();
         {
             let _nobody_else = SHARED.lock();
             drop(child.stdin);

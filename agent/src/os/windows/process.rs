@@ -291,7 +291,8 @@ impl Children {
         Ok(Children { exited: Arc::new(exited), jobs: Arc::default() })
     }
 
-    /// Starts a child for this run, with pipes for its output, and for its input where `stdin` says so.
+    /// Starts a child for this run, with pipes for its output, and for its input where `stdin` says so. One
+    /// that is not wanted any more, because its folder or its program took long to be found, never runs.
     pub fn spawn(
         &self,
         run: u64,
@@ -299,6 +300,7 @@ impl Children {
         stdin: bool,
         settings: &Settings,
         _group: Option<&Group>,
+        is_wanted: &dyn Fn() -> bool,
     ) -> Result<Spawned, StartError> {
         if let Some(folder) = command.get_current_dir()
             && !folder.is_dir()
@@ -339,7 +341,11 @@ impl Children {
             Err(fault) => log::warn!("process {} has no job object, its children may outlive it: {fault}", spawned.pid),
         }
         // Not before: a child of the child would be in no job.
-        if let Err(fault) = resume(spawned.pid) {
+        let resumed = match is_wanted() {
+            true => resume(spawned.pid),
+            false => Err(io::Error::other("the job was ended before its start")),
+        };
+        if let Err(fault) = resumed {
             self.lock().remove(&run);
             let _ = child.kill();
             return Err(StartError::at(Step::Process)(fault));

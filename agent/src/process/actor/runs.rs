@@ -3,6 +3,7 @@
 use super::super::not_started::NotStarted;
 use super::super::policy::{Action, Event};
 use super::super::{GroupUse, Message, spawn, tree};
+use super::launcher::Leave;
 use super::threads::Task;
 use super::{Actor, Run, Work, group_name};
 use crate::builtin::{self, Answer, JobControl};
@@ -60,16 +61,19 @@ impl Actor {
         let Some((job, detail)) = self.jobs.get(&known.id).and_then(|job| Some((job, job.detail.clone()?))) else {
             return;
         };
+        if self.launcher.hangs(&known.id) {
+            let why = "an earlier start of it still waits for a file system that does not answer";
+            return self.not_started(run, why.to_owned().into());
+        }
         let mark = Mark { home: self.home.clone(), job: known.id.to_string(), start: known.at };
         let group = self.cgroups.as_ref().and_then(|cgroups| cgroups.make(&group_name(&mark.job, mark.start)));
         let (children, config) = (self.children.clone(), self.parts.config.clone());
         let controller = job.controller.clone();
-        let start = move |cancelled: bool| {
-            let owner = spawn::Owner { run, mark: &mark, controller: &controller, group: group.as_ref() };
-            let child = match cancelled {
-                true => Err("the job was ended before its start".to_owned().into()),
-                false => spawn::start(&children, spec, &detail.args, &owner, &config),
-            };
+        let start = move |leave: &Leave| {
+            let refusal = || leave.refusal();
+            let (group, refusal) = (group.as_ref(), &refusal);
+            let owner = spawn::Owner { run, mark: &mark, controller: &controller, group, refusal };
+            let child = spawn::start(&children, spec, &detail.args, &owner, &config);
             let group = group.map(|group| if group.is_refused() { GroupUse::Refused } else { GroupUse::Made });
             Message::Launched { run, mark, since: Instant::now(), group, child }
         };
@@ -79,7 +83,7 @@ impl Actor {
 
     /// Gives up a start that hangs.
     pub(super) fn abort_start(&mut self, run: u64) {
-        self.launcher.cancel(run);
+        self.launcher.give_up(run, self.runs.get(&run).map(|known| known.id.clone()));
         self.children.abort_start(run);
     }
 

@@ -8,7 +8,7 @@ import threading
 import time
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
-from . import grants, scripts, target, verbs, wire
+from . import grants, scripts, target, verbs, wire, withdrawal
 from . import nodes as nodes_
 from .errors import Error, NobodyMatched, NoController, UsageError, WaitTimeout
 from .fleet import WITHDRAW_SECONDS, Fleet
@@ -314,13 +314,7 @@ class Client(Looking):
         return self._withdraw({node: job_id for node in nodes}, timeout)
 
     def _withdraw(self, jobs: Mapping[NodeId, str], timeout: Timeout = DEFAULT) -> Dict[NodeId, str]:
-        asked = {node: Verb("cancel", {}, {"id": job_id}) for node, job_id in jobs.items()}
-        answers = self._ask_each(asked, timeout)
-        out = {}
-        for node in jobs:
-            answer = answers.get(node)
-            out[node] = "" if answer and answer.ok else answer.data if answer else "no controller answered in time"
-        return out
+        return withdrawal.withdraw(self, jobs, timeout)
 
     def _withdraw_quietly(self, jobs: Mapping[NodeId, str]) -> bool:
         """Whether all were withdrawn; for commands whose ids the caller does not know."""

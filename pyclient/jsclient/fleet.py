@@ -88,8 +88,10 @@ class Fleet:
         self._fan_sent = 0.0
         self._fan_known = False
         self._done: set[NodeId] = set()
+        self._fresh: Deque[Result] = deque()  # taken and not handed out yet
         self._late: Dict[str, NodeId] = {}  # job id -> node, given up; the next wait takes them up again
         self._given_up = False  # likewise, what is open of the one job
+        self._recurs = bool(verb.args.get("recurring_period"))
         self._begun = False  # sent before: the first look is into the hashes
         self._looked = time.monotonic()
         self._swept = 0.0
@@ -114,7 +116,9 @@ class Fleet:
             info = found[fleet_id]
             fleet._fan, fleet._fan_sent = fleet_id, now
             fleet.nodes = nodes_of(info)
-            fleet._fan_known = bool(info.targets) or bool(info.command.get("nid"))
+            fleet._fan_known = bool(fleet.nodes)
+            args = info.command.get("args")
+            fleet._recurs = isinstance(args, dict) and bool(args.get("recurring_period"))
         else:
             for job_id, info in found.items():
                 for node in nodes_of(info)[:1]:
@@ -243,17 +247,23 @@ class Fleet:
         if self._begun:
             self._begun = False
             try:
-                began_with = self._look(force=True)
+                self._look(force=True)
             except Unavailable as e:
                 if not e.passing:
                     raise
-                began_with, self._looked = [], 0.0  # the waiting below bridges that, and looks again
-            yield from began_with
+                self._looked = 0.0  # the waiting below bridges that, and looks again
+        yield from self._handed()
         while not self._over():
-            for result in self._step(limit, began, tick):
-                yield result
+            try:
+                self._step(limit, began, tick)
+            finally:
+                yield from self._handed()
             if tick:
                 yield None
+
+    def _handed(self) -> Iterator[Result]:
+        while self._fresh:
+            yield self._fresh.popleft()
 
     def _over(self) -> bool:
         sent = not self._open and not self._returning and not self._unsent
@@ -282,8 +292,8 @@ class Fleet:
             for command in group:
                 self._open[command.id] = NodeId(command.gid, command.nid), now
 
-    def _step(self, limit: Optional[float], began: float, tick: float) -> List[Result]:
-        """One blocking read at most; what came."""
+    def _step(self, limit: Optional[float], began: float, tick: float) -> None:
+        """One blocking read at most."""
         # A wait begins anew with each call of `stream`, so time spent before it does not count.
         deadlines = [max(sent, began) + limit for _, sent in self._open.values()] if limit is not None else []
         if limit is not None:
@@ -293,73 +303,74 @@ class Fleet:
         deadline = min(deadlines) if deadlines else None
         pause = Pause(deadline)
         wait = min(pause.left(), tick) if tick else pause.left()
-        out: List[Result] = []
         while True:
             try:
-                out = self._read_fan(wait) if self._fan else self._read_lists(wait)
+                if self._fan:
+                    self._read_fan(wait)
+                else:
+                    self._read_lists(wait)
                 break
             except Error as e:
                 pause.after(e)
-        if deadline is not None and not out and time.monotonic() >= deadline:
-            out = self._look(force=True)
-            out += self._give_up(limit, began)
+        if limit is not None and deadline is not None and not self._fresh and time.monotonic() >= deadline:
+            self._look(force=True)
+            self._give_up(limit, began)
         while self._unsent:
             try:
                 self._send()
                 break
             except Error as e:
                 pause.after(e)
-        return out
 
-    def _give_up(self, limit: Optional[float], began: float) -> List[Result]:
-        assert limit is not None
+    def _give_up(self, limit: float, began: float) -> None:
         now = time.monotonic()
-        lost = []
         for node, (result, came) in list(self._returning.items()):
             if now >= max(came, began) + limit:
                 del self._returning[node]
                 reason = f"the agent ended, and nothing started it again within {limit:g} s"
-                lost.append(self._settle(dataclasses.replace(result, state="ERROR", level=0, data=reason), node))
+                self._settle(dataclasses.replace(result, state="ERROR", level=0, data=reason), node)
         for job_id, (node, sent) in list(self._open.items()):
             if now >= max(sent, began) + limit:
                 del self._open[job_id]
                 self._late[job_id] = node
         if self._fan and now >= max(self._fan_sent, began) + limit:
             self._given_up = True
-        return lost
 
-    def _take(self, result: Result, node: NodeId) -> Optional[Result]:
+    def _take(self, result: Result, node: NodeId) -> None:
         if node in self._done or node in self._returning:
-            return None
+            return
+        if result.node != node:  # a controller of 0.1.0 that answered for it
+            result = dataclasses.replace(result, gid=node.gid, nid=node.nid)
         if self._returns and result.ok:
             self._returning[node] = result, time.monotonic()
-            return None
-        return self._settle(result, node)
+        else:
+            self._settle(result, node)
 
-    def _settle(self, result: Result, node: NodeId) -> Result:
+    def _settle(self, result: Result, node: NodeId) -> None:
         self._done.add(node)
         self.returned += 1
         self.failures += not result.ok
         if self._keep:
             self.results[node] = result
-        return result
+        self._fresh.append(result)
 
     def _instances(self, nodes: Sequence[NodeId]) -> Dict[NodeId, bytes]:
         """Which start of its agent each node has told its controller last."""
         answers = self.client.link.bulk([("HGET", wire.agent_hash(node), "instance") for node in nodes])
         return {node: answer or b"" for node, answer in zip(nodes, answers)}
 
-    def _restarted(self) -> List[Result]:
-        """The answers of the nodes whose agents have started again."""
+    def _take_restarted(self) -> None:
+        """Takes the answers of the nodes whose agents have started again."""
         now = time.monotonic()
         if now - self._asked_back < RETURN_SECONDS:
-            return []
+            return
         self._asked_back = now
         now_is = self._instances(list(self._returning))
-        back = [node for node, instance in now_is.items() if instance not in (b"", self._before.get(node))]
-        return [self._settle(self._returning.pop(node)[0], node) for node in back]
+        for node, instance in now_is.items():
+            if instance not in (b"", self._before.get(node)):
+                self._settle(self._returning.pop(node)[0], node)
 
-    def _read_fan(self, wait: float) -> List[Result]:
+    def _read_fan(self, wait: float) -> None:
         assert self._fan
         key = wire.result_list(self._fan)
         popped = self.client.link.pop([key], min(wait, 0.05) if not self._fan_known else wait)
@@ -369,104 +380,90 @@ class Fleet:
             more = [raw for raw in self.client.link.bulk([("RPOP", key)] * DRAIN) if raw is not None]
             raws.extend(more)
             full = len(more) == DRAIN
-        out = []
-        if raws and not self._fan_known:
-            self._learn()  # the controller writes it down before it hands out anything
-        for raw in raws:
-            result = Result.from_json(raw)
-            if result is not None:
-                if result.nid and self._fan_known and result.node not in self.nodes:
-                    continue  # nobody has asked that node
-                if not result.nid:  # the controller's own answer: nobody was there
-                    self.nodes, self._fan_known = [NodeId(result.gid, 0)], True
-                elif result.node not in self.nodes and not self._fan_known:
-                    self.nodes.append(result.node)
-                taken = self._take(result, NodeId(result.gid, result.nid))
-                if taken:
-                    out.append(taken)
-        if not self._fan_known:
-            self._learn()
-        elif not raws:
-            out.extend(self._look())
-        return out
+        results = [result for result in map(Result.from_json, raws) if result is not None]
+        unnamed = [result for result in results if not result.nid]
+        if unnamed or not self._fan_known:
+            # The hash says whom the controller gave it to, and for which of them it answered: it is written first.
+            # Nothing is taken before, for what a cut connection loses now is found in the hash later.
+            self._look(force=True)
+        elif not results:
+            self._look()
+        given = set(self.nodes)
+        for result in results:
+            if result.nid and not self._fan_known and result.node not in given:
+                self.nodes.append(result.node)
+                given.add(result.node)
+            if result.node in given:  # else nobody has asked that node
+                self._take(result, result.node)
+        if unnamed and not self._fan_known:  # nobody was there
+            nobody = unnamed[0].node
+            self.nodes, self._fan_known = [nobody], True
+            self._take(unnamed[0], nobody)
 
-    def _learn(self) -> None:
-        # The controller decides whom a fanout means, a moment after the client did.
-        raw = self.client.link.read("HGET", wire.job_hash(self._fan or ""), "targets")
-        targets = wire.parse_targets(raw) if raw else None
-        if targets:
-            self.nodes, self._fan_known = sorted(targets), True
-
-    def _read_lists(self, wait: float) -> List[Result]:
+    def _read_lists(self, wait: float) -> None:
         if self._returning:
             wait = min(wait, RETURN_SECONDS)
-            back = self._restarted()
-            if back:
-                return back
+            self._take_restarted()
+            if self._fresh:
+                return
             if not self._open:
                 time.sleep(wait)
         if not self._open:
-            return []
+            return
         ids = list(self._open)
         keys = {wire.result_list(job_id): job_id for job_id in ids[:MANY]}
-        out: List[Result] = []
         now = time.monotonic()
         if len(ids) > MANY:
             wait = min(wait, SWEEP_SECONDS)
         popped = self.client.link.pop(list(keys), wait)
         if popped:
-            self._arrived(wire.text(popped[0])[len(wire.result_list("")) :], popped[1], out)
+            self._arrived(wire.text(popped[0])[len(wire.result_list("")) :], popped[1])
         if len(ids) > 1 and (popped is None or len(ids) > MANY) and now - self._swept >= SWEEP_SECONDS:
             self._swept = now
             rest = [job_id for job_id in ids if job_id in self._open]
             for job_id, raw in zip(rest, self.client.link.bulk([("RPOP", wire.result_list(i)) for i in rest])):
                 if raw is not None:
-                    self._arrived(job_id, raw, out)
-        if not out:
-            out.extend(self._look())
-        return out
+                    self._arrived(job_id, raw)
+        if not self._fresh:
+            self._look()
 
-    def _arrived(self, job_id: str, raw: bytes, out: List[Result]) -> None:
+    def _arrived(self, job_id: str, raw: bytes) -> None:
         result = Result.from_json(raw)
-        if result is None or job_id not in self._open:
-            return
-        node, _ = self._open[job_id]
-        if not answers_for(result, node):
-            return
-        del self._open[job_id]
-        taken = self._take(result, node)
-        if taken:
-            out.append(taken)
+        if result is not None and job_id in self._open and answers_for(result, self._open[job_id][0]):
+            node, _ = self._open.pop(job_id)
+            self._take(result, node)
 
-    def _look(self, force: bool = False) -> List[Result]:
-        """What the jobs' hashes hold: results that somebody else, or a cut connection, took off the lists."""
+    def _look(self, force: bool = False) -> None:
+        """Takes what the jobs' hashes hold: results that somebody else, or a cut connection, took off the lists."""
         now = time.monotonic()
         if not force and now - self._looked < LOOK_SECONDS:
-            return []
+            return
         self._looked = now
-        out = []
         if self._fan:
             found = self.client._info(self._fan)
             if found is not None:
-                if found.targets:
-                    self.nodes, self._fan_known = sorted({*found.targets, *self._done}), True
-                for node, result in found.results.items():
-                    taken = self._take(result, node)
-                    if taken:
-                        out.append(taken)
-                if out and self._fan_over():
-                    self.client._forget(out[-1])
-            return out
+                self._look_into(found)
+            return
         ids = list(self._open)
         commands = [("HGET", wire.job_hash(job_id), self._open[job_id][0].key) for job_id in ids]
         for job_id, raw in zip(ids, self.client.link.bulk(commands)):
             late = Result.from_json(raw) if raw else None
             if late is not None:
-                taken = self._take(late, self._open.pop(job_id)[0])
+                self._take(late, self._open.pop(job_id)[0])
                 self.client._forget(late)
-                if taken:
-                    out.append(taken)
-        return out
+
+    def _look_into(self, found: JobInfo) -> None:
+        # The controller decides whom a fanout means, a moment after the client did. Where that is nobody, its answer
+        # stands for all.
+        given = nodes_of(found) or list(found.results)
+        if given:
+            self.nodes, self._fan_known = sorted({*given, *self._done}), True
+        before = self.returned
+        for node in given:
+            if node in found.results:
+                self._take(found.results[node], node)
+        if self.returned > before and self._fan_over():
+            self.client._forget(self._fresh[-1])
 
     # What can be done to all of them.
 
@@ -481,9 +478,11 @@ class Fleet:
         """
         nodes = [node for node in self.missing if node not in self._returning]
         told = self.client._withdraw({node: self.job_id(node) for node in nodes}, timeout)
-        lists = {wire.result_list(self.job_id(node)) for node, why in told.items() if not why}
-        # What it says of that lies in the jobs' hashes too.
-        self.client.link.bulk([("DEL", key) for key in lists])
+        gone = {node for node, why in told.items() if not why}
+        # What it says of that lies in the jobs' hashes too. A list on which others may still answer is left alone.
+        if not self._fan or (not self._recurs and self._done | gone >= set(self.nodes)):
+            lists = {wire.result_list(self.job_id(node)) for node in gone}
+            self.client.link.bulk([("DEL", key) for key in lists])
         return told
 
     def signal(self, name: Union[str, int], timeout: Timeout = DEFAULT) -> Dict[NodeId, Result]:

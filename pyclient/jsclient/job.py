@@ -41,10 +41,10 @@ class Job:
     def node(self) -> NodeId:
         """The node that it was sent to; of a job that was found by its id, the first of its nodes."""
         if self._node is None:
-            info = self.info()
-            if not info.targets:
+            given = nodes_of(self.info())
+            if not given:
                 raise Gone(f"job {self.id} was given to no node")
-            self._node = info.targets[0]
+            self._node = given[0]
         return self._node
 
     def info(self) -> wire.JobInfo:
@@ -154,7 +154,6 @@ class Job:
                     found = None
                 result = self._pick(found) if found and once else None
                 if result is not None:
-                    client._forget(result)
                     return result
             if pause.over():
                 return None
@@ -166,25 +165,31 @@ class Job:
 
     def _was_asked(self, result: Result) -> bool:
         """Whether a result is of a node that the job was given to, as far as that is known."""
+        if not result.nid:
+            # Of many nodes a controller of 0.1.0 does not name the one that it answered for: the hash does.
+            found = self.client._info(self.id)
+            return found is None or len(nodes_of(found)) < 2
         if self._sent is not None and self._node is not None:
-            return answers_for(result, self._node)
+            return result.node == self._node
         if self._asked is None:
             found = self.client._info(self.id)
             self._asked = {*(found.targets or ()), *found.states} if found else set()
-        return not result.nid or not self._asked or result.node in self._asked
+        return not self._asked or result.node in self._asked
 
     def _pick(self, info: wire.JobInfo) -> Optional[Result]:
-        if self._node is not None and self._node in info.results:
-            return info.results[self._node]
-        # A controller answers for nobody under another name, and a role's node is known only now.
-        return next(iter(info.results.values())) if info.results and not info.open else None
+        """Its result in the hash; the list, which may be that of other nodes too, is deleted once all are there."""
+        result = info.results.get(self._node) if self._node else None
+        if result is None and not info.open:
+            # A role's node is known only now, and a controller answers for nobody under the number 0.
+            result = next((r for n, r in sorted(info.results.items()) if not (self._node and n.nid)), None)
+        if result is not None and not info.open:
+            self.client._forget(result)
+        return result
 
     def _finish(self, result: Optional[Result]) -> None:
         if result is not None:
             with self._lock:
-                if self._result is None:
-                    self._result = result
-                    self.client._forget(result)
+                self._result = self._result or result
 
     def kill(self, timeout: Timeout = DEFAULT) -> Result:
         """Ends it: its stop signal, then KILL; it is forgotten, so that no restart follows."""
@@ -226,15 +231,14 @@ class Job:
 
 
 def answers_for(result: Result, node: NodeId) -> bool:
-    """Whether a result is that of a job of this node: by the node itself, or by a controller that names none."""
+    """Whether a result on the list of this node's own job is its: by itself, or by a controller that names none."""
     return not result.nid or result.node == node
 
 
 def nodes_of(info: wire.JobInfo) -> List[NodeId]:
-    """The nodes that a job was given to, or those that the command named."""
-    if info.targets:
-        return info.targets
-    gid, nid = info.command.get("gid"), info.command.get("nid")
-    if isinstance(gid, int) and isinstance(nid, int) and nid > 0:
-        return [NodeId(gid, nid)]
-    return sorted(info.states)
+    """The nodes that a job was given to, those included that the controller answered for; else the one it names."""
+    given = {*(info.targets or ()), *info.states}
+    if not given:
+        gid, nid = info.command.get("gid"), info.command.get("nid")
+        given = {NodeId(gid, nid)} if isinstance(gid, int) and isinstance(nid, int) else set()
+    return sorted(node for node in given if node.nid > 0)

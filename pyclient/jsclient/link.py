@@ -221,8 +221,7 @@ class Link:
             except Unavailable as e:
                 if e.passing:
                     raise
-        found = tuple(int(part) for part in version.split(b".")[:3] if part.isdigit())
-        if found and (*found, 999, 999)[:3] < OLDEST_REDIS:
+        if _is_too_old(version):
             raise self._too_old(version.decode("ascii", "replace"))
         self.version_known = True
 
@@ -433,6 +432,12 @@ def _version(answer: Any) -> bytes:
         return found if isinstance(found, bytes) else str(found).encode()
     found_in = re.search(rb"redis_version:([0-9.]+)", answer) if isinstance(answer, bytes) else None
     return found_in[1] if found_in else b""
+
+
+def _is_too_old(version: bytes) -> bool:
+    """Whether a version is before the oldest that will do; one whose first part is no number is not."""
+    parts = [int(part) if part.isdigit() else None for part in version.split(b".")[:3]]
+    return parts[0] is not None and tuple(part or 0 for part in (*parts, 0, 0)[:3]) < OLDEST_REDIS
 
 
 def _failed(error: Exception, command: Sequence[Any]) -> Any:

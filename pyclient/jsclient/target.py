@@ -113,13 +113,17 @@ class Selection:
     unknown: List[NodeId]
     #: Those of `live` whose agents said that they stop, and were not seen since.
     stopped: List[Node] = field(default_factory=list)
+    #: Whether nodes that a controller still counts as live were left out of `live`.
+    narrowed: bool = False
 
     @property
     def present(self) -> Selection:
         """The same with the stopped nodes among those that are not there, for commands that only look."""
+        if not self.stopped:
+            return self
         away = {node.id for node in self.stopped}
         offline = sorted([*self.offline, *self.stopped], key=lambda node: node.id)
-        return Selection([n for n in self.live if n not in away], offline, self.unknown)
+        return Selection([n for n in self.live if n not in away], offline, self.unknown, narrowed=True)
 
     @property
     def everybody(self) -> List[NodeId]:

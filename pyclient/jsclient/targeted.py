@@ -37,7 +37,9 @@ class Targeted:
         """Whom it means now."""
         found = self._client.select(self.who, self.but)
         if self.any and found.live:
-            return Selection([random.choice(found.live)], [], [])
+            # A stopped one only where there is no other.
+            one = random.choice(found.present.live or found.live)
+            return Selection([one], [], [], [node for node in found.stopped if node.id == one])
         return found
 
     def nodes(self) -> List[NodeId]:
@@ -77,8 +79,9 @@ class Targeted:
         at_once = batch_size(batch, len(to)) if batch is not None else 0
         single = self.who.fanout()
         own = each or {}
-        plain = single and not (own or self.but or self.any or at_once or max_failures is not None or to != chosen.live)
-        plain = plain and not returning
+        # A fanout goes to all that the controllers count as live, no more and no less.
+        exactly = to == chosen.live and not (chosen.narrowed or self.but or self.any)
+        plain = exactly and not (own or at_once or max_failures is not None or returning)
         fanout, commands = None, []
         if single and plain and len(to) > 1:
             gid, roles = single
@@ -162,15 +165,15 @@ class Targeted:
 
     def ping(self, **options: Any) -> Fleet:
         """Asks each for `pong`."""
-        return self.start(verbs.ping(), **options)
+        return self._look(verbs.ping(), options)
 
     def info(self, kind: str, **options: Any) -> Fleet:
         """Asks each for its `cpu`, `mem`, `disk`, `nic` or `os`."""
-        return self.start(verbs.info(kind), **options)
+        return self._look(verbs.info(kind), options)
 
     def processes(self, domain: str = "", name: str = "", **options: Any) -> Fleet:
         """Asks each for its running jobs."""
-        return self.start(verbs.processes(domain, name), **options)
+        return self._look(verbs.processes(domain, name), options)
 
     def follow(
         self,
@@ -244,6 +247,11 @@ class Targeted:
     def restart(self, **options: Any) -> Fleet:
         """Has each agent exit, and waits until its service manager has started it again."""
         return self.start(Verb("restart"), **{"returning": True, **options})
+
+    def _look(self, verb: Verb, options: Mapping[str, Any]) -> Fleet:
+        """Sends a command that only looks: not to nodes whose agents have stopped."""
+        chosen: Selection = options.get("selection") or self.select()
+        return self.start(verb, **{**options, "selection": chosen.present})
 
     def _somebody(self, how: Mapping[str, Any]) -> Selection:
         # Before anything is stored: nobody there means that nothing is left behind either.

@@ -197,11 +197,13 @@ class Command:
     created: int = 0
     #: For commands that only look: kept out of the history and the audit list.
     quiet: bool = False
+    #: Instead of `nid` and `roles`: each of these, at most 10,000.
+    nodes: Sequence[NodeId] = ()
 
     def to_json(self) -> str:
         """The text that goes on the queue."""
-        if self.nid <= 0 and not self.roles:
-            raise UsageError("a command needs a target: gid and nid, or roles")
+        if self.nid <= 0 and not self.roles and not self.nodes:
+            raise UsageError("a command needs a target: gid and nid, nodes, or roles")
         if not isinstance(self.cmd, str) or not self.cmd:
             raise UsageError("a command needs a name")
         fields: Dict[str, Any] = {
@@ -216,6 +218,8 @@ class Command:
             "tags": self.tags,
             "expires": self.expires,
         }
+        if self.nodes:
+            fields["nodes"] = [list(node) for node in self.nodes]
         if self.by:
             fields["by"] = self.by
         if self.user:
@@ -331,7 +335,7 @@ class Result:
 
     @property
     def node(self) -> NodeId:
-        """Who it came from; `0.0` when the controller itself answered for nobody."""
+        """The node it came from, or that the controller answered for; the number is 0 where that is nobody."""
         return NodeId(self.gid, self.nid)
 
     @property
@@ -454,7 +458,8 @@ class JobInfo:
                     continue
                 info.states[node] = str(state.get("state", ""))
                 if state.get("state") in FINAL_STATES:
-                    info.results[node] = Result.from_dict(state)
+                    # A controller of 0.1.0 that answered for a node of a fanout did not name it.
+                    info.results[node] = Result.from_dict({**state, "gid": node.gid, "nid": node.nid})
         return info
 
     @property

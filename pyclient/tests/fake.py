@@ -46,6 +46,8 @@ class Fake:
         self.files: Dict[Tuple[Node, str], bytes] = {}
         self.delay = 0.0
         self.hash_only = False
+        # Whether what the controller itself answers for a node names that node; those of 0.1.0 do not.
+        self.names_nodes = True
         self.beating = True
         self.programs: Dict[str, Callable[[Node, Dict[str, Any]], Dict[str, Any]]] = {
             "echo": lambda n, c: {"streams": [" ".join(c["args"].get("args", [])) + "\n", ""]},
@@ -91,6 +93,15 @@ class Fake:
             if n == node:
                 self._at_node(node, self.queued.pop((job, n)))
 
+    def end(self, job: str, node: Node) -> None:
+        """A deaf node answers all the same."""
+        self._finish(node, self.running.pop((job, node)), {})
+
+    def expire(self, job: str, node: Node) -> None:
+        """A command expires before its node has taken it."""
+        command = self.queued.pop((job, node), None) or self.running.pop((job, node))
+        self._finish(node, command, {"state": "ERROR", "data": "expired before its node took it"}, own=True)
+
     def started(self, node: Node) -> None:
         """An agent has started again."""
         self.starts += 1
@@ -126,6 +137,8 @@ class Fake:
             return self._cancel(command)
         if command["nid"]:
             nodes = [(command["gid"], command["nid"])]
+        elif command.get("nodes"):
+            nodes = [(g, n) for g, n in command["nodes"]]
         else:
             want = set(command["roles"]) - {"*"}
             nodes = [n for n, roles in sorted(self.roles.items()) if want <= set(roles) and n not in self.absent
@@ -162,33 +175,47 @@ class Fake:
     def _long(command: Dict[str, Any]) -> bool:
         return bool(command["cmd"] == "execute" and command["args"].get("cmd") == "sleep")
 
-    def _finish(self, node: Node, command: Dict[str, Any], answer: Dict[str, Any]) -> None:
-        result = {"id": command["id"], "gid": node[0], "nid": node[1], "cmd": command["cmd"],
+    def _finish(self, node: Node, command: Dict[str, Any], answer: Dict[str, Any], own: bool = False) -> None:
+        """Delivers a result; with `own` the controller answers itself for the node."""
+        named = node if self.names_nodes or not own else (command["gid"], command["nid"])
+        result = {"id": command["id"], "gid": named[0], "nid": named[1], "cmd": command["cmd"],
                   "args": command["args"], "data": "", "level": 0, "state": "OK", "code": 0, "time": 3,
                   "starttime": now(), "streams": ["", ""], "critical": "", "tags": command["tags"], **answer}
         # As the agent does it: a line feed between each two lines, and none at the end.
         result["streams"] = [s[:-1] if s.endswith("\n") else s for s in result["streams"]]
         text = json.dumps(result)
         job = command["id"]
+        if own:
+            # A node that the controller answered for is no target any more.
+            found: Any = self._redis.hget(f"jsacc:job:{job}", "targets")
+            left = [n for n in json.loads(found) if n != f"{node[0]}:{node[1]}"]
+            self._redis.hset(f"jsacc:job:{job}", mapping={"targets": json.dumps(left), f"{node[0]}:{node[1]}": text})
         if not self.hash_only:
             self._redis.lpush(f"cmds_queue_{job}", text)
-        if node[1]:
+        # Of a cancel the real one keeps no hash.
+        if command["cmd"] != "cancel":
             self._redis.hset(f"jsacc:job:{job}", f"{node[0]}:{node[1]}", text)
         self._redis.hincrby("jsacc:audit:results", f"{job} {result['state']}", 1)
 
     def _cancel(self, command: Dict[str, Any]) -> None:
         data = command["data"]
         job = (json.loads(data) if isinstance(data, str) else data)["id"]
-        node = (command["gid"], command["nid"])
-        waiting = self.queued.pop((job, node), None)
-        if waiting is not None:
-            self._finish(node, waiting, {"state": "KILLED", "data": "cancelled before its node took it"})
-            answer = {"level": 20, "data": json.dumps({"cancelled": True, "count": 1})}
-        elif (job, node) in self.running:
-            answer = {"state": "ERROR", "data": f"job {job} is already with node {node[0]}:{node[1]}: kill it instead"}
-        else:
-            answer = {"state": "ERROR", "data": f"job {job} has ended on node {node[0]}:{node[1]}"}
-        self._finish(node, command, answer)
+        self._redis.lpush("jsacc:jobs", command["id"])
+        self._redis.lpush("jsacc:audit", json.dumps({"id": command["id"], "cmd": "cancel"}))
+        count, why = 0, f"no such job {job}"
+        for gid, nid in command.get("nodes") or [(command["gid"], command["nid"])]:
+            waiting = self.queued.pop((job, (gid, nid)), None)
+            if waiting is not None:
+                count += 1
+                self._finish((gid, nid), waiting, {"state": "KILLED", "data": "cancelled before its node took it"},
+                             own=True)
+            elif (job, (gid, nid)) in self.running:
+                why = f"job {job} is already with node {gid}:{nid}: kill it instead"
+            else:
+                why = f"job {job} has ended on node {gid}:{nid}"
+        answer = {"level": 20, "data": json.dumps({"cancelled": True, "count": count})}
+        answer = answer if count else {"state": "ERROR", "data": why}
+        self._finish((command["gid"], command["nid"]), command, answer)
 
     def answer(self, node: Node, command: Dict[str, Any]) -> Dict[str, Any]:
         """What a node says to a command."""

@@ -23,6 +23,7 @@ from conftest import Ran, Server, end, wait_until
 
 from jsclient import Client, JobFailed, WaitTimeout
 from jsclient.cli import main
+from jsclient.wire import Command, NodeId
 
 ROOT = Path(__file__).parents[2]
 
@@ -160,6 +161,18 @@ def test_a_job_is_watched_signalled_and_killed(stage: Stage, jsctl: Jsctl) -> No
     assert job.wait(20).state == "KILLED"
     with pytest.raises(JobFailed):
         job.kill()
+
+
+def test_one_command_withdraws_a_job_from_all_its_nodes(stage: Stage, jsctl: Jsctl) -> None:
+    away = [NodeId(7, 1), NodeId(7, 2)]
+    command = Command("execute", args={"cmd": "true"}, nodes=[NodeId(1, 1), *away])
+    stage.client.push([command])
+    wait_until(lambda: stage.client.job_info(command.id).open == away, 30)
+    audit = len(stage.client.audit(1000))
+    assert stage.client.cancel(command.id) == dict.fromkeys(away, "")
+    wait_until(lambda: len(stage.client.audit(1000)) == audit + 1)
+    ran = jsctl("wait", command.id, "--json")
+    assert {r["node"]: r["state"] for r in json.loads(ran.out)} == {"1.1": "OK", "7.1": "KILLED", "7.2": "KILLED"}, ran
 
 
 def test_detach_wait_cancel_and_history(stage: Stage, jsctl: Jsctl) -> None:

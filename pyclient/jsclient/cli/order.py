@@ -150,6 +150,8 @@ def cancel(args: argparse.Namespace) -> int:
         told: Dict[NodeId, str] = {}
         for job_id in parts:
             told.update(client.cancel(job_id, **_timeout(args)))
+        if not told:
+            raise NobodyMatched(f"job {args.id} was given to no node")
     gone = [n for n, why in told.items() if not why]
     kept = {n: why for n, why in told.items() if why}
     if args.json or args.ndjson:

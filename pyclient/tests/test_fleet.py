@@ -1,0 +1,198 @@
+"""Answers that the controller gives itself, nodes that have stopped, and withdrawal, in orders to many nodes."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any, Callable, List
+
+import pytest
+from conftest import Ran, wait_until
+from fake import Fake
+
+from jsclient import Client, Fleet, NobodyMatched, NodeId, WaitTimeout, wire
+from jsclient.link import _is_too_old
+from jsclient.wire import Command
+
+Jsctl = Callable[..., Ran]
+ALL = [(1, 1), (1, 2), (2, 1)]
+
+
+def at_work(fake: Fake, fleet: Fleet) -> None:
+    """Waits until every node of the one job has it."""
+    wait_until(lambda: all((fleet.id, node) in fake.running for node in fleet.nodes))
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("expired", ALL)
+def test_answer_of_the_controller_for_one_node_leaves_the_others(
+    client: Client, fake: Fake, raw: Any, named: bool, expired: Any
+) -> None:
+    fake.names_nodes = named
+    fake.deaf.update(ALL)
+    fleet = client.target("all").execute("uname")
+    at_work(fake, fleet)
+    for node in ALL:
+        (fake.expire if node == expired else fake.end)(fleet.id, node)
+    came = list(fleet.stream(5))
+    assert {r.node: r.state for r in came} == {n: "ERROR" if n == expired else "OK" for n in ALL}
+    assert {r.node: r.state for r in fleet.results.values()} == {r.node: r.state for r in came}
+    assert fleet.returned == len(fleet.nodes) == 3 and not fleet.missing and [r.node for r in fleet.failed] == [expired]
+    assert not raw.exists(wire.result_list(fleet.id))
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_answer_of_the_controller_comes_while_others_are_waited_for(
+    client: Client, fake: Fake, named: bool
+) -> None:
+    fake.names_nodes = named
+    fake.deaf.update(ALL)
+    fleet = client.target("all").execute("uname")
+    at_work(fake, fleet)
+    came = fleet.stream(10)
+    fake.end(fleet.id, (1, 1))
+    assert next(came).node == (1, 1)
+    fake.expire(fleet.id, (1, 2))
+    assert (next(came).node, fleet.missing) == ((1, 2), [(2, 1)])
+    fake.end(fleet.id, (2, 1))
+    assert [r.node for r in came] == [(2, 1)] and not fleet.missing
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_second_client_sees_every_end_of_a_job_that_was_withdrawn_in_part(
+    client: Client, fake: Fake, jsctl: Jsctl, named: bool
+) -> None:
+    fake.names_nodes = named
+    fake.deaf.update(ALL)
+    fleet = client.target("all").execute("uname")
+    at_work(fake, fleet)
+    fake.expire(fleet.id, (1, 1))
+    fake.end(fleet.id, (1, 2))
+    fake.expire(fleet.id, (2, 1))
+    ran = jsctl("wait", fleet.id, "--timeout", "10", "--json")
+    assert ran.code == 1 and {r["node"]: r["state"] for r in json.loads(ran.out)} == {
+        "1.1": "ERROR", "1.2": "OK", "2.1": "ERROR"}
+    assert "1 OK, 2 failed (1.1, 2.1)" in ran.err
+
+
+def test_job_of_one_node_of_many_takes_no_answer_for_another(client: Client, fake: Fake, raw: Any) -> None:
+    fake.names_nodes = False
+    fake.deaf.update(ALL)
+    fleet = client.target("all").execute("uname")
+    at_work(fake, fleet)
+    jobs = fleet.jobs
+    fake.expire(fleet.id, (1, 1))
+    with pytest.raises(WaitTimeout):
+        jobs[NodeId(1, 2)].wait(0.3)
+    assert jobs[NodeId(1, 1)].wait(5).node == (1, 1)
+    fake.end(fleet.id, (1, 2))
+    assert jobs[NodeId(1, 2)].result.state == "OK"  # type: ignore[union-attr]
+    assert raw.llen(wire.result_list(fleet.id)) == 1, "others wait for what is on the list"
+
+
+def test_job_that_was_given_to_nobody_has_its_end_for_everyone(client: Client, fake: Fake, jsctl: Jsctl) -> None:
+    command = Command("ping", roles=["nobody"], fanout=True)
+    client.push([command])
+    for _ in range(2):
+        ran = jsctl("wait", command.id, "--timeout", "10")
+        assert ran.code == 1 and "no live node has these roles" in ran.out + ran.err, ran
+    for words in (["cancel"], ["kill"]):
+        ran = jsctl(*words, command.id)
+        assert ran.code == 3 and f"job {command.id} was given to no node" in ran.err, ran
+    with pytest.raises(LookupError, match="was given to no node"):
+        client.job(command.id).node
+
+
+def stop(raw: Any, node: str) -> None:
+    """A node says that its agent stops."""
+    raw.hset(f"jsacc:agent:{node}", "stopped", str(int(time.time() * 1000) + 1000))
+
+
+@pytest.mark.parametrize("who,there", [("all", 3), ("@web", 2), ("1.*", 2), ("1.1,1.2,2.1", 2), ("@db", 1)])
+@pytest.mark.parametrize("words", [["ping"], ["info", "os"], ["ps"], ["top", "--once"]])
+def test_stopped_node_is_left_out_of_every_kind_of_target(
+    jsctl: Jsctl, fake: Fake, raw: Any, words: List[str], who: str, there: int
+) -> None:
+    fake.add(1, 3, ["web"])
+    fake.deaf.add((1, 2))
+    stop(raw, "1:2")
+    ran = jsctl(*words, who, *(["--timeout", "5"] if words[0] != "top" else []))
+    if words[0] == "top":
+        assert ran.code == 0 and f"{there} nodes, 0 jobs\n" in ran.err, ran
+    else:
+        assert ran.code == (1 if "," in who else 0), ran
+        assert f"{there} OK, 0 failed, 1 offline (1.2)" in ran.err
+    assert not fake.running and not fake.queued, "it was sent nothing"
+
+
+def test_stopped_node_is_left_out_in_python_too(client: Client, fake: Fake, raw: Any) -> None:
+    fake.deaf.add((1, 2))
+    stop(raw, "1:2")
+    for target in (client.target("all"), client.target("1.1,1.2,2.1")):
+        for fleet in (target.ping(), target.info("os"), target.processes()):
+            assert sorted(fleet.wait(10).results) == [(1, 1), (2, 1)]
+            assert [n.id for n in fleet.offline] == [(1, 2)]
+    assert not fake.running
+    assert {client.target("@web", any=True).nodes()[0] for _ in range(20)} == {(1, 1)}
+    stop(raw, "1:1")
+    with pytest.raises(NobodyMatched, match="stopped"):
+        client.target("@web", any=True).ping()
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_withdrawal_of_one_job_keeps_the_answers_of_other_nodes(
+    client: Client, fake: Fake, raw: Any, named: bool
+) -> None:
+    fake.names_nodes = named
+    fake.deaf.update(ALL)
+    fleet = client.target("all").execute("uname")
+    at_work(fake, fleet)
+    for node in ALL[1:]:  # as a controller sees nodes that have not polled yet
+        fake.queued[(fleet.id, node)] = fake.running.pop((fleet.id, node))
+    assert fleet.wait(0.2).missing == ALL
+    # The answer of a node arrives between the end of the wait and the withdrawal.
+    fake.end(fleet.id, (1, 1))
+    jobs, audit = raw.llen("jsacc:jobs"), raw.llen("jsacc:audit")
+    told = fleet.withdraw()
+    assert {n: why for n, why in told.items() if why} == {(1, 1): f"job {fleet.id} has ended on node 1.1"}
+    assert (raw.llen("jsacc:jobs"), raw.llen("jsacc:audit")) == (jobs + 1, audit + 1), "one entry for all"
+    found = [json.loads(text) for text in raw.lrange(wire.result_list(fleet.id), 0, -1)]
+    assert (1, 1) in [(r["gid"], r["nid"]) for r in found], "other clients may wait for it"
+    fleet.wait(10)
+    assert {n: r.state for n, r in fleet.results.items()} == {(1, 1): "OK", (1, 2): "KILLED", (2, 1): "KILLED"}
+    assert not raw.exists(wire.result_list(fleet.id))
+
+
+def test_withdrawal_from_all_who_are_left_deletes_the_list(client: Client, fake: Fake, raw: Any) -> None:
+    fake.deaf.update(ALL)
+    fleet = client.target("all").execute("uname")
+    at_work(fake, fleet)
+    fake.end(fleet.id, (1, 1))
+    assert len(fleet.wait(0.3).results) == 1
+    for node in ALL[1:]:
+        fake.queued[(fleet.id, node)] = fake.running.pop((fleet.id, node))
+    assert fleet.withdraw() == {(1, 2): "", (2, 1): ""}
+    assert not raw.exists(wire.result_list(fleet.id))
+
+
+def test_withdrawal_says_why_not_for_each_node(client: Client, fake: Fake) -> None:
+    fake.deaf.update(ALL)
+    fleet = client.target("all").execute("uname")
+    at_work(fake, fleet)
+    fake.queued[(fleet.id, (2, 1))] = fake.running.pop((fleet.id, (2, 1)))
+    fake.end(fleet.id, (1, 1))
+    already = f"job {fleet.id} is already with node 1.2: kill it instead"
+    assert client.cancel(fleet.id) == {(1, 2): already, (2, 1): ""}
+    asked = [c for c in fake.seen if c["cmd"] == "cancel"]
+    assert [c.get("nodes") for c in asked] == [[[1, 2], [2, 1]]]
+    assert client.cancel(fleet.id) == {(1, 2): f"job {fleet.id} is already with node 1:2: kill it instead"}
+
+
+@pytest.mark.parametrize("old", ["5.0.14", "2.8", "6.0.5", "6", "6.0", "6.0.x"])
+def test_old_versions_are_compared_by_their_numbers(old: str) -> None:
+    assert _is_too_old(old.encode())
+
+
+@pytest.mark.parametrize("good", ["6.0.6", "6.0.16", "6.2", "7.2.4-rc1", "10.0.0", "255.255.255", "unstable", "", "df-v1.5.0"])
+def test_new_versions_and_those_of_other_programs_will_do(good: str) -> None:
+    assert not _is_too_old(good.encode())

@@ -4,6 +4,7 @@
 //! the handles of identity, store and metrics. Does not own: any state that another controller would
 //! need; all of that is in Redis.
 
+use crate::allowance::Allowances;
 use crate::claims::Claimed;
 use crate::config::Config;
 use crate::guard::Door;
@@ -40,6 +41,8 @@ pub struct Context {
     pub claims: Claimed,
     /// What was handed to nodes here.
     pub handed: Handed,
+    /// What nodes have sent of late.
+    pub(crate) allowances: Allowances,
     /// Makes and checks the tickets of jobs.
     pub tickets: Tickets,
     /// The dispatcher has noticed that Redis forgot this controller; the janitor sees to the rest.

@@ -6,6 +6,7 @@
 //! **A thread that fails ends the whole**, with status 1: a controller that beats and takes no commands is
 //! worse than none, for its service manager would start it again, and others would inherit its work.
 
+use crate::allowance::Allowances;
 use crate::claims::Claimed;
 use crate::config::Config;
 use crate::context::{self, Clock, Context, Stop};
@@ -78,6 +79,7 @@ pub fn prepare(config: Config, is_task: bool) -> anyhow::Result<Context> {
         scripts: ScriptCache::default(),
         claims: Claimed::default(),
         handed: Handed::default(),
+        allowances: Allowances::new(config.max_records),
         tickets: Tickets::new(ticket_keys),
         forgotten: AtomicBool::new(false),
         epoch: AtomicU64::new(0),
@@ -131,7 +133,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let (fatal_in, fatal) = crossbeam_channel::unbounded::<String>();
     let server = server::Handle::start(HANDLERS, Arc::new(Handlers::new(context.clone())), &fatal_in)?;
     let (seen_in, seen) = crossbeam_channel::unbounded();
-    let mut limits = Limits::default();
+    let mut limits = Limits { max_records: config.max_records, ..Limits::default() };
     if context.pool.is_cluster() {
         // One of its servers may be away, and what asks nothing of it shall not wait for it.
         limits.together = 1;

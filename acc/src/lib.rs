@@ -5,6 +5,7 @@
 //! `janitor` (beat, expiry, revocations). None of them keeps what another controller would need: all of
 //! that is in Redis.
 
+mod allowance;
 pub mod answer;
 pub mod cancel;
 pub mod claims;

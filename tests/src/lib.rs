@@ -16,6 +16,7 @@ pub mod acc;
 pub mod agent;
 pub mod client;
 pub mod fake_redis;
+pub mod hostile;
 pub mod load;
 pub mod mounts;
 pub mod nginx;

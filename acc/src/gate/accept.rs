@@ -14,6 +14,7 @@ use jscommon::NodeId;
 use mio::net::TcpStream;
 use mio::{Interest, Token};
 use std::io::{ErrorKind, Write};
+use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -21,8 +22,6 @@ use std::time::{Duration, Instant, SystemTime};
 const ACCEPTS: usize = 64;
 /// How long nothing is accepted after the process had no descriptor left.
 pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How long a client that has proved nothing is safe from making room for another.
-const GRACE: Duration = Duration::from_secs(1);
 
 impl Pump {
     /// Takes those who knock, some in a turn.
@@ -43,7 +42,8 @@ impl Pump {
                     // No descriptor, no memory: it would say so again at once, so it gets a rest.
                     log::warn!("no connection can be taken for a moment: {e}");
                     self.metrics.refused("no-descriptor");
-                    self.make_room(Instant::now());
+                    let now = Instant::now();
+                    self.evict(self.unproven.oldest(now));
                     self.accept_after = Some(Instant::now() + ACCEPT_PAUSE);
                     return;
                 }
@@ -55,11 +55,11 @@ impl Pump {
     fn welcome(&mut self, mut stream: TcpStream, peer: SocketAddr) {
         self.metrics.accepted.inc();
         let now = Instant::now();
-        if self.clients.len() >= self.limits.max_connections && !self.make_room(now) {
-            return self.turn_away(stream, "full");
-        }
-        if !self.books.open(peer.ip(), self.limits.max_unproven()) {
+        if self.unproven.count(peer.ip()) >= self.limits.max_unproven() {
             return self.turn_away(stream, "address-full");
+        }
+        if self.clients.len() >= self.limits.max_connections && !self.make_room(peer.ip(), now) {
+            return self.turn_away(stream, "full");
         }
         let tls = self.config.tls.as_ref().map(|source| source.current());
         let name = self.clients.vacant();
@@ -74,7 +74,6 @@ impl Pump {
             (registered, wire) => {
                 log::warn!("a connection could not be set up: {:?} {:?}", registered.err(), wire.err());
                 self.metrics.refused("setup");
-                self.books.settle(peer.ip());
                 return self.clients.forgo(name);
             }
         };
@@ -97,10 +96,11 @@ impl Pump {
             node: None,
             asked: now,
             counted: None,
+            later: None,
             held: 0,
         };
         self.clients.insert(name, client);
-        self.unproven.insert((now, name.slot));
+        self.unproven.add(peer.ip(), (now, name.slot));
         let time = if secure { self.limits.handshake } else { self.limits.head };
         self.set_deadline(name.slot, now + time);
     }
@@ -115,16 +115,17 @@ impl Pump {
         }
     }
 
-    /// Closes the oldest client that has proved nothing, unless it has only just come.
-    fn make_room(&mut self, now: Instant) -> bool {
-        match self.unproven.first() {
-            Some(&(accepted, slot)) if now.duration_since(accepted) >= GRACE => {
-                self.metrics.refused("evicted");
-                self.close(slot);
-                true
-            }
-            _ => false,
+    /// Closes a client that has proved nothing for one that comes from `addr`; whether there was one to close.
+    fn make_room(&mut self, addr: IpAddr, now: Instant) -> bool {
+        self.evict(self.unproven.makes_room(addr, now))
+    }
+
+    fn evict(&mut self, slot: Option<usize>) -> bool {
+        if let Some(slot) = slot {
+            self.metrics.refused("evicted");
+            self.close(slot);
         }
+        slot.is_some()
     }
 
     /// The client has proved to be `node`'s: it counts there from now on, and no longer against its
@@ -136,8 +137,7 @@ impl Pump {
             self.books.connect(&self.limits, node)?;
             client.proven = true;
             client.home = Some(node);
-            self.unproven.remove(&(client.accepted, slot));
-            self.books.settle(client.peer.ip());
+            self.unproven.remove(client.peer.ip(), (client.accepted, slot));
         }
         Ok(())
     }

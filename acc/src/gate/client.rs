@@ -4,6 +4,7 @@
 //! Does not own: what moves a client from phase to phase (the event loop).
 
 use super::PeerCert;
+use super::answer::Answer;
 use super::conn::{Conn, RequestHead};
 use super::wire::Wire;
 use jscommon::NodeId;
@@ -25,6 +26,8 @@ pub(crate) enum Phase {
     Asking,
     /// Its poll is parked.
     Parked,
+    /// It sends too much a second, and its answer waits for a moment.
+    Pausing,
     /// Its answer is being written.
     Answering,
     /// It was told off; what it still sends is read and dropped.
@@ -69,6 +72,8 @@ pub(crate) struct Client {
     pub(crate) asked: Instant,
     /// The bytes of the request's body that the books count until the request is handed on.
     pub(crate) counted: Option<usize>,
+    /// The answer that waits.
+    pub(crate) later: Option<Box<Answer>>,
     /// What the books count for the answer: its bytes.
     pub(crate) held: usize,
 }

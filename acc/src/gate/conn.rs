@@ -327,18 +327,26 @@ fn parse(head: &[u8], max_body: usize) -> Result<(RequestHead, bool), Refusal> {
     Ok((head, keep_alive))
 }
 
-/// Path and query of a request target: `/path?query`, or the same with `http://host` in front.
+/// Path and query of a request target: origin-form (`/path?query`), or absolute-form (`http://host/path?query`).
 fn split_target(target: &str) -> Result<(&str, &str), Refusal> {
     if !target.bytes().all(|b| (0x21..0x7f).contains(&b)) {
         return Err(bad("path", "the path holds characters that must be percent-encoded"));
     }
     let absolute = target.strip_prefix("http://").or_else(|| target.strip_prefix("https://"));
     let target = match absolute {
-        Some(rest) => rest.find('/').map_or("/", |at| &rest[at..]),
+        // Another reader would end the host at the ?, so that what follows would be a query to it.
+        Some(rest) => {
+            let (host, _) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+            let is_host = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b':' | b'[' | b']');
+            if host.is_empty() || host.starts_with(':') || !host.bytes().all(is_host) {
+                return Err(bad("path", "an absolute address is http://host/path: its host is none"));
+            }
+            rest.strip_prefix(host).unwrap_or_default()
+        }
         None => target,
     };
-    if !target.starts_with('/') {
-        return Err(bad("path", "a path begins with /"));
+    if !target.starts_with('/') || target.contains('#') {
+        return Err(bad("path", "a path begins with / and holds no #"));
     }
     Ok(target.split_once('?').unwrap_or((target, "")))
 }

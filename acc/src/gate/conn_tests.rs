@@ -106,6 +106,34 @@ fn other_forms_that_are_taken() {
 }
 
 #[test]
+fn absolute_address_needs_a_host() {
+    for good in
+        ["http://x/health", "https://ac.example:4000/health", "http://[::1]:4000/health", "http://10.0.0.1/health?x=/"]
+    {
+        assert_eq!(whole(&format!("GET {good} HTTP/1.1\r\n\r\n")).0.route, Route::Health, "{good}");
+    }
+    for bad in [
+        "http://x?/1/1/cmd",
+        "http://x#/1/1/cmd",
+        "http://x",
+        "http://x?/health",
+        "http:///health",
+        "http://:4000/health",
+        "http://user@x/health",
+        "http://a\\b/health",
+        "http:/health",
+        "ftp://x/health",
+        "x/health",
+        "*",
+        "/health#",
+        "/health?a#b",
+        "?/health",
+    ] {
+        refused(format!("GET {bad} HTTP/1.1\r\n\r\n"), 400, "path");
+    }
+}
+
+#[test]
 fn a_body_that_waits_for_continue() {
     let mut conn = conn();
     let head = "POST /1/10/log HTTP/1.1\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n";

@@ -1,13 +1,12 @@
 //! What clients may cost: bounds, the share of descriptors, and the books that are kept against them.
 //!
 //! Owns: every number that bounds the gate, the raising of the descriptor limit, and the counts of
-//! unproven connections by address, of memory for bodies, and of requests by node.
+//! memory for bodies, and of connections and requests by node.
 //! Does not own: what happens to who is over a bound; the event loop asks here and refuses.
 
 use jscommon::NodeId;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::time::Duration;
 
 /// Bounds of what clients may cost.
@@ -62,6 +61,10 @@ pub struct Limits {
     pub together: usize,
     /// Requests that wait for one of those.
     pub max_queue: usize,
+    /// How long a node that goes over a bound waits for its answer: it sends less meanwhile.
+    pub pause: Duration,
+    /// Records that a node may send a second.
+    pub max_records: u64,
 }
 
 impl Default for Limits {
@@ -84,7 +87,7 @@ impl Default for Limits {
             max_body: 16 * 1024 * 1024,
             max_open_body: 64 * 1024,
             max_bodies: 128 * 1024 * 1024,
-            max_node_bodies: 40 * 1024 * 1024,
+            max_node_bodies: 16 * 1024 * 1024,
             max_node_answers: 64 * 1024 * 1024,
             max_node_requests: 64,
             max_node_connections: 128,
@@ -92,6 +95,8 @@ impl Default for Limits {
             max_backend: 24,
             together: 8,
             max_queue: 20_000,
+            pause: seconds(1),
+            max_records: 5000,
         }
     }
 }
@@ -139,7 +144,6 @@ pub(crate) fn raise_descriptors() -> usize {
 /// The books of one gate.
 #[derive(Debug, Default)]
 pub(crate) struct Books {
-    unproven: HashMap<IpAddr, usize>,
     nodes: HashMap<NodeId, NodeUse>,
     connections: HashMap<NodeId, usize>,
     bodies: usize,
@@ -176,28 +180,11 @@ pub(crate) enum Over {
     NodeBodies,
     /// All together have too many bytes under way.
     Bodies,
+    /// The node sends too much a second.
+    Rate,
 }
 
 impl Books {
-    /// Counts a connection from `addr` that has proved nothing, when there are fewer than `max`.
-    pub(crate) fn open(&mut self, addr: IpAddr, max: usize) -> bool {
-        let count = self.unproven.entry(site(addr)).or_default();
-        let free = *count < max;
-        *count += usize::from(free);
-        free
-    }
-
-    /// A connection from `addr` has proved to be a node's, or has closed before.
-    pub(crate) fn settle(&mut self, addr: IpAddr) {
-        let site = site(addr);
-        if let Some(count) = self.unproven.get_mut(&site) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
-                self.unproven.remove(&site);
-            }
-        }
-    }
-
     /// Counts a connection that has proved to be `node`'s.
     pub(crate) fn connect(&mut self, limits: &Limits, node: NodeId) -> Result<(), Over> {
         let count = self.connections.entry(node).or_default();
@@ -299,14 +286,6 @@ impl Books {
     }
 }
 
-/// What counts as one address: of IPv6 the /64, for every host has that many.
-fn site(addr: IpAddr) -> IpAddr {
-    match addr.to_canonical() {
-        IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) >> 64 << 64).into()),
-        v4 => v4,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -328,22 +307,6 @@ mod tests {
             let (connections, backend) = share(descriptors);
             assert!(connections + BACKEND_DESCRIPTORS * backend + OTHER_DESCRIPTORS <= descriptors);
         }
-    }
-
-    #[test]
-    fn an_address_has_its_share_until_it_proves_itself() {
-        let mut books = Books::default();
-        let addr = |text: &str| text.parse::<IpAddr>().unwrap();
-        assert!(books.open(addr("10.0.0.1"), 2) && books.open(addr("::ffff:10.0.0.1"), 2));
-        assert!(!books.open(addr("10.0.0.1"), 2));
-        assert!(books.open(addr("10.0.0.2"), 2));
-        books.settle(addr("10.0.0.1"));
-        assert!(books.open(addr("10.0.0.1"), 2));
-        assert!(books.open(addr("fe80::1"), 1) && !books.open(addr("fe80::2"), 1));
-        for name in ["10.0.0.1", "10.0.0.1", "10.0.0.2", "fe80::9"] {
-            books.settle(addr(name));
-        }
-        assert!(books.unproven.is_empty());
     }
 
     #[test]

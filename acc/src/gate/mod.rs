@@ -31,6 +31,7 @@ mod serve;
 mod timers;
 pub mod tls;
 mod trips;
+mod unproven;
 mod validity;
 mod wire;
 

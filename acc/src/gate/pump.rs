@@ -14,15 +14,17 @@ use super::limits::{Books, Limits};
 use super::parking::Parking;
 use super::timers::Timers;
 use super::trips::{Errand, Trip};
+use super::unproven::Unproven;
 use super::wire::Pull;
 use super::{GateConfig, Guard, Message, Seen};
+use crate::allowance::Allowances;
 use crate::metrics::Metrics;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use jscommon::{NodeId, death};
 use mio::net::TcpListener;
 use mio::{Events, Interest, Poll, Token, Waker};
 use std::collections::hash_map::RandomState;
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -58,10 +60,12 @@ pub(super) struct Pump {
     pub(super) clients: Clients,
     pub(super) timers: Timers,
     pub(super) books: Books,
+    /// What nodes have sent of late.
+    pub(super) allowances: Allowances,
     pub(super) parking: Parking<Name>,
     pub(super) hasher: RandomState,
-    /// Clients that have proved nothing, the oldest first.
-    pub(super) unproven: BTreeSet<(Instant, usize)>,
+    /// Clients that have proved nothing.
+    pub(super) unproven: Unproven,
     /// Requests that wait for a connection to tiny_http.
     pub(super) queue: VecDeque<(Errand, Vec<u8>)>,
     pub(super) trips: Vec<Option<Trip>>,
@@ -105,6 +109,7 @@ impl Pump {
         let limits = parts.config.limits.clone();
         parts.metrics.connections_max.set(limits.max_connections as i64);
         let now = Instant::now();
+        let allowances = Allowances::new(limits.max_records);
         let pump = Pump {
             poll,
             listener: Some(listener),
@@ -123,8 +128,9 @@ impl Pump {
             clients: Clients::default(),
             timers: Timers::default(),
             books: Books::default(),
+            allowances,
             hasher: RandomState::new(),
-            unproven: BTreeSet::new(),
+            unproven: Unproven::default(),
             queue: VecDeque::new(),
             again: VecDeque::new(),
             strangers: VecDeque::new(),
@@ -317,7 +323,7 @@ impl Pump {
                 break;
             }
             let read = match client.phase {
-                Phase::Answering => break,
+                Phase::Answering | Phase::Pausing => break,
                 // One byte too many is enough to know.
                 Phase::Asking | Phase::Parked if client.conn.has_excess() => break,
                 Phase::Handshake if client.wire.speaks_plain() => {
@@ -365,6 +371,7 @@ impl Pump {
             match self.clients.at(slot).map(|client| client.phase) {
                 Some(Phase::Handshake | Phase::Idle | Phase::Linger) => self.part(slot),
                 Some(Phase::Parked) => self.unpark(slot),
+                Some(Phase::Pausing) => self.answer_now(slot),
                 _ => {}
             }
         }
@@ -386,8 +393,7 @@ impl Pump {
         let name = Name { slot, turn: client.turn };
         self.timers.change(slot, client.deadline, None);
         if !client.proven {
-            self.unproven.remove(&(client.accepted, slot));
-            self.books.settle(client.peer.ip());
+            self.unproven.remove(client.peer.ip(), (client.accepted, slot));
         }
         if let Some(home) = client.home {
             self.books.disconnect(home);

@@ -21,6 +21,7 @@ pub(super) fn over_limit(over: Over) -> Refusal {
         Over::NodeConnections => refusal(429, "node-connections", "this node has too many connections open"),
         Over::NodeRequests => refusal(429, "node-requests", "this node has too many requests under way"),
         Over::NodeBodies => refusal(429, "node-bodies", "this node sends too much at once"),
+        Over::Rate => refusal(429, "node-rate", "this node sends too many requests or bytes a second"),
         Over::Bodies => refusal(503, "bodies-full", "too much is being sent here at once; try again"),
     }
 }
@@ -60,14 +61,34 @@ impl Pump {
         self.flush(slot);
     }
 
-    /// Tells a client off; nothing more of it is looked at.
+    /// Tells a client off; nothing more of it is looked at. One that sends too much is told so after a pause.
     pub(super) fn refuse(&mut self, slot: usize, refusal: Refusal) {
         self.metrics.refused(refusal.label);
         if let Some(client) = self.clients.at(slot) {
             log::debug!("{} refused ({}): {}", client.peer, refusal.label, refusal.reason);
             client.refused = true;
             client.conn.close_after();
-            self.answer(slot, Answer::refusal(&refusal));
+            let answer = Answer::refusal(&refusal);
+            if refusal.status == 429 { self.answer_later(slot, answer) } else { self.answer(slot, answer) }
+        }
+    }
+
+    /// Begins to write an answer after a pause, in which nothing of this client is read.
+    pub(super) fn answer_later(&mut self, slot: usize, answer: Answer) {
+        if self.stopping.is_some() {
+            return self.answer(slot, answer);
+        }
+        if let Some(client) = self.clients.at(slot) {
+            client.phase = Phase::Pausing;
+            client.later = Some(Box::new(answer));
+            self.set_deadline(slot, Instant::now() + self.limits.pause);
+        }
+    }
+
+    /// The pause is over.
+    pub(super) fn answer_now(&mut self, slot: usize) {
+        if let Some(answer) = self.clients.at(slot).and_then(|client| client.later.take()) {
+            self.answer(slot, *answer);
         }
     }
 

@@ -13,10 +13,12 @@
 use super::answer::Answer;
 use super::client::{Name, Phase};
 use super::conn::{RequestHead, Stage, Step};
+use super::limits::Over;
 use super::parking::{Ask, Parked};
 use super::pump::Pump;
 use super::reply::{over_limit, refusal};
 use super::{Admitted, Head, Refusal};
+use crate::allowance::{Charge, Resource};
 use crate::context::local_ms;
 use crate::identity::dates;
 use crate::route::Route;
@@ -152,6 +154,10 @@ impl Pump {
             let most = self.limits.max_open_body;
             return Err(refusal(413, "body-too-long", format!("the body is over {most} bytes")));
         }
+        if let Some(node) = node {
+            let charges = [Charge::new(Resource::Requests, 1), Charge::new(Resource::Bodies, head.length)];
+            self.allowances.take(node, &charges, local_ms()).map_err(|_| over_limit(Over::Rate))?;
+        }
         self.books.begin(&self.limits, node, head.length).map_err(over_limit)?;
         Ok(node)
     }
@@ -210,7 +216,15 @@ impl Pump {
             return;
         };
         let poll = client.head.as_ref().is_some_and(|head| matches!(head.route, Route::Cmd(_)));
-        let Some(node) = client.node.filter(|_| poll) else {
+        let node = client.node.filter(|_| poll);
+        let too_much = answer.status == 429 && client.node.is_some();
+        if let Some(node) = node.filter(|_| too_much) {
+            self.parking.answered(node, name);
+        }
+        if too_much {
+            return self.answer_later(name.slot, answer);
+        }
+        let Some(node) = node else {
             return self.answer(name.slot, answer);
         };
         let Some(seconds) = answer.park else {
@@ -319,7 +333,7 @@ impl Pump {
             }
             Phase::Idle | Phase::Linger => self.part(slot),
             // It may have closed its half alone and still read.
-            Phase::Asking | Phase::Answering => client.conn.close_after(),
+            Phase::Asking | Phase::Pausing | Phase::Answering => client.conn.close_after(),
             Phase::Parked => {
                 client.conn.close_after();
                 self.unpark(slot);
@@ -338,7 +352,7 @@ impl Pump {
             Phase::Handshake => "handshake-cut",
             Phase::Head => "head-cut",
             Phase::Body => "body-cut",
-            Phase::Asking | Phase::Answering => "answer-cut",
+            Phase::Asking | Phase::Pausing | Phase::Answering => "answer-cut",
             // Nodes come and go; that is no refusal.
             Phase::Idle | Phase::Parked | Phase::Linger => return self.close(slot),
         };
@@ -384,6 +398,7 @@ impl Pump {
                 self.give_up(name, refusal(503, "handler-timeout", "the controller took too long; try again"));
             }
             Phase::Parked => self.unpark(slot),
+            Phase::Pausing => self.answer_now(slot),
             Phase::Answering => {
                 self.metrics.refused("answer-timeout");
                 self.close(slot);

@@ -1,6 +1,7 @@
 //! `GET /{gid}/{nid}/cmd`: the long poll.
 
-use super::{Fault, Outcome, bad, revoked};
+use super::{Fault, Outcome, bad, expect_room, revoked};
+use crate::allowance::{Charge, Resource};
 use crate::claims;
 use crate::context::Context;
 use crate::doorbell;
@@ -114,10 +115,15 @@ fn read(request: &Request) -> Result<Poll, Fault> {
     })
 }
 
+fn admit(context: &Context, node: NodeId, request: &Request) -> Result<(NodeId, Poll), Fault> {
+    expect_room(context, node, &[Charge::new(Resource::Polls, 1)])?;
+    Ok((node, read(request)?))
+}
+
 /// Polls of nodes, in as few round trips as one alone would take.
 pub(super) fn poll_all(context: &Context, written: &Written, requests: &[(NodeId, &Request)]) -> Vec<Outcome> {
     let polls: Vec<Result<(NodeId, Poll), Fault>> =
-        requests.iter().map(|(node, request)| Ok((*node, read(request)?))).collect();
+        requests.iter().map(|(node, request)| admit(context, *node, request)).collect();
     let good: Vec<&(NodeId, Poll)> = polls.iter().flatten().collect();
     if good.is_empty() {
         return polls.into_iter().filter_map(|poll| poll.err().map(Err)).collect();
@@ -152,14 +158,19 @@ fn answer(context: &Context, written: &Written, conn: &mut Conn, polls: &[&(Node
     // RUNNING stands in the hash before the command leaves the queue: a death between the two only
     // means that the node says again what it has stored.
     let (mut running, mut asked) = (Batch::new(), Batch::new());
+    let mut acked = Vec::with_capacity(polls.len());
     for (node, poll) in polls {
+        let mut has_acked = false;
         if let Some(ack) = poll.ack {
+            let before = running.len();
             match context.handed.take(*node, ack) {
                 Some(ids) => ids.iter().for_each(|id| jobs::running(&mut running, *node, id)),
                 None => queue::acked(conn, *node, ack)?.iter().for_each(|id| jobs::running(&mut running, *node, id)),
             }
+            has_acked = running.len() > before;
             jscommon::death::point("acc.running");
         }
+        acked.push(has_acked);
         queue::ask(&mut asked, &question(context, *node, poll, now));
     }
     let mut settled = Vec::with_capacity(polls.len());
@@ -167,6 +178,11 @@ fn answer(context: &Context, written: &Written, conn: &mut Conn, polls: &[&(Node
         settled.push(settle(context, conn, *node, poll, now, queue::answered(answer)?)?);
     }
     jscommon::death::point("acc.polled");
+    for (((node, _), answer), has_acked) in polls.iter().zip(&settled).zip(acked) {
+        if !has_acked && !matches!(answer, Ok(Answer::Batch(_))) {
+            context.allowances.owe(*node, Charge::new(Resource::Polls, 1), now);
+        }
+    }
 
     // What Redis may have forgotten since is news again.
     let epoch = context.epoch.load(Ordering::Relaxed);

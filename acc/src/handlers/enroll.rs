@@ -1,6 +1,7 @@
 //! `POST /enroll` with an enrolment token, and `POST /{gid}/{nid}/renew` with a node's own credentials.
 
-use super::{Fault, Outcome, bad, json};
+use super::{Fault, Outcome, bad, json, spend};
+use crate::allowance::{Charge, Resource};
 use crate::context::Context;
 use crate::identity::Credentials;
 use crate::identity::enrolment::Enrolment;
@@ -8,6 +9,9 @@ use crate::server::{Reply, Request};
 use crate::store::{Batch, grants, lists, nodes};
 use jscommon::NodeId;
 use serde_json::{Value, json as object};
+
+/// Most bytes of a request for new credentials.
+const MAX_RENEWAL: usize = 4096;
 
 pub(super) fn post(context: &Context, request: &Request) -> Outcome {
     let refused = |status, reason: String| Err(Fault::Reply(Reply::error(status, reason)));
@@ -57,11 +61,18 @@ pub(super) fn renew(context: &Context, node: NodeId, request: &Request) -> Outco
     // With a certificate of another CA the age of what it holds is not known: it gets new ones.
     let dated = request.bearer.is_some() || request.cert_issued.is_some();
     // A node may come without the certificate that it has lost.
+    if request.body.len() > MAX_RENEWAL {
+        return Err(Fault::Reply(Reply::error(
+            413,
+            format!("a request for credentials has at most {MAX_RENEWAL} bytes"),
+        )));
+    }
     let body: Value = serde_json::from_slice(&request.body).unwrap_or_default();
     let lost = request.cert_issued.is_none() && body["certificate"] == true;
     if dated && !lost && context.door.renewal(request.bearer.as_deref(), request.cert_issued).is_none() {
         return Ok(Reply::empty());
     }
+    spend(context, node, &[Charge::new(Resource::Renewals, 1)])?;
     // A revocation takes a moment to get to every controller: nothing must be made new in that moment.
     // One that comes after this look finds credentials that are older than itself.
     let now = context.clock.now();

@@ -1,7 +1,7 @@
 //! `POST /{gid}/{nid}/event`: starts and stops, alerts, what an agent noticed.
 
-use super::allowance::Allowance;
-use super::{Fault, Outcome, bad, json, revoked};
+use super::{ENTRY_BYTES, Fault, Outcome, bad, bytes, expect_room, json, revoked, spend};
+use crate::allowance::{Charge, Resource};
 use crate::claims::{self, MAX_CLAIMS, is_host};
 use crate::context::Context;
 use crate::server::{Reply, Request};
@@ -17,25 +17,31 @@ const MAX_DATA: usize = 64 << 10;
 /// Roles that are told when they are refused, at most.
 const MAX_TOLD: usize = 10;
 
-/// Events that a node may send a second: what somebody should look at, so not many.
-pub(super) const MAX_EVENTS: f64 = 20.0;
-
-pub(super) fn post(context: &Context, limits: &Allowance, node: NodeId, request: &Request) -> Outcome {
-    let body = json(&request.body)?;
+pub(super) fn post(context: &Context, node: NodeId, request: &Request) -> Outcome {
+    let body = &request.body;
+    expect_room(context, node, &[Charge::new(Resource::Events, 1)])?;
+    // As JSON a text may be six times as long as it is.
+    if body.len() > 8 * MAX_DATA {
+        return Err(Fault::Reply(Reply::error(413, format!("an event's 'data' has at most {MAX_DATA} bytes"))));
+    }
+    let body = json(body)?;
     let name = body
         .get("name")
         .and_then(Value::as_str)
         .filter(|name| (1..=64).contains(&name.len()))
         .ok_or_else(|| bad("'name' must be the event's name, at most 64 bytes long"))?;
     let mut data = body.get("data").cloned().unwrap_or(Value::Object(Map::new()));
-    if data.to_string().len() > MAX_DATA {
+    let length = data.to_string().len();
+    if length > MAX_DATA {
         return Err(bad(format!("'data' is longer than {MAX_DATA} bytes")));
     }
+    let stored = length + name.len() + ENTRY_BYTES;
+    spend(
+        context,
+        node,
+        &[Charge::new(Resource::Events, 1), Charge::new(Resource::EventBytes, stored), bytes(stored)],
+    )?;
     let now = context.clock.now();
-    if let Err(seconds) = limits.take(node, 1.0, now) {
-        let sentence = format!("node {node} sends more than {MAX_EVENTS} events a second");
-        return Err(super::too_often(context, "events", seconds, sentence));
-    }
     let mut facts: Vec<(&str, String)> = Vec::new();
     let mut claims = Claims::default();
     if name == "startup" {

@@ -1,9 +1,10 @@
 //! `POST /{gid}/{nid}/log`: batches of records.
 
-use super::allowance::Limits;
-use super::{Fault, Outcome, bad, batch_number, json};
+use super::{ENTRY_BYTES, Fault, Outcome, bad, batch_number, bytes, expect_room, json, spend};
+use crate::allowance::{Charge, Resource};
 use crate::context::Context;
 use crate::server::Reply;
+use crate::store::nodes::MayWrite;
 use crate::store::pool::is_wrong_type;
 use crate::store::{Batch, Conn, lists, nodes};
 use jscommon::{NodeId, series};
@@ -16,12 +17,14 @@ use std::sync::{Mutex, PoisonError};
 const MAX_BATCH: usize = 10_000;
 /// The name of the list for records whose own list is a key of another type.
 const WRONG_TYPE: &str = "wrong_type";
+/// The bytes that a list takes in Redis beside its records.
+const LIST_BYTES: usize = 1024;
 /// How often (ms) one such key is told, and of how many.
 const TELL_EVERY: u64 = 3_600_000;
 const MAX_TOLD: usize = 100;
 
-pub(super) fn post(context: &Context, limits: &Limits, told: &Told, node: NodeId, body: &[u8]) -> Outcome {
-    let length = body.len();
+pub(super) fn post(context: &Context, told: &Told, node: NodeId, body: &[u8]) -> Outcome {
+    expect_room(context, node, &[bytes(body.len())])?;
     let mut body = json(body)?;
     let number = batch_number(&body)?;
     let Some(Value::Array(records)) = body.get_mut("records").map(Value::take) else {
@@ -32,9 +35,11 @@ pub(super) fn post(context: &Context, limits: &Limits, told: &Told, node: NodeId
         return Err(super::too_many(format!("a batch has at most {MAX_BATCH} records, and this one {count}")));
     }
     let mut by_list: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut stored = 0;
     for (i, record) in records.into_iter().enumerate() {
         let Value::Object(record) = record else { return Err(bad(format!("record {i} is no object"))) };
         let (list, text) = read(node, record).map_err(|fault| fault.reply(i))?;
+        stored += text.len() + ENTRY_BYTES;
         by_list.entry(list).or_default().push(text);
     }
     let now = context.clock.now();
@@ -42,28 +47,39 @@ pub(super) fn post(context: &Context, limits: &Limits, told: &Told, node: NodeId
     if let Some(last) = last.filter(|last| number <= *last) {
         return Ok(super::taken_before(last));
     }
-    if let Err((seconds, sentence)) = limits.take(node, count, length, now) {
-        return Err(super::too_often(context, "records", seconds, sentence));
-    }
-    let by_list = within_bound(by_list, &may);
-    let wrong = context.pool.with(|conn| {
-        let wrong = write(conn, node, number, &by_list)?;
+    let made = may.iter().filter(|may| **may == MayWrite::New).count();
+    spend(context, node, &[Charge::new(Resource::Records, count), bytes(stored + made * LIST_BYTES)])?;
+    // Lists that are full grow no more, so this is spent by a node that makes more and more of them.
+    let grows = context.allowances.left(node, Resource::Growth, now) > 0.0;
+    let by_list = within_bound(by_list, &may, grows);
+    let written = context.pool.with(|conn| {
+        let written = write(conn, node, number, &by_list)?;
         // Last, so that a death before it only means that the lists say "seen" one by one.
         nodes::set_last_log(conn, node, number)?;
-        Ok(wrong)
-    })?;
+        Ok(written)
+    });
+    let (wrong, growth) = match written {
+        Ok(written) => written,
+        Err(e) => {
+            // It is sent again, and pays then.
+            context.allowances.give_back(node, &[Charge::new(Resource::Records, count), bytes(stored)]);
+            return Err(e.into());
+        }
+    };
+    context.allowances.owe(node, Charge::new(Resource::Growth, growth + made * LIST_BYTES), now);
     tell(context, told, &wrong);
     Ok(Reply::json("{}"))
 }
 
-/// Writes the records of `node`'s batch `number`; answers the keys that are no lists. Their records go to another
-/// list: one such key does not hold up all that the node sends.
+/// Writes the records of `node`'s batch `number`; answers the keys that are no lists, and by how many bytes the lists
+/// have grown. Records of such keys go to another list: one of them does not hold up all that the node sends.
 fn write(
     conn: &mut Conn,
     node: NodeId,
     number: u64,
     by_list: &BTreeMap<String, Vec<String>>,
-) -> RedisResult<Vec<String>> {
+) -> RedisResult<(Vec<String>, usize)> {
+    let mut growth = 0;
     let mut batch = Batch::new();
     by_list.iter().for_each(|(list, records)| lists::records(&mut batch, list, node, number, records));
     let (mut wrong, mut records) = (Vec::new(), Vec::new());
@@ -73,11 +89,11 @@ fn write(
                 wrong.push(list.clone());
                 records.extend(texts.iter().cloned());
             }
-            answer => drop(answer?),
+            answer => growth += lists::pushed(answer?)?.growth,
         }
     }
     if wrong.is_empty() {
-        return Ok(wrong);
+        return Ok((wrong, growth));
     }
     let instead = series::log_key("", WRONG_TYPE);
     let mut batch = Batch::new();
@@ -85,9 +101,13 @@ fn write(
     match conn.run(&batch) {
         // Then there is no place for them; they are on their node still.
         Err(e) if is_wrong_type(&e) => wrong.push(instead),
-        answer => drop(answer?),
+        answer => {
+            for answer in answer? {
+                growth += lists::pushed(answer)?.growth;
+            }
+        }
     }
-    Ok(wrong)
+    Ok((wrong, growth))
 }
 
 /// Says of each key that is no list, once an hour, that it is none.
@@ -119,12 +139,17 @@ impl Told {
     }
 }
 
-/// Records of lists that are too many go to the one of records without a name; they say themselves what
-/// they belong to.
-fn within_bound(by_list: BTreeMap<String, Vec<String>>, may: &[bool]) -> BTreeMap<String, Vec<String>> {
+/// Records of lists that are too many go to the one of records without a name, and all of them where the node's
+/// lists may not grow; they say themselves what they belong to.
+fn within_bound(
+    by_list: BTreeMap<String, Vec<String>>,
+    may: &[MayWrite],
+    grows: bool,
+) -> BTreeMap<String, Vec<String>> {
     let mut kept: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (i, (list, records)) in by_list.into_iter().enumerate() {
-        let list = if may.get(i).copied().unwrap_or(true) { list } else { series::log_key("", "") };
+        let may = grows && may.get(i).is_none_or(|may| *may != MayWrite::No);
+        let list = if may { list } else { series::log_key("", "") };
         kept.entry(list).or_default().extend(records);
     }
     kept
@@ -209,9 +234,11 @@ mod tests {
             names.iter().map(|(list, record)| ((*list).to_owned(), vec![(*record).to_owned()])).collect()
         };
         let before: BTreeMap<String, Vec<String>> = by_list(&[("log.a.b", "1"), ("log.a.c", "2"), ("log.x.y", "3")]);
-        assert_eq!(within_bound(before.clone(), &[true; 3]), before);
-        let after = within_bound(before, &[true, false, false]);
+        assert_eq!(within_bound(before.clone(), &[MayWrite::Known, MayWrite::New, MayWrite::Known], true), before);
+        let after = within_bound(before.clone(), &[MayWrite::New, MayWrite::No, MayWrite::No], true);
         assert_eq!(after["log.a.b"], ["1"]);
         assert_eq!(after["log.unknown.unknown"], ["2", "3"]);
+        let after = within_bound(before, &[MayWrite::Known; 3], false);
+        assert_eq!(after["log.unknown.unknown"], ["1", "2", "3"], "they may not grow");
     }
 }

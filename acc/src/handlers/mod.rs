@@ -4,23 +4,23 @@
 //! Does not own: credentials (the guard), rules of what is stored (`store`).
 //! Called on tiny_http's threads; each call blocks on Redis for seconds at most.
 
-mod allowance;
 mod cmd;
 mod enroll;
 mod event;
 mod health;
 mod log;
 mod metrics;
+mod node_series;
 mod result;
 mod script;
 mod stats;
 
+use crate::allowance::{Charge, Exceeded, LEFT_FOR_RESULTS, Resource};
 use crate::context::Context;
 use crate::route::Route;
 use crate::server::{Handler, Reply, Request};
 use crate::store::describe;
 use crate::store::target::Kind;
-use allowance::{Allowance, Limits};
 use jscommon::NodeId;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -31,16 +31,16 @@ const RETRY: u32 = 2;
 /// Most requests that one thread handles together.
 const TOGETHER: usize = 16;
 
-/// Most JSON values of one body. A batch of 10,000 records has a third of that.
+/// Most JSON values of one body, an object counted as [`OBJECT`]. A batch of 10,000 records has two fifths of that.
 const MAX_VALUES: usize = 500_000;
+
+/// As many values take the memory of an object with one field.
+const OBJECT: usize = 8;
 
 /// The handlers of one controller.
 pub struct Handlers {
     context: Arc<Context>,
-    limits: Limits,
-    results: result::Taken,
     told: log::Told,
-    events: Allowance,
     written: cmd::Written,
     hinted: Hinted,
 }
@@ -86,29 +86,18 @@ fn bad(reason: impl Into<String>) -> Fault {
 impl Handlers {
     /// Handlers on this context.
     pub fn new(context: Arc<Context>) -> Handlers {
-        let limits = Limits::new("records", context.config.max_records as f64);
-        let results = result::Taken::default();
-        let events = Allowance::new(event::MAX_EVENTS);
-        Handlers {
-            context,
-            limits,
-            results,
-            told: log::Told::default(),
-            events,
-            written: cmd::Written::default(),
-            hinted: Hinted::default(),
-        }
+        Handlers { context, told: log::Told::default(), written: cmd::Written::default(), hinted: Hinted::default() }
     }
 
     fn route(&self, request: &Request) -> Outcome {
         let context = self.context.as_ref();
         match request.route {
             Route::Cmd(node) => one(cmd::poll_all(context, &self.written, &[(node, request)])),
-            Route::Result(node) => one(result::post_all(context, &self.results, &[(node, &request.body)])),
-            Route::Log(node) => log::post(context, &self.limits, &self.told, node, &request.body),
+            Route::Result(node) => one(result::post_all(context, &[(node, &request.body)])),
+            Route::Log(node) => log::post(context, &self.told, node, &request.body),
             Route::Stats(node) => stats::post(context, node, &request.body),
-            Route::Event(node) => event::post(context, &self.events, node, request),
-            Route::Script(_) => script::get(context, request),
+            Route::Event(node) => event::post(context, node, request),
+            Route::Script(node) => script::get(context, node, request),
             Route::Renew(node) => enroll::renew(context, node, request),
             Route::Enroll => enroll::post(context, request),
             Route::Health => health::get(context),
@@ -165,7 +154,7 @@ impl Handler for Handlers {
             }
         }
         let (places, results): (Vec<usize>, Vec<_>) = results.into_iter().unzip();
-        let of_results = places.into_iter().zip(result::post_all(&self.context, &self.results, &results));
+        let of_results = places.into_iter().zip(result::post_all(&self.context, &results));
         let (places, polls): (Vec<usize>, Vec<_>) = polls.into_iter().unzip();
         let of_polls = places.into_iter().zip(cmd::poll_all(&self.context, &self.written, &polls));
         for (i, outcome) in of_results.chain(of_polls) {
@@ -223,7 +212,11 @@ fn has_more_values(body: &[u8], most: usize) -> bool {
             escaped = !escaped && *byte == b'\\';
         } else {
             in_string = *byte == b'"';
-            count += usize::from(matches!(byte, b',' | b'[' | b'{'));
+            count += match byte {
+                b',' | b'[' => 1,
+                b'{' => OBJECT,
+                _ => 0,
+            };
         }
     }
     count > most
@@ -239,10 +232,29 @@ fn too_many(reason: String) -> Fault {
     Fault::Reply(Reply::error(413, format!("{reason}: send fewer at once")))
 }
 
-/// 429 for who sends too much.
-fn too_often(context: &Context, label: &'static str, seconds: u32, reason: String) -> Fault {
-    context.metrics.refused(label);
-    Fault::Reply(Reply::busy(429, reason, seconds))
+/// Spends what a request of `node` costs, or refuses it with 429.
+fn spend(context: &Context, node: NodeId, charges: &[Charge]) -> Result<(), Fault> {
+    let spent = context.allowances.take(node, charges, context.clock.now());
+    spent.map_err(|exceeded| too_much(context, node, &exceeded))
+}
+
+/// Refuses with 429 what could not be spent now, whatever it turns out to be: a look before the work.
+fn expect_room(context: &Context, node: NodeId, charges: &[Charge]) -> Result<(), Fault> {
+    let spent = context.allowances.check(node, charges, context.clock.now());
+    spent.map_err(|exceeded| too_much(context, node, &exceeded))
+}
+
+fn too_much(context: &Context, node: NodeId, exceeded: &Exceeded) -> Fault {
+    context.metrics.refused(exceeded.resource.label());
+    Fault::Reply(Reply::busy(429, exceeded.sentence(node), exceeded.seconds))
+}
+
+/// The bytes that an entry takes in Redis beside its text, at the least.
+const ENTRY_BYTES: usize = 64;
+
+/// Bytes that records, series and events write into Redis.
+fn bytes(amount: usize) -> Charge {
+    Charge::new(Resource::Bytes, amount).leaving(LEFT_FOR_RESULTS)
 }
 
 /// The number of a batch in a body.
@@ -269,7 +281,8 @@ mod tests {
         let value: serde_json::Value = serde_json::from_str(text).unwrap();
         assert_eq!(value.as_array().unwrap().len(), 4);
         // Each of the nine: the list, the object, 1, its list, 2, 3, two texts, null.
-        for (most, more) in [(7, true), (8, true), (9, false), (10, false)] {
+        let nine = 8 + OBJECT;
+        for (most, more) in [(nine - 2, true), (nine - 1, true), (nine, false), (nine + 1, false)] {
             assert_eq!(has_more_values(text.as_bytes(), most), more, "{most}");
         }
         assert!(!has_more_values(b"{}", 2));

@@ -1,7 +1,7 @@
 //! `POST /{gid}/{nid}/result`: results, each delivered once.
 
-use super::allowance::{Allowance, Limits};
-use super::{Fault, Outcome, bad, json};
+use super::{Fault, Outcome, bad, expect_room, json, spend};
+use crate::allowance::{Charge, Resource};
 use crate::answer;
 use crate::context::Context;
 use crate::server::Reply;
@@ -22,24 +22,11 @@ const TOGETHER: usize = 256;
 /// Most results of one request; an agent sends half of that.
 const MAX_BATCH: usize = 1000;
 
-/// Results that a node may send a second.
-pub(super) const MAX_RESULTS: f64 = 2000.0;
+/// The text of a result is written twice: for who waits for it, and into the job's hash.
+const COPIES: usize = 2;
 
-/// At most so many refused results of a node are told a second, as events.
-const MAX_TOLD: f64 = 1.0 / 60.0;
-
-/// The results taken from nodes recently, counted for the limits.
-pub(super) struct Taken {
-    limits: Limits,
-    /// Events that tell of refused results.
-    told: Allowance,
-}
-
-impl Default for Taken {
-    fn default() -> Taken {
-        Taken { limits: Limits::new("results", MAX_RESULTS), told: Allowance::new(MAX_TOLD) }
-    }
-}
+/// The bytes that a result takes in Redis beside its text.
+const RESULT_BYTES: usize = 256;
 
 /// Why a result is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,46 +83,42 @@ struct Posted {
     entries: Vec<Entry>,
     /// Results that are none of its own, and why.
     refused: Vec<(String, Refusal)>,
-    /// The cost charged to the node: the number of its results, and their bytes.
-    paid: (usize, usize),
+    /// The cost charged to the node.
+    paid: [Charge; 2],
 }
 
 /// Takes what nodes have sent, one body each, in as few round trips as one alone would take.
-pub(super) fn post_all(context: &Context, taken: &Taken, posts: &[(NodeId, &[u8])]) -> Vec<Outcome> {
-    let read = |(node, body): &(NodeId, &[u8])| pay(context, &taken.limits, read(&context.tickets, *node, body)?);
-    deliver_all(context, taken, posts.iter().map(read).collect())
+pub(super) fn post_all(context: &Context, posts: &[(NodeId, &[u8])]) -> Vec<Outcome> {
+    let read = |(node, body): &(NodeId, &[u8])| {
+        expect_room(context, *node, &[Charge::new(Resource::Bytes, body.len())])?;
+        let posted = read(&context.tickets, *node, body)?;
+        spend(context, *node, &posted.paid)?;
+        Ok(posted)
+    };
+    deliver_all(context, posts.iter().map(read).collect())
 }
 
-/// Refuses the results of a node that sends too many.
-fn pay(context: &Context, limits: &Limits, posted: Posted) -> Result<Posted, Fault> {
-    let (count, bytes) = posted.paid;
-    match limits.take(posted.node, count, bytes, context.clock.now()) {
-        Ok(()) => Ok(posted),
-        Err((seconds, sentence)) => Err(super::too_often(context, "results", seconds, sentence)),
-    }
-}
-
-fn deliver_all(context: &Context, taken: &Taken, posted: Vec<Result<Posted, Fault>>) -> Vec<Outcome> {
+fn deliver_all(context: &Context, posted: Vec<Result<Posted, Fault>>) -> Vec<Outcome> {
     let entries: Vec<&Entry> = posted.iter().flatten().flat_map(|posted| &posted.entries).collect();
     if entries.is_empty() {
-        return posted.into_iter().map(|posted| reply(context, taken, posted?, &mut std::iter::empty())).collect();
+        return posted.into_iter().map(|posted| reply(context, posted?, &mut std::iter::empty())).collect();
     }
     let refusals = match context.pool.with(|conn| deliver(context, conn, &entries)) {
         Ok(refusals) => refusals,
         // What Redis has against one of them is not held against the others.
         Err(e) if posted.len() > 1 && !is_broken(&e) => {
-            return posted.into_iter().flat_map(|one| deliver_all(context, taken, vec![one])).collect();
+            return posted.into_iter().flat_map(|one| deliver_all(context, vec![one])).collect();
         }
         Err(e) => {
             let failed = |posted: Posted| {
-                taken.limits.give_back(posted.node, posted.paid.0, posted.paid.1);
+                context.allowances.give_back(posted.node, &posted.paid);
                 Fault::Redis(e.clone())
             };
             return posted.into_iter().map(|posted| Err(posted.map_or_else(|fault| fault, failed))).collect();
         }
     };
     let mut refusals = refusals.into_iter();
-    posted.into_iter().map(|posted| posted.and_then(|posted| reply(context, taken, posted, &mut refusals))).collect()
+    posted.into_iter().map(|posted| posted.and_then(|posted| reply(context, posted, &mut refusals))).collect()
 }
 
 fn read(tickets: &Tickets, node: NodeId, body: &[u8]) -> Result<Posted, Fault> {
@@ -144,30 +127,26 @@ fn read(tickets: &Tickets, node: NodeId, body: &[u8]) -> Result<Posted, Fault> {
     if count > MAX_BATCH {
         return Err(super::too_many(format!("a request has at most {MAX_BATCH} results, and this one {count}")));
     }
-    let paid = (count, body.len());
-    let mut posted = Posted { node, entries: Vec::with_capacity(count), refused: Vec::new(), paid };
+    let (mut entries, mut refused) = (Vec::with_capacity(count), Vec::new());
     for (i, value) in list.into_iter().enumerate() {
         match entry(tickets, node, value).map_err(|reason| bad(format!("result {i}: {reason}")))? {
-            Ok(entry) => posted.entries.push(entry),
-            Err(refused) => posted.refused.push(refused),
+            Ok(entry) => entries.push(entry),
+            Err(why) => refused.push(why),
         }
     }
-    Ok(posted)
+    let stored = entries.iter().map(|entry| COPIES * entry.text.len() + RESULT_BYTES).sum();
+    let paid = [Charge::new(Resource::Results, count), Charge::new(Resource::Bytes, stored)];
+    Ok(Posted { node, entries, refused, paid })
 }
 
 /// The answer to who has sent this; `refusals` says of each entry in turn whether it was refused.
-fn reply(
-    context: &Context,
-    taken: &Taken,
-    posted: Posted,
-    refusals: &mut impl Iterator<Item = Option<Refusal>>,
-) -> Outcome {
+fn reply(context: &Context, posted: Posted, refusals: &mut impl Iterator<Item = Option<Refusal>>) -> Outcome {
     let Posted { node, entries, mut refused, .. } = posted;
     refused.extend(entries.into_iter().zip(refusals).filter_map(|(entry, why)| Some((entry.result.id, why?))));
     let Some((id, why)) = refused.first() else { return Ok(Reply::json("{}")) };
     let now = context.clock.now();
     // Somebody may send them without end, and one is news enough.
-    if taken.told.take(node, 1.0, now).is_ok() {
+    if context.allowances.take(node, &[Charge::new(Resource::RefusedEvents, 1)], now).is_ok() {
         let data = object!({"id": id, "reason": why.sentence(), "count": refused.len()});
         let mut batch = Batch::new();
         lists::event(&mut batch, "refused_result", Some(node), now, &data);
@@ -311,7 +290,10 @@ fn deliver(context: &Context, conn: &mut Conn, entries: &[&Entry]) -> RedisResul
         if *verdict == Verdict::Late {
             count(context, "late");
             let data = object!({"id": result.id, "state": answer::state_name(result.state)});
-            lists::event(&mut hashes, "late_result", Some(entry.node), now, &data);
+            // A node may bring a second result of its job without end.
+            if context.allowances.take(entry.node, &[Charge::new(Resource::LateEvents, 1)], now).is_ok() {
+                lists::event(&mut hashes, "late_result", Some(entry.node), now, &data);
+            }
             continue;
         }
         if hashes.len() + pushes.len() >= TOGETHER {

@@ -1,66 +1,125 @@
 //! `POST /{gid}/{nid}/stats`: batches of series.
 
-use super::{Fault, Outcome, bad, batch_number, json};
+use super::{ENTRY_BYTES, Fault, Outcome, bad, batch_number, bytes, expect_room, json, spend};
+use crate::allowance::{Charge, Resource};
 use crate::context::Context;
 use crate::server::Reply;
 use crate::store::{Batch, lists, nodes};
 use jscommon::NodeId;
+use redis::FromRedisValue;
 use serde_json::{Value, json as object};
 
-/// Most series of one batch, and the longest name of one.
+/// Most series of one batch.
 const MAX_SERIES: usize = 50_000;
+/// Longest name of a series, in bytes.
 const MAX_KEY: usize = 512;
+/// Longest text that is a value, in bytes.
+const MAX_TEXT: usize = 256;
+/// A batch has at least so many bytes of its node's share of the queue, so that many small ones use it up too.
+const LEAST_SHARE: usize = 8 << 10;
+
+/// What a node has sent.
+struct Posted {
+    number: u64,
+    /// The keys, with `[value, seconds]`.
+    series: Vec<(String, String)>,
+    /// The batch as it goes into the queue.
+    text: String,
+}
 
 pub(super) fn post(context: &Context, node: NodeId, body: &[u8]) -> Outcome {
-    let mut body = json(body)?;
+    expect_room(context, node, &[bytes(body.len())])?;
+    let posted = read(node, json(body)?, context.clock.now() / 1000)?;
+    let now = context.clock.now();
+    let share = Charge::new(Resource::Queue, posted.text.len().max(LEAST_SHARE));
+    let charges = [Charge::new(Resource::Series, posted.series.len()), bytes(posted.text.len() + ENTRY_BYTES)];
+    spend(context, node, &charges)?;
+    let no_share = context.allowances.check(node, &[share], now).is_err();
+    let new = context.allowances.left(node, Resource::Keys, now) as usize;
+    let written = context.pool.with(|conn| {
+        let mut batch = Batch::new();
+        lists::stats_queue(&mut batch, node, posted.number, &posted.text, no_share);
+        let pushed = lists::pushed(conn.run(&batch)?.pop().unwrap_or(redis::Value::Nil))?;
+        // A batch that was queued before may have died before its values were written: they are
+        // written again, which changes nothing unless newer ones came since.
+        let mut batch = Batch::new();
+        lists::stats(&mut batch, node, posted.number, &posted.series, pushed.last.is_none(), new);
+        let parts = batch.len();
+        nodes::known(&mut batch, node, context.clock.now());
+        let mut answers = conn.run(&batch)?;
+        answers.truncate(parts);
+        Ok((pushed, answers))
+    });
+    let (pushed, answers) = match written {
+        Ok(written) => written,
+        Err(e) => {
+            // It is sent again, and pays then.
+            context.allowances.give_back(node, &charges);
+            return Err(e.into());
+        }
+    };
+    let (mut made, mut left_out) = (0, 0);
+    for answer in answers {
+        let (new, out): (usize, usize) = FromRedisValue::from_redis_value(answer).map_err(redis::RedisError::from)?;
+        (made, left_out) = (made + new, left_out + out);
+    }
+    context.allowances.owe(node, Charge::new(Resource::Keys, made), now);
+    if left_out > 0 {
+        context.metrics.refused("new-series");
+    }
+    if pushed.left_out {
+        context.metrics.refused("stats-queue");
+    } else if pushed.last.is_none() && !no_share {
+        context.allowances.owe(node, share, now);
+    }
+    Ok(pushed.last.map_or_else(|| Reply::json("{}"), super::taken_before))
+}
+
+fn read(node: NodeId, mut body: Value, now: u64) -> Result<Posted, Fault> {
     let number = batch_number(&body)?;
     let timestamp = match body.get("timestamp") {
-        None | Some(Value::Null) => context.clock.now() / 1000,
+        None | Some(Value::Null) => now,
         Some(value) => value
             .as_u64()
             .or_else(|| value.as_f64().filter(|s| *s >= 0.0).map(|s| s as u64))
             .ok_or_else(|| bad("'timestamp' must be seconds since 1970"))?,
     };
-    let Some(Value::Array(list)) = body.get("series") else { return Err(bad("'series' must be a list")) };
-    if list.len() > MAX_SERIES {
-        return Err(super::too_many(format!("a batch has at most {MAX_SERIES} series, and this one {}", list.len())));
+    let Some(list @ Value::Array(_)) = body.get_mut("series").map(Value::take) else {
+        return Err(bad("'series' must be a list"));
+    };
+    let entries = list.as_array().map(Vec::as_slice).unwrap_or_default();
+    if entries.len() > MAX_SERIES {
+        return Err(super::too_many(format!(
+            "a batch has at most {MAX_SERIES} series, and this one {}",
+            entries.len()
+        )));
     }
-    let mut series = Vec::with_capacity(list.len());
-    for (i, entry) in list.iter().enumerate() {
+    let mut series = Vec::with_capacity(entries.len());
+    for (i, entry) in entries.iter().enumerate() {
         let pair = entry.as_array().filter(|pair| pair.len() == 2);
-        let (key, value) = match pair.map(|pair| (&pair[0], &pair[1])) {
-            Some((Value::String(key), value @ (Value::Number(_) | Value::String(_))))
-                if (1..=MAX_KEY).contains(&key.len()) =>
-            {
-                (key, value)
-            }
-            _ => return Err(bad(format!("series {i} is no pair of a key and a value"))),
+        let Some((Value::String(key), value)) = pair.map(|pair| (&pair[0], &pair[1])) else {
+            return Err(bad(format!("series {i} is no pair of a key and a value")));
         };
+        if !(1..=MAX_KEY).contains(&key.len()) {
+            return Err(bad(format!("the key of series {i} has none or more than {MAX_KEY} bytes")));
+        }
+        match value {
+            Value::Number(_) => {}
+            Value::String(text) if text.len() <= MAX_TEXT => {}
+            _ => {
+                return Err(bad(format!("the value of series {i} is no number and no text of up to {MAX_TEXT} bytes")));
+            }
+        }
         if names_another(node, key) {
             let sentence = format!("series {i} is named after another node than the one that sends it");
             return Err(Fault::Reply(Reply::error(403, sentence)));
         }
         series.push((key.clone(), object!([value, timestamp]).to_string()));
     }
-    if let Some(fields) = body.as_object_mut() {
-        fields.insert("gid".into(), node.gid.into());
-        fields.insert("nid".into(), node.nid.into());
-        fields.insert("timestamp".into(), timestamp.into());
-    }
-    let text = body.to_string();
-    let last = context.pool.with(|conn| {
-        let mut batch = Batch::new();
-        lists::stats_queue(&mut batch, node, number, &text);
-        let last = lists::last_batch(&conn.run(&batch)?);
-        // A batch that was queued before may have died before its values were written: they are
-        // written again, which changes nothing unless newer ones came since.
-        let mut batch = Batch::new();
-        lists::stats(&mut batch, node, number, &series, last.is_none());
-        nodes::known(&mut batch, node, context.clock.now());
-        conn.run(&batch)?;
-        Ok(last)
-    })?;
-    Ok(last.map_or_else(|| Reply::json("{}"), super::taken_before))
+    // Other fields of the body are nobody's.
+    let text = object!({"batch": number, "gid": node.gid, "nid": node.nid, "timestamp": timestamp, "series": list})
+        .to_string();
+    Ok(Posted { number, series, text })
 }
 
 /// Whether `key` begins with the `gid.nid.` of another node.
@@ -74,6 +133,53 @@ fn names_another(node: NodeId, key: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const NODE: NodeId = NodeId { gid: 1, nid: 10 };
+
+    fn status(body: Value) -> u16 {
+        match read(NODE, body, 7) {
+            Ok(_) => 200,
+            Err(Fault::Reply(reply)) => reply.status,
+            Err(Fault::Redis(error)) => panic!("{error}"),
+        }
+    }
+
+    #[test]
+    fn values_are_numbers_or_short_texts_and_names_are_bounded() {
+        let long = |length: usize| "x".repeat(length);
+        for (key, value, want) in [
+            (long(1), object!(1), 200),
+            (long(1), object!(-1.5e300), 200),
+            (long(1), object!("up"), 200),
+            (long(1), object!(long(MAX_TEXT)), 200),
+            (long(1), object!(long(MAX_TEXT + 1)), 400),
+            (long(1), object!(null), 400),
+            (long(1), object!([1]), 400),
+            (long(1), object!({"a": 1}), 400),
+            (long(1), object!(true), 400),
+            (long(MAX_KEY), object!(1), 200),
+            (long(MAX_KEY + 1), object!(1), 400),
+            (String::new(), object!(1), 400),
+            ("1.11.a.b.c".into(), object!(1), 403),
+        ] {
+            assert_eq!(status(object!({"batch": 1, "series": [[key, value]]})), want, "{key} {value}");
+        }
+        let many = vec![object!(["a", 1]); MAX_SERIES + 1];
+        assert_eq!(status(object!({"batch": 1, "series": many})), 413);
+        assert_eq!(status(object!({"batch": 1, "series": [["a"]]})), 400);
+        assert_eq!(status(object!({"batch": 1, "series": {}})), 400);
+        assert_eq!(status(object!({"batch": 1, "series": [], "timestamp": -1})), 400);
+    }
+
+    #[test]
+    fn nothing_else_of_the_body_is_queued() {
+        let body = object!({"batch": 1, "gid": 9, "junk": "x".repeat(1000), "series": [["a", 1]]});
+        let posted = read(NODE, body, 7).map_err(|_| ()).unwrap();
+        let text: Value = serde_json::from_str(&posted.text).unwrap();
+        assert_eq!(text, object!({"batch": 1, "gid": 1, "nid": 10, "timestamp": 7, "series": [["a", 1]]}));
+        assert_eq!(posted.number, 1);
+        assert_eq!(posted.series, [("a".to_owned(), "[1,7]".to_owned())]);
+    }
 
     #[test]
     fn only_its_own_series() {

@@ -116,7 +116,12 @@ pub fn done(job: &str) -> String {
     format!("jsacc:done:{{cmds_queue_{job}}}")
 }
 
-/// String, in the slot of `results`: this run of a recurring job was delivered.
+/// Sorted set, in the slot of `results`: the last runs of a recurring job that `node` has brought, by when (ms).
+pub fn done_runs(job: &str, node: NodeId) -> String {
+    format!("jsacc:done:{{cmds_queue_{job}}}:{node}")
+}
+
+/// String, in the slot of `results`: this run of a recurring job was delivered, by a controller of 0.1.0.
 pub fn done_run(job: &str, node: NodeId, starttime: i64) -> String {
     format!("jsacc:done:{{cmds_queue_{job}}}:{node}:{starttime}")
 }
@@ -163,13 +168,11 @@ pub fn kind(key: &str) -> &'static str {
     // Behind the braces stands what it is of what they name.
     let (head, tail) = key.split_once('}').map_or((key, ""), |(head, tail)| (head, tail));
     match (head, tail) {
-        _ if head.starts_with("jsacc:done:{") => {
-            if tail.is_empty() {
-                "hash"
-            } else {
-                "string"
-            }
-        }
+        _ if head.starts_with("jsacc:done:{") => match tail.split(':').count() {
+            1 => "hash",
+            3 => "zset",
+            _ => "string",
+        },
         (_, ":queue" | ":lists" | ":acs" | ":gone") => "zset",
         (_, ":cmds" | ":meta") => "hash",
         (_, ":log" | ":version") => "string",
@@ -206,6 +209,7 @@ mod tests {
         assert_eq!(taken("x"), "jsacc:{cmds_queue}:taken:x");
         assert!([TAKERS, GONE].iter().all(|key| key.starts_with("jsacc:{cmds_queue}:")));
         assert_eq!(done("a"), "jsacc:done:{cmds_queue_a}");
+        assert_eq!(done_runs("a", node), "jsacc:done:{cmds_queue_a}:1:10");
         assert_eq!(done_run("a", node, 5), "jsacc:done:{cmds_queue_a}:1:10:5");
         assert_eq!(seen("log.a.b"), "jsacc:seen:{log.a.b}");
         assert_eq!(stats_written(node), "jsacc:seen:{jsacc:stats:1:10}");
@@ -223,7 +227,7 @@ mod tests {
             ),
             ("list", vec![EVENTS.to_owned(), REJECTED.into(), AUDIT.into(), STATS_QUEUE.into()]),
             ("zset", vec![AGENTS.to_owned(), CONTROLLERS.into(), TAKERS.into(), GONE.into(), EXPIRING.into()]),
-            ("zset", vec![queue(node), lists(node)]),
+            ("zset", vec![queue(node), lists(node), done_runs("a", node)]),
             ("hash", vec![waiting(node), meta(node), agent(node), stats(node), job("a:b"), done("a"), seen("log.a.b")]),
             ("hash", vec![grant(node), enrolled(node)]),
             ("hash", vec![ROLES.to_owned(), REVOKED.into(), SECRET.into(), AUDIT_RESULTS.into(), STATS_SEEN.into()]),

@@ -21,7 +21,9 @@ const INHERITED: usize = 100;
 /// Milliseconds for which a controller that is gone is known.
 const GONE_KNOWN: u64 = DAY * 1000;
 /// Most bytes of a list of records, or of stats that wait to be fetched; a single entry may be longer.
-const LIST_BYTES: usize = 64 << 20;
+pub(super) const LIST_BYTES: usize = 64 << 20;
+/// Most bytes of all events.
+const EVENT_BYTES: usize = 16 << 20;
 /// Most series that are kept of a node.
 const SERIES: usize = 10_000;
 
@@ -247,7 +249,9 @@ pub fn bells(conn: &mut Conn, me: &str) -> RedisResult<Vec<Ring>> {
 pub fn event(batch: &mut Batch, name: &str, node: Option<NodeId>, now: u64, data: &serde_json::Value) {
     let (gid, nid) = node.map_or((0, 0), |node| (node.gid, node.nid));
     let entry = json!({"name": name, "gid": gid, "nid": nid, "time": now, "data": data});
-    push(batch, keys::EVENTS, &[entry.to_string()]);
+    batch.script(&scripts::EVENT, &[keys::EVENTS.to_owned(), keys::seen(keys::EVENTS)], |cmd| {
+        cmd.arg(HISTORY).arg(EVENT_BYTES).arg(entry.to_string());
+    });
 }
 
 /// Adds a text that was no command, and why.
@@ -290,34 +294,47 @@ fn push(batch: &mut Batch, key: &str, entries: &[String]) {
 /// Adds the records of `node`'s batch `number` to the list `list`, oldest first, once.
 pub fn records(batch: &mut Batch, list: &str, node: NodeId, number: u64, records: &[String]) {
     batch.script(&scripts::RECORDS, &[list.to_owned(), keys::seen(list)], |cmd| {
-        cmd.arg(node.to_string()).arg(number).arg(HISTORY).arg(7 * DAY).arg(LIST_BYTES).arg(records);
+        cmd.arg(node.to_string()).arg(number).arg(HISTORY).arg(7 * DAY).arg(LIST_BYTES).arg(0).arg(records);
     });
 }
 
-/// Adds `node`'s batch `number` of stats, as it came, to the queue for others, once.
-pub fn stats_queue(batch: &mut Batch, node: NodeId, number: u64, text: &str) {
+/// Adds `node`'s batch `number` of stats, as it came, to the queue for others, once; where the node has `no_share`
+/// left, only while the queue is less than half full.
+pub fn stats_queue(batch: &mut Batch, node: NodeId, number: u64, text: &str, no_share: bool) {
     batch.script(&scripts::RECORDS, &[keys::STATS_QUEUE.to_owned(), keys::STATS_SEEN.to_owned()], |cmd| {
-        cmd.arg(node.to_string()).arg(number).arg(HISTORY).arg(7 * DAY).arg(LIST_BYTES).arg(text);
+        cmd.arg(node.to_string()).arg(number).arg(HISTORY).arg(7 * DAY).arg(LIST_BYTES);
+        cmd.arg(u8::from(no_share)).arg(text);
     });
 }
 
-/// The node's last batch, where the answer of [`stats_queue`] or [`records`], the last of `answers`,
-/// says that the batch was taken before.
-pub fn last_batch(answers: &[Value]) -> Option<u64> {
-    match answers.last() {
-        Some(Value::Int(last)) => u64::try_from(*last).ok(),
-        _ => None,
-    }
+/// What became of a batch that went to [`stats_queue`] or [`records`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pushed {
+    /// The bytes by which the list has grown.
+    pub growth: usize,
+    /// The list was too full for this node's batch.
+    pub left_out: bool,
+    /// The node's last batch, when this one was taken before.
+    pub last: Option<u64>,
+}
+
+/// Reads the answer to [`stats_queue`] or [`records`].
+pub fn pushed(answer: Value) -> RedisResult<Pushed> {
+    let (growth, last): (i64, i64) = FromRedisValue::from_redis_value(answer)?;
+    Ok(Pushed { growth: usize::try_from(growth).unwrap_or(0), left_out: growth < 0, last: u64::try_from(last).ok() })
 }
 
 /// Writes the latest values of `node`'s series, of its batch `number`: key and `[value, seconds]`. Unless
-/// they are `fresh`, a value that is newer stays; of a batch that was written whole before, nothing is.
-pub fn stats(batch: &mut Batch, node: NodeId, number: u64, series: &[(String, String)], fresh: bool) {
+/// they are `fresh`, a value that is newer stays; of a batch that was written whole before, nothing is written. At most `new` series are written that
+/// Redis did not know of the node. The answers say how many were new, and how many were left out.
+pub fn stats(batch: &mut Batch, node: NodeId, number: u64, series: &[(String, String)], fresh: bool, new: usize) {
     let parts = series.chunks(1000);
     let last = parts.len();
     for (i, part) in parts.enumerate() {
         batch.script(&scripts::STATS, &[keys::stats(node), keys::stats_written(node)], |cmd| {
             cmd.arg(SERIES).arg(DAY).arg(u8::from(fresh)).arg(number).arg(u8::from(i + 1 == last));
+            // As if all of the parts before had been new.
+            cmd.arg(new.saturating_sub(1000 * i));
             for (key, value) in part {
                 cmd.arg(key).arg(value);
             }

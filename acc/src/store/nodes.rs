@@ -82,6 +82,17 @@ pub fn last_seen(conn: &mut Conn, node: NodeId) -> RedisResult<Option<u64>> {
 /// Lists of records that one node may write to within the week that a list is kept.
 pub const MAX_LISTS: usize = 10_000;
 
+/// Whether a node may write to a list of records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MayWrite {
+    /// It has too many lists.
+    No,
+    /// It wrote to it within the week.
+    Known,
+    /// It did not.
+    New,
+}
+
 /// The last batch of records that was taken whole from `node`, and for each of `lists` whether it may write
 /// to that one at `now` (ms).
 pub fn log_state<'a>(
@@ -89,7 +100,7 @@ pub fn log_state<'a>(
     node: NodeId,
     lists: impl Iterator<Item = &'a String>,
     now: u64,
-) -> RedisResult<(Option<u64>, Vec<bool>)> {
+) -> RedisResult<(Option<u64>, Vec<MayWrite>)> {
     let mut batch = Batch::new();
     batch.call(Cmd::get(keys::last_log(node)));
     batch.script(&scripts::LISTS, &[keys::lists(node)], |cmd| {
@@ -100,7 +111,13 @@ pub fn log_state<'a>(
     });
     let mut answers = conn.run(&batch)?.into_iter();
     let mut next = || answers.next().unwrap_or(Value::Nil);
-    Ok((Option::from_redis_value(next())?, Vec::from_redis_value(next())?))
+    let last = Option::from_redis_value(next())?;
+    let may = Vec::<u8>::from_redis_value(next())?.into_iter().map(|may| match may {
+        0 => MayWrite::No,
+        1 => MayWrite::Known,
+        _ => MayWrite::New,
+    });
+    Ok((last, may.collect()))
 }
 
 /// The batch `number` of records was taken whole from `node`.

@@ -12,6 +12,9 @@ use redis::{Cmd, FromRedisValue, RedisResult, Value};
 
 /// Seconds that results of a quiet job are kept, and what was delivered of them.
 const QUIET: u64 = 120;
+/// Most runs of a recurring job that are remembered of each node: those that it may have sent without hearing that
+/// they were taken, several requests of them.
+const RUNS: usize = 4000;
 /// Seconds that a result is kept, and remembered as delivered, while Redis does not know its job. Anybody with
 /// the credentials of a node can make up ids, so this is short.
 const UNKNOWN: u64 = 3600;
@@ -85,12 +88,14 @@ pub fn decide(batch: &mut Batch, delivery: &Delivery<'_>) {
     let mut keys = vec![keys::done(delivery.id)];
     let (mut recurring, mut quiet) = (false, false);
     if let Some(run) = delivery.recurring {
+        keys.push(keys::done_runs(delivery.id, run.node));
         keys.push(keys::done_run(delivery.id, run.node, run.starttime));
         (recurring, quiet) = (true, run.quiet);
     }
     // For a short time, for nothing is known yet of who says so: see `push` and `remember`.
     batch.script(&scripts::DECIDE, &keys, |cmd| {
         cmd.arg(delivery.target).arg(delivery.run).arg(UNKNOWN).arg(u8::from(recurring)).arg(u8::from(quiet));
+        cmd.arg(RUNS);
     });
 }
 
@@ -98,7 +103,7 @@ pub fn decide(batch: &mut Batch, delivery: &Delivery<'_>) {
 /// that Redis knows the job and that it is for this node. Nothing for a job that does not recur.
 pub fn remember(batch: &mut Batch, delivery: &Delivery<'_>, meant: bool) {
     let Some(run) = delivery.recurring else { return };
-    let keys = [keys::done(delivery.id), keys::done_run(delivery.id, run.node, run.starttime)];
+    let keys = [keys::done(delivery.id), keys::done_runs(delivery.id, run.node)];
     batch.script(&scripts::REMEMBER, &keys, |cmd| {
         let seconds = run.period.saturating_mul(2).saturating_add(DAY).min(400 * DAY);
         cmd.arg(seconds).arg(u8::from(meant)).arg(DAY);
@@ -153,7 +158,7 @@ fn add_push(batch: &mut Batch, push: &Push<'_>, apart: bool) {
     let delivery = &push.delivery;
     let mut keys = vec![keys::results(delivery.id), keys::done(delivery.id)];
     if let Some(run) = delivery.recurring {
-        keys.push(keys::done_run(delivery.id, run.node, run.starttime));
+        keys.push(keys::done_runs(delivery.id, run.node));
     }
     let mut field = String::new();
     if let Some(state) = push.counted.filter(|_| !apart) {
@@ -164,6 +169,7 @@ fn add_push(batch: &mut Batch, push: &Push<'_>, apart: bool) {
         cmd.arg(delivery.target).arg(delivery.run).arg(delivery.text);
         cmd.arg(push.bounds.most).arg(push.bounds.seconds).arg(u8::from(delivery.recurring.is_some()));
         cmd.arg(u8::from(push.bounds.seconds == QUIET)).arg(field).arg(lists::COUNTS_KEPT).arg(DAY);
+        cmd.arg(lists::LIST_BYTES);
     });
 }
 

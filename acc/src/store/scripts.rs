@@ -40,7 +40,8 @@ pub(super) static DECIDE: Script = Script::new(include_str!("scripts/result.lua"
 /// Remembers for longer what was delivered of a recurring job.
 pub(super) static REMEMBER: Script = Script::new(include_str!("scripts/remember.lua"));
 /// Pushes a result.
-pub(super) static PUSH: Script = Script::new(include_str!("scripts/push.lua"));
+pub(super) static PUSH: Script =
+    Script::new(concat!(include_str!("scripts/bounded.lua"), include_str!("scripts/push.lua")));
 /// Puts commands into a node's queue. What enqueueing and polling have in common stands in front of both.
 pub(super) static ENQUEUE: Script =
     Script::new(concat!(include_str!("scripts/handover.lua"), include_str!("scripts/enqueue.lua")));
@@ -62,7 +63,11 @@ pub(super) static FORGET: Script = Script::new(include_str!("scripts/forget.lua"
 /// Says that a controller lives.
 pub(super) static BEAT: Script = Script::new(include_str!("scripts/beat.lua"));
 /// Adds records to a list.
-pub(super) static RECORDS: Script = Script::new(include_str!("scripts/records.lua"));
+pub(super) static RECORDS: Script =
+    Script::new(concat!(include_str!("scripts/bounded.lua"), include_str!("scripts/records.lua")));
+/// Adds events to their list.
+pub(super) static EVENT: Script =
+    Script::new(concat!(include_str!("scripts/bounded.lua"), include_str!("scripts/event.lua")));
 /// Which lists of records a node may write to.
 pub(super) static LISTS: Script = Script::new(include_str!("scripts/lists.lua"));
 /// Writes down the latest series of a node.
@@ -84,10 +89,10 @@ pub(super) static REVOKE: Script = Script::new(include_str!("scripts/revoke.lua"
 /// Counts a use of an enrolment token.
 pub(super) static USE: Script = Script::new(include_str!("scripts/use.lua"));
 
-static ALL: [&Script; 28] = [
+static ALL: [&Script; 29] = [
     &RUNNING, &RESULT, &OPEN, &STANDING, &PERIOD, &DECIDE, &REMEMBER, &PUSH, &ENQUEUE, &ACKED, &POLL, &WITHDRAW, &TAKE,
-    &RINGS, &INHERIT, &FORGET, &BEAT, &RECORDS, &LISTS, &STATS, &ROLES, &STOPPED, &SEEN, &REVOKE, &USE, &CLAIMS,
-    &GRANTED, &ENROLLED,
+    &RINGS, &INHERIT, &FORGET, &BEAT, &RECORDS, &EVENT, &LISTS, &STATS, &ROLES, &STOPPED, &SEEN, &REVOKE, &USE,
+    &CLAIMS, &GRANTED, &ENROLLED,
 ];
 
 /// How many there are, and with that how many answers `loading` has.

@@ -11,12 +11,16 @@ use std::mem;
 
 /// Most series of all jobs together.
 const MAX_SERIES: usize = 250_000;
+/// Most series that datagrams make: any local user may send some.
+const MAX_DATAGRAM_SERIES: usize = 50_000;
 /// Most values of one timer that are kept in an interval.
 const MAX_VALUES: usize = 10_000;
 /// Most members of one set.
 const MAX_MEMBERS: usize = 50_000;
 /// Most values and members of all series together.
 const MAX_KEPT: usize = 2_000_000;
+/// Most of these that come of datagrams.
+const MAX_DATAGRAM_KEPT: usize = 400_000;
 /// Gauges of nobody's job (from UDP) are forgotten after so many seconds without a change.
 const GAUGE_AGE: u64 = 86_400;
 
@@ -44,9 +48,37 @@ pub(super) struct Aggregate {
     hasher: RandomState,
     /// For the uniform samples.
     random: Random,
+    used: Used,
+    faults: Faults,
+}
+
+/// How many series there are, and how many values and members are kept: all, and those of datagrams.
+#[derive(Clone, Copy, Debug, Default)]
+struct Used {
     series: usize,
     kept: usize,
-    faults: Faults,
+    datagram_series: usize,
+    datagram_kept: usize,
+}
+
+impl Used {
+    /// Counts one more series, when there is room.
+    fn add_series(&mut self, origin: Origin) -> bool {
+        let own = if origin == Origin::Datagram { self.datagram_series } else { 0 };
+        let has_room = self.series < MAX_SERIES && own < MAX_DATAGRAM_SERIES;
+        self.series += usize::from(has_room);
+        self.datagram_series += usize::from(has_room && origin == Origin::Datagram);
+        has_room
+    }
+
+    fn may_keep(&self, origin: Origin) -> bool {
+        self.kept < MAX_KEPT && (origin == Origin::Job || self.datagram_kept < MAX_DATAGRAM_KEPT)
+    }
+
+    fn keep(&mut self, origin: Origin) {
+        self.kept += 1;
+        self.datagram_kept += usize::from(origin == Origin::Datagram);
+    }
 }
 
 /// What went wrong in one interval.
@@ -135,7 +167,7 @@ pub(super) struct Interval {
 impl Aggregate {
     /// Takes lines of the group (`domain.name`); blank ones are none.
     pub(super) fn lines(&mut self, origin: Origin, group: &str, text: &[u8]) {
-        let Aggregate { groups, hasher, random, series, kept, faults } = self;
+        let Aggregate { groups, hasher, random, used, faults } = self;
         if !groups.contains_key(group) {
             groups.insert(group.to_owned(), Group::default());
         }
@@ -153,7 +185,7 @@ impl Aggregate {
                 let key = statsd::clean(key);
                 if key.is_empty() {
                     nameless = true;
-                } else if !group.take(origin, &key, value, hasher, random, series, kept) {
+                } else if !group.take(origin, &key, value, hasher, random, used) {
                     faults.dropped += 1;
                 }
             });
@@ -165,7 +197,7 @@ impl Aggregate {
     /// group, others for a day.
     pub(super) fn flush(&mut self, seconds: u64, lives: impl Fn(&str) -> bool) -> Interval {
         let mut next: HashMap<String, Group> = HashMap::new();
-        let mut series = 0;
+        let mut used = Used::default();
         for (name, group) in &self.groups {
             let lives = lives(name);
             let keep = |gauge: &Gauge| match gauge.origin {
@@ -179,18 +211,18 @@ impl Aggregate {
                 .map(|(key, gauge)| (key.clone(), Gauge { age: gauge.age + seconds, ..*gauge }))
                 .collect();
             if !gauges.is_empty() {
-                series += gauges.len();
+                used.series += gauges.len();
+                used.datagram_series += gauges.values().filter(|gauge| gauge.origin == Origin::Datagram).count();
                 next.insert(name.clone(), Group { gauges, ..Group::default() });
             }
         }
-        (self.series, self.kept) = (series, 0);
+        self.used = used;
         Interval { groups: mem::replace(&mut self.groups, next), faults: mem::take(&mut self.faults) }
     }
 }
 
 impl Group {
     /// Takes one sample; says whether there was room for its series.
-    #[allow(clippy::too_many_arguments)]
     fn take(
         &mut self,
         origin: Origin,
@@ -198,23 +230,22 @@ impl Group {
         value: Value<'_>,
         hasher: &RandomState,
         random: &mut Random,
-        series: &mut usize,
-        kept: &mut usize,
+        used: &mut Used,
     ) -> bool {
         match value {
-            Value::Count(count) => with(&mut self.counters, key, series, |sum| *sum += count),
-            Value::Plain(value) => with(&mut self.plain, key, series, |last| *last = value),
-            Value::Gauge(value) => with(&mut self.gauges, key, series, |gauge| {
+            Value::Count(count) => with(&mut self.counters, key, origin, used, |sum, _| *sum += count),
+            Value::Plain(value) => with(&mut self.plain, key, origin, used, |last, _| *last = value),
+            Value::Gauge(value) => with(&mut self.gauges, key, origin, used, |gauge, _| {
                 *gauge = Gauge { value, age: 0, origin };
             }),
-            Value::Change(change) => with(&mut self.gauges, key, series, |gauge| {
+            Value::Change(change) => with(&mut self.gauges, key, origin, used, |gauge, _| {
                 *gauge = Gauge { value: gauge.value + change, age: 0, origin };
             }),
-            Value::Time(value, weight) => {
-                with(&mut self.timers, key, series, |timer| timer.take(value, weight, random, kept))
-            }
-            Value::Member(member) => with(&mut self.sets, key, series, |set| {
-                set.take(hasher.hash_one(member), kept);
+            Value::Time(value, weight) => with(&mut self.timers, key, origin, used, |timer, used| {
+                timer.take(value, weight, random, origin, used);
+            }),
+            Value::Member(member) => with(&mut self.sets, key, origin, used, |set, used| {
+                set.take(hasher.hash_one(member), origin, used);
             }),
         }
     }
@@ -231,23 +262,23 @@ impl Default for Gauge {
 fn with<T: Default>(
     map: &mut HashMap<Box<str>, T>,
     key: &str,
-    series: &mut usize,
-    change: impl FnOnce(&mut T),
+    origin: Origin,
+    used: &mut Used,
+    change: impl FnOnce(&mut T, &mut Used),
 ) -> bool {
     if let Some(found) = map.get_mut(key) {
-        change(found);
+        change(found, used);
         return true;
     }
-    if *series >= MAX_SERIES {
+    if !used.add_series(origin) {
         return false;
     }
-    *series += 1;
-    change(map.entry(key.into()).or_default());
+    change(map.entry(key.into()).or_default(), used);
     true
 }
 
 impl Timer {
-    fn take(&mut self, value: f64, weight: f64, random: &mut Random, kept: &mut usize) {
+    fn take(&mut self, value: f64, weight: f64, random: &mut Random, origin: Origin, used: &mut Used) {
         if self.seen == 0 {
             (self.lower, self.upper) = (value, value);
         }
@@ -256,9 +287,9 @@ impl Timer {
         self.count += weight;
         self.sum += value * weight;
         self.seen += 1;
-        if self.values.len() < MAX_VALUES && (*kept < MAX_KEPT || self.values.is_empty()) {
+        if self.values.len() < MAX_VALUES && (used.may_keep(origin) || self.values.is_empty()) {
             self.values.push(value);
-            *kept += 1;
+            used.keep(origin);
         } else if let Some(place) = self.values.get_mut(random.below(self.seen) as usize) {
             *place = value;
         }
@@ -276,13 +307,13 @@ impl Timer {
 }
 
 impl Members {
-    fn take(&mut self, hash: u64, kept: &mut usize) {
+    fn take(&mut self, hash: u64, origin: Origin, used: &mut Used) {
         if self.hashes.contains(&hash) {
             return;
         }
-        if self.hashes.len() < MAX_MEMBERS && *kept < MAX_KEPT {
+        if self.hashes.len() < MAX_MEMBERS && used.may_keep(origin) {
             self.hashes.insert(hash);
-            *kept += 1;
+            used.keep(origin);
         } else {
             self.full = true;
         }
@@ -392,7 +423,7 @@ mod tests {
         for n in 0..200_000 {
             aggregate.lines(Origin::Job, "d.n", format!("t:{}|ms", n % 1000).as_bytes());
         }
-        assert_eq!(aggregate.kept, MAX_VALUES);
+        assert_eq!(aggregate.used.kept, MAX_VALUES);
         let (found, _) = flush(&mut aggregate, false);
         assert_eq!((found["d.n.t.count"], found["d.n.t.mean"], found["d.n.t.upper"]), (200_000.0, 499.5, 999.0));
         assert!((found["d.n.t.median"] - 500.0).abs() < 40.0, "{}", found["d.n.t.median"]);
@@ -413,7 +444,34 @@ mod tests {
         let mut count = 0;
         let faults = aggregate.flush(10, |_| false).series(10, &mut |_, _, _, _| count += 1);
         assert_eq!((count, faults.dropped), (MAX_SERIES, 5));
-        assert_eq!(aggregate.series, 0);
+        assert_eq!(aggregate.used.series, 0);
+    }
+
+    #[test]
+    fn datagrams_leave_room_for_jobs() {
+        let mut aggregate = Aggregate::default();
+        // Gauges stay for a day, so they fill up over the flushes.
+        for flush in 0..3 {
+            let from = flush * MAX_SERIES;
+            for kind in ["g", "c", "kv"] {
+                let lines: String = (from..from + MAX_SERIES).map(|n| format!("u{n}:1|{kind}\n")).collect();
+                aggregate.lines(Origin::Datagram, "unknown.unknown", lines.as_bytes());
+            }
+            assert_eq!(aggregate.used.datagram_series, MAX_DATAGRAM_SERIES);
+            let lines: String = (0..MAX_SERIES).map(|n| format!("k{n}:1|kv\n")).collect();
+            aggregate.lines(Origin::Job, "d.n", lines.as_bytes());
+            let mut jobs = 0;
+            let faults =
+                aggregate.flush(10, |_| false).series(10, &mut |group, _, _, _| jobs += usize::from(group == "d.n"));
+            assert_eq!(jobs, MAX_SERIES - MAX_DATAGRAM_SERIES);
+            assert!(faults.dropped as usize >= MAX_DATAGRAM_SERIES);
+        }
+        let members: String = (0..20 * MAX_MEMBERS).map(|n| format!("s{}:{n}|s\n", n % 20)).collect();
+        let mut aggregate = Aggregate::default();
+        aggregate.lines(Origin::Datagram, "unknown.unknown", members.as_bytes());
+        assert_eq!(aggregate.used.kept, MAX_DATAGRAM_KEPT);
+        aggregate.lines(Origin::Job, "d.n", b"s:1|s\ns:2|s\n");
+        assert_eq!(aggregate.used.kept, MAX_DATAGRAM_KEPT + 2);
     }
 
     #[test]

@@ -26,6 +26,11 @@ pub(crate) fn request(method: &str, path: &str, token: Option<&str>, body: Optio
 
 /// Takes a whole answer from the front of `bytes`; nothing while some of it is missing.
 pub(crate) fn take(bytes: &mut Vec<u8>) -> Option<Answer> {
+    take_as(bytes, false)
+}
+
+/// The same; the answer to a HEAD is `bodiless`, whatever length it tells.
+pub(crate) fn take_as(bytes: &mut Vec<u8>, bodiless: bool) -> Option<Answer> {
     let end = bytes.windows(4).position(|w| w == b"\r\n\r\n")? + 4;
     let head = std::str::from_utf8(&bytes[..end]).unwrap_or_default();
     let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
@@ -34,7 +39,7 @@ pub(crate) fn take(bytes: &mut Vec<u8>) -> Option<Answer> {
             head.lines().find(|line| line.len() > name.len() && line[..name.len()].eq_ignore_ascii_case(name))?;
         line[name.len()..].strip_prefix(':').map(str::trim)
     };
-    let length: usize = field("content-length").and_then(|text| text.parse().ok()).unwrap_or(0);
+    let length: usize = field("content-length").filter(|_| !bodiless).and_then(|text| text.parse().ok()).unwrap_or(0);
     if bytes.len() < end + length {
         return None;
     }

@@ -7,7 +7,7 @@
 //! Each node has one connection, on which it does one thing after the other (an agent has two). Which
 //! node is on which thread is its place in the list; threads share nothing but counters.
 
-mod http;
+pub(crate) mod http;
 mod node;
 mod pump;
 

@@ -193,8 +193,9 @@ fn only_who_may_answer_for_a_job_makes_redis_remember_it_for_long() {
     let mut next = recurring(&node, &id, true);
     next[0]["starttime"] = json!(jstests::now_ms() + 5);
     assert_eq!(node.post("result", &next).status, 200);
-    let run = format!("jsacc:done:{{cmds_queue_{id}}}:1:10:{}", next[0]["starttime"]);
-    assert!(client.redis::<i64>(&["TTL", &run]) > 190 * 86_400);
+    let runs = format!("jsacc:done:{{cmds_queue_{id}}}:1:10");
+    assert_eq!(client.redis::<u64>(&["ZCARD", &runs]), 2);
+    assert!(client.redis::<i64>(&["TTL", &runs]) > 190 * 86_400);
     assert_eq!(client.results(&id), 2);
 }
 

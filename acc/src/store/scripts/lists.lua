@@ -1,6 +1,7 @@
 -- Which of the lists of records ARGV[4…] a node may write to: those that it knows, and new ones while it
 -- knows fewer than ARGV[3]. KEYS[1] has its lists by the time (ms) at which they were last asked about, to
--- the hour; ARGV[1] is now (ms), ARGV[2] the seconds for which a list is kept. Answers 1 or 0 for each.
+-- the hour; ARGV[1] is now (ms), ARGV[2] the seconds for which a list is kept. For each the
+-- answer is 1, 2 when it is a new one, or 0 when it may not.
 local now, keep, most = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local answer, count = {}, nil
 for i = 4, #ARGV do
@@ -15,7 +16,7 @@ for i = 4, #ARGV do
       redis.call('ZADD', KEYS[1], ARGV[1], ARGV[i])
       redis.call('EXPIRE', KEYS[1], keep)
     end
-    answer[#answer + 1] = 1
+    answer[#answer + 1] = at and 1 or 2
   else
     answer[#answer + 1] = 0
   end

@@ -1,21 +1,28 @@
 -- Pushes a result that was decided to be the first, once. KEYS: the list of results, the hash of what
--- was delivered, for a run of a recurring job the key of that run, and where one server has all keys the hash
+-- was delivered, for a run of a recurring job the node's last runs, and where one server has all keys the hash
 -- that counts results. ARGV: node, starttime (or 'ac'), text, most results, seconds to keep, recurring (0/1),
 -- quiet (1: what was delivered is kept no longer than the list), the field of the count or '', seconds to keep
--- counts, the most seconds that a job which does not recur is remembered. Answers 1 when this was the push.
+-- counts, the most seconds that a job which does not recur is remembered, most bytes of the results of one that
+-- does. Answers 1 when this was the push.
 -- The push comes first: a list of another type refuses it, and then nothing says that it was pushed.
+local pending, came = '+' .. ARGV[2], nil
 if ARGV[6] == '1' then
-  if redis.call('GET', KEYS[3]) ~= '0' then return 0 end
+  came = redis.call('ZSCORE', KEYS[3], pending)
+  if not came then return 0 end
 elseif redis.call('HGET', KEYS[2], ARGV[1]) ~= '+' .. ARGV[2] then
   return 0
 end
-local length = redis.call('LPUSH', KEYS[1], ARGV[3])
-if ARGV[6] == '1' then
-  redis.call('SET', KEYS[3], '1', 'KEEPTTL')
+if came then
+  -- Of such a job a node may bring any number of results.
+  push_bounded(KEYS[1], KEYS[2], tonumber(ARGV[4]), tonumber(ARGV[11]), 3, 3)
+  -- In this order, for an emptied set loses its expiry.
+  redis.call('ZADD', KEYS[3], came, ARGV[2])
+  redis.call('ZREM', KEYS[3], pending)
 else
+  local length = redis.call('LPUSH', KEYS[1], ARGV[3])
   redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
+  if length > tonumber(ARGV[4]) then redis.call('LTRIM', KEYS[1], 0, ARGV[4] - 1) end
 end
-if length > tonumber(ARGV[4]) then redis.call('LTRIM', KEYS[1], 0, ARGV[4] - 1) end
 local keep, left = tonumber(ARGV[5]), redis.call('TTL', KEYS[2])
 -- What is remembered for longer is a job that recurs, and that Redis has known.
 if ARGV[7] ~= '1' and left > tonumber(ARGV[10]) then keep = tonumber(ARGV[10]) end

@@ -1,13 +1,19 @@
 -- Writes series into the hash KEYS[1]; KEYS[2] is the number of the last batch that was written whole.
--- ARGV: most fields, seconds to keep, 1 when the batch was not queued before, its number, 1 when these are
--- the last of it, then key and '[value,seconds]' of each. When the hash gets too full, the series that
--- have been silent longest go.
+-- ARGV: most fields, seconds to keep, 1 when the batch was not queued before, its number, 1 when these are the last
+-- of it, most fields that are new, then key and '[value,seconds]' of each. When the hash gets too full, the series that have been silent longest go.
+-- Answers how many were new, and how many that would have been were left out.
 local written = redis.call('GET', KEYS[2])
-if written and tonumber(written) >= tonumber(ARGV[4]) then return 0 end
+if written and tonumber(written) >= tonumber(ARGV[4]) then return {0, 0} end
 local function age(text) return tonumber(string.match(text, ',%s*(%-?%d+)%]$') or '0') end
-for i = 6, #ARGV, 2 do
-  local held = ARGV[3] ~= '1' and redis.call('HGET', KEYS[1], ARGV[i])
-  if not held or age(held) <= age(ARGV[i + 1]) then redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+local new, left_out, room = 0, 0, tonumber(ARGV[6])
+for i = 7, #ARGV, 2 do
+  local held = redis.call('HGET', KEYS[1], ARGV[i])
+  if not held and new >= room then
+    left_out = left_out + 1
+  elseif not held or ARGV[3] == '1' or age(held) <= age(ARGV[i + 1]) then
+    redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1])
+    if not held then new = new + 1 end
+  end
 end
 local most = tonumber(ARGV[1])
 if redis.call('HLEN', KEYS[1]) > most then
@@ -20,4 +26,4 @@ if redis.call('HLEN', KEYS[1]) > most then
 end
 redis.call('EXPIRE', KEYS[1], ARGV[2])
 if ARGV[5] == '1' then redis.call('SET', KEYS[2], ARGV[4], 'EX', ARGV[2]) end
-return 1
+return {new, left_out}

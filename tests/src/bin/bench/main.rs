@@ -8,6 +8,7 @@
 mod client;
 mod door;
 mod footprint;
+mod hostile;
 mod measure;
 mod messages;
 mod peers;
@@ -20,6 +21,7 @@ mod stats;
 mod statsd;
 mod supervise;
 mod table;
+mod tickets;
 
 use std::process::ExitCode;
 
@@ -42,6 +44,12 @@ const BENCHES: &[Bench] = &[
     ("client", "the Python client beside plain redis-py, jsctl's start, a large fleet", client::run),
     ("roundtrip", "ping and execute from LPUSH to the result, beside the floor", roundtrip::run),
     ("door", "honest polls beside strangers, and what each stranger costs", door::run),
+    (
+        "hostile",
+        "a hostile node with good credentials: what grows, and another node's ping; --check fails on memory",
+        hostile::run,
+    ),
+    ("tickets", "making and checking the tickets of jobs", tickets::run),
     ("messages", "lines of a job into SQLite, beside a bare loop and plain-file loggers", messages::run),
     ("stats", "statsd over UDP and in level 10 lines, beside statsd (npm) and collectd; the monitor", stats::run),
     ("scale", "1,000 to 10,000 nodes over TLS: memory, CPU, wake, fanout, herd", scale::run),

@@ -114,7 +114,8 @@ fn spawn_true() -> Result<()> {
     Ok(())
 }
 
-fn bounce(conn: &mut Connection, what: &str) -> Result<()> {
+/// One ping-pong through Redis.
+pub(crate) fn bounce(conn: &mut Connection, what: &str) -> Result<()> {
     redis::cmd("LPUSH").arg(IN).arg(what).exec(conn)?;
     redis::cmd("BRPOP").arg(OUT).arg(10).query::<(String, String)>(conn).context("the other process answers")?;
     Ok(())
@@ -155,10 +156,10 @@ fn commit(disk: &Sqlite) -> Result<()> {
 }
 
 /// The second process of the ping-pong: this program again.
-struct Pong(Child);
+pub(crate) struct Pong(Child);
 
 impl Pong {
-    fn start(redis: &Redis) -> Result<Pong> {
+    pub(crate) fn start(redis: &Redis) -> Result<Pong> {
         let program = std::env::current_exe()?;
         Ok(Pong(Command::new(program).args([PONG, &redis.url()]).stdin(Stdio::null()).spawn()?))
     }

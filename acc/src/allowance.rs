@@ -1,0 +1,444 @@
+//! How much each node may send, and have written into Redis for it. Pure: the time is handed in.
+//!
+//! A node has a store of every resource, which it may spend at once and which fills again at a steady rate.
+//! Owns: the rates, and what each node has spent of late. Does not own: what counts as one, or what is said
+//! to a node that has spent too much. What another controller took does not count here.
+
+use jscommon::NodeId;
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+const KIB: f64 = 1024.0;
+const MIB: f64 = 1024.0 * KIB;
+const HOUR: f64 = 3600.0;
+
+/// Bytes that records, series and events leave for results, which are waited for.
+pub(crate) const LEFT_FOR_RESULTS: f64 = 8.0 * MIB;
+
+/// So many nodes are remembered before those that have spent nothing of late are forgotten.
+const MAX_NODES: usize = 20_000;
+
+/// The resources that nodes spend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Resource {
+    /// Requests of any kind.
+    Requests,
+    /// Bytes of requests' bodies.
+    Bodies,
+    /// Bytes written into Redis.
+    Bytes,
+    /// Bytes by which lists of records have grown.
+    Growth,
+    /// Records.
+    Records,
+    /// Results.
+    Results,
+    /// Series.
+    Series,
+    /// Series that Redis did not know of the node.
+    Keys,
+    /// Bytes in `jsacc:stats_queue` while it is more than half full.
+    Queue,
+    /// Events.
+    Events,
+    /// Bytes of events.
+    EventBytes,
+    /// Look-ups of scripts that are not there, and MiB of those that are.
+    Lookups,
+    /// Polls that brought nothing and acknowledged nothing.
+    Polls,
+    /// Requests for new credentials.
+    Renewals,
+    /// Events of the controller about refused results.
+    RefusedEvents,
+    /// Events of the controller about late results.
+    LateEvents,
+}
+
+/// Sums of fractions are only about right.
+const ROUNDING: f64 = 1e-6;
+
+const RESOURCES: usize = Resource::LateEvents as usize + 1;
+
+/// So much at once, and so much a second.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Rate {
+    store: f64,
+    per_second: f64,
+}
+
+/// The rate of a resource; a controller that takes more records than usual takes more of their bytes too.
+fn rate(resource: Resource, max_records: f64) -> Rate {
+    let more = (max_records / 5000.0).max(1.0);
+    let (store, per_second) = match resource {
+        Resource::Requests => (4000.0, 2000.0),
+        Resource::Bodies => (64.0 * MIB * more, 4.0 * MIB * more),
+        Resource::Bytes => (24.0 * MIB * more, MIB * more),
+        Resource::Growth => (256.0 * MIB * more, 256.0 * MIB * more / (24.0 * HOUR)),
+        Resource::Records => (60.0 * max_records, max_records),
+        Resource::Results => (120_000.0, 2000.0),
+        Resource::Series => (500_000.0, 10_000.0),
+        Resource::Keys => (10_000.0, 2.0),
+        Resource::Queue => (16.0 * MIB, 16.0 * MIB / HOUR),
+        Resource::Events => (1000.0, 0.2),
+        Resource::EventBytes => (MIB, 4.0 * KIB),
+        Resource::Lookups => (1000.0, 20.0),
+        Resource::Polls => (1000.0, 50.0),
+        Resource::Renewals => (30.0, 0.05),
+        Resource::RefusedEvents => (1.0, 1.0 / 60.0),
+        Resource::LateEvents => (100.0, 0.1),
+    };
+    Rate { store, per_second }
+}
+
+impl Resource {
+    /// The label of its refusals in metrics.
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Resource::Records => "records",
+            Resource::Results => "results",
+            Resource::Events | Resource::EventBytes => "events",
+            Resource::Series | Resource::Keys | Resource::Queue => "series",
+            Resource::Lookups => "lookups",
+            Resource::Polls => "polls",
+            Resource::Renewals => "renewals",
+            Resource::Bytes | Resource::Growth => "node-bytes",
+            Resource::Requests | Resource::Bodies => "node-rate",
+            Resource::RefusedEvents | Resource::LateEvents => "told",
+        }
+    }
+
+    /// Names the resource in the sentence of a refusal.
+    fn name(self) -> &'static str {
+        match self {
+            Resource::Requests => "requests",
+            Resource::Bodies => "bytes of bodies",
+            Resource::Bytes => "bytes",
+            Resource::Growth => "bytes of new records",
+            Resource::Records => "records",
+            Resource::Results => "results",
+            Resource::Series => "series",
+            Resource::Keys => "new series",
+            Resource::Queue => "bytes of series",
+            Resource::Events | Resource::RefusedEvents | Resource::LateEvents => "events",
+            Resource::EventBytes => "bytes of events",
+            Resource::Lookups => "look-ups of scripts",
+            Resource::Polls => "polls that bring nothing",
+            Resource::Renewals => "requests for credentials",
+        }
+    }
+}
+
+/// What is to be spent of one resource.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Charge {
+    resource: Resource,
+    amount: f64,
+    leaves: f64,
+}
+
+impl Charge {
+    /// So much of this resource.
+    pub(crate) fn new(resource: Resource, amount: usize) -> Charge {
+        Charge { resource, amount: amount as f64, leaves: 0.0 }
+    }
+
+    /// It is spent only where so much is left over.
+    #[must_use]
+    pub(crate) fn leaving(self, leaves: f64) -> Charge {
+        Charge { leaves, ..self }
+    }
+}
+
+/// A charge that is more than the node has left.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Exceeded {
+    /// Which resource it is.
+    pub(crate) resource: Resource,
+    /// After so many seconds it is worth another try.
+    pub(crate) seconds: u32,
+    per_second: f64,
+}
+
+impl Exceeded {
+    /// The sentence for the node.
+    pub(crate) fn sentence(&self, node: NodeId) -> String {
+        let (rate, unit) = match self.per_second {
+            per_second if per_second >= 1.0 => (per_second, "a second"),
+            per_second => (per_second * HOUR, "an hour"),
+        };
+        format!(
+            "node {node} sends more than {rate:.0} {} {unit}; it may try again in {} seconds",
+            self.resource.name(),
+            self.seconds
+        )
+    }
+}
+
+/// What was spent of one resource, and when (ms) that was so.
+#[derive(Clone, Copy, Debug, Default)]
+struct Spent {
+    at: u64,
+    amount: f64,
+}
+
+impl Spent {
+    /// What is spent at `now` (ms) still. A clock that went back fills nothing.
+    fn by(self, rate: Rate, now: u64) -> f64 {
+        (self.amount - rate.per_second * now.saturating_sub(self.at) as f64 / 1000.0).max(0.0)
+    }
+
+    /// The seconds after which the charge is worth another try; nothing where it can be spent now. More than the
+    /// whole store is spent when nothing else is.
+    fn wait(self, rate: Rate, charge: Charge, now: u64) -> Option<u32> {
+        let spent = self.by(rate, now);
+        let over = spent + charge.amount + charge.leaves - rate.store;
+        if spent <= ROUNDING || over <= ROUNDING {
+            return None;
+        }
+        Some((over.min(spent) / rate.per_second).ceil().clamp(1.0, 60.0) as u32)
+    }
+}
+
+/// What all nodes have spent.
+pub(crate) struct Allowances {
+    max_records: f64,
+    nodes: Mutex<Nodes>,
+}
+
+#[derive(Default)]
+struct Nodes {
+    spent: HashMap<NodeId, [Spent; RESOURCES]>,
+    /// When those were last forgotten that have spent nothing (ms), and how many were left.
+    swept: u64,
+    left: usize,
+}
+
+impl Allowances {
+    /// Nothing is spent; a node may send `max_records` records a second.
+    pub(crate) fn new(max_records: u64) -> Allowances {
+        Allowances { max_records: max_records as f64, nodes: Mutex::default() }
+    }
+
+    /// Spends all of `charges` for `node` at `now` (ms), or none of them.
+    pub(crate) fn take(&self, node: NodeId, charges: &[Charge], now: u64) -> Result<(), Exceeded> {
+        let mut nodes = self.locked();
+        nodes.sweep(self.max_records, now);
+        let spent = nodes.spent.entry(node).or_default();
+        self.check_all(spent, charges, now)?;
+        for charge in charges {
+            let place = &mut spent[charge.resource as usize];
+            let rate = rate(charge.resource, self.max_records);
+            *place = Spent { at: now.max(place.at), amount: place.by(rate, now) + charge.amount };
+        }
+        Ok(())
+    }
+
+    /// Whether `take` would spend them now.
+    pub(crate) fn check(&self, node: NodeId, charges: &[Charge], now: u64) -> Result<(), Exceeded> {
+        match self.locked().spent.get(&node) {
+            Some(spent) => self.check_all(spent, charges, now),
+            None => Ok(()),
+        }
+    }
+
+    /// Spends the charge whether there is so much left or not.
+    pub(crate) fn owe(&self, node: NodeId, charge: Charge, now: u64) {
+        let mut nodes = self.locked();
+        let place = &mut nodes.spent.entry(node).or_default()[charge.resource as usize];
+        let rate = rate(charge.resource, self.max_records);
+        *place = Spent { at: now.max(place.at), amount: place.by(rate, now) + charge.amount };
+    }
+
+    /// `node` did not use what it took just now.
+    pub(crate) fn give_back(&self, node: NodeId, charges: &[Charge]) {
+        if let Some(spent) = self.locked().spent.get_mut(&node) {
+            for charge in charges {
+                let place = &mut spent[charge.resource as usize];
+                place.amount = (place.amount - charge.amount).max(0.0);
+            }
+        }
+    }
+
+    /// How much of `resource` the node has left at `now` (ms).
+    pub(crate) fn left(&self, node: NodeId, resource: Resource, now: u64) -> f64 {
+        let rate = rate(resource, self.max_records);
+        let spent = self.locked().spent.get(&node).map_or(0.0, |spent| spent[resource as usize].by(rate, now));
+        (rate.store - spent).max(0.0)
+    }
+
+    fn check_all(&self, spent: &[Spent; RESOURCES], charges: &[Charge], now: u64) -> Result<(), Exceeded> {
+        for charge in charges {
+            let rate = rate(charge.resource, self.max_records);
+            if let Some(seconds) = spent[charge.resource as usize].wait(rate, *charge, now) {
+                return Err(Exceeded { resource: charge.resource, seconds, per_second: rate.per_second });
+            }
+        }
+        Ok(())
+    }
+
+    fn locked(&self) -> MutexGuard<'_, Nodes> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Nodes {
+    /// Forgets nodes that have spent nothing. Once there are many, every second, or when there are twice as many:
+    /// it looks at them all.
+    fn sweep(&mut self, max_records: f64, now: u64) {
+        let count = self.spent.len();
+        if count > MAX_NODES && (now.saturating_sub(self.swept) >= 1000 || count > self.left.saturating_mul(2)) {
+            let is_spent = |i: usize, spent: &Spent| spent.by(rate(ALL[i], max_records), now) > 0.0;
+            self.spent.retain(|_, all| all.iter().enumerate().any(|(i, spent)| is_spent(i, spent)));
+            (self.swept, self.left) = (now, self.spent.len());
+        }
+    }
+}
+
+const ALL: [Resource; RESOURCES] = [
+    Resource::Requests,
+    Resource::Bodies,
+    Resource::Bytes,
+    Resource::Growth,
+    Resource::Records,
+    Resource::Results,
+    Resource::Series,
+    Resource::Keys,
+    Resource::Queue,
+    Resource::Events,
+    Resource::EventBytes,
+    Resource::Lookups,
+    Resource::Polls,
+    Resource::Renewals,
+    Resource::RefusedEvents,
+    Resource::LateEvents,
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const NODE: NodeId = NodeId { gid: 1, nid: 10 };
+    const OTHER: NodeId = NodeId { gid: 1, nid: 11 };
+    const NORMAL: u64 = 5000;
+
+    fn records(amount: usize) -> [Charge; 1] {
+        [Charge::new(Resource::Records, amount)]
+    }
+
+    #[test]
+    fn store_is_spent_at_once_and_fills_again() {
+        // (at ms, amount, seconds to wait); 10 records a second, 600 at once.
+        let steps = [
+            (0, 600, None),
+            (0, 100, Some(10)),
+            (0, 1000, Some(60)),
+            (10_000, 100, None),
+            (10_000, 1, Some(1)),
+            (9_000, 1, Some(1)),
+            (10_100, 1, None),
+            (100_000, 10_000, None),
+            (100_000, 1, Some(60)),
+        ];
+        let all = Allowances::new(10);
+        for (i, (now, amount, wait)) in steps.into_iter().enumerate() {
+            let told = all.take(NODE, &records(amount), now).err().map(|exceeded| exceeded.seconds);
+            assert_eq!(told, wait, "step {i}");
+        }
+        assert_eq!(all.take(OTHER, &records(600), 100_000), Ok(()), "another node has its own");
+    }
+
+    #[test]
+    fn each_resource_has_a_store_of_its_own_and_all_or_none_is_spent() {
+        let all = Allowances::new(10);
+        let both = [Charge::new(Resource::Records, 10), Charge::new(Resource::Bytes, 20 << 20)];
+        assert_eq!(all.take(NODE, &both, 0), Ok(()));
+        let exceeded = all.take(NODE, &both, 0).unwrap_err();
+        assert_eq!((exceeded.resource, exceeded.seconds), (Resource::Bytes, 16));
+        let sentence = exceeded.sentence(NODE);
+        assert!(sentence.contains("node 1:10 sends more than 1048576 bytes a second"), "{sentence}");
+        assert_eq!(all.take(NODE, &records(590), 0), Ok(()), "what was refused has cost no records");
+        all.give_back(NODE, &both);
+        assert_eq!(all.take(NODE, &both, 0), Ok(()));
+        assert!(all.take(NODE, &[Charge::new(Resource::Events, 1000)], 0).is_ok());
+        let hourly = all.take(NODE, &[Charge::new(Resource::Events, 1)], 0).unwrap_err();
+        assert!(hourly.sentence(NODE).contains("720 events an hour"), "{}", hourly.sentence(NODE));
+    }
+
+    #[test]
+    fn results_have_bytes_that_nothing_else_spends() {
+        let all = Allowances::new(NORMAL);
+        let piece = |leaves| [Charge::new(Resource::Bytes, 1 << 20).leaving(leaves)];
+        let taken = |leaves| (0..100).take_while(|_| all.take(NODE, &piece(leaves), 0).is_ok()).count();
+        assert_eq!((taken(LEFT_FOR_RESULTS), taken(0.0), taken(LEFT_FOR_RESULTS)), (16, 8, 0));
+        assert!(all.take(NODE, &piece(LEFT_FOR_RESULTS), 8_000).is_err(), "results come first");
+        assert!(all.take(NODE, &piece(0.0), 8_000).is_ok());
+    }
+
+    #[test]
+    fn what_is_owed_counts() {
+        let all = Allowances::new(NORMAL);
+        all.owe(NODE, Charge::new(Resource::Keys, 15_000), 0);
+        assert_eq!((all.left(NODE, Resource::Keys, 0), all.left(OTHER, Resource::Keys, 0)), (0.0, 10_000.0));
+        assert!(all.check(NODE, &[Charge::new(Resource::Keys, 1)], 0).is_err());
+        assert_eq!(all.left(NODE, Resource::Keys, 3_000_000), 1000.0);
+    }
+
+    #[test]
+    fn nodes_that_have_spent_nothing_are_forgotten_now_and_then() {
+        let all = Allowances::new(10);
+        let ask = |nid, now| {
+            all.take(NodeId { gid: 1, nid }, &records(1), now).unwrap();
+            all.locked().spent.len()
+        };
+        let many = MAX_NODES as u32;
+        for nid in 0..=many {
+            ask(nid, 1000);
+        }
+        assert_eq!(ask(many + 1, 1050), MAX_NODES + 2, "they have spent something within the last tenth of a second");
+        assert_eq!(ask(many + 1, 2040), MAX_NODES + 2, "it was looked less than a second ago");
+        assert_eq!(ask(many + 1, 2300), 1);
+    }
+
+    #[test]
+    fn every_resource_has_its_place() {
+        assert!(ALL.iter().enumerate().all(|(i, resource)| *resource as usize == i));
+    }
+
+    proptest! {
+        /// However requests come: a node gets no more than its store and the rate, a refusal costs nothing, and
+        /// after the told seconds it is served.
+        #[test]
+        fn node_gets_its_store_and_its_rate_and_no_more(
+            resource in 0..RESOURCES,
+            steps in proptest::collection::vec((0_u64..5000, 0.0_f64..1.2), 1..200),
+        ) {
+            let resource = ALL[resource];
+            let rate = rate(resource, NORMAL as f64);
+            let all = Allowances::new(NORMAL);
+            let (mut now, mut taken, mut largest) = (1_000_000, 0.0, 0.0_f64);
+            let begin = now;
+            for (pause, part) in steps {
+                now += pause;
+                let charge = Charge { resource, amount: rate.store * part * part, leaves: 0.0 };
+                let before = all.left(NODE, resource, now);
+                match all.take(NODE, &[charge], now) {
+                    Ok(()) => {
+                        taken += charge.amount;
+                        largest = largest.max(charge.amount);
+                    }
+                    Err(exceeded) => {
+                        prop_assert!((1..=60).contains(&exceeded.seconds));
+                        prop_assert_eq!(all.left(NODE, resource, now), before);
+                        // Nobody is told to come back for nothing, but where even a minute does not do.
+                        let later = now + u64::from(exceeded.seconds) * 1000;
+                        prop_assert!(exceeded.seconds == 60 || all.check(NODE, &[charge], later).is_ok());
+                    }
+                }
+                let most = rate.store.max(largest) + rate.per_second * (now - begin) as f64 / 1000.0;
+                prop_assert!(taken <= most * (1.0 + 1e-9), "{} of {}", taken, most);
+            }
+        }
+    }
+}

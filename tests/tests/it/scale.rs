@@ -32,11 +32,14 @@ fn ping_all(client: &mut Client, nodes: usize) {
     assert!(by_node.len() == nodes && by_node.values().all(|count| *count == 1), "{by_node:?}");
 }
 
-/// Waits until each node is written down as one that a fanout is for: a node is known from its first event on,
-/// and has its roles with its first poll, once that was handled.
+/// Waits until each node is written down as one that a fanout is for: it has its roles with its first event or poll,
+/// and is live with its first poll.
 #[track_caller]
 fn known(client: &mut Client, nodes: u32) {
-    wait_until("all have their roles", FLEET, || client.redis::<u32>(&["HLEN", "jsacc:{roles}"]) == nodes);
+    wait_until("all have their roles and are live", FLEET, || {
+        client.redis::<u32>(&["HLEN", "jsacc:{roles}"]) == nodes
+            && client.redis::<u32>(&["ZCARD", "jsacc:agents"]) == nodes
+    });
 }
 
 #[test]

@@ -5,7 +5,8 @@ use crate::Options;
 use crate::measure::{Case, interleaved, ms, quantile};
 use crate::table::{Table, number};
 use anyhow::{Context, Result};
-use jstests::swarm::trusting;
+use jscommon::NodeId;
+use jstests::swarm::{read_secret, trusting};
 use jstests::{Acc, AccOptions, FakeNode, LONG, Redis, proc, wait_until};
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use rustls_pki_types::ServerName;
@@ -16,8 +17,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// Honest nodes that poll without a pause, each on its kept connection.
+/// Threads that poll without a pause, each on its kept connection.
 const HONEST: u32 = 4;
+/// Nodes of each of them in turn, for one that polls for nothing too often is told to wait.
+const NODES: u32 = 200;
 
 type Begin = fn(&Door) -> Result<Held>;
 
@@ -58,7 +61,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let quiet = vec!["--log-level".to_owned(), "warn".to_owned()];
     let acc = Acc::start(&redis, AccOptions { args: quiet, ..AccOptions::secure() });
     let tls = trusting(&acc.ca().context("the controller's CA")?)?;
-    let nodes: Vec<FakeNode> = (1..=HONEST).map(|nid| acc.node(1, nid)).collect();
+    let nodes: Vec<FakeNode> = honest_nodes(&acc)?;
     let door = Arc::new(Door { acc, tls });
 
     let mut cases = vec![Case::new("alone", || honest(&nodes, seconds, &door))];
@@ -149,14 +152,27 @@ fn memory_each(begin: Begin, strangers: u32) -> Result<f64> {
     Ok(grown / f64::from(strangers) / 1e3)
 }
 
+/// Nodes for all pollers, one after the other.
+fn honest_nodes(acc: &Acc) -> Result<Vec<FakeNode>> {
+    let secret = read_secret(&acc.state_dir().join("node.secret"))?;
+    let issued = jstests::now_ms() as u64;
+    let first = acc.node(1, 1);
+    let node = |nid| {
+        let mut node = first.with_token(Some(&secret.issue(NodeId { gid: 1, nid }, issued)));
+        node.nid = nid;
+        node
+    };
+    Ok((1..=HONEST * NODES).map(node).collect())
+}
+
 /// Polls of all honest nodes for a time: polls a second, p50 and p99 in ms, and room for two more figures.
 fn honest(nodes: &[FakeNode], seconds: f64, _door: &Door) -> Result<Vec<f64>> {
     let until = Instant::now() + Duration::from_secs_f64(seconds);
-    let poller = |node: &FakeNode| {
-        let node = node.clone();
+    let poller = |nodes: &[FakeNode]| {
+        let nodes = nodes.to_vec();
         thread::spawn(move || {
             let mut times = Vec::new();
-            while Instant::now() < until {
+            for node in nodes.iter().cycle().take_while(|_| Instant::now() < until) {
                 let start = Instant::now();
                 let reply = node.get(&node.path("cmd?wait=0"));
                 anyhow::ensure!(reply.status == 204, "an honest poll was answered {reply:?}");
@@ -165,7 +181,7 @@ fn honest(nodes: &[FakeNode], seconds: f64, _door: &Door) -> Result<Vec<f64>> {
             Ok(times)
         })
     };
-    let threads: Vec<JoinHandle<Result<Vec<f64>>>> = nodes.iter().map(poller).collect();
+    let threads: Vec<JoinHandle<Result<Vec<f64>>>> = nodes.chunks(NODES as usize).map(poller).collect();
     let mut times = Vec::new();
     for thread in threads {
         times.extend(thread.join().map_err(|_| anyhow::anyhow!("a poller panicked"))??);

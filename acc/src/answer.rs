@@ -89,7 +89,12 @@ pub fn give(context: &Context, conn: &mut Conn, answers: &[Answer]) -> RedisResu
             results::push_all(conn, std::mem::take(&mut hashes), &std::mem::take(&mut pushes))?;
         }
         if *verdict != Verdict::Late {
-            let writing = if answer.target.is_some() { Writing::Withdrawn } else { Writing::Counts };
+            let writing = match answer.target {
+                Some(_) => Writing::Withdrawn,
+                // Asked again a `cancel` finds less to do, and says something else: what was pushed stands.
+                None if *verdict == Verdict::Repeat => Writing::Repeated,
+                None => Writing::Counts,
+            };
             jobs::result(&mut hashes, delivery.target, delivery.id, delivery.text, writing);
         }
         if *verdict == Verdict::First {

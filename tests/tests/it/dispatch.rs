@@ -76,6 +76,24 @@ fn a_list_of_nodes_is_one_job_of_all_of_them() {
 }
 
 #[test]
+fn cancel_that_is_gone_through_again_keeps_its_answer() {
+    let (_redis, _acc, mut client) = site();
+    let id = client.push(json!({"gid": 1, "nid": 99, "cmd": "ping"}));
+    let cancel = json!({"id": "take-back", "gid": 1, "nid": 99, "cmd": "cancel", "data": {"id": id}}).to_string();
+    client.push_raw(&cancel);
+    assert_eq!(client.pop("take-back")["state"], "OK");
+    assert_eq!(client.pop(&id)["state"], "KILLED");
+    // A controller that died between forgetting the job and taking the command off its list, as a cluster lets it.
+    let _: i64 = client.redis(&["LPUSH", "jsacc:{cmds_queue}:taken:ghost", &cancel]);
+    let _: i64 = client.redis(&["ZADD", "jsacc:{cmds_queue}:acs", "1", "ghost"]);
+    wait_until("another one has gone through it again", LONG, || {
+        client.redis::<Vec<String>>(&["KEYS", "jsacc:{cmds_queue}:taken:*"]).is_empty()
+    });
+    assert_eq!(client.results("take-back"), 0, "once");
+    assert_eq!(client.state("take-back", "1:99").as_deref(), Some("OK"), "who looks there finds what was delivered");
+}
+
+#[test]
 fn a_cancel_with_a_list_of_nodes_takes_back_those_alone() {
     let (_redis, _acc, mut client) = site();
     let id = client.push(json!({"nodes": [[1, 1], [1, 2], [1, 3]], "cmd": "ping"}));

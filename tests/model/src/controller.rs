@@ -1,0 +1,527 @@
+//! The steps of a controller: dispatcher, expiry, doorbell, gate, and the handlers of polls and results.
+
+use crate::explore::Steps;
+use crate::redis::{Asked, Withdrawn};
+use crate::state::*;
+
+/// All steps that the controllers may take next.
+pub(crate) fn steps(out: &mut Steps<'_>) {
+    for ac in 0..ACS {
+        if out.state.ac[ac].life == Life::Lives {
+            life(out, ac);
+            dispatcher(out, ac);
+            expiry(out, ac);
+            doorbell(out, ac);
+        }
+    }
+    for node in 0..out.setup.nodes {
+        for slot in 0..2 {
+            poll(out, node, slot);
+            post(out, node, slot);
+        }
+    }
+}
+
+/// Beats, and what others have taken who are gone.
+fn life(out: &mut Steps<'_>, ac: usize) {
+    let state = out.state;
+    // `Dispatcher::turn` says so before it takes anything, `Janitor::beat` every 5 s. Redis did not know it (any
+    // more): every waiting poll is asked again.
+    if !state.ac[ac].announced || state.redis.beat[ac] != Beat::Fresh {
+        out.fair("beat", |s, _| {
+            let new = s.redis.beat[ac] == Beat::Absent && s.ac[ac].announced;
+            s.redis.beat[ac] = Beat::Fresh;
+            s.redis.gone[ac] = false;
+            s.ac[ac].announced = true;
+            if new {
+                recall_all(s, ac);
+            }
+        });
+    }
+    // `Janitor::look` and `Janitor::gone` find them, `Dispatcher::turn` inherits between two commands.
+    if state.ac[ac].dispatcher.next == Do::Idle && state.ac[ac].announced && !out.setup.is(Mutation::NobodyInherits) {
+        for from in (0..ACS).filter(|from| *from != ac) {
+            let found_dead = state.redis.beat[from] == Beat::Silent;
+            let found_gone = state.redis.gone[from] && state.redis.taken[from] != [0; COMMANDS];
+            if found_dead || (found_gone && state.redis.beat[from] != Beat::Fresh) {
+                out.fair("inherit", |s, _| s.redis.inherit(from, ac));
+            }
+        }
+    }
+}
+
+/// `Dispatcher::run`, one call to Redis a step.
+fn dispatcher(out: &mut Steps<'_>, ac: usize) {
+    let state = out.state;
+    let at = state.ac[ac].dispatcher;
+    let command = usize::from(at.command);
+    match at.next {
+        Do::Idle => {
+            // `lists::take`: BRPOPLPUSH, the oldest first.
+            let oldest = (0..COMMANDS).find(|command| state.redis.pushed[*command] > 0);
+            let may_take = state.ac[ac].announced || out.setup.is(Mutation::TakesBeforeItsBeat);
+            if let Some(command) = oldest.filter(|_| may_take) {
+                let take = move |s: &mut State| {
+                    s.redis.pushed[command] -= 1;
+                    s.redis.taken[ac][command] += 1;
+                };
+                out.fair("take", |s, _| {
+                    take(s);
+                    begin(s, ac, command, false);
+                });
+                out.fault(fault::CUT, "take, and the answer is lost", |s, _| take(s));
+            }
+            // `lists::taken`, after an error or every 10 s.
+            if state.ac[ac].announced
+                && let Some(command) = (0..COMMANDS).find(|command| state.redis.taken[ac][*command] > 0)
+            {
+                out.fair("find in the taken list", |s, _| begin(s, ac, command, true));
+            }
+        }
+        // `Dispatcher::write_down`.
+        Do::Open => out.fair("write the job down", |s, setup| {
+            let targets = setup.targets(command);
+            let known = s.redis.open(command, targets);
+            let again = at.again && !setup.is(Mutation::RepetitionIsDuplicate);
+            let left = if known { s.redis.queued(command) } else { targets };
+            let at = &mut s.ac[ac].dispatcher;
+            match setup.commands[command] {
+                _ if known && !again => at.next = Do::Untake,
+                Kind::Cancel => at.next = Do::Withdraw,
+                Kind::Nobody => {
+                    at.own.0 = Answer::Nobody;
+                    at.next = Do::Decide;
+                }
+                Kind::Job(_) | Kind::Kill => {
+                    at.left = left;
+                    at.next = after_enqueue(at.left);
+                }
+            }
+            if setup.is(Mutation::TakenOffBeforeQueued) {
+                untake(s, ac, command);
+            }
+        }),
+        // `Dispatcher::enqueue`, node by node; a waiting poll of its own is handed its commands at once.
+        Do::Enqueue => {
+            let node = at.left.trailing_zeros() as usize;
+            out.fair("enqueue", |s, setup| {
+                let at_once = !at.again || setup.is(Mutation::QueuedAfterTakenBack);
+                let withdrawn = matches!(s.redis.queue[node].text[command], Text::Cancelled | Text::Expired);
+                if !at_once && (withdrawn || (s.redis.queued(command) >> node) & 1 == 0) {
+                    let at = &mut s.ac[ac].dispatcher;
+                    at.left &= !(1 << node);
+                    at.next = after_enqueue(at.left);
+                    return;
+                }
+                s.redis.expire_at(command, node);
+                let (batch, holder) = s.redis.enqueue(ac, command, node);
+                if let Some((batch, commands)) = batch {
+                    deliver(s, setup, ac, node, Some((batch, commands)));
+                }
+                let at = &mut s.ac[ac].dispatcher;
+                at.left &= !(1 << node);
+                if holder > 0 {
+                    at.ring = (node as u8, holder);
+                    at.next = Do::Ring;
+                    if setup.is(Mutation::TakenOffBeforeRung) {
+                        untake(s, ac, command);
+                    }
+                } else {
+                    at.next = after_enqueue(at.left);
+                }
+            });
+            // The end of the wait is written down in the call before.
+            out.fault(fault::KILL_AC, "the controller dies before it enqueues", |s, _| {
+                s.redis.expire_at(command, node);
+                die(s, ac);
+            });
+        }
+        // `lists::ring`.
+        Do::Ring => out.fair("ring the bell", |s, _| {
+            let at = &mut s.ac[ac].dispatcher;
+            let (node, holder) = at.ring;
+            at.ring = (0, 0);
+            at.next = after_enqueue(at.left);
+            s.redis.bell[usize::from(holder) - 1].fetch[usize::from(node)] = true;
+        }),
+        // `cancel::take_back`.
+        Do::Withdraw => out.fair("take the cancelled job back", |s, setup| {
+            let cautious = !setup.is(Mutation::HandedOverIsWithdrawn);
+            let why = s.redis.withdraw(0, 0, Text::Cancelled, cautious);
+            let out = match why {
+                Withdrawn::Out(Text::Expired) => setup.is(Mutation::TwoReasons),
+                Withdrawn::Out(_) => true,
+                Withdrawn::Gone | Withdrawn::Handed => false,
+            };
+            let at = &mut s.ac[ac].dispatcher;
+            at.job.0 = if out { Answer::Cancelled } else { Answer::None };
+            at.own.0 = if out { Answer::CancelDone } else { Answer::CancelRefused };
+            at.next = Do::Decide;
+        }),
+        // `answer::give`: decision, hash, list.
+        Do::Decide => out.fair("decide on the controller's answer", |s, _| {
+            if at.job.0 != Answer::None {
+                s.ac[ac].dispatcher.job.1 = s.redis.decide(0, 0, Run::Own);
+            }
+            s.ac[ac].dispatcher.own.1 = s.redis.decide(command, 0, Run::Own);
+            s.ac[ac].dispatcher.next = Do::Write;
+        }),
+        Do::Write => out.fair("write the controller's answer down", |s, setup| {
+            let keeps = !setup.is(Mutation::RepeatedAnswerOverwrites);
+            give_hash(s, 0, at.job, keeps);
+            give_hash(s, command, at.own, keeps);
+            s.ac[ac].dispatcher.next = Do::Push;
+        }),
+        Do::Push => out.fair("push the controller's answer", |s, _| {
+            for (job, (answer, verdict)) in [(0, at.job), (command, at.own)] {
+                if verdict == Verdict::First {
+                    s.redis.push(job, 0, Run::Own, answer, true);
+                }
+            }
+            s.ac[ac].dispatcher.next = if at.job.0 == Answer::None { Do::Untake } else { Do::Forget };
+        }),
+        Do::Forget => out.fair("forget the cancelled job", |s, _| {
+            s.redis.forget(0, 0);
+            s.ac[ac].dispatcher.next = Do::Untake;
+        }),
+        // `lists::untake`, last of all.
+        Do::Untake => out.fair("off the taken list", |s, _| {
+            untake(s, ac, command);
+            s.ac[ac].dispatcher = Dispatcher::default();
+        }),
+    }
+    if at.next != Do::Idle {
+        // The connection breaks: all that was taken is gone through again.
+        out.fault(fault::CUT, "the dispatcher's connection breaks", |s, _| s.ac[ac].dispatcher = Dispatcher::default());
+    }
+}
+
+fn begin(s: &mut State, ac: usize, command: usize, again: bool) {
+    s.ac[ac].dispatcher = Dispatcher { next: Do::Open, command: command as u8, again, ..Dispatcher::default() };
+}
+
+fn after_enqueue(left: u8) -> Do {
+    if left == 0 { Do::Untake } else { Do::Enqueue }
+}
+
+/// LREM of one copy.
+fn untake(s: &mut State, ac: usize, command: usize) {
+    let taken = &mut s.redis.taken[ac][command];
+    *taken = taken.saturating_sub(1);
+}
+
+/// The hash of an answer that a controller gives itself.
+fn give_hash(s: &mut State, command: usize, (answer, verdict): (Answer, Verdict), keeps: bool) {
+    match verdict {
+        Verdict::First => s.redis.result(command, 0, answer, false),
+        Verdict::Repeat => s.redis.result(command, 0, answer, keeps),
+        Verdict::None | Verdict::Late => {}
+    }
+}
+
+/// `Janitor::expire`.
+fn expiry(out: &mut Steps<'_>, ac: usize) {
+    let state = out.state;
+    let at = state.ac[ac].expiry;
+    let (command, node) = (usize::from(at.command), usize::from(at.node));
+    match at.next {
+        Next::Idle => {
+            for command in 0..COMMANDS {
+                for node in (0..NODES).filter(|node| state.redis.expiring[command][*node] == Wait::Due) {
+                    out.fair("withdraw what has expired", |s, setup| {
+                        let begun = Expiry { command: command as u8, node: node as u8, ..Expiry::default() };
+                        match s.redis.withdraw(command, node, Text::Expired, true) {
+                            Withdrawn::Gone => s.ac[ac].expiry = Expiry { next: Next::LookUp, ..begun },
+                            // It is put off until then.
+                            Withdrawn::Handed => {}
+                            Withdrawn::Out(why) => {
+                                let cancelled = why == Text::Cancelled && !setup.is(Mutation::TwoReasons);
+                                let answer = if cancelled { Answer::Cancelled } else { Answer::Expired };
+                                s.ac[ac].expiry = Expiry { next: Next::Decide, answer, ..begun };
+                            }
+                        }
+                    });
+                }
+            }
+        }
+        // `jobs::lost`.
+        Next::LookUp => out.fair("look up what is not in its queue", |s, _| {
+            let lost = s.redis.job[command].field[node] == Field::Queued;
+            let expiry = &mut s.ac[ac].expiry;
+            (expiry.answer, expiry.next) =
+                if lost { (Answer::Lost, Next::Decide) } else { (Answer::None, Next::Forget) };
+        }),
+        Next::Decide => out.fair("decide on the end of a wait", |s, _| {
+            s.ac[ac].expiry.verdict = s.redis.decide(command, node, Run::Own);
+            s.ac[ac].expiry.next = Next::Write;
+        }),
+        Next::Write => out.fair("write the end of a wait down", |s, setup| {
+            let keeps = at.verdict == Verdict::Repeat && !setup.is(Mutation::RepeatedAnswerOverwrites);
+            if at.verdict != Verdict::Late {
+                s.redis.result(command, node, at.answer, keeps);
+            }
+            s.ac[ac].expiry.next = Next::Push;
+        }),
+        Next::Push => out.fair("push the end of a wait", |s, _| {
+            if at.verdict == Verdict::First {
+                s.redis.push(command, node, Run::Own, at.answer, true);
+            }
+            s.ac[ac].expiry.next = Next::Forget;
+        }),
+        Next::Forget => out.fair("forget what has expired", |s, _| {
+            s.redis.forget(command, node);
+            s.ac[ac].expiry = Expiry::default();
+        }),
+    }
+    if at.next != Next::Idle {
+        out.fault(fault::CUT, "the janitor's connection breaks", |s, _| s.ac[ac].expiry = Expiry::default());
+    }
+}
+
+/// `doorbell::hear`, and `Janitor::seen` for what was lost on the way to a waiting poll.
+fn doorbell(out: &mut Steps<'_>, ac: usize) {
+    for node in 0..out.setup.nodes {
+        let bell = out.state.redis.bell[ac];
+        if bell.moved[node] {
+            out.fair("hear that a node polls elsewhere", |s, setup| {
+                s.redis.bell[ac].moved[node] = false;
+                dismiss(s, setup, ac, node);
+            });
+        }
+        if bell.fetch[node] {
+            out.fair("hear the bell", |s, setup| {
+                s.redis.bell[ac].fetch[node] = false;
+                let queue = &mut s.redis.queue[node];
+                match usize::from(queue.holder) {
+                    holder if holder == ac + 1 => {
+                        if let Some(batch) = queue.hand_over() {
+                            deliver(s, setup, ac, node, Some(batch));
+                        }
+                    }
+                    0 => recall(s, ac, node),
+                    _ => dismiss(s, setup, ac, node),
+                }
+            });
+            out.fault(fault::CUT, "a ring is lost with its connection", |s, setup| {
+                s.redis.bell[ac].fetch[node] = false;
+                if !setup.is(Mutation::PollsNotAskedAgain) {
+                    recall_all(s, ac);
+                }
+            });
+        }
+        if parked(out.state, ac, node).is_some() {
+            match usize::from(out.state.redis.queue[node].holder) {
+                holder if holder == ac + 1 => {}
+                0 => out.fair("ask a waiting poll again", |s, _| recall(s, ac, node)),
+                _ => out.fair("end a poll that moved in silence", |s, setup| dismiss(s, setup, ac, node)),
+            }
+        }
+    }
+}
+
+/// The poll of `node` that counts at `ac`, as `Parking` has it.
+fn held(s: &State, ac: usize, node: usize) -> Option<usize> {
+    let counts = |poll: &Poll| {
+        usize::from(poll.ac) == ac && !poll.displaced && !matches!(poll.at, Polling::None | Polling::Sent)
+    };
+    s.node[node].poll.iter().position(counts)
+}
+
+fn parked(s: &State, ac: usize, node: usize) -> Option<usize> {
+    held(s, ac, node).filter(|slot| s.node[node].poll[*slot].at == Polling::Parked)
+}
+
+/// `Parking::deliver`: the parked poll is answered (nothing: 204); one whose handler is asked comes to it again.
+fn deliver(s: &mut State, setup: &Setup, ac: usize, node: usize, batch: Option<(u8, u8)>) {
+    s.ac[ac].trust[node] = 0;
+    match held(s, ac, node) {
+        Some(slot) if s.node[node].poll[slot].at == Polling::Parked => answer(s, setup, node, slot, batch),
+        Some(slot) => s.node[node].poll[slot].rung = true,
+        None => {}
+    }
+}
+
+/// `EventLoop::dismiss`.
+fn dismiss(s: &mut State, setup: &Setup, ac: usize, node: usize) {
+    deliver(s, setup, ac, node, None);
+}
+
+/// `Parking::recall`: the handler of the waiting poll is asked again.
+pub(crate) fn recall(s: &mut State, ac: usize, node: usize) {
+    s.ac[ac].trust[node] = 0;
+    match held(s, ac, node) {
+        Some(slot) if s.node[node].poll[slot].at == Polling::Parked => {
+            let poll = &mut s.node[node].poll[slot];
+            (poll.at, poll.told) = (Polling::Asking, 0);
+        }
+        Some(slot) => s.node[node].poll[slot].rung = true,
+        None => {}
+    }
+}
+
+pub(crate) fn recall_all(s: &mut State, ac: usize) {
+    (0..NODES).for_each(|node| recall(s, ac, node));
+}
+
+/// The answer to a poll: a batch, or 204. The node hears it where it still waits for it.
+fn answer(s: &mut State, setup: &Setup, node: usize, slot: usize, batch: Option<(u8, u8)>) {
+    s.node[node].poll[slot] = Poll::default();
+    if slot == 0 {
+        // `Poller::round`: an acknowledgement that was answered is done.
+        s.node[node].ack = 0;
+        if let Some((number, commands)) = batch {
+            s.node[node].received = (number, commands);
+            if setup.is(Mutation::AcknowledgedBeforeStored) {
+                s.node[node].ack = number;
+            }
+        }
+    }
+}
+
+/// `Parking::arrive`: the poll is parked at once where the registration is trusted, else its handler is asked.
+pub(crate) fn arrive(s: &mut State, setup: &Setup, node: usize, slot: usize) {
+    let at = s.node[node].poll[slot];
+    let ac = usize::from(at.ac);
+    if let Some(before) = held(s, ac, node) {
+        if s.node[node].poll[before].at == Polling::Parked {
+            answer(s, setup, node, before, None);
+        } else {
+            s.node[node].poll[before].displaced = true;
+        }
+    }
+    let trust = s.ac[ac].trust[node];
+    let parks = trust > 0 && (at.ack == 0 || at.ack + 1 == trust);
+    if !parks {
+        s.ac[ac].trust[node] = 0;
+    }
+    s.node[node].poll[slot].at = if parks { Polling::Parked } else { Polling::Asking };
+}
+
+/// One poll at its controller: gate, then `handlers::cmd`, then gate.
+fn poll(out: &mut Steps<'_>, node: usize, slot: usize) {
+    let at = out.state.node[node].poll[slot];
+    let ac = usize::from(at.ac);
+    if at.at == Polling::None || out.state.ac[ac].life != Life::Lives {
+        return;
+    }
+    match at.at {
+        Polling::None => {}
+        Polling::Sent => out.fair("a poll arrives", |s, setup| arrive(s, setup, node, slot)),
+        // `jobs::running` of what is acknowledged, before it leaves the queue.
+        Polling::Asking if !out.state.redis.acked(node, at.ack).is_empty() => {
+            out.fair("RUNNING is written down", |s, _| {
+                for command in s.redis.acked(node, at.ack) {
+                    s.redis.running(command, node);
+                }
+                s.node[node].poll[slot].at = Polling::Asked;
+            });
+        }
+        Polling::Asking | Polling::Asked => {
+            out.fair("a poll asks", |s, setup| match s.redis.poll(ac, node, at.ack, at.told) {
+                Asked::Batch(batch, commands) => {
+                    if setup.is(Mutation::HandedOverIsGone) {
+                        (0..COMMANDS).for_each(|command| s.redis.queue[node].score[command] = 0);
+                        s.redis.queue[node].text = Default::default();
+                    }
+                    if !at.displaced {
+                        s.ac[ac].trust[node] = 0;
+                    }
+                    answer(s, setup, node, slot, Some((batch, commands)));
+                }
+                Asked::Empty => s.node[node].poll[slot].at = Polling::Empty,
+                Asked::Moved(holder) => {
+                    s.node[node].poll[slot].told = holder;
+                    s.node[node].poll[slot].at = Polling::Moving;
+                }
+            })
+        }
+        // `lists::gone`, and then it is asked again.
+        Polling::Moving => out.fair("tell the controller that the node has left", |s, _| {
+            s.redis.bell[usize::from(at.told) - 1].moved[node] = true;
+            s.node[node].poll[slot].at = Polling::Asked;
+        }),
+        // `Parking::park`.
+        Polling::Empty => out.fair("a poll is parked", |s, setup| {
+            let poll = &mut s.node[node].poll[slot];
+            if poll.displaced {
+                answer(s, setup, node, slot, None);
+            } else if std::mem::take(&mut poll.rung) {
+                (poll.at, poll.told) = (Polling::Asking, 0);
+            } else {
+                (poll.at, poll.told) = (Polling::Parked, 0);
+                s.ac[ac].trust[node] = at.ack + 1;
+            }
+        }),
+        // Its time is up: 204.
+        Polling::Parked => out.fair("a poll has waited long enough", |s, setup| answer(s, setup, node, slot, None)),
+    }
+    if !matches!(at.at, Polling::Sent | Polling::Parked) {
+        // 503: the node tries again, with the same acknowledgement.
+        out.fault(fault::CUT, "a poll fails at redis", |s, _| {
+            if !at.displaced {
+                s.ac[ac].trust[node] = 0;
+            }
+            s.node[node].poll[slot] = Poll::default();
+        });
+    }
+}
+
+/// One result at its controller: `handlers::result`.
+fn post(out: &mut Steps<'_>, node: usize, slot: usize) {
+    let at = out.state.node[node].post[slot];
+    let ac = usize::from(at.ac);
+    if at.at == Posting::None || out.state.ac[ac].life != Life::Lives {
+        return;
+    }
+    let command = usize::from(at.command);
+    match at.at {
+        Posting::None => {}
+        // `entry` checks the ticket, `decide` asks Redis. A refused result is 403, and changes nothing.
+        Posting::Sent if at.forged && !out.setup.is(Mutation::TicketsUnchecked) => {
+            out.fair("a result is refused", |s, _| s.node[node].post[slot] = Post::default());
+        }
+        Posting::Sent => out.fair("decide on a result", |s, setup| {
+            let verdict = s.redis.decide(command, node, Run::Node);
+            let taken = verdict != Verdict::Late || setup.is(Mutation::LateAnswersPushed);
+            let post = &mut s.node[node].post[slot];
+            post.verdict = verdict;
+            post.at = match taken {
+                true if setup.is(Mutation::PushedBeforeWritten) => Posting::Push,
+                true => Posting::Write,
+                false => Posting::Reply,
+            };
+        }),
+        // `jobs::result`, in the same round trip as the push (a cluster: in one before it).
+        Posting::Write => out.fair("write a result down", |s, setup| {
+            s.redis.result(command, node, at.answer, at.verdict == Verdict::Repeat);
+            let last = at.verdict == Verdict::Repeat || setup.is(Mutation::PushedBeforeWritten);
+            s.node[node].post[slot].at = if last { Posting::Reply } else { Posting::Push };
+        }),
+        // `results::push_all`.
+        Posting::Push => out.fair("push a result", |s, setup| {
+            let late = at.verdict == Verdict::Late;
+            s.redis.push(command, node, Run::Node, at.answer, !late && !setup.is(Mutation::PushedWithoutMark));
+            let next = if setup.is(Mutation::PushedBeforeWritten) { Posting::Write } else { Posting::Reply };
+            s.node[node].post[slot].at = next;
+        }),
+        // 200: `Actor::taken` of the agent's sender marks it.
+        Posting::Reply => out.fair("a result is taken", |s, _| {
+            s.node[node].post[slot] = Post::default();
+            if slot == 0 {
+                s.node[node].sent(command);
+            }
+        }),
+    }
+    if at.at != Posting::Sent {
+        out.fault(fault::CUT, "a result fails at redis", |s, _| s.node[node].post[slot] = Post::default());
+    }
+}
+
+/// kill -9 of a controller: what it held goes, and so do all requests and polls that are with it.
+pub(crate) fn die(s: &mut State, ac: usize) {
+    s.ac[ac] = Ac { life: Life::Dead, ..Ac::default() };
+    for node in &mut s.node {
+        node.poll.iter_mut().filter(|poll| usize::from(poll.ac) == ac).for_each(|poll| *poll = Poll::default());
+        node.post.iter_mut().filter(|post| usize::from(post.ac) == ac).for_each(|post| *post = Post::default());
+    }
+}

@@ -1,0 +1,493 @@
+//! The states: what lies in Redis, what each program holds, and what is on its way.
+
+/// Names of controllers: two that are there from the start, and one for a controller that starts anew.
+pub(crate) const ACS: usize = 3;
+pub(crate) const NODES: usize = 2;
+pub(crate) const COMMANDS: usize = 2;
+
+/// The answer of a target.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) enum Answer {
+    #[default]
+    None,
+    /// The job ran and ended.
+    Ok,
+    /// The agent died while it ran.
+    Died,
+    /// It was killed.
+    Killed,
+    /// The controller: no live node fits.
+    Nobody,
+    /// The controller: its node did not come for it.
+    Expired,
+    /// The controller: Redis has forgotten it in its node's queue.
+    Lost,
+    /// The controller: it was cancelled before its node took it.
+    Cancelled,
+    /// The controller, to a `cancel`: something was cancelled.
+    CancelDone,
+    /// The controller, to a `cancel`: it was too late.
+    CancelRefused,
+    /// A node that the job was not for.
+    Forged,
+}
+
+/// A target's field in the hash of a job.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) enum Field {
+    #[default]
+    Absent,
+    Queued,
+    Running,
+    Final(Answer),
+}
+
+/// Whose answer: a node's run (one `starttime`), or the controller's own (`ac`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Run {
+    Node,
+    Own,
+}
+
+/// `jsacc:done` of one target.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) enum Done {
+    #[default]
+    None,
+    /// Decided and not pushed: the `+`.
+    Decided(Run),
+    Pushed(Run),
+}
+
+/// The verdict of `result.lua`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) enum Verdict {
+    #[default]
+    None,
+    First,
+    Repeat,
+    Late,
+}
+
+/// The last beat of a controller, as Redis has it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) enum Beat {
+    #[default]
+    Absent,
+    Fresh,
+    /// 15 s ago or more.
+    Silent,
+}
+
+/// An entry of `jsacc:expiring`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) enum Wait {
+    #[default]
+    None,
+    Waits,
+    Due,
+}
+
+/// The text of a command in its node's queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) enum Text {
+    #[default]
+    None,
+    There,
+    /// Withdrawn by a `cancel`, and to be forgotten once that is answered.
+    Cancelled,
+    /// Withdrawn because its wait has ended.
+    Expired,
+}
+
+/// The queue of a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Queue {
+    /// The last number given.
+    pub(crate) seq: u8,
+    /// The number of each command that waits; 0: it does not.
+    pub(crate) score: [u8; COMMANDS],
+    pub(crate) text: [Text; COMMANDS],
+    /// The highest number handed over.
+    pub(crate) handed: u8,
+    /// That was less than 90 s ago.
+    pub(crate) recent: bool,
+    /// The controller that holds the poll, plus one.
+    pub(crate) holder: u8,
+}
+
+/// The bell of a controller: nodes to fetch for, and nodes that poll elsewhere.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Bell {
+    pub(crate) fetch: [bool; NODES],
+    pub(crate) moved: [bool; NODES],
+}
+
+/// The hash of a job.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Job {
+    pub(crate) known: bool,
+    pub(crate) field: [Field; NODES],
+}
+
+/// The list of results of one target: how many were pushed, and the first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Listed {
+    pub(crate) count: u8,
+    pub(crate) first: Answer,
+}
+
+/// Everything that Redis has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Redis {
+    /// Copies of each command in `cmds_queue`.
+    pub(crate) pushed: [u8; COMMANDS],
+    /// Copies in the taken list of each controller.
+    pub(crate) taken: [[u8; COMMANDS]; ACS],
+    pub(crate) beat: [Beat; ACS],
+    /// Controllers that were found dead, or have left.
+    pub(crate) gone: [bool; ACS],
+    pub(crate) bell: [Bell; ACS],
+    pub(crate) job: [Job; COMMANDS],
+    pub(crate) queue: [Queue; NODES],
+    pub(crate) expiring: [[Wait; NODES]; COMMANDS],
+    pub(crate) done: [[Done; NODES]; COMMANDS],
+    pub(crate) listed: [[Listed; NODES]; COMMANDS],
+}
+
+/// A step of the dispatcher that comes next.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) enum Do {
+    #[default]
+    Idle,
+    Open,
+    Enqueue,
+    Ring,
+    Withdraw,
+    Decide,
+    Write,
+    Push,
+    Forget,
+    Untake,
+}
+
+/// The dispatcher of a controller, with the command that it is at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Dispatcher {
+    pub(crate) next: Do,
+    pub(crate) command: u8,
+    /// It was found in the taken list.
+    pub(crate) again: bool,
+    /// Nodes that it has still to be queued for, as bits.
+    pub(crate) left: u8,
+    /// The node and the controller (plus one) whose bell is to be rung.
+    pub(crate) ring: (u8, u8),
+    /// The answer for the job that is cancelled, and its verdict.
+    pub(crate) job: (Answer, Verdict),
+    /// The own answer, and its verdict.
+    pub(crate) own: (Answer, Verdict),
+}
+
+/// The thread that answers commands whose wait has ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Expiry {
+    pub(crate) next: Next,
+    pub(crate) command: u8,
+    pub(crate) node: u8,
+    pub(crate) answer: Answer,
+    pub(crate) verdict: Verdict,
+}
+
+/// A step of it that comes next.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) enum Next {
+    #[default]
+    Idle,
+    LookUp,
+    Decide,
+    Write,
+    Push,
+    Forget,
+}
+
+/// A controller.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) enum Life {
+    #[default]
+    Unborn,
+    Lives,
+    Dead,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Ac {
+    pub(crate) life: Life,
+    /// It has said that it lives, and may take commands.
+    pub(crate) announced: bool,
+    pub(crate) dispatcher: Dispatcher,
+    pub(crate) expiry: Expiry,
+    /// For each node: the acknowledgement of the poll for which the gate trusts its registration, plus one.
+    pub(crate) trust: [u8; NODES],
+}
+
+/// The progress of a poll at its controller.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) enum Polling {
+    #[default]
+    None,
+    /// On its way.
+    Sent,
+    /// With its handler: `RUNNING` comes next.
+    Asking,
+    /// `poll.lua` comes next.
+    Asked,
+    /// Another controller has to be told first that the node has moved.
+    Moving,
+    /// Nothing waits, and this controller is the holder; the gate has not heard of it yet.
+    Empty,
+    Parked,
+}
+
+/// A poll; of each node there may be the one that it waits for, and an older one that it has given up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Poll {
+    pub(crate) at: Polling,
+    pub(crate) ac: u8,
+    /// The batch that is acknowledged; 0: none.
+    pub(crate) ack: u8,
+    /// The controller that was told that the node has moved, plus one.
+    pub(crate) told: u8,
+    /// The bell rang while its handler was asked.
+    pub(crate) rung: bool,
+    /// A newer poll has come to the same controller.
+    pub(crate) displaced: bool,
+}
+
+/// The progress of a result at its controller.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) enum Posting {
+    #[default]
+    None,
+    Sent,
+    Write,
+    Push,
+    Reply,
+}
+
+/// A result on its way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Post {
+    pub(crate) at: Posting,
+    pub(crate) ac: u8,
+    pub(crate) command: u8,
+    pub(crate) answer: Answer,
+    pub(crate) verdict: Verdict,
+    /// It comes from a node without a ticket for it.
+    pub(crate) forged: bool,
+}
+
+/// A row of `state.db`. `safe`: a power cut does not take it back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) enum Row {
+    #[default]
+    None,
+    Accepted,
+    Started,
+    /// Being killed.
+    Ending,
+    Done {
+        answer: Answer,
+        safe: bool,
+    },
+    Sent {
+        answer: Answer,
+        safe: bool,
+    },
+}
+
+/// A node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Node {
+    pub(crate) up: bool,
+    /// The controller that it asks.
+    pub(crate) at: u8,
+    /// On its disk.
+    pub(crate) row: [Row; COMMANDS],
+    /// The job's process lives.
+    pub(crate) process: [bool; COMMANDS],
+    /// Its process is to be started, for its start is committed.
+    pub(crate) starting: [bool; COMMANDS],
+    /// It was left by an agent that died.
+    pub(crate) leftover: [bool; COMMANDS],
+    /// How often it was started, over all lives of the agent.
+    pub(crate) starts: [u8; COMMANDS],
+    /// Received and not stored, as bits, and the batch's number.
+    pub(crate) received: (u8, u8),
+    /// Stored and to be acknowledged; 0: nothing.
+    pub(crate) ack: u8,
+    /// The poll that it waits for, and one that it has given up.
+    pub(crate) poll: [Poll; 2],
+    /// The same of results.
+    pub(crate) post: [Post; 2],
+}
+
+/// The whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct State {
+    pub(crate) redis: Redis,
+    /// What the disk has of Redis where it loses the last second; `None` until then.
+    pub(crate) saved: Option<Redis>,
+    pub(crate) ac: [Ac; ACS],
+    pub(crate) node: [Node; NODES],
+    /// Commands that the client has pushed.
+    pub(crate) sent: [bool; COMMANDS],
+    /// Failures that may still happen.
+    pub(crate) failures: u8,
+    /// Redis has lost what it had answered.
+    pub(crate) lost: bool,
+    /// A node was silent for 90 s after a hand-over: nobody knows what it has.
+    pub(crate) given_up: bool,
+}
+
+/// What a command is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A job for these nodes, as bits.
+    Job(u8),
+    /// A job for a role that no node has.
+    Nobody,
+    /// Takes back the first command.
+    Cancel,
+    /// Kills the first command on the first node.
+    Kill,
+}
+
+/// Failures, as bits.
+pub(crate) mod fault {
+    pub(crate) const KILL_AC: u32 = 1;
+    pub(crate) const KILL_AGENT: u32 = 1 << 1;
+    /// The node loses power.
+    pub(crate) const POWER: u32 = 1 << 2;
+    /// Redis is killed, and starts again with all that it has answered.
+    pub(crate) const REDIS: u32 = 1 << 3;
+    /// Redis is killed, and starts again without its last second.
+    pub(crate) const REDIS_LOSES: u32 = 1 << 4;
+    /// A request does not reach its controller.
+    pub(crate) const REQUEST: u32 = 1 << 5;
+    /// A node gives up a request that goes on; its answer is lost.
+    pub(crate) const ANSWER: u32 = 1 << 6;
+    /// A controller loses a connection to Redis, and an answer with it.
+    pub(crate) const CUT: u32 = 1 << 7;
+    /// The answer to a push is lost: the client pushes once more.
+    pub(crate) const PUSH: u32 = 1 << 8;
+    /// A controller is silent for 15 s and lives.
+    pub(crate) const SILENCE: u32 = 1 << 9;
+    /// A command has waited as long as it may.
+    pub(crate) const EXPIRY: u32 = 1 << 10;
+    /// A node answers for another one.
+    pub(crate) const FORGERY: u32 = 1 << 11;
+    /// All of them but those that lose data of Redis.
+    pub(crate) const ALL: u32 = (1 << 12) - 1 - REDIS_LOSES;
+
+    /// The kinds in words.
+    pub(crate) fn names(faults: u32) -> String {
+        const NAMES: [&str; 12] = [
+            "controller killed",
+            "agent killed",
+            "power cut",
+            "redis restarted",
+            "redis loses a second",
+            "request lost",
+            "answer lost",
+            "connection to redis cut",
+            "push repeated",
+            "controller silent",
+            "wait ended",
+            "result forged",
+        ];
+        let some = NAMES.iter().enumerate().filter(|(bit, _)| (faults >> bit) & 1 == 1).map(|(_, name)| *name);
+        let some: Vec<&str> = some.collect();
+        if some.is_empty() { "none".to_owned() } else { some.join(", ") }
+    }
+}
+
+/// A fault of the protocol itself, to see that the model finds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mutation {
+    AcknowledgedBeforeStored,
+    KnownIdsForgotten,
+    TakenOffBeforeQueued,
+    TakenOffBeforeRung,
+    HandedOverIsGone,
+    RepetitionIsDuplicate,
+    NobodyInherits,
+    TakesBeforeItsBeat,
+    PushedWithoutMark,
+    LateAnswersPushed,
+    PushedBeforeWritten,
+    SentBeforeTaken,
+    StartedRowsStartAgain,
+    LeftoversLiveOn,
+    HandedOverIsWithdrawn,
+    TicketsUnchecked,
+    PollsNotAskedAgain,
+    RepeatedAnswerOverwrites,
+    /// As it is: a command that is passed on again is queued although it was taken back since it was looked up.
+    QueuedAfterTakenBack,
+    /// As it is: a `cancel` and the end of a wait do not know of each other.
+    TwoReasons,
+}
+
+/// The commands, the failures that may happen, and how many.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Setup {
+    pub(crate) commands: &'static [Kind],
+    pub(crate) nodes: usize,
+    /// Controllers at the start.
+    pub(crate) controllers: usize,
+    pub(crate) faults: u32,
+    pub(crate) failures: u8,
+    pub(crate) mutation: Option<Mutation>,
+}
+
+impl Setup {
+    pub(crate) fn is(&self, mutation: Mutation) -> bool {
+        self.mutation == Some(mutation)
+    }
+
+    /// Whether one of these failures may happen.
+    pub(crate) fn has(&self, faults: u32) -> bool {
+        self.faults & faults != 0
+    }
+
+    /// The targets of a command, as bits; a controller's own answer stands in place of the first node.
+    pub(crate) fn targets(&self, command: usize) -> u8 {
+        match self.commands[command] {
+            Kind::Job(nodes) => nodes,
+            Kind::Kill => 1,
+            Kind::Nobody | Kind::Cancel => 0,
+        }
+    }
+
+    /// Whether the target (a node, or the place of the controller's own answer) is to be answered.
+    pub(crate) fn wants_answer(&self, command: usize, node: usize) -> bool {
+        (self.targets(command).max(1) >> node) & 1 == 1
+    }
+
+    pub(crate) fn start(&self) -> State {
+        let mut state = State { failures: self.failures, ..State::default() };
+        for ac in 0..self.controllers {
+            state.ac[ac].life = Life::Lives;
+            state.ac[ac].announced = !self.is(Mutation::TakesBeforeItsBeat);
+            state.redis.beat[ac] = if state.ac[ac].announced { Beat::Fresh } else { Beat::Absent };
+        }
+        if !self.has(fault::PUSH) {
+            // How they come makes no difference: they are there.
+            for command in 0..self.commands.len() {
+                (state.sent[command], state.redis.pushed[command]) = (true, 1);
+            }
+        }
+        state.node.iter_mut().take(self.nodes).for_each(|node| node.up = true);
+        state
+    }
+}

@@ -87,6 +87,11 @@ class Looking:
         ids = (wire.text(raw) for raw in self.link.read("LRANGE", wire.JOBS, 0, -1))
         return sorted({i for i in ids if i.startswith(mark)}, key=_by_node)
 
+    def ids_on_nodes(self, fleet_id: str) -> Dict[NodeId, str]:
+        """Of a fleet that was sent as many jobs, the id of each node's; empty for a single job."""
+        found = {part: _PART.match(part) for part in self.parts(fleet_id) if part != fleet_id}
+        return {NodeId(int(match["gid"]), int(match["nid"])): part for part, match in found.items() if match}
+
     def whole_id(self, beginning: str) -> str:
         """The id of the one job, or fleet of jobs, whose id begins so; with no such job, what was given.
 

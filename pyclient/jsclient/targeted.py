@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import random
 import time
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple, Union
 
 from . import scripts, verbs, wire
 from .errors import NobodyMatched, Undecodable, UsageError
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 #: A round of questions for records waits for slow nodes so long (seconds).
 FOLLOW_SECONDS = 10
+#: Of questions that are asked again and again: a node that did not answer one holds up the next only so long (seconds).
+SILENT_SECONDS = 1.0
 
 
 class Targeted:
@@ -178,7 +180,7 @@ class Targeted:
     def follow(
         self,
         *,
-        job: str = "",
+        job: Union[str, Mapping[NodeId, str]] = "",
         levels: Optional[Levels] = None,
         since: Optional[int] = None,
         until: Optional[Callable[[], bool]] = None,
@@ -189,25 +191,34 @@ class Targeted:
 
         Without `since` (milliseconds) and `job` it begins with what is written from now on. Nodes are asked
         four times a second while they write, and every `slowest` seconds while they do not. `on_error`
-        takes the answers of nodes that could not give their records.
+        takes the answers of nodes that could not give their records. A `job` may have an id of its own on each node;
+        then only those nodes are asked.
         """
         chosen = self.select().present
         nodes = chosen.live
         if not nodes:
             raise NobodyMatched(self.nobody(chosen))
+        if not isinstance(job, str):
+            nodes = [node for node in nodes if node in job]
+            if not nodes:
+                raise NobodyMatched(f"the job was given to no node of {self.who.text} that is there")
         if since is None and not job:
             # Clocks differ a little; the records of the last seconds are better shown than missed.
             since = int((time.time() - 5) * 1000)
         after: Dict[NodeId, int] = {}
+        silent: Set[NodeId] = set()
         pause = 0.25
         while True:
             # Asked before the records are: what was written before the end is then among them.
             over = until() if until else False
-            asked = {n: verbs.messages(job, since=since, levels=levels, after=after.get(n)) for n in nodes}
+            ids = dict.fromkeys(nodes, job) if isinstance(job, str) else job
+            asked = {n: verbs.messages(ids[n], since=since, levels=levels, after=after.get(n)) for n in nodes}
             fresh: List[Record] = []
             full = False
             fleet = Fleet.each(self._client, asked, keep=False, quiet=True, expires=FOLLOW_SECONDS)
-            for result in fleet.stream(FOLLOW_SECONDS):
+            for result in without_the_silent(fleet, FOLLOW_SECONDS, silent):
+                if result is None:
+                    continue
                 try:
                     records = [Record.from_dict(raw, result.node) for raw in as_list(result.value)] if result.ok else []
                 except Undecodable as e:
@@ -260,6 +271,23 @@ class Targeted:
         if not (chosen.everybody if how.get("wait_offline") else chosen.live):
             raise NobodyMatched(self.nobody(chosen))
         return chosen
+
+
+def without_the_silent(
+    fleet: Fleet, timeout: float, silent: Set[NodeId], tick: float = 0.2
+) -> Iterator[Optional[Result]]:
+    """The results as they come, like `Fleet.stream` with `tick`, for questions that are asked again and again.
+
+    Once only nodes of `silent` are missing, they are waited for `SILENT_SECONDS` at most. Afterwards `silent` has
+    those that did not answer this time.
+    """
+    patience = time.monotonic() + SILENT_SECONDS
+    for result in fleet.stream(timeout, tick):
+        yield result
+        if result is None and silent and time.monotonic() >= patience and silent.issuperset(fleet.missing):
+            break
+    silent.clear()
+    silent.update(fleet.missing)
 
 
 _HOW = ("selection", "wait_offline", "batch", "max_failures", "tags", "expires", "id", "keep", "quiet")

@@ -192,9 +192,7 @@ class Fake:
             self._redis.hset(f"jsacc:job:{job}", mapping={"targets": json.dumps(left), f"{node[0]}:{node[1]}": text})
         if not self.hash_only:
             self._redis.lpush(f"cmds_queue_{job}", text)
-        # Of a cancel the real one keeps no hash.
-        if command["cmd"] != "cancel":
-            self._redis.hset(f"jsacc:job:{job}", f"{node[0]}:{node[1]}", text)
+        self._redis.hset(f"jsacc:job:{job}", f"{node[0]}:{node[1]}", text)
         self._redis.hincrby("jsacc:audit:results", f"{job} {result['state']}", 1)
 
     def _cancel(self, command: Dict[str, Any]) -> None:

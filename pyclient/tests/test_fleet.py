@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import time
-from typing import Any, Callable, List
+from typing import Any, Callable, List, Set
 
 import pytest
 from conftest import Ran, wait_until
@@ -12,6 +13,7 @@ from fake import Fake
 
 from jsclient import Client, Fleet, NobodyMatched, NodeId, WaitTimeout, wire
 from jsclient.link import _is_too_old
+from jsclient.targeted import without_the_silent
 from jsclient.wire import Command
 
 Jsctl = Callable[..., Ran]
@@ -118,7 +120,7 @@ def test_stopped_node_is_left_out_of_every_kind_of_target(
     stop(raw, "1:2")
     ran = jsctl(*words, who, *(["--timeout", "5"] if words[0] != "top" else []))
     if words[0] == "top":
-        assert ran.code == 0 and f"{there} nodes, 0 jobs\n" in ran.err, ran
+        assert ran.code == 0 and f"{there} nodes, 0 jobs, 1 offline\n" in ran.err, ran
     else:
         assert ran.code == (1 if "," in who else 0), ran
         assert f"{there} OK, 0 failed, 1 offline (1.2)" in ran.err
@@ -186,6 +188,80 @@ def test_withdrawal_says_why_not_for_each_node(client: Client, fake: Fake) -> No
     asked = [c for c in fake.seen if c["cmd"] == "cancel"]
     assert [c.get("nodes") for c in asked] == [[[1, 2], [2, 1]]]
     assert client.cancel(fleet.id) == {(1, 2): f"job {fleet.id} is already with node 1:2: kill it instead"}
+
+
+def test_node_that_was_silent_holds_up_the_next_question_for_a_moment(
+    client: Client, fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jsclient.targeted.SILENT_SECONDS", 0.05)
+    fake.deaf.add((1, 2))
+    silent: Set[NodeId] = set()
+
+    def ask(limit: float) -> Fleet:
+        fleet = client.target("all").ping()
+        came = [result.node for result in without_the_silent(fleet, limit, silent, 0.05) if result]
+        assert sorted(came) == ALL if (1, 2) not in fake.deaf else [(1, 1), (2, 1)]
+        return fleet
+
+    assert ask(3).waiting == 0 and silent == {(1, 2)}, "its time was up"
+    assert ask(30).waiting == 1 and silent == {(1, 2)}, "its time was not up"
+    fake.deaf.clear()
+    monkeypatch.setattr("jsclient.targeted.SILENT_SECONDS", 30)
+    assert ask(30).waiting == 0 and not silent
+
+
+def test_followed_records_do_not_wait_for_a_silent_node_each_time(
+    client: Client, fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleets: List[Fleet] = []
+    each = Fleet.each
+    monkeypatch.setattr(Fleet, "each", lambda *a, **k: fleets.append(each(*a, **k)) or fleets[-1])
+    monkeypatch.setattr("jsclient.targeted.SILENT_SECONDS", 0.05)
+    monkeypatch.setattr("jsclient.targeted.FOLLOW_SECONDS", 3)
+    fake.deaf.add((1, 2))
+    records = client.target("1.*").follow()
+    for number, data in enumerate(("one", "two")):
+        fake.record(1, 1, 1, data)
+        assert next(records).data == data
+        assert fleets[-1].waiting == number, "its time is up in the first round alone"
+        monkeypatch.setattr("jsclient.targeted.FOLLOW_SECONDS", 30)
+
+
+def test_order_of_a_job_for_each_node_is_one_for_logs_kill_and_signal(client: Client, fake: Fake, jsctl: Jsctl) -> None:
+    fleet = client.target("1.1,2.1").execute("sleep", ["9"])
+    wait_until(lambda: len(fake.running) == 2)
+    fake.deaf.add((1, 2))  # it was not asked for the job, and is not asked for its records
+    for gid, nid in fleet.nodes:
+        fake.record(gid, nid, 1, f"of {gid}.{nid}", jobid=fleet.job_id(NodeId(gid, nid)))
+    for name in (fleet.id, fleet.id[:12]):
+        ran = jsctl("logs", "all", "--job", name, "--timeout", "5")
+        assert ran.code == 0 and "of 1.1" in ran.out and "of 2.1" in ran.out, ran
+        assert jsctl("signal", "1.1", name, "HUP").code == 0
+    ran = jsctl("logs", "1.2", "--follow", "--job", fleet.id)
+    assert ran.code == 3 and "given to no node of 1.2" in ran.err, ran
+    assert jsctl("kill", "1.1", fleet.id[:12]).code == 0 and jsctl("kill", "2.1", fleet.id).code == 0
+    ran = jsctl("logs", "all", "--follow", "--job", fleet.id)
+    assert ran.code == 0 and "of 1.1" in ran.out and "of 2.1" in ran.out, ran
+    assert "1 deleted" in jsctl("logs", "2.1", "--job", fleet.id, "--delete").out
+
+
+def test_node_that_a_job_was_withdrawn_from_is_listed(client: Client, fake: Fake, jsctl: Jsctl) -> None:
+    fake.deaf.update(ALL)
+    fleet = client.target("all").execute("uname")
+    at_work(fake, fleet)
+    fake.expire(fleet.id, (1, 1))
+    assert "1.1, 1.2, 2.1  1 ERROR 2 RUNNING" in jsctl("jobs").out
+
+
+def test_stopped_node_is_told_before_it_is_waited_for(fake: Fake, jsctl: Jsctl, raw: Any) -> None:
+    stop(raw, "1:2")
+    ran = jsctl("exec", "@web", "--", "uname")
+    told = r"the agent of 1\.2 stopped \d+s ago; it gets the command when it starts again"
+    assert ran.code == 0 and re.search(told, ran.err), ran
+    ran = jsctl("exec", "@web", "--dry-run", "--", "uname")
+    assert "1.2\tstopped " in ran.out and "2 would be asked" in ran.err
+    ran = jsctl("exec", "@web", "--dry-run", "--json", "--", "uname")
+    assert [(n["node"], n["state"]) for n in json.loads(ran.out)] == [("1.1", "live"), ("1.2", "stopped")]
 
 
 @pytest.mark.parametrize("old", ["5.0.14", "2.8", "6.0.5", "6", "6.0", "6.0.x"])

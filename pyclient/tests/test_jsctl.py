@@ -620,7 +620,7 @@ def test_what_has_not_started_when_the_wait_ends_is_withdrawn(jsctl: Jsctl, fake
     ran = jsctl("exec", "1.1,1.2", "--timeout", "0.3", "--", "sleep", "9")
     assert ran.code == 4 and "withdrawn from 1.2, where it had not started" in ran.err
     sent = next(c["id"][:32] for c in fake.seen if c["cmd"] == "execute")
-    assert f"to wait on: jsctl wait {sent}" in ran.err and not fake.queued and len(fake.running) == 1
+    assert f"it stays with 1.1; to wait on: jsctl wait {sent}" in ran.err and not fake.queued and len(fake.running) == 1
     assert not [k for k in raw.keys("cmds_queue_*")]
     ran = jsctl("exec", "1.2", "--timeout", "0.3", "--", "uname")
     assert ran.code == 4 and "withdrawn from 1.2" in ran.err and "jsctl wait" not in ran.err

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import heapq
 import time
-from typing import Dict, Iterator, List
+from typing import Dict, Iterator, List, Mapping, Sequence
 
 from .. import verbs, wire
 from ..client import Client
-from ..errors import FAILED, NOBODY, OK, Error, Gone, NobodyMatched, UsageError
+from ..errors import FAILED, NOBODY, OK, Error, NobodyMatched, UsageError
 from ..targeted import Targeted
 from ..values import load_json
 from ..wire import NodeId, Record
@@ -33,19 +33,21 @@ def logs(args: argparse.Namespace) -> int:
         client.check()
         if args.job:
             args.job = client.whole_id(args.job)
+        ids = client.ids_on_nodes(args.job) if args.job else {}
         chosen = targeted.select().present
         if not chosen.live:
             raise NobodyMatched(targeted.nobody(chosen))
         for node in [*chosen.unknown, *(n.id for n in chosen.offline)]:
             say(f"jsctl: {node} is not there; its records are left out")
-        nodes = chosen.live
+        # Of an order that is a job for each node, the others have no records.
+        nodes = [node for node in chosen.live if node in ids] or chosen.live
         if args.delete:
-            return _delete(client, args, nodes)
+            return _delete(client, args, nodes, ids)
         many = len(nodes) > 1
         if args.follow:
-            return _follow(client, args, targeted, many)
+            return _follow(client, args, targeted, many, ids)
         failed: List[NodeId] = []
-        streams = [_stream(client, node, args, failed) for node in nodes]
+        streams = [_stream(client, node, ids.get(node, args.job), args, failed) for node in nodes]
         items = []
         count = 0
         for record in heapq.merge(*streams, key=lambda r: r.epoch) if many else streams[0]:
@@ -63,20 +65,24 @@ def logs(args: argparse.Namespace) -> int:
         return NOBODY if args.job and not count else OK
 
 
-def _stream(client: Client, node: NodeId, args: argparse.Namespace, failed: List[NodeId]) -> Iterator[Record]:
+def _stream(
+    client: Client, node: NodeId, job: str, args: argparse.Namespace, failed: List[NodeId]
+) -> Iterator[Record]:
     try:
         yield from client.logs(
-            node, job=args.job, levels=args.levels, since=args.since, until_ms=args.until, limit=args.limit
+            node, job=job, levels=args.levels, since=args.since, until_ms=args.until, limit=args.limit
         )
     except Error as e:
         failed.append(node)
         say(f"jsctl: {node}: {e}")
 
 
-def _follow(client: Client, args: argparse.Namespace, targeted: Targeted, many: bool) -> int:
-    until = (lambda: _ended(client, args.job)) if args.job else None
+def _follow(
+    client: Client, args: argparse.Namespace, targeted: Targeted, many: bool, ids: Mapping[NodeId, str]
+) -> int:
+    until = (lambda: _have_ended(client, [*ids.values()] or [args.job])) if args.job else None
     records = targeted.follow(
-        job=args.job, levels=args.levels, since=args.since, until=until,
+        job=ids or args.job, levels=args.levels, since=args.since, until=until,
         on_error=lambda result: say(f"jsctl: {result.sentence()}"),
     )
     try:
@@ -87,18 +93,15 @@ def _follow(client: Client, args: argparse.Namespace, targeted: Targeted, many: 
     return OK
 
 
-def _ended(client: Client, job_id: str) -> bool:
-    try:
-        return client.job(job_id).info().state in wire.FINAL_STATES
-    except Gone:
-        return False
+def _have_ended(client: Client, ids: Sequence[str]) -> bool:
+    return all(info is not None and info.state in wire.FINAL_STATES for info in map(client._info, ids))
 
 
-def _delete(client: Client, args: argparse.Namespace, nodes: List[NodeId]) -> int:
+def _delete(client: Client, args: argparse.Namespace, nodes: List[NodeId], ids: Mapping[NodeId, str]) -> int:
     failed, total = False, 0
     for node in nodes:
         try:
-            count = client.del_msgs(*node, args.job, since=args.since, until=args.until, levels=args.levels,
+            count = client.del_msgs(*node, ids.get(node, args.job), since=args.since, until=args.until, levels=args.levels,
                                     limit=args.limit)
             total += count
             stdio.out(f"{node}: {count} deleted")

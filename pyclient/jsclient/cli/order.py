@@ -225,11 +225,13 @@ def order(
     looking: bool = False,
     returning: bool = False,
     to_job: bool = False,
+    each: Optional[Mapping[NodeId, Verb]] = None,
 ) -> int:
     """Sends a command to the target of the flags, and shows what comes back.
 
     A command that is only `looking` is not sent to a node whose agent has stopped; with `returning` a node is done
-    when its agent has started again. Nodes with Windows get `windows` in its place, where it is given.
+    when its agent has started again. Nodes with Windows get `windows` in its place, where it is given, and those of
+    `each` what it says for them.
     """
     job_id = wire.new_id()
     with connect(args) as client, _told(client, job_id):
@@ -249,9 +251,9 @@ def order(
             from . import output
 
             output.load(progress=not args.no_progress)
-        each = {n: windows for n in _with_windows(client, everybody)} if windows else {}
+        own = {n: windows for n in _with_windows(client, everybody)} if windows else dict(each or {})
         fleet = targeted.start(
-            verb, each=each, selection=chosen, wait_offline=args.wait or args.detach, batch=args.batch,
+            verb, each=own, selection=chosen, wait_offline=args.wait or args.detach, batch=args.batch,
             max_failures=args.max_failures, tags=args.tags, expires=args.expires, keep=False, id=job_id,
             returning=returning,
         )
@@ -300,13 +302,14 @@ def _with_windows(client: Client, nodes: Sequence[NodeId]) -> List[NodeId]:
 
 
 def _dry_run(args: argparse.Namespace, targeted: Targeted, chosen: Selection) -> int:
-    offline = {n.id: n for n in chosen.offline}
+    away = {n.id: n for n in (*chosen.offline, *chosen.stopped)}
     if args.json or args.ndjson:
         items = [{"node": str(n), "gid": n.gid, "nid": n.nid, "state": _state(n, chosen)} for n in chosen.everybody]
         render.emit(items, args.ndjson)
     else:
         for node in chosen.everybody:
-            late = f"\tlast seen {ago(offline[node].age)} ago" if node in offline else ""
+            seen = away.get(node)
+            late = f"\t{'stopped' if seen.stopped else 'last seen'} {ago(seen.age)} ago" if seen else ""
             stdio.out(f"{node}{late}" if node not in chosen.unknown else f"{node}\tnever seen")
     if not chosen.live and not (args.wait and chosen.everybody):
         raise NobodyMatched(targeted.nobody(chosen))
@@ -318,7 +321,7 @@ def _dry_run(args: argparse.Namespace, targeted: Targeted, chosen: Selection) ->
 def _state(node: NodeId, chosen: Selection) -> str:
     if node in chosen.unknown:
         return "unknown"
-    return next((n.state for n in chosen.offline if n.id == node), "live")
+    return next((n.state for n in (*chosen.offline, *chosen.stopped) if n.id == node), "live")
 
 
 def _warn(args: argparse.Namespace, chosen: Selection) -> None:
@@ -328,6 +331,8 @@ def _warn(args: argparse.Namespace, chosen: Selection) -> None:
         return  # the error says it
     for node in chosen.unknown[:10]:
         say(f"jsctl: {node} was never seen by a controller; {then}")
+    for seen in chosen.stopped[:10]:
+        say(f"jsctl: the agent of {seen.id} stopped {ago(seen.age)} ago; it gets the command when it starts again")
     for seen in chosen.offline[:10] if kept else ():
         say(f"jsctl: {seen.id} was last seen {ago(seen.age)} ago; {then}")
 
@@ -345,7 +350,10 @@ def _to_job(args: argparse.Namespace, who: Optional[str], asked: str, verb: Call
     wire.check_id(asked)
     if who is not None:
         args.target = who
-        return order(args, verb(asked), to_job=True)
+        with connect(args) as client:
+            asked = client.whole_id(asked)
+            ids = client.ids_on_nodes(asked)
+        return order(args, verb(asked), to_job=True, each={node: verb(job_id) for node, job_id in ids.items()})
     with connect(args) as client:
         asked, parts = parts_of(client, asked)
         if not parts:

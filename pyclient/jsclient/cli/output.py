@@ -262,7 +262,8 @@ class Output:
         say(f"jsctl: {why}")
         left = self._withdraw(missing) if self.withdraw else missing
         if left:
-            say(f"jsctl: to wait on: jsctl wait {fleet.id}")
+            stays = "" if left == missing else f"it stays with {render.names(left)}; "
+            say(f"jsctl: {stays}to wait on: jsctl wait {fleet.id}")
 
     def _withdraw(self, missing: List[NodeId]) -> List[NodeId]:
         """Withdraws the command where it has not started; the nodes where it stays."""

@@ -9,6 +9,7 @@ from typing import Any, Dict, List
 
 from .. import target
 from ..errors import NOBODY, OK, Error, NoController
+from ..job import nodes_of
 from ..nodes import ago, load
 from ..values import dump_json
 from ..wire import JobInfo, integer
@@ -65,7 +66,7 @@ def jobs(args: argparse.Namespace) -> int:
         counts: Dict[str, int] = {}
         for state in info.states.values():
             counts[state] = counts.get(state, 0) + 1
-        who = render.names(info.targets or [], 3) or "-"
+        who = render.names(nodes_of(info), 3) or "-"
         ends = " ".join(f"{n} {s}" for s, n in sorted(counts.items())) or "nobody"
         rows.append((info.id, render.moment(info.created), render.asked(info.command), who, ends))
     stdio.rows(render.table(("ID", "CREATED", "COMMAND", "NODES", "STATES"), rows))

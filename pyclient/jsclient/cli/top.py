@@ -8,11 +8,12 @@ import os
 import select
 import sys
 import time
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
 from ..client import Client
 from ..errors import OK, Undecodable
 from ..nodes import ago
+from ..targeted import without_the_silent
 from ..text import clean
 from ..wire import NodeId, Result
 from . import render, stdio
@@ -60,25 +61,26 @@ def top(args: argparse.Namespace) -> int:
             say(line)
             return OK
         try:
+            silent: Set[NodeId] = set()
             with _keys() as key:
                 if os.environ.get("TERM", "").lower() in ("", "dumb", "unknown"):
-                    _rounds(client, args, key)
-                _screen(client, args, key)
+                    _rounds(client, args, key, silent)
+                _screen(client, args, key, silent)
         except (KeyboardInterrupt, _Quit):
             pass
         return OK
 
 
-def _rounds(client: Client, args: argparse.Namespace, key: Callable[[float], None]) -> None:
+def _rounds(client: Client, args: argparse.Namespace, key: Callable[[float], None], silent: Set[NodeId]) -> None:
     """One table below the other, for a terminal that cannot move its cursor."""
     while True:
-        results, line = _sample(client, args, key)
+        results, line = _sample(client, args, key, silent)
         rows = _rows(client, processes(results)[: args.lines])
         stdio.rows(f"{line}\n{fit(rows, os.get_terminal_size(sys.stdout.fileno()).columns)}\n")
         key(args.interval)
 
 
-def _screen(client: Client, args: argparse.Namespace, key: Callable[[float], None]) -> None:
+def _screen(client: Client, args: argparse.Namespace, key: Callable[[float], None], silent: Set[NodeId]) -> None:
     """The table in place, on a screen of its own."""
     from rich.console import Console
     from rich.live import Live
@@ -89,7 +91,7 @@ def _screen(client: Client, args: argparse.Namespace, key: Callable[[float], Non
         with stdio.undisturbed():
             live.start()
         while True:
-            results, line = _sample(client, args, key)
+            results, line = _sample(client, args, key, silent)
             size = live.console.size
             rows = _rows(client, processes(results)[: min(args.lines, max(size.height - 3, 1))])
             shown = clean(f"{line}\n\n{fit(rows, size.width)}")
@@ -135,13 +137,15 @@ def _keys() -> Iterator[Callable[[float], None]]:
 
 
 def _sample(
-    client: Client, args: argparse.Namespace, key: Optional[Callable[[float], None]] = None
+    client: Client, args: argparse.Namespace, key: Optional[Callable[[float], None]] = None,
+    silent: Optional[Set[NodeId]] = None,
 ) -> Tuple[List[Result], str]:
     # A node that does not answer at once is left out of this round.
     targeted = client.target(args.target, but=args.but)
     fleet = targeted.processes(selection=targeted.select().present, expires=EXPIRES, quiet=True)
     results, faults = [], []
-    for result in fleet.stream(max(args.interval, 5.0), tick=KEY_SECONDS):
+    silent = set() if silent is None else silent
+    for result in without_the_silent(fleet, max(args.interval, 5.0), silent, KEY_SECONDS):
         if result is None:
             if key:
                 key(0)
@@ -151,10 +155,11 @@ def _sample(
             results.append(result)
         except Undecodable:
             faults.append(result.node)
-    silent = f", no answer from {render.names(fleet.missing)}" if fleet.missing else ""
-    silent += f", unreadable answers from {render.names(sorted(faults))}" if faults else ""
+    more = f", no answer from {render.names(fleet.missing)}" if fleet.missing else ""
+    more += f", unreadable answers from {render.names(sorted(faults))}" if faults else ""
+    more += f", {len(fleet.offline)} offline" if fleet.offline else ""
     jobs = sum(len(_entries(r)) for r in results)
-    return results, f"{time.strftime('%H:%M:%S')}  {len(results)} nodes, {jobs} jobs{silent}"
+    return results, f"{time.strftime('%H:%M:%S')}  {len(results)} nodes, {jobs} jobs{more}"
 
 
 def _entries(result: Result) -> List[Dict[str, Any]]:

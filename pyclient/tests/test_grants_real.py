@@ -1,0 +1,61 @@
+"""Grants with the real controller and agent: what a node claims is a target only once it is granted."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import List
+
+import pytest
+from conftest import wait_until
+from test_kinds import BIN, House, free_port
+
+from jsclient import Client, NobodyMatched, NodeId
+from jsclient.cli import main
+
+pytestmark = pytest.mark.skipif(BIN is None, reason="jsacc and jsagent are not built")
+
+#: How long a controller may take to notice a change on a busy machine.
+NOTICED = 120.0
+
+
+def test_a_claim_is_a_target_while_it_is_granted(capsys: pytest.CaptureFixture[str]) -> None:
+    house = House()
+    try:
+        port, web, out = free_port(), free_port(), house.folder / "credentials"
+        house.server(port)
+        url = f"127.0.0.1:{port}"
+        same: List[str] = ["-r", url, "--state-dir", str(house.folder / "state")]
+        house.start(str(BIN / "jsacc"), "-p", str(web), "-b", "127.0.0.1", "--insecure-http", *same)  # type: ignore[operator]
+        with Client(url, timeout=60, by="alice") as client:
+            wait_until(lambda: client.link.read("ZCARD", "jsacc:acs"), NOTICED)
+
+            def controller(*words: str) -> None:
+                subprocess.run([str(BIN / "jsacc"), *words, *same], check=True, capture_output=True, timeout=60)  # type: ignore[operator]
+
+            controller("enroll", "1", "1", "--role", "web", "--url", f"http://127.0.0.1:{web}", "--out", str(out))
+            # It was granted something before it was seen.
+            assert [(g.field, g.granted) for g in client.grants()] == [("role:web", True)] and client.nodes() == []
+            settings = (out / "agent.toml").read_text().replace("roles = []", 'roles = ["web", "db"]')
+            (out / "agent.toml").write_text(settings)
+            house.start(str(BIN / "jsagent"), "-c", str(out / "agent.toml"), "--data-dir", str(house.folder / "node"))  # type: ignore[operator]
+
+            def nodes(target: str) -> List[NodeId]:
+                return client.target(target).nodes()
+
+            wait_until(lambda: "role:db" in [g.field for g in client.grants() if not g.granted], NOTICED)
+            assert nodes("@web") == [(1, 1)] and client.node(1, 1).claims == ("role:db",)
+            with pytest.raises(NobodyMatched):
+                client.target("@db").ping()
+            capsys.readouterr()
+            assert main(["-r", url, "grants"]) == 0
+            assert "jsctl grant 1.1 --role db" in capsys.readouterr().err
+            assert main(["-r", url, "--as", "alice", "grant", "1.1", "--role", "db"]) == 0
+            wait_until(lambda: nodes("@db") == [(1, 1)], NOTICED)
+            assert client.target("@db").ping().wait().ok and client.node(1, 1).claims == ()
+            assert {g.field: g.by for g in client.grants()}["role:db"] == "alice"
+            # Both write into the audit list.
+            assert [e["cmd"] for e in client.audit()] == ["ping", "grant"]
+            assert client.grant("1.1", roles=["db"], remove=True) == {NodeId(1, 1): ["role:db"]}
+            wait_until(lambda: nodes("@db") == [] and client.node(1, 1).claims == ("role:db",), NOTICED)
+    finally:
+        house.close()

@@ -58,8 +58,10 @@ usage: jsacc [flags]                             be a controller
                                                  write what one node needs into DIR
        jsacc revoke GID NID                      refuse the credentials that this node has by now
        jsacc rotate                              make a new node secret; the old one holds for another day
-       jsacc token [--uses 1] [--ttl 1h] [--node GID.NID] [--role R]... [--label K=V]...
-                                                 print an enrolment token for `jsagent enroll`
+       jsacc token [--uses 1] [--ttl 1h] [--node GID.NID [--replace]]
+                   [--role R]... [--label K=V]...
+                                                 print an enrolment token for `jsagent enroll`; with --replace
+                                                 it ends the credentials that this node has by now
 
 --role and --label grant a node what it may be a target by; without them the roles and labels of its first
 start are granted.
@@ -155,6 +157,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Wish, String> {
                 let value = word()?;
                 ttl = Some(seconds(&value).ok_or(format!("--ttl is a time such as 30m, 1h or 7d, not '{value}'"))?);
             }
+            "replace" => terms.replace = true,
             switch if config::SWITCHES.contains(&switch) => settings.push((name, Raw::Yes(true))),
             setting if config::is_setting(setting) => {
                 let value = word()?;
@@ -197,8 +200,11 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Wish, String> {
     }
     config.file = file;
 
-    let is_for_token = uses.is_some() || ttl.is_some() || terms.node.is_some();
+    let is_for_token = uses.is_some() || ttl.is_some() || terms.node.is_some() || terms.replace;
     let task = task(&words, url.is_some() || out.is_some(), is_for_token)?;
+    if terms.replace && terms.node.is_none() {
+        return Err("--replace needs --node GID.NID: a token for any node must not end the credentials of one".into());
+    }
     if !terms.named.is_empty() && !matches!(task, Some(Task::Enroll { .. } | Task::Token { .. })) {
         return Err("--role and --label belong to `jsacc enroll` and `jsacc token`".into());
     }
@@ -239,7 +245,7 @@ fn task(words: &[String], has_enroll_flags: bool, has_token_flags: bool) -> Resu
         return Err("--url and --out belong to `jsacc enroll`".into());
     }
     if has_token_flags && name != Some("token") {
-        return Err("--uses, --ttl and --node belong to `jsacc token`".into());
+        return Err("--uses, --ttl, --node and --replace belong to `jsacc token`".into());
     }
     let mut node = |task: &str| -> Result<NodeId, String> {
         match (words.next(), words.next()) {
@@ -334,8 +340,8 @@ mod tests {
         assert!(matches!(run("revoke 1 10"), Ok(Wish::Do(_, Task::Revoke(n))) if n == node));
         assert!(matches!(run("rotate"), Ok(Wish::Do(_, Task::Rotate))));
         assert!(matches!(run("token --ttl 2d"), Ok(Wish::Do(_, Task::Token { uses: 1, ttl: 172_800, .. }))));
-        let Ok(Wish::Do(_, Task::Token { terms, .. })) = run("token --node 1.10 --role db") else { panic!() };
-        assert_eq!((terms.node, terms.named), (Some(node), vec!["role:db".to_owned()]));
+        let Ok(Wish::Do(_, Task::Token { terms, .. })) = run("token --node 1.10 --replace --role db") else { panic!() };
+        assert_eq!((terms.node, terms.replace, terms.named), (Some(node), true, vec!["role:db".to_owned()]));
         assert!(matches!(run("--help"), Ok(Wish::Print(text)) if text.contains("usage")));
         assert!(matches!(run("-V"), Ok(Wish::Print(text)) if text.starts_with("jsacc ")));
     }
@@ -373,6 +379,8 @@ mod tests {
         }
         refused("token --uses 0", "--uses");
         refused("token --node 1", "--node is GID.NID");
+        refused("token --replace", "--replace needs --node");
+        refused("--replace", "belong to");
         refused("enroll 1 2 --node 1.2", "belong to");
         refused("enroll 1 2 --role $(x)", "--role is");
         refused("token --label site", "--label is");

@@ -325,8 +325,8 @@ impl Dispatcher {
         self.write_down(conn, &mut items, now, again)?;
         death::point("acc.hashed");
 
-        let mut answers = self.enqueue(conn, &mut items, now)?;
         let mut forget: Vec<(usize, NodeId, String)> = Vec::new();
+        let mut answers = self.enqueue(conn, &mut items, now, &mut forget)?;
         for (i, item) in items.iter_mut().enumerate() {
             match &item.plan {
                 Plan::Reject(bad) => {
@@ -535,8 +535,14 @@ impl Dispatcher {
     }
 
     /// Into the queues, node by node; a node that waits here is handed its commands at once.
-    /// The answers to those that no room is for, each with the index of its item.
-    fn enqueue(&mut self, conn: &mut Conn, items: &mut [Item], now: u64) -> RedisResult<Vec<(usize, Answer)>> {
+    /// The answers to those that may not wait there, each with the index of its item; these are to be forgotten then.
+    fn enqueue(
+        &mut self,
+        conn: &mut Conn,
+        items: &mut [Item],
+        now: u64,
+        forget: &mut Vec<(usize, NodeId, String)>,
+    ) -> RedisResult<Vec<(usize, Answer)>> {
         let mut commands: Vec<Copies> = Vec::new();
         let mut owners: Vec<usize> = Vec::new();
         let mut held: Vec<(usize, NodeId)> = Vec::new();
@@ -611,11 +617,15 @@ impl Dispatcher {
                     rung.push((*node, indices));
                 }
                 for (i, verdict) in indices.iter().zip(enqueued.verdicts) {
-                    if verdict == Queued::Full {
-                        let limit = self.context.config.max_queue;
-                        let sentence = format!("{limit} commands wait for node {node} already, and no more may");
-                        answers.push((owners[*i], Answer::error(commands[*i].command, Some(*node), sentence)));
-                    }
+                    let limit = self.context.config.max_queue;
+                    let sentence = match verdict {
+                        Queued::Now | Queued::Before => continue,
+                        Queued::Full => format!("{limit} commands wait for node {node} already, and no more may"),
+                        Queued::Revoked => format!("node {node} was revoked: enrol it again"),
+                    };
+                    let command = commands[*i].command;
+                    answers.push((owners[*i], Answer::error(command, Some(*node), sentence)));
+                    forget.push((owners[*i], *node, command.id.clone()));
                 }
             }
             // A ring is two calls. Until it is heard its node does not come for what waits.

@@ -10,6 +10,7 @@ use crate::claims;
 use crate::context::{Context, Stop};
 use crate::gate::{Remote, Seen, TlsSource};
 use crate::guard::Refused;
+use crate::revoke;
 use crate::store::pool::{is_away, is_broken, is_moving, is_spoilt};
 use crate::store::queue::{self, Withdrawn};
 use crate::store::{Batch, Conn, describe, jobs, keys, lists, nodes};
@@ -279,8 +280,14 @@ impl Janitor {
         let version = nodes::revoked_version(conn)?;
         if state.revoked != Some(version) {
             let fresh = self.context.door.set_revoked(nodes::revoked(conn)?);
-            for node in fresh {
-                self.gate.expel(node);
+            for node in &fresh {
+                self.gate.expel(*node);
+                self.context.claims.forget(*node);
+                self.context.handed.forget(*node);
+            }
+            // What it did here until now may have brought it back into the live set.
+            for node in queue::closed(conn, &fresh)? {
+                revoke::forget(conn, node)?;
             }
             state.revoked = Some(version);
         }
@@ -351,6 +358,11 @@ impl Janitor {
     /// gate parks a node's next polls without asking, so what came to nothing on the way to it is found here.
     fn seen(&self, conn: &mut Conn, list: &[(NodeId, Instant)]) -> RedisResult<()> {
         let now = self.context.clock.now();
+        // Of nodes that were once revoked it is asked whether they still are: those are not there any more.
+        let is_of_interest = |(node, _): &&(NodeId, Instant)| self.context.door.revoked_until(*node).is_some();
+        let once: Vec<NodeId> = list.iter().filter(is_of_interest).map(|(node, _)| *node).collect();
+        let closed = queue::closed(conn, &once)?;
+        let list: Seen = list.iter().filter(|(node, _)| !closed.contains(node)).copied().collect();
         for some in list.chunks(500) {
             let mut batch = Batch::new();
             let ago = |at: &Instant| now.saturating_sub(at.elapsed().as_millis() as u64);

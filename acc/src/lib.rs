@@ -28,6 +28,7 @@ pub mod logging;
 pub mod metrics;
 pub mod process_metrics;
 pub mod query;
+pub mod revoke;
 pub mod route;
 pub mod script_cache;
 pub mod server;

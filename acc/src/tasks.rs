@@ -9,7 +9,9 @@ use crate::daemon::{prepare, redis_fault};
 use crate::identity::enrolment::{Enrolment, Terms};
 use crate::identity::{self, Credentials, dates, secret};
 use crate::janitor;
-use crate::store::{grants, nodes};
+use crate::revoke;
+use crate::store::grants::{self, Enrolling};
+use crate::store::{nodes, queue};
 use anyhow::Context as _;
 use jscommon::NodeId;
 use std::fs;
@@ -51,7 +53,12 @@ fn enroll(
         .pool
         .with(|conn| Ok(nodes::time(conn)?.max(nodes::revoked_until(conn, node)?.map_or(0, |until| until + 1))))
         .unwrap_or_else(|_| context::local_ms());
-    let known = context.pool.with(|conn| grants::enrolled(conn, node, issued, named, "jsacc enroll"));
+    let new = Enrolling { issued, token_use: "", replace: true, named, by: "jsacc enroll" };
+    let known = context.pool.with(|conn| {
+        revoke::finish(context, conn, node, "")?;
+        grants::enrolled(conn, node, &new)?;
+        queue::open(conn, node)
+    });
     if let Err(e) = &known
         && !named.is_empty()
     {
@@ -68,6 +75,10 @@ fn enroll(
     let config = out.join("agent.toml");
     let config = jscommon::text::posix_word(&config.to_string_lossy()).into_owned();
     let mut said = format!("node {node} is enrolled: start it with  jsagent -c {config}\n");
+    if let Err(e) = known {
+        let e = redis_fault(&context.config, &e);
+        said += &format!("{e}; if the node was revoked before, do this again once redis answers\n");
+    }
     if local {
         said += &format!("it looks for the controller at {url}; give --url for a node on another machine\n");
     }
@@ -107,14 +118,20 @@ fn agent_toml(out: &Path, node: NodeId, url: &str, has_cert: bool) -> String {
 }
 
 fn revoke(context: &Context, node: NodeId) -> anyhow::Result<String> {
-    let until = context
-        .pool
-        .with(|conn| nodes::revoke(conn, node, context::local_ms()))
-        .map_err(|e| redis_fault(&context.config, &e))?;
+    let revoked = context.pool.with(|conn| revoke::revoke(context, conn, node, context::local_ms()));
+    let fault = |e| redis_fault(&context.config, &e).context("not all of it is done: do it again");
+    let revoked = revoked.map_err(fault)?;
+    let waited = match revoked.waited {
+        0 => "no command waited for it".to_owned(),
+        1 => "1 command waited for it and was answered with ERROR".to_owned(),
+        many => format!("{many} commands waited for it and were answered with ERROR"),
+    };
     Ok(format!(
         "every controller of this Redis refuses within seconds what node {node} holds that was issued until {}\n\
+         {waited}\n\
+         its grants are deleted, and commands for it are answered with ERROR until it is enrolled again\n\
          `jsacc enroll {} {}` gives it new credentials\n",
-        dates::shown(until),
+        dates::shown(revoked.until),
         node.gid,
         node.nid
     ))

@@ -5,13 +5,18 @@ use crate::allowance::{Charge, Resource};
 use crate::context::Context;
 use crate::identity::Credentials;
 use crate::identity::enrolment::Enrolment;
+use crate::revoke;
 use crate::server::{Reply, Request};
-use crate::store::{Batch, grants, lists, nodes};
+use crate::store::grants::{self, Enrolling, Holder};
+use crate::store::{Batch, lists, nodes, queue};
 use jscommon::NodeId;
+use jscommon::command::is_job_id;
 use serde_json::{Value, json as object};
 
 /// Most bytes of a request for new credentials.
 const MAX_RENEWAL: usize = 4096;
+/// Longest name of a use of an enrolment token, in bytes.
+const MAX_REQUEST: usize = 64;
 
 pub(super) fn post(context: &Context, request: &Request) -> Outcome {
     let refused = |status, reason: String| Err(Fault::Reply(Reply::error(status, reason)));
@@ -35,26 +40,73 @@ pub(super) fn post(context: &Context, request: &Request) -> Outcome {
         return refused(403, format!("the enrolment token is for node {only} alone, not for {node}"));
     }
     let keep = enrolment.expires.saturating_sub(now) / 1000 + 60;
-    // The call is repeated when its connection was cut, and may have been counted then.
-    let use_id = format!("{:016x}", fastrand::u64(..));
-    let left = context.pool.with(|conn| nodes::use_enrolment(conn, &enrolment.id, &use_id, enrolment.uses, keep))?;
-    if !left {
+    // A node whose answer was lost asks again under the same name. The call itself is repeated when its connection was
+    // cut, and may have been counted then.
+    let named = match body.get("request").and_then(Value::as_str) {
+        None => format!("{:016x}", fastrand::u64(..)),
+        Some(name) if name.len() <= MAX_REQUEST && is_job_id(name) => name.to_owned(),
+        Some(_) => return Err(bad(format!("'request' is at most {MAX_REQUEST} of A-Z a-z 0-9 . _ : -"))),
+    };
+    // For another node it is another use.
+    let use_id = format!("{node}:{named}");
+    let token_use = format!("{}/{named}", enrolment.id);
+    let spent = || {
         context.metrics.refused("enrolment");
-        return refused(403, format!("the enrolment token is spent: it was for {} use(s)", enrolment.uses));
+        refused(403, format!("the enrolment token is spent: it was for {} use(s)", enrolment.uses))
+    };
+    if !context.pool.with(|conn| nodes::can_use_enrolment(conn, &enrolment.id, &use_id, enrolment.uses))? {
+        return spent();
+    }
+    // Not before it is known that the token is good for something: a spent one tells nobody which nodes there are.
+    let (holder, since) = context.pool.with(|conn| revoke::finish(context, conn, node, &token_use))?;
+    if holder == Holder::Other && !enrolment.terms.replace {
+        return taken(context, node);
+    }
+    let id = &enrolment.id;
+    let counted = context.pool.with(|conn| nodes::use_enrolment(conn, id, &use_id, enrolment.uses, keep, now))?;
+    let Some(counted) = counted else { return spent() };
+    if counted != now && holder != Holder::ThisUse && counted <= since {
+        // The node was revoked or enrolled otherwise since: nobody comes back by a use of before.
+        return spent();
+    }
+    let by = format!("jsacc token {id}");
+    let (replace, named) = (enrolment.terms.replace, &enrolment.terms.named);
+    let new = Enrolling { issued: now, token_use: &token_use, replace, named, by: &by };
+    if !context.pool.with(|conn| grants::enrolled(conn, node, &new))? {
+        return taken(context, node);
     }
     // Newer than any revocation, even one of this very millisecond.
-    let until = context.pool.with(|conn| nodes::revoked_until(conn, node))?;
+    let until = if replace && holder != Holder::Nobody {
+        Some(context.pool.with(|conn| nodes::revoke(conn, node, now))?)
+    } else {
+        context.pool.with(|conn| nodes::revoked_until(conn, node))?
+    };
     let issued = context.clock.now().max(until.map_or(0, |until| until + 1));
+    // As of now they hold, whatever was revoked on the way.
+    context.pool.with(|conn| grants::enrolled(conn, node, &Enrolling { issued, ..new }))?;
     let credentials = issue(context, node, issued)?;
     context.pool.with(|conn| {
-        let by = format!("jsacc token {}", enrolment.id);
-        grants::enrolled(conn, node, issued, &enrolment.terms.named, &by)?;
+        queue::open(conn, node)?;
         let mut batch = Batch::new();
         let peer = request.peer.map(|peer| peer.to_string());
-        lists::event(&mut batch, "enrolled", Some(node), now, &object!({"addr": peer, "token": enrolment.id}));
+        let data = object!({"addr": peer, "token": enrolment.id, "replaced": holder == Holder::Other});
+        lists::event(&mut batch, "enrolled", Some(node), now, &data);
         conn.run(&batch).map(drop)
     })?;
     Ok(answer(node, &credentials))
+}
+
+/// 409: the node has credentials that hold.
+fn taken(context: &Context, node: NodeId) -> Outcome {
+    context.metrics.refused("enrolment");
+    let NodeId { gid, nid } = node;
+    Err(Fault::Reply(Reply::error(
+        409,
+        format!(
+            "node {node} has credentials that hold; if it is to get new ones, enrol it with a token of `jsacc token \
+             --node {gid}.{nid} --replace`, or end the old ones first with `jsacc revoke {gid} {nid}`"
+        ),
+    )))
 }
 
 pub(super) fn renew(context: &Context, node: NodeId, request: &Request) -> Outcome {

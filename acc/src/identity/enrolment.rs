@@ -32,13 +32,16 @@ pub struct Enrolment {
 pub struct Terms {
     /// The one node that it is for; nothing where it is for any.
     pub node: Option<NodeId>,
+    /// Credentials of that node which hold are replaced.
+    pub replace: bool,
     /// What is granted: `role:web`, `label:site=ams`.
     pub named: Vec<String>,
 }
 
 impl Terms {
     fn text(&self) -> String {
-        let terms = json!({"node": self.node.map(|node| node.to_string()), "grant": self.named});
+        let terms =
+            json!({"node": self.node.map(|node| node.to_string()), "replace": self.replace, "grant": self.named});
         URL_SAFE_NO_PAD.encode(terms.to_string())
     }
 
@@ -49,7 +52,7 @@ impl Terms {
             node => Some(node.as_str()?.parse().ok()?),
         };
         let named = terms["grant"].as_array()?.iter().filter_map(Value::as_str).map(str::to_owned).collect();
-        Some(Terms { node, named })
+        Some(Terms { node, replace: terms["replace"] == true, named })
     }
 }
 
@@ -137,8 +140,9 @@ mod tests {
         let node = Some(NodeId { gid: 1, nid: 10 });
         for (terms, prefix) in [
             (Terms::default(), "jse1."),
-            (Terms { node, named: vec![] }, "jse2."),
-            (Terms { node: None, named: vec!["role:a.b".into(), "label:site=ams".into()] }, "jse2."),
+            (Terms { node, ..Terms::default() }, "jse2."),
+            (Terms { node, replace: true, named: vec![] }, "jse2."),
+            (Terms { named: vec!["role:a.b".into(), "label:site=ams".into()], ..Terms::default() }, "jse2."),
         ] {
             let enrolment = Enrolment { id: "ab".into(), uses: 3, expires: 1000, fingerprint: "ff".into(), terms };
             assert_eq!(enrolment.check_length(), Ok(()));
@@ -155,7 +159,7 @@ mod tests {
             }
         }
         let named = (0..200).map(|i| format!("role:{i:060}")).collect();
-        let terms = Terms { node: None, named };
+        let terms = Terms { named, ..Terms::default() };
         let long = Enrolment { id: "ab".into(), uses: 3, expires: 1000, fingerprint: "ff".into(), terms };
         assert!(long.check_length().unwrap_err().contains("name fewer"));
     }

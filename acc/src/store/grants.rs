@@ -131,12 +131,67 @@ pub fn show(batch: &mut Batch, node: NodeId, standing: &Standing) {
     }
 }
 
-/// Writes down that `node` gets credentials that are issued at `issued` (ms), and grants it `named`
-/// (`role:web`, `label:name=value`), as `by` says.
-pub fn enrolled(conn: &mut Conn, node: NodeId, issued: u64, named: &[String], by: &str) -> RedisResult<()> {
+/// New credentials of a node.
+#[derive(Clone, Copy, Debug)]
+pub struct Enrolling<'a> {
+    /// When they are issued, in milliseconds since 1970.
+    pub issued: u64,
+    /// Which use of which enrolment token brings them; empty for `jsacc enroll`.
+    pub token_use: &'a str,
+    /// They take the place of others that hold.
+    pub replace: bool,
+    /// What is granted beside: `role:web`, `label:name=value`.
+    pub named: &'a [String],
+    /// Who grants it.
+    pub by: &'a str,
+}
+
+/// Writes down that `node` gets credentials; false, and nothing is written, where it has some that hold and they are
+/// not to be replaced. Called again for the same use, it is written once more.
+pub fn enrolled(conn: &mut Conn, node: NodeId, new: &Enrolling<'_>) -> RedisResult<bool> {
     conn.script(&scripts::ENROLLED, &both(node), |cmd| {
-        cmd.arg(issued).arg(grant(by, issued)).arg(named);
+        cmd.arg(new.issued).arg(new.token_use).arg(u8::from(new.replace)).arg(grant(new.by, new.issued)).arg(new.named);
     })
+}
+
+/// Forgets what `node` was granted, and that it was enrolled; what it held until `until` (ms) claims nothing any more.
+pub fn revoke(conn: &mut Conn, node: NodeId, until: u64) -> RedisResult<()> {
+    conn.script(&scripts::UNENROLLED, &both(node), |cmd| {
+        cmd.arg(until);
+    })
+}
+
+/// Who holds the credentials of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// Nobody: it was never enrolled, or what it had was revoked.
+    Nobody,
+    /// Whoever asks with this use of an enrolment token.
+    ThisUse,
+    /// Somebody.
+    Other,
+}
+
+/// Tells who holds the credentials of `node`, seen by `token_use` of an enrolment token, and since when (ms): for nobody
+/// that is when it was revoked, or 0. A node of which no enrolment is known was enrolled by an earlier version where it
+/// was seen since its last revocation.
+pub fn holder(conn: &mut Conn, node: NodeId, token_use: &str) -> RedisResult<(Holder, u64)> {
+    let mut cmd = redis::cmd("HMGET");
+    cmd.arg(keys::enrolled(node)).arg("issued").arg("use").arg("revoked");
+    let (issued, brought, stripped): (Option<u64>, Option<String>, Option<u64>) = conn.one(&cmd)?;
+    let until = nodes::revoked_until(conn, node)?;
+    let holds = |since: u64| until.is_none_or(|until| until < since);
+    match issued {
+        Some(issued) if holds(issued) => {
+            let holder = if brought.as_deref() == Some(token_use) { Holder::ThisUse } else { Holder::Other };
+            return Ok((holder, issued));
+        }
+        None if stripped.is_none() && nodes::last_seen(conn, node)?.is_some_and(holds) => {
+            return Ok((Holder::Other, until.unwrap_or(0)));
+        }
+        _ => {}
+    }
+    Ok((Holder::Nobody, until.or(stripped).unwrap_or(0)))
 }
 
 #[cfg(test)]

@@ -70,6 +70,11 @@ pub fn meta(node: NodeId) -> String {
     format!("jsacc:{{{node}}}:meta")
 }
 
+/// String: `node` was revoked and not enrolled since, so that no command may wait for it.
+pub fn closed(node: NodeId) -> String {
+    format!("jsacc:{{{node}}}:revoked")
+}
+
 /// Number: the last batch of records that was taken whole from `node`.
 pub fn last_log(node: NodeId) -> String {
     format!("jsacc:{{{node}}}:log")
@@ -175,7 +180,7 @@ pub fn kind(key: &str) -> &'static str {
         },
         (_, ":queue" | ":lists" | ":acs" | ":gone") => "zset",
         (_, ":cmds" | ":meta") => "hash",
-        (_, ":log" | ":version") => "string",
+        (_, ":log" | ":version" | ":revoked") => "string",
         _ if tail.starts_with(":taken:") => "list",
         _ if head.starts_with("jsacc:seen:{jsacc:stats:") => "string",
         _ if ["jsacc:seen:{", "jsacc:enrolled:{"].iter().any(|start| head.starts_with(start)) => "hash",
@@ -203,7 +208,7 @@ mod tests {
     #[test]
     fn keys_of_one_step_share_their_tag() {
         let node = NodeId { gid: 1, nid: 10 };
-        for key in [queue(node), waiting(node), meta(node)] {
+        for key in [queue(node), waiting(node), meta(node), closed(node)] {
             assert!(key.starts_with("jsacc:{1:10}:"), "{key}");
         }
         assert_eq!(taken("x"), "jsacc:{cmds_queue}:taken:x");
@@ -231,7 +236,17 @@ mod tests {
             ("hash", vec![waiting(node), meta(node), agent(node), stats(node), job("a:b"), done("a"), seen("log.a.b")]),
             ("hash", vec![grant(node), enrolled(node)]),
             ("hash", vec![ROLES.to_owned(), REVOKED.into(), SECRET.into(), AUDIT_RESULTS.into(), STATS_SEEN.into()]),
-            ("string", vec![last_log(node), stats_written(node), done_run("a", node, 5), script("x"), enrolment("x")]),
+            (
+                "string",
+                vec![
+                    closed(node),
+                    last_log(node),
+                    stats_written(node),
+                    done_run("a", node, 5),
+                    script("x"),
+                    enrolment("x"),
+                ],
+            ),
             ("string", vec![ROLES_VERSION.to_owned(), REVOKED_VERSION.into(), TICKET_KEY.into()]),
         ] {
             for key in keys {

@@ -176,14 +176,22 @@ pub fn prune(conn: &mut Conn, before: u64, most: usize) -> RedisResult<usize> {
     let names: Vec<String> = conn.one(&cmd)?;
     let mut batch = Batch::new();
     for name in &names {
-        if let Ok(node) = name.parse::<NodeId>() {
-            batch.call(Cmd::del(keys::agent(node)));
+        match name.parse() {
+            Ok(node) => forget(&mut batch, node),
+            Err(_) => {
+                batch.call(Cmd::zrem(keys::AGENTS, name));
+            }
         }
-        batch.call(Cmd::hdel(keys::ROLES, name));
-        batch.call(Cmd::zrem(keys::AGENTS, name));
     }
     conn.run(&batch)?;
     Ok(names.len())
+}
+
+/// Takes `node` out of the live set and its roles, with what is known of it.
+pub fn forget(batch: &mut Batch, node: NodeId) {
+    batch.call(Cmd::del(keys::agent(node)));
+    batch.call(Cmd::hdel(keys::ROLES, node.to_string()));
+    batch.call(Cmd::zrem(keys::AGENTS, node.to_string()));
 }
 
 /// A number that moves when a revocation is added.
@@ -224,12 +232,29 @@ pub fn revoke(conn: &mut Conn, node: NodeId, local: u64) -> RedisResult<u64> {
     Ok(until)
 }
 
-/// Counts a use of the enrolment token `id`, of which there may be `uses`; kept for `keep` seconds.
-/// Answers whether there was one left. `request` names this use: called again with it, nothing more is counted.
-pub fn use_enrolment(conn: &mut Conn, id: &str, request: &str, uses: u64, keep: u64) -> RedisResult<bool> {
+/// Counts a use of the enrolment token `id` at `now` (ms), of which there may be `uses`; kept for `keep` seconds.
+/// Answers when it was counted (ms), or nothing when none was left. `request` names this use: called again with it,
+/// nothing more is counted.
+pub fn use_enrolment(
+    conn: &mut Conn,
+    id: &str,
+    request: &str,
+    uses: u64,
+    keep: u64,
+    now: u64,
+) -> RedisResult<Option<u64>> {
     conn.script(&scripts::USE, &[keys::enrolment(id), keys::enrolment_use(id, request)], |cmd| {
-        cmd.arg(uses).arg(keep.max(1));
+        cmd.arg(uses).arg(keep.max(1)).arg(now);
     })
+}
+
+/// Whether the use `request` of the enrolment token `id` was counted, or one of `uses` is left.
+pub fn can_use_enrolment(conn: &mut Conn, id: &str, request: &str, uses: u64) -> RedisResult<bool> {
+    let mut batch = Batch::new();
+    batch.call(Cmd::get(keys::enrolment(id))).call(Cmd::exists(keys::enrolment_use(id, request)));
+    let answers = conn.run(&batch)?;
+    let number = |i: usize| Option::<u64>::from_redis_value_ref(answers.get(i).unwrap_or(&Value::Nil));
+    Ok(number(0)?.unwrap_or(0) < uses || number(1)? == Some(1))
 }
 
 /// The fingerprint of the node secret that this Redis belongs to, when one is written down.

@@ -118,6 +118,8 @@ pub enum Queued {
     Before,
     /// As many wait for this node as may.
     Full,
+    /// The node was revoked, and not enrolled since.
+    Revoked,
 }
 
 /// What became of an enqueue.
@@ -135,7 +137,8 @@ pub struct Enqueued {
 /// `me` is this controller, `now` is in milliseconds, at most `limit` commands may wait, and what waits
 /// is kept for `keep` seconds.
 pub fn enqueue(batch: &mut Batch, me: &str, node: NodeId, parcels: &[Parcel], now: u64, limit: usize, keep: u64) {
-    batch.script(&scripts::ENQUEUE, &[keys::queue(node), keys::waiting(node), keys::meta(node)], |cmd| {
+    let keys = [keys::queue(node), keys::waiting(node), keys::meta(node), keys::closed(node)];
+    batch.script(&scripts::ENQUEUE, &keys, |cmd| {
         cmd.arg(me).arg(now).arg(limit).arg(keep.max(KEEP_NODE)).arg(MOST).arg(MOST_BYTES);
         for parcel in parcels {
             cmd.arg(&parcel.id).arg(parcel.packed());
@@ -151,7 +154,8 @@ pub fn enqueued(me: &str, answer: Value) -> RedisResult<Enqueued> {
         .map(|verdict| match verdict {
             1 => Queued::Now,
             0 => Queued::Before,
-            _ => Queued::Full,
+            -1 => Queued::Full,
+            _ => Queued::Revoked,
         })
         .collect();
     let holder = String::from_redis_value(parts.next().unwrap_or(Value::Nil))?;
@@ -289,9 +293,19 @@ pub enum Withdrawn {
 
 /// Takes the command `id` out of `node`'s queue; `now` is in milliseconds.
 pub fn withdraw(conn: &mut Conn, node: NodeId, id: &str, now: u64) -> RedisResult<Withdrawn> {
+    withdraw_unless(conn, node, id, now, UNDER_WAY)
+}
+
+/// Takes the command `id` out of `node`'s queue, whether the node may have it or not: what the node says of it is not
+/// heard any more.
+pub fn take_out(conn: &mut Conn, node: NodeId, id: &str) -> RedisResult<Withdrawn> {
+    withdraw_unless(conn, node, id, 0, 0)
+}
+
+fn withdraw_unless(conn: &mut Conn, node: NodeId, id: &str, now: u64, under_way: u64) -> RedisResult<Withdrawn> {
     let keys = [keys::queue(node), keys::waiting(node), keys::meta(node)];
     let answer: Vec<String> = conn.script(&scripts::WITHDRAW, &keys, |cmd| {
-        cmd.arg(id).arg(now).arg(UNDER_WAY);
+        cmd.arg(id).arg(now).arg(under_way);
     })?;
     Ok(match answer.first().map(String::as_str) {
         Some("handed") => Withdrawn::Handed(answer.get(1).and_then(|till| till.parse().ok()).unwrap_or(now)),
@@ -315,6 +329,31 @@ pub fn withdraw(conn: &mut Conn, node: NodeId, id: &str, now: u64) -> RedisResul
 pub fn forget(batch: &mut Batch, node: NodeId, id: &str) {
     batch.call(redis::Cmd::hdel(keys::waiting(node), id));
     batch.call(redis::Cmd::zrem(keys::EXPIRING, keys::expiring(node, id)));
+}
+
+/// The ids of all commands that wait for `node`, those among them that were taken out and are not answered yet.
+pub fn ids(conn: &mut Conn, node: NodeId) -> RedisResult<Vec<String>> {
+    conn.one(&redis::Cmd::hkeys(keys::waiting(node)))
+}
+
+/// No command may wait for `node` from now on, for it was revoked at `until` (ms).
+pub fn close(conn: &mut Conn, node: NodeId, until: u64) -> RedisResult<()> {
+    conn.one(&redis::Cmd::set(keys::closed(node), until))
+}
+
+/// Commands may wait for `node` again.
+pub fn open(conn: &mut Conn, node: NodeId) -> RedisResult<()> {
+    conn.one(&redis::Cmd::del(keys::closed(node)))
+}
+
+/// Those of `nodes` for which no command may wait.
+pub fn closed(conn: &mut Conn, nodes: &[NodeId]) -> RedisResult<Vec<NodeId>> {
+    let mut batch = Batch::new();
+    for node in nodes {
+        batch.call(redis::Cmd::exists(keys::closed(*node)));
+    }
+    let answers = conn.run(&batch)?;
+    Ok(nodes.iter().zip(&answers).filter(|(_, answer)| **answer == Value::Int(1)).map(|(node, _)| *node).collect())
 }
 
 /// Keeps the registration of a node that is parked for weeks.

@@ -78,6 +78,8 @@ pub(super) static CLAIMS: Script = Script::new(include_str!("scripts/claims.lua"
 pub(super) static GRANTED: Script = Script::new(include_str!("scripts/granted.lua"));
 /// Writes down that a node gets credentials.
 pub(super) static ENROLLED: Script = Script::new(include_str!("scripts/enrolled.lua"));
+/// Forgets the enrolment of a node that was revoked.
+pub(super) static UNENROLLED: Script = Script::new(include_str!("scripts/unenrolled.lua"));
 /// Writes down a node's roles.
 pub(super) static ROLES: Script = Script::new(include_str!("scripts/roles.lua"));
 /// Writes down that an agent has stopped.
@@ -89,10 +91,37 @@ pub(super) static REVOKE: Script = Script::new(include_str!("scripts/revoke.lua"
 /// Counts a use of an enrolment token.
 pub(super) static USE: Script = Script::new(include_str!("scripts/use.lua"));
 
-static ALL: [&Script; 29] = [
-    &RUNNING, &RESULT, &OPEN, &STANDING, &PERIOD, &DECIDE, &REMEMBER, &PUSH, &ENQUEUE, &ACKED, &POLL, &WITHDRAW, &TAKE,
-    &RINGS, &INHERIT, &FORGET, &BEAT, &RECORDS, &EVENT, &LISTS, &STATS, &ROLES, &STOPPED, &SEEN, &REVOKE, &USE,
-    &CLAIMS, &GRANTED, &ENROLLED,
+static ALL: [&Script; 30] = [
+    &RUNNING,
+    &RESULT,
+    &OPEN,
+    &STANDING,
+    &PERIOD,
+    &DECIDE,
+    &REMEMBER,
+    &PUSH,
+    &ENQUEUE,
+    &ACKED,
+    &POLL,
+    &WITHDRAW,
+    &TAKE,
+    &RINGS,
+    &INHERIT,
+    &FORGET,
+    &BEAT,
+    &RECORDS,
+    &EVENT,
+    &LISTS,
+    &STATS,
+    &ROLES,
+    &STOPPED,
+    &SEEN,
+    &REVOKE,
+    &USE,
+    &CLAIMS,
+    &GRANTED,
+    &ENROLLED,
+    &UNENROLLED,
 ];
 
 /// How many there are, and with that how many answers `loading` has.

@@ -488,13 +488,18 @@ pub(crate) fn enroll(
     token: &str,
     gid: u32,
     nid: u32,
+    name: &str,
     trusted: &[CertificateDer],
-) -> anyhow::Result<Enrolled> {
+) -> Result<Enrolled, Failure> {
     let link = Link::new(Credentials::of_enrolment(token, trusted), Patience::default(), &[url.to_owned()], 0);
     let request = with_bearer(link.posts.post(format!("{url}/enroll")), link.bearer());
-    let body = json!({"gid": gid, "nid": nid}).to_string();
+    let body = json!({"gid": gid, "nid": nid, "request": name}).to_string();
     let answer = request.content_type("application/json").send(body).map_err(|error| Failure::of(&error));
-    answer.and_then(read).and_then(|answer| answer.json()).with_context(|| format!("{url} does not enroll this node"))
+    answer.and_then(read).and_then(|answer| answer.json()).map_err(|failure| match failure {
+        // Here it is final: the node has credentials.
+        Failure::Busy { status: status @ 409, reason, .. } => Failure::Refused { status, reason, refused: Vec::new() },
+        failure => failure,
+    })
 }
 
 /// Whether requests of one kind differ in what they carry.

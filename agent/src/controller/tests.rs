@@ -136,7 +136,7 @@ fn status_alone_is_no_receipt() {
         if status != 204 {
             assert!(controller.renew().is_err(), "{status} {body}");
         }
-        assert!(enroll(&fake.url, "t", 1, 10, &[]).is_err(), "{status} {body}");
+        assert!(enroll(&fake.url, "t", 1, 10, "u", &[]).is_err(), "{status} {body}");
     }
     assert_eq!(controller.requests_taken(), 0);
     for (extra, body, last) in

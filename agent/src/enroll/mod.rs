@@ -7,7 +7,7 @@
 mod pin;
 
 use crate::config::{Config, Overrides};
-use crate::controller::{self, Enrolled};
+use crate::controller::{self, Enrolled, Failure};
 use crate::flags::Enroll;
 use crate::os;
 use anyhow::{Context, Result, bail};
@@ -16,6 +16,9 @@ use std::path::{Path, PathBuf};
 
 /// The file of the node's token, beside which the journal of the set lies.
 const TOKEN: &str = "token";
+/// The file with the name of this use of the token, until it has brought credentials: one whose answer was lost is
+/// asked for again under that name, and costs no other use.
+const USE: &str = "enroll.use";
 
 /// Exchanges the token, writes the files; the answer is what to tell whoever asked.
 pub fn run(what: &Enroll) -> Result<String> {
@@ -49,16 +52,24 @@ pub fn run(what: &Enroll) -> Result<String> {
     prepare(&out).with_context(|| format!("cannot write into {}; the token was not used", out.display()))?;
     // An enrolment that was interrupted once it had its credentials has spent its token.
     controller::set::finish(&out.join(TOKEN));
-    let mut issued = controller::enroll(url, &token, what.gid, what.nid, &trusted).inspect_err(|_| {
+    let name =
+        use_name(&out).with_context(|| format!("cannot write into {}; the token was not used", out.display()))?;
+    let mut issued = controller::enroll(url, &token, what.gid, what.nid, &name, &trusted).map_err(|failure| {
+        // A controller that has refused it has counted nothing.
+        if matches!(failure, Failure::Refused { .. }) {
+            let _ = fs::remove_file(out.join(USE));
+        }
         if is_new {
             // What a refusal leaves is an empty folder of ours; one that is not empty stays.
             let _ = fs::remove_dir(&out);
         }
+        anyhow::Error::new(failure).context(format!("{url} does not enroll this node"))
     })?;
     if let Some(ca) = named {
         issued.ca = ca;
     }
     let config = write(&out, url, what, &issued).with_context(|| format!("cannot fill {}", out.display()))?;
+    let _ = fs::remove_file(out.join(USE));
     let config = os::shell_word(&config);
     Ok(format!("node {}:{} is enrolled; start it with: jsagent -c {config}\n", what.gid, what.nid))
 }
@@ -70,6 +81,17 @@ fn prepare(out: &Path) -> Result<()> {
     os::write_private(&probe, b"?")?;
     fs::remove_file(&probe)?;
     Ok(())
+}
+
+/// The name of this use of the token.
+fn use_name(out: &Path) -> Result<String> {
+    let file = out.join(USE);
+    if let Ok(name) = fs::read_to_string(&file) {
+        return Ok(name);
+    }
+    let name = format!("{:016x}{:016x}", fastrand::u64(..), fastrand::u64(..));
+    os::write_private(&file, name.as_bytes())?;
+    Ok(name)
 }
 
 fn write(out: &Path, url: &str, what: &Enroll, issued: &Enrolled) -> Result<PathBuf> {

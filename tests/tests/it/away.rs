@@ -136,12 +136,12 @@ fn a_node_that_is_enrolled_again_goes_on_without_a_restart() {
     stage.client.wait_seen("1:10");
     stage.acc.command(&["revoke", "1", "10"]);
     wait_until("the agent is refused", LONG, || stage.agent.output().contains("refused (401)"));
-    let id = stage.client.send("ping", json!({}));
     let fresh = stage.acc.enroll(1, 10);
     let config = fs::read_to_string(stage.agent.config_file()).unwrap();
     let token =
         config.lines().find_map(|line| line.strip_prefix("token_file = ")).unwrap().trim_matches('"').to_owned();
     fs::write(token, fresh.token).unwrap();
+    let id = stage.client.send("ping", json!({}));
     assert_eq!(stage.client.pop(&id)["state"], "OK");
 }
 

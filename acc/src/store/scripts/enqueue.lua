@@ -1,9 +1,14 @@
--- Adds commands to a node's queue. KEYS: queue, texts, meta. ARGV: this controller, now (ms), most
+-- Adds commands to a node's queue. KEYS: queue, texts, meta, and what is there while the node is revoked. ARGV: this controller, now (ms), most
 -- commands that may wait, seconds to keep the keys, most commands and most bytes of one answer, then
 -- id and text of each.
--- Answers {verdicts, holder, batch, id, text, id, text…}: a verdict is 1 (queued), 0 (waits already) or -1
--- (no room); the holder is the controller that has the node's poll. When that is this controller, the
+-- Answers {verdicts, holder, batch, id, text, id, text…}: a verdict is 1 (queued), 0 (waits already), -1
+-- (no room) or -2 (the node is revoked); the holder is the controller that has the node's poll. When that is this controller, the
 -- batch is handed over with the answer.
+if redis.call('EXISTS', KEYS[4]) == 1 then
+  local none = {}
+  for i = 7, #ARGV, 2 do none[#none + 1] = -2 end
+  return {none, ''}
+end
 local verdicts, waiting = {}, redis.call('ZCARD', KEYS[1])
 local seq = tonumber(redis.call('HGET', KEYS[3], 'seq') or '0')
 -- Numbers follow the clock, so that they go up even when Redis has lost its data.

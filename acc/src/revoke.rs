@@ -1,0 +1,86 @@
+//! The revocation of a node: what it held, what it was granted, and what waits for it.
+//!
+//! Owns: the order of the steps, and what is answered for commands that wait. Does not own: the steps (`store`), the
+//! refusal of the node's credentials (the guard).
+//!
+//! **Its queue is closed before it is emptied**, and stays so until the node is enrolled again: no command can come in
+//! between, so whoever is enrolled as that node next finds nothing. Every step may be repeated, and a revocation that
+//! was interrupted after its first step is finished by the next one, or by the enrolment.
+
+use crate::answer::{self, Answer};
+use crate::context::Context;
+use crate::store::grants::Holder;
+use crate::store::queue::{self, Withdrawn};
+use crate::store::{Batch, Conn, grants, jobs, lists, nodes};
+use jscommon::NodeId;
+use redis::RedisResult;
+use serde_json::json;
+
+/// Most commands that are answered in one step.
+const TOGETHER: usize = 100;
+
+/// What was revoked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Revoked {
+    /// Until when (ms) the credentials were issued that do not hold any more.
+    pub until: u64,
+    /// Commands that waited for the node, and were answered.
+    pub waited: usize,
+}
+
+/// Revokes what `node` holds and is granted, takes it out of the live set and its roles, and answers what waits for it.
+pub fn revoke(context: &Context, conn: &mut Conn, node: NodeId, local: u64) -> RedisResult<Revoked> {
+    let until = nodes::revoke(conn, node, local)?;
+    jscommon::death::point("acc.revoked");
+    let waited = strip(context, conn, node, until)?;
+    let mut batch = Batch::new();
+    lists::event(&mut batch, "revoked", Some(node), nodes::time(conn)?, &json!({"waited": waited}));
+    conn.run(&batch)?;
+    Ok(Revoked { until, waited })
+}
+
+/// Takes `node` out of the live set and its roles.
+pub fn forget(conn: &mut Conn, node: NodeId) -> RedisResult<()> {
+    let mut batch = Batch::new();
+    nodes::forget(&mut batch, node);
+    conn.run(&batch).map(drop)
+}
+
+/// Tells who holds the credentials of `node`, seen by `token_use` of an enrolment token, and since when (ms). Where it
+/// was revoked, what is left of that is done first: it may have been interrupted, or an earlier version has made it.
+pub fn finish(context: &Context, conn: &mut Conn, node: NodeId, token_use: &str) -> RedisResult<(Holder, u64)> {
+    let (holder, since) = grants::holder(conn, node, token_use)?;
+    if holder == Holder::Nobody && since > 0 {
+        strip(context, conn, node, since)?;
+    }
+    Ok((holder, since))
+}
+
+/// All but the refusal of the credentials; answers how many commands waited.
+fn strip(context: &Context, conn: &mut Conn, node: NodeId, until: u64) -> RedisResult<usize> {
+    queue::close(conn, node, until)?;
+    grants::revoke(conn, node, until)?;
+    forget(conn, node)?;
+    empty(context, conn, node)
+}
+
+/// Answers all that waits for `node`, and forgets it; answers how many commands that were.
+fn empty(context: &Context, conn: &mut Conn, node: NodeId) -> RedisResult<usize> {
+    let ids = queue::ids(conn, node)?;
+    for some in ids.chunks(TOGETHER) {
+        let (mut answers, mut done) = (Vec::new(), Batch::new());
+        for id in some {
+            let command = match queue::take_out(conn, node, id)? {
+                Withdrawn::Out(Some(command)) => Some(*command),
+                // Its text is damaged, or gone.
+                _ => jobs::lost(conn, node, id)?,
+            };
+            let sentence = || format!("node {node} was revoked before it had acknowledged the command");
+            answers.extend(command.map(|command| Answer::error(&command, Some(node), sentence())));
+            queue::forget(&mut done, node, id);
+        }
+        answer::give(context, conn, &answers)?;
+        conn.run(&done)?;
+    }
+    Ok(ids.len())
+}

@@ -157,7 +157,7 @@ pub struct Row {
 /// A result on its way to the controller.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Unsent {
-    /// For [`Ledger::mark_sent`].
+    /// For [`Ledger::mark_sent`]; it holds for one generation of the file.
     pub key: i64,
     /// The result as JSON.
     pub json: String,
@@ -409,18 +409,26 @@ impl Ledger {
         })
     }
 
-    /// Returns the result of this key, `None` when it does not wait to be sent.
-    pub fn unsent_one(&self, key: i64) -> Result<Option<Unsent>> {
+    /// Returns the result of this key, `None` when it does not wait to be sent, or when the file is no longer
+    /// that of this generation: the key may be another row's.
+    pub fn unsent_one(&self, generation: u64, key: i64) -> Result<Option<Unsent>> {
         self.with(|table| {
+            if self.generation() != generation {
+                return Ok(None);
+            }
             let mut query = table.db.prepare_cached("SELECT result FROM jobs WHERE state = 2 AND key = ?")?;
             Ok(query.query_row([key], |row| Ok(Unsent { key, json: table::text(row, 0)? })).optional()?)
         })
     }
 
     /// The controller has these results. A mark that a power cut undoes costs a repetition, which is
-    /// harmless, so this does not wait for the disk.
-    pub fn mark_sent(&self, keys: &[i64]) -> Result<()> {
-        self.with(|table| self.mark_sent_in(table, keys))
+    /// harmless, so this does not wait for the disk. Where the file is no longer that of this generation,
+    /// which is to be read before the keys, nothing is marked, and the results are sent again.
+    pub fn mark_sent(&self, generation: u64, keys: &[i64]) -> Result<()> {
+        self.with(|table| match self.generation() == generation {
+            true => self.mark_sent_in(table, keys),
+            false => Ok(()),
+        })
     }
 
     fn mark_sent_in(&self, table: &mut Table, keys: &[i64]) -> Result<()> {

@@ -285,7 +285,10 @@ impl Outbox {
             kind => self.chosen[kind as usize].clone(),
         };
         let done = self.with(&mut inner, |inner| {
-            inner.transaction(|inner| inner.taken(controller, kind, number as i64, &others))?;
+            match kind {
+                Kind::Event => inner.remove_event(controller, number as i64)?,
+                _ => inner.transaction(|inner| inner.taken(controller, kind, number as i64, &others))?,
+            }
             inner.reclaim();
             // Whoever takes again is told what it will never see.
             inner.tell_dropped(&self.controllers)

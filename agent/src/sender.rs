@@ -181,6 +181,8 @@ struct Actor {
     /// Requests that the controller had taken when that wait began: one more, of the poller, ends it.
     taken_before: Option<u64>,
     renew_after: Option<Instant>,
+    /// The generation of the ledger that the keys of results are of.
+    generation: u64,
     faults: Faults,
     /// Something was sent since the last rest.
     stirred: bool,
@@ -215,6 +217,7 @@ impl Actor {
             }
         };
         let lanes = cargos.into_iter().map(lane).collect();
+        let generation = ledger.generation();
         Actor {
             controller,
             ledger,
@@ -226,6 +229,7 @@ impl Actor {
             not_before: None,
             taken_before: None,
             renew_after: None,
+            generation,
             faults: Faults::default(),
             stirred: false,
         }
@@ -322,13 +326,20 @@ impl Actor {
     fn next_results(&mut self, lane: usize) -> anyhow::Result<Option<Next>> {
         let (name, now) = (self.controller.name(), Instant::now());
         let Lane { rows, asides, unmarked, .. } = &mut self.lanes[lane];
-        if !unmarked.is_empty() && self.ledger.mark_sent(unmarked).is_ok() {
+        // Read before the keys, so that it is never newer than they are.
+        let generation = self.ledger.generation();
+        if self.generation != generation {
+            self.generation = generation;
+            asides.clear();
+            unmarked.clear();
+        }
+        if !unmarked.is_empty() && self.ledger.mark_sent(generation, unmarked).is_ok() {
             unmarked.clear();
         }
         // Those that are surely due go first; the others when there is nothing new.
         for surely in [true, false] {
             while let Some(key) = asides.due(now, surely) {
-                match self.ledger.unsent_one(key)? {
+                match self.ledger.unsent_one(generation, key)? {
                     Some(result) => return Ok(Some(Next { load: Load::Results(vec![result]), retried: Some(key) })),
                     None => asides.remove(key),
                 }
@@ -435,7 +446,7 @@ impl Actor {
 
     /// Marks results as sent. Those that cannot be marked are not sent again by this start of the agent.
     fn mark_sent(&mut self, lane: usize, keys: Vec<i64>) {
-        match self.ledger.mark_sent(&keys) {
+        match self.ledger.mark_sent(self.generation, &keys) {
             Ok(()) => self.faults.end("sent results"),
             Err(error) => {
                 self.faults.begin("sent results", format!("sent results cannot be marked: {error:#}"));

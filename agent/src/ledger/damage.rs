@@ -34,10 +34,17 @@ impl Aside {
     }
 }
 
-/// Copies row by row, and stops at what cannot be read, from both ends of the table.
+/// Copies row by row, and stops at what cannot be read, from both ends of the table. Rows keep their keys,
+/// and keys that were given before are not given again.
 fn salvage(aside: &Path, db: &Connection) -> u64 {
-    const COLUMNS: &str = "id, run, controller, state, accepted, started, reported, command, result";
+    const COLUMNS: &str = "key, id, run, controller, state, accepted, started, reported, command, result";
     let Ok(old) = Connection::open_with_flags(aside, OpenFlags::SQLITE_OPEN_READ_WRITE) else { return 0 };
+    let last: rusqlite::Result<i64> =
+        old.query_row("SELECT seq FROM sqlite_sequence WHERE name = 'jobs'", [], |row| row.get(0));
+    if let Ok(last) = last {
+        // Rows with higher keys raise it.
+        let _ = db.execute("INSERT INTO sqlite_sequence(name, seq) VALUES('jobs', ?)", [last]);
+    }
     let mut saved = 0;
     for order in ["ASC", "DESC"] {
         let Ok(mut query) = old.prepare(&format!("SELECT {COLUMNS} FROM jobs NOT INDEXED ORDER BY key {order}")) else {
@@ -45,9 +52,9 @@ fn salvage(aside: &Path, db: &Connection) -> u64 {
         };
         let Ok(mut rows) = query.query([]) else { return saved };
         while let Ok(Some(row)) = rows.next() {
-            let values: rusqlite::Result<Vec<rusqlite::types::Value>> = (0..9).map(|i| row.get(i)).collect();
+            let values: rusqlite::Result<Vec<rusqlite::types::Value>> = (0..10).map(|i| row.get(i)).collect();
             let Ok(values) = values else { continue };
-            let insert = format!("INSERT OR IGNORE INTO jobs({COLUMNS}) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?)");
+            let insert = format!("INSERT OR IGNORE INTO jobs({COLUMNS}) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)");
             saved += db.execute(&insert, rusqlite::params_from_iter(values)).unwrap_or(0) as u64;
         }
     }

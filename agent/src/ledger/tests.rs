@@ -36,8 +36,8 @@ fn a_job_from_its_acceptance_to_its_sending() {
     assert!(ledger.unsent("other", 10, 100).unwrap().is_empty());
     let unsent = ledger.unsent("main", 10, 100).unwrap();
     assert_eq!((unsent.len(), unsent[0].json.as_str()), (1, "result"));
-    ledger.mark_sent(&[unsent[0].key]).unwrap();
-    ledger.mark_sent(&[unsent[0].key]).unwrap();
+    ledger.mark_sent(0, &[unsent[0].key]).unwrap();
+    ledger.mark_sent(0, &[unsent[0].key]).unwrap();
     assert!(ledger.unsent("main", 10, 100).unwrap().is_empty());
     assert_eq!((ledger.unsent_bytes(), ledger.knows("a").unwrap()), (0, true));
     assert_eq!(read_only(dir.path()).unwrap().len(), 1);
@@ -61,7 +61,7 @@ fn what_may_be_late_goes_to_the_disk_with_the_next_or_by_itself() {
     // A commit that changes nothing writes nothing, and so takes nothing along.
     ledger.commit(&[start("never accepted")]).unwrap();
     assert!(ledger.is_behind());
-    ledger.mark_sent(&[1]).unwrap();
+    ledger.mark_sent(0, &[1]).unwrap();
     ledger.sync().unwrap();
     assert!(!ledger.is_behind());
     assert_eq!(ledger.unsent("main", 10, 1000).unwrap().len(), 2);
@@ -102,7 +102,7 @@ fn runs_of_a_job_that_goes_on_report_beside_it() {
     let unsent = ledger.unsent("main", 10, 100).unwrap();
     assert_eq!(unsent.iter().map(|row| row.json.as_str()).collect::<Vec<_>>(), ["one", "quiet again"]);
     assert_eq!(ledger.unsent_bytes(), 14);
-    ledger.mark_sent(&unsent.iter().map(|row| row.key).collect::<Vec<_>>()).unwrap();
+    ledger.mark_sent(0, &unsent.iter().map(|row| row.key).collect::<Vec<_>>()).unwrap();
     assert_eq!(ledger.unsent_bytes(), 0);
     let live = ledger.live().unwrap();
     assert_eq!((live.len(), live[0].reported, live[0].standing), (1, true, Standing::Started));
@@ -127,7 +127,7 @@ fn ids_are_forgotten_after_a_week_or_so_many_others() {
     ledger.commit(&[accept_at("old", week_ago), finish("old", "x"), accept_at("live", week_ago)]).unwrap();
     let unsent = ledger.unsent("main", 1, 100).unwrap();
     // The first mark of a life tidies.
-    ledger.mark_sent(&[unsent[0].key]).unwrap();
+    ledger.mark_sent(0, &[unsent[0].key]).unwrap();
     assert!(!ledger.knows("old").unwrap() && ledger.knows("live").unwrap());
 
     let many: Vec<Write> = (0..110).map(|n| accept(&format!("j{n}"))).collect();
@@ -145,7 +145,7 @@ fn a_job_that_starts_again_with_the_agent_is_not_forgotten() {
     let week_ago = now_ms() - 8 * 86_400_000;
     ledger.commit(&[accept_at("daemon", week_ago), failed("daemon"), accept("b"), finish("b", "x")]).unwrap();
     let unsent = ledger.unsent("main", 1, 100).unwrap();
-    ledger.mark_sent(&[unsent[0].key]).unwrap();
+    ledger.mark_sent(0, &[unsent[0].key]).unwrap();
     drop(ledger);
     let live = Ledger::open(dir.path()).unwrap().live().unwrap();
     assert_eq!(
@@ -201,13 +201,13 @@ fn results_for_a_controller_that_is_gone_wait_without_counting() {
     let waiting: Vec<&str> = waiting.iter().map(|unsent| unsent.json.as_str()).collect();
     assert_eq!(waiting, ["12345", "123", "two"], "of a job that goes on the last one");
     let keys: Vec<i64> = ledger.unsent("main", 10, 1000).unwrap().iter().map(|unsent| unsent.key).collect();
-    ledger.mark_sent(&keys).unwrap();
+    ledger.mark_sent(0, &keys).unwrap();
     assert_eq!(ledger.unsent_bytes(), 0);
     // It is back.
     ledger.controllers(["main", "gone"]).unwrap();
     assert_eq!(ledger.unsent_bytes(), 5 + 3 + 3);
     let keys: Vec<i64> = ledger.unsent("gone", 10, 1000).unwrap().iter().map(|unsent| unsent.key).collect();
-    ledger.mark_sent(&keys).unwrap();
+    ledger.mark_sent(0, &keys).unwrap();
     assert_eq!(ledger.unsent_bytes(), 0);
 }
 
@@ -242,6 +242,58 @@ fn damage_is_found_and_set_aside_while_it_runs() {
     assert!(std::fs::read_dir(dir.path()).unwrap().flatten().any(|e| e.path().to_string_lossy().contains(".damaged-")));
     drop(ledger);
     assert!(Ledger::open(dir.path()).unwrap().knows("b").unwrap());
+}
+
+/// Damages the index of the results that wait: all rows can still be read.
+fn damage_index(dir: &Path, ledger: &Ledger) {
+    let page: i64 = ledger
+        .lock()
+        .db
+        .query_row("SELECT rootpage FROM sqlite_schema WHERE name = 'waiting'", [], |row| row.get(0))
+        .unwrap();
+    ledger.lock().db.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+    ledger.rest();
+    let path = dir.join(FILE);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let begin = (page as usize - 1) * 4096;
+    bytes[begin..begin + 4096].fill(0xa5);
+    let counter = u32::from_be_bytes(bytes[24..28].try_into().unwrap()) + 1;
+    bytes[24..28].copy_from_slice(&counter.to_be_bytes());
+    std::fs::write(&path, &bytes).unwrap();
+}
+
+#[test]
+fn results_keep_their_keys_when_a_damaged_file_is_replaced() {
+    let (dir, ledger) = open();
+    let report = |started: i64| Write::Report { id: "r".into(), started, result: "x".into(), quiet: false };
+    ledger.commit(&[accept("r"), report(1), report(2), report(3)]).unwrap();
+    let keys = |ledger: &Ledger| -> Vec<i64> {
+        ledger.unsent("main", 100, 1000).unwrap().iter().map(|unsent| unsent.key).collect()
+    };
+    ledger.mark_sent(0, &keys(&ledger)).unwrap();
+    // Some keys are free again, and so is the last one below.
+    for id in ["a", "b", "c", "d", "e", "f"] {
+        ledger.commit(&[accept(id), finish(id, id)]).unwrap();
+    }
+    ledger.commit(&[report(4)]).unwrap();
+    let all = keys(&ledger);
+    ledger.mark_sent(0, &all[6..]).unwrap();
+    let under_way = &all[..3];
+    damage_index(dir.path(), &ledger);
+    // The mark finds the damage itself, and is made again on the new file.
+    ledger.mark_sent(0, under_way).unwrap();
+    assert_eq!(ledger.generation(), 1);
+    let waiting = ledger.unsent("main", 100, 1000).unwrap();
+    let texts: Vec<&str> = waiting.iter().map(|unsent| unsent.json.as_str()).collect();
+    assert_eq!(texts, ["a", "b", "c", "d", "e", "f"], "none is marked that was not sent");
+    assert_eq!(keys(&ledger), all[..6]);
+    // Whoever holds keys of the old file changes and reads nothing by them.
+    ledger.mark_sent(0, under_way).unwrap();
+    assert_eq!((keys(&ledger).len(), ledger.unsent_one(0, all[0]).unwrap()), (6, None));
+    assert_eq!(ledger.unsent_one(1, all[0]).unwrap().unwrap().json, "a");
+    ledger.mark_sent(1, &all[..6]).unwrap();
+    ledger.commit(&[accept("new"), finish("new", "n")]).unwrap();
+    assert!(keys(&ledger)[0] > all[6], "no key is given twice");
 }
 
 #[test]

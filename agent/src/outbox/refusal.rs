@@ -108,11 +108,21 @@ impl Inner {
         self.append_pieces("", kind, number, &mut body)?;
         let count = self.count(controller, kind, given);
         let mut key = 0;
-        self.transaction(|inner| {
+        let owner = (controller.to_owned(), kind);
+        let cursor = self.cursors.get(&owner).copied();
+        let stored = self.transaction(|inner| {
             inner.insert(kind, number, controller, count as usize, &body)?;
             key = inner.db.last_insert_rowid();
             inner.taken(controller, kind, given, others)
-        })?;
+        });
+        if stored.is_err() {
+            // It still waits where it was, and must not be passed over: a later one would take it away.
+            match cursor {
+                Some(cursor) => self.cursors.insert(owner, cursor),
+                None => self.cursors.remove(&owner),
+            };
+        }
+        stored?;
         let sql = "SELECT count(*) FROM items WHERE kind = ?1 AND controller = ?2";
         let kept: i64 = self.db.query_row(sql, params![kind as i64, controller], |row| row.get(0))?;
         if kept > MAX_ASIDE {

@@ -41,6 +41,8 @@ pub(super) struct Inner {
     pub(super) cursors: HashMap<(String, Kind), i64>,
     /// The batch that each controller's sender has, by the number it was given and the number it has now.
     pub(super) handed: HashMap<(String, Kind), (i64, i64)>,
+    /// The events that were taken and could not be removed; their numbers are unique.
+    settled: Vec<(String, i64)>,
     /// The controllers and kinds whose numbers jumped since the start.
     jumped: HashSet<(String, Kind)>,
     /// What was dropped and not yet reported to the controllers, by kind.
@@ -125,6 +127,7 @@ impl Inner {
             bytes,
             cursors,
             handed: HashMap::new(),
+            settled: Vec::new(),
             jumped: HashSet::new(),
             dropped: [0; 3],
             unsaid: Dropped::default(),
@@ -213,7 +216,8 @@ impl Inner {
             loop {
                 let Some(row) = rows.next()? else { break None };
                 let number = row.get(0)?;
-                if kind != Kind::Event || !without.contains(&number) {
+                let settled = || self.settled.iter().any(|(_, settled)| *settled == number);
+                if kind != Kind::Event || !(without.contains(&number) || settled()) {
                     break Some(number);
                 }
             }
@@ -260,13 +264,10 @@ impl Inner {
         Ok(())
     }
 
+    /// Passes over a batch of records or series. Where this cannot be stored it holds for this start of the
+    /// agent all the same, so that what was taken is not sent again and again.
     pub(super) fn taken(&mut self, controller: &str, kind: Kind, number: i64, others: &[String]) -> Result<()> {
         let number = self.current(controller, kind, number);
-        if kind == Kind::Event {
-            let sql = "DELETE FROM items WHERE kind = ?1 AND controller = ?2 AND batch = ?3";
-            self.db.prepare_cached(sql)?.execute(params![kind as i64, controller, number])?;
-            return Ok(());
-        }
         let cursor = self.cursors.entry((controller.to_owned(), kind)).or_insert(0);
         *cursor = number.max(*cursor);
         let sql = "INSERT OR REPLACE INTO cursors(controller, kind, batch) VALUES(?1, ?2, ?3)";
@@ -275,6 +276,24 @@ impl Inner {
         let all = others.iter().map(cursor).min().unwrap_or(0);
         self.remove(kind, all)?;
         Ok(())
+    }
+
+    /// Removes an event, and those that could not be removed before.
+    pub(super) fn remove_event(&mut self, controller: &str, number: i64) -> Result<()> {
+        if !self.settled.iter().any(|(_, settled)| *settled == number) {
+            self.settled.push((controller.to_owned(), number));
+        }
+        let sql = "DELETE FROM items WHERE kind = 2 AND controller = ?1 AND batch = ?2";
+        let settled = std::mem::take(&mut self.settled);
+        let removed = self.transaction(|inner| {
+            let mut delete = inner.db.prepare_cached(sql)?;
+            settled.iter().try_for_each(|(of, number)| delete.execute(params![of, number]).map(drop))?;
+            Ok(())
+        });
+        if removed.is_err() {
+            self.settled = settled;
+        }
+        removed
     }
 
     /// The number that the batch `number`, which this controller was given, has by now.
@@ -361,6 +380,7 @@ impl Inner {
         self.clock = old.clock;
         self.complained = old.complained;
         std::mem::swap(&mut self.handed, &mut old.handed);
+        std::mem::swap(&mut self.settled, &mut old.settled);
         std::mem::swap(&mut self.jumped, &mut old.jumped);
         std::mem::swap(&mut self.waiting, &mut old.waiting);
         std::mem::swap(&mut self.wakers, &mut old.wakers);

@@ -369,3 +369,52 @@ fn bad_piece_holds_up_no_other() {
     let lists: Vec<Value> = drain(&outbox, "a").into_iter().map(|(_, list)| list).collect();
     assert_eq!(lists, [json!([1, 3]), json!([4])]);
 }
+
+#[test]
+fn batch_that_cannot_be_set_aside_is_kept() {
+    let dir = TempDir::new().unwrap();
+    let outbox = Outbox::open(&config(dir.path(), &["a"])).unwrap();
+    for text in ["1", "2", "3"] {
+        outbox.push_log(&records(&[text]), MARK).unwrap();
+        outbox.close_log();
+    }
+    // As on a full disk.
+    outbox.execute("CREATE TRIGGER full BEFORE INSERT ON cursors BEGIN SELECT raise(ABORT, 'full'); END");
+    for kept in [0, 1] {
+        let batch = outbox.next("a", Kind::Log).unwrap();
+        assert!(outbox.set_aside("a", Kind::Log, batch.number).is_err());
+        assert_eq!(outbox.next("a", Kind::Log), Some(batch.clone()), "after {kept} others");
+        outbox.execute("DROP TRIGGER full");
+        outbox.taken("a", Kind::Log, batch.number);
+        outbox.execute("CREATE TRIGGER full BEFORE INSERT ON cursors BEGIN SELECT raise(ABORT, 'full'); END");
+    }
+    outbox.execute("DROP TRIGGER full");
+    let batch = outbox.next("a", Kind::Log).unwrap();
+    let key = outbox.set_aside("a", Kind::Log, batch.number).unwrap();
+    assert_eq!(body(&outbox.aside("a", Kind::Log, key).unwrap().unwrap())["records"], json!([3]));
+    assert_eq!(outbox.take_unsaid(), Dropped::default());
+}
+
+#[test]
+fn what_was_taken_and_cannot_be_removed_is_not_sent_again() {
+    let dir = TempDir::new().unwrap();
+    let outbox = Outbox::open(&config(dir.path(), &["a", "b"])).unwrap();
+    outbox.push_event(None, "one", json!({}));
+    outbox.push_event(None, "two", json!({}));
+    outbox.push_log(&records(&["1"]), MARK).unwrap();
+    outbox.close_log();
+    outbox.execute("CREATE TRIGGER full BEFORE DELETE ON items BEGIN SELECT raise(ABORT, 'full'); END");
+    outbox.execute("CREATE TRIGGER full_too BEFORE INSERT ON cursors BEGIN SELECT raise(ABORT, 'full'); END");
+    let batch = outbox.next("a", Kind::Log).unwrap();
+    outbox.taken("a", Kind::Log, batch.number);
+    assert_eq!(outbox.next("a", Kind::Log), None);
+    let event = outbox.next("a", Kind::Event).unwrap();
+    outbox.taken("a", Kind::Event, event.number);
+    let event = outbox.next("a", Kind::Event).unwrap();
+    assert_eq!(body(&event)["name"], "two");
+    outbox.execute("DROP TRIGGER full");
+    outbox.taken("a", Kind::Event, event.number);
+    let left: i64 =
+        outbox.lock().db.query_row("SELECT count(*) FROM items WHERE controller = 'a'", [], |row| row.get(0)).unwrap();
+    assert_eq!((left, event_names(&outbox, "b")), (0, vec!["one".to_owned(), "two".to_owned()]));
+}

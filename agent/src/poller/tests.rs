@@ -171,6 +171,6 @@ fn results_that_pile_up_stop_the_taking() {
     stage.start();
     assert!(stage.asked.recv_timeout(FULL_PAUSE * 2).is_err(), "it asked while too much waits");
     let first = stage.ledger.unsent("main", 1, 1).unwrap();
-    stage.ledger.mark_sent(&[first[0].key]).unwrap();
+    stage.ledger.mark_sent(0, &[first[0].key]).unwrap();
     stage.next();
 }

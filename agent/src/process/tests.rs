@@ -119,7 +119,7 @@ impl Life {
     fn gather(&self) {
         let unsent = self.ledger.unsent("main", 1000, usize::MAX).unwrap();
         let keys: Vec<i64> = unsent.iter().map(|unsent| unsent.key).collect();
-        self.ledger.mark_sent(&keys).unwrap();
+        self.ledger.mark_sent(0, &keys).unwrap();
         self.results
             .borrow_mut()
             .extend(unsent.iter().map(|unsent| serde_json::from_str::<JobResult>(&unsent.json).unwrap()));

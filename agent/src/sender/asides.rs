@@ -96,6 +96,11 @@ impl Asides {
         self.entries.retain(|aside| aside.key != key);
     }
 
+    /// Removes all: their keys mean nothing any more.
+    pub(super) fn clear(&mut self) {
+        self.entries.clear();
+    }
+
     /// An entry of the lane was taken: those that are not proven are tried at once.
     pub(super) fn others_pass(&mut self, now: Instant) {
         (self.taken, self.in_row) = (Some(now), 0);

@@ -604,3 +604,45 @@ fn result_that_was_sent_and_cannot_be_marked_is_not_sent_again() {
     drop(sender);
     assert_eq!(stage.posted(), [vec!["a"], vec!["b"]]);
 }
+
+#[test]
+fn keys_of_a_file_that_was_replaced_hold_up_no_result_of_the_new_one() {
+    let stage = Stage::new(|asked| match asked.body.contains("\"bad\"") && asked.line.ends_with("/result") {
+        true => page(403),
+        false => ok(),
+    });
+    let path = stage._dir.path().join(crate::ledger::FILE);
+    stage.results(&ids(&["a", "bad"]));
+    stage.controller.post("event", b"{}").unwrap();
+    let other = rusqlite::Connection::open(&path).unwrap();
+    let full = "CREATE TRIGGER full BEFORE UPDATE ON jobs WHEN old.state = 2 BEGIN SELECT raise(ABORT, 'full'); END";
+    other.execute_batch(full).unwrap();
+    let sender = stage.start();
+    // The one was sent and cannot be marked, the other is set aside.
+    assert_eq!(stage.until_event("local_fault")["what"], "sent results");
+    while !stage.posted().iter().any(|ids| *ids == ["bad"]) {
+        thread_yield();
+    }
+    other.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+    stage.ledger.rest();
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[4096..].fill(0xa5);
+    let counter = u32::from_be_bytes(bytes[24..28].try_into().unwrap()) + 1;
+    bytes[24..28].copy_from_slice(&counter.to_be_bytes());
+    std::fs::write(&path, &bytes).unwrap();
+    drop(other);
+    // The new file begins with the keys that the old one began with.
+    while stage.ledger.generation() == 0 {
+        stage.ledger.rest();
+        let _ = stage.ledger.knows("a");
+        thread_yield();
+    }
+    stage.results(&ids(&["c", "d"]));
+    sender.waker().try_send(()).unwrap();
+    stage.until_nothing_waits();
+    drop(sender);
+    let posted = stage.posted();
+    for id in ["c", "d"] {
+        assert_eq!(posted.iter().flatten().filter(|sent| *sent == id).count(), 1, "{posted:?}");
+    }
+}

@@ -6,8 +6,9 @@
 //!
 //! A request that the controller or a proxy in between refuses for its content is halved until the
 //! culprit is alone. One that is too large, or that the controller finds wrong, is dropped and counted;
-//! of a result its end is told. Any other culprit is set aside and tried more rarely (`asides`). A
-//! failure that speaks of the node only holds up its own kind. A fault of this node's own files is no
+//! of a result its end is told. Any other culprit is set aside and tried more rarely (`asides`). Records and
+//! series that may have been stored all the same are repeated as they are: their halves would have other
+//! numbers, and be stored again. A failure that speaks of the node only holds up its own kind. A fault of this node's own files is no
 //! failure of the controller, and is told it at once.
 
 mod asides;
@@ -117,15 +118,17 @@ struct Lane {
     not_before: Option<Instant>,
     /// Results of the next request; halved when one of them is refused.
     rows: usize,
-    /// Requests that the controller had taken when this lane last failed.
+    /// Posts that the controller had taken when this lane last failed.
     taken_at_failure: Option<u64>,
-    /// Failures in a row, between which the controller took other requests.
+    /// Failures since the last success before which the controller took posts of other lanes.
     streak: u32,
     /// A culprit is looked for, whatever the failures are.
     isolating: bool,
     /// The troubles that were told since the last success.
     told: Told,
     asides: Asides,
+    /// An entry that was set aside, and may have been taken at its last try: it goes first, unchanged.
+    unsure: Option<i64>,
     /// Results that were sent and could not be marked so.
     unmarked: Vec<i64>,
 }
@@ -180,6 +183,8 @@ struct Actor {
     not_before: Option<Instant>,
     /// Requests that the controller had taken when that wait began: one more, of the poller, ends it.
     taken_before: Option<u64>,
+    /// The lane that failed last, until a post is taken: the others are tried before it.
+    failed: Option<usize>,
     renew_after: Option<Instant>,
     /// The generation of the ledger that the keys of results are of.
     generation: u64,
@@ -213,6 +218,7 @@ impl Actor {
                 isolating: false,
                 told: Told::default(),
                 asides: Asides::of(stored.unwrap_or_default(), Instant::now()),
+                unsure: None,
                 unmarked: Vec::new(),
             }
         };
@@ -228,6 +234,7 @@ impl Actor {
             backoff: backoff.clone(),
             not_before: None,
             taken_before: None,
+            failed: None,
             renew_after: None,
             generation,
             faults: Faults::default(),
@@ -271,7 +278,12 @@ impl Actor {
             }
             self.faults.tell(&self.controller);
             let due = |lane: &Lane| last || lane.not_before.is_none_or(|not_before| not_before <= now);
-            let due: Vec<usize> = (0..self.lanes.len()).filter(|i| due(&self.lanes[*i])).collect();
+            let lanes = self.lanes.len();
+            // The one that failed last comes last: whether the others are taken tells what failed, the content
+            // of that lane or the controller.
+            let first = self.failed.filter(|_| !last).map_or(0, |failed| failed + 1);
+            let due: Vec<usize> =
+                (first..first + lanes).map(|i| i % lanes).filter(|i| due(&self.lanes[*i])).collect();
             let sent = due.into_iter().find_map(|lane| self.send(lane));
             match sent {
                 Some(Ok(())) => self.stirred = true,
@@ -296,6 +308,7 @@ impl Actor {
             }
             Ok(Sent::Divided) => Ok(()),
             Err(failure) => {
+                self.failed = Some(lane);
                 self.hold(lane, &failure);
                 Err(())
             }
@@ -357,9 +370,15 @@ impl Actor {
 
     fn next_batch(&mut self, lane: usize, kind: Kind) -> anyhow::Result<Option<Next>> {
         let (name, now) = (self.controller.name(), Instant::now());
+        let load = |batch| Load::Batch(kind, batch);
+        if let Some(key) = self.lanes[lane].unsure {
+            match self.outbox.aside(name, kind, key)? {
+                Some(batch) => return Ok(Some(Next { load: load(batch), retried: Some(key) })),
+                None => self.lanes[lane].unsure = None,
+            }
+        }
         let asides = &mut self.lanes[lane].asides;
         let without: Vec<i64> = asides.keys().collect();
-        let load = |batch| Load::Batch(kind, batch);
         // A number is above all that were sent before: what was set aside goes when nothing else waits.
         if let Some(batch) = self.outbox.read(name, kind, &without)? {
             return Ok(Some(Next { load: load(batch), retried: None }));
@@ -396,6 +415,10 @@ impl Actor {
                 self.controller.post(path, &body).map(|()| None)
             }
             Load::Batch(_, batch) => self.controller.post_batch(path, &batch.body),
+        };
+        self.lanes[lane].unsure = match (&next.load, &outcome) {
+            (Load::Batch(Kind::Log | Kind::Stats, _), Err(failure)) if !failure.is_refusal() => next.retried,
+            _ => None,
         };
         match outcome {
             Ok(last) => {
@@ -459,14 +482,18 @@ impl Actor {
 
     /// Decides whether a failure is due to the content of the request.
     fn judge(&mut self, lane: usize, failure: &Failure) -> Verdict {
-        let taken = self.controller.requests_taken();
+        let taken = self.controller.posts_taken();
         let lane = &mut self.lanes[lane];
+        // Where nothing else was sent meanwhile, the failure is no evidence, neither for nor against it.
         let meanwhile = lane.taken_at_failure.replace(taken).is_some_and(|before| before != taken);
-        lane.streak = if meanwhile { lane.streak + 1 } else { 0 };
+        lane.streak += u32::from(meanwhile);
         if self.controller.serves() && (failure.is_final() || failure.is_filtered()) {
             return Verdict::Divide { finally: failure.is_final() };
         }
         if matches!(failure.status(), 409 | 429) || matches!(failure, Failure::Clock(_)) {
+            return Verdict::Wait;
+        }
+        if matches!(lane.cargo, Cargo::Batch(Kind::Log | Kind::Stats)) && !failure.is_refusal() {
             return Verdict::Wait;
         }
         // Others are taken, and this one is not: by a proxy that answers with a page, or cuts the
@@ -564,7 +591,7 @@ impl Actor {
     }
 
     fn release(&mut self, lane: usize) {
-        self.not_before = None;
+        (self.not_before, self.failed) = (None, None);
         self.backoff.succeed();
         let lane = &mut self.lanes[lane];
         lane.not_before = None;

@@ -133,6 +133,11 @@ impl Failure {
         matches!(self, Failure::Foreign { status: 400..=499, .. }) && !matches!(self.status(), 407 | 408 | 429)
     }
 
+    /// Whether the answer says that the request was not carried out. After any other failure it may have been.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Failure::Refused { .. } | Failure::Foreign { status: ..500, .. })
+    }
+
     /// The status of the answer; 0 where there was none.
     pub fn status(&self) -> u16 {
         match self {
@@ -294,6 +299,7 @@ mod tests {
         assert!(!failure.is_of_the_address() && !failure.is_final() && !failure.is_filtered());
         let busy = of(503, Some(Duration::from_secs(2)), r#"{"error": "Redis is away", "time": 5}"#, None);
         assert_eq!((busy.wait(), busy.is_of_the_address()), (Some(Duration::from_secs(2)), true));
+        assert!(failure.is_refusal() && !busy.is_refusal());
         assert!(!of(429, None, r#"{"error": "too much"}"#, None).is_of_the_address());
         assert!(of(413, None, r#"{"error": "too large", "time": 7, "limit": 9}"#, None).is_final());
     }
@@ -322,7 +328,7 @@ mod tests {
             assert!(!failure.is_of_the_node(), "{status} {body}");
             assert_eq!(failure.is_of_the_address(), status != 429);
             assert_eq!(failure.is_filtered(), (400..500).contains(&status) && status != 429, "{status}");
-            assert_eq!(failure.is_final(), status == 413);
+            assert_eq!((failure.is_final(), failure.is_refusal()), (status == 413, status < 500));
         }
     }
 

@@ -17,7 +17,7 @@ pub(crate) struct Asked {
 }
 
 /// Status, further head lines (each ended by CR LF) and body. As a controller's, a 200 without a body gets
-/// `{}`, and a 204 without head lines the time.
+/// `{}`, and a 204 without head lines the time. With status 0 the connection is closed instead.
 pub(crate) type Answer = (u16, String, String);
 
 pub(crate) struct Fake {
@@ -83,6 +83,7 @@ fn serve(stream: TcpStream, answer: &(impl Fn(&Asked) -> Answer + ?Sized)) {
         };
         let (status, mut extra, mut body) = answer(&asked);
         match status {
+            0 => return,
             200 if body.is_empty() => body.push_str("{}"),
             204 if extra.is_empty() => extra.push_str("X-JS-Time: 1\r\n"),
             _ => {}

@@ -103,6 +103,8 @@ pub struct Controller {
     unfinished: AtomicBool,
     /// Requests that it has taken.
     taken: AtomicU64,
+    /// Those of them that carried something of this node.
+    posts_taken: AtomicU64,
     /// The turn of the address that took the last of them.
     good_turn: AtomicUsize,
 }
@@ -208,6 +210,7 @@ impl Controller {
             lacks_certificate: AtomicBool::new(lacks_certificate),
             unfinished: AtomicBool::new(!finished),
             taken: AtomicU64::new(0),
+            posts_taken: AtomicU64::new(0),
             good_turn: AtomicUsize::new(usize::MAX),
         })
     }
@@ -239,6 +242,11 @@ impl Controller {
     /// Counts the requests that it has taken: a change says that it is back.
     pub fn requests_taken(&self) -> u64 {
         self.taken.load(Ordering::Relaxed)
+    }
+
+    /// Counts the posts that it has taken. A poll is answered without Redis, and says nothing about them.
+    pub fn posts_taken(&self) -> u64 {
+        self.posts_taken.load(Ordering::Relaxed)
     }
 
     /// Whether what failed was its content: only an address that takes other requests of this node can
@@ -279,13 +287,15 @@ impl Controller {
 
     /// Posts `body` to `what` (`result`, `log`, `stats`, `event`); done means that Redis has it.
     pub fn post(&self, what: &str, body: &[u8]) -> Result<(), Failure> {
-        self.send(what, body, Answered::receipt).map(drop)
+        self.post_batch(what, body).map(drop)
     }
 
     /// Posts a numbered batch to `what` (`log`, `stats`). Where the controller dropped it as one that it
     /// has already, it may say the last number that it has.
     pub fn post_batch(&self, what: &str, body: &[u8]) -> Result<Option<u64>, Failure> {
-        self.send(what, body, Answered::receipt)
+        let last = self.send(what, body, Answered::receipt)?;
+        self.posts_taken.fetch_add(1, Ordering::Relaxed);
+        Ok(last)
     }
 
     /// The source of the script with this SHA-256 (lower-case hex), or nothing when the controller has none.

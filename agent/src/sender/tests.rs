@@ -285,6 +285,13 @@ impl Stage {
         }
     }
 
+    /// Sends a batch of series, unless one waits.
+    fn post_another(&self) {
+        if self.outbox.next("main", Kind::Stats).is_none() {
+            self.outbox.push_stats(7, &[("1.10.d.n.k".into(), 1.0)]);
+        }
+    }
+
     /// Polls once, as the poller does while the controller answers it.
     fn poll(&self) {
         self.controller.poll(Duration::ZERO, None).unwrap();
@@ -354,7 +361,7 @@ fn answers_of_no_controller_mark_nothing_as_sent() {
     assert_eq!(taking.has().len(), 2);
 }
 
-/// One result is refused as `refusal` says, for ever or while `bad` is set; the poller is answered.
+/// One result is refused as `refusal` says while `bad` is set; series are taken.
 fn one_result_refused(refusal: impl Fn() -> Answer + Send + Sync + 'static) {
     let bad = Arc::new(AtomicBool::new(true));
     let gate = bad.clone();
@@ -364,12 +371,11 @@ fn one_result_refused(refusal: impl Fn() -> Answer + Send + Sync + 'static) {
         _ => ok(),
     });
     stage.results(&ids(&["a", "b", "bad", "c"]));
-    stage.poll();
+    stage.controller.post("event", b"{}").unwrap();
     let sender = stage.start();
     let taken = |id: &str| stage.posted().iter().any(|ids| ids.len() < 4 && ids.contains(&id.to_owned()));
     while !["a", "b", "c"].iter().all(|id| taken(id)) {
-        stage.poll();
-        let _ = sender.waker().try_send(());
+        stage.post_another();
         thread_yield();
     }
     // Later ones go as well, and by those the culprit is known.
@@ -379,8 +385,7 @@ fn one_result_refused(refusal: impl Fn() -> Answer + Send + Sync + 'static) {
         if let Some(event) = stage.events("delivery_refused").pop().filter(|_| taken("d")) {
             break event;
         }
-        stage.poll();
-        let _ = sender.waker().try_send(());
+        stage.post_another();
         thread_yield();
     };
     assert!(event["item"].as_str().unwrap().starts_with("the result of bad"), "{event}");
@@ -414,6 +419,116 @@ fn result_that_a_controller_cannot_store_holds_up_no_other() {
     one_result_refused(|| {
         (503, "retry-after: 0\r\n".into(), json!({"error": "redis: WRONGTYPE", "time": 1}).to_string())
     });
+}
+
+#[test]
+fn result_at_which_a_proxy_cuts_the_connection_holds_up_no_other() {
+    one_result_refused(|| (0, String::new(), String::new()));
+}
+
+#[test]
+fn requests_stay_whole_while_only_polls_are_answered() {
+    let away = Arc::new(AtomicBool::new(true));
+    let gate = away.clone();
+    let taking = Arc::new(Taking::default());
+    let taker = taking.clone();
+    let stage = Stage::new(move |asked| match gate.load(Ordering::Relaxed) && asked.line.starts_with("POST") {
+        true => (503, "retry-after: 0\r\n".into(), json!({"error": "Redis is away", "time": 1}).to_string()),
+        false if asked.line.ends_with("/result") => ok(),
+        false => taker.take(asked),
+    });
+    stage.results(&ids(&["a", "b", "c", "d"]));
+    push_records(&stage, (0..20).map(|n| json!({"id": n, "jobid": "j", "data": "x"})));
+    stage.outbox.push_event(None, "startup", json!({}));
+    stage.poll();
+    let sender = stage.start();
+    let logs = || stage.seen.lock().unwrap().iter().filter(|asked| asked.line.ends_with("/log")).count();
+    while stage.posted().len() < 8 || logs() < 8 {
+        stage.poll();
+        let _ = sender.waker().try_send(());
+        thread_yield();
+    }
+    away.store(false, Ordering::Relaxed);
+    stage.until_nothing_waits();
+    [Kind::Event, Kind::Log].into_iter().for_each(|kind| stage.until_sent(kind));
+    drop(sender);
+    assert!(stage.posted().iter().all(|ids| ids.len() == 4), "{:?}", stage.posted());
+    assert_eq!((taking.has().len(), stage.events("delivery_refused").len()), (20, 0));
+    let seen = stage.seen.lock().unwrap();
+    assert!(seen.iter().filter(|asked| asked.line.ends_with("/log")).all(|asked| asked.body.contains("\"id\":19")));
+}
+
+#[test]
+fn records_that_are_stored_and_not_acknowledged_are_stored_once() {
+    let silent = Arc::new(AtomicBool::new(true));
+    let gate = silent.clone();
+    let taking = Arc::new(Taking::default());
+    let taker = taking.clone();
+    // The answer is lost, as at the time limit of a proxy; everything else is taken.
+    let stage = Stage::new(move |asked| match taker.take(asked) {
+        _ if asked.line.ends_with("/log") && gate.load(Ordering::Relaxed) => page(504),
+        answer => answer,
+    });
+    push_records(&stage, (0..20).map(|n| json!({"id": n, "jobid": "j", "data": "x"})));
+    let sender = stage.start();
+    let logs = || stage.seen.lock().unwrap().iter().filter(|asked| asked.line.ends_with("/log")).count();
+    while logs() < 6 {
+        stage.poll();
+        stage.post_another();
+        thread_yield();
+    }
+    silent.store(false, Ordering::Relaxed);
+    stage.until_sent(Kind::Log);
+    drop(sender);
+    let ids: Vec<u64> = taking.has().iter().filter_map(|entry| entry["id"].as_u64()).collect();
+    assert_eq!(ids, (0..20).collect::<Vec<_>>());
+}
+
+#[test]
+fn record_that_was_set_aside_and_is_stored_without_an_answer_is_stored_once() {
+    // First it is forbidden, then stored without an answer, then all is well.
+    let phase = Arc::new(std::sync::atomic::AtomicU8::new(0));
+    let gate = phase.clone();
+    let taking = Arc::new(Taking::default());
+    let taker = taking.clone();
+    let stage = Stage::new(move |asked| match (asked.body.contains("attack"), gate.load(Ordering::Relaxed)) {
+        (true, 0) if asked.line.ends_with("/log") => page(403),
+        (true, 1) if asked.line.ends_with("/log") => {
+            taker.take(asked);
+            page(504)
+        }
+        _ => taker.take(asked),
+    });
+    let record = |n: u64| json!({"id": n, "jobid": "j", "data": if n == 0 { "attack" } else { "x" }});
+    push_records(&stage, (0..2).map(record));
+    stage.poll();
+    let sender = stage.start();
+    let aside = || stage.outbox.asides("main", Kind::Log).unwrap().len();
+    while aside() == 0 || taking.has().is_empty() {
+        thread_yield();
+    }
+    drop(sender);
+    phase.store(1, Ordering::Relaxed);
+    // A new start tries it at once.
+    let sender = stage.start();
+    while taking.has().len() < 2 {
+        thread_yield();
+    }
+    // Newer ones must not take their turn before it.
+    push_records(&stage, (2..4).map(record));
+    let _ = sender.waker().try_send(());
+    let before = stage.seen.lock().unwrap().len();
+    while stage.seen.lock().unwrap().len() < before + 2 {
+        thread_yield();
+    }
+    phase.store(2, Ordering::Relaxed);
+    stage.until_sent(Kind::Log);
+    while aside() > 0 {
+        thread_yield();
+    }
+    drop(sender);
+    let ids: Vec<u64> = taking.has().iter().filter_map(|entry| entry["id"].as_u64()).collect();
+    assert_eq!(ids, [1, 0, 2, 3]);
 }
 
 #[test]

@@ -37,13 +37,13 @@ fn main() -> ExitCode {
                 Err(faults) => return bad_usage(&faults),
             };
             if check {
-                let (absent, mut faults) = credential_faults(&read);
+                let (passing, mut faults) = credential_faults(&read);
                 faults.splice(0..0, trusted_paths::refused(&read));
                 if !faults.is_empty() {
                     return bad_usage(&faults);
                 }
-                // A configuration may be written before its node is enrolled.
-                absent.iter().chain(&trusted_paths::warned(&read)).for_each(|fault| complain(fault));
+                // A configuration may be written before its node is enrolled, and a certificate be renewed.
+                passing.iter().chain(&trusted_paths::warned(&read)).for_each(|fault| complain(fault));
                 let name = config.unwrap_or_else(|| PathBuf::from("the configuration"));
                 return print(&format!("{} is good\n", name.display()));
             }
@@ -136,18 +136,22 @@ fn read_config(path: Option<&Path>, overrides: &Overrides) -> Result<Config, Vec
         .map_err(|faults| faults.iter().map(|fault| format!("{}: {fault}", path.display())).collect())
 }
 
-/// What is wrong with the files of the controllers' credentials: those that are not there, and those
-/// that are no good.
+/// What is wrong with the files of the controllers' credentials: what the agent can start with or wait for,
+/// and those that are no good.
 fn credential_faults(config: &Config) -> (Vec<String>, Vec<String>) {
-    let controllers = config.controllers.iter();
-    let faults = controllers.filter_map(|(name, settings)| Some((name, Credentials::load(settings).err()?)));
     let not_found = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
     let is_absent = |fault: &anyhow::Error| fault.chain().any(|cause| cause.downcast_ref().is_some_and(not_found));
-    let (absent, bad): (Vec<_>, Vec<_>) = faults.partition(|(_, fault)| is_absent(fault));
-    let said = |list: Vec<(&String, anyhow::Error)>| {
-        list.into_iter().map(|(name, fault)| format!("controllers.{name}: {fault:#}")).collect()
-    };
-    (said(absent), said(bad))
+    let (mut passing, mut bad) = (Vec::new(), Vec::new());
+    for (name, settings) in &config.controllers {
+        let (list, fault) = match Credentials::load(settings) {
+            Ok(Credentials { fault: Some(fault), .. }) => (&mut passing, fault),
+            Ok(_) => continue,
+            Err(fault) if is_absent(&fault) => (&mut passing, format!("{fault:#}")),
+            Err(fault) => (&mut bad, format!("{fault:#}")),
+        };
+        list.push(format!("controllers.{name}: {fault}"));
+    }
+    (passing, bad)
 }
 
 fn finish(outcome: anyhow::Result<()>) -> ExitCode {

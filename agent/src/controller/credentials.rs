@@ -23,8 +23,10 @@ pub struct Credentials {
     pub(super) token: Option<String>,
     roots: Vec<Certificate<'static>>,
     client: Option<ClientCert>,
-    /// A client certificate is configured and is no good: one is to be asked for.
-    pub(super) lacks_certificate: bool,
+    /// Why the configured client certificate is not used: with the token another is to be asked for.
+    pub fault: Option<String>,
+    /// The certificate in use is not in its file but beside it, as a renewal of version 0.1.0 left it.
+    is_beside: bool,
     /// Tells two sets apart without telling either.
     pub(super) digest: String,
 }
@@ -53,32 +55,30 @@ impl Credentials {
     /// Reads what this controller's configuration names.
     pub fn load(config: &config::Controller) -> anyhow::Result<Credentials> {
         let https = config.urls.iter().any(|url| url.starts_with("https:"));
-        let decided = first(config).map(Decided::of).unwrap_or_default();
+        let decided = first(config).map(Decided::of).transpose()?.unwrap_or_default();
         let token = config.token_file.as_deref().map(|path| read_token(&decided, path)).transpose()?;
         let roots = match &config.ca {
             Some(path) => certificates(&decided, path)?,
             None if https => system_roots()?,
             None => Vec::new(),
         };
-        let client = match (&config.client_cert, &config.client_key) {
-            (Some(cert), Some(key)) => match read_client(&decided, cert, key) {
-                Ok(client) => Some(client),
+        let (mut client, mut fault, mut is_beside) = (None, None, false);
+        if let (Some(cert), Some(key)) = (&config.client_cert, &config.client_key) {
+            match read_client(&decided, cert, key) {
+                Ok((found, beside)) => (client, is_beside) = (Some(found), beside),
                 // Where the token is enough, the certificate can be renewed with it.
-                Err(error) if token.is_some() && !is_absent(&error) => {
-                    log::warn!("{error:#}; the token is used, and a new certificate asked for");
-                    None
+                Err(error) if token.is_some() => {
+                    fault = Some(format!("{error:#}; the token is used, and a new certificate asked for"));
                 }
                 Err(error) => return Err(error),
-            },
-            _ => None,
-        };
-        let lacks_certificate = client.is_none() && config.client_cert.is_some() && config.client_key.is_some();
+            }
+        }
         let mut all = token.clone().unwrap_or_default().into_bytes();
         roots.iter().for_each(|der| all.extend_from_slice(der));
         client.iter().flat_map(|client| client.certs()).for_each(|cert| all.extend_from_slice(cert.der()));
         let digest = jscommon::token::sha256_hex(&all);
         let roots = roots.iter().map(|der| Certificate::from_der(der).to_owned()).collect();
-        Ok(Credentials { token, roots, client, lacks_certificate, digest })
+        Ok(Credentials { token, roots, client, fault, is_beside, digest })
     }
 
     /// Credentials that are not there yet: an enrolment token, and whom to trust.
@@ -88,8 +88,21 @@ impl Credentials {
             token: Some(token.to_owned()),
             roots,
             client: None,
-            lacks_certificate: false,
+            fault: None,
+            is_beside: false,
             digest: String::new(),
+        }
+    }
+
+    /// Says what is wrong with them, and puts a certificate in use into its file.
+    pub(super) fn settle(&self, config: &config::Controller) {
+        if let Some(fault) = &self.fault {
+            log::warn!("{fault}");
+        }
+        if let Some(cert) = config.client_cert.as_deref().filter(|_| self.is_beside) {
+            let left = cert.with_added_extension("new");
+            log::warn!("{} does not fit its key, and {} does: it is used", cert.display(), left.display());
+            let _ = os::rename(&left, cert);
         }
     }
 
@@ -146,11 +159,6 @@ fn first(config: &config::Controller) -> Option<&Path> {
     config.token_file.as_deref().or(config.client_key.as_deref())
 }
 
-fn is_absent(error: &anyhow::Error) -> bool {
-    let absent = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
-    error.chain().any(|cause| cause.downcast_ref().is_some_and(absent))
-}
-
 fn is_token(text: &str) -> bool {
     (1..=4096).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
@@ -198,18 +206,17 @@ fn pair(chain: &[CertificateDer<'static>], pem: &[u8]) -> anyhow::Result<ClientC
     Ok(ClientCert::new_with_certs(&chain, PrivateKey::from_pem(pem)?))
 }
 
-fn read_client(decided: &Decided, cert: &Path, key: &Path) -> anyhow::Result<ClientCert> {
+/// Reads a certificate and its key; `true` when the certificate lies beside its file.
+fn read_client(decided: &Decided, cert: &Path, key: &Path) -> anyhow::Result<(ClientCert, bool)> {
     let chain = certificates(decided, cert)?;
     let pem = read_pem(decided, key).with_context(|| format!("cannot read the key {}", key.display()))?;
     let client =
         pair(&chain, &pem).with_context(|| format!("{} and {} do not belong together", cert.display(), key.display()));
-    client.or_else(|error| {
+    client.map(|client| (client, false)).or_else(|error| {
         // A renewal of version 0.1.0 that was interrupted has left the certificate of this key beside.
-        let left = cert.with_added_extension("new");
-        let client = read_certificates(&left).and_then(|chain| pair(&chain, &pem)).map_err(|_| error)?;
-        log::warn!("{} does not fit {}, and {} does: it is used", cert.display(), key.display(), left.display());
-        let _ = os::rename(&left, cert);
-        Ok(client)
+        let left = read_certificates(&cert.with_added_extension("new"));
+        let client = left.and_then(|chain| pair(&chain, &pem)).map_err(|_| error)?;
+        Ok((client, true))
     })
 }
 

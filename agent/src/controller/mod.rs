@@ -28,7 +28,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 use ureq::http;
 use ureq::unversioned::resolver::DefaultResolver;
@@ -101,6 +101,8 @@ pub struct Controller {
     lacks_certificate: AtomicBool,
     /// The credentials in use are not all in their files yet.
     unfinished: AtomicBool,
+    /// Held by the poller or the sender while it writes or reads the files of the credentials.
+    files: Mutex<()>,
     /// Requests that it has taken.
     taken: AtomicU64,
     /// Those of them that carried something of this node.
@@ -195,7 +197,8 @@ impl Controller {
         let settings = config.controllers.get(name).with_context(|| format!("there is no controller {name}"))?;
         let finished = Credentials::finish(settings);
         let credentials = Credentials::load(settings).with_context(|| format!("controller {name}"))?;
-        let lacks_certificate = credentials.lacks_certificate;
+        credentials.settle(settings);
+        let lacks_certificate = credentials.fault.is_some();
         Ok(Controller {
             name: name.to_owned(),
             node: config.main.node(),
@@ -209,6 +212,7 @@ impl Controller {
             renew: AtomicBool::new(lacks_certificate),
             lacks_certificate: AtomicBool::new(lacks_certificate),
             unfinished: AtomicBool::new(!finished),
+            files: Mutex::new(()),
             taken: AtomicU64::new(0),
             posts_taken: AtomicU64::new(0),
             good_turn: AtomicUsize::new(usize::MAX),
@@ -323,7 +327,8 @@ impl Controller {
     ///
     /// A node that was enrolled again gets going so without a restart.
     pub fn reload(&self) -> bool {
-        self.finish_files();
+        let files = self.files();
+        self.finish(&files);
         let Ok(credentials) = Credentials::load(&self.config) else { return false };
         if credentials.digest == self.link().digest {
             return false;
@@ -339,11 +344,20 @@ impl Controller {
 
     /// Puts the credentials in use into their files as far as they are not there.
     pub fn finish_files(&self) {
+        self.finish(&self.files());
+    }
+
+    fn finish(&self, _files: &MutexGuard<()>) {
         self.unfinished.store(!Credentials::finish(&self.config), Ordering::Relaxed);
     }
 
+    fn files(&self) -> MutexGuard<'_, ()> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn use_now(&self, credentials: Credentials) {
-        self.lacks_certificate.store(credentials.lacks_certificate, Ordering::Relaxed);
+        credentials.settle(&self.config);
+        self.lacks_certificate.store(credentials.fault.is_some(), Ordering::Relaxed);
         let mut current = self.link.write().unwrap_or_else(|poisoned| poisoned.into_inner());
         *current = Arc::new(Link::new(credentials, self.patience, &self.urls, current.turn));
     }
@@ -367,6 +381,7 @@ impl Controller {
             return Ok(false);
         };
         let local = |error: anyhow::Error| Failure::Local(format!("the new credentials: {error:#}"));
+        let _files = self.files();
         let finished = issued.store(&self.config).map_err(local)?;
         self.unfinished.store(!finished, Ordering::Relaxed);
         let credentials = Credentials::load(&self.config).map_err(local)?;

@@ -69,27 +69,38 @@ pub(crate) fn replace(first: &Path, files: &[(&Path, String)]) -> Result<bool> {
 /// Puts the files of a decided set in place where that was interrupted; `false` when one still cannot be.
 pub(crate) fn finish(first: &Path) -> bool {
     let journal = journal(first);
-    if !journal.exists() {
-        return true;
-    }
     match Decided::read(&journal) {
         Ok(decided) => {
             log::info!("finishing the interrupted renewal of {}", journal.display());
             decided.put(&journal)
         }
-        Err(error) => {
-            log::warn!("{} is dropped: {error:#}", journal.display());
-            let _ = fs::remove_file(&journal);
-            true
-        }
+        Err(error) => match error.downcast_ref().map(io::Error::kind) {
+            Some(ErrorKind::NotFound) => true,
+            // It may be the only place of a new key, and is read later.
+            Some(_) => {
+                log::warn!("cannot read {} to finish a renewal: {error:#}; may this account read it?", journal.display());
+                false
+            }
+            None => {
+                log::warn!("{} is dropped: {error:#}", journal.display());
+                let _ = fs::remove_file(&journal);
+                true
+            }
+        },
     }
 }
 
 impl Decided {
-    /// Reads what is decided of the set whose first file is `first`; nothing of a void journal.
-    pub(super) fn of(first: &Path) -> Decided {
+    /// Reads what is decided of the set whose first file is `first`; nothing of a void journal. One that
+    /// cannot be read is an error, for the files are not a set without it.
+    pub(super) fn of(first: &Path) -> Result<Decided> {
         let journal = journal(first);
-        if journal.exists() { Decided::read(&journal).unwrap_or_default() } else { Decided::default() }
+        match Decided::read(&journal) {
+            Err(error) if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() != ErrorKind::NotFound) => {
+                Err(error).with_context(|| format!("cannot read {}", journal.display()))
+            }
+            decided => Ok(decided.unwrap_or_default()),
+        }
     }
 
     fn read(journal: &Path) -> Result<Decided> {
@@ -207,13 +218,13 @@ mod tests {
             let files = old(dir.path());
             let journal = decide(&files);
             files.iter().take(placed).for_each(|(path, text)| fs::write(path, text).unwrap());
-            let decided = Decided::of(&files[0].0);
+            let decided = Decided::of(&files[0].0).unwrap();
             for (path, text) in &files {
                 assert_eq!(decided.text(path), Some(text.as_str()), "{placed}");
             }
             assert!(finish(&files[0].0));
             assert_eq!(texts(&files), ["new token", "new key", "new cert"]);
-            assert!(!journal.exists() && Decided::of(&files[0].0).text(&files[0].0).is_none());
+            assert!(!journal.exists() && Decided::of(&files[0].0).unwrap().text(&files[0].0).is_none());
         }
     }
 
@@ -222,10 +233,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let files = old(dir.path());
         fs::write(journal(&files[0].0).with_added_extension("new"), "[{\"pa").unwrap();
-        assert!(finish(&files[0].0) && Decided::of(&files[0].0).text(&files[0].0).is_none());
+        assert!(finish(&files[0].0) && Decided::of(&files[0].0).unwrap().text(&files[0].0).is_none());
         assert_eq!(texts(&files), ["old"; 3]);
         fs::write(journal(&files[0].0), "[{\"pa").unwrap();
-        assert!(Decided::of(&files[0].0).text(&files[0].0).is_none());
+        assert!(Decided::of(&files[0].0).unwrap().text(&files[0].0).is_none());
         assert!(finish(&files[0].0) && !journal(&files[0].0).exists());
         assert_eq!(texts(&files), ["old"; 3]);
     }
@@ -242,7 +253,7 @@ mod tests {
         };
         assert!(!decided.put_by(&journal, busy));
         assert_eq!(texts(&files), ["new token", "old", "new cert"]);
-        assert_eq!(Decided::of(&files[0].0).text(&files[1].0), Some("new key"));
+        assert_eq!(Decided::of(&files[0].0).unwrap().text(&files[1].0), Some("new key"));
         assert!(finish(&files[0].0));
         assert_eq!(texts(&files), ["new token", "new key", "new cert"]);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3);
@@ -254,8 +265,24 @@ mod tests {
         let files = old(dir.path());
         let journal = decide(&files);
         files.iter().for_each(|(path, _)| fs::write(path, "enrolled anew").unwrap());
-        assert!(Decided::of(&files[0].0).text(&files[0].0).is_none());
+        assert!(Decided::of(&files[0].0).unwrap().text(&files[0].0).is_none());
         assert!(finish(&files[0].0) && !journal.exists());
         assert_eq!(texts(&files), ["enrolled anew"; 3]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn journal_that_cannot_be_read_for_now_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = old(dir.path());
+        let (journal, kept) = (decide(&files), dir.path().join("kept"));
+        // Reading a folder fails for every account.
+        fs::rename(&journal, &kept).unwrap();
+        std::os::unix::fs::symlink(dir.path(), &journal).unwrap();
+        assert!(!finish(&files[0].0) && journal.is_symlink());
+        assert!(Decided::of(&files[0].0).is_err(), "the old files are no set");
+        fs::rename(&kept, &journal).unwrap();
+        assert!(finish(&files[0].0));
+        assert_eq!(texts(&files), ["new token", "new key", "new cert"]);
     }
 }

@@ -4,7 +4,6 @@ use super::fake::{Answer, Asked, Fake};
 use super::*;
 use crate::config::{Config, Overrides};
 use std::fs;
-use std::sync::Mutex;
 
 fn config(urls: &[&str], token_file: Option<&std::path::Path>) -> Config {
     let overrides = Overrides {
@@ -203,6 +202,33 @@ fn renewal_replaces_files_and_is_used_at_once() {
     assert!(!controller.reload(), "the file holds what is in use");
     fs::write(&token, "newer").unwrap();
     assert!(controller.reload(), "somebody enrolled the node again");
+}
+
+#[test]
+fn renewal_and_a_look_at_the_files_do_not_meet() {
+    let dir = tempfile::tempdir().unwrap();
+    let token = dir.path().join("token");
+    fs::write(&token, "0").unwrap();
+    let (count, last) = (AtomicUsize::new(0), 100);
+    let fake = Fake::start(move |_| {
+        let n = count.fetch_add(1, Ordering::Relaxed) + 1;
+        (200, String::new(), format!(r#"{{"token": "{n}", "ca": "", "client_cert": ""}}"#))
+    });
+    let controller = open(&config(&[&fake.url], Some(&token)));
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                assert!(!controller.reload(), "the files hold what is in use, or will soon");
+            }
+        });
+        let renewed = (0..last).map(|_| controller.renew().unwrap() && !controller.is_unfinished());
+        let good = renewed.filter(|good| *good).count();
+        done.store(true, Ordering::Relaxed);
+        assert_eq!(good, last);
+    });
+    assert_eq!(fs::read_to_string(&token).unwrap(), format!("{last}\n"));
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
 }
 
 #[test]

@@ -266,21 +266,6 @@ fn renewal_interrupted_at_any_step_leaves_a_node_that_works() {
 }
 
 #[test]
-fn key_and_certificate_that_do_not_fit_are_renewed_with_the_token() {
-    let redis = Redis::start();
-    let acc = Acc::start(&redis, AccOptions::secure());
-    let mut client = Client::new(&redis);
-    let (enrolled, other) = (acc.enroll(1, 10), acc.enroll(1, 10));
-    let (_, key) = enrolled.client.as_ref().expect("a certificate");
-    fs::copy(&other.client.as_ref().expect("a certificate").1, key).expect("another key");
-    let agent = agent_of(&enrolled);
-    let id = client.send("ping", json!({}));
-    assert_eq!(client.pop(&id)["state"], "OK", "the token is enough");
-    wait_until("key and certificate fit again", LONG, || pair_holds(&acc, &enrolled));
-    assert!(agent.output().contains("do not belong together"), "{}", agent.output());
-}
-
-#[test]
 fn certificate_that_an_interrupted_renewal_left_beside_is_used() {
     let redis = Redis::start();
     let acc = Acc::start(&redis, AccOptions::secure());
@@ -290,10 +275,47 @@ fn certificate_that_an_interrupted_renewal_left_beside_is_used() {
     let (cert, key) = enrolled.client.clone().expect("a certificate");
     let (new_cert, new_key) = next.client.clone().expect("a certificate");
     fs::copy(new_key, key).expect("the new key");
-    fs::copy(&new_cert, cert.with_added_extension("new")).expect("the new certificate");
+    let left = cert.with_added_extension("new");
+    fs::copy(&new_cert, &left).expect("the new certificate");
+    let check = check_config(&enrolled);
+    assert!(check.code == 0 && check.stderr.is_empty() && left.exists(), "a check changes nothing: {check:?}");
     let _agent = agent_of(&enrolled);
     let id = client.send("ping", json!({}));
     assert_eq!(client.pop(&id)["state"], "OK");
     assert_eq!(fs::read_to_string(&cert).ok(), fs::read_to_string(&new_cert).ok());
     assert!(pair_holds(&acc, &enrolled));
+}
+
+fn check_config(enrolled: &Enrolled) -> jstests::process::Output {
+    let config = enrolled.dir.join("agent.toml");
+    jstests::run("jsagent", &["--check-config", "-c", config.to_str().expect("UTF-8")])
+}
+
+#[test]
+fn certificate_that_is_no_good_is_told_and_renewed_with_the_token() {
+    let redis = Redis::start();
+    let acc = Acc::start(&redis, AccOptions::secure());
+    let mut client = Client::new(&redis);
+    let other = acc.enroll(1, 11).client.expect("a certificate").1;
+    for (fault, said) in [
+        ("the key is gone", "cannot read the key"),
+        ("the key of another", "do not belong together"),
+        ("no certificate", "there is no certificate in it"),
+    ] {
+        let enrolled = acc.enroll(1, 10);
+        let (cert, key) = enrolled.client.clone().expect("a certificate");
+        match fault {
+            "the key is gone" => fs::remove_file(&key).expect("remove"),
+            "the key of another" => drop(fs::copy(&other, &key).expect("copy")),
+            _ => fs::write(&cert, "no certificate").expect("write"),
+        }
+        let check = check_config(&enrolled);
+        assert!(check.code == 0 && check.stderr.contains(said), "{fault}: {check:?}");
+        assert!(check.stderr.contains("controllers.main: ") && check.stderr.contains("token is used"), "{check:?}");
+        let agent = agent_of(&enrolled);
+        let id = client.send("ping", json!({}));
+        assert_eq!(client.pop(&id)["state"], "OK", "{fault}");
+        assert!(agent.output().contains(said), "{fault}: {}", agent.output());
+        wait_until("the pair is renewed", LONG, || pair_holds(&acc, &enrolled));
+    }
 }

@@ -302,7 +302,8 @@ impl Outbox {
     /// the numbers here are too low: the file was lost, and the clock is behind. Then all batches get
     /// numbers beyond `last`, nothing is lost, and the answer is `true`.
     ///
-    /// Only before a controller has taken anything of this file: later an old number is an old batch.
+    /// Once a controller has taken or refused anything of this file, an old number is an old batch, unless
+    /// `last` is a number that was never given here.
     pub fn jump(&self, controller: &str, kind: Kind, number: u64, last: u64) -> bool {
         let mut inner = self.lock();
         let jumped = self.with(&mut inner, |inner| inner.jump(controller, kind, number as i64, last as i64));

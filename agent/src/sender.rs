@@ -8,8 +8,8 @@
 //! culprit is alone. One that is too large, or that the controller finds wrong, is dropped and counted;
 //! of a result its end is told. Any other culprit is set aside and tried more rarely (`asides`). Records and
 //! series that may have been stored all the same are repeated as they are: their halves would have other
-//! numbers, and be stored again. A failure that speaks of the node only holds up its own kind. A fault of this node's own files is no
-//! failure of the controller, and is told it at once.
+//! numbers, and be stored again. A failure that speaks of the node only holds up its own kind. A fault of
+//! this node's own files is no failure of the controller, and is told it at once.
 
 mod asides;
 pub(crate) mod faults;
@@ -282,8 +282,7 @@ impl Actor {
             // The one that failed last comes last: whether the others are taken tells what failed, the content
             // of that lane or the controller.
             let first = self.failed.filter(|_| !last).map_or(0, |failed| failed + 1);
-            let due: Vec<usize> =
-                (first..first + lanes).map(|i| i % lanes).filter(|i| due(&self.lanes[*i])).collect();
+            let due: Vec<usize> = (first..first + lanes).map(|i| i % lanes).filter(|i| due(&self.lanes[*i])).collect();
             let sent = due.into_iter().find_map(|lane| self.send(lane));
             match sent {
                 Some(Ok(())) => self.stirred = true,
@@ -451,14 +450,15 @@ impl Actor {
                 self.mark_sent(lane, results.iter().map(|result| result.key).collect());
                 death::point("agent.sent");
             }
-            Load::Batch(kind @ (Kind::Log | Kind::Stats), _) if let Some(key) = next.retried => {
-                self.outbox.aside_done(name, *kind, key, false);
-            }
             Load::Batch(kind, batch) => {
                 // A batch whose number was too low is not taken; it goes again under another.
                 let ahead = last.filter(|last| *last > batch.number);
-                if !ahead.is_some_and(|last| self.outbox.jump(name, *kind, batch.number, last)) {
-                    self.outbox.taken(name, *kind, batch.number);
+                if ahead.is_some_and(|last| self.outbox.jump(name, *kind, batch.number, last)) {
+                    return;
+                }
+                match next.retried.filter(|_| *kind != Kind::Event) {
+                    Some(key) => self.outbox.aside_done(name, *kind, key, false),
+                    None => self.outbox.taken(name, *kind, batch.number),
                 }
             }
         }

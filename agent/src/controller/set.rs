@@ -78,7 +78,10 @@ pub(crate) fn finish(first: &Path) -> bool {
             Some(ErrorKind::NotFound) => true,
             // It may be the only place of a new key, and is read later.
             Some(_) => {
-                log::warn!("cannot read {} to finish a renewal: {error:#}; may this account read it?", journal.display());
+                log::warn!(
+                    "cannot read {} to finish a renewal: {error:#}; may this account read it?",
+                    journal.display()
+                );
                 false
             }
             None => {

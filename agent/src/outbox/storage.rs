@@ -307,7 +307,9 @@ impl Inner {
     /// See [`super::Outbox::jump`].
     pub(super) fn jump(&mut self, controller: &str, kind: Kind, number: i64, last: i64) -> Result<bool> {
         let number = self.current(controller, kind, number);
-        let known = self.cursors.contains_key(&(controller.to_owned(), kind));
+        // It has taken or refused some of these numbers, so that an old one is an old batch; but no number was
+        // given here that is as high as these.
+        let known = self.cursors.contains_key(&(controller.to_owned(), kind)) && last < self.number;
         // Once for each: a controller that always knows better must not keep this one busy.
         let again = self.jumped.contains(&(controller.to_owned(), kind));
         if kind == Kind::Event || known || again || last <= number {

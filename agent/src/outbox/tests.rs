@@ -199,7 +199,7 @@ fn numbers_jump_beyond_what_a_controller_has() {
     assert!(again.number > last);
     assert_eq!(body(&again)["records"], json!([1, 2, 3]));
     // Once is enough, whatever it says.
-    assert!(!outbox.jump("a", Kind::Log, again.number, again.number + 5));
+    assert!(!outbox.jump("a", Kind::Log, again.number, again.number + 1_000_000));
     outbox.push_log(&records(&["8"]), MARK).unwrap();
     outbox.close_log();
     let taken = drain(&outbox, "a");
@@ -210,10 +210,33 @@ fn numbers_jump_beyond_what_a_controller_has() {
     // Numbers go on from there after a restart, and an old one is an old batch now.
     drop(outbox);
     let outbox = Outbox::open(&config).unwrap();
-    outbox.push_log(&records(&["9"]), MARK).unwrap();
-    outbox.close_log();
+    for text in ["9", "10"] {
+        outbox.push_log(&records(&[text]), MARK).unwrap();
+        outbox.close_log();
+    }
     let next = outbox.next("a", Kind::Log).unwrap();
-    assert!(next.number > last && !outbox.jump("a", Kind::Log, next.number, next.number + 5));
+    assert!(next.number > last && !outbox.jump("a", Kind::Log, next.number, next.number + 1));
+}
+
+#[test]
+fn numbers_jump_also_where_the_first_batch_was_refused() {
+    let dir = TempDir::new().unwrap();
+    let outbox = Outbox::open(&config(dir.path(), &["a"])).unwrap();
+    for text in ["1", "2", "3"] {
+        outbox.push_log(&records(&[text]), MARK).unwrap();
+        outbox.close_log();
+    }
+    let first = outbox.next("a", Kind::Log).unwrap();
+    let key = outbox.set_aside("a", Kind::Log, first.number).unwrap();
+    let second = outbox.next("a", Kind::Log).unwrap();
+    // A number that was given here means an old batch; one that never was, that the file was lost.
+    assert!(!outbox.jump("a", Kind::Log, second.number, second.number + 1));
+    let last = second.number + 1_000_000;
+    assert!(outbox.jump("a", Kind::Log, second.number, last));
+    let taken = drain(&outbox, "a");
+    assert_eq!(taken.iter().map(|(_, list)| list.clone()).collect::<Vec<_>>(), [json!([2]), json!([3])]);
+    let aside = outbox.aside("a", Kind::Log, key).unwrap().unwrap();
+    assert!(taken.iter().all(|(number, _)| (last + 1..aside.number).contains(number)), "{taken:?}");
 }
 
 #[test]

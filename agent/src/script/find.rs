@@ -4,6 +4,7 @@
 
 use super::{Language, MAX_SOURCE, Script};
 use crate::os;
+use crate::process::NotStarted;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
 use std::path::{Component, Path, PathBuf};
@@ -15,7 +16,7 @@ const OUTSIDE: &str = "lead out of the folder of scripts";
 const MAX_BESIDE: usize = 1000;
 
 /// Reads `<root>/<domain>/<name>.<ending>`. Both names may have folders in them.
-pub(super) fn find(root: &Path, domain: &str, name: &str, language: Language) -> Result<Script, String> {
+pub(super) fn find(root: &Path, domain: &str, name: &str, language: Language) -> Result<Script, NotStarted> {
     let ending = language.ending();
     // Somebody who gives the whole name of the file means that file.
     let stem = name.strip_suffix(&format!(".{ending}")).filter(|stem| !stem.is_empty()).unwrap_or(name);
@@ -23,19 +24,20 @@ pub(super) fn find(root: &Path, domain: &str, name: &str, language: Language) ->
     let relative = inside(&label).map_err(|what| format!("domain '{domain}' and name '{name}' {what}"))?;
     let path = root.join(&relative);
     let unreadable = |error: std::io::Error| match error.kind() {
-        ErrorKind::NotFound | ErrorKind::NotADirectory => {
-            format!("no script {label} in {}: put it there, or send it by its hash", root.display())
-        }
-        _ => format!("script {} cannot be read: {error}", path.display()),
+        ErrorKind::NotFound | ErrorKind::NotADirectory => NotStarted::not_found(format!(
+            "no script {label} in {}: put it there, or send it by its hash",
+            root.display()
+        )),
+        _ => format!("script {} cannot be read: {error}", path.display()).into(),
     };
     // A link may lead elsewhere within the folder, not out of it.
     let (real_root, real) = (root.canonicalize().map_err(unreadable)?, path.canonicalize().map_err(unreadable)?);
     if !real.starts_with(&real_root) {
-        return Err(format!("domain '{domain}' and name '{name}' {OUTSIDE}"));
+        return Err(format!("domain '{domain}' and name '{name}' {OUTSIDE}").into());
     }
     let source = read(&real).map_err(unreadable)?;
     if source.len() as u64 > MAX_SOURCE {
-        return Err(format!("script {} is too large: the most is {MAX_SOURCE} bytes", path.display()));
+        return Err(format!("script {} is too large: the most is {MAX_SOURCE} bytes", path.display()).into());
     }
     let folder = path.parent().unwrap_or(root);
     Ok(Script {
@@ -120,10 +122,11 @@ mod tests {
         assert_eq!(find(root.path(), "ops", "disk.py", Language::Python).unwrap(), found);
         assert_eq!(find(root.path(), "ops/deep", "x", Language::Lua).unwrap().source, b"b");
         let missing = find(root.path(), "ops", "disk", Language::Lua).unwrap_err();
-        assert!(missing.starts_with("no script ops/disk.lua in "), "{missing}");
-        assert!(find(&root.path().join("none"), "a", "b", Language::Lua).unwrap_err().starts_with("no script"));
+        assert!(missing.why.starts_with("no script ops/disk.lua in ") && missing.code == 127, "{missing:?}");
+        assert!(find(&root.path().join("none"), "a", "b", Language::Lua).unwrap_err().why.starts_with("no script"));
         fs::create_dir(root.path().join("ops/folder.py")).unwrap();
-        assert!(find(root.path(), "ops", "folder", Language::Python).unwrap_err().contains("it is no file"));
+        let folder = find(root.path(), "ops", "folder", Language::Python).unwrap_err();
+        assert!(folder.why.contains("it is no file") && folder.code == 126, "{folder:?}");
     }
 
     #[cfg(unix)]
@@ -136,8 +139,8 @@ mod tests {
         std::os::unix::fs::symlink("disk.py", root.path().join("ops/link.py")).unwrap();
         std::os::unix::fs::symlink(other.path(), root.path().join("out")).unwrap();
         assert_eq!(find(root.path(), "ops", "link", Language::Python).unwrap().source, b"a");
-        assert!(find(root.path(), "out", "secret", Language::Python).unwrap_err().contains("lead out"));
-        assert!(find(root.path(), "..", "etc/x", Language::Python).unwrap_err().contains("lead out"));
+        assert!(find(root.path(), "out", "secret", Language::Python).unwrap_err().why.contains("lead out"));
+        assert!(find(root.path(), "..", "etc/x", Language::Python).unwrap_err().why.contains("lead out"));
         // The folder itself may be a link.
         let link = other.path().join("root");
         std::os::unix::fs::symlink(root.path(), &link).unwrap();

@@ -78,7 +78,7 @@ pub fn prepare(context: &Context, command: &Command) -> Result<Spec, NotStarted>
     let language = Language::of(&command.cmd).ok_or_else(|| format!("{} runs no script", command.cmd))?;
     let (words, env) = (words(&command.args)?, args::environment(&command.args)?);
     let wanted = wanted(&command.args)?;
-    let mut script = context.scripts.find(&wanted, language).map_err(NotStarted::not_found)?;
+    let mut script = context.scripts.find(&wanted, language)?;
     if language == Language::Lua {
         // Lua's own reader of files skips it, its `load` does not. Python does so by itself.
         script.source = jscommon::text::without_bom(&script.source).to_vec();

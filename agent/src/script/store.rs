@@ -4,6 +4,7 @@ use super::cache::Cache;
 use super::{Language, MAX_SOURCE, Script, Wanted, find};
 use crate::config::Config;
 use crate::controller::{Controller, Failure};
+use crate::process::NotStarted;
 use jscommon::backoff::Backoff;
 use jscommon::token::sha256_hex;
 use std::collections::HashMap;
@@ -63,12 +64,12 @@ impl Store {
     }
 
     /// The script that is wanted; the error says why there is none.
-    pub(super) fn find(&self, wanted: &Wanted, language: Language) -> Result<Script, String> {
+    pub(super) fn find(&self, wanted: &Wanted, language: Language) -> Result<Script, NotStarted> {
         match wanted {
             Wanted::Named(domain, name) => {
                 let script = find::find(&self.root, domain, name, language)?;
                 match find::fault(&script).filter(|_| !self.insecure_paths) {
-                    Some(fault) => Err(format!("script {} is not taken: {fault}", script.label)),
+                    Some(fault) => Err(format!("script {} is not taken: {fault}", script.label).into()),
                     None => Ok(script),
                 }
             }
@@ -88,10 +89,10 @@ impl Store {
 
     /// The bytes of this SHA-256 (lower-case hex), asked of the controllers and not kept here.
     pub fn content(&self, hash: &str) -> Result<Vec<u8>, String> {
-        self.fetch(hash)
+        self.fetch(hash).map_err(|fault| fault.why)
     }
 
-    fn by_hash(&self, hash: &str, ending: &str) -> Result<Vec<u8>, String> {
+    fn by_hash(&self, hash: &str, ending: &str) -> Result<Vec<u8>, NotStarted> {
         if let Some(source) = self.cache.get(hash, ending) {
             return Ok(source);
         }
@@ -117,7 +118,7 @@ impl Store {
     }
 
     /// Asks each controller in turn, and again while one of them is only away for a moment.
-    fn fetch(&self, hash: &str) -> Result<Vec<u8>, String> {
+    fn fetch(&self, hash: &str) -> Result<Vec<u8>, NotStarted> {
         let deadline = Instant::now() + self.patience;
         let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(3));
         loop {
@@ -138,9 +139,14 @@ impl Store {
             }
             let wait = backoff.fail(fastrand::f64());
             if !passing || Instant::now() + wait >= deadline {
-                return Err(trouble.unwrap_or_else(|| {
-                    format!("no script with hash {hash}: the controller does not know it, or no longer; send it again")
-                }));
+                return Err(trouble.map_or_else(
+                    || {
+                        NotStarted::not_found(format!(
+                            "no script with hash {hash}: the controller does not know it, or no longer; send it again"
+                        ))
+                    },
+                    NotStarted::from,
+                ));
             }
             std::thread::sleep(wait);
         }

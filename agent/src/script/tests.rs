@@ -173,6 +173,9 @@ fn a_controller_that_is_away_is_asked_again() {
     let mut store = Store::new(&config(dir.path()), vec![flickers.clone()]);
     store.patience = Duration::from_millis(600);
     let fault = store.find(&Wanted::Hash(hash, String::new()), Language::Python).unwrap_err();
-    assert!(fault.contains("the controller is away"), "{fault}");
+    assert!(fault.why.contains("the controller is away") && fault.code == 126, "{fault:?}");
+    let unknown = Store::new(&config(dir.path()), vec![Arc::new(Shelf::default())]);
+    let fault = unknown.find(&Wanted::Hash("1".repeat(64), String::new()), Language::Python).unwrap_err();
+    assert_eq!(fault.code, 127, "{fault:?}");
     assert!(flickers.asked.load(Ordering::SeqCst) >= 1);
 }

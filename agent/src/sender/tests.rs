@@ -654,6 +654,31 @@ fn record_that_a_proxy_forbids_is_set_aside_and_taken_later() {
 }
 
 #[test]
+fn record_that_was_set_aside_is_sent_again_under_a_number_that_is_high_enough() {
+    // The outbox was lost, and the clock is behind.
+    let taking = Arc::new(Taking::default());
+    taking.last.lock().unwrap().insert("POST /1/10/log".into(), 1 << 60);
+    let (taker, bad) = (taking.clone(), Arc::new(AtomicBool::new(true)));
+    let gate = bad.clone();
+    let stage = Stage::new(move |asked| match gate.load(Ordering::Relaxed) && asked.line.ends_with("/log") {
+        true => page(403),
+        false => taker.take(asked),
+    });
+    push_records(&stage, std::iter::once(json!({"id": 1, "jobid": "j", "data": "x"})));
+    stage.poll();
+    let sender = stage.start();
+    while stage.outbox.asides("main", Kind::Log).unwrap().is_empty() {
+        thread_yield();
+    }
+    bad.store(false, Ordering::Relaxed);
+    while !stage.outbox.asides("main", Kind::Log).unwrap().is_empty() {
+        thread_yield();
+    }
+    drop(sender);
+    assert_eq!(taking.has().len(), 1);
+}
+
+#[test]
 fn event_that_a_proxy_forbids_holds_up_no_other() {
     let stage = Stage::new(|asked| match asked.body.contains("attack") && !asked.body.contains("delivery_refused") {
         true => page(403),

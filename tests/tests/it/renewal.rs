@@ -270,23 +270,27 @@ fn certificate_that_an_interrupted_renewal_left_beside_is_used() {
     let redis = Redis::start();
     let acc = Acc::start(&redis, AccOptions::secure());
     let mut client = Client::new(&redis);
-    let (enrolled, next) = (acc.enroll(1, 10), acc.enroll(1, 10));
+    let (cert, _) = acc.enroll(1, 10).client.expect("a certificate");
+    let old = fs::read(&cert).expect("the certificate");
+    // The second one writes over the files of the first.
+    let enrolled = acc.enroll(1, 10);
+    let new = fs::read(&cert).expect("the certificate");
+    assert!(enrolled.client.as_ref().is_some_and(|pair| pair.0 == cert) && old != new);
     // What version 0.1.0 left when client.pem could not be replaced.
-    let (cert, key) = enrolled.client.clone().expect("a certificate");
-    let (new_cert, new_key) = next.client.clone().expect("a certificate");
-    fs::copy(new_key, key).expect("the new key");
     let left = cert.with_added_extension("new");
-    fs::copy(&new_cert, &left).expect("the new certificate");
+    fs::rename(&cert, &left).expect("the new certificate");
+    fs::write(&cert, &old).expect("the old certificate");
     let check = check_config(&enrolled);
-    assert!(check.code == 0 && check.stderr.is_empty() && left.exists(), "a check changes nothing: {check:?}");
+    assert!(check.code == 0 && check.stderr.is_empty(), "{check:?}");
+    assert!(left.exists() && fs::read(&cert).ok().as_ref() == Some(&old), "a check changes no file");
     let _agent = agent_of(&enrolled);
     let id = client.send("ping", json!({}));
     assert_eq!(client.pop(&id)["state"], "OK");
-    assert_eq!(fs::read_to_string(&cert).ok(), fs::read_to_string(&new_cert).ok());
+    assert!(!left.exists() && fs::read(&cert).ok() == Some(new), "it is in its place");
     assert!(pair_holds(&acc, &enrolled));
 }
 
-fn check_config(enrolled: &Enrolled) -> jstests::process::Output {
+fn check_config(enrolled: &Enrolled) -> jstests::Output {
     let config = enrolled.dir.join("agent.toml");
     jstests::run("jsagent", &["--check-config", "-c", config.to_str().expect("UTF-8")])
 }

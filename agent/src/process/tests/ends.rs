@@ -77,7 +77,11 @@ fn grandchild_whose_first_thread_ended_is_counted_and_ends_with_its_tree() {
     std::fs::write(node.path("half.py"), script).unwrap();
     let path = |name: &str| node.path(name).display().to_string();
     life.shell("a", &format!("setsid python3 {} {} & wait", path("half.py"), path("pid")), json!({}));
-    let pid = pid_in(&node, "pid");
+    let pid: u32 = until("its pid", || {
+        life.gather();
+        assert!(life.results.borrow().is_empty(), "it ended: {:?}", life.results.borrow());
+        node.read("pid").trim_end().parse().ok()
+    });
     let state = || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     until("its first thread to end", || state().contains(") Z ").then_some(()));
     let entry = life.wait_running("a");

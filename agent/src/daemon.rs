@@ -19,6 +19,7 @@ use crate::stats::monitor;
 use crate::{logger, os, poller, script, sender, stats, trusted_paths};
 use anyhow::{Context, Result, bail};
 use crossbeam_channel::{Receiver, Sender, bounded, never, select, tick, unbounded};
+use jscommon::worker::Worker;
 use jscommon::{level, notify};
 use serde_json::json;
 use std::collections::HashMap;
@@ -165,10 +166,15 @@ impl Daemon {
         let monitor = monitor::start(&config, supervisor.remote(), stats.inlet())?;
 
         outbox.push_event(None, "startup", info::startup(&config, &instance));
-        for fault in tightened.into_iter().chain(trusted_paths::warned(&config)) {
-            log::warn!("{fault}");
-            outbox.push_event(None, "insecure_path", json!({"message": fault}));
-        }
+        let (paths, events) = (config.clone(), outbox.clone());
+        let warn = move || {
+            for fault in tightened.into_iter().chain(trusted_paths::warned(&paths)) {
+                log::warn!("{fault}");
+                events.push_event(None, "insecure_path", json!({"message": fault}));
+            }
+        };
+        // A program or a script may lie on a file system that does not answer, and the start waits for none.
+        Worker::spawn("paths", 128 * 1024, warn).context("cannot start the look at paths")?.detach();
         let senders: Vec<sender::Handle> = controllers
             .iter()
             .map(|controller| sender::Handle::start(controller.clone(), ledger.clone(), outbox.clone()))

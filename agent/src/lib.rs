@@ -9,6 +9,7 @@
 //! | logger | SQLite ([`logger`]) | its inbox is closed and all is committed |
 //! | aggregator | series ([`stats`]) | its inbox is closed and the last flush is in the outbox |
 //! | monitor | one sample of the process trees each interval ([`stats`]) | the daemon stops |
+//! | paths | one look at what other accounts can change ([`trusted_paths`]) | it has looked; detached |
 //! | sender, one a controller | results, events, records, stats on their way ([`sender`]) | told to stop, or its deadline |
 //!
 //! **In scope**: one node: its jobs, their output, its figures, and the way to its controllers.

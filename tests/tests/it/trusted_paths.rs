@@ -2,7 +2,7 @@
 //! the account `nobody`.
 
 use jscommon::token::sha256_hex;
-use jstests::{Acc, AccOptions, Agent, AgentOptions, Client, LONG, Redis, Stage, run, wait_until};
+use jstests::{Acc, AccOptions, Agent, AgentOptions, Client, LONG, Mounts, Redis, Stage, run, wait_until};
 use serde_json::{Value, json};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink};
@@ -171,6 +171,17 @@ fn script_and_program_that_others_can_change_do_not_run() {
     let checked = run("jsagent", &["--check-config", "-c", stage.agent.config_file().to_str().expect("UTF-8")]);
     assert_eq!(checked.code, 0, "{checked:?}");
     assert!(checked.stderr.contains("startup.watch: ") && checked.stdout.contains("is good"), "{checked:?}");
+}
+
+#[test]
+fn agent_starts_when_a_program_lies_on_a_silent_file_system() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let config = format!("[extensions.tool]\nbinary = \"{}/x/tool\"\n", dir.path().display());
+    let mounts = Mounts::default().silent(dir.path());
+    let agent = AgentOptions { mounts, ..AgentOptions::default() };
+    let mut stage = Stage::start_with(AccOptions::default(), agent.config(&config));
+    assert_eq!(stage.client.run("ping", json!({}))["state"], "OK");
+    assert_eq!(stage.agent.stop(), Some(0));
 }
 
 #[test]

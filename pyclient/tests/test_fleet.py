@@ -233,9 +233,10 @@ def test_order_of_a_job_for_each_node_is_one_for_logs_kill_and_signal(client: Cl
     fake.deaf.add((1, 2))  # it was not asked for the job, and is not asked for its records
     for gid, nid in fleet.nodes:
         fake.record(gid, nid, 1, f"of {gid}.{nid}", jobid=fleet.job_id(NodeId(gid, nid)))
+    fake.add(1, 9, [], age=500)
     for name in (fleet.id, fleet.id[:12]):
         ran = jsctl("logs", "all", "--job", name, "--timeout", "5")
-        assert ran.code == 0 and "of 1.1" in ran.out and "of 2.1" in ran.out, ran
+        assert ran.code == 0 and "of 1.1" in ran.out and "of 2.1" in ran.out and not ran.err, ran
         assert jsctl("signal", "1.1", name, "HUP").code == 0
     ran = jsctl("logs", "1.2", "--follow", "--job", fleet.id)
     assert ran.code == 3 and "given to no node of 1.2" in ran.err, ran

@@ -167,7 +167,7 @@ def test_one_command_withdraws_a_job_from_all_its_nodes(stage: Stage, jsctl: Jsc
     away = [NodeId(7, 1), NodeId(7, 2)]
     command = Command("execute", args={"cmd": "true"}, nodes=[NodeId(1, 1), *away])
     stage.client.push([command])
-    wait_until(lambda: stage.client.job_info(command.id).open == away, 30)
+    wait_until(lambda: any(it.id == command.id and it.open == away for it in stage.client.jobs()), 30)
     audit = len(stage.client.audit(1000))
     assert stage.client.cancel(command.id) == dict.fromkeys(away, "")
     wait_until(lambda: len(stage.client.audit(1000)) == audit + 1)

@@ -37,9 +37,9 @@ def logs(args: argparse.Namespace) -> int:
         chosen = targeted.select().present
         if not chosen.live:
             raise NobodyMatched(targeted.nobody(chosen))
-        for node in [*chosen.unknown, *(n.id for n in chosen.offline)]:
-            say(f"jsctl: {node} is not there; its records are left out")
         # Of an order that is a job for each node, the others have no records.
+        for node in [n for n in (*chosen.unknown, *(n.id for n in chosen.offline)) if n in ids or not ids]:
+            say(f"jsctl: {node} is not there; its records are left out")
         nodes = [node for node in chosen.live if node in ids] or chosen.live
         if args.delete:
             return _delete(client, args, nodes, ids)

@@ -29,6 +29,7 @@ pub mod redis_server;
 pub mod sentinels;
 pub mod stage;
 pub mod swarm;
+pub mod tcp_proxy;
 pub mod wait;
 
 pub use acc::{Acc, AccOptions, Enrolled};
@@ -42,6 +43,7 @@ pub use process::{Output, bin, run, run_with};
 pub use proxy::{Action, Proxy};
 pub use redis_server::Redis;
 pub use stage::Stage;
+pub use tcp_proxy::TcpProxy;
 pub use wait::{LONG, SHORT, wait_for, wait_until};
 
 /// The time in milliseconds since 1970.

@@ -12,7 +12,7 @@
 
 use super::conn::Address;
 use super::line::{self, CONNECT};
-use super::pool::describe;
+use super::pool::{describe, is_interrupted};
 use super::roster::Place;
 use super::slots::{self, Layout};
 use super::{scripts, slots::slot_of};
@@ -120,7 +120,7 @@ impl Cluster {
                 let received = match received {
                     Ok(received) => received,
                     Err(e) => {
-                        failed = true;
+                        failed |= !is_interrupted(&e);
                         let error = self.lost(&place, &e);
                         share.iter().for_each(|open| answers[open.index] = Err(error.clone()));
                         continue;
@@ -182,6 +182,9 @@ impl Cluster {
     /// A server did not answer: what was not read there would be taken for the answer to something else.
     fn lost(&mut self, place: &Place, error: &RedisError) -> RedisError {
         self.servers.remove(place);
+        if is_interrupted(error) {
+            return error.clone();
+        }
         self.address.roster.failed(place);
         self.address.silent.failed(place, error);
         away(place, error)

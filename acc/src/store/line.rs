@@ -11,9 +11,11 @@ use redis::{
     Client, Cmd, Connection, ConnectionAddr, ConnectionInfo, ErrorKind, FromRedisValue, RedisConnectionInfo,
     RedisError, RedisResult, TlsCertificates, Value,
 };
-use std::io::Read;
+use std::error::Error;
+use std::io::{self, Read};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Longest time for a connection to come up, login included.
@@ -24,6 +26,10 @@ const WORDS: Duration = Duration::from_millis(500);
 pub(super) const OLDEST: [u32; 3] = [6, 0, 6];
 /// The code of the error for an older one; no server answers with it.
 pub(super) const TOO_OLD: &str = "TOOOLD";
+
+/// The code of the error for a read that a signal has interrupted: nothing is wrong with the server, and only the
+/// connection is of no more use. No server answers with it.
+pub(super) const INTERRUPTED: &str = "INTERRUPTED";
 
 /// How a server says that it works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -217,9 +223,24 @@ pub(super) fn receive(conn: &mut Connection, count: usize) -> RedisResult<Vec<Va
 /// The error for an answer that breaks the protocol: one of the connection, unlike that for a value of another form.
 fn unreadable(error: RedisError) -> RedisError {
     match error.kind() {
+        // Not read again here: the library counts the answer as one to skip.
+        _ if is_interrupted(&error) => {
+            redis::make_extension_error(INTERRUPTED.into(), Some("a read was interrupted by a signal".into()))
+        }
         ErrorKind::Parse => RedisError::from((ErrorKind::Io, "an answer cannot be read", error.to_string())),
         _ => error,
     }
+}
+
+/// Whether a signal has interrupted the call: the kernel restarts none of a socket with a time limit when a process is
+/// continued after a stop, or when a tracer leaves it.
+fn is_interrupted(error: &RedisError) -> bool {
+    let shared = |source: &(dyn Error + 'static)| {
+        let shared = source.downcast_ref::<Arc<dyn Error + Send + Sync>>()?;
+        Some(shared.downcast_ref::<io::Error>()?.kind())
+    };
+    let kind = error.source().and_then(|source| source.downcast_ref().map(io::Error::kind).or_else(|| shared(source)));
+    kind == Some(io::ErrorKind::Interrupted)
 }
 
 #[cfg(test)]
@@ -234,6 +255,15 @@ mod tests {
         }
         for good in ["6.0.6", "6.0.16", "6.2", "7.0.15", "7.2.4-rc1", "10.0.0", "255.255.255", "unstable", ""] {
             assert!(!is_too_old(good), "{good}");
+        }
+    }
+
+    #[test]
+    fn interrupted_read_is_told_from_other_errors() {
+        let of = |kind: io::ErrorKind| unreadable(RedisError::from(io::Error::from(kind)));
+        assert_eq!(of(io::ErrorKind::Interrupted).code(), Some(INTERRUPTED));
+        for kind in [io::ErrorKind::WouldBlock, io::ErrorKind::UnexpectedEof, io::ErrorKind::ConnectionReset] {
+            assert_eq!((of(kind).code(), of(kind).kind()), (None, ErrorKind::Io), "{kind}");
         }
     }
 

@@ -62,7 +62,8 @@ impl Pool {
     }
 
     /// Runs `calls` on a connection. It runs a second time when the first one's connection had been
-    /// idle and turned out to be cut: every step that is stored by a call may be repeated.
+    /// idle and turned out to be cut, or when a signal interrupted it: every step that is stored by a call may be
+    /// repeated.
     pub fn with<T>(&self, mut calls: impl FnMut(&mut Conn) -> RedisResult<T>) -> RedisResult<T> {
         if let Some(mut conn) = self.idle()? {
             let answer = match calls(&mut conn) {
@@ -71,26 +72,34 @@ impl Pool {
                 answer => answer,
             };
             match answer {
+                Err(e) if is_interrupted(&e) => {}
                 Err(e) if is_broken(&e) && !e.is_timeout() => self.forget_idle(),
                 Err(e) if is_broken(&e) => return Err(self.failed(e)),
                 answer => return self.give_back(conn, answer),
             }
         }
         let mut conn = self.open(PATIENCE)?;
-        let answer = calls(&mut conn);
+        let mut answer = calls(&mut conn);
+        if answer.as_ref().is_err_and(is_interrupted) {
+            conn = self.open(PATIENCE)?;
+            answer = calls(&mut conn);
+        }
         self.give_back(conn, answer)
     }
 
     /// A connection for a thread's own use; `patience` is the longest wait for an answer.
     pub fn open(&self, patience: Duration) -> RedisResult<Conn> {
-        match self.0.address.connect(patience) {
+        let connect = || self.0.address.connect(patience);
+        match connect().or_else(|e| if is_interrupted(&e) { connect() } else { Err(e) }) {
             Ok(conn) => {
                 self.answered();
                 Ok(conn)
             }
             Err(e) => {
-                self.0.metrics.redis_errors.inc();
-                self.away(&e);
+                if !is_interrupted(&e) {
+                    self.0.metrics.redis_errors.inc();
+                    self.away(&e);
+                }
                 Err(e)
             }
         }
@@ -108,6 +117,9 @@ impl Pool {
 
     /// Notes an error that a thread met on a connection of its own; gives it back.
     pub fn failed(&self, error: RedisError) -> RedisError {
+        if is_interrupted(&error) {
+            return error;
+        }
         self.0.metrics.redis_errors.inc();
         if is_broken(&error) {
             self.away(&error);
@@ -198,10 +210,18 @@ impl Pool {
     }
 }
 
+/// Whether a signal has interrupted the call. It may have been done; Redis is there.
+pub fn is_interrupted(error: &RedisError) -> bool {
+    error.code() == Some(line::INTERRUPTED)
+}
+
 /// Whether the connection is of no more use after this error.
 pub fn is_broken(error: &RedisError) -> bool {
     if is_moving(error) {
         return false;
+    }
+    if is_interrupted(error) {
+        return true;
     }
     // Another server of the cluster may know more.
     matches!(error.kind(), ErrorKind::Server(ServerErrorKind::ClusterDown))
@@ -248,7 +268,7 @@ pub fn is_spoilt(error: &RedisError) -> bool {
 pub fn describe(error: &RedisError) -> String {
     let detail = error.detail().unwrap_or_default();
     match error.code() {
-        Some(line::TOO_OLD | SERVER_AWAY | SPOILT) => detail.to_owned(),
+        Some(line::TOO_OLD | line::INTERRUPTED | SERVER_AWAY | SPOILT) => detail.to_owned(),
         Some("NOAUTH") => "it asks for a password: give -r redis://user:password@host:port".into(),
         Some("WRONGPASS") => format!("it refuses the password: {}", words(error)),
         Some("OOM") => "it is full (maxmemory is reached): free memory or raise the limit".into(),

@@ -75,7 +75,7 @@ pub fn give(context: &Context, conn: &mut Conn, answers: &[Answer]) -> RedisResu
         .collect();
     let mut batch = Batch::new();
     for delivery in &deliveries {
-        results::decide(&mut batch, delivery);
+        results::decide(&mut batch, delivery, false);
         jobs::size(&mut batch, delivery.id);
     }
     let mut said = conn.run(&batch)?.into_iter();
@@ -112,7 +112,7 @@ pub fn push_alone(context: &Context, conn: &mut Conn, answer: &Answer) -> RedisR
     let (field, text) = (answer.field(), serde_json::to_string(&answer.result()).unwrap_or_default());
     let delivery = Delivery { id: &answer.command.id, target: &field, run: "ac", text: &text, recurring: None };
     let mut batch = Batch::new();
-    results::decide(&mut batch, &delivery);
+    results::decide(&mut batch, &delivery, false);
     let verdict = results::verdict(conn.run(&batch)?.pop().unwrap_or(redis::Value::Nil))?;
     if verdict == Verdict::First {
         let quiet = answer.command.quiet;

@@ -12,10 +12,14 @@ use redis::RedisResult;
 use serde_json::{Value, json};
 use std::collections::HashMap;
 
+/// Longest `data` of a cancellation, in bytes: it names one job.
+const MAX_DATA: usize = 4096;
+
 /// Takes back what still waits; the answers to both commands, and the job that was cancelled. Until
 /// the answers are given and its text is forgotten, asking again finds the same.
 pub fn take_back(conn: &mut Conn, command: &Command, now: u64) -> RedisResult<(Vec<Answer>, String)> {
-    let data: Value = serde_json::from_str(&command.data).unwrap_or(Value::Null);
+    let data = Some(command.data.as_str()).filter(|data| data.len() <= MAX_DATA);
+    let data: Value = data.and_then(|data| serde_json::from_str(data).ok()).unwrap_or_default();
     let Some(id) = data.get("id").and_then(Value::as_str).filter(|id| jscommon::command::is_job_id(id)) else {
         let own = Answer::error(command, None, "cancel wants data {\"id\": \"<job>\"}");
         return Ok((vec![own], String::new()));

@@ -120,10 +120,10 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     {
         log::error!("the ticket key is not compared with the one in redis yet: {}", describe(e));
     }
-    if let Ok(revoked) = context.pool.with(nodes::revoked)
-        && context.tickets.is_agreed()
+    if context.tickets.is_agreed()
+        && let Err(e) = context.pool.with(|conn| janitor::admit_nodes(&context, conn))
     {
-        context.door.set_revoked(revoked);
+        log::debug!("the revocations are not read yet: {}", describe(&e));
     }
 
     let tls = match config.insecure_http {
@@ -133,16 +133,11 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let (fatal_in, fatal) = crossbeam_channel::unbounded::<String>();
     let server = server::Handle::start(HANDLERS, Arc::new(Handlers::new(context.clone())), &fatal_in)?;
     let (seen_in, seen) = crossbeam_channel::unbounded();
-    let mut limits = Limits { max_records: config.max_records, ..Limits::default() };
-    if context.pool.is_cluster() {
-        // One of its servers may be away, and what asks nothing of it shall not wait for it.
-        limits.together = 1;
-    }
     let gate_config = GateConfig {
         listen: SocketAddr::new(config.bind, config.port),
         tls: tls.clone(),
         backend: server.backend(),
-        limits,
+        limits: Limits { max_records: config.max_records, ..Limits::default() },
     };
     let (guard, metrics) = (context.door.clone(), context.metrics.clone());
     let gate = gate::Handle::start(gate_config, guard, metrics, seen_in, fatal_in.clone())?;

@@ -16,9 +16,10 @@ use crate::context::{Context, Stop};
 use crate::gate::Remote;
 use crate::held::Held;
 use crate::history::{audit, created, expires, rejected, spoilt};
+use crate::janitor;
 use crate::known::Known;
 use crate::store::jobs::{self, Job};
-use crate::store::pool::{is_away, is_broken, is_moving, is_spoilt};
+use crate::store::pool::{is_away, is_broken, is_interrupted, is_moving, is_spoilt};
 use crate::store::queue::{self, Parcel, Queued};
 use crate::store::{Batch, Conn, DAY, describe, lists};
 use crate::targets;
@@ -216,6 +217,11 @@ impl Dispatcher {
                     }
                     backoff.succeed();
                 }
+                // Redis is there; what was taken by the call that was interrupted is on the taken list.
+                Err(e) if is_interrupted(&e) => {
+                    (conn, self.announced) = (None, false);
+                    (self.again, self.recall) = (true, true);
+                }
                 Err(e) => {
                     let what = describe(&e);
                     if conn.is_some() && what != said {
@@ -238,6 +244,7 @@ impl Dispatcher {
 
     fn turn(&mut self, conn: &mut Conn) -> RedisResult<()> {
         if !self.announced {
+            janitor::compare_ticket_key(&self.context, conn)?;
             // What was taken is found again by the name of who took it: nothing is taken before that
             // name stands among the controllers.
             let beat = lists::beat(conn, &self.context.me)?;
@@ -403,13 +410,15 @@ impl Dispatcher {
         if more > 0 {
             lists::take_more(&mut after, &self.context.me, more);
         }
-        // A list that is of another type keeps nothing from going on.
-        let (written, after) = conn.run_in_turn_each(batch, after, is_spoilt)?;
+        // A list that is of another type or out of reach keeps nothing from going on.
+        let (written, after) = conn.run_in_turn_each(batch, after, lists::is_unkept)?;
         let mut last = None;
         for (answer, is_after) in written.into_iter().map(|a| (a, false)).chain(after.into_iter().map(|a| (a, true))) {
             match answer {
                 Ok(value) => last = Some(value).filter(|_| is_after),
-                Err(e) if !is_after && is_spoilt(&e) => self.say(format!("what happens is not kept: {}", describe(&e))),
+                Err(e) if !is_after && lists::is_unkept(&e) => {
+                    self.say(format!("what happens is not kept: {}", describe(&e)))
+                }
                 Err(e) => return Err(e),
             }
         }
@@ -494,15 +503,24 @@ impl Dispatcher {
         let mut listed = Vec::new();
         for (i, answer) in opened.into_iter().zip(answers) {
             let item = &mut items[i];
-            match answer.and_then(jobs::opened) {
-                Ok(true) => {}
-                Ok(false) => continue,
+            let has_targets = match answer.and_then(jobs::opened) {
+                Ok(Some(has_targets)) => has_targets,
+                Ok(None) => continue,
                 Err(e) => {
                     item.trouble(trouble(e)?);
                     continue;
                 }
-            }
-            if again {
+            };
+            // Neither of these has targets: the id is that of an earlier command, also where this one comes again.
+            let is_other = has_targets && matches!(item.plan, Plan::Reject(_) | Plan::Cancel(_));
+            if again && !is_other {
+                if let Plan::Spoilt(command) = &item.plan
+                    && has_targets
+                {
+                    // Its targets were chosen before the key was spoilt.
+                    item.plan = Plan::Run(command.clone(), Vec::new());
+                    item.spoilt.clear();
+                }
                 if let Plan::Run(command, left) = &mut item.plan {
                     match jobs::standing(conn, &command.id) {
                         Ok(standing) => {
@@ -525,8 +543,8 @@ impl Dispatcher {
             if let Some(command) = items[i].plan.command().filter(|command| !command.quiet) {
                 items[i].new = match jobs::is_listed(conn, &command.id) {
                     Ok(listed) => !listed,
-                    // There is no list that it could be in.
-                    Err(e) if is_spoilt(&e) => true,
+                    // There is no list that it could be in, or none that can be asked: twice is better than never.
+                    Err(e) if lists::is_unkept(&e) => true,
                     Err(e) => return Err(e),
                 };
             }

@@ -7,8 +7,9 @@
 
 use crate::context::{Context, Stop};
 use crate::gate::Remote;
+use crate::janitor;
 use crate::store::lists::{self, Ring};
-use crate::store::pool::{describe, is_broken};
+use crate::store::pool::{describe, is_broken, is_interrupted};
 use crate::store::queue::{self, Answer, Handover, Mode, Question};
 use crate::store::{Batch, Conn};
 use crate::tickets::Flags;
@@ -30,6 +31,7 @@ pub fn run(context: &Arc<Context>, gate: &Remote, stop: &Stop) -> Result<(), Str
         let outcome = match &mut conn {
             Some(open) => hear(context, gate, open).map(|()| backoff.succeed()),
             None => context.pool.open(PATIENCE).and_then(|mut open| {
+                janitor::compare_ticket_key(context, &mut open)?;
                 // Of a cluster another server may be there than the one that has the bell, and then the polls
                 // can wait as they do.
                 lists::has_rung(&mut open, &context.me)?;
@@ -41,6 +43,7 @@ pub fn run(context: &Arc<Context>, gate: &Remote, stop: &Stop) -> Result<(), Str
         };
         match outcome {
             Ok(()) => {}
+            Err(e) if is_interrupted(&e) => conn = None,
             Err(e) => {
                 context.pool.failed(e);
                 conn = None;

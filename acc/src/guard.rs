@@ -80,6 +80,11 @@ impl Door {
         fresh
     }
 
+    /// These revocations hold from now on, unless some were set before, which are newer.
+    pub fn set_first_revoked(&self, revoked: HashMap<NodeId, u64>) {
+        self.revoked.write().unwrap_or_else(PoisonError::into_inner).get_or_insert(revoked);
+    }
+
     /// The time (ms) up to which what `node` holds was revoked.
     pub fn revoked_until(&self, node: NodeId) -> Option<u64> {
         self.revoked.read().unwrap_or_else(PoisonError::into_inner).as_ref()?.get(&node).copied()

@@ -178,15 +178,15 @@ impl Janitor {
         }
     }
 
-    /// Says that this controller lives, and learns the time and whether data was lost.
-    fn beat(&self, conn: &mut Conn, state: &mut State) -> RedisResult<()> {
+    /// Compares the node secret with that of Redis; false where this controller has to end.
+    fn fingerprint(&self, conn: &mut Conn, state: &mut State) -> RedisResult<bool> {
         let context = &self.context;
         if !state.claimed {
             let ours = context.door.secrets().current.fingerprint().to_owned();
             let theirs = nodes::claim_fingerprint(conn, &ours)?;
             if let Err(reason) = check_fingerprint(context, &theirs) {
                 let _ = self.fatal.send(reason);
-                return Ok(());
+                return Ok(false);
             }
             if theirs != ours {
                 // Rotated, and Redis has not heard of it: it was restored, or the command died.
@@ -203,6 +203,19 @@ impl Janitor {
                 );
             }
             state.behind = behind;
+        }
+        Ok(true)
+    }
+
+    /// Says that this controller lives, and learns the time and whether data was lost.
+    fn beat(&self, conn: &mut Conn, state: &mut State) -> RedisResult<()> {
+        let context = &self.context;
+        match self.fingerprint(conn, state) {
+            Ok(true) => {}
+            Ok(false) => return Ok(()),
+            // The key is spoilt or out of reach, and this controller lives all the same.
+            Err(e) if is_away(&e) || is_moving(&e) || is_spoilt(&e) => log::debug!("fingerprint: {}", describe(&e)),
+            Err(e) => return Err(e),
         }
         let beat = lists::beat(conn, &context.me)?;
         context.clock.set(beat.now);
@@ -531,6 +544,8 @@ struct State {
 /// It is kept in the state directory. A controller that has one from before does not wait for Redis: it is the one
 /// that all agreed on.
 pub fn agree_on_ticket_key(context: &Context, conn: &mut Conn) -> RedisResult<()> {
+    // One thread at a time: a key that another thread has just taken over is no previous one.
+    let _agreeing = context.tickets.agreeing();
     let ours = context.tickets.keys();
     let kept = context.identity.ticket_keys().ok().flatten();
     let theirs = match nodes::claim_ticket_key(conn, ours.current.text()) {
@@ -563,6 +578,27 @@ pub fn agree_on_ticket_key(context: &Context, conn: &mut Conn) -> RedisResult<()
         log::error!("the ticket key is not kept in the state directory, so it is lost when redis loses it: {e:#}");
     }
     context.tickets.agree(keys);
+    Ok(())
+}
+
+/// Compares the ticket key with that of Redis. Over a new connection this comes before any ticket: one that is made
+/// with another key is accepted nowhere.
+pub fn compare_ticket_key(context: &Context, conn: &mut Conn) -> RedisResult<()> {
+    match agree_on_ticket_key(context, conn) {
+        // The key in Redis is spoilt or out of reach, and all controllers use the one of the state directory.
+        Err(e) if context.tickets.is_agreed() && !is_broken(&e) => {
+            log::debug!("the ticket key is not compared with the one in redis: {}", describe(&e));
+            Ok(())
+        }
+        outcome => outcome,
+    }
+}
+
+/// Admits nodes, where they are not admitted yet: once the ticket key is agreed on and the revocations are read.
+pub fn admit_nodes(context: &Context, conn: &mut Conn) -> RedisResult<()> {
+    compare_ticket_key(context, conn)?;
+    // What the janitor has read meanwhile is newer, and stays.
+    context.door.set_first_revoked(nodes::revoked(conn)?);
     Ok(())
 }
 

@@ -103,6 +103,12 @@ impl Backend {
         self.shared.as_ref().map_or(0, |shared| shared.taken.load(Ordering::Relaxed))
     }
 
+    /// How many requests may travel on one connection, at most `most`.
+    pub fn share(&self, most: usize) -> usize {
+        let apart = self.shared.as_ref().is_some_and(|shared| shared.handler.apart());
+        if apart { 1 } else { most }
+    }
+
     /// A connection was refused: one of the threads looks whether tiny_http still listens, and makes it anew if
     /// not. Returns at once.
     pub fn refused(&self) {

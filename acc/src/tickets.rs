@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 use std::collections::HashSet;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 /// Longest text that is checked as a ticket, in bytes.
 const MAX_TICKET: usize = 80;
@@ -131,13 +131,14 @@ pub struct Tickets {
     agreed: AtomicBool,
     /// Nodes that Redis knows to return tickets, and the epoch of that.
     returning: Mutex<(u64, HashSet<NodeId>)>,
+    agreeing: Mutex<()>,
 }
 
 impl Tickets {
     /// Uses these keys; nothing is agreed yet.
     pub fn new(keys: TicketKeys) -> Tickets {
         let macs = RwLock::new(Arc::new(Macs::new(keys)));
-        Tickets { macs, agreed: AtomicBool::new(false), returning: Mutex::default() }
+        Tickets { macs, agreed: AtomicBool::new(false), returning: Mutex::default(), agreeing: Mutex::default() }
     }
 
     /// The keys that hold now.
@@ -151,6 +152,11 @@ impl Tickets {
             *self.macs.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(Macs::new(keys));
         }
         self.agreed.store(true, Ordering::Release);
+    }
+
+    /// Held by the thread that compares the keys with that of Redis.
+    pub fn agreeing(&self) -> MutexGuard<'_, ()> {
+        self.agreeing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether Redis was found to have the current key.

@@ -1,5 +1,6 @@
 //! A command as a client pushes it, and the checks that make it one.
 
+use crate::json_size::{MAX_VALUES, has_more_values};
 use crate::{NodeId, salvage};
 use serde_json::{Map, Value};
 use std::collections::HashSet;
@@ -16,6 +17,9 @@ pub const MAX_QUIET_EXPIRES: u64 = 60;
 
 /// Longest text of a command, in bytes: what a request may carry. A longer one would come to no node.
 pub const MAX_TEXT: usize = 16 << 20;
+
+/// Longest field of a text that is not read as JSON, in bytes, that goes into its answer.
+const MAX_SALVAGED: usize = 4096;
 
 /// The field of a command and of a result that holds the controller's ticket.
 pub const TICKET: &str = "ticket";
@@ -71,6 +75,18 @@ impl fmt::Display for BadCommand {
 }
 
 impl std::error::Error for BadCommand {}
+
+impl BadCommand {
+    /// A text that is not read as JSON; of its fields it keeps those by which its sender can be answered.
+    fn unread(text: &[u8], reason: String) -> BadCommand {
+        let mut read = salvage::fields(text, &["id", "gid", "nid", "cmd", "tags"]);
+        // The answer must not be as long as the text.
+        read.retain(|_, value| value.as_str().is_none_or(|text| text.len() <= MAX_SALVAGED));
+        let found = Command::from_value(Value::Object(read));
+        let partial = found.map_or_else(|bad| bad.partial, |command| Some(Box::new(command)));
+        BadCommand { reason, id: partial.as_ref().map(|command| command.id.clone()), partial }
+    }
+}
 
 /// Whether `args` mark the command's `env` and `data` as secret: whatever is not plainly false does.
 ///
@@ -142,39 +158,26 @@ impl Command {
     pub fn parse(text: &[u8]) -> Result<Command, BadCommand> {
         match serde_json::from_slice(text) {
             Ok(value) => Command::from_value(value),
-            Err(e) => {
-                let read = salvage::fields(text, &["id", "gid", "nid", "cmd", "tags"]);
-                let found = Command::from_value(Value::Object(read));
-                let partial = found.map_or_else(|bad| bad.partial, |command| Some(Box::new(command)));
-                let id = partial.as_ref().map(|command| command.id.clone());
-                Err(BadCommand { reason: format!("not JSON: {e}"), id, partial })
-            }
+            Err(e) => Err(BadCommand::unread(text, format!("not JSON: {e}"))),
         }
     }
 
-    /// As `parse`, of a text that a client has pushed: one that is too long is no command.
-    /// Its `ticket` is dropped, for only a controller makes one.
+    /// As `parse`, of a text that a client has pushed: one that is too long, or of too many values, is no command, and
+    /// is not read whole. Its `ticket` is dropped, for only a controller makes one.
     pub fn received(text: &[u8]) -> Result<Command, BadCommand> {
+        if text.len() > MAX_TEXT {
+            let reason = format!("it has {} bytes, and the most is {MAX_TEXT}", text.len());
+            return Err(BadCommand::unread(text, reason));
+        }
+        if has_more_values(text, MAX_VALUES) {
+            return Err(BadCommand::unread(text, format!("it has more than {MAX_VALUES} JSON values")));
+        }
         let mut read = Command::parse(text);
         match &mut read {
             Ok(command) => drop(command.extra.remove(TICKET)),
             Err(bad) => bad.partial.iter_mut().for_each(|command| drop(command.extra.remove(TICKET))),
         }
-        if text.len() <= MAX_TEXT {
-            return read;
-        }
-        let mut command = match read {
-            Ok(command) => command,
-            Err(BadCommand { partial: Some(partial), .. }) => *partial,
-            Err(other) => return Err(other),
-        };
-        // The answer must not be as long.
-        (command.args, command.data, command.extra) = (Map::new(), String::new(), Map::new());
-        Err(BadCommand {
-            reason: format!("it has {} bytes, and the most is {MAX_TEXT}", text.len()),
-            id: Some(command.id.clone()),
-            partial: Some(Box::new(command)),
-        })
+        read
     }
 
     /// As `parse`, of a JSON value.
@@ -538,5 +541,20 @@ mod tests {
         let partial = bad.partial.unwrap();
         assert_eq!((partial.id.as_str(), partial.nid, partial.data.as_str()), ("a", 2, ""));
         assert_eq!(Command::received(&text(MAX_TEXT, "a b")).unwrap_err().partial, None);
+    }
+
+    #[test]
+    fn text_of_too_many_values_is_no_command_and_is_answered_shortly() {
+        let text = |count: usize, tags: &str| {
+            let args = json!({"args": vec![0; count]});
+            json!({"id": "a", "gid": 1, "nid": 2, "cmd": "ping", "tags": tags, "args": args}).to_string().into_bytes()
+        };
+        assert!(Command::received(&text(1000, "t")).is_ok());
+        for (tags, kept) in [("t", "t"), (&"t".repeat(MAX_SALVAGED + 1), "")] {
+            let bad = Command::received(&text(MAX_VALUES, tags)).unwrap_err();
+            assert!(bad.reason.contains("more than 500000 JSON values"), "{}", bad.reason);
+            let partial = bad.partial.unwrap();
+            assert_eq!((partial.id.as_str(), partial.nid, partial.tags.as_str()), ("a", 2, kept));
+        }
     }
 }

@@ -11,6 +11,7 @@ pub mod backoff;
 pub mod command;
 pub mod death;
 pub mod directives;
+pub mod json_size;
 pub mod level;
 pub mod node;
 pub mod notify;

@@ -92,7 +92,8 @@ impl Pump {
     /// take long goes alone, for answers come in the order of the requests: one that is slow all the same keeps
     /// those few waiting that travel behind it, and nobody else (see `turns`).
     fn next_group(&mut self, slot: usize) -> (VecDeque<Errand>, VecDeque<Vec<u8>>) {
-        let most = self.queue.len().div_ceil(self.trips.len().max(1)).min(self.limits.together);
+        let share = self.config.backend.share(self.limits.together);
+        let most = self.queue.len().div_ceil(self.trips.len().max(1)).min(share);
         let mut group: Vec<(Errand, Vec<u8>)> = Vec::with_capacity(most);
         while group.len() < most
             && let Some((errand, body)) = self.queue.front()

@@ -2,16 +2,15 @@
 
 use super::Outcome;
 use crate::context::Context;
+use crate::janitor;
 use crate::server::Reply;
-use crate::store::nodes;
 
 pub(super) fn get(context: &Context) -> Outcome {
     if context.door.knows_revoked() {
         context.pool.with(|conn| conn.one::<String>(&redis::cmd("PING")))?;
     } else {
         // Nodes are admitted from now on: a load balancer that gets this answer may send them here.
-        let revoked = context.pool.with(nodes::revoked)?;
-        context.door.set_revoked(revoked);
+        context.pool.with(|conn| janitor::admit_nodes(context, conn))?;
     }
     Ok(Reply::json(r#"{"status":"ok"}"#))
 }

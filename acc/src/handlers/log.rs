@@ -5,10 +5,10 @@ use crate::allowance::{Charge, Resource};
 use crate::context::Context;
 use crate::server::Reply;
 use crate::store::nodes::MayWrite;
-use crate::store::pool::is_wrong_type;
-use crate::store::{Batch, Conn, lists, nodes};
+use crate::store::pool::{describe, is_wrong_type};
+use crate::store::{Batch, Conn, keys, lists, nodes};
 use jscommon::{NodeId, series};
-use redis::RedisResult;
+use redis::{RedisError, RedisResult};
 use serde_json::{Map, Value, json as object};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, PoisonError};
@@ -71,14 +71,15 @@ pub(super) fn post(context: &Context, told: &Told, node: NodeId, body: &[u8]) ->
     Ok(Reply::json("{}"))
 }
 
-/// Writes the records of `node`'s batch `number`; answers the keys that are no lists, and by how many bytes the lists
-/// have grown. Records of such keys go to another list: one of them does not hold up all that the node sends.
+/// Writes the records of `node`'s batch `number`; answers the keys that are of another type than they must be, each with
+/// the sentence that says so, and by how many bytes the lists have grown. Records of such keys go to another list: one of
+/// them does not hold up all that the node sends.
 fn write(
     conn: &mut Conn,
     node: NodeId,
     number: u64,
     by_list: &BTreeMap<String, Vec<String>>,
-) -> RedisResult<(Vec<String>, usize)> {
+) -> RedisResult<(Vec<(String, String)>, usize)> {
     let mut growth = 0;
     let mut batch = Batch::new();
     by_list.iter().for_each(|(list, records)| lists::records(&mut batch, list, node, number, records));
@@ -86,7 +87,7 @@ fn write(
     for ((list, texts), answer) in by_list.iter().zip(conn.run_each(&batch)?) {
         match answer {
             Err(e) if is_wrong_type(&e) => {
-                wrong.push(list.clone());
+                wrong.push(at_fault(list, &e));
                 records.extend(texts.iter().cloned());
             }
             answer => growth += lists::pushed(answer?)?.growth,
@@ -100,7 +101,7 @@ fn write(
     lists::records(&mut batch, &instead, node, number, &records);
     match conn.run(&batch) {
         // Then there is no place for them; they are on their node still.
-        Err(e) if is_wrong_type(&e) => wrong.push(instead),
+        Err(e) if is_wrong_type(&e) => wrong.push(at_fault(&instead, &e)),
         answer => {
             for answer in answer? {
                 growth += lists::pushed(answer)?.growth;
@@ -110,12 +111,21 @@ fn write(
     Ok((wrong, growth))
 }
 
-/// Says of each key that is no list, once an hour, that it is none.
-fn tell(context: &Context, told: &Told, wrong: &[String]) {
+/// The key that keeps records from the list `list`, and the sentence that says so. It is the list itself, or the hash
+/// beside it that knows the last batches: then the list is good, and nobody is to delete it.
+fn at_fault(list: &str, error: &RedisError) -> (String, String) {
+    let (sentence, beside) = (describe(error), keys::seen(list));
+    let key = if sentence.starts_with(&format!("the key {beside} ")) { beside } else { list.to_owned() };
+    let instead = series::log_key("", WRONG_TYPE);
+    (key, format!("records of {list} go to {instead}: {sentence}"))
+}
+
+/// Says of each key that is of another type than it must be, once an hour, that it is so.
+fn tell(context: &Context, told: &Told, wrong: &[(String, String)]) {
     let now = context.clock.now();
-    for key in wrong.iter().filter(|key| told.is_news(key, now)) {
+    for (key, sentence) in wrong.iter().filter(|(key, _)| told.is_news(key, now)) {
         let instead = series::log_key("", WRONG_TYPE);
-        ::log::error!("the key {key} in redis is no list: its records go to {instead} until it is deleted or renamed");
+        ::log::error!("{sentence}");
         let mut batch = Batch::new();
         lists::event(&mut batch, "wrong_type", None, now, &object!({"key": key, "instead": instead}));
         // The records are stored whether it is told or not.

@@ -20,8 +20,8 @@ use crate::context::Context;
 use crate::route::Route;
 use crate::server::{Handler, Reply, Request};
 use crate::store::describe;
-use crate::store::target::Kind;
 use jscommon::NodeId;
+use jscommon::json_size::{MAX_VALUES, has_more_values};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -30,12 +30,6 @@ const RETRY: u32 = 2;
 
 /// Most requests that one thread handles together.
 const TOGETHER: usize = 16;
-
-/// Most JSON values of one body, an object counted as [`OBJECT`]. A batch of 10,000 records has two fifths of that.
-const MAX_VALUES: usize = 500_000;
-
-/// As many values take the memory of an object with one field.
-const OBJECT: usize = 8;
 
 /// The handlers of one controller.
 pub struct Handlers {
@@ -135,10 +129,15 @@ impl Handler for Handlers {
         self.reply(request, outcome)
     }
 
-    /// One server does the calls of many as it does those of one. Of a cluster's servers one may be away, and
-    /// what asks nothing of it shall not wait for it.
+    /// One server does the calls of many as it does those of one.
     fn together(&self) -> usize {
-        if self.context.config.redis.kind == Kind::Cluster { 1 } else { TOGETHER }
+        if self.apart() { 1 } else { TOGETHER }
+    }
+
+    /// Of a cluster's servers one may be away, and what asks nothing of it shall not wait for it. That Redis is a
+    /// cluster may be found out late: when one server was named, or when Redis was away at the start.
+    fn apart(&self) -> bool {
+        self.context.pool.is_cluster()
     }
 
     /// Polls and results that came together go to Redis together.
@@ -199,29 +198,6 @@ fn json(body: &[u8]) -> Result<serde_json::Value, Fault> {
     serde_json::from_slice(body).map_err(|e| bad(format!("the body is no JSON: {e}")))
 }
 
-/// Whether a JSON text has more than `most` values.
-fn has_more_values(body: &[u8], most: usize) -> bool {
-    // Each value but the first has a comma, a colon or a bracket before it.
-    if body.len() <= most {
-        return false;
-    }
-    let (mut count, mut in_string, mut escaped) = (1_usize, false, false);
-    for byte in body {
-        if in_string {
-            in_string = escaped || *byte != b'"';
-            escaped = !escaped && *byte == b'\\';
-        } else {
-            in_string = *byte == b'"';
-            count += match byte {
-                b',' | b'[' => 1,
-                b'{' => OBJECT,
-                _ => 0,
-            };
-        }
-    }
-    count > most
-}
-
 /// 401 for credentials that were revoked, which this controller has not heard of yet.
 fn revoked(node: NodeId) -> Reply {
     Reply::error(401, format!("the credentials of node {node} were revoked: enrol it again"))
@@ -276,16 +252,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_are_counted_outside_of_strings() {
-        let text = r#"[{"a": 1, "b": [2, 3]}, "x,[{\\\",,,", "\\\\", null]"#;
-        let value: serde_json::Value = serde_json::from_str(text).unwrap();
-        assert_eq!(value.as_array().unwrap().len(), 4);
-        // Each of the nine: the list, the object, 1, its list, 2, 3, two texts, null.
-        let nine = 8 + OBJECT;
-        for (most, more) in [(nine - 2, true), (nine - 1, true), (nine, false), (nine + 1, false)] {
-            assert_eq!(has_more_values(text.as_bytes(), most), more, "{most}");
-        }
-        assert!(!has_more_values(b"{}", 2));
+    fn body_of_too_many_values_is_refused_unread() {
         assert!(json(&[b"[".as_slice(), &b"{},".repeat(MAX_VALUES), b"{}]"].concat()).is_err());
     }
 

@@ -36,6 +36,8 @@ enum Refusal {
     NoTicket,
     NotMeant,
     Unknown,
+    /// There is room for it after so many seconds.
+    TooMany(u32),
 }
 
 impl Refusal {
@@ -46,6 +48,7 @@ impl Refusal {
             Refusal::NoTicket => "it has no ticket, and this node has returned tickets before",
             Refusal::NotMeant => "its job was for other nodes",
             Refusal::Unknown => "it has no ticket, and redis knows no such job of this node",
+            Refusal::TooMany(_) => "the node brings more of its runs than its recurring_period allows",
         }
     }
 }
@@ -154,6 +157,16 @@ fn reply(context: &Context, posted: Posted, refusals: &mut impl Iterator<Item = 
             ::log::debug!("a refused result of node {node} is not told: {}", describe(&e));
         }
     }
+    let rooms = refused.iter().filter_map(|(_, why)| match why {
+        Refusal::TooMany(seconds) => Some(*seconds),
+        _ => None,
+    });
+    if let Some(seconds) = rooms.max() {
+        // All of them come again; what was delivered now is known then.
+        let sentence = format!("results of node {node} are too many: {}", Refusal::TooMany(seconds).sentence());
+        context.metrics.refused("results");
+        return Err(Fault::Reply(Reply::busy(429, sentence, seconds)));
+    }
     let ids: Vec<&str> = refused.iter().map(|(id, _)| id.as_str()).collect();
     let error = format!("result of job {id}: {}; node {node} may not answer for it", why.sentence());
     let body = object!({"error": error, "refused": ids, "time": now});
@@ -208,7 +221,7 @@ fn decide(context: &Context, conn: &mut Conn, entries: &[&Entry]) -> RedisResult
     for entry in entries {
         jobs::ask(&mut batch, entry.node, &entry.result.id);
         if entry.has_ticket {
-            results::decide(&mut batch, &entry.delivery(entry.recurring));
+            results::decide(&mut batch, &entry.delivery(entry.recurring), true);
         } else {
             nodes::ask_returns_tickets(&mut batch, entry.node);
             results::ask_remembered(&mut batch, entry.node, &entry.result.id);
@@ -239,8 +252,8 @@ fn decide(context: &Context, conn: &mut Conn, entries: &[&Entry]) -> RedisResult
     for (i, entry) in entries.iter().enumerate() {
         let known = jobs::known(next(), next(), next())?;
         if entry.has_ticket {
-            let refusal = (known == Known::NotMeant).then_some(Refusal::NotMeant);
             let verdict = results::verdict(next())?;
+            let refusal = (known == Known::NotMeant).then_some(Refusal::NotMeant).or(too_many(verdict));
             standings.push(Standing { known, verdict, recurring: entry.recurring, refusal });
             continue;
         }
@@ -260,7 +273,7 @@ fn decide(context: &Context, conn: &mut Conn, entries: &[&Entry]) -> RedisResult
             (run, _) => run.filter(|_| remembered.recurs),
         };
         if refusal.is_none() {
-            results::decide(&mut later, &entry.delivery(recurring));
+            results::decide(&mut later, &entry.delivery(recurring), false);
             undecided.push(i);
         }
         standings.push(Standing { known, verdict: Verdict::Late, recurring, refusal });
@@ -268,9 +281,15 @@ fn decide(context: &Context, conn: &mut Conn, entries: &[&Entry]) -> RedisResult
     if !undecided.is_empty() {
         for (i, answer) in undecided.into_iter().zip(conn.run(&later)?) {
             standings[i].verdict = results::verdict(answer)?;
+            standings[i].refusal = too_many(standings[i].verdict);
         }
     }
     Ok(standings)
+}
+
+/// The refusal of a run that is one too many.
+fn too_many(verdict: Verdict) -> Option<Refusal> {
+    if let Verdict::TooMany(seconds) = verdict { Some(Refusal::TooMany(seconds)) } else { None }
 }
 
 /// Delivers; answers for each entry whether it was refused.
@@ -279,7 +298,7 @@ fn deliver(context: &Context, conn: &mut Conn, entries: &[&Entry]) -> RedisResul
     death::point("acc.result.guarded");
 
     let now = context.clock.now();
-    let (mut hashes, mut pushes) = (Batch::new(), Vec::new());
+    let (mut hashes, mut pushes, mut events) = (Batch::new(), Vec::new(), Batch::new());
     for (entry, standing) in entries.iter().zip(&standings) {
         let result = &entry.result;
         let Standing { known, verdict, recurring, refusal } = standing;
@@ -292,7 +311,7 @@ fn deliver(context: &Context, conn: &mut Conn, entries: &[&Entry]) -> RedisResul
             let data = object!({"id": result.id, "state": answer::state_name(result.state)});
             // A node may bring a second result of its job without end.
             if context.allowances.take(entry.node, &[Charge::new(Resource::LateEvents, 1)], now).is_ok() {
-                lists::event(&mut hashes, "late_result", Some(entry.node), now, &data);
+                lists::event(&mut events, "late_result", Some(entry.node), now, &data);
             }
             continue;
         }
@@ -302,7 +321,7 @@ fn deliver(context: &Context, conn: &mut Conn, entries: &[&Entry]) -> RedisResul
         let writing = if *verdict == Verdict::Repeat { Writing::Repeated } else { Writing::Counts };
         jobs::result(&mut hashes, &entry.target, &result.id, &entry.text, writing);
         let delivery = entry.delivery(*recurring);
-        results::remember(&mut hashes, &delivery, matches!(known, Known::Meant(_)));
+        results::remember(&mut hashes, &delivery, entry.has_ticket || matches!(known, Known::Meant(_)));
         let meant = match known {
             Known::Meant(meant) => Some(meant),
             _ => None,
@@ -312,18 +331,24 @@ fn deliver(context: &Context, conn: &mut Conn, entries: &[&Entry]) -> RedisResul
             Verdict::First => {
                 count(context, "first");
                 let quiet = meant.is_some_and(|meant| meant.quiet);
-                let bounds = meant.map_or(Bounds::UNKNOWN, |meant| Bounds::of(meant.targets, quiet));
+                let bounds = match meant {
+                    Some(meant) => Bounds::of(meant.targets, quiet),
+                    // Nobody can make up an id with a ticket.
+                    None if entry.has_ticket => Bounds::of(0, false),
+                    None => Bounds::UNKNOWN,
+                };
                 let counted = (!quiet).then(|| answer::state_name(result.state));
                 pushes.push(Push { delivery, bounds, counted });
                 if let Some(meant) = meant {
                     context.metrics.result_seconds.observe(now.saturating_sub(meant.created) as f64 / 1000.0);
                 }
             }
-            Verdict::Repeat | Verdict::Late => count(context, "repeat"),
+            Verdict::Repeat | Verdict::Late | Verdict::TooMany(_) => count(context, "repeat"),
         }
     }
     results::push_all(conn, hashes, &pushes)?;
     death::point("acc.result.pushed");
+    lists::unkept(conn.run_each(&events)?)?;
     Ok(standings.into_iter().map(|standing| standing.refusal).collect())
 }
 

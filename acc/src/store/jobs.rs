@@ -55,9 +55,9 @@ pub fn open(batch: &mut Batch, job: &Job<'_>) {
     });
 }
 
-/// Whether the job was written down before.
-pub fn opened(answer: Value) -> RedisResult<bool> {
-    Ok(Option::<String>::from_redis_value(answer)?.is_some())
+/// Reads the answer to `open`: nothing for a new job; of one that was written down before, whether it had targets.
+pub fn opened(answer: Value) -> RedisResult<Option<bool>> {
+    Ok(Option::<String>::from_redis_value(answer)?.map(|targets| targets != "[]"))
 }
 
 /// Where a job stands that was written down before.

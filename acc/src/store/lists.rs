@@ -4,9 +4,10 @@
 //! Owns: taking commands so that a controller's death loses none, and the bound of every list.
 //! Does not own: what stands in the entries.
 
-use super::{Batch, Conn, DAY, HISTORY, keys, scripts};
+use super::pool::{is_away, is_moving, is_spoilt};
+use super::{Batch, Conn, DAY, HISTORY, describe, keys, scripts};
 use jscommon::NodeId;
-use redis::{Cmd, FromRedisValue, RedisResult, Value};
+use redis::{Cmd, FromRedisValue, RedisError, RedisResult, Value};
 use serde_json::json;
 use std::collections::HashSet;
 
@@ -81,9 +82,15 @@ pub fn beat(conn: &mut Conn, me: &str) -> RedisResult<Beat> {
         });
     }
     let mut said = Beat { new: false, now: 0 };
-    for answer in conn.run(&batch)? {
-        let (new, now): (i64, u64) = FromRedisValue::from_redis_value(answer)?;
-        said = Beat { new: said.new || new == 1, now };
+    for (i, answer) in conn.run_each(&batch)?.into_iter().enumerate() {
+        match answer {
+            // Without the second one it lives for all that inherit; clients do not see it meanwhile.
+            Err(e) if i > 0 && is_unkept(&e) => log::debug!("a beat is not written down: {}", describe(&e)),
+            answer => {
+                let (new, now): (i64, u64) = FromRedisValue::from_redis_value(answer?)?;
+                said = Beat { new: said.new || new == 1, now };
+            }
+        }
     }
     Ok(said)
 }
@@ -109,7 +116,11 @@ pub fn ask_dead(batch: &mut Batch, now: u64) {
 pub fn read_dead(answers: Vec<RedisResult<Value>>, me: &str) -> RedisResult<Vec<String>> {
     let mut dead = Vec::new();
     for answer in answers {
-        dead.extend(Vec::<String>::from_redis_value(answer?)?);
+        match answer {
+            // A controller that has died is on the other list too.
+            Err(e) if is_unkept(&e) => log::debug!("some beats cannot be read: {}", describe(&e)),
+            answer => dead.extend(Vec::<String>::from_redis_value(answer?)?),
+        }
     }
     dead.sort_unstable();
     dead.dedup();
@@ -172,6 +183,9 @@ pub fn leave(conn: &mut Conn, me: &str, now: u64) -> RedisResult<()> {
     let mut batch = Batch::new();
     // What a broken connection of its own took in the last moment is looked for by its name in there.
     batch.call(Cmd::zadd(keys::GONE, me, now));
+    batch.call(Cmd::zrembyscore(keys::GONE, "-inf", now.saturating_sub(GONE_KNOWN)));
+    batch.call(Cmd::zremrangebyrank(keys::GONE, 0, -(HISTORY as isize) - 1));
+    batch.call(Cmd::pexpire(keys::GONE, GONE_KNOWN as i64));
     batch.call(Cmd::zrem(keys::TAKERS, me)).call(Cmd::zrem(keys::CONTROLLERS, me)).call(Cmd::del(keys::bell(me)));
     conn.run(&batch).map(drop)
 }
@@ -243,6 +257,23 @@ pub fn bells(conn: &mut Conn, me: &str) -> RedisResult<Vec<Ring>> {
     let mut said = HashSet::new();
     let rings = std::iter::once(first).chain(rest.into_iter().rev()).filter_map(|text| Ring::read(&text));
     Ok(rings.filter(|ring| said.insert(*ring)).collect())
+}
+
+/// Whether an error keeps only an entry of a list for people (events, jobs, audit, rejected) from being written: the
+/// list is spoilt, or the server of a cluster that has it is away. Nothing else waits for that.
+pub fn is_unkept(error: &RedisError) -> bool {
+    is_spoilt(error) || is_away(error) || is_moving(error)
+}
+
+/// Reads the answers to calls that add such entries; what was not kept is logged.
+pub fn unkept(answers: Vec<RedisResult<Value>>) -> RedisResult<()> {
+    for error in answers.into_iter().filter_map(Result::err) {
+        if !is_unkept(&error) {
+            return Err(error);
+        }
+        log::debug!("what happens is not kept: {}", describe(&error));
+    }
+    Ok(())
 }
 
 /// Adds an event: `name`, the node it is about, the time (ms), and what there is to say.
@@ -342,6 +373,12 @@ pub fn stats(batch: &mut Batch, node: NodeId, number: u64, series: &[(String, St
     }
 }
 
+/// An entry of the audit list; its arguments may be long, and are not read.
+#[derive(serde::Deserialize)]
+struct Entry {
+    id: Option<String>,
+}
+
 /// Drops counts of results whose job the audit list no longer has, once there are many.
 pub fn sweep_audit(conn: &mut Conn) -> RedisResult<()> {
     let count: usize = conn.one(&Cmd::hlen(keys::AUDIT_RESULTS))?;
@@ -349,10 +386,8 @@ pub fn sweep_audit(conn: &mut Conn) -> RedisResult<()> {
         return Ok(());
     }
     let entries: Vec<String> = conn.one(&Cmd::lrange(keys::AUDIT, 0, -1))?;
-    let ids: HashSet<String> = entries
-        .iter()
-        .filter_map(|entry| serde_json::from_str::<serde_json::Value>(entry).ok()?["id"].as_str().map(str::to_owned))
-        .collect();
+    let ids: HashSet<String> =
+        entries.iter().filter_map(|entry| serde_json::from_str::<Entry>(entry).ok()?.id).collect();
     let fields: Vec<String> = conn.one(&Cmd::hkeys(keys::AUDIT_RESULTS))?;
     let old: Vec<&String> =
         fields.iter().filter(|field| field.split(' ').next().is_none_or(|id| !ids.contains(id))).collect();

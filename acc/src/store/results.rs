@@ -15,9 +15,15 @@ const QUIET: u64 = 120;
 /// Most runs of a recurring job that are remembered of each node: those that it may have sent without hearing that
 /// they were taken, several requests of them.
 const RUNS: usize = 4000;
-/// Seconds that a result is kept, and remembered as delivered, while Redis does not know its job. Anybody with
-/// the credentials of a node can make up ids, so this is short.
+/// Seconds that a result is kept, and remembered as delivered, while neither Redis nor a ticket says that its job is
+/// one of this node. Anybody with the credentials of a node can make up ids, so this is short.
 const UNKNOWN: u64 = 3600;
+/// Results of a recurring job that one node may bring at once. Those that were brought count down at `PER_PERIOD`.
+const MAX_RUNS: u64 = 100;
+/// Results that it may bring in one period of the job, in the long run.
+const PER_PERIOD: u64 = 4;
+/// Most results that it may bring at once when it has brought none for a while: as many as their list holds.
+const MAX_SAVED: u64 = HISTORY as u64;
 
 /// A result to deliver.
 #[derive(Clone, Debug)]
@@ -59,6 +65,9 @@ pub enum Verdict {
     Repeat,
     /// Another final answer stands for this target.
     Late,
+    /// The node has brought more results than a job of this period has; there is room for this one after so many
+    /// seconds.
+    TooMany(u32),
 }
 
 /// Asks what is remembered of the job `id` for `node`, which has brought no ticket; read by `remembered`.
@@ -83,24 +92,26 @@ pub fn remembered(answered: Value, left: Value) -> RedisResult<Remembered> {
     Ok(Remembered { answered: bool::from_redis_value(answered)?, recurs: left > DAY as i64 })
 }
 
-/// Adds the decision on a delivery to `batch`; the answer is read by `verdict`.
-pub fn decide(batch: &mut Batch, delivery: &Delivery<'_>) {
+/// Adds the decision on a delivery to `batch`; the answer is read by `verdict`. With `proven` a ticket says that the
+/// job is one of this node.
+pub fn decide(batch: &mut Batch, delivery: &Delivery<'_>, proven: bool) {
     let mut keys = vec![keys::done(delivery.id)];
-    let (mut recurring, mut quiet) = (false, false);
+    let (mut recurring, mut quiet, mut pace) = (false, false, 0);
     if let Some(run) = delivery.recurring {
         keys.push(keys::done_runs(delivery.id, run.node));
         keys.push(keys::done_run(delivery.id, run.node, run.starttime));
-        (recurring, quiet) = (true, run.quiet);
+        (recurring, quiet, pace) = (true, run.quiet, run.period.max(1).saturating_mul(1000) / PER_PERIOD);
     }
-    // For a short time, for nothing is known yet of who says so: see `push` and `remember`.
+    // Without a ticket for a short time, for nothing is known yet of who says so: see `push` and `remember`.
+    let keep = if proven { DAY } else { UNKNOWN };
     batch.script(&scripts::DECIDE, &keys, |cmd| {
-        cmd.arg(delivery.target).arg(delivery.run).arg(UNKNOWN).arg(u8::from(recurring)).arg(u8::from(quiet));
-        cmd.arg(RUNS);
+        cmd.arg(delivery.target).arg(delivery.run).arg(keep).arg(u8::from(recurring)).arg(u8::from(quiet));
+        cmd.arg(RUNS).arg(pace).arg(MAX_RUNS).arg(MAX_SAVED);
     });
 }
 
 /// Adds that the delivery is remembered until well after the next run of its job, 400 days at most; `meant` says
-/// that Redis knows the job and that it is for this node. Nothing for a job that does not recur.
+/// that Redis or a ticket knows the job as one of this node. Nothing for a job that does not recur.
 pub fn remember(batch: &mut Batch, delivery: &Delivery<'_>, meant: bool) {
     let Some(run) = delivery.recurring else { return };
     let keys = [keys::done(delivery.id), keys::done_runs(delivery.id, run.node)];
@@ -118,7 +129,7 @@ pub struct Bounds {
 }
 
 impl Bounds {
-    /// Of a job that Redis does not know.
+    /// Of a job that neither Redis nor a ticket knows.
     pub const UNKNOWN: Bounds = Bounds { most: HISTORY, seconds: UNKNOWN };
 
     /// The bounds of a job with at most so many targets; of a `quiet` one little is kept, and not for long.
@@ -150,7 +161,7 @@ pub fn push_all(conn: &mut Conn, hashes: Batch, pushes: &[Push<'_>]) -> RedisRes
     let done = pushes.iter().zip(answers).filter(|(_, answer)| *answer == Value::Int(1));
     let mut counts = Batch::new();
     lists::count_results(&mut counts, done.filter_map(|(push, _)| Some((push.delivery.id, push.counted?))));
-    conn.run(&counts).map(drop)
+    lists::unkept(conn.run_each(&counts)?)
 }
 
 /// Adds a push; with `apart` it is counted by the caller.
@@ -175,10 +186,11 @@ fn add_push(batch: &mut Batch, push: &Push<'_>, apart: bool) {
 
 /// Reads the answer to `decide`.
 pub fn verdict(answer: Value) -> RedisResult<Verdict> {
-    Ok(match String::from_redis_value(answer)?.as_str() {
+    let answer = String::from_redis_value(answer)?;
+    Ok(match answer.as_str() {
         "first" => Verdict::First,
         "quiet" => Verdict::Quiet,
         "repeat" => Verdict::Repeat,
-        _ => Verdict::Late,
+        _ => answer.parse().map_or(Verdict::Late, Verdict::TooMany),
     })
 }

@@ -48,6 +48,23 @@ fn what_is_no_command_is_rejected_with_its_reason() {
 }
 
 #[test]
+fn text_of_very_many_values_is_refused_unread() {
+    let redis = Redis::start();
+    let acc = Acc::start(&redis, AccOptions::default());
+    let (client, node) = (&mut Client::new(&redis), acc.node(1, 10));
+    let many = vec![0; 600_000];
+    let words = ["more than 500000 JSON values"];
+    answered(client, json!({"gid": 1, "nid": 10, "cmd": "ping", "args": {"args": many}}), &words);
+    for path in ["renew", "result", "log", "stats", "event"] {
+        let reply = node.post(path, &json!({"certificate": many}));
+        assert_eq!(reply.status, 413, "{path}: {reply:?}");
+        // These two have a bound of bytes that is met first.
+        assert!(["renew", "event"].contains(&path) || reply.error().contains(words[0]), "{reply:?}");
+    }
+    assert_eq!(node.post_text("/1/10/renew", "").status, 200, "an empty body asks for credentials");
+}
+
+#[test]
 fn a_bad_command_with_a_good_id_is_answered() {
     let redis = Redis::start();
     let _acc = Acc::start(&redis, AccOptions::default());

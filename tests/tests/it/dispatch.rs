@@ -349,3 +349,49 @@ fn a_spoilt_command_that_expires_holds_up_no_other() {
     assert!(client.pop(&good)["data"].as_str().is_some_and(|data| data.starts_with("expired:")));
     assert_eq!(client.results(&spoilt), 0);
 }
+
+/// The name of the only controller.
+fn controller(client: &mut Client) -> String {
+    let names: Vec<String> = client.redis(&["ZRANGE", "jsacc:acs", "0", "-1"]);
+    assert_eq!(names.len(), 1, "{names:?}");
+    names[0].clone()
+}
+
+#[test]
+fn text_with_a_known_id_answers_for_nothing_when_it_is_taken_up_again() {
+    for text in [
+        json!({"gid": 1, "nid": 10, "cmd": 5}),
+        json!({"gid": 1, "nid": 10, "cmd": "cancel", "data": "{\"id\": \"waiting\"}"}),
+    ] {
+        let redis = Redis::start();
+        let mut acc = Acc::start(&redis, AccOptions::dying_at("acc.answered:3"));
+        let mut client = Client::new(&redis);
+        let dead = controller(&mut client);
+        for id in ["waiting", "known"] {
+            client.push(json!({"id": id, "gid": 1, "nid": 10, "cmd": "ping"}));
+            wait_until("the command is passed on", LONG, || {
+                let taken: i64 = client.redis(&["LLEN", &format!("jsacc:{{cmds_queue}}:taken:{dead}")]);
+                let listed: Vec<String> = client.redis(&["LRANGE", "jsacc:jobs", "0", "-1"]);
+                taken == 0 && listed.iter().any(|listed| listed == id)
+            });
+        }
+        let mut again = text.clone();
+        again["id"] = json!("known");
+        client.push(again);
+        acc.wait();
+        // The next one need not wait until the dead one has been silent for long.
+        for key in ["jsacc:acs", "jsacc:{cmds_queue}:acs"] {
+            client.redis::<i64>(&["ZADD", key, "1", &dead]);
+        }
+        acc.resume();
+        wait_until("it is a duplicate", LONG, || {
+            client.events().iter().any(|event| event["name"] == "duplicate" && event["data"]["id"] == "known")
+        });
+        for id in ["waiting", "known"] {
+            assert_eq!(client.state(id, "1:10").as_deref(), Some("QUEUED"), "{text}");
+            assert_eq!(client.results(id), 0, "{text}");
+        }
+        let batch = acc.node(1, 10).poll(30, None).expect("both commands");
+        assert_eq!(batch.cmds.len(), 2, "{batch:?}");
+    }
+}

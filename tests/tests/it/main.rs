@@ -42,5 +42,6 @@ mod service;
 mod stats;
 mod supervise;
 mod support;
+mod ticket_key;
 mod tickets;
 mod trusted_paths;

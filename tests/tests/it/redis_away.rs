@@ -74,6 +74,45 @@ fn a_stop_ends_in_time_though_redis_hangs() {
 }
 
 #[test]
+fn controller_that_is_stopped_and_continued_takes_redis_for_present() {
+    let redis = Redis::start();
+    let acc = Acc::start(&redis, AccOptions::default());
+    let (mut client, node, pid) = (Client::new(&redis), acc.node(1, 10), Pid::from_raw(acc.pid() as i32));
+    for _ in 0..10 {
+        // What ends such a stop interrupts reads that wait for Redis, as the end of a tracer does.
+        kill(pid, Signal::SIGSTOP).expect("the controller is stopped");
+        wait_until("it stands still", LONG, || {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("the controller's state");
+            stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
+        });
+        kill(pid, Signal::SIGCONT).expect("the controller goes on");
+        assert_eq!(acc.anonymous().get("/health").status, 200);
+        let id = client.send("ping", json!({}));
+        let batch = node.poll(30, None).expect("the command");
+        assert_eq!(batch.cmds[0]["id"], json!(id));
+        assert_eq!(node.post("result", &json!([node.result_of(&batch.cmds[0], "OK", "")])).status, 200);
+        assert!(node.poll(0, Some(&batch.batch)).is_none());
+        assert_eq!(client.pop(&id)["state"], "OK");
+    }
+    for said in ["no answer from redis", "cannot be passed on"] {
+        assert!(!acc.output().contains(said), "{}", acc.output());
+    }
+}
+
+#[test]
+fn controllers_that_have_left_are_forgotten_after_a_day() {
+    let redis = Redis::start();
+    let mut acc = Acc::start(&redis, AccOptions::default());
+    let (mut client, gone) = (Client::new(&redis), "jsacc:{cmds_queue}:gone");
+    let name: Vec<String> = client.redis(&["ZRANGE", "jsacc:acs", "0", "-1"]);
+    client.redis::<()>(&["ZADD", gone, "1", "long-gone"]);
+    assert_eq!(acc.stop(), Some(0));
+    assert_eq!(client.redis::<Vec<String>>(&["ZRANGE", gone, "0", "-1"]), name);
+    let left: i64 = client.redis(&["TTL", gone]);
+    assert!((86_000..=86_400).contains(&left), "{left}");
+}
+
+#[test]
 fn data_that_redis_lost_does_not_deafen_a_waiting_node() {
     let redis = Redis::start();
     let acc = Acc::start(&redis, AccOptions::default());

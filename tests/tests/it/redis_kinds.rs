@@ -1,5 +1,9 @@
 //! Redis as a cluster, and under Sentinels: a controller outlives the loss of a server, with jobs in flight.
 
+use jsacc::config::Config;
+use jsacc::handlers::Handlers;
+use jsacc::server::Handler;
+use jsacc::store::target::Target;
 use jstests::load::Load;
 use jstests::redis_cluster::Cluster;
 use jstests::sentinels::Watched;
@@ -11,6 +15,7 @@ use redis::ConnectionLike;
 use redis::cluster::ClusterConnection;
 use serde_json::json;
 use std::net::TcpListener;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long a failover may take on a busy machine.
@@ -344,6 +349,123 @@ fn a_server_of_a_cluster_that_is_away_holds_up_only_what_lies_there() {
         let queued = redis::cmd("ZCARD").arg(format!("jsacc:{{1:{gone}}}:queue")).query::<usize>(&mut conn);
         answered.is_ok_and(|count| count == 1) && queued.is_ok_and(|count| count == 1)
     });
+}
+
+#[test]
+fn lists_of_what_happened_hold_up_nothing_while_their_server_is_away() {
+    let mut cluster = Cluster::start(false);
+    for server in 0..3 {
+        cluster.on::<()>(server, &["CONFIG", "SET", "cluster-require-full-coverage", "no"]).expect("a setting");
+    }
+    let acc = Acc::start_at(&cluster.address(), AccOptions::default());
+    let away = cluster.holder(cluster.slot("jsacc:audit:results"));
+    for list in ["jsacc:jobs", "jsacc:audit", "jsacc:events", "jsacc:rejected"] {
+        let (slot, from) = (cluster.slot(list), cluster.holder(cluster.slot(list)));
+        assert_ne!(from, away, "{list}");
+        cluster.move_slot(slot, from, away, Duration::ZERO);
+    }
+    let lies = |key: &str| cluster.holder(cluster.slot(key));
+    for needed in ["cmds_queue", "jsacc:expiring"] {
+        assert_ne!(lies(needed), away, "{needed}");
+    }
+    let nid = (10..).find(|nid| lies(&format!("{{1:{nid}}}")) != away).unwrap();
+    let mut ids = std::iter::repeat_with(jstests::fresh_id)
+        .filter(|id| ![format!("jsacc:job:{id}"), format!("cmds_queue_{id}")].iter().any(|key| lies(key) == away));
+    let mut id = || ids.next().unwrap();
+    let (bad, good, last, holder) = (id(), id(), id(), lies("cmds_queue"));
+    let node = acc.node(1, nid);
+    assert!(node.poll(0, None).is_none());
+    cluster.servers[away].kill();
+    let push = |text: serde_json::Value| assert!(push_text(&cluster, &text.to_string()), "{text}");
+    let answers = |id: &str| {
+        let mut conn = cluster.connect().unwrap();
+        redis::cmd("LLEN").arg(format!("cmds_queue_{id}")).query::<usize>(&mut conn).is_ok_and(|count| count == 1)
+    };
+    push(json!({"id": bad, "gid": 1, "nid": nid, "cmd": 5}));
+    push(json!({"id": good, "gid": 1, "nid": nid, "cmd": "ping"}));
+    push(json!({"id": last, "gid": 1, "nid": nid, "cmd": "ping"}));
+    wait_until("the bad text is answered", LONG, || answers(&bad));
+    let mut commands: Vec<serde_json::Value> = Vec::new();
+    wait_until("the commands come", LONG, || {
+        let reply = node.get(&format!("/1/{nid}/cmd?wait=1"));
+        commands = reply.json()["cmds"].as_array().cloned().unwrap_or_default();
+        commands.len() == 2
+    });
+    // The second final answer for one node is an event, which cannot be written.
+    let mut results = vec![node.result_of(&commands[0], "TIMEOUT", ""), node.result_of(&commands[1], "OK", "")];
+    for state in ["OK", "ERROR"] {
+        wait_until("the results are taken", LONG, || node.post("result", &json!(results)).status == 200);
+        (results[0]["state"], results[0]["starttime"]) =
+            (json!(state), json!(results[0]["starttime"].as_i64().unwrap() + 5));
+    }
+    assert!(answers(&good) && answers(&last));
+    // What it has taken by now is passed on though nobody can look whether it is listed.
+    let taken = "jsacc:{cmds_queue}:taken:*";
+    wait_until("nothing is left on the taken list", LONG, || {
+        cluster.on::<Vec<String>>(holder, &["KEYS", taken]).is_ok_and(|keys| keys.is_empty())
+    });
+    assert_eq!(acc.anonymous().get("/health").status, 200);
+}
+
+#[test]
+fn controller_beats_while_the_server_of_the_fingerprint_is_away() {
+    let mut cluster = Cluster::start(false);
+    for server in 0..3 {
+        cluster.on::<()>(server, &["CONFIG", "SET", "cluster-require-full-coverage", "no"]).expect("a setting");
+    }
+    let acc = Acc::start_at(&cluster.address(), AccOptions::default());
+    let (away, holder) = (cluster.holder(cluster.slot("jsacc:secret")), cluster.holder(cluster.slot("cmds_queue")));
+    assert_eq!(away, cluster.holder(cluster.slot("jsacc:acs")));
+    assert_ne!(away, holder);
+    let beat = || {
+        let beats: Vec<(String, f64)> =
+            cluster.on(holder, &["ZRANGE", "jsacc:{cmds_queue}:acs", "0", "-1", "WITHSCORES"]).unwrap_or_default();
+        beats.first().map(|(_, at)| *at)
+    };
+    let first = wait_for("it beats", LONG, beat);
+    cluster.on::<()>(away, &["SHUTDOWN", "NOSAVE"]).expect_err("the server is gone");
+    wait_until("it is noticed", LONG, || acc.output().contains("what lies there waits"));
+    let second = wait_for("it goes on to beat", LONG, || beat().filter(|at| *at > first));
+    wait_for("and on", LONG, || beat().filter(|at| *at > second));
+    cluster.servers[away].kill();
+}
+
+#[test]
+fn spoilt_hash_of_a_job_does_not_stop_the_polls_of_its_node() {
+    let cluster = Cluster::start(false);
+    let acc = Acc::start_at(&cluster.address(), AccOptions::default());
+    let node = acc.node(1, 10);
+    let mut push = pusher(&cluster);
+    let mut send = |id: &str| {
+        let text = json!({"id": id, "gid": 1, "nid": 10, "cmd": "ping"}).to_string();
+        wait_until("the command is pushed", FAILOVER, || push(&text));
+    };
+    send("spoilt");
+    let batch = wait_for("the command comes", LONG, || node.poll(5, None));
+    let mut conn = cluster.connect().unwrap();
+    redis::cmd("SET").arg("jsacc:job:spoilt").arg("no hash").query::<()>(&mut conn).expect("SET");
+    assert!(node.poll(0, Some(&batch.batch)).is_none(), "the acknowledgement is taken");
+    send("next");
+    let next = wait_for("the next command comes", LONG, || node.poll(5, None));
+    assert_eq!(next.cmds[0]["id"], json!("next"));
+    assert!(acc.output().contains("the key jsacc:job:spoilt in redis is a string and must be a hash"));
+}
+
+#[test]
+fn requests_travel_alone_once_redis_is_known_to_be_a_cluster() {
+    let cluster = Cluster::start(false);
+    let one = format!("127.0.0.1:{}", cluster.servers[0].port().unwrap());
+    let dir = tempfile::tempdir().expect("a folder");
+    let config = Config {
+        redis: Target::parse(&one).expect("an address"),
+        state_dir: dir.path().to_owned(),
+        ..Config::default()
+    };
+    let context = Arc::new(jsacc::daemon::prepare(config, false).expect("a controller that is ready to start"));
+    let handlers = Handlers::new(context.clone());
+    assert!(!handlers.apart() && handlers.together() > 1, "nothing is known of it yet");
+    drop(context.pool.open(LONG).expect("a connection"));
+    assert_eq!((handlers.apart(), handlers.together()), (true, 1));
 }
 
 #[test]

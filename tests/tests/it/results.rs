@@ -214,7 +214,7 @@ fn a_result_that_two_threads_push_is_counted_once() {
     // The node sent it again while the first request was under way: both are told that it is the first.
     for _ in 0..2 {
         let mut batch = Batch::new();
-        results::decide(&mut batch, &delivery);
+        results::decide(&mut batch, &delivery, false);
         let answer = conn.run(&batch).expect("a decision").pop().expect("one answer");
         assert_eq!(results::verdict(answer).expect("a verdict"), Verdict::First);
     }
@@ -229,7 +229,7 @@ fn a_result_that_two_threads_push_is_counted_once() {
 }
 
 #[test]
-fn the_result_of_a_job_that_redis_does_not_know_is_kept_for_an_hour() {
+fn result_with_a_ticket_is_kept_for_a_day_though_redis_has_forgotten_its_job() {
     let redis = Redis::start();
     let acc = Acc::start(&redis, AccOptions::default());
     let (mut client, node) = (Client::new(&redis), acc.node(1, 10));
@@ -246,9 +246,68 @@ fn the_result_of_a_job_that_redis_does_not_know_is_kept_for_an_hour() {
     assert_eq!(keys.len(), 3, "{keys:?}");
     for key in keys.iter().map(String::as_str).chain(["cmds_queue_stray0", "cmds_queue_stray60"]) {
         let kept: i64 = client.redis(&["TTL", key]);
-        assert!((1..=3600).contains(&kept), "{key}: {kept} s");
+        // Two periods more, for what is remembered of the one that recurs.
+        assert!((86_000..=86_520).contains(&kept), "{key}: {kept} s");
     }
     assert_eq!(client.pop("stray0")["state"], "ERROR", "it is delivered all the same");
+}
+
+/// A node with a job that recurs, and the job's command.
+fn recurring(period: u32) -> (Redis, Acc, Client, jstests::FakeNode, Value) {
+    let redis = Redis::start();
+    let acc = Acc::start(&redis, AccOptions::default());
+    let (mut client, node) = (Client::new(&redis), acc.node(1, 10));
+    let args = json!({"cmd": "/bin/true", "recurring_period": period});
+    client.push(json!({"gid": 1, "nid": 10, "cmd": "execute", "args": args}));
+    let batch = wait_for("the job comes", LONG, || node.poll(5, None));
+    assert!(node.poll(0, Some(&batch.batch)).is_none());
+    (redis, acc, client, node, batch.cmds[0].clone())
+}
+
+/// Runs of a job that failed, at these times.
+fn runs(node: &jstests::FakeNode, command: &Value, starts: impl Iterator<Item = i64>) -> Value {
+    let run = |start: i64| {
+        let mut result = node.result_of(command, "ERROR", "");
+        result["starttime"] = json!(start);
+        result
+    };
+    json!(starts.map(run).collect::<Vec<_>>())
+}
+
+#[test]
+fn node_that_makes_up_runs_of_a_recurring_job_is_slowed_down() {
+    let (_redis, acc, mut client, node, command) = recurring(86_400);
+    let (id, now) = (id_of(&command), jstests::now_ms());
+    let other = client.push(json!({"gid": 1, "nid": 10, "cmd": "ping"}));
+    let batch = wait_for("the other job comes", LONG, || node.poll(5, None));
+    let mut body = runs(&node, &command, (0..900).map(|n| now - n));
+    body.as_array_mut().expect("a list").push(node.result_of(&batch.cmds[0], "OK", ""));
+    for _ in 0..2 {
+        let reply = node.post("result", &body);
+        assert_eq!((reply.status, reply.retry_after.as_deref()), (429, Some("60")), "{reply:?}");
+        assert!(reply.error().contains("recurring_period"), "{reply:?}");
+    }
+    // Times of long ago make no more room than a month of runs has.
+    let reply = node.post("result", &runs(&node, &command, 0..900));
+    assert_eq!(reply.status, 429, "{reply:?}");
+    let taken = client.results(&id);
+    assert!((50..=300).contains(&taken), "{taken} runs were taken");
+    assert_eq!(client.pop(&other)["state"], "OK", "what came with them is delivered");
+    let told = |event: &Value| event["name"] == "refused_result" && event["data"]["id"] == json!(id);
+    wait_until("an event tells it", LONG, || client.events().iter().any(told));
+    drop(acc);
+}
+
+#[test]
+fn runs_of_a_week_without_a_controller_are_all_taken_at_once() {
+    let (_redis, _acc, mut client, node, command) = recurring(600);
+    let (id, now, week) = (id_of(&command), jstests::now_ms(), 7 * 144);
+    let starts: Vec<i64> = (0..week).map(|n| now - (week - n) * 600_000).collect();
+    for some in starts.chunks(500) {
+        let reply = node.post("result", &runs(&node, &command, some.iter().copied()));
+        assert_eq!(reply.status, 200, "{reply:?}");
+    }
+    assert_eq!(client.results(&id) as i64, week);
 }
 
 #[test]

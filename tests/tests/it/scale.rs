@@ -309,9 +309,20 @@ fn a_key_of_another_type_holds_up_only_its_own_records() {
     wait_until("an event names the key", LONG, || {
         client.events().iter().any(|event| event["name"] == "wrong_type" && event["data"]["key"] == "log.d.bad")
     });
-    assert_eq!(acc.output().matches("the key log.d.bad in redis is no list").count(), 1, "{}", acc.output());
+    let said =
+        "records of log.d.bad go to log.unknown.wrong_type: the key log.d.bad in redis is a string and must be a list";
+    assert_eq!(acc.output().matches(said).count(), 1, "{}", acc.output());
     let _: i64 = client.redis(&["DEL", "log.d.bad"]);
-    assert_eq!(node.post("log", &json!({"batch": 3, "records": [record("bad")]})).status, 200);
+    // The list is good here, and the key beside it is not: nobody is told to delete the list.
+    let _: () = client.redis(&["SET", "jsacc:seen:{log.d.beside}", "no hash"]);
+    assert_eq!(node.post("log", &json!({"batch": 3, "records": [record("beside")]})).status, 200);
+    let beside = "jsacc:seen:{log.d.beside}";
+    wait_until("an event names the key beside the list", LONG, || {
+        client.events().iter().any(|event| event["name"] == "wrong_type" && event["data"]["key"] == beside)
+    });
+    assert!(acc.output().contains(&format!("the key {beside} in redis is a string and must be a hash")));
+    assert!(!acc.output().contains("the key log.d.beside in redis"), "{}", acc.output());
+    assert_eq!(node.post("log", &json!({"batch": 4, "records": [record("bad")]})).status, 200);
     assert_eq!(client.list("log.d.bad").len(), 1);
 }
 

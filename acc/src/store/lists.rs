@@ -281,7 +281,7 @@ pub fn event(batch: &mut Batch, name: &str, node: Option<NodeId>, now: u64, data
     let (gid, nid) = node.map_or((0, 0), |node| (node.gid, node.nid));
     let entry = json!({"name": name, "gid": gid, "nid": nid, "time": now, "data": data});
     batch.script(&scripts::EVENT, &[keys::EVENTS.to_owned(), keys::seen(keys::EVENTS)], |cmd| {
-        cmd.arg(HISTORY).arg(EVENT_BYTES).arg(entry.to_string());
+        cmd.arg(HISTORY).arg(EVENT_BYTES).arg(7 * DAY).arg(entry.to_string());
     });
 }
 

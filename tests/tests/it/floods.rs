@@ -262,13 +262,13 @@ fn node_that_sends_too_fast_is_answered_slowly_and_others_are_not() {
     // Another path than a node's is nobody's; a bad batch is this node's.
     let bad = jstests::hostile::Request {
         path: format!("/{}/{}/stats", path.gid, path.nid),
-        body: Some(vec![b'x'; 2 << 20]),
+        body: Some(vec![b'x'; 8 << 20]),
         ..request.clone()
     };
     let mut connection = Connection::new(target);
     assert_eq!(connection.send(&request).expect("an answer"), 404);
     let refused = (0..200).map(|_| connection.send(&bad).expect("an answer")).position(|status| status == 429);
-    assert!(refused.is_some(), "400 MiB are too much");
+    assert!(refused.is_some(), "1600 MiB are too much");
     is_served(&mut client, &acc.node(1, 11));
 }
 

@@ -226,14 +226,8 @@ fn a_node_that_sends_too_many_events_is_told_to_wait() {
     let redis = Redis::start();
     let acc = Acc::start(&redis, quiet(AccOptions::default()));
     let node = acc.node(1, 10);
-    let start = Instant::now();
-    let reply = loop {
-        let reply = node.post("event", &json!({"name": "noise", "data": {}}));
-        if reply.status != 200 {
-            break reply;
-        }
-        assert!(start.elapsed() < LONG, "never too many");
-    };
+    let mut replies = (0..5000).map(|_| node.post("event", &json!({"name": "noise", "data": {}})));
+    let reply = replies.find(|reply| reply.status != 200).expect("never too many");
     let wait: u64 = reply.retry_after.as_deref().unwrap_or_default().parse().expect("Retry-After in seconds");
     assert!(reply.status == 429 && (1..=60).contains(&wait), "{reply:?}");
     assert_eq!(acc.node(1, 11).post("event", &json!({"name": "word", "data": {}})).status, 200, "others may");
@@ -246,14 +240,9 @@ fn a_node_that_sends_too_many_results_is_told_to_wait() {
     let node = acc.node(1, 10);
     // Results of another node are refused one by one, and count as any others.
     let foreign: Vec<Value> = (0..1000).map(|_| json!({"id": "x", "gid": 1, "nid": 11, "state": "OK"})).collect();
-    let start = Instant::now();
-    let reply = loop {
-        let reply = node.post("result", &json!(foreign));
-        if reply.status != 403 {
-            break reply;
-        }
-        assert!(start.elapsed() < 2 * LONG, "never too many");
-    };
+    let foreign = json!(foreign).to_string();
+    let mut replies = (0..500).map(|_| node.post_text(&node.path("result"), &foreign));
+    let reply = replies.find(|reply| reply.status != 403).expect("never too many");
     let wait: u64 = reply.retry_after.as_deref().unwrap_or_default().parse().expect("Retry-After in seconds");
     assert!(reply.status == 429 && (1..=60).contains(&wait), "{reply:?}");
     assert!(reply.error().contains("results a second"), "{reply:?}");

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 /// Threads that poll without a pause, each on its kept connection.
 const HONEST: u32 = 4;
 /// Nodes of each of them in turn, for one that polls for nothing too often is told to wait.
-const NODES: u32 = 200;
+const NODES: u32 = 1000;
 
 type Begin = fn(&Door) -> Result<Held>;
 

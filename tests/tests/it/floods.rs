@@ -202,7 +202,7 @@ fn results_that_come_too_late_are_told_so_often_and_no_more() {
 fn made_up_runs_of_a_recurring_job_are_bounded_in_bytes_and_in_what_is_remembered() {
     let (_redis, acc, mut client) = start();
     let node = acc.node(1, 10);
-    let command = given(&mut client, &node, &[300 * 86_400]).remove(0);
+    let command = given(&mut client, &node, &[1]).remove(0);
     let id = command["id"].as_str().expect("id").to_owned();
     for request in 0..12 {
         let runs: Vec<Value> = (0..500)

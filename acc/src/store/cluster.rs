@@ -338,13 +338,10 @@ mod tests {
         let ports: Vec<u16> = servers.iter().map(|server| server.local_addr().unwrap().port()).collect();
         let named: Vec<String> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
         let address = Address::new(Target::parse(&named.join(",")).unwrap(), None);
-        let begin = Instant::now();
         assert!(Cluster::connect(&address, Duration::from_secs(5)).is_err());
-        let took = begin.elapsed();
-        assert!(took < LEARN + TELL + TELL + Duration::from_secs(1), "{took:?}");
         let order: Vec<u16> = address.roster.places().into_iter().map(|(_, port)| port).collect();
         let asked = ports.len() - order.iter().position(|port| *port == ports[0]).unwrap();
-        assert!(asked < ports.len(), "all were asked in {took:?}");
+        assert!(asked < ports.len(), "all were asked");
         assert_eq!(order, [&ports[asked..], &ports[..asked]].concat());
     }
 }

@@ -185,9 +185,13 @@ fn a_command_expires_unless_a_poll_has_carried_it() {
     assert!(acc.node(1, 99).poll(0, None).is_none());
 
     let node = acc.node(1, 10);
-    let id = client.push(json!({"gid": 1, "nid": 10, "cmd": "ping", "expires": 2}));
+    let id = client.push(json!({"gid": 1, "nid": 10, "cmd": "ping"}));
     let batch = node.poll(10, None).unwrap();
-    std::thread::sleep(Duration::from_secs(4));
+    let (key, member) = ("jsacc:expiring", format!("1:10:{id}"));
+    client.redis::<i64>(&["ZADD", key, "XX", "1", &member]);
+    wait_until("the end of its wait is put off", LONG, || {
+        client.redis::<Option<f64>>(&["ZSCORE", key, &member]).is_some_and(|until| until > 1.0)
+    });
     assert_eq!(node.poll(0, None).unwrap().batch, batch.batch, "it was carried and stays");
     assert_eq!(client.results(&id), 0);
     assert!(node.poll(0, Some(&batch.batch)).is_none());

@@ -55,11 +55,12 @@ fn a_quiet_command_is_in_no_list_and_is_soon_forgotten() {
 #[test]
 fn a_list_of_nodes_is_one_job_of_all_of_them() {
     let (_redis, acc, mut client) = site();
-    let id = client.push(json!({"nodes": [[1, 11], [1, 10], [2, 5]], "cmd": "ping", "expires": 1}));
+    let id = client.push(json!({"nodes": [[1, 11], [1, 10], [2, 5]], "cmd": "ping"}));
     for (gid, nid) in [(1, 10), (1, 11)] {
         let command = serve(&acc.node(gid, nid));
         assert_eq!((&command["gid"], &command["nid"], command.get("nodes")), (&json!(gid), &json!(nid), None));
     }
+    client.redis::<i64>(&["ZADD", "jsacc:expiring", "XX", "CH", "1", &format!("2:5:{id}")]);
     let mut ends: Vec<Value> = (0..3).map(|_| client.pop(&id)).collect();
     ends.sort_by_key(|end| end["nid"].as_u64());
     // What the controller answers for the third names it.
@@ -341,11 +342,14 @@ fn a_spoilt_command_is_inherited_once() {
 #[test]
 fn a_spoilt_command_that_expires_holds_up_no_other() {
     let (_redis, _acc, mut client) = site();
-    let spoilt = client.push(json!({"gid": 1, "nid": 1, "cmd": "ping", "expires": 2}));
-    let good = client.push(json!({"gid": 1, "nid": 2, "cmd": "ping", "expires": 3}));
+    let spoilt = client.push(json!({"gid": 1, "nid": 1, "cmd": "ping"}));
+    let good = client.push(json!({"gid": 1, "nid": 2, "cmd": "ping"}));
     wait_until("both wait", LONG, || client.redis::<usize>(&["ZCARD", "jsacc:expiring"]) == 2);
     client.redis::<i64>(&["DEL", "jsacc:{1:1}:queue"]);
     spoil(&mut client, "jsacc:{1:1}:queue");
+    // The time of both is up, and that of the spoilt one first.
+    let (first, second) = (format!("1:1:{spoilt}"), format!("1:2:{good}"));
+    client.redis::<i64>(&["ZADD", "jsacc:expiring", "XX", "1", &first, "2", &second]);
     assert!(client.pop(&good)["data"].as_str().is_some_and(|data| data.starts_with("expired:")));
     assert_eq!(client.results(&spoilt), 0);
 }

@@ -95,15 +95,14 @@ fn a_waiting_poll_is_woken_at_once() {
     let node = door.acc.node(1, 10);
     let poll = std::thread::spawn({
         let node = node.clone();
-        move || (node.poll(30, None), Instant::now())
+        move || node.poll(60, None)
     });
     door.client.wait_seen("1:10");
     std::thread::sleep(Duration::from_millis(200)); // Lets the poll be parked; it must be right either way.
-    let pushed = Instant::now();
     let id = door.client.push(json!({"gid": 1, "nid": 10, "cmd": "ping"}));
-    let (batch, came) = poll.join().expect("the poll");
-    assert_eq!(ids(&batch.expect("a batch")), [id.as_str()]);
-    assert!(came - pushed < Duration::from_secs(30), "before the poll ends by itself");
+    // A poll that is not woken ends after its minute, with nothing.
+    let batch = poll.join().expect("the poll").expect("the poll ends with the command");
+    assert_eq!(ids(&batch), [id.as_str()]);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use crate::allowance::{Charge, Resource};
 use crate::claims::{self, MAX_CLAIMS, is_host};
 use crate::context::Context;
 use crate::server::{Reply, Request};
+use crate::store::events::RESERVED;
 use crate::store::grants::{self, Claims, Compared, Standing};
 use crate::store::{Batch, lists, nodes};
 use jscommon::NodeId;
@@ -28,8 +29,11 @@ pub(super) fn post(context: &Context, node: NodeId, request: &Request) -> Outcom
     let name = body
         .get("name")
         .and_then(Value::as_str)
-        .filter(|name| (1..=64).contains(&name.len()))
-        .ok_or_else(|| bad("'name' must be the event's name, at most 64 bytes long"))?;
+        .filter(|name| is_role(name))
+        .ok_or_else(|| bad("'name' must be the event's name, 1 to 64 of A-Z a-z 0-9 . _ : / -"))?;
+    if RESERVED.contains(&name) {
+        return Err(bad(format!("the event '{name}' is the controller's own: a node cannot tell it")));
+    }
     let mut data = body.get("data").cloned().unwrap_or(Value::Object(Map::new()));
     let length = data.to_string().len();
     if length > MAX_DATA {

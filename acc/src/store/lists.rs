@@ -8,7 +8,6 @@ use super::pool::{is_away, is_moving, is_spoilt};
 use super::{Batch, Conn, DAY, HISTORY, describe, keys, scripts};
 use jscommon::NodeId;
 use redis::{Cmd, FromRedisValue, RedisError, RedisResult, Value};
-use serde_json::json;
 use std::collections::HashSet;
 
 /// Seconds that a blocking read waits.
@@ -23,8 +22,6 @@ const INHERITED: usize = 100;
 const GONE_KNOWN: u64 = DAY * 1000;
 /// Most bytes of a list of records, or of stats that wait to be fetched; a single entry may be longer.
 pub(super) const LIST_BYTES: usize = 64 << 20;
-/// Most bytes of all events.
-const EVENT_BYTES: usize = 16 << 20;
 /// Most series that are kept of a node.
 const SERIES: usize = 10_000;
 
@@ -278,11 +275,7 @@ pub fn unkept(answers: Vec<RedisResult<Value>>) -> RedisResult<()> {
 
 /// Adds an event: `name`, the node it is about, the time (ms), and what there is to say.
 pub fn event(batch: &mut Batch, name: &str, node: Option<NodeId>, now: u64, data: &serde_json::Value) {
-    let (gid, nid) = node.map_or((0, 0), |node| (node.gid, node.nid));
-    let entry = json!({"name": name, "gid": gid, "nid": nid, "time": now, "data": data});
-    batch.script(&scripts::EVENT, &[keys::EVENTS.to_owned(), keys::seen(keys::EVENTS)], |cmd| {
-        cmd.arg(HISTORY).arg(EVENT_BYTES).arg(7 * DAY).arg(entry.to_string());
-    });
+    super::events::add(batch, name, node, now, data);
 }
 
 /// Adds a text that was no command, and why.

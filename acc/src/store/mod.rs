@@ -10,6 +10,7 @@
 
 mod cluster;
 pub mod conn;
+pub mod events;
 pub mod grants;
 pub mod jobs;
 pub mod keys;

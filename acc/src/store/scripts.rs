@@ -66,8 +66,7 @@ pub(super) static BEAT: Script = Script::new(include_str!("scripts/beat.lua"));
 pub(super) static RECORDS: Script =
     Script::new(concat!(include_str!("scripts/bounded.lua"), include_str!("scripts/records.lua")));
 /// Adds events to their list.
-pub(super) static EVENT: Script =
-    Script::new(concat!(include_str!("scripts/bounded.lua"), include_str!("scripts/event.lua")));
+pub(super) static EVENT: Script = Script::new(include_str!("scripts/event.lua"));
 /// Which lists of records a node may write to.
 pub(super) static LISTS: Script = Script::new(include_str!("scripts/lists.lua"));
 /// Writes down the latest series of a node.

@@ -21,6 +21,7 @@ const ENDLESS: &[&str] = &[
     "jsacc:jobs",
     "jsacc:rejected",
     "jsacc:secret",
+    "jsacc:seen:{jsacc:events}",
     "jsacc:ticket_key",
     "jsacc:{revoked}",
     "jsacc:{revoked}:version",

@@ -14,6 +14,7 @@ mod dispatch;
 mod docs;
 mod door;
 mod enrolment;
+mod events;
 mod floods;
 mod grants;
 mod identity;

@@ -6,15 +6,17 @@
 -- 'fetch' is the holder itself, whose bell has rung.
 -- Answers {'empty'}, {'batch', batch, id, text…}, {'elsewhere', holder} (fetch: it is another one, or '' for
 -- none), {'moved', holder} (that one has to be told first, for it trusts that it holds the poll) or
--- {'displaced', the newer one's address, what to write down as told when that is news, or ''}.
-local meta = redis.call('HMGET', KEYS[3], 'ac', 'handed', 'instance', 'peer', 'old', 'told')
+-- {'displaced', the newer one's address, what to write down as told when that is news, or ''}: once a minute at most.
+local meta = redis.call('HMGET', KEYS[3], 'ac', 'handed', 'instance', 'peer', 'old', 'told', 'told_at')
 local holder = meta[1] or ''
 if ARGV[9] == 'fetch' and holder ~= ARGV[1] then return {'elsewhere', holder} end
 if ARGV[6] ~= '' and meta[3] ~= ARGV[6] then
   local old = meta[5] or ''
   if meta[3] and ARGV[10] ~= '1' and string.find(',' .. old .. ',', ',' .. ARGV[6] .. ',', 1, true) then
     local word = ARGV[6] .. ' ' .. meta[3]
-    return {'displaced', meta[4] or '', meta[6] ~= word and word or ''}
+    local tell = meta[6] ~= word and tonumber(ARGV[2]) - tonumber(meta[7] or '0') >= 60000
+    if tell then redis.call('HSET', KEYS[3], 'told_at', ARGV[2]) end
+    return {'displaced', meta[4] or '', tell and word or ''}
   end
   -- The newest instance holds the identity; the few before it are remembered, to tell them so.
   local names = {}

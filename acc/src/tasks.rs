@@ -12,6 +12,7 @@ use crate::janitor;
 use crate::revoke;
 use crate::store::grants::{self, Enrolling};
 use crate::store::{nodes, queue};
+use crate::trusted_paths;
 use anyhow::Context as _;
 use jscommon::NodeId;
 use std::fs;
@@ -41,6 +42,7 @@ fn enroll(
 ) -> anyhow::Result<String> {
     let config = &context.config;
     let out = out.unwrap_or_else(|| PathBuf::from(format!("node-{}-{}", node.gid, node.nid)));
+    trusted_paths::check_out(config, &out)?;
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)

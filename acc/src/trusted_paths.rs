@@ -8,11 +8,18 @@ use crate::identity::{ca, secret, service_account};
 use anyhow::bail;
 use jscommon::ownership::{Guard, Trust};
 use nix::unistd::Uid;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Files of the state directory; what they are called is `identity`'s affair.
-const STATE: [&str; 7] =
-    ["lock", ca::KEY, ca::CERTIFICATE, secret::FILE, crate::identity::TICKET_KEY, "server.key", "server.pem"];
+const STATE: [(&str, Guard); 7] = [
+    ("lock", Guard::Change),
+    (ca::KEY, Guard::Read),
+    (ca::CERTIFICATE, Guard::Change),
+    (secret::FILE, Guard::Read),
+    (crate::identity::TICKET_KEY, Guard::Read),
+    ("server.key", Guard::Read),
+    ("server.pem", Guard::Change),
+];
 
 /// Refuses what other accounts can change or read. `is_task`: this is no controller but `jsacc rotate` or the like,
 /// which root may run in a state directory that belongs to the account of the service.
@@ -37,7 +44,7 @@ pub fn check(config: &Config, is_task: bool) -> anyhow::Result<()> {
         faults.extend(look(secrets, Guard::Read));
         faults.extend(look(others, Guard::Change));
         let dir = &config.state_dir;
-        let in_it = || STATE.iter().find_map(|name| trust.owner_fault(&dir.join(name)));
+        let in_it = || STATE.iter().find_map(|(name, guard)| trust.entry_fault(&dir.join(name), *guard));
         faults.extend(trust.fault(dir, Guard::Change).or_else(in_it));
     }
     if !faults.is_empty() {
@@ -46,12 +53,20 @@ pub fn check(config: &Config, is_task: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Refuses a folder for credentials that other accounts can change, or reach only by a link of theirs.
+pub fn check_out(config: &Config, folder: &Path) -> anyhow::Result<()> {
+    let fault = Trust::new(Uid::effective().as_raw()).fault(folder, Guard::Change);
+    match fault.filter(|_| !config.insecure_paths) {
+        Some(fault) => bail!("{fault}; or give --out another folder"),
+        None => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::fs::{self, Permissions};
     use std::os::unix::fs::{PermissionsExt, chown};
-    use std::path::Path;
 
     const NOBODY: u32 = 65534;
 
@@ -71,6 +86,7 @@ mod tests {
         for (name, whose) in [("ca.key", NOBODY), ("ca.pem", NOBODY), ("node.secret", 0)] {
             fs::write(dir.join(name), "").unwrap();
             chown(dir.join(name), Some(whose), None).unwrap();
+            fs::set_permissions(dir.join(name), Permissions::from_mode(0o600)).unwrap();
         }
         // Somebody has put a key into a directory that was open then.
         let told = check_dir(&dir, false).unwrap_err();
@@ -83,6 +99,55 @@ mod tests {
         assert!(check_dir(&dir, false).is_err(), "and no controller of root's");
         fs::set_permissions(&dir, Permissions::from_mode(0o777)).unwrap();
         assert!(check_dir(&dir, true).unwrap_err().contains("chmod go-w"));
+    }
+
+    #[test]
+    fn open_files_of_an_open_state_directory_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let mode = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+        for name in ["ca.key", "ca.pem", "node.secret", "ticket.key", "server.key"] {
+            fs::write(dir.path().join(name), "").unwrap();
+            mode(&dir.path().join(name), 0o600);
+        }
+        for (name, wide, wrong) in [
+            ("ca.key", 0o644, true),
+            ("node.secret", 0o644, true),
+            ("ticket.key", 0o666, true),
+            ("server.key", 0o604, true),
+            ("ca.pem", 0o666, true),
+            ("ca.pem", 0o644, false),
+            ("ca.key", 0o640, false),
+        ] {
+            let file = dir.path().join(name);
+            mode(&file, wide);
+            mode(dir.path(), 0o755);
+            let told = check_dir(dir.path(), false);
+            assert_eq!(told.is_err(), wrong, "{name} {wide:o}: {told:?}");
+            assert!(!wrong || told.unwrap_err().contains(name));
+            mode(dir.path(), 0o700);
+            assert_eq!(check_dir(dir.path(), false), Ok(()), "nobody else reaches {name}");
+            mode(&file, 0o600);
+        }
+    }
+
+    #[test]
+    fn folder_for_credentials_is_of_the_own_account() {
+        if !Uid::effective().is_root() {
+            return; // Only root can make files of another account.
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let (out, link) = (dir.path().join("out"), dir.path().join("link"));
+        fs::create_dir(&out).unwrap();
+        let config = Config::default();
+        check_out(&config, &out).unwrap();
+        check_out(&config, &dir.path().join("none yet")).unwrap();
+        std::os::unix::fs::symlink(&out, &link).unwrap();
+        check_out(&config, &link).unwrap();
+        std::os::unix::fs::lchown(&link, Some(NOBODY), None).unwrap();
+        assert!(check_out(&config, &link).is_err(), "a link of another account");
+        chown(&out, Some(NOBODY), None).unwrap();
+        assert!(check_out(&config, &out).unwrap_err().to_string().contains("chown"));
+        check_out(&Config { insecure_paths: true, ..Config::default() }, &out).unwrap();
     }
 
     #[test]

@@ -269,8 +269,9 @@ fn lock(config: &Config) -> Result<(File, Vec<String>)> {
     let data_dir = &config.main.data_dir;
     let what = || format!("cannot use the data folder {}", data_dir.display());
     os::make_private_dir(data_dir).with_context(what)?;
-    let tightened = trusted_paths::tighten(config);
-    let refused = trusted_paths::refused(config);
+    let mut refused: Vec<String> = trusted_paths::refused_entries(config).into_iter().collect();
+    let tightened = if refused.is_empty() { trusted_paths::tighten(config) } else { Vec::new() };
+    refused.extend(trusted_paths::refused(config));
     if !refused.is_empty() {
         bail!(refused.join("; "));
     }

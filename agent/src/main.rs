@@ -38,7 +38,8 @@ fn main() -> ExitCode {
             };
             if check {
                 let (passing, mut faults) = credential_faults(&read);
-                faults.splice(0..0, trusted_paths::refused(&read));
+                let entries = trusted_paths::refused_entries(&read);
+                faults.splice(0..0, entries.into_iter().chain(trusted_paths::refused(&read)));
                 if !faults.is_empty() {
                     return bad_usage(&faults);
                 }

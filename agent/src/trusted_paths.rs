@@ -8,7 +8,7 @@
 use crate::config::{Config, Startup};
 use crate::os;
 use crate::process::spawn::{Places, execute};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Entries of the data folder that the agent reads at its start. What lies in `scripts` is checked by its hash.
 const ENTRIES: &[&str] = &[
@@ -30,18 +30,29 @@ pub fn config_fault(file: &Path) -> Option<String> {
     os::path_fault(file)
 }
 
+/// Returns why the agent does not start with what lies in its data folder: another account may have changed it. To be
+/// asked before [`tighten`] closes that folder.
+pub fn refused_entries(config: &Config) -> Option<String> {
+    let data_dir = &config.main.data_dir;
+    if config.main.insecure_paths || os::path_fault(data_dir).is_some() {
+        return None;
+    }
+    entries(data_dir).find_map(|entry| os::entry_fault(&entry))
+}
+
+/// What the agent reads in its data folder.
+fn entries(data_dir: &Path) -> impl Iterator<Item = PathBuf> {
+    let databases = std::fs::read_dir(data_dir.join("logs")).into_iter().flatten().flatten();
+    let own = ENTRIES.iter().map(|name| data_dir.join(name)).collect::<Vec<_>>();
+    own.into_iter().chain(databases.take(10_000).map(|entry| entry.path()))
+}
+
 /// Returns why the agent does not start with the data folder and the credentials of this configuration.
 pub fn refused(config: &Config) -> Vec<String> {
     if config.main.insecure_paths {
         return Vec::new();
     }
-    let data_dir = &config.main.data_dir;
-    let mut faults: Vec<String> = os::path_fault(data_dir).into_iter().collect();
-    if faults.is_empty() {
-        faults.extend(ENTRIES.iter().find_map(|name| os::owner_fault(&data_dir.join(name))));
-        let databases = std::fs::read_dir(data_dir.join("logs")).into_iter().flatten().flatten();
-        faults.extend(databases.take(10_000).find_map(|entry| os::owner_fault(&entry.path())));
-    }
+    let mut faults: Vec<String> = os::path_fault(&config.main.data_dir).into_iter().collect();
     for controller in config.controllers.values() {
         faults.extend(
             [&controller.token_file, &controller.client_key].into_iter().flatten().filter_map(|f| os::secret_fault(f)),
@@ -59,6 +70,8 @@ pub fn tighten(config: &Config) -> Vec<String> {
     let secrets = config.controllers.values().flat_map(|controller| [&controller.token_file, &controller.client_key]);
     let open = secrets.flatten().map(|path| path.as_path()).filter(|path| os::secret_fault(path).is_some());
     let own = data_dir.into_iter().chain(open).filter(|path| os::path_fault(path).is_none());
+    // Nobody could reach these; now nobody could where the folder is opened again.
+    entries(&config.main.data_dir).for_each(|entry| drop(os::make_private(&entry)));
     own.filter(|path| os::make_private(path).unwrap_or(false))
         .map(|path| format!("{} could be read by other accounts of this machine, and cannot any more", path.display()))
         .collect()

@@ -123,15 +123,19 @@ impl Trust {
         None
     }
 
-    /// Returns what is wrong with the owner of an entry of a folder that others cannot pass. Its mode gives nobody
-    /// anything there; where it is a link, what it leads to is judged whole.
-    pub fn owner_fault(&self, path: &Path) -> Option<String> {
+    /// Returns what is wrong with an entry of a folder whose own way is judged already. In a folder that nobody else
+    /// can pass the entry's mode gives nobody anything, so only its owner counts there; where it is a link, what it
+    /// leads to is judged whole.
+    pub fn entry_fault(&self, path: &Path, guard: Guard) -> Option<String> {
         let (kind, meta) = look(path)?;
-        let (uid, gid) = (meta.uid(), meta.gid());
-        let step = Step { kind, uid, gid, mode: 0, is_last: true, is_exposed: false };
-        match judge(step, &self.uids, &|_| true) {
+        let folder = path.parent().and_then(|folder| fs::metadata(folder).ok());
+        let is_open = folder.is_some_and(|folder| folder.mode() & 0o077 != 0);
+        let mode = if is_open && kind != Kind::Link { meta.mode() & 0o7777 } else { 0 };
+        let is_exposed = is_open && guard == Guard::Read;
+        let step = Step { kind, uid: meta.uid(), gid: meta.gid(), mode, is_last: true, is_exposed };
+        match judge(step, &self.uids, &|gid| self.is_trusted_group(gid)) {
             Some(fault) => Some(self.sentence(path, step, fault)),
-            None if kind == Kind::Link => self.fault(path, Guard::Change),
+            None if kind == Kind::Link => self.fault(path, guard),
             None => None,
         }
     }
@@ -389,11 +393,25 @@ mod tests {
         assert!(found.contains("run: chown root '"), "{found}");
         assert!(trust.fault(&of("link"), Guard::Change).is_some());
         assert_eq!(trust.clone().and(NOBODY).fault(&of("link"), Guard::Change), None);
-        assert_eq!(trust.owner_fault(&of("it's/x")), None);
+        let entry_fault = |name: &str, guard| trust.entry_fault(&of(name), guard);
+        set_mode(&of("it's/x"), 0o646);
+        for (folder, guard, wrong) in [
+            (0o755, Guard::Change, true),
+            (0o755, Guard::Read, true),
+            (0o700, Guard::Change, false),
+            (0o700, Guard::Read, false),
+        ] {
+            set_mode(&of("it's"), folder);
+            assert_eq!(entry_fault("it's/x", guard).is_some(), wrong, "{folder:o} {guard:?}");
+        }
+        set_mode(&of("it's"), 0o755);
+        set_mode(&of("it's/x"), 0o644);
+        assert!(entry_fault("it's/x", Guard::Read).is_some());
+        assert_eq!(entry_fault("it's/x", Guard::Change), None);
         chown(of("it's/x"), Some(NOBODY), None).unwrap();
-        assert!(trust.owner_fault(&of("it's/x")).is_some() && trust.owner_fault(&of("link")).is_some());
+        assert!(entry_fault("it's/x", Guard::Change).is_some() && entry_fault("link", Guard::Change).is_some());
         std::os::unix::fs::lchown(of("link"), Some(NOBODY), None).unwrap();
-        let found = trust.owner_fault(&of("link")).unwrap();
+        let found = entry_fault("link", Guard::Change).unwrap();
         assert!(found.contains("chown -h root "), "{found}");
     }
 }

@@ -107,7 +107,7 @@ impl Decided {
     }
 
     fn read(journal: &Path) -> Result<Decided> {
-        if let Some(fault) = os::owner_fault(journal) {
+        if let Some(fault) = os::entry_fault(journal) {
             anyhow::bail!(fault);
         }
         let entries: Vec<Entry> = serde_json::from_slice(&fs::read(journal)?).context("it is damaged")?;

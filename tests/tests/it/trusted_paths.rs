@@ -62,6 +62,25 @@ fn data_folder_of_another_account_is_refused() {
     agent.resume();
     assert_eq!(agent.wait(), 1);
     assert!(agent.output().contains("outbox.db-wal belongs to nobody"), "{}", agent.output());
+    fs::remove_file(agent.data_dir().join("outbox.db-wal")).expect("it is root's folder");
+
+    // So is what others could write to, as long as nobody has looked at it.
+    set_mode(&agent.data_dir(), 0o755);
+    for name in ["state.db", "logs", "logs/current.db"] {
+        let (path, before) = (agent.data_dir().join(name), mode(&agent.data_dir().join(name)));
+        set_mode(&path, 0o777);
+        agent.resume();
+        assert_eq!(agent.wait(), 1);
+        assert!(agent.output().contains(&format!("{name} has mode 0777")), "{}", agent.output());
+        set_mode(&path, before);
+    }
+    assert_eq!(mode(&agent.data_dir()), 0o755);
+    // In a folder that nobody else can pass its mode gave nobody anything.
+    set_mode(&agent.data_dir(), 0o700);
+    set_mode(&agent.data_dir().join("state.db"), 0o666);
+    agent.resume();
+    wait_until("it is closed", LONG, || mode(&agent.data_dir().join("state.db")) == 0o660);
+    assert_eq!(agent.stop(), Some(0));
 
     refused(&acc, changed_by("mkdir -m 777 \"$1/data\""), 1, "data has mode 0777");
     refused(

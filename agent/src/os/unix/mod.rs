@@ -36,7 +36,7 @@ pub use process::*;
 pub use replace::{Owner, check_place, replace};
 pub use service::{run_service, service, service_config};
 pub use signals::stop_signals;
-pub use trust::{make_private, owner_fault, path_fault, program_fault, root_fault, secret_fault};
+pub use trust::{entry_fault, make_private, path_fault, program_fault, root_fault, secret_fault};
 
 /// Programs write UTF-8 here.
 pub const DECODE: Option<super::Decode> = None;

@@ -30,9 +30,9 @@ pub fn program_fault(program: &str, folder: Option<&Path>, user: Option<&Identit
     program.contains('/').then(|| trust.fault(&path, Guard::Change)).flatten()
 }
 
-/// Returns what is wrong with the owner of an entry of a folder that is the agent's alone.
-pub fn owner_fault(path: &Path) -> Option<String> {
-    trust().owner_fault(path)
+/// Returns what is wrong with an entry of a folder of the agent's.
+pub fn entry_fault(path: &Path) -> Option<String> {
+    trust().entry_fault(path, Guard::Change)
 }
 
 /// Returns what is wrong with the owner and mode of `/`.

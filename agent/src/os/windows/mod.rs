@@ -38,7 +38,7 @@ pub fn leave_start_dir() {
 }
 
 /// Of nothing here: the list of rights of the folder above holds for what lies in it.
-pub fn owner_fault(_path: &std::path::Path) -> Option<String> {
+pub fn entry_fault(_path: &std::path::Path) -> Option<String> {
     None
 }
 

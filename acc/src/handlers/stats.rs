@@ -7,7 +7,7 @@ use crate::server::Reply;
 use crate::store::{Batch, lists, nodes};
 use jscommon::NodeId;
 use redis::FromRedisValue;
-use serde_json::{Value, json as object};
+use serde_json::Value;
 
 /// Most series of one batch.
 const MAX_SERIES: usize = 50_000;
@@ -87,38 +87,36 @@ fn read(node: NodeId, mut body: Value, now: u64) -> Result<Posted, Fault> {
     let Some(list @ Value::Array(_)) = body.get_mut("series").map(Value::take) else {
         return Err(bad("'series' must be a list"));
     };
-    let entries = list.as_array().map(Vec::as_slice).unwrap_or_default();
-    if entries.len() > MAX_SERIES {
-        return Err(super::too_many(format!(
-            "a batch has at most {MAX_SERIES} series, and this one {}",
-            entries.len()
-        )));
+    let count = list.as_array().map_or(0, Vec::len);
+    if count > MAX_SERIES {
+        return Err(super::too_many(format!("a batch has at most {MAX_SERIES} series, and this one {count}")));
     }
-    let mut series = Vec::with_capacity(entries.len());
-    for (i, entry) in entries.iter().enumerate() {
-        let pair = entry.as_array().filter(|pair| pair.len() == 2);
-        let Some((Value::String(key), value)) = pair.map(|pair| (&pair[0], &pair[1])) else {
+    // Other fields of the body are nobody's. The list is written as it is: a large one is held as rarely as can be.
+    let NodeId { gid, nid } = node;
+    let text = format!(r#"{{"batch":{number},"gid":{gid},"nid":{nid},"series":{list},"timestamp":{timestamp}}}"#);
+    let Value::Array(list) = list else { return Err(bad("'series' must be a list")) };
+    let mut series = Vec::with_capacity(count);
+    for (i, entry) in list.into_iter().enumerate() {
+        let pair = if let Value::Array(pair) = entry { <[Value; 2]>::try_from(pair).ok() } else { None };
+        let Some([Value::String(key), value]) = pair else {
             return Err(bad(format!("series {i} is no pair of a key and a value")));
         };
         if !(1..=MAX_KEY).contains(&key.len()) {
             return Err(bad(format!("the key of series {i} has none or more than {MAX_KEY} bytes")));
         }
-        match value {
+        match &value {
             Value::Number(_) => {}
             Value::String(text) if text.len() <= MAX_TEXT => {}
             _ => {
                 return Err(bad(format!("the value of series {i} is no number and no text of up to {MAX_TEXT} bytes")));
             }
         }
-        if names_another(node, key) {
+        if names_another(node, &key) {
             let sentence = format!("series {i} is named after another node than the one that sends it");
             return Err(Fault::Reply(Reply::error(403, sentence)));
         }
-        series.push((key.clone(), object!([value, timestamp]).to_string()));
+        series.push((key, format!("[{value},{timestamp}]")));
     }
-    // Other fields of the body are nobody's.
-    let text = object!({"batch": number, "gid": node.gid, "nid": node.nid, "timestamp": timestamp, "series": list})
-        .to_string();
     Ok(Posted { number, series, text })
 }
 
@@ -133,6 +131,7 @@ fn names_another(node: NodeId, key: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json as object;
 
     const NODE: NodeId = NodeId { gid: 1, nid: 10 };
 

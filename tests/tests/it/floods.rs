@@ -1,13 +1,14 @@
 //! A node with good credentials sends as much as it can: what it may send is bounded on every path, in bytes, in
 //! entries and in time, and others are served meanwhile. Honest traffic of any size that is documented passes.
 
+use jsacc::store::{Address, Batch, lists};
 use jscommon::NodeId;
 use jstests::hostile::{Connection, Requests, Target};
 use jstests::{
     Acc, AccOptions, AgentOptions, Client, FakeNode, LONG, Redis, Reply, Stage, now_ms, proc, wait_for, wait_until,
 };
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 const NODE: NodeId = NodeId { gid: 1, nid: 10 };
@@ -123,10 +124,36 @@ fn new_names_of_series_are_bounded_and_known_ones_are_written_on() {
     let last: Option<String> = client.redis(&["HGET", "jsacc:stats:1:10", "1.10.d.n.k53999"]);
     assert_eq!(last, None, "it was one too many");
     post(0, 9000, 2);
-    let known: String = client.redis(&["HGET", "jsacc:stats:1:10", "1.10.d.n.k8999"]);
-    assert_eq!(known, "[2,2]");
+    let all: BTreeMap<String, String> = client.redis(&["HGETALL", "jsacc:stats:1:10"]);
+    assert!((0..9000).all(|n| all.get(&format!("1.10.d.n.k{n}")).is_some_and(|pair| pair == "[2,2]")));
     let metrics = acc.anonymous().get("/metrics").body;
     assert!(metrics.contains("jsacc_refusals_total{reason=\"new-series\"}"), "it is told");
+}
+
+#[test]
+fn full_hash_of_series_keeps_those_that_still_come() {
+    let redis = Redis::start();
+    let mut client = Client::new(&redis);
+    let target = jsacc::store::target::Target::parse(&redis.url()).expect("the address of the private redis-server");
+    let mut conn = Address::new(target, None).connect(LONG).expect("a connection to it");
+    let mut number = 0;
+    let mut write = |from: usize, count: usize, seconds: u64| {
+        number += 1;
+        let series: Vec<(String, String)> =
+            (from..from + count).map(|n| (format!("k{n}"), format!("[1,{seconds}]"))).collect();
+        let mut batch = Batch::new();
+        lists::stats(&mut batch, NODE, number, &series, true, count);
+        conn.run(&batch).expect("written");
+    };
+    write(0, 10_000, 1);
+    write(20_000, 7, 1);
+    let keys = |client: &mut Client| client.redis::<BTreeSet<String>>(&["HKEYS", "jsacc:stats:1:10"]);
+    let all = keys(&mut client);
+    assert!(all.len() == 10_000 && (0..10_000).all(|n| all.contains(&format!("k{n}"))), "{}", all.len());
+    write(0, 9990, 2);
+    write(20_000, 7, 2);
+    let all = keys(&mut client);
+    assert!(all.len() == 10_000 && (0..9990).chain(20_000..20_007).all(|n| all.contains(&format!("k{n}"))));
 }
 
 #[test]

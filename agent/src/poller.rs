@@ -24,6 +24,8 @@ pub const MAX_UNSENT: u64 = 64 << 20;
 const FULL_PAUSE: Duration = Duration::from_millis(500);
 /// The name of a fault of the storing of commands.
 const COMMANDS: &str = "commands";
+/// How long commands are waited for until the controller is told that they are not stored.
+const LATE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LAST_RETRY: Duration = Duration::from_secs(30);
 
@@ -132,7 +134,15 @@ impl Poller {
             }
         }
         let stored = (self.parts.submit)(commands);
-        if stored.recv().is_ok() {
+        let is_stored = loop {
+            match stored.recv_timeout(LATE) {
+                Ok(()) => break true,
+                Err(RecvTimeoutError::Disconnected) => break false,
+                // They are stored as soon as that can be done; meanwhile this node takes no others.
+                Err(RecvTimeoutError::Timeout) => self.tell_unstored(),
+            }
+        };
+        if is_stored {
             death::point("agent.stored");
             self.faults.end(COMMANDS);
             self.faults.tell(&self.parts.controller);
@@ -140,11 +150,15 @@ impl Poller {
             return Duration::ZERO;
         }
         if !self.stopped() {
-            let reason = "commands cannot be stored, so none are taken; is the disk full?";
-            self.faults.begin(COMMANDS, reason.to_owned());
-            self.faults.tell(&self.parts.controller);
+            self.tell_unstored();
         }
         self.backoff.fail(fastrand::f64())
+    }
+
+    fn tell_unstored(&mut self) {
+        let reason = "commands cannot be stored, so none are taken; is the disk full?";
+        self.faults.begin(COMMANDS, reason.to_owned());
+        self.faults.tell(&self.parts.controller);
     }
 
     fn after(&mut self, failure: Failure) -> Duration {

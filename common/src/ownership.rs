@@ -10,7 +10,7 @@
 //! - a secret can be read by its owner and its group alone, or lies behind a folder that others cannot pass.
 //!
 //! `/` itself is not judged with a path: its owner can exchange every program and library anyway, see
-//! [`root_fault`]. Access control lists are not read; the group's bits bound what they can give.
+//! [`Trust::root_fault`]. Access control lists are not read; the group's bits bound what they can give.
 
 use crate::text::posix_word;
 use std::ffi::OsString;

@@ -134,6 +134,21 @@ fn what_cannot_be_stored_is_not_acknowledged() {
 }
 
 #[test]
+fn commands_that_wait_to_be_stored_are_told_and_acknowledged_once_they_are() {
+    let batch = once(BATCH);
+    let mut stage = Stage::new(move |asked| match asked.line.starts_with("POST") {
+        true => (200, String::new(), "{}".to_owned()),
+        false => batch(asked),
+    });
+    stage.start();
+    stage.next();
+    let (_, stored) = stage.submitted.recv_timeout(LONG).unwrap();
+    assert!(stage.next().starts_with("POST /1/10/event"), "the controller is told while they wait");
+    stored.send(()).unwrap();
+    assert!(stage.next().contains("&ack=5&"));
+}
+
+#[test]
 fn it_comes_back_after_failures_and_keeps_its_acknowledgement() {
     let tries = Mutex::new(0);
     let mut stage = Stage::new(move |_| {

@@ -7,7 +7,7 @@
 //! Checked are, in each state, the invariants of `invariants`, and that from each state steps without a further
 //! failure lead to one in which everything is answered and nothing is on its way.
 //!
-//! That it finds faults is a test too: each [`Mutation`] breaks one rule of the protocol, and must be found.
+//! That it finds faults is a test too: each `Mutation` breaks one rule of the protocol, and must be found.
 
 #![cfg(test)]
 

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 /// How long a file system has for its answer.
 const DEADLINE: Duration = Duration::from_secs(2);
-/// Threads that may wait for file systems that do not answer; twice as many when local ones are among them.
+/// Threads that may wait for file systems that do not answer: so many for local ones, and for the others.
 const MAX_LOST: usize = 8;
 const STACK: usize = 64 * 1024;
 
@@ -161,8 +161,8 @@ fn space(mount: &Mount) -> Option<Space> {
 
 static LOST: Lost = Lost(Mutex::new(None));
 
-/// By number of a file system: how many threads wait for its answer, and were given up.
-struct Lost(Mutex<Option<HashMap<String, usize>>>);
+/// By number of a file system: how many threads wait for its answer, and were given up, and whether it is local.
+struct Lost(Mutex<Option<HashMap<String, (usize, bool)>>>);
 
 /// Asks a list of mounts, one after the other.
 struct Asker {
@@ -173,7 +173,7 @@ struct Asker {
 }
 
 impl Lost {
-    fn lock(&self) -> MutexGuard<'_, Option<HashMap<String, usize>>> {
+    fn lock(&self) -> MutexGuard<'_, Option<HashMap<String, (usize, bool)>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -193,8 +193,11 @@ impl Lost {
             {
                 let mut lost = self.lock();
                 let lost = lost.get_or_insert_default();
-                let threads: usize = lost.values().sum();
-                let may_ask = |mount: &Mount| threads < MAX_LOST || mount.is_local() && threads < 2 * MAX_LOST;
+                // Apart: several callers that wait for the same one lose as many threads, which must hide no local one.
+                let threads =
+                    |is_local| lost.values().filter(|(_, local)| *local == is_local).map(|(count, _)| count).sum();
+                let (local, other): (usize, usize) = (threads(true), threads(false));
+                let may_ask = |mount: &Mount| if mount.is_local() { local < MAX_LOST } else { other < MAX_LOST };
                 open.retain(|(_, mount)| !lost.contains_key(&mount.number) && may_ask(mount));
                 if open.is_empty() {
                     return spaces;
@@ -225,7 +228,8 @@ impl Lost {
                         // The answer may have come in this moment.
                         if answer.is_empty() {
                             given_up.store(true, Ordering::Relaxed);
-                            *lost.get_or_insert_default().entry(mount.number.clone()).or_default() += 1;
+                            let entry = lost.get_or_insert_default().entry(mount.number.clone());
+                            entry.or_insert((0, mount.is_local())).0 += 1;
                             log::warn!("the file system at {} does not answer", String::from_utf8_lossy(&mount.path));
                             break;
                         }
@@ -243,7 +247,7 @@ impl Lost {
                 log::info!("the file system at {} answers again", String::from_utf8_lossy(&mount.path));
                 let lost = lost.get_or_insert_default();
                 match lost.get_mut(&mount.number) {
-                    Some(threads) if *threads > 1 => *threads -= 1,
+                    Some((threads, _)) if *threads > 1 => *threads -= 1,
                     _ => drop(lost.remove(&mount.number)),
                 }
                 return;
@@ -326,6 +330,24 @@ mod tests {
             assert!(begin.elapsed() < Duration::from_secs(30), "file systems that answer again are asked again");
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    #[test]
+    fn callers_that_wait_for_a_silent_file_system_at_once_hide_no_local_one() {
+        static LOST: Lost = Lost(Mutex::new(None));
+        static SILENCE: Mutex<()> = Mutex::new(());
+        let ask: fn(&Mount) -> Option<Space> = |mount| {
+            if mount.number != "0" {
+                drop(SILENCE.lock());
+            }
+            Some(Space { total: 2, free: 1 })
+        };
+        let mounts = [mount_of(1), Mount { device: b"/dev/x".to_vec(), ..mount_of(0) }];
+        let spaces = || LOST.spaces(&mounts, &never(), Duration::from_millis(500), ask);
+        let silence = SILENCE.lock().unwrap();
+        std::thread::scope(|scope| (0..3 * MAX_LOST).for_each(|_| drop(scope.spawn(spaces))));
+        assert_eq!(spaces(), [None, Some(Space { total: 2, free: 1 })]);
+        drop(silence);
     }
 
     #[test]

@@ -182,14 +182,10 @@ enum Message {
 }
 
 impl Message {
-    /// Whether it may leave memory behind that is to be given back: the questions of the watchdog and of the
-    /// monitor do not.
+    /// Whether it may leave memory behind that is to be given back: the question of the watchdog does not. The
+    /// monitor's does: its sample reads pages of code in, and kept ones are 2.3 MiB more in an idle agent.
     fn is_work(&self) -> bool {
-        match self {
-            Message::Submit { commands, .. } => !commands.is_empty(),
-            Message::View { id, .. } => id.is_some(),
-            _ => true,
-        }
+        !matches!(self, Message::Submit { commands, .. } if commands.is_empty())
     }
 }
 

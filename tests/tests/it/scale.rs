@@ -267,7 +267,8 @@ fn a_request_with_too_many_entries_is_refused_with_the_bound() {
         ("result", &results, "1000 results"),
         ("log", &records, "10000 records"),
         ("stats", &series, "50000 series"),
-        ("log", &all, "500000 JSON values"),
+        ("log", &all, "8388608 bytes of records"),
+        ("stats", &all, "500000 JSON values"),
         ("result", &empty(5_500_000), "500000 JSON values"),
         ("event", &all, "65536 bytes"),
     ] {

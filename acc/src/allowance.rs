@@ -129,7 +129,7 @@ impl Resource {
     }
 }
 
-/// What is to be spent of one resource.
+/// An amount of one resource that a request needs.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Charge {
     resource: Resource,
@@ -175,7 +175,7 @@ impl Exceeded {
     }
 }
 
-/// What was spent of one resource, and when (ms) that was so.
+/// The amount of one resource that a node has spent, and the time (ms) of that figure.
 #[derive(Clone, Copy, Debug, Default)]
 struct Spent {
     at: u64,
@@ -183,7 +183,7 @@ struct Spent {
 }
 
 impl Spent {
-    /// What is spent at `now` (ms) still. A clock that went back fills nothing.
+    /// Returns the amount that is not refilled yet at `now` (ms). A clock that goes back refills nothing.
     fn by(self, rate: Rate, now: u64) -> f64 {
         (self.amount - rate.per_second * now.saturating_sub(self.at) as f64 / 1000.0).max(0.0)
     }
@@ -200,7 +200,7 @@ impl Spent {
     }
 }
 
-/// What all nodes have spent.
+/// The amounts that all nodes have spent.
 pub(crate) struct Allowances {
     max_records: f64,
     nodes: Mutex<Nodes>,

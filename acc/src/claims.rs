@@ -1,7 +1,7 @@
-//! What nodes claim to be: roles, labels, a host name; read from their messages, and compared with their grants.
+//! Claims of nodes (roles, labels, a host name): read from their messages, and compared with their grants.
 //!
-//! Owns: the form of claims, what was compared here of late, and how often it is looked whether grants have changed.
-//! Does not own: the grants (`store::grants`), who is chosen by them (`targets`).
+//! Owns: the form of claims, a cache of comparisons, and how often grants are read again.
+//! Does not own: the grants (`store::grants`), the choice of targets by them (`targets`).
 //!
 //! A poll whose claims were compared before asks nothing of Redis. Grants are changed in Redis by others, who tell no
 //! controller: nodes that claim more than they are granted are looked at with each look of the janitor, and all others
@@ -48,7 +48,7 @@ pub fn is_host(text: &str) -> bool {
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
-/// What was compared of each node that has come here.
+/// The last comparison of each node that has polled this controller.
 #[derive(Default)]
 pub struct Claimed {
     held: Mutex<Generations>,
@@ -85,8 +85,8 @@ impl Claimed {
         self.held().get(node).is_none_or(|entry| entry.says != Some(says))
     }
 
-    /// What `node` claims was compared, and what is granted is written down; `says` is the hash of its poll, where it
-    /// was a poll that claimed it.
+    /// Notes that the claims of `node` were compared and its granted ones stored. `says` is the hash of its poll, when
+    /// a poll made the claims.
     pub fn note(&self, node: NodeId, says: Option<u64>, standing: &Standing) {
         let entry = Entry { says, standing: self.hasher.hash_one(standing), beyond: !standing.beyond.is_empty() };
         let mut held = self.held();
@@ -97,7 +97,7 @@ impl Claimed {
         held.young.insert(node, entry);
     }
 
-    /// Nothing is known of `node` any more: its next poll is compared.
+    /// Forgets `node`: its next poll is compared.
     pub fn forget(&self, node: NodeId) {
         let mut held = self.held();
         held.young.remove(&node);
@@ -136,7 +136,7 @@ impl Generations {
     }
 }
 
-/// Adds what follows from a comparison: what is granted is written down, and claims beyond are told.
+/// Adds the calls that store the granted claims, and the event about the others.
 pub fn write_down(batch: &mut Batch, node: NodeId, now: u64, standing: &Standing, tell: bool) {
     grants::show(batch, node, standing);
     if tell {
@@ -161,7 +161,7 @@ pub fn look(context: &Context, batch: &mut Batch) -> Vec<NodeId> {
     due
 }
 
-/// What has changed in the grants of these nodes holds from now on.
+/// Applies the changes in the grants of these nodes.
 pub fn looked(context: &Context, conn: &mut Conn, due: &[NodeId], answers: Vec<RedisResult<Value>>) -> RedisResult<()> {
     let now = context.clock.now();
     for (node, answer) in due.iter().zip(answers) {

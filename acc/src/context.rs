@@ -37,11 +37,11 @@ pub struct Context {
     pub clock: Clock,
     /// Sources of scripts that nodes asked for lately.
     pub scripts: ScriptCache,
-    /// What nodes claim to be, as far as it was compared with their grants here.
+    /// Claims of nodes that this controller has compared with their grants.
     pub claims: Claimed,
     /// What was handed to nodes here.
     pub handed: Handed,
-    /// What nodes have sent of late.
+    /// The allowances that nodes have spent.
     pub(crate) allowances: Allowances,
     /// Makes and checks the tickets of jobs.
     pub tickets: Tickets,

@@ -33,6 +33,11 @@ impl AccOptions {
         AccOptions { tls: true, auth: true, ..AccOptions::default() }
     }
 
+    /// Credentials, over plain HTTP.
+    pub fn with_auth() -> AccOptions {
+        AccOptions { auth: true, ..AccOptions::default() }
+    }
+
     /// With `JS_DIE_AT=point`.
     pub fn dying_at(point: &str) -> AccOptions {
         AccOptions { env: vec![("JS_DIE_AT".to_owned(), point.to_owned())], ..AccOptions::default() }

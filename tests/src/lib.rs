@@ -42,7 +42,7 @@ pub use node::{Batch, FakeNode, Reply};
 pub use process::{Output, bin, run, run_with};
 pub use proxy::{Action, Proxy};
 pub use redis_server::Redis;
-pub use stage::Stage;
+pub use stage::{Stage, site};
 pub use tcp_proxy::TcpProxy;
 pub use wait::{LONG, SHORT, wait_for, wait_until};
 

@@ -37,3 +37,12 @@ impl Stage {
         Stage { client, agent, acc, redis }
     }
 }
+
+/// Starts Redis and a controller, with a client of that Redis: everything but an agent.
+#[track_caller]
+pub fn site(options: AccOptions) -> (Redis, Acc, Client) {
+    let redis = Redis::start();
+    let acc = Acc::start(&redis, options);
+    let client = Client::new(&redis);
+    (redis, acc, client)
+}

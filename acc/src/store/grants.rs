@@ -1,4 +1,4 @@
-//! What nodes claim to be, and what of that is granted to them.
+//! Grants: the claims of a node that count for targets.
 //!
 //! Owns: `jsacc:grant:<gid>:<nid>`, what is known of a node's enrolment (in its slot), and the fields `roles`,
 //! `label.*`, `hostname` and `claims` of `jsacc:agent:*`.
@@ -27,7 +27,7 @@ pub struct Claims {
     pub host: Option<String>,
 }
 
-/// What is granted of a node's claims; nothing for a kind of which the node has not said anything yet.
+/// The granted claims of a node; `None` for a kind that the node has not claimed yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Standing {
     /// Roles.
@@ -113,7 +113,7 @@ pub fn compared(answer: Value) -> RedisResult<Compared> {
     Ok(Compared::Known(Standing { roles: of("role"), labels: of("label"), host, beyond }, tell))
 }
 
-/// Writes down what is granted, for clients and for the choice of targets.
+/// Stores the granted claims, for clients and for the choice of targets.
 pub fn show(batch: &mut Batch, node: NodeId, standing: &Standing) {
     let roles = standing.roles.as_ref().map(|roles| json!(roles).to_string());
     batch.script(&scripts::GRANTED, &[keys::agent(node)], |cmd| {
@@ -140,7 +140,7 @@ pub struct Enrolling<'a> {
     pub token_use: &'a str,
     /// They take the place of others that hold.
     pub replace: bool,
-    /// What is granted beside: `role:web`, `label:name=value`.
+    /// Further grants: `role:web`, `label:name=value`.
     pub named: &'a [String],
     /// Who grants it.
     pub by: &'a str,

@@ -157,7 +157,7 @@ pub struct Owner<'a> {
     pub controller: &'a str,
     /// The group that it is to start in.
     pub group: Option<&'a Group>,
-    /// Why it is not to be started any more; asked again after each step that may take long.
+    /// Why it is not to be started any more; asked at first, and again before the child is made or runs.
     pub refusal: &'a dyn Fn() -> Option<&'static str>,
 }
 
@@ -169,8 +169,9 @@ pub fn start(
     owner: &Owner,
     config: &Config,
 ) -> Result<Spawned, NotStarted> {
-    let refused = || (owner.refusal)().map_or(Ok(()), |why| Err(NotStarted::from(why.to_owned())));
-    refused()?;
+    if let Some(why) = (owner.refusal)() {
+        return Err(why.to_owned().into());
+    }
     let identity = args.user.as_deref().map(os::Identity::find).transpose()?;
     // Only a startup job comes from no controller.
     if (spec.is_configured || owner.controller.is_empty())
@@ -196,7 +197,6 @@ pub fn start(
     command.envs(environment(owner.mark, owner.controller, config));
     let (limits, nice, umask, oom_score_adj) = (args.limits.clone(), args.nice, args.umask, args.oom_score_adj);
     let settings = os::Settings { identity, limits, nice, umask, oom_score_adj };
-    refused()?;
     let is_wanted = || (owner.refusal)().is_none();
     let spawned = children.spawn(owner.run, &mut command, !spec.stdin.is_empty(), &settings, owner.group, &is_wanted);
     let mut spawned =

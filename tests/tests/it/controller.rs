@@ -6,10 +6,7 @@ use std::time::{Duration, Instant};
 
 /// A Redis, a controller without credentials, a client.
 fn site() -> (Redis, Acc, Client) {
-    let redis = Redis::start();
-    let acc = Acc::start(&redis, AccOptions::default());
-    let client = Client::new(&redis);
-    (redis, acc, client)
+    jstests::site(AccOptions::default())
 }
 
 fn event(client: &mut Client, name: &str) -> Value {

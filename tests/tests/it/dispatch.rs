@@ -7,10 +7,7 @@ use jstests::{Acc, AccOptions, Client, FakeNode, LONG, Redis, wait_until};
 use serde_json::{Value, json};
 
 fn site() -> (Redis, Acc, Client) {
-    let redis = Redis::start();
-    let acc = Acc::start(&redis, AccOptions::default());
-    let client = Client::new(&redis);
-    (redis, acc, client)
+    jstests::site(AccOptions::default())
 }
 
 /// Polls until a command comes, and answers it with `OK`.

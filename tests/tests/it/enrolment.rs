@@ -8,10 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 fn secure() -> (Redis, Acc, Client) {
-    let redis = Redis::start();
-    let acc = Acc::start(&redis, AccOptions::secure());
-    let client = Client::new(&redis);
-    (redis, acc, client)
+    jstests::site(AccOptions::secure())
 }
 
 /// Starts an agent from an enrolled folder as it is, from another working folder.

@@ -14,11 +14,8 @@ use std::time::{Duration, Instant};
 const NODE: NodeId = NodeId { gid: 1, nid: 10 };
 
 fn start() -> (Redis, Acc, Client) {
-    let redis = Redis::start();
     let args = vec!["--log-level".to_owned(), "error".to_owned()];
-    let acc = Acc::start(&redis, AccOptions { args, ..AccOptions::default() });
-    let client = Client::new(&redis);
-    (redis, acc, client)
+    jstests::site(AccOptions { args, ..AccOptions::default() })
 }
 
 /// Gives `node` jobs with these periods, and returns its commands.

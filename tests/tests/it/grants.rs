@@ -4,15 +4,8 @@ use jstests::redis_cluster::Cluster;
 use jstests::{Acc, AccOptions, Client, FakeNode, LONG, Redis, wait_for, wait_until};
 use serde_json::{Value, json};
 
-fn with_auth() -> AccOptions {
-    AccOptions { auth: true, ..AccOptions::default() }
-}
-
 fn site() -> (Redis, Acc, Client) {
-    let redis = Redis::start();
-    let acc = Acc::start(&redis, with_auth());
-    let client = Client::new(&redis);
-    (redis, acc, client)
+    jstests::site(AccOptions::with_auth())
 }
 
 /// A field of what is known of node 1:1, as JSON where it is.
@@ -211,7 +204,7 @@ fn node_enrolled_by_an_earlier_version_keeps_what_it_claims_first() {
 #[test]
 fn grants_hold_on_a_cluster_and_have_no_end() {
     let cluster = Cluster::start(false);
-    let acc = Acc::start_at(&cluster.address(), with_auth());
+    let acc = Acc::start_at(&cluster.address(), AccOptions::with_auth());
     let mut conn = cluster.connect().expect("a connection to the cluster");
     let mut get = |words: &[&str]| -> Option<String> {
         redis::cmd(words[0]).arg(&words[1..]).query(&mut conn).expect("an answer of the cluster")

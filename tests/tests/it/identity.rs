@@ -6,10 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 fn site() -> (Redis, Acc, Client) {
-    let redis = Redis::start();
-    let acc = Acc::start(&redis, AccOptions::secure());
-    let client = Client::new(&redis);
-    (redis, acc, client)
+    jstests::site(AccOptions::secure())
 }
 
 fn mode(path: &Path) -> u32 {

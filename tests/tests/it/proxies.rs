@@ -6,10 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Redis, a controller, and a client; the node comes by another address.
 fn parts() -> (Redis, Acc, Client) {
-    let redis = Redis::start();
-    let acc = Acc::start(&redis, AccOptions::default());
-    let client = Client::new(&redis);
-    (redis, acc, client)
+    jstests::site(AccOptions::default())
 }
 
 #[track_caller]

@@ -5,10 +5,7 @@ use serde_json::{Value, json};
 use std::path::Path;
 
 fn site() -> (Redis, Acc, Client) {
-    let redis = Redis::start();
-    let acc = Acc::start(&redis, AccOptions { auth: true, ..AccOptions::default() });
-    let client = Client::new(&redis);
-    (redis, acc, client)
+    jstests::site(AccOptions::with_auth())
 }
 
 #[track_caller]

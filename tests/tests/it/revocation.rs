@@ -4,15 +4,8 @@ use jstests::{Acc, AccOptions, Client, FakeNode, LONG, Redis, bin, run_with, wai
 use serde_json::{Value, json};
 use std::process::Command;
 
-fn with_auth() -> AccOptions {
-    AccOptions { auth: true, ..AccOptions::default() }
-}
-
 fn site() -> (Redis, Acc, Client) {
-    let redis = Redis::start();
-    let acc = Acc::start(&redis, with_auth());
-    let client = Client::new(&redis);
-    (redis, acc, client)
+    jstests::site(AccOptions::with_auth())
 }
 
 #[track_caller]
@@ -89,7 +82,7 @@ fn what_waits_for_a_revoked_node_is_answered_and_nobody_gets_it() {
 #[test]
 fn node_that_polls_at_another_controller_leaves_the_live_set_too() {
     let (redis, acc, mut client) = site();
-    let other = Acc::start(&redis, AccOptions { state_dir: Some(acc.state_dir()), ..with_auth() });
+    let other = Acc::start(&redis, AccOptions { state_dir: Some(acc.state_dir()), ..AccOptions::with_auth() });
     let enrolled = acc.enroll(1, 1);
     let node = FakeNode::new(&other.url(), None, 1, 1, Some(enrolled.token));
     let waiting = std::thread::spawn(move || {

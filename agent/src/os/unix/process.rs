@@ -2,7 +2,7 @@
 
 use super::proc::process;
 use super::{Group, clone};
-use crate::os::{Proc, Signal, Spawned, StartError, UMASK};
+use crate::os::{Proc, Signal, Spawned, StartError, Step, UMASK};
 use jscommon::worker::Worker;
 use nix::errno::Errno;
 use nix::sys::resource::{RLIM_INFINITY, Resource};
@@ -212,8 +212,8 @@ impl Children {
     }
 
     /// Starts a child for this run, with pipes for its output, and for its input where `stdin` says so;
-    /// in `group` where there is one and the kernel can do that, which the answer says. What is not wanted any
-    /// more ends by [`Children::abort_start`].
+    /// in `group` where there is one and the kernel can do that, which the answer says. One that is not wanted any
+    /// more is not made.
     ///
     /// The table is free meanwhile: a child may wait for a file system before it is its program.
     pub fn spawn(
@@ -223,11 +223,15 @@ impl Children {
         stdin: bool,
         settings: &Settings,
         group: Option<&Group>,
-        _is_wanted: &dyn Fn() -> bool,
+        is_wanted: &dyn Fn() -> bool,
     ) -> Result<Spawned, StartError> {
         let pid = Arc::new(AtomicI32::new(0));
         SHARED.lock().starting.push((run, pid.clone()));
-        let spawned = clone::spawn(command, stdin, settings, group, &pid, self.clone3);
+        // From here on `abort_start` finds the child.
+        let spawned = match is_wanted() {
+            true => clone::spawn(command, stdin, settings, group, &pid, self.clone3),
+            false => Err(StartError::at(Step::Process)(io::Error::other("the job was ended before its start"))),
+        };
         let mut table = SHARED.lock();
         table.starting.retain(|(_, known)| !Arc::ptr_eq(known, &pid));
         if let Ok(spawned) = &spawned {
@@ -415,6 +419,26 @@ mod tests {
         for (name, value) in [("x", json!(1)), ("nofile", json!("a")), ("nofile", json!([2, 1])), ("as", json!(-2))] {
             assert!(Limit::new(name, &value).is_err(), "{name} {value}");
         }
+    }
+
+    #[test]
+    fn child_that_is_not_wanted_any_more_is_not_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let children = Children::start(|_, _| ()).unwrap();
+        let spawn = |run: u64, is_wanted: bool| {
+            let mut command = Command::new("touch");
+            command.arg(dir.path().join(run.to_string()));
+            children.spawn(run, &mut command, false, &Settings::default(), None, &|| is_wanted)
+        };
+        assert!(spawn(1 << 40, false).is_err_and(|fault| fault.error.to_string().contains("ended before its start")));
+        // A later child has ended, so an earlier one would have run.
+        assert!(spawn(2 << 40, true).is_ok());
+        let begin = std::time::Instant::now();
+        while !dir.path().join((2_u64 << 40).to_string()).exists() {
+            assert!(begin.elapsed().as_secs() < 30);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(!dir.path().join((1_u64 << 40).to_string()).exists());
     }
 
     #[test]

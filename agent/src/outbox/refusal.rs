@@ -169,9 +169,7 @@ impl Inner {
         let cursor = self.cursors.get(&(controller.to_owned(), kind)).copied().unwrap_or(0).max(number);
         self.transaction(|inner| {
             inner.db.execute("DELETE FROM items WHERE seq = ?1", [key])?;
-            let sql = "INSERT OR REPLACE INTO cursors(controller, kind, batch) VALUES(?1, ?2, ?3)";
-            inner.db.execute(sql, params![controller, kind as i64, cursor])?;
-            Ok(())
+            inner.store_cursor(controller, kind, cursor)
         })?;
         self.cursors.insert((controller.to_owned(), kind), cursor);
         let stored = &mut self.bytes[kind as usize];

@@ -270,11 +270,20 @@ impl Inner {
         let number = self.current(controller, kind, number);
         let cursor = self.cursors.entry((controller.to_owned(), kind)).or_insert(0);
         *cursor = number.max(*cursor);
-        let sql = "INSERT OR REPLACE INTO cursors(controller, kind, batch) VALUES(?1, ?2, ?3)";
-        self.db.prepare_cached(sql)?.execute(params![controller, kind as i64, *cursor])?;
+        let cursor = *cursor;
+        self.store_cursor(controller, kind, cursor)?;
         let cursor = |name: &String| self.cursors.get(&(name.clone(), kind)).copied().unwrap_or(0);
         let all = others.iter().map(cursor).min().unwrap_or(0);
         self.remove(kind, all)?;
+        Ok(())
+    }
+
+    /// Stores the number up to which the controller has taken batches of this kind. An update, for a row that is
+    /// replaced gets another rowid, which writes a page of the key's index as well.
+    pub(super) fn store_cursor(&self, controller: &str, kind: Kind, number: i64) -> Result<()> {
+        let sql = "INSERT INTO cursors(controller, kind, batch) VALUES(?1, ?2, ?3)
+                   ON CONFLICT(controller, kind) DO UPDATE SET batch = excluded.batch";
+        self.db.prepare_cached(sql)?.execute(params![controller, kind as i64, number])?;
         Ok(())
     }
 

@@ -72,11 +72,25 @@ fn switches(pid: u32) -> Result<HashMap<u64, u64>> {
     Ok(counts)
 }
 
-/// Bytes that a process has written to disk so far.
-pub fn disk_bytes(pid: u32) -> Result<u64> {
-    let io = fs::read_to_string(format!("/proc/{pid}/io")).context("the process is gone")?;
-    let bytes = io.lines().find_map(|line| line.strip_prefix("write_bytes:")).context("no write_bytes")?;
-    bytes.trim().parse().context("no number")
+/// What a process has written to files so far, bytes: what it gave to the system, and the pages that this dirtied.
+#[derive(Clone, Copy)]
+pub struct Written {
+    /// Bytes of its `write` calls, to files, pipes and event descriptors; not to sockets, which `send` writes.
+    pub bytes: u64,
+    /// Bytes of the pages that it dirtied. Depends on the file system and on when that writes pages out.
+    pub dirtied: u64,
+}
+
+impl Written {
+    /// Reads both from `/proc/PID/io`.
+    pub fn of(pid: u32) -> Result<Written> {
+        let io = fs::read_to_string(format!("/proc/{pid}/io")).context("the process is gone")?;
+        let number = |name: &str| -> Result<u64> {
+            let bytes = io.lines().find_map(|line| line.strip_prefix(name)).context("a line of /proc/PID/io")?;
+            bytes.trim().parse().context("no number")
+        };
+        Ok(Written { bytes: number("wchar:")?, dirtied: number("write_bytes:")? })
+    }
 }
 
 /// `strace` that counts the system calls of a process and all its threads.

@@ -413,7 +413,8 @@ class Client(Looking):
         """Whom a target means now."""
         # Named nodes need no look at all others; only what is left out by role needs the roles.
         known = nodes_.load(self.link, who.nodes if who.named else None, ("roles", "stopped"))
-        return target.select(who, known, but)
+        chosen = target.select(who, known, but)
+        return dataclasses.replace(chosen, revoked=nodes_.revoked(self.link, chosen.unknown)) if chosen.unknown else chosen
 
     def why_waiting(self, job_id: str, node: Optional[NodeId], limit: Optional[float]) -> str:
         """Why there is no result yet, in one sentence."""
@@ -430,7 +431,7 @@ class Client(Looking):
         if state == "QUEUED":
             known = nodes_.load(self.link, [node], ("stopped",)) if node else []
             if node and not known:
-                return f"{start}: the node was never seen; it waits in the queue"
+                return f"{start}: {nodes_.unknown([node], nodes_.revoked(self.link, [node]))}; it waits in the queue"
             if known and known[0].stopped:
                 return f"{start}: the agent stopped {ago(known[0].age)} ago; it waits in the queue"
             if known and not known[0].live:
@@ -474,7 +475,7 @@ class Client(Looking):
         """Why a node cannot answer now; empty where it may."""
         known = nodes_.load(self.link, [node], ("stopped",))
         if not known:
-            return f"node {node} was never seen by a controller"
+            return f"node {nodes_.unknown([node], nodes_.revoked(self.link, [node]))}"
         if known[0].stopped:
             return f"the agent of node {node} stopped {ago(known[0].age)} ago"
         return "" if known[0].live else f"node {node} was last seen {ago(known[0].age)} ago"

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, Deque, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Any, Deque, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 from . import verbs, wire
 from .errors import Error, FleetFailed, Unavailable
@@ -49,6 +49,7 @@ class Fleet:
         nodes: Sequence[NodeId],
         offline: Sequence[Node] = (),
         unknown: Sequence[NodeId] = (),
+        revoked: Iterable[NodeId] = (),
         fanout: Optional[Command] = None,
         commands: Sequence[Command] = (),
         batch: int = 0,
@@ -66,8 +67,10 @@ class Fleet:
         self.nodes: List[NodeId] = list(nodes)
         #: Nodes that the target means and that are not there; nothing was sent to them.
         self.offline: List[Node] = list(offline)
-        #: Nodes that were named and never seen; nothing was sent to them.
+        #: Nodes that were named and that no controller knows; nothing was sent to them.
         self.unknown: List[NodeId] = list(unknown)
+        #: Those of `unknown` that were revoked and not enrolled since.
+        self.revoked: List[NodeId] = [node for node in self.unknown if node in set(revoked)]
         #: The results so far.
         self.results: Dict[NodeId, Result] = {}
         #: Nodes that nothing was sent to, since too many others failed.
@@ -218,8 +221,11 @@ class Fleet:
             parts.append("no answer from " + ", ".join(missing))
         if self.skipped:
             parts.append("not sent to " + ", ".join(map(str, self.skipped)))
-        if self.unknown:
-            parts.append("never seen: " + ", ".join(map(str, self.unknown)))
+        strange = [node for node in self.unknown if node not in self.revoked]
+        if strange:
+            parts.append("never seen: " + ", ".join(map(str, strange)))
+        if self.revoked:
+            parts.append("revoked: " + ", ".join(map(str, self.revoked)))
         detail = f" ({failed[0].sentence()})" if failed else ""
         raise FleetFailed(f"{self.verb.cmd}: {'; '.join(parts)}{detail}", failed, missing)
 

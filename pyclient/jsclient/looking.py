@@ -47,7 +47,8 @@ class Looking:
         """One node; `NobodyMatched` when it was never seen."""
         found = nodes_.load(self.link, [NodeId(gid, nid)])
         if not found:
-            raise NobodyMatched(f"node {gid}.{nid} was never seen")
+            node = NodeId(gid, nid)
+            raise NobodyMatched(f"node {nodes_.unknown([node], nodes_.revoked(self.link, [node]))}")
         return found[0]
 
     def grants(self, who: Union[str, NodeId, Target] = "all") -> List[Grant]:

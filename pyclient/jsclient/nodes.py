@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
-from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 from . import wire
+from .errors import Unavailable
 from .link import Link
 from .values import load_json
 from .wire import NodeId
@@ -122,6 +124,36 @@ def load(link: Link, only: Optional[Iterable[NodeId]] = None, fields: Sequence[s
                 facts[name] = names[value] = parse_names(value)
         out.append(Node(node.gid, node.nid, last_seen=last_seen, age=max(0.0, (now - last_seen) / 1000), **facts))
     return out
+
+
+def revoked(link: Link, nodes: Sequence[NodeId]) -> Dict[NodeId, int]:
+    """Those of the nodes that were revoked and not enrolled since, and when that was (ms)."""
+    try:
+        answers = link.bulk([("GET", wire.revoked_key(node)) for node in nodes])
+    except Unavailable as e:
+        if e.passing:
+            raise
+        return {}  # the rights of a client of 0.1.0 do not reach it
+    return {node: wire.milliseconds(raw) for node, raw in zip(nodes, answers) if raw is not None}
+
+
+def unknown(nodes: Sequence[NodeId], revoked: Mapping[NodeId, int]) -> str:
+    """Why nothing is known of these nodes, in one sentence."""
+    strange = [node for node in nodes if node not in revoked]
+    parts = []
+    if strange:
+        parts.append(f"{', '.join(map(str, strange))} {'was' if len(strange) == 1 else 'were'} never seen by a controller")
+    for node in [node for node in nodes if node in revoked][:10]:
+        parts.append(f"{node} was revoked at {moment(revoked[node])}: enrol it again with jsacc enroll {node.gid} {node.nid}")
+    return "; ".join(parts)
+
+
+def moment(ms: float) -> str:
+    """A time of day and date, local."""
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(ms / 1000)) if ms else "-"
+    except (OverflowError, ValueError, OSError):
+        return str(ms)  # a time that no calendar has
 
 
 def ago(seconds: float) -> str:

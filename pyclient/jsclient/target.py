@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
-from typing import Iterable, List, Optional, Sequence, Tuple, Union
+from dataclasses import dataclass, field, replace
+from typing import Iterable, List, Mapping, Optional, Sequence, Tuple, Union
 
 from .errors import TARGETS, UsageError
 from .nodes import Node
@@ -113,6 +113,8 @@ class Selection:
     unknown: List[NodeId]
     #: Those of `live` whose agents said that they stop, and were not seen since.
     stopped: List[Node] = field(default_factory=list)
+    #: Those of `unknown` that were revoked, and when (ms).
+    revoked: Mapping[NodeId, int] = field(default_factory=dict)
     #: Whether nodes that a controller still counts as live were left out of `live`.
     narrowed: bool = False
 
@@ -123,7 +125,7 @@ class Selection:
             return self
         away = {node.id for node in self.stopped}
         offline = sorted([*self.offline, *self.stopped], key=lambda node: node.id)
-        return Selection([n for n in self.live if n not in away], offline, self.unknown, narrowed=True)
+        return replace(self, live=[n for n in self.live if n not in away], offline=offline, stopped=[], narrowed=True)
 
     @property
     def everybody(self) -> List[NodeId]:

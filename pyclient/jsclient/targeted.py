@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Mapping, 
 from . import scripts, verbs, wire
 from .errors import NobodyMatched, Undecodable, UsageError
 from .fleet import Fleet, part_id
-from .nodes import ago
+from .nodes import ago, unknown
 from .target import Selection, Target
 from .verbs import Data, Levels, Verb
 from .wire import Command, NodeId, Record, Result, as_list
@@ -100,14 +100,14 @@ class Targeted:
         return Fleet(
             client, fleet_id, verb, nodes=to, fanout=fanout, commands=commands, batch=at_once,
             offline=[] if wait_offline else chosen.offline, unknown=[] if wait_offline else chosen.unknown,
+            revoked=chosen.revoked,
             max_failures=max_failures, keep=keep, named=self.who.named, returning=returning,
         )
 
     def nobody(self, chosen: Selection) -> str:
         """Why there is nobody to send to, in one sentence."""
         if chosen.unknown:
-            names = ", ".join(map(str, chosen.unknown))
-            return f"{names} {'was' if len(chosen.unknown) == 1 else 'were'} never seen by a controller"
+            return unknown(chosen.unknown, chosen.revoked)
         if chosen.offline:
             names = ", ".join(
                 f"{n.id} ({'stopped' if n.stopped else 'last seen'} {ago(n.age)} ago)" for n in chosen.offline[:10]

@@ -113,6 +113,11 @@ def grant_hash(node: NodeId) -> str:
     return f"{GRANT_PREFIX}{node.key}"
 
 
+def revoked_key(node: NodeId) -> str:
+    """Since when (ms) a node is revoked, until it is enrolled again."""
+    return f"jsacc:{{{node.key}}}:revoked"
+
+
 def script_key(sha256: str) -> str:
     """A script's source, by its hash."""
     return SCRIPT_PREFIX + sha256

@@ -57,5 +57,12 @@ def test_a_claim_is_a_target_while_it_is_granted(capsys: pytest.CaptureFixture[s
             assert [e["cmd"] for e in client.audit()] == ["ping", "grant"]
             assert client.grant("1.1", roles=["db"], remove=True) == {NodeId(1, 1): ["role:db"]}
             wait_until(lambda: nodes("@db") == [] and client.node(1, 1).claims == ("role:db",), NOTICED)
+
+            controller("revoke", "1", "1")
+            capsys.readouterr()
+            sent = len(client.jobs())
+            assert main(["-r", url, "exec", "1.1", "--", "true"]) == 3
+            told = capsys.readouterr().err
+            assert "1.1 was revoked at 20" in told and "jsacc enroll 1 1" in told and len(client.jobs()) == sent
     finally:
         house.close()

@@ -92,6 +92,8 @@ def test_jsctl_needs_no_more_than_the_smallest_rights(
         assert ran.code == (3 if words[0] == "unschedule" else 0) and "may not" not in ran.err, (words, ran)
     for line, offered in (("exec ", "1.1"), ("kill ", sent)):
         assert main(["__complete", f"jsctl --redis {few} {line}"]) == 0 and offered in capsys.readouterr().out.split()
+    raw.set("jsacc:{1:7}:revoked", 1)
+    assert "1.7 was revoked" in limited("exec", "1.7", "--", "true").err
     assert denied(raw) == []
     assert limited("grant", "1.1", "--role", "db").code == 1 and not raw.hexists("jsacc:grant:1:1", "role:db")
 

@@ -13,7 +13,7 @@ from ..client import Client
 from ..errors import FAILED, OK, Gone, NobodyMatched, NoController, UsageError, not_text
 from ..fleet import Fleet
 from ..job import nodes_of
-from ..nodes import ago, load
+from ..nodes import ago, load, unknown
 from ..target import Selection
 from ..targeted import Targeted
 from ..text import is_text
@@ -310,7 +310,7 @@ def _dry_run(args: argparse.Namespace, targeted: Targeted, chosen: Selection) ->
         for node in chosen.everybody:
             seen = away.get(node)
             late = f"\t{'stopped' if seen.stopped else 'last seen'} {ago(seen.age)} ago" if seen else ""
-            stdio.out(f"{node}{late}" if node not in chosen.unknown else f"{node}\tnever seen")
+            stdio.out(f"{node}{late}" if node not in chosen.unknown else f"{node}\t{'revoked' if node in chosen.revoked else 'never seen'}")
     if not chosen.live and not (args.wait and chosen.everybody):
         raise NobodyMatched(targeted.nobody(chosen))
     batch = f", in batches of {args.batch}" if args.batch else ""
@@ -320,7 +320,7 @@ def _dry_run(args: argparse.Namespace, targeted: Targeted, chosen: Selection) ->
 
 def _state(node: NodeId, chosen: Selection) -> str:
     if node in chosen.unknown:
-        return "unknown"
+        return "revoked" if node in chosen.revoked else "unknown"
     return next((n.state for n in (*chosen.offline, *chosen.stopped) if n.id == node), "live")
 
 
@@ -330,7 +330,8 @@ def _warn(args: argparse.Namespace, chosen: Selection) -> None:
     if not chosen.live and not kept:
         return  # the error says it
     for node in chosen.unknown[:10]:
-        say(f"jsctl: {node} was never seen by a controller; {then}")
+        answered = "its command is answered with ERROR" if kept and node in chosen.revoked else then
+        say(f"jsctl: {unknown([node], chosen.revoked)}; {answered}")
     for seen in chosen.stopped[:10]:
         say(f"jsctl: the agent of {seen.id} stopped {ago(seen.age)} ago; it gets the command when it starts again")
     for seen in chosen.offline[:10] if kept else ():

@@ -216,7 +216,8 @@ class Output:
         if not (self.json or self.ndjson):
             return
         silent = [(n, "NO ANSWER") for n in self.fleet.missing] + [(n, "NOT SENT") for n in self.fleet.skipped]
-        silent += [(n.id, "OFFLINE") for n in self.fleet.offline] + [(n, "UNKNOWN") for n in self.fleet.unknown]
+        silent += [(n.id, "OFFLINE") for n in self.fleet.offline]
+        silent += [(n, "REVOKED" if n in self.fleet.revoked else "UNKNOWN") for n in self.fleet.unknown]
         for node, state in silent:
             self._item({"node": str(node), "gid": node.gid, "nid": node.nid, "id": self.fleet.id, "state": state})
         if self.json:
@@ -236,8 +237,11 @@ class Output:
                 parts.append(f"{len(fleet.skipped)} not sent after too many failures ({render.names(fleet.skipped)})")
             if fleet.offline:
                 parts.append(f"{len(fleet.offline)} offline ({render.names([n.id for n in fleet.offline])})")
-            if fleet.unknown:
-                parts.append(f"{len(fleet.unknown)} never seen ({render.names(fleet.unknown)})")
+            strange = [n for n in fleet.unknown if n not in fleet.revoked]
+            if strange:
+                parts.append(f"{len(strange)} never seen ({render.names(strange)})")
+            if fleet.revoked:
+                parts.append(f"{len(fleet.revoked)} revoked ({render.names(fleet.revoked)})")
             say(", ".join(parts))
         period = fleet.verb.args.get("recurring_period")
         if period:

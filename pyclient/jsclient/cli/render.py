@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any, Dict, Iterable, List, Mapping, Sequence
 
 from ..errors import Undecodable
+from ..nodes import moment as moment
 from ..text import one_line
 from ..values import dump_json, plain
 from ..wire import NodeId, Result
@@ -65,14 +65,6 @@ def size(count: float) -> str:
         count /= 1024
         unit += 1
     return f"{count:.0f} {_UNITS[unit]}" if unit == 0 else f"{count:.1f} {_UNITS[unit]}"
-
-
-def moment(ms: float) -> str:
-    """A time of day and date, local."""
-    try:
-        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(ms / 1000)) if ms else "-"
-    except (OverflowError, ValueError, OSError):
-        return str(ms)  # a time that no calendar has
 
 
 def friendly(name: str, value: Any) -> Any:

@@ -1,0 +1,53 @@
+"""A node that was revoked is told from one that was never seen."""
+
+from __future__ import annotations
+
+import json
+from typing import Callable
+
+import pytest
+import redis
+from conftest import Ran
+from fake import Fake
+
+from jsclient import Client, FleetFailed, NobodyMatched
+
+Jsctl = Callable[..., Ran]
+SENTENCE = "1.7 was revoked at 2026-03-01 12:00:00: enrol it again with jsacc enroll 1 7"
+
+
+@pytest.fixture(autouse=True)
+def revoked(raw: redis.Redis, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1.7 was revoked."""
+    monkeypatch.setattr("jsclient.nodes.time.localtime", __import__("time").gmtime)
+    raw.set("jsacc:{1:7}:revoked", 1772366400123)
+
+
+def test_command_for_a_revoked_node_fails_at_once_and_says_what_to_do(jsctl: Jsctl, fake: Fake) -> None:
+    for words in (["exec", "1.7", "--", "true"], ["ping", "1.7"], ["logs", "1.7"], ["stats", "1.7"], ["nodes", "1.7"],
+                  ["grant", "1.7", "--role", "web"]):
+        ran = jsctl(*words)
+        assert ran.code == 3 and SENTENCE in ran.err, (words, ran)
+    assert not fake.seen
+    ran = jsctl("exec", "1.7", "--dry-run", "--json", "--", "true")
+    assert json.loads(ran.out.split("]")[0] + "]")[0]["state"] == "revoked"
+    assert jsctl("exec", "1.7", "--dry-run", "--", "true").out == "1.7\trevoked\n"
+
+
+def test_revoked_node_beside_others_is_named_apart(jsctl: Jsctl) -> None:
+    ran = jsctl("exec", "1.1,1.7,1.9", "--", "echo", "x")
+    assert ran.code == 1 and f"{SENTENCE}; nothing is sent to it" in ran.err
+    assert ran.err.splitlines()[-1] == "1 OK, 0 failed, 1 never seen (1.9), 1 revoked (1.7)"
+    ran = jsctl("exec", "1.1,1.7,1.9", "--json", "--", "echo", "x")
+    assert {it["node"]: it["state"] for it in json.loads(ran.out)} == {"1.1": "OK", "1.7": "REVOKED", "1.9": "UNKNOWN"}
+
+
+def test_python_tells_of_a_revoked_node(client: Client) -> None:
+    with pytest.raises(NobodyMatched, match="7.7 was never seen by a controller; 1.7 was revoked at"):
+        client.target("1.7,7.7").execute("true")
+    with pytest.raises(NobodyMatched, match="node 1.7 was revoked at"):
+        client.node(1, 7)
+    fleet = client.target("1.1,1.7").execute("echo", ["x"]).wait()
+    assert fleet.unknown == fleet.revoked == [(1, 7)]
+    with pytest.raises(FleetFailed, match="revoked: 1.7"):
+        fleet.raise_for_status()

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Mapping, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Mapping, Sequence, Set, Tuple, Union
 
 from . import wire
 from .errors import UsageError
 from .link import Link
-from .nodes import Node, now_ms
+from .nodes import Node, now_ms, parse_names
 from .values import load_json
 from .wire import NodeId
 
@@ -27,6 +27,7 @@ _FIELD = re.compile(rf"(?:role:{_NAME}|label:{_NAME}={_NAME}|host:{_HOST})\Z")
 _KINDS = ("role", "label", "host")
 _FORMS = {"role": "1 to 64 of A-Z a-z 0-9 . _ : / -", "label": "KEY=VALUE, each 1 to 64 of A-Z a-z 0-9 . _ : / -",
           "host": "1 to 253 of A-Z a-z 0-9 . _ -"}
+HOW_TO_CLAIM = "name it in roles of the node's agent.toml and restart the agent"
 #: Most grants of one call for one node.
 MOST = 100
 #: The audit list names so many nodes of a command, as the controllers do.
@@ -105,6 +106,19 @@ def load(link: Link, known: Sequence[Node], more: Iterable[NodeId] = ()) -> List
     ids = sorted({*claims, *more})
     hashes = link.bulk([("HGETALL", wire.grant_hash(node)) for node in ids])
     return [grant for node, raw in zip(ids, hashes) for grant in read(node, wire.pairs(raw), claims.get(node, ()))]
+
+
+def claimed(link: Link, nodes: Sequence[NodeId]) -> Dict[NodeId, Set[str]]:
+    """What each of these nodes claims, granted or not; nodes that were never seen are left out."""
+    out = {}
+    for node, raw in zip(nodes, link.bulk([("HGETALL", wire.agent_hash(node)) for node in nodes])):
+        facts = {wire.text(name): value for name, value in wire.pairs(raw)}
+        if facts:
+            fields = {*parse_names(facts.get("claims")), *(f"role:{r}" for r in parse_names(facts.get("roles")))}
+            fields.add(f"host:{wire.text(facts.get('hostname'))}")
+            fields.update(f"label:{name[6:]}={wire.text(v)}" for name, v in facts.items() if name.startswith("label."))
+            out[node] = fields
+    return out
 
 
 def granted_nodes(link: Link) -> List[NodeId]:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Mapping, 
 from . import scripts, verbs, wire
 from .errors import NobodyMatched, Undecodable, UsageError
 from .fleet import Fleet, part_id
-from .nodes import ago, unknown
+from .grants import HOW_TO_CLAIM
+from .nodes import ago, load, unknown
 from .target import Selection, Target
 from .verbs import Data, Levels, Verb
 from .wire import Command, NodeId, Record, Result, as_list
@@ -114,7 +115,30 @@ class Targeted:
             )
             more = f" and {len(chosen.offline) - 10} more" if len(chosen.offline) > 10 else ""
             return f"nobody of {self.who.text} is there: {names}{more}"
-        return f"no node matches {self.who.text}"
+        return f"no node matches {self.who.text}" + (self._who_claims() if self.who.roles else "")
+
+    def _who_claims(self) -> str:
+        """Which nodes the target would mean, if they were granted what they claim, or claimed what they are granted."""
+        link, wanted = self._client.link, [f"role:{role}" for role in self.who.roles]
+        known = load(link, fields=("roles", "claims"))
+        lacking = [(n, lacks) for n in known for lacks in [[f for f in wanted if f[5:] not in n.roles]] if lacks]
+        held = link.bulk([("HMGET", wire.grant_hash(n.id), *lacks) for n, lacks in lacking])
+        claiming: List[Tuple[NodeId, List[str]]] = []
+        silent: List[Tuple[NodeId, List[str]]] = []
+        fresh: List[Tuple[NodeId, List[str]]] = []
+        for (node, lacks), values in zip(lacking, held):
+            ungranted = [field for field, value in zip(lacks, values) if value is None]
+            if set(lacks) <= set(node.claims):
+                (claiming if ungranted else fresh).append((node.id, ungranted))
+            elif not ungranted:
+                silent.append((node.id, lacks))
+        if claiming:
+            first, fields = claiming[0]
+            flags = " ".join(f"--role {field[5:]}" for field in fields)
+            return f"; claimed by {some(claiming)} without a grant; to grant it: jsctl grant {first} {flags}"
+        if fresh:
+            return f"; granted to {some(fresh)}, which controllers notice within seconds"
+        return f"; granted to and not claimed by {some(silent)}: {HOW_TO_CLAIM}" if silent else ""
 
     def execute(
         self, cmd: str, args: Optional[Sequence[object]] = None, *, data: Data = "", **options: Any
@@ -271,6 +295,12 @@ class Targeted:
         if not (chosen.everybody if how.get("wait_offline") else chosen.live):
             raise NobodyMatched(self.nobody(chosen))
         return chosen
+
+
+def some(found: Sequence[Tuple[NodeId, object]]) -> str:
+    """The names of the first ten nodes, and how many more there are."""
+    names = ", ".join(str(node) for node, _ in found[:10])
+    return f"{names} and {len(found) - 10} more" if len(found) > 10 else names
 
 
 def without_the_silent(

@@ -104,6 +104,34 @@ def test_jsctl_grants_and_says_what_is_left(claiming: Fake, jsctl: Jsctl) -> Non
     assert jsctl("grants", "2.1").code == 3 and "no grant and no claim" in jsctl("grants", "2.1").err
 
 
+def test_grant_of_what_a_node_does_not_claim_says_how_it_is_claimed(claiming: Fake, jsctl: Jsctl) -> None:
+    ran = jsctl("grant", "1.1", "--role", "db", "--role", "web", "--label", "site=ams", "--host", "host1")
+    assert ran.code == 0 and ran.err == "", "all of these are claimed"
+    ran = jsctl("grant", "1.*", "--role", "cache", "--role", "web", "--label", "site=ber", "--json")
+    assert ran.code == 0 and ran.err.splitlines() == [
+        "jsctl: 1.1, 1.2: role:cache is granted and not claimed, so it is no target yet; "
+        "name it in roles of the node's agent.toml and restart the agent",
+        "jsctl: 1.1, 1.2: label:site=ber is granted and not claimed, so it is no target yet",
+    ]
+    assert jsctl("grant", "1.1", "--role", "other", "--remove").err == ""
+
+
+def test_role_without_nodes_says_which_claim_it_and_which_are_granted_it(claiming: Fake, jsctl: Jsctl, raw: Any) -> None:
+    raw.hset("jsacc:agent:2:1", "roles", "[]")
+    raw.hset("jsacc:agent:1:2", "roles", "[]")
+    told = "jsctl: no node matches @db; claimed by 1.1 without a grant; to grant it: jsctl grant 1.1 --role db"
+    for words in (["exec", "@db", "--", "true"], ["ping", "@db"], ["nodes", "@db"], ["stats", "@db"]):
+        ran = jsctl(*words)
+        assert ran.code == 3 and ran.err.splitlines()[0] == told, (words, ran)
+    assert "to grant it: jsctl grant 1.1 --role db" in jsctl("ping", "@web,db").err
+    jsctl("grant", "1.1", "--role", "db")
+    assert "no node matches @db; granted to 1.1, which controllers notice within seconds" in jsctl("ping", "@db").err
+    raw.hset("jsacc:agent:1:1", "claims", "[]")
+    told = "no node matches @db; granted to and not claimed by 1.1: name it in roles of the node's agent.toml"
+    assert told in jsctl("ping", "@db").err
+    assert jsctl("ping", "@nobody").err == "jsctl: no node matches @nobody\n"
+
+
 def test_json_of_grants(claiming: Fake, jsctl: Jsctl) -> None:
     found = json.loads(jsctl("grants", "--json").out)
     assert found[0] == {"node": "1.1", "gid": 1, "nid": 1, "kind": "role", "name": "web", "granted": True,

@@ -44,7 +44,7 @@ def test_a_claim_is_a_target_while_it_is_granted(capsys: pytest.CaptureFixture[s
 
             wait_until(lambda: "role:db" in [g.field for g in client.grants() if not g.granted], NOTICED)
             assert nodes("@web") == [(1, 1)] and client.node(1, 1).claims == ("role:db",)
-            with pytest.raises(NobodyMatched):
+            with pytest.raises(NobodyMatched, match="to grant it: jsctl grant 1.1 --role db"):
                 client.target("@db").ping()
             capsys.readouterr()
             assert main(["-r", url, "grants"]) == 0
@@ -53,8 +53,13 @@ def test_a_claim_is_a_target_while_it_is_granted(capsys: pytest.CaptureFixture[s
             wait_until(lambda: nodes("@db") == [(1, 1)], NOTICED)
             assert client.target("@db").ping().wait().ok and client.node(1, 1).claims == ()
             assert {g.field: g.by for g in client.grants()}["role:db"] == "alice"
+            assert main(["-r", url, "grant", "1.1", "--role", "web", "--role", "cache"]) == 0
+            told = capsys.readouterr().err.splitlines()
+            assert len(told) == 1 and "1.1: role:cache is granted and not claimed" in told[0]
+            with pytest.raises(NobodyMatched, match="granted to and not claimed by 1.1"):
+                client.target("@cache").ping()
             # Both write into the audit list.
-            assert [e["cmd"] for e in client.audit()] == ["ping", "grant"]
+            assert [e["cmd"] for e in client.audit()] == ["grant", "ping", "grant"]
             assert client.grant("1.1", roles=["db"], remove=True) == {NodeId(1, 1): ["role:db"]}
             wait_until(lambda: nodes("@db") == [] and client.node(1, 1).claims == ("role:db",), NOTICED)
 

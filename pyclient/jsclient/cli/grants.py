@@ -7,7 +7,7 @@ from typing import List, Sequence
 
 from .. import target
 from ..errors import NOBODY, OK
-from ..grants import Grant
+from ..grants import HOW_TO_CLAIM, Grant, claimed
 from . import render, stdio
 from .order import connect
 from .start import say
@@ -17,18 +17,24 @@ def grant(args: argparse.Namespace) -> int:
     """`jsctl grant TARGET`."""
     with connect(args) as client:
         changed = client.grant(args.target, roles=args.role, labels=args.label, hosts=args.host, remove=args.remove)
+        claims = {} if args.remove else claimed(client.link, list(changed))
     verb = "removed" if args.remove else "granted"
+    asked = [f"{kind}:{name}" for kind in ("role", "label", "host") for name in getattr(args, kind)]
     if args.json or args.ndjson:
         render.emit([{"node": str(n), "gid": n.gid, "nid": n.nid, verb: what} for n, what in changed.items()], args.ndjson)
     else:
         same = "was not granted" if args.remove else "was granted before"
-        asked = [f"{kind}:{name}" for kind in ("role", "label", "host") for name in getattr(args, kind)]
         for node, what in changed.items():
             if what:
                 stdio.out(f"{node}: {verb} {', '.join(what)}")
             old = [field for field in dict.fromkeys(asked) if field not in what]
             if old:
                 stdio.out(f"{node}: {', '.join(old)} {same}")
+    for field in asked:
+        silent = [node for node, fields in claims.items() if field not in fields]
+        if silent:
+            how = f"; {HOW_TO_CLAIM}" if field.startswith("role:") else ""
+            say(f"jsctl: {render.names(silent)}: {field} is granted and not claimed, so it is no target yet{how}")
     if args.remove and not any(changed.values()):
         return NOBODY
     return OK

@@ -10,7 +10,7 @@ from typing import Any, Dict, List
 from .. import target
 from ..errors import NOBODY, OK, Error, NoController
 from ..job import nodes_of
-from ..nodes import ago, load, revoked, unknown
+from ..nodes import ago, load
 from ..values import dump_json
 from ..wire import JobInfo, integer
 from . import render, stdio
@@ -39,9 +39,12 @@ def nodes(args: argparse.Namespace) -> int:
                     for n in picked)
             stdio.rows(render.table(head, rows))
         if not picked:
-            strange = [n for n in who.nodes if n not in {it.id for it in known}]
-            why = unknown(strange, revoked(client.link, strange)) if strange else f"no node matches {args.target}"
-            say(f"jsctl: {why if known or strange else 'no node was ever seen'}")
+            if not (known or who.nodes):
+                say("jsctl: no node was ever seen")
+            elif any(who.means(n) for n in known):
+                say(f"jsctl: no node matches {args.target}")
+            else:
+                say(f"jsctl: {client.target(who).nobody(client.select(who))}")
         elif not (args.json or args.ndjson):
             count = Counter(n.state for n in picked)
             counts = [f"{count[s]} {s}" for s in ("live", "late", "gone", "stopped") if count[s] or s != "stopped"]

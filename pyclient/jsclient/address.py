@@ -181,10 +181,12 @@ def _split(text: str) -> List[str]:
 
 
 def _check(url: str) -> None:
-    """An `@` behind the host, or a port that is none, comes of a password that was not escaped."""
+    """An `@` behind the host, a second one before it, or a port that is none, comes of a password that was not escaped."""
     try:
         parts = urlsplit(url)
-        if parts.scheme == "unix":
+        if parts.netloc.count("@") > 1:
+            good = False  # where the login ends is anybody's guess
+        elif parts.scheme == "unix":
             good = "@" in parts.netloc or ":" not in parts.netloc
         else:
             good = parts.port is None or parts.port > 0
@@ -236,7 +238,7 @@ def _own_login(query: str) -> Tuple[str, str]:
 
 def _sentinel(rest: str, scheme: str) -> Address:
     login, at, rest = rest.rpartition("@")
-    if any(c in login for c in "/?#"):
+    if any(c in login for c in "/?#@"):
         raise UsageError(UNREADABLE)
     hosts, slash, path = rest.partition("/")
     path, _, query = path.partition("?")

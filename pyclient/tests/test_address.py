@@ -166,3 +166,14 @@ def test_a_port_out_of_range_is_no_address(text: str, port: str) -> None:
 def test_a_part_of_a_password_is_not_taken_for_a_port(text: str) -> None:
     with pytest.raises(UsageError, match="%2C"):
         parse(text)
+
+
+@pytest.mark.parametrize("text", [
+    "redis://user:ge@heim@localhost", "rediss://:ge@heim@h:1/2", "user:ge@heim@h:1", "redis://me:ge@heim@a:1,b:2",
+    "redis://me:ge@heim@a:1,me:ge@heim@b:2", "unix://me:ge@heim@/run/r.sock", "sentinel://me:ge@heim@s1,s2/main",
+])
+def test_an_unescaped_at_in_a_password_is_refused_with_advice(text: str) -> None:
+    with pytest.raises(UsageError, match="%40") as e:
+        Client(text)
+    assert "heim" not in str(e.value)
+    assert Client("redis://user:ge%40heim@localhost").link._login()["password"] == "ge@heim"

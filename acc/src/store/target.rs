@@ -157,6 +157,13 @@ fn is_host(text: &str) -> bool {
         && port.bytes().all(|b| b.is_ascii_digit())
 }
 
+/// Whether more than one `@` stands before the path, and so nobody can tell where the login ends.
+fn has_two_logins(url: &str) -> bool {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    authority.matches('@').count() > 1
+}
+
 /// Whether an `@` stands behind the host, which comes of a password that was not escaped.
 fn is_torn(url: &str) -> bool {
     let (url, fragment) = url.split_once('#').unwrap_or((url, ""));
@@ -171,7 +178,7 @@ fn is_torn(url: &str) -> bool {
 fn server(text: &str) -> Result<ConnectionInfo, String> {
     let hint = || "give host:port, redis://user:pw@host:port/db, rediss://... or unix:///path".to_owned();
     let url = if text.contains("://") { text.to_owned() } else { format!("redis://{text}") };
-    if !url.starts_with("unix:") && is_torn(&url) {
+    if has_two_logins(&url) || (!url.starts_with("unix:") && is_torn(&url)) {
         return Err(UNREADABLE.into());
     }
     let url = match url.split_once('?') {
@@ -246,7 +253,7 @@ fn sentinel(rest: &str, scheme: &str) -> Result<Target, String> {
         Some((login, rest)) => (Some(login), rest),
         None => (None, rest),
     };
-    if login.is_some_and(|login| login.contains(['/', '?', '#'])) {
+    if login.is_some_and(|login| login.contains(['/', '?', '#', '@'])) {
         return Err(UNREADABLE.into());
     }
     let (hosts, path) =
@@ -373,6 +380,24 @@ mod tests {
             assert!(!error.contains("geheim"), "{error}");
             assert!(!error.is_empty());
         }
+    }
+
+    #[test]
+    fn unescaped_at_in_a_password_is_refused_with_advice() {
+        for text in [
+            "redis://user:ge@heim@localhost",
+            "rediss://:ge@heim@h:1/2",
+            "user:ge@heim@h:1",
+            "redis://me:ge@heim@a:1,b:2",
+            "redis://me:ge@heim@a:1,me:ge@heim@b:2",
+            "unix://me:ge@heim@/run/r.sock",
+            "sentinel://me:ge@heim@s1,s2/main",
+        ] {
+            let error = Target::parse(text).unwrap_err();
+            assert!(error.contains("%40") && !error.contains("heim"), "{text}: {error}");
+        }
+        let escaped = Target::parse("redis://user:ge%40heim@localhost").unwrap();
+        assert_eq!(escaped.servers[0].redis_settings().password(), Some("ge@heim"));
     }
 
     #[test]

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from .text import clean
     from .wire import Command, JobInfo, NodeId, Record, Result
 
-__version__ = "0.1.0"
+#: That of the programs, in Cargo.toml.
+__version__ = "0.2.0-dev"
 
 __all__ = [
     "Client",

@@ -17,7 +17,7 @@ if typing.TYPE_CHECKING:
 OK, FAILED, USAGE, NOBODY, TIMED_OUT = 0, 1, 2, 3, 4
 
 #: How a target is written, for messages.
-TARGETS = "1.10  1.10,1.11  1.*  @web  @web,db (nodes that have all of these roles)  all"
+TARGETS = "1.10  1.10,1.11  1.*  @web  @web,db (nodes that have all of these roles)  all, or '*'"
 
 
 class Error(Exception):

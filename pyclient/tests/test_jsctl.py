@@ -40,6 +40,13 @@ def test_exec_one_node(jsctl: Jsctl, fake: Fake) -> None:
     assert (ran.code, ran.out) == (1, "") and "program not found" in ran.err
 
 
+def test_help_says_how_all_nodes_and_variables_are_named(jsctl: Jsctl, fake: Fake) -> None:
+    told = " ".join(jsctl("exec", "--help").out.split())
+    for words in ("all, or '*'", "may be given more than once", "so give secrets, with --secret"):
+        assert words in told
+    assert jsctl("exec", "*", "--", "echo", "x").out == "== 1.1, 1.2, 2.1 (3)\nx\n"
+
+
 def test_shell_line_runs_in_the_shell_of_each_nodes_system(jsctl: Jsctl, fake: Fake, raw: redis.Redis) -> None:
     fake.programs["/bin/sh"] = lambda n, c: {"streams": ["posix\n", ""]}
     fake.programs["cmd.exe"] = lambda n, c: {"streams": ["windows\n", ""]}

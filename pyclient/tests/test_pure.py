@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import jsclient
 from jsclient import NodeId, UsageError, clean, target, wire
 from jsclient.cli import render
 from jsclient.nodes import Node, ago, parse_names
@@ -25,6 +28,7 @@ from jsclient.targeted import batch_size
         ("@web,db", [], [], ["web", "db"], False, (0, ["web", "db"])),
         ("@web,@db", [], [], ["web", "db"], False, (0, ["web", "db"])),
         ("all", [], [], [], True, (0, ["*"])),
+        ("*", [], [], [], True, (0, ["*"])),
         ("@*", [], [], [], True, (0, ["*"])),
     ],
 )
@@ -86,3 +90,8 @@ def test_only_our_own_answers_have_bytes() -> None:
 
     assert shown("get_disk_info").splitlines() == ["   used  path", "2.0 KiB  /"]
     assert shown("execute_js_py").splitlines() == ["path  used", "/     2048"]
+
+
+def test_client_and_programs_have_one_version() -> None:
+    workspace = (Path(__file__).parents[2] / "Cargo.toml").read_text()
+    assert re.findall(r'^version = "(.*)"$', workspace, re.MULTILINE) == [jsclient.__version__]

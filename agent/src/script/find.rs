@@ -25,7 +25,7 @@ pub(super) fn find(root: &Path, domain: &str, name: &str, language: Language) ->
     let path = root.join(&relative);
     let unreadable = |error: std::io::Error| match error.kind() {
         ErrorKind::NotFound | ErrorKind::NotADirectory => NotStarted::not_found(format!(
-            "no script {label} in {}: put it there, or send it by its hash",
+            "no script {label} in {}: put it there, or send a file of yours with it: jsctl script run NODE FILE",
             root.display()
         )),
         _ => format!("script {} cannot be read: {error}", path.display()).into(),
@@ -123,6 +123,7 @@ mod tests {
         assert_eq!(find(root.path(), "ops/deep", "x", Language::Lua).unwrap().source, b"b");
         let missing = find(root.path(), "ops", "disk", Language::Lua).unwrap_err();
         assert!(missing.why.starts_with("no script ops/disk.lua in ") && missing.code == 127, "{missing:?}");
+        assert!(missing.why.ends_with(": jsctl script run NODE FILE"), "{missing:?}");
         assert!(find(&root.path().join("none"), "a", "b", Language::Lua).unwrap_err().why.starts_with("no script"));
         fs::create_dir(root.path().join("ops/folder.py")).unwrap();
         let folder = find(root.path(), "ops", "folder", Language::Python).unwrap_err();

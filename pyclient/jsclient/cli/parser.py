@@ -169,7 +169,7 @@ def build() -> argparse.ArgumentParser:
     )
     sub.add_argument("words", nargs="+", metavar="[TARGET] ID", help=_ID_AND)
     _fleet(sub)
-    order("restart", "order:restart", "restart agents, and wait until each is back")
+    order("restart", "order:restart", "end agents, which their service managers start again, and wait until each is back")
 
     sub = command("cancel", "order:cancel", "withdraw a command that still waits for its node")
     sub.add_argument("id", help=_ID)
@@ -270,8 +270,9 @@ def _process(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--data", default=None, help="its standard input: text, @FILE, or - for ours; JSON for a script's action")
     add("--cwd", dest="workingdir", help="its folder")
-    add("--env", action="append", metavar="K[=V]", help="added to the agent's environment; K alone: as it is here")
-    add("--secret", action="store_true", default=None, help="keep env and data out of history, records and logs")
+    add("--env", action="append", metavar="NAME[=VALUE]", help="sets a variable for it; may be given more than once. NAME "
+        "alone takes the value from jsctl's own environment: so give secrets, with --secret")
+    add("--secret", action="store_true", default=None, help="keep the values of --env and --data out of history, records and logs")
     add("--max-time", type=_longest, metavar="S", help="seconds, or 5m, 2h, 1d; -1 runs for good and comes back after a restart")
     add("--max-restart", type=_number, metavar="N", help="start it again so often when it fails")
     add("--every", dest="recurring_period", type=_duration, metavar="S", help="run it again after so many seconds, or 5m, 2h, 1d")

@@ -30,6 +30,8 @@ DEFAULT_URL = "redis://localhost:6379"
 QUIET_SECONDS = 30
 #: After so long without an answer a ping looks whether its node is there (seconds).
 PRESENT_SECONDS = 1.0
+#: A question whose answer does not come is given up after so long (seconds) where no controller is left to carry it.
+CONTROLLER_SECONDS = 10.0
 #: How long a controller's beat, once seen, is taken for granted (seconds).
 _TRUST_SECONDS = 5.0
 
@@ -465,6 +467,13 @@ class Client(Looking):
                         self._withdraw_quietly({node: job.id})
                         raise NobodyMatched(absent) from None
                     limit = None if limit is None else limit - PRESENT_SECONDS
+            if verb.looks and (limit is None or limit > CONTROLLER_SECONDS):
+                try:
+                    return job.wait(CONTROLLER_SECONDS).raise_for_status()
+                except WaitTimeout:
+                    self._beat = -_TRUST_SECONDS
+                    self.check()
+                    limit = None if limit is None else limit - CONTROLLER_SECONDS
             return job.wait(limit).raise_for_status()
         except WaitTimeout as e:
             if quiet or not self._withdraw_quietly({node: job.id}):

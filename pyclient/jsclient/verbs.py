@@ -32,6 +32,11 @@ class Verb:
     args: Mapping[str, Any] = field(default_factory=dict)
     data: Union[str, Mapping[str, Any]] = ""
 
+    @property
+    def looks(self) -> bool:
+        """Whether it changes nothing on a node."""
+        return self.cmd == "ping" or self.cmd.startswith("get_")
+
 
 def raw(cmd: str, args: Optional[Mapping[str, Any]] = None, data: Data = "") -> Verb:
     """Any command, built in or not."""

@@ -22,7 +22,7 @@ import redis
 from conftest import Ran, Server, wait_until
 from fake import Fake
 
-from jsclient import Client
+from jsclient import Client, NoController
 
 Jsctl = Callable[..., Ran]
 
@@ -183,6 +183,33 @@ def test_the_last_controller_goes_while_somebody_waits(
     fake.deaf.add((1, 2))
     ran = jsctl("exec", "1.1,1.2", "--timeout", "1", "--", "end")
     assert ran.code == 4 and ran.err.count("start jsacc, or check the address; still waiting") == 1
+
+
+def test_a_question_is_given_up_when_the_last_controller_goes(
+    jsctl: Jsctl, fake: Fake, raw: Any, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jsclient.cli.output.CHECK_SECONDS", 0.05)
+    monkeypatch.setattr("jsclient.cli.output.CONTROLLER_SECONDS", 0.2)
+    for name, seconds in (("_TRUST", 0.0), ("CONTROLLER", 0.2), ("PRESENT", 0.1)):
+        monkeypatch.setattr(f"jsclient.client.{name}_SECONDS", seconds)
+    fake.deaf.add((1, 1))
+    take = fake._take
+
+    def last(command: Any) -> None:
+        fake.beating = False
+        raw.delete("jsacc:acs")
+        take(command)
+
+    monkeypatch.setattr(fake, "_take", last)
+    sentence = "start jsacc, or check the address"
+    for words in (["ping", "1.1"], ["info", "os", "1.1", "--json"]):
+        fake.beat()
+        ran = jsctl(*words, "--timeout", "60")
+        assert ran.code == 1 and ran.err.splitlines()[-1].endswith(sentence), (words, ran)
+    for ask in (client.ping, client.get_os_info, client.get_msgs):
+        fake.beat()
+        with pytest.raises(NoController, match=sentence):
+            ask(1, 1, timeout=60)  # type: ignore[operator]
 
 
 def test_dry_run(jsctl: Jsctl, fake: Fake) -> None:

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import Any, Callable, Dict, List, Optional
 
-from ..client import Client
+from ..client import CONTROLLER_SECONDS, Client
 from ..errors import FAILED, NOBODY, OK, TIMED_OUT, Error, NoController, Undecodable
 from ..fleet import Fleet
 from ..wire import NodeId, Result
@@ -67,6 +67,7 @@ class Output:
         self._oldest = 0.0
         self._checked = time.monotonic()
         self._warned = False
+        self._gone_since: Optional[float] = None
         self._bar: Any = None
         if progress and not self.single and sys.stderr.isatty():
             from .progress import Bar
@@ -113,16 +114,22 @@ class Output:
         return self._last_line(limit)
 
     def _look_at_controllers(self) -> None:
-        """Says it once when the last controller goes while somebody waits."""
+        """Says it once when the last controller goes while somebody waits; a question is given up after a while."""
         now = time.monotonic()
-        if self._warned or now - self._checked < CHECK_SECONDS:
+        looks = self.fleet.verb.looks
+        if (self._warned and not looks) or now - self._checked < CHECK_SECONDS:
             return
         self._checked = now
         try:
             self.fleet.client.check()
+            self._gone_since = None
         except NoController as e:
-            self._warned = True
-            say(f"jsctl: {e}; still waiting")
+            if not self._warned:
+                self._warned = True
+                say(f"jsctl: {e}; still waiting")
+            self._gone_since = self._gone_since or now
+            if looks and now - self._gone_since >= CONTROLLER_SECONDS:
+                raise
         except Error:
             pass  # Redis is away; the fleet itself sees to that
 

@@ -161,6 +161,10 @@ class Client(Looking):
         """What each running job uses."""
         return as_list(self._ask(NodeId(gid, nid), verbs.processes(domain, name), timeout).value)
 
+    def get_schedules(self, gid: int, nid: int, timeout: Timeout = DEFAULT) -> List[Dict[str, Any]]:
+        """For each recurring job `id`, `domain`, `name`, `period` (seconds), `next`, `last_start` (ms), `last_state`."""
+        return as_list(self._ask(NodeId(gid, nid), verbs.schedules(), timeout).value)
+
     def get_msgs(
         self,
         gid: int,

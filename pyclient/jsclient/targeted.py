@@ -201,6 +201,10 @@ class Targeted:
         """Asks each for its running jobs."""
         return self._look(verbs.processes(domain, name), options)
 
+    def schedules(self, **options: Any) -> Fleet:
+        """Asks each for its recurring jobs."""
+        return self._look(verbs.schedules(), options)
+
     def follow(
         self,
         *,

@@ -130,6 +130,11 @@ def process_stats(job_id: str) -> Verb:
     return Verb("get_process_stats", {}, {"id": wire.check_id(job_id)})
 
 
+def schedules() -> Verb:
+    """The recurring jobs."""
+    return Verb("get_schedules")
+
+
 def processes(domain: str = "", name: str = "") -> Verb:
     """The running jobs, of a domain and a name where given."""
     return Verb("get_processes_stats", {}, _given(domain=domain, name=name))

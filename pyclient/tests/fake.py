@@ -43,6 +43,7 @@ class Fake:
         self.lost: set[Node] = set()  # their agents end at a restart, and nothing starts them again
         self.starts = 0
         self.records: Dict[Node, List[Dict[str, Any]]] = {}
+        self.schedules: Dict[Node, List[Dict[str, Any]]] = {}
         self.files: Dict[Tuple[Node, str], bytes] = {}
         self.delay = 0.0
         self.hash_only = False
@@ -271,6 +272,8 @@ class Fake:
                 del self.running[(query["id"], node)]
                 self._finish(node, found, {"state": "KILLED", "code": 143, "data": "killed"})
             return good(True)
+        if cmd == "get_schedules":
+            return good(self.schedules.get(node, []))
         if cmd == "get_processes_stats":
             return good([self._entry(j) for j, n in self.running if n == node])
         if cmd == "killall":

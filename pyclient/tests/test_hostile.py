@@ -34,6 +34,7 @@ def hostile(fake: Fake, raw: Any) -> None:
              "processes": BAD, "starttime": 5, "restarts": [BAD]}
     answers = {
         "get_processes_stats": {"level": 20, "data": json.dumps([entry])},
+        "get_schedules": {"level": 20, "data": json.dumps([{**entry, "period": BAD, "next": BAD, "last_state": BAD}])},
         "get_os_info": {"level": 20, "data": json.dumps({BAD: BAD, "hostname": [BAD]})},
     }
     for cmd in ("ping", "kill", "signal", "unschedule", "killall", "restart", "put", "execute_js_py", "del_msgs", BAD):
@@ -56,8 +57,8 @@ def hostile(fake: Fake, raw: Any) -> None:
     raw.set("jsacc:script:" + "a" * 64, BAD)
 
 
-LOOKS = [["nodes"], ["grants"], ["ps", "1.1,1.2"], ["ps", "1.1"], ["top", "--once"], ["jobs"], ["job", "j1"], ["events"], ["audit"],
-         ["rejected"], ["stats", "1.1"], ["script", "list"], ["logs", "1.1"], ["logs", "1.1,1.2"], ["info", "os", "1.1,1.2"],
+LOOKS = [["nodes"], ["grants"], ["ps", "1.1,1.2"], ["ps", "1.1"], ["schedules", "1.1,1.2"], ["top", "--once"], ["jobs"],
+         ["job", "j1"], ["events"], ["audit"], ["rejected"], ["stats", "1.1"], ["script", "list"], ["logs", "1.1"], ["logs", "1.1,1.2"], ["info", "os", "1.1,1.2"],
          ["ping", "1.1,1.2"], ["exec", "1.1,1.2", "--", "say"], ["exec", "1.1,1.2", "--no-fold", "--", "say"],
          ["exec", "1.1,1.2", "--no-progress", "--", "say"], ["wait", "j1"]]
 #: Commands whose nodes answer with an error, which is a sentence on stderr.

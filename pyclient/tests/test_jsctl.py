@@ -212,6 +212,28 @@ def test_a_question_is_given_up_when_the_last_controller_goes(
             ask(1, 1, timeout=60)  # type: ignore[operator]
 
 
+def test_recurring_jobs_are_listed_with_their_next_run(
+    jsctl: Jsctl, fake: Fake, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jsclient.nodes.time.localtime", time.gmtime)
+    job = client.execute(1, 1, "uptime", recurring_period=3600, id="hourly")
+    job.wait()
+    entry = {"id": job.id, "domain": "ops", "name": "up", "schedule": None, "period": 3600, "next": 1772370000000,
+             "last_start": 1772366400000, "last_state": "OK", "paused": False}
+    fake.schedules = {(1, 1): [entry], (1, 2): [{**entry, "id": "gone", "next": None, "last_state": None}]}
+    ran = jsctl("schedules")
+    assert [line.split() for line in ran.out.splitlines()] == [
+        ["NODE", "JOB", "COMMAND", "DOMAIN", "NAME", "EVERY", "NEXT", "LAST", "START", "LAST"],
+        ["1.2", "gone", "-", "ops", "up", "60m", "now", "2026-03-01", "12:00:00", "-"],
+        ["1.1", "hourly", "uptime", "ops", "up", "60m", "2026-03-01", "13:00:00", "2026-03-01", "12:00:00", "OK"],
+    ], ran.out
+    assert json.loads(jsctl("schedules", "1.1", "--json").out)[0]["value"] == [entry]
+    assert client.get_schedules(1, 1) == [entry] and len(client.target("1.*").schedules().wait().results) == 2
+    assert "uptime (every 60m)" in jsctl("jobs").out
+    ran = jsctl("exec", "1.1", "--every", "1h", "--", "uptime")
+    assert "runs again every 3600 s (jsctl schedules); to end it: jsctl unschedule" in ran.err
+
+
 def test_dry_run(jsctl: Jsctl, fake: Fake) -> None:
     fake.add(1, 3, ["web"], age=1000)
     ran = jsctl("exec", "all", "--except", "@db", "--dry-run", "--", "reboot")
@@ -543,7 +565,7 @@ def test_what_is_waited_for_is_a_whole_id_first(
 def test_a_recurring_job_is_told_to_go_on(jsctl: Jsctl, fake: Fake) -> None:
     ran = jsctl("exec", "1.1", "--every", "60", "--", "uname")
     assert (ran.code, ran.out) == (0, "Linux\n")
-    assert ran.err == f"runs again every 60 s; to end it: jsctl unschedule {fake.seen[-1]['id']}\n"
+    assert ran.err == f"runs again every 60 s (jsctl schedules); to end it: jsctl unschedule {fake.seen[-1]['id']}\n"
 
 
 def test_usage_is_told_once(jsctl: Jsctl) -> None:

@@ -163,6 +163,17 @@ def test_a_job_is_watched_signalled_and_killed(stage: Stage, jsctl: Jsctl) -> No
         job.kill()
 
 
+def test_a_recurring_job_is_listed_until_it_is_unscheduled(stage: Stage, jsctl: Jsctl) -> None:
+    job = stage.client.execute(1, 1, "true", recurring_period=3600, domain="d", name="hourly")
+    assert job.wait(20).ok
+    ran = jsctl("schedules")
+    assert ran.code == 0 and job.id in ran.out and "hourly" in ran.out and "60m" in ran.out and job.id not in jsctl("ps").out
+    [entry] = stage.client.get_schedules(1, 1)
+    assert entry["next"] > entry["last_start"] > 0 and entry["last_state"] == "OK"
+    job.unschedule()
+    assert stage.client.get_schedules(1, 1) == []
+
+
 def test_one_command_withdraws_a_job_from_all_its_nodes(stage: Stage, jsctl: Jsctl) -> None:
     away = [NodeId(7, 1), NodeId(7, 2)]
     command = Command("execute", args={"cmd": "true"}, nodes=[NodeId(1, 1), *away])

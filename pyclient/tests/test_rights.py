@@ -81,7 +81,7 @@ def test_jsctl_needs_no_more_than_the_smallest_rights(
     for words in (
         ["exec", "@web", "--", "echo", "x"], ["exec", "all", "--batch", "1", "--", "echo"], ["exec", "1.1,2.1", "--", "echo"],
         ["exec", "1.1", "--shell", "--", "true"], ["script", "run", "1.1", str(script)], ["put", "1.1", str(script), "/x"],
-        ["script", "list"], ["ping"], ["info", "os"], ["nodes"], ["nodes", "--json"], ["ps"], ["top", "--once"],
+        ["script", "list"], ["ping"], ["info", "os"], ["nodes"], ["nodes", "--json"], ["ps"], ["schedules"], ["top", "--once"],
         ["signal", waits, "HUP"], ["kill", waits], ["killall", "1.1"], ["restart", "1.1"], ["unschedule", "1.1", "j"],
         ["logs", "1.1"], ["logs", "1.1", "--job", "j"], ["logs", "1.1", "--delete"], ["stats", "1.1"], ["jobs"],
         ["job", sent], ["wait", sent], ["events"], ["audit"], ["rejected"], ["raw", "1.1", "ping"], ["grants"],

@@ -107,6 +107,7 @@ def test_an_environment_that_is_no_utf8_is_wrong_usage(server: Server, fake: Fak
 @pytest.mark.parametrize("words", [
     ["exec", "1.1", "--", "uname"], ["exec", "all", "--json", "--", "uname"], ["exec", "1.1", "--detach", "--", "uname"],
     ["ps", "all"],
+    ["schedules", "all"],
 ])
 def test_output_that_cannot_be_written_tells_the_id(
     server: Server, fake: Fake, redirect: str, reason: bytes, words: List[str]

@@ -90,7 +90,7 @@ def test_nesting_within_the_bound_is_decoded() -> None:
 
 
 @pytest.mark.parametrize("command,words", [
-    ("ps", ["all"]), ("top", ["--once"]), ("logs", ["all"]), ("info", ["disk"]),
+    ("ps", ["all"]), ("schedules", ["all"]), ("top", ["--once"]), ("logs", ["all"]), ("info", ["disk"]),
 ])
 @pytest.mark.parametrize("level,data", [(20, "{"), (20, DEEP), (20, "[1]"), (20, '{"a": 1}'), (21, "!!bool x"), (0, "x")])
 def test_one_bad_node_does_not_hide_the_others(
@@ -98,6 +98,7 @@ def test_one_bad_node_does_not_hide_the_others(
 ) -> None:
     client.execute(1, 2, "sleep", ["9"], id="good")
     fake.record(1, 2, 1, "good")
+    fake.schedules[(1, 2)] = [{"id": "good"}]
     answer = fake.answer
     bad = {"level": level, "data": data}
     fake.answer = lambda n, c: bad if n == (1, 1) else answer(n, c)  # type: ignore[method-assign]

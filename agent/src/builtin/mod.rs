@@ -47,6 +47,8 @@ pub enum JobControl {
     Unschedule,
     /// Answers, then ends the agent with status 0.
     Restart,
+    /// The recurring jobs.
+    Schedules,
     /// One job's entry.
     ProcessStats,
     /// The entries of all jobs.
@@ -95,6 +97,7 @@ const TABLE: &[(&str, Kind)] = &[
     ("get_os_info", Kind::Threaded(info::system)),
     ("get_process_stats", Kind::Supervisor(JobControl::ProcessStats)),
     ("get_processes_stats", Kind::Supervisor(JobControl::ProcessesStats)),
+    ("get_schedules", Kind::Supervisor(JobControl::Schedules)),
     ("kill", Kind::Supervisor(JobControl::Kill)),
     ("killall", Kind::Supervisor(JobControl::KillAll)),
     ("ping", Kind::Inline(|_, _| Ok(Value::from("pong")))),

@@ -190,6 +190,11 @@ impl Policy {
         Some((place, job.restarts))
     }
 
+    /// The recurring jobs, as they were accepted.
+    pub fn recurring(&self, now: Now) -> Vec<Recurrence> {
+        self.in_order().iter().filter_map(|key| self.jobs.get(key)?.job.recurrence(now)).collect()
+    }
+
     /// Gives back the memory that a burst of jobs has left behind.
     pub fn shrink(&mut self) {
         self.jobs.shrink_to_fit();

@@ -105,6 +105,13 @@ impl Life {
         self.result(id)
     }
 
+    /// The answer of `get_schedules`.
+    #[track_caller]
+    fn schedules(&self) -> Vec<Value> {
+        let id = format!("s{}", fastrand::u64(..));
+        serde_json::from_str(&self.ask(&id, "get_schedules", json!("")).data).unwrap()
+    }
+
     /// Waits for the next result of this job.
     #[track_caller]
     fn result(&self, id: &str) -> JobResult {

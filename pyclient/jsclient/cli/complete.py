@@ -51,7 +51,7 @@ complete -c jsctl -n '__fish_seen_subcommand_from put run' -F
 _TARGET_AT = {
     "exec": 0, "ping": 0, "nodes": 0, "ps": 0, "top": 0, "killall": 0, "restart": 0, "put": 0, "logs": 0,
     "stats": 0, "raw": 0, "kill": 0, "signal": 0, "unschedule": 0, "info": 1, "run": 0,
-    "grant": 0, "grants": 0,
+    "grant": 0, "grants": 0, "schedules": 0,
 }
 #: What may be offered: nothing in it means anything to a shell, but for the `*` of `1.*`, which the shells quote.
 _OFFERED = re.compile(r"(?:[A-Za-z0-9@._:/,-]|(?<=[0-9]\.)\*)+\Z")

@@ -252,7 +252,7 @@ class Output:
             say(", ".join(parts))
         period = fleet.verb.args.get("recurring_period")
         if period:
-            say(f"runs again every {period} s; to end it: jsctl unschedule {fleet.id}")
+            say(f"runs again every {period} s (jsctl schedules); to end it: jsctl unschedule {fleet.id}")
         if missing:
             self._why(missing, limit)
             return TIMED_OUT

@@ -143,7 +143,10 @@ def build() -> argparse.ArgumentParser:
     sub.add_argument("target", nargs="?", default="all", help="who is meant; all when left out")
     _fleet(sub)
 
-    sub = order("ps", "order:ps", "the jobs that run on nodes", optional_target=True)
+    order("schedules", "schedules:schedules", "recurring jobs (--every), with their next run", optional_target=True)
+
+    sub = order("ps", "order:ps", "the jobs that run on nodes; between two runs a recurring one is in jsctl schedules",
+                optional_target=True)
     sub.add_argument("series", nargs="?", default="", metavar="DOMAIN[.NAME]", help="only of these")
 
     sub = command("top", "top:top", "the jobs of all nodes by cpu, refreshed in place until q is typed")

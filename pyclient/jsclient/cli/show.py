@@ -73,7 +73,10 @@ def jobs(args: argparse.Namespace) -> int:
             counts[state] = counts.get(state, 0) + 1
         who = render.names(nodes_of(info), 3) or "-"
         ends = " ".join(f"{n} {s}" for s, n in sorted(counts.items())) or "nobody"
-        rows.append((info.id, render.moment(info.created), render.asked(info.command), who, ends))
+        args_ = info.command.get("args")
+        period = integer(args_.get("recurring_period")) if isinstance(args_, dict) else 0
+        what = render.asked(info.command) + (f" (every {ago(period)})" if period > 0 else "")
+        rows.append((info.id, render.moment(info.created), what, who, ends))
     stdio.rows(render.table(("ID", "CREATED", "COMMAND", "NODES", "STATES"), rows))
     return OK
 

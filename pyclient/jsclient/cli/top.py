@@ -44,8 +44,8 @@ def process_table(client: Client, results: Sequence[Result]) -> str:
 
 def processes(results: Sequence[Result]) -> List[Tuple[NodeId, Dict[str, Any]]]:
     """Each job with its node, the busiest first."""
-    found = [(r.node, e) for r in results if r.ok for e in _entries(r)]
-    return sorted(found, key=lambda pair: (-_float(pair[1].get("cpu")), pair[0]))
+    found = [(r.node, e) for r in results if r.ok for e in entries(r)]
+    return sorted(found, key=lambda pair: (-number(pair[1].get("cpu")), pair[0]))
 
 
 def top(args: argparse.Namespace) -> int:
@@ -151,18 +151,18 @@ def _sample(
                 key(0)
             continue
         try:
-            _entries(result)
+            entries(result)
             results.append(result)
         except Undecodable:
             faults.append(result.node)
     more = f", no answer from {render.names(fleet.missing)}" if fleet.missing else ""
     more += f", unreadable answers from {render.names(sorted(faults))}" if faults else ""
     more += f", {len(fleet.offline)} offline" if fleet.offline else ""
-    jobs = sum(len(_entries(r)) for r in results)
+    jobs = sum(len(entries(r)) for r in results)
     return results, f"{time.strftime('%H:%M:%S')}  {len(results)} nodes, {jobs} jobs{more}"
 
 
-def _entries(result: Result) -> List[Dict[str, Any]]:
+def entries(result: Result) -> List[Dict[str, Any]]:
     value = result.value if result.ok else []
     return [e for e in value if isinstance(e, dict)] if isinstance(value, list) else []
 
@@ -191,14 +191,14 @@ def fit(rows: Sequence[Row], width: int) -> str:
 
 
 def _row(node: NodeId, e: Dict[str, Any], asked: Optional[Dict[str, Any]]) -> Row:
-    started = _float(e.get("starttime"))
+    started = number(e.get("starttime"))
     return (
         node, str(e.get("id", ""))[:32], render.asked(asked, 30) if asked else e.get("cmd"),
         e.get("domain"), e.get("name"), e.get("pid"), e.get("state"),
-        f"{_float(e.get('cpu')):.1f}", render.size(_float(e.get("rss"))), e.get("processes"),
+        f"{number(e.get('cpu')):.1f}", render.size(number(e.get("rss"))), e.get("processes"),
         ago(time.time() - started / 1000) if started else "", e.get("restarts"),
     )
 
 
-def _float(value: object) -> float:
+def number(value: object) -> float:
     return float(value) if isinstance(value, (int, float)) and abs(value) < 1e24 else 0.0

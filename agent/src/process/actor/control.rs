@@ -1,6 +1,6 @@
 //! The commands that concern other jobs, and what is told of them.
 
-use super::super::policy::{Event, Place};
+use super::super::policy::{Event, Place, Recurrence};
 use super::super::{Notice, ProcessEntry, View};
 use super::runs::root;
 use super::{Actor, Held, Waiting};
@@ -10,6 +10,9 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
+
+/// Most recurring jobs of one answer: each of them is read from the disk.
+const MAX_SCHEDULES: usize = 1000;
 
 impl Actor {
     pub(super) fn control(&mut self, control: JobControl, id: &Arc<str>, command: &Command) {
@@ -56,6 +59,7 @@ impl Actor {
                 self.held.push(Held::Tell(Notice::Restart));
                 Ok(json!("restarting"))
             }
+            JobControl::Schedules => Ok(self.schedules()),
             JobControl::ProcessStats | JobControl::ProcessesStats => Err("not here".into()),
         };
         self.answer(id, answer);
@@ -74,6 +78,20 @@ impl Actor {
         for waiting in done {
             self.answer(&waiting.id.as_str().into(), Ok(waiting.answer));
         }
+    }
+
+    /// The recurring jobs, first those that were accepted first.
+    fn schedules(&self) -> Value {
+        let found = self.policy.recurring(self.now()).into_iter().take(MAX_SCHEDULES);
+        let entry = |it: Recurrence| {
+            let job = self.detail(&it.id)?;
+            Some(json!({
+                "id": &*it.id, "domain": job.args.domain, "name": job.args.name, "schedule": null,
+                "period": it.period / 1000, "next": it.next, "last_start": it.last_start,
+                "last_state": it.last_state, "paused": false,
+            }))
+        };
+        found.filter_map(entry).collect()
     }
 
     pub(super) fn views(&self, id: Option<&str>) -> Vec<View> {

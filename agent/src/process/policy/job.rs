@@ -6,8 +6,9 @@
 //! **Does not** know other jobs: slots, queues and their order are [`super::Policy`]'s, which calls
 //! [`Job::handle`] and looks at [`Job::phase`] afterwards.
 
-use super::{Action, Cause, Event, Memory, Now, Outcome, Rules};
+use super::{Action, Cause, Event, Memory, Now, Outcome, Recurrence, Rules};
 use crate::ledger::Standing;
+use jscommon::State;
 use jscommon::backoff::Backoff;
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,6 +45,10 @@ pub(super) struct Job {
     pub(super) again: bool,
     /// Start of the last run on the monotonic clock.
     last_start: Option<u64>,
+    /// The same in milliseconds since 1970, of a run before the agent's start too.
+    started: Option<i64>,
+    /// How the last run ended, of those since the agent's start.
+    last_state: Option<State>,
 }
 
 /// What a job is doing.
@@ -124,6 +129,8 @@ impl Job {
             last: false,
             again: false,
             last_start: None,
+            started: None,
+            last_state: None,
         }
     }
 
@@ -131,6 +138,7 @@ impl Job {
     pub(super) fn restored(id: Arc<str>, rules: Rules, memory: Memory, now: Now, out: &mut Vec<Action>) -> Job {
         let mut job = Job::new(id, rules);
         job.reported = memory.reported;
+        job.started = Some(memory.started).filter(|started| *started > 0);
         match memory.standing {
             Standing::Accepted | Standing::Failed => {}
             Standing::Scheduled => {
@@ -200,9 +208,22 @@ impl Job {
         }
     }
 
+    /// When it runs, where it recurs.
+    pub(super) fn recurrence(&self, now: Now) -> Option<Recurrence> {
+        let next = match self.phase {
+            Phase::Sleeping { until, .. } if until != u64::MAX => {
+                Some(now.wall.saturating_add_unsigned(until.saturating_sub(now.mono)))
+            }
+            _ => None,
+        };
+        let period = self.rules.period?;
+        Some(Recurrence { id: self.id.clone(), period, next, last_start: self.started, last_state: self.last_state })
+    }
+
     /// Gives the order to start, as run number `run`.
     pub(super) fn start(&mut self, run: u64, now: Now, out: &mut Vec<Action>) {
         self.last_start = Some(now.mono);
+        self.started = Some(now.wall);
         self.again = false;
         self.phase = Phase::Starting { run, at: now.wall, launch: None };
         out.push(Action::Start { id: self.id.clone(), run, at: now.wall });
@@ -559,6 +580,7 @@ impl Job {
         if self.last || !self.rules.remembered() {
             return self.finish(Some(run), Some(Outcome::Killed { code, why: cause.sentence() }), out);
         }
+        self.last_state = Some(State::Killed);
         out.push(Action::RunOver { id: self.id.clone(), run });
         if stopping {
             // The row still says that a run was under way: it starts again with the agent.
@@ -629,6 +651,7 @@ impl Job {
         out: &mut Vec<Action>,
     ) {
         let sparing = self.reported && !failed;
+        self.last_state = Some(outcome.state());
         let id = self.id.clone();
         self.backoff.succeed();
         if self.rules.period.is_some() && !self.last {

@@ -8,6 +8,8 @@ mod runs;
 mod world;
 
 use super::*;
+use crate::ledger::Standing;
+use jscommon::State;
 
 const T0: i64 = 1_000_000;
 

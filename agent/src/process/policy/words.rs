@@ -1,6 +1,7 @@
 //! The words that the rules are told and answer in: rules, events, outcomes, actions.
 
 use crate::ledger::Standing;
+use jscommon::State;
 use std::sync::Arc;
 
 /// The time, on both clocks.
@@ -188,6 +189,16 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// The state of a process that ended so.
+    pub(super) fn state(&self) -> State {
+        match self {
+            Outcome::Exited { code: 0 } | Outcome::Answered => State::Ok,
+            Outcome::Exited { .. } | Outcome::Unstartable { .. } | Outcome::Died { .. } => State::Error,
+            Outcome::TimedOut { .. } => State::Timeout,
+            Outcome::Killed { .. } => State::Killed,
+        }
+    }
+
     pub(super) fn brief(&self) -> String {
         match self {
             Outcome::Exited { code } => format!("it ended with status {code}"),
@@ -294,4 +305,19 @@ pub enum Place {
     Stopping,
     /// Remembered until the agent's next start.
     Failed,
+}
+
+/// When a recurring job runs; times in milliseconds since 1970.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Recurrence {
+    /// The job.
+    pub id: Arc<str>,
+    /// Milliseconds between the starts of two runs.
+    pub period: u64,
+    /// The start of the next run; nothing while one is under way, or waits for its turn.
+    pub next: Option<i64>,
+    /// The start of the last run.
+    pub last_start: Option<i64>,
+    /// How the last run ended; nothing where none has since the agent's start.
+    pub last_state: Option<State>,
 }

@@ -16,6 +16,34 @@ fn restarts_are_counted_and_end_in_an_alert() {
 }
 
 #[test]
+fn recurring_jobs_are_listed_between_their_runs() {
+    let node = Node::new();
+    let life = node.live();
+    life.shell("a", "true", json!({"recurring_period": 3600, "domain": "d", "name": "n"}));
+    life.shell("b", "true", json!({"max_time": -1}));
+    let started = life.result("a").starttime;
+    let mut next = started + 3_600_000;
+    let life = {
+        let listed = life.schedules();
+        let (mut it, told) = (listed[0].clone(), listed[0]["next"].as_i64().unwrap());
+        assert!((next - 60_000..next + 60_000).contains(&told), "{it}");
+        it["next"] = json!(0);
+        let rest = json!({"id": "a", "domain": "d", "name": "n", "schedule": null, "period": 3600, "next": 0,
+            "last_start": started, "last_state": "OK", "paused": false});
+        assert_eq!((listed.len(), &it), (1, &rest));
+        next = told;
+        life.stop();
+        node.live()
+    };
+    let listed = life.schedules();
+    let told = listed[0]["next"].as_i64().unwrap();
+    assert!((next - 60_000..next + 60_000).contains(&told), "{listed:?}");
+    assert_eq!((&listed[0]["id"], &listed[0]["last_start"]), (&json!("a"), &json!(started)));
+    assert_eq!(life.ask("u", "unschedule", json!({"id": "a"})).state, State::Ok);
+    assert_eq!(life.schedules(), Vec::<serde_json::Value>::new());
+}
+
+#[test]
 fn recurrence() {
     let node = Node::new();
     let life = node.live();

@@ -71,3 +71,37 @@ fn what_cannot_start_is_not_tried_again_at_once() {
     desk.event(Event::Unstartable { run, code: 127, why: "program not found".into() });
     desk.said(&["start b", "report b unstartable", "b is Scheduled"]);
 }
+
+#[test]
+fn recurring_job_tells_when_it_runs_next_and_how_it_ended() {
+    let mut desk = Desk::new(10);
+    let run = desk.accept("a", Rules { period: Some(60_000), ..rules() });
+    desk.accept("b", rules());
+    let told = |desk: &Desk| {
+        let mut found = desk.policy.recurring(now(desk.time));
+        assert_eq!(found.len(), 1, "only what recurs");
+        let it = found.remove(0);
+        assert_eq!((&*it.id, it.period), ("a", 60_000));
+        (it.next, it.last_start, it.last_state)
+    };
+    desk.spawned(run);
+    assert_eq!(told(&desk), (None, Some(T0), None));
+    desk.time = 5_000;
+    desk.exit(run, 3);
+    assert_eq!(told(&desk), (Some(T0 + 60_000), Some(T0), Some(State::Error)));
+    desk.time = 20_000;
+    assert_eq!(told(&desk).0, Some(T0 + 60_000), "time passes");
+    desk.at(60_000);
+    let run = desk.last_run;
+    desk.spawned(run);
+    desk.exit(run, 0);
+    assert_eq!(told(&desk), (Some(T0 + 120_000), Some(T0 + 60_000), Some(State::Ok)));
+    // After a restart of the agent.
+    let memory = Memory { standing: Standing::Scheduled, started: T0 - 10_000, reported: true };
+    let mut desk = Desk::new(10);
+    let actions = desk.policy.restore("a", Rules { period: Some(60_000), ..rules() }, memory, now(0));
+    desk.take(actions);
+    assert_eq!(told(&desk), (Some(T0 + 50_000), Some(T0 - 10_000), None));
+    desk.event(Event::Unschedule { id: "a".into() });
+    assert_eq!(desk.policy.recurring(now(0)), []);
+}

@@ -101,7 +101,7 @@ deb_try_inside() {
         must "it has a user" getent passwd jsacc
         must "the user has no shell" grep -q '^jsacc:.*:/usr/sbin/nologin$' /etc/passwd
         # It gets as far as its Redis, and is stopped there.
-        must "its user can run it" su -s /bin/sh jsacc -c 'timeout 2 /usr/bin/jsacc -c /etc/jsacc/jsacc.toml --state-dir /tmp/s -r 127.0.0.1:9; [ $? = 124 ] || [ $? = 0 ]'
+        must "its user can run it" su -s /bin/sh jsacc -c 'timeout 2 /usr/bin/jsacc -c /etc/jsacc/jsacc.toml --state-dir /tmp/s --port 0 -r 127.0.0.1:9; [ $? = 124 ] || [ $? = 0 ]'
         echo '# mine' >>/etc/jsacc/jsacc.toml
     fi
     must "an upgrade works" dpkg -i --force-confold /try.deb

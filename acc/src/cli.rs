@@ -173,7 +173,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Wish, String> {
         let _ = config.set("log-level", Raw::Text(level));
     }
     if let Some(file) = &file {
-        let bytes = std::fs::read(file).map_err(|e| format!("{}: {e}", file.display()))?;
+        let bytes = jscommon::file::read_any(file).map_err(|e| format!("{}: {e}", file.display()))?;
         let text = jscommon::text::decode(bytes).map_err(|e| format!("{}: {e}", file.display()))?;
         config.read_toml(&text).map_err(|faults| {
             let faults: Vec<String> = faults.iter().map(|fault| format!("{}: {fault}", file.display())).collect();

@@ -65,7 +65,7 @@ pub fn prepare(config: Config, is_task: bool) -> anyhow::Result<Context> {
     let rules = Rules { no_auth, require_cert, metrics_token, nodes_token };
     let metrics = Arc::new(Metrics::new());
     let ca = match &config.redis_ca {
-        Some(file) => Some(std::fs::read(file).with_context(|| format!("{} cannot be read", file.display()))?),
+        Some(file) => Some(jscommon::file::read(file).with_context(|| format!("{} cannot be read", file.display()))?),
         None => None,
     };
     let pool = Pool::new(Address::new(config.redis.clone(), ca), metrics.clone());
@@ -89,7 +89,7 @@ pub fn prepare(config: Config, is_task: bool) -> anyhow::Result<Context> {
 
 fn token(file: &Path) -> anyhow::Result<String> {
     let what = || format!("{} cannot be read", file.display());
-    let text = jscommon::text::decode(std::fs::read(file).with_context(what)?).with_context(what)?;
+    let text = jscommon::text::decode(jscommon::file::read(file).with_context(what)?).with_context(what)?;
     let token = text.trim();
     if token.is_empty() || token.contains(char::is_whitespace) {
         bail!("{} must hold one token, a word without blanks", file.display());

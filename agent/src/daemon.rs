@@ -24,7 +24,8 @@ use jscommon::{level, notify};
 use serde_json::json;
 use std::collections::HashMap;
 use std::fs::{self, File, TryLockError};
-use std::io::{Read, Seek, Write};
+use std::io::{ErrorKind, Read, Seek, Write};
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -263,11 +264,31 @@ fn tell_damage(config: &Config, outbox: Arc<Outbox>, logger: logger::Inlet) -> i
     }
 }
 
+/// Returns why there can be no data folder at `path`: what is there, or a step on the way to it, is no folder.
+pub fn data_dir_fault(path: &Path) -> Option<String> {
+    let found = path.ancestors().find(|step| step.symlink_metadata().is_ok())?;
+    let what = match found.metadata() {
+        Ok(meta) if meta.is_dir() => return None,
+        Ok(_) => "is no folder",
+        Err(error) if error.kind() == ErrorKind::NotFound => "is a link to a place that is not there",
+        // What else cannot be looked at is told by its use.
+        Err(_) => return None,
+    };
+    let shown = found.display();
+    Some(format!(
+        "the data folder cannot be {}: {shown} {what}; name another data_dir, or move it away",
+        path.display()
+    ))
+}
+
 /// Makes the data folder and takes its lock: one agent owns it, for as long as the file is open. Returns the rights that
 /// it has taken from others, too.
 fn lock(config: &Config) -> Result<(File, Vec<String>)> {
     let data_dir = &config.main.data_dir;
     let what = || format!("cannot use the data folder {}", data_dir.display());
+    if let Some(fault) = data_dir_fault(data_dir) {
+        bail!(fault);
+    }
     os::make_private_dir(data_dir).with_context(what)?;
     let mut refused: Vec<String> = trusted_paths::refused_entries(config).into_iter().collect();
     let tightened = if refused.is_empty() { trusted_paths::tighten(config) } else { Vec::new() };
@@ -310,6 +331,33 @@ mod tests {
         for said in [false, true] {
             drop(Goodbye { outbox: outbox.clone(), instance: "1".into(), said });
             assert_eq!(outbox.next("main", Kind::Event).is_some(), said);
+        }
+    }
+
+    #[test]
+    fn data_folder_that_cannot_be_made_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::write(at("file"), "").unwrap();
+        fs::create_dir(at("folder")).unwrap();
+        let mut wrong = vec![("file", "file is no folder"), ("file/a/b", "file is no folder")];
+        #[cfg(unix)]
+        {
+            std::os::unix::fs::symlink("folder", at("good")).unwrap();
+            std::os::unix::fs::symlink("nowhere", at("dangling")).unwrap();
+            assert_eq!(data_dir_fault(&at("good")), None);
+            let what = "dangling is a link to a place that is not there";
+            wrong.extend([("dangling", what), ("dangling/a", what)]);
+        }
+        for (name, want) in wrong {
+            let fault = data_dir_fault(&at(name)).unwrap();
+            assert!(fault.contains(want), "{name}: {fault}");
+            let mut config = Config::default();
+            config.main.data_dir = at(name);
+            assert_eq!(lock(&config).unwrap_err().to_string(), fault);
+        }
+        for name in ["folder", "folder/new/deep"] {
+            assert_eq!(data_dir_fault(&at(name)), None, "{name}");
         }
     }
 

@@ -9,7 +9,6 @@ use jsagent::flags::{self, Task, Verb};
 use jsagent::os::{self, ServiceOrder};
 use jsagent::{daemon, logging, trusted_paths};
 use jscommon::directives::Directives;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -39,14 +38,16 @@ fn main() -> ExitCode {
             if check {
                 let (passing, mut faults) = credential_faults(&read);
                 let entries = trusted_paths::refused_entries(&read);
-                faults.splice(0..0, entries.into_iter().chain(trusted_paths::refused(&read)));
+                let refused = entries.into_iter().chain(trusted_paths::refused(&read));
+                faults.splice(0..0, daemon::data_dir_fault(&read.main.data_dir).into_iter().chain(refused));
                 if !faults.is_empty() {
                     return bad_usage(&faults);
                 }
                 // A configuration may be written before its node is enrolled, and a certificate be renewed.
                 passing.iter().chain(&trusted_paths::warned(&read)).for_each(|fault| complain(fault));
                 let name = config.unwrap_or_else(|| PathBuf::from("the configuration"));
-                return print(&format!("{} is good\n", name.display()));
+                let and = if passing.is_empty() { "" } else { ", but for what is said of its credentials" };
+                return print(&format!("{} is good{and}\n", name.display()));
             }
             logging::start(log);
             os::leave_start_dir();
@@ -131,23 +132,33 @@ fn read_config(path: Option<&Path>, overrides: &Overrides) -> Result<Config, Vec
             vec![format!("without -c FILE: {}", faults.join("; "))]
         });
     };
-    let bytes = fs::read(path).map_err(|error| vec![format!("cannot read {}: {error}", path.display())])?;
+    let bytes =
+        jscommon::file::read_any(path).map_err(|error| vec![format!("cannot read {}: {error}", path.display())])?;
     let text = jscommon::text::decode(bytes).map_err(|fault| vec![format!("{}: {fault}", path.display())])?;
     Config::parse(&text, overrides)
         .map_err(|faults| faults.iter().map(|fault| format!("{}: {fault}", path.display())).collect())
 }
 
-/// What is wrong with the files of the controllers' credentials: what the agent can start with or wait for,
-/// and those that are no good.
+/// What is wrong with the files of the controllers' credentials: what can still come, or the agent does without,
+/// and what is no good.
 fn credential_faults(config: &Config) -> (Vec<String>, Vec<String>) {
     let not_found = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
     let is_absent = |fault: &anyhow::Error| fault.chain().any(|cause| cause.downcast_ref().is_some_and(not_found));
     let (mut passing, mut bad) = (Vec::new(), Vec::new());
     for (name, settings) in &config.controllers {
         let (list, fault) = match Credentials::load(settings) {
-            Ok(Credentials { fault: Some(fault), .. }) => (&mut passing, fault),
-            Ok(_) => continue,
-            Err(fault) if is_absent(&fault) => (&mut passing, format!("{fault:#}")),
+            Ok(found) => match (found.fault_for(config.main.node(), settings), found.fault) {
+                (Some(fault), _) => (&mut bad, fault),
+                (None, Some(fault)) => (&mut passing, fault),
+                (None, None) if settings.token_file.is_none() && settings.client_cert.is_none() => {
+                    (&mut passing, Credentials::NONE.to_owned())
+                }
+                (None, None) => continue,
+            },
+            Err(fault) if is_absent(&fault) => {
+                let enrol = "the agent does not start without it: enrol the node, with jsagent enroll or jsacc enroll";
+                (&mut passing, format!("{fault:#}; {enrol}"))
+            }
             Err(fault) => (&mut bad, format!("{fault:#}")),
         };
         list.push(format!("controllers.{name}: {fault}"));

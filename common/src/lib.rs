@@ -4,13 +4,15 @@
 //! records, level sets, series names), the node token, and small tools that both programs need in
 //! the same form (a named thread, a backoff, the test-only death points, the service manager's ear).
 //!
-//! **Out of scope**: I/O of any kind but for `notify` and `ownership`, which looks at owners and modes. Nothing else here
-//! opens a socket, a file or a database, and no function reads the clock: whoever needs the time passes it in.
+//! **Out of scope**: I/O of any kind but for `notify`, `file`, which reads small files, and `ownership`, which looks at owners
+//! and modes. Nothing else here opens a socket, a file or a database, and no function
+//! reads the clock: whoever needs the time passes it in.
 
 pub mod backoff;
 pub mod command;
 pub mod death;
 pub mod directives;
+pub mod file;
 pub mod json_size;
 pub mod level;
 pub mod node;

@@ -78,10 +78,7 @@ impl NodeSecret {
         let (body, mac) = token.rsplit_once('.').ok_or(BadToken)?;
         let mac = URL_SAFE_NO_PAD.decode(mac).map_err(|_| BadToken)?;
         hmac::verify(&self.key, body.as_bytes(), &mac).map_err(|_| BadToken)?;
-        let (node, issued) = body.rsplit_once('.').ok_or(BadToken)?;
-        let node = node.replacen('.', ":", 1).parse().map_err(|_| BadToken)?;
-        let issued = issued.parse().map_err(|_| BadToken)?;
-        Ok(Claims { node, issued })
+        claims(body).ok_or(BadToken)
     }
 }
 
@@ -89,6 +86,21 @@ impl fmt::Debug for NodeSecret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("NodeSecret(..)")
     }
+}
+
+/// The form of a node token, for sentences.
+pub const NODE_TOKEN_FORM: &str = "GID.NID.TIME.MAC";
+
+/// Returns what a text in the form of a node token claims; its signature is not checked.
+pub fn claimed(token: &str) -> Option<Claims> {
+    let (body, mac) = token.rsplit_once('.').filter(|_| token.len() <= MAX_TOKEN)?;
+    URL_SAFE_NO_PAD.decode(mac).ok().filter(|mac| mac.len() == digest::SHA256_OUTPUT_LEN)?;
+    claims(body)
+}
+
+fn claims(body: &str) -> Option<Claims> {
+    let (node, issued) = body.rsplit_once('.')?;
+    Some(Claims { node: node.replacen('.', ":", 1).parse().ok()?, issued: issued.parse().ok()? })
 }
 
 /// When a token that was checked before was issued, in milliseconds since 1970.
@@ -114,6 +126,10 @@ mod tests {
         assert!(token.starts_with("1.10.1766385000123."), "{token}");
         assert_eq!(secret.check(&token), Ok(Claims { node: NODE, issued: 1_766_385_000_123 }));
         assert_eq!(issued(&token), Some(1_766_385_000_123));
+        assert_eq!(claimed(&token), Some(Claims { node: NODE, issued: 1_766_385_000_123 }));
+        for text in ["", "x", "1.10.5", "1.10.5.", "1.10.5.ä", "0.10.5.abc", "jse1.id.1.99.ab"] {
+            assert_eq!(claimed(text), None, "{text}");
+        }
         assert_eq!((issued("x"), issued("1.10.x.y")), (None, None));
     }
 

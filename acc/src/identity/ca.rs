@@ -7,11 +7,11 @@
 use super::dates;
 use super::files::write_state;
 use anyhow::Context;
+use jscommon::file;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, date_time_ymd,
 };
-use std::fs;
 use std::path::Path;
 
 /// The name of its certificate in the state directory.
@@ -35,11 +35,11 @@ impl Ca {
         let (cert_file, key_file) = (dir.join(CERTIFICATE), dir.join(KEY));
         match (cert_file.exists(), key_file.exists()) {
             (true, true) => {
-                let key = fs::read_to_string(&key_file)
+                let key = file::read_text(&key_file)
                     .with_context(|| format!("the CA key {} cannot be read", key_file.display()))?;
                 let key = KeyPair::from_pem(&key)
                     .with_context(|| format!("{} is no private key in PEM", key_file.display()))?;
-                let pem = fs::read_to_string(&cert_file)
+                let pem = file::read_text(&cert_file)
                     .with_context(|| format!("the CA certificate {} cannot be read", cert_file.display()))?;
                 Ok(Ca { pem, issuer: Issuer::new(params(now), key) })
             }

@@ -21,7 +21,7 @@ use anyhow::{Context, anyhow, bail};
 use ca::Ca;
 use files::{lock, write_state};
 pub use files::{service_account, write};
-use jscommon::NodeId;
+use jscommon::{NodeId, file};
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{RootCertStore, ServerConfig};
@@ -121,7 +121,7 @@ impl Identity {
     /// The ticket keys as they lie in the directory; nothing before they were first agreed on with Redis.
     pub fn ticket_keys(&self) -> anyhow::Result<Option<TicketKeys>> {
         let file = self.dir.join(TICKET_KEY);
-        let text = match fs::read_to_string(&file) {
+        let text = match file::read_text(&file) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             read => read.with_context(|| format!("{} cannot be read", file.display()))?,
         };
@@ -222,7 +222,7 @@ impl Identity {
         names.sort();
         names.dedup();
         let file = self.dir.join("server.pem");
-        if let Ok(text) = fs::read_to_string(&file)
+        if let Ok(text) = file::read_text(&file)
             && self.dir.join("server.key").exists()
         {
             // What a certificate was made for stands in lines before it, so that nothing here must
@@ -291,7 +291,7 @@ fn is_encrypted(pem: &[u8]) -> bool {
 
 /// Reads a PEM file without its byte order mark.
 fn read_pem(file: &Path) -> anyhow::Result<Vec<u8>> {
-    let bytes = fs::read(file).with_context(|| format!("{} cannot be read", file.display()))?;
+    let bytes = file::read(file).with_context(|| format!("{} cannot be read", file.display()))?;
     jscommon::text::check_utf16(&bytes).map_err(|e| anyhow!("{}: {e}", file.display()))?;
     Ok(jscommon::text::without_bom(&bytes).to_vec())
 }

@@ -8,7 +8,6 @@ use super::files::write_state;
 use anyhow::{Context, bail};
 use jscommon::token::{BadToken, Claims, NodeSecret};
 use ring::rand::{SecureRandom, SystemRandom};
-use std::fs;
 use std::path::Path;
 
 /// The file's name in the state directory.
@@ -44,7 +43,7 @@ impl Secrets {
     /// The file of the state directory.
     pub fn read(dir: &Path) -> anyhow::Result<Secrets> {
         let file = dir.join(FILE);
-        let text = fs::read_to_string(&file).with_context(|| format!("{} cannot be read", file.display()))?;
+        let text = jscommon::file::read_text(&file).with_context(|| format!("{} cannot be read", file.display()))?;
         Secrets::parse(&text).with_context(|| format!("{} is damaged", file.display()))
     }
 

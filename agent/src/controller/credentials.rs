@@ -6,13 +6,13 @@ use super::set::{self, Decided};
 use super::trust;
 use crate::{config, os};
 use anyhow::{Context, bail};
-use jscommon::text;
+use jscommon::token::NODE_TOKEN_FORM;
+use jscommon::{NodeId, file, text, token};
 use rustls::crypto::ring as provider;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde::Deserialize;
-use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use ureq::tls::{Certificate, ClientCert, PrivateKey, RootCerts, TlsConfig, TlsProvider};
@@ -47,6 +47,10 @@ pub(crate) struct Enrolled {
 }
 
 impl Credentials {
+    /// The advice for a node without any.
+    pub const NONE: &str = "there is neither token_file nor client_cert, and only a controller with --insecure-no-auth \
+                            takes a node without: enrol the node, with jsagent enroll or jsacc enroll";
+
     /// Puts in place what an interrupted renewal has left; `false` when a file cannot be replaced yet.
     pub(super) fn finish(config: &config::Controller) -> bool {
         first(config).is_none_or(set::finish)
@@ -79,6 +83,12 @@ impl Credentials {
         let digest = jscommon::token::sha256_hex(&all);
         let roots = roots.iter().map(|der| Certificate::from_der(der).to_owned()).collect();
         Ok(Credentials { token, roots, client, fault, is_beside, digest })
+    }
+
+    /// Returns why a controller will not take them from this node, as far as that can be seen here.
+    pub fn fault_for(&self, node: NodeId, config: &config::Controller) -> Option<String> {
+        let (token, path) = self.token.as_deref().zip(config.token_file.as_deref())?;
+        token_fault(token, node).map(|fault| format!("the token file {}: {fault}", path.display()))
     }
 
     /// Credentials that are not there yet: an enrolment token, and whom to trust.
@@ -144,7 +154,7 @@ impl Enrolled {
         // A file elsewhere is not the node's own: the system's CAs, say.
         let beside = config.token_file.as_deref().or(config.client_cert.as_deref()).and_then(Path::parent);
         if let Some(path) = config.ca.as_deref().filter(|path| path.parent() == beside) {
-            let present = fs::read_to_string(path).unwrap_or_default();
+            let present = file::read_text(path).unwrap_or_default();
             files.extend(trust::renewed(&present, &self.ca).map(|text| (path, text)));
         }
         if let Some(path) = &config.token_file {
@@ -157,6 +167,23 @@ impl Enrolled {
 /// Returns the file beside which the journal of a renewal lies.
 fn first(config: &config::Controller) -> Option<&Path> {
     config.token_file.as_deref().or(config.client_key.as_deref())
+}
+
+/// Returns why a text is not the token of this node, as far as it tells without the controller.
+fn token_fault(text: &str, node: NodeId) -> Option<String> {
+    match token::claimed(text) {
+        Some(claims) if claims.node == node => None,
+        Some(claims) => Some(format!(
+            "it is the token of node {} and not of {node}: take the file of this node, or set gid and nid",
+            claims.node
+        )),
+        None if text.starts_with("jse1.") => {
+            Some("it is an enrolment token: exchange it for the node's own with jsagent enroll".to_owned())
+        }
+        None => Some(format!(
+            "it is no node token ({NODE_TOKEN_FORM}): enrol the node, with jsagent enroll or jsacc enroll"
+        )),
+    }
 }
 
 fn is_token(text: &str) -> bool {

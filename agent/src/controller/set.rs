@@ -7,8 +7,8 @@
 
 use crate::os;
 use anyhow::{Context, Result};
-use jscommon::death;
 use jscommon::token::sha256_hex;
+use jscommon::{death, file};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -36,7 +36,7 @@ fn journal(first: &Path) -> PathBuf {
 
 /// Returns the digest of a file, empty when there is none.
 fn digest(path: &Path) -> io::Result<String> {
-    match fs::read(path) {
+    match file::read(path) {
         Ok(bytes) => Ok(sha256_hex(&bytes)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(String::new()),
         Err(error) => Err(error),
@@ -110,7 +110,7 @@ impl Decided {
         if let Some(fault) = os::entry_fault(journal) {
             anyhow::bail!(fault);
         }
-        let entries: Vec<Entry> = serde_json::from_slice(&fs::read(journal)?).context("it is damaged")?;
+        let entries: Vec<Entry> = serde_json::from_slice(&file::read(journal)?).context("it is damaged")?;
         for entry in &entries {
             // One that cannot be read now is open in another program, and not written.
             let now = digest(Path::new(&entry.path)).unwrap_or_else(|_| entry.before.clone());
@@ -128,7 +128,7 @@ impl Decided {
 
     /// Reads a file as it is decided, or as it is.
     pub(super) fn read_file(&self, path: &Path) -> io::Result<Vec<u8>> {
-        self.text(path).map_or_else(|| fs::read(path), |text| Ok(text.as_bytes().to_vec()))
+        self.text(path).map_or_else(|| file::read(path), |text| Ok(text.as_bytes().to_vec()))
     }
 
     /// Puts the files in place and removes the journal; `false` when one could not be.

@@ -40,7 +40,7 @@ pub fn run(what: &Enroll) -> Result<String> {
     };
     // Whoever names a CA means the one that presents itself there, as that of a proxy: the agent will meet
     // it as well, and not the controller's own.
-    let named = what.ca.as_ref().map(|ca| fs::read(ca).context("cannot read --ca")).transpose()?;
+    let named = what.ca.as_ref().map(|ca| jscommon::file::read(ca).context("cannot read --ca")).transpose()?;
     // A comment beside the certificates may be of any code page.
     let named = named.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     let out = std::path::absolute(&what.out).context("--out is no path")?;
@@ -86,7 +86,7 @@ fn prepare(out: &Path) -> Result<()> {
 /// The name of this use of the token.
 fn use_name(out: &Path) -> Result<String> {
     let file = out.join(USE);
-    if let Ok(name) = fs::read_to_string(&file) {
+    if let Ok(name) = jscommon::file::read_text(&file) {
         return Ok(name);
     }
     let name = format!("{:016x}{:016x}", fastrand::u64(..), fastrand::u64(..));
@@ -129,7 +129,9 @@ fn write(out: &Path, url: &str, what: &Enroll, issued: &Enrolled) -> Result<Path
 
 /// Whether somebody has set up this very node there before: then the file may hold settings of theirs.
 fn is_of_this_node(path: &Path, what: &Enroll) -> bool {
-    let Some(text) = fs::read(path).ok().and_then(|bytes| jscommon::text::decode(bytes).ok()) else { return false };
+    let Some(text) = jscommon::file::read(path).ok().and_then(|bytes| jscommon::text::decode(bytes).ok()) else {
+        return false;
+    };
     Config::parse(&text, &Overrides::default())
         .is_ok_and(|config| (config.main.gid, config.main.nid) == (what.gid, what.nid))
 }

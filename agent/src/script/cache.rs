@@ -32,7 +32,7 @@ impl Cache {
     /// The source of this hash, when it is here; from now on it is the one that was used last.
     pub(super) fn get(&self, hash: &str, ending: &str) -> Option<Vec<u8>> {
         let path = self.path(hash, ending);
-        let source = fs::read(&path).ok()?;
+        let source = jscommon::file::read(&path).ok()?;
         if sha256_hex(&source) != hash {
             log::warn!("{} is not what it was when it was stored, and is fetched again", path.display());
             let _ = fs::remove_file(&path);

@@ -228,6 +228,94 @@ fn check_config_looks_into_the_files_of_credentials() {
 }
 
 #[test]
+fn check_config_tells_a_token_that_no_controller_takes() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (file, token) = (dir.path().join("agent.toml"), dir.path().join("token"));
+    let write = |more: &str| {
+        let url = "http://localhost:1";
+        let main = "[main]\ngid = 1\nnid = 10\ninsecure_paths = true";
+        let text = format!("{main}\n[controllers.main]\nurl = \"{url}\"\n{more}");
+        fs::write(&file, text).expect("write");
+    };
+    let check = || run("jsagent", &["--check-config", "-c", file.to_str().expect("a path in UTF-8")]);
+    write("");
+    let bare = check();
+    assert!(bare.code == 0 && bare.stderr.contains("neither token_file nor client_cert"), "{bare:?}");
+    write(&format!("token_file = {token:?}\n"));
+    let absent = check();
+    assert!(absent.code == 0 && absent.stderr.contains("does not start without it"), "{absent:?}");
+    assert!(!absent.stdout.ends_with("is good\n"), "{absent:?}");
+    let mac = "A".repeat(43);
+    for (text, want) in [
+        ("garbage".to_owned(), "is no node token"),
+        ("1.10.5.AAAA".to_owned(), "is no node token"),
+        (format!("jse1.id.1.99.{}", "a".repeat(64)), "exchange it for the node's own with jsagent enroll"),
+        (format!("1.11.5.{mac}"), "is the token of node 1:11 and not of 1:10"),
+    ] {
+        fs::write(&token, text).expect("write");
+        let bad = check();
+        assert!(bad.code == 2 && bad.stderr.contains(want) && !bad.stderr.contains("AAAA"), "{bad:?}");
+    }
+    fs::write(&token, format!("1.10.5.{mac}")).expect("write");
+    let good = check();
+    assert!(good.code == 0 && good.stderr.is_empty() && good.stdout.ends_with("is good\n"), "{good:?}");
+}
+
+#[test]
+fn pipe_or_device_in_place_of_a_file_is_refused_at_once() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (file, pipe) = (dir.path().join("agent.toml"), dir.path().join("pipe"));
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+    let real = dir.path().join("real");
+    fs::write(&real, "x").expect("write");
+    for place in [pipe.as_path(), Path::new("/dev/zero")] {
+        for key in ["token_file", "ca", "client_cert"] {
+            let both = if key == "client_cert" { format!("client_key = {real:?}\n") } else { String::new() };
+            let text = format!(
+                "[main]\ngid = 1\nnid = 10\ninsecure_paths = true\ndata_dir = {:?}\n[controllers.main]\n\
+                 url = \"https://localhost:1\"\n{key} = {place:?}\n{both}",
+                dir.path().join("data")
+            );
+            fs::write(&file, text).expect("write");
+            let path = file.to_str().expect("a path in UTF-8");
+            for (args, code) in [(&["--check-config", "-c", path][..], 2), (&["-c", path], 1)] {
+                let output = run("jsagent", args);
+                assert!(output.code == code && output.stderr.contains("it is no regular file"), "{key}: {output:?}");
+            }
+        }
+        let place = place.to_str().expect("a path in UTF-8");
+        for flag in ["--metrics-token-file", "--redis-ca"] {
+            let state = dir.path().join("state");
+            let port = free_port().to_string();
+            let redis = "rediss://127.0.0.1:1";
+            let args = ["-p", &port, "-r", redis, "--state-dir", state.to_str().expect("UTF-8"), flag, place];
+            let output = run("jsacc", &[&args[..], &["--insecure-paths"]].concat());
+            fails(&output, &["it is no regular file"]);
+        }
+    }
+}
+
+#[test]
+fn check_config_tells_a_data_folder_that_cannot_be_one() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (file, place) = (dir.path().join("agent.toml"), dir.path().join("data"));
+    let text =
+        format!("[main]\ngid = 1\nnid = 10\ndata_dir = {place:?}\n[controllers.main]\nurl = \"http://localhost:1\"\n");
+    fs::write(&file, text).expect("write");
+    let path = file.to_str().expect("a path in UTF-8");
+    fs::write(&place, "").expect("write");
+    let refused = |want| {
+        let output = run("jsagent", &["--check-config", "-c", path]);
+        assert!(output.code == 2 && output.stderr.contains(want), "{output:?}");
+        fails(&run("jsagent", &["-c", path]), &[want]);
+    };
+    refused("data is no folder");
+    fs::remove_file(&place).expect("remove");
+    std::os::unix::fs::symlink("nowhere", &place).expect("a link");
+    refused("data is a link to a place that is not there");
+}
+
+#[test]
 fn one_data_folder_has_one_agent() {
     let stage = jstests::Stage::start();
     let mut client = stage.client;

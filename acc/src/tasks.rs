@@ -73,7 +73,7 @@ fn enroll(
         let scheme = if config.insecure_http { "http" } else { "https" };
         format!("{scheme}://localhost:{}", config.port)
     });
-    write_node(&out, node, &url, &credentials)?;
+    write_node(&out, node, &url, named, &credentials)?;
     let config = out.join("agent.toml");
     let config = jscommon::text::posix_word(&config.to_string_lossy()).into_owned();
     let mut said = format!("node {node} is enrolled: start it with  jsagent -c {config}\n");
@@ -88,7 +88,7 @@ fn enroll(
 }
 
 /// The files of one node, in `out` (an absolute path).
-fn write_node(out: &Path, node: NodeId, url: &str, credentials: &Credentials) -> anyhow::Result<()> {
+fn write_node(out: &Path, node: NodeId, url: &str, named: &[String], credentials: &Credentials) -> anyhow::Result<()> {
     let file = |name: &str| out.join(name);
     identity::write(&file("token"), format!("{}\n", credentials.token).as_bytes(), 0o600)?;
     identity::write(&file("ca.pem"), credentials.ca.as_bytes(), 0o644)?;
@@ -97,19 +97,22 @@ fn write_node(out: &Path, node: NodeId, url: &str, credentials: &Credentials) ->
         identity::write(&file("client.pem"), credentials.client_cert.as_bytes(), 0o644)?;
         identity::write(&file("client.key"), credentials.client_key.as_bytes(), 0o600)?;
     }
-    identity::write(&file("agent.toml"), agent_toml(out, node, url, has_cert).as_bytes(), 0o644)
+    identity::write(&file("agent.toml"), agent_toml(out, node, url, named, has_cert).as_bytes(), 0o644)
 }
 
-fn agent_toml(out: &Path, node: NodeId, url: &str, has_cert: bool) -> String {
+fn agent_toml(out: &Path, node: NodeId, url: &str, named: &[String], has_cert: bool) -> String {
     // JSON's strings are TOML's too.
     let quoted = |text: &str| serde_json::Value::from(text).to_string();
     let path = |name: &str| quoted(&out.join(name).to_string_lossy());
     let client = |name: &str| if has_cert { path(name) } else { quoted("") };
+    // What a node is to be a target by, it must claim as well. Agents know no labels.
+    let roles: Vec<String> = named.iter().filter_map(|name| name.strip_prefix("role:")).map(quoted).collect();
     format!(
-        "[main]\ngid = {}\nnid = {}\nroles = []\ndata_dir = {}\n\n[controllers.main]\nurl = {}\ntoken_file = {}\n\
+        "[main]\ngid = {}\nnid = {}\nroles = [{}]\ndata_dir = {}\n\n[controllers.main]\nurl = {}\ntoken_file = {}\n\
          ca = {}\nclient_cert = {}\nclient_key = {}\n",
         node.gid,
         node.nid,
+        roles.join(", "),
         path("data"),
         quoted(url),
         path("token"),
@@ -181,9 +184,13 @@ mod tests {
 
     #[test]
     fn the_file_for_the_agent() {
-        let text = agent_toml(Path::new("/x/\"y\""), NodeId { gid: 1, nid: 10 }, "https://h:1", true);
+        let named = ["role:web", "label:site=ams", "role:a/b"].map(str::to_owned);
+        let text = agent_toml(Path::new("/x/\"y\""), NodeId { gid: 1, nid: 10 }, "https://h:1", &named, true);
         let table: toml::Table = toml::from_str(&text).unwrap();
         assert_eq!(table["main"]["nid"].as_integer(), Some(10));
+        let roles = table["main"]["roles"].as_array().unwrap();
+        assert_eq!(roles.iter().filter_map(toml::Value::as_str).collect::<Vec<_>>(), ["web", "a/b"]);
+        assert!(!table.contains_key("labels"));
         assert_eq!(table["main"]["data_dir"].as_str(), Some("/x/\"y\"/data"));
         assert_eq!(table["controllers"]["main"]["token_file"].as_str(), Some("/x/\"y\"/token"));
     }

@@ -44,7 +44,7 @@ impl Pump {
     pub(super) fn tell_plain(&mut self, slot: usize) {
         if let Some(client) = self.clients.at(slot) {
             client.wire.drop_tls();
-            self.refuse(slot, refusal(400, "plain-http", "this port speaks HTTPS"));
+            self.refuse(slot, refusal(400, "plain-http", "this port speaks HTTPS: write https:// in the address"));
         }
     }
 

@@ -470,10 +470,10 @@ mod tests {
         check(
             "[main]\ngid = 0\nnid = \"10\"\nrole = []\n[mian]\n[controllers.main]\nurl = \"ftp://x\"\nclient_cert = \"/c\"\n[logging.db]\nlevels = \"50\"\nkeep = -1\n",
             &[
+                "5: unknown section mian; did you mean [main]?",
                 "2: main.gid must be from 1 to 4294967295",
                 "3: main.nid must be a whole number, not a string",
                 "4: unknown key main.role; did you mean roles?",
-                "5: unknown key mian; did you mean main?",
                 "6: controllers.main: client_cert and client_key belong together",
                 "7: controllers.main.url: \"ftp://x\" must begin with https://",
                 "10: logging.db.levels: level set '50'",

@@ -38,6 +38,8 @@ pub(super) struct Reader<'t> {
     faults: Vec<Fault>,
     /// The first line that is no TOML: what seems wrong after it may only follow from it.
     broken: Option<usize>,
+    /// The lines of sections whose names were most likely meant otherwise.
+    misspelled: Vec<usize>,
 }
 
 /// One value with its place in the text.
@@ -67,7 +69,7 @@ impl<'t> Reader<'t> {
     /// Reads the document; what is no TOML becomes faults, the rest is there to be walked.
     pub(super) fn open(text: &'t str) -> (Reader<'t>, Section<'t>) {
         let (table, errors) = DeTable::parse_recoverable(text);
-        let mut reader = Reader { text, faults: Vec::new(), broken: None };
+        let mut reader = Reader { text, faults: Vec::new(), broken: None, misspelled: Vec::new() };
         for error in errors {
             let at = error.span().map_or(0, |span| span.start);
             // Of several faults of one line the later ones follow from the first.
@@ -125,9 +127,10 @@ impl<'t> Reader<'t> {
         self.faults.push(Fault { line: 0, message: message.into() });
     }
 
-    /// Everything that is wrong, in the order of the lines.
+    /// Everything that is wrong, in the order of the lines. A misspelled section comes first, for what is missing may
+    /// stand in it.
     pub(super) fn faults(mut self) -> Vec<Fault> {
-        self.faults.sort_by_key(|fault| fault.line);
+        self.faults.sort_by_key(|fault| (!self.misspelled.contains(&fault.line), fault.line));
         self.faults
     }
 }
@@ -354,11 +357,18 @@ impl<'t> Section<'t> {
     /// Ends the section: every key that nobody took is unknown.
     pub(super) fn end(self, reader: &mut Reader) {
         for (key, entry) in &self.entries {
-            let hint = match closest(key, &self.known) {
+            let (is_section, path) = (matches!(entry.value, DeValue::Table(_)), self.path(key));
+            let near = closest(key, &self.known);
+            let hint = match near {
+                Some(near) if is_section => format!("did you mean [{}]?", self.path(near)),
                 Some(near) => format!("did you mean {near}?"),
                 None => format!("known here: {}", self.known.join(", ")),
             };
-            reader.fault(entry.key_at, format!("unknown key {}; {hint}", self.path(key)));
+            if is_section && near.is_some() {
+                reader.misspelled.push(reader.line(entry.key_at));
+            }
+            reader
+                .fault(entry.key_at, format!("unknown {} {path}; {hint}", if is_section { "section" } else { "key" }));
         }
     }
 }

@@ -177,7 +177,7 @@ fn token_fault(text: &str, node: NodeId) -> Option<String> {
             "it is the token of node {} and not of {node}: take the file of this node, or set gid and nid",
             claims.node
         )),
-        None if text.starts_with("jse1.") => {
+        None if text.starts_with("jse1.") || text.starts_with("jse2.") => {
             Some("it is an enrolment token: exchange it for the node's own with jsagent enroll".to_owned())
         }
         None => Some(format!(

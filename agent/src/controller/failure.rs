@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 use std::fmt;
+use std::io::{self, ErrorKind};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// A clock that differs by more than this is worth a word of its own.
@@ -72,15 +73,24 @@ impl Failure {
         if let Some(tls) = tls_error(error) {
             return of_tls(tls);
         }
-        match error {
-            ureq::Error::Timeout(phase) => Failure::Away(format!("no answer in time ({phase})")),
-            ureq::Error::HostNotFound => Failure::Away("its name cannot be resolved".to_owned()),
-            ureq::Error::Io(error) => match error.kind() {
-                std::io::ErrorKind::UnexpectedEof => Failure::Away("the connection was closed".to_owned()),
-                _ => Failure::Away(error.to_string()),
-            },
-            other => Failure::Away(other.to_string()),
+        Failure::Away(match error {
+            ureq::Error::Timeout(phase) => {
+                format!("no answer in time ({phase}); check host and port of the url, and firewalls in between")
+            }
+            ureq::Error::HostNotFound => unresolved("no address"),
+            ureq::Error::Io(error) => of_io(error),
+            other => other.to_string(),
+        })
+    }
+
+    /// Says what to do about refused credentials, where the controller does not.
+    pub(super) fn with_advice(mut self) -> Failure {
+        if let Failure::Refused { status: 401, reason, .. } = &mut self
+            && !reason.contains("enrol")
+        {
+            reason.push_str("; enrol this node, with jsagent enroll or jsacc enroll, and set token_file");
         }
+        self
     }
 
     /// Returns the failure that an answer with another status than 200 and 204 means.
@@ -101,6 +111,7 @@ impl Failure {
                 reason.push_str(&format!(", {name}{value}"));
             }
         }
+        reason.push_str("; check the url, and proxies in between");
         Failure::Foreign { status: head.status, wait: head.wait, reason }
     }
 
@@ -205,6 +216,27 @@ fn of_answer_at(head: &Head, body: &[u8], now: i64) -> Failure {
     }
 }
 
+/// The sentence for a name without an address.
+pub(crate) fn unresolved(why: &str) -> String {
+    format!("its name cannot be resolved ({why}); check the host of the url, and the DNS of this machine")
+}
+
+/// The sentence for a connection that failed below HTTP and TLS.
+pub(crate) fn of_io(error: &io::Error) -> String {
+    match error.kind() {
+        ErrorKind::UnexpectedEof => "the connection was closed before an answer came; if that lasts, another service \
+                                     may listen there: check host and port of the url"
+            .to_owned(),
+        ErrorKind::ConnectionRefused => {
+            format!("{error}: nothing listens there; check host and port of the url, and that jsacc runs")
+        }
+        ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => {
+            format!("{error}; check the network of this machine, and the host of the url")
+        }
+        _ => error.to_string(),
+    }
+}
+
 fn tls_error(error: &ureq::Error) -> Option<&rustls::Error> {
     match error {
         ureq::Error::Rustls(error) => Some(error),
@@ -213,7 +245,8 @@ fn tls_error(error: &ureq::Error) -> Option<&rustls::Error> {
     }
 }
 
-fn of_tls(error: &rustls::Error) -> Failure {
+/// The failure that TLS reports.
+pub(crate) fn of_tls(error: &rustls::Error) -> Failure {
     use rustls::AlertDescription as Alert;
     use rustls::CertificateError as Bad;
     match error {
@@ -242,13 +275,21 @@ fn of_tls(error: &rustls::Error) -> Failure {
             "the controller's certificate has ended by this node's clock; set the clock or renew the certificate"
                 .into(),
         ),
-        rustls::Error::InvalidCertificate(Bad::UnknownIssuer) => {
-            Failure::Away("its certificate is not signed by the CA of this configuration (ca = …)".into())
-        }
+        // CAs of two controllers have one name: then the signature does not hold.
+        rustls::Error::InvalidCertificate(Bad::UnknownIssuer | Bad::BadSignature) => Failure::Away(
+            "its certificate is not signed by the CA of this configuration (ca); check that the url is this node's \
+             controller, and enrol the node again if its CA is new"
+                .into(),
+        ),
         rustls::Error::InvalidCertificate(Bad::NotValidForName | Bad::NotValidForNameContext { .. }) => {
             Failure::Away("its certificate is for another name than that of the url; see jsacc --host".into())
         }
         rustls::Error::InvalidCertificate(other) => Failure::Away(unfit(other)),
+        rustls::Error::InvalidMessage(_) => Failure::Away(
+            "it does not speak TLS; check host and port of the url, or write http:// in it if the controller has \
+             --insecure-http"
+                .into(),
+        ),
         other => Failure::Away(format!("TLS: {other}")),
     }
 }
@@ -349,6 +390,21 @@ mod tests {
     }
 
     #[test]
+    fn failure_says_what_to_do() {
+        let io = |kind: ErrorKind| Failure::of(&ureq::Error::Io(kind.into())).to_string();
+        assert!(io(ErrorKind::ConnectionRefused).ends_with("check host and port of the url, and that jsacc runs"));
+        assert!(io(ErrorKind::UnexpectedEof).ends_with("check host and port of the url"));
+        assert!(Failure::of(&ureq::Error::HostNotFound).to_string().contains("check the host of the url"));
+        let plain = of_tls(&rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType)).to_string();
+        assert!(plain.contains("does not speak TLS; check host and port of the url, or write http://"), "{plain}");
+        for (reason, is_added) in [("the node token is not valid here", true), ("revoked: enrol it again", false)] {
+            let refused = |status| Failure::Refused { status, reason: reason.into(), refused: Vec::new() };
+            assert_eq!(refused(401).with_advice().to_string().contains("with jsagent enroll"), is_added);
+            assert_eq!(refused(403).with_advice(), refused(403));
+        }
+    }
+
+    #[test]
     fn a_wrong_clock_is_called_a_clock() {
         let body = r#"{"error": "the token is not valid yet"}"#;
         let failure = of(401, None, body, Some(200_000));
@@ -370,7 +426,8 @@ mod tests {
         let packed = |error| said(Bad::Other(rustls::OtherError(std::sync::Arc::new(error))));
         assert!(packed(Packed::CaUsedAsEndEntity).contains("is that of a CA, not of a server: give the controller"));
         assert!(packed(Packed::UnsupportedCertVersion).contains("old version of X.509"));
-        assert!(said(Bad::BadSignature).contains("cannot be used (BadSignature)"));
+        assert!(said(Bad::BadSignature).contains("not signed by the CA"));
+        assert!(said(Bad::BadEncoding).contains("cannot be used (BadEncoding)"));
         for (alert, want) in [
             (rustls::AlertDescription::CertificateExpired, "does not hold by the controller's clock"),
             (rustls::AlertDescription::UnknownCA, "does not take this node's certificate (UnknownCA)"),

@@ -17,6 +17,7 @@ mod trust;
 pub use credentials::Credentials;
 pub(crate) use credentials::{Enrolled, read_certificates};
 pub use failure::Failure;
+pub(crate) use failure::{of_io, of_tls, unresolved};
 
 use self::failure::Head;
 use self::resolver::Resolve;
@@ -438,6 +439,7 @@ impl Controller {
             }
             Ok(accepted)
         });
+        let answer = answer.map_err(Failure::with_advice);
         match &answer {
             Ok(_) => {
                 self.good_turn.store(link.turn, Ordering::Relaxed);

@@ -7,8 +7,10 @@
 //! **Owns** what was looked up. **Does not** look up: that is the resolver behind it. A name whose
 //! lookup fails keeps its last addresses: a name server that is away cuts off nobody.
 
+use super::failure::unresolved;
 use std::collections::HashMap;
 use std::fmt::Debug;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -80,9 +82,12 @@ impl<R: Resolver> Resolver for Resolve<R> {
                 }
                 Ok(addresses)
             }
-            Err(failure) => match known.get(&name) {
-                Some(found) => Ok(list(self, found.addresses.iter().copied())),
-                None => Err(failure),
+            Err(failure) => match (known.get(&name), failure) {
+                (Some(found), _) => Ok(list(self, found.addresses.iter().copied())),
+                (None, ureq::Error::Io(error)) => {
+                    Err(io::Error::new(error.kind(), unresolved(&error.to_string())).into())
+                }
+                (None, failure) => Err(failure),
             },
         }
     }

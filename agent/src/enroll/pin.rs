@@ -1,5 +1,6 @@
 //! The certificate that an enrolment token pins: found in what a controller presents, and checked.
 
+use crate::controller;
 use anyhow::{Context, Result, anyhow, bail};
 use jscommon::token::sha256_hex;
 use rustls::client::WebPkiServerVerifier;
@@ -35,17 +36,18 @@ pub(super) fn find(url: &str, fingerprint: &str) -> Result<CertificateDer<'stati
         .with_no_client_auth();
     let name = ServerName::try_from(host.clone()).with_context(|| format!("\"{host}\" is no host name"))?;
     let mut tls = ClientConnection::new(Arc::new(config), name)?;
-    let addresses: Vec<_> = (host.as_str(), port).to_socket_addrs().with_context(what)?.collect();
+    let addresses: Vec<_> = match (host.as_str(), port).to_socket_addrs() {
+        Ok(addresses) => addresses.collect(),
+        Err(error) => bail!("{}: {}", what(), controller::unresolved(&error.to_string())),
+    };
     let mut socket = connect(&addresses).with_context(what)?;
     socket.set_read_timeout(Some(DEADLINE))?;
     socket.set_write_timeout(Some(DEADLINE))?;
     while tls.is_handshaking() {
         tls.complete_io(&mut socket).map_err(|error| match error.get_ref().and_then(|e| e.downcast_ref()) {
             Some(rustls::Error::General(reason)) => anyhow!("{reason}"),
-            Some(rustls::Error::InvalidCertificate(bad)) => {
-                anyhow!("the certificate of {host}:{port} does not hold: {bad}")
-            }
-            _ => anyhow!("{host}:{port} does not speak TLS as expected: {error}"),
+            Some(other) => anyhow!("{}: {}", what(), controller::of_tls(other)),
+            None => anyhow!("{}: {}", what(), controller::of_io(&error)),
         })?;
     }
     let found = verifier.found.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -61,7 +63,7 @@ fn connect(addresses: &[std::net::SocketAddr]) -> Result<TcpStream> {
         }
     }
     match last {
-        Some(error) => Err(error.into()),
+        Some(error) => bail!(controller::of_io(&error)),
         None => bail!("its name has no address"),
     }
 }

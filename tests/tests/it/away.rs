@@ -19,6 +19,28 @@ fn an_agent_starts_without_its_controller() {
     assert_eq!(client.run("ping", json!({}))["data"], "\"pong\"");
 }
 
+#[test]
+fn connection_that_fails_says_what_to_check() {
+    let (redis, other) = (Redis::start_tcp(), Redis::start());
+    let (plain, tls) = (Acc::start(&redis, AccOptions::default()), Acc::start(&other, AccOptions::secure()));
+    let at = |scheme: &str, port: u16| format!("{scheme}://localhost:{port}");
+    let redis_port = redis.port().expect("a port");
+    for (controller, url, said) in [
+        (&plain, at("http", jstests::redis_server::free_port()), "nothing listens there; check host and port"),
+        (&plain, at("http", tls.port()), "this port speaks HTTPS: write https:// in the address"),
+        (&tls, at("https", plain.port()), "does not speak TLS; check host and port of the url, or write http://"),
+        (&plain, at("http", redis_port), "another service may listen there: check host and port"),
+    ] {
+        let agent = Agent::start(controller, AgentOptions { via: Some(url.clone()), ..AgentOptions::default() });
+        wait_until(&format!("the agent of {url} says what to do"), LONG, || agent.output().contains(said));
+    }
+    let nobody = "sed -i '/^token_file/d; /^client_/d' \"$1/agent.toml\"".to_owned();
+    let agent = Agent::start(&tls, AgentOptions { prelude: Some(nobody), ..AgentOptions::default() });
+    wait_until("the agent says what it lacks", LONG, || {
+        agent.output().contains("enrol this node, with jsagent enroll")
+    });
+}
+
 /// A job that has run, and whose controller died meanwhile.
 fn ended_without_its_controller() -> (Stage, String) {
     let mut stage = Stage::start();

@@ -41,9 +41,9 @@ def load(
     if path is not None:
         ending = os.path.splitext(path)[1].lower()
         language = language or {".py": "py", ".lua": "lua"}.get(ending)
+        raw = read_file(path)
         if language is None:
             raise UsageError(f"{path}: a script ends in .py or .lua, or say which language it is")
-        raw = read_file(path)
     elif function is not None:
         language, raw = "py", of_function(function).encode()
         name = getattr(function, "__name__", "the function")

@@ -35,7 +35,7 @@ def test_a_claim_is_a_target_while_it_is_granted(capsys: pytest.CaptureFixture[s
             controller("enroll", "1", "1", "--role", "web", "--url", f"http://127.0.0.1:{web}", "--out", str(out))
             # It was granted something before it was seen.
             assert [(g.field, g.granted) for g in client.grants()] == [("role:web", True)] and client.nodes() == []
-            settings = (out / "agent.toml").read_text().replace("roles = []", 'roles = ["web", "db"]')
+            settings = (out / "agent.toml").read_text().replace('roles = ["web"]', 'roles = ["web", "db"]')
             (out / "agent.toml").write_text(settings)
             house.start(str(BIN / "jsagent"), "-c", str(out / "agent.toml"), "--data-dir", str(house.folder / "node"))  # type: ignore[operator]
 

@@ -47,6 +47,11 @@ def test_help_says_how_all_nodes_and_variables_are_named(jsctl: Jsctl, fake: Fak
     assert jsctl("exec", "*", "--", "echo", "x").out == "== 1.1, 1.2, 2.1 (3)\nx\n"
 
 
+def test_script_that_is_not_here_is_told_as_that(jsctl: Jsctl, tmp_path: Any) -> None:
+    assert "No such file" in jsctl("script", "run", "1.1", str(tmp_path / "nope")).err
+    assert "A file of yours is sent by itself" in " ".join(jsctl("script", "run", "--help").out.split())
+
+
 def test_shell_line_runs_in_the_shell_of_each_nodes_system(jsctl: Jsctl, fake: Fake, raw: redis.Redis) -> None:
     fake.programs["/bin/sh"] = lambda n, c: {"streams": ["posix\n", ""]}
     fake.programs["cmd.exe"] = lambda n, c: {"streams": ["windows\n", ""]}

@@ -26,6 +26,7 @@ EPILOG = f"""targets:
 
 The address of Redis comes from --redis or JSCTL_REDIS (redis://localhost:6379)."""
 
+_TARGET = "the target nodes: 1.10, 1.*, @web, all (the whole grammar: jsctl --help)"
 _ID = "a job's id; of one that was made by jsctl, its first 6 digits or more do"
 _ID_AND = _ID + ", where no TARGET is given"
 
@@ -90,9 +91,9 @@ def build() -> argparse.ArgumentParser:
         kwargs.setdefault("epilog", f"targets: {TARGETS}")
         sub = command(name, run, help, **kwargs)
         if optional_target:
-            sub.add_argument("target", nargs="?", default="all", help="who is meant; all when left out")
+            sub.add_argument("target", nargs="?", default="all", help=f"{_TARGET}; all when left out")
         else:
-            sub.add_argument("target", help="who is meant")
+            sub.add_argument("target", help=_TARGET)
         _fleet(sub)
         return sub
 
@@ -103,9 +104,11 @@ def build() -> argparse.ArgumentParser:
 
     sub = command("script", "order:script", "run scripts, or list the stored ones")
     scripts = sub.add_subparsers(dest="action", metavar="run|list", parser_class=Parser, required=True)
-    run = scripts.add_parser("run", help="run a Python or Lua script: jsctl script run 1.1 ./check.py")
+    run = scripts.add_parser("run", help="run a Python or Lua script: jsctl script run 1.1 ./check.py",
+                             description="Run a Python or Lua script: jsctl script run 1.1 ./check.py. A file of yours is "
+                             "sent by itself.", epilog=f"targets: {TARGETS}")
     _everywhere(run)
-    run.add_argument("target", help="who is meant")
+    run.add_argument("target", help=_TARGET)
     run.add_argument("script", help="a .py or .lua file, - for standard input (with --lang), or domain/name of a script "
                      "that lies on the nodes")
     run.add_argument("program", nargs="*", default=[], metavar="ARGS", help="the script's own arguments, after --")
@@ -113,7 +116,8 @@ def build() -> argparse.ArgumentParser:
     _fleet(run)
     _process(run)
     run.set_defaults(run="order:script_run")
-    listing = scripts.add_parser("list", help="the scripts and files that Redis keeps")
+    listing = scripts.add_parser("list", help="the scripts and files that Redis keeps",
+                                 description="The scripts and files that Redis keeps, for a week after their last use.")
     _everywhere(listing)
     listing.set_defaults(run="show:scripts")
 
@@ -121,7 +125,7 @@ def build() -> argparse.ArgumentParser:
 
     sub = command("nodes", "show:nodes", "list the nodes: live, late (not seen for 90 s), gone (for an hour); "
                   "their roles, and what they claim without a grant")
-    sub.add_argument("target", nargs="?", default="all", help="who is meant; all when left out")
+    sub.add_argument("target", nargs="?", default="all", help=f"{_TARGET}; all when left out")
     sub.add_argument("--except", dest="but", action="append", metavar="TARGET", help="leave these out")
     sub.add_argument("--state", choices=["live", "late", "gone", "stopped"], help="only these")
 
@@ -129,18 +133,18 @@ def build() -> argparse.ArgumentParser:
         "grant", "grants:grant", "let nodes have roles, labels and host names that they claim: jsctl grant 1.1 --role web",
         epilog="What is granted, and what nodes claim beyond that: jsctl grants.",
     )
-    sub.add_argument("target", help="who is meant")
+    sub.add_argument("target", help=_TARGET)
     sub.add_argument("--role", action="append", default=[], metavar="R", help="a role; may be given more than once")
     sub.add_argument("--label", action="append", default=[], metavar="K=V", help="a label, likewise")
     sub.add_argument("--host", action="append", default=[], metavar="H", help="a host name, likewise")
     sub.add_argument("--remove", action="store_true", help="take these back")
 
     sub = command("grants", "grants:grants", "what nodes were granted, by whom (self-declared), and what else they claim")
-    sub.add_argument("target", nargs="?", default="all", help="who is meant; all when left out")
+    sub.add_argument("target", nargs="?", default="all", help=f"{_TARGET}; all when left out")
 
     sub = command("info", "order:info", "what nodes say of their cpu, mem, disk, nic or os")
     sub.add_argument("kind", metavar="cpu|mem|disk|nic|os")
-    sub.add_argument("target", nargs="?", default="all", help="who is meant; all when left out")
+    sub.add_argument("target", nargs="?", default="all", help=f"{_TARGET}; all when left out")
     _fleet(sub)
 
     order("schedules", "schedules:schedules", "recurring jobs (--every), with their next run", optional_target=True)
@@ -150,7 +154,7 @@ def build() -> argparse.ArgumentParser:
     sub.add_argument("series", nargs="?", default="", metavar="DOMAIN[.NAME]", help="only of these")
 
     sub = command("top", "top:top", "the jobs of all nodes by cpu, refreshed in place until q is typed")
-    sub.add_argument("target", nargs="?", default="all", help="who is meant; all when left out")
+    sub.add_argument("target", nargs="?", default="all", help=f"{_TARGET}; all when left out")
     sub.add_argument("--except", dest="but", action="append", metavar="TARGET", help="leave these out")
     sub.add_argument("--interval", type=_seconds, default=2.0, help="seconds between refreshes (2)")
     sub.add_argument("--once", action="store_true", help="print once and leave")
@@ -181,7 +185,7 @@ def build() -> argparse.ArgumentParser:
         "put", "order:put", "write a file to nodes: jsctl put 1.1 ./app.conf /etc/app.conf",
         usage="jsctl put TARGET FILE PATH [options]",
     )
-    sub.add_argument("target", help="who is meant")
+    sub.add_argument("target", help=_TARGET)
     sub.add_argument("file", help="a file, pipe or device here, or - for standard input; at most 16 MiB")
     sub.add_argument("path", help="where it goes on the nodes: a file, or a name that is free")
     sub.add_argument("--mode", help="octal, 0644 say")
@@ -190,7 +194,7 @@ def build() -> argparse.ArgumentParser:
     _fleet(sub)
 
     sub = command("logs", "logs:logs", "what jobs wrote, from the nodes' databases")
-    sub.add_argument("target", help="who is meant")
+    sub.add_argument("target", help=_TARGET)
     sub.add_argument("--except", dest="but", action="append", metavar="TARGET", help="leave these out")
     sub.add_argument("--job", default="", metavar="ID", help=f"of one job: {_ID}")
     sub.add_argument("--levels", help="1-5, 9, * (all)")
@@ -201,7 +205,7 @@ def build() -> argparse.ArgumentParser:
     sub.add_argument("--delete", action="store_true", help="delete these records instead of showing them")
 
     sub = command("stats", "show:stats", "the latest series of nodes")
-    sub.add_argument("target", nargs="?", default="all", help="who is meant; all when left out")
+    sub.add_argument("target", nargs="?", default="all", help=f"{_TARGET}; all when left out")
     sub.add_argument("series", nargs="?", default="", metavar="DOMAIN[.NAME]", help="only of these")
 
     sub = command("jobs", "show:jobs", "the last jobs, newest first")
@@ -257,7 +261,7 @@ def _fleet(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("fleet")
     group.add_argument("--except", dest="but", action="append", metavar="TARGET", help="leave these out")
     group.add_argument("--any", action="store_true", help="one of them, whichever")
-    group.add_argument("--dry-run", action="store_true", help="list who is meant, and do nothing")
+    group.add_argument("--dry-run", action="store_true", help="list the target nodes, and do nothing")
     group.add_argument("--wait", action="store_true", help="also wait for nodes that are not there, or never were; "
                        "when the wait ends the command stays for them")
     group.add_argument("--batch", metavar="N|N%", help="so many at a time")

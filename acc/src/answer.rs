@@ -6,8 +6,9 @@
 
 use crate::context::Context;
 use crate::store::jobs::{self, Writing};
+use crate::store::queue::Reason;
 use crate::store::results::{self, Bounds, Delivery, Push, Verdict};
-use crate::store::{Batch, Conn};
+use crate::store::{Batch, Conn, DAY};
 use jscommon::command::{is_secret, shown_args};
 use jscommon::{Command, JobResult, NodeId, State};
 use redis::{FromRedisValue, RedisResult};
@@ -34,6 +35,20 @@ impl Answer {
     /// `ERROR` with a sentence.
     pub fn error(command: &Command, target: Option<NodeId>, data: impl Into<String>) -> Answer {
         Answer { command: command.clone(), target, state: State::Error, data: data.into(), level: 0 }
+    }
+
+    /// For a command that was withdrawn from the queue of `node`.
+    pub fn withdrawn(command: &Command, node: NodeId, reason: Reason) -> Answer {
+        let sentence = match reason {
+            Reason::Cancelled => "cancelled before its node took it".to_owned(),
+            Reason::Expired => {
+                let seconds = if command.expires == 0 { DAY } else { command.expires };
+                format!("expired: node {node} did not come for it within {seconds} s")
+            }
+            Reason::Revoked => format!("node {node} was revoked before it had acknowledged the command"),
+        };
+        let state = if reason == Reason::Cancelled { State::Killed } else { State::Error };
+        Answer { state, ..Answer::error(command, Some(node), sentence) }
     }
 
     fn result(&self) -> JobResult {

@@ -4,8 +4,8 @@
 //! forgets then what was taken back).
 
 use crate::answer::Answer;
-use crate::store::queue::{self, Withdrawn};
-use crate::store::{Conn, jobs};
+use crate::store::queue::{self, Reason, Withdrawn};
+use crate::store::{Batch, Conn, jobs};
 use crate::targets;
 use jscommon::{Command, NodeId, State};
 use redis::RedisResult;
@@ -14,6 +14,10 @@ use std::collections::HashMap;
 
 /// Longest `data` of a cancellation, in bytes: it names one job.
 const MAX_DATA: usize = 4096;
+
+fn with_node(id: &str, node: NodeId) -> String {
+    format!("job {id} is already with node {node}: kill it instead")
+}
 
 /// Takes back what still waits; the answers to both commands, and the job that was cancelled. Until
 /// the answers are given and its text is forgotten, asking again finds the same.
@@ -34,22 +38,28 @@ pub fn take_back(conn: &mut Conn, command: &Command, now: u64) -> RedisResult<(V
     let mut cancelled = 0;
     let mut sentence = format!("no such job {id}");
     for node in wanted {
-        match queue::withdraw(conn, node, id, now)? {
-            Withdrawn::Out(waiting) => {
-                cancelled += 1;
-                if let Some(waiting) = waiting {
-                    answers.push(Answer {
-                        state: State::Killed,
-                        ..Answer::error(&waiting, Some(node), "cancelled before its node took it")
-                    });
-                }
+        match queue::withdraw(conn, node, id, now, Reason::Cancelled)? {
+            Withdrawn::Out(..) if jobs::has_node(conn, node, id)? => {
+                let mut batch = Batch::new();
+                queue::forget(&mut batch, node, id);
+                conn.run(&batch)?;
+                sentence = with_node(id, node);
             }
-            Withdrawn::Handed(_) => sentence = format!("job {id} is already with node {node}: kill it instead"),
+            Withdrawn::Out(waiting, Reason::Cancelled) => {
+                cancelled += 1;
+                answers.extend(waiting.map(|waiting| Answer::withdrawn(&waiting, node, Reason::Cancelled)));
+            }
+            // Whoever withdrew it answers it.
+            Withdrawn::Out(_, Reason::Expired) => {
+                sentence = format!("job {id} has expired: node {node} did not come for it")
+            }
+            Withdrawn::Out(_, Reason::Revoked) => sentence = format!("job {id} has ended: node {node} was revoked"),
+            Withdrawn::Handed(_) => sentence = with_node(id, node),
             Withdrawn::Gone => {
                 let state = job.get(&node.to_string()).and_then(|text| serde_json::from_str::<Value>(text).ok());
                 sentence = match state.as_ref().and_then(|state| state["state"].as_str()) {
                     None => format!("no such job {id} for node {node}"),
-                    Some("QUEUED" | "RUNNING") => format!("job {id} is already with node {node}: kill it instead"),
+                    Some("QUEUED" | "RUNNING") => with_node(id, node),
                     Some(_) => format!("job {id} has ended on node {node}"),
                 };
             }

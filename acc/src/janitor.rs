@@ -12,7 +12,7 @@ use crate::gate::{Remote, Seen, TlsSource};
 use crate::guard::Refused;
 use crate::revoke;
 use crate::store::pool::{is_away, is_broken, is_moving, is_spoilt};
-use crate::store::queue::{self, Withdrawn};
+use crate::store::queue::{self, Reason, Withdrawn};
 use crate::store::{Batch, Conn, describe, jobs, keys, lists, nodes};
 use crate::tickets::{TicketKey, TicketKeys};
 use crossbeam_channel::{Receiver, Sender, select};
@@ -341,7 +341,7 @@ impl Janitor {
             return conn.one(&redis::Cmd::zrem(keys::EXPIRING, member));
         };
         let mut after = Batch::new();
-        match queue::withdraw(conn, node, id, now)? {
+        match queue::withdraw(conn, node, id, now, Reason::Expired)? {
             Withdrawn::Handed(till) => jobs::put_off(&mut after, node, id, till.max(now + 1000)),
             Withdrawn::Gone => {
                 // Nobody has it, and no node has ever acknowledged it: Redis has lost it on its way (a failover
@@ -353,13 +353,15 @@ impl Janitor {
                 }
                 queue::forget(&mut after, node, id);
             }
-            Withdrawn::Out(command) => {
+            Withdrawn::Out(command, reason) => {
                 jscommon::death::point("acc.withdrawn");
-                if let Some(command) = command {
-                    let seconds = if command.expires == 0 { crate::store::DAY } else { command.expires };
-                    let sentence = format!("expired: node {node} did not come for it within {seconds} s");
-                    answer::give(&self.context, conn, &[Answer::error(&command, Some(node), sentence)])?;
-                    self.context.metrics.commands.with_label_values(&["expired"]).inc();
+                if let Some(command) = command
+                    && !jobs::has_node(conn, node, id)?
+                {
+                    answer::give(&self.context, conn, &[Answer::withdrawn(&command, node, reason)])?;
+                    if reason == Reason::Expired {
+                        self.context.metrics.commands.with_label_values(&["expired"]).inc();
+                    }
                 }
                 queue::forget(&mut after, node, id);
             }

@@ -10,7 +10,7 @@
 use crate::answer::{self, Answer};
 use crate::context::Context;
 use crate::store::grants::Holder;
-use crate::store::queue::{self, Withdrawn};
+use crate::store::queue::{self, Reason, Withdrawn};
 use crate::store::{Batch, Conn, grants, jobs, lists, nodes};
 use jscommon::NodeId;
 use redis::RedisResult;
@@ -70,13 +70,12 @@ fn empty(context: &Context, conn: &mut Conn, node: NodeId) -> RedisResult<usize>
     for some in ids.chunks(TOGETHER) {
         let (mut answers, mut done) = (Vec::new(), Batch::new());
         for id in some {
-            let command = match queue::take_out(conn, node, id)? {
-                Withdrawn::Out(Some(command)) => Some(*command),
+            let (command, reason) = match queue::withdraw(conn, node, id, context.clock.now(), Reason::Revoked)? {
+                Withdrawn::Out(Some(command), reason) => (Some(*command), reason),
                 // Its text is damaged, or gone.
-                _ => jobs::lost(conn, node, id)?,
+                _ => (jobs::lost(conn, node, id)?, Reason::Revoked),
             };
-            let sentence = || format!("node {node} was revoked before it had acknowledged the command");
-            answers.extend(command.map(|command| Answer::error(&command, Some(node), sentence())));
+            answers.extend(command.map(|command| Answer::withdrawn(&command, node, reason)));
             queue::forget(&mut done, node, id);
         }
         answer::give(context, conn, &answers)?;

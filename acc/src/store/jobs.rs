@@ -226,6 +226,12 @@ pub fn lost(conn: &mut Conn, node: NodeId, id: &str) -> RedisResult<Option<Comma
     Ok(text.filter(|_| queued).and_then(|text| Command::parse(text.as_bytes()).ok()))
 }
 
+/// Whether `node` is known to have the job, and has not answered it. It may have had it before it was queued once more.
+pub fn has_node(conn: &mut Conn, node: NodeId, id: &str) -> RedisResult<bool> {
+    let state: Option<String> = conn.one(&Cmd::hget(keys::job(id), node.to_string()))?;
+    Ok(state.is_some_and(|state| state == r#"{"state":"RUNNING"}"#))
+}
+
 /// The whole hash of a job: `cmd`, `created`, `targets` and a field for each node.
 pub fn read(conn: &mut Conn, id: &str) -> RedisResult<Vec<(String, String)>> {
     conn.one(&Cmd::hgetall(keys::job(id)))

@@ -75,6 +75,11 @@ pub fn closed(node: NodeId) -> String {
     format!("jsacc:{{{node}}}:revoked")
 }
 
+/// Sorted set: ids of the last commands that were withdrawn from `node`'s queue, by when and why: see `withdraw.lua`.
+pub fn withdrawn(node: NodeId) -> String {
+    format!("jsacc:{{{node}}}:withdrawn")
+}
+
 /// Number: the last batch of records that was taken whole from `node`.
 pub fn last_log(node: NodeId) -> String {
     format!("jsacc:{{{node}}}:log")
@@ -178,7 +183,7 @@ pub fn kind(key: &str) -> &'static str {
             3 => "zset",
             _ => "string",
         },
-        (_, ":queue" | ":lists" | ":acs" | ":gone") => "zset",
+        (_, ":queue" | ":withdrawn" | ":lists" | ":acs" | ":gone") => "zset",
         (_, ":cmds" | ":meta") => "hash",
         (_, ":log" | ":version" | ":revoked") => "string",
         _ if tail.starts_with(":taken:") => "list",

@@ -7,7 +7,7 @@
 //! A command stays in the queue until the node has acknowledged it; until then every poll gets it
 //! again. Its number (the batch's name is the highest) goes up over the node's whole life.
 
-use super::{Batch, Conn, keys, scripts};
+use super::{Batch, Conn, DAY, keys, scripts};
 use jscommon::command::TICKET;
 use jscommon::{Command, NodeId};
 use redis::{FromRedisValue, RedisResult, Value};
@@ -20,6 +20,8 @@ const MOST_BYTES: usize = 4 << 20;
 pub const KEEP_NODE: u64 = 30 * 86_400;
 /// For how many milliseconds a hand-over without acknowledgement counts as under way.
 const UNDER_WAY: u64 = 90_000;
+/// Most commands of a node that are marked as withdrawn. A command is passed on again for a day at most.
+const MAX_WITHDRAWN: usize = 10_000;
 
 /// A command on its way to a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,7 +116,7 @@ impl Handover {
 pub enum Queued {
     /// It waits now.
     Now,
-    /// It waited already.
+    /// It waited already, or it was withdrawn: who did that answers it.
     Before,
     /// As many wait for this node as may.
     Full,
@@ -137,9 +139,9 @@ pub struct Enqueued {
 /// `me` is this controller, `now` is in milliseconds, at most `limit` commands may wait, and what waits
 /// is kept for `keep` seconds.
 pub fn enqueue(batch: &mut Batch, me: &str, node: NodeId, parcels: &[Parcel], now: u64, limit: usize, keep: u64) {
-    let keys = [keys::queue(node), keys::waiting(node), keys::meta(node), keys::closed(node)];
+    let keys = [keys::queue(node), keys::waiting(node), keys::meta(node), keys::closed(node), keys::withdrawn(node)];
     batch.script(&scripts::ENQUEUE, &keys, |cmd| {
-        cmd.arg(me).arg(now).arg(limit).arg(keep.max(KEEP_NODE)).arg(MOST).arg(MOST_BYTES);
+        cmd.arg(me).arg(now).arg(limit).arg(keep.max(KEEP_NODE)).arg(MOST).arg(MOST_BYTES).arg(DAY);
         for parcel in parcels {
             cmd.arg(&parcel.id).arg(parcel.packed());
         }
@@ -279,6 +281,17 @@ pub fn told(batch: &mut Batch, node: NodeId, word: &str) {
     batch.call(redis::Cmd::hset(keys::meta(node), "told", word));
 }
 
+/// Why a command was withdrawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// By a `cancel`.
+    Cancelled = 1,
+    /// Its node did not come for it in time.
+    Expired = 2,
+    /// Its node was revoked.
+    Revoked = 3,
+}
+
 /// What became of taking a command back.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Withdrawn {
@@ -287,30 +300,28 @@ pub enum Withdrawn {
     /// It was handed over and the acknowledgement may still come, until this time (ms).
     Handed(u64),
     /// It will not be handed over any more: the command as its client pushed it, unless its text is
-    /// damaged. Call `forget` once it is answered.
-    Out(Option<Box<Command>>),
+    /// damaged, and the reason for which it was withdrawn first. Call `forget` once it is answered.
+    Out(Option<Box<Command>>, Reason),
 }
 
-/// Takes the command `id` out of `node`'s queue; `now` is in milliseconds.
-pub fn withdraw(conn: &mut Conn, node: NodeId, id: &str, now: u64) -> RedisResult<Withdrawn> {
-    withdraw_unless(conn, node, id, now, UNDER_WAY)
-}
-
-/// Takes the command `id` out of `node`'s queue, whether the node may have it or not: what the node says of it is not
-/// heard any more.
-pub fn take_out(conn: &mut Conn, node: NodeId, id: &str) -> RedisResult<Withdrawn> {
-    withdraw_unless(conn, node, id, 0, 0)
-}
-
-fn withdraw_unless(conn: &mut Conn, node: NodeId, id: &str, now: u64, under_way: u64) -> RedisResult<Withdrawn> {
-    let keys = [keys::queue(node), keys::waiting(node), keys::meta(node)];
+/// Takes the command `id` out of `node`'s queue; `now` is in milliseconds. What a revoked node may have already is taken
+/// out as well: what it says of it is not heard any more.
+pub fn withdraw(conn: &mut Conn, node: NodeId, id: &str, now: u64, reason: Reason) -> RedisResult<Withdrawn> {
+    let keys = [keys::queue(node), keys::waiting(node), keys::meta(node), keys::withdrawn(node)];
+    let under_way = if reason == Reason::Revoked { 0 } else { UNDER_WAY };
     let answer: Vec<String> = conn.script(&scripts::WITHDRAW, &keys, |cmd| {
-        cmd.arg(id).arg(now).arg(under_way);
+        cmd.arg(id).arg(now).arg(under_way).arg(reason as u8).arg(MAX_WITHDRAWN).arg(DAY);
     })?;
     Ok(match answer.first().map(String::as_str) {
         Some("handed") => Withdrawn::Handed(answer.get(1).and_then(|till| till.parse().ok()).unwrap_or(now)),
         Some("withdrawn") => {
-            let packed = answer.into_iter().nth(1).unwrap_or_default();
+            let mut parts = answer.into_iter().skip(1);
+            let packed = parts.next().unwrap_or_default();
+            let first = match parts.next().as_deref() {
+                Some("1") => Reason::Cancelled,
+                Some("2") => Reason::Expired,
+                _ => Reason::Revoked,
+            };
             let unpacked = unpack(&packed);
             let mut command = Command::parse(unpacked.text.as_bytes()).ok();
             if let Some(command) = &mut command {
@@ -319,7 +330,7 @@ fn withdraw_unless(conn: &mut Conn, node: NodeId, id: &str, now: u64, under_way:
                     (command.gid, command.nid) = (gid, 0);
                 }
             }
-            Withdrawn::Out(command.map(Box::new))
+            Withdrawn::Out(command.map(Box::new), first)
         }
         _ => Withdrawn::Gone,
     })

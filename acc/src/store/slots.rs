@@ -155,6 +155,7 @@ mod tests {
         assert_eq!(slot(b"foo{}{bar}"), crc16(b"foo{}{bar}") % SLOTS);
         let node = NodeId { gid: 1, nid: 10 };
         assert_eq!(slot(keys::queue(node).as_bytes()), slot(keys::meta(node).as_bytes()));
+        assert_eq!(slot(keys::queue(node).as_bytes()), slot(keys::withdrawn(node).as_bytes()));
         assert_eq!(slot(keys::taken("h:1:x").as_bytes()), slot(keys::COMMANDS.as_bytes()));
         assert_eq!(slot(keys::done("a").as_bytes()), slot(keys::results("a").as_bytes()));
     }

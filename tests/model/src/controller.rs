@@ -105,16 +105,9 @@ fn dispatcher(out: &mut Steps<'_>, ac: usize) {
         Do::Enqueue => {
             let node = at.left.trailing_zeros() as usize;
             out.fair("enqueue", |s, setup| {
-                let at_once = !at.again || setup.is(Mutation::QueuedAfterTakenBack);
-                let withdrawn = matches!(s.redis.queue[node].text[command], Text::Cancelled | Text::Expired);
-                if !at_once && (withdrawn || (s.redis.queued(command) >> node) & 1 == 0) {
-                    let at = &mut s.ac[ac].dispatcher;
-                    at.left &= !(1 << node);
-                    at.next = after_enqueue(at.left);
-                    return;
-                }
                 s.redis.expire_at(command, node);
-                let (batch, holder) = s.redis.enqueue(ac, command, node);
+                let blind = setup.is(Mutation::QueuedAfterWithdrawn);
+                let (batch, holder) = s.redis.enqueue(ac, command, node, blind);
                 if let Some((batch, commands)) = batch {
                     deliver(s, setup, ac, node, Some((batch, commands)));
                 }
@@ -147,16 +140,24 @@ fn dispatcher(out: &mut Steps<'_>, ac: usize) {
         // `cancel::take_back`.
         Do::Withdraw => out.fair("take the cancelled job back", |s, setup| {
             let cautious = !setup.is(Mutation::HandedOverIsWithdrawn);
-            let why = s.redis.withdraw(0, 0, Text::Cancelled, cautious);
+            let why = s.redis.withdraw(0, 0, Reason::Cancelled, cautious);
             let out = match why {
-                Withdrawn::Out(Text::Expired) => setup.is(Mutation::TwoReasons),
+                Withdrawn::Out(Reason::Expired) => setup.is(Mutation::TwoReasons),
                 Withdrawn::Out(_) => true,
                 Withdrawn::Gone | Withdrawn::Handed => false,
             };
             let at = &mut s.ac[ac].dispatcher;
             at.job.0 = if out { Answer::Cancelled } else { Answer::None };
             at.own.0 = if out { Answer::CancelDone } else { Answer::CancelRefused };
-            at.next = Do::Decide;
+            at.left = u8::from(out);
+            at.next = if out { Do::Check } else { Do::Decide };
+        }),
+        // `jobs::has_node`: its node had it before it was queued once more.
+        Do::Check => out.fair("look whether the node has the cancelled job", |s, setup| {
+            if s.redis.job[0].field[0] == Field::Running && !setup.is(Mutation::RunningIsWithdrawn) {
+                (s.ac[ac].dispatcher.job.0, s.ac[ac].dispatcher.own.0) = (Answer::None, Answer::CancelRefused);
+            }
+            s.ac[ac].dispatcher.next = Do::Decide;
         }),
         // `answer::give`: decision, hash, list.
         Do::Decide => out.fair("decide on the controller's answer", |s, _| {
@@ -178,7 +179,7 @@ fn dispatcher(out: &mut Steps<'_>, ac: usize) {
                     s.redis.push(job, 0, Run::Own, answer, true);
                 }
             }
-            s.ac[ac].dispatcher.next = if at.job.0 == Answer::None { Do::Untake } else { Do::Forget };
+            s.ac[ac].dispatcher.next = if at.left == 0 { Do::Untake } else { Do::Forget };
         }),
         Do::Forget => out.fair("forget the cancelled job", |s, _| {
             s.redis.forget(0, 0);
@@ -230,14 +231,14 @@ fn expiry(out: &mut Steps<'_>, ac: usize) {
                 for node in (0..NODES).filter(|node| state.redis.expiring[command][*node] == Wait::Due) {
                     out.fair("withdraw what has expired", |s, setup| {
                         let begun = Expiry { command: command as u8, node: node as u8, ..Expiry::default() };
-                        match s.redis.withdraw(command, node, Text::Expired, true) {
+                        match s.redis.withdraw(command, node, Reason::Expired, true) {
                             Withdrawn::Gone => s.ac[ac].expiry = Expiry { next: Next::LookUp, ..begun },
                             // It is put off until then.
                             Withdrawn::Handed => {}
                             Withdrawn::Out(why) => {
-                                let cancelled = why == Text::Cancelled && !setup.is(Mutation::TwoReasons);
+                                let cancelled = why == Reason::Cancelled && !setup.is(Mutation::TwoReasons);
                                 let answer = if cancelled { Answer::Cancelled } else { Answer::Expired };
-                                s.ac[ac].expiry = Expiry { next: Next::Decide, answer, ..begun };
+                                s.ac[ac].expiry = Expiry { next: Next::Check, answer, ..begun };
                             }
                         }
                     });
@@ -250,6 +251,12 @@ fn expiry(out: &mut Steps<'_>, ac: usize) {
             let expiry = &mut s.ac[ac].expiry;
             (expiry.answer, expiry.next) =
                 if lost { (Answer::Lost, Next::Decide) } else { (Answer::None, Next::Forget) };
+        }),
+        // `jobs::has_node`.
+        Next::Check => out.fair("look whether the node has what has expired", |s, setup| {
+            let has = s.redis.job[command].field[node] == Field::Running;
+            let forget = has && !setup.is(Mutation::RunningIsWithdrawn);
+            s.ac[ac].expiry.next = if forget { Next::Forget } else { Next::Decide };
         }),
         Next::Decide => out.fair("decide on the end of a wait", |s, _| {
             s.ac[ac].expiry.verdict = s.redis.decide(command, node, Run::Own);

@@ -37,6 +37,7 @@ fn broken_list(setup: &Setup, state: &State, command: usize, node: usize) -> Opt
         Answer::Forged => Some("a node has answered for another one"),
         Answer::Ok if has_process && at.starts[command] != 1 => Some("a job is OK and never ran"),
         Answer::Cancelled if at.starts[command] > 0 && !state.given_up => Some("a job was cancelled and ran"),
+        Answer::Expired if at.starts[command] > 0 && !state.given_up => Some("a job has expired and ran"),
         Answer::Died | Answer::Killed if at.process[command] => Some("a job has ended and its process lives"),
         _ => None,
     }
@@ -57,7 +58,7 @@ pub(crate) fn all_is_answered(setup: &Setup, state: &State) -> bool {
     commands.clone().all(|command| state.sent[command] && answered(command))
         && redis.pushed == [0; COMMANDS]
         && redis.taken == [[0; COMMANDS]; ACS]
-        && redis.queue.iter().all(|queue| queue.score == [0; COMMANDS] && queue.text == [Text::None; COMMANDS])
+        && redis.queue.iter().all(|queue| queue.score == [0; COMMANDS] && queue.text == [false; COMMANDS])
         && redis.expiring == [[Wait::None; NODES]; COMMANDS]
         && state.ac.iter().all(rests)
         && state.node.iter().all(|node| node.process == [false; COMMANDS] && node.received.1 == 0)

@@ -115,13 +115,6 @@ fn redis_that_loses_its_last_second_has_nothing_started_twice() {
     holds(&Setup { controllers: 1, ..setup(JOB, fault::REDIS_LOSES, 2) });
 }
 
-/// What `docs/delivery.md` says is not promised. Where one of these is mended, its test says so by failing.
-#[test]
-fn known_gaps_are_found() {
-    found(Mutation::QueuedAfterTakenBack, CANCELLED, fault::CUT, 1, "a job was cancelled and ran");
-    found(Mutation::TwoReasons, CANCELLED, fault::EXPIRY, 1, "who has popped an answer does not find it");
-}
-
 #[test]
 fn faults_of_the_protocol_are_found() {
     use Mutation::*;
@@ -145,4 +138,7 @@ fn faults_of_the_protocol_are_found() {
     found(TicketsUnchecked, JOB, fault::FORGERY, 1, "a node has answered for another one");
     found(PollsNotAskedAgain, JOB, fault::CUT, 1, stuck);
     found(RepeatedAnswerOverwrites, CANCELLED, fault::CUT, 1, hash);
+    found(QueuedAfterWithdrawn, CANCELLED, fault::CUT, 1, "a job was cancelled and ran");
+    found(RunningIsWithdrawn, JOB, fault::CUT | fault::EXPIRY, 2, "a job has expired and ran");
+    found(TwoReasons, CANCELLED, fault::EXPIRY, 1, hash);
 }

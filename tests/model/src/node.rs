@@ -226,7 +226,7 @@ pub(crate) fn faults(out: &mut Steps<'_>) {
                 // Where Redis has lost what it was, nothing else ends it. An entry that was written down anew after
                 // its command had reached the node says nothing, and goes with its time (`jobs::lost`).
                 let over = out.state.redis.job[command].field[node] != Field::Queued
-                    && out.state.redis.queue[node].text[command] == Text::None;
+                    && !out.state.redis.queue[node].text[command];
                 if out.state.lost || over {
                     out.fair("a day passes", |s, _| s.redis.expiring[command][node] = Wait::Due);
                 }

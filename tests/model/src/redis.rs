@@ -15,7 +15,7 @@ pub(crate) enum Asked {
 pub(crate) enum Withdrawn {
     Gone,
     Handed,
-    Out(Text),
+    Out(Reason),
 }
 
 impl Redis {
@@ -46,12 +46,13 @@ impl Redis {
     }
 
     /// `enqueue.lua`: the batch that is handed over at once, or the holder (plus one) whose bell must ring.
-    pub(crate) fn enqueue(&mut self, ac: usize, command: usize, node: usize) -> (Option<(u8, u8)>, u8) {
+    /// `blind`: it does not look whether the command was withdrawn.
+    pub(crate) fn enqueue(&mut self, ac: usize, command: usize, node: usize, blind: bool) -> (Option<(u8, u8)>, u8) {
         let queue = &mut self.queue[node];
-        if queue.score[command] == 0 {
+        if queue.score[command] == 0 && (blind || queue.withdrawn[command] == Reason::None) {
             queue.seq += 1;
             queue.score[command] = queue.seq;
-            queue.text[command] = Text::There;
+            queue.text[command] = true;
         }
         let holder = queue.holder;
         if usize::from(holder) == ac + 1 {
@@ -80,7 +81,7 @@ impl Redis {
     pub(crate) fn poll(&mut self, ac: usize, node: usize, ack: u8, told: u8) -> Asked {
         for command in self.acked(node, ack) {
             self.queue[node].score[command] = 0;
-            self.queue[node].text[command] = Text::None;
+            self.queue[node].text[command] = false;
         }
         let queue = &mut self.queue[node];
         let (me, holder) = (ac as u8 + 1, queue.holder);
@@ -96,10 +97,10 @@ impl Redis {
         }
     }
 
-    /// `withdraw.lua`. `cautious`: what was handed over of late counts as under way.
-    pub(crate) fn withdraw(&mut self, command: usize, node: usize, why: Text, cautious: bool) -> Withdrawn {
+    /// `withdraw.lua`: the reason that was given first stands. `cautious`: what was handed over of late counts as under way.
+    pub(crate) fn withdraw(&mut self, command: usize, node: usize, why: Reason, cautious: bool) -> Withdrawn {
         let queue = &mut self.queue[node];
-        if queue.text[command] == Text::None {
+        if !queue.text[command] {
             queue.score[command] = 0;
             return Withdrawn::Gone;
         }
@@ -110,15 +111,15 @@ impl Redis {
             }
             queue.score[command] = 0;
         }
-        if queue.text[command] == Text::There {
-            queue.text[command] = why;
+        if queue.withdrawn[command] == Reason::None {
+            queue.withdrawn[command] = why;
         }
-        Withdrawn::Out(queue.text[command])
+        Withdrawn::Out(queue.withdrawn[command])
     }
 
     /// `queue::forget`.
     pub(crate) fn forget(&mut self, command: usize, node: usize) {
-        self.queue[node].text[command] = Text::None;
+        self.queue[node].text[command] = false;
         self.expiring[command][node] = Wait::None;
     }
 
@@ -181,7 +182,7 @@ impl Queue {
             if self.score[command] == 0 {
                 continue;
             }
-            if self.text[command] == Text::None {
+            if !self.text[command] {
                 self.score[command] = 0;
                 continue;
             }

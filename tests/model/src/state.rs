@@ -88,15 +88,14 @@ pub(crate) enum Wait {
     Due,
 }
 
-/// The text of a command in its node's queue.
+/// The mark of a command that was withdrawn from its node's queue, which stays after its text is forgotten.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub(crate) enum Text {
+pub(crate) enum Reason {
     #[default]
     None,
-    There,
-    /// Withdrawn by a `cancel`, and to be forgotten once that is answered.
+    /// By a `cancel`.
     Cancelled,
-    /// Withdrawn because its wait has ended.
+    /// Because its wait has ended.
     Expired,
 }
 
@@ -107,7 +106,9 @@ pub(crate) struct Queue {
     pub(crate) seq: u8,
     /// The number of each command that waits; 0: it does not.
     pub(crate) score: [u8; COMMANDS],
-    pub(crate) text: [Text; COMMANDS],
+    /// Its text is there, to be handed over or, when it is withdrawn, to be answered.
+    pub(crate) text: [bool; COMMANDS],
+    pub(crate) withdrawn: [Reason; COMMANDS],
     /// The highest number handed over.
     pub(crate) handed: u8,
     /// That was less than 90 s ago.
@@ -164,6 +165,7 @@ pub(crate) enum Do {
     Enqueue,
     Ring,
     Withdraw,
+    Check,
     Decide,
     Write,
     Push,
@@ -178,7 +180,7 @@ pub(crate) struct Dispatcher {
     pub(crate) command: u8,
     /// It was found in the taken list.
     pub(crate) again: bool,
-    /// Nodes that it has still to be queued for, as bits.
+    /// Nodes that it has still to be queued for, as bits; of a `cancel`, that something is to be forgotten.
     pub(crate) left: u8,
     /// The node and the controller (plus one) whose bell is to be rung.
     pub(crate) ring: (u8, u8),
@@ -204,6 +206,7 @@ pub(crate) enum Next {
     #[default]
     Idle,
     LookUp,
+    Check,
     Decide,
     Write,
     Push,
@@ -432,9 +435,10 @@ pub(crate) enum Mutation {
     TicketsUnchecked,
     PollsNotAskedAgain,
     RepeatedAnswerOverwrites,
-    /// As it is: a command that is passed on again is queued although it was taken back since it was looked up.
-    QueuedAfterTakenBack,
-    /// As it is: a `cancel` and the end of a wait do not know of each other.
+    QueuedAfterWithdrawn,
+    /// What a node had before it was queued once more is answered for when that is withdrawn.
+    RunningIsWithdrawn,
+    /// A `cancel` and the end of a wait do not know of each other.
     TwoReasons,
 }
 

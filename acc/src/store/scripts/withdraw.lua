@@ -1,7 +1,9 @@
 -- Takes a command that still waits out of a node's queue, leaving its text until the answer is
--- delivered. KEYS: queue, texts, meta. ARGV: id, now (ms), for how many ms a hand-over without an
--- acknowledgement counts as under way.
--- Answers {'gone'}, {'handed', until when (ms)} or {'withdrawn', text}.
+-- delivered, and a mark that it was withdrawn, which enqueue.lua looks at: who passes the command on again must not
+-- queue it behind the answer. KEYS: queue, texts, meta, marks. ARGV: id, now (ms), for how many ms a hand-over without
+-- an acknowledgement counts as under way, the reason (1 to 3), most marks, seconds to keep them.
+-- A mark's score is 4 times when it was made (ms), plus the reason. The reason that was given first stands.
+-- Answers {'gone'}, {'handed', until when (ms)} or {'withdrawn', text, reason}.
 local text = redis.call('HGET', KEYS[2], ARGV[1])
 if not text then
   redis.call('ZREM', KEYS[1], ARGV[1])
@@ -14,6 +16,14 @@ if score then
     local till = tonumber(meta[2] or '0') + tonumber(ARGV[3])
     if till > tonumber(ARGV[2]) then return {'handed', string.format('%.0f', till)} end
   end
+end
+local mark = redis.call('ZSCORE', KEYS[4], ARGV[1])
+-- What waits was not withdrawn, whatever a mark from a day ago says. The mark comes first: a full Redis refuses it.
+if score or not mark then
+  mark = string.format('%.0f', ARGV[2] * 4 + ARGV[4])
+  redis.call('ZADD', KEYS[4], mark, ARGV[1])
+  redis.call('ZREMRANGEBYRANK', KEYS[4], 0, -ARGV[5] - 1)
+  redis.call('EXPIRE', KEYS[4], ARGV[6])
   redis.call('ZREM', KEYS[1], ARGV[1])
 end
-return {'withdrawn', text}
+return {'withdrawn', text, string.format('%.0f', tonumber(mark) % 4)}

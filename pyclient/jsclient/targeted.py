@@ -114,7 +114,9 @@ class Targeted:
                 f"{n.id} ({'stopped' if n.stopped else 'last seen'} {ago(n.age)} ago)" for n in chosen.offline[:10]
             )
             more = f" and {len(chosen.offline) - 10} more" if len(chosen.offline) > 10 else ""
-            return f"nobody of {self.who.text} is there: {names}{more}"
+            if self.who.named:
+                return f"{names}{more} {'is' if len(chosen.offline) == 1 else 'are'} offline"
+            return f"no node that {self.who.text} means is online: {names}{more}"
         return f"no node matches {self.who.text}" + (self._who_claims() if self.who.roles else "")
 
     def _who_claims(self) -> str:

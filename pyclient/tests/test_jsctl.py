@@ -52,6 +52,14 @@ def test_script_that_is_not_here_is_told_as_that(jsctl: Jsctl, tmp_path: Any) ->
     assert "A file of yours is sent by itself" in " ".join(jsctl("script", "run", "--help").out.split())
 
 
+def test_offline_nodes_are_called_offline(jsctl: Jsctl, fake: Fake) -> None:
+    for nid in (3, 4):
+        fake.add(3, nid, ["far"], age=1000)
+    assert jsctl("ping", "3.3").err == "jsctl: 3.3 (last seen 16m ago) is offline\n"
+    assert jsctl("ping", "3.3,3.4").err.endswith("3.4 (last seen 16m ago) are offline\n")
+    assert jsctl("ping", "@far").err.startswith("jsctl: no node that @far means is online: 3.3 (")
+
+
 def test_shell_line_runs_in_the_shell_of_each_nodes_system(jsctl: Jsctl, fake: Fake, raw: redis.Redis) -> None:
     fake.programs["/bin/sh"] = lambda n, c: {"streams": ["posix\n", ""]}
     fake.programs["cmd.exe"] = lambda n, c: {"streams": ["windows\n", ""]}

@@ -10,6 +10,7 @@
 
 use super::Refusal;
 use crate::route::{Route, route};
+use std::net::Ipv6Addr;
 
 /// Most headers in one head.
 const MAX_HEADERS: usize = 64;
@@ -301,6 +302,9 @@ fn parse(head: &[u8], max_body: usize) -> Result<(RequestHead, bool), Refusal> {
     for header in request.headers.iter() {
         fields.take(header.name, header.value)?;
     }
+    if version == 1 && !fields.host {
+        return Err(bad("host", "a request of HTTP/1.1 has a Host header"));
+    }
     let length = fields.body_length(version, max_body)?;
 
     let (path, query) = split_target(target)?;
@@ -337,9 +341,11 @@ fn split_target(target: &str) -> Result<(&str, &str), Refusal> {
         // Another reader would end the host at the ?, so that what follows would be a query to it.
         Some(rest) => {
             let (host, _) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-            let is_host = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b':' | b'[' | b']');
-            if host.is_empty() || host.starts_with(':') || !host.bytes().all(is_host) {
-                return Err(bad("path", "an absolute address is http://host/path: its host is none"));
+            if !is_authority(host) {
+                return Err(bad(
+                    "path",
+                    "an absolute address is http://host/path or http://host:port/path: this is none",
+                ));
             }
             rest.strip_prefix(host).unwrap_or_default()
         }
@@ -349,6 +355,20 @@ fn split_target(target: &str) -> Result<(&str, &str), Refusal> {
         return Err(bad("path", "a path begins with / and holds no #"));
     }
     Ok(target.split_once('?').unwrap_or((target, "")))
+}
+
+/// Whether `text` is a host with or without a port: a name, an IPv4 address, or an IPv6 address in brackets.
+fn is_authority(text: &str) -> bool {
+    let (is_host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, port)) => (address.parse::<Ipv6Addr>().is_ok(), port),
+        None => {
+            let (name, port) = text.split_at(text.find(':').unwrap_or(text.len()));
+            let is_part = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
+            (!name.is_empty() && name.bytes().all(is_part), port)
+        }
+    };
+    let digits = port.strip_prefix(':').unwrap_or("x");
+    is_host && (port.is_empty() || digits.is_empty() || (!digits.starts_with('+') && digits.parse::<u16>().is_ok()))
 }
 
 /// The headers that matter here; all others are passed over.

@@ -54,7 +54,11 @@ fn refused(text: impl AsRef<[u8]>, status: u16, label: &str) {
     }
     assert_eq!(conn.stage(), Stage::Closed);
     assert!(!conn.keeps_alive() && !conn.finish());
-    assert_eq!(run(&mut conn, [&b"GET /health HTTP/1.1\r\n\r\n"[..]]), [], "nothing is read after a refusal");
+    assert_eq!(
+        run(&mut conn, [&b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"[..]]),
+        [],
+        "nothing is read after a refusal"
+    );
 }
 
 const POLL: &str = "GET /1/10/cmd?role=a&wait=30 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer t.o.k\r\n\r\n";
@@ -86,9 +90,9 @@ fn a_body_and_the_next_request() {
 #[test]
 fn who_wants_the_connection_kept() {
     let kept = |line: &str| whole(line).2.keeps_alive();
-    assert!(kept("GET /health HTTP/1.1\r\n\r\n"));
-    assert!(!kept("GET /health HTTP/1.1\r\nConnection: close\r\n\r\n"));
-    assert!(!kept("GET /health HTTP/1.1\r\nconnection: TE , CLOSE\r\n\r\n"));
+    assert!(kept("GET /health HTTP/1.1\r\nHost: x\r\n\r\n"));
+    assert!(!kept("GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"));
+    assert!(!kept("GET /health HTTP/1.1\r\nHost: x\r\nconnection: TE , CLOSE\r\n\r\n"));
     assert!(!kept("GET /health HTTP/1.0\r\n\r\n"));
     assert!(kept("GET /health HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n"));
     assert!(!kept("GET /health HTTP/1.0\r\nConnection: keep-alive, close\r\n\r\n"));
@@ -96,13 +100,16 @@ fn who_wants_the_connection_kept() {
 
 #[test]
 fn other_forms_that_are_taken() {
-    assert_eq!(whole("GET http://ac.example:4000/health HTTP/1.1\r\n\r\n").0.route, Route::Health);
-    assert!(whole("HEAD /health HTTP/1.1\r\n\r\n").0.bodiless);
-    assert_eq!(whole("\r\n\r\nGET /health HTTP/1.1\r\n\r\n").0.route, Route::Health);
-    assert_eq!(whole("GET /health HTTP/1.1\r\nContent-Length: 0\r\n\r\n").0.length, 0);
-    assert_eq!(whole("POST /enroll HTTP/1.1\r\nContent-Length: 000\r\n\r\n").0.length, 0);
-    assert_eq!(whole("GET /health HTTP/1.1\r\nAuthorization: Basic eDp5\r\n\r\n").0.bearer, None);
-    assert_eq!(whole("GET /health HTTP/1.1\r\nAuthorization: bearer  x \r\n\r\n").0.bearer.as_deref(), Some("x"));
+    assert_eq!(whole("GET http://ac.example:4000/health HTTP/1.1\r\nHost: x\r\n\r\n").0.route, Route::Health);
+    assert!(whole("HEAD /health HTTP/1.1\r\nHost: x\r\n\r\n").0.bodiless);
+    assert_eq!(whole("\r\n\r\nGET /health HTTP/1.1\r\nHost: x\r\n\r\n").0.route, Route::Health);
+    assert_eq!(whole("GET /health HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n").0.length, 0);
+    assert_eq!(whole("POST /enroll HTTP/1.1\r\nHost: x\r\nContent-Length: 000\r\n\r\n").0.length, 0);
+    assert_eq!(whole("GET /health HTTP/1.1\r\nHost: x\r\nAuthorization: Basic eDp5\r\n\r\n").0.bearer, None);
+    assert_eq!(
+        whole("GET /health HTTP/1.1\r\nHost: x\r\nAuthorization: bearer  x \r\n\r\n").0.bearer.as_deref(),
+        Some("x")
+    );
 }
 
 #[test]
@@ -110,7 +117,7 @@ fn absolute_address_needs_a_host() {
     for good in
         ["http://x/health", "https://ac.example:4000/health", "http://[::1]:4000/health", "http://10.0.0.1/health?x=/"]
     {
-        assert_eq!(whole(&format!("GET {good} HTTP/1.1\r\n\r\n")).0.route, Route::Health, "{good}");
+        assert_eq!(whole(&format!("GET {good} HTTP/1.1\r\nHost: x\r\n\r\n")).0.route, Route::Health, "{good}");
     }
     for bad in [
         "http://x?/1/1/cmd",
@@ -120,6 +127,13 @@ fn absolute_address_needs_a_host() {
         "http:///health",
         "http://:4000/health",
         "http://user@x/health",
+        "http://x:99999/health",
+        "http://x:port/health",
+        "http://x:1:2/health",
+        "http://[::1/health",
+        "http://[x]/health",
+        "http://[::1]4000/health",
+        "http://x]/health",
         "http://a\\b/health",
         "http:/health",
         "ftp://x/health",
@@ -129,25 +143,33 @@ fn absolute_address_needs_a_host() {
         "/health?a#b",
         "?/health",
     ] {
-        refused(format!("GET {bad} HTTP/1.1\r\n\r\n"), 400, "path");
+        refused(format!("GET {bad} HTTP/1.1\r\nHost: x\r\n\r\n"), 400, "path");
     }
+}
+
+#[test]
+fn request_of_http_1_1_names_its_host() {
+    refused("GET /health HTTP/1.1\r\n\r\n", 400, "host");
+    refused("GET http://x/health HTTP/1.1\r\nAccept: */*\r\n\r\n", 400, "host");
+    assert_eq!(whole("GET /health HTTP/1.0\r\n\r\n").0.route, Route::Health);
+    assert_eq!(whole("GET /health HTTP/1.1\r\nHost:\r\n\r\n").0.route, Route::Health, "an empty one is one");
 }
 
 #[test]
 fn a_body_that_waits_for_continue() {
     let mut conn = conn();
-    let head = "POST /1/10/log HTTP/1.1\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n";
+    let head = "POST /1/10/log HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n";
     let steps = run(&mut conn, [head.as_bytes()]);
     assert!(matches!(&steps[..], [Step::Head(head)] if head.expects));
     assert_eq!((conn.stage(), conn.missing()), (Stage::Body, 3));
     assert_eq!(run(&mut conn, [&b"abc"[..]]), [Step::Whole(b"abc".to_vec())]);
-    assert!(!whole("GET /health HTTP/1.1\r\nExpect: 100-continue\r\n\r\n").0.expects);
-    refused("GET /health HTTP/1.1\r\nExpect: cake\r\n\r\n", 417, "expect");
+    assert!(!whole("GET /health HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n\r\n").0.expects);
+    refused("GET /health HTTP/1.1\r\nHost: x\r\nExpect: cake\r\n\r\n", 417, "expect");
 }
 
 #[test]
 fn ambiguous_framing_is_refused() {
-    let post = |headers: &str| format!("POST /1/10/result HTTP/1.1\r\n{headers}\r\n");
+    let post = |headers: &str| format!("POST /1/10/result HTTP/1.1\r\nHost: x\r\n{headers}\r\n");
     refused(post("Content-Length: 5\r\nContent-Length: 5\r\n"), 400, "framing");
     refused(post("Content-Length: 5\r\ncontent-length: 6\r\n"), 400, "framing");
     refused(post("Content-Length: 5\r\nTransfer-Encoding: chunked\r\n"), 400, "framing");
@@ -165,7 +187,7 @@ fn ambiguous_framing_is_refused() {
     for length in ["16777217", "99999999999999", "18446744073709551616", &"9".repeat(1000)] {
         refused(post(&format!("Content-Length: {length}\r\n")), 413, "body-too-long");
     }
-    refused("GET /1/10/cmd HTTP/1.1\r\nContent-Length: 1\r\n\r\nx", 400, "body");
+    refused("GET /1/10/cmd HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx", 400, "body");
 }
 
 #[test]
@@ -189,10 +211,10 @@ fn garbage_is_told_at_its_first_byte() {
     refused("GET /health HTTP/1.1\r\nHost: x\0\r\n\r\n", 400, "garbage");
     refused("GET /health HTTP/1.1\r\n Host: x\r\n\r\n", 400, "garbage");
     refused("GET /health HTTP/1.1\r\nHost: x\r\n folded\r\n\r\n", 400, "garbage");
-    refused("GET /health HTTP/1.1\r\nHo st: x\r\n\r\n", 400, "garbage");
-    refused("GET /health HTTP/1.1\r\n: x\r\n\r\n", 400, "garbage");
+    refused("GET /health HTTP/1.1\r\nHost: x\r\nHo st: x\r\n\r\n", 400, "garbage");
+    refused("GET /health HTTP/1.1\r\nHost: x\r\n: x\r\n\r\n", 400, "garbage");
     refused("GET /health\r\n\r\n", 400, "garbage");
-    refused("GET  /health HTTP/1.1\r\n\r\n", 400, "garbage");
+    refused("GET  /health HTTP/1.1\r\nHost: x\r\n\r\n", 400, "garbage");
     refused("GET /health HTTP/2.0\r\n\r\n", 505, "version");
     refused("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505, "version");
     refused("\r\n\r\n\r\n", 400, "garbage");
@@ -200,26 +222,26 @@ fn garbage_is_told_at_its_first_byte() {
 
 #[test]
 fn paths_and_methods() {
-    refused("GET /nothing HTTP/1.1\r\n\r\n", 404, "path");
-    refused("DELETE /health HTTP/1.1\r\n\r\n", 405, "path");
-    refused("GET /0/1/cmd HTTP/1.1\r\n\r\n", 400, "path");
-    refused("OPTIONS * HTTP/1.1\r\n\r\n", 400, "path");
-    refused("CONNECT a:1 HTTP/1.1\r\n\r\n", 400, "path");
-    refused("GET /\u{e9} HTTP/1.1\r\n\r\n", 400, "path");
+    refused("GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n", 404, "path");
+    refused("DELETE /health HTTP/1.1\r\nHost: x\r\n\r\n", 405, "path");
+    refused("GET /0/1/cmd HTTP/1.1\r\nHost: x\r\n\r\n", 400, "path");
+    refused("OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", 400, "path");
+    refused("CONNECT a:1 HTTP/1.1\r\nHost: x\r\n\r\n", 400, "path");
+    refused("GET /\u{e9} HTTP/1.1\r\nHost: x\r\n\r\n", 400, "path");
 }
 
 #[test]
 fn a_head_is_bounded() {
     let head = |length: usize| {
-        let frame = "GET /health HTTP/1.1\r\nX: \r\n\r\n".len();
-        format!("GET /health HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(length - frame))
+        let frame = "GET /health HTTP/1.1\r\nHost: x\r\nX: \r\n\r\n".len();
+        format!("GET /health HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "x".repeat(length - frame))
     };
     assert_eq!(whole(&head(MAX_HEAD)).0.route, Route::Health);
     refused(head(MAX_HEAD + 1), 431, "head-too-long");
     refused(head(100_000), 431, "head-too-long");
     refused("x".repeat(0) + "A".repeat(20_000).as_str(), 431, "head-too-long");
     let many: String = (0..65).map(|i| format!("X-{i}: y\r\n")).collect();
-    refused(format!("GET /health HTTP/1.1\r\n{many}\r\n"), 431, "head-too-long");
+    refused(format!("GET /health HTTP/1.1\r\nHost: x\r\n{many}\r\n"), 431, "head-too-long");
 }
 
 #[test]
@@ -230,8 +252,8 @@ fn every_split_makes_the_same() {
         format!("\r\n{POST}"),
         format!("{POST}\r\n"),
         format!("{POST}{POST}"),
-        "POST /1/10/log HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n".to_owned(),
-        "GET /health HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n".to_owned(),
+        "POST /1/10/log HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n".to_owned(),
+        "GET /health HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n".to_owned(),
         "GET /health HTTP/1.1\nHost: x\n\n".to_owned(),
     ];
     for text in &texts {
@@ -285,7 +307,7 @@ proptest! {
     /// A good request comes out as it went in, however it is cut.
     #[test]
     fn good_requests(body in proptest::collection::vec(any::<u8>(), 0..300), cuts in proptest::collection::vec(1usize..50, 1..20), token in "[A-Za-z0-9._-]{1,40}") {
-        let mut bytes = format!("POST /7/8/log?a=b HTTP/1.1\r\nauthorization: Bearer {token}\r\ncontent-length: {}\r\n\r\n", body.len()).into_bytes();
+        let mut bytes = format!("POST /7/8/log?a=b HTTP/1.1\r\nHost: x\r\nauthorization: Bearer {token}\r\ncontent-length: {}\r\n\r\n", body.len()).into_bytes();
         bytes.extend_from_slice(&body);
         let mut parts = Vec::new();
         let (mut rest, mut cut) = (bytes.as_slice(), cuts.iter().cycle());

@@ -95,7 +95,12 @@ fn what_is_no_request_is_refused_with_its_reason() {
     let acc = Acc::start(&redis, quiet(AccOptions::default()));
     let post = |headers: &str| format!("POST /1/10/result HTTP/1.1\r\nHost: x\r\n{headers}\r\n");
 
-    refused(&acc, format!("GET /health HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(100_000)), 431, "head-too-long");
+    refused(
+        &acc,
+        format!("GET /health HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "x".repeat(100_000)),
+        431,
+        "head-too-long",
+    );
     refused(&acc, post("Content-Length: 99999999999999\r\n"), 413, "body-too-long");
     refused(&acc, post("Content-Length: 99999999999999999999999999\r\n"), 413, "body-too-long");
     refused(&acc, post("Content-Length: 5\r\nContent-Length: 5\r\n") + "[1,2]", 400, "framing");
@@ -108,10 +113,10 @@ fn what_is_no_request_is_refused_with_its_reason() {
     refused(&acc, b"\x00\x01\x02\x03", 400, "garbage");
     refused(&acc, "GET /health HTTP/1.1\n\n", 400, "line-end");
     refused(&acc, "GET /health HTTP/3.0\r\n\r\n", 505, "version");
-    refused(&acc, "GET /nothing HTTP/1.1\r\n\r\n", 404, "path");
-    refused(&acc, "PUT /health HTTP/1.1\r\n\r\n", 405, "path");
-    refused(&acc, "GET /0/1/cmd HTTP/1.1\r\n\r\n", 400, "path");
-    refused(&acc, "GET /health HTTP/1.1\r\nExpect: tea\r\n\r\n", 417, "expect");
+    refused(&acc, "GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n", 404, "path");
+    refused(&acc, "PUT /health HTTP/1.1\r\nHost: x\r\n\r\n", 405, "path");
+    refused(&acc, "GET /0/1/cmd HTTP/1.1\r\nHost: x\r\n\r\n", 400, "path");
+    refused(&acc, "GET /health HTTP/1.1\r\nHost: x\r\nExpect: tea\r\n\r\n", 417, "expect");
     // A body of 17 MiB is read to its end, so that the client can read why it was in vain.
     let big = "x".repeat(17 * 1024 * 1024);
     let reply = acc.node(1, 10).post_text("/1/10/log", &big);
@@ -161,7 +166,7 @@ fn who_does_not_move_is_let_go() {
     let body: Vec<TcpStream> = (0..10)
         .map(|_| {
             let mut stream = dial(&acc);
-            stream.write_all(b"POST /1/10/log HTTP/1.1\r\nContent-Length: 1000000\r\n\r\n{").unwrap();
+            stream.write_all(b"POST /1/10/log HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n{").unwrap();
             stream
         })
         .collect();
@@ -175,7 +180,7 @@ fn who_does_not_move_is_let_go() {
         .collect();
     for _ in 0..20 {
         let mut stream = dial(&acc);
-        stream.write_all(b"POST /1/10/log HTTP/1.1\r\nContent-Length: 1000000\r\n\r\n{").unwrap();
+        stream.write_all(b"POST /1/10/log HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n{").unwrap();
         // Dropped with unread time to linger of nothing: a reset in the middle of the body.
         SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
     }

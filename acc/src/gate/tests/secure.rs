@@ -162,11 +162,12 @@ fn big_bodies_go_through_both_ways() {
     let site = pki.site(Limits::default());
     let mut stream = connect(&site, &pki.client(None));
     let body = "x".repeat(5_000_000);
-    let head =
-        format!("POST /1/10/log HTTP/1.1\r\nAuthorization: Bearer good\r\nContent-Length: {}\r\n\r\n", body.len());
+    let head = format!(
+        "POST /1/10/log HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer good\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
     assert!(ask(&mut stream, &format!("{head}{body}"), "{\"took\":5000000}").starts_with("HTTP/1.1 200 "));
-    let head =
-        "POST /1/10/stats HTTP/1.1\r\nAuthorization: Bearer good\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+    let head = "POST /1/10/stats HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer good\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
     stream.write_all(head.as_bytes()).unwrap();
     let mut all = Vec::new();
     stream.read_to_end(&mut all).unwrap();

@@ -219,7 +219,7 @@ fn hello(door: &Door) -> Result<Held> {
 
 fn bad_token(door: &Door) -> Result<Held> {
     let mut stream = door.handshake()?;
-    stream.write_all(b"GET /1/1/cmd?wait=0 HTTP/1.1\r\nAuthorization: Bearer 1.1.1.AAAA\r\n\r\n")?;
+    stream.write_all(b"GET /1/1/cmd?wait=0 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer 1.1.1.AAAA\r\n\r\n")?;
     let _ = stream.read(&mut [0; 512]);
     Ok(Box::new(()))
 }

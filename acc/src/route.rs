@@ -224,4 +224,51 @@ mod tests {
         check("GET", "///cmd", Err(RouteError::BadNode));
         check("GET", "/1:2/3/cmd", Err(RouteError::BadNode));
     }
+
+    /// The answers of a route that stand with it in docs/openapi.yaml: its own, and those that follow from what it is.
+    fn answers(route: Route) -> Vec<u16> {
+        let mut answers = vec![200, 503];
+        if route.node().is_some() {
+            // The gate: credentials, the node that they are for, how much of it.
+            answers.extend([400, 401, 403, 429]);
+        }
+        if route.takes_body() {
+            answers.extend([400, 411, 413]);
+        }
+        answers.extend(match route {
+            Route::Cmd(_) | Route::Renew(_) => &[204][..],
+            Route::Script(_) => &[404],
+            Route::Enroll => &[401, 403, 409],
+            Route::Metrics | Route::NodeMetrics => &[401, 403],
+            Route::Result(_) | Route::Log(_) | Route::Stats(_) | Route::Event(_) | Route::Health => &[],
+        });
+        answers.sort_unstable();
+        answers.dedup();
+        answers
+    }
+
+    #[test]
+    fn openapi_has_every_route_with_its_answers() {
+        let text = include_str!("../../docs/openapi.yaml");
+        let (_, text) = text.split_once("\npaths:\n").unwrap();
+        let (text, _) = text.split_once("\ncomponents:\n").unwrap();
+        let mut paths: Vec<(&str, &str, Vec<u16>)> = Vec::new();
+        for line in text.lines() {
+            if let Some(path) = line.strip_prefix("  /") {
+                paths.push((path.trim_end_matches(':'), "", Vec::new()));
+            } else if let Some(method @ ("get:" | "post:")) = line.strip_prefix("    ") {
+                paths.last_mut().unwrap().1 = method.trim_end_matches(':');
+            } else if let Some(code) = line.strip_prefix("        \"") {
+                paths.last_mut().unwrap().2.push(code[..3].parse().unwrap());
+            }
+        }
+        let mut named = std::collections::BTreeSet::new();
+        for (path, method, told) in paths {
+            let path = format!("/{}", path.replace("{gid}", "1").replace("{nid}", "10"));
+            let route = route(&method.to_uppercase(), &path).unwrap_or_else(|e| panic!("{method} {path}: {e}"));
+            assert_eq!(told, answers(route), "{method} {path}");
+            named.insert(route.label());
+        }
+        assert_eq!(named.len(), 11, "{named:?}");
+    }
 }

@@ -8,7 +8,7 @@ use crate::identity::enrolment::Enrolment;
 use crate::revoke;
 use crate::server::{Reply, Request};
 use crate::store::grants::{self, Enrolling, Holder};
-use crate::store::{Batch, lists, nodes, queue};
+use crate::store::{Batch, describe, lists, nodes, queue};
 use jscommon::NodeId;
 use jscommon::command::is_job_id;
 use serde_json::{Value, json as object};
@@ -85,14 +85,18 @@ pub(super) fn post(context: &Context, request: &Request) -> Outcome {
     // As of now they hold, whatever was revoked on the way.
     context.pool.with(|conn| grants::enrolled(conn, node, &Enrolling { issued, ..new }))?;
     let credentials = issue(context, node, issued)?;
-    context.pool.with(|conn| {
-        queue::open(conn, node)?;
+    context.pool.with(|conn| queue::open(conn, node))?;
+    let told = context.pool.with(|conn| {
         let mut batch = Batch::new();
         let peer = request.peer.map(|peer| peer.to_string());
         let data = object!({"addr": peer, "token": enrolment.id, "replaced": holder == Holder::Other});
         lists::event(&mut batch, "enrolled", Some(node), now, &data);
         conn.run(&batch).map(drop)
-    })?;
+    });
+    // The use of the token is counted, and the node has what it came for.
+    if let Err(e) = told {
+        ::log::error!("that node {node} was enrolled with the token {} is in no event: {}", enrolment.id, describe(&e));
+    }
     Ok(answer(node, &credentials))
 }
 

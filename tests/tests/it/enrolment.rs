@@ -281,6 +281,20 @@ fn an_agent_with_a_wrong_token_says_so_and_goes_on_trying() {
 }
 
 #[test]
+fn enrolment_whose_event_cannot_be_written_is_answered() {
+    let (_redis, acc, mut client) = secure();
+    client.redis::<()>(&["SET", "jsacc:events", "spoilt"]);
+    let token = acc.command(&["token"]).stdout.trim().to_owned();
+    let home = tempfile::tempdir().expect("a folder");
+    let out = home.path().join("node");
+    let out = out.to_str().expect("a path in UTF-8");
+    let args = ["enroll", "--controller", &acc.url(), "--token", &token, "--gid", "1", "--nid", "60", "--out", out];
+    let output = run("jsagent", &args);
+    assert_eq!(output.code, 0, "{output:?}");
+    assert!(acc.output().contains("that node 1:60 was enrolled with the token"), "{}", acc.output());
+}
+
+#[test]
 fn a_use_of_a_token_that_is_counted_again_after_a_cut_connection_counts_once() {
     let redis = Redis::start();
     let target = jsacc::store::target::Target::parse(&redis.url()).expect("the address of the private redis-server");

@@ -302,10 +302,15 @@ impl Pump {
         }
     }
 
-    /// What `node` holds was revoked: its connections end, whatever they are at.
+    /// What `node` holds was revoked: its connections end, whatever they are at. What waits for an answer is refused.
     pub(super) fn expel(&mut self, node: NodeId) {
         for slot in self.clients.taken() {
-            if self.clients.at(slot).is_some_and(|client| client.node == Some(node)) {
+            let Some(client) = self.clients.at(slot).filter(|client| client.node == Some(node)) else { continue };
+            if matches!(client.phase, Phase::Parked | Phase::Asking) {
+                let name = Name { slot, turn: client.turn };
+                let reason = format!("what node {node} holds was revoked: enrol it again");
+                self.give_up(name, refusal(401, "expelled", reason));
+            } else {
                 self.metrics.refused("expelled");
                 self.close(slot);
             }

@@ -154,8 +154,10 @@ impl Client {
     }
 
     fn post(&mut self, path: &str, body: &[u8]) {
-        let head =
-            format!("POST {path} HTTP/1.1\r\nAuthorization: Bearer good\r\nContent-Length: {}\r\n\r\n", body.len());
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer good\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
         self.send(head);
         self.send(body);
     }
@@ -206,6 +208,22 @@ fn requests_come_one_after_the_other_on_one_connection() {
 }
 
 #[test]
+fn poll_that_waits_is_refused_when_its_node_is_revoked() {
+    let site = Site::new(Limits::default());
+    let (mut client, mut idle) = (site.client(), site.client());
+    idle.poll("wait=0");
+    idle.expect(204);
+    client.poll("wait=30");
+    site.wait_parked(1);
+    site.remote().expel(NodeId { gid: 1, nid: 10 });
+    let got = client.expect(401);
+    assert!(got.closes() && String::from_utf8_lossy(&got.body).contains("enrol it again"), "{got:?}");
+    assert!(client.answer().is_none() && idle.answer().is_none(), "both connections end");
+    site.wait_parked(0);
+    assert_eq!(site.refusals("expelled"), 2);
+}
+
+#[test]
 fn a_big_answer_comes_whole() {
     let site = Site::new(Limits::default());
     let mut client = site.client();
@@ -217,7 +235,7 @@ fn a_big_answer_comes_whole() {
 fn credentials_are_checked_before_the_body() {
     let site = Site::new(Limits::default());
     let mut client = site.client();
-    client.send("POST /1/10/log HTTP/1.1\r\nAuthorization: Bearer bad\r\nContent-Length: 16000000\r\n\r\n");
+    client.send("POST /1/10/log HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer bad\r\nContent-Length: 16000000\r\n\r\n");
     let got = client.expect(401);
     assert!(got.body.starts_with(br#"{"error":"no good token","time":"#));
     assert!(got.closes());
@@ -239,7 +257,7 @@ fn one_node_cannot_fill_the_house() {
     assert!(got.closes() && got.head.contains("Retry-After: "), "{}", got.head);
     assert_eq!(site.refusals("node-connections"), 1);
     let mut other = site.client();
-    other.send("GET /1/11/cmd?wait=0 HTTP/1.1\r\nAuthorization: Bearer good\r\n\r\n");
+    other.send("GET /1/11/cmd?wait=0 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer good\r\n\r\n");
     other.expect(204);
     drop(held);
     wait_until(|| {
@@ -326,7 +344,7 @@ fn a_polite_stop_answers_everybody() {
     let (mut poller, mut idle, mut poster) = (site.client(), site.client(), site.client());
     poller.poll("wait=30");
     site.wait_parked(1);
-    idle.send("GET /health HTTP/1.1\r\n\r\n");
+    idle.send("GET /health HTTP/1.1\r\nHost: x\r\n\r\n");
     idle.expect(200);
     *site.desk.slow.lock().unwrap() = Some(slow);
     poster.post("/1/10/log", b"abc");
@@ -352,7 +370,7 @@ fn deadlines_end_what_does_not_move() {
     head.send("GET /hea");
     head.expect(408);
     let mut body = site.client();
-    body.send("POST /1/10/log HTTP/1.1\r\nAuthorization: Bearer good\r\nContent-Length: 10\r\n\r\nabc");
+    body.send("POST /1/10/log HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer good\r\nContent-Length: 10\r\n\r\nabc");
     body.expect(408);
     let mut deaf = site.client();
     deaf.post("/1/10/stats", b"");
@@ -366,7 +384,7 @@ fn a_body_waits_for_its_continue() {
     let site = Site::new(Limits::default());
     let mut client = site.client();
     client.send(
-        "POST /1/10/log HTTP/1.1\r\nAuthorization: Bearer good\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n",
+        "POST /1/10/log HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer good\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n",
     );
     client.expect(100);
     client.send("abc");
@@ -380,7 +398,8 @@ fn a_client_that_is_told_off_can_read_why() {
     let mut body = client.stream.try_clone().unwrap();
     let length = 17 * 1024 * 1024;
     let writer = std::thread::spawn(move || {
-        body.write_all(format!("POST /1/10/log HTTP/1.1\r\nContent-Length: {length}\r\n\r\n").as_bytes()).unwrap();
+        body.write_all(format!("POST /1/10/log HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n").as_bytes())
+            .unwrap();
         body.write_all(&vec![b'x'; length]).unwrap();
     });
     writer.join().unwrap();
@@ -411,7 +430,7 @@ fn a_full_house_makes_room_by_the_silent() {
     held.clear();
     wait_until(|| site.metrics.connections.get() == 0);
     let mut client = site.client();
-    client.send("GET /health HTTP/1.1\r\n\r\n");
+    client.send("GET /health HTTP/1.1\r\nHost: x\r\n\r\n");
     client.expect(200);
 }
 
@@ -421,7 +440,7 @@ fn many_polls_at_once_are_all_answered() {
     let mut clients: Vec<Client> = (0..300).map(|_| site.client()).collect();
     for (i, client) in clients.iter_mut().enumerate() {
         let nid = i + 1;
-        client.send(format!("GET /1/{nid}/cmd?wait=30 HTTP/1.1\r\nAuthorization: Bearer good\r\n\r\n"));
+        client.send(format!("GET /1/{nid}/cmd?wait=30 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer good\r\n\r\n"));
     }
     site.wait_parked(300);
     let remote = site.remote();
@@ -455,7 +474,7 @@ fn those_who_travel_together_get_each_their_own_answer() {
     for (i, client) in clients.iter_mut().enumerate() {
         let nid = i + 1;
         if i % 5 == 4 {
-            client.send(format!("GET /1/{nid}/cmd?wait=0 HTTP/1.1\r\nAuthorization: Bearer good\r\n\r\n"));
+            client.send(format!("GET /1/{nid}/cmd?wait=0 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer good\r\n\r\n"));
         } else {
             client.post(&format!("/1/{nid}/result"), &vec![b'x'; length(i)]);
         }
@@ -483,7 +502,7 @@ fn one_slow_request_among_many_keeps_nobody_waiting_but_those_behind_it() {
     let mut clients: Vec<Client> = (0..120).map(|_| site.client()).collect();
     for (i, client) in clients.iter_mut().enumerate() {
         let nid = i + 1;
-        client.send(format!("GET /1/{nid}/cmd?wait=0 HTTP/1.1\r\nAuthorization: Bearer good\r\n\r\n"));
+        client.send(format!("GET /1/{nid}/cmd?wait=0 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer good\r\n\r\n"));
         // In this order, whichever socket is looked at first.
         wait_until(|| site.metrics.requests_waiting.get() == nid as i64);
     }
@@ -495,7 +514,7 @@ fn one_slow_request_among_many_keeps_nobody_waiting_but_those_behind_it() {
         }
     }
     let mut other = site.client();
-    other.send("GET /health HTTP/1.1\r\n\r\n");
+    other.send("GET /health HTTP/1.1\r\nHost: x\r\n\r\n");
     other.expect(200);
     drop(unstick);
     clients[8..16].iter_mut().for_each(|client| drop(client.expect(204)));
@@ -558,7 +577,7 @@ fn the_gate_ends_when_nobody_takes_requests_any_more() {
         assert!(Instant::now() < end, "the gate goes on");
         let mut client = dial(&gate);
         // The connection may be the one that its end cuts.
-        let _ = client.stream.write_all(b"GET /health HTTP/1.1\r\n\r\n");
+        let _ = client.stream.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n");
         if client.answer().is_some_and(|got| got.status != 503) {
             panic!("there is nobody who could answer");
         }

@@ -166,7 +166,8 @@ impl Daemon {
         })?;
         let monitor = monitor::start(&config, supervisor.remote(), stats.inlet())?;
 
-        outbox.push_event(None, "startup", info::startup(&config, &instance));
+        let startup = info::startup(&config, &instance);
+        outbox.push_event(None, "startup", startup.clone());
         let (paths, events) = (config.clone(), outbox.clone());
         let warn = move || {
             for fault in tightened.into_iter().chain(trusted_paths::warned(&paths)) {
@@ -192,6 +193,7 @@ impl Daemon {
                 submit: Box::new(move |commands| remote.submit(&name, commands)),
                 ledger: ledger.clone(),
                 outbox: outbox.clone(),
+                startup: startup.clone(),
                 sender: sender.waker(),
                 stop: stop.clone(),
             })

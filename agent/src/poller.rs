@@ -42,6 +42,8 @@ pub struct Parts {
     pub ledger: Arc<Ledger>,
     /// Takes the events.
     pub outbox: Arc<Outbox>,
+    /// The data of the event `startup`.
+    pub startup: Value,
     /// Wakes this controller's sender, which renews credentials.
     pub sender: Sender<()>,
     /// Closed when the agent stops.
@@ -92,6 +94,9 @@ impl Poller {
 
     /// One poll; the answer is how long to wait before the next.
     fn round(&mut self) -> Duration {
+        if self.parts.controller.take_enrolled_again() {
+            self.introduce();
+        }
         let polled = self.parts.controller.poll(LONGEST_POLL, self.ack.as_deref());
         if self.parts.controller.wants_renewal() {
             let _ = self.parts.sender.try_send(());
@@ -117,6 +122,14 @@ impl Poller {
             Err(_) if self.stopped() => Duration::ZERO,
             Err(failure) => self.after(failure),
         }
+    }
+
+    /// Tells the controller once more who this node is: with a revocation it has forgotten that.
+    fn introduce(&self) {
+        let mut data = self.parts.startup.clone();
+        data["again"] = json!("the node was enrolled again");
+        self.parts.outbox.push_event(Some(self.parts.controller.name()), "startup", data);
+        let _ = self.parts.sender.try_send(());
     }
 
     fn hand_over(&mut self, taken: Taken) -> Duration {

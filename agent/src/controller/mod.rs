@@ -102,6 +102,8 @@ pub struct Controller {
     lacks_certificate: AtomicBool,
     /// The credentials in use are not all in their files yet.
     unfinished: AtomicBool,
+    /// The credentials in use came with another enrolment, and the controller is to hear who this node is.
+    is_enrolled_again: AtomicBool,
     /// Held by the poller or the sender while it writes or reads the files of the credentials.
     files: Mutex<()>,
     /// Requests that it has taken.
@@ -213,6 +215,7 @@ impl Controller {
             renew: AtomicBool::new(lacks_certificate),
             lacks_certificate: AtomicBool::new(lacks_certificate),
             unfinished: AtomicBool::new(!finished),
+            is_enrolled_again: AtomicBool::new(false),
             files: Mutex::new(()),
             taken: AtomicU64::new(0),
             posts_taken: AtomicU64::new(0),
@@ -335,7 +338,13 @@ impl Controller {
             return false;
         }
         self.use_now(credentials);
+        self.is_enrolled_again.store(true, Ordering::Relaxed);
         true
+    }
+
+    /// Whether credentials of another enrolment were found since this was asked last.
+    pub fn take_enrolled_again(&self) -> bool {
+        self.is_enrolled_again.swap(false, Ordering::Relaxed)
     }
 
     /// Whether the credentials in use are not all in their files yet: one is open in another program.

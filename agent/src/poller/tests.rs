@@ -66,6 +66,7 @@ impl Stage {
             submit: self.submit.lock().unwrap().take().unwrap(),
             ledger: self.ledger.clone(),
             outbox: self.outbox.clone(),
+            startup: json!({}),
             sender: bounded(1).0,
             stop,
         };

@@ -1,7 +1,10 @@
 //! A node that has credentials, and an enrolment token for it.
 
-use jstests::{Acc, AccOptions, Action, Client, FakeNode, LONG, Proxy, Redis, Reply, run, wait_until};
+use jstests::{
+    Acc, AccOptions, Action, Agent, AgentOptions, Client, FakeNode, LONG, Proxy, Redis, Reply, run, wait_until,
+};
 use serde_json::{Value, json};
+use std::fs;
 use std::path::Path;
 
 fn site() -> (Redis, Acc, Client) {
@@ -154,4 +157,23 @@ fn jsagent_enrols_with_the_same_token_when_its_answer_was_lost() {
     let bodies: Vec<Value> =
         proxy.seen().iter().map(|(request, _)| serde_json::from_slice(&request.body).expect("JSON")).collect();
     assert!(bodies[0] == bodies[1] && bodies[1] != bodies[2], "{bodies:?}");
+}
+
+#[test]
+fn running_agent_that_is_enrolled_again_says_who_it_is() {
+    let (_redis, acc, mut client) = site();
+    let agent = Agent::start(&acc, AgentOptions::default());
+    let host = |client: &mut Client| client.redis::<Option<String>>(&["HGET", "jsacc:agent:1:10", "hostname"]);
+    wait_until("its host name is known", LONG, || host(&mut client).is_some());
+    let name = host(&mut client);
+    assert_eq!(acc.command(&["revoke", "1", "10"]).code, 0);
+    wait_until("it is refused", LONG, || agent.output().contains("were revoked"));
+    assert_eq!(host(&mut client), None);
+    fs::write(agent.scratch().join("main.token"), acc.enroll(1, 10).token).expect("its new token");
+    wait_until("its host name is known again", LONG, || host(&mut client) == name);
+    assert!(client.redis::<bool>(&["HEXISTS", "jsacc:agent:1:10", "version"]));
+    let starts: Vec<_> = client.events().into_iter().filter(|event| event["name"] == "startup").collect();
+    let instances: Vec<_> = starts.iter().map(|event| &event["data"]["instance"]).collect();
+    assert!(instances.len() == 2 && instances[0] == instances[1], "{starts:?}");
+    assert_eq!(starts.iter().filter(|event| event["data"]["again"].is_string()).count(), 1, "{starts:?}");
 }

@@ -278,7 +278,8 @@ fn settle(
     let mut question = question(context, node, poll, now);
     if let Answer::Displaced(peer, news) = &answer {
         let seen = nodes::last_seen(conn, node)?.unwrap_or(0);
-        if now.saturating_sub(seen) <= nodes::LIVE {
+        // The newer one may have been a copy that ran for a moment.
+        if now.saturating_sub(seen) <= nodes::LIVE && !nodes::has_stopped(conn, node)? {
             return displaced(context, conn, node, poll, peer, news.as_deref()).map(Err);
         }
         question.takeover = true;

@@ -47,14 +47,14 @@ pub(super) fn post(context: &Context, node: NodeId, request: &Request) -> Outcom
     )?;
     let now = context.clock.now();
     let mut facts: Vec<(&str, String)> = Vec::new();
-    let mut claims = Claims::default();
+    let (mut claims, mut faults) = (Claims::default(), Vec::new());
     if name == "startup" {
         for field in ["os", "version", "instance"] {
             if let Some(value) = data.get(field).and_then(Value::as_str) {
                 facts.push((field, value.chars().filter(|c| !c.is_control()).take(256).collect()));
             }
         }
-        claims = claims_of(node, &mut data);
+        (claims, faults) = claims_of(&mut data);
     }
     let claimed = if claims == Claims::default() { None } else { Some(compare(context, request, node, now, &claims)?) };
     context.pool.with(|conn| {
@@ -76,16 +76,18 @@ pub(super) fn post(context: &Context, node: NodeId, request: &Request) -> Outcom
     if let Some((standing, _)) = &claimed {
         context.claims.note(node, None, standing);
     }
+    // Once a start: an agent whose event was not taken sends it again.
+    faults.iter().for_each(|fault| ::log::warn!("node {node} has {fault}"));
     Ok(Reply::json("{}"))
 }
 
-/// Returns what a `startup` event claims; what cannot be claimed is taken out of it and told.
-fn claims_of(node: NodeId, data: &mut Value) -> Claims {
-    let mut claims = Claims::default();
-    let Some(data) = data.as_object_mut() else { return claims };
+/// Returns what a `startup` event claims, and what is wrong with it; what cannot be claimed is taken out of it.
+fn claims_of(data: &mut Value) -> (Claims, Vec<String>) {
+    let (mut claims, mut faults) = (Claims::default(), Vec::new());
+    let Some(data) = data.as_object_mut() else { return (claims, faults) };
     if let Some((roles, refused)) = data.get("roles").and_then(Value::as_array).map(|roles| sorted_out(roles)) {
         if !refused.is_empty() {
-            ::log::warn!("node {node} has roles that are none and are passed over: {}", Value::from(refused.clone()));
+            faults.push(format!("roles that are none and are passed over: {}", Value::from(refused.clone())));
             data.insert("roles".into(), roles.clone().into());
             data.insert("refused_roles".into(), refused.into());
         }
@@ -93,13 +95,13 @@ fn claims_of(node: NodeId, data: &mut Value) -> Claims {
     }
     if let Some((labels, refused)) = data.get("labels").and_then(Value::as_object).map(claims::labels) {
         if refused > 0 {
-            ::log::warn!("node {node} has {refused} labels that are none, or too many, and are passed over");
+            faults.push(format!("{refused} labels that are none, or too many, and are passed over"));
             data.insert("refused_labels".into(), refused.into());
         }
         claims.labels = Some(labels);
     }
     claims.host = data.get("hostname").and_then(Value::as_str).filter(|host| is_host(host)).map(str::to_owned);
-    claims
+    (claims, faults)
 }
 
 /// Compares claims with what `node` is granted; the answer is that, and whether claims beyond are to be told.

@@ -147,6 +147,14 @@ pub fn stopped(batch: &mut Batch, node: NodeId, instance: &str, now: u64) {
     });
 }
 
+/// Whether the agent of `node` that was seen last has said that it stops.
+pub fn has_stopped(conn: &mut Conn, node: NodeId) -> RedisResult<bool> {
+    let mut cmd = redis::cmd("HMGET");
+    cmd.arg(keys::agent(node)).arg("stopped").arg("last_seen");
+    let (stopped, seen): (Option<u64>, Option<u64>) = conn.one(&cmd)?;
+    Ok(stopped.is_some_and(|stopped| stopped >= seen.unwrap_or(0)))
+}
+
 /// Nodes seen at or after `since` (ms).
 pub fn live(conn: &mut Conn, since: u64) -> RedisResult<Vec<NodeId>> {
     let mut cmd = redis::cmd("ZRANGEBYSCORE");

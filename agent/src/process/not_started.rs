@@ -1,6 +1,6 @@
 //! Why a process was not started, in a sentence and as the status that a shell gives.
 
-use crate::os::{Settings, StartError, Step};
+use crate::os::{self, Settings, StartError, Step};
 use std::fmt::Display;
 use std::io::ErrorKind::{NotADirectory, NotFound, PermissionDenied};
 use std::path::Path;
@@ -35,6 +35,12 @@ impl NotStarted {
     pub fn at_step(fault: &StartError, program: &str, folder: Option<&Path>, settings: &Settings) -> NotStarted {
         let error = &fault.error;
         let user = settings.identity.as_ref().map_or("the agent", |identity| &identity.name);
+        let barred = |path: &Path| {
+            let step = settings.identity.as_ref().and_then(|identity| identity.barred_by(path));
+            let shown = step.map(|step| os::shell_word(&step));
+            shown.map_or(String::new(), |step| format!(": {user} may not pass {step}; let it: chmod o+x {step}"))
+        };
+        let why_no_entry = folder.map(barred).unwrap_or_default();
         let folder = folder.map(Path::display);
         let folder = folder.as_ref().map_or(&"/" as &dyn Display, |folder| folder);
         let refused = error.kind() == PermissionDenied;
@@ -42,13 +48,15 @@ impl NotStarted {
             Step::Program => match (&fault.detail, error.kind()) {
                 (Some(detail), _) => format!("cannot run {program}: {detail}"),
                 (None, NotFound) => return NotStarted::not_found(format!("program not found: {program}")),
-                (None, PermissionDenied) => format!("cannot run {program}: permission denied for {user}"),
+                (None, PermissionDenied) => {
+                    format!("cannot run {program}: permission denied for {user}{}", barred(program.as_ref()))
+                }
                 (None, _) => format!("cannot run {program}: {error}"),
             },
             Step::WorkingDir => match error.kind() {
                 NotFound => format!("workingdir: there is no folder {folder}"),
                 NotADirectory => format!("workingdir: {folder} is no folder"),
-                PermissionDenied => format!("workingdir: {user} may not enter {folder}"),
+                PermissionDenied => format!("workingdir: {user} may not enter {folder}{why_no_entry}"),
                 _ => format!("workingdir: cannot enter {folder}: {error}"),
             },
             Step::Limit(index) => {

@@ -344,6 +344,23 @@ fn two_agents_with_one_name_are_told_apart() {
 }
 
 #[test]
+fn older_agent_is_served_again_once_the_newer_has_stopped() {
+    let (_redis, acc, mut client) = site();
+    let node = acc.node(1, 10);
+    let poll = |instance: &str| node.get(&format!("/1/10/cmd?wait=0&instance={instance}")).status;
+    let stop = |instance: &str| {
+        let reply = node.post("event", &json!({"name": "shutdown", "data": {"instance": instance}}));
+        assert_eq!(reply.status, 200, "{reply:?}");
+    };
+    assert_eq!((poll("a"), poll("b"), poll("a")), (204, 204, 409));
+    stop("a");
+    assert_eq!((poll("b"), poll("a")), (204, 409), "only the stop of the newer one counts");
+    stop("b");
+    assert_eq!(poll("a"), 204);
+    assert_eq!(client.redis::<String>(&["HGET", "jsacc:agent:1:10", "instance"]), "a");
+}
+
+#[test]
 fn a_waiting_command_can_be_cancelled() {
     let (_redis, acc, mut client) = site();
     let id = client.push(json!({"gid": 1, "nid": 10, "cmd": "ping"}));

@@ -137,6 +137,19 @@ fn secret_that_others_could_read_is_closed() {
     assert_eq!(result["streams"][0], "0022\n755", "{result}");
 }
 
+#[test]
+fn folder_that_the_user_of_a_job_may_not_pass_is_named() {
+    let mut stage = Stage::start();
+    let above = stage.agent.scratch().to_owned();
+    set_mode(&above, 0o700);
+    let args = json!({"cmd": "true", "workingdir": "$tmp", "user": "nobody"});
+    let result = stage.client.run("execute", args.clone());
+    let want = format!(": nobody may not pass {0}; let it: chmod o+x {0}", above.display());
+    assert!(result["data"].as_str().is_some_and(|data| data.ends_with(&want)), "{result}");
+    set_mode(&above, 0o701);
+    assert_eq!(stage.client.run("execute", args)["state"], "OK", "the command that it names mends it");
+}
+
 /// Whether an event `insecure_path` says this.
 fn told(client: &mut Client, text: &str) -> bool {
     let says = |event: &Value| event["data"]["message"].as_str().is_some_and(|message| message.contains(text));

@@ -12,7 +12,8 @@ use serde_json::Value;
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::io;
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
@@ -104,6 +105,22 @@ impl Identity {
         let groups = getgrouplist(&known, user.gid).unwrap_or_else(|_| vec![user.gid]);
         let home = user.dir.to_string_lossy().into_owned();
         Ok(Identity { uid: user.uid, gid: user.gid, groups, name: user.name, home })
+    }
+
+    /// Returns the first folder on the way to `path`, itself included, that its mode keeps this user from passing.
+    pub fn barred_by(&self, path: &Path) -> Option<PathBuf> {
+        let is_barred = |step: &&Path| {
+            let Ok(meta) = step.metadata() else { return false };
+            let group = Gid::from_raw(meta.gid());
+            let bit = match () {
+                () if meta.uid() == self.uid.as_raw() => 0o100,
+                () if group == self.gid || self.groups.contains(&group) => 0o010,
+                () => 0o001,
+            };
+            meta.is_dir() && meta.mode() & bit == 0
+        };
+        let steps: Vec<&Path> = path.ancestors().collect();
+        steps.into_iter().rev().find(is_barred).filter(|_| !self.uid.is_root()).map(Path::to_owned)
     }
 }
 
@@ -410,6 +427,34 @@ pub fn stop_process(seen: &Proc, signal: Signal) -> bool {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn folder_that_a_user_may_not_pass_is_named() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let (shut, inner) = (dir.path().join("shut"), dir.path().join("shut/inner"));
+        std::fs::create_dir_all(&inner).unwrap();
+        let set = |path: &Path, mode| std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+        set(dir.path(), 0o711);
+        let owner = shut.metadata().unwrap();
+        let identity = |uid, gid| Identity {
+            uid: Uid::from_raw(uid),
+            gid: Gid::from_raw(gid),
+            groups: Vec::new(),
+            name: String::new(),
+            home: String::new(),
+        };
+        let (other, member) = (identity(4_000_000, 4_000_000), identity(4_000_000, owner.gid()));
+        for (mode, others, members) in [(0o700, true, true), (0o710, true, false), (0o701, false, true)] {
+            set(&shut, mode);
+            let barred = |identity: &Identity| identity.barred_by(&inner.join("leaf")).is_some_and(|step| step == shut);
+            assert_eq!((barred(&other), barred(&member)), (others, members), "{mode:o}");
+        }
+        set(&inner, 0o700);
+        set(&shut, 0o711);
+        assert_eq!(other.barred_by(&inner), Some(inner));
+        assert_eq!(identity(0, 0).barred_by(&shut), None);
+    }
 
     #[test]
     fn limits_are_read_or_refused() {

@@ -54,6 +54,11 @@ impl Identity {
     pub fn find(name: &str) -> Result<Identity, String> {
         Err(format!("user: a process cannot be started as '{name}' on Windows"))
     }
+
+    /// Returns nothing: every process has the agent's user.
+    pub fn barred_by(&self, _path: &Path) -> Option<PathBuf> {
+        None
+    }
 }
 
 /// None.

@@ -15,7 +15,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// The longest that a stranger may take to be gone: every deadline of the door is below it.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 const HEALTH: &str = "GET /health HTTP/1.1\r\nHost: x\r\n\r\n";
 
@@ -232,7 +232,10 @@ fn strangers_to_tls_are_let_go() {
             stream
         })
         .collect();
-    wait_until("they are in", LONG, || figure(&acc, "jsacc_connections") >= 1000);
+    // On a slow machine the first of them are let go before the last one is in.
+    wait_until("they are in", PATIENCE, || {
+        figure(&acc, "jsacc_connections") + refusals(&acc, "handshake-timeout") >= 1000
+    });
     served(&acc, &mut client);
     // The seven bytes of a close_notify, that once pinned a core.
     told(&acc, b"\x15\x03\x03\x00\x02\x01\x00");
@@ -241,16 +244,19 @@ fn strangers_to_tls_are_let_go() {
     told(&acc, b"\xff\xff\xff\xff\xff\xff\xff\xff");
     let memory_for_them = memory(acc.pid()).saturating_sub(before);
     assert!(memory_for_them < 100 * 1024, "{memory_for_them} KiB for a thousand stalled handshakes");
-    // A spin over them makes many calls for each; what ends them makes a few.
+    // A spin over them makes many calls for each; what ends them makes a few, and so does each look.
     let tracer = proc::Tracer::start(acc.pid()).expect("strace");
+    let mut looks = 0;
     wait_until("they are gone", PATIENCE, || {
         std::thread::sleep(Duration::from_millis(250));
+        looks += 1;
         figure(&acc, "jsacc_connections") <= 3
     });
     let calls = tracer.end().expect("a count of calls");
     // A tracer that goes interrupts the controller's reads, and it connects to Redis again.
     wait_until("it answers", LONG, || acc.anonymous().get("/health").status == 200);
-    assert!(calls < 30_000, "{calls} system calls for a thousand connections that do nothing");
+    let most = 20_000 + 300 * looks;
+    assert!(calls < most, "{calls} system calls for a thousand connections that do nothing, and {looks} looks");
     assert!(refusals(&acc, "handshake-timeout") >= 1000);
     assert_eq!(refusals(&acc, "plain-http"), 1);
     served(&acc, &mut client);

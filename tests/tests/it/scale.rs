@@ -108,6 +108,8 @@ fn a_herd_that_finds_no_redis_is_put_off_and_comes_back() {
     let mut acc = Acc::start(&redis, quiet(AccOptions::secure()));
     let swarm = Swarm::start(SwarmOptions::new(addr(&acc), NODES).secured_by(&acc.state_dir()).unwrap()).unwrap();
     known(&mut Client::new(&redis), NODES);
+    // What it costs to let one in, on this machine and as busy as it is now: a handshake, a poll and what it writes.
+    let let_in = proc::cpu(acc.pid()).unwrap() / f64::from(NODES);
     acc.kill();
     redis.kill();
     wait_until("all are cut off", LONG, || swarm.tally.connected.load(Relaxed) == 0);
@@ -118,8 +120,8 @@ fn a_herd_that_finds_no_redis_is_put_off_and_comes_back() {
     let put_off = || swarm.tally.put_off.load(Relaxed);
     wait_until("every one is put off", FLEET, || put_off() >= u64::from(NODES));
     // A refusal costs a handshake and little else, however often they come.
-    let used = proc::cpu(acc.pid()).unwrap() - used;
-    assert!(used < 0.02 * put_off() as f64, "{used} s for {} refusals", put_off());
+    let each = (proc::cpu(acc.pid()).unwrap() - used) / put_off() as f64;
+    assert!(each < 3.0 * let_in, "{each} s for each of {} refusals, and {let_in} s to let one in", put_off());
     redis.resume();
     swarm.wait_polling(FLEET).unwrap();
     ping_all(&mut Client::new(&redis), NODES as usize);

@@ -95,3 +95,10 @@ def test_only_our_own_answers_have_bytes() -> None:
 def test_client_and_programs_have_one_version() -> None:
     workspace = (Path(__file__).parents[2] / "Cargo.toml").read_text()
     assert re.findall(r'^version = "(.*)"$', workspace, re.MULTILINE) == [jsclient.__version__]
+
+
+def test_error_sentence_of_a_node_has_no_control_characters_in_a_pipe_either() -> None:
+    failed = {"cmd": "get_file", "state": "ERROR", "data": "no file \x1b]0;x\x07\u202e\x9b"}
+    shown = render.body(wire.Result.from_dict(failed))
+    assert shown == "no file \ufffd]0;x\ufffd\ufffd\ufffd"
+    assert render.body(wire.Result.from_dict({**failed, "streams": ["\x1b[1m", ""]})).startswith("\x1b[1m\n")

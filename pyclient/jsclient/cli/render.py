@@ -6,7 +6,7 @@ from typing import Any, Dict, Iterable, List, Mapping, Sequence
 
 from ..errors import Undecodable
 from ..nodes import moment as moment
-from ..text import one_line
+from ..text import clean, one_line
 from ..values import dump_json, plain
 from ..wire import NodeId, Result
 from . import stdio
@@ -115,7 +115,8 @@ def body(result: Result, with_stderr: bool = True) -> str:
         except Undecodable:
             parts.append(result.data)
     elif result.data and not result.ok:
-        parts.append(result.data)
+        # A sentence, and no output of a process that a pipe gets as it is.
+        parts.append(clean(result.data))
     if result.critical:
         parts.append(f"critical: {result.critical}")
     return "\n".join(p for p in parts if p)

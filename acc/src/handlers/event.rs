@@ -159,4 +159,18 @@ mod tests {
         assert!(good.is_empty() && refused.len() == MAX_TOLD && refused.iter().all(|role| role.len() == MAX_ROLE));
         assert_eq!(sorted_out(&vec![json!("web"); 1000]).0.len(), MAX_CLAIMS);
     }
+
+    #[test]
+    fn faults_of_claims_are_told_by_whoever_takes_the_event() {
+        let mut data = json!({"roles": ["web", "a b"], "labels": {"site": "ams", "x y": "z"}});
+        let (claims, faults) = claims_of(&mut data);
+        assert_eq!((claims.roles, claims.labels), (Some(vec!["web".into()]), Some(vec!["site=ams".into()])));
+        let want = [r#"roles that are none and are passed over: ["a b"]"#, "1 labels that are none, or too many"];
+        assert!(
+            faults.len() == 2 && faults.iter().zip(want).all(|(fault, want)| fault.starts_with(want)),
+            "{faults:?}"
+        );
+        assert_eq!((&data["roles"], &data["refused_roles"]), (&json!(["web"]), &json!(["a b"])));
+        assert_eq!(claims_of(&mut json!({"roles": ["web"]})).1, Vec::<String>::new());
+    }
 }

@@ -236,7 +236,8 @@ mod tests {
             answers.extend([400, 411, 413]);
         }
         answers.extend(match route {
-            Route::Cmd(_) | Route::Renew(_) => &[204][..],
+            Route::Cmd(_) => &[204, 409][..],
+            Route::Renew(_) => &[204],
             Route::Script(_) => &[404],
             Route::Enroll => &[401, 403, 409],
             Route::Metrics | Route::NodeMetrics => &[401, 403],

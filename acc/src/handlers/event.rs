@@ -7,7 +7,7 @@ use crate::context::Context;
 use crate::server::{Reply, Request};
 use crate::store::events::RESERVED;
 use crate::store::grants::{self, Claims, Compared, Standing};
-use crate::store::{Batch, lists, nodes};
+use crate::store::{Batch, lists, nodes, queue};
 use jscommon::NodeId;
 use jscommon::node::{MAX_ROLE, is_role};
 use serde_json::{Map, Value};
@@ -66,6 +66,7 @@ pub(super) fn post(context: &Context, node: NodeId, request: &Request) -> Outcom
         }
         if let ("shutdown", Some(instance)) = (name, data.get("instance").and_then(Value::as_str)) {
             nodes::stopped(&mut known, node, instance, now);
+            queue::left(&mut known, node, instance);
         }
         if let Some((standing, true)) = &claimed {
             claims::tell(&mut event, node, now, standing);

@@ -276,6 +276,13 @@ pub fn answered(answer: Value) -> RedisResult<Answer> {
     })
 }
 
+/// The agent `instance` of `node` has stopped: nothing is handed over to its poll any more.
+pub fn left(batch: &mut Batch, node: NodeId, instance: &str) {
+    batch.script(&scripts::LEFT, &[keys::meta(node)], |cmd| {
+        cmd.arg(instance);
+    });
+}
+
 /// It was told that a newer agent with this identity is there: `word` is that of `Answer::Displaced`.
 pub fn told(batch: &mut Batch, node: NodeId, word: &str) {
     batch.call(redis::Cmd::hset(keys::meta(node), "told", word));

@@ -83,6 +83,8 @@ pub(super) static UNENROLLED: Script = Script::new(include_str!("scripts/unenrol
 pub(super) static ROLES: Script = Script::new(include_str!("scripts/roles.lua"));
 /// Writes down that an agent has stopped.
 pub(super) static STOPPED: Script = Script::new(include_str!("scripts/stopped.lua"));
+/// Ends the registration of an agent's poll.
+pub(super) static LEFT: Script = Script::new(include_str!("scripts/left.lua"));
 /// Writes down when a node that waits was there last.
 pub(super) static SEEN: Script = Script::new(include_str!("scripts/seen.lua"));
 /// Writes down a revocation.
@@ -90,7 +92,7 @@ pub(super) static REVOKE: Script = Script::new(include_str!("scripts/revoke.lua"
 /// Counts a use of an enrolment token.
 pub(super) static USE: Script = Script::new(include_str!("scripts/use.lua"));
 
-static ALL: [&Script; 30] = [
+static ALL: [&Script; 31] = [
     &RUNNING,
     &RESULT,
     &OPEN,
@@ -114,6 +116,7 @@ static ALL: [&Script; 30] = [
     &STATS,
     &ROLES,
     &STOPPED,
+    &LEFT,
     &SEEN,
     &REVOKE,
     &USE,

@@ -323,6 +323,28 @@ fn a_command_that_expired_before_it_is_passed_on_again_is_answered_once() {
     assert_eq!(client.list("jsacc:audit")[0]["targets"], json!(["1:10"]));
 }
 
+#[test]
+fn command_for_an_agent_that_has_stopped_is_not_handed_to_its_last_poll() {
+    let (_redis, acc, mut client) = site();
+    let node = acc.node(1, 10);
+    let poll = |instance: &str, wait: u32| node.get(&format!("/1/10/cmd?wait={wait}&instance={instance}"));
+    let shutdown = |instance: &str| json!({"name": "shutdown", "data": {"instance": instance}});
+    let cancelled = |client: &mut Client| {
+        let id = client.push(json!({"gid": 1, "nid": 10, "cmd": "ping"}));
+        let cancel = client.push(json!({"gid": 1, "nid": 10, "cmd": "cancel", "data": {"id": id}}));
+        client.pop(&cancel)["state"] == "OK"
+    };
+    // This controller holds the poll of the node from then on.
+    assert_eq!(poll("i1", 1).status, 204);
+    assert_eq!(node.post("event", &shutdown("i0")).status, 200);
+    assert!(!cancelled(&mut client), "what an earlier agent says late is no news");
+    assert_eq!(poll("i1", 0).status, 200);
+    let batch = client.redis::<String>(&["HGET", "jsacc:{1:10}:meta", "handed"]);
+    assert_eq!(node.get(&format!("/1/10/cmd?wait=1&instance=i1&ack={batch}")).status, 204);
+    assert_eq!(node.post("event", &shutdown("i1")).status, 200);
+    assert!(cancelled(&mut client), "no node was handed it");
+}
+
 /// Puts a string where Redis is to hold something else.
 fn spoil(client: &mut Client, key: &str) {
     client.redis::<()>(&["SET", key, "spoilt"]);

@@ -17,8 +17,10 @@ from fake import Fake
 from test_streams import Terminal, run
 
 from jsclient import Client, Error, FleetFailed, JobFailed
+from jsclient.cli import schedules, top
 from jsclient.cli.complete import _names
 from jsclient.cli.parser import build
+from jsclient.wire import Result
 
 #: What a hostile node says of itself and writes: controls, markup of rich, line breaks, lines of jsctl's own.
 BAD = "\x1b]0;t\x07\x1b[2J\u009b31m\u202e\x85[bold]b[/bold][link=http://x]l[/link]\n== 1.2 (2)\r\n3 OK, 0 failed\njsctl: 1.2: fine\x0b"
@@ -122,6 +124,24 @@ def test_sentences_are_cleaned_in_a_pipe_too(server: Server, fake: Fake, raw: An
     for words in (["ping", "1.1"], ["ps", "1.1,1.2"], ["logs", "1.1"], ["logs", "1.1", "--delete"]):
         for line in run(server, *words).stderr.decode().splitlines():
             assert line.startswith(("jsctl: ", "  ", "0 OK", "2 OK")) and line.isprintable(), line
+
+
+def test_an_id_that_is_none_ends_no_table(server: Server, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = ["\ud800x", "a b", "x" * 129, ["good"], {}, 7, None, "good"]
+    usual = fake.answer
+    fake.answer = lambda n, c: {"level": 20, "data": json.dumps([{"id": i, "name": "seen"} for i in ids])} \
+        if c["cmd"].startswith(("get_processes", "get_schedules")) else usual(n, c)  # type: ignore[method-assign]
+    for words in (["schedules"], ["ps"], ["top", "--once"]):
+        ran = run(server, *words)
+        assert ran.returncode == 0 and ran.stdout.decode().count("seen") == 3 * len(ids), ran
+    for table in (schedules.table, top.process_table):
+        asked: List[str] = []
+        monkeypatch.setattr(Client, "asked", lambda _, ids: asked.extend(ids) or {})
+        results = [Result.from_json(json.dumps({"id": "q", "gid": 1, "nid": n, "state": "OK", "level": 20, "data": json.dumps(
+            [{"id": i} for i in (*ids, *(f"{n}.{k}" for k in range(500)))])}).encode()) for n in (1, 2)]
+        with Client(server.url) as client:
+            assert len(table(client, [r for r in results if r]).splitlines()) == 1 + 2 * (500 + len(ids))
+        assert asked[:2] == ["good", "1.0"] and len(asked) <= 500
 
 
 def test_top_in_place_shows_no_byte_of_a_node_that_moves_the_cursor(server: Server, fake: Fake, raw: Any) -> None:

@@ -11,7 +11,7 @@ from ..nodes import ago
 from ..wire import Result
 from . import render
 from .order import order
-from .top import entries, number
+from .top import entries, number, sent_as
 
 HEAD = ("NODE", "JOB", "COMMAND", "DOMAIN", "NAME", "EVERY", "NEXT", "LAST START", "LAST")
 
@@ -25,13 +25,12 @@ def table(client: Client, results: Sequence[Result]) -> str:
     """The recurring jobs of all nodes that answered, first those that run next."""
     found = [(r.node, e) for r in results if r.ok for e in entries(r)]
     found.sort(key=lambda pair: (number(pair[1].get("next")), pair[0]))
-    # A node says `execute`; which program that is stands in the job's hash, while there is one.
-    asked = client.asked(list(dict.fromkeys(str(e["id"]) for _, e in found if e.get("id"))))
+    asked = sent_as(client, found)
     rows = []
     for node, e in found:
         job = str(e.get("id") or "")
         rows.append((
-            node, job[:32], render.asked(asked[job], 30) if job in asked else "", e.get("domain"), e.get("name"),
+            node, job[:32], asked.get(job), e.get("domain"), e.get("name"),
             ago(number(e.get("period"))), render.moment(number(e["next"])) if e.get("next") else "now",
             render.moment(number(e.get("last_start"))), e.get("last_state"),
         ))

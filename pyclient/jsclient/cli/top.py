@@ -15,7 +15,7 @@ from ..errors import OK, Undecodable
 from ..nodes import ago
 from ..targeted import without_the_silent
 from ..text import clean
-from ..wire import NodeId, Result
+from ..wire import NodeId, Result, is_id
 from . import render, stdio
 from .order import connect
 from .start import say
@@ -167,11 +167,17 @@ def entries(result: Result) -> List[Dict[str, Any]]:
     return [e for e in value if isinstance(e, dict)] if isinstance(value, list) else []
 
 
+def sent_as(client: Client, found: Sequence[Tuple[NodeId, Dict[str, Any]]]) -> Dict[str, str]:
+    """Of the first of these entries, by the id of the job, what it was sent as, while Redis has that."""
+    # A node says `execute`; which program that is stands in the job's hash. An id that is none cannot have one.
+    ids = [e.get("id") for _, e in found[:MOST_ASKED]]
+    known = client.asked(list(dict.fromkeys(i for i in ids if isinstance(i, str) and is_id(i))))
+    return {job_id: render.asked(command, 30) for job_id, command in known.items()}
+
+
 def _rows(client: Client, found: Sequence[Tuple[NodeId, Dict[str, Any]]]) -> List[Row]:
-    # A node says `execute`; which program that is stands in the job's hash, while there is one.
-    ids = list(dict.fromkeys(str(e.get("id", "")) for _, e in found[:MOST_ASKED]))
-    asked = client.asked([job_id for job_id in ids if job_id])
-    return [_row(node, e, asked.get(str(e.get("id", "")))) for node, e in found]
+    asked = sent_as(client, found)
+    return [_row(node, e, asked.get(str(e.get("id")))) for node, e in found]
 
 
 def fit(rows: Sequence[Row], width: int) -> str:
@@ -190,10 +196,10 @@ def fit(rows: Sequence[Row], width: int) -> str:
     return text
 
 
-def _row(node: NodeId, e: Dict[str, Any], asked: Optional[Dict[str, Any]]) -> Row:
+def _row(node: NodeId, e: Dict[str, Any], asked: Optional[str]) -> Row:
     started = number(e.get("starttime"))
     return (
-        node, str(e.get("id", ""))[:32], render.asked(asked, 30) if asked else e.get("cmd"),
+        node, str(e.get("id", ""))[:32], asked or e.get("cmd"),
         e.get("domain"), e.get("name"), e.get("pid"), e.get("state"),
         f"{number(e.get('cpu')):.1f}", render.size(number(e.get("rss"))), e.get("processes"),
         ago(time.time() - started / 1000) if started else "", e.get("restarts"),

@@ -30,7 +30,7 @@ DEFAULT_URL = "redis://localhost:6379"
 QUIET_SECONDS = 30
 #: After so long without an answer a ping looks whether its node is there (seconds).
 PRESENT_SECONDS = 1.0
-#: A question whose answer does not come is given up after so long (seconds) where no controller is left to carry it.
+#: A question is given up when no controller has been left to carry its answer for so long (seconds).
 CONTROLLER_SECONDS = 10.0
 #: How long a controller's beat, once seen, is taken for granted (seconds).
 _TRUST_SECONDS = 5.0
@@ -471,18 +471,28 @@ class Client(Looking):
                         self._withdraw_quietly({node: job.id})
                         raise NobodyMatched(absent) from None
                     limit = None if limit is None else limit - PRESENT_SECONDS
-            if verb.looks and (limit is None or limit > CONTROLLER_SECONDS):
-                try:
-                    return job.wait(CONTROLLER_SECONDS).raise_for_status()
-                except WaitTimeout:
-                    self._beat = -_TRUST_SECONDS
-                    self.check()
-                    limit = None if limit is None else limit - CONTROLLER_SECONDS
-            return job.wait(limit).raise_for_status()
+            return job._wait(limit, self._served() if verb.looks else lambda: None).raise_for_status()
         except WaitTimeout as e:
             if quiet or not self._withdraw_quietly({node: job.id}):
                 raise
             raise WaitTimeout(f"{e}; it was withdrawn") from None
+
+    def _served(self) -> Callable[[], None]:
+        """A look that raises `NoController` once none has beaten for `CONTROLLER_SECONDS` of looking."""
+        since: Optional[float] = None
+
+        def look() -> None:
+            nonlocal since
+            try:
+                self.check()
+                since = None
+            except NoController:
+                now = time.monotonic()
+                since = now if since is None else since
+                if now - since >= CONTROLLER_SECONDS:
+                    raise
+
+        return look
 
     def _absent(self, node: NodeId) -> str:
         """Why a node cannot answer now; empty where it may."""

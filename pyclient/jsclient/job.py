@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Optional, Set, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Optional, Set, Union
 
 from . import verbs, wire
 from .errors import Error, Gone, UsageError, WaitTimeout
@@ -101,9 +101,13 @@ class Job:
         `WaitTimeout` says where the job stands; the job itself goes on. A job that was found by its id and that Redis
         does not know is `Gone` within `UNKNOWN_SECONDS` (1 second), unless commands wait to be taken by a controller.
         """
+        return self._wait(timeout)
+
+    def _wait(self, timeout: Timeout, look: Callable[[], None] = lambda: None) -> Result:
+        """`look` is called now and then while nothing comes; what it raises ends the wait."""
         if self._result is None:
             limit = self.client._limit(timeout)
-            result = self._await(limit)
+            result = self._await(limit, look=look)
             if result is None:
                 raise WaitTimeout(self.client.why_waiting(self.id, self._node, limit))
             with self._lock:
@@ -119,7 +123,9 @@ class Job:
                 return
             yield result
 
-    def _await(self, limit: Optional[float], once: bool = True) -> Optional[Result]:
+    def _await(
+        self, limit: Optional[float], once: bool = True, look: Callable[[], None] = lambda: None
+    ) -> Optional[Result]:
         client = self.client
         deadline = None if limit is None else time.monotonic() + limit
         key = wire.result_list(self.id)
@@ -145,6 +151,8 @@ class Job:
                 # Somebody else may have taken it off the list, or a cut connection may have.
                 try:
                     found = client._info(self.id)
+                    if not found or not found.results:
+                        look()
                     if found is not None:
                         doubted = None
                     elif doubted is not None and (pause.over() or time.monotonic() >= doubted):

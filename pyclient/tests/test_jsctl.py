@@ -225,6 +225,50 @@ def test_a_question_is_given_up_when_the_last_controller_goes(
             ask(1, 1, timeout=60)  # type: ignore[operator]
 
 
+def test_a_controller_that_was_killed_is_noticed_when_its_beat_is_old(
+    client: Client, fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jsclient.wire.BEAT_SECONDS", 2)
+    for name in ("CONTROLLER", "_TRUST"):
+        monkeypatch.setattr(f"jsclient.client.{name}_SECONDS", 0.2)
+    fake.deaf.add((1, 1))
+    take = fake._take
+
+    def last(command: Any) -> None:
+        fake.beating = False  # and its last beat stays, and grows old
+        take(command)
+
+    monkeypatch.setattr(fake, "_take", last)
+    with pytest.raises(NoController, match="the last one beat [0-9]+s ago; start jsacc"):
+        client.get_os_info(1, 1, timeout=20)
+
+
+def test_a_redis_without_its_beats_for_a_moment_ends_no_question(
+    client: Client, fake: Fake, raw: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jsclient.client._TRUST_SECONDS", 0.0)
+    fake.deaf.add((1, 1))
+    looks: List[bool] = []
+    check = client.check
+
+    def looked() -> None:
+        if looks == [True]:
+            raw.delete("jsacc:acs")
+        try:
+            check()
+            looks.append(True)
+        except NoController:
+            looks.append(False)
+            raise
+        finally:
+            if False in looks and looks[-1]:
+                fake.end(fake.seen[-1]["id"], (1, 1))
+
+    monkeypatch.setattr(client, "check", looked)
+    assert client.ping(1, 1, timeout=20) == ""
+    assert False in looks and looks[-1]
+
+
 def test_recurring_jobs_are_listed_with_their_next_run(
     jsctl: Jsctl, fake: Fake, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:

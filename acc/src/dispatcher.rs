@@ -723,12 +723,17 @@ impl Copies<'_> {
     fn parcel(&mut self, tickets: &Tickets, node: NodeId, now: u64) -> Parcel {
         let (id, created) = (self.command.id.clone(), created(self.command, now));
         let ticket = tickets.issue(node, &id, self.flags);
+        let marked_expired = jobs::keep(self.command.quiet);
+        // For as long as the job's hash may be there: then its id is new.
+        let marked = if self.command.quiet { expires(self.command).saturating_add(marked_expired) } else { DAY };
         let Some(value) = &mut self.value else {
             // The text is an object that is not empty, and a ticket needs no escapes.
             let open = self.text.strip_suffix('}').unwrap_or(&self.text);
-            return Parcel { id, created, chosen_from: None, text: format!("{open},\"{TICKET}\":\"{ticket}\"}}") };
+            let text = format!("{open},\"{TICKET}\":\"{ticket}\"}}");
+            return Parcel { id, created, chosen_from: None, text, marked, marked_expired };
         };
         (value["gid"], value["nid"], value[TICKET]) = (node.gid.into(), node.nid.into(), ticket.into());
-        Parcel { id, created, chosen_from: Some(self.command.gid), text: value.to_string() }
+        let text = value.to_string();
+        Parcel { id, created, chosen_from: Some(self.command.gid), text, marked, marked_expired }
     }
 }

@@ -27,6 +27,11 @@ pub struct Job<'a> {
 /// Seconds that the hash of a quiet job is kept after its command may have waited.
 const QUIET_KEEP: u64 = 60;
 
+/// Seconds that the hash of a job is kept after its command may have waited.
+pub fn keep(quiet: bool) -> u64 {
+    if quiet { QUIET_KEEP } else { DAY }
+}
+
 /// The JSON list of `nodes`.
 pub fn node_list(nodes: &[NodeId]) -> String {
     let mut text = String::with_capacity(nodes.len() * 10 + 2);
@@ -47,8 +52,7 @@ pub fn node_list(nodes: &[NodeId]) -> String {
 pub fn open(batch: &mut Batch, job: &Job<'_>) {
     batch.script(&scripts::OPEN, &[keys::job(job.id)], |cmd| {
         cmd.arg(job.cmd).arg(job.created).arg(node_list(job.targets));
-        let keep = if job.quiet { QUIET_KEEP } else { DAY };
-        cmd.arg(job.expires.saturating_add(keep)).arg(u8::from(job.quiet));
+        cmd.arg(job.expires.saturating_add(keep(job.quiet))).arg(u8::from(job.quiet));
         for node in job.targets {
             cmd.arg(node.to_string());
         }

@@ -35,6 +35,10 @@ pub struct Parcel {
     pub chosen_from: Option<u32>,
     /// Its JSON text, with its ticket.
     pub text: String,
+    /// For how many seconds a mark that it was withdrawn counts: after them its id may be that of another command.
+    pub marked: u64,
+    /// The same for a mark that its wait has ended.
+    pub marked_expired: u64,
 }
 
 impl Parcel {
@@ -141,9 +145,9 @@ pub struct Enqueued {
 pub fn enqueue(batch: &mut Batch, me: &str, node: NodeId, parcels: &[Parcel], now: u64, limit: usize, keep: u64) {
     let keys = [keys::queue(node), keys::waiting(node), keys::meta(node), keys::closed(node), keys::withdrawn(node)];
     batch.script(&scripts::ENQUEUE, &keys, |cmd| {
-        cmd.arg(me).arg(now).arg(limit).arg(keep.max(KEEP_NODE)).arg(MOST).arg(MOST_BYTES).arg(DAY);
+        cmd.arg(me).arg(now).arg(limit).arg(keep.max(KEEP_NODE)).arg(MOST).arg(MOST_BYTES);
         for parcel in parcels {
-            cmd.arg(&parcel.id).arg(parcel.packed());
+            cmd.arg(&parcel.id).arg(parcel.packed()).arg(parcel.marked).arg(parcel.marked_expired);
         }
     });
 }
@@ -391,7 +395,8 @@ mod tests {
     #[test]
     fn parcels_are_unpacked_as_they_were_packed() {
         for (chosen_from, text) in [(None, r#"{"id":"a:b"}"#), (Some(0), "{}"), (Some(7), "")] {
-            let parcel = Parcel { id: "a".into(), created: 17, chosen_from, text: text.into() };
+            let parcel =
+                Parcel { id: "a".into(), created: 17, chosen_from, text: text.into(), marked: 1, marked_expired: 1 };
             let packed = parcel.packed();
             assert_eq!(unpack(&packed), Unpacked { created: 17, has_ticket: true, chosen_from, text });
         }

@@ -156,6 +156,25 @@ fn a_cancel_that_meets_the_end_of_the_wait_leaves_one_answer() {
 }
 
 #[test]
+fn the_id_of_a_quiet_command_that_has_expired_can_be_used_again() {
+    let (_redis, acc, mut client) = site();
+    let command = json!({"id": "probe", "gid": 1, "nid": 10, "cmd": "ping", "quiet": true, "expires": 300});
+    client.push_raw(&command.to_string());
+    wait_until("it waits", LONG, || client.redis::<bool>(&["HEXISTS", "jsacc:{1:10}:cmds", "probe"]));
+    client.redis::<i64>(&["ZADD", "jsacc:expiring", "XX", "CH", "1", "1:10:probe"]);
+    let answer = client.pop("probe");
+    assert!(answer["data"].as_str().is_some_and(|data| data.starts_with("expired:")), "{answer}");
+    // Two minutes pass, in which its keys end.
+    client.redis::<f64>(&["ZINCRBY", "jsacc:{1:10}:withdrawn", "-480000", "probe"]);
+    for key in client.redis::<Vec<String>>(&["KEYS", "*probe*"]) {
+        client.redis::<i64>(&["DEL", &key]);
+    }
+    client.push_raw(&command.to_string());
+    let batch = acc.node(1, 10).poll(30, None).expect("it is a new command");
+    assert_eq!(batch.cmds[0]["id"], "probe");
+}
+
+#[test]
 fn what_a_node_had_before_it_was_queued_once_more_is_not_cancelled() {
     let (_redis, acc, mut client) = site();
     let node = acc.node(1, 10);

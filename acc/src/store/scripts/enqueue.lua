@@ -1,12 +1,12 @@
 -- Adds commands to a node's queue. KEYS: queue, texts, meta, what is there while the node is revoked, and the marks of
 -- withdraw.lua. ARGV: this controller, now (ms), most commands that may wait, seconds to keep the keys, most commands
--- and most bytes of one answer, for how many seconds a mark counts, then id and text of each.
+-- and most bytes of one answer, then of each: id, text, and for how many seconds a mark counts, and one that its wait ended.
 -- Answers {verdicts, holder, batch, id, text, id, text…}: a verdict is 1 (queued), 0 (waits already, or was withdrawn
 -- and has its answer), -1 (no room) or -2 (the node is revoked); the holder is the controller that has the node's poll. When that is this controller, the
 -- batch is handed over with the answer.
 if redis.call('EXISTS', KEYS[4]) == 1 then
   local none = {}
-  for i = 8, #ARGV, 2 do none[#none + 1] = -2 end
+  for i = 7, #ARGV, 4 do none[#none + 1] = -2 end
   return {none, ''}
 end
 local verdicts, waiting = {}, redis.call('ZCARD', KEYS[1])
@@ -14,9 +14,14 @@ local seq = tonumber(redis.call('HGET', KEYS[3], 'seq') or '0')
 -- Numbers follow the clock, so that they go up even when Redis has lost its data.
 local least = tonumber(ARGV[2]) * 1000
 if seq < least then seq = least end
-local since = (tonumber(ARGV[2]) - ARGV[7] * 1000) * 4
-for i = 8, #ARGV, 2 do
-  if redis.call('ZSCORE', KEYS[1], ARGV[i]) or tonumber(redis.call('ZSCORE', KEYS[5], ARGV[i]) or '0') > since then
+-- Whether the command at ARGV[i] was withdrawn so short a time ago that it is the same one, passed on again.
+local function withdrawn(i)
+  local mark = tonumber(redis.call('ZSCORE', KEYS[5], ARGV[i]) or '0')
+  local seconds = mark % 4 == 2 and ARGV[i + 3] or ARGV[i + 2]
+  return mark > (tonumber(ARGV[2]) - seconds * 1000) * 4
+end
+for i = 7, #ARGV, 4 do
+  if redis.call('ZSCORE', KEYS[1], ARGV[i]) or withdrawn(i) then
     verdicts[#verdicts + 1] = 0
   elseif waiting >= tonumber(ARGV[3]) then
     verdicts[#verdicts + 1] = -1

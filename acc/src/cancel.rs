@@ -20,8 +20,8 @@ fn with_node(id: &str, node: NodeId) -> String {
 }
 
 /// Takes back what still waits; the answers to both commands, and the job that was cancelled. Until
-/// the answers are given and its text is forgotten, asking again finds the same.
-pub fn take_back(conn: &mut Conn, command: &Command, now: u64) -> RedisResult<(Vec<Answer>, String)> {
+/// the answers are given and its text is forgotten, asking again finds the same. At most `max_queue` commands wait for a node.
+pub fn take_back(conn: &mut Conn, command: &Command, now: u64, max_queue: usize) -> RedisResult<(Vec<Answer>, String)> {
     let data = Some(command.data.as_str()).filter(|data| data.len() <= MAX_DATA);
     let data: Value = data.and_then(|data| serde_json::from_str(data).ok()).unwrap_or_default();
     let Some(id) = data.get("id").and_then(Value::as_str).filter(|id| jscommon::command::is_job_id(id)) else {
@@ -38,7 +38,7 @@ pub fn take_back(conn: &mut Conn, command: &Command, now: u64) -> RedisResult<(V
     let mut cancelled = 0;
     let mut sentence = format!("no such job {id}");
     for node in wanted {
-        match queue::withdraw(conn, node, id, now, Reason::Cancelled)? {
+        match queue::withdraw(conn, node, id, now, Reason::Cancelled, max_queue)? {
             Withdrawn::Out(..) if jobs::has_node(conn, node, id)? => {
                 let mut batch = Batch::new();
                 queue::forget(&mut batch, node, id);

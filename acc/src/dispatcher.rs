@@ -345,7 +345,7 @@ impl Dispatcher {
                 Plan::Run(command, _) if item.targets().is_empty() => {
                     answers.push((i, Answer::error(command, None, targets::nobody(command))));
                 }
-                Plan::Cancel(command) => match cancel::take_back(conn, command, now) {
+                Plan::Cancel(command) => match cancel::take_back(conn, command, now, self.context.config.max_queue) {
                     Ok((given, job)) => {
                         forget.extend(given.iter().filter_map(|answer| Some((i, answer.target?, job.clone()))));
                         answers.extend(given.into_iter().map(|answer| (i, answer)));

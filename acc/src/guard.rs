@@ -410,11 +410,12 @@ mod tests {
             (0..100).for_each(|_| work());
             begin.elapsed()
         };
-        // Others may have the processor in one of the two: a round in which they have not comes sooner or later.
+        // Others may have the processor in one of the two, so the shortest of many rounds are compared.
         let end = std::time::Instant::now() + std::time::Duration::from_secs(30);
+        let (mut check, mut mac) = (std::time::Duration::MAX, std::time::Duration::MAX);
         loop {
-            let check = time(&|| assert!(door.admit(&head).is_ok()));
-            let mac = time(&|| drop(secrets.current.issue(NODE, NOW)));
+            check = check.min(time(&|| assert!(door.admit(&head).is_ok())));
+            mac = mac.min(time(&|| drop(secrets.current.issue(NODE, NOW))));
             if check < mac * 20 {
                 break;
             }

@@ -341,7 +341,7 @@ impl Janitor {
             return conn.one(&redis::Cmd::zrem(keys::EXPIRING, member));
         };
         let mut after = Batch::new();
-        match queue::withdraw(conn, node, id, now, Reason::Expired)? {
+        match queue::withdraw(conn, node, id, now, Reason::Expired, self.context.config.max_queue)? {
             Withdrawn::Handed(till) => jobs::put_off(&mut after, node, id, till.max(now + 1000)),
             Withdrawn::Gone => {
                 // Nobody has it, and no node has ever acknowledged it: Redis has lost it on its way (a failover

@@ -66,11 +66,13 @@ fn strip(context: &Context, conn: &mut Conn, node: NodeId, until: u64) -> RedisR
 
 /// Answers all that waits for `node`, and forgets it; answers how many commands that were.
 fn empty(context: &Context, conn: &mut Conn, node: NodeId) -> RedisResult<usize> {
+    // Of the command line's machine the clock may be wrong.
+    let (now, max_queue) = (nodes::time(conn)?, context.config.max_queue);
     let ids = queue::ids(conn, node)?;
     for some in ids.chunks(TOGETHER) {
         let (mut answers, mut done) = (Vec::new(), Batch::new());
         for id in some {
-            let (command, reason) = match queue::withdraw(conn, node, id, context.clock.now(), Reason::Revoked)? {
+            let (command, reason) = match queue::withdraw(conn, node, id, now, Reason::Revoked, max_queue)? {
                 Withdrawn::Out(Some(command), reason) => (Some(*command), reason),
                 // Its text is damaged, or gone.
                 _ => (jobs::lost(conn, node, id)?, Reason::Revoked),

@@ -105,7 +105,7 @@ fn agent_toml(out: &Path, node: NodeId, url: &str, named: &[String], has_cert: b
     let quoted = |text: &str| serde_json::Value::from(text).to_string();
     let path = |name: &str| quoted(&out.join(name).to_string_lossy());
     let client = |name: &str| if has_cert { path(name) } else { quoted("") };
-    // What a node is to be a target by, it must claim as well. Agents know no labels.
+    // A granted role or label makes a node a target only where it claims it as well. Agents know no labels.
     let roles: Vec<String> = named.iter().filter_map(|name| name.strip_prefix("role:")).map(quoted).collect();
     format!(
         "[main]\ngid = {}\nnid = {}\nroles = [{}]\ndata_dir = {}\n\n[controllers.main]\nurl = {}\ntoken_file = {}\n\

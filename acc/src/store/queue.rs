@@ -20,8 +20,9 @@ const MOST_BYTES: usize = 4 << 20;
 pub const KEEP_NODE: u64 = 30 * 86_400;
 /// For how many milliseconds a hand-over without acknowledgement counts as under way.
 const UNDER_WAY: u64 = 90_000;
-/// Most commands of a node that are marked as withdrawn. A command is passed on again for a day at most.
-const MAX_WITHDRAWN: usize = 10_000;
+/// So many commands of a node are marked as withdrawn, or as many as may wait where that is more. A command is passed
+/// on again for a day at most.
+const MIN_WITHDRAWN: usize = 10_000;
 
 /// A command on its way to a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -315,13 +316,19 @@ pub enum Withdrawn {
     Out(Option<Box<Command>>, Reason),
 }
 
-/// Takes the command `id` out of `node`'s queue; `now` is in milliseconds. What a revoked node may have already is taken
-/// out as well: what it says of it is not heard any more.
-pub fn withdraw(conn: &mut Conn, node: NodeId, id: &str, now: u64, reason: Reason) -> RedisResult<Withdrawn> {
+/// Takes the command `id` out of `node`'s queue; `now` is in milliseconds, and at most `max_queue` commands wait there.
+/// What a revoked node may have already is taken out as well: what it says of it is not heard any more.
+pub fn withdraw(
+    conn: &mut Conn,
+    node: NodeId,
+    id: &str,
+    now: u64,
+    reason: Reason,
+    max_queue: usize,
+) -> RedisResult<Withdrawn> {
     let keys = [keys::queue(node), keys::waiting(node), keys::meta(node), keys::withdrawn(node)];
-    let under_way = if reason == Reason::Revoked { 0 } else { UNDER_WAY };
     let answer: Vec<String> = conn.script(&scripts::WITHDRAW, &keys, |cmd| {
-        cmd.arg(id).arg(now).arg(under_way).arg(reason as u8).arg(MAX_WITHDRAWN).arg(DAY);
+        cmd.arg(id).arg(now).arg(UNDER_WAY).arg(reason as u8).arg(max_queue.max(MIN_WITHDRAWN)).arg(DAY);
     })?;
     Ok(match answer.first().map(String::as_str) {
         Some("handed") => Withdrawn::Handed(answer.get(1).and_then(|till| till.parse().ok()).unwrap_or(now)),

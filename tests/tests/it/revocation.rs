@@ -83,6 +83,20 @@ fn what_waits_for_a_revoked_node_is_answered_and_nobody_gets_it() {
 }
 
 #[test]
+fn what_was_handed_out_by_a_clock_that_is_ahead_is_withdrawn_by_a_revocation() {
+    let (_redis, acc, mut client) = site();
+    let node = acc.node(1, 1);
+    let id = push(&mut client, json!({}));
+    assert!(wait_for("it comes", LONG, || node.poll(5, None)).cmds[0]["id"] == json!(id));
+    let ahead = (jstests::now_ms() + 600_000).to_string();
+    client.redis::<i64>(&["HSET", "jsacc:{1:1}:meta", "handed_at", &ahead]);
+    assert_eq!(acc.command(&["revoke", "1", "1"]).code, 0);
+    is_answered(&mut client, &id);
+    assert!(client.redis::<Option<f64>>(&["ZSCORE", "jsacc:{1:1}:withdrawn", &id]).is_some(), "it is marked");
+    assert!(!client.redis::<bool>(&["EXISTS", "jsacc:{1:1}:queue"]));
+}
+
+#[test]
 fn node_that_polls_at_another_controller_leaves_the_live_set_too() {
     let (redis, acc, mut client) = site();
     let other = Acc::start(&redis, AccOptions { state_dir: Some(acc.state_dir()), ..AccOptions::with_auth() });

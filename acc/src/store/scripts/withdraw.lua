@@ -1,7 +1,8 @@
 -- Takes a command that still waits out of a node's queue, leaving its text until the answer is
--- delivered, and a mark that it was withdrawn, which enqueue.lua looks at: who passes the command on again must not
--- queue it behind the answer. KEYS: queue, texts, meta, marks. ARGV: id, now (ms), for how many ms a hand-over without
--- an acknowledgement counts as under way, the reason (1 to 3), most marks, seconds to keep them.
+-- delivered, and a mark that it was withdrawn, which enqueue.lua looks at: a controller that passes the command on again
+-- must not queue it behind the answer. KEYS: queue, texts, meta, marks. ARGV: id, now (ms), for how many ms a hand-over without
+-- an acknowledgement counts as under way, the reason (1 to 3), most marks, seconds to keep them. What was handed to
+-- a revoked node (3) is not waited for.
 -- A mark's score is 4 times when it was made (ms), plus the reason. The reason that was given first stands.
 -- Answers {'gone'}, {'handed', until when (ms)} or {'withdrawn', text, reason}.
 local text = redis.call('HGET', KEYS[2], ARGV[1])
@@ -10,7 +11,7 @@ if not text then
   return {'gone'}
 end
 local score = redis.call('ZSCORE', KEYS[1], ARGV[1])
-if score then
+if score and ARGV[4] ~= '3' then
   local meta = redis.call('HMGET', KEYS[3], 'handed', 'handed_at')
   if meta[1] and tonumber(score) <= tonumber(meta[1]) then
     local till = tonumber(meta[2] or '0') + tonumber(ARGV[3])

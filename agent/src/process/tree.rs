@@ -20,14 +20,14 @@ pub struct Root {
     pub reaped: bool,
     /// What its processes carry in their environment.
     pub mark: Mark,
-    /// The name of its cgroup, where it has one.
+    /// Its cgroup, where it has one, as [`os::group_path`] names it.
     pub group: Option<String>,
     /// Processes that were seen in the tree before: id and start.
     pub known: Vec<(u32, u64)>,
 }
 
-/// The living processes of each run. `mark` reads a process' environment and `group` the name of its
-/// cgroup; they are asked only about processes whose place says nothing.
+/// The living processes of each run. `mark` reads a process' environment and `group` its cgroup;
+/// they are asked only about processes whose place says nothing.
 pub fn trees(
     processes: &[Proc],
     agent: u32,

@@ -16,13 +16,14 @@ use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// The groups of one agent's runs, below the group that it runs in itself.
 pub struct Cgroups {
     base: PathBuf,
     /// Locked for as long as this agent lives, so that others know.
-    _life: Option<File>,
+    _life: File,
     /// Processes can be started inside of one.
     at_once: bool,
     /// Groups that somebody was still in when their run was over.
@@ -58,22 +59,22 @@ impl Cgroups {
     }
 
     fn below(above: &Path, home: &str) -> Option<Cgroups> {
-        let mut hasher = DefaultHasher::new();
-        home.hash(&mut hasher);
-        let base = above.join(format!("jsagent-{:016x}", hasher.finish()));
+        let base = above.join(base_name(home));
         let mut life = None;
-        // Another agent that starts now may take the group for a dead one's, until it is locked.
-        for _ in 0..20 {
+        // Another agent that starts now may take the group for a dead one's, until it is locked. Without the lock it
+        // would remove groups of this one: better none than those.
+        for _ in 0..200 {
             if !base.is_dir() {
                 let made = fs::create_dir(&base);
                 made.or_else(|fault| if base.is_dir() { Ok(()) } else { Err(fault) }).ok()?;
             }
-            life = File::open(&base).ok().filter(|life| life.try_lock().is_ok() && base.is_dir());
+            life = lock(&base);
             if life.is_some() {
                 break;
             }
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
+        let life = life?;
         bury(above);
         let (left, swept) = (Vec::new(), 0);
         Some(Cgroups { base, _life: life, at_once: true, left, swept, work: None, worker: None })
@@ -186,12 +187,24 @@ fn clear(base: &Path) {
     }
 }
 
+/// Locks the group of an agent; `None` where its agent lives. What was removed and made anew since it was opened
+/// is another group.
+fn lock(base: &Path) -> Option<File> {
+    let life = File::open(base).ok()?;
+    life.try_lock().ok()?;
+    let is_there = life.metadata().ok()?.ino() == fs::metadata(base).ok()?.ino();
+    is_there.then_some(life)
+}
+
 /// Removes what agents that died and never came back have left beside ours.
 fn bury(above: &Path) {
     for entry in fs::read_dir(above).into_iter().flatten().flatten() {
         let base = entry.path();
-        let is_dead = || File::open(&base).is_ok_and(|life| life.try_lock().is_ok());
-        if entry.file_name().to_string_lossy().starts_with("jsagent-") && is_dead() {
+        if !entry.file_name().to_string_lossy().starts_with("jsagent-") {
+            continue;
+        }
+        // The lock is held until the group is gone: an agent that starts now finds that, and makes it anew.
+        if let Some(_life) = lock(&base) {
             clear(&base);
             let _ = fs::remove_dir(&base);
         }
@@ -203,12 +216,26 @@ fn is_gone(path: &Path) -> bool {
     fs::remove_dir(path).is_ok() || !path.exists()
 }
 
-/// The name of the group that some agent has put this process into.
+/// Returns the last two folders of the group that some agent has put this process into, as [`group_path`] does.
 pub fn group_of(pid: u32) -> Option<String> {
     let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
     let path = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
-    let (base, name) = path.rsplit_once('/')?;
-    base.rsplit('/').next()?.starts_with("jsagent-").then(|| name.to_owned())
+    let (above, _) = path.rsplit_once('/')?;
+    let base = above.rfind('/').map_or(0, |slash| slash + 1);
+    path.get(base..).filter(|group| group.starts_with("jsagent-")).map(str::to_owned)
+}
+
+/// Returns the last two folders of a group of the agent whose data folder `home` is: a name alone may be another
+/// agent's as well.
+pub fn group_path(home: &str, name: &str) -> String {
+    format!("{}/{name}", base_name(home))
+}
+
+/// Returns the name of the folder that has the groups of the agent whose data folder `home` is.
+fn base_name(home: &str) -> String {
+    let mut hasher = DefaultHasher::new();
+    home.hash(&mut hasher);
+    format!("jsagent-{:016x}", hasher.finish())
 }
 
 /// The folder of the group that the agent runs in.
@@ -273,6 +300,44 @@ mod tests {
         fn drop(&mut self) {
             let _ = fs::remove_dir(&self.0);
         }
+    }
+
+    #[test]
+    fn groups_of_one_name_are_told_apart_by_their_agent() {
+        let Some(above) = Scratch::new("names") else { return };
+        for home in ["one home", "another home"] {
+            let groups = Cgroups::below(&above.0, home).unwrap();
+            let Some(group) = groups.make("a group") else { return };
+            let mut sleep = Command::new("sleep").arg("1000").spawn().unwrap();
+            let moved = fs::write(groups.base.join("a group/cgroup.procs"), sleep.id().to_string());
+            let seen = group_of(sleep.id());
+            sleep.kill().unwrap();
+            sleep.wait().unwrap();
+            drop(group);
+            if moved.is_err() {
+                return; // No process may be moved here.
+            }
+            assert_eq!(seen, Some(group_path(home, "a group")));
+            assert_ne!(seen, Some(group_path("a third home", "a group")));
+        }
+    }
+
+    #[test]
+    fn agents_that_start_at_once_leave_each_other_their_groups() {
+        let above = tempfile::tempdir().unwrap();
+        let start = |thread: u32| {
+            for life in 0..1_000 {
+                let groups = Cgroups::below(above.path(), &format!("agent {thread}")).expect("groups");
+                drop(groups.make("its group"));
+                std::thread::yield_now();
+                let lock = File::open(&groups.base).expect("its groups are there").try_lock();
+                assert!(lock.is_err(), "life {life}: its groups count as those of a dead agent");
+                assert!(groups.base.join("its group").exists(), "life {life}");
+            }
+        };
+        std::thread::scope(|scope| {
+            (0..8).for_each(|thread| drop(scope.spawn(move || start(thread))));
+        });
     }
 
     #[test]

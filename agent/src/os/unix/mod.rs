@@ -21,7 +21,7 @@ mod trust;
 mod walk;
 
 use super::Spawned;
-pub use cgroup::{Cgroups, Group, GroupMembers, group_of};
+pub use cgroup::{Cgroups, Group, GroupMembers, group_of, group_path};
 pub use cpu::Processors;
 pub use datagrams::{Datagrams, grow_receive_buffer};
 pub use disks::disks;

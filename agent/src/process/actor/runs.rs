@@ -165,7 +165,7 @@ impl Actor {
         if let Ok(child) = spawned {
             log::warn!("ending process {} of job {}, which was ended during its start", child.pid, mark.job);
             let processes = os::processes();
-            let (pid, group) = (child.pid, Some(name.clone()));
+            let (pid, group) = (child.pid, Some(os::group_path(&mark.home, &name)));
             let root = tree::Root { run, pid, reaped: false, mark, group, known: Vec::new() };
             let mut trees = tree::trees(&processes, std::process::id(), &[root], os::mark, os::group_of);
             let mut members = trees.remove(&run).unwrap_or_default();
@@ -230,8 +230,8 @@ pub(super) fn root(run: u64, known: &Run) -> Option<tree::Root> {
         run,
         pid: known.pid,
         reaped: known.reaped,
+        group: known.group.as_ref().map(|name| os::group_path(&mark.home, name)),
         mark,
-        group: known.group.clone(),
         known: known.known.clone(),
     })
 }

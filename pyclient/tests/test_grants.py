@@ -10,7 +10,7 @@ import pytest
 from conftest import Ran
 from fake import Fake
 
-from jsclient import Client, Grant, NobodyMatched, NodeId, UsageError
+from jsclient import Client, Grant, NobodyMatched, NodeId, Unavailable, UsageError
 
 Jsctl = Callable[..., Ran]
 
@@ -114,6 +114,18 @@ def test_grant_of_what_a_node_does_not_claim_says_how_it_is_claimed(claiming: Fa
         "jsctl: 1.1, 1.2: label:site=ber is granted and not claimed, so it is no target yet",
     ]
     assert jsctl("grant", "1.1", "--role", "other", "--remove").err == ""
+
+
+def test_what_was_granted_is_told_though_the_look_for_claims_fails(
+    claiming: Fake, jsctl: Jsctl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise Unavailable("Redis at x closed the connection", passing=True)
+
+    monkeypatch.setattr("jsclient.cli.grants.claimed", fail)
+    ran = jsctl("grant", "1.1", "--role", "cache")
+    assert (ran.code, ran.out) == (0, "1.1: granted role:cache\n")
+    assert ran.err == "jsctl: whether it is claimed is not known: Redis at x closed the connection\n"
 
 
 def test_role_without_nodes_says_which_claim_it_and_which_are_granted_it(claiming: Fake, jsctl: Jsctl, raw: Any) -> None:

@@ -225,6 +225,33 @@ def test_a_question_is_given_up_when_the_last_controller_goes(
             ask(1, 1, timeout=60)  # type: ignore[operator]
 
 
+def test_what_came_is_shown_when_a_question_is_given_up(
+    jsctl: Jsctl, fake: Fake, raw: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jsclient.cli.output.CHECK_SECONDS", 0.05)
+    monkeypatch.setattr("jsclient.cli.output.CONTROLLER_SECONDS", 0.2)
+    monkeypatch.setattr("jsclient.client._TRUST_SECONDS", 0.0)
+    fake.schedules = {(1, 2): [{"id": "hourly", "period": 3600}]}
+    fake.deaf.add((1, 1))
+    take = fake._take
+
+    def last(command: Any) -> None:
+        if command["nid"] == 1:
+            fake.beating = False
+            raw.delete("jsacc:acs")
+        take(command)
+
+    monkeypatch.setattr(fake, "_take", last)
+    ran = jsctl("schedules", "1.2,1.1", "--timeout", "60")
+    told = ran.err.splitlines()
+    assert ran.code == 1 and "hourly" in ran.out and "1 OK, 0 failed, 1 without answer (1.1)" in told, ran
+    assert any("could not be withdrawn" in line and "jsctl cancel" in line for line in told), ran
+    assert told[-1].endswith("start jsacc, or check the address"), ran
+    fake.beat()
+    ran = jsctl("schedules", "1.2,1.1", "--timeout", "1", "--wait")
+    assert ran.code == 4 and "hourly" in ran.out and "still waiting" in ran.err, "--wait waits on"
+
+
 def test_a_controller_that_was_killed_is_noticed_when_its_beat_is_old(
     client: Client, fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:

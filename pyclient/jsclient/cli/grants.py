@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import List, Sequence
+from typing import List, Mapping, Sequence
 
 from .. import target
-from ..errors import NOBODY, OK
+from ..errors import NOBODY, OK, Unavailable
 from ..grants import HOW_TO_CLAIM, Grant, claimed
+from ..wire import NodeId
 from . import render, stdio
 from .order import connect
 from .start import say
@@ -17,20 +18,13 @@ def grant(args: argparse.Namespace) -> int:
     """`jsctl grant TARGET`."""
     with connect(args) as client:
         changed = client.grant(args.target, roles=args.role, labels=args.label, hosts=args.host, remove=args.remove)
-        claims = {} if args.remove else claimed(client.link, list(changed))
-    verb = "removed" if args.remove else "granted"
-    asked = [f"{kind}:{name}" for kind in ("role", "label", "host") for name in getattr(args, kind)]
-    if args.json or args.ndjson:
-        render.emit([{"node": str(n), "gid": n.gid, "nid": n.nid, verb: what} for n, what in changed.items()], args.ndjson)
-    else:
-        same = "was not granted" if args.remove else "was granted before"
-        for node, what in changed.items():
-            if what:
-                stdio.out(f"{node}: {verb} {', '.join(what)}")
-            old = [field for field in dict.fromkeys(asked) if field not in what]
-            if old:
-                stdio.out(f"{node}: {', '.join(old)} {same}")
-    for field in asked:
+        _show_changed(args, changed)
+        try:
+            claims = {} if args.remove else claimed(client.link, list(changed))
+        except Unavailable as e:
+            claims = {}
+            say(f"jsctl: whether it is claimed is not known: {e}")
+    for field in _asked(args):
         silent = [node for node, fields in claims.items() if field not in fields]
         if silent:
             how = f"; {HOW_TO_CLAIM}" if field.startswith("role:") else ""
@@ -38,6 +32,24 @@ def grant(args: argparse.Namespace) -> int:
     if args.remove and not any(changed.values()):
         return NOBODY
     return OK
+
+
+def _asked(args: argparse.Namespace) -> List[str]:
+    return [f"{kind}:{name}" for kind in ("role", "label", "host") for name in getattr(args, kind)]
+
+
+def _show_changed(args: argparse.Namespace, changed: Mapping[NodeId, List[str]]) -> None:
+    verb = "removed" if args.remove else "granted"
+    if args.json or args.ndjson:
+        render.emit([{"node": str(n), "gid": n.gid, "nid": n.nid, verb: what} for n, what in changed.items()], args.ndjson)
+    else:
+        same = "was not granted" if args.remove else "was granted before"
+        for node, what in changed.items():
+            if what:
+                stdio.out(f"{node}: {verb} {', '.join(what)}")
+            old = [field for field in dict.fromkeys(_asked(args)) if field not in what]
+            if old:
+                stdio.out(f"{node}: {', '.join(old)} {same}")
 
 
 def grants(args: argparse.Namespace) -> int:

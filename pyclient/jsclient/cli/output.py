@@ -68,6 +68,8 @@ class Output:
         self._checked = time.monotonic()
         self._warned = False
         self._gone_since: Optional[float] = None
+        #: Why a question was given up.
+        self._gone: Optional[NoController] = None
         self._bar: Any = None
         if progress and not self.single and sys.stderr.isatty():
             from .progress import Bar
@@ -82,8 +84,8 @@ class Output:
             for result in self.fleet.stream(limit, tick=TICK):
                 if result is not None:
                     self._take(result)
-                else:
-                    self._look_at_controllers()
+                elif self._look_at_controllers():
+                    break
                 self._flush_old()
                 if self._bar:
                     self._bar.update()
@@ -111,14 +113,18 @@ class Output:
             stdio.rows(self.render_all(self.fleet.client, self._kept))
         self._end_json()
         self._say_cut()
-        return self._last_line(limit)
+        code = self._last_line(limit)
+        if self._gone:
+            self._gone.told = True
+            raise self._gone
+        return code
 
-    def _look_at_controllers(self) -> None:
-        """Says it once when the last controller goes while somebody waits; a question is given up after a while."""
+    def _look_at_controllers(self) -> bool:
+        """Says it once when the last controller goes while somebody waits; whether a question is given up for that."""
         now = time.monotonic()
-        looks = self.fleet.verb.looks
+        looks = self.fleet.verb.looks and self.withdraw  # with --wait it is waited for, come what may
         if (self._warned and not looks) or now - self._checked < CHECK_SECONDS:
-            return
+            return False
         self._checked = now
         try:
             self.fleet.client.check()
@@ -129,9 +135,10 @@ class Output:
                 say(f"jsctl: {e}; still waiting")
             self._gone_since = self._gone_since or now
             if looks and now - self._gone_since >= CONTROLLER_SECONDS:
-                raise
+                self._gone = e
         except Error:
             pass  # Redis is away; the fleet itself sees to that
+        return self._gone is not None
 
     def _stop_bar(self) -> None:
         if self._bar:
@@ -224,7 +231,8 @@ class Output:
             return
         silent = [(n, "NO ANSWER") for n in self.fleet.missing] + [(n, "NOT SENT") for n in self.fleet.skipped]
         silent += [(n.id, "OFFLINE") for n in self.fleet.offline]
-        silent += [(n, "REVOKED" if n in self.fleet.revoked else "UNKNOWN") for n in self.fleet.unknown]
+        revoked = set(self.fleet.revoked)
+        silent += [(n, "REVOKED" if n in revoked else "UNKNOWN") for n in self.fleet.unknown]
         for node, state in silent:
             self._item({"node": str(node), "gid": node.gid, "nid": node.nid, "id": self.fleet.id, "state": state})
         if self.json:
@@ -244,7 +252,8 @@ class Output:
                 parts.append(f"{len(fleet.skipped)} not sent after too many failures ({render.names(fleet.skipped)})")
             if fleet.offline:
                 parts.append(f"{len(fleet.offline)} offline ({render.names([n.id for n in fleet.offline])})")
-            strange = [n for n in fleet.unknown if n not in fleet.revoked]
+            revoked = set(fleet.revoked)
+            strange = [n for n in fleet.unknown if n not in revoked]
             if strange:
                 parts.append(f"{len(strange)} never seen ({render.names(strange)})")
             if fleet.revoked:
@@ -266,6 +275,10 @@ class Output:
 
     def _why(self, missing: List[NodeId], limit: Optional[float]) -> None:
         fleet = self.fleet
+        if self._gone:
+            if self.withdraw:
+                self._withdraw(missing)
+            return  # the error says the rest
         try:
             why = fleet.client.why_waiting(fleet.job_id(missing[0]), missing[0], limit)
         except Error as e:
@@ -286,7 +299,7 @@ class Output:
         gone = [node for node, why in told.items() if not why]
         if gone:
             say(f"jsctl: withdrawn from {render.names(gone)}, where it had not started (--wait and --detach leave it)")
-        return [node for node in missing if node not in gone]
+        return [node for node in missing if told.get(node) != ""]
 
     def _interrupted(self) -> None:
         fleet = self.fleet

@@ -70,7 +70,8 @@ class Fleet:
         #: Nodes that were named and that no controller knows; nothing was sent to them.
         self.unknown: List[NodeId] = list(unknown)
         #: Those of `unknown` that were revoked and not enrolled since.
-        self.revoked: List[NodeId] = [node for node in self.unknown if node in set(revoked)]
+        gone = set(revoked)
+        self.revoked: List[NodeId] = [node for node in self.unknown if node in gone]
         #: The results so far.
         self.results: Dict[NodeId, Result] = {}
         #: Nodes that nothing was sent to, since too many others failed.
@@ -221,7 +222,8 @@ class Fleet:
             parts.append("no answer from " + ", ".join(missing))
         if self.skipped:
             parts.append("not sent to " + ", ".join(map(str, self.skipped)))
-        strange = [node for node in self.unknown if node not in self.revoked]
+        revoked = set(self.revoked)
+        strange = [node for node in self.unknown if node not in revoked]
         if strange:
             parts.append("never seen: " + ", ".join(map(str, strange)))
         if self.revoked:

@@ -140,11 +140,16 @@ def revoked(link: Link, nodes: Sequence[NodeId]) -> Dict[NodeId, int]:
 def unknown(nodes: Sequence[NodeId], revoked: Mapping[NodeId, int]) -> str:
     """Why nothing is known of these nodes, in one sentence."""
     strange = [node for node in nodes if node not in revoked]
+    gone = [node for node in nodes if node in revoked]
     parts = []
     if strange:
-        parts.append(f"{', '.join(map(str, strange))} {'was' if len(strange) == 1 else 'were'} never seen by a controller")
-    for node in [node for node in nodes if node in revoked][:10]:
+        more = f" and {len(strange) - 10} more" if len(strange) > 10 else ""
+        names = ", ".join(map(str, strange[:10])) + more
+        parts.append(f"{names} {'was' if len(strange) == 1 else 'were'} never seen by a controller")
+    for node in gone[:10]:
         parts.append(f"{node} was revoked at {moment(revoked[node])}: enrol it again with jsacc enroll {node.gid} {node.nid}")
+    if len(gone) > 10:
+        parts.append(f"and {len(gone) - 10} more were revoked")
     return "; ".join(parts)
 
 

@@ -7,6 +7,7 @@ use crate::context::Context;
 use crate::server::{Reply, Request};
 use crate::store::events::RESERVED;
 use crate::store::grants::{self, Claims, Compared, Standing};
+use crate::store::pool::{describe, is_away, is_spoilt};
 use crate::store::{Batch, lists, nodes, queue};
 use jscommon::NodeId;
 use jscommon::node::{MAX_ROLE, is_role};
@@ -66,7 +67,13 @@ pub(super) fn post(context: &Context, node: NodeId, request: &Request) -> Outcom
         }
         if let ("shutdown", Some(instance)) = (name, data.get("instance").and_then(Value::as_str)) {
             nodes::stopped(&mut known, node, instance, now);
-            queue::left(&mut known, node, instance);
+            let mut left = Batch::new();
+            queue::left(&mut left, node, instance);
+            match conn.run(&left) {
+                // The end of the agent is told all the same.
+                Err(e) if is_away(&e) || is_spoilt(&e) => ::log::debug!("an agent's end: {}", describe(&e)),
+                outcome => drop(outcome?),
+            }
         }
         if let Some((standing, true)) = &claimed {
             claims::tell(&mut event, node, now, standing);

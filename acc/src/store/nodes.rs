@@ -3,6 +3,7 @@
 //! Owns: `jsacc:agents`, `jsacc:agent:*`, roles, revocations, the fingerprint of the node secret, the ticket key.
 //! Does not own: who is chosen (`targets`), who is let in (the guard), which roles are granted (`grants`).
 
+use super::pool::{is_away, is_spoilt};
 use super::queue::KEEP_NODE;
 use super::{Batch, Conn, DAY, keys, scripts};
 use jscommon::NodeId;
@@ -147,12 +148,15 @@ pub fn stopped(batch: &mut Batch, node: NodeId, instance: &str, now: u64) {
     });
 }
 
-/// Whether the agent of `node` that was seen last has said that it stops.
+/// Whether the agent of `node` that was seen last has said that it stops: not where that cannot be read.
 pub fn has_stopped(conn: &mut Conn, node: NodeId) -> RedisResult<bool> {
     let mut cmd = redis::cmd("HMGET");
     cmd.arg(keys::agent(node)).arg("stopped").arg("last_seen");
-    let (stopped, seen): (Option<u64>, Option<u64>) = conn.one(&cmd)?;
-    Ok(stopped.is_some_and(|stopped| stopped >= seen.unwrap_or(0)))
+    match conn.one::<(Option<u64>, Option<u64>)>(&cmd) {
+        Ok((stopped, seen)) => Ok(stopped.is_some_and(|stopped| stopped >= seen.unwrap_or(0))),
+        Err(e) if is_away(&e) || is_spoilt(&e) => Ok(false),
+        Err(e) => Err(e),
+    }
 }
 
 /// Nodes seen at or after `since` (ms).

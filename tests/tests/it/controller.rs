@@ -344,6 +344,25 @@ fn two_agents_with_one_name_are_told_apart() {
 }
 
 #[test]
+fn spoilt_keys_of_a_node_hide_neither_its_second_agent_nor_its_end() {
+    let (_redis, acc, mut client) = site();
+    let node = acc.node(1, 10);
+    let poll = |instance: &str| node.get(&format!("/1/10/cmd?wait=0&instance={instance}"));
+    assert_eq!((poll("a").status, poll("b").status), (204, 204));
+    client.redis::<i64>(&["HSET", "jsacc:agent:1:10", "stopped", "soon"]);
+    let reply = poll("a");
+    assert_eq!(reply.status, 409, "{reply:?}");
+    client.redis::<()>(&["SET", "jsacc:agent:1:10", "spoilt"]);
+    let reply = poll("a");
+    assert_eq!(reply.status, 409, "{reply:?}");
+    client.redis::<i64>(&["DEL", "jsacc:agent:1:10"]);
+    client.redis::<()>(&["SET", "jsacc:{1:10}:meta", "spoilt"]);
+    let reply = node.post("event", &json!({"name": "shutdown", "data": {"instance": "b"}}));
+    assert_eq!(reply.status, 200, "{reply:?}");
+    event(&mut client, "shutdown");
+}
+
+#[test]
 fn older_agent_is_served_again_once_the_newer_has_stopped() {
     let (_redis, acc, mut client) = site();
     let node = acc.node(1, 10);

@@ -216,7 +216,8 @@ impl Remote {
         self.send(Message::RecallAll);
     }
 
-    /// What `node` holds was revoked: its connections are closed, whatever they are at.
+    /// The guard knows that what `node` held was revoked: its connections are closed, whatever they are at, but for
+    /// requests that the guard lets in all the same.
     pub fn expel(&self, node: NodeId) {
         self.send(Message::Expel(node));
     }

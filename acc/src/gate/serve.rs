@@ -11,7 +11,7 @@
 //! ```
 
 use super::answer::Answer;
-use super::client::{Name, Phase};
+use super::client::{Client, Name, Phase};
 use super::conn::{RequestHead, Stage, Step};
 use super::limits::Over;
 use super::parking::{Ask, Parked};
@@ -133,12 +133,7 @@ impl Pump {
         let Some(client) = self.clients.at(slot) else {
             return Ok(None);
         };
-        let seen = Head {
-            route: head.route,
-            bearer: head.bearer.as_deref(),
-            peer: client.peer.ip(),
-            cert: client.cert.as_ref(),
-        };
+        let seen = seen(client, head);
         // The handshake has looked at it, perhaps hours ago: connections stay, and their sessions are resumed.
         if let Some(ends) = client.cert_ends.filter(|ends| seen.route.node().is_some() && local_ms() > *ends) {
             let sentence = format!("the client certificate ended at {}: enrol the node again", dates::shown(ends));
@@ -302,17 +297,21 @@ impl Pump {
         }
     }
 
-    /// What `node` holds was revoked: its connections end, whatever they are at. What waits for an answer is refused.
+    /// What `node` holds was revoked: its connections end, whatever they are at. A request that waits for an answer is
+    /// refused, and one with credentials that were issued since goes on: the node is enrolled again.
     pub(super) fn expel(&mut self, node: NodeId) {
         for slot in self.clients.taken() {
             let Some(client) = self.clients.at(slot).filter(|client| client.node == Some(node)) else { continue };
-            if matches!(client.phase, Phase::Parked | Phase::Asking) {
-                let name = Name { slot, turn: client.turn };
-                let reason = format!("what node {node} holds was revoked: enrol it again");
-                self.give_up(name, refusal(401, "expelled", reason));
-            } else {
-                self.metrics.refused("expelled");
-                self.close(slot);
+            let waits = matches!(client.phase, Phase::Parked | Phase::Asking);
+            let name = Name { slot, turn: client.turn };
+            let head = client.head.as_deref().map(|head| seen(client, head));
+            match head.map(|head| (head.bearer.is_some() || head.cert.is_some(), self.guard.admit(&head))) {
+                Some((true, Ok(_))) => {}
+                Some((_, Err(refusal))) if waits => self.give_up(name, Refusal { label: "expelled", ..refusal }),
+                _ => {
+                    self.metrics.refused("expelled");
+                    self.close(slot);
+                }
             }
         }
     }
@@ -411,6 +410,11 @@ impl Pump {
             Phase::Linger => self.close(slot),
         }
     }
+}
+
+/// What the guard sees of a request.
+fn seen<'a>(client: &'a Client, head: &'a RequestHead) -> Head<'a> {
+    Head { route: head.route, bearer: head.bearer.as_deref(), peer: client.peer.ip(), cert: client.cert.as_ref() }
 }
 
 /// What a poll says; nothing for other requests.

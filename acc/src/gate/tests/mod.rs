@@ -13,13 +13,20 @@ use std::time::Duration;
 const NODE: NodeId = NodeId { gid: 1, nid: 10 };
 const LONG: Duration = Duration::from_secs(20);
 
-/// Lets everybody be the node of its path whose token is "good".
-struct Doorman;
+/// Lets everybody be the node of its path whose token is "new", or "good" while that is not revoked.
+#[derive(Default)]
+struct Doorman {
+    revoked: AtomicBool,
+}
 
 impl Guard for Doorman {
     fn admit(&self, head: &Head<'_>) -> Result<Admitted, Refusal> {
         match head.route.node() {
             None => Ok(Admitted::Open),
+            Some(node) if head.bearer == Some("new") => Ok(Admitted::Node(node)),
+            Some(_) if self.revoked.load(Ordering::Relaxed) => {
+                Err(Refusal { status: 401, reason: "revoked: enrol it again".into(), label: "revoked" })
+            }
             Some(node) if head.bearer == Some("good") => Ok(Admitted::Node(node)),
             Some(node) if head.cert.is_some_and(|cert| cert.node == node) => Ok(Admitted::Node(node)),
             Some(_) => Err(Refusal { status: 401, reason: "no good token".into(), label: "credentials" }),
@@ -70,6 +77,7 @@ impl server::Handler for Desk {
 struct Site {
     gate: Option<Handle>,
     _server: server::Handle,
+    doorman: Arc<Doorman>,
     desk: Arc<Desk>,
     metrics: Arc<Metrics>,
     seen: Receiver<Seen>,
@@ -88,10 +96,11 @@ impl Site {
         let (sender, seen) = crossbeam_channel::bounded(16);
         let listen = "127.0.0.1:0".parse().unwrap();
         let config = GateConfig { listen, tls, backend: server.backend(), limits };
-        let gate = Handle::start(config, Arc::new(Doorman), metrics.clone(), sender, crossbeam_channel::unbounded().0)
-            .unwrap();
+        let doorman = Arc::new(Doorman::default());
+        let gate =
+            Handle::start(config, doorman.clone(), metrics.clone(), sender, crossbeam_channel::unbounded().0).unwrap();
         let addr = gate.addr();
-        Site { gate: Some(gate), _server: server, desk, metrics, seen, addr }
+        Site { gate: Some(gate), _server: server, doorman, desk, metrics, seen, addr }
     }
 
     fn remote(&self) -> Remote {
@@ -102,6 +111,11 @@ impl Site {
         let stream = TcpStream::connect(self.addr).unwrap();
         stream.set_read_timeout(Some(LONG)).unwrap();
         Client { input: BufReader::new(stream.try_clone().unwrap()), stream }
+    }
+
+    fn revoke(&self) {
+        self.doorman.revoked.store(true, Ordering::Relaxed);
+        self.remote().expel(NODE);
     }
 
     fn asked(&self) -> usize {
@@ -215,12 +229,24 @@ fn poll_that_waits_is_refused_when_its_node_is_revoked() {
     idle.expect(204);
     client.poll("wait=30");
     site.wait_parked(1);
-    site.remote().expel(NodeId { gid: 1, nid: 10 });
+    site.revoke();
     let got = client.expect(401);
     assert!(got.closes() && String::from_utf8_lossy(&got.body).contains("enrol it again"), "{got:?}");
     assert!(client.answer().is_none() && idle.answer().is_none(), "both connections end");
     site.wait_parked(0);
     assert_eq!(site.refusals("expelled"), 2);
+}
+
+#[test]
+fn poll_of_a_node_that_was_enrolled_since_its_revocation_goes_on() {
+    let site = Site::new(Limits::default());
+    let mut client = site.client();
+    client.send("GET /1/10/cmd?wait=30 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer new\r\n\r\n");
+    site.wait_parked(1);
+    site.revoke();
+    site.remote().deliver(NODE, b"{}".to_vec());
+    assert_eq!(client.expect(200).body, b"{}");
+    assert_eq!(site.refusals("expelled"), 0);
 }
 
 #[test]
@@ -530,7 +556,7 @@ fn before_a_silent_backend(limits: Limits, folder: &std::path::Path) -> (Handle,
     let (fatal_in, fatal) = crossbeam_channel::unbounded();
     let listen = "127.0.0.1:0".parse().unwrap();
     let config = GateConfig { listen, tls: None, backend: Backend::at(folder.join("http")), limits };
-    let gate = Handle::start(config, Arc::new(Doorman), metrics.clone(), sender, fatal_in).unwrap();
+    let gate = Handle::start(config, Arc::new(Doorman::default()), metrics.clone(), sender, fatal_in).unwrap();
     (gate, metrics, fatal)
 }
 

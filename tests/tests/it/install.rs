@@ -190,7 +190,7 @@ fn a_machine_becomes_a_node_and_ceases_to_be_one() {
     let url = acc.url();
     let args = ["--from", from, "--sha256", &sum, "--controller", &url, "--token", &token, "--gid", "6", "--nid", "7"];
     let ca = acc.state_dir().join("ca.pem").display().to_string();
-    let output = install(prefix, &[&args[..], &["--ca", &ca, "--role", "web", "--role", "db"][..]].concat());
+    let output = install(prefix, &[&args[..], &["--ca", &ca, "--role", "team/web", "--role", "db"][..]].concat());
     assert_eq!(output.code, 0, "{output:?}");
 
     let config = prefix.join("etc/jsagent/agent.toml");
@@ -199,7 +199,7 @@ fn a_machine_becomes_a_node_and_ceases_to_be_one() {
     let mut agent = Process::spawn(&mut command, "jsagent", prefix, Signal::SIGTERM);
     let mut client = Client::new(&redis);
     client.wait_seen("6:7");
-    let id = client.push(json!({"cmd": "ping", "roles": ["web", "db"]}));
+    let id = client.push(json!({"cmd": "ping", "roles": ["team/web", "db"]}));
     assert_eq!(client.pop(&id)["state"], "OK");
     assert!(agent.stop(LONG).is_some_and(|status| status.success()));
     let unit = fs::read_to_string(prefix.join("etc/systemd/system/jsagent.service")).expect("the unit");
@@ -260,6 +260,13 @@ fn what_is_wrong_stops_the_installation_before_it_changes_anything() {
     refused(install(prefix, &["--from"]), 2, "--from");
     refused(install(prefix, &[&["--from", "/no/such/file"][..], &enrol[..]].concat()), 1, "/no/such/file");
     refused(install(prefix, &[&["--from", "http://127.0.0.1:9/jsagent"][..], &enrol[..]].concat()), 1, "--sha256");
+    // The digit belongs to the address, and says nothing of --trust-tls.
+    refused(install(prefix, &[&["--from", "https://127.0.0.1:9/jsagent-1"][..], &enrol[..]].concat()), 1, "--sha256");
+    refused(install(prefix, &[&["--from", from, "--sha256", ""][..], &enrol[..]].concat()), 2, "64 hexadecimal digits");
+    let long = "x".repeat(65);
+    for role in ["", "*", "a&b", "a b", "a\"]\nx=[\"", "x;w/tmp/written\n#", "é", &long] {
+        refused(install(prefix, &[&["--from", from, "--role", role][..], &enrol[..]].concat()), 2, "--role wants");
+    }
     let wrong = "0".repeat(64);
     refused(install(prefix, &[&["--from", from, "--sha256", &wrong][..], &enrol[..]].concat()), 1, "sum");
     refused(install(prefix, &["--from", "/bin/sh", "--gid", "x"]), 2, "--gid");

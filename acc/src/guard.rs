@@ -14,6 +14,9 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{OnceLock, PoisonError, RwLock};
 
+/// How far ahead (ms) the clock of who issued a certificate may be.
+const MAX_CLOCK_SKEW: u64 = 10 * 60 * 1000;
+
 /// What is asked for at the door.
 #[derive(Clone, Debug, Default)]
 pub struct Rules {
@@ -101,7 +104,7 @@ impl Door {
         let asked = head.route.node();
         let mut proved = None;
         if let Some(cert) = head.cert {
-            self.not_revoked(cert.node, cert.issued.unwrap_or(0))?;
+            self.not_revoked(cert.node, self.dated(cert.issued.unwrap_or(0)))?;
             proved = Some(cert.node);
         } else if self.rules.require_cert {
             return refuse(401, "no-certificate", "this controller asks nodes for a client certificate".into());
@@ -162,8 +165,15 @@ impl Door {
         let checked = bearer.and_then(|token| secrets.check(token, (self.clock)()).ok());
         drop(secrets);
         let token_issued = checked.map(|checked| checked.claims.issued);
+        let cert_issued = cert_issued.map(|issued| self.dated(issued));
         let early = [cert_issued, token_issued].into_iter().flatten().any(|issued| issued <= until);
         if early { Err(self.revoked(node, until)) } else { Ok(()) }
+    }
+
+    /// Returns when a certificate was issued (ms), or 0 where it says a time to come: a CA that signs any name would
+    /// otherwise make certificates that outlive every revocation.
+    fn dated(&self, issued: u64) -> u64 {
+        if issued > (self.clock)().saturating_add(MAX_CLOCK_SKEW) { 0 } else { issued }
     }
 
     /// Why a node should fetch new credentials, when it should: they are good, but not for long.
@@ -346,9 +356,13 @@ mod tests {
         // A certificate without a date is no better beside a newer token.
         assert!(door.still(NODE, Some(&new), None).is_ok());
         assert!(door.still(NODE, Some(&new), Some(0)).is_err() && door.still(NODE, None, Some(0)).is_err());
-        for (issued, good) in [(None, false), (Some(NOW), false), (Some(NOW + 1), true)] {
+        let ahead = NOW + MAX_CLOCK_SKEW;
+        for (issued, good) in
+            [(None, false), (Some(NOW), false), (Some(NOW + 1), true), (Some(ahead), true), (Some(ahead + 1), false)]
+        {
             let cert = PeerCert { node: NODE, issued };
             assert_eq!(door.admit(&head(Route::Cmd(NODE), None, Some(&cert))).is_ok(), good, "{issued:?}");
+            assert_eq!(door.still(NODE, None, Some(issued.unwrap_or(0))).is_ok(), good, "{issued:?}");
         }
     }
 

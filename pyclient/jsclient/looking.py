@@ -34,7 +34,8 @@ class Looking:
         for name, raw in wire.pairs(self.link.read("HGETALL", wire.stats_hash(NodeId(gid, nid)))):
             try:
                 value, at = load_json(raw)
-                out[wire.text(name)] = (float(value), int(at))
+                if float(at) < 2**63:
+                    out[wire.text(name)] = (float(value), int(at))
             except (ValueError, TypeError, OverflowError):
                 continue
         return dict(sorted(out.items()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
@@ -105,7 +106,9 @@ def load(link: Link, only: Optional[Iterable[NodeId]] = None, fields: Sequence[s
         time, *scores = link.bulk([("TIME",)] + [("ZSCORE", wire.AGENTS, node.key) for node in wanted])
         pairs = [(node, score) for node, score in zip(wanted, scores) if score is not None]
     now = now_ms(time)
-    seen = sorted((node, int(float(score))) for node, score in pairs if node is not None)
+    # No controller writes a time that is no number.
+    scores_of = [(node, float(score)) for node, score in pairs if node is not None]
+    seen = sorted((node, int(at)) for node, at in scores_of if math.isfinite(at))
     asked = [("HMGET", wire.agent_hash(node), *fields) for node, _ in seen] if fields else []
     known: List[List[Optional[bytes]]] = link.bulk(asked) or [[] for _ in seen]
     out = []

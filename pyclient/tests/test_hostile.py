@@ -9,10 +9,10 @@ import json
 import os
 import re
 import traceback
-from typing import Any, List
+from typing import Any, Callable, List
 
 import pytest
-from conftest import Server
+from conftest import Ran, Server
 from fake import Fake
 from test_streams import Terminal, run
 
@@ -186,3 +186,14 @@ def test_a_traceback_shows_no_byte_of_a_node_that_controls_a_terminal(client: Cl
     sentence = fleet.results[fleet.nodes[0]].sentence()
     assert "\ufffd" in sentence and sentence.isprintable()
     assert client.send(1, 1, BAD).wait().sentence().isprintable()
+
+
+def test_times_in_redis_that_are_none_hide_nothing_else(jsctl: Callable[..., Ran], fake: Fake, raw: Any) -> None:
+    raw.zadd("jsacc:agents", {"1:99": float("inf"), "1:98": float("-inf")})
+    raw.hset("jsacc:stats:1:1", mapping={"broken": "[1," + "9" * 400 + "]", "good": "[2,1767225600]"})
+    for words in (["nodes"], ["nodes", "--json"], ["grants"], ["ping", "all"]):
+        ran = jsctl(*words)
+        assert ran.code == 0 and "1.99" not in ran.out, ran
+        assert words == ["grants"] or "1.1" in ran.out or '"nid": 1' in ran.out, ran
+    ran = jsctl("stats", "1.1")
+    assert ran.code == 0 and "good" in ran.out and "broken" not in ran.out, ran

@@ -239,7 +239,7 @@ def test_top_on_a_dumb_terminal_prints_its_rounds(server: Server, fake: Fake, te
 def test_a_narrow_top_keeps_the_column_it_sorts_by(server: Server, fake: Fake) -> None:
     entry = {"id": "f" * 32, "cmd": "execute", "domain": "a-domain", "name": "a-name", "pid": 4194304, "state": "running",
              "cpu": 12.5, "rss": 1 << 30, "processes": 12, "starttime": 5, "restarts": 3}
-    rows = [top._row(NodeId(10, 1000), entry, {"cmd": "x" * 40})]
+    rows = [top._row(NodeId(10, 1000), entry, "x" * 40)]
     for width in (200, 120, 100, 80, 60, 40, 20, 5):
         lines = top.fit(rows, width).splitlines()
         assert "CPU%" in lines[0] and "12.5" in lines[1], width

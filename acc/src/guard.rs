@@ -14,8 +14,8 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{OnceLock, PoisonError, RwLock};
 
-/// How far ahead (ms) the clock of who issued a certificate may be.
-const MAX_CLOCK_SKEW: u64 = 10 * 60 * 1000;
+/// Most milliseconds by which the clock of a certificate's issuer may be ahead.
+const MAX_CLOCK_SKEW_MS: u64 = 10 * 60 * 1000;
 
 /// What is asked for at the door.
 #[derive(Clone, Debug, Default)]
@@ -173,7 +173,7 @@ impl Door {
     /// Returns when a certificate was issued (ms), or 0 where it says a time to come: a CA that signs any name would
     /// otherwise make certificates that outlive every revocation.
     fn dated(&self, issued: u64) -> u64 {
-        if issued > (self.clock)().saturating_add(MAX_CLOCK_SKEW) { 0 } else { issued }
+        if issued > (self.clock)().saturating_add(MAX_CLOCK_SKEW_MS) { 0 } else { issued }
     }
 
     /// Why a node should fetch new credentials, when it should: they are good, but not for long.
@@ -356,7 +356,7 @@ mod tests {
         // A certificate without a date is no better beside a newer token.
         assert!(door.still(NODE, Some(&new), None).is_ok());
         assert!(door.still(NODE, Some(&new), Some(0)).is_err() && door.still(NODE, None, Some(0)).is_err());
-        let ahead = NOW + MAX_CLOCK_SKEW;
+        let ahead = NOW + MAX_CLOCK_SKEW_MS;
         for (issued, good) in
             [(None, false), (Some(NOW), false), (Some(NOW + 1), true), (Some(ahead), true), (Some(ahead + 1), false)]
         {

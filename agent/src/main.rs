@@ -139,8 +139,8 @@ fn read_config(path: Option<&Path>, overrides: &Overrides) -> Result<Config, Vec
         .map_err(|faults| faults.iter().map(|fault| format!("{}: {fault}", path.display())).collect())
 }
 
-/// What is wrong with the files of the controllers' credentials: what can still come, or the agent does without,
-/// and what is no good.
+/// Returns two lists of faults in the files of the controllers' credentials: those that may pass or that the agent can
+/// do without, and those that it cannot start with.
 fn credential_faults(config: &Config) -> (Vec<String>, Vec<String>) {
     let not_found = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound;
     let is_absent = |fault: &anyhow::Error| fault.chain().any(|cause| cause.downcast_ref().is_some_and(not_found));

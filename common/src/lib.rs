@@ -6,7 +6,7 @@
 //!
 //! **Out of scope**: I/O of any kind but for `notify`, `file`, which reads small files, and `ownership`, which looks at owners
 //! and modes. Nothing else here opens a socket, a file or a database, and no function
-//! reads the clock: whoever needs the time passes it in.
+//! reads the clock: the caller passes the time in.
 
 pub mod backoff;
 pub mod command;

@@ -36,6 +36,35 @@ CONTROLLER_SECONDS = 10.0
 _TRUST_SECONDS = 5.0
 
 
+class ControllerWatch:
+    """Looks, while somebody waits for an answer, whether a controller is left to carry it."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._gone_since: Optional[float] = None
+
+    def missing(self) -> Optional[NoController]:
+        """Why no controller is there now; `None` while there is one."""
+        try:
+            self._client.check()
+            self._gone_since = None
+        except NoController as e:
+            self._gone_since = self._gone_since or time.monotonic()
+            return e
+        return None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether none has been there for `CONTROLLER_SECONDS` of looking."""
+        return self._gone_since is not None and time.monotonic() - self._gone_since >= CONTROLLER_SECONDS
+
+    def look(self) -> None:
+        """Raises `NoController` once the wait is over."""
+        fault = self.missing()
+        if fault and self.is_over:
+            raise fault
+
+
 class Client(Looking):
     """Talks to a fleet through its Redis. Safe for threads; connections are made when needed.
 
@@ -471,28 +500,12 @@ class Client(Looking):
                         self._withdraw_quietly({node: job.id})
                         raise NobodyMatched(absent) from None
                     limit = None if limit is None else limit - PRESENT_SECONDS
-            return job._wait(limit, self._served() if verb.looks else lambda: None).raise_for_status()
+            watch = ControllerWatch(self)
+            return job._wait(limit, watch.look if verb.looks else lambda: None).raise_for_status()
         except WaitTimeout as e:
             if quiet or not self._withdraw_quietly({node: job.id}):
                 raise
             raise WaitTimeout(f"{e}; it was withdrawn") from None
-
-    def _served(self) -> Callable[[], None]:
-        """A look that raises `NoController` once none has beaten for `CONTROLLER_SECONDS` of looking."""
-        since: Optional[float] = None
-
-        def look() -> None:
-            nonlocal since
-            try:
-                self.check()
-                since = None
-            except NoController:
-                now = time.monotonic()
-                since = now if since is None else since
-                if now - since >= CONTROLLER_SECONDS:
-                    raise
-
-        return look
 
     def _absent(self, node: NodeId) -> str:
         """Why a node cannot answer now; empty where it may."""

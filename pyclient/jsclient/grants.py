@@ -109,7 +109,7 @@ def load(link: Link, known: Sequence[Node], more: Iterable[NodeId] = ()) -> List
 
 
 def claimed(link: Link, nodes: Sequence[NodeId]) -> Dict[NodeId, Set[str]]:
-    """What each of these nodes claims, granted or not; nodes that were never seen are left out."""
+    """The claims of each of these nodes, granted or not; nodes that were never seen are left out."""
     out = {}
     for node, raw in zip(nodes, link.bulk([("HGETALL", wire.agent_hash(node)) for node in nodes])):
         facts = {wire.text(name): value for name, value in wire.pairs(raw)}

@@ -146,14 +146,18 @@ def unknown(nodes: Sequence[NodeId], revoked: Mapping[NodeId, int]) -> str:
     gone = [node for node in nodes if node in revoked]
     parts = []
     if strange:
-        more = f" and {len(strange) - 10} more" if len(strange) > 10 else ""
-        names = ", ".join(map(str, strange[:10])) + more
-        parts.append(f"{names} {'was' if len(strange) == 1 else 'were'} never seen by a controller")
+        parts.append(f"{names(strange, 10)} {'was' if len(strange) == 1 else 'were'} never seen by a controller")
     for node in gone[:10]:
         parts.append(f"{node} was revoked at {moment(revoked[node])}: enrol it again with jsacc enroll {node.gid} {node.nid}")
     if len(gone) > 10:
         parts.append(f"and {len(gone) - 10} more were revoked")
     return "; ".join(parts)
+
+
+def names(nodes: Sequence[object], most: int = 12) -> str:
+    """`1.10, 1.11, 1.12 and 7 more`."""
+    listed = ", ".join(str(n) for n in nodes[:most])
+    return listed if len(nodes) <= most else f"{listed} and {len(nodes) - most} more"
 
 
 def moment(ms: float) -> str:

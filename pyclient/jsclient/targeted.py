@@ -12,7 +12,7 @@ from . import scripts, verbs, wire
 from .errors import NobodyMatched, Undecodable, UsageError
 from .fleet import Fleet, part_id
 from .grants import HOW_TO_CLAIM
-from .nodes import ago, load, unknown
+from .nodes import ago, load, names, unknown
 from .target import Selection, Target
 from .verbs import Data, Levels, Verb
 from .wire import Command, NodeId, Record, Result, as_list
@@ -110,13 +110,10 @@ class Targeted:
         if chosen.unknown:
             return unknown(chosen.unknown, chosen.revoked)
         if chosen.offline:
-            names = ", ".join(
-                f"{n.id} ({'stopped' if n.stopped else 'last seen'} {ago(n.age)} ago)" for n in chosen.offline[:10]
-            )
-            more = f" and {len(chosen.offline) - 10} more" if len(chosen.offline) > 10 else ""
+            away = names([f"{n.id} ({'stopped' if n.stopped else 'last seen'} {ago(n.age)} ago)" for n in chosen.offline], 10)
             if self.who.named:
-                return f"{names}{more} {'is' if len(chosen.offline) == 1 else 'are'} offline"
-            return f"no node that {self.who.text} means is online: {names}{more}"
+                return f"{away} {'is' if len(chosen.offline) == 1 else 'are'} offline"
+            return f"no node that {self.who.text} means is online: {away}"
         return f"no node matches {self.who.text}" + (self._who_claims() if self.who.roles else "")
 
     def _who_claims(self) -> str:
@@ -126,21 +123,24 @@ class Targeted:
         lacking = [(n, lacks) for n in known for lacks in [[f for f in wanted if f[5:] not in n.roles]] if lacks]
         held = link.bulk([("HMGET", wire.grant_hash(n.id), *lacks) for n, lacks in lacking])
         claiming: List[Tuple[NodeId, List[str]]] = []
-        silent: List[Tuple[NodeId, List[str]]] = []
-        fresh: List[Tuple[NodeId, List[str]]] = []
+        silent: List[NodeId] = []
+        fresh: List[NodeId] = []
         for (node, lacks), values in zip(lacking, held):
             ungranted = [field for field, value in zip(lacks, values) if value is None]
             if set(lacks) <= set(node.claims):
-                (claiming if ungranted else fresh).append((node.id, ungranted))
+                if ungranted:
+                    claiming.append((node.id, ungranted))
+                else:
+                    fresh.append(node.id)
             elif not ungranted:
-                silent.append((node.id, lacks))
+                silent.append(node.id)
         if claiming:
             first, fields = claiming[0]
             flags = " ".join(f"--role {field[5:]}" for field in fields)
-            return f"; claimed by {some(claiming)} without a grant; to grant it: jsctl grant {first} {flags}"
+            return f"; claimed by {names([node for node, _ in claiming], 10)} without a grant; to grant it: jsctl grant {first} {flags}"
         if fresh:
-            return f"; granted to {some(fresh)}, which controllers notice within seconds"
-        return f"; granted to and not claimed by {some(silent)}: {HOW_TO_CLAIM}" if silent else ""
+            return f"; granted to {names(fresh, 10)}, which controllers notice within seconds"
+        return f"; granted to and not claimed by {names(silent, 10)}: {HOW_TO_CLAIM}" if silent else ""
 
     def execute(
         self, cmd: str, args: Optional[Sequence[object]] = None, *, data: Data = "", **options: Any
@@ -301,12 +301,6 @@ class Targeted:
         if not (chosen.everybody if how.get("wait_offline") else chosen.live):
             raise NobodyMatched(self.nobody(chosen))
         return chosen
-
-
-def some(found: Sequence[Tuple[NodeId, object]]) -> str:
-    """The names of the first ten nodes, and how many more there are."""
-    names = ", ".join(str(node) for node, _ in found[:10])
-    return f"{names} and {len(found) - 10} more" if len(found) > 10 else names
 
 
 def without_the_silent(

@@ -202,7 +202,7 @@ def test_a_question_is_given_up_when_the_last_controller_goes(
     jsctl: Jsctl, fake: Fake, raw: Any, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("jsclient.cli.output.CHECK_SECONDS", 0.05)
-    monkeypatch.setattr("jsclient.cli.output.CONTROLLER_SECONDS", 0.2)
+    monkeypatch.setattr("jsclient.client.CONTROLLER_SECONDS", 0.2)
     for name, seconds in (("_TRUST", 0.0), ("CONTROLLER", 0.2), ("PRESENT", 0.1)):
         monkeypatch.setattr(f"jsclient.client.{name}_SECONDS", seconds)
     fake.deaf.add((1, 1))
@@ -229,7 +229,7 @@ def test_what_came_is_shown_when_a_question_is_given_up(
     jsctl: Jsctl, fake: Fake, raw: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("jsclient.cli.output.CHECK_SECONDS", 0.05)
-    monkeypatch.setattr("jsclient.cli.output.CONTROLLER_SECONDS", 0.2)
+    monkeypatch.setattr("jsclient.client.CONTROLLER_SECONDS", 0.2)
     monkeypatch.setattr("jsclient.client._TRUST_SECONDS", 0.0)
     fake.schedules = {(1, 2): [{"id": "hourly", "period": 3600}]}
     fake.deaf.add((1, 1))

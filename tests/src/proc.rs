@@ -72,7 +72,7 @@ fn switches(pid: u32) -> Result<HashMap<u64, u64>> {
     Ok(counts)
 }
 
-/// What a process has written to files so far, bytes: what it gave to the system, and the pages that this dirtied.
+/// Counts the bytes that a process has written to files so far: those of its calls, and the pages that they dirtied.
 #[derive(Clone, Copy)]
 pub struct Written {
     /// Bytes of its `write` calls, to files, pipes and event descriptors; not to sockets, which `send` writes.

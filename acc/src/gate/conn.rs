@@ -367,8 +367,11 @@ fn is_authority(text: &str) -> bool {
             (!name.is_empty() && name.bytes().all(is_part), port)
         }
     };
-    let digits = port.strip_prefix(':').unwrap_or("x");
-    is_host && (port.is_empty() || digits.is_empty() || (!digits.starts_with('+') && digits.parse::<u16>().is_ok()))
+    // RFC 3986 3.2.3: the colon may stand without a port.
+    let is_port = |digits: &str| {
+        digits.bytes().all(|b| b.is_ascii_digit()) && (digits.is_empty() || digits.parse::<u16>().is_ok())
+    };
+    is_host && (port.is_empty() || port.strip_prefix(':').is_some_and(is_port))
 }
 
 /// The headers that matter here; all others are passed over.

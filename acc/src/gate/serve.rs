@@ -297,8 +297,8 @@ impl Pump {
         }
     }
 
-    /// What `node` holds was revoked: its connections end, whatever they are at. A request that waits for an answer is
-    /// refused, and one with credentials that were issued since goes on: the node is enrolled again.
+    /// Ends the connections of a node whose credentials were revoked. A request that waits for an answer is refused, and
+    /// one with credentials that were issued since goes on: the node is enrolled again.
     pub(super) fn expel(&mut self, node: NodeId) {
         for slot in self.clients.taken() {
             let Some(client) = self.clients.at(slot).filter(|client| client.node == Some(node)) else { continue };
@@ -412,7 +412,7 @@ impl Pump {
     }
 }
 
-/// What the guard sees of a request.
+/// Returns the part of a request that the guard looks at.
 fn seen<'a>(client: &'a Client, head: &'a RequestHead) -> Head<'a> {
     Head { route: head.route, bearer: head.bearer.as_deref(), peer: client.peer.ip(), cert: client.cert.as_ref() }
 }

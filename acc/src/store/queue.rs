@@ -317,7 +317,7 @@ pub enum Withdrawn {
 }
 
 /// Takes the command `id` out of `node`'s queue; `now` is in milliseconds, and at most `max_queue` commands wait there.
-/// What a revoked node may have already is taken out as well: what it says of it is not heard any more.
+/// A command that a revoked node may have already is taken out as well: no result of that node is taken any more.
 pub fn withdraw(
     conn: &mut Conn,
     node: NodeId,

@@ -40,7 +40,7 @@ pub fn run(what: &Enroll) -> Result<String> {
     };
     // Whoever names a CA means the one that presents itself there, as that of a proxy: the agent will meet
     // it as well, and not the controller's own.
-    let named = what.ca.as_ref().map(|ca| jscommon::file::read(ca).context("cannot read --ca")).transpose()?;
+    let named = what.ca.as_ref().map(|ca| jscommon::file::read_any(ca).context("cannot read --ca")).transpose()?;
     // A comment beside the certificates may be of any code page.
     let named = named.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     let out = std::path::absolute(&what.out).context("--out is no path")?;

@@ -37,8 +37,10 @@ impl NotStarted {
         let user = settings.identity.as_ref().map_or("the agent", |identity| &identity.name);
         let barred = |path: &Path| {
             let step = settings.identity.as_ref().and_then(|identity| identity.barred_by(path));
-            let shown = step.map(|step| os::shell_word(&step));
-            shown.map_or(String::new(), |step| format!(": {user} may not pass {step}; let it: chmod o+x {step}"))
+            step.map_or(String::new(), |(step, change)| {
+                let step = os::shell_word(&step);
+                format!(": user {user} may not enter {step}; name another folder, or run chmod {change} {step}")
+            })
         };
         let why_no_entry = folder.map(barred).unwrap_or_default();
         let folder = folder.map(Path::display);

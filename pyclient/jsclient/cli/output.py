@@ -7,7 +7,7 @@ import sys
 import time
 from typing import Any, Callable, Dict, List, Optional
 
-from ..client import CONTROLLER_SECONDS, Client
+from ..client import Client, ControllerWatch
 from ..errors import FAILED, NOBODY, OK, TIMED_OUT, Error, NoController, Undecodable
 from ..fleet import Fleet
 from ..wire import NodeId, Result
@@ -67,7 +67,7 @@ class Output:
         self._oldest = 0.0
         self._checked = time.monotonic()
         self._warned = False
-        self._gone_since: Optional[float] = None
+        self._controllers = ControllerWatch(fleet.client)
         #: Why a question was given up.
         self._gone: Optional[NoController] = None
         self._bar: Any = None
@@ -127,17 +127,14 @@ class Output:
             return False
         self._checked = now
         try:
-            self.fleet.client.check()
-            self._gone_since = None
-        except NoController as e:
-            if not self._warned:
-                self._warned = True
-                say(f"jsctl: {e}; still waiting")
-            self._gone_since = self._gone_since or now
-            if looks and now - self._gone_since >= CONTROLLER_SECONDS:
-                self._gone = e
+            fault = self._controllers.missing()
         except Error:
-            pass  # Redis is away; the fleet itself sees to that
+            return False  # Redis is away; the fleet itself sees to that
+        if fault and not self._warned:
+            self._warned = True
+            say(f"jsctl: {fault}; still waiting")
+        if looks and self._controllers.is_over:
+            self._gone = fault
         return self._gone is not None
 
     def _stop_bar(self) -> None:

@@ -6,6 +6,7 @@ from typing import Any, Dict, Iterable, List, Mapping, Sequence
 
 from ..errors import Undecodable
 from ..nodes import moment as moment
+from ..nodes import names as names
 from ..text import clean, one_line
 from ..values import dump_json, plain
 from ..wire import NodeId, Result
@@ -127,12 +128,6 @@ def status(result: Result) -> str:
     if result.ok:
         return "OK"
     return f"{result.state}, status {result.code}" if result.code else result.state
-
-
-def names(nodes: Sequence[NodeId], most: int = 12) -> str:
-    """`1.10, 1.11, 1.12 and 7 more`."""
-    listed = ", ".join(str(n) for n in nodes[:most])
-    return listed if len(nodes) <= most else f"{listed} and {len(nodes) - most} more"
 
 
 def _words(value: object) -> List[str]:

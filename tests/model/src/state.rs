@@ -436,7 +436,7 @@ pub(crate) enum Mutation {
     PollsNotAskedAgain,
     RepeatedAnswerOverwrites,
     QueuedAfterWithdrawn,
-    /// What a node had before it was queued once more is answered for when that is withdrawn.
+    /// A withdrawal answers for a job that the node had before it was queued once more.
     RunningIsWithdrawn,
     /// A `cancel` and the end of a wait do not know of each other.
     TwoReasons,

@@ -144,7 +144,7 @@ fn folder_that_the_user_of_a_job_may_not_pass_is_named() {
     set_mode(&above, 0o700);
     let args = json!({"cmd": "true", "workingdir": "$tmp", "user": "nobody"});
     let result = stage.client.run("execute", args.clone());
-    let want = format!(": nobody may not pass {0}; let it: chmod o+x {0}", above.display());
+    let want = format!(": user nobody may not enter {0}; name another folder, or run chmod o+x {0}", above.display());
     assert!(result["data"].as_str().is_some_and(|data| data.ends_with(&want)), "{result}");
     set_mode(&above, 0o701);
     assert_eq!(stage.client.run("execute", args)["state"], "OK", "the command that it names mends it");

@@ -107,20 +107,21 @@ impl Identity {
         Ok(Identity { uid: user.uid, gid: user.gid, groups, name: user.name, home })
     }
 
-    /// Returns the first folder on the way to `path`, itself included, that its mode keeps this user from passing.
-    pub fn barred_by(&self, path: &Path) -> Option<PathBuf> {
-        let is_barred = |step: &&Path| {
-            let Ok(meta) = step.metadata() else { return false };
+    /// Returns the first folder on the way to `path`, itself included, that its mode keeps this user from passing,
+    /// and the change of mode (`g+x`) that would let them.
+    pub fn barred_by(&self, path: &Path) -> Option<(PathBuf, &'static str)> {
+        let barred = |step: &Path| {
+            let meta = step.metadata().ok().filter(|meta| meta.is_dir())?;
             let group = Gid::from_raw(meta.gid());
-            let bit = match () {
-                () if meta.uid() == self.uid.as_raw() => 0o100,
-                () if group == self.gid || self.groups.contains(&group) => 0o010,
-                () => 0o001,
+            let (bit, change) = match () {
+                () if meta.uid() == self.uid.as_raw() => (0o100, "u+x"),
+                () if group == self.gid || self.groups.contains(&group) => (0o010, "g+x"),
+                () => (0o001, "o+x"),
             };
-            meta.is_dir() && meta.mode() & bit == 0
+            (meta.mode() & bit == 0).then(|| (step.to_owned(), change))
         };
         let steps: Vec<&Path> = path.ancestors().collect();
-        steps.into_iter().rev().find(is_barred).filter(|_| !self.uid.is_root()).map(Path::to_owned)
+        steps.into_iter().rev().find_map(barred).filter(|_| !self.uid.is_root())
     }
 }
 
@@ -445,14 +446,18 @@ mod tests {
             home: String::new(),
         };
         let (other, member) = (identity(4_000_000, 4_000_000), identity(4_000_000, owner.gid()));
-        for (mode, others, members) in [(0o700, true, true), (0o710, true, false), (0o701, false, true)] {
+        let (o, g) = (Some("o+x"), Some("g+x"));
+        for (mode, others, members) in [(0o700, o, g), (0o710, o, None), (0o701, None, g)] {
             set(&shut, mode);
-            let barred = |identity: &Identity| identity.barred_by(&inner.join("leaf")).is_some_and(|step| step == shut);
+            let barred = |identity: &Identity| {
+                let (step, change) = identity.barred_by(&inner.join("leaf"))?;
+                (step == shut).then_some(change)
+            };
             assert_eq!((barred(&other), barred(&member)), (others, members), "{mode:o}");
         }
         set(&inner, 0o700);
         set(&shut, 0o711);
-        assert_eq!(other.barred_by(&inner), Some(inner));
+        assert_eq!(other.barred_by(&inner), Some((inner, "o+x")));
         assert_eq!(identity(0, 0).barred_by(&shut), None);
     }
 

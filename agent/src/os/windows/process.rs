@@ -56,7 +56,7 @@ impl Identity {
     }
 
     /// Returns nothing: every process has the agent's user.
-    pub fn barred_by(&self, _path: &Path) -> Option<PathBuf> {
+    pub fn barred_by(&self, _path: &Path) -> Option<(PathBuf, &'static str)> {
         None
     }
 }

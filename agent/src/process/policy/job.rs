@@ -208,15 +208,15 @@ impl Job {
         }
     }
 
-    /// When it runs, where it recurs.
+    /// When it runs, where it recurs; `None` also where the run under way is the last one.
     pub(super) fn recurrence(&self, now: Now) -> Option<Recurrence> {
+        let period = self.rules.period.filter(|_| !self.last)?;
         let next = match self.phase {
             Phase::Sleeping { until, .. } if until != u64::MAX => {
                 Some(now.wall.saturating_add_unsigned(until.saturating_sub(now.mono)))
             }
             _ => None,
         };
-        let period = self.rules.period?;
         Some(Recurrence { id: self.id.clone(), period, next, last_start: self.started, last_state: self.last_state })
     }
 

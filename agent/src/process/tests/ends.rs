@@ -86,12 +86,10 @@ fn grandchild_whose_first_thread_ended_is_counted_and_ends_with_its_tree() {
     until("its first thread to end", || state().contains(") Z ").then_some(()));
     // Where `python3` is a script, its own processes may be there for a moment more. An interpreter of Python has
     // several times the memory of a shell.
-    let mut entry = life.wait_running("a");
-    let begin = Instant::now();
-    while !(entry.processes == 2 && entry.rss > 4 << 20) {
-        assert!(begin.elapsed() < LONG, "{entry:?}");
-        entry = life.wait_running("a");
-    }
+    until("both to be counted", || {
+        let entry = life.wait_running("a");
+        (entry.processes == 2 && entry.rss > 4 << 20).then_some(())
+    });
     life.ask("k", "kill", json!({"id": "a"}));
     assert_eq!(life.result("a").state, State::Killed);
     assert!(!lives(pid));
@@ -168,13 +166,11 @@ fn a_stopped_job_takes_its_stop_signal() {
         stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
     };
     let first = life.wait_running("a").pid;
-    let begin = Instant::now();
-    while !(is_stopped(outside) && is_stopped(first)) {
+    until("both to stop", || {
         life.gather();
         assert!(life.results.borrow().is_empty(), "it ended: {:?}", life.results.borrow());
-        assert!(begin.elapsed() < LONG, "{first} and {outside} do not stop");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+        (is_stopped(outside) && is_stopped(first)).then_some(())
+    });
     life.ask("k", "kill", json!({"id": "a"}));
     assert_eq!((life.result("a").code, lives(outside)), (143, false));
 }

@@ -96,6 +96,10 @@ fn recurring_job_tells_when_it_runs_next_and_how_it_ended() {
     desk.spawned(run);
     desk.exit(run, 0);
     assert_eq!(told(&desk), (Some(T0 + 120_000), Some(T0 + 60_000), Some(State::Ok)));
+    desk.at(120_000);
+    desk.spawned(desk.last_run);
+    desk.event(Event::Unschedule { id: "a".into() });
+    assert_eq!(desk.policy.recurring(now(desk.time)), [], "no run follows the one under way");
     // After a restart of the agent.
     let memory = Memory { standing: Standing::Scheduled, started: T0 - 10_000, reported: true };
     let mut desk = Desk::new(10);

@@ -23,7 +23,7 @@ use crate::database::{Fault, fault_of, is_damage};
 use anyhow::{Context, Result, bail};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use std::collections::HashSet;
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -483,6 +483,7 @@ impl Ledger {
         // Every connection must be closed before a file can be renamed everywhere.
         table.db = Connection::open_in_memory()?;
         (table.is_open, table.waits) = (false, true);
+        let is_lost = !fs::metadata(&self.path).is_ok_and(|file| file.len() > 0);
         let opened = match table::open(&self.path) {
             Err(fault) if is_damage(&fault) => {
                 table.aside = Some(damage::set_aside(&self.path, &fault)?);
@@ -492,8 +493,14 @@ impl Ledger {
         };
         table.db = opened.with_context(|| format!("cannot open {}", self.path.display()))?;
         table.is_open = true;
-        if let Some(aside) = table.aside.take() {
-            let damage = aside.carry_over(&self.path, &table.db);
+        let damage = match table.aside.take() {
+            Some(aside) => Some(aside.carry_over(&self.path, &table.db)),
+            // Keys that were given before are given again.
+            None => is_lost.then(|| {
+                format!("{} was emptied or removed, and is made anew: its jobs are forgotten", self.path.display())
+            }),
+        };
+        if let Some(damage) = damage {
             log::error!("{damage}");
             self.generation.fetch_add(1, Ordering::SeqCst);
             if let Some(tell) = self.on_damage.get() {

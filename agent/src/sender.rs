@@ -359,6 +359,10 @@ impl Actor {
             if surely {
                 let without: Vec<i64> = asides.keys().chain(unmarked.iter().copied()).collect();
                 let results = self.ledger.unsent_without(name, &without, *rows, BATCH_BYTES)?;
+                if self.ledger.generation() != generation {
+                    // The file was replaced meanwhile: these may be keys of the new one, which could not be marked.
+                    return self.next_results(lane);
+                }
                 if !results.is_empty() {
                     return Ok(Some(Next { load: Load::Results(results), retried: None }));
                 }

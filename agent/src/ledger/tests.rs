@@ -244,6 +244,30 @@ fn damage_is_found_and_set_aside_while_it_runs() {
     assert!(Ledger::open(dir.path()).unwrap().knows("b").unwrap());
 }
 
+#[test]
+fn file_that_was_emptied_or_removed_while_it_runs_is_told() {
+    for removed in [false, true] {
+        let (dir, ledger) = open();
+        let told: Arc<Mutex<Vec<String>>> = Arc::default();
+        let tell = told.clone();
+        ledger.on_damage(move |damage| tell.lock().unwrap().push(damage.to_owned()));
+        ledger.commit(&[accept("a"), finish("a", "x")]).unwrap();
+        ledger.lock().db = Connection::open_in_memory().unwrap();
+        let path = dir.path().join(FILE);
+        match removed {
+            true => std::fs::remove_file(&path).unwrap(),
+            false => std::fs::write(&path, "").unwrap(),
+        }
+        assert!(!ledger.knows("a").unwrap());
+        assert_eq!((ledger.generation(), told.lock().unwrap().len()), (1, 1));
+        assert!(told.lock().unwrap()[0].contains("its jobs are forgotten"), "{told:?}");
+        ledger.mark_sent(0, &[1]).unwrap();
+        ledger.commit(&[accept("b"), finish("b", "y")]).unwrap();
+        ledger.mark_sent(0, &[1]).unwrap();
+        assert_eq!(ledger.unsent("main", 10, 100).unwrap().len(), 1, "the old key marks nothing");
+    }
+}
+
 /// Damages the index of the results that wait: all rows can still be read.
 fn damage_index(dir: &Path, ledger: &Ledger) {
     let page: i64 = ledger

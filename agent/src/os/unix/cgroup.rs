@@ -312,7 +312,8 @@ mod tests {
             let moved = fs::write(groups.base.join("a group/cgroup.procs"), sleep.id().to_string());
             let seen = group_of(sleep.id());
             sleep.kill().unwrap();
-            sleep.wait().unwrap();
+            // The reaper of another test may have it first.
+            let _ = sleep.wait();
             drop(group);
             if moved.is_err() {
                 return; // No process may be moved here.

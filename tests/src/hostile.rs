@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -332,15 +332,16 @@ fn dial(target: &Target) -> Result<Box<dyn Stream>> {
 /// A node that sends as fast as it is answered, on several connections, until it is ended.
 pub struct Hostile {
     end: Arc<AtomicBool>,
+    taken: Arc<AtomicU64>,
     threads: Vec<JoinHandle<BTreeMap<u16, u64>>>,
 }
 
 impl Hostile {
     /// Starts `connections` threads, each with requests of its own.
     pub fn start(target: &Target, node: NodeId, commands: &[Value], connections: u64, seed: u64) -> Hostile {
-        let end = Arc::new(AtomicBool::new(false));
+        let (end, taken) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let begin = |i: u64| {
-            let (target, end) = (target.clone(), end.clone());
+            let (target, end, taken) = (target.clone(), end.clone(), taken.clone());
             let mut requests = Requests::new(seed + i, node, commands.to_vec());
             thread::spawn(move || {
                 let mut answers = BTreeMap::new();
@@ -348,12 +349,18 @@ impl Hostile {
                 while !end.load(Ordering::Relaxed) {
                     let status = connection.send(&requests.next_request()).unwrap_or(0);
                     *answers.entry(status).or_default() += 1;
+                    taken.fetch_add(u64::from(status == 200), Ordering::Relaxed);
                 }
                 answers
             })
         };
         let threads = (0..connections).map(begin).collect();
-        Hostile { end, threads }
+        Hostile { end, taken, threads }
+    }
+
+    /// Returns how many requests were answered with 200 so far.
+    pub fn taken(&self) -> u64 {
+        self.taken.load(Ordering::Relaxed)
     }
 
     /// Ends it; how often each status was answered, 0 for a connection that was cut.

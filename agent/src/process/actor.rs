@@ -34,6 +34,12 @@ use threads::Threads;
 const TURN: usize = 1000;
 /// Time between two tries of a commit that failed, or of a sync.
 const RETRY: Duration = Duration::from_secs(1);
+/// While so many starts wait for a thread, a turn gathers messages before it takes them, so that one commit serves many.
+const GATHER_FROM: usize = 16;
+/// How long it gathers for each start that waits: less than a start takes, so that the thread never runs out of them.
+const GATHER: Duration = Duration::from_micros(150);
+/// How long it gathers at the most.
+const MAX_GATHER: Duration = Duration::from_millis(20);
 /// How long a result may be in the ledger and not on the disk while there is always something to do.
 const LATEST: Duration = Duration::from_millis(10);
 /// How long nothing happens before memory that only work needs is given back.
@@ -266,6 +272,10 @@ impl Actor {
             };
             if first.is_none() && self.rest_at.is_some_and(|at| at <= Instant::now()) {
                 self.rest();
+            }
+            let starts = self.launcher.waiting();
+            if first.is_some() && starts >= GATHER_FROM {
+                std::thread::sleep((GATHER * starts as u32).min(MAX_GATHER));
             }
             for message in first.into_iter().chain(inbox.try_iter().take(TURN)) {
                 if message.is_work() {

@@ -108,6 +108,11 @@ impl Launcher {
         }
     }
 
+    /// Returns how many starts wait for a thread.
+    pub(super) fn waiting(&self) -> usize {
+        self.inbox.len()
+    }
+
     /// Whether the start of this run has no answer yet.
     pub(super) fn is_open(&self, run: u64) -> bool {
         self.open.contains_key(&run)
@@ -241,6 +246,8 @@ mod tests {
             launcher.launch(run, start(run, (run < 3).then(|| held.clone())), &answers);
         }
         launcher.give_up(2, Some("job".into()));
+        tend(&mut launcher, &answers, |launcher| launcher.waiting() < 4);
+        assert!((1..4).contains(&launcher.waiting()), "those that hang have their threads");
         assert!(launcher.hangs("job") && !launcher.hangs("other"));
         let mut answered = None;
         let told = tend(&mut launcher, &answers, |launcher| {

@@ -7,7 +7,7 @@ use crate::Options;
 use crate::measure::{Case, interleaved, ms, quantile};
 use crate::table::{Table, number};
 use anyhow::{Context, Result};
-use jstests::{Acc, AccOptions, Agent, AgentOptions, Client, Redis, fresh_id};
+use jstests::{Acc, AccOptions, Agent, AgentOptions, Client, Redis, fresh_id, proc};
 use redis::Connection;
 use rusqlite::Connection as Sqlite;
 use serde_json::{Value, json};
@@ -57,9 +57,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         }),
         Case::new("jobs pushed at once", || {
             let mut client = client.borrow_mut();
+            let before = cpu(&acc, &agent)?;
             let start = Instant::now();
             all_at_once(&mut client.conn, jobs, &execute)?;
-            Ok(vec![jobs as f64 / start.elapsed().as_secs_f64()])
+            let rate = jobs as f64 / start.elapsed().as_secs_f64();
+            let used = cpu(&acc, &agent)?;
+            let each = |i: usize| (used[i] - before[i]) * 1000.0 / jobs as f64;
+            Ok(vec![rate, each(0), each(1)])
         }),
     ];
     let medians = interleaved(options.rounds, &mut cases)?;
@@ -87,6 +91,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     table.row(["plain spawn loop, processes".to_owned(), number(spawns), number(1.0)]);
     table.row(["execute /bin/true over HTTPS, jobs".to_owned(), number(rate), number(rate / spawns)]);
     table.print();
+    println!();
+    let mut table = Table::new(&["CPU of a job of those", "ms"]);
+    table.row(["jsacc".to_owned(), number(medians[7][1])]);
+    table.row(["jsagent, its children aside".to_owned(), number(medians[7][2])]);
+    table.print();
     println!("\naim: execute within 1.5 ms of the floor, throughput above 0.8 of the spawn loop");
     Ok(())
 }
@@ -99,6 +108,11 @@ fn sample(n: usize, mut work: impl FnMut() -> Result<()>) -> Result<Vec<f64>> {
         Ok(ms(start.elapsed()))
     };
     (0..n).map(one).collect()
+}
+
+/// Seconds of CPU so far of both programs.
+fn cpu(acc: &Acc, agent: &Agent) -> Result<[f64; 2]> {
+    Ok([proc::cpu(acc.pid())?, proc::cpu(agent.pid())?])
 }
 
 fn expect_ok(result: Value) -> Result<()> {

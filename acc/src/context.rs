@@ -9,6 +9,7 @@ use crate::claims::Claimed;
 use crate::config::Config;
 use crate::guard::Door;
 use crate::handed::Handed;
+use crate::handlers::HeldValues;
 use crate::identity::Identity;
 use crate::metrics::Metrics;
 use crate::script_cache::ScriptCache;
@@ -43,6 +44,8 @@ pub struct Context {
     pub handed: Handed,
     /// The allowances that nodes have spent.
     pub(crate) allowances: Allowances,
+    /// The values of the bodies that are being handled.
+    pub(crate) values: HeldValues,
     /// Makes and checks the tickets of jobs.
     pub tickets: Tickets,
     /// The dispatcher has noticed that Redis forgot this controller; the janitor sees to the rest.

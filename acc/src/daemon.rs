@@ -14,7 +14,7 @@ use crate::dispatcher::Dispatcher;
 use crate::gate::{self, GateConfig, Limits, TlsSource};
 use crate::guard::{Door, Rules};
 use crate::handed::Handed;
-use crate::handlers::Handlers;
+use crate::handlers::{Handlers, HeldValues};
 use crate::identity::Identity;
 use crate::janitor::{self, Janitor};
 use crate::metrics::Metrics;
@@ -80,6 +80,7 @@ pub fn prepare(config: Config, is_task: bool) -> anyhow::Result<Context> {
         claims: Claimed::default(),
         handed: Handed::default(),
         allowances: Allowances::new(config.max_records),
+        values: HeldValues::default(),
         tickets: Tickets::new(ticket_keys),
         forgotten: AtomicBool::new(false),
         epoch: AtomicU64::new(0),

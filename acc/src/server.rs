@@ -297,7 +297,7 @@ impl Shared {
                 Err(e) => replies.push(Some(Reply::error(502, format!("the gate handed over half a request: {e:#}")))),
             }
         }
-        let handled = catch_unwind(AssertUnwindSafe(|| self.handler.handle_all(&requests))).unwrap_or_else(|_| {
+        let handled = catch_unwind(AssertUnwindSafe(|| self.handler.handle_all(&mut requests))).unwrap_or_else(|_| {
             log::error!("a handler panicked at {:?}", requests.iter().map(|request| request.route).collect::<Vec<_>>());
             Vec::new()
         });
@@ -406,7 +406,7 @@ mod tests {
     struct Slow(crossbeam_channel::Receiver<()>, std::sync::atomic::AtomicUsize);
 
     impl Handler for Slow {
-        fn handle(&self, request: &Request) -> Reply {
+        fn handle(&self, request: &mut Request) -> Reply {
             self.1.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
             if request.node.is_some_and(|node| node.nid == 1) {
                 let _ = self.0.recv();
@@ -416,7 +416,7 @@ mod tests {
     }
 
     impl Handler for Echo {
-        fn handle(&self, request: &Request) -> Reply {
+        fn handle(&self, request: &mut Request) -> Reply {
             if request.query.first("panic").is_some() {
                 panic!("asked to");
             }

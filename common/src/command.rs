@@ -104,14 +104,19 @@ pub fn is_secret(args: &Map<String, Value>) -> bool {
 /// The arguments as they may be shown: where they are marked as secret, without what `env` holds.
 pub fn shown_args(args: &Map<String, Value>) -> Map<String, Value> {
     let mut shown = args.clone();
+    hide_secrets(&mut shown);
+    shown
+}
+
+/// Takes out of arguments what may not be shown, see [`shown_args`].
+pub fn hide_secrets(args: &mut Map<String, Value>) {
     if is_secret(args) {
-        match shown.get_mut("env") {
+        match args.get_mut("env") {
             Some(Value::Object(env)) => env.values_mut().for_each(|value| *value = "***".into()),
             Some(other) => *other = "***".into(),
             None => {}
         }
     }
-    shown
 }
 
 /// The whole number that `value` is, also where it is written `10.0`, as clients do that count in

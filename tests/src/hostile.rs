@@ -41,17 +41,30 @@ pub struct Requests {
     /// Commands that the node was given: with their ids and tickets it makes up results.
     commands: Vec<Value>,
     batch: u64,
+    /// Only requests that take as much memory as any can.
+    largest: bool,
 }
+
+/// Most JSON values of a body that a controller reads, an object counted as eight.
+const MAX_VALUES: usize = 250_000;
 
 impl Requests {
     /// Requests of `node`, which was given `commands`.
     pub fn new(seed: u64, node: NodeId, commands: Vec<Value>) -> Requests {
         let batch = crate::now_ms() as u64 * 1000 + seed % 1000;
-        Requests { rng: Rng::with_seed(seed), node, commands, batch }
+        Requests { rng: Rng::with_seed(seed), node, commands, batch, largest: false }
+    }
+
+    /// Requests that take as much memory as any can, and nothing else.
+    pub fn largest(seed: u64, node: NodeId, commands: Vec<Value>) -> Requests {
+        Requests { largest: true, ..Requests::new(seed, node, commands) }
     }
 
     /// The next one.
     pub fn next_request(&mut self) -> Request {
+        if self.largest {
+            return self.large();
+        }
         match self.rng.u32(0..20) {
             0..=2 => self.poll(),
             3 | 4 => self.script(),
@@ -77,6 +90,41 @@ impl Requests {
             }
             _ => self.junk(),
         }
+    }
+
+    fn large(&mut self) -> Request {
+        let command = self.commands[self.rng.usize(0..self.commands.len())].clone();
+        let mut result = json!({"id": command["id"], "ticket": command["ticket"], "state": "OK"});
+        let (what, body) = match self.rng.u32(0..5) {
+            0 => {
+                result["data"] = "x".repeat(16_000_000).into();
+                ("result", json!([result]))
+            }
+            1 => {
+                result["args"] = json!({"a": self.values(MAX_VALUES - 100)});
+                ("result", json!([result]))
+            }
+            2 => ("result", self.values(MAX_VALUES)),
+            3 => {
+                let list: Vec<Value> = (0..50_000).map(|n| json!([format!("{n}{}", "x".repeat(140)), n])).collect();
+                ("stats", json!({"batch": self.next_batch(), "series": list}))
+            }
+            _ => {
+                let records: Vec<Value> = (0..10_000).map(|n| json!({"jobid": n, "data": "x".repeat(780)})).collect();
+                ("log", json!({"batch": self.next_batch(), "records": records}))
+            }
+        };
+        Request { body: Some(body.to_string().into_bytes()), ..self.post(what, Value::Null) }
+    }
+
+    /// A list that counts as just less than `most` values.
+    fn values(&mut self, most: usize) -> Value {
+        let (one, weight) = match self.rng.u32(0..3) {
+            0 => (json!({"a": 1}), 9),
+            1 => (json!([0]), 2),
+            _ => (json!("a"), 1),
+        };
+        vec![one; (most - 2) / weight].into()
     }
 
     fn post(&mut self, what: &str, body: Value) -> Request {
@@ -215,7 +263,7 @@ impl Requests {
     /// As many values as a body can have.
     fn many(&mut self) -> Value {
         let one = [json!(0), json!({}), json!([]), json!({"a": 1}), json!("")][self.rng.usize(0..5)].clone();
-        vec![one; self.rng.usize(1..600_000)].into()
+        vec![one; self.rng.usize(1..300_000)].into()
     }
 
     fn junk(&mut self) -> Request {
@@ -337,12 +385,12 @@ pub struct Hostile {
 }
 
 impl Hostile {
-    /// Starts `connections` threads, each with requests of its own.
-    pub fn start(target: &Target, node: NodeId, commands: &[Value], connections: u64, seed: u64) -> Hostile {
+    /// Starts `connections` threads, each with requests of its own, which `requests` makes of a seed.
+    pub fn start(target: &Target, connections: u64, seed: u64, requests: impl Fn(u64) -> Requests) -> Hostile {
         let (end, taken) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let begin = |i: u64| {
             let (target, end, taken) = (target.clone(), end.clone(), taken.clone());
-            let mut requests = Requests::new(seed + i, node, commands.to_vec());
+            let mut requests = requests(seed.wrapping_add(i));
             thread::spawn(move || {
                 let mut answers = BTreeMap::new();
                 let mut connection = Connection::new(target);

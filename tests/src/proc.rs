@@ -15,6 +15,17 @@ pub fn memory(pid: u32) -> Result<u64> {
     Ok(status(pid, "VmRSS:")? * 1024)
 }
 
+/// Begins anew to watch what `peak_memory` returns.
+pub fn reset_peak_memory(pid: u32) -> Result<()> {
+    // proc(5): 5 resets the peak of the resident set.
+    fs::write(format!("/proc/{pid}/clear_refs"), "5").context("the peak of a process cannot be reset")
+}
+
+/// The most bytes of resident memory since `reset_peak_memory`, or since the start.
+pub fn peak_memory(pid: u32) -> Result<u64> {
+    Ok(status(pid, "VmHWM:")? * 1024)
+}
+
 /// Threads.
 pub fn threads(pid: u32) -> Result<u64> {
     status(pid, "Threads:")

@@ -18,15 +18,11 @@ const MAX_RENEWAL: usize = 4096;
 /// Longest name of a use of an enrolment token, in bytes.
 const MAX_REQUEST: usize = 64;
 
-pub(super) fn post(context: &Context, request: &Request) -> Outcome {
+pub(super) fn post(context: &Context, request: &mut Request) -> Outcome {
     let refused = |status, reason: String| Err(Fault::Reply(Reply::error(status, reason)));
     let Some(token) = request.bearer.as_deref() else {
         return refused(401, "no enrolment token: send the one that `jsacc token` printed as a bearer token".into());
     };
-    let body = json(&request.body)?;
-    let number = |name: &str| body.get(name).and_then(Value::as_u64).and_then(|n| u32::try_from(n).ok());
-    let node = number("gid").zip(number("nid")).and_then(|(gid, nid)| NodeId::new(gid, nid));
-    let Some(node) = node else { return Err(bad("the body names 'gid' and 'nid', whole numbers of 1 or more")) };
     let now = context.clock.now();
     let enrolment = match Enrolment::check(token, &context.door.secrets(), now) {
         Ok(enrolment) => enrolment,
@@ -35,6 +31,10 @@ pub(super) fn post(context: &Context, request: &Request) -> Outcome {
             return refused(403, reason);
         }
     };
+    let body = json(context, None, std::mem::take(&mut request.body))?.value;
+    let number = |name: &str| body.get(name).and_then(Value::as_u64).and_then(|n| u32::try_from(n).ok());
+    let node = number("gid").zip(number("nid")).and_then(|(gid, nid)| NodeId::new(gid, nid));
+    let Some(node) = node else { return Err(bad("the body names 'gid' and 'nid', whole numbers of 1 or more")) };
     if let Some(only) = enrolment.terms.node.filter(|only| *only != node) {
         context.metrics.refused("enrolment");
         return refused(403, format!("the enrolment token is for node {only} alone, not for {node}"));

@@ -19,15 +19,17 @@ const MAX_DATA: usize = 64 << 10;
 /// Roles that are told when they are refused, at most.
 const MAX_TOLD: usize = 10;
 
-pub(super) fn post(context: &Context, node: NodeId, request: &Request) -> Outcome {
-    let body = &request.body;
+pub(super) fn post(context: &Context, node: NodeId, request: &mut Request) -> Outcome {
+    let body = std::mem::take(&mut request.body);
     expect_room(context, node, &[Charge::new(Resource::Events, 1)])?;
     // As JSON a text may be six times as long as it is.
     if body.len() > 8 * MAX_DATA {
         return Err(Fault::Reply(Reply::error(413, format!("an event's 'data' has at most {MAX_DATA} bytes"))));
     }
-    let body = json(body)?;
+    let mut body = json(context, Some(node), body)?;
+    let mut data = body.value.get_mut("data").map_or(Value::Object(Map::new()), Value::take);
     let name = body
+        .value
         .get("name")
         .and_then(Value::as_str)
         .filter(|name| is_role(name))
@@ -35,7 +37,6 @@ pub(super) fn post(context: &Context, node: NodeId, request: &Request) -> Outcom
     if RESERVED.contains(&name) {
         return Err(bad(format!("the event '{name}' is the controller's own: a node cannot tell it")));
     }
-    let mut data = body.get("data").cloned().unwrap_or(Value::Object(Map::new()));
     let length = data.to_string().len();
     if length > MAX_DATA {
         return Err(bad(format!("'data' is longer than {MAX_DATA} bytes")));

@@ -15,9 +15,6 @@ use std::sync::{Mutex, PoisonError};
 
 /// Most records of one batch, and most that an agent can be told to send at once.
 const MAX_BATCH: usize = 10_000;
-/// Most bytes of a request. A record of an agent has 1 MiB of text at the most, which JSON may make six times as long;
-/// and each byte of a request is held several times on its way.
-const MAX_BYTES: usize = 8 << 20;
 /// The name of the list for records whose own list is a key of another type.
 const WRONG_TYPE: &str = "wrong_type";
 /// The bytes that a list takes in Redis beside its records.
@@ -26,17 +23,12 @@ const LIST_BYTES: usize = 1024;
 const TELL_EVERY: u64 = 3_600_000;
 const MAX_TOLD: usize = 100;
 
-pub(super) fn post(context: &Context, told: &Told, node: NodeId, body: &[u8]) -> Outcome {
-    if body.len() > MAX_BYTES {
-        return Err(super::too_many(format!(
-            "a request has at most {MAX_BYTES} bytes of records, and this one {}",
-            body.len()
-        )));
-    }
+pub(super) fn post(context: &Context, told: &Told, node: NodeId, body: Vec<u8>) -> Outcome {
+    super::within_batch(&body)?;
     expect_room(context, node, &[bytes(body.len())])?;
-    let mut body = json(body)?;
-    let number = batch_number(&body)?;
-    let Some(Value::Array(records)) = body.get_mut("records").map(Value::take) else {
+    let mut body = json(context, Some(node), body)?;
+    let number = batch_number(&body.value)?;
+    let Some(Value::Array(records)) = body.value.get_mut("records").map(Value::take) else {
         return Err(bad("'records' must be a list"));
     };
     let count = records.len();
@@ -51,6 +43,7 @@ pub(super) fn post(context: &Context, told: &Told, node: NodeId, body: &[u8]) ->
         stored += text.len() + ENTRY_BYTES;
         by_list.entry(list).or_default().push(text);
     }
+    drop(body);
     let now = context.clock.now();
     let (last, may) = context.pool.with(|conn| nodes::log_state(conn, node, by_list.keys(), now))?;
     if let Some(last) = last.filter(|last| number <= *last) {

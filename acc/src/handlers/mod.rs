@@ -4,6 +4,7 @@
 //! Does not own: credentials (the guard), rules of what is stored (`store`).
 //! Called on tiny_http's threads; each call blocks on Redis for seconds at most.
 
+mod body;
 mod cmd;
 mod enroll;
 mod event;
@@ -20,8 +21,9 @@ use crate::context::Context;
 use crate::route::Route;
 use crate::server::{Handler, Reply, Request};
 use crate::store::describe;
+pub(crate) use body::HeldValues;
+use body::json;
 use jscommon::NodeId;
-use jscommon::json_size::{MAX_VALUES, has_more_values};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -83,13 +85,14 @@ impl Handlers {
         Handlers { context, told: log::Told::default(), written: cmd::Written::default(), hinted: Hinted::default() }
     }
 
-    fn route(&self, request: &Request) -> Outcome {
+    fn route(&self, request: &mut Request) -> Outcome {
         let context = self.context.as_ref();
+        let body = |request: &mut Request| std::mem::take(&mut request.body);
         match request.route {
             Route::Cmd(node) => one(cmd::poll_all(context, &self.written, &[(node, request)])),
-            Route::Result(node) => one(result::post_all(context, &[(node, &request.body)])),
-            Route::Log(node) => log::post(context, &self.told, node, &request.body),
-            Route::Stats(node) => stats::post(context, node, &request.body),
+            Route::Result(node) => one(result::post_all(context, vec![(node, body(request))])),
+            Route::Log(node) => log::post(context, &self.told, node, body(request)),
+            Route::Stats(node) => stats::post(context, node, body(request)),
             Route::Event(node) => event::post(context, node, request),
             Route::Script(node) => script::get(context, node, request),
             Route::Renew(node) => enroll::renew(context, node, request),
@@ -124,7 +127,7 @@ fn one(outcomes: Vec<Outcome>) -> Outcome {
 }
 
 impl Handler for Handlers {
-    fn handle(&self, request: &Request) -> Reply {
+    fn handle(&self, request: &mut Request) -> Reply {
         let outcome = self.still_good(request).and_then(|()| self.route(request));
         self.reply(request, outcome)
     }
@@ -141,28 +144,33 @@ impl Handler for Handlers {
     }
 
     /// Polls and results that came together go to Redis together.
-    fn handle_all(&self, requests: &[Request]) -> Vec<Reply> {
+    fn handle_all(&self, requests: &mut [Request]) -> Vec<Reply> {
         let mut outcomes: Vec<Option<Outcome>> =
             requests.iter().map(|request| self.still_good(request).err().map(Err)).collect();
-        let (mut polls, mut results) = (Vec::new(), Vec::new());
-        for (i, request) in requests.iter().enumerate().filter(|(i, _)| outcomes[*i].is_none()) {
-            match request.route {
-                Route::Cmd(node) => polls.push((i, (node, request))),
-                Route::Result(node) => results.push((i, (node, request.body.as_slice()))),
-                _ => {}
+        let (mut places, mut results) = (Vec::new(), Vec::new());
+        for (i, request) in requests.iter_mut().enumerate().filter(|(i, _)| outcomes[*i].is_none()) {
+            if let Route::Result(node) = request.route {
+                places.push(i);
+                results.push((node, std::mem::take(&mut request.body)));
             }
         }
-        let (places, results): (Vec<usize>, Vec<_>) = results.into_iter().unzip();
-        let of_results = places.into_iter().zip(result::post_all(&self.context, &results));
+        let of_results = places.into_iter().zip(result::post_all(&self.context, results));
+        let mut polls = Vec::new();
+        for (i, request) in requests.iter().enumerate().filter(|(i, _)| outcomes[*i].is_none()) {
+            if let Route::Cmd(node) = request.route {
+                polls.push((i, (node, request)));
+            }
+        }
         let (places, polls): (Vec<usize>, Vec<_>) = polls.into_iter().unzip();
         let of_polls = places.into_iter().zip(cmd::poll_all(&self.context, &self.written, &polls));
         for (i, outcome) in of_results.chain(of_polls) {
             outcomes[i] = Some(outcome);
         }
-        let reply = |(request, outcome): (&Request, Option<Outcome>)| {
-            self.reply(request, outcome.unwrap_or_else(|| self.route(request)))
+        let reply = |(request, outcome): (&mut Request, Option<Outcome>)| {
+            let outcome = outcome.unwrap_or_else(|| self.route(request));
+            self.reply(request, outcome)
         };
-        requests.iter().zip(outcomes).map(reply).collect()
+        requests.iter_mut().zip(outcomes).map(reply).collect()
     }
 }
 
@@ -187,15 +195,6 @@ impl Handlers {
             }
         }
     }
-}
-
-/// The body as JSON. One of very many values, each of which takes many times the memory of its text, is refused
-/// before that.
-fn json(body: &[u8]) -> Result<serde_json::Value, Fault> {
-    if has_more_values(body, MAX_VALUES) {
-        return Err(too_many(format!("the body has more than {MAX_VALUES} JSON values")));
-    }
-    serde_json::from_slice(body).map_err(|e| bad(format!("the body is no JSON: {e}")))
 }
 
 /// 401 for credentials that were revoked, which this controller has not heard of yet.
@@ -225,6 +224,18 @@ fn too_much(context: &Context, node: NodeId, exceeded: &Exceeded) -> Fault {
     Fault::Reply(Reply::busy(429, exceeded.sentence(node), exceeded.seconds))
 }
 
+/// Most bytes of a batch of records or series. A record of an agent has 1 MiB of text at the most, which JSON may make
+/// six times as long; and each byte of a batch is held several times on its way.
+const MAX_BATCH_BYTES: usize = 8 << 20;
+
+/// Refuses a batch that is too large with 413.
+fn within_batch(body: &[u8]) -> Result<(), Fault> {
+    if body.len() <= MAX_BATCH_BYTES {
+        return Ok(());
+    }
+    Err(too_many(format!("a batch has at most {MAX_BATCH_BYTES} bytes, and this one {}", body.len())))
+}
+
 /// The bytes that an entry takes in Redis beside its text, at the least.
 const ENTRY_BYTES: usize = 64;
 
@@ -250,11 +261,6 @@ fn taken_before(last: u64) -> Reply {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn body_of_too_many_values_is_refused_unread() {
-        assert!(json(&[b"[".as_slice(), &b"{},".repeat(MAX_VALUES), b"{}]"].concat()).is_err());
-    }
 
     #[test]
     fn a_waiting_node_is_told_again_after_ten_minutes_however_often_it_polls() {

@@ -56,7 +56,8 @@ impl Refusal {
 /// A result that its node may deliver, as far as that is known without Redis.
 struct Entry {
     node: NodeId,
-    result: JobResult,
+    id: String,
+    state: State,
     target: String,
     run: String,
     text: String,
@@ -68,7 +69,7 @@ struct Entry {
 
 impl Entry {
     fn delivery(&self, recurring: Option<Recurring>) -> Delivery<'_> {
-        Delivery { id: &self.result.id, target: &self.target, run: &self.run, text: &self.text, recurring }
+        Delivery { id: &self.id, target: &self.target, run: &self.run, text: &self.text, recurring }
     }
 }
 
@@ -91,14 +92,15 @@ struct Posted {
 }
 
 /// Takes what nodes have sent, one body each, in as few round trips as one alone would take.
-pub(super) fn post_all(context: &Context, posts: &[(NodeId, &[u8])]) -> Vec<Outcome> {
-    let read = |(node, body): &(NodeId, &[u8])| {
-        expect_room(context, *node, &[Charge::new(Resource::Bytes, body.len())])?;
-        let posted = read(&context.tickets, *node, body)?;
-        spend(context, *node, &posted.paid)?;
+pub(super) fn post_all(context: &Context, posts: Vec<(NodeId, Vec<u8>)>) -> Vec<Outcome> {
+    let read = |(node, body): (NodeId, Vec<u8>)| {
+        expect_room(context, node, &[Charge::new(Resource::Bytes, body.len())])?;
+        let body = json(context, Some(node), body)?;
+        let posted = read(&context.tickets, node, body.value)?;
+        spend(context, node, &posted.paid)?;
         Ok(posted)
     };
-    deliver_all(context, posts.iter().map(read).collect())
+    deliver_all(context, posts.into_iter().map(read).collect())
 }
 
 fn deliver_all(context: &Context, posted: Vec<Result<Posted, Fault>>) -> Vec<Outcome> {
@@ -124,8 +126,8 @@ fn deliver_all(context: &Context, posted: Vec<Result<Posted, Fault>>) -> Vec<Out
     posted.into_iter().map(|posted| posted.and_then(|posted| reply(context, posted, &mut refusals))).collect()
 }
 
-fn read(tickets: &Tickets, node: NodeId, body: &[u8]) -> Result<Posted, Fault> {
-    let Value::Array(list) = json(body)? else { return Err(bad("the body is a list of results")) };
+fn read(tickets: &Tickets, node: NodeId, body: Value) -> Result<Posted, Fault> {
+    let Value::Array(list) = body else { return Err(bad("the body is a list of results")) };
     let count = list.len();
     if count > MAX_BATCH {
         return Err(super::too_many(format!("a request has at most {MAX_BATCH} results, and this one {count}")));
@@ -145,7 +147,7 @@ fn read(tickets: &Tickets, node: NodeId, body: &[u8]) -> Result<Posted, Fault> {
 /// The answer to who has sent this; `refusals` says of each entry in turn whether it was refused.
 fn reply(context: &Context, posted: Posted, refusals: &mut impl Iterator<Item = Option<Refusal>>) -> Outcome {
     let Posted { node, entries, mut refused, .. } = posted;
-    refused.extend(entries.into_iter().zip(refusals).filter_map(|(entry, why)| Some((entry.result.id, why?))));
+    refused.extend(entries.into_iter().zip(refusals).filter_map(|(entry, why)| Some((entry.id, why?))));
     let Some((id, why)) = refused.first() else { return Ok(Reply::json("{}")) };
     let now = context.clock.now();
     // Somebody may send them without end, and one is news enough.
@@ -182,9 +184,8 @@ fn entry(tickets: &Tickets, node: NodeId, mut value: Value) -> Result<Result<Ent
     for (name, own) in [("gid", node.gid), ("nid", node.nid)] {
         fields.entry(name).or_insert(own.into());
     }
-    if let Some(Value::Object(args)) = fields.get("args") {
-        let shown = jscommon::command::shown_args(args);
-        fields.insert("args".into(), Value::Object(shown));
+    if let Some(Value::Object(args)) = fields.get_mut("args") {
+        jscommon::command::hide_secrets(args);
     }
     let text = value.to_string();
     let result: JobResult = serde_json::from_value(value).map_err(|e| e.to_string())?;
@@ -208,7 +209,8 @@ fn entry(tickets: &Tickets, node: NodeId, mut value: Value) -> Result<Result<Ent
         quiet: quiet || (result.state == State::Ok && !(20..=23).contains(&result.level)),
     });
     let (target, run) = (node.to_string(), result.starttime.to_string());
-    Ok(Ok(Entry { node, target, run, text, has_ticket: ticket.is_some(), recurring, result }))
+    let JobResult { id, state, .. } = result;
+    Ok(Ok(Entry { node, id, state, target, run, text, has_ticket: ticket.is_some(), recurring }))
 }
 
 /// Asks Redis about the entries, and decides what is to become of them.
@@ -219,14 +221,14 @@ fn decide(context: &Context, conn: &mut Conn, entries: &[&Entry]) -> RedisResult
     // later, so then it is asked first.
     let mut batch = Batch::new();
     for entry in entries {
-        jobs::ask(&mut batch, entry.node, &entry.result.id);
+        jobs::ask(&mut batch, entry.node, &entry.id);
         if entry.has_ticket {
             results::decide(&mut batch, &entry.delivery(entry.recurring), true);
         } else {
             nodes::ask_returns_tickets(&mut batch, entry.node);
-            results::ask_remembered(&mut batch, entry.node, &entry.result.id);
+            results::ask_remembered(&mut batch, entry.node, &entry.id);
             if entry.recurring.is_some() {
-                jobs::ask_period(&mut batch, &entry.result.id);
+                jobs::ask_period(&mut batch, &entry.id);
             }
         }
     }
@@ -300,7 +302,6 @@ fn deliver(context: &Context, conn: &mut Conn, entries: &[&Entry]) -> RedisResul
     let now = context.clock.now();
     let (mut hashes, mut pushes, mut events) = (Batch::new(), Vec::new(), Batch::new());
     for (entry, standing) in entries.iter().zip(&standings) {
-        let result = &entry.result;
         let Standing { known, verdict, recurring, refusal } = standing;
         if refusal.is_some() {
             count(context, "refused");
@@ -308,7 +309,7 @@ fn deliver(context: &Context, conn: &mut Conn, entries: &[&Entry]) -> RedisResul
         }
         if *verdict == Verdict::Late {
             count(context, "late");
-            let data = object!({"id": result.id, "state": answer::state_name(result.state)});
+            let data = object!({"id": entry.id, "state": answer::state_name(entry.state)});
             // A node may bring a second result of its job without end.
             if context.allowances.take(entry.node, &[Charge::new(Resource::LateEvents, 1)], now).is_ok() {
                 lists::event(&mut events, "late_result", Some(entry.node), now, &data);
@@ -319,7 +320,7 @@ fn deliver(context: &Context, conn: &mut Conn, entries: &[&Entry]) -> RedisResul
             results::push_all(conn, std::mem::take(&mut hashes), &std::mem::take(&mut pushes))?;
         }
         let writing = if *verdict == Verdict::Repeat { Writing::Repeated } else { Writing::Counts };
-        jobs::result(&mut hashes, &entry.target, &result.id, &entry.text, writing);
+        jobs::result(&mut hashes, &entry.target, &entry.id, &entry.text, writing);
         let delivery = entry.delivery(*recurring);
         results::remember(&mut hashes, &delivery, entry.has_ticket || matches!(known, Known::Meant(_)));
         let meant = match known {
@@ -337,7 +338,7 @@ fn deliver(context: &Context, conn: &mut Conn, entries: &[&Entry]) -> RedisResul
                     None if entry.has_ticket => Bounds::of(0, false),
                     None => Bounds::UNKNOWN,
                 };
-                let counted = (!quiet).then(|| answer::state_name(result.state));
+                let counted = (!quiet).then(|| answer::state_name(entry.state));
                 pushes.push(Push { delivery, bounds, counted });
                 if let Some(meant) = meant {
                     context.metrics.result_seconds.observe(now.saturating_sub(meant.created) as f64 / 1000.0);

@@ -27,9 +27,10 @@ struct Posted {
     text: String,
 }
 
-pub(super) fn post(context: &Context, node: NodeId, body: &[u8]) -> Outcome {
+pub(super) fn post(context: &Context, node: NodeId, body: Vec<u8>) -> Outcome {
+    super::within_batch(&body)?;
     expect_room(context, node, &[bytes(body.len())])?;
-    let posted = read(node, json(body)?, context.clock.now() / 1000)?;
+    let posted = read(node, json(context, Some(node), body)?.value, context.clock.now() / 1000)?;
     let now = context.clock.now();
     let share = Charge::new(Resource::Queue, posted.text.len().max(LEAST_SHARE));
     let charges = [Charge::new(Resource::Series, posted.series.len()), bytes(posted.text.len() + ENTRY_BYTES)];

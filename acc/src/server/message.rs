@@ -137,8 +137,8 @@ pub(crate) fn error_body(reason: &str) -> Vec<u8> {
 
 /// What answers requests; called on several threads at once.
 pub trait Handler: Send + Sync + 'static {
-    /// The answer to `request`. May block on Redis, in bounded time.
-    fn handle(&self, request: &Request) -> Reply;
+    /// The answer to `request`, whose body it may take. May block on Redis, in bounded time.
+    fn handle(&self, request: &mut Request) -> Reply;
 
     /// How many requests it likes to be asked at once, where so many wait.
     fn together(&self) -> usize {
@@ -151,7 +151,7 @@ pub trait Handler: Send + Sync + 'static {
     }
 
     /// The answers to requests that came together, in their order.
-    fn handle_all(&self, requests: &[Request]) -> Vec<Reply> {
-        requests.iter().map(|request| self.handle(request)).collect()
+    fn handle_all(&self, requests: &mut [Request]) -> Vec<Reply> {
+        requests.iter_mut().map(|request| self.handle(request)).collect()
     }
 }

@@ -11,7 +11,7 @@
 //! `cluster-require-full-coverage` goes on with the rest.
 
 use super::conn::Address;
-use super::line::{self, CONNECT};
+use super::line::{self, CONNECT, Sending};
 use super::pool::{describe, is_interrupted};
 use super::roster::Place;
 use super::slots::{self, Layout};
@@ -209,18 +209,18 @@ impl Cluster {
     /// Sends a server its share; answers how many answers come ahead of those to the calls.
     fn send(&mut self, place: &Place, share: &[Open], calls: &[Cmd], scripted: bool) -> RedisResult<usize> {
         let server = self.server(place, CONNECT, self.patience)?;
-        let (mut packed, mut loads) = (Vec::new(), 0);
+        let (mut loading, mut loads) = (&[][..], 0);
         if scripted && !std::mem::replace(&mut server.scripted, true) {
-            packed.extend_from_slice(scripts::loading());
-            loads = scripts::COUNT;
+            (loading, loads) = (scripts::loading(), scripts::COUNT);
         }
+        let mut sending = Sending::new(&mut server.conn, loading);
         for open in share {
             if matches!(open.way, Way::Asking(_)) {
-                packed.extend_from_slice(b"*1\r\n$6\r\nASKING\r\n");
+                sending.packed(b"*1\r\n$6\r\nASKING\r\n");
             }
-            calls[open.index].write_packed_command(&mut packed);
+            sending.call(&calls[open.index])?;
         }
-        line::send(&mut server.conn, &packed)?;
+        sending.end()?;
         Ok(loads)
     }
 
@@ -300,8 +300,7 @@ impl Cluster {
         conn.set_read_timeout(Some(TELL.min(patience)))?;
         let mut question = redis::cmd("CLUSTER");
         question.arg("SLOTS");
-        line::send(conn, &question.get_packed_command())?;
-        let answer = line::receive(conn, 1)?.pop().unwrap_or(Value::Nil).extract_error()?;
+        let answer = line::single(conn, &question)?;
         conn.set_read_timeout(Some(patience))?;
         Layout::read(&answer, place).ok_or_else(|| {
             RedisError::from((ErrorKind::Io, "a server of the cluster knows of no slots: it is no part of it yet"))

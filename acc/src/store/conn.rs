@@ -4,7 +4,7 @@
 //! forgotten. Does not own: when to connect again (`pool`), what is asked (the rooms beside it), bytes (`line`).
 
 use super::cluster::Cluster;
-use super::line::{self, CONNECT, Mode};
+use super::line::{self, CONNECT, Mode, Sending};
 use super::pool::{describe, is_spoilt, is_wrong_type};
 use super::roster::{Place, Roster};
 use super::scripts::{self, Script};
@@ -356,17 +356,21 @@ impl Single {
     }
 
     fn send(&mut self, calls: &[&Cmd], scripted: bool) -> RedisResult<Vec<Value>> {
-        let (mut packed, loads) = self.loads(scripted);
-        calls.iter().for_each(|call| call.write_packed_command(&mut packed));
-        self.talk(&packed, loads, calls.len())
+        let loads = self.loads(scripted);
+        let mut sending = Sending::new(&mut self.conn, loads.0);
+        calls.iter().try_for_each(|call| sending.call(call))?;
+        sending.end()?;
+        self.answers(loads.1, calls.len())
     }
 
     fn exec(&mut self, calls: &[&Cmd], scripted: bool) -> RedisResult<Vec<Value>> {
-        let (mut packed, loads) = self.loads(scripted);
-        packed.extend_from_slice(b"*1\r\n$5\r\nMULTI\r\n");
-        calls.iter().for_each(|call| call.write_packed_command(&mut packed));
-        packed.extend_from_slice(b"*1\r\n$4\r\nEXEC\r\n");
-        let mut answers = self.talk(&packed, loads, calls.len() + 2)?;
+        let loads = self.loads(scripted);
+        let mut sending = Sending::new(&mut self.conn, loads.0);
+        sending.packed(b"*1\r\n$5\r\nMULTI\r\n");
+        calls.iter().try_for_each(|call| sending.call(call))?;
+        sending.packed(b"*1\r\n$4\r\nEXEC\r\n");
+        sending.end()?;
+        let mut answers = self.answers(loads.1, calls.len() + 2)?;
         let done = answers.pop().unwrap_or(Value::Nil);
         let begun = answers.remove(0);
         if matches!(begun, Value::ServerError(_)) {
@@ -387,9 +391,8 @@ impl Single {
         }
     }
 
-    /// Sends, and reads all answers before it looks at any: those to `loads` scripts come first.
-    fn talk(&mut self, packed: &[u8], loads: usize, count: usize) -> RedisResult<Vec<Value>> {
-        line::send(&mut self.conn, packed)?;
+    /// Reads all answers before it looks at any: those to `loads` scripts come first.
+    fn answers(&mut self, loads: usize, count: usize) -> RedisResult<Vec<Value>> {
         let mut loaded = line::receive(&mut self.conn, loads + count)?;
         let answers = loaded.split_off(loads);
         if answers.iter().any(is_redirection) {
@@ -402,11 +405,11 @@ impl Single {
     }
 
     /// What makes the server know all scripts, when they are needed and it may not; and how many calls it is.
-    fn loads(&mut self, scripted: bool) -> (Vec<u8>, usize) {
+    fn loads(&mut self, scripted: bool) -> (&'static [u8], usize) {
         if !scripted || std::mem::replace(&mut self.scripted, true) {
-            return (Vec::new(), 0);
+            return (&[], 0);
         }
-        (scripts::loading().to_vec(), scripts::COUNT)
+        (scripts::loading(), scripts::COUNT)
     }
 }
 

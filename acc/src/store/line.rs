@@ -8,7 +8,7 @@
 //! taken for that to something else. What a server answers as an error is no such error, but a value.
 
 use redis::{
-    Client, Cmd, Connection, ConnectionAddr, ConnectionInfo, ErrorKind, FromRedisValue, RedisConnectionInfo,
+    Arg, Client, Cmd, Connection, ConnectionAddr, ConnectionInfo, ErrorKind, FromRedisValue, RedisConnectionInfo,
     RedisError, RedisResult, TlsCertificates, Value,
 };
 use std::error::Error;
@@ -26,6 +26,9 @@ const WORDS: Duration = Duration::from_millis(500);
 pub(super) const OLDEST: [u32; 3] = [6, 0, 6];
 /// The code of the error for an older one; no server answers with it.
 pub(super) const TOO_OLD: &str = "TOOOLD";
+
+/// Bytes of an argument that goes out as it is, and of calls that go out together at the most.
+const LARGE: usize = 64 << 10;
 
 /// The code of the error for a read that a signal has interrupted: nothing is wrong with the server, and only the
 /// connection is of no more use. No server answers with it.
@@ -210,8 +213,55 @@ pub(super) fn place(info: &ConnectionInfo) -> Option<(String, u16)> {
 }
 
 /// Sends what is packed already.
-pub(super) fn send(conn: &mut Connection, packed: &[u8]) -> RedisResult<()> {
-    conn.send_packed_command(packed)
+fn send(conn: &mut Connection, packed: &[u8]) -> RedisResult<()> {
+    if packed.is_empty() { Ok(()) } else { conn.send_packed_command(packed) }
+}
+
+/// Calls on their way to a server: small ones go together, and no large text is copied once more.
+pub(super) struct Sending<'a> {
+    conn: &'a mut Connection,
+    packed: Vec<u8>,
+}
+
+impl<'a> Sending<'a> {
+    /// Begins to send, what is packed already first.
+    pub(super) fn new(conn: &'a mut Connection, packed: &[u8]) -> Sending<'a> {
+        Sending { conn, packed: packed.to_vec() }
+    }
+
+    /// Adds bytes that are packed already.
+    pub(super) fn packed(&mut self, bytes: &[u8]) {
+        self.packed.extend_from_slice(bytes);
+    }
+
+    /// Adds a call. It goes out when enough came together, or with `end`.
+    pub(super) fn call(&mut self, call: &Cmd) -> RedisResult<()> {
+        let arguments = call.args_iter();
+        self.packed.extend_from_slice(format!("*{}\r\n", arguments.len()).as_bytes());
+        for argument in arguments {
+            let bytes = if let Arg::Simple(bytes) = argument { bytes } else { b"0" };
+            self.packed.extend_from_slice(format!("${}\r\n", bytes.len()).as_bytes());
+            if bytes.len() >= LARGE {
+                self.flush()?;
+                send(self.conn, bytes)?;
+            } else {
+                self.packed.extend_from_slice(bytes);
+            }
+            self.packed.extend_from_slice(b"\r\n");
+        }
+        if self.packed.len() >= LARGE { self.flush() } else { Ok(()) }
+    }
+
+    /// Sends the rest.
+    pub(super) fn end(mut self) -> RedisResult<()> {
+        self.flush()
+    }
+
+    fn flush(&mut self) -> RedisResult<()> {
+        send(self.conn, &self.packed)?;
+        self.packed.clear();
+        Ok(())
+    }
 }
 
 /// Reads `count` answers. A silent server is given up at the first of them: the library goes on to wait for
@@ -247,6 +297,38 @@ fn is_interrupted(error: &RedisError) -> bool {
 mod tests {
     use super::*;
     use redis::IntoConnectionInfo;
+    use std::io::Write;
+    use std::net::TcpListener;
+
+    #[test]
+    fn calls_are_packed_as_the_library_packs_them() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("redis://{}/?protocol=resp2", listener.local_addr().unwrap());
+        let taken = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            // What the library says of itself at first.
+            let mut piece = [0; 4096];
+            let n = stream.read(&mut piece).unwrap();
+            let greetings = piece[..n].iter().filter(|byte| **byte == b'*').count();
+            stream.write_all(&b"+OK\r\n".repeat(greetings)).unwrap();
+            let mut taken = Vec::new();
+            stream.read_to_end(&mut taken).unwrap();
+            taken
+        });
+        let mut conn = Client::open(url).unwrap().get_connection().unwrap();
+        let (mut want, mut sending) = (b"first".to_vec(), Sending::new(&mut conn, b"first"));
+        for length in [0, 1, LARGE - 1, LARGE, LARGE + 1, 3 * LARGE] {
+            let mut call = redis::cmd("SET");
+            call.arg(length).arg("x".repeat(length)).cursor_arg(0).arg("");
+            call.write_packed_command(&mut want);
+            sending.call(&call).unwrap();
+            sending.packed(b"between");
+            want.extend_from_slice(b"between");
+        }
+        sending.end().unwrap();
+        drop(conn);
+        assert_eq!(taken.join().unwrap(), want);
+    }
 
     #[test]
     fn versions_are_compared_by_their_numbers() {

@@ -25,6 +25,9 @@ const PER_PERIOD: u64 = 4;
 /// Most results that it may bring at once when it has brought none for a while: as many as their list holds.
 const MAX_SAVED: u64 = HISTORY as u64;
 
+/// Bytes of texts that are not held twice to save a round trip.
+const LARGE: usize = 256 << 10;
+
 /// A result to deliver.
 #[derive(Clone, Debug)]
 pub struct Delivery<'a> {
@@ -152,6 +155,12 @@ pub struct Push<'a> {
 /// Runs `hashes`, then pushes each of `pushes` that was not pushed since, and counts those for the audit list.
 pub fn push_all(conn: &mut Conn, hashes: Batch, pushes: &[Push<'_>]) -> RedisResult<()> {
     let apart = conn.is_cluster();
+    let length: usize = pushes.iter().map(|push| push.delivery.text.len()).sum();
+    let mut hashes = hashes;
+    if length > LARGE {
+        // Both hold the texts.
+        conn.run(&std::mem::take(&mut hashes))?;
+    }
     let mut batch = Batch::new();
     pushes.iter().for_each(|push| add_push(&mut batch, push, apart));
     let answers = conn.run_in_turn(hashes, batch)?;

@@ -69,7 +69,7 @@ fn health_admits_no_node_before_the_ticket_key_is_agreed_on() {
     let (_redis, mut client, context, theirs) = fresh(dir.path());
     let handlers = Handlers::new(context.clone());
     let health = || {
-        let request = Request {
+        let mut request = Request {
             route: Route::Health,
             node: None,
             peer: None,
@@ -79,7 +79,7 @@ fn health_admits_no_node_before_the_ticket_key_is_agreed_on() {
             cert_undated: false,
             body: Vec::new(),
         };
-        handlers.handle(&request).status
+        handlers.handle(&mut request).status
     };
     let key: String = client.redis(&["GETSET", "jsacc:ticket_key", "no key"]);
     assert_eq!((health(), context.door.knows_revoked()), (503, false), "there is no key to agree on");

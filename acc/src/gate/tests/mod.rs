@@ -45,7 +45,7 @@ struct Desk {
 }
 
 impl server::Handler for Desk {
-    fn handle(&self, request: &Request) -> Reply {
+    fn handle(&self, request: &mut Request) -> Reply {
         self.asked.lock().unwrap().push(format!("{} {:?} {:?}", request.route, request.node, request.cert_issued));
         if let Some(gate) = self.slow.lock().unwrap().clone() {
             let _ = gate.recv();

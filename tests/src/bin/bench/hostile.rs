@@ -10,7 +10,7 @@ use crate::roundtrip::{Pong, bounce};
 use crate::table::{Table, number};
 use anyhow::{Context, Result, ensure};
 use jscommon::NodeId;
-use jstests::hostile::{Hostile, Target};
+use jstests::hostile::{Hostile, Requests, Target};
 use jstests::swarm::trusting;
 use jstests::{Acc, AccOptions, Agent, AgentOptions, Client, LONG, Redis, proc, wait_for};
 use serde_json::{Value, json};
@@ -22,8 +22,10 @@ const MIB: f64 = 1024.0 * 1024.0;
 const CONNECTIONS: u64 = 4;
 /// Most MiB by which Redis, and the controller, may grow.
 const MAX_GROWTH: f64 = 64.0;
-/// Requests that must have been taken, for the check to say anything.
+/// Requests of every kind that must have been taken, for the check to say anything.
 const MIN_TAKEN: u64 = 100;
+/// The same of the largest requests, of which few are affordable.
+const MIN_LARGE: u64 = 5;
 /// Jobs that the hostile node was given, whose results it makes up.
 const JOBS: u32 = 40;
 
@@ -45,7 +47,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let mut all = Vec::new();
     for round in 1..=rounds {
         eprintln!("round {round} of {rounds}");
-        all.push(attack(seconds, 0, fastrand::u64(..))?);
+        all.push(attack(seconds, 0, fastrand::u64(..), Requests::new)?);
     }
     let of = |figure: &dyn Fn(&Round) -> f64| median(&all.iter().map(figure).collect::<Vec<f64>>());
     let mut table = Table::new(&["one hostile node, four connections", "alone", "beside it", "ratio"]);
@@ -73,17 +75,27 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 /// node goes on until enough of what it sent was taken.
 fn check() -> Result<()> {
     let seed = fastrand::u64(..);
-    let round = attack(20.0, MIN_TAKEN + 1, seed)?;
-    println!("Redis grew by {:.1} MiB and the controller by {:.1} MiB (seed {seed})", round.redis, round.controller);
-    println!("answers: {:?}", round.answers);
-    ensure!(round.redis <= MAX_GROWTH, "Redis grew by more than {MAX_GROWTH} MiB");
-    ensure!(round.controller <= MAX_GROWTH, "the controller grew by more than {MAX_GROWTH} MiB");
-    ensure!(round.answers.get(&200).is_some_and(|count| *count > MIN_TAKEN), "hardly anything was sent");
+    let kinds: [(&str, f64, u64, MakeRequests); 2] = [
+        ("requests of every kind", 20.0, MIN_TAKEN, Requests::new),
+        ("the largest requests", 10.0, MIN_LARGE, Requests::largest),
+    ];
+    for (kind, seconds, least, requests) in kinds {
+        let round = attack(seconds, least, seed, requests)?;
+        let (redis, controller) = (round.redis, round.controller);
+        println!("{kind}: Redis grew by {redis:.1} MiB and the controller by {controller:.1} MiB (seed {seed})");
+        println!("answers: {:?}", round.answers);
+        ensure!(redis <= MAX_GROWTH, "Redis grew by more than {MAX_GROWTH} MiB");
+        ensure!(controller <= MAX_GROWTH, "the controller grew by more than {MAX_GROWTH} MiB");
+        ensure!(round.answers.get(&200).is_some_and(|count| *count >= least), "hardly anything was sent");
+    }
     Ok(())
 }
 
+/// Makes requests of a seed, as a node that was given these commands.
+type MakeRequests = fn(u64, NodeId, Vec<Value>) -> Requests;
+
 /// One round of `seconds`, or longer, until `least` requests were taken; for ten minutes at most.
-fn attack(seconds: f64, least: u64, seed: u64) -> Result<Round> {
+fn attack(seconds: f64, least: u64, seed: u64, requests: MakeRequests) -> Result<Round> {
     let redis = Redis::start();
     let quiet = || vec!["--log-level".to_owned(), "error".to_owned()];
     let acc = Acc::start(&redis, AccOptions { args: quiet(), ..AccOptions::secure() });
@@ -102,16 +114,17 @@ fn attack(seconds: f64, least: u64, seed: u64) -> Result<Round> {
     sample(&mut client, 0.5)?;
     let alone = sample(&mut client, seconds / 3.0)?;
     let (before_redis, before_acc) = (used_memory(&mut client)?, proc::memory(acc.pid())?);
-    let hostile = Hostile::start(&target, node, &commands, CONNECTIONS, seed);
-    let (mut beside, mut most) = ([Vec::new(), Vec::new()], before_acc);
+    proc::reset_peak_memory(acc.pid())?;
+    let hostile = Hostile::start(&target, CONNECTIONS, seed, |seed| requests(seed, node, commands.clone()));
+    let mut beside = [Vec::new(), Vec::new()];
     let end = Instant::now() + Duration::from_secs_f64(seconds);
     let last = end + Duration::from_secs(600);
     while Instant::now() < end || (hostile.taken() < least && Instant::now() < last) {
         let some = sample(&mut client, 0.2)?;
         beside.iter_mut().zip(some).for_each(|(all, some)| all.extend(some));
-        most = most.max(proc::memory(acc.pid())?);
     }
     let answers = hostile.end();
+    let most = proc::peak_memory(acc.pid())?;
     let grown = used_memory(&mut client)?.saturating_sub(before_redis);
     drop((pong, agent));
     let p99 = |i: usize| [quantile(&alone[i], 0.99), quantile(&beside[i], 0.99)];

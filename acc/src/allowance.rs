@@ -58,8 +58,6 @@ pub(crate) enum Resource {
 /// Sums of fractions are only about right.
 const ROUNDING: f64 = 1e-6;
 
-const RESOURCES: usize = Resource::LateEvents as usize + 1;
-
 /// So much at once, and so much a second.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Rate {
@@ -200,6 +198,32 @@ impl Spent {
     }
 }
 
+/// The amounts that one node has spent of the resources of which it ever spent some: of most it never does, and there may
+/// be very many nodes.
+#[derive(Debug, Default)]
+struct Account(Vec<(Resource, Spent)>);
+
+impl Account {
+    fn of(&self, resource: Resource) -> Spent {
+        self.0.iter().find(|(of, _)| *of == resource).map_or_else(Spent::default, |(_, spent)| *spent)
+    }
+
+    fn place(&mut self, resource: Resource) -> &mut Spent {
+        let at = self.0.iter().position(|(of, _)| *of == resource).unwrap_or_else(|| {
+            self.0.reserve_exact(1);
+            self.0.push((resource, Spent::default()));
+            self.0.len() - 1
+        });
+        &mut self.0[at].1
+    }
+
+    /// Adds the charge at `now` (ms).
+    fn charge(&mut self, charge: Charge, rate: Rate, now: u64) {
+        let place = self.place(charge.resource);
+        *place = Spent { at: now.max(place.at), amount: place.by(rate, now) + charge.amount };
+    }
+}
+
 /// The amounts that all nodes have spent.
 pub(crate) struct Allowances {
     max_records: f64,
@@ -208,7 +232,7 @@ pub(crate) struct Allowances {
 
 #[derive(Default)]
 struct Nodes {
-    spent: HashMap<NodeId, [Spent; RESOURCES]>,
+    spent: HashMap<NodeId, Account>,
     /// When those were last forgotten that have spent nothing (ms), and how many were left.
     swept: u64,
     left: usize,
@@ -227,9 +251,7 @@ impl Allowances {
         let spent = nodes.spent.entry(node).or_default();
         self.check_all(spent, charges, now)?;
         for charge in charges {
-            let place = &mut spent[charge.resource as usize];
-            let rate = rate(charge.resource, self.max_records);
-            *place = Spent { at: now.max(place.at), amount: place.by(rate, now) + charge.amount };
+            spent.charge(*charge, rate(charge.resource, self.max_records), now);
         }
         Ok(())
     }
@@ -245,16 +267,14 @@ impl Allowances {
     /// Spends the charge whether there is so much left or not.
     pub(crate) fn owe(&self, node: NodeId, charge: Charge, now: u64) {
         let mut nodes = self.locked();
-        let place = &mut nodes.spent.entry(node).or_default()[charge.resource as usize];
-        let rate = rate(charge.resource, self.max_records);
-        *place = Spent { at: now.max(place.at), amount: place.by(rate, now) + charge.amount };
+        nodes.spent.entry(node).or_default().charge(charge, rate(charge.resource, self.max_records), now);
     }
 
     /// `node` did not use what it took just now.
     pub(crate) fn give_back(&self, node: NodeId, charges: &[Charge]) {
         if let Some(spent) = self.locked().spent.get_mut(&node) {
             for charge in charges {
-                let place = &mut spent[charge.resource as usize];
+                let place = spent.place(charge.resource);
                 place.amount = (place.amount - charge.amount).max(0.0);
             }
         }
@@ -263,14 +283,14 @@ impl Allowances {
     /// How much of `resource` the node has left at `now` (ms).
     pub(crate) fn left(&self, node: NodeId, resource: Resource, now: u64) -> f64 {
         let rate = rate(resource, self.max_records);
-        let spent = self.locked().spent.get(&node).map_or(0.0, |spent| spent[resource as usize].by(rate, now));
+        let spent = self.locked().spent.get(&node).map_or(0.0, |spent| spent.of(resource).by(rate, now));
         (rate.store - spent).max(0.0)
     }
 
-    fn check_all(&self, spent: &[Spent; RESOURCES], charges: &[Charge], now: u64) -> Result<(), Exceeded> {
+    fn check_all(&self, spent: &Account, charges: &[Charge], now: u64) -> Result<(), Exceeded> {
         for charge in charges {
             let rate = rate(charge.resource, self.max_records);
-            if let Some(seconds) = spent[charge.resource as usize].wait(rate, *charge, now) {
+            if let Some(seconds) = spent.of(charge.resource).wait(rate, *charge, now) {
                 return Err(Exceeded { resource: charge.resource, seconds, per_second: rate.per_second });
             }
         }
@@ -288,36 +308,36 @@ impl Nodes {
     fn sweep(&mut self, max_records: f64, now: u64) {
         let count = self.spent.len();
         if count > MAX_NODES && (now.saturating_sub(self.swept) >= 1000 || count > self.left.saturating_mul(2)) {
-            let is_spent = |i: usize, spent: &Spent| spent.by(rate(ALL[i], max_records), now) > 0.0;
-            self.spent.retain(|_, all| all.iter().enumerate().any(|(i, spent)| is_spent(i, spent)));
+            let is_spent = |(of, spent): &(Resource, Spent)| spent.by(rate(*of, max_records), now) > 0.0;
+            self.spent.retain(|_, account| account.0.iter().any(is_spent));
             (self.swept, self.left) = (now, self.spent.len());
         }
     }
 }
 
-const ALL: [Resource; RESOURCES] = [
-    Resource::Requests,
-    Resource::Bodies,
-    Resource::Bytes,
-    Resource::Growth,
-    Resource::Records,
-    Resource::Results,
-    Resource::Series,
-    Resource::Keys,
-    Resource::Queue,
-    Resource::Events,
-    Resource::EventBytes,
-    Resource::Lookups,
-    Resource::Polls,
-    Resource::Renewals,
-    Resource::RefusedEvents,
-    Resource::LateEvents,
-];
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    const ALL: [Resource; 16] = [
+        Resource::Requests,
+        Resource::Bodies,
+        Resource::Bytes,
+        Resource::Growth,
+        Resource::Records,
+        Resource::Results,
+        Resource::Series,
+        Resource::Keys,
+        Resource::Queue,
+        Resource::Events,
+        Resource::EventBytes,
+        Resource::Lookups,
+        Resource::Polls,
+        Resource::Renewals,
+        Resource::RefusedEvents,
+        Resource::LateEvents,
+    ];
 
     const NODE: NodeId = NodeId { gid: 1, nid: 10 };
     const OTHER: NodeId = NodeId { gid: 1, nid: 11 };
@@ -402,8 +422,15 @@ mod tests {
     }
 
     #[test]
-    fn every_resource_has_its_place() {
-        assert!(ALL.iter().enumerate().all(|(i, resource)| *resource as usize == i));
+    fn resources_are_counted_apart() {
+        let all = Allowances::new(NORMAL);
+        let left = || ALL.map(|resource| all.left(NODE, resource, 1000));
+        for resource in ALL {
+            let mut want = left();
+            all.owe(NODE, Charge { resource, amount: 0.5, leaves: 0.0 }, 1000);
+            want[ALL.iter().position(|other| *other == resource).unwrap()] -= 0.5;
+            assert_eq!(left(), want, "{resource:?}");
+        }
     }
 
     proptest! {
@@ -411,7 +438,7 @@ mod tests {
         /// after the told seconds it is served.
         #[test]
         fn node_gets_its_store_and_its_rate_and_no_more(
-            resource in 0..RESOURCES,
+            resource in 0..ALL.len(),
             steps in proptest::collection::vec((0_u64..5000, 0.0_f64..1.2), 1..200),
         ) {
             let resource = ALL[resource];

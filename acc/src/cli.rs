@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 /// What the caller wants.
 #[derive(Clone, Debug)]
-pub enum Wish {
+pub enum Invocation {
     /// Print this and end.
     Print(String),
     /// Be a controller.
@@ -97,7 +97,7 @@ start are granted.
 ";
 
 /// Reads the command line. The error is one line that says what is wrong.
-pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Wish, String> {
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, String> {
     let mut parser = Parser::from_args(args);
     let mut settings: Vec<(String, Raw)> = Vec::new();
     let mut file: Option<PathBuf> = None;
@@ -110,9 +110,9 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Wish, String> {
                 words.push(word.into_string().map_err(|_| "an argument is no UTF-8".to_owned())?);
                 continue;
             }
-            Arg::Short('h') | Arg::Long("help") => return Ok(Wish::Print(HELP.into())),
+            Arg::Short('h') | Arg::Long("help") => return Ok(Invocation::Print(HELP.into())),
             Arg::Short('V') | Arg::Long("version") => {
-                return Ok(Wish::Print(format!("jsacc {}\n", env!("CARGO_PKG_VERSION"))));
+                return Ok(Invocation::Print(format!("jsacc {}\n", env!("CARGO_PKG_VERSION"))));
             }
             Arg::Short('p') => "port".to_owned(),
             Arg::Short('b') => "bind".to_owned(),
@@ -210,19 +210,19 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Wish, String> {
     }
     let config = Box::new(config);
     Ok(match task {
-        None => Wish::Serve(config),
+        None => Invocation::Serve(config),
         Some(Task::Enroll { node, .. }) => {
             if let Some(url) = &url
                 && !is_url(url)
             {
                 return Err(format!("--url is https://host:port, with a port from 1 to 65535, not '{url}'"));
             }
-            Wish::Do(config, Task::Enroll { node, url, out, named: terms.named })
+            Invocation::Do(config, Task::Enroll { node, url, out, named: terms.named })
         }
         Some(Task::Token { .. }) => {
-            Wish::Do(config, Task::Token { uses: uses.unwrap_or(1), ttl: ttl.unwrap_or(3600), terms })
+            Invocation::Do(config, Task::Token { uses: uses.unwrap_or(1), ttl: ttl.unwrap_or(3600), terms })
         }
-        Some(task) => Wish::Do(config, task),
+        Some(task) => Invocation::Do(config, task),
     })
 }
 
@@ -289,7 +289,7 @@ fn seconds(text: &str) -> Option<u64> {
 mod tests {
     use super::*;
 
-    fn run(line: &str) -> Result<Wish, String> {
+    fn run(line: &str) -> Result<Invocation, String> {
         parse(line.split_whitespace().map(OsString::from))
     }
 
@@ -301,9 +301,9 @@ mod tests {
 
     #[test]
     fn flags_and_defaults() {
-        let Ok(Wish::Serve(config)) = run("") else { panic!() };
+        let Ok(Invocation::Serve(config)) = run("") else { panic!() };
         assert_eq!((config.port, config.redis.to_string().as_str()), (4000, "localhost:6379"));
-        let Ok(Wish::Serve(config)) =
+        let Ok(Invocation::Serve(config)) =
             run("-p 5 -b 127.0.0.1 -r redis://h:1 --state-dir /s --insecure-http --host a --host=b --log-level debug")
         else {
             panic!()
@@ -315,7 +315,7 @@ mod tests {
     #[test]
     fn a_password_that_others_can_read_is_told() {
         let warned = |line: &str| match run(line) {
-            Ok(Wish::Serve(config)) => config.warnings.join(";"),
+            Ok(Invocation::Serve(config)) => config.warnings.join(";"),
             other => panic!("{other:?}"),
         };
         assert_eq!(warned("-r redis://h:1"), "");
@@ -323,27 +323,29 @@ mod tests {
         assert!(said.contains("on the command line") && !said.contains("geheim"), "{said}");
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "redis = \"redis://:geheim@h:1\"\n").unwrap();
-        let Ok(Wish::Serve(config)) = run(&format!("-c {}", file.path().display())) else { panic!() };
+        let Ok(Invocation::Serve(config)) = run(&format!("-c {}", file.path().display())) else { panic!() };
         assert!(config.warnings.is_empty() && config.file_is_secret);
-        let Ok(Wish::Serve(config)) = run(&format!("-c {} -r h:1", file.path().display())) else { panic!() };
+        let Ok(Invocation::Serve(config)) = run(&format!("-c {} -r h:1", file.path().display())) else { panic!() };
         assert!(!config.file_is_secret && !config.insecure_file && config.file.is_some());
     }
 
     #[test]
     fn tasks() {
         let node = NodeId { gid: 1, nid: 10 };
-        let Ok(Wish::Do(_, task)) = run("enroll 1 10 --url https://x:1 --out d --state-dir s") else { panic!() };
+        let Ok(Invocation::Do(_, task)) = run("enroll 1 10 --url https://x:1 --out d --state-dir s") else { panic!() };
         let named = Vec::new();
         assert_eq!(task, Task::Enroll { node, url: Some("https://x:1".into()), out: Some("d".into()), named });
-        let Ok(Wish::Do(_, task)) = run("enroll 1 10 --role web --label site=ams --role a/b") else { panic!() };
+        let Ok(Invocation::Do(_, task)) = run("enroll 1 10 --role web --label site=ams --role a/b") else { panic!() };
         assert!(matches!(task, Task::Enroll { named, .. } if named == ["role:web", "label:site=ams", "role:a/b"]));
-        assert!(matches!(run("revoke 1 10"), Ok(Wish::Do(_, Task::Revoke(n))) if n == node));
-        assert!(matches!(run("rotate"), Ok(Wish::Do(_, Task::Rotate))));
-        assert!(matches!(run("token --ttl 2d"), Ok(Wish::Do(_, Task::Token { uses: 1, ttl: 172_800, .. }))));
-        let Ok(Wish::Do(_, Task::Token { terms, .. })) = run("token --node 1.10 --replace --role db") else { panic!() };
+        assert!(matches!(run("revoke 1 10"), Ok(Invocation::Do(_, Task::Revoke(n))) if n == node));
+        assert!(matches!(run("rotate"), Ok(Invocation::Do(_, Task::Rotate))));
+        assert!(matches!(run("token --ttl 2d"), Ok(Invocation::Do(_, Task::Token { uses: 1, ttl: 172_800, .. }))));
+        let Ok(Invocation::Do(_, Task::Token { terms, .. })) = run("token --node 1.10 --replace --role db") else {
+            panic!()
+        };
         assert_eq!((terms.node, terms.replace, terms.named), (Some(node), true, vec!["role:db".to_owned()]));
-        assert!(matches!(run("--help"), Ok(Wish::Print(text)) if text.contains("usage")));
-        assert!(matches!(run("-V"), Ok(Wish::Print(text)) if text.starts_with("jsacc ")));
+        assert!(matches!(run("--help"), Ok(Invocation::Print(text)) if text.contains("usage")));
+        assert!(matches!(run("-V"), Ok(Invocation::Print(text)) if text.starts_with("jsacc ")));
     }
 
     #[test]

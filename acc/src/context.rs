@@ -5,10 +5,10 @@
 //! need; all of that is in Redis.
 
 use crate::allowance::Allowances;
+use crate::authenticator::Authenticator;
 use crate::claims::Claimed;
 use crate::config::Config;
-use crate::guard::Door;
-use crate::handed::Handed;
+use crate::delivered::DeliveredBatches;
 use crate::handlers::HeldValues;
 use crate::identity::Identity;
 use crate::metrics::Metrics;
@@ -29,7 +29,7 @@ pub struct Context {
     /// CA and secrets.
     pub identity: Identity,
     /// Who is let in.
-    pub door: Arc<Door>,
+    pub authenticator: Arc<Authenticator>,
     /// Redis.
     pub pool: Pool,
     /// Counters.
@@ -41,7 +41,7 @@ pub struct Context {
     /// Claims of nodes that this controller has compared with their grants.
     pub claims: Claimed,
     /// What was handed to nodes here.
-    pub handed: Handed,
+    pub delivered: DeliveredBatches,
     /// The allowances that nodes have spent.
     pub(crate) allowances: Allowances,
     /// The values of the bodies that are being handled.

@@ -1,30 +1,30 @@
 //! The running controller: what is started, in which order, and how it ends.
 //!
 //! Owns: wiring and shutdown. The order of the end is that of work: no more commands are taken, no more
-//! bells are heard, the gate lets its clients go, tiny_http finishes, the janitor says farewell.
+//! bells are heard, the proxy lets its clients go, tiny_http finishes, the janitor says farewell.
 //!
 //! **A thread that fails ends the whole**, with status 1: a controller that beats and takes no commands is
 //! worse than none, for its service manager would start it again, and others would inherit its work.
 
 use crate::allowance::Allowances;
+use crate::authenticator::{Authenticator, Rules};
 use crate::claims::Claimed;
 use crate::config::Config;
 use crate::context::{self, Clock, Context, Stop};
+use crate::critical_thread;
+use crate::delivered::DeliveredBatches;
 use crate::dispatcher::Dispatcher;
-use crate::gate::{self, GateConfig, Limits, TlsSource};
-use crate::guard::{Door, Rules};
-use crate::handed::Handed;
 use crate::handlers::{Handlers, HeldValues};
 use crate::identity::Identity;
 use crate::janitor::{self, Janitor};
 use crate::metrics::Metrics;
+use crate::proxy::{self, Limits, ProxyConfig, TlsSource};
 use crate::script_cache::ScriptCache;
 use crate::server;
 use crate::store::pool::{is_broken, is_too_old};
 use crate::store::{Address, Pool, describe, lists, nodes};
 use crate::tickets::{TicketKeys, Tickets};
 use crate::trusted_paths;
-use crate::watch;
 use anyhow::{Context as _, bail};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use jscommon::notify;
@@ -71,14 +71,14 @@ pub fn prepare(config: Config, is_task: bool) -> anyhow::Result<Context> {
     let pool = Pool::new(Address::new(config.redis.clone(), ca), metrics.clone());
     Ok(Context {
         me: context::name(config.port),
-        door: Arc::new(Door::new(rules, secrets, context::local_ms)),
+        authenticator: Arc::new(Authenticator::new(rules, secrets, context::local_ms)),
         identity,
         pool,
         metrics,
         clock: Clock::default(),
         scripts: ScriptCache::default(),
         claims: Claimed::default(),
-        handed: Handed::default(),
+        delivered: DeliveredBatches::default(),
         allowances: Allowances::new(config.max_records),
         values: HeldValues::default(),
         tickets: Tickets::new(ticket_keys),
@@ -134,24 +134,24 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let (fatal_in, fatal) = crossbeam_channel::unbounded::<String>();
     let server = server::Handle::start(HANDLERS, Arc::new(Handlers::new(context.clone())), &fatal_in)?;
     let (seen_in, seen) = crossbeam_channel::unbounded();
-    let gate_config = GateConfig {
+    let proxy_config = ProxyConfig {
         listen: SocketAddr::new(config.bind, config.port),
         tls: tls.clone(),
         backend: server.backend(),
         limits: Limits { max_records: config.max_records, ..Limits::default() },
     };
-    let (guard, metrics) = (context.door.clone(), context.metrics.clone());
-    let gate = gate::Handle::start(gate_config, guard, metrics, seen_in, fatal_in.clone())?;
+    let (guard, metrics) = (context.authenticator.clone(), context.metrics.clone());
+    let proxy = proxy::Handle::start(proxy_config, guard, metrics, seen_in, fatal_in.clone())?;
     let scheme = if config.insecure_http { "http" } else { "https" };
-    log::info!("listening on {scheme}://{}, redis at {}", gate.addr(), config.redis);
+    log::info!("listening on {scheme}://{}, redis at {}", proxy.addr(), config.redis);
 
     let (refused_in, refused) = crossbeam_channel::bounded(256);
-    context.door.tell(refused_in);
+    context.authenticator.tell(refused_in);
     let (dead_in, dead) = crossbeam_channel::unbounded();
     let (stop_janitor, janitor_stop) = crossbeam_channel::bounded(0);
     let janitor = Janitor {
         context: context.clone(),
-        gate: gate.remote(),
+        proxy: proxy.remote(),
         tls,
         seen,
         refused,
@@ -159,17 +159,18 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         fatal: fatal_in.clone(),
         stop: Stop::new(janitor_stop),
     };
-    let janitor =
-        watch::spawn("janitor", STACK, fatal_in.clone(), move || janitor.run()).context("no thread for the janitor")?;
+    let janitor = critical_thread::spawn("janitor", STACK, fatal_in.clone(), move || janitor.run())
+        .context("no thread for the janitor")?;
 
     let (stop_work, work_stop) = crossbeam_channel::bounded(0);
     let stop = Stop::new(work_stop);
-    let dispatcher = Dispatcher::new(context.clone(), gate.remote(), dead, stop.clone());
-    let dispatcher = watch::spawn("dispatcher", STACK, fatal_in.clone(), move || dispatcher.run())
+    let dispatcher = Dispatcher::new(context.clone(), proxy.remote(), dead, stop.clone());
+    let dispatcher = critical_thread::spawn("dispatcher", STACK, fatal_in.clone(), move || dispatcher.run())
         .context("no thread for the dispatcher")?;
-    let (room, remote) = (context.clone(), gate.remote());
-    let doorbell = watch::spawn("doorbell", STACK, fatal_in, move || crate::doorbell::run(&room, &remote, &stop))
-        .context("no thread for the doorbell")?;
+    let (room, remote) = (context.clone(), proxy.remote());
+    let wakeups =
+        critical_thread::spawn("wakeups", STACK, fatal_in, move || crate::wakeups::run(&room, &remote, &stop))
+            .context("no thread for the wake-up reader")?;
 
     // The main thread waits for a signal; a fatal fault ends that wait as a signal would.
     let reason: Arc<Mutex<Option<String>>> = Arc::default();
@@ -184,7 +185,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let (stop_watchdog, watchdog_stop) = crossbeam_channel::bounded(0);
     let watchdog = match notify::watchdog() {
         Some(every) => {
-            let remote = gate.remote();
+            let remote = proxy.remote();
             let run = move || beat(every, &remote, &watchdog_stop);
             Some(Worker::spawn("watchdog", 64 << 10, run).context("no thread for the watchdog")?)
         }
@@ -215,13 +216,13 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         }
     })
     .context("no thread to watch over the stop")?;
-    drop(gate);
+    drop(proxy);
     // The doorbell may have some seconds of its read before it.
     if let Err(e) = context.pool.with(|conn| lists::wake(conn, &context.me)) {
-        log::debug!("the doorbell is not woken: {e}");
+        log::debug!("the wake-up reader is not woken: {e}");
     }
     drop(dispatcher);
-    drop(doorbell);
+    drop(wakeups);
     drop(server);
     drop(stop_janitor);
     drop(janitor);
@@ -235,10 +236,10 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     }
 }
 
-/// Tells the service manager every so often that the gate lives, as long as the gate says so.
-fn beat(every: Duration, gate: &gate::Remote, stop: &Receiver<()>) {
+/// Tells the service manager every so often that the proxy lives, as long as the proxy says so.
+fn beat(every: Duration, proxy: &proxy::Remote, stop: &Receiver<()>) {
     while let Err(RecvTimeoutError::Timeout) = stop.recv_timeout(every) {
-        if gate.ping().recv_timeout(every).is_ok() {
+        if proxy.ping().recv_timeout(every).is_ok() {
             notify::alive();
         }
     }

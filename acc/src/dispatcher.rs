@@ -1,8 +1,9 @@
 //! Takes commands off `cmds_queue` and puts them into the queues of their nodes.
 //!
 //! Owns: the thread `dispatcher`, the order of steps.
-//! Does not own: which nodes are meant (`targets`, of those that are `known`), what a step does in Redis (`store`), what is kept about
-//! commands (`history`), handing over to a waiting poll (the gate). Dead controllers' names come from the janitor by channel.
+//! Does not own: which nodes are meant (`targets`, of those in the `node_directory`), what a step does in Redis (`store`),
+//! what is kept about commands (`history`), handing over to a waiting poll (the proxy). Dead controllers' names come from
+//! the janitor by channel.
 //!
 //! **A command is on this controller's taken list until everything that follows from it is stored**:
 //! its hash, its place in each target's queue, the ring of another controller's bell, or its answer.
@@ -13,11 +14,11 @@
 use crate::answer::{self, Answer};
 use crate::cancel;
 use crate::context::{Context, Stop};
-use crate::gate::Remote;
-use crate::held::Held;
+use crate::deferred_jobs::DeferredJobs;
 use crate::history::{audit, created, expires, rejected, spoilt};
 use crate::janitor;
-use crate::known::Known;
+use crate::node_directory::NodeDirectory;
+use crate::proxy::Remote;
 use crate::store::jobs::{self, Job};
 use crate::store::pool::{is_away, is_broken, is_interrupted, is_moving, is_spoilt};
 use crate::store::queue::{self, Parcel, Queued};
@@ -53,7 +54,7 @@ const HELD: Duration = Duration::from_secs(2);
 /// The dispatcher of one controller.
 pub struct Dispatcher {
     context: Arc<Context>,
-    gate: Remote,
+    proxy: Remote,
     dead: Receiver<String>,
     stop: Stop,
     /// The taken list may hold something that was not passed on.
@@ -67,8 +68,8 @@ pub struct Dispatcher {
     looked: Instant,
     /// How long until that is looked at again.
     look: Duration,
-    held: Held,
-    known: Known,
+    held: DeferredJobs,
+    known: NodeDirectory,
     /// Errors that were logged of late.
     said: HashMap<String, Instant>,
 }
@@ -173,11 +174,11 @@ impl Item {
 
 impl Dispatcher {
     /// Ready to run.
-    pub fn new(context: Arc<Context>, gate: Remote, dead: Receiver<String>, stop: Stop) -> Dispatcher {
+    pub fn new(context: Arc<Context>, proxy: Remote, dead: Receiver<String>, stop: Stop) -> Dispatcher {
         let (announced, was_announced) = (false, false);
         Dispatcher {
             context,
-            gate,
+            proxy,
             dead,
             stop,
             again: false,
@@ -186,8 +187,8 @@ impl Dispatcher {
             was_announced,
             looked: Instant::now(),
             look: LOOK,
-            held: Held::new(HELD),
-            known: Known::default(),
+            held: DeferredJobs::new(HELD),
+            known: NodeDirectory::default(),
             said: HashMap::new(),
         }
     }
@@ -209,7 +210,7 @@ impl Dispatcher {
                     if std::mem::take(&mut self.recall) {
                         // An answer of Redis may have been lost in which it handed over commands to a
                         // waiting poll.
-                        self.gate.recall_all();
+                        self.proxy.recheck_all();
                     }
                     if !said.is_empty() {
                         log::info!("commands are passed on again");
@@ -628,7 +629,7 @@ impl Dispatcher {
                     },
                 };
                 if let Some(handover) = enqueued.handover {
-                    crate::doorbell::hand_over(&self.context, &self.gate, *node, handover);
+                    crate::wakeups::hand_over(&self.context, &self.proxy, *node, handover);
                 }
                 if let Some(ac) = enqueued.holder {
                     lists::ring(&mut bells, &ac, *node);

@@ -2,14 +2,14 @@
 //!
 //! Owns: the thread `janitor` and the pace of each chore.
 //! Does not own: what the chores find out; the dispatcher hears of dead controllers by channel, the
-//! guard gets secrets and revocations, the gate its new certificate.
+//! authenticator gets secrets and revocations, the proxy its new certificate.
 //! A chore that fails is tried again at its next turn; Redis being away stops none of the others.
 
 use crate::answer::{self, Answer};
+use crate::authenticator::Refused;
 use crate::claims;
 use crate::context::{Context, Stop};
-use crate::gate::{Remote, Seen, TlsSource};
-use crate::guard::Refused;
+use crate::proxy::{Remote, Seen, TlsSource};
 use crate::revoke;
 use crate::store::pool::{is_away, is_broken, is_moving, is_spoilt};
 use crate::store::queue::{self, Reason, Withdrawn};
@@ -62,11 +62,11 @@ const TELL: usize = 200;
 pub struct Janitor {
     /// What all rooms share.
     pub context: Arc<Context>,
-    /// The gate.
-    pub gate: Remote,
-    /// The gate's certificate, when it has one.
+    /// The proxy.
+    pub proxy: Remote,
+    /// The proxy's certificate, when it has one.
     pub tls: Option<TlsSource>,
-    /// Nodes whose polls wait at the gate.
+    /// Nodes whose polls wait at the proxy.
     pub seen: Receiver<Seen>,
     /// Who was refused at the door.
     pub refused: Receiver<Refused>,
@@ -108,7 +108,7 @@ impl Janitor {
         let (mut renewals, mut first) = (Every::new(TICK), Every::new(TICK));
         let mut nodes: HashMap<NodeId, Instant> = HashMap::new();
         let mut state = State { files: self.stamps(), untold: Some(Vec::new()), ..State::default() };
-        // The gate ends before this thread does.
+        // The proxy ends before this thread does.
         let mut heard = self.seen.clone();
         let (mut refusals, mut told): (Vec<Refused>, Told) = (Vec::new(), Told::default());
         loop {
@@ -117,7 +117,7 @@ impl Janitor {
                 self.chore("beat", |conn| self.beat(conn, &mut state));
             }
             // No node is let in before the first look.
-            if look.is_due() || (!self.context.door.knows_revoked() && first.is_due()) {
+            if look.is_due() || (!self.context.authenticator.knows_revoked() && first.is_due()) {
                 self.chore("look", |conn| self.look(conn, &mut state));
             }
             if gone.is_due() {
@@ -146,7 +146,7 @@ impl Janitor {
             if !nodes.is_empty() {
                 due = due.min(seen.due);
             }
-            if !self.context.door.knows_revoked() {
+            if !self.context.authenticator.knows_revoked() {
                 due = due.min(first.due);
             }
             if untold(&state) {
@@ -182,7 +182,7 @@ impl Janitor {
     fn fingerprint(&self, conn: &mut Conn, state: &mut State) -> RedisResult<bool> {
         let context = &self.context;
         if !state.claimed {
-            let ours = context.door.secrets().current.fingerprint().to_owned();
+            let ours = context.authenticator.secrets().current.fingerprint().to_owned();
             let theirs = nodes::claim_fingerprint(conn, &ours)?;
             if let Err(reason) = check_fingerprint(context, &theirs) {
                 let _ = self.fatal.send(reason);
@@ -225,7 +225,7 @@ impl Janitor {
             state.claimed = false;
             state.revoked = None;
             context.epoch.fetch_add(1, Ordering::Relaxed);
-            self.gate.recall_all();
+            self.proxy.recheck_all();
         }
         state.beaten = true;
         let (pending, queued) = lists::depths(conn)?;
@@ -292,11 +292,11 @@ impl Janitor {
     fn revocations(&self, conn: &mut Conn, state: &mut State) -> RedisResult<()> {
         let version = nodes::revoked_version(conn)?;
         if state.revoked != Some(version) {
-            let fresh = self.context.door.set_revoked(nodes::revoked(conn)?);
+            let fresh = self.context.authenticator.set_revoked(nodes::revoked(conn)?);
             for node in &fresh {
-                self.gate.expel(*node);
+                self.proxy.disconnect(*node);
                 self.context.claims.forget(*node);
-                self.context.handed.forget(*node);
+                self.context.delivered.forget(*node);
             }
             // What it did here until now may have brought it back into the live set.
             for node in queue::closed(conn, &fresh)? {
@@ -370,11 +370,11 @@ impl Janitor {
     }
 
     /// Nodes that wait here: when they were last there, and whether Redis still has it that they wait here. The
-    /// gate parks a node's next polls without asking, so what came to nothing on the way to it is found here.
+    /// proxy parks a node's next polls without asking, so what came to nothing on the way to it is found here.
     fn seen(&self, conn: &mut Conn, list: &[(NodeId, Instant)]) -> RedisResult<()> {
         let now = self.context.clock.now();
         // Of nodes that were once revoked it is asked whether they still are: those are not there any more.
-        let is_of_interest = |(node, _): &&(NodeId, Instant)| self.context.door.revoked_until(*node).is_some();
+        let is_of_interest = |(node, _): &&(NodeId, Instant)| self.context.authenticator.revoked_until(*node).is_some();
         let once: Vec<NodeId> = list.iter().filter(is_of_interest).map(|(node, _)| *node).collect();
         let closed = queue::closed(conn, &once)?;
         let list: Seen = list.iter().filter(|(node, _)| !closed.contains(node)).copied().collect();
@@ -406,9 +406,9 @@ impl Janitor {
                 match holder {
                     Some(holder) if holder == self.context.me => {}
                     // It went there in silence: asking for it here would take it away again.
-                    Some(_) => self.gate.dismiss(*node),
+                    Some(_) => self.proxy.release_poll(*node),
                     // It was handed something since, or something was lost on the way to it.
-                    None => self.gate.recall(*node),
+                    None => self.proxy.recheck(*node),
                 }
             }
         }
@@ -435,7 +435,7 @@ impl Janitor {
             }
         };
         for node in untold.drain(untold.len().saturating_sub(TELL)..) {
-            self.gate.recall(node);
+            self.proxy.recheck(node);
         }
         Ok(())
     }
@@ -449,11 +449,11 @@ impl Janitor {
         if stamps != state.files || state.day.is_some_and(|last| last != day) {
             match context.identity.secrets() {
                 Ok(secrets) => {
-                    if secrets.current.fingerprint() != context.door.secrets().current.fingerprint() {
+                    if secrets.current.fingerprint() != context.authenticator.secrets().current.fingerprint() {
                         log::info!("the node secret was rotated; the old one holds for another day");
                         state.untold = None;
                     }
-                    context.door.set_secrets(secrets);
+                    context.authenticator.set_secrets(secrets);
                 }
                 Err(e) => log::error!("the node secret stays as it was: {e:#}"),
             }
@@ -600,14 +600,14 @@ pub fn compare_ticket_key(context: &Context, conn: &mut Conn) -> RedisResult<()>
 pub fn admit_nodes(context: &Context, conn: &mut Conn) -> RedisResult<()> {
     compare_ticket_key(context, conn)?;
     // What the janitor has read meanwhile is newer, and stays.
-    context.door.set_first_revoked(nodes::revoked(conn)?);
+    context.authenticator.set_first_revoked(nodes::revoked(conn)?);
     Ok(())
 }
 
 /// Whether this controller's secret belongs to the Redis whose fingerprint this is. The error says what
 /// to do.
 pub fn check_fingerprint(context: &Context, theirs: &str) -> Result<(), String> {
-    let secrets = context.door.secrets();
+    let secrets = context.authenticator.secrets();
     let previous = secrets.previous.as_ref().is_some_and(|(secret, _)| secret.fingerprint() == theirs);
     if secrets.current.fingerprint() == theirs || previous {
         return Ok(());

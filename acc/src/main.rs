@@ -1,6 +1,6 @@
 //! `jsacc`: flags, subcommands, the log, the exit code.
 
-use jsacc::cli::{self, Wish};
+use jsacc::cli::{self, Invocation};
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -10,14 +10,14 @@ fn main() -> ExitCode {
         Err(e) => return fail(2, &e),
     };
     let outcome = match wish {
-        Wish::Print(text) => say(&text),
-        Wish::Serve(config) => {
+        Invocation::Print(text) => say(&text),
+        Invocation::Serve(config) => {
             jsacc::logging::start(&config.log_level);
             jsacc::daemon::run(*config)
         }
-        Wish::Do(config, task) => {
+        Invocation::Do(config, task) => {
             jsacc::logging::start(&config.log_level);
-            jsacc::tasks::run(&config, task).and_then(|text| say(&text))
+            jsacc::subcommands::run(&config, task).and_then(|text| say(&text))
         }
     };
     match outcome {

@@ -2,7 +2,7 @@
 //!
 //! Owns: the list of paths, which methods each takes, and the sentence for everything else.
 //! Does not own: whether the asker may (the guard), or what is answered (handlers).
-//! Asked by the gate, once for each request, before credentials are looked at.
+//! Asked by the proxy, once for each request, before credentials are looked at.
 
 use jscommon::NodeId;
 use std::fmt;
@@ -229,7 +229,7 @@ mod tests {
     fn answers(route: Route) -> Vec<u16> {
         let mut answers = vec![200, 503];
         if route.node().is_some() {
-            // The gate: credentials, the node that they are for, how much of it.
+            // The proxy: credentials, the node that they are for, how much of it.
             answers.extend([400, 401, 403, 429]);
         }
         if route.takes_body() {

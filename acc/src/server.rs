@@ -1,9 +1,9 @@
-//! tiny_http behind the gate: a private Unix socket, some threads, one handler.
+//! tiny_http behind the proxy: a private Unix socket, some threads, one handler.
 //!
 //! Owns: the socket's private folder, the threads that take a request, answer it and take the next.
 //! Does not own: what is answered; that is the `Handler` (the rooms in `handlers`).
-//! The gate alone talks to it, in whole and well-formed requests, each on a connection of its own, or a few quick
-//! ones on one: their answers go out in their order, and no thread waits for that (`turns`).
+//! The proxy alone talks to it, in whole and well-formed requests, each on a connection of its own, or a few quick
+//! ones on one: their answers go out in their order, and no thread waits for that (`response_order`).
 //! A request therefore needs no second look: its node was verified, its route and its length are good.
 
 mod folder;
@@ -12,10 +12,10 @@ mod message;
 pub(crate) use message::error_body;
 pub use message::{Body, Handler, Reply, Request};
 
+use crate::critical_thread;
 use crate::query::Query;
+use crate::response_order::{PipelineSlot, ResponseOrder};
 use crate::route::route;
-use crate::turns::{Place, Turns};
-use crate::watch;
 use anyhow::Context;
 use crossbeam_channel::Sender;
 use jscommon::death;
@@ -42,17 +42,17 @@ const STACK: usize = 512 * 1024;
 /// How long to wait before tiny_http is made anew once more, after it could not be.
 const REMAKE_PAUSE: Duration = Duration::from_millis(100);
 
-/// The header by which the gate says whose request it is: `gid:nid`.
+/// The header by which the proxy says whose request it is: `gid:nid`.
 pub(crate) const NODE_HEADER: &str = "X-JS-Node";
-/// The header by which the gate says where the request came from.
+/// The header by which the proxy says where the request came from.
 pub(crate) const PEER_HEADER: &str = "X-JS-Peer";
-/// The header by which the gate says when the client's certificate was issued, or `UNDATED`.
+/// The header by which the proxy says when the client's certificate was issued, or `UNDATED`.
 pub(crate) const ISSUED_HEADER: &str = "X-JS-Cert-Issued";
 /// The value of `ISSUED_HEADER` for a certificate without an issue date.
 pub(crate) const UNDATED: &str = "-";
-/// The header by which the gate says where a request stands among those of its connection.
+/// The header by which the proxy says where a request stands among those of its connection.
 pub(crate) const PLACE_HEADER: &str = "X-JS-Place";
-/// The header by which an answer asks the gate to park the poll for so many seconds.
+/// The header by which an answer asks the proxy to park the poll for so many seconds.
 pub(crate) const PARK_HEADER: &str = "X-JS-Park";
 
 /// A running tiny_http; dropping it ends its threads, each after the request that it is at.
@@ -71,16 +71,16 @@ struct Shared {
     /// may have to be made anew.
     server: Mutex<Option<Arc<tiny_http::Server>>>,
     threads: usize,
-    turns: Turns<Answered>,
+    response_order: ResponseOrder<Answered>,
     /// How many requests the threads have taken.
     taken: AtomicU64,
-    /// The gate was refused a connection: tiny_http's accept thread may have ended.
+    /// The proxy was refused a connection: tiny_http's accept thread may have ended.
     refused: AtomicBool,
     /// A thread is making tiny_http anew.
     remaking: AtomicBool,
 }
 
-/// How the gate reaches tiny_http, and says that it does not.
+/// How the proxy reaches tiny_http, and says that it does not.
 #[derive(Clone)]
 pub struct Backend {
     socket: PathBuf,
@@ -139,7 +139,7 @@ impl Handle {
             handler,
             server,
             threads,
-            turns: Turns::default(),
+            response_order: ResponseOrder::default(),
             taken: AtomicU64::new(0),
             refused: AtomicBool::new(false),
             remaking: AtomicBool::new(false),
@@ -151,13 +151,13 @@ impl Handle {
                 shared.serve();
                 Ok(())
             };
-            let worker = watch::spawn(&format!("http-{i}"), STACK, fatal.clone(), serve);
+            let worker = critical_thread::spawn(&format!("http-{i}"), STACK, fatal.clone(), serve);
             handle.workers.push(worker.context("no thread for the web server")?);
         }
         Ok(handle)
     }
 
-    /// For the gate.
+    /// For the proxy.
     pub fn backend(&self) -> Backend {
         Backend { socket: self.shared.socket.clone(), shared: Some(self.shared.clone()) }
     }
@@ -240,7 +240,7 @@ impl Shared {
         (taken, None)
     }
 
-    /// tiny_http accepts nothing any more, as its `error` says, or as it seems to the gate: it is made anew, by
+    /// tiny_http accepts nothing any more, as its `error` says, or as it seems to the proxy: it is made anew, by
     /// one thread. The others answer what it had taken before.
     fn remake(&self, dead: &Arc<tiny_http::Server>, error: Option<&io::Error>) {
         if self.remaking.swap(true, Ordering::AcqRel) {
@@ -258,7 +258,7 @@ impl Shared {
     fn replace(&self, dead: &Arc<tiny_http::Server>, error: Option<&io::Error>) -> bool {
         let mut told = String::new();
         let why = error.map_or_else(|| "its accept thread has ended".to_owned(), ToString::to_string);
-        log::error!("the web server behind the gate stopped, it is made anew: {why}");
+        log::error!("the web server behind the proxy stopped, it is made anew: {why}");
         loop {
             let mut current = self.server.lock().unwrap_or_else(|e| e.into_inner());
             if !current.as_ref().is_some_and(|server| Arc::ptr_eq(server, dead)) {
@@ -270,14 +270,14 @@ impl Shared {
             match made {
                 Ok(server) => {
                     *current = Some(Arc::new(server));
-                    log::info!("the web server behind the gate was made anew");
+                    log::info!("the web server behind the proxy was made anew");
                     return true;
                 }
                 Err(e) => {
                     drop(current);
                     let said = format!("{e:#}");
                     if said != told {
-                        log::error!("the web server behind the gate could not be made anew, trying on: {said}");
+                        log::error!("the web server behind the proxy could not be made anew, trying on: {said}");
                         told = said;
                     }
                     std::thread::sleep(REMAKE_PAUSE);
@@ -294,7 +294,7 @@ impl Shared {
                     requests.push(request);
                     replies.push(None);
                 }
-                Err(e) => replies.push(Some(Reply::error(502, format!("the gate handed over half a request: {e:#}")))),
+                Err(e) => replies.push(Some(Reply::error(502, format!("the proxy handed over half a request: {e:#}")))),
             }
         }
         let handled = catch_unwind(AssertUnwindSafe(|| self.handler.handle_all(&mut requests))).unwrap_or_else(|_| {
@@ -306,7 +306,7 @@ impl Shared {
             let failed = || Reply::error(500, "the controller failed at this request; its log says more");
             let reply = reply.unwrap_or_else(|| handled.next().unwrap_or_else(failed));
             match place(&request) {
-                Some(place) => self.turns.give(place, (request, reply), give),
+                Some(place) => self.response_order.give(place, (request, reply), give),
                 None => give((request, reply)),
             }
         }
@@ -314,14 +314,14 @@ impl Shared {
 }
 
 fn give((request, reply): Answered) {
-    // The gate is gone or has given up on this request; the client sends it again.
+    // The proxy is gone or has given up on this request; the client sends it again.
     if let Err(e) = request.respond(response(reply)) {
-        log::debug!("an answer was not taken by the gate: {e}");
+        log::debug!("an answer was not taken by the proxy: {e}");
     }
 }
 
 /// Where the request stands on its connection, if it is not alone there.
-fn place(request: &tiny_http::Request) -> Option<Place> {
+fn place(request: &tiny_http::Request) -> Option<PipelineSlot> {
     header(request, PLACE_HEADER).and_then(|place| place.parse().ok())
 }
 
@@ -356,7 +356,7 @@ fn read(request: &mut tiny_http::Request) -> anyhow::Result<Request> {
 
 fn response(reply: Reply) -> tiny_http::Response<io::Cursor<Body>> {
     let length = reply.body.as_ref().len();
-    // Never chunked: the gate reads as far as the length says.
+    // Never chunked: the proxy reads as far as the length says.
     let mut response =
         tiny_http::Response::new(reply.status.into(), Vec::new(), io::Cursor::new(reply.body), Some(length), None)
             .with_chunked_threshold(usize::MAX);
@@ -390,7 +390,7 @@ fn listen(socket: &Path) -> anyhow::Result<tiny_http::Server> {
     let made = socket.with_extension(format!("{:08x}", fastrand::u32(..)));
     let listener = UnixListener::bind(&made).with_context(|| format!("cannot listen on {}", made.display()))?;
     let server = tiny_http::Server::from_listener(listener, None)
-        .map_err(|e| anyhow::anyhow!("cannot start the web server behind the gate: {e}"))?;
+        .map_err(|e| anyhow::anyhow!("cannot start the web server behind the proxy: {e}"))?;
     fs::rename(&made, socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
     Ok(server)
 }
@@ -499,7 +499,7 @@ mod tests {
     }
 
     #[test]
-    fn is_made_anew_when_the_gate_is_refused() {
+    fn is_made_anew_when_the_proxy_is_refused() {
         let handle = start(2, Arc::new(Echo));
         let dead = handle.shared.current().unwrap();
         // It listens as before: then nothing is done.

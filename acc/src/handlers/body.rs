@@ -1,7 +1,7 @@
 //! Bodies of requests as JSON, within a bound of the memory that this takes.
 //!
 //! Owns: how many JSON values of bodies are held at once, of one node and of all. Does not own: the bytes of bodies,
-//! which the gate counts from the first one on (`gate::limits`), and what the values mean.
+//! which the proxy counts from the first one on (`proxy::limits`), and what the values mean.
 
 use super::{Fault, RETRY, bad, too_many};
 use crate::context::Context;

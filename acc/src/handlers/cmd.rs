@@ -4,13 +4,13 @@ use super::{Fault, Outcome, bad, expect_room, revoked};
 use crate::allowance::{Charge, Resource};
 use crate::claims;
 use crate::context::Context;
-use crate::doorbell;
 use crate::server::{Reply, Request};
 use crate::store::grants::{self, Claims, Compared, Standing};
 use crate::store::nodes::{self, Poller};
 use crate::store::pool::{describe, is_away, is_broken, is_spoilt};
 use crate::store::queue::{self, Answer, Mode, Question};
 use crate::store::{Batch, Conn, jobs, lists};
+use crate::wakeups;
 use jscommon::NodeId;
 use jscommon::node::is_role;
 use redis::RedisResult;
@@ -24,7 +24,7 @@ use std::sync::{Mutex, PoisonError};
 const MAX_WAIT: u32 = 60;
 /// For how long (ms) a poll that says nothing new, and is answered, is not written down again.
 const WRITTEN: u64 = 5_000;
-/// The same for one that waits: the gate tells that its node is there.
+/// The same for one that waits: the proxy tells that its node is there.
 const PARKED: u64 = 60_000;
 
 /// So many nodes are remembered, and then so many again before the first ones are forgotten.
@@ -163,7 +163,7 @@ fn answer(context: &Context, written: &Written, conn: &mut Conn, polls: &[&(Node
         let mut has_acked = false;
         if let Some(ack) = poll.ack {
             let before = running.len();
-            match context.handed.take(*node, ack) {
+            match context.delivered.take(*node, ack) {
                 Some(ids) => ids.iter().for_each(|id| jobs::running(&mut running, *node, id)),
                 None => queue::acked(conn, *node, ack)?.iter().for_each(|id| jobs::running(&mut running, *node, id)),
             }
@@ -220,7 +220,7 @@ fn answer(context: &Context, written: &Written, conn: &mut Conn, polls: &[&(Node
     }
     let reply = |((node, poll), settled): (&&(NodeId, Poll), Result<Answer, Reply>)| match settled {
         Err(reply) => reply,
-        Ok(Answer::Batch(handover)) => Reply::json(doorbell::handed(context, *node, handover)),
+        Ok(Answer::Batch(handover)) => Reply::json(wakeups::handed(context, *node, handover)),
         Ok(Answer::Moved(_)) => Reply::busy(503, "the node polls at two controllers at once; try again", 1),
         Ok(_) if poll.wait == 0 => Reply::empty(),
         Ok(_) => Reply::park(poll.wait),

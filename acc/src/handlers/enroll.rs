@@ -24,7 +24,7 @@ pub(super) fn post(context: &Context, request: &mut Request) -> Outcome {
         return refused(401, "no enrolment token: send the one that `jsacc token` printed as a bearer token".into());
     };
     let now = context.clock.now();
-    let enrolment = match Enrolment::check(token, &context.door.secrets(), now) {
+    let enrolment = match Enrolment::check(token, &context.authenticator.secrets(), now) {
         Ok(enrolment) => enrolment,
         Err(reason) => {
             context.metrics.refused("enrolment");
@@ -125,7 +125,7 @@ pub(super) fn renew(context: &Context, node: NodeId, request: &Request) -> Outco
     }
     let body: Value = serde_json::from_slice(&request.body).unwrap_or_default();
     let lost = request.cert_issued.is_none() && body["certificate"] == true;
-    if dated && !lost && context.door.renewal(request.bearer.as_deref(), request.cert_issued).is_none() {
+    if dated && !lost && context.authenticator.renewal(request.bearer.as_deref(), request.cert_issued).is_none() {
         return Ok(Reply::empty());
     }
     spend(context, node, &[Charge::new(Resource::Renewals, 1)])?;
@@ -136,9 +136,9 @@ pub(super) fn renew(context: &Context, node: NodeId, request: &Request) -> Outco
     if let Some(until) = until {
         let (bearer, cert) = (request.bearer.as_deref(), request.cert_dated());
         let holds = if dated {
-            context.door.outlives(node, until, bearer, cert)
+            context.authenticator.outlives(node, until, bearer, cert)
         } else {
-            Err(context.door.revoked(node, until))
+            Err(context.authenticator.revoked(node, until))
         };
         if let Err(refusal) = holds {
             context.metrics.refused(refusal.label);
@@ -155,7 +155,7 @@ pub(super) fn renew(context: &Context, node: NodeId, request: &Request) -> Outco
 }
 
 fn issue(context: &Context, node: NodeId, issued: u64) -> Result<Credentials, Fault> {
-    let secrets = context.door.secrets();
+    let secrets = context.authenticator.secrets();
     context.identity.issue(&context.config, &secrets, node, issued).map_err(|e| {
         ::log::error!("credentials for node {node} cannot be made: {e:#}");
         Fault::Reply(Reply::error(500, "the controller cannot make credentials; its log says why"))

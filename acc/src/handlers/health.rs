@@ -6,7 +6,7 @@ use crate::janitor;
 use crate::server::Reply;
 
 pub(super) fn get(context: &Context) -> Outcome {
-    if context.door.knows_revoked() {
+    if context.authenticator.knows_revoked() {
         context.pool.with(|conn| conn.one::<String>(&redis::cmd("PING")))?;
     } else {
         // Nodes are admitted from now on: a load balancer that gets this answer may send them here.

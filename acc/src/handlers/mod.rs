@@ -1,4 +1,4 @@
-//! What answers requests that the gate has let through: one file a noun.
+//! What answers requests that the proxy has let through: one file a noun.
 //!
 //! Owns: reading bodies and queries, the answers' form, 503 while Redis is away.
 //! Does not own: credentials (the guard), rules of what is stored (`store`).
@@ -106,7 +106,9 @@ impl Handlers {
     /// Says on an answer that the node's credentials are to be renewed. A poll that would be parked is
     /// answered for that, though not more than once in ten minutes.
     fn hint(&self, request: &Request, reply: &mut Reply) {
-        let Some(why) = self.context.door.renewal(request.bearer.as_deref(), request.cert_issued) else { return };
+        let Some(why) = self.context.authenticator.renewal(request.bearer.as_deref(), request.cert_issued) else {
+            return;
+        };
         let Some(node) = request.node else { return };
         if matches!(request.route, Route::Renew(_)) {
             return;
@@ -178,7 +180,7 @@ impl Handlers {
     /// What was revoked while its request was on the way here gets nothing any more.
     fn still_good(&self, request: &Request) -> Result<(), Fault> {
         let Some(node) = request.node else { return Ok(()) };
-        let good = self.context.door.still(node, request.bearer.as_deref(), request.cert_dated());
+        let good = self.context.authenticator.still(node, request.bearer.as_deref(), request.cert_dated());
         good.map_err(|refusal| Fault::Reply(Reply::error(refusal.status, refusal.reason)))
     }
 

@@ -5,7 +5,7 @@ use crate::allowance::{Charge, Resource};
 use crate::answer;
 use crate::context::Context;
 use crate::server::Reply;
-use crate::store::jobs::{self, Known, Writing};
+use crate::store::jobs::{self, JobEligibility, Writing};
 use crate::store::pool::is_broken;
 use crate::store::results::{self, Bounds, Delivery, Push, Recurring, Verdict};
 use crate::store::{Batch, Conn, describe, lists, nodes};
@@ -75,7 +75,7 @@ impl Entry {
 
 /// The state of an entry according to Redis.
 struct Standing {
-    known: Known,
+    known: JobEligibility,
     verdict: Verdict,
     recurring: Option<Recurring>,
     refusal: Option<Refusal>,
@@ -255,7 +255,7 @@ fn decide(context: &Context, conn: &mut Conn, entries: &[&Entry]) -> RedisResult
         let known = jobs::known(next(), next(), next())?;
         if entry.has_ticket {
             let verdict = results::verdict(next())?;
-            let refusal = (known == Known::NotMeant).then_some(Refusal::NotMeant).or(too_many(verdict));
+            let refusal = (known == JobEligibility::NotMeant).then_some(Refusal::NotMeant).or(too_many(verdict));
             standings.push(Standing { known, verdict, recurring: entry.recurring, refusal });
             continue;
         }
@@ -263,13 +263,13 @@ fn decide(context: &Context, conn: &mut Conn, entries: &[&Entry]) -> RedisResult
         let remembered = results::remembered(next(), next())?;
         let period = if entry.recurring.is_some() { jobs::period(next())? } else { None };
         let refusal = match known {
-            Known::NotMeant => Some(Refusal::NotMeant),
+            JobEligibility::NotMeant => Some(Refusal::NotMeant),
             _ if returns_tickets => Some(Refusal::NoTicket),
-            Known::Nothing if !remembered.answered => Some(Refusal::Unknown),
-            Known::Nothing | Known::Meant(_) => None,
+            JobEligibility::Nothing if !remembered.answered => Some(Refusal::Unknown),
+            JobEligibility::Nothing | JobEligibility::Meant(_) => None,
         };
         let recurring = match (entry.recurring, known) {
-            (Some(run), Known::Meant(_)) if period.is_some() => {
+            (Some(run), JobEligibility::Meant(_)) if period.is_some() => {
                 period.map(|period| Recurring { period: period.min(tickets::MAX_PERIOD), ..run })
             }
             (run, _) => run.filter(|_| remembered.recurs),
@@ -322,9 +322,9 @@ fn deliver(context: &Context, conn: &mut Conn, entries: &[&Entry]) -> RedisResul
         let writing = if *verdict == Verdict::Repeat { Writing::Repeated } else { Writing::Counts };
         jobs::result(&mut hashes, &entry.target, &entry.id, &entry.text, writing);
         let delivery = entry.delivery(*recurring);
-        results::remember(&mut hashes, &delivery, entry.has_ticket || matches!(known, Known::Meant(_)));
+        results::remember(&mut hashes, &delivery, entry.has_ticket || matches!(known, JobEligibility::Meant(_)));
         let meant = match known {
-            Known::Meant(meant) => Some(meant),
+            JobEligibility::Meant(meant) => Some(meant),
             _ => None,
         };
         match verdict {

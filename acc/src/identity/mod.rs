@@ -2,7 +2,7 @@
 //! secret, and what is made from them for nodes.
 //!
 //! Owns: the directory (mode 0700), its files (keys 0600), and their making on the first start.
-//! Does not own: who is let in (`guard`), what was revoked (Redis), the wire (handlers, gate).
+//! Does not own: who is let in (`authenticator`), what was revoked (Redis), the wire (handlers, proxy).
 //!
 //! **A file is written whole or not at all** (a new one takes its place), so that controllers that
 //! share a directory, and `jsacc` commands beside a running controller, never read half a key.
@@ -15,7 +15,7 @@ mod files;
 pub mod secret;
 
 use crate::config::Config;
-use crate::gate::PeerCert;
+use crate::proxy::PeerCert;
 use crate::tickets::{TicketKey, TicketKeys};
 use anyhow::{Context, anyhow, bail};
 use ca::Ca;
@@ -194,7 +194,7 @@ impl Identity {
                 .add(cert)
                 .context("a client CA certificate is not usable: --client-ca takes certificates of CAs in PEM")?;
         }
-        crate::gate::tls::server_config(chain, key, Some(roots))
+        crate::proxy::tls::server_config(chain, key, Some(roots))
     }
 
     /// The files whose change means that TLS must be made anew.

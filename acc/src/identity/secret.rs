@@ -2,7 +2,7 @@
 //!
 //! Owns: the file `node.secret` (a line for each secret: 64 hex digits, and for an old one until when
 //! it holds, in milliseconds since 1970), and what token is good.
-//! Does not own: revocation (`guard`).
+//! Does not own: revocation (`authenticator`).
 
 use super::files::write_state;
 use anyhow::{Context, bail};

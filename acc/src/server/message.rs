@@ -8,7 +8,7 @@ use jscommon::NodeId;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-/// A request that the gate has let through.
+/// A request that the proxy has let through.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// What it asks for.
@@ -78,7 +78,7 @@ pub struct Reply {
     pub retry_after: Option<u32>,
     /// Other headers.
     pub headers: Vec<(&'static str, String)>,
-    /// The gate shall keep the client waiting so many seconds and answer 204 then, unless something
+    /// The proxy shall keep the client waiting so many seconds and answer 204 then, unless something
     /// is delivered for the node: the node's poll found nothing, and this controller is registered as
     /// the one that holds it.
     pub park: Option<u32>,
@@ -124,7 +124,7 @@ impl Reply {
         Reply { status: 204, ..Reply::json(Vec::new()) }
     }
 
-    /// Nothing to hand over: the gate keeps the poll for `seconds`.
+    /// Nothing to hand over: the proxy keeps the poll for `seconds`.
     pub fn park(seconds: u32) -> Reply {
         Reply { park: Some(seconds), ..Reply::empty() }
     }

@@ -11,8 +11,8 @@
 //! `cluster-require-full-coverage` goes on with the rest.
 
 use super::conn::Address;
-use super::line::{self, CONNECT, Sending};
 use super::pool::{describe, is_interrupted};
+use super::redis_connection::{self, CONNECT, Sending};
 use super::roster::Place;
 use super::slots::{self, Layout};
 use super::{scripts, slots::slot_of};
@@ -229,13 +229,13 @@ impl Cluster {
         let Some(server) = self.servers.get_mut(place) else {
             return Err(RedisError::from((ErrorKind::Io, "the connection is gone")));
         };
-        for answer in line::receive(&mut server.conn, loads)? {
+        for answer in redis_connection::receive(&mut server.conn, loads)? {
             answer.extract_error()?;
         }
         let mut out = Vec::with_capacity(share.len());
         for open in share {
             let count = if matches!(open.way, Way::Asking(_)) { 2 } else { 1 };
-            let answer = line::receive(&mut server.conn, count)?.pop().unwrap_or(Value::Nil);
+            let answer = redis_connection::receive(&mut server.conn, count)?.pop().unwrap_or(Value::Nil);
             out.push(answer);
         }
         Ok(out)
@@ -248,8 +248,8 @@ impl Cluster {
                 let what = "it did not answer just now, and the next try is not due yet";
                 return Err(RedisError::from((ErrorKind::Io, what)));
             }
-            let info = line::elsewhere(&self.model, place);
-            match line::server(info, self.address.ca.as_deref(), limit, patience) {
+            let info = redis_connection::with_host(&self.model, place);
+            match redis_connection::server(info, self.address.ca.as_deref(), limit, patience) {
                 Ok((conn, _)) => {
                     self.avoided.remove(place);
                     self.address.silent.answered(place);
@@ -300,7 +300,7 @@ impl Cluster {
         conn.set_read_timeout(Some(TELL.min(patience)))?;
         let mut question = redis::cmd("CLUSTER");
         question.arg("SLOTS");
-        let answer = line::single(conn, &question)?;
+        let answer = redis_connection::single(conn, &question)?;
         conn.set_read_timeout(Some(patience))?;
         Layout::read(&answer, place).ok_or_else(|| {
             RedisError::from((ErrorKind::Io, "a server of the cluster knows of no slots: it is no part of it yet"))

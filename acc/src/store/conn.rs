@@ -1,11 +1,12 @@
 //! One connection to Redis, whatever kind of service it is, and batches of calls over it.
 //!
 //! Owns: running a batch in one round trip, batches that need each other, scripts that a server has
-//! forgotten. Does not own: when to connect again (`pool`), what is asked (the rooms beside it), bytes (`line`).
+//! forgotten. Does not own: when to connect again (`pool`), what is asked (the rooms beside it), bytes
+//! (`redis_connection`).
 
 use super::cluster::Cluster;
-use super::line::{self, CONNECT, Mode, Sending};
 use super::pool::{describe, is_spoilt, is_wrong_type};
+use super::redis_connection::{self, CONNECT, Mode, Sending};
 use super::roster::{Place, Roster};
 use super::scripts::{self, Script};
 use super::sentinel;
@@ -80,7 +81,7 @@ struct Single {
 impl Address {
     /// An address with the CA for its certificates.
     pub fn new(target: Target, ca: Option<Vec<u8>>) -> Address {
-        let named = target.servers.iter().filter_map(line::place).collect();
+        let named = target.servers.iter().filter_map(redis_connection::place).collect();
         let roster = Arc::new(Roster::new(named));
         Address { target, ca, roster, silent: Arc::default(), cluster: Arc::default() }
     }
@@ -104,7 +105,7 @@ impl Address {
             }
             Kind::Single => {
                 let info = self.target.servers[0].clone();
-                match line::server(info, self.ca.as_deref(), CONNECT, patience)? {
+                match redis_connection::server(info, self.ca.as_deref(), CONNECT, patience)? {
                     (conn, Mode::Alone) => conn,
                     (_, Mode::Sentinel) => {
                         let what = "it is a Sentinel: give -r sentinel://host:26379/group";
@@ -393,7 +394,7 @@ impl Single {
 
     /// Reads all answers before it looks at any: those to `loads` scripts come first.
     fn answers(&mut self, loads: usize, count: usize) -> RedisResult<Vec<Value>> {
-        let mut loaded = line::receive(&mut self.conn, loads + count)?;
+        let mut loaded = redis_connection::receive(&mut self.conn, loads + count)?;
         let answers = loaded.split_off(loads);
         if answers.iter().any(is_redirection) {
             // A server that may not be asked how it works shows it by this.

@@ -157,7 +157,7 @@ pub enum Writing {
 
 /// What a job says about a node that brings its result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Known {
+pub enum JobEligibility {
     /// Redis does not know the job (any more).
     Nothing,
     /// It was for this node.
@@ -192,13 +192,13 @@ pub fn size(batch: &mut Batch, id: &str) {
 }
 
 /// Reads the three answers to `ask`.
-pub fn known(job: Value, field: Value, fields: Value) -> RedisResult<Known> {
+pub fn known(job: Value, field: Value, fields: Value) -> RedisResult<JobEligibility> {
     let (created, quiet): (Option<u64>, Option<String>) = FromRedisValue::from_redis_value(job)?;
     let targets = usize::from_redis_value(fields)?;
     Ok(match (created, bool::from_redis_value(field)?) {
-        (None, _) => Known::Nothing,
-        (Some(created), true) => Known::Meant(Meant { created, quiet: quiet.is_some(), targets }),
-        (Some(_), false) => Known::NotMeant,
+        (None, _) => JobEligibility::Nothing,
+        (Some(created), true) => JobEligibility::Meant(Meant { created, quiet: quiet.is_some(), targets }),
+        (Some(_), false) => JobEligibility::NotMeant,
     })
 }
 

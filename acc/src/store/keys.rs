@@ -65,7 +65,7 @@ pub fn waiting(node: NodeId) -> String {
     format!("jsacc:{{{node}}}:cmds")
 }
 
-/// Hash: the state of `node`'s queue: `seq`, `ac`, `handed`, `handed_at`, `instance`, `tickets`…
+/// Hash: the state of `node`'s queue: `seq`, `ac`, `delivered`, `handed_at`, `instance`, `tickets`…
 pub fn meta(node: NodeId) -> String {
     format!("jsacc:{{{node}}}:meta")
 }

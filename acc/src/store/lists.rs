@@ -12,7 +12,7 @@ use std::collections::HashSet;
 
 /// Seconds that a blocking read waits.
 const WAIT: u64 = 2;
-/// Seconds that the read of a bell waits: longer, for it can be woken (`wake`), and well below `doorbell::PATIENCE`.
+/// Seconds that the read of a bell waits: longer, for it can be woken (`wake`), and well below `wakeups::PATIENCE`.
 const BELL_WAIT: u64 = 5;
 /// Milliseconds without a beat after which a controller is dead.
 const SILENCE: u64 = 15_000;

@@ -1,7 +1,7 @@
 //! The only rooms that speak Redis.
 //!
-//! Owns: key names (`keys`), addresses (`target`), connections (`conn` and `pool`, on `line`, `cluster` with `slots`, and
-//! `sentinel`), and one file for each noun that is kept there, with its Lua scripts in `scripts/`.
+//! Owns: key names (`keys`), addresses (`target`), connections (`conn` and `pool`, on `redis_connection`,
+//! `cluster` with `slots`, and `sentinel`), and one file for each noun that is kept there, with its Lua scripts in `scripts/`.
 //! Does not own: rules about commands, results and nodes; callers bring them, and the time.
 //!
 //! Two invariants hold in all of them:
@@ -14,11 +14,11 @@ pub mod events;
 pub mod grants;
 pub mod jobs;
 pub mod keys;
-mod line;
 pub mod lists;
 pub mod nodes;
 pub mod pool;
 pub mod queue;
+mod redis_connection;
 pub mod results;
 mod roster;
 mod scripts;

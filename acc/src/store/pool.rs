@@ -6,7 +6,7 @@
 
 use super::cluster::SERVER_AWAY;
 use super::conn::{Address, Conn, SPOILT};
-use super::line;
+use super::redis_connection;
 use crate::metrics::Metrics;
 use jscommon::backoff::Backoff;
 use redis::{ErrorKind, RedisError, RedisResult, ServerErrorKind};
@@ -212,7 +212,7 @@ impl Pool {
 
 /// Whether a signal has interrupted the call. It may have been done; Redis is there.
 pub fn is_interrupted(error: &RedisError) -> bool {
-    error.code() == Some(line::INTERRUPTED)
+    error.code() == Some(redis_connection::INTERRUPTED)
 }
 
 /// Whether the connection is of no more use after this error.
@@ -268,7 +268,7 @@ pub fn is_spoilt(error: &RedisError) -> bool {
 pub fn describe(error: &RedisError) -> String {
     let detail = error.detail().unwrap_or_default();
     match error.code() {
-        Some(line::TOO_OLD | line::INTERRUPTED | SERVER_AWAY | SPOILT) => detail.to_owned(),
+        Some(redis_connection::TOO_OLD | redis_connection::INTERRUPTED | SERVER_AWAY | SPOILT) => detail.to_owned(),
         Some("NOAUTH") => "it asks for a password: give -r redis://user:password@host:port".into(),
         Some("WRONGPASS") => format!("it refuses the password: {}", words(error)),
         Some("OOM") => "it is full (maxmemory is reached): free memory or raise the limit".into(),
@@ -305,7 +305,7 @@ fn words(error: &RedisError) -> String {
 
 /// Whether the server is of a version that is too old.
 pub fn is_too_old(error: &RedisError) -> bool {
-    error.code() == Some(line::TOO_OLD)
+    error.code() == Some(redis_connection::TOO_OLD)
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! Owns: enqueueing, polling with acknowledgement, taking back what expired or was cancelled.
 //! Does not own: which nodes are meant (`targets`), when something expires (the janitor).
-//! Its callers are the dispatcher, the doorbell, the poll's handler and the janitor.
+//! Its callers are the dispatcher, the wake-up reader, the poll's handler and the janitor.
 //!
 //! A command stays in the queue until the node has acknowledged it; until then every poll gets it
 //! again. Its number (the batch's name is the highest) goes up over the node's whole life.

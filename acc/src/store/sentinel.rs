@@ -4,7 +4,7 @@
 //! Does not own: which Sentinels there are and how they are logged in to (`target`), when to ask again (`pool`).
 
 use super::conn::Address;
-use super::line::{self, CONNECT};
+use super::redis_connection::{self, CONNECT};
 use super::roster::Place;
 use redis::{Connection, ErrorKind, FromRedisValue, RedisError, RedisResult, Value};
 use std::time::{Duration, Instant};
@@ -58,21 +58,21 @@ pub(super) fn master(address: &Address, group: &str, patience: Duration) -> Redi
 
 /// The master as one Sentinel knows it; nothing when it does not know the group.
 fn ask(address: &Address, sentinel: &Place, group: &str) -> RedisResult<Option<Place>> {
-    let info = line::elsewhere(&address.target.servers[0], sentinel);
+    let info = redis_connection::with_host(&address.target.servers[0], sentinel);
     let info = info.set_redis_settings(address.target.sentinel.clone());
     let addr = info.addr().clone();
-    let mut conn = line::dial(info, address.ca.as_deref(), TELL, TELL)?;
+    let mut conn = redis_connection::connect(info, address.ca.as_deref(), TELL, TELL)?;
     let mut question = redis::cmd("SENTINEL");
     question.arg("get-master-addr-by-name").arg(group);
-    let answer = line::single(&mut conn, &question).map_err(|e| line::words(&addr, e))?;
+    let answer = redis_connection::single(&mut conn, &question).map_err(|e| redis_connection::words(&addr, e))?;
     Ok(Option::<Place>::from_redis_value(answer)?)
 }
 
 /// Connects to what was named, which may be a replica by now, or still.
 fn connect(address: &Address, master: &Place, patience: Duration) -> RedisResult<Connection> {
-    let info = line::elsewhere(&address.target.servers[0], master);
-    let (mut conn, _) = line::server(info, address.ca.as_deref(), CONNECT, patience.min(CONNECT))?;
-    let role = line::single(&mut conn, &redis::cmd("ROLE"))?;
+    let info = redis_connection::with_host(&address.target.servers[0], master);
+    let (mut conn, _) = redis_connection::server(info, address.ca.as_deref(), CONNECT, patience.min(CONNECT))?;
+    let role = redis_connection::single(&mut conn, &redis::cmd("ROLE"))?;
     let is_master = match &role {
         Value::Array(parts) => matches!(parts.first(), Some(Value::BulkString(role)) if role == b"master"),
         _ => false,

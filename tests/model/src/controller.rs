@@ -1,4 +1,4 @@
-//! The steps of a controller: dispatcher, expiry, doorbell, gate, and the handlers of polls and results.
+//! The steps of a controller: dispatcher, expiry, wake-up reader, proxy, and the handlers of polls and results.
 
 use crate::explore::Steps;
 use crate::redis::{Asked, Withdrawn};
@@ -404,7 +404,7 @@ pub(crate) fn arrive(s: &mut State, setup: &Setup, node: usize, slot: usize) {
     s.node[node].poll[slot].at = if parks { Polling::Parked } else { Polling::Asking };
 }
 
-/// One poll at its controller: gate, then `handlers::cmd`, then gate.
+/// One poll at its controller: proxy, then `handlers::cmd`, then proxy.
 fn poll(out: &mut Steps<'_>, node: usize, slot: usize) {
     let at = out.state.node[node].poll[slot];
     let ac = usize::from(at.ac);

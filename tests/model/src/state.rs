@@ -229,7 +229,7 @@ pub(crate) struct Ac {
     pub(crate) announced: bool,
     pub(crate) dispatcher: Dispatcher,
     pub(crate) expiry: Expiry,
-    /// For each node: the acknowledgement of the poll for which the gate trusts its registration, plus one.
+    /// For each node: the acknowledgement of the poll for which the proxy trusts its registration, plus one.
     pub(crate) trust: [u8; NODES],
 }
 
@@ -246,7 +246,7 @@ pub(crate) enum Polling {
     Asked,
     /// Another controller has to be told first that the node has moved.
     Moving,
-    /// Nothing waits, and this controller is the holder; the gate has not heard of it yet.
+    /// Nothing waits, and this controller is the holder; the proxy has not heard of it yet.
     Empty,
     Parked,
 }

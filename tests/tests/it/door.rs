@@ -379,13 +379,13 @@ fn ask_on(stream: &mut TcpStream) -> Option<u16> {
 
 #[test]
 fn a_web_server_that_found_no_descriptor_is_made_anew() {
-    // One more is the gate's own end of a connection; with two more, tiny_http accepts it and has none for its copy.
+    // One more is the proxy's own end of a connection; with two more, tiny_http accepts it and has none for its copy.
     for more in [1, 2] {
         let redis = Redis::start();
         let mut acc = Acc::start(&redis, quiet(AccOptions::default()));
         let (mut kept, before) = (dial(&acc), files_limit(acc.pid()));
         // The controller may open or close something between the look and the request: it is tried until the web
-        // server has failed, and not the gate before it.
+        // server has failed, and not the proxy before it.
         wait_until("the web server fails", LONG, || {
             set_files(acc.pid(), limit_for(acc.pid(), more));
             let status = ask_on(&mut kept);
@@ -395,14 +395,14 @@ fn a_web_server_that_found_no_descriptor_is_made_anew() {
                 Some(_) => return false,
                 None => kept = dial(&acc),
             }
-            // It is told right after such a request; where it is not, the gate had no descriptor.
+            // It is told right after such a request; where it is not, the proxy had no descriptor.
             (0..50).any(|_| {
                 std::thread::sleep(Duration::from_millis(10));
-                acc.output().contains("the web server behind the gate stopped")
+                acc.output().contains("the web server behind the proxy stopped")
             })
         });
         wait_until("requests are answered again", LONG, || acc.anonymous().get("/health").status == 200);
-        wait_until("it is said", LONG, || acc.output().contains("the web server behind the gate was made anew"));
+        wait_until("it is said", LONG, || acc.output().contains("the web server behind the proxy was made anew"));
         assert_eq!(acc.stop(), Some(0));
     }
 }

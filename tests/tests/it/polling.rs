@@ -4,16 +4,16 @@ use jstests::{Acc, AccOptions, Client, FakeNode, LONG, Redis, SHORT, wait_for, w
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
-struct Door {
+struct Authenticator {
     client: Client,
     acc: Acc,
     _redis: Redis,
 }
 
-fn door() -> Door {
+fn door() -> Authenticator {
     let redis = Redis::start();
     let acc = Acc::start(&redis, AccOptions::default());
-    Door { client: Client::new(&redis), acc, _redis: redis }
+    Authenticator { client: Client::new(&redis), acc, _redis: redis }
 }
 
 /// Polls until something comes.
@@ -28,7 +28,7 @@ fn ids(batch: &jstests::Batch) -> Vec<&str> {
 
 /// Makes a node live with these roles.
 #[track_caller]
-fn live(door: &mut Door, gid: u32, nid: u32, roles: &[&str]) -> FakeNode {
+fn live(door: &mut Authenticator, gid: u32, nid: u32, roles: &[&str]) -> FakeNode {
     let node = door.acc.node(gid, nid);
     assert!(node.poll_as(roles, 0, None).is_none());
     door.client.wait_seen(&format!("{gid}:{nid}"));

@@ -82,13 +82,13 @@ fn an_agent_without_a_controller_starts_and_stops_well() {
 
 #[test]
 fn a_controller_ends_with_any_of_its_threads() {
-    // The dispatcher with its first command, the doorbell with its first ring, the janitor and the gate at some turn,
-    // one of the web server with its first request.
+    // The dispatcher with its first command, the wake-up reader with its first ring, the janitor and the proxy at some
+    // turn, one of the web server with its first request.
     for (point, thread) in [
         ("acc.taken", "dispatcher"),
-        ("acc.heard", "doorbell"),
+        ("acc.heard", "wakeups"),
         ("acc.chores:3", "janitor"),
-        ("acc.gate:20", "gate"),
+        ("acc.proxy:20", "proxy"),
         ("acc.http", "http-"),
     ] {
         let redis = Redis::start();

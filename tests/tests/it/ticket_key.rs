@@ -4,8 +4,8 @@
 use jsacc::config::Config;
 use jsacc::context::{Context, Stop};
 use jsacc::dispatcher::Dispatcher;
-use jsacc::gate::{GateConfig, Handle, Limits};
 use jsacc::handlers::Handlers;
+use jsacc::proxy::{Handle, Limits, ProxyConfig};
 use jsacc::route::Route;
 use jsacc::server::{Backend, Handler, Request};
 use jsacc::store::target::Target;
@@ -41,16 +41,17 @@ fn dispatcher_agrees_on_the_ticket_key_before_it_takes_a_command() {
     let id = client.send("ping", json!({}));
     let (seen, _seen) = crossbeam_channel::unbounded();
     let (fatal, _fatal) = crossbeam_channel::unbounded();
-    let config = GateConfig {
+    let config = ProxyConfig {
         listen: ([127, 0, 0, 1], 0).into(),
         tls: None,
         backend: Backend::at(dir.path().join("http")),
         limits: Limits::default(),
     };
-    let gate = Handle::start(config, context.door.clone(), context.metrics.clone(), seen, fatal).expect("a gate");
+    let proxy =
+        Handle::start(config, context.authenticator.clone(), context.metrics.clone(), seen, fatal).expect("a proxy");
     let (_dead, dead) = crossbeam_channel::unbounded();
     let (end, stop) = crossbeam_channel::bounded(0);
-    let dispatcher = Dispatcher::new(context.clone(), gate.remote(), dead, Stop::new(stop));
+    let dispatcher = Dispatcher::new(context.clone(), proxy.remote(), dead, Stop::new(stop));
     let thread = std::thread::spawn(move || dispatcher.run());
     let queued: String =
         wait_for("the command is queued", LONG, || client.redis::<Option<String>>(&["HGET", "jsacc:{1:10}:cmds", &id]));
@@ -82,9 +83,9 @@ fn health_admits_no_node_before_the_ticket_key_is_agreed_on() {
         handlers.handle(&mut request).status
     };
     let key: String = client.redis(&["GETSET", "jsacc:ticket_key", "no key"]);
-    assert_eq!((health(), context.door.knows_revoked()), (503, false), "there is no key to agree on");
+    assert_eq!((health(), context.authenticator.knows_revoked()), (503, false), "there is no key to agree on");
     client.redis::<()>(&["SET", "jsacc:ticket_key", &key]);
-    assert_eq!((health(), context.door.knows_revoked()), (200, true));
+    assert_eq!((health(), context.authenticator.knows_revoked()), (200, true));
     assert!(context.tickets.is_agreed() && context.tickets.keys() == theirs.keys());
 }
 
@@ -93,7 +94,7 @@ fn revocations_that_were_read_earlier_do_not_replace_newer_ones() {
     let dir = tempfile::tempdir().expect("a folder");
     let (_redis, _client, context, _) = fresh(dir.path());
     // The health check has read none; then the node is revoked, and the janitor is the first to say so.
-    context.door.set_revoked(HashMap::from([(NODE, 5)]));
-    context.door.set_first_revoked(HashMap::new());
-    assert_eq!(context.door.revoked_until(NODE), Some(5));
+    context.authenticator.set_revoked(HashMap::from([(NODE, 5)]));
+    context.authenticator.set_first_revoked(HashMap::new());
+    assert_eq!(context.authenticator.revoked_until(NODE), Some(5));
 }

@@ -22,7 +22,7 @@ const HONEST: u32 = 4;
 /// Nodes of each of them in turn, for one that polls for nothing too often is told to wait.
 const NODES: u32 = 1000;
 
-type Begin = fn(&Door) -> Result<Held>;
+type Begin = fn(&Authenticator) -> Result<Held>;
 
 /// The strangers that wait: what each of them does, and how one begins.
 const WAITING: &[(&str, Begin)] =
@@ -35,12 +35,12 @@ const COMING: &[(&str, Begin)] =
 /// The connection of a stranger that waits.
 type Held = Box<dyn Send>;
 
-struct Door {
+struct Authenticator {
     acc: Acc,
     tls: Arc<ClientConfig>,
 }
 
-impl Door {
+impl Authenticator {
     fn dial(&self) -> Result<TcpStream> {
         TcpStream::connect(("127.0.0.1", self.acc.port())).context("connect to the controller")
     }
@@ -62,7 +62,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let acc = Acc::start(&redis, AccOptions { args: quiet, ..AccOptions::secure() });
     let tls = trusting(&acc.ca().context("the controller's CA")?)?;
     let nodes: Vec<FakeNode> = honest_nodes(&acc)?;
-    let door = Arc::new(Door { acc, tls });
+    let door = Arc::new(Authenticator { acc, tls });
 
     let mut cases = vec![Case::new("alone", || honest(&nodes, seconds, &door))];
     for (name, begin) in WAITING {
@@ -138,7 +138,7 @@ fn memory_each(begin: Begin, strangers: u32) -> Result<f64> {
     let quiet = vec!["--log-level".to_owned(), "warn".to_owned()];
     let acc = Acc::start(&redis, AccOptions { args: quiet, ..AccOptions::secure() });
     let tls = trusting(&acc.ca().context("the controller's CA")?)?;
-    let door = Door { acc, tls };
+    let door = Authenticator { acc, tls };
     let connections = || {
         let text = door.acc.anonymous().get("/metrics").body;
         let line = text.lines().find_map(|line| line.strip_prefix("jsacc_connections "));
@@ -166,7 +166,7 @@ fn honest_nodes(acc: &Acc) -> Result<Vec<FakeNode>> {
 }
 
 /// Polls of all honest nodes for a time: polls a second, p50 and p99 in ms, and room for two more figures.
-fn honest(nodes: &[FakeNode], seconds: f64, _door: &Door) -> Result<Vec<f64>> {
+fn honest(nodes: &[FakeNode], seconds: f64, _door: &Authenticator) -> Result<Vec<f64>> {
     let until = Instant::now() + Duration::from_secs_f64(seconds);
     let poller = |nodes: &[FakeNode]| {
         let nodes = nodes.to_vec();
@@ -189,35 +189,35 @@ fn honest(nodes: &[FakeNode], seconds: f64, _door: &Door) -> Result<Vec<f64>> {
     Ok(vec![times.len() as f64 / seconds, quantile(&times, 0.5), quantile(&times, 0.99), 0.0, 0.0])
 }
 
-fn silent(door: &Door) -> Result<Held> {
+fn silent(door: &Authenticator) -> Result<Held> {
     Ok(Box::new(door.dial()?))
 }
 
-fn stalled(door: &Door) -> Result<Held> {
+fn stalled(door: &Authenticator) -> Result<Held> {
     let mut stream = door.dial()?;
     stream.write_all(b"\x16\x03\x01\x01\x00\x01\x00\x00\xfc\x03\x03")?;
     Ok(Box::new(stream))
 }
 
-fn slow_head(door: &Door) -> Result<Held> {
+fn slow_head(door: &Authenticator) -> Result<Held> {
     let mut stream = door.handshake()?;
     stream.write_all(b"GET /hea")?;
     Ok(Box::new(stream))
 }
 
-fn garbage(door: &Door) -> Result<Held> {
+fn garbage(door: &Authenticator) -> Result<Held> {
     let mut stream = door.dial()?;
     stream.write_all(b"\xff\xff\xff\xff\xff\xff\xff\xff")?;
     let _ = stream.read(&mut [0; 64]);
     Ok(Box::new(()))
 }
 
-fn hello(door: &Door) -> Result<Held> {
+fn hello(door: &Authenticator) -> Result<Held> {
     drop(door.handshake()?);
     Ok(Box::new(()))
 }
 
-fn bad_token(door: &Door) -> Result<Held> {
+fn bad_token(door: &Authenticator) -> Result<Held> {
     let mut stream = door.handshake()?;
     stream.write_all(b"GET /1/1/cmd?wait=0 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer 1.1.1.AAAA\r\n\r\n")?;
     let _ = stream.read(&mut [0; 512]);

@@ -16,7 +16,7 @@ const WAIT: u32 = 30;
 const SPREAD: Duration = Duration::from_secs(1);
 /// The longest that any step may take.
 const LIMIT: Duration = Duration::from_secs(120);
-/// The gate parks a node's polls by itself for so long, in seconds, and then asks Redis again.
+/// The proxy parks a node's polls by itself for so long, in seconds, and then asks Redis again.
 const TRUST: f64 = 900.0;
 
 /// What a step took: time, and seconds of CPU of each program.
@@ -90,7 +90,7 @@ impl Fleet {
         })
     }
 
-    /// One poll of each node, and its share of what comes every quarter of an hour: that the gate does not trust
+    /// One poll of each node, and its share of what comes every quarter of an hour: that the proxy does not trust
     /// what it knows any longer and asks Redis for every node again. Waiting for that would take so long; so
     /// it is made to ask, by a cut of the connection over which it hears its bell.
     pub(super) fn idle(&mut self, quick: bool, progress: &Progress) -> Result<Cost> {

@@ -15,7 +15,7 @@ use std::time::Duration;
 const LONGEST: Duration = Duration::from_secs(8);
 
 /// What waits on the taken list because a slot of a cluster is being moved.
-pub struct Held {
+pub struct DeferredJobs {
     /// Jobs that are passed on but for these nodes.
     pub jobs: HashMap<String, Vec<NodeId>>,
     /// Nodes whose slot was found open: nothing overtakes what is held for them.
@@ -26,11 +26,11 @@ pub struct Held {
     said: bool,
 }
 
-impl Held {
+impl DeferredJobs {
     /// Nothing is held; `look` is the least time between two looks.
-    pub fn new(look: Duration) -> Held {
+    pub fn new(look: Duration) -> DeferredJobs {
         let backoff = Backoff::new(look, LONGEST);
-        Held { jobs: HashMap::new(), nodes: HashSet::new(), look, backoff, said: false }
+        DeferredJobs { jobs: HashMap::new(), nodes: HashSet::new(), look, backoff, said: false }
     }
 
     /// Says that something is held, once.
@@ -65,7 +65,7 @@ mod tests {
     #[test]
     fn looks_become_rarer_and_nothing_stays_behind() {
         let second = Duration::from_secs(1);
-        let mut held = Held::new(second);
+        let mut held = DeferredJobs::new(second);
         held.jobs.insert("a".into(), Vec::new());
         for _ in 0..20 {
             let wait = held.settle(true);

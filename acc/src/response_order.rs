@@ -2,7 +2,7 @@
 //!
 //! tiny_http keeps an answer back until those before it on its connection are out, and the thread that gives it
 //! as well: one slow request would stop a thread for each that travels behind it, and two such all of them. So
-//! the gate says on each request where it stands, and an answer that comes too early is left here for the thread
+//! the proxy says on each request where it stands, and an answer that comes too early is left here for the thread
 //! that gives the one before it.
 //!
 //! Owns: what is early, and whose turn it is. Does not own: what an answer is, or how it is given.
@@ -12,9 +12,9 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Where a request stands among those that travel together; its text is that of the gate's header.
+/// Where a request stands among those that travel together; its text is that of the proxy's header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Place {
+pub(crate) struct PipelineSlot {
     /// The connection's number among those that may be open at once.
     pub(crate) slot: usize,
     /// How many there were before it: of two in the same slot the later one has more.
@@ -25,27 +25,27 @@ pub(crate) struct Place {
     pub(crate) of: usize,
 }
 
-impl Place {
+impl PipelineSlot {
     /// Whether nothing comes behind it.
     pub(crate) fn is_last(&self) -> bool {
         self.at + 1 >= self.of
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for PipelineSlot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} {} {}", self.slot, self.trip, self.at, self.of)
     }
 }
 
-impl FromStr for Place {
+impl FromStr for PipelineSlot {
     type Err = anyhow::Error;
 
-    fn from_str(text: &str) -> anyhow::Result<Place> {
+    fn from_str(text: &str) -> anyhow::Result<PipelineSlot> {
         let mut parts = text.split(' ');
         let mut next = || parts.next().ok_or_else(|| anyhow::anyhow!("'{text}' is no place of a request"));
         let (slot, trip) = (next()?.parse()?, next()?.parse()?);
-        Ok(Place { slot, trip, at: next()?.parse()?, of: next()?.parse()? })
+        Ok(PipelineSlot { slot, trip, at: next()?.parse()?, of: next()?.parse()? })
     }
 }
 
@@ -59,19 +59,19 @@ struct Trip<T> {
 
 /// What is early on each connection. A slot holds the latest of its connections alone, so what a broken one
 /// leaves behind is bounded.
-pub(crate) struct Turns<T>(Mutex<HashMap<usize, Trip<T>>>);
+pub(crate) struct ResponseOrder<T>(Mutex<HashMap<usize, Trip<T>>>);
 
-impl<T> Default for Turns<T> {
-    fn default() -> Turns<T> {
-        Turns(Mutex::default())
+impl<T> Default for ResponseOrder<T> {
+    fn default() -> ResponseOrder<T> {
+        ResponseOrder(Mutex::default())
     }
 }
 
-impl<T> Turns<T> {
+impl<T> ResponseOrder<T> {
     /// Gives `answer` by `give`, and those behind it that are here already; or leaves it to the thread that
     /// gives the one before it. `give` is called with nothing locked, and never by two threads for one
     /// connection at once.
-    pub(crate) fn give(&self, place: Place, answer: T, give: impl Fn(T)) {
+    pub(crate) fn give(&self, place: PipelineSlot, answer: T, give: impl Fn(T)) {
         let Some(mut answer) = self.arrive(place, answer) else { return };
         loop {
             give(answer);
@@ -83,7 +83,7 @@ impl<T> Turns<T> {
     }
 
     /// The answer itself if it is its turn.
-    fn arrive(&self, place: Place, answer: T) -> Option<T> {
+    fn arrive(&self, place: PipelineSlot, answer: T) -> Option<T> {
         // Dropped with nothing locked: an answer that is dropped may have something to say.
         let mut _stale = None;
         let mut trips = self.lock();
@@ -101,7 +101,7 @@ impl<T> Turns<T> {
     }
 
     /// The one whose turn it was is out: the next one, if it is here.
-    fn advance(&self, place: Place) -> Option<T> {
+    fn advance(&self, place: PipelineSlot) -> Option<T> {
         let mut trips = self.lock();
         let trip = trips.get_mut(&place.slot).filter(|trip| trip.number == place.trip)?;
         trip.next += 1;
@@ -121,26 +121,26 @@ impl<T> Turns<T> {
 mod tests {
     use super::*;
 
-    fn place(trip: u64, at: usize) -> Place {
-        Place { slot: 3, trip, at, of: 3 }
+    fn place(trip: u64, at: usize) -> PipelineSlot {
+        PipelineSlot { slot: 3, trip, at, of: 3 }
     }
 
     #[test]
     fn every_order_of_arrival_gives_the_order_of_the_requests() {
         for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
-            let (turns, out) = (Turns::default(), Mutex::new(Vec::new()));
-            order.into_iter().for_each(|at| turns.give(place(7, at), at, |at| out.lock().unwrap().push(at)));
+            let (responses, out) = (ResponseOrder::default(), Mutex::new(Vec::new()));
+            order.into_iter().for_each(|at| responses.give(place(7, at), at, |at| out.lock().unwrap().push(at)));
             assert_eq!(*out.lock().unwrap(), [0, 1, 2], "{order:?}");
-            assert!(turns.lock().is_empty(), "{order:?}");
+            assert!(responses.lock().is_empty(), "{order:?}");
         }
     }
 
     #[test]
     fn an_answer_that_comes_while_the_one_before_is_given_waits_for_nobody() {
-        let (turns, out) = (Turns::default(), Mutex::new(Vec::new()));
-        turns.give(place(7, 0), 0, |at| {
+        let (responses, out) = (ResponseOrder::default(), Mutex::new(Vec::new()));
+        responses.give(place(7, 0), 0, |at| {
             if at == 0 {
-                turns.give(place(7, 1), 1, |_| panic!("it is not its turn"));
+                responses.give(place(7, 1), 1, |_| panic!("it is not its turn"));
             }
             out.lock().unwrap().push(at);
         });
@@ -149,25 +149,25 @@ mod tests {
 
     #[test]
     fn a_broken_connection_leaves_nothing_to_the_next_in_its_slot() {
-        let (turns, out) = (Turns::default(), Mutex::new(Vec::new()));
+        let (responses, out) = (ResponseOrder::default(), Mutex::new(Vec::new()));
         let push = |answer| out.lock().unwrap().push(answer);
-        turns.give(place(7, 1), "early", push);
-        turns.give(place(8, 0), "new", push);
-        turns.give(place(7, 0), "late", push);
+        responses.give(place(7, 1), "early", push);
+        responses.give(place(8, 0), "new", push);
+        responses.give(place(7, 0), "late", push);
         assert_eq!(*out.lock().unwrap(), ["new", "late"]);
-        turns.give(place(8, 2), "third", push);
-        turns.give(place(8, 1), "second", push);
+        responses.give(place(8, 2), "third", push);
+        responses.give(place(8, 1), "second", push);
         assert_eq!(*out.lock().unwrap(), ["new", "late", "second", "third"]);
-        assert!(turns.lock().is_empty());
+        assert!(responses.lock().is_empty());
     }
 
     #[test]
     fn a_place_comes_back_from_its_text() {
         let place = place(1 << 40, 2);
-        assert_eq!(place.to_string().parse::<Place>().unwrap(), place);
-        assert!(place.is_last() && !Place { of: 4, ..place }.is_last());
+        assert_eq!(place.to_string().parse::<PipelineSlot>().unwrap(), place);
+        assert!(place.is_last() && !PipelineSlot { of: 4, ..place }.is_last());
         for text in ["", "1 2 3", "a 1 2 3", "-1 1 2 3"] {
-            assert!(text.parse::<Place>().is_err(), "{text}");
+            assert!(text.parse::<PipelineSlot>().is_err(), "{text}");
         }
     }
 }

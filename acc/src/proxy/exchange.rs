@@ -7,8 +7,8 @@
 use super::PeerCert;
 use super::answer::{self, Answer};
 use super::conn::RequestHead;
+use crate::response_order::PipelineSlot;
 use crate::server::{ISSUED_HEADER, NODE_HEADER, PEER_HEADER, PLACE_HEADER, UNDATED};
-use crate::turns::Place;
 use jscommon::NodeId;
 use mio::net::UnixStream;
 use std::collections::VecDeque;
@@ -38,7 +38,7 @@ pub(crate) fn request_head(
     peer: IpAddr,
     cert: Option<PeerCert>,
     length: usize,
-    place: Place,
+    place: PipelineSlot,
 ) -> Vec<u8> {
     let mut text = format!("{} {}", head.route.method(), head.route);
     if !head.query.is_empty() {
@@ -158,11 +158,11 @@ mod tests {
     use crate::route::Route;
 
     #[test]
-    fn only_what_the_gate_knows_goes_on() {
+    fn only_what_the_proxy_knows_goes_on() {
         let node = NodeId { gid: 1, nid: 10 };
         let peer = "::1".parse().unwrap();
-        let alone = Place { slot: 3, trip: 8, at: 0, of: 1 };
-        let first = Place { slot: 3, trip: 9, at: 0, of: 2 };
+        let alone = PipelineSlot { slot: 3, trip: 8, at: 0, of: 1 };
+        let first = PipelineSlot { slot: 3, trip: 9, at: 0, of: 2 };
         let head = RequestHead {
             route: Route::Cmd(node),
             query: "wait=1".into(),
@@ -199,7 +199,7 @@ mod tests {
             bodiless: false,
             expects: false,
         };
-        let place = Place { slot: 3, trip: 8, at: 0, of: 1 };
+        let place = PipelineSlot { slot: 3, trip: 8, at: 0, of: 1 };
         let cert = Some(PeerCert { node, issued: None });
         let text = request_head(&head, Some(node), "::1".parse().unwrap(), cert, 0, place);
         assert!(String::from_utf8(text).unwrap().contains("\r\nX-JS-Cert-Issued: -\r\n"));

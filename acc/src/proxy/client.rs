@@ -6,7 +6,7 @@
 use super::PeerCert;
 use super::answer::Answer;
 use super::conn::{Conn, RequestHead};
-use super::wire::Wire;
+use super::transport::Transport;
 use jscommon::NodeId;
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -36,7 +36,7 @@ pub(crate) enum Phase {
 
 /// The name of a client: a slot, and which of the slot's clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Name {
+pub(crate) struct ConnectionId {
     pub(crate) slot: usize,
     pub(crate) turn: u32,
 }
@@ -44,7 +44,7 @@ pub(crate) struct Name {
 /// One client.
 pub(crate) struct Client {
     pub(crate) turn: u32,
-    pub(crate) wire: Wire,
+    pub(crate) transport: Transport,
     pub(crate) conn: Conn,
     pub(crate) peer: SocketAddr,
     pub(crate) phase: Phase,
@@ -98,21 +98,21 @@ impl Clients {
     }
 
     /// A name for the next client; `insert` it before asking again.
-    pub(crate) fn vacant(&mut self) -> Name {
+    pub(crate) fn vacant(&mut self) -> ConnectionId {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot::default());
             self.slots.len() - 1
         });
-        Name { slot, turn: self.slots[slot].turn }
+        ConnectionId { slot, turn: self.slots[slot].turn }
     }
 
     /// Gives a vacant name back.
-    pub(crate) fn forgo(&mut self, name: Name) {
+    pub(crate) fn forgo(&mut self, name: ConnectionId) {
         self.free.push(name.slot);
     }
 
     /// Puts a client under its vacant name.
-    pub(crate) fn insert(&mut self, name: Name, client: Client) {
+    pub(crate) fn insert(&mut self, name: ConnectionId, client: Client) {
         self.slots[name.slot].client = Some(Box::new(client));
     }
 
@@ -122,7 +122,7 @@ impl Clients {
     }
 
     /// Whether the client of that name is still there.
-    pub(crate) fn has(&self, name: Name) -> bool {
+    pub(crate) fn has(&self, name: ConnectionId) -> bool {
         self.slots.get(name.slot).is_some_and(|slot| slot.turn == name.turn && slot.client.is_some())
     }
 

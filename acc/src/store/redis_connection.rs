@@ -46,7 +46,7 @@ pub(super) enum Mode {
 }
 
 /// Opens a connection to a server of Redis that is recent enough, and asks how it works.
-/// `limit`, `ca` and `patience` are as for `dial`.
+/// `limit`, `ca` and `patience` are as for `connect`.
 pub(super) fn server(
     info: ConnectionInfo,
     ca: Option<&[u8]>,
@@ -54,7 +54,7 @@ pub(super) fn server(
     patience: Duration,
 ) -> RedisResult<(Connection, Mode)> {
     let addr = info.addr().clone();
-    let mut conn = dial(info, ca, limit, limit)?;
+    let mut conn = connect(info, ca, limit, limit)?;
     let mode = greet(&mut conn).map_err(|e| words(&addr, e))?;
     conn.set_read_timeout(Some(patience))?;
     conn.set_write_timeout(Some(patience))?;
@@ -63,7 +63,7 @@ pub(super) fn server(
 
 /// Opens a connection on which no answer is waited for longer than `patience`; it comes up within `limit`.
 /// `ca` is the PEM text of the CA that signed the server's certificate, when that is none of the public ones.
-pub(super) fn dial(
+pub(super) fn connect(
     info: ConnectionInfo,
     ca: Option<&[u8]>,
     limit: Duration,
@@ -194,7 +194,7 @@ pub(super) fn single(conn: &mut Connection, call: &Cmd) -> RedisResult<Value> {
 }
 
 /// `model` with another host and port; login and TLS stay.
-pub(super) fn elsewhere(model: &ConnectionInfo, (host, port): &(String, u16)) -> ConnectionInfo {
+pub(super) fn with_host(model: &ConnectionInfo, (host, port): &(String, u16)) -> ConnectionInfo {
     let addr = match model.addr() {
         ConnectionAddr::TcpTls { insecure, .. } => {
             ConnectionAddr::TcpTls { host: host.clone(), port: *port, insecure: *insecure, tls_params: None }
@@ -353,7 +353,7 @@ mod tests {
     fn login_and_tls_go_along() {
         for (url, shown) in [("rediss://me:pw@a:1/2", "rediss://::1:7"), ("redis://me:pw@a:1/2", "redis://::1:7")] {
             let model = url.into_connection_info().unwrap();
-            let there = elsewhere(&model, &("::1".to_owned(), 7));
+            let there = with_host(&model, &("::1".to_owned(), 7));
             let scheme =
                 if matches!(there.addr(), ConnectionAddr::TcpTls { insecure: false, .. }) { "rediss" } else { "redis" };
             let (host, port) = place(&there).unwrap();

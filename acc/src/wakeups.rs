@@ -1,13 +1,13 @@
 //! Hears the bell of this controller: a node whose poll waits here has something to fetch.
 //!
-//! Owns: the thread `doorbell`. Does not own: who rings (any controller's dispatcher, or a poll that
-//! moved to another controller), or the waiting polls (the gate).
+//! Owns: the thread `wakeups`. Does not own: who rings (any controller's dispatcher, or a poll that
+//! moved to another controller), or the waiting polls (the proxy).
 //!
 //! Once the bell is reached over a new connection, every waiting poll is asked again, for a ring may be lost with the old one.
 
 use crate::context::{Context, Stop};
-use crate::gate::Remote;
 use crate::janitor;
+use crate::proxy::Remote;
 use crate::store::lists::{self, Ring};
 use crate::store::pool::{describe, is_broken, is_interrupted};
 use crate::store::queue::{self, Answer, Handover, Mode, Question};
@@ -24,12 +24,12 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Listens until it is told to stop.
-pub fn run(context: &Arc<Context>, gate: &Remote, stop: &Stop) -> Result<(), String> {
+pub fn run(context: &Arc<Context>, proxy: &Remote, stop: &Stop) -> Result<(), String> {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
     let mut conn: Option<Conn> = None;
     while !stop.is_set() {
         let outcome = match &mut conn {
-            Some(open) => hear(context, gate, open).map(|()| backoff.succeed()),
+            Some(open) => receive(context, proxy, open).map(|()| backoff.succeed()),
             None => context.pool.open(PATIENCE).and_then(|mut open| {
                 janitor::compare_ticket_key(context, &mut open)?;
                 // Of a cluster another server may be there than the one that has the bell, and then the polls
@@ -37,7 +37,7 @@ pub fn run(context: &Arc<Context>, gate: &Remote, stop: &Stop) -> Result<(), Str
                 lists::has_rung(&mut open, &context.me)?;
                 conn = Some(open);
                 context.epoch.fetch_add(1, Ordering::Relaxed);
-                gate.recall_all();
+                proxy.recheck_all();
                 Ok(())
             }),
         };
@@ -54,7 +54,7 @@ pub fn run(context: &Arc<Context>, gate: &Remote, stop: &Stop) -> Result<(), Str
     Ok(())
 }
 
-fn hear(context: &Context, gate: &Remote, conn: &mut Conn) -> RedisResult<()> {
+fn receive(context: &Context, proxy: &Remote, conn: &mut Conn) -> RedisResult<()> {
     let rings = lists::bells(conn, &context.me)?;
     if rings.is_empty() {
         return Ok(());
@@ -66,8 +66,8 @@ fn hear(context: &Context, gate: &Remote, conn: &mut Conn) -> RedisResult<()> {
         match ring {
             // The other controller registers only once this was said, so nothing has to be looked up.
             Ring::Gone(node) => {
-                context.handed.forget(node);
-                gate.dismiss(node);
+                context.delivered.forget(node);
+                proxy.release_poll(node);
             }
             Ring::Fetch(node) => nodes.push(node),
         }
@@ -92,15 +92,15 @@ fn hear(context: &Context, gate: &Remote, conn: &mut Conn) -> RedisResult<()> {
             // What cannot be said of one node is not held against the others; its poll asks again, and is told.
             Err(e) if !is_broken(&e) => {
                 log::debug!("the queue of {node} cannot be read: {}", describe(&e));
-                gate.recall(*node);
+                proxy.recheck(*node);
                 continue;
             }
             Err(e) => return Err(e),
         };
         match answer {
-            Answer::Batch(handover) => hand_over(context, gate, *node, handover),
-            Answer::Elsewhere(true) => gate.dismiss(*node),
-            Answer::Elsewhere(false) => gate.recall(*node),
+            Answer::Batch(handover) => hand_over(context, proxy, *node, handover),
+            Answer::Elsewhere(true) => proxy.release_poll(*node),
+            Answer::Elsewhere(false) => proxy.recheck(*node),
             Answer::Empty | Answer::Moved(_) | Answer::Displaced(..) => {}
         }
     }
@@ -108,16 +108,16 @@ fn hear(context: &Context, gate: &Remote, conn: &mut Conn) -> RedisResult<()> {
 }
 
 /// Gives a node's waiting poll its commands.
-pub fn hand_over(context: &Context, gate: &Remote, node: NodeId, handover: Handover) {
+pub fn hand_over(context: &Context, proxy: &Remote, node: NodeId, handover: Handover) {
     // Noted first, for the acknowledgement may be here at once.
-    gate.deliver(node, handed(context, node, handover));
+    proxy.deliver(node, handed(context, node, handover));
     death::point("acc.handed");
 }
 
 /// The body with what `node` is handed now. It is noted, and how long the commands took to get there.
 pub fn handed(context: &Context, node: NodeId, mut handover: Handover) -> Vec<u8> {
     handover.give_tickets(|command| context.tickets.issue(node, &command.id, Flags::of(&command.args)));
-    context.handed.note(node, &handover.batch, &handover.ids);
+    context.delivered.note(node, &handover.batch, &handover.ids);
     let now = context.clock.now();
     for created in handover.created.iter().filter(|created| **created > 0) {
         context.metrics.handover_seconds.observe(now.saturating_sub(*created) as f64 / 1000.0);

@@ -3,20 +3,20 @@
 //! Owns: every client's socket, every exchange with tiny_http, timers, and the order of
 //! things in one turn: messages (a ringing bell first), nodes, deadlines, leftovers, strangers.
 //! Does not own: the rules. What bytes mean is `conn`'s, who waits is `parking`'s, what is too much is
-//! `limits`', what becomes of a request stands in `serve`, who is let in at all in `accept`.
+//! `limits`', what becomes of a request stands in `connection_state`, who is let in at all in `accept`.
 //!
 //! **Nothing here blocks** but the wait for events. Nothing is polled either: a turn begins when a
 //! socket, a message or a deadline asks for it.
 
-use super::client::{Clients, Name, Phase};
+use super::client::{Clients, ConnectionId, Phase};
 use super::exchange::Exchange;
-use super::limits::{Books, Limits};
+use super::limits::{Limits, ResourceAccounting};
 use super::parking::Parking;
 use super::timers::Timers;
+use super::transport::ReadOutcome;
 use super::trips::{Errand, Trip};
 use super::unproven::Unproven;
-use super::wire::Pull;
-use super::{GateConfig, Guard, Message, Seen};
+use super::{Guard, Message, ProxyConfig, Seen};
 use crate::allowance::Allowances;
 use crate::metrics::Metrics;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
@@ -44,12 +44,12 @@ const SEEN_EVERY: Duration = Duration::from_secs(1);
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
 
 /// The event loop and all that it holds.
-pub(super) struct Pump {
+pub(super) struct EventLoop {
     pub(super) poll: Poll,
     pub(super) listener: Option<TcpListener>,
     inbox: Receiver<Message>,
     woken: Arc<AtomicBool>,
-    pub(super) config: GateConfig,
+    pub(super) config: ProxyConfig,
     pub(super) limits: Limits,
     pub(super) guard: Arc<dyn Guard>,
     pub(super) metrics: Arc<Metrics>,
@@ -59,10 +59,10 @@ pub(super) struct Pump {
     pub(super) seen_at: Option<Instant>,
     pub(super) clients: Clients,
     pub(super) timers: Timers,
-    pub(super) books: Books,
+    pub(super) accounting: ResourceAccounting,
     /// What nodes have sent of late.
     pub(super) allowances: Allowances,
-    pub(super) parking: Parking<Name>,
+    pub(super) parking: Parking<ConnectionId>,
     pub(super) hasher: RandomState,
     /// Clients that have proved nothing.
     pub(super) unproven: Unproven,
@@ -72,10 +72,10 @@ pub(super) struct Pump {
     /// How many connections to tiny_http there were.
     pub(super) trips_begun: u64,
     /// Clients whose sockets hold more than their turn allowed to read.
-    pub(super) again: VecDeque<Name>,
+    pub(super) again: VecDeque<ConnectionId>,
     /// Clients that have proved nothing and want something (whether to be read from): they come
     /// after the nodes, and have only so much time in a turn, for a handshake costs more than a poll.
-    strangers: VecDeque<(Name, bool)>,
+    strangers: VecDeque<(ConnectionId, bool)>,
     pub(super) accept_more: bool,
     pub(super) accept_after: Option<Instant>,
     sweep_at: Instant,
@@ -93,15 +93,15 @@ pub(super) struct Parts {
     pub(super) listener: std::net::TcpListener,
     pub(super) inbox: Receiver<Message>,
     pub(super) woken: Arc<AtomicBool>,
-    pub(super) config: GateConfig,
+    pub(super) config: ProxyConfig,
     pub(super) guard: Arc<dyn Guard>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) seen: Sender<Seen>,
 }
 
-impl Pump {
+impl EventLoop {
     /// A loop that is ready to run, and what wakes it.
-    pub(super) fn new(parts: Parts) -> io::Result<(Pump, Waker)> {
+    pub(super) fn new(parts: Parts) -> io::Result<(EventLoop, Waker)> {
         let poll = Poll::new()?;
         let waker = Waker::new(poll.registry(), WAKER)?;
         let mut listener = TcpListener::from_std(parts.listener);
@@ -110,7 +110,7 @@ impl Pump {
         parts.metrics.connections_max.set(limits.max_connections as i64);
         let now = Instant::now();
         let allowances = Allowances::new(limits.max_records);
-        let pump = Pump {
+        let event_loop = EventLoop {
             poll,
             listener: Some(listener),
             inbox: parts.inbox,
@@ -127,7 +127,7 @@ impl Pump {
             seen_at: None,
             clients: Clients::default(),
             timers: Timers::default(),
-            books: Books::default(),
+            accounting: ResourceAccounting::default(),
             allowances,
             hasher: RandomState::new(),
             unproven: Unproven::default(),
@@ -143,7 +143,7 @@ impl Pump {
             scratch: vec![0; 64 * 1024],
             trip_scratch: vec![0; 64 * 1024],
         };
-        Ok((pump, waker))
+        Ok((event_loop, waker))
     }
 
     /// Those who have proved nothing, in their order, and new ones after them.
@@ -170,7 +170,7 @@ impl Pump {
                 Err(e) if e.kind() == ErrorKind::Interrupted => continue,
                 Err(e) => return Err(format!("it cannot wait for events: {e}")),
             }
-            death::point("acc.gate");
+            death::point("acc.proxy");
             self.messages();
             for event in &events {
                 match event.token() {
@@ -178,7 +178,7 @@ impl Pump {
                     LISTENER => self.accept_more = true,
                     Token(token) if token & EXCHANGE != 0 => self.drive(token & !EXCHANGE),
                     Token(token) => {
-                        let name = Name { slot: token & 0xffff_ffff, turn: (token >> 32) as u32 };
+                        let name = ConnectionId { slot: token & 0xffff_ffff, turn: (token >> 32) as u32 };
                         let readable = event.is_readable() || event.is_error();
                         match self.clients.at(name.slot) {
                             Some(client) if client.proven => self.event(name, readable),
@@ -228,7 +228,7 @@ impl Pump {
     fn figures(&self) {
         self.metrics.connections.set(self.clients.len() as i64);
         self.metrics.polls_parked.set(self.parking.parked() as i64);
-        self.metrics.body_bytes.set(self.books.bodies() as i64);
+        self.metrics.body_bytes.set(self.accounting.bodies() as i64);
         let on_way: usize = self.trips.iter().flatten().map(|trip| trip.errands.len()).sum();
         let with_handlers = on_way + self.queue.len();
         self.metrics.requests_waiting.set(with_handlers as i64);
@@ -241,10 +241,10 @@ impl Pump {
         while let Ok(message) = self.inbox.try_recv() {
             match message {
                 Message::Deliver(node, body) => self.deliver(node, body),
-                Message::Recall(node) => self.recall(node),
-                Message::Dismiss(node) => self.dismiss(node),
-                Message::RecallAll => self.recall_all(),
-                Message::Expel(node) => self.expel(node),
+                Message::Recall(node) => self.recheck(node),
+                Message::Dismiss(node) => self.release_poll(node),
+                Message::RecallAll => self.recheck_all(),
+                Message::Expel(node) => self.disconnect(node),
                 Message::Ping(answer) => {
                     let _ = answer.try_send(());
                 }
@@ -299,19 +299,19 @@ impl Pump {
         }
     }
 
-    fn event(&mut self, name: Name, readable: bool) {
+    fn event(&mut self, name: ConnectionId, readable: bool) {
         if !self.clients.has(name) {
             return;
         }
         self.flush(name.slot);
         if readable && let Some(client) = self.clients.at(name.slot) {
             client.readable = true;
-            self.pull(name);
+            self.read_client(name);
         }
     }
 
     /// Reads from a client as long as its phase wants bytes, it has some, and its turn lasts.
-    pub(super) fn pull(&mut self, name: Name) {
+    pub(super) fn read_client(&mut self, name: ConnectionId) {
         let mut scratch = std::mem::take(&mut self.scratch);
         let mut left = BYTES;
         while self.clients.has(name)
@@ -326,28 +326,28 @@ impl Pump {
                 Phase::Answering | Phase::Pausing => break,
                 // One byte too many is enough to know.
                 Phase::Asking | Phase::Parked if client.conn.has_excess() => break,
-                Phase::Handshake if client.wire.speaks_plain() => {
+                Phase::Handshake if client.transport.speaks_plain() => {
                     self.tell_plain(name.slot);
                     break;
                 }
-                Phase::Linger => client.wire.discard(&mut scratch),
-                _ => client.wire.read(&mut scratch),
+                Phase::Linger => client.transport.discard(&mut scratch),
+                _ => client.transport.read(&mut scratch),
             };
-            if client.phase == Phase::Handshake && !client.wire.is_handshaking() {
-                self.shaken(name.slot);
+            if client.phase == Phase::Handshake && !client.transport.is_handshaking() {
+                self.handshake_completed(name.slot);
             }
             match read {
-                Ok(Pull::Data(n)) => {
+                Ok(ReadOutcome::Data(n)) => {
                     left = left.saturating_sub(n);
                     self.take_in(name, &scratch[..n]);
                 }
-                Ok(Pull::Blocked) => {
+                Ok(ReadOutcome::Blocked) => {
                     if let Some(client) = self.clients.at(name.slot) {
                         client.readable = false;
                     }
                 }
-                Ok(Pull::Again) => left = 0,
-                Ok(Pull::End) => self.end_of_input(name.slot),
+                Ok(ReadOutcome::Again) => left = 0,
+                Ok(ReadOutcome::End) => self.end_of_input(name.slot),
                 Err(e) => self.broken(name.slot, &e),
             }
         }
@@ -380,7 +380,7 @@ impl Pump {
     /// Says goodbye and closes.
     pub(super) fn part(&mut self, slot: usize) {
         if let Some(client) = self.clients.at(slot) {
-            client.wire.finish();
+            client.transport.finish();
         }
         self.close(slot);
     }
@@ -390,30 +390,30 @@ impl Pump {
         let Some(mut client) = self.clients.remove(slot) else {
             return;
         };
-        let name = Name { slot, turn: client.turn };
+        let name = ConnectionId { slot, turn: client.turn };
         self.timers.change(slot, client.deadline, None);
         if !client.proven {
             self.unproven.remove(client.peer.ip(), (client.accepted, slot));
         }
         if let Some(home) = client.home {
-            self.books.disconnect(home);
+            self.accounting.disconnect(home);
         }
         if let Some(length) = client.counted {
-            self.books.end(client.node, length);
+            self.accounting.end(client.node, length);
         }
-        self.books.release(client.node, client.held);
+        self.accounting.release(client.node, client.held);
         if let Some(node) = client.node {
             self.parking.leave(node, name);
         }
-        let _ = self.poll.registry().deregister(client.wire.stream());
+        let _ = self.poll.registry().deregister(client.transport.stream());
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gate::accept::ACCEPT_PAUSE;
-    use crate::gate::{Admitted, Head, Refusal};
+    use crate::proxy::accept::ACCEPT_PAUSE;
+    use crate::proxy::{Admitted, Head, Refusal};
 
     struct Anybody;
 
@@ -427,7 +427,7 @@ mod tests {
     fn who_knocks_while_there_is_no_descriptor_keeps_no_core_busy() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
-        let config = GateConfig {
+        let config = ProxyConfig {
             listen: listener.local_addr().unwrap(),
             tls: None,
             backend: crate::server::Backend::at("/nowhere".into()),
@@ -437,14 +437,14 @@ mod tests {
         let (_messages, inbox) = crossbeam_channel::unbounded();
         let (guard, metrics) = (Arc::new(Anybody), Arc::new(Metrics::new()));
         let parts = Parts { listener, inbox, woken: Arc::default(), config, guard, metrics, seen };
-        let (mut pump, _waker) = Pump::new(parts).unwrap();
-        pump.accept_more = true;
-        assert_eq!(pump.timeout(), Some(Duration::ZERO));
+        let (mut event_loop, _waker) = EventLoop::new(parts).unwrap();
+        event_loop.accept_more = true;
+        assert_eq!(event_loop.timeout(), Some(Duration::ZERO));
         // It had no descriptor a moment ago, and somebody new has come since.
-        pump.accept_after = Some(Instant::now() + ACCEPT_PAUSE);
-        assert!(pump.timeout().unwrap() > ACCEPT_PAUSE / 2, "{:?}", pump.timeout());
-        pump.accept_after = Some(Instant::now());
-        pump.deadlines();
-        assert_eq!(pump.timeout(), Some(Duration::ZERO), "after its rest it accepts again");
+        event_loop.accept_after = Some(Instant::now() + ACCEPT_PAUSE);
+        assert!(event_loop.timeout().unwrap() > ACCEPT_PAUSE / 2, "{:?}", event_loop.timeout());
+        event_loop.accept_after = Some(Instant::now());
+        event_loop.deadlines();
+        assert_eq!(event_loop.timeout(), Some(Duration::ZERO), "after its rest it accepts again");
     }
 }

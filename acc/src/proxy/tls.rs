@@ -10,7 +10,7 @@ use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
 use std::sync::{Arc, RwLock};
 
-/// The TLS configuration that new connections take; it can be changed while the gate runs.
+/// The TLS configuration that new connections take; it can be changed while the proxy runs.
 #[derive(Clone)]
 pub struct TlsSource {
     current: Arc<RwLock<Arc<ServerConfig>>>,

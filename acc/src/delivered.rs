@@ -22,7 +22,7 @@ pub type Ids = Box<[Box<str>]>;
 
 /// The last batch of each node.
 #[derive(Debug, Default)]
-pub struct Handed(Mutex<Book>);
+pub struct DeliveredBatches(Mutex<Book>);
 
 #[derive(Debug, Default)]
 struct Book {
@@ -43,7 +43,7 @@ impl Book {
     }
 }
 
-impl Handed {
+impl DeliveredBatches {
     /// `node` was handed `batch`, which holds `ids` and with them everything that it has not acknowledged.
     pub fn note(&self, node: NodeId, batch: &str, ids: &[String]) {
         let mut held = self.held();
@@ -85,13 +85,13 @@ mod tests {
         (0..count).map(|i| i.to_string()).collect()
     }
 
-    fn taken(handed: &Handed, batch: u64) -> Option<Vec<String>> {
+    fn taken(handed: &DeliveredBatches, batch: u64) -> Option<Vec<String>> {
         handed.take(NODE, batch).map(|ids| ids.iter().map(|id| id.to_string()).collect())
     }
 
     #[test]
     fn the_last_batch_is_known_once() {
-        let handed = Handed::default();
+        let handed = DeliveredBatches::default();
         assert_eq!(taken(&handed, 7), None);
         handed.note(NODE, "7", &ids(1));
         handed.note(NODE, "9", &ids(2));
@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     fn the_longest_ids_of_many_nodes_stay_within_the_bound() {
-        let handed = Handed::default();
+        let handed = DeliveredBatches::default();
         let longest: Vec<String> = (0..LONGEST).map(|i| format!("{i:0128}")).collect();
         let mut most = 0;
         for nid in 1..=50_000 {
@@ -119,7 +119,7 @@ mod tests {
         assert!(most <= MOST && most > MOST / 2, "{most}");
         assert!(handed.take(NodeId { gid: 1, nid: 50_000 }, 7).is_some(), "the newest are known");
         // A fleet with short batches fits, whatever was there before.
-        let handed = Handed::default();
+        let handed = DeliveredBatches::default();
         (1..=100_000).for_each(|nid| handed.note(NodeId { gid: 1, nid }, "7", &["x".repeat(36)]));
         assert!(handed.take(NodeId { gid: 1, nid: 1 }, 7).is_some());
         let held = handed.held();

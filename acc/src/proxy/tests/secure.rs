@@ -1,4 +1,4 @@
-//! The gate over TLS.
+//! The proxy over TLS.
 
 use super::*;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};

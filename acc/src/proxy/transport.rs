@@ -16,7 +16,7 @@ use super::{PeerCert, validity};
 const FRUITLESS_READS: usize = 16;
 
 /// The socket of one client.
-pub(crate) struct Wire {
+pub(crate) struct Transport {
     stream: TcpStream,
     tls: Option<Box<ServerConnection>>,
     /// What waits to be written, and how much of the first of it is out.
@@ -26,7 +26,7 @@ pub(crate) struct Wire {
 
 /// What a read brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Pull {
+pub(crate) enum ReadOutcome {
     /// So many bytes.
     Data(usize),
     /// Nothing now; the socket tells when there is more.
@@ -37,11 +37,11 @@ pub(crate) enum Pull {
     End,
 }
 
-impl Wire {
-    /// A wire on an accepted socket.
-    pub(crate) fn new(stream: TcpStream, tls: Option<Arc<ServerConfig>>) -> Result<Wire, rustls::Error> {
+impl Transport {
+    /// A transport on an accepted socket.
+    pub(crate) fn new(stream: TcpStream, tls: Option<Arc<ServerConfig>>) -> Result<Transport, rustls::Error> {
         let tls = tls.map(ServerConnection::new).transpose()?.map(Box::new);
-        Ok(Wire { stream, tls, out: VecDeque::new(), sent: 0 })
+        Ok(Transport { stream, tls, out: VecDeque::new(), sent: 0 })
     }
 
     /// The socket, to be registered.
@@ -83,24 +83,24 @@ impl Wire {
     }
 
     /// Reads into `buf`. An error is the end of the connection; a TLS one has sent its alert.
-    pub(crate) fn read(&mut self, buf: &mut [u8]) -> io::Result<Pull> {
+    pub(crate) fn read(&mut self, buf: &mut [u8]) -> io::Result<ReadOutcome> {
         let Some(tls) = &mut self.tls else {
-            return pull(self.stream.read(buf));
+            return outcome(self.stream.read(buf));
         };
         for _ in 0..FRUITLESS_READS {
             match tls.reader().read(buf) {
-                Ok(0) => return Ok(Pull::End),
-                Ok(n) => return Ok(Pull::Data(n)),
+                Ok(0) => return Ok(ReadOutcome::End),
+                Ok(n) => return Ok(ReadOutcome::Data(n)),
                 Err(e) if e.kind() == ErrorKind::WouldBlock => {}
                 // The end without close_notify is an end too: lengths are known here, nothing is cut unseen.
-                Err(e) if e.kind() == ErrorKind::UnexpectedEof => return Ok(Pull::End),
+                Err(e) if e.kind() == ErrorKind::UnexpectedEof => return Ok(ReadOutcome::End),
                 Err(e) => return Err(e),
             }
-            match pull(tls.read_tls(&mut self.stream))? {
-                Pull::Data(_) => {}
-                Pull::End if tls.is_handshaking() => return Ok(Pull::End),
+            match outcome(tls.read_tls(&mut self.stream))? {
+                ReadOutcome::Data(_) => {}
+                ReadOutcome::End if tls.is_handshaking() => return Ok(ReadOutcome::End),
                 // The reader says it once more, after what came before.
-                Pull::End => {}
+                ReadOutcome::End => {}
                 other => return Ok(other),
             }
             let done = tls.process_new_packets();
@@ -114,12 +114,12 @@ impl Wire {
             }
             done.map_err(|e| io::Error::new(ErrorKind::InvalidData, e))?;
         }
-        Ok(Pull::Again)
+        Ok(ReadOutcome::Again)
     }
 
     /// Reads and drops what comes in, without looking at it.
-    pub(crate) fn discard(&mut self, buf: &mut [u8]) -> io::Result<Pull> {
-        pull(self.stream.read(buf))
+    pub(crate) fn discard(&mut self, buf: &mut [u8]) -> io::Result<ReadOutcome> {
+        outcome(self.stream.read(buf))
     }
 
     /// Puts bytes in the line of what is to be written.
@@ -178,12 +178,12 @@ impl Wire {
     }
 }
 
-fn pull(read: io::Result<usize>) -> io::Result<Pull> {
+fn outcome(read: io::Result<usize>) -> io::Result<ReadOutcome> {
     match read {
-        Ok(0) => Ok(Pull::End),
-        Ok(n) => Ok(Pull::Data(n)),
-        Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(Pull::Blocked),
-        Err(e) if e.kind() == ErrorKind::Interrupted => Ok(Pull::Again),
+        Ok(0) => Ok(ReadOutcome::End),
+        Ok(n) => Ok(ReadOutcome::Data(n)),
+        Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(ReadOutcome::Blocked),
+        Err(e) if e.kind() == ErrorKind::Interrupted => Ok(ReadOutcome::Again),
         Err(e) => Err(e),
     }
 }

@@ -13,35 +13,35 @@
 //! | `conn` | bytes → one whole request, or its refusal (pure) |
 //! | `parking` | which node waits on which connection (pure) |
 //! | `answer`, `timers`, `limits` | forms, deadlines, bounds (pure) |
-//! | `wire`, `exchange` | one client's socket; one request's way through tiny_http |
-//! | `pump`, `accept` | the event loop; who is let in |
-//! | `serve`, `reply` | what becomes of a request; the way of its answer |
+//! | `transport`, `exchange` | one client's socket; one request's way through tiny_http |
+//! | `event_loop`, `accept` | the event loop; who is let in |
+//! | `connection_state`, `reply` | what becomes of a request; the way of its answer |
 //! | `trips` | which requests go to tiny_http on which connection |
 
 mod accept;
 mod answer;
 mod client;
 mod conn;
+mod connection_state;
+mod event_loop;
 mod exchange;
 mod limits;
 mod parking;
-mod pump;
 mod reply;
-mod serve;
 mod timers;
 pub mod tls;
+mod transport;
 mod trips;
 mod unproven;
 mod validity;
-mod wire;
 
 #[cfg(test)]
 mod tests;
 
+use crate::critical_thread;
 use crate::metrics::Metrics;
 use crate::route::Route;
 use crate::server::Backend;
-use crate::watch;
 use anyhow::Context;
 use crossbeam_channel::{Receiver, Sender};
 use jscommon::NodeId;
@@ -53,7 +53,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 pub use tls::{PeerCert, TlsSource};
 
-/// Stack of the gate's thread, in bytes; TLS handshakes are the deepest thing on it.
+/// Stack of the proxy's thread, in bytes; TLS handshakes are the deepest thing on it.
 const STACK: usize = 512 * 1024;
 
 /// Connections that the kernel holds for us until they are accepted.
@@ -62,7 +62,7 @@ const BACKLOG: i32 = 4096;
 /// Nodes that wait, each with the time at which its poll came.
 pub type Seen = Vec<(NodeId, Instant)>;
 
-/// Who may do what. Asked on the gate's own thread for each request, so it must never block.
+/// Who may do what. Asked on the proxy's own thread for each request, so it must never block.
 pub trait Guard: Send + Sync + 'static {
     /// Whether this request may go on, by its head alone. The path is a known route with its right method.
     fn admit(&self, head: &Head<'_>) -> Result<Admitted, Refusal>;
@@ -103,8 +103,8 @@ pub struct Refusal {
     pub label: &'static str,
 }
 
-/// What a gate is started with.
-pub struct GateConfig {
+/// What a proxy is started with.
+pub struct ProxyConfig {
     /// Where to listen; port 0 takes any that is free.
     pub listen: SocketAddr,
     /// TLS, or plain HTTP where there is none.
@@ -115,7 +115,7 @@ pub struct GateConfig {
     pub limits: Limits,
 }
 
-/// A running gate; dropping it stops it politely: no new connections, parked polls get 204 with
+/// A running proxy; dropping it stops it politely: no new connections, parked polls get 204 with
 /// `Connection: close`, requests under way end, all within 5 seconds.
 pub struct Handle {
     // Joined before the waker below goes: a waker that is closed before its call was heard is not heard.
@@ -124,7 +124,7 @@ pub struct Handle {
     addr: SocketAddr,
 }
 
-/// Talks to a running gate from any thread; all calls return at once.
+/// Talks to a running proxy from any thread; all calls return at once.
 #[derive(Clone)]
 pub struct Remote {
     inbox: Sender<Message>,
@@ -143,13 +143,13 @@ enum Message {
 }
 
 impl Handle {
-    /// Listens and starts the gate's thread. `seen` gets the nodes whose polls wait, about
-    /// once a second; `fatal` hears why when the gate has ended without being told to.
+    /// Listens and starts the proxy's thread. `seen` gets the nodes whose polls wait, about
+    /// once a second; `fatal` hears why when the proxy has ended without being told to.
     ///
     /// The process' limit of open files is raised as far as it may be, and the connections are fitted
     /// into it.
     pub fn start(
-        mut config: GateConfig,
+        mut config: ProxyConfig,
         guard: Arc<dyn Guard>,
         metrics: Arc<Metrics>,
         seen: Sender<Seen>,
@@ -167,9 +167,11 @@ impl Handle {
         let addr = listener.local_addr()?;
         let (inbox, messages) = crossbeam_channel::unbounded();
         let woken = Arc::new(AtomicBool::new(false));
-        let parts = pump::Parts { listener, inbox: messages, woken: woken.clone(), config, guard, metrics, seen };
-        let (pump, waker) = pump::Pump::new(parts).context("the gate has no way to wait for events")?;
-        let thread = watch::spawn("gate", STACK, fatal, move || pump.run()).context("no thread for the gate")?;
+        let parts = event_loop::Parts { listener, inbox: messages, woken: woken.clone(), config, guard, metrics, seen };
+        let (event_loop, waker) =
+            event_loop::EventLoop::new(parts).context("the proxy has no way to wait for events")?;
+        let thread = critical_thread::spawn("proxy", STACK, fatal, move || event_loop.run())
+            .context("no thread for the proxy")?;
         let remote = Remote { inbox, woken, waker: Arc::new(waker) };
         Ok(Handle { _thread: thread, remote, addr })
     }
@@ -192,37 +194,37 @@ impl Drop for Handle {
 }
 
 impl Remote {
-    /// Answers the parked poll of `node` with 200 and `body` (JSON). Without one, the gate remembers
-    /// that the bell has rung: the next poll goes to its handler.
+    /// Answers the parked poll of `node` with 200 and `body` (JSON). Without one, the proxy remembers
+    /// that the node was notified: the next poll goes to its handler.
     pub fn deliver(&self, node: NodeId, body: Vec<u8>) {
         self.send(Message::Deliver(node, body));
     }
 
     /// The registration of `node` is no longer ours, or in doubt: its parked poll, or its next one,
     /// goes to its handler again.
-    pub fn recall(&self, node: NodeId) {
+    pub fn recheck(&self, node: NodeId) {
         self.send(Message::Recall(node));
     }
 
     /// `node` polls at another controller by now: the poll that is parked here gets its 204 (nobody may
     /// be there any more: asking its handler again would take the node away from where it is), and the
     /// next one goes to its handler.
-    pub fn dismiss(&self, node: NodeId) {
+    pub fn release_poll(&self, node: NodeId) {
         self.send(Message::Dismiss(node));
     }
 
-    /// As `recall` for every node: after Redis was away, say.
-    pub fn recall_all(&self) {
+    /// As `recheck` for every node: after Redis was away, say.
+    pub fn recheck_all(&self) {
         self.send(Message::RecallAll);
     }
 
     /// The guard knows that what `node` held was revoked: its connections are closed, whatever they are at, but for
     /// requests that the guard lets in all the same.
-    pub fn expel(&self, node: NodeId) {
+    pub fn disconnect(&self, node: NodeId) {
         self.send(Message::Expel(node));
     }
 
-    /// Answers once the gate's thread has come round: a sign of its life.
+    /// Answers once the proxy's thread has come round: a sign of its life.
     pub fn ping(&self) -> Receiver<()> {
         let (answer, pong) = crossbeam_channel::bounded(1);
         self.send(Message::Ping(answer));
@@ -230,7 +232,7 @@ impl Remote {
     }
 
     fn send(&self, message: Message) {
-        // The gate is gone: then there is no poll to answer either.
+        // The proxy is gone: then there is no poll to answer either.
         if self.inbox.send(message).is_err() {
             return;
         }
@@ -238,7 +240,7 @@ impl Remote {
         if !self.woken.swap(true, Ordering::AcqRel)
             && let Err(e) = self.waker.wake()
         {
-            log::error!("the gate cannot be woken: {e}");
+            log::error!("the proxy cannot be woken: {e}");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What becomes of a client's request, from its first byte to its answer.
 //!
 //! Owns: the moves between phases, and for each what a deadline, an end or an error means there.
-//! Does not own: waiting for events, reading and accepting; that is the event loop of `pump`.
+//! Does not own: waiting for events, reading and accepting; that is done by `event_loop`.
 //!
 //! ```text
 //! Handshake ─▶ Idle ─▶ Head ─▶ Body ─▶ Asking ◀──▶ Parked
@@ -11,11 +11,11 @@
 //! ```
 
 use super::answer::Answer;
-use super::client::{Client, Name, Phase};
+use super::client::{Client, ConnectionId, Phase};
 use super::conn::{RequestHead, Stage, Step};
+use super::event_loop::EventLoop;
 use super::limits::Over;
-use super::parking::{Ask, Parked};
-use super::pump::Pump;
+use super::parking::{Parked, PollFingerprint};
 use super::reply::{over_limit, refusal};
 use super::{Admitted, Head, Refusal};
 use crate::allowance::{Charge, Resource};
@@ -27,13 +27,13 @@ use std::hash::{BuildHasher, Hash, Hasher};
 use std::io::{self, ErrorKind};
 use std::time::{Duration, Instant};
 
-impl Pump {
+impl EventLoop {
     /// The handshake is over.
-    pub(super) fn shaken(&mut self, slot: usize) {
+    pub(super) fn handshake_completed(&mut self, slot: usize) {
         if let Some(client) = self.clients.at(slot) {
-            client.cert = client.wire.peer_cert();
-            client.cert_ends = client.cert.and_then(|_| client.wire.cert_ends());
-            let kind = if client.wire.is_resumed() == Some(true) { "resumed" } else { "full" };
+            client.cert = client.transport.peer_cert();
+            client.cert_ends = client.cert.and_then(|_| client.transport.cert_ends());
+            let kind = if client.transport.is_resumed() == Some(true) { "resumed" } else { "full" };
             self.metrics.handshakes.with_label_values(&[kind]).inc();
             client.phase = Phase::Idle;
             self.set_deadline(slot, Instant::now() + self.limits.head);
@@ -43,13 +43,13 @@ impl Pump {
     /// Somebody speaks plain HTTP to the TLS port.
     pub(super) fn tell_plain(&mut self, slot: usize) {
         if let Some(client) = self.clients.at(slot) {
-            client.wire.drop_tls();
+            client.transport.drop_tls();
             self.refuse(slot, refusal(400, "plain-http", "this port speaks HTTPS: write https:// in the address"));
         }
     }
 
     /// Bytes came in.
-    pub(super) fn take_in(&mut self, name: Name, bytes: &[u8]) {
+    pub(super) fn take_in(&mut self, name: ConnectionId, bytes: &[u8]) {
         let slot = name.slot;
         let Some(client) = self.clients.at(slot) else {
             return;
@@ -66,7 +66,7 @@ impl Pump {
         {
             match client.conn.step() {
                 Step::More => return self.wants_more(slot),
-                Step::Head(head) => self.judge(slot, head),
+                Step::Head(head) => self.authorize(slot, head),
                 Step::Whole(body) => self.dispatch(name, body),
                 Step::Refused(refusal) => self.refuse(slot, refusal),
             }
@@ -104,7 +104,7 @@ impl Pump {
     }
 
     /// A whole head: may it go on?
-    fn judge(&mut self, slot: usize, head: RequestHead) {
+    fn authorize(&mut self, slot: usize, head: RequestHead) {
         let admitted = self.admit(slot, &head);
         let Some(client) = self.clients.at(slot) else {
             return;
@@ -120,7 +120,7 @@ impl Pump {
                 client.last_call = Instant::now() + self.limits.body_time(length);
                 client.conn.admit();
                 if expects && client.conn.missing() > 0 {
-                    client.wire.push(b"HTTP/1.1 100 Continue\r\n\r\n".to_vec());
+                    client.transport.push(b"HTTP/1.1 100 Continue\r\n\r\n".to_vec());
                     self.flush(slot);
                 }
             }
@@ -153,12 +153,12 @@ impl Pump {
             let charges = [Charge::new(Resource::Requests, 1), Charge::new(Resource::Bodies, head.length)];
             self.allowances.take(node, &charges, local_ms()).map_err(|_| over_limit(Over::Rate))?;
         }
-        self.books.begin(&self.limits, node, head.length).map_err(over_limit)?;
+        self.accounting.begin(&self.limits, node, head.length).map_err(over_limit)?;
         Ok(node)
     }
 
     /// A whole request: polls may be parked at once, all else goes to tiny_http.
-    fn dispatch(&mut self, name: Name, body: Vec<u8>) {
+    fn dispatch(&mut self, name: ConnectionId, body: Vec<u8>) {
         let now = Instant::now();
         let Some(client) = self.clients.at(name.slot) else {
             return;
@@ -197,13 +197,13 @@ impl Pump {
         }
         // A parked poll waits for nobody: it does not count among its node's requests.
         if let Some(length) = client.counted.take() {
-            self.books.end(client.node, length);
+            self.accounting.end(client.node, length);
         }
         self.set_deadline(slot, at);
     }
 
     /// tiny_http answered.
-    pub(super) fn answered(&mut self, name: Name, answer: Answer) {
+    pub(super) fn answered(&mut self, name: ConnectionId, answer: Answer) {
         if !self.clients.has(name) {
             return;
         }
@@ -251,7 +251,7 @@ impl Pump {
     }
 
     /// A request ends without an answer of its handler.
-    pub(super) fn give_up(&mut self, name: Name, refusal: Refusal) {
+    pub(super) fn give_up(&mut self, name: ConnectionId, refusal: Refusal) {
         if !self.clients.has(name) {
             return;
         }
@@ -266,7 +266,7 @@ impl Pump {
         if let Some(client) = self.clients.at(slot)
             && let Some(node) = client.node
         {
-            let name = Name { slot, turn: client.turn };
+            let name = ConnectionId { slot, turn: client.turn };
             self.parking.leave(node, name);
             self.answer(slot, Answer::empty());
         }
@@ -278,32 +278,32 @@ impl Pump {
         }
     }
 
-    pub(super) fn dismiss(&mut self, node: NodeId) {
+    pub(super) fn release_poll(&mut self, node: NodeId) {
         if let Some(name) = self.parking.deliver(node) {
             self.metrics.refused("replaced");
             self.answer(name.slot, Answer::empty());
         }
     }
 
-    pub(super) fn recall(&mut self, node: NodeId) {
-        if let Some(name) = self.parking.recall(node) {
+    pub(super) fn recheck(&mut self, node: NodeId) {
+        if let Some(name) = self.parking.recheck(node) {
             self.ask(name, Vec::new());
         }
     }
 
-    pub(super) fn recall_all(&mut self) {
-        for name in self.parking.recall_all() {
+    pub(super) fn recheck_all(&mut self) {
+        for name in self.parking.recheck_all() {
             self.ask(name, Vec::new());
         }
     }
 
     /// Ends the connections of a node whose credentials were revoked. A request that waits for an answer is refused, and
     /// one with credentials that were issued since goes on: the node is enrolled again.
-    pub(super) fn expel(&mut self, node: NodeId) {
+    pub(super) fn disconnect(&mut self, node: NodeId) {
         for slot in self.clients.taken() {
             let Some(client) = self.clients.at(slot).filter(|client| client.node == Some(node)) else { continue };
             let waits = matches!(client.phase, Phase::Parked | Phase::Asking);
-            let name = Name { slot, turn: client.turn };
+            let name = ConnectionId { slot, turn: client.turn };
             let head = client.head.as_deref().map(|head| seen(client, head));
             match head.map(|head| (head.bearer.is_some() || head.cert.is_some(), self.guard.admit(&head))) {
                 Some((true, Ok(_))) => {}
@@ -383,7 +383,7 @@ impl Pump {
         let Some(client) = self.clients.at(slot) else {
             return;
         };
-        let name = Name { slot, turn: client.turn };
+        let name = ConnectionId { slot, turn: client.turn };
         match client.phase {
             Phase::Handshake => {
                 self.metrics.refused("handshake-timeout");
@@ -418,7 +418,7 @@ fn seen<'a>(client: &'a Client, head: &'a RequestHead) -> Head<'a> {
 }
 
 /// What a poll says; nothing for other requests.
-fn ask(hasher: &impl BuildHasher, head: &RequestHead) -> Option<Ask> {
+fn ask(hasher: &impl BuildHasher, head: &RequestHead) -> Option<PollFingerprint> {
     if !matches!(head.route, Route::Cmd(_)) {
         return None;
     }
@@ -431,5 +431,5 @@ fn ask(hasher: &impl BuildHasher, head: &RequestHead) -> Option<Ask> {
             None => part.hash(&mut says),
         }
     }
-    Some(Ask { says: says.finish(), ack })
+    Some(PollFingerprint { says: says.finish(), ack })
 }

@@ -1,15 +1,15 @@
 //! Requests on their way through tiny_http: the line of those that wait, and who travels together.
 //!
 //! Owns: what goes on which connection, and whose the answers are. Does not own: the bytes of a connection
-//! (exchange), what becomes of an answer (serve), how many connections there may be (limits).
+//! (exchange), what becomes of an answer (connection_state), how many connections there may be (limits).
 
-use super::client::{Name, Phase};
+use super::client::{ConnectionId, Phase};
+use super::event_loop::EventLoop;
 use super::exchange::{Exchange, request_head};
-use super::pump::Pump;
 use super::reply::refusal;
+use crate::response_order::PipelineSlot;
 use crate::route::Route;
 use crate::server::QUICK_BODY;
-use crate::turns::Place;
 use jscommon::NodeId;
 use std::collections::VecDeque;
 use std::io::ErrorKind;
@@ -18,7 +18,7 @@ use std::time::Instant;
 /// A request that waits for tiny_http or is with it: whose it is, and what the books count for it (its node, and
 /// the bytes of its body). That counts for as long as the body is held, whether the client stays or not.
 pub(super) struct Errand {
-    owner: Name,
+    owner: ConnectionId,
     cost: Option<(Option<NodeId>, usize)>,
 }
 
@@ -29,9 +29,9 @@ pub(super) struct Trip {
     pub(super) errands: VecDeque<Errand>,
 }
 
-impl Pump {
+impl EventLoop {
     /// Puts the request in the line for tiny_http.
-    pub(super) fn ask(&mut self, name: Name, body: Vec<u8>) {
+    pub(super) fn ask(&mut self, name: ConnectionId, body: Vec<u8>) {
         if self.queue.len() >= self.limits.max_queue {
             return self.refuse(name.slot, refusal(503, "queue-full", "too many requests wait; try again"));
         }
@@ -47,9 +47,9 @@ impl Pump {
     }
 
     /// The request is over: its body is held no more. Whose it was.
-    fn settle(&mut self, errand: Errand) -> Name {
+    fn settle(&mut self, errand: Errand) -> ConnectionId {
         if let Some((node, length)) = errand.cost {
-            self.books.end(node, length);
+            self.accounting.end(node, length);
         }
         errand.owner
     }
@@ -73,7 +73,7 @@ impl Pump {
                     self.drive(trip);
                 }
                 Err(e) => {
-                    log::warn!("the web server behind the gate is not reached: {e}");
+                    log::warn!("the web server behind the proxy is not reached: {e}");
                     if matches!(e.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) {
                         self.config.backend.refused();
                     }
@@ -90,7 +90,7 @@ impl Pump {
     /// Takes the next requests out of the line that go to tiny_http on one connection, which costs more than
     /// what most of them ask for: whose they are, and their bytes. While few wait each has its own. What may
     /// take long goes alone, for answers come in the order of the requests: one that is slow all the same keeps
-    /// those few waiting that travel behind it, and nobody else (see `turns`).
+    /// those few waiting that travel behind it, and nobody else (see `response_order`).
     fn next_group(&mut self, slot: usize) -> (VecDeque<Errand>, VecDeque<Vec<u8>>) {
         let share = self.config.backend.share(self.limits.together);
         let most = self.queue.len().div_ceil(self.trips.len().max(1)).min(share);
@@ -128,7 +128,7 @@ impl Pump {
                 self.settle(errand);
                 continue;
             };
-            let place = Place { slot, trip, at, of };
+            let place = PipelineSlot { slot, trip, at, of };
             small.extend(request_head(head, client.node, client.peer.ip(), client.cert, body.len(), place));
             errands.push_back(errand);
             if body.len() <= QUICK_BODY {

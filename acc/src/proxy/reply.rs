@@ -1,16 +1,16 @@
 //! The way of an answer: counted, written as the client takes it, and what comes after it.
 //!
 //! Owns: refusals, the memory that an answer is held in, the end of a request.
-//! Does not own: which answer (serve), its form (answer), the deadlines' meaning (serve).
+//! Does not own: which answer (connection_state), its form (answer), the deadlines' meaning (connection_state).
 
 use super::Refusal;
 use super::answer::Answer;
-use super::client::{Name, Phase};
+use super::client::{ConnectionId, Phase};
+use super::event_loop::EventLoop;
 use super::limits::Over;
-use super::pump::Pump;
 use std::time::{Instant, SystemTime};
 
-/// A refusal in the gate's own words.
+/// A refusal in the proxy's own words.
 pub(super) fn refusal(status: u16, label: &'static str, reason: impl Into<String>) -> Refusal {
     Refusal { status, reason: reason.into(), label }
 }
@@ -26,7 +26,7 @@ pub(super) fn over_limit(over: Over) -> Refusal {
     }
 }
 
-impl Pump {
+impl EventLoop {
     /// Begins to write an answer.
     pub(super) fn answer(&mut self, slot: usize, mut answer: Answer) {
         let stopping = self.stopping.is_some();
@@ -39,9 +39,9 @@ impl Pump {
         let head = client.head.take();
         let bodiless = head.as_ref().is_some_and(|head| head.bodiless);
         if let Some(length) = client.counted.take() {
-            self.books.end(client.node, length);
+            self.accounting.end(client.node, length);
         }
-        if let Err(over) = self.books.hold(&self.limits, client.node, answer.body.len()) {
+        if let Err(over) = self.accounting.hold(&self.limits, client.node, answer.body.len()) {
             // Nothing is lost: what a node has not acknowledged comes again.
             let refusal = over_limit(over);
             log::debug!("{} refused ({}): {}", client.peer, refusal.label, refusal.reason);
@@ -56,7 +56,7 @@ impl Pump {
         let path = head.map_or("none", |head| head.route.label());
         self.metrics.requests.with_label_values(&[path, &answer.status.to_string()]).inc();
         let bytes = answer.bytes(client.conn.keeps_alive(), bodiless, SystemTime::now());
-        bytes.into_iter().for_each(|piece| client.wire.push(piece));
+        bytes.into_iter().for_each(|piece| client.transport.push(piece));
         self.set_deadline(slot, now + self.limits.answer_pause);
         self.flush(slot);
     }
@@ -97,7 +97,7 @@ impl Pump {
         let Some(client) = self.clients.at(slot) else {
             return;
         };
-        match client.wire.flush() {
+        match client.transport.flush() {
             Err(_) => {
                 self.metrics.refused("answer-cut");
                 self.close(slot);
@@ -116,10 +116,10 @@ impl Pump {
         let Some(client) = self.clients.at(slot) else {
             return;
         };
-        self.books.release(client.node, std::mem::take(&mut client.held));
+        self.accounting.release(client.node, std::mem::take(&mut client.held));
         if client.conn.finish() {
             client.phase = Phase::Idle;
-            let name = Name { slot, turn: client.turn };
+            let name = ConnectionId { slot, turn: client.turn };
             let (proven, readable) = (client.proven, client.readable);
             let time = if proven { self.limits.idle } else { self.limits.head };
             self.set_deadline(slot, Instant::now() + time);
@@ -129,9 +129,9 @@ impl Pump {
         } else if client.refused || client.conn.has_excess() {
             // Closing a socket that holds unread bytes resets it, and the client would never read why.
             client.phase = Phase::Linger;
-            client.wire.finish();
+            client.transport.finish();
             client.readable = true;
-            let name = Name { slot, turn: client.turn };
+            let name = ConnectionId { slot, turn: client.turn };
             self.again.push_back(name);
             self.set_deadline(slot, Instant::now() + self.limits.linger);
         } else {

@@ -2,11 +2,11 @@
 //!
 //! Owns: the node secrets and the revocations as they are held in memory, and every reason to refuse.
 //! Does not own: refreshing them (the janitor does, from the state directory and from Redis), or what
-//! a request does afterwards. Asked by the gate for each request; nothing here blocks or looks up.
+//! a request does afterwards. Asked by the proxy for each request; nothing here blocks or looks up.
 
-use crate::gate::{Admitted, Guard, Head, Refusal};
 use crate::identity::secret::Secrets;
 use crate::identity::{CLIENT_DAYS, dates};
+use crate::proxy::{Admitted, Guard, Head, Refusal};
 use crate::route::Route;
 use crossbeam_channel::Sender;
 use jscommon::NodeId;
@@ -17,7 +17,7 @@ use std::sync::{OnceLock, PoisonError, RwLock};
 /// Most milliseconds by which the clock of a certificate's issuer may be ahead.
 const MAX_CLOCK_SKEW_MS: u64 = 10 * 60 * 1000;
 
-/// What is asked for at the door.
+/// The credentials that requests must have.
 #[derive(Clone, Debug, Default)]
 pub struct Rules {
     /// Nodes need no credentials.
@@ -42,7 +42,7 @@ pub struct Refused {
 }
 
 /// The guard of one controller.
-pub struct Door {
+pub struct Authenticator {
     /// What is refused is told here; what does not fit is only counted.
     refused: OnceLock<Sender<Refused>>,
     rules: Rules,
@@ -52,10 +52,16 @@ pub struct Door {
     clock: fn() -> u64,
 }
 
-impl Door {
+impl Authenticator {
     /// A guard with these rules and secrets; `clock` tells milliseconds since 1970.
-    pub fn new(rules: Rules, secrets: Secrets, clock: fn() -> u64) -> Door {
-        Door { refused: OnceLock::new(), rules, secrets: RwLock::new(secrets), revoked: RwLock::default(), clock }
+    pub fn new(rules: Rules, secrets: Secrets, clock: fn() -> u64) -> Authenticator {
+        Authenticator {
+            refused: OnceLock::new(),
+            rules,
+            secrets: RwLock::new(secrets),
+            revoked: RwLock::default(),
+            clock,
+        }
     }
 
     /// Refusals are told to `ear` from now on.
@@ -231,7 +237,7 @@ impl Door {
     }
 }
 
-impl Guard for Door {
+impl Guard for Authenticator {
     fn admit(&self, head: &Head<'_>) -> Result<Admitted, Refusal> {
         match head.route {
             // The handler of /enroll looks at its token itself, for that one is counted in Redis.
@@ -260,17 +266,17 @@ fn same(a: &str, b: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gate::PeerCert;
+    use crate::proxy::PeerCert;
 
     const NOW: u64 = 1_780_000_000_000;
     const NODE: NodeId = NodeId { gid: 1, nid: 10 };
     const OTHER: NodeId = NodeId { gid: 1, nid: 11 };
 
-    fn door(rules: Rules) -> (Door, Secrets) {
+    fn authenticator(rules: Rules) -> (Authenticator, Secrets) {
         let secrets = Secrets::generate().unwrap();
-        let door = Door::new(rules, secrets.clone(), || NOW);
-        assert_eq!(door.set_revoked(HashMap::new()), []);
-        (door, secrets)
+        let authenticator = Authenticator::new(rules, secrets.clone(), || NOW);
+        assert_eq!(authenticator.set_revoked(HashMap::new()), []);
+        (authenticator, secrets)
     }
 
     fn head<'a>(route: Route, bearer: Option<&'a str>, cert: Option<&'a PeerCert>) -> Head<'a> {
@@ -278,22 +284,22 @@ mod tests {
     }
 
     #[track_caller]
-    fn refused(door: &Door, head: &Head<'_>, status: u16, word: &str) {
-        let refusal = door.admit(head).unwrap_err();
+    fn refused(authenticator: &Authenticator, head: &Head<'_>, status: u16, word: &str) {
+        let refusal = authenticator.admit(head).unwrap_err();
         assert_eq!(refusal.status, status, "{}", refusal.reason);
         assert!(refusal.reason.contains(word), "{}", refusal.reason);
     }
 
     #[test]
     fn a_token_opens_the_paths_of_its_node() {
-        let (door, secrets) = door(Rules::default());
+        let (authenticator, secrets) = authenticator(Rules::default());
         let token = secrets.current.issue(NODE, NOW);
-        assert_eq!(door.admit(&head(Route::Cmd(NODE), Some(&token), None)), Ok(Admitted::Node(NODE)));
-        refused(&door, &head(Route::Cmd(OTHER), Some(&token), None), 403, "1:10");
-        refused(&door, &head(Route::Cmd(NODE), None, None), 401, "no credentials");
-        refused(&door, &head(Route::Cmd(NODE), Some("x"), None), 401, "not valid");
-        assert_eq!(door.admit(&head(Route::Health, None, None)), Ok(Admitted::Open));
-        assert_eq!(door.admit(&head(Route::Enroll, None, None)), Ok(Admitted::Open));
+        assert_eq!(authenticator.admit(&head(Route::Cmd(NODE), Some(&token), None)), Ok(Admitted::Node(NODE)));
+        refused(&authenticator, &head(Route::Cmd(OTHER), Some(&token), None), 403, "1:10");
+        refused(&authenticator, &head(Route::Cmd(NODE), None, None), 401, "no credentials");
+        refused(&authenticator, &head(Route::Cmd(NODE), Some("x"), None), 401, "not valid");
+        assert_eq!(authenticator.admit(&head(Route::Health, None, None)), Ok(Admitted::Open));
+        assert_eq!(authenticator.admit(&head(Route::Enroll, None, None)), Ok(Admitted::Open));
     }
 
     #[test]
@@ -302,78 +308,81 @@ mod tests {
         let token = secrets.current.issue(NODE, NOW);
         let cert = PeerCert { node: NODE, issued: Some(NOW) };
         for no_auth in [false, true] {
-            let door = Door::new(Rules { no_auth, ..Rules::default() }, secrets.clone(), || NOW);
+            let authenticator = Authenticator::new(Rules { no_auth, ..Rules::default() }, secrets.clone(), || NOW);
             let (tell, told) = crossbeam_channel::unbounded();
-            door.tell(tell);
+            authenticator.tell(tell);
             for (bearer, cert) in [(None, None), (Some(&*token), None), (None, Some(&cert))] {
-                refused(&door, &head(Route::Cmd(NODE), bearer, cert), 503, "redis");
+                refused(&authenticator, &head(Route::Cmd(NODE), bearer, cert), 503, "redis");
             }
             assert!(told.is_empty(), "nobody did anything wrong");
-            assert_eq!(door.admit(&head(Route::Health, None, None)), Ok(Admitted::Open));
-            assert_eq!(door.set_revoked(HashMap::from([(NODE, NOW)])), [NODE]);
-            refused(&door, &head(Route::Cmd(NODE), Some(&token), None), 401, "revoked");
+            assert_eq!(authenticator.admit(&head(Route::Health, None, None)), Ok(Admitted::Open));
+            assert_eq!(authenticator.set_revoked(HashMap::from([(NODE, NOW)])), [NODE]);
+            refused(&authenticator, &head(Route::Cmd(NODE), Some(&token), None), 401, "revoked");
         }
     }
 
     #[test]
     fn a_certificate_does_as_well_and_both_must_agree() {
-        let (door, secrets) = door(Rules::default());
+        let (authenticator, secrets) = authenticator(Rules::default());
         let cert = PeerCert { node: NODE, issued: Some(NOW) };
-        assert_eq!(door.admit(&head(Route::Log(NODE), None, Some(&cert))), Ok(Admitted::Node(NODE)));
-        refused(&door, &head(Route::Log(OTHER), None, Some(&cert)), 403, "1:11");
+        assert_eq!(authenticator.admit(&head(Route::Log(NODE), None, Some(&cert))), Ok(Admitted::Node(NODE)));
+        refused(&authenticator, &head(Route::Log(OTHER), None, Some(&cert)), 403, "1:11");
         let token = secrets.current.issue(OTHER, NOW);
-        refused(&door, &head(Route::Log(NODE), Some(&token), Some(&cert)), 403, "different nodes");
-        refused(&door, &head(Route::Log(OTHER), Some(&token), Some(&cert)), 403, "different nodes");
+        refused(&authenticator, &head(Route::Log(NODE), Some(&token), Some(&cert)), 403, "different nodes");
+        refused(&authenticator, &head(Route::Log(OTHER), Some(&token), Some(&cert)), 403, "different nodes");
     }
 
     #[test]
     fn a_certificate_can_be_required() {
-        let (door, secrets) = door(Rules { require_cert: true, ..Rules::default() });
+        let (authenticator, secrets) = authenticator(Rules { require_cert: true, ..Rules::default() });
         let token = secrets.current.issue(NODE, NOW);
-        refused(&door, &head(Route::Cmd(NODE), Some(&token), None), 401, "client certificate");
+        refused(&authenticator, &head(Route::Cmd(NODE), Some(&token), None), 401, "client certificate");
         let cert = PeerCert { node: NODE, issued: None };
-        assert_eq!(door.admit(&head(Route::Cmd(NODE), None, Some(&cert))), Ok(Admitted::Node(NODE)));
+        assert_eq!(authenticator.admit(&head(Route::Cmd(NODE), None, Some(&cert))), Ok(Admitted::Node(NODE)));
     }
 
     #[test]
     fn without_credentials_when_told_so() {
-        let (door, secrets) = door(Rules { no_auth: true, ..Rules::default() });
-        assert_eq!(door.admit(&head(Route::Cmd(NODE), None, None)), Ok(Admitted::Node(NODE)));
-        assert_eq!(door.admit(&head(Route::Cmd(NODE), Some("junk"), None)), Ok(Admitted::Node(NODE)));
+        let (authenticator, secrets) = authenticator(Rules { no_auth: true, ..Rules::default() });
+        assert_eq!(authenticator.admit(&head(Route::Cmd(NODE), None, None)), Ok(Admitted::Node(NODE)));
+        assert_eq!(authenticator.admit(&head(Route::Cmd(NODE), Some("junk"), None)), Ok(Admitted::Node(NODE)));
         let token = secrets.current.issue(OTHER, NOW);
-        refused(&door, &head(Route::Cmd(NODE), Some(&token), None), 403, "1:11");
+        refused(&authenticator, &head(Route::Cmd(NODE), Some(&token), None), 403, "1:11");
     }
 
     #[test]
     fn revoked_is_what_was_issued_before() {
-        let (door, secrets) = door(Rules::default());
+        let (authenticator, secrets) = authenticator(Rules::default());
         let old = secrets.current.issue(NODE, NOW - 5);
         let new = secrets.current.issue(NODE, NOW + 1);
-        assert_eq!(door.set_revoked(HashMap::from([(NODE, NOW)])), [NODE]);
-        assert_eq!(door.set_revoked(HashMap::from([(NODE, NOW)])), []);
-        refused(&door, &head(Route::Cmd(NODE), Some(&old), None), 401, "revoked");
-        assert!(door.admit(&head(Route::Cmd(NODE), Some(&new), None)).is_ok());
+        assert_eq!(authenticator.set_revoked(HashMap::from([(NODE, NOW)])), [NODE]);
+        assert_eq!(authenticator.set_revoked(HashMap::from([(NODE, NOW)])), []);
+        refused(&authenticator, &head(Route::Cmd(NODE), Some(&old), None), 401, "revoked");
+        assert!(authenticator.admit(&head(Route::Cmd(NODE), Some(&new), None)).is_ok());
         // A certificate without a date is no better beside a newer token.
-        assert!(door.still(NODE, Some(&new), None).is_ok());
-        assert!(door.still(NODE, Some(&new), Some(0)).is_err() && door.still(NODE, None, Some(0)).is_err());
+        assert!(authenticator.still(NODE, Some(&new), None).is_ok());
+        assert!(
+            authenticator.still(NODE, Some(&new), Some(0)).is_err()
+                && authenticator.still(NODE, None, Some(0)).is_err()
+        );
         let ahead = NOW + MAX_CLOCK_SKEW_MS;
         for (issued, good) in
             [(None, false), (Some(NOW), false), (Some(NOW + 1), true), (Some(ahead), true), (Some(ahead + 1), false)]
         {
             let cert = PeerCert { node: NODE, issued };
-            assert_eq!(door.admit(&head(Route::Cmd(NODE), None, Some(&cert))).is_ok(), good, "{issued:?}");
-            assert_eq!(door.still(NODE, None, Some(issued.unwrap_or(0))).is_ok(), good, "{issued:?}");
+            assert_eq!(authenticator.admit(&head(Route::Cmd(NODE), None, Some(&cert))).is_ok(), good, "{issued:?}");
+            assert_eq!(authenticator.still(NODE, None, Some(issued.unwrap_or(0))).is_ok(), good, "{issued:?}");
         }
     }
 
     #[test]
     fn metrics_are_for_loopback_or_for_the_token() {
-        let (open, _) = door(Rules::default());
+        let (open, _) = authenticator(Rules::default());
         let mut near = head(Route::Metrics, None, None);
         refused(&open, &near, 403, "loopback");
         near.peer = "::ffff:127.0.0.1".parse().unwrap();
         assert_eq!(open.admit(&near), Ok(Admitted::Operator));
-        let (closed, _) = door(Rules { metrics_token: Some("geheim".into()), ..Rules::default() });
+        let (closed, _) = authenticator(Rules { metrics_token: Some("geheim".into()), ..Rules::default() });
         refused(&closed, &near, 401, "token");
         refused(&closed, &head(Route::NodeMetrics, Some("x"), None), 401, "token");
         assert_eq!(closed.admit(&head(Route::NodeMetrics, Some("geheim"), None)), Ok(Admitted::Operator));
@@ -382,17 +391,21 @@ mod tests {
     #[test]
     fn the_nodes_figures_may_have_a_token_of_their_own() {
         let own = |metrics: Option<&str>| {
-            door(Rules { nodes_token: Some("n".into()), metrics_token: metrics.map(str::to_owned), ..Rules::default() })
-                .0
+            authenticator(Rules {
+                nodes_token: Some("n".into()),
+                metrics_token: metrics.map(str::to_owned),
+                ..Rules::default()
+            })
+            .0
         };
-        for door in [own(None), own(Some("m"))] {
-            assert_eq!(door.admit(&head(Route::NodeMetrics, Some("n"), None)), Ok(Admitted::Operator));
-            refused(&door, &head(Route::NodeMetrics, Some("x"), None), 401, "token");
+        for authenticator in [own(None), own(Some("m"))] {
+            assert_eq!(authenticator.admit(&head(Route::NodeMetrics, Some("n"), None)), Ok(Admitted::Operator));
+            refused(&authenticator, &head(Route::NodeMetrics, Some("x"), None), 401, "token");
             let mut near = head(Route::NodeMetrics, None, None);
             near.peer = "127.0.0.1".parse().unwrap();
-            refused(&door, &near, 401, "token");
+            refused(&authenticator, &near, 401, "token");
             // It opens nothing else.
-            assert!(door.admit(&head(Route::Metrics, Some("n"), None)).is_err());
+            assert!(authenticator.admit(&head(Route::Metrics, Some("n"), None)).is_err());
         }
         assert_eq!(own(Some("m")).admit(&head(Route::NodeMetrics, Some("m"), None)), Ok(Admitted::Operator));
         let mut near = head(Route::Metrics, None, None);
@@ -402,21 +415,21 @@ mod tests {
 
     #[test]
     fn old_credentials_are_to_be_renewed() {
-        let (door, secrets) = door(Rules::default());
+        let (authenticator, secrets) = authenticator(Rules::default());
         let old = secrets.current.issue(NODE, NOW - dates::days(CLIENT_DAYS));
         let new = secrets.current.issue(NODE, NOW);
-        assert_eq!(door.renewal(Some(&old), None), Some("certificate"));
-        assert_eq!(door.renewal(Some(&new), None), None);
-        door.set_secrets(secrets.rotated(NOW).unwrap());
-        assert_eq!(door.renewal(Some(&new), None), Some("secret"));
-        assert_eq!(door.renewal(None, None), None);
-        assert_eq!(door.renewal(None, Some(NOW - dates::days(CLIENT_DAYS - 10))), Some("certificate"));
-        assert_eq!(door.renewal(None, Some(NOW)), None);
+        assert_eq!(authenticator.renewal(Some(&old), None), Some("certificate"));
+        assert_eq!(authenticator.renewal(Some(&new), None), None);
+        authenticator.set_secrets(secrets.rotated(NOW).unwrap());
+        assert_eq!(authenticator.renewal(Some(&new), None), Some("secret"));
+        assert_eq!(authenticator.renewal(None, None), None);
+        assert_eq!(authenticator.renewal(None, Some(NOW - dates::days(CLIENT_DAYS - 10))), Some("certificate"));
+        assert_eq!(authenticator.renewal(None, Some(NOW)), None);
     }
 
     #[test]
     fn a_token_check_costs_about_what_its_mac_costs() {
-        let (door, secrets) = door(Rules::default());
+        let (authenticator, secrets) = authenticator(Rules::default());
         let token = secrets.current.issue(NODE, NOW);
         let head = head(Route::Cmd(NODE), Some(&token), None);
         let time = |work: &dyn Fn()| {
@@ -428,7 +441,7 @@ mod tests {
         let end = std::time::Instant::now() + std::time::Duration::from_secs(30);
         let (mut check, mut mac) = (std::time::Duration::MAX, std::time::Duration::MAX);
         loop {
-            check = check.min(time(&|| assert!(door.admit(&head).is_ok())));
+            check = check.min(time(&|| assert!(authenticator.admit(&head).is_ok())));
             mac = mac.min(time(&|| drop(secrets.current.issue(NODE, NOW))));
             if check < mac * 20 {
                 break;

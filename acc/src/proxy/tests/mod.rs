@@ -1,4 +1,4 @@
-//! The gate over real sockets, with a guard and handlers of the tests' own.
+//! The proxy over real sockets, with a guard and handlers of the tests' own.
 
 mod secure;
 
@@ -47,12 +47,12 @@ struct Desk {
 impl server::Handler for Desk {
     fn handle(&self, request: &mut Request) -> Reply {
         self.asked.lock().unwrap().push(format!("{} {:?} {:?}", request.route, request.node, request.cert_issued));
-        if let Some(gate) = self.slow.lock().unwrap().clone() {
-            let _ = gate.recv();
+        if let Some(proxy) = self.slow.lock().unwrap().clone() {
+            let _ = proxy.recv();
         }
         let stuck = self.stuck.lock().unwrap().clone().filter(|(nid, _)| request.node.is_some_and(|n| n.nid == *nid));
-        if let Some((_, gate)) = stuck {
-            let _ = gate.recv();
+        if let Some((_, proxy)) = stuck {
+            let _ = proxy.recv();
         }
         match request.route {
             Route::Cmd(_) => match self.commands.lock().unwrap().take() {
@@ -75,7 +75,7 @@ impl server::Handler for Desk {
 }
 
 struct Site {
-    gate: Option<Handle>,
+    proxy: Option<Handle>,
     _server: server::Handle,
     doorman: Arc<Doorman>,
     desk: Arc<Desk>,
@@ -95,16 +95,16 @@ impl Site {
         let metrics = Arc::new(Metrics::new());
         let (sender, seen) = crossbeam_channel::bounded(16);
         let listen = "127.0.0.1:0".parse().unwrap();
-        let config = GateConfig { listen, tls, backend: server.backend(), limits };
+        let config = ProxyConfig { listen, tls, backend: server.backend(), limits };
         let doorman = Arc::new(Doorman::default());
-        let gate =
+        let proxy =
             Handle::start(config, doorman.clone(), metrics.clone(), sender, crossbeam_channel::unbounded().0).unwrap();
-        let addr = gate.addr();
-        Site { gate: Some(gate), _server: server, doorman, desk, metrics, seen, addr }
+        let addr = proxy.addr();
+        Site { proxy: Some(proxy), _server: server, doorman, desk, metrics, seen, addr }
     }
 
     fn remote(&self) -> Remote {
-        self.gate.as_ref().unwrap().remote()
+        self.proxy.as_ref().unwrap().remote()
     }
 
     fn client(&self) -> Client {
@@ -115,7 +115,7 @@ impl Site {
 
     fn revoke(&self) {
         self.doorman.revoked.store(true, Ordering::Relaxed);
-        self.remote().expel(NODE);
+        self.remote().disconnect(NODE);
     }
 
     fn asked(&self) -> usize {
@@ -309,7 +309,7 @@ fn a_parked_poll_gets_what_is_delivered() {
 }
 
 #[test]
-fn an_idle_poll_gets_204_and_the_next_one_is_parked_by_the_gate() {
+fn an_idle_poll_gets_204_and_the_next_one_is_parked_by_the_proxy() {
     let site = Site::new(Limits::default());
     let mut client = site.client();
     for _ in 0..3 {
@@ -334,7 +334,7 @@ fn a_recalled_poll_is_asked_about_again() {
     client.poll("wait=30");
     site.wait_parked(1);
     *site.desk.commands.lock().unwrap() = Some("[1]".into());
-    site.remote().recall_all();
+    site.remote().recheck_all();
     assert_eq!(client.expect(200).body, b"[1]");
     assert_eq!(site.asked(), 2);
 }
@@ -375,8 +375,8 @@ fn a_polite_stop_answers_everybody() {
     *site.desk.slow.lock().unwrap() = Some(slow);
     poster.post("/1/10/log", b"abc");
     wait_until(|| site.asked() == 3);
-    let gate = site.gate.take();
-    let stopper = std::thread::spawn(move || drop(gate));
+    let proxy = site.proxy.take();
+    let stopper = std::thread::spawn(move || drop(proxy));
     assert!(poller.expect(204).closes());
     assert!(idle.answer().is_none());
     drop(release);
@@ -549,19 +549,19 @@ fn one_slow_request_among_many_keeps_nobody_waiting_but_those_behind_it() {
 /// About as long as a body may be that does not hold up the request behind it.
 const QUICK: usize = 960;
 
-/// A gate before something that accepts connections, perhaps, and answers nothing.
+/// A proxy before something that accepts connections, perhaps, and answers nothing.
 fn before_a_silent_backend(limits: Limits, folder: &std::path::Path) -> (Handle, Arc<Metrics>, Receiver<String>) {
     let metrics = Arc::new(Metrics::new());
     let (sender, _seen) = crossbeam_channel::bounded(16);
     let (fatal_in, fatal) = crossbeam_channel::unbounded();
     let listen = "127.0.0.1:0".parse().unwrap();
-    let config = GateConfig { listen, tls: None, backend: Backend::at(folder.join("http")), limits };
-    let gate = Handle::start(config, Arc::new(Doorman::default()), metrics.clone(), sender, fatal_in).unwrap();
-    (gate, metrics, fatal)
+    let config = ProxyConfig { listen, tls: None, backend: Backend::at(folder.join("http")), limits };
+    let proxy = Handle::start(config, Arc::new(Doorman::default()), metrics.clone(), sender, fatal_in).unwrap();
+    (proxy, metrics, fatal)
 }
 
-fn dial(gate: &Handle) -> Client {
-    let stream = TcpStream::connect(gate.addr()).unwrap();
+fn dial(proxy: &Handle) -> Client {
+    let stream = TcpStream::connect(proxy.addr()).unwrap();
     stream.set_read_timeout(Some(LONG)).unwrap();
     Client { input: BufReader::new(stream.try_clone().unwrap()), stream }
 }
@@ -573,9 +573,9 @@ fn a_body_counts_for_as_long_as_it_is_held_whether_its_client_stays_or_not() {
     let backend = std::os::unix::net::UnixListener::bind(folder.path().join("http")).unwrap();
     // Two are with the backend, and the others wait in the line.
     let limits = Limits { max_backend: 2, max_node_bodies: 4 * BODY as usize, ..Limits::default() };
-    let (gate, metrics, _fatal) = before_a_silent_backend(limits, folder.path());
+    let (proxy, metrics, _fatal) = before_a_silent_backend(limits, folder.path());
     for count in 1..=4 {
-        let mut client = dial(&gate);
+        let mut client = dial(&proxy);
         client.post("/1/10/log", &vec![b'x'; BODY as usize]);
         wait_until(|| metrics.requests_waiting.get() == count);
         // A reset, with all that was sent taken already.
@@ -584,7 +584,7 @@ fn a_body_counts_for_as_long_as_it_is_held_whether_its_client_stays_or_not() {
         wait_until(|| metrics.connections.get() == 0);
         assert_eq!(metrics.body_bytes.get(), count * BODY, "it is still here");
     }
-    let mut more = dial(&gate);
+    let mut more = dial(&proxy);
     more.post("/1/10/log", &vec![b'x'; BODY as usize]);
     more.expect(429);
     // Whatever the two came to, the rest has nobody left who wants an answer.
@@ -597,11 +597,11 @@ fn the_gate_ends_when_nobody_takes_requests_any_more() {
     let folder = tempfile::tempdir().unwrap();
     let _backend = std::os::unix::net::UnixListener::bind(folder.path().join("http")).unwrap();
     let limits = Limits { handler: Duration::from_millis(100), ..Limits::default() };
-    let (gate, _metrics, fatal) = before_a_silent_backend(limits, folder.path());
+    let (proxy, _metrics, fatal) = before_a_silent_backend(limits, folder.path());
     let end = Instant::now() + LONG;
     let why = loop {
-        assert!(Instant::now() < end, "the gate goes on");
-        let mut client = dial(&gate);
+        assert!(Instant::now() < end, "the proxy goes on");
+        let mut client = dial(&proxy);
         // The connection may be the one that its end cuts.
         let _ = client.stream.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n");
         if client.answer().is_some_and(|got| got.status != 503) {
@@ -615,7 +615,7 @@ fn the_gate_ends_when_nobody_takes_requests_any_more() {
 }
 
 #[test]
-fn slow_handlers_do_not_end_the_gate() {
+fn slow_handlers_do_not_end_the_proxy() {
     let site = Site::new(Limits { handler: Duration::from_millis(100), ..Limits::default() });
     for _ in 0..3 {
         let (free, wait) = crossbeam_channel::bounded::<()>(0);

@@ -5,7 +5,7 @@
 //! poll, so whatever is queued for it rings our bell.
 //! Does not own: connections, timers, answers. The event loop does what is returned here.
 //!
-//! **A registration is trusted only while nothing was heard against it.** A delivery, a recall, a poll
+//! **A registration is trusted only while nothing was heard against it.** A delivery, a recheck, a poll
 //! that says anything new (another `ack`, other roles), or its age sends the next poll to its handler,
 //! which looks into Redis.
 
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 /// What a poll says, as far as it decides whether its handler has to see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Ask {
+pub(crate) struct PollFingerprint {
     /// A hash of everything but `ack`: roles, `wait`, whatever comes later.
     pub(crate) says: u64,
     /// A hash of `ack`, when it is there.
@@ -45,15 +45,15 @@ pub(crate) enum Parked {
 #[derive(Clone, Copy, Debug)]
 struct Holder<C> {
     conn: C,
-    ask: Ask,
+    ask: PollFingerprint,
     parked: bool,
     /// The bell rang while the handler was asked.
-    rung: bool,
+    notified: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Registration {
-    ask: Ask,
+    ask: PollFingerprint,
     seconds: u32,
     since: Instant,
 }
@@ -85,7 +85,7 @@ impl<C: Copy + Eq> Parking<C> {
     }
 
     /// `node` polls on `conn`.
-    pub(crate) fn arrive(&mut self, node: NodeId, conn: C, ask: Ask, now: Instant) -> Arrival<C> {
+    pub(crate) fn arrive(&mut self, node: NodeId, conn: C, ask: PollFingerprint, now: Instant) -> Arrival<C> {
         let place = self.places.entry(node).or_insert(Place { holder: None, registration: None });
         let trust = self.trust;
         let good = place.registration.take_if(|r| {
@@ -94,7 +94,7 @@ impl<C: Copy + Eq> Parking<C> {
             !same || now.duration_since(r.since) >= trust
         });
         let park = if good.is_none() { place.registration.map(|r| r.seconds) } else { None };
-        let before = place.holder.replace(Holder { conn, ask, parked: park.is_some(), rung: false });
+        let before = place.holder.replace(Holder { conn, ask, parked: park.is_some(), notified: false });
         let replaced = before.filter(|holder| holder.parked).map(|holder| holder.conn);
         self.parked += usize::from(park.is_some());
         self.parked -= usize::from(replaced.is_some());
@@ -106,7 +106,7 @@ impl<C: Copy + Eq> Parking<C> {
         let Some((place, holder)) = self.held(node, conn) else {
             return Parked::Displaced;
         };
-        if std::mem::take(&mut holder.rung) {
+        if std::mem::take(&mut holder.notified) {
             return Parked::AskAgain;
         }
         holder.parked = true;
@@ -146,7 +146,7 @@ impl<C: Copy + Eq> Parking<C> {
     }
 
     /// The registration of `node` is in doubt: the connection whose handler is to be asked again.
-    pub(crate) fn recall(&mut self, node: NodeId) -> Option<C> {
+    pub(crate) fn recheck(&mut self, node: NodeId) -> Option<C> {
         let conn = self.ring(node)?;
         if let Some((_, holder)) = self.held(node, conn) {
             holder.parked = false;
@@ -155,10 +155,10 @@ impl<C: Copy + Eq> Parking<C> {
         Some(conn)
     }
 
-    /// As `recall` for every node.
-    pub(crate) fn recall_all(&mut self) -> Vec<C> {
+    /// As `recheck` for every node.
+    pub(crate) fn recheck_all(&mut self) -> Vec<C> {
         let nodes: Vec<NodeId> = self.places.keys().copied().collect();
-        nodes.into_iter().filter_map(|node| self.recall(node)).collect()
+        nodes.into_iter().filter_map(|node| self.recheck(node)).collect()
     }
 
     /// Forgets registrations of nodes that have not polled for as long as one is trusted.
@@ -176,7 +176,7 @@ impl<C: Copy + Eq> Parking<C> {
         match &mut place.holder {
             Some(holder) if holder.parked => Some(holder.conn),
             Some(holder) => {
-                holder.rung = true;
+                holder.notified = true;
                 None
             }
             None => {
@@ -199,7 +199,7 @@ mod tests {
 
     const NODE: NodeId = NodeId { gid: 1, nid: 10 };
     const TRUST: Duration = Duration::from_secs(180);
-    const ASK: Ask = Ask { says: 1, ack: Some(5) };
+    const ASK: PollFingerprint = PollFingerprint { says: 1, ack: Some(5) };
     const TO_HANDLER: Arrival<u32> = Arrival { replaced: None, park: None };
 
     /// A book with the poll of `NODE` parked on connection 1.
@@ -218,14 +218,14 @@ mod tests {
         assert_eq!(parking.parked(), 0);
         assert_eq!(parking.arrive(NODE, 2, ASK, now), Arrival { replaced: None, park: Some(30) });
         parking.leave(NODE, 2);
-        let silent = Ask { ack: None, ..ASK };
+        let silent = PollFingerprint { ack: None, ..ASK };
         assert_eq!(parking.arrive(NODE, 3, silent, now), Arrival { replaced: None, park: Some(30) });
         assert_eq!(parking.parked(), 1);
     }
 
     #[test]
     fn a_poll_that_says_something_new_is_asked_about() {
-        for new in [Ask { says: 2, ..ASK }, Ask { ack: Some(6), ..ASK }] {
+        for new in [PollFingerprint { says: 2, ..ASK }, PollFingerprint { ack: Some(6), ..ASK }] {
             let (mut parking, now) = parked();
             parking.leave(NODE, 1);
             assert_eq!(parking.arrive(NODE, 2, new, now), TO_HANDLER, "{new:?}");
@@ -270,11 +270,11 @@ mod tests {
     #[test]
     fn a_recall_asks_the_handler_again() {
         let (mut parking, now) = parked();
-        assert_eq!(parking.recall(NODE), Some(1));
-        assert_eq!((parking.parked(), parking.recall(NODE)), (0, None));
-        assert_eq!(parking.park(NODE, 1, 30, now), Parked::AskAgain, "the second recall came while it was asked");
+        assert_eq!(parking.recheck(NODE), Some(1));
+        assert_eq!((parking.parked(), parking.recheck(NODE)), (0, None));
+        assert_eq!(parking.park(NODE, 1, 30, now), Parked::AskAgain, "the second recheck came while it was asked");
         assert_eq!(parking.park(NODE, 1, 30, now), Parked::Waits);
-        assert_eq!(parking.recall_all(), [1]);
+        assert_eq!(parking.recheck_all(), [1]);
         parking.answered(NODE, 1);
         assert!(parking.places.is_empty());
     }
@@ -301,7 +301,7 @@ mod tests {
     #[test]
     fn an_answer_ends_the_poll_and_the_registration() {
         let (mut parking, now) = parked();
-        assert_eq!(parking.recall(NODE), Some(1));
+        assert_eq!(parking.recheck(NODE), Some(1));
         parking.answered(NODE, 1);
         assert_eq!(parking.parked(), 0);
         assert_eq!(parking.arrive(NODE, 1, ASK, now), TO_HANDLER);

@@ -1,4 +1,4 @@
-//! Answers as bytes: what the gate says itself, and what it reads from tiny_http. Pure.
+//! Answers as bytes: what the proxy says itself, and what it reads from tiny_http. Pure.
 //!
 //! Owns: the form of every head that goes out, and the reading of tiny_http's heads.
 //! Does not own: sockets, or when what is answered.
@@ -12,7 +12,7 @@ use std::time::SystemTime;
 pub(crate) struct Answer {
     /// HTTP status.
     pub(crate) status: u16,
-    /// What goes out beside the headers that the gate writes itself.
+    /// What goes out beside the headers that the proxy writes itself.
     pub(crate) headers: Vec<(String, String)>,
     /// Seconds to park the poll for.
     pub(crate) park: Option<u32>,
@@ -79,7 +79,7 @@ impl Answer {
 /// A body up to here travels together with its head.
 const SMALL: usize = 16 * 1024;
 
-/// Headers of tiny_http's answers that the gate writes itself or keeps for itself.
+/// Headers of tiny_http's answers that the proxy writes itself or keeps for itself.
 const OWN_HEADERS: [&str; 7] =
     ["Connection", "Content-Length", "Date", "Keep-Alive", "Server", "Transfer-Encoding", PARK_HEADER];
 

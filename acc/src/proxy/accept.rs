@@ -1,15 +1,15 @@
 //! Who is let in: strangers until they prove to be a node's, and room for new ones.
 //!
 //! Owns: accepting, the share of those who have proved nothing. Does not own: the bounds (limits), what
-//! they then say (serve).
+//! they then say (connection_state).
 
 use super::answer::Answer;
 use super::client::{Client, Phase};
 use super::conn::Conn;
+use super::event_loop::EventLoop;
 use super::limits::Over;
-use super::pump::Pump;
 use super::reply::refusal;
-use super::wire::Wire;
+use super::transport::Transport;
 use jscommon::NodeId;
 use mio::net::TcpStream;
 use mio::{Interest, Token};
@@ -23,7 +23,7 @@ const ACCEPTS: usize = 64;
 /// How long nothing is accepted after the process had no descriptor left.
 pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-impl Pump {
+impl EventLoop {
     /// Takes those who knock, some in a turn.
     pub(super) fn accept(&mut self) {
         if !self.accept_more || self.accept_after.is_some() {
@@ -56,10 +56,10 @@ impl Pump {
         self.metrics.accepted.inc();
         let now = Instant::now();
         if self.unproven.count(peer.ip()) >= self.limits.max_unproven() {
-            return self.turn_away(stream, "address-full");
+            return self.reject(stream, "address-full");
         }
         if self.clients.len() >= self.limits.max_connections && !self.make_room(peer.ip(), now) {
-            return self.turn_away(stream, "full");
+            return self.reject(stream, "full");
         }
         let tls = self.config.tls.as_ref().map(|source| source.current());
         let name = self.clients.vacant();
@@ -69,17 +69,17 @@ impl Pump {
         // Answers are small and whole; waiting to fill a segment would only delay them.
         let _ = stream.set_nodelay(true);
         let secure = tls.is_some();
-        let wire = match (registered, Wire::new(stream, tls)) {
-            (Ok(()), Ok(wire)) => wire,
-            (registered, wire) => {
-                log::warn!("a connection could not be set up: {:?} {:?}", registered.err(), wire.err());
+        let transport = match (registered, Transport::new(stream, tls)) {
+            (Ok(()), Ok(transport)) => transport,
+            (registered, transport) => {
+                log::warn!("a connection could not be set up: {:?} {:?}", registered.err(), transport.err());
                 self.metrics.refused("setup");
                 return self.clients.forgo(name);
             }
         };
         let client = Client {
             turn: name.turn,
-            wire,
+            transport,
             conn: Conn::new(self.limits.max_head, self.limits.max_body),
             peer,
             phase: if secure { Phase::Handshake } else { Phase::Idle },
@@ -106,7 +106,7 @@ impl Pump {
     }
 
     /// No room. Plain HTTP is told so; in TLS there is nobody to talk to yet.
-    fn turn_away(&self, mut stream: TcpStream, label: &'static str) {
+    fn reject(&self, mut stream: TcpStream, label: &'static str) {
         self.metrics.refused(label);
         if self.config.tls.is_none() {
             let refusal = refusal(503, label, "too many connections; try again");
@@ -134,7 +134,7 @@ impl Pump {
         if let Some(client) = self.clients.at(slot)
             && !client.proven
         {
-            self.books.connect(&self.limits, node)?;
+            self.accounting.connect(&self.limits, node)?;
             client.proven = true;
             client.home = Some(node);
             self.unproven.remove(client.peer.ip(), (client.accepted, slot));

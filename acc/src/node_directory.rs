@@ -15,14 +15,14 @@ const FRESH: Duration = Duration::from_secs(1);
 
 /// The nodes and their roles, as last read.
 #[derive(Default)]
-pub struct Known {
+pub struct NodeDirectory {
     version: Option<u64>,
     roles: HashMap<NodeId, Vec<String>>,
     live: Vec<NodeId>,
     at: Option<Instant>,
 }
 
-impl Known {
+impl NodeDirectory {
     /// Whether the list is good enough to choose one of many.
     pub fn is_recent(&self) -> bool {
         self.at.is_some_and(|at| at.elapsed() < FRESH)

@@ -1,6 +1,6 @@
 //! What clients may cost: bounds, the share of descriptors, and the books that are kept against them.
 //!
-//! Owns: every number that bounds the gate, the raising of the descriptor limit, and the counts of
+//! Owns: every number that bounds the proxy, the raising of the descriptor limit, and the counts of
 //! memory for bodies, and of connections and requests by node.
 //! Does not own: what happens to who is over a bound; the event loop asks here and refuses.
 
@@ -141,9 +141,9 @@ pub(crate) fn raise_descriptors() -> usize {
     usize::try_from(limit).unwrap_or(usize::MAX)
 }
 
-/// The books of one gate.
+/// The resources that the clients of one proxy use.
 #[derive(Debug, Default)]
-pub(crate) struct Books {
+pub(crate) struct ResourceAccounting {
     nodes: HashMap<NodeId, NodeUse>,
     connections: HashMap<NodeId, usize>,
     bodies: usize,
@@ -184,7 +184,7 @@ pub(crate) enum Over {
     Rate,
 }
 
-impl Books {
+impl ResourceAccounting {
     /// Counts a connection that has proved to be `node`'s.
     pub(crate) fn connect(&mut self, limits: &Limits, node: NodeId) -> Result<(), Over> {
         let count = self.connections.entry(node).or_default();
@@ -312,58 +312,58 @@ mod tests {
     #[test]
     fn a_node_has_its_share_of_connections() {
         let limits = Limits { max_node_connections: 2, ..Limits::default() };
-        let (mut books, other) = (Books::default(), NodeId { gid: 1, nid: 11 });
-        assert_eq!((books.connect(&limits, NODE), books.connect(&limits, NODE)), (Ok(()), Ok(())));
-        assert_eq!(books.connect(&limits, NODE), Err(Over::NodeConnections));
-        assert_eq!(books.connect(&limits, other), Ok(()));
-        books.disconnect(NODE);
-        assert_eq!(books.connect(&limits, NODE), Ok(()));
+        let (mut accounting, other) = (ResourceAccounting::default(), NodeId { gid: 1, nid: 11 });
+        assert_eq!((accounting.connect(&limits, NODE), accounting.connect(&limits, NODE)), (Ok(()), Ok(())));
+        assert_eq!(accounting.connect(&limits, NODE), Err(Over::NodeConnections));
+        assert_eq!(accounting.connect(&limits, other), Ok(()));
+        accounting.disconnect(NODE);
+        assert_eq!(accounting.connect(&limits, NODE), Ok(()));
         for node in [NODE, NODE, other] {
-            books.disconnect(node);
+            accounting.disconnect(node);
         }
-        assert!(books.connections.is_empty());
+        assert!(accounting.connections.is_empty());
     }
 
     #[test]
     fn bodies_share_one_memory() {
         let limits = Limits { max_bodies: 100, max_node_bodies: 60, max_node_requests: 2, ..Limits::default() };
-        let mut books = Books::default();
-        assert_eq!(books.begin(&limits, Some(NODE), 60), Ok(()));
-        assert_eq!(books.begin(&limits, Some(NODE), 1), Err(Over::NodeBodies));
-        assert_eq!(books.begin(&limits, None, 41), Err(Over::Bodies));
-        assert_eq!(books.begin(&limits, Some(NODE), 0), Ok(()));
-        assert_eq!(books.begin(&limits, Some(NODE), 0), Err(Over::NodeRequests));
-        books.end(Some(NODE), 60);
-        books.end(Some(NODE), 0);
-        assert_eq!(books.hold(&limits, Some(NODE), 5), Ok(()));
-        assert_eq!(books.bodies(), 5);
-        books.release(Some(NODE), 5);
-        assert!(books.nodes.is_empty() && books.bodies() == 0);
+        let mut accounting = ResourceAccounting::default();
+        assert_eq!(accounting.begin(&limits, Some(NODE), 60), Ok(()));
+        assert_eq!(accounting.begin(&limits, Some(NODE), 1), Err(Over::NodeBodies));
+        assert_eq!(accounting.begin(&limits, None, 41), Err(Over::Bodies));
+        assert_eq!(accounting.begin(&limits, Some(NODE), 0), Ok(()));
+        assert_eq!(accounting.begin(&limits, Some(NODE), 0), Err(Over::NodeRequests));
+        accounting.end(Some(NODE), 60);
+        accounting.end(Some(NODE), 0);
+        assert_eq!(accounting.hold(&limits, Some(NODE), 5), Ok(()));
+        assert_eq!(accounting.bodies(), 5);
+        accounting.release(Some(NODE), 5);
+        assert!(accounting.nodes.is_empty() && accounting.bodies() == 0);
     }
 
     #[test]
     fn who_does_not_read_its_answers_keeps_nobody_else_out() {
         const MIB: usize = 1 << 20;
         let limits = Limits::default();
-        let mut books = Books::default();
+        let mut accounting = ResourceAccounting::default();
         let node = |nid| Some(NodeId { gid: 1, nid });
         // Each takes answers of 8 MiB until it gets no more.
         for nid in 1..=20 {
-            while books.hold(&limits, node(nid), 8 * MIB).is_ok() {}
-            assert_eq!(books.begin(&limits, node(1), MIB), Err(Over::NodeBodies), "{nid}");
-            assert_eq!(books.begin(&limits, node(100 + nid), MIB), Ok(()), "{nid}");
-            books.end(node(100 + nid), MIB);
+            while accounting.hold(&limits, node(nid), 8 * MIB).is_ok() {}
+            assert_eq!(accounting.begin(&limits, node(1), MIB), Err(Over::NodeBodies), "{nid}");
+            assert_eq!(accounting.begin(&limits, node(100 + nid), MIB), Ok(()), "{nid}");
+            accounting.end(node(100 + nid), MIB);
         }
-        assert!(books.bodies() <= limits.max_bodies);
-        assert_eq!(books.begin(&limits, node(1), 0), Err(Over::NodeBodies), "it reads first");
-        assert_eq!(books.begin(&limits, node(100), 0), Ok(()), "a poll of another one");
-        assert_eq!(books.hold(&limits, node(100), 100), Ok(()));
+        assert!(accounting.bodies() <= limits.max_bodies);
+        assert_eq!(accounting.begin(&limits, node(1), 0), Err(Over::NodeBodies), "it reads first");
+        assert_eq!(accounting.begin(&limits, node(100), 0), Ok(()), "a poll of another one");
+        assert_eq!(accounting.hold(&limits, node(100), 100), Ok(()));
         // What was taken is free again.
         for nid in 1..=20 {
-            while node(nid).is_some_and(|node| books.nodes.contains_key(&node)) {
-                books.release(node(nid), 8 * MIB);
+            while node(nid).is_some_and(|node| accounting.nodes.contains_key(&node)) {
+                accounting.release(node(nid), 8 * MIB);
             }
         }
-        assert_eq!(books.begin(&limits, node(1), 16 * MIB), Ok(()));
+        assert_eq!(accounting.begin(&limits, node(1), 16 * MIB), Ok(()));
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Owns: the result's form and the order of its steps (decision, hash, list).
 //! Does not own: when there is such an answer (dispatcher, janitor).
-//! `hide` also keeps secrets out of what is written down about a command.
+//! `redacted` also keeps secrets out of what is written down about a command.
 
 use crate::context::Context;
 use crate::store::jobs::{self, Writing};
@@ -14,7 +14,7 @@ use jscommon::{Command, JobResult, NodeId, State};
 use redis::{FromRedisValue, RedisResult};
 
 /// Most calls of one transaction, for Redis does nothing else meanwhile.
-const TOGETHER: usize = 256;
+const MAX_TRANSACTION_CALLS: usize = 256;
 
 /// An answer to give.
 #[derive(Clone, Debug)]
@@ -100,7 +100,7 @@ pub fn give(context: &Context, conn: &mut Conn, answers: &[Answer]) -> RedisResu
     }
     let (mut hashes, mut pushes) = (Batch::new(), Vec::new());
     for ((answer, delivery), (verdict, size)) in answers.iter().zip(&deliveries).zip(&verdicts) {
-        if hashes.len() + pushes.len() >= TOGETHER {
+        if hashes.len() + pushes.len() >= MAX_TRANSACTION_CALLS {
             results::push_all(conn, std::mem::take(&mut hashes), &std::mem::take(&mut pushes))?;
         }
         if *verdict != Verdict::Late {
@@ -149,7 +149,7 @@ pub fn state_name(state: State) -> &'static str {
 }
 
 /// The command as JSON, without what is secret.
-pub fn hide(command: &Command) -> String {
+pub fn redacted(command: &Command) -> String {
     if !is_secret(&command.args) {
         return command.to_value().to_string();
     }
@@ -187,9 +187,9 @@ mod tests {
                 "args": {"cmd": "x", "env": {"PW": "geheim"}, "secret": secret}});
             Command::from_value(value).unwrap()
         };
-        assert!(hide(&command(json!(false))).contains("geheim"));
+        assert!(redacted(&command(json!(false))).contains("geheim"));
         for marked in [json!(true), json!("true"), json!(1), json!("yes")] {
-            let shown = hide(&command(marked.clone()));
+            let shown = redacted(&command(marked.clone()));
             assert!(!shown.contains("geheim") && shown.contains("PW"), "{shown}");
             let answer = Answer::error(&command(marked), None, "no");
             assert!(!serde_json::to_string(&answer.result()).unwrap().contains("geheim"));

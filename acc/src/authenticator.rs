@@ -155,12 +155,17 @@ impl Authenticator {
 
     /// Whether what was admitted for `node` a while ago still is: it may be revoked by now. `cert_issued` is 0 for
     /// a certificate that does not say.
-    pub fn still(&self, node: NodeId, bearer: Option<&str>, cert_issued: Option<u64>) -> Result<(), Refusal> {
-        self.revoked_until(node).map_or(Ok(()), |until| self.outlives(node, until, bearer, cert_issued))
+    pub fn recheck_revocation(
+        &self,
+        node: NodeId,
+        bearer: Option<&str>,
+        cert_issued: Option<u64>,
+    ) -> Result<(), Refusal> {
+        self.revoked_until(node).map_or(Ok(()), |until| self.issued_after(node, until, bearer, cert_issued))
     }
 
     /// Whether these credentials of `node` were issued after `until` (ms), when it was revoked.
-    pub fn outlives(
+    pub fn issued_after(
         &self,
         node: NodeId,
         until: u64,
@@ -360,10 +365,10 @@ mod tests {
         refused(&authenticator, &head(Route::Cmd(NODE), Some(&old), None), 401, "revoked");
         assert!(authenticator.admit(&head(Route::Cmd(NODE), Some(&new), None)).is_ok());
         // A certificate without a date is no better beside a newer token.
-        assert!(authenticator.still(NODE, Some(&new), None).is_ok());
+        assert!(authenticator.recheck_revocation(NODE, Some(&new), None).is_ok());
         assert!(
-            authenticator.still(NODE, Some(&new), Some(0)).is_err()
-                && authenticator.still(NODE, None, Some(0)).is_err()
+            authenticator.recheck_revocation(NODE, Some(&new), Some(0)).is_err()
+                && authenticator.recheck_revocation(NODE, None, Some(0)).is_err()
         );
         let ahead = NOW + MAX_CLOCK_SKEW_MS;
         for (issued, good) in
@@ -371,7 +376,11 @@ mod tests {
         {
             let cert = PeerCert { node: NODE, issued };
             assert_eq!(authenticator.admit(&head(Route::Cmd(NODE), None, Some(&cert))).is_ok(), good, "{issued:?}");
-            assert_eq!(authenticator.still(NODE, None, Some(issued.unwrap_or(0))).is_ok(), good, "{issued:?}");
+            assert_eq!(
+                authenticator.recheck_revocation(NODE, None, Some(issued.unwrap_or(0))).is_ok(),
+                good,
+                "{issued:?}"
+            );
         }
     }
 

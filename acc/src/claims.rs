@@ -22,7 +22,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// Most roles, and most labels, of a node.
 pub const MAX_CLAIMS: usize = 100;
 /// Longest host name, in bytes.
-const MAX_HOST: usize = 253;
+const MAX_HOST_BYTES: usize = 253;
 /// So many nodes are remembered, and then so many again before the first ones are forgotten.
 const MAX_NODES: usize = 50_000;
 /// Most nodes that are looked at because they claim more than they are granted, in one look.
@@ -44,7 +44,7 @@ pub fn labels(labels: &Map<String, Json>) -> (Vec<String>, usize) {
 
 /// Whether `text` can be a host name: characters that mean nothing to a shell or a terminal.
 pub fn is_host(text: &str) -> bool {
-    (1..=MAX_HOST).contains(&text.len())
+    (1..=MAX_HOST_BYTES).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
@@ -208,7 +208,7 @@ mod tests {
         for good in ["a", "web-1.example", "WIN_7"] {
             assert!(is_host(good), "{good}");
         }
-        for bad in ["", "a b", "a;b", "h\u{1b}[1m", "ü", &"x".repeat(MAX_HOST + 1)] {
+        for bad in ["", "a b", "a;b", "h\u{1b}[1m", "ü", &"x".repeat(MAX_HOST_BYTES + 1)] {
             assert!(!is_host(bad), "{bad}");
         }
     }

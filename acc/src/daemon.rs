@@ -1,7 +1,7 @@
 //! The running controller: what is started, in which order, and how it ends.
 //!
 //! Owns: wiring and shutdown. The order of the end is that of work: no more commands are taken, no more
-//! bells are heard, the proxy lets its clients go, tiny_http finishes, the janitor says farewell.
+//! bells are heard, the proxy lets its clients go, tiny_http finishes, the janitor deregisters the controller.
 //!
 //! **A thread that fails ends the whole**, with status 1: a controller that beats and takes no commands is
 //! worse than none, for its service manager would start it again, and others would inherit its work.
@@ -38,11 +38,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// Stack of a thread of our own, in bytes.
-const STACK: usize = 512 << 10;
+const STACK_BYTES: usize = 512 << 10;
 /// A polite stop ends by then.
-const STOP: Duration = Duration::from_millis(4500);
+const STOP_TIMEOUT: Duration = Duration::from_millis(4500);
 /// Threads that handle requests. Each waits on Redis, not on the processor.
-const HANDLERS: usize = 8;
+const HANDLER_THREADS: usize = 8;
 
 /// Everything that `jsacc` and its subcommands (`is_task`) need before they differ. Only a controller makes a CA: one
 /// that was made in the wrong place signs what nobody takes.
@@ -132,7 +132,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         false => Some(TlsSource::new(context.identity.tls(config, context::local_ms())?)),
     };
     let (fatal_in, fatal) = crossbeam_channel::unbounded::<String>();
-    let server = server::Handle::start(HANDLERS, Arc::new(Handlers::new(context.clone())), &fatal_in)?;
+    let server = server::Handle::start(HANDLER_THREADS, Arc::new(Handlers::new(context.clone())), &fatal_in)?;
     let (seen_in, seen) = crossbeam_channel::unbounded();
     let proxy_config = ProxyConfig {
         listen: SocketAddr::new(config.bind, config.port),
@@ -159,17 +159,17 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         fatal: fatal_in.clone(),
         stop: Stop::new(janitor_stop),
     };
-    let janitor = critical_thread::spawn("janitor", STACK, fatal_in.clone(), move || janitor.run())
+    let janitor = critical_thread::spawn("janitor", STACK_BYTES, fatal_in.clone(), move || janitor.run())
         .context("no thread for the janitor")?;
 
     let (stop_work, work_stop) = crossbeam_channel::bounded(0);
     let stop = Stop::new(work_stop);
     let dispatcher = Dispatcher::new(context.clone(), proxy.remote(), dead, stop.clone());
-    let dispatcher = critical_thread::spawn("dispatcher", STACK, fatal_in.clone(), move || dispatcher.run())
+    let dispatcher = critical_thread::spawn("dispatcher", STACK_BYTES, fatal_in.clone(), move || dispatcher.run())
         .context("no thread for the dispatcher")?;
     let (room, remote) = (context.clone(), proxy.remote());
     let wakeups =
-        critical_thread::spawn("wakeups", STACK, fatal_in, move || crate::wakeups::run(&room, &remote, &stop))
+        critical_thread::spawn("wakeups", STACK_BYTES, fatal_in, move || crate::wakeups::run(&room, &remote, &stop))
             .context("no thread for the wake-up reader")?;
 
     // The main thread waits for a signal; a fatal fault ends that wait as a signal would.
@@ -210,7 +210,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let failed = reason.lock().unwrap_or_else(|e| e.into_inner()).is_some();
     let (stopped, over) = crossbeam_channel::bounded::<()>(0);
     let deadline = Worker::spawn("deadline", 64 << 10, move || {
-        if over.recv_timeout(STOP) == Err(RecvTimeoutError::Timeout) {
+        if over.recv_timeout(STOP_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
             log::warn!("redis does not answer: what is under way there is left to the other controllers");
             std::process::exit(i32::from(failed));
         }

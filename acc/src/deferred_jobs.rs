@@ -12,7 +12,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 /// The longest time that is added to the one between two looks.
-const LONGEST: Duration = Duration::from_secs(8);
+const MAX_BACKOFF: Duration = Duration::from_secs(8);
 
 /// What waits on the taken list because a slot of a cluster is being moved.
 pub struct DeferredJobs {
@@ -29,7 +29,7 @@ pub struct DeferredJobs {
 impl DeferredJobs {
     /// Nothing is held; `look` is the least time between two looks.
     pub fn new(look: Duration) -> DeferredJobs {
-        let backoff = Backoff::new(look, LONGEST);
+        let backoff = Backoff::new(look, MAX_BACKOFF);
         DeferredJobs { jobs: HashMap::new(), nodes: HashSet::new(), look, backoff, said: false }
     }
 
@@ -69,7 +69,7 @@ mod tests {
         held.jobs.insert("a".into(), Vec::new());
         for _ in 0..20 {
             let wait = held.settle(true);
-            assert!(wait >= second && wait <= second + LONGEST);
+            assert!(wait >= second && wait <= second + MAX_BACKOFF);
         }
         assert_eq!(held.settle(false), second);
         assert!(held.jobs.is_empty() && held.settle(true) <= 2 * second);

@@ -10,12 +10,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Bytes that are held at most; then all is forgotten and it begins anew. Ids as clients make them leave
 /// room for 100,000 nodes with one command each.
-const MOST: usize = 24 << 20;
+const MAX_BYTES: usize = 24 << 20;
 /// A longer batch is not remembered: asking for it costs little beside what it holds.
-const LONGEST: usize = 64;
+const MAX_BATCH_IDS: usize = 64;
 /// What an entry takes beside its ids, and each id beside its text: places in the table and on the heap.
-const ENTRY: usize = 128;
-const ID: usize = 48;
+const ENTRY_OVERHEAD_BYTES: usize = 128;
+const ID_OVERHEAD_BYTES: usize = 48;
 
 /// The ids of a batch.
 pub type Ids = Box<[Box<str>]>;
@@ -32,7 +32,7 @@ struct Book {
 
 /// What a batch takes, in bytes.
 fn size(ids: &[impl AsRef<str>]) -> usize {
-    ENTRY + ids.iter().map(|id| ID + id.as_ref().len()).sum::<usize>()
+    ENTRY_OVERHEAD_BYTES + ids.iter().map(|id| ID_OVERHEAD_BYTES + id.as_ref().len()).sum::<usize>()
 }
 
 impl Book {
@@ -48,9 +48,9 @@ impl DeliveredBatches {
     pub fn note(&self, node: NodeId, batch: &str, ids: &[String]) {
         let mut held = self.held();
         held.remove(node);
-        let Some(batch) = batch.parse().ok().filter(|_| ids.len() <= LONGEST) else { return };
+        let Some(batch) = batch.parse().ok().filter(|_| ids.len() <= MAX_BATCH_IDS) else { return };
         let more = size(ids);
-        if held.bytes + more > MOST {
+        if held.bytes + more > MAX_BYTES {
             // The table too: it has room for as many nodes as there ever were.
             *held = Book::default();
         }
@@ -99,7 +99,7 @@ mod tests {
         assert_eq!(taken(&handed, 9), Some(ids(2)));
         assert_eq!(taken(&handed, 9), None);
         handed.note(NODE, "9", &ids(1));
-        handed.note(NODE, "10", &ids(LONGEST + 1));
+        handed.note(NODE, "10", &ids(MAX_BATCH_IDS + 1));
         assert_eq!((taken(&handed, 9), taken(&handed, 10)), (None, None));
         handed.note(NODE, "11", &ids(1));
         handed.forget(NODE);
@@ -110,13 +110,13 @@ mod tests {
     #[test]
     fn the_longest_ids_of_many_nodes_stay_within_the_bound() {
         let handed = DeliveredBatches::default();
-        let longest: Vec<String> = (0..LONGEST).map(|i| format!("{i:0128}")).collect();
+        let longest: Vec<String> = (0..MAX_BATCH_IDS).map(|i| format!("{i:0128}")).collect();
         let mut most = 0;
         for nid in 1..=50_000 {
             handed.note(NodeId { gid: 1, nid }, "7", &longest);
             most = most.max(handed.held().bytes);
         }
-        assert!(most <= MOST && most > MOST / 2, "{most}");
+        assert!(most <= MAX_BYTES && most > MAX_BYTES / 2, "{most}");
         assert!(handed.take(NodeId { gid: 1, nid: 50_000 }, 7).is_some(), "the newest are known");
         // A fleet with short batches fits, whatever was there before.
         let handed = DeliveredBatches::default();

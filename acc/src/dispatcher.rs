@@ -21,7 +21,7 @@ use crate::node_directory::NodeDirectory;
 use crate::proxy::Remote;
 use crate::store::jobs::{self, Job};
 use crate::store::pool::{is_away, is_broken, is_interrupted, is_moving, is_spoilt};
-use crate::store::queue::{self, Parcel, Queued};
+use crate::store::queue::{self, Queued, QueuedCommand};
 use crate::store::{Batch, Conn, DAY, describe, lists};
 use crate::targets;
 use crate::tickets::{Flags, Tickets};
@@ -37,20 +37,20 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// Most commands taken at once.
-const TOGETHER: usize = 128;
+const MAX_COMMANDS: usize = 128;
 /// Most scripts in one round trip.
-const PIPELINE: usize = 512;
+const MAX_PIPELINE_CALLS: usize = 512;
 /// Most bytes of commands in one round trip.
-const PIPELINE_BYTES: usize = 8 << 20;
+const MAX_PIPELINE_BYTES: usize = 8 << 20;
 /// Longest wait for an answer of Redis: well above the 2 s that a read blocks.
-const PATIENCE: Duration = Duration::from_secs(10);
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Between commands, how often it is looked whether one was taken and its answer lost.
-const LOOK: Duration = Duration::from_secs(10);
+const UNANSWERED_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 /// For how long an error is not logged again, and most errors that are logged in that time.
-const SAID: Duration = Duration::from_secs(60);
-const MAX_SAID: usize = 100;
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
+const MAX_LOGGED_ERRORS: usize = 100;
 /// How often at the most it is looked whether what is held can go on.
-const HELD: Duration = Duration::from_secs(2);
+const DEFERRED_CHECK_INTERVAL: Duration = Duration::from_secs(2);
 /// The dispatcher of one controller.
 pub struct Dispatcher {
     context: Arc<Context>,
@@ -186,8 +186,8 @@ impl Dispatcher {
             announced,
             was_announced,
             looked: Instant::now(),
-            look: LOOK,
-            held: DeferredJobs::new(HELD),
+            look: UNANSWERED_CHECK_INTERVAL,
+            held: DeferredJobs::new(DEFERRED_CHECK_INTERVAL),
             known: NodeDirectory::default(),
             said: HashMap::new(),
         }
@@ -202,7 +202,7 @@ impl Dispatcher {
             let outcome = match &mut conn {
                 Some(open) => self.turn(open).map(|()| true),
                 // Of a cluster that says little: another server than the one that is needed may be there.
-                None => self.context.pool.open(PATIENCE).map(|open| conn = Some(open)).map(|()| false),
+                None => self.context.pool.open(RESPONSE_TIMEOUT).map(|open| conn = Some(open)).map(|()| false),
             };
             match outcome {
                 Ok(false) => {}
@@ -256,7 +256,7 @@ impl Dispatcher {
             self.announced = true;
         }
         while let Ok(ac) = self.dead.try_recv() {
-            let moved = lists::inherit(conn, &self.context.me, &ac)?;
+            let moved = lists::reclaim(conn, &self.context.me, &ac)?;
             if let Some(moved) = moved.filter(|moved| *moved > 0) {
                 log::warn!("the controller {ac} is gone; {moved} commands that it had taken go on here");
                 self.again = true;
@@ -268,20 +268,20 @@ impl Dispatcher {
             self.again = lists::has_taken(conn, &self.context.me)?;
             if !self.again {
                 self.held.settle(false);
-                self.look = LOOK;
+                self.look = UNANSWERED_CHECK_INTERVAL;
             }
         }
         if self.again {
             let texts = lists::taken(conn, &self.context.me)?;
             self.held.nodes.clear();
             let mut held = false;
-            for some in texts.chunks(TOGETHER) {
+            for some in texts.chunks(MAX_COMMANDS) {
                 held |= self.pass_on(conn, some.to_vec(), true, 0)?.0;
             }
             self.again = false;
             self.looked = Instant::now();
             let next = self.held.settle(held);
-            self.look = if held { next } else { LOOK };
+            self.look = if held { next } else { UNANSWERED_CHECK_INTERVAL };
         }
         let mut texts = Vec::from_iter(lists::take(conn, &self.context.me)?);
         while !texts.is_empty() {
@@ -289,7 +289,7 @@ impl Dispatcher {
             // Also where commands come without end, what a dead controller had taken does not wait for that.
             // The same holds for what the taken list has that it should not have.
             let pause = self.stop.is_set() || !self.dead.is_empty() || self.looked.elapsed() >= self.look;
-            texts = self.pass_on(conn, texts, false, if pause { 0 } else { TOGETHER })?.1;
+            texts = self.pass_on(conn, texts, false, if pause { 0 } else { MAX_COMMANDS })?.1;
         }
         Ok(())
     }
@@ -406,7 +406,7 @@ impl Dispatcher {
         // Off the taken list only when the rest is written.
         let mut after = Batch::new();
         let done = items.iter().filter(|item| item.held.is_none());
-        done.for_each(|item| lists::untake(&mut after, &self.context.me, &item.text));
+        done.for_each(|item| lists::complete(&mut after, &self.context.me, &item.text));
         death::point("acc.answered");
         if more > 0 {
             lists::take_more(&mut after, &self.context.me, more);
@@ -481,7 +481,7 @@ impl Dispatcher {
     /// chosen then, and goes to those of them that are not known to have it.
     fn write_down(&self, conn: &mut Conn, items: &mut [Item], now: u64, again: bool) -> RedisResult<()> {
         let shown: Vec<String> =
-            items.iter().map(|item| item.plan.command().map(answer::hide).unwrap_or_default()).collect();
+            items.iter().map(|item| item.plan.command().map(answer::redacted).unwrap_or_default()).collect();
         let mut batch = Batch::new();
         let mut opened = Vec::new();
         for (i, item) in items.iter().enumerate().filter(|(_, item)| !item.resumed) {
@@ -589,13 +589,13 @@ impl Dispatcher {
             let (mut waits, mut batch) = (Batch::new(), Batch::new());
             let mut bytes = 0;
             let mut size = 0;
-            for (node, indices) in rest.iter().take(PIPELINE) {
+            for (node, indices) in rest.iter().take(MAX_PIPELINE_CALLS) {
                 bytes += indices.iter().map(|i| commands[*i].text.len()).sum::<usize>();
-                if size > 0 && bytes > PIPELINE_BYTES {
+                if size > 0 && bytes > MAX_PIPELINE_BYTES {
                     break;
                 }
-                let some: Vec<Parcel> =
-                    indices.iter().map(|i| commands[*i].parcel(&self.context.tickets, *node, now)).collect();
+                let some: Vec<QueuedCommand> =
+                    indices.iter().map(|i| commands[*i].queued_command(&self.context.tickets, *node, now)).collect();
                 for i in indices {
                     let until = now.saturating_add(expires(commands[*i].command).saturating_mul(1000));
                     jobs::expire_at(&mut waits, *node, &commands[*i].command.id, until);
@@ -686,8 +686,8 @@ impl Dispatcher {
 
     /// Logs an error, the same one once a minute.
     fn say(&mut self, sentence: String) {
-        self.said.retain(|_, at| at.elapsed() < SAID);
-        if self.said.len() < MAX_SAID && !self.said.contains_key(&sentence) {
+        self.said.retain(|_, at| at.elapsed() < LOG_INTERVAL);
+        if self.said.len() < MAX_LOGGED_ERRORS && !self.said.contains_key(&sentence) {
             log::error!("{sentence}");
             self.said.insert(sentence, Instant::now());
         }
@@ -721,7 +721,7 @@ impl Copies<'_> {
     }
 
     /// The copy for `node`, which names that node alone and has its ticket.
-    fn parcel(&mut self, tickets: &Tickets, node: NodeId, now: u64) -> Parcel {
+    fn queued_command(&mut self, tickets: &Tickets, node: NodeId, now: u64) -> QueuedCommand {
         let (id, created) = (self.command.id.clone(), created(self.command, now));
         let ticket = tickets.issue(node, &id, self.flags);
         let marked_expired = jobs::keep(self.command.quiet);
@@ -731,10 +731,10 @@ impl Copies<'_> {
             // The text is an object that is not empty, and a ticket needs no escapes.
             let open = self.text.strip_suffix('}').unwrap_or(&self.text);
             let text = format!("{open},\"{TICKET}\":\"{ticket}\"}}");
-            return Parcel { id, created, chosen_from: None, text, marked, marked_expired };
+            return QueuedCommand { id, created, chosen_from: None, text, marked, marked_expired };
         };
         (value["gid"], value["nid"], value[TICKET]) = (node.gid.into(), node.nid.into(), ticket.into());
         let text = value.to_string();
-        Parcel { id, created, chosen_from: Some(self.command.gid), text, marked, marked_expired }
+        QueuedCommand { id, created, chosen_from: Some(self.command.gid), text, marked, marked_expired }
     }
 }

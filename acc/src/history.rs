@@ -9,7 +9,7 @@ use jscommon::{Command, NodeId};
 use serde_json::{Value, json};
 
 /// Longest text of a rejected command that is kept, in bytes.
-const SHOWN: usize = 4096;
+const MAX_REJECTED_BYTES: usize = 4096;
 
 /// Seconds that a command may wait for its node.
 pub fn expires(command: &Command) -> u64 {
@@ -28,18 +28,18 @@ pub fn rejected(bad: &BadCommand, text: &[u8], now: u64) -> Value {
     let came = String::from_utf8_lossy(text);
     let secret = bad.partial.as_deref().filter(|command| jscommon::command::is_secret(&command.args));
     let shown = match secret {
-        Some(partial) => answer::hide(partial),
+        Some(partial) => answer::redacted(partial),
         // What cannot be read may hold a secret all the same.
         None if may_speak_of_a_secret(&came) => "(withheld: it may speak of a secret)".to_owned(),
         None => came.into_owned(),
     };
-    json!({"time": now, "reason": bad.reason, "id": bad.id, "command": cut(&shown, SHOWN)})
+    json!({"time": now, "reason": bad.reason, "id": bad.id, "command": cut(&shown, MAX_REJECTED_BYTES)})
 }
 
 /// The entry of `jsacc:rejected` for a command that is good, where a key that it needs holds something else.
 pub fn spoilt(command: Option<&Command>, reason: &str, now: u64) -> Value {
-    let shown = command.map(answer::hide).unwrap_or_default();
-    json!({"time": now, "reason": reason, "id": command.map(|command| &command.id), "command": cut(&shown, SHOWN)})
+    let shown = command.map(answer::redacted).unwrap_or_default();
+    json!({"time": now, "reason": reason, "id": command.map(|command| &command.id), "command": cut(&shown, MAX_REJECTED_BYTES)})
 }
 
 /// Whether a text has the word, quoted in whatever way, or may have it: of a text that is too long the arguments
@@ -55,8 +55,8 @@ fn may_speak_of_a_secret(text: &str) -> bool {
 pub fn audit(command: &Command, targets: &[NodeId], now: u64) -> Value {
     let mut args = Value::Object(jscommon::command::shown_args(&command.args));
     let text = args.to_string();
-    if text.len() > SHOWN {
-        args = Value::String(cut(&text, SHOWN).to_owned());
+    if text.len() > MAX_REJECTED_BYTES {
+        args = Value::String(cut(&text, MAX_REJECTED_BYTES).to_owned());
     }
     let word = |name: &str| command.extra.get(name).and_then(Value::as_str).map(|word| cut(word, 128)).unwrap_or("");
     json!({

@@ -27,36 +27,36 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 /// A chore that is due so soon is done with the one for which the thread has woken up.
-const SLACK: Duration = Duration::from_millis(250);
+const TIMER_SLACK: Duration = Duration::from_millis(250);
 /// How often waiting polls are ended to tell their nodes of a new secret, while there are any.
-const TICK: Duration = Duration::from_millis(500);
+const RENEWAL_HINT_INTERVAL: Duration = Duration::from_millis(500);
 // The paces below are multiples of the shortest, so that the thread wakes up once for all that is due.
 /// How often this controller says that it lives.
-const BEAT: Duration = Duration::from_secs(5);
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 /// How often revocations, grants, dead controllers, and commands whose wait has ended are asked for, in one round trip.
-const LOOK: Duration = Duration::from_millis(2500);
+const SYNC_INTERVAL: Duration = Duration::from_millis(2500);
 /// The longest time for commands whose wait has ended, in one turn.
-const EXPIRY: Duration = Duration::from_secs(1);
+const MAX_EXPIRY_TIME: Duration = Duration::from_secs(1);
 /// How often the taken lists of controllers that are gone are looked at.
-const GONE: Duration = Duration::from_secs(15);
+const RECLAIM_INTERVAL: Duration = Duration::from_secs(15);
 /// How often nodes that wait here are written down as seen.
-const SEEN: Duration = Duration::from_secs(5);
+const PRESENCE_INTERVAL: Duration = Duration::from_secs(5);
 /// For how long (ms) the end of a wait is put off while a cluster moves the node's slot: longer than the dispatcher
 /// may take to come back to what it holds for the same reason.
-const MOVING: u64 = 20_000;
+const MOVING_SLOT_DELAY_MS: u64 = 20_000;
 /// The same where a key holds something else than it should.
-const SPOILT: u64 = 60_000;
+const WRONG_TYPE_DELAY_MS: u64 = 60_000;
 /// How often the files of the state directory are looked at.
-const FILES: Duration = LOOK;
+const FILE_CHECK_INTERVAL: Duration = SYNC_INTERVAL;
 /// How often old entries are cleared away.
-const SWEEP: Duration = Duration::from_secs(60);
+const CLEANUP_INTERVAL: Duration = Duration::from_secs(60);
 /// Milliseconds after which a node that was not seen is forgotten.
-const FORGET: u64 = 30 * 86_400_000;
+const NODE_RETENTION_MS: u64 = 30 * 86_400_000;
 /// Most expired commands of one turn.
-const TOGETHER: usize = 200;
+const MAX_EXPIRED: usize = 200;
 /// Waiting polls that are ended in one tick to tell their nodes of a new secret: ten thousand nodes
 /// renew within half a minute, and one alone at once.
-const TELL: usize = 200;
+const MAX_RENEWAL_HINTS: usize = 200;
 
 /// The janitor of one controller.
 pub struct Janitor {
@@ -92,7 +92,7 @@ impl Every {
     /// Whether it is due, or almost; if so the next turn is a pace from now.
     fn is_due(&mut self) -> bool {
         let now = Instant::now();
-        let due = now + SLACK >= self.due;
+        let due = now + TIMER_SLACK >= self.due;
         if due {
             self.due = now + self.pace;
         }
@@ -103,9 +103,11 @@ impl Every {
 impl Janitor {
     /// Does the chores until it is told to stop.
     pub fn run(self) -> Result<(), String> {
-        let (mut beat, mut look, mut gone) = (Every::new(BEAT), Every::new(LOOK), Every::new(GONE));
-        let (mut seen, mut files, mut sweep) = (Every::new(SEEN), Every::new(FILES), Every::new(SWEEP));
-        let (mut renewals, mut first) = (Every::new(TICK), Every::new(TICK));
+        let (mut beat, mut look, mut gone) =
+            (Every::new(HEARTBEAT_INTERVAL), Every::new(SYNC_INTERVAL), Every::new(RECLAIM_INTERVAL));
+        let (mut seen, mut files, mut sweep) =
+            (Every::new(PRESENCE_INTERVAL), Every::new(FILE_CHECK_INTERVAL), Every::new(CLEANUP_INTERVAL));
+        let (mut renewals, mut first) = (Every::new(RENEWAL_HINT_INTERVAL), Every::new(RENEWAL_HINT_INTERVAL));
         let mut nodes: HashMap<NodeId, Instant> = HashMap::new();
         let mut state = State { files: self.stamps(), untold: Some(Vec::new()), ..State::default() };
         // The proxy ends before this thread does.
@@ -168,7 +170,7 @@ impl Janitor {
                 default(due.saturating_duration_since(Instant::now())) => {}
             }
         }
-        self.chore("farewell", |conn| self.farewell(conn));
+        self.chore("deregister", |conn| self.deregister(conn));
         Ok(())
     }
 
@@ -312,7 +314,7 @@ impl Janitor {
     fn expiry(&self, conn: &mut Conn) -> RedisResult<()> {
         let (now, begin) = (self.context.clock.now(), Instant::now());
         loop {
-            let due = jobs::expired(conn, now, TOGETHER)?;
+            let due = jobs::expired(conn, now, MAX_EXPIRED)?;
             for member in &due {
                 match self.expire(conn, member, now) {
                     // Of a node whose slot is being moved nothing can be taken back now, and where a key holds something
@@ -322,7 +324,7 @@ impl Janitor {
                             log::error!("a command that has expired cannot be answered for: {}", describe(&e));
                         }
                         let Some((node, id)) = keys::parse_expiring(member) else { continue };
-                        let wait = if is_spoilt(&e) { SPOILT } else { MOVING };
+                        let wait = if is_spoilt(&e) { WRONG_TYPE_DELAY_MS } else { MOVING_SLOT_DELAY_MS };
                         let mut later = Batch::new();
                         jobs::put_off(&mut later, node, id, now + wait);
                         conn.run(&later)?;
@@ -330,7 +332,7 @@ impl Janitor {
                     outcome => outcome?,
                 }
             }
-            if due.len() < TOGETHER || begin.elapsed() >= EXPIRY {
+            if due.len() < MAX_EXPIRED || begin.elapsed() >= MAX_EXPIRY_TIME {
                 return Ok(());
             }
         }
@@ -384,7 +386,7 @@ impl Janitor {
             let times: Vec<(NodeId, u64)> = some.iter().map(|(node, at)| (*node, ago(at))).collect();
             nodes::seen(&mut batch, &times, &self.context.me);
             // About once an hour for each node that waits here, its registration is kept alive.
-            let turn = now / SEEN.as_millis() as u64 % 720;
+            let turn = now / PRESENCE_INTERVAL.as_millis() as u64 % 720;
             for (node, _) in some.iter().filter(|(node, _)| u64::from(node.nid) % 720 == turn) {
                 queue::keep(&mut batch, *node);
             }
@@ -430,11 +432,11 @@ impl Janitor {
         let untold = match &mut state.untold {
             Some(untold) => untold,
             None => {
-                let since = self.context.clock.now().saturating_sub(nodes::LIVE);
+                let since = self.context.clock.now().saturating_sub(nodes::LIVE_TIMEOUT_MS);
                 state.untold.insert(nodes::live(conn, since)?)
             }
         };
-        for node in untold.drain(untold.len().saturating_sub(TELL)..) {
+        for node in untold.drain(untold.len().saturating_sub(MAX_RENEWAL_HINTS)..) {
             self.proxy.recheck(node);
         }
         Ok(())
@@ -487,13 +489,13 @@ impl Janitor {
 
     /// Nodes that were not seen for a month, and counts of jobs that the audit list has dropped.
     fn sweep(&self, conn: &mut Conn) -> RedisResult<()> {
-        let before = self.context.clock.now().saturating_sub(FORGET);
+        let before = self.context.clock.now().saturating_sub(NODE_RETENTION_MS);
         while nodes::prune(conn, before, 500)? == 500 {}
         lists::sweep_audit(conn)
     }
 
     /// A controller that goes in peace leaves nothing for others to clear away.
-    fn farewell(&self, conn: &mut Conn) -> RedisResult<()> {
+    fn deregister(&self, conn: &mut Conn) -> RedisResult<()> {
         if lists::taken(conn, &self.context.me)?.is_empty() {
             lists::leave(conn, &self.context.me, self.context.clock.now())?;
         }
@@ -521,10 +523,10 @@ impl Told {
             return false;
         }
         if self.at.len() > 1000 {
-            self.at.retain(|_, at| now.duration_since(*at) < SWEEP);
+            self.at.retain(|_, at| now.duration_since(*at) < CLEANUP_INTERVAL);
         }
         let before = self.at.insert((refused.node, refused.peer), now);
-        before.is_none_or(|at| now.duration_since(at) >= SWEEP)
+        before.is_none_or(|at| now.duration_since(at) >= CLEANUP_INTERVAL)
     }
 }
 

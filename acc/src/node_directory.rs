@@ -35,7 +35,7 @@ impl NodeDirectory {
             self.roles = nodes::roles(conn)?;
             self.version = Some(version);
         }
-        self.live = nodes::live(conn, now.saturating_sub(nodes::LIVE))?;
+        self.live = nodes::live(conn, now.saturating_sub(nodes::LIVE_TIMEOUT_MS))?;
         self.at = Some(Instant::now());
         Ok(())
     }

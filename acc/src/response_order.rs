@@ -18,7 +18,7 @@ pub(crate) struct PipelineSlot {
     /// The connection's number among those that may be open at once.
     pub(crate) slot: usize,
     /// How many there were before it: of two in the same slot the later one has more.
-    pub(crate) trip: u64,
+    pub(crate) group: u64,
     /// How many requests it carries before this one.
     pub(crate) at: usize,
     /// How many it carries.
@@ -34,7 +34,7 @@ impl PipelineSlot {
 
 impl fmt::Display for PipelineSlot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} {} {}", self.slot, self.trip, self.at, self.of)
+        write!(f, "{} {} {} {}", self.slot, self.group, self.at, self.of)
     }
 }
 
@@ -44,13 +44,13 @@ impl FromStr for PipelineSlot {
     fn from_str(text: &str) -> anyhow::Result<PipelineSlot> {
         let mut parts = text.split(' ');
         let mut next = || parts.next().ok_or_else(|| anyhow::anyhow!("'{text}' is no place of a request"));
-        let (slot, trip) = (next()?.parse()?, next()?.parse()?);
-        Ok(PipelineSlot { slot, trip, at: next()?.parse()?, of: next()?.parse()? })
+        let (slot, group) = (next()?.parse()?, next()?.parse()?);
+        Ok(PipelineSlot { slot, group, at: next()?.parse()?, of: next()?.parse()? })
     }
 }
 
 /// One connection whose answers are not all out.
-struct Trip<T> {
+struct Group<T> {
     number: u64,
     /// Whose turn it is. While its answer is being given it stays that one's.
     next: usize,
@@ -59,7 +59,7 @@ struct Trip<T> {
 
 /// What is early on each connection. A slot holds the latest of its connections alone, so what a broken one
 /// leaves behind is bounded.
-pub(crate) struct ResponseOrder<T>(Mutex<HashMap<usize, Trip<T>>>);
+pub(crate) struct ResponseOrder<T>(Mutex<HashMap<usize, Group<T>>>);
 
 impl<T> Default for ResponseOrder<T> {
     fn default() -> ResponseOrder<T> {
@@ -86,33 +86,33 @@ impl<T> ResponseOrder<T> {
     fn arrive(&self, place: PipelineSlot, answer: T) -> Option<T> {
         // Dropped with nothing locked: an answer that is dropped may have something to say.
         let mut _stale = None;
-        let mut trips = self.lock();
-        if trips.get(&place.slot).is_none_or(|trip| trip.number < place.trip) {
-            let trip = Trip { number: place.trip, next: 0, early: BTreeMap::new() };
-            _stale = trips.insert(place.slot, trip);
+        let mut groups = self.lock();
+        if groups.get(&place.slot).is_none_or(|group| group.number < place.group) {
+            let group = Group { number: place.group, next: 0, early: BTreeMap::new() };
+            _stale = groups.insert(place.slot, group);
         }
-        let trip = trips.get_mut(&place.slot).filter(|trip| trip.number == place.trip && trip.next < place.at);
-        let given = match trip {
-            Some(trip) => trip.early.insert(place.at, answer),
+        let group = groups.get_mut(&place.slot).filter(|group| group.number == place.group && group.next < place.at);
+        let given = match group {
+            Some(group) => group.early.insert(place.at, answer),
             None => Some(answer),
         };
-        drop(trips);
+        drop(groups);
         given
     }
 
     /// The one whose turn it was is out: the next one, if it is here.
     fn advance(&self, place: PipelineSlot) -> Option<T> {
-        let mut trips = self.lock();
-        let trip = trips.get_mut(&place.slot).filter(|trip| trip.number == place.trip)?;
-        trip.next += 1;
-        let next = trip.early.remove(&trip.next);
-        if trip.next >= place.of {
-            trips.remove(&place.slot);
+        let mut groups = self.lock();
+        let group = groups.get_mut(&place.slot).filter(|group| group.number == place.group)?;
+        group.next += 1;
+        let next = group.early.remove(&group.next);
+        if group.next >= place.of {
+            groups.remove(&place.slot);
         }
         next
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<usize, Trip<T>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<usize, Group<T>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -121,8 +121,8 @@ impl<T> ResponseOrder<T> {
 mod tests {
     use super::*;
 
-    fn place(trip: u64, at: usize) -> PipelineSlot {
-        PipelineSlot { slot: 3, trip, at, of: 3 }
+    fn place(group: u64, at: usize) -> PipelineSlot {
+        PipelineSlot { slot: 3, group, at, of: 3 }
     }
 
     #[test]

@@ -17,7 +17,7 @@ use redis::RedisResult;
 use serde_json::json;
 
 /// Most commands that are answered in one step.
-const TOGETHER: usize = 100;
+const MAX_ANSWERS: usize = 100;
 
 /// What was revoked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,7 +69,7 @@ fn empty(context: &Context, conn: &mut Conn, node: NodeId) -> RedisResult<usize>
     // Of the command line's machine the clock may be wrong.
     let (now, max_queue) = (nodes::time(conn)?, context.config.max_queue);
     let ids = queue::ids(conn, node)?;
-    for some in ids.chunks(TOGETHER) {
+    for some in ids.chunks(MAX_ANSWERS) {
         let (mut answers, mut done) = (Vec::new(), Batch::new());
         for id in some {
             let (command, reason) = match queue::withdraw(conn, node, id, now, Reason::Revoked, max_queue)? {

@@ -16,7 +16,7 @@ const MAX_BYTES: usize = 64 * 1024 * 1024;
 /// Most sources.
 const MAX_SOURCES: usize = 4096;
 /// Time between two renewals of a source's expiry.
-const RENEWAL: Duration = Duration::from_secs(60);
+const EXPIRY_RENEWAL_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Sources by their hash, for any thread.
 #[derive(Debug)]
@@ -71,7 +71,7 @@ impl ScriptCache {
         let shared = self.slot(hash);
         let mut slot = locked(&shared);
         if let Some(source) = slot.source.clone() {
-            let due = slot.renewed.is_none_or(|at| now.saturating_duration_since(at) >= RENEWAL);
+            let due = slot.renewed.is_none_or(|at| now.saturating_duration_since(at) >= EXPIRY_RENEWAL_INTERVAL);
             slot.renewed = if due { Some(now) } else { slot.renewed };
             drop(slot);
             // The source is good whatever Redis says now.

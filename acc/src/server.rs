@@ -35,9 +35,9 @@ use std::{fs, io};
 /// does not wait for its handler.
 pub(crate) const QUICK_BODY: usize = 1024;
 /// Most connections whose requests one thread answers together: while it is at them they carry nothing else.
-const CONNECTIONS: usize = 3;
+const MAX_CONNECTIONS_A_THREAD: usize = 3;
 /// Stack of a handler's thread, in bytes.
-const STACK: usize = 512 * 1024;
+const STACK_BYTES: usize = 512 * 1024;
 
 /// How long to wait before tiny_http is made anew once more, after it could not be.
 const REMAKE_PAUSE: Duration = Duration::from_millis(100);
@@ -151,7 +151,7 @@ impl Handle {
                 shared.serve();
                 Ok(())
             };
-            let worker = critical_thread::spawn(&format!("http-{i}"), STACK, fatal.clone(), serve);
+            let worker = critical_thread::spawn(&format!("http-{i}"), STACK_BYTES, fatal.clone(), serve);
             handle.workers.push(worker.context("no thread for the web server")?);
         }
         Ok(handle)
@@ -196,7 +196,7 @@ impl Shared {
             match server.recv() {
                 Ok(request) => {
                     death::point("acc.http");
-                    let (taken, failed) = self.together(&server, request);
+                    let (taken, failed) = self.take_batch(&server, request);
                     self.taken.fetch_add(taken.len() as u64, Ordering::Relaxed);
                     self.answer(taken);
                     if let Some(e) = failed {
@@ -214,7 +214,7 @@ impl Shared {
     ///
     /// Looking may eat a word that was to wake this thread: it looks for what that said before it waits again.
     /// It may also meet the error with which tiny_http's accept loop has ended.
-    fn together(
+    fn take_batch(
         &self,
         server: &tiny_http::Server,
         first: tiny_http::Request,
@@ -222,8 +222,8 @@ impl Shared {
         let connection = |request: &tiny_http::Request| place(request).map(|place| place.slot);
         let mut connections = vec![connection(&first)];
         let mut taken = vec![first];
-        while taken.len() < self.handler.together()
-            && connections.len() < CONNECTIONS
+        while taken.len() < self.handler.max_batch()
+            && connections.len() < MAX_CONNECTIONS_A_THREAD
             && taken.last().is_some_and(is_quick)
         {
             let next = match server.try_recv() {

@@ -21,7 +21,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Longest wait for an answer of Redis: well above the 5 s that a read blocks.
-const PATIENCE: Duration = Duration::from_secs(10);
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Listens until it is told to stop.
 pub fn run(context: &Arc<Context>, proxy: &Remote, stop: &Stop) -> Result<(), String> {
@@ -30,7 +30,7 @@ pub fn run(context: &Arc<Context>, proxy: &Remote, stop: &Stop) -> Result<(), St
     while !stop.is_set() {
         let outcome = match &mut conn {
             Some(open) => receive(context, proxy, open).map(|()| backoff.succeed()),
-            None => context.pool.open(PATIENCE).and_then(|mut open| {
+            None => context.pool.open(RESPONSE_TIMEOUT).and_then(|mut open| {
                 janitor::compare_ticket_key(context, &mut open)?;
                 // Of a cluster another server may be there than the one that has the bell, and then the polls
                 // can wait as they do.

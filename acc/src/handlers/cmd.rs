@@ -21,19 +21,19 @@ use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 
 /// Longest wait, in seconds.
-const MAX_WAIT: u32 = 60;
+const MAX_WAIT_SECONDS: u32 = 60;
 /// For how long (ms) a poll that says nothing new, and is answered, is not written down again.
-const WRITTEN: u64 = 5_000;
+const WRITE_INTERVAL_MS: u64 = 5_000;
 /// The same for one that waits: the proxy tells that its node is there.
-const PARKED: u64 = 60_000;
+const PARKED_WRITE_INTERVAL_MS: u64 = 60_000;
 
 /// So many nodes are remembered, and then so many again before the first ones are forgotten.
-const MANY: usize = 50_000;
+const MAX_NODES: usize = 50_000;
 
 /// What was last written down about nodes that poll here, so that a busy node is not written down
 /// with every poll.
 #[derive(Default)]
-pub(super) struct Written {
+pub(super) struct LastWrite {
     held: Mutex<Generations>,
     hasher: RandomState,
 }
@@ -45,7 +45,7 @@ struct Generations {
     old: HashMap<NodeId, (u64, u64)>,
 }
 
-impl Written {
+impl LastWrite {
     /// Whether something else was written down last, or nothing for `keeps` ms.
     fn is_news(&self, node: NodeId, now: u64, facts: &str, keeps: u64) -> bool {
         let hash = self.hasher.hash_one(facts);
@@ -57,7 +57,7 @@ impl Written {
     fn note(&self, node: NodeId, now: u64, facts: &str) {
         let hash = self.hasher.hash_one(facts);
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        if held.young.len() >= MANY {
+        if held.young.len() >= MAX_NODES {
             held.old = std::mem::take(&mut held.young);
         }
         held.young.insert(node, (now, hash));
@@ -77,14 +77,13 @@ struct Poll {
 
 fn read(request: &Request) -> Result<Poll, Fault> {
     let query = &request.query;
-    let wait = match query.first("wait") {
-        None | Some("") => 0,
-        Some(text) => text
-            .parse()
-            .ok()
-            .filter(|wait| *wait <= MAX_WAIT)
-            .ok_or_else(|| bad(format!("wait is a number of seconds from 0 to {MAX_WAIT}, not '{text}'")))?,
-    };
+    let wait =
+        match query.first("wait") {
+            None | Some("") => 0,
+            Some(text) => text.parse().ok().filter(|wait| *wait <= MAX_WAIT_SECONDS).ok_or_else(|| {
+                bad(format!("wait is a number of seconds from 0 to {MAX_WAIT_SECONDS}, not '{text}'"))
+            })?,
+        };
     let ack = match query.first("ack") {
         None | Some("") => None,
         Some(text) => {
@@ -121,7 +120,7 @@ fn admit(context: &Context, node: NodeId, request: &Request) -> Result<(NodeId, 
 }
 
 /// Polls of nodes, in as few round trips as one alone would take.
-pub(super) fn poll_all(context: &Context, written: &Written, requests: &[(NodeId, &Request)]) -> Vec<Outcome> {
+pub(super) fn poll_all(context: &Context, written: &LastWrite, requests: &[(NodeId, &Request)]) -> Vec<Outcome> {
     let polls: Vec<Result<(NodeId, Poll), Fault>> =
         requests.iter().map(|(node, request)| admit(context, *node, request)).collect();
     let good: Vec<&(NodeId, Poll)> = polls.iter().flatten().collect();
@@ -153,7 +152,12 @@ fn question<'a>(context: &'a Context, node: NodeId, poll: &'a Poll, now: u64) ->
     }
 }
 
-fn answer(context: &Context, written: &Written, conn: &mut Conn, polls: &[&(NodeId, Poll)]) -> RedisResult<Vec<Reply>> {
+fn answer(
+    context: &Context,
+    written: &LastWrite,
+    conn: &mut Conn,
+    polls: &[&(NodeId, Poll)],
+) -> RedisResult<Vec<Reply>> {
     let now = context.clock.now();
     // RUNNING stands in the hash before the command leaves the queue: a death between the two only
     // means that the node says again what it has stored.
@@ -203,7 +207,7 @@ fn answer(context: &Context, written: &Written, conn: &mut Conn, polls: &[&(Node
         let Ok(answer) = answer else { continue };
         let facts = format!("{} {} {epoch}", poll.peer, poll.instance);
         let parks = poll.wait > 0 && matches!(answer, Answer::Empty);
-        if written.is_news(*node, now, &facts, if parks { PARKED } else { WRITTEN }) {
+        if written.is_news(*node, now, &facts, if parks { PARKED_WRITE_INTERVAL_MS } else { WRITE_INTERVAL_MS }) {
             let poller = Poller { node: *node, addr: &poll.peer, instance: &poll.instance, ac: &context.me, now };
             nodes::polled(&mut batch, &poller);
             news.push((*node, facts));
@@ -279,7 +283,7 @@ fn settle(
     if let Answer::Displaced(peer, news) = &answer {
         let seen = nodes::last_seen(conn, node)?.unwrap_or(0);
         // The newer one may have been a copy that ran for a moment.
-        if now.saturating_sub(seen) <= nodes::LIVE && !nodes::has_stopped(conn, node)? {
+        if now.saturating_sub(seen) <= nodes::LIVE_TIMEOUT_MS && !nodes::has_stopped(conn, node)? {
             return displaced(context, conn, node, poll, peer, news.as_deref()).map(Err);
         }
         question.takeover = true;
@@ -335,16 +339,16 @@ mod tests {
 
     #[test]
     fn the_book_of_what_was_written_is_bounded() {
-        let written = Written::default();
+        let written = LastWrite::default();
         let node = |nid| NodeId { gid: 1, nid };
         written.note(node(1), 0, "web");
-        assert!(!written.is_news(node(1), PARKED, "web", PARKED));
-        assert!(written.is_news(node(1), PARKED + 1, "web", PARKED));
-        assert!(written.is_news(node(1), 1, "db", PARKED));
-        (1..=3 * MANY as u32).for_each(|nid| written.note(node(nid), 1, "web"));
-        assert!(!written.is_news(node(3 * MANY as u32), 1, "web", PARKED));
-        assert!(written.is_news(node(1), 1, "web", PARKED), "forgotten, so it is written once more");
+        assert!(!written.is_news(node(1), PARKED_WRITE_INTERVAL_MS, "web", PARKED_WRITE_INTERVAL_MS));
+        assert!(written.is_news(node(1), PARKED_WRITE_INTERVAL_MS + 1, "web", PARKED_WRITE_INTERVAL_MS));
+        assert!(written.is_news(node(1), 1, "db", PARKED_WRITE_INTERVAL_MS));
+        (1..=3 * MAX_NODES as u32).for_each(|nid| written.note(node(nid), 1, "web"));
+        assert!(!written.is_news(node(3 * MAX_NODES as u32), 1, "web", PARKED_WRITE_INTERVAL_MS));
+        assert!(written.is_news(node(1), 1, "web", PARKED_WRITE_INTERVAL_MS), "forgotten, so it is written once more");
         let held = written.held.lock().unwrap();
-        assert!(held.young.len() + held.old.len() <= 2 * MANY);
+        assert!(held.young.len() + held.old.len() <= 2 * MAX_NODES);
     }
 }

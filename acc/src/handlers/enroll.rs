@@ -14,9 +14,9 @@ use jscommon::command::is_job_id;
 use serde_json::{Value, json as object};
 
 /// Most bytes of a request for new credentials.
-const MAX_RENEWAL: usize = 4096;
+const MAX_RENEWAL_BYTES: usize = 4096;
 /// Longest name of a use of an enrolment token, in bytes.
-const MAX_REQUEST: usize = 64;
+const MAX_REQUEST_NAME_BYTES: usize = 64;
 
 pub(super) fn post(context: &Context, request: &mut Request) -> Outcome {
     let refused = |status, reason: String| Err(Fault::Reply(Reply::error(status, reason)));
@@ -44,8 +44,8 @@ pub(super) fn post(context: &Context, request: &mut Request) -> Outcome {
     // cut, and may have been counted then.
     let named = match body.get("request").and_then(Value::as_str) {
         None => format!("{:016x}", fastrand::u64(..)),
-        Some(name) if name.len() <= MAX_REQUEST && is_job_id(name) => name.to_owned(),
-        Some(_) => return Err(bad(format!("'request' is at most {MAX_REQUEST} of A-Z a-z 0-9 . _ : -"))),
+        Some(name) if name.len() <= MAX_REQUEST_NAME_BYTES && is_job_id(name) => name.to_owned(),
+        Some(_) => return Err(bad(format!("'request' is at most {MAX_REQUEST_NAME_BYTES} of A-Z a-z 0-9 . _ : -"))),
     };
     // For another node it is another use.
     let use_id = format!("{node}:{named}");
@@ -117,10 +117,10 @@ pub(super) fn renew(context: &Context, node: NodeId, request: &Request) -> Outco
     // With a certificate of another CA the age of what it holds is not known: it gets new ones.
     let dated = request.bearer.is_some() || request.cert_issued.is_some();
     // A node may come without the certificate that it has lost.
-    if request.body.len() > MAX_RENEWAL {
+    if request.body.len() > MAX_RENEWAL_BYTES {
         return Err(Fault::Reply(Reply::error(
             413,
-            format!("a request for credentials has at most {MAX_RENEWAL} bytes"),
+            format!("a request for credentials has at most {MAX_RENEWAL_BYTES} bytes"),
         )));
     }
     let body: Value = serde_json::from_slice(&request.body).unwrap_or_default();
@@ -136,7 +136,7 @@ pub(super) fn renew(context: &Context, node: NodeId, request: &Request) -> Outco
     if let Some(until) = until {
         let (bearer, cert) = (request.bearer.as_deref(), request.cert_dated());
         let holds = if dated {
-            context.authenticator.outlives(node, until, bearer, cert)
+            context.authenticator.issued_after(node, until, bearer, cert)
         } else {
             Err(context.authenticator.revoked(node, until))
         };

@@ -14,17 +14,17 @@ use jscommon::node::{MAX_ROLE, is_role};
 use serde_json::{Map, Value};
 
 /// Longest text of an event that is kept, in bytes.
-const MAX_DATA: usize = 64 << 10;
+const MAX_DATA_BYTES: usize = 64 << 10;
 
 /// Roles that are told when they are refused, at most.
-const MAX_TOLD: usize = 10;
+const MAX_REFUSED_ROLES: usize = 10;
 
 pub(super) fn post(context: &Context, node: NodeId, request: &mut Request) -> Outcome {
     let body = std::mem::take(&mut request.body);
     expect_room(context, node, &[Charge::new(Resource::Events, 1)])?;
     // As JSON a text may be six times as long as it is.
-    if body.len() > 8 * MAX_DATA {
-        return Err(Fault::Reply(Reply::error(413, format!("an event's 'data' has at most {MAX_DATA} bytes"))));
+    if body.len() > 8 * MAX_DATA_BYTES {
+        return Err(Fault::Reply(Reply::error(413, format!("an event's 'data' has at most {MAX_DATA_BYTES} bytes"))));
     }
     let mut body = json(context, Some(node), body)?;
     let mut data = body.value.get_mut("data").map_or(Value::Object(Map::new()), Value::take);
@@ -38,8 +38,8 @@ pub(super) fn post(context: &Context, node: NodeId, request: &mut Request) -> Ou
         return Err(bad(format!("the event '{name}' is the controller's own: a node cannot tell it")));
     }
     let length = data.to_string().len();
-    if length > MAX_DATA {
-        return Err(bad(format!("'data' is longer than {MAX_DATA} bytes")));
+    if length > MAX_DATA_BYTES {
+        return Err(bad(format!("'data' is longer than {MAX_DATA_BYTES} bytes")));
     }
     let stored = length + name.len() + ENTRY_BYTES;
     spend(
@@ -142,7 +142,7 @@ fn sorted_out(roles: &[Value]) -> (Vec<String>, Vec<String>) {
     for role in roles {
         match role.as_str().filter(|role| is_role(role)) {
             Some(role) if good.len() < MAX_CLAIMS => good.push(role.to_owned()),
-            _ if refused.len() < MAX_TOLD => {
+            _ if refused.len() < MAX_REFUSED_ROLES => {
                 let text = role.as_str().map_or_else(|| role.to_string(), str::to_owned);
                 refused.push(text.escape_debug().take(MAX_ROLE).collect());
             }
@@ -165,7 +165,9 @@ mod tests {
         assert_eq!(refused, ["x;touch y", "7", "a\\nb", "", "\\u{1b}[1m"]);
         let many = vec![json!("x".repeat(1000)); 1000];
         let (good, refused) = sorted_out(&many);
-        assert!(good.is_empty() && refused.len() == MAX_TOLD && refused.iter().all(|role| role.len() == MAX_ROLE));
+        assert!(
+            good.is_empty() && refused.len() == MAX_REFUSED_ROLES && refused.iter().all(|role| role.len() == MAX_ROLE)
+        );
         assert_eq!(sorted_out(&vec![json!("web"); 1000]).0.len(), MAX_CLAIMS);
     }
 

@@ -14,16 +14,16 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, PoisonError};
 
 /// Most records of one batch, and most that an agent can be told to send at once.
-const MAX_BATCH: usize = 10_000;
+const MAX_RECORDS: usize = 10_000;
 /// The name of the list for records whose own list is a key of another type.
 const WRONG_TYPE: &str = "wrong_type";
 /// The bytes that a list takes in Redis beside its records.
-const LIST_BYTES: usize = 1024;
+const LIST_OVERHEAD_BYTES: usize = 1024;
 /// How often (ms) one such key is told, and of how many.
-const TELL_EVERY: u64 = 3_600_000;
-const MAX_TOLD: usize = 100;
+const NOTICE_INTERVAL_MS: u64 = 3_600_000;
+const MAX_NOTICED_KEYS: usize = 100;
 
-pub(super) fn post(context: &Context, told: &Told, node: NodeId, body: Vec<u8>) -> Outcome {
+pub(super) fn post(context: &Context, notices: &Notices, node: NodeId, body: Vec<u8>) -> Outcome {
     super::within_batch(&body)?;
     expect_room(context, node, &[bytes(body.len())])?;
     let mut body = json(context, Some(node), body)?;
@@ -32,8 +32,8 @@ pub(super) fn post(context: &Context, told: &Told, node: NodeId, body: Vec<u8>) 
         return Err(bad("'records' must be a list"));
     };
     let count = records.len();
-    if count > MAX_BATCH {
-        return Err(super::too_many(format!("a batch has at most {MAX_BATCH} records, and this one {count}")));
+    if count > MAX_RECORDS {
+        return Err(super::too_many(format!("a batch has at most {MAX_RECORDS} records, and this one {count}")));
     }
     let mut by_list: BTreeMap<String, Vec<String>> = BTreeMap::new();
     let mut stored = 0;
@@ -50,7 +50,7 @@ pub(super) fn post(context: &Context, told: &Told, node: NodeId, body: Vec<u8>) 
         return Ok(super::taken_before(last));
     }
     let made = may.iter().filter(|may| **may == MayWrite::New).count();
-    spend(context, node, &[Charge::new(Resource::Records, count), bytes(stored + made * LIST_BYTES)])?;
+    spend(context, node, &[Charge::new(Resource::Records, count), bytes(stored + made * LIST_OVERHEAD_BYTES)])?;
     // Lists that are full grow no more, so this is spent by a node that makes more and more of them.
     let grows = context.allowances.left(node, Resource::Growth, now) > 0.0;
     let by_list = within_bound(by_list, &may, grows);
@@ -68,8 +68,8 @@ pub(super) fn post(context: &Context, told: &Told, node: NodeId, body: Vec<u8>) 
             return Err(e.into());
         }
     };
-    context.allowances.owe(node, Charge::new(Resource::Growth, growth + made * LIST_BYTES), now);
-    tell(context, told, &wrong);
+    context.allowances.owe(node, Charge::new(Resource::Growth, growth + made * LIST_OVERHEAD_BYTES), now);
+    tell(context, notices, &wrong);
     Ok(Reply::json("{}"))
 }
 
@@ -123,9 +123,9 @@ fn at_fault(list: &str, error: &RedisError) -> (String, String) {
 }
 
 /// Says of each key that is of another type than it must be, once an hour, that it is so.
-fn tell(context: &Context, told: &Told, wrong: &[(String, String)]) {
+fn tell(context: &Context, notices: &Notices, wrong: &[(String, String)]) {
     let now = context.clock.now();
-    for (key, sentence) in wrong.iter().filter(|(key, _)| told.is_news(key, now)) {
+    for (key, sentence) in wrong.iter().filter(|(key, _)| notices.is_news(key, now)) {
         let instead = series::log_key("", WRONG_TYPE);
         ::log::error!("{sentence}");
         let mut batch = Batch::new();
@@ -137,13 +137,13 @@ fn tell(context: &Context, told: &Told, wrong: &[(String, String)]) {
 
 /// Keys that were told of lately, and when (ms).
 #[derive(Default)]
-pub(super) struct Told(Mutex<HashMap<String, u64>>);
+pub(super) struct Notices(Mutex<HashMap<String, u64>>);
 
-impl Told {
+impl Notices {
     fn is_news(&self, key: &str, now: u64) -> bool {
         let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        told.retain(|_, at| *at + TELL_EVERY > now);
-        let is_news = !told.contains_key(key) && told.len() < MAX_TOLD;
+        told.retain(|_, at| *at + NOTICE_INTERVAL_MS > now);
+        let is_news = !told.contains_key(key) && told.len() < MAX_NOTICED_KEYS;
         if is_news {
             told.insert(key.to_owned(), now);
         }
@@ -231,13 +231,13 @@ mod tests {
 
     #[test]
     fn a_key_of_another_type_is_told_once_an_hour() {
-        let told = Told::default();
-        assert!(told.is_news("log.a.b", 0) && told.is_news("log.a.c", 0));
-        assert!(!told.is_news("log.a.b", TELL_EVERY - 1) && told.is_news("log.a.b", TELL_EVERY));
-        for n in 0..2 * MAX_TOLD {
-            told.is_news(&n.to_string(), TELL_EVERY);
+        let notices = Notices::default();
+        assert!(notices.is_news("log.a.b", 0) && notices.is_news("log.a.c", 0));
+        assert!(!notices.is_news("log.a.b", NOTICE_INTERVAL_MS - 1) && notices.is_news("log.a.b", NOTICE_INTERVAL_MS));
+        for n in 0..2 * MAX_NOTICED_KEYS {
+            notices.is_news(&n.to_string(), NOTICE_INTERVAL_MS);
         }
-        assert!(told.0.lock().unwrap().len() <= MAX_TOLD);
+        assert!(notices.0.lock().unwrap().len() <= MAX_NOTICED_KEYS);
     }
 
     #[test]

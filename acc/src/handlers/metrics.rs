@@ -8,14 +8,14 @@ use crate::server::Reply;
 use crate::store::nodes;
 
 /// The type of Prometheus' text form.
-const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// Nodes asked for in one round trip.
-const TOGETHER: usize = 200;
+const MAX_NODES_A_CALL: usize = 200;
 
 pub(super) fn own(context: &Context) -> Reply {
     let mut text = context.metrics.text();
     text.extend_from_slice(process_metrics::text().as_bytes());
-    Reply::text(TEXT, text)
+    Reply::text(CONTENT_TYPE, text)
 }
 
 pub(super) fn nodes(context: &Context) -> Outcome {
@@ -23,7 +23,7 @@ pub(super) fn nodes(context: &Context) -> Outcome {
     let series = context.pool.with(|conn| {
         let mut series = Series::default();
         let live = nodes::live(conn, since)?;
-        for some in live.chunks(TOGETHER) {
+        for some in live.chunks(MAX_NODES_A_CALL) {
             for (node, stats) in some.iter().zip(nodes::all_stats(conn, some)?) {
                 for (key, value) in stats {
                     series.add(*node, &key, &value);
@@ -32,5 +32,5 @@ pub(super) fn nodes(context: &Context) -> Outcome {
         }
         Ok(series)
     })?;
-    Ok(Reply::text(TEXT, series.text()))
+    Ok(Reply::text(CONTENT_TYPE, series.text()))
 }

@@ -31,21 +31,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 const RETRY: u32 = 2;
 
 /// Most requests that one thread handles together.
-const TOGETHER: usize = 16;
+const MAX_BATCH: usize = 16;
 
 /// The handlers of one controller.
 pub struct Handlers {
     context: Arc<Context>,
-    told: log::Told,
-    written: cmd::Written,
-    hinted: Hinted,
+    told: log::Notices,
+    written: cmd::LastWrite,
+    renewal_hints: RenewalHints,
 }
 
 /// When each node's waiting poll was last answered only to tell that its credentials grow old (ms).
 #[derive(Default)]
-struct Hinted(Mutex<HashMap<NodeId, u64>>);
+struct RenewalHints(Mutex<HashMap<NodeId, u64>>);
 
-impl Hinted {
+impl RenewalHints {
     /// Whether `node` was not told so for ten minutes; it is told then.
     fn is_due(&self, node: NodeId, now: u64) -> bool {
         let mut hinted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -82,7 +82,12 @@ fn bad(reason: impl Into<String>) -> Fault {
 impl Handlers {
     /// Handlers on this context.
     pub fn new(context: Arc<Context>) -> Handlers {
-        Handlers { context, told: log::Told::default(), written: cmd::Written::default(), hinted: Hinted::default() }
+        Handlers {
+            context,
+            told: log::Notices::default(),
+            written: cmd::LastWrite::default(),
+            renewal_hints: RenewalHints::default(),
+        }
     }
 
     fn route(&self, request: &mut Request) -> Outcome {
@@ -114,7 +119,7 @@ impl Handlers {
             return;
         }
         if reply.park.is_some() {
-            if !self.hinted.is_due(node, self.context.clock.now()) {
+            if !self.renewal_hints.is_due(node, self.context.clock.now()) {
                 return;
             }
             reply.park = None;
@@ -130,13 +135,13 @@ fn one(outcomes: Vec<Outcome>) -> Outcome {
 
 impl Handler for Handlers {
     fn handle(&self, request: &mut Request) -> Reply {
-        let outcome = self.still_good(request).and_then(|()| self.route(request));
+        let outcome = self.recheck_revocation(request).and_then(|()| self.route(request));
         self.reply(request, outcome)
     }
 
     /// One server does the calls of many as it does those of one.
-    fn together(&self) -> usize {
-        if self.apart() { 1 } else { TOGETHER }
+    fn max_batch(&self) -> usize {
+        if self.apart() { 1 } else { MAX_BATCH }
     }
 
     /// Of a cluster's servers one may be away, and what asks nothing of it shall not wait for it. That Redis is a
@@ -148,7 +153,7 @@ impl Handler for Handlers {
     /// Polls and results that came together go to Redis together.
     fn handle_all(&self, requests: &mut [Request]) -> Vec<Reply> {
         let mut outcomes: Vec<Option<Outcome>> =
-            requests.iter().map(|request| self.still_good(request).err().map(Err)).collect();
+            requests.iter().map(|request| self.recheck_revocation(request).err().map(Err)).collect();
         let (mut places, mut results) = (Vec::new(), Vec::new());
         for (i, request) in requests.iter_mut().enumerate().filter(|(i, _)| outcomes[*i].is_none()) {
             if let Route::Result(node) = request.route {
@@ -178,9 +183,9 @@ impl Handler for Handlers {
 
 impl Handlers {
     /// What was revoked while its request was on the way here gets nothing any more.
-    fn still_good(&self, request: &Request) -> Result<(), Fault> {
+    fn recheck_revocation(&self, request: &Request) -> Result<(), Fault> {
         let Some(node) = request.node else { return Ok(()) };
-        let good = self.context.authenticator.still(node, request.bearer.as_deref(), request.cert_dated());
+        let good = self.context.authenticator.recheck_revocation(node, request.bearer.as_deref(), request.cert_dated());
         good.map_err(|refusal| Fault::Reply(Reply::error(refusal.status, refusal.reason)))
     }
 
@@ -266,7 +271,7 @@ mod tests {
 
     #[test]
     fn a_waiting_node_is_told_again_after_ten_minutes_however_often_it_polls() {
-        let (hinted, node) = (Hinted::default(), NodeId { gid: 1, nid: 10 });
+        let (hinted, node) = (RenewalHints::default(), NodeId { gid: 1, nid: 10 });
         let minute = 60_000;
         let told: Vec<u64> = (0..25).filter(|at| hinted.is_due(node, (100 + at) * minute)).collect();
         assert_eq!(told, [0, 10, 20]);

@@ -17,16 +17,16 @@ use serde_json::{Value, json as object};
 use std::sync::atomic::Ordering;
 
 /// Most calls of one transaction, for Redis does nothing else meanwhile.
-const TOGETHER: usize = 256;
+const MAX_TRANSACTION_CALLS: usize = 256;
 
 /// Most results of one request; an agent sends half of that.
-const MAX_BATCH: usize = 1000;
+const MAX_RESULTS: usize = 1000;
 
 /// The text of a result is written twice: for who waits for it, and into the job's hash.
 const COPIES: usize = 2;
 
 /// The bytes that a result takes in Redis beside its text.
-const RESULT_BYTES: usize = 256;
+const RESULT_OVERHEAD_BYTES: usize = 256;
 
 /// Why a result is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,8 +129,8 @@ fn deliver_all(context: &Context, posted: Vec<Result<Posted, Fault>>) -> Vec<Out
 fn read(tickets: &Tickets, node: NodeId, body: Value) -> Result<Posted, Fault> {
     let Value::Array(list) = body else { return Err(bad("the body is a list of results")) };
     let count = list.len();
-    if count > MAX_BATCH {
-        return Err(super::too_many(format!("a request has at most {MAX_BATCH} results, and this one {count}")));
+    if count > MAX_RESULTS {
+        return Err(super::too_many(format!("a request has at most {MAX_RESULTS} results, and this one {count}")));
     }
     let (mut entries, mut refused) = (Vec::with_capacity(count), Vec::new());
     for (i, value) in list.into_iter().enumerate() {
@@ -139,7 +139,7 @@ fn read(tickets: &Tickets, node: NodeId, body: Value) -> Result<Posted, Fault> {
             Err(why) => refused.push(why),
         }
     }
-    let stored = entries.iter().map(|entry| COPIES * entry.text.len() + RESULT_BYTES).sum();
+    let stored = entries.iter().map(|entry| COPIES * entry.text.len() + RESULT_OVERHEAD_BYTES).sum();
     let paid = [Charge::new(Resource::Results, count), Charge::new(Resource::Bytes, stored)];
     Ok(Posted { node, entries, refused, paid })
 }
@@ -316,7 +316,7 @@ fn deliver(context: &Context, conn: &mut Conn, entries: &[&Entry]) -> RedisResul
             }
             continue;
         }
-        if hashes.len() + pushes.len() >= TOGETHER {
+        if hashes.len() + pushes.len() >= MAX_TRANSACTION_CALLS {
             results::push_all(conn, std::mem::take(&mut hashes), &std::mem::take(&mut pushes))?;
         }
         let writing = if *verdict == Verdict::Repeat { Writing::Repeated } else { Writing::Counts };

@@ -12,11 +12,11 @@ use serde_json::Value;
 /// Most series of one batch.
 const MAX_SERIES: usize = 50_000;
 /// Longest name of a series, in bytes.
-const MAX_KEY: usize = 512;
+const MAX_NAME_BYTES: usize = 512;
 /// Longest text that is a value, in bytes.
-const MAX_TEXT: usize = 256;
+const MAX_VALUE_BYTES: usize = 256;
 /// A batch has at least so many bytes of its node's share of the queue, so that many small ones use it up too.
-const LEAST_SHARE: usize = 8 << 10;
+const MIN_QUEUE_BYTES: usize = 8 << 10;
 
 /// What a node has sent.
 struct Posted {
@@ -32,7 +32,7 @@ pub(super) fn post(context: &Context, node: NodeId, body: Vec<u8>) -> Outcome {
     expect_room(context, node, &[bytes(body.len())])?;
     let posted = read(node, json(context, Some(node), body)?.value, context.clock.now() / 1000)?;
     let now = context.clock.now();
-    let share = Charge::new(Resource::Queue, posted.text.len().max(LEAST_SHARE));
+    let share = Charge::new(Resource::Queue, posted.text.len().max(MIN_QUEUE_BYTES));
     let charges = [Charge::new(Resource::Series, posted.series.len()), bytes(posted.text.len() + ENTRY_BYTES)];
     spend(context, node, &charges)?;
     let no_share = context.allowances.check(node, &[share], now).is_err();
@@ -102,14 +102,16 @@ fn read(node: NodeId, mut body: Value, now: u64) -> Result<Posted, Fault> {
         let Some([Value::String(key), value]) = pair else {
             return Err(bad(format!("series {i} is no pair of a key and a value")));
         };
-        if !(1..=MAX_KEY).contains(&key.len()) {
-            return Err(bad(format!("the key of series {i} has none or more than {MAX_KEY} bytes")));
+        if !(1..=MAX_NAME_BYTES).contains(&key.len()) {
+            return Err(bad(format!("the key of series {i} has none or more than {MAX_NAME_BYTES} bytes")));
         }
         match &value {
             Value::Number(_) => {}
-            Value::String(text) if text.len() <= MAX_TEXT => {}
+            Value::String(text) if text.len() <= MAX_VALUE_BYTES => {}
             _ => {
-                return Err(bad(format!("the value of series {i} is no number and no text of up to {MAX_TEXT} bytes")));
+                return Err(bad(format!(
+                    "the value of series {i} is no number and no text of up to {MAX_VALUE_BYTES} bytes"
+                )));
             }
         }
         if names_another(node, &key) {
@@ -151,14 +153,14 @@ mod tests {
             (long(1), object!(1), 200),
             (long(1), object!(-1.5e300), 200),
             (long(1), object!("up"), 200),
-            (long(1), object!(long(MAX_TEXT)), 200),
-            (long(1), object!(long(MAX_TEXT + 1)), 400),
+            (long(1), object!(long(MAX_VALUE_BYTES)), 200),
+            (long(1), object!(long(MAX_VALUE_BYTES + 1)), 400),
             (long(1), object!(null), 400),
             (long(1), object!([1]), 400),
             (long(1), object!({"a": 1}), 400),
             (long(1), object!(true), 400),
-            (long(MAX_KEY), object!(1), 200),
-            (long(MAX_KEY + 1), object!(1), 400),
+            (long(MAX_NAME_BYTES), object!(1), 200),
+            (long(MAX_NAME_BYTES + 1), object!(1), 400),
             (String::new(), object!(1), 400),
             ("1.11.a.b.c".into(), object!(1), 403),
         ] {

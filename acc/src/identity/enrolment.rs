@@ -61,7 +61,7 @@ pub const PREFIX: &str = "jse1.";
 /// Begins one with terms.
 const PREFIX_TERMS: &str = "jse2.";
 /// Longest token, in bytes.
-const MAX_TOKEN: usize = 4096;
+const MAX_TOKEN_BYTES: usize = 4096;
 
 impl Enrolment {
     fn body(&self) -> String {
@@ -82,7 +82,7 @@ impl Enrolment {
     /// Whether a controller would read a token that says so much.
     pub fn check_length(&self) -> Result<(), String> {
         // A MAC and the fingerprint stand behind the body.
-        if self.body().len() + 128 > MAX_TOKEN {
+        if self.body().len() + 128 > MAX_TOKEN_BYTES {
             return Err("so many roles and labels do not fit into a token: name fewer, and grant the others with \
                 `jsctl grant`"
                 .into());
@@ -93,7 +93,7 @@ impl Enrolment {
     /// Reads a token and says what is wrong with it; `now` is in milliseconds since 1970.
     pub fn check(token: &str, secrets: &super::Secrets, now: u64) -> Result<Enrolment, String> {
         let bad = || "the enrolment token is not valid here".to_owned();
-        if token.len() > MAX_TOKEN {
+        if token.len() > MAX_TOKEN_BYTES {
             return Err(bad());
         }
         let parts: Vec<&str> = token.split('.').collect();

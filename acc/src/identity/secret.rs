@@ -13,7 +13,7 @@ use std::path::Path;
 /// The file's name in the state directory.
 pub const FILE: &str = "node.secret";
 /// For how long (ms) a rotated secret still holds.
-pub const GRACE: u64 = 86_400_000;
+pub const PREVIOUS_SECRET_TTL_MS: u64 = 86_400_000;
 
 /// The secrets that hold.
 #[derive(Clone, Debug)]
@@ -71,7 +71,7 @@ impl Secrets {
     pub fn rotated(&self, now: u64) -> anyhow::Result<Secrets> {
         let current = self.text.lines().find(|line| !line.trim().is_empty() && !line.trim().contains(' '));
         let current = current.context("there is no current secret")?.trim();
-        Secrets::parse(&format!("{}\n{current} {}\n", fresh()?, now + GRACE))
+        Secrets::parse(&format!("{}\n{current} {}\n", fresh()?, now + PREVIOUS_SECRET_TTL_MS))
     }
 
     /// Writes the file.
@@ -122,8 +122,8 @@ mod tests {
         let token = first.current.issue(NODE, 5);
         let second = first.rotated(1000).unwrap();
         assert_ne!(first.current.fingerprint(), second.current.fingerprint());
-        assert!(second.check(&token, 1000 + GRACE - 1).unwrap().old);
-        assert_eq!(second.check(&token, 1000 + GRACE), Err(BadToken));
+        assert!(second.check(&token, 1000 + PREVIOUS_SECRET_TTL_MS - 1).unwrap().old);
+        assert_eq!(second.check(&token, 1000 + PREVIOUS_SECRET_TTL_MS), Err(BadToken));
         assert!(!second.check(&second.current.issue(NODE, 5), 0).unwrap().old);
         let third = second.rotated(2000).unwrap();
         assert_eq!(third.check(&token, 2000), Err(BadToken), "of three only two hold");

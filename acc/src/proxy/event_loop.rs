@@ -1,6 +1,6 @@
 //! The event loop: one thread that moves the bytes of all clients.
 //!
-//! Owns: every client's socket, every exchange with tiny_http, timers, and the order of
+//! Owns: every client's socket, every connection to tiny_http, timers, and the order of
 //! things in one turn: messages (a ringing bell first), nodes, deadlines, leftovers, strangers.
 //! Does not own: the rules. What bytes mean is `conn`'s, who waits is `parking`'s, what is too much is
 //! `limits`', what becomes of a request stands in `connection_state`, who is let in at all in `accept`.
@@ -8,13 +8,13 @@
 //! **Nothing here blocks** but the wait for events. Nothing is polled either: a turn begins when a
 //! socket, a message or a deadline asks for it.
 
+use super::backend_connection::BackendConnection;
+use super::backend_requests::{InFlight, PendingRequest};
 use super::client::{Clients, ConnectionId, Phase};
-use super::exchange::Exchange;
 use super::limits::{Limits, ResourceAccounting};
 use super::parking::Parking;
 use super::timers::Timers;
 use super::transport::ReadOutcome;
-use super::trips::{Errand, Trip};
 use super::unproven::Unproven;
 use super::{Guard, Message, ProxyConfig, Seen};
 use crate::allowance::Allowances;
@@ -67,10 +67,10 @@ pub(super) struct EventLoop {
     /// Clients that have proved nothing.
     pub(super) unproven: Unproven,
     /// Requests that wait for a connection to tiny_http.
-    pub(super) queue: VecDeque<(Errand, Vec<u8>)>,
-    pub(super) trips: Vec<Option<Trip>>,
+    pub(super) queue: VecDeque<(PendingRequest, Vec<u8>)>,
+    pub(super) in_flight: Vec<Option<InFlight>>,
     /// How many connections to tiny_http there were.
-    pub(super) trips_begun: u64,
+    pub(super) groups_begun: u64,
     /// Clients whose sockets hold more than their turn allowed to read.
     pub(super) again: VecDeque<ConnectionId>,
     /// Clients that have proved nothing and want something (whether to be read from): they come
@@ -86,7 +86,7 @@ pub(super) struct EventLoop {
     /// Why it cannot go on.
     pub(super) failure: Option<String>,
     pub(super) scratch: Vec<u8>,
-    pub(super) trip_scratch: Vec<u8>,
+    pub(super) backend_scratch: Vec<u8>,
 }
 
 pub(super) struct Parts {
@@ -116,8 +116,8 @@ impl EventLoop {
             inbox: parts.inbox,
             woken: parts.woken,
             parking: Parking::new(limits.trust),
-            trips: (0..limits.max_backend).map(|_| None).collect(),
-            trips_begun: 0,
+            in_flight: (0..limits.max_backend).map(|_| None).collect(),
+            groups_begun: 0,
             config: parts.config,
             limits,
             guard: parts.guard,
@@ -141,7 +141,7 @@ impl EventLoop {
             stalled: None,
             failure: None,
             scratch: vec![0; 64 * 1024],
-            trip_scratch: vec![0; 64 * 1024],
+            backend_scratch: vec![0; 64 * 1024],
         };
         Ok((event_loop, waker))
     }
@@ -229,7 +229,7 @@ impl EventLoop {
         self.metrics.connections.set(self.clients.len() as i64);
         self.metrics.polls_parked.set(self.parking.parked() as i64);
         self.metrics.body_bytes.set(self.accounting.bodies() as i64);
-        let on_way: usize = self.trips.iter().flatten().map(|trip| trip.errands.len()).sum();
+        let on_way: usize = self.in_flight.iter().flatten().map(|group| group.pending.len()).sum();
         let with_handlers = on_way + self.queue.len();
         self.metrics.requests_waiting.set(with_handlers as i64);
     }
@@ -354,9 +354,9 @@ impl EventLoop {
         self.scratch = scratch;
     }
 
-    pub(super) fn register_trip(&self, slot: usize, exchange: &mut Exchange) -> io::Result<()> {
+    pub(super) fn register_backend(&self, slot: usize, connection: &mut BackendConnection) -> io::Result<()> {
         let both = Interest::READABLE | Interest::WRITABLE;
-        self.poll.registry().register(exchange.stream(), Token(EXCHANGE | slot), both)
+        self.poll.registry().register(connection.stream(), Token(EXCHANGE | slot), both)
     }
 
     fn stop(&mut self) {

@@ -58,7 +58,7 @@ pub struct Limits {
     /// Connections to tiny_http at once; each is a thread of its.
     pub max_backend: usize,
     /// Quick requests that share one of those while many wait.
-    pub together: usize,
+    pub max_batch: usize,
     /// Requests that wait for one of those.
     pub max_queue: usize,
     /// How long a node that goes over a bound waits for its answer: it sends less meanwhile.
@@ -93,7 +93,7 @@ impl Default for Limits {
             max_node_connections: 128,
             max_connections: 50_000,
             max_backend: 24,
-            together: 8,
+            max_batch: 8,
             max_queue: 20_000,
             pause: seconds(1),
             max_records: 5000,

@@ -13,25 +13,25 @@
 //! | `conn` | bytes → one whole request, or its refusal (pure) |
 //! | `parking` | which node waits on which connection (pure) |
 //! | `answer`, `timers`, `limits` | forms, deadlines, bounds (pure) |
-//! | `transport`, `exchange` | one client's socket; one request's way through tiny_http |
+//! | `transport`, `backend_connection` | one client's socket; one request's way through tiny_http |
 //! | `event_loop`, `accept` | the event loop; who is let in |
 //! | `connection_state`, `reply` | what becomes of a request; the way of its answer |
-//! | `trips` | which requests go to tiny_http on which connection |
+//! | `backend_requests` | which requests go to tiny_http on which connection |
 
 mod accept;
 mod answer;
+mod backend_connection;
+mod backend_requests;
 mod client;
 mod conn;
 mod connection_state;
 mod event_loop;
-mod exchange;
 mod limits;
 mod parking;
 mod reply;
 mod timers;
 pub mod tls;
 mod transport;
-mod trips;
 mod unproven;
 mod validity;
 

@@ -18,7 +18,7 @@ const PREFIX: &str = "jsacc-";
 /// The locked file in it.
 const LOCK: &str = "lock";
 /// A folder without a lock is being made, or is an old one once it has this age.
-const MAKING: Duration = Duration::from_secs(60);
+const MIN_STALE_AGE: Duration = Duration::from_secs(60);
 
 /// A new folder below `parent` that nobody else may look into, and its lock; folders that killed controllers
 /// left behind go.
@@ -53,7 +53,7 @@ fn is_dead(folder: &Path) -> bool {
         Ok(file) => Flock::lock(file, FlockArg::LockExclusiveNonblock).is_ok(),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             let changed = fs::metadata(folder).and_then(|meta| meta.modified());
-            let is_old = changed.is_ok_and(|at| at.elapsed().is_ok_and(|age| age >= MAKING));
+            let is_old = changed.is_ok_and(|at| at.elapsed().is_ok_and(|age| age >= MIN_STALE_AGE));
             is_old && UnixStream::connect(folder.join("http")).is_err()
         }
         Err(_) => false,
@@ -66,7 +66,7 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     fn age(folder: &Path) {
-        let long_ago = std::time::SystemTime::now() - 2 * MAKING;
+        let long_ago = std::time::SystemTime::now() - 2 * MIN_STALE_AGE;
         File::open(folder).unwrap().set_modified(long_ago).unwrap();
     }
 

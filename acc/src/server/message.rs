@@ -141,7 +141,7 @@ pub trait Handler: Send + Sync + 'static {
     fn handle(&self, request: &mut Request) -> Reply;
 
     /// How many requests it likes to be asked at once, where so many wait.
-    fn together(&self) -> usize {
+    fn max_batch(&self) -> usize {
         1
     }
 

@@ -12,7 +12,7 @@
 
 use super::conn::Address;
 use super::pool::{describe, is_interrupted};
-use super::redis_connection::{self, CONNECT, Sending};
+use super::redis_connection::{self, CONNECT_TIMEOUT, Sending};
 use super::roster::Place;
 use super::slots::{self, Layout};
 use super::{scripts, slots::slot_of};
@@ -21,20 +21,20 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 /// Longest time in which a server tells who has which slots; then the next one is asked.
-const TELL: Duration = Duration::from_secs(2);
+const TOPOLOGY_QUERY_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest time for asking all of them, but for the answer of the last one that is asked: whoever wants a
 /// connection waits for it.
-const LEARN: Duration = Duration::from_secs(6);
+const TOPOLOGY_TOTAL_TIMEOUT: Duration = Duration::from_secs(6);
 /// So often a call may be sent elsewhere.
-const REDIRECTIONS: usize = 8;
+const MAX_REDIRECTIONS: usize = 8;
 /// For how long calls are tried again whose keys are on their way from one server to another.
-const MOVING: Duration = Duration::from_secs(2);
+const MIGRATION_TIMEOUT: Duration = Duration::from_secs(2);
 /// The code of the error of a call whose server does not answer; no server answers with it.
 pub(super) const SERVER_AWAY: &str = "SERVERAWAY";
 /// For how long a server to which no connection came up is not tried again: at first, and at most.
-const AVOID: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(8));
+const RECONNECT_BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(8));
 /// Time between two such tries.
-const PAUSE: Duration = Duration::from_millis(20);
+const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
 /// An open connection to a cluster.
 pub(super) struct Cluster {
@@ -145,7 +145,7 @@ impl Cluster {
                             open.redirections = 0;
                             let since = slot_of(&calls[open.index])
                                 .map(|slot| *self.moving.entry(slot).or_insert_with(Instant::now));
-                            let again = since.is_some_and(|since| since.elapsed() < MOVING);
+                            let again = since.is_some_and(|since| since.elapsed() < MIGRATION_TIMEOUT);
                             wait |= again;
                             again.then_some(Way::Slot)
                         }
@@ -158,14 +158,14 @@ impl Cluster {
                         _ => None,
                     };
                     open.redirections += 1;
-                    match again.filter(|_| open.redirections <= REDIRECTIONS) {
+                    match again.filter(|_| open.redirections <= MAX_REDIRECTIONS) {
                         Some(way) => todo.push(Open { way, ..open }),
                         None => answers[open.index] = Ok(answer),
                     }
                 }
             }
             if wait && !todo.is_empty() {
-                std::thread::sleep(PAUSE);
+                std::thread::sleep(RETRY_INTERVAL);
             }
         }
         if failed {
@@ -208,7 +208,7 @@ impl Cluster {
 
     /// Sends a server its share; answers how many answers come ahead of those to the calls.
     fn send(&mut self, place: &Place, share: &[Open], calls: &[Cmd], scripted: bool) -> RedisResult<usize> {
-        let server = self.server(place, CONNECT, self.patience)?;
+        let server = self.server(place, CONNECT_TIMEOUT, self.patience)?;
         let (mut loading, mut loads) = (&[][..], 0);
         if scripted && !std::mem::replace(&mut server.scripted, true) {
             (loading, loads) = (scripts::loading(), scripts::COUNT);
@@ -256,7 +256,7 @@ impl Cluster {
                     self.servers.insert(place.clone(), Server { conn, scripted: false });
                 }
                 Err(e) => {
-                    let pause = (2 * last).clamp(AVOID.0, AVOID.1);
+                    let pause = (2 * last).clamp(RECONNECT_BACKOFF.0, RECONNECT_BACKOFF.1);
                     self.avoided.insert(place.clone(), (Instant::now() + pause, pause));
                     return Err(e);
                 }
@@ -270,7 +270,7 @@ impl Cluster {
         let mut why = RedisError::from((ErrorKind::Io, "no server of the cluster is known"));
         let begin = Instant::now();
         for place in self.address.roster.places() {
-            if begin.elapsed() >= LEARN {
+            if begin.elapsed() >= TOPOLOGY_TOTAL_TIMEOUT {
                 break;
             }
             match self.ask(&place) {
@@ -296,8 +296,8 @@ impl Cluster {
 
     fn ask(&mut self, place: &Place) -> RedisResult<(Layout, Vec<Place>)> {
         let patience = self.patience;
-        let conn = &mut self.server(place, TELL, patience)?.conn;
-        conn.set_read_timeout(Some(TELL.min(patience)))?;
+        let conn = &mut self.server(place, TOPOLOGY_QUERY_TIMEOUT, patience)?.conn;
+        conn.set_read_timeout(Some(TOPOLOGY_QUERY_TIMEOUT.min(patience)))?;
         let mut question = redis::cmd("CLUSTER");
         question.arg("SLOTS");
         let answer = redis_connection::single(conn, &question)?;

@@ -6,7 +6,7 @@
 
 use super::cluster::Cluster;
 use super::pool::{describe, is_spoilt, is_wrong_type};
-use super::redis_connection::{self, CONNECT, Mode, Sending};
+use super::redis_connection::{self, CONNECT_TIMEOUT, Mode, Sending};
 use super::roster::{Place, Roster};
 use super::scripts::{self, Script};
 use super::sentinel;
@@ -21,7 +21,7 @@ use std::time::Duration;
 /// The code of an error that a key is at fault for, which is named; no server answers with it.
 pub(super) const SPOILT: &str = "SPOILT";
 /// Most errors of one batch in which keys are named.
-const NAMED: usize = 16;
+const MAX_NAMED_ERRORS: usize = 16;
 
 /// How to reach Redis.
 #[derive(Clone, Debug)]
@@ -105,7 +105,7 @@ impl Address {
             }
             Kind::Single => {
                 let info = self.target.servers[0].clone();
-                match redis_connection::server(info, self.ca.as_deref(), CONNECT, patience)? {
+                match redis_connection::server(info, self.ca.as_deref(), CONNECT_TIMEOUT, patience)? {
                     (conn, Mode::Alone) => conn,
                     (_, Mode::Sentinel) => {
                         let what = "it is a Sentinel: give -r sentinel://host:26379/group";
@@ -203,7 +203,7 @@ impl Conn {
     /// Names the keys in errors that keys are at fault for.
     fn name_keys(&mut self, calls: &[Cmd], answers: &mut [RedisResult<Value>]) {
         let spoilt = |answer: &RedisResult<Value>| answer.as_ref().is_err_and(is_spoilt);
-        let at_fault: Vec<usize> = (0..answers.len()).filter(|i| spoilt(&answers[*i])).take(NAMED).collect();
+        let at_fault: Vec<usize> = (0..answers.len()).filter(|i| spoilt(&answers[*i])).take(MAX_NAMED_ERRORS).collect();
         for i in at_fault {
             let Err(error) = &answers[i] else { continue };
             let keys = slots::keys_of(&calls[i]);

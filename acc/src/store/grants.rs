@@ -14,7 +14,7 @@ use redis::{FromRedisValue, RedisResult, Value};
 use serde_json::json;
 
 /// Milliseconds for which claims beyond a node's grants are not told again, whatever it claims meanwhile.
-const TELL: u64 = 60_000;
+const EVENT_INTERVAL_MS: u64 = 60_000;
 
 /// The claims of one message of a node; nothing for a kind that it does not speak of.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -76,7 +76,7 @@ fn grant(by: &str, at: u64) -> String {
 /// grants; its first claims since it was enrolled are granted.
 pub fn claim(batch: &mut Batch, node: NodeId, now: u64, issued: u64, claims: &Claims) {
     batch.script(&scripts::CLAIMS, &both(node), |cmd| {
-        cmd.arg(now).arg(TELL).arg(issued).arg(grant("first start", now));
+        cmd.arg(now).arg(EVENT_INTERVAL_MS).arg(issued).arg(grant("first start", now));
         let host = claims.host.as_ref().map(std::slice::from_ref);
         let kinds = [("role", claims.roles.as_deref()), ("label", claims.labels.as_deref()), ("host", host)];
         for (kind, claims) in kinds.into_iter().filter_map(|(kind, claims)| Some((kind, claims?))) {
@@ -88,7 +88,7 @@ pub fn claim(batch: &mut Batch, node: NodeId, now: u64, issued: u64, claims: &Cl
 /// Adds the comparison of what `node` has claimed before with what is granted at `now` (ms).
 pub fn compare(batch: &mut Batch, node: NodeId, now: u64) {
     batch.script(&scripts::CLAIMS, &both(node), |cmd| {
-        cmd.arg(now).arg(TELL);
+        cmd.arg(now).arg(EVENT_INTERVAL_MS);
     });
 }
 

@@ -25,11 +25,11 @@ pub struct Job<'a> {
 }
 
 /// Seconds that the hash of a quiet job is kept after its command may have waited.
-const QUIET_KEEP: u64 = 60;
+const QUIET_RETENTION_SECONDS: u64 = 60;
 
 /// Seconds that the hash of a job is kept after its command may have waited.
 pub fn keep(quiet: bool) -> u64 {
-    if quiet { QUIET_KEEP } else { DAY }
+    if quiet { QUIET_RETENTION_SECONDS } else { DAY }
 }
 
 /// The JSON list of `nodes`.
@@ -206,7 +206,7 @@ pub fn known(job: Value, field: Value, fields: Value) -> RedisResult<JobEligibil
 /// ticket, which says it.
 pub fn ask_period(batch: &mut Batch, id: &str) {
     batch.script(&scripts::PERIOD, &[keys::job(id)], |cmd| {
-        cmd.arg(MAX_SEARCHED);
+        cmd.arg(MAX_SEARCHED_BYTES);
     });
 }
 
@@ -218,7 +218,7 @@ pub fn period(answer: Value) -> RedisResult<Option<u64>> {
 }
 
 /// Longest command (bytes) in which a period is looked for.
-const MAX_SEARCHED: usize = 64 << 10;
+const MAX_SEARCHED_BYTES: usize = 64 << 10;
 
 /// The command of a job that was queued for `node` and never handed over, as its hash has it, without
 /// secrets; nothing when the node has it, or when it was answered.

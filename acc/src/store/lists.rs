@@ -11,24 +11,25 @@ use redis::{Cmd, FromRedisValue, RedisError, RedisResult, Value};
 use std::collections::HashSet;
 
 /// Seconds that a blocking read waits.
-const WAIT: u64 = 2;
-/// Seconds that the read of a bell waits: longer, for it can be woken (`wake`), and well below `wakeups::PATIENCE`.
-const BELL_WAIT: u64 = 5;
+const READ_TIMEOUT_SECONDS: u64 = 2;
+/// Seconds that the read of a bell waits: longer, for it can be woken (`wake`), and well below
+/// `wakeups::RESPONSE_TIMEOUT`.
+const WAKEUP_READ_TIMEOUT_SECONDS: u64 = 5;
 /// Milliseconds without a beat after which a controller is dead.
-const SILENCE: u64 = 15_000;
+const HEARTBEAT_TIMEOUT_MS: u64 = 15_000;
 /// Most commands of a dead controller that are moved in one step.
-const INHERITED: usize = 100;
+const MAX_RECLAIMED: usize = 100;
 /// Milliseconds for which a controller that is gone is known.
-const GONE_KNOWN: u64 = DAY * 1000;
+const DEAD_CONTROLLER_RETENTION_MS: u64 = DAY * 1000;
 /// Most bytes of a list of records, or of stats that wait to be fetched; a single entry may be longer.
-pub(super) const LIST_BYTES: usize = 64 << 20;
+pub(super) const MAX_LIST_BYTES: usize = 64 << 20;
 /// Most series that are kept of a node.
-const SERIES: usize = 10_000;
+const MAX_SERIES: usize = 10_000;
 
 /// Waits up to 2 s for a command and takes it: it is in `me`'s taken list then.
 pub fn take(conn: &mut Conn, me: &str) -> RedisResult<Option<Vec<u8>>> {
     let mut cmd = redis::cmd("BRPOPLPUSH");
-    cmd.arg(keys::COMMANDS).arg(keys::taken(me)).arg(WAIT);
+    cmd.arg(keys::COMMANDS).arg(keys::taken(me)).arg(READ_TIMEOUT_SECONDS);
     conn.one(&cmd)
 }
 
@@ -57,7 +58,7 @@ pub fn has_taken(conn: &mut Conn, me: &str) -> RedisResult<bool> {
 }
 
 /// `text` was passed on: off the taken list.
-pub fn untake(batch: &mut Batch, me: &str, text: &[u8]) {
+pub fn complete(batch: &mut Batch, me: &str, text: &[u8]) {
     batch.call(Cmd::lrem(keys::taken(me), -1, text));
 }
 
@@ -104,7 +105,7 @@ pub fn dead(conn: &mut Conn, me: &str, now: u64) -> RedisResult<Vec<String>> {
 pub fn ask_dead(batch: &mut Batch, now: u64) {
     for key in [keys::CONTROLLERS, keys::TAKERS] {
         let mut cmd = redis::cmd("ZRANGEBYSCORE");
-        cmd.arg(key).arg("-inf").arg(now.saturating_sub(SILENCE));
+        cmd.arg(key).arg("-inf").arg(now.saturating_sub(HEARTBEAT_TIMEOUT_MS));
         batch.call(cmd);
     }
 }
@@ -150,24 +151,24 @@ pub fn gone_with_something(conn: &mut Conn, me: &str) -> RedisResult<Vec<String>
 
 /// Moves what the dead controller `ac` had taken into `me`'s taken list, and forgets `ac`.
 /// Answers how many commands that were; nothing where it has beaten since it was found dead.
-pub fn inherit(conn: &mut Conn, me: &str, ac: &str) -> RedisResult<Option<usize>> {
+pub fn reclaim(conn: &mut Conn, me: &str, ac: &str) -> RedisResult<Option<usize>> {
     let mut keys = vec![keys::TAKERS.to_owned(), keys::GONE.to_owned(), keys::taken(ac), keys::taken(me)];
     if !conn.is_cluster() {
         keys.push(keys::CONTROLLERS.to_owned());
     }
     let mut moved = 0;
     loop {
-        let more: i64 = conn.script(&scripts::INHERIT, &keys, |cmd| {
-            cmd.arg(ac).arg(SILENCE).arg(INHERITED).arg(GONE_KNOWN).arg(HISTORY);
+        let more: i64 = conn.script(&scripts::RECLAIM, &keys, |cmd| {
+            cmd.arg(ac).arg(HEARTBEAT_TIMEOUT_MS).arg(MAX_RECLAIMED).arg(DEAD_CONTROLLER_RETENTION_MS).arg(HISTORY);
         })?;
         let Ok(more) = usize::try_from(more) else { return Ok((moved > 0).then_some(moved)) };
         moved += more;
-        if more < INHERITED {
+        if more < MAX_RECLAIMED {
             break;
         }
     }
     let off: bool = conn.script(&scripts::FORGET, &[keys::CONTROLLERS.to_owned()], |cmd| {
-        cmd.arg(ac).arg(SILENCE);
+        cmd.arg(ac).arg(HEARTBEAT_TIMEOUT_MS);
     })?;
     if off {
         conn.one::<()>(&Cmd::del(keys::bell(ac)))?;
@@ -180,9 +181,9 @@ pub fn leave(conn: &mut Conn, me: &str, now: u64) -> RedisResult<()> {
     let mut batch = Batch::new();
     // What a broken connection of its own took in the last moment is looked for by its name in there.
     batch.call(Cmd::zadd(keys::GONE, me, now));
-    batch.call(Cmd::zrembyscore(keys::GONE, "-inf", now.saturating_sub(GONE_KNOWN)));
+    batch.call(Cmd::zrembyscore(keys::GONE, "-inf", now.saturating_sub(DEAD_CONTROLLER_RETENTION_MS)));
     batch.call(Cmd::zremrangebyrank(keys::GONE, 0, -(HISTORY as isize) - 1));
-    batch.call(Cmd::pexpire(keys::GONE, GONE_KNOWN as i64));
+    batch.call(Cmd::pexpire(keys::GONE, DEAD_CONTROLLER_RETENTION_MS as i64));
     batch.call(Cmd::zrem(keys::TAKERS, me)).call(Cmd::zrem(keys::CONTROLLERS, me)).call(Cmd::del(keys::bell(me)));
     conn.run(&batch).map(drop)
 }
@@ -246,7 +247,7 @@ pub fn wake(conn: &mut Conn, me: &str) -> RedisResult<()> {
 /// Waits up to 5 s for `me`'s bell; answers what it said, each once, in its order.
 pub fn bells(conn: &mut Conn, me: &str) -> RedisResult<Vec<Ring>> {
     let mut cmd = redis::cmd("BRPOP");
-    cmd.arg(keys::bell(me)).arg(BELL_WAIT);
+    cmd.arg(keys::bell(me)).arg(WAKEUP_READ_TIMEOUT_SECONDS);
     let Some((_, first)): Option<(String, String)> = conn.one(&cmd)? else { return Ok(Vec::new()) };
     let rest: Vec<String> = conn.script(&scripts::RINGS, &[keys::bell(me)], |cmd| {
         cmd.arg(1000);
@@ -291,7 +292,7 @@ pub fn audit(batch: &mut Batch, entries: &[String]) {
 }
 
 /// Seconds that the counts of results are kept.
-pub(super) const COUNTS_KEPT: u64 = 30 * DAY;
+pub(super) const COUNT_RETENTION_SECONDS: u64 = 30 * DAY;
 
 /// The field that counts the results of the job `id` that ended in `state`.
 pub(super) fn count_field(id: &str, state: &str) -> String {
@@ -306,7 +307,7 @@ pub(super) fn count_results<'a>(batch: &mut Batch, results: impl Iterator<Item =
         any = true;
     }
     if any {
-        batch.call(Cmd::expire(keys::AUDIT_RESULTS, COUNTS_KEPT as i64));
+        batch.call(Cmd::expire(keys::AUDIT_RESULTS, COUNT_RETENTION_SECONDS as i64));
     }
 }
 
@@ -318,7 +319,7 @@ fn push(batch: &mut Batch, key: &str, entries: &[String]) {
 /// Adds the records of `node`'s batch `number` to the list `list`, oldest first, once.
 pub fn records(batch: &mut Batch, list: &str, node: NodeId, number: u64, records: &[String]) {
     batch.script(&scripts::RECORDS, &[list.to_owned(), keys::seen(list)], |cmd| {
-        cmd.arg(node.to_string()).arg(number).arg(HISTORY).arg(7 * DAY).arg(LIST_BYTES).arg(0).arg(records);
+        cmd.arg(node.to_string()).arg(number).arg(HISTORY).arg(7 * DAY).arg(MAX_LIST_BYTES).arg(0).arg(records);
     });
 }
 
@@ -326,7 +327,7 @@ pub fn records(batch: &mut Batch, list: &str, node: NodeId, number: u64, records
 /// left, only while the queue is less than half full.
 pub fn stats_queue(batch: &mut Batch, node: NodeId, number: u64, text: &str, no_share: bool) {
     batch.script(&scripts::RECORDS, &[keys::STATS_QUEUE.to_owned(), keys::STATS_SEEN.to_owned()], |cmd| {
-        cmd.arg(node.to_string()).arg(number).arg(HISTORY).arg(7 * DAY).arg(LIST_BYTES);
+        cmd.arg(node.to_string()).arg(number).arg(HISTORY).arg(7 * DAY).arg(MAX_LIST_BYTES);
         cmd.arg(u8::from(no_share)).arg(text);
     });
 }
@@ -356,7 +357,7 @@ pub fn stats(batch: &mut Batch, node: NodeId, number: u64, series: &[(String, St
     let last = parts.len();
     for (i, part) in parts.enumerate() {
         batch.script(&scripts::STATS, &[keys::stats(node), keys::stats_written(node)], |cmd| {
-            cmd.arg(SERIES).arg(DAY).arg(u8::from(fresh)).arg(number).arg(u8::from(i + 1 == last));
+            cmd.arg(MAX_SERIES).arg(DAY).arg(u8::from(fresh)).arg(number).arg(u8::from(i + 1 == last));
             // As if all of the parts before had been new.
             cmd.arg(new.saturating_sub(1000 * i));
             for (key, value) in part {

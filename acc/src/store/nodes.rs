@@ -11,7 +11,7 @@ use redis::{Cmd, FromRedisValue, RedisResult, Value};
 use std::collections::HashMap;
 
 /// Milliseconds after which a node that was not seen is not live any more: three polls.
-pub const LIVE: u64 = 90_000;
+pub const LIVE_TIMEOUT_MS: u64 = 90_000;
 
 /// A node that has just polled.
 #[derive(Clone, Debug)]

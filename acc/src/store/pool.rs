@@ -14,15 +14,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long an answer to a call that does not block may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Redis is back when nothing has failed for so long: of a cluster some servers answer while another is away.
-const CALM: Duration = Duration::from_secs(2);
+const RECOVERY_TIME: Duration = Duration::from_secs(2);
 /// Most reasons that are logged until Redis is back.
-const REASONS: usize = 8;
+const MAX_LOGGED_REASONS: usize = 8;
 /// Longest part of an answer that is logged, in bytes.
-const WORDS: usize = 300;
+const MAX_LOGGED_BYTES: usize = 300;
 /// Most connections kept for later.
-const IDLE: usize = 32;
+const MAX_IDLE_CONNECTIONS: usize = 32;
 
 /// Redis, for any thread. Cheap to clone.
 #[derive(Clone)]
@@ -78,10 +78,10 @@ impl Pool {
                 answer => return self.give_back(conn, answer),
             }
         }
-        let mut conn = self.open(PATIENCE)?;
+        let mut conn = self.open(RESPONSE_TIMEOUT)?;
         let mut answer = calls(&mut conn);
         if answer.as_ref().is_err_and(is_interrupted) {
-            conn = self.open(PATIENCE)?;
+            conn = self.open(RESPONSE_TIMEOUT)?;
             answer = calls(&mut conn);
         }
         self.give_back(conn, answer)
@@ -138,7 +138,7 @@ impl Pool {
         let refusal = error.code().is_some();
         state.why = describe(error);
         let reason = if refusal { state.why.clone() } else { String::new() };
-        if state.said.contains(&reason) || state.said.len() >= REASONS {
+        if state.said.contains(&reason) || state.said.len() >= MAX_LOGGED_REASONS {
             return;
         }
         let (target, what) = (&self.0.address.target, &state.why);
@@ -154,7 +154,7 @@ impl Pool {
         self.0.metrics.redis_up.set(1);
         let mut state = self.state();
         state.down = None;
-        if state.failed.is_some_and(|at| at.elapsed() < CALM) {
+        if state.failed.is_some_and(|at| at.elapsed() < RECOVERY_TIME) {
             return;
         }
         state.failed = None;
@@ -193,7 +193,7 @@ impl Pool {
                     Err(_) => self.0.metrics.redis_errors.inc(),
                 }
                 let mut state = self.state();
-                if state.idle.len() < IDLE {
+                if state.idle.len() < MAX_IDLE_CONNECTIONS {
                     state.idle.push(conn);
                 }
                 answer
@@ -292,10 +292,10 @@ pub fn describe(error: &RedisError) -> String {
 fn words(error: &RedisError) -> String {
     let said = format!("{} {}", error.code().unwrap_or_default(), error.detail().unwrap_or_default());
     let said: String = said.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    if said.len() <= WORDS {
+    if said.len() <= MAX_LOGGED_BYTES {
         return said;
     }
-    let end = (0..=WORDS).rev().find(|at| said.is_char_boundary(*at)).unwrap_or(0);
+    let end = (0..=MAX_LOGGED_BYTES).rev().find(|at| said.is_char_boundary(*at)).unwrap_or(0);
     // At the end of a sentence, where there is one.
     match said[..end].rfind(". ") {
         Some(dot) => said[..=dot].to_owned(),

@@ -26,7 +26,7 @@ const MIN_WITHDRAWN: usize = 10_000;
 
 /// A command on its way to a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Parcel {
+pub struct QueuedCommand {
     /// Its id.
     pub id: String,
     /// When its client pushed it, in milliseconds since 1970, as near as that is known.
@@ -42,7 +42,7 @@ pub struct Parcel {
     pub marked_expired: u64,
 }
 
-impl Parcel {
+impl QueuedCommand {
     /// As it lies in Redis: `<created>t:<json>`, or `<created>t/<gid>:<json>`. The `t` says that the text has a ticket.
     fn packed(&self) -> String {
         match self.chosen_from {
@@ -52,7 +52,7 @@ impl Parcel {
     }
 }
 
-/// The fields that precede the JSON text of a packed parcel, and the text.
+/// The fields that precede the JSON text of a packed command, and the text.
 #[derive(Debug, PartialEq, Eq)]
 struct Unpacked<'a> {
     created: u64,
@@ -140,15 +140,23 @@ pub struct Enqueued {
     pub holder: Option<String>,
 }
 
-/// Adds to `batch` the enqueueing of `parcels` for `node`; read the answer with `enqueued`.
+/// Adds to `batch` the enqueueing of `commands` for `node`; read the answer with `enqueued`.
 /// `me` is this controller, `now` is in milliseconds, at most `limit` commands may wait, and what waits
 /// is kept for `keep` seconds.
-pub fn enqueue(batch: &mut Batch, me: &str, node: NodeId, parcels: &[Parcel], now: u64, limit: usize, keep: u64) {
+pub fn enqueue(
+    batch: &mut Batch,
+    me: &str,
+    node: NodeId,
+    commands: &[QueuedCommand],
+    now: u64,
+    limit: usize,
+    keep: u64,
+) {
     let keys = [keys::queue(node), keys::waiting(node), keys::meta(node), keys::closed(node), keys::withdrawn(node)];
     batch.script(&scripts::ENQUEUE, &keys, |cmd| {
         cmd.arg(me).arg(now).arg(limit).arg(keep.max(KEEP_NODE)).arg(MOST).arg(MOST_BYTES);
-        for parcel in parcels {
-            cmd.arg(&parcel.id).arg(parcel.packed()).arg(parcel.marked).arg(parcel.marked_expired);
+        for command in commands {
+            cmd.arg(&command.id).arg(command.packed()).arg(command.marked).arg(command.marked_expired);
         }
     });
 }
@@ -402,9 +410,15 @@ mod tests {
     #[test]
     fn parcels_are_unpacked_as_they_were_packed() {
         for (chosen_from, text) in [(None, r#"{"id":"a:b"}"#), (Some(0), "{}"), (Some(7), "")] {
-            let parcel =
-                Parcel { id: "a".into(), created: 17, chosen_from, text: text.into(), marked: 1, marked_expired: 1 };
-            let packed = parcel.packed();
+            let command = QueuedCommand {
+                id: "a".into(),
+                created: 17,
+                chosen_from,
+                text: text.into(),
+                marked: 1,
+                marked_expired: 1,
+            };
+            let packed = command.packed();
             assert_eq!(unpack(&packed), Unpacked { created: 17, has_ticket: true, chosen_from, text });
         }
         let old = |created, chosen_from, text| Unpacked { created, has_ticket: false, chosen_from, text };

@@ -19,16 +19,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Longest time for a connection to come up, login included.
-pub(super) const CONNECT: Duration = Duration::from_secs(3);
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Longest time in which a server that takes no connection says why.
-const WORDS: Duration = Duration::from_millis(500);
+const REFUSAL_READ_TIMEOUT: Duration = Duration::from_millis(500);
 /// The oldest version of Redis that has every command which is used: `LPOS` is of 6.0.6.
-pub(super) const OLDEST: [u32; 3] = [6, 0, 6];
+pub(super) const MIN_VERSION: [u32; 3] = [6, 0, 6];
 /// The code of the error for an older one; no server answers with it.
 pub(super) const TOO_OLD: &str = "TOOOLD";
 
 /// Bytes of an argument that goes out as it is, and of calls that go out together at the most.
-const LARGE: usize = 64 << 10;
+const MAX_PACKED_BYTES: usize = 64 << 10;
 
 /// The code of the error for a read that a signal has interrupted: nothing is wrong with the server, and only the
 /// connection is of no more use. No server answers with it.
@@ -143,7 +143,7 @@ fn greet(conn: &mut Connection) -> RedisResult<Mode> {
         Err(e) => return Err(e),
     };
     if let Some(version) = version.filter(|version| is_too_old(version)) {
-        let [major, minor, patch] = OLDEST;
+        let [major, minor, patch] = MIN_VERSION;
         let what = format!("it is version {version}, and at least {major}.{minor}.{patch} is needed: upgrade it");
         return Err(redis::make_extension_error(TOO_OLD.into(), Some(what)));
     }
@@ -154,12 +154,12 @@ fn greet(conn: &mut Connection) -> RedisResult<Mode> {
     })
 }
 
-/// Whether a version is before `OLDEST`; one that cannot be read is not.
+/// Whether a version is before `MIN_VERSION`; one that cannot be read is not.
 fn is_too_old(version: &str) -> bool {
     let mut parts = version.split('.').map(|part| part.parse::<u32>());
     let Some(Ok(major)) = parts.next() else { return false };
     let mut next = || parts.next().and_then(Result::ok).unwrap_or(0);
-    [major, next(), next()] < OLDEST
+    [major, next(), next()] < MIN_VERSION
 }
 
 /// The words of a server that takes no connection, in the place of `error`, when it has any. It says them unasked
@@ -173,11 +173,11 @@ pub(super) fn words(addr: &ConnectionAddr, error: RedisError) -> RedisError {
         ConnectionAddr::Tcp(host, port) => (host.as_str(), *port)
             .to_socket_addrs()
             .and_then(|mut addrs| addrs.next().ok_or_else(|| std::io::ErrorKind::NotFound.into()))
-            .and_then(|addr| TcpStream::connect_timeout(&addr, WORDS))
-            .and_then(|stream| stream.set_read_timeout(Some(WORDS)).map(|()| stream))
+            .and_then(|addr| TcpStream::connect_timeout(&addr, REFUSAL_READ_TIMEOUT))
+            .and_then(|stream| stream.set_read_timeout(Some(REFUSAL_READ_TIMEOUT)).map(|()| stream))
             .map(|stream| stream.take(4096).read_to_end(&mut said)),
         ConnectionAddr::Unix(path) => UnixStream::connect(path)
-            .and_then(|stream| stream.set_read_timeout(Some(WORDS)).map(|()| stream))
+            .and_then(|stream| stream.set_read_timeout(Some(REFUSAL_READ_TIMEOUT)).map(|()| stream))
             .map(|stream| stream.take(4096).read_to_end(&mut said)),
         // Before the handshake a server says nothing that could be read.
         _ => return error,
@@ -241,7 +241,7 @@ impl<'a> Sending<'a> {
         for argument in arguments {
             let bytes = if let Arg::Simple(bytes) = argument { bytes } else { b"0" };
             self.packed.extend_from_slice(format!("${}\r\n", bytes.len()).as_bytes());
-            if bytes.len() >= LARGE {
+            if bytes.len() >= MAX_PACKED_BYTES {
                 self.flush()?;
                 send(self.conn, bytes)?;
             } else {
@@ -249,7 +249,7 @@ impl<'a> Sending<'a> {
             }
             self.packed.extend_from_slice(b"\r\n");
         }
-        if self.packed.len() >= LARGE { self.flush() } else { Ok(()) }
+        if self.packed.len() >= MAX_PACKED_BYTES { self.flush() } else { Ok(()) }
     }
 
     /// Sends the rest.
@@ -317,7 +317,7 @@ mod tests {
         });
         let mut conn = Client::open(url).unwrap().get_connection().unwrap();
         let (mut want, mut sending) = (b"first".to_vec(), Sending::new(&mut conn, b"first"));
-        for length in [0, 1, LARGE - 1, LARGE, LARGE + 1, 3 * LARGE] {
+        for length in [0, 1, MAX_PACKED_BYTES - 1, MAX_PACKED_BYTES, MAX_PACKED_BYTES + 1, 3 * MAX_PACKED_BYTES] {
             let mut call = redis::cmd("SET");
             call.arg(length).arg("x".repeat(length)).cursor_arg(0).arg("");
             call.write_packed_command(&mut want);

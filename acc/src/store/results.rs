@@ -11,13 +11,13 @@ use jscommon::NodeId;
 use redis::{Cmd, FromRedisValue, RedisResult, Value};
 
 /// Seconds that results of a quiet job are kept, and what was delivered of them.
-const QUIET: u64 = 120;
+const QUIET_RETENTION_SECONDS: u64 = 120;
 /// Most runs of a recurring job that are remembered of each node: those that it may have sent without hearing that
 /// they were taken, several requests of them.
-const RUNS: usize = 4000;
+const MAX_REMEMBERED_RUNS: usize = 4000;
 /// Seconds that a result is kept, and remembered as delivered, while neither Redis nor a ticket says that its job is
 /// one of this node. Anybody with the credentials of a node can make up ids, so this is short.
-const UNKNOWN: u64 = 3600;
+const UNKNOWN_RETENTION_SECONDS: u64 = 3600;
 /// Results of a recurring job that one node may bring at once. Those that were brought count down at `PER_PERIOD`.
 const MAX_RUNS: u64 = 100;
 /// Results that it may bring in one period of the job, in the long run.
@@ -26,7 +26,7 @@ const PER_PERIOD: u64 = 4;
 const MAX_SAVED: u64 = HISTORY as u64;
 
 /// Bytes of texts that are not held twice to save a round trip.
-const LARGE: usize = 256 << 10;
+const MAX_HELD_TWICE_BYTES: usize = 256 << 10;
 
 /// A result to deliver.
 #[derive(Clone, Debug)]
@@ -106,10 +106,10 @@ pub fn decide(batch: &mut Batch, delivery: &Delivery<'_>, proven: bool) {
         (recurring, quiet, pace) = (true, run.quiet, run.period.max(1).saturating_mul(1000) / PER_PERIOD);
     }
     // Without a ticket for a short time, for nothing is known yet of who says so: see `push` and `remember`.
-    let keep = if proven { DAY } else { UNKNOWN };
+    let keep = if proven { DAY } else { UNKNOWN_RETENTION_SECONDS };
     batch.script(&scripts::DECIDE, &keys, |cmd| {
         cmd.arg(delivery.target).arg(delivery.run).arg(keep).arg(u8::from(recurring)).arg(u8::from(quiet));
-        cmd.arg(RUNS).arg(pace).arg(MAX_RUNS).arg(MAX_SAVED);
+        cmd.arg(MAX_REMEMBERED_RUNS).arg(pace).arg(MAX_RUNS).arg(MAX_SAVED);
     });
 }
 
@@ -133,11 +133,11 @@ pub struct Bounds {
 
 impl Bounds {
     /// Of a job that neither Redis nor a ticket knows.
-    pub const UNKNOWN: Bounds = Bounds { most: HISTORY, seconds: UNKNOWN };
+    pub const UNKNOWN: Bounds = Bounds { most: HISTORY, seconds: UNKNOWN_RETENTION_SECONDS };
 
     /// The bounds of a job with at most so many targets; of a `quiet` one little is kept, and not for long.
     pub fn of(targets: usize, quiet: bool) -> Bounds {
-        Bounds { most: targets.max(HISTORY), seconds: if quiet { QUIET } else { DAY } }
+        Bounds { most: targets.max(HISTORY), seconds: if quiet { QUIET_RETENTION_SECONDS } else { DAY } }
     }
 }
 
@@ -157,7 +157,7 @@ pub fn push_all(conn: &mut Conn, hashes: Batch, pushes: &[Push<'_>]) -> RedisRes
     let apart = conn.is_cluster();
     let length: usize = pushes.iter().map(|push| push.delivery.text.len()).sum();
     let mut hashes = hashes;
-    if length > LARGE {
+    if length > MAX_HELD_TWICE_BYTES {
         // Both hold the texts.
         conn.run(&std::mem::take(&mut hashes))?;
     }
@@ -188,8 +188,11 @@ fn add_push(batch: &mut Batch, push: &Push<'_>, apart: bool) {
     batch.script(&scripts::PUSH, &keys, |cmd| {
         cmd.arg(delivery.target).arg(delivery.run).arg(delivery.text);
         cmd.arg(push.bounds.most).arg(push.bounds.seconds).arg(u8::from(delivery.recurring.is_some()));
-        cmd.arg(u8::from(push.bounds.seconds == QUIET)).arg(field).arg(lists::COUNTS_KEPT).arg(DAY);
-        cmd.arg(lists::LIST_BYTES);
+        cmd.arg(u8::from(push.bounds.seconds == QUIET_RETENTION_SECONDS))
+            .arg(field)
+            .arg(lists::COUNT_RETENTION_SECONDS)
+            .arg(DAY);
+        cmd.arg(lists::MAX_LIST_BYTES);
     });
 }
 

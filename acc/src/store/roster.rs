@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub(super) type Place = (String, u16);
 
 /// Most servers that are remembered.
-const MOST: usize = 256;
+const MAX_SERVERS: usize = 256;
 
 /// Servers in the order in which they are to be asked; shared by all connections of a controller.
 #[derive(Debug, Default)]
@@ -41,7 +41,7 @@ impl Roster {
         let fresh = told.iter().filter(|place| !known.contains(place));
         let stays = known.iter().filter(|place| told.contains(place) || self.named.contains(place));
         for place in std::iter::once(first).chain(fresh).chain(stays) {
-            if held.len() < MOST && !held.contains(place) {
+            if held.len() < MAX_SERVERS && !held.contains(place) {
                 held.push(place.clone());
             }
         }
@@ -95,7 +95,7 @@ mod tests {
         // A Sentinel tells of none.
         roster.answered(&place("b"), []);
         assert_eq!(order(&roster), "ba");
-        roster.answered(&place("x"), (0..2 * MOST as u16).map(|port| ("y".to_owned(), port)));
-        assert!(roster.places().len() == MOST && roster.places()[0] == place("x"));
+        roster.answered(&place("x"), (0..2 * MAX_SERVERS as u16).map(|port| ("y".to_owned(), port)));
+        assert!(roster.places().len() == MAX_SERVERS && roster.places()[0] == place("x"));
     }
 }

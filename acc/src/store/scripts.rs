@@ -57,7 +57,7 @@ pub(super) static TAKE: Script = Script::new(include_str!("scripts/take.lua"));
 /// Takes rings off a bell.
 pub(super) static RINGS: Script = Script::new(include_str!("scripts/rings.lua"));
 /// Moves what a dead controller had taken.
-pub(super) static INHERIT: Script = Script::new(include_str!("scripts/inherit.lua"));
+pub(super) static RECLAIM: Script = Script::new(include_str!("scripts/reclaim.lua"));
 /// Forgets a dead controller.
 pub(super) static FORGET: Script = Script::new(include_str!("scripts/forget.lua"));
 /// Says that a controller lives.
@@ -107,7 +107,7 @@ static ALL: [&Script; 31] = [
     &WITHDRAW,
     &TAKE,
     &RINGS,
-    &INHERIT,
+    &RECLAIM,
     &FORGET,
     &BEAT,
     &RECORDS,

@@ -4,13 +4,13 @@
 //! Does not own: which Sentinels there are and how they are logged in to (`target`), when to ask again (`pool`).
 
 use super::conn::Address;
-use super::redis_connection::{self, CONNECT};
+use super::redis_connection::{self, CONNECT_TIMEOUT};
 use super::roster::Place;
 use redis::{Connection, ErrorKind, FromRedisValue, RedisError, RedisResult, Value};
 use std::time::{Duration, Instant};
 
 /// Longest time in which a Sentinel answers; then the next one is asked.
-const TELL: Duration = Duration::from_secs(2);
+const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Longest time for asking all of them and connecting to what they name, but for the last one that is asked.
 const ALL: Duration = Duration::from_secs(6);
@@ -61,7 +61,7 @@ fn ask(address: &Address, sentinel: &Place, group: &str) -> RedisResult<Option<P
     let info = redis_connection::with_host(&address.target.servers[0], sentinel);
     let info = info.set_redis_settings(address.target.sentinel.clone());
     let addr = info.addr().clone();
-    let mut conn = redis_connection::connect(info, address.ca.as_deref(), TELL, TELL)?;
+    let mut conn = redis_connection::connect(info, address.ca.as_deref(), QUERY_TIMEOUT, QUERY_TIMEOUT)?;
     let mut question = redis::cmd("SENTINEL");
     question.arg("get-master-addr-by-name").arg(group);
     let answer = redis_connection::single(&mut conn, &question).map_err(|e| redis_connection::words(&addr, e))?;
@@ -71,7 +71,8 @@ fn ask(address: &Address, sentinel: &Place, group: &str) -> RedisResult<Option<P
 /// Connects to what was named, which may be a replica by now, or still.
 fn connect(address: &Address, master: &Place, patience: Duration) -> RedisResult<Connection> {
     let info = redis_connection::with_host(&address.target.servers[0], master);
-    let (mut conn, _) = redis_connection::server(info, address.ca.as_deref(), CONNECT, patience.min(CONNECT))?;
+    let (mut conn, _) =
+        redis_connection::server(info, address.ca.as_deref(), CONNECT_TIMEOUT, patience.min(CONNECT_TIMEOUT))?;
     let role = redis_connection::single(&mut conn, &redis::cmd("ROLE"))?;
     let is_master = match &role {
         Value::Array(parts) => matches!(parts.first(), Some(Value::BulkString(role)) if role == b"master"),

@@ -185,7 +185,7 @@ fn dispatcher(out: &mut Steps<'_>, ac: usize) {
             s.redis.forget(0, 0);
             s.ac[ac].dispatcher.next = Do::Untake;
         }),
-        // `lists::untake`, last of all.
+        // `lists::complete`, last of all.
         Do::Untake => out.fair("off the taken list", |s, _| {
             untake(s, ac, command);
             s.ac[ac].dispatcher = Dispatcher::default();

@@ -159,7 +159,7 @@ impl Redis {
         listed.count = (listed.count + 1).min(2);
     }
 
-    /// `inherit.lua`: moves what `from` had taken, unless it has beaten meanwhile.
+    /// `reclaim.lua`: moves what `from` had taken, unless it has beaten meanwhile.
     pub(crate) fn inherit(&mut self, from: usize, to: usize) {
         if self.beat[from] == Beat::Fresh {
             return;

@@ -294,7 +294,7 @@ fn a_controller_that_has_beaten_since_its_verdict_keeps_what_it_has_taken() {
     lists::beat(conn, "one").unwrap();
     client.push_raw("a");
     assert!(lists::take(conn, "one").unwrap().is_some());
-    lists::inherit(conn, "two", "one").unwrap();
+    lists::reclaim(conn, "two", "one").unwrap();
     assert_eq!(client.redis::<usize>(&["LLEN", &taken("one")]), 1);
     assert_eq!(controllers(&mut client).len(), 2);
 }

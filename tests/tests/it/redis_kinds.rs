@@ -463,9 +463,9 @@ fn requests_travel_alone_once_redis_is_known_to_be_a_cluster() {
     };
     let context = Arc::new(jsacc::daemon::prepare(config, false).expect("a controller that is ready to start"));
     let handlers = Handlers::new(context.clone());
-    assert!(!handlers.apart() && handlers.together() > 1, "nothing is known of it yet");
+    assert!(!handlers.apart() && handlers.max_batch() > 1, "nothing is known of it yet");
     drop(context.pool.open(LONG).expect("a connection"));
-    assert_eq!((handlers.apart(), handlers.together()), (true, 1));
+    assert_eq!((handlers.apart(), handlers.max_batch()), (true, 1));
 }
 
 #[test]

@@ -69,7 +69,7 @@ impl server::Handler for Desk {
         }
     }
 
-    fn together(&self) -> usize {
+    fn max_batch(&self) -> usize {
         if self.stuck.lock().unwrap().is_some() { 1 } else { 16 }
     }
 }

@@ -17,7 +17,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 /// Requests that are with tiny_http.
-pub(crate) struct Exchange {
+pub(crate) struct BackendConnection {
     stream: UnixStream,
     /// What is to be written, and how much of the first of it is out.
     out: VecDeque<Vec<u8>>,
@@ -64,11 +64,11 @@ pub(crate) fn request_head(
     text.into_bytes()
 }
 
-impl Exchange {
+impl BackendConnection {
     /// Connects to tiny_http; `out` holds the bytes of so many requests, and goes out with the first `drive`.
-    pub(crate) fn new(socket: &Path, out: VecDeque<Vec<u8>>, requests: usize) -> io::Result<Exchange> {
+    pub(crate) fn new(socket: &Path, out: VecDeque<Vec<u8>>, requests: usize) -> io::Result<BackendConnection> {
         let stream = UnixStream::connect(socket)?;
-        Ok(Exchange { stream, out, sent: 0, input: Vec::new(), answer: None, missing: requests })
+        Ok(BackendConnection { stream, out, sent: 0, input: Vec::new(), answer: None, missing: requests })
     }
 
     /// The socket, to be registered.
@@ -161,8 +161,8 @@ mod tests {
     fn only_what_the_proxy_knows_goes_on() {
         let node = NodeId { gid: 1, nid: 10 };
         let peer = "::1".parse().unwrap();
-        let alone = PipelineSlot { slot: 3, trip: 8, at: 0, of: 1 };
-        let first = PipelineSlot { slot: 3, trip: 9, at: 0, of: 2 };
+        let alone = PipelineSlot { slot: 3, group: 8, at: 0, of: 1 };
+        let first = PipelineSlot { slot: 3, group: 9, at: 0, of: 2 };
         let head = RequestHead {
             route: Route::Cmd(node),
             query: "wait=1".into(),
@@ -199,7 +199,7 @@ mod tests {
             bodiless: false,
             expects: false,
         };
-        let place = PipelineSlot { slot: 3, trip: 8, at: 0, of: 1 };
+        let place = PipelineSlot { slot: 3, group: 8, at: 0, of: 1 };
         let cert = Some(PeerCert { node, issued: None });
         let text = request_head(&head, Some(node), "::1".parse().unwrap(), cert, 0, place);
         assert!(String::from_utf8(text).unwrap().contains("\r\nX-JS-Cert-Issued: -\r\n"));
@@ -216,7 +216,8 @@ mod tests {
         ]
         .concat();
         let out = VecDeque::new();
-        let mut exchange = Exchange { stream: ours, out, sent: 0, input: Vec::new(), answer: None, missing: 0 };
+        let mut exchange =
+            BackendConnection { stream: ours, out, sent: 0, input: Vec::new(), answer: None, missing: 0 };
         for size in 1..=text.len() {
             let mut answers = Vec::new();
             exchange.missing = 4;

@@ -338,6 +338,7 @@ mod tests {
         Resource::RefusedEvents,
         Resource::LateEvents,
     ];
+    const _: () = assert!(ALL.len() == Resource::LateEvents as usize + 1);
 
     const NODE: NodeId = NodeId { gid: 1, nid: 10 };
     const OTHER: NodeId = NodeId { gid: 1, nid: 11 };

@@ -1,15 +1,16 @@
 //! Counts the values of a JSON text before it is read, for each of them takes many times the memory of its text. Pure.
 
-/// Most JSON values of one command. An object counts as [`OBJECT`].
-pub const MAX_VALUES: usize = 500_000;
+/// Most JSON values of one command. An object counts as [`OBJECT`]. A result has the arguments of its command, so this is
+/// less than what a controller takes in the body of one result.
+pub const MAX_VALUES: usize = 200_000;
 
 /// As many values take the memory of an object with one field.
 const OBJECT: usize = 8;
 
 /// Whether a JSON text has more than `most` values.
 pub fn has_more_values(text: &[u8], most: usize) -> bool {
-    // Each value but the first has a comma, a colon or a bracket before it.
-    text.len() > most && count_values(text) > most
+    // No byte counts as more than an object does.
+    text.len().saturating_mul(OBJECT) >= most && count_values(text) > most
 }
 
 /// Returns how many values a JSON text has, an object counted as eight.
@@ -45,6 +46,6 @@ mod tests {
         for (most, more) in [(nine - 2, true), (nine - 1, true), (nine, false), (nine + 1, false)] {
             assert_eq!(has_more_values(text.as_bytes(), most), more, "{most}");
         }
-        assert!(!has_more_values(b"{}", 2));
+        assert!(has_more_values(b"{}", OBJECT) && !has_more_values(b"{}", OBJECT + 1));
     }
 }

@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -31,6 +31,14 @@ pub struct Request {
     pub path: String,
     /// The body of a POST.
     pub body: Option<Vec<u8>>,
+}
+
+impl Request {
+    /// Returns the last part of the path.
+    fn kind(&self) -> &str {
+        let path = self.path.split('?').next().unwrap_or_default();
+        path.rsplit('/').next().unwrap_or_default()
+    }
 }
 
 /// Makes requests. The same seed makes the same ones, but for the times in them.
@@ -93,7 +101,8 @@ impl Requests {
     }
 
     fn large(&mut self) -> Request {
-        let command = self.commands[self.rng.usize(0..self.commands.len())].clone();
+        let at = self.rng.usize(0..self.commands.len().max(1));
+        let command = self.commands.get(at).cloned().unwrap_or(Value::Null);
         let mut result = json!({"id": command["id"], "ticket": command["ticket"], "state": "OK"});
         let (what, body) = match self.rng.u32(0..5) {
             0 => {
@@ -104,17 +113,19 @@ impl Requests {
                 result["args"] = json!({"a": self.values(MAX_VALUES - 100)});
                 ("result", json!([result]))
             }
+            // Read, and refused: these are more than a request may have, or no results.
             2 => ("result", self.values(MAX_VALUES)),
             3 => {
                 let list: Vec<Value> = (0..50_000).map(|n| json!([format!("{n}{}", "x".repeat(140)), n])).collect();
                 ("stats", json!({"batch": self.next_batch(), "series": list}))
             }
             _ => {
-                let records: Vec<Value> = (0..10_000).map(|n| json!({"jobid": n, "data": "x".repeat(780)})).collect();
+                let records: Vec<Value> =
+                    (0..10_000).map(|n| json!({"jobid": n.to_string(), "data": "x".repeat(780)})).collect();
                 ("log", json!({"batch": self.next_batch(), "records": records}))
             }
         };
-        Request { body: Some(body.to_string().into_bytes()), ..self.post(what, Value::Null) }
+        self.whole(what, &body)
     }
 
     /// A list that counts as just less than `most` values.
@@ -128,13 +139,20 @@ impl Requests {
     }
 
     fn post(&mut self, what: &str, body: Value) -> Request {
-        let mut body = body.to_string().into_bytes();
-        if self.rng.u32(0..50) == 0 {
+        let mut request = self.whole(what, &body);
+        if let Some(body) = request.body.as_mut()
+            && self.rng.u32(0..50) == 0
+        {
             // Cut, or with a byte changed.
             let at = self.rng.usize(0..body.len());
             if self.rng.bool() { body.truncate(at) } else { body[at] = self.rng.u8(..) }
         }
-        Request { method: "POST", path: format!("/{}/{}/{what}", self.node.gid, self.node.nid), body: Some(body) }
+        request
+    }
+
+    fn whole(&self, what: &str, body: &Value) -> Request {
+        let path = format!("/{}/{}/{what}", self.node.gid, self.node.nid);
+        Request { method: "POST", path, body: Some(body.to_string().into_bytes()) }
     }
 
     fn get(&self, what: &str) -> Request {
@@ -294,6 +312,10 @@ impl Requests {
     }
 
     fn next_batch(&mut self) -> u64 {
+        if self.largest {
+            // Of several connections the later one, so that hardly a batch is dropped as taken before.
+            return crate::now_ms() as u64 * 1000 + self.rng.u64(0..1000);
+        }
         // Some come again.
         self.batch += u64::from(self.rng.u32(0..10) > 0) * 1000;
         self.batch
@@ -380,14 +402,14 @@ fn dial(target: &Target) -> Result<Box<dyn Stream>> {
 /// A node that sends as fast as it is answered, on several connections, until it is ended.
 pub struct Hostile {
     end: Arc<AtomicBool>,
-    taken: Arc<AtomicU64>,
+    taken: Arc<Mutex<BTreeMap<String, u64>>>,
     threads: Vec<JoinHandle<BTreeMap<u16, u64>>>,
 }
 
 impl Hostile {
     /// Starts `connections` threads, each with requests of its own, which `requests` makes of a seed.
     pub fn start(target: &Target, connections: u64, seed: u64, requests: impl Fn(u64) -> Requests) -> Hostile {
-        let (end, taken) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (end, taken) = (Arc::new(AtomicBool::new(false)), Arc::<Mutex<BTreeMap<String, u64>>>::default());
         let begin = |i: u64| {
             let (target, end, taken) = (target.clone(), end.clone(), taken.clone());
             let mut requests = requests(seed.wrapping_add(i));
@@ -395,9 +417,13 @@ impl Hostile {
                 let mut answers = BTreeMap::new();
                 let mut connection = Connection::new(target);
                 while !end.load(Ordering::Relaxed) {
-                    let status = connection.send(&requests.next_request()).unwrap_or(0);
+                    let request = requests.next_request();
+                    let status = connection.send(&request).unwrap_or(0);
                     *answers.entry(status).or_default() += 1;
-                    taken.fetch_add(u64::from(status == 200), Ordering::Relaxed);
+                    if status == 200 {
+                        let mut taken = taken.lock().unwrap_or_else(PoisonError::into_inner);
+                        *taken.entry(request.kind().to_owned()).or_default() += 1;
+                    }
                 }
                 answers
             })
@@ -406,9 +432,9 @@ impl Hostile {
         Hostile { end, taken, threads }
     }
 
-    /// Returns how many requests were answered with 200 so far.
-    pub fn taken(&self) -> u64 {
-        self.taken.load(Ordering::Relaxed)
+    /// Returns how many requests were answered with 200 so far, by their kind.
+    pub fn taken(&self) -> BTreeMap<String, u64> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Ends it; how often each status was answered, 0 for a connection that was cut.

@@ -1,6 +1,7 @@
 //! `POST /enroll` with an enrolment token, and `POST /{gid}/{nid}/renew` with a node's own credentials.
 
-use super::{Fault, Outcome, bad, json, spend};
+use super::body::parse;
+use super::{Fault, Outcome, bad, spend};
 use crate::allowance::{Charge, Resource};
 use crate::context::Context;
 use crate::identity::Credentials;
@@ -18,7 +19,7 @@ const MAX_RENEWAL_BYTES: usize = 4096;
 /// Longest name of a use of an enrolment token, in bytes.
 const MAX_REQUEST_NAME_BYTES: usize = 64;
 
-pub(super) fn post(context: &Context, request: &mut Request) -> Outcome {
+pub(super) fn post(context: &Context, request: &Request) -> Outcome {
     let refused = |status, reason: String| Err(Fault::Reply(Reply::error(status, reason)));
     let Some(token) = request.bearer.as_deref() else {
         return refused(401, "no enrolment token: send the one that `jsacc token` printed as a bearer token".into());
@@ -31,7 +32,7 @@ pub(super) fn post(context: &Context, request: &mut Request) -> Outcome {
             return refused(403, reason);
         }
     };
-    let body = json(context, None, std::mem::take(&mut request.body))?.value;
+    let body = parse(&request.body)?;
     let number = |name: &str| body.get(name).and_then(Value::as_u64).and_then(|n| u32::try_from(n).ok());
     let node = number("gid").zip(number("nid")).and_then(|(gid, nid)| NodeId::new(gid, nid));
     let Some(node) = node else { return Err(bad("the body names 'gid' and 'nid', whole numbers of 1 or more")) };

@@ -26,14 +26,17 @@ pub(super) fn post(context: &Context, node: NodeId, request: &mut Request) -> Ou
     if body.len() > 8 * MAX_DATA_BYTES {
         return Err(Fault::Reply(Reply::error(413, format!("an event's 'data' has at most {MAX_DATA_BYTES} bytes"))));
     }
-    let mut body = json(context, Some(node), body)?;
+    let mut body = json(context, node, body)?;
     let mut data = body.value.get_mut("data").map_or(Value::Object(Map::new()), Value::take);
     let name = body
         .value
         .get("name")
         .and_then(Value::as_str)
         .filter(|name| is_role(name))
+        .map(str::to_owned)
         .ok_or_else(|| bad("'name' must be the event's name, 1 to 64 of A-Z a-z 0-9 . _ : / -"))?;
+    drop(body);
+    let name = name.as_str();
     if RESERVED.contains(&name) {
         return Err(bad(format!("the event '{name}' is the controller's own: a node cannot tell it")));
     }

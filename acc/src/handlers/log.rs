@@ -26,7 +26,7 @@ const MAX_NOTICED_KEYS: usize = 100;
 pub(super) fn post(context: &Context, notices: &Notices, node: NodeId, body: Vec<u8>) -> Outcome {
     super::within_batch(&body)?;
     expect_room(context, node, &[bytes(body.len())])?;
-    let mut body = json(context, Some(node), body)?;
+    let mut body = json(context, node, body)?;
     let number = batch_number(&body.value)?;
     let Some(Value::Array(records)) = body.value.get_mut("records").map(Value::take) else {
         return Err(bad("'records' must be a list"));

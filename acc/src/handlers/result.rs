@@ -95,7 +95,7 @@ struct Posted {
 pub(super) fn post_all(context: &Context, posts: Vec<(NodeId, Vec<u8>)>) -> Vec<Outcome> {
     let read = |(node, body): (NodeId, Vec<u8>)| {
         expect_room(context, node, &[Charge::new(Resource::Bytes, body.len())])?;
-        let body = json(context, Some(node), body)?;
+        let body = json(context, node, body)?;
         let posted = read(&context.tickets, node, body.value)?;
         spend(context, node, &posted.paid)?;
         Ok(posted)

@@ -12,7 +12,7 @@ use redis::{
     RedisError, RedisResult, TlsCertificates, Value,
 };
 use std::error::Error;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ pub(super) const MIN_VERSION: [u32; 3] = [6, 0, 6];
 /// The code of the error for an older one; no server answers with it.
 pub(super) const TOO_OLD: &str = "TOOOLD";
 
-/// Bytes of an argument that goes out as it is, and of calls that go out together at the most.
+/// Bytes of an argument that goes out as it is, and of smaller ones that go out together.
 const MAX_PACKED_BYTES: usize = 64 << 10;
 
 /// The code of the error for a read that a signal has interrupted: nothing is wrong with the server, and only the
@@ -234,13 +234,13 @@ impl<'a> Sending<'a> {
         self.packed.extend_from_slice(bytes);
     }
 
-    /// Adds a call. It goes out when enough came together, or with `end`.
+    /// Adds a call; a cursor in it is sent as 0. It goes out when enough came together, or with `end`.
     pub(super) fn call(&mut self, call: &Cmd) -> RedisResult<()> {
         let arguments = call.args_iter();
-        self.packed.extend_from_slice(format!("*{}\r\n", arguments.len()).as_bytes());
+        write!(self.packed, "*{}\r\n", arguments.len())?;
         for argument in arguments {
             let bytes = if let Arg::Simple(bytes) = argument { bytes } else { b"0" };
-            self.packed.extend_from_slice(format!("${}\r\n", bytes.len()).as_bytes());
+            write!(self.packed, "${}\r\n", bytes.len())?;
             if bytes.len() >= MAX_PACKED_BYTES {
                 self.flush()?;
                 send(self.conn, bytes)?;
@@ -248,8 +248,11 @@ impl<'a> Sending<'a> {
                 self.packed.extend_from_slice(bytes);
             }
             self.packed.extend_from_slice(b"\r\n");
+            if self.packed.len() >= MAX_PACKED_BYTES {
+                self.flush()?;
+            }
         }
-        if self.packed.len() >= MAX_PACKED_BYTES { self.flush() } else { Ok(()) }
+        Ok(())
     }
 
     /// Sends the rest.
@@ -297,29 +300,27 @@ fn is_interrupted(error: &RedisError) -> bool {
 mod tests {
     use super::*;
     use redis::IntoConnectionInfo;
-    use std::io::Write;
     use std::net::TcpListener;
 
     #[test]
     fn calls_are_packed_as_the_library_packs_them() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("redis://{}/?protocol=resp2", listener.local_addr().unwrap());
+        let url = format!("redis://{}", listener.local_addr().unwrap());
         let taken = std::thread::spawn(move || {
-            let (mut stream, _) = listener.accept().unwrap();
-            // What the library says of itself at first.
-            let mut piece = [0; 4096];
-            let n = stream.read(&mut piece).unwrap();
-            let greetings = piece[..n].iter().filter(|byte| **byte == b'*').count();
-            stream.write_all(&b"+OK\r\n".repeat(greetings)).unwrap();
             let mut taken = Vec::new();
-            stream.read_to_end(&mut taken).unwrap();
+            listener.accept().unwrap().0.read_to_end(&mut taken).unwrap();
             taken
         });
-        let mut conn = Client::open(url).unwrap().get_connection().unwrap();
+        let info = url.into_connection_info().unwrap();
+        let silent = RedisConnectionInfo::default().set_skip_set_lib_name();
+        let mut conn = Client::open(info.set_redis_settings(silent)).unwrap().get_connection().unwrap();
         let (mut want, mut sending) = (b"first".to_vec(), Sending::new(&mut conn, b"first"));
         for length in [0, 1, MAX_PACKED_BYTES - 1, MAX_PACKED_BYTES, MAX_PACKED_BYTES + 1, 3 * MAX_PACKED_BYTES] {
             let mut call = redis::cmd("SET");
             call.arg(length).arg("x".repeat(length)).cursor_arg(0).arg("");
+            for n in 0..length / 100 {
+                call.arg(n);
+            }
             call.write_packed_command(&mut want);
             sending.call(&call).unwrap();
             sending.packed(b"between");

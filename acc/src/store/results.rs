@@ -153,12 +153,11 @@ pub struct Push<'a> {
 }
 
 /// Runs `hashes`, then pushes each of `pushes` that was not pushed since, and counts those for the audit list.
-pub fn push_all(conn: &mut Conn, hashes: Batch, pushes: &[Push<'_>]) -> RedisResult<()> {
+pub fn push_all(conn: &mut Conn, mut hashes: Batch, pushes: &[Push<'_>]) -> RedisResult<()> {
     let apart = conn.is_cluster();
     let length: usize = pushes.iter().map(|push| push.delivery.text.len()).sum();
-    let mut hashes = hashes;
     if length > MAX_HELD_TWICE_BYTES {
-        // Both hold the texts.
+        // One after the other, for each batch has a copy of every text.
         conn.run(&std::mem::take(&mut hashes))?;
     }
     let mut batch = Batch::new();

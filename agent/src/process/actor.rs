@@ -34,10 +34,10 @@ use threads::Threads;
 const TURN: usize = 1000;
 /// Time between two tries of a commit that failed, or of a sync.
 const RETRY: Duration = Duration::from_secs(1);
-/// While so many starts wait for a thread, a turn gathers messages before it takes them, so that one commit serves many.
+/// Starts that must wait for a thread, for a turn to gather messages before it takes them.
 const GATHER_FROM: usize = 16;
-/// How long it gathers for each start that waits: less than a start takes, so that the thread never runs out of them.
-const GATHER: Duration = Duration::from_micros(150);
+/// How long it gathers for each start that waits: about what a start takes at the least.
+const GATHER: Duration = Duration::from_micros(100);
 /// How long it gathers at the most.
 const MAX_GATHER: Duration = Duration::from_millis(20);
 /// How long a result may be in the ledger and not on the disk while there is always something to do.
@@ -199,6 +199,11 @@ struct Actor {
     stopping: Option<Instant>,
 }
 
+/// Returns how long messages are gathered while so many starts wait for a thread and so many messages for their turn.
+fn gathering(starts: usize, messages: usize) -> Option<Duration> {
+    (starts >= GATHER_FROM && messages < TURN).then(|| (GATHER * starts.min(1000) as u32).min(MAX_GATHER))
+}
+
 /// Begins to end leftovers, restores what is remembered, and starts the thread.
 pub(super) fn start(parts: Parts, remote: Remote, inbox: Receiver<Message>) -> Result<Worker> {
     let data_dir = &parts.config.main.data_dir;
@@ -273,9 +278,8 @@ impl Actor {
             if first.is_none() && self.rest_at.is_some_and(|at| at <= Instant::now()) {
                 self.rest();
             }
-            let starts = self.launcher.waiting();
-            if first.is_some() && starts >= GATHER_FROM {
-                std::thread::sleep((GATHER * starts as u32).min(MAX_GATHER));
+            if first.is_some() && self.stopping.is_none() {
+                self.gather(inbox);
             }
             for message in first.into_iter().chain(inbox.try_iter().take(TURN)) {
                 if message.is_work() {
@@ -293,6 +297,16 @@ impl Actor {
                 self.event(Event::Tick);
             }
         }
+    }
+
+    /// While a thread has many starts to make, lets messages come together, so that one commit serves many: nothing that
+    /// they bring could start any sooner.
+    fn gather(&mut self, inbox: &Receiver<Message>) {
+        let Some(time) = gathering(self.launcher.backlog(), inbox.len()) else { return };
+        if self.behind.is_some() && self.resync.is_none() {
+            self.sync();
+        }
+        std::thread::sleep(time);
     }
 
     fn now(&self) -> Now {
@@ -590,4 +604,16 @@ fn group_name(id: &str, started: i64) -> String {
 
 fn wall() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_gathered_while_many_starts_wait_and_not_for_long() {
+        assert_eq!([(0, 0), (GATHER_FROM - 1, 0), (100, TURN)].map(|(n, m)| gathering(n, m)), [None; 3]);
+        assert_eq!(gathering(GATHER_FROM, 0), Some(GATHER * GATHER_FROM as u32));
+        assert_eq!([gathering(1000, 0), gathering(usize::MAX, TURN - 1)], [Some(MAX_GATHER); 2]);
+    }
 }

@@ -52,8 +52,8 @@ fn text_of_very_many_values_is_refused_unread() {
     let redis = Redis::start();
     let acc = Acc::start(&redis, AccOptions::default());
     let (client, node) = (&mut Client::new(&redis), acc.node(1, 10));
-    let many = vec![0; 600_000];
-    let words = ["more than 500000 JSON values"];
+    let many = vec![0; 300_000];
+    let words = ["more than 200000 JSON values"];
     answered(client, json!({"gid": 1, "nid": 10, "cmd": "ping", "args": {"args": many}}), &words);
     for path in ["renew", "result", "log", "stats", "event"] {
         let reply = node.post(path, &json!({"certificate": many}));

@@ -49,8 +49,19 @@ pub struct Requests {
     /// Commands that the node was given: with their ids and tickets it makes up results.
     commands: Vec<Value>,
     batch: u64,
-    /// Only requests that take as much memory as any can.
-    largest: bool,
+    /// The kind of which all are, and take as much memory as any can.
+    largest: Option<Largest>,
+}
+
+/// A kind of requests that can take much memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Largest {
+    /// Results.
+    Result,
+    /// Records.
+    Log,
+    /// Series.
+    Stats,
 }
 
 /// Most JSON values of a body that a controller reads, an object counted as eight.
@@ -60,18 +71,18 @@ impl Requests {
     /// Requests of `node`, which was given `commands`.
     pub fn new(seed: u64, node: NodeId, commands: Vec<Value>) -> Requests {
         let batch = crate::now_ms() as u64 * 1000 + seed % 1000;
-        Requests { rng: Rng::with_seed(seed), node, commands, batch, largest: false }
+        Requests { rng: Rng::with_seed(seed), node, commands, batch, largest: None }
     }
 
-    /// Requests that take as much memory as any can, and nothing else.
-    pub fn largest(seed: u64, node: NodeId, commands: Vec<Value>) -> Requests {
-        Requests { largest: true, ..Requests::new(seed, node, commands) }
+    /// Requests of one kind that take as much memory as any can.
+    pub fn largest(kind: Largest, seed: u64, node: NodeId, commands: Vec<Value>) -> Requests {
+        Requests { largest: Some(kind), ..Requests::new(seed, node, commands) }
     }
 
     /// The next one.
     pub fn next_request(&mut self) -> Request {
-        if self.largest {
-            return self.large();
+        if let Some(kind) = self.largest {
+            return self.large(kind);
         }
         match self.rng.u32(0..20) {
             0..=2 => self.poll(),
@@ -100,26 +111,26 @@ impl Requests {
         }
     }
 
-    fn large(&mut self) -> Request {
+    fn large(&mut self, kind: Largest) -> Request {
         let at = self.rng.usize(0..self.commands.len().max(1));
         let command = self.commands.get(at).cloned().unwrap_or(Value::Null);
         let mut result = json!({"id": command["id"], "ticket": command["ticket"], "state": "OK"});
-        let (what, body) = match self.rng.u32(0..5) {
-            0 => {
+        let (what, body) = match (kind, self.rng.u32(0..3)) {
+            (Largest::Result, 0) => {
                 result["data"] = "x".repeat(16_000_000).into();
                 ("result", json!([result]))
             }
-            1 => {
+            (Largest::Result, 1) => {
                 result["args"] = json!({"a": self.values(MAX_VALUES - 100)});
                 ("result", json!([result]))
             }
             // Read, and refused: these are more than a request may have, or no results.
-            2 => ("result", self.values(MAX_VALUES)),
-            3 => {
+            (Largest::Result, _) => ("result", self.values(MAX_VALUES)),
+            (Largest::Stats, _) => {
                 let list: Vec<Value> = (0..50_000).map(|n| json!([format!("{n}{}", "x".repeat(140)), n])).collect();
                 ("stats", json!({"batch": self.next_batch(), "series": list}))
             }
-            _ => {
+            (Largest::Log, _) => {
                 let records: Vec<Value> =
                     (0..10_000).map(|n| json!({"jobid": n.to_string(), "data": "x".repeat(780)})).collect();
                 ("log", json!({"batch": self.next_batch(), "records": records}))
@@ -312,7 +323,7 @@ impl Requests {
     }
 
     fn next_batch(&mut self) -> u64 {
-        if self.largest {
+        if self.largest.is_some() {
             // Of several connections the later one, so that hardly a batch is dropped as taken before.
             return crate::now_ms() as u64 * 1000 + self.rng.u64(0..1000);
         }

@@ -13,7 +13,7 @@ use crate::tickets::{self, BadTicket, Flags, Tickets};
 use jscommon::command::TICKET;
 use jscommon::{JobResult, NodeId, State, death};
 use redis::{FromRedisValue, RedisResult};
-use serde_json::{Value, json as object};
+use serde_json::{Map, Value, json as object};
 use std::sync::atomic::Ordering;
 
 /// Most calls of one transaction, for Redis does nothing else meanwhile.
@@ -188,6 +188,12 @@ fn entry(tickets: &Tickets, node: NodeId, mut value: Value) -> Result<Result<Ent
         jscommon::command::hide_secrets(args);
     }
     let text = value.to_string();
+    // Apart, for reading a value as another type builds it anew.
+    let args = match value.as_object_mut().and_then(|fields| fields.remove("args")) {
+        None => Map::new(),
+        Some(Value::Object(args)) => args,
+        Some(_) => return Err("'args' is no object".into()),
+    };
     let result: JobResult = serde_json::from_value(value).map_err(|e| e.to_string())?;
     if !jscommon::command::is_job_id(&result.id) {
         return Err("'id' is no job id".into());
@@ -197,7 +203,7 @@ fn entry(tickets: &Tickets, node: NodeId, mut value: Value) -> Result<Result<Ent
     }
     // What a result says of itself counts only where nothing better is there, and then Redis is asked as well.
     let flags = match &ticket {
-        None => Ok(Flags::of(&result.args)),
+        None => Ok(Flags::of(&args)),
         Some(Value::String(ticket)) => tickets.check(node, &result.id, ticket),
         Some(_) => Err(BadTicket),
     };

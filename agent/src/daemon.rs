@@ -4,15 +4,15 @@
 //! supervisor's, the way to the controllers the pollers' and senders'.
 //!
 //! Start: lock of the data folder, controllers (their credentials are read, nothing is asked),
-//! outbox, ledger, logger, stats, supervisor, monitor, senders, pollers.
+//! upload queue, job store, logger, stats, supervisor, monitor, senders, pollers.
 //! Stop: pollers, supervisor (jobs end, their results are stored), monitor, stats, logger (their last
-//! batches are in the outbox), a word to the controllers, senders (a last round within their deadline).
+//! batches are in the upload queue), a word to the controllers, senders (a last round within their deadline).
 
 use crate::builtin::{self, info};
 use crate::config::Config;
 use crate::controller::Controller;
-use crate::ledger::Ledger;
-use crate::outbox::Outbox;
+use crate::job_store::JobStore;
+use crate::upload_queue::UploadQueue;
 use crate::output::{Outlets, Source};
 use crate::process::{self, Notice};
 use crate::stats::monitor;
@@ -120,7 +120,7 @@ struct Daemon {
 
 /// Tells the controllers, when it goes, that the agent has stopped and was not lost.
 struct Goodbye {
-    outbox: Arc<Outbox>,
+    upload_queue: Arc<UploadQueue>,
     instance: String,
     /// Whether it is said: only by an agent that ends in order, and not by one that a fault takes down.
     said: bool,
@@ -129,7 +129,7 @@ struct Goodbye {
 impl Drop for Goodbye {
     fn drop(&mut self) {
         if self.said {
-            self.outbox.push_event(None, "shutdown", json!({"instance": self.instance}));
+            self.upload_queue.push_event(None, "shutdown", json!({"instance": self.instance}));
         }
     }
 }
@@ -143,13 +143,13 @@ impl Daemon {
             .keys()
             .map(|name| Controller::open(&config, name, &instance).map(Arc::new))
             .collect::<Result<_>>()?;
-        let outbox = Outbox::open(&config)?;
-        let ledger = Ledger::open(&config.main.data_dir)?;
-        ledger.controllers(config.controllers.keys().map(String::as_str))?;
-        let logger = logger::Handle::start(&config, outbox.clone())?;
-        let stats = stats::Handle::start(&config, outbox.clone())?;
+        let upload_queue = UploadQueue::open(&config)?;
+        let job_store = JobStore::open(&config.main.data_dir)?;
+        job_store.controllers(config.controllers.keys().map(String::as_str))?;
+        let logger = logger::Handle::start(&config, upload_queue.clone())?;
+        let stats = stats::Handle::start(&config, upload_queue.clone())?;
 
-        ledger.on_damage(tell_damage(&config, outbox.clone(), logger.inlet()));
+        job_store.on_damage(tell_damage(&config, upload_queue.clone(), logger.inlet()));
         let mut builtins = builtin::Context::new(config.clone());
         builtins.logger = Some(logger.remote());
         builtins.controllers = controllers.clone();
@@ -159,16 +159,16 @@ impl Daemon {
         let (tell_restart, restart) = unbounded();
         let supervisor = process::Handle::start(process::Parts {
             config: config.clone(),
-            ledger: ledger.clone(),
+            job_store: job_store.clone(),
             outlets: Outlets { logger: logger.inlet(), stats: stats.inlet() },
             builtins: Arc::new(builtins),
-            notify: Arc::new(notify(outbox.clone(), logger.inlet(), wakers.clone(), tell_restart)),
+            notify: Arc::new(notify(upload_queue.clone(), logger.inlet(), wakers.clone(), tell_restart)),
         })?;
         let monitor = monitor::start(&config, supervisor.remote(), stats.inlet())?;
 
         let startup = info::startup(&config, &instance);
-        outbox.push_event(None, "startup", startup.clone());
-        let (paths, events) = (config.clone(), outbox.clone());
+        upload_queue.push_event(None, "startup", startup.clone());
+        let (paths, events) = (config.clone(), upload_queue.clone());
         let warn = move || {
             for fault in tightened.into_iter().chain(trusted_paths::warned(&paths)) {
                 log::warn!("{fault}");
@@ -179,7 +179,7 @@ impl Daemon {
         Worker::spawn("paths", 128 * 1024, warn).context("cannot start the look at paths")?.detach();
         let senders: Vec<sender::Handle> = controllers
             .iter()
-            .map(|controller| sender::Handle::start(controller.clone(), ledger.clone(), outbox.clone()))
+            .map(|controller| sender::Handle::start(controller.clone(), job_store.clone(), upload_queue.clone()))
             .collect::<std::io::Result<_>>()
             .context("cannot start a sender")?;
         let by_name = || controllers.iter().map(|controller| controller.name().to_owned());
@@ -191,8 +191,8 @@ impl Daemon {
             poller::start(poller::Parts {
                 controller: controller.clone(),
                 submit: Box::new(move |commands| remote.submit(&name, commands)),
-                ledger: ledger.clone(),
-                outbox: outbox.clone(),
+                job_store: job_store.clone(),
+                upload_queue: upload_queue.clone(),
                 startup: startup.clone(),
                 sender: sender.waker(),
                 stop: stop.clone(),
@@ -208,7 +208,7 @@ impl Daemon {
             _monitor: monitor,
             _stats: stats,
             _logger: logger,
-            goodbye: Goodbye { outbox, instance, said: false },
+            goodbye: Goodbye { upload_queue, instance, said: false },
             _senders: senders,
             controllers,
         })
@@ -222,9 +222,9 @@ impl Daemon {
 }
 
 /// What the supervisor's notices set going. Runs on its thread, so nothing here waits: what touches the
-/// outbox's disk is done by the logger, which writes there anyway and ends after the supervisor.
+/// upload queue's disk is done by the logger, which writes there anyway and ends after the supervisor.
 fn notify(
-    outbox: Arc<Outbox>,
+    upload_queue: Arc<UploadQueue>,
     logger: logger::Inlet,
     wakers: Arc<OnceLock<HashMap<String, Sender<()>>>>,
     restart: Sender<()>,
@@ -236,12 +236,12 @@ fn notify(
             }
         }
         Notice::Event { controller, name, data } => {
-            let outbox = outbox.clone();
-            logger.then(move || outbox.push_event(controller.as_deref(), name, data));
+            let upload_queue = upload_queue.clone();
+            logger.then(move || upload_queue.push_event(controller.as_deref(), name, data));
         }
         Notice::Quiet => {
-            let outbox = outbox.clone();
-            logger.rest(move || outbox.rest());
+            let upload_queue = upload_queue.clone();
+            logger.rest(move || upload_queue.rest());
         }
         Notice::Restart => {
             let _ = restart.send(());
@@ -249,8 +249,8 @@ fn notify(
     }
 }
 
-/// Tells that the ledger was found damaged: on the node, and to the controllers. Waits for nothing.
-fn tell_damage(config: &Config, outbox: Arc<Outbox>, logger: logger::Inlet) -> impl Fn(&str) + Send + Sync + use<> {
+/// Tells that the job store was found damaged: on the node, and to the controllers. Waits for nothing.
+fn tell_damage(config: &Config, upload_queue: Arc<UploadQueue>, logger: logger::Inlet) -> impl Fn(&str) + Send + Sync + use<> {
     let source = Arc::new(Source {
         jobid: String::new(),
         domain: "agent".into(),
@@ -261,8 +261,8 @@ fn tell_damage(config: &Config, outbox: Arc<Outbox>, logger: logger::Inlet) -> i
     });
     move |damage| {
         logger.write(&source, level::CRITICAL, damage);
-        let (outbox, data) = (outbox.clone(), json!({"message": damage}));
-        logger.then(move || outbox.push_event(None, "critical", data));
+        let (upload_queue, data) = (upload_queue.clone(), json!({"message": damage}));
+        logger.then(move || upload_queue.push_event(None, "critical", data));
     }
 }
 
@@ -321,7 +321,7 @@ fn lock(config: &Config) -> Result<(File, Vec<String>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::outbox::Kind;
+    use crate::upload_queue::Kind;
 
     #[test]
     fn only_an_agent_that_ends_in_order_says_goodbye() {
@@ -329,10 +329,10 @@ mod tests {
         let mut config = Config::default();
         config.main.data_dir = dir.path().to_path_buf();
         config.controllers.insert("main".into(), Default::default());
-        let outbox = Outbox::open(&config).unwrap();
+        let upload_queue = UploadQueue::open(&config).unwrap();
         for said in [false, true] {
-            drop(Goodbye { outbox: outbox.clone(), instance: "1".into(), said });
-            assert_eq!(outbox.next("main", Kind::Event).is_some(), said);
+            drop(Goodbye { upload_queue: upload_queue.clone(), instance: "1".into(), said });
+            assert_eq!(upload_queue.next("main", Kind::Event).is_some(), said);
         }
     }
 

@@ -7,7 +7,7 @@
 //! | supervisor | every job's state ([`process`]) | its handle is dropped: stop signal, `stop_timeout`, KILL |
 //! | pipe readers, one a child (Windows: two) | bytes to messages ([`output`]) | the end of the pipes and (not on Windows) of the child; detached |
 //! | logger | SQLite ([`logger`]) | its inbox is closed and all is committed |
-//! | aggregator | series ([`stats`]) | its inbox is closed and the last flush is in the outbox |
+//! | aggregator | series ([`stats`]) | its inbox is closed and the last flush is in the upload queue |
 //! | monitor | one sample of the process trees each interval ([`stats`]) | the daemon stops |
 //! | paths | one look at what other accounts can change ([`trusted_paths`]) | it has looked; detached |
 //! | sender, one a controller | results, events, records, stats on their way ([`sender`]) | told to stop, or its deadline |
@@ -23,11 +23,11 @@ pub mod daemon;
 mod database;
 pub mod enroll;
 pub mod flags;
-pub mod ledger;
+pub mod job_store;
 pub mod logger;
 pub mod logging;
 pub mod os;
-pub mod outbox;
+pub mod upload_queue;
 pub mod output;
 pub mod poller;
 pub mod process;

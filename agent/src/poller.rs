@@ -6,8 +6,8 @@
 //! ends that read.
 
 use crate::controller::{Controller, Failure, LONGEST_POLL, Taken};
-use crate::ledger::Ledger;
-use crate::outbox::Outbox;
+use crate::job_store::JobStore;
+use crate::upload_queue::UploadQueue;
 use crate::sender::faults::Faults;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use jscommon::backoff::Backoff;
@@ -39,9 +39,9 @@ pub struct Parts {
     /// Who takes the commands.
     pub submit: Submit,
     /// Knows how much waits to be sent.
-    pub ledger: Arc<Ledger>,
+    pub job_store: Arc<JobStore>,
     /// Takes the events.
-    pub outbox: Arc<Outbox>,
+    pub upload_queue: Arc<UploadQueue>,
     /// The data of the event `startup`.
     pub startup: Value,
     /// Wakes this controller's sender, which renews credentials.
@@ -80,7 +80,7 @@ impl Poller {
 
     fn run(mut self) {
         while !self.stopped() {
-            let pause = if self.parts.ledger.unsent_bytes() > MAX_UNSENT {
+            let pause = if self.parts.job_store.unsent_bytes() > MAX_UNSENT {
                 self.say(&format!("no commands are taken while more than {} MiB of results wait", MAX_UNSENT >> 20));
                 FULL_PAUSE
             } else {
@@ -128,7 +128,7 @@ impl Poller {
     fn introduce(&self) {
         let mut data = self.parts.startup.clone();
         data["again"] = json!("the node was enrolled again");
-        self.parts.outbox.push_event(Some(self.parts.controller.name()), "startup", data);
+        self.parts.upload_queue.push_event(Some(self.parts.controller.name()), "startup", data);
         let _ = self.parts.sender.try_send(());
     }
 
@@ -142,7 +142,7 @@ impl Poller {
                 Err(bad) => {
                     log::error!("controller {} sent what is no command: {bad}", self.parts.controller.name());
                     let data = json!({"id": bad.id, "reason": bad.reason});
-                    self.parts.outbox.push_event(Some(self.parts.controller.name()), "bad_command", data);
+                    self.parts.upload_queue.push_event(Some(self.parts.controller.name()), "bad_command", data);
                 }
             }
         }
@@ -176,7 +176,7 @@ impl Poller {
 
     fn after(&mut self, failure: Failure) -> Duration {
         self.say(&failure.to_string());
-        if failure.is_of_the_node() && self.parts.controller.reload() {
+        if failure.is_auth() && self.parts.controller.reload() {
             log::info!("controller {}: new credentials were found in their files", self.parts.controller.name());
             return Duration::ZERO;
         }
@@ -184,7 +184,7 @@ impl Poller {
         let wait = self.backoff.fail(fastrand::f64());
         // The next address of the list is tried at once, and only after all of them the wait begins.
         match failure.wait() {
-            None if failure.is_of_the_address() && !failures.is_multiple_of(self.parts.controller.addresses()) => {
+            None if failure.should_fail_over() && !failures.is_multiple_of(self.parts.controller.addresses()) => {
                 Duration::ZERO
             }
             None => wait,

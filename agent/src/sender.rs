@@ -1,7 +1,7 @@
 //! The sender: results, then events, records and stats, on their way to one controller.
 //!
-//! One thread a controller. Owns the order and the retries; what waits lies on disk, in the ledger
-//! and the outbox, so it holds nothing itself and a stop loses nothing. While one request is under
+//! One thread a controller. Owns the order and the retries; what waits lies on disk, in the job store
+//! and the upload queue, so it holds nothing itself and a stop loses nothing. While one request is under
 //! way the results of other jobs gather, and the next request takes them all.
 //!
 //! A request that the controller or a proxy in between refuses for its content is halved until the
@@ -17,8 +17,8 @@ pub(crate) mod faults;
 use self::asides::{Aside, Asides};
 use self::faults::Faults;
 use crate::controller::{Controller, Failure};
-use crate::ledger::{Ledger, Unsent};
-use crate::outbox::{Batch, Kind, Outbox};
+use crate::job_store::{JobStore, Unsent};
+use crate::upload_queue::{Batch, Kind, UploadQueue};
 use crate::poller::Told;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use jscommon::backoff::Backoff;
@@ -57,12 +57,12 @@ pub struct Handle {
 
 impl Handle {
     /// Starts the sender of one controller.
-    pub fn start(controller: Arc<Controller>, ledger: Arc<Ledger>, outbox: Arc<Outbox>) -> io::Result<Handle> {
+    pub fn start(controller: Arc<Controller>, job_store: Arc<JobStore>, upload_queue: Arc<UploadQueue>) -> io::Result<Handle> {
         let (wake, woken) = bounded(1);
         let (tell_end, ended) = bounded::<()>(0);
         let stopping = Arc::new(AtomicBool::new(false));
-        outbox.waker(controller.name(), wake.clone());
-        let mut actor = Actor::new(controller.clone(), ledger, outbox, woken, stopping.clone());
+        upload_queue.waker(controller.name(), wake.clone());
+        let mut actor = Actor::new(controller.clone(), job_store, upload_queue, woken, stopping.clone());
         let worker = Worker::spawn(&format!("send {}", controller.name()), 256 * 1024, move || {
             actor.run();
             drop(tell_end);
@@ -90,18 +90,18 @@ impl Drop for Handle {
 
 /// What is sent, in the order of its urgency.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Cargo {
+enum PayloadKind {
     Results,
     Batch(Kind),
 }
 
-impl Cargo {
+impl PayloadKind {
     fn path(self) -> &'static str {
         match self {
-            Cargo::Results => "result",
-            Cargo::Batch(Kind::Event) => "event",
-            Cargo::Batch(Kind::Log) => "log",
-            Cargo::Batch(Kind::Stats) => "stats",
+            PayloadKind::Results => "result",
+            PayloadKind::Batch(Kind::Event) => "event",
+            PayloadKind::Batch(Kind::Log) => "log",
+            PayloadKind::Batch(Kind::Stats) => "stats",
         }
     }
 }
@@ -111,16 +111,16 @@ const SUSPECT_AFTER: u32 = 3;
 /// Most results that were sent and cannot be marked so.
 const MAX_UNMARKED: usize = 100_000;
 
-/// One kind of cargo and its own patience.
-struct Lane {
-    cargo: Cargo,
+/// One kind of kind and its own patience.
+struct UploadStream {
+    kind: PayloadKind,
     backoff: Backoff,
     not_before: Option<Instant>,
     /// Results of the next request; halved when one of them is refused.
     rows: usize,
-    /// Posts that the controller had taken when this lane last failed.
+    /// Posts that the controller had taken when this stream last failed.
     taken_at_failure: Option<u64>,
-    /// Failures since the last success before which the controller took posts of other lanes.
+    /// Failures since the last success before which the controller took posts of other streams.
     streak: u32,
     /// A culprit is looked for, whatever the failures are.
     isolating: bool,
@@ -173,20 +173,20 @@ enum Verdict {
 
 struct Actor {
     controller: Arc<Controller>,
-    ledger: Arc<Ledger>,
-    outbox: Arc<Outbox>,
+    job_store: Arc<JobStore>,
+    upload_queue: Arc<UploadQueue>,
     woken: Receiver<()>,
     stopping: Arc<AtomicBool>,
-    lanes: Vec<Lane>,
+    streams: Vec<UploadStream>,
     /// Of the whole controller: nothing is tried before then.
     backoff: Backoff,
     not_before: Option<Instant>,
     /// Requests that the controller had taken when that wait began: one more, of the poller, ends it.
     taken_before: Option<u64>,
-    /// The lane that failed last, until a post is taken: the others are tried before it.
+    /// The stream that failed last, until a post is taken: the others are tried before it.
     failed: Option<usize>,
     renew_after: Option<Instant>,
-    /// The generation of the ledger that the keys of results are of.
+    /// The generation of the job store that the keys of results are of.
     generation: u64,
     faults: Faults,
     /// Something was sent since the last rest.
@@ -196,20 +196,20 @@ struct Actor {
 impl Actor {
     fn new(
         controller: Arc<Controller>,
-        ledger: Arc<Ledger>,
-        outbox: Arc<Outbox>,
+        job_store: Arc<JobStore>,
+        upload_queue: Arc<UploadQueue>,
         woken: Receiver<()>,
         stopping: Arc<AtomicBool>,
     ) -> Actor {
         let backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
-        let cargos = [Cargo::Results, Cargo::Batch(Kind::Event), Cargo::Batch(Kind::Log), Cargo::Batch(Kind::Stats)];
-        let lane = |cargo| {
-            let stored = match cargo {
-                Cargo::Batch(kind @ (Kind::Log | Kind::Stats)) => outbox.asides(controller.name(), kind),
+        let cargos = [PayloadKind::Results, PayloadKind::Batch(Kind::Event), PayloadKind::Batch(Kind::Log), PayloadKind::Batch(Kind::Stats)];
+        let stream = |kind| {
+            let stored = match kind {
+                PayloadKind::Batch(kind @ (Kind::Log | Kind::Stats)) => upload_queue.asides(controller.name(), kind),
                 _ => Ok(Vec::new()),
             };
-            Lane {
-                cargo,
+            UploadStream {
+                kind,
                 backoff: backoff.clone(),
                 not_before: None,
                 rows: BATCH_ROWS,
@@ -222,15 +222,15 @@ impl Actor {
                 unmarked: Vec::new(),
             }
         };
-        let lanes = cargos.into_iter().map(lane).collect();
-        let generation = ledger.generation();
+        let streams = cargos.into_iter().map(stream).collect();
+        let generation = job_store.generation();
         Actor {
             controller,
-            ledger,
-            outbox,
+            job_store,
+            upload_queue,
             woken,
             stopping,
-            lanes,
+            streams,
             backoff: backoff.clone(),
             not_before: None,
             taken_before: None,
@@ -259,7 +259,7 @@ impl Actor {
             }
             if quiet.is_some_and(|quiet| quiet <= Instant::now()) {
                 self.stirred = false;
-                self.outbox.rest();
+                self.upload_queue.rest();
             }
         }
     }
@@ -277,50 +277,50 @@ impl Actor {
                 return Some(not_before);
             }
             self.faults.tell(&self.controller);
-            let due = |lane: &Lane| last || lane.not_before.is_none_or(|not_before| not_before <= now);
-            let lanes = self.lanes.len();
+            let due = |stream: &UploadStream| last || stream.not_before.is_none_or(|not_before| not_before <= now);
+            let streams = self.streams.len();
             // The one that failed last comes last: whether the others are taken tells what failed, the content
-            // of that lane or the controller.
+            // of that stream or the controller.
             let first = self.failed.filter(|_| !last).map_or(0, |failed| failed + 1);
-            let due: Vec<usize> = (first..first + lanes).map(|i| i % lanes).filter(|i| due(&self.lanes[*i])).collect();
-            let sent = due.into_iter().find_map(|lane| self.send(lane));
+            let due: Vec<usize> = (first..first + streams).map(|i| i % streams).filter(|i| due(&self.streams[*i])).collect();
+            let sent = due.into_iter().find_map(|stream| self.send(stream));
             match sent {
                 Some(Ok(())) => self.stirred = true,
                 Some(Err(())) if last => return None,
                 Some(Err(())) => {}
-                None => return self.lanes.iter().filter_map(|lane| lane.due(now)).min(),
+                None => return self.streams.iter().filter_map(|stream| stream.due(now)).min(),
             }
         }
     }
 
-    /// Sends one request of this lane; nothing when it has nothing to send.
-    fn send(&mut self, lane: usize) -> Option<Result<(), ()>> {
-        let outcome = match self.next(lane) {
+    /// Sends one request of this stream; nothing when it has nothing to send.
+    fn send(&mut self, stream: usize) -> Option<Result<(), ()>> {
+        let outcome = match self.next(stream) {
             Ok(None) => return None,
-            Ok(Some(next)) => self.post(lane, next),
+            Ok(Some(next)) => self.post(stream, next),
             Err(failure) => Err(failure),
         };
         Some(match outcome {
             Ok(Sent::Taken) => {
-                self.release(lane);
+                self.release(stream);
                 Ok(())
             }
             Ok(Sent::Divided) => Ok(()),
             Err(failure) => {
-                self.failed = Some(lane);
-                self.hold(lane, &failure);
+                self.failed = Some(stream);
+                self.hold(stream, &failure);
                 Err(())
             }
         })
     }
 
-    /// Reads what this lane sends next.
-    fn next(&mut self, lane: usize) -> Result<Option<Next>, Failure> {
-        let next = match self.lanes[lane].cargo {
-            Cargo::Results => self.next_results(lane),
-            Cargo::Batch(kind) => self.next_batch(lane, kind),
+    /// Reads what this stream sends next.
+    fn next(&mut self, stream: usize) -> Result<Option<Next>, Failure> {
+        let next = match self.streams[stream].kind {
+            PayloadKind::Results => self.next_results(stream),
+            PayloadKind::Batch(kind) => self.next_batch(stream, kind),
         };
-        let what = if self.lanes[lane].cargo == Cargo::Results { "ledger" } else { "outbox" };
+        let what = if self.streams[stream].kind == PayloadKind::Results { "ledger" } else { "outbox" };
         match next {
             Ok(next) => {
                 self.faults.end(what);
@@ -330,38 +330,38 @@ impl Actor {
         }
     }
 
-    /// Notes that the ledger or the outbox cannot be used.
+    /// Notes that the job store or the upload queue cannot be used.
     fn unreadable(&mut self, what: &'static str, error: &anyhow::Error) -> Failure {
         Failure::Local(self.faults.begin(what, format!("the {what} cannot be read: {error:#}")))
     }
 
-    fn next_results(&mut self, lane: usize) -> anyhow::Result<Option<Next>> {
+    fn next_results(&mut self, stream: usize) -> anyhow::Result<Option<Next>> {
         let (name, now) = (self.controller.name(), Instant::now());
-        let Lane { rows, asides, unmarked, .. } = &mut self.lanes[lane];
+        let UploadStream { rows, asides, unmarked, .. } = &mut self.streams[stream];
         // Read before the keys, so that it is never newer than they are.
-        let generation = self.ledger.generation();
+        let generation = self.job_store.generation();
         if self.generation != generation {
             self.generation = generation;
             asides.clear();
             unmarked.clear();
         }
-        if !unmarked.is_empty() && self.ledger.mark_sent(generation, unmarked).is_ok() {
+        if !unmarked.is_empty() && self.job_store.mark_sent(generation, unmarked).is_ok() {
             unmarked.clear();
         }
         // Those that are surely due go first; the others when there is nothing new.
         for surely in [true, false] {
             while let Some(key) = asides.due(now, surely) {
-                match self.ledger.unsent_one(generation, key)? {
+                match self.job_store.unsent_one(generation, key)? {
                     Some(result) => return Ok(Some(Next { load: Load::Results(vec![result]), retried: Some(key) })),
                     None => asides.remove(key),
                 }
             }
             if surely {
                 let without: Vec<i64> = asides.keys().chain(unmarked.iter().copied()).collect();
-                let results = self.ledger.unsent_without(name, &without, *rows, BATCH_BYTES)?;
-                if self.ledger.generation() != generation {
+                let results = self.job_store.unsent_without(name, &without, *rows, BATCH_BYTES)?;
+                if self.job_store.generation() != generation {
                     // The file was replaced meanwhile: these may be keys of the new one, which could not be marked.
-                    return self.next_results(lane);
+                    return self.next_results(stream);
                 }
                 if !results.is_empty() {
                     return Ok(Some(Next { load: Load::Results(results), retried: None }));
@@ -371,25 +371,25 @@ impl Actor {
         Ok(None)
     }
 
-    fn next_batch(&mut self, lane: usize, kind: Kind) -> anyhow::Result<Option<Next>> {
+    fn next_batch(&mut self, stream: usize, kind: Kind) -> anyhow::Result<Option<Next>> {
         let (name, now) = (self.controller.name(), Instant::now());
         let load = |batch| Load::Batch(kind, batch);
-        if let Some(key) = self.lanes[lane].unsure {
-            match self.outbox.aside(name, kind, key)? {
+        if let Some(key) = self.streams[stream].unsure {
+            match self.upload_queue.aside(name, kind, key)? {
                 Some(batch) => return Ok(Some(Next { load: load(batch), retried: Some(key) })),
-                None => self.lanes[lane].unsure = None,
+                None => self.streams[stream].unsure = None,
             }
         }
-        let asides = &mut self.lanes[lane].asides;
+        let asides = &mut self.streams[stream].asides;
         let without: Vec<i64> = asides.keys().collect();
         // A number is above all that were sent before: what was set aside goes when nothing else waits.
-        if let Some(batch) = self.outbox.read(name, kind, &without)? {
+        if let Some(batch) = self.upload_queue.read(name, kind, &without)? {
             return Ok(Some(Next { load: load(batch), retried: None }));
         }
         while let Some(key) = asides.due(now, false) {
             let batch = match kind {
-                Kind::Event => self.outbox.event(name, key)?,
-                kind => self.outbox.aside(name, kind, key)?,
+                Kind::Event => self.upload_queue.event(name, key)?,
+                kind => self.upload_queue.aside(name, kind, key)?,
             };
             match batch {
                 Some(batch) => return Ok(Some(Next { load: load(batch), retried: Some(key) })),
@@ -400,8 +400,8 @@ impl Actor {
     }
 
     /// Posts one request, and settles what became of it.
-    fn post(&mut self, lane: usize, next: Next) -> Result<Sent, Failure> {
-        let path = self.lanes[lane].cargo.path();
+    fn post(&mut self, stream: usize, next: Next) -> Result<Sent, Failure> {
+        let path = self.streams[stream].kind.path();
         if next.retried.is_some() && self.controller.addresses() > 1 {
             // Another address may have nobody in between, or somebody else.
             self.controller.next_address();
@@ -419,13 +419,13 @@ impl Actor {
             }
             Load::Batch(_, batch) => self.controller.post_batch(path, &batch.body),
         };
-        self.lanes[lane].unsure = match (&next.load, &outcome) {
+        self.streams[stream].unsure = match (&next.load, &outcome) {
             (Load::Batch(Kind::Log | Kind::Stats, _), Err(failure)) if !failure.is_refusal() => next.retried,
             _ => None,
         };
         match outcome {
             Ok(last) => {
-                self.taken(lane, &next, last);
+                self.taken(stream, &next, last);
                 Ok(Sent::Taken)
             }
             // The list was taken but for these, and these will never be.
@@ -435,49 +435,49 @@ impl Actor {
                     self.controller.name(),
                     refused.join(", ")
                 );
-                self.taken(lane, &next, None);
+                self.taken(stream, &next, None);
                 Ok(Sent::Taken)
             }
-            Err(failure) => match self.judge(lane, &failure) {
+            Err(failure) => match self.judge(stream, &failure) {
                 Verdict::Wait => Err(failure),
-                Verdict::Divide { finally } => self.divide(lane, next, failure, finally),
+                Verdict::Divide { finally } => self.divide(stream, next, failure, finally),
             },
         }
     }
 
     /// Marks what was taken.
-    fn taken(&mut self, lane: usize, next: &Next, last: Option<u64>) {
+    fn taken(&mut self, stream: usize, next: &Next, last: Option<u64>) {
         let name = self.controller.name();
         match &next.load {
             Load::Results(results) => {
                 death::point("agent.posted");
-                self.mark_sent(lane, results.iter().map(|result| result.key).collect());
+                self.mark_sent(stream, results.iter().map(|result| result.key).collect());
                 death::point("agent.sent");
             }
             Load::Batch(kind, batch) => {
                 // A batch whose number was too low is not taken; it goes again under another.
                 let ahead = last.filter(|last| *last > batch.number);
-                if ahead.is_some_and(|last| self.outbox.jump(name, *kind, batch.number, last)) {
+                if ahead.is_some_and(|last| self.upload_queue.jump(name, *kind, batch.number, last)) {
                     return;
                 }
                 match next.retried.filter(|_| *kind != Kind::Event) {
-                    Some(key) => self.outbox.aside_done(name, *kind, key, false),
-                    None => self.outbox.taken(name, *kind, batch.number),
+                    Some(key) => self.upload_queue.aside_done(name, *kind, key, false),
+                    None => self.upload_queue.taken(name, *kind, batch.number),
                 }
             }
         }
         if let Some(key) = next.retried {
-            self.lanes[lane].asides.remove(key);
+            self.streams[stream].asides.remove(key);
         }
     }
 
     /// Marks results as sent. Those that cannot be marked are not sent again by this start of the agent.
-    fn mark_sent(&mut self, lane: usize, keys: Vec<i64>) {
-        match self.ledger.mark_sent(self.generation, &keys) {
+    fn mark_sent(&mut self, stream: usize, keys: Vec<i64>) {
+        match self.job_store.mark_sent(self.generation, &keys) {
             Ok(()) => self.faults.end("sent results"),
             Err(error) => {
                 self.faults.begin("sent results", format!("sent results cannot be marked: {error:#}"));
-                let unmarked = &mut self.lanes[lane].unmarked;
+                let unmarked = &mut self.streams[stream].unmarked;
                 unmarked.extend(keys);
                 unmarked.truncate(MAX_UNMARKED);
             }
@@ -485,37 +485,37 @@ impl Actor {
     }
 
     /// Decides whether a failure is due to the content of the request.
-    fn judge(&mut self, lane: usize, failure: &Failure) -> Verdict {
+    fn judge(&mut self, stream: usize, failure: &Failure) -> Verdict {
         let taken = self.controller.posts_taken();
-        let lane = &mut self.lanes[lane];
+        let stream = &mut self.streams[stream];
         // Where nothing else was sent meanwhile, the failure is no evidence, neither for nor against it.
-        let meanwhile = lane.taken_at_failure.replace(taken).is_some_and(|before| before != taken);
-        lane.streak += u32::from(meanwhile);
-        if self.controller.serves() && (failure.is_final() || failure.is_filtered()) {
-            return Verdict::Divide { finally: failure.is_final() };
+        let meanwhile = stream.taken_at_failure.replace(taken).is_some_and(|before| before != taken);
+        stream.streak += u32::from(meanwhile);
+        if self.controller.serves() && (failure.is_permanent() || failure.is_filtered()) {
+            return Verdict::Divide { finally: failure.is_permanent() };
         }
         if matches!(failure.status(), 409 | 429) || matches!(failure, Failure::Clock(_)) {
             return Verdict::Wait;
         }
-        if matches!(lane.cargo, Cargo::Batch(Kind::Log | Kind::Stats)) && !failure.is_refusal() {
+        if matches!(stream.kind, PayloadKind::Batch(Kind::Log | Kind::Stats)) && !failure.is_refusal() {
             return Verdict::Wait;
         }
         // Others are taken, and this one is not: by a proxy that answers with a page, or cuts the
         // connection, or by a controller that fails at it.
-        lane.isolating |= lane.streak >= SUSPECT_AFTER;
-        if lane.isolating { Verdict::Divide { finally: false } } else { Verdict::Wait }
+        stream.isolating |= stream.streak >= SUSPECT_AFTER;
+        if stream.isolating { Verdict::Divide { finally: false } } else { Verdict::Wait }
     }
 
     /// Divides a refused request; a single entry is dropped or set aside.
-    fn divide(&mut self, lane: usize, next: Next, failure: Failure, finally: bool) -> Result<Sent, Failure> {
+    fn divide(&mut self, stream: usize, next: Next, failure: Failure, finally: bool) -> Result<Sent, Failure> {
         let name = self.controller.name().to_owned();
         match &next.load {
             Load::Results(results) if results.len() > 1 => {
-                self.lanes[lane].rows = results.len() / 2;
+                self.streams[stream].rows = results.len() / 2;
                 return Ok(Sent::Divided);
             }
             Load::Batch(kind @ (Kind::Log | Kind::Stats), batch) if next.retried.is_none() => {
-                match self.outbox.split(&name, *kind, batch.number) {
+                match self.upload_queue.split(&name, *kind, batch.number) {
                     Ok(true) => return Ok(Sent::Divided),
                     Ok(false) => {}
                     Err(error) => return Err(self.unreadable("outbox", &error)),
@@ -526,7 +526,7 @@ impl Actor {
         // No limit of a proxy is that low: it refuses everything for now.
         let any_size = matches!(failure, Failure::Foreign { .. }) && next.load.bytes() <= ANY_LIMIT;
         if !finally || any_size {
-            return self.set_aside(lane, &next, failure);
+            return self.set_aside(stream, &next, failure);
         }
         let mut item = describe(&next.load);
         match &next.load {
@@ -535,98 +535,98 @@ impl Actor {
                 let short = if failure.status() == 413 { shortened(&results[0].json) } else { None };
                 match short.map(|short| self.controller.post("result", &short)) {
                     Some(Ok(())) => item.push_str(", cut short"),
-                    Some(Err(again)) if !again.is_final() || again.by() == "proxy" => {
-                        return self.set_aside(lane, &next, again);
+                    Some(Err(again)) if !again.is_permanent() || again.by() == "proxy" => {
+                        return self.set_aside(stream, &next, again);
                     }
                     _ => {}
                 }
-                self.mark_sent(lane, vec![results[0].key]);
+                self.mark_sent(stream, vec![results[0].key]);
             }
             Load::Batch(kind, batch) => match next.retried.filter(|_| *kind != Kind::Event) {
-                Some(key) => self.outbox.aside_done(&name, *kind, key, true),
-                None => self.outbox.refused(&name, *kind, batch.number),
+                Some(key) => self.upload_queue.aside_done(&name, *kind, key, true),
+                None => self.upload_queue.refused(&name, *kind, batch.number),
             },
         }
         if let Some(key) = next.retried {
-            self.lanes[lane].asides.remove(key);
+            self.streams[stream].asides.remove(key);
         }
         log::error!("controller {name}: dropped: {item}: {} refused it: {failure}", whose(&failure));
-        self.tell_refusal(lane, &item, &failure, true);
+        self.tell_refusal(stream, &item, &failure, true);
         Ok(Sent::Divided)
     }
 
     /// Sets a single entry aside, to be tried more rarely, so that others are sent.
-    fn set_aside(&mut self, lane: usize, next: &Next, failure: Failure) -> Result<Sent, Failure> {
+    fn set_aside(&mut self, stream: usize, next: &Next, failure: Failure) -> Result<Sent, Failure> {
         let key = match (&next.load, next.retried) {
             (_, Some(key)) => key,
-            _ if self.lanes[lane].asides.is_full() => return Err(failure),
+            _ if self.streams[stream].asides.is_full() => return Err(failure),
             (Load::Results(results), None) => results[0].key,
             (Load::Batch(Kind::Event, batch), None) => batch.number as i64,
             (Load::Batch(kind, batch), None) => {
-                match self.outbox.set_aside(self.controller.name(), *kind, batch.number) {
+                match self.upload_queue.set_aside(self.controller.name(), *kind, batch.number) {
                     Ok(key) => key,
                     Err(error) => return Err(self.unreadable("outbox", &error)),
                 }
             }
         };
-        let (aside, in_row): (&mut Aside, u32) = self.lanes[lane].asides.refused(key, Instant::now());
-        // While all that this lane sends is refused, the first is told for all of them.
+        let (aside, in_row): (&mut Aside, u32) = self.streams[stream].asides.refused(key, Instant::now());
+        // While all that this stream sends is refused, the first is told for all of them.
         if !aside.told && (aside.proven || (failure.is_filtered() && in_row == 1)) {
             aside.told = true;
             let item = describe(&next.load);
             log::warn!("controller {}: set aside: {item}: {failure}", self.controller.name());
-            self.tell_refusal(lane, &item, &failure, false);
+            self.tell_refusal(stream, &item, &failure, false);
         }
-        // Several in a row speak of all that this lane sends.
+        // Several in a row speak of all that this stream sends.
         if in_row > 1 { Err(failure) } else { Ok(Sent::Divided) }
     }
 
     /// Tells the operators what is not taken, by an event.
-    fn tell_refusal(&mut self, lane: usize, item: &str, failure: &Failure, dropped: bool) {
-        let kind = self.lanes[lane].cargo.path();
-        if item.contains(REFUSAL) || !self.lanes[lane].asides.may_tell(Instant::now()) {
+    fn tell_refusal(&mut self, stream: usize, item: &str, failure: &Failure, dropped: bool) {
+        let kind = self.streams[stream].kind.path();
+        if item.contains(REFUSAL) || !self.streams[stream].asides.may_tell(Instant::now()) {
             return;
         }
         let data = serde_json::json!({
             "kind": kind, "item": item, "by": failure.by(), "status": failure.status(),
             "reason": failure.to_string(), "dropped": dropped,
         });
-        self.outbox.push_event(Some(self.controller.name()), REFUSAL, data);
+        self.upload_queue.push_event(Some(self.controller.name()), REFUSAL, data);
     }
 
-    fn release(&mut self, lane: usize) {
+    fn release(&mut self, stream: usize) {
         (self.not_before, self.failed) = (None, None);
         self.backoff.succeed();
-        let lane = &mut self.lanes[lane];
-        lane.not_before = None;
-        lane.backoff.succeed();
-        lane.rows = (lane.rows * 2).min(BATCH_ROWS);
-        lane.taken_at_failure = None;
-        (lane.streak, lane.isolating) = (0, false);
-        lane.told.clear();
-        lane.asides.others_pass(Instant::now());
+        let stream = &mut self.streams[stream];
+        stream.not_before = None;
+        stream.backoff.succeed();
+        stream.rows = (stream.rows * 2).min(BATCH_ROWS);
+        stream.taken_at_failure = None;
+        (stream.streak, stream.isolating) = (0, false);
+        stream.told.clear();
+        stream.asides.others_pass(Instant::now());
     }
 
-    /// Waits before the next try: of this lane, or of all when the controller itself is away.
-    fn hold(&mut self, lane: usize, failure: &Failure) {
-        let item = &mut self.lanes[lane];
+    /// Waits before the next try: of this stream, or of all when the controller itself is away.
+    fn hold(&mut self, stream: usize, failure: &Failure) {
+        let item = &mut self.streams[stream];
         // A local fault is told by itself.
         if !matches!(failure, Failure::Local(_)) && item.told.is_news(&failure.to_string()) {
             let (name, url) = (self.controller.name(), self.controller.url());
-            log::warn!("controller {name} ({url}): {} waits: {failure}", item.cargo.path());
+            log::warn!("controller {name} ({url}): {} waits: {failure}", item.kind.path());
         }
-        if failure.is_of_the_node() && self.controller.reload() {
+        if failure.is_auth() && self.controller.reload() {
             return;
         }
         // A node that sends too much of one kind sends the others all the same; so does one of which the
         // controller takes others.
         let too_much = failure.status() == 429;
         let alone = item.isolating || item.streak > 0 || item.asides.in_row() > 0;
-        let whole = !alone && (failure.is_of_the_address() || (failure.wait().is_some() && !too_much));
+        let whole = !alone && (failure.should_fail_over() || (failure.wait().is_some() && !too_much));
         let backoff = if whole { &mut self.backoff } else { &mut item.backoff };
         let failures = backoff.failures() as usize + 1;
         let mut wait = backoff.fail(fastrand::f64()) + failure.wait().unwrap_or_default();
-        if failure.is_of_the_address()
+        if failure.should_fail_over()
             && failure.wait().is_none()
             && !failures.is_multiple_of(self.controller.addresses())
         {
@@ -663,8 +663,8 @@ impl Actor {
     }
 }
 
-impl Lane {
-    /// When this lane has something to try again; nothing when it is not known to have.
+impl UploadStream {
+    /// When this stream has something to try again; nothing when it is not known to have.
     fn due(&self, now: Instant) -> Option<Instant> {
         let held = self.not_before.filter(|held| *held > now);
         let aside = self.asides.next(now).map(|aside| held.map_or(aside, |held| held.max(aside)));

@@ -1,7 +1,7 @@
 //! `get_msgs` and `del_msgs`: records asked for, or deleted, by a query in the command's data.
 
 use super::{Answer, Context};
-use crate::logger::{Query, Remote};
+use crate::logger::{LogReader, Query};
 use jscommon::{Command, LevelSet};
 use serde_json::{Map, Value, json};
 

@@ -60,7 +60,7 @@ pub struct Context {
     /// The agent's configuration.
     pub config: Arc<Config>,
     /// Where records are found; only a whole agent has it.
-    pub logger: Option<logger::Remote>,
+    pub logger: Option<logger::LogReader>,
     /// Whom files are fetched from.
     pub controllers: Vec<Arc<Controller>>,
     /// The scripts that this node can run.

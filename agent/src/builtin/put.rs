@@ -70,7 +70,7 @@ pub(super) fn put(context: &Context, command: &Command) -> Answer {
 mod tests {
     use super::*;
     use crate::config::Config;
-    use crate::script::{Origin, Store, Trouble};
+    use crate::script::{ScriptSource, Store, FetchError};
     use jscommon::token::sha256_hex;
     use std::path::Path;
     use std::sync::Arc;
@@ -79,8 +79,8 @@ mod tests {
 
     struct Shelf;
 
-    impl Origin for Shelf {
-        fn source(&self, hash: &str) -> Result<Option<Vec<u8>>, Trouble> {
+    impl ScriptSource for Shelf {
+        fn source(&self, hash: &str) -> Result<Option<Vec<u8>>, FetchError> {
             Ok((hash == sha256_hex(CONTENT)).then(|| CONTENT.to_vec()))
         }
     }

@@ -116,7 +116,7 @@ impl Failure {
     }
 
     /// Whether another address of the same controller may do better.
-    pub fn is_of_the_address(&self) -> bool {
+    pub fn should_fail_over(&self) -> bool {
         match self {
             Failure::Away(_) => true,
             Failure::Foreign { status, .. } => *status != 429,
@@ -126,12 +126,12 @@ impl Failure {
     }
 
     /// Whether it speaks of the node and its credentials.
-    pub fn is_of_the_node(&self) -> bool {
+    pub fn is_auth(&self) -> bool {
         matches!(self, Failure::Refused { status: 401 | 403, .. })
     }
 
     /// Whether the very same request will be refused again, so that its content must change or go.
-    pub fn is_final(&self) -> bool {
+    pub fn is_permanent(&self) -> bool {
         // 401 and 403 of a whole request speak of the node, which may be enrolled again.
         matches!(
             self,
@@ -337,12 +337,12 @@ mod tests {
         let failure = of(403, None, r#"{"error": "no", "refused": ["a", "b"]}"#, None);
         let want = Failure::Refused { status: 403, reason: "no".into(), refused: vec!["a".into(), "b".into()] };
         assert_eq!(failure, want);
-        assert!(!failure.is_of_the_address() && !failure.is_final() && !failure.is_filtered());
+        assert!(!failure.should_fail_over() && !failure.is_permanent() && !failure.is_filtered());
         let busy = of(503, Some(Duration::from_secs(2)), r#"{"error": "Redis is away", "time": 5}"#, None);
-        assert_eq!((busy.wait(), busy.is_of_the_address()), (Some(Duration::from_secs(2)), true));
+        assert_eq!((busy.wait(), busy.should_fail_over()), (Some(Duration::from_secs(2)), true));
         assert!(failure.is_refusal() && !busy.is_refusal());
-        assert!(!of(429, None, r#"{"error": "too much"}"#, None).is_of_the_address());
-        assert!(of(413, None, r#"{"error": "too large", "time": 7, "limit": 9}"#, None).is_final());
+        assert!(!of(429, None, r#"{"error": "too much"}"#, None).should_fail_over());
+        assert!(of(413, None, r#"{"error": "too large", "time": 7, "limit": 9}"#, None).is_permanent());
     }
 
     #[test]
@@ -366,10 +366,10 @@ mod tests {
             assert!(matches!(failure, Failure::Foreign { .. }), "{status} {body}: {failure:?}");
             assert_eq!((failure.status(), failure.by()), (status, "proxy"));
             assert_eq!(failure.wait(), Some(Duration::from_secs(3)));
-            assert!(!failure.is_of_the_node(), "{status} {body}");
-            assert_eq!(failure.is_of_the_address(), status != 429);
+            assert!(!failure.is_auth(), "{status} {body}");
+            assert_eq!(failure.should_fail_over(), status != 429);
             assert_eq!(failure.is_filtered(), (400..500).contains(&status) && status != 429, "{status}");
-            assert_eq!((failure.is_final(), failure.is_refusal()), (status == 413, status < 500));
+            assert_eq!((failure.is_permanent(), failure.is_refusal()), (status == 413, status < 500));
         }
     }
 
@@ -433,7 +433,7 @@ mod tests {
             (rustls::AlertDescription::UnknownCA, "does not take this node's certificate (UnknownCA)"),
         ] {
             let failure = of_tls(&rustls::Error::AlertReceived(alert));
-            assert!(failure.is_of_the_node() && failure.to_string().contains(want), "{failure}");
+            assert!(failure.is_auth() && failure.to_string().contains(want), "{failure}");
         }
     }
 }

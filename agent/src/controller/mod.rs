@@ -47,7 +47,7 @@ pub const LONGEST_POLL: Duration = Duration::from_secs(30);
 /// How long a controller may be silent. With a poll that waits 30 s, a path that swallows everything
 /// is noticed after 40 s at the latest.
 #[derive(Clone, Copy)]
-struct Patience {
+struct Timeouts {
     /// Until a connection stands, TLS included.
     connect: Duration,
     /// Until the answer to a whole request.
@@ -56,9 +56,9 @@ struct Patience {
     poll: Duration,
 }
 
-impl Default for Patience {
-    fn default() -> Patience {
-        Patience {
+impl Default for Timeouts {
+    fn default() -> Timeouts {
+        Timeouts {
             connect: Duration::from_secs(10),
             answer: Duration::from_secs(30),
             poll: LONGEST_POLL + Duration::from_secs(10),
@@ -92,7 +92,7 @@ pub struct Controller {
     roles: String,
     instance: String,
     config: config::Controller,
-    patience: Patience,
+    patience: Timeouts,
     link: RwLock<Arc<Link>>,
     /// The agent stops: no connections are made anew.
     stopped: AtomicBool,
@@ -128,7 +128,7 @@ struct Link {
 }
 
 impl Link {
-    fn new(credentials: Credentials, patience: Patience, urls: &[String], turn: usize) -> Link {
+    fn new(credentials: Credentials, patience: Timeouts, urls: &[String], turn: usize) -> Link {
         let tls = credentials.tls();
         // A proxy of the environment (HTTPS_PROXY, NO_PROXY) is used, but never towards this very machine.
         let proxy = ureq::Proxy::try_from_env().filter(|_| !urls.iter().any(|url| is_loopback(url)));
@@ -188,14 +188,14 @@ impl Controller {
     ///
     /// Reads the credentials; the error says which file is wrong and how.
     pub fn open(config: &config::Config, name: &str, instance: &str) -> anyhow::Result<Controller> {
-        Controller::open_with(config, name, instance, Patience::default())
+        Controller::open_with(config, name, instance, Timeouts::default())
     }
 
     fn open_with(
         config: &config::Config,
         name: &str,
         instance: &str,
-        patience: Patience,
+        patience: Timeouts,
     ) -> anyhow::Result<Controller> {
         let settings = config.controllers.get(name).with_context(|| format!("there is no controller {name}"))?;
         let finished = Credentials::finish(settings);
@@ -260,7 +260,7 @@ impl Controller {
     /// Whether what failed was its content: only an address that takes other requests of this node can
     /// say so. Anything else may be a wrong port or a proxy in between, and costs no data.
     pub fn refuses_content(&self, failure: &Failure) -> bool {
-        failure.is_final() && self.serves()
+        failure.is_permanent() && self.serves()
     }
 
     /// Whether the address whose turn it is has taken the latest of the requests that were not filtered.
@@ -274,7 +274,7 @@ impl Controller {
 
     /// Whether an address that has taken nothing yet answers as no controller does.
     fn is_no_controller(&self, turn: usize, failure: &Failure) -> bool {
-        let spoke_of_the_node = matches!(failure, Failure::Clock(_) | Failure::Busy { .. }) || failure.is_of_the_node();
+        let spoke_of_the_node = matches!(failure, Failure::Clock(_) | Failure::Busy { .. }) || failure.is_auth();
         !spoke_of_the_node && !self.is_good(turn)
     }
 
@@ -456,7 +456,7 @@ impl Controller {
             }
             // A filter in between refuses what others would pass: no reason to leave the address.
             Err(failure) if content == Content::Varies && failure.is_filtered() && self.is_good(link.turn) => {}
-            Err(failure) if failure.is_of_the_address() || self.is_no_controller(link.turn, failure) => {
+            Err(failure) if failure.should_fail_over() || self.is_no_controller(link.turn, failure) => {
                 self.move_on(link.turn, matches!(failure, Failure::Away(_)));
             }
             Err(_) => {}
@@ -527,7 +527,7 @@ pub(crate) fn enroll(
     name: &str,
     trusted: &[CertificateDer],
 ) -> Result<Enrolled, Failure> {
-    let link = Link::new(Credentials::of_enrolment(token, trusted), Patience::default(), &[url.to_owned()], 0);
+    let link = Link::new(Credentials::of_enrolment(token, trusted), Timeouts::default(), &[url.to_owned()], 0);
     let request = with_bearer(link.posts.post(format!("{url}/enroll")), link.bearer());
     let body = json!({"gid": gid, "nid": nid, "request": name}).to_string();
     let answer = request.content_type("application/json").send(body).map_err(|error| Failure::of(&error));

@@ -4,7 +4,7 @@ use super::batch::{Batch, now};
 use super::inbox::{Budget, Message};
 use super::store::{Progress, Store, Trouble};
 use crate::database::Fault;
-use crate::outbox::{Dropped, Kind, Outbox};
+use crate::upload_queue::{Dropped, Kind, UploadQueue};
 use crate::output::Source;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use jscommon::backoff::Backoff;
@@ -36,7 +36,7 @@ pub(super) struct Actor {
     inbox: Receiver<Message>,
     budget: Arc<Budget>,
     pub(super) store: Store,
-    outbox: Arc<Outbox>,
+    upload_queue: Arc<UploadQueue>,
     /// What is to be stored next.
     pending: Vec<Batch>,
     /// Whose records the logger's own are.
@@ -46,7 +46,7 @@ pub(super) struct Actor {
     why: String,
     /// When that is to be said.
     report_at: Option<Instant>,
-    /// What the outbox had to drop since it was last said.
+    /// What the upload queue had to drop since it was last said.
     dropped: Dropped,
     /// The disk was full then, and only these levels were stored.
     full: Option<(Instant, LevelSet)>,
@@ -120,14 +120,14 @@ impl Actor {
         inbox: Receiver<Message>,
         budget: Arc<Budget>,
         store: Store,
-        outbox: Arc<Outbox>,
+        upload_queue: Arc<UploadQueue>,
         own: Arc<Source>,
     ) -> Actor {
         Actor {
             inbox,
             budget,
             store,
-            outbox,
+            upload_queue,
             pending: Vec::new(),
             own,
             lost: 0,
@@ -163,7 +163,7 @@ impl Actor {
             log::error!("{waiting} messages could not be stored until the end: {}", self.why);
         }
         self.report();
-        self.outbox.close_log();
+        self.upload_queue.close_log();
         self.store.write_mark();
     }
 
@@ -171,7 +171,7 @@ impl Actor {
     /// was lost is said once it can be.
     fn wait(&mut self) -> Option<Message> {
         loop {
-            let due = if self.outbox.wanted(Kind::Log) { self.outbox.log_due() } else { None };
+            let due = if self.upload_queue.wanted(Kind::Log) { self.upload_queue.log_due() } else { None };
             let retry = self.outage.as_ref().filter(|outage| !outage.waiting.is_empty()).map(|outage| outage.retry_at);
             let message = match due.into_iter().chain(self.report_at).chain(retry).min() {
                 None => return self.inbox.recv().ok(),
@@ -180,7 +180,7 @@ impl Actor {
             // A steady stream of messages must not put either off.
             let now = Instant::now();
             if due.is_some_and(|due| due <= now) {
-                self.outbox.close_log();
+                self.upload_queue.close_log();
             }
             if retry.is_some_and(|at| at <= now) {
                 self.retry();
@@ -334,14 +334,14 @@ impl Actor {
                     log::debug!("{e:#}");
                 }
             }
-            Trouble::Outbox(_) => {
+            Trouble::UploadQueue(_) => {
                 if let Err(e) = self.store.write(pending, &mut progress, allowed, false) {
                     log::debug!("{e}");
                 }
             }
         }
         self.store.settle(pending, &progress);
-        let (rest, lost) = progress.rest(pending, allowed, self.outbox.wanted(Kind::Log));
+        let (rest, lost) = progress.rest(pending, allowed, self.upload_queue.wanted(Kind::Log));
         self.lost += lost + progress.left_out;
         let began = self.outage.is_none();
         let outage = self.outage.get_or_insert_with(Outage::new);
@@ -350,13 +350,13 @@ impl Actor {
         if began {
             log::error!("messages cannot be stored, which is tried again until they can: {trouble}");
             let data = serde_json::json!({"message": format!("messages cannot be stored: {trouble}")});
-            self.outbox.push_event(None, "critical", data);
+            self.upload_queue.push_event(None, "critical", data);
         }
     }
 
-    /// Takes over what the outbox had to drop meanwhile.
+    /// Takes over what the upload queue had to drop meanwhile.
     fn note_dropped(&mut self) {
-        let Dropped { records, flushes } = self.outbox.take_unsaid();
+        let Dropped { records, flushes } = self.upload_queue.take_unsaid();
         self.dropped.records += records;
         self.dropped.flushes += flushes;
     }
@@ -402,7 +402,7 @@ impl Actor {
         let text = "a damaged database of records was set aside, see the folder logs";
         let batch = self.own_batch(level::OPS_ERROR, text);
         self.write_own(batch);
-        self.outbox.push_event(None, "damaged", serde_json::json!({"what": "logs"}));
+        self.upload_queue.push_event(None, "damaged", serde_json::json!({"what": "logs"}));
     }
 
     /// Stores a record of the logger's own; says whether it did.

@@ -24,7 +24,7 @@ pub(super) struct Fate {
     pub(super) id: u32,
     /// It is in the node's database, or is not to be there.
     pub(super) stored: bool,
-    /// It is in the outbox, or is not to be there.
+    /// It is in the upload queue, or is not to be there.
     pub(super) forwarded: bool,
 }
 

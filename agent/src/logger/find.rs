@@ -1,14 +1,14 @@
 //! Finding and deleting records, through all databases, on connections of its own.
 //!
 //! Reads are short: a few milliseconds with a database open, then everything is let go, so that
-//! neither the WAL nor a rotation waits for a long query. A [`Place`] says where to go on. Rows of a
+//! neither the WAL nor a rotation waits for a long query. A [`Cursor`] says where to go on. Rows of a
 //! rotated database are deleted from here; those of the current one by the logger's thread, which
 //! alone writes to it.
 
 use super::actor::Actor;
 use super::inbox::{Inbox, Message};
 use super::query::Query;
-use super::shelf::Shelf;
+use super::log_files::LogFiles;
 use super::store::open;
 use crate::database::{Fault, fault};
 use anyhow::{Context, Result, anyhow};
@@ -36,7 +36,7 @@ const COLUMNS: &str = "rowid, id, jobid, jobdomain, jobname, epoch, level, data"
 
 /// A place in the order of all records: what has been looked at already.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Place {
+struct Cursor {
     /// The database.
     number: u64,
     /// Its last row that was looked at.
@@ -45,13 +45,13 @@ struct Place {
 
 /// Where records are found and deleted, from any thread that may wait for a disk.
 #[derive(Clone)]
-pub struct Remote {
+pub struct LogReader {
     inbox: Inbox,
-    shelf: Arc<Shelf>,
+    shelf: Arc<LogFiles>,
 }
 
 /// What one look at a database found.
-struct Look<T> {
+struct ScanPage<T> {
     found: Vec<T>,
     /// The last row that was looked at.
     rowid: i64,
@@ -59,9 +59,9 @@ struct Look<T> {
     ended: bool,
 }
 
-impl Remote {
-    pub(super) fn new(inbox: Inbox, shelf: Arc<Shelf>) -> Remote {
-        Remote { inbox, shelf }
+impl LogReader {
+    pub(super) fn new(inbox: Inbox, shelf: Arc<LogFiles>) -> LogReader {
+        LogReader { inbox, shelf }
     }
 
     /// The first `limit` matches (at most 1000) in the order of their arrival, everything that was
@@ -105,7 +105,7 @@ impl Remote {
             let whole = query.is_everything() && at.rowid == i64::MIN;
             if whole && let Some(count) = self.delete_whole(at.number)? {
                 deleted += count;
-                place = Some(Place { number: at.number + 1, rowid: i64::MIN });
+                place = Some(Cursor { number: at.number + 1, rowid: i64::MIN });
                 continue;
             }
             let look = self.open(at.number, |db| {
@@ -143,18 +143,18 @@ impl Remote {
     }
 
     /// Where a query begins.
-    fn start(&self, query: &Query) -> Result<Place> {
+    fn start(&self, query: &Query) -> Result<Cursor> {
         match query.after {
             Some(id) => self.find(id),
-            None => Ok(Place { number: self.shelf.read().oldest(), rowid: i64::MIN }),
+            None => Ok(Cursor { number: self.shelf.read().oldest(), rowid: i64::MIN }),
         }
     }
 
     /// Where to go on after a look; nothing is the end of all. A database that is gone by now is passed over.
-    fn after<T>(&self, at: Place, look: Option<&Look<T>>) -> Option<Place> {
+    fn after<T>(&self, at: Cursor, look: Option<&ScanPage<T>>) -> Option<Cursor> {
         match look {
-            Some(look) if !look.ended => Some(Place { rowid: look.rowid, ..at }),
-            _ if at.number < self.shelf.read().current() => Some(Place { number: at.number + 1, rowid: i64::MIN }),
+            Some(look) if !look.ended => Some(Cursor { rowid: look.rowid, ..at }),
+            _ if at.number < self.shelf.read().current() => Some(Cursor { number: at.number + 1, rowid: i64::MIN }),
             _ => None,
         }
     }
@@ -188,7 +188,7 @@ impl Remote {
     }
 
     /// The place of the record with this id, the newest such; of one that is gone, where it would be.
-    fn find(&self, id: u32) -> Result<Place> {
+    fn find(&self, id: u32) -> Result<Cursor> {
         let (oldest, current) = {
             let layout = self.shelf.read();
             (layout.oldest(), layout.current())
@@ -196,9 +196,9 @@ impl Remote {
         let mut disordered = false;
         for number in (oldest..=current).rev() {
             match self.open(number, |db| guess(db, id))? {
-                Some(Guess::At(rowid)) => return Ok(Place { number, rowid }),
-                Some(Guess::Disordered) => disordered = true,
-                Some(Guess::Elsewhere) | None => {}
+                Some(IdLookup::At(rowid)) => return Ok(Cursor { number, rowid }),
+                Some(IdLookup::Disordered) => disordered = true,
+                Some(IdLookup::Elsewhere) | None => {}
             }
         }
         if disordered {
@@ -207,7 +207,7 @@ impl Remote {
                 if let Some(Some(rowid)) =
                     self.open(number, |db| db.query_row(sql, [id], |row| row.get(0)).optional())?
                 {
-                    return Ok(Place { number, rowid });
+                    return Ok(Cursor { number, rowid });
                 }
             }
         }
@@ -217,10 +217,10 @@ impl Remote {
             let first: Option<u32> =
                 self.open(number, |db| db.query_row(sql, [], |row| row.get(0)).optional())?.flatten();
             if first.is_some_and(|first| (first.wrapping_sub(id) as i32) > 0) {
-                return Ok(Place { number, rowid: i64::MIN });
+                return Ok(Cursor { number, rowid: i64::MIN });
             }
         }
-        Ok(Place { number: current, rowid: i64::MAX })
+        Ok(Cursor { number: current, rowid: i64::MAX })
     }
 
     /// Deletes these rows; the logger does it where it writes itself.
@@ -295,7 +295,7 @@ impl Remote {
 }
 
 /// Where a record may be in one database.
-enum Guess {
+enum IdLookup {
     At(i64),
     Elsewhere,
     /// Ids do not simply count up here, so that nothing can be guessed.
@@ -303,21 +303,21 @@ enum Guess {
 }
 
 /// Finds the record `id` by halving: ids count up with the rows, around the wrap.
-fn guess(db: &Connection, id: u32) -> rusqlite::Result<Guess> {
+fn guess(db: &Connection, id: u32) -> rusqlite::Result<IdLookup> {
     let end = |order: &str| {
         let sql = format!("SELECT rowid, id FROM messages ORDER BY rowid {order} LIMIT 1");
         db.query_row(&sql, [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, u32>(1)?))).optional()
     };
     let (Some((mut low, first)), Some((mut high, last))) = (end("ASC")?, end("DESC")?) else {
-        return Ok(Guess::Elsewhere);
+        return Ok(IdLookup::Elsewhere);
     };
     let wanted = id.wrapping_sub(first);
     // Less than one id for each row: they were wrapped more than once, or somebody has changed them.
     if i64::from(last.wrapping_sub(first)) < high - low {
-        return Ok(Guess::Disordered);
+        return Ok(IdLookup::Disordered);
     }
     if wanted > last.wrapping_sub(first) {
-        return Ok(Guess::Elsewhere);
+        return Ok(IdLookup::Elsewhere);
     }
     let mut at = db.prepare("SELECT rowid, id FROM messages WHERE rowid <= ?1 ORDER BY rowid DESC LIMIT 1")?;
     // The last row whose id is not past the wanted one lies between `low` and `high`.
@@ -330,7 +330,7 @@ fn guess(db: &Connection, id: u32) -> rusqlite::Result<Guess> {
             high = rowid - 1;
         }
     }
-    Ok(Guess::At(low))
+    Ok(IdLookup::At(low))
 }
 
 /// Looks at rows after `rowid` until there are `room` matches, the time is up, or `take` says that it is enough.
@@ -341,17 +341,17 @@ fn look<T>(
     rowid: i64,
     room: usize,
     mut take: impl FnMut(&Row<'_>) -> rusqlite::Result<(T, bool)>,
-) -> rusqlite::Result<Look<T>> {
+) -> rusqlite::Result<ScanPage<T>> {
     let began = Instant::now();
     let first: Option<i64> = db
         .query_row("SELECT rowid FROM messages WHERE rowid > ?1 ORDER BY rowid LIMIT 1", [rowid], |row| row.get(0))
         .optional()?;
     let last: Option<i64> = db.query_row("SELECT max(rowid) FROM messages", [], |row| row.get(0))?;
-    let (Some(first), Some(last)) = (first, last) else { return Ok(Look { found: Vec::new(), rowid, ended: true }) };
+    let (Some(first), Some(last)) = (first, last) else { return Ok(ScanPage { found: Vec::new(), rowid, ended: true }) };
     let (conditions, values) = query.conditions();
     let sql = format!("SELECT {columns} FROM messages WHERE rowid > ?1 AND rowid <= ?2{conditions} ORDER BY rowid");
     let mut rows = db.prepare(&sql)?;
-    let mut look = Look { found: Vec::new(), rowid: first - 1, ended: false };
+    let mut look = ScanPage { found: Vec::new(), rowid: first - 1, ended: false };
     while look.rowid < last && began.elapsed() < SLICE {
         let window = look.rowid.saturating_add(WINDOW);
         let range = [Value::from(look.rowid), Value::from(window)];

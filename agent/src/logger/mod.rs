@@ -4,7 +4,7 @@
 //! readers in [`batch`]es, and from whoever writes the agent's own records. One thread stores them:
 //! it takes what is there, writes it in one go and takes what came meanwhile, so that a slow trickle is
 //! committed at once and a flood in large transactions. What the controllers are to have goes into the
-//! outbox first, in the same go.
+//! upload queue first, in the same go.
 //!
 //! **Does not** parse, and does not send.
 //!
@@ -13,7 +13,7 @@
 //! survives kill -9.
 
 use crate::config::Config;
-use crate::outbox::Outbox;
+use crate::upload_queue::UploadQueue;
 use crate::output::Source;
 use anyhow::{Context, Result};
 use jscommon::LevelSet;
@@ -26,18 +26,18 @@ mod find;
 mod inbox;
 mod query;
 mod rows;
-mod shelf;
+mod log_files;
 mod store;
 #[cfg(test)]
 mod tests;
 
-pub use find::Remote;
+pub use find::LogReader;
 pub use query::Query;
 
 use actor::Actor;
 use batch::Batch;
 use inbox::{Inbox, Message};
-use shelf::Shelf;
+use log_files::LogFiles;
 use store::{Rules, Store};
 
 const STACK: usize = 256 * 1024;
@@ -51,13 +51,13 @@ pub struct Handle {
 
 impl Handle {
     /// Opens the databases below the data folder and starts the thread.
-    pub fn start(config: &Config, outbox: Arc<Outbox>) -> Result<Handle> {
+    pub fn start(config: &Config, upload_queue: Arc<UploadQueue>) -> Result<Handle> {
         let logging = &config.logging;
-        let shelf = Arc::new(Shelf::open(&config.main.data_dir.join("logs"))?);
+        let shelf = Arc::new(LogFiles::open(&config.main.data_dir.join("logs"))?);
         // Megabytes of ten to the six, so that the limit holds however it is meant.
         let limit = logging.db.max_size_mb.max(1).saturating_mul(1_000_000);
         let rules = Rules { limit, keep: logging.db.keep, node: config.main.node() };
-        let store = Store::open(Arc::clone(&shelf), Arc::clone(&outbox), rules)?;
+        let store = Store::open(Arc::clone(&shelf), Arc::clone(&upload_queue), rules)?;
         let own = Arc::new(Source {
             jobid: "jsagent".into(),
             domain: "jsagent".into(),
@@ -67,7 +67,7 @@ impl Handle {
             stats_interval: None,
         });
         let (inbox, messages) = Inbox::new();
-        let actor = Actor::new(messages, Arc::clone(inbox.budget()), store, outbox, own);
+        let actor = Actor::new(messages, Arc::clone(inbox.budget()), store, upload_queue, own);
         let worker = Worker::spawn("logger", STACK, move || actor.run()).context("the logger cannot be started")?;
         Ok(Handle { remote: Remote::new(inbox.clone(), shelf), inbox, _worker: worker })
     }

@@ -6,9 +6,9 @@
 
 use super::batch::{Batch, Fate};
 use super::rows::{self, Rows};
-use super::shelf::Shelf;
+use super::log_files::LogFiles;
 use crate::database::{self, Fault, beside, fault, fault_of};
-use crate::outbox::{Kind, Mark, Outbox, Records};
+use crate::upload_queue::{Kind, IdCheckpoint, UploadQueue, Records};
 use anyhow::{Context, Result, anyhow};
 use jscommon::{LevelSet, NodeId};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, ffi};
@@ -40,8 +40,8 @@ const ROTATE_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::fr
 pub(super) enum Trouble {
     /// The node's own database did not take them.
     Store(anyhow::Error),
-    /// The outbox did not take what is to be forwarded.
-    Outbox(anyhow::Error),
+    /// The upload queue did not take what is to be forwarded.
+    UploadQueue(anyhow::Error),
 }
 
 impl Trouble {
@@ -49,8 +49,8 @@ impl Trouble {
     pub(super) fn fault(&self) -> Fault {
         match self {
             Trouble::Store(e) => fault_of(e),
-            // The outbox has looked at its file already.
-            Trouble::Outbox(e) => Some(fault_of(e)).filter(|f| *f != Fault::Damaged).unwrap_or(Fault::Unavailable),
+            // The upload queue has looked at its file already.
+            Trouble::UploadQueue(e) => Some(fault_of(e)).filter(|f| *f != Fault::Damaged).unwrap_or(Fault::Unavailable),
         }
     }
 }
@@ -59,7 +59,7 @@ impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Trouble::Store(e) => write!(f, "{e:#}"),
-            Trouble::Outbox(e) => write!(f, "outbox.db: {e:#}"),
+            Trouble::UploadQueue(e) => write!(f, "outbox.db: {e:#}"),
         }
     }
 }
@@ -157,8 +157,8 @@ pub(super) struct Rules {
 
 /// The database that is written to.
 pub(super) struct Store {
-    shelf: Arc<Shelf>,
-    outbox: Arc<Outbox>,
+    shelf: Arc<LogFiles>,
+    upload_queue: Arc<UploadQueue>,
     rules: Rules,
     db: Connection,
     /// `db` is `current.db`, and not a placeholder for a file that could not be opened.
@@ -190,10 +190,10 @@ struct Wire<'a> {
 
 impl Store {
     /// Opens `current.db`; a damaged one is set aside.
-    pub(super) fn open(shelf: Arc<Shelf>, outbox: Arc<Outbox>, rules: Rules) -> Result<Store> {
+    pub(super) fn open(shelf: Arc<LogFiles>, upload_queue: Arc<UploadQueue>, rules: Rules) -> Result<Store> {
         let mut store = Store {
             shelf,
-            outbox,
+            upload_queue,
             rules,
             db: Connection::open_in_memory()?,
             is_open: false,
@@ -244,7 +244,7 @@ impl Store {
 
     /// The files. For tests.
     #[cfg(test)]
-    pub(super) fn shelf(&self) -> &Shelf {
+    pub(super) fn shelf(&self) -> &LogFiles {
         &self.shelf
     }
 
@@ -269,9 +269,9 @@ impl Store {
         made.is_err_and(|e| matches!(e.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded))
     }
 
-    /// Where ids go on: after the last row that is stored, or where the outbox says when it knows of more.
+    /// Where ids go on: after the last row that is stored, or where the upload queue says when it knows of more.
     fn find_ids(&mut self, damaged: bool) {
-        let mark = self.outbox.mark();
+        let mark = self.upload_queue.mark();
         self.last = self.last_id();
         let stored = nth(self.last, 1);
         self.next = match mark {
@@ -300,12 +300,12 @@ impl Store {
     /// Writes down where the ids stand, for the next start.
     pub(super) fn write_mark(&mut self) {
         self.last = self.last_id();
-        self.outbox.set_mark(Mark { last: self.last, next: self.next });
+        self.upload_queue.set_mark(IdCheckpoint { last: self.last, next: self.next });
     }
 
     /// Stores the messages that `progress` has not reached yet, of those levels that `allowed` has, in
     /// one transaction or more, and moves `progress` on with each of them. What is to be forwarded goes into
-    /// the outbox in the same step, so that neither is done without the other; without `forward` that is
+    /// the upload queue in the same step, so that neither is done without the other; without `forward` that is
     /// left for later.
     pub(super) fn write(
         &mut self,
@@ -356,10 +356,10 @@ impl Store {
         }
     }
 
-    /// Gives to the outbox what `progress` has not reached there, while nothing can be stored here.
+    /// Gives to the upload queue what `progress` has not reached there, while nothing can be stored here.
     pub(super) fn forward(&mut self, batches: &[Batch], progress: &mut Progress, allowed: LevelSet) -> Result<()> {
         progress.first.get_or_insert(self.next);
-        if !self.outbox.wanted(Kind::Log) {
+        if !self.upload_queue.wanted(Kind::Log) {
             return Ok(());
         }
         let (mut b, mut n) = progress.forwarded;
@@ -386,7 +386,7 @@ impl Store {
                 (b, n) = (b + 1, 0);
             }
             if !self.records.is_empty() {
-                self.outbox.push_log(&self.records, Mark { last: self.last, next: id })?;
+                self.upload_queue.push_log(&self.records, IdCheckpoint { last: self.last, next: id })?;
             }
             progress.forwarded = (b, n);
         }
@@ -403,7 +403,7 @@ impl Store {
         budget: usize,
         forward: bool,
     ) -> std::result::Result<(), Trouble> {
-        let forward = forward && self.outbox.wanted(Kind::Log);
+        let forward = forward && self.upload_queue.wanted(Kind::Log);
         let mut forwarded = progress.forwarded;
         let mut bytes = 0;
         let mut last = self.last;
@@ -454,9 +454,9 @@ impl Store {
         }
         let reached = (progress.batch, progress.message);
         if !self.records.is_empty() {
-            // The outbox comes first: a record that is stored here is never missing there.
-            let mark = Mark { last, next };
-            self.outbox.push_log(&self.records, mark).map_err(Trouble::Outbox)?;
+            // The upload queue comes first: a record that is stored here is never missing there.
+            let mark = IdCheckpoint { last, next };
+            self.upload_queue.push_log(&self.records, mark).map_err(Trouble::UploadQueue)?;
             self.records.clear();
         }
         if forward {

@@ -1,7 +1,7 @@
 //! The logger on real files.
 
 use super::*;
-use crate::outbox::Kind;
+use crate::upload_queue::Kind;
 use jscommon::Record;
 use rusqlite::Connection;
 use std::path::Path;
@@ -11,7 +11,7 @@ use tempfile::TempDir;
 struct Bench {
     dir: TempDir,
     config: Config,
-    outbox: Arc<Outbox>,
+    upload_queue: Arc<UploadQueue>,
     handle: Option<Handle>,
 }
 
@@ -23,14 +23,14 @@ impl Bench {
         (config.main.gid, config.main.nid) = (3, 4);
         config.controllers.insert("main".into(), crate::config::Controller::default());
         change(&mut config);
-        let outbox = Outbox::open(&config).unwrap();
-        let handle = Handle::start(&config, Arc::clone(&outbox)).unwrap();
-        Bench { dir, config, outbox, handle: Some(handle) }
+        let upload_queue = UploadQueue::open(&config).unwrap();
+        let handle = Handle::start(&config, Arc::clone(&upload_queue)).unwrap();
+        Bench { dir, config, upload_queue, handle: Some(handle) }
     }
 
     fn restart(&mut self) {
         self.handle = None;
-        self.handle = Some(Handle::start(&self.config, Arc::clone(&self.outbox)).unwrap());
+        self.handle = Some(Handle::start(&self.config, Arc::clone(&self.upload_queue)).unwrap());
     }
 
     fn stop(&mut self) {
@@ -68,12 +68,12 @@ impl Bench {
     /// Everything that was forwarded, as JSON records.
     fn forwarded(&self) -> Vec<Record> {
         let mut all = Vec::new();
-        self.outbox.close_log();
-        while let Some(batch) = self.outbox.next("main", Kind::Log) {
+        self.upload_queue.close_log();
+        while let Some(batch) = self.upload_queue.next("main", Kind::Log) {
             let body: serde_json::Value = serde_json::from_slice(&batch.body).unwrap();
             let records: Vec<Record> = serde_json::from_value(body["records"].clone()).unwrap();
             all.extend(records);
-            self.outbox.taken("main", Kind::Log, batch.number);
+            self.upload_queue.taken("main", Kind::Log, batch.number);
         }
         all
     }
@@ -99,13 +99,13 @@ fn sql(path: &Path, sql: &str) {
 }
 
 #[test]
-fn what_the_outbox_drops_is_a_record_too() {
+fn what_the_upload_queue_drops_is_a_record_too() {
     let bench = Bench::start(|_| ());
     bench.push(&source("a", "*", "*"), 1, &[(3, "one"), (3, "two")]);
     bench.texts(&Query::default());
-    bench.outbox.close_log();
-    let batch = bench.outbox.next("main", Kind::Log).unwrap();
-    bench.outbox.refused("main", Kind::Log, batch.number);
+    bench.upload_queue.close_log();
+    let batch = bench.upload_queue.next("main", Kind::Log).unwrap();
+    bench.upload_queue.refused("main", Kind::Log, batch.number);
     let query = Query { levels: Some(LevelSet::parse("8").unwrap()), ..Query::default() };
     // It is said with the next messages, and not with each of them.
     bench.push(&source("a", "*", ""), 1, &[(3, "three")]);
@@ -203,7 +203,7 @@ fn ids_go_on_over_restarts_and_begin_again_after_four_bytes() {
     assert_eq!(ids(&bench.get(&Query::default())), [1, 4]);
     bench.stop();
     sql(&bench.current(), "UPDATE messages SET id = 4294967294 WHERE id = 4");
-    bench.outbox.set_mark(crate::outbox::Mark { last: 4294967294, next: 4294967295 });
+    bench.upload_queue.set_mark(crate::upload_queue::IdCheckpoint { last: 4294967294, next: 4294967295 });
     bench.restart();
     bench.push(&source, 1, &[(1, "5"), (1, "6"), (1, "7")]);
     let all = bench.get(&Query::default());
@@ -438,8 +438,8 @@ fn by_level(levels: &str) -> Query {
 
 fn events(bench: &Bench) -> Vec<serde_json::Value> {
     std::iter::from_fn(|| {
-        let event = bench.outbox.next("main", Kind::Event)?;
-        bench.outbox.taken("main", Kind::Event, event.number);
+        let event = bench.upload_queue.next("main", Kind::Event)?;
+        bench.upload_queue.taken("main", Kind::Event, event.number);
         serde_json::from_slice(&event.body).ok()
     })
     .collect()
@@ -478,14 +478,14 @@ fn what_matters_waits_for_a_store_that_takes_nothing_and_is_forwarded_meanwhile(
 }
 
 #[test]
-fn records_that_the_outbox_cannot_take_are_forwarded_once_it_can() {
+fn records_that_the_upload_queue_cannot_take_are_forwarded_once_it_can() {
     for fault in ["PRAGMA query_only = ON", "PRAGMA max_page_count = 1"] {
         let bench = Bench::start(|config| config.logging.db.max_size_mb = 1);
         for n in 0..100 {
             bench.push(&source("old", "*", ""), n, &[(1, &"p".repeat(20_000))]);
         }
         bench.get(&Query { limit: Some(1), ..Query::default() });
-        bench.outbox.execute(fault);
+        bench.upload_queue.execute(fault);
         let source = source("a", "*", "9");
         let text = "x".repeat(2000);
         for n in 0..50 {
@@ -493,7 +493,7 @@ fn records_that_the_outbox_cannot_take_are_forwarded_once_it_can() {
         }
         // What cannot be forwarded is stored all the same.
         until("the records on the node", || bench.get(&by_level("9")).len() == 50);
-        bench.outbox.execute("PRAGMA query_only = OFF; PRAGMA max_page_count = 1000000");
+        bench.upload_queue.execute("PRAGMA query_only = OFF; PRAGMA max_page_count = 1000000");
         let mut forwarded = Vec::new();
         until("the records at the controller", || {
             forwarded.extend(bench.forwarded());
@@ -506,7 +506,7 @@ fn records_that_the_outbox_cannot_take_are_forwarded_once_it_can() {
 #[test]
 fn record_that_is_refused_holds_up_no_other_and_no_id_is_given_twice() {
     let bench = Bench::start(|_| ());
-    // The commit fails, after the outbox has taken the records.
+    // The commit fails, after the upload queue has taken the records.
     execute(
         &bench,
         "PRAGMA foreign_keys = ON; CREATE TABLE p(x INTEGER PRIMARY KEY);
@@ -531,7 +531,7 @@ fn ids_go_on_after_what_was_forwarded_and_not_stored() {
     bench.push(&source, 1, &[(1, "1"), (1, "2")]);
     bench.stop();
     // The agent died between the two commits.
-    bench.outbox.set_mark(crate::outbox::Mark { last: 5, next: 6 });
+    bench.upload_queue.set_mark(crate::upload_queue::IdCheckpoint { last: 5, next: 6 });
     bench.restart();
     bench.push(&source, 1, &[(1, "3")]);
     assert_eq!(ids(&bench.get(&Query::default())), [1, 2, 6]);

@@ -10,7 +10,7 @@ mod unix;
 #[cfg(windows)]
 mod windows;
 
-pub use process::{Mark, Proc, Signal, Spawned, StartError, Step, UMASK};
+pub use process::{JobTag, Proc, Signal, Spawned, StartError, Step, UMASK};
 pub use rename::rename;
 #[cfg(unix)]
 pub use unix::*;

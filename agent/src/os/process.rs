@@ -89,7 +89,7 @@ pub struct Proc {
 
 /// What the environment of a process says about the job that it belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Mark {
+pub struct JobTag {
     /// `AGENT_HOME`: the data folder of the agent that started the job.
     pub home: String,
     /// `AGENT_JOB_ID`.

@@ -34,7 +34,7 @@ pub struct Captured {
 
 /// What is kept while the pipes are read.
 #[derive(Debug, Default)]
-pub(super) struct Keeper {
+pub(super) struct CaptureBuffer {
     level: u8,
     data: String,
     critical: String,
@@ -45,7 +45,7 @@ pub(super) struct Keeper {
     tails: [Tail; 2],
 }
 
-impl Keeper {
+impl CaptureBuffer {
     /// Takes a message of stdout (0) or stderr (1).
     pub(super) fn note(&mut self, stream: usize, message: &Message<'_>) {
         if !message.marked {
@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn the_last_thousand_lines_of_each_stream() {
-        let mut keeper = Keeper::default();
+        let mut keeper = CaptureBuffer::default();
         for n in 0..1500 {
             keeper.note(0, &message(1, false, false, &n.to_string()));
         }
@@ -163,7 +163,7 @@ mod tests {
 
     #[test]
     fn at_most_64_kib_of_them_and_no_half_line() {
-        let mut keeper = Keeper::default();
+        let mut keeper = CaptureBuffer::default();
         let line = "é".repeat(400);
         for _ in 0..500 {
             keeper.note(0, &message(1, false, false, &line));
@@ -172,7 +172,7 @@ mod tests {
         assert!(text.len() <= MAX_TAIL && text.len() > MAX_TAIL - 1000);
         assert!(text.split('\n').all(|found| found == line));
         // A single line that is too long keeps its end.
-        let mut keeper = Keeper::default();
+        let mut keeper = CaptureBuffer::default();
         keeper.note(0, &message(1, false, false, &"é".repeat(40_000)));
         keeper.note(0, &message(1, false, true, "xend"));
         let text = &keeper.snapshot().streams[0];
@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn the_last_result_and_the_last_alert() {
-        let mut keeper = Keeper::default();
+        let mut keeper = CaptureBuffer::default();
         keeper.note(0, &message(20, true, false, "old"));
         keeper.note(1, &message(9, true, false, "alarm"));
         keeper.note(0, &message(1, true, false, "marked text is in no tail"));
@@ -201,7 +201,7 @@ mod tests {
     #[test]
     fn what_is_left_out_of_the_result_is_told() {
         let truncated = |count: usize, line: &str| {
-            let mut keeper = Keeper::default();
+            let mut keeper = CaptureBuffer::default();
             (0..count).for_each(|_| keeper.note(0, &message(1, false, false, line)));
             keeper.snapshot().truncated
         };
@@ -209,7 +209,7 @@ mod tests {
         assert!(!truncated(1, &"x".repeat(MAX_TAIL)) && truncated(1, &"x".repeat(MAX_TAIL + 1)));
         // A line feed stands between each two lines.
         assert!(!truncated(2, &"x".repeat(MAX_TAIL / 2 - 1)) && truncated(2, &"x".repeat(MAX_TAIL / 2)));
-        let mut keeper = Keeper::default();
+        let mut keeper = CaptureBuffer::default();
         let mut data = |continued, text: &str| {
             keeper.note(0, &message(20, true, continued, text));
             keeper.snapshot().truncated
@@ -225,7 +225,7 @@ mod tests {
 
     #[test]
     fn bytes_are_counted_for_each_stream() {
-        let mut keeper = Keeper::default();
+        let mut keeper = CaptureBuffer::default();
         for (stream, bytes) in [(0, 5), (1, 2), (0, 7)] {
             keeper.count(stream, bytes);
         }

@@ -18,7 +18,7 @@ pub mod marker;
 mod reader;
 
 pub use capture::Captured;
-use capture::Keeper;
+use capture::CaptureBuffer;
 pub use reader::{Feed, Readers};
 
 /// Whose messages they are, and which of them go where.
@@ -65,7 +65,7 @@ impl Outlets {
 /// What is captured of a job's output while its pipes are read.
 #[derive(Debug, Default)]
 pub struct Capture {
-    keeper: Mutex<Keeper>,
+    keeper: Mutex<CaptureBuffer>,
     stall: Mutex<Stall>,
     /// Bytes that may still be handed over without a wait, since the process has ended.
     last: AtomicUsize,
@@ -134,7 +134,7 @@ impl Capture {
         self.stall.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn keeper(&self) -> MutexGuard<'_, Keeper> {
+    fn keeper(&self) -> MutexGuard<'_, CaptureBuffer> {
         self.keeper.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

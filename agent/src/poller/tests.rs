@@ -3,7 +3,7 @@
 use super::*;
 use crate::config::{Config, Overrides};
 use crate::controller::fake::{Answer, Asked, Fake};
-use crate::ledger::Write;
+use crate::job_store::JobUpdate;
 use crossbeam_channel::{bounded, unbounded};
 use std::sync::Mutex;
 
@@ -12,14 +12,14 @@ const LONG: Duration = Duration::from_secs(20);
 
 struct Stage {
     _dir: tempfile::TempDir,
-    ledger: Arc<Ledger>,
+    job_store: Arc<JobStore>,
     controller: Arc<Controller>,
     /// The lines of the requests, as they came.
     asked: Receiver<String>,
     /// The commands as they were handed over, each with the way to say that they are stored.
     submitted: Receiver<(Vec<String>, Sender<()>)>,
     submit: Mutex<Option<Submit>>,
-    outbox: Arc<Outbox>,
+    upload_queue: Arc<UploadQueue>,
     polling: Option<Sender<()>>,
 }
 
@@ -48,8 +48,8 @@ impl Stage {
             told
         });
         Stage {
-            ledger: Ledger::open(dir.path()).unwrap(),
-            outbox: Outbox::open(&config).unwrap(),
+            job_store: JobStore::open(dir.path()).unwrap(),
+            upload_queue: UploadQueue::open(&config).unwrap(),
             controller: Arc::new(Controller::open(&config, "main", "i").unwrap()),
             _dir: dir,
             asked,
@@ -64,8 +64,8 @@ impl Stage {
         let parts = Parts {
             controller: self.controller.clone(),
             submit: self.submit.lock().unwrap().take().unwrap(),
-            ledger: self.ledger.clone(),
-            outbox: self.outbox.clone(),
+            job_store: self.job_store.clone(),
+            upload_queue: self.upload_queue.clone(),
             startup: json!({}),
             sender: bounded(1).0,
             stop,
@@ -119,8 +119,8 @@ fn a_batch_is_acknowledged_only_once_it_is_stored() {
     assert!(stage.asked.try_recv().is_err(), "it asks for nothing before the batch is stored");
     stored.send(()).unwrap();
     assert!(stage.next().contains("&ack=5&"));
-    let event = crate::outbox::Kind::Event;
-    assert!(String::from_utf8(stage.outbox.next("main", event).unwrap().body).unwrap().contains("bad_command"));
+    let event = crate::upload_queue::Kind::Event;
+    assert!(String::from_utf8(stage.upload_queue.next("main", event).unwrap().body).unwrap().contains("bad_command"));
 }
 
 #[test]
@@ -180,13 +180,13 @@ fn results_that_pile_up_stop_the_taking() {
     let mut writes = Vec::new();
     for id in ["a", "b", "c", "d"] {
         let (id, command) = (id.to_owned(), String::new());
-        writes.push(Write::Accept { id: id.clone(), controller: "main".into(), command, now: 1 });
-        writes.push(Write::Finish { id, result: Some(result.clone()), soon: false });
+        writes.push(JobUpdate::Accept { id: id.clone(), controller: "main".into(), command, now: 1 });
+        writes.push(JobUpdate::Finish { id, result: Some(result.clone()), soon: false });
     }
-    stage.ledger.commit(&writes).unwrap();
+    stage.job_store.commit(&writes).unwrap();
     stage.start();
     assert!(stage.asked.recv_timeout(FULL_PAUSE * 2).is_err(), "it asked while too much waits");
-    let first = stage.ledger.unsent("main", 1, 1).unwrap();
-    stage.ledger.mark_sent(0, &[first[0].key]).unwrap();
+    let first = stage.job_store.unsent("main", 1, 1).unwrap();
+    stage.job_store.mark_sent(0, &[first[0].key]).unwrap();
     stage.next();
 }

@@ -5,19 +5,19 @@
 //! is held until the commit; when that fails (a full disk), it stays held, the commit is tried again
 //! each second, and nothing more is accepted meanwhile. So nothing runs that a restart would not know.
 
-mod accept;
+mod admit;
 mod control;
-mod ends;
+mod complete;
 mod launcher;
 mod runs;
-mod threads;
+mod task_pool;
 
 use super::args::RunArgs;
 use super::policy::{Action, Event, Now, Place, Policy};
 use super::{Message, Notice, Parts, Remote, spawn};
 use crate::builtin::{self, Answer, JobControl};
-use crate::ledger::{Standing, Write};
-use crate::os::{self, Cgroups, Children, Mark};
+use crate::job_store::{JobState, JobUpdate};
+use crate::os::{self, Cgroups, Children, JobTag};
 use crate::output::{Capture, Readers, Source};
 use anyhow::{Context, Result};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use threads::Threads;
+use task_pool::TaskPool;
 
 /// Messages of one turn, and so of one commit.
 const TURN: usize = 1000;
@@ -40,7 +40,7 @@ const GATHER_FROM: usize = 16;
 const GATHER: Duration = Duration::from_micros(100);
 /// How long it gathers at the most.
 const MAX_GATHER: Duration = Duration::from_millis(20);
-/// How long a result may be in the ledger and not on the disk while there is always something to do.
+/// How long a result may be in the job store and not on the disk while there is always something to do.
 const LATEST: Duration = Duration::from_millis(10);
 /// How long nothing happens before memory that only work needs is given back.
 const QUIET: Duration = Duration::from_secs(2);
@@ -60,7 +60,7 @@ struct Job {
     /// Bytes of its command.
     size: usize,
     work: Work,
-    /// Kept while the job has a run; one that waits is read from the ledger again, so that thousands
+    /// Kept while the job has a run; one that waits is read from the job store again, so that thousands
     /// of them cost the disk and not the memory.
     detail: Option<Arc<Detail>>,
 }
@@ -91,9 +91,9 @@ impl Work {
 /// A run that was started.
 struct Run {
     id: Arc<str>,
-    /// When, in milliseconds since 1970, as the ledger has it.
+    /// When, in milliseconds since 1970, as the job store has it.
     at: i64,
-    /// The ledger has its start, on the disk.
+    /// The job store has its start, on the disk.
     stored: bool,
     since: Instant,
     /// When its first process ended: how long its output is waited for is no part of its time.
@@ -107,7 +107,7 @@ struct Run {
     ends: Option<os::Ends>,
     /// How long its readers had waited for the logger when that was last looked at.
     stalled: Duration,
-    mark: Option<Mark>,
+    mark: Option<JobTag>,
     /// Its cgroup, where it has one.
     group: Option<String>,
     known: Vec<(u32, u64)>,
@@ -144,8 +144,8 @@ struct Waiting {
     answer: Value,
 }
 
-/// What is done once the ledger has it.
-enum Held {
+/// What is done once the job store has it.
+enum AfterCommit {
     Stored(Sender<()>),
     Start { id: Arc<str>, run: u64, at: i64 },
     Tell(Notice),
@@ -166,16 +166,16 @@ struct Actor {
     waiting: Vec<Waiting>,
     keeper: os::Keeper,
     readers: Readers,
-    commands: Threads,
-    preparations: Threads,
+    commands: TaskPool,
+    preparations: TaskPool,
     actions: VecDeque<Action>,
-    writes: Vec<Write>,
-    held: Vec<Held>,
+    writes: Vec<JobUpdate>,
+    after_commit: Vec<AfterCommit>,
     /// Records of jobs that have ended, for the logger once the senders know of the results.
     records: Vec<(Arc<Source>, String)>,
     /// Groups whose runs are over, to be removed at the same time.
     emptied: Vec<String>,
-    /// Since when the disk is behind the ledger.
+    /// Since when the disk is behind the job store.
     behind: Option<Instant>,
     /// When a sync that failed is tried again.
     resync: Option<Instant>,
@@ -189,7 +189,7 @@ struct Actor {
     held_startup: HashSet<String>,
     /// Jobs whose end is among `writes`: controller, and the start of the last run.
     finished: Vec<(Arc<str>, Arc<str>, i64)>,
-    /// The file that `jobs` stand in, as the ledger counts them.
+    /// The file that `jobs` stand in, as the job store counts them.
     generation: u64,
     /// Bytes of the commands of all jobs that are not over.
     bytes: usize,
@@ -227,11 +227,11 @@ pub(super) fn start(parts: Parts, remote: Remote, inbox: Receiver<Message>) -> R
         waiting: Vec::new(),
         keeper: os::Keeper::default(),
         readers: Readers::default(),
-        commands: Threads::default(),
-        preparations: Threads::default(),
+        commands: TaskPool::default(),
+        preparations: TaskPool::default(),
         actions: VecDeque::new(),
         writes: Vec::new(),
-        held: Vec::new(),
+        after_commit: Vec::new(),
         records: Vec::new(),
         emptied: Vec::new(),
         behind: None,
@@ -241,7 +241,7 @@ pub(super) fn start(parts: Parts, remote: Remote, inbox: Receiver<Message>) -> R
         killed_before: HashSet::new(),
         held_startup: HashSet::new(),
         finished: Vec::new(),
-        generation: parts.ledger.generation(),
+        generation: parts.job_store.generation(),
         bytes: 0,
         retry: None,
         rest_at: Some(Instant::now() + QUIET),
@@ -332,18 +332,18 @@ impl Actor {
         self.waiting.shrink_to_fit();
         self.actions.shrink_to_fit();
         self.writes.shrink_to_fit();
-        self.held.shrink_to_fit();
+        self.after_commit.shrink_to_fit();
         self.records.shrink_to_fit();
         self.emptied.shrink_to_fit();
         self.fresh.shrink_to_fit();
-        self.parts.ledger.rest();
+        self.parts.job_store.rest();
         (self.parts.notify)(Notice::Quiet);
     }
 
     /// Whether it was told to stop and has nothing left to do.
     fn is_over(&self) -> bool {
         self.stopping.is_some_and(|since| {
-            let written = self.writes.is_empty() && self.held.is_empty();
+            let written = self.writes.is_empty() && self.after_commit.is_empty();
             self.policy.is_idle() && (written || since.elapsed() > LAST_TRIES)
         })
     }
@@ -441,47 +441,47 @@ impl Actor {
                 return;
             }
             let committed =
-                self.store_lost_rows().and_then(|()| self.parts.ledger.commit_to(self.generation, &self.writes));
+                self.store_lost_rows().and_then(|()| self.parts.job_store.commit_to(self.generation, &self.writes));
             if let Err(fault) = committed {
                 // What is written again is stored at once, but not for ever where every new file is damaged.
-                if self.generation != self.parts.ledger.generation() && !std::mem::replace(&mut replaced, true) {
+                if self.generation != self.parts.job_store.generation() && !std::mem::replace(&mut replaced, true) {
                     continue;
                 }
                 if self.retry.is_none() {
-                    log::error!("the ledger takes nothing, so nothing starts until it does: {fault:#}");
-                    let data = json!({"message": format!("the ledger takes nothing: {fault:#}")});
+                    log::error!("the job store takes nothing, so nothing starts until it does: {fault:#}");
+                    let data = json!({"message": format!("the job store takes nothing: {fault:#}")});
                     (self.parts.notify)(Notice::Event { controller: None, name: "critical", data });
                 }
                 self.retry = Some(Instant::now() + RETRY);
                 return;
             }
-            if self.parts.ledger.is_behind() {
+            if self.parts.job_store.is_behind() {
                 self.behind.get_or_insert_with(Instant::now);
             }
             if self.retry.take().is_some() {
-                log::info!("the ledger takes changes again");
+                log::info!("the job store takes changes again");
             }
-            let passed = |wanted: fn(&Write) -> bool| self.writes.iter().any(wanted);
-            if passed(|write| matches!(write, Write::Accept { .. })) {
+            let passed = |wanted: fn(&JobUpdate) -> bool| self.writes.iter().any(wanted);
+            if passed(|write| matches!(write, JobUpdate::Accept { .. })) {
                 death::point("agent.stored");
             }
-            if passed(|write| matches!(write, Write::Finish { .. } | Write::Report { .. })) {
+            if passed(|write| matches!(write, JobUpdate::Finish { .. } | JobUpdate::Report { .. })) {
                 death::point("agent.done");
             }
             self.writes.clear();
             self.finished.clear();
             self.fresh.clear();
-            if self.held.is_empty() && self.actions.is_empty() {
+            if self.after_commit.is_empty() && self.actions.is_empty() {
                 return self.clear_up();
             }
             self.release();
         }
     }
 
-    /// Once a damaged ledger was replaced: writes the rows again that could not be carried over, of all jobs
+    /// Once a damaged job store was replaced: writes the rows again that could not be carried over, of all jobs
     /// that are not over or whose end is to be written.
     fn store_lost_rows(&mut self) -> Result<()> {
-        let generation = self.parts.ledger.generation();
+        let generation = self.parts.job_store.generation();
         if self.generation == generation {
             return Ok(());
         }
@@ -491,7 +491,7 @@ impl Actor {
         let open = self.jobs.iter().map(|(id, job)| (id.clone(), job.controller.clone(), runs.get(id).copied()));
         let ended = self.finished.iter().map(|(id, controller, at)| (id.clone(), controller.clone(), Some(*at)));
         for (id, controller, started) in open.chain(ended) {
-            if self.fresh.contains(&*id) || self.parts.ledger.knows(&id)? {
+            if self.fresh.contains(&*id) || self.parts.job_store.knows(&id)? {
                 continue;
             }
             // Where the command is gone as well, the client that waits for the job is told so.
@@ -499,16 +499,16 @@ impl Actor {
             let command = detail.map_or_else(String::new, |detail| detail.command.to_value().to_string());
             let id = id.to_string();
             let standing = match self.policy.place_of(&id) {
-                Some((Place::Scheduled, _)) => Some(Standing::Scheduled),
-                Some((Place::Failed, _)) => Some(Standing::Failed),
+                Some((Place::Scheduled, _)) => Some(JobState::Scheduled),
+                Some((Place::Failed, _)) => Some(JobState::Failed),
                 _ => None,
             };
-            lost.push(Write::Accept { id: id.clone(), controller: controller.to_string(), command, now });
-            lost.extend(started.map(|started| Write::Start { id: id.clone(), started }));
-            lost.extend(standing.map(|standing| Write::Stand { id, standing }));
+            lost.push(JobUpdate::Accept { id: id.clone(), controller: controller.to_string(), command, now });
+            lost.extend(started.map(|started| JobUpdate::Start { id: id.clone(), started }));
+            lost.extend(standing.map(|standing| JobUpdate::SetState { id, standing }));
         }
         if !lost.is_empty() {
-            log::warn!("{} jobs are stored again", lost.iter().filter(|w| matches!(w, Write::Accept { .. })).count());
+            log::warn!("{} jobs are stored again", lost.iter().filter(|w| matches!(w, JobUpdate::Accept { .. })).count());
         }
         self.writes.splice(0..0, lost);
         self.generation = generation;
@@ -519,11 +519,11 @@ impl Actor {
     /// poller, which has another poll to make, and then whatever else there is to start.
     fn release(&mut self) {
         let (mut stored, mut starts) = (Vec::new(), VecDeque::new());
-        for held in std::mem::take(&mut self.held) {
+        for held in std::mem::take(&mut self.after_commit) {
             match held {
-                Held::Stored(poller) => stored.push(poller),
-                Held::Start { id, run, at } => starts.push_back((id, run, at)),
-                Held::Tell(notice) => (self.parts.notify)(notice),
+                AfterCommit::Stored(poller) => stored.push(poller),
+                AfterCommit::Start { id, run, at } => starts.push_back((id, run, at)),
+                AfterCommit::Tell(notice) => (self.parts.notify)(notice),
             }
         }
         self.clear_up();
@@ -548,11 +548,11 @@ impl Actor {
         }
     }
 
-    /// Brings to the disk what went into the ledger without waiting for it, while nothing else is to do.
+    /// Brings to the disk what went into the job store without waiting for it, while nothing else is to do.
     /// What fails is tried again each second, for nothing else may come that would.
     fn sync(&mut self) {
-        if self.parts.ledger.is_behind()
-            && let Err(fault) = self.parts.ledger.sync()
+        if self.parts.job_store.is_behind()
+            && let Err(fault) = self.parts.job_store.sync()
         {
             if self.resync.is_none() {
                 log::error!("results may not survive a power cut, which is tried again each second: {fault:#}");
@@ -573,31 +573,31 @@ impl Actor {
             for action in std::mem::take(&mut self.actions) {
                 match action {
                     Action::Start { id, run, at } => {
-                        self.writes.push(Write::Start { id: id.to_string(), started: at });
-                        self.held.push(Held::Start { id, run, at });
+                        self.writes.push(JobUpdate::Start { id: id.to_string(), started: at });
+                        self.after_commit.push(AfterCommit::Start { id, run, at });
                     }
                     Action::Abort { run, .. } => self.abort_start(run),
                     Action::Term { .. } | Action::Probe { .. } | Action::Kill { .. } => trees.push(action),
-                    Action::Stand { id, standing } => {
-                        self.writes.push(Write::Stand { id: id.to_string(), standing });
+                    Action::SetState { id, standing } => {
+                        self.writes.push(JobUpdate::SetState { id: id.to_string(), standing });
                     }
                     Action::RunOver { run, .. } => drop(self.run_over(run)),
-                    Action::Report { id, run, outcome, sparing, alert } => {
-                        self.report(&id, run, outcome, sparing, alert);
+                    Action::Report { id, run, outcome, suppress_if_ok, alert } => {
+                        self.report(&id, run, outcome, suppress_if_ok, alert);
                     }
-                    Action::Finish { id, run, outcome, sparing, alert } => {
-                        self.finish(&id, run, outcome, sparing, alert);
+                    Action::Finish { id, run, outcome, suppress_if_ok, alert } => {
+                        self.finish(&id, run, outcome, suppress_if_ok, alert);
                     }
                 }
             }
             if !trees.is_empty() {
-                self.tend_trees(trees);
+                self.signal_and_probe(trees);
             }
         }
     }
 }
 
-/// The cgroup of a run: found again by whoever knows the ledger's row.
+/// The cgroup of a run: found again by whoever knows the job store's row.
 fn group_name(id: &str, started: i64) -> String {
     format!("{started}-{id}")
 }

@@ -25,7 +25,7 @@ pub(super) struct Ended {
     /// How long it ran, in milliseconds.
     pub(super) time: u64,
     /// Quiet, unless it brought a result.
-    pub(super) sparing: bool,
+    pub(super) suppress_if_ok: bool,
 }
 
 /// The result of `command` on `node`.
@@ -65,12 +65,12 @@ pub(super) fn result(command: &Command, node: NodeId, ended: Ended) -> JobResult
         bytes: captured.bytes,
         truncated: captured.truncated,
         critical: ended.alert.unwrap_or(captured.critical),
-        quiet: ended.sparing && state == State::Ok && captured.results == 0,
+        quiet: ended.suppress_if_ok && state == State::Ok && captured.results == 0,
         ..JobResult::unrun(command, state, "")
     }
 }
 
-/// Whether the result of a run that the ledger has as started, of a job that does not start again, may
+/// Whether the result of a run that the job store has as started, of a job that does not start again, may
 /// travel before a power cut can no longer undo it (`docs/delivery.md`). After the cut the run is
 /// answered as [`Outcome::Died`], and whoever has this result keeps it. Where somebody ended the run,
 /// he was told so or will be, and that must stay true.
@@ -87,7 +87,7 @@ mod tests {
     use serde_json::json;
 
     fn ended(outcome: Outcome) -> Ended {
-        Ended { outcome, captured: Captured::default(), answer: None, alert: None, started: 5, time: 7, sparing: false }
+        Ended { outcome, captured: Captured::default(), answer: None, alert: None, started: 5, time: 7, suppress_if_ok: false }
     }
 
     fn make(ended: Ended) -> JobResult {
@@ -165,7 +165,7 @@ mod tests {
 
     #[test]
     fn sparing_runs_are_quiet_without_a_result() {
-        let quiet = |captured, code| make(Ended { captured, sparing: true, ..ended(Outcome::Exited { code }) }).quiet;
+        let quiet = |captured, code| make(Ended { captured, suppress_if_ok: true, ..ended(Outcome::Exited { code }) }).quiet;
         assert!(quiet(Captured::default(), 0));
         assert!(!quiet(Captured { results: 1, ..Captured::default() }, 0));
         assert!(!quiet(Captured::default(), 1));

@@ -6,7 +6,7 @@
 //! **Does not** decide what becomes of the jobs: the supervisor holds them until it is told.
 
 use super::tree;
-use crate::os::{self, GroupMembers, Mark, Proc, Signal};
+use crate::os::{self, GroupMembers, JobTag, Proc, Signal};
 use jscommon::worker::Worker;
 use std::collections::HashMap;
 use std::fs;
@@ -24,7 +24,7 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_m
 /// A run that was under way when the agent died, and how it wants to be ended.
 #[derive(Clone)]
 pub(super) struct Leftover {
-    pub(super) mark: Mark,
+    pub(super) mark: JobTag,
     /// The name of its cgroup, should it have had one.
     pub(super) group: String,
     pub(super) stop_signal: Signal,
@@ -174,7 +174,7 @@ mod tests {
 
     fn leftover(job: &str) -> Leftover {
         Leftover {
-            mark: Mark { home: "/h".into(), job: job.into(), start: 7 },
+            mark: JobTag { home: "/h".into(), job: job.into(), start: 7 },
             group: format!("7-{job}"),
             stop_signal: Signal::TERM,
             stop_timeout: Duration::from_secs(100),

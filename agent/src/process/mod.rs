@@ -4,16 +4,16 @@
 //! a process is started from is [`spawn`]'s, which processes belong together [`tree`]'s.
 //!
 //! **Does not** read output (`output` does, and tells the end of the pipes), speak to controllers (it
-//! leaves results in the ledger and gives [`Notice`]), or keep records.
+//! leaves results in the job store and gives [`Notice`]), or keep records.
 //!
 //! Pollers [`Remote::submit`] commands, the monitor asks for [`Remote::processes`]. Both go through one
 //! unbounded inbox: control must never wait behind output. What the policy orders is written to the
-//! ledger first, in one commit for everything that lay in the inbox, and only then done.
+//! job store first, in one commit for everything that lay in the inbox, and only then done.
 
 use crate::builtin;
 use crate::config::Config;
-use crate::ledger::Ledger;
-use crate::os::{self, Mark, Proc, Spawned};
+use crate::job_store::JobStore;
+use crate::os::{self, JobTag, Proc, Spawned};
 use crate::output::Outlets;
 use anyhow::Result;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
@@ -48,7 +48,7 @@ pub struct Parts {
     /// The agent's configuration.
     pub config: Arc<Config>,
     /// The memory of jobs.
-    pub ledger: Arc<Ledger>,
+    pub job_store: Arc<JobStore>,
     /// Where output and records go.
     pub outlets: Outlets,
     /// What the built-in commands may use.
@@ -60,7 +60,7 @@ pub struct Parts {
 /// What others must act upon.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Notice {
-    /// A result for this controller is in the ledger.
+    /// A result for this controller is in the job store.
     Result {
         /// The controller's name.
         controller: String,
@@ -137,7 +137,7 @@ impl Handle {
         self.remote.clone()
     }
 
-    /// Ends every job: its stop signal, its stop timeout, KILL; their results are in the ledger when
+    /// Ends every job: its stop signal, its stop timeout, KILL; their results are in the job store when
     /// this returns.
     pub fn stop(self) {}
 }
@@ -168,7 +168,7 @@ enum Message {
     /// Both at once, as it is with most.
     Ended { run: u64, code: i32 },
     /// The start of a run's process is over.
-    Launched { run: u64, mark: Mark, since: Instant, group: Option<GroupUse>, child: Result<Spawned, NotStarted> },
+    Launched { run: u64, mark: JobTag, since: Instant, group: Option<GroupUse>, child: Result<Spawned, NotStarted> },
     /// A script is ready to start.
     Prepared { run: u64, spec: Result<spawn::Spec, NotStarted> },
     /// A task has its answer.

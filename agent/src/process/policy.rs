@@ -13,9 +13,9 @@
 mod job;
 #[cfg(test)]
 mod tests;
-mod words;
+mod types;
 
-pub use words::*;
+pub use types::*;
 
 use job::{Job, Phase};
 use std::collections::{BTreeSet, HashMap};
@@ -80,7 +80,7 @@ impl Policy {
         out
     }
 
-    /// Takes up a job that the ledger remembers. Nothing starts before the next event.
+    /// Takes up a job that the job store remembers. Nothing starts before the next event.
     pub fn restore(&mut self, id: &str, rules: Rules, memory: Memory, now: Now) -> Vec<Action> {
         let mut out = Vec::new();
         let job = Job::restored(id.into(), rules, memory, now, &mut out);

@@ -8,7 +8,7 @@
 use super::NotStarted;
 use super::args::{ExecuteArgs, RunArgs, program_and_rest, split};
 use crate::config::Config;
-use crate::os::{self, Children, Group, Mark, Spawned};
+use crate::os::{self, Children, Group, JobTag, Spawned};
 use jscommon::worker::Worker;
 use serde_json::{Map, Value};
 use std::ffi::{OsStr, OsString};
@@ -152,7 +152,7 @@ pub struct Owner<'a> {
     /// The run.
     pub run: u64,
     /// What the process carries in its environment.
-    pub mark: &'a Mark,
+    pub mark: &'a JobTag,
     /// The controller that its command came from; empty for a startup job.
     pub controller: &'a str,
     /// The group that it is to start in.
@@ -225,7 +225,7 @@ fn absolute_only(path: &OsStr) -> Option<OsString> {
 }
 
 /// What every child sees, and nothing that would let it speak for the node.
-fn environment(mark: &Mark, controller: &str, config: &Config) -> Vec<(&'static str, String)> {
+fn environment(mark: &JobTag, controller: &str, config: &Config) -> Vec<(&'static str, String)> {
     // A startup job answers to nobody; it still may want to know a controller.
     let known = config.controllers.get_key_value(controller).or_else(|| config.controllers.first_key_value());
     let (name, url, ca) = known.map_or_else(Default::default, |(name, controller)| {

@@ -1,7 +1,7 @@
-//! `jsagent status`: the jobs of this node, read from its ledger without a controller.
+//! `jsagent status`: the jobs of this node, read from its job store without a controller.
 
 use super::args::RunArgs;
-use crate::ledger::{self, Row, Standing};
+use crate::job_store::{self, Row, JobState};
 use anyhow::Result;
 use jscommon::Command;
 use std::fmt::Write;
@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// A table of the jobs that are not over, ready to print; `data_dir` is the agent's.
 pub fn status(data_dir: &Path) -> Result<String> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64);
-    Ok(table(&ledger::read_only(data_dir)?, now))
+    Ok(table(&job_store::read_only(data_dir)?, now))
 }
 
 fn table(rows: &[Row], now: i64) -> String {
@@ -35,13 +35,13 @@ fn table(rows: &[Row], now: i64) -> String {
 
 fn line(row: &Row, now: i64) -> [String; 5] {
     let (state, since) = match row.standing {
-        Standing::Accepted => ("waiting", row.accepted),
-        Standing::Started => ("running", row.started),
-        Standing::Failed => ("failed", row.started),
-        Standing::Scheduled => ("scheduled", row.started),
-        Standing::Ending => ("stopping", row.started),
-        Standing::Last => ("last run", row.started),
-        Standing::Done | Standing::Sent => ("over", row.accepted),
+        JobState::Accepted => ("waiting", row.accepted),
+        JobState::Started => ("running", row.started),
+        JobState::Failed => ("failed", row.started),
+        JobState::Scheduled => ("scheduled", row.started),
+        JobState::Ending => ("stopping", row.started),
+        JobState::Last => ("last run", row.started),
+        JobState::Done | JobState::Sent => ("over", row.accepted),
     };
     let from = if row.controller.is_empty() { "startup" } else { &row.controller };
     [row.id.clone(), state.to_owned(), ago(now - since), from.to_owned(), describe(&row.command)]
@@ -93,7 +93,7 @@ mod tests {
             reported: false,
         };
         let command = r#"{"id":"a","gid":1,"nid":1,"cmd":"execute","args":{"cmd":"/bin/x","name":"n","max_time":-1}}"#;
-        let text = table(&[row("a", Standing::Started, "main", command), row("b", Standing::Accepted, "", "")], 65_000);
+        let text = table(&[row("a", JobState::Started, "main", command), row("b", JobState::Accepted, "", "")], 65_000);
         assert_eq!(
             text,
             "ID  STATE     SINCE  FROM     COMMAND\n\

@@ -10,8 +10,8 @@ mod sync;
 mod trouble;
 
 use super::*;
-use crate::ledger::{Ledger, Standing, Write};
-use crate::{logger, outbox, stats};
+use crate::job_store::{JobStore, JobState, JobUpdate};
+use crate::{logger, upload_queue, stats};
 use crossbeam_channel::Receiver;
 use jscommon::{JobResult, State};
 use serde_json::json;
@@ -28,7 +28,7 @@ struct Node {
 /// One life of its agent.
 struct Life {
     handle: Option<Handle>,
-    ledger: Arc<Ledger>,
+    job_store: Arc<JobStore>,
     config: Arc<Config>,
     _logger: logger::Handle,
     _stats: stats::Handle,
@@ -61,21 +61,21 @@ impl Node {
         std::fs::create_dir_all(&config.main.data_dir).unwrap();
         change(&mut config);
         let config = Arc::new(config);
-        let outbox = outbox::Outbox::open(&config).unwrap();
-        let ledger = Ledger::open(&config.main.data_dir).unwrap();
-        let logger = logger::Handle::start(&config, outbox.clone()).unwrap();
-        let stats = stats::Handle::start(&config, outbox).unwrap();
+        let upload_queue = upload_queue::UploadQueue::open(&config).unwrap();
+        let job_store = JobStore::open(&config.main.data_dir).unwrap();
+        let logger = logger::Handle::start(&config, upload_queue.clone()).unwrap();
+        let stats = stats::Handle::start(&config, upload_queue).unwrap();
         let (tell, notices) = unbounded();
         let handle = Handle::start(Parts {
             config: config.clone(),
-            ledger: ledger.clone(),
+            job_store: job_store.clone(),
             outlets: Outlets { logger: logger.inlet(), stats: stats.inlet() },
             builtins: Arc::new(builtin::Context::new(config.clone())),
             notify: Arc::new(move |notice| drop(tell.send(notice))),
         })
         .unwrap();
         let results = std::cell::RefCell::default();
-        Life { handle: Some(handle), ledger, config, _logger: logger, _stats: stats, notices, results }
+        Life { handle: Some(handle), job_store, config, _logger: logger, _stats: stats, notices, results }
     }
 }
 
@@ -124,9 +124,9 @@ impl Life {
     }
 
     fn gather(&self) {
-        let unsent = self.ledger.unsent("main", 1000, usize::MAX).unwrap();
+        let unsent = self.job_store.unsent("main", 1000, usize::MAX).unwrap();
         let keys: Vec<i64> = unsent.iter().map(|unsent| unsent.key).collect();
-        self.ledger.mark_sent(0, &keys).unwrap();
+        self.job_store.mark_sent(0, &keys).unwrap();
         self.results
             .borrow_mut()
             .extend(unsent.iter().map(|unsent| serde_json::from_str::<JobResult>(&unsent.json).unwrap()));

@@ -6,7 +6,7 @@
 //!
 //! **Does not** signal anything itself: it only says who is meant.
 
-use crate::os::{self, Mark, Proc};
+use crate::os::{self, JobTag, Proc};
 use std::collections::HashMap;
 
 /// A run whose tree is asked for.
@@ -19,7 +19,7 @@ pub struct Root {
     /// That process was reaped: its id says nothing any more.
     pub reaped: bool,
     /// What its processes carry in their environment.
-    pub mark: Mark,
+    pub mark: JobTag,
     /// Its cgroup, where it has one, as [`os::group_path`] names it.
     pub group: Option<String>,
     /// Processes that were seen in the tree before: id and start.
@@ -32,7 +32,7 @@ pub fn trees(
     processes: &[Proc],
     agent: u32,
     roots: &[Root],
-    mark: impl Fn(u32) -> Option<Mark>,
+    mark: impl Fn(u32) -> Option<JobTag>,
     group: impl Fn(u32) -> Option<String>,
 ) -> HashMap<u64, Vec<Proc>> {
     let mut children: HashMap<u32, Vec<&Proc>> = HashMap::new();
@@ -42,7 +42,7 @@ pub fn trees(
     let by_pid: HashMap<u32, u64> = roots.iter().filter(|root| !root.reaped).map(|root| (root.pid, root.run)).collect();
     // A group keeps its number as long as anybody is in it, even when its leader was reaped.
     let by_group: HashMap<u32, u64> = roots.iter().map(|root| (root.pid, root.run)).collect();
-    let by_mark: HashMap<&Mark, u64> = roots.iter().map(|root| (&root.mark, root.run)).collect();
+    let by_mark: HashMap<&JobTag, u64> = roots.iter().map(|root| (&root.mark, root.run)).collect();
     let by_name: HashMap<&str, u64> =
         roots.iter().filter_map(|root| Some((root.group.as_deref()?, root.run))).collect();
     let known: HashMap<(u32, u64), u64> =
@@ -72,7 +72,7 @@ pub fn trees(
 
 /// What is left of the runs that these marks name, of an agent that is gone: the marked processes and
 /// their descendants.
-pub fn leftovers(processes: &[Proc], marks: &[Mark], mark: impl Fn(u32) -> Option<Mark>) -> Vec<Proc> {
+pub fn leftovers(processes: &[Proc], marks: &[JobTag], mark: impl Fn(u32) -> Option<JobTag>) -> Vec<Proc> {
     let own = std::process::id();
     let mut children: HashMap<u32, Vec<&Proc>> = HashMap::new();
     for process in processes {
@@ -142,8 +142,8 @@ mod tests {
         Proc { pid, parent, group, started: u64::from(pid) * 7, cpu: 1, rss: 2, vms: 3, dead: false }
     }
 
-    fn job_mark(job: &str) -> Mark {
-        Mark { home: "/home".into(), job: job.into(), start: 5 }
+    fn job_mark(job: &str) -> JobTag {
+        JobTag { home: "/home".into(), job: job.into(), start: 5 }
     }
 
     fn root(run: u64, pid: u32) -> Root {
@@ -211,7 +211,7 @@ mod tests {
         let all = [process(50, 1, 50), process(51, 50, 50), process(60, 1, 60), process(70, 1, 70)];
         let mark = |pid| match pid {
             50 => Some(job_mark("job1")),
-            60 => Some(Mark { start: 6, ..job_mark("job1") }),
+            60 => Some(JobTag { start: 6, ..job_mark("job1") }),
             _ => None,
         };
         let mut found: Vec<u32> = leftovers(&all, &[job_mark("job1")], mark).iter().map(|p| p.pid).collect();

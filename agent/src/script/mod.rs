@@ -15,7 +15,7 @@ mod python;
 mod store;
 
 pub use lua::run_if_asked;
-pub use store::{Origin, Store, Trouble};
+pub use store::{ScriptSource, Store, FetchError};
 
 use crate::builtin::Context;
 use crate::process::NotStarted;

@@ -20,25 +20,25 @@ const MAX_BYTES: u64 = 128 * 1024 * 1024;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Something that can be asked for a source: a controller.
-pub trait Origin: Send + Sync {
+pub trait ScriptSource: Send + Sync {
     /// The source of this SHA-256 (lower-case hex), or nothing when it knows none.
-    fn source(&self, hash: &str) -> Result<Option<Vec<u8>>, Trouble>;
+    fn source(&self, hash: &str) -> Result<Option<Vec<u8>>, FetchError>;
 }
 
 /// Why an origin could not say.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Trouble {
+pub struct FetchError {
     /// One sentence.
     pub reason: String,
     /// Whether it may be over in a moment.
-    pub passing: bool,
+    pub retryable: bool,
 }
 
-impl Origin for Controller {
-    fn source(&self, hash: &str) -> Result<Option<Vec<u8>>, Trouble> {
-        self.script(hash).map_err(|failure| Trouble {
+impl ScriptSource for Controller {
+    fn source(&self, hash: &str) -> Result<Option<Vec<u8>>, FetchError> {
+        self.script(hash).map_err(|failure| FetchError {
             reason: format!("controller {}: {failure}", self.name()),
-            passing: matches!(failure, Failure::Away(_) | Failure::Busy { .. } | Failure::Foreign { .. }),
+            retryable: matches!(failure, Failure::Away(_) | Failure::Busy { .. } | Failure::Foreign { .. }),
         })
     }
 }
@@ -47,7 +47,7 @@ impl Origin for Controller {
 pub struct Store {
     root: PathBuf,
     cache: Cache,
-    origins: Vec<Arc<dyn Origin>>,
+    origins: Vec<Arc<dyn ScriptSource>>,
     /// Scripts of the folder that other accounts can change are taken too.
     insecure_paths: bool,
     /// One lock a hash that is being fetched, so that jobs of one new script fetch it once.
@@ -57,7 +57,7 @@ pub struct Store {
 
 impl Store {
     /// The scripts of this configuration; what is not here is asked of these controllers, in this order.
-    pub fn new(config: &Config, origins: Vec<Arc<dyn Origin>>) -> Store {
+    pub fn new(config: &Config, origins: Vec<Arc<dyn ScriptSource>>) -> Store {
         let cache = Cache::new(config.main.data_dir.join("scripts"), MAX_FILES, MAX_BYTES);
         let (root, insecure_paths) = (config.script_path(), config.main.insecure_paths);
         Store { root, cache, origins, insecure_paths, fetching: Mutex::default(), patience: PATIENCE }
@@ -122,7 +122,7 @@ impl Store {
         let deadline = Instant::now() + self.patience;
         let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(3));
         loop {
-            let (mut trouble, mut passing) = (None, false);
+            let (mut trouble, mut retryable) = (None, false);
             for origin in &self.origins {
                 match origin.source(hash) {
                     Ok(Some(source)) if source.len() as u64 > MAX_SOURCE => {
@@ -132,13 +132,13 @@ impl Store {
                     Ok(Some(_)) => trouble = Some(format!("what the controller has for script {hash} is another one")),
                     Ok(None) => {}
                     Err(fault) => {
-                        passing |= fault.passing;
+                        retryable |= fault.retryable;
                         trouble = Some(format!("script {hash} cannot be fetched: {}", fault.reason));
                     }
                 }
             }
             let wait = backoff.fail(fastrand::f64());
-            if !passing || Instant::now() + wait >= deadline {
+            if !retryable || Instant::now() + wait >= deadline {
                 return Err(trouble.map_or_else(
                     || {
                         NotStarted::not_found(format!(

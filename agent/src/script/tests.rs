@@ -12,7 +12,7 @@ use std::time::Duration;
 struct Shelf {
     sources: Vec<(String, Vec<u8>)>,
     asked: AtomicUsize,
-    trouble: Option<Trouble>,
+    trouble: Option<FetchError>,
 }
 
 impl Shelf {
@@ -22,8 +22,8 @@ impl Shelf {
     }
 }
 
-impl Origin for Shelf {
-    fn source(&self, hash: &str) -> Result<Option<Vec<u8>>, Trouble> {
+impl ScriptSource for Shelf {
+    fn source(&self, hash: &str) -> Result<Option<Vec<u8>>, FetchError> {
         self.asked.fetch_add(1, Ordering::SeqCst);
         match &self.trouble {
             Some(trouble) => Err(trouble.clone()),
@@ -38,7 +38,7 @@ fn config(dir: &std::path::Path) -> Config {
     config
 }
 
-fn context(config: Config, origins: Vec<Arc<dyn Origin>>) -> Context {
+fn context(config: Config, origins: Vec<Arc<dyn ScriptSource>>) -> Context {
     let mut store = Store::new(&config, origins);
     store.patience = Duration::ZERO;
     Context { scripts: Arc::new(store), ..Context::new(Arc::new(config)) }
@@ -94,7 +94,7 @@ fn python_gets_runner_source_and_data() {
 fn lua_runs_in_the_agent_or_in_what_is_configured() {
     let dir = tempfile::tempdir().unwrap();
     let (shelf, hash) = Shelf::with(b"SOURCE");
-    let shelf: Arc<dyn Origin> = Arc::new(shelf);
+    let shelf: Arc<dyn ScriptSource> = Arc::new(shelf);
     let built_in = context(config(dir.path()), vec![Arc::clone(&shelf)]);
     let spec = prepare(&built_in, &command("execute_js_lua", json!({"hash": hash, "name": "disk"}))).unwrap();
     assert_eq!(spec.program, std::env::current_exe().unwrap().to_str().unwrap());
@@ -112,7 +112,7 @@ fn lua_runs_in_the_agent_or_in_what_is_configured() {
 fn byte_order_mark_of_a_lua_source_is_skipped() {
     let dir = tempfile::tempdir().unwrap();
     let (shelf, hash) = Shelf::with(b"\xef\xbb\xbfSOURCE");
-    let shelf: Arc<dyn Origin> = Arc::new(shelf);
+    let shelf: Arc<dyn ScriptSource> = Arc::new(shelf);
     for interpreter in ["", "lua5.4"] {
         let mut config = config(dir.path());
         config.scripts.lua = interpreter.into();
@@ -160,9 +160,9 @@ fn what_is_not_the_script_does_not_run() {
 #[test]
 fn a_controller_that_is_away_is_asked_again() {
     let dir = tempfile::tempdir().unwrap();
-    let trouble = |passing| Some(Trouble { reason: "the controller is away".into(), passing });
+    let trouble = |retryable| Some(FetchError { reason: "the controller is away".into(), retryable });
     let hash = "0".repeat(64);
-    let away = |passing| Arc::new(Shelf { trouble: trouble(passing), ..Shelf::default() });
+    let away = |retryable| Arc::new(Shelf { trouble: trouble(retryable), ..Shelf::default() });
 
     let refuses = away(false);
     let context = context(config(dir.path()), vec![refuses.clone()]);

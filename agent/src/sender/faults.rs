@@ -1,4 +1,4 @@
-//! Faults of this node's own files, told to the controller directly: the way through the outbox may be
+//! Faults of this node's own files, told to the controller directly: the way through the upload queue may be
 //! the one that is broken.
 
 use crate::controller::Controller;

@@ -1,16 +1,16 @@
-//! A whole sender with a real ledger and outbox, against a fake controller.
+//! A whole sender with a real job store and upload queue, against a fake controller.
 
 use super::*;
 use crate::config::{Config, Overrides};
 use crate::controller::fake::{Answer, Asked, Fake};
-use crate::ledger::Write;
+use crate::job_store::JobUpdate;
 use serde_json::{Value, json};
 use std::sync::Mutex;
 
 struct Stage {
     _dir: tempfile::TempDir,
-    ledger: Arc<Ledger>,
-    outbox: Arc<Outbox>,
+    job_store: Arc<JobStore>,
+    upload_queue: Arc<UploadQueue>,
     seen: Arc<Mutex<Vec<Asked>>>,
     fake: Fake,
     controller: Arc<Controller>,
@@ -33,26 +33,26 @@ impl Stage {
             ..Overrides::default()
         };
         let config = Config::parse("", &overrides).unwrap();
-        let ledger = Ledger::open(dir.path()).unwrap();
-        let outbox = Outbox::open(&config).unwrap();
+        let job_store = JobStore::open(dir.path()).unwrap();
+        let upload_queue = UploadQueue::open(&config).unwrap();
         let controller = Arc::new(Controller::open(&config, "main", "i").unwrap());
-        Stage { _dir: dir, ledger, outbox, seen, fake, controller }
+        Stage { _dir: dir, job_store, upload_queue, seen, fake, controller }
     }
 
     fn results(&self, results: &[Value]) {
         for result in results {
             let id = result["id"].as_str().unwrap().to_owned();
-            let accept = Write::Accept { id: id.clone(), controller: "main".into(), command: "{}".into(), now: 1 };
-            self.ledger.commit(&[accept, Write::Finish { id, result: Some(result.to_string()), soon: false }]).unwrap();
+            let accept = JobUpdate::Accept { id: id.clone(), controller: "main".into(), command: "{}".into(), now: 1 };
+            self.job_store.commit(&[accept, JobUpdate::Finish { id, result: Some(result.to_string()), soon: false }]).unwrap();
         }
     }
 
     fn start(&self) -> Handle {
-        Handle::start(self.controller.clone(), self.ledger.clone(), self.outbox.clone()).unwrap()
+        Handle::start(self.controller.clone(), self.job_store.clone(), self.upload_queue.clone()).unwrap()
     }
 
     fn until_nothing_waits(&self) {
-        while self.ledger.unsent_bytes() > 0 {
+        while self.job_store.unsent_bytes() > 0 {
             thread_yield();
         }
     }
@@ -88,7 +88,7 @@ fn ids(ids: &[&str]) -> Vec<Value> {
 fn what_waits_goes_in_one_request_and_is_marked() {
     let stage = Stage::new(|_| ok());
     stage.results(&ids(&["a", "b", "c"]));
-    stage.outbox.push_event(None, "startup", json!({}));
+    stage.upload_queue.push_event(None, "startup", json!({}));
     let sender = stage.start();
     stage.until_nothing_waits();
     stage.results(&ids(&["d"]));
@@ -167,14 +167,14 @@ fn of_a_result_that_is_too_large_its_end_is_told() {
 fn what_is_no_controller_costs_nothing() {
     let stage = Stage::new(|_| refused(400, json!({"error": "this port speaks HTTPS"})));
     stage.results(&ids(&["a"]));
-    stage.outbox.push_event(None, "startup", json!({}));
+    stage.upload_queue.push_event(None, "startup", json!({}));
     let sender = stage.start();
     while !stage.seen.lock().unwrap().iter().any(|asked| asked.line.ends_with("/event")) {
         thread_yield();
     }
     drop(sender);
-    assert!(stage.ledger.unsent_bytes() > 0);
-    assert!(stage.outbox.next("main", Kind::Event).is_some());
+    assert!(stage.job_store.unsent_bytes() > 0);
+    assert!(stage.upload_queue.next("main", Kind::Event).is_some());
 }
 
 #[test]
@@ -196,12 +196,12 @@ fn a_node_that_is_refused_keeps_its_results_and_sends_what_it_may() {
         false => ok(),
     });
     stage.results(&ids(&["a"]));
-    stage.outbox.push_event(None, "startup", json!({}));
+    stage.upload_queue.push_event(None, "startup", json!({}));
     let sender = stage.start();
     while !stage.seen.lock().unwrap().iter().any(|asked| asked.line.ends_with("/event")) {
         thread_yield();
     }
-    assert!(stage.ledger.unsent_bytes() > 0);
+    assert!(stage.job_store.unsent_bytes() > 0);
     open.store(true, Ordering::Relaxed);
     stage.until_nothing_waits();
     drop(sender);
@@ -236,7 +236,7 @@ fn a_controller_that_answers_the_poller_is_back_for_the_sender_too() {
         thread_yield();
     }
     away.store(false, Ordering::Relaxed);
-    while stage.ledger.unsent_bytes() > 0 {
+    while stage.job_store.unsent_bytes() > 0 {
         // What the poller does when it is answered again.
         let _ = stage.controller.poll(Duration::ZERO, None);
         let _ = sender.waker().try_send(());
@@ -252,7 +252,7 @@ fn a_stop_sends_once_more_and_does_not_wait_for_a_dead_controller() {
     let begun = Instant::now();
     drop(sender);
     assert!(begun.elapsed() < LAST_ROUND);
-    assert!(stage.ledger.unsent_bytes() > 0);
+    assert!(stage.job_store.unsent_bytes() > 0);
     assert!(stage.posted().len() <= 2);
 }
 
@@ -263,7 +263,7 @@ fn page(status: u16) -> Answer {
 impl Stage {
     /// Waits until the sender has nothing left of this kind.
     fn until_sent(&self, kind: Kind) {
-        while self.outbox.next("main", kind).is_some() {
+        while self.upload_queue.next("main", kind).is_some() {
             thread_yield();
         }
     }
@@ -287,8 +287,8 @@ impl Stage {
 
     /// Sends a batch of series, unless one waits.
     fn post_another(&self) {
-        if self.outbox.next("main", Kind::Stats).is_none() {
-            self.outbox.push_stats(7, &[("1.10.d.n.k".into(), 1.0)]);
+        if self.upload_queue.next("main", Kind::Stats).is_none() {
+            self.upload_queue.push_stats(7, &[("1.10.d.n.k".into(), 1.0)]);
         }
     }
 
@@ -329,10 +329,10 @@ impl Taking {
 }
 
 fn push_records(stage: &Stage, records: impl Iterator<Item = Value>) {
-    let mut list = crate::outbox::Records::default();
+    let mut list = crate::upload_queue::Records::default();
     records.for_each(|record| list.add(|json| json.extend_from_slice(record.to_string().as_bytes())));
-    stage.outbox.push_log(&list, crate::outbox::Mark { last: 1, next: 2 }).unwrap();
-    stage.outbox.close_log();
+    stage.upload_queue.push_log(&list, crate::upload_queue::IdCheckpoint { last: 1, next: 2 }).unwrap();
+    stage.upload_queue.close_log();
 }
 
 #[test]
@@ -343,16 +343,16 @@ fn answers_of_no_controller_mark_nothing_as_sent() {
     let taker = taking.clone();
     let stage = Stage::new(move |asked| if gate.load(Ordering::Relaxed) { page(200) } else { taker.take(asked) });
     stage.results(&ids(&["a"]));
-    stage.outbox.push_event(None, "startup", json!({}));
-    stage.outbox.push_stats(5, &[("k".into(), 1.5)]);
+    stage.upload_queue.push_event(None, "startup", json!({}));
+    stage.upload_queue.push_stats(5, &[("k".into(), 1.5)]);
     push_records(&stage, [json!({"jobid": "a", "data": "x"})].into_iter());
     let sender = stage.start();
     while stage.seen.lock().unwrap().len() < 4 {
         thread_yield();
     }
-    assert!(stage.ledger.unsent_bytes() > 0);
+    assert!(stage.job_store.unsent_bytes() > 0);
     for kind in [Kind::Event, Kind::Log, Kind::Stats] {
-        assert!(stage.outbox.next("main", kind).is_some(), "{kind:?}");
+        assert!(stage.upload_queue.next("main", kind).is_some(), "{kind:?}");
     }
     foreign.store(false, Ordering::Relaxed);
     stage.until_nothing_waits();
@@ -390,7 +390,7 @@ fn one_result_refused(refusal: impl Fn() -> Answer + Send + Sync + 'static) {
     };
     assert!(event["item"].as_str().unwrap().starts_with("the result of bad"), "{event}");
     assert_eq!((&event["kind"], &event["dropped"]), (&json!("result"), &json!(false)));
-    assert!(stage.ledger.unsent_bytes() > 0, "it is kept");
+    assert!(stage.job_store.unsent_bytes() > 0, "it is kept");
     drop(sender);
     // The next start tries it again.
     bad.store(false, Ordering::Relaxed);
@@ -439,7 +439,7 @@ fn requests_stay_whole_while_only_polls_are_answered() {
     });
     stage.results(&ids(&["a", "b", "c", "d"]));
     push_records(&stage, (0..20).map(|n| json!({"id": n, "jobid": "j", "data": "x"})));
-    stage.outbox.push_event(None, "startup", json!({}));
+    stage.upload_queue.push_event(None, "startup", json!({}));
     stage.poll();
     let sender = stage.start();
     let logs = || stage.seen.lock().unwrap().iter().filter(|asked| asked.line.ends_with("/log")).count();
@@ -503,7 +503,7 @@ fn record_that_was_set_aside_and_is_stored_without_an_answer_is_stored_once() {
     push_records(&stage, (0..2).map(record));
     stage.poll();
     let sender = stage.start();
-    let aside = || stage.outbox.asides("main", Kind::Log).unwrap().len();
+    let aside = || stage.upload_queue.asides("main", Kind::Log).unwrap().len();
     while aside() == 0 || taking.has().is_empty() {
         thread_yield();
     }
@@ -562,7 +562,7 @@ fn record_batch_that_is_too_large_for_a_proxy_loses_only_the_culprit() {
     let record = |n: u64| json!({"id": n, "jobid": "j", "data": format!("a, \"{n}\" [{{\\")});
     let large = json!({"id": 250, "jobid": "culprit", "data": "x".repeat(3000)});
     push_records(&stage, (0..500).map(|n| if n == 250 { large.clone() } else { record(n) }));
-    stage.outbox.push_stats(7, &(0..200).map(|n| (format!("1.10.d.n.key{n}"), 1.0)).collect::<Vec<_>>());
+    stage.upload_queue.push_stats(7, &(0..200).map(|n| (format!("1.10.d.n.key{n}"), 1.0)).collect::<Vec<_>>());
     push_records(&stage, (500..510).map(record));
     stage.poll();
     let sender = stage.start();
@@ -587,7 +587,7 @@ fn proxy_that_calls_everything_too_large_loses_nothing() {
     let stage = Stage::new(move |asked| if gate.load(Ordering::Relaxed) { taker.take(asked) } else { page(413) });
     stage.results(&[json!({"id": "a", "state": "OK", "data": "x".repeat(5000)}), json!({"id": "b", "state": "OK"})]);
     push_records(&stage, std::iter::once(json!({"id": 1, "jobid": "j", "data": "x"})));
-    stage.outbox.push_event(None, "startup", json!({}));
+    stage.upload_queue.push_event(None, "startup", json!({}));
     open.store(true, Ordering::Relaxed);
     stage.poll();
     open.store(false, Ordering::Relaxed);
@@ -596,7 +596,7 @@ fn proxy_that_calls_everything_too_large_loses_nothing() {
     while !(stage.posted().iter().any(|ids| *ids == ["b"]) && stage.events("startup").len() > 1) {
         thread_yield();
     }
-    assert!(stage.ledger.unsent_bytes() > 5000, "both results wait");
+    assert!(stage.job_store.unsent_bytes() > 5000, "both results wait");
     open.store(true, Ordering::Relaxed);
     stage.until_nothing_waits();
     while taking.has().is_empty() {
@@ -622,7 +622,7 @@ fn record_that_a_proxy_forbids_is_set_aside_and_taken_later() {
     });
     let record = |n: u64| json!({"id": n, "jobid": "j", "data": if n == 5 { "attack" } else { "x" }});
     push_records(&stage, (0..20).map(record));
-    stage.outbox.push_stats(7, &[("1.10.d.n.a".into(), 1.0), ("1.10.d.n.attack".into(), 1.0)]);
+    stage.upload_queue.push_stats(7, &[("1.10.d.n.a".into(), 1.0), ("1.10.d.n.attack".into(), 1.0)]);
     stage.poll();
     let sender = stage.start();
     let mut said = Vec::new();
@@ -637,7 +637,7 @@ fn record_that_a_proxy_forbids_is_set_aside_and_taken_later() {
     drop(sender);
     bad.store(false, Ordering::Relaxed);
     let sender = stage.start();
-    while [Kind::Log, Kind::Stats].into_iter().any(|kind| !stage.outbox.asides("main", kind).unwrap().is_empty()) {
+    while [Kind::Log, Kind::Stats].into_iter().any(|kind| !stage.upload_queue.asides("main", kind).unwrap().is_empty()) {
         thread_yield();
     }
     push_records(&stage, (30..40).map(record));
@@ -655,7 +655,7 @@ fn record_that_a_proxy_forbids_is_set_aside_and_taken_later() {
 
 #[test]
 fn record_that_was_set_aside_is_sent_again_under_a_number_that_is_high_enough() {
-    // The outbox was lost, and the clock is behind.
+    // The upload queue was lost, and the clock is behind.
     let taking = Arc::new(Taking::default());
     taking.last.lock().unwrap().insert("POST /1/10/log".into(), 1 << 60);
     let (taker, bad) = (taking.clone(), Arc::new(AtomicBool::new(true)));
@@ -667,11 +667,11 @@ fn record_that_was_set_aside_is_sent_again_under_a_number_that_is_high_enough() 
     push_records(&stage, std::iter::once(json!({"id": 1, "jobid": "j", "data": "x"})));
     stage.poll();
     let sender = stage.start();
-    while stage.outbox.asides("main", Kind::Log).unwrap().is_empty() {
+    while stage.upload_queue.asides("main", Kind::Log).unwrap().is_empty() {
         thread_yield();
     }
     bad.store(false, Ordering::Relaxed);
-    while !stage.outbox.asides("main", Kind::Log).unwrap().is_empty() {
+    while !stage.upload_queue.asides("main", Kind::Log).unwrap().is_empty() {
         thread_yield();
     }
     drop(sender);
@@ -685,8 +685,8 @@ fn event_that_a_proxy_forbids_holds_up_no_other() {
         _ if asked.line.starts_with("GET") => (204, String::new(), String::new()),
         _ => ok(),
     });
-    stage.outbox.push_event(None, "attack", json!({}));
-    stage.outbox.push_event(None, "startup", json!({}));
+    stage.upload_queue.push_event(None, "attack", json!({}));
+    stage.upload_queue.push_event(None, "startup", json!({}));
     stage.poll();
     let sender = stage.start();
     stage.until_event("startup");
@@ -695,16 +695,16 @@ fn event_that_a_proxy_forbids_holds_up_no_other() {
 }
 
 #[test]
-fn ledger_that_cannot_be_read_is_told_and_holds_up_no_other_lane() {
+fn job_store_that_cannot_be_read_is_told_and_holds_up_no_other_lane() {
     let stage = Stage::new(|_| ok());
     stage.results(&ids(&["a"]));
-    let other = rusqlite::Connection::open(stage._dir.path().join(crate::ledger::FILE)).unwrap();
+    let other = rusqlite::Connection::open(stage._dir.path().join(crate::job_store::FILE)).unwrap();
     other.execute_batch("ALTER TABLE jobs RENAME COLUMN result TO away").unwrap();
-    stage.outbox.push_stats(5, &[("k".into(), 1.5)]);
+    stage.upload_queue.push_stats(5, &[("k".into(), 1.5)]);
     let sender = stage.start();
     let event = stage.until_event("local_fault");
     assert_eq!(event["what"], "ledger");
-    assert!(event["error"].as_str().unwrap().starts_with("the ledger cannot be read: "), "{event}");
+    assert!(event["error"].as_str().unwrap().starts_with("the job store cannot be read: "), "{event}");
     stage.until_sent(Kind::Stats);
     other.execute_batch("ALTER TABLE jobs RENAME COLUMN away TO result").unwrap();
     stage.until_nothing_waits();
@@ -713,10 +713,10 @@ fn ledger_that_cannot_be_read_is_told_and_holds_up_no_other_lane() {
 }
 
 #[test]
-fn outbox_that_cannot_be_read_is_told_and_holds_up_no_results() {
+fn upload_queue_that_cannot_be_read_is_told_and_holds_up_no_results() {
     let stage = Stage::new(|_| ok());
-    stage.outbox.push_event(None, "startup", json!({}));
-    let other = rusqlite::Connection::open(stage._dir.path().join(crate::outbox::FILE)).unwrap();
+    stage.upload_queue.push_event(None, "startup", json!({}));
+    let other = rusqlite::Connection::open(stage._dir.path().join(crate::upload_queue::FILE)).unwrap();
     other.execute_batch("UPDATE items SET batch = 'x'").unwrap();
     stage.results(&ids(&["a"]));
     let sender = stage.start();
@@ -732,7 +732,7 @@ fn outbox_that_cannot_be_read_is_told_and_holds_up_no_results() {
 fn result_that_was_sent_and_cannot_be_marked_is_not_sent_again() {
     let stage = Stage::new(|_| ok());
     stage.results(&ids(&["a"]));
-    let other = rusqlite::Connection::open(stage._dir.path().join(crate::ledger::FILE)).unwrap();
+    let other = rusqlite::Connection::open(stage._dir.path().join(crate::job_store::FILE)).unwrap();
     let trigger = "CREATE TRIGGER full BEFORE UPDATE ON jobs WHEN old.state = 2 BEGIN SELECT raise(ABORT, 'full'); END";
     other.execute_batch(trigger).unwrap();
     let sender = stage.start();
@@ -751,7 +751,7 @@ fn keys_of_a_file_that_was_replaced_hold_up_no_result_of_the_new_one() {
         true => page(403),
         false => ok(),
     });
-    let path = stage._dir.path().join(crate::ledger::FILE);
+    let path = stage._dir.path().join(crate::job_store::FILE);
     stage.results(&ids(&["a", "bad"]));
     stage.controller.post("event", b"{}").unwrap();
     let other = rusqlite::Connection::open(&path).unwrap();
@@ -764,7 +764,7 @@ fn keys_of_a_file_that_was_replaced_hold_up_no_result_of_the_new_one() {
         thread_yield();
     }
     other.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
-    stage.ledger.rest();
+    stage.job_store.rest();
     let mut bytes = std::fs::read(&path).unwrap();
     bytes[4096..].fill(0xa5);
     let counter = u32::from_be_bytes(bytes[24..28].try_into().unwrap()) + 1;
@@ -774,9 +774,9 @@ fn keys_of_a_file_that_was_replaced_hold_up_no_result_of_the_new_one() {
     std::io::Write::write_all(&mut file, &bytes).unwrap();
     drop(other);
     // The new file begins with the keys that the old one began with.
-    while stage.ledger.generation() == 0 {
-        stage.ledger.rest();
-        let _ = stage.ledger.knows("a");
+    while stage.job_store.generation() == 0 {
+        stage.job_store.rest();
+        let _ = stage.job_store.knows("a");
         thread_yield();
     }
     stage.results(&ids(&["c", "d"]));

@@ -9,7 +9,7 @@
 //! **Does not** send: batches go into the outbox.
 
 use crate::config::Config;
-use crate::outbox::{Kind, Outbox};
+use crate::upload_queue::{Kind, UploadQueue};
 use crate::output::Source;
 use anyhow::{Context, Result};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
@@ -52,7 +52,7 @@ pub struct Handle {
 
 impl Handle {
     /// Starts the aggregator, and the UDP listener where one is configured.
-    pub fn start(config: &Config, outbox: Arc<Outbox>) -> Result<Handle> {
+    pub fn start(config: &Config, upload_queue: Arc<UploadQueue>) -> Result<Handle> {
         let inlet = Inlet::default();
         let (stop, stopped) = bounded(0);
         let udp = match config.stats.listen {
@@ -64,7 +64,7 @@ impl Handle {
             seconds: config.stats.interval.as_secs().max(1),
             max_age: config.monitor.interval * 2 + SAMPLE_TIME,
             shared: Arc::clone(&inlet.shared),
-            outbox,
+            upload_queue,
             stopped,
         };
         let worker =
@@ -172,7 +172,7 @@ struct Flusher {
     /// Samples of the monitor that are older than this are not sent: it hangs.
     max_age: Duration,
     shared: Arc<Shared>,
-    outbox: Arc<Outbox>,
+    upload_queue: Arc<UploadQueue>,
     stopped: Receiver<()>,
 }
 
@@ -187,7 +187,7 @@ impl Flusher {
         self.flush(pace.close(now()));
     }
 
-    /// Ends the interval and puts its series into the outbox; `timestamp` is in seconds since 1970.
+    /// Ends the interval and puts its series into the upload queue; `timestamp` is in seconds since 1970.
     fn flush(&self, timestamp: u64) {
         death::point("agent.flushed");
         let jobs = {
@@ -210,11 +210,11 @@ impl Flusher {
         // A job that is not known to run can only be one that has ended.
         let lives = |group: &str| jobs.running.get(group).is_some_and(|running| *running > 0);
         let interval = lock(&self.shared.aggregate).flush(self.seconds, lives);
-        if !self.outbox.wanted(Kind::Stats) {
+        if !self.upload_queue.wanted(Kind::Stats) {
             return;
         }
         let prefix = format!("{}.{}", self.node.gid, self.node.nid);
-        let mut batch = Sink { prefix, timestamp: timestamp as i64, outbox: &self.outbox, series: Vec::new() };
+        let mut batch = Sink { prefix, timestamp: timestamp as i64, upload_queue: &self.upload_queue, series: Vec::new() };
         for (group, figures) in &jobs.figures {
             let Figures { cpu, rss, vms, read, written, count } = *figures;
             batch.add(group, "process", ".cpu", cpu);
@@ -238,7 +238,7 @@ struct Sink<'a> {
     prefix: String,
     /// The moment that the interval ended at, for all of its batches.
     timestamp: i64,
-    outbox: &'a Outbox,
+    upload_queue: &'a UploadQueue,
     series: Vec<(String, f64)>,
 }
 
@@ -269,7 +269,7 @@ impl Sink<'_> {
     }
 
     fn send(&mut self) {
-        self.outbox.push_stats(self.timestamp, &self.series);
+        self.upload_queue.push_stats(self.timestamp, &self.series);
         self.series.clear();
     }
 }

@@ -1,4 +1,4 @@
-//! The aggregator with its outbox, and over UDP.
+//! The aggregator with its upload queue, and over UDP.
 
 use super::*;
 use jscommon::LevelSet;
@@ -20,7 +20,7 @@ fn source(domain: &str, name: &str) -> Arc<Source> {
 
 struct Bench {
     _dir: TempDir,
-    outbox: Arc<Outbox>,
+    upload_queue: Arc<UploadQueue>,
     config: Config,
 }
 
@@ -32,20 +32,20 @@ fn bench() -> Bench {
     config.controllers.insert("main".into(), crate::config::Controller::default());
     // Far longer than a test: only the last flush counts.
     config.stats.interval = Duration::from_secs(86_400);
-    let outbox = Outbox::open(&config).unwrap();
-    Bench { _dir: dir, outbox, config }
+    let upload_queue = UploadQueue::open(&config).unwrap();
+    Bench { _dir: dir, upload_queue, config }
 }
 
 impl Bench {
     fn sent(&self) -> HashMap<String, f64> {
         let mut all = HashMap::new();
-        while let Some(batch) = self.outbox.next("main", Kind::Stats) {
+        while let Some(batch) = self.upload_queue.next("main", Kind::Stats) {
             let body: Value = serde_json::from_slice(&batch.body).unwrap();
             assert_eq!(body["timestamp"].as_u64().unwrap() % 86_400, 0);
             for pair in body["series"].as_array().unwrap() {
                 all.insert(pair[0].as_str().unwrap().to_owned(), pair[1].as_f64().unwrap());
             }
-            self.outbox.taken("main", Kind::Stats, batch.number);
+            self.upload_queue.taken("main", Kind::Stats, batch.number);
         }
         all
     }
@@ -54,7 +54,7 @@ impl Bench {
 #[test]
 fn lines_and_figures_arrive_under_their_names() {
     let bench = bench();
-    let handle = Handle::start(&bench.config, Arc::clone(&bench.outbox)).unwrap();
+    let handle = Handle::start(&bench.config, Arc::clone(&bench.upload_queue)).unwrap();
     let inlet = handle.inlet();
     let (web, other) = (source("my web", "front.end"), source("", ""));
     inlet.job_started(&web);
@@ -89,8 +89,8 @@ fn samples_of_a_monitor_that_hangs_are_not_sent() {
         let taken = Instant::now();
         while taken.elapsed().is_zero() {}
         let (_stop, stopped) = bounded(0);
-        let (shared, outbox) = (Arc::clone(&inlet.shared), Arc::clone(&bench.outbox));
-        Flusher { node: bench.config.main.node(), seconds: 60, max_age, shared, outbox, stopped }.flush(86_400);
+        let (shared, upload_queue) = (Arc::clone(&inlet.shared), Arc::clone(&bench.upload_queue));
+        Flusher { node: bench.config.main.node(), seconds: 60, max_age, shared, upload_queue, stopped }.flush(86_400);
         let all = bench.sent();
         let count = |part: &str| all.keys().filter(|key| key.contains(part)).count();
         assert_eq!((count("node.load.1"), count("d.n.process.rss")), (sent, sent), "{all:?}");
@@ -101,16 +101,16 @@ fn samples_of_a_monitor_that_hangs_are_not_sent() {
 fn gauge_of_a_datagram_outlives_jobs_without_a_name() {
     let inlet = Inlet::default();
     let nameless = source("", "");
-    let flusher = |outbox| Flusher {
+    let flusher = |upload_queue| Flusher {
         node: NodeId { gid: 3, nid: 4 },
         seconds: 10,
         max_age: Duration::MAX,
         shared: Arc::clone(&inlet.shared),
-        outbox,
+        upload_queue,
         stopped: bounded(0).1,
     };
     let bench = bench();
-    let flusher = flusher(Arc::clone(&bench.outbox));
+    let flusher = flusher(Arc::clone(&bench.upload_queue));
     inlet.datagrams([&b"udp:1|g"[..]].into_iter());
     inlet.job_started(&nameless);
     inlet.lines(&nameless, "job:2|g");
@@ -157,7 +157,7 @@ fn udp_is_taken_and_stops_at_once() {
 #[test]
 fn many_series_go_in_several_batches() {
     let bench = bench();
-    let handle = Handle::start(&bench.config, Arc::clone(&bench.outbox)).unwrap();
+    let handle = Handle::start(&bench.config, Arc::clone(&bench.upload_queue)).unwrap();
     let lines: String = (0..BATCH).map(|n| format!("k{n}:1|c\n")).collect();
     handle.inlet().lines(&source("d", "n"), &lines);
     drop(handle);

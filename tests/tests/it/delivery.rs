@@ -128,7 +128,7 @@ fn a_result_that_a_power_cut_takes_back_stands_where_it_was_delivered() {
         go.display()
     ));
     wait_until("it runs", LONG, || runs(&file) == 1);
-    // What the disk has before the end of the job is all that a power cut need leave of the ledger.
+    // What the disk has before the end of the job is all that a power cut need leave of the job store.
     let (files, home, aside) = (["state.db", "state.db-wal"], agent.data_dir(), agent.scratch().join("aside"));
     std::fs::create_dir(&aside).unwrap();
     agent.signal(Signal::SIGSTOP);

@@ -228,7 +228,7 @@ fn a_bad_query_says_what_is_wrong_and_deletes_nothing() {
 }
 
 #[test]
-fn a_node_that_lost_its_outbox_and_its_clock_loses_no_record() {
+fn a_node_that_lost_its_upload_queue_and_its_clock_loses_no_record() {
     let mut stage = stage("[logging.ac]\nflush_interval = 1\n[stats]\ninterval = 1\n");
     stage.client.wait_seen("1:10");
     stage.agent.stop();

@@ -75,7 +75,7 @@ impl Cgroups {
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
         let life = life?;
-        bury(above);
+        remove_stale(above);
         let (left, swept) = (Vec::new(), 0);
         Some(Cgroups { base, _life: life, at_once: true, left, swept, work: None, worker: None })
     }
@@ -197,7 +197,7 @@ fn lock(base: &Path) -> Option<File> {
 }
 
 /// Removes what agents that died and never came back have left beside ours.
-fn bury(above: &Path) {
+fn remove_stale(above: &Path) {
     for entry in fs::read_dir(above).into_iter().flatten().flatten() {
         let base = entry.path();
         if !entry.file_name().to_string_lossy().starts_with("jsagent-") {

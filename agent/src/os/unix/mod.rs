@@ -28,7 +28,7 @@ pub use disks::disks;
 pub use files::{make_private_dir, make_user_dir, sync_dir, write_private};
 pub use inherited::{leave_start_dir, reset_inherited};
 pub use keeper::{Keeper, keep_pipes_if_asked};
-pub use memory::let_go_of_code;
+pub use memory::evict_text_pages;
 pub use network::interfaces;
 pub use pipes::{Ends, Pipes};
 pub use proc::{mark, processes, storage};

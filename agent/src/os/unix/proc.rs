@@ -1,6 +1,6 @@
 //! Linux: the processes of this machine, as `/proc` tells of them.
 
-use crate::os::{Mark, Proc};
+use crate::os::{JobTag, Proc};
 use std::io::Read;
 
 /// Every process of this machine, in one pass.
@@ -88,7 +88,7 @@ pub fn storage(pid: u32) -> (u64, u64) {
 }
 
 /// The job that the environment of a process names.
-pub fn mark(pid: u32) -> Option<Mark> {
+pub fn mark(pid: u32) -> Option<JobTag> {
     let mut environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
     if environment.is_empty() {
         // The file of a process is that of its first thread, which may have ended before the others.
@@ -101,7 +101,7 @@ pub fn mark(pid: u32) -> Option<Mark> {
             .find_map(|entry| entry.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
             .map(|value| String::from_utf8_lossy(value).into_owned())
     };
-    Some(Mark {
+    Some(JobTag {
         job: value("AGENT_JOB_ID")?,
         home: value("AGENT_HOME")?,
         start: value("AGENT_JOB_START").and_then(|text| text.parse().ok()).unwrap_or(0),
@@ -154,7 +154,7 @@ mod tests {
         let _ = (child.kill(), child.wait());
         assert!(zombie, "the first thread was to end");
         assert!(!listed.dead && listed.rss > 0 && listed.vms > listed.rss, "{listed:?}");
-        assert_eq!(marked, Some(Mark { home: "/h".into(), job: "j".into(), start: 7 }));
+        assert_eq!(marked, Some(JobTag { home: "/h".into(), job: "j".into(), start: 7 }));
         assert!(signalled);
     }
 

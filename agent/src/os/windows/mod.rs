@@ -25,7 +25,7 @@ pub use stop::stop_signals;
 pub use text::DECODE;
 
 /// Nothing: Windows trims what is not used by itself.
-pub fn let_go_of_code() {}
+pub fn evict_text_pages() {}
 
 /// Nothing: a child inherits what it is given alone.
 pub fn reset_inherited() {}

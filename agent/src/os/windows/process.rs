@@ -1,7 +1,7 @@
 //! Windows: a job object a child, a thread a child that waits, and the list of processes by sysinfo.
 
 use crate::os::cmdline::{CommandLine, check_batch_argument, raw_argument};
-use crate::os::{Mark, Proc, Signal, Spawned, StartError, Step, UMASK};
+use crate::os::{JobTag, Proc, Signal, Spawned, StartError, Step, UMASK};
 use crossbeam_channel::bounded;
 use jscommon::worker::Worker;
 use serde_json::Value;
@@ -505,6 +505,6 @@ pub fn storage(pid: u32) -> (u64, u64) {
 }
 
 /// The job that the environment of a process names: job objects make it unnecessary here.
-pub fn mark(_pid: u32) -> Option<Mark> {
+pub fn mark(_pid: u32) -> Option<JobTag> {
     None
 }

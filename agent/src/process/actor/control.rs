@@ -3,7 +3,7 @@
 use super::super::policy::{Event, Place, Recurrence};
 use super::super::{Notice, ProcessEntry, View};
 use super::runs::root;
-use super::{Actor, Held, Waiting};
+use super::{Actor, AfterCommit, Waiting};
 use crate::builtin::{self, JobControl};
 use jscommon::Command;
 use serde_json::{Value, json};
@@ -56,7 +56,7 @@ impl Actor {
                 }
             }),
             JobControl::Restart => {
-                self.held.push(Held::Tell(Notice::Restart));
+                self.after_commit.push(AfterCommit::Tell(Notice::Restart));
                 Ok(json!("restarting"))
             }
             JobControl::Schedules => Ok(self.schedules()),

@@ -4,10 +4,10 @@ use super::super::not_started::NotStarted;
 use super::super::policy::{Action, Event};
 use super::super::{GroupUse, Message, spawn, tree};
 use super::launcher::Leave;
-use super::threads::Task;
+use super::task_pool::Task;
 use super::{Actor, Run, Work, group_name};
 use crate::builtin::{self, Answer, JobControl};
-use crate::os::{self, Mark, Signal};
+use crate::os::{self, JobTag, Signal};
 use crate::script;
 use jscommon::death;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ impl Actor {
         let detail = self.detail(id);
         let Some(job) = self.jobs.get_mut(id) else { return };
         let (Some(detail), work) = (detail, job.work) else {
-            return self.not_started(run, "its command cannot be read from the ledger".to_owned().into());
+            return self.not_started(run, "its command cannot be read from the job store".to_owned().into());
         };
         job.detail = Some(detail.clone());
         let command = detail.command.clone();
@@ -65,7 +65,7 @@ impl Actor {
             let why = "an earlier start of it still waits for a file system that does not answer";
             return self.not_started(run, why.to_owned().into());
         }
-        let mark = Mark { home: self.home.clone(), job: known.id.to_string(), start: known.at };
+        let mark = JobTag { home: self.home.clone(), job: known.id.to_string(), start: known.at };
         let group = self.cgroups.as_ref().and_then(|cgroups| cgroups.make(&group_name(&mark.job, mark.start)));
         let (children, config) = (self.children.clone(), self.parts.config.clone());
         let controller = job.controller.clone();
@@ -91,7 +91,7 @@ impl Actor {
     pub(super) fn launched(
         &mut self,
         run: u64,
-        mark: Mark,
+        mark: JobTag,
         since: Instant,
         group: Option<GroupUse>,
         spawned: Result<os::Spawned, NotStarted>,
@@ -161,7 +161,7 @@ impl Actor {
     }
 
     /// Ends a process whose job was ended while it was being started.
-    fn end_unwanted(&mut self, run: u64, mark: Mark, name: String, spawned: Result<os::Spawned, NotStarted>) {
+    fn end_unwanted(&mut self, run: u64, mark: JobTag, name: String, spawned: Result<os::Spawned, NotStarted>) {
         if let Ok(child) = spawned {
             log::warn!("ending process {} of job {}, which was ended during its start", child.pid, mark.job);
             let processes = os::processes();
@@ -190,7 +190,7 @@ impl Actor {
     }
 
     /// Signals trees and looks whether anything of them lives.
-    pub(super) fn tend_trees(&mut self, actions: Vec<Action>) {
+    pub(super) fn signal_and_probe(&mut self, actions: Vec<Action>) {
         let roots: Vec<tree::Root> = self.runs.iter().filter_map(|(run, known)| root(*run, known)).collect();
         let processes = os::processes();
         let mut trees = tree::trees(&processes, std::process::id(), &roots, os::mark, os::group_of);

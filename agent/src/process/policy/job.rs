@@ -7,7 +7,7 @@
 //! [`Job::handle`] and looks at [`Job::phase`] afterwards.
 
 use super::{Action, Cause, Event, Memory, Now, Outcome, Recurrence, Rules};
-use crate::ledger::Standing;
+use crate::job_store::JobState;
 use jscommon::State;
 use jscommon::backoff::Backoff;
 use std::sync::Arc;
@@ -37,7 +37,7 @@ pub(super) struct Job {
     /// Restarts by `max_restart` and after `killall`.
     pub(super) restarts: u64,
     backoff: Backoff,
-    /// A result of it was reported: from now on a recurring job is sparing.
+    /// A result of it was reported: from now on a recurring job is suppress_if_ok.
     reported: bool,
     /// No other run follows the one under way.
     last: bool,
@@ -104,11 +104,11 @@ pub(super) struct Run {
     drained: bool,
     /// Set once only the output is waited for.
     drain_until: Option<u64>,
-    ending: Option<Ending>,
+    ending: Option<Killing>,
 }
 
 #[derive(Debug, PartialEq)]
-struct Ending {
+struct Killing {
     cause: Cause,
     kill_at: u64,
     killed: bool,
@@ -134,14 +134,14 @@ impl Job {
         }
     }
 
-    /// A job as the ledger remembers it after the agent was away.
+    /// A job as the job store remembers it after the agent was away.
     pub(super) fn restored(id: Arc<str>, rules: Rules, memory: Memory, now: Now, out: &mut Vec<Action>) -> Job {
         let mut job = Job::new(id, rules);
         job.reported = memory.reported;
         job.started = Some(memory.started).filter(|started| *started > 0);
         match memory.standing {
-            Standing::Accepted | Standing::Failed => {}
-            Standing::Scheduled => {
+            JobState::Accepted | JobState::Failed => {}
+            JobState::Scheduled => {
                 if let Some(period) = job.rules.period {
                     // The clock may have jumped while the agent was away: never later than one period.
                     let left = memory.started.saturating_add_unsigned(period).saturating_sub(now.wall);
@@ -149,13 +149,13 @@ impl Job {
                     job.phase = Phase::Sleeping { until: now.mono + left, restart: false };
                 }
             }
-            Standing::Started if job.rules.remembered() => {}
-            Standing::Started | Standing::Last => job.finish(None, Some(Outcome::Died { at: memory.started }), out),
-            Standing::Ending => {
+            JobState::Started if job.rules.remembered() => {}
+            JobState::Started | JobState::FinalRun => job.finish(None, Some(Outcome::Died { at: memory.started }), out),
+            JobState::Killing => {
                 let why = "killed on request; the agent was interrupted meanwhile".into();
                 job.finish(None, Some(Outcome::Killed { code: None, why }), out);
             }
-            Standing::Done | Standing::Sent => job.phase = Phase::Over,
+            JobState::Done | JobState::Sent => job.phase = Phase::Over,
         }
         job
     }
@@ -271,7 +271,7 @@ impl Job {
             }
             Event::Tree { run, alive } => self.tree(*run, *alive, now),
         }
-        self.wind_up(stopping, now, random, out);
+        self.finish_if_drained(stopping, now, random, out);
     }
 
     fn cleared(&mut self, now: Now, out: &mut Vec<Action>) {
@@ -366,8 +366,8 @@ impl Job {
             }
             // Its processes are being ended, and its result follows their end.
             Phase::Held(memory) => {
-                memory.standing = Standing::Ending;
-                out.push(Action::Stand { id: self.id.clone(), standing: Standing::Ending });
+                memory.standing = JobState::Killing;
+                out.push(Action::SetState { id: self.id.clone(), standing: JobState::Killing });
             }
             // Its result is known already.
             Phase::Failed => self.finish(None, None, out),
@@ -378,7 +378,7 @@ impl Job {
             }
             Phase::Starting { launch: Some(launch), .. } => {
                 if !matches!(launch.ending, Some((Cause::Kill, _))) {
-                    out.push(Action::Stand { id: self.id.clone(), standing: Standing::Ending });
+                    out.push(Action::SetState { id: self.id.clone(), standing: JobState::Killing });
                 }
                 launch.end(Cause::Kill, now);
             }
@@ -391,12 +391,12 @@ impl Job {
             Phase::Running(Run { exited: Some(_), ending: None, .. }) => {
                 if !self.last {
                     self.last = true;
-                    out.push(Action::Stand { id: self.id.clone(), standing: Standing::Last });
+                    out.push(Action::SetState { id: self.id.clone(), standing: JobState::FinalRun });
                 }
             }
             Phase::Running(_) => {
                 if self.cause() != Some(Cause::Kill) {
-                    out.push(Action::Stand { id: self.id.clone(), standing: Standing::Ending });
+                    out.push(Action::SetState { id: self.id.clone(), standing: JobState::Killing });
                 }
                 self.begin_ending(Cause::Kill, now, out);
             }
@@ -416,7 +416,7 @@ impl Job {
             Phase::Starting { run, .. } if cause == Cause::Stop && self.restarts == 0 && !self.rules.remembered() => {
                 let (id, run) = (self.id.clone(), *run);
                 out.push(Action::RunOver { id: id.clone(), run });
-                out.push(Action::Stand { id, standing: Standing::Accepted });
+                out.push(Action::SetState { id, standing: JobState::Accepted });
                 self.phase = Phase::Sleeping { until: u64::MAX, restart: false };
             }
             Phase::Starting { run, .. } => {
@@ -452,7 +452,7 @@ impl Job {
         match &mut self.phase {
             Phase::Starting { .. } | Phase::Running(_) => {
                 if self.rules.remembered() && self.cause() != Some(Cause::Kill) {
-                    out.push(Action::Stand { id: self.id.clone(), standing: Standing::Last });
+                    out.push(Action::SetState { id: self.id.clone(), standing: JobState::FinalRun });
                 }
             }
             Phase::Waiting | Phase::Sleeping { .. } => {
@@ -462,9 +462,9 @@ impl Job {
                 self.finish(None, outcome, out);
             }
             Phase::Held(memory) => {
-                if memory.standing == Standing::Started && self.rules.remembered() {
-                    memory.standing = Standing::Last;
-                    out.push(Action::Stand { id: self.id.clone(), standing: Standing::Last });
+                if memory.standing == JobState::Started && self.rules.remembered() {
+                    memory.standing = JobState::FinalRun;
+                    out.push(Action::SetState { id: self.id.clone(), standing: JobState::FinalRun });
                 }
             }
             Phase::Failed => self.finish(None, None, out),
@@ -484,7 +484,7 @@ impl Job {
             }
             None => {
                 current.drain_until = None;
-                current.ending = Some(Ending {
+                current.ending = Some(Killing {
                     cause,
                     kill_at: now.mono + timeout,
                     killed: false,
@@ -544,7 +544,7 @@ impl Job {
     }
 
     /// Ends the run once nothing of it is waited for any more.
-    fn wind_up(&mut self, stopping: bool, now: Now, random: f64, out: &mut Vec<Action>) {
+    fn finish_if_drained(&mut self, stopping: bool, now: Now, random: f64, out: &mut Vec<Action>) {
         let Phase::Running(current) = &self.phase else { return };
         let Some(code) = current.exited else { return };
         let gave_up = current.ending.as_ref().is_some_and(|e| e.gone && current.drain_until.is_none());
@@ -650,34 +650,34 @@ impl Job {
         now: Now,
         out: &mut Vec<Action>,
     ) {
-        let sparing = self.reported && !failed;
+        let suppress_if_ok = self.reported && !failed;
         self.last_state = Some(outcome.state());
         let id = self.id.clone();
         self.backoff.succeed();
         if self.rules.period.is_some() && !self.last {
             self.reported = true;
-            out.push(Action::Report { id, run, outcome, sparing, alert });
+            out.push(Action::Report { id, run, outcome, suppress_if_ok, alert });
             match stopping {
                 true => {
-                    out.push(Action::Stand { id: self.id.clone(), standing: Standing::Scheduled });
+                    out.push(Action::SetState { id: self.id.clone(), standing: JobState::Scheduled });
                     self.phase = Phase::Sleeping { until: u64::MAX, restart: false };
                 }
                 false => self.schedule(now, out),
             }
         } else if self.rules.remembered() && failed && !self.last {
             self.reported = true;
-            out.push(Action::Report { id: id.clone(), run, outcome, sparing, alert });
-            out.push(Action::Stand { id, standing: Standing::Failed });
+            out.push(Action::Report { id: id.clone(), run, outcome, suppress_if_ok, alert });
+            out.push(Action::SetState { id, standing: JobState::Failed });
             self.phase = Phase::Failed;
         } else {
             self.phase = Phase::Over;
-            out.push(Action::Finish { id, run: Some(run), outcome: Some(outcome), sparing, alert });
+            out.push(Action::Finish { id, run: Some(run), outcome: Some(outcome), suppress_if_ok, alert });
         }
     }
 
     /// Sleeps until the next recurrence: counted from the last start, at once when that is past.
     fn schedule(&mut self, now: Now, out: &mut Vec<Action>) {
-        out.push(Action::Stand { id: self.id.clone(), standing: Standing::Scheduled });
+        out.push(Action::SetState { id: self.id.clone(), standing: JobState::Scheduled });
         let period = self.rules.period.unwrap_or(0);
         let until = self.last_start.unwrap_or(now.mono).saturating_add(period).max(now.mono);
         self.phase = Phase::Sleeping { until, restart: false };
@@ -685,6 +685,6 @@ impl Job {
 
     fn finish(&mut self, run: Option<u64>, outcome: Option<Outcome>, out: &mut Vec<Action>) {
         self.phase = Phase::Over;
-        out.push(Action::Finish { id: self.id.clone(), run, outcome, sparing: false, alert: None });
+        out.push(Action::Finish { id: self.id.clone(), run, outcome, suppress_if_ok: false, alert: None });
     }
 }

@@ -8,7 +8,7 @@ mod runs;
 mod world;
 
 use super::*;
-use crate::ledger::Standing;
+use crate::job_store::JobState;
 use jscommon::State;
 
 const T0: i64 = 1_000_000;
@@ -45,13 +45,13 @@ impl Desk {
                 Action::Term { id, .. } => format!("term {id}"),
                 Action::Probe { id, .. } => format!("probe {id}"),
                 Action::Kill { id, .. } => format!("kill {id}"),
-                Action::Stand { id, standing } => format!("{id} is {standing:?}"),
+                Action::SetState { id, standing } => format!("{id} is {standing:?}"),
                 Action::RunOver { id, .. } => format!("over {id}"),
-                Action::Report { id, outcome, sparing, alert, .. } => {
-                    format!("report {id} {}", words(&Some(outcome), sparing, alert.is_some()))
+                Action::Report { id, outcome, suppress_if_ok, alert, .. } => {
+                    format!("report {id} {}", words(&Some(outcome), suppress_if_ok, alert.is_some()))
                 }
-                Action::Finish { id, outcome, sparing, alert, .. } => {
-                    format!("finish {id} {}", words(&outcome, sparing, alert.is_some()))
+                Action::Finish { id, outcome, suppress_if_ok, alert, .. } => {
+                    format!("finish {id} {}", words(&outcome, suppress_if_ok, alert.is_some()))
                 }
             });
         }
@@ -90,7 +90,7 @@ impl Desk {
     }
 }
 
-fn words(outcome: &Option<Outcome>, sparing: bool, alert: bool) -> String {
+fn words(outcome: &Option<Outcome>, suppress_if_ok: bool, alert: bool) -> String {
     let mut text = match outcome {
         None => "silently".to_owned(),
         Some(Outcome::Exited { code }) => format!("exited {code}"),
@@ -100,8 +100,8 @@ fn words(outcome: &Option<Outcome>, sparing: bool, alert: bool) -> String {
         Some(Outcome::Killed { code, .. }) => format!("killed {code:?}"),
         Some(Outcome::Died { .. }) => "died".into(),
     };
-    if sparing {
-        text.push_str(" sparing");
+    if suppress_if_ok {
+        text.push_str(" suppress_if_ok");
     }
     if alert {
         text.push_str(" alert");

@@ -35,7 +35,7 @@ fn bad_commands_are_answered() {
         assert_eq!((result.state, result.code, result.level), (State::Error, code, 0), "{id}");
         assert!(result.data.contains(reason), "{} does not say {reason}", result.data);
     }
-    assert!(life.ledger.live().unwrap().is_empty());
+    assert!(life.job_store.live().unwrap().is_empty());
 }
 
 #[test]

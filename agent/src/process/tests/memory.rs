@@ -25,7 +25,7 @@ fn stopping_ends_jobs_and_remembers_some() {
     assert_eq!(life.result("long").state, State::Killed);
     life.stop();
     let life = node.live();
-    assert!(life.remote().process("long").is_none() && life.ledger.live().unwrap().is_empty());
+    assert!(life.remote().process("long").is_none() && life.job_store.live().unwrap().is_empty());
 }
 
 #[test]
@@ -33,7 +33,7 @@ fn what_a_dead_agent_left_is_ended_first() {
     let node = Node::new();
     let mut strays = Vec::new();
     {
-        // A run as a dead agent would have left it: in the ledger, alive, marked, and nobody's child.
+        // A run as a dead agent would have left it: in the job store, alive, marked, and nobody's child.
         let life = node.live();
         let home = life.config.main.data_dir.display().to_string();
         for (id, args) in
@@ -41,10 +41,10 @@ fn what_a_dead_agent_left_is_ended_first() {
         {
             let command = json!({"id": id, "gid": 1, "nid": 10, "cmd": "execute", "args": args}).to_string();
             let writes = [
-                crate::ledger::Write::Accept { id: id.into(), controller: "main".into(), command, now: 1 },
-                crate::ledger::Write::Start { id: id.into(), started: 77 },
+                crate::job_store::JobUpdate::Accept { id: id.into(), controller: "main".into(), command, now: 1 },
+                crate::job_store::JobUpdate::Start { id: id.into(), started: 77 },
             ];
-            life.ledger.commit(&writes).unwrap();
+            life.job_store.commit(&writes).unwrap();
             let mut stray = std::process::Command::new("setsid");
             stray.args(["sleep", "1000"]).env("AGENT_HOME", &home).env("AGENT_JOB_ID", id).env("AGENT_JOB_START", "77");
             strays.push(stray.spawn().unwrap());
@@ -81,8 +81,8 @@ fn leftover_that_ignores_its_stop_signal_holds_up_only_its_own_job() {
     let home = data.display().to_string();
     let args = json!({"cmd": "sleep 1000", "stop_timeout": 3600, "queue": "q"});
     let command = json!({"id": "left", "gid": 1, "nid": 10, "cmd": "execute", "args": args}).to_string();
-    let accept = Write::Accept { id: "left".into(), controller: "main".into(), command, now: 1 };
-    Ledger::open(&data).unwrap().commit(&[accept, Write::Start { id: "left".into(), started: 77 }]).unwrap();
+    let accept = JobUpdate::Accept { id: "left".into(), controller: "main".into(), command, now: 1 };
+    JobStore::open(&data).unwrap().commit(&[accept, JobUpdate::Start { id: "left".into(), started: 77 }]).unwrap();
     let mut stray = std::process::Command::new("setsid");
     stray.args(["sh", "-c", "trap '' TERM; echo $$ > $0; while :; do sleep 0.1; done"]).arg(node.path("pid"));
     stray.env("AGENT_HOME", &home).env("AGENT_JOB_ID", "left").env("AGENT_JOB_START", "77");
@@ -127,7 +127,7 @@ fn startup_jobs() {
     }
     // A remembered job of a startup job's name gives way to it.
     let life = node.live_with(startup);
-    life.ledger.commit(&[crate::ledger::Write::Stand { id: "once".into(), standing: Standing::Sent }]).unwrap();
+    life.job_store.commit(&[crate::job_store::JobUpdate::SetState { id: "once".into(), standing: JobState::Sent }]).unwrap();
     life.stop();
 }
 
@@ -136,20 +136,20 @@ fn a_kill_that_the_agents_end_interrupted_is_answered_as_done() {
     let node = Node::new();
     let data = node.path("data");
     std::fs::create_dir_all(&data).unwrap();
-    let accept = |command: Value| Write::Accept {
+    let accept = |command: Value| JobUpdate::Accept {
         id: command["id"].as_str().unwrap().to_owned(),
         controller: "main".into(),
         command: command.to_string(),
         now: 1,
     };
-    let ledger = Ledger::open(&data).unwrap();
+    let job_store = JobStore::open(&data).unwrap();
     let job = json!({"id": "a", "gid": 1, "nid": 10, "cmd": "execute", "args": {"cmd": "sleep 1000", "max_time": -1}});
     let kill = json!({"id": "k", "gid": 1, "nid": 10, "cmd": "kill", "data": {"id": "a"}});
     let other = json!({"id": "o", "gid": 1, "nid": 10, "cmd": "kill", "data": {"id": "b"}});
-    let stands = |standing| Write::Stand { id: "a".into(), standing };
-    ledger.commit(&[accept(job), Write::Start { id: "a".into(), started: 2 }, stands(Standing::Ending)]).unwrap();
-    ledger.commit(&[accept(kill), accept(other)]).unwrap();
-    drop(ledger);
+    let stands = |standing| JobUpdate::SetState { id: "a".into(), standing };
+    job_store.commit(&[accept(job), JobUpdate::Start { id: "a".into(), started: 2 }, stands(JobState::Ending)]).unwrap();
+    job_store.commit(&[accept(kill), accept(other)]).unwrap();
+    drop(job_store);
     let life = node.live();
     assert_eq!(life.result("a").state, State::Killed);
     let killed = life.result("k");

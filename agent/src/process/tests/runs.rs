@@ -170,7 +170,7 @@ fn result_waits_where_more_cannot_wait_for_the_log_store() {
     // Several times as long as output is waited for otherwise.
     let begin = Instant::now();
     while begin.elapsed() < Duration::from_secs(2) {
-        assert!(life.ledger.unsent("main", 10, 1000).unwrap().is_empty(), "it was not waited for");
+        assert!(life.job_store.unsent("main", 10, 1000).unwrap().is_empty(), "it was not waited for");
         std::thread::sleep(Duration::from_millis(50));
     }
     drop(free);

@@ -6,7 +6,7 @@ use super::*;
 /// having it open, does not mind. So what did not wait for the disk stays behind.
 fn live_without_sync(node: &Node) -> (Life, PathBuf) {
     let life = node.live();
-    let wal = life.config.main.data_dir.join(format!("{}-wal", crate::ledger::FILE));
+    let wal = life.config.main.data_dir.join(format!("{}-wal", crate::job_store::FILE));
     std::fs::remove_file(&wal).unwrap();
     (life, wal)
 }
@@ -17,7 +17,7 @@ fn a_result_comes_to_the_disk_with_nothing_after_it() {
     let life = node.live();
     life.shell("a", "true", json!({}));
     life.result("a");
-    until("it to be on the disk", || (!life.ledger.is_behind()).then_some(()));
+    until("it to be on the disk", || (!life.job_store.is_behind()).then_some(()));
 }
 
 #[test]
@@ -34,21 +34,21 @@ fn only_what_ended_by_itself_and_for_good_is_sent_before_it_is_on_the_disk() {
         life.shell(id, script, more);
         life.result(id);
         match soon {
-            true => until(&format!("{id} to be sent early"), || life.ledger.is_behind().then_some(())),
+            true => until(&format!("{id} to be sent early"), || life.job_store.is_behind().then_some(())),
             // Its start took along what was behind, and so says nothing of those before it.
-            false => assert!(!life.ledger.is_behind(), "{id}"),
+            false => assert!(!life.job_store.is_behind(), "{id}"),
         }
     }
     life.shell("again", "true", json!({}));
     life.result("again");
-    until("it to be sent early", || life.ledger.is_behind().then_some(()));
+    until("it to be sent early", || life.job_store.is_behind().then_some(()));
     assert_eq!(life.ask("p", "ping", json!("")).data, "\"pong\"");
-    assert!(!life.ledger.is_behind(), "ping");
+    assert!(!life.job_store.is_behind(), "ping");
     life.shell("killed", "sleep 1000", json!({}));
     life.wait_running("killed");
     life.remote().sender.send(Message::Stop).unwrap();
     assert_eq!(life.result("killed").state, State::Killed);
-    assert!(!life.ledger.is_behind(), "killed");
+    assert!(!life.job_store.is_behind(), "killed");
 }
 
 #[test]
@@ -57,8 +57,8 @@ fn a_sync_that_failed_is_tried_again_by_itself() {
     let (life, wal) = live_without_sync(&node);
     life.shell("a", "true", json!({}));
     life.result("a");
-    until("it to be behind", || life.ledger.is_behind().then_some(()));
+    until("it to be behind", || life.job_store.is_behind().then_some(()));
     until("nothing to happen", || matches!(life.notices.recv_timeout(LONG), Ok(Notice::Quiet)).then_some(()));
     std::fs::write(&wal, "").unwrap();
-    until("it to be on the disk", || (!life.ledger.is_behind()).then_some(()));
+    until("it to be on the disk", || (!life.job_store.is_behind()).then_some(()));
 }

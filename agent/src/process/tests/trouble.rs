@@ -1,4 +1,4 @@
-//! A ledger that takes nothing, or gives back what nobody can read.
+//! A job store that takes nothing, or gives back what nobody can read.
 
 use super::*;
 
@@ -7,7 +7,7 @@ fn a_full_disk_starts_nothing_until_there_is_room() {
     let node = Node::new();
     let life = node.live();
     // Another writer that keeps the table for itself is as good as a disk that takes nothing.
-    let rival = rusqlite::Connection::open(life.config.main.data_dir.join(crate::ledger::FILE)).unwrap();
+    let rival = rusqlite::Connection::open(life.config.main.data_dir.join(crate::job_store::FILE)).unwrap();
     life.shell("before", "true", json!({}));
     life.result("before");
     rival.execute_batch("CREATE TRIGGER full BEFORE INSERT ON jobs BEGIN SELECT RAISE(ABORT, 'full'); END").unwrap();
@@ -31,20 +31,20 @@ fn a_command_that_cannot_be_read_any_more_is_answered() {
     let node = Node::new();
     let data = node.path("data");
     std::fs::create_dir_all(&data).unwrap();
-    let ledger = Ledger::open(&data).unwrap();
+    let job_store = JobStore::open(&data).unwrap();
     let accept =
-        |id: &str, command: String| Write::Accept { id: id.into(), controller: "main".into(), command, now: 1 };
-    ledger.commit(&[accept("damaged", "{".into())]).unwrap();
-    drop(ledger);
+        |id: &str, command: String| JobUpdate::Accept { id: id.into(), controller: "main".into(), command, now: 1 };
+    job_store.commit(&[accept("damaged", "{".into())]).unwrap();
+    drop(job_store);
     let life = node.live_with(|config| config.main.max_jobs = 1);
     let result = life.result("damaged");
     assert_eq!((result.state, result.gid, result.nid), (State::Error, 1, 10));
     assert!(result.data.contains("cannot be read"), "{}", result.data);
 
-    // One that waits for its turn is read from the ledger when that has come.
+    // One that waits for its turn is read from the job store when that has come.
     life.shell("first", "while [ ! -e $F ]; do sleep 0.05; done", json!({"env": {"F": node.path("go")}}));
     life.shell("second", "echo 20::1", json!({}));
-    let other = rusqlite::Connection::open(data.join(crate::ledger::FILE)).unwrap();
+    let other = rusqlite::Connection::open(data.join(crate::job_store::FILE)).unwrap();
     other.busy_timeout(LONG).unwrap();
     assert_eq!(other.execute("UPDATE jobs SET command = '{' WHERE id = 'second'", []).unwrap(), 1);
     std::fs::write(node.path("go"), "").unwrap();
@@ -55,25 +55,25 @@ fn a_command_that_cannot_be_read_any_more_is_answered() {
 }
 
 #[test]
-fn results_of_jobs_outlive_a_ledger_that_is_damaged_while_they_run() {
+fn results_of_jobs_outlive_a_job_store_that_is_damaged_while_they_run() {
     let node = Node::new();
     let life = node.live_with(|config| config.main.max_jobs = 1);
-    let path = life.config.main.data_dir.join(crate::ledger::FILE);
+    let path = life.config.main.data_dir.join(crate::job_store::FILE);
     life.shell("runs", "while [ ! -e $F ]; do sleep 0.05; done; echo 20::1", json!({"env": {"F": node.path("go")}}));
     life.shell("waits", "echo 20::2", json!({}));
     life.wait_running("runs");
-    let before = life.ledger.generation();
+    let before = life.job_store.generation();
     // Nothing of it can be read any more.
     let rival = rusqlite::Connection::open(&path).unwrap();
     rival.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
     drop(rival);
     let len = std::fs::metadata(&path).unwrap().len() as usize;
     std::fs::write(&path, "rubbish ".repeat(len / 8)).unwrap();
-    life.ledger.rest();
+    life.job_store.rest();
     std::fs::write(node.path("go"), "").unwrap();
     let result = life.result("runs");
     assert_eq!((result.state, result.data.as_str()), (State::Ok, "1"));
-    assert!(life.ledger.generation() > before, "the damage was found");
+    assert!(life.job_store.generation() > before, "the damage was found");
     let result = life.result("waits");
     assert_eq!(result.state, State::Error);
     assert!(result.data.contains("cannot be read"), "{}", result.data);

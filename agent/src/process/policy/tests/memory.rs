@@ -1,10 +1,10 @@
-//! Jobs that the ledger remembers.
+//! Jobs that the job store remembers.
 
 use super::*;
-use crate::ledger::Standing;
+use crate::job_store::JobState;
 
 #[track_caller]
-fn restored(rules: Rules, standing: Standing, expected: &[&str]) {
+fn restored(rules: Rules, standing: JobState, expected: &[&str]) {
     let mut desk = Desk::new(10);
     let memory = Memory { standing, started: T0 - 400, reported: false };
     let actions = desk.policy.restore("a", rules, memory, now(0));
@@ -17,24 +17,24 @@ fn restored(rules: Rules, standing: Standing, expected: &[&str]) {
 fn a_new_life_goes_on_where_the_last_one_ended() {
     let long = || Rules { long: true, ..rules() };
     let often = || Rules { period: Some(1000), ..rules() };
-    restored(rules(), Standing::Accepted, &["start a"]);
-    restored(rules(), Standing::Started, &["finish a died"]);
-    restored(rules(), Standing::Ending, &["finish a killed None"]);
-    restored(long(), Standing::Accepted, &["start a"]);
-    restored(long(), Standing::Started, &["start a"]);
-    restored(long(), Standing::Failed, &["start a"]);
-    restored(long(), Standing::Ending, &["finish a killed None"]);
-    restored(long(), Standing::Last, &["finish a died"]);
-    restored(often(), Standing::Started, &["start a"]);
-    restored(often(), Standing::Scheduled, &[]);
-    restored(often(), Standing::Last, &["finish a died"]);
+    restored(rules(), JobState::Accepted, &["start a"]);
+    restored(rules(), JobState::Started, &["finish a died"]);
+    restored(rules(), JobState::Ending, &["finish a killed None"]);
+    restored(long(), JobState::Accepted, &["start a"]);
+    restored(long(), JobState::Started, &["start a"]);
+    restored(long(), JobState::Failed, &["start a"]);
+    restored(long(), JobState::Ending, &["finish a killed None"]);
+    restored(long(), JobState::Last, &["finish a died"]);
+    restored(often(), JobState::Started, &["start a"]);
+    restored(often(), JobState::Scheduled, &[]);
+    restored(often(), JobState::Last, &["finish a died"]);
 }
 
 #[test]
 fn a_clock_that_jumped_makes_no_storm_and_no_long_silence() {
     for (started, due) in [(T0 - 400, 600), (T0 - 1_000_000, 0), (T0 + 1_000_000_000, 1000)] {
         let mut policy = Policy::new(10, 1);
-        let memory = Memory { standing: Standing::Scheduled, started, reported: true };
+        let memory = Memory { standing: JobState::Scheduled, started, reported: true };
         policy.restore("a", Rules { period: Some(1000), ..rules() }, memory, now(0));
         assert_eq!(policy.deadline(), Some(due));
     }
@@ -45,7 +45,7 @@ fn job_whose_processes_live_waits_for_their_end_and_keeps_its_queue() {
     let queued = || Rules { queue: Some("q".into()), ..rules() };
     let held = |rules: Rules| {
         let mut desk = Desk::new(10);
-        desk.policy.hold("a", rules, Memory { standing: Standing::Started, started: T0 - 400, reported: false });
+        desk.policy.hold("a", rules, Memory { standing: JobState::Started, started: T0 - 400, reported: false });
         desk.accept("b", queued());
         desk.accept("c", super::rules());
         desk.said(&["start c"]);

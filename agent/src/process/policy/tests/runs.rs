@@ -101,7 +101,7 @@ fn recurring_job_tells_when_it_runs_next_and_how_it_ended() {
     desk.event(Event::Unschedule { id: "a".into() });
     assert_eq!(desk.policy.recurring(now(desk.time)), [], "no run follows the one under way");
     // After a restart of the agent.
-    let memory = Memory { standing: Standing::Scheduled, started: T0 - 10_000, reported: true };
+    let memory = Memory { standing: JobState::Scheduled, started: T0 - 10_000, reported: true };
     let mut desk = Desk::new(10);
     let actions = desk.policy.restore("a", Rules { period: Some(60_000), ..rules() }, memory, now(0));
     desk.take(actions);

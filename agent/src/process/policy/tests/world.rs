@@ -1,7 +1,7 @@
 //! The invariants of the rules, under any order of events.
 
 use super::*;
-use crate::ledger::Standing;
+use crate::job_store::JobState;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -103,10 +103,10 @@ impl World {
                     self.handle(Event::Tree { run, alive: 0 });
                 }
                 Action::Term { .. } | Action::Abort { .. } => {}
-                Action::Stand { id, standing } => {
+                Action::SetState { id, standing } => {
                     let seen = self.jobs.get_mut(&*id).unwrap();
-                    seen.failed_for_good |= standing == Standing::Failed;
-                    seen.finals += usize::from(standing == Standing::Failed);
+                    seen.failed_for_good |= standing == JobState::Failed;
+                    seen.finals += usize::from(standing == JobState::Failed);
                 }
                 Action::RunOver { run, .. } | Action::Report { run, .. } => self.over(run),
                 Action::Finish { id, run, outcome, .. } => {

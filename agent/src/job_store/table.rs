@@ -1,6 +1,6 @@
 //! The table itself: its form, and each change as SQL.
 
-use super::{Row, Standing, Write};
+use super::{Row, JobState, JobUpdate};
 use crate::database;
 use anyhow::Result;
 use rusqlite::types::ValueRef;
@@ -55,9 +55,9 @@ pub(super) fn is_orphaned(db: &Connection, id: &str, known: &HashSet<String>) ->
 
 /// Makes one change; the answer is by how much the bytes of unsent results grew. `orphaned`: nobody
 /// comes for the job's results.
-pub(super) fn apply(db: &Connection, write: &Write, orphaned: bool) -> Result<i64> {
+pub(super) fn apply(db: &Connection, write: &JobUpdate, orphaned: bool) -> Result<i64> {
     match write {
-        Write::Accept { id, controller, command, now } => {
+        JobUpdate::Accept { id, controller, command, now } => {
             // A startup job takes the place of whatever bore its id before; a result that still waits
             // to be sent only moves aside.
             if controller.is_empty() {
@@ -73,17 +73,17 @@ pub(super) fn apply(db: &Connection, write: &Write, orphaned: bool) -> Result<i6
             db.prepare_cached(sql)?.execute(params![id, controller, now, command])?;
             Ok(0)
         }
-        Write::Start { id, started } => {
+        JobUpdate::Start { id, started } => {
             db.prepare_cached("UPDATE jobs SET state = 1, started = ? WHERE id = ? AND run = 0")?
                 .execute(params![started, id])?;
             Ok(0)
         }
-        Write::Stand { id, standing } => {
+        JobUpdate::SetState { id, standing } => {
             db.prepare_cached("UPDATE jobs SET state = ? WHERE id = ? AND run = 0")?
                 .execute(params![*standing as i64, id])?;
             Ok(0)
         }
-        Write::Report { id, started, result, quiet } => {
+        JobUpdate::Report { id, started, result, quiet } => {
             // Run -1 is the place of the one quiet result that waits.
             let run = if *quiet || orphaned { -1 } else { (*started).max(1) };
             let replaced: i64 = db
@@ -97,12 +97,12 @@ pub(super) fn apply(db: &Connection, write: &Write, orphaned: bool) -> Result<i6
             db.prepare_cached("UPDATE jobs SET reported = 1 WHERE id = ? AND run = 0")?.execute([id])?;
             Ok(result.len() as i64 - replaced)
         }
-        Write::Finish { id, result: Some(result), .. } => {
+        JobUpdate::Finish { id, result: Some(result), .. } => {
             db.prepare_cached("UPDATE jobs SET state = 2, command = NULL, result = ? WHERE id = ? AND run = 0")?
                 .execute(params![result, id])?;
             Ok(result.len() as i64)
         }
-        Write::Finish { id, result: None, .. } => {
+        JobUpdate::Finish { id, result: None, .. } => {
             db.prepare_cached("UPDATE jobs SET state = 3, command = NULL, result = NULL WHERE id = ? AND run = 0")?
                 .execute([id])?;
             Ok(0)
@@ -140,7 +140,7 @@ pub(super) fn read_live(db: &Connection) -> Result<Vec<Row>> {
             id: text(row, 0)?,
             controller: text(row, 1)?,
             command: text(row, 2)?,
-            standing: Standing::from_number(row.get(3)?),
+            standing: JobState::from_number(row.get(3)?),
             accepted: row.get(4)?,
             started: row.get(5)?,
             reported: row.get(6)?,

@@ -1,6 +1,6 @@
 //! The words that the rules are told and answer in: rules, events, outcomes, actions.
 
-use crate::ledger::Standing;
+use crate::job_store::JobState;
 use jscommon::State;
 use std::sync::Arc;
 
@@ -39,11 +39,11 @@ impl Rules {
     }
 }
 
-/// What the ledger knew of a job when the agent started.
+/// What the job store knew of a job when the agent started.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Memory {
     /// Where it stood.
-    pub standing: Standing,
+    pub standing: JobState,
     /// When its last run began, in milliseconds since 1970.
     pub started: i64,
     /// Whether a result of it was reported.
@@ -213,7 +213,7 @@ impl Outcome {
 /// Something is to be done.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
-    /// Start a run, once the ledger says so durably; answered by `Spawned` or `Unstartable`.
+    /// Start a run, once the job store says so durably; answered by `Spawned` or `Unstartable`.
     Start {
         /// The job.
         id: Arc<str>,
@@ -251,11 +251,11 @@ pub enum Action {
         run: u64,
     },
     /// Write down where the job stands.
-    Stand {
+    SetState {
         /// The job.
         id: Arc<str>,
         /// Where it stands.
-        standing: Standing,
+        standing: JobState,
     },
     /// A run is over, and nobody is told: it is restarted, or was interrupted.
     RunOver {
@@ -273,7 +273,7 @@ pub enum Action {
         /// How it ended.
         outcome: Outcome,
         /// Quiet, unless the run brought a result of its own.
-        sparing: bool,
+        suppress_if_ok: bool,
         /// Its restarts are used up: what to alert people with.
         alert: Option<String>,
     },
@@ -286,7 +286,7 @@ pub enum Action {
         /// How it ended; nothing where its result is known already.
         outcome: Option<Outcome>,
         /// As in `Report`.
-        sparing: bool,
+        suppress_if_ok: bool,
         /// As in `Report`.
         alert: Option<String>,
     },

@@ -1,7 +1,7 @@
 //! What the node must not forget: `state.db`, one table of jobs.
 //!
 //! A row is a job, and moves accepted → started → done → sent, so that one table is inbox, memory,
-//! outbox of results and check for duplicates. A job that goes on after a result (a recurring one)
+//! upload queue of results and check for duplicates. A job that goes on after a result (a recurring one)
 //! keeps its row, and the result of each of its runs travels in a row of its own beside it.
 //!
 //! **Owns** the file, its form, its size, and what happens when it is damaged.
@@ -10,7 +10,7 @@
 //! senders read results and mark them as sent, `jsagent status` reads.
 //!
 //! Invariants: a commit that the supervisor waited for survives power loss (but for a result that
-//! [`Write::Finish`] calls `soon`, which does once [`Ledger::sync`] has returned); a result stays until
+//! [`JobUpdate::Finish`] calls `soon`, which does once [`Ledger::sync`] has returned); a result stays until
 //! [`Ledger::mark_sent`]; an id that was accepted is known for a week or the next 100,000.
 
 mod damage;
@@ -35,7 +35,7 @@ pub const FILE: &str = "state.db";
 /// Where a job stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Standing {
+pub enum JobState {
     /// Stored, and not started yet.
     Accepted = 0,
     /// A run is under way.
@@ -54,24 +54,24 @@ pub enum Standing {
     Last = 7,
 }
 
-impl Standing {
-    fn from_number(number: i64) -> Standing {
+impl JobState {
+    fn from_number(number: i64) -> JobState {
         match number {
-            0 => Standing::Accepted,
-            1 => Standing::Started,
-            2 => Standing::Done,
-            4 => Standing::Failed,
-            5 => Standing::Scheduled,
-            6 => Standing::Ending,
-            7 => Standing::Last,
-            _ => Standing::Sent,
+            0 => JobState::Accepted,
+            1 => JobState::Started,
+            2 => JobState::Done,
+            4 => JobState::Failed,
+            5 => JobState::Scheduled,
+            6 => JobState::Ending,
+            7 => JobState::Last,
+            _ => JobState::Sent,
         }
     }
 }
 
 /// One change of the table. Several go into one commit.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Write {
+pub enum JobUpdate {
     /// A new job.
     Accept {
         /// The job's id.
@@ -91,11 +91,11 @@ pub enum Write {
         started: i64,
     },
     /// The job goes on, and stands otherwise.
-    Stand {
+    SetState {
         /// The job's id.
         id: String,
         /// Any but `Started`, `Done` and `Sent`.
-        standing: Standing,
+        standing: JobState,
     },
     /// The result of one run of a job that goes on.
     Report {
@@ -121,17 +121,17 @@ pub enum Write {
     },
 }
 
-impl Write {
+impl JobUpdate {
     /// The job whose result it brings.
     fn result_of(&self) -> Option<&str> {
         match self {
-            Write::Report { id, .. } | Write::Finish { id, result: Some(_), .. } => Some(id),
+            JobUpdate::Report { id, .. } | JobUpdate::Finish { id, result: Some(_), .. } => Some(id),
             _ => None,
         }
     }
 
     fn is_soon(&self) -> bool {
-        matches!(self, Write::Finish { soon: true, .. })
+        matches!(self, JobUpdate::Finish { soon: true, .. })
     }
 }
 
@@ -145,7 +145,7 @@ pub struct Row {
     /// The command as JSON.
     pub command: String,
     /// Where it stands.
-    pub standing: Standing,
+    pub standing: JobState,
     /// When it was accepted, in milliseconds since 1970.
     pub accepted: i64,
     /// When its last run began, in milliseconds since 1970; 0: never.
@@ -164,7 +164,7 @@ pub struct Unsent {
 }
 
 /// The open table; shared by the supervisor and the senders.
-pub struct Ledger {
+pub struct JobStore {
     path: PathBuf,
     table: Mutex<Table>,
     /// How often a damaged file was replaced while the agent ran.
@@ -195,12 +195,12 @@ struct Table {
     known: Option<HashSet<String>>,
 }
 
-impl Ledger {
+impl JobStore {
     /// Opens `data_dir/state.db`, making it when it is not there.
     ///
     /// A damaged file is set aside as `state.db.damaged-<epoch>`, and what can still be read of it is
     /// carried over; [`Ledger::damage`] then says so.
-    pub fn open(data_dir: &Path) -> Result<Arc<Ledger>> {
+    pub fn open(data_dir: &Path) -> Result<Arc<JobStore>> {
         let path = data_dir.join(FILE);
         let (db, damage) = match table::open(&path) {
             Ok(db) => (db, None),
@@ -215,7 +215,7 @@ impl Ledger {
         let unsent: i64 = db
             .query_row("SELECT coalesce(sum(octet_length(result)), 0) FROM jobs WHERE state = 2", [], |row| row.get(0))
             .with_context(|| format!("cannot read {}", path.display()))?;
-        Ok(Arc::new(Ledger {
+        Ok(Arc::new(JobStore {
             path,
             table: Mutex::new(Table {
                 db,
@@ -265,7 +265,7 @@ impl Ledger {
     }
 
     /// Has `tell` told, with a sentence for the operators, when a file is found damaged from now on. It is
-    /// called on the thread that found it, and must not wait or use the ledger.
+    /// called on the thread that found it, and must not wait or use the job store.
     pub fn on_damage(&self, tell: impl Fn(&str) + Send + Sync + 'static) {
         let _ = self.on_damage.set(Box::new(tell));
     }
@@ -298,13 +298,13 @@ impl Ledger {
 
     /// Makes these changes, all or none of them, and returns once they survive power loss; the agent's
     /// death alone where all of them are `soon`.
-    pub fn commit(&self, writes: &[Write]) -> Result<()> {
+    pub fn commit(&self, writes: &[JobUpdate]) -> Result<()> {
         self.commit_to(self.generation(), writes)
     }
 
     /// As [`Ledger::commit`], and refuses where the file is no longer that of this generation: the rows that
     /// the changes are about may be gone.
-    pub fn commit_to(&self, generation: u64, writes: &[Write]) -> Result<()> {
+    pub fn commit_to(&self, generation: u64, writes: &[JobUpdate]) -> Result<()> {
         if writes.is_empty() {
             return Ok(());
         }
@@ -316,8 +316,8 @@ impl Ledger {
         })
     }
 
-    fn apply(&self, table: &mut Table, writes: &[Write]) -> Result<()> {
-        let soon = writes.iter().all(Write::is_soon);
+    fn apply(&self, table: &mut Table, writes: &[JobUpdate]) -> Result<()> {
+        let soon = writes.iter().all(JobUpdate::is_soon);
         table.wait_for_disk(!soon)?;
         let Table { db, known, .. } = table;
         let mut unsent = 0i64;
@@ -333,7 +333,7 @@ impl Ledger {
                 _ => (table::apply(&transaction, write, false)?, false),
             };
             unsent += if orphaned { 0 } else { grown };
-            accepted += u64::from(matches!(write, Write::Accept { .. }));
+            accepted += u64::from(matches!(write, JobUpdate::Accept { .. }));
         }
         // Said before it is true: who reads it then syncs once too often and never too seldom.
         if soon {

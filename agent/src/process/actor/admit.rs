@@ -5,10 +5,10 @@ use super::super::extension::extension;
 use super::super::not_started::NotStarted;
 use super::super::policy::{Event, Memory, Outcome};
 use super::super::{Message, Notice, leftovers, spawn};
-use super::{Actor, Detail, Held, Job, MAX_BYTES, MAX_JOBS, Work, group_name};
+use super::{Actor, Detail, AfterCommit, Job, MAX_BYTES, MAX_JOBS, Work, group_name};
 use crate::builtin::{self, JobControl, Kind};
-use crate::ledger::{Row, Standing, Write};
-use crate::os::{Cgroups, Mark, Signal};
+use crate::job_store::{Row, JobState, JobUpdate};
+use crate::os::{Cgroups, JobTag, Signal};
 use crate::output::Source;
 use crate::script;
 use anyhow::{Context, Result};
@@ -33,7 +33,7 @@ impl Actor {
         for command in commands {
             let known = match self.jobs.contains_key(command.id.as_str()) || self.fresh.contains(&command.id) {
                 true => Ok(true),
-                false => self.parts.ledger.knows(&command.id),
+                false => self.parts.job_store.knows(&command.id),
             };
             match known {
                 Ok(false) => self.accept(controller, command),
@@ -43,10 +43,10 @@ impl Actor {
                 Ok(true) => {
                     let data = json!({"id": command.id, "cmd": command.cmd});
                     let controller = Some(controller.to_string());
-                    self.held.push(Held::Tell(Notice::Event { controller, name: "duplicate", data }));
+                    self.after_commit.push(AfterCommit::Tell(Notice::Event { controller, name: "duplicate", data }));
                 }
                 Err(fault) => {
-                    log::error!("cannot look a command up in the ledger, nothing is accepted: {fault:#}");
+                    log::error!("cannot look a command up in the job store, nothing is accepted: {fault:#}");
                     return;
                 }
             }
@@ -54,7 +54,7 @@ impl Actor {
         if may_repeat && !is_empty {
             self.heard.insert(controller.clone());
         }
-        self.held.push(Held::Stored(stored));
+        self.after_commit.push(AfterCommit::Stored(stored));
     }
 
     /// Whether a command that is known can be one that this controller sent in the agent's last life.
@@ -67,7 +67,7 @@ impl Actor {
         self.fresh.insert(command.id.clone());
         let text = command.to_value().to_string();
         let size = text.len();
-        self.writes.push(Write::Accept {
+        self.writes.push(JobUpdate::Accept {
             id: command.id.clone(),
             controller: controller.to_string(),
             command: text,
@@ -108,7 +108,7 @@ impl Actor {
         };
         let checked = work.map_err(NotStarted::not_found).and_then(|work| {
             let args = args?;
-            // What the ledger remembers had its room before.
+            // What the job store remembers had its room before.
             if memory.is_none()
                 && let Some(why) = self.no_room(work, size)
             {
@@ -154,7 +154,7 @@ impl Actor {
                     None => self.policy.accept(&id, rules, now),
                 };
                 self.actions.extend(actions);
-                self.let_rest(&id);
+                self.release_memory(&id);
             }
             Work::Control(control) => self.control(control, &id, &command),
         }
@@ -166,7 +166,7 @@ impl Actor {
     }
 
     /// Lets go of what a job that has no run does not need.
-    pub(super) fn let_rest(&mut self, id: &Arc<str>) {
+    pub(super) fn release_memory(&mut self, id: &Arc<str>) {
         if self.policy.run_of(id).is_none()
             && let Some(job) = self.jobs.get_mut(id)
         {
@@ -174,19 +174,19 @@ impl Actor {
         }
     }
 
-    /// The larger part of a job, from memory or from the ledger.
+    /// The larger part of a job, from memory or from the job store.
     pub(super) fn detail(&self, id: &Arc<str>) -> Option<Arc<Detail>> {
         let job = self.jobs.get(id)?;
         if let Some(detail) = &job.detail {
             return Some(detail.clone());
         }
         let fresh = self.writes.iter().find_map(|write| match write {
-            Write::Accept { id: accepted, command, .. } if *accepted == **id => Some(command.clone()),
+            JobUpdate::Accept { id: accepted, command, .. } if *accepted == **id => Some(command.clone()),
             _ => None,
         });
         let text = match fresh {
             Some(text) => Ok(Some(text)),
-            None => self.parts.ledger.command(id),
+            None => self.parts.job_store.command(id),
         };
         let read = text.and_then(|text| {
             let command = Command::parse(text.context("it is not there")?.as_bytes())?;
@@ -194,7 +194,7 @@ impl Actor {
             let args = RunArgs::parse(if job.work.is_process() { &command.args } else { &none });
             Ok(self.detail_of(command, args.map_err(anyhow::Error::msg)?))
         });
-        read.inspect_err(|fault| log::error!("job {id} cannot be read from the ledger: {fault:#}")).ok()
+        read.inspect_err(|fault| log::error!("job {id} cannot be read from the job store: {fault:#}")).ok()
     }
 
     /// What stands for a command that cannot be read any more, so that its client is told all the same.
@@ -244,8 +244,8 @@ impl Actor {
     /// At the agent's start: begins to end what is left of its last life, and takes up what is remembered.
     /// A job of which processes live is held until they have ended.
     pub(super) fn restore(&mut self) -> Result<()> {
-        let rows = self.parts.ledger.live().context("cannot read the jobs that are remembered")?;
-        let started = |row: &&Row| matches!(row.standing, Standing::Started | Standing::Ending | Standing::Last);
+        let rows = self.parts.job_store.live().context("cannot read the jobs that are remembered")?;
+        let started = |row: &&Row| matches!(row.standing, JobState::Started | JobState::Ending | JobState::Last);
         let left: Vec<leftovers::Leftover> = rows.iter().filter(started).map(|row| self.leftover(row)).collect();
         let groups = self.cgroups.as_ref().map(Cgroups::reader);
         let left = leftovers::living(left, groups.as_ref());
@@ -262,15 +262,15 @@ impl Actor {
         if let Some(cgroups) = &self.cgroups {
             cgroups.clear();
         }
-        if let Some(damage) = self.parts.ledger.damage() {
+        if let Some(damage) = self.parts.job_store.damage() {
             log::error!("{damage}");
             let source = Arc::new(self.own_source());
             self.parts.outlets.write(&source, level::CRITICAL, damage);
             let data = json!({"message": damage});
-            self.held.push(Held::Tell(Notice::Event { controller: None, name: "critical", data }));
+            self.after_commit.push(AfterCommit::Tell(Notice::Event { controller: None, name: "critical", data }));
         }
         let startup = self.parts.config.startup.clone();
-        let killed = |row: &&Row| matches!(row.standing, Standing::Ending | Standing::Last);
+        let killed = |row: &&Row| matches!(row.standing, JobState::Ending | JobState::Last);
         self.killed_before = rows.iter().filter(killed).map(|row| row.id.clone()).collect();
         for row in rows {
             if row.controller.is_empty() || startup.contains_key(&row.id) {
@@ -278,7 +278,7 @@ impl Actor {
                 if held.contains(&row.id) {
                     self.held_startup.insert(row.id);
                 } else if !startup.contains_key(&row.id) {
-                    self.writes.push(Write::Finish { id: row.id, result: None, soon: false });
+                    self.writes.push(JobUpdate::Finish { id: row.id, result: None, soon: false });
                 }
                 continue;
             }
@@ -294,13 +294,13 @@ impl Actor {
                     );
                 }
                 Err(fault) => {
-                    log::error!("the ledger's job {} cannot be read and ends: {fault}", row.id);
+                    log::error!("the job store's job {} cannot be read and ends: {fault}", row.id);
                     let result = self.lost(&row.id).and_then(|command| {
-                        let why = "its command cannot be read from the node's ledger";
+                        let why = "its command cannot be read from the node's job store";
                         serde_json::to_string(&JobResult::unrun(&command, State::Error, why)).ok()
                     });
-                    self.writes.push(Write::Finish { id: row.id, result, soon: false });
-                    self.held.push(Held::Tell(Notice::Result { controller: row.controller }));
+                    self.writes.push(JobUpdate::Finish { id: row.id, result, soon: false });
+                    self.after_commit.push(AfterCommit::Tell(Notice::Result { controller: row.controller }));
                 }
             }
         }
@@ -329,7 +329,7 @@ impl Actor {
         match self.held_startup.remove(&id) {
             false => self.event(Event::Cleared { id }),
             true if self.parts.config.startup.contains_key(&id) => self.accept_startup(&id),
-            true => self.writes.push(Write::Finish { id, result: None, soon: false }),
+            true => self.writes.push(JobUpdate::Finish { id, result: None, soon: false }),
         }
     }
 
@@ -337,7 +337,7 @@ impl Actor {
         let args = Command::parse(row.command.as_bytes()).ok().and_then(|command| RunArgs::parse(&command.args).ok());
         leftovers::Leftover {
             group: group_name(&row.id, row.started),
-            mark: Mark { home: self.home.clone(), job: row.id.clone(), start: row.started },
+            mark: JobTag { home: self.home.clone(), job: row.id.clone(), start: row.started },
             stop_signal: args.as_ref().map_or(Signal::TERM, |args| args.stop_signal),
             stop_timeout: args.map_or(Duration::from_secs(5), |args| args.stop_timeout),
         }

@@ -21,14 +21,14 @@ const KEEP_DAMAGED: usize = 2;
 
 /// All databases.
 #[derive(Debug)]
-pub(super) struct Shelf {
+pub(super) struct LogFiles {
     dir: PathBuf,
-    layout: RwLock<Layout>,
+    layout: RwLock<FileSet>,
 }
 
 /// Which databases there are.
 #[derive(Debug)]
-pub(super) struct Layout {
+pub(super) struct FileSet {
     dir: PathBuf,
     /// Oldest first.
     rotated: VecDeque<Rotated>,
@@ -49,9 +49,9 @@ struct Rotated {
     stamp: u64,
 }
 
-impl Shelf {
+impl LogFiles {
     /// Looks at what is in `dir`, which is made when it is missing.
-    pub(super) fn open(dir: &Path) -> Result<Shelf> {
+    pub(super) fn open(dir: &Path) -> Result<LogFiles> {
         fs::create_dir_all(dir).with_context(|| format!("the folder {} cannot be made", dir.display()))?;
         let entries = fs::read_dir(dir).with_context(|| format!("the folder {} cannot be read", dir.display()))?;
         let mut stamps: Vec<u64> =
@@ -61,8 +61,8 @@ impl Shelf {
             stamps.iter().enumerate().map(|(n, stamp)| Rotated { number: n as u64, stamp: *stamp }).collect();
         let current = rotated.len() as u64;
         let dir = dir.to_owned();
-        Ok(Shelf {
-            layout: RwLock::new(Layout {
+        Ok(LogFiles {
+            layout: RwLock::new(FileSet {
                 dir: dir.clone(),
                 rotated,
                 current,
@@ -81,17 +81,17 @@ impl Shelf {
     }
 
     /// No file changes its name or goes away while this is held; hold it for a short time.
-    pub(super) fn read(&self) -> RwLockReadGuard<'_, Layout> {
+    pub(super) fn read(&self) -> RwLockReadGuard<'_, FileSet> {
         self.layout.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// No reader of this process has a database open while this is held.
-    pub(super) fn write(&self) -> RwLockWriteGuard<'_, Layout> {
+    pub(super) fn write(&self) -> RwLockWriteGuard<'_, FileSet> {
         self.layout.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Layout {
+impl FileSet {
     /// The number of the oldest database.
     pub(super) fn oldest(&self) -> u64 {
         self.rotated.front().map_or(self.current, |rotated| rotated.number)
@@ -212,7 +212,7 @@ mod tests {
         for name in ["9.db", "100.db", "x.db", "current.db", "damaged-5.db", "7.db-wal", ".db"] {
             fs::write(dir.path().join(name), name).unwrap();
         }
-        let shelf = Shelf::open(dir.path()).unwrap();
+        let shelf = LogFiles::open(dir.path()).unwrap();
         let mut layout = shelf.write();
         assert_eq!((layout.oldest(), layout.current(), layout.rotated()), (0, 2, 2));
         assert_eq!(layout.path(0), Some(dir.path().join("9.db")));
@@ -234,7 +234,7 @@ mod tests {
     #[test]
     fn what_is_damaged_is_set_aside_with_its_wal() {
         let dir = TempDir::new().unwrap();
-        let shelf = Shelf::open(dir.path()).unwrap();
+        let shelf = LogFiles::open(dir.path()).unwrap();
         let mut layout = shelf.write();
         for n in 0..4 {
             fs::write(shelf.current(), "x").unwrap();

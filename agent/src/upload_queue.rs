@@ -1,11 +1,11 @@
-//! The outbox: batches of records, stats and events on disk, until a controller has taken them.
+//! The upload queue: batches of records, stats and events on disk, until a controller has taken them.
 //!
 //! **Owns** `outbox.db`, the numbers of batches, and the bounds: 64 MiB of records, an hour of stats,
 //! 1000 events. What goes over a bound is dropped, oldest first, and counted; the count goes to the
 //! controllers as an event once they are back.
 //!
 //! **Does not** send: every controller's sender asks for its next batch and says what became of it.
-//! The logger and the aggregator fill it. The logger also keeps its [`Mark`] here, so that ids go on
+//! The logger and the aggregator fill it. The logger also keeps its [`IdCheckpoint`] here, so that ids go on
 //! after its own database is lost.
 //!
 //! Invariants: a batch that was handed out once never changes, so a repeated number is the same batch;
@@ -107,7 +107,7 @@ impl Records {
 
 /// Where the ids of records stand: after the record `last`, `next` comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mark {
+pub struct IdCheckpoint {
     /// The id of the last record that is stored, 0 when none is.
     pub last: u32,
     /// The id that the next record gets.
@@ -115,7 +115,7 @@ pub struct Mark {
 }
 
 /// The batches of all controllers.
-pub struct Outbox {
+pub struct UploadQueue {
     path: PathBuf,
     /// Who gets records, and who gets stats.
     chosen: [Vec<String>; 2],
@@ -126,12 +126,12 @@ pub struct Outbox {
     inner: Mutex<Inner>,
 }
 
-impl Outbox {
+impl UploadQueue {
     /// Opens `outbox.db` in the data folder; a damaged one is set aside.
-    pub fn open(config: &Config) -> Result<Arc<Outbox>> {
+    pub fn open(config: &Config) -> Result<Arc<UploadQueue>> {
         let path = config.main.data_dir.join(FILE);
         let inner = Inner::open(&path)?;
-        Ok(Arc::new(Outbox {
+        Ok(Arc::new(UploadQueue {
             path,
             chosen: [config.chosen(&config.logging.ac.controllers), config.chosen(&config.stats.controllers)],
             controllers: config.controllers.keys().cloned().collect(),
@@ -152,7 +152,7 @@ impl Outbox {
     /// Stores records for the controllers, together with the mark that holds once they are in the
     /// logger's database too, all of them or none. They are sent when their batch is full or its time has
     /// come.
-    pub fn push_log(&self, records: &Records, mark: Mark) -> Result<()> {
+    pub fn push_log(&self, records: &Records, mark: IdCheckpoint) -> Result<()> {
         let mut inner = self.lock();
         let closed = self.with(&mut inner, |inner| {
             let mut closed = false;
@@ -242,7 +242,7 @@ impl Outbox {
         inner.wake(&to);
     }
 
-    /// The oldest batch of this kind that the controller has not taken; none where the outbox cannot be read.
+    /// The oldest batch of this kind that the controller has not taken; none where the upload queue cannot be read.
     pub fn next(&self, controller: &str, kind: Kind) -> Option<Batch> {
         self.read(controller, kind, &[]).ok().flatten()
     }
@@ -272,7 +272,7 @@ impl Outbox {
     fn told<T>(&self, inner: &mut Inner, work: impl FnMut(&mut Inner) -> Result<T>) -> Result<T> {
         let done = self.with(inner, work);
         if let Err(e) = &done {
-            inner.complain(&format!("{e:#}"));
+            inner.log_throttled(&format!("{e:#}"));
         }
         done
     }
@@ -294,7 +294,7 @@ impl Outbox {
             inner.tell_dropped(&self.controllers)
         });
         if let Err(e) = done {
-            inner.complain(&format!("{e:#}"));
+            inner.log_throttled(&format!("{e:#}"));
         }
     }
 
@@ -309,18 +309,18 @@ impl Outbox {
         let jumped = self.with(&mut inner, |inner| inner.jump(controller, kind, number as i64, last as i64));
         match jumped {
             Ok(true) => log::warn!(
-                "the controller {controller} has {kind:?} up to batch {last}, and this one was {number}: the outbox was \
+                "the controller {controller} has {kind:?} up to batch {last}, and this one was {number}: the upload queue was \
                  lost and the clock is behind; the numbers go on after that"
             ),
             Ok(false) => {}
-            Err(ref e) => inner.complain(&format!("{e:#}")),
+            Err(ref e) => inner.log_throttled(&format!("{e:#}")),
         }
         jumped.unwrap_or(false)
     }
 
     /// What had to be dropped since this was asked last, for a record on the node itself.
     pub fn take_unsaid(&self) -> Dropped {
-        std::mem::take(&mut self.lock().unsaid)
+        std::mem::take(&mut self.lock().unreported)
     }
 
     /// The controller will never take this batch, not even a part of it: it is dropped and counted.
@@ -343,14 +343,14 @@ impl Outbox {
     /// is not in use: for when a burst of work is over.
     pub fn rest(&self) {
         let _ = self.lock().db.execute_batch("PRAGMA shrink_memory");
-        os::let_go_of_code();
+        os::evict_text_pages();
     }
 
     /// Where the ids of records stood when it was last written down.
-    pub fn mark(&self) -> Option<Mark> {
+    pub fn mark(&self) -> Option<IdCheckpoint> {
         let inner = self.lock();
         let found = inner.db.query_row("SELECT last, next FROM mark", [], |row| Ok((row.get(0)?, row.get(1)?)));
-        found.ok().map(|(last, next)| Mark { last, next })
+        found.ok().map(|(last, next)| IdCheckpoint { last, next })
     }
 
     /// Changes the file or its connection. For tests.
@@ -360,10 +360,10 @@ impl Outbox {
     }
 
     /// Writes down where the ids of records stand.
-    pub fn set_mark(&self, mark: Mark) {
+    pub fn set_mark(&self, mark: IdCheckpoint) {
         let mut inner = self.lock();
         if let Err(e) = self.with(&mut inner, |inner| inner.transaction(|inner| inner.put_mark(mark))) {
-            inner.complain(&format!("{e:#}"));
+            inner.log_throttled(&format!("{e:#}"));
         }
     }
 

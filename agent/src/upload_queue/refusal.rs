@@ -6,14 +6,14 @@
 //! numbers below the last that it took.
 
 use super::storage::Inner;
-use super::{Batch, Kind, Outbox};
+use super::{Batch, Kind, UploadQueue};
 use anyhow::Result;
 use rusqlite::{OptionalExtension, params};
 
 /// Most batches of a kind that are set aside for one controller; the oldest is dropped, and counted.
 const MAX_ASIDE: i64 = 1000;
 
-impl Outbox {
+impl UploadQueue {
     /// Splits a batch in two, so that its halves are sent one after the other. `false` when it holds a
     /// single record or series, and cannot be split.
     pub fn split(&self, controller: &str, kind: Kind, number: u64) -> Result<bool> {

@@ -42,8 +42,8 @@ impl Inner {
         }
         self.dropped[kind as usize] += count;
         match kind {
-            Kind::Log => self.unsaid.records += count,
-            Kind::Stats => self.unsaid.flushes += count,
+            Kind::Log => self.unreported.records += count,
+            Kind::Stats => self.unreported.flushes += count,
             Kind::Event => {}
         }
         let sql = "INSERT OR REPLACE INTO dropped(kind, count) VALUES(?1, ?2)";
@@ -129,7 +129,7 @@ impl Inner {
         });
         if done.is_ok() {
             self.dropped(kind, count);
-            self.complain(&format!("too much {kind:?} waits for the controllers; the oldest is dropped"));
+            self.log_throttled(&format!("too much {kind:?} waits for the controllers; the oldest is dropped"));
         }
         done.is_ok()
     }
@@ -145,6 +145,6 @@ impl Inner {
 
     pub(super) fn lost(&mut self, kind: Kind, count: u64, why: &anyhow::Error) {
         self.dropped(kind, count);
-        self.complain(&format!("{count} of {kind:?} for the controllers could not be stored: {why:#}"));
+        self.log_throttled(&format!("{count} of {kind:?} for the controllers could not be stored: {why:#}"));
     }
 }

@@ -3,7 +3,7 @@
 //! Owns the file and the numbers. What goes when there is too much of it is `retention`'s; who calls,
 //! and when a controller is woken, is the [`super::Outbox`]'s.
 
-use super::{Batch, Dropped, Kind, MAX_BATCH_BYTES, Mark, now};
+use super::{Batch, Dropped, Kind, MAX_BATCH_BYTES, IdCheckpoint, now};
 use crate::database::{self, Fault, fault_of};
 use crate::os;
 use anyhow::{Context, Result};
@@ -48,7 +48,7 @@ pub(super) struct Inner {
     /// What was dropped and not yet reported to the controllers, by kind.
     pub(super) dropped: [u64; 3],
     /// What was dropped and not yet said on the node.
-    pub(super) unsaid: Dropped,
+    pub(super) unreported: Dropped,
     /// Both clocks at the last flush of stats; the second in milliseconds since 1970.
     pub(super) clock: (Instant, i64),
     pub(super) wakers: HashMap<String, Sender<()>>,
@@ -130,7 +130,7 @@ impl Inner {
             settled: Vec::new(),
             jumped: HashSet::new(),
             dropped: [0; 3],
-            unsaid: Dropped::default(),
+            unreported: Dropped::default(),
             clock: (Instant::now(), now()),
             wakers: HashMap::new(),
             complained: None,
@@ -197,7 +197,7 @@ impl Inner {
         Ok(())
     }
 
-    pub(super) fn put_mark(&mut self, mark: Mark) -> Result<()> {
+    pub(super) fn put_mark(&mut self, mark: IdCheckpoint) -> Result<()> {
         let sql = "INSERT OR REPLACE INTO mark(one, last, next) VALUES(1, ?1, ?2)";
         self.db.prepare_cached(sql)?.execute([mark.last, mark.next])?;
         Ok(())
@@ -387,7 +387,7 @@ impl Inner {
         self.number = self.number.max(old.number);
         self.first = if lost { self.number } else { old.first };
         self.dropped = old.dropped;
-        self.unsaid = old.unsaid;
+        self.unreported = old.unreported;
         self.clock = old.clock;
         self.complained = old.complained;
         std::mem::swap(&mut self.handed, &mut old.handed);
@@ -408,7 +408,7 @@ impl Inner {
 
     /// Keeps an event until it can be stored; the oldest goes where there are too many.
     pub(super) fn wait_with_event(&mut self, to: Vec<String>, body: String, why: &anyhow::Error) {
-        self.complain(&format!("an event waits in memory: {why:#}"));
+        self.log_throttled(&format!("an event waits in memory: {why:#}"));
         self.waiting.push_back((to, body));
         if self.waiting.len() > MAX_WAITING
             && let Some((to, _)) = self.waiting.pop_front()
@@ -434,10 +434,10 @@ impl Inner {
     }
 
     /// Says what is wrong, but not every millisecond.
-    pub(super) fn complain(&mut self, what: &str) {
+    pub(super) fn log_throttled(&mut self, what: &str) {
         if self.complained.is_none_or(|last| last.elapsed() > Duration::from_secs(10)) {
             self.complained = Some(Instant::now());
-            log::error!("outbox: {what}");
+            log::error!("upload queue: {what}");
         }
     }
 

@@ -3,9 +3,9 @@
 use super::super::Notice;
 use super::super::answer;
 use super::super::policy::Outcome;
-use super::{Actor, Held, Run, wall};
+use super::{Actor, AfterCommit, Run, wall};
 use crate::builtin::{self, Answer};
-use crate::ledger::Write;
+use crate::job_store::JobUpdate;
 use crate::output::Captured;
 use jscommon::{State, level};
 use serde_json::json;
@@ -34,15 +34,15 @@ impl Actor {
         known
     }
 
-    pub(super) fn report(&mut self, id: &Arc<str>, run: u64, outcome: Outcome, sparing: bool, alert: Option<String>) {
-        let Some((json, quiet, started)) = self.conclude(id, Some(run), outcome, sparing, alert) else { return };
+    pub(super) fn report(&mut self, id: &Arc<str>, run: u64, outcome: Outcome, suppress_if_ok: bool, alert: Option<String>) {
+        let Some((json, quiet, started)) = self.conclude(id, Some(run), outcome, suppress_if_ok, alert) else { return };
         let Some(job) = self.jobs.get(id) else { return };
         if !job.controller.is_empty() {
-            self.writes.push(Write::Report { id: id.to_string(), started, result: json, quiet });
+            self.writes.push(JobUpdate::Report { id: id.to_string(), started, result: json, quiet });
             let controller = job.controller.to_string();
-            self.held.push(Held::Tell(Notice::Result { controller }));
+            self.after_commit.push(AfterCommit::Tell(Notice::Result { controller }));
         }
-        self.let_rest(id);
+        self.release_memory(id);
     }
 
     pub(super) fn finish(
@@ -50,14 +50,14 @@ impl Actor {
         id: &Arc<str>,
         run: Option<u64>,
         outcome: Option<Outcome>,
-        sparing: bool,
+        suppress_if_ok: bool,
         alert: Option<String>,
     ) {
         let started = run.and_then(|run| self.runs.get(&run)).is_some_and(|run| run.stored);
         let detail = self.jobs.get(id).and_then(|job| job.detail.as_ref());
         let remembered = detail.is_none_or(|detail| detail.args.rules(true).remembered());
         let soon = started && !remembered && alert.is_none() && outcome.as_ref().is_some_and(answer::may_be_late);
-        let concluded = outcome.and_then(|outcome| self.conclude(id, run, outcome, sparing, alert));
+        let concluded = outcome.and_then(|outcome| self.conclude(id, run, outcome, suppress_if_ok, alert));
         let at = concluded.as_ref().map_or_else(wall, |(.., started)| *started);
         let Some(job) = self.jobs.remove(id) else { return };
         self.finished.push((id.clone(), job.controller.clone(), at));
@@ -65,10 +65,10 @@ impl Actor {
         let result = concluded.map(|(json, ..)| json).filter(|_| !job.controller.is_empty());
         if result.is_some() {
             let controller = job.controller.to_string();
-            self.held.push(Held::Tell(Notice::Result { controller }));
+            self.after_commit.push(AfterCommit::Tell(Notice::Result { controller }));
         }
         let soon = soon && result.is_some();
-        self.writes.push(Write::Finish { id: id.to_string(), result, soon });
+        self.writes.push(JobUpdate::Finish { id: id.to_string(), result, soon });
     }
 
     /// Makes the result of a run that is over, and the records and events that go with it.
@@ -77,7 +77,7 @@ impl Actor {
         id: &Arc<str>,
         run: Option<u64>,
         outcome: Outcome,
-        sparing: bool,
+        suppress_if_ok: bool,
         alert: Option<String>,
     ) -> Option<(String, bool, i64)> {
         let known = run.and_then(|run| self.run_over(run));
@@ -103,7 +103,7 @@ impl Actor {
             answer: known.and_then(|known| known.answer),
             alert: alert.clone(),
             started,
-            sparing,
+            suppress_if_ok,
         };
         let result = answer::result(&detail.command, self.parts.config.main.node(), ended);
         let json = serde_json::to_string(&result).unwrap_or_default();
@@ -113,10 +113,10 @@ impl Actor {
         let controller = (!job.controller.is_empty()).then(|| job.controller.to_string());
         if let Some(alert) = alert {
             let data = json!({"id": **id, "message": alert});
-            self.held.push(Held::Tell(Notice::Event { controller: controller.clone(), name: "critical", data }));
+            self.after_commit.push(AfterCommit::Tell(Notice::Event { controller: controller.clone(), name: "critical", data }));
         } else if controller.is_none() && result.state != State::Ok && self.stopping.is_none() {
             let data = json!({"id": **id, "state": result.state, "code": result.code, "message": result.data});
-            self.held.push(Held::Tell(Notice::Event { controller: None, name: "job_failed", data }));
+            self.after_commit.push(AfterCommit::Tell(Notice::Event { controller: None, name: "job_failed", data }));
         }
         Some((json, result.quiet, started))
     }

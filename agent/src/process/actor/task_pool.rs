@@ -6,17 +6,17 @@ use jscommon::worker::Worker;
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-/// Threads of one kind of work at one time; more of it waits.
+/// TaskPool of one kind of work at one time; more of it waits.
 const THREADS: usize = 8;
 /// After this time a thread does not count any more: it may wait for a file system that never answers.
 const SLOW: Duration = if cfg!(test) { Duration::from_millis(200) } else { Duration::from_secs(10) };
-/// Threads of one kind of work, slow ones too.
+/// TaskPool of one kind of work, slow ones too.
 const MAX_THREADS: usize = 64;
 
 /// Work on threads of its own, so many at one time. Commands and the preparation of scripts have one
 /// each: a controller that is slow to give a script must not hold up a built-in command.
 #[derive(Default)]
-pub(super) struct Threads {
+pub(super) struct TaskPool {
     waiting: VecDeque<Task>,
     /// By run: when its thread began.
     running: HashMap<u64, Instant>,
@@ -31,7 +31,7 @@ pub(super) struct Task {
     pub(super) failed: Message,
 }
 
-impl Threads {
+impl TaskPool {
     pub(super) fn add(&mut self, task: Task, sender: &Sender<Message>) {
         self.waiting.push_back(task);
         self.start(sender);
@@ -63,7 +63,7 @@ impl Threads {
             quick += 1;
             self.running.insert(run, Instant::now());
             // Whatever becomes of the thread, this is dropped, and one answer is given.
-            let mut answer = LastWord { sender: sender.clone(), message: Some(failed) };
+            let mut answer = ReplyOnDrop { sender: sender.clone(), message: Some(failed) };
             let started = Worker::spawn(COMMAND_THREAD, 256 * 1024, move || answer.say(work()));
             match started {
                 Ok(worker) => worker.detach(),
@@ -74,18 +74,18 @@ impl Threads {
 }
 
 /// Sends its message when it goes.
-struct LastWord {
+struct ReplyOnDrop {
     sender: Sender<Message>,
     message: Option<Message>,
 }
 
-impl LastWord {
+impl ReplyOnDrop {
     fn say(&mut self, message: Message) {
         self.message = Some(message);
     }
 }
 
-impl Drop for LastWord {
+impl Drop for ReplyOnDrop {
     fn drop(&mut self) {
         if let Some(message) = self.message.take() {
             let _ = self.sender.send(message);
@@ -102,7 +102,7 @@ mod tests {
     fn slow_threads_make_room_for_others() {
         let (sender, inbox) = unbounded();
         let (release, held) = crossbeam_channel::bounded::<()>(0);
-        let mut threads = Threads::default();
+        let mut threads = TaskPool::default();
         for run in 0..=THREADS as u64 {
             let held = held.clone();
             let work = Box::new(move || {

@@ -12,10 +12,10 @@ use crate::builtin::{self, info};
 use crate::config::Config;
 use crate::controller::Controller;
 use crate::job_store::JobStore;
-use crate::upload_queue::UploadQueue;
 use crate::output::{Outlets, Source};
 use crate::process::{self, Notice};
 use crate::stats::monitor;
+use crate::upload_queue::UploadQueue;
 use crate::{logger, os, poller, script, sender, stats, trusted_paths};
 use anyhow::{Context, Result, bail};
 use crossbeam_channel::{Receiver, Sender, bounded, never, select, tick, unbounded};
@@ -153,7 +153,7 @@ impl Daemon {
         let mut builtins = builtin::Context::new(config.clone());
         builtins.logger = Some(logger.remote());
         builtins.controllers = controllers.clone();
-        let origins = controllers.iter().map(|controller| controller.clone() as Arc<dyn script::Origin>);
+        let origins = controllers.iter().map(|controller| controller.clone() as Arc<dyn script::ScriptSource>);
         builtins.scripts = Arc::new(script::Store::new(&config, origins.collect()));
         let wakers: Arc<OnceLock<HashMap<String, Sender<()>>>> = Arc::default();
         let (tell_restart, restart) = unbounded();
@@ -250,7 +250,11 @@ fn notify(
 }
 
 /// Tells that the job store was found damaged: on the node, and to the controllers. Waits for nothing.
-fn tell_damage(config: &Config, upload_queue: Arc<UploadQueue>, logger: logger::Inlet) -> impl Fn(&str) + Send + Sync + use<> {
+fn tell_damage(
+    config: &Config,
+    upload_queue: Arc<UploadQueue>,
+    logger: logger::Inlet,
+) -> impl Fn(&str) + Send + Sync + use<> {
     let source = Arc::new(Source {
         jobid: String::new(),
         domain: "agent".into(),

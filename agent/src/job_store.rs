@@ -49,9 +49,9 @@ pub enum JobState {
     /// A recurring job between two runs.
     Scheduled = 5,
     /// A run under way was killed: nothing follows it.
-    Ending = 6,
+    Killing = 6,
     /// A run under way is the last.
-    Last = 7,
+    FinalRun = 7,
 }
 
 impl JobState {
@@ -62,8 +62,8 @@ impl JobState {
             2 => JobState::Done,
             4 => JobState::Failed,
             5 => JobState::Scheduled,
-            6 => JobState::Ending,
-            7 => JobState::Last,
+            6 => JobState::Killing,
+            7 => JobState::FinalRun,
             _ => JobState::Sent,
         }
     }

@@ -7,8 +7,8 @@
 
 use crate::controller::{Controller, Failure, LONGEST_POLL, Taken};
 use crate::job_store::JobStore;
-use crate::upload_queue::UploadQueue;
 use crate::sender::faults::Faults;
+use crate::upload_queue::UploadQueue;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use jscommon::backoff::Backoff;
 use jscommon::{Command, NodeId, death};

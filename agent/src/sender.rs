@@ -18,8 +18,8 @@ use self::asides::{Aside, Asides};
 use self::faults::Faults;
 use crate::controller::{Controller, Failure};
 use crate::job_store::{JobStore, Unsent};
-use crate::upload_queue::{Batch, Kind, UploadQueue};
 use crate::poller::Told;
+use crate::upload_queue::{Batch, Kind, UploadQueue};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use jscommon::backoff::Backoff;
 use jscommon::death;
@@ -57,7 +57,11 @@ pub struct Handle {
 
 impl Handle {
     /// Starts the sender of one controller.
-    pub fn start(controller: Arc<Controller>, job_store: Arc<JobStore>, upload_queue: Arc<UploadQueue>) -> io::Result<Handle> {
+    pub fn start(
+        controller: Arc<Controller>,
+        job_store: Arc<JobStore>,
+        upload_queue: Arc<UploadQueue>,
+    ) -> io::Result<Handle> {
         let (wake, woken) = bounded(1);
         let (tell_end, ended) = bounded::<()>(0);
         let stopping = Arc::new(AtomicBool::new(false));
@@ -111,7 +115,7 @@ const SUSPECT_AFTER: u32 = 3;
 /// Most results that were sent and cannot be marked so.
 const MAX_UNMARKED: usize = 100_000;
 
-/// One kind of kind and its own patience.
+/// One kind of payload and its own pauses.
 struct UploadStream {
     kind: PayloadKind,
     backoff: Backoff,
@@ -202,7 +206,12 @@ impl Actor {
         stopping: Arc<AtomicBool>,
     ) -> Actor {
         let backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
-        let cargos = [PayloadKind::Results, PayloadKind::Batch(Kind::Event), PayloadKind::Batch(Kind::Log), PayloadKind::Batch(Kind::Stats)];
+        let cargos = [
+            PayloadKind::Results,
+            PayloadKind::Batch(Kind::Event),
+            PayloadKind::Batch(Kind::Log),
+            PayloadKind::Batch(Kind::Stats),
+        ];
         let stream = |kind| {
             let stored = match kind {
                 PayloadKind::Batch(kind @ (Kind::Log | Kind::Stats)) => upload_queue.asides(controller.name(), kind),
@@ -282,7 +291,8 @@ impl Actor {
             // The one that failed last comes last: whether the others are taken tells what failed, the content
             // of that stream or the controller.
             let first = self.failed.filter(|_| !last).map_or(0, |failed| failed + 1);
-            let due: Vec<usize> = (first..first + streams).map(|i| i % streams).filter(|i| due(&self.streams[*i])).collect();
+            let due: Vec<usize> =
+                (first..first + streams).map(|i| i % streams).filter(|i| due(&self.streams[*i])).collect();
             let sent = due.into_iter().find_map(|stream| self.send(stream));
             match sent {
                 Some(Ok(())) => self.stirred = true,

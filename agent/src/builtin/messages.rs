@@ -22,7 +22,7 @@ pub(super) fn delete(context: &Context, command: &Command) -> Answer {
     Ok(json!({"deleted": deleted}))
 }
 
-fn remote(context: &Context) -> Result<&Remote, String> {
+fn remote(context: &Context) -> Result<&LogReader, String> {
     context.logger.as_ref().ok_or_else(|| "this agent keeps no records".into())
 }
 

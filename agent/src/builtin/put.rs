@@ -70,7 +70,7 @@ pub(super) fn put(context: &Context, command: &Command) -> Answer {
 mod tests {
     use super::*;
     use crate::config::Config;
-    use crate::script::{ScriptSource, Store, FetchError};
+    use crate::script::{FetchError, ScriptSource, Store};
     use jscommon::token::sha256_hex;
     use std::path::Path;
     use std::sync::Arc;

@@ -297,7 +297,7 @@ fn a_path_that_swallows_everything_is_noticed() {
     let address = silent.local_addr().unwrap();
     let fake = Fake::start(|_| (204, String::new(), String::new()));
     let short = Duration::from_millis(100);
-    let patience = Patience { connect: short, answer: short, poll: short };
+    let patience = Timeouts { connect: short, answer: short, poll: short };
     let plain = config(&[&format!("http://{address}"), &fake.url], None);
     let controller = Controller::open_with(&plain, "main", "i", patience).unwrap();
     let failure = controller.poll(Duration::ZERO, None).unwrap_err();
@@ -316,7 +316,7 @@ fn who_finds_an_address_silent_calls_the_others_back() {
     let address = silent.local_addr().unwrap();
     let fake = Fake::start(|_| (200, String::new(), String::new()));
     let short = Duration::from_millis(100);
-    let patience = Patience { connect: Duration::from_secs(60), answer: Duration::from_secs(60), poll: short };
+    let patience = Timeouts { connect: Duration::from_secs(60), answer: Duration::from_secs(60), poll: short };
     let plain = config(&[&format!("http://{address}"), &fake.url], None);
     let controller = Arc::new(Controller::open_with(&plain, "main", "i", patience).unwrap());
     let (begun, posting) = (std::time::Instant::now(), {

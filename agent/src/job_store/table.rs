@@ -1,6 +1,6 @@
 //! The table itself: its form, and each change as SQL.
 
-use super::{Row, JobState, JobUpdate};
+use super::{JobState, JobUpdate, Row};
 use crate::database;
 use anyhow::Result;
 use rusqlite::types::ValueRef;

@@ -94,7 +94,8 @@ fn results_come_in_bounded_bites() {
 #[test]
 fn runs_of_a_job_that_goes_on_report_beside_it() {
     let (_dir, job_store) = open();
-    let report = |started, result: &str, quiet| JobUpdate::Report { id: "a".into(), started, result: result.into(), quiet };
+    let report =
+        |started, result: &str, quiet| JobUpdate::Report { id: "a".into(), started, result: result.into(), quiet };
     job_store.commit(&[accept("a"), JobUpdate::Start { id: "a".into(), started: 1 }, report(1, "one", false)]).unwrap();
     // Of the quiet ones only the newest waits.
     job_store.commit(&[report(2, "quiet", true)]).unwrap();
@@ -132,7 +133,8 @@ fn ids_are_forgotten_after_a_week_or_so_many_others() {
 
     let many: Vec<JobUpdate> = (0..110).map(|n| accept(&format!("j{n}"))).collect();
     job_store.commit(&many).unwrap();
-    let ends: Vec<JobUpdate> = (0..110).map(|n| JobUpdate::Finish { id: format!("j{n}"), result: None, soon: false }).collect();
+    let ends: Vec<JobUpdate> =
+        (0..110).map(|n| JobUpdate::Finish { id: format!("j{n}"), result: None, soon: false }).collect();
     job_store.commit(&ends).unwrap();
     retention::tidy(&job_store.lock().db, now_ms(), 100).unwrap();
     assert!(!job_store.knows("j9").unwrap() && job_store.knows("j10").unwrap() && job_store.knows("live").unwrap());
@@ -181,7 +183,8 @@ fn a_damaged_file_is_set_aside_and_what_is_readable_carried_over() {
 #[test]
 fn results_for_a_controller_that_is_gone_wait_without_counting() {
     let (dir, job_store) = open();
-    let of = |id: &str| JobUpdate::Accept { id: id.into(), controller: "gone".into(), command: "{}".into(), now: now_ms() };
+    let of =
+        |id: &str| JobUpdate::Accept { id: id.into(), controller: "gone".into(), command: "{}".into(), now: now_ms() };
     job_store.commit(&[of("a"), finish("a", "12345"), of("every minute"), of("b"), accept("c")]).unwrap();
     assert_eq!(job_store.unsent_bytes(), 5);
     drop(job_store);

@@ -7,8 +7,8 @@
 
 use super::actor::Actor;
 use super::inbox::{Inbox, Message};
-use super::query::Query;
 use super::log_files::LogFiles;
+use super::query::Query;
 use super::store::open;
 use crate::database::{Fault, fault};
 use anyhow::{Context, Result, anyhow};
@@ -47,7 +47,7 @@ struct Cursor {
 #[derive(Clone)]
 pub struct LogReader {
     inbox: Inbox,
-    shelf: Arc<LogFiles>,
+    log_files: Arc<LogFiles>,
 }
 
 /// What one look at a database found.
@@ -60,8 +60,8 @@ struct ScanPage<T> {
 }
 
 impl LogReader {
-    pub(super) fn new(inbox: Inbox, shelf: Arc<LogFiles>) -> LogReader {
-        LogReader { inbox, shelf }
+    pub(super) fn new(inbox: Inbox, log_files: Arc<LogFiles>) -> LogReader {
+        LogReader { inbox, log_files }
     }
 
     /// The first `limit` matches (at most 1000) in the order of their arrival, everything that was
@@ -95,7 +95,7 @@ impl LogReader {
         let limit = query.limit.unwrap_or(u64::MAX);
         let mut deleted = 0;
         // Only what is there now: a job that goes on writing must not keep this going.
-        let end = self.shelf.read().current();
+        let end = self.log_files.read().current();
         let mut place = Some(self.start(query)?);
         let mut touched = false;
         while let Some(at) = place.filter(|at| at.number <= end)
@@ -146,7 +146,7 @@ impl LogReader {
     fn start(&self, query: &Query) -> Result<Cursor> {
         match query.after {
             Some(id) => self.find(id),
-            None => Ok(Cursor { number: self.shelf.read().oldest(), rowid: i64::MIN }),
+            None => Ok(Cursor { number: self.log_files.read().oldest(), rowid: i64::MIN }),
         }
     }
 
@@ -154,7 +154,7 @@ impl LogReader {
     fn after<T>(&self, at: Cursor, look: Option<&ScanPage<T>>) -> Option<Cursor> {
         match look {
             Some(look) if !look.ended => Some(Cursor { rowid: look.rowid, ..at }),
-            _ if at.number < self.shelf.read().current() => Some(Cursor { number: at.number + 1, rowid: i64::MIN }),
+            _ if at.number < self.log_files.read().current() => Some(Cursor { number: at.number + 1, rowid: i64::MIN }),
             _ => None,
         }
     }
@@ -164,7 +164,7 @@ impl LogReader {
         let mut examined = false;
         loop {
             let done = {
-                let layout = self.shelf.read();
+                let layout = self.log_files.read();
                 let Some(path) = layout.path(number) else { return Ok(None) };
                 // The next one could not be made yet.
                 if number == layout.current() && !path.exists() {
@@ -190,7 +190,7 @@ impl LogReader {
     /// The place of the record with this id, the newest such; of one that is gone, where it would be.
     fn find(&self, id: u32) -> Result<Cursor> {
         let (oldest, current) = {
-            let layout = self.shelf.read();
+            let layout = self.log_files.read();
             (layout.oldest(), layout.current())
         };
         let mut disordered = false;
@@ -245,11 +245,11 @@ impl LogReader {
 
     /// Removes a rotated database whole and says how many records it had; nothing when it is the current one.
     fn delete_whole(&self, number: u64) -> Result<Option<u64>> {
-        if number == self.shelf.read().current() {
+        if number == self.log_files.read().current() {
             return Ok(None);
         }
         let count = self.open(number, |db| db.query_row("SELECT count(*) FROM messages", [], |row| row.get(0)))?;
-        self.shelf.write().remove(number);
+        self.log_files.write().remove(number);
         Ok(Some(count.map_or(0, |count: i64| count as u64)))
     }
 
@@ -276,7 +276,7 @@ impl LogReader {
                         Ok((more, empty.is_none()))
                     })?;
                     if done.is_some_and(|(_, empty)| empty) {
-                        self.shelf.write().remove(number);
+                        self.log_files.write().remove(number);
                     }
                     done.is_some_and(|(more, empty)| more && !empty)
                 }
@@ -347,7 +347,9 @@ fn look<T>(
         .query_row("SELECT rowid FROM messages WHERE rowid > ?1 ORDER BY rowid LIMIT 1", [rowid], |row| row.get(0))
         .optional()?;
     let last: Option<i64> = db.query_row("SELECT max(rowid) FROM messages", [], |row| row.get(0))?;
-    let (Some(first), Some(last)) = (first, last) else { return Ok(ScanPage { found: Vec::new(), rowid, ended: true }) };
+    let (Some(first), Some(last)) = (first, last) else {
+        return Ok(ScanPage { found: Vec::new(), rowid, ended: true });
+    };
     let (conditions, values) = query.conditions();
     let sql = format!("SELECT {columns} FROM messages WHERE rowid > ?1 AND rowid <= ?2{conditions} ORDER BY rowid");
     let mut rows = db.prepare(&sql)?;

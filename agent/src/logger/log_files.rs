@@ -4,7 +4,7 @@
 //! `damaged-<seconds>.db` for what was set aside. A database is known by a number that it keeps when
 //! it is rotated, so that a reader finds its place again.
 //!
-//! Readers hold the shelf for reading while they have a database open, and only for a short time.
+//! Readers hold the log files for reading while they have a database open, and only for a short time.
 //! The logger holds it for writing when it renames or removes a file, or empties the WAL: then no
 //! reader of this process is in the way.
 
@@ -212,14 +212,14 @@ mod tests {
         for name in ["9.db", "100.db", "x.db", "current.db", "damaged-5.db", "7.db-wal", ".db"] {
             fs::write(dir.path().join(name), name).unwrap();
         }
-        let shelf = LogFiles::open(dir.path()).unwrap();
-        let mut layout = shelf.write();
+        let log_files = LogFiles::open(dir.path()).unwrap();
+        let mut layout = log_files.write();
         assert_eq!((layout.oldest(), layout.current(), layout.rotated()), (0, 2, 2));
         assert_eq!(layout.path(0), Some(dir.path().join("9.db")));
         layout.rotate(50).unwrap();
         assert_eq!(layout.path(2), Some(dir.path().join("101.db")));
-        assert_eq!(layout.path(3), Some(shelf.current()));
-        fs::write(shelf.current(), "again").unwrap();
+        assert_eq!(layout.path(3), Some(log_files.current()));
+        fs::write(log_files.current(), "again").unwrap();
         layout.rotate(1000).unwrap();
         assert_eq!(layout.path(3), Some(dir.path().join("1000.db")));
         assert!(layout.drop_oldest());
@@ -234,16 +234,16 @@ mod tests {
     #[test]
     fn what_is_damaged_is_set_aside_with_its_wal() {
         let dir = TempDir::new().unwrap();
-        let shelf = LogFiles::open(dir.path()).unwrap();
-        let mut layout = shelf.write();
+        let log_files = LogFiles::open(dir.path()).unwrap();
+        let mut layout = log_files.write();
         for n in 0..4 {
-            fs::write(shelf.current(), "x").unwrap();
-            fs::write(beside(&shelf.current(), "-wal"), "x").unwrap();
+            fs::write(log_files.current(), "x").unwrap();
+            fs::write(beside(&log_files.current(), "-wal"), "x").unwrap();
             let aside = layout.set_aside(n, 5).unwrap().unwrap();
             assert!(aside.exists() && beside(&aside, "-wal").exists());
             assert_eq!(layout.current(), n + 1);
         }
         assert_eq!(damaged(dir.path()).len(), KEEP_DAMAGED);
-        assert!(!shelf.current().exists());
+        assert!(!log_files.current().exists());
     }
 }

@@ -13,8 +13,8 @@
 //! survives kill -9.
 
 use crate::config::Config;
-use crate::upload_queue::UploadQueue;
 use crate::output::Source;
+use crate::upload_queue::UploadQueue;
 use anyhow::{Context, Result};
 use jscommon::LevelSet;
 use jscommon::worker::Worker;
@@ -24,9 +24,9 @@ mod actor;
 pub mod batch;
 mod find;
 mod inbox;
+mod log_files;
 mod query;
 mod rows;
-mod log_files;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -45,7 +45,7 @@ const STACK: usize = 256 * 1024;
 /// The running logger; dropping it waits until all is committed.
 pub struct Handle {
     inbox: Inbox,
-    remote: Remote,
+    remote: LogReader,
     _worker: Worker,
 }
 
@@ -53,11 +53,11 @@ impl Handle {
     /// Opens the databases below the data folder and starts the thread.
     pub fn start(config: &Config, upload_queue: Arc<UploadQueue>) -> Result<Handle> {
         let logging = &config.logging;
-        let shelf = Arc::new(LogFiles::open(&config.main.data_dir.join("logs"))?);
+        let log_files = Arc::new(LogFiles::open(&config.main.data_dir.join("logs"))?);
         // Megabytes of ten to the six, so that the limit holds however it is meant.
         let limit = logging.db.max_size_mb.max(1).saturating_mul(1_000_000);
         let rules = Rules { limit, keep: logging.db.keep, node: config.main.node() };
-        let store = Store::open(Arc::clone(&shelf), Arc::clone(&upload_queue), rules)?;
+        let store = Store::open(Arc::clone(&log_files), Arc::clone(&upload_queue), rules)?;
         let own = Arc::new(Source {
             jobid: "jsagent".into(),
             domain: "jsagent".into(),
@@ -69,7 +69,7 @@ impl Handle {
         let (inbox, messages) = Inbox::new();
         let actor = Actor::new(messages, Arc::clone(inbox.budget()), store, upload_queue, own);
         let worker = Worker::spawn("logger", STACK, move || actor.run()).context("the logger cannot be started")?;
-        Ok(Handle { remote: Remote::new(inbox.clone(), shelf), inbox, _worker: worker })
+        Ok(Handle { remote: LogReader::new(inbox.clone(), log_files), inbox, _worker: worker })
     }
 
     /// Where messages go in.
@@ -78,7 +78,7 @@ impl Handle {
     }
 
     /// Where records are found and deleted.
-    pub fn remote(&self) -> Remote {
+    pub fn remote(&self) -> LogReader {
         self.remote.clone()
     }
 }

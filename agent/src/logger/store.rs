@@ -5,10 +5,10 @@
 //! database is rotated.
 
 use super::batch::{Batch, Fate};
-use super::rows::{self, Rows};
 use super::log_files::LogFiles;
+use super::rows::{self, Rows};
 use crate::database::{self, Fault, beside, fault, fault_of};
-use crate::upload_queue::{Kind, IdCheckpoint, UploadQueue, Records};
+use crate::upload_queue::{IdCheckpoint, Kind, Records, UploadQueue};
 use anyhow::{Context, Result, anyhow};
 use jscommon::{LevelSet, NodeId};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, ffi};
@@ -157,7 +157,7 @@ pub(super) struct Rules {
 
 /// The database that is written to.
 pub(super) struct Store {
-    shelf: Arc<LogFiles>,
+    log_files: Arc<LogFiles>,
     upload_queue: Arc<UploadQueue>,
     rules: Rules,
     db: Connection,
@@ -190,9 +190,9 @@ struct Wire<'a> {
 
 impl Store {
     /// Opens `current.db`; a damaged one is set aside.
-    pub(super) fn open(shelf: Arc<LogFiles>, upload_queue: Arc<UploadQueue>, rules: Rules) -> Result<Store> {
+    pub(super) fn open(log_files: Arc<LogFiles>, upload_queue: Arc<UploadQueue>, rules: Rules) -> Result<Store> {
         let mut store = Store {
-            shelf,
+            log_files,
             upload_queue,
             rules,
             db: Connection::open_in_memory()?,
@@ -211,7 +211,7 @@ impl Store {
 
     /// Opens or makes `current.db`; says whether a damaged one had to be set aside for it.
     fn begin(&mut self, look: Look) -> Result<bool> {
-        let path = self.shelf.current();
+        let path = self.log_files.current();
         let mut damaged = false;
         loop {
             match connect(&path, look) {
@@ -223,7 +223,7 @@ impl Store {
                 }
                 Err(e) if !damaged && fault(&e) == Fault::Damaged => {
                     damaged = true;
-                    let number = self.shelf.read().current();
+                    let number = self.log_files.read().current();
                     self.rename_damaged(number, &e)?;
                 }
                 Err(e) => {
@@ -244,8 +244,8 @@ impl Store {
 
     /// The files. For tests.
     #[cfg(test)]
-    pub(super) fn shelf(&self) -> &LogFiles {
-        &self.shelf
+    pub(super) fn log_files(&self) -> &LogFiles {
+        &self.log_files
     }
 
     /// Whether there is a database to write to.
@@ -263,7 +263,7 @@ impl Store {
 
     /// Whether no file can be made for want of room: SQLite only says that it could not open one.
     fn has_no_room(&self) -> bool {
-        let probe = beside(&self.shelf.current(), "-probe");
+        let probe = beside(&self.log_files.current(), "-probe");
         let made = std::fs::File::create(&probe);
         let _ = std::fs::remove_file(&probe);
         made.is_err_and(|e| matches!(e.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded))
@@ -287,7 +287,7 @@ impl Store {
 
     /// The id of the newest row of all databases, 0 when there is none.
     fn last_id(&self) -> u32 {
-        let layout = self.shelf.read();
+        let layout = self.log_files.read();
         let sql = "SELECT id FROM messages ORDER BY rowid DESC LIMIT 1";
         let id = |db: &Connection| db.query_row(sql, [], |row| row.get::<_, i64>(0)).ok();
         if let Some(id) = id(&self.db) {
@@ -487,14 +487,14 @@ impl Store {
     /// Bytes of the database and its WAL.
     fn used(&self) -> rusqlite::Result<u64> {
         let pages: i64 = self.db.prepare_cached("PRAGMA page_count")?.query_row([], |row| row.get(0))?;
-        let wal = std::fs::metadata(beside(&self.shelf.current(), "-wal")).map_or(0, |file| file.len());
+        let wal = std::fs::metadata(beside(&self.log_files.current(), "-wal")).map_or(0, |file| file.len());
         Ok(pages as u64 * PAGE + wal.max(self.wal_used))
     }
 
     /// Most bytes of a database that cannot be rotated: what it and the rotated ones may have together, less
     /// what those have.
     fn held_limit(&self) -> u64 {
-        let free = self.rules.keep.saturating_sub(self.shelf.read().rotated());
+        let free = self.rules.keep.saturating_sub(self.log_files.read().rotated());
         self.rules.limit.saturating_mul(free as u64 + 1)
     }
 
@@ -508,7 +508,7 @@ impl Store {
         if self.wal_used < self.wal_limit() {
             return Ok(());
         }
-        let _alone = self.shelf.write();
+        let _alone = self.log_files.write();
         let sql = "PRAGMA wal_checkpoint(PASSIVE)";
         let (log, done): (i64, i64) = self.db.query_row(sql, [], |row| Ok((row.get(1)?, row.get(2)?)))?;
         // Another program that reads can hold a part of it back.
@@ -523,9 +523,9 @@ impl Store {
         if self.rotate_again.is_some_and(|(at, _)| at > Instant::now()) {
             return Ok(false);
         }
-        let path = self.shelf.current();
-        let shelf = Arc::clone(&self.shelf);
-        let mut layout = shelf.write();
+        let path = self.log_files.current();
+        let log_files = Arc::clone(&self.log_files);
+        let mut layout = log_files.write();
         let truncated = self.db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
         if let Err(e) = truncated {
             log::debug!("{}: {e}", path.display());
@@ -567,7 +567,7 @@ impl Store {
 
     /// Removes what is more than may be kept.
     fn keep(&self) {
-        let mut layout = self.shelf.write();
+        let mut layout = self.log_files.write();
         while layout.rotated() > self.rules.keep {
             layout.drop_oldest();
         }
@@ -575,14 +575,14 @@ impl Store {
 
     /// Removes the oldest rotated database; says whether there was one.
     pub(super) fn drop_oldest(&self) -> bool {
-        self.shelf.write().drop_oldest()
+        self.log_files.write().drop_oldest()
     }
 
     /// Looks at a database that seems damaged, and sets it aside where it is; a new one begins when it is the
     /// current one. Says whether it was damaged.
     pub(super) fn examine(&mut self, number: u64, error: &anyhow::Error) -> Result<bool> {
-        let current = self.shelf.read().current();
-        let Some(path) = self.shelf.read().path(number).filter(|_| number <= current) else { return Ok(false) };
+        let current = self.log_files.read().current();
+        let Some(path) = self.log_files.read().path(number).filter(|_| number <= current) else { return Ok(false) };
         log::debug!("{} seems damaged: {error:#}", path.display());
         if number == current {
             self.close();
@@ -600,7 +600,7 @@ impl Store {
     }
 
     fn rename_damaged(&self, number: u64, error: &rusqlite::Error) -> Result<()> {
-        let mut layout = self.shelf.write();
+        let mut layout = self.log_files.write();
         let path = layout.path(number).unwrap_or_default();
         let aside = layout
             .set_aside(number, now())
@@ -619,7 +619,7 @@ impl Store {
 
     /// The database that is written to, and its number.
     pub(super) fn current(&self) -> (&Connection, u64) {
-        (&self.db, self.shelf.read().current())
+        (&self.db, self.log_files.read().current())
     }
 
     /// Notes that something else than `write` has filled the WAL by about so many bytes.

@@ -37,7 +37,7 @@ impl Bench {
         self.handle = None;
     }
 
-    fn remote(&self) -> Remote {
+    fn remote(&self) -> LogReader {
         self.handle.as_ref().unwrap().remote()
     }
 
@@ -542,7 +542,7 @@ fn database_that_another_program_holds_grows_and_is_rotated_later() {
     let bench = Bench::start(|config| config.logging.db.max_size_mb = 1);
     let hold = |held: bool| {
         let set = move |actor: &mut Actor| {
-            let mut layout = actor.store.shelf().write();
+            let mut layout = actor.store.log_files().write();
             layout.held = held;
             layout.tried
         };

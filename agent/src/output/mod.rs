@@ -17,8 +17,8 @@ mod encoding;
 pub mod marker;
 mod reader;
 
-pub use capture::Captured;
 use capture::CaptureBuffer;
+pub use capture::Captured;
 pub use reader::{Feed, Readers};
 
 /// Whose messages they are, and which of them go where.

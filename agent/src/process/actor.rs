@@ -6,8 +6,8 @@
 //! each second, and nothing more is accepted meanwhile. So nothing runs that a restart would not know.
 
 mod admit;
-mod control;
 mod complete;
+mod control;
 mod launcher;
 mod runs;
 mod task_pool;
@@ -508,7 +508,10 @@ impl Actor {
             lost.extend(standing.map(|standing| JobUpdate::SetState { id, standing }));
         }
         if !lost.is_empty() {
-            log::warn!("{} jobs are stored again", lost.iter().filter(|w| matches!(w, JobUpdate::Accept { .. })).count());
+            log::warn!(
+                "{} jobs are stored again",
+                lost.iter().filter(|w| matches!(w, JobUpdate::Accept { .. })).count()
+            );
         }
         self.writes.splice(0..0, lost);
         self.generation = generation;

@@ -87,7 +87,15 @@ mod tests {
     use serde_json::json;
 
     fn ended(outcome: Outcome) -> Ended {
-        Ended { outcome, captured: Captured::default(), answer: None, alert: None, started: 5, time: 7, suppress_if_ok: false }
+        Ended {
+            outcome,
+            captured: Captured::default(),
+            answer: None,
+            alert: None,
+            started: 5,
+            time: 7,
+            suppress_if_ok: false,
+        }
     }
 
     fn make(ended: Ended) -> JobResult {
@@ -165,7 +173,8 @@ mod tests {
 
     #[test]
     fn sparing_runs_are_quiet_without_a_result() {
-        let quiet = |captured, code| make(Ended { captured, suppress_if_ok: true, ..ended(Outcome::Exited { code }) }).quiet;
+        let quiet =
+            |captured, code| make(Ended { captured, suppress_if_ok: true, ..ended(Outcome::Exited { code }) }).quiet;
         assert!(quiet(Captured::default(), 0));
         assert!(!quiet(Captured { results: 1, ..Captured::default() }, 0));
         assert!(!quiet(Captured::default(), 1));

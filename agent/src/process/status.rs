@@ -1,7 +1,7 @@
 //! `jsagent status`: the jobs of this node, read from its job store without a controller.
 
 use super::args::RunArgs;
-use crate::job_store::{self, Row, JobState};
+use crate::job_store::{self, JobState, Row};
 use anyhow::Result;
 use jscommon::Command;
 use std::fmt::Write;
@@ -39,8 +39,8 @@ fn line(row: &Row, now: i64) -> [String; 5] {
         JobState::Started => ("running", row.started),
         JobState::Failed => ("failed", row.started),
         JobState::Scheduled => ("scheduled", row.started),
-        JobState::Ending => ("stopping", row.started),
-        JobState::Last => ("last run", row.started),
+        JobState::Killing => ("stopping", row.started),
+        JobState::FinalRun => ("last run", row.started),
         JobState::Done | JobState::Sent => ("over", row.accepted),
     };
     let from = if row.controller.is_empty() { "startup" } else { &row.controller };

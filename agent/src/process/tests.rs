@@ -10,8 +10,8 @@ mod sync;
 mod trouble;
 
 use super::*;
-use crate::job_store::{JobStore, JobState, JobUpdate};
-use crate::{logger, upload_queue, stats};
+use crate::job_store::{JobState, JobStore, JobUpdate};
+use crate::{logger, stats, upload_queue};
 use crossbeam_channel::Receiver;
 use jscommon::{JobResult, State};
 use serde_json::json;

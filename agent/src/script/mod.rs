@@ -15,7 +15,7 @@ mod python;
 mod store;
 
 pub use lua::run_if_asked;
-pub use store::{ScriptSource, Store, FetchError};
+pub use store::{FetchError, ScriptSource, Store};
 
 use crate::builtin::Context;
 use crate::process::NotStarted;

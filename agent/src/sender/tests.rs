@@ -43,7 +43,9 @@ impl Stage {
         for result in results {
             let id = result["id"].as_str().unwrap().to_owned();
             let accept = JobUpdate::Accept { id: id.clone(), controller: "main".into(), command: "{}".into(), now: 1 };
-            self.job_store.commit(&[accept, JobUpdate::Finish { id, result: Some(result.to_string()), soon: false }]).unwrap();
+            self.job_store
+                .commit(&[accept, JobUpdate::Finish { id, result: Some(result.to_string()), soon: false }])
+                .unwrap();
         }
     }
 
@@ -637,7 +639,8 @@ fn record_that_a_proxy_forbids_is_set_aside_and_taken_later() {
     drop(sender);
     bad.store(false, Ordering::Relaxed);
     let sender = stage.start();
-    while [Kind::Log, Kind::Stats].into_iter().any(|kind| !stage.upload_queue.asides("main", kind).unwrap().is_empty()) {
+    while [Kind::Log, Kind::Stats].into_iter().any(|kind| !stage.upload_queue.asides("main", kind).unwrap().is_empty())
+    {
         thread_yield();
     }
     push_records(&stage, (30..40).map(record));

@@ -9,8 +9,8 @@
 //! **Does not** send: batches go into the outbox.
 
 use crate::config::Config;
-use crate::upload_queue::{Kind, UploadQueue};
 use crate::output::Source;
+use crate::upload_queue::{Kind, UploadQueue};
 use anyhow::{Context, Result};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use jscommon::worker::Worker;
@@ -214,7 +214,8 @@ impl Flusher {
             return;
         }
         let prefix = format!("{}.{}", self.node.gid, self.node.nid);
-        let mut batch = Sink { prefix, timestamp: timestamp as i64, upload_queue: &self.upload_queue, series: Vec::new() };
+        let mut batch =
+            Sink { prefix, timestamp: timestamp as i64, upload_queue: &self.upload_queue, series: Vec::new() };
         for (group, figures) in &jobs.figures {
             let Figures { cpu, rss, vms, read, written, count } = *figures;
             batch.add(group, "process", ".cpu", cpu);

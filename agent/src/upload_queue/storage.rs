@@ -3,7 +3,7 @@
 //! Owns the file and the numbers. What goes when there is too much of it is `retention`'s; who calls,
 //! and when a controller is woken, is the [`super::Outbox`]'s.
 
-use super::{Batch, Dropped, Kind, MAX_BATCH_BYTES, IdCheckpoint, now};
+use super::{Batch, Dropped, IdCheckpoint, Kind, MAX_BATCH_BYTES, now};
 use crate::database::{self, Fault, fault_of};
 use crate::os;
 use anyhow::{Context, Result};

@@ -264,7 +264,8 @@ fn what_was_dropped_is_counted_over_a_restart() {
 fn a_clock_that_is_set_makes_no_stats_old() {
     let dir = TempDir::new().unwrap();
     let config = config(dir.path(), &["a"]);
-    let push = |upload_queue: &UploadQueue, timestamp| upload_queue.push_stats(timestamp, &[("1.10.d.n.k".into(), 1.0)]);
+    let push =
+        |upload_queue: &UploadQueue, timestamp| upload_queue.push_stats(timestamp, &[("1.10.d.n.k".into(), 1.0)]);
     let upload_queue = UploadQueue::open(&config).unwrap();
     push(&upload_queue, 1);
     drop(upload_queue);
@@ -437,7 +438,10 @@ fn what_was_taken_and_cannot_be_removed_is_not_sent_again() {
     assert_eq!(body(&event)["name"], "two");
     upload_queue.execute("DROP TRIGGER full");
     upload_queue.taken("a", Kind::Event, event.number);
-    let left: i64 =
-        upload_queue.lock().db.query_row("SELECT count(*) FROM items WHERE controller = 'a'", [], |row| row.get(0)).unwrap();
+    let left: i64 = upload_queue
+        .lock()
+        .db
+        .query_row("SELECT count(*) FROM items WHERE controller = 'a'", [], |row| row.get(0))
+        .unwrap();
     assert_eq!((left, event_names(&upload_queue, "b")), (0, vec!["one".to_owned(), "two".to_owned()]));
 }

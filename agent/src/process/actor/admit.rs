@@ -5,9 +5,9 @@ use super::super::extension::extension;
 use super::super::not_started::NotStarted;
 use super::super::policy::{Event, Memory, Outcome};
 use super::super::{Message, Notice, leftovers, spawn};
-use super::{Actor, Detail, AfterCommit, Job, MAX_BYTES, MAX_JOBS, Work, group_name};
+use super::{Actor, AfterCommit, Detail, Job, MAX_BYTES, MAX_JOBS, Work, group_name};
 use crate::builtin::{self, JobControl, Kind};
-use crate::job_store::{Row, JobState, JobUpdate};
+use crate::job_store::{JobState, JobUpdate, Row};
 use crate::os::{Cgroups, JobTag, Signal};
 use crate::output::Source;
 use crate::script;
@@ -245,7 +245,7 @@ impl Actor {
     /// A job of which processes live is held until they have ended.
     pub(super) fn restore(&mut self) -> Result<()> {
         let rows = self.parts.job_store.live().context("cannot read the jobs that are remembered")?;
-        let started = |row: &&Row| matches!(row.standing, JobState::Started | JobState::Ending | JobState::Last);
+        let started = |row: &&Row| matches!(row.standing, JobState::Started | JobState::Killing | JobState::FinalRun);
         let left: Vec<leftovers::Leftover> = rows.iter().filter(started).map(|row| self.leftover(row)).collect();
         let groups = self.cgroups.as_ref().map(Cgroups::reader);
         let left = leftovers::living(left, groups.as_ref());
@@ -270,7 +270,7 @@ impl Actor {
             self.after_commit.push(AfterCommit::Tell(Notice::Event { controller: None, name: "critical", data }));
         }
         let startup = self.parts.config.startup.clone();
-        let killed = |row: &&Row| matches!(row.standing, JobState::Ending | JobState::Last);
+        let killed = |row: &&Row| matches!(row.standing, JobState::Killing | JobState::FinalRun);
         self.killed_before = rows.iter().filter(killed).map(|row| row.id.clone()).collect();
         for row in rows {
             if row.controller.is_empty() || startup.contains_key(&row.id) {

@@ -34,7 +34,14 @@ impl Actor {
         known
     }
 
-    pub(super) fn report(&mut self, id: &Arc<str>, run: u64, outcome: Outcome, suppress_if_ok: bool, alert: Option<String>) {
+    pub(super) fn report(
+        &mut self,
+        id: &Arc<str>,
+        run: u64,
+        outcome: Outcome,
+        suppress_if_ok: bool,
+        alert: Option<String>,
+    ) {
         let Some((json, quiet, started)) = self.conclude(id, Some(run), outcome, suppress_if_ok, alert) else { return };
         let Some(job) = self.jobs.get(id) else { return };
         if !job.controller.is_empty() {
@@ -113,7 +120,11 @@ impl Actor {
         let controller = (!job.controller.is_empty()).then(|| job.controller.to_string());
         if let Some(alert) = alert {
             let data = json!({"id": **id, "message": alert});
-            self.after_commit.push(AfterCommit::Tell(Notice::Event { controller: controller.clone(), name: "critical", data }));
+            self.after_commit.push(AfterCommit::Tell(Notice::Event {
+                controller: controller.clone(),
+                name: "critical",
+                data,
+            }));
         } else if controller.is_none() && result.state != State::Ok && self.stopping.is_none() {
             let data = json!({"id": **id, "state": result.state, "code": result.code, "message": result.data});
             self.after_commit.push(AfterCommit::Tell(Notice::Event { controller: None, name: "job_failed", data }));

@@ -19,7 +19,7 @@ const STALL: Duration = if cfg!(test) { Duration::from_millis(200) } else { Dura
 const NEXT_STALL: Duration = Duration::from_millis(50);
 /// How long all threads hang before further starts are refused.
 const REFUSE_AFTER: Duration = Duration::from_secs(10);
-/// TaskPool that may wait for a start.
+/// Threads that may wait for a start.
 const MAX_THREADS: usize = 32;
 /// How long a thread beside another idle one waits for work.
 const LINGER: Duration = Duration::from_secs(1);

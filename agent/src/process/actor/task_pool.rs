@@ -6,11 +6,11 @@ use jscommon::worker::Worker;
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-/// TaskPool of one kind of work at one time; more of it waits.
+/// Threads of one kind of work at one time; more of it waits.
 const THREADS: usize = 8;
 /// After this time a thread does not count any more: it may wait for a file system that never answers.
 const SLOW: Duration = if cfg!(test) { Duration::from_millis(200) } else { Duration::from_secs(10) };
-/// TaskPool of one kind of work, slow ones too.
+/// Threads of one kind of work, slow ones too.
 const MAX_THREADS: usize = 64;
 
 /// Work on threads of its own, so many at one time. Commands and the preparation of scripts have one

@@ -37,7 +37,7 @@ pub(super) struct Job {
     /// Restarts by `max_restart` and after `killall`.
     pub(super) restarts: u64,
     backoff: Backoff,
-    /// A result of it was reported: from now on a recurring job is suppress_if_ok.
+    /// A result of it was reported: from now on a recurring job says nothing of runs that go well.
     reported: bool,
     /// No other run follows the one under way.
     last: bool,

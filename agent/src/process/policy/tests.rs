@@ -101,7 +101,7 @@ fn words(outcome: &Option<Outcome>, suppress_if_ok: bool, alert: bool) -> String
         Some(Outcome::Died { .. }) => "died".into(),
     };
     if suppress_if_ok {
-        text.push_str(" suppress_if_ok");
+        text.push_str(" quiet if ok");
     }
     if alert {
         text.push_str(" alert");

@@ -127,7 +127,9 @@ fn startup_jobs() {
     }
     // A remembered job of a startup job's name gives way to it.
     let life = node.live_with(startup);
-    life.job_store.commit(&[crate::job_store::JobUpdate::SetState { id: "once".into(), standing: JobState::Sent }]).unwrap();
+    life.job_store
+        .commit(&[crate::job_store::JobUpdate::SetState { id: "once".into(), standing: JobState::Sent }])
+        .unwrap();
     life.stop();
 }
 
@@ -147,7 +149,9 @@ fn a_kill_that_the_agents_end_interrupted_is_answered_as_done() {
     let kill = json!({"id": "k", "gid": 1, "nid": 10, "cmd": "kill", "data": {"id": "a"}});
     let other = json!({"id": "o", "gid": 1, "nid": 10, "cmd": "kill", "data": {"id": "b"}});
     let stands = |standing| JobUpdate::SetState { id: "a".into(), standing };
-    job_store.commit(&[accept(job), JobUpdate::Start { id: "a".into(), started: 2 }, stands(JobState::Ending)]).unwrap();
+    job_store
+        .commit(&[accept(job), JobUpdate::Start { id: "a".into(), started: 2 }, stands(JobState::Killing)])
+        .unwrap();
     job_store.commit(&[accept(kill), accept(other)]).unwrap();
     drop(job_store);
     let life = node.live();

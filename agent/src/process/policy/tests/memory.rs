@@ -19,15 +19,15 @@ fn a_new_life_goes_on_where_the_last_one_ended() {
     let often = || Rules { period: Some(1000), ..rules() };
     restored(rules(), JobState::Accepted, &["start a"]);
     restored(rules(), JobState::Started, &["finish a died"]);
-    restored(rules(), JobState::Ending, &["finish a killed None"]);
+    restored(rules(), JobState::Killing, &["finish a killed None"]);
     restored(long(), JobState::Accepted, &["start a"]);
     restored(long(), JobState::Started, &["start a"]);
     restored(long(), JobState::Failed, &["start a"]);
-    restored(long(), JobState::Ending, &["finish a killed None"]);
-    restored(long(), JobState::Last, &["finish a died"]);
+    restored(long(), JobState::Killing, &["finish a killed None"]);
+    restored(long(), JobState::FinalRun, &["finish a died"]);
     restored(often(), JobState::Started, &["start a"]);
     restored(often(), JobState::Scheduled, &[]);
-    restored(often(), JobState::Last, &["finish a died"]);
+    restored(often(), JobState::FinalRun, &["finish a died"]);
 }
 
 #[test]

@@ -75,7 +75,7 @@ fn recurrence_counts_from_the_start_and_spares_quiet_successes() {
     // It takes longer than its period: the next follows at once, one and not three.
     desk.time = 4500;
     desk.exit(run, 0);
-    desk.said(&["report a exited 0 suppress_if_ok", "a is Scheduled"]);
+    desk.said(&["report a exited 0 quiet if ok", "a is Scheduled"]);
     desk.at(4500);
     desk.said(&["start a"]);
     run = desk.last_run;

@@ -340,9 +340,10 @@ impl Actor {
         }
     }
 
-    /// Notes that the job store or the upload queue cannot be used.
+    /// Notes that the job store or the upload queue cannot be used; events call them `ledger` and `outbox`.
     fn unreadable(&mut self, what: &'static str, error: &anyhow::Error) -> Failure {
-        Failure::Local(self.faults.begin(what, format!("the {what} cannot be read: {error:#}")))
+        let name = if what == "ledger" { "job store" } else { "upload queue" };
+        Failure::Local(self.faults.begin(what, format!("the {name} cannot be read: {error:#}")))
     }
 
     fn next_results(&mut self, stream: usize) -> anyhow::Result<Option<Next>> {

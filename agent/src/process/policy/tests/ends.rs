@@ -32,7 +32,7 @@ fn what_ignores_term_below_a_gone_leader_is_killed() {
     let run = desk.accept("a", rules());
     desk.spawned(run);
     desk.event(Event::Kill { id: "a".into() });
-    desk.said(&["start a", "a is Ending", "term a"]);
+    desk.said(&["start a", "a is Killing", "term a"]);
     desk.event(Event::Exited { run, code: 143 });
     desk.event(Event::Drained { run });
     desk.event(Event::Tree { run, alive: 2 });
@@ -76,7 +76,7 @@ fn kill_forgets_wherever_the_job_is() {
     desk.spawned(run);
     desk.event(Event::Kill { id: "c".into() });
     desk.exit(run, 143);
-    desk.said(&["start c", "c is Ending", "term c", "probe c", "finish c killed Some(143)"]);
+    desk.said(&["start c", "c is Killing", "term c", "probe c", "finish c killed Some(143)"]);
     // Between two recurrences.
     let run = desk.accept("d", Rules { period: Some(1000), ..rules() });
     desk.spawned(run);
@@ -95,7 +95,7 @@ fn kill_forgets_wherever_the_job_is() {
     desk.event(Event::KillAll);
     desk.event(Event::Kill { id: "f".into() });
     desk.exit(run, 143);
-    desk.said(&["start f", "term f", "f is Ending", "probe f", "finish f killed Some(143)"]);
+    desk.said(&["start f", "term f", "f is Killing", "probe f", "finish f killed Some(143)"]);
 }
 
 #[test]
@@ -169,7 +169,7 @@ fn unschedule_lets_the_run_end_by_itself() {
     desk.spawned(run);
     desk.event(Event::Unschedule { id: "a".into() });
     desk.exit(run, 0);
-    desk.said(&["start a", "a is Last", "finish a exited 0"]);
+    desk.said(&["start a", "a is FinalRun", "finish a exited 0"]);
     let run = desk.accept("b", Rules { period: Some(1000), ..rules() });
     desk.spawned(run);
     desk.exit(run, 0);
@@ -179,7 +179,7 @@ fn unschedule_lets_the_run_end_by_itself() {
     desk.spawned(run);
     desk.event(Event::Unschedule { id: "c".into() });
     desk.exit(run, 1);
-    desk.said(&["start c", "c is Last", "finish c exited 1"]);
+    desk.said(&["start c", "c is FinalRun", "finish c exited 1"]);
 }
 
 #[test]
@@ -219,7 +219,7 @@ fn launching(rules: Rules) -> (Desk, u64) {
 #[test]
 fn start_that_is_under_way_is_ended_once_it_is_over() {
     for (event, said) in [
-        (Event::Kill { id: "a".into() }, vec!["a is Ending", "term a"]),
+        (Event::Kill { id: "a".into() }, vec!["a is Killing", "term a"]),
         (Event::KillAll, vec!["term a"]),
         (Event::Stop, vec!["term a"]),
     ] {
@@ -237,11 +237,11 @@ fn start_that_is_under_way_is_ended_once_it_is_over() {
 #[test]
 fn start_that_hangs_is_given_up_when_its_job_is_to_end() {
     for (event, rules, said) in [
-        (Event::Kill { id: "a".into() }, rules(), vec!["a is Ending", "abort a", "finish a killed None"]),
+        (Event::Kill { id: "a".into() }, rules(), vec!["a is Killing", "abort a", "finish a killed None"]),
         (
             Event::Kill { id: "a".into() },
             Rules { long: true, ..rules() },
-            vec!["a is Ending", "abort a", "finish a killed None"],
+            vec!["a is Killing", "abort a", "finish a killed None"],
         ),
         (Event::Stop, rules(), vec!["abort a", "finish a killed None"]),
         (Event::Stop, Rules { long: true, ..rules() }, vec!["abort a", "over a"]),

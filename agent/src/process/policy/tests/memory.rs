@@ -61,11 +61,11 @@ fn job_whose_processes_live_waits_for_their_end_and_keeps_its_queue() {
     desk.said(&["start a"]);
     let mut desk = held(Rules { long: true, ..queued() });
     desk.event(Event::Kill { id: "a".into() });
-    desk.said(&["a is Ending"]);
+    desk.said(&["a is Killing"]);
     desk.event(cleared());
     desk.said(&["finish a killed None", "start b"]);
     let mut desk = held(Rules { long: true, ..queued() });
     desk.event(Event::Unschedule { id: "a".into() });
     desk.event(cleared());
-    desk.said(&["a is Last", "finish a died", "start b"]);
+    desk.said(&["a is FinalRun", "finish a died", "start b"]);
 }

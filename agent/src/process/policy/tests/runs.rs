@@ -43,7 +43,7 @@ fn who_ended_by_itself_was_not_killed() {
         desk.event(Event::Exited { run, code });
         desk.event(Event::Kill { id: "a".into() });
         desk.event(Event::Kill { id: "a".into() });
-        desk.said(&["start a", "a is Last"]);
+        desk.said(&["start a", "a is FinalRun"]);
         desk.event(Event::Drained { run });
         desk.said(&[said]);
         assert!(!desk.policy.has("a"));

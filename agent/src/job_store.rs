@@ -10,8 +10,8 @@
 //! senders read results and mark them as sent, `jsagent status` reads.
 //!
 //! Invariants: a commit that the supervisor waited for survives power loss (but for a result that
-//! [`JobUpdate::Finish`] calls `soon`, which does once [`Ledger::sync`] has returned); a result stays until
-//! [`Ledger::mark_sent`]; an id that was accepted is known for a week or the next 100,000.
+//! [`JobUpdate::Finish`] calls `soon`, which does once [`JobStore::sync`] has returned); a result stays until
+//! [`JobStore::mark_sent`]; an id that was accepted is known for a week or the next 100,000.
 
 mod damage;
 mod retention;
@@ -114,7 +114,7 @@ pub enum JobUpdate {
         id: String,
         /// Its result as JSON; nothing where nobody is to be told.
         result: Option<String>,
-        /// Survives the agent's death at once, and power loss only after [`Ledger::sync`]. For a job
+        /// Survives the agent's death at once, and power loss only after [`JobStore::sync`]. For a job
         /// whose row is on the disk as started and that does not start again: what a power cut leaves
         /// of it is answered in the name of the same run, so that whoever had this result keeps it.
         soon: bool,
@@ -157,7 +157,7 @@ pub struct Row {
 /// A result on its way to the controller.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Unsent {
-    /// For [`Ledger::mark_sent`]; it holds for one generation of the file.
+    /// For [`JobStore::mark_sent`]; it holds for one generation of the file.
     pub key: i64,
     /// The result as JSON.
     pub json: String,
@@ -199,7 +199,7 @@ impl JobStore {
     /// Opens `data_dir/state.db`, making it when it is not there.
     ///
     /// A damaged file is set aside as `state.db.damaged-<epoch>`, and what can still be read of it is
-    /// carried over; [`Ledger::damage`] then says so.
+    /// carried over; [`JobStore::damage`] then says so.
     pub fn open(data_dir: &Path) -> Result<Arc<JobStore>> {
         let path = data_dir.join(FILE);
         let (db, damage) = match table::open(&path) {
@@ -302,7 +302,7 @@ impl JobStore {
         self.commit_to(self.generation(), writes)
     }
 
-    /// As [`Ledger::commit`], and refuses where the file is no longer that of this generation: the rows that
+    /// As [`JobStore::commit`], and refuses where the file is no longer that of this generation: the rows that
     /// the changes are about may be gone.
     pub fn commit_to(&self, generation: u64, writes: &[JobUpdate]) -> Result<()> {
         if writes.is_empty() {
@@ -350,7 +350,7 @@ impl JobStore {
         Ok(())
     }
 
-    /// Whether something waits for [`Ledger::sync`].
+    /// Whether something waits for [`JobStore::sync`].
     pub fn is_behind(&self) -> bool {
         self.behind.load(Ordering::SeqCst)
     }
@@ -378,7 +378,7 @@ impl JobStore {
         self.unsent_without(controller, &[], max_rows, max_bytes)
     }
 
-    /// Returns what [`Ledger::unsent`] does, without the results of these keys.
+    /// Returns what [`JobStore::unsent`] does, without the results of these keys.
     pub fn unsent_without(
         &self,
         controller: &str,

@@ -11,7 +11,7 @@
 //! Invariants: a batch that was handed out once never changes, so a repeated number is the same batch;
 //! numbers begin at the clock (ms) at every start, so they count up even when the disk is lost. Where
 //! the clock went back as well, the first answer of a controller says so, and the numbers jump ahead
-//! of what it has ([`Outbox::jump`]).
+//! of what it has ([`UploadQueue::jump`]).
 //!
 //! `storage` has the file and what stands in it, `retention` what goes when there is too much, `refusal`
 //! what becomes of a batch that a controller, or a proxy before it, does not take.
@@ -268,7 +268,7 @@ impl UploadQueue {
         self.chosen[kind as usize].iter().any(|name| name == controller)
     }
 
-    /// Does what [`Outbox::with`] does, and logs an error.
+    /// Does what [`UploadQueue::with`] does, and logs an error.
     fn told<T>(&self, inner: &mut Inner, work: impl FnMut(&mut Inner) -> Result<T>) -> Result<T> {
         let done = self.with(inner, work);
         if let Err(e) = &done {

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// Opens the file, or makes it. One that is damaged is an error, and so is a place where SQLite cannot
-/// write ahead: what [`super::Ledger::sync`] brings to the disk is the file that it writes ahead to.
+/// write ahead: what [`super::JobStore::sync`] brings to the disk is the file that it writes ahead to.
 pub(super) fn open(path: &Path) -> rusqlite::Result<Connection> {
     let db = Connection::open(path)?;
     db.busy_timeout(Duration::from_secs(10))?;

@@ -1,7 +1,7 @@
 //! What stands in `outbox.db`: batches, who has taken what, where the ids of records stand.
 //!
 //! Owns the file and the numbers. What goes when there is too much of it is `retention`'s; who calls,
-//! and when a controller is woken, is the [`super::Outbox`]'s.
+//! and when a controller is woken, is the [`super::UploadQueue`]'s.
 
 use super::{Batch, Dropped, IdCheckpoint, Kind, MAX_BATCH_BYTES, now};
 use crate::database::{self, Fault, fault_of};
@@ -313,7 +313,7 @@ impl Inner {
         }
     }
 
-    /// See [`super::Outbox::jump`].
+    /// See [`super::UploadQueue::jump`].
     pub(super) fn jump(&mut self, controller: &str, kind: Kind, number: i64, last: i64) -> Result<bool> {
         let number = self.current(controller, kind, number);
         // It has taken or refused some of these numbers, so that an old one is an old batch; but no number was

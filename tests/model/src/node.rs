@@ -5,7 +5,7 @@ use crate::explore::Steps;
 use crate::state::*;
 
 impl Node {
-    /// `Ledger::mark_sent`.
+    /// `JobStore::mark_sent`.
     pub(crate) fn sent(&mut self, command: usize) {
         if let Row::Done { answer, safe } = self.row[command] {
             self.row[command] = Row::Sent { answer, safe };
@@ -135,7 +135,7 @@ fn job(out: &mut Steps<'_>, node: usize, command: usize) {
             node.starts[command] = (node.starts[command] + 1).min(2);
         }),
         Row::Started if at.process[command] && !at.leftover[command] => {
-            // Safe from a power cut a moment later: `Ledger::sync`.
+            // Safe from a power cut a moment later: `JobStore::sync`.
             out.fair("the process ends", |s, _| {
                 s.node[node].process[command] = false;
                 s.node[node].row[command] = Row::Done { answer: Answer::Ok, safe: !slow };

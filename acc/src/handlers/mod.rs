@@ -1,4 +1,4 @@
-//! What answers requests that the proxy has let through: one file a noun.
+//! Answers requests that the proxy has authenticated: one file for each path.
 //!
 //! Owns: reading bodies and queries, the answers' form, 503 while Redis is away.
 //! Does not own: credentials (the guard), rules of what is stored (`store`).

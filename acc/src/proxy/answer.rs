@@ -12,7 +12,7 @@ use std::time::SystemTime;
 pub(crate) struct Answer {
     /// HTTP status.
     pub(crate) status: u16,
-    /// What goes out beside the headers that the proxy writes itself.
+    /// Headers beside those that the proxy writes itself.
     pub(crate) headers: Vec<(String, String)>,
     /// Seconds to park the poll for.
     pub(crate) park: Option<u32>,

@@ -62,7 +62,7 @@ const BACKLOG: i32 = 4096;
 /// Nodes that wait, each with the time at which its poll came.
 pub type Seen = Vec<(NodeId, Instant)>;
 
-/// Who may do what. Asked on the proxy's own thread for each request, so it must never block.
+/// Decides whether a request is allowed. The proxy's own thread calls it for each request, so it must never block.
 pub trait Guard: Send + Sync + 'static {
     /// Whether this request may go on, by its head alone. The path is a known route with its right method.
     fn admit(&self, head: &Head<'_>) -> Result<Admitted, Refusal>;
@@ -103,7 +103,7 @@ pub struct Refusal {
     pub label: &'static str,
 }
 
-/// What a proxy is started with.
+/// The settings of a proxy.
 pub struct ProxyConfig {
     /// Where to listen; port 0 takes any that is free.
     pub listen: SocketAddr,

@@ -46,7 +46,7 @@ pub(super) struct Actor {
     why: String,
     /// When that is to be said.
     report_at: Option<Instant>,
-    /// What the upload queue had to drop since it was last said.
+    /// Items that the upload queue has dropped since the last notice.
     dropped: Dropped,
     /// The disk was full then, and only these levels were stored.
     full: Option<(Instant, LevelSet)>,

@@ -144,7 +144,7 @@ struct Waiting {
     answer: Value,
 }
 
-/// What is done once the job store has it.
+/// An effect that waits for the commit of its cause.
 enum AfterCommit {
     Stored(Sender<()>),
     Start { id: Arc<str>, run: u64, at: i64 },
@@ -600,7 +600,7 @@ impl Actor {
     }
 }
 
-/// The cgroup of a run: found again by whoever knows the job store's row.
+/// Returns the name of a run's cgroup, which follows from its row in the job store.
 fn group_name(id: &str, started: i64) -> String {
     format!("{started}-{id}")
 }

@@ -343,7 +343,7 @@ fn events_wait_until_the_file_can_be_used_again() {
     for n in 0..MAX_WAITING + 5 {
         upload_queue.push_event(None, &format!("e{n}"), json!({}));
     }
-    assert!(upload_queue.push_log(&records(&["1"]), MARK).is_err(), "whoever has records is told");
+    assert!(upload_queue.push_log(&records(&["1"]), MARK).is_err(), "the caller gets the error");
     assert_eq!(upload_queue.next("a", Kind::Event), None);
     upload_queue.execute("PRAGMA query_only = OFF");
     upload_queue.push_event(None, "last", json!({}));

@@ -39,7 +39,7 @@ impl Rules {
     }
 }
 
-/// What the job store knew of a job when the agent started.
+/// The row of a job in the job store at the agent's start.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Memory {
     /// Where it stood.

@@ -164,6 +164,11 @@ fn the_id_of_a_quiet_command_that_has_expired_can_be_used_again() {
     client.redis::<i64>(&["ZADD", "jsacc:expiring", "XX", "CH", "1", "1:10:probe"]);
     let answer = client.pop("probe");
     assert!(answer["data"].as_str().is_some_and(|data| data.starts_with("expired:")), "{answer}");
+    // The controller removes its text after it has answered.
+    wait_until("its text is removed", LONG, || !client.redis::<bool>(&["HEXISTS", "jsacc:{1:10}:cmds", "probe"]));
+    wait_until("its end is removed", LONG, || {
+        client.redis::<Option<f64>>(&["ZSCORE", "jsacc:expiring", "1:10:probe"]).is_none()
+    });
     // Two minutes pass, in which its keys end.
     client.redis::<f64>(&["ZINCRBY", "jsacc:{1:10}:withdrawn", "-480000", "probe"]);
     for key in client.redis::<Vec<String>>(&["KEYS", "*probe*"]) {

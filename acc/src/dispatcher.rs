@@ -701,10 +701,10 @@ impl Dispatcher {
 /// The copies of one command, which differ in their node.
 struct Copies<'a> {
     command: &'a Command,
-    /// The command as its client pushed it, but for a list of nodes.
+    /// The command as its client pushed it, without its last brace, its list of nodes, and what each copy has of its own.
     text: String,
-    /// The same as a value, where the client named roles or a list of nodes.
-    value: Option<Value>,
+    /// The client named roles or a list of nodes, and each copy names its node.
+    is_chosen: bool,
     /// The flags in the tickets of the copies.
     flags: Flags,
 }
@@ -712,29 +712,35 @@ struct Copies<'a> {
 impl Copies<'_> {
     fn of(command: &Command) -> Copies<'_> {
         let mut value = command.to_value();
+        let is_chosen = targets::named(command).is_none();
         if let Value::Object(fields) = &mut value {
             fields.remove("nodes");
+            if is_chosen {
+                fields.remove("gid");
+                fields.remove("nid");
+            }
         }
-        let text = value.to_string();
-        let value = targets::named(command).is_none().then_some(value);
-        Copies { command, text, value, flags: Flags::of(&command.args) }
+        let mut text = value.to_string();
+        // It has an id at least, so a comma is right behind what is left.
+        text.pop();
+        Copies { command, text, is_chosen, flags: Flags::of(&command.args) }
     }
 
     /// The copy for `node`, which names that node alone and has its ticket.
-    fn queued_command(&mut self, tickets: &Tickets, node: NodeId, now: u64) -> QueuedCommand {
+    fn queued_command(&self, tickets: &Tickets, node: NodeId, now: u64) -> QueuedCommand {
         let (id, created) = (self.command.id.clone(), created(self.command, now));
+        // A ticket needs no escapes.
         let ticket = tickets.issue(node, &id, self.flags);
         let marked_expired = jobs::keep(self.command.quiet);
         // For as long as the job's hash may be there: then its id is new.
         let marked = if self.command.quiet { expires(self.command).saturating_add(marked_expired) } else { DAY };
-        let Some(value) = &mut self.value else {
-            // The text is an object that is not empty, and a ticket needs no escapes.
-            let open = self.text.strip_suffix('}').unwrap_or(&self.text);
-            let text = format!("{open},\"{TICKET}\":\"{ticket}\"}}");
-            return QueuedCommand { id, created, chosen_from: None, text, marked, marked_expired };
+        let (start, NodeId { gid, nid }) = (&self.text, node);
+        let text = if self.is_chosen {
+            format!("{start},\"gid\":{gid},\"nid\":{nid},\"{TICKET}\":\"{ticket}\"}}")
+        } else {
+            format!("{start},\"{TICKET}\":\"{ticket}\"}}")
         };
-        (value["gid"], value["nid"], value[TICKET]) = (node.gid.into(), node.nid.into(), ticket.into());
-        let text = value.to_string();
-        QueuedCommand { id, created, chosen_from: Some(self.command.gid), text, marked, marked_expired }
+        let chosen_from = self.is_chosen.then_some(self.command.gid);
+        QueuedCommand { id, created, chosen_from, text, marked, marked_expired }
     }
 }

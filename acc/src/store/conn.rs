@@ -132,6 +132,11 @@ impl Address {
     }
 }
 
+/// Room for the arguments of a script behind its keys, and for the bytes of all of them, so that a usual call does not
+/// grow step by step.
+const SCRIPT_ARGUMENTS: usize = 16;
+const SCRIPT_BYTES: usize = 512;
+
 /// Calls that travel together, in order, in one round trip; each is atomic, all of them are not.
 #[derive(Default)]
 pub struct Batch {
@@ -154,8 +159,8 @@ impl Batch {
 
     /// Adds a call of `script`; `fill` adds its arguments behind the keys.
     pub(super) fn script(&mut self, script: &Script, keys: &[String], fill: impl FnOnce(&mut Cmd)) -> &mut Batch {
-        let mut cmd = redis::cmd("EVALSHA");
-        cmd.arg(script.hash()).arg(keys.len());
+        let mut cmd = Cmd::with_capacity(keys.len() + SCRIPT_ARGUMENTS, SCRIPT_BYTES);
+        cmd.arg("EVALSHA").arg(script.hash()).arg(keys.len());
         for key in keys {
             cmd.arg(key);
         }

@@ -12,7 +12,7 @@ use redis::{
     RedisError, RedisResult, TlsCertificates, Value,
 };
 use std::error::Error;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -237,10 +237,10 @@ impl<'a> Sending<'a> {
     /// Adds a call; a cursor in it is sent as 0. It goes out when enough came together, or with `end`.
     pub(super) fn call(&mut self, call: &Cmd) -> RedisResult<()> {
         let arguments = call.args_iter();
-        write!(self.packed, "*{}\r\n", arguments.len())?;
+        put_length(&mut self.packed, b'*', arguments.len());
         for argument in arguments {
             let bytes = if let Arg::Simple(bytes) = argument { bytes } else { b"0" };
-            write!(self.packed, "${}\r\n", bytes.len())?;
+            put_length(&mut self.packed, b'$', bytes.len());
             if bytes.len() >= MAX_PACKED_BYTES {
                 self.flush()?;
                 send(self.conn, bytes)?;
@@ -265,6 +265,24 @@ impl<'a> Sending<'a> {
         self.packed.clear();
         Ok(())
     }
+}
+
+/// Adds the line that begins an array (`*`) or a string (`$`) of RESP. It is written for each argument of each call,
+/// and `write!` would take a fifth of the time of sending.
+fn put_length(packed: &mut Vec<u8>, kind: u8, mut length: usize) {
+    let mut digits = [0; 20];
+    let mut first = digits.len();
+    loop {
+        first -= 1;
+        digits[first] = b'0' + (length % 10) as u8;
+        length /= 10;
+        if length == 0 {
+            break;
+        }
+    }
+    packed.push(kind);
+    packed.extend_from_slice(&digits[first..]);
+    packed.extend_from_slice(b"\r\n");
 }
 
 /// Reads `count` answers. A silent server is given up at the first of them: the library goes on to wait for

@@ -98,6 +98,29 @@ fn what_runs_is_known_to_run_also_when_redis_was_full_at_the_acknowledgement() {
 }
 
 #[test]
+fn result_is_not_pushed_while_its_hash_cannot_be_written() {
+    let redis = Redis::start();
+    let acc = Acc::start(&redis, AccOptions::default());
+    let mut client = Client::new(&redis);
+    let node = acc.node(1, 10);
+    // A large one goes to Redis apart from its hash.
+    for length in [1, 300 << 10] {
+        let id = client.send("ping", json!({}));
+        let batch = node.poll(30, None).unwrap();
+        assert!(node.poll(0, Some(&batch.batch)).is_none());
+        let result = node.result_of(&batch.cmds[0], "OK", &"x".repeat(length));
+        client.redis::<()>(&["ACL", "SETUSER", "default", "resetkeys", "~cmds_queue*", "~jsacc:done*", "~jsacc:{*"]);
+        client.redis::<()>(&["ACL", "SETUSER", "default", "~jsacc:a*", "~jsacc:e*", "%R~jsacc:job:*"]);
+        let answer = node.post("result", &json!([result]));
+        assert!(answer.status >= 500, "{answer:?}");
+        client.redis::<()>(&["ACL", "SETUSER", "default", "allkeys"]);
+        assert_eq!((client.results(&id), client.state(&id, "1:10").as_deref()), (0, Some("RUNNING")), "{length}");
+        assert_eq!(node.post("result", &json!([result])).status, 200);
+        assert_eq!((client.results(&id), client.state(&id, "1:10").as_deref()), (1, Some("OK")), "{length}");
+    }
+}
+
+#[test]
 fn a_result_is_in_its_hash_before_it_is_popped_also_when_redis_forgets_its_scripts() {
     let redis = Redis::start();
     let acc = Acc::start(&redis, AccOptions::default());

@@ -233,6 +233,43 @@ fn the_log_is_rotated_and_no_record_is_lost() {
 }
 
 #[test]
+fn files_that_all_users_can_change_are_refused() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let config = dir.path().join("agent.toml");
+    let token = dir.path().join("token");
+    let data = dir.path().join("data");
+    fs::create_dir(&data).expect("a folder");
+    // 32 bytes that no key has signed.
+    fs::write(&token, format!("1.10.1700000000000.{}", "A".repeat(43))).expect("write the token");
+    let check = |insecure: bool| {
+        let quoted = |path: &std::path::Path| serde_json::Value::from(drive(path)).to_string();
+        let text = format!(
+            "[main]\ngid = 1\nnid = 10\ninsecure_paths = {insecure}\ndata_dir = {}\n\
+             [controllers.main]\nurl = \"https://127.0.0.1:1\"\ntoken_file = {}\n",
+            quoted(&data),
+            quoted(&token),
+        );
+        fs::write(&config, text).expect("write agent.toml");
+        windows(&["--check-config", "-c", &drive(&config)])
+    };
+    let mode = |path: &std::path::Path, mode| {
+        fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).expect("chmod");
+    };
+    let first = check(false);
+    assert_eq!(first.code, 0, "{first:?}");
+    for (path, open, closed) in [(&token, 0o666, 0o600), (&data, 0o777, 0o700), (&config, 0o666, 0o600)] {
+        mode(path, open);
+        let refused = check(false);
+        let named = refused.stderr.contains(&drive(path)) && refused.stderr.contains("can be changed by all users");
+        assert!(refused.code != 0 && named, "{refused:?}");
+        // The file in which it stands is looked at all the same.
+        assert_eq!(check(true).code == 0, path != &config, "{path:?}");
+        mode(path, closed);
+    }
+    assert_eq!(check(false).code, 0);
+}
+
+#[test]
 fn the_service_is_installed_started_stopped_and_removed() {
     let session = Session::open();
     let redis = Redis::start();

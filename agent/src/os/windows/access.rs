@@ -13,11 +13,13 @@ use windows::Win32::Security::Authorization::{
     SetNamedSecurityInfoW,
 };
 use windows::Win32::Security::{
-    ACL, DACL_SECURITY_INFORMATION, EqualSid, GetSecurityDescriptorDacl, GetSecurityDescriptorOwner,
-    GetTokenInformation, IsWellKnownSid, OWNER_SECURITY_INFORMATION, PROTECTED_DACL_SECURITY_INFORMATION,
-    PSECURITY_DESCRIPTOR, PSID, SetFileSecurityW, TOKEN_QUERY, TOKEN_USER, TokenUser, WinBuiltinAdministratorsSid,
-    WinLocalSystemSid,
+    ACCESS_ALLOWED_ACE, ACL, DACL_SECURITY_INFORMATION, EqualSid, GetAce, GetSecurityDescriptorDacl,
+    GetSecurityDescriptorOwner, GetTokenInformation, INHERIT_ONLY_ACE, IsWellKnownSid, OWNER_SECURITY_INFORMATION,
+    PROTECTED_DACL_SECURITY_INFORMATION, PSECURITY_DESCRIPTOR, PSID, SetFileSecurityW, TOKEN_QUERY, TOKEN_USER,
+    TokenUser, WinAnonymousSid, WinAuthenticatedUserSid, WinBuiltinAdministratorsSid, WinBuiltinGuestsSid,
+    WinBuiltinUsersSid, WinInteractiveSid, WinLocalSystemSid, WinNetworkSid, WinWorldSid,
 };
+use windows::Win32::System::SystemServices::ACCESS_ALLOWED_ACE_TYPE;
 use windows::Win32::System::Threading::{GetCurrentProcess, OpenProcessToken};
 use windows::core::{BOOL, HSTRING, PCWSTR};
 
@@ -147,11 +149,94 @@ fn is_caller(owner: PSID) -> io::Result<bool> {
     }
 }
 
-/// Returns what is wrong with the owners on the way to a path below ProgramData. Elsewhere, and in lists of rights,
-/// nothing is looked at.
+/// Rights with which another account changes a file, or what a folder holds: to write or add, to remove what is in
+/// it, to remove it, and to change its rights or its owner. The generic rights to write and to do all are among them.
+const CHANGE: u32 = 0x2 | 0x4 | 0x40 | 0x1_0000 | 0x4_0000 | 0x8_0000 | 0x4000_0000 | 0x1000_0000;
+/// Those of [`CHANGE`] with which a folder's entry is exchanged for another one.
+const EXCHANGE: u32 = CHANGE & !(0x2 | 0x4);
+
+/// Returns what is wrong with a path: another user owns a folder on the way to it below ProgramData, or all users may
+/// change it, or exchange it in its folder. Where it is missing, whether they may exchange the folder that it will be in.
 pub fn path_fault(path: &Path) -> Option<String> {
+    let path = std::path::absolute(path).ok()?;
     let there = path.ancestors().find(|path| path.exists())?;
-    refuse_foreign(there).err().map(|fault| fault.to_string())
+    if let Err(fault) = refuse_foreign(there) {
+        return Some(fault.to_string());
+    }
+    // All users may add folders to drives and to ProgramData, which does no harm to what is there.
+    let above = there.parent().filter(|_| there == path).map(|folder| (folder, EXCHANGE));
+    let own = (there, if there == path { CHANGE } else { EXCHANGE });
+    [Some(own), above].into_iter().flatten().find_map(|(path, rights)| {
+        let shown = path.display();
+        match all_users_have(path, rights) {
+            Ok(false) => None,
+            Ok(true) => {
+                let inherited = if path.is_dir() { "(OI)(CI)" } else { "" };
+                Some(format!(
+                    "{shown} can be changed by all users of this machine: take that right from them with \
+                     icacls \"{shown}\" /inheritance:r /grant *S-1-5-18:{inherited}F *S-1-5-32-544:{inherited}F"
+                ))
+            }
+            Err(fault) => Some(format!("cannot tell who can change {shown}: {fault}")),
+        }
+    })
+}
+
+/// Whether a group that has all users of the machine, or nearly all, has one of these rights. The rights of other
+/// accounts and groups were given by somebody who may do so.
+fn all_users_have(path: &Path, rights: u32) -> io::Result<bool> {
+    const BACKUP_SEMANTICS: u32 = 0x0200_0000; // a folder can be opened
+    const READ_CONTROL: u32 = 0x0002_0000;
+    let opened = OpenOptions::new().access_mode(READ_CONTROL).custom_flags(BACKUP_SEMANTICS).open(path)?;
+    grants_all_users(&opened, rights)
+}
+
+#[allow(unsafe_code)] // the descriptor is the system's memory until it is freed below, and its list has so many entries
+fn grants_all_users(opened: &File, rights: u32) -> io::Result<bool> {
+    let groups = [
+        WinWorldSid,
+        WinAuthenticatedUserSid,
+        WinBuiltinUsersSid,
+        WinInteractiveSid,
+        WinNetworkSid,
+        WinAnonymousSid,
+        WinBuiltinGuestsSid,
+    ];
+    let mut list = std::ptr::null_mut::<ACL>();
+    let mut descriptor = PSECURITY_DESCRIPTOR::default();
+    unsafe {
+        let code = GetSecurityInfo(
+            HANDLE(opened.as_raw_handle()),
+            SE_FILE_OBJECT,
+            DACL_SECURITY_INFORMATION,
+            None,
+            None,
+            Some(&raw mut list),
+            None,
+            Some(&raw mut descriptor),
+        );
+        if code.0 != 0 {
+            return Err(io::Error::from_raw_os_error(code.0 as i32));
+        }
+        // Without a list everybody may do everything.
+        let count = list.as_ref().map(|list| u32::from(list.AceCount));
+        let granted = count.is_none_or(|count| {
+            (0..count).any(|index| {
+                let mut entry = std::ptr::null_mut();
+                if GetAce(list, index, &raw mut entry).is_err() {
+                    return true;
+                }
+                let entry = &*entry.cast::<ACCESS_ALLOWED_ACE>();
+                let sid = PSID((&raw const entry.SidStart).cast_mut().cast());
+                u32::from(entry.Header.AceType) == ACCESS_ALLOWED_ACE_TYPE
+                    && u32::from(entry.Header.AceFlags) & INHERIT_ONLY_ACE.0 == 0
+                    && entry.Mask & rights != 0
+                    && groups.into_iter().any(|group| IsWellKnownSid(sid, group).as_bool())
+            })
+        });
+        LocalFree(Some(HLOCAL(descriptor.0)));
+        Ok(granted)
+    }
 }
 
 /// As [`path_fault`]: rights to read follow from the folder here.

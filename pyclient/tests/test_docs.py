@@ -1,4 +1,4 @@
-"""The examples of docs/client.md and the recipes, run."""
+"""The examples of docs/reference/client.md and the recipes, run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fake import Fake
 import jsclient
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "client.md"
+PAGE = ROOT / "docs" / "reference" / "client.md"
 RECIPES = ROOT / "pyclient" / "examples"
 
 

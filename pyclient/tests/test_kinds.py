@@ -90,8 +90,8 @@ def clients(port: int) -> List[str]:
 
 
 def restrict(ports: Iterable[int], **more: str) -> None:
-    """Makes the users of docs/operations.md, with what stands there of this kind of Redis."""
-    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    """Makes the users of docs/how-to/set-up-redis.md, with what stands there of this kind of Redis."""
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "set-up-redis.md").read_text()
     for user, words in more.items():
         (rule,) = re.findall(rf"^ACL SETUSER ({user} .*)$", page, re.MULTILINE)
         assert f"`{words}`" in page or not words

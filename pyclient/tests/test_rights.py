@@ -1,4 +1,4 @@
-"""The rights in Redis that docs/client.md and docs/operations.md give to clients: enough, and no more than they say."""
+"""The rights that docs/reference/client.md and docs/how-to/set-up-redis.md give to clients: enough, and no more than they say."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ GRANTING = "(%W~jsacc:grant:* +hsetnx +hdel) (%W~jsacc:audit +lpush)"
 @pytest.fixture
 def few(server: Server, raw: Any) -> Iterator[str]:
     """The address of Redis with the documented user."""
-    page = (ROOT / "docs" / "client.md").read_text()
+    page = (ROOT / "docs" / "reference" / "client.md").read_text()
     (rule,) = re.findall(r"^ACL SETUSER (ops .*)$", page, re.MULTILINE)
-    other = (ROOT / "docs" / "operations.md").read_text()
+    other = (ROOT / "docs" / "how-to" / "set-up-redis.md").read_text()
     assert f"ACL SETUSER {rule}\n" in other and f"`{GRANTING}`" in page and f"`{GRANTING}`" in other
     raw.execute_command("ACL", "SETUSER", *rule.replace("PASSWORD", "right").split())
     raw.execute_command("ACL", "LOG", "RESET")

@@ -2,7 +2,7 @@
 //!
 //! The model is pure: time is a value (an age that grows by a step of its own), nothing waits, nothing is random.
 //! Its steps are those of the programs, and each names the function that takes it. Every order of steps is tried,
-//! with a bounded number of failures between any two of them. `docs/delivery.md` has the states in words.
+//! with a bounded number of failures between any two of them. `docs/explanation/delivery.md` has the states in words.
 //!
 //! Checked are, in each state, the invariants of `invariants`, and that from each state steps without a further
 //! failure lead to one in which everything is answered and nothing is on its way.

@@ -1,4 +1,4 @@
-//! Death by -9 at every step between take and acknowledge (`docs/delivery.md`): what was pushed is run
+//! Death by -9 at every step between take and acknowledge (`docs/explanation/delivery.md`): what was pushed is run
 //! once, and its result is there once.
 
 use jstests::{Acc, AccOptions, Agent, AgentOptions, Client, LONG, Redis, wait_until};

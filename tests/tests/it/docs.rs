@@ -17,7 +17,7 @@ fn source(path: &Path) -> String {
 
 #[test]
 fn every_claim_names_a_test_that_is_there() {
-    let text = fs::read_to_string(root().join("docs/security.md")).expect("docs/security.md");
+    let text = fs::read_to_string(root().join("docs/explanation/security.md")).expect("docs/explanation/security.md");
     let (mut place, mut here, mut count) = (String::new(), String::new(), 0);
     let mut faults = Vec::new();
     // Between backquotes stand a file, then its tests, then the next file.
@@ -35,5 +35,5 @@ fn every_claim_names_a_test_that_is_there() {
         }
     }
     assert!(count > 50, "only {count} tests are named");
-    assert!(faults.is_empty(), "named in docs/security.md and not there:\n{}", faults.join("\n"));
+    assert!(faults.is_empty(), "named in docs/explanation/security.md and not there:\n{}", faults.join("\n"));
 }

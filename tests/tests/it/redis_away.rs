@@ -270,7 +270,7 @@ fn redis_over_tls() {
     assert_eq!(acc.anonymous().get("/health").status, 200);
 }
 
-/// The rights that `docs/operations.md` names for a controller.
+/// The rights that `docs/how-to/set-up-redis.md` names for a controller.
 const CONTROLLER: &[&str] = &[
     "~cmds_queue*",
     "~log.*",

@@ -72,7 +72,7 @@ fn push_text(cluster: &Cluster, text: &str) -> bool {
 /// Waits until each job has its result, and looks that none has two; all of them stand in the hashes too.
 ///
 /// `killed` is how many had been accepted when a master was killed: what it had answered and its replica did
-/// not have at that moment is gone, which `docs/operations.md` says. That is nothing most of the time, and a
+/// not have at that moment is gone, which `docs/how-to/set-up-redis.md` says. That is nothing most of the time, and a
 /// step or two of the jobs of that moment at most.
 #[track_caller]
 #[allow(clippy::print_stderr)] // The test passes all the same, and what it let pass is to be seen.

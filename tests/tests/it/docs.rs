@@ -37,3 +37,76 @@ fn every_claim_names_a_test_that_is_there() {
     assert!(count > 50, "only {count} tests are named");
     assert!(faults.is_empty(), "named in docs/explanation/security.md and not there:\n{}", faults.join("\n"));
 }
+
+/// Every Markdown file of the repository that people read.
+fn pages() -> Vec<PathBuf> {
+    fn collect(dir: &Path, pages: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(dir).expect("a folder").flatten() {
+            match entry.path() {
+                path if path.is_dir() => collect(&path, pages),
+                path if path.extension().is_some_and(|extension| extension == "md") => pages.push(path),
+                _ => {}
+            }
+        }
+    }
+    let top = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"];
+    let mut pages: Vec<_> = top.iter().map(|name| root().join(name)).collect();
+    collect(&root().join("docs"), &mut pages);
+    pages
+}
+
+/// The text of a page without its blocks of code.
+fn prose(page: &Path) -> String {
+    let text = fs::read_to_string(page).unwrap_or_else(|e| panic!("{}: {e}", page.display()));
+    let mut is_code = false;
+    let lines = text.lines().filter(|line| {
+        let is_fence = line.trim_start().starts_with("```");
+        is_code ^= is_fence;
+        !is_code && !is_fence
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// The anchors of the headings of a page, as GitHub makes them.
+fn anchors(page: &Path) -> Vec<String> {
+    let text = prose(page);
+    let headings = text.lines().filter(|line| line.starts_with('#')).map(|line| line.trim_start_matches('#').trim());
+    let anchor = |heading: &str| {
+        let kept = heading.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+        kept.collect::<String>().to_lowercase().replace(' ', "-")
+    };
+    headings.map(anchor).collect()
+}
+
+#[test]
+fn links_of_all_pages_resolve() {
+    let mut count = 0;
+    let mut faults = Vec::new();
+    for page in pages() {
+        for link in prose(&page).split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if link.contains("://") {
+                continue;
+            }
+            count += 1;
+            let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target = if file.is_empty() { page.clone() } else { page.parent().expect("a folder").join(file) };
+            if !target.exists() || !(anchor.is_empty() || anchors(&target).iter().any(|known| known == anchor)) {
+                faults.push(format!("{}: {link}", page.strip_prefix(root()).expect("in the repository").display()));
+            }
+        }
+    }
+    assert!(count > 100, "only {count} links");
+    assert!(faults.is_empty(), "links that lead nowhere:\n{}", faults.join("\n"));
+}
+
+#[test]
+fn index_of_the_documentation_names_every_page() {
+    let index = fs::read_to_string(root().join("docs/README.md")).expect("docs/README.md");
+    let docs = root().join("docs");
+    let missing: Vec<_> = pages()
+        .iter()
+        .filter_map(|page| Some(page.strip_prefix(&docs).ok()?.to_str()?.to_owned()))
+        .filter(|page| page != "README.md" && !index.contains(&format!("]({page})")))
+        .collect();
+    assert!(missing.is_empty(), "docs/README.md does not name {missing:?}");
+}

@@ -1,4 +1,4 @@
-"""The examples of docs/reference/client.md and the recipes, run."""
+"""The examples of docs/client.md and the recipes, run."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@
 import os
 import sys
 
-from jsclient import Client, WaitTimeout
+from jsclient import Client, WaitTimeoutError
 
 
 def main(node: str, *words: str) -> int:
@@ -18,7 +18,7 @@ def main(node: str, *words: str) -> int:
             try:
                 result = job.wait(timeout=5)
                 break
-            except WaitTimeout as e:
+            except WaitTimeoutError as e:
                 print(e)
             except KeyboardInterrupt:
                 print("withdrawn" if job.cancel() else "too late, it has begun")

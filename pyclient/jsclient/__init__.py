@@ -1,4 +1,4 @@
-"""Commands for a fleet of nodes, through the Redis that its controllers serve.
+"""Commands, scripts and services on large fleets of nodes, over Redis.
 
     from jsclient import Client
 
@@ -17,25 +17,25 @@ if TYPE_CHECKING:
     from .client import Client
     from .errors import (
         Error,
-        FleetFailed,
-        Gone,
-        JobFailed,
-        NobodyMatched,
-        NoController,
-        Unavailable,
-        Undecodable,
+        JobNotFoundError,
+        NoControllerError,
+        NoMatchingNodesError,
+        RedisUnavailableError,
+        ResultDecodeError,
         UsageError,
-        WaitTimeout,
+        WaitTimeoutError,
     )
     from .fleet import Fleet
     from .grants import Grant
     from .job import Job
+    from .keys import NodeId
     from .nodes import Node
-    from .targeted import Targeted
+    from .result import FleetFailedError, JobFailedError, Result
+    from .selection import Selection
     from .text import clean
-    from .wire import Command, JobInfo, NodeId, Record, Result
+    from .wire import Command, JobInfo, Record
 
-#: That of the programs, in Cargo.toml.
+#: The version of the programs in Cargo.toml.
 __version__ = "0.2.0-dev"
 
 __all__ = [
@@ -43,44 +43,46 @@ __all__ = [
     "Command",
     "Error",
     "Fleet",
-    "FleetFailed",
-    "Gone",
+    "FleetFailedError",
     "Grant",
     "Job",
-    "JobFailed",
+    "JobFailedError",
     "JobInfo",
-    "NoController",
-    "NobodyMatched",
+    "JobNotFoundError",
+    "NoControllerError",
+    "NoMatchingNodesError",
     "Node",
     "NodeId",
     "Record",
+    "RedisUnavailableError",
     "Result",
-    "Targeted",
-    "Unavailable",
-    "Undecodable",
+    "ResultDecodeError",
+    "Selection",
     "UsageError",
-    "WaitTimeout",
+    "WaitTimeoutError",
     "clean",
 ]
 
-_HOMES = {
+#: Module of each public name; those of `errors` are not listed.
+_MODULES = {
     "client": ("Client",),
-    "targeted": ("Targeted",),
     "fleet": ("Fleet",),
     "grants": ("Grant",),
     "job": ("Job",),
+    "keys": ("NodeId",),
     "nodes": ("Node",),
+    "result": ("FleetFailedError", "JobFailedError", "Result"),
+    "selection": ("Selection",),
     "text": ("clean",),
-    "wire": ("Command", "JobInfo", "NodeId", "Record", "Result"),
+    "wire": ("Command", "JobInfo", "Record"),
 }
 
 
 def __getattr__(name: str) -> object:
-    # Each name is imported when it is first used: `jsctl --help` and a script that only needs the errors
-    # need not wait for everything else.
+    # Imports a name at its first use, so that `jsctl --help` and scripts that need only the errors start quickly.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = next((module for module, names in _HOMES.items() if name in names), "errors")
+    home = next((module for module, names in _MODULES.items() if name in names), "errors")
     value = getattr(importlib.import_module(f".{home}", __name__), name)
     globals()[name] = value
     return value

@@ -1,10 +1,10 @@
-"""What an address of Redis says: one server, a cluster, or a group that Sentinels watch. Talks to nobody.
+"""Parsing of an address of Redis: one server, a cluster, or a group that Sentinels watch. Pure.
 
-The same spellings as `jsacc -r` takes: `host:port`, `redis://user:pw@host:port/db`, `rediss://…`, `unix:///path`;
+The forms are those of `jsacc -r`: `host:port`, `redis://user:pw@host:port/db`, `rediss://…`, `unix:///path`;
 several of them with commas between are servers of one cluster (scheme, user and password of the first hold for
-all; a comma that can only be the password's divides nothing), and
+all; a comma that can only belong to a password does not separate), and
 `sentinel://[user:pw@]host:26379,host:26379/group[/db][?sentinel_user=…&sentinel_password=…]` names Sentinels and the
-group they watch, `sentinels://` the same over TLS.
+group that they watch, `sentinels://` the same over TLS.
 """
 
 from __future__ import annotations
@@ -15,23 +15,22 @@ from dataclasses import dataclass
 from typing import List, Tuple, Union
 from urllib.parse import unquote, urlsplit
 
-from .errors import UsageError, not_text
+from .errors import UsageError, not_text_error
 from .text import is_text
 
 SINGLE, CLUSTER, SENTINEL = "single", "cluster", "sentinel"
 _GROUP = "a sentinel address names hosts and their group: sentinel://host:26379,host:26379/mymaster"
-#: Instead of what a parser says, for that quotes what it takes for a port: a part of the password.
+#: Replaces the message of a parser, which may quote a part of the password as the port.
 UNREADABLE = "the address cannot be read; write , / # ? @ in the password as %2C %2F %23 %3F %40"
-#: Shown without the port: a part of a password that was not escaped may look like one.
+#: Does not show the port, which may be a part of a password that was not escaped.
 _BAD_PORT = "the port in the address of Redis is no number from 1 to 65535"
 _NEXT_URL = re.compile(r",\s*(?=[a-z]+://)")
 _HOST = re.compile(r"\s*(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(:[0-9]+)?\s*\Z")
-#: One login at most, a host, and what stands for its port.
+#: One login at most, a host, and the text of its port.
 _PORT = re.compile(r"rediss?://(?:[^@/?#]*@)?(?:\[[0-9A-Fa-f:.]+\]|[\w.-]+):([^:@/?#]*)(?:[/?#][^@]*)?\Z")
 _SETTINGS = re.compile(r"([a-z_]+=[^&]*(&|\Z))*\Z")
 
-
-#: What may stand behind the `?` of an address, and what its value is; the names are redis-py's.
+#: Settings after the `?` of an address, with the kind of their values; the names are those of redis-py.
 _NUMBER, _WHOLE, _YES, _TEXT = "a number of seconds", "a whole number", "true or false", "a text"
 SETTINGS = {
     "db": _WHOLE, "username": _TEXT, "password": _TEXT, "client_name": _TEXT, "protocol": _WHOLE,
@@ -48,12 +47,12 @@ _VALUES = {
 
 @dataclass(frozen=True)
 class Address:
-    """Where Redis is, in the form that redis-py wants."""
+    """A parsed address."""
 
     kind: str
-    #: A URL with user, password and database, for whatever is reached in the end.
+    #: A URL with user, password and database of the servers.
     url: str
-    #: The cluster's servers, or the Sentinels.
+    #: The servers of the cluster, or the Sentinels.
     hosts: Tuple[Tuple[str, int], ...] = ()
     #: The group that the Sentinels watch.
     group: str = ""
@@ -63,7 +62,7 @@ class Address:
 
     @property
     def where(self) -> str:
-        """It without its password, for messages."""
+        """Return the address without its password, for messages."""
         hosts = ", ".join(shown(host, port) for host, port in self.hosts)
         if self.kind == SENTINEL:
             return f"{self.group} of the sentinels {hosts}"
@@ -71,10 +70,10 @@ class Address:
 
 
 def parse(text: str) -> Address:
-    """Reads an address; a `UsageError` says what is wrong, and never a password."""
+    """Parse an address; raise `UsageError`, whose text never has a password."""
     text = text.strip()
     if not is_text(text):
-        raise not_text("the address of Redis")
+        raise not_text_error("the address of Redis")
     for scheme, server in (("sentinel://", "redis"), ("sentinels://", "rediss")):
         if text.startswith(scheme):
             return _sentinel(text[len(scheme) :], server)
@@ -84,7 +83,7 @@ def parse(text: str) -> Address:
     for url in urls:
         _check(url)
         _check_settings(url)
-    # redis-py reads what stands behind the ? as a form, where + is a blank.
+    # redis-py reads the text after the ? as a form, in which + is a space.
     path, mark, query = first.partition("?")
     first = path + mark + query.replace("+", "%2B")
     if len(parts) <= 1:
@@ -95,25 +94,25 @@ def parse(text: str) -> Address:
 
 
 def clustered(single: Address) -> Address:
-    """The cluster that this one server is part of."""
+    """Return the address of the cluster that this single server belongs to."""
     return Address(CLUSTER, single.url, (_host(single.url, 6379),))
 
 
 def server(given: Address) -> Union[str, Tuple[str, int], None]:
-    """The one server of an address: a socket's path, or host and port; nothing where there may be several."""
+    """Return the single server of an address, a socket path or host and port; `None` for a cluster or Sentinels."""
     if given.kind != SINGLE:
         return None
     return unquote(urlsplit(given.url).path) if given.url.startswith("unix:") else _host(given.url, 6379)
 
 
 def setting(url: str, name: str) -> str:
-    """The value of a setting behind the `?` of an address; empty where there is none."""
+    """Return the value of a setting after the `?` of an address; empty when it has none."""
     found = (pair.partition("=") for pair in url.partition("?")[2].split("&"))
     return next((unquote(value) for key, _, value in found if key == name), "")
 
 
 def normalize(url: str) -> str:
-    """A Redis URL from `host:port`, `host`, a path of a socket, or a URL."""
+    """Return a Redis URL for `host:port`, `host`, the path of a socket, or a URL; raise `UsageError`."""
     if not url:
         raise UsageError("the address of Redis is empty: give redis://host:port, unix:///path or host:port")
     if url.startswith("/"):
@@ -126,7 +125,7 @@ def normalize(url: str) -> str:
 
 
 def masked(url: str) -> str:
-    """The address without its password, for messages."""
+    """Return the address without its password, for messages."""
     try:
         parts = urlsplit(url)
         if parts.scheme == "unix":
@@ -137,7 +136,7 @@ def masked(url: str) -> str:
 
 
 def shown(host: str, port: int) -> str:
-    """`host:port`, as it can be written in an address."""
+    """Return `host:port`, with brackets for IPv6."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
@@ -152,14 +151,14 @@ def _host(url: str, port: int) -> Tuple[str, int]:
 
 
 def _why_unreadable(url: str) -> str:
-    """The advice about passwords, but for an address whose port alone can be what is wrong."""
+    """Return the advice about passwords, or the one about ports when only the port can be wrong."""
     found = _PORT.match(url)
     good = found is None or (found[1].isdecimal() and found[1].isascii() and 0 < int(found[1][:9]) < 65536)
     return UNREADABLE if good else _BAD_PORT
 
 
 def _split(text: str) -> List[str]:
-    """What stands between the commas, but for those that can only be a password's."""
+    """Split an address at its commas, except those that can only belong to a password."""
     out: List[str] = []
     for group in _NEXT_URL.split(text):
         scheme, slashes, rest = group.partition("://") if re.match(r"[a-z]+://", group) else ("", "", group)
@@ -172,7 +171,7 @@ def _split(text: str) -> List[str]:
             if first and all(part.startswith(first + "@") or _HOST.match(part) for part in parts[1:]):
                 pass  # each server with the same login
             elif "@" in parts[0] or _HOST.match(parts[0]):
-                raise UsageError(UNREADABLE)  # where the login ends is anybody's guess
+                raise UsageError(UNREADABLE)  # the end of the login is ambiguous
             else:
                 parts = [part.strip() for part in hosts.split(",")]
                 parts[0] = login + at + parts[0]
@@ -181,11 +180,11 @@ def _split(text: str) -> List[str]:
 
 
 def _check(url: str) -> None:
-    """An `@` behind the host, a second one before it, or a port that is none, comes of a password that was not escaped."""
+    """Raise `UsageError` for signs of a password that was not escaped: an extra `@`, or an invalid port."""
     try:
         parts = urlsplit(url)
         if parts.netloc.count("@") > 1:
-            good = False  # where the login ends is anybody's guess
+            good = False  # the end of the login is ambiguous
         elif parts.scheme == "unix":
             good = "@" in parts.netloc or ":" not in parts.netloc
         else:
@@ -203,10 +202,10 @@ def _check(url: str) -> None:
 
 
 def _check_settings(url: str) -> None:
-    """A setting behind the `?` that nobody knows would otherwise be told when the first connection is made."""
+    """Raise `UsageError` for an unknown setting after the `?`, or an invalid value."""
     if "?" not in url:
         return
-    # A name may be a part of a password that was not escaped; it is shown only when that cannot be.
+    # The name is shown only when it cannot be a part of a password that was not escaped.
     path, _, query = url.partition("?")
     shown = "@" in path or "@" not in query
     for pair in filter(None, query.split("&")):
@@ -223,7 +222,7 @@ def _check_settings(url: str) -> None:
 
 
 def _own_login(query: str) -> Tuple[str, str]:
-    """User and password of the Sentinels, from what stands behind the `?`."""
+    """Return user and password of the Sentinels from the text after the `?`."""
     found = {"sentinel_user": "", "sentinel_password": ""}
     for pair in filter(None, query.split("&")):
         name, equals, value = pair.partition("=")

@@ -1,31 +1,28 @@
-"""Every error that this package raises: one sentence that says what is wrong and what to do.
+"""The errors of this package. Each has one sentence: what is wrong, and what to do.
 
-`jsctl` prints the sentence and leaves with the error's `exit_code`.
+`jsctl` prints the sentence and exits with the error's `exit_code`. `JobFailedError` and `FleetFailedError`, which
+carry results, are in `result`.
 """
 
 from __future__ import annotations
 
 import sys
-import typing
 
 from .text import clean
 
-if typing.TYPE_CHECKING:
-    from .wire import Result
+#: Exit codes of `jsctl`.
+OK, FAILED, USAGE, NO_MATCH, TIMED_OUT = 0, 1, 2, 3, 4
 
-#: `jsctl`'s exit codes.
-OK, FAILED, USAGE, NOBODY, TIMED_OUT = 0, 1, 2, 3, 4
-
-#: How a target is written, for messages.
+#: The forms of a target, for messages.
 TARGETS = "1.10  1.10,1.11  1.*  @web  @web,db (nodes that have all of these roles)  all, or '*'"
 
 
 class Error(Exception):
-    """The root of them all."""
+    """The base class of all errors of this package."""
 
     exit_code = FAILED
-    #: Whether `jsctl` has begun a JSON document before it came.
-    told = False
+    #: Whether `jsctl --json` has written a part of its document.
+    json_started = False
 
     def __str__(self) -> str:
         # A sentence may quote a node, and a traceback shows it on a terminal.
@@ -33,67 +30,48 @@ class Error(Exception):
 
 
 class UsageError(Error, ValueError):
-    """An argument is not what it must be: a target that cannot be read, a script with a syntax error…"""
+    """An argument is invalid: a malformed target, a script with a syntax error, an unknown option."""
 
     exit_code = USAGE
 
 
-def not_text(what: str) -> UsageError:
-    """The error for what is not `is_text`."""
+def not_text_error(name: str) -> UsageError:
+    """Return the error for bytes that are not text in the encoding of the locale; `name` names the argument."""
     encoding = sys.getfilesystemencoding().lower()
     advice = "write it in UTF-8" if encoding.startswith("utf") else "set a UTF-8 locale, LC_ALL=C.UTF-8 say"
-    return UsageError(f"{what} is no text in this locale's encoding, {encoding}: {advice}")
+    return UsageError(f"{name} is no text in this locale's encoding, {encoding}: {advice}")
 
 
-class Unavailable(Error, ConnectionError):
-    """Redis cannot be reached, refuses the password, or does not answer in time."""
+class RedisUnavailableError(Error, ConnectionError):
+    """Redis cannot be reached, refuses the credentials, or does not answer in time."""
 
-    def __init__(self, message: str, passing: bool = False) -> None:
+    def __init__(self, message: str, transient: bool = False) -> None:
         super().__init__(message)
-        #: Whether it may be well again in a moment: a restart, a cut connection.
-        self.passing = passing
+        #: Whether a retry may succeed: after a restart, or a broken connection.
+        self.transient = transient
 
 
-class NoController(Error):
-    """No controller serves this Redis: none has beaten lately."""
+class NoControllerError(Error):
+    """No controller serves this Redis: none has sent a heartbeat within 15 seconds."""
 
 
-class NobodyMatched(Error, LookupError):
-    """The target names no node that is known, or none that is there now."""
+class NoMatchingNodesError(Error, LookupError):
+    """The target matches no known node, or none that is online."""
 
-    exit_code = NOBODY
-
-
-class Gone(Error, LookupError):
-    """An id that Redis does not know: never sent, or older than a day."""
-
-    exit_code = NOBODY
+    exit_code = NO_MATCH
 
 
-class WaitTimeout(Error, TimeoutError):
-    """The time to wait is up; the job itself may go on."""
+class JobNotFoundError(Error, LookupError):
+    """Redis does not know the job id: it was never sent, or is older than a day."""
+
+    exit_code = NO_MATCH
+
+
+class WaitTimeoutError(Error, TimeoutError):
+    """The timeout is over; the job may continue."""
 
     exit_code = TIMED_OUT
 
 
-class Undecodable(Error, ValueError):
-    """The result is not what its level says (no JSON, say), or the decoder for it is not installed."""
-
-
-class JobFailed(Error):
-    """A job did not end with `OK`; `result` is what came back."""
-
-    def __init__(self, result: Result) -> None:
-        super().__init__(result.sentence())
-        self.result = result
-
-
-class FleetFailed(Error):
-    """Some nodes of a fleet failed, or did not answer."""
-
-    def __init__(self, message: str, failed: typing.Sequence[Result], missing: typing.Sequence[str]) -> None:
-        super().__init__(message)
-        #: The results that are not `OK`.
-        self.failed = list(failed)
-        #: The nodes (`"1.10"`) that did not answer.
-        self.missing = list(missing)
+class ResultDecodeError(Error, ValueError):
+    """The data of a result is malformed for its level, or the decoder for the level is not installed."""

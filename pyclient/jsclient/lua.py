@@ -1,6 +1,6 @@
-"""The grammar of Lua 5.4, so that a syntax error is told with its line before anything is sent.
+"""A syntax check for Lua 5.4, which finds the line of an error before a script is sent. Pure.
 
-It checks and builds nothing. Labels, attributes and the escapes of strings are left to the node's own Lua.
+It does not check labels, attributes and the escapes of strings; the Lua of the node does.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _TOKEN = re.compile(
 _UNARY = frozenset(["not", "-", "#", "~"])
 _BINARY = frozenset("+ - * / // % ^ .. == ~= < <= > >= and or & | ~ << >>".split())
 _BLOCK_END = frozenset(["end", "else", "elseif", "until", "eof"])
-#: Deeper nesting than Lua itself takes.
+#: Deepest nesting; Lua itself takes 200 levels.
 _DEPTH = 190
 
 
 def check_lua(source: bytes, name: str) -> None:
-    """A `UsageError` with the line, when the source is no Lua."""
+    """Raise `UsageError` with the line of the first syntax error."""
     text = source.decode("utf-8-sig", "replace")  # without a byte order mark
     if text.startswith("#"):  # a shebang
         text = "--" + text
@@ -53,8 +53,8 @@ def _tokens(text: str, name: str) -> Iterator[_Token]:
     while at < len(text):
         found = _TOKEN.match(text, at)
         if found is None:
-            what = "a string without its end" if text[at] in "\"'" else f"{text[at]!r} does not belong here"
-            _fail(name, line, what)
+            reason = "a string without its end" if text[at] in "\"'" else f"{text[at]!r} does not belong here"
+            _fail(name, line, reason)
         kind, end = str(found.lastgroup if found.lastgroup != "bars" else "long"), found.end()
         if kind == "long":
             close = text.find(f"]{found['bars']}]", end)
@@ -76,12 +76,12 @@ def _tokens(text: str, name: str) -> Iterator[_Token]:
     yield _Token("eof", "the end", line)
 
 
-def _fail(name: str, line: int, what: str) -> NoReturn:
-    raise UsageError(f"{name}, line {line}: syntax error: {what}")
+def _fail(name: str, line: int, reason: str) -> NoReturn:
+    raise UsageError(f"{name}, line {line}: syntax error: {reason}")
 
 
 class _Parser:
-    """Recursive descent over the tokens; `loops` counts the loops around, for `break`."""
+    """Parses the tokens by recursive descent. `_loops` counts the enclosing loops, for `break`."""
 
     def __init__(self, tokens: List[_Token], name: str) -> None:
         self._tokens = tokens
@@ -104,9 +104,9 @@ class _Parser:
         near = "at the end" if token.kind == "eof" else f"near {token.text[:20]!r}"
         _fail(self._name, token.line, f"{wanted} expected {near}")
 
-    def _take(self, kind: str, what: str = "") -> None:
+    def _take(self, kind: str, expected: str = "") -> None:
         if self._kind != kind:
-            self._unexpected(what or f"'{kind}'")
+            self._unexpected(expected or f"'{kind}'")
         self._at += 1
 
     def _try(self, *kinds: str) -> bool:
@@ -230,7 +230,7 @@ class _Parser:
         kind = self._suffixed()
         if kind != "call" or self._kind in ("=", ","):
             while True:
-                if kind != "place":
+                if kind != "variable":
                     self._unexpected("something to assign to" if self._kind in ("=", ",") else "a call")
                 if not self._try(","):
                     break
@@ -239,7 +239,7 @@ class _Parser:
             self._expressions()
 
     def _suffixed(self) -> str:
-        """A name or a parenthesis, and what hangs on it: a `call`, a `place` to assign to, or a `value`."""
+        """Parse a name or a parenthesis with its suffixes; return `call`, `variable` (can be assigned to) or `value`."""
         line = self._tokens[self._at].line
         if self._try("("):
             self._expression()
@@ -247,16 +247,16 @@ class _Parser:
             kind = "value"
         else:
             self._take("name", "an expression")
-            kind = "place"
+            kind = "variable"
         while True:
             line = self._tokens[self._at].line
             if self._try("."):
                 self._take("name", "a name")
-                kind = "place"
+                kind = "variable"
             elif self._try("["):
                 self._expression()
                 self._close("]", "[", line)
-                kind = "place"
+                kind = "variable"
             elif self._try(":"):
                 self._take("name", "a name")
                 self._arguments()

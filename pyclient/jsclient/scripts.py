@@ -1,4 +1,4 @@
-"""A script's source: from a file, a text or a Python function; checked before it is sent."""
+"""Script sources from a file, a text or a Python function, with a syntax check."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from types import CodeType
 from typing import Any, BinaryIO, Callable, Optional, Set, Union
 
-from . import wire
+from . import keys
 from .errors import UsageError
 
 
 @dataclass(frozen=True)
 class Script:
-    """A source that can be sent."""
+    """A script with a valid syntax."""
 
     source: bytes
     #: `py` or `lua`.
@@ -24,17 +24,21 @@ class Script:
 
     @property
     def sha256(self) -> str:
-        """The name under which it is stored."""
+        """Return the SHA-256 of the source in hexadecimal, its name in the script store."""
         return hashlib.sha256(self.source).hexdigest()
 
 
-def load(
+def load_script(
     path: Optional[str] = None,
     source: Union[str, bytes, None] = None,
     function: Optional[Callable[..., Any]] = None,
     language: Optional[str] = None,
 ) -> Script:
-    """One of `path`, `source` and `function`; a syntax error is a `UsageError` with its line."""
+    """Return the script from one of `path`, `source` and `function`.
+
+    `language` is `py` or `lua`; by default the file name suffix tells it, else it is `py`. Raise `UsageError` with
+    the line for a syntax error, and for a source of more than 16 MiB.
+    """
     if sum(x is not None for x in (path, source, function)) != 1:
         raise UsageError("give one of path, source and function")
     name = path or "the script"
@@ -45,14 +49,14 @@ def load(
         if language is None:
             raise UsageError(f"{path}: a script ends in .py or .lua, or say which language it is")
     elif function is not None:
-        language, raw = "py", of_function(function).encode()
+        language, raw = "py", function_source(function).encode()
         name = getattr(function, "__name__", "the function")
     else:
         language, raw = language or "py", source.encode() if isinstance(source, str) else source or b""
     if language not in ("py", "lua"):
         raise UsageError(f"the language of a script is py or lua, not {language!r}")
-    if len(raw) > wire.MAX_SCRIPT:
-        raise UsageError(f"{name} has {len(raw)} bytes; the most is {wire.MAX_SCRIPT}")
+    if len(raw) > keys.MAX_SCRIPT_BYTES:
+        raise UsageError(f"{name} has {len(raw)} bytes; the most is {keys.MAX_SCRIPT_BYTES}")
     if language == "py":
         check_python(raw, name)
     else:
@@ -63,7 +67,7 @@ def load(
 
 
 def read_file(path: str) -> bytes:
-    """A file of at most 16 MiB; a `UsageError` says why it cannot be read."""
+    """Return the content of a file of at most 16 MiB; raise `UsageError` when it is larger or cannot be read."""
     try:
         with open(path, "rb") as file:
             return read_all(file, path)
@@ -74,15 +78,15 @@ def read_file(path: str) -> bytes:
 
 
 def read_all(file: BinaryIO, name: str) -> bytes:
-    """Returns the content of a file, a pipe or a device, within the bound: an endless one is not read for ever."""
-    content = file.read(wire.MAX_SCRIPT + 1)
-    if len(content) > wire.MAX_SCRIPT:
-        raise UsageError(f"{name} has more than {wire.MAX_SCRIPT} bytes, which is the most that can be sent")
+    """Return the content of a file, a pipe or a device; raise `UsageError` when it has more than 16 MiB."""
+    content = file.read(keys.MAX_SCRIPT_BYTES + 1)
+    if len(content) > keys.MAX_SCRIPT_BYTES:
+        raise UsageError(f"{name} has more than {keys.MAX_SCRIPT_BYTES} bytes, which is the most that can be sent")
     return content
 
 
 def check_python(source: bytes, name: str) -> None:
-    """Says where a Python source has a syntax error."""
+    """Raise `UsageError` with the line of the first syntax error of a Python source."""
     try:
         compile(source, name, "exec", dont_inherit=True)
     except SyntaxError as e:
@@ -101,15 +105,18 @@ def _globals(code: CodeType) -> Set[str]:
     return found
 
 
-def of_function(function: Callable[..., Any]) -> str:
-    """The source of a plain function, with `action` naming it, so that the node calls it with the data."""
+def function_source(function: Callable[..., Any]) -> str:
+    """Return the source of a function, with `action` as a second name for it.
+
+    Raise `UsageError` for a lambda, a closure, or a function that uses names from outside.
+    """
     name = getattr(function, "__name__", "")
     if not inspect.isfunction(function) or name == "<lambda>":
         raise UsageError("only a function made with def can be sent")
     if function.__closure__:
         names = ", ".join(function.__code__.co_freevars)
         raise UsageError(f"{name} uses {names} from around it, which the node does not have: pass it as data")
-    # The node gives every script its own log, stat and result.
+    # The node defines log, stat and result in every script.
     around = sorted(_globals(function.__code__) & set(function.__globals__) - {name, "log", "stat", "result"})
     if around:
         raise UsageError(f"{name} uses {', '.join(around)} from outside: import or define it inside the function")
@@ -117,7 +124,7 @@ def of_function(function: Callable[..., Any]) -> str:
         source = textwrap.dedent(inspect.getsource(function))
     except (OSError, TypeError):
         raise UsageError(f"the source of {name} cannot be found: put it into a file") from None
-    # Annotations and defaults may name what only the caller has imported; annotations at least need not run.
+    # Annotations may use names that only the caller has imported, so they must not be evaluated.
     lines = source.splitlines(keepends=True)
     while lines and lines[0].lstrip().startswith("@"):
         lines.pop(0)

@@ -1,4 +1,4 @@
-"""Who is meant: `1.10`, `1.10,1.11`, `1.*`, `@web`, `@web,db`, `all`. Pure: text and nodes in, nodes out."""
+"""The grammar of targets: `1.10`, `1.10,1.11`, `1.*`, `@web`, `@web,db`, `all`. Pure."""
 
 from __future__ import annotations
 
@@ -7,44 +7,44 @@ from dataclasses import dataclass, field, replace
 from typing import Iterable, List, Mapping, Optional, Sequence, Tuple, Union
 
 from .errors import TARGETS, UsageError
+from .keys import NodeId
 from .nodes import Node
-from .wire import NodeId
 
 _NODE = re.compile(r"([1-9][0-9]{0,9})[.:]([1-9][0-9]{0,9})\Z")
 _GRID = re.compile(r"([1-9][0-9]{0,9})[.:]\*\Z")
-_MAX = 2**32 - 1
+_MAX_ID = 2**32 - 1
 
 
 @dataclass(frozen=True)
 class Target:
-    """What a target's text says: nodes, whole grids and sets of roles; a node that one of them names is meant."""
+    """A parsed target. It matches a node that one of its parts names."""
 
     text: str
     nodes: Tuple[NodeId, ...] = ()
     grids: Tuple[int, ...] = ()
-    #: Nodes that have every role of the set.
+    #: It matches nodes that have all of these roles.
     roles: Tuple[str, ...] = ()
-    everyone: bool = False
+    all_nodes: bool = False
 
     @property
-    def named(self) -> bool:
-        """Whether it consists of nodes that are named one by one."""
-        return bool(self.nodes) and not (self.grids or self.roles or self.everyone)
+    def explicit(self) -> bool:
+        """Return whether it only names nodes one by one."""
+        return bool(self.nodes) and not (self.grids or self.roles or self.all_nodes)
 
-    def means(self, node: Node) -> bool:
-        """Whether it means this node."""
+    def matches(self, node: Node) -> bool:
+        """Return whether it matches this node."""
         return (
-            self.everyone
+            self.all_nodes
             or node.id in self.nodes
             or node.gid in self.grids
             or (bool(self.roles) and set(self.roles) <= set(node.roles))
         )
 
     def fanout(self) -> Optional[Tuple[int, List[str]]]:
-        """Grid (0: any) and roles, when one fanout command says exactly the same."""
+        """Return grid (0: any) and roles of the one fanout command with the same meaning; `None` when there is none."""
         if self.nodes:
             return None
-        if self.everyone:
+        if self.all_nodes:
             return 0, ["*"]
         if len(self.grids) == 1 and not self.roles:
             return self.grids[0], ["*"]
@@ -53,8 +53,8 @@ class Target:
         return None
 
 
-def parse(text: Union[str, NodeId, Target]) -> Target:
-    """Reads a target; a `UsageError` says what it may be."""
+def parse_target(text: Union[str, NodeId, Target]) -> Target:
+    """Parse a target; raise `UsageError` with the accepted forms."""
     if isinstance(text, Target):
         return text
     if isinstance(text, tuple) and len(text) == 2:
@@ -64,16 +64,16 @@ def parse(text: Union[str, NodeId, Target]) -> Target:
     nodes: List[NodeId] = []
     grids: List[int] = []
     roles: List[str] = []
-    everyone = False
+    all_nodes = False
     in_roles = False
     for part in text.split(","):
         part = part.strip()
         node, grid = _NODE.match(part), _GRID.match(part)
         if part in ("all", "*", "*.*"):
-            everyone, in_roles = True, False
+            all_nodes, in_roles = True, False
         elif node:
-            if max(int(node[1]), int(node[2])) > _MAX:
-                raise UsageError(f"{part}: the numbers of a node go up to {_MAX}")
+            if max(int(node[1]), int(node[2])) > _MAX_ID:
+                raise UsageError(f"{part}: the numbers of a node go up to {_MAX_ID}")
             nodes.append(NodeId(int(node[1]), int(node[2])))
             in_roles = False
         elif grid:
@@ -87,58 +87,59 @@ def parse(text: Union[str, NodeId, Target]) -> Target:
             roles.append(part)
         else:
             raise UsageError(f"{part or text!r} is no target; it may be: {TARGETS}")
-    if roles and (nodes or grids or everyone):
+    if roles and (nodes or grids or all_nodes):
         raise UsageError(f"{text}: roles and nodes do not mix in one target; it may be: {TARGETS}")
     if "*" in roles:
-        everyone, roles = True, []
-    return Target(text, tuple(dict.fromkeys(nodes)), tuple(dict.fromkeys(grids)), tuple(dict.fromkeys(roles)), everyone)
+        all_nodes, roles = True, []
+    return Target(text, tuple(dict.fromkeys(nodes)), tuple(dict.fromkeys(grids)), tuple(dict.fromkeys(roles)), all_nodes)
 
 
-def parse_except(texts: Union[None, str, Sequence[str]]) -> List[Target]:
-    """Reads `--except`, which may be given more than once."""
+def parse_excludes(texts: Union[None, str, Sequence[str]]) -> List[Target]:
+    """Parse the targets to leave out: none, one, or a list."""
     if not texts:
         return []
-    return [parse(text) for text in ([texts] if isinstance(texts, str) else texts)]
+    return [parse_target(text) for text in ([texts] if isinstance(texts, str) else texts)]
 
 
 @dataclass(frozen=True)
-class Selection:
-    """Whom a target means now."""
+class TargetNodes:
+    """The nodes that a target matches at one time."""
 
-    #: Nodes that are there.
+    #: Nodes that are online.
     live: List[NodeId]
-    #: Nodes that are known and not there.
+    #: Known nodes that are offline.
     offline: List[Node]
-    #: Nodes that were named and never seen.
+    #: Named nodes that no controller has seen.
     unknown: List[NodeId]
-    #: Those of `live` whose agents said that they stop, and were not seen since.
+    #: Those of `live` whose agents have announced their stop and were not seen since.
     stopped: List[Node] = field(default_factory=list)
-    #: Those of `unknown` that were revoked, and when (ms).
+    #: Those of `unknown` that were revoked, with the time (ms since 1970).
     revoked: Mapping[NodeId, int] = field(default_factory=dict)
-    #: Whether nodes that a controller still counts as live were left out of `live`.
-    narrowed: bool = False
+    #: Whether nodes that a controller counts as live were moved out of `live`.
+    is_narrowed: bool = False
 
     @property
-    def present(self) -> Selection:
-        """The same with the stopped nodes among those that are not there, for commands that only look."""
+    def without_stopped(self) -> TargetNodes:
+        """Return the same nodes with the stopped ones among the offline ones, for read-only commands."""
         if not self.stopped:
             return self
-        away = {node.id for node in self.stopped}
+        stopped = {node.id for node in self.stopped}
         offline = sorted([*self.offline, *self.stopped], key=lambda node: node.id)
-        return replace(self, live=[n for n in self.live if n not in away], offline=offline, stopped=[], narrowed=True)
+        live = [node for node in self.live if node not in stopped]
+        return replace(self, live=live, offline=offline, stopped=[], is_narrowed=True)
 
     @property
-    def everybody(self) -> List[NodeId]:
-        """All three together, in order."""
+    def nodes(self) -> List[NodeId]:
+        """Return the live, offline and unknown nodes, sorted."""
         return sorted([*self.live, *(n.id for n in self.offline), *self.unknown])
 
 
-def select(target: Target, known: Iterable[Node], but: Sequence[Target] = ()) -> Selection:
-    """Picks from the known nodes those that are meant, without those of `but`."""
+def match_nodes(target: Target, known: Iterable[Node], exclude: Sequence[Target] = ()) -> TargetNodes:
+    """Return the nodes that the target matches and no target of `exclude` matches."""
     known = list(known)
-    chosen = [n for n in known if target.means(n) and not any(t.means(n) for t in but)]
+    chosen = [n for n in known if target.matches(n) and not any(t.matches(n) for t in exclude)]
     seen = {n.id for n in known}
-    # Of a node that was never seen nothing is known but its number, so roles cannot leave it out.
-    unknown = [n for n in target.nodes if n not in seen and not any(t.means(Node(n.gid, n.nid)) for t in but)]
+    # Only the id of a node that was never seen is known, so roles cannot exclude it.
+    unknown = [n for n in target.nodes if n not in seen and not any(t.matches(Node(n.gid, n.nid)) for t in exclude)]
     stopped = [n for n in chosen if n.live and n.stopped]
-    return Selection([n.id for n in chosen if n.live], [n for n in chosen if not n.live], unknown, stopped)
+    return TargetNodes([n.id for n in chosen if n.live], [n for n in chosen if not n.live], unknown, stopped)

@@ -1,4 +1,4 @@
-"""Text for people: what nodes wrote, without what can control a terminal. Pure."""
+"""Text of nodes without control characters. Pure."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ _BREAKS = re.compile("[\t\n\x0b\x0c\r\x85\u2028\u2029]+")
 
 
 def one_line(text: str) -> str:
-    """The text cleaned, with a blank for each line break and tab."""
+    """Return the cleaned text with one space for each run of line breaks and tabs."""
     return clean(_BREAKS.sub(" ", text))
 
 
 def clean(text: str) -> str:
-    """The text without what can control a terminal; tabs and line feeds stay."""
+    """Return the text with U+FFFD for each character that can control a terminal; keep tabs and line feeds."""
     return text if text.isprintable() else _CONTROL.sub("\ufffd", text.replace("\r\n", "\n"))
 
 
 def is_text(text: str) -> bool:
-    """Whether the system gave text: where bytes fit no character, Python has put surrogates."""
+    """Return whether a text from the system has no surrogates, which Python puts for undecodable bytes."""
     return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)

@@ -1,72 +1,73 @@
-"""Withdrawing commands from nodes that have not started them."""
+"""Withdrawal of commands from nodes that have not started them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Dict, List, Mapping, Optional, Sequence
+from typing import Dict, List, Mapping, Optional, Sequence
 
-from .errors import WaitTimeout
+from ._session import Session
+from ._timeouts import Timeout
+from .commands import CommandSpec
+from .errors import WaitTimeoutError
 from .job import Job
-from .verbs import Verb
-from .waiting import Timeout
-from .wire import Command, JobInfo, NodeId, Result
+from .keys import NodeId
+from .result import Result
+from .wire import Command, JobInfo
 
-if TYPE_CHECKING:
-    from .client import Client
-
-#: Most nodes that one command names.
-MOST_NODES = 10_000
-_NOT_IN_TIME = "no controller answered in time"
+#: Most nodes of one command.
+MAX_NODES_PER_COMMAND = 10_000
+_TIMED_OUT = "no controller answered in time"
 
 
-def withdraw(client: Client, jobs: Mapping[NodeId, str], timeout: Timeout) -> Dict[NodeId, str]:
-    """Withdraws these jobs from these nodes, with one command for each job, so that the history keeps the others.
+def withdraw(client: Session, jobs: Mapping[NodeId, str], timeout: Timeout) -> Dict[NodeId, str]:
+    """Withdraw these jobs from these nodes, with one command for each job.
 
-    Returns for each node an empty text when it was withdrawn, else the sentence that says why not.
+    Return for each node an empty text when it was withdrawn, else the reason why not.
     """
-    nodes_of: Dict[str, List[NodeId]] = {}
+    nodes_by_job: Dict[str, List[NodeId]] = {}
     for node, job_id in jobs.items():
-        nodes_of.setdefault(job_id, []).append(node)
-    single = {nodes[0]: job_id for job_id, nodes in nodes_of.items() if len(nodes) == 1}
-    answers = client._ask_each({node: Verb("cancel", {}, {"id": job_id}) for node, job_id in single.items()}, timeout)
-    told = {}
+        nodes_by_job.setdefault(job_id, []).append(node)
+    single = {nodes[0]: job_id for job_id, nodes in nodes_by_job.items() if len(nodes) == 1}
+    specs = {node: CommandSpec("cancel", {}, {"id": job_id}) for node, job_id in single.items()}
+    answers = client._ask_each(specs, timeout)
+    reasons = {}
     for node in single:
         answer = answers.get(node)
-        told[node] = _NOT_IN_TIME if answer is None else "" if answer.ok else answer.data
-    for job_id, nodes in nodes_of.items():
+        reasons[node] = _TIMED_OUT if answer is None else "" if answer.ok else answer.data
+    for job_id, nodes in nodes_by_job.items():
         if len(nodes) > 1:
-            told.update(_from_many(client, job_id, nodes, timeout))
-    return {node: told[node] for node in jobs}
+            reasons.update(_withdraw_from_many(client, job_id, nodes, timeout))
+    return {node: reasons[node] for node in jobs}
 
 
-def _from_many(client: Client, job_id: str, nodes: Sequence[NodeId], timeout: Timeout) -> Dict[NodeId, str]:
+def _withdraw_from_many(client: Session, job_id: str, nodes: Sequence[NodeId], timeout: Timeout) -> Dict[NodeId, str]:
     before = client._info(job_id)
     ended = before.results if before else {}
-    told = {node: f"job {job_id} has ended on node {node}" for node in nodes if node in ended}
-    asked = [node for node in nodes if node not in ended]
+    reasons = {node: f"job {job_id} has ended on node {node}" for node in nodes if node in ended}
+    open_nodes = [node for node in nodes if node not in ended]
     answers: Dict[NodeId, Optional[Result]] = {}
-    for start in range(0, len(asked), MOST_NODES):
-        some = asked[start : start + MOST_NODES]
-        command = Command("cancel", nodes=some, data={"id": job_id})
+    for start in range(0, len(open_nodes), MAX_NODES_PER_COMMAND):
+        chunk = open_nodes[start : start + MAX_NODES_PER_COMMAND]
+        command = Command("cancel", nodes=chunk, data={"id": job_id})
         client.push([command])
         try:
             answer: Optional[Result] = Job(client, command.id).wait(timeout)
-        except WaitTimeout:
+        except WaitTimeoutError:
             answer = None
-        answers.update(dict.fromkeys(some, answer))
-    # One answer for all: what became of each node stands in the job's hash, which is written before it.
+        answers.update(dict.fromkeys(chunk, answer))
+    # The command has one answer; the outcome for each node is in the hash of the job, which is written before it.
     now = client._info(job_id)
-    told.update((node, _outcome(job_id, node, now, answer)) for node, answer in answers.items())
-    return told
+    reasons.update((node, _reason(job_id, node, now, answer)) for node, answer in answers.items())
+    return reasons
 
 
-def _outcome(job_id: str, node: NodeId, found: Optional[JobInfo], answer: Optional[Result]) -> str:
+def _reason(job_id: str, node: NodeId, found: Optional[JobInfo], answer: Optional[Result]) -> str:
     result = found.results.get(node) if found else None
     if found and result and result.state == "KILLED" and node not in (found.targets or ()):
-        return ""  # a node that the controller answered for is no target any more
+        return ""  # a controller that answers for a node takes it out of the targets
     if result:
         return f"job {job_id} has ended on node {node}"
     if answer is None:
-        return _NOT_IN_TIME
+        return _TIMED_OUT
     if answer.ok or "already with" in answer.data:
         return f"job {job_id} is already with node {node}: kill it instead"
     return answer.data

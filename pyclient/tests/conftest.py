@@ -124,9 +124,9 @@ def client(server: Server, fake: Fake) -> Iterator[Client]:
 @pytest.fixture(autouse=True)
 def short_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocking reads end sooner, for what is looked up between them is what many tests wait for."""
-    monkeypatch.setattr("jsclient.link.SLICE", 0.2)
-    monkeypatch.setattr("jsclient.waiting.SLICE", 0.2)
-    monkeypatch.setattr("jsclient.fleet.LOOK_SECONDS", 0.2)
+    monkeypatch.setattr("jsclient._connection.BLOCKING_READ_SECONDS", 0.2)
+    monkeypatch.setattr("jsclient._timeouts.BLOCKING_READ_SECONDS", 0.2)
+    monkeypatch.setattr("jsclient._collector.HASH_CHECK_INTERVAL_SECONDS", 0.2)
 
 
 class Ran(NamedTuple):
@@ -138,7 +138,7 @@ class Ran(NamedTuple):
 @pytest.fixture
 def jsctl(server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
     """Runs a command line in this process, which is quicker than starting Python for each."""
-    from jsclient.cli import main
+    from jsclient.cli.main import main
 
     monkeypatch.setenv("JSCTL_REDIS", server.url)
 

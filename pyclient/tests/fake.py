@@ -115,7 +115,7 @@ class Fake:
 
     def _run(self) -> None:
         beaten = 0.0
-        link = redis.Redis(unix_socket_path=self._socket)
+        connection = redis.Redis(unix_socket_path=self._socket)
         while not self._stop.is_set():
             try:
                 if self.beating and time.monotonic() - beaten > 1:
@@ -123,13 +123,13 @@ class Fake:
                     beaten = time.monotonic()
                 # As the real one it takes, does, and only then forgets: a Redis that goes in between
                 # costs no command.
-                taken = link.lindex(TAKEN, -1) or link.brpoplpush("cmds_queue", TAKEN, 0.05)
+                taken = connection.lindex(TAKEN, -1) or connection.brpoplpush("cmds_queue", TAKEN, 0.05)
                 if taken:
                     self._take(json.loads(taken))
-                    link.rpop(TAKEN)
+                    connection.rpop(TAKEN)
             except redis.RedisError:
                 time.sleep(0.02)
-        link.close()
+        connection.close()
 
     def _take(self, command: Dict[str, Any]) -> None:
         self.seen.append(command)

@@ -66,8 +66,8 @@ def test_no_part_of_a_password_is_shown(scheme: str) -> None:
     for mark, login, host in itertools.product(marks, logins, hosts):
         text = f"{scheme}{login.format(mark)}@{host}"
         try:
-            link = Client(text).link
-            link._login()
+            connection = Client(text).connection
+            connection._login()
         except UsageError as e:
             said = str(e)
             starts = ("a sentinel address names", "several addresses", "behind the / of", "the port in the address")
@@ -75,13 +75,13 @@ def test_no_part_of_a_password_is_shown(scheme: str) -> None:
             continue
         except ValueError:  # of `_login` for a cluster, which is asked for within `_make`
             with pytest.raises(UsageError, match="%2C"):
-                link._make()
-        shown = link.where + repr(link._address.hosts)
+                connection._make()
+        shown = connection.where + repr(connection._address.hosts)
         assert not any(part in shown for part in ("qge", "qhe", "4711", "8150", "wwu")), (text, shown)
 
 
 def test_a_comma_is_the_passwords_where_it_can_be_nothing_else() -> None:
-    assert Client("redis://:ge,heim@127.0.0.1:1").link._login()["password"] == "ge,heim"
+    assert Client("redis://:ge,heim@127.0.0.1:1").connection._login()["password"] == "ge,heim"
     for text in ("redis://me:12,x@h", "redis://us,er:pw@h", "redis://:x@a,y@b"):
         with pytest.raises(UsageError, match="%2C %2F %23 %3F %40"):
             Client(text)
@@ -89,33 +89,33 @@ def test_a_comma_is_the_passwords_where_it_can_be_nothing_else() -> None:
 
 def test_the_environment_names_redis(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JSCTL_REDIS", "redis://:geheim@there:7")
-    assert Client().link.where == "there:7"
-    assert Client("here:8").link.where == "here:8"
+    assert Client().connection.where == "there:7"
+    assert Client("here:8").connection.where == "here:8"
     for unset in (lambda: monkeypatch.setenv("JSCTL_REDIS", ""), lambda: monkeypatch.delenv("JSCTL_REDIS")):
         unset()
-        assert Client().link.where == "localhost:6379"
+        assert Client().connection.where == "localhost:6379"
 
 
 def test_tls_and_logins_reach_every_kind() -> None:
     import redis
 
     client = Client("sentinel://me:pw@127.0.0.1:1/main/4")
-    options = client.link._redis.connection_pool.connection_kwargs
+    options = client.connection._redis.connection_pool.connection_kwargs
     assert (options["username"], options["password"], options["db"]) == ("me", "pw", 4)
     client = Client("sentinels://me:pw@127.0.0.1:1/main?sentinel_user=you&sentinel_password=p%26w", ssl_ca_certs="/no/file")
-    pool = client.link._redis.connection_pool
+    pool = client.connection._redis.connection_pool
     (sentinel,) = [it.connection_pool for it in pool.sentinel_manager.sentinels]
     for it, login in ((pool, ("me", "pw")), (sentinel, ("you", "p&w"))):
         assert issubclass(it.connection_class, redis.SSLConnection)
         assert (it.connection_kwargs["username"], it.connection_kwargs["password"]) == login
         assert it.connection_kwargs["ssl_ca_certs"] == "/no/file"
-    secure = Client("rediss://:pw@127.0.0.1:1", ssl_ca_certs="/no/such/file").link._redis.connection_pool
+    secure = Client("rediss://:pw@127.0.0.1:1", ssl_ca_certs="/no/such/file").connection._redis.connection_pool
     assert issubclass(secure.connection_class, redis.SSLConnection)
     assert secure.connection_kwargs["ssl_ca_certs"] == "/no/such/file"
 
 
 def test_a_plus_in_the_password_of_a_socket_is_a_plus() -> None:
-    options = Client("unix:///r.sock?password=a+b%2Bc").link._redis.connection_pool.connection_kwargs
+    options = Client("unix:///r.sock?password=a+b%2Bc").connection._redis.connection_pool.connection_kwargs
     assert options["password"] == "a+b+c"
 
 
@@ -142,15 +142,15 @@ def test_settings_of_the_client_are_checked() -> None:
 
 
 def test_no_blocking_read_is_longer_than_its_socket_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jsclient.link.SLICE", 2.0)
+    monkeypatch.setattr("jsclient._connection.BLOCKING_READ_SECONDS", 2.0)
     asked: list[float] = []
     for text, options, most in (("redis://h", {}, 2.0), ("redis://h?socket_timeout=1", {}, 0.5),
                                 ("h", {"socket_timeout": 3}, 1.5)):
-        link = Client(text, **options).link
-        monkeypatch.setattr(link._redis, "execute_command", lambda *words: asked.append(float(words[-1])))
-        link.pop(["a"], 60)
+        connection = Client(text, **options).connection
+        monkeypatch.setattr(connection._redis, "execute_command", lambda *words: asked.append(float(words[-1])))
+        connection.pop(["a"], 60)
         # 0 is "for ever", and Redis 6.0 takes a millisecond for it.
-        link.pop(["a"], 0)
+        connection.pop(["a"], 0)
         assert asked[-2:] == [most, 0.01]
 
 
@@ -176,4 +176,4 @@ def test_an_unescaped_at_in_a_password_is_refused_with_advice(text: str) -> None
     with pytest.raises(UsageError, match="%40") as e:
         Client(text)
     assert "heim" not in str(e.value)
-    assert Client("redis://user:ge%40heim@localhost").link._login()["password"] == "ge@heim"
+    assert Client("redis://user:ge%40heim@localhost").connection._login()["password"] == "ge@heim"

@@ -15,16 +15,16 @@ from fake import Fake
 
 from jsclient import (
     Client,
-    FleetFailed,
-    Gone,
-    JobFailed,
-    NobodyMatched,
-    NoController,
+    FleetFailedError,
+    JobFailedError,
+    JobNotFoundError,
+    NoControllerError,
     NodeId,
-    Unavailable,
-    Undecodable,
+    NoMatchingNodesError,
+    RedisUnavailableError,
+    ResultDecodeError,
     UsageError,
-    WaitTimeout,
+    WaitTimeoutError,
 )
 
 
@@ -40,7 +40,7 @@ def test_execute(client: Client, fake: Fake) -> None:
 def test_a_failure_is_a_result_and_an_error_when_asked(client: Client) -> None:
     result = client.execute(1, 1, "false").wait()
     assert not result.ok
-    with pytest.raises(JobFailed, match="execute on 1.1 failed with status 1: it went wrong"):
+    with pytest.raises(JobFailedError, match="execute on 1.1 failed with status 1: it went wrong"):
         result.raise_for_status()
 
 
@@ -59,7 +59,7 @@ def test_nodes(client: Client, fake: Fake) -> None:
     states = {n.id: n.state for n in client.nodes()}
     assert states == {(1, 1): "live", (1, 2): "live", (2, 1): "live", (3, 1): "late", (3, 2): "gone"}
     assert client.node(1, 2).roles == ("web", "db")
-    with pytest.raises(NobodyMatched):
+    with pytest.raises(NoMatchingNodesError):
         client.node(9, 9)
 
 
@@ -72,20 +72,20 @@ def test_kill_signal_and_stats(client: Client) -> None:
     job.signal("SIGHUP")
     job.kill()
     assert job.wait(5).state == "KILLED"
-    with pytest.raises(JobFailed, match="no job"):
+    with pytest.raises(JobFailedError, match="no job"):
         job.kill()
 
 
 def test_wait_says_where_the_job_stands(client: Client, fake: Fake) -> None:
     job = client.execute(1, 1, "sleep", ["100"])
-    with pytest.raises(WaitTimeout, match="it is running"):
+    with pytest.raises(WaitTimeoutError, match="it is running"):
         job.wait(0.1)
     fake.add(1, 3, [], age=200)
-    with pytest.raises(WaitTimeout, match="the node was last seen"):
+    with pytest.raises(WaitTimeoutError, match="the node was last seen"):
         client.execute(1, 3, "echo").wait(0.1)
-    with pytest.raises(WaitTimeout, match="never seen"):
+    with pytest.raises(WaitTimeoutError, match="never seen"):
         client.execute(7, 7, "echo").wait(0.1)
-    assert issubclass(WaitTimeout, TimeoutError)
+    assert issubclass(WaitTimeoutError, TimeoutError)
 
 
 def test_nothing_is_left_behind(client: Client, raw: Any) -> None:
@@ -160,9 +160,9 @@ def test_result_of_a_node_that_was_not_asked_is_dropped(client: Client, fake: Fa
     job = client.execute(1, 1, "sleep", ["100"])
     wait_until(lambda: job.state == "RUNNING")
     push_forged(raw, job.id, 2, 1)
-    with pytest.raises(WaitTimeout):
+    with pytest.raises(WaitTimeoutError):
         job.wait(0.3)
-    with pytest.raises(WaitTimeout):
+    with pytest.raises(WaitTimeoutError):
         client.job(job.id).wait(0.1)
     push_forged(raw, job.id, 2, 1)
     push_forged(raw, job.id, 1, 1)
@@ -184,7 +184,7 @@ def test_ids_of_a_fleet_do_not_follow_from_each_other(client: Client, fake: Fake
     ids = [fleet.job_id(node) for node in fleet.nodes]
     ends = [job_id.rsplit(".", 1)[1] for job_id in ids]
     assert len(set(ends)) == 2 and all(len(end) == 16 for end in ends)
-    assert client.parts(fleet.id) == ids and client.whole_id(fleet.id[:10]) == fleet.id
+    assert client.member_ids(fleet.id) == ids and client.resolve_id(fleet.id[:10]) == fleet.id
     assert [job.wait(5).ok for job in fleet.jobs.values()] == [True, True]
 
 
@@ -211,9 +211,9 @@ def test_fleet(client: Client) -> None:
     ],
 )
 def test_targets(client: Client, who: str, but: Any, nodes: Any) -> None:
-    targeted = client.target(who, but=but)
-    assert [str(n) for n in targeted.nodes()] == nodes
-    assert [str(n) for n in sorted(targeted.ping().wait(10).results)] == nodes
+    selection = client.target(who, exclude=but)
+    assert [str(n) for n in selection.nodes()] == nodes
+    assert [str(n) for n in sorted(selection.ping().wait(10).results)] == nodes
 
 
 def test_any_picks_one(client: Client, fake: Fake) -> None:
@@ -225,7 +225,7 @@ def test_who_failed_and_who_is_silent(client: Client, fake: Fake) -> None:
     fake.programs["flaky"] = lambda n, c: {"state": "ERROR", "code": 2} if n == (1, 1) else {}
     fleet = client.target("all").execute("flaky").wait(0.5)
     assert [r.node for r in fleet.failed] == [(1, 1)] and fleet.missing == [(2, 1)]
-    with pytest.raises(FleetFailed, match="failed on 1.1; no answer from 2.1") as e:
+    with pytest.raises(FleetFailedError, match="failed on 1.1; no answer from 2.1") as e:
         fleet.raise_for_status()
     assert e.value.missing == ["2.1"]
 
@@ -235,9 +235,9 @@ def test_nodes_that_are_not_there(client: Client, fake: Fake) -> None:
     fleet = client.target("1.1,1.3,1.9").ping().wait()
     assert list(fleet.results) == [(1, 1)]
     assert [n.id for n in fleet.offline] == [(1, 3)] and fleet.unknown == [(1, 9)]
-    with pytest.raises(NobodyMatched, match="1.9 was never seen"):
+    with pytest.raises(NoMatchingNodesError, match="1.9 was never seen"):
         client.target("1.9").ping()
-    with pytest.raises(NobodyMatched, match="no node matches @nobody"):
+    with pytest.raises(NoMatchingNodesError, match="no node matches @nobody"):
         client.target("@nobody").ping()
     fleet = client.target("1.3").ping(wait_offline=True)
     assert fleet.wait(0.2).missing == [(1, 3)]
@@ -257,7 +257,7 @@ def test_batches_and_failures(client: Client, fake: Fake) -> None:
 def test_many_lists(client: Client, fake: Fake) -> None:
     for nid in range(1, 201):
         fake.add(8, nid, ["x"])
-    fleet = client.target("8.*", but="8.7").ping().wait(20)
+    fleet = client.target("8.*", exclude="8.7").ping().wait(20)
     assert fleet.returned == 199 and fleet.ok
 
 
@@ -345,7 +345,7 @@ def test_stats_jobs_events_audit(client: Client, fake: Fake, raw: Any) -> None:
     assert client.audit(1)[0]["results"] == {"ERROR": 1}
     raw.lpush("jsacc:events", '{"name": "startup", "gid": 1, "nid": 1, "epoch": 5, "data": {}}', "no json")
     assert [e.get("name") for e in client.events()] == [None, "startup"]
-    with pytest.raises(Gone, match="no job nope"):
+    with pytest.raises(JobNotFoundError, match="no job nope"):
         client.job_info("nope")
 
 
@@ -356,7 +356,7 @@ def test_results_by_level(client: Client, fake: Fake) -> None:
         fake.programs["give"] = lambda n, c, level=level, data=data: {"level": level, "data": data}
         assert client.execute(1, 1, "give").wait().value == value
     fake.programs["give"] = lambda n, c: {"level": 20, "data": "{"}
-    with pytest.raises(Undecodable, match="level 20"):
+    with pytest.raises(ResultDecodeError, match="level 20"):
         client.execute(1, 1, "give").wait().value
 
 
@@ -386,28 +386,28 @@ def test_bad_arguments(client: Client) -> None:
 
 def test_no_controller(server: Server) -> None:
     client = Client(server.url)
-    with pytest.raises(NoController, match="start jsacc"):
+    with pytest.raises(NoControllerError, match="start jsacc"):
         client.execute(1, 1, "echo")
     fake = Fake(server.socket)
     fake.beat(age=60)
-    with pytest.raises(NoController, match="60s ago"):
+    with pytest.raises(NoControllerError, match="60s ago"):
         client.execute(1, 1, "echo")
     assert not redis.Redis(unix_socket_path=server.socket).exists("cmds_queue")
     client.close()
 
 
 def test_no_redis() -> None:
-    with pytest.raises(Unavailable, match="cannot reach Redis at localhost:1: connection refused"):
+    with pytest.raises(RedisUnavailableError, match="cannot reach Redis at localhost:1: connection refused"):
         Client("redis://:secret@localhost:1").nodes()
 
 
 def test_wrong_password() -> None:
     server = Server("--requirepass", "right")
     try:
-        with pytest.raises(Unavailable, match="refuses these credentials") as e:
+        with pytest.raises(RedisUnavailableError, match="refuses these credentials") as e:
             Client(f"{server.url}?password=wrong").nodes()
         assert "wrong" not in str(e.value).split("(")[0]
-        with pytest.raises(Unavailable, match="refuses these credentials"):
+        with pytest.raises(RedisUnavailableError, match="refuses these credentials"):
             Client(server.url).nodes()
         assert Client(f"{server.url}?password=right").nodes() == []
     finally:
@@ -446,7 +446,7 @@ def test_redis_restarts_under_a_wait() -> None:
 
 
 def test_a_job_that_was_never_sent_has_no_state(client: Client, fake: Fake) -> None:
-    with pytest.raises(Gone, match="it was never sent, or is older than a day"):
+    with pytest.raises(JobNotFoundError, match="it was never sent, or is older than a day"):
         client.job("never-sent").state
     fake.deaf.add((1, 1))
     job = client.execute(1, 1, "uname")
@@ -455,7 +455,7 @@ def test_a_job_that_was_never_sent_has_no_state(client: Client, fake: Fake) -> N
 
 def test_an_answer_that_does_not_come_in_time_leaves_no_command_behind(client: Client, fake: Fake) -> None:
     fake.absent.add((1, 1))
-    with pytest.raises(WaitTimeout, match="it was withdrawn"):
+    with pytest.raises(WaitTimeoutError, match="it was withdrawn"):
         client.killall(1, 1, timeout=0.3)
     assert not fake.queued
 
@@ -463,23 +463,23 @@ def test_an_answer_that_does_not_come_in_time_leaves_no_command_behind(client: C
 def test_a_ping_of_a_node_that_is_not_there_ends_soon(
     client: Client, fake: Fake, raw: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jsclient.client.PRESENT_SECONDS", 0.2)
+    monkeypatch.setattr("jsclient.node_commands.PRESENCE_CHECK_SECONDS", 0.2)
     fake.add(1, 5, [], age=300)
     fake.absent.add((1, 1))
     raw.hset("jsacc:agent:1:1", "stopped", str(int(time.time() * 1000) + 1000))
     for gid, nid, why in ((1, 1, "stopped"), (1, 5, "was last seen"), (8, 8, "never seen")):
-        with pytest.raises(NobodyMatched, match=why):
+        with pytest.raises(NoMatchingNodesError, match=why):
             client.ping(gid, nid, timeout=None)
     assert not fake.queued
     fake.deaf.add((1, 2))
-    with pytest.raises(WaitTimeout):
+    with pytest.raises(WaitTimeoutError):
         client.ping(1, 2, timeout=0.5)
 
 
 def test_restart_returns_when_the_agent_is_back(client: Client, fake: Fake) -> None:
     assert client.restart(1, 1).ok and client.target("@web").restart().wait().ok
     fake.lost.add((1, 1))
-    with pytest.raises(JobFailed, match="nothing started it again within 1.5 s"):
+    with pytest.raises(JobFailedError, match="nothing started it again within 1.5 s"):
         client.restart(1, 1, timeout=1.5)
 
 
@@ -529,7 +529,7 @@ BEAT = b"*2\r\n$2\r\nac\r\n$13\r\n1766385000000\r\n"
 ])
 def test_a_redis_that_is_too_old_is_told_in_one_sentence(answers: Dict[str, bytes], told: str) -> None:
     with OldRedis({"TIME": NOW, "ZREVRANGE": BEAT, **answers}) as old, Client(old.url) as client:
-        with pytest.raises(Unavailable, match=told):
+        with pytest.raises(RedisUnavailableError, match=told):
             client.execute(1, 1, "uname").wait(5)
 
 
@@ -537,6 +537,6 @@ def test_a_user_that_may_not_ask_for_the_version_is_served(client: Client, fake:
     raw.execute_command("ACL", "SETUSER", "few", "on", ">pw", "~*", "+@all", "-hello", "-info")
     try:
         with Client(server.url.replace("unix://", "unix://few:pw@")) as few:
-            assert few.execute(1, 1, "uname").wait(10).ok and few.link.version_known
+            assert few.execute(1, 1, "uname").wait(10).ok and few.connection.version_known
     finally:
         raw.execute_command("ACL", "DELUSER", "few")

@@ -34,7 +34,7 @@ def fleet(fake: Fake) -> Fake:
 
 
 def test_python_blocks(fleet: Fake, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jsclient.client.DEFAULT_URL", server.url)
+    monkeypatch.setattr("jsclient._session.DEFAULT_URL", server.url)
     found = blocks("python")
     assert len(found) >= 8
     space: dict[str, Any] = {"client": jsclient.Client(server.url, timeout=10), "__name__": "page"}

@@ -12,8 +12,8 @@ from conftest import Ran, Server, wait_until
 from fake import Fake
 from test_client import BEAT, NOW, OldRedis
 
-from jsclient import Client, Gone
-from jsclient.cli import main
+from jsclient import Client, JobNotFoundError
+from jsclient.cli.main import main
 
 Jsctl = Callable[..., Ran]
 
@@ -85,12 +85,12 @@ def test_a_job_that_was_never_sent_is_told_at_once(client: Client, fake: Fake) -
     client.timeout = None
     job = client.job("never-sent")
     for ask in (lambda: job.value, lambda: job.wait(), lambda: job.result, lambda: list(job.results()), lambda: job.stdout):
-        with pytest.raises(Gone, match="no job never-sent: it was never sent, or is older than a day"):
+        with pytest.raises(JobNotFoundError, match="no job never-sent: it was never sent, or is older than a day"):
             ask()
 
 
 def test_a_job_that_is_still_in_the_queue_is_waited_for(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jsclient.job.UNKNOWN_SECONDS", 0.05)
+    monkeypatch.setattr("jsclient.job.UNKNOWN_JOB_TIMEOUT_SECONDS", 0.05)
     fake = Fake(server.socket)
     fake.add(1, 1, [])
     fake.beat()

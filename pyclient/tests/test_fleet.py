@@ -11,9 +11,9 @@ import pytest
 from conftest import Ran, wait_until
 from fake import Fake
 
-from jsclient import Client, Fleet, NobodyMatched, NodeId, WaitTimeout, wire
-from jsclient.link import _is_too_old
-from jsclient.targeted import without_the_silent
+from jsclient import Client, Fleet, NodeId, NoMatchingNodesError, WaitTimeoutError, keys
+from jsclient._connection import _is_too_old
+from jsclient.selection import skip_unresponsive
 from jsclient.wire import Command
 
 Jsctl = Callable[..., Ran]
@@ -40,7 +40,7 @@ def test_answer_of_the_controller_for_one_node_leaves_the_others(
     assert {r.node: r.state for r in came} == {n: "ERROR" if n == expired else "OK" for n in ALL}
     assert {r.node: r.state for r in fleet.results.values()} == {r.node: r.state for r in came}
     assert fleet.returned == len(fleet.nodes) == 3 and not fleet.missing and [r.node for r in fleet.failed] == [expired]
-    assert not raw.exists(wire.result_list(fleet.id))
+    assert not raw.exists(keys.result_list(fleet.id))
 
 
 @pytest.mark.parametrize("named", [True, False])
@@ -84,12 +84,12 @@ def test_job_of_one_node_of_many_takes_no_answer_for_another(client: Client, fak
     at_work(fake, fleet)
     jobs = fleet.jobs
     fake.expire(fleet.id, (1, 1))
-    with pytest.raises(WaitTimeout):
+    with pytest.raises(WaitTimeoutError):
         jobs[NodeId(1, 2)].wait(0.3)
     assert jobs[NodeId(1, 1)].wait(5).node == (1, 1)
     fake.end(fleet.id, (1, 2))
     assert jobs[NodeId(1, 2)].result.state == "OK"  # type: ignore[union-attr]
-    assert raw.llen(wire.result_list(fleet.id)) == 1, "others wait for what is on the list"
+    assert raw.llen(keys.result_list(fleet.id)) == 1, "others wait for what is on the list"
 
 
 def test_job_that_was_given_to_nobody_has_its_end_for_everyone(client: Client, fake: Fake, jsctl: Jsctl) -> None:
@@ -137,7 +137,7 @@ def test_stopped_node_is_left_out_in_python_too(client: Client, fake: Fake, raw:
     assert not fake.running
     assert {client.target("@web", any=True).nodes()[0] for _ in range(20)} == {(1, 1)}
     stop(raw, "1:1")
-    with pytest.raises(NobodyMatched, match="stopped"):
+    with pytest.raises(NoMatchingNodesError, match="stopped"):
         client.target("@web", any=True).ping()
 
 
@@ -158,11 +158,11 @@ def test_withdrawal_of_one_job_keeps_the_answers_of_other_nodes(
     told = fleet.withdraw()
     assert {n: why for n, why in told.items() if why} == {(1, 1): f"job {fleet.id} has ended on node 1.1"}
     assert (raw.llen("jsacc:jobs"), raw.llen("jsacc:audit")) == (jobs + 1, audit + 1), "one entry for all"
-    found = [json.loads(text) for text in raw.lrange(wire.result_list(fleet.id), 0, -1)]
+    found = [json.loads(text) for text in raw.lrange(keys.result_list(fleet.id), 0, -1)]
     assert (1, 1) in [(r["gid"], r["nid"]) for r in found], "other clients may wait for it"
     fleet.wait(10)
     assert {n: r.state for n, r in fleet.results.items()} == {(1, 1): "OK", (1, 2): "KILLED", (2, 1): "KILLED"}
-    assert not raw.exists(wire.result_list(fleet.id))
+    assert not raw.exists(keys.result_list(fleet.id))
 
 
 def test_withdrawal_from_all_who_are_left_deletes_the_list(client: Client, fake: Fake, raw: Any) -> None:
@@ -174,7 +174,7 @@ def test_withdrawal_from_all_who_are_left_deletes_the_list(client: Client, fake:
     for node in ALL[1:]:
         fake.queued[(fleet.id, node)] = fake.running.pop((fleet.id, node))
     assert fleet.withdraw() == {(1, 2): "", (2, 1): ""}
-    assert not raw.exists(wire.result_list(fleet.id))
+    assert not raw.exists(keys.result_list(fleet.id))
 
 
 def test_withdrawal_says_why_not_for_each_node(client: Client, fake: Fake) -> None:
@@ -193,20 +193,20 @@ def test_withdrawal_says_why_not_for_each_node(client: Client, fake: Fake) -> No
 def test_node_that_was_silent_holds_up_the_next_question_for_a_moment(
     client: Client, fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jsclient.targeted.SILENT_SECONDS", 0.05)
+    monkeypatch.setattr("jsclient.selection.UNRESPONSIVE_TIMEOUT_SECONDS", 0.05)
     fake.deaf.add((1, 2))
     silent: Set[NodeId] = set()
 
     def ask(limit: float) -> Fleet:
         fleet = client.target("all").ping()
-        came = [result.node for result in without_the_silent(fleet, limit, silent, 0.05) if result]
+        came = [result.node for result in skip_unresponsive(fleet, limit, silent, 0.05) if result]
         assert sorted(came) == ALL if (1, 2) not in fake.deaf else [(1, 1), (2, 1)]
         return fleet
 
     assert ask(3).waiting == 0 and silent == {(1, 2)}, "its time was up"
     assert ask(30).waiting == 1 and silent == {(1, 2)}, "its time was not up"
     fake.deaf.clear()
-    monkeypatch.setattr("jsclient.targeted.SILENT_SECONDS", 30)
+    monkeypatch.setattr("jsclient.selection.UNRESPONSIVE_TIMEOUT_SECONDS", 30)
     assert ask(30).waiting == 0 and not silent
 
 
@@ -216,15 +216,15 @@ def test_followed_records_do_not_wait_for_a_silent_node_each_time(
     fleets: List[Fleet] = []
     each = Fleet.each
     monkeypatch.setattr(Fleet, "each", lambda *a, **k: fleets.append(each(*a, **k)) or fleets[-1])
-    monkeypatch.setattr("jsclient.targeted.SILENT_SECONDS", 0.05)
-    monkeypatch.setattr("jsclient.targeted.FOLLOW_SECONDS", 3)
+    monkeypatch.setattr("jsclient.selection.UNRESPONSIVE_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr("jsclient.selection.FOLLOW_TIMEOUT_SECONDS", 3)
     fake.deaf.add((1, 2))
     records = client.target("1.*").follow()
     for number, data in enumerate(("one", "two")):
         fake.record(1, 1, 1, data)
         assert next(records).data == data
         assert fleets[-1].waiting == number, "its time is up in the first round alone"
-        monkeypatch.setattr("jsclient.targeted.FOLLOW_SECONDS", 30)
+        monkeypatch.setattr("jsclient.selection.FOLLOW_TIMEOUT_SECONDS", 30)
 
 
 def test_order_of_a_job_for_each_node_is_one_for_logs_kill_and_signal(client: Client, fake: Fake, jsctl: Jsctl) -> None:

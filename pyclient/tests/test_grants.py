@@ -10,7 +10,7 @@ import pytest
 from conftest import Ran
 from fake import Fake
 
-from jsclient import Client, Grant, NobodyMatched, NodeId, Unavailable, UsageError
+from jsclient import Client, Grant, NodeId, NoMatchingNodesError, RedisUnavailableError, UsageError
 
 Jsctl = Callable[..., Ran]
 
@@ -52,7 +52,7 @@ def test_grants_and_claims_are_told_apart(client: Client, claiming: Fake, raw: A
 
 
 def test_a_node_that_was_never_seen_is_granted_nothing(client: Client, claiming: Fake, raw: Any, jsctl: Jsctl) -> None:
-    with pytest.raises(NobodyMatched, match="7.7 was never seen by a controller; nothing was changed"):
+    with pytest.raises(NoMatchingNodesError, match="7.7 was never seen by a controller; nothing was changed"):
         client.grant("1.1,7.7", roles=["db"])
     assert not raw.exists("jsacc:grant:7:7") and raw.hkeys("jsacc:grant:1:1") == ["role:web"]
     assert not raw.exists("jsacc:audit")
@@ -120,9 +120,9 @@ def test_what_was_granted_is_told_though_the_look_for_claims_fails(
     claiming: Fake, jsctl: Jsctl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
-        raise Unavailable("Redis at x closed the connection", passing=True)
+        raise RedisUnavailableError("Redis at x closed the connection", transient=True)
 
-    monkeypatch.setattr("jsclient.cli.grants.claimed", fail)
+    monkeypatch.setattr("jsclient.cli.grants.load_claims", fail)
     ran = jsctl("grant", "1.1", "--role", "cache")
     assert (ran.code, ran.out) == (0, "1.1: granted role:cache\n")
     assert ran.err == "jsctl: whether it is claimed is not known: Redis at x closed the connection\n"

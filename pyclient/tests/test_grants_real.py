@@ -9,8 +9,8 @@ import pytest
 from conftest import wait_until
 from test_kinds import BIN, House, free_port
 
-from jsclient import Client, NobodyMatched, NodeId
-from jsclient.cli import main
+from jsclient import Client, NodeId, NoMatchingNodesError
+from jsclient.cli.main import main
 
 pytestmark = pytest.mark.skipif(BIN is None, reason="jsacc and jsagent are not built")
 
@@ -27,7 +27,7 @@ def test_a_claim_is_a_target_while_it_is_granted(capsys: pytest.CaptureFixture[s
         same: List[str] = ["-r", url, "--state-dir", str(house.folder / "state")]
         house.start(str(BIN / "jsacc"), "-p", str(web), "-b", "127.0.0.1", "--insecure-http", *same)  # type: ignore[operator]
         with Client(url, timeout=60, by="alice") as client:
-            wait_until(lambda: client.link.read("ZCARD", "jsacc:acs"), NOTICED)
+            wait_until(lambda: client.connection.read("ZCARD", "jsacc:acs"), NOTICED)
 
             def controller(*words: str) -> None:
                 subprocess.run([str(BIN / "jsacc"), *words, *same], check=True, capture_output=True, timeout=60)  # type: ignore[operator]
@@ -44,7 +44,7 @@ def test_a_claim_is_a_target_while_it_is_granted(capsys: pytest.CaptureFixture[s
 
             wait_until(lambda: "role:db" in [g.field for g in client.grants() if not g.granted], NOTICED)
             assert nodes("@web") == [(1, 1)] and client.node(1, 1).claims == ("role:db",)
-            with pytest.raises(NobodyMatched, match="to grant it: jsctl grant 1.1 --role db"):
+            with pytest.raises(NoMatchingNodesError, match="to grant it: jsctl grant 1.1 --role db"):
                 client.target("@db").ping()
             capsys.readouterr()
             assert main(["-r", url, "grants"]) == 0
@@ -56,7 +56,7 @@ def test_a_claim_is_a_target_while_it_is_granted(capsys: pytest.CaptureFixture[s
             assert main(["-r", url, "grant", "1.1", "--role", "web", "--role", "cache"]) == 0
             told = capsys.readouterr().err.splitlines()
             assert len(told) == 1 and "1.1: role:cache is granted and not claimed" in told[0]
-            with pytest.raises(NobodyMatched, match="granted to and not claimed by 1.1"):
+            with pytest.raises(NoMatchingNodesError, match="granted to and not claimed by 1.1"):
                 client.target("@cache").ping()
             # Both write into the audit list.
             assert [e["cmd"] for e in client.audit()] == ["grant", "ping", "grant"]

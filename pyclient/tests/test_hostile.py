@@ -16,11 +16,11 @@ from conftest import Ran, Server
 from fake import Fake
 from test_streams import Terminal, run
 
-from jsclient import Client, Error, FleetFailed, JobFailed
+from jsclient import Client, Error, FleetFailedError, JobFailedError
 from jsclient.cli import schedules, top
 from jsclient.cli.complete import _names
 from jsclient.cli.parser import build
-from jsclient.wire import Result
+from jsclient.result import Result
 
 #: What a hostile node says of itself and writes: controls, markup of rich, line breaks, lines of jsctl's own.
 BAD = "\x1b]0;t\x07\x1b[2J\u009b31m\u202e\x85[bold]b[/bold][link=http://x]l[/link]\n== 1.2 (2)\r\n3 OK, 0 failed\njsctl: 1.2: fine\x0b"
@@ -136,7 +136,7 @@ def test_an_id_that_is_none_ends_no_table(server: Server, fake: Fake, monkeypatc
         assert ran.returncode == 0 and ran.stdout.decode().count("seen") == 3 * len(ids), ran
     for table in (schedules.table, top.process_table):
         asked: List[str] = []
-        monkeypatch.setattr(Client, "asked", lambda _, ids: asked.extend(ids) or {})
+        monkeypatch.setattr(Client, "sent_commands", lambda _, ids: asked.extend(ids) or {})
         results = [Result.from_json(json.dumps({"id": "q", "gid": 1, "nid": n, "state": "OK", "level": 20, "data": json.dumps(
             [{"id": i} for i in (*ids, *(f"{n}.{k}" for k in range(500)))])}).encode()) for n in (1, 2)]
         with Client(server.url) as client:
@@ -181,7 +181,7 @@ def test_a_traceback_shows_no_byte_of_a_node_that_controls_a_terminal(client: Cl
             ask()
         told = "".join(traceback.format_exception_only(e.type, e.value))
         assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", told + str(e.value)), told
-        if isinstance(e.value, (JobFailed, FleetFailed)):
+        if isinstance(e.value, (JobFailedError, FleetFailedError)):
             assert "\ufffd" in told
     sentence = fleet.results[fleet.nodes[0]].sentence()
     assert "\ufffd" in sentence and sentence.isprintable()

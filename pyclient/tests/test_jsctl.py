@@ -22,7 +22,7 @@ import redis
 from conftest import Ran, Server, wait_until
 from fake import Fake
 
-from jsclient import Client, NoController
+from jsclient import Client, NoControllerError
 
 Jsctl = Callable[..., Ran]
 
@@ -184,8 +184,8 @@ def test_no_controller(jsctl: Jsctl, server: Server) -> None:
 def test_the_last_controller_goes_while_somebody_waits(
     jsctl: Jsctl, fake: Fake, raw: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jsclient.cli.output.CHECK_SECONDS", 0.1)
-    monkeypatch.setattr("jsclient.client._TRUST_SECONDS", 0.0)
+    monkeypatch.setattr("jsclient.cli.output.CONTROLLER_CHECK_INTERVAL_SECONDS", 0.1)
+    monkeypatch.setattr("jsclient._session._HEARTBEAT_CACHE_SECONDS", 0.0)
 
     def end(node: Any, command: Any) -> Any:
         fake.beating = False
@@ -201,10 +201,10 @@ def test_the_last_controller_goes_while_somebody_waits(
 def test_a_question_is_given_up_when_the_last_controller_goes(
     jsctl: Jsctl, fake: Fake, raw: Any, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jsclient.cli.output.CHECK_SECONDS", 0.05)
-    monkeypatch.setattr("jsclient.client.CONTROLLER_SECONDS", 0.2)
-    for name, seconds in (("_TRUST", 0.0), ("CONTROLLER", 0.2), ("PRESENT", 0.1)):
-        monkeypatch.setattr(f"jsclient.client.{name}_SECONDS", seconds)
+    monkeypatch.setattr("jsclient.cli.output.CONTROLLER_CHECK_INTERVAL_SECONDS", 0.05)
+    monkeypatch.setattr("jsclient._controllers.CONTROLLER_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr("jsclient._session._HEARTBEAT_CACHE_SECONDS", 0.0)
+    monkeypatch.setattr("jsclient.node_commands.PRESENCE_CHECK_SECONDS", 0.1)
     fake.deaf.add((1, 1))
     take = fake._take
 
@@ -221,16 +221,16 @@ def test_a_question_is_given_up_when_the_last_controller_goes(
         assert ran.code == 1 and ran.err.splitlines()[-1].endswith(sentence), (words, ran)
     for ask in (client.ping, client.get_os_info, client.get_msgs):
         fake.beat()
-        with pytest.raises(NoController, match=sentence):
+        with pytest.raises(NoControllerError, match=sentence):
             ask(1, 1, timeout=60)  # type: ignore[operator]
 
 
 def test_what_came_is_shown_when_a_question_is_given_up(
     jsctl: Jsctl, fake: Fake, raw: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jsclient.cli.output.CHECK_SECONDS", 0.05)
-    monkeypatch.setattr("jsclient.client.CONTROLLER_SECONDS", 0.2)
-    monkeypatch.setattr("jsclient.client._TRUST_SECONDS", 0.0)
+    monkeypatch.setattr("jsclient.cli.output.CONTROLLER_CHECK_INTERVAL_SECONDS", 0.05)
+    monkeypatch.setattr("jsclient._controllers.CONTROLLER_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr("jsclient._session._HEARTBEAT_CACHE_SECONDS", 0.0)
     fake.schedules = {(1, 2): [{"id": "hourly", "period": 3600}]}
     fake.deaf.add((1, 1))
     take = fake._take
@@ -255,9 +255,9 @@ def test_what_came_is_shown_when_a_question_is_given_up(
 def test_a_controller_that_was_killed_is_noticed_when_its_beat_is_old(
     client: Client, fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jsclient.wire.BEAT_SECONDS", 2)
-    for name in ("CONTROLLER", "_TRUST"):
-        monkeypatch.setattr(f"jsclient.client.{name}_SECONDS", 0.2)
+    monkeypatch.setattr("jsclient.keys.HEARTBEAT_TIMEOUT_SECONDS", 2)
+    monkeypatch.setattr("jsclient._controllers.CONTROLLER_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr("jsclient._session._HEARTBEAT_CACHE_SECONDS", 0.2)
     fake.deaf.add((1, 1))
     take = fake._take
 
@@ -266,14 +266,14 @@ def test_a_controller_that_was_killed_is_noticed_when_its_beat_is_old(
         take(command)
 
     monkeypatch.setattr(fake, "_take", last)
-    with pytest.raises(NoController, match="the last one beat [0-9]+s ago; start jsacc"):
+    with pytest.raises(NoControllerError, match="the last one beat [0-9]+s ago; start jsacc"):
         client.get_os_info(1, 1, timeout=20)
 
 
 def test_a_redis_without_its_beats_for_a_moment_ends_no_question(
     client: Client, fake: Fake, raw: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jsclient.client._TRUST_SECONDS", 0.0)
+    monkeypatch.setattr("jsclient._session._HEARTBEAT_CACHE_SECONDS", 0.0)
     fake.deaf.add((1, 1))
     looks: List[bool] = []
     check = client.check
@@ -284,7 +284,7 @@ def test_a_redis_without_its_beats_for_a_moment_ends_no_question(
         try:
             check()
             looks.append(True)
-        except NoController:
+        except NoControllerError:
             looks.append(False)
             raise
         finally:
@@ -363,14 +363,14 @@ def test_a_fleet_of_many_jobs_is_found_by_its_id(jsctl: Jsctl, fake: Fake) -> No
 
 
 def test_a_fleet_that_is_still_being_taken_is_waited_for_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    from jsclient.cli import order
+    from jsclient.cli import lookup
 
     class Taking:
-        looks = [["f.1.1"], ["f.1.1", "f.2.1"], ["f.1.1", "f.2.1"], ["f.1.1", "f.2.1"]]
-        link = property(lambda self: self)
+        reads = [["f.1.1"], ["f.1.1", "f.2.1"], ["f.1.1", "f.2.1"], ["f.1.1", "f.2.1"]]
+        connection = property(lambda self: self)
 
-        def parts(self, asked: str) -> List[str]:
-            return self.looks.pop(0)
+        def member_ids(self, asked: str) -> List[str]:
+            return self.reads.pop(0)
 
         def read(self, *command: Any) -> int:
             return 0
@@ -380,11 +380,11 @@ def test_a_fleet_that_is_still_being_taken_is_waited_for_whole(monkeypatch: pyte
         def job_info(self, job_id: str) -> str:
             return job_id
 
-    monkeypatch.setattr(order.Fleet, "again", staticmethod(lambda client, asked, infos: infos))
+    monkeypatch.setattr(lookup.Fleet, "resume", staticmethod(lambda client, asked, infos: infos))
     # `wait`, `cancel`, `job`, `kill`, `signal` and `unschedule` all find what they speak of in this way.
-    assert order.parts_of(Taking(), "f") == ("f", ["f.1.1", "f.2.1"])  # type: ignore[arg-type]
-    Taking.looks = [["f.1.1"], *[["f.1.1", "f.2.1"]] * 3]
-    assert list(order._found(Taking(), "f")) == ["f.1.1", "f.2.1"]  # type: ignore[arg-type]
+    assert lookup.find_jobs(Taking(), "f") == ("f", ["f.1.1", "f.2.1"])  # type: ignore[arg-type]
+    Taking.reads = [["f.1.1"], *[["f.1.1", "f.2.1"]] * 3]
+    assert list(lookup.resume_fleet(Taking(), "f")) == ["f.1.1", "f.2.1"]  # type: ignore[arg-type]
 
 
 def test_a_fleet_that_is_still_being_taken_is_shown_whole(jsctl: Jsctl, fake: Fake, raw: Any) -> None:
@@ -587,7 +587,7 @@ def test_completion(jsctl: Jsctl, fake: Fake) -> None:
 
 
 def test_help_loads_no_library() -> None:
-    loaded = "import sys, jsclient.cli as c; c.main(['--help']); print([m for m in ('redis', 'rich') if m in sys.modules])"
+    loaded = "import sys, jsclient.cli.main as c; c.main(['--help']); print([m for m in ('redis', 'rich') if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", loaded], check=True, capture_output=True, text=True).stdout
     assert out.splitlines()[-1] == "[]"
 
@@ -625,7 +625,7 @@ def test_an_id_that_somebody_chose_stands_for_no_longer_one(jsctl: Jsctl, fake: 
     made = client.execute(1, 1, "sleep", ["60"], id=32 * "a" + ".1.10")
     wait_until(lambda: made.state == "RUNNING")
     assert jsctl("kill", 32 * "a" + ".1.1").code == 3 and made.state == "RUNNING"
-    assert client.whole_id("aaaaaa") == 32 * "a"
+    assert client.resolve_id("aaaaaa") == 32 * "a"
 
 
 def test_what_is_waited_for_is_a_whole_id_first(
@@ -633,15 +633,15 @@ def test_what_is_waited_for_is_a_whole_id_first(
 ) -> None:
     client.execute(1, 1, "echo", ["other"], id="abcdef12" + 24 * "0").wait()
     looked: list[str] = []
-    parts = Client.parts
+    member_ids = Client.member_ids
 
     def late(self: Client, fleet_id: str) -> list[str]:
         looked.append(fleet_id)
         if len(looked) == 3:
             client.execute(1, 1, "echo", ["late"], id="abcdef12").wait()
-        return parts(self, fleet_id)
+        return member_ids(self, fleet_id)
 
-    monkeypatch.setattr(Client, "parts", late)
+    monkeypatch.setattr(Client, "member_ids", late)
     assert jsctl("wait", "abcdef12").out == "late\n"
     assert jsctl("wait", "abcdef120").out == "other\n"
 

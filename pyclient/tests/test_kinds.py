@@ -18,8 +18,8 @@ import redis
 from conftest import end, wait_until
 from test_real import BIN, free_port
 
-from jsclient import Client, Unavailable, wire
-from jsclient.cli import main
+from jsclient import Client, RedisUnavailableError, keys
+from jsclient.cli.main import main
 
 pytestmark = [
     pytest.mark.skipif(BIN is None, reason="jsacc and jsagent are not built"),
@@ -105,7 +105,7 @@ def attempt(ask: Callable[[], object]) -> Optional[object]:
     """What it answers, or nothing while Redis is away."""
     try:
         return ask()
-    except Unavailable:
+    except RedisUnavailableError:
         return None
 
 
@@ -124,7 +124,7 @@ def everything(client: Client, url: str, capsys: pytest.CaptureFixture[str]) -> 
     # One job for all, and a job for each.
     assert len(client.target("all").execute("true").wait(20).raise_for_status().results) == 2
     fleet = client.target("1.1,1.2").execute("echo", ["x"]).wait(20).raise_for_status()
-    parts = client.parts(fleet.id)
+    parts = client.member_ids(fleet.id)
     assert len(fleet.results) == 2 and [p.rsplit(".", 1)[0] for p in parts] == [f"{fleet.id}.1.1", f"{fleet.id}.1.2"]
     assert client.run_script("1.1", source="def action():\n    return 7\n").wait(20).failed == []
     assert len(client.scripts()) == 1
@@ -179,10 +179,10 @@ def test_a_cluster_that_loses_a_server(house: House, capsys: pytest.CaptureFixtu
                 assert single.ping(1, 1) == "pong" and len(single.target("1.1,1.2").ping().wait(20).results) == 2
             if number in (0, 5):
                 with Client(one, timeout=30) as single:
-                    single.link.bulk([("EXPIRE", wire.script_key(it["hash"]), 0) for it in client.scripts()])
+                    single.connection.bulk([("EXPIRE", keys.script_key(it["hash"]), 0) for it in client.scripts()])
                     everything(single, one, capsys)
         # The one that holds the queue of commands is the worst to lose, when it also answers what has no key.
-        cluster = client.link._redis
+        cluster = client.connection._redis
         holder = cluster.get_node_from_key("cmds_queue")
         cluster.set_default_node(holder)
         servers[holder.port].kill()
@@ -209,8 +209,8 @@ def test_a_dead_server_of_a_cluster_is_named(house: House, capsys: pytest.Captur
         servers[holder].kill()
         servers[holder].wait()
         # With the connections that it has, and with new ones.
-        for ask in (client.nodes, client.nodes, lambda: client.link.call("ZCARD", "jsacc:agents"), lambda: client.link.pop(["jsacc:agents"], 1)):
-            with pytest.raises(Unavailable, match=f"^cannot reach Redis at 127.0.0.1:{holder}, a server of the cluster at "):
+        for ask in (client.nodes, client.nodes, lambda: client.connection.call("ZCARD", "jsacc:agents"), lambda: client.connection.pop(["jsacc:agents"], 1)):
+            with pytest.raises(RedisUnavailableError, match=f"^cannot reach Redis at 127.0.0.1:{holder}, a server of the cluster at "):
                 ask()
     capsys.readouterr()
     assert main(["--redis", f"127.0.0.1:{living}", "nodes"]) == 1
@@ -233,7 +233,7 @@ def test_a_sentinel_that_makes_the_replica_master(house: House, capsys: pytest.C
     sentinels = f"127.0.0.1:{silent.getsockname()[1]},127.0.0.1:{own}/group?sentinel_password=watch"
     url = f"sentinel://ops:pw@{sentinels}"
     house.fleet(f"sentinel://jsacc:pw@{sentinels}")
-    with Client(url.replace("=watch", "=falsch")) as stranger, pytest.raises(Unavailable, match="credentials") as e:
+    with Client(url.replace("=watch", "=falsch")) as stranger, pytest.raises(RedisUnavailableError, match="credentials") as e:
         stranger.nodes()
     assert "falsch" not in str(e.value)
     with Client(url, timeout=60, by="tester") as client, silent:
@@ -273,7 +273,7 @@ def test_tls(house: House, capsys: pytest.CaptureFixture[str]) -> None:
     house.server(plain, "--tls-port", str(port), "--tls-cert-file", str(cert), "--tls-key-file", str(key),
                  "--tls-ca-cert-file", str(cert), "--tls-auth-clients", "no", "--requirepass", "geheim")
     url = f"rediss://:geheim@localhost:{port}"
-    with Client(url) as stranger, pytest.raises(Unavailable) as e:
+    with Client(url) as stranger, pytest.raises(RedisUnavailableError) as e:
         stranger.nodes()
     assert "certificate" in str(e.value) and "geheim" not in str(e.value)
     house.fleet(url, "--redis-ca", str(cert))

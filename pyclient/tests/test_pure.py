@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 
 import jsclient
-from jsclient import NodeId, UsageError, clean, target, wire
+from jsclient import NodeId, Result, UsageError, clean, keys, wire
 from jsclient.cli import render
-from jsclient.nodes import Node, ago, parse_names
-from jsclient.targeted import batch_size
+from jsclient.nodes import Node, format_age, parse_names
+from jsclient.selection import batch_size
+from jsclient.target import match_nodes, parse_excludes, parse_target
 
 
 @pytest.mark.parametrize(
-    "text,nodes,grids,roles,everyone,fanout",
+    "text,nodes,grids,roles,all_nodes,fanout",
     [
         ("1.10", [(1, 10)], [], [], False, None),
         ("1:10", [(1, 10)], [], [], False, None),
@@ -32,9 +33,9 @@ from jsclient.targeted import batch_size
         ("@*", [], [], [], True, (0, ["*"])),
     ],
 )
-def test_targets(text: str, nodes: Any, grids: Any, roles: Any, everyone: bool, fanout: Any) -> None:
-    it = target.parse(text)
-    assert (list(it.nodes), list(it.grids), list(it.roles), it.everyone) == (nodes, grids, roles, everyone)
+def test_targets(text: str, nodes: Any, grids: Any, roles: Any, all_nodes: bool, fanout: Any) -> None:
+    it = parse_target(text)
+    assert (list(it.nodes), list(it.grids), list(it.roles), it.all_nodes) == (nodes, grids, roles, all_nodes)
     assert it.fanout() == fanout
 
 
@@ -42,14 +43,14 @@ def test_targets(text: str, nodes: Any, grids: Any, roles: Any, everyone: bool, 
                                   "@", "@web,1.1", "1.1,@web", "all,@web", "1.1,,1.2", "1.x", "*.1"])
 def test_bad_targets(text: str) -> None:
     with pytest.raises(UsageError):
-        target.parse(text)
+        parse_target(text)
 
 
 def test_select() -> None:
     known = [Node(1, 1, ("web",)), Node(1, 2, ("web", "db")), Node(2, 1, age=91), Node(2, 2, ("web",), age=5000)]
 
-    def names(who: str, *but: str) -> Any:
-        found = target.select(target.parse(who), known, target.parse_except(but))
+    def names(text: str, *exclude: str) -> Any:
+        found = match_nodes(parse_target(text), known, parse_excludes(exclude))
         return [str(n) for n in found.live], [str(n.id) for n in found.offline], [str(n) for n in found.unknown]
 
     assert names("all") == (["1.1", "1.2"], ["2.1", "2.2"], [])
@@ -62,10 +63,10 @@ def test_select() -> None:
 def test_small_things() -> None:
     assert NodeId.from_key(b"1:10") == (1, 10) and str(NodeId(1, 10)) == "1.10"
     assert [NodeId.from_key(k) for k in ("1", "a:1", "1:", "cmd")] == [None] * 4
-    assert wire.log_list("a b", "") == "log.a_b.unknown"
+    assert keys.log_list("a b", "") == "log.a_b.unknown"
     assert parse_names(b'["a", "b"]') == parse_names(b"a,b") == ("a", "b") and parse_names(None) == ()
     assert [batch_size(b, 20) for b in (5, "5", "10%", "1%", "100%")] == [5, 5, 2, 1, 20]
-    assert [ago(s) for s in (0, 119, 120, 7200, 200000)] == ["0s", "119s", "2m", "2h", "2d"]
+    assert [format_age(s) for s in (0, 119, 120, 7200, 200000)] == ["0s", "119s", "2m", "2h", "2d"]
     assert [render.size(n) for n in (0, 1023, 1024, 5 << 30)] == ["0 B", "1023 B", "1.0 KiB", "5.0 GiB"]
     assert clean("a\x1b[31m\tb\n") == "a\ufffd[31m\tb\n"
     assert render.table(("A", "N"), [("x", 1), ("yy", 10)]) == "A    N\nx    1\nyy  10"
@@ -75,8 +76,8 @@ def test_small_things() -> None:
 
 
 def test_results_are_read_leniently() -> None:
-    assert wire.Result.from_json("{") is None and wire.Result.from_json('{"state": "RUNNING"}') is None
-    it = wire.Result.from_json('{"state": "OK", "streams": "x", "args": [], "data": {"a": 1}, "extra": 1}')
+    assert Result.from_json("{") is None and Result.from_json('{"state": "RUNNING"}') is None
+    it = Result.from_json('{"state": "OK", "streams": "x", "args": [], "data": {"a": 1}, "extra": 1}')
     assert it and it.streams == ("", "") and it.data == '{"a":1}' and it.node == (0, 0)
     info = wire.JobInfo.from_hash("j", {b"cmd": b"ping", b"targets": b'["1:1","1:2"]', b"1:1": b'{"state":"OK"}',
                                         b"later": b"x", b"created": b"5"})
@@ -86,7 +87,7 @@ def test_results_are_read_leniently() -> None:
 def test_only_our_own_answers_have_bytes() -> None:
     def shown(cmd: str) -> str:
         data = '[{"path": "/", "used": 2048}]'
-        return render.body(wire.Result.from_dict({"cmd": cmd, "state": "OK", "level": 20, "data": data}))
+        return render.body(Result.from_dict({"cmd": cmd, "state": "OK", "level": 20, "data": data}))
 
     assert shown("get_disk_info").splitlines() == ["   used  path", "2.0 KiB  /"]
     assert shown("execute_js_py").splitlines() == ["path  used", "/     2048"]
@@ -99,6 +100,6 @@ def test_client_and_programs_have_one_version() -> None:
 
 def test_error_sentence_of_a_node_has_no_control_characters_in_a_pipe_either() -> None:
     failed = {"cmd": "get_file", "state": "ERROR", "data": "no file \x1b]0;x\x07\u202e\x9b"}
-    shown = render.body(wire.Result.from_dict(failed))
+    shown = render.body(Result.from_dict(failed))
     assert shown == "no file \ufffd]0;x\ufffd\ufffd\ufffd"
-    assert render.body(wire.Result.from_dict({**failed, "streams": ["\x1b[1m", ""]})).startswith("\x1b[1m\n")
+    assert render.body(Result.from_dict({**failed, "streams": ["\x1b[1m", ""]})).startswith("\x1b[1m\n")

@@ -21,9 +21,10 @@ from typing import Any, Callable, Iterator
 import pytest
 from conftest import Ran, Server, end, wait_until
 
-from jsclient import Client, JobFailed, WaitTimeout
-from jsclient.cli import main
-from jsclient.wire import Command, NodeId
+from jsclient import Client, JobFailedError, WaitTimeoutError
+from jsclient.cli.main import main
+from jsclient.keys import NodeId
+from jsclient.wire import Command
 
 ROOT = Path(__file__).parents[2]
 
@@ -152,14 +153,14 @@ def test_a_job_is_watched_signalled_and_killed(stage: Stage, jsctl: Jsctl) -> No
     lines = job.logs(follow=True, levels="1")  # the shell may tell of its sleep on stderr
     assert next(lines).data == "begun"
     assert job.state == "RUNNING" and job.result is None and job.stats()["id"] == job.id
-    with pytest.raises(WaitTimeout, match="it is running"):
+    with pytest.raises(WaitTimeoutError, match="it is running"):
         job.wait(0.1)
     assert job.id in jsctl("ps", "1.1", "d.n").out and job.id in jsctl("top", "--once").out
     assert jsctl("signal", job.id, "USR1").code == 0
     assert next(lines).data == "got it"
     job.kill()
     assert job.wait(20).state == "KILLED"
-    with pytest.raises(JobFailed):
+    with pytest.raises(JobFailedError):
         job.kill()
 
 

@@ -10,9 +10,9 @@ import redis
 from conftest import Ran
 from fake import Fake
 
-from jsclient import Client, Fleet, FleetFailed, NobodyMatched, NodeId
-from jsclient.nodes import unknown
-from jsclient.verbs import Verb
+from jsclient import Client, Fleet, FleetFailedError, NodeId, NoMatchingNodesError
+from jsclient.commands import CommandSpec
+from jsclient.nodes import explain_unknown
 
 Jsctl = Callable[..., Ran]
 SENTENCE = "1.7 was revoked at 2026-03-01 12:00:00: enrol it again with jsacc enroll 1 7"
@@ -45,25 +45,25 @@ def test_revoked_node_beside_others_is_named_apart(jsctl: Jsctl) -> None:
 
 
 def test_python_tells_of_a_revoked_node(client: Client) -> None:
-    with pytest.raises(NobodyMatched, match="7.7 was never seen by a controller; 1.7 was revoked at"):
+    with pytest.raises(NoMatchingNodesError, match="7.7 was never seen by a controller; 1.7 was revoked at"):
         client.target("1.7,7.7").execute("true")
-    with pytest.raises(NobodyMatched, match="node 1.7 was revoked at"):
+    with pytest.raises(NoMatchingNodesError, match="node 1.7 was revoked at"):
         client.node(1, 7)
     fleet = client.target("1.1,1.7").execute("echo", ["x"]).wait()
     assert fleet.unknown == fleet.revoked == [(1, 7)]
-    with pytest.raises(FleetFailed, match="revoked: 1.7"):
+    with pytest.raises(FleetFailedError, match="revoked: 1.7"):
         fleet.raise_for_status()
 
 
 def test_of_many_unknown_nodes_ten_are_named_and_the_others_counted() -> None:
     many = [NodeId(1, n) for n in range(1, 26)]
-    told = unknown(many, {})
+    told = explain_unknown(many, {})
     assert told.startswith("1.1, 1.2, ") and told.endswith("1.10 and 15 more were never seen by a controller")
-    told = unknown(many[:12], {node: 1 for node in many})
+    told = explain_unknown(many[:12], {node: 1 for node in many})
     assert told.count(" was revoked at ") == 10 and told.endswith("; and 2 more were revoked")
 
 
 def test_the_revoked_nodes_of_a_fleet_are_gone_through_once(client: Client) -> None:
     nodes = [NodeId(1, n) for n in (7, 8, 9)]
-    fleet = Fleet(client, "f", Verb("ping"), nodes=[], unknown=nodes, revoked=iter(nodes[1:]))
+    fleet = Fleet(client, "f", CommandSpec("ping"), nodes=[], unknown=nodes, revoked=iter(nodes[1:]))
     assert fleet.revoked == nodes[1:]

@@ -11,8 +11,8 @@ import pytest
 from conftest import Ran, Server, wait_until
 from fake import Fake
 
-from jsclient import Client, Unavailable
-from jsclient.cli import main
+from jsclient import Client, RedisUnavailableError
+from jsclient.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 GRANTING = "(%W~jsacc:grant:* +hsetnx +hdel) (%W~jsacc:audit +lpush)"
@@ -61,7 +61,7 @@ def test_the_smallest_rights_are_enough(few: str, fake: Fake, raw: Any) -> None:
         assert client.put("1.1", b"x", "/x").wait().ok and client.scripts()
         assert client.nodes() and client.jobs() and client.audit() and not client.events()
         assert not client.rejected() and not client.stats(1, 1) and not client.forwarded("d", "n")
-        assert not list(client.logs("1.1")) and client.parts(job.id) == [job.id] and client.grants() == []
+        assert not list(client.logs("1.1")) and client.member_ids(job.id) == [job.id] and client.grants() == []
         fake.hash_only = True
         assert client.execute(1, 1, "echo").wait().ok and client.target("1.1,1.2").ping().wait().ok
     assert denied(raw) == []
@@ -127,7 +127,7 @@ def test_the_smallest_rights_do_not_reach_what_waits(few: str, raw: Any) -> None
             ("DEL", "jsacc:grant:1:1"), ("GET", "jsacc:ticket_key"), ("FLUSHALL",), ("SET", "jsacc:acs", "x"),
             ("EVAL", "return 1", 0), ("CONFIG", "GET", "*"), ("MONITOR",), ("CLIENT", "LIST"), ("SUBSCRIBE", "x"),
         ]:
-            with pytest.raises(Unavailable, match="may not"):
-                client.link.call(*words)
+            with pytest.raises(RedisUnavailableError, match="may not"):
+                client.connection.call(*words)
         assert raw.lrange("cmds_queue", 0, -1) == ["secret"]
-        client.link.call("LPUSH", "cmds_queue", "mine")
+        client.connection.call("LPUSH", "cmds_queue", "mine")

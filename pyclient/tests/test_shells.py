@@ -196,6 +196,6 @@ def test_only_names_that_no_shell_can_misread_are_offered(
     raw.lpush("jsacc:jobs", "--json", "nightly:1")
     raw.hset("jsacc:job:--json", "cmd", "{}")
     raw.hset("jsacc:job:nightly:1", "cmd", "{}")
-    assert [word for word in complete.offer("jsctl exec @") if word not in ("@web", "@db")] == ["@ok"]
-    assert complete.offer("jsctl exec @ok,") == ["@ok,db", "@ok,web"]
-    assert complete.offer("jsctl job ") == ["nightly:1"]
+    assert [word for word in complete.candidates("jsctl exec @") if word not in ("@web", "@db")] == ["@ok"]
+    assert complete.candidates("jsctl exec @ok,") == ["@ok,db", "@ok,web"]
+    assert complete.candidates("jsctl job ") == ["nightly:1"]

@@ -21,7 +21,7 @@ from fake import Fake
 
 from jsclient import clean
 from jsclient.cli import top
-from jsclient.wire import NodeId
+from jsclient.keys import NodeId
 
 JSCTL = [sys.executable, "-m", "jsclient.cli"]
 
@@ -244,7 +244,7 @@ def test_a_narrow_top_keeps_the_column_it_sorts_by(server: Server, fake: Fake) -
         lines = top.fit(rows, width).splitlines()
         assert "CPU%" in lines[0] and "12.5" in lines[1], width
         assert width < 20 or max(map(len, lines)) <= width
-    assert top.fit(rows, 200).split()[:12] == list(top.HEAD)
+    assert top.fit(rows, 200).split()[:12] == list(top.HEADER)
     assert "JOB" in top.fit(rows, 80) and "RSS" in top.fit(rows, 80) and "RESTARTS" not in top.fit(rows, 80)
     with Terminal(server, "top", "--interval", "0.2", columns=80) as it:
         it.see(rb"CPU%")

@@ -13,7 +13,7 @@ from conftest import Ran
 from fake import Fake
 
 from jsclient import Client, UsageError
-from jsclient.errors import Undecodable
+from jsclient.errors import ResultDecodeError
 from jsclient.values import MAX_NESTING, decode, dump_json, load_json
 from jsclient.wire import Command
 
@@ -82,7 +82,7 @@ def test_nesting_within_the_bound_is_decoded() -> None:
     text = "[" * MAX_NESTING + "]" * MAX_NESTING
     for level in (20, 21):
         assert json.dumps(decode(level, text)) == text
-        with pytest.raises(Undecodable, match="nested"):
+        with pytest.raises(ResultDecodeError, match="nested"):
             decode(level, f"[{text}]")
     # Brackets in strings do not count.
     assert load_json(json.dumps(["[" * 1000, '"[' * 1000, "\\"])) == ["[" * 1000, '"[' * 1000, "\\"]

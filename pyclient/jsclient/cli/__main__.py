@@ -1,7 +1,7 @@
-"""`python -m jsclient.cli` is `jsctl`."""
+"""Run `jsctl` with `python -m jsclient.cli`."""
 
 import sys
 
-from . import main
+from .main import main
 
 sys.exit(main())

@@ -1,4 +1,4 @@
-"""Tab completion: the scripts for bash, zsh and fish, and the words that they offer."""
+"""Tab completion: the scripts for bash, zsh and fish, and their candidates."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import argparse
 import re
 from typing import List
 
-from .. import wire
+from .. import keys
 from ..errors import OK, Error
 from . import stdio
 
-# The shells check the words once more: what runs as `jsctl` may be another version.
+# The shells check the words again: the installed `jsctl` may be another version.
 _BASH = """_jsctl() {
     local line="${COMP_LINE:0:COMP_POINT}" cur cut word
     # A target has commas and colons in it, so the word is taken from the line and not from COMP_WORDS.
@@ -47,34 +47,34 @@ complete -c jsctl -f -a '(__jsctl_complete)'
 complete -c jsctl -n '__fish_seen_subcommand_from put run' -F
 """
 
-#: Where a target stands among the plain words that follow a command (0 is the first).
+#: The position of the target among the words after a subcommand (0 is the first).
 _TARGET_AT = {
     "exec": 0, "ping": 0, "nodes": 0, "ps": 0, "top": 0, "killall": 0, "restart": 0, "put": 0, "logs": 0,
     "stats": 0, "raw": 0, "kill": 0, "signal": 0, "unschedule": 0, "info": 1, "run": 0,
     "grant": 0, "grants": 0, "schedules": 0,
 }
-#: What may be offered: nothing in it means anything to a shell, but for the `*` of `1.*`, which the shells quote.
+#: A candidate has no character with a meaning for a shell, except the `*` of `1.*`, which the scripts quote.
 _OFFERED = re.compile(r"(?:[A-Za-z0-9@._:/,-]|(?<=[0-9]\.)\*)+\Z")
 _JOB = ("kill", "signal", "unschedule", "cancel", "job", "wait")
 
 
 def script(args: argparse.Namespace) -> int:
-    """`jsctl completion SHELL`."""
+    """Run `jsctl completion SHELL`."""
     stdio.out({"bash": _BASH, "zsh": _ZSH, "fish": _FISH}[args.shell], end="")
     return OK
 
 
-def candidates(argv: List[str]) -> int:
-    """Prints the words that may stand at the end of the line `argv[0]`, one a line."""
-    for word in offer(argv[0] if argv else ""):
+def print_candidates(argv: List[str]) -> int:
+    """Run `jsctl __complete LINE`: print the candidates for the last word of the line, one a line."""
+    for word in candidates(argv[0] if argv else ""):
         stdio.out(word)
     return OK
 
 
-def offer(line: str) -> List[str]:
-    """Returns the completions of the last word of a `jsctl` line: words that no shell can misread."""
+def candidates(line: str) -> List[str]:
+    """Return the candidates for the last word of a `jsctl` line, sorted, in characters that are safe in a shell."""
     words = line.split()[1:]
-    # `1.\\*` is how a shell writes `1.*`.
+    # A shell writes `1.*` as `1.\\*`.
     current = "" if not line or line[-1].isspace() else (words.pop().replace("\\*", "*") if words else "")
     from .parser import build
 
@@ -142,7 +142,7 @@ def _choices(parser: argparse.ArgumentParser, flag: str) -> List[str]:
 
 
 def _targets(url: str, current: str) -> List[str]:
-    """Nodes, grids and roles; in a list, what may follow its last comma."""
+    """Return nodes, grids and roles; in a list, the words that may follow its last comma."""
     from ..client import Client
 
     try:
@@ -152,7 +152,7 @@ def _targets(url: str, current: str) -> List[str]:
         return []
     head, comma, _ = current.rpartition(",")
     ids = [str(n.id) for n in nodes if n.state != "gone"]
-    roles = sorted({role for n in nodes for role in n.roles if wire.is_role(role)})
+    roles = sorted({role for n in nodes for role in n.roles if keys.is_role(role)})
     taken = head.lstrip("@").split(",")
     if comma:
         return [f"{head},{word}" for word in (roles if head.startswith("@") else ids) if word not in taken]
@@ -164,7 +164,7 @@ def _jobs(url: str) -> List[str]:
 
     try:
         with Client(url, timeout=2.0, socket_timeout=1.5, socket_connect_timeout=1.0) as client:
-            # One that begins with a dash would be read as a flag.
-            return [info.id for info in client.jobs(50) if wire.is_id(info.id) and info.id[0] != "-"]
+            # An id that begins with a dash would be read as a flag.
+            return [info.id for info in client.jobs(50) if keys.is_id(info.id) and info.id[0] != "-"]
     except Error:
         return []

@@ -1,4 +1,4 @@
-"""`jsctl logs`."""
+"""The subcommand logs."""
 
 from __future__ import annotations
 
@@ -7,62 +7,64 @@ import heapq
 import time
 from typing import Dict, Iterator, List, Mapping, Sequence
 
-from .. import verbs, wire
+from .. import commands, keys
 from ..client import Client
-from ..errors import FAILED, NOBODY, OK, Error, NobodyMatched, UsageError
-from ..targeted import Targeted
+from ..errors import FAILED, NO_MATCH, OK, Error, NoMatchingNodesError, UsageError
+from ..keys import NodeId
+from ..result import Result
+from ..selection import Selection
 from ..values import load_json
-from ..wire import NodeId, Record
+from ..wire import Record
 from . import render, stdio
-from .order import connect
-from .start import say
+from .lookup import connect
+from .stdio import message
 
 
 def logs(args: argparse.Namespace) -> int:
-    """Shows, follows or deletes records of nodes."""
+    """Run `jsctl logs`: show, follow or delete records."""
     if args.json and args.follow:
         raise UsageError("--follow has no end, so it prints no document: take --ndjson")
     if args.levels:
-        verbs.check_levels(args.levels)
+        commands.check_levels(args.levels)
     if args.job:
-        wire.check_id(args.job)
+        keys.check_id(args.job)
     with connect(args) as client:
         if args.timeout:
             client.timeout = args.timeout
-        targeted = client.target(args.target, but=args.but)
+        selection = client.target(args.target, exclude=args.exclude)
         client.check()
         if args.job:
-            args.job = client.whole_id(args.job)
-        ids = client.ids_on_nodes(args.job) if args.job else {}
-        chosen = targeted.select().present
+            args.job = client.resolve_id(args.job)
+        ids = client.ids_by_node(args.job) if args.job else {}
+        chosen = selection.select().without_stopped
         if not chosen.live:
-            raise NobodyMatched(targeted.nobody(chosen))
-        # Of an order that is a job for each node, the others have no records.
+            raise NoMatchingNodesError(selection.explain_no_nodes(chosen))
+        # When each node has its own job, only its nodes have records.
         for node in [n for n in (*chosen.unknown, *(n.id for n in chosen.offline)) if n in ids or not ids]:
-            say(f"jsctl: {node} is not there; its records are left out")
+            message(f"jsctl: {node} is not there; its records are left out")
         nodes = [node for node in chosen.live if node in ids] or chosen.live
         if args.delete:
             return _delete(client, args, nodes, ids)
-        many = len(nodes) > 1
+        is_many = len(nodes) > 1
         if args.follow:
-            return _follow(client, args, targeted, many, ids)
+            return _follow(client, args, selection, is_many, ids)
         failed: List[NodeId] = []
         streams = [_stream(client, node, ids.get(node, args.job), args, failed) for node in nodes]
         items = []
         count = 0
-        for record in heapq.merge(*streams, key=lambda r: r.epoch) if many else streams[0]:
+        for record in heapq.merge(*streams, key=lambda r: r.epoch) if is_many else streams[0]:
             count += 1
             if args.json:
                 items.append(_dict(record))
             else:
-                _print(record, args, many)
+                _print(record, args, is_many)
         if args.json:
             render.emit(items, False)
         if failed:
             return FAILED
         if not count:
-            say(f"jsctl: no records of job {args.job} match" if args.job else "jsctl: no records match")
-        return NOBODY if args.job and not count else OK
+            message(f"jsctl: no records of job {args.job} match" if args.job else "jsctl: no records match")
+        return NO_MATCH if args.job and not count else OK
 
 
 def _stream(
@@ -74,27 +76,27 @@ def _stream(
         )
     except Error as e:
         failed.append(node)
-        say(f"jsctl: {node}: {e}")
+        message(f"jsctl: {node}: {e}")
 
 
 def _follow(
-    client: Client, args: argparse.Namespace, targeted: Targeted, many: bool, ids: Mapping[NodeId, str]
+    client: Client, args: argparse.Namespace, selection: Selection, is_many: bool, ids: Mapping[NodeId, str]
 ) -> int:
     until = (lambda: _have_ended(client, [*ids.values()] or [args.job])) if args.job else None
-    records = targeted.follow(
+    records = selection.follow(
         job=ids or args.job, levels=args.levels, since=args.since, until=until,
-        on_error=lambda result: say(f"jsctl: {result.sentence()}"),
+        on_error=lambda result: message(f"jsctl: {result.sentence()}"),
     )
     try:
         for record in records:
-            _print(record, args, many)
+            _print(record, args, is_many)
     except KeyboardInterrupt:
         pass
     return OK
 
 
 def _have_ended(client: Client, ids: Sequence[str]) -> bool:
-    return all(info is not None and info.state in wire.FINAL_STATES for info in map(client._info, ids))
+    return all(info is not None and info.state in keys.FINAL_STATES for info in map(client._info, ids))
 
 
 def _delete(client: Client, args: argparse.Namespace, nodes: List[NodeId], ids: Mapping[NodeId, str]) -> int:
@@ -107,10 +109,10 @@ def _delete(client: Client, args: argparse.Namespace, nodes: List[NodeId], ids: 
             stdio.out(f"{node}: {count} deleted")
         except Error as e:
             failed = True
-            say(f"jsctl: {node}: {e}")
+            message(f"jsctl: {node}: {e}")
     if args.job and not total and not failed:
-        say(f"jsctl: no record of job {args.job}")
-        return NOBODY
+        message(f"jsctl: no record of job {args.job}")
+        return NO_MATCH
     return FAILED if failed else OK
 
 
@@ -118,7 +120,7 @@ def _dict(record: Record) -> Dict[str, object]:
     return {"node": str(record.node), **record.__dict__}
 
 
-def _print(record: Record, args: argparse.Namespace, many: bool) -> None:
+def _print(record: Record, args: argparse.Namespace, is_many: bool) -> None:
     if args.ndjson:
         stdio.out_json(_dict(record))
         return
@@ -126,16 +128,16 @@ def _print(record: Record, args: argparse.Namespace, many: bool) -> None:
         at = time.strftime("%m-%d %H:%M:%S", time.localtime(record.epoch / 1000)) + f".{record.epoch % 1000:03d}"
     except (OverflowError, ValueError, OSError):
         at = str(record.epoch)
-    who = f"{record.node} " if many else ""
+    node = f"{record.node} " if is_many else ""
     job = render.cell(record.jobid[:12]) if record.jobid and not args.job else ""
     text = (_ending(record) if record.level == 30 else record.data).replace("\n", "\n" + " " * 24)
-    stdio.rows(f"{at} {who}{job + ' ' if job else ''}{record.level:>2} {text}", " " * 24, flush=args.follow)
+    stdio.rows(f"{at} {node}{job + ' ' if job else ''}{record.level:>2} {text}", " " * 24, flush=args.follow)
 
 
 def _ending(record: Record) -> str:
-    """A job's end in a few words; level 30 holds the whole result."""
+    """Return a short text for the end of a job; a record of level 30 holds the whole result."""
     try:
-        result = wire.Result.from_dict(load_json(record.data))
+        result = Result.from_dict(load_json(record.data))
     except (ValueError, AttributeError):
         return record.data
     return f"{result.cmd} ended {render.status(result)} after {result.time / 1000:.3f} s"

@@ -1,4 +1,4 @@
-"""What a fleet answers, shown: folded blocks, JSON, a progress bar, a last line, an exit code."""
+"""Shows the results of a fleet: folded blocks, JSON, a progress bar, a summary, an exit code."""
 
 from __future__ import annotations
 
@@ -7,32 +7,35 @@ import sys
 import time
 from typing import Any, Callable, Dict, List, Optional
 
-from ..client import Client, ControllerWatch
-from ..errors import FAILED, NOBODY, OK, TIMED_OUT, Error, NoController, Undecodable
+from .._controllers import ControllerWatch
+from ..client import Client
+from ..errors import FAILED, NO_MATCH, OK, TIMED_OUT, Error, NoControllerError, ResultDecodeError
 from ..fleet import Fleet
-from ..wire import NodeId, Result
+from ..keys import NodeId
+from ..result import Result
 from . import render, stdio
-from .stdio import Terminated, WriteFault, say
+from .stdio import OutputError, Terminated, message
 
-#: Blocks are printed when the oldest result in them has waited so long for others like it (seconds).
-FOLD_SECONDS = 2.0
-#: So often the progress bar moves (seconds).
-TICK = 0.2
-#: While nothing comes, so often somebody looks whether a controller still beats (seconds).
-CHECK_SECONDS = 2.0
+#: A block waits this long for further nodes with the same output, in seconds.
+MAX_FOLD_DELAY_SECONDS = 2.0
+#: Interval at which the progress bar is updated, in seconds.
+PROGRESS_INTERVAL_SECONDS = 0.2
+#: Interval at which the heartbeat of the controllers is checked while no result arrives, in seconds.
+CONTROLLER_CHECK_INTERVAL_SECONDS = 2.0
 
 
 def load(progress: bool) -> None:
-    """Imports what the progress bar needs, where there will be one."""
+    """Import the modules of the progress bar when it will be shown."""
     if progress and sys.stderr.isatty():
         from . import progress as _progress  # noqa: F401
 
 
 class Output:
-    """Takes the results of one fleet as they come."""
+    """Shows the results of one fleet as they arrive."""
 
     def __init__(
         self,
+        client: Client,
         fleet: Fleet,
         *,
         json_: bool,
@@ -41,35 +44,36 @@ class Output:
         progress: bool,
         single: bool,
         withdraw: bool = False,
-        to_job: bool = False,
+        is_for_job: bool = False,
         render_all: Optional[Callable[[Client, List[Result]], str]] = None,
     ) -> None:
+        self.client = client
         self.fleet = fleet
         self.json = json_
         self.ndjson = ndjson
         self.fold = fold
         self.single = single and not (json_ or ndjson)
-        #: Whether a command is withdrawn from the nodes that have not started it when the wait ends.
+        #: Whether the end of the wait withdraws the command from the nodes that have not started it.
         self.withdraw = withdraw
-        #: Whether it concerns a job of the nodes, which none of them may have.
-        self.to_job = to_job
+        #: Whether the command is for a job that the nodes may not have.
+        self.is_for_job = is_for_job
         self._without_job = 0
         self.render_all = None if json_ or ndjson else render_all
         self._kept: List[Result] = []
         self._failed: List[NodeId] = []
         self._unreadable: List[NodeId] = []
-        self._cut: List[Result] = []
+        self._truncated: List[Result] = []
         self._held: Optional[str] = None
-        # Blocks not printed yet by the hash of what they show, and the first node of each that was.
+        # Blocks that are not printed yet, by the hash of their text; texts; the first node of each printed block.
         self._blocks: Dict[bytes, List[NodeId]] = {}
         self._texts: Dict[bytes, str] = {}
         self._shown: Dict[bytes, NodeId] = {}
         self._oldest = 0.0
         self._checked = time.monotonic()
         self._warned = False
-        self._controllers = ControllerWatch(fleet.client)
-        #: Why a question was given up.
-        self._gone: Optional[NoController] = None
+        self._controllers = ControllerWatch(client)
+        # Why the wait for a read-only command ended early.
+        self._controller_error: Optional[NoControllerError] = None
         self._bar: Any = None
         if progress and not self.single and sys.stderr.isatty():
             from .progress import Bar
@@ -77,14 +81,14 @@ class Output:
             self._bar = Bar(fleet)
 
     def run(self, limit: Optional[float]) -> int:
-        """Shows everything and returns the exit code."""
+        """Show all results and return the exit code."""
         try:
             if self._bar:
                 self._bar.start()
-            for result in self.fleet.stream(limit, tick=TICK):
+            for result in self.fleet.stream(limit, tick=PROGRESS_INTERVAL_SECONDS):
                 if result is not None:
                     self._take(result)
-                elif self._look_at_controllers():
+                elif self._check_controllers():
                     break
                 self._flush_old()
                 if self._bar:
@@ -94,48 +98,48 @@ class Output:
             try:
                 self._flush()
                 self._end_json()
-                self._say_cut()
+                self._report_truncated()
             finally:
-                self._interrupted()
+                self._report_interruption()
             return 128 + e.number if isinstance(e, Terminated) else 130
-        except WriteFault:
+        except OutputError:
             raise
         except Error as e:
             self._stop_bar()
             self._flush()
             self._end_json()
-            e.told = True  # in the document there is no room for a second one
+            e.json_started = True  # the document cannot hold a second error
             raise
         finally:
             self._stop_bar()
         self._flush()
         if self.render_all:
-            stdio.rows(self.render_all(self.fleet.client, self._kept))
+            stdio.rows(self.render_all(self.client, self._kept))
         self._end_json()
-        self._say_cut()
-        code = self._last_line(limit)
-        if self._gone:
-            self._gone.told = True
-            raise self._gone
+        self._report_truncated()
+        code = self._summarize(limit)
+        if self._controller_error:
+            self._controller_error.json_started = True
+            raise self._controller_error
         return code
 
-    def _look_at_controllers(self) -> bool:
-        """Says it once when the last controller goes while somebody waits; whether a question is given up for that."""
+    def _check_controllers(self) -> bool:
+        """Warn once when no controller is left; return whether the wait for a read-only command ends."""
         now = time.monotonic()
-        looks = self.fleet.verb.looks and self.withdraw  # with --wait it is waited for, come what may
-        if (self._warned and not looks) or now - self._checked < CHECK_SECONDS:
+        may_give_up = self.fleet.spec.read_only and self.withdraw  # --wait waits without a controller
+        if (self._warned and not may_give_up) or now - self._checked < CONTROLLER_CHECK_INTERVAL_SECONDS:
             return False
         self._checked = now
         try:
             fault = self._controllers.missing()
         except Error:
-            return False  # Redis is away; the fleet itself sees to that
+            return False  # Redis is unreachable; the fleet handles it
         if fault and not self._warned:
             self._warned = True
-            say(f"jsctl: {fault}; still waiting")
-        if looks and self._controllers.is_over:
-            self._gone = fault
-        return self._gone is not None
+            message(f"jsctl: {fault}; still waiting")
+        if may_give_up and self._controllers.is_over:
+            self._controller_error = fault
+        return self._controller_error is not None
 
     def _stop_bar(self) -> None:
         if self._bar:
@@ -147,32 +151,32 @@ class Output:
             self._failed.append(result.node)
             self._without_job += result.data.startswith("no job ")
         if result.truncated:
-            self._cut.append(result)
+            self._truncated.append(result)
         if self.json or self.ndjson:
             self._item(render.document(result))
         elif self.render_all and result.ok:
             try:
-                result.value  # noqa: B018  # of the others the table is shown all the same
+                result.value  # noqa: B018  # an undecodable result does not hide those of other nodes
                 self._kept.append(result)
-            except Undecodable as e:
+            except ResultDecodeError as e:
                 self._unreadable.append(result.node)
-                say(f"jsctl: {result.node}: {e}")
+                message(f"jsctl: {result.node}: {e}")
         elif self.single:
             self._plain(result)
         else:
             text = f"{render.status(result)}\n{render.body(result)}"
-            mark = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).digest()
+            digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).digest()
             if not self._blocks:
                 self._oldest = time.monotonic()
-            self._blocks.setdefault(mark, []).append(result.node)
-            if mark not in self._shown:
-                self._texts.setdefault(mark, text)
+            self._blocks.setdefault(digest, []).append(result.node)
+            if digest not in self._shown:
+                self._texts.setdefault(digest, text)
             if not self.fold:
                 self._flush()
                 self._shown.clear()
 
     def _plain(self, result: Result) -> None:
-        """One node's answer alone: its stdout on ours, its stderr on ours."""
+        """Write the stdout and stderr of a single node to stdout and stderr."""
         if result.ok or not result.data or result.level >= 20:
             _out(render.body(result, with_stderr=False))
         else:
@@ -180,32 +184,32 @@ class Output:
         if result.stderr:
             stdio.err(result.stderr)
         if not result.ok:
-            say(f"jsctl: {result.sentence()}")
+            message(f"jsctl: {result.sentence()}")
 
-    def _say_cut(self) -> None:
-        """Says of which nodes the results are not all that was written."""
-        for result in self._cut[:10]:
-            say(f"jsctl: {result.node}: {result.cut}; for the rest: jsctl logs {result.node} --job {self.fleet.job_id(result.node)}")
-        if len(self._cut) > 10:
-            more = sorted(result.node for result in self._cut[10:])
-            say(f"jsctl: {len(more)} more are cut or may be: {render.names(more)}")
+    def _report_truncated(self) -> None:
+        """Write which results are truncated."""
+        for result in self._truncated[:10]:
+            message(f"jsctl: {result.node}: {result.cut}; for the rest: jsctl logs {result.node} --job {self.fleet.job_id(result.node)}")
+        if len(self._truncated) > 10:
+            more = sorted(result.node for result in self._truncated[10:])
+            message(f"jsctl: {len(more)} more are cut or may be: {render.join_names(more)}")
 
     def _flush_old(self) -> None:
-        if self._blocks and time.monotonic() - self._oldest >= FOLD_SECONDS:
+        if self._blocks and time.monotonic() - self._oldest >= MAX_FOLD_DELAY_SECONDS:
             self._flush()
 
     def _flush(self) -> None:
-        for mark, nodes in self._blocks.items():
+        for digest, nodes in self._blocks.items():
             nodes.sort()
             count = f" ({len(nodes)})" if len(nodes) > 1 else ""
-            before = self._shown.get(mark)
+            before = self._shown.get(digest)
             if before is not None:
-                self._print(f"== {render.names(nodes, 1000)}{count}: as {before}")
+                self._print(f"== {render.join_names(nodes, 1000)}{count}: as {before}")
                 continue
-            self._shown[mark] = nodes[0]
-            status, _, text = self._texts.pop(mark).partition("\n")
+            self._shown[digest] = nodes[0]
+            status, _, text = self._texts.pop(digest).partition("\n")
             tail = "" if status == "OK" else f": {status}"
-            self._print(f"== {render.names(nodes, 1000)}{count}{tail}" + (f"\n{stdio.marked(text)}" if text else ""))
+            self._print(f"== {render.join_names(nodes, 1000)}{count}{tail}" + (f"\n{stdio.prefix_lines(text)}" if text else ""))
         self._blocks.clear()
 
     def _print(self, text: str) -> None:
@@ -217,7 +221,7 @@ class Output:
     def _item(self, item: Dict[str, Any]) -> None:
         line = stdio.json_text(item)
         if self.json:
-            # One is held back: whether a comma follows it is known with the next.
+            # The last item is held back until it is known whether a comma follows.
             self._print("[" if self._held is None else f"{self._held},")
             self._held = line
         else:
@@ -226,98 +230,98 @@ class Output:
     def _end_json(self) -> None:
         if not (self.json or self.ndjson):
             return
-        silent = [(n, "NO ANSWER") for n in self.fleet.missing] + [(n, "NOT SENT") for n in self.fleet.skipped]
-        silent += [(n.id, "OFFLINE") for n in self.fleet.offline]
+        without_result = [(n, "NO ANSWER") for n in self.fleet.missing] + [(n, "NOT SENT") for n in self.fleet.skipped]
+        without_result += [(n.id, "OFFLINE") for n in self.fleet.offline]
         revoked = set(self.fleet.revoked)
-        silent += [(n, "REVOKED" if n in revoked else "UNKNOWN") for n in self.fleet.unknown]
-        for node, state in silent:
+        without_result += [(n, "REVOKED" if n in revoked else "UNKNOWN") for n in self.fleet.unknown]
+        for node, state in without_result:
             self._item({"node": str(node), "gid": node.gid, "nid": node.nid, "id": self.fleet.id, "state": state})
         if self.json:
             stdio.out("[]" if self._held is None else f"{self._held}\n]")
 
-    def _last_line(self, limit: Optional[float]) -> int:
+    def _summarize(self, limit: Optional[float]) -> int:
         fleet = self.fleet
         missing = fleet.missing
         ok = fleet.returned - fleet.failures
         if not self.single or missing:
             parts = [f"{ok} OK", f"{fleet.failures} failed"]
             if self._failed:
-                parts[-1] += f" ({render.names(sorted(self._failed))})"
+                parts[-1] += f" ({render.join_names(sorted(self._failed))})"
             if missing:
-                parts.append(f"{len(missing)} without answer ({render.names(missing)})")
+                parts.append(f"{len(missing)} without answer ({render.join_names(missing)})")
             if fleet.skipped:
-                parts.append(f"{len(fleet.skipped)} not sent after too many failures ({render.names(fleet.skipped)})")
+                parts.append(f"{len(fleet.skipped)} not sent after too many failures ({render.join_names(fleet.skipped)})")
             if fleet.offline:
-                parts.append(f"{len(fleet.offline)} offline ({render.names([n.id for n in fleet.offline])})")
+                parts.append(f"{len(fleet.offline)} offline ({render.join_names([n.id for n in fleet.offline])})")
             revoked = set(fleet.revoked)
-            strange = [n for n in fleet.unknown if n not in revoked]
-            if strange:
-                parts.append(f"{len(strange)} never seen ({render.names(strange)})")
+            never_seen = [n for n in fleet.unknown if n not in revoked]
+            if never_seen:
+                parts.append(f"{len(never_seen)} never seen ({render.join_names(never_seen)})")
             if fleet.revoked:
-                parts.append(f"{len(fleet.revoked)} revoked ({render.names(fleet.revoked)})")
-            say(", ".join(parts))
-        period = fleet.verb.args.get("recurring_period")
+                parts.append(f"{len(fleet.revoked)} revoked ({render.join_names(fleet.revoked)})")
+            message(", ".join(parts))
+        period = fleet.spec.args.get("recurring_period")
         if period:
-            say(f"runs again every {period} s (jsctl schedules); to end it: jsctl unschedule {fleet.id}")
+            message(f"runs again every {period} s (jsctl schedules); to end it: jsctl unschedule {fleet.id}")
         if missing:
-            self._why(missing, limit)
+            self._explain_missing(missing, limit)
             return TIMED_OUT
-        if self.to_job and self._without_job == fleet.returned == len(fleet.nodes):
-            return NOBODY
+        if self.is_for_job and self._without_job == fleet.returned == len(fleet.nodes):
+            return NO_MATCH
         if fleet.failures or fleet.skipped or fleet.unknown or self._unreadable:
             return FAILED
-        if fleet.offline and fleet.named:
+        if fleet.offline and fleet.explicit:
             return FAILED
         return OK
 
-    def _why(self, missing: List[NodeId], limit: Optional[float]) -> None:
+    def _explain_missing(self, missing: List[NodeId], limit: Optional[float]) -> None:
         fleet = self.fleet
-        if self._gone:
+        if self._controller_error:
             if self.withdraw:
                 self._withdraw(missing)
-            return  # the error says the rest
+            return  # the error has the reason
         try:
-            why = fleet.client.why_waiting(fleet.job_id(missing[0]), missing[0], limit)
+            why = self.client.explain_wait(fleet.job_id(missing[0]), missing[0], limit)
         except Error as e:
             why = str(e)
-        say(f"jsctl: {why}")
+        message(f"jsctl: {why}")
         left = self._withdraw(missing) if self.withdraw else missing
         if left:
-            stays = "" if left == missing else f"it stays with {render.names(left)}; "
-            say(f"jsctl: {stays}to wait on: jsctl wait {fleet.id}")
+            stays = "" if left == missing else f"it stays with {render.join_names(left)}; "
+            message(f"jsctl: {stays}to wait on: jsctl wait {fleet.id}")
 
     def _withdraw(self, missing: List[NodeId]) -> List[NodeId]:
-        """Withdraws the command where it has not started; the nodes where it stays."""
+        """Withdraw the command where it has not started; return the nodes where it stays."""
         try:
-            told = self.fleet.withdraw()
+            reasons = self.fleet.withdraw()
         except Error as e:
-            say(f"jsctl: it could not be withdrawn: {e}; to withdraw it later: jsctl cancel {self.fleet.id}")
+            message(f"jsctl: it could not be withdrawn: {e}; to withdraw it later: jsctl cancel {self.fleet.id}")
             return missing
-        gone = [node for node, why in told.items() if not why]
-        if gone:
-            say(f"jsctl: withdrawn from {render.names(gone)}, where it had not started (--wait and --detach leave it)")
-        return [node for node in missing if told.get(node) != ""]
+        withdrawn = [node for node, reason in reasons.items() if not reason]
+        if withdrawn:
+            message(f"jsctl: withdrawn from {render.join_names(withdrawn)}, where it had not started (--wait and --detach leave it)")
+        return [node for node in missing if reasons.get(node) != ""]
 
-    def _interrupted(self) -> None:
+    def _report_interruption(self) -> None:
         fleet = self.fleet
         missing = fleet.missing
         unsent = [NodeId(c.gid, c.nid) for c in fleet.unsent]
-        say("")
+        message("")
         if unsent:
-            say(f"not sent to {len(unsent)} ({render.names(unsent)})")
+            message(f"not sent to {len(unsent)} ({render.join_names(unsent)})")
         try:
             if missing:
                 states = fleet.states()
                 running = [n for n in missing if states.get(n) == "RUNNING"]
                 waiting = [n for n in missing if n not in running]
                 if running:
-                    say(f"goes on running on {render.names(running)}; to end it: jsctl kill {fleet.id}")
+                    message(f"goes on running on {render.join_names(running)}; to end it: jsctl kill {fleet.id}")
                 if waiting:
-                    say(f"waits for {render.names(waiting)}; to withdraw it: jsctl cancel {fleet.id}")
+                    message(f"waits for {render.join_names(waiting)}; to withdraw it: jsctl cancel {fleet.id}")
         except Error:
-            say(f"goes on or waits on {render.names(missing)}; to end it: jsctl kill {fleet.id}")
+            message(f"goes on or waits on {render.join_names(missing)}; to end it: jsctl kill {fleet.id}")
         finally:
-            say(f"for its results: jsctl wait {fleet.id}")
+            message(f"for its results: jsctl wait {fleet.id}")
 
 
 def _out(text: str) -> None:

@@ -87,7 +87,7 @@ def build() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    def order(name: str, run: str, help: str, optional_target: bool = False, **kwargs: Any) -> argparse.ArgumentParser:
+    def send(name: str, run: str, help: str, optional_target: bool = False, **kwargs: Any) -> argparse.ArgumentParser:
         kwargs.setdefault("epilog", f"targets: {TARGETS}")
         sub = command(name, run, help, **kwargs)
         if optional_target:
@@ -97,12 +97,12 @@ def build() -> argparse.ArgumentParser:
         _fleet(sub)
         return sub
 
-    sub = order("exec", "order:execute", "run a program: jsctl exec 1.1 -- uname -a")
+    sub = send("exec", "run:execute", "run a program: jsctl exec 1.1 -- uname -a")
     sub.add_argument("program", nargs="*", default=[], help="the program and its arguments, after --")
     _process(sub)
     sub.add_argument("--shell", action="store_true", help="hand the words to a shell: /bin/sh -c, on Windows cmd.exe /c")
 
-    sub = command("script", "order:script", "run scripts, or list the stored ones")
+    sub = command("script", "run:script", "run scripts, or list the stored ones")
     scripts = sub.add_subparsers(dest="action", metavar="run|list", parser_class=Parser, required=True)
     run = scripts.add_parser("run", help="run a Python or Lua script: jsctl script run 1.1 ./check.py",
                              description="Run a Python or Lua script: jsctl script run 1.1 ./check.py. A file of yours is "
@@ -115,18 +115,18 @@ def build() -> argparse.ArgumentParser:
     run.add_argument("--lang", choices=["py", "lua"], help="the language, where the file's ending does not say it")
     _fleet(run)
     _process(run)
-    run.set_defaults(run="order:script_run")
+    run.set_defaults(run="run:script_run")
     listing = scripts.add_parser("list", help="the scripts and files that Redis keeps",
                                  description="The scripts and files that Redis keeps, for a week after their last use.")
     _everywhere(listing)
-    listing.set_defaults(run="show:scripts")
+    listing.set_defaults(run="list:scripts")
 
-    order("ping", "order:ping", "ask whether nodes answer", optional_target=True)
+    send("ping", "run:ping", "ask whether nodes answer", optional_target=True)
 
-    sub = command("nodes", "show:nodes", "list the nodes: live, late (not seen for 90 s), gone (for an hour); "
+    sub = command("nodes", "list:nodes", "list the nodes: live, late (not seen for 90 s), gone (for an hour); "
                   "their roles, and what they claim without a grant")
     sub.add_argument("target", nargs="?", default="all", help=f"{_TARGET}; all when left out")
-    sub.add_argument("--except", dest="but", action="append", metavar="TARGET", help="leave these out")
+    sub.add_argument("--except", dest="exclude", action="append", metavar="TARGET", help="leave these out")
     sub.add_argument("--state", choices=["live", "late", "gone", "stopped"], help="only these")
 
     sub = command(
@@ -142,47 +142,47 @@ def build() -> argparse.ArgumentParser:
     sub = command("grants", "grants:grants", "what nodes were granted, by whom (self-declared), and what else they claim")
     sub.add_argument("target", nargs="?", default="all", help=f"{_TARGET}; all when left out")
 
-    sub = command("info", "order:info", "what nodes say of their cpu, mem, disk, nic or os")
+    sub = command("info", "run:info", "what nodes say of their cpu, mem, disk, nic or os")
     sub.add_argument("kind", metavar="cpu|mem|disk|nic|os")
     sub.add_argument("target", nargs="?", default="all", help=f"{_TARGET}; all when left out")
     _fleet(sub)
 
-    order("schedules", "schedules:schedules", "recurring jobs (--every), with their next run", optional_target=True)
+    send("schedules", "schedules:schedules", "recurring jobs (--every), with their next run", optional_target=True)
 
-    sub = order("ps", "order:ps", "the jobs that run on nodes; between two runs a recurring one is in jsctl schedules",
+    sub = send("ps", "run:ps", "the jobs that run on nodes; between two runs a recurring one is in jsctl schedules",
                 optional_target=True)
     sub.add_argument("series", nargs="?", default="", metavar="DOMAIN[.NAME]", help="only of these")
 
     sub = command("top", "top:top", "the jobs of all nodes by cpu, refreshed in place until q is typed")
     sub.add_argument("target", nargs="?", default="all", help=f"{_TARGET}; all when left out")
-    sub.add_argument("--except", dest="but", action="append", metavar="TARGET", help="leave these out")
+    sub.add_argument("--except", dest="exclude", action="append", metavar="TARGET", help="leave these out")
     sub.add_argument("--interval", type=_seconds, default=2.0, help="seconds between refreshes (2)")
     sub.add_argument("--once", action="store_true", help="print once and leave")
     sub.add_argument("--lines", type=_count, default=30, help="so many jobs (30)")
 
-    sub = command("kill", "order:kill", "end a job: jsctl kill [TARGET] ID", usage="jsctl kill [TARGET] ID [options]")
+    sub = command("kill", "job_commands:kill", "end a job: jsctl kill [TARGET] ID", usage="jsctl kill [TARGET] ID [options]")
     sub.add_argument("words", nargs="+", metavar="[TARGET] ID", help=_ID_AND)
     _fleet(sub)
-    order("killall", "order:killall", "end every process of nodes; remembered jobs start again")
+    send("killall", "run:killall", "end every process of nodes; remembered jobs start again")
     sub = command(
-        "signal", "order:signal", "send a signal to a job: jsctl signal [TARGET] ID HUP",
+        "signal", "job_commands:signal", "send a signal to a job: jsctl signal [TARGET] ID HUP",
         usage="jsctl signal [TARGET] ID SIGNAL [options]",
     )
     sub.add_argument("words", nargs="+", metavar="[TARGET] ID SIGNAL", help=_ID_AND)
     _fleet(sub)
     sub = command(
-        "unschedule", "order:unschedule", "stop a recurring job after the run under way",
+        "unschedule", "job_commands:unschedule", "stop a recurring job after the run under way",
         usage="jsctl unschedule [TARGET] ID [options]",
     )
     sub.add_argument("words", nargs="+", metavar="[TARGET] ID", help=_ID_AND)
     _fleet(sub)
-    order("restart", "order:restart", "end agents, which their service managers start again, and wait until each is back")
+    send("restart", "run:restart", "end agents, which their service managers start again, and wait until each is back")
 
-    sub = command("cancel", "order:cancel", "withdraw a command that still waits for its node")
+    sub = command("cancel", "job_commands:cancel", "withdraw a command that still waits for its node")
     sub.add_argument("id", help=_ID)
 
     sub = command(
-        "put", "order:put", "write a file to nodes: jsctl put 1.1 ./app.conf /etc/app.conf",
+        "put", "run:put", "write a file to nodes: jsctl put 1.1 ./app.conf /etc/app.conf",
         usage="jsctl put TARGET FILE PATH [options]",
     )
     sub.add_argument("target", help=_TARGET)
@@ -195,7 +195,7 @@ def build() -> argparse.ArgumentParser:
 
     sub = command("logs", "logs:logs", "what jobs wrote, from the nodes' databases")
     sub.add_argument("target", help=_TARGET)
-    sub.add_argument("--except", dest="but", action="append", metavar="TARGET", help="leave these out")
+    sub.add_argument("--except", dest="exclude", action="append", metavar="TARGET", help="leave these out")
     sub.add_argument("--job", default="", metavar="ID", help=f"of one job: {_ID}")
     sub.add_argument("--levels", help="1-5, 9, * (all)")
     sub.add_argument("--since", type=_moment, help="10m, 2h, 1d, or 2026-01-31T12:00")
@@ -204,25 +204,25 @@ def build() -> argparse.ArgumentParser:
     sub.add_argument("-f", "--follow", action="store_true", help="go on with what is written from now on")
     sub.add_argument("--delete", action="store_true", help="delete these records instead of showing them")
 
-    sub = command("stats", "show:stats", "the latest series of nodes")
+    sub = command("stats", "list:stats", "the latest series of nodes")
     sub.add_argument("target", nargs="?", default="all", help=f"{_TARGET}; all when left out")
     sub.add_argument("series", nargs="?", default="", metavar="DOMAIN[.NAME]", help="only of these")
 
-    sub = command("jobs", "show:jobs", "the last jobs, newest first")
+    sub = command("jobs", "list:jobs", "the last jobs, newest first")
     sub.add_argument("-n", "--limit", type=_count, default=20, help="so many (20)")
 
-    sub = command("job", "show:job", "what a job asked for, and where it stands on each node")
+    sub = command("job", "list:job", "what a job asked for, and where it stands on each node")
     sub.add_argument("id", help=_ID)
 
-    sub = command("wait", "order:wait", "wait for jobs that were sent before, and show their results")
+    sub = command("wait", "job_commands:wait", "wait for jobs that were sent before, and show their results")
     sub.add_argument("ids", nargs="+", metavar="ID", help=_ID)
     _output(sub)
 
     for name, help in (("events", "the last events"), ("audit", "what was asked for, and by whom (self-declared)"), ("rejected", "what was no command")):
-        sub = command(name, f"show:{name}", help + ", newest first")
+        sub = command(name, f"list:{name}", help + ", newest first")
         sub.add_argument("-n", "--limit", type=_count, default=20, help="so many (20)")
 
-    sub = order("raw", "order:raw", "send any command: jsctl raw 1.1 execute --args '{\"cmd\": \"ls\"}'")
+    sub = send("raw", "run:raw", "send any command: jsctl raw 1.1 execute --args '{\"cmd\": \"ls\"}'")
     sub.add_argument("cmd", help="the command's name")
     sub.add_argument("--args", dest="raw_args", default="{}", metavar="JSON", help="an object")
     sub.add_argument("--data", default="", help="text, @FILE, or - for standard input")
@@ -259,7 +259,7 @@ def _output(parser: argparse.ArgumentParser) -> None:
 
 def _fleet(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("fleet")
-    group.add_argument("--except", dest="but", action="append", metavar="TARGET", help="leave these out")
+    group.add_argument("--except", dest="exclude", action="append", metavar="TARGET", help="leave these out")
     group.add_argument("--any", action="store_true", help="one of them, whichever")
     group.add_argument("--dry-run", action="store_true", help="list the target nodes, and do nothing")
     group.add_argument("--wait", action="store_true", help="also wait for nodes that are not there, or never were; "

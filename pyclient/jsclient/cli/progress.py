@@ -1,4 +1,4 @@
-"""The progress bar of a fleet, on stderr; the only file beside `top` that imports rich."""
+"""The progress bar of a fleet, on stderr. Only this module and `top` import rich."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from . import stdio
 
 
 class Bar:
-    """Counts who has returned, failed, is waited for, and is offline."""
+    """Shows the numbers of nodes that have returned, failed, are waited for, and are offline."""
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
@@ -33,31 +33,31 @@ class Bar:
         self._task: Any = None
 
     def start(self) -> None:
-        """Shows it."""
+        """Show the bar."""
         self._task = self._progress.add_task("", total=max(len(self._fleet.nodes), 1), **self._fields())
-        with stdio.undisturbed():
+        with stdio.signals_blocked():
             self._progress.start()
 
     def update(self) -> None:
-        """Takes the fleet's figures."""
+        """Update the numbers."""
         fleet = self._fleet
         self._progress.update(
             self._task, completed=fleet.returned, total=max(len(fleet.nodes), 1), **self._fields()
         )
 
     def print(self, text: str) -> None:
-        """Prints data on stdout, with the bar out of the way."""
+        """Write a text to stdout without the bar in it."""
         if sys.stdout.isatty():
             self.stop()
             stdio.out(text)
-            with stdio.undisturbed():
+            with stdio.signals_blocked():
                 self._progress.start()
         else:
             stdio.out(text)
 
     def stop(self) -> None:
-        """Takes it away."""
-        with stdio.undisturbed():
+        """Remove the bar."""
+        with stdio.signals_blocked():
             self._progress.stop()
 
     def _fields(self) -> Any:

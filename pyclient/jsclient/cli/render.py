@@ -1,21 +1,22 @@
-"""Values as text: tables, sizes, times, and what of a result people want to see. Pure."""
+"""Tables, sizes, times and results as text. Pure but for `emit`."""
 
 from __future__ import annotations
 
 from typing import Any, Dict, Iterable, List, Mapping, Sequence
 
-from ..errors import Undecodable
-from ..nodes import moment as moment
-from ..nodes import names as names
+from ..errors import ResultDecodeError
+from ..keys import NodeId
+from ..nodes import format_time as format_time
+from ..nodes import join_names as join_names
+from ..result import Result
 from ..text import clean, one_line
 from ..values import dump_json, plain
-from ..wire import NodeId, Result
 from . import stdio
 
 _BYTES = frozenset(
     "total available used free swap_total swap_used rss vms read written rx_bytes tx_bytes".split()
 )
-#: Keys of the built-in answers in the order in which people read them; others follow as they came.
+#: Keys of the built-in answers in the order of display; others follow in their own order.
 _ORDER = {
     key: at
     for at, key in enumerate(
@@ -28,7 +29,7 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Columns of equal width, two spaces between them; numbers to the right."""
+    """Return columns of equal width, two spaces between them, numbers to the right."""
     cells = [[cell(value) for value in row] for row in rows]
     columns = list(zip(*cells)) if cells else [()] * len(head)
     widths = [max([len(h), *map(len, column)]) for h, column in zip(head, columns)]
@@ -38,7 +39,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def cell(value: object) -> str:
-    """A value as one line without control characters; `-` for nothing."""
+    """Return a value as one line without control characters; `-` for an empty one."""
     if type(value) is str and value and value.isprintable():
         return value
     if value is None or value == "":
@@ -51,7 +52,7 @@ def cell(value: object) -> str:
 
 
 def shortened(value: object, most: int) -> object:
-    """A cell's value, a long text cut to `most` characters."""
+    """Return the value of a cell, a text cut to `most` characters."""
     return value[:most] if isinstance(value, str) and len(value) > most else value
 
 
@@ -60,7 +61,7 @@ def _is_number(cell: str) -> bool:
 
 
 def size(count: float) -> str:
-    """Bytes for people."""
+    """Return a number of bytes with a binary unit: `1.5 MiB`."""
     unit = 0
     while count >= 1024 and unit < len(_UNITS) - 1:
         count /= 1024
@@ -69,32 +70,32 @@ def size(count: float) -> str:
 
 
 def friendly(name: str, value: Any) -> Any:
-    """A field's value for a table."""
+    """Return the value of a field for a table: bytes with a unit, times as local time."""
     if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e24:
         if name in _BYTES:
             return size(value)
         if name in ("starttime", "boottime") and value > 0:
-            return moment(value if value > 1e11 else value * 1000)
+            return format_time(value if value > 1e11 else value * 1000)
     return value
 
 
-def value_text(value: Any, ours: bool = True) -> str:
-    """A decoded result: an object a line for each key, a list of objects as a table, else JSON or the text.
+def value_text(value: Any, is_builtin: bool = True) -> str:
+    """Return a decoded result as text: an object as one line for each key, a list of objects as a table, else JSON.
 
-    Only in the built-in answers (`ours`) does a key's name say what its number counts; a script's may be anything.
+    Only in the answer of a built-in command (`is_builtin`) does the name of a key tell the unit of its number.
     """
-    shown = friendly if ours else (lambda _, v: v)
+    shown = friendly if is_builtin else (lambda _, v: v)
     value = plain(value, finite=False)
     if isinstance(value, str):
         return value
     if isinstance(value, Mapping):
-        value = {k: value[k] for k in (_ordered(value) if ours else value)}
+        value = {k: value[k] for k in (_ordered(value) if is_builtin else value)}
     if isinstance(value, Mapping) and value and not any(isinstance(v, (Mapping)) for v in value.values()):
         width = max(len(cell(k)) for k in value)
         return "\n".join(f"{cell(k).ljust(width)}  {cell(shown(k, v))}" for k, v in value.items())
     if isinstance(value, list) and value and all(isinstance(v, Mapping) for v in value):
         head = list(dict.fromkeys(str(k) for row in value for k in row))
-        head = _ordered(head) if ours else head
+        head = _ordered(head) if is_builtin else head
         return table(head, [[shown(k, row.get(k)) for k in head] for row in value])
     if isinstance(value, float):
         return str(value)
@@ -106,17 +107,17 @@ def _ordered(keys: Iterable[Any]) -> List[Any]:
 
 
 def body(result: Result, with_stderr: bool = True) -> str:
-    """What a result has to show, without who it is from."""
+    """Return the output of a result: its streams, its data or the reason of its failure, its critical message."""
     parts = [result.stdout]
     if with_stderr:
         parts.append(result.stderr)
     if result.level >= 20 and result.data:
         try:
-            parts.append(value_text(result.value, ours=result.cmd.startswith("get_")))
-        except Undecodable:
+            parts.append(value_text(result.value, is_builtin=result.cmd.startswith("get_")))
+        except ResultDecodeError:
             parts.append(result.data)
     elif result.data and not result.ok:
-        # A sentence, and no output of a process that a pipe gets as it is.
+        # A sentence, which is cleaned also in a pipe; the output of a process is not.
         parts.append(clean(result.data))
     if result.critical:
         parts.append(f"critical: {result.critical}")
@@ -124,7 +125,7 @@ def body(result: Result, with_stderr: bool = True) -> str:
 
 
 def status(result: Result) -> str:
-    """`OK`, or the state and what belongs to it."""
+    """Return `OK`, or the state with the exit status."""
     if result.ok:
         return "OK"
     return f"{result.state}, status {result.code}" if result.code else result.state
@@ -134,8 +135,8 @@ def _words(value: object) -> List[str]:
     return [str(word) for word in value] if isinstance(value, list) else []
 
 
-def asked(command: Mapping[str, Any], most: int = 60) -> str:
-    """A command in a few words."""
+def describe_command(command: Mapping[str, Any], most: int = 60) -> str:
+    """Return a command as one line of at most `most` characters."""
     args = command.get("args")
     words: List[str] = [str(command.get("cmd", ""))]
     if isinstance(args, dict):
@@ -152,20 +153,20 @@ def asked(command: Mapping[str, Any], most: int = 60) -> str:
 
 
 def document(result: Result) -> Dict[str, Any]:
-    """A result as --json shows it: as it came, with `node`, and `value` where it could be decoded."""
+    """Return a result for --json: all its fields, `node`, and `value` (null when it cannot be decoded)."""
     out = {"node": str(result.node), **result.to_dict()}
     if result.args.get("secret"):
         out["args"] = {k: "***" if k == "env" else v for k, v in result.args.items()}
     if result.level >= 20:
         try:
             out["value"] = result.value
-        except Undecodable:
+        except ResultDecodeError:
             out["value"] = None
     return out
 
 
 def emit(items: List[Dict[str, Any]], ndjson: bool) -> None:
-    """A list as one document, or a line each."""
+    """Write a list as one JSON document, or one object a line."""
     if ndjson:
         for item in items:
             stdio.out_json(item)

@@ -1,37 +1,37 @@
-"""`jsctl schedules`."""
+"""The subcommand schedules."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Sequence
 
-from .. import verbs
+from .. import commands
 from ..client import Client
-from ..nodes import ago
-from ..wire import Result
+from ..nodes import format_age
+from ..result import Result
 from . import render
-from .order import order
-from .top import entries, number, sent_as
+from .send import send
+from .top import commands_by_id, entries, number
 
-HEAD = ("NODE", "JOB", "COMMAND", "DOMAIN", "NAME", "EVERY", "NEXT", "LAST START", "LAST")
+HEADER = ("NODE", "JOB", "COMMAND", "DOMAIN", "NAME", "EVERY", "NEXT", "LAST START", "LAST")
 
 
 def schedules(args: argparse.Namespace) -> int:
-    """`jsctl schedules [TARGET]`."""
-    return order(args, verbs.schedules(), render_all=table, looking=True)
+    """Run `jsctl schedules [TARGET]`."""
+    return send(args, commands.schedules(), render_all=table, read_only=True)
 
 
 def table(client: Client, results: Sequence[Result]) -> str:
-    """The recurring jobs of all nodes that answered, first those that run next."""
+    """Return the table of recurring jobs, sorted by their next run."""
     found = [(r.node, e) for r in results if r.ok for e in entries(r)]
     found.sort(key=lambda pair: (number(pair[1].get("next")), pair[0]))
-    asked = sent_as(client, found)
+    sent = commands_by_id(client, found)
     rows = []
     for node, e in found:
         job = str(e.get("id") or "")
         rows.append((
-            node, job[:32], asked.get(job), e.get("domain"), e.get("name"),
-            ago(number(e.get("period"))), render.moment(number(e["next"])) if e.get("next") else "now",
-            render.moment(number(e.get("last_start"))), e.get("last_state"),
+            node, job[:32], sent.get(job), e.get("domain"), e.get("name"),
+            format_age(number(e.get("period"))), render.format_time(number(e["next"])) if e.get("next") else "now",
+            render.format_time(number(e.get("last_start"))), e.get("last_state"),
         ))
-    return render.table(HEAD, rows)
+    return render.table(HEADER, rows)

@@ -1,4 +1,4 @@
-"""The standard streams: closed or full ones, encodings, signals, and text that is cleaned for terminals."""
+"""The standard streams: closed and full ones, encodings, signals, and cleaned text for terminals."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from ..errors import FAILED, Error
 from ..text import clean
 from ..values import dump_json
 
-#: Stands on a terminal before each line that nodes wrote, where headings stand between them.
-MARK = "| "
-#: A line that looks like a heading; some readers take a CR for the end of a line.
+#: The prefix of each line of nodes on a terminal, between headings of jsctl.
+OUTPUT_PREFIX = "| "
+#: A line like a heading; some readers take a CR for the end of a line.
 _HEADING = re.compile(r"(^|\r)( *==)", re.MULTILINE)
 
 
-class WriteFault(Error):
-    """Standard output cannot be written."""
+class OutputError(Error):
+    """Standard output cannot be written to."""
 
     def __init__(self, error: BaseException) -> None:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         super().__init__(f"cannot write to standard output: {reason.lower()}")
-        #: Whether its reader went away, as `head` does; that is no news.
-        self.expected = isinstance(error, BrokenPipeError)
+        #: Whether its reader has closed the pipe, as `head` does; this is not reported.
+        self.is_expected = isinstance(error, BrokenPipeError)
 
 
 class Terminated(BaseException):
-    """TERM, HUP or QUIT came."""
+    """The process received TERM, HUP or QUIT."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -40,7 +40,7 @@ class Terminated(BaseException):
 
 
 class _Closed:
-    """Stands for a standard stream that was closed before the start: nothing can be read or written."""
+    """Replaces a standard stream that was closed before the start: reads fail, and writes unless `silent`."""
 
     encoding = "utf-8"
 
@@ -66,10 +66,10 @@ class _Closed:
 
 
 def prepare() -> None:
-    """Makes the streams safe to use: closed ones raise `OSError` or are silent, and every text can be encoded."""
+    """Replace closed standard streams, and make every text encodable."""
     if None in (sys.stdin, sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
-            # No connection may be given the number of a standard stream.
+            # No connection may get the descriptor of a standard stream.
             while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
                 pass
             os.close(fd)
@@ -79,7 +79,7 @@ def prepare() -> None:
         sys.stderr = closed(True) if sys.stderr is None else sys.stderr
     for stream, errors in ((sys.stdout, "replace"), (sys.stderr, "backslashreplace")):
         if hasattr(stream, "reconfigure"):
-            # An encoding that PYTHONIOENCODING names may encode nothing, as idna does.
+            # PYTHONIOENCODING may name an encoding that cannot encode text, as idna.
             stream.reconfigure(encoding=None if _can_encode(stream.encoding) else "utf-8", errors=errors)
 
 
@@ -91,26 +91,26 @@ def _can_encode(encoding: str) -> bool:
 
 
 def rows(text: str, more: str = "    ", flush: bool = True) -> None:
-    """Writes lines of jsctl's own with text of nodes in them: on a terminal a long one goes on indented by `more`.
+    """Write lines of jsctl with text of nodes in them; on a terminal fold long ones, further lines indented by `more`.
 
-    The terminal itself would go on at its first column, where a node could make it look like a line of jsctl.
+    A terminal would continue a long line in its first column, where text of a node could look like a line of jsctl.
     """
     out(_folded(clean(text), "", more, sys.stdout) if sys.stdout.isatty() else text, flush=flush)
 
 
-def marked(text: str) -> str:
-    """Returns the output of nodes for the place below a heading: no line of it can be taken for a heading.
+def prefix_lines(text: str) -> str:
+    """Return the output of nodes so that no line can be taken for a heading.
 
-    On a terminal each line begins with `MARK`. Elsewhere a line that begins with `==`, or with blanks and `==`,
-    gets one more blank in front, and all others stay as they are.
+    On a terminal each line begins with `OUTPUT_PREFIX`. Elsewhere a line that begins with spaces and `==` gets one more
+    space, and all other lines stay unchanged.
     """
     if sys.stdout.isatty():
-        return _folded(clean(text), MARK, MARK, sys.stdout)
+        return _folded(clean(text), OUTPUT_PREFIX, OUTPUT_PREFIX, sys.stdout)
     return _HEADING.sub(r"\1 \2", text)
 
 
 def _folded(text: str, first: str, more: str, stream: Any) -> str:
-    """The text with `first` before each line, and lines split so that the terminal wraps none of them."""
+    """Return the text with `first` before each line, and lines split so that the terminal wraps none of them."""
     try:
         width = os.get_terminal_size(stream.fileno()).columns
     except (OSError, ValueError):
@@ -122,7 +122,7 @@ def _folded(text: str, first: str, more: str, stream: Any) -> str:
         start, begin, used = first, 0, len(first)
         if used + len(line) > width or not line.isascii() or "\t" in line:
             for at, char in enumerate(line):
-                # As wide as any terminal may draw it, or wider.
+                # At least as wide as any terminal draws it.
                 cells = 8 if char == "\t" else 1 if char < "\u1100" else 2
                 if used + cells > width and at > begin:
                     lines.append(start + line[begin:at])
@@ -133,34 +133,34 @@ def _folded(text: str, first: str, more: str, stream: Any) -> str:
 
 
 def out(text: str, end: str = "\n", flush: bool = True) -> None:
-    """Writes to standard output: as it is into a file or a pipe, cleaned on a terminal."""
+    """Write to stdout, cleaned on a terminal; raise `OutputError`."""
     try:
         sys.stdout.write((clean(text) if sys.stdout.isatty() else text) + end)
         if flush:
             sys.stdout.flush()
     except (OSError, ValueError) as e:
-        raise _lost(e) from None
+        raise _output_error(e) from None
 
 
 def out_json(value: object, indent: Optional[int] = None, start: str = "", end: str = "\n") -> None:
-    """Writes a value as JSON to standard output."""
+    """Write a value as JSON to stdout; raise `OutputError`."""
     out(start + json_text(value, indent), end)
 
 
 def json_text(value: object, indent: Optional[int] = None) -> str:
-    """A value as JSON that standard output can hold."""
+    """Return a value as JSON in the encoding of stdout."""
     encoding = (getattr(sys.stdout, "encoding", None) or "ascii").lower().replace("-", "").replace("_", "")
     return dump_json(value, indent, ascii=encoding not in ("utf8", "utf8sig"))
 
 
-def say(text: str) -> None:
-    """Writes a sentence for people to standard error, always cleaned; further lines of it are indented."""
+def message(text: str) -> None:
+    """Write a sentence to stderr, cleaned also in a pipe; further lines are indented."""
     text = clean(text).replace("\n", "\n  ")
     err(_folded(text, "", "  ", sys.stderr) if sys.stderr.isatty() else text)
 
 
 def err(text: str) -> None:
-    """Writes to standard error: as it is into a file or a pipe, cleaned on a terminal."""
+    """Write to stderr, cleaned on a terminal; ignore errors."""
     try:
         sys.stderr.write((clean(text) if sys.stderr.isatty() else text) + "\n")
         sys.stderr.flush()
@@ -169,24 +169,24 @@ def err(text: str) -> None:
 
 
 def finish(code: int) -> int:
-    """Writes what is still buffered; the exit code, which is not 0 when that fails."""
+    """Flush stdout; return the exit code, which is not 0 when the flush fails."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError) as e:
-        fault = _lost(e)
-        if not fault.expected:
-            say(f"jsctl: {fault}")
+        fault = _output_error(e)
+        if not fault.is_expected:
+            message(f"jsctl: {fault}")
         return code or FAILED
     return code
 
 
-def _lost(error: BaseException) -> WriteFault:
+def _output_error(error: BaseException) -> OutputError:
     _discard(sys.stdout)
-    return WriteFault(error)
+    return OutputError(error)
 
 
 def _discard(stream: Any) -> None:
-    # What is still in the buffer would raise once more when Python ends.
+    # Buffered text would raise again at the exit of Python.
     with contextlib.suppress(OSError, ValueError, AttributeError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
@@ -194,8 +194,8 @@ def _discard(stream: Any) -> None:
 
 
 @contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
-    """Holds back signals that raise: rich, interrupted while it starts or stops, leaves the terminal half set."""
+def signals_blocked() -> Iterator[None]:
+    """Block signals that raise: an exception while rich starts or stops leaves the terminal in a wrong mode."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -210,14 +210,14 @@ def undisturbed() -> Iterator[None]:
 
 @contextlib.contextmanager
 def signals() -> Iterator[None]:
-    """Within it TERM, HUP and QUIT raise `Terminated`, so that a terminal is left as it was found."""
+    """Raise `Terminated` for TERM, HUP and QUIT within the block, so that the terminal is restored."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     taken = []
 
     def raise_it(number: int, _: object) -> None:
-        # A second TERM or QUIT ends it at once; HUP comes from the shell and from the kernel.
+        # A second TERM or QUIT ends the process; HUP may come twice, from the shell and from the kernel.
         signal.signal(number, signal.SIG_IGN if number == getattr(signal, "SIGHUP", None) else signal.SIG_DFL)
         raise Terminated(number)
 

@@ -1,4 +1,4 @@
-"""The commands that only look: nodes, jobs, job, events, audit, rejected, stats, script list."""
+"""The subcommands that only read Redis: nodes, jobs, job, events, audit, rejected, stats, script list."""
 
 from __future__ import annotations
 
@@ -7,60 +7,60 @@ import time
 from collections import Counter
 from typing import Any, Dict, List
 
-from .. import target
-from ..errors import NOBODY, OK, Error, NoController
+from ..errors import NO_MATCH, OK, Error, NoControllerError
 from ..job import nodes_of
-from ..nodes import ago, load
-from ..values import dump_json
-from ..wire import JobInfo, integer
+from ..nodes import format_age, load_nodes
+from ..target import parse_excludes, parse_target
+from ..values import dump_json, integer
+from ..wire import JobInfo
 from . import render, stdio
-from .order import connect, parts_of
-from .start import say
+from .lookup import connect, find_jobs
+from .stdio import message
 
 _SHOWN = ("roles", "hostname", "os", "version", "addr", "stopped", "claims")
 
 
 def nodes(args: argparse.Namespace) -> int:
-    """`jsctl nodes`."""
-    who, but = target.parse(args.target), target.parse_except(args.but)
+    """Run `jsctl nodes`."""
+    target, exclude = parse_target(args.target), parse_excludes(args.exclude)
     with connect(args) as client:
-        # Of ten thousand nodes only what the table shows is fetched.
-        known = client.nodes() if args.json or args.ndjson else load(client.link, fields=_SHOWN)
-        picked = [n for n in known if who.means(n) and not any(t.means(n) for t in but)]
+        # There may be ten thousand nodes, so only the fields of the table are read.
+        known = client.nodes() if args.json or args.ndjson else load_nodes(client.connection, fields=_SHOWN)
+        picked = [n for n in known if target.matches(n) and not any(t.matches(n) for t in exclude)]
         if args.state:
             picked = [n for n in picked if n.state == args.state]
         if args.json or args.ndjson:
             render.emit([n.to_dict() for n in picked], args.ndjson)
         elif picked:
-            # The last column is there only where there is something in it.
+            # The last column is shown only when a node has claims without a grant.
             claims = any(n.claims for n in picked)
             head = ("NODE", "STATE", "SEEN", "HOST", "ROLES", "OS", "VERSION", "ADDR") + ("NOT GRANTED",) * claims
-            rows = ((n.id, n.state, ago(n.age), n.hostname, n.roles, n.os, n.version, n.addr) + (n.claims,) * claims
+            rows = ((n.id, n.state, format_age(n.age), n.hostname, n.roles, n.os, n.version, n.addr) + (n.claims,) * claims
                     for n in picked)
             stdio.rows(render.table(head, rows))
         if not picked:
-            if not (known or who.nodes):
-                say("jsctl: no node was ever seen")
-            elif any(who.means(n) for n in known):
-                say(f"jsctl: no node matches {args.target}")
+            if not (known or target.nodes):
+                message("jsctl: no node was ever seen")
+            elif any(target.matches(n) for n in known):
+                message(f"jsctl: no node matches {args.target}")
             else:
-                say(f"jsctl: {client.target(who).nobody(client.select(who))}")
+                message(f"jsctl: {client.target(target).explain_no_nodes(client.select(target))}")
         elif not (args.json or args.ndjson):
             count = Counter(n.state for n in picked)
             counts = [f"{count[s]} {s}" for s in ("live", "late", "gone", "stopped") if count[s] or s != "stopped"]
-            say(", ".join(counts))
+            message(", ".join(counts))
         try:
             client.check()
-        except NoController as e:  # the list is good all the same; nobody refreshes it
-            say(f"jsctl: {e}")
+        except NoControllerError as e:  # the list is valid, but nothing updates it
+            message(f"jsctl: {e}")
         except Error as e:
-            e.told = True
+            e.json_started = True
             raise
-    return OK if picked or (args.target == "all" and not known) else NOBODY
+    return OK if picked or (args.target == "all" and not known) else NO_MATCH
 
 
 def jobs(args: argparse.Namespace) -> int:
-    """`jsctl jobs`."""
+    """Run `jsctl jobs`."""
     with connect(args) as client:
         found = client.jobs(args.limit)
     if args.json or args.ndjson:
@@ -71,21 +71,21 @@ def jobs(args: argparse.Namespace) -> int:
         counts: Dict[str, int] = {}
         for state in info.states.values():
             counts[state] = counts.get(state, 0) + 1
-        who = render.names(nodes_of(info), 3) or "-"
-        ends = " ".join(f"{n} {s}" for s, n in sorted(counts.items())) or "nobody"
+        nodes = render.join_names(nodes_of(info), 3) or "-"
+        states = " ".join(f"{n} {s}" for s, n in sorted(counts.items())) or "nobody"
         args_ = info.command.get("args")
         period = integer(args_.get("recurring_period")) if isinstance(args_, dict) else 0
-        what = render.asked(info.command) + (f" (every {ago(period)})" if period > 0 else "")
-        rows.append((info.id, render.moment(info.created), what, who, ends))
+        command = render.describe_command(info.command) + (f" (every {format_age(period)})" if period > 0 else "")
+        rows.append((info.id, render.format_time(info.created), command, nodes, states))
     stdio.rows(render.table(("ID", "CREATED", "COMMAND", "NODES", "STATES"), rows))
     return OK
 
 
 def job(args: argparse.Namespace) -> int:
-    """`jsctl job ID`."""
+    """Run `jsctl job ID`."""
     with connect(args) as client:
-        args.id, parts = parts_of(client, args.id, looking=True)
-        infos = [client.job_info(i) for i in parts or [args.id]]
+        args.id, members = find_jobs(client, args.id, read_only=True)
+        infos = [client.job_info(i) for i in members or [args.id]]
     if args.json or args.ndjson:
         docs = [_job_dict(info) for info in infos]
         if args.json and len(docs) == 1:
@@ -94,11 +94,11 @@ def job(args: argparse.Namespace) -> int:
             render.emit(docs, args.ndjson)
         return OK
     first = infos[0]
-    facts: Dict[str, Any] = {"id": args.id, "command": render.asked(first.command), "by": first.command.get("by", "")}
+    facts: Dict[str, Any] = {"id": args.id, "command": render.describe_command(first.command), "by": first.command.get("by", "")}
     overall = JobInfo("", {}, 0, None, {}, {})
     for info in infos:
         overall.states.update(info.states)
-    facts.update(created=render.moment(first.created), state=overall.state if overall.states else first.state)
+    facts.update(created=render.format_time(first.created), state=overall.state if overall.states else first.state)
     if first.command.get("args"):
         facts["args"] = dump_json(first.command["args"])
     stdio.rows(render.value_text(facts))
@@ -109,7 +109,7 @@ def job(args: argparse.Namespace) -> int:
             body = render.body(result).splitlines() if result else []
             rows.append((
                 node, state, result.code if result else "", f"{result.time} ms" if result else "",
-                render.moment(result.starttime) if result else "", body[-1][:60] if body else "",
+                render.format_time(result.starttime) if result else "", body[-1][:60] if body else "",
             ))
     if rows:
         stdio.rows("\n" + render.table(("NODE", "STATE", "CODE", "TIME", "STARTED", "LAST LINE"), rows))
@@ -117,60 +117,60 @@ def job(args: argparse.Namespace) -> int:
 
 
 def events(args: argparse.Namespace) -> int:
-    """`jsctl events`."""
+    """Run `jsctl events`."""
     with connect(args) as client:
         found = client.events(args.limit)
-    if _json(args, found):
+    if _emit_json(args, found):
         return OK
     rows = []
     for e in found:
-        who = f"{e.get('gid')}.{e.get('nid')}" if e.get("nid") else ""
-        rest = e.get("data", e.get("text", ""))
-        told = rest if isinstance(rest, str) else dump_json(rest)
-        rows.append((render.moment(_when(e)), who, e.get("name", ""), told))
+        node = f"{e.get('gid')}.{e.get('nid')}" if e.get("nid") else ""
+        data = e.get("data", e.get("text", ""))
+        text = data if isinstance(data, str) else dump_json(data)
+        rows.append((render.format_time(_time_of(e)), node, e.get("name", ""), text))
     stdio.rows(render.table(("TIME", "NODE", "EVENT", "DATA"), rows))
     return OK
 
 
 def audit(args: argparse.Namespace) -> int:
-    """`jsctl audit`."""
+    """Run `jsctl audit`."""
     with connect(args) as client:
         found = client.audit(args.limit)
-    if _json(args, found):
+    if _emit_json(args, found):
         return OK
     rows = []
     for e in found:
         by = "/".join(str(e[k]) for k in ("by", "user") if e.get(k) not in (None, "", "default"))
-        what = render.asked(e)
+        command = render.describe_command(e)
         named = e.get("targets")
         targets = [str(t).replace(":", ".") for t in (named if isinstance(named, list) else [])]
         count = max(integer(e.get("count")), len(targets))
-        who = ",".join(targets[:3]) + (f" and {count - 3} more" if count > 3 else "")
-        ends = " ".join(f"{n} {s}" for s, n in e.get("results", {}).items())
-        rows.append((render.moment(_when(e)), by, what, who, ends, e.get("id", "")))
+        nodes = ",".join(targets[:3]) + (f" and {count - 3} more" if count > 3 else "")
+        results = " ".join(f"{n} {s}" for s, n in e.get("results", {}).items())
+        rows.append((render.format_time(_time_of(e)), by, command, nodes, results, e.get("id", "")))
     stdio.rows(render.table(("TIME", "BY (SELF-DECLARED)", "COMMAND", "NODES", "RESULTS", "ID"), rows))
     return OK
 
 
 def rejected(args: argparse.Namespace) -> int:
-    """`jsctl rejected`."""
+    """Run `jsctl rejected`."""
     with connect(args) as client:
         found = client.rejected(args.limit)
-    if _json(args, found):
+    if _emit_json(args, found):
         return OK
-    rows = [(render.moment(_when(e)), e.get("reason", ""), str(e.get("command", e.get("text", "")))[:80]) for e in found]
+    rows = [(render.format_time(_time_of(e)), e.get("reason", ""), str(e.get("command", e.get("text", "")))[:80]) for e in found]
     stdio.rows(render.table(("TIME", "REASON", "TEXT"), rows))
     return OK
 
 
 def stats(args: argparse.Namespace) -> int:
-    """`jsctl stats`."""
-    who = target.parse(args.target)
+    """Run `jsctl stats`."""
+    target = parse_target(args.target)
     with connect(args) as client:
-        chosen = client.select(who)
+        chosen = client.select(target)
         if not chosen.live and not chosen.offline:
-            say(f"jsctl: {client.target(who).nobody(chosen)}")
-            return NOBODY
+            message(f"jsctl: {client.target(target).explain_no_nodes(chosen)}")
+            return NO_MATCH
         rows = []
         for node in sorted([*chosen.live, *(n.id for n in chosen.offline)]):
             for key, (value, at) in client.stats(node.gid, node.nid).items():
@@ -184,21 +184,21 @@ def stats(args: argparse.Namespace) -> int:
         render.emit(items, args.ndjson)
         return OK
     if not rows:
-        say("jsctl: no series yet: nodes send them once a minute")
+        message("jsctl: no series yet: nodes send them once a minute")
         return OK
     now = time.time()
     stdio.rows(render.table(("NODE", "SERIES", "VALUE", "AGE"),
-                       ((n, k, f"{v:g}" if abs(v) < 1e6 else f"{v:.0f}", ago(now - at)) for n, k, v, at in rows)))
+                       ((n, k, f"{v:g}" if abs(v) < 1e6 else f"{v:.0f}", format_age(now - at)) for n, k, v, at in rows)))
     return OK
 
 
 def scripts(args: argparse.Namespace) -> int:
-    """`jsctl script list`."""
+    """Run `jsctl script list`."""
     with connect(args) as client:
         found = client.scripts()
-    if _json(args, found):
+    if _emit_json(args, found):
         return OK
-    rows = ((s["hash"], render.size(s["size"]), ago(s["expires"]), s["first"][:60]) for s in found)
+    rows = ((s["hash"], render.size(s["size"]), format_age(s["expires"]), s["first"][:60]) for s in found)
     stdio.rows(render.table(("HASH", "SIZE", "EXPIRES", "BEGINS"), rows))
     return OK
 
@@ -217,12 +217,12 @@ def _job_dict(info: Any) -> Dict[str, Any]:
     }
 
 
-def _when(entry: Dict[str, Any]) -> float:
+def _time_of(entry: Dict[str, Any]) -> float:
     at = entry.get("epoch") or entry.get("time") or 0
     return float(at) if isinstance(at, (int, float)) and abs(at) < 1e15 else 0.0
 
 
-def _json(args: argparse.Namespace, found: List[Dict[str, Any]]) -> bool:
+def _emit_json(args: argparse.Namespace, found: List[Dict[str, Any]]) -> bool:
     if args.json or args.ndjson:
         render.emit(found, args.ndjson)
         return True

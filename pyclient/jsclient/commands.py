@@ -1,4 +1,4 @@
-"""What can be asked of a node: each function makes the name, the arguments and the data of one command. Pure."""
+"""The commands of a node: each function returns the name, the arguments and the data of one command. Pure."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
 
-from . import wire
+from . import keys, wire
 from .errors import UsageError
 
-#: The five of `info`, and the built-in command of each.
+#: The kinds of `info`, with the built-in command of each.
 INFO = {
     "cpu": "get_cpu_info",
     "mem": "get_mem_info",
@@ -25,7 +25,7 @@ Levels = Union[str, Sequence[int]]
 
 
 @dataclass(frozen=True)
-class Verb:
+class CommandSpec:
     """A command without its target."""
 
     cmd: str
@@ -33,13 +33,13 @@ class Verb:
     data: Union[str, Mapping[str, Any]] = ""
 
     @property
-    def looks(self) -> bool:
-        """Whether it changes nothing on a node."""
+    def read_only(self) -> bool:
+        """Return whether the command changes nothing on a node: `ping` and all `get_…`."""
         return self.cmd == "ping" or self.cmd.startswith("get_")
 
 
-def raw(cmd: str, args: Optional[Mapping[str, Any]] = None, data: Data = "") -> Verb:
-    """Any command, built in or not."""
+def raw(cmd: str, args: Optional[Mapping[str, Any]] = None, data: Data = "") -> CommandSpec:
+    """Return any command; raise `UsageError` when `args` is no mapping or `data` is no text or mapping."""
     if args is not None and not isinstance(args, Mapping):
         raise UsageError(f"args must be a mapping, not {type(args).__name__}")
     if isinstance(data, bytes):
@@ -49,7 +49,7 @@ def raw(cmd: str, args: Optional[Mapping[str, Any]] = None, data: Data = "") -> 
             raise UsageError("data must be UTF-8 text; send other bytes with put") from None
     elif not isinstance(data, (str, Mapping)):
         raise UsageError(f"data must be text or a mapping, not {type(data).__name__}")
-    return Verb(cmd, args or {}, data)
+    return CommandSpec(cmd, args or {}, data)
 
 
 def execute(
@@ -60,8 +60,11 @@ def execute(
     workingdir: Optional[str] = None,
     env: Optional[Mapping[str, str]] = None,
     **common: Any,
-) -> Verb:
-    """A program. Without `args`, `cmd` is split as a shell would split it; no shell runs it."""
+) -> CommandSpec:
+    """Return the command that runs a program. Without `args`, `cmd` is split as a shell does; no shell runs.
+
+    `common` are the arguments in `keys.COMMON_ARGS`; raise `UsageError` for any other.
+    """
     if isinstance(args, (str, bytes)):
         raise UsageError("args must be a list of words, not one text")
     fields = _common(common)
@@ -75,40 +78,40 @@ def execute(
     return raw("execute", fields, data)
 
 
-def script(language: str, sha256: str, *, data: Any = "", **common: Any) -> Verb:
-    """A script that the script store holds; `data` may be anything that JSON can hold."""
+def script(language: str, sha256: str, *, data: Any = "", **common: Any) -> CommandSpec:
+    """Return the command that runs a stored script in `py` or `lua`; `data` is any JSON value."""
     return raw(f"execute_js_{language}", {**_common(common), "hash": sha256}, _json(data))
 
 
-def installed_script(language: str, domain: str, name: str, *, data: Any = "", **common: Any) -> Verb:
-    """A script that lies on the node, below its jumpscript folder."""
+def installed_script(language: str, domain: str, name: str, *, data: Any = "", **common: Any) -> CommandSpec:
+    """Return the command that runs a script from the jumpscript folder of the node; `data` is any JSON value."""
     return raw(f"execute_js_{language}", {**_common(common), "domain": domain, "name": name}, _json(data))
 
 
-def ping() -> Verb:
-    """Answers `pong`."""
-    return Verb("ping")
+def ping() -> CommandSpec:
+    """Return the command that answers `pong`."""
+    return CommandSpec("ping")
 
 
-def info(kind: str) -> Verb:
-    """One of `cpu`, `mem`, `disk`, `nic`, `os`."""
+def info(kind: str) -> CommandSpec:
+    """Return the command for one of `cpu`, `mem`, `disk`, `nic`, `os`; raise `UsageError` for any other kind."""
     if kind not in INFO:
         raise UsageError(f"info knows {', '.join(INFO)}, not {kind!r}")
-    return Verb(INFO[kind])
+    return CommandSpec(INFO[kind])
 
 
-def kill(job_id: str) -> Verb:
-    """Ends a job and forgets it."""
-    return Verb("kill", {}, {"id": wire.check_id(job_id)})
+def kill(job_id: str) -> CommandSpec:
+    """Return the command that ends a job; it is not restarted and does not recur."""
+    return CommandSpec("kill", {}, {"id": keys.check_id(job_id)})
 
 
-def signal(job_id: str, name: Union[str, int]) -> Verb:
-    """Sends a signal to a job's process group."""
-    return Verb("signal", {}, {"id": wire.check_id(job_id), "signal": signal_name(name)})
+def signal(job_id: str, name: Union[str, int]) -> CommandSpec:
+    """Return the command that sends a signal to the process group of a job."""
+    return CommandSpec("signal", {}, {"id": keys.check_id(job_id), "signal": signal_name(name)})
 
 
 def signal_name(name: Union[str, int]) -> str:
-    """`HUP` from `HUP`, `SIGHUP`, `hup` or a number."""
+    """Return `HUP` for `HUP`, `SIGHUP`, `hup` or 1; raise `UsageError` for a number without a signal."""
     if isinstance(name, int) or name.isdigit():
         import signal as signals
 
@@ -120,24 +123,24 @@ def signal_name(name: Union[str, int]) -> str:
     return name[3:] if name.startswith("SIG") else name
 
 
-def unschedule(job_id: str) -> Verb:
-    """Lets the run under way end, and no other follow."""
-    return Verb("unschedule", {}, {"id": wire.check_id(job_id)})
+def unschedule(job_id: str) -> CommandSpec:
+    """Return the command that ends the recurrence of a job; the run in progress continues."""
+    return CommandSpec("unschedule", {}, {"id": keys.check_id(job_id)})
 
 
-def process_stats(job_id: str) -> Verb:
-    """One running job."""
-    return Verb("get_process_stats", {}, {"id": wire.check_id(job_id)})
+def process_stats(job_id: str) -> CommandSpec:
+    """Return the command for the resource usage of one running job."""
+    return CommandSpec("get_process_stats", {}, {"id": keys.check_id(job_id)})
 
 
-def schedules() -> Verb:
-    """The recurring jobs."""
-    return Verb("get_schedules")
+def schedules() -> CommandSpec:
+    """Return the command that lists recurring jobs."""
+    return CommandSpec("get_schedules")
 
 
-def processes(domain: str = "", name: str = "") -> Verb:
-    """The running jobs, of a domain and a name where given."""
-    return Verb("get_processes_stats", {}, _given(domain=domain, name=name))
+def processes(domain: str = "", name: str = "") -> CommandSpec:
+    """Return the command that lists running jobs, of one domain and name where given."""
+    return CommandSpec("get_processes_stats", {}, _non_empty(domain=domain, name=name))
 
 
 def messages(
@@ -149,21 +152,27 @@ def messages(
     limit: Optional[int] = None,
     after: Optional[int] = None,
     delete: bool = False,
-) -> Verb:
-    """Records of the node's database; times in milliseconds, `after` is a record's id."""
+) -> CommandSpec:
+    """Return the command that reads or deletes records of a node.
+
+    `since` and `until` are milliseconds since 1970, both inclusive; `after` is the id of a record.
+    """
     query: Dict[str, Any] = {}
     if job_id:
-        query["jobid"] = wire.check_id(job_id)
+        query["jobid"] = keys.check_id(job_id)
     if levels is not None:
         query["levels"] = check_levels(levels)
     for key, value in (("timefrom", since), ("timeto", until), ("limit", limit), ("after", after)):
         if value is not None:
             query[key] = int(value)
-    return Verb("del_msgs" if delete else "get_msgs", {}, query)
+    return CommandSpec("del_msgs" if delete else "get_msgs", {}, query)
 
 
-def put(path: str, sha256: str, mode: Optional[str] = None, owner: Optional[str] = None, mkdir: bool = False) -> Verb:
-    """A file from the script store, written to `path` on the node."""
+def put(path: str, sha256: str, mode: Optional[str] = None, owner: Optional[str] = None, mkdir: bool = False) -> CommandSpec:
+    """Return the command that writes a stored file to `path` on the node.
+
+    `mode` is octal (`"0644"`), `owner` is `user` or `user:group`. Raise `UsageError` for an invalid mode.
+    """
     fields: Dict[str, Any] = {"path": path, "hash": sha256}
     if mode is not None:
         try:
@@ -176,11 +185,14 @@ def put(path: str, sha256: str, mode: Optional[str] = None, owner: Optional[str]
         fields["owner"] = owner
     if mkdir:
         fields["mkdir"] = True
-    return Verb("put", fields)
+    return CommandSpec("put", fields)
 
 
 def check_levels(levels: Levels) -> Union[str, List[int]]:
-    """A level set as the node takes it: `"*"`, `"1"`, `"1,2,3"`, `"1-5"`, a mix, or a list of numbers."""
+    """Return a level set: `"*"`, `"1"`, `"1,2,3"`, `"1-5"`, a mix of these, or a list of numbers from 0 to 31.
+
+    Raise `UsageError` for anything else.
+    """
     if not isinstance(levels, str):
         out = [int(level) for level in levels]
         if any(not 0 <= level <= 31 for level in out):
@@ -195,14 +207,14 @@ def check_levels(levels: Levels) -> Union[str, List[int]]:
 
 
 def _common(common: Mapping[str, Any]) -> Dict[str, Any]:
-    unknown = sorted(set(common) - wire.COMMON_ARGS)
+    unknown = sorted(set(common) - keys.COMMON_ARGS)
     if unknown:
         raise UsageError(f"no such argument: {', '.join(unknown)}")
     return {key: value for key, value in common.items() if value is not None}
 
 
 def _json(data: Any) -> Data:
-    """A list, a number… as the JSON that an action gets as its argument; text stays as it is."""
+    """Return data for a script: text and mappings unchanged, any other value as JSON, empty for `None`."""
     if data is None:
         return ""
     if isinstance(data, (str, bytes, Mapping)):
@@ -210,5 +222,5 @@ def _json(data: Any) -> Data:
     return wire.dumps(data)
 
 
-def _given(**fields: Any) -> Dict[str, Any]:
+def _non_empty(**fields: Any) -> Dict[str, Any]:
     return {key: value for key, value in fields.items() if value}

@@ -1,0 +1,237 @@
+"""State and steps that jobs, fleets and selections share. `Client` implements the abstract methods."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+import time
+from abc import ABC, abstractmethod
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
+
+from . import keys, wire
+from ._connection import Connection
+from ._timeouts import DEFAULT, Default, Timeout
+from .commands import CommandSpec, Levels
+from .errors import Error, NoControllerError, UsageError
+from .keys import NodeId
+from .nodes import explain_unknown, format_age, load_nodes, load_revoked, to_milliseconds
+from .result import Result
+from .target import Target, TargetNodes, match_nodes, parse_target
+from .wire import Command, JobInfo, Record
+
+NodeLike = Union[str, NodeId, Tuple[int, int]]
+TargetLike = Union[str, NodeId, Target]
+
+DEFAULT_URL = "redis://localhost:6379"
+#: Commands of one LPUSH.
+_PUSH_SIZE = 500
+#: A heartbeat of a controller, once read, is not read again for this time, in seconds.
+_HEARTBEAT_CACHE_SECONDS = 5.0
+
+
+class Session(ABC):
+    """The connection to one Redis, with its settings. Safe for threads."""
+
+    def __init__(
+        self, url: Optional[str] = None, *, timeout: Optional[float] = 60.0, by: Optional[str] = None, **options: Any
+    ) -> None:
+        self.connection = Connection(os.environ.get("JSCTL_REDIS") or DEFAULT_URL if url is None else url, **options)
+        self.timeout = timeout
+        self._by = by
+        self._user: Optional[str] = None
+        self._heartbeat_seen = -_HEARTBEAT_CACHE_SECONDS
+        self._heartbeat_lock = threading.Lock()
+        #: Number of commands pushed, including those whose arrival is unknown after a connection error.
+        self.sent = 0
+
+    def close(self) -> None:
+        """Close the connections; a later call opens new ones."""
+        self.connection.close()
+
+    @property
+    def by(self) -> str:
+        """Return the name for the audit list: the argument `by`, else the login name, else `unknown`."""
+        if self._by is None:
+            import getpass
+
+            try:
+                # The login name may contain bytes that are not UTF-8.
+                self._by = getpass.getuser().encode("utf-8", "replace").decode()
+            except (OSError, KeyError, ImportError):
+                self._by = "unknown"
+        return self._by
+
+    @property
+    def user(self) -> str:
+        """Return the user name of this connection in Redis; empty where Redis does not tell it."""
+        if self._user is None:
+            try:
+                self._user = wire.text(self.connection.call("ACL", "WHOAMI"))
+            except Error:
+                self._user = ""
+        return self._user
+
+    def check(self) -> None:
+        """Raise `NoControllerError` when no controller sent a heartbeat within 15 seconds.
+
+        After a success the next check within 5 seconds asks nothing.
+        """
+        if time.monotonic() - self._heartbeat_seen < _HEARTBEAT_CACHE_SECONDS:
+            return
+        requests: List[Tuple[object, ...]] = [("TIME",), ("ZREVRANGE", keys.CONTROLLERS, 0, 0, "WITHSCORES")]
+        now, last = self.connection.bulk(requests)
+        if not last:
+            raise NoControllerError(f"no controller serves Redis at {self.connection.where}: start jsacc, or check the address")
+        age = (to_milliseconds(now) - wire.scored(last)[0][1]) / 1000
+        if age > keys.HEARTBEAT_TIMEOUT_SECONDS:
+            raise NoControllerError(
+                f"no controller serves Redis at {self.connection.where}: the last one beat {format_age(age)} ago; start jsacc"
+            )
+        with self._heartbeat_lock:
+            self._heartbeat_seen = time.monotonic()
+
+    def push(self, commands: Sequence[Command]) -> None:
+        """Put commands on the queue; raise `NoControllerError` when no controller would take them."""
+        self.check()
+        now = int(time.time() * 1000)
+        texts = []
+        for command in commands:
+            command.created = now
+            command.by = command.by or self.by
+            command.user = command.user or self.user
+            texts.append(command.to_json())
+        for start in range(0, len(texts), _PUSH_SIZE):
+            chunk = texts[start : start + _PUSH_SIZE]
+            self.sent += len(chunk)
+            # A second LPUSH after a broken connection is safe: a node runs an id once.
+            self.connection.read("LPUSH", keys.QUEUE, *chunk)
+
+    def select(self, target: Target, exclude: Sequence[Target] = ()) -> TargetNodes:
+        """Return the nodes that the target matches now."""
+        # Nodes that are named one by one need no read of all others; `exclude` may need the roles.
+        known = load_nodes(self.connection, target.nodes if target.explicit else None, ("roles", "stopped"))
+        chosen = match_nodes(target, known, exclude)
+        if not chosen.unknown:
+            return chosen
+        return dataclasses.replace(chosen, revoked=load_revoked(self.connection, chosen.unknown))
+
+    def store(self, content: bytes) -> str:
+        """Store a script or a file of at most 16 MiB in Redis, for a week after its last use.
+
+        Return its SHA-256 in hexadecimal. Raise `UsageError` when it is larger.
+        """
+        import hashlib
+
+        if len(content) > keys.MAX_SCRIPT_BYTES:
+            raise UsageError(f"{len(content)} bytes are too many; the most is {keys.MAX_SCRIPT_BYTES}")
+        sha256 = hashlib.sha256(content).hexdigest()
+        key = keys.script_key(sha256)
+        if not self.connection.read("EXPIRE", key, keys.SCRIPT_TTL_SECONDS):
+            self.connection.read("SET", key, content, "EX", keys.SCRIPT_TTL_SECONDS)
+        return sha256
+
+    def explain_wait(self, job_id: str, node: Optional[NodeId], limit: Optional[float]) -> str:
+        """Return one sentence that says why a job has no result after `limit` seconds."""
+        start = f"job {job_id}" + (f" on {node}" if node else "") + f" has no result after {limit or 0:g} s"
+        try:
+            self._heartbeat_seen = -_HEARTBEAT_CACHE_SECONDS
+            self.check()
+            found = self._info(job_id)
+        except Error as e:
+            return f"{start}: {e}"
+        if found is None:
+            return f"{start}: no controller has taken it yet"
+        state = found.states.get(node, found.state) if node else found.state
+        if state == "QUEUED":
+            known = load_nodes(self.connection, [node], ("stopped",)) if node else []
+            if node and not known:
+                return f"{start}: {self._explain_unknown(node)}; it waits in the queue"
+            if known and known[0].stopped:
+                return f"{start}: the agent stopped {format_age(known[0].age)} ago; it waits in the queue"
+            if known and not known[0].live:
+                return f"{start}: the node was last seen {format_age(known[0].age)} ago; it waits in the queue"
+            return f"{start}: it waits for its node"
+        return f"{start}: it is {state.lower()}"
+
+    def _explain_absence(self, node: NodeId) -> str:
+        """Return why a node cannot answer now; empty when it may answer."""
+        known = load_nodes(self.connection, [node], ("stopped",))
+        if not known:
+            return f"node {self._explain_unknown(node)}"
+        if known[0].stopped:
+            return f"the agent of node {node} stopped {format_age(known[0].age)} ago"
+        return "" if known[0].live else f"node {node} was last seen {format_age(known[0].age)} ago"
+
+    def _explain_unknown(self, node: NodeId) -> str:
+        return explain_unknown([node], load_revoked(self.connection, [node]))
+
+    def _info(self, job_id: str) -> Optional[JobInfo]:
+        pairs = dict(wire.pairs(self.connection.read("HGETALL", keys.job_hash(job_id))))
+        return JobInfo.from_hash(job_id, pairs) if pairs else None
+
+    def _forget(self, result: Result) -> None:
+        """Delete the list of results of a job whose result was read from its hash, except of a recurring job."""
+        if result.id and not result.args.get("recurring_period"):
+            try:
+                self.connection.call("DEL", keys.result_list(result.id))
+            except Error:
+                pass  # the list expires
+
+    def _resolve_timeout(self, timeout: Timeout) -> Optional[float]:
+        """Return the timeout in seconds, `None` for no limit; raise `UsageError` for anything else."""
+        if isinstance(timeout, Default):
+            return self.timeout
+        if timeout is None:
+            return None
+        if not isinstance(timeout, (int, float)) or timeout < 0:
+            raise UsageError(f"a timeout is a number of seconds or None, not {timeout!r}")
+        return float(timeout)
+
+    @staticmethod
+    def _node_id(node: NodeLike) -> NodeId:
+        """Return the id of one node; raise `UsageError` when the argument is not one node."""
+        if isinstance(node, str):
+            parsed = parse_target(node)
+            if not parsed.explicit or len(parsed.nodes) != 1:
+                raise UsageError(f"{node} is not one node; write 1.10")
+            return parsed.nodes[0]
+        gid, nid = node
+        if not (isinstance(gid, int) and isinstance(nid, int) and gid > 0 and nid > 0):
+            raise UsageError(f"a node is two whole numbers of 1 or more, not {gid!r} and {nid!r}")
+        return NodeId(gid, nid)
+
+    @abstractmethod
+    def job_info(self, job_id: str) -> JobInfo:
+        """Return the state of a job; raise `JobNotFoundError` when Redis does not know it."""
+
+    @abstractmethod
+    def logs(
+        self,
+        node: NodeLike,
+        *,
+        job: str = "",
+        levels: Optional[Levels] = None,
+        since: Optional[int] = None,
+        until_ms: Optional[int] = None,
+        limit: Optional[int] = None,
+        follow: bool = False,
+        every: float = 1.0,
+        until: Optional[Callable[[], bool]] = None,
+        timeout: Timeout = DEFAULT,
+    ) -> Iterator[Record]:
+        """Yield the records of a node, oldest first."""
+
+    @abstractmethod
+    def _ask(
+        self, node: NodeId, spec: CommandSpec, timeout: Timeout = DEFAULT, quiet: bool = False, present: bool = False
+    ) -> Result:
+        """Send a command to one node and return its result."""
+
+    @abstractmethod
+    def _ask_each(self, specs: Mapping[NodeId, CommandSpec], timeout: Timeout = DEFAULT) -> Dict[NodeId, Result]:
+        """Send each node its command and return the results that came in time."""
+
+    @abstractmethod
+    def _withdraw(self, jobs: Mapping[NodeId, str], timeout: Timeout = DEFAULT) -> Dict[NodeId, str]:
+        """Withdraw jobs from nodes; return for each node why it could not be, empty when it was."""

@@ -1,0 +1,107 @@
+"""The subcommands that send a command to a target: exec, script run, put, ping, info, ps, killall, restart, raw."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import List
+
+from .. import commands, scripts
+from ..commands import CommandSpec
+from ..errors import UsageError
+from ..values import load_json
+from .options import process_options, read_data, read_stdin
+from .send import send
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Run `jsctl exec`."""
+    words: List[str] = args.program
+    if not words:
+        raise UsageError("exec needs a program: jsctl exec 1.1 -- uname -a")
+    options = process_options(args)
+    data = read_data(args.data)
+    if args.shell:
+        line = " ".join(words)
+        posix = commands.execute("/bin/sh", ["-c", line], data=data, **options)
+        # With /s cmd.exe removes the outer quotes and nothing else.
+        windows = commands.execute("cmd.exe", ["/d", "/s", "/c", f'"{line}"'], data=data, **options)
+        return send(args, posix, windows=windows)
+    if len(words) == 1 and " " in words[0]:
+        return send(args, commands.execute(words[0], data=data, **options))
+    return send(args, commands.execute(words[0], words[1:], data=data, **options))
+
+
+def script_run(args: argparse.Namespace) -> int:
+    """Run `jsctl script run`."""
+    options = process_options(args)
+    if args.program:
+        options["args"] = args.program
+    domain, slash, name = args.script.rpartition("/")
+    is_on_node = not os.path.exists(args.script) and slash and not args.script.startswith((".", "/"))
+    if is_on_node and "." not in name:
+        # domain/name of a script in the jumpscript folder of the nodes
+        options = {k: v for k, v in options.items() if k not in ("domain", "name")}
+        data = read_data(args.data)
+        return send(args, commands.installed_script(args.lang or "py", domain, name, data=data, **options))
+    if args.script == "-":
+        if args.lang is None:
+            raise UsageError("say which language the script on standard input is: --lang py or --lang lua")
+        if args.data == "-":
+            raise UsageError("standard input is either the script or its --data, not both")
+        script = scripts.load_script(source=read_stdin(), language=args.lang)
+    else:
+        script = scripts.load_script(path=args.script, language=args.lang)
+        options.setdefault("name", os.path.splitext(os.path.basename(args.script))[0])
+    spec = commands.script(script.language, script.sha256, data=read_data(args.data), **options)
+    return send(args, spec, store=script.source)
+
+
+def put(args: argparse.Namespace) -> int:
+    """Run `jsctl put`."""
+    import hashlib
+
+    content = read_stdin() if args.file == "-" else scripts.read_file(args.file)
+    spec = commands.put(args.path, hashlib.sha256(content).hexdigest(), args.mode, args.owner, args.mkdir)
+    return send(args, spec, store=content)
+
+
+def ping(args: argparse.Namespace) -> int:
+    """Run `jsctl ping`."""
+    return send(args, commands.ping(), read_only=True)
+
+
+def info(args: argparse.Namespace) -> int:
+    """Run `jsctl info KIND [TARGET]`; the two may be swapped."""
+    if args.kind not in commands.INFO and args.target in commands.INFO:
+        args.kind, args.target = args.target, args.kind
+    return send(args, commands.info(args.kind), read_only=True)
+
+
+def ps(args: argparse.Namespace) -> int:
+    """Run `jsctl ps`."""
+    from .top import process_table
+
+    domain, _, name = args.series.partition(".")
+    return send(args, commands.processes(domain, name), render_all=process_table, read_only=True)
+
+
+def killall(args: argparse.Namespace) -> int:
+    """Run `jsctl killall`."""
+    return send(args, CommandSpec("killall"))
+
+
+def restart(args: argparse.Namespace) -> int:
+    """Run `jsctl restart`."""
+    return send(args, CommandSpec("restart"), await_restart=not args.detach)
+
+
+def raw(args: argparse.Namespace) -> int:
+    """Run `jsctl raw`."""
+    try:
+        fields = load_json(args.raw_args)
+    except ValueError as e:
+        raise UsageError(f"--args is no JSON: {e}") from None
+    if not isinstance(fields, dict):
+        raise UsageError("--args must be a JSON object")
+    return send(args, commands.raw(args.cmd, fields, read_data(args.data)))

@@ -1,0 +1,162 @@
+"""Sends a command to the target of the flags, and shows the results."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from typing import Any, Callable, Iterator, List, Mapping, Optional, Sequence
+
+from .. import keys
+from ..client import Client
+from ..commands import CommandSpec
+from ..errors import OK, NoMatchingNodesError
+from ..fleet import Fleet
+from ..keys import NodeId
+from ..nodes import explain_unknown, format_age, load_nodes
+from ..selection import Selection
+from ..target import TargetNodes
+from . import render, stdio
+from .lookup import connect
+from .stdio import message
+
+#: Seconds to wait for results by default, and beside `--max-time`.
+_DEFAULT_TIMEOUT_SECONDS = 60.0
+_MAX_TIME_MARGIN_SECONDS = 30.0
+#: Most nodes that a warning lists.
+_MAX_LISTED = 10
+
+
+def send(
+    args: argparse.Namespace,
+    spec: CommandSpec,
+    store: Optional[bytes] = None,
+    render_all: Optional[Callable[[Client, List[Any]], str]] = None,
+    windows: Optional[CommandSpec] = None,
+    read_only: bool = False,
+    await_restart: bool = False,
+    is_for_job: bool = False,
+    each: Optional[Mapping[NodeId, CommandSpec]] = None,
+) -> int:
+    """Send a command to the target of the flags, show the results, and return the exit code.
+
+    `store` is a script or file to put into Redis first. `windows` replaces the command on Windows nodes, `each` on
+    single nodes. A `read_only` command is not sent to a node whose agent has stopped. With `await_restart` a node is
+    done when its agent has started again. `is_for_job` marks a command for a job that the nodes may not have.
+    """
+    job_id = keys.new_id()
+    with connect(args) as client, report_id_on_error(client, job_id):
+        selection = client.target(args.target, exclude=args.exclude, any=args.any)
+        client.check()
+        chosen = selection.select()
+        if read_only:
+            chosen = chosen.without_stopped
+        if args.dry_run:
+            return dry_run(args, selection, chosen)
+        _warn(args, chosen)
+        nodes = chosen.nodes if args.wait or args.detach else chosen.live
+        if store is not None and nodes:
+            client.store(store)
+        if not args.detach:
+            # Imported before anything is sent, so that Ctrl-C during the import leaves no unreported job.
+            from . import output
+
+            output.load(progress=not args.no_progress)
+        own = {n: windows for n in _windows_nodes(client, nodes)} if windows else dict(each or {})
+        fleet = selection.start(
+            spec, each=own, target_nodes=chosen, wait_offline=args.wait or args.detach, batch=args.batch,
+            max_failures=args.max_failures, tags=args.tags, expires=args.expires, keep=False, id=job_id,
+            await_restart=await_restart,
+        )
+        if args.detach:
+            while fleet.unsent:  # a batch is sent when the one before has ended
+                for _ in fleet.stream(None):
+                    pass
+            if args.json or args.ndjson:
+                stdio.out_json({"id": fleet.id, "nodes": [str(n) for n in fleet.nodes]})
+            else:
+                stdio.out(fleet.id)
+            return OK
+        is_single = selection.target.explicit and len(fleet.nodes) == 1 and not fleet.offline and not fleet.unknown
+        return show(args, client, fleet, is_single, render_all, withdraw=not args.wait, is_for_job=is_for_job)
+
+
+@contextlib.contextmanager
+def report_id_on_error(client: Client, job_id: str) -> Iterator[None]:
+    """Write the job id to stderr when an exception ends the block after a command was sent."""
+    try:
+        yield
+    except BaseException:
+        if client.sent:
+            message(f"jsctl: it was sent as {job_id}; for its results: jsctl wait {job_id}")
+        raise
+
+
+def show(
+    args: argparse.Namespace, client: Client, fleet: Fleet, is_single: bool,
+    render_all: Optional[Callable[[Client, List[Any]], str]] = None, withdraw: bool = False,
+    is_for_job: bool = False,
+) -> int:
+    """Show the results of a fleet as they arrive, and return the exit code."""
+    from .output import Output
+
+    output = Output(
+        client, fleet, json_=args.json, ndjson=args.ndjson, fold=not args.no_fold, progress=not args.no_progress,
+        single=is_single and len(fleet.nodes) == 1, render_all=render_all, withdraw=withdraw,
+        is_for_job=is_for_job,
+    )
+    return output.run(_result_timeout(args))
+
+
+def _result_timeout(args: argparse.Namespace) -> Optional[float]:
+    """Return the seconds to wait for results; `None` for no limit."""
+    if args.timeout is not None:
+        return None if args.timeout == 0 else float(args.timeout)
+    max_time = getattr(args, "max_time", None)
+    return _DEFAULT_TIMEOUT_SECONDS if not max_time or max_time < 0 else max_time + _MAX_TIME_MARGIN_SECONDS
+
+
+def _windows_nodes(client: Client, nodes: Sequence[NodeId]) -> List[NodeId]:
+    return [node.id for node in load_nodes(client.connection, nodes, ("os",)) if node.os == "windows"]
+
+
+def dry_run(args: argparse.Namespace, selection: Selection, chosen: TargetNodes) -> int:
+    """List the target nodes without sending anything; raise `NoMatchingNodesError` when there is no node to send to."""
+    offline = {n.id: n for n in (*chosen.offline, *chosen.stopped)}
+    if args.json or args.ndjson:
+        items = [{"node": str(n), "gid": n.gid, "nid": n.nid, "state": _state(n, chosen)} for n in chosen.nodes]
+        render.emit(items, args.ndjson)
+    else:
+        for node in chosen.nodes:
+            seen = offline.get(node)
+            if node in chosen.unknown:
+                note = "\trevoked" if node in chosen.revoked else "\tnever seen"
+            else:
+                note = f"\t{'stopped' if seen.stopped else 'last seen'} {format_age(seen.age)} ago" if seen else ""
+            stdio.out(f"{node}{note}")
+    if not chosen.live and not (args.wait and chosen.nodes):
+        raise NoMatchingNodesError(selection.explain_no_nodes(chosen))
+    batch = f", in batches of {args.batch}" if args.batch else ""
+    message(f"{len(chosen.live)} would be asked{batch}; nothing was sent")
+    return OK
+
+
+def _state(node: NodeId, chosen: TargetNodes) -> str:
+    if node in chosen.unknown:
+        return "revoked" if node in chosen.revoked else "unknown"
+    return next((n.state for n in (*chosen.offline, *chosen.stopped) if n.id == node), "live")
+
+
+def _warn(args: argparse.Namespace, chosen: TargetNodes) -> None:
+    """Write which nodes are offline, stopped or unknown, and what happens to the command for them."""
+    is_kept = args.wait or args.detach
+    outcome = "its command waits for it" if is_kept else "nothing is sent to it (--wait sends it and waits)"
+    if not chosen.live and not is_kept:
+        return  # the error has the reason
+    for node in chosen.unknown[:_MAX_LISTED]:
+        answered = "its command is answered with ERROR" if is_kept and node in chosen.revoked else outcome
+        message(f"jsctl: {explain_unknown([node], chosen.revoked)}; {answered}")
+    for seen in chosen.stopped[:_MAX_LISTED]:
+        age = format_age(seen.age)
+        message(f"jsctl: the agent of {seen.id} stopped {age} ago; it gets the command when it starts again")
+    for seen in chosen.offline[:_MAX_LISTED] if is_kept else ():
+        message(f"jsctl: {seen.id} was last seen {format_age(seen.age)} ago; {outcome}")

@@ -1,4 +1,4 @@
-"""A private redis-server for the whole run, empty for each test, and a controller with nodes that is a thread."""
+"""Fixtures: a private redis-server, empty for each test, and a fake controller with nodes in a thread."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fake import Fake  # noqa: E402
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 10.0) -> None:
-    """Waits for a condition; fails when it does not come true."""
+    """Wait for a condition; fail after a timeout."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "the condition did not come true"
@@ -29,7 +29,7 @@ def wait_until(condition: Callable[[], object], seconds: float = 10.0) -> None:
 
 
 def end(children: List[subprocess.Popen[bytes]]) -> None:
-    """Ends these, the last one first; what does not go by itself is killed."""
+    """End these processes, the last one first; kill those that do not exit."""
     for child in reversed(children):
         child.terminate()
     for child in children:
@@ -41,7 +41,7 @@ def end(children: List[subprocess.Popen[bytes]]) -> None:
 
 
 class Server:
-    """A redis-server of our own on a Unix socket."""
+    """A private redis-server on a Unix socket."""
 
     def __init__(self, *options: str) -> None:
         binary = shutil.which("redis-server")
@@ -97,7 +97,7 @@ def server(shared_server: Server) -> Server:
 
 @pytest.fixture
 def raw(server: Server) -> Iterator[redis.Redis]:
-    """Plain redis-py, for looking behind the client's back."""
+    """Return a redis-py client, for assertions without jsclient."""
     connection = redis.Redis(unix_socket_path=server.socket, decode_responses=True)
     yield connection
     connection.close()
@@ -105,7 +105,7 @@ def raw(server: Server) -> Iterator[redis.Redis]:
 
 @pytest.fixture
 def fake(server: Server) -> Iterator[Fake]:
-    """A controller with the nodes 1.1 (web), 1.2 (web, db), 2.1 (db), all live."""
+    """Run a fake controller with the live nodes 1.1 (web), 1.2 (web, db), 2.1 (db)."""
     controller = Fake(server.socket)
     controller.add(1, 1, ["web"])
     controller.add(1, 2, ["web", "db"])
@@ -123,7 +123,7 @@ def client(server: Server, fake: Fake) -> Iterator[Client]:
 
 @pytest.fixture(autouse=True)
 def short_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocking reads end sooner, for what is looked up between them is what many tests wait for."""
+    """Shorten blocking reads, since many tests wait for the reads between them."""
     monkeypatch.setattr("jsclient._connection.BLOCKING_READ_SECONDS", 0.2)
     monkeypatch.setattr("jsclient._timeouts.BLOCKING_READ_SECONDS", 0.2)
     monkeypatch.setattr("jsclient._collector.HASH_CHECK_INTERVAL_SECONDS", 0.2)
@@ -137,7 +137,7 @@ class Ran(NamedTuple):
 
 @pytest.fixture
 def jsctl(server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
-    """Runs a command line in this process, which is quicker than starting Python for each."""
+    """Return a function that runs a command line in this process, which is faster than a new one."""
     from jsclient.cli.main import main
 
     monkeypatch.setenv("JSCTL_REDIS", server.url)

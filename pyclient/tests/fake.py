@@ -1,4 +1,4 @@
-"""A controller and its nodes in one thread: as much of the protocol as the client's tests need.
+"""A fake controller with its nodes in one thread, for the part of the protocol that the tests need.
 
 It takes commands from `cmds_queue`, keeps the jobs' hashes, and answers. A node is live, or absent (then its
 commands stay QUEUED), or deaf (it takes them, they stay RUNNING). `answer` can be replaced for special cases.
@@ -17,7 +17,7 @@ import redis
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
-# What it has taken and not yet done.
+# The processing list.
 TAKEN = "jsacc:fake:taken"
 Node = Tuple[int, int]
 
@@ -29,7 +29,7 @@ def now() -> int:
 class Fake:
     def __init__(self, socket: str) -> None:
         self._socket = socket
-        # What it has taken it finishes, also when Redis goes away and comes back in between.
+        # It finishes commands that it has taken, also over a restart of Redis.
         retry = Retry(ConstantBackoff(0.05), 200)
         self._redis = redis.Redis(unix_socket_path=socket, retry=retry, retry_on_error=[redis.ConnectionError])
         self._stop = threading.Event()
@@ -40,14 +40,14 @@ class Fake:
         self.running: Dict[Tuple[str, Node], Dict[str, Any]] = {}
         self.queued: Dict[Tuple[str, Node], Dict[str, Any]] = {}
         self.seen: List[Dict[str, Any]] = []
-        self.lost: set[Node] = set()  # their agents end at a restart, and nothing starts them again
+        self.lost: set[Node] = set()  # nodes whose agents do not start again after a restart
         self.starts = 0
         self.records: Dict[Node, List[Dict[str, Any]]] = {}
         self.schedules: Dict[Node, List[Dict[str, Any]]] = {}
         self.files: Dict[Tuple[Node, str], bytes] = {}
         self.delay = 0.0
         self.hash_only = False
-        # Whether what the controller itself answers for a node names that node; those of 0.1.0 do not.
+        # Whether an answer of the controller for a node names that node; controllers of 0.1.0 do not.
         self.names_nodes = True
         self.beating = True
         self.programs: Dict[str, Callable[[Node, Dict[str, Any]], Dict[str, Any]]] = {
@@ -59,7 +59,7 @@ class Fake:
         }
 
     def add(self, gid: int, nid: int, roles: List[str], age: float = 0) -> None:
-        """A node that was seen `age` seconds ago; from the age of 90 on it is absent."""
+        """Add a node that was seen `age` seconds ago; above 90 it is absent."""
         node = (gid, nid)
         self.roles[node] = roles
         self.records.setdefault(node, [])
@@ -84,7 +84,7 @@ class Fake:
         self._redis.close()
 
     def arrive(self, gid: int, nid: int) -> None:
-        """An absent node comes, and does what waits for it."""
+        """Make an absent node live; it runs its queued commands."""
         node = (gid, nid)
         self.absent.discard(node)
         if node not in self.roles:
@@ -95,16 +95,16 @@ class Fake:
                 self._at_node(node, self.queued.pop((job, n)))
 
     def end(self, job: str, node: Node) -> None:
-        """A deaf node answers all the same."""
+        """Let a deaf node answer."""
         self._finish(node, self.running.pop((job, node)), {})
 
     def expire(self, job: str, node: Node) -> None:
-        """A command expires before its node has taken it."""
+        """Let a command expire before its node has taken it."""
         command = self.queued.pop((job, node), None) or self.running.pop((job, node))
         self._finish(node, command, {"state": "ERROR", "data": "expired before its node took it"}, own=True)
 
     def started(self, node: Node) -> None:
-        """An agent has started again."""
+        """Record a new start of an agent."""
         self.starts += 1
         self._redis.hset(f"jsacc:agent:{node[0]}:{node[1]}", "instance", f"start{self.starts}")
 
@@ -121,8 +121,7 @@ class Fake:
                 if self.beating and time.monotonic() - beaten > 1:
                     self.beat()
                     beaten = time.monotonic()
-                # As the real one it takes, does, and only then forgets: a Redis that goes in between
-                # costs no command.
+                # As the real one, it takes, executes and then removes a command, so that a restart of Redis loses none.
                 taken = connection.lindex(TAKEN, -1) or connection.brpoplpush("cmds_queue", TAKEN, 0.05)
                 if taken:
                     self._take(json.loads(taken))
@@ -177,17 +176,17 @@ class Fake:
         return bool(command["cmd"] == "execute" and command["args"].get("cmd") == "sleep")
 
     def _finish(self, node: Node, command: Dict[str, Any], answer: Dict[str, Any], own: bool = False) -> None:
-        """Delivers a result; with `own` the controller answers itself for the node."""
+        """Deliver a result; with `own` the controller answers for the node."""
         named = node if self.names_nodes or not own else (command["gid"], command["nid"])
         result = {"id": command["id"], "gid": named[0], "nid": named[1], "cmd": command["cmd"],
                   "args": command["args"], "data": "", "level": 0, "state": "OK", "code": 0, "time": 3,
                   "starttime": now(), "streams": ["", ""], "critical": "", "tags": command["tags"], **answer}
-        # As the agent does it: a line feed between each two lines, and none at the end.
+        # As an agent does: a line feed between lines, and none at the end.
         result["streams"] = [s[:-1] if s.endswith("\n") else s for s in result["streams"]]
         text = json.dumps(result)
         job = command["id"]
         if own:
-            # A node that the controller answered for is no target any more.
+            # The controller removes a node that it answers for from the targets.
             found: Any = self._redis.hget(f"jsacc:job:{job}", "targets")
             left = [n for n in json.loads(found) if n != f"{node[0]}:{node[1]}"]
             self._redis.hset(f"jsacc:job:{job}", mapping={"targets": json.dumps(left), f"{node[0]}:{node[1]}": text})
@@ -217,7 +216,7 @@ class Fake:
         self._finish((command["gid"], command["nid"]), command, answer)
 
     def answer(self, node: Node, command: Dict[str, Any]) -> Dict[str, Any]:
-        """What a node says to a command."""
+        """Return the answer of a node to a command."""
         args, data = command["args"], command["data"]
         query: Dict[str, Any] = {}
         if command["cmd"] not in ("execute", "execute_js_py", "execute_js_lua"):

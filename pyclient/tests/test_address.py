@@ -1,4 +1,4 @@
-"""What an address of Redis may look like: what `jsacc -r` takes, jsclient takes too."""
+"""Addresses of Redis, in all forms that `jsacc -r` takes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from jsclient.address import CLUSTER, SENTINEL, SINGLE, parse
         ("sentinel://s1/main", SENTINEL, "redis://localhost/0", (("s1", 26379),), "main of the sentinels s1:26379"),
     ],
 )
-def test_every_spelling(text: str, kind: str, url: str, hosts: Tuple[Any, ...], where: str) -> None:
+def test_every_form_of_an_address_is_parsed(text: str, kind: str, url: str, hosts: Tuple[Any, ...], where: str) -> None:
     it = parse(text)
     assert (it.kind, it.url, it.hosts, it.where) == (kind, url, hosts, where)
 
@@ -49,7 +49,7 @@ def test_every_spelling(text: str, kind: str, url: str, hosts: Tuple[Any, ...], 
                                   "sentinel://h/g/x", "sentinel://h/g?geheim", "sentinel://h/g?sentinel_password=a&geheim",
                                   "sentinel://h/g?sentinel_password=a@geheim", "sentinels://h",
                                   "a:1,redis://:geheim@b:x"])
-def test_other_texts_say_what_is_wanted_and_hide_passwords(text: str) -> None:
+def test_malformed_addresses_name_the_accepted_forms_and_hide_passwords(text: str) -> None:
     with pytest.raises(UsageError) as e:
         Client(text)
     assert "geheim" not in str(e.value) and len(str(e.value)) > 20
@@ -80,14 +80,14 @@ def test_no_part_of_a_password_is_shown(scheme: str) -> None:
         assert not any(part in shown for part in ("qge", "qhe", "4711", "8150", "wwu")), (text, shown)
 
 
-def test_a_comma_is_the_passwords_where_it_can_be_nothing_else() -> None:
+def test_comma_belongs_to_the_password_where_it_cannot_separate() -> None:
     assert Client("redis://:ge,heim@127.0.0.1:1").connection._login()["password"] == "ge,heim"
     for text in ("redis://me:12,x@h", "redis://us,er:pw@h", "redis://:x@a,y@b"):
         with pytest.raises(UsageError, match="%2C %2F %23 %3F %40"):
             Client(text)
 
 
-def test_the_environment_names_redis(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variable_names_redis(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JSCTL_REDIS", "redis://:geheim@there:7")
     assert Client().connection.where == "there:7"
     assert Client("here:8").connection.where == "here:8"
@@ -96,7 +96,7 @@ def test_the_environment_names_redis(monkeypatch: pytest.MonkeyPatch) -> None:
         assert Client().connection.where == "localhost:6379"
 
 
-def test_tls_and_logins_reach_every_kind() -> None:
+def test_tls_and_logins_apply_to_every_kind() -> None:
     import redis
 
     client = Client("sentinel://me:pw@127.0.0.1:1/main/4")
@@ -114,7 +114,7 @@ def test_tls_and_logins_reach_every_kind() -> None:
     assert secure.connection_kwargs["ssl_ca_certs"] == "/no/such/file"
 
 
-def test_a_plus_in_the_password_of_a_socket_is_a_plus() -> None:
+def test_plus_in_a_socket_password_is_kept() -> None:
     options = Client("unix:///r.sock?password=a+b%2Bc").connection._redis.connection_pool.connection_kwargs
     assert options["password"] == "a+b+c"
 
@@ -136,12 +136,12 @@ def test_settings_in_an_address_are_checked(text: str, told: str) -> None:
     assert "geheim" not in str(e.value)
 
 
-def test_settings_of_the_client_are_checked() -> None:
+def test_unusable_settings_raise_usage_error() -> None:
     with pytest.raises(UsageError, match="setting sokcet_timeout of the connection"):
         Client("redis://h", sokcet_timeout=5)
 
 
-def test_no_blocking_read_is_longer_than_its_socket_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocking_read_is_shorter_than_the_socket_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jsclient._connection.BLOCKING_READ_SECONDS", 2.0)
     asked: list[float] = []
     for text, options, most in (("redis://h", {}, 2.0), ("redis://h?socket_timeout=1", {}, 0.5),
@@ -149,7 +149,7 @@ def test_no_blocking_read_is_longer_than_its_socket_waits(monkeypatch: pytest.Mo
         connection = Client(text, **options).connection
         monkeypatch.setattr(connection._redis, "execute_command", lambda *words: asked.append(float(words[-1])))
         connection.pop(["a"], 60)
-        # 0 is "for ever", and Redis 6.0 takes a millisecond for it.
+        # 0 means no limit, and Redis 6.0 takes a millisecond for 0.
         connection.pop(["a"], 0)
         assert asked[-2:] == [most, 0.01]
 
@@ -157,13 +157,13 @@ def test_no_blocking_read_is_longer_than_its_socket_waits(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("port", ["0", "65536", "40000000", "-1", "x"])
 @pytest.mark.parametrize("text", ["h:P", "redis://h:P", "rediss://:pw@[::1]:P/1", "a:1,b:P", "sentinel://s:P/main",
                                   "sentinels://s,t:P/main"])
-def test_a_port_out_of_range_is_no_address(text: str, port: str) -> None:
+def test_port_out_of_range_is_refused(text: str, port: str) -> None:
     with pytest.raises(UsageError, match="^the port in the address of Redis is no number from 1 to 65535$"):
         parse(text.replace("P", port))
 
 
 @pytest.mark.parametrize("text", ["redis://:70000/x@h:1", "redis://u:70000#@h", "redis://u:p@h:1/70000@x"])
-def test_a_part_of_a_password_is_not_taken_for_a_port(text: str) -> None:
+def test_part_of_a_password_is_not_taken_for_a_port(text: str) -> None:
     with pytest.raises(UsageError, match="%2C"):
         parse(text)
 
@@ -172,7 +172,7 @@ def test_a_part_of_a_password_is_not_taken_for_a_port(text: str) -> None:
     "redis://user:ge@heim@localhost", "rediss://:ge@heim@h:1/2", "user:ge@heim@h:1", "redis://me:ge@heim@a:1,b:2",
     "redis://me:ge@heim@a:1,me:ge@heim@b:2", "unix://me:ge@heim@/run/r.sock", "sentinel://me:ge@heim@s1,s2/main",
 ])
-def test_an_unescaped_at_in_a_password_is_refused_with_advice(text: str) -> None:
+def test_unescaped_at_in_a_password_is_refused_with_advice(text: str) -> None:
     with pytest.raises(UsageError, match="%40") as e:
         Client(text)
     assert "heim" not in str(e.value)

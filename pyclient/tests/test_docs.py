@@ -1,4 +1,4 @@
-"""The examples of docs/client.md and the recipes, run."""
+"""Runs the examples of docs/client.md and the recipes."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def blocks(language: str) -> list[str]:
 
 @pytest.fixture
 def fleet(fake: Fake) -> Fake:
-    """The fake nodes, with all that the page asks them for."""
+    """Return the fake nodes with the programs and records that the page uses."""
     for program in ("uptime", "systemctl", "sh", "/bin/sh", "curl", "apt-get", "make"):
         fake.programs[program] = lambda n, c: {"streams": ["done\n", ""]}
     fake.record(1, 1, 1, "a line")
     return fake
 
 
-def test_python_blocks(fleet: Fake, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_blocks_run(fleet: Fake, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jsclient._session.DEFAULT_URL", server.url)
     found = blocks("python")
     assert len(found) >= 8
@@ -41,13 +41,13 @@ def test_python_blocks(fleet: Fake, server: Server, monkeypatch: pytest.MonkeyPa
     for number, block in enumerate(found):
         block = block.replace("redis://localhost:6379", server.url).replace("client.close()\n", "")
         name = f"<client.md {number}>"
-        # A function of the page travels by its source, which is looked up by the file's name.
+        # A function of the page is sent by its source, which is found by the name of the file.
         linecache.cache[name] = (len(block), None, block.splitlines(True), name)
         exec(compile(block, name, "exec"), space)
     space["client"].close()
 
 
-def test_console_blocks(fleet: Fake, jsctl: Callable[..., Ran]) -> None:
+def test_console_blocks_run(fleet: Fake, jsctl: Callable[..., Ran]) -> None:
     lines = [line[2:] for block in blocks("console") for line in block.splitlines() if line.startswith("$ ")]
     assert len(lines) > 15
     for line in lines:
@@ -80,31 +80,31 @@ RUNS: list[tuple[str, list[str], int, str]] = [
 
 
 @pytest.mark.parametrize("name,words,code,told", RUNS)
-def test_recipes(
+def test_recipes_run(
     fleet: Fake, here: None, capsys: pytest.CaptureFixture[str], name: str, words: list[str], code: int, told: str
 ) -> None:
     if name == "recurring_check":
-        # The fake's jobs end at once; a real one's schedule is still there to be ended.
+        # The jobs of the fake end at once, so their schedule cannot be ended.
         answer = fleet.answer
         fleet.answer = lambda n, c: {} if c["cmd"] == "unschedule" else answer(n, c)  # type: ignore[method-assign]
     assert recipe(name).main(*words) == code
     assert told in capsys.readouterr().out
 
 
-def test_recipe_facts(fleet: Fake, here: None, tmp_path: Path) -> None:
+def test_recipe_facts_writes_csv(fleet: Fake, here: None, tmp_path: Path) -> None:
     assert recipe("facts_to_csv").main(str(tmp_path / "f.csv")) == 0
     lines = (tmp_path / "f.csv").read_text().splitlines()
     assert len(lines) == 4 and lines[1].startswith("1.1,host1,Debian,12,6.1,x86_64,2,3000,4294967296,0.1.0")
 
 
-def test_recipe_watch_errors(fleet: Fake, here: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_recipe_watch_errors_prints_errors(fleet: Fake, here: None, capsys: pytest.CaptureFixture[str]) -> None:
     fleet.record(1, 2, 9, "on fire")
     fleet.record(1, 2, 1, "quiet")
     assert recipe("watch_errors").main("all", "0") == 0
     assert capsys.readouterr().out == "1.2 CRITICAL n: on fire\n"
 
 
-def test_recipe_kill_runaways(fleet: Fake, here: None, client: jsclient.Client,
+def test_recipe_kill_runaways_kills(fleet: Fake, here: None, client: jsclient.Client,
                               capsys: pytest.CaptureFixture[str]) -> None:
     job = client.execute(1, 1, "sleep", ["9"])
     wait_until(lambda: job.state == "RUNNING")
@@ -112,7 +112,7 @@ def test_recipe_kill_runaways(fleet: Fake, here: None, client: jsclient.Client,
     assert job.wait(5).state == "KILLED" and job.id in capsys.readouterr().out
 
 
-def test_recipe_follow_and_failures(fleet: Fake, here: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_recipes_follow_and_failures_print_jobs(fleet: Fake, here: None, capsys: pytest.CaptureFixture[str]) -> None:
     fleet.programs["make"] = lambda n, c: (
         fleet.record(1, 1, 1, "compiling", jobid=c["id"]) or {"state": "ERROR", "code": 2}
     )
@@ -122,7 +122,7 @@ def test_recipe_follow_and_failures(fleet: Fake, here: None, capsys: pytest.Capt
     assert "make  on 1.1: execute on 1.1 failed with status 2" in capsys.readouterr().out
 
 
-def test_every_recipe_is_listed_and_there_are_twelve() -> None:
+def test_all_twelve_recipes_are_listed() -> None:
     names = sorted(path.name for path in RECIPES.glob("*.py"))
     assert len(names) == 12
     for name in names:

@@ -1,4 +1,4 @@
-"""What is told when Redis refuses, is too old or knows nothing of what is asked for."""
+"""Error sentences when Redis refuses a connection, is too old, or does not know a job."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Callable, Iterator, List
 import pytest
 from conftest import Ran, Server, wait_until
 from fake import Fake
-from test_client import BEAT, NOW, OldRedis
+from test_client_errors import BEAT, NOW, OldRedis
 
 from jsclient import Client, JobNotFoundError
 from jsclient.cli.main import main
@@ -22,7 +22,7 @@ LOOKS = [["nodes"], ["nodes", "--json"], ["jobs"], ["job", "x"], ["events"], ["a
 
 
 @pytest.mark.parametrize("words", LOOKS, ids=" ".join)
-def test_a_redis_that_is_too_old_fails_every_command(words: List[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_old_redis_fails_every_command(words: List[str], capsys: pytest.CaptureFixture[str]) -> None:
     version = b"$39\r\n# Server\r\nredis_version:5.0.14\r\nos:x\r\n..\r\n"
     empty = {name: b"*0\r\n" for name in ("ZRANGE", "LRANGE", "HGETALL", "SCAN")}
     with OldRedis({"TIME": NOW, "ZREVRANGE": BEAT, "INFO": version, "EXISTS": b":0\r\n", **empty}) as old:
@@ -37,7 +37,7 @@ DENIED = ("DENIED Redis is running in protected mode because protected mode is e
 
 @contextlib.contextmanager
 def refusing(line: str, path: str = "") -> Iterator[str]:
-    """A server that takes no connection: it says why and closes."""
+    """A server that takes no connection: it sends the reason and closes."""
     if path:
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(path)
@@ -65,7 +65,7 @@ def refusing(line: str, path: str = "") -> Iterator[str]:
 
 
 @pytest.mark.parametrize("words", [["nodes"], ["ping", "1.1"], ["audit"], ["exec", "1.1", "--", "x"]], ids=" ".join)
-def test_a_server_that_takes_no_connection_is_quoted(words: List[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_server_that_takes_no_connection_is_quoted(words: List[str], capsys: pytest.CaptureFixture[str]) -> None:
     with refusing(DENIED + "If you want to connect from external computers " * 20) as url:
         assert main(["--redis", url, *words]) == 1
     err = capsys.readouterr().err
@@ -73,15 +73,15 @@ def test_a_server_that_takes_no_connection_is_quoted(words: List[str], capsys: p
     assert "reset" not in err and "pipe" not in err and len(err.splitlines()) == 1
 
 
-def test_too_many_clients_are_told_on_a_socket_too(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_too_many_clients_on_a_unix_socket_is_quoted(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with refusing("ERR max number of clients reached", str(tmp_path / "redis sock")) as url:
         assert main(["--redis", url.replace(" ", "%20"), "nodes"]) == 1
     err = capsys.readouterr().err
     assert "max number of clients reached" in err and "closed" not in err and len(err.splitlines()) == 1
 
 
-def test_a_job_that_was_never_sent_is_told_at_once(client: Client, fake: Fake) -> None:
-    # Whoever waits for it would wait for ever.
+def test_wait_for_an_unknown_job_fails_at_once(client: Client, fake: Fake) -> None:
+    # Without the check a wait would never end.
     client.timeout = None
     job = client.job("never-sent")
     for ask in (lambda: job.value, lambda: job.wait(), lambda: job.result, lambda: list(job.results()), lambda: job.stdout):
@@ -89,7 +89,7 @@ def test_a_job_that_was_never_sent_is_told_at_once(client: Client, fake: Fake) -
             ask()
 
 
-def test_a_job_that_is_still_in_the_queue_is_waited_for(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_job_in_the_queue_is_waited_for(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jsclient.job.UNKNOWN_JOB_TIMEOUT_SECONDS", 0.05)
     fake = Fake(server.socket)
     fake.add(1, 1, [])
@@ -112,7 +112,7 @@ def test_a_job_that_is_still_in_the_queue_is_waited_for(server: Server, monkeypa
 
 
 @pytest.mark.parametrize("words", [["put", "1.1", "-", "/x"], ["script", "run", "1.1", "-", "--lang", "py"]], ids=" ".join)
-def test_a_dash_is_standard_input(server: Server, fake: Fake, tmp_path: Any, words: List[str]) -> None:
+def test_dash_reads_standard_input(server: Server, fake: Fake, tmp_path: Any, words: List[str]) -> None:
     from test_streams import run
 
     source = tmp_path / "source"
@@ -124,7 +124,7 @@ def test_a_dash_is_standard_input(server: Server, fake: Fake, tmp_path: Any, wor
     assert run(server, *words, redirect="<&-").returncode == 2
 
 
-def test_a_script_on_standard_input_needs_its_language(jsctl: Jsctl, fake: Fake) -> None:
+def test_script_on_standard_input_requires_its_language(jsctl: Jsctl, fake: Fake) -> None:
     assert "--lang py or --lang lua" in jsctl("script", "run", "1.1", "-").err
     ran = jsctl("script", "run", "1.1", "-", "--lang", "py", "--data", "-")
     assert ran.code == 2 and "not both" in ran.err and not fake.seen

@@ -1,4 +1,4 @@
-"""Answers that the controller gives itself, nodes that have stopped, and withdrawal, in orders to many nodes."""
+"""Fleets: answers of the controller, stopped nodes, and withdrawal."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ ALL = [(1, 1), (1, 2), (2, 1)]
 
 
 def at_work(fake: Fake, fleet: Fleet) -> None:
-    """Waits until every node of the one job has it."""
+    """Wait until every node has taken the job."""
     wait_until(lambda: all((fleet.id, node) in fake.running for node in fleet.nodes))
 
 
 @pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize("expired", ALL)
-def test_answer_of_the_controller_for_one_node_leaves_the_others(
+def test_controller_answer_for_one_node_leaves_the_others_open(
     client: Client, fake: Fake, raw: Any, named: bool, expired: Any
 ) -> None:
     fake.names_nodes = named
@@ -44,7 +44,7 @@ def test_answer_of_the_controller_for_one_node_leaves_the_others(
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_answer_of_the_controller_comes_while_others_are_waited_for(
+def test_controller_answer_arrives_during_the_wait_for_others(
     client: Client, fake: Fake, named: bool
 ) -> None:
     fake.names_nodes = named
@@ -61,7 +61,7 @@ def test_answer_of_the_controller_comes_while_others_are_waited_for(
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_second_client_sees_every_end_of_a_job_that_was_withdrawn_in_part(
+def test_second_client_sees_all_results_of_a_partly_withdrawn_job(
     client: Client, fake: Fake, jsctl: Jsctl, named: bool
 ) -> None:
     fake.names_nodes = named
@@ -77,7 +77,7 @@ def test_second_client_sees_every_end_of_a_job_that_was_withdrawn_in_part(
     assert "1 OK, 2 failed (1.1, 2.1)" in ran.err
 
 
-def test_job_of_one_node_of_many_takes_no_answer_for_another(client: Client, fake: Fake, raw: Any) -> None:
+def test_job_of_one_node_ignores_answers_for_others(client: Client, fake: Fake, raw: Any) -> None:
     fake.names_nodes = False
     fake.deaf.update(ALL)
     fleet = client.target("all").execute("uname")
@@ -92,7 +92,7 @@ def test_job_of_one_node_of_many_takes_no_answer_for_another(client: Client, fak
     assert raw.llen(keys.result_list(fleet.id)) == 1, "others wait for what is on the list"
 
 
-def test_job_that_was_given_to_nobody_has_its_end_for_everyone(client: Client, fake: Fake, jsctl: Jsctl) -> None:
+def test_job_without_targets_has_one_result_for_all(client: Client, fake: Fake, jsctl: Jsctl) -> None:
     command = Command("ping", roles=["nobody"], fanout=True)
     client.push([command])
     for _ in range(2):
@@ -106,7 +106,7 @@ def test_job_that_was_given_to_nobody_has_its_end_for_everyone(client: Client, f
 
 
 def stop(raw: Any, node: str) -> None:
-    """A node says that its agent stops."""
+    """Let the agent of a node announce its stop."""
     raw.hset(f"jsacc:agent:{node}", "stopped", str(int(time.time() * 1000) + 1000))
 
 
@@ -127,7 +127,7 @@ def test_stopped_node_is_left_out_of_every_kind_of_target(
     assert not fake.running and not fake.queued, "it was sent nothing"
 
 
-def test_stopped_node_is_left_out_in_python_too(client: Client, fake: Fake, raw: Any) -> None:
+def test_stopped_node_is_left_out_of_a_selection(client: Client, fake: Fake, raw: Any) -> None:
     fake.deaf.add((1, 2))
     stop(raw, "1:2")
     for target in (client.target("all"), client.target("1.1,1.2,2.1")):
@@ -142,7 +142,7 @@ def test_stopped_node_is_left_out_in_python_too(client: Client, fake: Fake, raw:
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_withdrawal_of_one_job_keeps_the_answers_of_other_nodes(
+def test_withdrawal_keeps_the_results_of_other_nodes(
     client: Client, fake: Fake, raw: Any, named: bool
 ) -> None:
     fake.names_nodes = named
@@ -165,7 +165,7 @@ def test_withdrawal_of_one_job_keeps_the_answers_of_other_nodes(
     assert not raw.exists(keys.result_list(fleet.id))
 
 
-def test_withdrawal_from_all_who_are_left_deletes_the_list(client: Client, fake: Fake, raw: Any) -> None:
+def test_withdrawal_from_all_open_nodes_deletes_the_list(client: Client, fake: Fake, raw: Any) -> None:
     fake.deaf.update(ALL)
     fleet = client.target("all").execute("uname")
     at_work(fake, fleet)
@@ -177,7 +177,7 @@ def test_withdrawal_from_all_who_are_left_deletes_the_list(client: Client, fake:
     assert not raw.exists(keys.result_list(fleet.id))
 
 
-def test_withdrawal_says_why_not_for_each_node(client: Client, fake: Fake) -> None:
+def test_withdrawal_returns_a_reason_for_each_node(client: Client, fake: Fake) -> None:
     fake.deaf.update(ALL)
     fleet = client.target("all").execute("uname")
     at_work(fake, fleet)
@@ -190,7 +190,7 @@ def test_withdrawal_says_why_not_for_each_node(client: Client, fake: Fake) -> No
     assert client.cancel(fleet.id) == {(1, 2): f"job {fleet.id} is already with node 1:2: kill it instead"}
 
 
-def test_node_that_was_silent_holds_up_the_next_question_for_a_moment(
+def test_unresponsive_node_delays_the_next_command_briefly(
     client: Client, fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("jsclient.selection.UNRESPONSIVE_TIMEOUT_SECONDS", 0.05)
@@ -210,7 +210,7 @@ def test_node_that_was_silent_holds_up_the_next_question_for_a_moment(
     assert ask(30).waiting == 0 and not silent
 
 
-def test_followed_records_do_not_wait_for_a_silent_node_each_time(
+def test_follow_does_not_wait_for_an_unresponsive_node_each_time(
     client: Client, fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fleets: List[Fleet] = []
@@ -227,7 +227,7 @@ def test_followed_records_do_not_wait_for_a_silent_node_each_time(
         monkeypatch.setattr("jsclient.selection.FOLLOW_TIMEOUT_SECONDS", 30)
 
 
-def test_order_of_a_job_for_each_node_is_one_for_logs_kill_and_signal(client: Client, fake: Fake, jsctl: Jsctl) -> None:
+def test_fleet_id_selects_the_job_of_each_node_for_logs_kill_and_signal(client: Client, fake: Fake, jsctl: Jsctl) -> None:
     fleet = client.target("1.1,2.1").execute("sleep", ["9"])
     wait_until(lambda: len(fake.running) == 2)
     fake.deaf.add((1, 2))  # it was not asked for the job, and is not asked for its records
@@ -246,7 +246,7 @@ def test_order_of_a_job_for_each_node_is_one_for_logs_kill_and_signal(client: Cl
     assert "1 deleted" in jsctl("logs", "2.1", "--job", fleet.id, "--delete").out
 
 
-def test_node_that_a_job_was_withdrawn_from_is_listed(client: Client, fake: Fake, jsctl: Jsctl) -> None:
+def test_withdrawn_node_is_listed(client: Client, fake: Fake, jsctl: Jsctl) -> None:
     fake.deaf.update(ALL)
     fleet = client.target("all").execute("uname")
     at_work(fake, fleet)
@@ -254,7 +254,7 @@ def test_node_that_a_job_was_withdrawn_from_is_listed(client: Client, fake: Fake
     assert "1.1, 1.2, 2.1  1 ERROR 2 RUNNING" in jsctl("jobs").out
 
 
-def test_stopped_node_is_told_before_it_is_waited_for(fake: Fake, jsctl: Jsctl, raw: Any) -> None:
+def test_stopped_node_is_reported_before_the_wait(fake: Fake, jsctl: Jsctl, raw: Any) -> None:
     stop(raw, "1:2")
     ran = jsctl("exec", "@web", "--", "uname")
     told = r"the agent of 1\.2 stopped \d+s ago; it gets the command when it starts again"
@@ -266,10 +266,10 @@ def test_stopped_node_is_told_before_it_is_waited_for(fake: Fake, jsctl: Jsctl, 
 
 
 @pytest.mark.parametrize("old", ["5.0.14", "2.8", "6.0.5", "6", "6.0", "6.0.x"])
-def test_old_versions_are_compared_by_their_numbers(old: str) -> None:
+def test_versions_below_the_minimum_are_too_old(old: str) -> None:
     assert _is_too_old(old.encode())
 
 
 @pytest.mark.parametrize("good", ["6.0.6", "6.0.16", "6.2", "7.2.4-rc1", "10.0.0", "255.255.255", "unstable", "", "df-v1.5.0"])
-def test_new_versions_and_those_of_other_programs_will_do(good: str) -> None:
+def test_new_and_unparsable_versions_are_accepted(good: str) -> None:
     assert not _is_too_old(good.encode())

@@ -1,4 +1,4 @@
-"""What nodes were granted, and what they claim beyond that."""
+"""Grants of nodes, and their claims without a grant."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Jsctl = Callable[..., Ran]
 
 @pytest.fixture
 def claiming(fake: Fake, raw: Any) -> Fake:
-    """1.1 was granted `web` at its first start, and claims `db` and a label beyond that."""
+    """Give 1.1 a grant for `web`, and claims for `db` and a label."""
     raw.hset("jsacc:grant:1:1", mapping={"role:web": '{"by": "first start", "at": 1766385000000}'})
     raw.hset("jsacc:agent:1:1", "claims", json.dumps(["role:db", "label:site=ams"]))
     return fake
 
 
-def test_a_grant_stands_in_redis_as_controllers_read_it(client: Client, claiming: Fake, raw: Any) -> None:
+def test_grant_is_written_as_controllers_read_it(client: Client, claiming: Fake, raw: Any) -> None:
     before = int(time.time() * 1000) - 1000
     changed = client.grant("1.1,1.2", roles=["db", "web"], labels={"site": "ams"}, hosts=["db1.example"])
     assert changed[NodeId(1, 1)] == ["role:db", "label:site=ams", "host:db1.example"]
@@ -36,7 +36,7 @@ def test_a_grant_stands_in_redis_as_controllers_read_it(client: Client, claiming
     assert client.grant("1.2", labels=["site=ams", "site=ams"], hosts=["x"], remove=True) == {NodeId(1, 2): ["label:site=ams"]}
 
 
-def test_grants_and_claims_are_told_apart(client: Client, claiming: Fake, raw: Any) -> None:
+def test_grants_and_claims_are_kept_apart(client: Client, claiming: Fake, raw: Any) -> None:
     raw.hset("jsacc:grant:1:1", mapping={"host:h": "no JSON", "later": "{}", "role:a b": "{}"})
     found = client.grants()
     assert [(g.node, g.field, g.granted, g.by, g.at) for g in found] == [
@@ -45,19 +45,19 @@ def test_grants_and_claims_are_told_apart(client: Client, claiming: Fake, raw: A
     ]
     assert found == client.grants("1.1") == client.grants("1.*") and client.grants("1.2") == []
     assert client.node(1, 1).claims == ("role:db", "label:site=ams")
-    # As soon as it is granted it is no claim, though the controller has not looked yet.
+    # It is no claim as soon as it is granted, before the controller has read the grant.
     client.grant("1.1", roles=["db"])
     assert [g.field for g in client.grants("1.1") if not g.granted] == ["label:site=ams"]
     assert isinstance(found[0], Grant)
 
 
-def test_a_node_that_was_never_seen_is_granted_nothing(client: Client, claiming: Fake, raw: Any, jsctl: Jsctl) -> None:
+def test_grant_for_an_unseen_node_is_refused(client: Client, claiming: Fake, raw: Any, jsctl: Jsctl) -> None:
     with pytest.raises(NoMatchingNodesError, match="7.7 was never seen by a controller; nothing was changed"):
         client.grant("1.1,7.7", roles=["db"])
     assert not raw.exists("jsacc:grant:7:7") and raw.hkeys("jsacc:grant:1:1") == ["role:web"]
     assert not raw.exists("jsacc:audit")
     assert jsctl("grant", "7.7", "--role", "db").code == jsctl("grant", "@nobody", "--role", "db").code == 3
-    # One that was granted something when it was enrolled has yet to come.
+    # A node with grants from its enrolment that no controller has seen.
     raw.hset("jsacc:grant:7:7", "role:web", '{"by": "enroll", "at": 1}')
     assert [g.field for g in client.grants() if g.node == (7, 7)] == ["role:web"] == [g.field for g in client.grants("7.7")]
     assert client.grant("7.7", roles=["db"]) == {NodeId(7, 7): ["role:db"]}
@@ -69,13 +69,13 @@ def test_a_node_that_was_never_seen_is_granted_nothing(client: Client, claiming:
     ["--label", "a"], ["--label", "a="], ["--label", "=b"], ["--label", "a=b=c"], ["--label", "a=b c"],
     ["--host", "a/b"], ["--host", "x" * 254], ["--host", "h\x1b[1m"], ["--role", "good", "--label", "bad"],
 ])
-def test_what_cannot_be_granted_is_wrong_usage(claiming: Fake, jsctl: Jsctl, raw: Any, words: List[str]) -> None:
+def test_invalid_grant_is_a_usage_error(claiming: Fake, jsctl: Jsctl, raw: Any, words: List[str]) -> None:
     ran = jsctl("grant", "1.2", *words)
     assert ran.code == 2 and not raw.exists("jsacc:grant:1:2"), ran
     assert len(ran.err.strip().splitlines()) <= 2 and "\x1b" not in ran.err
 
 
-def test_names_are_lists(client: Client) -> None:
+def test_grant_names_given_as_text_are_a_usage_error(client: Client) -> None:
     with pytest.raises(UsageError, match="lists"):
         client.grant("1.1", roles="web")
     with pytest.raises(UsageError, match="most is 100"):
@@ -83,7 +83,7 @@ def test_names_are_lists(client: Client) -> None:
     assert len(client.grant("1.1", roles=[f"r:/-_.{i}" for i in range(100)])[NodeId(1, 1)]) == 100
 
 
-def test_jsctl_grants_and_says_what_is_left(claiming: Fake, jsctl: Jsctl) -> None:
+def test_jsctl_grant_reports_remaining_claims(claiming: Fake, jsctl: Jsctl) -> None:
     ran = jsctl("grants")
     assert ran.code == 0 and "BY (SELF-DECLARED)" in ran.out.splitlines()[0]
     rows = [line.split("  ") for line in ran.out.splitlines()[1:]]
@@ -104,7 +104,7 @@ def test_jsctl_grants_and_says_what_is_left(claiming: Fake, jsctl: Jsctl) -> Non
     assert jsctl("grants", "2.1").code == 3 and "no grant and no claim" in jsctl("grants", "2.1").err
 
 
-def test_grant_of_what_a_node_does_not_claim_says_how_it_is_claimed(claiming: Fake, jsctl: Jsctl) -> None:
+def test_grant_without_a_claim_explains_how_to_claim(claiming: Fake, jsctl: Jsctl) -> None:
     ran = jsctl("grant", "1.1", "--role", "db", "--role", "web", "--label", "site=ams", "--host", "host1")
     assert ran.code == 0 and ran.err == "", "all of these are claimed"
     ran = jsctl("grant", "1.*", "--role", "cache", "--role", "web", "--label", "site=ber", "--json")
@@ -116,7 +116,7 @@ def test_grant_of_what_a_node_does_not_claim_says_how_it_is_claimed(claiming: Fa
     assert jsctl("grant", "1.1", "--role", "other", "--remove").err == ""
 
 
-def test_what_was_granted_is_told_though_the_look_for_claims_fails(
+def test_grant_is_reported_when_reading_claims_fails(
     claiming: Fake, jsctl: Jsctl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -128,7 +128,7 @@ def test_what_was_granted_is_told_though_the_look_for_claims_fails(
     assert ran.err == "jsctl: whether it is claimed is not known: Redis at x closed the connection\n"
 
 
-def test_role_without_nodes_says_which_claim_it_and_which_are_granted_it(claiming: Fake, jsctl: Jsctl, raw: Any) -> None:
+def test_role_without_nodes_names_claiming_and_granted_nodes(claiming: Fake, jsctl: Jsctl, raw: Any) -> None:
     raw.hset("jsacc:agent:2:1", "roles", "[]")
     raw.hset("jsacc:agent:1:2", "roles", "[]")
     told = "jsctl: no node matches @db; claimed by 1.1 without a grant; to grant it: jsctl grant 1.1 --role db"
@@ -144,7 +144,7 @@ def test_role_without_nodes_says_which_claim_it_and_which_are_granted_it(claimin
     assert jsctl("ping", "@nobody").err == "jsctl: no node matches @nobody\n"
 
 
-def test_json_of_grants(claiming: Fake, jsctl: Jsctl) -> None:
+def test_grants_json_has_all_fields(claiming: Fake, jsctl: Jsctl) -> None:
     found = json.loads(jsctl("grants", "--json").out)
     assert found[0] == {"node": "1.1", "gid": 1, "nid": 1, "kind": "role", "name": "web", "granted": True,
                         "by": "first start", "at": 1766385000000}
@@ -156,7 +156,7 @@ def test_json_of_grants(claiming: Fake, jsctl: Jsctl) -> None:
     assert json.loads(jsctl("grants", "2.1", "--json").out) == []
 
 
-def test_who_granted_stands_in_the_audit_list(claiming: Fake, jsctl: Jsctl, client: Client) -> None:
+def test_audit_list_names_the_user_who_granted(claiming: Fake, jsctl: Jsctl, client: Client) -> None:
     jsctl("--as", "alice", "grant", "1.1", "--role", "db")
     jsctl("--as", "bob", "grant", "1.*", "--role", "db", "--label", "site=ams", "--remove")
     second, first = client.audit(2)

@@ -1,4 +1,4 @@
-"""Grants with the real controller and agent: what a node claims is a target only once it is granted."""
+"""Grants with the real controller and agent: a claim is a target only after its grant."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from typing import List
 
 import pytest
 from conftest import wait_until
-from test_kinds import BIN, House, free_port
+from test_kinds import BIN, Processes, free_port
 
 from jsclient import Client, NodeId, NoMatchingNodesError
 from jsclient.cli.main import main
 
 pytestmark = pytest.mark.skipif(BIN is None, reason="jsacc and jsagent are not built")
 
-#: How long a controller may take to notice a change on a busy machine.
+#: A controller notices a change within this time on a busy machine, in seconds.
 NOTICED = 120.0
 
 
-def test_a_claim_is_a_target_while_it_is_granted(capsys: pytest.CaptureFixture[str]) -> None:
-    house = House()
+def test_claimed_role_is_a_target_only_while_granted(capsys: pytest.CaptureFixture[str]) -> None:
+    processes = Processes()
     try:
-        port, web, out = free_port(), free_port(), house.folder / "credentials"
-        house.server(port)
+        port, web, out = free_port(), free_port(), processes.folder / "credentials"
+        processes.server(port)
         url = f"127.0.0.1:{port}"
-        same: List[str] = ["-r", url, "--state-dir", str(house.folder / "state")]
-        house.start(str(BIN / "jsacc"), "-p", str(web), "-b", "127.0.0.1", "--insecure-http", *same)  # type: ignore[operator]
+        same: List[str] = ["-r", url, "--state-dir", str(processes.folder / "state")]
+        processes.start(str(BIN / "jsacc"), "-p", str(web), "-b", "127.0.0.1", "--insecure-http", *same)  # type: ignore[operator]
         with Client(url, timeout=60, by="alice") as client:
             wait_until(lambda: client.connection.read("ZCARD", "jsacc:acs"), NOTICED)
 
@@ -37,7 +37,7 @@ def test_a_claim_is_a_target_while_it_is_granted(capsys: pytest.CaptureFixture[s
             assert [(g.field, g.granted) for g in client.grants()] == [("role:web", True)] and client.nodes() == []
             settings = (out / "agent.toml").read_text().replace('roles = ["web"]', 'roles = ["web", "db"]')
             (out / "agent.toml").write_text(settings)
-            house.start(str(BIN / "jsagent"), "-c", str(out / "agent.toml"), "--data-dir", str(house.folder / "node"))  # type: ignore[operator]
+            processes.start(str(BIN / "jsagent"), "-c", str(out / "agent.toml"), "--data-dir", str(processes.folder / "node"))  # type: ignore[operator]
 
             def nodes(target: str) -> List[NodeId]:
                 return client.target(target).nodes()
@@ -70,4 +70,4 @@ def test_a_claim_is_a_target_while_it_is_granted(capsys: pytest.CaptureFixture[s
             told = capsys.readouterr().err
             assert "1.1 was revoked at 20" in told and "jsacc enroll 1 1" in told and len(client.jobs()) == sent
     finally:
-        house.close()
+        processes.close()

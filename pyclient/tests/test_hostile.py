@@ -1,4 +1,4 @@
-"""A node of which every field and answer is hostile, shown by every command: on a terminal, in a pipe, as JSON.
+"""Every subcommand with a node whose fields and answers are hostile: on a terminal, in a pipe, as JSON.
 
 None of its bytes controls the terminal, none of its lines looks like one of jsctl or of another node.
 """
@@ -22,12 +22,12 @@ from jsclient.cli.complete import _names
 from jsclient.cli.parser import build
 from jsclient.result import Result
 
-#: What a hostile node says of itself and writes: controls, markup of rich, line breaks, lines of jsctl's own.
+#: Text of a hostile node: control characters, markup of rich, line breaks, lines that imitate jsctl.
 BAD = "\x1b]0;t\x07\x1b[2J\u009b31m\u202e\x85[bold]b[/bold][link=http://x]l[/link]\n== 1.2 (2)\r\n3 OK, 0 failed\njsctl: 1.2: fine\x0b"
 
 
 def hostile(fake: Fake, raw: Any) -> None:
-    """Makes 1.1 a node of which every field and answer is `BAD`."""
+    """Make every field and answer of node 1.1 `BAD`."""
     raw.hset("jsacc:agent:1:1", mapping={"roles": json.dumps([BAD, "web"]), "hostname": BAD, "os": BAD, "version": BAD,
                                          "addr": BAD, "instance": BAD, "ac": BAD, "stopped": BAD,
                                          "claims": json.dumps([BAD, f"role:{BAD}", "role:db"])})
@@ -67,18 +67,18 @@ LOOKS = [["nodes"], ["grants"], ["ps", "1.1,1.2"], ["ps", "1.1"], ["schedules", 
 TELLS = [["kill", "1.1", "j"], ["kill", "1.1,1.2", "j"], ["kill", "j1"], ["signal", "1.1", "j", "HUP"], ["unschedule", "1.1", "j"],
          ["killall", "1.1"], ["restart", "1.1"], ["put", "1.1", "/etc/hostname", "/x"], ["script", "run", "1.1", "-", "--lang", "py"],
          ["raw", "1.1", BAD], ["logs", "1.1", "--delete"], ["logs", "1.1", "--job", "j1", "--follow"]]
-#: Commands that show nothing of a node but its number.
+#: Subcommands that show only the id of a node.
 SILENT = [["grant", "1.1", "--role", "vault"], ["grant", "1.1", "--role", "web"], ["cancel", "j1"], ["completion", "bash"],
           ["exec", "all", "--dry-run", "--", "say"], ["exec", "1.1", "--detach", "--", "say"], ["nodes", "1.2"]]
 
 
-def test_no_command_is_left_out() -> None:
+def test_every_subcommand_is_tested() -> None:
     walked = {words[0] for words in [*LOOKS, *TELLS, *SILENT]}
     assert walked == set(_names(build()))
 
 
 @pytest.mark.parametrize("words", [*LOOKS, *TELLS, *SILENT], ids=lambda words: " ".join(words).replace(BAD, "BAD"))
-def test_no_byte_of_a_node_controls_the_terminal_or_looks_like_jsctl(
+def test_hostile_text_neither_controls_the_terminal_nor_imitates_jsctl(
     server: Server, fake: Fake, raw: Any, words: List[str]
 ) -> None:
     hostile(fake, raw)
@@ -107,7 +107,7 @@ def test_no_byte_of_a_node_controls_the_terminal_or_looks_like_jsctl(
                                    if "--follow" not in words and "--delete" not in words and "-" not in words
                                    and "completion" not in words],
                          ids=lambda words: " ".join(words).replace(BAD, "BAD"))
-def test_json_holds_controls_escaped(server: Server, fake: Fake, raw: Any, words: List[str]) -> None:
+def test_json_escapes_control_characters(server: Server, fake: Fake, raw: Any, words: List[str]) -> None:
     hostile(fake, raw)
     at = words.index("--") if "--" in words else len(words)
     ran = run(server, *words[:at], words[-1], *words[at:-1])
@@ -118,7 +118,7 @@ def test_json_holds_controls_escaped(server: Server, fake: Fake, raw: Any, words
         json.loads(line)
 
 
-def test_sentences_are_cleaned_in_a_pipe_too(server: Server, fake: Fake, raw: Any) -> None:
+def test_sentences_are_cleaned_in_a_pipe(server: Server, fake: Fake, raw: Any) -> None:
     hostile(fake, raw)
     fake.answer = lambda n, c: {"level": 21, "data": "[" + BAD}  # type: ignore[method-assign]
     for words in (["ping", "1.1"], ["ps", "1.1,1.2"], ["logs", "1.1"], ["logs", "1.1", "--delete"]):
@@ -126,7 +126,7 @@ def test_sentences_are_cleaned_in_a_pipe_too(server: Server, fake: Fake, raw: An
             assert line.startswith(("jsctl: ", "  ", "0 OK", "2 OK")) and line.isprintable(), line
 
 
-def test_an_id_that_is_none_ends_no_table(server: Server, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_id_breaks_no_table(server: Server, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = ["\ud800x", "a b", "x" * 129, ["good"], {}, 7, None, "good"]
     usual = fake.answer
     fake.answer = lambda n, c: {"level": 20, "data": json.dumps([{"id": i, "name": "seen"} for i in ids])} \
@@ -144,21 +144,21 @@ def test_an_id_that_is_none_ends_no_table(server: Server, fake: Fake, monkeypatc
         assert asked[:2] == ["good", "1.0"] and len(asked) <= 500
 
 
-def test_top_in_place_shows_no_byte_of_a_node_that_moves_the_cursor(server: Server, fake: Fake, raw: Any) -> None:
+def test_top_shows_no_hostile_byte_that_moves_the_cursor(server: Server, fake: Fake, raw: Any) -> None:
     hostile(fake, raw)
     with Terminal(server, "top", "--interval", "0.2", columns=200) as it:
         it.see(rb"bold", 2)
         os.write(it.master, b"q")
         it.ended()
         text = it.seen.decode()
-    # All that rich writes itself.
+    # All sequences that rich writes.
     text = re.sub(r"\x1b\[\?(25|1049)[lh]|\x1b\[H|\x1b\[[0-9;]*m", "", text)
     assert not re.search("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e]", text), text
     assert "\ufffd" in text and "[bold]b[/bold]" in text
 
 
 @pytest.mark.parametrize("line", ["jsctl exec ", "jsctl exec @", "jsctl exec 1.1,", "jsctl grants ", "jsctl kill ", "jsctl nodes --except "])
-def test_completion_offers_no_byte_of_a_node_that_means_something(server: Server, fake: Fake, raw: Any, line: str) -> None:
+def test_completion_offers_no_hostile_names(server: Server, fake: Fake, raw: Any, line: str) -> None:
     hostile(fake, raw)
     raw.lpush("jsacc:jobs", BAD)
     raw.hset(f"jsacc:job:{BAD}", "cmd", "{}")
@@ -167,7 +167,7 @@ def test_completion_offers_no_byte_of_a_node_that_means_something(server: Server
     assert all(re.fullmatch(r"[A-Za-z0-9@._:/,*-]+", word) for word in ran.stdout.decode().split("\n")[:-1]), ran.stdout
 
 
-def test_a_traceback_shows_no_byte_of_a_node_that_controls_a_terminal(client: Client, fake: Fake, raw: Any) -> None:
+def test_traceback_has_no_control_characters_of_a_node(client: Client, fake: Fake, raw: Any) -> None:
     hostile(fake, raw)
     last = BAD + "\n\x1b]0;t\x07\u009b1m\u202elast"
     fake.programs["say"] = lambda n, c: {"streams": [BAD, BAD], "critical": last, "state": "ERROR", "code": 1}
@@ -188,7 +188,7 @@ def test_a_traceback_shows_no_byte_of_a_node_that_controls_a_terminal(client: Cl
     assert client.send(1, 1, BAD).wait().sentence().isprintable()
 
 
-def test_times_in_redis_that_are_none_hide_nothing_else(jsctl: Callable[..., Ran], fake: Fake, raw: Any) -> None:
+def test_malformed_times_hide_no_other_node(jsctl: Callable[..., Ran], fake: Fake, raw: Any) -> None:
     raw.zadd("jsacc:agents", {"1:99": float("inf"), "1:98": float("-inf")})
     raw.hset("jsacc:stats:1:1", mapping={"broken": "[1," + "9" * 400 + "]", "good": "[2,1767225600]"})
     for words in (["nodes"], ["nodes", "--json"], ["grants"], ["ping", "all"]):

@@ -26,12 +26,12 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("redis-server") is None, reason="redis-server is not installed"),
 ]
 
-#: How long a failover may take on a busy machine.
+#: A failover takes at most this time on a busy machine, in seconds.
 FAILOVER = 60.0
 
 
-class House:
-    """Programs and their folder; all of it ends with the test."""
+class Processes:
+    """Programs and their folder, which end with the test."""
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="jsclient-kinds-"))
@@ -90,7 +90,7 @@ def clients(port: int) -> List[str]:
 
 
 def restrict(ports: Iterable[int], **more: str) -> None:
-    """Makes the users of docs/how-to/set-up-redis.md, with what stands there of this kind of Redis."""
+    """Create the users of docs/how-to/set-up-redis.md with the rules for this kind of Redis."""
     page = (Path(__file__).parents[2] / "docs" / "how-to" / "set-up-redis.md").read_text()
     for user, words in more.items():
         (rule,) = re.findall(rf"^ACL SETUSER ({user} .*)$", page, re.MULTILINE)
@@ -102,7 +102,7 @@ def restrict(ports: Iterable[int], **more: str) -> None:
 
 
 def attempt(ask: Callable[[], object]) -> Optional[object]:
-    """What it answers, or nothing while Redis is away."""
+    """Return the answer, `None` while Redis is unreachable."""
     try:
         return ask()
     except RedisUnavailableError:
@@ -110,18 +110,18 @@ def attempt(ask: Callable[[], object]) -> Optional[object]:
 
 
 @pytest.fixture
-def house() -> Iterator[House]:
-    it = House()
+def processes() -> Iterator[Processes]:
+    it = Processes()
     yield it
     it.close()
 
 
 def everything(client: Client, url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each way in which the client speaks to Redis, once."""
+    """Use each kind of call to Redis once."""
     wait_until(lambda: sum(n.live for n in client.nodes()) == 2, 30)
     assert client.ping(1, 1) == "pong"
     assert client.execute(1, 2, "echo hi").wait(20).stdout.strip() == "hi"
-    # One job for all, and a job for each.
+    # A fanout, and one job for each node.
     assert len(client.target("all").execute("true").wait(20).raise_for_status().results) == 2
     fleet = client.target("1.1,1.2").execute("echo", ["x"]).wait(20).raise_for_status()
     parts = client.member_ids(fleet.id)
@@ -135,7 +135,7 @@ def everything(client: Client, url: str, capsys: pytest.CaptureFixture[str]) -> 
     assert client.job_info(parts[0]).state == "OK"
     assert main(["--redis", url, "exec", "all", "--json", "--", "echo", "told"]) == 0
     assert len(json.loads(capsys.readouterr().out)) == 2
-    # And jsctl: a job that is looked at, waited for and ended from other command lines.
+    # jsctl: a job that other command lines show, wait for and end.
     def told(*words: str) -> Any:
         capsys.readouterr()
         assert main(["--redis", url, *words, "--json"]) == 0, words
@@ -152,10 +152,10 @@ def everything(client: Client, url: str, capsys: pytest.CaptureFixture[str]) -> 
     assert len(told("nodes")) == 2
 
 
-def test_a_cluster_that_loses_a_server(house: House, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cluster_that_loses_a_server_recovers(processes: Processes, capsys: pytest.CaptureFixture[str]) -> None:
     ports = [free_port() for _ in range(6)]
     servers = {
-        port: house.server(port, "--cluster-enabled", "yes", "--cluster-node-timeout", "1500",
+        port: processes.server(port, "--cluster-enabled", "yes", "--cluster-node-timeout", "1500",
                            "--repl-diskless-sync-delay", "0", "--cluster-port", str(free_port()))
         for port in ports
     }
@@ -169,9 +169,9 @@ def test_a_cluster_that_loses_a_server(house: House, capsys: pytest.CaptureFixtu
     url = f"redis://ops:pw@{some}"
     with Client(url, timeout=30, by="tester") as client:
         wait_until(lambda: attempt(client.nodes) is not None, FAILOVER)
-        house.fleet(f"redis://jsacc:pw@{some}")
+        processes.fleet(f"redis://jsacc:pw@{some}")
         everything(client, url, capsys)
-        # One address is enough: each server's, be it a replica's.
+        # The address of any server is enough, also that of a replica.
         for number, address in enumerate(addresses):
             one = f"redis://ops:pw@{address}"
             with Client(one, timeout=30) as single:
@@ -181,7 +181,7 @@ def test_a_cluster_that_loses_a_server(house: House, capsys: pytest.CaptureFixtu
                 with Client(one, timeout=30) as single:
                     single.connection.bulk([("EXPIRE", keys.script_key(it["hash"]), 0) for it in client.scripts()])
                     everything(single, one, capsys)
-        # The one that holds the queue of commands is the worst to lose, when it also answers what has no key.
+        # The worst server to lose holds the queue and answers commands without a key.
         cluster = client.connection._redis
         holder = cluster.get_node_from_key("cmds_queue")
         cluster.set_default_node(holder)
@@ -194,9 +194,9 @@ def test_a_cluster_that_loses_a_server(house: House, capsys: pytest.CaptureFixtu
         assert len(fleet.results) == 2, fleet.missing
 
 
-def test_a_dead_server_of_a_cluster_is_named(house: House, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unreachable_server_of_a_cluster_is_named(processes: Processes, capsys: pytest.CaptureFixture[str]) -> None:
     ports = [free_port() for _ in range(3)]
-    servers = {port: house.server(port, "--cluster-enabled", "yes", "--cluster-node-timeout", "600000",
+    servers = {port: processes.server(port, "--cluster-enabled", "yes", "--cluster-node-timeout", "600000",
                                   "--cluster-port", str(free_port())) for port in ports}
     addresses = [f"127.0.0.1:{port}" for port in ports]
     subprocess.run(["redis-cli", "--cluster", "create", *addresses, "--cluster-yes"], check=True, capture_output=True, timeout=60)
@@ -208,7 +208,7 @@ def test_a_dead_server_of_a_cluster_is_named(house: House, capsys: pytest.Captur
         wait_until(lambda: attempt(client.nodes) == [], FAILOVER)
         servers[holder].kill()
         servers[holder].wait()
-        # With the connections that it has, and with new ones.
+        # With open connections, and with new ones.
         for ask in (client.nodes, client.nodes, lambda: client.connection.call("ZCARD", "jsacc:agents"), lambda: client.connection.pop(["jsacc:agents"], 1)):
             with pytest.raises(RedisUnavailableError, match=f"^cannot reach Redis at 127.0.0.1:{holder}, a server of the cluster at "):
                 ask()
@@ -217,37 +217,37 @@ def test_a_dead_server_of_a_cluster_is_named(house: House, capsys: pytest.Captur
     assert f"cannot reach Redis at 127.0.0.1:{holder}, a server of the cluster at" in capsys.readouterr().err
 
 
-def test_a_sentinel_that_makes_the_replica_master(house: House, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sentinel_failover_is_followed(processes: Processes, capsys: pytest.CaptureFixture[str]) -> None:
     first, second, own = free_port(), free_port(), free_port()
-    master = house.server(first, "--repl-diskless-sync-delay", "0")
-    house.server(second, "--replicaof", "127.0.0.1", str(first))
+    master = processes.server(first, "--repl-diskless-sync-delay", "0")
+    processes.server(second, "--replicaof", "127.0.0.1", str(first))
     wait_until(lambda: "master_link_status:up" in info(second, "replication"), FAILOVER)
-    settings = house.folder / "sentinel.conf"
+    settings = processes.folder / "sentinel.conf"
     settings.write_text(f"port {own}\nbind 127.0.0.1\nrequirepass watch\nsentinel monitor group 127.0.0.1 {first} 1\n"
                         "sentinel down-after-milliseconds group 1500\nsentinel failover-timeout group 5000\n")
-    house.start("redis-server", str(settings), "--sentinel")
+    processes.start("redis-server", str(settings), "--sentinel")
     wait_until(lambda: "slaves=1" in info(own, "sentinel", "watch"), FAILOVER)
     restrict((first, second), jsacc="+role", ops="")
-    # The first that is named accepts connections, and never says a word.
+    # The first server accepts connections and never answers.
     silent = socket.create_server(("127.0.0.1", 0))
     sentinels = f"127.0.0.1:{silent.getsockname()[1]},127.0.0.1:{own}/group?sentinel_password=watch"
     url = f"sentinel://ops:pw@{sentinels}"
-    house.fleet(f"sentinel://jsacc:pw@{sentinels}")
-    with Client(url.replace("=watch", "=falsch")) as stranger, pytest.raises(RedisUnavailableError, match="credentials") as e:
-        stranger.nodes()
+    processes.fleet(f"sentinel://jsacc:pw@{sentinels}")
+    with Client(url.replace("=watch", "=falsch")) as unauthorized, pytest.raises(RedisUnavailableError, match="credentials") as e:
+        unauthorized.nodes()
     assert "falsch" not in str(e.value)
     with Client(url, timeout=60, by="tester") as client, silent:
         begin = time.monotonic()
         client.nodes()
         assert time.monotonic() - begin < 60  # Its own time limit.
-        # Each program learns anew which one is silent, so most of them are spared that here.
+        # Each program detects the silent server again, so most of them get another address.
         everything(client, f"sentinel://ops:pw@127.0.0.1:{own}/group?sentinel_password=watch", capsys)
-        # Somebody waits while the master dies, and is told what came of it.
+        # A wait during the death of the master ends with the result.
         job = client.execute(1, 2, "sleep", ["10"])
         wait_until(lambda: job.state == "RUNNING")
         waiter = subprocess.Popen([sys.executable, "-m", "jsclient.cli", "--redis", url, "wait", job.id, "--json"],
                                   stdout=subprocess.PIPE, text=True)
-        house.children.append(waiter)  # type: ignore[arg-type]
+        processes.children.append(waiter)  # type: ignore[arg-type]
         wait_until(lambda: any("user=ops" in line and "cmd=brpop" in line for line in clients(first)))
         master.kill()
         assert job.wait(60).state == "OK"
@@ -261,8 +261,8 @@ def test_a_sentinel_that_makes_the_replica_master(house: House, capsys: pytest.C
         assert client.execute(1, 2, "echo hi").wait(30).stdout.strip() == "hi"
 
 
-def test_tls(house: House, capsys: pytest.CaptureFixture[str]) -> None:
-    cert, key, port = house.folder / "cert.pem", house.folder / "key.pem", free_port()
+def test_tls_connects_and_checks_certificates(processes: Processes, capsys: pytest.CaptureFixture[str]) -> None:
+    cert, key, port = processes.folder / "cert.pem", processes.folder / "key.pem", free_port()
     make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
             "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost",
             "-addext", "basicConstraints=critical,CA:FALSE", "-keyout", str(key), "-out", str(cert)]
@@ -270,23 +270,23 @@ def test_tls(house: House, capsys: pytest.CaptureFixture[str]) -> None:
         pytest.skip("openssl, which makes the certificate, is not installed")
     subprocess.run(make, check=True, capture_output=True, timeout=60)
     plain = free_port()
-    house.server(plain, "--tls-port", str(port), "--tls-cert-file", str(cert), "--tls-key-file", str(key),
+    processes.server(plain, "--tls-port", str(port), "--tls-cert-file", str(cert), "--tls-key-file", str(key),
                  "--tls-ca-cert-file", str(cert), "--tls-auth-clients", "no", "--requirepass", "geheim")
     url = f"rediss://:geheim@localhost:{port}"
-    with Client(url) as stranger, pytest.raises(RedisUnavailableError) as e:
-        stranger.nodes()
+    with Client(url) as unauthorized, pytest.raises(RedisUnavailableError) as e:
+        unauthorized.nodes()
     assert "certificate" in str(e.value) and "geheim" not in str(e.value)
-    house.fleet(url, "--redis-ca", str(cert))
+    processes.fleet(url, "--redis-ca", str(cert))
     with Client(url, ssl_ca_certs=str(cert), timeout=30, by="tester") as client:
         everything(client, f"{url}?ssl_ca_certs={cert}", capsys)
 
 
 
-def test_the_audit_list_names_the_user_of_redis(house: House, capsys: pytest.CaptureFixture[str]) -> None:
+def test_audit_list_names_the_redis_user(processes: Processes, capsys: pytest.CaptureFixture[str]) -> None:
     port = free_port()
-    house.server(port)
+    processes.server(port)
     restrict([port], ops="")
-    house.fleet(f"127.0.0.1:{port}")
+    processes.fleet(f"127.0.0.1:{port}")
     url = f"redis://ops:pw@127.0.0.1:{port}"
     with Client(url, timeout=30) as client:
         wait_until(lambda: sum(n.live for n in client.nodes()) == 2, 30)

@@ -1,4 +1,4 @@
-"""The Lua grammar, by table."""
+"""The syntax check for Lua."""
 
 from __future__ import annotations
 
@@ -52,17 +52,17 @@ BAD = [
 
 
 @pytest.mark.parametrize("source", GOOD)
-def test_good(source: str) -> None:
+def test_valid_lua_is_accepted(source: str) -> None:
     check_lua(source.encode(), "s.lua")
 
 
 @pytest.mark.parametrize("source,line,what", BAD)
-def test_bad(source: str, line: int, what: str) -> None:
+def test_invalid_lua_is_refused_with_its_line(source: str, line: int, what: str) -> None:
     with pytest.raises(UsageError, match=rf"^s.lua, line {line}: syntax error: .*{re.escape(what)}"):
         check_lua(source.encode(), "s.lua")
 
 
-def test_the_scripts_of_the_repository() -> None:
+def test_scripts_of_the_repository_are_valid() -> None:
     root = Path(__file__).parents[2]
     for path in [*root.glob("agent/**/*.lua"), *root.glob("acc/**/*.lua")]:
         check_lua(path.read_bytes(), path.name)

@@ -1,4 +1,4 @@
-"""The rules that need nobody else: targets, decoding, tables."""
+"""Pure functions: targets, decoding, tables."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from jsclient.target import match_nodes, parse_excludes, parse_target
         ("@*", [], [], [], True, (0, ["*"])),
     ],
 )
-def test_targets(text: str, nodes: Any, grids: Any, roles: Any, all_nodes: bool, fanout: Any) -> None:
+def test_targets_are_parsed(text: str, nodes: Any, grids: Any, roles: Any, all_nodes: bool, fanout: Any) -> None:
     it = parse_target(text)
     assert (list(it.nodes), list(it.grids), list(it.roles), it.all_nodes) == (nodes, grids, roles, all_nodes)
     assert it.fanout() == fanout
@@ -41,12 +41,12 @@ def test_targets(text: str, nodes: Any, grids: Any, roles: Any, all_nodes: bool,
 
 @pytest.mark.parametrize("text", ["", " ", ",", "1", "1.", "1.0", "0.1", "01.1", "-1.1", "1.4294967296", "web",
                                   "@", "@web,1.1", "1.1,@web", "all,@web", "1.1,,1.2", "1.x", "*.1"])
-def test_bad_targets(text: str) -> None:
+def test_malformed_targets_raise_usage_error(text: str) -> None:
     with pytest.raises(UsageError):
         parse_target(text)
 
 
-def test_select() -> None:
+def test_match_nodes_applies_target_and_excludes() -> None:
     known = [Node(1, 1, ("web",)), Node(1, 2, ("web", "db")), Node(2, 1, age=91), Node(2, 2, ("web",), age=5000)]
 
     def names(text: str, *exclude: str) -> Any:
@@ -60,7 +60,7 @@ def test_select() -> None:
     assert names("2.*", "all") == ([], [], [])
 
 
-def test_small_things() -> None:
+def test_formatting_and_parsing_helpers_handle_edge_values() -> None:
     assert NodeId.from_key(b"1:10") == (1, 10) and str(NodeId(1, 10)) == "1.10"
     assert [NodeId.from_key(k) for k in ("1", "a:1", "1:", "cmd")] == [None] * 4
     assert keys.log_list("a b", "") == "log.a_b.unknown"
@@ -75,7 +75,7 @@ def test_small_things() -> None:
     assert render.value_text("x") == "x" and render.value_text([]) == "[]"
 
 
-def test_results_are_read_leniently() -> None:
+def test_malformed_results_are_parsed_leniently() -> None:
     assert Result.from_json("{") is None and Result.from_json('{"state": "RUNNING"}') is None
     it = Result.from_json('{"state": "OK", "streams": "x", "args": [], "data": {"a": 1}, "extra": 1}')
     assert it and it.streams == ("", "") and it.data == '{"a":1}' and it.node == (0, 0)
@@ -84,7 +84,7 @@ def test_results_are_read_leniently() -> None:
     assert info.command == {"cmd": "ping"} and info.open == [(1, 2)] and info.created == 5 and info.state == "OK"
 
 
-def test_only_our_own_answers_have_bytes() -> None:
+def test_only_builtin_answers_get_units() -> None:
     def shown(cmd: str) -> str:
         data = '[{"path": "/", "used": 2048}]'
         return render.body(Result.from_dict({"cmd": cmd, "state": "OK", "level": 20, "data": data}))
@@ -98,7 +98,7 @@ def test_client_and_programs_have_one_version() -> None:
     assert re.findall(r'^version = "(.*)"$', workspace, re.MULTILINE) == [jsclient.__version__]
 
 
-def test_error_sentence_of_a_node_has_no_control_characters_in_a_pipe_either() -> None:
+def test_error_sentence_of_a_node_has_no_control_characters() -> None:
     failed = {"cmd": "get_file", "state": "ERROR", "data": "no file \x1b]0;x\x07\u202e\x9b"}
     shown = render.body(Result.from_dict(failed))
     assert shown == "no file \ufffd]0;x\ufffd\ufffd\ufffd"

@@ -1,4 +1,4 @@
-"""The client against the real controller and agents, where they have been built.
+"""The client against the real controller and agents, when they are built.
 
 They are looked for in JS_BIN_DIR, then in the debug folder of CARGO_TARGET_DIR, then in ../target/debug.
 """
@@ -50,7 +50,7 @@ def free_port() -> int:
         return int(it.getsockname()[1])
 
 
-class Stage:
+class Deployment:
     """A Redis, a controller and two agents, 1.1 (web) and 1.2 (web, db)."""
 
     def __init__(self) -> None:
@@ -90,15 +90,15 @@ class Stage:
 
 
 @pytest.fixture(scope="module")
-def stage() -> Iterator[Stage]:
-    it = Stage()
+def deployment() -> Iterator[Deployment]:
+    it = Deployment()
     yield it
     it.close()
 
 
 @pytest.fixture
-def jsctl(stage: Stage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
-    monkeypatch.setenv("JSCTL_REDIS", stage.server.url)
+def jsctl(deployment: Deployment, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
+    monkeypatch.setenv("JSCTL_REDIS", deployment.server.url)
 
     def run(*words: str) -> Ran:
         capsys.readouterr()
@@ -111,8 +111,8 @@ def jsctl(stage: Stage, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
 Jsctl = Callable[..., Ran]
 
 
-def test_a_command_on_a_node(stage: Stage, jsctl: Jsctl) -> None:
-    job = stage.client.execute(1, 1, "sh", ["-c", "cat; echo err >&2; exit 3"], data="in", tags="t")
+def test_execute_on_a_real_node_returns_its_output(deployment: Deployment, jsctl: Jsctl) -> None:
+    job = deployment.client.execute(1, 1, "sh", ["-c", "cat; echo err >&2; exit 3"], data="in", tags="t")
     result = job.wait(20)
     assert (result.state, result.code, result.stdout, result.stderr, result.tags) == ("ERROR", 3, "in", "err", "t")
     assert jsctl("exec", "1.1", "--", "echo", "hi") == Ran(0, "hi\n", "")
@@ -122,8 +122,8 @@ def test_a_command_on_a_node(stage: Stage, jsctl: Jsctl) -> None:
     assert ran.code == 1 and "unknown command" in ran.err
 
 
-def test_infos(stage: Stage, jsctl: Jsctl) -> None:
-    client = stage.client
+def test_info_commands_of_a_real_agent_answer(deployment: Deployment, jsctl: Jsctl) -> None:
+    client = deployment.client
     assert client.ping(1, 1) == "pong"
     assert client.get_cpu_info(1, 1)["logical"] > 0
     assert client.get_mem_info(1, 1)["total"] > 0
@@ -135,11 +135,11 @@ def test_infos(stage: Stage, jsctl: Jsctl) -> None:
     assert ran.code == 0 and "1.2" in ran.out and "1.1" not in ran.out
 
 
-def test_fleets(stage: Stage, jsctl: Jsctl) -> None:
+def test_fleet_on_real_agents_returns_all_results(deployment: Deployment, jsctl: Jsctl) -> None:
     ran = jsctl("exec", "all", "--", "echo", "same")
     assert ran.out == "== 1.1, 1.2 (2)\nsame\n" and ran.err == "2 OK, 0 failed\n" and ran.code == 0
     for who, count in (("1.*", 2), ("@web", 2), ("@web,db", 1), ("1.1,1.2", 2), ("1.1", 1)):
-        assert len(stage.client.target(who).ping().wait().results) == count
+        assert len(deployment.client.target(who).ping().wait().results) == count
     ran = jsctl("exec", "all", "--batch", "1", "--max-failures", "0", "--", "false")
     assert ran.code == 1 and "1 not sent after too many failures (1.2)" in ran.err
     ran = jsctl("exec", "1.1,1.9", "--json", "--", "true")
@@ -147,9 +147,9 @@ def test_fleets(stage: Stage, jsctl: Jsctl) -> None:
     assert jsctl("ping", "1.9").code == 3
 
 
-def test_a_job_is_watched_signalled_and_killed(stage: Stage, jsctl: Jsctl) -> None:
+def test_running_job_is_signalled_and_killed(deployment: Deployment, jsctl: Jsctl) -> None:
     script = "trap 'echo got it' USR1; echo begun; while :; do sleep 0.05; done"
-    job = stage.client.execute(1, 1, "sh", ["-c", script], domain="d", name="n")
+    job = deployment.client.execute(1, 1, "sh", ["-c", script], domain="d", name="n")
     lines = job.logs(follow=True, levels="1")  # the shell may tell of its sleep on stderr
     assert next(lines).data == "begun"
     assert job.state == "RUNNING" and job.result is None and job.stats()["id"] == job.id
@@ -164,30 +164,30 @@ def test_a_job_is_watched_signalled_and_killed(stage: Stage, jsctl: Jsctl) -> No
         job.kill()
 
 
-def test_a_recurring_job_is_listed_until_it_is_unscheduled(stage: Stage, jsctl: Jsctl) -> None:
-    job = stage.client.execute(1, 1, "true", recurring_period=3600, domain="d", name="hourly")
+def test_recurring_job_is_listed_until_unscheduled(deployment: Deployment, jsctl: Jsctl) -> None:
+    job = deployment.client.execute(1, 1, "true", recurring_period=3600, domain="d", name="hourly")
     assert job.wait(20).ok
     ran = jsctl("schedules")
     assert ran.code == 0 and job.id in ran.out and "hourly" in ran.out and "60m" in ran.out and job.id not in jsctl("ps").out
-    [entry] = stage.client.get_schedules(1, 1)
+    [entry] = deployment.client.get_schedules(1, 1)
     assert entry["next"] > entry["last_start"] > 0 and entry["last_state"] == "OK"
     job.unschedule()
-    assert stage.client.get_schedules(1, 1) == []
+    assert deployment.client.get_schedules(1, 1) == []
 
 
-def test_one_command_withdraws_a_job_from_all_its_nodes(stage: Stage, jsctl: Jsctl) -> None:
+def test_one_command_withdraws_a_job_from_all_nodes(deployment: Deployment, jsctl: Jsctl) -> None:
     away = [NodeId(7, 1), NodeId(7, 2)]
     command = Command("execute", args={"cmd": "true"}, nodes=[NodeId(1, 1), *away])
-    stage.client.push([command])
-    wait_until(lambda: any(it.id == command.id and it.open == away for it in stage.client.jobs()), 30)
-    audit = len(stage.client.audit(1000))
-    assert stage.client.cancel(command.id) == dict.fromkeys(away, "")
-    wait_until(lambda: len(stage.client.audit(1000)) == audit + 1)
+    deployment.client.push([command])
+    wait_until(lambda: any(it.id == command.id and it.open == away for it in deployment.client.jobs()), 30)
+    audit = len(deployment.client.audit(1000))
+    assert deployment.client.cancel(command.id) == dict.fromkeys(away, "")
+    wait_until(lambda: len(deployment.client.audit(1000)) == audit + 1)
     ran = jsctl("wait", command.id, "--json")
     assert {r["node"]: r["state"] for r in json.loads(ran.out)} == {"1.1": "OK", "7.1": "KILLED", "7.2": "KILLED"}, ran
 
 
-def test_detach_wait_cancel_and_history(stage: Stage, jsctl: Jsctl) -> None:
+def test_detached_jobs_are_waited_for_cancelled_and_listed(deployment: Deployment, jsctl: Jsctl) -> None:
     job = jsctl("exec", "all", "--as", "alice", "--detach", "--", "echo", "later").out.strip()
     ran = jsctl("wait", job)
     assert ran.code == 0 and "later" in ran.out and "2 OK" in ran.err
@@ -202,16 +202,16 @@ def test_detach_wait_cancel_and_history(stage: Stage, jsctl: Jsctl) -> None:
     assert jsctl("cancel", waiting).out == "cancelled on 1.7\n"
     ran = jsctl("wait", waiting)
     assert ran.code == 1 and "cancelled before its node took it" in ran.err
-    done = stage.client.job(job)
+    done = deployment.client.job(job)
     assert jsctl("cancel", done.id).code == 1
     assert jsctl("exec", "1.7", "--wait", "--timeout", "0.5", "--expires", "1", "--", "true").code == 4
 
 
-def test_nothing_is_lost_when_connections_are_cut(stage: Stage) -> None:
+def test_broken_connections_lose_no_result(deployment: Deployment) -> None:
     import redis
 
-    raw = redis.Redis(unix_socket_path=stage.server.socket)
-    client = Client(stage.server.url, timeout=30, client_name="cut-me")
+    raw = redis.Redis(unix_socket_path=deployment.server.socket)
+    client = Client(deployment.server.url, timeout=30, client_name="cut-me")
     stop = threading.Event()
 
     def cutter() -> None:
@@ -235,21 +235,21 @@ def test_nothing_is_lost_when_connections_are_cut(stage: Stage) -> None:
     raw.close()
 
 
-def test_a_recurring_job(stage: Stage, jsctl: Jsctl) -> None:
-    job = stage.client.execute(1, 1, "sh", ["-c", "echo '20::{\"n\": 1}'"], recurring_period=1, name="again")
+def test_recurring_job_yields_results(deployment: Deployment, jsctl: Jsctl) -> None:
+    job = deployment.client.execute(1, 1, "sh", ["-c", "echo '20::{\"n\": 1}'"], recurring_period=1, name="again")
     results = job.results(timeout=20)
     assert [next(results).value for _ in range(2)] == [{"n": 1}] * 2
     assert jsctl("unschedule", "1.1", job.id).code == 0
 
 
-def test_stats(stage: Stage, jsctl: Jsctl) -> None:
-    job = stage.client.execute(1, 1, "sh", ["-c", "echo '10::made:5|c'; sleep 3"], domain="d", name="s")
+def test_stats_of_a_real_agent_are_read(deployment: Deployment, jsctl: Jsctl) -> None:
+    job = deployment.client.execute(1, 1, "sh", ["-c", "echo '10::made:5|c'; sleep 3"], domain="d", name="s")
     wait_until(lambda: "d.s.made" in jsctl("stats", "1.1", "d.s").out, 20)
     job.kill()
 
 
-def test_messages(stage: Stage, jsctl: Jsctl) -> None:
-    job = stage.client.execute(1, 2, "sh", ["-c", "for i in 1 2 3; do echo line $i; done; echo 9::bad"])
+def test_messages_of_a_real_job_are_read(deployment: Deployment, jsctl: Jsctl) -> None:
+    job = deployment.client.execute(1, 2, "sh", ["-c", "for i in 1 2 3; do echo line $i; done; echo 9::bad"])
     job.wait(20)
     assert [r.data for r in job.logs(levels="1")] == ["line 1", "line 2", "line 3"]
     assert jsctl("logs", "1.2", "--job", job.id, "--levels", "9").out.split()[-1] == "bad"
@@ -258,28 +258,28 @@ def test_messages(stage: Stage, jsctl: Jsctl) -> None:
     assert not list(job.logs())
 
 
-def test_scripts_and_files(stage: Stage, jsctl: Jsctl, tmp_path: Path) -> None:
+def test_scripts_and_files_reach_a_real_agent(deployment: Deployment, jsctl: Jsctl, tmp_path: Path) -> None:
     def add(a: int, b: int) -> int:
         return a + b
 
-    fleet = stage.client.run_script("all", function=add, data={"a": 1, "b": 2}).wait()
+    fleet = deployment.client.run_script("all", function=add, data={"a": 1, "b": 2}).wait()
     assert [r.value for r in fleet.raise_for_status().results.values()] == [3, 3]
     lua = tmp_path / "twice.lua"
     lua.write_text("function action(t) return {twice = 2 * t.x} end\n")
     ran = jsctl("script", "run", "1.1", str(lua), "--data", '{"x": 4}')
     assert ran.code == 0 and ran.out.split() == ["twice", "8"]
-    failed = stage.client.run_script("1.1", source="def action():\n    raise ValueError('no')\n").wait().failed[0]
+    failed = deployment.client.run_script("1.1", source="def action():\n    raise ValueError('no')\n").wait().failed[0]
     assert failed.code == 1 and "ValueError: no" in failed.critical
     content = bytes(range(256)) * 100
     there = tmp_path / "there"
-    stage.client.put("1.1", content, str(there), mode="0600").wait().raise_for_status()
+    deployment.client.put("1.1", content, str(there), mode="0600").wait().raise_for_status()
     assert there.read_bytes() == content and there.stat().st_mode & 0o777 == 0o600
-    assert stage.client.put("1.1", content, str(there), mode="0600").wait().results[(1, 1)].value["changed"] is False
+    assert deployment.client.put("1.1", content, str(there), mode="0600").wait().results[(1, 1)].value["changed"] is False
     ran = jsctl("put", "1.1", str(lua), str(tmp_path / "no" / "where"))
     assert ran.code == 1 and str(tmp_path / "no") in ran.err
 
 
-def test_a_secret_is_shown_nowhere(stage: Stage, jsctl: Jsctl, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secret_values_are_shown_nowhere(deployment: Deployment, jsctl: Jsctl, monkeypatch: pytest.MonkeyPatch) -> None:
     secret = "geheim-7d793037a0760186"
     monkeypatch.setenv("PASSWORD", secret)
     script = "test ${#PASSWORD} = 23 && test $(wc -c) = 23 && echo fine"
@@ -297,13 +297,13 @@ def test_a_secret_is_shown_nowhere(stage: Stage, jsctl: Jsctl, monkeypatch: pyte
     assert any(job in it.out for it in shown)
 
 
-def test_ctrl_c(stage: Stage) -> None:
-    environment = {**os.environ, "JSCTL_REDIS": stage.server.url}
+def test_ctrl_c_reports_how_to_end_the_job(deployment: Deployment) -> None:
+    environment = {**os.environ, "JSCTL_REDIS": deployment.server.url}
     child = subprocess.Popen([sys.executable, "-m", "jsclient.cli", "exec", "@web", "--", "sleep", "77"],
                              env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     def running() -> list[Any]:
-        fleet = stage.client.target("all").processes().wait()
+        fleet = deployment.client.target("all").processes().wait()
         return [e for r in fleet.results.values() for e in r.value if e["state"] == "RUNNING"]
 
     wait_until(lambda: len(running()) == 2, 20)
@@ -311,11 +311,11 @@ def test_ctrl_c(stage: Stage) -> None:
     _, err = child.communicate(timeout=20)
     assert child.returncode == 130 and "goes on running on 1.1, 1.2; to end it: jsctl kill " in err
     job = err.split("jsctl kill ")[1].split()[0]
-    assert len(stage.client.target("all").kill(job).wait().results) == 2
+    assert len(deployment.client.target("all").kill(job).wait().results) == 2
 
 
-def test_a_rolling_restart_of_real_agents(stage: Stage, jsctl: Jsctl) -> None:
-    agents = [child for child in stage.children if "jsagent" in str(child.args)]
+def test_rolling_restart_of_real_agents_waits_for_each(deployment: Deployment, jsctl: Jsctl) -> None:
+    agents = [child for child in deployment.children if "jsagent" in str(child.args)]
     over = threading.Event()
     most_away = 0
 
@@ -327,10 +327,10 @@ def test_a_rolling_restart_of_real_agents(stage: Stage, jsctl: Jsctl) -> None:
             for child in ended:
                 agents.remove(child)
                 words = [str(word) for word in child.args]  # type: ignore[union-attr]
-                stage.start("jsagent", *words[1:])
-                agents.append(stage.children[-1])
+                deployment.start("jsagent", *words[1:])
+                agents.append(deployment.children[-1])
 
-    before = {node.id: node.instance for node in stage.client.nodes()}
+    before = {node.id: node.instance for node in deployment.client.nodes()}
     thread = threading.Thread(target=service_manager)
     thread.start()
     try:
@@ -339,11 +339,11 @@ def test_a_rolling_restart_of_real_agents(stage: Stage, jsctl: Jsctl) -> None:
         over.set()
         thread.join()
     assert ran.code == 0 and ran.err == "2 OK, 0 failed\n" and most_away == 1
-    after = {node.id: node.instance for node in stage.client.nodes()}
+    after = {node.id: node.instance for node in deployment.client.nodes()}
     assert all(after[node] not in ("", before[node]) for node in before)
 
 
-def test_output_of_a_real_agent_is_told_to_be_cut(stage: Stage, jsctl: Jsctl) -> None:
+def test_truncated_output_of_a_real_agent_is_reported(deployment: Deployment, jsctl: Jsctl) -> None:
     ran = jsctl("exec", "1.1", "--", "seq", "200000")
     assert ran.code == 0 and ran.out.endswith("\n199999\n200000\n")
     assert "jsctl: 1.1: its output " in ran.err and "jsctl logs 1.1 --job " in ran.err
@@ -351,7 +351,7 @@ def test_output_of_a_real_agent_is_told_to_be_cut(stage: Stage, jsctl: Jsctl) ->
     assert jsctl("exec", "1.1", "--", "seq", "100").err == ""
 
 
-def test_a_device_is_not_replaced_by_put(stage: Stage, jsctl: Jsctl, tmp_path: Path) -> None:
+def test_put_does_not_replace_a_device(deployment: Deployment, jsctl: Jsctl, tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     link = tmp_path / "null"

@@ -1,4 +1,4 @@
-"""A node that was revoked is told from one that was never seen."""
+"""Revoked nodes are distinguished from nodes that were never seen."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ SENTENCE = "1.7 was revoked at 2026-03-01 12:00:00: enrol it again with jsacc en
 
 @pytest.fixture(autouse=True)
 def revoked(raw: redis.Redis, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    """1.7 was revoked."""
+    """Revoke 1.7."""
     monkeypatch.setattr("jsclient.nodes.time.localtime", __import__("time").gmtime)
     raw.set("jsacc:{1:7}:revoked", 1772366400123)
 
 
-def test_command_for_a_revoked_node_fails_at_once_and_says_what_to_do(jsctl: Jsctl, fake: Fake) -> None:
+def test_command_for_a_revoked_node_fails_at_once_with_advice(jsctl: Jsctl, fake: Fake) -> None:
     for words in (["exec", "1.7", "--", "true"], ["ping", "1.7"], ["logs", "1.7"], ["stats", "1.7"], ["nodes", "1.7"],
                   ["grant", "1.7", "--role", "web"]):
         ran = jsctl(*words)
@@ -36,7 +36,7 @@ def test_command_for_a_revoked_node_fails_at_once_and_says_what_to_do(jsctl: Jsc
     assert jsctl("exec", "1.7", "--dry-run", "--", "true").out == "1.7\trevoked\n"
 
 
-def test_revoked_node_beside_others_is_named_apart(jsctl: Jsctl) -> None:
+def test_revoked_node_among_others_is_listed_separately(jsctl: Jsctl) -> None:
     ran = jsctl("exec", "1.1,1.7,1.9", "--", "echo", "x")
     assert ran.code == 1 and f"{SENTENCE}; nothing is sent to it" in ran.err
     assert ran.err.splitlines()[-1] == "1 OK, 0 failed, 1 never seen (1.9), 1 revoked (1.7)"
@@ -44,7 +44,7 @@ def test_revoked_node_beside_others_is_named_apart(jsctl: Jsctl) -> None:
     assert {it["node"]: it["state"] for it in json.loads(ran.out)} == {"1.1": "OK", "1.7": "REVOKED", "1.9": "UNKNOWN"}
 
 
-def test_python_tells_of_a_revoked_node(client: Client) -> None:
+def test_revoked_node_is_named_in_exceptions(client: Client) -> None:
     with pytest.raises(NoMatchingNodesError, match="7.7 was never seen by a controller; 1.7 was revoked at"):
         client.target("1.7,7.7").execute("true")
     with pytest.raises(NoMatchingNodesError, match="node 1.7 was revoked at"):
@@ -55,7 +55,7 @@ def test_python_tells_of_a_revoked_node(client: Client) -> None:
         fleet.raise_for_status()
 
 
-def test_of_many_unknown_nodes_ten_are_named_and_the_others_counted() -> None:
+def test_ten_of_many_unknown_nodes_are_named_and_the_others_counted() -> None:
     many = [NodeId(1, n) for n in range(1, 26)]
     told = explain_unknown(many, {})
     assert told.startswith("1.1, 1.2, ") and told.endswith("1.10 and 15 more were never seen by a controller")
@@ -63,7 +63,7 @@ def test_of_many_unknown_nodes_ten_are_named_and_the_others_counted() -> None:
     assert told.count(" was revoked at ") == 10 and told.endswith("; and 2 more were revoked")
 
 
-def test_the_revoked_nodes_of_a_fleet_are_gone_through_once(client: Client) -> None:
+def test_revoked_nodes_of_a_fleet_are_iterated_once(client: Client) -> None:
     nodes = [NodeId(1, n) for n in (7, 8, 9)]
     fleet = Fleet(client, "f", CommandSpec("ping"), nodes=[], unknown=nodes, revoked=iter(nodes[1:]))
     assert fleet.revoked == nodes[1:]

@@ -1,4 +1,4 @@
-"""The rights that docs/reference/client.md and docs/how-to/set-up-redis.md give to clients: enough, and no more than they say."""
+"""The rights in Redis that docs/reference/client.md and docs/how-to/set-up-redis.md give to clients are enough, and not more than documented."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GRANTING = "(%W~jsacc:grant:* +hsetnx +hdel) (%W~jsacc:audit +lpush)"
 
 @pytest.fixture
 def few(server: Server, raw: Any) -> Iterator[str]:
-    """The address of Redis with the documented user."""
+    """Return the address of Redis with the documented user."""
     page = (ROOT / "docs" / "reference" / "client.md").read_text()
     (rule,) = re.findall(r"^ACL SETUSER (ops .*)$", page, re.MULTILINE)
     other = (ROOT / "docs" / "how-to" / "set-up-redis.md").read_text()
@@ -33,7 +33,7 @@ def few(server: Server, raw: Any) -> Iterator[str]:
 
 @pytest.fixture
 def limited(few: str, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
-    """jsctl as that user."""
+    """Return jsctl as that user."""
 
     def run(*words: str) -> Ran:
         capsys.readouterr()
@@ -44,12 +44,12 @@ def limited(few: str, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
 
 
 def denied(raw: Any) -> List[str]:
-    """What was refused to that user, but for what jsctl asks to learn whether it may."""
+    """Return the refused commands of that user, without those by which jsctl tests its rights."""
     entries = [dict(zip(e[::2], e[1::2])) if isinstance(e, list) else e for e in raw.execute_command("ACL", "LOG")]
     return [f"{e['context']} {e['object']}" for e in entries if e["object"] not in ("getrange", "client|setinfo")]
 
 
-def test_the_smallest_rights_are_enough(few: str, fake: Fake, raw: Any) -> None:
+def test_documented_rights_are_enough_for_the_client(few: str, fake: Fake, raw: Any) -> None:
     with Client(few, timeout=10) as client:
         assert client.user == "ops" and client.ping(1, 1) == "pong"
         job = client.execute(1, 1, "sleep", ["9"])
@@ -67,7 +67,7 @@ def test_the_smallest_rights_are_enough(few: str, fake: Fake, raw: Any) -> None:
     assert denied(raw) == []
 
 
-def test_jsctl_needs_no_more_than_the_smallest_rights(
+def test_documented_rights_are_enough_for_jsctl(
     few: str, limited: Callable[..., Ran], fake: Fake, raw: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     script = tmp_path / "a.py"
@@ -98,7 +98,7 @@ def test_jsctl_needs_no_more_than_the_smallest_rights(
     assert limited("grant", "1.1", "--role", "db").code == 1 and not raw.hexists("jsacc:grant:1:1", "role:db")
 
 
-def test_who_grants_needs_two_rights_more(limited: Callable[..., Ran], fake: Fake, raw: Any) -> None:
+def test_granting_needs_two_more_rights(limited: Callable[..., Ran], fake: Fake, raw: Any) -> None:
     raw.execute_command("ACL", "SETUSER", "ops", *re.findall(r"\(.*?\)", GRANTING))
     for words in (["--role", "db"], ["--role", "db", "--remove"], ["--label", "a=b", "--host", "h", "--json"]):
         assert limited("grant", "1.1,1.2", *words).code == 0
@@ -106,7 +106,7 @@ def test_who_grants_needs_two_rights_more(limited: Callable[..., Ran], fake: Fak
     assert denied(raw) == []
 
 
-def test_the_smallest_rights_do_not_reach_what_waits(few: str, raw: Any) -> None:
+def test_documented_rights_do_not_read_queued_commands(few: str, raw: Any) -> None:
     keys = (ROOT / "acc" / "src" / "store" / "keys.rs").read_text()
     assert 'format!("jsacc:{{{node}}}:cmds")' in keys and 'format!("jsacc:{{cmds_queue}}:taken:{ac}")' in keys
     raw.lpush("cmds_queue", "secret")

@@ -1,4 +1,4 @@
-"""Completion in the shells themselves."""
+"""Completion in real shells."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(not JSCTL.exists(), reason="jsctl is not install
 def need(shell: str) -> str:
     found = shutil.which(shell)
     if found is None:
-        # Loudly: what nobody runs breaks unseen.
+        # A failure, not a skip: an untested completion breaks unnoticed.
         warnings.warn(f"{shell} is not installed (apt-get install {shell}): its completion is not tested", stacklevel=2)
         pytest.skip(f"{shell} is not installed")
     return found
@@ -49,7 +49,7 @@ LINES = [
 ]
 
 
-def test_bash(server: Server, fake: Fake, tmp_path: Path) -> None:
+def test_bash_completes(server: Server, fake: Fake, tmp_path: Path) -> None:
     bash = need("bash")
     for line, want in LINES:
         script = (f'source <(jsctl completion bash); COMP_LINE="{line}"; COMP_POINT=${{#COMP_LINE}}; _jsctl; '
@@ -59,7 +59,7 @@ def test_bash(server: Server, fake: Fake, tmp_path: Path) -> None:
         assert done.stdout.split() == [word.replace("*", "\\*") for word in want], done
 
 
-def test_fish(server: Server, fake: Fake, tmp_path: Path) -> None:
+def test_fish_completes(server: Server, fake: Fake, tmp_path: Path) -> None:
     fish = need("fish")
     for line, want in LINES:
         script = f"jsctl completion fish | source; complete -C '{line}'"
@@ -69,11 +69,11 @@ def test_fish(server: Server, fake: Fake, tmp_path: Path) -> None:
 
 
 class Terminal:
-    """A shell that believes somebody types."""
+    """An interactive shell on a pseudo-terminal."""
 
     def __init__(self, words: List[str], env: Dict[str, str], folder: Optional[Path] = None) -> None:
         self.master, slave = pty.openpty()
-        # fish needs a terminal that is its own.
+        # fish requires a controlling terminal.
         self.child = subprocess.Popen(["setsid", "-c", *words], env=env, stdin=slave, stdout=slave, stderr=slave,
                                       close_fds=True, cwd=folder)
         os.close(slave)
@@ -96,10 +96,10 @@ class Terminal:
         os.close(self.master)
 
 
-def test_zsh(server: Server, fake: Fake, tmp_path: Path) -> None:
+def test_zsh_completes(server: Server, fake: Fake, tmp_path: Path) -> None:
     terminal = Terminal([need("zsh"), "-f", "-i"], environment(server, tmp_path))
     try:
-        # What is completed stands on the line when it is run; the prompt is switched off, to read it well.
+        # The completed line is printed when it runs; the prompt is off.
         terminal.type("PS1=; unsetopt zle_bracketed_paste; autoload -Uz compinit; compinit -u -D; "
                       "source <(jsctl completion zsh); jsctl() { if [[ $1 == __complete ]]; then command jsctl \"$@\"; "
                       "else print -r -- \"ran:$*:\"; fi }; print rea''dy\n")
@@ -108,7 +108,7 @@ def test_zsh(server: Server, fake: Fake, tmp_path: Path) -> None:
                            ("jsctl exec 2.1 --exc", "exec 2.1 --except"), ("jsctl completion f", "completion fish")):
             terminal.type(f"{line}\t\n")
             terminal.wait(f"ran:{want}:")
-        # Where several fit, they are listed.
+        # Several candidates are listed.
         terminal.type("jsctl exec 1.\t")
         terminal.wait("1.\\*")
         terminal.wait("1.2")
@@ -116,13 +116,13 @@ def test_zsh(server: Server, fake: Fake, tmp_path: Path) -> None:
         terminal.close()
 
 
-#: Each leaves the file `mark` behind, adds words or stands for files, if a shell takes it for anything but a name.
+#: Each creates the file `mark`, adds words or expands to files, if a shell does not take it as a name.
 HOSTILE = [
     "x;touch${IFS}mark;:", "x$(touch${IFS}mark)", "x`touch${IFS}mark`", "x\ntouch mark", "x\n@xy", "x y", "x*", "x?", "x[a-z]",
     "x'", 'x"', "x\\", "x|touch${IFS}mark", "x&touch${IFS}mark&", "x>mark", "x\ttouch mark", "x\rtouch mark\r", "x~", "x{a,b}",
     "x#", "x!!", "x=(touch)", "x\x1b]0;t\x07", "x\u202e", "x" * 65, "",
 ]
-#: A shell whose `jsctl` offers what the file `words` holds, if there is one, and else prints its arguments.
+#: A shell whose `jsctl` prints the candidates in the file `words`, else its arguments.
 SHELLS = {
     "bash": (["bash", "--norc", "--noprofile", "-i"], """PS1=
 bind 'set enable-bracketed-paste off'; bind 'TAB: menu-complete'
@@ -149,7 +149,7 @@ function jsctl
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_what_nodes_call_themselves_neither_runs_nor_expands(shell: str, server: Server, fake: Fake, tmp_path: Path) -> None:
+def test_hostile_names_neither_run_nor_expand(shell: str, server: Server, fake: Fake, tmp_path: Path) -> None:
     fake.add(8, 1, ["yes.a:b/c_d-e"])
     for name in ("8.log", "@xa"):
         (tmp_path / name).touch()
@@ -163,8 +163,8 @@ def test_what_nodes_call_themselves_neither_runs_nor_expands(shell: str, server:
             terminal.seen = ""
             terminal.type(f"jsctl exec {line}\t\n")
             terminal.wait(f"(ran)(exec)({want})(end)")
-        # Further tabs go from one to the next, in an order that each shell has for itself.
-        # The first Enter may only choose what is listed.
+        # Further tabs select the next candidate, in the order of the shell.
+        # The first Enter may only select a candidate.
         got, enter = set(), "\n\n" if shell == "fish" else "\n"
         for tabs in ("\t", "\t\t", "\t\t\t"):
             terminal.seen = ""
@@ -183,7 +183,7 @@ def test_what_nodes_call_themselves_neither_runs_nor_expands(shell: str, server:
     assert not (tmp_path / "mark").exists()
 
 
-def test_only_names_that_no_shell_can_misread_are_offered(
+def test_only_names_safe_in_a_shell_are_offered(
     server: Server, fake: Fake, raw: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("JSCTL_REDIS", server.url)

@@ -1,4 +1,4 @@
-"""Standard streams that are closed, full, in another encoding or a terminal; and signals while one is drawn on."""
+"""Closed and full standard streams, other encodings, terminals, and signals while a terminal is drawn on."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def environment(server: Server, **more: str) -> Dict[str, str]:
 
 
 def run(server: Server, *words: "str | bytes", redirect: str = "", **more: str) -> "subprocess.CompletedProcess[bytes]":
-    """A jsctl of its own process, started by a shell that closes or redirects streams."""
+    """Run jsctl in a process of its own; a shell closes or redirects its streams."""
     line = ["sh", "-c", f'exec "$@" {redirect}', "sh", *JSCTL, *words]
     return subprocess.run(line, env=environment(server, **more), capture_output=True, timeout=60)
 
@@ -40,7 +40,7 @@ def run(server: Server, *words: "str | bytes", redirect: str = "", **more: str) 
 TEXT = "a\u00a0b \u200d \u20ac caf\u00e9\r10%\r20%\t\x1b[31mred\u202e\x9b"
 
 
-def test_a_pipe_gets_what_the_node_wrote(server: Server, fake: Fake) -> None:
+def test_pipe_gets_the_unchanged_output(server: Server, fake: Fake) -> None:
     fake.programs["say"] = lambda n, c: {"streams": [TEXT + "\n\n", "err\r" + TEXT + "\n"]}
     ran = run(server, "exec", "1.1", "--", "say")
     assert (ran.returncode, ran.stdout.decode(), ran.stderr.decode()) == (0, TEXT + "\n\n", "err\r" + TEXT + "\n")
@@ -48,7 +48,7 @@ def test_a_pipe_gets_what_the_node_wrote(server: Server, fake: Fake) -> None:
     assert TEXT in ran.stdout.decode()
 
 
-def test_only_what_controls_a_terminal_is_taken_out() -> None:
+def test_clean_replaces_only_control_characters() -> None:
     kept = "a\u00a0b\u200d\U0001f469\u200d\U0001f680\tc\n\u20ac"
     assert clean(kept) == kept
     assert clean("a\r\nb") == "a\nb"
@@ -59,13 +59,13 @@ def test_only_what_controls_a_terminal_is_taken_out() -> None:
 @pytest.mark.parametrize("more", [{"LC_ALL": "C", "PYTHONIOENCODING": "latin-1"}, {"PYTHONIOENCODING": "ascii"},
                                   {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
                                   {"PYTHONIOENCODING": "idna"}, {"PYTHONIOENCODING": "undefined"}])
-def test_another_encoding_shows_what_it_can(server: Server, fake: Fake, more: Dict[str, str]) -> None:
+def test_other_encoding_replaces_unencodable_characters(server: Server, fake: Fake, more: Dict[str, str]) -> None:
     fake.programs["say"] = lambda n, c: {"streams": ["caf\u00e9 \u20ac \udce9\n", ""], "level": 20, "data": '"\u20ac"'}
     for words in (["exec", "all", "--", "say"], ["exec", "1.1", "--json", "--", "say"], ["nodes"], ["exec", "--help"]):
         ran = run(server, *words, **more)
         assert ran.returncode == 0 and b"fault" not in ran.stderr and ran.stdout, (words, ran)
     ran = run(server, "exec", "1.1", "--ndjson", "--", "say", **more)
-    # What encodes nothing is replaced by UTF-8.
+    # UTF-8 replaces an encoding that cannot encode text.
     assert json.loads(ran.stdout)["value"] == "\u20ac"
     assert (b'"value": "\\u20ac"' in ran.stdout) == (more.get("PYTHONIOENCODING") not in ("idna", "undefined"))
     ran = run(server, "ping", "@caf\u00e9", **more)
@@ -76,13 +76,13 @@ def test_another_encoding_shows_what_it_can(server: Server, fake: Fake, more: Di
     [b"ping", b"@caf\xe9"], [b"exec", b"1.1", b"--", b"caf\xe9"], [b"put", b"1.1", b"/caf\xe9", b"/x"], [b"caf\xe9"],
     [b"-r", b"caf\xe9", b"ping"], [b"logs", b"1.1", b"--job", b"caf\xe9"],
 ])
-def test_arguments_that_are_no_utf8_are_wrong_usage(server: Server, fake: Fake, words: List[bytes]) -> None:
+def test_undecodable_arguments_are_a_usage_error(server: Server, fake: Fake, words: List[bytes]) -> None:
     ran = run(server, *words)
     assert (ran.returncode, ran.stdout) == (2, b"") and b"is no text in this locale" in ran.stderr
     assert not fake.seen
 
 
-def test_advice_for_a_locale_without_utf8_is_another_locale(server: Server, fake: Fake) -> None:
+def test_ascii_locale_advice_names_a_utf8_locale(server: Server, fake: Fake) -> None:
     ascii = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     for words, more in ((["ping", "@caf\u00e9"], {}), (["ping"], {"JSCTL_REDIS": "caf\u00e9"}),
                         (["exec", "1.1", "--env", "BAD", "--", "echo"], {"BAD": "caf\u00e9"})):
@@ -93,7 +93,7 @@ def test_advice_for_a_locale_without_utf8_is_another_locale(server: Server, fake
     assert fake.seen[-1]["args"]["env"] == {"BAD": "caf\u00e9"}
 
 
-def test_an_environment_that_is_no_utf8_is_wrong_usage(server: Server, fake: Fake) -> None:
+def test_undecodable_environment_is_a_usage_error(server: Server, fake: Fake) -> None:
     for words in (["ping"], ["exec", "1.1", "--env", "BAD", "--", "echo"]):
         line = [*JSCTL, *words]
         mine: Dict[bytes, bytes] = {k.encode(): v.encode() for k, v in environment(server).items()}
@@ -109,7 +109,7 @@ def test_an_environment_that_is_no_utf8_is_wrong_usage(server: Server, fake: Fak
     ["ps", "all"],
     ["schedules", "all"],
 ])
-def test_output_that_cannot_be_written_tells_the_id(
+def test_unwritable_output_reports_the_id(
     server: Server, fake: Fake, redirect: str, reason: bytes, words: List[str]
 ) -> None:
     ran = run(server, *words, redirect=redirect)
@@ -121,14 +121,14 @@ def test_output_that_cannot_be_written_tells_the_id(
 @pytest.mark.parametrize("words,code", [(["nodes"], 1), (["--help"], 1), (["completion", "bash"], 1), (["exec"], 2),
                                         (["ping", "9.9", "--json"], 3), (["exec", "1.1", "--", "true2"], 1)])
 @pytest.mark.parametrize("redirect", [">&-", ">/dev/full", ">&- 2>&-", ">/dev/full 2>/dev/full", ">&- 2>&- <&-"])
-def test_closed_and_full_streams_end_no_command_with_a_fault(
+def test_closed_and_full_streams_cause_no_traceback(
     server: Server, fake: Fake, words: List[str], code: int, redirect: str
 ) -> None:
     ran = run(server, *words, redirect=redirect)
     assert ran.returncode == code and b"fault" not in ran.stderr and b"Exception" not in ran.stderr, ran
 
 
-def test_closed_streams_that_nobody_needs_are_no_fault(server: Server, fake: Fake) -> None:
+def test_unused_closed_streams_are_ignored(server: Server, fake: Fake) -> None:
     for redirect in ("2>&-", "2>/dev/full", "<&-", "2>&- <&-"):
         ran = run(server, "exec", "all", "--", "uname", redirect=redirect)
         assert ran.returncode == 0 and b"Linux" in ran.stdout, ran
@@ -138,7 +138,7 @@ def test_closed_streams_that_nobody_needs_are_no_fault(server: Server, fake: Fak
     assert ran.returncode == 2 and b"standard input has more than 16777216 bytes" in ran.stderr
 
 
-def test_a_reader_that_leaves_early_is_told_nothing_but_the_id(server: Server, fake: Fake) -> None:
+def test_closed_pipe_reports_only_the_id(server: Server, fake: Fake) -> None:
     fake.programs["say"] = lambda n, c: {"streams": ["x\n" * 900, ""]}
     line = '"$@" | head -n 1'
     ran = subprocess.run(["sh", "-c", line, "sh", *JSCTL, "exec", "all", "--no-fold", "--", "say"],
@@ -146,7 +146,7 @@ def test_a_reader_that_leaves_early_is_told_nothing_but_the_id(server: Server, f
     assert ran.stdout.startswith(b"== ") and b"fault" not in ran.stderr and b"Exception" not in ran.stderr
 
 
-def test_put_reads_pipes_and_devices_within_the_bound(server: Server, fake: Fake, tmp_path: Any) -> None:
+def test_put_reads_pipes_and_devices_up_to_16_mib(server: Server, fake: Fake, tmp_path: Any) -> None:
     ran = run(server, "put", "1.1", "/dev/zero", "/x")
     assert ran.returncode == 2 and b"/dev/zero has more than 16777216 bytes" in ran.stderr and not fake.seen
     pipe = str(tmp_path / "pipe")
@@ -158,7 +158,7 @@ def test_put_reads_pipes_and_devices_within_the_bound(server: Server, fake: Fake
 
 
 class Terminal:
-    """A jsctl on a pseudo-terminal."""
+    """Run jsctl on a pseudo-terminal."""
 
     def __init__(self, server: Server, *words: str, columns: int = 80, **more: str) -> None:
         self.master, slave = pty.openpty()
@@ -199,7 +199,7 @@ class Terminal:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGINT])
-def test_a_signal_during_the_progress_bar_leaves_the_terminal_as_it_was(server: Server, fake: Fake, number: int) -> None:
+def test_signal_during_the_progress_bar_restores_the_terminal(server: Server, fake: Fake, number: int) -> None:
     with Terminal(server, "exec", "@web", "--", "sleep", "9") as it:
         it.see(rb"\x1b\[\?25l")
         wait_until(lambda: len(fake.running) == 2)
@@ -210,7 +210,7 @@ def test_a_signal_during_the_progress_bar_leaves_the_terminal_as_it_was(server: 
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
-def test_a_signal_during_top_leaves_the_terminal_as_it_was(server: Server, fake: Fake, number: int) -> None:
+def test_signal_during_top_restores_the_terminal(server: Server, fake: Fake, number: int) -> None:
     with Terminal(server, "top", "--interval", "0.2") as it:
         it.see(rb"3 nodes, \d+ jobs", 2)
         it.child.send_signal(number)
@@ -228,7 +228,7 @@ def test_q_ends_top(server: Server, fake: Fake, interval: str) -> None:
 
 
 @pytest.mark.parametrize("term", ["dumb", ""])
-def test_top_on_a_dumb_terminal_prints_its_rounds(server: Server, fake: Fake, term: str) -> None:
+def test_top_on_a_dumb_terminal_prints_each_round(server: Server, fake: Fake, term: str) -> None:
     with Terminal(server, "top", "--interval", "0.1", TERM=term) as it:
         it.see(rb"3 nodes, \d+ jobs\r\nNODE .*CPU%", 3)
         assert b"\x1b" not in it.seen
@@ -236,7 +236,7 @@ def test_top_on_a_dumb_terminal_prints_its_rounds(server: Server, fake: Fake, te
         assert it.ended() == 0
 
 
-def test_a_narrow_top_keeps_the_column_it_sorts_by(server: Server, fake: Fake) -> None:
+def test_narrow_top_keeps_the_sort_column(server: Server, fake: Fake) -> None:
     entry = {"id": "f" * 32, "cmd": "execute", "domain": "a-domain", "name": "a-name", "pid": 4194304, "state": "running",
              "cpu": 12.5, "rss": 1 << 30, "processes": 12, "starttime": 5, "restarts": 3}
     rows = [top._row(NodeId(10, 1000), entry, "x" * 40)]
@@ -250,7 +250,7 @@ def test_a_narrow_top_keeps_the_column_it_sorts_by(server: Server, fake: Fake) -
         it.see(rb"CPU%")
 
 
-def test_a_terminal_is_shown_no_control_characters(server: Server, fake: Fake) -> None:
+def test_terminal_output_has_no_control_characters(server: Server, fake: Fake) -> None:
     fake.programs["say"] = lambda n, c: {"streams": ["\x1b]0;x\x07\u009b31m\u202e\u00a0ok\n", "\x1b[2J\n"], "state": "ERROR",
                                          "critical": "\x1b[1m"}
     for words in (["exec", "1.1", "--", "say"], ["exec", "1.1,1.2", "--no-progress", "--", "say"],
@@ -261,7 +261,7 @@ def test_a_terminal_is_shown_no_control_characters(server: Server, fake: Fake) -
             assert not any(c in text for c in "\x1b\x07\u009b\u202e") and "\u00a0ok" in text, text
 
 
-def test_wrapped_lines_never_begin_with_what_a_node_chose(server: Server, fake: Fake, raw: Any) -> None:
+def test_folded_lines_never_begin_with_text_of_a_node(server: Server, fake: Fake, raw: Any) -> None:
     fillers = ["x" * 70, "x" * 78, "x" * 79, "\u4e2d" * 39, "\u4e2d" * 40, "\u0301" * 80, "\t" * 10, "e\u0301" * 40]
     output = "\n".join(filler + "== 1.2 (2)" * 9 for filler in fillers)
     fake.programs["say"] = lambda n, c: {"streams": [output, ""]}
@@ -279,7 +279,7 @@ def test_wrapped_lines_never_begin_with_what_a_node_chose(server: Server, fake: 
                 assert not re.match(r"2\.1  live  0s", line), text
 
 
-def test_in_a_pipe_only_lines_like_headings_are_changed(server: Server, fake: Fake) -> None:
+def test_in_a_pipe_only_lines_like_headings_change(server: Server, fake: Fake) -> None:
     text = "a == b\n== 1.2 (2)\n  ==\n\tx\r== 1.1\n=\n"
     fake.programs["say"] = lambda n, c: {"streams": [text, ""]}
     ran = run(server, "exec", "1.1,1.2", "--", "say")

@@ -1,4 +1,4 @@
-"""Values of nodes that JSON does not hold, are nested deeply, or stand for far more than their text."""
+"""Values of nodes that JSON cannot hold, are nested deeply, or expand far beyond their text."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ALIASES = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
 MERGES = "a: &a {x: 1}\n" + "".join(
     f"{name}: &{name} {{<<: [{','.join([f'*{before}'] * 9)}]}}\n" for before, name in zip("abcdefgh", "bcdefghi")
 )
-#: Level, text, and what `--json` shows of it; nothing where it cannot be decoded.
+#: Level, text, and the value in `--json`; `None` when it cannot be decoded.
 VALUES = [
     (22, "at = 2026-01-31T12:00:00Z\nday = 2026-01-31\n", {"at": "2026-01-31T12:00:00+00:00", "day": "2026-01-31"}),
     (22, "n = nan\ni = inf\n", {"n": None, "i": None}),
@@ -65,7 +65,7 @@ def test_every_value_is_shown_and_written_as_json(jsctl: Jsctl, fake: Fake, leve
     assert ran.code == 0 and json.loads(ran.out)["value"] == shown
 
 
-def test_aliases_take_no_memory() -> None:
+def test_yaml_aliases_take_no_memory() -> None:
     code = f"from jsclient.values import decode\ntry:\n  decode(21, {ALIASES!r})\nexcept Exception as e: print(e)"
 
     def little_memory() -> None:
@@ -78,7 +78,7 @@ def test_aliases_take_no_memory() -> None:
     assert shared == {"a": [1, 2], "b": [[1, 2], [1, 2]], "c": {"d": 1}}
 
 
-def test_nesting_within_the_bound_is_decoded() -> None:
+def test_nesting_up_to_the_limit_is_decoded() -> None:
     text = "[" * MAX_NESTING + "]" * MAX_NESTING
     for level in (20, 21):
         assert json.dumps(decode(level, text)) == text
@@ -93,7 +93,7 @@ def test_nesting_within_the_bound_is_decoded() -> None:
     ("ps", ["all"]), ("schedules", ["all"]), ("top", ["--once"]), ("logs", ["all"]), ("info", ["disk"]),
 ])
 @pytest.mark.parametrize("level,data", [(20, "{"), (20, DEEP), (20, "[1]"), (20, '{"a": 1}'), (21, "!!bool x"), (0, "x")])
-def test_one_bad_node_does_not_hide_the_others(
+def test_undecodable_result_hides_no_other_node(
     jsctl: Jsctl, fake: Fake, client: Client, command: str, words: Any, level: int, data: str
 ) -> None:
     client.execute(1, 2, "sleep", ["9"], id="good")
@@ -108,7 +108,7 @@ def test_one_bad_node_does_not_hide_the_others(
     assert isinstance(json.loads(ran.out), list) and ("good" in ran.out or "/dev/sda1" in ran.out)
 
 
-def test_what_redis_holds_of_jobs_may_be_anything(jsctl: Jsctl, fake: Fake, raw: Any) -> None:
+def test_malformed_job_hashes_break_no_listing(jsctl: Jsctl, fake: Fake, raw: Any) -> None:
     jsctl("exec", "1.1", "--", "uname")
     command = '{"cmd":"execute","args":{"cmd":"x","args":5},"by":7}'
     raw.hset("jsacc:job:odd", mapping={"cmd": command, "created": "1e300", "targets": "5", "1:1": '{"state":"OK","time":1e400}'})
@@ -129,6 +129,6 @@ def test_what_redis_holds_of_jobs_may_be_anything(jsctl: Jsctl, fake: Fake, raw:
 @pytest.mark.parametrize("args", [
     {"a": float("nan")}, {"a": "\udce9"}, {"a": json.loads("[" * 500 + "]" * 500)}, {"a": {1, 2}}, {"a": object()},
 ])
-def test_what_cannot_be_sent_is_a_usage_error(args: Any) -> None:
+def test_unsendable_arguments_are_a_usage_error(args: Any) -> None:
     with pytest.raises(UsageError):
         Command("x", 1, 1, args).to_json()

@@ -1,4 +1,4 @@
-"""Runs the examples of docs/client.md and the recipes."""
+"""Runs the examples of docs/reference/client.md and the recipes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rights in Redis that docs/reference/client.md and docs/how-to/set-up-redis.md give to clients are enough, and not more than documented."""
+"""The rights that docs give to clients (reference/client.md, how-to/set-up-redis.md) are enough, and not more than documented."""
 
 from __future__ import annotations
 

@@ -8,15 +8,18 @@
 //! Stop: pollers, supervisor (jobs end, their results are stored), monitor, stats, logger (their last
 //! batches are in the upload queue), a word to the controllers, senders (a last round within their deadline).
 
-use crate::builtin::{self, info};
+use crate::commands;
+use crate::commands::info;
 use crate::config::Config;
-use crate::controller::Controller;
-use crate::job_store::JobStore;
 use crate::output::{Outlets, Source};
 use crate::process::{self, Notice};
 use crate::stats::monitor;
-use crate::upload_queue::UploadQueue;
-use crate::{logger, os, poller, script, sender, stats, trusted_paths};
+use crate::storage::job_store::JobStore;
+use crate::storage::message_log;
+use crate::storage::upload_queue::UploadQueue;
+use crate::uplink::Controller;
+use crate::uplink::{poller, uploader};
+use crate::{os, script, stats, trusted_paths};
 use anyhow::{Context, Result, bail};
 use crossbeam_channel::{Receiver, Sender, bounded, never, select, tick, unbounded};
 use jscommon::worker::Worker;
@@ -112,9 +115,9 @@ struct Daemon {
     supervisor: process::Handle,
     _monitor: monitor::Handle,
     _stats: stats::Handle,
-    _logger: logger::Handle,
+    _logger: message_log::Handle,
     goodbye: Goodbye,
-    _senders: Vec<sender::Handle>,
+    _senders: Vec<uploader::Handle>,
     controllers: Vec<Arc<Controller>>,
 }
 
@@ -146,11 +149,11 @@ impl Daemon {
         let upload_queue = UploadQueue::open(&config)?;
         let job_store = JobStore::open(&config.main.data_dir)?;
         job_store.controllers(config.controllers.keys().map(String::as_str))?;
-        let logger = logger::Handle::start(&config, upload_queue.clone())?;
+        let logger = message_log::Handle::start(&config, upload_queue.clone())?;
         let stats = stats::Handle::start(&config, upload_queue.clone())?;
 
         job_store.on_damage(tell_damage(&config, upload_queue.clone(), logger.inlet()));
-        let mut builtins = builtin::Context::new(config.clone());
+        let mut builtins = commands::Context::new(config.clone());
         builtins.logger = Some(logger.remote());
         builtins.controllers = controllers.clone();
         let origins = controllers.iter().map(|controller| controller.clone() as Arc<dyn script::ScriptSource>);
@@ -177,14 +180,14 @@ impl Daemon {
         };
         // A program or a script may lie on a file system that does not answer, and the start waits for none.
         Worker::spawn("paths", 128 * 1024, warn).context("cannot start the look at paths")?.detach();
-        let senders: Vec<sender::Handle> = controllers
+        let senders: Vec<uploader::Handle> = controllers
             .iter()
-            .map(|controller| sender::Handle::start(controller.clone(), job_store.clone(), upload_queue.clone()))
+            .map(|controller| uploader::Handle::start(controller.clone(), job_store.clone(), upload_queue.clone()))
             .collect::<std::io::Result<_>>()
             .context("cannot start a sender")?;
         let by_name = || controllers.iter().map(|controller| controller.name().to_owned());
         // What was told before was stored before, and a sender begins with a look at all that is stored.
-        let _ = wakers.set(by_name().zip(senders.iter().map(sender::Handle::waker)).collect());
+        let _ = wakers.set(by_name().zip(senders.iter().map(uploader::Handle::waker)).collect());
         let (polling, stop) = bounded(0);
         for (controller, sender) in controllers.iter().zip(&senders) {
             let (remote, name) = (supervisor.remote(), controller.name().to_owned());
@@ -225,7 +228,7 @@ impl Daemon {
 /// upload queue's disk is done by the logger, which writes there anyway and ends after the supervisor.
 fn notify(
     upload_queue: Arc<UploadQueue>,
-    logger: logger::Inlet,
+    logger: message_log::Inlet,
     wakers: Arc<OnceLock<HashMap<String, Sender<()>>>>,
     restart: Sender<()>,
 ) -> impl Fn(Notice) + Send + Sync {
@@ -253,7 +256,7 @@ fn notify(
 fn tell_damage(
     config: &Config,
     upload_queue: Arc<UploadQueue>,
-    logger: logger::Inlet,
+    logger: message_log::Inlet,
 ) -> impl Fn(&str) + Send + Sync + use<> {
     let source = Arc::new(Source {
         jobid: String::new(),
@@ -325,7 +328,7 @@ fn lock(config: &Config) -> Result<(File, Vec<String>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::upload_queue::Kind;
+    use crate::storage::upload_queue::Kind;
 
     #[test]
     fn only_an_agent_that_ends_in_order_says_goodbye() {

@@ -25,7 +25,7 @@ usage: jsagent [-c FILE] [--gid N --nid N --controller URL --data-dir DIR]
                         can change, and credentials that they can read
       --check-config    say what is wrong with the configuration, and exit
       --log-level L     off, error, warn, info (the default), debug or trace;
-                        of one module: warn,jsagent::sender=debug
+                        of one module: warn,jsagent::uplink=debug
       --help, --version
 
 status                  what the agent of this data folder is doing

@@ -3,35 +3,30 @@
 //! | thread | owns | ends when |
 //! |---|---|---|
 //! | main | signals, the order of shutdown ([`daemon`]) | a signal, or `restart` |
-//! | poller, one a controller | the poll ([`poller`]) | detached: it may sit in a read |
+//! | poller, one a controller | the poll ([`uplink::poller`]) | detached: it may sit in a read |
 //! | supervisor | every job's state ([`process`]) | its handle is dropped: stop signal, `stop_timeout`, KILL |
 //! | pipe readers, one a child (Windows: two) | bytes to messages ([`output`]) | the end of the pipes and (not on Windows) of the child; detached |
-//! | logger | SQLite ([`logger`]) | its inbox is closed and all is committed |
+//! | logger | SQLite ([`storage::message_log`]) | its inbox is closed and all is committed |
 //! | aggregator | series ([`stats`]) | its inbox is closed and the last flush is in the upload queue |
 //! | monitor | one sample of the process trees each interval ([`stats`]) | the daemon stops |
 //! | paths | one look at what other accounts can change ([`trusted_paths`]) | it has looked; detached |
-//! | sender, one a controller | results, events, records, stats on their way ([`sender`]) | told to stop, or its deadline |
+//! | sender, one a controller | results, events, records, stats on their way ([`uplink::uploader`]) | told to stop, or its deadline |
 //!
 //! **In scope**: one node: its jobs, their output, its figures, and the way to its controllers.
 //!
 //! **Out of scope**: Redis, and whatever a controller does with what it is sent.
 
-pub mod builtin;
+pub mod commands;
 pub mod config;
-pub mod controller;
 pub mod daemon;
-mod database;
+pub mod diagnostics;
 pub mod enroll;
 pub mod flags;
-pub mod job_store;
-pub mod logger;
-pub mod logging;
 pub mod os;
 pub mod output;
-pub mod poller;
 pub mod process;
 pub mod script;
-pub mod sender;
 pub mod stats;
+pub mod storage;
 pub mod trusted_paths;
-pub mod upload_queue;
+pub mod uplink;

@@ -4,10 +4,10 @@
 //! configuration.
 
 use jsagent::config::{Config, Overrides};
-use jsagent::controller::Credentials;
 use jsagent::flags::{self, Task, Verb};
 use jsagent::os::{self, ServiceOrder};
-use jsagent::{daemon, logging, trusted_paths};
+use jsagent::uplink::Credentials;
+use jsagent::{daemon, diagnostics, trusted_paths};
 use jscommon::directives::Directives;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -49,7 +49,7 @@ fn main() -> ExitCode {
                 let and = if passing.is_empty() { "" } else { ", but for what is said of its credentials" };
                 return print(&format!("{} is good{and}\n", name.display()));
             }
-            logging::start(log);
+            diagnostics::start(log);
             os::leave_start_dir();
             finish(daemon::run(read, &|| ()))
         }
@@ -99,7 +99,7 @@ fn service(verb: Verb, path: &Path) -> ExitCode {
 /// Runs the agent where nobody reads what it prints: its log lies beside its configuration.
 fn serve(path: &Path, ready: &dyn Fn()) -> bool {
     let info = Directives::parse("info").expect("a level that there is");
-    if logging::start_in(info, &path.with_file_name("jsagent.log")).is_err() {
+    if diagnostics::start_in(info, &path.with_file_name("jsagent.log")).is_err() {
         return false;
     }
     let ended = match read_own_config(Some(path), &Overrides::default()) {

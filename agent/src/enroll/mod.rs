@@ -7,9 +7,9 @@
 mod pin;
 
 use crate::config::{Config, Overrides};
-use crate::controller::{self, Enrolled, Failure};
 use crate::flags::Enroll;
 use crate::os;
+use crate::uplink::{self, Enrolled, Failure, credential_set};
 use anyhow::{Context, Result, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -34,7 +34,7 @@ pub fn run(what: &Enroll) -> Result<String> {
     };
     let trusted = match (&what.ca, pin::fingerprint(&token)) {
         _ if url.starts_with("http://") => Vec::new(),
-        (Some(ca), _) => controller::read_certificates(ca)?,
+        (Some(ca), _) => uplink::read_certificates(ca)?,
         (None, Some(fingerprint)) => vec![pin::find(url, &fingerprint)?],
         (None, None) => bail!("the token carries no fingerprint of a CA: is it whole? (or give --ca FILE)"),
     };
@@ -51,10 +51,10 @@ pub fn run(what: &Enroll) -> Result<String> {
     }
     prepare(&out).with_context(|| format!("cannot write into {}; the token was not used", out.display()))?;
     // An enrolment that was interrupted once it had its credentials has spent its token.
-    controller::set::finish(&out.join(TOKEN));
+    credential_set::finish(&out.join(TOKEN));
     let name =
         use_name(&out).with_context(|| format!("cannot write into {}; the token was not used", out.display()))?;
-    let mut issued = controller::enroll(url, &token, what.gid, what.nid, &name, &trusted).map_err(|failure| {
+    let mut issued = uplink::client::enroll(url, &token, what.gid, what.nid, &name, &trusted).map_err(|failure| {
         // A controller that has refused it has counted nothing.
         if matches!(failure, Failure::Refused { .. }) {
             let _ = fs::remove_file(out.join(USE));
@@ -104,7 +104,7 @@ fn write(out: &Path, url: &str, what: &Enroll, issued: &Enrolled) -> Result<Path
     }
     let config = file("agent.toml");
     if is_of_this_node(&config, what) {
-        controller::set::replace(&token, &files)?;
+        credential_set::replace(&token, &files)?;
         return Ok(config);
     }
     let quoted = |path: &Path| serde_json::Value::from(path.to_string_lossy()).to_string();
@@ -123,7 +123,7 @@ fn write(out: &Path, url: &str, what: &Enroll, issued: &Enrolled) -> Result<Path
         }
     }
     files.push((&config, text));
-    controller::set::replace(&token, &files)?;
+    credential_set::replace(&token, &files)?;
     Ok(config)
 }
 

@@ -1,6 +1,6 @@
 //! The certificate that an enrolment token pins: found in what a controller presents, and checked.
 
-use crate::controller;
+use crate::uplink;
 use anyhow::{Context, Result, anyhow, bail};
 use jscommon::token::sha256_hex;
 use rustls::client::WebPkiServerVerifier;
@@ -38,7 +38,7 @@ pub(super) fn find(url: &str, fingerprint: &str) -> Result<CertificateDer<'stati
     let mut tls = ClientConnection::new(Arc::new(config), name)?;
     let addresses: Vec<_> = match (host.as_str(), port).to_socket_addrs() {
         Ok(addresses) => addresses.collect(),
-        Err(error) => bail!("{}: {}", what(), controller::unresolved(&error.to_string())),
+        Err(error) => bail!("{}: {}", what(), uplink::unresolved(&error.to_string())),
     };
     let mut socket = connect(&addresses).with_context(what)?;
     socket.set_read_timeout(Some(DEADLINE))?;
@@ -46,8 +46,8 @@ pub(super) fn find(url: &str, fingerprint: &str) -> Result<CertificateDer<'stati
     while tls.is_handshaking() {
         tls.complete_io(&mut socket).map_err(|error| match error.get_ref().and_then(|e| e.downcast_ref()) {
             Some(rustls::Error::General(reason)) => anyhow!("{reason}"),
-            Some(other) => anyhow!("{}: {}", what(), controller::of_tls(other)),
-            None => anyhow!("{}: {}", what(), controller::of_io(&error)),
+            Some(other) => anyhow!("{}: {}", what(), uplink::of_tls(other)),
+            None => anyhow!("{}: {}", what(), uplink::of_io(&error)),
         })?;
     }
     let found = verifier.found.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -63,7 +63,7 @@ fn connect(addresses: &[std::net::SocketAddr]) -> Result<TcpStream> {
         }
     }
     match last {
-        Some(error) => bail!(controller::of_io(&error)),
+        Some(error) => bail!(uplink::of_io(&error)),
         None => bail!("its name has no address"),
     }
 }

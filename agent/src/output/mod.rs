@@ -4,8 +4,9 @@
 //! Stores nothing itself: messages go to the logger, statsd lines to the aggregator. The supervisor
 //! attaches it to every child and writes the agent's own records through it.
 
-use crate::logger::batch::Batch;
-use crate::{logger, stats};
+use crate::stats;
+use crate::storage::message_log;
+use crate::storage::message_log::batch::Batch;
 use jscommon::LevelSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -49,7 +50,7 @@ impl Source {
 #[derive(Clone)]
 pub struct Outlets {
     /// Records.
-    pub logger: logger::Inlet,
+    pub logger: message_log::Inlet,
     /// statsd lines, and the life of jobs that gauges follow.
     pub stats: stats::Inlet,
 }
@@ -92,14 +93,14 @@ impl Capture {
     }
 
     /// The process has ended: what it wrote last is read at once, however far the logger is behind, for the
-    /// result waits for that. Says whether a reader waits now, and is to be told by [`logger::Inlet::nudge`].
+    /// result waits for that. Says whether a reader waits now, and is to be told by [`message_log::Inlet::nudge`].
     pub fn process_ended(&self) -> bool {
         self.last.store(LAST_OUTPUT, Ordering::SeqCst);
         self.stall().waiting > 0
     }
 
     /// Hands over the messages of so many bytes, which waits while the logger is behind.
-    fn push(&self, logger: &logger::Inlet, batch: Batch, bytes: usize) {
+    fn push(&self, logger: &message_log::Inlet, batch: Batch, bytes: usize) {
         let Err(batch) = logger.try_push(batch) else { return };
         self.while_stalled(|| logger.push_last(batch, || self.last.load(Ordering::SeqCst) > 0));
         let less = |left: usize| Some(left.saturating_sub(bytes));
@@ -157,6 +158,6 @@ pub(crate) mod tests {
 
     /// Outlets that lead nowhere.
     pub(crate) fn outlets() -> Outlets {
-        Outlets { logger: logger::Inlet::closed(), stats: stats::Inlet::default() }
+        Outlets { logger: message_log::Inlet::closed(), stats: stats::Inlet::default() }
     }
 }

@@ -12,8 +12,8 @@ use super::codepage::CodePage;
 use super::encoding::{Decoded, Encoding};
 use super::marker::{Message, Parser};
 use super::{Capture, Outlets, Source};
-use crate::logger::batch::{Batch, now};
 use crate::os;
+use crate::storage::message_log::batch::{Batch, now};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use jscommon::{death, level};
 use std::io;
@@ -230,8 +230,8 @@ fn decoded(parser: &mut Parser, page: &mut Option<CodePage>, bytes: Decoded<'_>,
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{outlets, source};
     use super::*;
+    use crate::output::tests::{outlets, source};
     use std::io::{Cursor, Read};
     use std::sync::mpsc;
 

@@ -15,10 +15,10 @@ mod task_pool;
 use super::args::RunArgs;
 use super::policy::{Action, Event, Now, Place, Policy};
 use super::{Message, Notice, Parts, Remote, spawn};
-use crate::builtin::{self, Answer, JobControl};
-use crate::job_store::{JobState, JobUpdate};
+use crate::commands::{self, Answer, JobControl};
 use crate::os::{self, Cgroups, Children, JobTag};
 use crate::output::{Capture, Readers, Source};
+use crate::storage::job_store::{JobState, JobUpdate};
 use anyhow::{Context, Result};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use jscommon::worker::Worker;
@@ -77,8 +77,8 @@ enum Work {
     Execute,
     /// Made ready on a thread, before each run: a script may have to be fetched.
     Prepared,
-    Inline(builtin::Function),
-    Threaded(builtin::Function),
+    Inline(commands::Function),
+    Threaded(commands::Function),
     Control(JobControl),
 }
 

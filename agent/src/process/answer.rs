@@ -3,7 +3,7 @@
 //! **Owns** how an [`Outcome`] and what was captured become a [`JobResult`]. Pure: time is handed in.
 
 use super::policy::{Cause, Outcome};
-use crate::builtin::Answer;
+use crate::commands::Answer;
 use crate::output::Captured;
 use jscommon::{Command, JobResult, NodeId, State};
 

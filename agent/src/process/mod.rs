@@ -10,11 +10,11 @@
 //! unbounded inbox: control must never wait behind output. What the policy orders is written to the
 //! job store first, in one commit for everything that lay in the inbox, and only then done.
 
-use crate::builtin;
+use crate::commands;
 use crate::config::Config;
-use crate::job_store::JobStore;
 use crate::os::{self, JobTag, Proc, Spawned};
 use crate::output::Outlets;
+use crate::storage::job_store::JobStore;
 use anyhow::Result;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use jscommon::Command;
@@ -52,7 +52,7 @@ pub struct Parts {
     /// Where output and records go.
     pub outlets: Outlets,
     /// What the built-in commands may use.
-    pub builtins: Arc<builtin::Context>,
+    pub builtins: Arc<commands::Context>,
     /// Told of what others must act upon; called on the supervisor's thread, so it must not wait.
     pub notify: Arc<dyn Fn(Notice) + Send + Sync>,
 }
@@ -172,7 +172,7 @@ enum Message {
     /// A script is ready to start.
     Prepared { run: u64, spec: Result<spawn::Spec, NotStarted> },
     /// A task has its answer.
-    Answered { run: u64, answer: builtin::Answer },
+    Answered { run: u64, answer: commands::Answer },
     /// Nothing lives any more of a run that an earlier agent had started; its cgroup is this.
     Cleared { id: String, group: String },
     /// What runs?

@@ -1,7 +1,7 @@
 //! `jsagent status`: the jobs of this node, read from its job store without a controller.
 
 use super::args::RunArgs;
-use crate::job_store::{self, JobState, Row};
+use crate::storage::job_store::{self, JobState, Row};
 use anyhow::Result;
 use jscommon::Command;
 use std::fmt::Write;

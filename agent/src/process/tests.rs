@@ -10,8 +10,9 @@ mod sync;
 mod trouble;
 
 use super::*;
-use crate::job_store::{JobState, JobStore, JobUpdate};
-use crate::{logger, stats, upload_queue};
+use crate::stats;
+use crate::storage::job_store::{JobState, JobStore, JobUpdate};
+use crate::storage::{message_log, upload_queue};
 use crossbeam_channel::Receiver;
 use jscommon::{JobResult, State};
 use serde_json::json;
@@ -30,7 +31,7 @@ struct Life {
     handle: Option<Handle>,
     job_store: Arc<JobStore>,
     config: Arc<Config>,
-    _logger: logger::Handle,
+    _logger: message_log::Handle,
     _stats: stats::Handle,
     notices: Receiver<Notice>,
     results: std::cell::RefCell<Vec<JobResult>>,
@@ -63,14 +64,14 @@ impl Node {
         let config = Arc::new(config);
         let upload_queue = upload_queue::UploadQueue::open(&config).unwrap();
         let job_store = JobStore::open(&config.main.data_dir).unwrap();
-        let logger = logger::Handle::start(&config, upload_queue.clone()).unwrap();
+        let logger = message_log::Handle::start(&config, upload_queue.clone()).unwrap();
         let stats = stats::Handle::start(&config, upload_queue).unwrap();
         let (tell, notices) = unbounded();
         let handle = Handle::start(Parts {
             config: config.clone(),
             job_store: job_store.clone(),
             outlets: Outlets { logger: logger.inlet(), stats: stats.inlet() },
-            builtins: Arc::new(builtin::Context::new(config.clone())),
+            builtins: Arc::new(crate::commands::Context::new(config.clone())),
             notify: Arc::new(move |notice| drop(tell.send(notice))),
         })
         .unwrap();

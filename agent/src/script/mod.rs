@@ -17,7 +17,7 @@ mod store;
 pub use lua::run_if_asked;
 pub use store::{FetchError, ScriptSource, Store};
 
-use crate::builtin::Context;
+use crate::commands::Context;
 use crate::process::NotStarted;
 use crate::process::args;
 use crate::process::spawn::{Places, Spec};

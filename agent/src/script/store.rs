@@ -3,8 +3,8 @@
 use super::cache::Cache;
 use super::{Language, MAX_SOURCE, Script, Wanted, find};
 use crate::config::Config;
-use crate::controller::{Controller, Failure};
 use crate::process::NotStarted;
+use crate::uplink::{Controller, Failure};
 use jscommon::backoff::Backoff;
 use jscommon::token::sha256_hex;
 use std::collections::HashMap;

@@ -10,7 +10,7 @@
 
 use crate::config::Config;
 use crate::output::Source;
-use crate::upload_queue::{Kind, UploadQueue};
+use crate::storage::upload_queue::{Kind, UploadQueue};
 use anyhow::{Context, Result};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use jscommon::worker::Worker;

@@ -248,8 +248,8 @@ fn own_group() -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::process::{Children, Identity, Limit, Settings};
     use super::*;
+    use crate::os::unix::process::{Children, Identity, Limit, Settings};
     use serde_json::json;
     use std::io::{Read, Write};
     use std::process::Command;

@@ -127,9 +127,9 @@ fn sysconf(name: nix::unistd::SysconfVar, otherwise: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::process::signal_process;
     use super::*;
     use crate::os::Signal;
+    use crate::os::unix::process::signal_process;
 
     #[test]
     fn first_thread_ended_process_is_alive_with_memory_and_mark() {

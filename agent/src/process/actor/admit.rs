@@ -1,16 +1,16 @@
 //! Accepting: what a command is, and what of it is kept in memory.
 
-use super::super::args::RunArgs;
-use super::super::extension::extension;
-use super::super::not_started::NotStarted;
-use super::super::policy::{Event, Memory, Outcome};
-use super::super::{Message, Notice, leftovers, spawn};
 use super::{Actor, AfterCommit, Detail, Job, MAX_BYTES, MAX_JOBS, Work, group_name};
-use crate::builtin::{self, JobControl, Kind};
-use crate::job_store::{JobState, JobUpdate, Row};
+use crate::commands::{self, JobControl, Kind};
 use crate::os::{Cgroups, JobTag, Signal};
 use crate::output::Source;
+use crate::process::args::RunArgs;
+use crate::process::extension::extension;
+use crate::process::not_started::NotStarted;
+use crate::process::policy::{Event, Memory, Outcome};
+use crate::process::{Message, Notice, leftovers, spawn};
 use crate::script;
+use crate::storage::job_store::{JobState, JobUpdate, Row};
 use anyhow::{Context, Result};
 use crossbeam_channel::Sender;
 use jscommon::{Command, JobResult, LevelSet, State, death, level};
@@ -209,7 +209,7 @@ impl Actor {
     }
 
     pub(super) fn work(&self, command: &Command) -> Result<Work, String> {
-        match builtin::lookup(&command.cmd) {
+        match commands::lookup(&command.cmd) {
             Some(Kind::Inline(function)) => Ok(Work::Inline(function)),
             Some(Kind::Threaded(function)) => Ok(Work::Threaded(function)),
             Some(Kind::Supervisor(control)) => Ok(Work::Control(control)),

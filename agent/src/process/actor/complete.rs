@@ -1,12 +1,12 @@
 //! Ends: from a run that is over to its result, its records, its events, and news for the senders.
 
-use super::super::Notice;
-use super::super::answer;
-use super::super::policy::Outcome;
 use super::{Actor, AfterCommit, Run, wall};
-use crate::builtin::{self, Answer};
-use crate::job_store::JobUpdate;
+use crate::commands::{self, Answer};
 use crate::output::Captured;
+use crate::process::Notice;
+use crate::process::answer;
+use crate::process::policy::Outcome;
+use crate::storage::job_store::JobUpdate;
 use jscommon::{State, level};
 use serde_json::json;
 use std::sync::Arc;
@@ -114,7 +114,7 @@ impl Actor {
         };
         let result = answer::result(&detail.command, self.parts.config.main.node(), ended);
         let json = serde_json::to_string(&result).unwrap_or_default();
-        if job.work.is_process() || builtin::leaves_record(&detail.command.cmd) {
+        if job.work.is_process() || commands::leaves_record(&detail.command.cmd) {
             self.records.push((detail.source.clone(), json.clone()));
         }
         let controller = (!job.controller.is_empty()).then(|| job.controller.to_string());

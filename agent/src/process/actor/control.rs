@@ -1,10 +1,10 @@
 //! The commands that concern other jobs, and what is told of them.
 
-use super::super::policy::{Event, Place, Recurrence};
-use super::super::{Notice, ProcessEntry, View};
 use super::runs::root;
 use super::{Actor, AfterCommit, Waiting};
-use crate::builtin::{self, JobControl};
+use crate::commands::{self, JobControl};
+use crate::process::policy::{Event, Place, Recurrence};
+use crate::process::{Notice, ProcessEntry, View};
 use jscommon::Command;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -17,7 +17,7 @@ const MAX_SCHEDULES: usize = 1000;
 impl Actor {
     pub(super) fn control(&mut self, control: JobControl, id: &Arc<str>, command: &Command) {
         let answer = match control {
-            JobControl::Kill => match builtin::jobs::target(command) {
+            JobControl::Kill => match commands::jobs::target(command) {
                 Ok(target) => match self.policy.has(&target) && !self.killed_before.contains(&target) {
                     true => {
                         let runs = self.policy.run_of(&target).into_iter().collect();
@@ -37,7 +37,7 @@ impl Actor {
                 return self.wait_for(id, runs, json!({ "killed": ids }));
             }
             JobControl::Unschedule => {
-                builtin::jobs::target(command).and_then(|target| match self.policy.has(&target) {
+                commands::jobs::target(command).and_then(|target| match self.policy.has(&target) {
                     true => {
                         self.event(Event::Unschedule { id: target.clone() });
                         Ok(json!({"unscheduled": target}))
@@ -45,7 +45,7 @@ impl Actor {
                     false => Err(no_job(&target)),
                 })
             }
-            JobControl::Signal => builtin::jobs::signal(command).and_then(|(target, signal)| {
+            JobControl::Signal => commands::jobs::signal(command).and_then(|(target, signal)| {
                 let run = self.policy.run_of(&target).and_then(|run| Some((run, self.runs.get(&run)?)));
                 match run {
                     Some((run, known)) if self.children.signal_group(run, known.pid, signal) => {

@@ -5,7 +5,7 @@
 //! goes on with those behind it; at most [`MAX_THREADS`] wait. A start that cannot be ended keeps its thread for
 //! good, so a job has one such start at most, and when all threads hang further jobs are refused.
 
-use super::super::Message;
+use crate::process::Message;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use jscommon::worker::Worker;
 use std::collections::BTreeMap;

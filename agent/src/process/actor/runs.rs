@@ -1,13 +1,13 @@
 //! Runs: starting them, and ending their trees.
 
-use super::super::not_started::NotStarted;
-use super::super::policy::{Action, Event};
-use super::super::{GroupUse, Message, spawn, tree};
 use super::launcher::Leave;
 use super::task_pool::Task;
 use super::{Actor, Run, Work, group_name};
-use crate::builtin::{self, Answer, JobControl};
+use crate::commands::{self, Answer, JobControl};
 use crate::os::{self, JobTag, Signal};
+use crate::process::not_started::NotStarted;
+use crate::process::policy::{Action, Event};
+use crate::process::{GroupUse, Message, spawn, tree};
 use crate::script;
 use jscommon::death;
 use std::sync::Arc;
@@ -48,8 +48,8 @@ impl Actor {
                 self.event(Event::Spawned { run });
                 let remote = self.remote.clone();
                 self.answer_later(run, move || match control {
-                    JobControl::ProcessStats => builtin::jobs::process_stats(&remote, &command),
-                    _ => builtin::jobs::processes_stats(&remote, &command),
+                    JobControl::ProcessStats => commands::jobs::process_stats(&remote, &command),
+                    _ => commands::jobs::processes_stats(&remote, &command),
                 });
             }
         }

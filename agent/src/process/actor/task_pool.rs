@@ -1,6 +1,6 @@
 //! The threads on which commands are answered and scripts made ready, so that the supervisor never waits.
 
-use super::super::{COMMAND_THREAD, Message};
+use crate::process::{COMMAND_THREAD, Message};
 use crossbeam_channel::Sender;
 use jscommon::worker::Worker;
 use std::collections::{HashMap, VecDeque};

@@ -7,7 +7,7 @@
 //! [`Job::handle`] and looks at [`Job::phase`] afterwards.
 
 use super::{Action, Cause, Event, Memory, Now, Outcome, Recurrence, Rules};
-use crate::job_store::JobState;
+use crate::storage::job_store::JobState;
 use jscommon::State;
 use jscommon::backoff::Backoff;
 use std::sync::Arc;

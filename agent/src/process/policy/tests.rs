@@ -8,7 +8,7 @@ mod runs;
 mod world;
 
 use super::*;
-use crate::job_store::JobState;
+use crate::storage::job_store::JobState;
 use jscommon::State;
 
 const T0: i64 = 1_000_000;

@@ -1,6 +1,6 @@
 //! The words that the rules are told and answer in: rules, events, outcomes, actions.
 
-use crate::job_store::JobState;
+use crate::storage::job_store::JobState;
 use jscommon::State;
 use std::sync::Arc;
 

@@ -41,8 +41,13 @@ fn what_a_dead_agent_left_is_ended_first() {
         {
             let command = json!({"id": id, "gid": 1, "nid": 10, "cmd": "execute", "args": args}).to_string();
             let writes = [
-                crate::job_store::JobUpdate::Accept { id: id.into(), controller: "main".into(), command, now: 1 },
-                crate::job_store::JobUpdate::Start { id: id.into(), started: 77 },
+                crate::storage::job_store::JobUpdate::Accept {
+                    id: id.into(),
+                    controller: "main".into(),
+                    command,
+                    now: 1,
+                },
+                crate::storage::job_store::JobUpdate::Start { id: id.into(), started: 77 },
             ];
             life.job_store.commit(&writes).unwrap();
             let mut stray = std::process::Command::new("setsid");
@@ -128,7 +133,7 @@ fn startup_jobs() {
     // A remembered job of a startup job's name gives way to it.
     let life = node.live_with(startup);
     life.job_store
-        .commit(&[crate::job_store::JobUpdate::SetState { id: "once".into(), standing: JobState::Sent }])
+        .commit(&[crate::storage::job_store::JobUpdate::SetState { id: "once".into(), standing: JobState::Sent }])
         .unwrap();
     life.stop();
 }

@@ -138,7 +138,7 @@ fn stall_logger(life: &Life, bytes: usize) -> crossbeam_channel::Sender<()> {
     logger.then(move || {
         let _ = held.recv();
     });
-    let mut batch = logger::batch::Batch::new(&crate::output::tests::source(), 1, 0);
+    let mut batch = message_log::batch::Batch::new(&crate::output::tests::source(), 1, 0);
     batch.push(1, &"x".repeat(bytes));
     logger.push(batch);
     free
@@ -194,7 +194,7 @@ fn bytes_and_truncation_are_in_the_result_and_its_record() {
     assert_eq!((lines.bytes, lines.truncated), ([0, 2002], true));
     let answer = life.ask("p", "ping", json!(""));
     assert_eq!((answer.bytes, answer.truncated), ([0, 0], false));
-    let query = logger::Query {
+    let query = message_log::Query {
         jobid: Some("b".into()),
         levels: Some(jscommon::LevelSet::parse("30").unwrap()),
         ..Default::default()

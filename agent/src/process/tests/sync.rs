@@ -6,7 +6,7 @@ use super::*;
 /// having it open, does not mind. So what did not wait for the disk stays behind.
 fn live_without_sync(node: &Node) -> (Life, PathBuf) {
     let life = node.live();
-    let wal = life.config.main.data_dir.join(format!("{}-wal", crate::job_store::FILE));
+    let wal = life.config.main.data_dir.join(format!("{}-wal", crate::storage::job_store::FILE));
     std::fs::remove_file(&wal).unwrap();
     (life, wal)
 }

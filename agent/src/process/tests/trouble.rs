@@ -7,7 +7,7 @@ fn a_full_disk_starts_nothing_until_there_is_room() {
     let node = Node::new();
     let life = node.live();
     // Another writer that keeps the table for itself is as good as a disk that takes nothing.
-    let rival = rusqlite::Connection::open(life.config.main.data_dir.join(crate::job_store::FILE)).unwrap();
+    let rival = rusqlite::Connection::open(life.config.main.data_dir.join(crate::storage::job_store::FILE)).unwrap();
     life.shell("before", "true", json!({}));
     life.result("before");
     rival.execute_batch("CREATE TRIGGER full BEFORE INSERT ON jobs BEGIN SELECT RAISE(ABORT, 'full'); END").unwrap();
@@ -44,7 +44,7 @@ fn a_command_that_cannot_be_read_any_more_is_answered() {
     // One that waits for its turn is read from the job store when that has come.
     life.shell("first", "while [ ! -e $F ]; do sleep 0.05; done", json!({"env": {"F": node.path("go")}}));
     life.shell("second", "echo 20::1", json!({}));
-    let other = rusqlite::Connection::open(data.join(crate::job_store::FILE)).unwrap();
+    let other = rusqlite::Connection::open(data.join(crate::storage::job_store::FILE)).unwrap();
     other.busy_timeout(LONG).unwrap();
     assert_eq!(other.execute("UPDATE jobs SET command = '{' WHERE id = 'second'", []).unwrap(), 1);
     std::fs::write(node.path("go"), "").unwrap();
@@ -58,7 +58,7 @@ fn a_command_that_cannot_be_read_any_more_is_answered() {
 fn results_of_jobs_outlive_a_job_store_that_is_damaged_while_they_run() {
     let node = Node::new();
     let life = node.live_with(|config| config.main.max_jobs = 1);
-    let path = life.config.main.data_dir.join(crate::job_store::FILE);
+    let path = life.config.main.data_dir.join(crate::storage::job_store::FILE);
     life.shell("runs", "while [ ! -e $F ]; do sleep 0.05; done; echo 20::1", json!({"env": {"F": node.path("go")}}));
     life.shell("waits", "echo 20::2", json!({}));
     life.wait_running("runs");

@@ -1,7 +1,7 @@
 //! Ending a run: time, `kill`, `killall`, `unschedule`, the agent's stop.
 
-use super::super::job::{GIVE_UP, LAUNCH};
 use super::*;
+use crate::process::policy::job::{GIVE_UP, LAUNCH};
 
 #[test]
 fn time_is_up_escalates_and_ends_as_timeout() {

@@ -1,7 +1,7 @@
 //! Jobs that the job store remembers.
 
 use super::*;
-use crate::job_store::JobState;
+use crate::storage::job_store::JobState;
 
 #[track_caller]
 fn restored(rules: Rules, standing: JobState, expected: &[&str]) {

@@ -1,7 +1,7 @@
 //! What follows a run: restarts, their limit, recurrence.
 
-use super::super::job::YOUNG;
 use super::*;
+use crate::process::policy::job::YOUNG;
 
 #[test]
 fn restarts_come_at_once_then_later_and_then_an_alert() {

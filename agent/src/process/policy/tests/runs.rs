@@ -1,7 +1,7 @@
 //! A run from its start to its result, when nobody interferes.
 
-use super::super::job::DRAIN;
 use super::*;
+use crate::process::policy::job::DRAIN;
 
 #[test]
 fn one_run_one_result() {

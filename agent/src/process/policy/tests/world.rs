@@ -1,7 +1,7 @@
 //! The invariants of the rules, under any order of events.
 
 use super::*;
-use crate::job_store::JobState;
+use crate::storage::job_store::JobState;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,0 +1,120 @@
+//! `get_msgs` and `del_msgs`: records asked for, or deleted, by a query in the command's data.
+
+use super::{Answer, Context};
+use crate::storage::message_log::{LogReader, Query};
+use jscommon::{Command, LevelSet};
+use serde_json::{Map, Value, json};
+
+/// `get_msgs`: the first matches in the order of their arrival, as a list of records.
+pub(super) fn get(context: &Context, command: &Command) -> Answer {
+    let query = parse(&command.data)?;
+    let mut records = remote(context)?.get(&query).map_err(|e| format!("{e:#}"))?;
+    for record in &mut records {
+        (record.gid, record.nid) = (Some(context.config.main.gid), Some(context.config.main.nid));
+    }
+    serde_json::to_value(records).map_err(|e| e.to_string())
+}
+
+/// `del_msgs`: deletes the matches and says how many there were.
+pub(super) fn delete(context: &Context, command: &Command) -> Answer {
+    let query = parse(&command.data)?;
+    let deleted = remote(context)?.delete(&query).map_err(|e| format!("{e:#}"))?;
+    Ok(json!({"deleted": deleted}))
+}
+
+fn remote(context: &Context) -> Result<&LogReader, String> {
+    context.logger.as_ref().ok_or_else(|| "this agent keeps no records".into())
+}
+
+/// Reads a query; no data is the query that everything matches. A field that is no field of a query is
+/// refused, for a misspelt one would delete everything.
+fn parse(data: &str) -> Result<Query, String> {
+    let fields: Map<String, Value> = match data.trim() {
+        "" => Map::new(),
+        text => match serde_json::from_str(text) {
+            Ok(Value::Object(fields)) => fields,
+            Ok(other) => return Err(format!("data must be an object like {{\"jobid\": \"…\"}}, not {other}")),
+            Err(e) => return Err(format!("data is not JSON: {e}")),
+        },
+    };
+    let mut query = Query::default();
+    for (name, value) in fields.iter().filter(|(_, value)| !value.is_null()) {
+        let whole = |least: i64, most: i64| {
+            let number = jscommon::command::whole(value).filter(|n| (least..=most).contains(n));
+            number.ok_or_else(|| format!("{name} must be a whole number from {least} to {most}, not {value}"))
+        };
+        match name.as_str() {
+            "jobid" => match value {
+                Value::String(id) => query.jobid = Some(id.clone()),
+                other => return Err(format!("jobid must be a job's id, not {other}")),
+            },
+            "timefrom" => query.timefrom = Some(millis(name, value, f64::ceil)?),
+            "timeto" => query.timeto = Some(millis(name, value, f64::floor)?),
+            "levels" => query.levels = Some(LevelSet::from_json(value).map_err(|e| format!("levels: {e}"))?),
+            "limit" => query.limit = Some(whole(0, i64::MAX)? as u64),
+            // Ids begin at 1, so what comes after 0 is everything.
+            "after" => query.after = Some(whole(0, u32::MAX.into())? as u32).filter(|id| *id > 0),
+            other => {
+                return Err(format!("there is no '{other}' here: use jobid, timefrom, timeto, levels, limit, after"));
+            }
+        }
+    }
+    Ok(query)
+}
+
+/// A time in milliseconds; of one between two, as clients get by multiplying seconds, `inward` is the
+/// one that belongs to the range.
+fn millis(name: &str, value: &Value, inward: fn(f64) -> f64) -> Result<i64, String> {
+    // The cast keeps to what an i64 can hold, and so does a range that begins or ends beyond it.
+    let number = value.as_i64().or_else(|| value.as_f64().map(|time| inward(time) as i64));
+    number.ok_or_else(|| format!("{name} must be a time in milliseconds since 1970, not {value}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_is_all_optional() {
+        assert_eq!(parse(""), Ok(Query::default()));
+        assert_eq!(parse(r#"{"after": 0, "jobid": null}"#), Ok(Query::default()));
+        let query = parse(
+            r#"{"jobid": "a", "timefrom": 5, "timeto": 1766385000123.0, "levels": "1-3", "limit": 10, "after": 4294967295}"#,
+        );
+        let want = Query {
+            jobid: Some("a".into()),
+            timefrom: Some(5),
+            timeto: Some(1_766_385_000_123),
+            levels: LevelSet::parse("1-3").ok(),
+            limit: Some(10),
+            after: Some(u32::MAX),
+        };
+        assert_eq!(query, Ok(want));
+    }
+
+    #[test]
+    fn times_between_two_milliseconds() {
+        let query = parse(r#"{"timefrom": 1766385000123.25, "timeto": 1766385000125.75}"#).unwrap();
+        assert_eq!((query.timefrom, query.timeto), (Some(1_766_385_000_124), Some(1_766_385_000_125)));
+        let query = parse(r#"{"timefrom": -1e300, "timeto": 1e300}"#).unwrap();
+        assert_eq!((query.timefrom, query.timeto), (Some(i64::MIN), Some(i64::MAX)));
+    }
+
+    #[test]
+    fn every_fault_has_its_sentence() {
+        for (data, reason) in [
+            ("{", "not JSON"),
+            ("[]", "must be an object"),
+            (r#"{"joib": "a"}"#, "no 'joib'"),
+            (r#"{"jobid": 1}"#, "jobid must be"),
+            (r#"{"timefrom": "x"}"#, "timefrom must be"),
+            (r#"{"timeto": true}"#, "timeto must be"),
+            (r#"{"levels": "x"}"#, "levels: "),
+            (r#"{"limit": -1}"#, "limit must be"),
+            (r#"{"after": 4294967296}"#, "after must be"),
+        ] {
+            let fault = parse(data).unwrap_err();
+            assert!(fault.contains(reason), "{fault} does not say {reason}");
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! The built-in commands: a table from name to function.
+//!
+//! Owns the table and what every command is given. The commands themselves have a file a family, and
+//! hold no business but their own: what concerns jobs is done by the supervisor, which asks here what
+//! a command's name means and runs it where its [`Kind`] says.
+
+pub mod info;
+pub mod jobs;
+pub mod messages;
+mod put;
+
+use crate::config::Config;
+use crate::script;
+use crate::storage::message_log;
+use crate::uplink::Controller;
+use jscommon::Command;
+use serde_json::Value;
+use std::sync::Arc;
+
+/// What a command answers: a value (level 20, `OK`) or a sentence that says what is wrong (`ERROR`).
+pub type Answer = Result<Value, String>;
+
+/// The function of a command.
+pub type Function = fn(&Context, &Command) -> Answer;
+
+/// Where a command runs.
+#[derive(Clone, Copy, Debug)]
+pub enum Kind {
+    /// At once, on the supervisor: it must not wait for anything.
+    Inline(Function),
+    /// On a thread for built-in commands: it may take its time.
+    Threaded(Function),
+    /// By the supervisor itself, for it concerns other jobs.
+    Supervisor(JobControl),
+}
+
+/// The commands that concern jobs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JobControl {
+    /// Ends a job and forgets it.
+    Kill,
+    /// Ends every process.
+    KillAll,
+    /// Sends a signal to a job's process group.
+    Signal,
+    /// Lets the run under way be the last.
+    Unschedule,
+    /// Answers, then ends the agent with status 0.
+    Restart,
+    /// The recurring jobs.
+    Schedules,
+    /// One job's entry.
+    ProcessStats,
+    /// The entries of all jobs.
+    ProcessesStats,
+}
+
+/// What built-in commands may use.
+pub struct Context {
+    /// The agent's configuration.
+    pub config: Arc<Config>,
+    /// Where records are found; only a whole agent has it.
+    pub logger: Option<message_log::LogReader>,
+    /// Whom files are fetched from.
+    pub controllers: Vec<Arc<Controller>>,
+    /// The scripts that this node can run.
+    pub scripts: Arc<script::Store>,
+}
+
+impl Context {
+    /// What the commands of an agent with this configuration may use; it has no controllers to ask for scripts.
+    pub fn new(config: Arc<Config>) -> Context {
+        let scripts = Arc::new(script::Store::new(&config, Vec::new()));
+        Context { config, logger: None, controllers: Vec::new(), scripts }
+    }
+}
+
+/// The built-in command of this name. `execute`, scripts and extensions are processes and none of these.
+pub fn lookup(name: &str) -> Option<Kind> {
+    TABLE.iter().find(|(known, _)| *known == name).map(|(_, kind)| *kind)
+}
+
+/// Whether the end of this built-in command is a record of level 30: it has done something. One that
+/// only looks leaves none, for whoever follows the records would follow himself, and neither does
+/// `del_msgs`, which is to leave nothing.
+pub fn leaves_record(name: &str) -> bool {
+    ["kill", "killall", "put", "restart", "signal", "unschedule"].contains(&name)
+}
+
+const TABLE: &[(&str, Kind)] = &[
+    ("del_msgs", Kind::Threaded(messages::delete)),
+    ("get_cpu_info", Kind::Threaded(info::cpu)),
+    ("get_disk_info", Kind::Threaded(info::disks)),
+    ("get_mem_info", Kind::Threaded(info::memory)),
+    ("get_msgs", Kind::Threaded(messages::get)),
+    ("get_nic_info", Kind::Threaded(info::nics)),
+    ("get_os_info", Kind::Threaded(info::system)),
+    ("get_process_stats", Kind::Supervisor(JobControl::ProcessStats)),
+    ("get_processes_stats", Kind::Supervisor(JobControl::ProcessesStats)),
+    ("get_schedules", Kind::Supervisor(JobControl::Schedules)),
+    ("kill", Kind::Supervisor(JobControl::Kill)),
+    ("killall", Kind::Supervisor(JobControl::KillAll)),
+    ("ping", Kind::Inline(|_, _| Ok(Value::from("pong")))),
+    ("put", Kind::Threaded(put::put)),
+    ("restart", Kind::Supervisor(JobControl::Restart)),
+    ("signal", Kind::Supervisor(JobControl::Signal)),
+    ("unschedule", Kind::Supervisor(JobControl::Unschedule)),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_known_or_not() {
+        assert!(matches!(lookup("ping"), Some(Kind::Inline(_))));
+        assert!(matches!(lookup("kill"), Some(Kind::Supervisor(JobControl::Kill))));
+        assert!(leaves_record("kill") && !leaves_record("ping") && !leaves_record("get_msgs"));
+        assert!(lookup("execute").is_none() && lookup("").is_none());
+    }
+}

@@ -1,0 +1,160 @@
+//! The table itself: its form, and each change as SQL.
+
+use super::{JobState, JobUpdate, Row};
+use crate::storage::sqlite;
+use anyhow::Result;
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, OptionalExtension, params};
+use std::collections::HashSet;
+use std::path::Path;
+use std::time::Duration;
+
+/// Opens the file, or makes it. One that is damaged is an error, and so is a place where SQLite cannot
+/// write ahead: what [`super::JobStore::sync`] brings to the disk is the file that it writes ahead to.
+pub(super) fn open(path: &Path) -> rusqlite::Result<Connection> {
+    let db = Connection::open(path)?;
+    db.busy_timeout(Duration::from_secs(10))?;
+    // A small page cache: the table is read by its indexes, and the agent is to stay small.
+    db.execute_batch("PRAGMA cache_size = -256")?;
+    let journal: String = db.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
+    if journal != "wal" {
+        let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CANTOPEN);
+        let why = format!(
+            "SQLite cannot write ahead there (its journal mode stays \"{journal}\"); put data_dir on a local file system"
+        );
+        return Err(rusqlite::Error::SqliteFailure(code, Some(why)));
+    }
+    db.execute_batch("PRAGMA synchronous = FULL; PRAGMA journal_size_limit = 4194304")?;
+    sqlite::check(&db)?;
+    db.execute_batch(
+        "CREATE TABLE IF NOT EXISTS jobs(
+             key INTEGER PRIMARY KEY AUTOINCREMENT,
+             id TEXT NOT NULL,
+             run INTEGER NOT NULL DEFAULT 0,
+             controller TEXT NOT NULL,
+             state INTEGER NOT NULL,
+             accepted INTEGER NOT NULL,
+             started INTEGER NOT NULL DEFAULT 0,
+             reported INTEGER NOT NULL DEFAULT 0,
+             command TEXT,
+             result TEXT,
+             UNIQUE(id, run));
+         CREATE INDEX IF NOT EXISTS waiting ON jobs(controller, key) WHERE state = 2;
+         CREATE INDEX IF NOT EXISTS live ON jobs(key) WHERE state IN (0, 1, 4, 5, 6, 7);",
+    )?;
+    db.set_prepared_statement_cache_capacity(16);
+    Ok(db)
+}
+
+/// Whether the job's controller is none of these.
+pub(super) fn is_orphaned(db: &Connection, id: &str, known: &HashSet<String>) -> Result<bool> {
+    let mut query = db.prepare_cached("SELECT controller FROM jobs WHERE id = ? AND run = 0")?;
+    let controller: Option<String> = query.query_row([id], |row| row.get(0)).optional()?;
+    Ok(controller.is_some_and(|controller| !controller.is_empty() && !known.contains(&controller)))
+}
+
+/// Makes one change; the answer is by how much the bytes of unsent results grew. `orphaned`: nobody
+/// comes for the job's results.
+pub(super) fn apply(db: &Connection, write: &JobUpdate, orphaned: bool) -> Result<i64> {
+    match write {
+        JobUpdate::Accept { id, controller, command, now } => {
+            // A startup job takes the place of whatever bore its id before; a result that still waits
+            // to be sent only moves aside.
+            if controller.is_empty() {
+                db.prepare_cached(
+                    "UPDATE OR REPLACE jobs SET run = max(started, 1) WHERE id = ? AND run = 0 AND state = 2",
+                )?
+                .execute([id])?;
+            }
+            let sql = match controller.is_empty() {
+                true => "INSERT OR REPLACE INTO jobs(id, controller, state, accepted, command) VALUES(?, ?, 0, ?, ?)",
+                false => "INSERT INTO jobs(id, controller, state, accepted, command) VALUES(?, ?, 0, ?, ?)",
+            };
+            db.prepare_cached(sql)?.execute(params![id, controller, now, command])?;
+            Ok(0)
+        }
+        JobUpdate::Start { id, started } => {
+            db.prepare_cached("UPDATE jobs SET state = 1, started = ? WHERE id = ? AND run = 0")?
+                .execute(params![started, id])?;
+            Ok(0)
+        }
+        JobUpdate::SetState { id, standing } => {
+            db.prepare_cached("UPDATE jobs SET state = ? WHERE id = ? AND run = 0")?
+                .execute(params![*standing as i64, id])?;
+            Ok(0)
+        }
+        JobUpdate::Report { id, started, result, quiet } => {
+            // Run -1 is the place of the one quiet result that waits.
+            let run = if *quiet || orphaned { -1 } else { (*started).max(1) };
+            let replaced: i64 = db
+                .prepare_cached("SELECT coalesce(sum(octet_length(result)), 0) FROM jobs WHERE id = ? AND run = ?")?
+                .query_row(params![id, run], |row| row.get(0))?;
+            db.prepare_cached(
+                "INSERT OR REPLACE INTO jobs(id, run, controller, state, accepted, result)
+                 SELECT id, ?, controller, 2, accepted, ? FROM jobs WHERE id = ? AND run = 0",
+            )?
+            .execute(params![run, result, id])?;
+            db.prepare_cached("UPDATE jobs SET reported = 1 WHERE id = ? AND run = 0")?.execute([id])?;
+            Ok(result.len() as i64 - replaced)
+        }
+        JobUpdate::Finish { id, result: Some(result), .. } => {
+            db.prepare_cached("UPDATE jobs SET state = 2, command = NULL, result = ? WHERE id = ? AND run = 0")?
+                .execute(params![result, id])?;
+            Ok(result.len() as i64)
+        }
+        JobUpdate::Finish { id, result: None, .. } => {
+            db.prepare_cached("UPDATE jobs SET state = 3, command = NULL, result = NULL WHERE id = ? AND run = 0")?
+                .execute([id])?;
+            Ok(0)
+        }
+    }
+}
+
+/// Marks results as sent; the answer is how many bytes of them there were.
+pub(super) fn mark(db: &mut Connection, keys: &[i64]) -> Result<i64> {
+    let transaction = db.transaction()?;
+    let mut bytes = 0;
+    for key in keys {
+        let length: Option<i64> = transaction
+            .prepare_cached("SELECT octet_length(result) FROM jobs WHERE key = ? AND state = 2")?
+            .query_row([key], |row| row.get(0))
+            .optional()?;
+        bytes += length.unwrap_or(0);
+        transaction.prepare_cached("DELETE FROM jobs WHERE key = ? AND run <> 0")?.execute([key])?;
+        transaction
+            .prepare_cached("UPDATE jobs SET state = 3, result = NULL WHERE key = ? AND state = 2")?
+            .execute([key])?;
+    }
+    transaction.commit()?;
+    Ok(bytes)
+}
+
+/// The jobs that are not over, in the order of their acceptance.
+pub(super) fn read_live(db: &Connection) -> Result<Vec<Row>> {
+    let mut query = db.prepare(
+        "SELECT id, controller, coalesce(command, ''), state, accepted, started, reported
+         FROM jobs WHERE state IN (0, 1, 4, 5, 6, 7) ORDER BY key",
+    )?;
+    let rows = query.query_map([], |row| {
+        Ok(Row {
+            id: text(row, 0)?,
+            controller: text(row, 1)?,
+            command: text(row, 2)?,
+            standing: JobState::from_number(row.get(3)?),
+            accepted: row.get(4)?,
+            started: row.get(5)?,
+            reported: row.get(6)?,
+        })
+    })?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
+
+/// A text, whatever bytes it has: one that is no UTF-8 must not hold up the rows beside it.
+pub(super) fn text(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<String> {
+    Ok(match row.get_ref(column)? {
+        ValueRef::Text(bytes) | ValueRef::Blob(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+        ValueRef::Null => String::new(),
+        ValueRef::Integer(number) => number.to_string(),
+        ValueRef::Real(number) => number.to_string(),
+    })
+}

@@ -1,0 +1,148 @@
+//! The logger: every message that is kept, stored, found again and forwarded.
+//!
+//! **Owns** the databases in `data_dir/logs` and the ids of records. Messages come from the pipe
+//! readers in [`batch`]es, and from whoever writes the agent's own records. One thread stores them:
+//! it takes what is there, writes it in one go and takes what came meanwhile, so that a slow trickle is
+//! committed at once and a flood in large transactions. What the controllers are to have goes into the
+//! upload queue first, in the same go.
+//!
+//! **Does not** parse, and does not send.
+//!
+//! Invariants: the order of rows is the order of arrival; a database with its WAL never grows past its
+//! limit; what waits in memory is bounded, and readers wait when the bound is reached; a commit
+//! survives kill -9.
+
+use super::upload_queue::UploadQueue;
+use crate::config::Config;
+use crate::output::Source;
+use anyhow::{Context, Result};
+use jscommon::LevelSet;
+use jscommon::worker::Worker;
+use std::sync::Arc;
+
+pub mod batch;
+mod inbox;
+mod log_files;
+mod query;
+mod reader;
+mod rows;
+mod store;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+pub use query::Query;
+pub use reader::LogReader;
+
+use batch::Batch;
+use inbox::{Inbox, Message};
+use log_files::LogFiles;
+use store::{Rules, Store};
+use writer::Actor;
+
+const STACK: usize = 256 * 1024;
+
+/// The running logger; dropping it waits until all is committed.
+pub struct Handle {
+    inbox: Inbox,
+    remote: LogReader,
+    _worker: Worker,
+}
+
+impl Handle {
+    /// Opens the databases below the data folder and starts the thread.
+    pub fn start(config: &Config, upload_queue: Arc<UploadQueue>) -> Result<Handle> {
+        let logging = &config.logging;
+        let log_files = Arc::new(LogFiles::open(&config.main.data_dir.join("logs"))?);
+        // Megabytes of ten to the six, so that the limit holds however it is meant.
+        let limit = logging.db.max_size_mb.max(1).saturating_mul(1_000_000);
+        let rules = Rules { limit, keep: logging.db.keep, node: config.main.node() };
+        let store = Store::open(Arc::clone(&log_files), Arc::clone(&upload_queue), rules)?;
+        let own = Arc::new(Source {
+            jobid: "jsagent".into(),
+            domain: "jsagent".into(),
+            name: "logger".into(),
+            db: LevelSet::ALL,
+            ac: logging.ac.levels,
+            stats_interval: None,
+        });
+        let (inbox, messages) = Inbox::new();
+        let actor = Actor::new(messages, Arc::clone(inbox.budget()), store, upload_queue, own);
+        let worker = Worker::spawn("logger", STACK, move || actor.run()).context("the logger cannot be started")?;
+        Ok(Handle { remote: LogReader::new(inbox.clone(), log_files), inbox, _worker: worker })
+    }
+
+    /// Where messages go in.
+    pub fn inlet(&self) -> Inlet {
+        Inlet { inbox: self.inbox.clone() }
+    }
+
+    /// Where records are found and deleted.
+    pub fn remote(&self) -> LogReader {
+        self.remote.clone()
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // Readers may hold an inlet for as long as a grandchild holds their pipe, so the queue is not
+        // closed by its last sender.
+        self.inbox.send(Message::Stop);
+    }
+}
+
+/// Where messages go in.
+#[derive(Clone)]
+pub struct Inlet {
+    inbox: Inbox,
+}
+
+impl Inlet {
+    /// An inlet of a logger that has stopped: whatever is handed over is dropped. For tests.
+    pub fn closed() -> Inlet {
+        let (inbox, _) = Inbox::new();
+        inbox.budget().close();
+        Inlet { inbox }
+    }
+
+    /// Hands over the messages of one read, or gives them back while the logger is too far behind.
+    pub fn try_push(&self, batch: Batch) -> std::result::Result<(), Batch> {
+        self.inbox.try_push(batch)
+    }
+
+    /// Hands over the messages of one read; waits while the logger is too far behind.
+    pub fn push(&self, batch: Batch) {
+        self.inbox.push(batch, |_| true);
+    }
+
+    /// As [`Inlet::push`], but waits no longer once `is_last` says that these are among the last messages of
+    /// a process that has ended; then [`Inlet::nudge`] is to be called.
+    pub fn push_last(&self, batch: Batch, is_last: impl Fn() -> bool) {
+        self.inbox.push(batch, |used| used > inbox::MAX_LAST_BYTES || !is_last());
+    }
+
+    /// Has those who wait look again; never waits itself.
+    pub fn nudge(&self) {
+        self.inbox.nudge();
+    }
+
+    /// Has `work` done on the logger's thread, once what came before is stored; never waits.
+    pub fn then(&self, work: impl FnOnce() + Send + 'static) {
+        self.inbox.send(Message::Then(Box::new(move |_| work())));
+    }
+
+    /// Gives back the memory that a burst of messages has left behind, then does `work`; never waits.
+    pub fn rest(&self, work: impl FnOnce() + Send + 'static) {
+        self.inbox.send(Message::Rest);
+        self.then(work);
+    }
+
+    /// Hands over one record of the agent's own; never waits.
+    pub fn write(&self, source: &Arc<Source>, level: u8, text: &str) {
+        if source.wants(level) {
+            let mut batch = Batch::new(source, batch::now(), text.len());
+            batch.push(level, text);
+            self.inbox.push(batch, |_| false);
+        }
+    }
+}

@@ -1,0 +1,433 @@
+//! Finding and deleting records, through all databases, on connections of its own.
+//!
+//! Reads are short: a few milliseconds with a database open, then everything is let go, so that
+//! neither the WAL nor a rotation waits for a long query. A [`Cursor`] says where to go on. Rows of a
+//! rotated database are deleted from here; those of the current one by the logger's thread, which
+//! alone writes to it.
+
+use super::inbox::{Inbox, Message};
+use super::log_files::LogFiles;
+use super::query::Query;
+use super::store::{Store, open};
+use crate::storage::sqlite::{Fault, fault};
+use anyhow::{Context, Result, anyhow};
+use jscommon::Record;
+use rusqlite::types::{Value, ValueRef};
+use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Most records of one answer.
+pub(super) const MAX_RECORDS: u64 = 1000;
+/// Most bytes of one answer, escapes counted in, for it travels in a result, and a controller takes
+/// 16 MiB; at least one record is always given.
+const MAX_BYTES: usize = 4 << 20;
+/// How long a database is open for one look.
+const SLICE: Duration = Duration::from_millis(5);
+/// Rows that are looked at between two looks at the clock.
+const WINDOW: i64 = 8192;
+/// Rows that are deleted in one transaction.
+const DELETE: usize = 500;
+/// Pages that are given back in one transaction.
+const RECLAIM: u32 = 8;
+
+const STOPPED: &str = "the logger has stopped";
+
+const COLUMNS: &str = "rowid, id, jobid, jobdomain, jobname, epoch, level, data";
+
+/// A place in the order of all records: what has been looked at already.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Cursor {
+    /// The database.
+    number: u64,
+    /// Its last row that was looked at.
+    rowid: i64,
+}
+
+/// Where records are found and deleted, from any thread that may wait for a disk.
+#[derive(Clone)]
+pub struct LogReader {
+    inbox: Inbox,
+    log_files: Arc<LogFiles>,
+}
+
+/// What one look at a database found.
+struct ScanPage<T> {
+    found: Vec<T>,
+    /// The last row that was looked at.
+    rowid: i64,
+    /// There are no more rows in this database.
+    ended: bool,
+}
+
+impl LogReader {
+    pub(super) fn new(inbox: Inbox, log_files: Arc<LogFiles>) -> LogReader {
+        LogReader { inbox, log_files }
+    }
+
+    /// The first `limit` matches (at most 1000) in the order of their arrival, everything that was
+    /// handed over before included. Fewer come when their text grows past 4 MiB: ask on with `after`.
+    pub fn get(&self, query: &Query) -> Result<Vec<Record>> {
+        self.on_logger(|_| ())?;
+        let limit = query.limit.unwrap_or(MAX_RECORDS).min(MAX_RECORDS) as usize;
+        let (mut records, mut bytes) = (Vec::new(), 0);
+        let mut place = Some(self.start(query)?);
+        while let Some(at) = place
+            && records.len() < limit
+            && bytes < MAX_BYTES
+        {
+            let room = limit - records.len();
+            let look = self.open(at.number, |db| {
+                look(db, COLUMNS, query, at.rowid, room, |row| {
+                    let record = record(row)?;
+                    bytes += travels(&record.data) + 200;
+                    Ok((record, bytes < MAX_BYTES))
+                })
+            })?;
+            place = self.after(at, look.as_ref());
+            records.extend(look.into_iter().flat_map(|look| look.found));
+        }
+        Ok(records)
+    }
+
+    /// Deletes the matches (all of them without a `limit`), gives their space back and says how many there were.
+    pub fn delete(&self, query: &Query) -> Result<u64> {
+        self.on_logger(|_| ())?;
+        let limit = query.limit.unwrap_or(u64::MAX);
+        let mut deleted = 0;
+        // Only what is there now: a job that goes on writing must not keep this going.
+        let end = self.log_files.read().current();
+        let mut place = Some(self.start(query)?);
+        let mut touched = false;
+        while let Some(at) = place.filter(|at| at.number <= end)
+            && deleted < limit
+        {
+            let room = usize::try_from(limit - deleted).unwrap_or(usize::MAX).min(DELETE);
+            let whole = query.is_everything() && at.rowid == i64::MIN;
+            if whole && let Some(count) = self.delete_whole(at.number)? {
+                deleted += count;
+                place = Some(Cursor { number: at.number + 1, rowid: i64::MIN });
+                continue;
+            }
+            let look = self.open(at.number, |db| {
+                look(db, "rowid", query, at.rowid, room, |row| Ok((row.get::<_, i64>(0)?, true)))
+            })?;
+            if let Some(look) = &look
+                && !look.found.is_empty()
+            {
+                deleted += self.delete_rows(at.number, &look.found)?;
+                touched = true;
+            }
+            place = self.after(at, look.as_ref());
+            if touched && place.is_none_or(|next| next.number != at.number) {
+                self.reclaim(at.number)?;
+                touched = false;
+            }
+        }
+        if let Some(at) = place.filter(|_| touched) {
+            self.reclaim(at.number)?;
+        }
+        self.on_logger(|store| store.write_mark())?;
+        Ok(deleted)
+    }
+
+    /// Runs `work` on the logger's thread, after everything that was handed over before is stored.
+    pub(super) fn on_logger<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Store) -> T + Send + 'static,
+    ) -> Result<T> {
+        let (answer, answered) = crossbeam_channel::bounded(1);
+        self.inbox.send(Message::Then(Box::new(move |store| {
+            let _ = answer.send(work(store));
+        })));
+        answered.recv().context(STOPPED)
+    }
+
+    /// Where a query begins.
+    fn start(&self, query: &Query) -> Result<Cursor> {
+        match query.after {
+            Some(id) => self.find(id),
+            None => Ok(Cursor { number: self.log_files.read().oldest(), rowid: i64::MIN }),
+        }
+    }
+
+    /// Where to go on after a look; nothing is the end of all. A database that is gone by now is passed over.
+    fn after<T>(&self, at: Cursor, look: Option<&ScanPage<T>>) -> Option<Cursor> {
+        match look {
+            Some(look) if !look.ended => Some(Cursor { rowid: look.rowid, ..at }),
+            _ if at.number < self.log_files.read().current() => Some(Cursor { number: at.number + 1, rowid: i64::MIN }),
+            _ => None,
+        }
+    }
+
+    /// Runs `work` with a database open; nothing when it is gone. A damaged one is set aside, and is gone then.
+    fn open<T>(&self, number: u64, mut work: impl FnMut(&Connection) -> rusqlite::Result<T>) -> Result<Option<T>> {
+        let mut examined = false;
+        loop {
+            let done = {
+                let layout = self.log_files.read();
+                let Some(path) = layout.path(number) else { return Ok(None) };
+                // The next one could not be made yet.
+                if number == layout.current() && !path.exists() {
+                    return Ok(None);
+                }
+                open(&path).and_then(|db| work(&db))
+            };
+            match done {
+                Ok(found) => return Ok(Some(found)),
+                Err(e) if fault(&e) == Fault::Damaged && !std::mem::replace(&mut examined, true) => {
+                    let (done, examined) = crossbeam_channel::bounded(1);
+                    self.inbox.send(Message::Examine { number, error: anyhow!(e), done });
+                    examined.recv().context(STOPPED)??;
+                }
+                Err(e) => return Err(anyhow!(e).context("a database of records cannot be read")),
+            }
+        }
+    }
+
+    /// The place of the record with this id, the newest such; of one that is gone, where it would be.
+    fn find(&self, id: u32) -> Result<Cursor> {
+        let (oldest, current) = {
+            let layout = self.log_files.read();
+            (layout.oldest(), layout.current())
+        };
+        let mut disordered = false;
+        for number in (oldest..=current).rev() {
+            match self.open(number, |db| guess(db, id))? {
+                Some(IdLookup::At(rowid)) => return Ok(Cursor { number, rowid }),
+                Some(IdLookup::Disordered) => disordered = true,
+                Some(IdLookup::Elsewhere) | None => {}
+            }
+        }
+        if disordered {
+            for number in (oldest..=current).rev() {
+                let sql = "SELECT rowid FROM messages WHERE id = ?1 ORDER BY rowid DESC LIMIT 1";
+                if let Some(Some(rowid)) =
+                    self.open(number, |db| db.query_row(sql, [id], |row| row.get(0)).optional())?
+                {
+                    return Ok(Cursor { number, rowid });
+                }
+            }
+        }
+        // Not there any more: everything that came after it, counted around the wrap.
+        for number in oldest..=current {
+            let sql = "SELECT id FROM messages ORDER BY rowid LIMIT 1";
+            let first: Option<u32> =
+                self.open(number, |db| db.query_row(sql, [], |row| row.get(0)).optional())?.flatten();
+            if first.is_some_and(|first| (first.wrapping_sub(id) as i32) > 0) {
+                return Ok(Cursor { number, rowid: i64::MIN });
+            }
+        }
+        Ok(Cursor { number: current, rowid: i64::MAX })
+    }
+
+    /// Deletes these rows; the logger does it where it writes itself.
+    fn delete_rows(&self, number: u64, rows: &[i64]) -> Result<u64> {
+        let rows = rows.to_vec();
+        let current = rows.clone();
+        let done = self.on_logger(move |store| {
+            let (db, writes_to) = store.current();
+            if writes_to != number {
+                return Ok(None);
+            }
+            let done = delete(db, &current)?;
+            store.wrote(done.1);
+            store.checkpoint()?;
+            Ok::<_, rusqlite::Error>(Some(done.0))
+        })??;
+        match done {
+            Some(count) => Ok(count),
+            None => Ok(self.open(number, |db| delete(db, &rows))?.map_or(0, |done| done.0)),
+        }
+    }
+
+    /// Removes a rotated database whole and says how many records it had; nothing when it is the current one.
+    fn delete_whole(&self, number: u64) -> Result<Option<u64>> {
+        if number == self.log_files.read().current() {
+            return Ok(None);
+        }
+        let count = self.open(number, |db| db.query_row("SELECT count(*) FROM messages", [], |row| row.get(0)))?;
+        self.log_files.write().remove(number);
+        Ok(Some(count.map_or(0, |count: i64| count as u64)))
+    }
+
+    /// Gives the space of deleted rows back, in short steps.
+    fn reclaim(&self, number: u64) -> Result<()> {
+        let mut more = true;
+        while more {
+            let done = self.on_logger(move |store| {
+                let (db, writes_to) = store.current();
+                if writes_to != number {
+                    return Ok(None);
+                }
+                let more = give_back(db)?;
+                store.wrote(u64::from(RECLAIM) * 3 * 4120);
+                store.checkpoint()?;
+                Ok::<_, rusqlite::Error>(Some(more))
+            })??;
+            more = match done {
+                Some(more) => more,
+                None => {
+                    let done = self.open(number, |db| {
+                        let more = give_back(db)?;
+                        let empty = db.query_row("SELECT 1 FROM messages LIMIT 1", [], |_| Ok(())).optional()?;
+                        Ok((more, empty.is_none()))
+                    })?;
+                    if done.is_some_and(|(_, empty)| empty) {
+                        self.log_files.write().remove(number);
+                    }
+                    done.is_some_and(|(more, empty)| more && !empty)
+                }
+            };
+        }
+        // The file shrinks with the checkpoint.
+        self.on_logger(move |store| {
+            if store.current().1 == number {
+                store.wrote(u64::MAX / 2);
+                return store.checkpoint();
+            }
+            Ok(())
+        })??;
+        Ok(())
+    }
+}
+
+/// Where a record may be in one database.
+enum IdLookup {
+    At(i64),
+    Elsewhere,
+    /// Ids do not simply count up here, so that nothing can be guessed.
+    Disordered,
+}
+
+/// Finds the record `id` by halving: ids count up with the rows, around the wrap.
+fn guess(db: &Connection, id: u32) -> rusqlite::Result<IdLookup> {
+    let end = |order: &str| {
+        let sql = format!("SELECT rowid, id FROM messages ORDER BY rowid {order} LIMIT 1");
+        db.query_row(&sql, [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, u32>(1)?))).optional()
+    };
+    let (Some((mut low, first)), Some((mut high, last))) = (end("ASC")?, end("DESC")?) else {
+        return Ok(IdLookup::Elsewhere);
+    };
+    let wanted = id.wrapping_sub(first);
+    // Less than one id for each row: they were wrapped more than once, or somebody has changed them.
+    if i64::from(last.wrapping_sub(first)) < high - low {
+        return Ok(IdLookup::Disordered);
+    }
+    if wanted > last.wrapping_sub(first) {
+        return Ok(IdLookup::Elsewhere);
+    }
+    let mut at = db.prepare("SELECT rowid, id FROM messages WHERE rowid <= ?1 ORDER BY rowid DESC LIMIT 1")?;
+    // The last row whose id is not past the wanted one lies between `low` and `high`.
+    while low < high {
+        let middle = low + (high - low + 1) / 2;
+        let (rowid, found): (i64, u32) = at.query_row([middle], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        if found.wrapping_sub(first) <= wanted {
+            low = middle;
+        } else {
+            high = rowid - 1;
+        }
+    }
+    Ok(IdLookup::At(low))
+}
+
+/// Looks at rows after `rowid` until there are `room` matches, the time is up, or `take` says that it is enough.
+fn look<T>(
+    db: &Connection,
+    columns: &str,
+    query: &Query,
+    rowid: i64,
+    room: usize,
+    mut take: impl FnMut(&Row<'_>) -> rusqlite::Result<(T, bool)>,
+) -> rusqlite::Result<ScanPage<T>> {
+    let began = Instant::now();
+    let first: Option<i64> = db
+        .query_row("SELECT rowid FROM messages WHERE rowid > ?1 ORDER BY rowid LIMIT 1", [rowid], |row| row.get(0))
+        .optional()?;
+    let last: Option<i64> = db.query_row("SELECT max(rowid) FROM messages", [], |row| row.get(0))?;
+    let (Some(first), Some(last)) = (first, last) else {
+        return Ok(ScanPage { found: Vec::new(), rowid, ended: true });
+    };
+    let (conditions, values) = query.conditions();
+    let sql = format!("SELECT {columns} FROM messages WHERE rowid > ?1 AND rowid <= ?2{conditions} ORDER BY rowid");
+    let mut rows = db.prepare(&sql)?;
+    let mut look = ScanPage { found: Vec::new(), rowid: first - 1, ended: false };
+    while look.rowid < last && began.elapsed() < SLICE {
+        let window = look.rowid.saturating_add(WINDOW);
+        let range = [Value::from(look.rowid), Value::from(window)];
+        let mut rows = rows.query(params_from_iter(range.iter().chain(&values)))?;
+        while let Some(row) = rows.next()? {
+            let (found, more) = take(row)?;
+            look.found.push(found);
+            if !more || look.found.len() >= room {
+                look.rowid = row.get(0)?;
+                return Ok(look);
+            }
+        }
+        look.rowid = window;
+    }
+    look.ended = look.rowid >= last;
+    Ok(look)
+}
+
+/// The bytes that a text takes as JSON within JSON: the answer is a JSON text, and a string of its result.
+fn travels(text: &str) -> usize {
+    let byte = |byte: u8| match byte {
+        b'"' | b'\\' => 4,
+        b'\n' | b'\r' | b'\t' | 8 | 12 => 3,
+        0..32 => 7,
+        _ => 1,
+    };
+    text.bytes().map(byte).sum()
+}
+
+fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
+    // A value of another type must not keep the records beside it from being read.
+    let number = |column| Ok::<i64, rusqlite::Error>(row.get_ref(column)?.as_i64().unwrap_or(0));
+    let text = |column| {
+        Ok::<String, rusqlite::Error>(match row.get_ref(column)? {
+            ValueRef::Text(bytes) | ValueRef::Blob(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+            ValueRef::Integer(number) => number.to_string(),
+            ValueRef::Real(number) => number.to_string(),
+            ValueRef::Null => String::new(),
+        })
+    };
+    Ok(Record {
+        id: number(1)? as u32,
+        jobid: text(2)?,
+        jobdomain: text(3)?,
+        jobname: text(4)?,
+        epoch: number(5)?,
+        level: number(6)? as u8,
+        data: text(7)?,
+        gid: None,
+        nid: None,
+    })
+}
+
+/// Deletes rows in one transaction; says how many, and about how many bytes of WAL that took.
+fn delete(db: &Connection, rows: &[i64]) -> rusqlite::Result<(u64, u64)> {
+    let before: i64 = db.query_row("PRAGMA freelist_count", [], |row| row.get(0))?;
+    let transaction = db.unchecked_transaction()?;
+    let mut count = 0;
+    {
+        let mut delete = transaction.prepare_cached("DELETE FROM messages WHERE rowid = ?1")?;
+        for rowid in rows {
+            count += delete.execute(params![rowid])? as u64;
+        }
+    }
+    transaction.commit()?;
+    let after: i64 = db.query_row("PRAGMA freelist_count", [], |row| row.get(0))?;
+    // At worst every row stood on a page of its own.
+    Ok((count, (count + (after - before).unsigned_abs()) * 4120))
+}
+
+/// Gives some free pages back; says whether there are more.
+fn give_back(db: &Connection) -> rusqlite::Result<bool> {
+    let mut step = db.prepare(&format!("PRAGMA incremental_vacuum({RECLAIM})"))?;
+    let mut rows = step.query([])?;
+    // Each row that is asked for gives one page back.
+    while rows.next()?.is_some() {}
+    let free: i64 = db.query_row("PRAGMA freelist_count", [], |row| row.get(0))?;
+    Ok(free > 0)
+}

@@ -1,0 +1,418 @@
+//! The upload queue: batches of records, stats and events on disk, until a controller has taken them.
+//!
+//! **Owns** `outbox.db`, the numbers of batches, and the bounds: 64 MiB of records, an hour of stats,
+//! 1000 events. What goes over a bound is dropped, oldest first, and counted; the count goes to the
+//! controllers as an event once they are back.
+//!
+//! **Does not** send: every controller's sender asks for its next batch and says what became of it.
+//! The logger and the aggregator fill it. The logger also keeps its [`IdCheckpoint`] here, so that ids go on
+//! after its own database is lost.
+//!
+//! Invariants: a batch that was handed out once never changes, so a repeated number is the same batch;
+//! numbers begin at the clock (ms) at every start, so they count up even when the disk is lost. Where
+//! the clock went back as well, the first answer of a controller says so, and the numbers jump ahead
+//! of what it has ([`UploadQueue::jump`]).
+//!
+//! `storage` has the file and what stands in it, `retention` what goes when there is too much, `refusal`
+//! what becomes of a batch that a controller, or a proxy before it, does not take.
+
+use super::sqlite::{Fault, fault_of};
+use crate::config::Config;
+use crate::os;
+use anyhow::{Result, bail};
+use crossbeam_channel::Sender;
+use rusqlite::Connection;
+use serde_json::{Value, json};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+mod refusal;
+mod retention;
+mod storage;
+#[cfg(test)]
+mod tests;
+
+pub use retention::Dropped;
+use storage::Inner;
+
+/// The file below `data_dir`.
+pub const FILE: &str = "outbox.db";
+
+/// Most bytes of one batch of records: far below the 16 MiB that a controller takes, and below the 1 MiB
+/// that nginx takes by default.
+const MAX_BATCH_BYTES: usize = 960 << 10;
+
+/// The pause between two tries to open the file again.
+const REOPEN_PAUSE: Duration = Duration::from_millis(500);
+
+/// What a batch holds; each kind has its own path at the controller and its own order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Records, `POST /{gid}/{nid}/log`.
+    Log = 0,
+    /// Series, `POST /{gid}/{nid}/stats`.
+    Stats = 1,
+    /// One event, `POST /{gid}/{nid}/event`.
+    Event = 2,
+}
+
+/// One batch, ready to be sent.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Batch {
+    /// Its number; it counts up over the node's life.
+    pub number: u64,
+    /// The whole JSON body of the request.
+    pub body: Vec<u8>,
+}
+
+/// Records as JSON objects, with a comma between each two.
+#[derive(Debug, Default)]
+pub struct Records {
+    json: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+impl Records {
+    /// Adds one record through `write`, which appends its JSON object.
+    pub fn add(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        if !self.is_empty() {
+            self.json.push(b',');
+        }
+        write(&mut self.json);
+        self.ends.push(self.json.len());
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Bytes of JSON.
+    pub fn bytes(&self) -> usize {
+        self.json.len()
+    }
+
+    /// Forgets them, and keeps the memory.
+    pub fn clear(&mut self) {
+        self.json.clear();
+        self.ends.clear();
+    }
+}
+
+/// Where the ids of records stand: after the record `last`, `next` comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdCheckpoint {
+    /// The id of the last record that is stored, 0 when none is.
+    pub last: u32,
+    /// The id that the next record gets.
+    pub next: u32,
+}
+
+/// The batches of all controllers.
+pub struct UploadQueue {
+    path: PathBuf,
+    /// Who gets records, and who gets stats.
+    chosen: [Vec<String>; 2],
+    /// Everybody; they get events.
+    controllers: Vec<String>,
+    batch_size: usize,
+    flush_interval: Duration,
+    inner: Mutex<Inner>,
+}
+
+impl UploadQueue {
+    /// Opens `outbox.db` in the data folder; a damaged one is set aside.
+    pub fn open(config: &Config) -> Result<Arc<UploadQueue>> {
+        let path = config.main.data_dir.join(FILE);
+        let inner = Inner::open(&path)?;
+        Ok(Arc::new(UploadQueue {
+            path,
+            chosen: [config.chosen(&config.logging.ac.controllers), config.chosen(&config.stats.controllers)],
+            controllers: config.controllers.keys().cloned().collect(),
+            batch_size: config.logging.ac.batch_size.max(1),
+            flush_interval: config.logging.ac.flush_interval,
+            inner: Mutex::new(inner),
+        }))
+    }
+
+    /// Whether any controller gets batches of this kind.
+    pub fn wanted(&self, kind: Kind) -> bool {
+        match kind {
+            Kind::Event => !self.controllers.is_empty(),
+            kind => !self.chosen[kind as usize].is_empty(),
+        }
+    }
+
+    /// Stores records for the controllers, together with the mark that holds once they are in the
+    /// logger's database too, all of them or none. They are sent when their batch is full or its time has
+    /// come.
+    pub fn push_log(&self, records: &Records, mark: IdCheckpoint) -> Result<()> {
+        let mut inner = self.lock();
+        let closed = self.with(&mut inner, |inner| {
+            let mut closed = false;
+            inner.transaction(|inner| {
+                let (mut first, mut start) = (0, 0);
+                while first < records.ends.len() {
+                    let open = inner.open_batch(self.flush_interval);
+                    let mut last = first;
+                    while last < records.ends.len()
+                        && open.records + (last - first) < self.batch_size
+                        && (last == first || open.bytes + records.ends[last] - start <= MAX_BATCH_BYTES)
+                    {
+                        last += 1;
+                    }
+                    let (end, count) = (records.ends[last - 1], last - first);
+                    inner.add_piece(&records.json[start..end], count)?;
+                    if last < records.ends.len() || inner.is_full(self.batch_size) {
+                        inner.open = None;
+                        closed = true;
+                    }
+                    // The next piece begins behind the comma.
+                    (first, start) = (last, end + 1);
+                }
+                inner.put_mark(mark)
+            })?;
+            Ok(closed)
+        })?;
+        inner.trim_log();
+        if closed {
+            inner.wake(&self.chosen[0]);
+        }
+        Ok(())
+    }
+
+    /// When the batch of records that still grows must go.
+    pub fn log_due(&self) -> Option<Instant> {
+        self.lock().open.as_ref().map(|open| open.due)
+    }
+
+    /// Ends the batch of records that still grows.
+    pub fn close_log(&self) {
+        let mut inner = self.lock();
+        if inner.open.take().is_some() {
+            inner.wake(&self.chosen[0]);
+        }
+    }
+
+    /// Stores a batch of series for the controllers; `timestamp` is in seconds since 1970.
+    pub fn push_stats(&self, timestamp: i64, series: &[(String, f64)]) {
+        if series.is_empty() || !self.wanted(Kind::Stats) {
+            return;
+        }
+        let mut body = format!("\"timestamp\":{timestamp},\"series\":").into_bytes();
+        if serde_json::to_writer(&mut body, series).is_err() {
+            return;
+        }
+        let mut inner = self.lock();
+        inner.follow_clock(Instant::now(), now());
+        let wrote = self.with(&mut inner, |inner| {
+            inner.transaction(|inner| {
+                let number = inner.next_number();
+                inner.insert(Kind::Stats, number, "", 1, &body)
+            })
+        });
+        if let Err(e) = wrote {
+            inner.lost(Kind::Stats, 1, &e);
+        }
+        inner.trim_stats();
+        inner.wake(&self.chosen[1]);
+    }
+
+    /// Adds an event for one controller, or for all of them.
+    pub fn push_event(&self, controller: Option<&str>, name: &str, data: Value) {
+        let body = json!({"name": name, "data": data}).to_string();
+        let to = match controller {
+            Some(one) => vec![one.to_owned()],
+            None => self.controllers.clone(),
+        };
+        let mut inner = self.lock();
+        let wrote = self.with(&mut inner, |inner| inner.transaction(|inner| inner.insert_event(&to, &body)));
+        if let Err(e) = wrote {
+            inner.wait_with_event(to.clone(), body, &e);
+        }
+        for controller in &to {
+            inner.trim_events(controller);
+        }
+        inner.wake(&to);
+    }
+
+    /// The oldest batch of this kind that the controller has not taken; none where the upload queue cannot be read.
+    pub fn next(&self, controller: &str, kind: Kind) -> Option<Batch> {
+        self.read(controller, kind, &[]).ok().flatten()
+    }
+
+    /// Reads the oldest batch of this kind that the controller has not taken, without the events of these
+    /// numbers and the batches that were set aside.
+    pub fn read(&self, controller: &str, kind: Kind, without: &[i64]) -> Result<Option<Batch>> {
+        if kind != Kind::Event && !self.is_chosen(controller, kind) {
+            return Ok(None);
+        }
+        let mut inner = self.lock();
+        self.told(&mut inner, |inner| inner.next(controller, kind, without))
+    }
+
+    /// Reads the event of this number that waits for the controller.
+    pub fn event(&self, controller: &str, number: i64) -> Result<Option<Batch>> {
+        let mut inner = self.lock();
+        let batch = self.told(&mut inner, |inner| inner.whole(controller, Kind::Event, number))?;
+        Ok(Some(batch).filter(|batch| !batch.body.is_empty()))
+    }
+
+    fn is_chosen(&self, controller: &str, kind: Kind) -> bool {
+        self.chosen[kind as usize].iter().any(|name| name == controller)
+    }
+
+    /// Does what [`UploadQueue::with`] does, and logs an error.
+    fn told<T>(&self, inner: &mut Inner, work: impl FnMut(&mut Inner) -> Result<T>) -> Result<T> {
+        let done = self.with(inner, work);
+        if let Err(e) = &done {
+            inner.log_throttled(&format!("{e:#}"));
+        }
+        done
+    }
+
+    /// The controller has taken this batch (200), now or before.
+    pub fn taken(&self, controller: &str, kind: Kind, number: u64) {
+        let mut inner = self.lock();
+        let others: Vec<String> = match kind {
+            Kind::Event => Vec::new(),
+            kind => self.chosen[kind as usize].clone(),
+        };
+        let done = self.with(&mut inner, |inner| {
+            match kind {
+                Kind::Event => inner.remove_event(controller, number as i64)?,
+                _ => inner.transaction(|inner| inner.taken(controller, kind, number as i64, &others))?,
+            }
+            inner.reclaim();
+            // Whoever takes again is told what it will never see.
+            inner.tell_dropped(&self.controllers)
+        });
+        if let Err(e) = done {
+            inner.log_throttled(&format!("{e:#}"));
+        }
+    }
+
+    /// The controller says that it has batches up to `last`, and dropped `number` as one of them, so
+    /// the numbers here are too low: the file was lost, and the clock is behind. Then all batches get
+    /// numbers beyond `last`, nothing is lost, and the answer is `true`.
+    ///
+    /// Once a controller has taken or refused anything of this file, an old number is an old batch, unless
+    /// `last` is a number that was never given here.
+    pub fn jump(&self, controller: &str, kind: Kind, number: u64, last: u64) -> bool {
+        let mut inner = self.lock();
+        let jumped = self.with(&mut inner, |inner| inner.jump(controller, kind, number as i64, last as i64));
+        match jumped {
+            Ok(true) => log::warn!(
+                "the controller {controller} has {kind:?} up to batch {last}, and this one was {number}: the upload queue was \
+                 lost and the clock is behind; the numbers go on after that"
+            ),
+            Ok(false) => {}
+            Err(ref e) => inner.log_throttled(&format!("{e:#}")),
+        }
+        jumped.unwrap_or(false)
+    }
+
+    /// What had to be dropped since this was asked last, for a record on the node itself.
+    pub fn take_unsaid(&self) -> Dropped {
+        std::mem::take(&mut self.lock().unreported)
+    }
+
+    /// The controller will never take this batch, not even a part of it: it is dropped and counted.
+    pub fn refused(&self, controller: &str, kind: Kind, number: u64) {
+        // An event about a refused event would be refused in its turn, for ever.
+        if kind != Kind::Event {
+            let mut inner = self.lock();
+            let count = inner.count(controller, kind, number as i64);
+            inner.dropped(kind, count);
+        }
+        self.taken(controller, kind, number);
+    }
+
+    /// Has `wake` told (without waiting) whenever there is something new for this controller.
+    pub fn waker(&self, controller: &str, wake: Sender<()>) {
+        self.lock().wakers.insert(controller.to_owned(), wake);
+    }
+
+    /// Gives back the memory that SQLite keeps for the pages of this database, and that of code which
+    /// is not in use: for when a burst of work is over.
+    pub fn rest(&self) {
+        let _ = self.lock().db.execute_batch("PRAGMA shrink_memory");
+        os::evict_text_pages();
+    }
+
+    /// Where the ids of records stood when it was last written down.
+    pub fn mark(&self) -> Option<IdCheckpoint> {
+        let inner = self.lock();
+        let found = inner.db.query_row("SELECT last, next FROM mark", [], |row| Ok((row.get(0)?, row.get(1)?)));
+        found.ok().map(|(last, next)| IdCheckpoint { last, next })
+    }
+
+    /// Changes the file or its connection. For tests.
+    #[cfg(test)]
+    pub fn execute(&self, sql: &str) {
+        self.lock().db.execute_batch(sql).expect("the statement");
+    }
+
+    /// Writes down where the ids of records stand.
+    pub fn set_mark(&self, mark: IdCheckpoint) {
+        let mut inner = self.lock();
+        if let Err(e) = self.with(&mut inner, |inner| inner.transaction(|inner| inner.put_mark(mark))) {
+            inner.log_throttled(&format!("{e:#}"));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does `work` on the open file. Where the file seems damaged, a fresh look at it decides: a good one is
+    /// opened anew, a damaged one is set aside for a new one, and `work` is done again.
+    fn with<T>(&self, inner: &mut Inner, mut work: impl FnMut(&mut Inner) -> Result<T>) -> Result<T> {
+        if !inner.is_open {
+            self.reopen(inner)?;
+        }
+        let done = match work(inner) {
+            Err(e) if fault_of(&e) == Fault::Damaged => {
+                self.reopen(inner)?;
+                work(inner)
+            }
+            other => other,
+        };
+        if done.is_ok() {
+            inner.store_waiting();
+        }
+        done
+    }
+
+    /// Opens the file anew, which is tried no more than every [`REOPEN_PAUSE`].
+    fn reopen(&self, inner: &mut Inner) -> Result<()> {
+        if inner.open_at.is_some_and(|at| at > Instant::now()) {
+            bail!("{} cannot be opened for now", self.path.display());
+        }
+        // The old connection must be closed before its file can be renamed everywhere.
+        inner.db = Connection::open_in_memory()?;
+        (inner.is_open, inner.open) = (false, None);
+        inner.open_at = Some(Instant::now() + REOPEN_PAUSE);
+        let (mut new, damaged) = Inner::open_or_replace(&self.path, true)?;
+        new.take_over(inner, damaged);
+        if damaged {
+            let data = json!({"what": FILE}).to_string();
+            new.waiting.push_back((self.controllers.clone(), format!("{{\"name\":\"damaged\",\"data\":{data}}}")));
+        }
+        *inner = new;
+        // Whatever waited meanwhile can go.
+        inner.wake(&self.controllers);
+        Ok(())
+    }
+}
+
+/// The time, in milliseconds since 1970.
+fn now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
+}

@@ -1,0 +1,464 @@
+//! What stands in `outbox.db`: batches, who has taken what, where the ids of records stand.
+//!
+//! Owns the file and the numbers. What goes when there is too much of it is `retention`'s; who calls,
+//! and when a controller is woken, is the [`super::UploadQueue`]'s.
+
+use super::{Batch, Dropped, IdCheckpoint, Kind, MAX_BATCH_BYTES, now};
+use crate::os;
+use crate::storage::sqlite::{self, Fault, fault_of};
+use anyhow::{Context, Result};
+use crossbeam_channel::Sender;
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, params};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Events that are kept in memory while the file cannot be used.
+pub(super) const MAX_WAITING: usize = 100;
+
+/// Pages that are given back to the file system at one time.
+const RECLAIM_PAGES: u32 = 256;
+
+/// The open file, and what is known of it without a look.
+pub(super) struct Inner {
+    pub(super) db: Connection,
+    /// Nothing is open when the file could not be opened again.
+    pub(super) is_open: bool,
+    /// When that is tried again.
+    pub(super) open_at: Option<Instant>,
+    /// Events that could not be stored, and who is to get them.
+    pub(super) waiting: VecDeque<(Vec<String>, String)>,
+    /// The number that the next batch gets; as SQLite counts, so i64 throughout.
+    pub(super) number: i64,
+    /// The first number of this start.
+    pub(super) first: i64,
+    /// The batch of records that still grows.
+    pub(super) open: Option<Open>,
+    /// Bytes that are stored, of records and of stats.
+    pub(super) bytes: [u64; 2],
+    /// The last batch that a controller has taken.
+    pub(super) cursors: HashMap<(String, Kind), i64>,
+    /// The batch that each controller's sender has, by the number it was given and the number it has now.
+    pub(super) handed: HashMap<(String, Kind), (i64, i64)>,
+    /// The events that were taken and could not be removed; their numbers are unique.
+    settled: Vec<(String, i64)>,
+    /// The controllers and kinds whose numbers jumped since the start.
+    jumped: HashSet<(String, Kind)>,
+    /// What was dropped and not yet reported to the controllers, by kind.
+    pub(super) dropped: [u64; 3],
+    /// What was dropped and not yet said on the node.
+    pub(super) unreported: Dropped,
+    /// Both clocks at the last flush of stats; the second in milliseconds since 1970.
+    pub(super) clock: (Instant, i64),
+    pub(super) wakers: HashMap<String, Sender<()>>,
+    complained: Option<Instant>,
+}
+
+/// A batch of records that still grows.
+pub(super) struct Open {
+    pub(super) number: i64,
+    pub(super) records: usize,
+    pub(super) bytes: usize,
+    pub(super) due: Instant,
+}
+
+impl Inner {
+    pub(super) fn open(path: &Path) -> Result<Inner> {
+        Inner::open_or_replace(path, false).map(|(inner, _)| inner)
+    }
+
+    /// Opens the file, or makes a new one where it is damaged, and says whether it was. A `thorough` look
+    /// reads all of it.
+    pub(super) fn open_or_replace(path: &Path, thorough: bool) -> Result<(Inner, bool)> {
+        let what = || format!("{} cannot be opened", path.display());
+        match Inner::load(path, thorough) {
+            Err(e) if fault_of(&e) == Fault::Damaged => {
+                set_aside(path, &e)?;
+                Ok((Inner::load(path, false).with_context(what)?, true))
+            }
+            other => Ok((other.with_context(what)?, false)),
+        }
+    }
+
+    fn load(path: &Path, thorough: bool) -> Result<Inner> {
+        let db = Connection::open(path)?;
+        db.busy_timeout(Duration::from_secs(5))?;
+        if thorough {
+            sqlite::check(&db)?;
+        }
+        db.execute_batch(
+            "PRAGMA auto_vacuum=INCREMENTAL; PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;
+             PRAGMA cache_size=-256; PRAGMA journal_size_limit=1048576;
+             CREATE TABLE IF NOT EXISTS items(seq INTEGER PRIMARY KEY, kind INTEGER, batch INTEGER,
+                controller TEXT, count INTEGER, created INTEGER, body BLOB);
+             CREATE INDEX IF NOT EXISTS items_batch ON items(kind, controller, batch);
+             CREATE TABLE IF NOT EXISTS cursors(controller TEXT, kind INTEGER, batch INTEGER,
+                PRIMARY KEY(controller, kind));
+             CREATE TABLE IF NOT EXISTS mark(one INTEGER PRIMARY KEY, last INTEGER, next INTEGER);
+             CREATE TABLE IF NOT EXISTS dropped(kind INTEGER PRIMARY KEY, count INTEGER);",
+        )?;
+        let mut cursors = HashMap::new();
+        let mut number = now();
+        {
+            let mut rows = db.prepare("SELECT controller, kind, batch FROM cursors")?;
+            for row in rows.query_map([], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?)))? {
+                let (controller, kind, batch): (String, i64, i64) = row?;
+                number = number.max(batch + 1);
+                cursors.insert((controller, if kind == 0 { Kind::Log } else { Kind::Stats }), batch);
+            }
+        }
+        let last: Option<i64> = db.query_row("SELECT max(batch) FROM items", [], |row| row.get(0))?;
+        let size = |kind: Kind| -> rusqlite::Result<i64> {
+            let sql = "SELECT coalesce(sum(length(body)), 0) FROM items WHERE kind = ?1";
+            db.query_row(sql, [kind as i64], |row| row.get(0))
+        };
+        let bytes = [size(Kind::Log)? as u64, size(Kind::Stats)? as u64];
+        number = number.max(last.map_or(0, |last| last + 1));
+        let first = number;
+        let mut inner = Inner {
+            db,
+            is_open: true,
+            open_at: None,
+            waiting: VecDeque::new(),
+            number,
+            first,
+            open: None,
+            bytes,
+            cursors,
+            handed: HashMap::new(),
+            settled: Vec::new(),
+            jumped: HashSet::new(),
+            dropped: [0; 3],
+            unreported: Dropped::default(),
+            clock: (Instant::now(), now()),
+            wakers: HashMap::new(),
+            complained: None,
+        };
+        inner.load_dropped()?;
+        Ok(inner)
+    }
+
+    /// Runs `work` in one transaction. When it fails nothing of it is stored, and no batch stays open.
+    pub(super) fn transaction(&mut self, work: impl FnOnce(&mut Inner) -> Result<()>) -> Result<()> {
+        let bytes = self.bytes;
+        let done = self.db.execute_batch("BEGIN IMMEDIATE").map_err(Into::into).and_then(|()| work(self));
+        let done = done.and_then(|()| self.db.execute_batch("COMMIT").map_err(Into::into));
+        if done.is_err() {
+            if !self.db.is_autocommit() {
+                let _ = self.db.execute_batch("ROLLBACK");
+            }
+            (self.bytes, self.open) = (bytes, None);
+        }
+        done
+    }
+
+    pub(super) fn next_number(&mut self) -> i64 {
+        self.number += 1;
+        self.number - 1
+    }
+
+    pub(super) fn open_batch(&mut self, flush_interval: Duration) -> &Open {
+        if self.open.is_none() {
+            let number = self.next_number();
+            self.open = Some(Open { number, records: 0, bytes: 0, due: Instant::now() + flush_interval });
+        }
+        self.open.as_ref().expect("was made above")
+    }
+
+    pub(super) fn is_full(&self, batch_size: usize) -> bool {
+        self.open.as_ref().is_some_and(|open| open.records >= batch_size || open.bytes >= MAX_BATCH_BYTES)
+    }
+
+    pub(super) fn add_piece(&mut self, json: &[u8], count: usize) -> Result<()> {
+        let Some(open) = &mut self.open else { return Ok(()) };
+        open.records += count;
+        open.bytes += json.len();
+        let number = open.number;
+        self.insert(Kind::Log, number, "", count, json)
+    }
+
+    pub(super) fn insert(
+        &mut self,
+        kind: Kind,
+        number: i64,
+        controller: &str,
+        count: usize,
+        body: &[u8],
+    ) -> Result<()> {
+        self.db
+            .prepare_cached(
+                "INSERT INTO items(kind, batch, controller, count, created, body) VALUES(?1, ?2, ?3, ?4, ?5, ?6)",
+            )?
+            .execute(params![kind as i64, number, controller, count as i64, now(), body])?;
+        if let Some(bytes) = self.bytes.get_mut(kind as usize) {
+            *bytes += body.len() as u64;
+        }
+        Ok(())
+    }
+
+    pub(super) fn put_mark(&mut self, mark: IdCheckpoint) -> Result<()> {
+        let sql = "INSERT OR REPLACE INTO mark(one, last, next) VALUES(1, ?1, ?2)";
+        self.db.prepare_cached(sql)?.execute([mark.last, mark.next])?;
+        Ok(())
+    }
+
+    /// Returns the oldest batch that waits for the controller, without the events of these numbers.
+    pub(super) fn next(&mut self, controller: &str, kind: Kind, without: &[i64]) -> Result<Option<Batch>> {
+        let (owner, cursor) = match kind {
+            Kind::Event => (controller, 0),
+            kind => ("", self.cursors.get(&(controller.to_owned(), kind)).copied().unwrap_or(0)),
+        };
+        let sql = "SELECT batch FROM items WHERE kind = ?1 AND controller = ?2 AND batch > ?3 ORDER BY batch";
+        let number: Option<i64> = {
+            let mut query = self.db.prepare_cached(sql)?;
+            let mut rows = query.query(params![kind as i64, owner, cursor])?;
+            loop {
+                let Some(row) = rows.next()? else { break None };
+                let number = row.get(0)?;
+                let settled = || self.settled.iter().any(|(_, settled)| *settled == number);
+                if kind != Kind::Event || !(without.contains(&number) || settled()) {
+                    break Some(number);
+                }
+            }
+        };
+        let Some(number) = number else { return Ok(None) };
+        if kind == Kind::Log && self.open.as_ref().is_some_and(|open| open.number == number) {
+            return Ok(None);
+        }
+        self.handed.insert((controller.to_owned(), kind), (number, number));
+        self.whole(owner, kind, number).map(Some)
+    }
+
+    /// Reads the pieces of a batch and makes the body of its request.
+    pub(super) fn whole(&self, owner: &str, kind: Kind, number: i64) -> Result<Batch> {
+        let mut body = match kind {
+            Kind::Log => format!("{{\"batch\":{number},\"records\":[").into_bytes(),
+            Kind::Stats => format!("{{\"batch\":{number},").into_bytes(),
+            Kind::Event => Vec::new(),
+        };
+        self.append_pieces(owner, kind, number, &mut body)?;
+        match kind {
+            Kind::Log => body.extend_from_slice(b"]}"),
+            Kind::Stats => body.push(b'}'),
+            Kind::Event => {}
+        }
+        Ok(Batch { number: number as u64, body })
+    }
+
+    /// Appends what is stored of a batch, with a comma between each two pieces.
+    pub(super) fn append_pieces(&self, owner: &str, kind: Kind, number: i64, body: &mut Vec<u8>) -> Result<()> {
+        let sql = "SELECT body FROM items WHERE kind = ?1 AND controller = ?2 AND batch = ?3 ORDER BY seq";
+        let mut pieces = self.db.prepare_cached(sql)?;
+        let mut pieces = pieces.query(params![kind as i64, owner, number])?;
+        let mut first = true;
+        while let Some(piece) = pieces.next()? {
+            // A piece that is none must not hold up the others.
+            let (ValueRef::Blob(bytes) | ValueRef::Text(bytes)) = piece.get_ref(0)? else { continue };
+            if !first {
+                body.push(b',');
+            }
+            first = false;
+            body.extend_from_slice(bytes);
+        }
+        Ok(())
+    }
+
+    /// Passes over a batch of records or series. Where this cannot be stored it holds for this start of the
+    /// agent all the same, so that what was taken is not sent again and again.
+    pub(super) fn taken(&mut self, controller: &str, kind: Kind, number: i64, others: &[String]) -> Result<()> {
+        let number = self.current(controller, kind, number);
+        let cursor = self.cursors.entry((controller.to_owned(), kind)).or_insert(0);
+        *cursor = number.max(*cursor);
+        let cursor = *cursor;
+        self.store_cursor(controller, kind, cursor)?;
+        let cursor = |name: &String| self.cursors.get(&(name.clone(), kind)).copied().unwrap_or(0);
+        let all = others.iter().map(cursor).min().unwrap_or(0);
+        self.remove(kind, all)?;
+        Ok(())
+    }
+
+    /// Stores the number up to which the controller has taken batches of this kind. An update, for a row that is
+    /// replaced gets another rowid, which writes a page of the key's index as well.
+    pub(super) fn store_cursor(&self, controller: &str, kind: Kind, number: i64) -> Result<()> {
+        let sql = "INSERT INTO cursors(controller, kind, batch) VALUES(?1, ?2, ?3)
+                   ON CONFLICT(controller, kind) DO UPDATE SET batch = excluded.batch";
+        self.db.prepare_cached(sql)?.execute(params![controller, kind as i64, number])?;
+        Ok(())
+    }
+
+    /// Removes an event, and those that could not be removed before.
+    pub(super) fn remove_event(&mut self, controller: &str, number: i64) -> Result<()> {
+        if !self.settled.iter().any(|(_, settled)| *settled == number) {
+            self.settled.push((controller.to_owned(), number));
+        }
+        let sql = "DELETE FROM items WHERE kind = 2 AND controller = ?1 AND batch = ?2";
+        let settled = std::mem::take(&mut self.settled);
+        let removed = self.transaction(|inner| {
+            let mut delete = inner.db.prepare_cached(sql)?;
+            settled.iter().try_for_each(|(of, number)| delete.execute(params![of, number]).map(drop))?;
+            Ok(())
+        });
+        if removed.is_err() {
+            self.settled = settled;
+        }
+        removed
+    }
+
+    /// The number that the batch `number`, which this controller was given, has by now.
+    pub(super) fn current(&self, controller: &str, kind: Kind, number: i64) -> i64 {
+        match self.handed.get(&(controller.to_owned(), kind)) {
+            Some((given, now)) if *given == number => *now,
+            _ => number,
+        }
+    }
+
+    /// See [`super::UploadQueue::jump`].
+    pub(super) fn jump(&mut self, controller: &str, kind: Kind, number: i64, last: i64) -> Result<bool> {
+        let number = self.current(controller, kind, number);
+        // It has taken or refused some of these numbers, so that an old one is an old batch; but no number was
+        // given here that is as high as these.
+        let known = self.cursors.contains_key(&(controller.to_owned(), kind)) && last < self.number;
+        // Once for each: a controller that always knows better must not keep this one busy.
+        let again = self.jumped.contains(&(controller.to_owned(), kind));
+        if kind == Kind::Event || known || again || last <= number {
+            return Ok(false);
+        }
+        // Beyond the numbers in use as well, so that old and new ones can be told apart.
+        let by = (last + 1).max(self.number) - number;
+        self.transaction(|inner| inner.raise(kind, 0, by))?;
+        self.raised(kind, 0, by);
+        self.jumped.insert((controller.to_owned(), kind));
+        Ok(true)
+    }
+
+    /// Raises the numbers of shared batches from `first` on by `by` in the file, the cursors too. The
+    /// caller does the same in memory by [`Inner::raised`] once this is committed.
+    pub(super) fn raise(&self, kind: Kind, first: i64, by: i64) -> Result<()> {
+        let sql = "UPDATE items SET batch = batch + ?1 WHERE kind = ?2 AND controller = '' AND batch >= ?3";
+        self.db.execute(sql, [by, kind as i64, first])?;
+        self.db.execute(
+            "UPDATE cursors SET batch = batch + ?1 WHERE kind = ?2 AND batch >= ?3",
+            [by, kind as i64, first],
+        )?;
+        Ok(())
+    }
+
+    /// Raises the numbers that are known in memory; see [`Inner::raise`].
+    pub(super) fn raised(&mut self, kind: Kind, first: i64, by: i64) {
+        let cursors = self.cursors.iter_mut().filter(|((_, of), _)| *of == kind).map(|(_, cursor)| cursor);
+        let handed = self.handed.iter_mut().filter(|((_, of), _)| *of == kind).map(|(_, (_, now))| now);
+        let open = self.open.iter_mut().filter(|_| kind == Kind::Log).map(|open| &mut open.number);
+        cursors.chain(handed).chain(open).filter(|number| **number >= first).for_each(|number| *number += by);
+        self.number += by;
+    }
+
+    /// How many records (or flushes) the batch `number` holds.
+    pub(super) fn count(&self, controller: &str, kind: Kind, number: i64) -> u64 {
+        let sql = "SELECT coalesce(sum(count), 0) FROM items WHERE kind = ?1 AND controller = '' AND batch = ?2";
+        let number = self.current(controller, kind, number);
+        let count = self.db.query_row(sql, [kind as i64, number], |row| row.get::<_, i64>(0));
+        count.map_or(1, |count| count as u64)
+    }
+
+    /// Removes the batches up to `last`; says how many records (or batches) went.
+    pub(super) fn remove(&mut self, kind: Kind, last: i64) -> Result<u64> {
+        let sql = "SELECT coalesce(sum(length(body)), 0), coalesce(sum(count), 0) FROM items
+                   WHERE kind = ?1 AND controller = '' AND batch <= ?2";
+        let (bytes, count): (i64, i64) =
+            self.db.prepare_cached(sql)?.query_row(params![kind as i64, last], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let sql = "DELETE FROM items WHERE kind = ?1 AND controller = '' AND batch <= ?2";
+        self.db.prepare_cached(sql)?.execute(params![kind as i64, last])?;
+        let stored = &mut self.bytes[kind as usize];
+        *stored = stored.saturating_sub(bytes as u64);
+        Ok(count as u64)
+    }
+
+    /// Gives space back to the file system, a little at a time.
+    pub(super) fn reclaim(&mut self) {
+        let free: u32 = self.db.query_row("PRAGMA freelist_count", [], |row| row.get(0)).unwrap_or(0);
+        if free > RECLAIM_PAGES {
+            let _ = self.db.execute_batch(&format!("PRAGMA incremental_vacuum({RECLAIM_PAGES})"));
+        }
+    }
+
+    /// Goes on where the connection before had come to, whose file may be `lost`.
+    pub(super) fn take_over(&mut self, old: &mut Inner, lost: bool) {
+        self.number = self.number.max(old.number);
+        self.first = if lost { self.number } else { old.first };
+        self.dropped = old.dropped;
+        self.unreported = old.unreported;
+        self.clock = old.clock;
+        self.complained = old.complained;
+        std::mem::swap(&mut self.handed, &mut old.handed);
+        std::mem::swap(&mut self.settled, &mut old.settled);
+        std::mem::swap(&mut self.jumped, &mut old.jumped);
+        std::mem::swap(&mut self.waiting, &mut old.waiting);
+        std::mem::swap(&mut self.wakers, &mut old.wakers);
+    }
+
+    /// Inserts an event for each of these controllers.
+    pub(super) fn insert_event(&mut self, to: &[String], body: &str) -> Result<()> {
+        for controller in to {
+            let number = self.next_number();
+            self.insert(Kind::Event, number, controller, 1, body.as_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// Keeps an event until it can be stored; the oldest goes where there are too many.
+    pub(super) fn wait_with_event(&mut self, to: Vec<String>, body: String, why: &anyhow::Error) {
+        self.log_throttled(&format!("an event waits in memory: {why:#}"));
+        self.waiting.push_back((to, body));
+        if self.waiting.len() > MAX_WAITING
+            && let Some((to, _)) = self.waiting.pop_front()
+        {
+            self.dropped(Kind::Event, to.len() as u64);
+        }
+    }
+
+    /// Stores the events that wait in memory.
+    pub(super) fn store_waiting(&mut self) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        let waiting = std::mem::take(&mut self.waiting);
+        let stored = self.transaction(|inner| waiting.iter().try_for_each(|(to, body)| inner.insert_event(to, body)));
+        if stored.is_err() {
+            self.waiting = waiting;
+            return;
+        }
+        for (to, _) in &waiting {
+            self.wake(to);
+        }
+    }
+
+    /// Says what is wrong, but not every millisecond.
+    pub(super) fn log_throttled(&mut self, what: &str) {
+        if self.complained.is_none_or(|last| last.elapsed() > Duration::from_secs(10)) {
+            self.complained = Some(Instant::now());
+            log::error!("upload queue: {what}");
+        }
+    }
+
+    pub(super) fn wake(&self, controllers: &[String]) {
+        for wake in controllers.iter().filter_map(|name| self.wakers.get(name)) {
+            let _ = wake.try_send(());
+        }
+    }
+}
+
+/// Renames a damaged file, which nobody may have open, so that somebody may look at it; only the last one is
+/// kept.
+fn set_aside(path: &Path, why: &anyhow::Error) -> Result<()> {
+    let aside = path.with_extension("db.damaged");
+    sqlite::ENDINGS.iter().for_each(|ending| drop(std::fs::remove_file(sqlite::beside(&aside, ending))));
+    sqlite::rename(path, &aside, os::rename)
+        .with_context(|| format!("{} is damaged ({why:#}) and cannot be set aside", path.display()))?;
+    log::error!(
+        "{} is damaged ({why:#}); it is set aside as {}, and a new one begins",
+        path.display(),
+        aside.display()
+    );
+    Ok(())
+}

@@ -1,0 +1,597 @@
+//! One controller, as the agent sees it: the only file that knows its paths.
+//!
+//! Owns the connections (kept, with a deadline on every phase), the node's credentials and the turn
+//! of the addresses. Decides nothing: what a failure means is told as a [`Failure`], and the poller,
+//! the sender and the scripts do with it what suits them.
+
+#[cfg(test)]
+mod tests;
+
+use super::credentials::{Credentials, Enrolled};
+use super::failure::{Failure, Head};
+use super::resolver::Resolve;
+use crate::config;
+use anyhow::Context;
+use jscommon::NodeId;
+use rustls_pki_types::CertificateDer;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
+use serde_json::{Value, json};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+use ureq::http;
+use ureq::unversioned::resolver::DefaultResolver;
+use ureq::unversioned::transport::DefaultConnector;
+
+/// The longest answer that is read: a batch of commands.
+const MAX_ANSWER: u64 = 64 << 20;
+
+/// The longest time that a controller is left alone because it asked for that.
+const MAX_WAIT: Duration = Duration::from_secs(300);
+
+/// The longest that a poll waits for a command.
+pub(crate) const LONGEST_POLL: Duration = Duration::from_secs(30);
+
+/// How long a controller may be silent. With a poll that waits 30 s, a path that swallows everything
+/// is noticed after 40 s at the latest.
+#[derive(Clone, Copy)]
+struct Timeouts {
+    /// Until a connection stands, TLS included.
+    connect: Duration,
+    /// Until the answer to a whole request.
+    answer: Duration,
+    /// Until the answer to a poll, its own waiting time counted in.
+    poll: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Timeouts {
+        Timeouts {
+            connect: Duration::from_secs(10),
+            answer: Duration::from_secs(30),
+            poll: LONGEST_POLL + Duration::from_secs(10),
+        }
+    }
+}
+
+/// A batch of commands as it came.
+#[derive(Debug, Deserialize)]
+pub struct Taken {
+    /// What the next poll acknowledges; a number stands for its digits.
+    #[serde(deserialize_with = "word")]
+    pub batch: String,
+    /// The commands, not looked at.
+    pub cmds: Vec<Value>,
+}
+
+fn word<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    match Value::deserialize(from)? {
+        Value::String(word) => Ok(word),
+        Value::Number(number) => Ok(number.to_string()),
+        other => Err(D::Error::custom(format!("batch must be a string, not {other}"))),
+    }
+}
+
+/// One controller, shared by its poller, its sender and the scripts.
+pub struct Controller {
+    name: String,
+    node: NodeId,
+    urls: Vec<String>,
+    roles: String,
+    instance: String,
+    config: config::Controller,
+    patience: Timeouts,
+    link: RwLock<Arc<Link>>,
+    /// The agent stops: no connections are made anew.
+    stopped: AtomicBool,
+    /// The controller asked for a renewal of the credentials.
+    renew: AtomicBool,
+    /// The client certificate is no good, and the renewal is to bring one.
+    lacks_certificate: AtomicBool,
+    /// The credentials in use are not all in their files yet.
+    unfinished: AtomicBool,
+    /// The credentials in use came with another enrolment, and the controller is to hear who this node is.
+    is_enrolled_again: AtomicBool,
+    /// Held by the poller or the sender while it writes or reads the files of the credentials.
+    files: Mutex<()>,
+    /// Requests that it has taken.
+    taken: AtomicU64,
+    /// Those of them that carried something of this node.
+    posts_taken: AtomicU64,
+    /// The turn of the address that took the last of them.
+    good_turn: AtomicUsize,
+}
+
+/// The connections to one address under one set of credentials.
+struct Link {
+    /// Counts up with each change of address; the address is this modulo their number.
+    turn: usize,
+    polls: ureq::Agent,
+    posts: ureq::Agent,
+    /// What the posts were made with.
+    settings: ureq::config::Config,
+    names: Resolve<DefaultResolver>,
+    token: Option<String>,
+    digest: String,
+}
+
+impl Link {
+    fn new(credentials: Credentials, patience: Timeouts, urls: &[String], turn: usize) -> Link {
+        let tls = credentials.tls();
+        // A proxy of the environment (HTTPS_PROXY, NO_PROXY) is used, but never towards this very machine.
+        let proxy = ureq::Proxy::try_from_env().filter(|_| !urls.iter().any(|url| is_loopback(url)));
+        // Every deadline stands here and none at a request: a request with settings of its own makes ureq
+        // forget the TLS session, and each new connection would cost both sides a whole handshake.
+        let settings = |answer| {
+            ureq::Agent::config_builder()
+                .tls_config(tls.clone())
+                .proxy(proxy.clone())
+                .http_status_as_error(false)
+                .max_redirects(0)
+                .max_redirects_will_error(false)
+                .user_agent(concat!("jsagent/", env!("CARGO_PKG_VERSION")))
+                .accept("application/json")
+                .accept_encoding("identity")
+                .timeout_resolve(Some(patience.connect))
+                .timeout_connect(Some(patience.connect))
+                .timeout_send_request(Some(patience.connect))
+                .timeout_send_body(Some(patience.answer))
+                .timeout_recv_response(Some(answer))
+                .timeout_recv_body(Some(patience.answer))
+                .max_idle_connections_per_host(2)
+                .max_idle_age(Duration::from_secs(50))
+                .no_delay(true)
+                .build()
+        };
+        let names = Resolve::new(DefaultResolver::default());
+        let (polls, settings) = (connections(&settings(patience.poll), &names), settings(patience.answer));
+        let posts = connections(&settings, &names);
+        Link { turn, polls, posts, settings, names, token: credentials.token, digest: credentials.digest }
+    }
+
+    /// That of the next address; `anew`: with new connections for all but the polls.
+    fn next(&self, anew: bool) -> Link {
+        Link {
+            turn: self.turn.wrapping_add(1),
+            polls: self.polls.clone(),
+            posts: if anew { connections(&self.settings, &self.names) } else { self.posts.clone() },
+            settings: self.settings.clone(),
+            names: self.names.clone(),
+            token: self.token.clone(),
+            digest: self.digest.clone(),
+        }
+    }
+
+    fn bearer(&self) -> Option<String> {
+        self.token.as_ref().map(|token| format!("Bearer {token}"))
+    }
+}
+
+fn connections(settings: &ureq::config::Config, names: &Resolve<DefaultResolver>) -> ureq::Agent {
+    ureq::Agent::with_parts(settings.clone(), DefaultConnector::new(), names.clone())
+}
+
+impl Controller {
+    /// The controller `name` of this configuration; `instance` tells this start of the agent from others.
+    ///
+    /// Reads the credentials; the error says which file is wrong and how.
+    pub fn open(config: &config::Config, name: &str, instance: &str) -> anyhow::Result<Controller> {
+        Controller::open_with(config, name, instance, Timeouts::default())
+    }
+
+    fn open_with(
+        config: &config::Config,
+        name: &str,
+        instance: &str,
+        patience: Timeouts,
+    ) -> anyhow::Result<Controller> {
+        let settings = config.controllers.get(name).with_context(|| format!("there is no controller {name}"))?;
+        let finished = Credentials::finish(settings);
+        let credentials = Credentials::load(settings).with_context(|| format!("controller {name}"))?;
+        credentials.settle(settings);
+        let lacks_certificate = credentials.fault.is_some();
+        Ok(Controller {
+            name: name.to_owned(),
+            node: config.main.node(),
+            urls: settings.urls.clone(),
+            roles: config.main.roles.iter().map(|role| format!("&role={}", encode(role))).collect(),
+            instance: encode(instance),
+            config: settings.clone(),
+            patience,
+            link: RwLock::new(Arc::new(Link::new(credentials, patience, &settings.urls, 0))),
+            stopped: AtomicBool::new(false),
+            renew: AtomicBool::new(lacks_certificate),
+            lacks_certificate: AtomicBool::new(lacks_certificate),
+            unfinished: AtomicBool::new(!finished),
+            is_enrolled_again: AtomicBool::new(false),
+            files: Mutex::new(()),
+            taken: AtomicU64::new(0),
+            posts_taken: AtomicU64::new(0),
+            good_turn: AtomicUsize::new(usize::MAX),
+        })
+    }
+
+    /// The node that this agent is.
+    pub fn node(&self) -> NodeId {
+        self.node
+    }
+
+    /// Its name in the configuration.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// How many addresses it has.
+    pub fn addresses(&self) -> usize {
+        self.urls.len()
+    }
+
+    /// The address whose turn it is.
+    pub fn url(&self) -> &str {
+        self.url_of(self.link().turn)
+    }
+
+    fn url_of(&self, turn: usize) -> &str {
+        &self.urls[turn % self.urls.len()]
+    }
+
+    /// Counts the requests that it has taken: a change says that it is back.
+    pub fn requests_taken(&self) -> u64 {
+        self.taken.load(Ordering::Relaxed)
+    }
+
+    /// Counts the posts that it has taken. A poll is answered without Redis, and says nothing about them.
+    pub fn posts_taken(&self) -> u64 {
+        self.posts_taken.load(Ordering::Relaxed)
+    }
+
+    /// Whether what failed was its content: only an address that takes other requests of this node can
+    /// say so. Anything else may be a wrong port or a proxy in between, and costs no data.
+    pub fn refuses_content(&self, failure: &Failure) -> bool {
+        failure.is_permanent() && self.serves()
+    }
+
+    /// Whether the address whose turn it is has taken the latest of the requests that were not filtered.
+    pub fn serves(&self) -> bool {
+        self.is_good(self.link().turn)
+    }
+
+    fn is_good(&self, turn: usize) -> bool {
+        self.good_turn.load(Ordering::Relaxed) == turn
+    }
+
+    /// Whether an address that has taken nothing yet answers as no controller does.
+    fn is_no_controller(&self, turn: usize, failure: &Failure) -> bool {
+        let spoke_of_the_node = matches!(failure, Failure::Clock(_) | Failure::Busy { .. }) || failure.is_auth();
+        !spoke_of_the_node && !self.is_good(turn)
+    }
+
+    /// Asks for commands: waits up to `wait` ([`LONGEST_POLL`] at most), acknowledges the batch `ack`.
+    /// Nothing: no command came.
+    pub fn poll(&self, wait: Duration, ack: Option<&str>) -> Result<Option<Taken>, Failure> {
+        let ack = ack.map(|batch| format!("&ack={}", encode(batch))).unwrap_or_default();
+        let query = format!("cmd?wait={}{}{ack}&instance={}", wait.as_secs(), self.roles, self.instance);
+        let (link, begun) = (self.link(), Instant::now());
+        let call = |url: &str| with_bearer(link.polls.get(self.path(url, &query)), link.bearer()).call();
+        self.at_turn(&link, Content::Fixed, call, |answer| match answer.head.status {
+            // A controller waits, unless it says why not; a captive portal answers at once.
+            204 if answer.is_marked() || begun.elapsed() >= wait / 2 => Ok(None),
+            204 => Err(Failure::foreign(&answer.head, "without the wait that was asked for")),
+            _ => answer.json().map(Some),
+        })
+    }
+
+    /// Posts `body` to `what` (`result`, `log`, `stats`, `event`); done means that Redis has it.
+    pub fn post(&self, what: &str, body: &[u8]) -> Result<(), Failure> {
+        self.post_batch(what, body).map(drop)
+    }
+
+    /// Posts a numbered batch to `what` (`log`, `stats`). Where the controller dropped it as one that it
+    /// has already, it may say the last number that it has.
+    pub fn post_batch(&self, what: &str, body: &[u8]) -> Result<Option<u64>, Failure> {
+        let last = self.send(what, body, Answered::receipt)?;
+        self.posts_taken.fetch_add(1, Ordering::Relaxed);
+        Ok(last)
+    }
+
+    /// The source of the script with this SHA-256 (lower-case hex), or nothing when the controller has none.
+    pub fn script(&self, hash: &str) -> Result<Option<Vec<u8>>, Failure> {
+        let query = format!("script?hash={}", encode(hash));
+        let link = self.link();
+        let call = |url: &str| with_bearer(link.posts.get(self.path(url, &query)), link.bearer()).call();
+        let answer = self.at_turn(&link, Content::Fixed, call, |answer| match answer.head.status {
+            200 if jscommon::token::sha256_hex(&answer.body) == hash => Ok(answer.body),
+            _ => Err(Failure::foreign(&answer.head, "with other bytes than the script's")),
+        });
+        match answer {
+            Ok(source) => Ok(Some(source)),
+            Err(Failure::Refused { status: 404, .. }) => Ok(None),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// Whether the controller asked for a renewal of the credentials that was not done yet.
+    pub fn wants_renewal(&self) -> bool {
+        self.renew.load(Ordering::Relaxed)
+    }
+
+    /// Reads the credentials anew; whether they are others than those in use, and are in use now.
+    ///
+    /// A node that was enrolled again gets going so without a restart.
+    pub fn reload(&self) -> bool {
+        let files = self.files();
+        self.finish(&files);
+        let Ok(credentials) = Credentials::load(&self.config) else { return false };
+        if credentials.digest == self.link().digest {
+            return false;
+        }
+        self.use_now(credentials);
+        self.is_enrolled_again.store(true, Ordering::Relaxed);
+        true
+    }
+
+    /// Whether credentials of another enrolment were found since this was asked last.
+    pub fn take_enrolled_again(&self) -> bool {
+        self.is_enrolled_again.swap(false, Ordering::Relaxed)
+    }
+
+    /// Whether the credentials in use are not all in their files yet: one is open in another program.
+    pub fn is_unfinished(&self) -> bool {
+        self.unfinished.load(Ordering::Relaxed)
+    }
+
+    /// Puts the credentials in use into their files as far as they are not there.
+    pub fn finish_files(&self) {
+        self.finish(&self.files());
+    }
+
+    fn finish(&self, _files: &MutexGuard<()>) {
+        self.unfinished.store(!Credentials::finish(&self.config), Ordering::Relaxed);
+    }
+
+    fn files(&self) -> MutexGuard<'_, ()> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn use_now(&self, credentials: Credentials) {
+        credentials.settle(&self.config);
+        self.lacks_certificate.store(credentials.fault.is_some(), Ordering::Relaxed);
+        let mut current = self.link.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        *current = Arc::new(Link::new(credentials, self.patience, &self.urls, current.turn));
+    }
+
+    /// Asks for new credentials and takes them into use and into their files; `false` when the controller
+    /// finds that the present ones are good.
+    pub fn renew(&self) -> Result<bool, Failure> {
+        // A controller of 0.1.0 gives no certificate while the token is good, which is enough then.
+        let lacks_certificate = self.lacks_certificate.load(Ordering::Relaxed);
+        let body: &[u8] = if lacks_certificate { br#"{"certificate":true}"# } else { b"{}" };
+        let issued = self.send("renew", body, |answer| match answer.head.status {
+            204 => Ok(None),
+            _ => {
+                let issued: Enrolled = answer.json()?;
+                issued.check().map_err(|error| Failure::foreign(&answer.head, &format!("{error:#}")))?;
+                Ok(Some(issued))
+            }
+        })?;
+        let Some(issued) = issued else {
+            self.renew.store(false, Ordering::Relaxed);
+            return Ok(false);
+        };
+        let local = |error: anyhow::Error| Failure::Local(format!("the new credentials: {error:#}"));
+        let _files = self.files();
+        let finished = issued.store(&self.config).map_err(local)?;
+        self.unfinished.store(!finished, Ordering::Relaxed);
+        let credentials = Credentials::load(&self.config).map_err(local)?;
+        self.use_now(credentials);
+        self.renew.store(false, Ordering::Relaxed);
+        Ok(true)
+    }
+
+    /// Ends the poll that is under way, and every later one fails.
+    pub fn stop_polls(&self) {
+        self.link().polls.clone().shutdown();
+    }
+
+    /// Ends the request of the sender that is under way, and every later one fails.
+    pub fn stop_posts(&self) {
+        self.stopped.store(true, Ordering::SeqCst);
+        self.link().posts.clone().shutdown();
+    }
+
+    /// Gives the turn to the next address, so that a request is tried there.
+    pub fn next_address(&self) {
+        self.move_on(self.link().turn, false);
+    }
+
+    /// Posts `body`; `accept` says whether an answer of 200 or 204 is the controller's, and what it says.
+    fn send<T>(
+        &self,
+        what: &str,
+        body: &[u8],
+        accept: impl FnOnce(Answered) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let link = self.link();
+        let call = |url: &str| {
+            let request = with_bearer(link.posts.post(self.path(url, what)), link.bearer());
+            request.content_type("application/json").send(body)
+        };
+        self.at_turn(&link, Content::Varies, call, accept)
+    }
+
+    /// Runs one request over `link` at its address; when that address is no use, the next has its turn.
+    fn at_turn<T>(
+        &self,
+        link: &Link,
+        content: Content,
+        call: impl FnOnce(&str) -> Result<http::Response<ureq::Body>, ureq::Error>,
+        accept: impl FnOnce(Answered) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let answer = call(self.url_of(link.turn)).map_err(|error| Failure::of(&error)).and_then(|response| {
+            let answer = read(response)?;
+            let renew = answer.head.renew;
+            let accepted = accept(answer)?;
+            if renew {
+                self.renew.store(true, Ordering::Relaxed);
+            }
+            Ok(accepted)
+        });
+        let answer = answer.map_err(Failure::with_advice);
+        match &answer {
+            Ok(_) => {
+                self.good_turn.store(link.turn, Ordering::Relaxed);
+                self.taken.fetch_add(1, Ordering::Relaxed);
+            }
+            // A filter in between refuses what others would pass: no reason to leave the address.
+            Err(failure) if content == Content::Varies && failure.is_filtered() && self.is_good(link.turn) => {}
+            Err(failure) if failure.should_fail_over() || self.is_no_controller(link.turn, failure) => {
+                self.move_on(link.turn, matches!(failure, Failure::Away(_)));
+            }
+            Err(_) => {}
+        }
+        answer
+    }
+
+    /// Gives the turn to the next address, unless somebody else has moved on since `turn`: two threads
+    /// that fail together move once.
+    ///
+    /// From an address that is away all requests but the polls are called back, to be made anew at the
+    /// next one. A path that swallows everything would hold up each thread for its own patience
+    /// otherwise, and a job that the poller gets from the next address waits for the sender.
+    fn move_on(&self, turn: usize, away: bool) {
+        let mut current = self.link.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if current.turn != turn {
+            return;
+        }
+        // With one address the next is the same, and what is under way there may well come through.
+        let anew = away && self.urls.len() > 1 && !self.stopped.load(Ordering::SeqCst);
+        let next = Arc::new(current.next(anew));
+        let left = std::mem::replace(&mut *current, next);
+        drop(current);
+        if away {
+            left.names.doubt();
+        }
+        if anew {
+            left.posts.clone().shutdown();
+        }
+    }
+
+    fn path(&self, url: &str, rest: &str) -> String {
+        format!("{url}/{}/{}/{rest}", self.node.gid, self.node.nid)
+    }
+
+    fn link(&self) -> Arc<Link> {
+        self.link.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+    }
+}
+
+/// Reads an answer of 200 or 204; any other status is a failure.
+fn read(mut response: http::Response<ureq::Body>) -> Result<Answered, Failure> {
+    let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let retry_after = header("retry-after").and_then(|seconds| seconds.trim().parse::<u64>().ok());
+    let head = Head {
+        status: response.status().as_u16(),
+        // Whatever stands in between may have said it: no word of theirs silences a node for long.
+        wait: retry_after.map(|seconds| Duration::from_secs(seconds).min(MAX_WAIT)),
+        time: header("x-js-time").and_then(|ms| ms.trim().parse().ok()),
+        renew: response.headers().contains_key("x-js-renew"),
+        content_type: header("content-type").unwrap_or_default(),
+        server: header("server").unwrap_or_default(),
+    };
+    let body = response.body_mut().with_config().limit(MAX_ANSWER).read_to_vec();
+    let body = body.map_err(|error| Failure::of(&error))?;
+    match head.status {
+        200 | 204 => Ok(Answered { head, body }),
+        _ => Err(Failure::of_answer(&head, &body)),
+    }
+}
+
+/// Exchanges an enrolment token for the credentials of a node.
+pub(crate) fn enroll(
+    url: &str,
+    token: &str,
+    gid: u32,
+    nid: u32,
+    name: &str,
+    trusted: &[CertificateDer],
+) -> Result<Enrolled, Failure> {
+    let link = Link::new(Credentials::of_enrolment(token, trusted), Timeouts::default(), &[url.to_owned()], 0);
+    let request = with_bearer(link.posts.post(format!("{url}/enroll")), link.bearer());
+    let body = json!({"gid": gid, "nid": nid, "request": name}).to_string();
+    let answer = request.content_type("application/json").send(body).map_err(|error| Failure::of(&error));
+    answer.and_then(read).and_then(|answer| answer.json()).map_err(|failure| match failure {
+        // Here it is final: the node has credentials.
+        Failure::Busy { status: status @ 409, reason, .. } => Failure::Refused { status, reason, refused: Vec::new() },
+        failure => failure,
+    })
+}
+
+/// Whether requests of one kind differ in what they carry.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Content {
+    /// They are all alike, so that none is refused for its content.
+    Fixed,
+    /// One may be refused where others are taken.
+    Varies,
+}
+
+/// An answer of 200 or 204; whether it is the controller's is not looked at yet.
+struct Answered {
+    head: Head,
+    body: Vec<u8>,
+}
+
+impl Answered {
+    /// Whether a header says that it comes from a controller.
+    fn is_marked(&self) -> bool {
+        self.head.renew || self.head.time.is_some()
+    }
+
+    /// Reads the answer to something posted: an object that is empty or has `last`. A controller may say
+    /// more where it adds `X-JS-Time`.
+    fn receipt(self) -> Result<Option<u64>, Failure> {
+        let said: Value = serde_json::from_slice(&self.body).unwrap_or(Value::Null);
+        let known = |said: &serde_json::Map<String, Value>| said.keys().all(|key| key == "last");
+        match said.as_object() {
+            Some(said) if self.head.status == 200 && (self.is_marked() || known(said)) => {
+                Ok(said.get("last").and_then(Value::as_u64))
+            }
+            _ => Err(Failure::foreign(&self.head, "")),
+        }
+    }
+
+    /// Reads a body of JSON that has what `T` needs.
+    fn json<T: for<'de> Deserialize<'de>>(&self) -> Result<T, Failure> {
+        serde_json::from_slice(&self.body).map_err(|error| {
+            let why = format!("which is not what was asked for: {error}");
+            Failure::foreign(&self.head, &why)
+        })
+    }
+}
+
+fn is_loopback(url: &str) -> bool {
+    let uri: Option<http::Uri> = url.parse().ok();
+    let host = uri.as_ref().and_then(http::Uri::host).unwrap_or_default();
+    let address: Option<std::net::IpAddr> = host.trim_matches(['[', ']']).parse().ok();
+    host.eq_ignore_ascii_case("localhost") || address.is_some_and(|address| address.is_loopback())
+}
+
+fn with_bearer<B>(request: ureq::RequestBuilder<B>, bearer: Option<String>) -> ureq::RequestBuilder<B> {
+    match bearer {
+        Some(bearer) => request.header("authorization", bearer),
+        None => request,
+    }
+}
+
+/// A text as it may stand in a query (RFC 3986, 2.3).
+fn encode(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(byte as char),
+            _ => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
+}

@@ -1,0 +1,20 @@
+//! The way to the controllers: requests, failover, credentials, and the threads that poll and upload.
+
+pub(crate) mod client;
+pub(crate) mod credential_set;
+mod credentials;
+mod failure;
+#[cfg(test)]
+pub(crate) mod fake;
+pub(crate) mod faults;
+mod log_once;
+pub mod poller;
+mod resolver;
+mod trust;
+pub mod uploader;
+
+pub use client::Controller;
+pub use credentials::Credentials;
+pub(crate) use credentials::{Enrolled, read_certificates};
+pub use failure::Failure;
+pub(crate) use failure::{of_io, of_tls, unresolved};

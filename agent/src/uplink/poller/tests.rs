@@ -1,0 +1,192 @@
+//! A poller against a fake controller, with a supervisor of one line.
+
+use super::*;
+use crate::config::{Config, Overrides};
+use crate::storage::job_store::JobUpdate;
+use crate::uplink::fake::{Answer, Asked, Fake};
+use crossbeam_channel::{bounded, unbounded};
+use std::sync::Mutex;
+
+/// Longer than anything here takes on a busy machine.
+const LONG: Duration = Duration::from_secs(20);
+
+struct Stage {
+    _dir: tempfile::TempDir,
+    job_store: Arc<JobStore>,
+    controller: Arc<Controller>,
+    /// The lines of the requests, as they came.
+    asked: Receiver<String>,
+    /// The commands as they were handed over, each with the way to say that they are stored.
+    submitted: Receiver<(Vec<String>, Sender<()>)>,
+    submit: Mutex<Option<Submit>>,
+    upload_queue: Arc<UploadQueue>,
+    polling: Option<Sender<()>>,
+}
+
+impl Stage {
+    fn new(answer: impl Fn(&Asked) -> Answer + Send + Sync + 'static) -> Stage {
+        let (tell, asked) = unbounded();
+        let fake = Fake::start(move |request| {
+            let _ = tell.send(request.line.clone());
+            answer(request)
+        });
+        let dir = tempfile::tempdir().unwrap();
+        let overrides = Overrides {
+            gid: Some(1),
+            nid: Some(10),
+            controller: Some(fake.url.clone()),
+            data_dir: Some(dir.path().into()),
+            ..Overrides::default()
+        };
+        // Its thread serves on for as long as the test runs.
+        std::mem::forget(fake);
+        let config = Config::parse("", &overrides).unwrap();
+        let (hand, submitted) = unbounded();
+        let submit: Submit = Box::new(move |commands: Vec<Command>| {
+            let (stored, told) = bounded(1);
+            hand.send((commands.into_iter().map(|command| command.id).collect(), stored)).unwrap();
+            told
+        });
+        Stage {
+            job_store: JobStore::open(dir.path()).unwrap(),
+            upload_queue: UploadQueue::open(&config).unwrap(),
+            controller: Arc::new(Controller::open(&config, "main", "i").unwrap()),
+            _dir: dir,
+            asked,
+            submitted,
+            submit: Mutex::new(Some(submit)),
+            polling: None,
+        }
+    }
+
+    fn start(&mut self) {
+        let (polling, stop) = bounded(0);
+        let parts = Parts {
+            controller: self.controller.clone(),
+            submit: self.submit.lock().unwrap().take().unwrap(),
+            job_store: self.job_store.clone(),
+            upload_queue: self.upload_queue.clone(),
+            startup: json!({}),
+            sender: bounded(1).0,
+            stop,
+        };
+        start(parts).unwrap();
+        self.polling = Some(polling);
+    }
+
+    fn next(&self) -> String {
+        self.asked.recv_timeout(LONG).expect("a request")
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        drop(self.polling.take());
+        self.controller.stop_polls();
+    }
+}
+
+/// One batch of these commands to the first who asks, and then nothing.
+fn once(body: &'static str) -> impl Fn(&Asked) -> Answer + Send + Sync {
+    let given = Mutex::new(false);
+    move |asked| {
+        let mut given = given.lock().unwrap();
+        match *given && asked.line.contains("ack=") {
+            true => {
+                // Later polls wait, as at a real controller.
+                drop(given);
+                thread::sleep(Duration::from_millis(200));
+                (204, String::new(), String::new())
+            }
+            false => {
+                *given = true;
+                (200, String::new(), body.to_owned())
+            }
+        }
+    }
+}
+
+const BATCH: &str = r#"{"batch": "5", "cmds": [{"id": "a", "gid": 1, "nid": 10, "cmd": "ping"}, {"cmd": 5},
+    {"id": "b", "cmd": "ping"}]}"#;
+
+#[test]
+fn a_batch_is_acknowledged_only_once_it_is_stored() {
+    let mut stage = Stage::new(once(BATCH));
+    stage.start();
+    assert!(!stage.next().contains("ack="));
+    let (ids, stored) = stage.submitted.recv_timeout(LONG).unwrap();
+    assert_eq!(ids, ["a", "b"], "what is no command holds up nothing");
+    assert!(stage.asked.try_recv().is_err(), "it asks for nothing before the batch is stored");
+    stored.send(()).unwrap();
+    assert!(stage.next().contains("&ack=5&"));
+    let event = crate::storage::upload_queue::Kind::Event;
+    assert!(String::from_utf8(stage.upload_queue.next("main", event).unwrap().body).unwrap().contains("bad_command"));
+}
+
+#[test]
+fn what_cannot_be_stored_is_not_acknowledged() {
+    let mut stage = Stage::new(once(BATCH));
+    stage.start();
+    stage.next();
+    let (_, stored) = stage.submitted.recv_timeout(LONG).unwrap();
+    drop(stored);
+    assert!(!stage.next().contains("ack="), "and it comes again");
+    stage.submitted.recv_timeout(LONG).unwrap();
+}
+
+#[test]
+fn commands_that_wait_to_be_stored_are_told_and_acknowledged_once_they_are() {
+    let batch = once(BATCH);
+    let mut stage = Stage::new(move |asked| match asked.line.starts_with("POST") {
+        true => (200, String::new(), "{}".to_owned()),
+        false => batch(asked),
+    });
+    stage.start();
+    stage.next();
+    let (_, stored) = stage.submitted.recv_timeout(LONG).unwrap();
+    assert!(stage.next().starts_with("POST /1/10/event"), "the controller is told while they wait");
+    stored.send(()).unwrap();
+    assert!(stage.next().contains("&ack=5&"));
+}
+
+#[test]
+fn it_comes_back_after_failures_and_keeps_its_acknowledgement() {
+    let tries = Mutex::new(0);
+    let mut stage = Stage::new(move |_| {
+        let mut tries = tries.lock().unwrap();
+        *tries += 1;
+        match *tries {
+            1 => (200, String::new(), BATCH.to_owned()),
+            2 => (503, String::new(), r#"{"error": "Redis is away"}"#.to_owned()),
+            3 => (500, String::new(), String::new()),
+            4 => (200, String::new(), "no JSON".to_owned()),
+            _ => (204, String::new(), String::new()),
+        }
+    });
+    stage.start();
+    stage.next();
+    let (_, stored) = stage.submitted.recv_timeout(LONG).unwrap();
+    stored.send(()).unwrap();
+    for _ in 0..4 {
+        assert!(stage.next().contains("ack=5"));
+    }
+    while stage.next().contains("ack=5") {}
+}
+
+#[test]
+fn results_that_pile_up_stop_the_taking() {
+    let mut stage = Stage::new(|_| (204, String::new(), String::new()));
+    let result = "x".repeat(MAX_UNSENT as usize / 4 + 1);
+    let mut writes = Vec::new();
+    for id in ["a", "b", "c", "d"] {
+        let (id, command) = (id.to_owned(), String::new());
+        writes.push(JobUpdate::Accept { id: id.clone(), controller: "main".into(), command, now: 1 });
+        writes.push(JobUpdate::Finish { id, result: Some(result.clone()), soon: false });
+    }
+    stage.job_store.commit(&writes).unwrap();
+    stage.start();
+    assert!(stage.asked.recv_timeout(FULL_PAUSE * 2).is_err(), "it asked while too much waits");
+    let first = stage.job_store.unsent("main", 1, 1).unwrap();
+    stage.job_store.mark_sent(0, &[first[0].key]).unwrap();
+    stage.next();
+}

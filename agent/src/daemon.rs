@@ -1,6 +1,6 @@
 //! The agent as a whole: what is started in which order, and ended in which.
 //!
-//! Owns every room's handle. Holds no rules of its own: signals come from [`crate::os`], jobs are the
+//! Owns every room's handle. Holds no rules of its own: signals come from [`crate::platform`], jobs are the
 //! supervisor's, the way to the controllers the pollers' and senders'.
 //!
 //! Start: lock of the data folder, controllers (their credentials are read, nothing is asked),
@@ -8,18 +8,16 @@
 //! Stop: pollers, supervisor (jobs end, their results are stored), monitor, stats, logger (their last
 //! batches are in the upload queue), a word to the controllers, senders (a last round within their deadline).
 
-use crate::commands;
-use crate::commands::info;
+use crate::commands::{self, info};
 use crate::config::Config;
-use crate::output::{Outlets, Source};
-use crate::process::{self, Notice};
-use crate::stats::monitor;
+use crate::job::Source;
+use crate::output::Outlets;
 use crate::storage::job_store::JobStore;
 use crate::storage::message_log;
 use crate::storage::upload_queue::UploadQueue;
-use crate::uplink::Controller;
-use crate::uplink::{poller, uploader};
-use crate::{os, script, stats, trusted_paths};
+use crate::supervisor::{self, Notice};
+use crate::uplink::{Controller, poller, uploader};
+use crate::{monitor, platform, script, stats, trusted_paths};
 use anyhow::{Context, Result, bail};
 use crossbeam_channel::{Receiver, Sender, bounded, never, select, tick, unbounded};
 use jscommon::worker::Worker;
@@ -37,7 +35,7 @@ const LONGEST_END: Duration = Duration::from_secs(90);
 
 /// Runs the agent until a signal or a `restart` ends it; `ready` is called once it serves.
 pub fn run(config: Config, ready: &dyn Fn()) -> Result<()> {
-    let signals = os::stop_signals().context("cannot take signals")?;
+    let signals = platform::stop_signals().context("cannot take signals")?;
     let (_lock, tightened) = lock(&config)?;
     let failed = watch_threads();
     let daemon = Daemon::start(config, tightened)?;
@@ -88,7 +86,7 @@ fn watch_threads() -> Receiver<String> {
         let place = panic.location().map(|place| format!(" at {place}")).unwrap_or_default();
         let payload = panic.payload_as_str().unwrap_or("no reason is known");
         log::error!("the thread '{name}' panicked{place}: {payload}");
-        if name != process::COMMAND_THREAD {
+        if name != supervisor::COMMAND_THREAD {
             let _ = tell.try_send(format!("the thread '{name}' has failed: the agent ends, to be started again"));
         }
     }));
@@ -112,7 +110,7 @@ struct Daemon {
     /// Closed to stop the pollers.
     polling: Sender<()>,
     restart: Receiver<()>,
-    supervisor: process::Handle,
+    supervisor: supervisor::Handle,
     _monitor: monitor::Handle,
     _stats: stats::Handle,
     _logger: message_log::Handle,
@@ -160,7 +158,7 @@ impl Daemon {
         builtins.scripts = Arc::new(script::Store::new(&config, origins.collect()));
         let wakers: Arc<OnceLock<HashMap<String, Sender<()>>>> = Arc::default();
         let (tell_restart, restart) = unbounded();
-        let supervisor = process::Handle::start(process::Parts {
+        let supervisor = supervisor::Handle::start(supervisor::Parts {
             config: config.clone(),
             job_store: job_store.clone(),
             outlets: Outlets { logger: logger.inlet(), stats: stats.inlet() },
@@ -298,7 +296,7 @@ fn lock(config: &Config) -> Result<(File, Vec<String>)> {
     if let Some(fault) = data_dir_fault(data_dir) {
         bail!(fault);
     }
-    os::make_private_dir(data_dir).with_context(what)?;
+    platform::make_private_dir(data_dir).with_context(what)?;
     let mut refused: Vec<String> = trusted_paths::refused_entries(config).into_iter().collect();
     let tightened = if refused.is_empty() { trusted_paths::tighten(config) } else { Vec::new() };
     refused.extend(trusted_paths::refused(config));

@@ -4,7 +4,7 @@
 //! Owns the one logger of the process. What is worth a line is everybody's own business; nothing
 //! here knows of jobs' messages, which are [`crate::storage::message_log`]'s.
 
-use crate::os;
+use crate::platform;
 use jscommon::directives::Directives;
 use log::{LevelFilter, Log, Metadata, Record};
 use simplelog::{ConfigBuilder, WriteLogger};
@@ -93,7 +93,7 @@ impl LogFile {
         // Closed first: an open file keeps its name on Windows.
         self.file = None;
         let old = self.path.with_extension("log.old");
-        let Err(fault) = os::rename(&self.path, &old) else {
+        let Err(fault) = platform::rename(&self.path, &old) else {
             (self.size, self.full) = (0, LARGEST);
             return Ok(());
         };

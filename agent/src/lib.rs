@@ -4,11 +4,11 @@
 //! |---|---|---|
 //! | main | signals, the order of shutdown ([`daemon`]) | a signal, or `restart` |
 //! | poller, one a controller | the poll ([`uplink::poller`]) | detached: it may sit in a read |
-//! | supervisor | every job's state ([`process`]) | its handle is dropped: stop signal, `stop_timeout`, KILL |
+//! | supervisor | every job's state ([`supervisor`]) | its handle is dropped: stop signal, `stop_timeout`, KILL |
 //! | pipe readers, one a child (Windows: two) | bytes to messages ([`output`]) | the end of the pipes and (not on Windows) of the child; detached |
 //! | logger | SQLite ([`storage::message_log`]) | its inbox is closed and all is committed |
 //! | aggregator | series ([`stats`]) | its inbox is closed and the last flush is in the upload queue |
-//! | monitor | one sample of the process trees each interval ([`stats`]) | the daemon stops |
+//! | monitor | one sample of the process trees each interval ([`monitor`]) | the daemon stops |
 //! | paths | one look at what other accounts can change ([`trusted_paths`]) | it has looked; detached |
 //! | sender, one a controller | results, events, records, stats on their way ([`uplink::uploader`]) | told to stop, or its deadline |
 //!
@@ -18,15 +18,19 @@
 
 pub mod commands;
 pub mod config;
+pub mod container;
 pub mod daemon;
 pub mod diagnostics;
 pub mod enroll;
 pub mod flags;
-pub mod os;
+pub mod job;
+pub mod monitor;
 pub mod output;
-pub mod process;
+pub mod platform;
 pub mod script;
 pub mod stats;
+pub mod status;
 pub mod storage;
+pub mod supervisor;
 pub mod trusted_paths;
 pub mod uplink;

@@ -5,9 +5,9 @@
 
 use jsagent::config::{Config, Overrides};
 use jsagent::flags::{self, Task, Verb};
-use jsagent::os::{self, ServiceOrder};
+use jsagent::platform::{self, ServiceOrder};
 use jsagent::uplink::Credentials;
-use jsagent::{daemon, diagnostics, trusted_paths};
+use jsagent::{container, daemon, diagnostics, trusted_paths};
 use jscommon::directives::Directives;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -19,10 +19,10 @@ fn main() -> ExitCode {
     if let Some(status) = jsagent::script::run_if_asked() {
         return status;
     }
-    if let Some(status) = os::keep_pipes_if_asked() {
+    if let Some(status) = container::keep_pipes_if_asked() {
         return status;
     }
-    os::reset_inherited();
+    platform::reset_inherited();
     let task = match flags::parse(std::env::args_os().skip(1)) {
         Ok(task) => task,
         Err(reason) => return bad_usage(&[reason]),
@@ -50,7 +50,7 @@ fn main() -> ExitCode {
                 return print(&format!("{} is good{and}\n", name.display()));
             }
             diagnostics::start(log);
-            os::leave_start_dir();
+            platform::leave_start_dir();
             finish(daemon::run(read, &|| ()))
         }
         Task::Status { config, overrides } => {
@@ -60,7 +60,7 @@ fn main() -> ExitCode {
                 (None, Some(_)) => read_config(config.as_deref(), &overrides).map(|config| config.main.data_dir),
             };
             match data_dir {
-                Ok(data_dir) => match jsagent::process::status::status(&data_dir) {
+                Ok(data_dir) => match jsagent::status::status(&data_dir) {
                     Ok(text) => print(&text),
                     Err(error) => finish(Err(error)),
                 },
@@ -71,7 +71,7 @@ fn main() -> ExitCode {
             Ok(said) => print(&said),
             Err(error) => finish(Err(error)),
         },
-        Task::Service { verb, config } => service(verb, &config.unwrap_or_else(os::service_config)),
+        Task::Service { verb, config } => service(verb, &config.unwrap_or_else(platform::service_config)),
     }
 }
 
@@ -87,10 +87,10 @@ fn service(verb: Verb, path: &Path) -> ExitCode {
         },
         Verb::Run => {
             let path = path.to_owned();
-            return finish(os::run_service(move |ready| serve(&path, ready)));
+            return finish(platform::run_service(move |ready| serve(&path, ready)));
         }
     };
-    match os::service(order) {
+    match platform::service(order) {
         Ok(said) => print(&said),
         Err(error) => finish(Err(error)),
     }
@@ -104,7 +104,7 @@ fn serve(path: &Path, ready: &dyn Fn()) -> bool {
     }
     let ended = match read_own_config(Some(path), &Overrides::default()) {
         Ok(config) => {
-            os::leave_start_dir();
+            platform::leave_start_dir();
             daemon::run(config, ready)
         }
         Err(faults) => Err(anyhow::anyhow!(faults.join("; "))),

@@ -6,8 +6,9 @@
 //! `jscommon::ownership`; the configuration's `insecure_paths` switches all of it off but for the configuration's own file.
 
 use crate::config::{Config, Startup};
-use crate::os;
-use crate::process::spawn::{Places, execute};
+use crate::container::Places;
+use crate::container::spawn::execute;
+use crate::platform;
 use std::path::{Path, PathBuf};
 
 /// Entries of the data folder that the agent reads at its start. What lies in `scripts` is checked by its hash.
@@ -27,17 +28,17 @@ const ENTRIES: &[&str] = &[
 
 /// Returns why a configuration file is not taken.
 pub fn config_fault(file: &Path) -> Option<String> {
-    os::path_fault(file)
+    platform::path_fault(file)
 }
 
 /// Returns why the agent does not start with what lies in its data folder: another account may have changed it. To be
 /// asked before [`tighten`] closes that folder.
 pub fn refused_entries(config: &Config) -> Option<String> {
     let data_dir = &config.main.data_dir;
-    if config.main.insecure_paths || os::path_fault(data_dir).is_some() {
+    if config.main.insecure_paths || platform::path_fault(data_dir).is_some() {
         return None;
     }
-    entries(data_dir).find_map(|entry| os::entry_fault(&entry))
+    entries(data_dir).find_map(|entry| platform::entry_fault(&entry))
 }
 
 /// What the agent reads in its data folder.
@@ -52,13 +53,17 @@ pub fn refused(config: &Config) -> Vec<String> {
     if config.main.insecure_paths {
         return Vec::new();
     }
-    let mut faults: Vec<String> = os::path_fault(&config.main.data_dir).into_iter().collect();
+    let mut faults: Vec<String> = platform::path_fault(&config.main.data_dir).into_iter().collect();
     for controller in config.controllers.values() {
         faults.extend(
-            [&controller.token_file, &controller.client_key].into_iter().flatten().filter_map(|f| os::secret_fault(f)),
+            [&controller.token_file, &controller.client_key]
+                .into_iter()
+                .flatten()
+                .filter_map(|f| platform::secret_fault(f)),
         );
-        faults
-            .extend([&controller.ca, &controller.client_cert].into_iter().flatten().filter_map(|f| os::path_fault(f)));
+        faults.extend(
+            [&controller.ca, &controller.client_cert].into_iter().flatten().filter_map(|f| platform::path_fault(f)),
+        );
     }
     faults
 }
@@ -68,11 +73,11 @@ pub fn refused(config: &Config) -> Vec<String> {
 pub fn tighten(config: &Config) -> Vec<String> {
     let data_dir = [config.main.data_dir.as_path()];
     let secrets = config.controllers.values().flat_map(|controller| [&controller.token_file, &controller.client_key]);
-    let open = secrets.flatten().map(|path| path.as_path()).filter(|path| os::secret_fault(path).is_some());
-    let own = data_dir.into_iter().chain(open).filter(|path| os::path_fault(path).is_none());
+    let open = secrets.flatten().map(|path| path.as_path()).filter(|path| platform::secret_fault(path).is_some());
+    let own = data_dir.into_iter().chain(open).filter(|path| platform::path_fault(path).is_none());
     // Nobody could reach these; now nobody could where the folder is opened again.
-    entries(&config.main.data_dir).for_each(|entry| drop(os::make_private(&entry)));
-    own.filter(|path| os::make_private(path).unwrap_or(false))
+    entries(&config.main.data_dir).for_each(|entry| drop(platform::make_private(&entry)));
+    own.filter(|path| platform::make_private(path).unwrap_or(false))
         .map(|path| format!("{} could be read by other accounts of this machine, and cannot any more", path.display()))
         .collect()
 }
@@ -83,14 +88,14 @@ pub fn warned(config: &Config) -> Vec<String> {
     if config.main.insecure_paths {
         return faults;
     }
-    faults.extend(os::root_fault());
-    faults.extend(os::path_fault(&config.script_path()).map(|fault| format!("scripts.path: {fault}")));
+    faults.extend(platform::root_fault());
+    faults.extend(platform::path_fault(&config.script_path()).map(|fault| format!("scripts.path: {fault}")));
     for (key, program) in [("python", &config.scripts.python), ("lua", &config.scripts.lua)] {
-        faults.extend(os::program_fault(program, None, None).map(|fault| format!("scripts.{key}: {fault}")));
+        faults.extend(platform::program_fault(program, None, None).map(|fault| format!("scripts.{key}: {fault}")));
     }
     let places = Places::new(&config.main.data_dir);
     for (name, extension) in &config.extensions {
-        let fault = os::program_fault(&places.fill(&extension.binary), extension.cwd.as_deref(), None);
+        let fault = platform::program_fault(&places.fill(&extension.binary), extension.cwd.as_deref(), None);
         faults.extend(fault.map(|fault| format!("extensions.{name}.binary: {fault}")));
     }
     for (name, startup) in &config.startup {
@@ -101,7 +106,7 @@ pub fn warned(config: &Config) -> Vec<String> {
 
 /// The fault of the program of a startup job; of one that is an extension it stands there.
 fn program(startup: &Startup, places: &Places) -> Option<String> {
-    let user = startup.args.get("user").and_then(|user| os::Identity::find(user.as_str()?).ok());
+    let user = startup.args.get("user").and_then(|user| platform::Identity::find(user.as_str()?).ok());
     let spec = execute(&startup.args, "", places).ok().filter(|_| startup.cmd == "execute")?;
-    os::program_fault(&spec.program, spec.cwd.as_deref(), user.as_ref())
+    platform::program_fault(&spec.program, spec.cwd.as_deref(), user.as_ref())
 }

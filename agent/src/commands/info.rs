@@ -7,7 +7,7 @@
 
 use super::{Answer, Context};
 use crate::config::Config;
-use crate::os;
+use crate::platform;
 use crossbeam_channel::never;
 use jscommon::Command;
 use serde_json::{Value, json};
@@ -19,7 +19,7 @@ use sysinfo::{CpuRefreshKind, MINIMUM_CPU_UPDATE_INTERVAL, Networks, RefreshKind
 pub(super) fn cpu(_: &Context, _: &Command) -> Answer {
     let what = CpuRefreshKind::nothing().with_frequency();
     let system = System::new_with_specifics(RefreshKind::nothing().with_cpu(what)).map_err(unknown)?;
-    let mut processors = os::Processors::new().ok_or("the system does not tell how busy it is")?;
+    let mut processors = platform::Processors::new().ok_or("the system does not tell how busy it is")?;
     // Usage is what changed between two looks.
     thread::sleep(MINIMUM_CPU_UPDATE_INTERVAL);
     let usage = processors.usages(system.cpus().len());
@@ -54,12 +54,12 @@ pub(super) fn memory(_: &Context, _: &Command) -> Answer {
 /// what is left for ordinary users, as `df` counts it. The three sizes of a file system that does not
 /// answer are null.
 pub(super) fn disks(_: &Context, _: &Command) -> Answer {
-    let mut disks = os::disks(&never());
+    let mut disks = platform::disks(&never());
     disks.sort_by(|a, b| a.mount.cmp(&b.mount));
     Ok(disks.iter().map(disk_entry).collect())
 }
 
-fn disk_entry(disk: &os::Disk) -> Value {
+fn disk_entry(disk: &platform::Disk) -> Value {
     json!({
         "device": disk.device,
         "mount": disk.mount,
@@ -76,7 +76,7 @@ fn disk_entry(disk: &os::Disk) -> Value {
 /// written `ip/prefix`, the counters count from the start of the system.
 pub(super) fn nics(_: &Context, _: &Command) -> Answer {
     let networks = Networks::new_with_refreshed_list().map_err(unknown)?;
-    let known = networks.iter().map(|(name, nic)| os::Interface {
+    let known = networks.iter().map(|(name, nic)| platform::Interface {
         name: name.to_string_lossy().into_owned(),
         mac: nic.mac_address().to_string(),
         mtu: nic.mtu(),
@@ -88,8 +88,8 @@ pub(super) fn nics(_: &Context, _: &Command) -> Answer {
             nic.total_errors_on_transmitted(),
         ],
     });
-    let mut nics: Vec<os::Interface> = known.collect();
-    for more in os::interfaces() {
+    let mut nics: Vec<platform::Interface> = known.collect();
+    for more in platform::interfaces() {
         if nics.iter().all(|nic| nic.name != more.name) {
             nics.push(more);
         }
@@ -98,7 +98,7 @@ pub(super) fn nics(_: &Context, _: &Command) -> Answer {
     Ok(nics.into_iter().map(nic_entry).collect())
 }
 
-fn nic_entry(mut nic: os::Interface) -> Value {
+fn nic_entry(mut nic: platform::Interface) -> Value {
     nic.addrs.sort();
     let [rx_bytes, tx_bytes, rx_errors, tx_errors] = nic.counters;
     json!({

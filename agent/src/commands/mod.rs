@@ -5,7 +5,6 @@
 //! a command's name means and runs it where its [`Kind`] says.
 
 pub mod info;
-pub mod jobs;
 pub mod messages;
 mod put;
 
@@ -110,6 +109,11 @@ const TABLE: &[(&str, Kind)] = &[
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn table_has_the_names_of_the_built_in_commands() {
+        assert!(TABLE.iter().map(|(name, _)| *name).eq(crate::job::command_names::BUILTIN));
+    }
 
     #[test]
     fn names_are_known_or_not() {

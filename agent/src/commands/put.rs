@@ -4,8 +4,8 @@
 //! which checks them against the hash; how a file is replaced is the operating system's file.
 
 use super::{Answer, Context};
-use crate::os::{self, Owner};
-use crate::process::spawn::Places;
+use crate::container::Places;
+use crate::platform::{self, Owner};
 use jscommon::Command;
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
@@ -59,9 +59,9 @@ pub(super) fn put(context: &Context, command: &Command) -> Answer {
     let owner = order.owner.as_deref().map(Owner::find).transpose()?;
     let path = &order.path;
     // Looked at before the bytes travel: a fault here needs no bandwidth to be found.
-    os::check_place(path, owner.as_ref(), order.mkdir)?;
+    platform::check_place(path, owner.as_ref(), order.mkdir)?;
     let bytes = context.scripts.content(&order.hash)?;
-    let changed = os::replace(path, &bytes, order.mode, owner.as_ref(), order.mkdir)
+    let changed = platform::replace(path, &bytes, order.mode, owner.as_ref(), order.mkdir)
         .map_err(|fault| format!("cannot write {}: {fault}", path.display()))?;
     Ok(json!({"path": path.to_string_lossy(), "size": bytes.len(), "changed": changed}))
 }

@@ -5,8 +5,7 @@
 
 use super::read::{Fault, Reader, Section, Spot};
 use super::{Config, Controller, Extension, Startup};
-use crate::commands;
-use crate::process::args::{ExecuteArgs, RunArgs};
+use crate::job::{ExecuteArgs, RunArgs, command_names};
 use jscommon::LevelSet;
 use jscommon::command::is_job_id;
 use jscommon::node::{MAX_ROLE, is_role};
@@ -333,7 +332,7 @@ fn startup(r: &mut Reader, name: &str, mut section: Section, extensions: &BTreeM
 
 /// Whether a process can be started with these arguments; of a built-in command it is not asked.
 fn process_args(cmd: &str, args: &Map<String, Value>) -> Result<(), String> {
-    if cmd.is_empty() || commands::lookup(cmd).is_some() {
+    if cmd.is_empty() || command_names::is_builtin(cmd) {
         return Ok(());
     }
     if cmd == "execute" {
@@ -344,7 +343,7 @@ fn process_args(cmd: &str, args: &Map<String, Value>) -> Result<(), String> {
 
 /// Whether the agent knows this command without any configuration.
 fn is_builtin(name: &str) -> bool {
-    matches!(name, "execute" | "execute_js_py" | "execute_js_lua") || commands::lookup(name).is_some()
+    matches!(name, "execute" | "execute_js_py" | "execute_js_lua") || command_names::is_builtin(name)
 }
 
 #[cfg(test)]

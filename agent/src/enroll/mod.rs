@@ -8,7 +8,7 @@ mod pin;
 
 use crate::config::{Config, Overrides};
 use crate::flags::Enroll;
-use crate::os;
+use crate::platform;
 use crate::uplink::{self, Enrolled, Failure, credential_set};
 use anyhow::{Context, Result, bail};
 use std::fs;
@@ -46,7 +46,7 @@ pub fn run(what: &Enroll) -> Result<String> {
     let out = std::path::absolute(&what.out).context("--out is no path")?;
     // A token is spent by asking, so there must be a place for what it buys.
     let is_new = !out.exists();
-    if let Some(fault) = os::path_fault(&out).filter(|_| !what.insecure_paths) {
+    if let Some(fault) = platform::path_fault(&out).filter(|_| !what.insecure_paths) {
         bail!("{fault}; the token was not used");
     }
     prepare(&out).with_context(|| format!("cannot write into {}; the token was not used", out.display()))?;
@@ -70,15 +70,15 @@ pub fn run(what: &Enroll) -> Result<String> {
     }
     let config = write(&out, url, what, &issued).with_context(|| format!("cannot fill {}", out.display()))?;
     let _ = fs::remove_file(out.join(USE));
-    let config = os::shell_word(&config);
+    let config = platform::shell_word(&config);
     Ok(format!("node {}:{} is enrolled; start it with: jsagent -c {config}\n", what.gid, what.nid))
 }
 
 /// Makes the folder and tries whether files can be written there.
 fn prepare(out: &Path) -> Result<()> {
-    os::make_private_dir(out)?;
+    platform::make_private_dir(out)?;
     let probe = out.join(format!(".enroll-{}", std::process::id()));
-    os::write_private(&probe, b"?")?;
+    platform::write_private(&probe, b"?")?;
     fs::remove_file(&probe)?;
     Ok(())
 }
@@ -90,7 +90,7 @@ fn use_name(out: &Path) -> Result<String> {
         return Ok(name);
     }
     let name = format!("{:016x}{:016x}", fastrand::u64(..), fastrand::u64(..));
-    os::write_private(&file, name.as_bytes())?;
+    platform::write_private(&file, name.as_bytes())?;
     Ok(name)
 }
 

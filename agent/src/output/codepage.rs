@@ -3,7 +3,7 @@
 //! A line that is UTF-8 stays as it is; any other is taken to be of the code page as a whole. So
 //! programs of both kinds may write to one pipe. Where a system has no code pages nothing comes here.
 
-use crate::os::Decode;
+use crate::platform::Decode;
 use std::borrow::Cow;
 
 /// Most bytes of an unfinished line that are held back until it is known what they are.

@@ -4,10 +4,10 @@
 //! Stores nothing itself: messages go to the logger, statsd lines to the aggregator. The supervisor
 //! attaches it to every child and writes the agent's own records through it.
 
+use crate::job::Source;
 use crate::stats;
 use crate::storage::message_log;
 use crate::storage::message_log::batch::Batch;
-use jscommon::LevelSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,30 +21,6 @@ mod reader;
 use capture::CaptureBuffer;
 pub use capture::Captured;
 pub use reader::{Feed, Readers};
-
-/// Whose messages they are, and which of them go where.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Source {
-    /// The job's id.
-    pub jobid: String,
-    /// Its `domain` argument.
-    pub domain: String,
-    /// Its `name` argument.
-    pub name: String,
-    /// The levels that are stored.
-    pub db: LevelSet,
-    /// The levels that are forwarded to the controllers.
-    pub ac: LevelSet,
-    /// Time between two samples of its process tree, where it is not the configuration's.
-    pub stats_interval: Option<Duration>,
-}
-
-impl Source {
-    /// Whether messages of this level are kept or forwarded at all.
-    pub fn wants(&self, level: u8) -> bool {
-        self.db.contains(level) || self.ac.contains(level)
-    }
-}
 
 /// Where messages go.
 #[derive(Clone)]
@@ -143,6 +119,7 @@ impl Capture {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use jscommon::LevelSet;
 
     /// A job whose every level is stored and none forwarded.
     pub(crate) fn source() -> Arc<Source> {

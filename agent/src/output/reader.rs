@@ -11,9 +11,10 @@
 use super::codepage::CodePage;
 use super::encoding::{Decoded, Encoding};
 use super::marker::{Message, Parser};
-use super::{Capture, Outlets, Source};
-use crate::os;
+use super::{Capture, Outlets};
+use crate::job::Source;
 use crate::storage::message_log::batch::{Batch, now};
+use crate::{container, platform};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use jscommon::{death, level};
 use std::io;
@@ -60,9 +61,9 @@ pub trait Feed: Send + 'static {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<(usize, usize)>>;
 }
 
-impl Feed for os::Pipes {
+impl Feed for container::Pipes {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<(usize, usize)>> {
-        os::Pipes::read(self, buffer)
+        container::Pipes::read(self, buffer)
     }
 }
 
@@ -101,7 +102,7 @@ impl Readers {
             let reader = Reader {
                 parsers: [Parser::new(level::STDOUT), Parser::new(level::STDERR)],
                 encodings: Default::default(),
-                pages: [os::DECODE.map(CodePage::new), os::DECODE.map(CodePage::new)],
+                pages: [platform::DECODE.map(CodePage::new), platform::DECODE.map(CodePage::new)],
                 source: Arc::clone(source),
                 outlets: outlets.clone(),
                 capture: Arc::clone(&capture),

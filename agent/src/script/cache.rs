@@ -3,7 +3,7 @@
 //! Bounded: when a new one is kept, those go that were not used for the longest time. A file whose
 //! content is not what its name says is none: it is fetched again.
 
-use crate::os;
+use crate::platform;
 use jscommon::token::sha256_hex;
 use std::fs::{self, File};
 use std::io;
@@ -51,7 +51,7 @@ impl Cache {
         let path = self.path(hash, ending);
         let new = self.dir.join(format!("{hash}.new"));
         fs::write(&new, source)?;
-        os::rename(&new, &path)?;
+        platform::rename(&new, &path)?;
         self.shrink(&path)
     }
 

@@ -3,8 +3,8 @@
 //! Whatever a command names, nothing outside of the folder of scripts is opened.
 
 use super::{Language, MAX_SOURCE, Script};
-use crate::os;
-use crate::process::NotStarted;
+use crate::container::NotStarted;
+use crate::platform;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
 use std::path::{Component, Path, PathBuf};
@@ -50,9 +50,9 @@ pub(super) fn find(root: &Path, domain: &str, name: &str, language: Language) ->
 
 /// Returns how other accounts could change a script of the node, or a module beside it.
 pub(super) fn fault(script: &Script) -> Option<String> {
-    os::path_fault(script.path.as_ref()).or_else(|| {
+    platform::path_fault(script.path.as_ref()).or_else(|| {
         let beside = fs::read_dir(&script.folder).ok()?.flatten().take(MAX_BESIDE);
-        beside.map(|entry| entry.path()).find_map(|path| os::path_fault(&path))
+        beside.map(|entry| entry.path()).find_map(|path| platform::path_fault(&path))
     })
 }
 

@@ -4,8 +4,8 @@
 //! with [`FLAG`], is then nothing but an interpreter.
 
 use super::Script;
-use crate::os;
-use crate::process::spawn::Spec;
+use crate::container::Spec;
+use crate::platform;
 use mlua::{Lua, LuaOptions, StdLib};
 use std::fs::File;
 use std::io::{self, Read};
@@ -90,7 +90,7 @@ pub fn run_if_asked() -> Option<ExitCode> {
         return None;
     }
     let args: Vec<String> = args.map(|arg| arg.to_string_lossy().into_owned()).collect();
-    os::default_sigpipe();
+    platform::default_sigpipe();
     Some(match run(args) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,

@@ -17,10 +17,9 @@ mod store;
 pub use lua::run_if_asked;
 pub use store::{FetchError, ScriptSource, Store};
 
-use crate::commands::Context;
-use crate::process::NotStarted;
-use crate::process::args;
-use crate::process::spawn::{Places, Spec};
+use crate::config::Config;
+use crate::container::{NotStarted, Places, Spec};
+use crate::job::args;
 use jscommon::Command;
 use serde_json::{Map, Value};
 
@@ -74,22 +73,22 @@ pub fn is_script(name: &str) -> bool {
 ///
 /// It reads files and may ask the controllers, for some seconds: not for the supervisor's own thread.
 /// Asked again before each run it finds a script that was changed meanwhile.
-pub fn prepare(context: &Context, command: &Command) -> Result<Spec, NotStarted> {
+pub fn prepare(store: &Store, config: &Config, command: &Command) -> Result<Spec, NotStarted> {
     let language = Language::of(&command.cmd).ok_or_else(|| format!("{} runs no script", command.cmd))?;
     let (words, env) = (words(&command.args)?, args::environment(&command.args)?);
     let wanted = wanted(&command.args)?;
-    let mut script = context.scripts.find(&wanted, language)?;
+    let mut script = store.find(&wanted, language)?;
     if language == Language::Lua {
         // Lua's own reader of files skips it, its `load` does not. Python does so by itself.
         script.source = jscommon::text::without_bom(&script.source).to_vec();
     }
-    let scripts = &context.config.scripts;
+    let scripts = &config.scripts;
     let spec = match language {
         Language::Python => python::spec(&scripts.python, script, &words, &command.data),
         Language::Lua if scripts.lua.is_empty() => lua::spec(script, &words, &command.data)?,
         Language::Lua => lua::spec_of(&scripts.lua, script, &words, &command.data),
     };
-    let places = Places::new(&context.config.main.data_dir).of_job(&command.args);
+    let places = Places::new(&config.main.data_dir).of_job(&command.args);
     let cwd = text(&command.args, "workingdir")?;
     let cwd = (!cwd.is_empty()).then(|| places.fill(cwd).into());
     Ok(Spec { env, cwd, ..spec })

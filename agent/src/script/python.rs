@@ -1,7 +1,7 @@
 //! What to start for a Python script: the configured interpreter with the runner.
 
 use super::Script;
-use crate::process::spawn::Spec;
+use crate::container::Spec;
 
 /// What makes the interface of scripts in Python; handed over on stdin, before the source.
 pub(super) const RUNNER: &str = include_str!("runner.py");

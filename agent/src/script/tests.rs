@@ -38,10 +38,10 @@ fn config(dir: &std::path::Path) -> Config {
     config
 }
 
-fn context(config: Config, origins: Vec<Arc<dyn ScriptSource>>) -> Context {
+fn context(config: Config, origins: Vec<Arc<dyn ScriptSource>>) -> (Store, Config) {
     let mut store = Store::new(&config, origins);
     store.patience = Duration::ZERO;
-    Context { scripts: Arc::new(store), ..Context::new(Arc::new(config)) }
+    (store, config)
 }
 
 fn command(cmd: &str, args: Value) -> Command {
@@ -50,8 +50,8 @@ fn command(cmd: &str, args: Value) -> Command {
 }
 
 #[track_caller]
-fn refused(context: &Context, args: Value, reason: &str) {
-    let fault = prepare(context, &command("execute_js_py", args)).unwrap_err().why;
+fn refused((store, config): &(Store, Config), args: Value, reason: &str) {
+    let fault = prepare(store, config, &command("execute_js_py", args)).unwrap_err().why;
     assert!(fault.contains(reason), "{fault} does not say {reason}");
 }
 
@@ -80,7 +80,7 @@ fn python_gets_runner_source_and_data() {
     fs::write(dir.path().join("jumpscripts/ops/disk.py"), "SOURCE").unwrap();
     let context = context(config(dir.path()), Vec::new());
     let args = json!({"domain": "ops", "name": "disk", "args": ["x", 1]});
-    let spec = prepare(&context, &command("execute_js_py", args)).unwrap();
+    let spec = prepare(&context.0, &context.1, &command("execute_js_py", args)).unwrap();
     assert_eq!(spec.program, "python3");
     assert_eq!(spec.stdin, [python::RUNNER.as_bytes(), b"SOURCEDATA"].concat());
     let folder = dir.path().join("jumpscripts/ops");
@@ -96,14 +96,15 @@ fn lua_runs_in_the_agent_or_in_what_is_configured() {
     let (shelf, hash) = Shelf::with(b"SOURCE");
     let shelf: Arc<dyn ScriptSource> = Arc::new(shelf);
     let built_in = context(config(dir.path()), vec![Arc::clone(&shelf)]);
-    let spec = prepare(&built_in, &command("execute_js_lua", json!({"hash": hash, "name": "disk"}))).unwrap();
+    let spec =
+        prepare(&built_in.0, &built_in.1, &command("execute_js_lua", json!({"hash": hash, "name": "disk"}))).unwrap();
     assert_eq!(spec.program, std::env::current_exe().unwrap().to_str().unwrap());
     assert_eq!(spec.args[..3], ["--run-lua", "6", "=disk.lua"]);
     assert_eq!(spec.stdin, b"SOURCEDATA");
     let mut config = config(dir.path());
     config.scripts.lua = "lua5.4".into();
     let own = context(config, vec![shelf]);
-    let spec = prepare(&own, &command("execute_js_lua", json!({"hash": hash}))).unwrap();
+    let spec = prepare(&own.0, &own.1, &command("execute_js_lua", json!({"hash": hash}))).unwrap();
     assert_eq!((spec.program.as_str(), spec.args[0].as_str()), ("lua5.4", "-e"));
     assert!(spec.stdin.ends_with(b"SOURCEDATA"));
 }
@@ -117,7 +118,7 @@ fn byte_order_mark_of_a_lua_source_is_skipped() {
         let mut config = config(dir.path());
         config.scripts.lua = interpreter.into();
         let context = context(config, vec![Arc::clone(&shelf)]);
-        let spec = prepare(&context, &command("execute_js_lua", json!({"hash": hash}))).unwrap();
+        let spec = prepare(&context.0, &context.1, &command("execute_js_lua", json!({"hash": hash}))).unwrap();
         assert!(spec.stdin.ends_with(b"SOURCEDATA") && !spec.stdin.contains(&0xef), "{interpreter}");
         assert!(spec.args.iter().any(|arg| arg == "6" || arg.contains("io.read(6)")), "{:?}", spec.args);
     }
@@ -134,7 +135,7 @@ fn a_script_is_fetched_once() {
             // A hash may be given in either case.
             let args = json!({"hash": hash.to_ascii_uppercase()});
             let context = &context;
-            scope.spawn(move || prepare(context, &command("execute_js_py", args)).unwrap());
+            scope.spawn(move || prepare(&context.0, &context.1, &command("execute_js_py", args)).unwrap());
         }
     });
     assert_eq!((empty.asked.load(Ordering::SeqCst), shelf.asked.load(Ordering::SeqCst)), (1, 1));
@@ -142,7 +143,7 @@ fn a_script_is_fetched_once() {
     assert_eq!(fs::read(&kept).unwrap(), b"pass");
     // What was kept serves although it was tampered with only by being fetched again.
     fs::write(&kept, "raise SystemExit").unwrap();
-    prepare(&context, &command("execute_js_py", json!({"hash": hash}))).unwrap();
+    prepare(&context.0, &context.1, &command("execute_js_py", json!({"hash": hash}))).unwrap();
     assert_eq!(shelf.asked.load(Ordering::SeqCst), 2);
     assert_eq!(fs::read(&kept).unwrap(), b"pass");
 }

@@ -1,7 +1,7 @@
 //! Figures: what jobs and the node report, gathered for an interval and sent in one batch.
 //!
 //! **Owns** the series of the interval that runs and the flush, aligned to the clock. Lines come from
-//! the pipe readers (level 10 messages) and from UDP ([`udp`]), figures from the [`monitor`]. Whoever
+//! the pipe readers (level 10 messages) and from UDP ([`udp`]), figures from the [`crate::monitor`]. Whoever
 //! brings lines parses them itself, under one lock: nothing is copied and nothing queues up, and a
 //! flood slows its own source. Series are named `gid.nid.domain.name.key`; the node's own
 //! `gid.nid.node.key`.
@@ -9,7 +9,7 @@
 //! **Does not** send: batches go into the outbox.
 
 use crate::config::Config;
-use crate::output::Source;
+use crate::job::Source;
 use crate::storage::upload_queue::{Kind, UploadQueue};
 use anyhow::{Context, Result};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
@@ -20,7 +20,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 mod aggregate;
-pub mod monitor;
 mod pace;
 mod statsd;
 mod udp;
@@ -122,7 +121,7 @@ impl Inlet {
     }
 
     /// Has `wake` told when a job begins that is to be sampled at its own pace.
-    fn wake_monitor(&self, wake: Sender<()>) {
+    pub(crate) fn wake_monitor(&self, wake: Sender<()>) {
         lock(&self.shared.jobs).monitor = Some(wake);
     }
 

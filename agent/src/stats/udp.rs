@@ -1,7 +1,7 @@
 //! statsd over UDP: datagrams in, many at one time where the system can.
 
 use super::Inlet;
-use crate::os::Datagrams;
+use crate::platform::Datagrams;
 use anyhow::{Context, Result};
 use jscommon::worker::Worker;
 use std::io::ErrorKind;
@@ -29,7 +29,7 @@ impl Handle {
         let socket = UdpSocket::bind(address)
             .with_context(|| format!("stats.listen: {address} cannot be listened at (is it in use?)"))?;
         socket.set_read_timeout(Some(PATIENCE))?;
-        crate::os::grow_receive_buffer(&socket, BUFFER);
+        crate::platform::grow_receive_buffer(&socket, BUFFER);
         let address = socket.local_addr()?;
         let stopping = Arc::new(AtomicBool::new(false));
         let stop = Arc::clone(&stopping);

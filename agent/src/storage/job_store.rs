@@ -6,7 +6,7 @@
 //!
 //! **Owns** the file, its form, its size, and what happens when it is damaged.
 //!
-//! **Does not** decide anything about a job: that is `process::policy`. The supervisor writes, the
+//! **Does not** decide anything about a job: that is `supervisor::scheduler`. The supervisor writes, the
 //! senders read results and mark them as sent, `jsagent status` reads.
 //!
 //! Invariants: a commit that the supervisor waited for survives power loss (but for a result that
@@ -20,6 +20,7 @@ mod table;
 mod tests;
 
 use super::sqlite::{Fault, fault_of, is_damage};
+use crate::job::JobState;
 use anyhow::{Context, Result, bail};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use std::collections::HashSet;
@@ -31,43 +32,6 @@ use std::time::Duration;
 
 /// The file below `data_dir`.
 pub const FILE: &str = "state.db";
-
-/// Where a job stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum JobState {
-    /// Stored, and not started yet.
-    Accepted = 0,
-    /// A run is under way.
-    Started = 1,
-    /// Over; its result waits for the controller.
-    Done = 2,
-    /// Over, and the controller has the result (or nobody wants it).
-    Sent = 3,
-    /// A remembered job whose restarts are used up: it starts again with the agent.
-    Failed = 4,
-    /// A recurring job between two runs.
-    Scheduled = 5,
-    /// A run under way was killed: nothing follows it.
-    Killing = 6,
-    /// A run under way is the last.
-    FinalRun = 7,
-}
-
-impl JobState {
-    fn from_number(number: i64) -> JobState {
-        match number {
-            0 => JobState::Accepted,
-            1 => JobState::Started,
-            2 => JobState::Done,
-            4 => JobState::Failed,
-            5 => JobState::Scheduled,
-            6 => JobState::Killing,
-            7 => JobState::FinalRun,
-            _ => JobState::Sent,
-        }
-    }
-}
 
 /// One change of the table. Several go into one commit.
 #[derive(Clone, Debug, PartialEq)]

@@ -18,7 +18,7 @@
 
 use super::sqlite::{Fault, fault_of};
 use crate::config::Config;
-use crate::os;
+use crate::platform;
 use anyhow::{Result, bail};
 use crossbeam_channel::Sender;
 use rusqlite::Connection;
@@ -343,7 +343,7 @@ impl UploadQueue {
     /// is not in use: for when a burst of work is over.
     pub fn rest(&self) {
         let _ = self.lock().db.execute_batch("PRAGMA shrink_memory");
-        os::evict_text_pages();
+        platform::evict_text_pages();
     }
 
     /// Where the ids of records stood when it was last written down.

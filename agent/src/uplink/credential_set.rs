@@ -5,7 +5,7 @@
 //! there, at once or by a later start. A journal is void when one of its files is neither as it was nor as
 //! it is to be, for then somebody has written it since.
 
-use crate::os;
+use crate::platform;
 use anyhow::{Context, Result};
 use jscommon::token::sha256_hex;
 use jscommon::{death, file};
@@ -58,9 +58,9 @@ pub(crate) fn replace(first: &Path, files: &[(&Path, String)]) -> Result<bool> {
     let decided = Decided(entries);
     let new = journal.with_added_extension("new");
     let written = serde_json::to_vec(&decided.0).with_context(cannot)?;
-    os::write_private(&new, &written).with_context(cannot)?;
+    platform::write_private(&new, &written).with_context(cannot)?;
     death::point("agent.credentials.written");
-    os::rename(&new, &journal).with_context(cannot)?;
+    platform::rename(&new, &journal).with_context(cannot)?;
     sync_folders([journal.as_path()]);
     death::point("agent.credentials.decided");
     Ok(decided.put(&journal))
@@ -107,7 +107,7 @@ impl Decided {
     }
 
     fn read(journal: &Path) -> Result<Decided> {
-        if let Some(fault) = os::entry_fault(journal) {
+        if let Some(fault) = platform::entry_fault(journal) {
             anyhow::bail!(fault);
         }
         let entries: Vec<Entry> = serde_json::from_slice(&file::read(journal)?).context("it is damaged")?;
@@ -133,7 +133,7 @@ impl Decided {
 
     /// Puts the files in place and removes the journal; `false` when one could not be.
     fn put(&self, journal: &Path) -> bool {
-        self.put_by(journal, os::rename)
+        self.put_by(journal, platform::rename)
     }
 
     fn put_by(&self, journal: &Path, rename: impl Fn(&Path, &Path) -> io::Result<()>) -> bool {
@@ -144,7 +144,7 @@ impl Decided {
                 continue;
             }
             let new = path.with_added_extension("new");
-            if let Err(error) = os::write_private(&new, entry.text.as_bytes()).and_then(|()| rename(&new, path)) {
+            if let Err(error) = platform::write_private(&new, entry.text.as_bytes()).and_then(|()| rename(&new, path)) {
                 log::warn!("cannot write {} yet, its new text is in {}: {error}", path.display(), journal.display());
                 let _ = fs::remove_file(&new);
                 done = false;
@@ -165,7 +165,7 @@ fn sync_folders<'a>(paths: impl IntoIterator<Item = &'a Path>) {
     let mut folders: Vec<&Path> = paths.into_iter().filter_map(Path::parent).collect();
     folders.dedup();
     for folder in folders {
-        if let Err(error) = os::sync_dir(folder) {
+        if let Err(error) = platform::sync_dir(folder) {
             log::warn!("cannot bring {} to the disk: {error}", folder.display());
         }
     }

@@ -4,7 +4,7 @@
 
 use super::credential_set::{self, Decided};
 use super::trust;
-use crate::{config, os};
+use crate::{config, platform};
 use anyhow::{Context, bail};
 use jscommon::token::NODE_TOKEN_FORM;
 use jscommon::{NodeId, file, text, token};
@@ -112,7 +112,7 @@ impl Credentials {
         if let Some(cert) = config.client_cert.as_deref().filter(|_| self.is_beside) {
             let left = cert.with_added_extension("new");
             log::warn!("{} does not fit its key, and {} does: it is used", cert.display(), left.display());
-            let _ = os::rename(&left, cert);
+            let _ = platform::rename(&left, cert);
         }
     }
 

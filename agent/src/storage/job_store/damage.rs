@@ -1,7 +1,7 @@
 //! A damaged file: known as such, set aside, and what can be read of it carried over.
 
 use super::now_ms;
-use crate::os;
+use crate::platform;
 use crate::storage::sqlite;
 use anyhow::{Context, Result};
 use rusqlite::{Connection, OpenFlags};
@@ -16,7 +16,7 @@ pub(super) struct Aside {
 /// Sets a damaged file aside, which nobody may have open.
 pub(super) fn set_aside(path: &Path, fault: &rusqlite::Error) -> Result<Aside> {
     let aside = free_name(path);
-    sqlite::rename(path, &aside, os::rename).with_context(|| {
+    sqlite::rename(path, &aside, platform::rename).with_context(|| {
         format!("{} is damaged ({fault}) and cannot be set aside as {}", path.display(), aside.display())
     })?;
     Ok(Aside { path: aside, fault: fault.to_string() })

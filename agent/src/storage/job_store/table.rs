@@ -1,6 +1,7 @@
 //! The table itself: its form, and each change as SQL.
 
-use super::{JobState, JobUpdate, Row};
+use super::{JobUpdate, Row};
+use crate::job::JobState;
 use crate::storage::sqlite;
 use anyhow::Result;
 use rusqlite::types::ValueRef;

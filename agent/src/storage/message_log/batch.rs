@@ -1,6 +1,6 @@
 //! Messages on their way to the logger: one text for all of them, and an index. Pure, but for the clock.
 
-use crate::output::Source;
+use crate::job::Source;
 use jscommon::LevelSet;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -14,7 +14,7 @@
 
 use super::upload_queue::UploadQueue;
 use crate::config::Config;
-use crate::output::Source;
+use crate::job::Source;
 use anyhow::{Context, Result};
 use jscommon::LevelSet;
 use jscommon::worker::Worker;

@@ -3,7 +3,7 @@
 use super::batch::{Batch, now};
 use super::inbox::{Budget, Message};
 use super::store::{Progress, Store, Trouble};
-use crate::output::Source;
+use crate::job::Source;
 use crate::storage::sqlite::Fault;
 use crate::storage::upload_queue::{Dropped, Kind, UploadQueue};
 use crossbeam_channel::{Receiver, RecvTimeoutError};

@@ -4,7 +4,7 @@
 //! and when a controller is woken, is the [`super::UploadQueue`]'s.
 
 use super::{Batch, Dropped, IdCheckpoint, Kind, MAX_BATCH_BYTES, now};
-use crate::os;
+use crate::platform;
 use crate::storage::sqlite::{self, Fault, fault_of};
 use anyhow::{Context, Result};
 use crossbeam_channel::Sender;
@@ -453,7 +453,7 @@ impl Inner {
 fn set_aside(path: &Path, why: &anyhow::Error) -> Result<()> {
     let aside = path.with_extension("db.damaged");
     sqlite::ENDINGS.iter().for_each(|ending| drop(std::fs::remove_file(sqlite::beside(&aside, ending))));
-    sqlite::rename(path, &aside, os::rename)
+    sqlite::rename(path, &aside, platform::rename)
         .with_context(|| format!("{} is damaged ({why:#}) and cannot be set aside", path.display()))?;
     log::error!(
         "{} is damaged ({why:#}); it is set aside as {}, and a new one begins",

@@ -1,0 +1,134 @@
+//! The processes of one run: starts them, finds them again, signals and reaps them.
+//!
+//! One interface, and the folder of this system behind it: [`Children`] starts and waits, [`processes`] lists,
+//! [`signal_process`] signals. Nothing here decides anything, and nobody else starts a process.
+
+use crate::platform::{Identity, Limit, UMASK};
+use std::io;
+use std::process::{ChildStderr, ChildStdin, ChildStdout};
+
+mod extension;
+pub(crate) mod leftovers;
+mod not_started;
+pub mod spawn;
+pub mod tree;
+#[cfg(unix)]
+mod unix;
+#[cfg(windows)]
+mod windows;
+
+pub(crate) use extension::extension;
+pub use not_started::NotStarted;
+pub use spawn::{Places, Spec};
+#[cfg(unix)]
+pub use unix::*;
+#[cfg(windows)]
+pub use windows::*;
+
+/// A step of starting a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Making its pipes.
+    Pipes,
+    /// Making the process.
+    Process,
+    /// Making a session and connecting its streams.
+    Session,
+    /// Setting the resource limit of this index.
+    Limit(usize),
+    /// Setting its niceness.
+    Nice,
+    /// Setting its `oom_score_adj`.
+    OomScore,
+    /// Becoming its user.
+    User,
+    /// Entering its working directory.
+    WorkingDir,
+    /// Executing its program.
+    Program,
+}
+
+/// The step at which a process could not be started, and why.
+#[derive(Debug)]
+pub struct StartError {
+    /// The step.
+    pub step: Step,
+    /// The error of the system.
+    pub error: io::Error,
+    /// More details about a program that was not executed; `None` when none are known.
+    pub detail: Option<String>,
+}
+
+impl StartError {
+    /// Returns a function that adds this step to an error of the system.
+    pub fn at<E: Into<io::Error>>(step: Step) -> impl FnOnce(E) -> StartError {
+        move |error| StartError { step, error: error.into(), detail: None }
+    }
+}
+
+/// A child that was just started, and the agent's ends of its pipes.
+pub struct Spawned {
+    /// Its process id.
+    pub pid: u32,
+    /// Its stdin, where one was asked for.
+    pub stdin: Option<ChildStdin>,
+    /// Its stdout.
+    pub stdout: Option<ChildStdout>,
+    /// Its stderr.
+    pub stderr: Option<ChildStderr>,
+    /// It was started inside the group that it was to be in.
+    pub placed: bool,
+}
+
+/// One process of this machine, as one pass over all of them found it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Proc {
+    /// Its id.
+    pub pid: u32,
+    /// The id of its parent.
+    pub parent: u32,
+    /// The id of its process group; 0 where there are none.
+    pub group: u32,
+    /// When it started, in a unit of the system's: together with the id it names one process for ever.
+    pub started: u64,
+    /// Processor time that it has used, in milliseconds.
+    pub cpu: u64,
+    /// Resident memory, in bytes.
+    pub rss: u64,
+    /// Virtual memory, in bytes.
+    pub vms: u64,
+    /// It has ended, and only its parent has not asked yet.
+    pub dead: bool,
+}
+
+/// What the environment of a process says about the job that it belongs to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct JobTag {
+    /// `AGENT_HOME`: the data folder of the agent that started the job.
+    pub home: String,
+    /// `AGENT_JOB_ID`.
+    pub job: String,
+    /// `AGENT_JOB_START`: when the run began, in milliseconds since 1970.
+    pub start: i64,
+}
+
+/// What a child is given before it becomes its program; on Windows only the niceness counts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// Whom it runs as; nothing is the agent's own user.
+    pub identity: Option<Identity>,
+    /// Its resource limits.
+    pub limits: Vec<Limit>,
+    /// Its niceness.
+    pub nice: Option<i32>,
+    /// Its umask.
+    pub umask: u32,
+    /// Its `oom_score_adj`; nothing is 0, where the agent may set that.
+    pub oom_score_adj: Option<i32>,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings { identity: None, limits: Vec::new(), nice: None, umask: UMASK, oom_score_adj: None }
+    }
+}

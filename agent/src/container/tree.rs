@@ -1,0 +1,222 @@
+//! Which processes belong to which run: from one pass over all processes, for ending and for figures.
+//!
+//! **Owns** the rule of belonging: a descendant of the run's first process, a member of its group, an
+//! orphan (which the agent, as a subreaper, has adopted) whose environment or cgroup names the run, and
+//! whatever was seen in the tree before and still lives.
+//!
+//! **Does not** signal anything itself: it only says who is meant.
+
+use super::{JobTag, Proc};
+use crate::container;
+use std::collections::HashMap;
+
+/// A run whose tree is asked for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Root {
+    /// The run.
+    pub run: u64,
+    /// Its first process.
+    pub pid: u32,
+    /// That process was reaped: its id says nothing any more.
+    pub reaped: bool,
+    /// What its processes carry in their environment.
+    pub mark: JobTag,
+    /// Its cgroup, where it has one, as [`container::group_path`] names it.
+    pub group: Option<String>,
+    /// Processes that were seen in the tree before: id and start.
+    pub known: Vec<(u32, u64)>,
+}
+
+/// The living processes of each run. `mark` reads a process' environment and `group` its cgroup;
+/// they are asked only about processes whose place says nothing.
+pub fn trees(
+    processes: &[Proc],
+    agent: u32,
+    roots: &[Root],
+    mark: impl Fn(u32) -> Option<JobTag>,
+    group: impl Fn(u32) -> Option<String>,
+) -> HashMap<u64, Vec<Proc>> {
+    let mut children: HashMap<u32, Vec<&Proc>> = HashMap::new();
+    for process in processes {
+        children.entry(process.parent).or_default().push(process);
+    }
+    let by_pid: HashMap<u32, u64> = roots.iter().filter(|root| !root.reaped).map(|root| (root.pid, root.run)).collect();
+    // A group keeps its number as long as anybody is in it, even when its leader was reaped.
+    let by_group: HashMap<u32, u64> = roots.iter().map(|root| (root.pid, root.run)).collect();
+    let by_mark: HashMap<&JobTag, u64> = roots.iter().map(|root| (&root.mark, root.run)).collect();
+    let by_name: HashMap<&str, u64> =
+        roots.iter().filter_map(|root| Some((root.group.as_deref()?, root.run))).collect();
+    let known: HashMap<(u32, u64), u64> =
+        roots.iter().flat_map(|root| root.known.iter().map(|seen| (*seen, root.run))).collect();
+
+    let mut trees: HashMap<u64, Vec<Proc>> = HashMap::new();
+    let mut open: Vec<(&Proc, Option<u64>)> = Vec::new();
+    open.extend(children.get(&agent).into_iter().flatten().map(|child| (*child, None)));
+    while let Some((process, inherited)) = open.pop() {
+        let run = by_pid
+            .get(&process.pid)
+            .copied()
+            .or(inherited)
+            .or_else(|| by_group.get(&process.group).copied())
+            .or_else(|| known.get(&(process.pid, process.started)).copied())
+            .or_else(|| mark(process.pid).and_then(|mark| by_mark.get(&mark).copied()))
+            .or_else(|| group(process.pid).and_then(|name| by_name.get(name.as_str()).copied()));
+        if let Some(run) = run
+            && !process.dead
+        {
+            trees.entry(run).or_default().push(*process);
+        }
+        open.extend(children.get(&process.pid).into_iter().flatten().map(|child| (*child, run)));
+    }
+    trees
+}
+
+/// What is left of the runs that these marks name, of an agent that is gone: the marked processes and
+/// their descendants.
+pub fn leftovers(processes: &[Proc], marks: &[JobTag], mark: impl Fn(u32) -> Option<JobTag>) -> Vec<Proc> {
+    let own = std::process::id();
+    let mut children: HashMap<u32, Vec<&Proc>> = HashMap::new();
+    for process in processes {
+        children.entry(process.parent).or_default().push(process);
+    }
+    let mut found: HashMap<u32, Proc> = HashMap::new();
+    let mut open: Vec<&Proc> = processes
+        .iter()
+        .filter(|process| process.pid != own && mark(process.pid).is_some_and(|mark| marks.contains(&mark)))
+        .collect();
+    while let Some(process) = open.pop() {
+        if process.pid != own && found.insert(process.pid, *process).is_none() {
+            open.extend(children.get(&process.pid).into_iter().flatten());
+        }
+    }
+    found.into_values().filter(|process| !process.dead).collect()
+}
+
+/// Adds the living processes of these ids to a tree.
+pub fn join(tree: &mut Vec<Proc>, processes: &[Proc], pids: &[u32]) {
+    for process in processes.iter().filter(|process| !process.dead && pids.contains(&process.pid)) {
+        if !tree.iter().any(|member| member.pid == process.pid) {
+            tree.push(*process);
+        }
+    }
+}
+
+/// The figures of one tree.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// Processor time of its living processes, in milliseconds.
+    pub cpu: u64,
+    /// Resident memory, in bytes.
+    pub rss: u64,
+    /// Virtual memory, in bytes.
+    pub vms: u64,
+    /// Bytes read from storage.
+    pub read: u64,
+    /// Bytes written to storage.
+    pub written: u64,
+    /// Processes.
+    pub processes: u64,
+}
+
+/// Sums up a tree.
+pub fn figures(tree: &[Proc]) -> Figures {
+    tree.iter().fold(Figures::default(), |sum, process| {
+        let (read, written) = container::storage(process.pid);
+        Figures {
+            cpu: sum.cpu + process.cpu,
+            rss: sum.rss + process.rss,
+            vms: sum.vms + process.vms,
+            read: sum.read + read,
+            written: sum.written + written,
+            processes: sum.processes + 1,
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AGENT: u32 = 10;
+
+    fn process(pid: u32, parent: u32, group: u32) -> Proc {
+        Proc { pid, parent, group, started: u64::from(pid) * 7, cpu: 1, rss: 2, vms: 3, dead: false }
+    }
+
+    fn job_mark(job: &str) -> JobTag {
+        JobTag { home: "/home".into(), job: job.into(), start: 5 }
+    }
+
+    fn root(run: u64, pid: u32) -> Root {
+        Root {
+            run,
+            pid,
+            reaped: false,
+            mark: job_mark(&format!("job{run}")),
+            group: Some(format!("group{run}")),
+            known: Vec::new(),
+        }
+    }
+
+    #[track_caller]
+    fn check(processes: &[Proc], roots: &[Root], marks: &[(u32, &str)], run: u64, expected: &[u32]) {
+        let mark = |pid| marks.iter().find(|(marked, _)| *marked == pid).map(|(_, job)| job_mark(job));
+        let group = |pid: u32| (pid == 25).then(|| "group1".to_owned());
+        let mut found: Vec<u32> = trees(processes, AGENT, roots, mark, group)
+            .remove(&run)
+            .unwrap_or_default()
+            .iter()
+            .map(|p| p.pid)
+            .collect();
+        found.sort_unstable();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn descendants_belong_wherever_they_set_their_group() {
+        let all =
+            [process(10, 1, 10), process(20, 10, 20), process(21, 20, 20), process(22, 21, 22), process(30, 10, 30)];
+        check(&all, &[root(1, 20), root(2, 30)], &[], 1, &[20, 21, 22]);
+        check(&all, &[root(1, 20), root(2, 30)], &[], 2, &[30]);
+    }
+
+    #[test]
+    fn adopted_orphans_belong_by_group_mark_or_memory() {
+        let all =
+            [process(10, 1, 10), process(21, 10, 20), process(22, 10, 22), process(23, 22, 23), process(24, 10, 24)];
+        let mut reaped = Root { reaped: true, ..root(1, 20) };
+        check(&all, &[reaped.clone()], &[(22, "job1"), (24, "job9")], 1, &[21, 22, 23]);
+        reaped.known = vec![(24, 24 * 7), (22, 5)];
+        check(&all, &[reaped], &[], 1, &[21, 24]);
+    }
+
+    #[test]
+    fn adopted_orphans_that_say_nothing_belong_by_their_cgroup() {
+        let all = [process(10, 1, 10), process(20, 10, 20), process(25, 10, 25), process(26, 25, 26)];
+        check(&all, &[root(1, 20), root(2, 30)], &[], 1, &[20, 25, 26]);
+    }
+
+    #[test]
+    fn strangers_and_the_dead_do_not() {
+        let dead = Proc { dead: true, ..process(21, 20, 20) };
+        // 40 is no descendant of the agent, and only looks as if it were in the group.
+        let all = [process(10, 1, 10), process(20, 10, 20), dead, process(40, 1, 20)];
+        check(&all, &[root(1, 20)], &[(40, "job1")], 1, &[20]);
+        // A reaped first process' id may be somebody else's by now.
+        let all = [process(10, 1, 10), process(20, 10, 77)];
+        check(&all, &[Root { reaped: true, ..root(1, 20) }], &[], 1, &[]);
+    }
+
+    #[test]
+    fn leftovers_are_the_marked_and_their_descendants() {
+        let all = [process(50, 1, 50), process(51, 50, 50), process(60, 1, 60), process(70, 1, 70)];
+        let mark = |pid| match pid {
+            50 => Some(job_mark("job1")),
+            60 => Some(JobTag { start: 6, ..job_mark("job1") }),
+            _ => None,
+        };
+        let mut found: Vec<u32> = leftovers(&all, &[job_mark("job1")], mark).iter().map(|p| p.pid).collect();
+        found.sort_unstable();
+        assert_eq!(found, [50, 51]);
+    }
+}

@@ -1,0 +1,516 @@
+//! Starting a process: what happens between the clone and the exec.
+//!
+//! A child must not inherit what the agent itself was started with, so it gets a session of its own,
+//! default signal actions, an empty signal mask, no descriptors beyond its three streams, and the umask
+//! and `oom_score_adj` that were asked for. The standard library cannot do all of that without copying
+//! the agent's page tables. So this does what `posix_spawn` does: the child borrows the agent's memory
+//! until it executes its program.
+//!
+//! Where the kernel has it, `clone3` is used, which resets signal handlers by itself and starts the child
+//! inside a cgroup. Nothing that a process forks can then escape its group, however soon it does. To
+//! move it there afterwards takes the kernel 10 to 20 ms, in which a short job has long been over.
+//!
+//! **Does not** decide when: [`super::Children`] asks.
+
+#![allow(unsafe_code)] // system calls that return twice have no safe form; see `become_program`
+
+use super::cgroup::Group;
+use super::program;
+use crate::container::{Settings, Spawned, StartError, Step};
+use crate::platform::inherited::{IO_WHO_PROCESS, PRIVILEGED, Privileged, child_descriptors};
+use nix::errno::Errno;
+use nix::libc;
+use nix::sys::signal::SigSet;
+use nix::sys::wait::waitpid;
+use nix::unistd::{Pid, Uid};
+use std::collections::BTreeMap;
+use std::ffi::{CStr, CString, OsStr, OsString, c_char, c_int, c_void};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::process::Command;
+use std::ptr::null;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+
+/// The size of the stack that the child uses until it executes its program.
+const STACK_BYTES: usize = 64 * 1024;
+/// Where programs are looked for when `PATH` is not set.
+const DEFAULT_PATH: &[u8] = b"/usr/local/bin:/bin:/usr/bin";
+/// The highest signal number of Linux.
+const LAST_SIGNAL: c_int = 64;
+/// Bytes of a signal set, as the kernel wants them.
+const SIGSET_BYTES: usize = 8;
+/// The first descriptor that is none of the three streams.
+const FIRST_OTHER: RawFd = 3;
+
+/// `clone3` is not available here, now or later.
+static NO_CLONE3: AtomicBool = AtomicBool::new(!cfg!(target_arch = "x86_64"));
+
+/// The signals that the agent ignores, which a child would inherit. They do not change after its start.
+static IGNORED: LazyLock<u64> = LazyLock::new(|| {
+    let ignored = |signal: &c_int| {
+        let mut action = [0u64; 8];
+        // SAFETY: asks for an action, which is smaller than that, and sets none.
+        let asked =
+            unsafe { libc::syscall(libc::SYS_rt_sigaction, *signal, null::<u64>(), action.as_mut_ptr(), SIGSET_BYTES) };
+        asked == 0 && action[0] as libc::sighandler_t == libc::SIG_IGN
+    };
+    (1..=LAST_SIGNAL).filter(ignored).fold(0, |set, signal| set | 1 << (signal - 1))
+});
+
+/// The agent's own `oom_score_adj`, which a child would inherit.
+static OWN_OOM_SCORE: LazyLock<Option<i32>> =
+    LazyLock::new(|| std::fs::read_to_string("/proc/self/oom_score_adj").ok()?.trim().parse().ok());
+
+/// Everything that the child needs, made before it is there: it may neither allocate nor lock.
+struct Plan<'a> {
+    /// Where the program may lie, in the order of trying.
+    programs: &'a [CString],
+    /// Null at the end, as execve(2) wants both.
+    args: &'a [*const c_char],
+    env: &'a [*const c_char],
+    folder: Option<&'a CString>,
+    stdio: [RawFd; 3],
+    settings: &'a Settings,
+    /// The value to write to `oom_score_adj`, where it is another one than the agent's.
+    oom_score: Option<&'a CStr>,
+    privileged: &'a Privileged,
+    /// The limits of open descriptors, where they are others than the agent's.
+    descriptors: Option<libc::rlimit64>,
+    /// The groups of the user to become, where that is another one.
+    groups: Option<&'a [libc::gid_t]>,
+    /// Signals to reset, bit n - 1 for signal n.
+    reset: u64,
+    /// Where the child writes its failure; -1 where it shares this memory.
+    pipe: RawFd,
+    failure: Failure,
+}
+
+/// The step that failed and its errno; 0 is none.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Failure {
+    step: u32,
+    errno: i32,
+}
+
+const LIMITS: u32 = 100;
+
+impl Failure {
+    fn new(step: Step, errno: Errno) -> Failure {
+        let step = match step {
+            Step::Pipes => 1,
+            Step::Process => 2,
+            Step::Session => 3,
+            Step::Nice => 4,
+            Step::OomScore => 5,
+            Step::User => 6,
+            Step::WorkingDir => 7,
+            Step::Program => 8,
+            Step::Limit(index) => LIMITS + index as u32,
+        };
+        Failure { step, errno: errno as i32 }
+    }
+
+    fn error(self) -> Option<StartError> {
+        let step = match self.step {
+            0 => return None,
+            1 => Step::Pipes,
+            2 => Step::Process,
+            3 => Step::Session,
+            4 => Step::Nice,
+            5 => Step::OomScore,
+            6 => Step::User,
+            7 => Step::WorkingDir,
+            LIMITS.. => Step::Limit((self.step - LIMITS) as usize),
+            _ => Step::Program,
+        };
+        Some(StartError { step, error: io::Error::from_raw_os_error(self.errno), detail: None })
+    }
+}
+
+/// Starts `command` with pipes for its streams, inside `group` where there is one and the kernel can do
+/// that, which the answer says. `pid` holds the child's id before the child runs.
+pub(super) fn spawn(
+    command: &Command,
+    stdin: bool,
+    settings: &Settings,
+    group: Option<&Group>,
+    pid: &AtomicI32,
+    clone3: bool,
+) -> Result<Spawned, StartError> {
+    let texts = || -> io::Result<_> {
+        let env = environment(command);
+        let programs = programs(command, &env)?;
+        let args = std::iter::once(command.get_program()).chain(command.get_args());
+        let args = args.map(|arg| text(arg.as_bytes().to_vec())).collect::<io::Result<Vec<_>>>()?;
+        let env = env
+            .into_iter()
+            .map(|(name, value)| text([name.as_bytes(), b"=", value.as_bytes()].concat()))
+            .collect::<io::Result<Vec<_>>>()?;
+        Ok((programs, args, env))
+    };
+    let (programs, args, env) = texts().map_err(StartError::at(Step::Program))?;
+    let folder = command.get_current_dir().map(|dir| text(dir.as_os_str().as_bytes().to_vec())).transpose();
+    let folder = folder.map_err(StartError::at(Step::WorkingDir))?;
+    let identity = settings.identity.as_ref().filter(|identity| identity.uid != Uid::effective());
+    let groups: Option<Vec<libc::gid_t>> =
+        identity.map(|identity| identity.groups.iter().map(|group| group.as_raw()).collect());
+    let oom_score = settings.oom_score_adj.unwrap_or(0);
+    let oom_score = (Some(oom_score) != *OWN_OOM_SCORE).then(|| text(oom_score.to_string().into_bytes()));
+    let oom_score = oom_score.transpose().map_err(StartError::at(Step::OomScore))?;
+
+    let pipes = || -> io::Result<_> {
+        let (out, out_end) = io::pipe()?;
+        let (err, err_end) = io::pipe()?;
+        let (input, input_end): (OwnedFd, Option<OwnedFd>) = match stdin {
+            true => io::pipe().map(|(end, input)| (end.into(), Some(input.into())))?,
+            false => (File::open("/dev/null")?.into(), None),
+        };
+        Ok((out, out_end, err, err_end, input, input_end))
+    };
+    let (out, out_end, err, err_end, input, input_end) = pipes().map_err(StartError::at(Step::Pipes))?;
+    if let Some(identity) = identity {
+        // So that it can open /dev/stdout and the like. Where that is refused, its streams work all the same.
+        let (uid, gid) = (Some(identity.uid), Some(identity.gid));
+        let _ = nix::unistd::fchown(&out_end, uid, gid);
+        let _ = nix::unistd::fchown(&err_end, uid, gid);
+        if stdin {
+            let _ = nix::unistd::fchown(input.as_fd(), uid, gid);
+        }
+    }
+    let mut plan = Plan {
+        programs: &programs,
+        args: &pointers(&args),
+        env: &pointers(&env),
+        folder: folder.as_ref(),
+        stdio: [input.as_raw_fd(), out_end.as_raw_fd(), err_end.as_raw_fd()],
+        settings,
+        oom_score: oom_score.as_deref(),
+        privileged: &PRIVILEGED,
+        descriptors: child_descriptors().map(|(soft, hard)| libc::rlimit64 { rlim_cur: soft, rlim_max: hard }),
+        groups: groups.as_deref(),
+        reset: *IGNORED,
+        pipe: -1,
+        failure: Failure::default(),
+    };
+    let placed = match clone3 && !NO_CLONE3.load(Ordering::Relaxed) {
+        true => by_clone3(&mut plan, group, pid)?,
+        false => None,
+    };
+    let placed = match placed {
+        Some(placed) => placed,
+        None => {
+            if let Some(group) = group {
+                group.refused.set(true);
+            }
+            by_clone(&mut plan, pid)?;
+            false
+        }
+    };
+    let pid = pid.load(Ordering::Acquire);
+    if let Some(mut error) = plan.failure.error() {
+        let _ = waitpid(Pid::from_raw(pid), None);
+        if error.step == Step::Program {
+            error.detail = program::fault(&programs, folder.as_deref(), Errno::from_raw(plan.failure.errno));
+        }
+        return Err(error);
+    }
+    Ok(Spawned {
+        pid: pid as u32,
+        stdin: input_end.map(Into::into),
+        stdout: Some(OwnedFd::from(out).into()),
+        stderr: Some(OwnedFd::from(err).into()),
+        placed,
+    })
+}
+
+/// Starts the child by `clone3`; the answer is whether it is in the group, and `None` where `clone3` is
+/// not available here.
+#[cfg(target_arch = "x86_64")]
+fn by_clone3(plan: &mut Plan, group: Option<&Group>, pid: &AtomicI32) -> Result<Option<bool>, StartError> {
+    use Errno::{E2BIG, EACCES, EINVAL, ENOSYS, EOPNOTSUPP, EPERM};
+    for group in [group, None].into_iter().skip(usize::from(group.is_none())) {
+        match clone3::clone(plan, group, pid) {
+            Ok(()) => return Ok(Some(group.is_some())),
+            // Anything else (too many processes, no memory) may be otherwise the next time.
+            Err(fault @ (ENOSYS | E2BIG | EINVAL | EOPNOTSUPP | EPERM | EACCES)) => match group {
+                Some(group) => {
+                    log::debug!("a process cannot be started inside a cgroup: {fault}");
+                    group.refused.set(true);
+                }
+                None => NO_CLONE3.store(true, Ordering::Relaxed),
+            },
+            Err(_) if group.is_some() => {}
+            Err(fault) => return Err(StartError::at(Step::Process)(fault)),
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn by_clone3(_: &mut Plan, _: Option<&Group>, _: &AtomicI32) -> Result<Option<bool>, StartError> {
+    Ok(None)
+}
+
+/// Starts the child by the older call. An emulator that makes a fork of it shares no memory, so a
+/// failure comes through a pipe.
+fn by_clone(plan: &mut Plan, pid: &AtomicI32) -> Result<(), StartError> {
+    let (mut failure, end) = io::pipe().map_err(StartError::at(Step::Pipes))?;
+    plan.pipe = end.as_raw_fd();
+    plan.reset = u64::MAX;
+    let mut stack = Vec::<u8>::with_capacity(STACK_BYTES);
+    let top = (stack.as_mut_ptr() as usize + STACK_BYTES) & !15;
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PARENT_SETTID | libc::SIGCHLD;
+    // No handler of the agent may run in the child, whose memory is the agent's.
+    let before = SigSet::all().thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_SETMASK);
+    let before = before.map_err(StartError::at(Step::Process))?;
+    // SAFETY: what it points to lives until the child has let go of this memory, which is when the call
+    // returns, for CLONE_VFORK stops this thread that long.
+    let cloned = unsafe { libc::clone(entry, top as *mut c_void, flags, (&raw mut *plan).cast(), pid.as_ptr()) };
+    let cloned = Errno::result(cloned);
+    let _ = before.thread_set_mask();
+    pid.store(cloned.map_err(StartError::at(Step::Process))?, Ordering::Release);
+    drop(end);
+    let mut bytes = [0; size_of::<Failure>()];
+    if failure.read_exact(&mut bytes).is_ok() {
+        let [step, errno] = [[0, 1, 2, 3], [4, 5, 6, 7]].map(|at| at.map(|at: usize| bytes[at]));
+        plan.failure = Failure { step: u32::from_ne_bytes(step), errno: i32::from_ne_bytes(errno) };
+    }
+    Ok(())
+}
+
+#[cfg(target_arch = "x86_64")]
+mod clone3 {
+    use super::*;
+    use std::arch::asm;
+
+    const CLEAR_SIGHAND: u64 = 0x1_0000_0000;
+    const INTO_CGROUP: u64 = 0x2_0000_0000;
+
+    /// `struct clone_args` of clone(2).
+    #[repr(C, align(8))]
+    #[derive(Default)]
+    struct CloneArgs {
+        flags: u64,
+        pidfd: u64,
+        child_tid: u64,
+        parent_tid: u64,
+        exit_signal: u64,
+        stack: u64,
+        stack_size: u64,
+        tls: u64,
+        set_tid: u64,
+        set_tid_size: u64,
+        cgroup: u64,
+    }
+
+    pub(super) fn clone(plan: &mut Plan, group: Option<&Group>, pid: &AtomicI32) -> Result<(), Errno> {
+        let mut stack = Vec::<u8>::with_capacity(STACK_BYTES);
+        let flags = (libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PARENT_SETTID) as u64 | CLEAR_SIGHAND;
+        let args = CloneArgs {
+            flags: if group.is_some() { flags | INTO_CGROUP } else { flags },
+            exit_signal: libc::SIGCHLD as u64,
+            parent_tid: pid.as_ptr() as u64,
+            // The end is rounded down to what the processor's calling convention wants.
+            stack: stack.as_mut_ptr() as u64,
+            stack_size: ((stack.as_mut_ptr() as u64 + STACK_BYTES as u64) & !15) - stack.as_mut_ptr() as u64,
+            cgroup: group.map_or(0, |group| group.folder.as_raw_fd() as u64),
+            ..CloneArgs::default()
+        };
+        // SAFETY: what both point to lives until the child has let go of this memory, which is when the
+        // call returns here, for CLONE_VFORK stops this thread that long.
+        let cloned = unsafe { call(&args, (&raw mut *plan).cast()) };
+        if cloned < 0 {
+            return Err(Errno::from_raw(-cloned as i32));
+        }
+        pid.store(cloned as i32, Ordering::Release);
+        // SAFETY: the child wrote it through a pointer of its own, which the compiler does not see.
+        plan.failure = unsafe { (&raw const plan.failure).read_volatile() };
+        Ok(())
+    }
+
+    /// Makes a child that runs [`child`] on its own stack; the answer is its id, or the error below zero.
+    ///
+    /// # Safety
+    /// `plan` is a [`Plan`], and both live until this returns.
+    unsafe fn call(args: &CloneArgs, plan: *mut c_void) -> i64 {
+        let result: i64;
+        unsafe {
+            asm!(
+                "syscall",
+                "test rax, rax",
+                "jnz 2f",
+                // The child: there is no frame above this one.
+                "xor ebp, ebp",
+                "mov rdi, {plan}",
+                "call {child}",
+                "ud2",
+                "2:",
+                plan = in(reg) plan,
+                child = in(reg) child as extern "C" fn(*mut c_void) -> !,
+                inlateout("rax") libc::SYS_clone3 => result,
+                in("rdi") args,
+                in("rsi") size_of::<CloneArgs>(),
+                out("rcx") _,
+                out("r11") _,
+            );
+        }
+        result
+    }
+}
+
+extern "C" fn entry(plan: *mut c_void) -> c_int {
+    child(plan)
+}
+
+extern "C" fn child(plan: *mut c_void) -> ! {
+    // SAFETY: it is the plan that `spawn` made, and its thread stands still.
+    let plan = unsafe { &mut *plan.cast::<Plan>() };
+    plan.failure = become_program(plan);
+    unsafe {
+        if plan.pipe >= 0 {
+            libc::write(plan.pipe, (&raw const plan.failure).cast(), size_of::<Failure>());
+        }
+        libc::_exit(127)
+    }
+}
+
+/// Runs in the agent's memory beside its other threads, so only system calls are made here, and none
+/// through a function that would have all threads of the agent take part (as libc's `setuid` does).
+fn become_program(plan: &mut Plan) -> Failure {
+    if let Err((step, errno)) = prepare(plan) {
+        return Failure::new(step, errno);
+    }
+    let mut refused = None;
+    for program in plan.programs {
+        // SAFETY: texts and lists end in null, and live as long as the plan.
+        unsafe { libc::execve(program.as_ptr(), plan.args.as_ptr(), plan.env.as_ptr()) };
+        match Errno::last() {
+            Errno::ENOENT | Errno::ENOTDIR => {}
+            // Another folder may have one that may be run.
+            Errno::EACCES => refused = Some(Errno::EACCES),
+            fault => return Failure::new(Step::Program, fault),
+        }
+    }
+    Failure::new(Step::Program, refused.unwrap_or(Errno::ENOENT))
+}
+
+fn prepare(plan: &mut Plan) -> Result<(), (Step, Errno)> {
+    let check = |step: Step, result: i64| Errno::result(result).map(drop).map_err(|errno| (step, errno));
+    // SAFETY: system calls with numbers and with pointers into the plan.
+    unsafe {
+        check(Step::Session, libc::setsid().into())?;
+        for (target, source) in plan.stdio.iter().enumerate() {
+            check(Step::Session, libc::dup2(*source, target as c_int).into())?;
+        }
+        let mut others = FIRST_OTHER;
+        if plan.pipe >= 0 {
+            if plan.pipe != others {
+                check(Step::Session, libc::dup3(plan.pipe, others, libc::O_CLOEXEC).into())?;
+                plan.pipe = others;
+            }
+            others += 1;
+        }
+        // A kernel before 5.9 has no such call. What the agent was started with and what it opens itself
+        // is closed by the exec there.
+        libc::syscall(libc::SYS_close_range, others as libc::c_uint, libc::c_uint::MAX, 0);
+        libc::umask(plan.settings.umask as libc::mode_t);
+        // Before the limits, which may leave no descriptor for it.
+        if let Some(score) = plan.oom_score {
+            let set = write_file(c"/proc/self/oom_score_adj", score.to_bytes());
+            // The default is no wish of anybody's: where it is refused, the agent's own value stays.
+            if let (Err(errno), true) = (set, plan.settings.oom_score_adj.is_some()) {
+                return Err((Step::OomScore, errno));
+            }
+        }
+        // Where that is refused (which the usual ones are not), the agent's own stay.
+        if plan.privileged.policy {
+            // The kernel's structure has the priority alone. musl's function of this name does nothing.
+            let priority: c_int = 0;
+            libc::syscall(libc::SYS_sched_setscheduler, 0, libc::SCHED_OTHER, &raw const priority);
+        }
+        if plan.privileged.nice {
+            libc::setpriority(libc::PRIO_PROCESS, 0, 0);
+        }
+        if plan.privileged.io {
+            libc::syscall(libc::SYS_ioprio_set, IO_WHO_PROCESS, 0, 0);
+        }
+        let nothing = null::<libc::rlimit64>();
+        if let Some(both) = &plan.descriptors {
+            libc::syscall(libc::SYS_prlimit64, 0, libc::RLIMIT_NOFILE, &raw const *both, nothing);
+        }
+        for (index, limit) in plan.settings.limits.iter().enumerate() {
+            let both = libc::rlimit64 { rlim_cur: limit.soft, rlim_max: limit.hard };
+            let resource = limit.resource as c_int;
+            let set = libc::syscall(libc::SYS_prlimit64, 0, resource, &raw const both, nothing);
+            check(Step::Limit(index), set)?;
+        }
+        if let Some(nice) = plan.settings.nice {
+            check(Step::Nice, libc::setpriority(libc::PRIO_PROCESS, 0, nice).into())?;
+        }
+        if let (Some(identity), Some(groups)) = (&plan.settings.identity, plan.groups) {
+            check(Step::User, libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()))?;
+            check(Step::User, libc::syscall(libc::SYS_setgid, identity.gid.as_raw()))?;
+            check(Step::User, libc::syscall(libc::SYS_setuid, identity.uid.as_raw()))?;
+        }
+        // As its user: that one is who must be allowed to enter it.
+        if let Some(folder) = plan.folder {
+            check(Step::WorkingDir, libc::chdir(folder.as_ptr()).into())?;
+        }
+        // By the system calls themselves: libc's functions take locks, and leave out signals of its own.
+        // A default action is zero in every form of the kernel's structure.
+        let default = [0u64; 8];
+        for signal in (1..=LAST_SIGNAL).filter(|signal| plan.reset >> (signal - 1) & 1 == 1) {
+            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), null::<u64>(), SIGSET_BYTES);
+        }
+        let none = 0u64;
+        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const none, null::<u64>(), SIGSET_BYTES);
+    }
+    Ok(())
+}
+
+/// Writes `text` to a file that is there, by system calls alone.
+///
+/// # Safety
+/// None of its own; it stands beside its only caller.
+unsafe fn write_file(path: &CStr, text: &[u8]) -> Result<(), Errno> {
+    unsafe {
+        let file = Errno::result(libc::open(path.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC))?;
+        let written = Errno::result(libc::write(file, text.as_ptr().cast(), text.len()));
+        libc::close(file);
+        written.map(drop)
+    }
+}
+
+/// The variables that the command sets. A child inherits none by itself.
+fn environment(command: &Command) -> BTreeMap<OsString, OsString> {
+    let set = |(name, value): (&OsStr, Option<&OsStr>)| Some((name.to_owned(), value?.to_owned()));
+    command.get_envs().filter_map(set).collect()
+}
+
+/// Where the program may lie: itself when it is a path, else in the folders of the child's `PATH`.
+fn programs(command: &Command, env: &BTreeMap<OsString, OsString>) -> io::Result<Vec<CString>> {
+    let program = command.get_program().as_bytes();
+    if program.contains(&b'/') {
+        return Ok(vec![text(program.to_vec())?]);
+    }
+    let path = env.get(OsStr::new("PATH")).map_or(DEFAULT_PATH, |path| path.as_bytes());
+    path.split(|byte| *byte == b':')
+        .map(|dir| match dir {
+            b"" => text(program.to_vec()),
+            dir => text([dir, b"/", program].concat()),
+        })
+        .collect()
+}
+
+fn text(bytes: Vec<u8>) -> io::Result<CString> {
+    // As the standard library says it.
+    CString::new(bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "nul byte found in provided data"))
+}
+
+fn pointers(texts: &[CString]) -> Vec<*const c_char> {
+    texts.iter().map(|text| text.as_ptr()).chain([null()]).collect()
+}

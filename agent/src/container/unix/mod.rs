@@ -1,0 +1,21 @@
+//! Linux: process groups, a subreaper, cgroups, and one waiter for all children.
+
+mod cgroup;
+mod clone;
+mod keeper;
+mod pipes;
+mod proc;
+mod process;
+mod program;
+
+pub use cgroup::{Cgroups, Group, GroupMembers, group_of, group_path};
+pub use keeper::{Keeper, keep_pipes_if_asked};
+pub use pipes::{Ends, Pipes};
+pub use proc::{mark, processes, storage};
+pub use process::*;
+
+/// Adds the arguments of a program. A whole command line as one argument is Windows' own.
+pub fn add_args(command: &mut std::process::Command, args: &[String], _whole_line: bool) -> Result<(), String> {
+    command.args(args);
+    Ok(())
+}

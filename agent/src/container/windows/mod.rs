@@ -1,0 +1,7 @@
+//! Windows: a job object for each run.
+
+mod pipes;
+mod process;
+
+pub use pipes::{Ends, Keeper, Pipes, keep_pipes_if_asked};
+pub use process::*;

@@ -1,0 +1,463 @@
+//! The arguments that every process may have: reads them, checks them, says what is wrong.
+//!
+//! **Owns** the names, types and bounds of the common arguments. Does not act on any of them.
+
+use super::Rules;
+use crate::platform::{self, Limit, Signal};
+use jscommon::LevelSet;
+use jscommon::command::{shorten, whole};
+use serde_json::{Map, Value};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Longest time that an argument may name: ten years, so that sums of times never overflow.
+const LONGEST: f64 = 10.0 * 365.0 * 86400.0;
+
+/// The common arguments of one command.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RunArgs {
+    /// `domain`: what it belongs to.
+    pub domain: String,
+    /// `name`: what it is called.
+    pub name: String,
+    /// `max_time` -1: long running and remembered.
+    pub long: bool,
+    /// `max_time` above 0.
+    pub limit: Option<Duration>,
+    /// `max_restart`: at most so many restarts.
+    pub max_restart: u32,
+    /// `recurring_period`: time between the starts of two runs.
+    pub period: Option<Duration>,
+    /// `loglevels`: the levels that are logged at all.
+    pub levels: Option<LevelSet>,
+    /// `loglevels_db`: overrules what the configuration stores.
+    pub levels_db: Option<LevelSet>,
+    /// `loglevels_ac`: overrules what the configuration forwards.
+    pub levels_ac: Option<LevelSet>,
+    /// `stats_interval`: time between two samples of its tree, where it is not the configuration's.
+    pub stats_interval: Option<Duration>,
+    /// `queue`: jobs of one queue run one at a time, in order.
+    pub queue: Option<Arc<str>>,
+    /// `user`: whom it runs as.
+    pub user: Option<String>,
+    /// `stop_signal`: how it is asked to end.
+    pub stop_signal: Signal,
+    /// `stop_timeout`: how long it may take to end before KILL.
+    pub stop_timeout: Duration,
+    /// `rlimits`.
+    pub limits: Vec<Limit>,
+    /// `nice`, from -20 to 19.
+    pub nice: Option<i32>,
+    /// `umask`, 022 where nothing is asked for.
+    pub umask: u32,
+    /// `oom_score_adj`, from -1000 to 1000.
+    pub oom_score_adj: Option<i32>,
+    /// `secret`: `env` and `data` stay out of records and results.
+    pub secret: bool,
+}
+
+impl RunArgs {
+    /// Reads them; the error is one sentence about the first that is wrong.
+    pub fn parse(args: &Map<String, Value>) -> Result<RunArgs, String> {
+        let args = Reader(args);
+        let max_time = args.number("max_time", -1.0, LONGEST)?.unwrap_or(0.0);
+        if max_time < 0.0 && max_time != -1.0 {
+            return Err(format!("max_time is -1, 0 or seconds, not {max_time}"));
+        }
+        let period = args.number("recurring_period", 0.0, LONGEST)?.filter(|period| *period > 0.0);
+        Ok(RunArgs {
+            domain: args.text("domain")?.unwrap_or_default(),
+            name: args.text("name")?.unwrap_or_default(),
+            long: max_time == -1.0,
+            limit: (max_time > 0.0).then(|| Duration::from_secs_f64(max_time)),
+            max_restart: args.whole("max_restart", 0, u32::MAX.into())?.unwrap_or(0) as u32,
+            // Below a second it would be a busy loop with a name.
+            period: period.map(|period| Duration::from_secs_f64(period.max(1.0))),
+            levels: args.levels("loglevels")?,
+            levels_db: args.levels("loglevels_db")?,
+            levels_ac: args.levels("loglevels_ac")?,
+            stats_interval: args
+                .number("stats_interval", 0.0, LONGEST)?
+                .filter(|interval| *interval > 0.0)
+                .map(|interval| Duration::from_secs_f64(interval.max(1.0))),
+            queue: args.text("queue")?.filter(|queue| !queue.is_empty()).map(Arc::from),
+            user: args.text("user")?.filter(|user| !user.is_empty()),
+            stop_signal: match args.0.get("stop_signal") {
+                None | Some(Value::Null) => Signal::TERM,
+                Some(value) => Signal::from_json(value).map_err(|why| format!("stop_signal: {why}"))?,
+            },
+            stop_timeout: Duration::from_secs_f64(args.number("stop_timeout", 0.0, 86400.0)?.unwrap_or(5.0)),
+            limits: args.limits()?,
+            nice: args.whole("nice", -20, 19)?.map(|nice| nice as i32),
+            umask: args.umask()?.unwrap_or(platform::UMASK),
+            oom_score_adj: args.system_whole("oom_score_adj", -1000, 1000)?.map(|score| score as i32),
+            secret: args.flag("secret")?,
+        })
+    }
+
+    /// What the policy needs to know; `process` is false for a task of the agent's own.
+    pub fn rules(&self, process: bool) -> Rules {
+        let millis = |time: Duration| time.as_millis() as u64;
+        match process {
+            true => Rules {
+                process,
+                long: self.long,
+                limit: self.limit.map(millis),
+                period: self.period.map(millis),
+                max_restart: self.max_restart,
+                queue: self.queue.clone(),
+                stop_timeout: millis(self.stop_timeout),
+            },
+            false => Rules { process, ..Rules::default() },
+        }
+    }
+}
+
+/// What `execute` needs beside the common arguments.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct ExecuteArgs {
+    /// `cmd`: the program, or a whole line when there are no `args`.
+    pub cmd: String,
+    /// `args`, when they were given.
+    pub args: Option<Vec<String>>,
+    /// `workingdir`.
+    pub workingdir: Option<String>,
+    /// `env`.
+    pub env: Vec<(String, String)>,
+}
+
+impl ExecuteArgs {
+    /// Reads them; the error is one sentence about the first that is wrong.
+    pub fn parse(given: &Map<String, Value>) -> Result<ExecuteArgs, String> {
+        let args = Reader(given);
+        let cmd = args.text("cmd")?.unwrap_or_default();
+        if cmd.trim().is_empty() {
+            return Err("cmd is missing: it names the program to run".into());
+        }
+        let list = match given.get("args") {
+            None | Some(Value::Null) => None,
+            Some(Value::Array(list)) => {
+                Some(list.iter().map(|item| scalar("args", item)).collect::<Result<Vec<String>, String>>()?)
+            }
+            Some(other) => return Err(format!("args must be a list of strings, not {}", shorten(other))),
+        };
+        Ok(ExecuteArgs {
+            cmd,
+            args: list,
+            workingdir: args.text("workingdir")?.filter(|dir| !dir.is_empty()),
+            env: environment(given)?,
+        })
+    }
+}
+
+/// `env` of a command: an object of strings.
+pub fn environment(args: &Map<String, Value>) -> Result<Vec<(String, String)>, String> {
+    match args.get("env") {
+        None | Some(Value::Null) => Ok(Vec::new()),
+        Some(Value::Object(env)) => env
+            .iter()
+            .map(|(name, value)| match name.is_empty() || name.contains(['=', '\0']) {
+                true => Err(format!("env: '{name}' is no name of a variable")),
+                false => Ok((name.clone(), variable(name, value)?)),
+            })
+            .collect(),
+        Some(other) => Err(format!("env must be an object of strings, not {}", kind(other))),
+    }
+}
+
+/// Splits a line as a shell would: blanks, quotes and backslashes, and nothing else of a shell.
+pub fn split(line: &str) -> Result<Vec<String>, String> {
+    let mut words = Vec::new();
+    let mut word: Option<String> = None;
+    let mut chars = line.chars().peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            ' ' | '\t' | '\n' | '\r' => words.extend(word.take()),
+            '\'' => {
+                let text = word.get_or_insert_default();
+                loop {
+                    match chars.next() {
+                        Some('\'') => break,
+                        Some(c) => text.push(c),
+                        None => return Err("cmd: a ' is not closed".into()),
+                    }
+                }
+            }
+            '"' => {
+                let text = word.get_or_insert_default();
+                loop {
+                    match chars.next() {
+                        Some('"') => break,
+                        Some('\\') => match chars.peek() {
+                            Some('"' | '\\' | '$' | '`') => text.extend(chars.next()),
+                            Some('\n') => drop(chars.next()),
+                            _ => text.push('\\'),
+                        },
+                        Some(c) => text.push(c),
+                        None => return Err("cmd: a \" is not closed".into()),
+                    }
+                }
+            }
+            '\\' => match chars.next() {
+                Some('\n') => {}
+                Some(c) => word.get_or_insert_default().push(c),
+                None => return Err("cmd: nothing follows the last \\".into()),
+            },
+            c => word.get_or_insert_default().push(c),
+        }
+    }
+    words.extend(word);
+    Ok(words)
+}
+
+/// The program of a Windows command line, and the rest of the line as it stands: every program splits
+/// its own there, so nobody else should.
+pub fn program_and_rest(line: &str) -> Result<(&str, &str), String> {
+    let line = line.trim();
+    let (program, rest) = match line.strip_prefix('"') {
+        Some(quoted) => quoted.split_once('"').ok_or("cmd: a \" is not closed")?,
+        None => line.split_once([' ', '\t', '\r', '\n']).unwrap_or((line, "")),
+    };
+    Ok((program, rest.trim_start()))
+}
+
+struct Reader<'a>(&'a Map<String, Value>);
+
+impl Reader<'_> {
+    fn get(&self, name: &str) -> Option<&Value> {
+        self.0.get(name).filter(|value| !value.is_null())
+    }
+
+    fn text(&self, name: &str) -> Result<Option<String>, String> {
+        match self.get(name) {
+            None => Ok(None),
+            Some(Value::String(text)) if text.contains('\0') => Err(format!("{name} must not hold a NUL character")),
+            Some(Value::String(text)) => Ok(Some(text.clone())),
+            Some(other) => Err(format!("{name} must be a string, not {}", shorten(other))),
+        }
+    }
+
+    fn flag(&self, name: &str) -> Result<bool, String> {
+        match self.get(name) {
+            None => Ok(false),
+            Some(Value::Bool(flag)) => Ok(*flag),
+            Some(other) => Err(format!("{name} must be true or false, not {}", shorten(other))),
+        }
+    }
+
+    fn number(&self, name: &str, least: f64, most: f64) -> Result<Option<f64>, String> {
+        match self.get(name) {
+            None => Ok(None),
+            Some(value) => match value.as_f64() {
+                Some(number) if (least..=most).contains(&number) => Ok(Some(number)),
+                _ => Err(format!("{name} must be a number from {least} to {most}, not {}", shorten(value))),
+            },
+        }
+    }
+
+    fn whole(&self, name: &str, least: i64, most: i64) -> Result<Option<i64>, String> {
+        match self.get(name) {
+            None => Ok(None),
+            Some(value) => match whole(value) {
+                Some(number) if (least..=most).contains(&number) => Ok(Some(number)),
+                _ => Err(format!("{name} must be a whole number from {least} to {most}, not {}", shorten(value))),
+            },
+        }
+    }
+
+    /// A whole number that not every system has a use for.
+    fn system_whole(&self, name: &str, least: i64, most: i64) -> Result<Option<i64>, String> {
+        let number = self.whole(name, least, most)?;
+        number.map(|number| platform::supports(name).map(|()| number)).transpose()
+    }
+
+    /// Octal text, as people write it: the number 22 would be another umask than 022.
+    fn umask(&self) -> Result<Option<u32>, String> {
+        let Some(value) = self.get("umask") else { return Ok(None) };
+        platform::supports("umask")?;
+        let octal = |text: &str| {
+            let is_octal = (1..=5).contains(&text.len()) && text.bytes().all(|digit| (b'0'..=b'7').contains(&digit));
+            is_octal.then(|| u32::from_str_radix(text, 8).ok()).flatten().filter(|umask| *umask <= 0o777)
+        };
+        match value.as_str().and_then(octal) {
+            Some(umask) => Ok(Some(umask)),
+            None => Err(format!("umask must be octal text from \"000\" to \"777\", not {}", shorten(value))),
+        }
+    }
+
+    fn levels(&self, name: &str) -> Result<Option<LevelSet>, String> {
+        self.get(name).map(LevelSet::from_json).transpose().map_err(|why| format!("{name}: {why}"))
+    }
+
+    fn limits(&self) -> Result<Vec<Limit>, String> {
+        match self.get("rlimits") {
+            None => Ok(Vec::new()),
+            Some(Value::Object(limits)) => limits
+                .iter()
+                .map(|(name, value)| Limit::new(name, value).map_err(|why| format!("rlimits: {why}")))
+                .collect(),
+            Some(other) => Err(format!("rlimits must be an object, not {}", shorten(other))),
+        }
+    }
+}
+
+fn scalar(name: &str, value: &Value) -> Result<String, String> {
+    let text = match value {
+        Value::String(text) => text.clone(),
+        Value::Number(number) => number.to_string(),
+        Value::Bool(flag) => flag.to_string(),
+        other => return Err(format!("{name} must hold strings, not {}", shorten(other))),
+    };
+    match text.contains('\0') {
+        true => Err(format!("{name} must not hold a NUL character")),
+        false => Ok(text),
+    }
+}
+
+/// The value of a variable; the error does not show it, for it may be a secret.
+fn variable(name: &str, value: &Value) -> Result<String, String> {
+    scalar("env", value).map_err(|_| match value {
+        Value::String(_) => format!("env: {name} must not hold a NUL character"),
+        other => format!("env: {name} must be a string, not {}", kind(other)),
+    })
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn parse(value: Value) -> Result<RunArgs, String> {
+        RunArgs::parse(value.as_object().unwrap())
+    }
+
+    #[test]
+    fn defaults() {
+        let args = parse(json!({"cmd": "ls", "domain": null})).unwrap();
+        assert!(!args.long && args.limit.is_none() && args.period.is_none() && args.queue.is_none());
+        assert_eq!((args.max_restart, args.stop_timeout, args.stop_signal), (0, Duration::from_secs(5), Signal::TERM));
+    }
+
+    #[test]
+    fn all_of_them() {
+        let args = parse(json!({
+            "domain": "web", "name": "a", "max_time": 1.5, "max_restart": 3, "recurring_period": 60,
+            "loglevels": "1-9", "loglevels_db": [1], "loglevels_ac": "", "queue": "q", "stop_timeout": 0.5,
+            "nice": 5, "secret": true, "stats_interval": 10,
+        }))
+        .unwrap();
+        assert_eq!((args.limit, args.period), (Some(Duration::from_millis(1500)), Some(Duration::from_secs(60))));
+        assert_eq!((args.levels_ac, args.queue.as_deref()), (Some(LevelSet::NONE), Some("q")));
+        assert!(args.rules(true).remembered() && args.secret);
+        assert!(!args.rules(false).remembered());
+        assert!(parse(json!({"max_time": -1})).unwrap().long);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn umask_is_octal_text_and_the_oom_score_a_number() {
+        let both = |args: Value| parse(args).map(|args| (args.umask, args.oom_score_adj));
+        assert_eq!(both(json!({})), Ok((0o022, None)));
+        assert_eq!(both(json!({"umask": "0077", "oom_score_adj": -5})), Ok((0o077, Some(-5))));
+        assert_eq!(both(json!({"umask": "2"})), Ok((0o002, None)));
+        for umask in [json!(22), json!(""), json!("8"), json!("1000"), json!("+22"), json!("0o22"), json!([])] {
+            refused(json!({"umask": umask}), "umask must be octal text");
+        }
+        refused(json!({"oom_score_adj": 1001}), "oom_score_adj must be a whole number from -1000 to 1000");
+        refused(json!({"oom_score_adj": "5"}), "oom_score_adj must be");
+    }
+
+    #[track_caller]
+    fn refused(value: Value, reason: &str) {
+        let fault = parse(value).unwrap_err();
+        assert!(fault.contains(reason), "{fault} does not say {reason}");
+    }
+
+    #[test]
+    fn every_fault_has_its_sentence() {
+        refused(json!({"max_time": "10"}), "max_time must be a number");
+        refused(json!({"max_time": -2}), "max_time must be");
+        refused(json!({"max_time": -0.5}), "max_time is -1, 0 or seconds");
+        refused(json!({"max_restart": -1}), "max_restart must be a whole number");
+        refused(json!({"max_restart": 1.5}), "max_restart must be a whole number");
+        refused(json!({"recurring_period": -1}), "recurring_period must be");
+        refused(json!({"domain": 1}), "domain must be a string");
+        refused(json!({"queue": []}), "queue must be a string");
+        refused(json!({"loglevels": "x"}), "loglevels: ");
+        refused(json!({"loglevels_db": 3}), "loglevels_db: ");
+        refused(json!({"stop_signal": "NOPE"}), "stop_signal: ");
+        refused(json!({"stop_timeout": -1}), "stop_timeout must be");
+        refused(json!({"nice": 20}), "nice must be");
+        refused(json!({"rlimits": []}), "rlimits must be an object");
+        refused(json!({"rlimits": {"nope": 1}}), "rlimits: ");
+        refused(json!({"secret": 1}), "secret must be");
+        refused(json!({"user": 0}), "user must be");
+    }
+
+    #[track_caller]
+    fn words(line: &str, expected: &[&str]) {
+        assert_eq!(split(line).unwrap(), expected, "{line}");
+    }
+
+    #[test]
+    fn lines_are_split() {
+        words("", &[]);
+        words("ls", &["ls"]);
+        words("  ls   -l\t/ ", &["ls", "-l", "/"]);
+        words(r#"a "b c" d"#, &["a", "b c", "d"]);
+        words(r#"a "" b"#, &["a", "", "b"]);
+        words(r#"a "b\"c""#, &["a", "b\"c"]);
+        assert!(split("a \"b").is_err());
+    }
+
+    #[test]
+    fn a_line_of_windows_stays_whole_after_its_program() {
+        for (line, program, rest) in [
+            ("ping", "ping", ""),
+            (r#" cmd /c  echo "a b" & dir "#, "cmd", r#"/c  echo "a b" & dir"#),
+            (r#""C:\Program Files\x.exe"  -v "a b\""#, r"C:\Program Files\x.exe", r#"-v "a b\""#),
+            (r#""C:\a b.exe""#, r"C:\a b.exe", ""),
+        ] {
+            assert_eq!(program_and_rest(line), Ok((program, rest)), "{line}");
+        }
+        assert!(program_and_rest("\"C:\\a b.exe -v").is_err());
+    }
+
+    #[test]
+    fn lines_are_split_as_a_shell_would() {
+        words(r"sh -c 'echo $HOME; exit 3'", &["sh", "-c", "echo $HOME; exit 3"]);
+        words(r"a'b'c\ d", &["abc d"]);
+        words(r#""a\$b\nc""#, &[r"a$b\nc"]);
+        words("$HOME *.txt | x", &["$HOME", "*.txt", "|", "x"]);
+        assert!(split("a 'b").is_err() && split("a \\").is_err());
+    }
+
+    #[test]
+    fn execute_says_what_is_wrong() {
+        let parse = |args: Value| ExecuteArgs::parse(args.as_object().unwrap());
+        assert!(parse(json!({})).unwrap_err().contains("cmd is missing"));
+        assert!(parse(json!({"cmd": " "})).unwrap_err().contains("cmd is missing"));
+        assert!(parse(json!({"cmd": 1})).unwrap_err().contains("cmd must be a string"));
+        assert!(parse(json!({"cmd": "a", "args": "b"})).unwrap_err().contains("args must be a list"));
+        assert!(parse(json!({"cmd": "a", "args": [[]]})).unwrap_err().contains("args must hold strings"));
+        assert!(parse(json!({"cmd": "a", "env": []})).unwrap_err().contains("env must be an object"));
+        assert!(parse(json!({"cmd": "a", "env": {"a=": "b"}})).unwrap_err().contains("no name"));
+        for env in [json!("PW=geheim"), json!(["geheim"]), json!({"PW": ["geheim"]}), json!({"PW": "geheim\u{0}"})] {
+            let error = parse(json!({"cmd": "a", "env": env})).unwrap_err();
+            assert!(error.contains("env") && !error.contains("geheim"), "{error}");
+        }
+        let good = parse(json!({"cmd": "a", "args": ["b", 1], "env": {"N": 1}})).unwrap();
+        assert_eq!((good.args.unwrap(), good.env), (vec!["b".into(), "1".into()], vec![("N".into(), "1".into())]));
+    }
+}

@@ -1,0 +1,27 @@
+//! The names of the commands that the agent answers itself.
+
+/// The built-in commands, in order.
+pub const BUILTIN: [&str; 17] = [
+    "del_msgs",
+    "get_cpu_info",
+    "get_disk_info",
+    "get_mem_info",
+    "get_msgs",
+    "get_nic_info",
+    "get_os_info",
+    "get_process_stats",
+    "get_processes_stats",
+    "get_schedules",
+    "kill",
+    "killall",
+    "ping",
+    "put",
+    "restart",
+    "signal",
+    "unschedule",
+];
+
+/// Returns whether this is the name of a built-in command.
+pub fn is_builtin(name: &str) -> bool {
+    BUILTIN.contains(&name)
+}

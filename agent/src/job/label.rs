@@ -1,0 +1,28 @@
+//! Whose messages they are, and which of them go where.
+
+use jscommon::LevelSet;
+use std::time::Duration;
+
+/// Whose messages they are, and which of them go where.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Source {
+    /// The job's id.
+    pub jobid: String,
+    /// Its `domain` argument.
+    pub domain: String,
+    /// Its `name` argument.
+    pub name: String,
+    /// The levels that are stored.
+    pub db: LevelSet,
+    /// The levels that are forwarded to the controllers.
+    pub ac: LevelSet,
+    /// Time between two samples of its process tree, where it is not the configuration's.
+    pub stats_interval: Option<Duration>,
+}
+
+impl Source {
+    /// Whether messages of this level are kept or forwarded at all.
+    pub fn wants(&self, level: u8) -> bool {
+        self.db.contains(level) || self.ac.contains(level)
+    }
+}

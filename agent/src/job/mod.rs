@@ -1,0 +1,12 @@
+//! What a job is: its label, its state, its arguments.
+
+pub mod args;
+pub mod command_names;
+mod label;
+mod rules;
+mod state;
+
+pub use args::{ExecuteArgs, RunArgs};
+pub use label::Source;
+pub use rules::Rules;
+pub use state::JobState;

@@ -1,0 +1,29 @@
+//! What the scheduler needs to know of a job.
+
+use std::sync::Arc;
+
+/// What the rules need to know of a job.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Rules {
+    /// A process, which takes a slot of `max_jobs`; else a task of the agent's own.
+    pub process: bool,
+    /// `max_time` -1.
+    pub long: bool,
+    /// `max_time` above 0, in milliseconds.
+    pub limit: Option<u64>,
+    /// `recurring_period`, in milliseconds.
+    pub period: Option<u64>,
+    /// `max_restart`.
+    pub max_restart: u32,
+    /// `queue`.
+    pub queue: Option<Arc<str>>,
+    /// `stop_timeout`, in milliseconds.
+    pub stop_timeout: u64,
+}
+
+impl Rules {
+    /// Whether the job starts again after whatever happens to the agent.
+    pub fn remembered(&self) -> bool {
+        self.long || self.period.is_some()
+    }
+}

@@ -1,0 +1,83 @@
+//! Where operating systems differ: one interface, and the folder of this system behind it.
+//!
+//! Nothing else in the agent asks which system it runs on.
+
+pub mod cmdline;
+mod rename;
+mod signal;
+#[cfg(unix)]
+mod unix;
+#[cfg(windows)]
+mod windows;
+
+pub use rename::rename;
+pub use signal::Signal;
+#[cfg(unix)]
+pub use unix::*;
+#[cfg(windows)]
+pub use windows::*;
+
+/// The umask of a child that asks for none.
+pub const UMASK: u32 = 0o022;
+
+/// Turns bytes that are no UTF-8 into text, as this system's old programs mean them.
+pub type Decode = fn(&[u8]) -> std::borrow::Cow<'_, str>;
+
+/// What is to be done with the agent as a service of the system.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServiceOrder {
+    /// Install it, or bring it up to date.
+    Install {
+        /// The configuration that it runs with.
+        config: std::path::PathBuf,
+        /// The data folder in that configuration.
+        data_dir: std::path::PathBuf,
+    },
+    /// Start it and wait until it runs.
+    Start,
+    /// Stop it and wait until it has ended.
+    Stop,
+    /// Stop it and remove it.
+    Uninstall,
+}
+
+/// How much a file system holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// Its size in bytes.
+    pub total: u64,
+    /// The free space for ordinary users, in bytes.
+    pub free: u64,
+}
+
+/// A file system that is mounted, or has a letter.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Disk {
+    /// What lies below it: a device on Unix, the volume's name on Windows.
+    pub device: String,
+    /// Where it is found.
+    pub mount: String,
+    /// Its kind.
+    pub fstype: String,
+    /// Its space; `None` when it does not answer.
+    pub space: Option<Space>,
+    /// Whether nothing can be written there.
+    pub readonly: bool,
+    /// Whether its medium can be taken out.
+    pub removable: bool,
+}
+
+/// A network interface.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// Its hardware address, `00:00:00:00:00:00` where it has none.
+    pub mac: String,
+    /// The largest packet in bytes, 0 where it is not known.
+    pub mtu: u64,
+    /// Its addresses as `ip/prefix`.
+    pub addrs: Vec<String>,
+    /// Bytes received and sent, errors on receiving and on sending, since the start of the system.
+    pub counters: [u64; 4],
+}

@@ -1,0 +1,35 @@
+//! Users: on Windows every child runs as the agent.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Whom a child runs as: here always as the agent.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Identity {
+    /// Its name.
+    pub name: String,
+    /// Its home folder.
+    pub home: String,
+}
+
+impl Identity {
+    /// Refuses every user.
+    pub fn find(name: &str) -> Result<Identity, String> {
+        Err(format!("user: a process cannot be started as '{name}' on Windows"))
+    }
+
+    /// Returns nothing: every process has the agent's user.
+    pub fn barred_by(&self, _path: &Path) -> Option<(PathBuf, &'static str)> {
+        None
+    }
+}
+
+/// No: a child runs as the agent.
+pub fn is_another_user(_name: &str) -> bool {
+    false
+}
+
+/// Fails: a child runs as the agent.
+pub fn make_user_dir(_base: &Path, _name: &str, _owner: &Identity) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}

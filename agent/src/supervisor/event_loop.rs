@@ -1,0 +1,622 @@
+//! The supervisor's thread: one inbox, one deadline, one commit for whatever lay in the inbox.
+//!
+//! Each turn takes what is in the inbox, asks the policy, and collects what it orders. Signals go out at
+//! once. What must not happen before the disk knows of it (starts, answers to pollers, news of results)
+//! is held until the commit; when that fails (a full disk), it stays held, the commit is tried again
+//! each second, and nothing more is accepted meanwhile. So nothing runs that a restart would not know.
+
+mod admit;
+mod complete;
+mod control;
+mod runs;
+
+use super::launcher::Launcher;
+use super::scheduler::Scheduler;
+use super::task_pool::TaskPool;
+use super::types::{Action, Event, Now, Place};
+use super::{Message, Notice, Parts, Remote};
+use crate::commands::{self, Answer, JobControl};
+use crate::container::{self, Cgroups, Children, JobTag};
+use crate::job::{JobState, RunArgs, Source};
+use crate::output::{Capture, Readers};
+use crate::platform;
+use crate::storage::job_store::JobUpdate;
+use anyhow::{Context, Result};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use jscommon::worker::Worker;
+use jscommon::{Command, death, level};
+use serde_json::{Value, json};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Messages of one turn, and so of one commit.
+const TURN: usize = 1000;
+/// Time between two tries of a commit that failed, or of a sync.
+const RETRY: Duration = Duration::from_secs(1);
+/// Starts that must wait for a thread, for a turn to gather messages before it takes them.
+const GATHER_FROM: usize = 16;
+/// How long it gathers for each start that waits: about what a start takes at the least.
+const GATHER: Duration = Duration::from_micros(100);
+/// How long it gathers at the most.
+const MAX_GATHER: Duration = Duration::from_millis(20);
+/// How long a result may be in the job store and not on the disk while there is always something to do.
+const LATEST: Duration = Duration::from_millis(10);
+/// How long nothing happens before memory that only work needs is given back.
+const QUIET: Duration = Duration::from_secs(2);
+/// When the agent stops and the disk takes nothing, how long it is tried on.
+const LAST_TRIES: Duration = Duration::from_secs(5);
+
+/// Jobs that may be on this node and not over, so that they stay bounded in memory: as many as the ids
+/// that it remembers.
+const MAX_JOBS: usize = if cfg!(test) { 300 } else { 100_000 };
+/// Bytes of their commands together, so that they stay bounded on the disk.
+const MAX_BYTES: usize = 256 << 20;
+
+/// Everything about a job that the policy does not need.
+struct Job {
+    /// Empty for a startup job.
+    controller: Arc<str>,
+    /// Bytes of its command.
+    size: usize,
+    work: Work,
+    /// Kept while the job has a run; one that waits is read from the job store again, so that thousands
+    /// of them cost the disk and not the memory.
+    detail: Option<Arc<Detail>>,
+}
+
+/// The larger part of a job.
+struct Detail {
+    command: Arc<Command>,
+    args: RunArgs,
+    source: Arc<Source>,
+}
+
+#[derive(Clone, Copy)]
+enum Work {
+    Execute,
+    /// Made ready on a thread, before each run: a script may have to be fetched.
+    Prepared,
+    Inline(commands::Function),
+    Threaded(commands::Function),
+    Control(JobControl),
+}
+
+impl Work {
+    fn is_process(self) -> bool {
+        matches!(self, Work::Execute | Work::Prepared)
+    }
+}
+
+/// A run that was started.
+struct Run {
+    id: Arc<str>,
+    /// When, in milliseconds since 1970, as the job store has it.
+    at: i64,
+    /// The job store has its start, on the disk.
+    stored: bool,
+    since: Instant,
+    /// When its first process ended: how long its output is waited for is no part of its time.
+    ended: Option<Instant>,
+    pid: u32,
+    reaped: bool,
+    /// Its status, where that came before the news of its start.
+    early: Option<i32>,
+    capture: Option<Arc<Capture>>,
+    /// A way to its pipes, for the keeper.
+    ends: Option<container::Ends>,
+    /// How long its readers had waited for the logger when that was last looked at.
+    stalled: Duration,
+    mark: Option<JobTag>,
+    /// Its cgroup, where it has one.
+    group: Option<String>,
+    known: Vec<(u32, u64)>,
+    answer: Option<Answer>,
+}
+
+impl Run {
+    /// One of which nothing but its beginning is known.
+    fn new(id: Arc<str>, at: i64, stored: bool) -> Run {
+        Run {
+            id,
+            at,
+            stored,
+            since: Instant::now(),
+            ended: None,
+            pid: 0,
+            reaped: true,
+            early: None,
+            capture: None,
+            ends: None,
+            stalled: Duration::ZERO,
+            mark: None,
+            group: None,
+            known: Vec::new(),
+            answer: None,
+        }
+    }
+}
+
+/// A `kill` or `killall` that is answered once these runs are over.
+struct Waiting {
+    id: String,
+    runs: BTreeSet<u64>,
+    answer: Value,
+}
+
+/// An effect that waits for the commit of its cause.
+enum AfterCommit {
+    Stored(Sender<()>),
+    Start { id: Arc<str>, run: u64, at: i64 },
+    Tell(Notice),
+}
+
+struct Actor {
+    parts: Parts,
+    remote: Remote,
+    policy: Scheduler,
+    children: Arc<Children>,
+    launcher: Launcher,
+    cgroups: Option<Cgroups>,
+    places: container::Places,
+    home: String,
+    begin: Instant,
+    jobs: HashMap<Arc<str>, Job>,
+    runs: HashMap<u64, Run>,
+    waiting: Vec<Waiting>,
+    keeper: container::Keeper,
+    readers: Readers,
+    commands: TaskPool,
+    preparations: TaskPool,
+    actions: VecDeque<Action>,
+    writes: Vec<JobUpdate>,
+    after_commit: Vec<AfterCommit>,
+    /// Records of jobs that have ended, for the logger once the senders know of the results.
+    records: Vec<(Arc<Source>, String)>,
+    /// Groups whose runs are over, to be removed at the same time.
+    emptied: Vec<String>,
+    /// Since when the disk is behind the job store.
+    behind: Option<Instant>,
+    /// When a sync that failed is tried again.
+    resync: Option<Instant>,
+    /// Ids that were accepted and are not committed.
+    fresh: HashSet<String>,
+    /// Controllers that have given commands in this life of the agent.
+    heard: HashSet<Arc<str>>,
+    /// Jobs whose kill was under way when the agent ended, until what it remembers is taken up.
+    killed_before: HashSet<String>,
+    /// Startup jobs of which processes of an earlier agent live.
+    held_startup: HashSet<String>,
+    /// Jobs whose end is among `writes`: controller, and the start of the last run.
+    finished: Vec<(Arc<str>, Arc<str>, i64)>,
+    /// The file that `jobs` stand in, as the job store counts them.
+    generation: u64,
+    /// Bytes of the commands of all jobs that are not over.
+    bytes: usize,
+    retry: Option<Instant>,
+    /// When it has been quiet for long enough to rest; nothing while it rests.
+    rest_at: Option<Instant>,
+    stopping: Option<Instant>,
+}
+
+/// Returns how long messages are gathered while so many starts wait for a thread and so many messages for their turn.
+fn gathering(starts: usize, messages: usize) -> Option<Duration> {
+    (starts >= GATHER_FROM && messages < TURN).then(|| (GATHER * starts.min(1000) as u32).min(MAX_GATHER))
+}
+
+/// Begins to end leftovers, restores what is remembered, and starts the thread.
+pub(super) fn start(parts: Parts, remote: Remote, inbox: Receiver<Message>) -> Result<Worker> {
+    let data_dir = &parts.config.main.data_dir;
+    let tmp = data_dir.join("tmp");
+    platform::make_private_dir(&tmp).with_context(|| format!("cannot make {}", tmp.display()))?;
+    let seed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |since| since.as_nanos() as u64);
+    let exited = remote.sender.clone();
+    let children = Children::start(move |run, code| drop(exited.send(Message::Exited { run, code })))
+        .context("cannot start the thread that waits for processes")?;
+    let mut actor = Actor {
+        policy: Scheduler::new(parts.config.main.max_jobs, seed),
+        places: container::Places::new(data_dir),
+        home: data_dir.to_string_lossy().into_owned(),
+        children: Arc::new(children),
+        launcher: Launcher::default(),
+        cgroups: Cgroups::open(&data_dir.to_string_lossy()),
+        remote,
+        begin: Instant::now(),
+        jobs: HashMap::new(),
+        runs: HashMap::new(),
+        waiting: Vec::new(),
+        keeper: container::Keeper::default(),
+        readers: Readers::default(),
+        commands: TaskPool::default(),
+        preparations: TaskPool::default(),
+        actions: VecDeque::new(),
+        writes: Vec::new(),
+        after_commit: Vec::new(),
+        records: Vec::new(),
+        emptied: Vec::new(),
+        behind: None,
+        resync: None,
+        fresh: HashSet::new(),
+        heard: HashSet::new(),
+        killed_before: HashSet::new(),
+        held_startup: HashSet::new(),
+        finished: Vec::new(),
+        generation: parts.job_store.generation(),
+        bytes: 0,
+        retry: None,
+        rest_at: Some(Instant::now() + QUIET),
+        stopping: None,
+        parts,
+    };
+    actor.restore()?;
+    Worker::spawn("supervisor", 512 * 1024, move || actor.run(&inbox)).context("cannot start the supervisor's thread")
+}
+
+impl Actor {
+    fn run(mut self, inbox: &Receiver<Message>) {
+        loop {
+            self.flush();
+            let over = self.is_over();
+            let free = inbox.is_empty() || self.behind.is_some_and(|since| since.elapsed() > LATEST);
+            if over || free && self.resync.is_none_or(|at| at <= Instant::now()) {
+                self.sync();
+            }
+            if over {
+                return self.clear_up();
+            }
+            let first = match self.deadline() {
+                Some(deadline) => match inbox.recv_deadline(deadline) {
+                    Ok(message) => Some(message),
+                    Err(RecvTimeoutError::Timeout) => None,
+                    Err(RecvTimeoutError::Disconnected) => return,
+                },
+                None => match inbox.recv() {
+                    Ok(message) => Some(message),
+                    Err(_) => return,
+                },
+            };
+            if first.is_none() && self.rest_at.is_some_and(|at| at <= Instant::now()) {
+                self.rest();
+            }
+            if first.is_some() && self.stopping.is_none() {
+                self.gather(inbox);
+            }
+            for message in first.into_iter().chain(inbox.try_iter().take(TURN)) {
+                if message.is_work() {
+                    self.rest_at = Some(Instant::now() + QUIET);
+                }
+                self.receive(message);
+            }
+            if let Some(id) = self.launcher.tend(&self.remote.sender).and_then(|run| Some(&self.runs.get(&run)?.id)) {
+                log::warn!("the start of job {id} takes long: does a file system not answer?");
+            }
+            self.commands.start(&self.remote.sender);
+            self.preparations.start(&self.remote.sender);
+            let now = self.now();
+            if self.policy.deadline().is_some_and(|deadline| deadline <= now.mono) {
+                self.event(Event::Tick);
+            }
+        }
+    }
+
+    /// While a thread has many starts to make, lets messages come together, so that one commit serves many: nothing that
+    /// they bring could start any sooner.
+    fn gather(&mut self, inbox: &Receiver<Message>) {
+        let Some(time) = gathering(self.launcher.backlog(), inbox.len()) else { return };
+        if self.behind.is_some() && self.resync.is_none() {
+            self.sync();
+        }
+        std::thread::sleep(time);
+    }
+
+    fn now(&self) -> Now {
+        Now { mono: self.begin.elapsed().as_millis() as u64, wall: wall() }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let policy = self.policy.deadline().map(|deadline| self.begin + Duration::from_millis(deadline));
+        let threads = [self.commands.due(), self.preparations.due(), self.launcher.due()].into_iter().flatten().min();
+        [policy, self.retry, self.resync, self.rest_at, threads].into_iter().flatten().min()
+    }
+
+    /// Gives back what a burst of work has left behind, here and (by the notice) elsewhere.
+    fn rest(&mut self) {
+        self.rest_at = None;
+        if let Some(cgroups) = &mut self.cgroups {
+            cgroups.sweep();
+        }
+        self.keeper.rest();
+        self.policy.shrink();
+        self.jobs.shrink_to_fit();
+        self.runs.shrink_to_fit();
+        self.waiting.shrink_to_fit();
+        self.actions.shrink_to_fit();
+        self.writes.shrink_to_fit();
+        self.after_commit.shrink_to_fit();
+        self.records.shrink_to_fit();
+        self.emptied.shrink_to_fit();
+        self.fresh.shrink_to_fit();
+        self.parts.job_store.rest();
+        (self.parts.notify)(Notice::Quiet);
+    }
+
+    /// Whether it was told to stop and has nothing left to do.
+    fn is_over(&self) -> bool {
+        self.stopping.is_some_and(|since| {
+            let written = self.writes.is_empty() && self.after_commit.is_empty();
+            self.policy.is_idle() && (written || since.elapsed() > LAST_TRIES)
+        })
+    }
+
+    fn event(&mut self, event: Event) {
+        let now = self.now();
+        self.extend_drains(now);
+        self.actions.extend(self.policy.handle(event, now));
+    }
+
+    /// The time that a run's output is waited for does not pass while its readers wait for the logger: what
+    /// the process wrote last may still be in its pipes.
+    fn extend_drains(&mut self, now: Now) {
+        for run in self.policy.drain_ends(now) {
+            let Some(known) = self.runs.get_mut(&run) else { continue };
+            let Some(stalled) = known.capture.as_ref().map(|capture| capture.stalled()) else { continue };
+            let more = stalled.saturating_sub(known.stalled);
+            known.stalled = stalled;
+            if !more.is_zero() {
+                let millis = more.as_millis() as u64 + 1;
+                self.actions.extend(self.policy.handle(Event::Stalled { run, millis }, now));
+            }
+        }
+    }
+
+    fn receive(&mut self, message: Message) {
+        match message {
+            Message::Submit { controller, commands, stored } => self.submit(&controller, commands, stored),
+            Message::Exited { run, code } => self.exited(run, code),
+            Message::Cleared { id, group } => self.cleared(id, group),
+            Message::Drained { run } => self.drained(run),
+            Message::Ended { run, code } => {
+                self.exited(run, code);
+                self.drained(run);
+            }
+            Message::Launched { run, mark, since, group, child } => self.launched(run, mark, since, group, child),
+            Message::Prepared { run, spec } => {
+                self.preparations.ended(run, &self.remote.sender);
+                if self.policy.is_starting(run) {
+                    match spec {
+                        Ok(spec) => self.spawn(run, spec),
+                        Err(fault) => self.not_started(run, fault),
+                    }
+                }
+            }
+            Message::Answered { run, answer } => {
+                self.commands.ended(run, &self.remote.sender);
+                if let Some(known) = self.runs.get_mut(&run) {
+                    known.answer = Some(answer);
+                    self.event(Event::Answered { run });
+                }
+            }
+            Message::View { id, reply } => {
+                let _ = reply.send(self.views(id.as_deref()));
+            }
+            Message::Stop => {
+                self.stopping.get_or_insert_with(Instant::now);
+                self.event(Event::Stop);
+            }
+        }
+    }
+
+    pub(super) fn exited(&mut self, run: u64, code: i32) {
+        if self.launcher.is_open(run) {
+            if let Some(known) = self.runs.get_mut(&run) {
+                known.early = Some(code);
+            }
+            return;
+        }
+        death::point("agent.exited");
+        if let Some(known) = self.runs.get_mut(&run) {
+            known.reaped = true;
+            known.ended = Some(Instant::now());
+            if let Some(capture) = &known.capture {
+                known.stalled = capture.stalled();
+                if capture.process_ended() {
+                    self.parts.outlets.logger.nudge();
+                }
+            }
+        }
+        self.event(Event::Exited { run, code });
+    }
+
+    fn drained(&mut self, run: u64) {
+        self.keeper.ended(run);
+        self.event(Event::Drained { run });
+    }
+
+    /// Performs what was ordered until nothing more follows from it.
+    fn flush(&mut self) {
+        let mut replaced = false;
+        loop {
+            self.perform();
+            if self.retry.is_some_and(|retry| retry > Instant::now()) {
+                return;
+            }
+            let committed =
+                self.store_lost_rows().and_then(|()| self.parts.job_store.commit_to(self.generation, &self.writes));
+            if let Err(fault) = committed {
+                // What is written again is stored at once, but not for ever where every new file is damaged.
+                if self.generation != self.parts.job_store.generation() && !std::mem::replace(&mut replaced, true) {
+                    continue;
+                }
+                if self.retry.is_none() {
+                    log::error!("the job store takes nothing, so nothing starts until it does: {fault:#}");
+                    let data = json!({"message": format!("the job store takes nothing: {fault:#}")});
+                    (self.parts.notify)(Notice::Event { controller: None, name: "critical", data });
+                }
+                self.retry = Some(Instant::now() + RETRY);
+                return;
+            }
+            if self.parts.job_store.is_behind() {
+                self.behind.get_or_insert_with(Instant::now);
+            }
+            if self.retry.take().is_some() {
+                log::info!("the job store takes changes again");
+            }
+            let passed = |wanted: fn(&JobUpdate) -> bool| self.writes.iter().any(wanted);
+            if passed(|write| matches!(write, JobUpdate::Accept { .. })) {
+                death::point("agent.stored");
+            }
+            if passed(|write| matches!(write, JobUpdate::Finish { .. } | JobUpdate::Report { .. })) {
+                death::point("agent.done");
+            }
+            self.writes.clear();
+            self.finished.clear();
+            self.fresh.clear();
+            if self.after_commit.is_empty() && self.actions.is_empty() {
+                return self.clear_up();
+            }
+            self.release();
+        }
+    }
+
+    /// Once a damaged job store was replaced: writes the rows again that could not be carried over, of all jobs
+    /// that are not over or whose end is to be written.
+    fn store_lost_rows(&mut self) -> Result<()> {
+        let generation = self.parts.job_store.generation();
+        if self.generation == generation {
+            return Ok(());
+        }
+        let mut lost = Vec::new();
+        let now = self.now().wall;
+        let runs: HashMap<Arc<str>, i64> = self.runs.values().map(|run| (run.id.clone(), run.at)).collect();
+        let open = self.jobs.iter().map(|(id, job)| (id.clone(), job.controller.clone(), runs.get(id).copied()));
+        let ended = self.finished.iter().map(|(id, controller, at)| (id.clone(), controller.clone(), Some(*at)));
+        for (id, controller, started) in open.chain(ended) {
+            if self.fresh.contains(&*id) || self.parts.job_store.knows(&id)? {
+                continue;
+            }
+            // Where the command is gone as well, the client that waits for the job is told so.
+            let detail = self.jobs.get(&id).and_then(|job| job.detail.as_ref());
+            let command = detail.map_or_else(String::new, |detail| detail.command.to_value().to_string());
+            let id = id.to_string();
+            let standing = match self.policy.place_of(&id) {
+                Some((Place::Scheduled, _)) => Some(JobState::Scheduled),
+                Some((Place::Failed, _)) => Some(JobState::Failed),
+                _ => None,
+            };
+            lost.push(JobUpdate::Accept { id: id.clone(), controller: controller.to_string(), command, now });
+            lost.extend(started.map(|started| JobUpdate::Start { id: id.clone(), started }));
+            lost.extend(standing.map(|standing| JobUpdate::SetState { id, standing }));
+        }
+        if !lost.is_empty() {
+            log::warn!(
+                "{} jobs are stored again",
+                lost.iter().filter(|w| matches!(w, JobUpdate::Accept { .. })).count()
+            );
+        }
+        self.writes.splice(0..0, lost);
+        self.generation = generation;
+        Ok(())
+    }
+
+    /// Does what waited for the commit, what somebody waits for first: news of results, a process, the
+    /// poller, which has another poll to make, and then whatever else there is to start.
+    fn release(&mut self) {
+        let (mut stored, mut starts) = (Vec::new(), VecDeque::new());
+        for held in std::mem::take(&mut self.after_commit) {
+            match held {
+                AfterCommit::Stored(poller) => stored.push(poller),
+                AfterCommit::Start { id, run, at } => starts.push_back((id, run, at)),
+                AfterCommit::Tell(notice) => (self.parts.notify)(notice),
+            }
+        }
+        self.clear_up();
+        if let Some((id, run, at)) = starts.pop_front() {
+            self.begin_run(&id, run, at);
+        }
+        for poller in stored {
+            let _ = poller.send(());
+        }
+        starts.into_iter().for_each(|(id, run, at)| self.begin_run(&id, run, at));
+    }
+
+    /// What follows from the end of a run, and holds up nobody's result.
+    fn clear_up(&mut self) {
+        for (source, json) in self.records.drain(..) {
+            self.parts.outlets.write(&source, level::JOB, &json);
+        }
+        for group in self.emptied.drain(..) {
+            if let Some(cgroups) = &mut self.cgroups {
+                cgroups.release(&group);
+            }
+        }
+    }
+
+    /// Brings to the disk what went into the job store without waiting for it, while nothing else is to do.
+    /// What fails is tried again each second, for nothing else may come that would.
+    fn sync(&mut self) {
+        if self.parts.job_store.is_behind()
+            && let Err(fault) = self.parts.job_store.sync()
+        {
+            if self.resync.is_none() {
+                log::error!("results may not survive a power cut, which is tried again each second: {fault:#}");
+            }
+            self.resync = Some(Instant::now() + RETRY);
+            return;
+        }
+        self.behind = None;
+        if self.resync.take().is_some() {
+            log::info!("results survive a power cut again");
+        }
+    }
+
+    fn perform(&mut self) {
+        while !self.actions.is_empty() {
+            // One look at all processes serves every tree that is being ended.
+            let mut trees = Vec::new();
+            for action in std::mem::take(&mut self.actions) {
+                match action {
+                    Action::Start { id, run, at } => {
+                        self.writes.push(JobUpdate::Start { id: id.to_string(), started: at });
+                        self.after_commit.push(AfterCommit::Start { id, run, at });
+                    }
+                    Action::Abort { run, .. } => self.abort_start(run),
+                    Action::Term { .. } | Action::Probe { .. } | Action::Kill { .. } => trees.push(action),
+                    Action::SetState { id, standing } => {
+                        self.writes.push(JobUpdate::SetState { id: id.to_string(), standing });
+                    }
+                    Action::RunOver { run, .. } => drop(self.run_over(run)),
+                    Action::Report { id, run, outcome, suppress_if_ok, alert } => {
+                        self.report(&id, run, outcome, suppress_if_ok, alert);
+                    }
+                    Action::Finish { id, run, outcome, suppress_if_ok, alert } => {
+                        self.finish(&id, run, outcome, suppress_if_ok, alert);
+                    }
+                }
+            }
+            if !trees.is_empty() {
+                self.signal_and_probe(trees);
+            }
+        }
+    }
+}
+
+/// Returns the name of a run's cgroup, which follows from its row in the job store.
+fn group_name(id: &str, started: i64) -> String {
+    format!("{started}-{id}")
+}
+
+fn wall() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_gathered_while_many_starts_wait_and_not_for_long() {
+        assert_eq!([(0, 0), (GATHER_FROM - 1, 0), (100, TURN)].map(|(n, m)| gathering(n, m)), [None; 3]);
+        assert_eq!(gathering(GATHER_FROM, 0), Some(GATHER * GATHER_FROM as u32));
+        assert_eq!([gathering(1000, 0), gathering(usize::MAX, TURN - 1)], [Some(MAX_GATHER); 2]);
+    }
+}

@@ -1,0 +1,349 @@
+//! Accepting: what a command is, and what of it is kept in memory.
+
+use super::{Actor, AfterCommit, Detail, Job, MAX_BYTES, MAX_JOBS, Work, group_name};
+use crate::commands::{self, JobControl, Kind};
+use crate::container::{self, Cgroups, JobTag, NotStarted, extension, leftovers, spawn};
+use crate::job::{JobState, RunArgs, Source};
+use crate::platform::Signal;
+use crate::script;
+use crate::storage::job_store::{JobUpdate, Row};
+use crate::supervisor::types::{Event, Memory, Outcome};
+use crate::supervisor::{Message, Notice};
+use anyhow::{Context, Result};
+use crossbeam_channel::Sender;
+use jscommon::{Command, JobResult, LevelSet, State, death, level};
+use serde_json::json;
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+impl Actor {
+    pub(super) fn submit(&mut self, controller: &Arc<str>, commands: Vec<Command>, stored: Sender<()>) {
+        death::point("agent.received");
+        // Dropping `stored` unanswered tells the poller to acknowledge nothing.
+        if self.stopping.is_some() || self.retry.is_some() {
+            return;
+        }
+        // A poll without an acknowledgement is answered with the last batch again, and the first poll of an
+        // agent's life has none: what it knows then is no second command.
+        let may_repeat = !self.heard.contains(controller);
+        let is_empty = commands.is_empty();
+        for command in commands {
+            let known = match self.jobs.contains_key(command.id.as_str()) || self.fresh.contains(&command.id) {
+                true => Ok(true),
+                false => self.parts.job_store.knows(&command.id),
+            };
+            match known {
+                Ok(false) => self.accept(controller, command),
+                Ok(true) if may_repeat && self.is_repeated(controller, &command.id) => {
+                    log::debug!("command {} came again, for its acknowledgement was lost", command.id);
+                }
+                Ok(true) => {
+                    let data = json!({"id": command.id, "cmd": command.cmd});
+                    let controller = Some(controller.to_string());
+                    self.after_commit.push(AfterCommit::Tell(Notice::Event { controller, name: "duplicate", data }));
+                }
+                Err(fault) => {
+                    log::error!("cannot look a command up in the job store, nothing is accepted: {fault:#}");
+                    return;
+                }
+            }
+        }
+        if may_repeat && !is_empty {
+            self.heard.insert(controller.clone());
+        }
+        self.after_commit.push(AfterCommit::Stored(stored));
+    }
+
+    /// Whether a command that is known can be one that this controller sent in the agent's last life.
+    fn is_repeated(&self, controller: &Arc<str>, id: &str) -> bool {
+        !self.fresh.contains(id) && self.jobs.get(id).is_none_or(|job| job.controller == *controller)
+    }
+
+    pub(super) fn accept(&mut self, controller: &Arc<str>, command: Command) {
+        let now = self.now();
+        self.fresh.insert(command.id.clone());
+        let text = command.to_value().to_string();
+        let size = text.len();
+        self.writes.push(JobUpdate::Accept {
+            id: command.id.clone(),
+            controller: controller.to_string(),
+            command: text,
+            now: now.wall,
+        });
+        self.take_up(controller, command, size, None, false);
+    }
+
+    /// Why no other job of this size can wait here. Commands that are answered at once always can, so
+    /// that somebody can look what waits, and kill it.
+    fn no_room(&self, work: Work, size: usize) -> Option<String> {
+        if !work.is_process() {
+            return None;
+        }
+        if self.jobs.len() >= MAX_JOBS {
+            return Some(format!("{} jobs run or wait on this node, and it takes no more; try later", self.jobs.len()));
+        }
+        (self.bytes + size > MAX_BYTES).then(|| {
+            format!("the jobs that wait on this node hold {} MiB, and it takes no more; try later", self.bytes >> 20)
+        })
+    }
+
+    /// Finds out what a command of `size` bytes is and hands it to the policy, or answers it at once.
+    pub(super) fn take_up(
+        &mut self,
+        controller: &Arc<str>,
+        command: Command,
+        size: usize,
+        memory: Option<Memory>,
+        held: bool,
+    ) {
+        let now = self.now();
+        let id: Arc<str> = command.id.as_str().into();
+        let work = self.work(&command);
+        let args = match work {
+            Ok(work) if work.is_process() => RunArgs::parse(&command.args),
+            _ => RunArgs::parse(&serde_json::Map::new()),
+        };
+        let checked = work.map_err(NotStarted::not_found).and_then(|work| {
+            let args = args?;
+            // What the job store remembers had its room before.
+            if memory.is_none()
+                && let Some(why) = self.no_room(work, size)
+            {
+                return Err(why.into());
+            }
+            if let Work::Execute = work {
+                self.process(&command)?;
+            }
+            Ok((work, args))
+        });
+        let (work, args, fault) = match checked {
+            Ok((work, args)) => (work, args, None),
+            Err(fault) => match RunArgs::parse(&serde_json::Map::new()) {
+                Ok(args) => (Work::Execute, args, Some(fault)),
+                Err(_) => return,
+            },
+        };
+        let rules = args.rules(work.is_process());
+        let detail = self.detail_of(command, args);
+        let command = detail.command.clone();
+        let job = Job { controller: controller.clone(), size, work, detail: Some(detail) };
+        self.bytes += size;
+        self.jobs.insert(id.clone(), job);
+        if let Some(NotStarted { code, why }) = fault {
+            self.finish(&id, None, Some(Outcome::Unstartable { code, why }), false, None);
+            return;
+        }
+        match work {
+            Work::Inline(function) => {
+                let answer = function(&self.parts.builtins, &command);
+                self.answer(&id, answer);
+            }
+            Work::Control(JobControl::ProcessStats | JobControl::ProcessesStats)
+            | Work::Threaded(_)
+            | Work::Execute
+            | Work::Prepared => {
+                let actions = match memory {
+                    Some(memory) if held => {
+                        self.policy.hold(&id, rules, memory);
+                        Vec::new()
+                    }
+                    Some(memory) => self.policy.restore(&id, rules, memory, now),
+                    None => self.policy.accept(&id, rules, now),
+                };
+                self.actions.extend(actions);
+                self.release_memory(&id);
+            }
+            Work::Control(control) => self.control(control, &id, &command),
+        }
+    }
+
+    pub(super) fn detail_of(&self, command: Command, args: RunArgs) -> Arc<Detail> {
+        let source = Arc::new(self.source(&command, &args));
+        Arc::new(Detail { command: Arc::new(command), args, source })
+    }
+
+    /// Lets go of what a job that has no run does not need.
+    pub(super) fn release_memory(&mut self, id: &Arc<str>) {
+        if self.policy.run_of(id).is_none()
+            && let Some(job) = self.jobs.get_mut(id)
+        {
+            job.detail = None;
+        }
+    }
+
+    /// The larger part of a job, from memory or from the job store.
+    pub(super) fn detail(&self, id: &Arc<str>) -> Option<Arc<Detail>> {
+        let job = self.jobs.get(id)?;
+        if let Some(detail) = &job.detail {
+            return Some(detail.clone());
+        }
+        let fresh = self.writes.iter().find_map(|write| match write {
+            JobUpdate::Accept { id: accepted, command, .. } if *accepted == **id => Some(command.clone()),
+            _ => None,
+        });
+        let text = match fresh {
+            Some(text) => Ok(Some(text)),
+            None => self.parts.job_store.command(id),
+        };
+        let read = text.and_then(|text| {
+            let command = Command::parse(text.context("it is not there")?.as_bytes())?;
+            let none = serde_json::Map::new();
+            let args = RunArgs::parse(if job.work.is_process() { &command.args } else { &none });
+            Ok(self.detail_of(command, args.map_err(anyhow::Error::msg)?))
+        });
+        read.inspect_err(|fault| log::error!("job {id} cannot be read from the job store: {fault:#}")).ok()
+    }
+
+    /// What stands for a command that cannot be read any more, so that its client is told all the same.
+    pub(super) fn detail_of_lost(&self, id: &str) -> Option<Arc<Detail>> {
+        let args = RunArgs::parse(&serde_json::Map::new()).ok()?;
+        Some(self.detail_of(self.lost(id)?, args))
+    }
+
+    fn lost(&self, id: &str) -> Option<Command> {
+        let node = self.parts.config.main.node();
+        Command::from_value(json!({"id": id, "gid": node.gid, "nid": node.nid, "cmd": "execute", "args": {}})).ok()
+    }
+
+    pub(super) fn work(&self, command: &Command) -> Result<Work, String> {
+        match commands::lookup(&command.cmd) {
+            Some(Kind::Inline(function)) => Ok(Work::Inline(function)),
+            Some(Kind::Threaded(function)) => Ok(Work::Threaded(function)),
+            Some(Kind::Supervisor(control)) => Ok(Work::Control(control)),
+            None if command.cmd == "execute" => Ok(Work::Execute),
+            None if script::is_script(&command.cmd) => Ok(Work::Prepared),
+            None if self.parts.config.extensions.contains_key(&command.cmd) => Ok(Work::Execute),
+            None => Err(format!("unknown command '{}'", command.cmd)),
+        }
+    }
+
+    /// What to start for a command that needs nothing made ready: `execute` or an extension.
+    pub(super) fn process(&self, command: &Command) -> Result<container::Spec, String> {
+        match self.parts.config.extensions.get(&command.cmd) {
+            Some(known) if command.cmd != "execute" => extension(known, command, &self.places),
+            _ => spawn::execute(&command.args, &command.data, &self.places),
+        }
+    }
+
+    pub(super) fn source(&self, command: &Command, args: &RunArgs) -> Source {
+        let logging = &self.parts.config.logging;
+        let levels = args.levels.unwrap_or(LevelSet::ALL);
+        Source {
+            jobid: command.id.clone(),
+            domain: args.domain.clone(),
+            name: args.name.clone(),
+            db: levels.and(args.levels_db.unwrap_or(logging.db.levels)),
+            ac: levels.and(args.levels_ac.unwrap_or(logging.ac.levels)),
+            stats_interval: args.stats_interval,
+        }
+    }
+
+    /// At the agent's start: begins to end what is left of its last life, and takes up what is remembered.
+    /// A job of which processes live is held until they have ended.
+    pub(super) fn restore(&mut self) -> Result<()> {
+        let rows = self.parts.job_store.live().context("cannot read the jobs that are remembered")?;
+        let started = |row: &&Row| matches!(row.standing, JobState::Started | JobState::Killing | JobState::FinalRun);
+        let left: Vec<leftovers::Leftover> = rows.iter().filter(started).map(|row| self.leftover(row)).collect();
+        let groups = self.cgroups.as_ref().map(Cgroups::reader);
+        let left = leftovers::living(left, groups.as_ref());
+        let held: HashSet<String> = left.iter().map(|leftover| leftover.mark.job.clone()).collect();
+        if !left.is_empty() {
+            let sender = self.remote.sender.clone();
+            let cleared = move |leftover: &leftovers::Leftover| {
+                let (id, group) = (leftover.mark.job.clone(), leftover.group.clone());
+                let _ = sender.send(Message::Cleared { id, group });
+            };
+            leftovers::end(left, groups, &self.parts.config.main.data_dir, cleared)
+                .context("no thread to end what an earlier agent has left")?;
+        }
+        if let Some(cgroups) = &self.cgroups {
+            cgroups.clear();
+        }
+        if let Some(damage) = self.parts.job_store.damage() {
+            log::error!("{damage}");
+            let source = Arc::new(self.own_source());
+            self.parts.outlets.write(&source, level::CRITICAL, damage);
+            let data = json!({"message": damage});
+            self.after_commit.push(AfterCommit::Tell(Notice::Event { controller: None, name: "critical", data }));
+        }
+        let startup = self.parts.config.startup.clone();
+        let killed = |row: &&Row| matches!(row.standing, JobState::Killing | JobState::FinalRun);
+        self.killed_before = rows.iter().filter(killed).map(|row| row.id.clone()).collect();
+        for row in rows {
+            if row.controller.is_empty() || startup.contains_key(&row.id) {
+                // Taken up anew below, or gone from the configuration; not before its processes have ended.
+                if held.contains(&row.id) {
+                    self.held_startup.insert(row.id);
+                } else if !startup.contains_key(&row.id) {
+                    self.writes.push(JobUpdate::Finish { id: row.id, result: None, soon: false });
+                }
+                continue;
+            }
+            let memory = Memory { standing: row.standing, started: row.started, reported: row.reported };
+            match Command::parse(row.command.as_bytes()) {
+                Ok(command) => {
+                    self.take_up(
+                        &row.controller.as_str().into(),
+                        command,
+                        row.command.len(),
+                        Some(memory),
+                        held.contains(&row.id),
+                    );
+                }
+                Err(fault) => {
+                    log::error!("the job store's job {} cannot be read and ends: {fault}", row.id);
+                    let result = self.lost(&row.id).and_then(|command| {
+                        let why = "its command cannot be read from the node's job store";
+                        serde_json::to_string(&JobResult::unrun(&command, State::Error, why)).ok()
+                    });
+                    self.writes.push(JobUpdate::Finish { id: row.id, result, soon: false });
+                    self.after_commit.push(AfterCommit::Tell(Notice::Result { controller: row.controller }));
+                }
+            }
+        }
+        for name in startup.keys().filter(|name| !held.contains(*name)) {
+            self.accept_startup(name);
+        }
+        self.killed_before = HashSet::new();
+        self.event(Event::Tick);
+        Ok(())
+    }
+
+    fn accept_startup(&mut self, name: &str) {
+        let Some(startup) = self.parts.config.startup.get(name) else { return };
+        let node = self.parts.config.main.node();
+        let command = json!({"id": name, "gid": node.gid, "nid": node.nid, "cmd": startup.cmd,
+            "args": startup.args, "data": startup.data});
+        match Command::from_value(command) {
+            Ok(command) => self.accept(&"".into(), command),
+            Err(fault) => log::error!("startup job {name} is not started: {fault}"),
+        }
+    }
+
+    /// Goes on with a job of which nothing of an earlier agent lives any more.
+    pub(super) fn cleared(&mut self, id: String, group: String) {
+        self.emptied.push(group);
+        match self.held_startup.remove(&id) {
+            false => self.event(Event::Cleared { id }),
+            true if self.parts.config.startup.contains_key(&id) => self.accept_startup(&id),
+            true => self.writes.push(JobUpdate::Finish { id, result: None, soon: false }),
+        }
+    }
+
+    pub(super) fn leftover(&self, row: &Row) -> leftovers::Leftover {
+        let args = Command::parse(row.command.as_bytes()).ok().and_then(|command| RunArgs::parse(&command.args).ok());
+        leftovers::Leftover {
+            group: group_name(&row.id, row.started),
+            mark: JobTag { home: self.home.clone(), job: row.id.clone(), start: row.started },
+            stop_signal: args.as_ref().map_or(Signal::TERM, |args| args.stop_signal),
+            stop_timeout: args.map_or(Duration::from_secs(5), |args| args.stop_timeout),
+        }
+    }
+
+    pub(super) fn own_source(&self) -> Source {
+        let logging = &self.parts.config.logging;
+        let (db, ac) = (logging.db.levels, logging.ac.levels);
+        Source { jobid: String::new(), domain: "agent".into(), name: "ledger".into(), db, ac, stats_interval: None }
+    }
+}

@@ -1,0 +1,273 @@
+//! The supervisor: every job of this node, from its acceptance to its result.
+//!
+//! **Owns** the supervisor thread ([`event_loop`]) and the way to it. The rules are [`scheduler`]'s, pure; what
+//! a process is started from is [`container::spawn`]'s, which processes belong together [`container::tree`]'s.
+//!
+//! **Does not** read output (`output` does, and tells the end of the pipes), speak to controllers (it
+//! leaves results in the job store and gives [`Notice`]), or keep records.
+//!
+//! Pollers [`Remote::submit`] commands, the monitor asks for [`Remote::processes`]. Both go through one
+//! unbounded inbox: control must never wait behind output. What the policy orders is written to the
+//! job store first, in one commit for everything that lay in the inbox, and only then done.
+
+use crate::commands;
+use crate::config::Config;
+use crate::container::{self, JobTag, NotStarted, Proc, Spawned, tree};
+use crate::output::Outlets;
+use crate::storage::job_store::JobStore;
+use anyhow::Result;
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use jscommon::Command;
+use jscommon::worker::Worker;
+use serde::Serialize;
+use serde_json::Value;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+mod event_loop;
+mod job_commands;
+mod launcher;
+mod results;
+pub mod scheduler;
+mod task_pool;
+#[cfg(test)]
+mod tests;
+mod transitions;
+mod types;
+
+/// The name of the threads that answer commands.
+pub const COMMAND_THREAD: &str = "builtin";
+
+/// What the supervisor works with.
+pub struct Parts {
+    /// The agent's configuration.
+    pub config: Arc<Config>,
+    /// The memory of jobs.
+    pub job_store: Arc<JobStore>,
+    /// Where output and records go.
+    pub outlets: Outlets,
+    /// What the built-in commands may use.
+    pub builtins: Arc<commands::Context>,
+    /// Told of what others must act upon; called on the supervisor's thread, so it must not wait.
+    pub notify: Arc<dyn Fn(Notice) + Send + Sync>,
+}
+
+/// What others must act upon.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Notice {
+    /// A result for this controller is in the job store.
+    Result {
+        /// The controller's name.
+        controller: String,
+    },
+    /// An event to send.
+    Event {
+        /// The controller's name; nothing is all of them.
+        controller: Option<String>,
+        /// The event's name: `critical`, `duplicate`, `job_failed`.
+        name: &'static str,
+        /// What it says.
+        data: Value,
+    },
+    /// Nothing has happened for a while: what only work needs can go.
+    Quiet,
+    /// The agent is to end with status 0, for its service manager to start it again.
+    Restart,
+}
+
+/// One job's process tree.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ProcessEntry {
+    /// The job's id.
+    pub id: String,
+    /// The command's name.
+    pub cmd: String,
+    /// The job's domain.
+    pub domain: String,
+    /// The job's name.
+    pub name: String,
+    /// The first process of the tree; 0 when none runs.
+    pub pid: u32,
+    /// `RUNNING`, `STOPPING`, and for a job without a process `QUEUED`, `SCHEDULED` or `FAILED`.
+    pub state: &'static str,
+    /// Percent of one core since the sample before, of the whole tree.
+    pub cpu: f64,
+    /// Resident memory of the tree, in bytes.
+    pub rss: u64,
+    /// Virtual memory of the tree, in bytes.
+    pub vms: u64,
+    /// Bytes that the tree's living processes have read from storage.
+    pub read: u64,
+    /// Bytes that they have written to storage.
+    pub written: u64,
+    /// Processes in the tree.
+    pub processes: u64,
+    /// When the run began, in milliseconds since 1970; 0 when none runs.
+    pub starttime: i64,
+    /// Restarts of this job since it was accepted, or since the agent started.
+    pub restarts: u64,
+    /// Seconds between two samples of this job, where it asked for its own.
+    #[serde(skip)]
+    pub stats_interval: Option<u64>,
+}
+
+/// The running supervisor; dropping it stops it as [`Handle::stop`] does.
+pub struct Handle {
+    remote: Remote,
+    _worker: Worker,
+}
+
+impl Handle {
+    /// Ends what is left of jobs that ran when the agent died, takes up the remembered jobs and the
+    /// configured startup jobs, and begins to supervise.
+    pub fn start(parts: Parts) -> Result<Handle> {
+        let (sender, inbox) = unbounded();
+        let remote = Remote { sender, baselines: Arc::default() };
+        let worker = event_loop::start(parts, remote.clone(), inbox)?;
+        Ok(Handle { remote, _worker: worker })
+    }
+
+    /// The way to it from other threads.
+    pub fn remote(&self) -> Remote {
+        self.remote.clone()
+    }
+
+    /// Ends every job: its stop signal, its stop timeout, KILL; their results are in the job store when
+    /// this returns.
+    pub fn stop(self) {}
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // The worker is joined by its own field after this.
+        let _ = self.remote.sender.send(Message::Stop);
+    }
+}
+
+/// The way to the supervisor from other threads.
+#[derive(Clone)]
+pub struct Remote {
+    sender: Sender<Message>,
+    /// By run: when its processor time was last looked at, and what it was.
+    baselines: Arc<Mutex<HashMap<u64, (Instant, u64)>>>,
+}
+
+/// What the supervisor is told.
+enum Message {
+    /// Commands of a controller; the answer comes once they are stored.
+    Submit { controller: Arc<str>, commands: Vec<Command>, stored: Sender<()> },
+    /// The first process of a run has ended.
+    Exited { run: u64, code: i32 },
+    /// A run's pipes have ended.
+    Drained { run: u64 },
+    /// Both at once, as it is with most.
+    Ended { run: u64, code: i32 },
+    /// The start of a run's process is over.
+    Launched { run: u64, mark: JobTag, since: Instant, group: Option<GroupUse>, child: Result<Spawned, NotStarted> },
+    /// A script is ready to start.
+    Prepared { run: u64, spec: Result<container::Spec, NotStarted> },
+    /// A task has its answer.
+    Answered { run: u64, answer: commands::Answer },
+    /// Nothing lives any more of a run that an earlier agent had started; its cgroup is this.
+    Cleared { id: String, group: String },
+    /// What runs?
+    View { id: Option<String>, reply: Sender<Vec<View>> },
+    /// End everything, then yourself.
+    Stop,
+}
+
+impl Message {
+    /// Whether it may leave memory behind that is to be given back: the question of the watchdog does not. The
+    /// monitor's does: its sample reads pages of code in, and kept ones are 2.3 MiB more in an idle agent.
+    fn is_work(&self) -> bool {
+        !matches!(self, Message::Submit { commands, .. } if commands.is_empty())
+    }
+}
+
+/// The state of the group that was made for a process.
+enum GroupUse {
+    /// It is there, and the process may be in it.
+    Made,
+    /// The kernel starts no processes inside groups.
+    Refused,
+}
+
+/// A job as the supervisor sees it; the figures are looked up elsewhere.
+struct View {
+    entry: ProcessEntry,
+    root: Option<tree::Root>,
+    since: Instant,
+}
+
+impl Remote {
+    /// Hands over commands of a controller. The answer comes once all of them are stored durably, and
+    /// never when that failed or the supervisor has stopped: then nothing may be acknowledged.
+    pub fn submit(&self, controller: &str, commands: Vec<Command>) -> Receiver<()> {
+        let (stored, answer) = bounded(1);
+        let _ = self.sender.send(Message::Submit { controller: controller.into(), commands, stored });
+        answer
+    }
+
+    /// The jobs that have processes, with the figures of their trees: one pass over all processes.
+    pub fn processes(&self) -> Vec<ProcessEntry> {
+        self.entries(None)
+    }
+
+    /// The job of this id, whether it runs or waits.
+    pub fn process(&self, id: &str) -> Option<ProcessEntry> {
+        self.entries(Some(id.to_owned())).pop()
+    }
+
+    fn entries(&self, id: Option<String>) -> Vec<ProcessEntry> {
+        let (reply, answer) = bounded(1);
+        let all = id.is_none();
+        if self.sender.send(Message::View { id, reply }).is_err() {
+            return Vec::new();
+        }
+        let views = answer.recv().unwrap_or_default();
+        let roots: Vec<tree::Root> = views.iter().filter_map(|view| view.root.clone()).collect();
+        let mut trees = match roots.is_empty() {
+            true => HashMap::new(),
+            false => {
+                tree::trees(&container::processes(), std::process::id(), &roots, container::mark, container::group_of)
+            }
+        };
+        let mut baselines = self.baselines.lock().unwrap_or_else(PoisonError::into_inner);
+        if all {
+            baselines.retain(|run, _| roots.iter().any(|root| root.run == *run));
+        }
+        views
+            .into_iter()
+            .map(|view| match &view.root {
+                Some(root) => {
+                    let tree = trees.remove(&root.run).unwrap_or_default();
+                    with_figures(view.entry, &tree, baselines.entry(root.run).or_insert((view.since, 0)))
+                }
+                None => view.entry,
+            })
+            .collect()
+    }
+}
+
+/// Fills in the figures; the processor's share is counted from the baseline, which moves on once it is
+/// a second old (a shorter time would measure noise).
+fn with_figures(entry: ProcessEntry, tree: &[Proc], baseline: &mut (Instant, u64)) -> ProcessEntry {
+    let figures = tree::figures(tree);
+    let (since, before) = *baseline;
+    let passed = since.elapsed();
+    let used = figures.cpu.saturating_sub(before) as f64;
+    let cpu = if passed.is_zero() { 0.0 } else { used / (passed.as_secs_f64() * 1000.0) * 100.0 };
+    if passed >= Duration::from_secs(1) {
+        *baseline = (Instant::now(), figures.cpu);
+    }
+    ProcessEntry {
+        cpu: (cpu * 10.0).round() / 10.0,
+        rss: figures.rss,
+        vms: figures.vms,
+        read: figures.read,
+        written: figures.written,
+        processes: figures.processes,
+        ..entry
+    }
+}

@@ -1,0 +1,690 @@
+//! The rules for one job: phase × event × now → actions.
+//!
+//! **Owns** what a job is doing and what it does next: limits, restarts, recurrence, the escalation
+//! from its stop signal to KILL, and which of its runs report a result.
+//!
+//! **Does not** know other jobs: slots, queues and their order are [`super::scheduler`]'s, which calls
+//! [`Job::handle`] and looks at [`Job::phase`] afterwards.
+
+use super::types::{Action, Cause, Event, Memory, Now, Outcome, Recurrence};
+use crate::job::{JobState, Rules};
+use jscommon::State;
+use jscommon::backoff::Backoff;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Failures of a run that lived longer than this do not count, and set the count back; milliseconds.
+pub(super) const YOUNG: u64 = 5 * 60 * 1000;
+/// How long a result waits for the end of the output once the process has ended; milliseconds.
+///
+/// A grandchild that holds the pipe must not hold the result: it is due within a second.
+pub(super) const DRAIN: u64 = 500;
+/// After KILL, how long until a tree is given up: only the kernel can hold a process so long; milliseconds.
+pub(super) const GIVE_UP: u64 = 10_000;
+/// How long the end of a job waits for a start that is under way; milliseconds.
+pub(super) const LAUNCH: u64 = 1000;
+/// Shortest and longest time between two looks at a tree that is being ended; milliseconds.
+const PROBE: (u64, u64) = (5, 100);
+/// Restarts after the first: the base and the cap of their backoff.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+
+/// One job that is not over, or (phase `Over`) has just ended.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) id: Arc<str>,
+    pub(super) rules: Rules,
+    pub(super) phase: Phase,
+    /// Restarts by `max_restart` and after `killall`.
+    pub(super) restarts: u64,
+    backoff: Backoff,
+    /// A result of it was reported: from now on a recurring job says nothing of runs that go well.
+    reported: bool,
+    /// No other run follows the one under way.
+    last: bool,
+    /// The next run repeats one that failed or was interrupted: it goes before whoever waits.
+    pub(super) again: bool,
+    /// Start of the last run on the monotonic clock.
+    last_start: Option<u64>,
+    /// The same in milliseconds since 1970, of a run before the agent's start too.
+    started: Option<i64>,
+    /// How the last run ended, of those since the agent's start.
+    last_state: Option<State>,
+}
+
+/// What a job is doing.
+#[derive(Debug, PartialEq)]
+pub(super) enum Phase {
+    /// Ready, and waiting for a slot and its turn.
+    Waiting,
+    /// Waiting for a time.
+    Sleeping {
+        until: u64,
+        /// Between a failure and a restart: it keeps its turn in its queue.
+        restart: bool,
+    },
+    /// The order to start was given.
+    Starting {
+        run: u64,
+        at: i64,
+        /// A thread starts its process.
+        launch: Option<Launch>,
+    },
+    /// A process or a task is at work, or has ended and is being wound up.
+    Running(Run),
+    /// Processes of a run of an earlier agent live: it goes on from there once they have ended.
+    Held(Memory),
+    /// Its restarts are used up; it is remembered and starts again with the agent.
+    Failed,
+    /// Nothing is left to do.
+    Over,
+}
+
+#[derive(Debug, PartialEq)]
+pub(super) struct Launch {
+    since: u64,
+    /// Why it is to end as soon as it has started, and when the start is given up.
+    ending: Option<(Cause, u64)>,
+}
+
+impl Launch {
+    fn end(&mut self, cause: Cause, now: Now) {
+        match &mut self.ending {
+            Some((known, _)) if cause == Cause::Kill => *known = cause,
+            Some(_) => {}
+            None => self.ending = Some((cause, now.mono + LAUNCH)),
+        }
+    }
+}
+
+#[derive(Debug, PartialEq)]
+pub(super) struct Run {
+    pub(super) run: u64,
+    started: u64,
+    exited: Option<i32>,
+    drained: bool,
+    /// Set once only the output is waited for.
+    drain_until: Option<u64>,
+    ending: Option<Killing>,
+}
+
+#[derive(Debug, PartialEq)]
+struct Killing {
+    cause: Cause,
+    kill_at: u64,
+    killed: bool,
+    probe_at: u64,
+    probe_gap: u64,
+    gone: bool,
+}
+
+impl Job {
+    pub(super) fn new(id: Arc<str>, rules: Rules) -> Job {
+        Job {
+            id,
+            rules,
+            phase: Phase::Waiting,
+            restarts: 0,
+            backoff: Backoff::new(BACKOFF.0, BACKOFF.1),
+            reported: false,
+            last: false,
+            again: false,
+            last_start: None,
+            started: None,
+            last_state: None,
+        }
+    }
+
+    /// A job as the job store remembers it after the agent was away.
+    pub(super) fn restored(id: Arc<str>, rules: Rules, memory: Memory, now: Now, out: &mut Vec<Action>) -> Job {
+        let mut job = Job::new(id, rules);
+        job.reported = memory.reported;
+        job.started = Some(memory.started).filter(|started| *started > 0);
+        match memory.standing {
+            JobState::Accepted | JobState::Failed => {}
+            JobState::Scheduled => {
+                if let Some(period) = job.rules.period {
+                    // The clock may have jumped while the agent was away: never later than one period.
+                    let left = memory.started.saturating_add_unsigned(period).saturating_sub(now.wall);
+                    let left = u64::try_from(left).unwrap_or(0).min(period);
+                    job.phase = Phase::Sleeping { until: now.mono + left, restart: false };
+                }
+            }
+            JobState::Started if job.rules.remembered() => {}
+            JobState::Started | JobState::FinalRun => job.finish(None, Some(Outcome::Died { at: memory.started }), out),
+            JobState::Killing => {
+                let why = "killed on request; the agent was interrupted meanwhile".into();
+                job.finish(None, Some(Outcome::Killed { code: None, why }), out);
+            }
+            JobState::Done | JobState::Sent => job.phase = Phase::Over,
+        }
+        job
+    }
+
+    /// The run under way.
+    pub(super) fn run(&self) -> Option<u64> {
+        match &self.phase {
+            Phase::Starting { run, .. } => Some(*run),
+            Phase::Running(run) => Some(run.run),
+            _ => None,
+        }
+    }
+
+    /// The run that has ended and whose output is still waited for.
+    pub(super) fn draining(&self) -> Option<u64> {
+        match &self.phase {
+            Phase::Running(run) if !run.drained => run.drain_until.map(|_| run.run),
+            _ => None,
+        }
+    }
+
+    /// Whether a run is being ended.
+    pub(super) fn is_ending(&self) -> bool {
+        self.cause().is_some()
+    }
+
+    fn cause(&self) -> Option<Cause> {
+        match &self.phase {
+            Phase::Running(run) => run.ending.as_ref().map(|ending| ending.cause),
+            Phase::Starting { launch: Some(launch), .. } => launch.ending.map(|(cause, _)| cause),
+            _ => None,
+        }
+    }
+
+    /// When it wants to be looked at again, on the monotonic clock.
+    pub(super) fn deadline(&self) -> Option<u64> {
+        match &self.phase {
+            Phase::Sleeping { until, .. } => Some(*until),
+            Phase::Starting { launch: Some(launch), .. } => match launch.ending {
+                Some((_, give_up)) => Some(give_up),
+                None => self.rules.limit.map(|limit| launch.since + limit),
+            },
+            Phase::Running(run) => match (&run.drain_until, &run.ending) {
+                (Some(until), _) => Some(*until),
+                (None, Some(ending)) if ending.killed => Some(ending.probe_at),
+                (None, Some(ending)) => Some(ending.probe_at.min(ending.kill_at)),
+                (None, None) => self.rules.limit.map(|limit| run.started + limit),
+            },
+            _ => None,
+        }
+    }
+
+    /// When it runs, where it recurs; `None` also where the run under way is the last one.
+    pub(super) fn recurrence(&self, now: Now) -> Option<Recurrence> {
+        let period = self.rules.period.filter(|_| !self.last)?;
+        let next = match self.phase {
+            Phase::Sleeping { until, .. } if until != u64::MAX => {
+                Some(now.wall.saturating_add_unsigned(until.saturating_sub(now.mono)))
+            }
+            _ => None,
+        };
+        Some(Recurrence { id: self.id.clone(), period, next, last_start: self.started, last_state: self.last_state })
+    }
+
+    /// Gives the order to start, as run number `run`.
+    pub(super) fn start(&mut self, run: u64, now: Now, out: &mut Vec<Action>) {
+        self.last_start = Some(now.mono);
+        self.started = Some(now.wall);
+        self.again = false;
+        self.phase = Phase::Starting { run, at: now.wall, launch: None };
+        out.push(Action::Start { id: self.id.clone(), run, at: now.wall });
+    }
+
+    /// Every event has an answer in every phase; what cannot matter any more changes nothing.
+    pub(super) fn handle(&mut self, event: &Event, stopping: bool, now: Now, random: f64, out: &mut Vec<Action>) {
+        match event {
+            Event::Cleared { .. } => self.cleared(now, out),
+            Event::Kill { .. } => self.kill(now, out),
+            Event::KillAll => self.end(Cause::KillAll, stopping, now, out),
+            Event::Stop => self.stop(now, out),
+            Event::Unschedule { .. } => self.unschedule(out),
+            Event::Tick => self.tick(stopping, now, random, out),
+            Event::Launching { run: launched } => {
+                // Told twice it changes nothing: the start may be ending by now.
+                if let Phase::Starting { run, launch, .. } = &mut self.phase
+                    && run == launched
+                {
+                    launch.get_or_insert(Launch { since: now.mono, ending: None });
+                }
+            }
+            Event::Spawned { run } => self.spawned(*run, now, out),
+            Event::Unstartable { run, code, why } => {
+                let outcome = Outcome::Unstartable { code: *code, why: why.clone() };
+                self.unstartable(*run, outcome, stopping, now, out);
+            }
+            Event::Answered { run } => {
+                if self.run() == Some(*run) {
+                    self.finish(Some(*run), Some(Outcome::Answered), out);
+                }
+            }
+            Event::Exited { run, code } => self.exited(*run, *code, now, out),
+            Event::Drained { run } => {
+                if let Some(current) = self.running(*run) {
+                    current.drained = true;
+                }
+            }
+            Event::Stalled { run, millis } => {
+                if let Some(current) = self.running(*run)
+                    && let Some(until) = &mut current.drain_until
+                {
+                    *until += millis;
+                }
+            }
+            Event::Tree { run, alive } => self.tree(*run, *alive, now),
+        }
+        self.finish_if_drained(stopping, now, random, out);
+    }
+
+    fn cleared(&mut self, now: Now, out: &mut Vec<Action>) {
+        if let Phase::Held(memory) = self.phase {
+            *self = Job::restored(self.id.clone(), self.rules.clone(), memory, now, out);
+        }
+    }
+
+    fn running(&mut self, run: u64) -> Option<&mut Run> {
+        match &mut self.phase {
+            Phase::Running(current) if current.run == run => Some(current),
+            _ => None,
+        }
+    }
+
+    fn spawned(&mut self, run: u64, now: Now, out: &mut Vec<Action>) {
+        if self.phase_starts(run) {
+            let ending = self.cause();
+            self.phase = Phase::Running(Run {
+                run,
+                started: now.mono,
+                exited: None,
+                drained: false,
+                drain_until: None,
+                ending: None,
+            });
+            if let Some(cause) = ending {
+                self.begin_ending(cause, now, out);
+            }
+        }
+    }
+
+    fn phase_starts(&self, run: u64) -> bool {
+        matches!(self.phase, Phase::Starting { run: starting, .. } if starting == run)
+    }
+
+    /// Nothing was started. Trying again at once would fail again, so no restart follows, only the
+    /// next recurrence or the agent's next start.
+    fn unstartable(&mut self, run: u64, outcome: Outcome, stopping: bool, now: Now, out: &mut Vec<Action>) {
+        if self.phase_starts(run) {
+            match self.cause() {
+                Some(cause) if cause != Cause::Timeout => self.never_started(run, cause, stopping, now, out),
+                _ => self.conclude(run, outcome, true, None, stopping, now, out),
+            }
+        }
+    }
+
+    /// The run is over before its process was there, for somebody has ended it.
+    fn never_started(&mut self, run: u64, cause: Cause, stopping: bool, now: Now, out: &mut Vec<Action>) {
+        match cause {
+            Cause::Kill => {
+                self.finish(Some(run), Some(Outcome::Killed { code: None, why: cause.sentence() }), out);
+            }
+            cause => self.interrupted(run, None, cause, stopping, now, out),
+        }
+    }
+
+    fn exited(&mut self, run: u64, code: i32, now: Now, out: &mut Vec<Action>) {
+        let id = self.id.clone();
+        if let Some(current) = self.running(run)
+            && current.exited.is_none()
+        {
+            current.exited = Some(code);
+            match &mut current.ending {
+                // Whether the rest of its tree lives is seen at once: most often nothing is left.
+                Some(ending) => {
+                    ending.probe_at = now.mono + ending.probe_gap;
+                    out.push(Action::Probe { id, run });
+                }
+                None => current.drain_until = Some(now.mono + DRAIN),
+            }
+        }
+    }
+
+    fn tree(&mut self, run: u64, alive: usize, now: Now) {
+        if let Some(current) = self.running(run)
+            && let Some(ending) = &mut current.ending
+            && alive == 0
+            && !ending.gone
+            && current.exited.is_some()
+        {
+            ending.gone = true;
+            current.drain_until = Some(now.mono + DRAIN);
+        }
+    }
+
+    fn kill(&mut self, now: Now, out: &mut Vec<Action>) {
+        let why = || "killed on request".to_owned();
+        match &mut self.phase {
+            Phase::Waiting | Phase::Sleeping { .. } => {
+                self.finish(None, Some(Outcome::Killed { code: None, why: why() }), out);
+            }
+            // Its processes are being ended, and its result follows their end.
+            Phase::Held(memory) => {
+                memory.standing = JobState::Killing;
+                out.push(Action::SetState { id: self.id.clone(), standing: JobState::Killing });
+            }
+            // Its result is known already.
+            Phase::Failed => self.finish(None, None, out),
+            // Nobody can end a thread of the agent; one that hangs holds up no answer.
+            Phase::Running(Run { run, .. }) if !self.rules.process => {
+                let run = *run;
+                self.finish(Some(run), Some(Outcome::Killed { code: None, why: why() }), out);
+            }
+            Phase::Starting { launch: Some(launch), .. } => {
+                if !matches!(launch.ending, Some((Cause::Kill, _))) {
+                    out.push(Action::SetState { id: self.id.clone(), standing: JobState::Killing });
+                }
+                launch.end(Cause::Kill, now);
+            }
+            Phase::Starting { run, .. } => {
+                let run = *run;
+                self.finish(Some(run), Some(Outcome::Killed { code: None, why: why() }), out);
+            }
+            // It has ended by itself, and only the end of its output is waited for: its result stands as
+            // it ended, and nothing follows it.
+            Phase::Running(Run { exited: Some(_), ending: None, .. }) => {
+                if !self.last {
+                    self.last = true;
+                    out.push(Action::SetState { id: self.id.clone(), standing: JobState::FinalRun });
+                }
+            }
+            Phase::Running(_) => {
+                if self.cause() != Some(Cause::Kill) {
+                    out.push(Action::SetState { id: self.id.clone(), standing: JobState::Killing });
+                }
+                self.begin_ending(Cause::Kill, now, out);
+            }
+            Phase::Over => {}
+        }
+    }
+
+    /// `killall` and the agent's stop: what runs is ended, what waits stays.
+    fn end(&mut self, cause: Cause, stopping: bool, now: Now, out: &mut Vec<Action>) {
+        if !self.rules.process {
+            return;
+        }
+        match &mut self.phase {
+            // Its process may be there at any moment.
+            Phase::Starting { launch: Some(launch), .. } => launch.end(cause, now),
+            // Nothing of it ever ran (its script is still being fetched, say): it waits for the agent's return.
+            Phase::Starting { run, .. } if cause == Cause::Stop && self.restarts == 0 && !self.rules.remembered() => {
+                let (id, run) = (self.id.clone(), *run);
+                out.push(Action::RunOver { id: id.clone(), run });
+                out.push(Action::SetState { id, standing: JobState::Accepted });
+                self.phase = Phase::Sleeping { until: u64::MAX, restart: false };
+            }
+            Phase::Starting { run, .. } => {
+                let run = *run;
+                self.interrupted(run, None, cause, stopping, now, out);
+            }
+            // What has ended by itself has its result, and what it left behind lives on.
+            Phase::Running(Run { exited: Some(_), .. }) => {}
+            Phase::Running(_) => self.begin_ending(cause, now, out),
+            _ => {}
+        }
+    }
+
+    fn stop(&mut self, now: Now, out: &mut Vec<Action>) {
+        match &self.phase {
+            Phase::Starting { run, .. } | Phase::Running(Run { run, .. }) if !self.rules.process => {
+                let run = *run;
+                self.finish(Some(run), Some(Outcome::Killed { code: None, why: Cause::Stop.sentence() }), out);
+            }
+            // It ran, and what it was about to do again is cut off.
+            Phase::Sleeping { restart: true, .. } if !self.rules.remembered() => {
+                self.finish(None, Some(Outcome::Killed { code: None, why: Cause::Stop.sentence() }), out);
+            }
+            Phase::Waiting if self.last_start.is_some() && !self.rules.remembered() => {
+                self.finish(None, Some(Outcome::Killed { code: None, why: Cause::Stop.sentence() }), out);
+            }
+            _ => self.end(Cause::Stop, true, now, out),
+        }
+    }
+
+    fn unschedule(&mut self, out: &mut Vec<Action>) {
+        self.last = true;
+        match &mut self.phase {
+            Phase::Starting { .. } | Phase::Running(_) => {
+                if self.rules.remembered() && self.cause() != Some(Cause::Kill) {
+                    out.push(Action::SetState { id: self.id.clone(), standing: JobState::FinalRun });
+                }
+            }
+            Phase::Waiting | Phase::Sleeping { .. } => {
+                // Whoever waits for a first result is told that there will be none.
+                let why = "unscheduled, no run follows".to_owned();
+                let outcome = (!self.reported).then_some(Outcome::Killed { code: None, why });
+                self.finish(None, outcome, out);
+            }
+            Phase::Held(memory) => {
+                if memory.standing == JobState::Started && self.rules.remembered() {
+                    memory.standing = JobState::FinalRun;
+                    out.push(Action::SetState { id: self.id.clone(), standing: JobState::FinalRun });
+                }
+            }
+            Phase::Failed => self.finish(None, None, out),
+            Phase::Over => {}
+        }
+    }
+
+    fn begin_ending(&mut self, cause: Cause, now: Now, out: &mut Vec<Action>) {
+        let (id, timeout) = (self.id.clone(), self.rules.stop_timeout);
+        let Phase::Running(current) = &mut self.phase else { return };
+        match &mut current.ending {
+            // Only `kill` has more to say than what is under way already: that nothing follows.
+            Some(ending) => {
+                if cause == Cause::Kill {
+                    ending.cause = Cause::Kill;
+                }
+            }
+            None => {
+                current.drain_until = None;
+                current.ending = Some(Killing {
+                    cause,
+                    kill_at: now.mono + timeout,
+                    killed: false,
+                    probe_at: now.mono + PROBE.0,
+                    probe_gap: PROBE.0,
+                    gone: false,
+                });
+                out.push(Action::Term { id, run: current.run });
+            }
+        }
+    }
+
+    fn tick(&mut self, stopping: bool, now: Now, random: f64, out: &mut Vec<Action>) {
+        let id = self.id.clone();
+        match &mut self.phase {
+            Phase::Starting { run, launch: Some(launch), .. } => match launch.ending {
+                Some((cause, give_up)) if give_up <= now.mono => {
+                    let (run, lived) = (*run, now.mono.saturating_sub(launch.since));
+                    out.push(Action::Abort { id, run });
+                    match cause {
+                        Cause::Timeout => {
+                            self.failed(run, Outcome::TimedOut { code: 128 + 9 }, lived, stopping, now, random, out);
+                        }
+                        cause => self.never_started(run, cause, stopping, now, out),
+                    }
+                }
+                None if self.rules.limit.is_some_and(|limit| now.mono >= launch.since + limit) => {
+                    launch.end(Cause::Timeout, now);
+                }
+                _ => {}
+            },
+            Phase::Sleeping { until, .. } if *until <= now.mono => self.phase = Phase::Waiting,
+            Phase::Running(Run { run, exited, drain_until: None, ending: Some(ending), .. }) => {
+                let run = *run;
+                if !ending.killed && now.mono >= ending.kill_at {
+                    ending.killed = true;
+                    ending.probe_gap = PROBE.0;
+                    ending.probe_at = now.mono + PROBE.0;
+                    out.push(Action::Kill { id, run });
+                } else if now.mono >= ending.kill_at + GIVE_UP {
+                    exited.get_or_insert(128 + 9);
+                    ending.gone = true;
+                } else if now.mono >= ending.probe_at {
+                    ending.probe_gap = (ending.probe_gap * 2).min(PROBE.1);
+                    ending.probe_at = now.mono + ending.probe_gap;
+                    // What forked between the look and the blow is struck at the next look.
+                    out.push(if ending.killed { Action::Kill { id, run } } else { Action::Probe { id, run } });
+                }
+            }
+            Phase::Running(Run { started, exited: None, ending: None, .. })
+                if self.rules.limit.is_some_and(|limit| now.mono >= *started + limit) =>
+            {
+                self.begin_ending(Cause::Timeout, now, out);
+            }
+            _ => {}
+        }
+    }
+
+    /// Ends the run once nothing of it is waited for any more.
+    fn finish_if_drained(&mut self, stopping: bool, now: Now, random: f64, out: &mut Vec<Action>) {
+        let Phase::Running(current) = &self.phase else { return };
+        let Some(code) = current.exited else { return };
+        let gave_up = current.ending.as_ref().is_some_and(|e| e.gone && current.drain_until.is_none());
+        let quiet = current.drain_until.is_some_and(|until| current.drained || now.mono >= until);
+        if !quiet && !gave_up {
+            return;
+        }
+        let (run, lived) = (current.run, now.mono.saturating_sub(current.started));
+        match current.ending.as_ref().map(|ending| ending.cause) {
+            None if code == 0 => self.conclude(run, Outcome::Exited { code }, false, None, stopping, now, out),
+            None => self.failed(run, Outcome::Exited { code }, lived, stopping, now, random, out),
+            Some(Cause::Timeout) => {
+                self.failed(run, Outcome::TimedOut { code }, lived, stopping, now, random, out);
+            }
+            Some(Cause::Kill) => {
+                let why = Cause::Kill.sentence();
+                self.finish(Some(run), Some(Outcome::Killed { code: Some(code), why }), out);
+            }
+            Some(cause) => self.interrupted(run, Some(code), cause, stopping, now, out),
+        }
+    }
+
+    /// A run was ended by `killall` or by the agent's stop.
+    fn interrupted(
+        &mut self,
+        run: u64,
+        code: Option<i32>,
+        cause: Cause,
+        stopping: bool,
+        now: Now,
+        out: &mut Vec<Action>,
+    ) {
+        if self.last || !self.rules.remembered() {
+            return self.finish(Some(run), Some(Outcome::Killed { code, why: cause.sentence() }), out);
+        }
+        self.last_state = Some(State::Killed);
+        out.push(Action::RunOver { id: self.id.clone(), run });
+        if stopping {
+            // The row still says that a run was under way: it starts again with the agent.
+            self.phase = Phase::Sleeping { until: u64::MAX, restart: false };
+        } else if self.rules.period.is_some() {
+            self.schedule(now, out);
+        } else {
+            self.restarts += 1;
+            self.again = true;
+            self.phase = Phase::Waiting;
+        }
+    }
+
+    /// A run failed by itself or ran out of time: again, or never again.
+    #[allow(clippy::too_many_arguments)] // one run's end has so many sides; a struct would only rename them
+    fn failed(
+        &mut self,
+        run: u64,
+        outcome: Outcome,
+        lived: u64,
+        stopping: bool,
+        now: Now,
+        random: f64,
+        out: &mut Vec<Action>,
+    ) {
+        let earlier = if lived > YOUNG { 0 } else { self.backoff.failures() };
+        let wait = match earlier {
+            0 => {
+                // The first restart comes at once, and takes no part in the backoff of the later ones.
+                self.backoff.succeed();
+                self.backoff.fail(0.0);
+                0
+            }
+            _ => self.backoff.fail(random).as_millis() as u64,
+        };
+        // A failure after a long life does not count, yet is a failure: it is restarted, at once.
+        let counted = if lived > YOUNG { 0 } else { earlier + 1 };
+        if lived > YOUNG {
+            self.backoff.succeed();
+        }
+        let allowed = self.rules.max_restart;
+        if allowed == 0 || self.last || stopping {
+            return self.conclude(run, outcome, true, None, stopping, now, out);
+        }
+        if counted > allowed {
+            let alert = format!("job {} failed {counted} times and is not restarted: {}", self.id, outcome.brief());
+            return self.conclude(run, outcome, true, Some(alert), stopping, now, out);
+        }
+        self.restarts += 1;
+        self.again = true;
+        out.push(Action::RunOver { id: self.id.clone(), run });
+        self.phase = match wait {
+            0 => Phase::Waiting,
+            wait => Phase::Sleeping { until: now.mono + wait, restart: true },
+        };
+    }
+
+    /// A run has ended for good: the job goes on after it, or is over.
+    #[allow(clippy::too_many_arguments)] // as above
+    fn conclude(
+        &mut self,
+        run: u64,
+        outcome: Outcome,
+        failed: bool,
+        alert: Option<String>,
+        stopping: bool,
+        now: Now,
+        out: &mut Vec<Action>,
+    ) {
+        let suppress_if_ok = self.reported && !failed;
+        self.last_state = Some(outcome.state());
+        let id = self.id.clone();
+        self.backoff.succeed();
+        if self.rules.period.is_some() && !self.last {
+            self.reported = true;
+            out.push(Action::Report { id, run, outcome, suppress_if_ok, alert });
+            match stopping {
+                true => {
+                    out.push(Action::SetState { id: self.id.clone(), standing: JobState::Scheduled });
+                    self.phase = Phase::Sleeping { until: u64::MAX, restart: false };
+                }
+                false => self.schedule(now, out),
+            }
+        } else if self.rules.remembered() && failed && !self.last {
+            self.reported = true;
+            out.push(Action::Report { id: id.clone(), run, outcome, suppress_if_ok, alert });
+            out.push(Action::SetState { id, standing: JobState::Failed });
+            self.phase = Phase::Failed;
+        } else {
+            self.phase = Phase::Over;
+            out.push(Action::Finish { id, run: Some(run), outcome: Some(outcome), suppress_if_ok, alert });
+        }
+    }
+
+    /// Sleeps until the next recurrence: counted from the last start, at once when that is past.
+    fn schedule(&mut self, now: Now, out: &mut Vec<Action>) {
+        out.push(Action::SetState { id: self.id.clone(), standing: JobState::Scheduled });
+        let period = self.rules.period.unwrap_or(0);
+        let until = self.last_start.unwrap_or(now.mono).saturating_add(period).max(now.mono);
+        self.phase = Phase::Sleeping { until, restart: false };
+    }
+
+    fn finish(&mut self, run: Option<u64>, outcome: Option<Outcome>, out: &mut Vec<Action>) {
+        self.phase = Phase::Over;
+        out.push(Action::Finish { id: self.id.clone(), run, outcome, suppress_if_ok: false, alert: None });
+    }
+}

@@ -1,0 +1,297 @@
+//! The words that the rules are told and answer in: rules, events, outcomes, actions.
+
+use crate::job::JobState;
+use jscommon::State;
+use std::sync::Arc;
+
+/// The time, on both clocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// Milliseconds on a clock that never jumps: every deadline is on this one.
+    pub mono: u64,
+    /// Milliseconds since 1970: for people, and for what must outlive the agent.
+    pub wall: i64,
+}
+
+/// The row of a job in the job store at the agent's start.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Memory {
+    /// Where it stood.
+    pub standing: JobState,
+    /// When its last run began, in milliseconds since 1970.
+    pub started: i64,
+    /// Whether a result of it was reported.
+    pub reported: bool,
+}
+
+/// Why a run is being ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// Its `max_time` has passed.
+    Timeout,
+    /// `kill`.
+    Kill,
+    /// `killall`.
+    KillAll,
+    /// The agent stops.
+    Stop,
+}
+
+impl Cause {
+    /// What the result says.
+    pub(super) fn sentence(self) -> String {
+        match self {
+            Cause::Timeout => "its time was up",
+            Cause::Kill => "killed on request",
+            Cause::KillAll => "killed by killall",
+            Cause::Stop => "ended because the agent was told to stop",
+        }
+        .to_owned()
+    }
+}
+
+/// Something happened.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// A thread has been told to start the process of this run, which may take any time.
+    Launching {
+        /// The run.
+        run: u64,
+    },
+    /// The process or task of this run was started.
+    Spawned {
+        /// The run.
+        run: u64,
+    },
+    /// It could not be started.
+    Unstartable {
+        /// The run.
+        run: u64,
+        /// The status that a shell gives for that.
+        code: i32,
+        /// A sentence that says why.
+        why: String,
+    },
+    /// A task has its answer.
+    Answered {
+        /// The run.
+        run: u64,
+    },
+    /// The first process of this run has ended.
+    Exited {
+        /// The run.
+        run: u64,
+        /// Its status, 128 + n for a signal.
+        code: i32,
+    },
+    /// Both pipes of this run have ended and all was read.
+    Drained {
+        /// The run.
+        run: u64,
+    },
+    /// The readers of this run waited for the logger, and could read nothing meanwhile.
+    Stalled {
+        /// The run.
+        run: u64,
+        /// For so many milliseconds, since it was said last.
+        millis: u64,
+    },
+    /// The answer to [`Action::Probe`] and [`Action::Kill`].
+    Tree {
+        /// The run.
+        run: u64,
+        /// Processes of its tree that still live.
+        alive: usize,
+    },
+    /// Nothing lives any more of a run of this job, which is held, that an agent before this one had started.
+    Cleared {
+        /// The job.
+        id: String,
+    },
+    /// `kill`.
+    Kill {
+        /// The job.
+        id: String,
+    },
+    /// `killall`.
+    KillAll,
+    /// `unschedule`.
+    Unschedule {
+        /// The job.
+        id: String,
+    },
+    /// The agent stops: nothing starts any more.
+    Stop,
+    /// A deadline has passed.
+    Tick,
+}
+
+/// How a run or a job ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// By itself.
+    Exited {
+        /// Its status, 128 + n for a signal.
+        code: i32,
+    },
+    /// A task has its answer.
+    Answered,
+    /// Nothing could be started.
+    Unstartable {
+        /// The status that a shell gives for that.
+        code: i32,
+        /// A sentence that says why.
+        why: String,
+    },
+    /// Its time was up.
+    TimedOut {
+        /// The status it ended with.
+        code: i32,
+    },
+    /// Somebody ended it.
+    Killed {
+        /// The status it ended with; nothing when it was not running.
+        code: Option<i32>,
+        /// Who.
+        why: String,
+    },
+    /// The agent died while it ran.
+    Died {
+        /// When the run began, in milliseconds since 1970.
+        at: i64,
+    },
+}
+
+impl Outcome {
+    /// The state of a process that ended so.
+    pub(super) fn state(&self) -> State {
+        match self {
+            Outcome::Exited { code: 0 } | Outcome::Answered => State::Ok,
+            Outcome::Exited { .. } | Outcome::Unstartable { .. } | Outcome::Died { .. } => State::Error,
+            Outcome::TimedOut { .. } => State::Timeout,
+            Outcome::Killed { .. } => State::Killed,
+        }
+    }
+
+    pub(super) fn brief(&self) -> String {
+        match self {
+            Outcome::Exited { code } => format!("it ended with status {code}"),
+            Outcome::TimedOut { .. } => "its time was up".into(),
+            Outcome::Unstartable { why, .. } | Outcome::Killed { why, .. } => why.clone(),
+            Outcome::Answered => "it was answered".into(),
+            Outcome::Died { .. } => "the agent died while it ran".into(),
+        }
+    }
+}
+
+/// Something is to be done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Start a run, once the job store says so durably; answered by `Spawned` or `Unstartable`.
+    Start {
+        /// The job.
+        id: Arc<str>,
+        /// The number of the run; unique in the agent's life.
+        run: u64,
+        /// When, in milliseconds since 1970.
+        at: i64,
+    },
+    /// Give up the start of this run, which hangs: should it succeed all the same, its process is ended.
+    Abort {
+        /// The job.
+        id: Arc<str>,
+        /// The run.
+        run: u64,
+    },
+    /// Note the tree, and send it the stop signal.
+    Term {
+        /// The job.
+        id: Arc<str>,
+        /// The run.
+        run: u64,
+    },
+    /// Look whether something of the tree lives; answered by `Tree`.
+    Probe {
+        /// The job.
+        id: Arc<str>,
+        /// The run.
+        run: u64,
+    },
+    /// KILL whatever of the tree lives; answered by `Tree`.
+    Kill {
+        /// The job.
+        id: Arc<str>,
+        /// The run.
+        run: u64,
+    },
+    /// Write down where the job stands.
+    SetState {
+        /// The job.
+        id: Arc<str>,
+        /// Where it stands.
+        standing: JobState,
+    },
+    /// A run is over, and nobody is told: it is restarted, or was interrupted.
+    RunOver {
+        /// The job.
+        id: Arc<str>,
+        /// The run.
+        run: u64,
+    },
+    /// A run is over and its result is to be told; the job goes on.
+    Report {
+        /// The job.
+        id: Arc<str>,
+        /// The run.
+        run: u64,
+        /// How it ended.
+        outcome: Outcome,
+        /// Quiet, unless the run brought a result of its own.
+        suppress_if_ok: bool,
+        /// Its restarts are used up: what to alert people with.
+        alert: Option<String>,
+    },
+    /// The job is over.
+    Finish {
+        /// The job.
+        id: Arc<str>,
+        /// The run that ended with it.
+        run: Option<u64>,
+        /// How it ended; nothing where its result is known already.
+        outcome: Option<Outcome>,
+        /// As in `Report`.
+        suppress_if_ok: bool,
+        /// As in `Report`.
+        alert: Option<String>,
+    },
+}
+
+/// Where a job is, for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Ready, waiting for a slot or its turn.
+    Queued,
+    /// Waiting for a time.
+    Scheduled,
+    /// At work.
+    Running,
+    /// Being ended.
+    Stopping,
+    /// Remembered until the agent's next start.
+    Failed,
+}
+
+/// When a recurring job runs; times in milliseconds since 1970.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Recurrence {
+    /// The job.
+    pub id: Arc<str>,
+    /// Milliseconds between the starts of two runs.
+    pub period: u64,
+    /// The start of the next run; nothing while one is under way, or waits for its turn.
+    pub next: Option<i64>,
+    /// The start of the last run.
+    pub last_start: Option<i64>,
+    /// How the last run ended; nothing where none has since the agent's start.
+    pub last_state: Option<State>,
+}

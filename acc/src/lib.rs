@@ -1,41 +1,29 @@
 //! The controller: hands commands from Redis to nodes over HTTPS, and their results back.
 //!
-//! Threads: `proxy` (the only one that meets the network), some of tiny_http that run the handlers,
-//! `dispatcher` (takes commands), `wakeups` (hears that a waiting node has something to fetch),
-//! `janitor` (beat, expiry, revocations). None of them keeps what another controller would need: all of
-//! that is in Redis.
+//! Imports point down this list, never up and never round:
+//!
+//! | module | what it is |
+//! |---|---|
+//! | `app` | command line, subcommands, the order of start and stop |
+//! | `work` | threads behind the requests: dispatcher, wake-ups, periodic tasks |
+//! | `proxy` | the network: sockets, TLS, deadlines, bounds, parked polls |
+//! | `api` | tiny_http behind the proxy, and one file for each path |
+//! | `auth` | secrets, CA, certificates, tickets, revocation, and who is let in |
+//! | `model` | one file for each noun that is kept in Redis, with its Lua |
+//! | `redis` | connections, topology, routing |
+//! | `config`, `route`, `query`, `http`, `metrics`, `clock`, `critical_thread` | leaves |
 
-mod allowance;
-pub mod answer;
-pub mod authenticator;
-pub mod cancel;
-pub mod claims;
-pub mod cli;
+pub mod api;
+pub mod app;
+pub mod auth;
+pub mod clock;
 pub mod config;
-pub mod context;
 pub mod critical_thread;
-pub mod daemon;
-pub mod deferred_jobs;
-pub mod delivered;
-pub mod dispatcher;
-pub mod handlers;
-pub mod history;
-pub mod identity;
-pub mod janitor;
-pub mod logging;
+pub mod http;
 pub mod metrics;
-pub mod node_directory;
-pub mod process_metrics;
+pub mod model;
 pub mod proxy;
 pub mod query;
-mod response_order;
-pub mod revoke;
+pub mod redis;
 pub mod route;
-pub mod script_cache;
-pub mod server;
-pub mod store;
-pub mod subcommands;
-pub mod targets;
-pub mod tickets;
-pub mod trusted_paths;
-pub mod wakeups;
+pub mod work;

@@ -1,6 +1,6 @@
 //! `jsacc`: flags, subcommands, the log, the exit code.
 
-use jsacc::cli::{self, Invocation};
+use jsacc::app::cli::{self, Invocation};
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -12,12 +12,12 @@ fn main() -> ExitCode {
     let outcome = match wish {
         Invocation::Print(text) => say(&text),
         Invocation::Serve(config) => {
-            jsacc::logging::start(&config.log_level);
-            jsacc::daemon::run(*config)
+            jsacc::app::logging::start(&config.log_level);
+            jsacc::app::daemon::run(*config)
         }
         Invocation::Do(config, task) => {
-            jsacc::logging::start(&config.log_level);
-            jsacc::subcommands::run(&config, task).and_then(|text| say(&text))
+            jsacc::app::logging::start(&config.log_level);
+            jsacc::app::subcommands::run(&config, task).and_then(|text| say(&text))
         }
     };
     match outcome {

@@ -4,11 +4,11 @@
 //! they then say (connection_state).
 
 use super::answer::Answer;
+use super::budget::Over;
 use super::client::{Client, Phase};
-use super::conn::Conn;
 use super::event_loop::EventLoop;
-use super::limits::Over;
 use super::reply::refusal;
+use super::request_parser::Conn;
 use super::transport::Transport;
 use jscommon::NodeId;
 use mio::net::TcpStream;

@@ -3,8 +3,9 @@
 //! Owns: the form of every head that goes out, and the reading of tiny_http's heads.
 //! Does not own: sockets, or when what is answered.
 
-use super::Refusal;
-use crate::server::{PARK_HEADER, error_body};
+use crate::api::server::PARK_HEADER;
+use crate::http::Refusal;
+use crate::http::error_body;
 use std::time::SystemTime;
 
 /// What tiny_http answered.

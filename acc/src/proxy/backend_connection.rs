@@ -4,11 +4,11 @@
 //! Owns: the local socket, the requests' bytes, the answers' bytes.
 //! Does not own: whose requests they are, or which travel together.
 
-use super::PeerCert;
 use super::answer::{self, Answer};
-use super::conn::RequestHead;
-use crate::response_order::PipelineSlot;
-use crate::server::{ISSUED_HEADER, NODE_HEADER, PEER_HEADER, PLACE_HEADER, UNDATED};
+use super::request_parser::RequestHead;
+use crate::api::response_order::PipelineSlot;
+use crate::api::server::{ISSUED_HEADER, NODE_HEADER, PEER_HEADER, PLACE_HEADER, UNDATED};
+use crate::auth::tls::PeerCert;
 use jscommon::NodeId;
 use mio::net::UnixStream;
 use std::collections::VecDeque;

@@ -3,10 +3,10 @@
 //! Owns: a client's phase and its books' entries; slots, and names that outlive them harmlessly.
 //! Does not own: what moves a client from phase to phase (the event loop).
 
-use super::PeerCert;
 use super::answer::Answer;
-use super::conn::{Conn, RequestHead};
+use super::request_parser::{Conn, RequestHead};
 use super::transport::Transport;
+use crate::auth::tls::PeerCert;
 use jscommon::NodeId;
 use std::net::SocketAddr;
 use std::time::Instant;

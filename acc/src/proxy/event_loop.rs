@@ -8,16 +8,17 @@
 //! **Nothing here blocks** but the wait for events. Nothing is polled either: a turn begins when a
 //! socket, a message or a deadline asks for it.
 
+use super::backend::{InFlight, PendingRequest};
 use super::backend_connection::BackendConnection;
-use super::backend_requests::{InFlight, PendingRequest};
+use super::budget::{Limits, ResourceAccounting};
 use super::client::{Clients, ConnectionId, Phase};
-use super::limits::{Limits, ResourceAccounting};
-use super::parking::Parking;
+use super::long_poll::Parking;
 use super::timers::Timers;
 use super::transport::ReadOutcome;
-use super::unproven::Unproven;
-use super::{Guard, Message, ProxyConfig, Seen};
-use crate::allowance::Allowances;
+use super::unauthenticated::Unproven;
+use super::{Message, ProxyConfig, Seen};
+use crate::api::rate_limiter::Allowances;
+use crate::auth::authenticator::Guard;
 use crate::metrics::Metrics;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use jscommon::{NodeId, death};
@@ -412,8 +413,9 @@ impl EventLoop {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::auth::authenticator::{Admitted, Head};
+    use crate::http::Refusal;
     use crate::proxy::accept::ACCEPT_PAUSE;
-    use crate::proxy::{Admitted, Head, Refusal};
 
     struct Anybody;
 
@@ -430,7 +432,7 @@ mod tests {
         let config = ProxyConfig {
             listen: listener.local_addr().unwrap(),
             tls: None,
-            backend: crate::server::Backend::at("/nowhere".into()),
+            backend: crate::api::server::Backend::at("/nowhere".into()),
             limits: Limits::default(),
         };
         let (seen, _nodes) = crossbeam_channel::unbounded();

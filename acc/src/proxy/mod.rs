@@ -20,38 +20,37 @@
 
 mod accept;
 mod answer;
+mod backend;
 mod backend_connection;
-mod backend_requests;
+mod budget;
+mod certificate_end;
 mod client;
-mod conn;
-mod connection_state;
+mod connection;
 mod event_loop;
-mod limits;
-mod parking;
+mod long_poll;
 mod reply;
+mod request_parser;
 mod timers;
-pub mod tls;
 mod transport;
-mod unproven;
-mod validity;
+mod unauthenticated;
 
 #[cfg(test)]
 mod tests;
 
+use crate::api::server::Backend;
+use crate::auth::authenticator::Guard;
+use crate::auth::tls::TlsSource;
 use crate::critical_thread;
 use crate::metrics::Metrics;
-use crate::route::Route;
-use crate::server::Backend;
 use anyhow::Context;
+pub use budget::Limits;
 use crossbeam_channel::{Receiver, Sender};
 use jscommon::NodeId;
 use jscommon::worker::Worker;
-pub use limits::Limits;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
-pub use tls::{PeerCert, TlsSource};
 
 /// Stack of the proxy's thread, in bytes; TLS handshakes are the deepest thing on it.
 const STACK: usize = 512 * 1024;
@@ -61,47 +60,6 @@ const BACKLOG: i32 = 4096;
 
 /// Nodes that wait, each with the time at which its poll came.
 pub type Seen = Vec<(NodeId, Instant)>;
-
-/// Decides whether a request is allowed. The proxy's own thread calls it for each request, so it must never block.
-pub trait Guard: Send + Sync + 'static {
-    /// Whether this request may go on, by its head alone. The path is a known route with its right method.
-    fn admit(&self, head: &Head<'_>) -> Result<Admitted, Refusal>;
-}
-
-/// The head of a request, as the guard sees it.
-#[derive(Clone, Copy, Debug)]
-pub struct Head<'a> {
-    /// What is asked for.
-    pub route: Route,
-    /// The token of `Authorization: Bearer`.
-    pub bearer: Option<&'a str>,
-    /// The client's address.
-    pub peer: IpAddr,
-    /// What the client's certificate says, when it gave one that our CA signed.
-    pub cert: Option<&'a PeerCert>,
-}
-
-/// Who asks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Admitted {
-    /// This node, by its credentials; it is the node of the path.
-    Node(NodeId),
-    /// Anybody: the path is open, or its handler checks the request itself.
-    Open,
-    /// Somebody who may read metrics.
-    Operator,
-}
-
-/// Why a request goes no further.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
-    /// HTTP status.
-    pub status: u16,
-    /// The sentence of `{"error": ...}`.
-    pub reason: String,
-    /// The reason's name in metrics: one of a few.
-    pub label: &'static str,
-}
 
 /// The settings of a proxy.
 pub struct ProxyConfig {
@@ -156,7 +114,7 @@ impl Handle {
         fatal: Sender<String>,
     ) -> anyhow::Result<Handle> {
         let wanted = config.limits.max_connections;
-        let descriptors = limits::raise_descriptors();
+        let descriptors = budget::raise_descriptors();
         config.limits = config.limits.within(descriptors);
         if config.limits.max_connections < wanted {
             let fits = config.limits.max_connections;

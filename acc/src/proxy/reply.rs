@@ -3,11 +3,11 @@
 //! Owns: refusals, the memory that an answer is held in, the end of a request.
 //! Does not own: which answer (connection_state), its form (answer), the deadlines' meaning (connection_state).
 
-use super::Refusal;
 use super::answer::Answer;
+use super::budget::Over;
 use super::client::{ConnectionId, Phase};
 use super::event_loop::EventLoop;
-use super::limits::Over;
+use crate::http::Refusal;
 use std::time::{Instant, SystemTime};
 
 /// A refusal in the proxy's own words.

@@ -10,7 +10,8 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::sync::Arc;
 
-use super::{PeerCert, validity};
+use super::certificate_end;
+use crate::auth::tls::PeerCert;
 
 /// Reads of the socket in one call that may pass without anything for the reader above.
 const FRUITLESS_READS: usize = 16;
@@ -79,7 +80,7 @@ impl Transport {
     /// holds no more.
     pub(crate) fn cert_ends(&self) -> Option<u64> {
         let cert = self.tls.as_ref()?.peer_certificates()?.first()?;
-        Some(validity::ends(cert).unwrap_or(0))
+        Some(certificate_end::ends(cert).unwrap_or(0))
     }
 
     /// Reads into `buf`. An error is the end of the connection; a TLS one has sent its alert.

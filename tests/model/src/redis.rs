@@ -1,4 +1,4 @@
-//! The atomic steps in Redis, each named after the script (`acc/src/store/scripts`) or the call that it stands for.
+//! The atomic steps in Redis, each named after the script (`acc/src/model/scripts`) or the call that it stands for.
 
 use crate::state::*;
 

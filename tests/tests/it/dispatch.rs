@@ -1,8 +1,9 @@
 //! Tests of how a controller handles single commands and results: quiet ones, lists of nodes, large fleets, and keys
 //! of Redis that somebody has spoilt.
 
-use jsacc::store::target::Target;
-use jsacc::store::{Address, lists};
+use jsacc::config::redis_address::Target;
+use jsacc::model::lists;
+use jsacc::redis::Address;
 use jstests::redis_cluster::Cluster;
 use jstests::{Acc, AccOptions, Client, FakeNode, LONG, Redis, wait_for, wait_until};
 use redis::{ConnectionLike, FromRedisValue};
@@ -289,7 +290,7 @@ fn silence(client: &mut Client, controller: &str) {
 fn a_controller_that_has_beaten_since_its_verdict_keeps_what_it_has_taken() {
     let redis = Redis::start();
     let mut client = Client::new(&redis);
-    let address = Address::new(Target::parse(&redis.url()).unwrap(), None);
+    let address = Address::new(Target::parse(&redis.url()).unwrap(), None, &jsacc::model::SCHEMA);
     let conn = &mut address.connect(LONG).unwrap();
     lists::beat(conn, "one").unwrap();
     let now = lists::beat(conn, "two").unwrap().now;
@@ -308,7 +309,7 @@ fn a_controller_that_has_beaten_since_its_verdict_keeps_what_it_has_taken() {
 fn what_a_controller_takes_after_it_was_held_to_be_dead_is_found() {
     let (_redis, acc, mut client) = site();
     let first = controllers(&mut client).remove(0);
-    let address = Address::new(Target::parse(acc.redis_url()).unwrap(), None);
+    let address = Address::new(Target::parse(acc.redis_url()).unwrap(), None, &jsacc::model::SCHEMA);
     let conn = &mut address.connect(LONG).unwrap();
     lists::beat(conn, "dead").unwrap();
     silence(&mut client, "dead");
@@ -453,7 +454,7 @@ fn spoilt_lists_of_what_has_happened_hold_up_no_command() {
 #[test]
 fn a_spoilt_command_is_inherited_once() {
     let (_redis, acc, mut client) = site();
-    let address = Address::new(Target::parse(acc.redis_url()).unwrap(), None);
+    let address = Address::new(Target::parse(acc.redis_url()).unwrap(), None, &jsacc::model::SCHEMA);
     lists::beat(&mut address.connect(LONG).unwrap(), "dead").unwrap();
     let id = jstests::fresh_id();
     spoil(&mut client, &format!("jsacc:job:{id}"));

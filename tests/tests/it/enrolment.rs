@@ -297,10 +297,12 @@ fn enrolment_whose_event_cannot_be_written_is_answered() {
 #[test]
 fn a_use_of_a_token_that_is_counted_again_after_a_cut_connection_counts_once() {
     let redis = Redis::start();
-    let target = jsacc::store::target::Target::parse(&redis.url()).expect("the address of the private redis-server");
-    let mut conn = jsacc::store::Address::new(target, None).connect(LONG).expect("a connection to it");
+    let target =
+        jsacc::config::redis_address::Target::parse(&redis.url()).expect("the address of the private redis-server");
+    let mut conn =
+        jsacc::redis::Address::new(target, None, &jsacc::model::SCHEMA).connect(LONG).expect("a connection to it");
     let mut count =
-        |request, now| jsacc::store::nodes::use_enrolment(&mut conn, "token", request, 1, 60, now).expect("counted");
+        |request, now| jsacc::model::nodes::use_enrolment(&mut conn, "token", request, 1, 60, now).expect("counted");
     assert_eq!(count("first", 5), Some(5));
     assert_eq!(count("first", 6), Some(5), "the answer to the first call was lost");
     assert_eq!(count("second", 7), None, "it was for one use");

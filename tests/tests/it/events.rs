@@ -1,13 +1,15 @@
 //! The list of events, and what a node can do to it.
 
-use jsacc::store::{Batch, Conn, lists};
+use jsacc::model::lists;
+use jsacc::redis::{Batch, Conn};
 use jscommon::NodeId;
 use jstests::{Acc, AccOptions, Client, LONG, Redis, wait_until};
 use serde_json::json;
 
 fn connect(redis: &Redis) -> Conn {
-    let target = jsacc::store::target::Target::parse(&redis.url()).expect("the address of the private redis-server");
-    jsacc::store::Address::new(target, None).connect(LONG).expect("a connection to it")
+    let target =
+        jsacc::config::redis_address::Target::parse(&redis.url()).expect("the address of the private redis-server");
+    jsacc::redis::Address::new(target, None, &jsacc::model::SCHEMA).connect(LONG).expect("a connection to it")
 }
 
 fn node(nid: u32) -> Option<NodeId> {
@@ -107,7 +109,7 @@ fn names_of_the_controllers_events_are_refused_from_a_node() {
     let acc = Acc::start(&redis, AccOptions::default());
     let mut client = Client::new(&redis);
     let node = acc.node(1, 1);
-    for name in jsacc::store::events::RESERVED {
+    for name in jsacc::model::events::RESERVED {
         let reply = node.post("event", &json!({"name": name, "data": {"addr": "10.0.0.1"}}));
         assert!(reply.status == 400 && reply.error().contains("the controller's own"), "{reply:?}");
     }

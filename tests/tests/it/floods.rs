@@ -1,7 +1,8 @@
 //! A node with good credentials sends as much as it can: what it may send is bounded on every path, in bytes, in
 //! entries and in time, and others are served meanwhile. Honest traffic of any size that is documented passes.
 
-use jsacc::store::{Address, Batch, lists};
+use jsacc::model::lists;
+use jsacc::redis::{Address, Batch};
 use jscommon::NodeId;
 use jstests::hostile::{Connection, Requests, Target};
 use jstests::{
@@ -132,8 +133,9 @@ fn new_names_of_series_are_bounded_and_known_ones_are_written_on() {
 fn full_hash_of_series_keeps_those_that_still_come() {
     let redis = Redis::start();
     let mut client = Client::new(&redis);
-    let target = jsacc::store::target::Target::parse(&redis.url()).expect("the address of the private redis-server");
-    let mut conn = Address::new(target, None).connect(LONG).expect("a connection to it");
+    let target =
+        jsacc::config::redis_address::Target::parse(&redis.url()).expect("the address of the private redis-server");
+    let mut conn = Address::new(target, None, &jsacc::model::SCHEMA).connect(LONG).expect("a connection to it");
     let mut number = 0;
     let mut write = |from: usize, count: usize, seconds: u64| {
         number += 1;

@@ -1,6 +1,6 @@
 //! `scripts/install-agent`: one line that makes a machine a node, and one that unmakes it.
 
-use jsacc::identity::ca::Ca;
+use jsacc::auth::ca::Ca;
 use jstests::process::{Output, Process};
 use jstests::{Acc, AccOptions, Client, LONG, Redis, bin, run_with};
 use nix::sys::signal::Signal;

@@ -1,9 +1,9 @@
 //! Redis as a cluster, and under Sentinels: a controller outlives the loss of a server, with jobs in flight.
 
+use jsacc::api::Handlers;
 use jsacc::config::Config;
-use jsacc::handlers::Handlers;
-use jsacc::server::Handler;
-use jsacc::store::target::Target;
+use jsacc::config::redis_address::Target;
+use jsacc::http::Handler;
 use jstests::load::Load;
 use jstests::redis_cluster::Cluster;
 use jstests::sentinels::Watched;
@@ -461,7 +461,7 @@ fn requests_travel_alone_once_redis_is_known_to_be_a_cluster() {
         state_dir: dir.path().to_owned(),
         ..Config::default()
     };
-    let context = Arc::new(jsacc::daemon::prepare(config, false).expect("a controller that is ready to start"));
+    let context = Arc::new(jsacc::app::daemon::prepare(config, false).expect("a controller that is ready to start"));
     let handlers = Handlers::new(context.clone());
     assert!(!handlers.apart() && handlers.max_batch() > 1, "nothing is known of it yet");
     drop(context.pool.open(LONG).expect("a connection"));

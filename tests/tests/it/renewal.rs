@@ -1,8 +1,8 @@
 //! Credentials over time: rotation, renewal, certificates that end, clocks that are off, a CA of one's own.
 
-use jsacc::identity::ca::Ca;
-use jsacc::identity::secret::Secrets;
-use jsacc::proxy::PeerCert;
+use jsacc::auth::ca::Ca;
+use jsacc::auth::secrets::Secrets;
+use jsacc::auth::tls::PeerCert;
 use jscommon::NodeId;
 use jstests::process::Process;
 use jstests::{Acc, AccOptions, Agent, AgentOptions, Client, Enrolled, FakeNode, LONG, Redis, Stage, bin, wait_until};

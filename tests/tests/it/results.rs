@@ -1,7 +1,7 @@
 //! A result reaches its client once, however often it is sent.
 
-use jsacc::store::results::{self, Bounds, Delivery, Push, Verdict};
-use jsacc::store::{Address, Batch, Conn};
+use jsacc::model::results::{self, Bounds, Delivery, Push, Verdict};
+use jsacc::redis::{Address, Batch, Conn};
 use jstests::{Acc, AccOptions, Client, LONG, Redis, wait_for, wait_until};
 use serde_json::{Value, json};
 
@@ -201,8 +201,9 @@ fn only_who_may_answer_for_a_job_makes_redis_remember_it_for_long() {
 
 /// A connection as the controller has them.
 fn store(redis: &Redis) -> Conn {
-    let target = jsacc::store::target::Target::parse(&redis.url()).expect("the address of the private redis-server");
-    Address::new(target, None).connect(LONG).expect("a connection to it")
+    let target =
+        jsacc::config::redis_address::Target::parse(&redis.url()).expect("the address of the private redis-server");
+    Address::new(target, None, &jsacc::model::SCHEMA).connect(LONG).expect("a connection to it")
 }
 
 #[test]

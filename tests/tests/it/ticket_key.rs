@@ -1,15 +1,17 @@
 //! The ticket key of a controller that starts while Redis is away: no ticket is issued, and no node admitted, before the
 //! key is agreed on. The threads run here one by one, so that none of them is quicker than another by chance.
 
+use jsacc::api::Handlers;
+use jsacc::api::context::Context;
+use jsacc::api::server::Backend;
+use jsacc::auth::tickets::{TicketKey, TicketKeys, Tickets};
 use jsacc::config::Config;
-use jsacc::context::{Context, Stop};
-use jsacc::dispatcher::Dispatcher;
-use jsacc::handlers::Handlers;
+use jsacc::config::redis_address::Target;
+use jsacc::http::{Handler, Request};
 use jsacc::proxy::{Handle, Limits, ProxyConfig};
 use jsacc::route::Route;
-use jsacc::server::{Backend, Handler, Request};
-use jsacc::store::target::Target;
-use jsacc::tickets::{TicketKey, TicketKeys, Tickets};
+use jsacc::work::Stop;
+use jsacc::work::dispatcher::Dispatcher;
 use jscommon::NodeId;
 use jstests::{Client, LONG, Redis, wait_for};
 use serde_json::{Value, json};
@@ -28,7 +30,7 @@ fn fresh(dir: &Path) -> (Redis, Client, Arc<Context>, Tickets) {
     client.redis::<()>(&["SET", "jsacc:ticket_key", &key]);
     let target = Target::parse(&redis.url()).expect("the address of the private redis-server");
     let config = Config { redis: target, state_dir: dir.to_owned(), insecure_no_auth: true, ..Config::default() };
-    let context = jsacc::daemon::prepare(config, false).expect("a controller that is ready to start");
+    let context = jsacc::app::daemon::prepare(config, false).expect("a controller that is ready to start");
     assert!(!context.tickets.is_agreed());
     let theirs = TicketKeys { current: TicketKey::parse(&key).expect("a key"), previous: None };
     (redis, client, Arc::new(context), Tickets::new(theirs))

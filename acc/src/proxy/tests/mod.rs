@@ -3,7 +3,11 @@
 mod secure;
 
 use super::*;
-use crate::server::{self, Reply, Request};
+use crate::api::server;
+use crate::auth::authenticator::{Admitted, Head};
+use crate::http::Refusal;
+use crate::http::{Reply, Request};
+use crate::route::Route;
 use crossbeam_channel::Receiver;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -44,7 +48,7 @@ struct Desk {
     stuck: Mutex<Option<(u32, Receiver<()>)>>,
 }
 
-impl server::Handler for Desk {
+impl crate::http::Handler for Desk {
     fn handle(&self, request: &mut Request) -> Reply {
         self.asked.lock().unwrap().push(format!("{} {:?} {:?}", request.route, request.node, request.cert_issued));
         if let Some(proxy) = self.slow.lock().unwrap().clone() {

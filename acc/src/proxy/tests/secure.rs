@@ -1,6 +1,7 @@
 //! The proxy over TLS.
 
 use super::*;
+use crate::auth::tls::{self, PeerCert};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::client::Resumption;
 use rustls::pki_types::{PrivateKeyDer, ServerName};
@@ -115,7 +116,7 @@ fn a_node_is_known_by_its_certificate_also_when_its_session_is_resumed() {
 fn a_certificate_that_ends_is_refused_on_its_connection_and_when_its_session_is_resumed() {
     let pki = Pki::new();
     let site = pki.site(Limits::default());
-    let end = crate::context::local_ms() / 1000 + 5;
+    let end = crate::clock::local_ms() / 1000 + 5;
     let config = pki.client_until(Some(PeerCert { node: NODE, issued: None }), Some(end));
     let poll = "GET /1/10/cmd?wait=0 HTTP/1.1\r\nHost: localhost\r\n\r\n";
     let mut stream = connect(&site, &config);
@@ -125,7 +126,7 @@ fn a_certificate_that_ends_is_refused_on_its_connection_and_when_its_session_is_
     let begin = Instant::now();
     assert!(ask(&mut stream, waits, "\r\n\r\n").starts_with("HTTP/1.1 204 "));
     assert!(begin.elapsed() < LONG, "{:?}", begin.elapsed());
-    wait_until(|| crate::context::local_ms() / 1000 > end);
+    wait_until(|| crate::clock::local_ms() / 1000 > end);
     let asked = site.asked();
     let answer = ask(&mut stream, poll, "enrol the node again");
     assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");

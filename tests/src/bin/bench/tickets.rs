@@ -4,7 +4,7 @@ use crate::Options;
 use crate::measure::{Case, interleaved};
 use crate::table::{Table, number};
 use anyhow::{Result, ensure};
-use jsacc::tickets::{Flags, TicketKey, TicketKeys, Tickets};
+use jsacc::auth::tickets::{Flags, TicketKey, TicketKeys, Tickets};
 use jscommon::NodeId;
 use std::hint::black_box;
 use std::time::Instant;

@@ -1,0 +1,355 @@
+//! `GET /{gid}/{nid}/cmd`: the long poll.
+
+use super::handover::handed;
+use super::{Fault, Outcome, bad, expect_room, revoked};
+use crate::api::context::Context;
+use crate::api::rate_limiter::{Charge, Resource};
+use crate::http::{Reply, Request};
+use crate::model::claims;
+use crate::model::grants::{self, Claims, Compared, Standing};
+use crate::model::nodes::{self, Poller};
+use crate::model::queue::{self, Answer, Mode, Question};
+use crate::model::{jobs, lists};
+use crate::redis::pool::{describe, is_away, is_broken, is_spoilt};
+use crate::redis::{Batch, Conn};
+use jscommon::NodeId;
+use jscommon::node::is_role;
+use redis::RedisResult;
+use serde_json::json;
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::Ordering;
+use std::sync::{Mutex, PoisonError};
+
+/// Longest wait, in seconds.
+const MAX_WAIT_SECONDS: u32 = 60;
+/// For how long (ms) a poll that says nothing new, and is answered, is not written down again.
+const WRITE_INTERVAL_MS: u64 = 5_000;
+/// The same for one that waits: the proxy tells that its node is there.
+const PARKED_WRITE_INTERVAL_MS: u64 = 60_000;
+
+/// So many nodes are remembered, and then so many again before the first ones are forgotten.
+const MAX_NODES: usize = 50_000;
+
+/// What was last written down about nodes that poll here, so that a busy node is not written down
+/// with every poll.
+#[derive(Default)]
+pub(super) struct LastWrite {
+    held: Mutex<Generations>,
+    hasher: RandomState,
+}
+
+/// When each node was written down (ms), and a hash of what, for the words themselves may be long.
+#[derive(Default)]
+struct Generations {
+    young: HashMap<NodeId, (u64, u64)>,
+    old: HashMap<NodeId, (u64, u64)>,
+}
+
+impl LastWrite {
+    /// Whether something else was written down last, or nothing for `keeps` ms.
+    fn is_news(&self, node: NodeId, now: u64, facts: &str, keeps: u64) -> bool {
+        let hash = self.hasher.hash_one(facts);
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = held.young.get(&node).or_else(|| held.old.get(&node));
+        last.is_none_or(|(at, last)| now.saturating_sub(*at) > keeps || *last != hash)
+    }
+
+    fn note(&self, node: NodeId, now: u64, facts: &str) {
+        let hash = self.hasher.hash_one(facts);
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.young.len() >= MAX_NODES {
+            held.old = std::mem::take(&mut held.young);
+        }
+        held.young.insert(node, (now, hash));
+    }
+}
+
+struct Poll {
+    wait: u32,
+    ack: Option<u64>,
+    /// Its roles; nothing where the poll does not speak of them.
+    roles: Option<Vec<String>>,
+    /// When its credentials were issued (ms).
+    issued: u64,
+    instance: String,
+    peer: String,
+}
+
+fn read(request: &Request) -> Result<Poll, Fault> {
+    let query = &request.query;
+    let wait =
+        match query.first("wait") {
+            None | Some("") => 0,
+            Some(text) => text.parse().ok().filter(|wait| *wait <= MAX_WAIT_SECONDS).ok_or_else(|| {
+                bad(format!("wait is a number of seconds from 0 to {MAX_WAIT_SECONDS}, not '{text}'"))
+            })?,
+        };
+    let ack = match query.first("ack") {
+        None | Some("") => None,
+        Some(text) => {
+            let number: Option<u64> = text.parse().ok().filter(|number| *number < 1 << 53);
+            Some(number.ok_or_else(|| bad("ack is the batch of an earlier answer"))?)
+        }
+    };
+    // Any other is passed over, for an older agent has commands to fetch all the same; its `startup` event tells it.
+    let mut roles: Vec<String> = query.all("role").filter(|role| is_role(role)).map(str::to_owned).collect();
+    if roles.len() > claims::MAX_CLAIMS {
+        return Err(bad(format!("a node has at most {} roles", claims::MAX_CLAIMS)));
+    }
+    roles.sort_unstable();
+    roles.dedup();
+    let instance = query.first("instance").unwrap_or("");
+    if instance.len() > 64 || !instance.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.')) {
+        return Err(bad("instance is at most 64 of A-Z a-z 0-9 - _ ."));
+    }
+    Ok(Poll {
+        wait,
+        ack,
+        // An agent always says which start of it asks; a poll that says neither that nor a role is no word about its
+        // roles.
+        roles: (!roles.is_empty() || !instance.is_empty()).then_some(roles),
+        issued: request.issued(),
+        instance: instance.to_owned(),
+        peer: request.peer.map(|peer| peer.to_canonical().to_string()).unwrap_or_default(),
+    })
+}
+
+fn admit(context: &Context, node: NodeId, request: &Request) -> Result<(NodeId, Poll), Fault> {
+    expect_room(context, node, &[Charge::new(Resource::Polls, 1)])?;
+    Ok((node, read(request)?))
+}
+
+/// Polls of nodes, in as few round trips as one alone would take.
+pub(super) fn poll_all(context: &Context, written: &LastWrite, requests: &[(NodeId, &Request)]) -> Vec<Outcome> {
+    let polls: Vec<Result<(NodeId, Poll), Fault>> =
+        requests.iter().map(|(node, request)| admit(context, *node, request)).collect();
+    let good: Vec<&(NodeId, Poll)> = polls.iter().flatten().collect();
+    if good.is_empty() {
+        return polls.into_iter().filter_map(|poll| poll.err().map(Err)).collect();
+    }
+    let mut replies = match context.pool.with(|conn| answer(context, written, conn, &good)) {
+        Ok(replies) => replies.into_iter(),
+        // What Redis has against one of them is not held against the others.
+        Err(e) if requests.len() > 1 && !is_broken(&e) => {
+            return requests.iter().flat_map(|request| poll_all(context, written, &[*request])).collect();
+        }
+        Err(e) => return polls.into_iter().map(|poll| Err(poll.err().unwrap_or(Fault::Redis(e.clone())))).collect(),
+    };
+    polls.into_iter().map(|poll| poll.map(|_| replies.next().unwrap_or_else(Reply::empty))).collect()
+}
+
+fn question<'a>(context: &'a Context, node: NodeId, poll: &'a Poll, now: u64) -> Question<'a> {
+    Question {
+        me: &context.me,
+        node,
+        now,
+        ack: poll.ack,
+        instance: &poll.instance,
+        peer: &poll.peer,
+        mode: if poll.wait > 0 { Mode::Poll } else { Mode::Ask },
+        takeover: false,
+        told: "",
+    }
+}
+
+fn answer(
+    context: &Context,
+    written: &LastWrite,
+    conn: &mut Conn,
+    polls: &[&(NodeId, Poll)],
+) -> RedisResult<Vec<Reply>> {
+    let now = context.clock.now();
+    // RUNNING stands in the hash before the command leaves the queue: a death between the two only
+    // means that the node says again what it has stored.
+    let (mut running, mut asked) = (Batch::new(), Batch::new());
+    let mut acked = Vec::with_capacity(polls.len());
+    for (node, poll) in polls {
+        let mut has_acked = false;
+        if let Some(ack) = poll.ack {
+            let before = running.len();
+            match context.delivered.take(*node, ack) {
+                Some(ids) => ids.iter().for_each(|id| jobs::running(&mut running, *node, id)),
+                None => queue::acked(conn, *node, ack)?.iter().for_each(|id| jobs::running(&mut running, *node, id)),
+            }
+            has_acked = running.len() > before;
+            jscommon::death::point("acc.running");
+        }
+        acked.push(has_acked);
+        queue::ask(&mut asked, &question(context, *node, poll, now));
+    }
+    let mut settled = Vec::with_capacity(polls.len());
+    // A job whose hash is spoilt runs on its node all the same, and the next commands do not wait for that hash.
+    let (running, asked) = conn.run_in_turn_each(running, asked, is_spoilt)?;
+    for error in running.into_iter().filter_map(Result::err) {
+        if !is_spoilt(&error) {
+            return Err(error);
+        }
+        ::log::error!("that a node has stored a command is not written down: {}", describe(&error));
+    }
+    for ((node, poll), answer) in polls.iter().zip(asked) {
+        settled.push(settle(context, conn, *node, poll, now, queue::answered(answer?)?)?);
+    }
+    jscommon::death::point("acc.polled");
+    for (((node, _), answer), has_acked) in polls.iter().zip(&settled).zip(acked) {
+        if !has_acked && !matches!(answer, Ok(Answer::Batch(_))) {
+            context.allowances.owe(*node, Charge::new(Resource::Polls, 1), now);
+        }
+    }
+
+    // What Redis may have forgotten since is news again.
+    let epoch = context.epoch.load(Ordering::Relaxed);
+    let claimed = compare(context, conn, polls, &mut settled, now, epoch)?;
+    let (mut batch, mut news) = (Batch::new(), Vec::new());
+    for (node, _, standing, tell) in &claimed {
+        claims::write_down(&mut batch, *node, now, standing, *tell);
+    }
+    for ((node, poll), answer) in polls.iter().zip(&settled) {
+        let Ok(answer) = answer else { continue };
+        let facts = format!("{} {} {epoch}", poll.peer, poll.instance);
+        let parks = poll.wait > 0 && matches!(answer, Answer::Empty);
+        if written.is_news(*node, now, &facts, if parks { PARKED_WRITE_INTERVAL_MS } else { WRITE_INTERVAL_MS }) {
+            let poller = Poller { node: *node, addr: &poll.peer, instance: &poll.instance, ac: &context.me, now };
+            nodes::polled(&mut batch, &poller);
+            news.push((*node, facts));
+        }
+    }
+    // What is known of a node may lie with a server of a cluster that is away, or be spoilt: it polls all the same.
+    match conn.run(&batch) {
+        Ok(_) => {
+            news.iter().for_each(|(node, facts)| written.note(*node, now, facts));
+            claimed.iter().for_each(|(node, says, standing, _)| context.claims.note(*node, Some(*says), standing));
+        }
+        Err(e) if is_away(&e) || is_spoilt(&e) => ::log::debug!("a poll is not written down: {}", describe(&e)),
+        Err(e) => return Err(e),
+    }
+    let reply = |((node, poll), settled): (&&(NodeId, Poll), Result<Answer, Reply>)| match settled {
+        Err(reply) => reply,
+        Ok(Answer::Batch(handover)) => Reply::json(handed(context, *node, handover)),
+        Ok(Answer::Moved(_)) => Reply::busy(503, "the node polls at two controllers at once; try again", 1),
+        Ok(_) if poll.wait == 0 => Reply::empty(),
+        Ok(_) => Reply::park(poll.wait),
+    };
+    Ok(polls.iter().zip(settled).map(reply).collect())
+}
+
+/// Compares what polls claim with what their nodes are granted, where that is not known here: for each its node, a hash
+/// of what it claims, what is granted, and whether claims beyond are to be told. A poll with credentials that were
+/// revoked gets another answer.
+fn compare(
+    context: &Context,
+    conn: &mut Conn,
+    polls: &[&(NodeId, Poll)],
+    settled: &mut [Result<Answer, Reply>],
+    now: u64,
+    epoch: u64,
+) -> RedisResult<Vec<(NodeId, u64, Standing, bool)>> {
+    let (mut asked, mut owners, mut compared) = (Batch::new(), Vec::new(), Vec::new());
+    for (i, (node, poll)) in polls.iter().enumerate().filter(|(i, _)| settled[*i].is_ok()) {
+        let Some(roles) = &poll.roles else { continue };
+        let says = context.claims.hash(roles, poll.issued, epoch);
+        if !context.claims.is_news(*node, says) {
+            continue;
+        }
+        let claims = Claims { roles: Some(roles.clone()), ..Claims::default() };
+        if context.config.insecure_no_auth {
+            compared.push((*node, says, Standing::all_of(&claims), false));
+        } else {
+            grants::claim(&mut asked, *node, now, poll.issued, &claims);
+            owners.push((i, *node, says));
+        }
+    }
+    for ((i, node, says), answer) in owners.into_iter().zip(conn.run_each(&asked)?) {
+        match answer.and_then(grants::compared) {
+            Ok(Compared::Known(standing, tell)) => compared.push((node, says, standing, tell)),
+            Ok(Compared::Revoked) => settled[i] = Err(revoked(node)),
+            Ok(Compared::Unknown) => {}
+            Err(e) if is_away(&e) || is_spoilt(&e) => ::log::debug!("claims are not compared: {}", describe(&e)),
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(compared)
+}
+
+/// Asks again where the first answer was none yet; the reply to an agent whose identity another one has.
+fn settle(
+    context: &Context,
+    conn: &mut Conn,
+    node: NodeId,
+    poll: &Poll,
+    now: u64,
+    mut answer: Answer,
+) -> RedisResult<Result<Answer, Reply>> {
+    let mut question = question(context, node, poll, now);
+    if let Answer::Displaced(peer, news) = &answer {
+        let seen = nodes::last_seen(conn, node)?.unwrap_or(0);
+        // The newer one may have been a copy that ran for a moment.
+        if now.saturating_sub(seen) <= nodes::LIVE_TIMEOUT_MS && !nodes::has_stopped(conn, node)? {
+            return displaced(context, conn, node, poll, peer, news.as_deref()).map(Err);
+        }
+        question.takeover = true;
+        answer = ask(conn, Batch::new(), &question)?;
+    }
+    // Once is enough, unless the node changes its controller at this very moment again.
+    for _ in 0..3 {
+        let Answer::Moved(holder) = answer else { break };
+        let mut word = Batch::new();
+        lists::gone(&mut word, &holder, node);
+        answer = ask(conn, word, &Question { told: &holder, ..question })?;
+    }
+    Ok(Ok(answer))
+}
+
+/// Asks once `before` is done.
+fn ask(conn: &mut Conn, before: Batch, question: &Question<'_>) -> RedisResult<Answer> {
+    let mut batch = Batch::new();
+    queue::ask(&mut batch, question);
+    let answer = conn.run_in_turn(before, batch)?.pop().unwrap_or(redis::Value::Nil);
+    queue::answered(answer)
+}
+
+/// Another agent with this identity came later: that one is served, this one is told so.
+fn displaced(
+    context: &Context,
+    conn: &mut Conn,
+    node: NodeId,
+    poll: &Poll,
+    peer: &str,
+    news: Option<&str>,
+) -> RedisResult<Reply> {
+    if let Some(word) = news {
+        let data = json!({"older": poll.peer, "newer": peer, "instance": poll.instance});
+        let (mut event, mut told) = (Batch::new(), Batch::new());
+        lists::event(&mut event, "two_agents", Some(node), context.clock.now(), &data);
+        queue::told(&mut told, node, word);
+        let (event, told) = conn.run_in_turn_each(event, told, lists::is_unkept)?;
+        lists::unkept(event)?;
+        told.into_iter().try_for_each(|answer| answer.map(drop))?;
+        ::log::warn!(
+            "two live agents are node {node}: the one at {peer} is served, the older one at {} is not",
+            poll.peer
+        );
+    }
+    let sentence = format!("another agent is node {node} since: it polls from {peer}, and the newer one is served");
+    Ok(Reply::busy(409, sentence, 30))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_book_of_what_was_written_is_bounded() {
+        let written = LastWrite::default();
+        let node = |nid| NodeId { gid: 1, nid };
+        written.note(node(1), 0, "web");
+        assert!(!written.is_news(node(1), PARKED_WRITE_INTERVAL_MS, "web", PARKED_WRITE_INTERVAL_MS));
+        assert!(written.is_news(node(1), PARKED_WRITE_INTERVAL_MS + 1, "web", PARKED_WRITE_INTERVAL_MS));
+        assert!(written.is_news(node(1), 1, "db", PARKED_WRITE_INTERVAL_MS));
+        (1..=3 * MAX_NODES as u32).for_each(|nid| written.note(node(nid), 1, "web"));
+        assert!(!written.is_news(node(3 * MAX_NODES as u32), 1, "web", PARKED_WRITE_INTERVAL_MS));
+        assert!(written.is_news(node(1), 1, "web", PARKED_WRITE_INTERVAL_MS), "forgotten, so it is written once more");
+        let held = written.held.lock().unwrap();
+        assert!(held.young.len() + held.old.len() <= 2 * MAX_NODES);
+    }
+}

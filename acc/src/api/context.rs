@@ -1,0 +1,54 @@
+//! What every room of the controller shares.
+//!
+//! Owns: this controller's name, the clock (which follows Redis' own, so that controllers agree), and
+//! the handles of identity, store and metrics. Does not own: any state that another controller would
+//! need; all of that is in Redis.
+
+use crate::api::HeldValues;
+use crate::api::delivered_batches::DeliveredBatches;
+use crate::api::rate_limiter::Allowances;
+use crate::api::script_cache::ScriptCache;
+use crate::auth::authenticator::Authenticator;
+use crate::auth::state_dir::Identity;
+use crate::auth::tickets::Tickets;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::model::claims::Claimed;
+use crate::redis::Pool;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+
+/// Shared by all threads of one controller.
+pub struct Context {
+    /// This controller's name in Redis: new with each start.
+    pub me: String,
+    /// Its settings.
+    pub config: Config,
+    /// CA and secrets.
+    pub identity: Identity,
+    /// Who is let in.
+    pub authenticator: Arc<Authenticator>,
+    /// Redis.
+    pub pool: Pool,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// The clock.
+    pub clock: Clock,
+    /// Sources of scripts that nodes asked for lately.
+    pub scripts: ScriptCache,
+    /// Claims of nodes that this controller has compared with their grants.
+    pub claims: Claimed,
+    /// What was handed to nodes here.
+    pub delivered: DeliveredBatches,
+    /// The allowances that nodes have spent.
+    pub(crate) allowances: Allowances,
+    /// The values of the bodies that are being handled.
+    pub(crate) values: HeldValues,
+    /// Makes and checks the tickets of jobs.
+    pub tickets: Tickets,
+    /// The dispatcher has noticed that Redis forgot this controller; the janitor sees to the rest.
+    pub forgotten: AtomicBool,
+    /// Goes up when Redis may have lost what was written: it is written anew then.
+    pub epoch: AtomicU64,
+}

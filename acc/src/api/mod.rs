@@ -1,0 +1,288 @@
+//! Answers requests that the proxy has authenticated: one file for each path.
+//!
+//! Owns: reading bodies and queries, the answers' form, 503 while Redis is away.
+//! Does not own: credentials (the guard), rules of what is stored (`store`).
+//! Called on tiny_http's threads; each call blocks on Redis for seconds at most.
+
+mod body;
+mod cmd;
+pub mod context;
+pub mod delivered_batches;
+mod enroll;
+mod event;
+pub(crate) mod handover;
+mod health;
+mod log;
+mod metrics;
+mod node_series;
+mod process_metrics;
+pub(crate) mod rate_limiter;
+pub(crate) mod response_order;
+mod result;
+mod script;
+pub mod script_cache;
+pub mod server;
+mod stats;
+
+use crate::api::context::Context;
+use crate::api::rate_limiter::{Charge, Exceeded, LEFT_FOR_RESULTS, Resource};
+use crate::http::{Handler, Reply, Request};
+use crate::redis::describe;
+use crate::route::Route;
+pub(crate) use body::HeldValues;
+use body::json;
+use jscommon::NodeId;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Seconds after which a client that was told 503 may try again.
+const RETRY: u32 = 2;
+
+/// Most requests that one thread handles together.
+const MAX_BATCH: usize = 16;
+
+/// The handlers of one controller.
+pub struct Handlers {
+    context: Arc<Context>,
+    told: log::Notices,
+    written: cmd::LastWrite,
+    renewal_hints: RenewalHints,
+}
+
+/// When each node's waiting poll was last answered only to tell that its credentials grow old (ms).
+#[derive(Default)]
+struct RenewalHints(Mutex<HashMap<NodeId, u64>>);
+
+impl RenewalHints {
+    /// Whether `node` was not told so for ten minutes; it is told then.
+    fn is_due(&self, node: NodeId, now: u64) -> bool {
+        let mut hinted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        hinted.retain(|_, at| *at + 600_000 > now);
+        let due = !hinted.contains_key(&node);
+        if due {
+            hinted.insert(node, now);
+        }
+        due
+    }
+}
+
+/// Why a request was not answered as it wished.
+enum Fault {
+    /// Redis gave an error.
+    Redis(redis::RedisError),
+    /// The answer says it.
+    Reply(Reply),
+}
+
+type Outcome = Result<Reply, Fault>;
+
+impl From<redis::RedisError> for Fault {
+    fn from(error: redis::RedisError) -> Fault {
+        Fault::Redis(error)
+    }
+}
+
+/// 400 with a sentence.
+fn bad(reason: impl Into<String>) -> Fault {
+    Fault::Reply(Reply::error(400, reason))
+}
+
+impl Handlers {
+    /// Handlers on this context.
+    pub fn new(context: Arc<Context>) -> Handlers {
+        Handlers {
+            context,
+            told: log::Notices::default(),
+            written: cmd::LastWrite::default(),
+            renewal_hints: RenewalHints::default(),
+        }
+    }
+
+    fn route(&self, request: &mut Request) -> Outcome {
+        let context = self.context.as_ref();
+        let body = |request: &mut Request| std::mem::take(&mut request.body);
+        match request.route {
+            Route::Cmd(node) => one(cmd::poll_all(context, &self.written, &[(node, request)])),
+            Route::Result(node) => one(result::post_all(context, vec![(node, body(request))])),
+            Route::Log(node) => log::post(context, &self.told, node, body(request)),
+            Route::Stats(node) => stats::post(context, node, body(request)),
+            Route::Event(node) => event::post(context, node, request),
+            Route::Script(node) => script::get(context, node, request),
+            Route::Renew(node) => enroll::renew(context, node, request),
+            Route::Enroll => enroll::post(context, request),
+            Route::Health => health::get(context),
+            Route::Metrics => Ok(metrics::own(context)),
+            Route::NodeMetrics => metrics::nodes(context),
+        }
+    }
+
+    /// Says on an answer that the node's credentials are to be renewed. A poll that would be parked is
+    /// answered for that, though not more than once in ten minutes.
+    fn hint(&self, request: &Request, reply: &mut Reply) {
+        let Some(why) = self.context.authenticator.renewal(request.bearer.as_deref(), request.cert_issued) else {
+            return;
+        };
+        let Some(node) = request.node else { return };
+        if matches!(request.route, Route::Renew(_)) {
+            return;
+        }
+        if reply.park.is_some() {
+            if !self.renewal_hints.is_due(node, self.context.clock.now()) {
+                return;
+            }
+            reply.park = None;
+        }
+        reply.headers.push(("X-JS-Renew", why.to_owned()));
+    }
+}
+
+/// The outcome of the one request that was asked about.
+fn one(outcomes: Vec<Outcome>) -> Outcome {
+    outcomes.into_iter().next().unwrap_or_else(|| Ok(Reply::empty()))
+}
+
+impl Handler for Handlers {
+    fn handle(&self, request: &mut Request) -> Reply {
+        let outcome = self.recheck_revocation(request).and_then(|()| self.route(request));
+        self.reply(request, outcome)
+    }
+
+    /// One server does the calls of many as it does those of one.
+    fn max_batch(&self) -> usize {
+        if self.apart() { 1 } else { MAX_BATCH }
+    }
+
+    /// Of a cluster's servers one may be away, and what asks nothing of it shall not wait for it. That Redis is a
+    /// cluster may be found out late: when one server was named, or when Redis was away at the start.
+    fn apart(&self) -> bool {
+        self.context.pool.is_cluster()
+    }
+
+    /// Polls and results that came together go to Redis together.
+    fn handle_all(&self, requests: &mut [Request]) -> Vec<Reply> {
+        let mut outcomes: Vec<Option<Outcome>> =
+            requests.iter().map(|request| self.recheck_revocation(request).err().map(Err)).collect();
+        let (mut places, mut results) = (Vec::new(), Vec::new());
+        for (i, request) in requests.iter_mut().enumerate().filter(|(i, _)| outcomes[*i].is_none()) {
+            if let Route::Result(node) = request.route {
+                places.push(i);
+                results.push((node, std::mem::take(&mut request.body)));
+            }
+        }
+        let of_results = places.into_iter().zip(result::post_all(&self.context, results));
+        let mut polls = Vec::new();
+        for (i, request) in requests.iter().enumerate().filter(|(i, _)| outcomes[*i].is_none()) {
+            if let Route::Cmd(node) = request.route {
+                polls.push((i, (node, request)));
+            }
+        }
+        let (places, polls): (Vec<usize>, Vec<_>) = polls.into_iter().unzip();
+        let of_polls = places.into_iter().zip(cmd::poll_all(&self.context, &self.written, &polls));
+        for (i, outcome) in of_results.chain(of_polls) {
+            outcomes[i] = Some(outcome);
+        }
+        let reply = |(request, outcome): (&mut Request, Option<Outcome>)| {
+            let outcome = outcome.unwrap_or_else(|| self.route(request));
+            self.reply(request, outcome)
+        };
+        requests.iter_mut().zip(outcomes).map(reply).collect()
+    }
+}
+
+impl Handlers {
+    /// What was revoked while its request was on the way here gets nothing any more.
+    fn recheck_revocation(&self, request: &Request) -> Result<(), Fault> {
+        let Some(node) = request.node else { return Ok(()) };
+        let good = self.context.authenticator.recheck_revocation(node, request.bearer.as_deref(), request.cert_dated());
+        good.map_err(|refusal| Fault::Reply(Reply::error(refusal.status, refusal.reason)))
+    }
+
+    fn reply(&self, request: &Request, outcome: Outcome) -> Reply {
+        match outcome {
+            Ok(mut reply) => {
+                self.hint(request, &mut reply);
+                reply
+            }
+            Err(Fault::Reply(reply)) => reply,
+            Err(Fault::Redis(error)) => {
+                ::log::debug!("{} answered 503: {error}", request.route.label());
+                Reply::busy(503, format!("redis: {}", describe(&error)), RETRY)
+            }
+        }
+    }
+}
+
+/// 401 for credentials that were revoked, which this controller has not heard of yet.
+fn revoked(node: NodeId) -> Reply {
+    Reply::error(401, format!("the credentials of node {node} were revoked: enrol it again"))
+}
+
+/// 413: the body is to be sent in parts.
+fn too_many(reason: String) -> Fault {
+    Fault::Reply(Reply::error(413, format!("{reason}: send fewer at once")))
+}
+
+/// Spends what a request of `node` costs, or refuses it with 429.
+fn spend(context: &Context, node: NodeId, charges: &[Charge]) -> Result<(), Fault> {
+    let spent = context.allowances.take(node, charges, context.clock.now());
+    spent.map_err(|exceeded| too_much(context, node, &exceeded))
+}
+
+/// Refuses with 429 what could not be spent now, whatever it turns out to be: a look before the work.
+fn expect_room(context: &Context, node: NodeId, charges: &[Charge]) -> Result<(), Fault> {
+    let spent = context.allowances.check(node, charges, context.clock.now());
+    spent.map_err(|exceeded| too_much(context, node, &exceeded))
+}
+
+fn too_much(context: &Context, node: NodeId, exceeded: &Exceeded) -> Fault {
+    context.metrics.refused(exceeded.resource.label());
+    Fault::Reply(Reply::busy(429, exceeded.sentence(node), exceeded.seconds))
+}
+
+/// Most bytes of a batch of records or series. A record of an agent has 1 MiB of text at the most, which JSON may make
+/// six times as long; and each byte of a batch is held several times on its way.
+const MAX_BATCH_BYTES: usize = 8 << 20;
+
+/// Refuses a batch that is too large with 413.
+fn within_batch(body: &[u8]) -> Result<(), Fault> {
+    if body.len() <= MAX_BATCH_BYTES {
+        return Ok(());
+    }
+    Err(too_many(format!("a batch has at most {MAX_BATCH_BYTES} bytes, and this one {}", body.len())))
+}
+
+/// The bytes that an entry takes in Redis beside its text, at the least.
+const ENTRY_BYTES: usize = 64;
+
+/// Bytes that records, series and events write into Redis.
+fn bytes(amount: usize) -> Charge {
+    Charge::new(Resource::Bytes, amount).leaving(LEFT_FOR_RESULTS)
+}
+
+/// The number of a batch in a body.
+fn batch_number(body: &serde_json::Value) -> Result<u64, Fault> {
+    body.get("batch")
+        .and_then(serde_json::Value::as_u64)
+        .filter(|number| *number < 1 << 53)
+        .ok_or_else(|| bad("'batch' must be a whole number below 2^53"))
+}
+
+/// The answer to a batch that is none after `last`: it is dropped, for it was taken before. A node that
+/// knows it to be new learns from `last` that its numbers are too low.
+fn taken_before(last: u64) -> Reply {
+    Reply::json(format!("{{\"last\":{last}}}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_waiting_node_is_told_again_after_ten_minutes_however_often_it_polls() {
+        let (hinted, node) = (RenewalHints::default(), NodeId { gid: 1, nid: 10 });
+        let minute = 60_000;
+        let told: Vec<u64> = (0..25).filter(|at| hinted.is_due(node, (100 + at) * minute)).collect();
+        assert_eq!(told, [0, 10, 20]);
+        assert!(hinted.is_due(NodeId { gid: 1, nid: 11 }, 120 * minute));
+    }
+}

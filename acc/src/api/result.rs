@@ -1,0 +1,441 @@
+//! `POST /{gid}/{nid}/result`: results, each delivered once.
+
+use super::{Fault, Outcome, bad, expect_room, json, spend};
+use crate::api::context::Context;
+use crate::api::rate_limiter::{Charge, Resource};
+use crate::auth::tickets::{self, BadTicket, Flags, Tickets};
+use crate::http::Reply;
+use crate::model::answer;
+use crate::model::jobs::{self, JobEligibility, Writing};
+use crate::model::results::{self, Bounds, Delivery, Push, Recurring, Verdict};
+use crate::model::{lists, nodes};
+use crate::redis::pool::is_broken;
+use crate::redis::{Batch, Conn, describe};
+use jscommon::command::TICKET;
+use jscommon::{JobResult, NodeId, State, death};
+use redis::{FromRedisValue, RedisResult};
+use serde_json::{Map, Value, json as object};
+use std::sync::atomic::Ordering;
+
+/// Most calls of one transaction, for Redis does nothing else meanwhile.
+const MAX_TRANSACTION_CALLS: usize = 256;
+
+/// Most results of one request; an agent sends half of that.
+const MAX_RESULTS: usize = 1000;
+
+/// The text of a result is written twice: for who waits for it, and into the job's hash.
+const COPIES: usize = 2;
+
+/// The bytes that a result takes in Redis beside its text.
+const RESULT_OVERHEAD_BYTES: usize = 256;
+
+/// Why a result is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refusal {
+    OtherNode,
+    WrongTicket,
+    NoTicket,
+    NotMeant,
+    Unknown,
+    /// There is room for it after so many seconds.
+    TooMany(u32),
+}
+
+impl Refusal {
+    fn sentence(self) -> &'static str {
+        match self {
+            Refusal::OtherNode => "it names another node",
+            Refusal::WrongTicket => "its ticket is not that of this node and job",
+            Refusal::NoTicket => "it has no ticket, and this node has returned tickets before",
+            Refusal::NotMeant => "its job was for other nodes",
+            Refusal::Unknown => "it has no ticket, and redis knows no such job of this node",
+            Refusal::TooMany(_) => "the node brings more of its runs than its recurring_period allows",
+        }
+    }
+}
+
+/// A result that its node may deliver, as far as that is known without Redis.
+struct Entry {
+    node: NodeId,
+    id: String,
+    state: State,
+    target: String,
+    run: String,
+    text: String,
+    /// A ticket of this node and job came with it.
+    has_ticket: bool,
+    /// The run, where the ticket says that the job recurs; without a ticket, where the result itself does.
+    recurring: Option<Recurring>,
+}
+
+impl Entry {
+    fn delivery(&self, recurring: Option<Recurring>) -> Delivery<'_> {
+        Delivery { id: &self.id, target: &self.target, run: &self.run, text: &self.text, recurring }
+    }
+}
+
+/// The state of an entry according to Redis.
+struct Standing {
+    known: JobEligibility,
+    verdict: Verdict,
+    recurring: Option<Recurring>,
+    refusal: Option<Refusal>,
+}
+
+/// What one node has sent.
+struct Posted {
+    node: NodeId,
+    entries: Vec<Entry>,
+    /// Results that are none of its own, and why.
+    refused: Vec<(String, Refusal)>,
+    /// The cost charged to the node.
+    paid: [Charge; 2],
+}
+
+/// Takes what nodes have sent, one body each, in as few round trips as one alone would take.
+pub(super) fn post_all(context: &Context, posts: Vec<(NodeId, Vec<u8>)>) -> Vec<Outcome> {
+    let read = |(node, body): (NodeId, Vec<u8>)| {
+        expect_room(context, node, &[Charge::new(Resource::Bytes, body.len())])?;
+        let body = json(context, node, body)?;
+        let posted = read(&context.tickets, node, body.value)?;
+        spend(context, node, &posted.paid)?;
+        Ok(posted)
+    };
+    deliver_all(context, posts.into_iter().map(read).collect())
+}
+
+fn deliver_all(context: &Context, posted: Vec<Result<Posted, Fault>>) -> Vec<Outcome> {
+    let entries: Vec<&Entry> = posted.iter().flatten().flat_map(|posted| &posted.entries).collect();
+    if entries.is_empty() {
+        return posted.into_iter().map(|posted| reply(context, posted?, &mut std::iter::empty())).collect();
+    }
+    let refusals = match context.pool.with(|conn| deliver(context, conn, &entries)) {
+        Ok(refusals) => refusals,
+        // What Redis has against one of them is not held against the others.
+        Err(e) if posted.len() > 1 && !is_broken(&e) => {
+            return posted.into_iter().flat_map(|one| deliver_all(context, vec![one])).collect();
+        }
+        Err(e) => {
+            let failed = |posted: Posted| {
+                context.allowances.give_back(posted.node, &posted.paid);
+                Fault::Redis(e.clone())
+            };
+            return posted.into_iter().map(|posted| Err(posted.map_or_else(|fault| fault, failed))).collect();
+        }
+    };
+    let mut refusals = refusals.into_iter();
+    posted.into_iter().map(|posted| posted.and_then(|posted| reply(context, posted, &mut refusals))).collect()
+}
+
+fn read(tickets: &Tickets, node: NodeId, body: Value) -> Result<Posted, Fault> {
+    let Value::Array(list) = body else { return Err(bad("the body is a list of results")) };
+    let count = list.len();
+    if count > MAX_RESULTS {
+        return Err(super::too_many(format!("a request has at most {MAX_RESULTS} results, and this one {count}")));
+    }
+    let (mut entries, mut refused) = (Vec::with_capacity(count), Vec::new());
+    for (i, value) in list.into_iter().enumerate() {
+        match entry(tickets, node, value).map_err(|reason| bad(format!("result {i}: {reason}")))? {
+            Ok(entry) => entries.push(entry),
+            Err(why) => refused.push(why),
+        }
+    }
+    let stored = entries.iter().map(|entry| COPIES * entry.text.len() + RESULT_OVERHEAD_BYTES).sum();
+    let paid = [Charge::new(Resource::Results, count), Charge::new(Resource::Bytes, stored)];
+    Ok(Posted { node, entries, refused, paid })
+}
+
+/// The answer to who has sent this; `refusals` says of each entry in turn whether it was refused.
+fn reply(context: &Context, posted: Posted, refusals: &mut impl Iterator<Item = Option<Refusal>>) -> Outcome {
+    let Posted { node, entries, mut refused, .. } = posted;
+    refused.extend(entries.into_iter().zip(refusals).filter_map(|(entry, why)| Some((entry.id, why?))));
+    let Some((id, why)) = refused.first() else { return Ok(Reply::json("{}")) };
+    let now = context.clock.now();
+    // Somebody may send them without end, and one is news enough.
+    if context.allowances.take(node, &[Charge::new(Resource::RefusedEvents, 1)], now).is_ok() {
+        let data = object!({"id": id, "reason": why.sentence(), "count": refused.len()});
+        let mut batch = Batch::new();
+        lists::event(&mut batch, "refused_result", Some(node), now, &data);
+        if let Err(e) = context.pool.with(|conn| conn.run(&batch)) {
+            ::log::debug!("a refused result of node {node} is not told: {}", describe(&e));
+        }
+    }
+    let rooms = refused.iter().filter_map(|(_, why)| match why {
+        Refusal::TooMany(seconds) => Some(*seconds),
+        _ => None,
+    });
+    if let Some(seconds) = rooms.max() {
+        // All of them come again; what was delivered now is known then.
+        let sentence = format!("results of node {node} are too many: {}", Refusal::TooMany(seconds).sentence());
+        context.metrics.refused("results");
+        return Err(Fault::Reply(Reply::busy(429, sentence, seconds)));
+    }
+    let ids: Vec<&str> = refused.iter().map(|(id, _)| id.as_str()).collect();
+    let error = format!("result of job {id}: {}; node {node} may not answer for it", why.sentence());
+    let body = object!({"error": error, "refused": ids, "time": now});
+    Err(Fault::Reply(Reply { status: 403, ..Reply::json(body.to_string()) }))
+}
+
+/// One entry: `Err` when it is no result, `Ok(Err(id, why))` when its node may not answer for it.
+fn entry(tickets: &Tickets, node: NodeId, mut value: Value) -> Result<Result<Entry, (String, Refusal)>, String> {
+    let fields = value.as_object_mut().ok_or("a result is an object")?;
+    fields.retain(|_, field| !field.is_null());
+    let quiet = fields.remove("quiet").is_some_and(|quiet| quiet == Value::Bool(true));
+    let ticket = fields.remove(TICKET);
+    for (name, own) in [("gid", node.gid), ("nid", node.nid)] {
+        fields.entry(name).or_insert(own.into());
+    }
+    if let Some(Value::Object(args)) = fields.get_mut("args") {
+        jscommon::command::hide_secrets(args);
+    }
+    let text = value.to_string();
+    // Apart, for reading a value as another type builds it anew.
+    let args = match value.as_object_mut().and_then(|fields| fields.remove("args")) {
+        None => Map::new(),
+        Some(Value::Object(args)) => args,
+        Some(_) => return Err("'args' is no object".into()),
+    };
+    let result: JobResult = serde_json::from_value(value).map_err(|e| e.to_string())?;
+    if !jscommon::command::is_job_id(&result.id) {
+        return Err("'id' is no job id".into());
+    }
+    if (result.gid, result.nid) != (node.gid, node.nid) {
+        return Ok(Err((result.id, Refusal::OtherNode)));
+    }
+    // What a result says of itself counts only where nothing better is there, and then Redis is asked as well.
+    let flags = match &ticket {
+        None => Ok(Flags::of(&args)),
+        Some(Value::String(ticket)) => tickets.check(node, &result.id, ticket),
+        Some(_) => Err(BadTicket),
+    };
+    let Ok(flags) = flags else { return Ok(Err((result.id, Refusal::WrongTicket))) };
+    let recurring = flags.recurring.map(|period| Recurring {
+        node,
+        starttime: result.starttime,
+        period,
+        quiet: quiet || (result.state == State::Ok && !(20..=23).contains(&result.level)),
+    });
+    let (target, run) = (node.to_string(), result.starttime.to_string());
+    let JobResult { id, state, .. } = result;
+    Ok(Ok(Entry { node, id, state, target, run, text, has_ticket: ticket.is_some(), recurring }))
+}
+
+/// Asks Redis about the entries, and decides what is to become of them.
+fn decide(context: &Context, conn: &mut Conn, entries: &[&Entry]) -> RedisResult<Vec<Standing>> {
+    // Both questions in one round trip, so it is decided before it is known whether the node may answer.
+    // What a node leaves behind by that where it may not is its own name among those who have answered,
+    // which no other node's answer is measured by, for a day. Without a ticket that name is what lets it in
+    // later, so then it is asked first.
+    let mut batch = Batch::new();
+    for entry in entries {
+        jobs::ask(&mut batch, entry.node, &entry.id);
+        if entry.has_ticket {
+            results::decide(&mut batch, &entry.delivery(entry.recurring), true);
+        } else {
+            nodes::ask_returns_tickets(&mut batch, entry.node);
+            results::ask_remembered(&mut batch, entry.node, &entry.id);
+            if entry.recurring.is_some() {
+                jobs::ask_period(&mut batch, &entry.id);
+            }
+        }
+    }
+    let epoch = context.epoch.load(Ordering::Relaxed);
+    let mut returning: Vec<NodeId> = Vec::new();
+    for entry in entries.iter().filter(|entry| entry.has_ticket) {
+        if !returning.contains(&entry.node) && context.tickets.is_news(entry.node, epoch) {
+            returning.push(entry.node);
+        }
+    }
+    let before = batch.len();
+    returning.iter().for_each(|node| nodes::returns_tickets(&mut batch, *node));
+    let mut answers = conn.run_each(&batch)?;
+    // What is known of a node may be spoilt, and its results are taken all the same.
+    match answers.split_off(before).into_iter().find_map(Result::err) {
+        None => context.tickets.note(&returning, epoch),
+        Some(e) => ::log::debug!("that nodes return tickets is not written down: {}", describe(&e)),
+    }
+    let mut answers = answers.into_iter().collect::<RedisResult<Vec<_>>>()?.into_iter();
+    let mut next = || answers.next().unwrap_or(redis::Value::Nil);
+    let mut standings = Vec::with_capacity(entries.len());
+    let (mut later, mut undecided) = (Batch::new(), Vec::new());
+    for (i, entry) in entries.iter().enumerate() {
+        let known = jobs::known(next(), next(), next())?;
+        if entry.has_ticket {
+            let verdict = results::verdict(next())?;
+            let refusal = (known == JobEligibility::NotMeant).then_some(Refusal::NotMeant).or(too_many(verdict));
+            standings.push(Standing { known, verdict, recurring: entry.recurring, refusal });
+            continue;
+        }
+        let returns_tickets = bool::from_redis_value(next())?;
+        let remembered = results::remembered(next(), next())?;
+        let period = if entry.recurring.is_some() { jobs::period(next())? } else { None };
+        let refusal = match known {
+            JobEligibility::NotMeant => Some(Refusal::NotMeant),
+            _ if returns_tickets => Some(Refusal::NoTicket),
+            JobEligibility::Nothing if !remembered.answered => Some(Refusal::Unknown),
+            JobEligibility::Nothing | JobEligibility::Meant(_) => None,
+        };
+        let recurring = match (entry.recurring, known) {
+            (Some(run), JobEligibility::Meant(_)) if period.is_some() => {
+                period.map(|period| Recurring { period: period.min(tickets::MAX_PERIOD), ..run })
+            }
+            (run, _) => run.filter(|_| remembered.recurs),
+        };
+        if refusal.is_none() {
+            results::decide(&mut later, &entry.delivery(recurring), false);
+            undecided.push(i);
+        }
+        standings.push(Standing { known, verdict: Verdict::Late, recurring, refusal });
+    }
+    if !undecided.is_empty() {
+        for (i, answer) in undecided.into_iter().zip(conn.run(&later)?) {
+            standings[i].verdict = results::verdict(answer)?;
+            standings[i].refusal = too_many(standings[i].verdict);
+        }
+    }
+    Ok(standings)
+}
+
+/// The refusal of a run that is one too many.
+fn too_many(verdict: Verdict) -> Option<Refusal> {
+    if let Verdict::TooMany(seconds) = verdict { Some(Refusal::TooMany(seconds)) } else { None }
+}
+
+/// Delivers; answers for each entry whether it was refused.
+fn deliver(context: &Context, conn: &mut Conn, entries: &[&Entry]) -> RedisResult<Vec<Option<Refusal>>> {
+    let standings = decide(context, conn, entries)?;
+    death::point("acc.result.guarded");
+
+    let now = context.clock.now();
+    let (mut hashes, mut pushes, mut events) = (Batch::new(), Vec::new(), Batch::new());
+    for (entry, standing) in entries.iter().zip(&standings) {
+        let Standing { known, verdict, recurring, refusal } = standing;
+        if refusal.is_some() {
+            count(context, "refused");
+            continue;
+        }
+        if *verdict == Verdict::Late {
+            count(context, "late");
+            let data = object!({"id": entry.id, "state": answer::state_name(entry.state)});
+            // A node may bring a second result of its job without end.
+            if context.allowances.take(entry.node, &[Charge::new(Resource::LateEvents, 1)], now).is_ok() {
+                lists::event(&mut events, "late_result", Some(entry.node), now, &data);
+            }
+            continue;
+        }
+        if hashes.len() + pushes.len() >= MAX_TRANSACTION_CALLS {
+            results::push_all(conn, std::mem::take(&mut hashes), &std::mem::take(&mut pushes))?;
+        }
+        let writing = if *verdict == Verdict::Repeat { Writing::Repeated } else { Writing::Counts };
+        jobs::result(&mut hashes, &entry.target, &entry.id, &entry.text, writing);
+        let delivery = entry.delivery(*recurring);
+        results::remember(&mut hashes, &delivery, entry.has_ticket || matches!(known, JobEligibility::Meant(_)));
+        let meant = match known {
+            JobEligibility::Meant(meant) => Some(meant),
+            _ => None,
+        };
+        match verdict {
+            Verdict::Quiet => count(context, "quiet"),
+            Verdict::First => {
+                count(context, "first");
+                let quiet = meant.is_some_and(|meant| meant.quiet);
+                let bounds = match meant {
+                    Some(meant) => Bounds::of(meant.targets, quiet),
+                    // Nobody can make up an id with a ticket.
+                    None if entry.has_ticket => Bounds::of(0, false),
+                    None => Bounds::UNKNOWN,
+                };
+                let counted = (!quiet).then(|| answer::state_name(entry.state));
+                pushes.push(Push { delivery, bounds, counted });
+                if let Some(meant) = meant {
+                    context.metrics.result_seconds.observe(now.saturating_sub(meant.created) as f64 / 1000.0);
+                }
+            }
+            Verdict::Repeat | Verdict::Late | Verdict::TooMany(_) => count(context, "repeat"),
+        }
+    }
+    results::push_all(conn, hashes, &pushes)?;
+    death::point("acc.result.pushed");
+    lists::unkept(conn.run_each(&events)?)?;
+    Ok(standings.into_iter().map(|standing| standing.refusal).collect())
+}
+
+fn count(context: &Context, outcome: &str) {
+    context.metrics.results.with_label_values(&[outcome]).inc();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::tickets::{TicketKey, TicketKeys};
+
+    const NODE: NodeId = NodeId { gid: 1, nid: 10 };
+
+    fn tickets() -> Tickets {
+        Tickets::new(TicketKeys { current: TicketKey::new(&[7; 32]), previous: None })
+    }
+
+    fn taken(value: Value) -> Entry {
+        entry(&tickets(), NODE, value).unwrap().map_err(|refused| format!("{refused:?}")).unwrap()
+    }
+
+    #[test]
+    fn entries_are_read_with_care() {
+        let good = taken(object!({"id": "a", "state": "OK", "starttime": 5, "later": 1}));
+        assert_eq!((good.target.as_str(), good.run.as_str()), ("1:10", "5"));
+        let text: Value = serde_json::from_str(&good.text).unwrap();
+        assert_eq!(text, object!({"id": "a", "state": "OK", "starttime": 5, "later": 1, "gid": 1, "nid": 10}));
+        let other = entry(&tickets(), NODE, object!({"id": "a", "state": "OK", "gid": 1, "nid": 11})).unwrap();
+        assert_eq!(other.err(), Some(("a".into(), Refusal::OtherNode)));
+        for bad in
+            [object!(5), object!({}), object!({"id": "a b", "state": "OK"}), object!({"id": "a", "state": "Fine"})]
+        {
+            assert!(entry(&tickets(), NODE, bad.clone()).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn result_with_a_wrong_ticket_is_refused() {
+        let read = |ticket: Value| {
+            let value = object!({"id": "a", "state": "OK", "ticket": ticket});
+            entry(&tickets(), NODE, value).unwrap().map(|entry| (entry.has_ticket, entry.text.contains("ticket")))
+        };
+        let good = tickets().issue(NODE, "a", Flags::default());
+        assert_eq!(read(good.clone().into()), Ok((true, false)), "clients do not get it");
+        assert_eq!(read(Value::Null), Ok((false, false)));
+        let others = tickets().issue(NodeId { gid: 1, nid: 11 }, "a", Flags::default());
+        for wrong in [object!(""), object!(5), object!([good]), format!("r60{good}").into(), others.into()] {
+            assert_eq!(read(wrong.clone()), Err(("a".into(), Refusal::WrongTicket)), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn recurrence_comes_from_the_ticket() {
+        let period = |flags: Flags, args: Value| {
+            let ticket = tickets().issue(NODE, "a", flags);
+            let read = taken(object!({"id": "a", "state": "OK", "ticket": ticket, "args": args}));
+            read.recurring.map(|run| run.period)
+        };
+        assert_eq!(period(Flags::default(), object!({"recurring_period": 5})), None);
+        assert_eq!(period(Flags { recurring: Some(60) }, object!({})), Some(60));
+        assert_eq!(period(Flags { recurring: Some(60) }, object!({"recurring_period": 1e9})), Some(60));
+    }
+
+    #[test]
+    fn runs_of_recurring_jobs() {
+        let read = |state: &str, level: u8| {
+            let ticket = tickets().issue(NODE, "a", Flags { recurring: Some(5) });
+            let value = object!({"id": "a", "state": state, "level": level, "starttime": 7, "ticket": ticket});
+            taken(value).recurring.unwrap().quiet
+        };
+        assert!(read("OK", 0));
+        assert!(!read("OK", 20));
+        assert!(!read("ERROR", 0));
+    }
+
+    #[test]
+    fn secrets_are_hidden() {
+        let value = object!({"id": "a", "state": "OK", "args": {"secret": true, "env": {"PW": "geheim"}}});
+        assert!(!taken(value).text.contains("geheim"));
+    }
+}

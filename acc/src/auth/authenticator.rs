@@ -1,0 +1,493 @@
+//! Who is let in: node tokens, client certificates, revocations, the metrics token.
+//!
+//! Owns: the node secrets and the revocations as they are held in memory, and every reason to refuse.
+//! Does not own: refreshing them (the janitor does, from the state directory and from Redis), or what
+//! a request does afterwards. Asked by the proxy for each request; nothing here blocks or looks up.
+
+use crate::auth::dates;
+use crate::auth::secrets::Secrets;
+use crate::auth::state_dir::CLIENT_DAYS;
+use crate::auth::tls::PeerCert;
+use crate::http::Refusal;
+use crate::route::Route;
+use crossbeam_channel::Sender;
+use jscommon::NodeId;
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{OnceLock, PoisonError, RwLock};
+
+/// Decides whether a request is allowed. The proxy's own thread calls it for each request, so it must never block.
+pub trait Guard: Send + Sync + 'static {
+    /// Whether this request may go on, by its head alone. The path is a known route with its right method.
+    fn admit(&self, head: &Head<'_>) -> Result<Admitted, Refusal>;
+}
+
+/// The head of a request, as the guard sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Head<'a> {
+    /// What is asked for.
+    pub route: Route,
+    /// The token of `Authorization: Bearer`.
+    pub bearer: Option<&'a str>,
+    /// The client's address.
+    pub peer: IpAddr,
+    /// What the client's certificate says, when it gave one that our CA signed.
+    pub cert: Option<&'a PeerCert>,
+}
+
+/// Who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admitted {
+    /// This node, by its credentials; it is the node of the path.
+    Node(NodeId),
+    /// Anybody: the path is open, or its handler checks the request itself.
+    Open,
+    /// Somebody who may read metrics.
+    Operator,
+}
+
+/// Most milliseconds by which the clock of a certificate's issuer may be ahead.
+const MAX_CLOCK_SKEW_MS: u64 = 10 * 60 * 1000;
+
+/// The credentials that requests must have.
+#[derive(Clone, Debug, Default)]
+pub struct Rules {
+    /// Nodes need no credentials.
+    pub no_auth: bool,
+    /// A token alone is not enough.
+    pub require_cert: bool,
+    /// Who shows this may read metrics from anywhere; without it metrics are for loopback.
+    pub metrics_token: Option<String>,
+    /// Who shows this may read the nodes' figures from anywhere, and nothing else.
+    pub nodes_token: Option<String>,
+}
+
+/// A node's request that was refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Whose path it was.
+    pub node: NodeId,
+    /// From where it came.
+    pub peer: IpAddr,
+    /// The sentence that was answered.
+    pub reason: String,
+}
+
+/// The guard of one controller.
+pub struct Authenticator {
+    /// What is refused is told here; what does not fit is only counted.
+    refused: OnceLock<Sender<Refused>>,
+    rules: Rules,
+    secrets: RwLock<Secrets>,
+    /// Nothing until they were read for the first time.
+    revoked: RwLock<Option<HashMap<NodeId, u64>>>,
+    clock: fn() -> u64,
+}
+
+impl Authenticator {
+    /// A guard with these rules and secrets; `clock` tells milliseconds since 1970.
+    pub fn new(rules: Rules, secrets: Secrets, clock: fn() -> u64) -> Authenticator {
+        Authenticator {
+            refused: OnceLock::new(),
+            rules,
+            secrets: RwLock::new(secrets),
+            revoked: RwLock::default(),
+            clock,
+        }
+    }
+
+    /// Refusals are told to `ear` from now on.
+    pub fn tell(&self, ear: Sender<Refused>) {
+        let _ = self.refused.set(ear);
+    }
+
+    /// The node secrets as they hold now.
+    pub fn secrets(&self) -> Secrets {
+        self.secrets.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Other secrets hold from now on.
+    pub fn set_secrets(&self, secrets: Secrets) {
+        *self.secrets.write().unwrap_or_else(PoisonError::into_inner) = secrets;
+    }
+
+    /// These revocations hold from now on; answers the nodes that are new or newly revoked.
+    pub fn set_revoked(&self, revoked: HashMap<NodeId, u64>) -> Vec<NodeId> {
+        let mut held = self.revoked.write().unwrap_or_else(PoisonError::into_inner);
+        let before = held.take().unwrap_or_default();
+        let fresh = revoked.iter().filter(|(node, until)| before.get(node) != Some(until)).map(|(node, _)| *node);
+        let fresh = fresh.collect();
+        *held = Some(revoked);
+        fresh
+    }
+
+    /// These revocations hold from now on, unless some were set before, which are newer.
+    pub fn set_first_revoked(&self, revoked: HashMap<NodeId, u64>) {
+        self.revoked.write().unwrap_or_else(PoisonError::into_inner).get_or_insert(revoked);
+    }
+
+    /// The time (ms) up to which what `node` holds was revoked.
+    pub fn revoked_until(&self, node: NodeId) -> Option<u64> {
+        self.revoked.read().unwrap_or_else(PoisonError::into_inner).as_ref()?.get(&node).copied()
+    }
+
+    /// Whether it is known what was revoked: before that nobody's credentials can be told from revoked ones.
+    pub fn knows_revoked(&self) -> bool {
+        self.revoked.read().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// Whether the node's credentials are good; says why not.
+    pub fn node(&self, head: &Head<'_>) -> Result<NodeId, Refusal> {
+        let refuse = |status, label, reason: String| Err(Refusal { status, reason, label });
+        let asked = head.route.node();
+        let mut proved = None;
+        if let Some(cert) = head.cert {
+            self.not_revoked(cert.node, self.dated(cert.issued.unwrap_or(0)))?;
+            proved = Some(cert.node);
+        } else if self.rules.require_cert {
+            return refuse(401, "no-certificate", "this controller asks nodes for a client certificate".into());
+        }
+        match head.bearer {
+            Some(token) => {
+                let secrets = self.secrets.read().unwrap_or_else(PoisonError::into_inner);
+                match secrets.check(token, (self.clock)()) {
+                    Ok(checked) => {
+                        drop(secrets);
+                        self.not_revoked(checked.claims.node, checked.claims.issued)?;
+                        if proved.is_some_and(|node| node != checked.claims.node) {
+                            return refuse(403, "other-node", "token and certificate are of different nodes".into());
+                        }
+                        proved = Some(checked.claims.node);
+                    }
+                    // A certificate alone is enough, but a bad token beside it is a mistake to tell.
+                    Err(e) if !self.rules.no_auth => return refuse(401, "bad-token", e.to_string()),
+                    Err(_) => {}
+                }
+            }
+            None if proved.is_none() && !self.rules.no_auth => {
+                return refuse(
+                    401,
+                    "no-token",
+                    "no credentials: send the node's token as 'Authorization: Bearer <token>', or a client certificate"
+                        .into(),
+                );
+            }
+            None => {}
+        }
+        match (asked, proved) {
+            (Some(asked), Some(proved)) if asked != proved => refuse(
+                403,
+                "other-node",
+                format!("these are the credentials of node {proved}, and the path is of node {asked}"),
+            ),
+            (Some(node), _) | (None, Some(node)) => Ok(node),
+            (None, None) => refuse(401, "no-token", "no credentials".into()),
+        }
+    }
+
+    /// Whether what was admitted for `node` a while ago still is: it may be revoked by now. `cert_issued` is 0 for
+    /// a certificate that does not say.
+    pub fn recheck_revocation(
+        &self,
+        node: NodeId,
+        bearer: Option<&str>,
+        cert_issued: Option<u64>,
+    ) -> Result<(), Refusal> {
+        self.revoked_until(node).map_or(Ok(()), |until| self.issued_after(node, until, bearer, cert_issued))
+    }
+
+    /// Whether these credentials of `node` were issued after `until` (ms), when it was revoked.
+    pub fn issued_after(
+        &self,
+        node: NodeId,
+        until: u64,
+        bearer: Option<&str>,
+        cert_issued: Option<u64>,
+    ) -> Result<(), Refusal> {
+        let secrets = self.secrets.read().unwrap_or_else(PoisonError::into_inner);
+        let checked = bearer.and_then(|token| secrets.check(token, (self.clock)()).ok());
+        drop(secrets);
+        let token_issued = checked.map(|checked| checked.claims.issued);
+        let cert_issued = cert_issued.map(|issued| self.dated(issued));
+        let early = [cert_issued, token_issued].into_iter().flatten().any(|issued| issued <= until);
+        if early { Err(self.revoked(node, until)) } else { Ok(()) }
+    }
+
+    /// Returns when a certificate was issued (ms), or 0 where it says a time to come: a CA that signs any name would
+    /// otherwise make certificates that outlive every revocation.
+    fn dated(&self, issued: u64) -> u64 {
+        if issued > (self.clock)().saturating_add(MAX_CLOCK_SKEW_MS) { 0 } else { issued }
+    }
+
+    /// Why a node should fetch new credentials, when it should: they are good, but not for long.
+    pub fn renewal(&self, bearer: Option<&str>, cert_issued: Option<u64>) -> Option<&'static str> {
+        let now = (self.clock)();
+        let is_old = |issued: u64| now > issued.saturating_add(dates::days(CLIENT_DAYS * 2 / 3));
+        if cert_issued.is_some_and(is_old) {
+            return Some("certificate");
+        }
+        let checked = self.secrets.read().unwrap_or_else(PoisonError::into_inner).check(bearer?, now).ok()?;
+        if checked.old {
+            return Some("secret");
+        }
+        is_old(checked.claims.issued).then_some("certificate")
+    }
+
+    fn not_revoked(&self, node: NodeId, issued: u64) -> Result<(), Refusal> {
+        match self.revoked_until(node) {
+            Some(until) if issued <= until => Err(self.revoked(node, until)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The refusal of what was issued at or before `until` (ms).
+    pub fn revoked(&self, node: NodeId, until: u64) -> Refusal {
+        Refusal {
+            status: 401,
+            reason: format!(
+                "the credentials of node {node} were revoked at {}: enrol it again; the controller's clock says {}",
+                dates::shown(until),
+                dates::shown((self.clock)())
+            ),
+            label: "revoked",
+        }
+    }
+
+    fn metrics(&self, head: &Head<'_>) -> Result<Admitted, Refusal> {
+        let refuse = |status, reason: &str| Err(Refusal { status, reason: reason.to_owned(), label: "metrics" });
+        let Rules { metrics_token, nodes_token, .. } = &self.rules;
+        let own = nodes_token.as_deref().filter(|_| head.route == Route::NodeMetrics);
+        if let (Some(token), Some(shown)) = (own, head.bearer)
+            && same(token, shown)
+        {
+            return Ok(Admitted::Operator);
+        }
+        match (metrics_token, head.bearer) {
+            (Some(token), Some(shown)) if same(token, shown) => Ok(Admitted::Operator),
+            (Some(_), Some(_)) => refuse(401, "this is not the metrics token"),
+            (None, Some(_)) if own.is_some() => refuse(401, "this is not the token of --nodes-token-file"),
+            (None, None) if own.is_some() => refuse(401, "the nodes' figures need the token of --nodes-token-file"),
+            (Some(_), None) => refuse(401, "metrics need the token of --metrics-token-file"),
+            (None, _) if head.peer.to_canonical().is_loopback() => Ok(Admitted::Operator),
+            (None, _) => refuse(403, "metrics are for loopback only; give the controller a --metrics-token-file"),
+        }
+    }
+}
+
+impl Guard for Authenticator {
+    fn admit(&self, head: &Head<'_>) -> Result<Admitted, Refusal> {
+        match head.route {
+            // The handler of /enroll looks at its token itself, for that one is counted in Redis.
+            Route::Health | Route::Enroll => Ok(Admitted::Open),
+            Route::Metrics | Route::NodeMetrics => self.metrics(head),
+            _ if !self.knows_revoked() => Err(Refusal {
+                status: 503,
+                reason: "redis has not answered yet: which nodes were revoked is not known; try again".into(),
+                label: "starting",
+            }),
+            _ => self.node(head).map(Admitted::Node).inspect_err(|refusal| {
+                if let (Some(ear), Some(node)) = (self.refused.get(), head.route.node()) {
+                    let _ = ear.try_send(Refused { node, peer: head.peer, reason: refusal.reason.clone() });
+                }
+            }),
+        }
+    }
+}
+
+/// Compares in a time that does not tell where two texts differ.
+fn same(a: &str, b: &str) -> bool {
+    use ring::digest::{SHA256, digest};
+    digest(&SHA256, a.as_bytes()).as_ref() == digest(&SHA256, b.as_bytes()).as_ref()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::tls::PeerCert;
+
+    const NOW: u64 = 1_780_000_000_000;
+    const NODE: NodeId = NodeId { gid: 1, nid: 10 };
+    const OTHER: NodeId = NodeId { gid: 1, nid: 11 };
+
+    fn authenticator(rules: Rules) -> (Authenticator, Secrets) {
+        let secrets = Secrets::generate().unwrap();
+        let authenticator = Authenticator::new(rules, secrets.clone(), || NOW);
+        assert_eq!(authenticator.set_revoked(HashMap::new()), []);
+        (authenticator, secrets)
+    }
+
+    fn head<'a>(route: Route, bearer: Option<&'a str>, cert: Option<&'a PeerCert>) -> Head<'a> {
+        Head { route, bearer, peer: "10.0.0.9".parse().unwrap(), cert }
+    }
+
+    #[track_caller]
+    fn refused(authenticator: &Authenticator, head: &Head<'_>, status: u16, word: &str) {
+        let refusal = authenticator.admit(head).unwrap_err();
+        assert_eq!(refusal.status, status, "{}", refusal.reason);
+        assert!(refusal.reason.contains(word), "{}", refusal.reason);
+    }
+
+    #[test]
+    fn a_token_opens_the_paths_of_its_node() {
+        let (authenticator, secrets) = authenticator(Rules::default());
+        let token = secrets.current.issue(NODE, NOW);
+        assert_eq!(authenticator.admit(&head(Route::Cmd(NODE), Some(&token), None)), Ok(Admitted::Node(NODE)));
+        refused(&authenticator, &head(Route::Cmd(OTHER), Some(&token), None), 403, "1:10");
+        refused(&authenticator, &head(Route::Cmd(NODE), None, None), 401, "no credentials");
+        refused(&authenticator, &head(Route::Cmd(NODE), Some("x"), None), 401, "not valid");
+        assert_eq!(authenticator.admit(&head(Route::Health, None, None)), Ok(Admitted::Open));
+        assert_eq!(authenticator.admit(&head(Route::Enroll, None, None)), Ok(Admitted::Open));
+    }
+
+    #[test]
+    fn no_node_is_let_in_before_revocations_are_known() {
+        let secrets = Secrets::generate().unwrap();
+        let token = secrets.current.issue(NODE, NOW);
+        let cert = PeerCert { node: NODE, issued: Some(NOW) };
+        for no_auth in [false, true] {
+            let authenticator = Authenticator::new(Rules { no_auth, ..Rules::default() }, secrets.clone(), || NOW);
+            let (tell, told) = crossbeam_channel::unbounded();
+            authenticator.tell(tell);
+            for (bearer, cert) in [(None, None), (Some(&*token), None), (None, Some(&cert))] {
+                refused(&authenticator, &head(Route::Cmd(NODE), bearer, cert), 503, "redis");
+            }
+            assert!(told.is_empty(), "nobody did anything wrong");
+            assert_eq!(authenticator.admit(&head(Route::Health, None, None)), Ok(Admitted::Open));
+            assert_eq!(authenticator.set_revoked(HashMap::from([(NODE, NOW)])), [NODE]);
+            refused(&authenticator, &head(Route::Cmd(NODE), Some(&token), None), 401, "revoked");
+        }
+    }
+
+    #[test]
+    fn a_certificate_does_as_well_and_both_must_agree() {
+        let (authenticator, secrets) = authenticator(Rules::default());
+        let cert = PeerCert { node: NODE, issued: Some(NOW) };
+        assert_eq!(authenticator.admit(&head(Route::Log(NODE), None, Some(&cert))), Ok(Admitted::Node(NODE)));
+        refused(&authenticator, &head(Route::Log(OTHER), None, Some(&cert)), 403, "1:11");
+        let token = secrets.current.issue(OTHER, NOW);
+        refused(&authenticator, &head(Route::Log(NODE), Some(&token), Some(&cert)), 403, "different nodes");
+        refused(&authenticator, &head(Route::Log(OTHER), Some(&token), Some(&cert)), 403, "different nodes");
+    }
+
+    #[test]
+    fn a_certificate_can_be_required() {
+        let (authenticator, secrets) = authenticator(Rules { require_cert: true, ..Rules::default() });
+        let token = secrets.current.issue(NODE, NOW);
+        refused(&authenticator, &head(Route::Cmd(NODE), Some(&token), None), 401, "client certificate");
+        let cert = PeerCert { node: NODE, issued: None };
+        assert_eq!(authenticator.admit(&head(Route::Cmd(NODE), None, Some(&cert))), Ok(Admitted::Node(NODE)));
+    }
+
+    #[test]
+    fn without_credentials_when_told_so() {
+        let (authenticator, secrets) = authenticator(Rules { no_auth: true, ..Rules::default() });
+        assert_eq!(authenticator.admit(&head(Route::Cmd(NODE), None, None)), Ok(Admitted::Node(NODE)));
+        assert_eq!(authenticator.admit(&head(Route::Cmd(NODE), Some("junk"), None)), Ok(Admitted::Node(NODE)));
+        let token = secrets.current.issue(OTHER, NOW);
+        refused(&authenticator, &head(Route::Cmd(NODE), Some(&token), None), 403, "1:11");
+    }
+
+    #[test]
+    fn revoked_is_what_was_issued_before() {
+        let (authenticator, secrets) = authenticator(Rules::default());
+        let old = secrets.current.issue(NODE, NOW - 5);
+        let new = secrets.current.issue(NODE, NOW + 1);
+        assert_eq!(authenticator.set_revoked(HashMap::from([(NODE, NOW)])), [NODE]);
+        assert_eq!(authenticator.set_revoked(HashMap::from([(NODE, NOW)])), []);
+        refused(&authenticator, &head(Route::Cmd(NODE), Some(&old), None), 401, "revoked");
+        assert!(authenticator.admit(&head(Route::Cmd(NODE), Some(&new), None)).is_ok());
+        // A certificate without a date is no better beside a newer token.
+        assert!(authenticator.recheck_revocation(NODE, Some(&new), None).is_ok());
+        assert!(
+            authenticator.recheck_revocation(NODE, Some(&new), Some(0)).is_err()
+                && authenticator.recheck_revocation(NODE, None, Some(0)).is_err()
+        );
+        let ahead = NOW + MAX_CLOCK_SKEW_MS;
+        for (issued, good) in
+            [(None, false), (Some(NOW), false), (Some(NOW + 1), true), (Some(ahead), true), (Some(ahead + 1), false)]
+        {
+            let cert = PeerCert { node: NODE, issued };
+            assert_eq!(authenticator.admit(&head(Route::Cmd(NODE), None, Some(&cert))).is_ok(), good, "{issued:?}");
+            assert_eq!(
+                authenticator.recheck_revocation(NODE, None, Some(issued.unwrap_or(0))).is_ok(),
+                good,
+                "{issued:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn metrics_are_for_loopback_or_for_the_token() {
+        let (open, _) = authenticator(Rules::default());
+        let mut near = head(Route::Metrics, None, None);
+        refused(&open, &near, 403, "loopback");
+        near.peer = "::ffff:127.0.0.1".parse().unwrap();
+        assert_eq!(open.admit(&near), Ok(Admitted::Operator));
+        let (closed, _) = authenticator(Rules { metrics_token: Some("geheim".into()), ..Rules::default() });
+        refused(&closed, &near, 401, "token");
+        refused(&closed, &head(Route::NodeMetrics, Some("x"), None), 401, "token");
+        assert_eq!(closed.admit(&head(Route::NodeMetrics, Some("geheim"), None)), Ok(Admitted::Operator));
+    }
+
+    #[test]
+    fn the_nodes_figures_may_have_a_token_of_their_own() {
+        let own = |metrics: Option<&str>| {
+            authenticator(Rules {
+                nodes_token: Some("n".into()),
+                metrics_token: metrics.map(str::to_owned),
+                ..Rules::default()
+            })
+            .0
+        };
+        for authenticator in [own(None), own(Some("m"))] {
+            assert_eq!(authenticator.admit(&head(Route::NodeMetrics, Some("n"), None)), Ok(Admitted::Operator));
+            refused(&authenticator, &head(Route::NodeMetrics, Some("x"), None), 401, "token");
+            let mut near = head(Route::NodeMetrics, None, None);
+            near.peer = "127.0.0.1".parse().unwrap();
+            refused(&authenticator, &near, 401, "token");
+            // It opens nothing else.
+            assert!(authenticator.admit(&head(Route::Metrics, Some("n"), None)).is_err());
+        }
+        assert_eq!(own(Some("m")).admit(&head(Route::NodeMetrics, Some("m"), None)), Ok(Admitted::Operator));
+        let mut near = head(Route::Metrics, None, None);
+        near.peer = "127.0.0.1".parse().unwrap();
+        assert_eq!(own(None).admit(&near), Ok(Admitted::Operator));
+    }
+
+    #[test]
+    fn old_credentials_are_to_be_renewed() {
+        let (authenticator, secrets) = authenticator(Rules::default());
+        let old = secrets.current.issue(NODE, NOW - dates::days(CLIENT_DAYS));
+        let new = secrets.current.issue(NODE, NOW);
+        assert_eq!(authenticator.renewal(Some(&old), None), Some("certificate"));
+        assert_eq!(authenticator.renewal(Some(&new), None), None);
+        authenticator.set_secrets(secrets.rotated(NOW).unwrap());
+        assert_eq!(authenticator.renewal(Some(&new), None), Some("secret"));
+        assert_eq!(authenticator.renewal(None, None), None);
+        assert_eq!(authenticator.renewal(None, Some(NOW - dates::days(CLIENT_DAYS - 10))), Some("certificate"));
+        assert_eq!(authenticator.renewal(None, Some(NOW)), None);
+    }
+
+    #[test]
+    fn a_token_check_costs_about_what_its_mac_costs() {
+        let (authenticator, secrets) = authenticator(Rules::default());
+        let token = secrets.current.issue(NODE, NOW);
+        let head = head(Route::Cmd(NODE), Some(&token), None);
+        let time = |work: &dyn Fn()| {
+            let begin = std::time::Instant::now();
+            (0..100).for_each(|_| work());
+            begin.elapsed()
+        };
+        // Others may have the processor in one of the two, so the shortest of many rounds are compared.
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(30);
+        let (mut check, mut mac) = (std::time::Duration::MAX, std::time::Duration::MAX);
+        loop {
+            check = check.min(time(&|| assert!(authenticator.admit(&head).is_ok())));
+            mac = mac.min(time(&|| drop(secrets.current.issue(NODE, NOW))));
+            if check < mac * 20 {
+                break;
+            }
+            assert!(std::time::Instant::now() < end, "{check:?} for 100 checks, {mac:?} for 100 codes");
+        }
+    }
+}

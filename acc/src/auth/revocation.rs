@@ -1,0 +1,96 @@
+//! The revocation of a node: what it held, what it was granted, and what waits for it.
+//!
+//! Owns: the order of the steps, and what is answered for commands that wait. Does not own: the steps (`store`), the
+//! refusal of the node's credentials (the guard).
+//!
+//! **Its queue is closed before it is emptied**, and stays so until the node is enrolled again: no command can come in
+//! between, so whoever is enrolled as that node next finds nothing. Every step may be repeated, and a revocation that
+//! was interrupted after its first step is finished by the next one, or by the enrolment.
+
+use crate::metrics::Metrics;
+use crate::model::answer::{self, Answer};
+use crate::model::grants::Holder;
+use crate::model::queue::{self, Reason, Withdrawn};
+use crate::model::{grants, jobs, lists, nodes};
+use crate::redis::{Batch, Conn};
+use jscommon::NodeId;
+use redis::RedisResult;
+use serde_json::json;
+
+/// Most commands that are answered in one step.
+const MAX_ANSWERS: usize = 100;
+
+/// What a revocation needs of its controller.
+pub struct Given<'a> {
+    /// Counts the answers.
+    pub metrics: &'a Metrics,
+    /// Most commands that wait for one node.
+    pub max_queue: usize,
+}
+
+/// What was revoked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Revoked {
+    /// Until when (ms) the credentials were issued that do not hold any more.
+    pub until: u64,
+    /// Commands that waited for the node, and were answered.
+    pub waited: usize,
+}
+
+/// Revokes what `node` holds and is granted, takes it out of the live set and its roles, and answers what waits for it.
+pub fn revoke(given: &Given<'_>, conn: &mut Conn, node: NodeId, local: u64) -> RedisResult<Revoked> {
+    let until = nodes::revoke(conn, node, local)?;
+    jscommon::death::point("acc.revoked");
+    let waited = strip(given, conn, node, until)?;
+    let mut batch = Batch::new();
+    lists::event(&mut batch, "revoked", Some(node), nodes::time(conn)?, &json!({"waited": waited}));
+    conn.run(&batch)?;
+    Ok(Revoked { until, waited })
+}
+
+/// Takes `node` out of the live set and its roles.
+pub fn forget(conn: &mut Conn, node: NodeId) -> RedisResult<()> {
+    let mut batch = Batch::new();
+    nodes::forget(&mut batch, node);
+    conn.run(&batch).map(drop)
+}
+
+/// Tells who holds the credentials of `node`, seen by `token_use` of an enrolment token, and since when (ms). Where it
+/// was revoked, what is left of that is done first: it may have been interrupted, or an earlier version has made it.
+pub fn finish(given: &Given<'_>, conn: &mut Conn, node: NodeId, token_use: &str) -> RedisResult<(Holder, u64)> {
+    let (holder, since) = grants::holder(conn, node, token_use)?;
+    if holder == Holder::Nobody && since > 0 {
+        strip(given, conn, node, since)?;
+    }
+    Ok((holder, since))
+}
+
+/// All but the refusal of the credentials; answers how many commands waited.
+fn strip(given: &Given<'_>, conn: &mut Conn, node: NodeId, until: u64) -> RedisResult<usize> {
+    queue::close(conn, node, until)?;
+    grants::revoke(conn, node, until)?;
+    forget(conn, node)?;
+    empty(given, conn, node)
+}
+
+/// Answers all that waits for `node`, and forgets it; answers how many commands that were.
+fn empty(given: &Given<'_>, conn: &mut Conn, node: NodeId) -> RedisResult<usize> {
+    // Of the command line's machine the clock may be wrong.
+    let (now, max_queue) = (nodes::time(conn)?, given.max_queue);
+    let ids = queue::ids(conn, node)?;
+    for some in ids.chunks(MAX_ANSWERS) {
+        let (mut answers, mut done) = (Vec::new(), Batch::new());
+        for id in some {
+            let (command, reason) = match queue::withdraw(conn, node, id, now, Reason::Revoked, max_queue)? {
+                Withdrawn::Out(Some(command), reason) => (Some(*command), reason),
+                // Its text is damaged, or gone.
+                _ => (jobs::lost(conn, node, id)?, Reason::Revoked),
+            };
+            answers.extend(command.map(|command| Answer::withdrawn(&command, node, reason)));
+            queue::forget(&mut done, node, id);
+        }
+        answer::give(given.metrics, conn, &answers)?;
+        conn.run(&done)?;
+    }
+    Ok(ids.len())
+}

@@ -1,0 +1,199 @@
+//! What the controller answers itself: nobody has the role, expired, cancelled, no command.
+//!
+//! Owns: the result's form and the order of its steps (decision, hash, list).
+//! Does not own: when there is such an answer (dispatcher, janitor).
+//! `redacted` also keeps secrets out of what is written down about a command.
+
+use crate::metrics::Metrics;
+use crate::model::DAY;
+use crate::model::jobs::{self, Writing};
+use crate::model::queue::Reason;
+use crate::model::results::{self, Bounds, Delivery, Push, Verdict};
+use crate::redis::{Batch, Conn};
+use jscommon::command::{is_secret, shown_args};
+use jscommon::{Command, JobResult, NodeId, State};
+use redis::{FromRedisValue, RedisResult};
+
+/// Most calls of one transaction, for Redis does nothing else meanwhile.
+const MAX_TRANSACTION_CALLS: usize = 256;
+
+/// An answer to give.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// The command.
+    pub command: Command,
+    /// The node for which it is given; nothing where the command reached none.
+    pub target: Option<NodeId>,
+    /// `OK`, `ERROR` or `KILLED`.
+    pub state: State,
+    /// The sentence, or JSON with level 20.
+    pub data: String,
+    /// The level of `data`.
+    pub level: u8,
+}
+
+impl Answer {
+    /// `ERROR` with a sentence.
+    pub fn error(command: &Command, target: Option<NodeId>, data: impl Into<String>) -> Answer {
+        Answer { command: command.clone(), target, state: State::Error, data: data.into(), level: 0 }
+    }
+
+    /// For a command that was withdrawn from the queue of `node`.
+    pub fn withdrawn(command: &Command, node: NodeId, reason: Reason) -> Answer {
+        let sentence = match reason {
+            Reason::Cancelled => "cancelled before its node took it".to_owned(),
+            Reason::Expired => {
+                let seconds = if command.expires == 0 { DAY } else { command.expires };
+                format!("expired: node {node} did not come for it within {seconds} s")
+            }
+            Reason::Revoked => format!("node {node} was revoked before it had acknowledged the command"),
+        };
+        let state = if reason == Reason::Cancelled { State::Killed } else { State::Error };
+        Answer { state, ..Answer::error(command, Some(node), sentence) }
+    }
+
+    fn result(&self) -> JobResult {
+        let mut result = JobResult::unrun(&self.command, self.state, self.data.clone());
+        if let Some(node) = self.target {
+            (result.gid, result.nid) = (node.gid, node.nid);
+        }
+        result.args = shown_args(&self.command.args);
+        result.level = self.level;
+        result.ticket.clear();
+        result
+    }
+
+    /// `gid:nid` of the target, or what the command names.
+    fn field(&self) -> String {
+        self.target.map_or(format!("{}:{}", self.command.gid, self.command.nid), |node| node.to_string())
+    }
+}
+
+/// Delivers answers, each once; may be repeated.
+pub fn give(metrics: &Metrics, conn: &mut Conn, answers: &[Answer]) -> RedisResult<()> {
+    if answers.is_empty() {
+        return Ok(());
+    }
+    let texts: Vec<(String, String)> = answers
+        .iter()
+        .map(|answer| (answer.field(), serde_json::to_string(&answer.result()).unwrap_or_default()))
+        .collect();
+    let deliveries: Vec<Delivery<'_>> = answers
+        .iter()
+        .zip(&texts)
+        .map(|(answer, (field, text))| Delivery {
+            id: &answer.command.id,
+            target: field,
+            run: "ac",
+            text,
+            recurring: None,
+        })
+        .collect();
+    let mut batch = Batch::new();
+    for delivery in &deliveries {
+        results::decide(&mut batch, delivery, false);
+        jobs::size(&mut batch, delivery.id);
+    }
+    let mut said = conn.run(&batch)?.into_iter();
+    let mut verdicts = Vec::with_capacity(deliveries.len());
+    while let (Some(verdict), Some(size)) = (said.next(), said.next()) {
+        verdicts.push((results::verdict(verdict)?, usize::from_redis_value(size)?));
+    }
+    let (mut hashes, mut pushes) = (Batch::new(), Vec::new());
+    for ((answer, delivery), (verdict, size)) in answers.iter().zip(&deliveries).zip(&verdicts) {
+        if hashes.len() + pushes.len() >= MAX_TRANSACTION_CALLS {
+            results::push_all(conn, std::mem::take(&mut hashes), &std::mem::take(&mut pushes))?;
+        }
+        if *verdict != Verdict::Late {
+            let writing = match answer.target {
+                Some(_) => Writing::Withdrawn,
+                // Asked again a `cancel` finds less to do, and says something else: what was pushed stands.
+                None if *verdict == Verdict::Repeat => Writing::Repeated,
+                None => Writing::Counts,
+            };
+            jobs::result(&mut hashes, delivery.target, delivery.id, delivery.text, writing);
+        }
+        if *verdict == Verdict::First {
+            let quiet = answer.command.quiet;
+            let counted = (!quiet).then(|| state_name(answer.state));
+            pushes.push(Push { delivery: delivery.clone(), bounds: Bounds::of(*size, quiet), counted });
+            metrics.results.with_label_values(&["own"]).inc();
+        }
+    }
+    results::push_all(conn, hashes, &pushes)
+}
+
+/// Delivers an answer and leaves the job's hash alone, for that cannot be written.
+pub fn push_alone(metrics: &Metrics, conn: &mut Conn, answer: &Answer) -> RedisResult<()> {
+    let (field, text) = (answer.field(), serde_json::to_string(&answer.result()).unwrap_or_default());
+    let delivery = Delivery { id: &answer.command.id, target: &field, run: "ac", text: &text, recurring: None };
+    let mut batch = Batch::new();
+    results::decide(&mut batch, &delivery, false);
+    let verdict = results::verdict(conn.run(&batch)?.pop().unwrap_or(redis::Value::Nil))?;
+    if verdict == Verdict::First {
+        let quiet = answer.command.quiet;
+        let counted = (!quiet).then(|| state_name(answer.state));
+        results::push_all(conn, Batch::new(), &[Push { delivery, bounds: Bounds::of(0, quiet), counted }])?;
+        metrics.results.with_label_values(&["own"]).inc();
+    }
+    Ok(())
+}
+
+/// `OK`, `ERROR`, `TIMEOUT` or `KILLED`.
+pub fn state_name(state: State) -> &'static str {
+    match state {
+        State::Ok => "OK",
+        State::Error => "ERROR",
+        State::Timeout => "TIMEOUT",
+        State::Killed => "KILLED",
+    }
+}
+
+/// The command as JSON, without what is secret.
+pub fn redacted(command: &Command) -> String {
+    if !is_secret(&command.args) {
+        return command.to_value().to_string();
+    }
+    let mut shown = command.clone();
+    shown.args = shown_args(&command.args);
+    if !shown.data.is_empty() {
+        shown.data = "***".into();
+    }
+    shown.to_value().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    #[test]
+    fn answer_for_a_node_names_that_node() {
+        let command = |value: Value| Command::from_value(value).unwrap();
+        let many = command(json!({"id": "a", "cmd": "ping", "nodes": [[1, 2], [3, 4]]}));
+        let all = command(json!({"id": "a", "cmd": "ping", "gid": 3, "roles": ["*"], "fanout": true}));
+        for command in [many, all] {
+            let answer = |target| serde_json::to_value(Answer::error(&command, target, "no").result()).unwrap();
+            let named = answer(Some(NodeId { gid: 3, nid: 4 }));
+            assert_eq!((&named["gid"], &named["nid"]), (&json!(3), &json!(4)));
+            let nobody = answer(None);
+            assert_eq!((&nobody["gid"], &nobody["nid"]), (&json!(command.gid), &json!(0)));
+        }
+    }
+
+    #[test]
+    fn secrets_are_hidden_when_marked() {
+        let command = |secret: Value| {
+            let value = json!({"id": "a", "cmd": "execute", "gid": 1, "nid": 1, "data": "geheim",
+                "args": {"cmd": "x", "env": {"PW": "geheim"}, "secret": secret}});
+            Command::from_value(value).unwrap()
+        };
+        assert!(redacted(&command(json!(false))).contains("geheim"));
+        for marked in [json!(true), json!("true"), json!(1), json!("yes")] {
+            let shown = redacted(&command(marked.clone()));
+            assert!(!shown.contains("geheim") && shown.contains("PW"), "{shown}");
+            let answer = Answer::error(&command(marked), None, "no");
+            assert!(!serde_json::to_string(&answer.result()).unwrap().contains("geheim"));
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! The list of events: what somebody should look at.
+//!
+//! Owns: `jsacc:events`, its bounds, and the share of it that one node may have. Does not own: what is told there, or how
+//! often (the handlers).
+
+use crate::model::{HISTORY, keys, scripts};
+use crate::redis::Batch;
+use jscommon::NodeId;
+use serde_json::{Value, json};
+
+/// Names of events that the controller tells of a node: the node itself cannot tell them.
+pub const RESERVED: [&str; 7] =
+    ["enrolled", "late_result", "not_granted", "refused", "refused_result", "revoked", "two_agents"];
+
+/// Most bytes of the list.
+const MAX_BYTES: usize = 16 << 20;
+/// Most events of one node in the list, and of refusals at the door, which anybody can cause.
+const MAX_OF_ONE: usize = HISTORY / 10;
+/// Most bytes of these.
+const MAX_BYTES_OF_ONE: usize = 2 << 20;
+
+/// Adds an event: `name`, the node it is about, the time (ms), and what there is to say.
+pub fn add(batch: &mut Batch, name: &str, node: Option<NodeId>, now: u64, data: &Value) {
+    let (gid, nid) = node.map_or((0, 0), |node| (node.gid, node.nid));
+    // In this order, for the script reads name and node from the beginning.
+    let entry = format!(r#"{{"name":{},"gid":{gid},"nid":{nid},"time":{now},"data":{data}}}"#, json!(name));
+    let source = match node {
+        _ if name == "refused" => name.to_owned(),
+        Some(node) => node.to_string(),
+        None => String::new(),
+    };
+    batch.script(&scripts::EVENT, &[keys::EVENTS.to_owned(), keys::seen(keys::EVENTS)], |cmd| {
+        cmd.arg(entry).arg(source).arg(HISTORY).arg(MAX_BYTES).arg(MAX_OF_ONE).arg(MAX_BYTES_OF_ONE);
+    });
+}

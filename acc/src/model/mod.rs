@@ -1,0 +1,27 @@
+//! What is kept in Redis: one file for each noun, with its Lua scripts in `scripts/`.
+//!
+//! Owns: key names (`keys`), the form of every value, and the steps that change them.
+//! Does not own: connections (`redis`), or rules about commands, results and nodes; callers bring them, and the time.
+//!
+//! Two invariants hold in all of them:
+//! **each call is atomic on the keys of one hash slot and harmless when it is repeated**, and
+//! **nothing is taken away before what follows from it is stored**.
+
+pub mod answer;
+pub mod claims;
+pub mod events;
+pub mod grants;
+pub mod jobs;
+pub mod keys;
+pub mod lists;
+pub mod nodes;
+pub mod queue;
+pub mod results;
+mod scripts;
+
+pub use scripts::SCHEMA;
+
+/// Seconds that a job's hash and its results are kept after their last change.
+pub const DAY: u64 = 86_400;
+/// Most entries of `jsacc:events`, `jsacc:rejected`, `jsacc:jobs` and the like.
+pub const HISTORY: usize = 10_000;

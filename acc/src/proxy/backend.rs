@@ -1,0 +1,174 @@
+//! Requests on their way through tiny_http: the line of those that wait, and who travels together.
+//!
+//! Owns: what goes on which connection, and whose the answers are. Does not own: the bytes of a connection
+//! (backend_connection), what becomes of an answer (connection_state), how many connections there may be (limits).
+
+use super::backend_connection::{BackendConnection, request_head};
+use super::client::{ConnectionId, Phase};
+use super::event_loop::EventLoop;
+use super::reply::refusal;
+use crate::api::response_order::PipelineSlot;
+use crate::api::server::QUICK_BODY;
+use crate::route::Route;
+use jscommon::NodeId;
+use std::collections::VecDeque;
+use std::io::ErrorKind;
+use std::time::Instant;
+
+/// A request that waits for tiny_http or is with it: whose it is, and what the books count for it (its node, and
+/// the bytes of its body). That counts for as long as the body is held, whether the client stays or not.
+pub(super) struct PendingRequest {
+    owner: ConnectionId,
+    cost: Option<(Option<NodeId>, usize)>,
+}
+
+/// A connection to tiny_http, and the requests that wait for its answers.
+pub(super) struct InFlight {
+    pub(super) connection: BackendConnection,
+    /// The requests that the connection carries, in their order.
+    pub(super) pending: VecDeque<PendingRequest>,
+}
+
+impl EventLoop {
+    /// Puts the request in the line for tiny_http.
+    pub(super) fn ask(&mut self, name: ConnectionId, body: Vec<u8>) {
+        if self.queue.len() >= self.limits.max_queue {
+            return self.refuse(name.slot, refusal(503, "queue-full", "too many requests wait; try again"));
+        }
+        let Some(client) = self.clients.at(name.slot) else {
+            return;
+        };
+        client.phase = Phase::Asking;
+        let cost = client.counted.take().map(|length| (client.node, length));
+        let at = Instant::now() + self.limits.handler;
+        self.set_deadline(name.slot, at);
+        self.queue.push_back((PendingRequest { owner: name, cost }, body));
+        self.send_waiting();
+    }
+
+    /// The request is over: its body is held no more. Whose it was.
+    fn settle(&mut self, request: PendingRequest) -> ConnectionId {
+        if let Some((node, length)) = request.cost {
+            self.accounting.end(node, length);
+        }
+        request.owner
+    }
+
+    /// Sends waiting requests to tiny_http, as many as it may have.
+    fn send_waiting(&mut self) {
+        while !self.queue.is_empty()
+            && let Some(slot) = self.in_flight.iter().position(Option::is_none)
+        {
+            let (pending, out) = self.next_group(slot);
+            if pending.is_empty() {
+                return;
+            }
+            let made =
+                BackendConnection::new(self.config.backend.socket(), out, pending.len()).and_then(|mut connection| {
+                    self.register_backend(slot, &mut connection)?;
+                    Ok(connection)
+                });
+            match made {
+                Ok(connection) => {
+                    self.in_flight[slot] = Some(InFlight { connection, pending });
+                    self.drive(slot);
+                }
+                Err(e) => {
+                    log::warn!("the web server behind the proxy is not reached: {e}");
+                    if matches!(e.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) {
+                        self.config.backend.refused();
+                    }
+                    let refusal = refusal(503, "no-backend", "the controller is short of something; try again");
+                    for request in pending {
+                        let owner = self.settle(request);
+                        self.give_up(owner, refusal.clone());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes the next requests out of the line that go to tiny_http on one connection, which costs more than
+    /// what most of them ask for: whose they are, and their bytes. While few wait each has its own. What may
+    /// take long goes alone, for answers come in the order of the requests: one that is slow all the same keeps
+    /// those few waiting that travel behind it, and nobody else (see `response_order`).
+    fn next_group(&mut self, slot: usize) -> (VecDeque<PendingRequest>, VecDeque<Vec<u8>>) {
+        let share = self.config.backend.share(self.limits.max_batch);
+        let most = self.queue.len().div_ceil(self.in_flight.len().max(1)).min(share);
+        let mut group: Vec<(PendingRequest, Vec<u8>)> = Vec::with_capacity(most);
+        while group.len() < most
+            && let Some((request, body)) = self.queue.front()
+        {
+            let (owner, length) = (request.owner, body.len());
+            let waits = self.clients.has(owner);
+            let head = self.clients.at(owner.slot).filter(|client| waits && client.phase == Phase::Asking);
+            let route = head.and_then(|client| client.head.as_deref()).map(|head| head.route);
+            let quick = matches!(route, Some(Route::Cmd(_) | Route::Result(_))) && length <= QUICK_BODY;
+            if route.is_some() && !quick && !group.is_empty() {
+                break;
+            }
+            let next = self.queue.pop_front();
+            if route.is_some() {
+                group.extend(next);
+            } else if let Some((gone, body)) = next {
+                drop(body);
+                self.settle(gone);
+            }
+            if route.is_some() && !quick {
+                break;
+            }
+        }
+        self.groups_begun += 1;
+        let (number, of) = (self.groups_begun, group.len());
+        let (mut pending, mut out) = (VecDeque::with_capacity(group.len()), VecDeque::new());
+        let mut small = Vec::new();
+        for (at, (request, body)) in group.into_iter().enumerate() {
+            let client = self.clients.at(request.owner.slot);
+            let Some((client, head)) = client.as_deref().and_then(|client| Some((client, client.head.as_deref()?)))
+            else {
+                self.settle(request);
+                continue;
+            };
+            let place = PipelineSlot { slot, group: number, at, of };
+            small.extend(request_head(head, client.node, client.peer.ip(), client.cert, body.len(), place));
+            pending.push_back(request);
+            if body.len() <= QUICK_BODY {
+                small.extend(body);
+            } else {
+                out.push_back(std::mem::take(&mut small));
+                out.push_back(body);
+            }
+        }
+        out.push_back(small);
+        (pending, out)
+    }
+
+    /// Moves one connection on.
+    pub(super) fn drive(&mut self, slot: usize) {
+        let Some(Some(on_way)) = self.in_flight.get_mut(slot) else {
+            return;
+        };
+        let mut answers = Vec::new();
+        let moved = on_way.connection.drive(&mut self.backend_scratch, &mut answers);
+        let answered: Vec<PendingRequest> = on_way.pending.drain(..answers.len()).collect();
+        let over = match moved {
+            Ok(false) => None,
+            Ok(true) | Err(_) => self.in_flight.get_mut(slot).and_then(Option::take),
+        };
+        for (request, answer) in answered.into_iter().zip(answers) {
+            let owner = self.settle(request);
+            self.answered(owner, answer);
+        }
+        let Some(mut over) = over else { return };
+        let _ = self.poll.registry().deregister(over.connection.stream());
+        if let Err(e) = moved {
+            log::error!("{e}");
+            let refusal = refusal(502, "backend-failed", "the controller failed at this request; try again");
+            for request in over.pending {
+                let owner = self.settle(request);
+                self.give_up(owner, refusal.clone());
+            }
+        }
+        self.send_waiting();
+    }
+}

@@ -1,0 +1,347 @@
+//! A Redis Cluster: connections to its masters, and calls that find the right one.
+//!
+//! Owns: the map of slots as last learnt, following MOVED and ASK, waiting out TRYAGAIN, scripts on every
+//! server before their first use there. Does not own: what the calls are, or when to connect again (`pool`).
+//!
+//! **A call is sent again only when its server has said that it did not do it** (MOVED, ASK, TRYAGAIN,
+//! NOSCRIPT). When an answer is lost with its connection that is an error: whoever asked knows what may be
+//! repeated, and what has to be looked for then.
+//!
+//! **A server that does not answer fails the calls that are for it, and no others** (`SERVER_AWAY`): a cluster without
+//! `cluster-require-full-coverage` goes on with the rest.
+
+use crate::redis::connection::Address;
+use crate::redis::pool::{describe, is_interrupted};
+use crate::redis::redis_connection::{self, CONNECT_TIMEOUT, Sending};
+use crate::redis::roster::Place;
+use crate::redis::slots::slot_of;
+use crate::redis::slots::{self, Layout};
+use redis::{Cmd, Connection, ConnectionInfo, ErrorKind, RedisError, RedisResult, ServerErrorKind, Value};
+use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, Instant};
+
+/// Longest time in which a server tells who has which slots; then the next one is asked.
+const TOPOLOGY_QUERY_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest time for asking all of them, but for the answer of the last one that is asked: whoever wants a
+/// connection waits for it.
+const TOPOLOGY_TOTAL_TIMEOUT: Duration = Duration::from_secs(6);
+/// So often a call may be sent elsewhere.
+const MAX_REDIRECTIONS: usize = 8;
+/// For how long calls are tried again whose keys are on their way from one server to another.
+const MIGRATION_TIMEOUT: Duration = Duration::from_secs(2);
+/// The code of the error of a call whose server does not answer; no server answers with it.
+pub(crate) const SERVER_AWAY: &str = "SERVERAWAY";
+/// For how long a server to which no connection came up is not tried again: at first, and at most.
+const RECONNECT_BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(8));
+/// Time between two such tries.
+const RETRY_INTERVAL: Duration = Duration::from_millis(20);
+
+/// An open connection to a cluster.
+pub(crate) struct Cluster {
+    address: Address,
+    /// How each server is reached, but for its name.
+    model: ConnectionInfo,
+    patience: Duration,
+    layout: Layout,
+    /// Who has told of it.
+    teller: Option<Place>,
+    servers: HashMap<Place, Server>,
+    /// Servers to which no connection came up: until when they are not tried, and for how long that was.
+    avoided: HashMap<Place, (Instant, Duration)>,
+    /// Slots whose keys are on their way, and since when that is known: each is waited for once.
+    moving: HashMap<u16, Instant>,
+}
+
+struct Server {
+    conn: Connection,
+    /// It has all scripts, as far as is known.
+    scripted: bool,
+}
+
+/// Which way a call takes.
+#[derive(Clone, Debug)]
+enum Way {
+    /// To the master of its slot.
+    Slot,
+    /// To where MOVED has sent it.
+    Moved(Place),
+    /// To where ASK has sent it.
+    Asking(Place),
+}
+
+/// A call that has no answer yet.
+struct Open {
+    index: usize,
+    way: Way,
+    redirections: usize,
+    /// Its script was missing once already.
+    reloaded: bool,
+}
+
+impl Cluster {
+    /// Learns from any of the servers that are known where all the others are.
+    pub(crate) fn connect(address: &Address, patience: Duration) -> RedisResult<Cluster> {
+        let model = address.target.servers[0].clone();
+        let address = address.clone();
+        let (layout, servers, moving) = (Layout::default(), HashMap::new(), HashMap::new());
+        let avoided = HashMap::new();
+        let mut cluster = Cluster { address, model, patience, layout, teller: None, servers, avoided, moving };
+        cluster.learn()?;
+        Ok(cluster)
+    }
+
+    /// Runs all calls, side by side on their servers, and gives what became of each; an answer that is an error is a
+    /// value. `scripted`: there may be scripts among them.
+    pub(crate) fn run(&mut self, calls: &[Cmd], scripted: bool) -> Vec<RedisResult<Value>> {
+        let mut answers: Vec<RedisResult<Value>> = calls.iter().map(|_| Ok(Value::Nil)).collect();
+        let open = |index| Open { index, way: Way::Slot, redirections: 0, reloaded: false };
+        let mut todo: Vec<Open> = (0..calls.len()).map(open).collect();
+        let (mut moved, mut failed) = (false, false);
+        while !todo.is_empty() {
+            todo.sort_unstable_by_key(|open| open.index);
+            let mut shares: BTreeMap<Place, Vec<Open>> = BTreeMap::new();
+            for open in todo.drain(..) {
+                match self.place(&calls[open.index], &open.way) {
+                    Ok(place) => shares.entry(place).or_default().push(open),
+                    Err(e) => {
+                        failed = true;
+                        answers[open.index] = Err(e);
+                    }
+                }
+            }
+            let mut sent = Vec::with_capacity(shares.len());
+            for (place, share) in shares {
+                let outcome = self.send(&place, &share, calls, scripted);
+                sent.push((place, share, outcome));
+            }
+            let mut wait = false;
+            for (place, share, outcome) in sent {
+                let received = outcome.and_then(|loads| self.receive(&place, &share, loads));
+                let received = match received {
+                    Ok(received) => received,
+                    Err(e) => {
+                        failed |= !is_interrupted(&e);
+                        let error = self.lost(&place, &e);
+                        share.iter().for_each(|open| answers[open.index] = Err(error.clone()));
+                        continue;
+                    }
+                };
+                for (mut open, answer) in share.into_iter().zip(received) {
+                    let Value::ServerError(error) = &answer else {
+                        if !self.moving.is_empty() {
+                            slot_of(&calls[open.index]).map(|slot| self.moving.remove(&slot));
+                        }
+                        answers[open.index] = Ok(answer);
+                        continue;
+                    };
+                    let to = || slots::redirection(error.details().unwrap_or_default(), &place);
+                    let again = match error.kind() {
+                        Some(ServerErrorKind::Moved) => {
+                            moved = true;
+                            to().map(Way::Moved)
+                        }
+                        Some(ServerErrorKind::Ask) => to().map(Way::Asking),
+                        Some(ServerErrorKind::TryAgain) => {
+                            open.redirections = 0;
+                            let since = slot_of(&calls[open.index])
+                                .map(|slot| *self.moving.entry(slot).or_insert_with(Instant::now));
+                            let again = since.is_some_and(|since| since.elapsed() < MIGRATION_TIMEOUT);
+                            wait |= again;
+                            again.then_some(Way::Slot)
+                        }
+                        Some(ServerErrorKind::NoScript) if !std::mem::replace(&mut open.reloaded, true) => {
+                            if let Some(server) = self.servers.get_mut(&place) {
+                                server.scripted = false;
+                            }
+                            Some(open.way.clone())
+                        }
+                        _ => None,
+                    };
+                    open.redirections += 1;
+                    match again.filter(|_| open.redirections <= MAX_REDIRECTIONS) {
+                        Some(way) => todo.push(Open { way, ..open }),
+                        None => answers[open.index] = Ok(answer),
+                    }
+                }
+            }
+            if wait && !todo.is_empty() {
+                std::thread::sleep(RETRY_INTERVAL);
+            }
+        }
+        if failed {
+            // Its map has led here: it may be cut off from the others, and somebody else is asked next.
+            self.teller.iter().for_each(|teller| self.address.roster.failed(teller));
+        }
+        if moved || failed {
+            // Whoever does not answer that will be sent elsewhere once more.
+            let _ = self.learn();
+        }
+        answers
+    }
+
+    /// A server did not answer: what was not read there would be taken for the answer to something else.
+    fn lost(&mut self, place: &Place, error: &RedisError) -> RedisError {
+        self.servers.remove(place);
+        if is_interrupted(error) {
+            return error.clone();
+        }
+        self.address.roster.failed(place);
+        self.address.silent.failed(place, error);
+        away(place, error)
+    }
+
+    /// Where a call goes.
+    fn place(&self, call: &Cmd, way: &Way) -> RedisResult<Place> {
+        let place = match way {
+            Way::Moved(place) | Way::Asking(place) => Some(place),
+            // A call without a key is anybody's.
+            Way::Slot => match slot_of(call) {
+                Some(slot) => self.layout.master(slot),
+                None => self.layout.any(),
+            },
+        };
+        place.cloned().ok_or_else(|| {
+            let what = "no server of the cluster has the slot of this key, as far as it knows".to_owned();
+            redis::make_extension_error(SERVER_AWAY.into(), Some(what))
+        })
+    }
+
+    /// Sends a server its share; answers how many answers come ahead of those to the calls.
+    fn send(&mut self, place: &Place, share: &[Open], calls: &[Cmd], scripted: bool) -> RedisResult<usize> {
+        let schema = self.address.schema;
+        let server = self.server(place, CONNECT_TIMEOUT, self.patience)?;
+        let (mut loading, mut loads) = (&[][..], 0);
+        if scripted && !std::mem::replace(&mut server.scripted, true) {
+            (loading, loads) = schema.loading();
+        }
+        let mut sending = Sending::new(&mut server.conn, loading);
+        for open in share {
+            if matches!(open.way, Way::Asking(_)) {
+                sending.packed(b"*1\r\n$6\r\nASKING\r\n");
+            }
+            sending.call(&calls[open.index])?;
+        }
+        sending.end()?;
+        Ok(loads)
+    }
+
+    /// The answers to what `send` has sent.
+    fn receive(&mut self, place: &Place, share: &[Open], loads: usize) -> RedisResult<Vec<Value>> {
+        let Some(server) = self.servers.get_mut(place) else {
+            return Err(RedisError::from((ErrorKind::Io, "the connection is gone")));
+        };
+        for answer in redis_connection::receive(&mut server.conn, loads)? {
+            answer.extract_error()?;
+        }
+        let mut out = Vec::with_capacity(share.len());
+        for open in share {
+            let count = if matches!(open.way, Way::Asking(_)) { 2 } else { 1 };
+            let answer = redis_connection::receive(&mut server.conn, count)?.pop().unwrap_or(Value::Nil);
+            out.push(answer);
+        }
+        Ok(out)
+    }
+
+    fn server(&mut self, place: &Place, limit: Duration, patience: Duration) -> RedisResult<&mut Server> {
+        if !self.servers.contains_key(place) {
+            let (until, last) = self.avoided.get(place).copied().unwrap_or((Instant::now(), Duration::ZERO));
+            if Instant::now() < until {
+                let what = "it did not answer just now, and the next try is not due yet";
+                return Err(RedisError::from((ErrorKind::Io, what)));
+            }
+            let info = redis_connection::with_host(&self.model, place);
+            match redis_connection::server(info, self.address.ca.as_deref(), limit, patience) {
+                Ok((conn, _)) => {
+                    self.avoided.remove(place);
+                    self.address.silent.answered(place);
+                    self.servers.insert(place.clone(), Server { conn, scripted: false });
+                }
+                Err(e) => {
+                    let pause = (2 * last).clamp(RECONNECT_BACKOFF.0, RECONNECT_BACKOFF.1);
+                    self.avoided.insert(place.clone(), (Instant::now() + pause, pause));
+                    return Err(e);
+                }
+            }
+        }
+        self.servers.get_mut(place).ok_or_else(|| RedisError::from((ErrorKind::Io, "the connection is gone")))
+    }
+
+    /// Asks who has which slots.
+    fn learn(&mut self) -> RedisResult<()> {
+        let mut why = RedisError::from((ErrorKind::Io, "no server of the cluster is known"));
+        let begin = Instant::now();
+        for place in self.address.roster.places() {
+            if begin.elapsed() >= TOPOLOGY_TOTAL_TIMEOUT {
+                break;
+            }
+            match self.ask(&place) {
+                Ok((layout, told)) => {
+                    self.teller = Some(place.clone());
+                    self.address.roster.answered(&place, told);
+                    // Of servers that are no masters any more nothing is wanted.
+                    self.servers.retain(|place, _| layout.has(place));
+                    self.layout = layout;
+                    return Ok(());
+                }
+                Err(e) => {
+                    self.servers.remove(&place);
+                    // The next try, of whomever, goes on behind it.
+                    self.address.roster.failed(&place);
+                    // What a server says of itself stands as it is.
+                    why = if e.code().is_some() { e } else { named(&place, &e) };
+                }
+            }
+        }
+        Err(why)
+    }
+
+    fn ask(&mut self, place: &Place) -> RedisResult<(Layout, Vec<Place>)> {
+        let patience = self.patience;
+        let conn = &mut self.server(place, TOPOLOGY_QUERY_TIMEOUT, patience)?.conn;
+        conn.set_read_timeout(Some(TOPOLOGY_QUERY_TIMEOUT.min(patience)))?;
+        let mut question = redis::cmd("CLUSTER");
+        question.arg("SLOTS");
+        let answer = redis_connection::single(conn, &question)?;
+        conn.set_read_timeout(Some(patience))?;
+        Layout::read(&answer, place).ok_or_else(|| {
+            RedisError::from((ErrorKind::Io, "a server of the cluster knows of no slots: it is no part of it yet"))
+        })
+    }
+}
+
+/// The error of a call whose server does not answer.
+fn away(place: &Place, error: &RedisError) -> RedisError {
+    let what = format!("the server {}:{} of the redis cluster does not answer: {}", place.0, place.1, describe(error));
+    redis::make_extension_error(SERVER_AWAY.into(), Some(what))
+}
+
+/// `error` with the name of the server that it comes from, which perhaps nobody has named.
+fn named(place: &Place, error: &RedisError) -> RedisError {
+    let what = format!("{}:{}: {}", place.0, place.1, describe(error));
+    RedisError::from((ErrorKind::Io, "no server of the cluster answers", what))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::redis_address::Target;
+    use std::net::TcpListener;
+
+    /// A server that accepts and never says a word.
+    fn silent() -> TcpListener {
+        TcpListener::bind("127.0.0.1:0").unwrap()
+    }
+
+    #[test]
+    fn many_silent_servers_are_asked_for_a_while_and_the_next_try_goes_on_behind_them() {
+        let servers: Vec<TcpListener> = (0..6).map(|_| silent()).collect();
+        let ports: Vec<u16> = servers.iter().map(|server| server.local_addr().unwrap().port()).collect();
+        let named: Vec<String> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+        let address = Address::new(Target::parse(&named.join(",")).unwrap(), None, &crate::model::SCHEMA);
+        assert!(Cluster::connect(&address, Duration::from_secs(5)).is_err());
+        let order: Vec<u16> = address.roster.places().into_iter().map(|(_, port)| port).collect();
+        let asked = ports.len() - order.iter().position(|port| *port == ports[0]).unwrap();
+        assert!(asked < ports.len(), "all were asked");
+        assert_eq!(order, [&ports[asked..], &ports[..asked]].concat());
+    }
+}

@@ -1,0 +1,16 @@
+//! The way to Redis: connections, topology, routing. Only this module opens sockets to it.
+//!
+//! Owns: connections (`connection` and `pool`, on `redis_connection`), and finding the right server (`cluster` with
+//! `slots`, and `sentinel`). Does not own: addresses (`config::redis_address`), keys and scripts (`model`).
+
+mod cluster;
+pub mod connection;
+pub mod pool;
+mod redis_connection;
+mod roster;
+pub mod scripts;
+mod sentinel;
+mod slots;
+
+pub use connection::{Address, Batch, Conn};
+pub use pool::{Pool, describe};

@@ -1,0 +1,88 @@
+//! The master of a group that Sentinels watch.
+//!
+//! Owns: asking one Sentinel after the other, each with a time limit, and that what they name is a master.
+//! Does not own: which Sentinels there are and how they are logged in to (`target`), when to ask again (`pool`).
+
+use crate::redis::connection::Address;
+use crate::redis::redis_connection::{self, CONNECT_TIMEOUT};
+use crate::redis::roster::Place;
+use redis::{Connection, ErrorKind, FromRedisValue, RedisError, RedisResult, Value};
+use std::time::{Duration, Instant};
+
+/// Longest time in which a Sentinel answers; then the next one is asked.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Longest time for asking all of them and connecting to what they name, but for the last one that is asked.
+const ALL: Duration = Duration::from_secs(6);
+
+/// A connection to the master of `group`.
+pub(crate) fn master(address: &Address, group: &str, patience: Duration) -> RedisResult<Connection> {
+    let mut why: Option<RedisError> = None;
+    let mut tried: Vec<Place> = Vec::new();
+    let begin = Instant::now();
+    for sentinel in address.roster.places() {
+        if begin.elapsed() >= ALL {
+            break;
+        }
+        let master = match ask(address, &sentinel, group) {
+            Ok(Some(master)) => master,
+            Ok(None) => {
+                let what = format!("{}:{} watches no group '{group}'", sentinel.0, sentinel.1);
+                let unknown = RedisError::from((ErrorKind::MasterNameNotFoundBySentinel, "a sentinel says", what));
+                why.get_or_insert(unknown);
+                continue;
+            }
+            Err(e) => {
+                log::debug!("the sentinel {}:{} does not answer: {e}", sentinel.0, sentinel.1);
+                // The next try goes on behind it.
+                address.roster.failed(&sentinel);
+                why.get_or_insert(e);
+                continue;
+            }
+        };
+        if tried.contains(&master) {
+            continue;
+        }
+        match connect(address, &master, patience) {
+            Ok(conn) => {
+                address.roster.answered(&sentinel, []);
+                return Ok(conn);
+            }
+            // What a master says of itself is worth more than what a Sentinel could not say.
+            Err(e) => why = Some(e),
+        }
+        tried.push(master);
+    }
+    Err(why.unwrap_or_else(|| RedisError::from((ErrorKind::Io, "no sentinel is known"))))
+}
+
+/// The master as one Sentinel knows it; nothing when it does not know the group.
+fn ask(address: &Address, sentinel: &Place, group: &str) -> RedisResult<Option<Place>> {
+    let info = redis_connection::with_host(&address.target.servers[0], sentinel);
+    let info = info.set_redis_settings(address.target.sentinel.clone());
+    let addr = info.addr().clone();
+    let mut conn = redis_connection::connect(info, address.ca.as_deref(), QUERY_TIMEOUT, QUERY_TIMEOUT)?;
+    let mut question = redis::cmd("SENTINEL");
+    question.arg("get-master-addr-by-name").arg(group);
+    let answer = redis_connection::single(&mut conn, &question).map_err(|e| redis_connection::words(&addr, e))?;
+    Ok(Option::<Place>::from_redis_value(answer)?)
+}
+
+/// Connects to what was named, which may be a replica by now, or still.
+fn connect(address: &Address, master: &Place, patience: Duration) -> RedisResult<Connection> {
+    let info = redis_connection::with_host(&address.target.servers[0], master);
+    let (mut conn, _) =
+        redis_connection::server(info, address.ca.as_deref(), CONNECT_TIMEOUT, patience.min(CONNECT_TIMEOUT))?;
+    let role = redis_connection::single(&mut conn, &redis::cmd("ROLE"))?;
+    let is_master = match &role {
+        Value::Array(parts) => matches!(parts.first(), Some(Value::BulkString(role)) if role == b"master"),
+        _ => false,
+    };
+    if !is_master {
+        let what = format!("{}:{}", master.0, master.1);
+        return Err(RedisError::from((ErrorKind::Io, "the sentinels name a server that is no master", what)));
+    }
+    conn.set_read_timeout(Some(patience))?;
+    conn.set_write_timeout(Some(patience))?;
+    Ok(conn)
+}

@@ -1,0 +1,116 @@
+//! Hears the bell of this controller: a node whose poll waits here has something to fetch.
+//!
+//! Owns: the thread `wakeups`. Does not own: who rings (any controller's dispatcher, or a poll that
+//! moved to another controller), or the waiting polls (the proxy).
+//!
+//! Once the bell is reached over a new connection, every waiting poll is asked again, for a ring may be lost with the old one.
+
+use crate::api::context::Context;
+use crate::api::handover;
+use crate::auth::shared_secrets;
+use crate::model::lists::{self, Ring};
+use crate::model::queue::{self, Answer, Handover, Mode, Question};
+use crate::proxy::Remote;
+use crate::redis::pool::{describe, is_broken, is_interrupted};
+use crate::redis::{Batch, Conn};
+use crate::work::Stop;
+use jscommon::backoff::Backoff;
+use jscommon::{NodeId, death};
+use redis::RedisResult;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// Longest wait for an answer of Redis: well above the 5 s that a read blocks.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Listens until it is told to stop.
+pub fn run(context: &Arc<Context>, proxy: &Remote, stop: &Stop) -> Result<(), String> {
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
+    let mut conn: Option<Conn> = None;
+    while !stop.is_set() {
+        let outcome = match &mut conn {
+            Some(open) => receive(context, proxy, open).map(|()| backoff.succeed()),
+            None => context.pool.open(RESPONSE_TIMEOUT).and_then(|mut open| {
+                shared_secrets::compare_ticket_key(&context.tickets, &context.identity, &mut open)?;
+                // Of a cluster another server may be there than the one that has the bell, and then the polls
+                // can wait as they do.
+                lists::has_rung(&mut open, &context.me)?;
+                conn = Some(open);
+                context.epoch.fetch_add(1, Ordering::Relaxed);
+                proxy.recheck_all();
+                Ok(())
+            }),
+        };
+        match outcome {
+            Ok(()) => {}
+            Err(e) if is_interrupted(&e) => conn = None,
+            Err(e) => {
+                context.pool.failed(e);
+                conn = None;
+                stop.wait(backoff.fail(fastrand::f64()));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn receive(context: &Context, proxy: &Remote, conn: &mut Conn) -> RedisResult<()> {
+    let rings = lists::bells(conn, &context.me)?;
+    if rings.is_empty() {
+        return Ok(());
+    }
+    death::point("acc.heard");
+    let mut batch = Batch::new();
+    let mut nodes = Vec::new();
+    for ring in rings {
+        match ring {
+            // The other controller registers only once this was said, so nothing has to be looked up.
+            Ring::Gone(node) => {
+                context.delivered.forget(node);
+                proxy.release_poll(node);
+            }
+            Ring::Fetch(node) => nodes.push(node),
+        }
+    }
+    for node in &nodes {
+        let question = Question {
+            me: &context.me,
+            node: *node,
+            now: context.clock.now(),
+            ack: None,
+            instance: "",
+            peer: "",
+            mode: Mode::Fetch,
+            takeover: false,
+            told: "",
+        };
+        queue::ask(&mut batch, &question);
+    }
+    for (node, answer) in nodes.iter().zip(conn.run_each(&batch)?) {
+        let answer = match answer.and_then(queue::answered) {
+            Ok(answer) => answer,
+            // What cannot be said of one node is not held against the others; its poll asks again, and is told.
+            Err(e) if !is_broken(&e) => {
+                log::debug!("the queue of {node} cannot be read: {}", describe(&e));
+                proxy.recheck(*node);
+                continue;
+            }
+            Err(e) => return Err(e),
+        };
+        match answer {
+            Answer::Batch(handover) => hand_over(context, proxy, *node, handover),
+            Answer::Elsewhere(true) => proxy.release_poll(*node),
+            Answer::Elsewhere(false) => proxy.recheck(*node),
+            Answer::Empty | Answer::Moved(_) | Answer::Displaced(..) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Gives a node's waiting poll its commands.
+pub fn hand_over(context: &Context, proxy: &Remote, node: NodeId, handover: Handover) {
+    // Noted first, for the acknowledgement may be here at once.
+    proxy.deliver(node, handover::handed(context, node, handover));
+    death::point("acc.handed");
+}

@@ -14,7 +14,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 /// Starts `run` on a thread. When it panics, or gives a reason for its end, that goes to `fatal`.
 ///
 /// The error is the operating system's, when it gives no more threads.
-pub fn spawn(
+pub(crate) fn spawn(
     name: &str,
     stack: usize,
     fatal: Sender<String>,

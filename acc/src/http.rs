@@ -32,12 +32,12 @@ pub struct Request {
 impl Request {
     /// The time (ms) that the client's certificate is measured by when its node was revoked: one that does not
     /// say when it was issued is older than any revocation.
-    pub fn cert_dated(&self) -> Option<u64> {
+    pub(crate) fn cert_dated(&self) -> Option<u64> {
         if self.cert_undated { Some(0) } else { self.cert_issued }
     }
 
     /// When its credentials were issued (ms): the older of token and certificate, and 0 where neither says.
-    pub fn issued(&self) -> u64 {
+    pub(crate) fn issued(&self) -> u64 {
         let token = self.bearer.as_deref().and_then(jscommon::token::issued);
         [token, self.cert_dated()].into_iter().flatten().min().unwrap_or(0)
     }
@@ -45,7 +45,7 @@ impl Request {
 
 /// The body of an answer: bytes of its own, or some that others hold too and that are not copied for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Body {
+pub(crate) enum Body {
     /// Its own.
     Own(Vec<u8>),
     /// Shared ones.
@@ -73,22 +73,22 @@ pub struct Reply {
     /// HTTP status.
     pub status: u16,
     /// The body's type; not sent with an empty body.
-    pub content_type: &'static str,
+    pub(crate) content_type: &'static str,
     /// Seconds for `Retry-After`.
-    pub retry_after: Option<u32>,
+    pub(crate) retry_after: Option<u32>,
     /// Other headers.
-    pub headers: Vec<(&'static str, String)>,
+    pub(crate) headers: Vec<(&'static str, String)>,
     /// The proxy shall keep the client waiting so many seconds and answer 204 then, unless something
     /// is delivered for the node: the node's poll found nothing, and this controller is registered as
     /// the one that holds it.
-    pub park: Option<u32>,
+    pub(crate) park: Option<u32>,
     /// The body.
-    pub body: Body,
+    pub(crate) body: Body,
 }
 
 impl Reply {
     /// 200 with JSON text.
-    pub fn json(body: impl Into<Body>) -> Reply {
+    pub(crate) fn json(body: impl Into<Body>) -> Reply {
         Reply {
             status: 200,
             content_type: "application/json",
@@ -100,32 +100,32 @@ impl Reply {
     }
 
     /// 200 with plain text of another type.
-    pub fn text(content_type: &'static str, body: impl Into<Vec<u8>>) -> Reply {
+    pub(crate) fn text(content_type: &'static str, body: impl Into<Vec<u8>>) -> Reply {
         Reply { content_type, ..Reply::json(body.into()) }
     }
 
     /// 200 with bytes that are shared.
-    pub fn shared(content_type: &'static str, body: Arc<[u8]>) -> Reply {
+    pub(crate) fn shared(content_type: &'static str, body: Arc<[u8]>) -> Reply {
         Reply { content_type, body: Body::Shared(body), ..Reply::json(Vec::new()) }
     }
 
     /// `{"error": "<reason>"}` with `status`.
-    pub fn error(status: u16, reason: impl Into<String>) -> Reply {
+    pub(crate) fn error(status: u16, reason: impl Into<String>) -> Reply {
         Reply { status, ..Reply::json(error_body(&reason.into())) }
     }
 
     /// As `error`, and the client is asked to wait `seconds` before it tries again.
-    pub fn busy(status: u16, reason: impl Into<String>, seconds: u32) -> Reply {
+    pub(crate) fn busy(status: u16, reason: impl Into<String>, seconds: u32) -> Reply {
         Reply { retry_after: Some(seconds), ..Reply::error(status, reason) }
     }
 
     /// 204: nothing to say.
-    pub fn empty() -> Reply {
+    pub(crate) fn empty() -> Reply {
         Reply { status: 204, ..Reply::json(Vec::new()) }
     }
 
     /// Nothing to hand over: the proxy keeps the poll for `seconds`.
-    pub fn park(seconds: u32) -> Reply {
+    pub(crate) fn park(seconds: u32) -> Reply {
         Reply { park: Some(seconds), ..Reply::empty() }
     }
 }
@@ -139,11 +139,11 @@ pub(crate) fn error_body(reason: &str) -> Vec<u8> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// HTTP status.
-    pub status: u16,
+    pub(crate) status: u16,
     /// The sentence of `{"error": ...}`.
-    pub reason: String,
+    pub(crate) reason: String,
     /// The reason's name in metrics: one of a few.
-    pub label: &'static str,
+    pub(crate) label: &'static str,
 }
 
 /// What answers requests; called on several threads at once.

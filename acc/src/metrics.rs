@@ -11,41 +11,41 @@ use prometheus::{Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, I
 pub struct Metrics {
     registry: Registry,
     /// Connections that are open now.
-    pub connections: IntGauge,
+    pub(crate) connections: IntGauge,
     /// Connections accepted since the start.
-    pub accepted: IntCounter,
+    pub(crate) accepted: IntCounter,
     /// TLS handshakes that were completed, by kind: `full`, or `resumed` from a ticket.
-    pub handshakes: IntCounterVec,
+    pub(crate) handshakes: IntCounterVec,
     /// Most connections that are taken at once.
-    pub connections_max: IntGauge,
+    pub(crate) connections_max: IntGauge,
     /// Polls that are parked now.
-    pub polls_parked: IntGauge,
+    pub(crate) polls_parked: IntGauge,
     /// Polls that were parked without asking a handler.
-    pub polls_shortcut: IntCounter,
+    pub(crate) polls_shortcut: IntCounter,
     /// Requests answered, by path (a route's label) and status.
-    pub requests: IntCounterVec,
+    pub(crate) requests: IntCounterVec,
     /// Connections and requests refused, by reason.
-    pub refusals: IntCounterVec,
+    pub(crate) refusals: IntCounterVec,
     /// Requests that are with a handler or wait for one.
-    pub requests_waiting: IntGauge,
+    pub(crate) requests_waiting: IntGauge,
     /// Bytes of request and answer bodies held now.
-    pub body_bytes: IntGauge,
+    pub(crate) body_bytes: IntGauge,
     /// Commands that wait in nodes' queues, by the last look at them.
-    pub queued_commands: IntGauge,
+    pub(crate) queued_commands: IntGauge,
     /// Commands that clients have pushed and no controller has taken, by the last look.
-    pub pending_commands: IntGauge,
+    pub(crate) pending_commands: IntGauge,
     /// Errors that Redis or the way to it gave.
-    pub redis_errors: IntCounter,
+    pub(crate) redis_errors: IntCounter,
     /// 1 while Redis answers.
-    pub redis_up: IntGauge,
+    pub(crate) redis_up: IntGauge,
     /// Commands taken from the queue, by what became of them.
-    pub commands: IntCounterVec,
+    pub(crate) commands: IntCounterVec,
     /// Results taken from nodes, by what became of them.
-    pub results: IntCounterVec,
+    pub(crate) results: IntCounterVec,
     /// Seconds from a command's LPUSH (as near as it is known) to its hand-over to the node.
-    pub handover_seconds: Histogram,
+    pub(crate) handover_seconds: Histogram,
     /// Seconds from a command's LPUSH (as near as it is known) to its result.
-    pub result_seconds: Histogram,
+    pub(crate) result_seconds: Histogram,
 }
 
 impl Default for Metrics {
@@ -56,7 +56,7 @@ impl Default for Metrics {
 
 impl Metrics {
     /// All at zero.
-    pub fn new() -> Metrics {
+    pub(crate) fn new() -> Metrics {
         let registry = Registry::new();
         let m = Make(&registry);
         Metrics {
@@ -83,7 +83,7 @@ impl Metrics {
     }
 
     /// The Prometheus text form.
-    pub fn text(&self) -> Vec<u8> {
+    pub(crate) fn text(&self) -> Vec<u8> {
         let mut out = Vec::new();
         if let Err(e) = TextEncoder::new().encode(&self.registry.gather(), &mut out) {
             log::error!("metrics could not be written: {e}");
@@ -92,7 +92,7 @@ impl Metrics {
     }
 
     /// Counts a refusal.
-    pub fn refused(&self, label: &str) {
+    pub(crate) fn refused(&self, label: &str) {
         self.refusals.with_label_values(&[label]).inc();
     }
 }

@@ -36,7 +36,7 @@ pub enum Route {
 
 /// Why a method and a path are no route.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RouteError {
+pub(crate) enum RouteError {
     /// 400: the path has the form of a node's path, but names no node.
     BadNode,
     /// 404: there is nothing at this path.
@@ -47,7 +47,7 @@ pub enum RouteError {
 
 impl RouteError {
     /// The status to answer with.
-    pub fn status(&self) -> u16 {
+    pub(crate) fn status(&self) -> u16 {
         match self {
             RouteError::BadNode => 400,
             RouteError::NotFound => 404,
@@ -72,7 +72,7 @@ impl std::error::Error for RouteError {}
 
 impl Route {
     /// The node that the path names.
-    pub fn node(&self) -> Option<NodeId> {
+    pub(crate) fn node(&self) -> Option<NodeId> {
         match *self {
             Route::Cmd(node)
             | Route::Result(node)
@@ -86,7 +86,7 @@ impl Route {
     }
 
     /// The route's name in metrics: one of eleven, whatever is asked.
-    pub fn label(&self) -> &'static str {
+    pub(crate) fn label(&self) -> &'static str {
         match self {
             Route::Cmd(_) => "cmd",
             Route::Result(_) => "result",
@@ -103,12 +103,12 @@ impl Route {
     }
 
     /// Whether the request comes with a body (it is a POST).
-    pub fn takes_body(&self) -> bool {
+    pub(crate) fn takes_body(&self) -> bool {
         self.method() == "POST"
     }
 
     /// The method that the route is asked with; where that is GET, HEAD will do too.
-    pub fn method(&self) -> &'static str {
+    pub(crate) fn method(&self) -> &'static str {
         match self {
             Route::Result(_) | Route::Log(_) | Route::Stats(_) | Route::Event(_) | Route::Renew(_) | Route::Enroll => {
                 "POST"
@@ -136,7 +136,7 @@ impl fmt::Display for Route {
 /// The route of `method` and `path` (the path alone, without its query).
 ///
 /// HEAD is taken where GET is, but for polls: an answer without a body would lose what it hands over.
-pub fn route(method: &str, path: &str) -> Result<Route, RouteError> {
+pub(crate) fn route(method: &str, path: &str) -> Result<Route, RouteError> {
     let route = match path {
         "/enroll" => Route::Enroll,
         "/health" => Route::Health,

@@ -22,11 +22,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 /// Shared by all threads of one controller.
 pub struct Context {
     /// This controller's name in Redis: new with each start.
-    pub me: String,
+    pub(crate) me: String,
     /// Its settings.
-    pub config: Config,
+    pub(crate) config: Config,
     /// CA and secrets.
-    pub identity: Identity,
+    pub(crate) identity: Identity,
     /// Who is let in.
     pub authenticator: Arc<Authenticator>,
     /// Redis.
@@ -34,13 +34,13 @@ pub struct Context {
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// The clock.
-    pub clock: Clock,
+    pub(crate) clock: Clock,
     /// Sources of scripts that nodes asked for lately.
-    pub scripts: ScriptCache,
+    pub(crate) scripts: ScriptCache,
     /// Claims of nodes that this controller has compared with their grants.
-    pub claims: Claimed,
+    pub(crate) claims: Claimed,
     /// What was handed to nodes here.
-    pub delivered: DeliveredBatches,
+    pub(crate) delivered: DeliveredBatches,
     /// The allowances that nodes have spent.
     pub(crate) allowances: Allowances,
     /// The values of the bodies that are being handled.
@@ -48,7 +48,7 @@ pub struct Context {
     /// Makes and checks the tickets of jobs.
     pub tickets: Tickets,
     /// The dispatcher has noticed that Redis forgot this controller; the janitor sees to the rest.
-    pub forgotten: AtomicBool,
+    pub(crate) forgotten: AtomicBool,
     /// Goes up when Redis may have lost what was written: it is written anew then.
-    pub epoch: AtomicU64,
+    pub(crate) epoch: AtomicU64,
 }

@@ -18,11 +18,11 @@ const ENTRY_OVERHEAD_BYTES: usize = 128;
 const ID_OVERHEAD_BYTES: usize = 48;
 
 /// The ids of a batch.
-pub type Ids = Box<[Box<str>]>;
+pub(crate) type Ids = Box<[Box<str>]>;
 
 /// The last batch of each node.
 #[derive(Debug, Default)]
-pub struct DeliveredBatches(Mutex<Book>);
+pub(crate) struct DeliveredBatches(Mutex<Book>);
 
 #[derive(Debug, Default)]
 struct Book {
@@ -45,7 +45,7 @@ impl Book {
 
 impl DeliveredBatches {
     /// `node` was handed `batch`, which holds `ids` and with them everything that it has not acknowledged.
-    pub fn note(&self, node: NodeId, batch: &str, ids: &[String]) {
+    pub(crate) fn note(&self, node: NodeId, batch: &str, ids: &[String]) {
         let mut held = self.held();
         held.remove(node);
         let Some(batch) = batch.parse().ok().filter(|_| ids.len() <= MAX_BATCH_IDS) else { return };
@@ -59,14 +59,14 @@ impl DeliveredBatches {
     }
 
     /// The ids that `node` acknowledges with `batch`, when that is the last one which it was handed here.
-    pub fn take(&self, node: NodeId, batch: u64) -> Option<Ids> {
+    pub(crate) fn take(&self, node: NodeId, batch: u64) -> Option<Ids> {
         let mut held = self.held();
         held.batches.get(&node).filter(|(last, _)| *last == batch)?;
         held.remove(node)
     }
 
     /// `node` polls elsewhere from now on, and acknowledges there.
-    pub fn forget(&self, node: NodeId) {
+    pub(crate) fn forget(&self, node: NodeId) {
         self.held().remove(node);
     }
 

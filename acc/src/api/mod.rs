@@ -7,7 +7,7 @@
 mod body;
 mod cmd;
 pub mod context;
-pub mod delivered_batches;
+pub(crate) mod delivered_batches;
 mod enroll;
 mod event;
 pub(crate) mod handover;
@@ -20,7 +20,7 @@ pub(crate) mod rate_limiter;
 pub(crate) mod response_order;
 mod result;
 mod script;
-pub mod script_cache;
+pub(crate) mod script_cache;
 pub mod server;
 mod stats;
 

@@ -9,7 +9,7 @@ use std::fmt::Write;
 use std::fs;
 
 /// The lines of `/metrics` about this process.
-pub fn text() -> String {
+pub(crate) fn text() -> String {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let boot = fs::read_to_string("/proc/stat").unwrap_or_default();

@@ -20,7 +20,7 @@ const EXPIRY_RENEWAL_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Sources by their hash, for any thread.
 #[derive(Debug)]
-pub struct ScriptCache {
+pub(crate) struct ScriptCache {
     shelf: Mutex<Shelf>,
     max_bytes: usize,
 }
@@ -55,13 +55,13 @@ impl Default for ScriptCache {
 
 impl ScriptCache {
     /// Keeps at most so many bytes.
-    pub fn new(max_bytes: usize) -> ScriptCache {
+    pub(crate) fn new(max_bytes: usize) -> ScriptCache {
         ScriptCache { shelf: Mutex::default(), max_bytes }
     }
 
     /// The source of this hash. `read` asks Redis for it; `renew` puts off its expiry there, and answers
     /// whether it is still there. Nothing: Redis has none, which is not remembered.
-    pub fn get<E>(
+    pub(crate) fn get<E>(
         &self,
         hash: &str,
         now: Instant,

@@ -280,7 +280,7 @@ mod tests {
 }
 
 /// A name for this start of the controller: `host:port:random`.
-pub fn name(port: u16) -> String {
+pub(crate) fn name(port: u16) -> String {
     let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
     let host: String = host
         .unwrap_or_default()

@@ -53,24 +53,24 @@ const MAX_CLOCK_SKEW_MS: u64 = 10 * 60 * 1000;
 #[derive(Clone, Debug, Default)]
 pub struct Rules {
     /// Nodes need no credentials.
-    pub no_auth: bool,
+    pub(crate) no_auth: bool,
     /// A token alone is not enough.
-    pub require_cert: bool,
+    pub(crate) require_cert: bool,
     /// Who shows this may read metrics from anywhere; without it metrics are for loopback.
-    pub metrics_token: Option<String>,
+    pub(crate) metrics_token: Option<String>,
     /// Who shows this may read the nodes' figures from anywhere, and nothing else.
-    pub nodes_token: Option<String>,
+    pub(crate) nodes_token: Option<String>,
 }
 
 /// A node's request that was refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refused {
+pub(crate) struct Refused {
     /// Whose path it was.
-    pub node: NodeId,
+    pub(crate) node: NodeId,
     /// From where it came.
-    pub peer: IpAddr,
+    pub(crate) peer: IpAddr,
     /// The sentence that was answered.
-    pub reason: String,
+    pub(crate) reason: String,
 }
 
 /// The guard of one controller.
@@ -97,17 +97,17 @@ impl Authenticator {
     }
 
     /// Refusals are told to `ear` from now on.
-    pub fn tell(&self, ear: Sender<Refused>) {
+    pub(crate) fn tell(&self, ear: Sender<Refused>) {
         let _ = self.refused.set(ear);
     }
 
     /// The node secrets as they hold now.
-    pub fn secrets(&self) -> Secrets {
+    pub(crate) fn secrets(&self) -> Secrets {
         self.secrets.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Other secrets hold from now on.
-    pub fn set_secrets(&self, secrets: Secrets) {
+    pub(crate) fn set_secrets(&self, secrets: Secrets) {
         *self.secrets.write().unwrap_or_else(PoisonError::into_inner) = secrets;
     }
 
@@ -137,7 +137,7 @@ impl Authenticator {
     }
 
     /// Whether the node's credentials are good; says why not.
-    pub fn node(&self, head: &Head<'_>) -> Result<NodeId, Refusal> {
+    pub(crate) fn node(&self, head: &Head<'_>) -> Result<NodeId, Refusal> {
         let refuse = |status, label, reason: String| Err(Refusal { status, reason, label });
         let asked = head.route.node();
         let mut proved = None;
@@ -187,7 +187,7 @@ impl Authenticator {
 
     /// Whether what was admitted for `node` a while ago still is: it may be revoked by now. `cert_issued` is 0 for
     /// a certificate that does not say.
-    pub fn recheck_revocation(
+    pub(crate) fn recheck_revocation(
         &self,
         node: NodeId,
         bearer: Option<&str>,
@@ -197,7 +197,7 @@ impl Authenticator {
     }
 
     /// Whether these credentials of `node` were issued after `until` (ms), when it was revoked.
-    pub fn issued_after(
+    pub(crate) fn issued_after(
         &self,
         node: NodeId,
         until: u64,
@@ -220,7 +220,7 @@ impl Authenticator {
     }
 
     /// Why a node should fetch new credentials, when it should: they are good, but not for long.
-    pub fn renewal(&self, bearer: Option<&str>, cert_issued: Option<u64>) -> Option<&'static str> {
+    pub(crate) fn renewal(&self, bearer: Option<&str>, cert_issued: Option<u64>) -> Option<&'static str> {
         let now = (self.clock)();
         let is_old = |issued: u64| now > issued.saturating_add(dates::days(CLIENT_DAYS * 2 / 3));
         if cert_issued.is_some_and(is_old) {
@@ -241,7 +241,7 @@ impl Authenticator {
     }
 
     /// The refusal of what was issued at or before `until` (ms).
-    pub fn revoked(&self, node: NodeId, until: u64) -> Refusal {
+    pub(crate) fn revoked(&self, node: NodeId, until: u64) -> Refusal {
         Refusal {
             status: 401,
             reason: format!(

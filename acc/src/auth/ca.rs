@@ -15,9 +15,9 @@ use rcgen::{
 use std::path::Path;
 
 /// The name of its certificate in the state directory.
-pub const CERTIFICATE: &str = "ca.pem";
+pub(crate) const CERTIFICATE: &str = "ca.pem";
 /// The name of its key.
-pub const KEY: &str = "ca.key";
+pub(crate) const KEY: &str = "ca.key";
 
 /// Days that the CA holds.
 const CA_DAYS: i64 = 20 * 365;
@@ -108,7 +108,7 @@ fn named(common_name: &str) -> DistinguishedName {
 }
 
 /// The PEM text of some DER bytes.
-pub fn to_pem(label: &str, der: &[u8]) -> String {
+pub(crate) fn to_pem(label: &str, der: &[u8]) -> String {
     use base64::Engine;
     let text = base64::engine::general_purpose::STANDARD.encode(der);
     let lines: Vec<&str> = (0..text.len()).step_by(64).map(|at| &text[at..(at + 64).min(text.len())]).collect();

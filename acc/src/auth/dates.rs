@@ -1,12 +1,12 @@
 //! Days, for certificates. Pure.
 
 /// `n` days in milliseconds; negative ones are none.
-pub fn days(n: i64) -> u64 {
+pub(crate) fn days(n: i64) -> u64 {
     u64::try_from(n).unwrap_or(0) * 86_400_000
 }
 
 /// Year, month and day (UTC) of `ms` milliseconds since 1970, `days` days later (or earlier).
-pub fn date(ms: u64, days: i64) -> (i32, u8, u8) {
+pub(crate) fn date(ms: u64, days: i64) -> (i32, u8, u8) {
     // Howard Hinnant's civil_from_days: eras of 400 years that begin on 1 March.
     let z = (ms / 86_400_000) as i64 + days + 719_468;
     let era = z.div_euclid(146_097);
@@ -21,7 +21,7 @@ pub fn date(ms: u64, days: i64) -> (i32, u8, u8) {
 }
 
 /// `ms` milliseconds since 1970 as `2026-05-28 21:33:20 UTC`.
-pub fn shown(ms: u64) -> String {
+pub(crate) fn shown(ms: u64) -> String {
     let (year, month, day) = date(ms, 0);
     let second = ms / 1000 % 86_400;
     format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02} UTC", second / 3600, second / 60 % 60, second % 60)

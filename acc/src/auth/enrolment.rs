@@ -14,28 +14,28 @@ use serde_json::{Value, json};
 
 /// What an enrolment token says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Enrolment {
+pub(crate) struct Enrolment {
     /// Its name, for the count.
-    pub id: String,
+    pub(crate) id: String,
     /// How often it may be used.
-    pub uses: u64,
+    pub(crate) uses: u64,
     /// When it ends, in milliseconds since 1970.
-    pub expires: u64,
+    pub(crate) expires: u64,
     /// SHA-256 of the CA certificate, in hex.
-    pub fingerprint: String,
+    pub(crate) fingerprint: String,
     /// For which node it is, and what it grants.
-    pub terms: Terms,
+    pub(crate) terms: Terms,
 }
 
 /// The terms of an enrolment token.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Terms {
     /// The one node that it is for; nothing where it is for any.
-    pub node: Option<NodeId>,
+    pub(crate) node: Option<NodeId>,
     /// Credentials of that node which hold are replaced.
-    pub replace: bool,
+    pub(crate) replace: bool,
     /// What is granted: `role:web`, `label:site=ams`.
-    pub named: Vec<String>,
+    pub(crate) named: Vec<String>,
 }
 
 impl Terms {
@@ -57,7 +57,7 @@ impl Terms {
 }
 
 /// Begins an enrolment token without terms.
-pub const PREFIX: &str = "jse1.";
+pub(crate) const PREFIX: &str = "jse1.";
 /// Begins one with terms.
 const PREFIX_TERMS: &str = "jse2.";
 /// Longest token, in bytes.
@@ -73,14 +73,14 @@ impl Enrolment {
     }
 
     /// The token's text.
-    pub fn sign(&self, secret: &NodeSecret) -> String {
+    pub(crate) fn sign(&self, secret: &NodeSecret) -> String {
         let body = self.body();
         let mac = URL_SAFE_NO_PAD.encode(secret.sign(format!("{body}.{}", self.fingerprint).as_bytes()));
         format!("{body}.{mac}.{}", self.fingerprint)
     }
 
     /// Whether a controller would read a token that says so much.
-    pub fn check_length(&self) -> Result<(), String> {
+    pub(crate) fn check_length(&self) -> Result<(), String> {
         // A MAC and the fingerprint stand behind the body.
         if self.body().len() + 128 > MAX_TOKEN_BYTES {
             return Err("so many roles and labels do not fit into a token: name fewer, and grant the others with \
@@ -91,7 +91,7 @@ impl Enrolment {
     }
 
     /// Reads a token and says what is wrong with it; `now` is in milliseconds since 1970.
-    pub fn check(token: &str, secrets: &super::secrets::Secrets, now: u64) -> Result<Enrolment, String> {
+    pub(crate) fn check(token: &str, secrets: &super::secrets::Secrets, now: u64) -> Result<Enrolment, String> {
         let bad = || "the enrolment token is not valid here".to_owned();
         if token.len() > MAX_TOKEN_BYTES {
             return Err(bad());

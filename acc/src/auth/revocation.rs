@@ -21,24 +21,24 @@ use serde_json::json;
 const MAX_ANSWERS: usize = 100;
 
 /// What a revocation needs of its controller.
-pub struct Given<'a> {
+pub(crate) struct Given<'a> {
     /// Counts the answers.
-    pub metrics: &'a Metrics,
+    pub(crate) metrics: &'a Metrics,
     /// Most commands that wait for one node.
-    pub max_queue: usize,
+    pub(crate) max_queue: usize,
 }
 
 /// What was revoked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Revoked {
+pub(crate) struct Revoked {
     /// Until when (ms) the credentials were issued that do not hold any more.
-    pub until: u64,
+    pub(crate) until: u64,
     /// Commands that waited for the node, and were answered.
-    pub waited: usize,
+    pub(crate) waited: usize,
 }
 
 /// Revokes what `node` holds and is granted, takes it out of the live set and its roles, and answers what waits for it.
-pub fn revoke(given: &Given<'_>, conn: &mut Conn, node: NodeId, local: u64) -> RedisResult<Revoked> {
+pub(crate) fn revoke(given: &Given<'_>, conn: &mut Conn, node: NodeId, local: u64) -> RedisResult<Revoked> {
     let until = nodes::revoke(conn, node, local)?;
     jscommon::death::point("acc.revoked");
     let waited = strip(given, conn, node, until)?;
@@ -49,7 +49,7 @@ pub fn revoke(given: &Given<'_>, conn: &mut Conn, node: NodeId, local: u64) -> R
 }
 
 /// Takes `node` out of the live set and its roles.
-pub fn forget(conn: &mut Conn, node: NodeId) -> RedisResult<()> {
+pub(crate) fn forget(conn: &mut Conn, node: NodeId) -> RedisResult<()> {
     let mut batch = Batch::new();
     nodes::forget(&mut batch, node);
     conn.run(&batch).map(drop)
@@ -57,7 +57,7 @@ pub fn forget(conn: &mut Conn, node: NodeId) -> RedisResult<()> {
 
 /// Tells who holds the credentials of `node`, seen by `token_use` of an enrolment token, and since when (ms). Where it
 /// was revoked, what is left of that is done first: it may have been interrupted, or an earlier version has made it.
-pub fn finish(given: &Given<'_>, conn: &mut Conn, node: NodeId, token_use: &str) -> RedisResult<(Holder, u64)> {
+pub(crate) fn finish(given: &Given<'_>, conn: &mut Conn, node: NodeId, token_use: &str) -> RedisResult<(Holder, u64)> {
     let (holder, since) = grants::holder(conn, node, token_use)?;
     if holder == Holder::Nobody && since > 0 {
         strip(given, conn, node, since)?;

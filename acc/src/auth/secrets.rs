@@ -11,9 +11,9 @@ use ring::rand::{SecureRandom, SystemRandom};
 use std::path::Path;
 
 /// The file's name in the state directory.
-pub const FILE: &str = "node.secret";
+pub(crate) const FILE: &str = "node.secret";
 /// For how long (ms) a rotated secret still holds.
-pub const PREVIOUS_SECRET_TTL_MS: u64 = 86_400_000;
+pub(crate) const PREVIOUS_SECRET_TTL_MS: u64 = 86_400_000;
 
 /// The secrets that hold.
 #[derive(Clone, Debug)]
@@ -21,17 +21,17 @@ pub struct Secrets {
     /// New tokens are signed with this one.
     pub current: NodeSecret,
     /// This one holds until then (ms).
-    pub previous: Option<(NodeSecret, u64)>,
+    pub(crate) previous: Option<(NodeSecret, u64)>,
     text: String,
 }
 
 /// What a good token says, and whether the node should fetch a new one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Checked {
+pub(crate) struct Checked {
     /// Whose it is and when it was issued.
-    pub claims: Claims,
+    pub(crate) claims: Claims,
     /// It is signed with the old secret.
-    pub old: bool,
+    pub(crate) old: bool,
 }
 
 impl Secrets {
@@ -48,7 +48,7 @@ impl Secrets {
     }
 
     /// Reads the file's text.
-    pub fn parse(text: &str) -> anyhow::Result<Secrets> {
+    pub(crate) fn parse(text: &str) -> anyhow::Result<Secrets> {
         let mut current = None;
         let mut previous = None;
         for line in text.lines().filter(|line| !line.trim().is_empty()) {
@@ -75,12 +75,12 @@ impl Secrets {
     }
 
     /// Writes the file.
-    pub fn write(&self, dir: &Path) -> anyhow::Result<()> {
+    pub(crate) fn write(&self, dir: &Path) -> anyhow::Result<()> {
         write_state(&dir.join(FILE), self.text.as_bytes(), 0o600)
     }
 
     /// What `token` says, when it is signed with a secret that holds at `now` (ms).
-    pub fn check(&self, token: &str, now: u64) -> Result<Checked, BadToken> {
+    pub(crate) fn check(&self, token: &str, now: u64) -> Result<Checked, BadToken> {
         if let Ok(claims) = self.current.check(token) {
             return Ok(Checked { claims, old: false });
         }
@@ -96,7 +96,7 @@ fn fresh() -> anyhow::Result<String> {
 }
 
 /// `n` random bytes.
-pub fn random(n: usize) -> anyhow::Result<Vec<u8>> {
+pub(crate) fn random(n: usize) -> anyhow::Result<Vec<u8>> {
     let mut bytes = vec![0; n];
     SystemRandom::new().fill(&mut bytes).map_err(|_| anyhow::anyhow!("the system gives no randomness"))?;
     Ok(bytes)

@@ -15,7 +15,7 @@ use std::path::Path;
 /// Makes this controller and Redis have one ticket key: that of Redis, or this controller's where Redis has none.
 /// It is kept in the state directory. A controller that has one from before does not wait for Redis: it is the one
 /// that all agreed on.
-pub fn agree_on_ticket_key(tickets: &Tickets, identity: &Identity, conn: &mut Conn) -> RedisResult<()> {
+pub(crate) fn agree_on_ticket_key(tickets: &Tickets, identity: &Identity, conn: &mut Conn) -> RedisResult<()> {
     // One thread at a time: a key that another thread has just taken over is no previous one.
     let _agreeing = tickets.agreeing();
     let ours = tickets.keys();
@@ -55,7 +55,7 @@ pub fn agree_on_ticket_key(tickets: &Tickets, identity: &Identity, conn: &mut Co
 
 /// Compares the ticket key with that of Redis. Over a new connection this comes before any ticket: one that is made
 /// with another key is accepted nowhere.
-pub fn compare_ticket_key(tickets: &Tickets, identity: &Identity, conn: &mut Conn) -> RedisResult<()> {
+pub(crate) fn compare_ticket_key(tickets: &Tickets, identity: &Identity, conn: &mut Conn) -> RedisResult<()> {
     match agree_on_ticket_key(tickets, identity, conn) {
         // The key in Redis is spoilt or out of reach, and all controllers use the one of the state directory.
         Err(e) if tickets.is_agreed() && !is_broken(&e) => {
@@ -67,7 +67,7 @@ pub fn compare_ticket_key(tickets: &Tickets, identity: &Identity, conn: &mut Con
 }
 
 /// Admits nodes, where they are not admitted yet: once the ticket key is agreed on and the revocations are read.
-pub fn admit_nodes(
+pub(crate) fn admit_nodes(
     tickets: &Tickets,
     identity: &Identity,
     authenticator: &Authenticator,
@@ -81,7 +81,7 @@ pub fn admit_nodes(
 
 /// Whether this controller's secret belongs to the Redis whose fingerprint this is. The error says what
 /// to do.
-pub fn check_fingerprint(authenticator: &Authenticator, state_dir: &Path, theirs: &str) -> Result<(), String> {
+pub(crate) fn check_fingerprint(authenticator: &Authenticator, state_dir: &Path, theirs: &str) -> Result<(), String> {
     let secrets = authenticator.secrets();
     let previous = secrets.previous.as_ref().is_some_and(|(secret, _)| secret.fingerprint() == theirs);
     if secrets.current.fingerprint() == theirs || previous {

@@ -29,33 +29,33 @@ const SERVER_DAYS: i64 = 397;
 /// Days before its end at which a new one is made.
 const SERVER_RENEW_DAYS: i64 = 60;
 /// Days that a node's certificate holds.
-pub const CLIENT_DAYS: i64 = 365;
+pub(crate) const CLIENT_DAYS: i64 = 365;
 
 /// The file of the ticket key. It is written once Redis has the same one.
 pub(crate) const TICKET_KEY: &str = "ticket.key";
 
 /// The state directory, complete.
-pub struct Identity {
+pub(crate) struct Identity {
     dir: PathBuf,
     ca: Ca,
 }
 
 /// What one node needs.
 #[derive(Clone)]
-pub struct Credentials {
+pub(crate) struct Credentials {
     /// Its token.
-    pub token: String,
+    pub(crate) token: String,
     /// PEM of the CA by which it knows the controller; empty where that is a public one.
-    pub ca: String,
+    pub(crate) ca: String,
     /// PEM of its client certificate; empty where only another CA's certificates count.
-    pub client_cert: String,
+    pub(crate) client_cert: String,
     /// PEM of the key to it, or empty.
-    pub client_key: String,
+    pub(crate) client_key: String,
 }
 
 impl Identity {
     /// Opens a state directory that a controller has made.
-    pub fn find(dir: &Path, now: u64) -> anyhow::Result<Identity> {
+    pub(crate) fn find(dir: &Path, now: u64) -> anyhow::Result<Identity> {
         let mut missing = vec![ca::CERTIFICATE, ca::KEY, secrets::FILE];
         // What may not be looked at is told as that, below.
         missing.retain(|name| !dir.join(name).try_exists().unwrap_or(true));
@@ -72,7 +72,7 @@ impl Identity {
     }
 
     /// Opens the state directory and makes what is missing; `now` is in milliseconds since 1970.
-    pub fn open(dir: &Path, now: u64) -> anyhow::Result<Identity> {
+    pub(crate) fn open(dir: &Path, now: u64) -> anyhow::Result<Identity> {
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -96,14 +96,14 @@ impl Identity {
     }
 
     /// The node secrets as they stand in the directory now.
-    pub fn secrets(&self) -> anyhow::Result<Secrets> {
+    pub(crate) fn secrets(&self) -> anyhow::Result<Secrets> {
         Secrets::read(&self.dir)
     }
 
     /// Makes a new node secret; the old one holds for another day. `publish` is given its fingerprint once
     /// it lies on the disk: a fingerprint whose secret nobody has would lock every controller out, while
     /// a Redis that has not heard of it is told by the next one that starts.
-    pub fn rotate(&self, now: u64, publish: impl FnOnce(&str) -> anyhow::Result<()>) -> anyhow::Result<Secrets> {
+    pub(crate) fn rotate(&self, now: u64, publish: impl FnOnce(&str) -> anyhow::Result<()>) -> anyhow::Result<Secrets> {
         let _lock = lock(&self.dir)?;
         let secrets = Secrets::read(&self.dir)?.rotated(now)?;
         secrets.write(&self.dir)?;
@@ -112,7 +112,7 @@ impl Identity {
     }
 
     /// The ticket keys as they lie in the directory; nothing before they were first agreed on with Redis.
-    pub fn ticket_keys(&self) -> anyhow::Result<Option<TicketKeys>> {
+    pub(crate) fn ticket_keys(&self) -> anyhow::Result<Option<TicketKeys>> {
         let file = self.dir.join(TICKET_KEY);
         let text = match file::read_text(&file) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -123,19 +123,25 @@ impl Identity {
     }
 
     /// Keeps these ticket keys in the directory.
-    pub fn keep_ticket_keys(&self, keys: &TicketKeys) -> anyhow::Result<()> {
+    pub(crate) fn keep_ticket_keys(&self, keys: &TicketKeys) -> anyhow::Result<()> {
         let _lock = lock(&self.dir)?;
         write_state(&self.dir.join(TICKET_KEY), keys.text().as_bytes(), 0o600)
     }
 
     /// A new ticket key, which is kept nowhere yet.
-    pub fn new_ticket_key() -> anyhow::Result<TicketKey> {
+    pub(crate) fn new_ticket_key() -> anyhow::Result<TicketKey> {
         let bytes = secrets::random(32)?;
         Ok(TicketKey::new(bytes.as_slice().try_into().context("32 random bytes")?))
     }
 
     /// What `node` needs, issued at `now` (milliseconds since 1970).
-    pub fn issue(&self, config: &Config, secrets: &Secrets, node: NodeId, now: u64) -> anyhow::Result<Credentials> {
+    pub(crate) fn issue(
+        &self,
+        config: &Config,
+        secrets: &Secrets,
+        node: NodeId,
+        now: u64,
+    ) -> anyhow::Result<Credentials> {
         let name = PeerCert { node, issued: Some(now) }.dns_name();
         let (client_cert, client_key) = match config.trusts_own_ca() {
             true => self.ca.client(&name, now, CLIENT_DAYS)?,
@@ -145,7 +151,7 @@ impl Identity {
     }
 
     /// PEM of the certificate by which a node knows the controller.
-    pub fn trust(&self, config: &Config) -> anyhow::Result<String> {
+    pub(crate) fn trust(&self, config: &Config) -> anyhow::Result<String> {
         match &config.tls_cert {
             None => Ok(self.ca.pem.clone()),
             Some(file) => {
@@ -156,7 +162,7 @@ impl Identity {
     }
 
     /// SHA-256 of that certificate, as an enrolment token carries it.
-    pub fn fingerprint(&self, config: &Config) -> anyhow::Result<String> {
+    pub(crate) fn fingerprint(&self, config: &Config) -> anyhow::Result<String> {
         let pem = self.trust(config)?;
         let cert = CertificateDer::from_pem_slice(pem.as_bytes()).ok().context("the CA certificate is not readable")?;
         Ok(jscommon::token::sha256_hex(&cert))
@@ -164,7 +170,7 @@ impl Identity {
 
     /// The TLS configuration as the files stand now; a server certificate of our own is made anew when
     /// it is near its end, or lacks one of the names.
-    pub fn tls(&self, config: &Config, now: u64) -> anyhow::Result<Arc<ServerConfig>> {
+    pub(crate) fn tls(&self, config: &Config, now: u64) -> anyhow::Result<Arc<ServerConfig>> {
         let (chain, key) = match (&config.tls_cert, &config.tls_key) {
             (Some(cert), Some(key)) => {
                 let (certs, private) = (chain(cert)?, private_key(key)?);
@@ -191,7 +197,7 @@ impl Identity {
     }
 
     /// The files whose change means that TLS must be made anew.
-    pub fn tls_files(&self, config: &Config) -> Vec<PathBuf> {
+    pub(crate) fn tls_files(&self, config: &Config) -> Vec<PathBuf> {
         let own = || vec![self.dir.join("server.pem"), self.dir.join("server.key")];
         let mut files = match (&config.tls_cert, &config.tls_key) {
             (Some(cert), Some(key)) => vec![cert.clone(), key.clone()],
@@ -202,7 +208,7 @@ impl Identity {
     }
 
     /// Where the node secrets lie.
-    pub fn secret_file(&self) -> PathBuf {
+    pub(crate) fn secret_file(&self) -> PathBuf {
         self.dir.join(secrets::FILE)
     }
 

@@ -8,7 +8,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 /// Writes a file whole: under another name, to the disk, then in place.
-pub fn write(file: &Path, bytes: &[u8], mode: u32) -> anyhow::Result<()> {
+pub(crate) fn write(file: &Path, bytes: &[u8], mode: u32) -> anyhow::Result<()> {
     write_with(file, bytes, mode, |_| Ok(()))
 }
 
@@ -37,7 +37,7 @@ fn write_with(file: &Path, bytes: &[u8], mode: u32, own: impl Fn(&File) -> io::R
 
 /// Returns the account whose state directory this is: it owns the directory and the secrets in it, which a controller of
 /// that account has made. Whoever only owns the directory is given nothing.
-pub fn service_account(dir: &Path) -> Option<u32> {
+pub(crate) fn service_account(dir: &Path) -> Option<u32> {
     let uid = fs::metadata(dir).ok()?.uid();
     let is_theirs = |name| fs::symlink_metadata(dir.join(name)).is_ok_and(|meta| meta.uid() == uid && meta.is_file());
     [ca::KEY, secrets::FILE].into_iter().all(is_theirs).then_some(uid)

@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 /// Longest text that is checked as a ticket, in bytes.
 const MAX_TICKET: usize = 80;
 /// Most seconds between two runs that a ticket tells.
-pub const MAX_PERIOD: u64 = 400 * 86_400;
+pub(crate) const MAX_PERIOD: u64 = 400 * 86_400;
 /// So many nodes are known to return tickets before all of them are forgotten here; Redis knows them too.
 const MAX_NODES: usize = 100_000;
 
@@ -33,7 +33,7 @@ pub struct Flags {
 
 impl Flags {
     /// The flags of a command with these arguments.
-    pub fn of(args: &Map<String, Value>) -> Flags {
+    pub(crate) fn of(args: &Map<String, Value>) -> Flags {
         let period = args.get("recurring_period").and_then(Value::as_f64).filter(|period| *period > 0.0);
         Flags { recurring: period.map(|period| (period.ceil() as u64).min(MAX_PERIOD)) }
     }
@@ -75,7 +75,7 @@ impl TicketKey {
     }
 
     /// The text, which is a secret.
-    pub fn text(&self) -> &str {
+    pub(crate) fn text(&self) -> &str {
         &self.0
     }
 
@@ -101,7 +101,7 @@ pub struct TicketKeys {
 
 impl TicketKeys {
     /// Reads the lines of the file: the current key, then the previous one where there is one.
-    pub fn parse(text: &str) -> Option<TicketKeys> {
+    pub(crate) fn parse(text: &str) -> Option<TicketKeys> {
         let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
         let current = TicketKey::parse(lines.next()?)?;
         let previous = match lines.next() {
@@ -112,7 +112,7 @@ impl TicketKeys {
     }
 
     /// The text of the file.
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let previous = self.previous.as_ref().map(|key| format!("{}\n", key.0)).unwrap_or_default();
         format!("{}\n{previous}", self.current.0)
     }
@@ -147,7 +147,7 @@ impl Tickets {
     }
 
     /// Uses these keys from now on, which Redis has too.
-    pub fn agree(&self, keys: TicketKeys) {
+    pub(crate) fn agree(&self, keys: TicketKeys) {
         if self.macs().keys != keys {
             *self.macs.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(Macs::new(keys));
         }
@@ -155,7 +155,7 @@ impl Tickets {
     }
 
     /// Held by the thread that compares the keys with that of Redis.
-    pub fn agreeing(&self) -> MutexGuard<'_, ()> {
+    pub(crate) fn agreeing(&self) -> MutexGuard<'_, ()> {
         self.agreeing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -187,13 +187,13 @@ impl Tickets {
 
     /// Whether it is still to be written down that `node` returns tickets; `epoch` moves when Redis may have
     /// forgotten it.
-    pub fn is_news(&self, node: NodeId, epoch: u64) -> bool {
+    pub(crate) fn is_news(&self, node: NodeId, epoch: u64) -> bool {
         let returning = self.returning.lock().unwrap_or_else(PoisonError::into_inner);
         returning.0 != epoch || !returning.1.contains(&node)
     }
 
     /// It was written down that these nodes return tickets.
-    pub fn note(&self, nodes: &[NodeId], epoch: u64) {
+    pub(crate) fn note(&self, nodes: &[NodeId], epoch: u64) {
         let mut returning = self.returning.lock().unwrap_or_else(PoisonError::into_inner);
         if returning.0 != epoch || returning.1.len() + nodes.len() > MAX_NODES {
             *returning = (epoch, HashSet::new());

@@ -18,17 +18,17 @@ pub struct TlsSource {
 
 impl TlsSource {
     /// A source that hands out `config` until it is replaced.
-    pub fn new(config: Arc<ServerConfig>) -> TlsSource {
+    pub(crate) fn new(config: Arc<ServerConfig>) -> TlsSource {
         TlsSource { current: Arc::new(RwLock::new(config)) }
     }
 
     /// New connections take `config` from now on; the ones that are open keep theirs.
-    pub fn replace(&self, config: Arc<ServerConfig>) {
+    pub(crate) fn replace(&self, config: Arc<ServerConfig>) {
         *self.current.write().unwrap_or_else(|e| e.into_inner()) = config;
     }
 
     /// What a new connection takes.
-    pub fn current(&self) -> Arc<ServerConfig> {
+    pub(crate) fn current(&self) -> Arc<ServerConfig> {
         self.current.read().unwrap_or_else(|e| e.into_inner()).clone()
     }
 }
@@ -43,7 +43,7 @@ pub struct PeerCert {
 }
 
 /// The end of the DNS name by which a client certificate names its node.
-pub const NODE_DOMAIN: &str = "node.jsacc.internal";
+pub(crate) const NODE_DOMAIN: &str = "node.jsacc.internal";
 
 impl PeerCert {
     /// The DNS name that stands for this in a certificate: `<nid>.<gid>.<issued>.node.jsacc.internal`,
@@ -56,7 +56,7 @@ impl PeerCert {
     }
 
     /// What a DNS name says, when it is one of ours.
-    pub fn from_dns_name(name: &str) -> Option<PeerCert> {
+    pub(crate) fn from_dns_name(name: &str) -> Option<PeerCert> {
         let mut parts = name.strip_suffix(NODE_DOMAIN)?.strip_suffix('.')?.split('.');
         let (nid, gid, issued, end) = (parts.next()?, parts.next()?, parts.next(), parts.next());
         let issued = issued.map(str::parse).transpose().ok()?;
@@ -73,7 +73,7 @@ impl PeerCert {
 
 /// A server configuration: `chain` and `key` are ours; with `client_roots` clients are asked for a
 /// certificate, which may be missing but not bad.
-pub fn server_config(
+pub(crate) fn server_config(
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
     client_roots: Option<RootCertStore>,

@@ -24,7 +24,7 @@ const STATE: [(&str, Guard); 7] = [
 
 /// Refuses what other accounts can change or read. `is_task`: this is no controller but `jsacc rotate` or the like,
 /// which root may run in a state directory that belongs to the account of the service.
-pub fn check(config: &Config, is_task: bool) -> anyhow::Result<()> {
+pub(crate) fn check(config: &Config, is_task: bool) -> anyhow::Result<()> {
     let own = Uid::effective();
     let mut trust = Trust::new(own.as_raw());
     if let Some(owner) = service_account(&config.state_dir).filter(|_| is_task && own.is_root()) {
@@ -55,7 +55,7 @@ pub fn check(config: &Config, is_task: bool) -> anyhow::Result<()> {
 }
 
 /// Refuses a folder for credentials that other accounts can change, or reach only by a link of theirs.
-pub fn check_out(config: &Config, folder: &Path) -> anyhow::Result<()> {
+pub(crate) fn check_out(config: &Config, folder: &Path) -> anyhow::Result<()> {
     let fault = Trust::new(Uid::effective().as_raw()).fault(folder, Guard::Change);
     match fault.filter(|_| !config.insecure_paths) {
         Some(fault) => bail!("{fault}; or give --out another folder"),

@@ -68,11 +68,11 @@ pub struct Config {
 
 /// What is wrong, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault {
+pub(crate) struct Fault {
     /// Line in the file, from 1; nothing for a flag.
-    pub line: Option<usize>,
+    pub(crate) line: Option<usize>,
     /// One sentence.
-    pub message: String,
+    pub(crate) message: String,
 }
 
 impl fmt::Display for Fault {
@@ -86,7 +86,7 @@ impl fmt::Display for Fault {
 
 /// A setting's value as it was written.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Raw {
+pub(crate) enum Raw {
     /// A flag's word, or a string of the file.
     Text(String),
     /// A number of the file.
@@ -127,7 +127,7 @@ impl Default for Config {
 }
 
 /// Settings whose flag takes no word.
-pub const SWITCHES: [&str; 4] = ["require-client-cert", "insecure-http", "insecure-no-auth", "insecure-paths"];
+pub(crate) const SWITCHES: [&str; 4] = ["require-client-cert", "insecure-http", "insecure-no-auth", "insecure-paths"];
 /// Settings that take one.
 const NAMES: [&str; 14] = [
     "port",
@@ -147,13 +147,13 @@ const NAMES: [&str; 14] = [
 ];
 
 /// Whether a setting has this name.
-pub fn is_setting(name: &str) -> bool {
+pub(crate) fn is_setting(name: &str) -> bool {
     SWITCHES.contains(&name) || NAMES.contains(&name)
 }
 
 impl Config {
     /// Sets one setting by its flag's name. The error is a sentence.
-    pub fn set(&mut self, name: &str, value: Raw) -> Result<(), String> {
+    pub(crate) fn set(&mut self, name: &str, value: Raw) -> Result<(), String> {
         match name {
             "port" => self.port = number(name, value, 0, u16::MAX.into())? as u16,
             "bind" => {
@@ -202,7 +202,7 @@ impl Config {
     }
 
     /// Reads the text of a file into `self`; every fault at once.
-    pub fn read_toml(&mut self, source: &str) -> Result<(), Vec<Fault>> {
+    pub(crate) fn read_toml(&mut self, source: &str) -> Result<(), Vec<Fault>> {
         let line_of = |at: usize| Some(source[..at.min(source.len())].matches('\n').count() + 1);
         let table = DeTable::parse(source).map_err(|e| {
             let line = e.span().and_then(|span| line_of(span.start));
@@ -239,12 +239,12 @@ impl Config {
 
     /// Whether client certificates of the CA in the state directory hold, and are given to nodes. Who asks
     /// for certificates of a CA of their own wants to be safe from whoever has the state directory.
-    pub fn trusts_own_ca(&self) -> bool {
+    pub(crate) fn trusts_own_ca(&self) -> bool {
         self.client_ca.is_none() || !self.require_client_cert
     }
 
     /// What does not go together. The error is a sentence.
-    pub fn check(&self) -> Result<(), String> {
+    pub(crate) fn check(&self) -> Result<(), String> {
         if self.tls_cert.is_some() != self.tls_key.is_some() {
             return Err("--tls-cert and --tls-key go together: give both or neither".into());
         }

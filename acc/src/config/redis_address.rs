@@ -10,16 +10,16 @@ use std::fmt;
 #[derive(Clone, Debug)]
 pub struct Target {
     /// What kind of service it is.
-    pub kind: Kind,
+    pub(crate) kind: Kind,
     /// The servers that are named: the one, some of the cluster's, or the Sentinels.
-    pub servers: Vec<ConnectionInfo>,
+    pub(crate) servers: Vec<ConnectionInfo>,
     /// How the Sentinels themselves are logged in to; the login of `servers` is that of the group.
-    pub sentinel: RedisConnectionInfo,
+    pub(crate) sentinel: RedisConnectionInfo,
 }
 
 /// What kind of Redis service.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// One server.
     Single,
     /// A Redis Cluster, known by some of its servers.
@@ -67,7 +67,7 @@ impl Target {
     }
 
     /// Whether a password stands in it.
-    pub fn has_password(&self) -> bool {
+    pub(crate) fn has_password(&self) -> bool {
         let mut logins = self.servers.iter().map(ConnectionInfo::redis_settings).chain([&self.sentinel]);
         logins.any(|login| login.password().is_some())
     }

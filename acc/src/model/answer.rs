@@ -19,27 +19,27 @@ const MAX_TRANSACTION_CALLS: usize = 256;
 
 /// An answer to give.
 #[derive(Clone, Debug)]
-pub struct Answer {
+pub(crate) struct Answer {
     /// The command.
-    pub command: Command,
+    pub(crate) command: Command,
     /// The node for which it is given; nothing where the command reached none.
-    pub target: Option<NodeId>,
+    pub(crate) target: Option<NodeId>,
     /// `OK`, `ERROR` or `KILLED`.
-    pub state: State,
+    pub(crate) state: State,
     /// The sentence, or JSON with level 20.
-    pub data: String,
+    pub(crate) data: String,
     /// The level of `data`.
-    pub level: u8,
+    pub(crate) level: u8,
 }
 
 impl Answer {
     /// `ERROR` with a sentence.
-    pub fn error(command: &Command, target: Option<NodeId>, data: impl Into<String>) -> Answer {
+    pub(crate) fn error(command: &Command, target: Option<NodeId>, data: impl Into<String>) -> Answer {
         Answer { command: command.clone(), target, state: State::Error, data: data.into(), level: 0 }
     }
 
     /// For a command that was withdrawn from the queue of `node`.
-    pub fn withdrawn(command: &Command, node: NodeId, reason: Reason) -> Answer {
+    pub(crate) fn withdrawn(command: &Command, node: NodeId, reason: Reason) -> Answer {
         let sentence = match reason {
             Reason::Cancelled => "cancelled before its node took it".to_owned(),
             Reason::Expired => {
@@ -70,7 +70,7 @@ impl Answer {
 }
 
 /// Delivers answers, each once; may be repeated.
-pub fn give(metrics: &Metrics, conn: &mut Conn, answers: &[Answer]) -> RedisResult<()> {
+pub(crate) fn give(metrics: &Metrics, conn: &mut Conn, answers: &[Answer]) -> RedisResult<()> {
     if answers.is_empty() {
         return Ok(());
     }
@@ -124,7 +124,7 @@ pub fn give(metrics: &Metrics, conn: &mut Conn, answers: &[Answer]) -> RedisResu
 }
 
 /// Delivers an answer and leaves the job's hash alone, for that cannot be written.
-pub fn push_alone(metrics: &Metrics, conn: &mut Conn, answer: &Answer) -> RedisResult<()> {
+pub(crate) fn push_alone(metrics: &Metrics, conn: &mut Conn, answer: &Answer) -> RedisResult<()> {
     let (field, text) = (answer.field(), serde_json::to_string(&answer.result()).unwrap_or_default());
     let delivery = Delivery { id: &answer.command.id, target: &field, run: "ac", text: &text, recurring: None };
     let mut batch = Batch::new();
@@ -140,7 +140,7 @@ pub fn push_alone(metrics: &Metrics, conn: &mut Conn, answer: &Answer) -> RedisR
 }
 
 /// `OK`, `ERROR`, `TIMEOUT` or `KILLED`.
-pub fn state_name(state: State) -> &'static str {
+pub(crate) fn state_name(state: State) -> &'static str {
     match state {
         State::Ok => "OK",
         State::Error => "ERROR",
@@ -150,7 +150,7 @@ pub fn state_name(state: State) -> &'static str {
 }
 
 /// The command as JSON, without what is secret.
-pub fn redacted(command: &Command) -> String {
+pub(crate) fn redacted(command: &Command) -> String {
     if !is_secret(&command.args) {
         return command.to_value().to_string();
     }

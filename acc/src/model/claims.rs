@@ -18,7 +18,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Most roles, and most labels, of a node.
-pub const MAX_CLAIMS: usize = 100;
+pub(crate) const MAX_CLAIMS: usize = 100;
 /// Longest host name, in bytes.
 const MAX_HOST_BYTES: usize = 253;
 /// So many nodes are remembered, and then so many again before the first ones are forgotten.
@@ -29,7 +29,7 @@ const MAX_BEYOND: usize = 500;
 const MAX_IN_TURN: usize = 250;
 
 /// Returns the labels of a `startup` event that are good, as `name=value` in order, and how many are not.
-pub fn labels(labels: &Map<String, Json>) -> (Vec<String>, usize) {
+pub(crate) fn labels(labels: &Map<String, Json>) -> (Vec<String>, usize) {
     let good = |(name, value): (&String, &Json)| {
         let value = value.as_str().filter(|value| is_role(value))?;
         is_role(name).then(|| format!("{name}={value}"))
@@ -41,14 +41,14 @@ pub fn labels(labels: &Map<String, Json>) -> (Vec<String>, usize) {
 }
 
 /// Whether `text` can be a host name: characters that mean nothing to a shell or a terminal.
-pub fn is_host(text: &str) -> bool {
+pub(crate) fn is_host(text: &str) -> bool {
     (1..=MAX_HOST_BYTES).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
 /// The last comparison of each node that has polled this controller.
 #[derive(Default)]
-pub struct Claimed {
+pub(crate) struct Claimed {
     held: Mutex<Generations>,
     hasher: RandomState,
 }
@@ -74,18 +74,18 @@ struct Entry {
 impl Claimed {
     /// A hash of what a poll claims: its roles, the time (ms) at which its credentials were issued, and a number that
     /// moves when Redis may have forgotten what it was told.
-    pub fn hash(&self, roles: &[String], issued: u64, epoch: u64) -> u64 {
+    pub(crate) fn hash(&self, roles: &[String], issued: u64, epoch: u64) -> u64 {
         self.hasher.hash_one((roles, issued, epoch))
     }
 
     /// Whether a poll of `node` that claims what has this hash is still to be compared.
-    pub fn is_news(&self, node: NodeId, says: u64) -> bool {
+    pub(crate) fn is_news(&self, node: NodeId, says: u64) -> bool {
         self.held().get(node).is_none_or(|entry| entry.says != Some(says))
     }
 
     /// Notes that the claims of `node` were compared and its granted ones stored. `says` is the hash of its poll, when
     /// a poll made the claims.
-    pub fn note(&self, node: NodeId, says: Option<u64>, standing: &Standing) {
+    pub(crate) fn note(&self, node: NodeId, says: Option<u64>, standing: &Standing) {
         let entry = Entry { says, standing: self.hasher.hash_one(standing), beyond: !standing.beyond.is_empty() };
         let mut held = self.held();
         if held.young.len() >= MAX_NODES {
@@ -96,14 +96,14 @@ impl Claimed {
     }
 
     /// Forgets `node`: its next poll is compared.
-    pub fn forget(&self, node: NodeId) {
+    pub(crate) fn forget(&self, node: NodeId) {
         let mut held = self.held();
         held.young.remove(&node);
         held.old.remove(&node);
     }
 
     /// Nodes whose grants are to be looked at now.
-    pub fn due(&self) -> Vec<NodeId> {
+    pub(crate) fn due(&self) -> Vec<NodeId> {
         let mut held = self.held();
         let all = held.young.iter().chain(&held.old);
         let mut due: Vec<NodeId> =
@@ -118,7 +118,7 @@ impl Claimed {
     }
 
     /// The hash of the last poll of `node`, where something else than `standing` was found before.
-    pub fn changed(&self, node: NodeId, standing: &Standing) -> Option<Option<u64>> {
+    pub(crate) fn changed(&self, node: NodeId, standing: &Standing) -> Option<Option<u64>> {
         let hash = self.hasher.hash_one(standing);
         self.held().get(node).filter(|entry| entry.standing != hash).map(|entry| entry.says)
     }
@@ -135,7 +135,7 @@ impl Generations {
 }
 
 /// Adds the calls that store the granted claims, and the event about the others.
-pub fn write_down(batch: &mut Batch, node: NodeId, now: u64, standing: &Standing, tell: bool) {
+pub(crate) fn write_down(batch: &mut Batch, node: NodeId, now: u64, standing: &Standing, tell: bool) {
     grants::show(batch, node, standing);
     if tell {
         self::tell(batch, node, now, standing);
@@ -143,7 +143,7 @@ pub fn write_down(batch: &mut Batch, node: NodeId, now: u64, standing: &Standing
 }
 
 /// Adds the event that tells of claims beyond the grants.
-pub fn tell(batch: &mut Batch, node: NodeId, now: u64, standing: &Standing) {
+pub(crate) fn tell(batch: &mut Batch, node: NodeId, now: u64, standing: &Standing) {
     let claims = standing.beyond.join(" ");
     log::warn!("node {node} claims what is not granted to it: {claims}; allow it with `jsctl grant`");
     lists::event(batch, "not_granted", Some(node), now, &json!({"claims": standing.beyond}));

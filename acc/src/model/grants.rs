@@ -19,31 +19,31 @@ const EVENT_INTERVAL_MS: u64 = 60_000;
 
 /// The claims of one message of a node; nothing for a kind that it does not speak of.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Claims {
+pub(crate) struct Claims {
     /// Roles.
-    pub roles: Option<Vec<String>>,
+    pub(crate) roles: Option<Vec<String>>,
     /// Labels, as `name=value`.
-    pub labels: Option<Vec<String>>,
+    pub(crate) labels: Option<Vec<String>>,
     /// The host name.
-    pub host: Option<String>,
+    pub(crate) host: Option<String>,
 }
 
 /// The granted claims of a node; `None` for a kind that the node has not claimed yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Standing {
+pub(crate) struct Standing {
     /// Roles.
-    pub roles: Option<Vec<String>>,
+    pub(crate) roles: Option<Vec<String>>,
     /// Labels, as `name=value`.
-    pub labels: Option<Vec<String>>,
+    pub(crate) labels: Option<Vec<String>>,
     /// The host name, when it is granted.
-    pub host: Option<Option<String>>,
+    pub(crate) host: Option<Option<String>>,
     /// Claims beyond the grants, as `role:web`, `label:name=value`, `host:name`.
-    pub beyond: Vec<String>,
+    pub(crate) beyond: Vec<String>,
 }
 
 /// The comparison of claims with grants.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Compared {
+pub(crate) enum Compared {
     /// Nothing is known of the node's claims.
     Unknown,
     /// The credentials that it came with were revoked.
@@ -54,7 +54,7 @@ pub enum Compared {
 
 impl Standing {
     /// All that is claimed, where nodes need no credentials and nothing is granted to anybody.
-    pub fn all_of(claims: &Claims) -> Standing {
+    pub(crate) fn all_of(claims: &Claims) -> Standing {
         Standing {
             roles: claims.roles.clone(),
             labels: claims.labels.clone(),
@@ -75,7 +75,7 @@ fn grant(by: &str, at: u64) -> String {
 
 /// Adds the comparison of what `node` claims at `now` (ms), with credentials that were issued at `issued` (ms), with its
 /// grants; its first claims since it was enrolled are granted.
-pub fn claim(batch: &mut Batch, node: NodeId, now: u64, issued: u64, claims: &Claims) {
+pub(crate) fn claim(batch: &mut Batch, node: NodeId, now: u64, issued: u64, claims: &Claims) {
     batch.script(&scripts::CLAIMS, &both(node), |cmd| {
         cmd.arg(now).arg(EVENT_INTERVAL_MS).arg(issued).arg(grant("first start", now));
         let host = claims.host.as_ref().map(std::slice::from_ref);
@@ -87,14 +87,14 @@ pub fn claim(batch: &mut Batch, node: NodeId, now: u64, issued: u64, claims: &Cl
 }
 
 /// Adds the comparison of what `node` has claimed before with what is granted at `now` (ms).
-pub fn compare(batch: &mut Batch, node: NodeId, now: u64) {
+pub(crate) fn compare(batch: &mut Batch, node: NodeId, now: u64) {
     batch.script(&scripts::CLAIMS, &both(node), |cmd| {
         cmd.arg(now).arg(EVENT_INTERVAL_MS);
     });
 }
 
 /// Reads the answer to `claim` and `compare`.
-pub fn compared(answer: Value) -> RedisResult<Compared> {
+pub(crate) fn compared(answer: Value) -> RedisResult<Compared> {
     let mut parts = Vec::<Value>::from_redis_value(answer)?.into_iter();
     let mut next = || parts.next().unwrap_or(Value::Nil);
     match String::from_redis_value(next())?.as_str() {
@@ -115,7 +115,7 @@ pub fn compared(answer: Value) -> RedisResult<Compared> {
 }
 
 /// Stores the granted claims, for clients and for the choice of targets.
-pub fn show(batch: &mut Batch, node: NodeId, standing: &Standing) {
+pub(crate) fn show(batch: &mut Batch, node: NodeId, standing: &Standing) {
     let roles = standing.roles.as_ref().map(|roles| json!(roles).to_string());
     batch.script(&scripts::GRANTED, &[keys::agent(node)], |cmd| {
         let beyond = if standing.beyond.is_empty() { String::new() } else { json!(standing.beyond).to_string() };
@@ -134,29 +134,29 @@ pub fn show(batch: &mut Batch, node: NodeId, standing: &Standing) {
 
 /// New credentials of a node.
 #[derive(Clone, Copy, Debug)]
-pub struct Enrolling<'a> {
+pub(crate) struct Enrolling<'a> {
     /// When they are issued, in milliseconds since 1970.
-    pub issued: u64,
+    pub(crate) issued: u64,
     /// Which use of which enrolment token brings them; empty for `jsacc enroll`.
-    pub token_use: &'a str,
+    pub(crate) token_use: &'a str,
     /// They take the place of others that hold.
-    pub replace: bool,
+    pub(crate) replace: bool,
     /// Further grants: `role:web`, `label:name=value`.
-    pub named: &'a [String],
+    pub(crate) named: &'a [String],
     /// Who grants it.
-    pub by: &'a str,
+    pub(crate) by: &'a str,
 }
 
 /// Writes down that `node` gets credentials; false, and nothing is written, where it has some that hold and they are
 /// not to be replaced. Called again for the same use, it is written once more.
-pub fn enrolled(conn: &mut Conn, node: NodeId, new: &Enrolling<'_>) -> RedisResult<bool> {
+pub(crate) fn enrolled(conn: &mut Conn, node: NodeId, new: &Enrolling<'_>) -> RedisResult<bool> {
     conn.script(&scripts::ENROLLED, &both(node), |cmd| {
         cmd.arg(new.issued).arg(new.token_use).arg(u8::from(new.replace)).arg(grant(new.by, new.issued)).arg(new.named);
     })
 }
 
 /// Forgets what `node` was granted, and that it was enrolled; what it held until `until` (ms) claims nothing any more.
-pub fn revoke(conn: &mut Conn, node: NodeId, until: u64) -> RedisResult<()> {
+pub(crate) fn revoke(conn: &mut Conn, node: NodeId, until: u64) -> RedisResult<()> {
     conn.script(&scripts::UNENROLLED, &both(node), |cmd| {
         cmd.arg(until);
     })
@@ -164,7 +164,7 @@ pub fn revoke(conn: &mut Conn, node: NodeId, until: u64) -> RedisResult<()> {
 
 /// Who holds the credentials of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Holder {
+pub(crate) enum Holder {
     /// Nobody: it was never enrolled, or what it had was revoked.
     Nobody,
     /// Whoever asks with this use of an enrolment token.
@@ -176,7 +176,7 @@ pub enum Holder {
 /// Tells who holds the credentials of `node`, seen by `token_use` of an enrolment token, and since when (ms): for nobody
 /// that is when it was revoked, or 0. A node of which no enrolment is known was enrolled by an earlier version where it
 /// was seen since its last revocation.
-pub fn holder(conn: &mut Conn, node: NodeId, token_use: &str) -> RedisResult<(Holder, u64)> {
+pub(crate) fn holder(conn: &mut Conn, node: NodeId, token_use: &str) -> RedisResult<(Holder, u64)> {
     let mut cmd = redis::cmd("HMGET");
     cmd.arg(keys::enrolled(node)).arg("issued").arg("use").arg("revoked");
     let (issued, brought, stripped): (Option<u64>, Option<String>, Option<u64>) = conn.one(&cmd)?;

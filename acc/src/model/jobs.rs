@@ -10,31 +10,31 @@ use redis::{Cmd, FromRedisValue, RedisResult, Value};
 
 /// A job as it is written down.
 #[derive(Clone, Debug)]
-pub struct Job<'a> {
+pub(crate) struct Job<'a> {
     /// Its id.
-    pub id: &'a str,
+    pub(crate) id: &'a str,
     /// Its command as JSON, without secrets.
-    pub cmd: &'a str,
+    pub(crate) cmd: &'a str,
     /// When its client pushed it, in milliseconds since 1970, as near as that is known.
-    pub created: u64,
+    pub(crate) created: u64,
     /// The nodes that are meant.
-    pub targets: &'a [NodeId],
+    pub(crate) targets: &'a [NodeId],
     /// Seconds that its commands may wait.
-    pub expires: u64,
+    pub(crate) expires: u64,
     /// It is kept for a minute after that, whatever follows, and not for a day.
-    pub quiet: bool,
+    pub(crate) quiet: bool,
 }
 
 /// Seconds that the hash of a quiet job is kept after its command may have waited.
 const QUIET_RETENTION_SECONDS: u64 = 60;
 
 /// Seconds that the hash of a job is kept after its command may have waited.
-pub fn keep(quiet: bool) -> u64 {
+pub(crate) fn keep(quiet: bool) -> u64 {
     if quiet { QUIET_RETENTION_SECONDS } else { DAY }
 }
 
 /// The JSON list of `nodes`.
-pub fn node_list(nodes: &[NodeId]) -> String {
+pub(crate) fn node_list(nodes: &[NodeId]) -> String {
     let mut text = String::with_capacity(nodes.len() * 10 + 2);
     text.push('[');
     for (i, node) in nodes.iter().enumerate() {
@@ -50,7 +50,7 @@ pub fn node_list(nodes: &[NodeId]) -> String {
 }
 
 /// Adds the writing down of `job` to `batch`; the answer is read by `opened`.
-pub fn open(batch: &mut Batch, job: &Job<'_>) {
+pub(crate) fn open(batch: &mut Batch, job: &Job<'_>) {
     batch.script(&scripts::OPEN, &[keys::job(job.id)], |cmd| {
         cmd.arg(job.cmd).arg(job.created).arg(node_list(job.targets));
         cmd.arg(job.expires.saturating_add(keep(job.quiet))).arg(u8::from(job.quiet));
@@ -61,21 +61,21 @@ pub fn open(batch: &mut Batch, job: &Job<'_>) {
 }
 
 /// Reads the answer to `open`: nothing for a new job; of one that was written down before, whether it had targets.
-pub fn opened(answer: Value) -> RedisResult<Option<bool>> {
+pub(crate) fn opened(answer: Value) -> RedisResult<Option<bool>> {
     Ok(Option::<String>::from_redis_value(answer)?.map(|targets| targets != "[]"))
 }
 
 /// Where a job stands that was written down before.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Standing {
+pub(crate) struct Standing {
     /// All nodes that it was for, also those for which the controller has answered since.
-    pub targets: Vec<NodeId>,
+    pub(crate) targets: Vec<NodeId>,
     /// Those that are not known to have it.
-    pub queued: Vec<NodeId>,
+    pub(crate) queued: Vec<NodeId>,
 }
 
 /// Reads where the job `id` stands.
-pub fn standing(conn: &mut Conn, id: &str) -> RedisResult<Standing> {
+pub(crate) fn standing(conn: &mut Conn, id: &str) -> RedisResult<Standing> {
     let (all, queued): (Vec<String>, Vec<String>) = conn.script(&scripts::STANDING, &[keys::job(id)], |_| {})?;
     let nodes = |names: Vec<String>| {
         let mut nodes: Vec<NodeId> = names.iter().filter_map(|name| name.parse().ok()).collect();
@@ -86,7 +86,7 @@ pub fn standing(conn: &mut Conn, id: &str) -> RedisResult<Standing> {
 }
 
 /// Adds `ids`, oldest first, to the list of jobs.
-pub fn list(batch: &mut Batch, ids: &[&str]) {
+pub(crate) fn list(batch: &mut Batch, ids: &[&str]) {
     if !ids.is_empty() {
         batch.call(Cmd::lpush(keys::JOBS, ids));
         batch.call(Cmd::ltrim(keys::JOBS, 0, HISTORY as isize - 1));
@@ -94,28 +94,28 @@ pub fn list(batch: &mut Batch, ids: &[&str]) {
 }
 
 /// Whether `id` is in the list of jobs.
-pub fn is_listed(conn: &mut Conn, id: &str) -> RedisResult<bool> {
+pub(crate) fn is_listed(conn: &mut Conn, id: &str) -> RedisResult<bool> {
     let mut cmd = redis::cmd("LPOS");
     cmd.arg(keys::JOBS).arg(id);
     conn.one::<Option<i64>>(&cmd).map(|place| place.is_some())
 }
 
 /// Writes down until when (ms) a command may wait for `node`; an earlier word stands.
-pub fn expire_at(batch: &mut Batch, node: NodeId, id: &str, at: u64) {
+pub(crate) fn expire_at(batch: &mut Batch, node: NodeId, id: &str, at: u64) {
     let mut cmd = redis::cmd("ZADD");
     cmd.arg(keys::EXPIRING).arg("NX").arg(at).arg(keys::expiring(node, id));
     batch.call(cmd);
 }
 
 /// Puts off the end of a wait to `at` (ms).
-pub fn put_off(batch: &mut Batch, node: NodeId, id: &str, at: u64) {
+pub(crate) fn put_off(batch: &mut Batch, node: NodeId, id: &str, at: u64) {
     let mut cmd = redis::cmd("ZADD");
     cmd.arg(keys::EXPIRING).arg("XX").arg(at).arg(keys::expiring(node, id));
     batch.call(cmd);
 }
 
 /// Nodes and jobs whose wait has ended by `now` (ms), at most `most`.
-pub fn expired(conn: &mut Conn, now: u64, most: usize) -> RedisResult<Vec<String>> {
+pub(crate) fn expired(conn: &mut Conn, now: u64, most: usize) -> RedisResult<Vec<String>> {
     let mut batch = Batch::new();
     ask_expired(&mut batch, now, most);
     let answer = conn.run(&batch)?.pop().unwrap_or(Value::Nil);
@@ -123,14 +123,14 @@ pub fn expired(conn: &mut Conn, now: u64, most: usize) -> RedisResult<Vec<String
 }
 
 /// Asks for what `expired` answers.
-pub fn ask_expired(batch: &mut Batch, now: u64, most: usize) {
+pub(crate) fn ask_expired(batch: &mut Batch, now: u64, most: usize) {
     let mut cmd = redis::cmd("ZRANGEBYSCORE");
     cmd.arg(keys::EXPIRING).arg("-inf").arg(now).arg("LIMIT").arg(0).arg(most);
     batch.call(cmd);
 }
 
 /// The node has stored the command: it runs, and waits no longer.
-pub fn running(batch: &mut Batch, node: NodeId, id: &str) {
+pub(crate) fn running(batch: &mut Batch, node: NodeId, id: &str) {
     batch.script(&scripts::RUNNING, &[keys::job(id)], |cmd| {
         cmd.arg(node.to_string()).arg(DAY);
     });
@@ -138,7 +138,7 @@ pub fn running(batch: &mut Batch, node: NodeId, id: &str) {
 }
 
 /// The result of a node, as it stands in the job's hash.
-pub fn result(batch: &mut Batch, field: &str, id: &str, text: &str, writing: Writing) {
+pub(crate) fn result(batch: &mut Batch, field: &str, id: &str, text: &str, writing: Writing) {
     batch.script(&scripts::RESULT, &[keys::job(id)], |cmd| {
         let (withdrawn, repeated) = (writing == Writing::Withdrawn, writing == Writing::Repeated);
         cmd.arg(field).arg(text).arg(DAY).arg(u8::from(withdrawn)).arg(u8::from(repeated));
@@ -147,7 +147,7 @@ pub fn result(batch: &mut Batch, field: &str, id: &str, text: &str, writing: Wri
 
 /// How a result goes into the job's hash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Writing {
+pub(crate) enum Writing {
     /// It is the one that counts.
     Counts,
     /// It was pushed before: an answer that stands there stays.
@@ -158,7 +158,7 @@ pub enum Writing {
 
 /// What a job says about a node that brings its result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum JobEligibility {
+pub(crate) enum JobEligibility {
     /// Redis does not know the job (any more).
     Nothing,
     /// It was for this node.
@@ -169,17 +169,17 @@ pub enum JobEligibility {
 
 /// A job that is known, and for the node that was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Meant {
+pub(crate) struct Meant {
     /// When it was created, in milliseconds since 1970.
-    pub created: u64,
+    pub(crate) created: u64,
     /// It is a quiet one.
-    pub quiet: bool,
+    pub(crate) quiet: bool,
     /// No more targets than this.
-    pub targets: usize,
+    pub(crate) targets: usize,
 }
 
 /// Asks whether the job was for `node`; the answers are read by `known`.
-pub fn ask(batch: &mut Batch, node: NodeId, id: &str) {
+pub(crate) fn ask(batch: &mut Batch, node: NodeId, id: &str) {
     let mut cmd = redis::cmd("HMGET");
     cmd.arg(keys::job(id)).arg("created").arg("quiet");
     batch.call(cmd);
@@ -188,12 +188,12 @@ pub fn ask(batch: &mut Batch, node: NodeId, id: &str) {
 }
 
 /// Asks for a number that the job's targets do not exceed; 0 when Redis does not know the job.
-pub fn size(batch: &mut Batch, id: &str) {
+pub(crate) fn size(batch: &mut Batch, id: &str) {
     batch.call(Cmd::hlen(keys::job(id)));
 }
 
 /// Reads the three answers to `ask`.
-pub fn known(job: Value, field: Value, fields: Value) -> RedisResult<JobEligibility> {
+pub(crate) fn known(job: Value, field: Value, fields: Value) -> RedisResult<JobEligibility> {
     let (created, quiet): (Option<u64>, Option<String>) = FromRedisValue::from_redis_value(job)?;
     let targets = usize::from_redis_value(fields)?;
     Ok(match (created, bool::from_redis_value(field)?) {
@@ -205,14 +205,14 @@ pub fn known(job: Value, field: Value, fields: Value) -> RedisResult<JobEligibil
 
 /// Asks for the `recurring_period` of the job's command; the answer is read by `period`. For results without a
 /// ticket, which says it.
-pub fn ask_period(batch: &mut Batch, id: &str) {
+pub(crate) fn ask_period(batch: &mut Batch, id: &str) {
     batch.script(&scripts::PERIOD, &[keys::job(id)], |cmd| {
         cmd.arg(MAX_SEARCHED_BYTES);
     });
 }
 
 /// Reads the answer to `ask_period`: seconds, or nothing for a job that does not recur.
-pub fn period(answer: Value) -> RedisResult<Option<u64>> {
+pub(crate) fn period(answer: Value) -> RedisResult<Option<u64>> {
     let text = Option::<String>::from_redis_value(answer)?;
     let seconds = text.and_then(|text| text.parse::<f64>().ok()).filter(|seconds| *seconds > 0.0);
     Ok(seconds.map(|seconds| seconds.ceil() as u64))
@@ -223,7 +223,7 @@ const MAX_SEARCHED_BYTES: usize = 64 << 10;
 
 /// The command of a job that was queued for `node` and never handed over, as its hash has it, without
 /// secrets; nothing when the node has it, or when it was answered.
-pub fn lost(conn: &mut Conn, node: NodeId, id: &str) -> RedisResult<Option<Command>> {
+pub(crate) fn lost(conn: &mut Conn, node: NodeId, id: &str) -> RedisResult<Option<Command>> {
     let mut cmd = redis::cmd("HMGET");
     cmd.arg(keys::job(id)).arg("cmd").arg(node.to_string());
     let (text, state): (Option<String>, Option<String>) = conn.one(&cmd)?;
@@ -232,12 +232,12 @@ pub fn lost(conn: &mut Conn, node: NodeId, id: &str) -> RedisResult<Option<Comma
 }
 
 /// Whether `node` is known to have the job, and has not answered it. It may have had it before it was queued once more.
-pub fn has_node(conn: &mut Conn, node: NodeId, id: &str) -> RedisResult<bool> {
+pub(crate) fn has_node(conn: &mut Conn, node: NodeId, id: &str) -> RedisResult<bool> {
     let state: Option<String> = conn.one(&Cmd::hget(keys::job(id), node.to_string()))?;
     Ok(state.is_some_and(|state| state == r#"{"state":"RUNNING"}"#))
 }
 
 /// The whole hash of a job: `cmd`, `created`, `targets` and a field for each node.
-pub fn read(conn: &mut Conn, id: &str) -> RedisResult<Vec<(String, String)>> {
+pub(crate) fn read(conn: &mut Conn, id: &str) -> RedisResult<Vec<(String, String)>> {
     conn.one(&Cmd::hgetall(keys::job(id)))
 }

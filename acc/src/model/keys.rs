@@ -7,174 +7,174 @@
 use jscommon::NodeId;
 
 /// List: clients LPUSH commands, controllers take them from the right.
-pub const COMMANDS: &str = "cmds_queue";
+pub(crate) const COMMANDS: &str = "cmds_queue";
 /// List: ids of the last commands, newest left.
-pub const JOBS: &str = "jsacc:jobs";
+pub(crate) const JOBS: &str = "jsacc:jobs";
 /// Sorted set: `gid:nid` by the time it was last seen (ms).
-pub const AGENTS: &str = "jsacc:agents";
+pub(crate) const AGENTS: &str = "jsacc:agents";
 /// Sorted set: live controllers by their last beat (ms).
-pub const CONTROLLERS: &str = "jsacc:acs";
+pub(crate) const CONTROLLERS: &str = "jsacc:acs";
 /// Sorted set, in the slot of the taken lists: controllers by their last beat (ms), as `CONTROLLERS`.
-pub const TAKERS: &str = "jsacc:{cmds_queue}:acs";
+pub(crate) const TAKERS: &str = "jsacc:{cmds_queue}:acs";
 /// Sorted set: controllers that are no more, by the time (ms) since when; their taken lists are looked at for a while.
-pub const GONE: &str = "jsacc:{cmds_queue}:gone";
+pub(crate) const GONE: &str = "jsacc:{cmds_queue}:gone";
 /// List: startups, alerts, refused nodes, duplicates; newest left.
-pub const EVENTS: &str = "jsacc:events";
+pub(crate) const EVENTS: &str = "jsacc:events";
 /// List: what came in as a command and was none; newest left.
-pub const REJECTED: &str = "jsacc:rejected";
+pub(crate) const REJECTED: &str = "jsacc:rejected";
 /// List: batches of stats as they came, newest left.
-pub const STATS_QUEUE: &str = "jsacc:stats_queue";
+pub(crate) const STATS_QUEUE: &str = "jsacc:stats_queue";
 /// Hash beside `STATS_QUEUE`, in its slot: `gid:nid` → number of the last batch in the list.
-pub const STATS_SEEN: &str = "jsacc:seen:{jsacc:stats_queue}";
+pub(crate) const STATS_SEEN: &str = "jsacc:seen:{jsacc:stats_queue}";
 /// Hash: `gid:nid` → JSON list of roles.
-pub const ROLES: &str = "jsacc:{roles}";
+pub(crate) const ROLES: &str = "jsacc:{roles}";
 /// Counter: moves with each change of `ROLES`.
-pub const ROLES_VERSION: &str = "jsacc:{roles}:version";
+pub(crate) const ROLES_VERSION: &str = "jsacc:{roles}:version";
 /// Sorted set: `gid:nid:<job id>` of commands that wait, by the time at which they expire (ms).
-pub const EXPIRING: &str = "jsacc:expiring";
+pub(crate) const EXPIRING: &str = "jsacc:expiring";
 /// Hash: `gid:nid` → time (ms) before which its credentials do not hold.
-pub const REVOKED: &str = "jsacc:{revoked}";
+pub(crate) const REVOKED: &str = "jsacc:{revoked}";
 /// Counter: moves with each change of `REVOKED`.
-pub const REVOKED_VERSION: &str = "jsacc:{revoked}:version";
+pub(crate) const REVOKED_VERSION: &str = "jsacc:{revoked}:version";
 /// Hash: `current` and `previous` fingerprint of the node secret, `until` (ms) for the previous one.
-pub const SECRET: &str = "jsacc:secret";
+pub(crate) const SECRET: &str = "jsacc:secret";
 /// String: the key under which tickets are made, 64 hex digits.
-pub const TICKET_KEY: &str = "jsacc:ticket_key";
+pub(crate) const TICKET_KEY: &str = "jsacc:ticket_key";
 /// List: who had which command run; newest left.
-pub const AUDIT: &str = "jsacc:audit";
+pub(crate) const AUDIT: &str = "jsacc:audit";
 /// Hash: `<job id> <STATE>` → number of results.
-pub const AUDIT_RESULTS: &str = "jsacc:audit:results";
+pub(crate) const AUDIT_RESULTS: &str = "jsacc:audit:results";
 
 /// List: what the controller `ac` has taken from `COMMANDS` and not yet passed on.
-pub fn taken(ac: &str) -> String {
+pub(crate) fn taken(ac: &str) -> String {
     format!("jsacc:{{cmds_queue}}:taken:{ac}")
 }
 
 /// List: nodes (`gid:nid`) for which the controller `ac`, which holds their polls, has something to fetch.
-pub fn bell(ac: &str) -> String {
+pub(crate) fn bell(ac: &str) -> String {
     format!("jsacc:bell:{ac}")
 }
 
 /// Sorted set: ids of the commands that wait for `node`, by their number.
-pub fn queue(node: NodeId) -> String {
+pub(crate) fn queue(node: NodeId) -> String {
     format!("jsacc:{{{node}}}:queue")
 }
 
 /// Hash: id → text of the commands that wait for `node`.
-pub fn waiting(node: NodeId) -> String {
+pub(crate) fn waiting(node: NodeId) -> String {
     format!("jsacc:{{{node}}}:cmds")
 }
 
 /// Hash: the state of `node`'s queue: `seq`, `ac`, `delivered`, `handed_at`, `instance`, `tickets`…
-pub fn meta(node: NodeId) -> String {
+pub(crate) fn meta(node: NodeId) -> String {
     format!("jsacc:{{{node}}}:meta")
 }
 
 /// String: `node` was revoked and not enrolled since, so that no command may wait for it.
-pub fn closed(node: NodeId) -> String {
+pub(crate) fn closed(node: NodeId) -> String {
     format!("jsacc:{{{node}}}:revoked")
 }
 
 /// Sorted set: ids of the last commands that were withdrawn from `node`'s queue, by when and why: see `withdraw.lua`.
-pub fn withdrawn(node: NodeId) -> String {
+pub(crate) fn withdrawn(node: NodeId) -> String {
     format!("jsacc:{{{node}}}:withdrawn")
 }
 
 /// Number: the last batch of records that was taken whole from `node`.
-pub fn last_log(node: NodeId) -> String {
+pub(crate) fn last_log(node: NodeId) -> String {
     format!("jsacc:{{{node}}}:log")
 }
 
 /// Sorted set: the lists of records that `node` writes to, by the time (ms) at which it last did, to the hour.
-pub fn lists(node: NodeId) -> String {
+pub(crate) fn lists(node: NodeId) -> String {
     format!("jsacc:{{{node}}}:lists")
 }
 
 /// Hash: what is known of `node`.
-pub fn agent(node: NodeId) -> String {
+pub(crate) fn agent(node: NodeId) -> String {
     format!("jsacc:agent:{}:{}", node.gid, node.nid)
 }
 
 /// Hash: what is granted to `node`.
-pub fn grant(node: NodeId) -> String {
+pub(crate) fn grant(node: NodeId) -> String {
     format!("jsacc:grant:{}:{}", node.gid, node.nid)
 }
 
 /// Hash, in the slot of `grant`: when `node` was enrolled or revoked, what it claims, which kinds of claims were
 /// granted at its first start.
-pub fn enrolled(node: NodeId) -> String {
+pub(crate) fn enrolled(node: NodeId) -> String {
     format!("jsacc:enrolled:{{{}}}", grant(node))
 }
 
 /// Hash: the latest stats of `node`.
-pub fn stats(node: NodeId) -> String {
+pub(crate) fn stats(node: NodeId) -> String {
     format!("jsacc:stats:{}:{}", node.gid, node.nid)
 }
 
 /// Number, in the slot of `stats`: the last batch that was written whole into it.
-pub fn stats_written(node: NodeId) -> String {
+pub(crate) fn stats_written(node: NodeId) -> String {
     format!("jsacc:seen:{{{}}}", stats(node))
 }
 
 /// List: results of a job; clients BRPOP.
-pub fn results(job: &str) -> String {
+pub(crate) fn results(job: &str) -> String {
     format!("cmds_queue_{job}")
 }
 
 /// Hash, in the slot of `results`: per target what was delivered as its final answer.
-pub fn done(job: &str) -> String {
+pub(crate) fn done(job: &str) -> String {
     format!("jsacc:done:{{cmds_queue_{job}}}")
 }
 
 /// Sorted set, in the slot of `results`: the last runs of a recurring job that `node` has brought, by when (ms).
-pub fn done_runs(job: &str, node: NodeId) -> String {
+pub(crate) fn done_runs(job: &str, node: NodeId) -> String {
     format!("jsacc:done:{{cmds_queue_{job}}}:{node}")
 }
 
 /// String, in the slot of `results`: this run of a recurring job was delivered, by a controller of 0.1.0.
-pub fn done_run(job: &str, node: NodeId, starttime: i64) -> String {
+pub(crate) fn done_run(job: &str, node: NodeId, starttime: i64) -> String {
     format!("jsacc:done:{{cmds_queue_{job}}}:{node}:{starttime}")
 }
 
 /// Hash: a job, its targets and where it stands on each.
-pub fn job(job: &str) -> String {
+pub(crate) fn job(job: &str) -> String {
     format!("jsacc:job:{job}")
 }
 
 /// Hash, in the slot of the list of records `list`: `gid:nid` → number of its last batch in there.
-pub fn seen(list: &str) -> String {
+pub(crate) fn seen(list: &str) -> String {
     format!("jsacc:seen:{{{list}}}")
 }
 
 /// String: the source of a script.
-pub fn script(hash: &str) -> String {
+pub(crate) fn script(hash: &str) -> String {
     format!("jsacc:script:{hash}")
 }
 
 /// Counter: uses of an enrolment token.
-pub fn enrolment(id: &str) -> String {
+pub(crate) fn enrolment(id: &str) -> String {
     format!("jsacc:enroll:{id}")
 }
 
 /// String, in the slot of `enrolment`: this use of the token was counted.
-pub fn enrolment_use(id: &str, request: &str) -> String {
+pub(crate) fn enrolment_use(id: &str, request: &str) -> String {
     format!("jsacc:seen:{{{}}}:{request}", enrolment(id))
 }
 
 /// `gid:nid:<job id>`, a member of `EXPIRING`.
-pub fn expiring(node: NodeId, job: &str) -> String {
+pub(crate) fn expiring(node: NodeId, job: &str) -> String {
     format!("{node}:{job}")
 }
 
 /// The node and the job of a member of `EXPIRING`.
-pub fn parse_expiring(member: &str) -> Option<(NodeId, &str)> {
+pub(crate) fn parse_expiring(member: &str) -> Option<(NodeId, &str)> {
     let nid_at = member.find(':')? + 1;
     let job_at = nid_at + member.get(nid_at..)?.find(':')? + 1;
     Some((member.get(..job_at - 1)?.parse().ok()?, member.get(job_at..)?))
 }
 
 /// The type that a key must be of, as `TYPE` names it; where there are two, both; nothing where it is not known.
-pub fn kind(key: &str) -> &'static str {
+pub(crate) fn kind(key: &str) -> &'static str {
     // Behind the braces stands what it is of what they name.
     let (head, tail) = key.split_once('}').map_or((key, ""), |(head, tail)| (head, tail));
     match (head, tail) {

@@ -35,31 +35,31 @@ pub fn take(conn: &mut Conn, me: &str) -> RedisResult<Option<Vec<u8>>> {
 }
 
 /// Takes up to `most` more commands, without waiting; the answer is read by `taken_more`.
-pub fn take_more(batch: &mut Batch, me: &str, most: usize) {
+pub(crate) fn take_more(batch: &mut Batch, me: &str, most: usize) {
     batch.script(&scripts::TAKE, &[keys::COMMANDS.to_owned(), keys::taken(me)], |cmd| {
         cmd.arg(most);
     });
 }
 
 /// Reads the answer to `take_more`.
-pub fn taken_more(answer: Option<Value>) -> RedisResult<Vec<Vec<u8>>> {
+pub(crate) fn taken_more(answer: Option<Value>) -> RedisResult<Vec<Vec<u8>>> {
     Ok(FromRedisValue::from_redis_value(answer.unwrap_or(Value::Nil))?)
 }
 
 /// Everything in `me`'s taken list, oldest first.
-pub fn taken(conn: &mut Conn, me: &str) -> RedisResult<Vec<Vec<u8>>> {
+pub(crate) fn taken(conn: &mut Conn, me: &str) -> RedisResult<Vec<Vec<u8>>> {
     let mut texts: Vec<Vec<u8>> = conn.one(&Cmd::lrange(keys::taken(me), 0, -1))?;
     texts.reverse();
     Ok(texts)
 }
 
 /// Whether there is anything in `me`'s taken list.
-pub fn has_taken(conn: &mut Conn, me: &str) -> RedisResult<bool> {
+pub(crate) fn has_taken(conn: &mut Conn, me: &str) -> RedisResult<bool> {
     conn.one(&Cmd::exists(keys::taken(me)))
 }
 
 /// `text` was passed on: off the taken list.
-pub fn complete(batch: &mut Batch, me: &str, text: &[u8]) {
+pub(crate) fn complete(batch: &mut Batch, me: &str, text: &[u8]) {
     batch.call(Cmd::lrem(keys::taken(me), -1, text));
 }
 
@@ -103,7 +103,7 @@ pub fn dead(conn: &mut Conn, me: &str, now: u64) -> RedisResult<Vec<String>> {
 
 /// Asks for controllers that have been silent too long at `now` (ms, by Redis' clock); the answers, two, are read
 /// by `read_dead`.
-pub fn ask_dead(batch: &mut Batch, now: u64) {
+pub(crate) fn ask_dead(batch: &mut Batch, now: u64) {
     for key in [keys::CONTROLLERS, keys::TAKERS] {
         let mut cmd = redis::cmd("ZRANGEBYSCORE");
         cmd.arg(key).arg("-inf").arg(now.saturating_sub(HEARTBEAT_TIMEOUT_MS));
@@ -112,7 +112,7 @@ pub fn ask_dead(batch: &mut Batch, now: u64) {
 }
 
 /// Reads the answers to `ask_dead`; `me` is not among the dead.
-pub fn read_dead(answers: Vec<RedisResult<Value>>, me: &str) -> RedisResult<Vec<String>> {
+pub(crate) fn read_dead(answers: Vec<RedisResult<Value>>, me: &str) -> RedisResult<Vec<String>> {
     let mut dead = Vec::new();
     for answer in answers {
         match answer {
@@ -129,7 +129,7 @@ pub fn read_dead(answers: Vec<RedisResult<Value>>, me: &str) -> RedisResult<Vec<
 
 /// Controllers that are gone and have something in their taken lists all the same: they took it between the verdict
 /// and their end.
-pub fn gone_with_something(conn: &mut Conn, me: &str) -> RedisResult<Vec<String>> {
+pub(crate) fn gone_with_something(conn: &mut Conn, me: &str) -> RedisResult<Vec<String>> {
     let gone: Vec<String> = conn.one(&Cmd::zrange(keys::GONE, 0, -1))?;
     let mut found = Vec::new();
     for some in gone.chunks(1000) {
@@ -178,7 +178,7 @@ pub fn reclaim(conn: &mut Conn, me: &str, ac: &str) -> RedisResult<Option<usize>
 }
 
 /// `me` ends at `now` (ms), and has nothing taken.
-pub fn leave(conn: &mut Conn, me: &str, now: u64) -> RedisResult<()> {
+pub(crate) fn leave(conn: &mut Conn, me: &str, now: u64) -> RedisResult<()> {
     let mut batch = Batch::new();
     // What a broken connection of its own took in the last moment is looked for by its name in there.
     batch.call(Cmd::zadd(keys::GONE, me, now));
@@ -190,7 +190,7 @@ pub fn leave(conn: &mut Conn, me: &str, now: u64) -> RedisResult<()> {
 }
 
 /// Commands that wait for a controller, and that wait for nodes.
-pub fn depths(conn: &mut Conn) -> RedisResult<(i64, i64)> {
+pub(crate) fn depths(conn: &mut Conn) -> RedisResult<(i64, i64)> {
     let mut batch = Batch::new();
     batch.call(Cmd::llen(keys::COMMANDS)).call(Cmd::zcard(keys::EXPIRING));
     let answers = conn.run(&batch)?;
@@ -200,7 +200,7 @@ pub fn depths(conn: &mut Conn) -> RedisResult<(i64, i64)> {
 
 /// What a bell says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Ring {
+pub(crate) enum Ring {
     /// Something waits for this node, whose poll is held here.
     Fetch(NodeId),
     /// This node polls at another controller from now on.
@@ -218,12 +218,12 @@ impl Ring {
 }
 
 /// Tells the controller `ac` that `node` polls elsewhere from now on.
-pub fn gone(batch: &mut Batch, ac: &str, node: NodeId) {
+pub(crate) fn gone(batch: &mut Batch, ac: &str, node: NodeId) {
     ring_as(batch, ac, &format!("-{node}"));
 }
 
 /// Rings the bell of the controller `ac` for `node`.
-pub fn ring(batch: &mut Batch, ac: &str, node: NodeId) {
+pub(crate) fn ring(batch: &mut Batch, ac: &str, node: NodeId) {
     ring_as(batch, ac, &node.to_string());
 }
 
@@ -234,19 +234,19 @@ fn ring_as(batch: &mut Batch, ac: &str, text: &str) {
 }
 
 /// Whether `me`'s bell has rung and was not heard yet.
-pub fn has_rung(conn: &mut Conn, me: &str) -> RedisResult<bool> {
+pub(crate) fn has_rung(conn: &mut Conn, me: &str) -> RedisResult<bool> {
     conn.one(&Cmd::exists(keys::bell(me)))
 }
 
 /// Wakes who waits for `me`'s bell, with nothing to say.
-pub fn wake(conn: &mut Conn, me: &str) -> RedisResult<()> {
+pub(crate) fn wake(conn: &mut Conn, me: &str) -> RedisResult<()> {
     let mut batch = Batch::new();
     ring_as(&mut batch, me, "");
     conn.run(&batch).map(drop)
 }
 
 /// Waits up to 5 s for `me`'s bell; answers what it said, each once, in its order.
-pub fn bells(conn: &mut Conn, me: &str) -> RedisResult<Vec<Ring>> {
+pub(crate) fn bells(conn: &mut Conn, me: &str) -> RedisResult<Vec<Ring>> {
     let mut cmd = redis::cmd("BRPOP");
     cmd.arg(keys::bell(me)).arg(WAKEUP_READ_TIMEOUT_SECONDS);
     let Some((_, first)): Option<(String, String)> = conn.one(&cmd)? else { return Ok(Vec::new()) };
@@ -260,12 +260,12 @@ pub fn bells(conn: &mut Conn, me: &str) -> RedisResult<Vec<Ring>> {
 
 /// Whether an error keeps only an entry of a list for people (events, jobs, audit, rejected) from being written: the
 /// list is spoilt, or the server of a cluster that has it is away. Nothing else waits for that.
-pub fn is_unkept(error: &RedisError) -> bool {
+pub(crate) fn is_unkept(error: &RedisError) -> bool {
     is_spoilt(error) || is_away(error) || is_moving(error)
 }
 
 /// Reads the answers to calls that add such entries; what was not kept is logged.
-pub fn unkept(answers: Vec<RedisResult<Value>>) -> RedisResult<()> {
+pub(crate) fn unkept(answers: Vec<RedisResult<Value>>) -> RedisResult<()> {
     for error in answers.into_iter().filter_map(Result::err) {
         if !is_unkept(&error) {
             return Err(error);
@@ -281,12 +281,12 @@ pub fn event(batch: &mut Batch, name: &str, node: Option<NodeId>, now: u64, data
 }
 
 /// Adds a text that was no command, and why.
-pub fn reject(batch: &mut Batch, entry: &serde_json::Value) {
+pub(crate) fn reject(batch: &mut Batch, entry: &serde_json::Value) {
     push(batch, keys::REJECTED, &[entry.to_string()]);
 }
 
 /// Adds entries, oldest first, to the audit list.
-pub fn audit(batch: &mut Batch, entries: &[String]) {
+pub(crate) fn audit(batch: &mut Batch, entries: &[String]) {
     if !entries.is_empty() {
         push(batch, keys::AUDIT, entries);
     }
@@ -318,7 +318,7 @@ fn push(batch: &mut Batch, key: &str, entries: &[String]) {
 }
 
 /// Adds the records of `node`'s batch `number` to the list `list`, oldest first, once.
-pub fn records(batch: &mut Batch, list: &str, node: NodeId, number: u64, records: &[String]) {
+pub(crate) fn records(batch: &mut Batch, list: &str, node: NodeId, number: u64, records: &[String]) {
     batch.script(&scripts::RECORDS, &[list.to_owned(), keys::seen(list)], |cmd| {
         cmd.arg(node.to_string()).arg(number).arg(HISTORY).arg(7 * DAY).arg(MAX_LIST_BYTES).arg(0).arg(records);
     });
@@ -326,7 +326,7 @@ pub fn records(batch: &mut Batch, list: &str, node: NodeId, number: u64, records
 
 /// Adds `node`'s batch `number` of stats, as it came, to the queue for others, once; where the node has `no_share`
 /// left, only while the queue is less than half full.
-pub fn stats_queue(batch: &mut Batch, node: NodeId, number: u64, text: &str, no_share: bool) {
+pub(crate) fn stats_queue(batch: &mut Batch, node: NodeId, number: u64, text: &str, no_share: bool) {
     batch.script(&scripts::RECORDS, &[keys::STATS_QUEUE.to_owned(), keys::STATS_SEEN.to_owned()], |cmd| {
         cmd.arg(node.to_string()).arg(number).arg(HISTORY).arg(7 * DAY).arg(MAX_LIST_BYTES);
         cmd.arg(u8::from(no_share)).arg(text);
@@ -335,17 +335,17 @@ pub fn stats_queue(batch: &mut Batch, node: NodeId, number: u64, text: &str, no_
 
 /// What became of a batch that went to [`stats_queue`] or [`records`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Pushed {
+pub(crate) struct Pushed {
     /// The bytes by which the list has grown.
-    pub growth: usize,
+    pub(crate) growth: usize,
     /// The list was too full for this node's batch.
-    pub left_out: bool,
+    pub(crate) left_out: bool,
     /// The node's last batch, when this one was taken before.
-    pub last: Option<u64>,
+    pub(crate) last: Option<u64>,
 }
 
 /// Reads the answer to [`stats_queue`] or [`records`].
-pub fn pushed(answer: Value) -> RedisResult<Pushed> {
+pub(crate) fn pushed(answer: Value) -> RedisResult<Pushed> {
     let (growth, last): (i64, i64) = FromRedisValue::from_redis_value(answer)?;
     Ok(Pushed { growth: usize::try_from(growth).unwrap_or(0), left_out: growth < 0, last: u64::try_from(last).ok() })
 }
@@ -375,7 +375,7 @@ struct Entry {
 }
 
 /// Drops counts of results whose job the audit list no longer has, once there are many.
-pub fn sweep_audit(conn: &mut Conn) -> RedisResult<()> {
+pub(crate) fn sweep_audit(conn: &mut Conn) -> RedisResult<()> {
     let count: usize = conn.one(&Cmd::hlen(keys::AUDIT_RESULTS))?;
     if count <= 2 * HISTORY {
         return Ok(());

@@ -7,21 +7,21 @@
 //! **each call is atomic on the keys of one hash slot and harmless when it is repeated**, and
 //! **nothing is taken away before what follows from it is stored**.
 
-pub mod answer;
-pub mod claims;
+pub(crate) mod answer;
+pub(crate) mod claims;
 pub mod events;
-pub mod grants;
-pub mod jobs;
-pub mod keys;
+pub(crate) mod grants;
+pub(crate) mod jobs;
+pub(crate) mod keys;
 pub mod lists;
 pub mod nodes;
-pub mod queue;
+pub(crate) mod queue;
 pub mod results;
 mod scripts;
 
 pub use scripts::SCHEMA;
 
 /// Seconds that a job's hash and its results are kept after their last change.
-pub const DAY: u64 = 86_400;
+pub(crate) const DAY: u64 = 86_400;
 /// Most entries of `jsacc:events`, `jsacc:rejected`, `jsacc:jobs` and the like.
-pub const HISTORY: usize = 10_000;
+pub(crate) const HISTORY: usize = 10_000;

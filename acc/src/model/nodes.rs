@@ -12,25 +12,25 @@ use redis::{Cmd, FromRedisValue, RedisResult, Value};
 use std::collections::HashMap;
 
 /// Milliseconds after which a node that was not seen is not live any more: three polls.
-pub const LIVE_TIMEOUT_MS: u64 = 90_000;
+pub(crate) const LIVE_TIMEOUT_MS: u64 = 90_000;
 
 /// A node that has just polled.
 #[derive(Clone, Debug)]
-pub struct Poller<'a> {
+pub(crate) struct Poller<'a> {
     /// Who.
-    pub node: NodeId,
+    pub(crate) node: NodeId,
     /// Its address.
-    pub addr: &'a str,
+    pub(crate) addr: &'a str,
     /// Which start of the agent; empty where it does not say.
-    pub instance: &'a str,
+    pub(crate) instance: &'a str,
     /// The controller it polls.
-    pub ac: &'a str,
+    pub(crate) ac: &'a str,
     /// Milliseconds since 1970.
-    pub now: u64,
+    pub(crate) now: u64,
 }
 
 /// Writes down a poll.
-pub fn polled(batch: &mut Batch, poll: &Poller<'_>) {
+pub(crate) fn polled(batch: &mut Batch, poll: &Poller<'_>) {
     batch.call(Cmd::zadd(keys::AGENTS, poll.node.to_string(), poll.now));
     let mut cmd = redis::cmd("HSET");
     cmd.arg(keys::agent(poll.node)).arg("addr").arg(poll.addr);
@@ -51,7 +51,7 @@ pub(crate) fn set_roles(batch: &mut Batch, node: NodeId, roles: &str) {
 }
 
 /// There is such a node, whether it polls or not; when it does, its polls say when it was seen.
-pub fn known(batch: &mut Batch, node: NodeId, now: u64) {
+pub(crate) fn known(batch: &mut Batch, node: NodeId, now: u64) {
     let mut cmd = redis::cmd("ZADD");
     cmd.arg(keys::AGENTS).arg("NX").arg(now).arg(node.to_string());
     batch.call(cmd);
@@ -59,7 +59,7 @@ pub fn known(batch: &mut Batch, node: NodeId, now: u64) {
 
 /// Nodes that wait at the controller `ac`, and when (ms) their polls came: not when that is written down, for
 /// one that has stopped since is not there any more.
-pub fn seen(batch: &mut Batch, nodes: &[(NodeId, u64)], ac: &str) {
+pub(crate) fn seen(batch: &mut Batch, nodes: &[(NodeId, u64)], ac: &str) {
     if nodes.is_empty() {
         return;
     }
@@ -77,16 +77,16 @@ pub fn seen(batch: &mut Batch, nodes: &[(NodeId, u64)], ac: &str) {
 }
 
 /// When `node` was last seen (ms).
-pub fn last_seen(conn: &mut Conn, node: NodeId) -> RedisResult<Option<u64>> {
+pub(crate) fn last_seen(conn: &mut Conn, node: NodeId) -> RedisResult<Option<u64>> {
     conn.one::<Option<f64>>(&Cmd::zscore(keys::AGENTS, node.to_string())).map(|seen| seen.map(|ms| ms as u64))
 }
 
 /// Lists of records that one node may write to within the week that a list is kept.
-pub const MAX_LISTS: usize = 10_000;
+pub(crate) const MAX_LISTS: usize = 10_000;
 
 /// Whether a node may write to a list of records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MayWrite {
+pub(crate) enum MayWrite {
     /// It has too many lists.
     No,
     /// It wrote to it within the week.
@@ -97,7 +97,7 @@ pub enum MayWrite {
 
 /// The last batch of records that was taken whole from `node`, and for each of `lists` whether it may write
 /// to that one at `now` (ms).
-pub fn log_state<'a>(
+pub(crate) fn log_state<'a>(
     conn: &mut Conn,
     node: NodeId,
     lists: impl Iterator<Item = &'a String>,
@@ -123,12 +123,12 @@ pub fn log_state<'a>(
 }
 
 /// The batch `number` of records was taken whole from `node`.
-pub fn set_last_log(conn: &mut Conn, node: NodeId, number: u64) -> RedisResult<()> {
+pub(crate) fn set_last_log(conn: &mut Conn, node: NodeId, number: u64) -> RedisResult<()> {
     conn.one(&Cmd::set_ex(keys::last_log(node), number, KEEP_NODE))
 }
 
 /// Writes down what a starting agent says about itself.
-pub fn describe(batch: &mut Batch, node: NodeId, facts: &[(&str, String)]) {
+pub(crate) fn describe(batch: &mut Batch, node: NodeId, facts: &[(&str, String)]) {
     if facts.is_empty() {
         return;
     }
@@ -143,14 +143,14 @@ pub fn describe(batch: &mut Batch, node: NodeId, facts: &[(&str, String)]) {
 
 /// The agent of `node` says that it stops, at `now` (ms); nothing where another `instance` has been seen
 /// since.
-pub fn stopped(batch: &mut Batch, node: NodeId, instance: &str, now: u64) {
+pub(crate) fn stopped(batch: &mut Batch, node: NodeId, instance: &str, now: u64) {
     batch.script(&scripts::STOPPED, &[keys::agent(node)], |cmd| {
         cmd.arg(instance).arg(now);
     });
 }
 
 /// Whether the agent of `node` that was seen last has said that it stops: not where that cannot be read.
-pub fn has_stopped(conn: &mut Conn, node: NodeId) -> RedisResult<bool> {
+pub(crate) fn has_stopped(conn: &mut Conn, node: NodeId) -> RedisResult<bool> {
     let mut cmd = redis::cmd("HMGET");
     cmd.arg(keys::agent(node)).arg("stopped").arg("last_seen");
     match conn.one::<(Option<u64>, Option<u64>)>(&cmd) {
@@ -161,7 +161,7 @@ pub fn has_stopped(conn: &mut Conn, node: NodeId) -> RedisResult<bool> {
 }
 
 /// Nodes seen at or after `since` (ms).
-pub fn live(conn: &mut Conn, since: u64) -> RedisResult<Vec<NodeId>> {
+pub(crate) fn live(conn: &mut Conn, since: u64) -> RedisResult<Vec<NodeId>> {
     let mut cmd = redis::cmd("ZRANGEBYSCORE");
     cmd.arg(keys::AGENTS).arg(since).arg("+inf");
     let names: Vec<String> = conn.one(&cmd)?;
@@ -169,12 +169,12 @@ pub fn live(conn: &mut Conn, since: u64) -> RedisResult<Vec<NodeId>> {
 }
 
 /// The roles of all nodes, with a number that moves when any changes.
-pub fn roles_version(conn: &mut Conn) -> RedisResult<u64> {
+pub(crate) fn roles_version(conn: &mut Conn) -> RedisResult<u64> {
     conn.one::<Option<u64>>(&Cmd::get(keys::ROLES_VERSION)).map(Option::unwrap_or_default)
 }
 
 /// The roles of all nodes.
-pub fn roles(conn: &mut Conn) -> RedisResult<HashMap<NodeId, Vec<String>>> {
+pub(crate) fn roles(conn: &mut Conn) -> RedisResult<HashMap<NodeId, Vec<String>>> {
     let all: Vec<(String, String)> = conn.one(&Cmd::hgetall(keys::ROLES))?;
     Ok(all
         .into_iter()
@@ -183,7 +183,7 @@ pub fn roles(conn: &mut Conn) -> RedisResult<HashMap<NodeId, Vec<String>>> {
 }
 
 /// Forgets up to `most` nodes that were not seen since `before` (ms). Answers how many.
-pub fn prune(conn: &mut Conn, before: u64, most: usize) -> RedisResult<usize> {
+pub(crate) fn prune(conn: &mut Conn, before: u64, most: usize) -> RedisResult<usize> {
     let mut cmd = redis::cmd("ZRANGEBYSCORE");
     cmd.arg(keys::AGENTS).arg("-inf").arg(before).arg("LIMIT").arg(0).arg(most);
     let names: Vec<String> = conn.one(&cmd)?;
@@ -201,42 +201,42 @@ pub fn prune(conn: &mut Conn, before: u64, most: usize) -> RedisResult<usize> {
 }
 
 /// Takes `node` out of the live set and its roles, with what is known of it.
-pub fn forget(batch: &mut Batch, node: NodeId) {
+pub(crate) fn forget(batch: &mut Batch, node: NodeId) {
     batch.call(Cmd::del(keys::agent(node)));
     batch.call(Cmd::hdel(keys::ROLES, node.to_string()));
     batch.call(Cmd::zrem(keys::AGENTS, node.to_string()));
 }
 
 /// A number that moves when a revocation is added.
-pub fn revoked_version(conn: &mut Conn) -> RedisResult<u64> {
+pub(crate) fn revoked_version(conn: &mut Conn) -> RedisResult<u64> {
     conn.one::<Option<u64>>(&Cmd::get(keys::REVOKED_VERSION)).map(Option::unwrap_or_default)
 }
 
 /// Asks for that number; nothing is 0.
-pub fn ask_revoked_version(batch: &mut Batch) {
+pub(crate) fn ask_revoked_version(batch: &mut Batch) {
     batch.call(Cmd::get(keys::REVOKED_VERSION));
 }
 
 /// Each revoked node, with the time (ms) up to which its credentials do not hold.
-pub fn revoked(conn: &mut Conn) -> RedisResult<HashMap<NodeId, u64>> {
+pub(crate) fn revoked(conn: &mut Conn) -> RedisResult<HashMap<NodeId, u64>> {
     let all: Vec<(String, u64)> = conn.one(&Cmd::hgetall(keys::REVOKED))?;
     Ok(all.into_iter().filter_map(|(node, until)| Some((node.parse().ok()?, until))).collect())
 }
 
 /// The time (ms) up to which what `node` holds was revoked, as it stands in Redis now.
-pub fn revoked_until(conn: &mut Conn, node: NodeId) -> RedisResult<Option<u64>> {
+pub(crate) fn revoked_until(conn: &mut Conn, node: NodeId) -> RedisResult<Option<u64>> {
     conn.one(&Cmd::hget(keys::REVOKED, node.to_string()))
 }
 
 /// Redis' own time, which all controllers go by, in milliseconds since 1970.
-pub fn time(conn: &mut Conn) -> RedisResult<u64> {
+pub(crate) fn time(conn: &mut Conn) -> RedisResult<u64> {
     let (seconds, micros): (u64, u64) = conn.one(&redis::cmd("TIME"))?;
     Ok(seconds * 1000 + micros / 1000)
 }
 
 /// Refuses what `node` holds by now; `local` (ms) is this machine's time. Answers until when it was
 /// issued: whichever clock is ahead, and past what was issued right after an earlier revocation.
-pub fn revoke(conn: &mut Conn, node: NodeId, local: u64) -> RedisResult<u64> {
+pub(crate) fn revoke(conn: &mut Conn, node: NodeId, local: u64) -> RedisResult<u64> {
     let before = revoked_until(conn, node)?.map_or(0, |until| until.saturating_add(1));
     let until = time(conn)?.max(local).max(before);
     conn.script::<u64>(&scripts::REVOKE, &[keys::REVOKED.to_owned(), keys::REVOKED_VERSION.to_owned()], |cmd| {
@@ -262,7 +262,7 @@ pub fn use_enrolment(
 }
 
 /// Whether the use `request` of the enrolment token `id` was counted, or one of `uses` is left.
-pub fn can_use_enrolment(conn: &mut Conn, id: &str, request: &str, uses: u64) -> RedisResult<bool> {
+pub(crate) fn can_use_enrolment(conn: &mut Conn, id: &str, request: &str, uses: u64) -> RedisResult<bool> {
     let mut batch = Batch::new();
     batch.call(Cmd::get(keys::enrolment(id))).call(Cmd::exists(keys::enrolment_use(id, request)));
     let answers = conn.run(&batch)?;
@@ -271,12 +271,12 @@ pub fn can_use_enrolment(conn: &mut Conn, id: &str, request: &str, uses: u64) ->
 }
 
 /// The fingerprint of the node secret that this Redis belongs to, when one is written down.
-pub fn fingerprint(conn: &mut Conn) -> RedisResult<Option<String>> {
+pub(crate) fn fingerprint(conn: &mut Conn) -> RedisResult<Option<String>> {
     conn.one(&Cmd::hget(keys::SECRET, "current"))
 }
 
 /// Writes down the fingerprint when there is none yet; answers the one that stands.
-pub fn claim_fingerprint(conn: &mut Conn, fingerprint: &str) -> RedisResult<String> {
+pub(crate) fn claim_fingerprint(conn: &mut Conn, fingerprint: &str) -> RedisResult<String> {
     let mut batch = Batch::new();
     batch.call(Cmd::hset_nx(keys::SECRET, "current", fingerprint));
     batch.call(Cmd::hget(keys::SECRET, "current"));
@@ -284,17 +284,17 @@ pub fn claim_fingerprint(conn: &mut Conn, fingerprint: &str) -> RedisResult<Stri
 }
 
 /// Another fingerprint takes its place: the node secret was rotated.
-pub fn set_fingerprint(conn: &mut Conn, fingerprint: &str) -> RedisResult<()> {
+pub(crate) fn set_fingerprint(conn: &mut Conn, fingerprint: &str) -> RedisResult<()> {
     conn.one(&Cmd::hset(keys::SECRET, "current", fingerprint))
 }
 
 /// Asks for the ticket key, or nothing.
-pub fn ask_ticket_key(batch: &mut Batch) {
+pub(crate) fn ask_ticket_key(batch: &mut Batch) {
     batch.call(Cmd::get(keys::TICKET_KEY));
 }
 
 /// Writes down the ticket key `ours` when Redis has none; answers the one that stands.
-pub fn claim_ticket_key(conn: &mut Conn, ours: &str) -> RedisResult<String> {
+pub(crate) fn claim_ticket_key(conn: &mut Conn, ours: &str) -> RedisResult<String> {
     // Not with SETNX at once: a full Redis refuses to write, and can still be read.
     if let Some(theirs) = conn.one(&Cmd::get(keys::TICKET_KEY))? {
         return Ok(theirs);
@@ -306,18 +306,18 @@ pub fn claim_ticket_key(conn: &mut Conn, ours: &str) -> RedisResult<String> {
 }
 
 /// Asks whether `node` has ever returned a ticket: then it returns one with each of its results.
-pub fn ask_returns_tickets(batch: &mut Batch, node: NodeId) {
+pub(crate) fn ask_returns_tickets(batch: &mut Batch, node: NodeId) {
     batch.call(Cmd::hexists(keys::meta(node), "tickets"));
 }
 
 /// `node` has returned a ticket.
-pub fn returns_tickets(batch: &mut Batch, node: NodeId) {
+pub(crate) fn returns_tickets(batch: &mut Batch, node: NodeId) {
     batch.call(Cmd::hset(keys::meta(node), "tickets", "1"));
     batch.call(Cmd::expire(keys::meta(node), KEEP_NODE as i64));
 }
 
 /// Every node's latest stats: node → series → `[value, seconds]`.
-pub fn all_stats(conn: &mut Conn, nodes: &[NodeId]) -> RedisResult<Vec<Vec<(String, String)>>> {
+pub(crate) fn all_stats(conn: &mut Conn, nodes: &[NodeId]) -> RedisResult<Vec<Vec<(String, String)>>> {
     let mut batch = Batch::new();
     for node in nodes {
         batch.call(Cmd::hgetall(keys::stats(*node)));

@@ -18,7 +18,7 @@ const MOST: usize = 1_000;
 /// Most bytes that one answer carries, unless a single command is longer.
 const MOST_BYTES: usize = 4 << 20;
 /// Seconds that a node's own keys are kept after it was last there.
-pub const KEEP_NODE: u64 = 30 * 86_400;
+pub(crate) const KEEP_NODE: u64 = 30 * 86_400;
 /// For how many milliseconds a hand-over without acknowledgement counts as under way.
 const UNDER_WAY: u64 = 90_000;
 /// So many commands of a node are marked as withdrawn, or as many as may wait where that is more. A command is passed
@@ -27,20 +27,20 @@ const MIN_WITHDRAWN: usize = 10_000;
 
 /// A command on its way to a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct QueuedCommand {
+pub(crate) struct QueuedCommand {
     /// Its id.
-    pub id: String,
+    pub(crate) id: String,
     /// When its client pushed it, in milliseconds since 1970, as near as that is known.
-    pub created: u64,
+    pub(crate) created: u64,
     /// The grid that the command itself names, where it names its node by roles or in a list: its copy for a
     /// node names that node alone.
-    pub chosen_from: Option<u32>,
+    pub(crate) chosen_from: Option<u32>,
     /// Its JSON text, with its ticket.
-    pub text: String,
+    pub(crate) text: String,
     /// For how many seconds a mark that it was withdrawn counts: after them its id may be that of another command.
-    pub marked: u64,
+    pub(crate) marked: u64,
     /// The same for a mark that its wait has ended.
-    pub marked_expired: u64,
+    pub(crate) marked_expired: u64,
 }
 
 impl QueuedCommand {
@@ -72,22 +72,22 @@ fn unpack(packed: &str) -> Unpacked<'_> {
 
 /// What a node is handed in one answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Handover {
+pub(crate) struct Handover {
     /// The name of the batch, which the node gives back when it has stored it.
-    pub batch: String,
+    pub(crate) batch: String,
     /// The commands' ids.
-    pub ids: Vec<String>,
+    pub(crate) ids: Vec<String>,
     /// The JSON texts.
-    pub texts: Vec<String>,
+    pub(crate) texts: Vec<String>,
     /// When each was created, in milliseconds since 1970.
-    pub created: Vec<u64>,
+    pub(crate) created: Vec<u64>,
     /// The places in `texts` of those that have no ticket of a controller: see `give_tickets`.
-    pub without_ticket: Vec<usize>,
+    pub(crate) without_ticket: Vec<usize>,
 }
 
 impl Handover {
     /// Puts a ticket, which `issue` makes, into each text that a controller of an earlier version has queued.
-    pub fn give_tickets(&mut self, issue: impl Fn(&Command) -> String) {
+    pub(crate) fn give_tickets(&mut self, issue: impl Fn(&Command) -> String) {
         for i in std::mem::take(&mut self.without_ticket) {
             if let Some(text) = self.texts.get_mut(i)
                 && let Ok(mut command) = Command::parse(text.as_bytes())
@@ -100,7 +100,7 @@ impl Handover {
     }
 
     /// The body of the answer to the poll.
-    pub fn body(&self) -> Vec<u8> {
+    pub(crate) fn body(&self) -> Vec<u8> {
         let size: usize = self.texts.iter().map(|text| text.len() + 1).sum();
         let mut body = Vec::with_capacity(size + 64);
         body.extend_from_slice(b"{\"batch\":\"");
@@ -119,7 +119,7 @@ impl Handover {
 
 /// What became of one command that was to be queued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Queued {
+pub(crate) enum Queued {
     /// It waits now.
     Now,
     /// It waited already, or it was withdrawn: who did that answers it.
@@ -132,19 +132,19 @@ pub enum Queued {
 
 /// What became of an enqueue.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Enqueued {
+pub(crate) struct Enqueued {
     /// For each command, in order.
-    pub verdicts: Vec<Queued>,
+    pub(crate) verdicts: Vec<Queued>,
     /// What to hand over at once: this controller holds the node's poll.
-    pub handover: Option<Handover>,
+    pub(crate) handover: Option<Handover>,
     /// The other controller that holds it, whose bell must ring.
-    pub holder: Option<String>,
+    pub(crate) holder: Option<String>,
 }
 
 /// Adds to `batch` the enqueueing of `commands` for `node`; read the answer with `enqueued`.
 /// `me` is this controller, `now` is in milliseconds, at most `limit` commands may wait, and what waits
 /// is kept for `keep` seconds.
-pub fn enqueue(
+pub(crate) fn enqueue(
     batch: &mut Batch,
     me: &str,
     node: NodeId,
@@ -163,7 +163,7 @@ pub fn enqueue(
 }
 
 /// Reads the answer to `enqueue`, which `me` had asked for.
-pub fn enqueued(me: &str, answer: Value) -> RedisResult<Enqueued> {
+pub(crate) fn enqueued(me: &str, answer: Value) -> RedisResult<Enqueued> {
     let mut parts = Vec::<Value>::from_redis_value(answer)?.into_iter();
     let verdicts = Vec::<i64>::from_redis_value(parts.next().unwrap_or(Value::Nil))?
         .into_iter()
@@ -198,7 +198,7 @@ fn handover(mut parts: impl Iterator<Item = Value>) -> RedisResult<Option<Handov
 }
 
 /// The ids that an acknowledgement of `batch` covers.
-pub fn acked(conn: &mut Conn, node: NodeId, batch: u64) -> RedisResult<Vec<String>> {
+pub(crate) fn acked(conn: &mut Conn, node: NodeId, batch: u64) -> RedisResult<Vec<String>> {
     conn.script(&scripts::ACKED, &[keys::queue(node), keys::meta(node)], |cmd| {
         cmd.arg(batch);
     })
@@ -206,7 +206,7 @@ pub fn acked(conn: &mut Conn, node: NodeId, batch: u64) -> RedisResult<Vec<Strin
 
 /// Why a poll is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
+pub(crate) enum Mode {
     /// The node will wait here when there is nothing: this controller becomes the holder.
     Poll,
     /// The node wants an answer at once.
@@ -217,30 +217,30 @@ pub enum Mode {
 
 /// A question for what waits.
 #[derive(Clone, Copy, Debug)]
-pub struct Question<'a> {
+pub(crate) struct Question<'a> {
     /// This controller.
-    pub me: &'a str,
+    pub(crate) me: &'a str,
     /// Whose queue.
-    pub node: NodeId,
+    pub(crate) node: NodeId,
     /// Milliseconds since 1970.
-    pub now: u64,
+    pub(crate) now: u64,
     /// The batch that the node has stored.
-    pub ack: Option<u64>,
+    pub(crate) ack: Option<u64>,
     /// Which start of the agent asks; empty where it does not say.
-    pub instance: &'a str,
+    pub(crate) instance: &'a str,
     /// From where it asks.
-    pub peer: &'a str,
+    pub(crate) peer: &'a str,
     /// Why.
-    pub mode: Mode,
+    pub(crate) mode: Mode,
     /// The instance that held the identity is known to be gone.
-    pub takeover: bool,
+    pub(crate) takeover: bool,
     /// The controller that was told that the node polls here now: see `Answer::Moved`.
-    pub told: &'a str,
+    pub(crate) told: &'a str,
 }
 
 /// The answer to a question.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub(crate) enum Answer {
     /// Something waits.
     Batch(Handover),
     /// Nothing waits.
@@ -256,7 +256,7 @@ pub enum Answer {
 }
 
 /// Adds a question to `batch`; read the answer with `answered`.
-pub fn ask(batch: &mut Batch, q: &Question<'_>) {
+pub(crate) fn ask(batch: &mut Batch, q: &Question<'_>) {
     batch.script(&scripts::POLL, &[keys::queue(q.node), keys::waiting(q.node), keys::meta(q.node)], |cmd| {
         let mode = match q.mode {
             Mode::Poll => "poll",
@@ -270,7 +270,7 @@ pub fn ask(batch: &mut Batch, q: &Question<'_>) {
 }
 
 /// Reads the answer to `ask`.
-pub fn answered(answer: Value) -> RedisResult<Answer> {
+pub(crate) fn answered(answer: Value) -> RedisResult<Answer> {
     let mut parts = Vec::<Value>::from_redis_value(answer)?.into_iter();
     let mut text = |what: &'static str| match parts.next() {
         Some(part) => Ok(String::from_redis_value(part)?),
@@ -291,20 +291,20 @@ pub fn answered(answer: Value) -> RedisResult<Answer> {
 }
 
 /// The agent `instance` of `node` has stopped: nothing is handed over to its poll any more.
-pub fn left(batch: &mut Batch, node: NodeId, instance: &str) {
+pub(crate) fn left(batch: &mut Batch, node: NodeId, instance: &str) {
     batch.script(&scripts::LEFT, &[keys::meta(node)], |cmd| {
         cmd.arg(instance);
     });
 }
 
 /// It was told that a newer agent with this identity is there: `word` is that of `Answer::Displaced`.
-pub fn told(batch: &mut Batch, node: NodeId, word: &str) {
+pub(crate) fn told(batch: &mut Batch, node: NodeId, word: &str) {
     batch.call(redis::Cmd::hset(keys::meta(node), "told", word));
 }
 
 /// Why a command was withdrawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
+pub(crate) enum Reason {
     /// By a `cancel`.
     Cancelled = 1,
     /// Its node did not come for it in time.
@@ -315,7 +315,7 @@ pub enum Reason {
 
 /// What became of taking a command back.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Withdrawn {
+pub(crate) enum Withdrawn {
     /// It is not there: the node has it, or it was answered already.
     Gone,
     /// It was handed over and the acknowledgement may still come, until this time (ms).
@@ -327,7 +327,7 @@ pub enum Withdrawn {
 
 /// Takes the command `id` out of `node`'s queue; `now` is in milliseconds, and at most `max_queue` commands wait there.
 /// A command that a revoked node may have already is taken out as well: no result of that node is taken any more.
-pub fn withdraw(
+pub(crate) fn withdraw(
     conn: &mut Conn,
     node: NodeId,
     id: &str,
@@ -364,28 +364,28 @@ pub fn withdraw(
 }
 
 /// Forgets a withdrawn command: it was answered.
-pub fn forget(batch: &mut Batch, node: NodeId, id: &str) {
+pub(crate) fn forget(batch: &mut Batch, node: NodeId, id: &str) {
     batch.call(redis::Cmd::hdel(keys::waiting(node), id));
     batch.call(redis::Cmd::zrem(keys::EXPIRING, keys::expiring(node, id)));
 }
 
 /// The ids of all commands that wait for `node`, those among them that were taken out and are not answered yet.
-pub fn ids(conn: &mut Conn, node: NodeId) -> RedisResult<Vec<String>> {
+pub(crate) fn ids(conn: &mut Conn, node: NodeId) -> RedisResult<Vec<String>> {
     conn.one(&redis::Cmd::hkeys(keys::waiting(node)))
 }
 
 /// No command may wait for `node` from now on, for it was revoked at `until` (ms).
-pub fn close(conn: &mut Conn, node: NodeId, until: u64) -> RedisResult<()> {
+pub(crate) fn close(conn: &mut Conn, node: NodeId, until: u64) -> RedisResult<()> {
     conn.one(&redis::Cmd::set(keys::closed(node), until))
 }
 
 /// Commands may wait for `node` again.
-pub fn open(conn: &mut Conn, node: NodeId) -> RedisResult<()> {
+pub(crate) fn open(conn: &mut Conn, node: NodeId) -> RedisResult<()> {
     conn.one(&redis::Cmd::del(keys::closed(node)))
 }
 
 /// Those of `nodes` for which no command may wait.
-pub fn closed(conn: &mut Conn, nodes: &[NodeId]) -> RedisResult<Vec<NodeId>> {
+pub(crate) fn closed(conn: &mut Conn, nodes: &[NodeId]) -> RedisResult<Vec<NodeId>> {
     let mut batch = Batch::new();
     for node in nodes {
         batch.call(redis::Cmd::exists(keys::closed(*node)));
@@ -395,12 +395,12 @@ pub fn closed(conn: &mut Conn, nodes: &[NodeId]) -> RedisResult<Vec<NodeId>> {
 }
 
 /// Keeps the registration of a node that is parked for weeks.
-pub fn keep(batch: &mut Batch, node: NodeId) {
+pub(crate) fn keep(batch: &mut Batch, node: NodeId) {
     batch.call(redis::Cmd::expire(keys::meta(node), KEEP_NODE as i64));
 }
 
 /// Asks which controller holds the poll of `node`: its name, or nothing when none does.
-pub fn holder(batch: &mut Batch, node: NodeId) {
+pub(crate) fn holder(batch: &mut Batch, node: NodeId) {
     batch.call(redis::Cmd::hget(keys::meta(node), "ac"));
 }
 

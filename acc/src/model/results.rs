@@ -49,13 +49,13 @@ pub struct Delivery<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Recurring {
     /// Where it ran.
-    pub node: NodeId,
+    pub(crate) node: NodeId,
     /// When it started, in milliseconds since 1970.
-    pub starttime: i64,
+    pub(crate) starttime: i64,
     /// Seconds between runs.
-    pub period: u64,
+    pub(crate) period: u64,
     /// It ended well and said nothing: delivered only when it is the first.
-    pub quiet: bool,
+    pub(crate) quiet: bool,
 }
 
 /// What is to become of a delivery.
@@ -75,22 +75,22 @@ pub enum Verdict {
 }
 
 /// Asks what is remembered of the job `id` for `node`, which has brought no ticket; read by `remembered`.
-pub fn ask_remembered(batch: &mut Batch, node: NodeId, id: &str) {
+pub(crate) fn ask_remembered(batch: &mut Batch, node: NodeId, id: &str) {
     batch.call(Cmd::hexists(keys::done(id), node.to_string()));
     batch.call(Cmd::ttl(keys::done(id)));
 }
 
 /// The record of a job for a node: whether the node has answered, and whether the job recurs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Remembered {
+pub(crate) struct Remembered {
     /// The node has answered for it, or has begun to.
-    pub answered: bool,
+    pub(crate) answered: bool,
     /// Redis knew the job as one that recurs.
-    pub recurs: bool,
+    pub(crate) recurs: bool,
 }
 
 /// Reads the two answers to `ask_remembered`.
-pub fn remembered(answered: Value, left: Value) -> RedisResult<Remembered> {
+pub(crate) fn remembered(answered: Value, left: Value) -> RedisResult<Remembered> {
     // Only of a job that recurs and that Redis knew is it remembered for longer than a day: see `remember`.
     let left = i64::from_redis_value(left)?;
     Ok(Remembered { answered: bool::from_redis_value(answered)?, recurs: left > DAY as i64 })
@@ -116,7 +116,7 @@ pub fn decide(batch: &mut Batch, delivery: &Delivery<'_>, proven: bool) {
 
 /// Adds that the delivery is remembered until well after the next run of its job, 400 days at most; `meant` says
 /// that Redis or a ticket knows the job as one of this node. Nothing for a job that does not recur.
-pub fn remember(batch: &mut Batch, delivery: &Delivery<'_>, meant: bool) {
+pub(crate) fn remember(batch: &mut Batch, delivery: &Delivery<'_>, meant: bool) {
     let Some(run) = delivery.recurring else { return };
     let keys = [keys::done(delivery.id), keys::done_runs(delivery.id, run.node)];
     batch.script(&scripts::REMEMBER, &keys, |cmd| {
@@ -134,7 +134,7 @@ pub struct Bounds {
 
 impl Bounds {
     /// Of a job that neither Redis nor a ticket knows.
-    pub const UNKNOWN: Bounds = Bounds { most: HISTORY, seconds: UNKNOWN_RETENTION_SECONDS };
+    pub(crate) const UNKNOWN: Bounds = Bounds { most: HISTORY, seconds: UNKNOWN_RETENTION_SECONDS };
 
     /// The bounds of a job with at most so many targets; of a `quiet` one little is kept, and not for long.
     pub fn of(targets: usize, quiet: bool) -> Bounds {

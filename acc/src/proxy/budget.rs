@@ -13,58 +13,58 @@ use std::time::Duration;
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// Longest time for a TLS handshake.
-    pub handshake: Duration,
+    pub(crate) handshake: Duration,
     /// Longest time for a head; of a connection's first one it counts from the handshake on.
-    pub head: Duration,
+    pub(crate) head: Duration,
     /// Longest time in which nothing of a body comes.
-    pub body_pause: Duration,
+    pub(crate) body_pause: Duration,
     /// Longest time for a body, on top of its length at `slowest`.
-    pub body: Duration,
+    pub(crate) body: Duration,
     /// Bytes a second that a client's line is thought to carry at least.
-    pub slowest: u32,
+    pub(crate) slowest: u32,
     /// Longest time from a whole request to its answer, parking aside.
-    pub handler: Duration,
+    pub(crate) handler: Duration,
     /// Longest time in which nothing of an answer is taken.
-    pub answer_pause: Duration,
+    pub(crate) answer_pause: Duration,
     /// How long a kept connection of a node may be idle.
-    pub idle: Duration,
+    pub(crate) idle: Duration,
     /// How long bytes that nobody wants are read after a refusal, so that the client can read why.
-    pub linger: Duration,
+    pub(crate) linger: Duration,
     /// Longest time that a poll is parked.
-    pub wait: Duration,
+    pub(crate) wait: Duration,
     /// How long polls of a node are parked without asking their handler, before that one is asked again. The
     /// janitor looks in between whether Redis has it otherwise, at a hundredth of the price.
-    pub trust: Duration,
+    pub(crate) trust: Duration,
     /// Longest polite stop.
-    pub stop: Duration,
+    pub(crate) stop: Duration,
     /// Bytes of a head.
-    pub max_head: usize,
+    pub(crate) max_head: usize,
     /// Bytes of a body.
-    pub max_body: usize,
+    pub(crate) max_body: usize,
     /// Bytes of a body whose sender has not proved to be a node.
-    pub max_open_body: usize,
+    pub(crate) max_open_body: usize,
     /// Bytes of all request and answer bodies that are held at once.
-    pub max_bodies: usize,
+    pub(crate) max_bodies: usize,
     /// Bytes of one node's bodies that are held at once when it sends another one.
-    pub max_node_bodies: usize,
+    pub(crate) max_node_bodies: usize,
     /// Bytes of one node's bodies that are held at once when it is to be told more.
-    pub max_node_answers: usize,
+    pub(crate) max_node_answers: usize,
     /// Requests of one node that are under way at once, parked ones aside.
-    pub max_node_requests: u32,
+    pub(crate) max_node_requests: u32,
     /// Connections of one node at once: what was stolen of it must not fill the house.
-    pub max_node_connections: usize,
+    pub(crate) max_node_connections: usize,
     /// Connections at once; the limit of descriptors may lower it.
-    pub max_connections: usize,
+    pub(crate) max_connections: usize,
     /// Connections to tiny_http at once; each is a thread of its.
-    pub max_backend: usize,
+    pub(crate) max_backend: usize,
     /// Quick requests that share one of those while many wait.
-    pub max_batch: usize,
+    pub(crate) max_batch: usize,
     /// Requests that wait for one of those.
-    pub max_queue: usize,
+    pub(crate) max_queue: usize,
     /// How long a node that goes over a bound waits for its answer: it sends less meanwhile.
-    pub pause: Duration,
+    pub(crate) pause: Duration,
     /// Records that a node may send a second.
-    pub max_records: u64,
+    pub(crate) max_records: u64,
 }
 
 impl Default for Limits {

@@ -59,7 +59,7 @@ const STACK: usize = 512 * 1024;
 const BACKLOG: i32 = 4096;
 
 /// Nodes that wait, each with the time at which its poll came.
-pub type Seen = Vec<(NodeId, Instant)>;
+pub(crate) type Seen = Vec<(NodeId, Instant)>;
 
 /// The settings of a proxy.
 pub struct ProxyConfig {
@@ -135,7 +135,7 @@ impl Handle {
     }
 
     /// Where it listens.
-    pub fn addr(&self) -> SocketAddr {
+    pub(crate) fn addr(&self) -> SocketAddr {
         self.addr
     }
 
@@ -154,36 +154,36 @@ impl Drop for Handle {
 impl Remote {
     /// Answers the parked poll of `node` with 200 and `body` (JSON). Without one, the proxy remembers
     /// that the node was notified: the next poll goes to its handler.
-    pub fn deliver(&self, node: NodeId, body: Vec<u8>) {
+    pub(crate) fn deliver(&self, node: NodeId, body: Vec<u8>) {
         self.send(Message::Deliver(node, body));
     }
 
     /// The registration of `node` is no longer ours, or in doubt: its parked poll, or its next one,
     /// goes to its handler again.
-    pub fn recheck(&self, node: NodeId) {
+    pub(crate) fn recheck(&self, node: NodeId) {
         self.send(Message::Recall(node));
     }
 
     /// `node` polls at another controller by now: the poll that is parked here gets its 204 (nobody may
     /// be there any more: asking its handler again would take the node away from where it is), and the
     /// next one goes to its handler.
-    pub fn release_poll(&self, node: NodeId) {
+    pub(crate) fn release_poll(&self, node: NodeId) {
         self.send(Message::Dismiss(node));
     }
 
     /// As `recheck` for every node: after Redis was away, say.
-    pub fn recheck_all(&self) {
+    pub(crate) fn recheck_all(&self) {
         self.send(Message::RecallAll);
     }
 
     /// The guard knows that what `node` held was revoked: its connections are closed, whatever they are at, but for
     /// requests that the guard lets in all the same.
-    pub fn disconnect(&self, node: NodeId) {
+    pub(crate) fn disconnect(&self, node: NodeId) {
         self.send(Message::Expel(node));
     }
 
     /// Answers once the proxy's thread has come round: a sign of its life.
-    pub fn ping(&self) -> Receiver<()> {
+    pub(crate) fn ping(&self) -> Receiver<()> {
         let (answer, pong) = crossbeam_channel::bounded(1);
         self.send(Message::Ping(answer));
         pong

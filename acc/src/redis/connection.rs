@@ -27,9 +27,9 @@ const MAX_NAMED_ERRORS: usize = 16;
 #[derive(Clone, Debug)]
 pub struct Address {
     /// Where it is.
-    pub target: Target,
+    pub(crate) target: Target,
     /// PEM text of the CA that signed its certificate, when that is none of the public ones.
-    pub ca: Option<Vec<u8>>,
+    pub(crate) ca: Option<Vec<u8>>,
     /// Of a cluster its servers, and the Sentinels otherwise.
     pub(crate) roster: Arc<Roster>,
     /// Of a cluster the servers that do not answer, for the log.
@@ -92,7 +92,7 @@ impl Address {
     }
 
     /// Whether it is a cluster, as far as is known.
-    pub fn is_cluster(&self) -> bool {
+    pub(crate) fn is_cluster(&self) -> bool {
         self.target.kind == Kind::Cluster || self.cluster.load(Ordering::Relaxed)
     }
 
@@ -159,7 +159,7 @@ impl Batch {
     }
 
     /// Adds a command.
-    pub fn call(&mut self, cmd: Cmd) -> &mut Batch {
+    pub(crate) fn call(&mut self, cmd: Cmd) -> &mut Batch {
         self.calls.push(cmd);
         self
     }
@@ -177,26 +177,26 @@ impl Batch {
     }
 
     /// Adds all calls of `other` behind its own.
-    pub fn append(&mut self, other: Batch) -> &mut Batch {
+    pub(crate) fn append(&mut self, other: Batch) -> &mut Batch {
         self.calls.extend(other.calls);
         self.scripted |= other.scripted;
         self
     }
 
     /// How many calls are in it.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.calls.len()
     }
 
     /// Whether there is no call in it.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.calls.is_empty()
     }
 }
 
 impl Conn {
     /// Runs one command.
-    pub fn one<T: FromRedisValue>(&mut self, cmd: &Cmd) -> RedisResult<T> {
+    pub(crate) fn one<T: FromRedisValue>(&mut self, cmd: &Cmd) -> RedisResult<T> {
         let answer = self.each(std::slice::from_ref(cmd), false)?.pop().unwrap_or(Ok(Value::Nil))?;
         T::from_redis_value(answer).map_err(|e| unfit(&RedisError::from(e), &slots::keys_of(cmd)))
     }
@@ -246,7 +246,7 @@ impl Conn {
     }
 
     /// Whether keys of different slots lie on different servers, so that no call may have both.
-    pub fn is_cluster(&self) -> bool {
+    pub(crate) fn is_cluster(&self) -> bool {
         matches!(self.inner, Inner::Cluster(_))
     }
 
@@ -272,7 +272,7 @@ impl Conn {
     /// sees all of the first, and **where the first cannot be written (Redis is full, say) the second is not done**.
     /// One server does both in one round trip, as a transaction; the servers of a cluster do not wait for
     /// each other.
-    pub fn run_in_turn(&mut self, first: Batch, second: Batch) -> RedisResult<Vec<Value>> {
+    pub(crate) fn run_in_turn(&mut self, first: Batch, second: Batch) -> RedisResult<Vec<Value>> {
         let (first, second) = self.run_in_turn_each(first, second, |_| false)?;
         first.into_iter().try_for_each(|answer| answer.map(drop))?;
         second.into_iter().collect()
@@ -281,7 +281,7 @@ impl Conn {
     /// As `run_in_turn`, and gives what became of each call of both. The second is done also where calls of the
     /// first fail with errors that are `harmless`.
     #[allow(clippy::type_complexity)] // Twice the same list.
-    pub fn run_in_turn_each(
+    pub(crate) fn run_in_turn_each(
         &mut self,
         first: Batch,
         second: Batch,
@@ -310,7 +310,7 @@ impl Conn {
     }
 
     /// Runs all calls and gives what became of each; an error of the whole is one of the connection.
-    pub fn run_each(&mut self, batch: &Batch) -> RedisResult<Vec<RedisResult<Value>>> {
+    pub(crate) fn run_each(&mut self, batch: &Batch) -> RedisResult<Vec<RedisResult<Value>>> {
         if batch.is_empty() {
             return Ok(Vec::new());
         }
@@ -319,7 +319,7 @@ impl Conn {
 
     /// Runs `first` and then `second`, and gives what became of each call of the second. Unlike with `run_in_turn`
     /// the second may be done though the first failed: for what is harmless then, and too much for one transaction.
-    pub fn run_in_order(&mut self, mut first: Batch, second: Batch) -> RedisResult<Vec<RedisResult<Value>>> {
+    pub(crate) fn run_in_order(&mut self, mut first: Batch, second: Batch) -> RedisResult<Vec<RedisResult<Value>>> {
         if matches!(self.inner, Inner::Cluster(_)) {
             self.run(&first)?;
             return self.run_each(&second);

@@ -4,13 +4,13 @@
 //! `slots`, and `sentinel`). Does not own: addresses (`config::redis_address`), keys and scripts (`model`).
 
 mod cluster;
-pub mod connection;
-pub mod pool;
+pub(crate) mod connection;
+pub(crate) mod pool;
 mod redis_connection;
 mod roster;
-pub mod scripts;
+pub(crate) mod scripts;
 mod sentinel;
 mod slots;
 
 pub use connection::{Address, Batch, Conn};
-pub use pool::{Pool, describe};
+pub(crate) use pool::{Pool, describe};

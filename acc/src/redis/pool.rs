@@ -48,7 +48,7 @@ struct State {
 
 impl Pool {
     /// No connection is made yet.
-    pub fn new(address: Address, metrics: Arc<Metrics>) -> Pool {
+    pub(crate) fn new(address: Address, metrics: Arc<Metrics>) -> Pool {
         let backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(2));
         let state = Mutex::new(State {
             idle: Vec::new(),
@@ -64,7 +64,7 @@ impl Pool {
     /// Runs `calls` on a connection. It runs a second time when the first one's connection had been
     /// idle and turned out to be cut, or when a signal interrupted it: every step that is stored by a call may be
     /// repeated.
-    pub fn with<T>(&self, mut calls: impl FnMut(&mut Conn) -> RedisResult<T>) -> RedisResult<T> {
+    pub(crate) fn with<T>(&self, mut calls: impl FnMut(&mut Conn) -> RedisResult<T>) -> RedisResult<T> {
         if let Some(mut conn) = self.idle()? {
             let answer = match calls(&mut conn) {
                 // The connection to one server of a cluster was cut while it was idle.
@@ -106,17 +106,12 @@ impl Pool {
     }
 
     /// Whether Redis is a cluster, as far as is known.
-    pub fn is_cluster(&self) -> bool {
+    pub(crate) fn is_cluster(&self) -> bool {
         self.0.address.is_cluster()
     }
 
-    /// Whether Redis answered when it was last asked.
-    pub fn is_up(&self) -> bool {
-        self.state().down.is_none()
-    }
-
     /// Notes an error that a thread met on a connection of its own; gives it back.
-    pub fn failed(&self, error: RedisError) -> RedisError {
+    pub(crate) fn failed(&self, error: RedisError) -> RedisError {
         if is_interrupted(&error) {
             return error;
         }
@@ -211,12 +206,12 @@ impl Pool {
 }
 
 /// Whether a signal has interrupted the call. It may have been done; Redis is there.
-pub fn is_interrupted(error: &RedisError) -> bool {
+pub(crate) fn is_interrupted(error: &RedisError) -> bool {
     error.code() == Some(redis_connection::INTERRUPTED)
 }
 
 /// Whether the connection is of no more use after this error.
-pub fn is_broken(error: &RedisError) -> bool {
+pub(crate) fn is_broken(error: &RedisError) -> bool {
     if is_moving(error) {
         return false;
     }
@@ -236,26 +231,26 @@ pub fn is_broken(error: &RedisError) -> bool {
 
 /// Whether a cluster says that the keys are on their way from one server to another. That may last, and is
 /// nothing against the connection, nor against calls for other keys.
-pub fn is_moving(error: &RedisError) -> bool {
+pub(crate) fn is_moving(error: &RedisError) -> bool {
     use ServerErrorKind::{Ask, Moved, TryAgain};
     matches!(error.kind(), ErrorKind::Server(Moved | Ask | TryAgain))
 }
 
 /// Whether a server of a cluster does not answer that has the key of this call. It may have done the call, and is
 /// nothing against the connection, nor against calls for other keys.
-pub fn is_away(error: &RedisError) -> bool {
+pub(crate) fn is_away(error: &RedisError) -> bool {
     error.code() == Some(SERVER_AWAY)
 }
 
 /// Whether a key is of another type than the call needs, also where a script has met it.
-pub fn is_wrong_type(error: &RedisError) -> bool {
+pub(crate) fn is_wrong_type(error: &RedisError) -> bool {
     error.code() == Some("WRONGTYPE")
         || error.detail().is_some_and(|detail| detail.contains("WRONGTYPE"))
         || (error.code() == Some(SPOILT) && error.detail().is_some_and(|detail| detail.contains(" and must be a ")))
 }
 
 /// Whether the error comes of what lies in a key: its type is another one, or a script cannot read it.
-pub fn is_spoilt(error: &RedisError) -> bool {
+pub(crate) fn is_spoilt(error: &RedisError) -> bool {
     let of_script = |detail: &str| detail.contains("user_script");
     error.code() == Some(SPOILT)
         || is_wrong_type(error)
@@ -265,7 +260,7 @@ pub fn is_spoilt(error: &RedisError) -> bool {
 
 /// The error as a sentence for people: what is wrong, and what to do where that is known. An answer that is not known
 /// is given in the server's own words.
-pub fn describe(error: &RedisError) -> String {
+pub(crate) fn describe(error: &RedisError) -> String {
     let detail = error.detail().unwrap_or_default();
     match error.code() {
         Some(redis_connection::TOO_OLD | redis_connection::INTERRUPTED | SERVER_AWAY | SPOILT) => detail.to_owned(),
@@ -304,7 +299,7 @@ fn words(error: &RedisError) -> String {
 }
 
 /// Whether the server is of a version that is too old.
-pub fn is_too_old(error: &RedisError) -> bool {
+pub(crate) fn is_too_old(error: &RedisError) -> bool {
     error.code() == Some(redis_connection::TOO_OLD)
 }
 

@@ -7,14 +7,14 @@
 use std::sync::OnceLock;
 
 /// One script.
-pub struct Script {
+pub(crate) struct Script {
     source: &'static str,
     hash: OnceLock<String>,
 }
 
 impl Script {
     /// A script of this source.
-    pub const fn new(source: &'static str) -> Script {
+    pub(crate) const fn new(source: &'static str) -> Script {
         Script { source, hash: OnceLock::new() }
     }
 
@@ -34,7 +34,7 @@ pub struct Schema {
 
 impl Schema {
     /// These scripts, in the order in which a server gets them.
-    pub const fn new(scripts: &'static [&'static Script], key_type: fn(&str) -> &'static str) -> Schema {
+    pub(crate) const fn new(scripts: &'static [&'static Script], key_type: fn(&str) -> &'static str) -> Schema {
         Schema { scripts, key_type, loading: OnceLock::new() }
     }
 

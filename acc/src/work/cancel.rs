@@ -22,7 +22,12 @@ fn with_node(id: &str, node: NodeId) -> String {
 
 /// Takes back what still waits; the answers to both commands, and the job that was cancelled. Until
 /// the answers are given and its text is forgotten, asking again finds the same. At most `max_queue` commands wait for a node.
-pub fn take_back(conn: &mut Conn, command: &Command, now: u64, max_queue: usize) -> RedisResult<(Vec<Answer>, String)> {
+pub(crate) fn take_back(
+    conn: &mut Conn,
+    command: &Command,
+    now: u64,
+    max_queue: usize,
+) -> RedisResult<(Vec<Answer>, String)> {
     let data = Some(command.data.as_str()).filter(|data| data.len() <= MAX_DATA);
     let data: Value = data.and_then(|data| serde_json::from_str(data).ok()).unwrap_or_default();
     let Some(id) = data.get("id").and_then(Value::as_str).filter(|id| jscommon::command::is_job_id(id)) else {

@@ -15,11 +15,11 @@ use std::time::Duration;
 const MAX_BACKOFF: Duration = Duration::from_secs(8);
 
 /// What waits on the taken list because a slot of a cluster is being moved.
-pub struct DeferredJobs {
+pub(crate) struct DeferredJobs {
     /// Jobs that are passed on but for these nodes.
-    pub jobs: HashMap<String, Vec<NodeId>>,
+    pub(crate) jobs: HashMap<String, Vec<NodeId>>,
     /// Nodes whose slot was found open: nothing overtakes what is held for them.
-    pub nodes: HashSet<NodeId>,
+    pub(crate) nodes: HashSet<NodeId>,
     look: Duration,
     backoff: Backoff,
     /// It was said.
@@ -28,13 +28,13 @@ pub struct DeferredJobs {
 
 impl DeferredJobs {
     /// Nothing is held; `look` is the least time between two looks.
-    pub fn new(look: Duration) -> DeferredJobs {
+    pub(crate) fn new(look: Duration) -> DeferredJobs {
         let backoff = Backoff::new(look, MAX_BACKOFF);
         DeferredJobs { jobs: HashMap::new(), nodes: HashSet::new(), look, backoff, said: false }
     }
 
     /// Says that something is held, once.
-    pub fn say(&mut self) {
+    pub(crate) fn say(&mut self) {
         if !std::mem::replace(&mut self.said, true) {
             log::warn!(
                 "a slot of the cluster is being moved, or a server is away: commands and answers that lie there wait \
@@ -44,7 +44,7 @@ impl DeferredJobs {
     }
 
     /// All that was held was tried once more, and some of it still is, or nothing; in how long to look again.
-    pub fn settle(&mut self, held: bool) -> Duration {
+    pub(crate) fn settle(&mut self, held: bool) -> Duration {
         if held {
             return self.look + self.backoff.fail(fastrand::f64());
         }

@@ -9,7 +9,7 @@ use jscommon::NodeId;
 use redis::{RedisResult, Value};
 
 /// Asks for the grants of nodes that are due, of which there may be none. The answers are read by `looked`.
-pub fn look(context: &Context, batch: &mut Batch) -> Vec<NodeId> {
+pub(crate) fn look(context: &Context, batch: &mut Batch) -> Vec<NodeId> {
     if context.config.insecure_no_auth {
         return Vec::new();
     }
@@ -19,7 +19,12 @@ pub fn look(context: &Context, batch: &mut Batch) -> Vec<NodeId> {
 }
 
 /// Applies the changes in the grants of these nodes.
-pub fn looked(context: &Context, conn: &mut Conn, due: &[NodeId], answers: Vec<RedisResult<Value>>) -> RedisResult<()> {
+pub(crate) fn looked(
+    context: &Context,
+    conn: &mut Conn,
+    due: &[NodeId],
+    answers: Vec<RedisResult<Value>>,
+) -> RedisResult<()> {
     let now = context.clock.now();
     for (node, answer) in due.iter().zip(answers) {
         let mut batch = Batch::new();

@@ -12,19 +12,19 @@ use serde_json::{Value, json};
 const MAX_REJECTED_BYTES: usize = 4096;
 
 /// Seconds that a command may wait for its node.
-pub fn expires(command: &Command) -> u64 {
+pub(crate) fn expires(command: &Command) -> u64 {
     if command.expires == 0 { DAY } else { command.expires }
 }
 
 /// When the client pushed the command (ms): as it says, unless that cannot be; else now.
-pub fn created(command: &Command, now: u64) -> u64 {
+pub(crate) fn created(command: &Command, now: u64) -> u64 {
     let said = command.extra.get("created").and_then(Value::as_u64);
     said.filter(|said| *said <= now + 1000 && *said + 10 * DAY * 1000 > now).map_or(now, |said| said.min(now))
 }
 
 /// The entry of `jsacc:rejected` for a text that is no command: the text as it came, for what is wrong
 /// with it is in there, unless it speaks of a secret.
-pub fn rejected(bad: &BadCommand, text: &[u8], now: u64) -> Value {
+pub(crate) fn rejected(bad: &BadCommand, text: &[u8], now: u64) -> Value {
     let came = String::from_utf8_lossy(text);
     let secret = bad.partial.as_deref().filter(|command| jscommon::command::is_secret(&command.args));
     let shown = match secret {
@@ -37,7 +37,7 @@ pub fn rejected(bad: &BadCommand, text: &[u8], now: u64) -> Value {
 }
 
 /// The entry of `jsacc:rejected` for a command that is good, where a key that it needs holds something else.
-pub fn spoilt(command: Option<&Command>, reason: &str, now: u64) -> Value {
+pub(crate) fn spoilt(command: Option<&Command>, reason: &str, now: u64) -> Value {
     let shown = command.map(answer::redacted).unwrap_or_default();
     json!({"time": now, "reason": reason, "id": command.map(|command| &command.id), "command": cut(&shown, MAX_REJECTED_BYTES)})
 }
@@ -52,7 +52,7 @@ fn may_speak_of_a_secret(text: &str) -> bool {
 }
 
 /// The entry of `jsacc:audit` for a command.
-pub fn audit(command: &Command, targets: &[NodeId], now: u64) -> Value {
+pub(crate) fn audit(command: &Command, targets: &[NodeId], now: u64) -> Value {
     let mut args = Value::Object(jscommon::command::shown_args(&command.args));
     let text = args.to_string();
     if text.len() > MAX_REJECTED_BYTES {

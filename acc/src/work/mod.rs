@@ -9,9 +9,9 @@ pub mod dispatcher;
 mod grants;
 mod history;
 mod node_directory;
-pub mod periodic;
+pub(crate) mod periodic;
 mod targets;
-pub mod wakeups;
+pub(crate) mod wakeups;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::Duration;
@@ -27,17 +27,17 @@ impl Stop {
     }
 
     /// Whether it is time to end.
-    pub fn is_set(&self) -> bool {
+    pub(crate) fn is_set(&self) -> bool {
         self.0.try_recv() == Err(TryRecvError::Disconnected)
     }
 
     /// Waits, at most until it is time to end; answers whether it is.
-    pub fn wait(&self, time: Duration) -> bool {
+    pub(crate) fn wait(&self, time: Duration) -> bool {
         self.0.recv_timeout(time) == Err(RecvTimeoutError::Disconnected)
     }
 
     /// For a `select!`.
-    pub fn channel(&self) -> &Receiver<()> {
+    pub(crate) fn channel(&self) -> &Receiver<()> {
         &self.0
     }
 }

@@ -16,7 +16,7 @@ const FRESH: Duration = Duration::from_secs(1);
 
 /// The nodes and their roles, as last read.
 #[derive(Default)]
-pub struct NodeDirectory {
+pub(crate) struct NodeDirectory {
     version: Option<u64>,
     roles: HashMap<NodeId, Vec<String>>,
     live: Vec<NodeId>,
@@ -25,12 +25,12 @@ pub struct NodeDirectory {
 
 impl NodeDirectory {
     /// Whether the list is good enough to choose one of many.
-    pub fn is_recent(&self) -> bool {
+    pub(crate) fn is_recent(&self) -> bool {
         self.at.is_some_and(|at| at.elapsed() < FRESH)
     }
 
     /// Reads the list anew, and the roles when they have changed; `now` is in milliseconds.
-    pub fn read(&mut self, conn: &mut Conn, now: u64) -> RedisResult<()> {
+    pub(crate) fn read(&mut self, conn: &mut Conn, now: u64) -> RedisResult<()> {
         let version = nodes::roles_version(conn)?;
         if self.version != Some(version) {
             self.roles = nodes::roles(conn)?;
@@ -42,7 +42,7 @@ impl NodeDirectory {
     }
 
     /// The nodes that `command` is for.
-    pub fn choose(&self, command: &Command) -> Vec<NodeId> {
+    pub(crate) fn choose(&self, command: &Command) -> Vec<NodeId> {
         let none: &[String] = &[];
         let live = self.live.iter().map(|node| (*node, self.roles.get(node).map_or(none, Vec::as_slice)));
         targets::choose(command, live, fastrand::f64())

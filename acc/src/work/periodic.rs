@@ -62,23 +62,23 @@ const MAX_EXPIRED: usize = 200;
 const MAX_RENEWAL_HINTS: usize = 200;
 
 /// The janitor of one controller.
-pub struct Janitor {
+pub(crate) struct Janitor {
     /// What all rooms share.
-    pub context: Arc<Context>,
+    pub(crate) context: Arc<Context>,
     /// The proxy.
-    pub proxy: Remote,
+    pub(crate) proxy: Remote,
     /// The proxy's certificate, when it has one.
-    pub tls: Option<TlsSource>,
+    pub(crate) tls: Option<TlsSource>,
     /// Nodes whose polls wait at the proxy.
-    pub seen: Receiver<Seen>,
+    pub(crate) seen: Receiver<Seen>,
     /// Who was refused at the door.
-    pub refused: Receiver<Refused>,
+    pub(crate) refused: Receiver<Refused>,
     /// Where the names of dead controllers go.
-    pub dead: Sender<String>,
+    pub(crate) dead: Sender<String>,
     /// Where a reason to end the whole controller goes.
-    pub fatal: Sender<String>,
+    pub(crate) fatal: Sender<String>,
     /// When to end.
-    pub stop: Stop,
+    pub(crate) stop: Stop,
 }
 
 /// A chore's clock.
@@ -105,7 +105,7 @@ impl Every {
 
 impl Janitor {
     /// Does the chores until it is told to stop.
-    pub fn run(self) -> Result<(), String> {
+    pub(crate) fn run(self) -> Result<(), String> {
         let (mut beat, mut look, mut gone) =
             (Every::new(HEARTBEAT_INTERVAL), Every::new(SYNC_INTERVAL), Every::new(RECLAIM_INTERVAL));
         let (mut seen, mut files, mut sweep) =

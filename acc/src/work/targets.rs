@@ -6,14 +6,18 @@
 use jscommon::{Command, NodeId};
 
 /// Whether `command` means a node with these roles (the command names no node itself).
-pub fn fits(command: &Command, node: NodeId, roles: &[String]) -> bool {
+pub(crate) fn fits(command: &Command, node: NodeId, roles: &[String]) -> bool {
     (command.gid == 0 || command.gid == node.gid)
         && command.roles.iter().all(|wanted| wanted == "*" || roles.contains(wanted))
 }
 
 /// The nodes that `command` means: the one it names; else all live ones that fit, in order, or one of
 /// them when it is no fanout. `random` is a uniform draw from 0 to 1 (exclusive).
-pub fn choose<'a>(command: &Command, live: impl Iterator<Item = (NodeId, &'a [String])>, random: f64) -> Vec<NodeId> {
+pub(crate) fn choose<'a>(
+    command: &Command,
+    live: impl Iterator<Item = (NodeId, &'a [String])>,
+    random: f64,
+) -> Vec<NodeId> {
     if let Some(node) = named(command) {
         return vec![node];
     }
@@ -29,12 +33,12 @@ pub fn choose<'a>(command: &Command, live: impl Iterator<Item = (NodeId, &'a [St
 }
 
 /// The node that `command` names, if it does.
-pub fn named(command: &Command) -> Option<NodeId> {
+pub(crate) fn named(command: &Command) -> Option<NodeId> {
     if command.nid == 0 { None } else { NodeId::new(command.gid, command.nid) }
 }
 
 /// The sentence for a command that no live node fits.
-pub fn nobody(command: &Command) -> String {
+pub(crate) fn nobody(command: &Command) -> String {
     let place = if command.gid > 0 { format!(" in grid {}", command.gid) } else { String::new() };
     match command.roles.as_slice() {
         [role] if role == "*" => format!("there is no live node{place}"),

@@ -25,7 +25,7 @@ use std::time::Duration;
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Listens until it is told to stop.
-pub fn run(context: &Arc<Context>, proxy: &Remote, stop: &Stop) -> Result<(), String> {
+pub(crate) fn run(context: &Arc<Context>, proxy: &Remote, stop: &Stop) -> Result<(), String> {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
     let mut conn: Option<Conn> = None;
     while !stop.is_set() {
@@ -109,7 +109,7 @@ fn receive(context: &Context, proxy: &Remote, conn: &mut Conn) -> RedisResult<()
 }
 
 /// Gives a node's waiting poll its commands.
-pub fn hand_over(context: &Context, proxy: &Remote, node: NodeId, handover: Handover) {
+pub(crate) fn hand_over(context: &Context, proxy: &Remote, node: NodeId, handover: Handover) {
     // Noted first, for the acknowledgement may be here at once.
     proxy.deliver(node, handover::handed(context, node, handover));
     death::point("acc.handed");

@@ -53,7 +53,7 @@ pub(crate) const PLACE_HEADER: &str = "X-JS-Place";
 pub(crate) const PARK_HEADER: &str = "X-JS-Park";
 
 /// A running tiny_http; dropping it ends its threads, each after the request that it is at.
-pub struct Handle {
+pub(crate) struct Handle {
     shared: Arc<Shared>,
     workers: Vec<Worker>,
 }
@@ -91,24 +91,24 @@ impl Backend {
     }
 
     /// Where it listens.
-    pub fn socket(&self) -> &Path {
+    pub(crate) fn socket(&self) -> &Path {
         &self.socket
     }
 
     /// How many requests its threads have taken so far.
-    pub fn taken(&self) -> u64 {
+    pub(crate) fn taken(&self) -> u64 {
         self.shared.as_ref().map_or(0, |shared| shared.taken.load(Ordering::Relaxed))
     }
 
     /// How many requests may travel on one connection, at most `most`.
-    pub fn share(&self, most: usize) -> usize {
+    pub(crate) fn share(&self, most: usize) -> usize {
         let apart = self.shared.as_ref().is_some_and(|shared| shared.handler.apart());
         if apart { 1 } else { most }
     }
 
     /// A connection was refused: one of the threads looks whether tiny_http still listens, and makes it anew if
     /// not. Returns at once.
-    pub fn refused(&self) {
+    pub(crate) fn refused(&self) {
         let Some(shared) = &self.shared else { return };
         if !shared.remaking.load(Ordering::Acquire)
             && !shared.refused.swap(true, Ordering::AcqRel)
@@ -125,7 +125,7 @@ type Answered = (tiny_http::Request, Reply);
 impl Handle {
     /// Starts `threads` threads that answer by `handler`, on a socket in a private folder. `fatal` hears of a
     /// thread that fails.
-    pub fn start(threads: usize, handler: Arc<dyn Handler>, fatal: &Sender<String>) -> anyhow::Result<Handle> {
+    pub(crate) fn start(threads: usize, handler: Arc<dyn Handler>, fatal: &Sender<String>) -> anyhow::Result<Handle> {
         let (folder, lock) = folder::private(&std::env::temp_dir())?;
         let socket = folder.join("http");
         let server = Mutex::new(Some(Arc::new(listen(&socket)?)));
@@ -155,7 +155,7 @@ impl Handle {
     }
 
     /// For the proxy.
-    pub fn backend(&self) -> Backend {
+    pub(crate) fn backend(&self) -> Backend {
         Backend { socket: self.shared.socket.clone(), shared: Some(self.shared.clone()) }
     }
 }

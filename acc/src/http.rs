@@ -146,6 +146,13 @@ pub struct Refusal {
     pub(crate) label: &'static str,
 }
 
+impl Refusal {
+    /// A refusal with a sentence; `label` is its name in metrics.
+    pub(crate) fn new(status: u16, label: &'static str, reason: impl Into<String>) -> Refusal {
+        Refusal { status, reason: reason.into(), label }
+    }
+}
+
 /// What answers requests; called on several threads at once.
 pub trait Handler: Send + Sync + 'static {
     /// The answer to `request`, whose body it may take. May block on Redis, in bounded time.

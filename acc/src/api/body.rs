@@ -5,8 +5,8 @@
 //! the values mean.
 
 use super::{Fault, bad, too_many};
-use crate::api::context::Context;
 use crate::http::Reply;
+use crate::metrics::Metrics;
 use jscommon::NodeId;
 use jscommon::json_size::count_values;
 use serde_json::Value;
@@ -78,9 +78,14 @@ impl Drop for Share<'_> {
 
 /// Reads a body of `node` as JSON, and frees its bytes. One of very many values, each of which takes many times the
 /// memory of its text, is refused before that.
-pub(super) fn json(context: &Context, node: NodeId, body: Vec<u8>) -> Result<Body<'_>, Fault> {
-    let share = share(&context.values, node, &body).map_err(|over| {
-        context.metrics.refused("values");
+pub(super) fn json<'a>(
+    values: &'a HeldValues,
+    metrics: &Metrics,
+    node: NodeId,
+    body: Vec<u8>,
+) -> Result<Body<'a>, Fault> {
+    let share = share(values, node, &body).map_err(|over| {
+        metrics.refused("values");
         refusal(node, over)
     })?;
     Ok(Body { value: parse(&body)?, _share: share })

@@ -10,7 +10,7 @@ use crate::model::grants::{self, Claims, Compared, Standing};
 use crate::model::nodes::{self, Poller};
 use crate::model::queue::{self, Answer, Mode, Question};
 use crate::model::{jobs, lists};
-use crate::redis::pool::{describe, is_away, is_broken, is_spoilt};
+use crate::redis::errors::{describe, is_away, is_broken, is_spoilt};
 use crate::redis::{Batch, Conn};
 use jscommon::NodeId;
 use jscommon::node::is_role;

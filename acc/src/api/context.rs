@@ -4,7 +4,7 @@
 //! the handles of identity, store and metrics. Does not own: any state that another controller would
 //! need; all of that is in Redis.
 
-use crate::api::HeldValues;
+use crate::api::body::HeldValues;
 use crate::api::delivered_batches::DeliveredBatches;
 use crate::api::rate_limiter::Allowances;
 use crate::api::script_cache::ScriptCache;

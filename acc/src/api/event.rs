@@ -9,7 +9,7 @@ use crate::model::events::RESERVED;
 use crate::model::grants::{self, Claims, Compared, Standing};
 use crate::model::{lists, nodes, queue};
 use crate::redis::Batch;
-use crate::redis::pool::{describe, is_away, is_spoilt};
+use crate::redis::errors::{describe, is_away, is_spoilt};
 use jscommon::NodeId;
 use jscommon::node::{MAX_ROLE, is_role};
 use serde_json::{Map, Value};
@@ -27,7 +27,7 @@ pub(super) fn post(context: &Context, node: NodeId, request: &mut Request) -> Ou
     if body.len() > 8 * MAX_DATA_BYTES {
         return Err(Fault::Reply(Reply::error(413, format!("an event's 'data' has at most {MAX_DATA_BYTES} bytes"))));
     }
-    let mut body = json(context, node, body)?;
+    let mut body = json(&context.values, &context.metrics, node, body)?;
     let mut data = body.value.get_mut("data").map_or(Value::Object(Map::new()), Value::take);
     let name = body
         .value

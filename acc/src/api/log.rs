@@ -6,7 +6,7 @@ use crate::api::rate_limiter::{Charge, Resource};
 use crate::http::Reply;
 use crate::model::nodes::MayWrite;
 use crate::model::{keys, lists, nodes};
-use crate::redis::pool::{describe, is_wrong_type};
+use crate::redis::errors::{describe, is_wrong_type};
 use crate::redis::{Batch, Conn};
 use jscommon::{NodeId, series};
 use redis::{RedisError, RedisResult};
@@ -27,7 +27,7 @@ const MAX_NOTICED_KEYS: usize = 100;
 pub(super) fn post(context: &Context, notices: &Notices, node: NodeId, body: Vec<u8>) -> Outcome {
     super::within_batch(&body)?;
     expect_room(context, node, &[bytes(body.len())])?;
-    let mut body = json(context, node, body)?;
+    let mut body = json(&context.values, &context.metrics, node, body)?;
     let number = batch_number(&body.value)?;
     let Some(Value::Array(records)) = body.value.get_mut("records").map(Value::take) else {
         return Err(bad("'records' must be a list"));

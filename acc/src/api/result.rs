@@ -9,7 +9,7 @@ use crate::model::answer;
 use crate::model::jobs::{self, JobEligibility, Writing};
 use crate::model::results::{self, Bounds, Delivery, Push, Recurring, Verdict};
 use crate::model::{lists, nodes};
-use crate::redis::pool::is_broken;
+use crate::redis::errors::is_broken;
 use crate::redis::{Batch, Conn, describe};
 use jscommon::command::TICKET;
 use jscommon::{JobResult, NodeId, State, death};
@@ -96,7 +96,7 @@ struct Posted {
 pub(super) fn post_all(context: &Context, posts: Vec<(NodeId, Vec<u8>)>) -> Vec<Outcome> {
     let read = |(node, body): (NodeId, Vec<u8>)| {
         expect_room(context, node, &[Charge::new(Resource::Bytes, body.len())])?;
-        let body = json(context, node, body)?;
+        let body = json(&context.values, &context.metrics, node, body)?;
         let posted = read(&context.tickets, node, body.value)?;
         spend(context, node, &posted.paid)?;
         Ok(posted)

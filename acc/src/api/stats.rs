@@ -31,7 +31,7 @@ struct Posted {
 pub(super) fn post(context: &Context, node: NodeId, body: Vec<u8>) -> Outcome {
     super::within_batch(&body)?;
     expect_room(context, node, &[bytes(body.len())])?;
-    let posted = read(node, json(context, node, body)?.value, context.clock.now() / 1000)?;
+    let posted = read(node, json(&context.values, &context.metrics, node, body)?.value, context.clock.now() / 1000)?;
     let now = context.clock.now();
     let share = Charge::new(Resource::Queue, posted.text.len().max(MIN_QUEUE_BYTES));
     let charges = [Charge::new(Resource::Series, posted.series.len()), bytes(posted.text.len() + ENTRY_BYTES)];

@@ -25,7 +25,7 @@ use crate::metrics::Metrics;
 use crate::model::claims::Claimed;
 use crate::model::{SCHEMA, lists, nodes};
 use crate::proxy::{self, Limits, ProxyConfig};
-use crate::redis::pool::{is_broken, is_too_old};
+use crate::redis::errors::{is_broken, is_too_old};
 use crate::redis::{Address, Pool, describe};
 use crate::work::Stop;
 use crate::work::dispatcher::Dispatcher;
@@ -261,6 +261,18 @@ pub(crate) fn redis_fault(config: &Config, error: &redis::RedisError) -> anyhow:
     anyhow::anyhow!("redis at {}: {}", config.redis, describe(error))
 }
 
+/// A name for this start of the controller: `host:port:random`.
+pub(crate) fn name(port: u16) -> String {
+    let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    let host: String = host
+        .unwrap_or_default()
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'))
+        .take(64)
+        .collect();
+    format!("{}:{port}:{:08x}", if host.is_empty() { "jsacc" } else { &host }, fastrand::u32(..))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -277,16 +289,4 @@ mod tests {
         assert!(read(" \n").is_err() && read("two words").is_err());
         assert!(token(&dir.path().join("none")).unwrap_err().to_string().contains("cannot be read"));
     }
-}
-
-/// A name for this start of the controller: `host:port:random`.
-pub(crate) fn name(port: u16) -> String {
-    let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
-    let host: String = host
-        .unwrap_or_default()
-        .chars()
-        .filter(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'))
-        .take(64)
-        .collect();
-    format!("{}:{port}:{:08x}", if host.is_empty() { "jsacc" } else { &host }, fastrand::u32(..))
 }

@@ -5,7 +5,7 @@
 //! Does not own: when a certificate is made (`mod`), or what a token is.
 
 use crate::auth::dates;
-use crate::auth::state_files::write_state;
+use crate::auth::state_files::{CA_CERTIFICATE, CA_KEY, write_state};
 use anyhow::Context;
 use jscommon::file;
 use rcgen::{
@@ -13,11 +13,6 @@ use rcgen::{
     KeyUsagePurpose, date_time_ymd,
 };
 use std::path::Path;
-
-/// The name of its certificate in the state directory.
-pub(crate) const CERTIFICATE: &str = "ca.pem";
-/// The name of its key.
-pub(crate) const KEY: &str = "ca.key";
 
 /// Days that the CA holds.
 const CA_DAYS: i64 = 20 * 365;
@@ -32,7 +27,7 @@ pub struct Ca {
 impl Ca {
     /// Reads the CA of the state directory, or makes it; `now` is in milliseconds since 1970.
     pub fn open(dir: &Path, now: u64) -> anyhow::Result<Ca> {
-        let (cert_file, key_file) = (dir.join(CERTIFICATE), dir.join(KEY));
+        let (cert_file, key_file) = (dir.join(CA_CERTIFICATE), dir.join(CA_KEY));
         match (cert_file.exists(), key_file.exists()) {
             (true, true) => {
                 let key = file::read_text(&key_file)

@@ -4,14 +4,12 @@
 //! it holds, in milliseconds since 1970), and what token is good.
 //! Does not own: revocation (`authenticator`).
 
-use crate::auth::state_files::write_state;
+use crate::auth::state_files::{NODE_SECRET, write_state};
 use anyhow::{Context, bail};
 use jscommon::token::{BadToken, Claims, NodeSecret};
 use ring::rand::{SecureRandom, SystemRandom};
 use std::path::Path;
 
-/// The file's name in the state directory.
-pub(crate) const FILE: &str = "node.secret";
 /// For how long (ms) a rotated secret still holds.
 pub(crate) const PREVIOUS_SECRET_TTL_MS: u64 = 86_400_000;
 
@@ -42,7 +40,7 @@ impl Secrets {
 
     /// The file of the state directory.
     pub fn read(dir: &Path) -> anyhow::Result<Secrets> {
-        let file = dir.join(FILE);
+        let file = dir.join(NODE_SECRET);
         let text = jscommon::file::read_text(&file).with_context(|| format!("{} cannot be read", file.display()))?;
         Secrets::parse(&text).with_context(|| format!("{} is damaged", file.display()))
     }
@@ -76,7 +74,7 @@ impl Secrets {
 
     /// Writes the file.
     pub(crate) fn write(&self, dir: &Path) -> anyhow::Result<()> {
-        write_state(&dir.join(FILE), self.text.as_bytes(), 0o600)
+        write_state(&dir.join(NODE_SECRET), self.text.as_bytes(), 0o600)
     }
 
     /// What `token` says, when it is signed with a secret that holds at `now` (ms).

@@ -7,7 +7,7 @@ use super::authenticator::Authenticator;
 use super::state_dir::Identity;
 use super::tickets::{TicketKey, TicketKeys, Tickets};
 use crate::model::nodes;
-use crate::redis::pool::is_broken;
+use crate::redis::errors::is_broken;
 use crate::redis::{Conn, describe};
 use redis::RedisResult;
 use std::path::Path;

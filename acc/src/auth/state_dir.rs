@@ -9,7 +9,7 @@
 
 use super::ca::{self, Ca};
 use super::secrets::Secrets;
-use super::state_files::{lock, write_state};
+use super::state_files::{CA_CERTIFICATE, CA_KEY, NODE_SECRET, TICKET_KEY, lock, write_state};
 use super::tls::{self, PeerCert};
 use super::{certificate, dates, secrets};
 use crate::auth::tickets::{TicketKey, TicketKeys};
@@ -30,9 +30,6 @@ const SERVER_DAYS: i64 = 397;
 const SERVER_RENEW_DAYS: i64 = 60;
 /// Days that a node's certificate holds.
 pub(crate) const CLIENT_DAYS: i64 = 365;
-
-/// The file of the ticket key. It is written once Redis has the same one.
-pub(crate) const TICKET_KEY: &str = "ticket.key";
 
 /// The state directory, complete.
 pub(crate) struct Identity {
@@ -56,7 +53,7 @@ pub(crate) struct Credentials {
 impl Identity {
     /// Opens a state directory that a controller has made.
     pub(crate) fn find(dir: &Path, now: u64) -> anyhow::Result<Identity> {
-        let mut missing = vec![ca::CERTIFICATE, ca::KEY, secrets::FILE];
+        let mut missing = vec![CA_CERTIFICATE, CA_KEY, NODE_SECRET];
         // What may not be looked at is told as that, below.
         missing.retain(|name| !dir.join(name).try_exists().unwrap_or(true));
         if !missing.is_empty() {
@@ -89,7 +86,7 @@ impl Identity {
         }
         let _lock = lock(dir)?;
         let ca = Ca::open(dir, now)?;
-        if !dir.join(secrets::FILE).exists() {
+        if !dir.join(NODE_SECRET).exists() {
             Secrets::generate()?.write(dir)?;
         }
         Ok(Identity { dir: dir.to_owned(), ca })
@@ -209,7 +206,7 @@ impl Identity {
 
     /// Where the node secrets lie.
     pub(crate) fn secret_file(&self) -> PathBuf {
-        self.dir.join(secrets::FILE)
+        self.dir.join(NODE_SECRET)
     }
 
     fn renew_server(&self, config: &Config, now: u64) -> anyhow::Result<()> {

@@ -1,11 +1,19 @@
 //! How files of the state directory come to be: whole or not at all, and belonging to the account of the service.
 
-use crate::auth::{ca, secrets};
 use anyhow::Context;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+
+/// The certificate of the built-in CA.
+pub(crate) const CA_CERTIFICATE: &str = "ca.pem";
+/// Its key.
+pub(crate) const CA_KEY: &str = "ca.key";
+/// The node secrets.
+pub(crate) const NODE_SECRET: &str = "node.secret";
+/// The ticket key. It is written once Redis has the same one.
+pub(crate) const TICKET_KEY: &str = "ticket.key";
 
 /// Writes a file whole: under another name, to the disk, then in place.
 pub(crate) fn write(file: &Path, bytes: &[u8], mode: u32) -> anyhow::Result<()> {
@@ -40,7 +48,7 @@ fn write_with(file: &Path, bytes: &[u8], mode: u32, own: impl Fn(&File) -> io::R
 pub(crate) fn service_account(dir: &Path) -> Option<u32> {
     let uid = fs::metadata(dir).ok()?.uid();
     let is_theirs = |name| fs::symlink_metadata(dir.join(name)).is_ok_and(|meta| meta.uid() == uid && meta.is_file());
-    [ca::KEY, secrets::FILE].into_iter().all(is_theirs).then_some(uid)
+    [CA_KEY, NODE_SECRET].into_iter().all(is_theirs).then_some(uid)
 }
 
 /// `made` is a file that this process has made: one that was there may be another user's trap for root.

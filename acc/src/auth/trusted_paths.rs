@@ -3,8 +3,7 @@
 //! Owns: which path is judged how, and who may own the state directory. How a path is judged is
 //! `jscommon::ownership`'s.
 
-use crate::auth::state_files::service_account;
-use crate::auth::{ca, secrets};
+use super::state_files::{CA_CERTIFICATE, CA_KEY, NODE_SECRET, TICKET_KEY, service_account};
 use crate::config::Config;
 use anyhow::bail;
 use jscommon::ownership::{Guard, Trust};
@@ -14,10 +13,10 @@ use std::path::{Path, PathBuf};
 /// Files of the state directory; what they are called is `identity`'s affair.
 const STATE: [(&str, Guard); 7] = [
     ("lock", Guard::Change),
-    (ca::KEY, Guard::Read),
-    (ca::CERTIFICATE, Guard::Change),
-    (secrets::FILE, Guard::Read),
-    (crate::auth::state_dir::TICKET_KEY, Guard::Read),
+    (CA_KEY, Guard::Read),
+    (CA_CERTIFICATE, Guard::Change),
+    (NODE_SECRET, Guard::Read),
+    (TICKET_KEY, Guard::Read),
     ("server.key", Guard::Read),
     ("server.pem", Guard::Change),
 ];

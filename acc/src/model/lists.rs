@@ -5,7 +5,7 @@
 //! Does not own: what stands in the entries.
 
 use crate::model::{DAY, HISTORY, keys, scripts};
-use crate::redis::pool::{is_away, is_moving, is_spoilt};
+use crate::redis::errors::{is_away, is_moving, is_spoilt};
 use crate::redis::{Batch, Conn, describe};
 use jscommon::NodeId;
 use redis::{Cmd, FromRedisValue, RedisError, RedisResult, Value};

@@ -5,7 +5,7 @@
 
 use crate::model::queue::KEEP_NODE;
 use crate::model::{DAY, keys, scripts};
-use crate::redis::pool::{is_away, is_spoilt};
+use crate::redis::errors::{is_away, is_spoilt};
 use crate::redis::{Batch, Conn};
 use jscommon::NodeId;
 use redis::{Cmd, FromRedisValue, RedisResult, Value};

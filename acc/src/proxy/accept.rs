@@ -4,12 +4,12 @@
 //! they then say (connection_state).
 
 use super::answer::Answer;
-use super::budget::Over;
+use super::budget::OverLimit;
 use super::client::{Client, Phase};
 use super::event_loop::EventLoop;
-use super::reply::refusal;
 use super::request_parser::Conn;
 use super::transport::Transport;
+use crate::http::Refusal;
 use jscommon::NodeId;
 use mio::net::TcpStream;
 use mio::{Interest, Token};
@@ -109,7 +109,7 @@ impl EventLoop {
     fn reject(&self, mut stream: TcpStream, label: &'static str) {
         self.metrics.refused(label);
         if self.config.tls.is_none() {
-            let refusal = refusal(503, label, "too many connections; try again");
+            let refusal = Refusal::new(503, label, "too many connections; try again");
             // A new socket's buffer takes this at once, or the client is told by the closing alone.
             let _ = stream.write(&Answer::refusal(&refusal).bytes(false, false, SystemTime::now()).concat());
         }
@@ -130,7 +130,7 @@ impl EventLoop {
 
     /// The client has proved to be `node`'s: it counts there from now on, and no longer against its
     /// address.
-    pub(super) fn prove(&mut self, slot: usize, node: NodeId) -> Result<(), Over> {
+    pub(super) fn prove(&mut self, slot: usize, node: NodeId) -> Result<(), OverLimit> {
         if let Some(client) = self.clients.at(slot)
             && !client.proven
         {

@@ -3,37 +3,22 @@
 //! Owns: what goes on which connection, and whose the answers are. Does not own: the bytes of a connection
 //! (backend_connection), what becomes of an answer (connection_state), how many connections there may be (limits).
 
-use super::backend_connection::{BackendConnection, request_head};
+use super::backend_connection::{BackendConnection, InFlight, PendingRequest, request_head};
 use super::client::{ConnectionId, Phase};
 use super::event_loop::EventLoop;
-use super::reply::refusal;
 use crate::api::response_order::PipelineSlot;
 use crate::api::server::QUICK_BODY;
+use crate::http::Refusal;
 use crate::route::Route;
-use jscommon::NodeId;
 use std::collections::VecDeque;
 use std::io::ErrorKind;
 use std::time::Instant;
-
-/// A request that waits for tiny_http or is with it: whose it is, and what the books count for it (its node, and
-/// the bytes of its body). That counts for as long as the body is held, whether the client stays or not.
-pub(super) struct PendingRequest {
-    owner: ConnectionId,
-    cost: Option<(Option<NodeId>, usize)>,
-}
-
-/// A connection to tiny_http, and the requests that wait for its answers.
-pub(super) struct InFlight {
-    pub(super) connection: BackendConnection,
-    /// The requests that the connection carries, in their order.
-    pub(super) pending: VecDeque<PendingRequest>,
-}
 
 impl EventLoop {
     /// Puts the request in the line for tiny_http.
     pub(super) fn ask(&mut self, name: ConnectionId, body: Vec<u8>) {
         if self.queue.len() >= self.limits.max_queue {
-            return self.refuse(name.slot, refusal(503, "queue-full", "too many requests wait; try again"));
+            return self.refuse(name.slot, Refusal::new(503, "queue-full", "too many requests wait; try again"));
         }
         let Some(client) = self.clients.at(name.slot) else {
             return;
@@ -78,7 +63,7 @@ impl EventLoop {
                     if matches!(e.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) {
                         self.config.backend.refused();
                     }
-                    let refusal = refusal(503, "no-backend", "the controller is short of something; try again");
+                    let refusal = Refusal::new(503, "no-backend", "the controller is short of something; try again");
                     for request in pending {
                         let owner = self.settle(request);
                         self.give_up(owner, refusal.clone());
@@ -163,7 +148,7 @@ impl EventLoop {
         let _ = self.poll.registry().deregister(over.connection.stream());
         if let Err(e) = moved {
             log::error!("{e}");
-            let refusal = refusal(502, "backend-failed", "the controller failed at this request; try again");
+            let refusal = Refusal::new(502, "backend-failed", "the controller failed at this request; try again");
             for request in over.pending {
                 let owner = self.settle(request);
                 self.give_up(owner, refusal.clone());

@@ -5,6 +5,7 @@
 //! Does not own: whose requests they are, or which travel together.
 
 use super::answer::{self, Answer};
+use super::client::ConnectionId;
 use super::request_parser::RequestHead;
 use crate::api::response_order::PipelineSlot;
 use crate::api::server::{ISSUED_HEADER, NODE_HEADER, PEER_HEADER, PLACE_HEADER, UNDATED};
@@ -62,6 +63,20 @@ pub(crate) fn request_head(
     }
     text.push_str(&format!("Content-Length: {length}\r\n\r\n"));
     text.into_bytes()
+}
+
+/// A request that waits for tiny_http or is with it: whose it is, and what is counted for it (its node, and
+/// the bytes of its body). That counts for as long as the body is held, whether the client stays or not.
+pub(super) struct PendingRequest {
+    pub(super) owner: ConnectionId,
+    pub(super) cost: Option<(Option<NodeId>, usize)>,
+}
+
+/// A connection to tiny_http, and the requests that wait for its answers.
+pub(super) struct InFlight {
+    pub(super) connection: BackendConnection,
+    /// The requests that the connection carries, in their order.
+    pub(super) pending: VecDeque<PendingRequest>,
 }
 
 impl BackendConnection {

@@ -4,6 +4,7 @@
 //! memory for bodies, and of connections and requests by node.
 //! Does not own: what happens to who is over a bound; the event loop asks here and refuses.
 
+use crate::http::Refusal;
 use jscommon::NodeId;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::collections::HashMap;
@@ -169,9 +170,9 @@ impl NodeUse {
 /// An answer up to here is given whatever is held already: a refusal would not be smaller by much.
 const SMALL: usize = 4 * 1024;
 
-/// Over which bound a request would go.
+/// OverLimit which bound a request would go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Over {
+pub(crate) enum OverLimit {
     /// The node has too many connections.
     NodeConnections,
     /// The node has too many requests under way.
@@ -184,12 +185,27 @@ pub(crate) enum Over {
     Rate,
 }
 
+impl OverLimit {
+    /// The refusal of a request that goes over this bound.
+    pub(crate) fn refusal(self) -> Refusal {
+        match self {
+            OverLimit::NodeConnections => {
+                Refusal::new(429, "node-connections", "this node has too many connections open")
+            }
+            OverLimit::NodeRequests => Refusal::new(429, "node-requests", "this node has too many requests under way"),
+            OverLimit::NodeBodies => Refusal::new(429, "node-bodies", "this node sends too much at once"),
+            OverLimit::Rate => Refusal::new(429, "node-rate", "this node sends too many requests or bytes a second"),
+            OverLimit::Bodies => Refusal::new(503, "bodies-full", "too much is being sent here at once; try again"),
+        }
+    }
+}
+
 impl ResourceAccounting {
     /// Counts a connection that has proved to be `node`'s.
-    pub(crate) fn connect(&mut self, limits: &Limits, node: NodeId) -> Result<(), Over> {
+    pub(crate) fn connect(&mut self, limits: &Limits, node: NodeId) -> Result<(), OverLimit> {
         let count = self.connections.entry(node).or_default();
         if *count >= limits.max_node_connections {
-            return Err(Over::NodeConnections);
+            return Err(OverLimit::NodeConnections);
         }
         *count += 1;
         Ok(())
@@ -209,23 +225,23 @@ impl ResourceAccounting {
     ///
     /// Whoever holds something may never hold more than is left for all others: however many take what they
     /// can, somebody new finds room.
-    pub(crate) fn begin(&mut self, limits: &Limits, node: Option<NodeId>, length: usize) -> Result<(), Over> {
+    pub(crate) fn begin(&mut self, limits: &Limits, node: Option<NodeId>, length: usize) -> Result<(), OverLimit> {
         let free = limits.max_bodies.saturating_sub(self.bodies);
         if length > free {
-            return Err(Over::Bodies);
+            return Err(OverLimit::Bodies);
         }
         if let Some(node) = node {
             let used = self.nodes.entry(node).or_default();
             let held = used.held();
             if used.requests >= limits.max_node_requests {
-                return Err(Over::NodeRequests);
+                return Err(OverLimit::NodeRequests);
             }
             if length > 0 && held > 0 && held + length > limits.max_node_bodies.min(free) {
-                return Err(Over::NodeBodies);
+                return Err(OverLimit::NodeBodies);
             }
             // Who does not read its answers gets no others.
             if used.answers > limits.max_node_bodies.min(free) {
-                return Err(Over::NodeBodies);
+                return Err(OverLimit::NodeBodies);
             }
             used.requests += 1;
             used.bodies += length;
@@ -245,15 +261,15 @@ impl ResourceAccounting {
 
     /// Counts an answer of `length` bytes to `node` that waits to be taken. Half of what is free stays so,
     /// for those who send something.
-    pub(crate) fn hold(&mut self, limits: &Limits, node: Option<NodeId>, length: usize) -> Result<(), Over> {
+    pub(crate) fn hold(&mut self, limits: &Limits, node: Option<NodeId>, length: usize) -> Result<(), OverLimit> {
         let free = limits.max_bodies.saturating_sub(self.bodies);
         if length > SMALL {
             let held = node.and_then(|node| self.nodes.get(&node)).map_or(0, NodeUse::held);
             if length > free / 2 {
-                return Err(Over::Bodies);
+                return Err(OverLimit::Bodies);
             }
             if held > 0 && (held + length > limits.max_node_answers || held + 2 * length > free) {
-                return Err(Over::NodeBodies);
+                return Err(OverLimit::NodeBodies);
             }
         }
         if let Some(node) = node {
@@ -314,7 +330,7 @@ mod tests {
         let limits = Limits { max_node_connections: 2, ..Limits::default() };
         let (mut accounting, other) = (ResourceAccounting::default(), NodeId { gid: 1, nid: 11 });
         assert_eq!((accounting.connect(&limits, NODE), accounting.connect(&limits, NODE)), (Ok(()), Ok(())));
-        assert_eq!(accounting.connect(&limits, NODE), Err(Over::NodeConnections));
+        assert_eq!(accounting.connect(&limits, NODE), Err(OverLimit::NodeConnections));
         assert_eq!(accounting.connect(&limits, other), Ok(()));
         accounting.disconnect(NODE);
         assert_eq!(accounting.connect(&limits, NODE), Ok(()));
@@ -329,10 +345,10 @@ mod tests {
         let limits = Limits { max_bodies: 100, max_node_bodies: 60, max_node_requests: 2, ..Limits::default() };
         let mut accounting = ResourceAccounting::default();
         assert_eq!(accounting.begin(&limits, Some(NODE), 60), Ok(()));
-        assert_eq!(accounting.begin(&limits, Some(NODE), 1), Err(Over::NodeBodies));
-        assert_eq!(accounting.begin(&limits, None, 41), Err(Over::Bodies));
+        assert_eq!(accounting.begin(&limits, Some(NODE), 1), Err(OverLimit::NodeBodies));
+        assert_eq!(accounting.begin(&limits, None, 41), Err(OverLimit::Bodies));
         assert_eq!(accounting.begin(&limits, Some(NODE), 0), Ok(()));
-        assert_eq!(accounting.begin(&limits, Some(NODE), 0), Err(Over::NodeRequests));
+        assert_eq!(accounting.begin(&limits, Some(NODE), 0), Err(OverLimit::NodeRequests));
         accounting.end(Some(NODE), 60);
         accounting.end(Some(NODE), 0);
         assert_eq!(accounting.hold(&limits, Some(NODE), 5), Ok(()));
@@ -350,12 +366,12 @@ mod tests {
         // Each takes answers of 8 MiB until it gets no more.
         for nid in 1..=20 {
             while accounting.hold(&limits, node(nid), 8 * MIB).is_ok() {}
-            assert_eq!(accounting.begin(&limits, node(1), MIB), Err(Over::NodeBodies), "{nid}");
+            assert_eq!(accounting.begin(&limits, node(1), MIB), Err(OverLimit::NodeBodies), "{nid}");
             assert_eq!(accounting.begin(&limits, node(100 + nid), MIB), Ok(()), "{nid}");
             accounting.end(node(100 + nid), MIB);
         }
         assert!(accounting.bodies() <= limits.max_bodies);
-        assert_eq!(accounting.begin(&limits, node(1), 0), Err(Over::NodeBodies), "it reads first");
+        assert_eq!(accounting.begin(&limits, node(1), 0), Err(OverLimit::NodeBodies), "it reads first");
         assert_eq!(accounting.begin(&limits, node(100), 0), Ok(()), "a poll of another one");
         assert_eq!(accounting.hold(&limits, node(100), 100), Ok(()));
         // What was taken is free again.

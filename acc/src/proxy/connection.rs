@@ -11,11 +11,10 @@
 //! ```
 
 use super::answer::Answer;
-use super::budget::Over;
+use super::budget::OverLimit;
 use super::client::{Client, ConnectionId, Phase};
 use super::event_loop::EventLoop;
 use super::long_poll::{Parked, PollFingerprint};
-use super::reply::{over_limit, refusal};
 use super::request_parser::{RequestHead, Stage, Step};
 use crate::api::rate_limiter::{Charge, Resource};
 use crate::auth::authenticator::{Admitted, Head};
@@ -45,7 +44,7 @@ impl EventLoop {
     pub(super) fn tell_plain(&mut self, slot: usize) {
         if let Some(client) = self.clients.at(slot) {
             client.transport.drop_tls();
-            self.refuse(slot, refusal(400, "plain-http", "this port speaks HTTPS: write https:// in the address"));
+            self.refuse(slot, Refusal::new(400, "plain-http", "this port speaks HTTPS: write https:// in the address"));
         }
     }
 
@@ -138,23 +137,23 @@ impl EventLoop {
         // The handshake has looked at it, perhaps hours ago: connections stay, and their sessions are resumed.
         if let Some(ends) = client.cert_ends.filter(|ends| seen.route.node().is_some() && local_ms() > *ends) {
             let sentence = format!("the client certificate ended at {}: enrol the node again", dates::shown(ends));
-            return Err(refusal(401, "certificate-ended", sentence));
+            return Err(Refusal::new(401, "certificate-ended", sentence));
         }
         let node = match self.guard.admit(&seen)? {
             Admitted::Node(node) => Some(node),
             Admitted::Open | Admitted::Operator => None,
         };
         if let Some(node) = node {
-            self.prove(slot, node).map_err(over_limit)?;
+            self.prove(slot, node).map_err(OverLimit::refusal)?;
         } else if head.length > self.limits.max_open_body {
             let most = self.limits.max_open_body;
-            return Err(refusal(413, "body-too-long", format!("the body is over {most} bytes")));
+            return Err(Refusal::new(413, "body-too-long", format!("the body is over {most} bytes")));
         }
         if let Some(node) = node {
             let charges = [Charge::new(Resource::Requests, 1), Charge::new(Resource::Bodies, head.length)];
-            self.allowances.take(node, &charges, local_ms()).map_err(|_| over_limit(Over::Rate))?;
+            self.allowances.take(node, &charges, local_ms()).map_err(|_| OverLimit::Rate.refusal())?;
         }
-        self.accounting.begin(&self.limits, node, head.length).map_err(over_limit)?;
+        self.accounting.begin(&self.limits, node, head.length).map_err(OverLimit::refusal)?;
         Ok(node)
     }
 
@@ -396,11 +395,11 @@ impl EventLoop {
                 }
                 self.part(slot);
             }
-            Phase::Head => self.refuse(slot, refusal(408, "head-timeout", "the head took too long")),
-            Phase::Body => self.refuse(slot, refusal(408, "body-timeout", "the body took too long")),
+            Phase::Head => self.refuse(slot, Refusal::new(408, "head-timeout", "the head took too long")),
+            Phase::Body => self.refuse(slot, Refusal::new(408, "body-timeout", "the body took too long")),
             Phase::Asking => {
                 self.suspect();
-                self.give_up(name, refusal(503, "handler-timeout", "the controller took too long; try again"));
+                self.give_up(name, Refusal::new(503, "handler-timeout", "the controller took too long; try again"));
             }
             Phase::Parked => self.unpark(slot),
             Phase::Pausing => self.answer_now(slot),

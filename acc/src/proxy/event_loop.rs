@@ -8,8 +8,7 @@
 //! **Nothing here blocks** but the wait for events. Nothing is polled either: a turn begins when a
 //! socket, a message or a deadline asks for it.
 
-use super::backend::{InFlight, PendingRequest};
-use super::backend_connection::BackendConnection;
+use super::backend_connection::{BackendConnection, InFlight, PendingRequest};
 use super::budget::{Limits, ResourceAccounting};
 use super::client::{Clients, ConnectionId, Phase};
 use super::long_poll::Parking;

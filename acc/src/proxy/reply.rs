@@ -4,27 +4,10 @@
 //! Does not own: which answer (connection_state), its form (answer), the deadlines' meaning (connection_state).
 
 use super::answer::Answer;
-use super::budget::Over;
 use super::client::{ConnectionId, Phase};
 use super::event_loop::EventLoop;
 use crate::http::Refusal;
 use std::time::{Instant, SystemTime};
-
-/// A refusal in the proxy's own words.
-pub(super) fn refusal(status: u16, label: &'static str, reason: impl Into<String>) -> Refusal {
-    Refusal { status, reason: reason.into(), label }
-}
-
-/// What is said to who goes over a bound.
-pub(super) fn over_limit(over: Over) -> Refusal {
-    match over {
-        Over::NodeConnections => refusal(429, "node-connections", "this node has too many connections open"),
-        Over::NodeRequests => refusal(429, "node-requests", "this node has too many requests under way"),
-        Over::NodeBodies => refusal(429, "node-bodies", "this node sends too much at once"),
-        Over::Rate => refusal(429, "node-rate", "this node sends too many requests or bytes a second"),
-        Over::Bodies => refusal(503, "bodies-full", "too much is being sent here at once; try again"),
-    }
-}
 
 impl EventLoop {
     /// Begins to write an answer.
@@ -43,7 +26,7 @@ impl EventLoop {
         }
         if let Err(over) = self.accounting.hold(&self.limits, client.node, answer.body.len()) {
             // Nothing is lost: what a node has not acknowledged comes again.
-            let refusal = over_limit(over);
+            let refusal = over.refusal();
             log::debug!("{} refused ({}): {}", client.peer, refusal.label, refusal.reason);
             self.metrics.refused(refusal.label);
             answer = Answer::refusal(&refusal);

@@ -83,12 +83,8 @@ pub(crate) struct Conn {
     excess: bool,
 }
 
-fn refusal(status: u16, label: &'static str, reason: impl Into<String>) -> Refusal {
-    Refusal { status, reason: reason.into(), label }
-}
-
 fn bad(label: &'static str, reason: impl Into<String>) -> Refusal {
-    refusal(400, label, reason)
+    Refusal::new(400, label, reason)
 }
 
 impl Conn {
@@ -228,7 +224,7 @@ impl Conn {
         while self.scanned < self.buf.len() {
             let at = self.scanned;
             if at >= self.max_head {
-                return Err(refusal(431, "head-too-long", format!("the head is over {} bytes", self.max_head)));
+                return Err(Refusal::new(431, "head-too-long", format!("the head is over {} bytes", self.max_head)));
             }
             let byte = self.buf[at];
             let after_cr = at > self.line && self.buf[at - 1] == b'\r';
@@ -287,10 +283,10 @@ fn parse(head: &[u8], max_body: usize) -> Result<(RequestHead, bool), Refusal> {
         Ok(httparse::Status::Complete(length)) if length == head.len() => {}
         Ok(_) => return Err(bad("garbage", "the head does not end where it should")),
         Err(httparse::Error::TooManyHeaders) => {
-            return Err(refusal(431, "head-too-long", format!("more than {MAX_HEADERS} headers")));
+            return Err(Refusal::new(431, "head-too-long", format!("more than {MAX_HEADERS} headers")));
         }
         Err(httparse::Error::Version) => {
-            return Err(refusal(505, "version", "only HTTP/1.0 and HTTP/1.1 are spoken here"));
+            return Err(Refusal::new(505, "version", "only HTTP/1.0 and HTTP/1.1 are spoken here"));
         }
         Err(e) => return Err(bad("garbage", format!("this is no HTTP: {e}"))),
     }
@@ -308,10 +304,10 @@ fn parse(head: &[u8], max_body: usize) -> Result<(RequestHead, bool), Refusal> {
     let length = fields.body_length(version, max_body)?;
 
     let (path, query) = split_target(target)?;
-    let route = route(method, path).map_err(|e| refusal(e.status(), "path", e.to_string()))?;
+    let route = route(method, path).map_err(|e| Refusal::new(e.status(), "path", e.to_string()))?;
     let length = match length {
         None if route.takes_body() => {
-            return Err(refusal(411, "no-length", "a POST needs a Content-Length"));
+            return Err(Refusal::new(411, "no-length", "a POST needs a Content-Length"));
         }
         None => 0,
         Some(length) if length > 0 && !route.takes_body() => {
@@ -414,7 +410,7 @@ impl Fields {
             }
         } else if is("expect") {
             if !value.trim_ascii().eq_ignore_ascii_case(b"100-continue") {
-                return Err(refusal(417, "expect", "of Expect only 100-continue is known"));
+                return Err(Refusal::new(417, "expect", "of Expect only 100-continue is known"));
             }
             self.expects = true;
         }
@@ -430,7 +426,7 @@ impl Fields {
             if version == 0 || !self.chunked {
                 return Err(bad("framing", "this Transfer-Encoding is not understood"));
             }
-            return Err(refusal(411, "chunked", "chunked bodies are not taken: send a Content-Length"));
+            return Err(Refusal::new(411, "chunked", "chunked bodies are not taken: send a Content-Length"));
         }
         let Some(text) = &self.length else {
             return Ok(None);
@@ -442,7 +438,7 @@ impl Fields {
         let number = std::str::from_utf8(text).ok().and_then(|text| text.parse::<usize>().ok());
         match number {
             Some(length) if length <= max => Ok(Some(length)),
-            _ => Err(refusal(413, "body-too-long", format!("the body is over {max} bytes"))),
+            _ => Err(Refusal::new(413, "body-too-long", format!("the body is over {max} bytes"))),
         }
     }
 }

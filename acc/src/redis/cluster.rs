@@ -10,12 +10,12 @@
 //! **A server that does not answer fails the calls that are for it, and no others** (`SERVER_AWAY`): a cluster without
 //! `cluster-require-full-coverage` goes on with the rest.
 
-use crate::redis::connection::Address;
-use crate::redis::pool::{describe, is_interrupted};
-use crate::redis::redis_connection::{self, CONNECT_TIMEOUT, Sending};
-use crate::redis::roster::Place;
-use crate::redis::slots::slot_of;
-use crate::redis::slots::{self, Layout};
+use super::address::Address;
+use super::connection::{self, CONNECT_TIMEOUT, Sending};
+use super::errors::{SERVER_AWAY, describe, is_interrupted};
+use super::known_servers::ServerAddr;
+use super::topology::slot_of;
+use super::topology::{self, Topology};
 use redis::{Cmd, Connection, ConnectionInfo, ErrorKind, RedisError, RedisResult, ServerErrorKind, Value};
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
@@ -29,8 +29,6 @@ const TOPOLOGY_TOTAL_TIMEOUT: Duration = Duration::from_secs(6);
 const MAX_REDIRECTIONS: usize = 8;
 /// For how long calls are tried again whose keys are on their way from one server to another.
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(2);
-/// The code of the error of a call whose server does not answer; no server answers with it.
-pub(crate) const SERVER_AWAY: &str = "SERVERAWAY";
 /// For how long a server to which no connection came up is not tried again: at first, and at most.
 const RECONNECT_BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(8));
 /// Time between two such tries.
@@ -42,12 +40,12 @@ pub(crate) struct Cluster {
     /// How each server is reached, but for its name.
     model: ConnectionInfo,
     patience: Duration,
-    layout: Layout,
+    layout: Topology,
     /// Who has told of it.
-    teller: Option<Place>,
-    servers: HashMap<Place, Server>,
+    teller: Option<ServerAddr>,
+    servers: HashMap<ServerAddr, Server>,
     /// Servers to which no connection came up: until when they are not tried, and for how long that was.
-    avoided: HashMap<Place, (Instant, Duration)>,
+    avoided: HashMap<ServerAddr, (Instant, Duration)>,
     /// Slots whose keys are on their way, and since when that is known: each is waited for once.
     moving: HashMap<u16, Instant>,
 }
@@ -64,9 +62,9 @@ enum Way {
     /// To the master of its slot.
     Slot,
     /// To where MOVED has sent it.
-    Moved(Place),
+    Moved(ServerAddr),
     /// To where ASK has sent it.
-    Asking(Place),
+    Asking(ServerAddr),
 }
 
 /// A call that has no answer yet.
@@ -83,7 +81,7 @@ impl Cluster {
     pub(crate) fn connect(address: &Address, patience: Duration) -> RedisResult<Cluster> {
         let model = address.target.servers[0].clone();
         let address = address.clone();
-        let (layout, servers, moving) = (Layout::default(), HashMap::new(), HashMap::new());
+        let (layout, servers, moving) = (Topology::default(), HashMap::new(), HashMap::new());
         let avoided = HashMap::new();
         let mut cluster = Cluster { address, model, patience, layout, teller: None, servers, avoided, moving };
         cluster.learn()?;
@@ -99,7 +97,7 @@ impl Cluster {
         let (mut moved, mut failed) = (false, false);
         while !todo.is_empty() {
             todo.sort_unstable_by_key(|open| open.index);
-            let mut shares: BTreeMap<Place, Vec<Open>> = BTreeMap::new();
+            let mut shares: BTreeMap<ServerAddr, Vec<Open>> = BTreeMap::new();
             for open in todo.drain(..) {
                 match self.place(&calls[open.index], &open.way) {
                     Ok(place) => shares.entry(place).or_default().push(open),
@@ -134,7 +132,7 @@ impl Cluster {
                         answers[open.index] = Ok(answer);
                         continue;
                     };
-                    let to = || slots::redirection(error.details().unwrap_or_default(), &place);
+                    let to = || topology::redirection(error.details().unwrap_or_default(), &place);
                     let again = match error.kind() {
                         Some(ServerErrorKind::Moved) => {
                             moved = true;
@@ -170,7 +168,7 @@ impl Cluster {
         }
         if failed {
             // Its map has led here: it may be cut off from the others, and somebody else is asked next.
-            self.teller.iter().for_each(|teller| self.address.roster.failed(teller));
+            self.teller.iter().for_each(|teller| self.address.known_servers.failed(teller));
         }
         if moved || failed {
             // Whoever does not answer that will be sent elsewhere once more.
@@ -180,18 +178,18 @@ impl Cluster {
     }
 
     /// A server did not answer: what was not read there would be taken for the answer to something else.
-    fn lost(&mut self, place: &Place, error: &RedisError) -> RedisError {
+    fn lost(&mut self, place: &ServerAddr, error: &RedisError) -> RedisError {
         self.servers.remove(place);
         if is_interrupted(error) {
             return error.clone();
         }
-        self.address.roster.failed(place);
+        self.address.known_servers.failed(place);
         self.address.silent.failed(place, error);
         away(place, error)
     }
 
     /// Where a call goes.
-    fn place(&self, call: &Cmd, way: &Way) -> RedisResult<Place> {
+    fn place(&self, call: &Cmd, way: &Way) -> RedisResult<ServerAddr> {
         let place = match way {
             Way::Moved(place) | Way::Asking(place) => Some(place),
             // A call without a key is anybody's.
@@ -207,7 +205,7 @@ impl Cluster {
     }
 
     /// Sends a server its share; answers how many answers come ahead of those to the calls.
-    fn send(&mut self, place: &Place, share: &[Open], calls: &[Cmd], scripted: bool) -> RedisResult<usize> {
+    fn send(&mut self, place: &ServerAddr, share: &[Open], calls: &[Cmd], scripted: bool) -> RedisResult<usize> {
         let schema = self.address.schema;
         let server = self.server(place, CONNECT_TIMEOUT, self.patience)?;
         let (mut loading, mut loads) = (&[][..], 0);
@@ -226,31 +224,31 @@ impl Cluster {
     }
 
     /// The answers to what `send` has sent.
-    fn receive(&mut self, place: &Place, share: &[Open], loads: usize) -> RedisResult<Vec<Value>> {
+    fn receive(&mut self, place: &ServerAddr, share: &[Open], loads: usize) -> RedisResult<Vec<Value>> {
         let Some(server) = self.servers.get_mut(place) else {
             return Err(RedisError::from((ErrorKind::Io, "the connection is gone")));
         };
-        for answer in redis_connection::receive(&mut server.conn, loads)? {
+        for answer in connection::receive(&mut server.conn, loads)? {
             answer.extract_error()?;
         }
         let mut out = Vec::with_capacity(share.len());
         for open in share {
             let count = if matches!(open.way, Way::Asking(_)) { 2 } else { 1 };
-            let answer = redis_connection::receive(&mut server.conn, count)?.pop().unwrap_or(Value::Nil);
+            let answer = connection::receive(&mut server.conn, count)?.pop().unwrap_or(Value::Nil);
             out.push(answer);
         }
         Ok(out)
     }
 
-    fn server(&mut self, place: &Place, limit: Duration, patience: Duration) -> RedisResult<&mut Server> {
+    fn server(&mut self, place: &ServerAddr, limit: Duration, patience: Duration) -> RedisResult<&mut Server> {
         if !self.servers.contains_key(place) {
             let (until, last) = self.avoided.get(place).copied().unwrap_or((Instant::now(), Duration::ZERO));
             if Instant::now() < until {
                 let what = "it did not answer just now, and the next try is not due yet";
                 return Err(RedisError::from((ErrorKind::Io, what)));
             }
-            let info = redis_connection::with_host(&self.model, place);
-            match redis_connection::server(info, self.address.ca.as_deref(), limit, patience) {
+            let info = connection::with_host(&self.model, place);
+            match connection::server(info, self.address.ca.as_deref(), limit, patience) {
                 Ok((conn, _)) => {
                     self.avoided.remove(place);
                     self.address.silent.answered(place);
@@ -270,14 +268,14 @@ impl Cluster {
     fn learn(&mut self) -> RedisResult<()> {
         let mut why = RedisError::from((ErrorKind::Io, "no server of the cluster is known"));
         let begin = Instant::now();
-        for place in self.address.roster.places() {
+        for place in self.address.known_servers.places() {
             if begin.elapsed() >= TOPOLOGY_TOTAL_TIMEOUT {
                 break;
             }
             match self.ask(&place) {
                 Ok((layout, told)) => {
                     self.teller = Some(place.clone());
-                    self.address.roster.answered(&place, told);
+                    self.address.known_servers.answered(&place, told);
                     // Of servers that are no masters any more nothing is wanted.
                     self.servers.retain(|place, _| layout.has(place));
                     self.layout = layout;
@@ -286,7 +284,7 @@ impl Cluster {
                 Err(e) => {
                     self.servers.remove(&place);
                     // The next try, of whomever, goes on behind it.
-                    self.address.roster.failed(&place);
+                    self.address.known_servers.failed(&place);
                     // What a server says of itself stands as it is.
                     why = if e.code().is_some() { e } else { named(&place, &e) };
                 }
@@ -295,28 +293,28 @@ impl Cluster {
         Err(why)
     }
 
-    fn ask(&mut self, place: &Place) -> RedisResult<(Layout, Vec<Place>)> {
+    fn ask(&mut self, place: &ServerAddr) -> RedisResult<(Topology, Vec<ServerAddr>)> {
         let patience = self.patience;
         let conn = &mut self.server(place, TOPOLOGY_QUERY_TIMEOUT, patience)?.conn;
         conn.set_read_timeout(Some(TOPOLOGY_QUERY_TIMEOUT.min(patience)))?;
         let mut question = redis::cmd("CLUSTER");
         question.arg("SLOTS");
-        let answer = redis_connection::single(conn, &question)?;
+        let answer = connection::single(conn, &question)?;
         conn.set_read_timeout(Some(patience))?;
-        Layout::read(&answer, place).ok_or_else(|| {
+        Topology::read(&answer, place).ok_or_else(|| {
             RedisError::from((ErrorKind::Io, "a server of the cluster knows of no slots: it is no part of it yet"))
         })
     }
 }
 
 /// The error of a call whose server does not answer.
-fn away(place: &Place, error: &RedisError) -> RedisError {
+fn away(place: &ServerAddr, error: &RedisError) -> RedisError {
     let what = format!("the server {}:{} of the redis cluster does not answer: {}", place.0, place.1, describe(error));
     redis::make_extension_error(SERVER_AWAY.into(), Some(what))
 }
 
 /// `error` with the name of the server that it comes from, which perhaps nobody has named.
-fn named(place: &Place, error: &RedisError) -> RedisError {
+fn named(place: &ServerAddr, error: &RedisError) -> RedisError {
     let what = format!("{}:{}: {}", place.0, place.1, describe(error));
     RedisError::from((ErrorKind::Io, "no server of the cluster answers", what))
 }
@@ -339,7 +337,7 @@ mod tests {
         let named: Vec<String> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
         let address = Address::new(Target::parse(&named.join(",")).unwrap(), None, &crate::model::SCHEMA);
         assert!(Cluster::connect(&address, Duration::from_secs(5)).is_err());
-        let order: Vec<u16> = address.roster.places().into_iter().map(|(_, port)| port).collect();
+        let order: Vec<u16> = address.known_servers.places().into_iter().map(|(_, port)| port).collect();
         let asked = ports.len() - order.iter().position(|port| *port == ports[0]).unwrap();
         assert!(asked < ports.len(), "all were asked");
         assert_eq!(order, [&ports[asked..], &ports[..asked]].concat());

@@ -1,450 +1,380 @@
-//! One connection to Redis, whatever kind of service it is, and batches of calls over it.
+//! One connection to one server, and calls over it that travel together.
 //!
-//! Owns: running a batch in one round trip, batches that need each other, scripts that a server has
-//! forgotten. Does not own: when to connect again (`pool`), what is asked (the rooms beside it), bytes
-//! (`redis_connection`).
+//! Owns: time limits, the login, the oldest version that will do, what a server says when it takes no connection, and
+//! that a server which falls silent is waited for once. Does not own: which server it is (`conn`, `cluster`,
+//! `sentinel`), or what the answers mean.
+//!
+//! **After an error of these functions the connection is of no more use**: an answer that still comes would be
+//! taken for that to something else. What a server answers as an error is no such error, but a value.
 
-use crate::config::redis_address::{Kind, Target};
-use crate::redis::cluster::Cluster;
-use crate::redis::pool::{describe, is_spoilt, is_wrong_type};
-use crate::redis::redis_connection::{self, CONNECT_TIMEOUT, Mode, Sending};
-use crate::redis::roster::{Place, Roster};
-use crate::redis::scripts::{Schema, Script};
-use crate::redis::sentinel;
-use crate::redis::slots;
-use redis::{Cmd, Connection, ErrorKind, FromRedisValue, RedisError, RedisResult, ServerErrorKind, Value};
-use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use super::errors::{INTERRUPTED, TOO_OLD};
+use redis::{
+    Arg, Client, Cmd, Connection, ConnectionAddr, ConnectionInfo, ErrorKind, FromRedisValue, RedisConnectionInfo,
+    RedisError, RedisResult, TlsCertificates, Value,
+};
+use std::error::Error;
+use std::io::{self, Read};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Duration;
 
-/// The code of an error that a key is at fault for, which is named; no server answers with it.
-pub(crate) const SPOILT: &str = "SPOILT";
-/// Most errors of one batch in which keys are named.
-const MAX_NAMED_ERRORS: usize = 16;
+/// Longest time for a connection to come up, login included.
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Longest time in which a server that takes no connection says why.
+const REFUSAL_READ_TIMEOUT: Duration = Duration::from_millis(500);
+/// The oldest version of Redis that has every command which is used: `LPOS` is of 6.0.6.
+pub(crate) const MIN_VERSION: [u32; 3] = [6, 0, 6];
 
-/// How to reach Redis.
-#[derive(Clone, Debug)]
-pub struct Address {
-    /// Where it is.
-    pub(crate) target: Target,
-    /// PEM text of the CA that signed its certificate, when that is none of the public ones.
-    pub(crate) ca: Option<Vec<u8>>,
-    /// Of a cluster its servers, and the Sentinels otherwise.
-    pub(crate) roster: Arc<Roster>,
-    /// Of a cluster the servers that do not answer, for the log.
-    pub(crate) silent: Arc<Silent>,
-    /// It is a cluster, of which one server was named.
-    cluster: Arc<AtomicBool>,
-    pub(crate) schema: &'static Schema,
+/// Bytes of an argument that goes out as it is, and of smaller ones that go out together.
+const MAX_PACKED_BYTES: usize = 64 << 10;
+
+/// How a server says that it works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// By itself or in a group, or it may not be asked.
+    Alone,
+    /// As one of a cluster.
+    Cluster,
+    /// As a Sentinel, which keeps no data.
+    Sentinel,
 }
 
-/// Servers of a cluster that do not answer, so that each is told of once.
-#[derive(Debug, Default)]
-pub(crate) struct Silent(Mutex<HashSet<Place>>);
+/// Opens a connection to a server of Redis that is recent enough, and asks how it works.
+/// `limit`, `ca` and `patience` are as for `connect`.
+pub(crate) fn server(
+    info: ConnectionInfo,
+    ca: Option<&[u8]>,
+    limit: Duration,
+    patience: Duration,
+) -> RedisResult<(Connection, Mode)> {
+    let addr = info.addr().clone();
+    let mut conn = connect(info, ca, limit, limit)?;
+    let mode = greet(&mut conn).map_err(|e| words(&addr, e))?;
+    conn.set_read_timeout(Some(patience))?;
+    conn.set_write_timeout(Some(patience))?;
+    Ok((conn, mode))
+}
 
-impl Silent {
-    /// This one does not answer.
-    pub(crate) fn failed(&self, place: &Place, error: &RedisError) {
-        if self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(place.clone()) {
-            let what = describe(error);
-            log::error!("no answer from redis at {}:{}: {what}; what lies there waits", place.0, place.1);
+/// Opens a connection on which no answer is waited for longer than `patience`; it comes up within `limit`.
+/// `ca` is the PEM text of the CA that signed the server's certificate, when that is none of the public ones.
+pub(crate) fn connect(
+    info: ConnectionInfo,
+    ca: Option<&[u8]>,
+    limit: Duration,
+    patience: Duration,
+) -> RedisResult<Connection> {
+    // The library's own login keeps nothing of what the server says about it.
+    let (addr, login) = (info.addr().clone(), info.redis_settings().clone());
+    let bare = info.set_redis_settings(RedisConnectionInfo::default().set_skip_set_lib_name());
+    let client = match ca {
+        Some(ca) => Client::build_with_tls(bare, TlsCertificates { client_tls: None, root_cert: Some(ca.to_vec()) })?,
+        None => Client::open(bare)?,
+    };
+    let open = || {
+        let mut conn = client.get_connection_with_timeout(limit)?;
+        conn.set_read_timeout(Some(limit))?;
+        conn.set_write_timeout(Some(limit))?;
+        log_in(&mut conn, &login)?;
+        Ok(conn)
+    };
+    let conn = open().map_err(|e| words(&addr, e))?;
+    conn.set_read_timeout(Some(patience))?;
+    conn.set_write_timeout(Some(patience))?;
+    Ok(conn)
+}
+
+/// Logs in and chooses the database, where the address names them.
+fn log_in(conn: &mut Connection, login: &RedisConnectionInfo) -> RedisResult<()> {
+    let mut calls: Vec<Cmd> = Vec::new();
+    if let Some(password) = login.password() {
+        let mut cmd = redis::cmd("AUTH");
+        if let Some(user) = login.username() {
+            cmd.arg(user);
         }
+        cmd.arg(password);
+        calls.push(cmd);
     }
-
-    /// This one answers.
-    pub(crate) fn answered(&self, place: &Place) {
-        if self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(place) {
-            log::info!("redis at {}:{} answers again", place.0, place.1);
-        }
+    if login.db() != 0 {
+        let mut cmd = redis::cmd("SELECT");
+        cmd.arg(login.db());
+        calls.push(cmd);
     }
+    let mut packed = Vec::new();
+    calls.iter().for_each(|call| call.write_packed_command(&mut packed));
+    if !packed.is_empty() {
+        send(conn, &packed)?;
+    }
+    // One by one: a server that refuses the first may say nothing about the others.
+    calls.iter().try_for_each(|_| receive(conn, 1)?.into_iter().try_for_each(|answer| answer.extract_error().map(drop)))
 }
 
-/// An open connection.
-pub struct Conn {
-    inner: Inner,
-    schema: &'static Schema,
-}
-
-enum Inner {
-    Single(Box<Single>),
-    Cluster(Box<Cluster>),
-}
-
-/// One server.
-struct Single {
-    conn: Connection,
-    /// It has all scripts, as far as is known.
-    scripted: bool,
-    /// This user of Redis may not call MULTI.
-    no_multi: bool,
-    /// Where to note that it is one of a cluster.
-    cluster: Arc<AtomicBool>,
-    schema: &'static Schema,
-}
-
-impl Address {
-    /// An address with the CA for its certificates; `schema` is what is kept there.
-    pub fn new(target: Target, ca: Option<Vec<u8>>, schema: &'static Schema) -> Address {
-        let named = target.servers.iter().filter_map(redis_connection::place).collect();
-        let roster = Arc::new(Roster::new(named));
-        Address { target, ca, roster, silent: Arc::default(), cluster: Arc::default(), schema }
-    }
-
-    /// Whether it is a cluster, as far as is known.
-    pub(crate) fn is_cluster(&self) -> bool {
-        self.target.kind == Kind::Cluster || self.cluster.load(Ordering::Relaxed)
-    }
-
-    /// Opens a connection on which no answer is waited for longer than `patience`.
-    ///
-    /// With blocking reads `patience` must be well above their own wait: a read that is given up
-    /// leaves its BRPOP behind, which then swallows a later push.
-    pub fn connect(&self, patience: Duration) -> RedisResult<Conn> {
-        let schema = self.schema;
-        let follow = || Ok(Conn { inner: Inner::Cluster(Box::new(Cluster::connect(self, patience)?)), schema });
-        let conn = match &self.target.kind {
-            Kind::Cluster => return follow(),
-            Kind::Single if self.is_cluster() => {
-                // A server that was made anew may stand alone now.
-                return follow().inspect_err(|_| self.cluster.store(false, Ordering::Relaxed));
-            }
-            Kind::Single => {
-                let info = self.target.servers[0].clone();
-                match redis_connection::server(info, self.ca.as_deref(), CONNECT_TIMEOUT, patience)? {
-                    (conn, Mode::Alone) => conn,
-                    (_, Mode::Sentinel) => {
-                        let what = "it is a Sentinel: give -r sentinel://host:26379/group";
-                        return Err(RedisError::from((ErrorKind::InvalidClientConfig, what)));
-                    }
-                    (_, Mode::Cluster) if self.roster.places().is_empty() => {
-                        let what =
-                            "it is one server of a cluster, which a Unix socket does not lead to: give -r host:port";
-                        return Err(RedisError::from((ErrorKind::InvalidClientConfig, what)));
-                    }
-                    (_, Mode::Cluster) => {
-                        let conn = follow()?;
-                        if !self.cluster.swap(true, Ordering::Relaxed) {
-                            log::info!("redis at {} is one server of a cluster; the others are used too", self.target);
-                        }
-                        return Ok(conn);
-                    }
-                }
-            }
-            Kind::Sentinel(group) => sentinel::master(self, group, patience)?,
-        };
-        let cluster = self.cluster.clone();
-        let single = Single { conn, scripted: false, no_multi: false, cluster, schema };
-        Ok(Conn { inner: Inner::Single(Box::new(single)), schema })
-    }
-}
-
-/// Room for the arguments of a script behind its keys, and for the bytes of all of them, so that a usual call does not
-/// grow step by step.
-const SCRIPT_ARGUMENTS: usize = 16;
-const SCRIPT_BYTES: usize = 512;
-
-/// Calls that travel together, in order, in one round trip; each is atomic, all of them are not.
-#[derive(Default)]
-pub struct Batch {
-    calls: Vec<Cmd>,
-    /// There is a script among them.
-    scripted: bool,
-}
-
-impl Batch {
-    /// None yet.
-    pub fn new() -> Batch {
-        Batch::default()
-    }
-
-    /// Adds a command.
-    pub(crate) fn call(&mut self, cmd: Cmd) -> &mut Batch {
-        self.calls.push(cmd);
-        self
-    }
-
-    /// Adds a call of `script`; `fill` adds its arguments behind the keys.
-    pub(crate) fn script(&mut self, script: &Script, keys: &[String], fill: impl FnOnce(&mut Cmd)) -> &mut Batch {
-        let mut cmd = Cmd::with_capacity(keys.len() + SCRIPT_ARGUMENTS, SCRIPT_BYTES);
-        cmd.arg("EVALSHA").arg(script.hash()).arg(keys.len());
-        for key in keys {
-            cmd.arg(key);
-        }
-        fill(&mut cmd);
-        self.scripted = true;
-        self.call(cmd)
-    }
-
-    /// Adds all calls of `other` behind its own.
-    pub(crate) fn append(&mut self, other: Batch) -> &mut Batch {
-        self.calls.extend(other.calls);
-        self.scripted |= other.scripted;
-        self
-    }
-
-    /// How many calls are in it.
-    pub(crate) fn len(&self) -> usize {
-        self.calls.len()
-    }
-
-    /// Whether there is no call in it.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.calls.is_empty()
-    }
-}
-
-impl Conn {
-    /// Runs one command.
-    pub(crate) fn one<T: FromRedisValue>(&mut self, cmd: &Cmd) -> RedisResult<T> {
-        let answer = self.each(std::slice::from_ref(cmd), false)?.pop().unwrap_or(Ok(Value::Nil))?;
-        T::from_redis_value(answer).map_err(|e| unfit(&RedisError::from(e), &slots::keys_of(cmd)))
-    }
-
-    /// Runs calls and gives what became of each; an error that a key is at fault for names it.
-    fn each(&mut self, calls: &[Cmd], scripted: bool) -> RedisResult<Vec<RedisResult<Value>>> {
-        let mut answers: Vec<RedisResult<Value>> = match &mut self.inner {
-            Inner::Single(server) => server.run(calls, scripted)?.into_iter().map(Ok).collect(),
-            Inner::Cluster(cluster) => cluster.run(calls, scripted),
-        };
-        answers.iter_mut().for_each(extract);
-        self.name_keys(calls, &mut answers);
-        Ok(answers)
-    }
-
-    /// Names the keys in errors that keys are at fault for.
-    fn name_keys(&mut self, calls: &[Cmd], answers: &mut [RedisResult<Value>]) {
-        let spoilt = |answer: &RedisResult<Value>| answer.as_ref().is_err_and(is_spoilt);
-        let at_fault: Vec<usize> = (0..answers.len()).filter(|i| spoilt(&answers[*i])).take(MAX_NAMED_ERRORS).collect();
-        for i in at_fault {
-            let Err(error) = &answers[i] else { continue };
-            let keys = slots::keys_of(&calls[i]);
-            let mut wrong = Vec::new();
-            if is_wrong_type(error) {
-                for key in &keys {
-                    let mut cmd = redis::cmd("TYPE");
-                    cmd.arg(key);
-                    let single = std::slice::from_ref(&cmd);
-                    let kind = match &mut self.inner {
-                        Inner::Single(server) => server.run(single, false).ok().and_then(|mut answers| answers.pop()),
-                        Inner::Cluster(cluster) => cluster.run(single, false).pop().and_then(Result::ok),
-                    };
-                    let kind = kind.and_then(|kind| String::from_redis_value(kind).ok()).unwrap_or_default();
-                    let want = (self.schema.key_type)(key);
-                    if !want.is_empty() && !matches!(kind.as_str(), "" | "none") && !want.contains(&kind) {
-                        wrong.push(format!("the key {key} in redis is a {kind} and must be a {want}"));
-                    }
-                }
-            }
-            let what = if wrong.is_empty() {
-                format!("{} (keys {})", describe(error), keys.join(", "))
-            } else {
-                format!("{}: delete or rename it", wrong.join(", "))
+/// Asks for the version and for how the server works. A server that does not let this user ask is taken as it is.
+fn greet(conn: &mut Connection) -> RedisResult<Mode> {
+    let answer = single(conn, &redis::cmd("HELLO"));
+    let (version, mode) = match answer {
+        Ok(told) => {
+            let told: Vec<Value> = FromRedisValue::from_redis_value(told)?;
+            let field = |name: &str| {
+                let at = told.chunks(2).find(|pair| String::from_redis_value_ref(&pair[0]).is_ok_and(|k| k == name))?;
+                String::from_redis_value_ref(at.get(1)?).ok()
             };
-            answers[i] = Err(redis::make_extension_error(SPOILT.into(), Some(what)));
+            (field("version"), field("mode"))
         }
-    }
-
-    /// Whether keys of different slots lie on different servers, so that no call may have both.
-    pub(crate) fn is_cluster(&self) -> bool {
-        matches!(self.inner, Inner::Cluster(_))
-    }
-
-    /// Runs one script.
-    pub(crate) fn script<T: FromRedisValue>(
-        &mut self,
-        script: &Script,
-        keys: &[String],
-        fill: impl FnOnce(&mut Cmd),
-    ) -> RedisResult<T> {
-        let mut batch = Batch::new();
-        batch.script(script, keys, fill);
-        let value = self.run(&batch)?.pop().unwrap_or(Value::Nil);
-        T::from_redis_value(value).map_err(|e| unfit(&RedisError::from(e), keys))
-    }
-
-    /// Runs all calls and gives their answers, or the first error; the others have run all the same.
-    pub fn run(&mut self, batch: &Batch) -> RedisResult<Vec<Value>> {
-        self.run_each(batch)?.into_iter().collect()
-    }
-
-    /// Runs `first` and then `second`, and gives the answers to the second: who sees anything of that
-    /// sees all of the first, and **where the first cannot be written (Redis is full, say) the second is not done**.
-    /// One server does both in one round trip, as a transaction; the servers of a cluster do not wait for
-    /// each other.
-    pub(crate) fn run_in_turn(&mut self, first: Batch, second: Batch) -> RedisResult<Vec<Value>> {
-        let (first, second) = self.run_in_turn_each(first, second, |_| false)?;
-        first.into_iter().try_for_each(|answer| answer.map(drop))?;
-        second.into_iter().collect()
-    }
-
-    /// As `run_in_turn`, and gives what became of each call of both. The second is done also where calls of the
-    /// first fail with errors that are `harmless`.
-    #[allow(clippy::type_complexity)] // Twice the same list.
-    pub(crate) fn run_in_turn_each(
-        &mut self,
-        first: Batch,
-        second: Batch,
-        harmless: impl Fn(&RedisError) -> bool,
-    ) -> RedisResult<(Vec<RedisResult<Value>>, Vec<RedisResult<Value>>)> {
-        if first.is_empty() {
-            return Ok((Vec::new(), self.run_each(&second)?));
+        Err(e) if e.code() == Some("NOPERM") => (None, None),
+        // Servers before 6.0 do not know it, and neither do some that are compatible.
+        Err(e) if e.detail().is_some_and(|detail| detail.to_lowercase().contains("unknown command")) => {
+            let told: Option<String> = match single(conn, redis::cmd("INFO").arg("server")) {
+                Ok(told) => FromRedisValue::from_redis_value(told).ok(),
+                Err(e) if e.code().is_some() => None,
+                Err(e) => return Err(e),
+            };
+            let field = |name: &str| {
+                let line = told.as_deref()?.lines().find_map(|line| line.strip_prefix(name))?;
+                Some(line.trim().to_owned())
+            };
+            (field("redis_version:"), field("redis_mode:"))
         }
-        if let Inner::Single(server) = &mut self.inner
-            && !server.no_multi
-        {
-            let ahead = first.len();
-            let mut all = first;
-            all.append(second);
-            let mut answers: Vec<RedisResult<Value>> = server.transact(&all)?.into_iter().map(Ok).collect();
-            answers.iter_mut().for_each(extract);
-            self.name_keys(&all.calls, &mut answers);
-            let second = answers.split_off(ahead);
-            return Ok((answers, second));
-        }
-        let first = self.run_each(&first)?;
-        if let Some(Err(e)) = first.iter().find(|answer| answer.as_ref().is_err_and(|e| !harmless(e))) {
-            return Err(e.clone());
-        }
-        Ok((first, self.run_each(&second)?))
+        Err(e) => return Err(e),
+    };
+    if let Some(version) = version.filter(|version| is_too_old(version)) {
+        let [major, minor, patch] = MIN_VERSION;
+        let what = format!("it is version {version}, and at least {major}.{minor}.{patch} is needed: upgrade it");
+        return Err(redis::make_extension_error(TOO_OLD.into(), Some(what)));
     }
+    Ok(match mode.as_deref() {
+        Some("cluster") => Mode::Cluster,
+        Some("sentinel") => Mode::Sentinel,
+        _ => Mode::Alone,
+    })
+}
 
-    /// Runs all calls and gives what became of each; an error of the whole is one of the connection.
-    pub(crate) fn run_each(&mut self, batch: &Batch) -> RedisResult<Vec<RedisResult<Value>>> {
-        if batch.is_empty() {
-            return Ok(Vec::new());
-        }
-        self.each(&batch.calls, batch.scripted)
+/// Whether a version is before `MIN_VERSION`; one that cannot be read is not.
+fn is_too_old(version: &str) -> bool {
+    let mut parts = version.split('.').map(|part| part.parse::<u32>());
+    let Some(Ok(major)) = parts.next() else { return false };
+    let mut next = || parts.next().and_then(Result::ok).unwrap_or(0);
+    [major, next(), next()] < MIN_VERSION
+}
+
+/// The words of a server that takes no connection, in the place of `error`, when it has any. It says them unasked
+/// and closes; who has sent something by then may find the connection reset, and the words gone.
+pub(crate) fn words(addr: &ConnectionAddr, error: RedisError) -> RedisError {
+    if error.code().is_some() || error.is_timeout() || error.is_connection_refusal() {
+        return error;
     }
+    let mut said = Vec::new();
+    let heard = match addr {
+        ConnectionAddr::Tcp(host, port) => (host.as_str(), *port)
+            .to_socket_addrs()
+            .and_then(|mut addrs| addrs.next().ok_or_else(|| std::io::ErrorKind::NotFound.into()))
+            .and_then(|addr| TcpStream::connect_timeout(&addr, REFUSAL_READ_TIMEOUT))
+            .and_then(|stream| stream.set_read_timeout(Some(REFUSAL_READ_TIMEOUT)).map(|()| stream))
+            .map(|stream| stream.take(4096).read_to_end(&mut said)),
+        ConnectionAddr::Unix(path) => UnixStream::connect(path)
+            .and_then(|stream| stream.set_read_timeout(Some(REFUSAL_READ_TIMEOUT)).map(|()| stream))
+            .map(|stream| stream.take(4096).read_to_end(&mut said)),
+        // Before the handshake a server says nothing that could be read.
+        _ => return error,
+    };
+    let line = heard.is_ok().then_some(said).filter(|said| said.starts_with(b"-"));
+    let value = line.and_then(|line| redis::parse_redis_value(&line).ok());
+    value.and_then(|value| value.extract_error().err()).unwrap_or(error)
+}
 
-    /// Runs `first` and then `second`, and gives what became of each call of the second. Unlike with `run_in_turn`
-    /// the second may be done though the first failed: for what is harmless then, and too much for one transaction.
-    pub(crate) fn run_in_order(&mut self, mut first: Batch, second: Batch) -> RedisResult<Vec<RedisResult<Value>>> {
-        if matches!(self.inner, Inner::Cluster(_)) {
-            self.run(&first)?;
-            return self.run_each(&second);
+/// Runs one call.
+pub(crate) fn single(conn: &mut Connection, call: &Cmd) -> RedisResult<Value> {
+    send(conn, &call.get_packed_command())?;
+    receive(conn, 1)?.pop().unwrap_or(Value::Nil).extract_error()
+}
+
+/// `model` with another host and port; login and TLS stay.
+pub(crate) fn with_host(model: &ConnectionInfo, (host, port): &(String, u16)) -> ConnectionInfo {
+    let addr = match model.addr() {
+        ConnectionAddr::TcpTls { insecure, .. } => {
+            ConnectionAddr::TcpTls { host: host.clone(), port: *port, insecure: *insecure, tls_params: None }
         }
-        let ahead = first.len();
-        first.append(second);
-        let mut answers = self.run_each(&first)?;
-        let second = answers.split_off(ahead);
-        answers.into_iter().try_for_each(|answer| answer.map(drop))?;
-        Ok(second)
+        _ => ConnectionAddr::Tcp(host.clone(), *port),
+    };
+    model.clone().set_addr(addr)
+}
+
+/// Host and port of an address; a socket of the file system has none.
+pub(crate) fn place(info: &ConnectionInfo) -> Option<(String, u16)> {
+    match info.addr() {
+        ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => Some((host.clone(), *port)),
+        _ => None,
     }
 }
 
-impl Single {
-    /// One round trip; a second one for what the server has no script for any more.
-    fn run(&mut self, calls: &[Cmd], scripted: bool) -> RedisResult<Vec<Value>> {
-        let mut answers = self.send(&calls.iter().collect::<Vec<_>>(), scripted)?;
-        self.again(calls, &mut answers, Single::send)?;
-        Ok(answers)
+/// Sends what is packed already.
+fn send(conn: &mut Connection, packed: &[u8]) -> RedisResult<()> {
+    if packed.is_empty() { Ok(()) } else { conn.send_packed_command(packed) }
+}
+
+/// Calls on their way to a server: small ones go together, and no large text is copied once more.
+pub(crate) struct Sending<'a> {
+    conn: &'a mut Connection,
+    packed: Vec<u8>,
+}
+
+impl<'a> Sending<'a> {
+    /// Begins to send, what is packed already first.
+    pub(crate) fn new(conn: &'a mut Connection, packed: &[u8]) -> Sending<'a> {
+        Sending { conn, packed: packed.to_vec() }
     }
 
-    /// All or nothing, as far as a server refuses calls before it does any.
-    fn transact(&mut self, batch: &Batch) -> RedisResult<Vec<Value>> {
-        let mut answers = self.exec(&batch.calls.iter().collect::<Vec<_>>(), batch.scripted)?;
-        self.again(&batch.calls, &mut answers, Single::exec)?;
-        Ok(answers)
+    /// Adds bytes that are packed already.
+    pub(crate) fn packed(&mut self, bytes: &[u8]) {
+        self.packed.extend_from_slice(bytes);
     }
 
-    /// Calls whose scripts were missing are done once more. None of them has one that must not run without
-    /// those that were there (see `scripts`).
-    fn again(
-        &mut self,
-        calls: &[Cmd],
-        answers: &mut [Value],
-        send: fn(&mut Single, &[&Cmd], bool) -> RedisResult<Vec<Value>>,
-    ) -> RedisResult<()> {
-        let forgotten: Vec<usize> = (0..answers.len()).filter(|i| is_forgotten(&answers[*i])).collect();
-        if forgotten.is_empty() {
-            return Ok(());
-        }
-        self.scripted = false;
-        let some: Vec<&Cmd> = forgotten.iter().map(|i| &calls[*i]).collect();
-        for (i, answer) in forgotten.into_iter().zip(send(self, &some, true)?) {
-            answers[i] = answer;
+    /// Adds a call; a cursor in it is sent as 0. It goes out when enough came together, or with `end`.
+    pub(crate) fn call(&mut self, call: &Cmd) -> RedisResult<()> {
+        let arguments = call.args_iter();
+        put_length(&mut self.packed, b'*', arguments.len());
+        for argument in arguments {
+            let bytes = if let Arg::Simple(bytes) = argument { bytes } else { b"0" };
+            put_length(&mut self.packed, b'$', bytes.len());
+            if bytes.len() >= MAX_PACKED_BYTES {
+                self.flush()?;
+                send(self.conn, bytes)?;
+            } else {
+                self.packed.extend_from_slice(bytes);
+            }
+            self.packed.extend_from_slice(b"\r\n");
+            if self.packed.len() >= MAX_PACKED_BYTES {
+                self.flush()?;
+            }
         }
         Ok(())
     }
 
-    fn send(&mut self, calls: &[&Cmd], scripted: bool) -> RedisResult<Vec<Value>> {
-        let loads = self.loads(scripted);
-        let mut sending = Sending::new(&mut self.conn, loads.0);
-        calls.iter().try_for_each(|call| sending.call(call))?;
-        sending.end()?;
-        self.answers(loads.1, calls.len())
+    /// Sends the rest.
+    pub(crate) fn end(mut self) -> RedisResult<()> {
+        self.flush()
     }
 
-    fn exec(&mut self, calls: &[&Cmd], scripted: bool) -> RedisResult<Vec<Value>> {
-        let loads = self.loads(scripted);
-        let mut sending = Sending::new(&mut self.conn, loads.0);
-        sending.packed(b"*1\r\n$5\r\nMULTI\r\n");
-        calls.iter().try_for_each(|call| sending.call(call))?;
-        sending.packed(b"*1\r\n$4\r\nEXEC\r\n");
-        sending.end()?;
-        let mut answers = self.answers(loads.1, calls.len() + 2)?;
-        let done = answers.pop().unwrap_or(Value::Nil);
-        let begun = answers.remove(0);
-        if matches!(begun, Value::ServerError(_)) {
-            // Without MULTI each call was done by itself, and its answer is there; from now on it takes two
-            // round trips.
-            log::debug!("redis lets this user have no transactions: {begun:?}");
-            self.no_multi = true;
-            return Ok(answers);
+    fn flush(&mut self) -> RedisResult<()> {
+        send(self.conn, &self.packed)?;
+        self.packed.clear();
+        Ok(())
+    }
+}
+
+/// Adds the line that begins an array (`*`) or a string (`$`) of RESP. It is written for each argument of each call,
+/// and `write!` would take a fifth of the time of sending.
+fn put_length(packed: &mut Vec<u8>, kind: u8, mut length: usize) {
+    let mut digits = [0; 20];
+    let mut first = digits.len();
+    loop {
+        first -= 1;
+        digits[first] = b'0' + (length % 10) as u8;
+        length /= 10;
+        if length == 0 {
+            break;
         }
-        match done {
-            Value::Array(answers) => Ok(answers),
-            // Which of the calls was refused says more than that all were.
-            done => {
-                answers.into_iter().try_for_each(|answer| answer.extract_error().map(drop))?;
-                done.extract_error()?;
-                Err((redis::ErrorKind::UnexpectedReturnType, "a transaction was not done").into())
+    }
+    packed.push(kind);
+    packed.extend_from_slice(&digits[first..]);
+    packed.extend_from_slice(b"\r\n");
+}
+
+/// Reads `count` answers. A silent server is given up at the first of them: the library goes on to wait for
+/// each of the others as long.
+pub(crate) fn receive(conn: &mut Connection, count: usize) -> RedisResult<Vec<Value>> {
+    (0..count).map(|_| conn.recv_response().map_err(unreadable)).collect()
+}
+
+/// The error for an answer that breaks the protocol: one of the connection, unlike that for a value of another form.
+fn unreadable(error: RedisError) -> RedisError {
+    match error.kind() {
+        // Not read again here: the library counts the answer as one to skip.
+        _ if is_interrupted(&error) => {
+            redis::make_extension_error(INTERRUPTED.into(), Some("a read was interrupted by a signal".into()))
+        }
+        ErrorKind::Parse => RedisError::from((ErrorKind::Io, "an answer cannot be read", error.to_string())),
+        _ => error,
+    }
+}
+
+/// Whether a signal has interrupted the call: the kernel restarts none of a socket with a time limit when a process is
+/// continued after a stop, or when a tracer leaves it.
+fn is_interrupted(error: &RedisError) -> bool {
+    let shared = |source: &(dyn Error + 'static)| {
+        let shared = source.downcast_ref::<Arc<dyn Error + Send + Sync>>()?;
+        Some(shared.downcast_ref::<io::Error>()?.kind())
+    };
+    let kind = error.source().and_then(|source| source.downcast_ref().map(io::Error::kind).or_else(|| shared(source)));
+    kind == Some(io::ErrorKind::Interrupted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use redis::IntoConnectionInfo;
+    use std::net::TcpListener;
+
+    #[test]
+    fn calls_are_packed_as_the_library_packs_them() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("redis://{}", listener.local_addr().unwrap());
+        let taken = std::thread::spawn(move || {
+            let mut taken = Vec::new();
+            listener.accept().unwrap().0.read_to_end(&mut taken).unwrap();
+            taken
+        });
+        let info = url.into_connection_info().unwrap();
+        let silent = RedisConnectionInfo::default().set_skip_set_lib_name();
+        let mut conn = Client::open(info.set_redis_settings(silent)).unwrap().get_connection().unwrap();
+        let (mut want, mut sending) = (b"first".to_vec(), Sending::new(&mut conn, b"first"));
+        for length in [0, 1, MAX_PACKED_BYTES - 1, MAX_PACKED_BYTES, MAX_PACKED_BYTES + 1, 3 * MAX_PACKED_BYTES] {
+            let mut call = redis::cmd("SET");
+            call.arg(length).arg("x".repeat(length)).cursor_arg(0).arg("");
+            for n in 0..length / 100 {
+                call.arg(n);
             }
+            call.write_packed_command(&mut want);
+            sending.call(&call).unwrap();
+            sending.packed(b"between");
+            want.extend_from_slice(b"between");
+        }
+        sending.end().unwrap();
+        drop(conn);
+        assert_eq!(taken.join().unwrap(), want);
+    }
+
+    #[test]
+    fn versions_are_compared_by_their_numbers() {
+        for old in ["5.0.14", "2.8", "6.0.5", "6", "6.0", "6.0.x"] {
+            assert!(is_too_old(old), "{old}");
+        }
+        for good in ["6.0.6", "6.0.16", "6.2", "7.0.15", "7.2.4-rc1", "10.0.0", "255.255.255", "unstable", ""] {
+            assert!(!is_too_old(good), "{good}");
         }
     }
 
-    /// Reads all answers before it looks at any: those to `loads` scripts come first.
-    fn answers(&mut self, loads: usize, count: usize) -> RedisResult<Vec<Value>> {
-        let mut loaded = redis_connection::receive(&mut self.conn, loads + count)?;
-        let answers = loaded.split_off(loads);
-        if answers.iter().any(is_redirection) {
-            // A server that may not be asked how it works shows it by this.
-            self.cluster.store(true, Ordering::Relaxed);
-            return Err(RedisError::from((ErrorKind::Io, "it is one server of a cluster; the others are looked for")));
+    #[test]
+    fn interrupted_read_is_told_from_other_errors() {
+        let of = |kind: io::ErrorKind| unreadable(RedisError::from(io::Error::from(kind)));
+        assert_eq!(of(io::ErrorKind::Interrupted).code(), Some(INTERRUPTED));
+        for kind in [io::ErrorKind::WouldBlock, io::ErrorKind::UnexpectedEof, io::ErrorKind::ConnectionReset] {
+            assert_eq!((of(kind).code(), of(kind).kind()), (None, ErrorKind::Io), "{kind}");
         }
-        loaded.into_iter().try_for_each(|answer| answer.extract_error().map(drop))?;
-        Ok(answers)
     }
 
-    /// What makes the server know all scripts, when they are needed and it may not; and how many calls it is.
-    fn loads(&mut self, scripted: bool) -> (&'static [u8], usize) {
-        if !scripted || std::mem::replace(&mut self.scripted, true) {
-            return (&[], 0);
+    #[test]
+    fn login_and_tls_go_along() {
+        for (url, shown) in [("rediss://me:pw@a:1/2", "rediss://::1:7"), ("redis://me:pw@a:1/2", "redis://::1:7")] {
+            let model = url.into_connection_info().unwrap();
+            let there = with_host(&model, &("::1".to_owned(), 7));
+            let scheme =
+                if matches!(there.addr(), ConnectionAddr::TcpTls { insecure: false, .. }) { "rediss" } else { "redis" };
+            let (host, port) = place(&there).unwrap();
+            assert_eq!(format!("{scheme}://{host}:{port}"), shown);
+            let login = there.redis_settings();
+            assert_eq!((login.username(), login.password(), login.db()), (Some("me"), Some("pw"), 2));
         }
-        self.schema.loading()
+        assert_eq!(place(&"unix:///run/r.sock".into_connection_info().unwrap()), None);
     }
-}
-
-/// Whether only a server of a cluster answers so.
-fn is_redirection(answer: &Value) -> bool {
-    use ServerErrorKind::{Ask, CrossSlot, Moved};
-    matches!(answer, Value::ServerError(e) if matches!(e.kind(), Some(Moved | Ask | CrossSlot)))
-}
-
-/// The error for an answer of another form than it must have.
-fn unfit(error: &RedisError, keys: &[String]) -> RedisError {
-    let what = format!("what the key {} holds cannot be read: {}", keys.join(" or "), describe(error));
-    redis::make_extension_error(SPOILT.into(), Some(what))
-}
-
-/// Makes an answer that is an error one.
-fn extract(answer: &mut RedisResult<Value>) {
-    if let Ok(Value::ServerError(error)) = answer {
-        *answer = Err(error.clone().into());
-    }
-}
-
-fn is_forgotten(answer: &Value) -> bool {
-    matches!(answer, Value::ServerError(e) if e.kind() == Some(ServerErrorKind::NoScript))
 }

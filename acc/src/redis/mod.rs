@@ -1,16 +1,31 @@
 //! The way to Redis: connections, topology, routing. Only this module opens sockets to it.
 //!
-//! Owns: connections (`connection` and `pool`, on `redis_connection`), and finding the right server (`cluster` with
-//! `slots`, and `sentinel`). Does not own: addresses (`config::redis_address`), keys and scripts (`model`).
+//! | file | what |
+//! |---|---|
+//! | `pool` | idle connections for many threads, and whether Redis answers |
+//! | `router` | one connection to Redis, whatever kind of service it is |
+//! | `cluster`, `single`, `sentinel` | several servers; one server; the master that Sentinels name |
+//! | `topology`, `known_servers` | which server has which key, and whom to ask for that (pure) |
+//! | `connection` | one socket: login, time limits, calls that travel together |
+//! | `batch`, `scripts`, `errors`, `address` | leaves |
+//!
+//! Does not own: the form of an address (`config::redis_address`), keys and scripts (`model`).
 
+mod address;
+mod batch;
 mod cluster;
-pub(crate) mod connection;
-pub(crate) mod pool;
-mod redis_connection;
-mod roster;
-pub(crate) mod scripts;
+mod connection;
+pub mod errors;
+mod known_servers;
+mod pool;
+mod router;
+pub mod scripts;
 mod sentinel;
-mod slots;
+mod single;
+mod topology;
 
-pub use connection::{Address, Batch, Conn};
-pub(crate) use pool::{Pool, describe};
+pub use address::Address;
+pub use batch::Batch;
+pub(crate) use errors::describe;
+pub use pool::Pool;
+pub use router::Conn;

@@ -3,9 +3,9 @@
 //! Owns: asking one Sentinel after the other, each with a time limit, and that what they name is a master.
 //! Does not own: which Sentinels there are and how they are logged in to (`target`), when to ask again (`pool`).
 
-use crate::redis::connection::Address;
-use crate::redis::redis_connection::{self, CONNECT_TIMEOUT};
-use crate::redis::roster::Place;
+use super::address::Address;
+use super::connection::{self, CONNECT_TIMEOUT};
+use super::known_servers::ServerAddr;
 use redis::{Connection, ErrorKind, FromRedisValue, RedisError, RedisResult, Value};
 use std::time::{Duration, Instant};
 
@@ -18,9 +18,9 @@ const ALL: Duration = Duration::from_secs(6);
 /// A connection to the master of `group`.
 pub(crate) fn master(address: &Address, group: &str, patience: Duration) -> RedisResult<Connection> {
     let mut why: Option<RedisError> = None;
-    let mut tried: Vec<Place> = Vec::new();
+    let mut tried: Vec<ServerAddr> = Vec::new();
     let begin = Instant::now();
-    for sentinel in address.roster.places() {
+    for sentinel in address.known_servers.places() {
         if begin.elapsed() >= ALL {
             break;
         }
@@ -35,7 +35,7 @@ pub(crate) fn master(address: &Address, group: &str, patience: Duration) -> Redi
             Err(e) => {
                 log::debug!("the sentinel {}:{} does not answer: {e}", sentinel.0, sentinel.1);
                 // The next try goes on behind it.
-                address.roster.failed(&sentinel);
+                address.known_servers.failed(&sentinel);
                 why.get_or_insert(e);
                 continue;
             }
@@ -45,7 +45,7 @@ pub(crate) fn master(address: &Address, group: &str, patience: Duration) -> Redi
         }
         match connect(address, &master, patience) {
             Ok(conn) => {
-                address.roster.answered(&sentinel, []);
+                address.known_servers.answered(&sentinel, []);
                 return Ok(conn);
             }
             // What a master says of itself is worth more than what a Sentinel could not say.
@@ -57,23 +57,23 @@ pub(crate) fn master(address: &Address, group: &str, patience: Duration) -> Redi
 }
 
 /// The master as one Sentinel knows it; nothing when it does not know the group.
-fn ask(address: &Address, sentinel: &Place, group: &str) -> RedisResult<Option<Place>> {
-    let info = redis_connection::with_host(&address.target.servers[0], sentinel);
+fn ask(address: &Address, sentinel: &ServerAddr, group: &str) -> RedisResult<Option<ServerAddr>> {
+    let info = connection::with_host(&address.target.servers[0], sentinel);
     let info = info.set_redis_settings(address.target.sentinel.clone());
     let addr = info.addr().clone();
-    let mut conn = redis_connection::connect(info, address.ca.as_deref(), QUERY_TIMEOUT, QUERY_TIMEOUT)?;
+    let mut conn = connection::connect(info, address.ca.as_deref(), QUERY_TIMEOUT, QUERY_TIMEOUT)?;
     let mut question = redis::cmd("SENTINEL");
     question.arg("get-master-addr-by-name").arg(group);
-    let answer = redis_connection::single(&mut conn, &question).map_err(|e| redis_connection::words(&addr, e))?;
-    Ok(Option::<Place>::from_redis_value(answer)?)
+    let answer = connection::single(&mut conn, &question).map_err(|e| connection::words(&addr, e))?;
+    Ok(Option::<ServerAddr>::from_redis_value(answer)?)
 }
 
 /// Connects to what was named, which may be a replica by now, or still.
-fn connect(address: &Address, master: &Place, patience: Duration) -> RedisResult<Connection> {
-    let info = redis_connection::with_host(&address.target.servers[0], master);
+fn connect(address: &Address, master: &ServerAddr, patience: Duration) -> RedisResult<Connection> {
+    let info = connection::with_host(&address.target.servers[0], master);
     let (mut conn, _) =
-        redis_connection::server(info, address.ca.as_deref(), CONNECT_TIMEOUT, patience.min(CONNECT_TIMEOUT))?;
-    let role = redis_connection::single(&mut conn, &redis::cmd("ROLE"))?;
+        connection::server(info, address.ca.as_deref(), CONNECT_TIMEOUT, patience.min(CONNECT_TIMEOUT))?;
+    let role = connection::single(&mut conn, &redis::cmd("ROLE"))?;
     let is_master = match &role {
         Value::Array(parts) => matches!(parts.first(), Some(Value::BulkString(role)) if role == b"master"),
         _ => false,

@@ -19,7 +19,7 @@ use crate::model::jobs::{self, Job};
 use crate::model::queue::{self, Queued, QueuedCommand};
 use crate::model::{DAY, lists};
 use crate::proxy::Remote;
-use crate::redis::pool::{is_away, is_broken, is_interrupted, is_moving, is_spoilt};
+use crate::redis::errors::{is_away, is_broken, is_interrupted, is_moving, is_spoilt};
 use crate::redis::{Batch, Conn, describe};
 use crate::work::Stop;
 use crate::work::cancel;

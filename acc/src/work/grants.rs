@@ -3,7 +3,7 @@
 use crate::api::context::Context;
 use crate::model::claims::write_down;
 use crate::model::grants::{self, Compared};
-use crate::redis::pool::is_broken;
+use crate::redis::errors::is_broken;
 use crate::redis::{Batch, Conn, describe};
 use jscommon::NodeId;
 use redis::{RedisResult, Value};

@@ -14,7 +14,7 @@ use crate::model::answer::{self, Answer};
 use crate::model::queue::{self, Reason, Withdrawn};
 use crate::model::{jobs, keys, lists, nodes};
 use crate::proxy::{Remote, Seen};
-use crate::redis::pool::{is_away, is_broken, is_moving, is_spoilt};
+use crate::redis::errors::{is_away, is_broken, is_moving, is_spoilt};
 use crate::redis::{Batch, Conn, describe};
 use crate::work::Stop;
 use crate::work::grants;

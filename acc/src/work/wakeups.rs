@@ -11,7 +11,7 @@ use crate::auth::shared_secrets;
 use crate::model::lists::{self, Ring};
 use crate::model::queue::{self, Answer, Handover, Mode, Question};
 use crate::proxy::Remote;
-use crate::redis::pool::{describe, is_broken, is_interrupted};
+use crate::redis::errors::{describe, is_broken, is_interrupted};
 use crate::redis::{Batch, Conn};
 use crate::work::Stop;
 use jscommon::backoff::Backoff;

@@ -3,7 +3,7 @@
 
 use jsacc::config::redis_address::Target;
 use jsacc::model::lists;
-use jsacc::redis::Address;
+use jsacc::redis::{Address, Conn};
 use jstests::redis_cluster::Cluster;
 use jstests::{Acc, AccOptions, Client, FakeNode, LONG, Redis, wait_for, wait_until};
 use redis::{ConnectionLike, FromRedisValue};
@@ -291,7 +291,7 @@ fn a_controller_that_has_beaten_since_its_verdict_keeps_what_it_has_taken() {
     let redis = Redis::start();
     let mut client = Client::new(&redis);
     let address = Address::new(Target::parse(&redis.url()).unwrap(), None, &jsacc::model::SCHEMA);
-    let conn = &mut address.connect(LONG).unwrap();
+    let conn = &mut Conn::connect(&address, LONG).unwrap();
     lists::beat(conn, "one").unwrap();
     let now = lists::beat(conn, "two").unwrap().now;
     silence(&mut client, "one");
@@ -310,7 +310,7 @@ fn what_a_controller_takes_after_it_was_held_to_be_dead_is_found() {
     let (_redis, acc, mut client) = site();
     let first = controllers(&mut client).remove(0);
     let address = Address::new(Target::parse(acc.redis_url()).unwrap(), None, &jsacc::model::SCHEMA);
-    let conn = &mut address.connect(LONG).unwrap();
+    let conn = &mut Conn::connect(&address, LONG).unwrap();
     lists::beat(conn, "dead").unwrap();
     silence(&mut client, "dead");
     wait_until("it is held to be dead", LONG, || controllers(&mut client) == [first.clone()]);
@@ -455,7 +455,7 @@ fn spoilt_lists_of_what_has_happened_hold_up_no_command() {
 fn a_spoilt_command_is_inherited_once() {
     let (_redis, acc, mut client) = site();
     let address = Address::new(Target::parse(acc.redis_url()).unwrap(), None, &jsacc::model::SCHEMA);
-    lists::beat(&mut address.connect(LONG).unwrap(), "dead").unwrap();
+    lists::beat(&mut Conn::connect(&address, LONG).unwrap(), "dead").unwrap();
     let id = jstests::fresh_id();
     spoil(&mut client, &format!("jsacc:job:{id}"));
     let text = json!({"id": id, "gid": 1, "nid": 10, "cmd": "ping"}).to_string();

@@ -299,8 +299,8 @@ fn a_use_of_a_token_that_is_counted_again_after_a_cut_connection_counts_once() {
     let redis = Redis::start();
     let target =
         jsacc::config::redis_address::Target::parse(&redis.url()).expect("the address of the private redis-server");
-    let mut conn =
-        jsacc::redis::Address::new(target, None, &jsacc::model::SCHEMA).connect(LONG).expect("a connection to it");
+    let mut conn = jsacc::redis::Conn::connect(&jsacc::redis::Address::new(target, None, &jsacc::model::SCHEMA), LONG)
+        .expect("a connection to it");
     let mut count =
         |request, now| jsacc::model::nodes::use_enrolment(&mut conn, "token", request, 1, 60, now).expect("counted");
     assert_eq!(count("first", 5), Some(5));

@@ -1,7 +1,7 @@
 //! The list of events, and what a node can do to it.
 
 use jsacc::model::lists;
-use jsacc::redis::{Batch, Conn};
+use jsacc::redis::{Address, Batch, Conn};
 use jscommon::NodeId;
 use jstests::{Acc, AccOptions, Client, LONG, Redis, wait_until};
 use serde_json::json;
@@ -9,7 +9,7 @@ use serde_json::json;
 fn connect(redis: &Redis) -> Conn {
     let target =
         jsacc::config::redis_address::Target::parse(&redis.url()).expect("the address of the private redis-server");
-    jsacc::redis::Address::new(target, None, &jsacc::model::SCHEMA).connect(LONG).expect("a connection to it")
+    Conn::connect(&Address::new(target, None, &jsacc::model::SCHEMA), LONG).expect("a connection to it")
 }
 
 fn node(nid: u32) -> Option<NodeId> {

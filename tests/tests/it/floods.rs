@@ -2,7 +2,7 @@
 //! entries and in time, and others are served meanwhile. Honest traffic of any size that is documented passes.
 
 use jsacc::model::lists;
-use jsacc::redis::{Address, Batch};
+use jsacc::redis::{Address, Batch, Conn};
 use jscommon::NodeId;
 use jstests::hostile::{Connection, Requests, Target};
 use jstests::{
@@ -135,7 +135,7 @@ fn full_hash_of_series_keeps_those_that_still_come() {
     let mut client = Client::new(&redis);
     let target =
         jsacc::config::redis_address::Target::parse(&redis.url()).expect("the address of the private redis-server");
-    let mut conn = Address::new(target, None, &jsacc::model::SCHEMA).connect(LONG).expect("a connection to it");
+    let mut conn = Conn::connect(&Address::new(target, None, &jsacc::model::SCHEMA), LONG).expect("a connection to it");
     let mut number = 0;
     let mut write = |from: usize, count: usize, seconds: u64| {
         number += 1;

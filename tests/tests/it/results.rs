@@ -203,7 +203,7 @@ fn only_who_may_answer_for_a_job_makes_redis_remember_it_for_long() {
 fn store(redis: &Redis) -> Conn {
     let target =
         jsacc::config::redis_address::Target::parse(&redis.url()).expect("the address of the private redis-server");
-    Address::new(target, None, &jsacc::model::SCHEMA).connect(LONG).expect("a connection to it")
+    Conn::connect(&Address::new(target, None, &jsacc::model::SCHEMA), LONG).expect("a connection to it")
 }
 
 #[test]

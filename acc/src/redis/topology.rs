@@ -3,7 +3,7 @@
 //! Owns: the slot of a key, the reading of `CLUSTER SLOTS` and of redirections. Does not own: asking
 //! (`cluster`).
 
-use crate::redis::roster::Place;
+use super::known_servers::ServerAddr;
 use redis::{Cmd, Value};
 
 /// How many slots there are.
@@ -14,25 +14,25 @@ const SLOTS: u16 = 16_384;
 pub(crate) struct Range {
     first: u16,
     last: u16,
-    master: Place,
+    master: ServerAddr,
 }
 
 /// Who has which slots.
 #[derive(Debug, Default)]
-pub(crate) struct Layout {
+pub(crate) struct Topology {
     ranges: Vec<Range>,
 }
 
-impl Layout {
+impl Topology {
     /// Reads the answer to `CLUSTER SLOTS`, which `asked` gave; also all servers that stand in it.
     /// Nothing when it is no such answer, or names no slot.
-    pub(crate) fn read(answer: &Value, asked: &Place) -> Option<(Layout, Vec<Place>)> {
+    pub(crate) fn read(answer: &Value, asked: &ServerAddr) -> Option<(Topology, Vec<ServerAddr>)> {
         let Value::Array(list) = answer else { return None };
         let (mut ranges, mut places) = (Vec::new(), Vec::new());
         for entry in list {
             let Value::Array(entry) = entry else { return None };
             let [Value::Int(first), Value::Int(last), servers @ ..] = entry.as_slice() else { return None };
-            let servers: Vec<Place> = servers.iter().filter_map(|server| server_of(server, asked)).collect();
+            let servers: Vec<ServerAddr> = servers.iter().filter_map(|server| server_of(server, asked)).collect();
             let (Some(master), Ok(first), Ok(last)) = (servers.first(), u16::try_from(*first), u16::try_from(*last))
             else {
                 return None;
@@ -41,28 +41,28 @@ impl Layout {
             places.extend(servers);
         }
         ranges.sort_unstable_by_key(|range| range.first);
-        (!ranges.is_empty()).then_some((Layout { ranges }, places))
+        (!ranges.is_empty()).then_some((Topology { ranges }, places))
     }
 
     /// The master of a slot.
-    pub(crate) fn master(&self, slot: u16) -> Option<&Place> {
+    pub(crate) fn master(&self, slot: u16) -> Option<&ServerAddr> {
         let after = self.ranges.partition_point(|range| range.first <= slot);
         self.ranges[..after].last().filter(|range| slot <= range.last).map(|range| &range.master)
     }
 
     /// Whether this is one of the masters.
-    pub(crate) fn has(&self, place: &Place) -> bool {
+    pub(crate) fn has(&self, place: &ServerAddr) -> bool {
         self.ranges.iter().any(|range| range.master == *place)
     }
 
     /// Any master.
-    pub(crate) fn any(&self) -> Option<&Place> {
+    pub(crate) fn any(&self) -> Option<&ServerAddr> {
         self.ranges.first().map(|range| &range.master)
     }
 }
 
 /// `[host, port, …]`; a server that does not know its own name means the one that was asked.
-fn server_of(server: &Value, asked: &Place) -> Option<Place> {
+fn server_of(server: &Value, asked: &ServerAddr) -> Option<ServerAddr> {
     let Value::Array(parts) = server else { return None };
     let [host, Value::Int(port), ..] = parts.as_slice() else { return None };
     let host = match host {
@@ -76,7 +76,7 @@ fn server_of(server: &Value, asked: &Place) -> Option<Place> {
 }
 
 /// Where `MOVED` and `ASK` send to: of `3999 127.0.0.1:6381` the part behind the slot.
-pub(crate) fn redirection(details: &str, asked: &Place) -> Option<Place> {
+pub(crate) fn redirection(details: &str, asked: &ServerAddr) -> Option<ServerAddr> {
     let (host, port) = details.split_ascii_whitespace().nth(1)?.rsplit_once(':')?;
     let host = if host.is_empty() || host == "?" { asked.0.as_str() } else { host };
     Some((host.to_owned(), port.parse().ok()?))
@@ -142,8 +142,6 @@ fn crc16(bytes: &[u8]) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::keys;
-    use jscommon::NodeId;
 
     #[test]
     fn slots_are_those_of_the_specification() {
@@ -153,11 +151,6 @@ mod tests {
         }
         assert_eq!(slot(b"foo"), 12182);
         assert_eq!(slot(b"foo{}{bar}"), crc16(b"foo{}{bar}") % SLOTS);
-        let node = NodeId { gid: 1, nid: 10 };
-        assert_eq!(slot(keys::queue(node).as_bytes()), slot(keys::meta(node).as_bytes()));
-        assert_eq!(slot(keys::queue(node).as_bytes()), slot(keys::withdrawn(node).as_bytes()));
-        assert_eq!(slot(keys::taken("h:1:x").as_bytes()), slot(keys::COMMANDS.as_bytes()));
-        assert_eq!(slot(keys::done("a").as_bytes()), slot(keys::results("a").as_bytes()));
     }
 
     #[test]
@@ -194,7 +187,7 @@ mod tests {
             range(8192, 16383, vec![server(text(""), 2), server(text("r"), 3)]),
             range(0, 8190, vec![server(text("a"), 1), server(Value::Nil, 4), server(text("?"), 5)]),
         ]);
-        let (layout, places) = Layout::read(&answer, &asked).unwrap();
+        let (layout, places) = Topology::read(&answer, &asked).unwrap();
         assert_eq!(layout.master(0).unwrap().0, "a");
         assert_eq!(layout.master(8190).unwrap().0, "a");
         assert_eq!(layout.master(8191), None);
@@ -202,9 +195,9 @@ mod tests {
         assert_eq!(places.len(), 5);
         // What does not say its name, or may not, is where it was asked.
         assert_eq!(places.iter().filter(|place| place.0 == "here").count(), 3);
-        assert!(Layout::read(&Value::Array(vec![]), &asked).is_none());
-        assert!(Layout::read(&Value::Nil, &asked).is_none());
-        assert!(Layout::read(&Value::Array(vec![Value::Int(1)]), &asked).is_none());
+        assert!(Topology::read(&Value::Array(vec![]), &asked).is_none());
+        assert!(Topology::read(&Value::Nil, &asked).is_none());
+        assert!(Topology::read(&Value::Array(vec![Value::Int(1)]), &asked).is_none());
     }
 
     #[test]

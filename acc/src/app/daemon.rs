@@ -29,7 +29,8 @@ use crate::redis::errors::{is_broken, is_too_old};
 use crate::redis::{Address, Pool, describe};
 use crate::work::Stop;
 use crate::work::dispatcher::Dispatcher;
-use crate::work::periodic::Janitor;
+use crate::work::periodic::PeriodicTasks;
+use crate::work::sync::DeadControllers;
 use crate::work::wakeups;
 use anyhow::{Context as _, bail};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
@@ -160,19 +161,19 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let (refused_in, refused) = crossbeam_channel::bounded(256);
     context.authenticator.tell(refused_in);
     let (dead_in, dead) = crossbeam_channel::unbounded();
-    let (stop_janitor, janitor_stop) = crossbeam_channel::bounded(0);
-    let janitor = Janitor {
+    let (stop_periodic, periodic_stop) = crossbeam_channel::bounded(0);
+    let periodic = PeriodicTasks {
         context: context.clone(),
         proxy: proxy.remote(),
         tls,
         seen,
         refused,
-        dead: dead_in,
+        dead: DeadControllers(dead_in),
         fatal: fatal_in.clone(),
-        stop: Stop::new(janitor_stop),
+        stop: Stop::new(periodic_stop),
     };
-    let janitor = critical_thread::spawn("janitor", STACK_BYTES, fatal_in.clone(), move || janitor.run())
-        .context("no thread for the janitor")?;
+    let periodic = critical_thread::spawn("periodic", STACK_BYTES, fatal_in.clone(), move || periodic.run())
+        .context("no thread for the periodic tasks")?;
 
     let (stop_work, work_stop) = crossbeam_channel::bounded(0);
     let stop = Stop::new(work_stop);
@@ -235,8 +236,8 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     drop(dispatcher);
     drop(wakeups);
     drop(server);
-    drop(stop_janitor);
-    drop(janitor);
+    drop(stop_periodic);
+    drop(periodic);
     drop(watcher);
     drop(stopped);
     drop(deadline);

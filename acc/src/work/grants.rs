@@ -8,8 +8,8 @@ use crate::redis::{Batch, Conn, describe};
 use jscommon::NodeId;
 use redis::{RedisResult, Value};
 
-/// Asks for the grants of nodes that are due, of which there may be none. The answers are read by `looked`.
-pub(crate) fn look(context: &Context, batch: &mut Batch) -> Vec<NodeId> {
+/// Asks for the grants of nodes that are due, of which there may be none. The answers are read by `apply`.
+pub(crate) fn ask_due(context: &Context, batch: &mut Batch) -> Vec<NodeId> {
     if context.config.insecure_no_auth {
         return Vec::new();
     }
@@ -19,7 +19,7 @@ pub(crate) fn look(context: &Context, batch: &mut Batch) -> Vec<NodeId> {
 }
 
 /// Applies the changes in the grants of these nodes.
-pub(crate) fn looked(
+pub(crate) fn apply(
     context: &Context,
     conn: &mut Conn,
     due: &[NodeId],

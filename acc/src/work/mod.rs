@@ -6,10 +6,16 @@
 mod cancel;
 mod deferred_jobs;
 pub mod dispatcher;
+mod expiry;
 mod grants;
+mod heartbeat;
 mod history;
 mod node_directory;
 pub(crate) mod periodic;
+mod presence;
+mod refusals;
+mod reload;
+pub(crate) mod sync;
 mod targets;
 pub(crate) mod wakeups;
 

@@ -82,12 +82,12 @@ fn an_agent_without_a_controller_starts_and_stops_well() {
 
 #[test]
 fn a_controller_ends_with_any_of_its_threads() {
-    // The dispatcher with its first command, the wake-up reader with its first ring, the janitor and the proxy at some
+    // The dispatcher with its first command, the wake-up reader with its first ring, the periodic tasks and the proxy at some
     // turn, one of the web server with its first request.
     for (point, thread) in [
         ("acc.taken", "dispatcher"),
         ("acc.heard", "wakeups"),
-        ("acc.chores:3", "janitor"),
+        ("acc.periodic:3", "periodic"),
         ("acc.proxy:20", "proxy"),
         ("acc.http", "http-"),
     ] {

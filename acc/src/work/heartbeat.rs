@@ -1,0 +1,86 @@
+//! The heartbeat: this controller stands in Redis as one that lives, with the right node secret.
+//!
+//! Owns: what was compared and said so far. Does not own: when it beats (`periodic`), or what follows when Redis has
+//! forgotten this controller.
+
+use crate::api::context::Context;
+use crate::auth::shared_secrets;
+use crate::model::{lists, nodes};
+use crate::redis::errors::{is_away, is_moving, is_spoilt};
+use crate::redis::{Conn, describe};
+use redis::RedisResult;
+use std::sync::atomic::Ordering;
+
+/// The heartbeat of one controller.
+#[derive(Default)]
+pub(crate) struct Heartbeat {
+    /// Redis belongs to our node secret.
+    claimed: bool,
+    beaten: bool,
+    /// Redis belongs to a newer node secret than ours, and that was logged.
+    behind: bool,
+}
+
+/// What a beat has found.
+pub(crate) enum Outcome {
+    /// Redis knows this controller.
+    Known,
+    /// Redis had forgotten this controller: data was lost.
+    Forgotten,
+    /// Redis belongs to other controllers, for this reason: this one has to end.
+    Foreign(String),
+}
+
+impl Heartbeat {
+    /// Compares the node secret with that of Redis; the inner error is the reason for this controller to end.
+    fn compare_fingerprint(&mut self, context: &Context, conn: &mut Conn) -> RedisResult<Result<(), String>> {
+        if !self.claimed {
+            let ours = context.authenticator.secrets().current.fingerprint().to_owned();
+            let theirs = nodes::claim_fingerprint(conn, &ours)?;
+            if let Err(reason) =
+                shared_secrets::check_fingerprint(&context.authenticator, &context.config.state_dir, &theirs)
+            {
+                return Ok(Err(reason));
+            }
+            if theirs != ours {
+                // Rotated, and Redis has not heard of it: it was restored, or the command died.
+                nodes::set_fingerprint(conn, &ours)?;
+            }
+            self.claimed = true;
+        } else if let Some(theirs) = nodes::fingerprint(conn)? {
+            let behind =
+                shared_secrets::check_fingerprint(&context.authenticator, &context.config.state_dir, &theirs).is_err();
+            if behind && !self.behind {
+                log::error!(
+                    "the node secret was rotated at another controller, and nodes that have renewed are refused here: \
+                     copy its node.secret into {}",
+                    context.config.state_dir.display()
+                );
+            }
+            self.behind = behind;
+        }
+        Ok(Ok(()))
+    }
+
+    /// Says that this controller lives, and learns the time and whether data was lost.
+    pub(crate) fn beat(&mut self, context: &Context, conn: &mut Conn) -> RedisResult<Outcome> {
+        match self.compare_fingerprint(context, conn) {
+            Ok(Ok(())) => {}
+            Ok(Err(reason)) => return Ok(Outcome::Foreign(reason)),
+            // The key is spoilt or out of reach, and this controller lives all the same.
+            Err(e) if is_away(&e) || is_moving(&e) || is_spoilt(&e) => log::debug!("fingerprint: {}", describe(&e)),
+            Err(e) => return Err(e),
+        }
+        let beat = lists::beat(conn, &context.me)?;
+        context.clock.set(beat.now);
+        let forgotten = context.forgotten.swap(false, Ordering::Relaxed);
+        let forgotten = forgotten || (beat.new && self.beaten);
+        if forgotten {
+            log::warn!("redis has forgotten this controller; every waiting poll is asked again");
+            self.claimed = false;
+            context.epoch.fetch_add(1, Ordering::Relaxed);
+        }
+        self.beaten = true;
+        Ok(if forgotten { Outcome::Forgotten } else { Outcome::Known })
+    }
+}

@@ -5,11 +5,11 @@ use std::io::Write;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let wish = match cli::parse(std::env::args_os().skip(1)) {
-        Ok(wish) => wish,
+    let invocation = match cli::parse(std::env::args_os().skip(1)) {
+        Ok(invocation) => invocation,
         Err(e) => return fail(2, &e),
     };
-    let outcome = match wish {
+    let outcome = match invocation {
         Invocation::Print(text) => say(&text),
         Invocation::Serve(config) => {
             jsacc::app::logging::start(&config.log_level);

@@ -178,7 +178,7 @@ fn answer(
         acked.push(has_acked);
         queue::ask(&mut asked, &question(context, *node, poll, now));
     }
-    let mut settled = Vec::with_capacity(polls.len());
+    let mut resolved = Vec::with_capacity(polls.len());
     // A job whose hash is spoilt runs on its node all the same, and the next commands do not wait for that hash.
     let (running, asked) = conn.run_in_turn_each(running, asked, is_spoilt)?;
     for error in running.into_iter().filter_map(Result::err) {
@@ -188,23 +188,23 @@ fn answer(
         ::log::error!("that a node has stored a command is not written down: {}", describe(&error));
     }
     for ((node, poll), answer) in polls.iter().zip(asked) {
-        settled.push(settle(context, conn, *node, poll, now, queue::answered(answer?)?)?);
+        resolved.push(resolve(context, conn, *node, poll, now, queue::answered(answer?)?)?);
     }
     jscommon::death::point("acc.polled");
-    for (((node, _), answer), has_acked) in polls.iter().zip(&settled).zip(acked) {
+    for (((node, _), answer), has_acked) in polls.iter().zip(&resolved).zip(acked) {
         if !has_acked && !matches!(answer, Ok(Answer::Batch(_))) {
-            context.allowances.owe(*node, Charge::new(Resource::Polls, 1), now);
+            context.rate_limiter.owe(*node, Charge::new(Resource::Polls, 1), now);
         }
     }
 
     // What Redis may have forgotten since is news again.
     let epoch = context.epoch.load(Ordering::Relaxed);
-    let claimed = compare(context, conn, polls, &mut settled, now, epoch)?;
+    let claimed = compare(context, conn, polls, &mut resolved, now, epoch)?;
     let (mut batch, mut news) = (Batch::new(), Vec::new());
     for (node, _, standing, tell) in &claimed {
         claims::write_down(&mut batch, *node, now, standing, *tell);
     }
-    for ((node, poll), answer) in polls.iter().zip(&settled) {
+    for ((node, poll), answer) in polls.iter().zip(&resolved) {
         let Ok(answer) = answer else { continue };
         let facts = format!("{} {} {epoch}", poll.peer, poll.instance);
         let parks = poll.wait > 0 && matches!(answer, Answer::Empty);
@@ -223,14 +223,14 @@ fn answer(
         Err(e) if is_away(&e) || is_spoilt(&e) => ::log::debug!("a poll is not written down: {}", describe(&e)),
         Err(e) => return Err(e),
     }
-    let reply = |((node, poll), settled): (&&(NodeId, Poll), Result<Answer, Reply>)| match settled {
+    let reply = |((node, poll), resolved): (&&(NodeId, Poll), Result<Answer, Reply>)| match resolved {
         Err(reply) => reply,
         Ok(Answer::Batch(handover)) => Reply::json(handed(context, *node, handover)),
         Ok(Answer::Moved(_)) => Reply::busy(503, "the node polls at two controllers at once; try again", 1),
         Ok(_) if poll.wait == 0 => Reply::empty(),
         Ok(_) => Reply::park(poll.wait),
     };
-    Ok(polls.iter().zip(settled).map(reply).collect())
+    Ok(polls.iter().zip(resolved).map(reply).collect())
 }
 
 /// Compares what polls claim with what their nodes are granted, where that is not known here: for each its node, a hash
@@ -240,12 +240,12 @@ fn compare(
     context: &Context,
     conn: &mut Conn,
     polls: &[&(NodeId, Poll)],
-    settled: &mut [Result<Answer, Reply>],
+    resolved: &mut [Result<Answer, Reply>],
     now: u64,
     epoch: u64,
 ) -> RedisResult<Vec<(NodeId, u64, Standing, bool)>> {
     let (mut asked, mut owners, mut compared) = (Batch::new(), Vec::new(), Vec::new());
-    for (i, (node, poll)) in polls.iter().enumerate().filter(|(i, _)| settled[*i].is_ok()) {
+    for (i, (node, poll)) in polls.iter().enumerate().filter(|(i, _)| resolved[*i].is_ok()) {
         let Some(roles) = &poll.roles else { continue };
         let says = context.claims.hash(roles, poll.issued, epoch);
         if !context.claims.is_news(*node, says) {
@@ -262,7 +262,7 @@ fn compare(
     for ((i, node, says), answer) in owners.into_iter().zip(conn.run_each(&asked)?) {
         match answer.and_then(grants::compared) {
             Ok(Compared::Known(standing, tell)) => compared.push((node, says, standing, tell)),
-            Ok(Compared::Revoked) => settled[i] = Err(revoked(node)),
+            Ok(Compared::Revoked) => resolved[i] = Err(revoked(node)),
             Ok(Compared::Unknown) => {}
             Err(e) if is_away(&e) || is_spoilt(&e) => ::log::debug!("claims are not compared: {}", describe(&e)),
             Err(e) => return Err(e),
@@ -272,7 +272,7 @@ fn compare(
 }
 
 /// Asks again where the first answer was none yet; the reply to an agent whose identity another one has.
-fn settle(
+fn resolve(
     context: &Context,
     conn: &mut Conn,
     node: NodeId,
@@ -294,7 +294,7 @@ fn settle(
     for _ in 0..3 {
         let Answer::Moved(holder) = answer else { break };
         let mut word = Batch::new();
-        lists::gone(&mut word, &holder, node);
+        lists::notify_moved(&mut word, &holder, node);
         answer = ask(conn, word, &Question { told: &holder, ..question })?;
     }
     Ok(Ok(answer))

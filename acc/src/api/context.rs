@@ -6,10 +6,10 @@
 
 use crate::api::body::HeldValues;
 use crate::api::delivered_batches::DeliveredBatches;
-use crate::api::rate_limiter::Allowances;
+use crate::api::rate_limiter::RateLimiter;
 use crate::api::script_cache::ScriptCache;
 use crate::auth::authenticator::Authenticator;
-use crate::auth::state_dir::Identity;
+use crate::auth::state_dir::StateDir;
 use crate::auth::tickets::Tickets;
 use crate::clock::Clock;
 use crate::config::Config;
@@ -26,7 +26,7 @@ pub struct Context {
     /// Its settings.
     pub(crate) config: Config,
     /// CA and secrets.
-    pub(crate) identity: Identity,
+    pub(crate) state_dir: StateDir,
     /// Who is let in.
     pub authenticator: Arc<Authenticator>,
     /// Redis.
@@ -42,7 +42,7 @@ pub struct Context {
     /// What was handed to nodes here.
     pub(crate) delivered: DeliveredBatches,
     /// The allowances that nodes have spent.
-    pub(crate) allowances: Allowances,
+    pub(crate) rate_limiter: RateLimiter,
     /// The values of the bodies that are being handled.
     pub(crate) values: HeldValues,
     /// Makes and checks the tickets of jobs.

@@ -159,7 +159,7 @@ pub(super) fn renew(context: &Context, node: NodeId, request: &Request) -> Outco
 
 fn issue(context: &Context, node: NodeId, issued: u64) -> Result<Credentials, Fault> {
     let secrets = context.authenticator.secrets();
-    context.identity.issue(&context.config, &secrets, node, issued).map_err(|e| {
+    context.state_dir.issue(&context.config, &secrets, node, issued).map_err(|e| {
         ::log::error!("credentials for node {node} cannot be made: {e:#}");
         Fault::Reply(Reply::error(500, "the controller cannot make credentials; its log says why"))
     })

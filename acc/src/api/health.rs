@@ -11,7 +11,7 @@ pub(super) fn get(context: &Context) -> Outcome {
     } else {
         // Nodes are admitted from now on: a load balancer that gets this answer may send them here.
         context.pool.with(|conn| {
-            shared_secrets::admit_nodes(&context.tickets, &context.identity, &context.authenticator, conn)
+            shared_secrets::admit_nodes(&context.tickets, &context.state_dir, &context.authenticator, conn)
         })?;
     }
     Ok(Reply::json(r#"{"status":"ok"}"#))

@@ -53,7 +53,7 @@ pub(super) fn post(context: &Context, notices: &Notices, node: NodeId, body: Vec
     let made = may.iter().filter(|may| **may == MayWrite::New).count();
     spend(context, node, &[Charge::new(Resource::Records, count), bytes(stored + made * LIST_OVERHEAD_BYTES)])?;
     // Lists that are full grow no more, so this is spent by a node that makes more and more of them.
-    let grows = context.allowances.left(node, Resource::Growth, now) > 0.0;
+    let grows = context.rate_limiter.left(node, Resource::Growth, now) > 0.0;
     let by_list = within_bound(by_list, &may, grows);
     let written = context.pool.with(|conn| {
         let written = write(conn, node, number, &by_list)?;
@@ -65,11 +65,11 @@ pub(super) fn post(context: &Context, notices: &Notices, node: NodeId, body: Vec
         Ok(written) => written,
         Err(e) => {
             // It is sent again, and pays then.
-            context.allowances.give_back(node, &[Charge::new(Resource::Records, count), bytes(stored)]);
+            context.rate_limiter.give_back(node, &[Charge::new(Resource::Records, count), bytes(stored)]);
             return Err(e.into());
         }
     };
-    context.allowances.owe(node, Charge::new(Resource::Growth, growth + made * LIST_OVERHEAD_BYTES), now);
+    context.rate_limiter.owe(node, Charge::new(Resource::Growth, growth + made * LIST_OVERHEAD_BYTES), now);
     tell(context, notices, &wrong);
     Ok(Reply::json("{}"))
 }

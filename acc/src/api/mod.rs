@@ -25,7 +25,7 @@ pub mod server;
 mod stats;
 
 use crate::api::context::Context;
-use crate::api::rate_limiter::{Charge, Exceeded, LEFT_FOR_RESULTS, Resource};
+use crate::api::rate_limiter::{Charge, Exceeded, RESERVED_FOR_RESULTS, Resource};
 use crate::http::{Handler, Reply, Request};
 use crate::redis::describe;
 use crate::route::Route;
@@ -224,13 +224,13 @@ fn too_many(reason: String) -> Fault {
 
 /// Spends what a request of `node` costs, or refuses it with 429.
 fn spend(context: &Context, node: NodeId, charges: &[Charge]) -> Result<(), Fault> {
-    let spent = context.allowances.take(node, charges, context.clock.now());
+    let spent = context.rate_limiter.take(node, charges, context.clock.now());
     spent.map_err(|exceeded| too_much(context, node, &exceeded))
 }
 
 /// Refuses with 429 what could not be spent now, whatever it turns out to be: a look before the work.
 fn expect_room(context: &Context, node: NodeId, charges: &[Charge]) -> Result<(), Fault> {
-    let spent = context.allowances.check(node, charges, context.clock.now());
+    let spent = context.rate_limiter.check(node, charges, context.clock.now());
     spent.map_err(|exceeded| too_much(context, node, &exceeded))
 }
 
@@ -256,7 +256,7 @@ const ENTRY_BYTES: usize = 64;
 
 /// Bytes that records, series and events write into Redis.
 fn bytes(amount: usize) -> Charge {
-    Charge::new(Resource::Bytes, amount).leaving(LEFT_FOR_RESULTS)
+    Charge::new(Resource::Bytes, amount).leaving(RESERVED_FOR_RESULTS)
 }
 
 /// The number of a batch in a body.

@@ -13,7 +13,7 @@ const MIB: f64 = 1024.0 * KIB;
 const HOUR: f64 = 3600.0;
 
 /// Bytes that records, series and events leave for results, which are waited for.
-pub(crate) const LEFT_FOR_RESULTS: f64 = 8.0 * MIB;
+pub(crate) const RESERVED_FOR_RESULTS: f64 = 8.0 * MIB;
 
 /// So many nodes are remembered before those that have spent nothing of late are forgotten.
 const MAX_NODES: usize = 20_000;
@@ -61,14 +61,14 @@ const ROUNDING: f64 = 1e-6;
 /// So much at once, and so much a second.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Rate {
-    store: f64,
+    burst: f64,
     per_second: f64,
 }
 
 /// The rate of a resource; a controller that takes more records than usual takes more of their bytes too.
 fn rate(resource: Resource, max_records: f64) -> Rate {
     let more = (max_records / 5000.0).max(1.0);
-    let (store, per_second) = match resource {
+    let (burst, per_second) = match resource {
         Resource::Requests => (4000.0, 2000.0),
         Resource::Bodies => (64.0 * MIB * more, 4.0 * MIB * more),
         Resource::Bytes => (24.0 * MIB * more, MIB * more),
@@ -86,7 +86,7 @@ fn rate(resource: Resource, max_records: f64) -> Rate {
         Resource::RefusedEvents => (1.0, 1.0 / 60.0),
         Resource::LateEvents => (100.0, 0.1),
     };
-    Rate { store, per_second }
+    Rate { burst, per_second }
 }
 
 impl Resource {
@@ -190,7 +190,7 @@ impl Spent {
     /// whole store is spent when nothing else is.
     fn wait(self, rate: Rate, charge: Charge, now: u64) -> Option<u32> {
         let spent = self.by(rate, now);
-        let over = spent + charge.amount + charge.leaves - rate.store;
+        let over = spent + charge.amount + charge.leaves - rate.burst;
         if spent <= ROUNDING || over <= ROUNDING {
             return None;
         }
@@ -225,7 +225,7 @@ impl Account {
 }
 
 /// The amounts that all nodes have spent.
-pub(crate) struct Allowances {
+pub(crate) struct RateLimiter {
     max_records: f64,
     nodes: Mutex<Nodes>,
 }
@@ -238,10 +238,10 @@ struct Nodes {
     left: usize,
 }
 
-impl Allowances {
+impl RateLimiter {
     /// Nothing is spent; a node may send `max_records` records a second.
-    pub(crate) fn new(max_records: u64) -> Allowances {
-        Allowances { max_records: max_records as f64, nodes: Mutex::default() }
+    pub(crate) fn new(max_records: u64) -> RateLimiter {
+        RateLimiter { max_records: max_records as f64, nodes: Mutex::default() }
     }
 
     /// Spends all of `charges` for `node` at `now` (ms), or none of them.
@@ -284,7 +284,7 @@ impl Allowances {
     pub(crate) fn left(&self, node: NodeId, resource: Resource, now: u64) -> f64 {
         let rate = rate(resource, self.max_records);
         let spent = self.locked().spent.get(&node).map_or(0.0, |spent| spent.of(resource).by(rate, now));
-        (rate.store - spent).max(0.0)
+        (rate.burst - spent).max(0.0)
     }
 
     fn check_all(&self, spent: &Account, charges: &[Charge], now: u64) -> Result<(), Exceeded> {
@@ -362,7 +362,7 @@ mod tests {
             (100_000, 10_000, None),
             (100_000, 1, Some(60)),
         ];
-        let all = Allowances::new(10);
+        let all = RateLimiter::new(10);
         for (i, (now, amount, wait)) in steps.into_iter().enumerate() {
             let told = all.take(NODE, &records(amount), now).err().map(|exceeded| exceeded.seconds);
             assert_eq!(told, wait, "step {i}");
@@ -372,7 +372,7 @@ mod tests {
 
     #[test]
     fn each_resource_has_a_store_of_its_own_and_all_or_none_is_spent() {
-        let all = Allowances::new(10);
+        let all = RateLimiter::new(10);
         let both = [Charge::new(Resource::Records, 10), Charge::new(Resource::Bytes, 20 << 20)];
         assert_eq!(all.take(NODE, &both, 0), Ok(()));
         let exceeded = all.take(NODE, &both, 0).unwrap_err();
@@ -389,17 +389,17 @@ mod tests {
 
     #[test]
     fn results_have_bytes_that_nothing_else_spends() {
-        let all = Allowances::new(NORMAL);
+        let all = RateLimiter::new(NORMAL);
         let piece = |leaves| [Charge::new(Resource::Bytes, 1 << 20).leaving(leaves)];
         let taken = |leaves| (0..100).take_while(|_| all.take(NODE, &piece(leaves), 0).is_ok()).count();
-        assert_eq!((taken(LEFT_FOR_RESULTS), taken(0.0), taken(LEFT_FOR_RESULTS)), (16, 8, 0));
-        assert!(all.take(NODE, &piece(LEFT_FOR_RESULTS), 8_000).is_err(), "results come first");
+        assert_eq!((taken(RESERVED_FOR_RESULTS), taken(0.0), taken(RESERVED_FOR_RESULTS)), (16, 8, 0));
+        assert!(all.take(NODE, &piece(RESERVED_FOR_RESULTS), 8_000).is_err(), "results come first");
         assert!(all.take(NODE, &piece(0.0), 8_000).is_ok());
     }
 
     #[test]
     fn what_is_owed_counts() {
-        let all = Allowances::new(NORMAL);
+        let all = RateLimiter::new(NORMAL);
         all.owe(NODE, Charge::new(Resource::Keys, 15_000), 0);
         assert_eq!((all.left(NODE, Resource::Keys, 0), all.left(OTHER, Resource::Keys, 0)), (0.0, 10_000.0));
         assert!(all.check(NODE, &[Charge::new(Resource::Keys, 1)], 0).is_err());
@@ -408,7 +408,7 @@ mod tests {
 
     #[test]
     fn nodes_that_have_spent_nothing_are_forgotten_now_and_then() {
-        let all = Allowances::new(10);
+        let all = RateLimiter::new(10);
         let ask = |nid, now| {
             all.take(NodeId { gid: 1, nid }, &records(1), now).unwrap();
             all.locked().spent.len()
@@ -424,7 +424,7 @@ mod tests {
 
     #[test]
     fn resources_are_counted_apart() {
-        let all = Allowances::new(NORMAL);
+        let all = RateLimiter::new(NORMAL);
         let left = || ALL.map(|resource| all.left(NODE, resource, 1000));
         for resource in ALL {
             let mut want = left();
@@ -444,12 +444,12 @@ mod tests {
         ) {
             let resource = ALL[resource];
             let rate = rate(resource, NORMAL as f64);
-            let all = Allowances::new(NORMAL);
+            let all = RateLimiter::new(NORMAL);
             let (mut now, mut taken, mut largest) = (1_000_000, 0.0, 0.0_f64);
             let begin = now;
             for (pause, part) in steps {
                 now += pause;
-                let charge = Charge { resource, amount: rate.store * part * part, leaves: 0.0 };
+                let charge = Charge { resource, amount: rate.burst * part * part, leaves: 0.0 };
                 let before = all.left(NODE, resource, now);
                 match all.take(NODE, &[charge], now) {
                     Ok(()) => {
@@ -464,7 +464,7 @@ mod tests {
                         prop_assert!(exceeded.seconds == 60 || all.check(NODE, &[charge], later).is_ok());
                     }
                 }
-                let most = rate.store.max(largest) + rate.per_second * (now - begin) as f64 / 1000.0;
+                let most = rate.burst.max(largest) + rate.per_second * (now - begin) as f64 / 1000.0;
                 prop_assert!(taken <= most * (1.0 + 1e-9), "{} of {}", taken, most);
             }
         }

@@ -117,7 +117,7 @@ fn deliver_all(context: &Context, posted: Vec<Result<Posted, Fault>>) -> Vec<Out
         }
         Err(e) => {
             let failed = |posted: Posted| {
-                context.allowances.give_back(posted.node, &posted.paid);
+                context.rate_limiter.give_back(posted.node, &posted.paid);
                 Fault::Redis(e.clone())
             };
             return posted.into_iter().map(|posted| Err(posted.map_or_else(|fault| fault, failed))).collect();
@@ -152,7 +152,7 @@ fn reply(context: &Context, posted: Posted, refusals: &mut impl Iterator<Item = 
     let Some((id, why)) = refused.first() else { return Ok(Reply::json("{}")) };
     let now = context.clock.now();
     // Somebody may send them without end, and one is news enough.
-    if context.allowances.take(node, &[Charge::new(Resource::RefusedEvents, 1)], now).is_ok() {
+    if context.rate_limiter.take(node, &[Charge::new(Resource::RefusedEvents, 1)], now).is_ok() {
         let data = object!({"id": id, "reason": why.sentence(), "count": refused.len()});
         let mut batch = Batch::new();
         lists::event(&mut batch, "refused_result", Some(node), now, &data);
@@ -318,7 +318,7 @@ fn deliver(context: &Context, conn: &mut Conn, entries: &[&Entry]) -> RedisResul
             count(context, "late");
             let data = object!({"id": entry.id, "state": answer::state_name(entry.state)});
             // A node may bring a second result of its job without end.
-            if context.allowances.take(entry.node, &[Charge::new(Resource::LateEvents, 1)], now).is_ok() {
+            if context.rate_limiter.take(entry.node, &[Charge::new(Resource::LateEvents, 1)], now).is_ok() {
                 lists::event(&mut events, "late_result", Some(entry.node), now, &data);
             }
             continue;

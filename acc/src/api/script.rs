@@ -28,7 +28,7 @@ pub(super) fn get(context: &Context, node: NodeId, request: &Request) -> Outcome
     };
     let source = context.scripts.get(hash, Instant::now(), read, renew)?;
     let price = source.as_ref().map_or(1, |source| source.len() >> 20);
-    context.allowances.owe(node, Charge::new(Resource::Lookups, price), context.clock.now());
+    context.rate_limiter.owe(node, Charge::new(Resource::Lookups, price), context.clock.now());
     match source {
         Some(source) => Ok(Reply::shared("application/octet-stream", source)),
         None => Err(Fault::Reply(Reply::error(404, format!("there is no script with the hash {hash}")))),

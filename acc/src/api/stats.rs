@@ -36,8 +36,8 @@ pub(super) fn post(context: &Context, node: NodeId, body: Vec<u8>) -> Outcome {
     let share = Charge::new(Resource::Queue, posted.text.len().max(MIN_QUEUE_BYTES));
     let charges = [Charge::new(Resource::Series, posted.series.len()), bytes(posted.text.len() + ENTRY_BYTES)];
     spend(context, node, &charges)?;
-    let no_share = context.allowances.check(node, &[share], now).is_err();
-    let new = context.allowances.left(node, Resource::Keys, now) as usize;
+    let no_share = context.rate_limiter.check(node, &[share], now).is_err();
+    let new = context.rate_limiter.left(node, Resource::Keys, now) as usize;
     let written = context.pool.with(|conn| {
         let mut batch = Batch::new();
         lists::stats_queue(&mut batch, node, posted.number, &posted.text, no_share);
@@ -56,7 +56,7 @@ pub(super) fn post(context: &Context, node: NodeId, body: Vec<u8>) -> Outcome {
         Ok(written) => written,
         Err(e) => {
             // It is sent again, and pays then.
-            context.allowances.give_back(node, &charges);
+            context.rate_limiter.give_back(node, &charges);
             return Err(e.into());
         }
     };
@@ -65,14 +65,14 @@ pub(super) fn post(context: &Context, node: NodeId, body: Vec<u8>) -> Outcome {
         let (new, out): (usize, usize) = FromRedisValue::from_redis_value(answer).map_err(redis::RedisError::from)?;
         (made, left_out) = (made + new, left_out + out);
     }
-    context.allowances.owe(node, Charge::new(Resource::Keys, made), now);
+    context.rate_limiter.owe(node, Charge::new(Resource::Keys, made), now);
     if left_out > 0 {
         context.metrics.refused("new-series");
     }
     if pushed.left_out {
         context.metrics.refused("stats-queue");
     } else if pushed.last.is_none() && !no_share {
-        context.allowances.owe(node, share, now);
+        context.rate_limiter.owe(node, share, now);
     }
     Ok(pushed.last.map_or_else(|| Reply::json("{}"), super::taken_before))
 }

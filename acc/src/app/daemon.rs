@@ -8,13 +8,13 @@
 
 use crate::api::context::Context;
 use crate::api::delivered_batches::DeliveredBatches;
-use crate::api::rate_limiter::Allowances;
+use crate::api::rate_limiter::RateLimiter;
 use crate::api::script_cache::ScriptCache;
 use crate::api::server;
 use crate::api::{Handlers, HeldValues};
 use crate::auth::authenticator::{Authenticator, Rules};
 use crate::auth::shared_secrets;
-use crate::auth::state_dir::Identity;
+use crate::auth::state_dir::StateDir;
 use crate::auth::tickets::{TicketKeys, Tickets};
 use crate::auth::tls::TlsSource;
 use crate::auth::trusted_paths;
@@ -57,14 +57,14 @@ pub fn prepare(config: Config, is_task: bool) -> anyhow::Result<Context> {
     trusted_paths::check(&config, is_task)?;
     // Rustls wants one provider for the process; a second start in a test finds it there.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let open = if is_task { Identity::find } else { Identity::open };
-    let identity = open(&config.state_dir, clock::local_ms())?;
+    let open = if is_task { StateDir::find } else { StateDir::open };
+    let state_dir = open(&config.state_dir, clock::local_ms())?;
     // Somebody may have made the directory a moment before.
     trusted_paths::check(&config, is_task)?;
-    let secrets = identity.secrets()?;
-    let ticket_keys = match identity.ticket_keys()? {
+    let secrets = state_dir.secrets()?;
+    let ticket_keys = match state_dir.ticket_keys()? {
         Some(keys) => keys,
-        None => TicketKeys { current: Identity::new_ticket_key()?, previous: None },
+        None => TicketKeys { current: StateDir::new_ticket_key()?, previous: None },
     };
     let metrics_token = config.metrics_token_file.as_deref().map(token).transpose()?;
     let nodes_token = config.nodes_token_file.as_deref().map(token).transpose()?;
@@ -79,14 +79,14 @@ pub fn prepare(config: Config, is_task: bool) -> anyhow::Result<Context> {
     Ok(Context {
         me: name(config.port),
         authenticator: Arc::new(Authenticator::new(rules, secrets, clock::local_ms)),
-        identity,
+        state_dir,
         pool,
         metrics,
         clock: Clock::default(),
         scripts: ScriptCache::default(),
         claims: Claimed::default(),
         delivered: DeliveredBatches::default(),
-        allowances: Allowances::new(config.max_records),
+        rate_limiter: RateLimiter::new(config.max_records),
         values: HeldValues::default(),
         tickets: Tickets::new(ticket_keys),
         forgotten: AtomicBool::new(false),
@@ -126,23 +126,23 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     }
     // No node is let in before both are known; when Redis is away, the janitor reads them later.
     let agreed =
-        context.pool.with(|conn| shared_secrets::agree_on_ticket_key(&context.tickets, &context.identity, conn));
+        context.pool.with(|conn| shared_secrets::agree_on_ticket_key(&context.tickets, &context.state_dir, conn));
     if let Err(e) = &agreed
         && !is_broken(e)
     {
         log::error!("the ticket key is not compared with the one in redis yet: {}", describe(e));
     }
     if context.tickets.is_agreed()
-        && let Err(e) = context
-            .pool
-            .with(|conn| shared_secrets::admit_nodes(&context.tickets, &context.identity, &context.authenticator, conn))
+        && let Err(e) = context.pool.with(|conn| {
+            shared_secrets::admit_nodes(&context.tickets, &context.state_dir, &context.authenticator, conn)
+        })
     {
         log::debug!("the revocations are not read yet: {}", describe(&e));
     }
 
     let tls = match config.insecure_http {
         true => None,
-        false => Some(TlsSource::new(context.identity.tls(config, clock::local_ms())?)),
+        false => Some(TlsSource::new(context.state_dir.tls(config, clock::local_ms())?)),
     };
     let (fatal_in, fatal) = crossbeam_channel::unbounded::<String>();
     let server = server::Handle::start(HANDLER_THREADS, Arc::new(Handlers::new(context.clone())), &fatal_in)?;
@@ -153,13 +153,13 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         backend: server.backend(),
         limits: Limits { max_records: config.max_records, ..Limits::default() },
     };
-    let (guard, metrics) = (context.authenticator.clone(), context.metrics.clone());
-    let proxy = proxy::Handle::start(proxy_config, guard, metrics, seen_in, fatal_in.clone())?;
+    let (authenticator, metrics) = (context.authenticator.clone(), context.metrics.clone());
+    let proxy = proxy::Handle::start(proxy_config, authenticator, metrics, seen_in, fatal_in.clone())?;
     let scheme = if config.insecure_http { "http" } else { "https" };
     log::info!("listening on {scheme}://{}, redis at {}", proxy.addr(), config.redis);
 
     let (refused_in, refused) = crossbeam_channel::bounded(256);
-    context.authenticator.tell(refused_in);
+    context.authenticator.report_refusals(refused_in);
     let (dead_in, dead) = crossbeam_channel::unbounded();
     let (stop_periodic, periodic_stop) = crossbeam_channel::bounded(0);
     let periodic = PeriodicTasks {

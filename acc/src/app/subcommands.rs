@@ -66,8 +66,8 @@ fn enroll(
     {
         return Err(redis_fault(config, e).context("what --role and --label grant cannot be written down"));
     }
-    let secrets = context.identity.secrets()?;
-    let credentials = context.identity.issue(config, &secrets, node, issued)?;
+    let secrets = context.state_dir.secrets()?;
+    let credentials = context.state_dir.issue(config, &secrets, node, issued)?;
     let local = url.is_none();
     let url = url.unwrap_or_else(|| {
         let scheme = if config.insecure_http { "http" } else { "https" };
@@ -150,8 +150,8 @@ fn rotate(context: &Context) -> anyhow::Result<String> {
     let now = clock::local_ms();
     let fault = |e: redis::RedisError| redis_fault(&context.config, &e);
     context.pool.with(nodes::fingerprint).map_err(|e| fault(e).context("nothing was changed"))?;
-    let before = context.identity.secrets()?.previous.filter(|(_, until)| now < *until);
-    let secrets = context.identity.rotate(now, |fingerprint| {
+    let before = context.state_dir.secrets()?.previous.filter(|(_, until)| now < *until);
+    let secrets = context.state_dir.rotate(now, |fingerprint| {
         context.pool.with(|conn| nodes::set_fingerprint(conn, fingerprint)).map_err(|e| {
             fault(e).context("the new secret holds; redis hears of it from the next controller that starts")
         })
@@ -160,7 +160,7 @@ fn rotate(context: &Context) -> anyhow::Result<String> {
     let mut said = format!(
         "a new node secret lies in {0}; the old one holds until {1}\n\
          nodes fetch new tokens by themselves; copy {0} to controllers on other machines now\n",
-        context.identity.secret_file().display(),
+        context.state_dir.secret_file().display(),
         dates::shown(until)
     );
     if before.is_some() {
@@ -175,11 +175,11 @@ fn token(context: &Context, uses: u64, ttl: u64, terms: Terms) -> anyhow::Result
         id,
         uses,
         expires: clock::local_ms() + ttl * 1000,
-        fingerprint: context.identity.fingerprint(&context.config)?,
+        fingerprint: context.state_dir.fingerprint(&context.config)?,
         terms,
     };
     enrolment.check_length().map_err(anyhow::Error::msg)?;
-    Ok(format!("{}\n", enrolment.sign(&context.identity.secrets()?.current)))
+    Ok(format!("{}\n", enrolment.sign(&context.state_dir.secrets()?.current)))
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use std::net::IpAddr;
 use std::sync::{OnceLock, PoisonError, RwLock};
 
 /// Decides whether a request is allowed. The proxy's own thread calls it for each request, so it must never block.
-pub trait Guard: Send + Sync + 'static {
+pub trait Authenticate: Send + Sync + 'static {
     /// Whether this request may go on, by its head alone. The path is a known route with its right method.
     fn admit(&self, head: &Head<'_>) -> Result<Admitted, Refusal>;
 }
@@ -96,9 +96,9 @@ impl Authenticator {
         }
     }
 
-    /// Refusals are told to `ear` from now on.
-    pub(crate) fn tell(&self, ear: Sender<Refused>) {
-        let _ = self.refused.set(ear);
+    /// Sends refusals to `events` from now on.
+    pub(crate) fn report_refusals(&self, events: Sender<Refused>) {
+        let _ = self.refused.set(events);
     }
 
     /// The node secrets as they hold now.
@@ -274,7 +274,7 @@ impl Authenticator {
     }
 }
 
-impl Guard for Authenticator {
+impl Authenticate for Authenticator {
     fn admit(&self, head: &Head<'_>) -> Result<Admitted, Refusal> {
         match head.route {
             // The handler of /enroll looks at its token itself, for that one is counted in Redis.
@@ -286,8 +286,8 @@ impl Guard for Authenticator {
                 label: "starting",
             }),
             _ => self.node(head).map(Admitted::Node).inspect_err(|refusal| {
-                if let (Some(ear), Some(node)) = (self.refused.get(), head.route.node()) {
-                    let _ = ear.try_send(Refused { node, peer: head.peer, reason: refusal.reason.clone() });
+                if let (Some(events), Some(node)) = (self.refused.get(), head.route.node()) {
+                    let _ = events.try_send(Refused { node, peer: head.peer, reason: refusal.reason.clone() });
                 }
             }),
         }
@@ -347,7 +347,7 @@ mod tests {
         for no_auth in [false, true] {
             let authenticator = Authenticator::new(Rules { no_auth, ..Rules::default() }, secrets.clone(), || NOW);
             let (tell, told) = crossbeam_channel::unbounded();
-            authenticator.tell(tell);
+            authenticator.report_refusals(tell);
             for (bearer, cert) in [(None, None), (Some(&*token), None), (None, Some(&cert))] {
                 refused(&authenticator, &head(Route::Cmd(NODE), bearer, cert), 503, "redis");
             }

@@ -4,7 +4,7 @@
 //! (`model::nodes`).
 
 use super::authenticator::Authenticator;
-use super::state_dir::Identity;
+use super::state_dir::StateDir;
 use super::tickets::{TicketKey, TicketKeys, Tickets};
 use crate::model::nodes;
 use crate::redis::errors::is_broken;
@@ -15,7 +15,7 @@ use std::path::Path;
 /// Makes this controller and Redis have one ticket key: that of Redis, or this controller's where Redis has none.
 /// It is kept in the state directory. A controller that has one from before does not wait for Redis: it is the one
 /// that all agreed on.
-pub(crate) fn agree_on_ticket_key(tickets: &Tickets, identity: &Identity, conn: &mut Conn) -> RedisResult<()> {
+pub(crate) fn agree_on_ticket_key(tickets: &Tickets, identity: &StateDir, conn: &mut Conn) -> RedisResult<()> {
     // One thread at a time: a key that another thread has just taken over is no previous one.
     let _agreeing = tickets.agreeing();
     let ours = tickets.keys();
@@ -55,7 +55,7 @@ pub(crate) fn agree_on_ticket_key(tickets: &Tickets, identity: &Identity, conn: 
 
 /// Compares the ticket key with that of Redis. Over a new connection this comes before any ticket: one that is made
 /// with another key is accepted nowhere.
-pub(crate) fn compare_ticket_key(tickets: &Tickets, identity: &Identity, conn: &mut Conn) -> RedisResult<()> {
+pub(crate) fn compare_ticket_key(tickets: &Tickets, identity: &StateDir, conn: &mut Conn) -> RedisResult<()> {
     match agree_on_ticket_key(tickets, identity, conn) {
         // The key in Redis is spoilt or out of reach, and all controllers use the one of the state directory.
         Err(e) if tickets.is_agreed() && !is_broken(&e) => {
@@ -69,7 +69,7 @@ pub(crate) fn compare_ticket_key(tickets: &Tickets, identity: &Identity, conn: &
 /// Admits nodes, where they are not admitted yet: once the ticket key is agreed on and the revocations are read.
 pub(crate) fn admit_nodes(
     tickets: &Tickets,
-    identity: &Identity,
+    identity: &StateDir,
     authenticator: &Authenticator,
     conn: &mut Conn,
 ) -> RedisResult<()> {

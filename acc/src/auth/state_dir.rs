@@ -32,7 +32,7 @@ const SERVER_RENEW_DAYS: i64 = 60;
 pub(crate) const CLIENT_DAYS: i64 = 365;
 
 /// The state directory, complete.
-pub(crate) struct Identity {
+pub(crate) struct StateDir {
     dir: PathBuf,
     ca: Ca,
 }
@@ -50,9 +50,9 @@ pub(crate) struct Credentials {
     pub(crate) client_key: String,
 }
 
-impl Identity {
+impl StateDir {
     /// Opens a state directory that a controller has made.
-    pub(crate) fn find(dir: &Path, now: u64) -> anyhow::Result<Identity> {
+    pub(crate) fn find(dir: &Path, now: u64) -> anyhow::Result<StateDir> {
         let mut missing = vec![CA_CERTIFICATE, CA_KEY, NODE_SECRET];
         // What may not be looked at is told as that, below.
         missing.retain(|name| !dir.join(name).try_exists().unwrap_or(true));
@@ -65,11 +65,11 @@ impl Identity {
                 crate::config::ROOT_STATE_DIR,
             );
         }
-        Identity::open(dir, now)
+        StateDir::open(dir, now)
     }
 
     /// Opens the state directory and makes what is missing; `now` is in milliseconds since 1970.
-    pub(crate) fn open(dir: &Path, now: u64) -> anyhow::Result<Identity> {
+    pub(crate) fn open(dir: &Path, now: u64) -> anyhow::Result<StateDir> {
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -89,7 +89,7 @@ impl Identity {
         if !dir.join(NODE_SECRET).exists() {
             Secrets::generate()?.write(dir)?;
         }
-        Ok(Identity { dir: dir.to_owned(), ca })
+        Ok(StateDir { dir: dir.to_owned(), ca })
     }
 
     /// The node secrets as they stand in the directory now.
@@ -307,10 +307,10 @@ mod tests {
     fn the_directory_is_made_once_and_kept() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().join("state");
-        let first = Identity::open(&dir, NOW).unwrap();
+        let first = StateDir::open(&dir, NOW).unwrap();
         first.tls(&config(&dir), NOW).unwrap();
         let token = first.secrets().unwrap().current.issue(NODE, NOW);
-        let again = Identity::open(&dir, NOW).unwrap();
+        let again = StateDir::open(&dir, NOW).unwrap();
         assert_eq!(first.ca.pem, again.ca.pem);
         assert!(again.secrets().unwrap().check(&token, NOW).is_ok());
         assert_eq!(fs::metadata(&dir).unwrap().mode() & 0o777, 0o700);
@@ -353,12 +353,12 @@ mod tests {
     #[test]
     fn ticket_keys_are_kept_and_survive_a_rotation() {
         let dir = tempfile::tempdir().unwrap();
-        let identity = Identity::open(dir.path(), NOW).unwrap();
+        let identity = StateDir::open(dir.path(), NOW).unwrap();
         assert_eq!(identity.ticket_keys().unwrap(), None);
-        let keys = TicketKeys { current: Identity::new_ticket_key().unwrap(), previous: None };
+        let keys = TicketKeys { current: StateDir::new_ticket_key().unwrap(), previous: None };
         identity.keep_ticket_keys(&keys).unwrap();
         identity.rotate(NOW, |_| Ok(())).unwrap();
-        assert_eq!(Identity::open(dir.path(), NOW).unwrap().ticket_keys().unwrap(), Some(keys));
+        assert_eq!(StateDir::open(dir.path(), NOW).unwrap().ticket_keys().unwrap(), Some(keys));
         let file = dir.path().join(TICKET_KEY);
         assert_eq!(fs::metadata(&file).unwrap().mode() & 0o777, 0o600);
         fs::write(&file, "x").unwrap();
@@ -368,7 +368,7 @@ mod tests {
     #[test]
     fn the_server_certificate_follows_names_and_time() {
         let dir = tempfile::tempdir().unwrap();
-        let identity = Identity::open(dir.path(), NOW).unwrap();
+        let identity = StateDir::open(dir.path(), NOW).unwrap();
         let mut config = config(dir.path());
         let read = || fs::read_to_string(dir.path().join("server.pem")).unwrap();
         identity.tls(&config, NOW).unwrap();
@@ -389,7 +389,7 @@ mod tests {
     #[test]
     fn a_fingerprint_is_published_once_its_secret_is_safe() {
         let dir = tempfile::tempdir().unwrap();
-        let identity = Identity::open(dir.path(), NOW).unwrap();
+        let identity = StateDir::open(dir.path(), NOW).unwrap();
         let old = identity.secrets().unwrap().current.fingerprint().to_owned();
         let failed = identity.rotate(NOW, |fresh| {
             let there = identity.secrets()?;
@@ -403,7 +403,7 @@ mod tests {
     #[test]
     fn a_node_gets_a_certificate_that_names_it() {
         let dir = tempfile::tempdir().unwrap();
-        let identity = Identity::open(dir.path(), NOW).unwrap();
+        let identity = StateDir::open(dir.path(), NOW).unwrap();
         let secrets = identity.secrets().unwrap();
         let credentials = identity.issue(&config(dir.path()), &secrets, NODE, NOW).unwrap();
         let cert = CertificateDer::from_pem_slice(credentials.client_cert.as_bytes()).unwrap();

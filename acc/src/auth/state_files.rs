@@ -77,7 +77,7 @@ pub(crate) fn lock(dir: &Path) -> anyhow::Result<nix::fcntl::Flock<File>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::state_dir::Identity;
+    use crate::auth::state_dir::StateDir;
     use std::os::unix::fs::{chown, symlink};
 
     const NOBODY: u32 = 65534;
@@ -92,7 +92,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         chown(dir.path(), Some(NOBODY), Some(NOBODY)).unwrap();
         // A folder that somebody has made does not make its CA theirs.
-        let identity = Identity::open(dir.path(), 1_700_000_000_000).unwrap();
+        let identity = StateDir::open(dir.path(), 1_700_000_000_000).unwrap();
         identity.rotate(1_700_000_000_000, |_| Ok(())).unwrap();
         for entry in fs::read_dir(dir.path()).unwrap().flatten() {
             assert_eq!(entry.metadata().unwrap().uid(), 0, "{entry:?}");
@@ -113,7 +113,7 @@ mod tests {
         let other = tempfile::NamedTempFile::new().unwrap();
         fs::remove_file(dir.path().join("lock")).unwrap();
         symlink(other.path(), dir.path().join("lock")).unwrap();
-        assert!(Identity::open(dir.path(), 1_700_000_000_000).is_err());
+        assert!(StateDir::open(dir.path(), 1_700_000_000_000).is_err());
         assert_eq!(other.as_file().metadata().unwrap().uid(), 0);
     }
 }

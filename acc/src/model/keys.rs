@@ -51,7 +51,7 @@ pub(crate) fn taken(ac: &str) -> String {
 }
 
 /// List: nodes (`gid:nid`) for which the controller `ac`, which holds their polls, has something to fetch.
-pub(crate) fn bell(ac: &str) -> String {
+pub(crate) fn wakeups(ac: &str) -> String {
     format!("jsacc:bell:{ac}")
 }
 
@@ -233,7 +233,14 @@ mod tests {
         for (want, keys) in [
             (
                 "list",
-                vec![COMMANDS.to_owned(), taken("h:1:x"), bell("h:1:x"), results("a"), "log.a.b".into(), JOBS.into()],
+                vec![
+                    COMMANDS.to_owned(),
+                    taken("h:1:x"),
+                    wakeups("h:1:x"),
+                    results("a"),
+                    "log.a.b".into(),
+                    JOBS.into(),
+                ],
             ),
             ("list", vec![EVENTS.to_owned(), REJECTED.into(), AUDIT.into(), STATS_QUEUE.into()]),
             ("zset", vec![AGENTS.to_owned(), CONTROLLERS.into(), TAKERS.into(), GONE.into(), EXPIRING.into()]),

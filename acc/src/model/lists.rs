@@ -172,7 +172,7 @@ pub fn reclaim(conn: &mut Conn, me: &str, ac: &str) -> RedisResult<Option<usize>
         cmd.arg(ac).arg(HEARTBEAT_TIMEOUT_MS);
     })?;
     if off {
-        conn.one::<()>(&Cmd::del(keys::bell(ac)))?;
+        conn.one::<()>(&Cmd::del(keys::wakeups(ac)))?;
     }
     Ok(Some(moved))
 }
@@ -185,7 +185,7 @@ pub(crate) fn leave(conn: &mut Conn, me: &str, now: u64) -> RedisResult<()> {
     batch.call(Cmd::zrembyscore(keys::GONE, "-inf", now.saturating_sub(DEAD_CONTROLLER_RETENTION_MS)));
     batch.call(Cmd::zremrangebyrank(keys::GONE, 0, -(HISTORY as isize) - 1));
     batch.call(Cmd::pexpire(keys::GONE, DEAD_CONTROLLER_RETENTION_MS as i64));
-    batch.call(Cmd::zrem(keys::TAKERS, me)).call(Cmd::zrem(keys::CONTROLLERS, me)).call(Cmd::del(keys::bell(me)));
+    batch.call(Cmd::zrem(keys::TAKERS, me)).call(Cmd::zrem(keys::CONTROLLERS, me)).call(Cmd::del(keys::wakeups(me)));
     conn.run(&batch).map(drop)
 }
 
@@ -200,62 +200,62 @@ pub(crate) fn depths(conn: &mut Conn) -> RedisResult<(i64, i64)> {
 
 /// What a bell says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Ring {
+pub(crate) enum Wakeup {
     /// Something waits for this node, whose poll is held here.
     Fetch(NodeId),
     /// This node polls at another controller from now on.
-    Gone(NodeId),
+    Moved(NodeId),
 }
 
-impl Ring {
+impl Wakeup {
     /// As it travels: `gid:nid`, or `-gid:nid`.
-    fn read(text: &str) -> Option<Ring> {
+    fn read(text: &str) -> Option<Wakeup> {
         match text.strip_prefix('-') {
-            Some(node) => node.parse().ok().map(Ring::Gone),
-            None => text.parse().ok().map(Ring::Fetch),
+            Some(node) => node.parse().ok().map(Wakeup::Moved),
+            None => text.parse().ok().map(Wakeup::Fetch),
         }
     }
 }
 
 /// Tells the controller `ac` that `node` polls elsewhere from now on.
-pub(crate) fn gone(batch: &mut Batch, ac: &str, node: NodeId) {
-    ring_as(batch, ac, &format!("-{node}"));
+pub(crate) fn notify_moved(batch: &mut Batch, ac: &str, node: NodeId) {
+    push_wakeup(batch, ac, &format!("-{node}"));
 }
 
 /// Rings the bell of the controller `ac` for `node`.
-pub(crate) fn ring(batch: &mut Batch, ac: &str, node: NodeId) {
-    ring_as(batch, ac, &node.to_string());
+pub(crate) fn notify(batch: &mut Batch, ac: &str, node: NodeId) {
+    push_wakeup(batch, ac, &node.to_string());
 }
 
-fn ring_as(batch: &mut Batch, ac: &str, text: &str) {
-    batch.call(Cmd::lpush(keys::bell(ac), text));
+fn push_wakeup(batch: &mut Batch, ac: &str, text: &str) {
+    batch.call(Cmd::lpush(keys::wakeups(ac), text));
     // Nobody hears the bell of a dead controller, and its nodes come back elsewhere by themselves.
-    batch.call(Cmd::expire(keys::bell(ac), 60));
+    batch.call(Cmd::expire(keys::wakeups(ac), 60));
 }
 
 /// Whether `me`'s bell has rung and was not heard yet.
-pub(crate) fn has_rung(conn: &mut Conn, me: &str) -> RedisResult<bool> {
-    conn.one(&Cmd::exists(keys::bell(me)))
+pub(crate) fn has_wakeups(conn: &mut Conn, me: &str) -> RedisResult<bool> {
+    conn.one(&Cmd::exists(keys::wakeups(me)))
 }
 
 /// Wakes who waits for `me`'s bell, with nothing to say.
 pub(crate) fn wake(conn: &mut Conn, me: &str) -> RedisResult<()> {
     let mut batch = Batch::new();
-    ring_as(&mut batch, me, "");
+    push_wakeup(&mut batch, me, "");
     conn.run(&batch).map(drop)
 }
 
 /// Waits up to 5 s for `me`'s bell; answers what it said, each once, in its order.
-pub(crate) fn bells(conn: &mut Conn, me: &str) -> RedisResult<Vec<Ring>> {
+pub(crate) fn read_wakeups(conn: &mut Conn, me: &str) -> RedisResult<Vec<Wakeup>> {
     let mut cmd = redis::cmd("BRPOP");
-    cmd.arg(keys::bell(me)).arg(WAKEUP_READ_TIMEOUT_SECONDS);
+    cmd.arg(keys::wakeups(me)).arg(WAKEUP_READ_TIMEOUT_SECONDS);
     let Some((_, first)): Option<(String, String)> = conn.one(&cmd)? else { return Ok(Vec::new()) };
-    let rest: Vec<String> = conn.script(&scripts::RINGS, &[keys::bell(me)], |cmd| {
+    let rest: Vec<String> = conn.script(&scripts::WAKEUPS, &[keys::wakeups(me)], |cmd| {
         cmd.arg(1000);
     })?;
-    let mut said = HashSet::new();
-    let rings = std::iter::once(first).chain(rest.into_iter().rev()).filter_map(|text| Ring::read(&text));
-    Ok(rings.filter(|ring| said.insert(*ring)).collect())
+    let mut seen = HashSet::new();
+    let wakeups = std::iter::once(first).chain(rest.into_iter().rev()).filter_map(|text| Wakeup::read(&text));
+    Ok(wakeups.filter(|wakeup| seen.insert(*wakeup)).collect())
 }
 
 /// Whether an error keeps only an entry of a list for people (events, jobs, audit, rejected) from being written: the
@@ -399,8 +399,8 @@ mod tests {
     #[test]
     fn rings_are_read() {
         let node = NodeId { gid: 1, nid: 10 };
-        assert_eq!(Ring::read("1:10"), Some(Ring::Fetch(node)));
-        assert_eq!(Ring::read("-1:10"), Some(Ring::Gone(node)));
-        assert_eq!((Ring::read(""), Ring::read("-"), Ring::read("x")), (None, None, None));
+        assert_eq!(Wakeup::read("1:10"), Some(Wakeup::Fetch(node)));
+        assert_eq!(Wakeup::read("-1:10"), Some(Wakeup::Moved(node)));
+        assert_eq!((Wakeup::read(""), Wakeup::read("-"), Wakeup::read("x")), (None, None, None));
     }
 }

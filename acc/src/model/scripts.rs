@@ -38,7 +38,7 @@ pub(crate) static WITHDRAW: Script = Script::new(include_str!("scripts/withdraw.
 /// Takes commands off their queue.
 pub(crate) static TAKE: Script = Script::new(include_str!("scripts/take.lua"));
 /// Takes rings off a bell.
-pub(crate) static RINGS: Script = Script::new(include_str!("scripts/rings.lua"));
+pub(crate) static WAKEUPS: Script = Script::new(include_str!("scripts/wakeups.lua"));
 /// Moves what a dead controller had taken.
 pub(crate) static RECLAIM: Script = Script::new(include_str!("scripts/reclaim.lua"));
 /// Forgets a dead controller.
@@ -89,7 +89,7 @@ static ALL: [&Script; 31] = [
     &POLL,
     &WITHDRAW,
     &TAKE,
-    &RINGS,
+    &WAKEUPS,
     &RECLAIM,
     &FORGET,
     &BEAT,

@@ -35,7 +35,7 @@ impl EventLoop {
                 return;
             };
             match listener.accept() {
-                Ok((stream, peer)) => self.welcome(stream, peer),
+                Ok((stream, peer)) => self.add_client(stream, peer),
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return,
                 Err(e) if matches!(e.kind(), ErrorKind::Interrupted | ErrorKind::ConnectionAborted) => {}
                 Err(e) => {
@@ -43,7 +43,7 @@ impl EventLoop {
                     log::warn!("no connection can be taken for a moment: {e}");
                     self.metrics.refused("no-descriptor");
                     let now = Instant::now();
-                    self.evict(self.unproven.oldest(now));
+                    self.evict(self.unauthenticated.oldest(now));
                     self.accept_after = Some(Instant::now() + ACCEPT_PAUSE);
                     return;
                 }
@@ -52,10 +52,10 @@ impl EventLoop {
         self.accept_more = true;
     }
 
-    fn welcome(&mut self, mut stream: TcpStream, peer: SocketAddr) {
+    fn add_client(&mut self, mut stream: TcpStream, peer: SocketAddr) {
         self.metrics.accepted.inc();
         let now = Instant::now();
-        if self.unproven.count(peer.ip()) >= self.limits.max_unproven() {
+        if self.unauthenticated.count(peer.ip()) >= self.limits.max_unauthenticated() {
             return self.reject(stream, "address-full");
         }
         if self.clients.len() >= self.limits.max_connections && !self.make_room(peer.ip(), now) {
@@ -87,7 +87,7 @@ impl EventLoop {
             deadline: None,
             last_call: now,
             readable: false,
-            proven: false,
+            authenticated: false,
             home: None,
             refused: false,
             cert: None,
@@ -100,7 +100,7 @@ impl EventLoop {
             held: 0,
         };
         self.clients.insert(name, client);
-        self.unproven.add(peer.ip(), (now, name.slot));
+        self.unauthenticated.add(peer.ip(), (now, name.slot));
         let time = if secure { self.limits.handshake } else { self.limits.head };
         self.set_deadline(name.slot, now + time);
     }
@@ -117,7 +117,7 @@ impl EventLoop {
 
     /// Closes a client that has proved nothing for one that comes from `addr`; whether there was one to close.
     fn make_room(&mut self, addr: IpAddr, now: Instant) -> bool {
-        self.evict(self.unproven.makes_room(addr, now))
+        self.evict(self.unauthenticated.makes_room(addr, now))
     }
 
     fn evict(&mut self, slot: Option<usize>) -> bool {
@@ -130,14 +130,14 @@ impl EventLoop {
 
     /// The client has proved to be `node`'s: it counts there from now on, and no longer against its
     /// address.
-    pub(super) fn prove(&mut self, slot: usize, node: NodeId) -> Result<(), OverLimit> {
+    pub(super) fn mark_authenticated(&mut self, slot: usize, node: NodeId) -> Result<(), OverLimit> {
         if let Some(client) = self.clients.at(slot)
-            && !client.proven
+            && !client.authenticated
         {
             self.accounting.connect(&self.limits, node)?;
-            client.proven = true;
+            client.authenticated = true;
             client.home = Some(node);
-            self.unproven.remove(client.peer.ip(), (client.accepted, slot));
+            self.unauthenticated.remove(client.peer.ip(), (client.accepted, slot));
         }
         Ok(())
     }

@@ -32,7 +32,7 @@ impl EventLoop {
     }
 
     /// The request is over: its body is held no more. Whose it was.
-    fn settle(&mut self, request: PendingRequest) -> ConnectionId {
+    fn end_request(&mut self, request: PendingRequest) -> ConnectionId {
         if let Some((node, length)) = request.cost {
             self.accounting.end(node, length);
         }
@@ -65,7 +65,7 @@ impl EventLoop {
                     }
                     let refusal = Refusal::new(503, "no-backend", "the controller is short of something; try again");
                     for request in pending {
-                        let owner = self.settle(request);
+                        let owner = self.end_request(request);
                         self.give_up(owner, refusal.clone());
                     }
                 }
@@ -97,7 +97,7 @@ impl EventLoop {
                 group.extend(next);
             } else if let Some((gone, body)) = next {
                 drop(body);
-                self.settle(gone);
+                self.end_request(gone);
             }
             if route.is_some() && !quick {
                 break;
@@ -111,7 +111,7 @@ impl EventLoop {
             let client = self.clients.at(request.owner.slot);
             let Some((client, head)) = client.as_deref().and_then(|client| Some((client, client.head.as_deref()?)))
             else {
-                self.settle(request);
+                self.end_request(request);
                 continue;
             };
             let place = PipelineSlot { slot, group: number, at, of };
@@ -141,7 +141,7 @@ impl EventLoop {
             Ok(true) | Err(_) => self.in_flight.get_mut(slot).and_then(Option::take),
         };
         for (request, answer) in answered.into_iter().zip(answers) {
-            let owner = self.settle(request);
+            let owner = self.end_request(request);
             self.answered(owner, answer);
         }
         let Some(mut over) = over else { return };
@@ -150,7 +150,7 @@ impl EventLoop {
             log::error!("{e}");
             let refusal = Refusal::new(502, "backend-failed", "the controller failed at this request; try again");
             for request in over.pending {
-                let owner = self.settle(request);
+                let owner = self.end_request(request);
                 self.give_up(owner, refusal.clone());
             }
         }

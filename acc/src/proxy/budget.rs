@@ -52,7 +52,7 @@ pub struct Limits {
     pub(crate) max_node_answers: usize,
     /// Requests of one node that are under way at once, parked ones aside.
     pub(crate) max_node_requests: u32,
-    /// Connections of one node at once: what was stolen of it must not fill the house.
+    /// Connections of one node at once: what was stolen of it must not fill the full.
     pub(crate) max_node_connections: usize,
     /// Connections at once; the limit of descriptors may lower it.
     pub(crate) max_connections: usize,
@@ -122,7 +122,7 @@ impl Limits {
 
     /// Connections of one address that have not proved to be a node's. Half of all, for a whole fleet
     /// may come back at once from behind one address.
-    pub(crate) fn max_unproven(&self) -> usize {
+    pub(crate) fn max_unauthenticated(&self) -> usize {
         (self.max_connections / 2).max(4)
     }
 
@@ -261,7 +261,7 @@ impl ResourceAccounting {
 
     /// Counts an answer of `length` bytes to `node` that waits to be taken. Half of what is free stays so,
     /// for those who send something.
-    pub(crate) fn hold(&mut self, limits: &Limits, node: Option<NodeId>, length: usize) -> Result<(), OverLimit> {
+    pub(crate) fn reserve(&mut self, limits: &Limits, node: Option<NodeId>, length: usize) -> Result<(), OverLimit> {
         let free = limits.max_bodies.saturating_sub(self.bodies);
         if length > SMALL {
             let held = node.and_then(|node| self.nodes.get(&node)).map_or(0, NodeUse::held);
@@ -351,7 +351,7 @@ mod tests {
         assert_eq!(accounting.begin(&limits, Some(NODE), 0), Err(OverLimit::NodeRequests));
         accounting.end(Some(NODE), 60);
         accounting.end(Some(NODE), 0);
-        assert_eq!(accounting.hold(&limits, Some(NODE), 5), Ok(()));
+        assert_eq!(accounting.reserve(&limits, Some(NODE), 5), Ok(()));
         assert_eq!(accounting.bodies(), 5);
         accounting.release(Some(NODE), 5);
         assert!(accounting.nodes.is_empty() && accounting.bodies() == 0);
@@ -365,7 +365,7 @@ mod tests {
         let node = |nid| Some(NodeId { gid: 1, nid });
         // Each takes answers of 8 MiB until it gets no more.
         for nid in 1..=20 {
-            while accounting.hold(&limits, node(nid), 8 * MIB).is_ok() {}
+            while accounting.reserve(&limits, node(nid), 8 * MIB).is_ok() {}
             assert_eq!(accounting.begin(&limits, node(1), MIB), Err(OverLimit::NodeBodies), "{nid}");
             assert_eq!(accounting.begin(&limits, node(100 + nid), MIB), Ok(()), "{nid}");
             accounting.end(node(100 + nid), MIB);
@@ -373,7 +373,7 @@ mod tests {
         assert!(accounting.bodies() <= limits.max_bodies);
         assert_eq!(accounting.begin(&limits, node(1), 0), Err(OverLimit::NodeBodies), "it reads first");
         assert_eq!(accounting.begin(&limits, node(100), 0), Ok(()), "a poll of another one");
-        assert_eq!(accounting.hold(&limits, node(100), 100), Ok(()));
+        assert_eq!(accounting.reserve(&limits, node(100), 100), Ok(()));
         // What was taken is free again.
         for nid in 1..=20 {
             while node(nid).is_some_and(|node| accounting.nodes.contains_key(&node)) {

@@ -56,7 +56,7 @@ pub(crate) struct Client {
     /// The socket may hold more than was read.
     pub(crate) readable: bool,
     /// It has proved to be a node's.
-    pub(crate) proven: bool,
+    pub(crate) authenticated: bool,
     /// The node that it has proved to be first, among whose connections it counts.
     pub(crate) home: Option<NodeId>,
     /// It was refused: what it still sends is not waited for long.

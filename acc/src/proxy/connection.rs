@@ -91,7 +91,7 @@ impl EventLoop {
             (Stage::Head, Phase::Idle) => {
                 client.phase = Phase::Head;
                 // A stranger's first head has its deadline from the handshake on.
-                if client.proven {
+                if client.authenticated {
                     self.set_deadline(slot, now + self.limits.head);
                 }
             }
@@ -139,19 +139,19 @@ impl EventLoop {
             let sentence = format!("the client certificate ended at {}: enrol the node again", dates::shown(ends));
             return Err(Refusal::new(401, "certificate-ended", sentence));
         }
-        let node = match self.guard.admit(&seen)? {
+        let node = match self.authenticator.admit(&seen)? {
             Admitted::Node(node) => Some(node),
             Admitted::Open | Admitted::Operator => None,
         };
         if let Some(node) = node {
-            self.prove(slot, node).map_err(OverLimit::refusal)?;
+            self.mark_authenticated(slot, node).map_err(OverLimit::refusal)?;
         } else if head.length > self.limits.max_open_body {
             let most = self.limits.max_open_body;
             return Err(Refusal::new(413, "body-too-long", format!("the body is over {most} bytes")));
         }
         if let Some(node) = node {
             let charges = [Charge::new(Resource::Requests, 1), Charge::new(Resource::Bodies, head.length)];
-            self.allowances.take(node, &charges, local_ms()).map_err(|_| OverLimit::Rate.refusal())?;
+            self.rate_limiter.take(node, &charges, local_ms()).map_err(|_| OverLimit::Rate.refusal())?;
         }
         self.accounting.begin(&self.limits, node, head.length).map_err(OverLimit::refusal)?;
         Ok(node)
@@ -169,7 +169,7 @@ impl EventLoop {
             if self.stopping.is_some() {
                 return self.answer(name.slot, Answer::empty());
             }
-            let arrival = self.parking.arrive(node, name, ask, now);
+            let arrival = self.parked_polls.arrive(node, name, ask, now);
             if let Some(first) = arrival.replaced {
                 self.metrics.refused("replaced");
                 self.unpark(first.slot);
@@ -214,7 +214,7 @@ impl EventLoop {
         let node = client.node.filter(|_| poll);
         let too_much = answer.status == 429 && client.node.is_some();
         if let Some(node) = node.filter(|_| too_much) {
-            self.parking.answered(node, name);
+            self.parked_polls.answered(node, name);
         }
         if too_much {
             return self.answer_later(name.slot, answer);
@@ -223,15 +223,15 @@ impl EventLoop {
             return self.answer(name.slot, answer);
         };
         let Some(seconds) = answer.park else {
-            self.parking.answered(node, name);
+            self.parked_polls.answered(node, name);
             return self.answer(name.slot, answer);
         };
         let asked = client.asked;
         let late = asked + Duration::from_secs(seconds.into()) <= Instant::now();
         let spoilt = client.conn.has_excess() || late || self.stopping.is_some();
-        match self.parking.park(node, name, seconds, Instant::now()) {
+        match self.parked_polls.park(node, name, seconds, Instant::now()) {
             Parked::Waits if spoilt => {
-                self.parking.leave(node, name);
+                self.parked_polls.leave(node, name);
                 self.answer(name.slot, Answer::empty());
             }
             Parked::Waits => {
@@ -239,7 +239,7 @@ impl EventLoop {
                 self.keep(name.slot, seconds);
             }
             Parked::AskAgain if spoilt => {
-                self.parking.answered(node, name);
+                self.parked_polls.answered(node, name);
                 self.answer(name.slot, Answer::empty());
             }
             Parked::AskAgain => self.ask(name, Vec::new()),
@@ -256,7 +256,7 @@ impl EventLoop {
             return;
         }
         if let Some(node) = self.clients.at(name.slot).and_then(|client| client.node) {
-            self.parking.answered(node, name);
+            self.parked_polls.answered(node, name);
         }
         self.refuse(name.slot, refusal);
     }
@@ -267,32 +267,32 @@ impl EventLoop {
             && let Some(node) = client.node
         {
             let name = ConnectionId { slot, turn: client.turn };
-            self.parking.leave(node, name);
+            self.parked_polls.leave(node, name);
             self.answer(slot, Answer::empty());
         }
     }
 
     pub(super) fn deliver(&mut self, node: NodeId, body: Vec<u8>) {
-        if let Some(name) = self.parking.deliver(node) {
+        if let Some(name) = self.parked_polls.deliver(node) {
             self.answer(name.slot, Answer::json(body));
         }
     }
 
     pub(super) fn release_poll(&mut self, node: NodeId) {
-        if let Some(name) = self.parking.deliver(node) {
+        if let Some(name) = self.parked_polls.deliver(node) {
             self.metrics.refused("replaced");
             self.answer(name.slot, Answer::empty());
         }
     }
 
     pub(super) fn recheck(&mut self, node: NodeId) {
-        if let Some(name) = self.parking.recheck(node) {
+        if let Some(name) = self.parked_polls.recheck(node) {
             self.ask(name, Vec::new());
         }
     }
 
     pub(super) fn recheck_all(&mut self) {
-        for name in self.parking.recheck_all() {
+        for name in self.parked_polls.recheck_all() {
             self.ask(name, Vec::new());
         }
     }
@@ -305,7 +305,7 @@ impl EventLoop {
             let waits = matches!(client.phase, Phase::Parked | Phase::Asking);
             let name = ConnectionId { slot, turn: client.turn };
             let head = client.head.as_deref().map(|head| seen(client, head));
-            match head.map(|head| (head.bearer.is_some() || head.cert.is_some(), self.guard.admit(&head))) {
+            match head.map(|head| (head.bearer.is_some() || head.cert.is_some(), self.authenticator.admit(&head))) {
                 Some((true, Ok(_))) => {}
                 Some((_, Err(refusal))) if waits => self.give_up(name, Refusal { label: "expelled", ..refusal }),
                 _ => {
@@ -335,7 +335,7 @@ impl EventLoop {
                 self.metrics.refused("body-cut");
                 self.close(slot);
             }
-            Phase::Idle | Phase::Linger => self.part(slot),
+            Phase::Idle | Phase::Linger => self.close_gracefully(slot),
             // It may have closed its half alone and still read.
             Phase::Asking | Phase::Pausing | Phase::Answering => client.conn.close_after(),
             Phase::Parked => {
@@ -390,10 +390,10 @@ impl EventLoop {
                 self.close(slot);
             }
             Phase::Idle => {
-                if !client.proven {
+                if !client.authenticated {
                     self.metrics.refused("silent");
                 }
-                self.part(slot);
+                self.close_gracefully(slot);
             }
             Phase::Head => self.refuse(slot, Refusal::new(408, "head-timeout", "the head took too long")),
             Phase::Body => self.refuse(slot, Refusal::new(408, "body-timeout", "the body took too long")),

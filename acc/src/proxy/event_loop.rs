@@ -11,13 +11,13 @@
 use super::backend_connection::{BackendConnection, InFlight, PendingRequest};
 use super::budget::{Limits, ResourceAccounting};
 use super::client::{Clients, ConnectionId, Phase};
-use super::long_poll::Parking;
+use super::long_poll::ParkedPolls;
 use super::timers::Timers;
 use super::transport::ReadOutcome;
-use super::unauthenticated::Unproven;
+use super::unauthenticated::Unauthenticated;
 use super::{Message, ProxyConfig, Seen};
-use crate::api::rate_limiter::Allowances;
-use crate::auth::authenticator::Guard;
+use crate::api::rate_limiter::RateLimiter;
+use crate::auth::authenticator::Authenticate;
 use crate::metrics::Metrics;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use jscommon::{NodeId, death};
@@ -36,7 +36,7 @@ const WAKER: Token = Token(usize::MAX - 2);
 const EXCHANGE: usize = 1 << 63;
 
 /// What those who have proved nothing get of a turn in which others want something too.
-const STRANGERS_TIME: Duration = Duration::from_millis(2);
+const UNAUTHENTICATED_TIME: Duration = Duration::from_millis(2);
 /// Bytes of one client in one turn.
 const BYTES: usize = 256 * 1024;
 /// How often the nodes that were seen are told.
@@ -51,7 +51,7 @@ pub(super) struct EventLoop {
     woken: Arc<AtomicBool>,
     pub(super) config: ProxyConfig,
     pub(super) limits: Limits,
-    pub(super) guard: Arc<dyn Guard>,
+    pub(super) authenticator: Arc<dyn Authenticate>,
     pub(super) metrics: Arc<Metrics>,
     seen_to: Sender<Seen>,
     /// Nodes that are to be told as seen, and when their latest polls came.
@@ -61,11 +61,11 @@ pub(super) struct EventLoop {
     pub(super) timers: Timers,
     pub(super) accounting: ResourceAccounting,
     /// What nodes have sent of late.
-    pub(super) allowances: Allowances,
-    pub(super) parking: Parking<ConnectionId>,
+    pub(super) rate_limiter: RateLimiter,
+    pub(super) parked_polls: ParkedPolls<ConnectionId>,
     pub(super) hasher: RandomState,
     /// Clients that have proved nothing.
-    pub(super) unproven: Unproven,
+    pub(super) unauthenticated: Unauthenticated,
     /// Requests that wait for a connection to tiny_http.
     pub(super) queue: VecDeque<(PendingRequest, Vec<u8>)>,
     pub(super) in_flight: Vec<Option<InFlight>>,
@@ -75,7 +75,7 @@ pub(super) struct EventLoop {
     pub(super) again: VecDeque<ConnectionId>,
     /// Clients that have proved nothing and want something (whether to be read from): they come
     /// after the nodes, and have only so much time in a turn, for a handshake costs more than a poll.
-    strangers: VecDeque<(ConnectionId, bool)>,
+    unauthenticated_ready: VecDeque<(ConnectionId, bool)>,
     pub(super) accept_more: bool,
     pub(super) accept_after: Option<Instant>,
     sweep_at: Instant,
@@ -94,7 +94,7 @@ pub(super) struct Parts {
     pub(super) inbox: Receiver<Message>,
     pub(super) woken: Arc<AtomicBool>,
     pub(super) config: ProxyConfig,
-    pub(super) guard: Arc<dyn Guard>,
+    pub(super) authenticator: Arc<dyn Authenticate>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) seen: Sender<Seen>,
 }
@@ -109,18 +109,18 @@ impl EventLoop {
         let limits = parts.config.limits.clone();
         parts.metrics.connections_max.set(limits.max_connections as i64);
         let now = Instant::now();
-        let allowances = Allowances::new(limits.max_records);
+        let rate_limiter = RateLimiter::new(limits.max_records);
         let event_loop = EventLoop {
             poll,
             listener: Some(listener),
             inbox: parts.inbox,
             woken: parts.woken,
-            parking: Parking::new(limits.trust),
+            parked_polls: ParkedPolls::new(limits.trust),
             in_flight: (0..limits.max_backend).map(|_| None).collect(),
             groups_begun: 0,
             config: parts.config,
             limits,
-            guard: parts.guard,
+            authenticator: parts.authenticator,
             metrics: parts.metrics,
             seen_to: parts.seen,
             seen: HashMap::new(),
@@ -128,12 +128,12 @@ impl EventLoop {
             clients: Clients::default(),
             timers: Timers::default(),
             accounting: ResourceAccounting::default(),
-            allowances,
+            rate_limiter,
             hasher: RandomState::new(),
-            unproven: Unproven::default(),
+            unauthenticated: Unauthenticated::default(),
             queue: VecDeque::new(),
             again: VecDeque::new(),
-            strangers: VecDeque::new(),
+            unauthenticated_ready: VecDeque::new(),
             accept_more: false,
             accept_after: None,
             sweep_at: now + SWEEP_EVERY,
@@ -148,12 +148,12 @@ impl EventLoop {
 
     /// Those who have proved nothing, in their order, and new ones after them.
     fn serve_strangers(&mut self) {
-        let end = Instant::now() + STRANGERS_TIME;
-        for _ in 0..self.strangers.len() {
+        let end = Instant::now() + UNAUTHENTICATED_TIME;
+        for _ in 0..self.unauthenticated_ready.len() {
             if Instant::now() >= end {
                 return;
             }
-            if let Some((name, readable)) = self.strangers.pop_front() {
+            if let Some((name, readable)) = self.unauthenticated_ready.pop_front() {
                 self.event(name, readable);
             }
         }
@@ -181,8 +181,8 @@ impl EventLoop {
                         let name = ConnectionId { slot: token & 0xffff_ffff, turn: (token >> 32) as u32 };
                         let readable = event.is_readable() || event.is_error();
                         match self.clients.at(name.slot) {
-                            Some(client) if client.proven => self.event(name, readable),
-                            Some(_) => self.strangers.push_back((name, readable)),
+                            Some(client) if client.authenticated => self.event(name, readable),
+                            Some(_) => self.unauthenticated_ready.push_back((name, readable)),
                             None => {}
                         }
                     }
@@ -216,7 +216,7 @@ impl EventLoop {
     fn timeout(&self) -> Option<Duration> {
         // While accepting has its rest, one that knocks is no reason for a turn.
         let accepts = self.accept_more && self.accept_after.is_none();
-        if accepts || !self.again.is_empty() || !self.strangers.is_empty() {
+        if accepts || !self.again.is_empty() || !self.unauthenticated_ready.is_empty() {
             return Some(Duration::ZERO);
         }
         let first = [self.timers.next(), self.seen_at, self.accept_after, Some(self.sweep_at), self.stopping];
@@ -227,7 +227,7 @@ impl EventLoop {
 
     fn figures(&self) {
         self.metrics.connections.set(self.clients.len() as i64);
-        self.metrics.polls_parked.set(self.parking.parked() as i64);
+        self.metrics.polls_parked.set(self.parked_polls.parked() as i64);
         self.metrics.body_bytes.set(self.accounting.bodies() as i64);
         let on_way: usize = self.in_flight.iter().flatten().map(|group| group.pending.len()).sum();
         let with_handlers = on_way + self.queue.len();
@@ -241,10 +241,10 @@ impl EventLoop {
         while let Ok(message) = self.inbox.try_recv() {
             match message {
                 Message::Deliver(node, body) => self.deliver(node, body),
-                Message::Recall(node) => self.recheck(node),
-                Message::Dismiss(node) => self.release_poll(node),
-                Message::RecallAll => self.recheck_all(),
-                Message::Expel(node) => self.disconnect(node),
+                Message::Recheck(node) => self.recheck(node),
+                Message::ReleasePoll(node) => self.release_poll(node),
+                Message::RecheckAll => self.recheck_all(),
+                Message::Disconnect(node) => self.disconnect(node),
                 Message::Ping(answer) => {
                     let _ = answer.try_send(());
                 }
@@ -269,7 +269,7 @@ impl EventLoop {
             self.accept_more = true;
         }
         if self.sweep_at <= now {
-            self.parking.sweep(now);
+            self.parked_polls.sweep(now);
             self.sweep_at = now + SWEEP_EVERY;
         }
     }
@@ -369,7 +369,7 @@ impl EventLoop {
         }
         for slot in self.clients.taken() {
             match self.clients.at(slot).map(|client| client.phase) {
-                Some(Phase::Handshake | Phase::Idle | Phase::Linger) => self.part(slot),
+                Some(Phase::Handshake | Phase::Idle | Phase::Linger) => self.close_gracefully(slot),
                 Some(Phase::Parked) => self.unpark(slot),
                 Some(Phase::Pausing) => self.answer_now(slot),
                 _ => {}
@@ -378,7 +378,7 @@ impl EventLoop {
     }
 
     /// Says goodbye and closes.
-    pub(super) fn part(&mut self, slot: usize) {
+    pub(super) fn close_gracefully(&mut self, slot: usize) {
         if let Some(client) = self.clients.at(slot) {
             client.transport.finish();
         }
@@ -392,8 +392,8 @@ impl EventLoop {
         };
         let name = ConnectionId { slot, turn: client.turn };
         self.timers.change(slot, client.deadline, None);
-        if !client.proven {
-            self.unproven.remove(client.peer.ip(), (client.accepted, slot));
+        if !client.authenticated {
+            self.unauthenticated.remove(client.peer.ip(), (client.accepted, slot));
         }
         if let Some(home) = client.home {
             self.accounting.disconnect(home);
@@ -403,7 +403,7 @@ impl EventLoop {
         }
         self.accounting.release(client.node, client.held);
         if let Some(node) = client.node {
-            self.parking.leave(node, name);
+            self.parked_polls.leave(node, name);
         }
         let _ = self.poll.registry().deregister(client.transport.stream());
     }
@@ -418,7 +418,7 @@ mod tests {
 
     struct Anybody;
 
-    impl Guard for Anybody {
+    impl Authenticate for Anybody {
         fn admit(&self, _: &Head<'_>) -> Result<Admitted, Refusal> {
             Ok(Admitted::Open)
         }
@@ -436,8 +436,8 @@ mod tests {
         };
         let (seen, _nodes) = crossbeam_channel::unbounded();
         let (_messages, inbox) = crossbeam_channel::unbounded();
-        let (guard, metrics) = (Arc::new(Anybody), Arc::new(Metrics::new()));
-        let parts = Parts { listener, inbox, woken: Arc::default(), config, guard, metrics, seen };
+        let (authenticator, metrics) = (Arc::new(Anybody), Arc::new(Metrics::new()));
+        let parts = Parts { listener, inbox, woken: Arc::default(), config, authenticator, metrics, seen };
         let (mut event_loop, _waker) = EventLoop::new(parts).unwrap();
         event_loop.accept_more = true;
         assert_eq!(event_loop.timeout(), Some(Duration::ZERO));

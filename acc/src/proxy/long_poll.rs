@@ -66,17 +66,17 @@ struct Place<C> {
 
 /// The book of nodes and their polls; `C` names a connection.
 #[derive(Debug)]
-pub(crate) struct Parking<C> {
+pub(crate) struct ParkedPolls<C> {
     places: HashMap<NodeId, Place<C>>,
     /// How long a registration is trusted.
     trust: Duration,
     parked: usize,
 }
 
-impl<C: Copy + Eq> Parking<C> {
+impl<C: Copy + Eq> ParkedPolls<C> {
     /// An empty book; registrations are trusted for `trust`.
-    pub(crate) fn new(trust: Duration) -> Parking<C> {
-        Parking { places: HashMap::new(), trust, parked: 0 }
+    pub(crate) fn new(trust: Duration) -> ParkedPolls<C> {
+        ParkedPolls { places: HashMap::new(), trust, parked: 0 }
     }
 
     /// Polls that are parked.
@@ -140,14 +140,14 @@ impl<C: Copy + Eq> Parking<C> {
 
     /// The bell rings for `node`, with something to hand over: the connection that gets it now.
     pub(crate) fn deliver(&mut self, node: NodeId) -> Option<C> {
-        let conn = self.ring(node)?;
+        let conn = self.mark_notified(node)?;
         self.leave(node, conn);
         Some(conn)
     }
 
     /// The registration of `node` is in doubt: the connection whose handler is to be asked again.
     pub(crate) fn recheck(&mut self, node: NodeId) -> Option<C> {
-        let conn = self.ring(node)?;
+        let conn = self.mark_notified(node)?;
         if let Some((_, holder)) = self.held(node, conn) {
             holder.parked = false;
             self.parked -= 1;
@@ -170,7 +170,7 @@ impl<C: Copy + Eq> Parking<C> {
     }
 
     /// Ends the registration of `node`; its connection when it is parked.
-    fn ring(&mut self, node: NodeId) -> Option<C> {
+    fn mark_notified(&mut self, node: NodeId) -> Option<C> {
         let place = self.places.get_mut(&node)?;
         place.registration = None;
         match &mut place.holder {
@@ -203,8 +203,8 @@ mod tests {
     const TO_HANDLER: Arrival<u32> = Arrival { replaced: None, park: None };
 
     /// A book with the poll of `NODE` parked on connection 1.
-    fn parked() -> (Parking<u32>, Instant) {
-        let (mut parking, now) = (Parking::new(TRUST), Instant::now());
+    fn parked() -> (ParkedPolls<u32>, Instant) {
+        let (mut parking, now) = (ParkedPolls::new(TRUST), Instant::now());
         assert_eq!(parking.arrive(NODE, 1, ASK, now), TO_HANDLER);
         assert_eq!(parking.park(NODE, 1, 30, now), Parked::Waits);
         assert_eq!(parking.parked(), 1);
@@ -259,7 +259,7 @@ mod tests {
 
     #[test]
     fn a_delivery_while_the_handler_is_asked_has_it_asked_again() {
-        let (mut parking, now) = (Parking::new(TRUST), Instant::now());
+        let (mut parking, now) = (ParkedPolls::new(TRUST), Instant::now());
         parking.arrive(NODE, 1, ASK, now);
         assert_eq!(parking.deliver(NODE), None);
         assert_eq!(parking.park(NODE, 1, 30, now), Parked::AskAgain);
@@ -290,7 +290,7 @@ mod tests {
 
     #[test]
     fn a_poll_that_is_replaced_while_its_handler_is_asked_gets_its_204() {
-        let (mut parking, now) = (Parking::new(TRUST), Instant::now());
+        let (mut parking, now) = (ParkedPolls::new(TRUST), Instant::now());
         parking.arrive(NODE, 1, ASK, now);
         assert_eq!(parking.arrive(NODE, 2, ASK, now), TO_HANDLER);
         assert_eq!(parking.park(NODE, 1, 30, now), Parked::Displaced);

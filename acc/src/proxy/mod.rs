@@ -38,7 +38,7 @@ mod unauthenticated;
 mod tests;
 
 use crate::api::server::Backend;
-use crate::auth::authenticator::Guard;
+use crate::auth::authenticator::Authenticate;
 use crate::auth::tls::TlsSource;
 use crate::critical_thread;
 use crate::metrics::Metrics;
@@ -92,10 +92,10 @@ pub struct Remote {
 
 enum Message {
     Deliver(NodeId, Vec<u8>),
-    Recall(NodeId),
-    Dismiss(NodeId),
-    RecallAll,
-    Expel(NodeId),
+    Recheck(NodeId),
+    ReleasePoll(NodeId),
+    RecheckAll,
+    Disconnect(NodeId),
     Ping(Sender<()>),
     Stop,
 }
@@ -108,7 +108,7 @@ impl Handle {
     /// into it.
     pub fn start(
         mut config: ProxyConfig,
-        guard: Arc<dyn Guard>,
+        authenticator: Arc<dyn Authenticate>,
         metrics: Arc<Metrics>,
         seen: Sender<Seen>,
         fatal: Sender<String>,
@@ -125,7 +125,8 @@ impl Handle {
         let addr = listener.local_addr()?;
         let (inbox, messages) = crossbeam_channel::unbounded();
         let woken = Arc::new(AtomicBool::new(false));
-        let parts = event_loop::Parts { listener, inbox: messages, woken: woken.clone(), config, guard, metrics, seen };
+        let parts =
+            event_loop::Parts { listener, inbox: messages, woken: woken.clone(), config, authenticator, metrics, seen };
         let (event_loop, waker) =
             event_loop::EventLoop::new(parts).context("the proxy has no way to wait for events")?;
         let thread = critical_thread::spawn("proxy", STACK, fatal, move || event_loop.run())
@@ -161,25 +162,25 @@ impl Remote {
     /// The registration of `node` is no longer ours, or in doubt: its parked poll, or its next one,
     /// goes to its handler again.
     pub(crate) fn recheck(&self, node: NodeId) {
-        self.send(Message::Recall(node));
+        self.send(Message::Recheck(node));
     }
 
     /// `node` polls at another controller by now: the poll that is parked here gets its 204 (nobody may
     /// be there any more: asking its handler again would take the node away from where it is), and the
     /// next one goes to its handler.
     pub(crate) fn release_poll(&self, node: NodeId) {
-        self.send(Message::Dismiss(node));
+        self.send(Message::ReleasePoll(node));
     }
 
     /// As `recheck` for every node: after Redis was away, say.
     pub(crate) fn recheck_all(&self) {
-        self.send(Message::RecallAll);
+        self.send(Message::RecheckAll);
     }
 
     /// The guard knows that what `node` held was revoked: its connections are closed, whatever they are at, but for
     /// requests that the guard lets in all the same.
     pub(crate) fn disconnect(&self, node: NodeId) {
-        self.send(Message::Expel(node));
+        self.send(Message::Disconnect(node));
     }
 
     /// Answers once the proxy's thread has come round: a sign of its life.

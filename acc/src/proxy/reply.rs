@@ -24,7 +24,7 @@ impl EventLoop {
         if let Some(length) = client.counted.take() {
             self.accounting.end(client.node, length);
         }
-        if let Err(over) = self.accounting.hold(&self.limits, client.node, answer.body.len()) {
+        if let Err(over) = self.accounting.reserve(&self.limits, client.node, answer.body.len()) {
             // Nothing is lost: what a node has not acknowledged comes again.
             let refusal = over.refusal();
             log::debug!("{} refused ({}): {}", client.peer, refusal.label, refusal.reason);
@@ -103,8 +103,8 @@ impl EventLoop {
         if client.conn.finish() {
             client.phase = Phase::Idle;
             let name = ConnectionId { slot, turn: client.turn };
-            let (proven, readable) = (client.proven, client.readable);
-            let time = if proven { self.limits.idle } else { self.limits.head };
+            let (authenticated, readable) = (client.authenticated, client.readable);
+            let time = if authenticated { self.limits.idle } else { self.limits.head };
             self.set_deadline(slot, Instant::now() + time);
             if readable {
                 self.again.push_back(name);
@@ -118,7 +118,7 @@ impl EventLoop {
             self.again.push_back(name);
             self.set_deadline(slot, Instant::now() + self.limits.linger);
         } else {
-            self.part(slot);
+            self.close_gracefully(slot);
         }
     }
 }

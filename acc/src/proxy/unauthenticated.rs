@@ -15,14 +15,14 @@ type Entry = (Instant, usize);
 
 /// All of them.
 #[derive(Debug, Default)]
-pub(super) struct Unproven {
+pub(super) struct Unauthenticated {
     by_site: HashMap<IpAddr, BTreeSet<Entry>>,
     /// The same sites by their number of connections.
     by_count: BTreeSet<(usize, IpAddr)>,
     by_age: BTreeSet<Entry>,
 }
 
-impl Unproven {
+impl Unauthenticated {
     /// Connections from the site of `addr`.
     pub(super) fn count(&self, addr: IpAddr) -> usize {
         self.by_site.get(&site(addr)).map_or(0, BTreeSet::len)
@@ -93,33 +93,33 @@ mod tests {
         text.parse().unwrap()
     }
 
-    /// A full house: `slots` by address, each a millisecond younger than the one before.
-    fn house(slots: &[&str], begin: Instant) -> Unproven {
-        let mut house = Unproven::default();
+    /// A full full: `slots` by address, each a millisecond younger than the one before.
+    fn full(slots: &[&str], begin: Instant) -> Unauthenticated {
+        let mut full = Unauthenticated::default();
         for (slot, name) in slots.iter().enumerate() {
-            house.add(addr(name), (begin + Duration::from_millis(slot as u64), slot));
+            full.add(addr(name), (begin + Duration::from_millis(slot as u64), slot));
         }
-        house
+        full
     }
 
     #[test]
     fn addresses_are_counted_by_site() {
         let begin = Instant::now();
-        let mut house = house(&["10.0.0.1", "::ffff:10.0.0.1", "10.0.0.2", "fe80::1", "fe80::2"], begin);
+        let mut full = full(&["10.0.0.1", "::ffff:10.0.0.1", "10.0.0.2", "fe80::1", "fe80::2"], begin);
         for (name, count) in [("10.0.0.1", 2), ("10.0.0.2", 1), ("fe80::9", 2), ("fe80:0:0:1::1", 0)] {
-            assert_eq!(house.count(addr(name)), count, "{name}");
+            assert_eq!(full.count(addr(name)), count, "{name}");
         }
         for (slot, name) in ["10.0.0.1", "10.0.0.1", "10.0.0.2", "fe80::7", "fe80::8"].into_iter().enumerate() {
-            house.remove(addr(name), (begin + Duration::from_millis(slot as u64), slot));
+            full.remove(addr(name), (begin + Duration::from_millis(slot as u64), slot));
         }
-        assert!(house.by_site.is_empty() && house.by_count.is_empty() && house.by_age.is_empty());
+        assert!(full.by_site.is_empty() && full.by_count.is_empty() && full.by_age.is_empty());
     }
 
     #[test]
     fn address_with_most_connections_makes_room_at_any_age() {
         let begin = Instant::now();
         let now = begin + Duration::from_millis(10);
-        let full = house(&["10.0.0.2", "10.0.0.1", "10.0.0.1", "10.0.0.1", "10.0.0.2"], begin);
+        let full = full(&["10.0.0.2", "10.0.0.1", "10.0.0.1", "10.0.0.1", "10.0.0.2"], begin);
         for (name, makes_room) in [
             ("10.0.0.9", Some(1)),
             ("10.0.0.2", None), // It would have as many as the other after that.
@@ -137,20 +137,20 @@ mod tests {
     #[test]
     fn among_equals_the_oldest_makes_room_after_its_grace() {
         let begin = Instant::now();
-        let full = house(&["10.0.0.1", "10.0.0.2", "10.0.0.3"], begin);
+        let full = full(&["10.0.0.1", "10.0.0.2", "10.0.0.3"], begin);
         assert_eq!(full.makes_room(addr("10.0.0.9"), begin), None);
         assert_eq!(full.makes_room(addr("10.0.0.9"), begin + GRACE), Some(0));
-        assert_eq!(Unproven::default().makes_room(addr("10.0.0.9"), begin), None);
+        assert_eq!(Unauthenticated::default().makes_room(addr("10.0.0.9"), begin), None);
     }
 
     #[test]
     fn two_addresses_that_come_all_the_time_take_no_place_of_others() {
         let begin = Instant::now();
-        let mut full = Unproven::default();
+        let mut full = Unauthenticated::default();
         let mut next = 0;
         // Who holds which slot, as the event loop has it.
         let mut holders: HashMap<usize, (IpAddr, Instant)> = HashMap::new();
-        let mut come = |name: IpAddr, now: Instant, full: &mut Unproven| {
+        let mut come = |name: IpAddr, now: Instant, full: &mut Unauthenticated| {
             if holders.len() >= 100 {
                 let Some(slot) = full.makes_room(name, now) else { return false };
                 let (addr, accepted) = holders.remove(&slot).unwrap();

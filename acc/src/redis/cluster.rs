@@ -39,10 +39,10 @@ pub(crate) struct Cluster {
     address: Address,
     /// How each server is reached, but for its name.
     model: ConnectionInfo,
-    patience: Duration,
+    response_timeout: Duration,
     layout: Topology,
     /// Who has told of it.
-    teller: Option<ServerAddr>,
+    map_source: Option<ServerAddr>,
     servers: HashMap<ServerAddr, Server>,
     /// Servers to which no connection came up: until when they are not tried, and for how long that was.
     avoided: HashMap<ServerAddr, (Instant, Duration)>,
@@ -58,7 +58,7 @@ struct Server {
 
 /// Which way a call takes.
 #[derive(Clone, Debug)]
-enum Way {
+enum Destination {
     /// To the master of its slot.
     Slot,
     /// To where MOVED has sent it.
@@ -70,7 +70,7 @@ enum Way {
 /// A call that has no answer yet.
 struct Open {
     index: usize,
-    way: Way,
+    way: Destination,
     redirections: usize,
     /// Its script was missing once already.
     reloaded: bool,
@@ -78,13 +78,14 @@ struct Open {
 
 impl Cluster {
     /// Learns from any of the servers that are known where all the others are.
-    pub(crate) fn connect(address: &Address, patience: Duration) -> RedisResult<Cluster> {
+    pub(crate) fn connect(address: &Address, response_timeout: Duration) -> RedisResult<Cluster> {
         let model = address.target.servers[0].clone();
         let address = address.clone();
         let (layout, servers, moving) = (Topology::default(), HashMap::new(), HashMap::new());
         let avoided = HashMap::new();
-        let mut cluster = Cluster { address, model, patience, layout, teller: None, servers, avoided, moving };
-        cluster.learn()?;
+        let mut cluster =
+            Cluster { address, model, response_timeout, layout, map_source: None, servers, avoided, moving };
+        cluster.refresh_topology()?;
         Ok(cluster)
     }
 
@@ -92,7 +93,7 @@ impl Cluster {
     /// value. `scripted`: there may be scripts among them.
     pub(crate) fn run(&mut self, calls: &[Cmd], scripted: bool) -> Vec<RedisResult<Value>> {
         let mut answers: Vec<RedisResult<Value>> = calls.iter().map(|_| Ok(Value::Nil)).collect();
-        let open = |index| Open { index, way: Way::Slot, redirections: 0, reloaded: false };
+        let open = |index| Open { index, way: Destination::Slot, redirections: 0, reloaded: false };
         let mut todo: Vec<Open> = (0..calls.len()).map(open).collect();
         let (mut moved, mut failed) = (false, false);
         while !todo.is_empty() {
@@ -136,16 +137,16 @@ impl Cluster {
                     let again = match error.kind() {
                         Some(ServerErrorKind::Moved) => {
                             moved = true;
-                            to().map(Way::Moved)
+                            to().map(Destination::Moved)
                         }
-                        Some(ServerErrorKind::Ask) => to().map(Way::Asking),
+                        Some(ServerErrorKind::Ask) => to().map(Destination::Asking),
                         Some(ServerErrorKind::TryAgain) => {
                             open.redirections = 0;
                             let since = slot_of(&calls[open.index])
                                 .map(|slot| *self.moving.entry(slot).or_insert_with(Instant::now));
                             let again = since.is_some_and(|since| since.elapsed() < MIGRATION_TIMEOUT);
                             wait |= again;
-                            again.then_some(Way::Slot)
+                            again.then_some(Destination::Slot)
                         }
                         Some(ServerErrorKind::NoScript) if !std::mem::replace(&mut open.reloaded, true) => {
                             if let Some(server) = self.servers.get_mut(&place) {
@@ -168,11 +169,11 @@ impl Cluster {
         }
         if failed {
             // Its map has led here: it may be cut off from the others, and somebody else is asked next.
-            self.teller.iter().for_each(|teller| self.address.known_servers.failed(teller));
+            self.map_source.iter().for_each(|map_source| self.address.known_servers.failed(map_source));
         }
         if moved || failed {
             // Whoever does not answer that will be sent elsewhere once more.
-            let _ = self.learn();
+            let _ = self.refresh_topology();
         }
         answers
     }
@@ -189,11 +190,11 @@ impl Cluster {
     }
 
     /// Where a call goes.
-    fn place(&self, call: &Cmd, way: &Way) -> RedisResult<ServerAddr> {
+    fn place(&self, call: &Cmd, way: &Destination) -> RedisResult<ServerAddr> {
         let place = match way {
-            Way::Moved(place) | Way::Asking(place) => Some(place),
+            Destination::Moved(place) | Destination::Asking(place) => Some(place),
             // A call without a key is anybody's.
-            Way::Slot => match slot_of(call) {
+            Destination::Slot => match slot_of(call) {
                 Some(slot) => self.layout.master(slot),
                 None => self.layout.any(),
             },
@@ -207,14 +208,14 @@ impl Cluster {
     /// Sends a server its share; answers how many answers come ahead of those to the calls.
     fn send(&mut self, place: &ServerAddr, share: &[Open], calls: &[Cmd], scripted: bool) -> RedisResult<usize> {
         let schema = self.address.schema;
-        let server = self.server(place, CONNECT_TIMEOUT, self.patience)?;
+        let server = self.server(place, CONNECT_TIMEOUT, self.response_timeout)?;
         let (mut loading, mut loads) = (&[][..], 0);
         if scripted && !std::mem::replace(&mut server.scripted, true) {
             (loading, loads) = schema.loading();
         }
         let mut sending = Sending::new(&mut server.conn, loading);
         for open in share {
-            if matches!(open.way, Way::Asking(_)) {
+            if matches!(open.way, Destination::Asking(_)) {
                 sending.packed(b"*1\r\n$6\r\nASKING\r\n");
             }
             sending.call(&calls[open.index])?;
@@ -233,14 +234,14 @@ impl Cluster {
         }
         let mut out = Vec::with_capacity(share.len());
         for open in share {
-            let count = if matches!(open.way, Way::Asking(_)) { 2 } else { 1 };
+            let count = if matches!(open.way, Destination::Asking(_)) { 2 } else { 1 };
             let answer = connection::receive(&mut server.conn, count)?.pop().unwrap_or(Value::Nil);
             out.push(answer);
         }
         Ok(out)
     }
 
-    fn server(&mut self, place: &ServerAddr, limit: Duration, patience: Duration) -> RedisResult<&mut Server> {
+    fn server(&mut self, place: &ServerAddr, limit: Duration, response_timeout: Duration) -> RedisResult<&mut Server> {
         if !self.servers.contains_key(place) {
             let (until, last) = self.avoided.get(place).copied().unwrap_or((Instant::now(), Duration::ZERO));
             if Instant::now() < until {
@@ -248,7 +249,7 @@ impl Cluster {
                 return Err(RedisError::from((ErrorKind::Io, what)));
             }
             let info = connection::with_host(&self.model, place);
-            match connection::server(info, self.address.ca.as_deref(), limit, patience) {
+            match connection::server(info, self.address.ca.as_deref(), limit, response_timeout) {
                 Ok((conn, _)) => {
                     self.avoided.remove(place);
                     self.address.silent.answered(place);
@@ -265,7 +266,7 @@ impl Cluster {
     }
 
     /// Asks who has which slots.
-    fn learn(&mut self) -> RedisResult<()> {
+    fn refresh_topology(&mut self) -> RedisResult<()> {
         let mut why = RedisError::from((ErrorKind::Io, "no server of the cluster is known"));
         let begin = Instant::now();
         for place in self.address.known_servers.places() {
@@ -274,7 +275,7 @@ impl Cluster {
             }
             match self.ask(&place) {
                 Ok((layout, told)) => {
-                    self.teller = Some(place.clone());
+                    self.map_source = Some(place.clone());
                     self.address.known_servers.answered(&place, told);
                     // Of servers that are no masters any more nothing is wanted.
                     self.servers.retain(|place, _| layout.has(place));
@@ -294,13 +295,13 @@ impl Cluster {
     }
 
     fn ask(&mut self, place: &ServerAddr) -> RedisResult<(Topology, Vec<ServerAddr>)> {
-        let patience = self.patience;
-        let conn = &mut self.server(place, TOPOLOGY_QUERY_TIMEOUT, patience)?.conn;
-        conn.set_read_timeout(Some(TOPOLOGY_QUERY_TIMEOUT.min(patience)))?;
+        let response_timeout = self.response_timeout;
+        let conn = &mut self.server(place, TOPOLOGY_QUERY_TIMEOUT, response_timeout)?.conn;
+        conn.set_read_timeout(Some(TOPOLOGY_QUERY_TIMEOUT.min(response_timeout)))?;
         let mut question = redis::cmd("CLUSTER");
         question.arg("SLOTS");
         let answer = connection::single(conn, &question)?;
-        conn.set_read_timeout(Some(patience))?;
+        conn.set_read_timeout(Some(response_timeout))?;
         Topology::read(&answer, place).ok_or_else(|| {
             RedisError::from((ErrorKind::Io, "a server of the cluster knows of no slots: it is no part of it yet"))
         })

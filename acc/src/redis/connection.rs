@@ -41,28 +41,28 @@ pub(crate) enum Mode {
 }
 
 /// Opens a connection to a server of Redis that is recent enough, and asks how it works.
-/// `limit`, `ca` and `patience` are as for `connect`.
+/// `limit`, `ca` and `response_timeout` are as for `connect`.
 pub(crate) fn server(
     info: ConnectionInfo,
     ca: Option<&[u8]>,
     limit: Duration,
-    patience: Duration,
+    response_timeout: Duration,
 ) -> RedisResult<(Connection, Mode)> {
     let addr = info.addr().clone();
     let mut conn = connect(info, ca, limit, limit)?;
     let mode = greet(&mut conn).map_err(|e| words(&addr, e))?;
-    conn.set_read_timeout(Some(patience))?;
-    conn.set_write_timeout(Some(patience))?;
+    conn.set_read_timeout(Some(response_timeout))?;
+    conn.set_write_timeout(Some(response_timeout))?;
     Ok((conn, mode))
 }
 
-/// Opens a connection on which no answer is waited for longer than `patience`; it comes up within `limit`.
+/// Opens a connection on which no answer is waited for longer than `response_timeout`; it comes up within `limit`.
 /// `ca` is the PEM text of the CA that signed the server's certificate, when that is none of the public ones.
 pub(crate) fn connect(
     info: ConnectionInfo,
     ca: Option<&[u8]>,
     limit: Duration,
-    patience: Duration,
+    response_timeout: Duration,
 ) -> RedisResult<Connection> {
     // The library's own login keeps nothing of what the server says about it.
     let (addr, login) = (info.addr().clone(), info.redis_settings().clone());
@@ -79,8 +79,8 @@ pub(crate) fn connect(
         Ok(conn)
     };
     let conn = open().map_err(|e| words(&addr, e))?;
-    conn.set_read_timeout(Some(patience))?;
-    conn.set_write_timeout(Some(patience))?;
+    conn.set_read_timeout(Some(response_timeout))?;
+    conn.set_write_timeout(Some(response_timeout))?;
     Ok(conn)
 }
 

@@ -85,9 +85,9 @@ impl Pool {
         self.give_back(conn, answer)
     }
 
-    /// A connection for a thread's own use; `patience` is the longest wait for an answer.
-    pub fn open(&self, patience: Duration) -> RedisResult<Conn> {
-        let connect = || Conn::connect(&self.0.address, patience);
+    /// A connection for a thread's own use; `response_timeout` is the longest wait for an answer.
+    pub fn open(&self, response_timeout: Duration) -> RedisResult<Conn> {
+        let connect = || Conn::connect(&self.0.address, response_timeout);
         match connect().or_else(|e| if is_interrupted(&e) { connect() } else { Err(e) }) {
             Ok(conn) => {
                 self.answered();

@@ -33,13 +33,14 @@ enum Inner {
 }
 
 impl Conn {
-    /// Opens a connection on which no answer is waited for longer than `patience`.
+    /// Opens a connection on which no answer is waited for longer than `response_timeout`.
     ///
-    /// With blocking reads `patience` must be well above their own wait: a read that is given up
+    /// With blocking reads `response_timeout` must be well above their own wait: a read that is given up
     /// leaves its BRPOP behind, which then swallows a later push.
-    pub fn connect(address: &Address, patience: Duration) -> RedisResult<Conn> {
+    pub fn connect(address: &Address, response_timeout: Duration) -> RedisResult<Conn> {
         let schema = address.schema;
-        let follow = || Ok(Conn { inner: Inner::Cluster(Box::new(Cluster::connect(address, patience)?)), schema });
+        let follow =
+            || Ok(Conn { inner: Inner::Cluster(Box::new(Cluster::connect(address, response_timeout)?)), schema });
         let conn = match &address.target.kind {
             Kind::Cluster => return follow(),
             Kind::Single if address.is_cluster() => {
@@ -48,7 +49,7 @@ impl Conn {
             }
             Kind::Single => {
                 let info = address.target.servers[0].clone();
-                match connection::server(info, address.ca.as_deref(), CONNECT_TIMEOUT, patience)? {
+                match connection::server(info, address.ca.as_deref(), CONNECT_TIMEOUT, response_timeout)? {
                     (conn, Mode::Alone) => conn,
                     (_, Mode::Sentinel) => {
                         let what = "it is a Sentinel: give -r sentinel://host:26379/group";
@@ -71,7 +72,7 @@ impl Conn {
                     }
                 }
             }
-            Kind::Sentinel(group) => sentinel::master(address, group, patience)?,
+            Kind::Sentinel(group) => sentinel::master(address, group, response_timeout)?,
         };
         let cluster = address.cluster.clone();
         let single = Single::new(conn, cluster, schema);

@@ -16,7 +16,7 @@ const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
 const ALL: Duration = Duration::from_secs(6);
 
 /// A connection to the master of `group`.
-pub(crate) fn master(address: &Address, group: &str, patience: Duration) -> RedisResult<Connection> {
+pub(crate) fn master(address: &Address, group: &str, response_timeout: Duration) -> RedisResult<Connection> {
     let mut why: Option<RedisError> = None;
     let mut tried: Vec<ServerAddr> = Vec::new();
     let begin = Instant::now();
@@ -43,7 +43,7 @@ pub(crate) fn master(address: &Address, group: &str, patience: Duration) -> Redi
         if tried.contains(&master) {
             continue;
         }
-        match connect(address, &master, patience) {
+        match connect(address, &master, response_timeout) {
             Ok(conn) => {
                 address.known_servers.answered(&sentinel, []);
                 return Ok(conn);
@@ -69,10 +69,10 @@ fn ask(address: &Address, sentinel: &ServerAddr, group: &str) -> RedisResult<Opt
 }
 
 /// Connects to what was named, which may be a replica by now, or still.
-fn connect(address: &Address, master: &ServerAddr, patience: Duration) -> RedisResult<Connection> {
+fn connect(address: &Address, master: &ServerAddr, response_timeout: Duration) -> RedisResult<Connection> {
     let info = connection::with_host(&address.target.servers[0], master);
     let (mut conn, _) =
-        connection::server(info, address.ca.as_deref(), CONNECT_TIMEOUT, patience.min(CONNECT_TIMEOUT))?;
+        connection::server(info, address.ca.as_deref(), CONNECT_TIMEOUT, response_timeout.min(CONNECT_TIMEOUT))?;
     let role = connection::single(&mut conn, &redis::cmd("ROLE"))?;
     let is_master = match &role {
         Value::Array(parts) => matches!(parts.first(), Some(Value::BulkString(role)) if role == b"master"),
@@ -82,7 +82,7 @@ fn connect(address: &Address, master: &ServerAddr, patience: Duration) -> RedisR
         let what = format!("{}:{}", master.0, master.1);
         return Err(RedisError::from((ErrorKind::Io, "the sentinels name a server that is no master", what)));
     }
-    conn.set_read_timeout(Some(patience))?;
-    conn.set_write_timeout(Some(patience))?;
+    conn.set_read_timeout(Some(response_timeout))?;
+    conn.set_write_timeout(Some(response_timeout))?;
     Ok(conn)
 }

@@ -44,7 +44,7 @@ impl DeferredJobs {
     }
 
     /// All that was held was tried once more, and some of it still is, or nothing; in how long to look again.
-    pub(crate) fn settle(&mut self, held: bool) -> Duration {
+    pub(crate) fn end_round(&mut self, held: bool) -> Duration {
         if held {
             return self.look + self.backoff.fail(fastrand::f64());
         }
@@ -68,10 +68,10 @@ mod tests {
         let mut held = DeferredJobs::new(second);
         held.jobs.insert("a".into(), Vec::new());
         for _ in 0..20 {
-            let wait = held.settle(true);
+            let wait = held.end_round(true);
             assert!(wait >= second && wait <= second + MAX_BACKOFF);
         }
-        assert_eq!(held.settle(false), second);
-        assert!(held.jobs.is_empty() && held.settle(true) <= 2 * second);
+        assert_eq!(held.end_round(false), second);
+        assert!(held.jobs.is_empty() && held.end_round(true) <= 2 * second);
     }
 }

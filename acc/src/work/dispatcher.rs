@@ -247,7 +247,7 @@ impl Dispatcher {
 
     fn turn(&mut self, conn: &mut Conn) -> RedisResult<()> {
         if !self.announced {
-            shared_secrets::compare_ticket_key(&self.context.tickets, &self.context.identity, conn)?;
+            shared_secrets::compare_ticket_key(&self.context.tickets, &self.context.state_dir, conn)?;
             // What was taken is found again by the name of who took it: nothing is taken before that
             // name stands among the controllers.
             let beat = lists::beat(conn, &self.context.me)?;
@@ -269,7 +269,7 @@ impl Dispatcher {
             // An answer that was lost on its way may have been a command: it was taken, and nobody knows.
             self.again = lists::has_taken(conn, &self.context.me)?;
             if !self.again {
-                self.held.settle(false);
+                self.held.end_round(false);
                 self.look = UNANSWERED_CHECK_INTERVAL;
             }
         }
@@ -282,7 +282,7 @@ impl Dispatcher {
             }
             self.again = false;
             self.looked = Instant::now();
-            let next = self.held.settle(held);
+            let next = self.held.end_round(held);
             self.look = if held { next } else { UNANSWERED_CHECK_INTERVAL };
         }
         let mut texts = Vec::from_iter(lists::take(conn, &self.context.me)?);
@@ -610,7 +610,7 @@ impl Dispatcher {
             }
             let replies = conn.run_in_order(waits, batch)?;
             death::point("acc.enqueued");
-            let (mut bells, mut rung) = (Batch::new(), Vec::new());
+            let (mut wakeups, mut notified) = (Batch::new(), Vec::new());
             for ((node, indices), reply) in rest[..size].iter().zip(replies) {
                 let enqueued = match reply.and_then(|reply| queue::enqueued(&self.context.me, reply)) {
                     Ok(enqueued) => enqueued,
@@ -634,8 +634,8 @@ impl Dispatcher {
                     crate::work::wakeups::hand_over(&self.context, &self.proxy, *node, handover);
                 }
                 if let Some(ac) = enqueued.holder {
-                    lists::ring(&mut bells, &ac, *node);
-                    rung.push((*node, indices));
+                    lists::notify(&mut wakeups, &ac, *node);
+                    notified.push((*node, indices));
                 }
                 for (i, verdict) in indices.iter().zip(enqueued.verdicts) {
                     let limit = self.context.config.max_queue;
@@ -650,7 +650,7 @@ impl Dispatcher {
                 }
             }
             // A ring is two calls. Until it is heard its node does not come for what waits.
-            for (some, (node, indices)) in conn.run_each(&bells)?.chunks(2).zip(rung) {
+            for (some, (node, indices)) in conn.run_each(&wakeups)?.chunks(2).zip(notified) {
                 if let Some(e) = some.iter().find_map(|answer| answer.as_ref().err()) {
                     if let Trouble::Spoilt(sentence) = trouble(e.clone())? {
                         self.say(format!("a controller is not told of a command: {sentence}"));

@@ -28,7 +28,7 @@ impl StateFiles {
         let changed = stamps(context);
         let day = now / 86_400_000;
         if changed != self.stamps || self.day.is_some_and(|last| last != day) {
-            match context.identity.secrets() {
+            match context.state_dir.secrets() {
                 Ok(secrets) => {
                     if secrets.current.fingerprint() != context.authenticator.secrets().current.fingerprint() {
                         log::info!("the node secret was rotated; the old one holds for another day");
@@ -39,7 +39,7 @@ impl StateFiles {
                 Err(e) => log::error!("the node secret stays as it was: {e:#}"),
             }
             if let Some(tls) = tls {
-                match context.identity.tls(&context.config, now) {
+                match context.state_dir.tls(&context.config, now) {
                     Ok(config) => {
                         tls.replace(config);
                         log::info!("new connections take the server certificate as it lies there now");
@@ -57,8 +57,8 @@ impl StateFiles {
 
 /// When each of the files was changed.
 fn stamps(context: &Context) -> Vec<(PathBuf, Option<SystemTime>)> {
-    let mut files = context.identity.tls_files(&context.config);
-    files.push(context.identity.secret_file());
+    let mut files = context.state_dir.tls_files(&context.config);
+    files.push(context.state_dir.secret_file());
     files
         .into_iter()
         .map(|file| {

@@ -63,7 +63,7 @@ impl Sync {
         let tickets = &context.tickets;
         let agreed = match key {
             Ok(Some(key)) if tickets.is_agreed() && key == tickets.keys().current.text() => Ok(()),
-            _ => shared_secrets::agree_on_ticket_key(&context.tickets, &context.identity, conn),
+            _ => shared_secrets::agree_on_ticket_key(&context.tickets, &context.state_dir, conn),
         };
         let revoked = match version {
             // No node is let in before: it could be handed a ticket that no other controller takes.

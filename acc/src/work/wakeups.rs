@@ -8,7 +8,7 @@
 use crate::api::context::Context;
 use crate::api::handover;
 use crate::auth::shared_secrets;
-use crate::model::lists::{self, Ring};
+use crate::model::lists::{self, Wakeup};
 use crate::model::queue::{self, Answer, Handover, Mode, Question};
 use crate::proxy::Remote;
 use crate::redis::errors::{describe, is_broken, is_interrupted};
@@ -32,10 +32,10 @@ pub(crate) fn run(context: &Arc<Context>, proxy: &Remote, stop: &Stop) -> Result
         let outcome = match &mut conn {
             Some(open) => receive(context, proxy, open).map(|()| backoff.succeed()),
             None => context.pool.open(RESPONSE_TIMEOUT).and_then(|mut open| {
-                shared_secrets::compare_ticket_key(&context.tickets, &context.identity, &mut open)?;
+                shared_secrets::compare_ticket_key(&context.tickets, &context.state_dir, &mut open)?;
                 // Of a cluster another server may be there than the one that has the bell, and then the polls
                 // can wait as they do.
-                lists::has_rung(&mut open, &context.me)?;
+                lists::has_wakeups(&mut open, &context.me)?;
                 conn = Some(open);
                 context.epoch.fetch_add(1, Ordering::Relaxed);
                 proxy.recheck_all();
@@ -56,21 +56,21 @@ pub(crate) fn run(context: &Arc<Context>, proxy: &Remote, stop: &Stop) -> Result
 }
 
 fn receive(context: &Context, proxy: &Remote, conn: &mut Conn) -> RedisResult<()> {
-    let rings = lists::bells(conn, &context.me)?;
-    if rings.is_empty() {
+    let wakeups = lists::read_wakeups(conn, &context.me)?;
+    if wakeups.is_empty() {
         return Ok(());
     }
     death::point("acc.heard");
     let mut batch = Batch::new();
     let mut nodes = Vec::new();
-    for ring in rings {
-        match ring {
+    for wakeup in wakeups {
+        match wakeup {
             // The other controller registers only once this was said, so nothing has to be looked up.
-            Ring::Gone(node) => {
+            Wakeup::Moved(node) => {
                 context.delivered.forget(node);
                 proxy.release_poll(node);
             }
-            Ring::Fetch(node) => nodes.push(node),
+            Wakeup::Fetch(node) => nodes.push(node),
         }
     }
     for node in &nodes {

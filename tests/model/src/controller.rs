@@ -115,7 +115,7 @@ fn dispatcher(out: &mut Steps<'_>, ac: usize) {
                 at.left &= !(1 << node);
                 if holder > 0 {
                     at.ring = (node as u8, holder);
-                    at.next = Do::Ring;
+                    at.next = Do::Wakeup;
                     if setup.is(Mutation::TakenOffBeforeRung) {
                         untake(s, ac, command);
                     }
@@ -130,7 +130,7 @@ fn dispatcher(out: &mut Steps<'_>, ac: usize) {
             });
         }
         // `lists::ring`.
-        Do::Ring => out.fair("ring the bell", |s, _| {
+        Do::Wakeup => out.fair("ring the bell", |s, _| {
             let at = &mut s.ac[ac].dispatcher;
             let (node, holder) = at.ring;
             at.ring = (0, 0);

@@ -163,7 +163,7 @@ pub(crate) enum Do {
     Idle,
     Open,
     Enqueue,
-    Ring,
+    Wakeup,
     Withdraw,
     Check,
     Decide,

@@ -19,11 +19,11 @@ const LONG: Duration = Duration::from_secs(20);
 
 /// Lets everybody be the node of its path whose token is "new", or "good" while that is not revoked.
 #[derive(Default)]
-struct Doorman {
+struct FakeAuthenticator {
     revoked: AtomicBool,
 }
 
-impl Guard for Doorman {
+impl Authenticate for FakeAuthenticator {
     fn admit(&self, head: &Head<'_>) -> Result<Admitted, Refusal> {
         match head.route.node() {
             None => Ok(Admitted::Open),
@@ -81,7 +81,7 @@ impl crate::http::Handler for Desk {
 struct Site {
     proxy: Option<Handle>,
     _server: server::Handle,
-    doorman: Arc<Doorman>,
+    authenticator: Arc<FakeAuthenticator>,
     desk: Arc<Desk>,
     metrics: Arc<Metrics>,
     seen: Receiver<Seen>,
@@ -100,11 +100,12 @@ impl Site {
         let (sender, seen) = crossbeam_channel::bounded(16);
         let listen = "127.0.0.1:0".parse().unwrap();
         let config = ProxyConfig { listen, tls, backend: server.backend(), limits };
-        let doorman = Arc::new(Doorman::default());
+        let authenticator = Arc::new(FakeAuthenticator::default());
         let proxy =
-            Handle::start(config, doorman.clone(), metrics.clone(), sender, crossbeam_channel::unbounded().0).unwrap();
+            Handle::start(config, authenticator.clone(), metrics.clone(), sender, crossbeam_channel::unbounded().0)
+                .unwrap();
         let addr = proxy.addr();
-        Site { proxy: Some(proxy), _server: server, doorman, desk, metrics, seen, addr }
+        Site { proxy: Some(proxy), _server: server, authenticator, desk, metrics, seen, addr }
     }
 
     fn remote(&self) -> Remote {
@@ -118,7 +119,7 @@ impl Site {
     }
 
     fn revoke(&self) {
-        self.doorman.revoked.store(true, Ordering::Relaxed);
+        self.authenticator.revoked.store(true, Ordering::Relaxed);
         self.remote().disconnect(NODE);
     }
 
@@ -560,7 +561,8 @@ fn before_a_silent_backend(limits: Limits, folder: &std::path::Path) -> (Handle,
     let (fatal_in, fatal) = crossbeam_channel::unbounded();
     let listen = "127.0.0.1:0".parse().unwrap();
     let config = ProxyConfig { listen, tls: None, backend: Backend::at(folder.join("http")), limits };
-    let proxy = Handle::start(config, Arc::new(Doorman::default()), metrics.clone(), sender, fatal_in).unwrap();
+    let proxy =
+        Handle::start(config, Arc::new(FakeAuthenticator::default()), metrics.clone(), sender, fatal_in).unwrap();
     (proxy, metrics, fatal)
 }
 

@@ -3,8 +3,8 @@
 //! Owns: what becomes of the whole when one of them fails. Does not own: what they do, or the end itself
 //! (`daemon` hears of it by channel).
 //!
-//! A controller that goes on beating while it takes no commands, or hears no bell, is worse than none: its
-//! service manager would start it again, and other controllers would inherit its work.
+//! A controller that goes on beating while it takes no commands, or reads no wake-ups, is worse than none: its
+//! service manager would start it again, and other controllers would reclaim its work.
 
 use crossbeam_channel::Sender;
 use jscommon::worker::Worker;

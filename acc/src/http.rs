@@ -1,4 +1,4 @@
-//! What a handler is asked, and what it answers.
+//! Requests, replies and refusals, as the proxy and the handlers exchange them.
 //!
 //! Owns: the shapes of both. Does not own: how they travel (`server`), what the answer is (`handlers`).
 
@@ -11,7 +11,7 @@ use std::sync::Arc;
 /// A request that the proxy has let through.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// What it asks for.
+    /// The route.
     pub route: Route,
     /// The node whose credentials it came with; for a node's route that is the route's node.
     pub node: Option<NodeId>,
@@ -153,7 +153,7 @@ impl Refusal {
     }
 }
 
-/// What answers requests; called on several threads at once.
+/// Answers requests; called on several threads at once.
 pub trait Handler: Send + Sync + 'static {
     /// The answer to `request`, whose body it may take. May block on Redis, in bounded time.
     fn handle(&self, request: &mut Request) -> Reply;

@@ -1,6 +1,6 @@
 //! Everything that `/metrics` says about this controller.
 //!
-//! Owns: the counters' names and their text form. Each room gets the whole by `Arc` and moves its own.
+//! Owns: the counters' names and their text form. Each module gets the whole by `Arc` and moves its own.
 //! Does not own: figures of nodes (`/metrics/nodes` is read from Redis).
 //! Labels take few values each, so that no client can grow this.
 

@@ -1,7 +1,7 @@
 //! The query of a request, decoded. Pure.
 //!
 //! Owns: percent and plus decoding, and the look-up by name.
-//! Does not own: what a name means; handlers and the proxy's parking ask for the ones they know.
+//! Does not own: what a name means; handlers and the proxy ask for the ones they know.
 
 /// The `name=value` pairs behind the `?`, in order, decoded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -1,13 +1,13 @@
 //! Method and path → what is asked for. Pure.
 //!
 //! Owns: the list of paths, which methods each takes, and the sentence for everything else.
-//! Does not own: whether the asker may (the guard), or what is answered (handlers).
+//! Does not own: whether the request is allowed (`auth`), or what is answered (`api`).
 //! Asked by the proxy, once for each request, before credentials are looked at.
 
 use jscommon::NodeId;
 use std::fmt;
 
-/// What a request asks for.
+/// The path of a request, with its node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Route {
     /// `GET /{gid}/{nid}/cmd`: the long poll.

@@ -35,7 +35,7 @@ pub struct Command {
     pub gid: u32,
     /// Node id of the target; 0 means that the roles name it.
     pub nid: u32,
-    /// What to run: `execute`, `ping`, the name of an extension…
+    /// The name of the command: `execute`, `ping`, an extension…
     pub cmd: String,
     /// Its arguments.
     pub args: Map<String, Value>,
@@ -60,11 +60,11 @@ pub struct Command {
 /// Why a text is no command.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BadCommand {
-    /// What is wrong, one sentence.
+    /// The fault, in one sentence.
     pub reason: String,
     /// The job id, when at least that was there and good: then the client can be answered.
     pub id: Option<String>,
-    /// What else could be read of it, for the answer.
+    /// The fields that could be read all the same, for the answer.
     pub partial: Option<Box<Command>>,
 }
 

@@ -1,4 +1,4 @@
-//! The text of `--log-level`, in the manner of `RUST_LOG`: `info`, or `warn,jsacc::gate=debug`.
+//! The text of `--log-level`, in the manner of `RUST_LOG`: `info`, or `warn,jsacc::proxy=debug`.
 //!
 //! Pure: it says which level holds for which module; the programs hand that to their logger.
 
@@ -31,7 +31,7 @@ impl Directives {
         Ok(directives)
     }
 
-    /// The level of `target` (a module path such as `jsacc::gate`): 0 is off, 5 is trace.
+    /// The level of `target` (a module path such as `jsacc::proxy`): 0 is off, 5 is trace.
     pub fn level_of(&self, target: &str) -> u8 {
         let fits = |name: &str| target.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"));
         self.targets.iter().find(|(name, _)| fits(name)).map_or(self.default, |(_, level)| *level)
@@ -64,9 +64,9 @@ mod tests {
     fn the_longest_name_decides() {
         check("info", "jsacc", 3);
         check("INFO", "rustls", 3);
-        check("warn,jsacc=debug", "jsacc::gate", 4);
+        check("warn,jsacc=debug", "jsacc::proxy", 4);
         check("warn,jsacc=debug", "jsacc_x", 2);
-        check("warn,jsacc=debug,jsacc::gate=off", "jsacc::gate::tls", 0);
+        check("warn,jsacc=debug,jsacc::proxy=off", "jsacc::proxy::tls", 0);
         check("jsacc=trace", "other", 1);
         assert_eq!(Directives::parse("warn,a=trace").unwrap().most(), 5);
     }

@@ -1,8 +1,8 @@
-//! What the agent and the controller agree on.
+//! Types and tools that the agent and the controller share.
 //!
 //! **In scope**: the shapes that travel between client, controller and node (commands, results,
 //! records, level sets, series names), the node token, and small tools that both programs need in
-//! the same form (a named thread, a backoff, the test-only death points, the service manager's ear).
+//! the same form (a named thread, a backoff, the test-only death points, the service manager's socket).
 //!
 //! **Out of scope**: I/O of any kind but for `notify`, `file`, which reads small files, and `ownership`, which looks at owners
 //! and modes. Nothing else here opens a socket, a file or a database, and no function

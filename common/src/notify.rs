@@ -1,4 +1,4 @@
-//! What a program tells its service manager: ready, still alive, stopping (systemd's `sd_notify`).
+//! Messages to the service manager: ready, still alive, stopping (systemd's `sd_notify`).
 //!
 //! A datagram to the socket that `NOTIFY_SOCKET` names; without that variable, and on other systems
 //! than Linux, nothing happens. The one module of this crate that does I/O: both programs need it in

@@ -25,7 +25,7 @@ const MAX_LINKS: usize = 40;
 /// Most bytes that are read of a list of accounts.
 const MAX_LIST_BYTES: u64 = 4 << 20;
 
-/// What other accounts must not be able to do.
+/// The access that other accounts must not have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Guard {
     /// Change it: a program, a configuration, a database.
@@ -62,7 +62,7 @@ struct Step {
     is_exposed: bool,
 }
 
-/// What is wrong with a step.
+/// The fault of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
     Owner,
@@ -244,7 +244,7 @@ pub fn parts(path: &Path) -> Vec<OsString> {
     path.components().rev().filter_map(name).collect()
 }
 
-/// What a path is itself. `None` for devices and pipes, which hold nothing.
+/// The kind of a path. `None` for devices and pipes, which hold nothing.
 fn look(path: &Path) -> Option<(Kind, fs::Metadata)> {
     let meta = fs::symlink_metadata(path).ok()?;
     let kind = match meta.file_type() {

@@ -20,7 +20,7 @@ pub struct NodeSecret {
     fingerprint: String,
 }
 
-/// What a good token says.
+/// The content of a good token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Claims {
     /// The node whose token it is.
@@ -70,7 +70,7 @@ impl NodeSecret {
         hmac::verify(&self.key, text, mac).is_ok()
     }
 
-    /// What `token` says, when it is signed with this secret. Compares in constant time.
+    /// Returns the content of `token` when it is signed with this secret. Compares in constant time.
     pub fn check(&self, token: &str) -> Result<Claims, BadToken> {
         if token.len() > MAX_TOKEN {
             return Err(BadToken);

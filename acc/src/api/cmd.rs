@@ -31,7 +31,7 @@ const PARKED_WRITE_INTERVAL_MS: u64 = 60_000;
 /// So many nodes are remembered, and then so many again before the first ones are forgotten.
 const MAX_NODES: usize = 50_000;
 
-/// What was last written down about nodes that poll here, so that a busy node is not written down
+/// The last write about each node that polls here, so that a busy node is not written down
 /// with every poll.
 #[derive(Default)]
 pub(super) struct LastWrite {
@@ -130,7 +130,7 @@ pub(super) fn poll_all(context: &Context, written: &LastWrite, requests: &[(Node
     }
     let mut replies = match context.pool.with(|conn| answer(context, written, conn, &good)) {
         Ok(replies) => replies.into_iter(),
-        // What Redis has against one of them is not held against the others.
+        // An error about one of them does not fail the others.
         Err(e) if requests.len() > 1 && !is_broken(&e) => {
             return requests.iter().flat_map(|request| poll_all(context, written, &[*request])).collect();
         }
@@ -197,7 +197,7 @@ fn answer(
         }
     }
 
-    // What Redis may have forgotten since is news again.
+    // After data loss in Redis all is written again.
     let epoch = context.epoch.load(Ordering::Relaxed);
     let claimed = compare(context, conn, polls, &mut resolved, now, epoch)?;
     let (mut batch, mut news) = (Batch::new(), Vec::new());
@@ -214,7 +214,7 @@ fn answer(
             news.push((*node, facts));
         }
     }
-    // What is known of a node may lie with a server of a cluster that is away, or be spoilt: it polls all the same.
+    // The node's data may lie with a server of a cluster that is away, or be spoilt: it polls all the same.
     match conn.run(&batch) {
         Ok(_) => {
             news.iter().for_each(|(node, facts)| written.note(*node, now, facts));

@@ -1,7 +1,7 @@
-//! What every room of the controller shares.
+//! The state that all threads of a controller share.
 //!
 //! Owns: this controller's name, the clock (which follows Redis' own, so that controllers agree), and
-//! the handles of identity, store and metrics. Does not own: any state that another controller would
+//! the handles of state directory, Redis and metrics. Does not own: any state that another controller would
 //! need; all of that is in Redis.
 
 use crate::api::body::HeldValues;
@@ -27,7 +27,7 @@ pub struct Context {
     pub(crate) config: Config,
     /// CA and secrets.
     pub(crate) state_dir: StateDir,
-    /// Who is let in.
+    /// Authenticates requests.
     pub authenticator: Arc<Authenticator>,
     /// Redis.
     pub pool: Pool,
@@ -39,7 +39,7 @@ pub struct Context {
     pub(crate) scripts: ScriptCache,
     /// Claims of nodes that this controller has compared with their grants.
     pub(crate) claims: Claimed,
-    /// What was handed to nodes here.
+    /// Batches that were handed to nodes here.
     pub(crate) delivered: DeliveredBatches,
     /// The allowances that nodes have spent.
     pub(crate) rate_limiter: RateLimiter,
@@ -47,7 +47,7 @@ pub struct Context {
     pub(crate) values: HeldValues,
     /// Makes and checks the tickets of jobs.
     pub tickets: Tickets,
-    /// The dispatcher has noticed that Redis forgot this controller; the janitor sees to the rest.
+    /// The dispatcher has noticed that Redis forgot this controller; the next heartbeat does the rest.
     pub(crate) forgotten: AtomicBool,
     /// Goes up when Redis may have lost what was written: it is written anew then.
     pub(crate) epoch: AtomicU64,

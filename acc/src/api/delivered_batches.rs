@@ -1,4 +1,4 @@
-//! What was handed to nodes here and not acknowledged yet, so that an acknowledgement costs no look into
+//! Batches that were handed to nodes here and not acknowledged yet, so that an acknowledgement costs no look into
 //! Redis. Pure.
 //!
 //! Owns: for some nodes the ids of their last batch. Does not own: the truth, which is in Redis: whatever is
@@ -13,7 +13,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 const MAX_BYTES: usize = 24 << 20;
 /// A longer batch is not remembered: asking for it costs little beside what it holds.
 const MAX_BATCH_IDS: usize = 64;
-/// What an entry takes beside its ids, and each id beside its text: places in the table and on the heap.
+/// Bytes of an entry beside its ids, and of each id beside its text: in the table and on the heap.
 const ENTRY_OVERHEAD_BYTES: usize = 128;
 const ID_OVERHEAD_BYTES: usize = 48;
 
@@ -22,20 +22,20 @@ pub(crate) type Ids = Box<[Box<str>]>;
 
 /// The last batch of each node.
 #[derive(Debug, Default)]
-pub(crate) struct DeliveredBatches(Mutex<Book>);
+pub(crate) struct DeliveredBatches(Mutex<Entries>);
 
 #[derive(Debug, Default)]
-struct Book {
+struct Entries {
     batches: HashMap<NodeId, (u64, Ids)>,
     bytes: usize,
 }
 
-/// What a batch takes, in bytes.
+/// The size of a batch, in bytes.
 fn size(ids: &[impl AsRef<str>]) -> usize {
     ENTRY_OVERHEAD_BYTES + ids.iter().map(|id| ID_OVERHEAD_BYTES + id.as_ref().len()).sum::<usize>()
 }
 
-impl Book {
+impl Entries {
     fn remove(&mut self, node: NodeId) -> Option<Ids> {
         let (_, ids) = self.batches.remove(&node)?;
         self.bytes -= size(&ids);
@@ -52,7 +52,7 @@ impl DeliveredBatches {
         let more = size(ids);
         if held.bytes + more > MAX_BYTES {
             // The table too: it has room for as many nodes as there ever were.
-            *held = Book::default();
+            *held = Entries::default();
         }
         held.bytes += more;
         held.batches.insert(node, (batch, ids.iter().map(|id| id.as_str().into()).collect()));
@@ -70,7 +70,7 @@ impl DeliveredBatches {
         self.held().remove(node);
     }
 
-    fn held(&self) -> MutexGuard<'_, Book> {
+    fn held(&self) -> MutexGuard<'_, Entries> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -151,7 +151,7 @@ pub(super) fn renew(context: &Context, node: NodeId, request: &Request) -> Outco
     let issued = now.max(until.map_or(0, |until| until + 1));
     let mut credentials = issue(context, node, issued)?;
     if context.config.client_ca.is_some() && request.cert_issued.is_none() {
-        // What lies at the node may be of that CA: whoever signed it makes the next one.
+        // The node's certificate may be of that CA, which then makes the next one.
         (credentials.client_cert, credentials.client_key) = Default::default();
     }
     Ok(answer(node, &credentials))

@@ -1,7 +1,7 @@
 //! Answers requests that the proxy has authenticated: one file for each path.
 //!
 //! Owns: reading bodies and queries, the answers' form, 503 while Redis is away.
-//! Does not own: credentials (the guard), rules of what is stored (`store`).
+//! Does not own: credentials (`auth`), rules of what is stored (`model`).
 //! Called on tiny_http's threads; each call blocks on Redis for seconds at most.
 
 mod body;
@@ -190,7 +190,7 @@ impl Handler for Handlers {
 }
 
 impl Handlers {
-    /// What was revoked while its request was on the way here gets nothing any more.
+    /// Refuses credentials that were revoked while the request was on its way here.
     fn recheck_revocation(&self, request: &Request) -> Result<(), Fault> {
         let Some(node) = request.node else { return Ok(()) };
         let good = self.context.authenticator.recheck_revocation(node, request.bearer.as_deref(), request.cert_dated());

@@ -1,4 +1,4 @@
-//! What this process takes of its machine, under the names that Prometheus' own clients use.
+//! The resources that this process uses, under the names of Prometheus' own clients.
 //!
 //! Owns: the reading of `/proc/self` at the moment of a scrape. Does not own: the controller's own
 //! counters (`metrics`). A system without `/proc` has none of these lines.

@@ -1,8 +1,8 @@
 //! How much each node may send, and have written into Redis for it. Pure: the time is handed in.
 //!
-//! A node has a store of every resource, which it may spend at once and which fills again at a steady rate.
+//! A node has a token bucket of every resource: a burst that it may spend at once, refilled at a steady rate.
 //! Owns: the rates, and what each node has spent of late. Does not own: what counts as one, or what is said
-//! to a node that has spent too much. What another controller took does not count here.
+//! to a node that has spent too much. Requests to other controllers do not count here.
 
 use jscommon::NodeId;
 use std::collections::HashMap;
@@ -187,7 +187,7 @@ impl Spent {
     }
 
     /// The seconds after which the charge is worth another try; nothing where it can be spent now. More than the
-    /// whole store is spent when nothing else is.
+    /// whole burst is spent when nothing else is.
     fn wait(self, rate: Rate, charge: Charge, now: u64) -> Option<u32> {
         let spent = self.by(rate, now);
         let over = spent + charge.amount + charge.leaves - rate.burst;

@@ -52,12 +52,12 @@ impl FromStr for PipelineSlot {
 /// One connection whose answers are not all out.
 struct Group<T> {
     number: u64,
-    /// Whose turn it is. While its answer is being given it stays that one's.
+    /// The request that is answered next. It stays so while its answer is being given.
     next: usize,
     early: BTreeMap<usize, T>,
 }
 
-/// What is early on each connection. A slot holds the latest of its connections alone, so what a broken one
+/// Early answers of each connection. A slot holds the latest of its connections alone, so what a broken one
 /// leaves behind is bounded.
 pub(crate) struct ResponseOrder<T>(Mutex<HashMap<usize, Group<T>>>);
 

@@ -82,7 +82,7 @@ struct Standing {
     refusal: Option<Refusal>,
 }
 
-/// What one node has sent.
+/// The results of one request.
 struct Posted {
     node: NodeId,
     entries: Vec<Entry>,
@@ -111,7 +111,7 @@ fn deliver_all(context: &Context, posted: Vec<Result<Posted, Fault>>) -> Vec<Out
     }
     let refusals = match context.pool.with(|conn| deliver(context, conn, &entries)) {
         Ok(refusals) => refusals,
-        // What Redis has against one of them is not held against the others.
+        // An error about one of them does not fail the others.
         Err(e) if posted.len() > 1 && !is_broken(&e) => {
             return posted.into_iter().flat_map(|one| deliver_all(context, vec![one])).collect();
         }
@@ -202,7 +202,7 @@ fn entry(tickets: &Tickets, node: NodeId, mut value: Value) -> Result<Result<Ent
     if (result.gid, result.nid) != (node.gid, node.nid) {
         return Ok(Err((result.id, Refusal::OtherNode)));
     }
-    // What a result says of itself counts only where nothing better is there, and then Redis is asked as well.
+    // Fields of a result count only where it has no ticket, and then Redis is asked as well.
     let flags = match &ticket {
         None => Ok(Flags::of(&args)),
         Some(Value::String(ticket)) => tickets.check(node, &result.id, ticket),
@@ -223,7 +223,7 @@ fn entry(tickets: &Tickets, node: NodeId, mut value: Value) -> Result<Result<Ent
 /// Asks Redis about the entries, and decides what is to become of them.
 fn decide(context: &Context, conn: &mut Conn, entries: &[&Entry]) -> RedisResult<Vec<Standing>> {
     // Both questions in one round trip, so it is decided before it is known whether the node may answer.
-    // What a node leaves behind by that where it may not is its own name among those who have answered,
+    // By that a node may at most leave its own name among those that have answered,
     // which no other node's answer is measured by, for a day. Without a ticket that name is what lets it in
     // later, so then it is asked first.
     let mut batch = Batch::new();
@@ -249,7 +249,7 @@ fn decide(context: &Context, conn: &mut Conn, entries: &[&Entry]) -> RedisResult
     let before = batch.len();
     returning.iter().for_each(|node| nodes::returns_tickets(&mut batch, *node));
     let mut answers = conn.run_each(&batch)?;
-    // What is known of a node may be spoilt, and its results are taken all the same.
+    // The node's data may be spoilt, and its results are taken all the same.
     match answers.split_off(before).into_iter().find_map(Result::err) {
         None => context.tickets.note(&returning, epoch),
         Some(e) => ::log::debug!("that nodes return tickets is not written down: {}", describe(&e)),

@@ -88,7 +88,7 @@ impl ScriptCache {
                 return Err(error);
             }
         };
-        // What is not what its name says is the node's to refuse, and not kept: it may be mended.
+        // A source with another hash is refused by the node and not kept, for it may be corrected.
         match &source {
             Some(good) if sha256_hex(good) == hash => {
                 *slot = Slot { source: source.clone(), renewed: Some(now) };

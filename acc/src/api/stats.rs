@@ -19,7 +19,7 @@ const MAX_VALUE_BYTES: usize = 256;
 /// A batch has at least so many bytes of its node's share of the queue, so that many small ones use it up too.
 const MIN_QUEUE_BYTES: usize = 8 << 10;
 
-/// What a node has sent.
+/// A batch of series.
 struct Posted {
     number: u64,
     /// The keys, with `[value, seconds]`.

@@ -10,7 +10,7 @@ use lexopt::{Arg, Parser};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-/// What the caller wants.
+/// The outcome of reading the command line.
 #[derive(Clone, Debug)]
 pub enum Invocation {
     /// Print this and end.
@@ -32,7 +32,7 @@ pub enum Task {
         url: Option<String>,
         /// Where to write.
         out: Option<PathBuf>,
-        /// What is granted: `role:web`, `label:site=ams`.
+        /// The granted claims: `role:web`, `label:site=ams`.
         named: Vec<String>,
     },
     /// Refuse what a node holds by now.

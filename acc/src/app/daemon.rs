@@ -1,10 +1,10 @@
 //! The running controller: what is started, in which order, and how it ends.
 //!
 //! Owns: wiring and shutdown. The order of the end is that of work: no more commands are taken, no more
-//! bells are heard, the proxy lets its clients go, tiny_http finishes, the janitor deregisters the controller.
+//! wake-ups are read, the proxy closes its connections, tiny_http finishes, and the controller deregisters.
 //!
 //! **A thread that fails ends the whole**, with status 1: a controller that beats and takes no commands is
-//! worse than none, for its service manager would start it again, and others would inherit its work.
+//! worse than none, for its service manager would start it again, and others would reclaim its work.
 
 use crate::api::context::Context;
 use crate::api::delivered_batches::DeliveredBatches;
@@ -114,7 +114,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     config.warnings.iter().for_each(|warning| log::warn!("{warning}"));
     let context = Arc::new(prepare(config, false)?);
     let config = &context.config;
-    // A secret that does not fit is told before anything listens. When Redis is away, the janitor looks
+    // A secret that does not fit is told before anything listens. When Redis is away, the heartbeat looks
     // at it later.
     match context.pool.with(nodes::fingerprint) {
         Ok(Some(theirs)) => {
@@ -124,7 +124,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         Err(e) if is_too_old(&e) => return Err(redis_fault(config, &e)),
         _ => {}
     }
-    // No node is let in before both are known; when Redis is away, the janitor reads them later.
+    // No node is admitted before both are known; when Redis is away, the periodic tasks read them later.
     let agreed =
         context.pool.with(|conn| shared_secrets::agree_on_ticket_key(&context.tickets, &context.state_dir, conn));
     if let Err(e) = &agreed
@@ -180,9 +180,10 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let dispatcher = Dispatcher::new(context.clone(), proxy.remote(), dead, stop.clone());
     let dispatcher = critical_thread::spawn("dispatcher", STACK_BYTES, fatal_in.clone(), move || dispatcher.run())
         .context("no thread for the dispatcher")?;
-    let (room, remote) = (context.clone(), proxy.remote());
-    let wakeups = critical_thread::spawn("wakeups", STACK_BYTES, fatal_in, move || wakeups::run(&room, &remote, &stop))
-        .context("no thread for the wake-up reader")?;
+    let (shared, remote) = (context.clone(), proxy.remote());
+    let wakeups =
+        critical_thread::spawn("wakeups", STACK_BYTES, fatal_in, move || wakeups::run(&shared, &remote, &stop))
+            .context("no thread for the wake-up reader")?;
 
     // The main thread waits for a signal; a fatal fault ends that wait as a signal would.
     let reason: Arc<Mutex<Option<String>>> = Arc::default();
@@ -218,7 +219,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         1,
         Arc::new(std::sync::atomic::AtomicBool::new(true)),
     );
-    // Whatever Redis does, a stop ends in time: a controller may die at any moment and nothing is lost.
+    // A stop ends in time also while Redis is away: a controller may die at any moment and nothing is lost.
     let failed = reason.lock().unwrap_or_else(|e| e.into_inner()).is_some();
     let (stopped, over) = crossbeam_channel::bounded::<()>(0);
     let deadline = Worker::spawn("deadline", 64 << 10, move || {
@@ -229,7 +230,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     })
     .context("no thread to watch over the stop")?;
     drop(proxy);
-    // The doorbell may have some seconds of its read before it.
+    // The read of wake-ups may last some seconds.
     if let Err(e) = context.pool.with(|conn| lists::wake(conn, &context.me)) {
         log::debug!("the wake-up reader is not woken: {e}");
     }

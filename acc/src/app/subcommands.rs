@@ -1,6 +1,6 @@
 //! `jsacc enroll`, `revoke`, `rotate`, `token`: one thing, then the end.
 //!
-//! Owns: the files that a new node gets, and what is printed. Does not own: credentials (identity).
+//! Owns: the files that a new node gets, and what is printed. Does not own: credentials (`auth`).
 
 use crate::api::context::Context;
 use crate::app::cli::Task;

@@ -1,7 +1,7 @@
-//! Who is let in: node tokens, client certificates, revocations, the metrics token.
+//! Authenticates requests: node tokens, client certificates, revocations, the metrics token.
 //!
 //! Owns: the node secrets and the revocations as they are held in memory, and every reason to refuse.
-//! Does not own: refreshing them (the janitor does, from the state directory and from Redis), or what
+//! Does not own: refreshing them (the periodic tasks do, from the state directory and from Redis), or what
 //! a request does afterwards. Asked by the proxy for each request; nothing here blocks or looks up.
 
 use crate::auth::dates;
@@ -22,20 +22,20 @@ pub trait Authenticate: Send + Sync + 'static {
     fn admit(&self, head: &Head<'_>) -> Result<Admitted, Refusal>;
 }
 
-/// The head of a request, as the guard sees it.
+/// The part of a request's head that authentication needs.
 #[derive(Clone, Copy, Debug)]
 pub struct Head<'a> {
-    /// What is asked for.
+    /// The route.
     pub route: Route,
     /// The token of `Authorization: Bearer`.
     pub bearer: Option<&'a str>,
     /// The client's address.
     pub peer: IpAddr,
-    /// What the client's certificate says, when it gave one that our CA signed.
+    /// The content of the client's certificate, when our CA signed it.
     pub cert: Option<&'a PeerCert>,
 }
 
-/// Who asks.
+/// The identity behind a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admitted {
     /// This node, by its credentials; it is the node of the path.
@@ -56,16 +56,16 @@ pub struct Rules {
     pub(crate) no_auth: bool,
     /// A token alone is not enough.
     pub(crate) require_cert: bool,
-    /// Who shows this may read metrics from anywhere; without it metrics are for loopback.
+    /// The token for reading metrics from anywhere; without it metrics are for loopback.
     pub(crate) metrics_token: Option<String>,
-    /// Who shows this may read the nodes' figures from anywhere, and nothing else.
+    /// The token for reading the nodes' figures from anywhere, and nothing else.
     pub(crate) nodes_token: Option<String>,
 }
 
 /// A node's request that was refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Refused {
-    /// Whose path it was.
+    /// The node of the path.
     pub(crate) node: NodeId,
     /// From where it came.
     pub(crate) peer: IpAddr,
@@ -73,9 +73,9 @@ pub(crate) struct Refused {
     pub(crate) reason: String,
 }
 
-/// The guard of one controller.
+/// Authenticates the requests of one controller.
 pub struct Authenticator {
-    /// What is refused is told here; what does not fit is only counted.
+    /// Refusals go here; those that do not fit are only counted.
     refused: OnceLock<Sender<Refused>>,
     rules: Rules,
     secrets: RwLock<Secrets>,
@@ -85,7 +85,7 @@ pub struct Authenticator {
 }
 
 impl Authenticator {
-    /// A guard with these rules and secrets; `clock` tells milliseconds since 1970.
+    /// An authenticator with these rules and secrets; `clock` tells milliseconds since 1970.
     pub fn new(rules: Rules, secrets: Secrets, clock: fn() -> u64) -> Authenticator {
         Authenticator {
             refused: OnceLock::new(),

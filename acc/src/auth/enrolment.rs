@@ -12,7 +12,7 @@ use jscommon::NodeId;
 use jscommon::token::NodeSecret;
 use serde_json::{Value, json};
 
-/// What an enrolment token says.
+/// The content of an enrolment token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Enrolment {
     /// Its name, for the count.
@@ -34,7 +34,7 @@ pub struct Terms {
     pub(crate) node: Option<NodeId>,
     /// Credentials of that node which hold are replaced.
     pub(crate) replace: bool,
-    /// What is granted: `role:web`, `label:site=ams`.
+    /// The granted claims: `role:web`, `label:site=ams`.
     pub(crate) named: Vec<String>,
 }
 

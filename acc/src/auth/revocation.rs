@@ -1,7 +1,7 @@
 //! The revocation of a node: what it held, what it was granted, and what waits for it.
 //!
-//! Owns: the order of the steps, and what is answered for commands that wait. Does not own: the steps (`store`), the
-//! refusal of the node's credentials (the guard).
+//! Owns: the order of the steps, and what is answered for commands that wait. Does not own: the steps (`model`), the
+//! refusal of the node's credentials (`authenticator`).
 //!
 //! **Its queue is closed before it is emptied**, and stays so until the node is enrolled again: no command can come in
 //! between, so whoever is enrolled as that node next finds nothing. Every step may be repeated, and a revocation that
@@ -20,7 +20,7 @@ use serde_json::json;
 /// Most commands that are answered in one step.
 const MAX_ANSWERS: usize = 100;
 
-/// What a revocation needs of its controller.
+/// The parts of a controller that a revocation needs.
 pub(crate) struct Given<'a> {
     /// Counts the answers.
     pub(crate) metrics: &'a Metrics,
@@ -28,7 +28,7 @@ pub(crate) struct Given<'a> {
     pub(crate) max_queue: usize,
 }
 
-/// What was revoked.
+/// The outcome of a revocation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Revoked {
     /// Until when (ms) the credentials were issued that do not hold any more.

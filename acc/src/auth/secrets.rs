@@ -23,10 +23,10 @@ pub struct Secrets {
     text: String,
 }
 
-/// What a good token says, and whether the node should fetch a new one.
+/// The content of a good token, and whether the node should fetch a new one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Checked {
-    /// Whose it is and when it was issued.
+    /// Its node, and when it was issued.
     pub(crate) claims: Claims,
     /// It is signed with the old secret.
     pub(crate) old: bool,
@@ -77,7 +77,7 @@ impl Secrets {
         write_state(&dir.join(NODE_SECRET), self.text.as_bytes(), 0o600)
     }
 
-    /// What `token` says, when it is signed with a secret that holds at `now` (ms).
+    /// Returns the content of `token` when it is signed with a secret that holds at `now` (ms).
     pub(crate) fn check(&self, token: &str, now: u64) -> Result<Checked, BadToken> {
         if let Ok(claims) = self.current.check(token) {
             return Ok(Checked { claims, old: false });

@@ -15,11 +15,11 @@ use std::path::Path;
 /// Makes this controller and Redis have one ticket key: that of Redis, or this controller's where Redis has none.
 /// It is kept in the state directory. A controller that has one from before does not wait for Redis: it is the one
 /// that all agreed on.
-pub(crate) fn agree_on_ticket_key(tickets: &Tickets, identity: &StateDir, conn: &mut Conn) -> RedisResult<()> {
+pub(crate) fn agree_on_ticket_key(tickets: &Tickets, state_dir: &StateDir, conn: &mut Conn) -> RedisResult<()> {
     // One thread at a time: a key that another thread has just taken over is no previous one.
     let _agreeing = tickets.agreeing();
     let ours = tickets.keys();
-    let kept = identity.ticket_keys().ok().flatten();
+    let kept = state_dir.ticket_keys().ok().flatten();
     let theirs = match nodes::claim_ticket_key(conn, ours.current.text()) {
         Ok(text) => TicketKey::parse(&text),
         Err(e) => {
@@ -45,7 +45,7 @@ pub(crate) fn agree_on_ticket_key(tickets: &Tickets, identity: &StateDir, conn: 
         }
     };
     if kept.as_ref() != Some(&keys)
-        && let Err(e) = identity.keep_ticket_keys(&keys)
+        && let Err(e) = state_dir.keep_ticket_keys(&keys)
     {
         log::error!("the ticket key is not kept in the state directory, so it is lost when redis loses it: {e:#}");
     }
@@ -55,8 +55,8 @@ pub(crate) fn agree_on_ticket_key(tickets: &Tickets, identity: &StateDir, conn: 
 
 /// Compares the ticket key with that of Redis. Over a new connection this comes before any ticket: one that is made
 /// with another key is accepted nowhere.
-pub(crate) fn compare_ticket_key(tickets: &Tickets, identity: &StateDir, conn: &mut Conn) -> RedisResult<()> {
-    match agree_on_ticket_key(tickets, identity, conn) {
+pub(crate) fn compare_ticket_key(tickets: &Tickets, state_dir: &StateDir, conn: &mut Conn) -> RedisResult<()> {
+    match agree_on_ticket_key(tickets, state_dir, conn) {
         // The key in Redis is spoilt or out of reach, and all controllers use the one of the state directory.
         Err(e) if tickets.is_agreed() && !is_broken(&e) => {
             log::debug!("the ticket key is not compared with the one in redis: {}", describe(&e));
@@ -69,12 +69,12 @@ pub(crate) fn compare_ticket_key(tickets: &Tickets, identity: &StateDir, conn: &
 /// Admits nodes, where they are not admitted yet: once the ticket key is agreed on and the revocations are read.
 pub(crate) fn admit_nodes(
     tickets: &Tickets,
-    identity: &StateDir,
+    state_dir: &StateDir,
     authenticator: &Authenticator,
     conn: &mut Conn,
 ) -> RedisResult<()> {
-    compare_ticket_key(tickets, identity, conn)?;
-    // What the janitor has read meanwhile is newer, and stays.
+    compare_ticket_key(tickets, state_dir, conn)?;
+    // Revocations that were read meanwhile are newer, and stay.
     authenticator.set_first_revoked(nodes::revoked(conn)?);
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Who this family of controllers is: the state directory with its CA, server certificate and node
+//! The state directory of a family of controllers: its CA, server certificate and node
 //! secret, and what is made from them for nodes.
 //!
 //! Owns: the directory (mode 0700), its files (keys 0600), and their making on the first start.
@@ -37,7 +37,7 @@ pub(crate) struct StateDir {
     ca: Ca,
 }
 
-/// What one node needs.
+/// The credentials of one node.
 #[derive(Clone)]
 pub(crate) struct Credentials {
     /// Its token.
@@ -54,7 +54,7 @@ impl StateDir {
     /// Opens a state directory that a controller has made.
     pub(crate) fn find(dir: &Path, now: u64) -> anyhow::Result<StateDir> {
         let mut missing = vec![CA_CERTIFICATE, CA_KEY, NODE_SECRET];
-        // What may not be looked at is told as that, below.
+        // A directory that may not be looked at is reported below.
         missing.retain(|name| !dir.join(name).try_exists().unwrap_or(true));
         if !missing.is_empty() {
             bail!(
@@ -131,7 +131,7 @@ impl StateDir {
         Ok(TicketKey::new(bytes.as_slice().try_into().context("32 random bytes")?))
     }
 
-    /// What `node` needs, issued at `now` (milliseconds since 1970).
+    /// Issues the credentials of `node` at `now` (milliseconds since 1970).
     pub(crate) fn issue(
         &self,
         config: &Config,
@@ -221,7 +221,7 @@ impl StateDir {
         if let Ok(text) = file::read_text(&file)
             && self.dir.join("server.key").exists()
         {
-            // What a certificate was made for stands in lines before it, so that nothing here must
+            // The purpose of a certificate stands in lines before it, so that nothing here must
             // understand certificates.
             let line = |name: &str| text.lines().find_map(|line| line.strip_prefix(name));
             let until: u64 = line("until: ").and_then(|value| value.parse().ok()).unwrap_or(0);
@@ -353,46 +353,46 @@ mod tests {
     #[test]
     fn ticket_keys_are_kept_and_survive_a_rotation() {
         let dir = tempfile::tempdir().unwrap();
-        let identity = StateDir::open(dir.path(), NOW).unwrap();
-        assert_eq!(identity.ticket_keys().unwrap(), None);
+        let state_dir = StateDir::open(dir.path(), NOW).unwrap();
+        assert_eq!(state_dir.ticket_keys().unwrap(), None);
         let keys = TicketKeys { current: StateDir::new_ticket_key().unwrap(), previous: None };
-        identity.keep_ticket_keys(&keys).unwrap();
-        identity.rotate(NOW, |_| Ok(())).unwrap();
+        state_dir.keep_ticket_keys(&keys).unwrap();
+        state_dir.rotate(NOW, |_| Ok(())).unwrap();
         assert_eq!(StateDir::open(dir.path(), NOW).unwrap().ticket_keys().unwrap(), Some(keys));
         let file = dir.path().join(TICKET_KEY);
         assert_eq!(fs::metadata(&file).unwrap().mode() & 0o777, 0o600);
         fs::write(&file, "x").unwrap();
-        assert!(identity.ticket_keys().unwrap_err().to_string().contains("damaged"));
+        assert!(state_dir.ticket_keys().unwrap_err().to_string().contains("damaged"));
     }
 
     #[test]
     fn the_server_certificate_follows_names_and_time() {
         let dir = tempfile::tempdir().unwrap();
-        let identity = StateDir::open(dir.path(), NOW).unwrap();
+        let state_dir = StateDir::open(dir.path(), NOW).unwrap();
         let mut config = config(dir.path());
         let read = || fs::read_to_string(dir.path().join("server.pem")).unwrap();
-        identity.tls(&config, NOW).unwrap();
+        state_dir.tls(&config, NOW).unwrap();
         let first = read();
-        identity.tls(&config, NOW + dates::days(300)).unwrap();
+        state_dir.tls(&config, NOW + dates::days(300)).unwrap();
         assert_eq!(read(), first);
         config.hosts = vec!["ac.example".into()];
-        identity.tls(&config, NOW).unwrap();
+        state_dir.tls(&config, NOW).unwrap();
         let second = read();
         assert!(second.contains("ac.example") && second != first);
         config.hosts.clear();
-        identity.tls(&config, NOW).unwrap();
+        state_dir.tls(&config, NOW).unwrap();
         assert_eq!(read(), second, "a name that was covered once stays so");
-        identity.tls(&config, NOW + dates::days(350)).unwrap();
+        state_dir.tls(&config, NOW + dates::days(350)).unwrap();
         assert_ne!(read(), second);
     }
 
     #[test]
     fn a_fingerprint_is_published_once_its_secret_is_safe() {
         let dir = tempfile::tempdir().unwrap();
-        let identity = StateDir::open(dir.path(), NOW).unwrap();
-        let old = identity.secrets().unwrap().current.fingerprint().to_owned();
-        let failed = identity.rotate(NOW, |fresh| {
-            let there = identity.secrets()?;
+        let state_dir = StateDir::open(dir.path(), NOW).unwrap();
+        let old = state_dir.secrets().unwrap().current.fingerprint().to_owned();
+        let failed = state_dir.rotate(NOW, |fresh| {
+            let there = state_dir.secrets()?;
             assert_eq!(there.current.fingerprint(), fresh);
             assert_eq!(there.previous.unwrap().0.fingerprint(), old, "Redis still belongs to this family");
             bail!("redis went away")
@@ -403,13 +403,13 @@ mod tests {
     #[test]
     fn a_node_gets_a_certificate_that_names_it() {
         let dir = tempfile::tempdir().unwrap();
-        let identity = StateDir::open(dir.path(), NOW).unwrap();
-        let secrets = identity.secrets().unwrap();
-        let credentials = identity.issue(&config(dir.path()), &secrets, NODE, NOW).unwrap();
+        let state_dir = StateDir::open(dir.path(), NOW).unwrap();
+        let secrets = state_dir.secrets().unwrap();
+        let credentials = state_dir.issue(&config(dir.path()), &secrets, NODE, NOW).unwrap();
         let cert = CertificateDer::from_pem_slice(credentials.client_cert.as_bytes()).unwrap();
         assert_eq!(PeerCert::read(&cert), Some(PeerCert { node: NODE, issued: Some(NOW) }));
         assert_eq!(secrets.check(&credentials.token, NOW).unwrap().claims.node, NODE);
         let ca = CertificateDer::from_pem_slice(credentials.ca.as_bytes()).unwrap();
-        assert_eq!(identity.fingerprint(&config(dir.path())).unwrap(), jscommon::token::sha256_hex(&ca));
+        assert_eq!(state_dir.fingerprint(&config(dir.path())).unwrap(), jscommon::token::sha256_hex(&ca));
     }
 }

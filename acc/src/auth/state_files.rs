@@ -92,15 +92,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         chown(dir.path(), Some(NOBODY), Some(NOBODY)).unwrap();
         // A folder that somebody has made does not make its CA theirs.
-        let identity = StateDir::open(dir.path(), 1_700_000_000_000).unwrap();
-        identity.rotate(1_700_000_000_000, |_| Ok(())).unwrap();
+        let state_dir = StateDir::open(dir.path(), 1_700_000_000_000).unwrap();
+        state_dir.rotate(1_700_000_000_000, |_| Ok(())).unwrap();
         for entry in fs::read_dir(dir.path()).unwrap().flatten() {
             assert_eq!(entry.metadata().unwrap().uid(), 0, "{entry:?}");
             chown(entry.path(), Some(NOBODY), Some(NOBODY)).unwrap();
         }
         // The service's own, as its account has made it.
         fs::remove_file(dir.path().join("lock")).unwrap();
-        identity.rotate(1_700_000_000_000, |_| Ok(())).unwrap();
+        state_dir.rotate(1_700_000_000_000, |_| Ok(())).unwrap();
         let mut names = Vec::new();
         for entry in fs::read_dir(dir.path()).unwrap().flatten() {
             assert_eq!(entry.metadata().unwrap().uid(), NOBODY, "{entry:?}");

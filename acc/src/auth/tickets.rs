@@ -5,7 +5,7 @@
 //! each ended by a line feed, in base64url without padding. A controller makes and checks it without a look-up.
 //!
 //! Owns: the form, the keys that hold here, which nodes are known to return tickets.
-//! Does not own: where the key lies (`identity` has the file, `store` the key of Redis).
+//! Does not own: where the key lies (`state_dir` has the file, `model` the key of Redis).
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;

@@ -1,7 +1,7 @@
 //! The server side of TLS: rustls with ring, optional client certificates, resumption by ticket.
 //!
 //! Owns: how a `ServerConfig` is made, and what a client's certificate says about its node.
-//! Does not own: where certificates and keys come from (identity), or the bytes (the event loop).
+//! Does not own: where certificates and keys come from (`state_dir`), or the bytes (the event loop).
 
 use anyhow::Context;
 use jscommon::NodeId;
@@ -27,13 +27,13 @@ impl TlsSource {
         *self.current.write().unwrap_or_else(|e| e.into_inner()) = config;
     }
 
-    /// What a new connection takes.
+    /// The configuration for a new connection.
     pub(crate) fn current(&self) -> Arc<ServerConfig> {
         self.current.read().unwrap_or_else(|e| e.into_inner()).clone()
     }
 }
 
-/// What a verified client certificate says.
+/// The content of a verified client certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerCert {
     /// The node it was made for.
@@ -55,7 +55,7 @@ impl PeerCert {
         }
     }
 
-    /// What a DNS name says, when it is one of ours.
+    /// Reads a DNS name; `None` when it is none of ours.
     pub(crate) fn from_dns_name(name: &str) -> Option<PeerCert> {
         let mut parts = name.strip_suffix(NODE_DOMAIN)?.strip_suffix('.')?.split('.');
         let (nid, gid, issued, end) = (parts.next()?, parts.next()?, parts.next(), parts.next());
@@ -64,7 +64,7 @@ impl PeerCert {
         end.is_none().then_some(PeerCert { node, issued })
     }
 
-    /// What a certificate says: the first of its DNS names that is one of ours.
+    /// Reads a certificate: the first of its DNS names that is one of ours.
     pub fn read(cert: &CertificateDer<'_>) -> Option<PeerCert> {
         let cert = webpki::EndEntityCert::try_from(cert).ok()?;
         cert.valid_dns_names().find_map(PeerCert::from_dns_name)

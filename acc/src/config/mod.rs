@@ -1,7 +1,7 @@
 //! The controller's settings: flags and a TOML file, which name the same things.
 //!
 //! Owns: names, types, defaults, and the sentence for every fault (in a file with its line; all at once).
-//! Does not own: reading what the settings point at (identity, store).
+//! Does not own: reading what the settings point at (`auth`, `redis`).
 //! Read by `main` once; nothing in here changes afterwards.
 
 pub mod redis_address;
@@ -56,17 +56,17 @@ pub struct Config {
     pub file_is_secret: bool,
     /// `insecure_paths` was a flag: then it holds for that file too.
     pub insecure_file: bool,
-    /// What is logged.
+    /// The log level of each module.
     pub log_level: Directives,
     /// Most commands that may wait for one node.
     pub max_queue: usize,
     /// Most records a second, over a minute, that one node may send.
     pub max_records: u64,
-    /// What whoever started this should know, each in a sentence.
+    /// Warnings for the person who started this, each a sentence.
     pub warnings: Vec<String>,
 }
 
-/// What is wrong, and where.
+/// A fault in a setting, and its line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Fault {
     /// Line in the file, from 1; nothing for a flag.
@@ -243,7 +243,7 @@ impl Config {
         self.client_ca.is_none() || !self.require_client_cert
     }
 
-    /// What does not go together. The error is a sentence.
+    /// Refuses settings that exclude each other. The error is a sentence.
     pub(crate) fn check(&self) -> Result<(), String> {
         if self.tls_cert.is_some() != self.tls_key.is_some() {
             return Err("--tls-cert and --tls-key go together: give both or neither".into());

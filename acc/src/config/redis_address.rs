@@ -1,7 +1,7 @@
-//! What `-r` says: one server, a cluster, or a group that Sentinels watch. Pure.
+//! The address of Redis: one server, a cluster, or a group that Sentinels watch. Pure.
 //!
 //! Owns: the reading of `host:port` and of URLs, and what may be logged of them (never a password).
-//! Does not own: connecting (`conn`).
+//! Does not own: connecting (`redis`).
 
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo};
 use std::fmt;
@@ -9,7 +9,7 @@ use std::fmt;
 /// Where Redis is.
 #[derive(Clone, Debug)]
 pub struct Target {
-    /// What kind of service it is.
+    /// The kind of service.
     pub(crate) kind: Kind,
     /// The servers that are named: the one, some of the cluster's, or the Sentinels.
     pub(crate) servers: Vec<ConnectionInfo>,
@@ -17,7 +17,7 @@ pub struct Target {
     pub(crate) sentinel: RedisConnectionInfo,
 }
 
-/// What kind of Redis service.
+/// The kinds of Redis service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// One server.
@@ -94,7 +94,7 @@ impl fmt::Display for Target {
     }
 }
 
-/// What may not be guessed at: a guess would show a part of the password as the name of a host.
+/// The error for an ambiguous address: a guess could show a part of the password as the name of a host.
 const UNREADABLE: &str = "the Redis address cannot be read; write , / # ? @ in the password as %2C %2F %23 %3F %40";
 
 /// The scheme, without `://`, that a text begins with.
@@ -103,7 +103,7 @@ fn scheme(text: &str) -> Option<&str> {
     (!scheme.is_empty() && scheme.bytes().all(|b| b.is_ascii_lowercase())).then_some(scheme)
 }
 
-/// What stands between the commas, but for those that can only be a password's.
+/// Splits at the commas, but for those that can only be a password's.
 fn split(text: &str) -> Result<Vec<String>, String> {
     let mut groups: Vec<String> = Vec::new();
     for piece in text.split(',') {
@@ -187,7 +187,7 @@ fn server(text: &str) -> Result<ConnectionInfo, String> {
             let query: Vec<String> = query
                 .split('&')
                 .map(|pair| pair.replacen("password=", "pass=", 1).replacen("username=", "user=", 1))
-                // What is read as a form, where + is a blank.
+                // The query is read as a form, where + is a blank.
                 .map(|pair| pair.replace('+', "%2B"))
                 .collect();
             format!("{path}?{}", query.join("&"))

@@ -1,7 +1,7 @@
-//! What the controller answers itself: nobody has the role, expired, cancelled, no command.
+//! Answers that the controller gives itself: no matching node, expired, cancelled, malformed.
 //!
 //! Owns: the result's form and the order of its steps (decision, hash, list).
-//! Does not own: when there is such an answer (dispatcher, janitor).
+//! Does not own: when there is such an answer (dispatcher, periodic tasks).
 //! `redacted` also keeps secrets out of what is written down about a command.
 
 use crate::metrics::Metrics;

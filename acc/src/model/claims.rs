@@ -1,10 +1,10 @@
 //! Claims of nodes (roles, labels, a host name): read from their messages, and compared with their grants.
 //!
 //! Owns: the form of claims, a cache of comparisons, and how often grants are read again.
-//! Does not own: the grants (`store::grants`), the choice of targets by them (`targets`).
+//! Does not own: the grants (`grants`), the choice of targets by them (`targets`).
 //!
 //! A poll whose claims were compared before asks nothing of Redis. Grants are changed in Redis by others, who tell no
-//! controller: nodes that claim more than they are granted are looked at with each look of the janitor, and all others
+//! controller: nodes that claim more than they are granted are compared with each sync, and all others
 //! in turn.
 
 use crate::model::grants::{self, Standing};
@@ -186,7 +186,7 @@ mod tests {
         for (role, issued, epoch) in [("db", 5, 0), ("web", 6, 0), ("web", 5, 1)] {
             assert!(claimed.is_news(node(1), says(role, issued, epoch)), "{role} {issued} {epoch}");
         }
-        // What a `startup` event has claimed is to be compared with the next poll.
+        // Claims of a `startup` event are to be compared with the next poll.
         claimed.note(node(1), None, &standing(&[]));
         assert!(claimed.is_news(node(1), says("web", 5, 0)));
         claimed.note(node(1), Some(1), &standing(&[]));

@@ -14,7 +14,7 @@ pub const RESERVED: [&str; 7] =
 
 /// Most bytes of the list.
 const MAX_BYTES: usize = 16 << 20;
-/// Most events of one node in the list, and of refusals at the door, which anybody can cause.
+/// Most events of one node in the list, and of refused credentials, which anybody can cause.
 const MAX_OF_ONE: usize = HISTORY / 10;
 /// Most bytes of these.
 const MAX_BYTES_OF_ONE: usize = 2 << 20;

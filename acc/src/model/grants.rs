@@ -48,7 +48,7 @@ pub(crate) enum Compared {
     Unknown,
     /// The credentials that it came with were revoked.
     Revoked,
-    /// What is granted, and whether the claims beyond are to be told.
+    /// The granted claims, and whether an event about the others is due.
     Known(Standing, bool),
 }
 
@@ -143,7 +143,7 @@ pub(crate) struct Enrolling<'a> {
     pub(crate) replace: bool,
     /// Further grants: `role:web`, `label:name=value`.
     pub(crate) named: &'a [String],
-    /// Who grants it.
+    /// The controller that grants it.
     pub(crate) by: &'a str,
 }
 
@@ -162,12 +162,12 @@ pub(crate) fn revoke(conn: &mut Conn, node: NodeId, until: u64) -> RedisResult<(
     })
 }
 
-/// Who holds the credentials of a node.
+/// The holder of a node's credentials.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Holder {
     /// Nobody: it was never enrolled, or what it had was revoked.
     Nobody,
-    /// Whoever asks with this use of an enrolment token.
+    /// The one that asks with this use of an enrolment token.
     ThisUse,
     /// Somebody.
     Other,

@@ -156,7 +156,7 @@ pub(crate) enum Writing {
     Withdrawn,
 }
 
-/// What a job says about a node that brings its result.
+/// How a job knows a node that brings its result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum JobEligibility {
     /// Redis does not know the job (any more).

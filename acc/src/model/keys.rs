@@ -14,9 +14,9 @@ pub(crate) const JOBS: &str = "jsacc:jobs";
 pub(crate) const AGENTS: &str = "jsacc:agents";
 /// Sorted set: live controllers by their last beat (ms).
 pub(crate) const CONTROLLERS: &str = "jsacc:acs";
-/// Sorted set, in the slot of the taken lists: controllers by their last beat (ms), as `CONTROLLERS`.
+/// Sorted set, in the slot of the processing lists: controllers by their last beat (ms), as `CONTROLLERS`.
 pub(crate) const TAKERS: &str = "jsacc:{cmds_queue}:acs";
-/// Sorted set: controllers that are no more, by the time (ms) since when; their taken lists are looked at for a while.
+/// Sorted set: controllers that are no more, by the time (ms) since when; their processing lists are looked at for a while.
 pub(crate) const GONE: &str = "jsacc:{cmds_queue}:gone";
 /// List: startups, alerts, refused nodes, duplicates; newest left.
 pub(crate) const EVENTS: &str = "jsacc:events";

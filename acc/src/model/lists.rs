@@ -1,4 +1,4 @@
-//! The plain lists: commands as they come, taken ones, bells, events, rejected texts, records, stats,
+//! The plain lists: pushed commands, processing lists, wake-ups, events, rejected texts, records, stats,
 //! audit.
 //!
 //! Owns: taking commands so that a controller's death loses none, and the bound of every list.
@@ -13,7 +13,7 @@ use std::collections::HashSet;
 
 /// Seconds that a blocking read waits.
 const READ_TIMEOUT_SECONDS: u64 = 2;
-/// Seconds that the read of a bell waits: longer, for it can be woken (`wake`), and well below
+/// Seconds that the read of wake-ups waits: longer, for it can be ended (`wake`), and well below
 /// `wakeups::RESPONSE_TIMEOUT`.
 const WAKEUP_READ_TIMEOUT_SECONDS: u64 = 5;
 /// Milliseconds without a beat after which a controller is dead.
@@ -27,7 +27,7 @@ pub(crate) const MAX_LIST_BYTES: usize = 64 << 20;
 /// Most series that are kept of a node.
 const MAX_SERIES: usize = 10_000;
 
-/// Waits up to 2 s for a command and takes it: it is in `me`'s taken list then.
+/// Waits up to 2 s for a command and takes it: it is in `me`'s processing list then.
 pub fn take(conn: &mut Conn, me: &str) -> RedisResult<Option<Vec<u8>>> {
     let mut cmd = redis::cmd("BRPOPLPUSH");
     cmd.arg(keys::COMMANDS).arg(keys::taken(me)).arg(READ_TIMEOUT_SECONDS);
@@ -46,24 +46,24 @@ pub(crate) fn taken_more(answer: Option<Value>) -> RedisResult<Vec<Vec<u8>>> {
     Ok(FromRedisValue::from_redis_value(answer.unwrap_or(Value::Nil))?)
 }
 
-/// Everything in `me`'s taken list, oldest first.
+/// Everything in `me`'s processing list, oldest first.
 pub(crate) fn taken(conn: &mut Conn, me: &str) -> RedisResult<Vec<Vec<u8>>> {
     let mut texts: Vec<Vec<u8>> = conn.one(&Cmd::lrange(keys::taken(me), 0, -1))?;
     texts.reverse();
     Ok(texts)
 }
 
-/// Whether there is anything in `me`'s taken list.
+/// Whether there is anything in `me`'s processing list.
 pub(crate) fn has_taken(conn: &mut Conn, me: &str) -> RedisResult<bool> {
     conn.one(&Cmd::exists(keys::taken(me)))
 }
 
-/// `text` was passed on: off the taken list.
+/// `text` was passed on: off the processing list.
 pub(crate) fn complete(batch: &mut Batch, me: &str, text: &[u8]) {
     batch.call(Cmd::lrem(keys::taken(me), -1, text));
 }
 
-/// What a beat tells.
+/// The answer to a heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Beat {
     /// Redis did not know this controller: the first beat, or data was lost.
@@ -72,7 +72,7 @@ pub struct Beat {
     pub now: u64,
 }
 
-/// Says that `me` lives: first where its taken list is looked for, then to all.
+/// Says that `me` lives: first where its processing list is looked for, then to all.
 pub fn beat(conn: &mut Conn, me: &str) -> RedisResult<Beat> {
     let mut batch = Batch::new();
     for keys in [vec![keys::TAKERS.to_owned(), keys::GONE.to_owned()], vec![keys::CONTROLLERS.to_owned()]] {
@@ -83,7 +83,7 @@ pub fn beat(conn: &mut Conn, me: &str) -> RedisResult<Beat> {
     let mut said = Beat { new: false, now: 0 };
     for (i, answer) in conn.run_each(&batch)?.into_iter().enumerate() {
         match answer {
-            // Without the second one it lives for all that inherit; clients do not see it meanwhile.
+            // Without the second one it lives for all that reclaim; clients do not see it meanwhile.
             Err(e) if i > 0 && is_unkept(&e) => log::debug!("a beat is not written down: {}", describe(&e)),
             answer => {
                 let (new, now): (i64, u64) = FromRedisValue::from_redis_value(answer?)?;
@@ -127,7 +127,7 @@ pub(crate) fn read_dead(answers: Vec<RedisResult<Value>>, me: &str) -> RedisResu
     Ok(dead)
 }
 
-/// Controllers that are gone and have something in their taken lists all the same: they took it between the verdict
+/// Controllers that are gone and have something in their processing lists all the same: they took it between the verdict
 /// and their end.
 pub(crate) fn gone_with_something(conn: &mut Conn, me: &str) -> RedisResult<Vec<String>> {
     let gone: Vec<String> = conn.one(&Cmd::zrange(keys::GONE, 0, -1))?;
@@ -150,7 +150,7 @@ pub(crate) fn gone_with_something(conn: &mut Conn, me: &str) -> RedisResult<Vec<
     Ok(found)
 }
 
-/// Moves what the dead controller `ac` had taken into `me`'s taken list, and forgets `ac`.
+/// Moves what the dead controller `ac` had taken into `me`'s processing list, and forgets `ac`.
 /// Answers how many commands that were; nothing where it has beaten since it was found dead.
 pub fn reclaim(conn: &mut Conn, me: &str, ac: &str) -> RedisResult<Option<usize>> {
     let mut keys = vec![keys::TAKERS.to_owned(), keys::GONE.to_owned(), keys::taken(ac), keys::taken(me)];
@@ -180,7 +180,7 @@ pub fn reclaim(conn: &mut Conn, me: &str, ac: &str) -> RedisResult<Option<usize>
 /// `me` ends at `now` (ms), and has nothing taken.
 pub(crate) fn leave(conn: &mut Conn, me: &str, now: u64) -> RedisResult<()> {
     let mut batch = Batch::new();
-    // What a broken connection of its own took in the last moment is looked for by its name in there.
+    // By this name others look for commands that a broken connection took in the last moment.
     batch.call(Cmd::zadd(keys::GONE, me, now));
     batch.call(Cmd::zrembyscore(keys::GONE, "-inf", now.saturating_sub(DEAD_CONTROLLER_RETENTION_MS)));
     batch.call(Cmd::zremrangebyrank(keys::GONE, 0, -(HISTORY as isize) - 1));
@@ -198,7 +198,7 @@ pub(crate) fn depths(conn: &mut Conn) -> RedisResult<(i64, i64)> {
     Ok((number(0)?, number(1)?))
 }
 
-/// What a bell says.
+/// A message to the controller that holds a node's poll.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Wakeup {
     /// Something waits for this node, whose poll is held here.
@@ -222,30 +222,30 @@ pub(crate) fn notify_moved(batch: &mut Batch, ac: &str, node: NodeId) {
     push_wakeup(batch, ac, &format!("-{node}"));
 }
 
-/// Rings the bell of the controller `ac` for `node`.
+/// Tells the controller `ac` that something waits for `node`.
 pub(crate) fn notify(batch: &mut Batch, ac: &str, node: NodeId) {
     push_wakeup(batch, ac, &node.to_string());
 }
 
 fn push_wakeup(batch: &mut Batch, ac: &str, text: &str) {
     batch.call(Cmd::lpush(keys::wakeups(ac), text));
-    // Nobody hears the bell of a dead controller, and its nodes come back elsewhere by themselves.
+    // Nobody reads the wake-ups of a dead controller, and its nodes come back elsewhere by themselves.
     batch.call(Cmd::expire(keys::wakeups(ac), 60));
 }
 
-/// Whether `me`'s bell has rung and was not heard yet.
+/// Whether there are wake-ups for `me` that were not read yet.
 pub(crate) fn has_wakeups(conn: &mut Conn, me: &str) -> RedisResult<bool> {
     conn.one(&Cmd::exists(keys::wakeups(me)))
 }
 
-/// Wakes who waits for `me`'s bell, with nothing to say.
+/// Ends the wait of `read_wakeups` with an empty message.
 pub(crate) fn wake(conn: &mut Conn, me: &str) -> RedisResult<()> {
     let mut batch = Batch::new();
     push_wakeup(&mut batch, me, "");
     conn.run(&batch).map(drop)
 }
 
-/// Waits up to 5 s for `me`'s bell; answers what it said, each once, in its order.
+/// Waits up to 5 s for wake-ups of `me`; returns each once, in their order.
 pub(crate) fn read_wakeups(conn: &mut Conn, me: &str) -> RedisResult<Vec<Wakeup>> {
     let mut cmd = redis::cmd("BRPOP");
     cmd.arg(keys::wakeups(me)).arg(WAKEUP_READ_TIMEOUT_SECONDS);
@@ -333,7 +333,7 @@ pub(crate) fn stats_queue(batch: &mut Batch, node: NodeId, number: u64, text: &s
     });
 }
 
-/// What became of a batch that went to [`stats_queue`] or [`records`].
+/// The outcome of a batch that went to [`stats_queue`] or [`records`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Pushed {
     /// The bytes by which the list has grown.

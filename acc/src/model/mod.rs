@@ -1,4 +1,4 @@
-//! What is kept in Redis: one file for each noun, with its Lua scripts in `scripts/`.
+//! The data in Redis: one file for each noun, with its Lua scripts in `scripts/`.
 //!
 //! Owns: key names (`keys`), the form of every value, and the steps that change them.
 //! Does not own: connections (`redis`), or rules about commands, results and nodes; callers bring them, and the time.

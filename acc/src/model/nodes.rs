@@ -1,7 +1,7 @@
-//! What is known of nodes: when they were last seen, their roles, what was revoked.
+//! Nodes: when they were last seen, their roles, and revocations.
 //!
 //! Owns: `jsacc:agents`, `jsacc:agent:*`, roles, revocations, the fingerprint of the node secret, the ticket key.
-//! Does not own: who is chosen (`targets`), who is let in (the guard), which roles are granted (`grants`).
+//! Does not own: who is chosen (`targets`), who is authenticated (`auth`), which roles are granted (`grants`).
 
 use crate::model::queue::KEEP_NODE;
 use crate::model::{DAY, keys, scripts};
@@ -17,7 +17,7 @@ pub(crate) const LIVE_TIMEOUT_MS: u64 = 90_000;
 /// A node that has just polled.
 #[derive(Clone, Debug)]
 pub(crate) struct Poller<'a> {
-    /// Who.
+    /// The node.
     pub(crate) node: NodeId,
     /// Its address.
     pub(crate) addr: &'a str,

@@ -1,8 +1,8 @@
 //! The queue of each node: what waits for it, what it was handed, who holds its poll.
 //!
 //! Owns: enqueueing, polling with acknowledgement, taking back what expired or was cancelled.
-//! Does not own: which nodes are meant (`targets`), when something expires (the janitor).
-//! Its callers are the dispatcher, the wake-up reader, the poll's handler and the janitor.
+//! Does not own: which nodes are meant (`targets`), when something expires (`work::expiry`).
+//! Its callers are the dispatcher, the wake-up reader, the poll's handler and the periodic tasks.
 //!
 //! A command stays in the queue until the node has acknowledged it; until then every poll gets it
 //! again. Its number (the batch's name is the highest) goes up over the node's whole life.
@@ -70,7 +70,7 @@ fn unpack(packed: &str) -> Unpacked<'_> {
     Unpacked { created: created.parse().unwrap_or(0), has_ticket, chosen_from, text }
 }
 
-/// What a node is handed in one answer.
+/// Commands that a node is handed in one answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Handover {
     /// The name of the batch, which the node gives back when it has stored it.
@@ -117,7 +117,7 @@ impl Handover {
     }
 }
 
-/// What became of one command that was to be queued.
+/// The outcome of one command that was to be queued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Queued {
     /// It waits now.
@@ -130,14 +130,14 @@ pub(crate) enum Queued {
     Revoked,
 }
 
-/// What became of an enqueue.
+/// The outcome of an enqueue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Enqueued {
     /// For each command, in order.
     pub(crate) verdicts: Vec<Queued>,
-    /// What to hand over at once: this controller holds the node's poll.
+    /// Commands to hand over at once: this controller holds the node's poll.
     pub(crate) handover: Option<Handover>,
-    /// The other controller that holds it, whose bell must ring.
+    /// The other controller that holds it, which must be woken.
     pub(crate) holder: Option<String>,
 }
 
@@ -211,7 +211,7 @@ pub(crate) enum Mode {
     Poll,
     /// The node wants an answer at once.
     Ask,
-    /// The bell rang for a poll that is held here.
+    /// A wake-up came for a poll that is held here.
     Fetch,
 }
 
@@ -220,7 +220,7 @@ pub(crate) enum Mode {
 pub(crate) struct Question<'a> {
     /// This controller.
     pub(crate) me: &'a str,
-    /// Whose queue.
+    /// The node whose queue it is.
     pub(crate) node: NodeId,
     /// Milliseconds since 1970.
     pub(crate) now: u64,
@@ -313,7 +313,7 @@ pub(crate) enum Reason {
     Revoked = 3,
 }
 
-/// What became of taking a command back.
+/// The outcome of taking a command back.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Withdrawn {
     /// It is not there: the node has it, or it was answered already.

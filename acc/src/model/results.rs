@@ -34,7 +34,7 @@ const MAX_HELD_TWICE_BYTES: usize = 256 << 10;
 pub struct Delivery<'a> {
     /// The job.
     pub id: &'a str,
-    /// Whose answer it is: `gid:nid`.
+    /// The node that answers: `gid:nid`.
     pub target: &'a str,
     /// Which run: `starttime` as text, or `ac` for the controller's own answer.
     pub run: &'a str,
@@ -58,7 +58,7 @@ pub struct Recurring {
     pub(crate) quiet: bool,
 }
 
-/// What is to become of a delivery.
+/// The decision about a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// To be written down and pushed.

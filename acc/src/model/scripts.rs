@@ -37,7 +37,7 @@ pub(crate) static POLL: Script =
 pub(crate) static WITHDRAW: Script = Script::new(include_str!("scripts/withdraw.lua"));
 /// Takes commands off their queue.
 pub(crate) static TAKE: Script = Script::new(include_str!("scripts/take.lua"));
-/// Takes rings off a bell.
+/// Takes wake-ups off their list.
 pub(crate) static WAKEUPS: Script = Script::new(include_str!("scripts/wakeups.lua"));
 /// Moves what a dead controller had taken.
 pub(crate) static RECLAIM: Script = Script::new(include_str!("scripts/reclaim.lua"));

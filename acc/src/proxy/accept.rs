@@ -1,7 +1,7 @@
-//! Who is let in: strangers until they prove to be a node's, and room for new ones.
+//! Accepts connections, and closes unauthenticated ones when there are too many.
 //!
-//! Owns: accepting, the share of those who have proved nothing. Does not own: the bounds (limits), what
-//! they then say (connection_state).
+//! Owns: accepting, the share of unauthenticated clients. Does not own: the bounds (budget), what
+//! they then send (connection).
 
 use super::answer::Answer;
 use super::budget::OverLimit;
@@ -24,7 +24,7 @@ const ACCEPTS: usize = 64;
 pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 impl EventLoop {
-    /// Takes those who knock, some in a turn.
+    /// Accepts connections, some in a turn.
     pub(super) fn accept(&mut self) {
         if !self.accept_more || self.accept_after.is_some() {
             return;
@@ -105,7 +105,7 @@ impl EventLoop {
         self.set_deadline(name.slot, now + time);
     }
 
-    /// No room. Plain HTTP is told so; in TLS there is nobody to talk to yet.
+    /// Refuses a connection when there are too many. Plain HTTP is told so; TLS has no session yet.
     fn reject(&self, mut stream: TcpStream, label: &'static str) {
         self.metrics.refused(label);
         if self.config.tls.is_none() {

@@ -8,7 +8,7 @@ use crate::http::Refusal;
 use crate::http::error_body;
 use std::time::SystemTime;
 
-/// What tiny_http answered.
+/// A response of tiny_http.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Answer {
     /// HTTP status.
@@ -48,7 +48,7 @@ impl Answer {
         answer
     }
 
-    /// What goes to the client at the time of `now`: the head, with a small body behind it, and a large
+    /// Returns the bytes for the client at the time of `now`: the head, with a small body behind it, and a large
     /// body by itself, so that it need not be copied.
     pub(crate) fn bytes(self, keep_alive: bool, bodiless: bool, now: SystemTime) -> [Vec<u8>; 2] {
         let mut head = format!("HTTP/1.1 {} {}\r\n", self.status, reason_phrase(self.status));

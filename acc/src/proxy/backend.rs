@@ -1,7 +1,7 @@
 //! Requests on their way through tiny_http: the line of those that wait, and who travels together.
 //!
 //! Owns: what goes on which connection, and whose the answers are. Does not own: the bytes of a connection
-//! (backend_connection), what becomes of an answer (connection_state), how many connections there may be (limits).
+//! (backend_connection), what becomes of an answer (connection), how many connections there may be (budget).
 
 use super::backend_connection::{BackendConnection, InFlight, PendingRequest, request_head};
 use super::client::{ConnectionId, Phase};
@@ -31,7 +31,7 @@ impl EventLoop {
         self.send_waiting();
     }
 
-    /// The request is over: its body is held no more. Whose it was.
+    /// Ends a request, whose body is held no more, and returns its owner.
     fn end_request(&mut self, request: PendingRequest) -> ConnectionId {
         if let Some((node, length)) = request.cost {
             self.accounting.end(node, length);

@@ -20,7 +20,7 @@ use std::path::Path;
 /// Requests that are with tiny_http.
 pub(crate) struct BackendConnection {
     stream: UnixStream,
-    /// What is to be written, and how much of the first of it is out.
+    /// The bytes to be written, and how many of the first piece are out.
     out: VecDeque<Vec<u8>>,
     sent: usize,
     input: Vec<u8>,

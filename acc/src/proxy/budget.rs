@@ -1,4 +1,4 @@
-//! What clients may cost: bounds, the share of descriptors, and the books that are kept against them.
+//! Limits of clients, the share of descriptors, and the counts that are held against the limits.
 //!
 //! Owns: every number that bounds the proxy, the raising of the descriptor limit, and the counts of
 //! memory for bodies, and of connections and requests by node.
@@ -34,7 +34,7 @@ pub struct Limits {
     /// Longest time that a poll is parked.
     pub(crate) wait: Duration,
     /// How long polls of a node are parked without asking their handler, before that one is asked again. The
-    /// janitor looks in between whether Redis has it otherwise, at a hundredth of the price.
+    /// presence task looks in between whether Redis has it otherwise, at a hundredth of the price.
     pub(crate) trust: Duration,
     /// Longest polite stop.
     pub(crate) stop: Duration,
@@ -223,7 +223,7 @@ impl ResourceAccounting {
 
     /// Counts a request of `node` with a body of `length` bytes.
     ///
-    /// Whoever holds something may never hold more than is left for all others: however many take what they
+    /// A client may never hold more than is left for all others: however many take what they
     /// can, somebody new finds room.
     pub(crate) fn begin(&mut self, limits: &Limits, node: Option<NodeId>, length: usize) -> Result<(), OverLimit> {
         let free = limits.max_bodies.saturating_sub(self.bodies);
@@ -239,7 +239,7 @@ impl ResourceAccounting {
             if length > 0 && held > 0 && held + length > limits.max_node_bodies.min(free) {
                 return Err(OverLimit::NodeBodies);
             }
-            // Who does not read its answers gets no others.
+            // A client that does not read its answers gets no others.
             if used.answers > limits.max_node_bodies.min(free) {
                 return Err(OverLimit::NodeBodies);
             }
@@ -374,7 +374,7 @@ mod tests {
         assert_eq!(accounting.begin(&limits, node(1), 0), Err(OverLimit::NodeBodies), "it reads first");
         assert_eq!(accounting.begin(&limits, node(100), 0), Ok(()), "a poll of another one");
         assert_eq!(accounting.reserve(&limits, node(100), 100), Ok(()));
-        // What was taken is free again.
+        // The memory is free again.
         for nid in 1..=20 {
             while node(nid).is_some_and(|node| accounting.nodes.contains_key(&node)) {
                 accounting.release(node(nid), 8 * MIB);

@@ -103,7 +103,7 @@ mod tests {
             let want = i64::try_from(seconds).unwrap();
             assert_eq!(date_time_ymd(date.0, date.1, date.2).unix_timestamp(), want, "{date:?}: the table is wrong");
             assert_eq!(ends(cert.der()), Some((seconds + 45_296) * 1000 + 999), "{date:?}");
-            // Whatever is cut off is no certificate.
+            // A certificate that is cut off is none.
             for length in 0..160 {
                 assert_eq!(ends(&cert.der()[..length]), None);
             }

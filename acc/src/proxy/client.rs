@@ -1,6 +1,6 @@
-//! What the event loop knows of one client, and the table of all of them.
+//! One client, as the event loop knows it, and the table of all clients.
 //!
-//! Owns: a client's phase and its books' entries; slots, and names that outlive them harmlessly.
+//! Owns: a client's phase and what is counted for it; slots, and ids that outlive them harmlessly.
 //! Does not own: what moves a client from phase to phase (the event loop).
 
 use super::answer::Answer;
@@ -61,7 +61,7 @@ pub(crate) struct Client {
     pub(crate) home: Option<NodeId>,
     /// It was refused: what it still sends is not waited for long.
     pub(crate) refused: bool,
-    /// What its certificate says.
+    /// The content of its certificate.
     pub(crate) cert: Option<PeerCert>,
     /// The last moment (ms since 1970) at which its certificate holds, where it has one that names a node.
     pub(crate) cert_ends: Option<u64>,
@@ -70,11 +70,11 @@ pub(crate) struct Client {
     pub(crate) node: Option<NodeId>,
     /// When the request under way was whole.
     pub(crate) asked: Instant,
-    /// The bytes of the request's body that the books count until the request is handed on.
+    /// The bytes of the request's body that are counted until the request is handed on.
     pub(crate) counted: Option<usize>,
     /// The answer that waits.
     pub(crate) later: Option<Box<Answer>>,
-    /// What the books count for the answer: its bytes.
+    /// The bytes of the answer that are counted.
     pub(crate) held: usize,
 }
 

@@ -1,4 +1,4 @@
-//! What becomes of a client's request, from its first byte to its answer.
+//! The life of a client's request, from its first byte to its answer.
 //!
 //! Owns: the moves between phases, and for each what a deadline, an end or an error means there.
 //! Does not own: waiting for events, reading and accepting; that is done by `event_loop`.
@@ -90,7 +90,7 @@ impl EventLoop {
         match (client.conn.stage(), client.phase) {
             (Stage::Head, Phase::Idle) => {
                 client.phase = Phase::Head;
-                // A stranger's first head has its deadline from the handshake on.
+                // The first head of an unauthenticated client has its deadline from the handshake on.
                 if client.authenticated {
                     self.set_deadline(slot, now + self.limits.head);
                 }
@@ -128,7 +128,7 @@ impl EventLoop {
         }
     }
 
-    /// Asks the guard and the books; the node that the request is from.
+    /// Authenticates the request and checks the limits; returns its node.
     fn admit(&mut self, slot: usize, head: &RequestHead) -> Result<Option<NodeId>, Refusal> {
         let Some(client) = self.clients.at(slot) else {
             return Ok(None);
@@ -412,12 +412,12 @@ impl EventLoop {
     }
 }
 
-/// Returns the part of a request that the guard looks at.
+/// Returns the part of a request that authentication needs.
 fn seen<'a>(client: &'a Client, head: &'a RequestHead) -> Head<'a> {
     Head { route: head.route, bearer: head.bearer.as_deref(), peer: client.peer.ip(), cert: client.cert.as_ref() }
 }
 
-/// What a poll says; nothing for other requests.
+/// The fingerprint of a poll; `None` for other requests.
 fn ask(hasher: &impl BuildHasher, head: &RequestHead) -> Option<PollFingerprint> {
     if !matches!(head.route, Route::Cmd(_)) {
         return None;

@@ -1,9 +1,9 @@
 //! The event loop: one thread that moves the bytes of all clients.
 //!
 //! Owns: every client's socket, every connection to tiny_http, timers, and the order of
-//! things in one turn: messages (a ringing bell first), nodes, deadlines, leftovers, strangers.
-//! Does not own: the rules. What bytes mean is `conn`'s, who waits is `parking`'s, what is too much is
-//! `limits`', what becomes of a request stands in `connection_state`, who is let in at all in `accept`.
+//! things in one turn: messages first, nodes, deadlines, leftovers, unauthenticated clients.
+//! Does not own: the rules. Bytes are read by `request_parser`, waiting polls are in `long_poll`, limits are in
+//! `budget`, the life of a request is in `connection`, new connections are in `accept`.
 //!
 //! **Nothing here blocks** but the wait for events. Nothing is polled either: a turn begins when a
 //! socket, a message or a deadline asks for it.
@@ -35,7 +35,7 @@ const WAKER: Token = Token(usize::MAX - 2);
 /// Tokens of exchanges have this bit; a client's are its slot and its turn.
 const EXCHANGE: usize = 1 << 63;
 
-/// What those who have proved nothing get of a turn in which others want something too.
+/// The time for unauthenticated clients in a turn in which others want something too.
 const UNAUTHENTICATED_TIME: Duration = Duration::from_millis(2);
 /// Bytes of one client in one turn.
 const BYTES: usize = 256 * 1024;
@@ -60,7 +60,7 @@ pub(super) struct EventLoop {
     pub(super) clients: Clients,
     pub(super) timers: Timers,
     pub(super) accounting: ResourceAccounting,
-    /// What nodes have sent of late.
+    /// The requests and bytes that nodes have sent of late.
     pub(super) rate_limiter: RateLimiter,
     pub(super) parked_polls: ParkedPolls<ConnectionId>,
     pub(super) hasher: RandomState,
@@ -281,7 +281,7 @@ impl EventLoop {
         }
         let nodes: Seen = self.seen.drain().collect();
         if let Err(TrySendError::Full(nodes)) = self.seen_to.try_send(nodes) {
-            // Whoever takes them is busy (Redis is away, say); a node counts once however often it came.
+            // The receiver is busy (Redis is away, say); a node counts once however often it came.
             self.seen.extend(nodes);
             self.seen_at = Some(Instant::now() + SEEN_EVERY);
         }

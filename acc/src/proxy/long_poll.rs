@@ -2,7 +2,7 @@
 //!
 //! Owns: for each node the one poll that counts (the newest), whether it is with its handler or
 //! parked, and the registration that a handler's "park" stands for: this controller holds the node's
-//! poll, so whatever is queued for it rings our bell.
+//! poll, so whatever is queued for it wakes this controller.
 //! Does not own: connections, timers, answers. The event loop does what is returned here.
 //!
 //! **A registration is trusted only while nothing was heard against it.** A delivery, a recheck, a poll
@@ -13,7 +13,7 @@ use jscommon::NodeId;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-/// What a poll says, as far as it decides whether its handler has to see it.
+/// The part of a poll that decides whether its handler has to see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PollFingerprint {
     /// A hash of everything but `ack`: roles, `wait`, whatever comes later.
@@ -22,7 +22,7 @@ pub(crate) struct PollFingerprint {
     pub(crate) ack: Option<u64>,
 }
 
-/// What becomes of a poll that has come.
+/// What to do with a poll that has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Arrival<C> {
     /// The node's parked poll, which this one replaces: it gets its 204 now.
@@ -31,12 +31,12 @@ pub(crate) struct Arrival<C> {
     pub(crate) park: Option<u32>,
 }
 
-/// What becomes of a poll that its handler wants parked.
+/// What to do with a poll that its handler wants parked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Parked {
     /// It waits.
     Waits,
-    /// The bell rang meanwhile: its handler is to be asked again.
+    /// A wake-up came meanwhile: its handler is to be asked again.
     AskAgain,
     /// A newer poll of the node has come: this one gets its 204.
     Displaced,
@@ -47,7 +47,7 @@ struct Holder<C> {
     conn: C,
     ask: PollFingerprint,
     parked: bool,
-    /// The bell rang while the handler was asked.
+    /// A wake-up came while the handler was asked.
     notified: bool,
 }
 
@@ -64,7 +64,7 @@ struct Place<C> {
     registration: Option<Registration>,
 }
 
-/// The book of nodes and their polls; `C` names a connection.
+/// The table of nodes and their polls; `C` names a connection.
 #[derive(Debug)]
 pub(crate) struct ParkedPolls<C> {
     places: HashMap<NodeId, Place<C>>,
@@ -74,7 +74,7 @@ pub(crate) struct ParkedPolls<C> {
 }
 
 impl<C: Copy + Eq> ParkedPolls<C> {
-    /// An empty book; registrations are trusted for `trust`.
+    /// An empty table; registrations are trusted for `trust`.
     pub(crate) fn new(trust: Duration) -> ParkedPolls<C> {
         ParkedPolls { places: HashMap::new(), trust, parked: 0 }
     }
@@ -90,7 +90,7 @@ impl<C: Copy + Eq> ParkedPolls<C> {
         let trust = self.trust;
         let good = place.registration.take_if(|r| {
             let same = r.ask.says == ask.says && (ask.ack.is_none() || ask.ack == r.ask.ack);
-            // What is taken out is gone: a poll that says something new ends the registration.
+            // The registration is removed first: a poll that says something new ends it.
             !same || now.duration_since(r.since) >= trust
         });
         let park = if good.is_none() { place.registration.map(|r| r.seconds) } else { None };
@@ -138,7 +138,7 @@ impl<C: Copy + Eq> ParkedPolls<C> {
         }
     }
 
-    /// The bell rings for `node`, with something to hand over: the connection that gets it now.
+    /// Something is to be handed to `node`: the connection that gets it now.
     pub(crate) fn deliver(&mut self, node: NodeId) -> Option<C> {
         let conn = self.mark_notified(node)?;
         self.leave(node, conn);
@@ -202,119 +202,119 @@ mod tests {
     const ASK: PollFingerprint = PollFingerprint { says: 1, ack: Some(5) };
     const TO_HANDLER: Arrival<u32> = Arrival { replaced: None, park: None };
 
-    /// A book with the poll of `NODE` parked on connection 1.
+    /// A table with the poll of `NODE` parked on connection 1.
     fn parked() -> (ParkedPolls<u32>, Instant) {
-        let (mut parking, now) = (ParkedPolls::new(TRUST), Instant::now());
-        assert_eq!(parking.arrive(NODE, 1, ASK, now), TO_HANDLER);
-        assert_eq!(parking.park(NODE, 1, 30, now), Parked::Waits);
-        assert_eq!(parking.parked(), 1);
-        (parking, now)
+        let (mut polls, now) = (ParkedPolls::new(TRUST), Instant::now());
+        assert_eq!(polls.arrive(NODE, 1, ASK, now), TO_HANDLER);
+        assert_eq!(polls.park(NODE, 1, 30, now), Parked::Waits);
+        assert_eq!(polls.parked(), 1);
+        (polls, now)
     }
 
     #[test]
     fn after_its_time_the_next_poll_is_parked_without_asking() {
-        let (mut parking, now) = parked();
-        parking.leave(NODE, 1);
-        assert_eq!(parking.parked(), 0);
-        assert_eq!(parking.arrive(NODE, 2, ASK, now), Arrival { replaced: None, park: Some(30) });
-        parking.leave(NODE, 2);
+        let (mut polls, now) = parked();
+        polls.leave(NODE, 1);
+        assert_eq!(polls.parked(), 0);
+        assert_eq!(polls.arrive(NODE, 2, ASK, now), Arrival { replaced: None, park: Some(30) });
+        polls.leave(NODE, 2);
         let silent = PollFingerprint { ack: None, ..ASK };
-        assert_eq!(parking.arrive(NODE, 3, silent, now), Arrival { replaced: None, park: Some(30) });
-        assert_eq!(parking.parked(), 1);
+        assert_eq!(polls.arrive(NODE, 3, silent, now), Arrival { replaced: None, park: Some(30) });
+        assert_eq!(polls.parked(), 1);
     }
 
     #[test]
     fn a_poll_that_says_something_new_is_asked_about() {
         for new in [PollFingerprint { says: 2, ..ASK }, PollFingerprint { ack: Some(6), ..ASK }] {
-            let (mut parking, now) = parked();
-            parking.leave(NODE, 1);
-            assert_eq!(parking.arrive(NODE, 2, new, now), TO_HANDLER, "{new:?}");
-            parking.leave(NODE, 2);
-            assert_eq!(parking.arrive(NODE, 3, ASK, now), TO_HANDLER, "the registration is gone");
+            let (mut polls, now) = parked();
+            polls.leave(NODE, 1);
+            assert_eq!(polls.arrive(NODE, 2, new, now), TO_HANDLER, "{new:?}");
+            polls.leave(NODE, 2);
+            assert_eq!(polls.arrive(NODE, 3, ASK, now), TO_HANDLER, "the registration is gone");
         }
     }
 
     #[test]
     fn a_registration_gets_old() {
-        let (mut parking, now) = parked();
-        parking.leave(NODE, 1);
-        assert_eq!(parking.arrive(NODE, 2, ASK, now + TRUST), TO_HANDLER);
+        let (mut polls, now) = parked();
+        polls.leave(NODE, 1);
+        assert_eq!(polls.arrive(NODE, 2, ASK, now + TRUST), TO_HANDLER);
     }
 
     #[test]
     fn a_delivery_goes_to_the_parked_poll_once() {
-        let (mut parking, now) = parked();
-        assert_eq!(parking.deliver(NODE), Some(1));
-        assert_eq!((parking.deliver(NODE), parking.parked()), (None, 0));
-        assert_eq!(parking.arrive(NODE, 1, ASK, now), TO_HANDLER);
+        let (mut polls, now) = parked();
+        assert_eq!(polls.deliver(NODE), Some(1));
+        assert_eq!((polls.deliver(NODE), polls.parked()), (None, 0));
+        assert_eq!(polls.arrive(NODE, 1, ASK, now), TO_HANDLER);
     }
 
     #[test]
     fn a_delivery_between_polls_sends_the_next_one_to_its_handler() {
-        let (mut parking, now) = parked();
-        parking.leave(NODE, 1);
-        assert_eq!(parking.deliver(NODE), None);
-        assert_eq!(parking.arrive(NODE, 1, ASK, now), TO_HANDLER);
+        let (mut polls, now) = parked();
+        polls.leave(NODE, 1);
+        assert_eq!(polls.deliver(NODE), None);
+        assert_eq!(polls.arrive(NODE, 1, ASK, now), TO_HANDLER);
     }
 
     #[test]
     fn a_delivery_while_the_handler_is_asked_has_it_asked_again() {
-        let (mut parking, now) = (ParkedPolls::new(TRUST), Instant::now());
-        parking.arrive(NODE, 1, ASK, now);
-        assert_eq!(parking.deliver(NODE), None);
-        assert_eq!(parking.park(NODE, 1, 30, now), Parked::AskAgain);
-        assert_eq!(parking.park(NODE, 1, 30, now), Parked::Waits);
-        assert_eq!(parking.parked(), 1);
+        let (mut polls, now) = (ParkedPolls::new(TRUST), Instant::now());
+        polls.arrive(NODE, 1, ASK, now);
+        assert_eq!(polls.deliver(NODE), None);
+        assert_eq!(polls.park(NODE, 1, 30, now), Parked::AskAgain);
+        assert_eq!(polls.park(NODE, 1, 30, now), Parked::Waits);
+        assert_eq!(polls.parked(), 1);
     }
 
     #[test]
     fn a_recall_asks_the_handler_again() {
-        let (mut parking, now) = parked();
-        assert_eq!(parking.recheck(NODE), Some(1));
-        assert_eq!((parking.parked(), parking.recheck(NODE)), (0, None));
-        assert_eq!(parking.park(NODE, 1, 30, now), Parked::AskAgain, "the second recheck came while it was asked");
-        assert_eq!(parking.park(NODE, 1, 30, now), Parked::Waits);
-        assert_eq!(parking.recheck_all(), [1]);
-        parking.answered(NODE, 1);
-        assert!(parking.places.is_empty());
+        let (mut polls, now) = parked();
+        assert_eq!(polls.recheck(NODE), Some(1));
+        assert_eq!((polls.parked(), polls.recheck(NODE)), (0, None));
+        assert_eq!(polls.park(NODE, 1, 30, now), Parked::AskAgain, "the second recheck came while it was asked");
+        assert_eq!(polls.park(NODE, 1, 30, now), Parked::Waits);
+        assert_eq!(polls.recheck_all(), [1]);
+        polls.answered(NODE, 1);
+        assert!(polls.places.is_empty());
     }
 
     #[test]
     fn a_second_poll_replaces_the_first() {
-        let (mut parking, now) = parked();
-        assert_eq!(parking.arrive(NODE, 2, ASK, now), Arrival { replaced: Some(1), park: Some(30) });
-        parking.leave(NODE, 1);
-        assert_eq!(parking.parked(), 1);
-        assert_eq!(parking.deliver(NODE), Some(2));
+        let (mut polls, now) = parked();
+        assert_eq!(polls.arrive(NODE, 2, ASK, now), Arrival { replaced: Some(1), park: Some(30) });
+        polls.leave(NODE, 1);
+        assert_eq!(polls.parked(), 1);
+        assert_eq!(polls.deliver(NODE), Some(2));
     }
 
     #[test]
     fn a_poll_that_is_replaced_while_its_handler_is_asked_gets_its_204() {
-        let (mut parking, now) = (ParkedPolls::new(TRUST), Instant::now());
-        parking.arrive(NODE, 1, ASK, now);
-        assert_eq!(parking.arrive(NODE, 2, ASK, now), TO_HANDLER);
-        assert_eq!(parking.park(NODE, 1, 30, now), Parked::Displaced);
-        parking.answered(NODE, 1);
-        assert_eq!(parking.park(NODE, 2, 30, now), Parked::Waits);
+        let (mut polls, now) = (ParkedPolls::new(TRUST), Instant::now());
+        polls.arrive(NODE, 1, ASK, now);
+        assert_eq!(polls.arrive(NODE, 2, ASK, now), TO_HANDLER);
+        assert_eq!(polls.park(NODE, 1, 30, now), Parked::Displaced);
+        polls.answered(NODE, 1);
+        assert_eq!(polls.park(NODE, 2, 30, now), Parked::Waits);
     }
 
     #[test]
     fn an_answer_ends_the_poll_and_the_registration() {
-        let (mut parking, now) = parked();
-        assert_eq!(parking.recheck(NODE), Some(1));
-        parking.answered(NODE, 1);
-        assert_eq!(parking.parked(), 0);
-        assert_eq!(parking.arrive(NODE, 1, ASK, now), TO_HANDLER);
-        assert_eq!(parking.deliver(NodeId { gid: 9, nid: 9 }), None);
+        let (mut polls, now) = parked();
+        assert_eq!(polls.recheck(NODE), Some(1));
+        polls.answered(NODE, 1);
+        assert_eq!(polls.parked(), 0);
+        assert_eq!(polls.arrive(NODE, 1, ASK, now), TO_HANDLER);
+        assert_eq!(polls.deliver(NodeId { gid: 9, nid: 9 }), None);
     }
 
     #[test]
     fn nodes_that_went_away_are_forgotten() {
-        let (mut parking, now) = parked();
-        parking.leave(NODE, 1);
-        parking.sweep(now);
-        assert_eq!(parking.places.len(), 1);
-        parking.sweep(now + TRUST);
-        assert_eq!(parking.places.len(), 0);
+        let (mut polls, now) = parked();
+        polls.leave(NODE, 1);
+        polls.sweep(now);
+        assert_eq!(polls.places.len(), 1);
+        polls.sweep(now + TRUST);
+        assert_eq!(polls.places.len(), 0);
     }
 }

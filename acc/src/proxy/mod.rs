@@ -1,22 +1,22 @@
-//! The door: the only thing here that meets the network.
+//! The proxy: the only module here that meets the network.
 //!
-//! It accepts, shakes hands, reads one whole bounded request at a time, asks the guard for its
+//! It accepts, shakes hands, reads one whole bounded request at a time, authenticates its
 //! credentials before it reads a body, and hands it to tiny_http over a private local socket. Polls
 //! with nothing to do wait here, as a socket and no thread.
 //!
 //! Owns: every socket of a client, every deadline and bound of what clients may cost.
-//! Does not own: credentials (the `Guard`), answers (the handlers behind tiny_http), Redis.
-//! The doorbell talks to it through `Remote`; `daemon` starts and stops it.
+//! Does not own: credentials (`auth`), answers (the handlers behind tiny_http), Redis.
+//! Threads of `work` talk to it through `Remote`; `daemon` starts and stops it.
 //!
 //! | file | what |
 //! |---|---|
-//! | `conn` | bytes → one whole request, or its refusal (pure) |
-//! | `parking` | which node waits on which connection (pure) |
-//! | `answer`, `timers`, `limits` | forms, deadlines, bounds (pure) |
+//! | `request_parser` | bytes → one whole request, or its refusal (pure) |
+//! | `long_poll` | which node waits on which connection (pure) |
+//! | `answer`, `timers`, `budget` | forms, deadlines, bounds (pure) |
 //! | `transport`, `backend_connection` | one client's socket; one request's way through tiny_http |
-//! | `event_loop`, `accept` | the event loop; who is let in |
-//! | `connection_state`, `reply` | what becomes of a request; the way of its answer |
-//! | `backend_requests` | which requests go to tiny_http on which connection |
+//! | `event_loop`, `accept`, `unauthenticated` | the event loop; new connections, and which is closed for one |
+//! | `connection`, `reply` | the life of a request; the way of its answer |
+//! | `backend` | which requests go to tiny_http on which connection |
 
 mod accept;
 mod answer;
@@ -177,8 +177,8 @@ impl Remote {
         self.send(Message::RecheckAll);
     }
 
-    /// The guard knows that what `node` held was revoked: its connections are closed, whatever they are at, but for
-    /// requests that the guard lets in all the same.
+    /// The credentials of `node` were revoked: its connections are closed, whatever they are at, but for
+    /// requests that are admitted all the same.
     pub(crate) fn disconnect(&self, node: NodeId) {
         self.send(Message::Disconnect(node));
     }

@@ -1,7 +1,7 @@
 //! The way of an answer: counted, written as the client takes it, and what comes after it.
 //!
 //! Owns: refusals, the memory that an answer is held in, the end of a request.
-//! Does not own: which answer (connection_state), its form (answer), the deadlines' meaning (connection_state).
+//! Does not own: which answer (connection), its form (answer), the deadlines' meaning (connection).
 
 use super::answer::Answer;
 use super::client::{ConnectionId, Phase};

@@ -21,7 +21,7 @@ const MAX_EMPTY_LINES: usize = 2;
 /// A whole head that keeps every rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RequestHead {
-    /// What is asked for.
+    /// The route.
     pub(crate) route: Route,
     /// The text behind the `?`, not decoded: visible ASCII.
     pub(crate) query: String,
@@ -35,7 +35,7 @@ pub(crate) struct RequestHead {
     pub(crate) expects: bool,
 }
 
-/// What the bytes so far make.
+/// The state that the bytes so far make.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
     /// Nothing yet: feed more.
@@ -124,7 +124,7 @@ impl Conn {
         }
     }
 
-    /// What the bytes so far make. Asked again after each `feed` and after `admit`.
+    /// The state that the bytes so far make. Asked again after each `feed` and after `admit`.
     pub(crate) fn step(&mut self) -> Step {
         let step = match self.stage {
             Stage::Head => self.head(),
@@ -189,7 +189,7 @@ impl Conn {
         let (head, keep_alive) = parse(&self.buf[..end], self.max_body)?;
         self.keep_alive = keep_alive;
         self.length = head.length;
-        // What is left is the beginning of the body; the head's room is given back.
+        // The rest is the beginning of the body; the memory of the head is given back.
         self.buf = self.buf[end..].to_vec();
         if self.buf.len() > self.length && self.beyond() {
             return Err(pipelined());

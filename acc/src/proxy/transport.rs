@@ -20,12 +20,12 @@ const FRUITLESS_READS: usize = 16;
 pub(crate) struct Transport {
     stream: TcpStream,
     tls: Option<Box<ServerConnection>>,
-    /// What waits to be written, and how much of the first of it is out.
+    /// The bytes to be written, and how many of the first piece are out.
     out: VecDeque<Vec<u8>>,
     sent: usize,
 }
 
-/// What a read brought.
+/// The outcome of a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ReadOutcome {
     /// So many bytes.
@@ -71,7 +71,7 @@ impl Transport {
         self.tls.as_ref().map(|tls| tls.handshake_kind() == Some(HandshakeKind::Resumed))
     }
 
-    /// What the client's certificate says; for good once the handshake is over.
+    /// The content of the client's certificate, once the handshake is over.
     pub(crate) fn peer_cert(&self) -> Option<PeerCert> {
         PeerCert::read(self.tls.as_ref()?.peer_certificates()?.first()?)
     }

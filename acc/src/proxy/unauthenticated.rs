@@ -1,4 +1,4 @@
-//! Connections that have not proved to be a node's: by address and by age, and which of them makes room. Pure.
+//! Unauthenticated connections: by address and by age, and which of them makes room. Pure.
 //!
 //! Owns: the count of each address, and the choice of the one that is closed for a new one.
 //! Does not own: the connections; the event loop closes what is chosen.
@@ -34,7 +34,7 @@ impl Unauthenticated {
         self.by_age.insert(entry);
     }
 
-    /// Removes it: it has proved to be a node's, or has closed before.
+    /// Removes it: it was authenticated, or has closed before.
     pub(super) fn remove(&mut self, addr: IpAddr, entry: Entry) {
         self.change(addr, |entries| entries.remove(&entry));
         self.by_age.remove(&entry);
@@ -148,7 +148,7 @@ mod tests {
         let begin = Instant::now();
         let mut full = Unauthenticated::default();
         let mut next = 0;
-        // Who holds which slot, as the event loop has it.
+        // The holder of each slot, as in the event loop.
         let mut holders: HashMap<usize, (IpAddr, Instant)> = HashMap::new();
         let mut come = |name: IpAddr, now: Instant, full: &mut Unauthenticated| {
             if holders.len() >= 100 {

@@ -41,7 +41,7 @@ pub(crate) struct Cluster {
     model: ConnectionInfo,
     response_timeout: Duration,
     layout: Topology,
-    /// Who has told of it.
+    /// The server that has told of it.
     map_source: Option<ServerAddr>,
     servers: HashMap<ServerAddr, Server>,
     /// Servers to which no connection came up: until when they are not tried, and for how long that was.
@@ -172,7 +172,7 @@ impl Cluster {
             self.map_source.iter().for_each(|map_source| self.address.known_servers.failed(map_source));
         }
         if moved || failed {
-            // Whoever does not answer that will be sent elsewhere once more.
+            // A failure is met again by the next call that is redirected.
             let _ = self.refresh_topology();
         }
         answers
@@ -286,7 +286,7 @@ impl Cluster {
                     self.servers.remove(&place);
                     // The next try, of whomever, goes on behind it.
                     self.address.known_servers.failed(&place);
-                    // What a server says of itself stands as it is.
+                    // An error that a server answers stands as it is.
                     why = if e.code().is_some() { e } else { named(&place, &e) };
                 }
             }

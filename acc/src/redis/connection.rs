@@ -1,7 +1,7 @@
 //! One connection to one server, and calls over it that travel together.
 //!
 //! Owns: time limits, the login, the oldest version that will do, what a server says when it takes no connection, and
-//! that a server which falls silent is waited for once. Does not own: which server it is (`conn`, `cluster`,
+//! that a server which falls silent is waited for once. Does not own: which server it is (`router`, `cluster`,
 //! `sentinel`), or what the answers mean.
 //!
 //! **After an error of these functions the connection is of no more use**: an answer that still comes would be

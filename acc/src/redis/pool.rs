@@ -2,7 +2,7 @@
 //!
 //! Owns: idle connections, whether Redis answers, the two log lines that say so (gone, back).
 //! Does not own: what is asked. While Redis is away nobody waits here: a call fails at once until the
-//! next try is due, so that no thread hangs and no herd of threads knocks.
+//! next try is due, so that no thread hangs and not all threads connect at once.
 
 use super::address::Address;
 use super::errors::{describe, is_away, is_broken, is_interrupted};

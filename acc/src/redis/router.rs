@@ -1,7 +1,7 @@
 //! One connection to Redis, whatever kind of service it is, and batches of calls over it.
 //!
 //! Owns: running a batch in one round trip, batches that need each other, scripts that a server has
-//! forgotten. Does not own: when to connect again (`pool`), what is asked (the rooms beside it), bytes
+//! forgotten. Does not own: when to connect again (`pool`), what is asked (`model`), bytes
 //! (`connection`).
 
 use super::address::Address;

@@ -48,7 +48,7 @@ pub(crate) fn master(address: &Address, group: &str, response_timeout: Duration)
                 address.known_servers.answered(&sentinel, []);
                 return Ok(conn);
             }
-            // What a master says of itself is worth more than what a Sentinel could not say.
+            // The error of a master says more than that of a Sentinel.
             Err(e) => why = Some(e),
         }
         tried.push(master);

@@ -111,7 +111,7 @@ impl Single {
         Ok(answers)
     }
 
-    /// What makes the server know all scripts, when they are needed and it may not; and how many calls it is.
+    /// Returns the calls that load all scripts, when they are needed and may be missing, and their count.
     fn loads(&mut self, scripted: bool) -> (&'static [u8], usize) {
         if !scripted || std::mem::replace(&mut self.scripted, true) {
             return (&[], 0);

@@ -17,7 +17,7 @@ pub(crate) struct Range {
     master: ServerAddr,
 }
 
-/// Who has which slots.
+/// The slots of each master.
 #[derive(Debug, Default)]
 pub(crate) struct Topology {
     ranges: Vec<Range>,
@@ -193,7 +193,7 @@ mod tests {
         assert_eq!(layout.master(8191), None);
         assert_eq!(layout.master(16383), Some(&("here".to_owned(), 2)));
         assert_eq!(places.len(), 5);
-        // What does not say its name, or may not, is where it was asked.
+        // A server that does not say its name is the one that was asked.
         assert_eq!(places.iter().filter(|place| place.0 == "here").count(), 3);
         assert!(Topology::read(&Value::Array(vec![]), &asked).is_none());
         assert!(Topology::read(&Value::Nil, &asked).is_none());

@@ -55,7 +55,7 @@ pub(crate) fn take_back(
                 cancelled += 1;
                 answers.extend(waiting.map(|waiting| Answer::withdrawn(&waiting, node, Reason::Cancelled)));
             }
-            // Whoever withdrew it answers it.
+            // The one that withdrew it answers it.
             Withdrawn::Out(_, Reason::Expired) => {
                 sentence = format!("job {id} has expired: node {node} did not come for it")
             }

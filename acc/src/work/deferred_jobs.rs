@@ -1,7 +1,7 @@
-//! The jobs that a dispatcher leaves on its taken list while a cluster slot moves or its server is away.
+//! The jobs that a dispatcher leaves on its processing list while a cluster slot moves or its server is away.
 //!
 //! Owns: which nodes are left of which job, when to come back to them, the two log lines that say so.
-//! Does not own: the taken list, and what is done again (`dispatcher`).
+//! Does not own: the processing list, and what is done again (`dispatcher`).
 //!
 //! While a slot is open a server answers `TRYAGAIN` to calls for several keys of which it has some, and that may
 //! last as long as an operator likes. Everything else goes on.
@@ -14,7 +14,7 @@ use std::time::Duration;
 /// The longest time that is added to the one between two looks.
 const MAX_BACKOFF: Duration = Duration::from_secs(8);
 
-/// What waits on the taken list because a slot of a cluster is being moved.
+/// Commands that stay on the processing list because a slot of a cluster is being moved.
 pub(crate) struct DeferredJobs {
     /// Jobs that are passed on but for these nodes.
     pub(crate) jobs: HashMap<String, Vec<NodeId>>,

@@ -1,14 +1,14 @@
 //! Takes commands off `cmds_queue` and puts them into the queues of their nodes.
 //!
 //! Owns: the thread `dispatcher`, the order of steps.
-//! Does not own: which nodes are meant (`targets`, of those in the `node_directory`), what a step does in Redis (`store`),
+//! Does not own: which nodes are meant (`targets`, of those in the `node_directory`), what a step does in Redis (`model`),
 //! what is kept about commands (`history`), handing over to a waiting poll (the proxy). Dead controllers' names come from
-//! the janitor by channel.
+//! the periodic tasks by channel.
 //!
-//! **A command is on this controller's taken list until everything that follows from it is stored**:
-//! its hash, its place in each target's queue, the ring of another controller's bell, or its answer.
-//! Whatever fails or dies between, the whole is done again (here, or by the controller that inherits
-//! the list), and every step is harmless when repeated. What is done again is marked `again`, for a job
+//! **A command is on this controller's processing list until everything that follows from it is stored**:
+//! its hash, its place in each target's queue, the wake-up of another controller, or its answer.
+//! When something fails or dies between, the whole is done again (here, or by the controller that reclaims
+//! the list), and every step is harmless when repeated. A repetition is marked `again`, for a job
 //! that is known already is then no duplicate.
 
 use crate::api::context::Context;
@@ -59,14 +59,14 @@ pub struct Dispatcher {
     proxy: Remote,
     dead: Receiver<String>,
     stop: Stop,
-    /// The taken list may hold something that was not passed on.
+    /// The processing list may hold something that was not passed on.
     again: bool,
     /// Waiting polls are to be asked again, once Redis answers.
     recall: bool,
     /// Redis was told over this connection that this controller lives, and was ever told so.
     announced: bool,
     was_announced: bool,
-    /// When it was last looked whether the taken list is as empty as it should be.
+    /// When it was last looked whether the processing list is as empty as it should be.
     looked: Instant,
     /// How long until that is looked at again.
     look: Duration,
@@ -86,7 +86,7 @@ struct Item {
     resumed: bool,
     /// All nodes that it is for, where it was written down before and the plan has those that are left.
     targets: Option<Vec<NodeId>>,
-    /// It cannot be finished now, and stays on the taken list; with the nodes for which that is so.
+    /// It cannot be finished now, and stays on the processing list; with the nodes for which that is so.
     held: Option<Vec<NodeId>>,
     /// Keys that it needs hold something else, as these sentences say: what can be done is done, and they are told.
     spoilt: Vec<String>,
@@ -101,7 +101,7 @@ enum Plan {
     Cancel(Command),
     /// Its id is known.
     Duplicate(Command),
-    /// Whom it is for, or whether it is known, cannot be read now: all of it is done later.
+    /// Its nodes, or whether it is known, cannot be read now: all of it is done later.
     Wait(Command),
     /// A key that it needs first of all holds something else: it is answered, and that is all.
     Spoilt(Command),
@@ -220,7 +220,7 @@ impl Dispatcher {
                     }
                     backoff.succeed();
                 }
-                // Redis is there; what was taken by the call that was interrupted is on the taken list.
+                // Redis is there; what was taken by the call that was interrupted is on the processing list.
                 Err(e) if is_interrupted(&e) => {
                     (conn, self.announced) = (None, false);
                     (self.again, self.recall) = (true, true);
@@ -248,7 +248,7 @@ impl Dispatcher {
     fn turn(&mut self, conn: &mut Conn) -> RedisResult<()> {
         if !self.announced {
             shared_secrets::compare_ticket_key(&self.context.tickets, &self.context.state_dir, conn)?;
-            // What was taken is found again by the name of who took it: nothing is taken before that
+            // Taken commands are found again by the name of this controller: nothing is taken before that
             // name stands among the controllers.
             let beat = lists::beat(conn, &self.context.me)?;
             self.context.clock.set(beat.now);
@@ -289,14 +289,14 @@ impl Dispatcher {
         while !texts.is_empty() {
             death::point("acc.taken");
             // Also where commands come without end, what a dead controller had taken does not wait for that.
-            // The same holds for what the taken list has that it should not have.
+            // The same holds for what the processing list has that it should not have.
             let pause = self.stop.is_set() || !self.dead.is_empty() || self.looked.elapsed() >= self.look;
             texts = self.pass_on(conn, texts, false, if pause { 0 } else { MAX_COMMANDS })?.1;
         }
         Ok(())
     }
 
-    /// Everything that follows from some taken texts, then off the taken list; the answer is whether some had to
+    /// Everything that follows from some taken texts, then off the processing list; the answer is whether some had to
     /// stay there, and up to `more` others that were taken in the same round trip.
     fn pass_on(
         &mut self,
@@ -405,7 +405,7 @@ impl Dispatcher {
         jobs::list(&mut batch, &new().map(|(command, _)| command.id.as_str()).collect::<Vec<&str>>());
         let entry = |(command, item): (&Command, &Item)| audit(command, item.targets(), now).to_string();
         lists::audit(&mut batch, &new().map(entry).collect::<Vec<String>>());
-        // Off the taken list only when the rest is written.
+        // Off the processing list only when the rest is written.
         let mut after = Batch::new();
         let done = items.iter().filter(|item| item.held.is_none());
         done.for_each(|item| lists::complete(&mut after, &self.context.me, &item.text));
@@ -479,7 +479,7 @@ impl Dispatcher {
         any
     }
 
-    /// The job's hash, before anything can come back. What is known already keeps the targets that were
+    /// The job's hash, before anything can come back. A known job keeps the targets that were
     /// chosen then, and goes to those of them that are not known to have it.
     fn write_down(&self, conn: &mut Conn, items: &mut [Item], now: u64, again: bool) -> RedisResult<()> {
         let shown: Vec<String> =
@@ -649,7 +649,7 @@ impl Dispatcher {
                     forget.push((owners[*i], *node, command.id.clone()));
                 }
             }
-            // A ring is two calls. Until it is heard its node does not come for what waits.
+            // A wake-up is two calls. Until it is read its node does not come for what waits.
             for (some, (node, indices)) in conn.run_each(&wakeups)?.chunks(2).zip(notified) {
                 if let Some(e) = some.iter().find_map(|answer| answer.as_ref().err()) {
                     if let Trouble::Spoilt(sentence) = trouble(e.clone())? {

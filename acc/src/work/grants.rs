@@ -41,7 +41,7 @@ pub(crate) fn apply(
             }
             Ok(Compared::Unknown | Compared::Revoked) => context.claims.forget(*node),
             Err(e) if is_broken(&e) => return Err(e),
-            // What cannot be read of one node is not held against the others.
+            // An error about one node does not fail the others.
             Err(e) => log::debug!("the grants of node {node} cannot be read: {}", describe(&e)),
         }
     }

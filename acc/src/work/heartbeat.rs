@@ -21,7 +21,7 @@ pub(crate) struct Heartbeat {
     behind: bool,
 }
 
-/// What a beat has found.
+/// The outcome of a heartbeat.
 pub(crate) enum Outcome {
     /// Redis knows this controller.
     Known,

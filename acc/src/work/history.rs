@@ -1,4 +1,4 @@
-//! What is kept about commands for people: the audit list, what was rejected, when it was pushed. Pure.
+//! The history of commands: the audit list, rejected texts, and when each was pushed. Pure.
 //!
 //! Owns: the form of those entries, and that no secret gets into them. Does not own: the lists (`store`).
 
@@ -29,7 +29,7 @@ pub(crate) fn rejected(bad: &BadCommand, text: &[u8], now: u64) -> Value {
     let secret = bad.partial.as_deref().filter(|command| jscommon::command::is_secret(&command.args));
     let shown = match secret {
         Some(partial) => answer::redacted(partial),
-        // What cannot be read may hold a secret all the same.
+        // A text that cannot be read may hold a secret all the same.
         None if may_speak_of_a_secret(&came) => "(withheld: it may speak of a secret)".to_owned(),
         None => came.into_owned(),
     };

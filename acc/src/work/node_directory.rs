@@ -1,7 +1,7 @@
 //! The nodes that live and their roles, as last read.
 //!
 //! Owns: how long that is good enough to choose one of them. Does not own: who fits a command (`targets`), or
-//! where it stands (`store::nodes`).
+//! where it stands (`model::nodes`).
 
 use crate::model::nodes;
 use crate::redis::Conn;

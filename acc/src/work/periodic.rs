@@ -104,7 +104,7 @@ pub(crate) struct PeriodicTasks {
     pub(crate) stop: Stop,
 }
 
-/// What the tasks keep from one run to the next.
+/// The state of the tasks between two runs.
 struct State {
     heartbeat: Heartbeat,
     sync: Sync,

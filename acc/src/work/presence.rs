@@ -37,7 +37,7 @@ pub(crate) fn note(context: &Context, proxy: &Remote, conn: &mut Conn, list: &[(
         some.iter().for_each(|(node, _)| queue::holder(&mut batch, *node));
         let mut answers = conn.run_each(&batch)?;
         let holders = answers.split_off(before);
-        // What cannot be written down of one node is not held against the others.
+        // An error about one node does not fail the others.
         for e in answers.iter().filter_map(|answer| answer.as_ref().err()) {
             if is_broken(e) {
                 return Err(e.clone());

@@ -1,4 +1,4 @@
-//! What other controllers and operators have changed in Redis, asked for in one round trip: revocations, grants, dead
+//! Changes by other controllers and operators, read in one round trip: revocations, grants, dead
 //! controllers, the ticket key; and commands whose wait has ended.
 
 use super::{expiry, grants};
@@ -35,7 +35,7 @@ impl Sync {
     }
 
     /// Finds controllers that have died (the dispatcher goes on with what they had taken), new revocations and grants,
-    /// and commands whose wait has ended. What one of them meets stops none of the others: of a cluster's servers one
+    /// and commands whose wait has ended. An error of one of them stops none of the others: of a cluster's servers one
     /// may be away.
     pub(crate) fn sync(
         &mut self,
@@ -90,7 +90,7 @@ impl Sync {
                 context.claims.forget(*node);
                 context.delivered.forget(*node);
             }
-            // What it did here until now may have brought it back into the live set.
+            // Its requests until now may have brought it back into the live set.
             for node in queue::closed(conn, &fresh)? {
                 revocation::forget(conn, node)?;
             }

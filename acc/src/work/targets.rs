@@ -1,6 +1,6 @@
 //! Roles → nodes. Pure.
 //!
-//! Owns: which live nodes a command means. Does not own: who is live (the store knows), or chance
+//! Owns: which live nodes a command means. Does not own: which nodes are live (`node_directory`), or chance
 //! itself: the caller brings a random number.
 
 use jscommon::{Command, NodeId};

@@ -1,9 +1,9 @@
-//! Hears the bell of this controller: a node whose poll waits here has something to fetch.
+//! Reads the wake-ups of this controller: a node whose poll waits here has something to fetch.
 //!
-//! Owns: the thread `wakeups`. Does not own: who rings (any controller's dispatcher, or a poll that
+//! Owns: the thread `wakeups`. Does not own: sending them (any controller's dispatcher, or a poll that
 //! moved to another controller), or the waiting polls (the proxy).
 //!
-//! Once the bell is reached over a new connection, every waiting poll is asked again, for a ring may be lost with the old one.
+//! After each connect every waiting poll is asked again, for a wake-up may be lost with the old connection.
 
 use crate::api::context::Context;
 use crate::api::handover;
@@ -33,7 +33,7 @@ pub(crate) fn run(context: &Arc<Context>, proxy: &Remote, stop: &Stop) -> Result
             Some(open) => receive(context, proxy, open).map(|()| backoff.succeed()),
             None => context.pool.open(RESPONSE_TIMEOUT).and_then(|mut open| {
                 shared_secrets::compare_ticket_key(&context.tickets, &context.state_dir, &mut open)?;
-                // Of a cluster another server may be there than the one that has the bell, and then the polls
+                // Of a cluster another server may be there than the one that has the wake-ups, and then the polls
                 // can wait as they do.
                 lists::has_wakeups(&mut open, &context.me)?;
                 conn = Some(open);
@@ -90,7 +90,7 @@ fn receive(context: &Context, proxy: &Remote, conn: &mut Conn) -> RedisResult<()
     for (node, answer) in nodes.iter().zip(conn.run_each(&batch)?) {
         let answer = match answer.and_then(queue::answered) {
             Ok(answer) => answer,
-            // What cannot be said of one node is not held against the others; its poll asks again, and is told.
+            // An error about one node does not fail the others; its poll asks again, and is told.
             Err(e) if !is_broken(&e) => {
                 log::debug!("the queue of {node} cannot be read: {}", describe(&e));
                 proxy.recheck(*node);

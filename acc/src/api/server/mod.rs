@@ -1,7 +1,7 @@
 //! tiny_http behind the proxy: a private Unix socket, some threads, one handler.
 //!
 //! Owns: the socket's private folder, the threads that take a request, answer it and take the next.
-//! Does not own: what is answered; that is the `Handler` (the rooms in `handlers`).
+//! Does not own: what is answered; that is the `Handler` (the files beside this folder).
 //! The proxy alone talks to it, in whole and well-formed requests, each on a connection of its own, or a few quick
 //! ones on one: their answers go out in their order, and no thread waits for that (`response_order`).
 //! A request therefore needs no second look: its node was verified, its route and its length are good.
@@ -85,7 +85,7 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// Whatever listens on `socket`.
+    /// The backend that listens on `socket`.
     pub fn at(socket: PathBuf) -> Backend {
         Backend { socket, shared: None }
     }
@@ -207,7 +207,7 @@ impl Shared {
         }
     }
 
-    /// What waits behind a quick request, up to one that may take longer.
+    /// Takes the requests that wait behind a quick one, up to one that may take longer.
     ///
     /// Looking may eat a word that was to wake this thread: it looks for what that said before it waits again.
     /// It may also meet the error with which tiny_http's accept loop has ended.
@@ -399,7 +399,7 @@ mod tests {
 
     struct Echo;
 
-    /// Whose polls of node 1:1 last until it is told; it counts all that it was asked.
+    /// Holds polls of node 1:1 until it is told to answer, and counts all requests.
     struct Slow(crossbeam_channel::Receiver<()>, std::sync::atomic::AtomicUsize);
 
     impl Handler for Slow {

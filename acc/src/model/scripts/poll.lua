@@ -3,7 +3,7 @@
 -- address, seconds to keep meta, mode, takeover (1: the other instance is gone), the controller that
 -- was told that the node is here ('' none).
 -- Modes: 'poll' registers this controller as the holder when nothing waits, 'ask' does not,
--- 'fetch' is the holder itself, whose bell has rung.
+-- 'fetch' is the holder itself, which was woken.
 -- Answers {'empty'}, {'batch', batch, id, text…}, {'elsewhere', holder} (fetch: it is another one, or '' for
 -- none), {'moved', holder} (that one has to be told first, for it trusts that it holds the poll) or
 -- {'displaced', the newer one's address, what to write down as told when that is news, or ''}: once a minute at most.

@@ -1,5 +1,5 @@
 -- Moves up to ARGV[3] commands that the controller ARGV[1] had taken to another one, unless it has beaten within
--- ARGV[2] ms. KEYS: the last beats, the controllers that are gone, its taken list, the other one's, and on a single
+-- ARGV[2] ms. KEYS: the last beats, the controllers that are gone, its processing list, the other one's, and on a single
 -- server the beats of all versions. ARGV[4] is for how many ms, and ARGV[5] of how many, the gone ones are known.
 -- Answers -1 when it lives, else how many were moved; with less than ARGV[3] it has no more, and is gone.
 local t = redis.call('TIME')

@@ -1,4 +1,4 @@
-//! The proxy over real sockets, with a guard and handlers of the tests' own.
+//! The proxy over real sockets, with an authenticator and handlers of the tests' own.
 
 mod secure;
 
@@ -324,7 +324,7 @@ fn an_idle_poll_gets_204_and_the_next_one_is_parked_by_the_proxy() {
         assert!(start.elapsed() >= Duration::from_millis(990));
     }
     assert_eq!((site.asked(), site.metrics.polls_shortcut.get()), (1, 2));
-    // A bell between two polls is remembered.
+    // A wake-up between two polls is remembered.
     *site.desk.commands.lock().unwrap() = Some("[]".into());
     site.remote().deliver(NODE, Vec::new());
     client.poll("wait=1");
@@ -593,7 +593,7 @@ fn a_body_counts_for_as_long_as_it_is_held_whether_its_client_stays_or_not() {
     let mut more = dial(&proxy);
     more.post("/1/10/log", &vec![b'x'; BODY as usize]);
     more.expect(429);
-    // Whatever the two came to, the rest has nobody left who wants an answer.
+    // The rest has no client left that wants an answer.
     (0..2).for_each(|_| drop(backend.accept().unwrap()));
     wait_until(|| metrics.body_bytes.get() == 0 && metrics.requests_waiting.get() == 0);
 }

@@ -134,7 +134,7 @@ fn a_certificate_that_ends_is_refused_on_its_connection_and_when_its_session_is_
     let answer = ask(&mut stream, poll, "enrol the node again");
     assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
     assert_eq!(stream.conn.handshake_kind(), Some(HandshakeKind::Resumed));
-    // Who has no session yet is refused by the handshake itself.
+    // A client without a session is refused by the handshake itself.
     let fresh = pki.client_until(Some(PeerCert { node: NODE, issued: None }), Some(end));
     let mut stream = connect(&site, &fresh);
     let _ = stream.write_all(poll.as_bytes());

@@ -9,8 +9,8 @@ use crate::model::claims;
 use crate::model::grants::{self, Claims, Compared, Standing};
 use crate::model::nodes::{self, Poller};
 use crate::model::queue::{self, Answer, Mode, Question};
-use crate::model::{jobs, lists};
-use crate::redis::errors::{describe, is_away, is_broken, is_spoilt};
+use crate::model::{history, jobs, wakeups};
+use crate::redis::errors::{describe, is_away, is_broken, is_partial, is_spoilt};
 use crate::redis::{Batch, Conn};
 use jscommon::NodeId;
 use jscommon::node::is_role;
@@ -294,7 +294,7 @@ fn resolve(
     for _ in 0..3 {
         let Answer::Moved(holder) = answer else { break };
         let mut word = Batch::new();
-        lists::notify_moved(&mut word, &holder, node);
+        wakeups::notify_moved(&mut word, &holder, node);
         answer = ask(conn, word, &Question { told: &holder, ..question })?;
     }
     Ok(Ok(answer))
@@ -320,10 +320,10 @@ fn displaced(
     if let Some(word) = news {
         let data = json!({"older": poll.peer, "newer": peer, "instance": poll.instance});
         let (mut event, mut told) = (Batch::new(), Batch::new());
-        lists::event(&mut event, "two_agents", Some(node), context.clock.now(), &data);
+        history::event(&mut event, "two_agents", Some(node), context.clock.now(), &data);
         queue::told(&mut told, node, word);
-        let (event, told) = conn.run_in_turn_each(event, told, lists::is_unkept)?;
-        lists::unkept(event)?;
+        let (event, told) = conn.run_in_turn_each(event, told, is_partial)?;
+        history::unkept(event)?;
         told.into_iter().try_for_each(|answer| answer.map(drop))?;
         ::log::warn!(
             "two live agents are node {node}: the one at {peer} is served, the older one at {} is not",

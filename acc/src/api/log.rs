@@ -5,7 +5,7 @@ use crate::api::context::Context;
 use crate::api::rate_limiter::{Charge, Resource};
 use crate::http::Reply;
 use crate::model::nodes::MayWrite;
-use crate::model::{keys, lists, nodes};
+use crate::model::{history, keys, nodes, records};
 use crate::redis::errors::{describe, is_wrong_type};
 use crate::redis::{Batch, Conn};
 use jscommon::{NodeId, series};
@@ -85,7 +85,7 @@ fn write(
 ) -> RedisResult<(Vec<(String, String)>, usize)> {
     let mut growth = 0;
     let mut batch = Batch::new();
-    by_list.iter().for_each(|(list, records)| lists::records(&mut batch, list, node, number, records));
+    by_list.iter().for_each(|(list, records)| records::records(&mut batch, list, node, number, records));
     let (mut wrong, mut records) = (Vec::new(), Vec::new());
     for ((list, texts), answer) in by_list.iter().zip(conn.run_each(&batch)?) {
         match answer {
@@ -93,7 +93,7 @@ fn write(
                 wrong.push(at_fault(list, &e));
                 records.extend(texts.iter().cloned());
             }
-            answer => growth += lists::pushed(answer?)?.growth,
+            answer => growth += records::pushed(answer?)?.growth,
         }
     }
     if wrong.is_empty() {
@@ -101,13 +101,13 @@ fn write(
     }
     let instead = series::log_key("", WRONG_TYPE);
     let mut batch = Batch::new();
-    lists::records(&mut batch, &instead, node, number, &records);
+    records::records(&mut batch, &instead, node, number, &records);
     match conn.run(&batch) {
         // Then there is no place for them; they are on their node still.
         Err(e) if is_wrong_type(&e) => wrong.push(at_fault(&instead, &e)),
         answer => {
             for answer in answer? {
-                growth += lists::pushed(answer)?.growth;
+                growth += records::pushed(answer)?.growth;
             }
         }
     }
@@ -130,7 +130,7 @@ fn tell(context: &Context, notices: &Notices, wrong: &[(String, String)]) {
         let instead = series::log_key("", WRONG_TYPE);
         ::log::error!("{sentence}");
         let mut batch = Batch::new();
-        lists::event(&mut batch, "wrong_type", None, now, &object!({"key": key, "instead": instead}));
+        history::event(&mut batch, "wrong_type", None, now, &object!({"key": key, "instead": instead}));
         // The records are stored whether it is told or not.
         let _ = context.pool.with(|conn| conn.run(&batch));
     }

@@ -4,7 +4,7 @@ use super::{ENTRY_BYTES, Fault, Outcome, bad, batch_number, bytes, expect_room, 
 use crate::api::context::Context;
 use crate::api::rate_limiter::{Charge, Resource};
 use crate::http::Reply;
-use crate::model::{lists, nodes};
+use crate::model::{nodes, records};
 use crate::redis::Batch;
 use jscommon::NodeId;
 use redis::FromRedisValue;
@@ -40,12 +40,12 @@ pub(super) fn post(context: &Context, node: NodeId, body: Vec<u8>) -> Outcome {
     let new = context.rate_limiter.left(node, Resource::Keys, now) as usize;
     let written = context.pool.with(|conn| {
         let mut batch = Batch::new();
-        lists::stats_queue(&mut batch, node, posted.number, &posted.text, no_share);
-        let pushed = lists::pushed(conn.run(&batch)?.pop().unwrap_or(redis::Value::Nil))?;
+        records::stats_queue(&mut batch, node, posted.number, &posted.text, no_share);
+        let pushed = records::pushed(conn.run(&batch)?.pop().unwrap_or(redis::Value::Nil))?;
         // A batch that was queued before may have died before its values were written: they are
         // written again, which changes nothing unless newer ones came since.
         let mut batch = Batch::new();
-        lists::stats(&mut batch, node, posted.number, &posted.series, pushed.last.is_none(), new);
+        records::stats(&mut batch, node, posted.number, &posted.series, pushed.last.is_none(), new);
         let parts = batch.len();
         nodes::known(&mut batch, node, context.clock.now());
         let mut answers = conn.run(&batch)?;

@@ -23,7 +23,7 @@ use crate::config::Config;
 use crate::critical_thread;
 use crate::metrics::Metrics;
 use crate::model::claims::Claimed;
-use crate::model::{SCHEMA, lists, nodes};
+use crate::model::{SCHEMA, nodes, wakeups};
 use crate::proxy::{self, Limits, ProxyConfig};
 use crate::redis::errors::{is_broken, is_too_old};
 use crate::redis::{Address, Pool, describe};
@@ -31,7 +31,6 @@ use crate::work::Stop;
 use crate::work::dispatcher::Dispatcher;
 use crate::work::periodic::PeriodicTasks;
 use crate::work::sync::DeadControllers;
-use crate::work::wakeups;
 use anyhow::{Context as _, bail};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use jscommon::notify;
@@ -181,9 +180,10 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let dispatcher = critical_thread::spawn("dispatcher", STACK_BYTES, fatal_in.clone(), move || dispatcher.run())
         .context("no thread for the dispatcher")?;
     let (shared, remote) = (context.clone(), proxy.remote());
-    let wakeups =
-        critical_thread::spawn("wakeups", STACK_BYTES, fatal_in, move || wakeups::run(&shared, &remote, &stop))
-            .context("no thread for the wake-up reader")?;
+    let wakeups = critical_thread::spawn("wakeups", STACK_BYTES, fatal_in, move || {
+        crate::work::wakeups::run(&shared, &remote, &stop)
+    })
+    .context("no thread for the wake-up reader")?;
 
     // The main thread waits for a signal; a fatal fault ends that wait as a signal would.
     let reason: Arc<Mutex<Option<String>>> = Arc::default();
@@ -231,7 +231,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     .context("no thread to watch over the stop")?;
     drop(proxy);
     // The read of wake-ups may last some seconds.
-    if let Err(e) = context.pool.with(|conn| lists::wake(conn, &context.me)) {
+    if let Err(e) = context.pool.with(|conn| wakeups::wake(conn, &context.me)) {
         log::debug!("the wake-up reader is not woken: {e}");
     }
     drop(dispatcher);

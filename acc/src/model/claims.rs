@@ -8,7 +8,7 @@
 //! in turn.
 
 use crate::model::grants::{self, Standing};
-use crate::model::lists;
+use crate::model::history;
 use crate::redis::Batch;
 use jscommon::NodeId;
 use jscommon::node::is_role;
@@ -146,7 +146,7 @@ pub(crate) fn write_down(batch: &mut Batch, node: NodeId, now: u64, standing: &S
 pub(crate) fn tell(batch: &mut Batch, node: NodeId, now: u64, standing: &Standing) {
     let claims = standing.beyond.join(" ");
     log::warn!("node {node} claims what is not granted to it: {claims}; allow it with `jsctl grant`");
-    lists::event(batch, "not_granted", Some(node), now, &json!({"claims": standing.beyond}));
+    history::event(batch, "not_granted", Some(node), now, &json!({"claims": standing.beyond}));
 }
 
 #[cfg(test)]

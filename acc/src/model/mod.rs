@@ -9,15 +9,19 @@
 
 pub(crate) mod answer;
 pub(crate) mod claims;
+pub mod controllers;
 pub mod events;
 pub(crate) mod grants;
+pub mod history;
+pub mod inbox;
 pub(crate) mod jobs;
 pub(crate) mod keys;
-pub mod lists;
 pub mod nodes;
 pub(crate) mod queue;
+pub mod records;
 pub mod results;
 mod scripts;
+pub mod wakeups;
 
 pub use scripts::SCHEMA;
 

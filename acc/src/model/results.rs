@@ -6,7 +6,7 @@
 //! Owns: `cmds_queue_<id>` and the keys beside it that remember what was delivered.
 //! Does not own: whether the node may answer (the handler asks `jobs` first).
 
-use crate::model::{DAY, HISTORY, keys, lists, scripts};
+use crate::model::{DAY, HISTORY, history, keys, records, scripts};
 use crate::redis::{Batch, Conn};
 use jscommon::NodeId;
 use redis::{Cmd, FromRedisValue, RedisResult, Value};
@@ -169,8 +169,8 @@ pub fn push_all(conn: &mut Conn, mut hashes: Batch, pushes: &[Push<'_>]) -> Redi
     }
     let done = pushes.iter().zip(answers).filter(|(_, answer)| *answer == Value::Int(1));
     let mut counts = Batch::new();
-    lists::count_results(&mut counts, done.filter_map(|(push, _)| Some((push.delivery.id, push.counted?))));
-    lists::unkept(conn.run_each(&counts)?)
+    history::count_results(&mut counts, done.filter_map(|(push, _)| Some((push.delivery.id, push.counted?))));
+    history::unkept(conn.run_each(&counts)?)
 }
 
 /// Adds a push; with `apart` it is counted by the caller.
@@ -183,16 +183,16 @@ fn add_push(batch: &mut Batch, push: &Push<'_>, apart: bool) {
     let mut field = String::new();
     if let Some(state) = push.counted.filter(|_| !apart) {
         keys.push(keys::AUDIT_RESULTS.to_owned());
-        field = lists::count_field(delivery.id, state);
+        field = history::count_field(delivery.id, state);
     }
     batch.script(&scripts::PUSH, &keys, |cmd| {
         cmd.arg(delivery.target).arg(delivery.run).arg(delivery.text);
         cmd.arg(push.bounds.most).arg(push.bounds.seconds).arg(u8::from(delivery.recurring.is_some()));
         cmd.arg(u8::from(push.bounds.seconds == QUIET_RETENTION_SECONDS))
             .arg(field)
-            .arg(lists::COUNT_RETENTION_SECONDS)
+            .arg(history::COUNT_RETENTION_SECONDS)
             .arg(DAY);
-        cmd.arg(lists::MAX_LIST_BYTES);
+        cmd.arg(records::MAX_LIST_BYTES);
     });
 }
 

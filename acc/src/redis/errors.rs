@@ -69,6 +69,12 @@ pub(crate) fn is_spoilt(error: &RedisError) -> bool {
         || (error.code() == Some("ERR") && error.detail().is_some_and(of_script))
 }
 
+/// Whether the error concerns some keys alone: their slot is being moved, their server is away, or they hold something
+/// else than they should. Calls for other keys go on.
+pub(crate) fn is_partial(error: &RedisError) -> bool {
+    is_away(error) || is_moving(error) || is_spoilt(error)
+}
+
 /// The error as a sentence for people: what is wrong, and what to do where that is known. An answer that is not known
 /// is given in the server's own words.
 pub(crate) fn describe(error: &RedisError) -> String {

@@ -17,9 +17,9 @@ use crate::auth::tickets::{Flags, Tickets};
 use crate::model::answer::{self, Answer};
 use crate::model::jobs::{self, Job};
 use crate::model::queue::{self, Queued, QueuedCommand};
-use crate::model::{DAY, lists};
+use crate::model::{DAY, controllers, history, inbox, wakeups};
 use crate::proxy::Remote;
-use crate::redis::errors::{is_away, is_broken, is_interrupted, is_moving, is_spoilt};
+use crate::redis::errors::{is_away, is_broken, is_interrupted, is_moving, is_partial, is_spoilt};
 use crate::redis::{Batch, Conn, describe};
 use crate::work::Stop;
 use crate::work::cancel;
@@ -250,7 +250,7 @@ impl Dispatcher {
             shared_secrets::compare_ticket_key(&self.context.tickets, &self.context.state_dir, conn)?;
             // Taken commands are found again by the name of this controller: nothing is taken before that
             // name stands among the controllers.
-            let beat = lists::beat(conn, &self.context.me)?;
+            let beat = controllers::beat(conn, &self.context.me)?;
             self.context.clock.set(beat.now);
             if std::mem::replace(&mut self.was_announced, true) && beat.new {
                 self.context.forgotten.store(true, Ordering::Relaxed);
@@ -258,7 +258,7 @@ impl Dispatcher {
             self.announced = true;
         }
         while let Ok(ac) = self.dead.try_recv() {
-            let moved = lists::reclaim(conn, &self.context.me, &ac)?;
+            let moved = controllers::reclaim(conn, &self.context.me, &ac)?;
             if let Some(moved) = moved.filter(|moved| *moved > 0) {
                 log::warn!("the controller {ac} is gone; {moved} commands that it had taken go on here");
                 self.again = true;
@@ -267,14 +267,14 @@ impl Dispatcher {
         if !self.again && self.looked.elapsed() >= self.look {
             self.looked = Instant::now();
             // An answer that was lost on its way may have been a command: it was taken, and nobody knows.
-            self.again = lists::has_taken(conn, &self.context.me)?;
+            self.again = inbox::has_taken(conn, &self.context.me)?;
             if !self.again {
                 self.held.end_round(false);
                 self.look = UNANSWERED_CHECK_INTERVAL;
             }
         }
         if self.again {
-            let texts = lists::taken(conn, &self.context.me)?;
+            let texts = inbox::taken(conn, &self.context.me)?;
             self.held.nodes.clear();
             let mut held = false;
             for some in texts.chunks(MAX_COMMANDS) {
@@ -285,7 +285,7 @@ impl Dispatcher {
             let next = self.held.end_round(held);
             self.look = if held { next } else { UNANSWERED_CHECK_INTERVAL };
         }
-        let mut texts = Vec::from_iter(lists::take(conn, &self.context.me)?);
+        let mut texts = Vec::from_iter(inbox::take(conn, &self.context.me)?);
         while !texts.is_empty() {
             death::point("acc.taken");
             // Also where commands come without end, what a dead controller had taken does not wait for that.
@@ -377,14 +377,14 @@ impl Dispatcher {
         for item in items.iter().filter(|item| item.held.is_none()) {
             for sentence in &item.spoilt {
                 self.say(format!("a command cannot be passed on as it should: {sentence}"));
-                lists::reject(&mut batch, &spoilt(item.plan.command(), sentence, now));
+                history::reject(&mut batch, &spoilt(item.plan.command(), sentence, now));
             }
         }
         for item in items.iter().filter(|item| item.held.is_none()) {
             match &item.plan {
                 Plan::Reject(bad) => {
                     self.count("rejected");
-                    lists::reject(&mut batch, &rejected(bad, &item.text, now));
+                    history::reject(&mut batch, &rejected(bad, &item.text, now));
                 }
                 Plan::Run(..) => self.count(if item.targets().is_empty() { "nobody" } else { "queued" }),
                 Plan::Cancel(_) => self.count("cancel"),
@@ -393,7 +393,7 @@ impl Dispatcher {
                 Plan::Duplicate(command) => {
                     self.count("duplicate");
                     let data = json!({"id": command.id, "cmd": command.cmd, "by": command.extra.get("by")});
-                    lists::event(&mut batch, "duplicate", targets::named(command), now, &data);
+                    history::event(&mut batch, "duplicate", targets::named(command), now, &data);
                 }
             }
         }
@@ -404,22 +404,22 @@ impl Dispatcher {
         };
         jobs::list(&mut batch, &new().map(|(command, _)| command.id.as_str()).collect::<Vec<&str>>());
         let entry = |(command, item): (&Command, &Item)| audit(command, item.targets(), now).to_string();
-        lists::audit(&mut batch, &new().map(entry).collect::<Vec<String>>());
+        history::audit(&mut batch, &new().map(entry).collect::<Vec<String>>());
         // Off the processing list only when the rest is written.
         let mut after = Batch::new();
         let done = items.iter().filter(|item| item.held.is_none());
-        done.for_each(|item| lists::complete(&mut after, &self.context.me, &item.text));
+        done.for_each(|item| inbox::complete(&mut after, &self.context.me, &item.text));
         death::point("acc.answered");
         if more > 0 {
-            lists::take_more(&mut after, &self.context.me, more);
+            inbox::take_more(&mut after, &self.context.me, more);
         }
         // A list that is of another type or out of reach keeps nothing from going on.
-        let (written, after) = conn.run_in_turn_each(batch, after, lists::is_unkept)?;
+        let (written, after) = conn.run_in_turn_each(batch, after, is_partial)?;
         let mut last = None;
         for (answer, is_after) in written.into_iter().map(|a| (a, false)).chain(after.into_iter().map(|a| (a, true))) {
             match answer {
                 Ok(value) => last = Some(value).filter(|_| is_after),
-                Err(e) if !is_after && lists::is_unkept(&e) => {
+                Err(e) if !is_after && is_partial(&e) => {
                     self.say(format!("what happens is not kept: {}", describe(&e)))
                 }
                 Err(e) => return Err(e),
@@ -427,7 +427,7 @@ impl Dispatcher {
         }
         death::point("acc.untaken");
         let held = self.hold(items);
-        Ok((held, if more > 0 { lists::taken_more(last)? } else { Vec::new() }))
+        Ok((held, if more > 0 { inbox::taken_more(last)? } else { Vec::new() }))
     }
 
     /// Delivers answers; what cannot be answered now is held. Each goes with the index of its item.
@@ -547,7 +547,7 @@ impl Dispatcher {
                 items[i].new = match jobs::is_listed(conn, &command.id) {
                     Ok(listed) => !listed,
                     // There is no list that it could be in, or none that can be asked: twice is better than never.
-                    Err(e) if lists::is_unkept(&e) => true,
+                    Err(e) if is_partial(&e) => true,
                     Err(e) => return Err(e),
                 };
             }
@@ -634,7 +634,7 @@ impl Dispatcher {
                     crate::work::wakeups::hand_over(&self.context, &self.proxy, *node, handover);
                 }
                 if let Some(ac) = enqueued.holder {
-                    lists::notify(&mut wakeups, &ac, *node);
+                    wakeups::notify(&mut wakeups, &ac, *node);
                     notified.push((*node, indices));
                 }
                 for (i, verdict) in indices.iter().zip(enqueued.verdicts) {

@@ -7,7 +7,7 @@ use crate::api::context::Context;
 use crate::model::answer::{self, Answer};
 use crate::model::queue::{self, Reason, Withdrawn};
 use crate::model::{jobs, keys};
-use crate::redis::errors::{is_away, is_moving, is_spoilt};
+use crate::redis::errors::{is_partial, is_spoilt};
 use crate::redis::{Batch, Conn, describe};
 use redis::RedisResult;
 use std::time::{Duration, Instant};
@@ -32,7 +32,7 @@ pub(crate) fn expire_due(context: &Context, conn: &mut Conn) -> RedisResult<()> 
             match expire(context, conn, member, now) {
                 // Of a node whose slot is being moved nothing can be taken back now, and where a key holds something
                 // else it must be mended first; the others do not wait.
-                Err(e) if is_moving(&e) || is_away(&e) || is_spoilt(&e) => {
+                Err(e) if is_partial(&e) => {
                     if is_spoilt(&e) {
                         log::error!("a command that has expired cannot be answered for: {}", describe(&e));
                     }

@@ -5,8 +5,8 @@
 
 use crate::api::context::Context;
 use crate::auth::shared_secrets;
-use crate::model::{lists, nodes};
-use crate::redis::errors::{is_away, is_moving, is_spoilt};
+use crate::model::{controllers, nodes};
+use crate::redis::errors::is_partial;
 use crate::redis::{Conn, describe};
 use redis::RedisResult;
 use std::sync::atomic::Ordering;
@@ -68,10 +68,10 @@ impl Heartbeat {
             Ok(Ok(())) => {}
             Ok(Err(reason)) => return Ok(Outcome::Foreign(reason)),
             // The key is spoilt or out of reach, and this controller lives all the same.
-            Err(e) if is_away(&e) || is_moving(&e) || is_spoilt(&e) => log::debug!("fingerprint: {}", describe(&e)),
+            Err(e) if is_partial(&e) => log::debug!("fingerprint: {}", describe(&e)),
             Err(e) => return Err(e),
         }
-        let beat = lists::beat(conn, &context.me)?;
+        let beat = controllers::beat(conn, &context.me)?;
         context.clock.set(beat.now);
         let forgotten = context.forgotten.swap(false, Ordering::Relaxed);
         let forgotten = forgotten || (beat.new && self.beaten);

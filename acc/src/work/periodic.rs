@@ -12,7 +12,7 @@ use super::{Stop, presence, refusals};
 use crate::api::context::Context;
 use crate::auth::authenticator::Refused;
 use crate::auth::tls::TlsSource;
-use crate::model::{lists, nodes};
+use crate::model::{controllers, history, inbox, nodes};
 use crate::proxy::{Remote, Seen};
 use crate::redis::{Conn, describe};
 use crossbeam_channel::{Receiver, Sender, select};
@@ -182,7 +182,7 @@ impl PeriodicTasks {
                 return Ok(());
             }
         }
-        let (pending, queued) = self.redis(lists::depths)?;
+        let (pending, queued) = self.redis(inbox::depths)?;
         self.context.metrics.pending_commands.set(pending);
         self.context.metrics.queued_commands.set(queued);
         Ok(())
@@ -194,7 +194,7 @@ impl PeriodicTasks {
 
     /// Finds what controllers have taken after they were found dead.
     fn reclaim(&self, _: &mut State) -> RedisResult<()> {
-        self.redis(|conn| lists::gone_with_something(conn, &self.context.me)).map(|dead| self.dead.report(dead))
+        self.redis(|conn| controllers::gone_with_something(conn, &self.context.me)).map(|dead| self.dead.report(dead))
     }
 
     fn presence(&self, state: &mut State) -> RedisResult<()> {
@@ -227,7 +227,7 @@ impl PeriodicTasks {
         let before = self.context.clock.now().saturating_sub(NODE_RETENTION_MS);
         self.redis(|conn| {
             while nodes::prune(conn, before, 500)? == 500 {}
-            lists::sweep_audit(conn)
+            history::sweep_audit(conn)
         })
     }
 
@@ -238,8 +238,8 @@ impl PeriodicTasks {
 
     /// Leaves nothing for others to clear away.
     fn deregister(&self, conn: &mut Conn) -> RedisResult<()> {
-        if lists::taken(conn, &self.context.me)?.is_empty() {
-            lists::leave(conn, &self.context.me, self.context.clock.now())?;
+        if inbox::taken(conn, &self.context.me)?.is_empty() {
+            controllers::leave(conn, &self.context.me, self.context.clock.now())?;
         }
         Ok(())
     }

@@ -4,7 +4,7 @@
 use super::{expiry, grants};
 use crate::api::context::Context;
 use crate::auth::{revocation, shared_secrets};
-use crate::model::{jobs, lists, nodes, queue};
+use crate::model::{controllers, jobs, nodes, queue};
 use crate::proxy::Remote;
 use crate::redis::{Batch, Conn};
 use crossbeam_channel::Sender;
@@ -49,7 +49,7 @@ impl Sync {
         nodes::ask_revoked_version(&mut batch);
         jobs::ask_expired(&mut batch, now, 1);
         nodes::ask_ticket_key(&mut batch);
-        lists::ask_dead(&mut batch, now);
+        controllers::ask_dead(&mut batch, now);
         let before = batch.len();
         let due = grants::ask_due(context, &mut batch);
         let mut answers = conn.run_each(&batch)?;
@@ -59,7 +59,7 @@ impl Sync {
         let version = next().and_then(|value| Ok(Option::<u64>::from_redis_value(value)?.unwrap_or_default()));
         let expired = next().and_then(|value| Ok(Vec::<String>::from_redis_value(value)?));
         let key = next().and_then(|value| Ok(Option::<String>::from_redis_value(value)?));
-        let passed = lists::read_dead(answers.collect(), &context.me).map(|found| dead.report(found));
+        let passed = controllers::read_dead(answers.collect(), &context.me).map(|found| dead.report(found));
         let tickets = &context.tickets;
         let agreed = match key {
             Ok(Some(key)) if tickets.is_agreed() && key == tickets.keys().current.text() => Ok(()),

@@ -8,8 +8,8 @@
 use crate::api::context::Context;
 use crate::api::handover;
 use crate::auth::shared_secrets;
-use crate::model::lists::{self, Wakeup};
 use crate::model::queue::{self, Answer, Handover, Mode, Question};
+use crate::model::wakeups::{self, Wakeup};
 use crate::proxy::Remote;
 use crate::redis::errors::{describe, is_broken, is_interrupted};
 use crate::redis::{Batch, Conn};
@@ -35,7 +35,7 @@ pub(crate) fn run(context: &Arc<Context>, proxy: &Remote, stop: &Stop) -> Result
                 shared_secrets::compare_ticket_key(&context.tickets, &context.state_dir, &mut open)?;
                 // Of a cluster another server may be there than the one that has the wake-ups, and then the polls
                 // can wait as they do.
-                lists::has_wakeups(&mut open, &context.me)?;
+                wakeups::has_wakeups(&mut open, &context.me)?;
                 conn = Some(open);
                 context.epoch.fetch_add(1, Ordering::Relaxed);
                 proxy.recheck_all();
@@ -56,7 +56,7 @@ pub(crate) fn run(context: &Arc<Context>, proxy: &Remote, stop: &Stop) -> Result
 }
 
 fn receive(context: &Context, proxy: &Remote, conn: &mut Conn) -> RedisResult<()> {
-    let wakeups = lists::read_wakeups(conn, &context.me)?;
+    let wakeups = wakeups::read_wakeups(conn, &context.me)?;
     if wakeups.is_empty() {
         return Ok(());
     }

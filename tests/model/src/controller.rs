@@ -57,7 +57,7 @@ fn dispatcher(out: &mut Steps<'_>, ac: usize) {
     let command = usize::from(at.command);
     match at.next {
         Do::Idle => {
-            // `lists::take`: BRPOPLPUSH, the oldest first.
+            // `inbox::take`: BRPOPLPUSH, the oldest first.
             let oldest = (0..COMMANDS).find(|command| state.redis.pushed[*command] > 0);
             let may_take = state.ac[ac].announced || out.setup.is(Mutation::TakesBeforeItsBeat);
             if let Some(command) = oldest.filter(|_| may_take) {
@@ -71,7 +71,7 @@ fn dispatcher(out: &mut Steps<'_>, ac: usize) {
                 });
                 out.fault(fault::CUT, "take, and the answer is lost", |s, _| take(s));
             }
-            // `lists::taken`, after an error or every 10 s.
+            // `inbox::taken`, after an error or every 10 s.
             if state.ac[ac].announced
                 && let Some(command) = (0..COMMANDS).find(|command| state.redis.taken[ac][*command] > 0)
             {
@@ -185,7 +185,7 @@ fn dispatcher(out: &mut Steps<'_>, ac: usize) {
             s.redis.forget(0, 0);
             s.ac[ac].dispatcher.next = Do::Untake;
         }),
-        // `lists::complete`, last of all.
+        // `inbox::complete`, last of all.
         Do::Untake => out.fair("off the taken list", |s, _| {
             untake(s, ac, command);
             s.ac[ac].dispatcher = Dispatcher::default();

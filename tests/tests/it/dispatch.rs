@@ -2,7 +2,7 @@
 //! of Redis that somebody has spoilt.
 
 use jsacc::config::redis_address::Target;
-use jsacc::model::lists;
+use jsacc::model::{controllers, inbox};
 use jsacc::redis::{Address, Conn};
 use jstests::redis_cluster::Cluster;
 use jstests::{Acc, AccOptions, Client, FakeNode, LONG, Redis, wait_for, wait_until};
@@ -292,15 +292,15 @@ fn a_controller_that_has_beaten_since_its_verdict_keeps_what_it_has_taken() {
     let mut client = Client::new(&redis);
     let address = Address::new(Target::parse(&redis.url()).unwrap(), None, &jsacc::model::SCHEMA);
     let conn = &mut Conn::connect(&address, LONG).unwrap();
-    lists::beat(conn, "one").unwrap();
-    let now = lists::beat(conn, "two").unwrap().now;
+    controllers::beat(conn, "one").unwrap();
+    let now = controllers::beat(conn, "two").unwrap().now;
     silence(&mut client, "one");
-    assert_eq!(lists::dead(conn, "two", now).unwrap(), ["one"]);
+    assert_eq!(controllers::dead(conn, "two", now).unwrap(), ["one"]);
     // It was away for a while, as when Redis is full, and goes on before the other one acts.
-    lists::beat(conn, "one").unwrap();
+    controllers::beat(conn, "one").unwrap();
     client.push_raw("a");
-    assert!(lists::take(conn, "one").unwrap().is_some());
-    lists::reclaim(conn, "two", "one").unwrap();
+    assert!(inbox::take(conn, "one").unwrap().is_some());
+    controllers::reclaim(conn, "two", "one").unwrap();
     assert_eq!(client.redis::<usize>(&["LLEN", &taken("one")]), 1);
     assert_eq!(controllers(&mut client).len(), 2);
 }
@@ -311,7 +311,7 @@ fn what_a_controller_takes_after_it_was_held_to_be_dead_is_found() {
     let first = controllers(&mut client).remove(0);
     let address = Address::new(Target::parse(acc.redis_url()).unwrap(), None, &jsacc::model::SCHEMA);
     let conn = &mut Conn::connect(&address, LONG).unwrap();
-    lists::beat(conn, "dead").unwrap();
+    controllers::beat(conn, "dead").unwrap();
     silence(&mut client, "dead");
     wait_until("it is held to be dead", LONG, || controllers(&mut client) == [first.clone()]);
     // It is stopped in the middle of taking a command, and ends right after that.
@@ -321,7 +321,7 @@ fn what_a_controller_takes_after_it_was_held_to_be_dead_is_found() {
     assert_eq!(client.pop(&id)["state"], "ERROR");
     wait_until("nothing is left", LONG, || client.redis::<usize>(&["EXISTS", &taken("dead"), &taken(&first)]) == 0);
     // One that lives again is none of those.
-    assert!(!lists::beat(conn, &first).unwrap().new && lists::beat(conn, "dead").unwrap().new);
+    assert!(!controllers::beat(conn, &first).unwrap().new && controllers::beat(conn, "dead").unwrap().new);
     assert_eq!(client.redis::<usize>(&["ZCARD", "jsacc:{cmds_queue}:gone"]), 0);
 }
 
@@ -455,7 +455,7 @@ fn spoilt_lists_of_what_has_happened_hold_up_no_command() {
 fn a_spoilt_command_is_inherited_once() {
     let (_redis, acc, mut client) = site();
     let address = Address::new(Target::parse(acc.redis_url()).unwrap(), None, &jsacc::model::SCHEMA);
-    lists::beat(&mut Conn::connect(&address, LONG).unwrap(), "dead").unwrap();
+    controllers::beat(&mut Conn::connect(&address, LONG).unwrap(), "dead").unwrap();
     let id = jstests::fresh_id();
     spoil(&mut client, &format!("jsacc:job:{id}"));
     let text = json!({"id": id, "gid": 1, "nid": 10, "cmd": "ping"}).to_string();

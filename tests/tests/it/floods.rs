@@ -1,7 +1,7 @@
 //! A node with good credentials sends as much as it can: what it may send is bounded on every path, in bytes, in
 //! entries and in time, and others are served meanwhile. Honest traffic of any size that is documented passes.
 
-use jsacc::model::lists;
+use jsacc::model::records;
 use jsacc::redis::{Address, Batch, Conn};
 use jscommon::NodeId;
 use jstests::hostile::{Connection, Requests, Target};
@@ -142,7 +142,7 @@ fn full_hash_of_series_keeps_those_that_still_come() {
         let series: Vec<(String, String)> =
             (from..from + count).map(|n| (format!("k{n}"), format!("[1,{seconds}]"))).collect();
         let mut batch = Batch::new();
-        lists::stats(&mut batch, NODE, number, &series, true, count);
+        records::stats(&mut batch, NODE, number, &series, true, count);
         conn.run(&batch).expect("written");
     };
     write(0, 10_000, 1);

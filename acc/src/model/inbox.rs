@@ -1,0 +1,55 @@
+//! Commands as clients push them, and the processing list of each controller.
+//!
+//! Owns: taking commands so that a controller's death loses none. Does not own: the rules about them (`work`).
+
+use super::{keys, scripts};
+use crate::redis::{Batch, Conn};
+use redis::{Cmd, FromRedisValue, RedisResult, Value};
+
+/// Seconds that a blocking read waits.
+const READ_TIMEOUT_SECONDS: u64 = 2;
+
+/// Waits up to 2 s for a command and takes it: it is in `me`'s processing list then.
+pub fn take(conn: &mut Conn, me: &str) -> RedisResult<Option<Vec<u8>>> {
+    let mut cmd = redis::cmd("BRPOPLPUSH");
+    cmd.arg(keys::COMMANDS).arg(keys::taken(me)).arg(READ_TIMEOUT_SECONDS);
+    conn.one(&cmd)
+}
+
+/// Takes up to `most` more commands, without waiting; the answer is read by `taken_more`.
+pub(crate) fn take_more(batch: &mut Batch, me: &str, most: usize) {
+    batch.script(&scripts::TAKE, &[keys::COMMANDS.to_owned(), keys::taken(me)], |cmd| {
+        cmd.arg(most);
+    });
+}
+
+/// Reads the answer to `take_more`.
+pub(crate) fn taken_more(answer: Option<Value>) -> RedisResult<Vec<Vec<u8>>> {
+    Ok(FromRedisValue::from_redis_value(answer.unwrap_or(Value::Nil))?)
+}
+
+/// Everything in `me`'s processing list, oldest first.
+pub(crate) fn taken(conn: &mut Conn, me: &str) -> RedisResult<Vec<Vec<u8>>> {
+    let mut texts: Vec<Vec<u8>> = conn.one(&Cmd::lrange(keys::taken(me), 0, -1))?;
+    texts.reverse();
+    Ok(texts)
+}
+
+/// Whether there is anything in `me`'s processing list.
+pub(crate) fn has_taken(conn: &mut Conn, me: &str) -> RedisResult<bool> {
+    conn.one(&Cmd::exists(keys::taken(me)))
+}
+
+/// `text` was passed on: off the processing list.
+pub(crate) fn complete(batch: &mut Batch, me: &str, text: &[u8]) {
+    batch.call(Cmd::lrem(keys::taken(me), -1, text));
+}
+
+/// Commands that wait for a controller, and that wait for nodes.
+pub(crate) fn depths(conn: &mut Conn) -> RedisResult<(i64, i64)> {
+    let mut batch = Batch::new();
+    batch.call(Cmd::llen(keys::COMMANDS)).call(Cmd::zcard(keys::EXPIRING));
+    let answers = conn.run(&batch)?;
+    let number = |i: usize| i64::from_redis_value_ref(answers.get(i).unwrap_or(&Value::Nil));
+    Ok((number(0)?, number(1)?))
+}

@@ -16,6 +16,7 @@
 pub mod api;
 pub mod app;
 pub mod auth;
+mod bounded_map;
 pub(crate) mod clock;
 pub mod config;
 pub(crate) mod critical_thread;

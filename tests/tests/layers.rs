@@ -54,6 +54,7 @@ const ACC: &[&str] = &[
     "route",
     "query",
     "clock",
+    "bounded_map",
 ];
 
 /// Imports of the controller against the rules that are still there.

@@ -4,22 +4,22 @@ use super::handover::handed;
 use super::{Fault, Outcome, bad, expect_room, revoked};
 use crate::api::context::Context;
 use crate::api::rate_limiter::{Charge, Resource};
+use crate::bounded_map::BoundedMap;
 use crate::http::{Reply, Request};
 use crate::model::claims;
 use crate::model::grants::{self, Claims, Compared, Standing};
 use crate::model::nodes::{self, Poller};
 use crate::model::queue::{self, Answer, Mode, Question};
-use crate::model::{history, jobs, wakeups};
+use crate::model::{events, history, jobs, wakeups};
 use crate::redis::errors::{describe, is_away, is_broken, is_partial, is_spoilt};
 use crate::redis::{Batch, Conn};
 use jscommon::NodeId;
 use jscommon::node::is_role;
 use redis::RedisResult;
 use serde_json::json;
-use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::Ordering;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Longest wait, in seconds.
 const MAX_WAIT_SECONDS: u32 = 60;
@@ -28,40 +28,35 @@ const WRITE_INTERVAL_MS: u64 = 5_000;
 /// The same for one that waits: the proxy tells that its node is there.
 const PARKED_WRITE_INTERVAL_MS: u64 = 60_000;
 
-/// So many nodes are remembered, and then so many again before the first ones are forgotten.
+/// The nodes whose last write is kept, at least.
 const MAX_NODES: usize = 50_000;
 
-/// The last write about each node that polls here, so that a busy node is not written down
-/// with every poll.
-#[derive(Default)]
-pub(super) struct LastWrite {
-    held: Mutex<Generations>,
+/// The last write about each node that polls here, so that a busy node is not written down with every poll: when it
+/// was (ms), and a hash of the facts, which may be long.
+pub(super) struct LastWrites {
+    held: Mutex<BoundedMap<NodeId, (u64, u64)>>,
     hasher: RandomState,
 }
 
-/// When each node was written down (ms), and a hash of what, for the words themselves may be long.
-#[derive(Default)]
-struct Generations {
-    young: HashMap<NodeId, (u64, u64)>,
-    old: HashMap<NodeId, (u64, u64)>,
-}
+impl LastWrites {
+    pub(super) fn new() -> LastWrites {
+        LastWrites { held: Mutex::new(BoundedMap::new(MAX_NODES)), hasher: RandomState::new() }
+    }
 
-impl LastWrite {
     /// Whether something else was written down last, or nothing for `keeps` ms.
     fn is_news(&self, node: NodeId, now: u64, facts: &str, keeps: u64) -> bool {
         let hash = self.hasher.hash_one(facts);
-        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        let last = held.young.get(&node).or_else(|| held.old.get(&node));
-        last.is_none_or(|(at, last)| now.saturating_sub(*at) > keeps || *last != hash)
+        let last = self.held().get(&node).copied();
+        last.is_none_or(|(at, last)| now.saturating_sub(at) > keeps || last != hash)
     }
 
     fn note(&self, node: NodeId, now: u64, facts: &str) {
         let hash = self.hasher.hash_one(facts);
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        if held.young.len() >= MAX_NODES {
-            held.old = std::mem::take(&mut held.young);
-        }
-        held.young.insert(node, (now, hash));
+        self.held().insert(node, (now, hash));
+    }
+
+    fn held(&self) -> MutexGuard<'_, BoundedMap<NodeId, (u64, u64)>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -121,7 +116,7 @@ fn admit(context: &Context, node: NodeId, request: &Request) -> Result<(NodeId, 
 }
 
 /// Polls of nodes, in as few round trips as one alone would take.
-pub(super) fn poll_all(context: &Context, written: &LastWrite, requests: &[(NodeId, &Request)]) -> Vec<Outcome> {
+pub(super) fn poll_all(context: &Context, written: &LastWrites, requests: &[(NodeId, &Request)]) -> Vec<Outcome> {
     let polls: Vec<Result<(NodeId, Poll), Fault>> =
         requests.iter().map(|(node, request)| admit(context, *node, request)).collect();
     let good: Vec<&(NodeId, Poll)> = polls.iter().flatten().collect();
@@ -155,7 +150,7 @@ fn question<'a>(context: &'a Context, node: NodeId, poll: &'a Poll, now: u64) ->
 
 fn answer(
     context: &Context,
-    written: &LastWrite,
+    written: &LastWrites,
     conn: &mut Conn,
     polls: &[&(NodeId, Poll)],
 ) -> RedisResult<Vec<Reply>> {
@@ -320,7 +315,7 @@ fn displaced(
     if let Some(word) = news {
         let data = json!({"older": poll.peer, "newer": peer, "instance": poll.instance});
         let (mut event, mut told) = (Batch::new(), Batch::new());
-        history::event(&mut event, "two_agents", Some(node), context.clock.now(), &data);
+        events::add(&mut event, "two_agents", Some(node), context.clock.now(), &data);
         queue::told(&mut told, node, word);
         let (event, told) = conn.run_in_turn_each(event, told, is_partial)?;
         history::unkept(event)?;
@@ -339,17 +334,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_book_of_what_was_written_is_bounded() {
-        let written = LastWrite::default();
-        let node = |nid| NodeId { gid: 1, nid };
-        written.note(node(1), 0, "web");
-        assert!(!written.is_news(node(1), PARKED_WRITE_INTERVAL_MS, "web", PARKED_WRITE_INTERVAL_MS));
-        assert!(written.is_news(node(1), PARKED_WRITE_INTERVAL_MS + 1, "web", PARKED_WRITE_INTERVAL_MS));
-        assert!(written.is_news(node(1), 1, "db", PARKED_WRITE_INTERVAL_MS));
-        (1..=3 * MAX_NODES as u32).for_each(|nid| written.note(node(nid), 1, "web"));
-        assert!(!written.is_news(node(3 * MAX_NODES as u32), 1, "web", PARKED_WRITE_INTERVAL_MS));
-        assert!(written.is_news(node(1), 1, "web", PARKED_WRITE_INTERVAL_MS), "forgotten, so it is written once more");
-        let held = written.held.lock().unwrap();
-        assert!(held.young.len() + held.old.len() <= 2 * MAX_NODES);
+    fn same_facts_are_no_news_for_a_while() {
+        let written = LastWrites::new();
+        let node = NodeId { gid: 1, nid: 1 };
+        written.note(node, 0, "web");
+        assert!(!written.is_news(node, PARKED_WRITE_INTERVAL_MS, "web", PARKED_WRITE_INTERVAL_MS));
+        assert!(written.is_news(node, PARKED_WRITE_INTERVAL_MS + 1, "web", PARKED_WRITE_INTERVAL_MS));
+        assert!(written.is_news(node, PARKED_WRITE_INTERVAL_MS, "db", PARKED_WRITE_INTERVAL_MS));
     }
 }

@@ -9,7 +9,7 @@ use crate::auth::revocation;
 use crate::auth::state_dir::Credentials;
 use crate::http::{Reply, Request};
 use crate::model::grants::{self, Enrolling, Holder};
-use crate::model::{history, nodes, queue};
+use crate::model::{events, nodes, queue};
 use crate::redis::{Batch, describe};
 use jscommon::NodeId;
 use jscommon::command::is_job_id;
@@ -93,7 +93,7 @@ pub(super) fn post(context: &Context, request: &Request) -> Outcome {
         let mut batch = Batch::new();
         let peer = request.peer.map(|peer| peer.to_string());
         let data = object!({"addr": peer, "token": enrolment.id, "replaced": holder == Holder::Other});
-        history::event(&mut batch, "enrolled", Some(node), now, &data);
+        events::add(&mut batch, "enrolled", Some(node), now, &data);
         conn.run(&batch).map(drop)
     });
     // The use of the token is counted, and the node has what it came for.

@@ -5,9 +5,10 @@ use crate::api::context::Context;
 use crate::api::rate_limiter::{Charge, Resource};
 use crate::http::{Reply, Request};
 use crate::model::claims::{self, MAX_CLAIMS, is_host};
+use crate::model::events;
 use crate::model::events::RESERVED;
 use crate::model::grants::{self, Claims, Compared, Standing};
-use crate::model::{history, nodes, queue};
+use crate::model::{nodes, queue};
 use crate::redis::Batch;
 use crate::redis::errors::{describe, is_away, is_spoilt};
 use jscommon::NodeId;
@@ -83,7 +84,7 @@ pub(super) fn post(context: &Context, node: NodeId, request: &mut Request) -> Ou
         if let Some((standing, true)) = &claimed {
             claims::tell(&mut event, node, now, standing);
         }
-        history::event(&mut event, name, Some(node), now, &data);
+        events::add(&mut event, name, Some(node), now, &data);
         conn.run_in_turn(known, event).map(drop)
     })?;
     if let Some((standing, _)) = &claimed {

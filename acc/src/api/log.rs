@@ -3,16 +3,18 @@
 use super::{ENTRY_BYTES, Fault, Outcome, bad, batch_number, bytes, expect_room, json, spend};
 use crate::api::context::Context;
 use crate::api::rate_limiter::{Charge, Resource};
+use crate::bounded_map::Throttle;
 use crate::http::Reply;
 use crate::model::nodes::MayWrite;
-use crate::model::{history, keys, nodes, records};
+use crate::model::{events, keys, nodes, records};
 use crate::redis::errors::{describe, is_wrong_type};
 use crate::redis::{Batch, Conn};
 use jscommon::{NodeId, series};
 use redis::{RedisError, RedisResult};
 use serde_json::{Map, Value, json as object};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Most records of one batch, and most that an agent can be told to send at once.
 const MAX_RECORDS: usize = 10_000;
@@ -20,8 +22,8 @@ const MAX_RECORDS: usize = 10_000;
 const WRONG_TYPE: &str = "wrong_type";
 /// The bytes that a list takes in Redis beside its records.
 const LIST_OVERHEAD_BYTES: usize = 1024;
-/// How often (ms) one such key is told, and of how many.
-const NOTICE_INTERVAL_MS: u64 = 3_600_000;
+/// How often one such key is reported, and how many.
+const NOTICE_INTERVAL: Duration = Duration::from_secs(3600);
 const MAX_NOTICED_KEYS: usize = 100;
 
 pub(super) fn post(context: &Context, notices: &Notices, node: NodeId, body: Vec<u8>) -> Outcome {
@@ -126,29 +128,28 @@ fn at_fault(list: &str, error: &RedisError) -> (String, String) {
 /// Says of each key that is of another type than it must be, once an hour, that it is so.
 fn tell(context: &Context, notices: &Notices, wrong: &[(String, String)]) {
     let now = context.clock.now();
-    for (key, sentence) in wrong.iter().filter(|(key, _)| notices.is_news(key, now)) {
+    for (key, sentence) in wrong.iter().filter(|(key, _)| notices.is_news(key, Instant::now())) {
         let instead = series::log_key("", WRONG_TYPE);
         ::log::error!("{sentence}");
         let mut batch = Batch::new();
-        history::event(&mut batch, "wrong_type", None, now, &object!({"key": key, "instead": instead}));
+        events::add(&mut batch, "wrong_type", None, now, &object!({"key": key, "instead": instead}));
         // The records are stored whether it is told or not.
         let _ = context.pool.with(|conn| conn.run(&batch));
     }
 }
 
-/// Keys that were told of lately, and when (ms).
-#[derive(Default)]
-pub(super) struct Notices(Mutex<HashMap<String, u64>>);
+/// Keys of another type that were reported lately.
+pub(super) struct Notices(Mutex<Throttle<String>>);
+
+impl Default for Notices {
+    fn default() -> Notices {
+        Notices(Mutex::new(Throttle::new(NOTICE_INTERVAL, MAX_NOTICED_KEYS)))
+    }
+}
 
 impl Notices {
-    fn is_news(&self, key: &str, now: u64) -> bool {
-        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        told.retain(|_, at| *at + NOTICE_INTERVAL_MS > now);
-        let is_news = !told.contains_key(key) && told.len() < MAX_NOTICED_KEYS;
-        if is_news {
-            told.insert(key.to_owned(), now);
-        }
-        is_news
+    fn is_news(&self, key: &str, now: Instant) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).admits(key, now)
     }
 }
 
@@ -228,17 +229,6 @@ mod tests {
         assert!(matches!(check(json!({"gid": 2})), Err(BadRecord::OtherNode)));
         assert!(matches!(check(json!({"jobname": 5})), Err(BadRecord::Field("jobname"))));
         assert!(matches!(check(json!({"level": 99})), Err(BadRecord::Field("level"))));
-    }
-
-    #[test]
-    fn a_key_of_another_type_is_told_once_an_hour() {
-        let notices = Notices::default();
-        assert!(notices.is_news("log.a.b", 0) && notices.is_news("log.a.c", 0));
-        assert!(!notices.is_news("log.a.b", NOTICE_INTERVAL_MS - 1) && notices.is_news("log.a.b", NOTICE_INTERVAL_MS));
-        for n in 0..2 * MAX_NOTICED_KEYS {
-            notices.is_news(&n.to_string(), NOTICE_INTERVAL_MS);
-        }
-        assert!(notices.0.lock().unwrap().len() <= MAX_NOTICED_KEYS);
     }
 
     #[test]

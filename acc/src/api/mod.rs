@@ -26,17 +26,21 @@ mod stats;
 
 use crate::api::context::Context;
 use crate::api::rate_limiter::{Charge, Exceeded, RESERVED_FOR_RESULTS, Resource};
+use crate::bounded_map::Throttle;
 use crate::http::{Handler, Reply, Request};
 use crate::redis::describe;
 use crate::route::Route;
 pub(crate) use body::HeldValues;
 use body::json;
 use jscommon::NodeId;
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Seconds after which a client that was told 503 may try again.
 const RETRY: u32 = 2;
+
+/// Time between two polls of one node that are answered only to tell that its credentials grow old.
+const RENEWAL_HINT_INTERVAL: Duration = Duration::from_secs(600);
 
 /// Most requests that one thread handles together.
 const MAX_BATCH: usize = 16;
@@ -45,25 +49,9 @@ const MAX_BATCH: usize = 16;
 pub struct Handlers {
     context: Arc<Context>,
     told: log::Notices,
-    written: cmd::LastWrite,
-    renewal_hints: RenewalHints,
-}
-
-/// When each node's waiting poll was last answered only to tell that its credentials grow old (ms).
-#[derive(Default)]
-struct RenewalHints(Mutex<HashMap<NodeId, u64>>);
-
-impl RenewalHints {
-    /// Whether `node` was not told so for ten minutes; it is told then.
-    fn is_due(&self, node: NodeId, now: u64) -> bool {
-        let mut hinted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        hinted.retain(|_, at| *at + 600_000 > now);
-        let due = !hinted.contains_key(&node);
-        if due {
-            hinted.insert(node, now);
-        }
-        due
-    }
+    written: cmd::LastWrites,
+    /// Nodes whose waiting polls were answered only to tell that their credentials grow old.
+    renewal_hints: Mutex<Throttle<NodeId>>,
 }
 
 /// Why a request was not answered as it wished.
@@ -93,8 +81,8 @@ impl Handlers {
         Handlers {
             context,
             told: log::Notices::default(),
-            written: cmd::LastWrite::default(),
-            renewal_hints: RenewalHints::default(),
+            written: cmd::LastWrites::new(),
+            renewal_hints: Mutex::new(Throttle::new(RENEWAL_HINT_INTERVAL, usize::MAX)),
         }
     }
 
@@ -127,7 +115,8 @@ impl Handlers {
             return;
         }
         if reply.park.is_some() {
-            if !self.renewal_hints.is_due(node, self.context.clock.now()) {
+            let mut hints = self.renewal_hints.lock().unwrap_or_else(PoisonError::into_inner);
+            if !hints.admits(&node, Instant::now()) {
                 return;
             }
             reply.park = None;
@@ -271,18 +260,4 @@ fn batch_number(body: &serde_json::Value) -> Result<u64, Fault> {
 /// knows it to be new learns from `last` that its numbers are too low.
 fn taken_before(last: u64) -> Reply {
     Reply::json(format!("{{\"last\":{last}}}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_waiting_node_is_told_again_after_ten_minutes_however_often_it_polls() {
-        let (hinted, node) = (RenewalHints::default(), NodeId { gid: 1, nid: 10 });
-        let minute = 60_000;
-        let told: Vec<u64> = (0..25).filter(|at| hinted.is_due(node, (100 + at) * minute)).collect();
-        assert_eq!(told, [0, 10, 20]);
-        assert!(hinted.is_due(NodeId { gid: 1, nid: 11 }, 120 * minute));
-    }
 }

@@ -8,7 +8,7 @@ use crate::http::Reply;
 use crate::model::answer;
 use crate::model::jobs::{self, JobEligibility, Writing};
 use crate::model::results::{self, Bounds, Delivery, Push, Recurring, Verdict};
-use crate::model::{history, nodes};
+use crate::model::{events, history, nodes};
 use crate::redis::errors::is_broken;
 use crate::redis::{Batch, Conn, describe};
 use jscommon::command::TICKET;
@@ -155,7 +155,7 @@ fn reply(context: &Context, posted: Posted, refusals: &mut impl Iterator<Item = 
     if context.rate_limiter.take(node, &[Charge::new(Resource::RefusedEvents, 1)], now).is_ok() {
         let data = object!({"id": id, "reason": why.sentence(), "count": refused.len()});
         let mut batch = Batch::new();
-        history::event(&mut batch, "refused_result", Some(node), now, &data);
+        events::add(&mut batch, "refused_result", Some(node), now, &data);
         if let Err(e) = context.pool.with(|conn| conn.run(&batch)) {
             ::log::debug!("a refused result of node {node} is not told: {}", describe(&e));
         }
@@ -319,7 +319,7 @@ fn deliver(context: &Context, conn: &mut Conn, entries: &[&Entry]) -> RedisResul
             let data = object!({"id": entry.id, "state": answer::state_name(entry.state)});
             // A node may bring a second result of its job without end.
             if context.rate_limiter.take(entry.node, &[Charge::new(Resource::LateEvents, 1)], now).is_ok() {
-                history::event(&mut events, "late_result", Some(entry.node), now, &data);
+                events::add(&mut events, "late_result", Some(entry.node), now, &data);
             }
             continue;
         }

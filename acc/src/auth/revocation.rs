@@ -11,7 +11,7 @@ use crate::metrics::Metrics;
 use crate::model::answer::{self, Answer};
 use crate::model::grants::Holder;
 use crate::model::queue::{self, Reason, Withdrawn};
-use crate::model::{grants, history, jobs, nodes};
+use crate::model::{events, grants, jobs, nodes};
 use crate::redis::{Batch, Conn};
 use jscommon::NodeId;
 use redis::RedisResult;
@@ -43,7 +43,7 @@ pub(crate) fn revoke(given: &Given<'_>, conn: &mut Conn, node: NodeId, local: u6
     jscommon::death::point("acc.revoked");
     let waited = strip(given, conn, node, until)?;
     let mut batch = Batch::new();
-    history::event(&mut batch, "revoked", Some(node), nodes::time(conn)?, &json!({"waited": waited}));
+    events::add(&mut batch, "revoked", Some(node), nodes::time(conn)?, &json!({"waited": waited}));
     conn.run(&batch)?;
     Ok(Revoked { until, waited })
 }

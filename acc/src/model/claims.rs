@@ -7,13 +7,13 @@
 //! controller: nodes that claim more than they are granted are compared with each sync, and all others
 //! in turn.
 
+use crate::bounded_map::BoundedMap;
+use crate::model::events;
 use crate::model::grants::{self, Standing};
-use crate::model::history;
 use crate::redis::Batch;
 use jscommon::NodeId;
 use jscommon::node::is_role;
 use serde_json::{Map, Value as Json, json};
-use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -21,7 +21,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub(crate) const MAX_CLAIMS: usize = 100;
 /// Longest host name, in bytes.
 const MAX_HOST_BYTES: usize = 253;
-/// So many nodes are remembered, and then so many again before the first ones are forgotten.
+/// The nodes whose comparison is kept, at least.
 const MAX_NODES: usize = 50_000;
 /// Most nodes that are looked at because they claim more than they are granted, in one look.
 const MAX_BEYOND: usize = 500;
@@ -47,18 +47,22 @@ pub(crate) fn is_host(text: &str) -> bool {
 }
 
 /// The last comparison of each node that has polled this controller.
-#[derive(Default)]
 pub(crate) struct Claimed {
-    held: Mutex<Generations>,
+    held: Mutex<Held>,
     hasher: RandomState,
 }
 
-#[derive(Default)]
-struct Generations {
-    young: HashMap<NodeId, Entry>,
-    old: HashMap<NodeId, Entry>,
+struct Held {
+    nodes: BoundedMap<NodeId, Entry>,
     /// Nodes that are still to be looked at in this turn.
     turn: Vec<NodeId>,
+}
+
+impl Default for Claimed {
+    fn default() -> Claimed {
+        let held = Held { nodes: BoundedMap::new(MAX_NODES), turn: Vec::new() };
+        Claimed { held: Mutex::new(held), hasher: RandomState::new() }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -80,37 +84,28 @@ impl Claimed {
 
     /// Whether a poll of `node` that claims what has this hash is still to be compared.
     pub(crate) fn is_news(&self, node: NodeId, says: u64) -> bool {
-        self.held().get(node).is_none_or(|entry| entry.says != Some(says))
+        self.held().nodes.get(&node).is_none_or(|entry| entry.says != Some(says))
     }
 
     /// Notes that the claims of `node` were compared and its granted ones stored. `says` is the hash of its poll, when
     /// a poll made the claims.
     pub(crate) fn note(&self, node: NodeId, says: Option<u64>, standing: &Standing) {
         let entry = Entry { says, standing: self.hasher.hash_one(standing), beyond: !standing.beyond.is_empty() };
-        let mut held = self.held();
-        if held.young.len() >= MAX_NODES {
-            held.old = std::mem::take(&mut held.young);
-        }
-        held.old.remove(&node);
-        held.young.insert(node, entry);
+        self.held().nodes.insert(node, entry);
     }
 
     /// Forgets `node`: its next poll is compared.
     pub(crate) fn forget(&self, node: NodeId) {
-        let mut held = self.held();
-        held.young.remove(&node);
-        held.old.remove(&node);
+        self.held().nodes.remove(&node);
     }
 
     /// Nodes whose grants are to be looked at now.
     pub(crate) fn due(&self) -> Vec<NodeId> {
         let mut held = self.held();
-        let all = held.young.iter().chain(&held.old);
         let mut due: Vec<NodeId> =
-            all.filter(|(_, entry)| entry.beyond).map(|(node, _)| *node).take(MAX_BEYOND).collect();
+            held.nodes.iter().filter(|(_, entry)| entry.beyond).map(|(node, _)| *node).take(MAX_BEYOND).collect();
         if held.turn.is_empty() {
-            held.turn =
-                held.young.iter().chain(&held.old).filter(|(_, entry)| !entry.beyond).map(|(n, _)| *n).collect();
+            held.turn = held.nodes.iter().filter(|(_, entry)| !entry.beyond).map(|(node, _)| *node).collect();
         }
         let rest = held.turn.len().saturating_sub(MAX_IN_TURN);
         due.extend(held.turn.drain(rest..));
@@ -120,17 +115,11 @@ impl Claimed {
     /// The hash of the last poll of `node`, where something else than `standing` was found before.
     pub(crate) fn changed(&self, node: NodeId, standing: &Standing) -> Option<Option<u64>> {
         let hash = self.hasher.hash_one(standing);
-        self.held().get(node).filter(|entry| entry.standing != hash).map(|entry| entry.says)
+        self.held().nodes.get(&node).filter(|entry| entry.standing != hash).map(|entry| entry.says)
     }
 
-    fn held(&self) -> MutexGuard<'_, Generations> {
+    fn held(&self) -> MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Generations {
-    fn get(&self, node: NodeId) -> Option<Entry> {
-        self.young.get(&node).or_else(|| self.old.get(&node)).copied()
     }
 }
 
@@ -146,12 +135,13 @@ pub(crate) fn write_down(batch: &mut Batch, node: NodeId, now: u64, standing: &S
 pub(crate) fn tell(batch: &mut Batch, node: NodeId, now: u64, standing: &Standing) {
     let claims = standing.beyond.join(" ");
     log::warn!("node {node} claims what is not granted to it: {claims}; allow it with `jsctl grant`");
-    history::event(batch, "not_granted", Some(node), now, &json!({"claims": standing.beyond}));
+    events::add(batch, "not_granted", Some(node), now, &json!({"claims": standing.beyond}));
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::HashMap;
 
     fn node(nid: u32) -> NodeId {
         NodeId { gid: 1, nid }
@@ -212,12 +202,10 @@ mod tests {
     }
 
     #[test]
-    fn the_book_of_claims_is_bounded() {
+    fn nodes_are_forgotten_when_many_others_came_since() {
         let claimed = Claimed::default();
         (1..=3 * MAX_NODES as u32).for_each(|nid| claimed.note(node(nid), Some(1), &standing(&["role:x"])));
         assert!(!claimed.is_news(node(3 * MAX_NODES as u32), 1) && claimed.is_news(node(1), 1));
         assert!(claimed.due().len() <= MAX_BEYOND + MAX_IN_TURN);
-        let held = claimed.held();
-        assert!(held.young.len() + held.old.len() <= 2 * MAX_NODES);
     }
 }

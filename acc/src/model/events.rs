@@ -20,7 +20,7 @@ const MAX_OF_ONE: usize = HISTORY / 10;
 const MAX_BYTES_OF_ONE: usize = 2 << 20;
 
 /// Adds an event: `name`, the node it is about, the time (ms), and what there is to say.
-pub(crate) fn add(batch: &mut Batch, name: &str, node: Option<NodeId>, now: u64, data: &Value) {
+pub fn add(batch: &mut Batch, name: &str, node: Option<NodeId>, now: u64, data: &Value) {
     let (gid, nid) = node.map_or((0, 0), |node| (node.gid, node.nid));
     // In this order, for the script reads name and node from the beginning.
     let entry = format!(r#"{{"name":{},"gid":{gid},"nid":{nid},"time":{now},"data":{data}}}"#, json!(name));

@@ -5,7 +5,6 @@
 use super::{DAY, HISTORY, keys};
 use crate::redis::errors::is_partial;
 use crate::redis::{Batch, Conn, describe};
-use jscommon::NodeId;
 use redis::{Cmd, RedisResult, Value};
 use std::collections::HashSet;
 
@@ -21,11 +20,6 @@ pub(crate) fn unkept(answers: Vec<RedisResult<Value>>) -> RedisResult<()> {
         log::debug!("what happens is not kept: {}", describe(&error));
     }
     Ok(())
-}
-
-/// Adds an event: `name`, the node it is about, the time (ms), and what there is to say.
-pub fn event(batch: &mut Batch, name: &str, node: Option<NodeId>, now: u64, data: &serde_json::Value) {
-    super::events::add(batch, name, node, now, data);
 }
 
 /// Adds a text that was no command, and why.

@@ -14,10 +14,11 @@
 use crate::api::context::Context;
 use crate::auth::shared_secrets;
 use crate::auth::tickets::{Flags, Tickets};
+use crate::bounded_map::Throttle;
 use crate::model::answer::{self, Answer};
 use crate::model::jobs::{self, Job};
 use crate::model::queue::{self, Queued, QueuedCommand};
-use crate::model::{DAY, controllers, history, inbox, wakeups};
+use crate::model::{DAY, controllers, events, history, inbox, wakeups};
 use crate::proxy::Remote;
 use crate::redis::errors::{is_away, is_broken, is_interrupted, is_moving, is_partial, is_spoilt};
 use crate::redis::{Batch, Conn, describe};
@@ -33,7 +34,7 @@ use jscommon::command::{BadCommand, TICKET};
 use jscommon::{Command, NodeId, death};
 use redis::{RedisError, RedisResult};
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -73,7 +74,7 @@ pub struct Dispatcher {
     held: DeferredJobs,
     known: NodeDirectory,
     /// Errors that were logged of late.
-    said: HashMap<String, Instant>,
+    logged: Throttle<String>,
 }
 
 /// One taken text and what is to be done with it.
@@ -191,7 +192,7 @@ impl Dispatcher {
             look: UNANSWERED_CHECK_INTERVAL,
             held: DeferredJobs::new(DEFERRED_CHECK_INTERVAL),
             known: NodeDirectory::default(),
-            said: HashMap::new(),
+            logged: Throttle::new(LOG_INTERVAL, MAX_LOGGED_ERRORS),
         }
     }
 
@@ -393,7 +394,7 @@ impl Dispatcher {
                 Plan::Duplicate(command) => {
                     self.count("duplicate");
                     let data = json!({"id": command.id, "cmd": command.cmd, "by": command.extra.get("by")});
-                    history::event(&mut batch, "duplicate", targets::named(command), now, &data);
+                    events::add(&mut batch, "duplicate", targets::named(command), now, &data);
                 }
             }
         }
@@ -688,10 +689,8 @@ impl Dispatcher {
 
     /// Logs an error, the same one once a minute.
     fn say(&mut self, sentence: String) {
-        self.said.retain(|_, at| at.elapsed() < LOG_INTERVAL);
-        if self.said.len() < MAX_LOGGED_ERRORS && !self.said.contains_key(&sentence) {
+        if self.logged.admits(&sentence, Instant::now()) {
             log::error!("{sentence}");
-            self.said.insert(sentence, Instant::now());
         }
     }
 

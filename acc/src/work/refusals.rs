@@ -2,7 +2,7 @@
 
 use crate::api::context::Context;
 use crate::auth::authenticator::Refused;
-use crate::model::history;
+use crate::model::events;
 use crate::redis::{Batch, Conn};
 use jscommon::NodeId;
 use redis::RedisResult;
@@ -19,7 +19,7 @@ pub(crate) fn add_events(context: &Context, conn: &mut Conn, refused: &[Refused]
     let mut batch = Batch::new();
     for one in refused {
         let data = json!({"addr": one.peer.to_string(), "reason": one.reason});
-        history::event(&mut batch, "refused", Some(one.node), context.clock.now(), &data);
+        events::add(&mut batch, "refused", Some(one.node), context.clock.now(), &data);
     }
     conn.run(&batch).map(drop)
 }

@@ -1,6 +1,6 @@
 //! The list of events, and what a node can do to it.
 
-use jsacc::model::history;
+use jsacc::model::events;
 use jsacc::redis::{Address, Batch, Conn};
 use jscommon::NodeId;
 use jstests::{Acc, AccOptions, Client, LONG, Redis, wait_until};
@@ -18,7 +18,7 @@ fn node(nid: u32) -> Option<NodeId> {
 
 fn tell(conn: &mut Conn, name: &str, node: Option<NodeId>, count: u64, data: &serde_json::Value) {
     let mut batch = Batch::new();
-    (0..count).for_each(|i| history::event(&mut batch, name, node, i, data));
+    (0..count).for_each(|i| events::add(&mut batch, name, node, i, data));
     conn.run(&batch).expect("an answer");
 }
 

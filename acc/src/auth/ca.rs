@@ -10,7 +10,7 @@ use anyhow::Context;
 use jscommon::file;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, date_time_ymd,
+    KeyUsagePurpose,
 };
 use std::path::Path;
 
@@ -78,8 +78,7 @@ impl Ca {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![usage];
         params.use_authority_key_identifier_extension = true;
-        let ((y, m, d), (year, month, day)) = (dates::date(now, -1), dates::date(now, days));
-        (params.not_before, params.not_after) = (date_time_ymd(y, m, d), date_time_ymd(year, month, day));
+        (params.not_before, params.not_after) = (dates::midnight(now, -1), dates::midnight(now, days));
         let cert = params.signed_by(&key, &self.issuer).context("a certificate cannot be signed")?;
         Ok((cert.pem(), key.serialize_pem()))
     }
@@ -91,8 +90,7 @@ fn params(now: u64) -> CertificateParams {
     params.distinguished_name = named("jsacc CA");
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    let ((y, m, d), (year, month, day)) = (dates::date(now, -1), dates::date(now, CA_DAYS));
-    (params.not_before, params.not_after) = (date_time_ymd(y, m, d), date_time_ymd(year, month, day));
+    (params.not_before, params.not_after) = (dates::midnight(now, -1), dates::midnight(now, CA_DAYS));
     params
 }
 

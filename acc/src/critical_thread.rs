@@ -37,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_is_told_and_an_orderly_end_is_not() {
+    fn failure_is_reported_and_an_orderly_end_is_not() {
         let told = |run: fn() -> Result<(), String>| {
             let (fatal, told) = crossbeam_channel::unbounded();
             drop(spawn("x", 64 << 10, fatal, run).unwrap());

@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_names_what_moved() {
+    fn text_has_the_counters_that_moved() {
         let metrics = Metrics::new();
         metrics.refused("head-too-long");
         metrics.requests.with_label_values(&["cmd", "200"]).inc();

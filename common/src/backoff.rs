@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn doubles_to_its_cap_and_starts_again() {
+    fn delay_doubles_to_its_cap_and_starts_again() {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(1));
         let waits: Vec<u128> = (0..6).map(|_| backoff.fail(1.0).as_millis()).collect();
         assert_eq!(waits, [100, 200, 400, 800, 1000, 1000]);

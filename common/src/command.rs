@@ -385,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_marked_as_secret_is_not_shown() {
+    fn marked_secret_is_not_shown() {
         let shown = |args: Value| Value::Object(shown_args(args.as_object().unwrap()));
         let open = json!({"env": {"A": "x"}, "secret": false});
         assert_eq!(shown(open.clone()), open);
@@ -421,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_command_and_back() {
+    fn command_is_read_back_whole() {
         let value = json!({"id": "a-1", "gid": 1, "nid": 10, "cmd": "execute", "args": {"cmd": "ls"}, "data": "in",
             "roles": [], "fanout": false, "tags": "t", "expires": 5, "later": [1]});
         let command = Command::from_value(value.clone()).unwrap();
@@ -430,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_out_has_a_default() {
+    fn omitted_fields_have_defaults() {
         let command = Command::parse(br#"{"id":"a","cmd":"ping","roles":["*"],"data":{"a":1},"args":null}"#).unwrap();
         assert_eq!((command.gid, command.nid, command.data.as_str()), (0, 0, r#"{"a":1}"#));
         assert!(command.args.is_empty());
@@ -536,7 +536,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_long_is_no_command_and_is_answered_shortly() {
+    fn command_that_is_too_long_is_refused_with_a_short_answer() {
         let text = |data: usize, id: &str| {
             json!({"id": id, "gid": 1, "nid": 2, "cmd": "ping", "data": "x".repeat(data)}).to_string().into_bytes()
         };
@@ -549,7 +549,7 @@ mod tests {
     }
 
     #[test]
-    fn text_of_too_many_values_is_no_command_and_is_answered_shortly() {
+    fn command_of_too_many_values_is_refused_with_a_short_answer() {
         let text = |count: usize, tags: &str| {
             let args = json!({"args": vec![0; count]});
             json!({"id": "a", "gid": 1, "nid": 2, "cmd": "ping", "tags": tags, "args": args}).to_string().into_bytes()

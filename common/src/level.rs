@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn written_forms() {
+    fn level_sets_are_read_from_text() {
         check("", &[]);
         check("1", &[1]);
         check("1,2,3", &[1, 2, 3]);
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn json_forms() {
+    fn level_sets_are_read_from_json() {
         assert_eq!(LevelSet::from_json(&json!([1, 9])), LevelSet::parse("1,9"));
         assert_eq!(LevelSet::from_json(&json!("1-2")), LevelSet::parse("1,2"));
         assert_eq!(LevelSet::from_json(&json!([])), Ok(LevelSet::NONE));

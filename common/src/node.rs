@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn text_and_back() {
+    fn node_is_read_back_from_its_text() {
         assert_eq!("1:10".parse(), Ok(NodeId { gid: 1, nid: 10 }));
         assert_eq!(NodeId { gid: 1, nid: 10 }.to_string(), "1:10");
         for bad in ["", "1", "1:", ":1", "0:1", "1:0", "+1:1", "01:1", "1:2:3", "-1:1", "1:4294967296"] {

@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_watchdog_is_for_whom_it_names() {
+    fn watchdog_is_for_the_named_process() {
         let check = |limit: &str, pid: Option<&str>| interval(limit.to_owned(), pid.map(str::to_owned), 7);
         assert_eq!(check("60000000", None), Some(Duration::from_secs(20)));
         assert_eq!(check("60000000", Some("7")), Some(Duration::from_secs(20)));

@@ -120,7 +120,7 @@ mod tests {
     const NODE: NodeId = NodeId { gid: 1, nid: 10 };
 
     #[test]
-    fn a_token_says_whose_it_is() {
+    fn token_names_its_node() {
         let secret = NodeSecret::new(b"0123456789abcdef0123456789abcdef");
         let token = secret.issue(NODE, 1_766_385_000_123);
         assert!(token.starts_with("1.10.1766385000123."), "{token}");

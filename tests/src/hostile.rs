@@ -2,7 +2,7 @@
 //!
 //! **In scope**: structured random requests on every path of a node, small and as large as a controller takes, and
 //! connections that send them one after the other as fast as they are answered.
-//! **Out of scope**: whoever has no credentials (`it/door`, the bench `door`).
+//! **Out of scope**: clients without credentials (`it/unauthenticated`, the bench `unauthenticated`).
 
 use crate::swarm::http;
 use anyhow::{Context, Result};

@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn faults_of_claims_are_told_by_whoever_takes_the_event() {
+    fn bad_claims_become_an_event() {
         let mut data = json!({"roles": ["web", "a b"], "labels": {"site": "ams", "x y": "z"}});
         let (claims, faults) = claims_of(&mut data);
         assert_eq!((claims.roles, claims.labels), (Some(vec!["web".into()]), Some(vec!["site=ams".into()])));

@@ -221,7 +221,7 @@ mod tests {
     const NODE: NodeId = NodeId { gid: 1, nid: 10 };
 
     #[test]
-    fn records_are_read_with_care() {
+    fn damaged_records_are_refused() {
         let check = |value: Value| read(NODE, value.as_object().unwrap().clone());
         let (list, text) = check(json!({"jobdomain": "a/b", "level": 3, "data": "x"})).unwrap();
         assert_eq!(list, "log.a_b.unknown");

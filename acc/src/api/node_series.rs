@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_bounded_of_a_node_and_in_all_and_told() {
+    fn names_beyond_the_bounds_are_left_out_and_reported() {
         let node = |nid| NodeId { gid: 1, nid };
         let mut series = Series::default();
         for nid in 1..=3 {
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn two_nodes_that_make_up_names_leave_those_of_others() {
+    fn made_up_names_of_two_nodes_leave_those_of_others() {
         let mut series = Series::default();
         for nid in 1..=2 {
             for n in 0..9500 {

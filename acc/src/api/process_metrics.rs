@@ -68,7 +68,7 @@ mod tests {
     const STAT: &str = "7 (a) b (c) S 1 7 7 0 -1 4194560 1 2 3 4 250 50 0 0 20 0 18 0 1200 9 9\n";
 
     #[test]
-    fn files_of_proc_are_read() {
+    fn fields_of_proc_files_are_read() {
         let status = "Name:\tjsacc\nVmHWM:\t    9 kB\nVmRSS:\t   12 kB\nThreads:\t18\n";
         assert_eq!((kilobytes(status, "VmRSS"), field(status, "Threads")), (Some(12.0), Some("18")));
         assert_eq!((kilobytes(status, "VmSize"), kilobytes(status, "Threads")), (None, None));
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_tells_about_itself() {
+    fn own_process_has_all_figures() {
         let text = text();
         for name in ["process_resident_memory_bytes", "process_threads", "process_open_fds", "process_max_fds"] {
             let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));

@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn store_is_spent_at_once_and_fills_again() {
+    fn burst_is_spent_at_once_and_refilled() {
         // (at ms, amount, seconds to wait); 10 records a second, 600 at once.
         let steps = [
             (0, 600, None),
@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn each_resource_has_a_store_of_its_own_and_all_or_none_is_spent() {
+    fn resources_have_bursts_of_their_own_and_all_or_none_is_spent() {
         let all = RateLimiter::new(10);
         let both = [Charge::new(Resource::Records, 10), Charge::new(Resource::Bytes, 20 << 20)];
         assert_eq!(all.take(NODE, &both, 0), Ok(()));
@@ -398,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_owed_counts() {
+    fn amount_that_is_owed_counts() {
         let all = RateLimiter::new(NORMAL);
         all.owe(NODE, Charge::new(Resource::Keys, 15_000), 0);
         assert_eq!((all.left(NODE, Resource::Keys, 0), all.left(OTHER, Resource::Keys, 0)), (0.0, 10_000.0));
@@ -407,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn nodes_that_have_spent_nothing_are_forgotten_now_and_then() {
+    fn nodes_without_spending_are_forgotten() {
         let all = RateLimiter::new(10);
         let ask = |nid, now| {
             all.take(NodeId { gid: 1, nid }, &records(1), now).unwrap();
@@ -438,7 +438,7 @@ mod tests {
         /// However requests come: a node gets no more than its store and the rate, a refusal costs nothing, and
         /// after the told seconds it is served.
         #[test]
-        fn node_gets_its_store_and_its_rate_and_no_more(
+        fn node_gets_its_burst_and_its_rate_and_no_more(
             resource in 0..ALL.len(),
             steps in proptest::collection::vec((0_u64..5000, 0.0_f64..1.2), 1..200),
         ) {

@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_comes_back_from_its_text() {
+    fn pipeline_slot_is_read_back_from_its_text() {
         let place = place(1 << 40, 2);
         assert_eq!(place.to_string().parse::<PipelineSlot>().unwrap(), place);
         assert!(place.is_last() && !PipelineSlot { of: 4, ..place }.is_last());

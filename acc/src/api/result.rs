@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_are_read_with_care() {
+    fn damaged_results_are_refused() {
         let good = taken(object!({"id": "a", "state": "OK", "starttime": 5, "later": 1}));
         assert_eq!((good.target.as_str(), good.run.as_str()), ("1:10", "5"));
         let text: Value = serde_json::from_str(&good.text).unwrap();
@@ -422,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn runs_of_recurring_jobs() {
+    fn successful_run_of_a_recurring_job_is_quiet() {
         let read = |state: &str, level: u8| {
             let ticket = tickets().issue(NODE, "a", Flags { recurring: Some(5) });
             let value = object!({"id": "a", "state": state, "level": level, "starttime": 7, "ticket": ticket});

@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn read_once_and_renewed_once_a_minute() {
+    fn source_is_read_once_and_renewed_once_a_minute() {
         let (cache, start) = (ScriptCache::default(), Instant::now());
         assert_eq!(ask(&cache, "a", start), (true, false));
         assert_eq!(ask(&cache, "a", start + Duration::from_secs(59)), (false, false));
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thousand_at_once_read_it_once() {
+    fn thousand_requests_at_once_read_it_once() {
         let cache = ScriptCache::default();
         let (reads, hash) = (AtomicUsize::new(0), sha256_hex(b"new"));
         std::thread::scope(|scope| {
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn what_redis_does_not_have_is_not_remembered() {
+    fn missing_source_is_not_remembered() {
         let (cache, now) = (ScriptCache::default(), Instant::now());
         let hash = sha256_hex(b"later");
         assert_eq!(cache.get(&hash, now, || Ok::<_, ()>(None), || Ok(true)), Ok(None));

@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn only_its_own_series() {
+    fn series_of_another_node_are_refused() {
         let node = NodeId { gid: 1, nid: 10 };
         for (key, want) in [("1.10.a.b.c", false), ("1.11.a.b.c", true), ("a.b", false), ("1.5", false), ("x", false)] {
             assert_eq!(names_another(node, key), want, "{key}");

@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_and_defaults() {
+    fn flags_override_the_defaults() {
         let Ok(Invocation::Serve(config)) = run("") else { panic!() };
         assert_eq!((config.port, config.redis.to_string().as_str()), (4000, "localhost:6379"));
         let Ok(Invocation::Serve(config)) =
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_that_others_can_read_is_told() {
+    fn password_on_the_command_line_is_warned_of() {
         let warned = |line: &str| match run(line) {
             Ok(Invocation::Serve(config)) => config.warnings.join(";"),
             other => panic!("{other:?}"),

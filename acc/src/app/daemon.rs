@@ -280,7 +280,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_is_any_word() {
+    fn token_file_holds_one_word() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("token");
         let read = |text: &str| {

@@ -187,7 +187,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_file_for_the_agent() {
+    fn agent_file_has_the_granted_roles_and_paths() {
         let named = ["role:web", "label:site=ams", "role:a/b"].map(str::to_owned);
         let text = agent_toml(Path::new("/x/\"y\""), NodeId { gid: 1, nid: 10 }, "https://h:1", &named, true);
         let table: toml::Table = toml::from_str(&text).unwrap();

@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn no_node_is_let_in_before_revocations_are_known() {
+    fn nodes_are_refused_until_revocations_are_known() {
         let secrets = Secrets::generate().unwrap();
         let token = secrets.current.issue(NODE, NOW);
         let cert = PeerCert { node: NODE, issued: Some(NOW) };
@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_does_as_well_and_both_must_agree() {
+    fn certificate_is_as_good_as_a_token_and_both_must_agree() {
         let (authenticator, secrets) = authenticator(Rules::default());
         let cert = PeerCert { node: NODE, issued: Some(NOW) };
         assert_eq!(authenticator.admit(&head(Route::Log(NODE), None, Some(&cert))), Ok(Admitted::Node(NODE)));
@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_can_be_required() {
+    fn token_alone_is_refused_where_a_certificate_is_required() {
         let (authenticator, secrets) = authenticator(Rules { require_cert: true, ..Rules::default() });
         let token = secrets.current.issue(NODE, NOW);
         refused(&authenticator, &head(Route::Cmd(NODE), Some(&token), None), 401, "client certificate");
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn without_credentials_when_told_so() {
+    fn node_without_credentials_is_admitted_when_told_so() {
         let (authenticator, secrets) = authenticator(Rules { no_auth: true, ..Rules::default() });
         assert_eq!(authenticator.admit(&head(Route::Cmd(NODE), None, None)), Ok(Admitted::Node(NODE)));
         assert_eq!(authenticator.admit(&head(Route::Cmd(NODE), Some("junk"), None)), Ok(Admitted::Node(NODE)));
@@ -388,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn revoked_is_what_was_issued_before() {
+    fn credentials_issued_before_a_revocation_are_refused() {
         let (authenticator, secrets) = authenticator(Rules::default());
         let old = secrets.current.issue(NODE, NOW - 5);
         let new = secrets.current.issue(NODE, NOW + 1);
@@ -430,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn the_nodes_figures_may_have_a_token_of_their_own() {
+    fn nodes_token_opens_the_nodes_figures_alone() {
         let own = |metrics: Option<&str>| {
             authenticator(Rules {
                 nodes_token: Some("n".into()),

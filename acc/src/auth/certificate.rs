@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unfit_certificate_is_told_with_what_to_do() {
+    fn unfit_certificate_is_refused_with_advice() {
         let plain = alone(|_| {});
         let cases = [
             (alone(|p| p.is_ca = IsCa::Ca(BasicConstraints::Unconstrained)), "that of a CA", "CA:FALSE"),
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nodes_take_is_taken() {
+    fn certificate_that_nodes_accept_is_accepted() {
         let (cert, key) = alone(|_| {});
         assert_eq!(try_pem(&cert, &key), Ok(()));
         let (cert, key) = alone(|p| p.is_ca = IsCa::ExplicitNoCa);

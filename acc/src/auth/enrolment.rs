@@ -135,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_it_says_and_until_when() {
+    fn enrolment_token_is_read_back_until_it_expires() {
         let secrets = Secrets::generate().unwrap();
         let node = Some(NodeId { gid: 1, nid: 10 });
         for (terms, prefix) in [
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_token_is_none() {
+    fn node_token_is_no_enrolment_token() {
         let secrets = Secrets::generate().unwrap();
         let token = secrets.current.issue(jscommon::NodeId { gid: 1, nid: 1 }, 5);
         assert!(Enrolment::check(&token, &secrets, 0).is_err());

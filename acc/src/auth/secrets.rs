@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_file_is_told() {
+    fn damaged_secret_file_is_refused() {
         let line = "a".repeat(64);
         for bad in ["", "abc", &line[1..], &format!("{line}\n{line}"), &format!("{line} x"), &format!("{line} 5")] {
             assert!(Secrets::parse(bad).is_err(), "{bad}");

@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn the_directory_is_made_once_and_kept() {
+    fn state_directory_is_made_once_and_kept() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().join("state");
         let first = StateDir::open(&dir, NOW).unwrap();
@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn pem_with_a_byte_order_mark_is_read_and_an_unfit_file_is_told_with_what_to_do() {
+    fn pem_with_a_byte_order_mark_is_read_and_unfit_files_are_refused_with_advice() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file.pem");
         let made = rcgen::generate_simple_self_signed(["ac.example".to_owned()]).unwrap();

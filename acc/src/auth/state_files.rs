@@ -84,7 +84,7 @@ mod tests {
 
     #[test]
     #[allow(clippy::print_stdout)] // where it cannot run, the log says so
-    fn what_root_writes_belongs_to_the_service_and_no_secret_to_the_owner_of_a_folder() {
+    fn files_that_root_writes_belong_to_the_service_and_no_secret_to_the_owner_of_a_folder() {
         if !nix::unistd::geteuid().is_root() {
             println!("SKIPPED: only root can write for another user");
             return;

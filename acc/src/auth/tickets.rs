@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn damaged_key_file_is_told() {
+    fn damaged_key_file_is_refused() {
         let keys = TicketKeys { current: key(1), previous: Some(key(2)) };
         assert_eq!(TicketKeys::parse(&keys.text()), Some(keys.clone()));
         assert!(!format!("{keys:?}").contains("0101"));

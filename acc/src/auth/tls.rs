@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_and_back() {
+    fn certificate_name_is_read_back() {
         let node = NodeId { gid: 1, nid: 10 };
         for issued in [None, Some(1_766_385_000_123)] {
             let cert = PeerCert { node, issued };

@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_names_the_same_settings() {
+    fn file_and_flags_give_the_same_settings() {
         let mut config = Config::default();
         config
             .read_toml(
@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn contradictions_are_told() {
+    fn contradictory_settings_are_refused() {
         let check = |change: fn(&mut Config), want: &str| {
             let mut config = Config::default();
             change(&mut config);

@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn every_spelling() {
+    fn every_form_of_an_address_is_read() {
         check("localhost:6379", Kind::Single, "localhost:6379");
         check("db.example", Kind::Single, "db.example:6379");
         check("rediss://u:p@h:1/2", Kind::Single, "rediss://h:1");
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn other_texts_say_what_is_wanted_and_hide_passwords() {
+    fn bad_addresses_are_refused_without_their_passwords() {
         for bad in [
             "",
             ",",

@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_compared_is_no_news_until_it_is_said_otherwise() {
+    fn compared_claims_are_no_news_until_they_change() {
         let claimed = Claimed::default();
         let says = |role: &str, issued, epoch| claimed.hash(&[role.to_owned()], issued, epoch);
         assert!(claimed.is_news(node(1), says("web", 5, 0)));
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn nodes_with_claims_beyond_are_looked_at_each_time_and_all_others_in_turn() {
+    fn nodes_with_claims_beyond_are_due_each_time_and_all_others_in_turn() {
         let claimed = Claimed::default();
         claimed.note(node(1), Some(1), &standing(&["role:vault"]));
         (2..=601).for_each(|nid| claimed.note(node(nid), Some(1), &standing(&[])));

@@ -409,7 +409,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parcels_are_unpacked_as_they_were_packed() {
+    fn queued_commands_are_unpacked_as_they_were_packed() {
         for (chosen_from, text) in [(None, r#"{"id":"a:b"}"#), (Some(0), "{}"), (Some(7), "")] {
             let command = QueuedCommand {
                 id: "a".into(),

@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn what_goes_out() {
+    fn answers_are_written_with_their_headers() {
         let empty = text(&Answer::empty(), true, false);
         assert_eq!(empty, format!("HTTP/1.1 204 No Content\r\n{DATE}X-JS-Time: 0\r\nConnection: keep-alive\r\n\r\n"));
         let answer = Answer::json(b"{}".to_vec());
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_say_what_to_do() {
+    fn refusals_have_the_headers_of_their_status() {
         let refusal = |status, reason: &str| {
             text(&Answer::refusal(&Refusal { status, reason: reason.into(), label: "x" }), false, false)
         };
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_from_tiny_http() {
+    fn responses_of_tiny_http_are_read() {
         let text = b"HTTP/1.1 200 OK\r\nServer: x\r\nContent-Type: text/plain\r\nX-JS-Park: 30\r\nRetry-After: 2\r\nContent-Length: 3\r\n\r\nabc";
         let head = text.len() - 3;
         for end in 0..head {

@@ -173,7 +173,7 @@ mod tests {
     use crate::route::Route;
 
     #[test]
-    fn only_what_the_proxy_knows_goes_on() {
+    fn headers_of_clients_are_not_passed_on() {
         let node = NodeId { gid: 1, nid: 10 };
         let peer = "::1".parse().unwrap();
         let alone = PipelineSlot { slot: 3, group: 8, at: 0, of: 1 };
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_without_a_date_is_told_as_one() {
+    fn certificate_without_a_date_is_marked() {
         let node = NodeId { gid: 1, nid: 10 };
         let head = RequestHead {
             route: Route::Cmd(node),
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_come_in_their_order_however_they_are_cut() {
+    fn responses_in_pieces_come_in_their_order() {
         let (ours, _theirs) = UnixStream::pair().unwrap();
         let text = [
             "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\none",

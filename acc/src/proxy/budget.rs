@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn who_does_not_read_its_answers_keeps_nobody_else_out() {
+    fn client_that_does_not_read_its_answers_keeps_no_other_out() {
         const MIB: usize = 1 << 20;
         let limits = Limits::default();
         let mut accounting = ResourceAccounting::default();

@@ -425,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn who_knocks_while_there_is_no_descriptor_keeps_no_core_busy() {
+    fn connections_without_a_descriptor_keep_no_core_busy() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let config = ProxyConfig {

@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn after_its_time_the_next_poll_is_parked_without_asking() {
+    fn poll_after_a_timeout_is_parked_without_asking() {
         let (mut polls, now) = parked();
         polls.leave(NODE, 1);
         assert_eq!(polls.parked(), 0);
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_registration_gets_old() {
+    fn old_registration_sends_the_poll_to_its_handler() {
         let (mut polls, now) = parked();
         polls.leave(NODE, 1);
         assert_eq!(polls.arrive(NODE, 2, ASK, now + TRUST), TO_HANDLER);
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_recall_asks_the_handler_again() {
+    fn recheck_asks_the_handler_again() {
         let (mut polls, now) = parked();
         assert_eq!(polls.recheck(NODE), Some(1));
         assert_eq!((polls.parked(), polls.recheck(NODE)), (0, None));

@@ -65,7 +65,7 @@ const POLL: &str = "GET /1/10/cmd?role=a&wait=30 HTTP/1.1\r\nHost: x\r\nAuthoriz
 const POST: &str = "POST /1/10/result HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n[1,2]";
 
 #[test]
-fn a_poll() {
+fn poll_is_read() {
     let (head, body, mut conn) = whole(POLL);
     assert_eq!((head.route, head.query.as_str()), (Route::Cmd(NODE), "role=a&wait=30"));
     assert_eq!((head.bearer.as_deref(), head.length, body.len()), (Some("t.o.k"), 0, 0));
@@ -88,7 +88,7 @@ fn a_body_and_the_next_request() {
 }
 
 #[test]
-fn who_wants_the_connection_kept() {
+fn keep_alive_follows_version_and_header() {
     let kept = |line: &str| whole(line).2.keeps_alive();
     assert!(kept("GET /health HTTP/1.1\r\nHost: x\r\n\r\n"));
     assert!(!kept("GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"));
@@ -99,7 +99,7 @@ fn who_wants_the_connection_kept() {
 }
 
 #[test]
-fn other_forms_that_are_taken() {
+fn unusual_forms_are_accepted() {
     assert_eq!(whole("GET http://ac.example:4000/health HTTP/1.1\r\nHost: x\r\n\r\n").0.route, Route::Health);
     assert!(whole("HEAD /health HTTP/1.1\r\nHost: x\r\n\r\n").0.bodiless);
     assert_eq!(whole("\r\n\r\nGET /health HTTP/1.1\r\nHost: x\r\n\r\n").0.route, Route::Health);
@@ -191,7 +191,7 @@ fn ambiguous_framing_is_refused() {
 }
 
 #[test]
-fn one_request_at_a_time() {
+fn second_request_waits_for_the_first() {
     refused(format!("{POLL}{POLL}"), 400, "pipelined");
     refused(format!("{POST}{POST}"), 400, "pipelined");
     refused(format!("{POST}x"), 400, "pipelined");
@@ -221,7 +221,7 @@ fn garbage_is_told_at_its_first_byte() {
 }
 
 #[test]
-fn paths_and_methods() {
+fn unknown_paths_and_methods_are_refused() {
     refused("GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n", 404, "path");
     refused("DELETE /health HTTP/1.1\r\nHost: x\r\n\r\n", 405, "path");
     refused("GET /0/1/cmd HTTP/1.1\r\nHost: x\r\n\r\n", 400, "path");
@@ -283,7 +283,7 @@ fn same(want: &[Step], got: &[Step], text: &str, at: usize) {
 proptest! {
     /// Whatever comes in, in whatever pieces: no panic, and never more held than a head or a body's worth.
     #[test]
-    fn any_bytes_in_any_pieces(parts in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..200), 0..50)) {
+    fn any_bytes_in_any_pieces_never_panic(parts in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..200), 0..50)) {
         let mut conn = Conn::new(1024, 1024);
         for part in &parts {
             run(&mut conn, [part.as_slice()]);
@@ -293,7 +293,7 @@ proptest! {
 
     /// Near misses of HTTP: lines made of what heads are made of.
     #[test]
-    fn almost_http(text in "(GET|POST|HEAD) /(1/10/(cmd|result|log)|health)(\\?[a-z=&%]{0,9})? HTTP/1.[01]\r\n((Content-Length|Transfer-Encoding|Host|X): (0|3|chunked|[a-z]{0,4})\r?\n){0,4}\r\n[abc\r\n]{0,5}", split in 0usize..200) {
+    fn almost_http_never_panics(text in "(GET|POST|HEAD) /(1/10/(cmd|result|log)|health)(\\?[a-z=&%]{0,9})? HTTP/1.[01]\r\n((Content-Length|Transfer-Encoding|Host|X): (0|3|chunked|[a-z]{0,4})\r?\n){0,4}\r\n[abc\r\n]{0,5}", split in 0usize..200) {
         let bytes = text.as_bytes();
         let at = split.min(bytes.len());
         let one = run(&mut conn(), [bytes]);
@@ -306,7 +306,7 @@ proptest! {
 
     /// A good request comes out as it went in, however it is cut.
     #[test]
-    fn good_requests(body in proptest::collection::vec(any::<u8>(), 0..300), cuts in proptest::collection::vec(1usize..50, 1..20), token in "[A-Za-z0-9._-]{1,40}") {
+    fn good_requests_are_read_in_any_pieces(body in proptest::collection::vec(any::<u8>(), 0..300), cuts in proptest::collection::vec(1usize..50, 1..20), token in "[A-Za-z0-9._-]{1,40}") {
         let mut bytes = format!("POST /7/8/log?a=b HTTP/1.1\r\nHost: x\r\nauthorization: Bearer {token}\r\ncontent-length: {}\r\n\r\n", body.len()).into_bytes();
         bytes.extend_from_slice(&body);
         let mut parts = Vec::new();

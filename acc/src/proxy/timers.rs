@@ -47,7 +47,7 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn in_their_order() {
+    fn timers_fire_in_their_order() {
         let now = Instant::now();
         let at = |seconds| Some(now + Duration::from_secs(seconds));
         let mut timers = Timers::default();

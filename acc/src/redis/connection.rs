@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn login_and_tls_go_along() {
+    fn login_and_tls_stay_with_another_host() {
         for (url, shown) in [("rediss://me:pw@a:1/2", "rediss://::1:7"), ("redis://me:pw@a:1/2", "redis://::1:7")] {
             let model = url.into_connection_info().unwrap();
             let there = with_host(&model, &("::1".to_owned(), 7));

@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn who_answered_is_asked_first_and_who_failed_last() {
+    fn server_that_answered_is_asked_first_and_one_that_failed_last() {
         let known_servers = KnownServers::new(vec![place("a"), place("b")]);
         known_servers.answered(&place("b"), [place("a"), place("c")]);
         assert_eq!(order(&known_servers), "bca");
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_told_of_no_more_goes_and_who_was_named_stays() {
+    fn server_that_left_the_cluster_is_forgotten_and_a_named_one_stays() {
         let known_servers = KnownServers::new(vec![place("a"), place("b")]);
         known_servers.answered(&place("a"), [place("c"), place("d")]);
         assert_eq!(order(&known_servers), "acdb");

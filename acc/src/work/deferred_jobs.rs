@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn looks_become_rarer_and_nothing_stays_behind() {
+    fn checks_become_rarer_and_nothing_stays_behind() {
         let second = Duration::from_secs(1);
         let mut held = DeferredJobs::new(second);
         held.jobs.insert("a".into(), Vec::new());

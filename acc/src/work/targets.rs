@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_of_target() {
+    fn targets_are_chosen_by_every_kind_of_address() {
         check(json!({"gid": 7, "nid": 9}), 0.0, &["7:9"]);
         check(json!({"gid": 7, "nid": 9, "roles": ["web"], "fanout": true}), 0.0, &["7:9"]);
         check(json!({"roles": ["web"]}), 0.0, &["1:1"]);
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_told_by_name() {
+    fn missing_target_is_named() {
         let command = |value| Command::from_value(value).unwrap();
         let one = command(json!({"id": "a", "cmd": "ping", "roles": ["mail"]}));
         assert_eq!(nobody(&one), "no live node has the role 'mail'");

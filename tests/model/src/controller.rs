@@ -11,7 +11,7 @@ pub(crate) fn steps(out: &mut Steps<'_>) {
             life(out, ac);
             dispatcher(out, ac);
             expiry(out, ac);
-            doorbell(out, ac);
+            wakeups(out, ac);
         }
     }
     for node in 0..out.setup.nodes {
@@ -25,7 +25,7 @@ pub(crate) fn steps(out: &mut Steps<'_>) {
 /// Beats, and what others have taken who are gone.
 fn life(out: &mut Steps<'_>, ac: usize) {
     let state = out.state;
-    // `Dispatcher::turn` says so before it takes anything, `Janitor::beat` every 5 s. Redis did not know it (any
+    // `Dispatcher::turn` says so before it takes anything, `Heartbeat::beat` every 5 s. Redis did not know it (any
     // more): every waiting poll is asked again.
     if !state.ac[ac].announced || state.redis.beat[ac] != Beat::Fresh {
         out.fair("beat", |s, _| {
@@ -38,7 +38,7 @@ fn life(out: &mut Steps<'_>, ac: usize) {
             }
         });
     }
-    // `Janitor::look` and `Janitor::gone` find them, `Dispatcher::turn` inherits between two commands.
+    // `Sync::sync` and the task `reclaim` find them, `Dispatcher::turn` reclaims between two commands.
     if state.ac[ac].dispatcher.next == Do::Idle && state.ac[ac].announced && !out.setup.is(Mutation::NobodyInherits) {
         for from in (0..ACS).filter(|from| *from != ac) {
             let found_dead = state.redis.beat[from] == Beat::Silent;
@@ -129,7 +129,7 @@ fn dispatcher(out: &mut Steps<'_>, ac: usize) {
                 die(s, ac);
             });
         }
-        // `lists::ring`.
+        // `wakeups::notify`.
         Do::Wakeup => out.fair("ring the bell", |s, _| {
             let at = &mut s.ac[ac].dispatcher;
             let (node, holder) = at.ring;
@@ -220,7 +220,7 @@ fn give_hash(s: &mut State, command: usize, (answer, verdict): (Answer, Verdict)
     }
 }
 
-/// `Janitor::expire`.
+/// `work::expiry`.
 fn expiry(out: &mut Steps<'_>, ac: usize) {
     let state = out.state;
     let at = state.ac[ac].expiry;
@@ -281,12 +281,14 @@ fn expiry(out: &mut Steps<'_>, ac: usize) {
         }),
     }
     if at.next != Next::Idle {
-        out.fault(fault::CUT, "the janitor's connection breaks", |s, _| s.ac[ac].expiry = Expiry::default());
+        out.fault(fault::CUT, "the connection of the periodic tasks breaks", |s, _| {
+            s.ac[ac].expiry = Expiry::default()
+        });
     }
 }
 
-/// `doorbell::hear`, and `Janitor::seen` for what was lost on the way to a waiting poll.
-fn doorbell(out: &mut Steps<'_>, ac: usize) {
+/// `work::wakeups`, and `work::presence` for what was lost on the way to a waiting poll.
+fn wakeups(out: &mut Steps<'_>, ac: usize) {
     for node in 0..out.setup.nodes {
         let bell = out.state.redis.bell[ac];
         if bell.moved[node] {
@@ -442,7 +444,7 @@ fn poll(out: &mut Steps<'_>, node: usize, slot: usize) {
                 }
             })
         }
-        // `lists::gone`, and then it is asked again.
+        // `wakeups::notify_moved`, and then it is asked again.
         Polling::Moving => out.fair("tell the controller that the node has left", |s, _| {
             s.redis.bell[usize::from(at.told) - 1].moved[node] = true;
             s.node[node].poll[slot].at = Polling::Asked;

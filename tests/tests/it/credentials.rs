@@ -1,4 +1,4 @@
-//! Who may do what at the controller's door, and what it says to those who may not.
+//! The requests that each kind of credentials opens at the controller, and the refusals of all others.
 
 use jstests::{Acc, AccOptions, Client, FakeNode, LONG, Redis, wait_until};
 use serde_json::json;
@@ -128,7 +128,7 @@ fn metrics_are_for_loopback_or_with_their_token() {
 }
 
 #[test]
-fn the_nodes_figures_may_have_a_token_of_their_own() {
+fn nodes_token_opens_the_nodes_figures_alone() {
     let redis = Redis::start();
     let file = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(file.path(), "nodes-only\n").expect("write the token");

@@ -110,7 +110,7 @@ fn a_node_that_stops_while_its_poll_is_not_yet_written_down_has_stopped() {
             _ => client.redis(&["HGET", "jsacc:agent:1:10", name]),
         }
     };
-    // The janitor is told of a poll a second after it came, and may be at it already on a busy machine.
+    // The presence task is told of a poll a second after it came, and may be at it already on a busy machine.
     let written = (0..3).find_map(|_| {
         let waiting = poll(&acc, 60);
         wait_until("it waits", LONG, || parked(&acc));
@@ -127,6 +127,7 @@ fn a_node_that_stops_while_its_poll_is_not_yet_written_down_has_stopped() {
         wait_until("it is gone", LONG, || !parked(&acc));
         seen
     });
-    let (seen, stopped) = (written.expect("the janitor writes it down"), field("HGET", "stopped").expect("it said so"));
+    let (seen, stopped) =
+        (written.expect("the presence task writes it down"), field("HGET", "stopped").expect("it said so"));
     assert!(seen <= stopped, "seen {} ms after it stopped", seen - stopped);
 }

@@ -95,7 +95,7 @@ fn health_admits_no_node_before_the_ticket_key_is_agreed_on() {
 fn revocations_that_were_read_earlier_do_not_replace_newer_ones() {
     let dir = tempfile::tempdir().expect("a folder");
     let (_redis, _client, context, _) = fresh(dir.path());
-    // The health check has read none; then the node is revoked, and the janitor is the first to say so.
+    // The health check has read none; then the node is revoked, and the periodic sync is the first to say so.
     context.authenticator.set_revoked(HashMap::from([(NODE, 5)]));
     context.authenticator.set_first_revoked(HashMap::new());
     assert_eq!(context.authenticator.revoked_until(NODE), Some(5));

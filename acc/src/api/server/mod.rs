@@ -438,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_until_it_is_dropped() {
+    fn server_answers_until_it_is_dropped() {
         let handle = start(2, Arc::new(Echo));
         let body = "x".repeat(100_000);
         let head = "POST /1/2/log HTTP/1.1\r\nConnection: close\r\nX-JS-Node: 1:2\r\nAuthorization: Bearer t";
@@ -496,7 +496,7 @@ mod tests {
     }
 
     #[test]
-    fn is_made_anew_when_the_proxy_is_refused() {
+    fn server_is_made_anew_when_the_proxy_is_refused() {
         let handle = start(2, Arc::new(Echo));
         let dead = handle.shared.current().unwrap();
         // It listens as before: then nothing is done.
@@ -531,7 +531,7 @@ mod tests {
     }
 
     #[test]
-    fn is_made_anew_when_its_accept_loop_ended() {
+    fn server_is_made_anew_when_its_accept_loop_ended() {
         let handle = start(2, Arc::new(Echo));
         let dead = handle.shared.current().unwrap();
         handle.shared.remake(&dead, Some(&io::Error::other("a test")));

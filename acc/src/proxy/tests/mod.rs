@@ -275,7 +275,7 @@ fn credentials_are_checked_before_the_body() {
 }
 
 #[test]
-fn one_node_cannot_fill_the_house() {
+fn one_node_cannot_take_all_connections() {
     let site = Site::new(Limits { max_node_connections: 2, ..Limits::default() });
     let mut held = [site.client(), site.client()];
     for client in &mut held {
@@ -333,7 +333,7 @@ fn an_idle_poll_gets_204_and_the_next_one_is_parked_by_the_proxy() {
 }
 
 #[test]
-fn a_recalled_poll_is_asked_about_again() {
+fn rechecked_poll_goes_to_its_handler_again() {
     let site = Site::new(Limits::default());
     let mut client = site.client();
     client.poll("wait=30");
@@ -369,7 +369,7 @@ fn a_poll_whose_client_went_away_is_forgotten() {
 }
 
 #[test]
-fn a_polite_stop_answers_everybody() {
+fn graceful_stop_answers_every_request() {
     let mut site = Site::new(Limits::default());
     let (release, slow) = crossbeam_channel::bounded(0);
     let (mut poller, mut idle, mut poster) = (site.client(), site.client(), site.client());
@@ -391,7 +391,7 @@ fn a_polite_stop_answers_everybody() {
 }
 
 #[test]
-fn deadlines_end_what_does_not_move() {
+fn stalled_clients_end_at_their_deadlines() {
     let short = Duration::from_millis(200);
     let site =
         Site::new(Limits { head: short, body_pause: short, answer_pause: short, linger: short, ..Limits::default() });
@@ -423,7 +423,7 @@ fn a_body_waits_for_its_continue() {
 }
 
 #[test]
-fn a_client_that_is_told_off_can_read_why() {
+fn refused_client_can_read_the_reason() {
     let site = Site::new(Limits::default());
     let mut client = site.client();
     let mut body = client.stream.try_clone().unwrap();
@@ -452,7 +452,7 @@ fn a_request_too_many_ends_the_poll_before_it() {
 }
 
 #[test]
-fn a_full_house_makes_room_by_the_silent() {
+fn silent_connection_makes_room_when_all_are_taken() {
     let site = Site::new(Limits { max_connections: 8, ..Limits::default() });
     let mut held: Vec<Client> = (0..8).map(|_| site.client()).collect();
     wait_until(|| site.metrics.connections.get() >= 4);
@@ -496,7 +496,7 @@ fn a_node_that_waits_was_seen_when_its_poll_came() {
 }
 
 #[test]
-fn those_who_travel_together_get_each_their_own_answer() {
+fn requests_on_one_connection_get_each_their_own_answer() {
     let site = Site::new(Limits { max_backend: 2, ..Limits::default() });
     let (open, closed) = crossbeam_channel::bounded::<()>(0);
     *site.desk.slow.lock().unwrap() = Some(closed);
@@ -523,7 +523,7 @@ fn those_who_travel_together_get_each_their_own_answer() {
 }
 
 #[test]
-fn one_slow_request_among_many_keeps_nobody_waiting_but_those_behind_it() {
+fn slow_request_delays_only_those_behind_it() {
     // The handlers have four threads.
     let site = Site::new(Limits { max_backend: 8, ..Limits::default() });
     let (open, closed) = crossbeam_channel::bounded::<()>(0);
@@ -599,7 +599,7 @@ fn a_body_counts_for_as_long_as_it_is_held_whether_its_client_stays_or_not() {
 }
 
 #[test]
-fn the_gate_ends_when_nobody_takes_requests_any_more() {
+fn proxy_ends_when_no_request_is_taken_any_more() {
     let folder = tempfile::tempdir().unwrap();
     let _backend = std::os::unix::net::UnixListener::bind(folder.path().join("http")).unwrap();
     let limits = Limits { handler: Duration::from_millis(100), ..Limits::default() };

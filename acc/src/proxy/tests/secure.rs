@@ -176,7 +176,7 @@ fn big_bodies_go_through_both_ways() {
 }
 
 #[test]
-fn strangers_to_tls_end_and_are_counted() {
+fn clients_without_tls_end_and_are_counted() {
     let pki = Pki::new();
     let site = pki.site(Limits { handshake: Duration::from_millis(300), ..Limits::default() });
     let end = |bytes: &[u8]| {

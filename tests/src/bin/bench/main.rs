@@ -6,7 +6,6 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)] // A program whose purpose is a table on a terminal.
 
 mod client;
-mod door;
 mod footprint;
 mod hostile;
 mod measure;
@@ -22,6 +21,7 @@ mod statsd;
 mod supervise;
 mod table;
 mod tickets;
+mod unauthenticated;
 
 use std::process::ExitCode;
 
@@ -43,7 +43,7 @@ type Bench = (&'static str, &'static str, fn(&Options) -> anyhow::Result<()>);
 const BENCHES: &[Bench] = &[
     ("client", "the Python client beside plain redis-py, jsctl's start, a large fleet", client::run),
     ("roundtrip", "ping and execute from LPUSH to the result, beside the floor", roundtrip::run),
-    ("door", "honest polls beside strangers, and what each stranger costs", door::run),
+    ("unauthenticated", "polls beside clients without credentials, and what each of those costs", unauthenticated::run),
     (
         "hostile",
         "a hostile node with good credentials: what grows, and another node's ping; --check fails on memory",

@@ -121,8 +121,8 @@ fn checks(options: &Options) -> Result<()> {
     let (old, rotated) = (secrets.current.issue(NODE, now()), secrets.rotated(now())?);
     let new = rotated.current.issue(NODE, now());
     let spoilt = format!("{}x", &new[..new.len() - 1]);
-    let door = Authenticator::new(Rules::default(), rotated, now);
-    door.set_revoked((1..=REVOKED).map(|nid| (NodeId { gid: 2, nid }, now())).collect::<HashMap<_, _>>());
+    let authenticator = Authenticator::new(Rules::default(), rotated, now);
+    authenticator.set_revoked((1..=REVOKED).map(|nid| (NodeId { gid: 2, nid }, now())).collect::<HashMap<_, _>>());
     let dir = tempfile::tempdir()?;
     let name = PeerCert { node: NODE, issued: Some(now()) };
     let (pem, _) = Ca::open(dir.path(), now())?.client(&name.dns_name(), now(), 10)?;
@@ -132,7 +132,7 @@ fn checks(options: &Options) -> Result<()> {
     let each = |work: &dyn Fn() -> bool, want: bool| {
         let begin = Instant::now();
         for _ in 0..times {
-            ensure!(black_box(work()) == want, "the guard has decided otherwise");
+            ensure!(black_box(work()) == want, "it was decided otherwise");
         }
         Ok(vec![1e6 * begin.elapsed().as_secs_f64() / f64::from(times)])
     };
@@ -145,11 +145,11 @@ fn checks(options: &Options) -> Result<()> {
         "a certificate's names, each session",
     ];
     let mut cases = vec![
-        Case::new(names[0], || each(&|| door.admit(&head(Some(&new), None)).is_ok(), true)),
-        Case::new(names[1], || each(&|| door.admit(&head(Some(&old), None)).is_ok(), true)),
-        Case::new(names[2], || each(&|| door.admit(&head(Some(&spoilt), None)).is_ok(), false)),
-        Case::new(names[3], || each(&|| door.admit(&head(None, Some(&cert))).is_ok(), true)),
-        Case::new(names[4], || each(&|| door.admit(&head(Some(&new), Some(&cert))).is_ok(), true)),
+        Case::new(names[0], || each(&|| authenticator.admit(&head(Some(&new), None)).is_ok(), true)),
+        Case::new(names[1], || each(&|| authenticator.admit(&head(Some(&old), None)).is_ok(), true)),
+        Case::new(names[2], || each(&|| authenticator.admit(&head(Some(&spoilt), None)).is_ok(), false)),
+        Case::new(names[3], || each(&|| authenticator.admit(&head(None, Some(&cert))).is_ok(), true)),
+        Case::new(names[4], || each(&|| authenticator.admit(&head(Some(&new), Some(&cert))).is_ok(), true)),
         Case::new(names[5], || each(&|| PeerCert::read(&der).is_some(), true)),
     ];
     let medians = interleaved(options.rounds, &mut cases)?;

@@ -1,5 +1,5 @@
-//! What strangers cost: polls that honest nodes have answered beside a thousand of them, and what one
-//! stranger of each kind takes of the controller; and what it costs to be let in (`sessions`).
+//! The cost of clients without credentials: polls that honest nodes have answered beside a thousand of them, and what one
+//! of each kind takes of the controller; and the cost of authentication (`sessions`).
 
 use crate::Options;
 use crate::measure::{Case, interleaved, ms, quantile};
@@ -22,25 +22,25 @@ const HONEST: u32 = 4;
 /// Nodes of each of them in turn, for one that polls for nothing too often is told to wait.
 const NODES: u32 = 1000;
 
-type Begin = fn(&Authenticator) -> Result<Held>;
+type Begin = fn(&Target) -> Result<Held>;
 
-/// The strangers that wait: what each of them does, and how one begins.
+/// The clients that wait: what each of them does, and how one begins.
 const WAITING: &[(&str, Begin)] =
     &[("silent", silent), ("stalled handshakes", stalled), ("heads that never end, over TLS", slow_head)];
 
-/// The strangers that come again and again, one after the other, from two threads.
+/// The clients that come again and again, one after the other, from two threads.
 const COMING: &[(&str, Begin)] =
     &[("garbage", garbage), ("handshakes without a request", hello), ("bad tokens", bad_token)];
 
-/// The connection of a stranger that waits.
+/// The connection of a client that waits.
 type Held = Box<dyn Send>;
 
-struct Authenticator {
+struct Target {
     acc: Acc,
     tls: Arc<ClientConfig>,
 }
 
-impl Authenticator {
+impl Target {
     fn dial(&self) -> Result<TcpStream> {
         TcpStream::connect(("127.0.0.1", self.acc.port())).context("connect to the controller")
     }
@@ -56,49 +56,49 @@ impl Authenticator {
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let (strangers, seconds) = if options.quick { (50, 0.3) } else { (1000, 2.0) };
+    let (clients, seconds) = if options.quick { (50, 0.3) } else { (1000, 2.0) };
     let redis = Redis::start();
     let quiet = vec!["--log-level".to_owned(), "warn".to_owned()];
     let acc = Acc::start(&redis, AccOptions { args: quiet, ..AccOptions::secure() });
     let tls = trusting(&acc.ca().context("the controller's CA")?)?;
     let nodes: Vec<FakeNode> = honest_nodes(&acc)?;
-    let door = Arc::new(Authenticator { acc, tls });
+    let target = Arc::new(Target { acc, tls });
 
-    let mut cases = vec![Case::new("alone", || honest(&nodes, seconds, &door))];
+    let mut cases = vec![Case::new("alone", || honest(&nodes, seconds, &target))];
     for (name, begin) in WAITING {
-        let (nodes, door) = (&nodes, &door);
+        let (nodes, target) = (&nodes, &target);
         cases.push(Case::new(name, move || {
-            let used = proc::cpu(door.acc.pid())?;
-            let held = (0..strangers).map(|_| begin(door)).collect::<Result<Vec<Held>>>()?;
-            let cost = 1e6 * (proc::cpu(door.acc.pid())? - used) / f64::from(strangers);
-            let mut figures = honest(nodes, seconds, door)?;
+            let used = proc::cpu(target.acc.pid())?;
+            let held = (0..clients).map(|_| begin(target)).collect::<Result<Vec<Held>>>()?;
+            let cost = 1e6 * (proc::cpu(target.acc.pid())? - used) / f64::from(clients);
+            let mut figures = honest(nodes, seconds, target)?;
             figures[4] = cost;
             drop(held);
             Ok(figures)
         }));
     }
     for (name, begin) in COMING {
-        let (nodes, door) = (&nodes, &door);
+        let (nodes, target) = (&nodes, &target);
         cases.push(Case::new(name, move || {
             let (begun, end) = (Arc::new(std::sync::atomic::AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
             let come = |_| {
-                let (door, begun, end, begin) = (door.clone(), begun.clone(), end.clone(), *begin);
+                let (target, begun, end, begin) = (target.clone(), begun.clone(), end.clone(), *begin);
                 thread::spawn(move || {
                     while !end.load(Ordering::Relaxed) {
-                        if begin(&door).is_ok() {
+                        if begin(&target).is_ok() {
                             begun.fetch_add(1, Ordering::Relaxed);
                         }
                     }
                 })
             };
-            let used = proc::cpu(door.acc.pid())?;
+            let used = proc::cpu(target.acc.pid())?;
             let threads: Vec<JoinHandle<()>> = (0..2).map(come).collect();
-            let mut figures = honest(nodes, seconds, door)?;
+            let mut figures = honest(nodes, seconds, target)?;
             end.store(true, Ordering::Relaxed);
             threads.into_iter().for_each(|thread| drop(thread.join()));
             let count = begun.load(Ordering::Relaxed).max(1) as f64;
             // What the honest polls take is in it: an upper bound.
-            figures[4] = 1e6 * (proc::cpu(door.acc.pid())? - used) / count;
+            figures[4] = 1e6 * (proc::cpu(target.acc.pid())? - used) / count;
             figures.push(count / seconds);
             Ok(figures)
         }));
@@ -106,14 +106,14 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let mut medians = interleaved(options.rounds, &mut cases)?;
     drop(cases);
     for ((_, begin), figures) in WAITING.iter().zip(&mut medians[1..]) {
-        figures[3] = memory_each(*begin, strangers)?;
+        figures[3] = memory_each(*begin, clients)?;
     }
 
     let alone = medians[0].clone();
     let heads = ["honest polls over TLS", "polls/s", "p50 ms", "p99 ms", "p99 ratio", "KB each", "CPU us each"];
     let mut table = Table::new(&heads);
     let names = std::iter::once(("alone".to_owned(), false))
-        .chain(WAITING.iter().map(|(name, _)| (format!("beside {strangers} {name}"), false)))
+        .chain(WAITING.iter().map(|(name, _)| (format!("beside {clients} {name}"), false)))
         .chain(COMING.iter().map(|(name, _)| (format!("beside {name}, as fast as they come"), true)));
     for ((name, coming), figures) in names.zip(&medians) {
         let mut cells =
@@ -126,30 +126,30 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     table.print();
     println!(
-        "\naim: p99 at most doubled beside 1,000 strangers; those that come as fast as they can share two cores with all"
+        "\naim: p99 at most doubled beside 1,000 of them; those that come as fast as they can share two cores with all"
     );
     crate::sessions::run(options)
 }
 
-/// KB that one more stranger takes of a controller that has seen none before: one that has keeps the
+/// KB that one more such client takes of a controller that has seen none before: one that has keeps the
 /// memory of those that left for those that come.
-fn memory_each(begin: Begin, strangers: u32) -> Result<f64> {
+fn memory_each(begin: Begin, clients: u32) -> Result<f64> {
     let redis = Redis::start();
     let quiet = vec!["--log-level".to_owned(), "warn".to_owned()];
     let acc = Acc::start(&redis, AccOptions { args: quiet, ..AccOptions::secure() });
     let tls = trusting(&acc.ca().context("the controller's CA")?)?;
-    let door = Authenticator { acc, tls };
+    let target = Target { acc, tls };
     let connections = || {
-        let text = door.acc.anonymous().get("/metrics").body;
+        let text = target.acc.anonymous().get("/metrics").body;
         let line = text.lines().find_map(|line| line.strip_prefix("jsacc_connections "));
         line.and_then(|value| value.parse::<f64>().ok()).unwrap_or(0.0)
     };
-    let before = proc::memory(door.acc.pid())? as f64;
-    let held = (0..strangers).map(|_| begin(&door)).collect::<Result<Vec<Held>>>()?;
-    wait_until("all are in", LONG, || connections() >= f64::from(strangers));
-    let grown = proc::memory(door.acc.pid())? as f64 - before;
+    let before = proc::memory(target.acc.pid())? as f64;
+    let held = (0..clients).map(|_| begin(&target)).collect::<Result<Vec<Held>>>()?;
+    wait_until("all are in", LONG, || connections() >= f64::from(clients));
+    let grown = proc::memory(target.acc.pid())? as f64 - before;
     drop(held);
-    Ok(grown / f64::from(strangers) / 1e3)
+    Ok(grown / f64::from(clients) / 1e3)
 }
 
 /// Nodes for all pollers, one after the other.
@@ -166,7 +166,7 @@ fn honest_nodes(acc: &Acc) -> Result<Vec<FakeNode>> {
 }
 
 /// Polls of all honest nodes for a time: polls a second, p50 and p99 in ms, and room for two more figures.
-fn honest(nodes: &[FakeNode], seconds: f64, _door: &Authenticator) -> Result<Vec<f64>> {
+fn honest(nodes: &[FakeNode], seconds: f64, _door: &Target) -> Result<Vec<f64>> {
     let until = Instant::now() + Duration::from_secs_f64(seconds);
     let poller = |nodes: &[FakeNode]| {
         let nodes = nodes.to_vec();
@@ -189,36 +189,36 @@ fn honest(nodes: &[FakeNode], seconds: f64, _door: &Authenticator) -> Result<Vec
     Ok(vec![times.len() as f64 / seconds, quantile(&times, 0.5), quantile(&times, 0.99), 0.0, 0.0])
 }
 
-fn silent(door: &Authenticator) -> Result<Held> {
-    Ok(Box::new(door.dial()?))
+fn silent(target: &Target) -> Result<Held> {
+    Ok(Box::new(target.dial()?))
 }
 
-fn stalled(door: &Authenticator) -> Result<Held> {
-    let mut stream = door.dial()?;
+fn stalled(target: &Target) -> Result<Held> {
+    let mut stream = target.dial()?;
     stream.write_all(b"\x16\x03\x01\x01\x00\x01\x00\x00\xfc\x03\x03")?;
     Ok(Box::new(stream))
 }
 
-fn slow_head(door: &Authenticator) -> Result<Held> {
-    let mut stream = door.handshake()?;
+fn slow_head(target: &Target) -> Result<Held> {
+    let mut stream = target.handshake()?;
     stream.write_all(b"GET /hea")?;
     Ok(Box::new(stream))
 }
 
-fn garbage(door: &Authenticator) -> Result<Held> {
-    let mut stream = door.dial()?;
+fn garbage(target: &Target) -> Result<Held> {
+    let mut stream = target.dial()?;
     stream.write_all(b"\xff\xff\xff\xff\xff\xff\xff\xff")?;
     let _ = stream.read(&mut [0; 64]);
     Ok(Box::new(()))
 }
 
-fn hello(door: &Authenticator) -> Result<Held> {
-    drop(door.handshake()?);
+fn hello(target: &Target) -> Result<Held> {
+    drop(target.handshake()?);
     Ok(Box::new(()))
 }
 
-fn bad_token(door: &Authenticator) -> Result<Held> {
-    let mut stream = door.handshake()?;
+fn bad_token(target: &Target) -> Result<Held> {
+    let mut stream = target.handshake()?;
     stream.write_all(b"GET /1/1/cmd?wait=0 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer 1.1.1.AAAA\r\n\r\n")?;
     let _ = stream.read(&mut [0; 512]);
     Ok(Box::new(()))

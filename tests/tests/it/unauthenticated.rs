@@ -1,4 +1,4 @@
-//! Strangers at the door of the real controller: each ends in bounded time and memory, with its
+//! Clients without credentials at the real controller: each ends in bounded time and memory, with its
 //! reason counted, and others are served meanwhile.
 
 use jstests::proc;
@@ -14,8 +14,8 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// The longest that a stranger may take to be gone: every deadline of the door is below it.
-const PATIENCE: Duration = Duration::from_secs(300);
+/// The longest that such a client may take to be gone: every deadline of the proxy is below it.
+const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(300);
 
 const HEALTH: &str = "GET /health HTTP/1.1\r\nHost: x\r\n\r\n";
 
@@ -29,7 +29,7 @@ fn addr(acc: &Acc) -> SocketAddr {
 
 fn dial(acc: &Acc) -> TcpStream {
     let stream = TcpStream::connect(addr(acc)).expect("a connection");
-    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    stream.set_read_timeout(Some(DISCONNECT_TIMEOUT)).expect("a timeout");
     stream
 }
 
@@ -90,7 +90,7 @@ fn served(acc: &Acc, client: &mut Client) {
 }
 
 #[test]
-fn what_is_no_request_is_refused_with_its_reason() {
+fn malformed_request_is_refused_with_its_reason() {
     let redis = Redis::start();
     let acc = Acc::start(&redis, quiet(AccOptions::default()));
     let post = |headers: &str| format!("POST /1/10/result HTTP/1.1\r\nHost: x\r\n{headers}\r\n");
@@ -126,7 +126,7 @@ fn what_is_no_request_is_refused_with_its_reason() {
 }
 
 #[test]
-fn old_and_careful_clients_are_served() {
+fn clients_of_old_http_are_served() {
     let redis = Redis::start();
     let acc = Acc::start(&redis, quiet(AccOptions::default()));
     let answer = told(&acc, "GET /health HTTP/1.0\r\n\r\n");
@@ -150,7 +150,7 @@ fn old_and_careful_clients_are_served() {
 }
 
 #[test]
-fn who_does_not_move_is_let_go() {
+fn stalled_client_is_disconnected() {
     let redis = Redis::start();
     let acc = Acc::start(&redis, quiet(AccOptions::default()));
     let mut client = Client::new(&redis);
@@ -201,7 +201,7 @@ fn who_does_not_move_is_let_go() {
         if figure(&acc, "jsacc_connections") <= 3 {
             break;
         }
-        assert!(start.elapsed() < PATIENCE, "{} connections are left", figure(&acc, "jsacc_connections"));
+        assert!(start.elapsed() < DISCONNECT_TIMEOUT, "{} connections are left", figure(&acc, "jsacc_connections"));
         std::thread::sleep(Duration::from_millis(250));
     }
     assert!(refusals(&acc, "silent") >= 200);
@@ -216,7 +216,7 @@ fn who_does_not_move_is_let_go() {
 }
 
 #[test]
-fn strangers_to_tls_are_let_go() {
+fn client_without_tls_is_disconnected() {
     let redis = Redis::start();
     let acc = Acc::start(&redis, quiet(AccOptions::secure()));
     let mut client = Client::new(&redis);
@@ -233,7 +233,7 @@ fn strangers_to_tls_are_let_go() {
         })
         .collect();
     // On a slow machine the first of them are let go before the last one is in.
-    wait_until("they are in", PATIENCE, || {
+    wait_until("they are in", DISCONNECT_TIMEOUT, || {
         figure(&acc, "jsacc_connections") + refusals(&acc, "handshake-timeout") >= 1000
     });
     served(&acc, &mut client);
@@ -247,7 +247,7 @@ fn strangers_to_tls_are_let_go() {
     // A spin over them makes many calls for each; what ends them makes a few, and so does each look.
     let tracer = proc::Tracer::start(acc.pid()).expect("strace");
     let mut looks = 0;
-    wait_until("they are gone", PATIENCE, || {
+    wait_until("they are gone", DISCONNECT_TIMEOUT, || {
         std::thread::sleep(Duration::from_millis(250));
         looks += 1;
         figure(&acc, "jsacc_connections") <= 3
@@ -274,12 +274,12 @@ fn all_at_once(nodes: u32) {
     wait_until("all are seen", LONG, || client.redis::<u32>(&["ZCARD", "jsacc:agents"]) >= nodes);
     client.push(command);
     let count = |counter: &std::sync::atomic::AtomicU64| counter.load(std::sync::atomic::Ordering::Relaxed);
-    wait_until("all have their command", PATIENCE, || count(&swarm.tally.results) >= u64::from(nodes));
+    wait_until("all have their command", DISCONNECT_TIMEOUT, || count(&swarm.tally.results) >= u64::from(nodes));
     assert_eq!(count(&swarm.tally.commands), u64::from(nodes), "{:?}", swarm.tally);
     assert_eq!(count(&swarm.tally.cut), 0, "{:?}", swarm.tally);
     assert!(swarm.tally.others.lock().unwrap().is_empty(), "{:?}", swarm.tally);
     // And those that nothing comes for have their 204.
-    wait_until("polls end by themselves", PATIENCE, || count(&swarm.tally.idle_polls) >= u64::from(nodes));
+    wait_until("polls end by themselves", DISCONNECT_TIMEOUT, || count(&swarm.tally.idle_polls) >= u64::from(nodes));
 }
 
 #[test]
@@ -303,7 +303,7 @@ fn acc_with_files(redis: &Redis, files: u32, dir: &std::path::Path) -> (Process,
 }
 
 #[test]
-fn more_connections_than_descriptors() {
+fn connections_beyond_the_descriptors_make_room() {
     let redis = Redis::start();
     let dir = tempfile::tempdir().unwrap();
     let (process, port) = acc_with_files(&redis, 256, dir.path());
@@ -312,7 +312,7 @@ fn more_connections_than_descriptors() {
 
     let connect = || TcpStream::connect(("127.0.0.1", port)).expect("the kernel takes it");
     let mut held: Vec<TcpStream> = (0..600).map(|_| connect()).collect();
-    // While it is full of strangers one that has something to say gets in within moments.
+    // While all connections are taken by silent clients, one that sends something gets in within moments.
     wait_until("room is made", LONG, || health() == 200);
     assert_rests(process.pid());
     let files = proc::files(process.pid()).unwrap();
@@ -322,7 +322,7 @@ fn more_connections_than_descriptors() {
 }
 
 #[test]
-fn no_descriptor_at_all() {
+fn controller_without_a_descriptor_recovers() {
     let redis = Redis::start();
     let acc = Acc::start(&redis, quiet(AccOptions::default()));
     let mut client = Client::new(&redis);
@@ -408,7 +408,7 @@ fn a_web_server_that_found_no_descriptor_is_made_anew() {
 }
 
 #[test]
-fn a_polite_stop_answers_every_poll() {
+fn graceful_stop_answers_every_poll() {
     proc::open_files(600);
     let redis = Redis::start();
     let mut acc = Acc::start(&redis, quiet(AccOptions::default()));

@@ -70,7 +70,8 @@ def translate(given: Address, error: BaseException, server: Optional[_rejection.
     shown = _shown_address(given, server)
     if isinstance(error, (r.TimeoutError, TimeoutError)):
         if "connecting" in reason.lower():
-            return RedisUnavailableError(f"cannot reach Redis at {shown}: no answer within {CONNECT_TIMEOUT_SECONDS:g} s", True)
+            limit = f"{CONNECT_TIMEOUT_SECONDS:g} s"
+            return RedisUnavailableError(f"cannot reach Redis at {shown}: no answer within {limit}", True)
         return RedisUnavailableError(f"Redis at {shown} did not answer within {SOCKET_TIMEOUT_SECONDS:g} s", True)
     if isinstance(error, (r.ClusterError, r.RedisClusterException)) or reason.startswith("CLUSTERDOWN"):
         return RedisUnavailableError(f"the cluster at {given.where} cannot serve this now: {_without_address(reason)}", True)

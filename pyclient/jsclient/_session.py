@@ -15,7 +15,7 @@ from ._timeouts import DEFAULT, Default, Timeout
 from .commands import CommandSpec, Levels
 from .errors import Error, NoControllerError, UsageError
 from .keys import NodeId
-from .nodes import explain_unknown, format_age, load_nodes, load_revoked, to_milliseconds
+from .nodes import explain_unknown, format_duration, load_nodes, load_revoked, to_milliseconds
 from .result import Result
 from .target import Target, TargetNodes, match_nodes, parse_target
 from .wire import Command, JobInfo, Record
@@ -82,11 +82,13 @@ class Session(ABC):
         requests: List[Tuple[object, ...]] = [("TIME",), ("ZREVRANGE", keys.CONTROLLERS, 0, 0, "WITHSCORES")]
         now, last = self.connection.bulk(requests)
         if not last:
-            raise NoControllerError(f"no controller serves Redis at {self.connection.where}: start jsacc, or check the address")
+            where = self.connection.where
+            raise NoControllerError(f"no controller serves Redis at {where}: start jsacc, or check the address")
         age = (to_milliseconds(now) - wire.scored(last)[0][1]) / 1000
         if age > keys.HEARTBEAT_TIMEOUT_SECONDS:
             raise NoControllerError(
-                f"no controller serves Redis at {self.connection.where}: the last one beat {format_age(age)} ago; start jsacc"
+                f"no controller serves Redis at {self.connection.where}: last controller heartbeat "
+                f"{format_duration(age)} ago; start jsacc"
             )
         with self._heartbeat_lock:
             self._heartbeat_seen = time.monotonic()
@@ -146,12 +148,12 @@ class Session(ABC):
         if state == "QUEUED":
             known = load_nodes(self.connection, [node], ("stopped",)) if node else []
             if node and not known:
-                return f"{start}: {self._explain_unknown(node)}; it waits in the queue"
+                return f"{start}: queued; {self._explain_unknown(node)}"
             if known and known[0].stopped:
-                return f"{start}: the agent stopped {format_age(known[0].age)} ago; it waits in the queue"
+                return f"{start}: queued; the agent stopped {format_duration(known[0].age)} ago"
             if known and not known[0].live:
-                return f"{start}: the node was last seen {format_age(known[0].age)} ago; it waits in the queue"
-            return f"{start}: it waits for its node"
+                return f"{start}: queued; the node was last seen {format_duration(known[0].age)} ago"
+            return f"{start}: queued; its node has not taken it yet"
         return f"{start}: it is {state.lower()}"
 
     def _explain_absence(self, node: NodeId) -> str:
@@ -160,8 +162,8 @@ class Session(ABC):
         if not known:
             return f"node {self._explain_unknown(node)}"
         if known[0].stopped:
-            return f"the agent of node {node} stopped {format_age(known[0].age)} ago"
-        return "" if known[0].live else f"node {node} was last seen {format_age(known[0].age)} ago"
+            return f"node {node} is offline (stopped {format_duration(known[0].age)} ago)"
+        return "" if known[0].live else f"node {node} is offline (last seen {format_duration(known[0].age)} ago)"
 
     def _explain_unknown(self, node: NodeId) -> str:
         return explain_unknown([node], load_revoked(self.connection, [node]))

@@ -23,7 +23,7 @@ _GROUP = "a sentinel address names hosts and their group: sentinel://host:26379,
 #: Replaces the message of a parser, which may quote a part of the password as the port.
 UNREADABLE = "the address cannot be read; write , / # ? @ in the password as %2C %2F %23 %3F %40"
 #: Does not show the port, which may be a part of a password that was not escaped.
-_BAD_PORT = "the port in the address of Redis is no number from 1 to 65535"
+_BAD_PORT = "the port in the address of Redis is not a number from 1 to 65535"
 _NEXT_URL = re.compile(r",\s*(?=[a-z]+://)")
 _HOST = re.compile(r"\s*(\[[0-9A-Fa-f:.]+\]|[\w.-]+)(:[0-9]+)?\s*\Z")
 #: One login at most, a host, and the text of its port.
@@ -247,6 +247,6 @@ def _sentinel(rest: str, scheme: str) -> Address:
     if not slash or not group or not found:
         raise UsageError(_GROUP)
     if db and not db.isdigit():
-        raise UsageError(f"{db!r} is no number of a database: {_GROUP}/0")
+        raise UsageError(f"{db!r} is not the number of a database: {_GROUP}/0")
     url = f"{scheme}://{login}{at}localhost/{db or 0}"
     return Address(SENTINEL, url, tuple(found), group, own, scheme == "rediss")

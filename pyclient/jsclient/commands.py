@@ -201,7 +201,8 @@ def check_levels(levels: Levels) -> Union[str, List[int]]:
     for part in filter(None, (p.strip() for p in levels.split(","))):
         first, _, last = part.partition("-")
         bounds = [first, last or first]
-        if part != "*" and (not all(_LEVEL.match(b.strip()) and int(b) <= 31 for b in bounds) or int(first) > int(bounds[1])):
+        are_levels = all(_LEVEL.match(b.strip()) and int(b) <= 31 for b in bounds)
+        if part != "*" and (not are_levels or int(first) > int(bounds[1])):
             raise UsageError(f"levels are written 1, 1,2,3, 1-5 or *, not {levels!r}")
     return levels
 

@@ -39,7 +39,7 @@ def not_text_error(name: str) -> UsageError:
     """Return the error for bytes that are not text in the encoding of the locale; `name` names the argument."""
     encoding = sys.getfilesystemencoding().lower()
     advice = "write it in UTF-8" if encoding.startswith("utf") else "set a UTF-8 locale, LC_ALL=C.UTF-8 say"
-    return UsageError(f"{name} is no text in this locale's encoding, {encoding}: {advice}")
+    return UsageError(f"{name} is not text in this locale's encoding, {encoding}: {advice}")
 
 
 class RedisUnavailableError(Error, ConnectionError):

@@ -224,7 +224,7 @@ class Job:
         """Return the current resource usage (cpu, rss, …); raise `JobFailedError` when the job does not run."""
         value = self.client._ask(self.node, commands.process_stats(self.id), timeout).value
         if not isinstance(value, dict):
-            raise UsageError(f"node {self.node} answered no object")
+            raise UsageError(f"node {self.node} did not answer an object")
         return value
 
     def logs(

@@ -176,8 +176,16 @@ def format_time(ms: float) -> str:
         return str(ms)
 
 
+def format_duration(seconds: float) -> str:
+    """Return a duration for a sentence, in its largest fitting unit: `5 s`, `3 min`, `2 h`, `4 days`."""
+    for limit, unit, name in ((120, 1, "s"), (7200, 60, "min"), (172800, 3600, "h")):
+        if seconds < limit:
+            return f"{int(max(seconds, 0) // unit)} {name}"
+    return f"{int(seconds // 86400)} days"
+
+
 def format_age(seconds: float) -> str:
-    """Return a duration in its largest fitting unit: `5s`, `3m`, `2h`, `4d`."""
+    """Return a duration for a table, in its largest fitting unit: `5s`, `3m`, `2h`, `4d`."""
     for limit, unit, name in ((120, 1, "s"), (7200, 60, "m"), (172800, 3600, "h")):
         if seconds < limit:
             return f"{int(max(seconds, 0) // unit)}{name}"

@@ -106,8 +106,8 @@ class Queries(Session):
         if prefix in ids or not found:
             return prefix
         if len(found) > 1:
-            some = ", ".join(sorted(found)[:3])
-            raise UsageError(f"{prefix} is how {len(found)} jobs begin ({some}{', …' if len(found) > 3 else ''})")
+            some = ", ".join(sorted(found)[:3]) + (", …" if len(found) > 3 else "")
+            raise UsageError(f"{prefix} is ambiguous: {len(found)} jobs begin with it ({some})")
         return found.pop()
 
     def events(self, limit: int = 100) -> List[Dict[str, Any]]:

@@ -155,19 +155,19 @@ class Result:
         return decode(self.level, self.data)
 
     @property
-    def cut(self) -> str:
+    def truncation(self) -> str:
         """Return a sentence that names the missing parts of `streams` and `data`; empty when nothing is missing."""
         if not self.truncated:
             return ""
         if self.bytes is None:
-            return f"its output may be cut: an agent keeps the last {MAX_STREAM_LINES} lines and 64 KiB of each stream"
+            return f"its output may be truncated: an agent keeps the last {MAX_STREAM_LINES} lines and 64 KiB of each stream"
         parts = []
         for name, text, count in zip(("stdout", "stderr"), self.streams, self.bytes):
             shown = len(text.encode("utf-8", "replace"))
             # The count includes marked lines, so only a stream at its limit can be truncated.
             if count > shown + 1 and _stream_at_the_limit(text):
                 parts.append(f"the last {shown} of {count} bytes of {name}")
-        return f"its output is cut: kept are {' and '.join(parts)}" if parts else "its output or its result is cut"
+        return f"its output is truncated to {' and '.join(parts)}" if parts else "its output or its data is truncated"
 
     def sentence(self) -> str:
         """Return one sentence with the command, the node, the state and the last line of the reason."""

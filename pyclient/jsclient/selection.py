@@ -15,7 +15,7 @@ from .errors import NoMatchingNodesError, ResultDecodeError, UsageError
 from .fleet import Fleet, member_id
 from .grants import HOW_TO_CLAIM
 from .keys import NodeId
-from .nodes import explain_unknown, format_age, join_names, load_nodes
+from .nodes import Node, explain_unknown, format_duration, join_names, load_nodes
 from .result import Result
 from .target import Target, TargetNodes
 from .wire import Command, Record, as_list
@@ -119,11 +119,12 @@ class Selection:
         if chosen.unknown:
             return explain_unknown(chosen.unknown, chosen.revoked)
         if chosen.offline:
-            states = [f"{n.id} ({'stopped' if n.stopped else 'last seen'} {format_age(n.age)} ago)" for n in chosen.offline]
-            offline = join_names(states, 10)
+            offline = join_names([f"{n.id} ({_last_contact(n)})" for n in chosen.offline], 10)
             if self.target.explicit:
-                return f"{offline} {'is' if len(chosen.offline) == 1 else 'are'} offline"
-            return f"no node that {self.target.text} means is online: {offline}"
+                if len(chosen.offline) == 1:
+                    return f"node {chosen.offline[0].id} is offline ({_last_contact(chosen.offline[0])})"
+                return f"{len(chosen.offline)} nodes are offline: {offline}"
+            return f"no node of {self.target.text} is online: {offline}"
         return f"no node matches {self.target.text}" + (self._claim_hint() if self.target.roles else "")
 
     def _claim_hint(self) -> str:
@@ -148,7 +149,7 @@ class Selection:
             first, fields = claiming[0]
             flags = " ".join(f"--role {field[5:]}" for field in fields)
             nodes = join_names([node for node, _ in claiming], 10)
-            return f"; claimed by {nodes} without a grant; to grant it: jsctl grant {first} {flags}"
+            return f"; claimed by {nodes} without a grant; grant it with jsctl grant {first} {flags}"
         if pending:
             return f"; granted to {join_names(pending, 10)}, which controllers notice within seconds"
         return f"; granted to and not claimed by {join_names(unclaimed, 10)}: {HOW_TO_CLAIM}" if unclaimed else ""
@@ -245,7 +246,7 @@ class Selection:
         if not isinstance(job, str):
             nodes = [node for node in nodes if node in job]
             if not nodes:
-                raise NoMatchingNodesError(f"the job was given to no node of {self.target.text} that is there")
+                raise NoMatchingNodesError(f"the job was given to no node of {self.target.text} that is online")
         if since is None and not job:
             since = int((time.time() - _FOLLOW_OVERLAP_SECONDS) * 1000)
         after: Dict[NodeId, int] = {}
@@ -315,6 +316,10 @@ class Selection:
         if not (chosen.nodes if options.get("wait_offline") else chosen.live):
             raise NoMatchingNodesError(self.explain_no_nodes(chosen))
         return chosen
+
+
+def _last_contact(node: Node) -> str:
+    return f"{'stopped' if node.stopped else 'last seen'} {format_duration(node.age)} ago"
 
 
 def skip_unresponsive(

@@ -86,7 +86,7 @@ def parse_target(text: Union[str, NodeId, Target]) -> Target:
             # "@web,db": the names after a role are roles too.
             roles.append(part)
         else:
-            raise UsageError(f"{part or text!r} is no target; it may be: {TARGETS}")
+            raise UsageError(f"{part or text!r} is not a target; it may be: {TARGETS}")
     if roles and (nodes or grids or all_nodes):
         raise UsageError(f"{text}: roles and nodes do not mix in one target; it may be: {TARGETS}")
     if "*" in roles:

@@ -106,7 +106,7 @@ def decode(level: int, data: str) -> Any:
         why = "too large"
     except Exception as e:  # a YAML tag on a value of another type may raise any exception
         why = (str(e) or type(e).__name__).splitlines()[0][:200]
-    raise ResultDecodeError(f"the result has level {level} but is no {_NAMES[level]} that can be read: {why}") from None
+    raise ResultDecodeError(f"the result has level {level} but is not valid {_NAMES[level]}: {why}") from None
 
 
 def _yaml(data: str) -> Any:

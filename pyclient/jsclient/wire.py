@@ -236,14 +236,14 @@ def parse_list(items: Iterable[bytes]) -> List[Dict[str, Any]]:
 def as_dict(value: Any) -> Dict[str, Any]:
     """Return the object that a node answered; raise `ResultDecodeError` for any other value."""
     if not isinstance(value, dict):
-        raise ResultDecodeError(f"the node answered no object but {type(value).__name__}")
+        raise ResultDecodeError(f"the node answered not an object but {type(value).__name__}")
     return value
 
 
 def as_list(value: Any) -> List[Dict[str, Any]]:
     """Return the list of objects that a node answered; raise `ResultDecodeError` for any other value."""
     if not isinstance(value, list):
-        raise ResultDecodeError(f"the node answered no list but {type(value).__name__}")
+        raise ResultDecodeError(f"the node answered not a list but {type(value).__name__}")
     if not all(isinstance(item, dict) for item in value):
-        raise ResultDecodeError("the node answered a list with items that are no objects")
+        raise ResultDecodeError("the node answered a list with items that are not objects")
     return value

@@ -158,7 +158,7 @@ def test_blocking_read_is_shorter_than_the_socket_timeout(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("text", ["h:P", "redis://h:P", "rediss://:pw@[::1]:P/1", "a:1,b:P", "sentinel://s:P/main",
                                   "sentinels://s,t:P/main"])
 def test_port_out_of_range_is_refused(text: str, port: str) -> None:
-    with pytest.raises(UsageError, match="^the port in the address of Redis is no number from 1 to 65535$"):
+    with pytest.raises(UsageError, match="^the port in the address of Redis is not a number from 1 to 65535$"):
         parse(text.replace("P", port))
 
 

@@ -73,7 +73,7 @@ def test_wait_timeout_names_the_state_of_the_job(client: Client, fake: Fake) -> 
     with pytest.raises(WaitTimeoutError, match="it is running"):
         job.wait(0.1)
     fake.add(1, 3, [], age=200)
-    with pytest.raises(WaitTimeoutError, match="the node was last seen"):
+    with pytest.raises(WaitTimeoutError, match="queued; the node was last seen"):
         client.execute(1, 3, "echo").wait(0.1)
     with pytest.raises(WaitTimeoutError, match="never seen"):
         client.execute(7, 7, "echo").wait(0.1)
@@ -251,7 +251,7 @@ def test_bad_arguments_raise_usage_error(client: Client) -> None:
         (lambda: client.send(1, 1, "", {}), "name"),
         (lambda: client.execute(1, 1, "x", data=b"\xff"), "UTF-8"),
         (lambda: client.execute(1, 1, "echo").wait(-1), "timeout"),
-        (lambda: client.target("1.x"), "is no target"),
+        (lambda: client.target("1.x"), "is not a target"),
         (lambda: client.target(""), "empty"),
         (lambda: client.target("@web,1.1"), "do not mix"),
         (lambda: client.target("all").ping(batch="0"), "batch"),

@@ -257,10 +257,10 @@ def test_withdrawn_node_is_listed(client: Client, fake: Fake, jsctl: Jsctl) -> N
 def test_stopped_node_is_reported_before_the_wait(fake: Fake, jsctl: Jsctl, raw: Any) -> None:
     stop(raw, "1:2")
     ran = jsctl("exec", "@web", "--", "uname")
-    told = r"the agent of 1\.2 stopped \d+s ago; it gets the command when it starts again"
+    told = r"node 1\.2 is offline \(stopped \d+ s ago\); it gets the command when it starts again"
     assert ran.code == 0 and re.search(told, ran.err), ran
     ran = jsctl("exec", "@web", "--dry-run", "--", "uname")
-    assert "1.2\tstopped " in ran.out and "2 would be asked" in ran.err
+    assert "1.2\tstopped " in ran.out and "the command would go to 2 nodes; nothing was sent" in ran.err
     ran = jsctl("exec", "@web", "--dry-run", "--json", "--", "uname")
     assert [(n["node"], n["state"]) for n in json.loads(ran.out)] == [("1.1", "live"), ("1.2", "stopped")]
 

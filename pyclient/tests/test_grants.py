@@ -37,7 +37,7 @@ def test_grant_is_written_as_controllers_read_it(client: Client, claiming: Fake,
 
 
 def test_grants_and_claims_are_kept_apart(client: Client, claiming: Fake, raw: Any) -> None:
-    raw.hset("jsacc:grant:1:1", mapping={"host:h": "no JSON", "later": "{}", "role:a b": "{}"})
+    raw.hset("jsacc:grant:1:1", mapping={"host:h": "not JSON", "later": "{}", "role:a b": "{}"})
     found = client.grants()
     assert [(g.node, g.field, g.granted, g.by, g.at) for g in found] == [
         (NodeId(1, 1), "role:web", True, "first start", 1766385000000), (NodeId(1, 1), "host:h", True, "", 0),
@@ -89,7 +89,7 @@ def test_jsctl_grant_reports_remaining_claims(claiming: Fake, jsctl: Jsctl) -> N
     rows = [line.split("  ") for line in ran.out.splitlines()[1:]]
     assert ["1.1", "role:web"] == [cell.strip() for cell in rows[0] if cell][:2] and "yes" in ran.out
     assert "no, claimed" in ran.out.splitlines()[2]
-    assert "to grant them: jsctl grant 1.1 --role db --label site=ams" in ran.err
+    assert "grant them with jsctl grant 1.1 --role db --label site=ams" in ran.err
     nodes = jsctl("nodes")
     assert nodes.out.splitlines()[0].endswith("NOT GRANTED") and "role:db,label:site=ams" in nodes.out
     assert json.loads(jsctl("nodes", "1.1", "--json").out)[0]["claims"] == ["role:db", "label:site=ams"]
@@ -109,9 +109,9 @@ def test_grant_without_a_claim_explains_how_to_claim(claiming: Fake, jsctl: Jsct
     assert ran.code == 0 and ran.err == "", "all of these are claimed"
     ran = jsctl("grant", "1.*", "--role", "cache", "--role", "web", "--label", "site=ber", "--json")
     assert ran.code == 0 and ran.err.splitlines() == [
-        "jsctl: 1.1, 1.2: role:cache is granted and not claimed, so it is no target yet; "
+        "jsctl: 1.1, 1.2: role:cache is granted and not claimed, so it is not a target yet; "
         "name it in roles of the node's agent.toml and restart the agent",
-        "jsctl: 1.1, 1.2: label:site=ber is granted and not claimed, so it is no target yet",
+        "jsctl: 1.1, 1.2: label:site=ber is granted and not claimed, so it is not a target yet",
     ]
     assert jsctl("grant", "1.1", "--role", "other", "--remove").err == ""
 
@@ -131,11 +131,11 @@ def test_grant_is_reported_when_reading_claims_fails(
 def test_role_without_nodes_names_claiming_and_granted_nodes(claiming: Fake, jsctl: Jsctl, raw: Any) -> None:
     raw.hset("jsacc:agent:2:1", "roles", "[]")
     raw.hset("jsacc:agent:1:2", "roles", "[]")
-    told = "jsctl: no node matches @db; claimed by 1.1 without a grant; to grant it: jsctl grant 1.1 --role db"
+    told = "jsctl: no node matches @db; claimed by 1.1 without a grant; grant it with jsctl grant 1.1 --role db"
     for words in (["exec", "@db", "--", "true"], ["ping", "@db"], ["nodes", "@db"], ["stats", "@db"]):
         ran = jsctl(*words)
         assert ran.code == 3 and ran.err.splitlines()[0] == told, (words, ran)
-    assert "to grant it: jsctl grant 1.1 --role db" in jsctl("ping", "@web,db").err
+    assert "grant it with jsctl grant 1.1 --role db" in jsctl("ping", "@web,db").err
     jsctl("grant", "1.1", "--role", "db")
     assert "no node matches @db; granted to 1.1, which controllers notice within seconds" in jsctl("ping", "@db").err
     raw.hset("jsacc:agent:1:1", "claims", "[]")

@@ -44,7 +44,7 @@ def test_claimed_role_is_a_target_only_while_granted(capsys: pytest.CaptureFixtu
 
             wait_until(lambda: "role:db" in [g.field for g in client.grants() if not g.granted], NOTICED)
             assert nodes("@web") == [(1, 1)] and client.node(1, 1).claims == ("role:db",)
-            with pytest.raises(NoMatchingNodesError, match="to grant it: jsctl grant 1.1 --role db"):
+            with pytest.raises(NoMatchingNodesError, match="grant it with jsctl grant 1.1 --role db"):
                 client.target("@db").ping()
             capsys.readouterr()
             assert main(["-r", url, "grants"]) == 0

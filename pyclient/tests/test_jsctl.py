@@ -33,22 +33,22 @@ def test_exec_prints_streams_and_sends_options(jsctl: Jsctl, fake: Fake) -> None
 
 def test_exec_help_explains_all_nodes_and_variables(jsctl: Jsctl, fake: Fake) -> None:
     told = " ".join(jsctl("exec", "--help").out.split())
-    for words in ("all, or '*'", "may be given more than once", "so give secrets, with --secret"):
+    for words in ("all, or '*'", "may be given more than once", "use it for secrets, with --secret"):
         assert words in told
     assert jsctl("exec", "*", "--", "echo", "x").out == "== 1.1, 1.2, 2.1 (3)\nx\n"
 
 
 def test_missing_script_file_is_reported_as_missing(jsctl: Jsctl, tmp_path: Any) -> None:
     assert "No such file" in jsctl("script", "run", "1.1", str(tmp_path / "nope")).err
-    assert "A file of yours is sent by itself" in " ".join(jsctl("script", "run", "--help").out.split())
+    assert "A local file is sent to the nodes" in " ".join(jsctl("script", "run", "--help").out.split())
 
 
 def test_offline_target_is_reported_as_offline(jsctl: Jsctl, fake: Fake) -> None:
     for nid in (3, 4):
         fake.add(3, nid, ["far"], age=1000)
-    assert jsctl("ping", "3.3").err == "jsctl: 3.3 (last seen 16m ago) is offline\n"
-    assert jsctl("ping", "3.3,3.4").err.endswith("3.4 (last seen 16m ago) are offline\n")
-    assert jsctl("ping", "@far").err.startswith("jsctl: no node that @far means is online: 3.3 (")
+    assert jsctl("ping", "3.3").err == "jsctl: node 3.3 is offline (last seen 16 min ago)\n"
+    assert jsctl("ping", "3.3,3.4").err.startswith("jsctl: 2 nodes are offline: 3.3 (last seen 16 min ago), 3.4 (")
+    assert jsctl("ping", "@far").err.startswith("jsctl: no node of @far is online: 3.3 (")
 
 
 def test_shell_option_uses_cmd_on_windows_nodes(jsctl: Jsctl, fake: Fake, raw: redis.Redis) -> None:
@@ -100,9 +100,9 @@ def test_json_of_every_listing_is_a_list(jsctl: Jsctl, fake: Fake) -> None:
         (["node"], 2, "did you mean nodes?"),
         (["exec"], 2, "target"),
         (["exec", "1.1"], 2, "needs a program"),
-        (["exec", "1.1", "ls", "-l"], 2, "stands after --"),
-        (["exec", "1.x", "--", "ls"], 2, "is no target"),
-        (["exec", "1.1", "--timeout", "x", "--", "ls"], 2, "no number of seconds"),
+        (["exec", "1.1", "ls", "-l"], 2, "stand after --"),
+        (["exec", "1.x", "--", "ls"], 2, "is not a target"),
+        (["exec", "1.1", "--timeout", "x", "--", "ls"], 2, "not a number of seconds"),
         (["exec", "1.1", "--env", "x", "--", "ls"], 2, "NAME=VALUE"),
         (["exec", "1.1", "--batch", "0%", "--", "ls"], 2, "a batch is"),
         (["nodes", "--", "x"], 2, "takes nothing after --"),
@@ -112,7 +112,7 @@ def test_json_of_every_listing_is_a_list(jsctl: Jsctl, fake: Fake) -> None:
         (["nodes", "@nobody"], 3, "no node matches"),
         (["job", "gone"], 3, "no job gone"),
         (["kill", "gone"], 3, "no job gone"),
-        (["raw", "1.1", "x", "--args", "["], 2, "no JSON"),
+        (["raw", "1.1", "x", "--args", "["], 2, "not JSON"),
         (["raw", "1.1", "x", "--args", "[]"], 2, "object"),
         (["raw", "1.1", "frob"], 1, "unknown command frob"),
         (["info", "gpu"], 2, "info knows"),
@@ -120,11 +120,11 @@ def test_json_of_every_listing_is_a_list(jsctl: Jsctl, fake: Fake) -> None:
         (["script", "run", "1.1", "/no/such.py"], 2, "cannot read"),
         (["logs", "1.1", "--levels", "x"], 2, "levels are written"),
         (["logs", "1.1", "--levels", "\u00b2"], 2, "levels are written"),
-        (["logs", "1.1", "--since", "9" * 400 + "d"], 2, "is no time"),
-        (["jobs", "-n", "9" * 5000], 2, "is no whole number"),
+        (["logs", "1.1", "--since", "9" * 400 + "d"], 2, "is not a time"),
+        (["jobs", "-n", "9" * 5000], 2, "is not a whole number"),
         (["exec", "1.1", "--every", "5x", "--", "ls"], 2, "write 90, 90s, 5m, 2h or 1d"),
-        (["exec", "1.1", "--every", "0.5", "--", "ls"], 2, "no whole number of seconds"),
-        (["raw", "1.1", "x", "--args", "[" * 5000], 2, "no JSON"),
+        (["exec", "1.1", "--every", "0.5", "--", "ls"], 2, "not a whole number of seconds"),
+        (["raw", "1.1", "x", "--args", "[" * 5000], 2, "not JSON"),
         (["raw", "1.1", "x", "--args", '{"a": NaN}'], 2, "what JSON can hold"),
         (["kill", "1.1", "nobody"], 3, "no job nobody"),
         (["signal", "1.1", "nobody", "HUP"], 3, "no job nobody"),
@@ -133,7 +133,7 @@ def test_json_of_every_listing_is_a_list(jsctl: Jsctl, fake: Fake) -> None:
         (["ping", "-r", "redis://localhost?ssl_ca_certs=x"], 2, "ssl_ca_certs of the connection to Redis cannot be used"),
         (["ping", "-r", "redis://localhost/x"], 2, "the number of a database"),
         (["ping", "-r", "redis://localhost:40000000"], 2, "port in the address"),
-        (["logs", "1.1", "--since", "noon"], 2, "is no time"),
+        (["logs", "1.1", "--since", "noon"], 2, "is not a time"),
         (["--redis", "redis://localhost:1", "ping"], 1, "cannot reach Redis at localhost:1"),
         (["ping", "-r", "http://x"], 2, "redis://"),
     ],
@@ -164,7 +164,7 @@ def test_schedules_lists_recurring_jobs_with_their_next_run(
     assert client.get_schedules(1, 1) == [entry] and len(client.target("1.*").schedules().wait().results) == 2
     assert "uptime (every 60m)" in jsctl("jobs").out
     ran = jsctl("exec", "1.1", "--every", "1h", "--", "uptime")
-    assert "runs again every 3600 s (jsctl schedules); to end it: jsctl unschedule" in ran.err
+    assert "runs again every 3600 s; list it with jsctl schedules, end it with jsctl unschedule" in ran.err
 
 
 def test_dry_run_lists_nodes_and_sends_nothing(jsctl: Jsctl, fake: Fake) -> None:

@@ -106,7 +106,7 @@ def test_killed_controller_is_detected_by_its_old_heartbeat(
         take(command)
 
     monkeypatch.setattr(fake, "_take", last)
-    with pytest.raises(NoControllerError, match="the last one beat [0-9]+s ago; start jsacc"):
+    with pytest.raises(NoControllerError, match="last controller heartbeat [0-9]+ s ago; start jsacc"):
         client.get_os_info(1, 1, timeout=20)
 
 

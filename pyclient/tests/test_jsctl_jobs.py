@@ -119,7 +119,7 @@ def test_job_is_found_by_the_prefix_of_its_id(jsctl: Jsctl, fake: Fake, client: 
     assert jsctl("wait", "uvwxyz").out == jsctl("wait", one).out == jsctl("wait", one[:7]).out == "Linux\n"
     assert "uname" in jsctl("job", two).out
     ran = jsctl("job", "abcdef")
-    assert ran.code == 2 and f"is how 2 jobs begin ({one}, {two})" in ran.err
+    assert ran.code == 2 and f"is ambiguous: 2 jobs begin with it ({one}, {two})" in ran.err
     fleet = jsctl("exec", "1.1,1.2", "--detach", "--", "uname").out.strip()
     wait_until(lambda: jsctl("job", fleet).code == 0)
     assert jsctl("wait", fleet[:12]).err == "2 OK, 0 failed\n"
@@ -169,7 +169,7 @@ def test_complete_id_wins_over_a_prefix(
 def test_recurring_job_prints_how_to_end_it(jsctl: Jsctl, fake: Fake) -> None:
     ran = jsctl("exec", "1.1", "--every", "60", "--", "uname")
     assert (ran.code, ran.out) == (0, "Linux\n")
-    assert ran.err == f"runs again every 60 s (jsctl schedules); to end it: jsctl unschedule {fake.seen[-1]['id']}\n"
+    assert ran.err == f"runs again every 60 s; list it with jsctl schedules, end it with jsctl unschedule {fake.seen[-1]['id']}\n"
 
 
 def test_rolling_restart_waits_for_each_node(jsctl: Jsctl, fake: Fake) -> None:
@@ -215,7 +215,7 @@ def test_timeout_withdraws_unstarted_commands(jsctl: Jsctl, fake: Fake, raw: Any
     ran = jsctl("exec", "1.1,1.2", "--timeout", "0.3", "--", "sleep", "9")
     assert ran.code == 4 and "withdrawn from 1.2, where it had not started" in ran.err
     sent = next(c["id"][:32] for c in fake.seen if c["cmd"] == "execute")
-    assert f"it stays with 1.1; to wait on: jsctl wait {sent}" in ran.err and not fake.queued and len(fake.running) == 1
+    assert f"still with 1.1; wait for it with jsctl wait {sent}" in ran.err and not fake.queued and len(fake.running) == 1
     assert not [k for k in raw.keys("cmds_queue_*")]
     ran = jsctl("exec", "1.2", "--timeout", "0.3", "--", "uname")
     assert ran.code == 4 and "withdrawn from 1.2" in ran.err and "jsctl wait" not in ran.err

@@ -94,7 +94,7 @@ def test_ctrl_c_reports_running_jobs(server: Server, fake: Fake) -> None:
     child.send_signal(signal.SIGINT)
     out, err = child.communicate(timeout=10)
     assert child.returncode == 130
-    assert "goes on running on 1.1, 1.2; to end it: jsctl kill " in err and "jsctl wait " in err
+    assert "still running on 1.1, 1.2; end it with jsctl kill " in err and "jsctl wait " in err
 
 
 def test_logs_follow_prints_new_records(server: Server, fake: Fake) -> None:
@@ -135,13 +135,13 @@ def test_truncated_output_is_reported(jsctl: Jsctl, fake: Fake) -> None:
     ran = jsctl("exec", "1.1", "--", "big")
     job = fake.seen[-1]["id"]
     assert (ran.code, ran.out) == (0, tail + "\n")
-    assert ran.err.endswith("jsctl: 1.1: its output is cut: kept are the last 7999 of 1290000 bytes of stdout; "
-                            f"for the rest: jsctl logs 1.1 --job {job}\n")
+    assert ran.err.endswith("jsctl: 1.1: its output is truncated to the last 7999 of 1290000 bytes of stdout; "
+                            f"see all of it with jsctl logs 1.1 --job {job}\n")
     ran = jsctl("exec", "1.1,1.2", "--json", "--", "big")
     assert {(i["truncated"], tuple(i["bytes"])) for i in json.loads(ran.out)} == {(True, (1290000, 2))}
-    assert ran.err.count("is cut") == 2 and f"jsctl logs 1.2 --job {fake.seen[-1]['id']}" in ran.err
+    assert ran.err.count("is truncated") == 2 and f"jsctl logs 1.2 --job {fake.seen[-1]['id']}" in ran.err
     fake.programs["big"] = lambda n, c: {"level": 20, "data": "[1, ", "bytes": [9, 0], "truncated": True}
-    assert "its output or its result is cut" in jsctl("exec", "1.1", "--", "big").err
+    assert "its output or its data is truncated" in jsctl("exec", "1.1", "--", "big").err
     fake.programs["big"] = lambda n, c: {"streams": [tail, "e"], "bytes": [8000, 2], "truncated": False}
     assert jsctl("exec", "1.1", "--", "big").err == "e\n"
 
@@ -156,7 +156,7 @@ def test_output_at_its_limits_of_an_old_agent_may_be_truncated(
 ) -> None:
     fake.programs["big"] = lambda n, c: answer
     ran = jsctl("exec", "1.1", "--", "big")
-    assert ran.code == 0 and ("its output may be cut" in ran.err) is cut
+    assert ran.code == 0 and ("its output may be truncated" in ran.err) is cut
     shown = json.loads(jsctl("exec", "1.1", "--ndjson", "--", "big").out)
     assert (shown["bytes"], shown["truncated"]) == (None, cut)
 

@@ -309,7 +309,7 @@ def test_ctrl_c_reports_how_to_end_the_job(deployment: Deployment) -> None:
     wait_until(lambda: len(running()) == 2, 20)
     child.send_signal(signal.SIGINT)
     _, err = child.communicate(timeout=20)
-    assert child.returncode == 130 and "goes on running on 1.1, 1.2; to end it: jsctl kill " in err
+    assert child.returncode == 130 and "still running on 1.1, 1.2; end it with jsctl kill " in err
     job = err.split("jsctl kill ")[1].split()[0]
     assert len(deployment.client.target("all").kill(job).wait().results) == 2
 

@@ -78,7 +78,7 @@ def test_other_encoding_replaces_unencodable_characters(server: Server, fake: Fa
 ])
 def test_undecodable_arguments_are_a_usage_error(server: Server, fake: Fake, words: List[bytes]) -> None:
     ran = run(server, *words)
-    assert (ran.returncode, ran.stdout) == (2, b"") and b"is no text in this locale" in ran.stderr
+    assert (ran.returncode, ran.stdout) == (2, b"") and b"is not text in this locale" in ran.stderr
     assert not fake.seen
 
 

@@ -28,7 +28,8 @@ def grant(args: argparse.Namespace) -> int:
         unclaimed = [node for node, fields in claims.items() if field not in fields]
         if unclaimed:
             how = f"; {HOW_TO_CLAIM}" if field.startswith("role:") else ""
-            message(f"jsctl: {render.join_names(unclaimed)}: {field} is granted and not claimed, so it is no target yet{how}")
+            names = render.join_names(unclaimed)
+            message(f"jsctl: {names}: {field} is granted and not claimed, so it is not a target yet{how}")
     if args.remove and not any(changed.values()):
         return NO_MATCH
     return OK
@@ -41,7 +42,8 @@ def _fields(args: argparse.Namespace) -> List[str]:
 def _show_changed(args: argparse.Namespace, changed: Mapping[NodeId, List[str]]) -> None:
     verb = "removed" if args.remove else "granted"
     if args.json or args.ndjson:
-        render.emit([{"node": str(n), "gid": n.gid, "nid": n.nid, verb: fields} for n, fields in changed.items()], args.ndjson)
+        items = [{"node": str(n), "gid": n.gid, "nid": n.nid, verb: fields} for n, fields in changed.items()]
+        render.emit(items, args.ndjson)
     else:
         same = "was not granted" if args.remove else "was granted before"
         for node, fields in changed.items():
@@ -66,7 +68,7 @@ def grants(args: argparse.Namespace) -> int:
     stdio.rows(render.table(("NODE", "NAME", "GRANTED", "BY (SELF-DECLARED)", "SINCE"), rows))
     claimed = [it for it in found if not it.granted]
     if claimed:
-        message(f"{len(claimed)} claimed and not granted; to grant them: {_advice(claimed)}")
+        message(f"{len(claimed)} claimed and not granted; grant them with {_advice(claimed)}")
     return OK
 
 

@@ -57,7 +57,7 @@ def cancel(args: argparse.Namespace) -> int:
     for node, reason in list(kept.items())[:10]:
         message(f"jsctl: {node}: {reason}")
     if any("kill it" in reason for reason in kept.values()):
-        message(f"jsctl: to end it where it runs: jsctl kill {args.id}")
+        message(f"jsctl: end it where it runs with jsctl kill {args.id}")
     return OK if withdrawn and not kept else FAILED
 
 

@@ -72,7 +72,7 @@ def jobs(args: argparse.Namespace) -> int:
         for state in info.states.values():
             counts[state] = counts.get(state, 0) + 1
         nodes = render.join_names(nodes_of(info), 3) or "-"
-        states = " ".join(f"{n} {s}" for s, n in sorted(counts.items())) or "nobody"
+        states = " ".join(f"{n} {s}" for s, n in sorted(counts.items())) or "no node"
         args_ = info.command.get("args")
         period = integer(args_.get("recurring_period")) if isinstance(args_, dict) else 0
         command = render.describe_command(info.command) + (f" (every {format_age(period)})" if period > 0 else "")
@@ -94,7 +94,8 @@ def job(args: argparse.Namespace) -> int:
             render.emit(docs, args.ndjson)
         return OK
     first = infos[0]
-    facts: Dict[str, Any] = {"id": args.id, "command": render.describe_command(first.command), "by": first.command.get("by", "")}
+    command = render.describe_command(first.command)
+    facts: Dict[str, Any] = {"id": args.id, "command": command, "by": first.command.get("by", "")}
     overall = JobInfo("", {}, 0, None, {}, {})
     for info in infos:
         overall.states.update(info.states)
@@ -158,7 +159,10 @@ def rejected(args: argparse.Namespace) -> int:
         found = client.rejected(args.limit)
     if _emit_json(args, found):
         return OK
-    rows = [(render.format_time(_time_of(e)), e.get("reason", ""), str(e.get("command", e.get("text", "")))[:80]) for e in found]
+    rows = [
+        (render.format_time(_time_of(e)), e.get("reason", ""), str(e.get("command", e.get("text", "")))[:80])
+        for e in found
+    ]
     stdio.rows(render.table(("TIME", "REASON", "TEXT"), rows))
     return OK
 

@@ -77,7 +77,8 @@ def _explain(error: Exception) -> str:
     if isinstance(error, OSError):
         prefix = f"{error.filename}: " if error.filename else ""
         return f"{prefix}{error.strerror or error}"
-    return f"a fault of jsctl itself: {type(error).__name__}: {error} (JSCTL_DEBUG=1 shows where)"
+    detail = f"{type(error).__name__}: {error}"
+    return f"internal error: {detail}; please report this as a bug, with the output under JSCTL_DEBUG=1"
 
 
 def report_error(error: Error, args: Any) -> int:

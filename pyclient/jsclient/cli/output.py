@@ -189,10 +189,11 @@ class Output:
     def _report_truncated(self) -> None:
         """Write which results are truncated."""
         for result in self._truncated[:10]:
-            message(f"jsctl: {result.node}: {result.cut}; for the rest: jsctl logs {result.node} --job {self.fleet.job_id(result.node)}")
+            rest = f"jsctl logs {result.node} --job {self.fleet.job_id(result.node)}"
+            message(f"jsctl: {result.node}: {result.truncation}; see all of it with {rest}")
         if len(self._truncated) > 10:
             more = sorted(result.node for result in self._truncated[10:])
-            message(f"jsctl: {len(more)} more are cut or may be: {render.join_names(more)}")
+            message(f"jsctl: {len(more)} more are or may be truncated: {render.join_names(more)}")
 
     def _flush_old(self) -> None:
         if self._blocks and time.monotonic() - self._oldest >= MAX_FOLD_DELAY_SECONDS:
@@ -204,12 +205,13 @@ class Output:
             count = f" ({len(nodes)})" if len(nodes) > 1 else ""
             before = self._shown.get(digest)
             if before is not None:
-                self._print(f"== {render.join_names(nodes, 1000)}{count}: as {before}")
+                self._print(f"== {render.join_names(nodes, 1000)}{count}: same output as {before}")
                 continue
             self._shown[digest] = nodes[0]
             status, _, text = self._texts.pop(digest).partition("\n")
             tail = "" if status == "OK" else f": {status}"
-            self._print(f"== {render.join_names(nodes, 1000)}{count}{tail}" + (f"\n{stdio.prefix_lines(text)}" if text else ""))
+            output = f"\n{stdio.prefix_lines(text)}" if text else ""
+            self._print(f"== {render.join_names(nodes, 1000)}{count}{tail}{output}")
         self._blocks.clear()
 
     def _print(self, text: str) -> None:
@@ -262,7 +264,7 @@ class Output:
             message(", ".join(parts))
         period = fleet.spec.args.get("recurring_period")
         if period:
-            message(f"runs again every {period} s (jsctl schedules); to end it: jsctl unschedule {fleet.id}")
+            message(f"runs again every {period} s; list it with jsctl schedules, end it with jsctl unschedule {fleet.id}")
         if missing:
             self._explain_missing(missing, limit)
             return TIMED_OUT
@@ -287,19 +289,20 @@ class Output:
         message(f"jsctl: {why}")
         left = self._withdraw(missing) if self.withdraw else missing
         if left:
-            stays = "" if left == missing else f"it stays with {render.join_names(left)}; "
-            message(f"jsctl: {stays}to wait on: jsctl wait {fleet.id}")
+            stays = "" if left == missing else f"still with {render.join_names(left)}; "
+            message(f"jsctl: {stays}wait for it with jsctl wait {fleet.id}, withdraw it with jsctl cancel {fleet.id}")
 
     def _withdraw(self, missing: List[NodeId]) -> List[NodeId]:
         """Withdraw the command where it has not started; return the nodes where it stays."""
         try:
             reasons = self.fleet.withdraw()
         except Error as e:
-            message(f"jsctl: it could not be withdrawn: {e}; to withdraw it later: jsctl cancel {self.fleet.id}")
+            message(f"jsctl: the command could not be withdrawn: {e}; withdraw it later with jsctl cancel {self.fleet.id}")
             return missing
         withdrawn = [node for node, reason in reasons.items() if not reason]
         if withdrawn:
-            message(f"jsctl: withdrawn from {render.join_names(withdrawn)}, where it had not started (--wait and --detach leave it)")
+            names = render.join_names(withdrawn)
+            message(f"jsctl: withdrawn from {names}, where it had not started; --wait and --detach keep it queued")
         return [node for node in missing if reasons.get(node) != ""]
 
     def _report_interruption(self) -> None:
@@ -315,13 +318,13 @@ class Output:
                 running = [n for n in missing if states.get(n) == "RUNNING"]
                 waiting = [n for n in missing if n not in running]
                 if running:
-                    message(f"goes on running on {render.join_names(running)}; to end it: jsctl kill {fleet.id}")
+                    message(f"still running on {render.join_names(running)}; end it with jsctl kill {fleet.id}")
                 if waiting:
-                    message(f"waits for {render.join_names(waiting)}; to withdraw it: jsctl cancel {fleet.id}")
+                    message(f"queued for {render.join_names(waiting)}; withdraw it with jsctl cancel {fleet.id}")
         except Error:
-            message(f"goes on or waits on {render.join_names(missing)}; to end it: jsctl kill {fleet.id}")
+            message(f"still running or queued on {render.join_names(missing)}; end it with jsctl kill {fleet.id}")
         finally:
-            message(f"for its results: jsctl wait {fleet.id}")
+            message(f"show its results with jsctl wait {fleet.id}")
 
 
 def _out(text: str) -> None:

@@ -1,49 +1,70 @@
-"""The command line: names, flags and their help. Nothing here talks to Redis."""
+"""The command line of `jsctl`: subcommands, flags and their help. It does not connect to Redis."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import re
+import textwrap
 from typing import Any, List, NoReturn, Optional
 
 from .. import __version__
 from ..errors import TARGETS, UsageError
-from . import stdio
+from . import argtypes, stdio
 
 EXIT_CODES = """exit codes:
-  0  all OK
-  1  some failed, or Redis or its controllers are away
-  2  wrong usage
-  3  nobody matched: no such node, role or job
-  4  somebody did not answer in time
-130  interrupted (Ctrl-C)"""
+  0    all nodes answered OK
+  1    a node failed, or Redis or its controllers are unreachable
+  2    wrong usage
+  3    no match: no such node, role or job
+  4    a node did not answer in time
+  130  interrupted (Ctrl-C)"""
 
 EPILOG = f"""targets:
   {TARGETS}
 
+durations:
+  seconds, or a number with s, m, h or d: 90, 90s, 5m, 2h, 1d
+
+environment:
+  JSCTL_REDIS  address of Redis; --redis overrides it
+  JSCTL_DEBUG  when set, an internal fault shows its traceback
+
 {EXIT_CODES}
 
-The address of Redis comes from --redis or JSCTL_REDIS (redis://localhost:6379)."""
+examples:
+  jsctl nodes
+  jsctl exec 1.10 -- uname -a
+  jsctl exec @web --batch 10% --max-failures 1 -- systemctl reload nginx
+  jsctl logs @web --since 10m --levels 7-9"""
 
-_TARGET = "the target nodes: 1.10, 1.*, @web, all (the whole grammar: jsctl --help)"
-_ID = "a job's id; of one that was made by jsctl, its first 6 digits or more do"
-_ID_AND = _ID + ", where no TARGET is given"
+_TARGET = "target nodes: 1.10, 1.*, @web, all; see jsctl --help"
+_TARGET_OR_ALL = _TARGET + " (default: all)"
+_ID = "id of a job; for an id made by jsctl its first 6 or more digits are enough"
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Wraps the lines of a description, and keeps indented lines unchanged."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines = text.splitlines()
+        return "\n".join(line if line.startswith(" ") else textwrap.fill(line, width) for line in lines)
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises instead of leaving, and never guesses abbreviated flags."""
+    """Raises `UsageError` instead of exiting, and takes no abbreviated flags."""
 
     def __init__(self, **kwargs: Any) -> None:
-        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        kwargs.setdefault("formatter_class", HelpFormatter)
         super().__init__(allow_abbrev=False, **kwargs)
 
     def _print_message(self, message: str, file: Any = None) -> None:
         stdio.out(message, end="")
 
     def error(self, message: str) -> NoReturn:
+        """Raise `UsageError` with the message and the command that shows the help."""
         if message.startswith("unrecognized arguments"):
-            message += "; what belongs to a program stands after --"
+            message += "; arguments of a program stand after --"
         unknown = re.match(r"argument COMMAND: invalid choice: '(.*?)' \(choose from (.*)\)$", message)
         if unknown:
             import difflib
@@ -55,7 +76,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(argv: List[str]) -> argparse.Namespace:
-    """Reads a command line. What follows a lone `--` is a program's own and is left as it is."""
+    """Parse a command line; the words after a lone `--` belong to a program and stay unchanged.
+
+    Raise `UsageError`.
+    """
     tail: Optional[List[str]] = None
     if "--" in argv:
         at = argv.index("--")
@@ -74,289 +98,334 @@ def parse(argv: List[str]) -> argparse.Namespace:
     return args
 
 
-def build() -> argparse.ArgumentParser:
-    """The whole grammar."""
-    parser = Parser(prog="jsctl", description="Commands for a fleet of nodes.", epilog=EPILOG)
-    parser.add_argument("--version", action="version", version=f"jsctl {__version__}")
-    _everywhere(parser, default=True)
-    subs = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", parser_class=Parser)
+def _description(help: str, more: str = "") -> str:
+    return f"{help[0].upper()}{help[1:]}." + (f" {more}" if more else "")
 
-    def command(name: str, run: str, help: str, **kwargs: Any) -> argparse.ArgumentParser:
-        sub = subs.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", **kwargs)
-        _everywhere(sub)
+
+def _epilog(*examples: str, targets: bool = False) -> str:
+    parts = [f"targets:\n  {TARGETS}"] if targets else []
+    if examples:
+        parts.append("\n  ".join(["examples:", *examples]))
+    return "\n\n".join(parts)
+
+
+class _Builder:
+    """Adds subcommands to the parser."""
+
+    def __init__(self, subparsers: Any) -> None:
+        self._subparsers = subparsers
+
+    def command(
+        self, name: str, run: str, help: str, more: str = "", examples: Any = (), targets: bool = False, **kwargs: Any
+    ) -> argparse.ArgumentParser:
+        """Add a subcommand that runs `module:function`; return its parser."""
+        sub: argparse.ArgumentParser = self._subparsers.add_parser(
+            name, help=help, description=_description(help, more), epilog=_epilog(*examples, targets=targets), **kwargs
+        )
+        _add_global_flags(sub)
         sub.set_defaults(run=run)
         return sub
 
-    def send(name: str, run: str, help: str, optional_target: bool = False, **kwargs: Any) -> argparse.ArgumentParser:
-        kwargs.setdefault("epilog", f"targets: {TARGETS}")
-        sub = command(name, run, help, **kwargs)
-        if optional_target:
-            sub.add_argument("target", nargs="?", default="all", help=f"{_TARGET}; all when left out")
-        else:
-            sub.add_argument("target", help=_TARGET)
-        _fleet(sub)
+    def for_target(
+        self, name: str, run: str, help: str, more: str = "", examples: Any = (), optional: bool = False
+    ) -> argparse.ArgumentParser:
+        """Add a subcommand that sends a command to a target; return its parser."""
+        sub = self.command(name, run, help, more, examples, targets=True)
+        _add_target(sub, optional)
+        _add_fleet_flags(sub)
         return sub
 
-    sub = send("exec", "run:execute", "run a program: jsctl exec 1.1 -- uname -a")
-    sub.add_argument("program", nargs="*", default=[], help="the program and its arguments, after --")
-    _process(sub)
-    sub.add_argument("--shell", action="store_true", help="hand the words to a shell: /bin/sh -c, on Windows cmd.exe /c")
 
-    sub = command("script", "run:script", "run scripts, or list the stored ones")
-    scripts = sub.add_subparsers(dest="action", metavar="run|list", parser_class=Parser, required=True)
-    run = scripts.add_parser("run", help="run a Python or Lua script: jsctl script run 1.1 ./check.py",
-                             description="Run a Python or Lua script: jsctl script run 1.1 ./check.py. A file of yours is "
-                             "sent by itself.", epilog=f"targets: {TARGETS}")
-    _everywhere(run)
-    run.add_argument("target", help=_TARGET)
-    run.add_argument("script", help="a .py or .lua file, - for standard input (with --lang), or domain/name of a script "
-                     "that lies on the nodes")
-    run.add_argument("program", nargs="*", default=[], metavar="ARGS", help="the script's own arguments, after --")
-    run.add_argument("--lang", choices=["py", "lua"], help="the language, where the file's ending does not say it")
-    _fleet(run)
-    _process(run)
-    run.set_defaults(run="run:script_run")
-    listing = scripts.add_parser("list", help="the scripts and files that Redis keeps",
-                                 description="The scripts and files that Redis keeps, for a week after their last use.")
-    _everywhere(listing)
-    listing.set_defaults(run="list:scripts")
-
-    send("ping", "run:ping", "ask whether nodes answer", optional_target=True)
-
-    sub = command("nodes", "list:nodes", "list the nodes: live, late (not seen for 90 s), gone (for an hour); "
-                  "their roles, and what they claim without a grant")
-    sub.add_argument("target", nargs="?", default="all", help=f"{_TARGET}; all when left out")
-    sub.add_argument("--except", dest="exclude", action="append", metavar="TARGET", help="leave these out")
-    sub.add_argument("--state", choices=["live", "late", "gone", "stopped"], help="only these")
-
-    sub = command(
-        "grant", "grants:grant", "let nodes have roles, labels and host names that they claim: jsctl grant 1.1 --role web",
-        epilog="What is granted, and what nodes claim beyond that: jsctl grants.",
+def build() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = Parser(
+        prog="jsctl", description="Run commands, scripts and services on large fleets of nodes, over Redis.", epilog=EPILOG
     )
-    sub.add_argument("target", help=_TARGET)
-    sub.add_argument("--role", action="append", default=[], metavar="R", help="a role; may be given more than once")
-    sub.add_argument("--label", action="append", default=[], metavar="K=V", help="a label, likewise")
-    sub.add_argument("--host", action="append", default=[], metavar="H", help="a host name, likewise")
-    sub.add_argument("--remove", action="store_true", help="take these back")
-
-    sub = command("grants", "grants:grants", "what nodes were granted, by whom (self-declared), and what else they claim")
-    sub.add_argument("target", nargs="?", default="all", help=f"{_TARGET}; all when left out")
-
-    sub = command("info", "run:info", "what nodes say of their cpu, mem, disk, nic or os")
-    sub.add_argument("kind", metavar="cpu|mem|disk|nic|os")
-    sub.add_argument("target", nargs="?", default="all", help=f"{_TARGET}; all when left out")
-    _fleet(sub)
-
-    send("schedules", "schedules:schedules", "recurring jobs (--every), with their next run", optional_target=True)
-
-    sub = send("ps", "run:ps", "the jobs that run on nodes; between two runs a recurring one is in jsctl schedules",
-                optional_target=True)
-    sub.add_argument("series", nargs="?", default="", metavar="DOMAIN[.NAME]", help="only of these")
-
-    sub = command("top", "top:top", "the jobs of all nodes by cpu, refreshed in place until q is typed")
-    sub.add_argument("target", nargs="?", default="all", help=f"{_TARGET}; all when left out")
-    sub.add_argument("--except", dest="exclude", action="append", metavar="TARGET", help="leave these out")
-    sub.add_argument("--interval", type=_seconds, default=2.0, help="seconds between refreshes (2)")
-    sub.add_argument("--once", action="store_true", help="print once and leave")
-    sub.add_argument("--lines", type=_count, default=30, help="so many jobs (30)")
-
-    sub = command("kill", "job_commands:kill", "end a job: jsctl kill [TARGET] ID", usage="jsctl kill [TARGET] ID [options]")
-    sub.add_argument("words", nargs="+", metavar="[TARGET] ID", help=_ID_AND)
-    _fleet(sub)
-    send("killall", "run:killall", "end every process of nodes; remembered jobs start again")
-    sub = command(
-        "signal", "job_commands:signal", "send a signal to a job: jsctl signal [TARGET] ID HUP",
-        usage="jsctl signal [TARGET] ID SIGNAL [options]",
-    )
-    sub.add_argument("words", nargs="+", metavar="[TARGET] ID SIGNAL", help=_ID_AND)
-    _fleet(sub)
-    sub = command(
-        "unschedule", "job_commands:unschedule", "stop a recurring job after the run under way",
-        usage="jsctl unschedule [TARGET] ID [options]",
-    )
-    sub.add_argument("words", nargs="+", metavar="[TARGET] ID", help=_ID_AND)
-    _fleet(sub)
-    send("restart", "run:restart", "end agents, which their service managers start again, and wait until each is back")
-
-    sub = command("cancel", "job_commands:cancel", "withdraw a command that still waits for its node")
-    sub.add_argument("id", help=_ID)
-
-    sub = command(
-        "put", "run:put", "write a file to nodes: jsctl put 1.1 ./app.conf /etc/app.conf",
-        usage="jsctl put TARGET FILE PATH [options]",
-    )
-    sub.add_argument("target", help=_TARGET)
-    sub.add_argument("file", help="a file, pipe or device here, or - for standard input; at most 16 MiB")
-    sub.add_argument("path", help="where it goes on the nodes: a file, or a name that is free")
-    sub.add_argument("--mode", help="octal, 0644 say")
-    sub.add_argument("--owner", help="user or user:group")
-    sub.add_argument("--mkdir", action="store_true", help="make the folder when it is missing")
-    _fleet(sub)
-
-    sub = command("logs", "logs:logs", "what jobs wrote, from the nodes' databases")
-    sub.add_argument("target", help=_TARGET)
-    sub.add_argument("--except", dest="exclude", action="append", metavar="TARGET", help="leave these out")
-    sub.add_argument("--job", default="", metavar="ID", help=f"of one job: {_ID}")
-    sub.add_argument("--levels", help="1-5, 9, * (all)")
-    sub.add_argument("--since", type=_moment, help="10m, 2h, 1d, or 2026-01-31T12:00")
-    sub.add_argument("--until", type=_moment, help="likewise")
-    sub.add_argument("--limit", type=_count, help="at most so many of each node, the oldest first")
-    sub.add_argument("-f", "--follow", action="store_true", help="go on with what is written from now on")
-    sub.add_argument("--delete", action="store_true", help="delete these records instead of showing them")
-
-    sub = command("stats", "list:stats", "the latest series of nodes")
-    sub.add_argument("target", nargs="?", default="all", help=f"{_TARGET}; all when left out")
-    sub.add_argument("series", nargs="?", default="", metavar="DOMAIN[.NAME]", help="only of these")
-
-    sub = command("jobs", "list:jobs", "the last jobs, newest first")
-    sub.add_argument("-n", "--limit", type=_count, default=20, help="so many (20)")
-
-    sub = command("job", "list:job", "what a job asked for, and where it stands on each node")
-    sub.add_argument("id", help=_ID)
-
-    sub = command("wait", "job_commands:wait", "wait for jobs that were sent before, and show their results")
-    sub.add_argument("ids", nargs="+", metavar="ID", help=_ID)
-    _output(sub)
-
-    for name, help in (("events", "the last events"), ("audit", "what was asked for, and by whom (self-declared)"), ("rejected", "what was no command")):
-        sub = command(name, f"list:{name}", help + ", newest first")
-        sub.add_argument("-n", "--limit", type=_count, default=20, help="so many (20)")
-
-    sub = send("raw", "run:raw", "send any command: jsctl raw 1.1 execute --args '{\"cmd\": \"ls\"}'")
-    sub.add_argument("cmd", help="the command's name")
-    sub.add_argument("--args", dest="raw_args", default="{}", metavar="JSON", help="an object")
-    sub.add_argument("--data", default="", help="text, @FILE, or - for standard input")
-
-    sub = command("completion", "complete:script", "the completion of a shell: source <(jsctl completion bash)")
-    sub.add_argument("shell", choices=["bash", "zsh", "fish"])
+    parser.add_argument("--version", action="version", version=f"jsctl {__version__}", help="show the version and exit")
+    _add_global_flags(parser, default=True)
+    subs = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", parser_class=Parser)
+    builder = _Builder(subs)
+    _add_run_commands(builder)
+    _add_node_commands(builder)
+    _add_job_commands(builder)
+    _add_history_commands(builder)
     return parser
 
 
-def _everywhere(parser: argparse.ArgumentParser, default: bool = False) -> None:
-    # The same flags before and after the command; only the first parser sets their defaults.
+def _add_run_commands(builder: _Builder) -> None:
+    sub = builder.for_target(
+        "exec", "run:execute", "run a program on nodes",
+        "No shell runs it, except with --shell. A single word with spaces in it is split as a shell does.",
+        ["jsctl exec 1.1 -- uname -a", "jsctl exec all --shell -- 'df -h | tail -n 1'",
+         "jsctl exec 1.1 --every 5m --domain ops --name disk -- /usr/local/bin/check-disk"],
+    )
+    sub.add_argument("program", nargs="*", default=[], help="program and its arguments, after --")
+    _add_process_flags(sub)
+    sub.add_argument("--shell", action="store_true", help="run the words in a shell: /bin/sh -c, on Windows cmd.exe /c")
+
+    sub = builder.command("script", "run:script", "run scripts, or list the stored ones")
+    actions = sub.add_subparsers(dest="action", metavar="run|list", parser_class=Parser, required=True)
+    scripts = _Builder(actions)
+    sub = scripts.command(
+        "run", "run:script_run", "run a Python or Lua script on nodes",
+        "A local file is sent to the nodes, which keep it.",
+        ["jsctl script run 1.1 ./check.py --data '{\"path\": \"/\"}'", "jsctl script run @web ops/disk -- -v"], targets=True,
+    )
+    _add_target(sub)
+    sub.add_argument("script", help="a local .py or .lua file, - for standard input (with --lang), or domain/name of a "
+                     "script in the jumpscript folder of the nodes")
+    sub.add_argument("program", nargs="*", default=[], metavar="ARGS", help="arguments of the script, after --")
+    sub.add_argument("--lang", choices=["py", "lua"], help="language, when the file name does not end in .py or .lua")
+    _add_fleet_flags(sub)
+    _add_process_flags(sub)
+    scripts.command("list", "list:scripts", "list the scripts and files in Redis",
+                    "They expire a week after their last use.")
+
+    sub = builder.command(
+        "put", "run:put", "write a file to nodes", "The file is replaced in one step, only when its content differs.",
+        ["jsctl put 1.1 ./app.conf /etc/app.conf --mode 0644 --owner root:root"], targets=True,
+        usage="jsctl put TARGET FILE PATH [options]",
+    )
+    _add_target(sub)
+    sub.add_argument("file", help="local file, pipe or device, or - for standard input; at most 16 MiB")
+    sub.add_argument("path", help="path on the nodes: a regular file, or a name that does not exist")
+    sub.add_argument("--mode", help="mode of the file, octal (0644, for example)")
+    sub.add_argument("--owner", help="owner of the file: user or user:group")
+    sub.add_argument("--mkdir", action="store_true", help="create missing folders")
+    _add_fleet_flags(sub)
+
+    sub = builder.for_target(
+        "raw", "run:raw", "send any command to nodes", examples=["jsctl raw 1.1 execute --args '{\"cmd\": \"ls\"}'"]
+    )
+    sub.add_argument("cmd", help="name of the command")
+    sub.add_argument("--args", dest="raw_args", default="{}", metavar="JSON", help="arguments, a JSON object (default: {})")
+    sub.add_argument("--data", default="", help="data: text, @FILE, or - for standard input")
+
+
+def _add_node_commands(builder: _Builder) -> None:
+    builder.for_target("ping", "run:ping", "check whether nodes answer", optional=True)
+
+    sub = builder.command(
+        "nodes", "list:nodes", "list the nodes with their state and roles",
+        "A node is live when it was seen within 90 seconds, late within an hour, then gone; stopped when its agent "
+        "has announced its stop. Claims without a grant are listed separately.",
+        ["jsctl nodes @web --state late"], targets=True,
+    )
+    _add_target(sub, optional=True)
+    _add_exclude(sub)
+    sub.add_argument("--state", choices=["live", "late", "gone", "stopped"], help="list only nodes in this state")
+
+    sub = builder.command(
+        "grant", "grants:grant", "grant roles, labels and host names that nodes claim",
+        "A claim is used for targets only after its grant. jsctl grants lists both.",
+        ["jsctl grant 1.1 --role web --label site=ams"], targets=True,
+    )
+    _add_target(sub)
+    sub.add_argument("--role", action="append", default=[], metavar="R", help="role; may be given more than once")
+    sub.add_argument("--label", action="append", default=[], metavar="K=V", help="label; may be given more than once")
+    sub.add_argument("--host", action="append", default=[], metavar="H", help="host name; may be given more than once")
+    sub.add_argument("--remove", action="store_true", help="take the grants back")
+
+    sub = builder.command(
+        "grants", "grants:grants", "list the grants of nodes, and their claims without a grant",
+        "The name of the user who granted is self-declared.", targets=True,
+    )
+    _add_target(sub, optional=True)
+
+    sub = builder.command("info", "run:info", "show cpu, memory, disks, network interfaces or system of nodes",
+                          examples=["jsctl info mem @web"], targets=True)
+    sub.add_argument("kind", metavar="cpu|mem|disk|nic|os", help="kind of information")
+    _add_target(sub, optional=True)
+    _add_fleet_flags(sub)
+
+    sub = builder.command("stats", "list:stats", "show the latest series of nodes",
+                          "Nodes send them once a minute by default.",
+                          ["jsctl stats 1.1 ops.disk"], targets=True)
+    _add_target(sub, optional=True)
+    sub.add_argument("series", nargs="?", default="", metavar="DOMAIN[.NAME]", help="only series of this domain, or name")
+
+    sub = builder.for_target("ps", "run:ps", "list the running jobs of nodes",
+                             "Between two runs a recurring job is listed by jsctl schedules.", optional=True)
+    sub.add_argument("series", nargs="?", default="", metavar="DOMAIN[.NAME]", help="only jobs of this domain, or name")
+
+    builder.for_target("schedules", "schedules:schedules", "list the recurring jobs of nodes with their next run",
+                       optional=True)
+
+    sub = builder.command("top", "top:top", "show the running jobs by cpu, refreshed until q is typed", targets=True)
+    _add_target(sub, optional=True)
+    _add_exclude(sub)
+    sub.add_argument("--interval", type=argtypes.seconds, default=2.0, metavar="S",
+                     help="time between refreshes (default: 2 s)")
+    sub.add_argument("--once", action="store_true", help="print the table once and exit")
+    sub.add_argument("--lines", type=argtypes.count, default=30, metavar="N", help="most jobs to show (default: 30)")
+
+    sub = builder.command(
+        "logs", "logs:logs", "show, follow or delete the messages of jobs", "They are read from the databases of the nodes.",
+        ["jsctl logs @web --since 10m --levels 7-9", "jsctl logs 1.1 --job 7c0e12 --follow"], targets=True,
+    )
+    _add_target(sub)
+    _add_exclude(sub)
+    sub.add_argument("--job", default="", metavar="ID", help=f"only messages of one job: {_ID}")
+    sub.add_argument("--levels", metavar="SET", help="only these levels: 9, 1-5, 1-5,9 or * (default: *)")
+    sub.add_argument("--since", type=argtypes.moment, metavar="TIME",
+                     help="only messages from this time on: 10m (ago), 2h, 1d, or local time 2026-01-31T12:00")
+    sub.add_argument("--until", type=argtypes.moment, metavar="TIME", help="only messages up to this time")
+    sub.add_argument("--limit", type=argtypes.count, metavar="N", help="most messages of each node, the oldest first")
+    sub.add_argument("-f", "--follow", action="store_true", help="print new messages until Ctrl-C, or the end of --job")
+    sub.add_argument("--delete", action="store_true", help="delete the messages instead of showing them")
+
+    builder.for_target("killall", "run:killall", "end every process of nodes",
+                       "Recurring jobs keep their schedule; jobs with --max-time -1 start again.")
+    builder.for_target("restart", "run:restart", "restart the agents of nodes, and wait until they are back",
+                       "An agent exits, and its service manager starts it again. Running jobs end KILLED; those with "
+                       "--max-time -1 or --every start again.", ["jsctl restart all --batch 10% --max-failures 0"])
+
+
+def _add_job_commands(builder: _Builder) -> None:
+    sub = builder.command(
+        "kill", "job_commands:kill", "end a job",
+        "It gets its stop signal, then KILL; it is not restarted and does not recur.",
+        ["jsctl kill 7c0e12", "jsctl kill 1.10 watchdog"], usage="jsctl kill [TARGET] ID [options]",
+    )
+    _add_job_words(sub, "[TARGET] ID")
+    sub = builder.command(
+        "signal", "job_commands:signal", "send a signal to the process group of a job", "",
+        ["jsctl signal 7c0e12 HUP"], usage="jsctl signal [TARGET] ID SIGNAL [options]",
+    )
+    _add_job_words(sub, "[TARGET] ID SIGNAL")
+    sub = builder.command(
+        "unschedule", "job_commands:unschedule", "end the recurrence of a job", "The run in progress continues to its end.",
+        usage="jsctl unschedule [TARGET] ID [options]",
+    )
+    _add_job_words(sub, "[TARGET] ID")
+
+    sub = builder.command("cancel", "job_commands:cancel", "withdraw a command from nodes that have not taken it",
+                          "It ends KILLED there.", ["jsctl cancel 7c0e12"])
+    sub.add_argument("id", help=_ID)
+
+    sub = builder.command("wait", "job_commands:wait", "wait for jobs that were sent earlier, and show their results",
+                          examples=["jsctl wait $(jsctl exec @web --detach -- uptime)"])
+    sub.add_argument("ids", nargs="+", metavar="ID", help=_ID)
+    _add_output_flags(sub)
+
+
+def _add_history_commands(builder: _Builder) -> None:
+    sub = builder.command("jobs", "list:jobs", "list the last jobs, newest first")
+    _add_limit(sub)
+    sub = builder.command("job", "list:job", "show the command of a job, and its state on each node")
+    sub.add_argument("id", help=_ID)
+    for name, help in (
+        ("events", "list the last events, newest first"),
+        ("audit", "list the last commands and who sent them (self-declared), newest first"),
+        ("rejected", "list malformed commands with the reason, newest first"),
+    ):
+        _add_limit(builder.command(name, f"list:{name}", help))
+
+    sub = builder.command("completion", "complete:script", "print the completion script of a shell",
+                          examples=["source <(jsctl completion bash)"])
+    sub.add_argument("shell", choices=["bash", "zsh", "fish"], help="the shell")
+
+
+def _add_target(parser: argparse.ArgumentParser, optional: bool = False) -> None:
+    if optional:
+        parser.add_argument("target", nargs="?", default="all", help=_TARGET_OR_ALL)
+    else:
+        parser.add_argument("target", help=_TARGET)
+
+
+def _add_exclude(parser: Any) -> None:
+    parser.add_argument("--except", dest="exclude", action="append", metavar="TARGET",
+                        help="leave these nodes out; may be given more than once")
+
+
+def _add_limit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-n", "--limit", type=argtypes.count, default=20, metavar="N", help="most entries (default: 20)")
+
+
+def _add_job_words(parser: argparse.ArgumentParser, metavar: str) -> None:
+    parser.add_argument("words", nargs="+", metavar=metavar,
+                        help=f"{_ID}; without TARGET the command goes to the nodes of the job")
+    _add_fleet_flags(parser)
+
+
+def _add_global_flags(parser: argparse.ArgumentParser, default: bool = False) -> None:
+    # The same flags before and after the subcommand; only the first parser sets their defaults.
     def value(fallback: Any) -> Any:
         return fallback if default else argparse.SUPPRESS
 
-    group = parser.add_argument_group("everywhere")
+    group = parser.add_argument_group("global options")
     group.add_argument(
         "-r", "--redis", metavar="URL", default=value(os.environ.get("JSCTL_REDIS") or "redis://localhost:6379"),
-        help="redis://user:pw@host:port/db, rediss://…, unix:///path, a,b,c of a cluster, sentinel://a,b/group, sentinels://…",
+        help="address of Redis: redis://user:pw@host:port/db, rediss://… (TLS), unix:///path, servers of a cluster "
+        "separated by commas, sentinel://host,host/group, or sentinels://… (default: JSCTL_REDIS, else "
+        "redis://localhost:6379)",
     )
     group.add_argument(
-        "--timeout", type=_seconds, default=value(None), metavar="S",
-        help="seconds to wait for answers, of each batch (60, or --max-time and 30 more; 0 waits for ever); then the "
-        "command is withdrawn where it has not started",
+        "--timeout", type=argtypes.seconds, default=value(None), metavar="S",
+        help="wait this long for results, of each batch; 0 is without limit (default: 60 s, or --max-time and 30 s); "
+        "then the command is withdrawn where it has not started",
     )
-    group.add_argument("--as", dest="by", metavar="NAME", default=value(None), help="who asks, for the audit list (self-declared)")
-    group.add_argument("--json", action="store_true", default=value(False), help="one JSON document")
-    group.add_argument("--ndjson", action="store_true", default=value(False), help="one JSON object a line, as they come")
+    group.add_argument("--as", dest="by", metavar="NAME", default=value(None),
+                       help="name for the audit list, self-declared (default: the login name)")
+    group.add_argument("--json", action="store_true", default=value(False), help="print one JSON document")
+    group.add_argument("--ndjson", action="store_true", default=value(False),
+                       help="print one JSON object a line, as results arrive")
 
 
-def _output(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--no-fold", action="store_true", help="every node's output by itself, as it comes")
-    parser.add_argument("--no-progress", action="store_true", help="no progress bar")
+def _add_output_flags(parser: Any) -> None:
+    parser.add_argument("--no-fold", action="store_true", help="print the output of each node separately, as it arrives")
+    parser.add_argument("--no-progress", action="store_true", help="show no progress bar")
 
 
-def _fleet(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("fleet")
-    group.add_argument("--except", dest="exclude", action="append", metavar="TARGET", help="leave these out")
-    group.add_argument("--any", action="store_true", help="one of them, whichever")
-    group.add_argument("--dry-run", action="store_true", help="list the target nodes, and do nothing")
-    group.add_argument("--wait", action="store_true", help="also wait for nodes that are not there, or never were; "
-                       "when the wait ends the command stays for them")
-    group.add_argument("--batch", metavar="N|N%", help="so many at a time")
-    group.add_argument("--max-failures", type=_number, metavar="N", help="stop sending when more than N have failed")
-    group.add_argument("--detach", action="store_true", help="print the id and do not wait")
-    group.add_argument("--expires", type=_duration, default=0, metavar="S", help="give up on a node after so long (a day)")
-    group.add_argument("--tags", default="", help="a text that comes back with the results")
-    _output(group)  # type: ignore[arg-type]
+def _add_fleet_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("fleet options")
+    _add_exclude(group)
+    group.add_argument("--any", action="store_true", help="send to one random node of the target")
+    group.add_argument("--dry-run", action="store_true", help="list the target nodes and send nothing")
+    group.add_argument("--wait", action="store_true",
+                       help="also send to nodes that are offline or were never seen, and wait for them; "
+                       "after --timeout the command stays queued")
+    group.add_argument("--batch", metavar="N|N%", help="send to this many nodes at a time (default: all)")
+    group.add_argument("--max-failures", type=argtypes.number, metavar="N",
+                       help="stop sending when more than N nodes have failed (default: never)")
+    group.add_argument("--detach", action="store_true", help="print the job id and do not wait")
+    group.add_argument("--expires", type=argtypes.duration, default=0, metavar="S",
+                       help="drop the command on a node that has not taken it after this time (default: 1d)")
+    group.add_argument("--tags", default="", help="text that comes back with the results")
+    _add_output_flags(group)
 
 
-def _process(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("process")
+def _add_process_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("process options")
     add = group.add_argument
-    add("--data", default=None, help="its standard input: text, @FILE, or - for ours; JSON for a script's action")
-    add("--cwd", dest="workingdir", help="its folder")
-    add("--env", action="append", metavar="NAME[=VALUE]", help="sets a variable for it; may be given more than once. NAME "
-        "alone takes the value from jsctl's own environment: so give secrets, with --secret")
-    add("--secret", action="store_true", default=None, help="keep the values of --env and --data out of history, records and logs")
-    add("--max-time", type=_longest, metavar="S", help="seconds, or 5m, 2h, 1d; -1 runs for good and comes back after a restart")
-    add("--max-restart", type=_number, metavar="N", help="start it again so often when it fails")
-    add("--every", dest="recurring_period", type=_duration, metavar="S", help="run it again after so many seconds, or 5m, 2h, 1d")
-    add("--domain", help="what its records and stats are filed under")
-    add("--name", help="likewise")
-    add("--queue", help="one at a time of each queue")
-    add("--user", help="run it as this user")
-    add("--nice", type=_signed, help="its niceness")
-    add("--rlimit", action="append", metavar="K=N", help="nofile, as, cpu, core…")
-    add("--umask", metavar="MODE", help="its umask, octal (022)")
-    add("--oom-score-adj", type=_signed, metavar="N", help="from -1000, never killed for memory, to 1000 (0)")
-    add("--stop-signal", metavar="NAME", help="what asks it to end (TERM)")
-    add("--stop-timeout", type=_duration, metavar="S", help="seconds between the stop signal and KILL (5)")
-    add("--loglevels", help="keep only these messages")
-    add("--loglevels-db", help="those kept on the node")
-    add("--loglevels-ac", help="those sent to the controller")
-    add("--stats-interval", type=_duration, metavar="S", help="seconds between samples")
-
-
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-def _seconds(text: str) -> float:
-    """Seconds from `90`, `1.5`, `5m`, `2h` or `1d`."""
-    unit = _UNITS.get(text[-1:], 0)
-    try:
-        value = float(text[:-1]) * unit if unit else float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < 1e9:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds; write 90, 90s, 5m, 2h or 1d")
-    return value
-
-
-def _duration(text: str) -> int:
-    """Whole seconds."""
-    value = _seconds(text)
-    if value != int(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of seconds; write 90, 90s, 5m, 2h or 1d")
-    return int(value)
-
-
-def _longest(text: str) -> int:
-    """Whole seconds, or -1."""
-    return -1 if text == "-1" else _duration(text)
-
-
-def _number(text: str) -> int:
-    if not re.match(r"[0-9]{1,15}\Z", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 0 or more")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if not re.match(r"[0-9]{1,15}\Z", text) or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
-    return int(text)
-
-
-def _signed(text: str) -> int:
-    try:
-        if abs(int(text)) > 10**15:
-            raise ValueError
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
-
-
-def _moment(text: str) -> int:
-    """Milliseconds since 1970, from `10m` or a date."""
-    import time
-
-    if re.match(r"[0-9]{1,9}[smhd]\Z", text):
-        return int((time.time() - int(text[:-1]) * _UNITS[text[-1]]) * 1000)
-    from datetime import datetime
-
-    try:
-        return int(datetime.fromisoformat(text).timestamp() * 1000)
-    except (ValueError, OverflowError, OSError):
-        raise argparse.ArgumentTypeError(f"{text!r} is no time: write 10m, 2h, 1d or 2026-01-31T12:00") from None
+    add("--data", default=None, help="standard input of the process: text, @FILE, or - for that of jsctl; JSON for the "
+        "action of a script")
+    add("--cwd", dest="workingdir", metavar="DIR", help="working folder")
+    add("--env", action="append", metavar="NAME[=VALUE]", help="set an environment variable; may be given more than once. "
+        "NAME alone takes the value from the environment of jsctl: use it for secrets, with --secret")
+    add("--secret", action="store_true", default=None,
+        help="keep the values of --env and --data out of history, records and logs")
+    add("--max-time", type=argtypes.max_time, metavar="S",
+        help="end it after this time; 0 is without limit, -1 also starts it again "
+        "after it failed or the node restarted (default: 0)")
+    add("--max-restart", type=argtypes.number, metavar="N", help="restart it at most N times when it fails (default: 0)")
+    add("--every", dest="recurring_period", type=argtypes.duration, metavar="S",
+        help="run it again each time after this period")
+    add("--domain", help="domain of its messages and series")
+    add("--name", help="name of its messages and series")
+    add("--queue", help="jobs of one queue run one at a time, in order")
+    add("--user", help="run it as this user (default: the user of the agent)")
+    add("--nice", type=argtypes.signed, metavar="N", help="niceness, from -20 to 19 (default: 0)")
+    add("--rlimit", action="append", metavar="K=N",
+        help="resource limit: nofile, as, cpu, core…; may be given more than once")
+    add("--umask", metavar="MODE", help="umask, octal (default: 022)")
+    add("--oom-score-adj", type=argtypes.signed, metavar="N",
+        help="from -1000, never killed for memory, to 1000, killed first (default: 0)")
+    add("--stop-signal", metavar="NAME", help="signal that asks it to end (default: TERM)")
+    add("--stop-timeout", type=argtypes.duration, metavar="S",
+        help="time between the stop signal and KILL (default: 5 s)")
+    add("--loglevels", metavar="SET", help="keep only messages of these levels: 9, 1-5, 1-5,9 or *")
+    add("--loglevels-db", metavar="SET", help="levels to keep on the node (default: as configured there)")
+    add("--loglevels-ac", metavar="SET", help="levels to send to the controller (default: as configured there)")
+    add("--stats-interval", type=argtypes.duration, metavar="S",
+        help="time between samples of its cpu and memory (default: as configured there)")

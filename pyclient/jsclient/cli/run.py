@@ -101,7 +101,7 @@ def raw(args: argparse.Namespace) -> int:
     try:
         fields = load_json(args.raw_args)
     except ValueError as e:
-        raise UsageError(f"--args is no JSON: {e}") from None
+        raise UsageError(f"--args is not JSON: {e}") from None
     if not isinstance(fields, dict):
         raise UsageError("--args must be a JSON object")
     return send(args, commands.raw(args.cmd, fields, read_data(args.data)))

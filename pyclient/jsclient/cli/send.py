@@ -12,7 +12,7 @@ from ..commands import CommandSpec
 from ..errors import OK, NoMatchingNodesError
 from ..fleet import Fleet
 from ..keys import NodeId
-from ..nodes import explain_unknown, format_age, load_nodes
+from ..nodes import explain_unknown, format_duration, load_nodes
 from ..selection import Selection
 from ..target import TargetNodes
 from . import render, stdio
@@ -22,6 +22,8 @@ from .stdio import message
 #: Seconds to wait for results by default, and beside `--max-time`.
 _DEFAULT_TIMEOUT_SECONDS = 60.0
 _MAX_TIME_MARGIN_SECONDS = 30.0
+#: Controllers drop a command that its node has not taken after this time, in seconds, by default.
+_DEFAULT_EXPIRY_SECONDS = 86400
 #: Most nodes that a warning lists.
 _MAX_LISTED = 10
 
@@ -52,7 +54,7 @@ def send(
             chosen = chosen.without_stopped
         if args.dry_run:
             return dry_run(args, selection, chosen)
-        _warn(args, chosen)
+        _warn(args, chosen, job_id)
         nodes = chosen.nodes if args.wait or args.detach else chosen.live
         if store is not None and nodes:
             client.store(store)
@@ -87,7 +89,7 @@ def report_id_on_error(client: Client, job_id: str) -> Iterator[None]:
         yield
     except BaseException:
         if client.sent:
-            message(f"jsctl: it was sent as {job_id}; for its results: jsctl wait {job_id}")
+            message(f"jsctl: sent as {job_id}; show its results with jsctl wait {job_id}")
         raise
 
 
@@ -131,12 +133,13 @@ def dry_run(args: argparse.Namespace, selection: Selection, chosen: TargetNodes)
             if node in chosen.unknown:
                 note = "\trevoked" if node in chosen.revoked else "\tnever seen"
             else:
-                note = f"\t{'stopped' if seen.stopped else 'last seen'} {format_age(seen.age)} ago" if seen else ""
+                note = f"\t{'stopped' if seen.stopped else 'last seen'} {format_duration(seen.age)} ago" if seen else ""
             stdio.out(f"{node}{note}")
     if not chosen.live and not (args.wait and chosen.nodes):
         raise NoMatchingNodesError(selection.explain_no_nodes(chosen))
     batch = f", in batches of {args.batch}" if args.batch else ""
-    message(f"{len(chosen.live)} would be asked{batch}; nothing was sent")
+    nodes = f"{len(chosen.live)} node{'s' if len(chosen.live) != 1 else ''}"
+    message(f"the command would go to {nodes}{batch}; nothing was sent")
     return OK
 
 
@@ -146,17 +149,20 @@ def _state(node: NodeId, chosen: TargetNodes) -> str:
     return next((n.state for n in (*chosen.offline, *chosen.stopped) if n.id == node), "live")
 
 
-def _warn(args: argparse.Namespace, chosen: TargetNodes) -> None:
+def _warn(args: argparse.Namespace, chosen: TargetNodes, job_id: str) -> None:
     """Write which nodes are offline, stopped or unknown, and what happens to the command for them."""
     is_kept = args.wait or args.detach
-    outcome = "its command waits for it" if is_kept else "nothing is sent to it (--wait sends it and waits)"
+    lifetime = format_duration(args.expires or _DEFAULT_EXPIRY_SECONDS)
+    outcome = "nothing is sent to it; --wait sends the command and waits"
+    if is_kept:
+        outcome = f"queued; runs if the node returns within {lifetime}; withdraw it with jsctl cancel {job_id}"
     if not chosen.live and not is_kept:
         return  # the error has the reason
     for node in chosen.unknown[:_MAX_LISTED]:
-        answered = "its command is answered with ERROR" if is_kept and node in chosen.revoked else outcome
+        answered = "the command is answered with ERROR" if is_kept and node in chosen.revoked else outcome
         message(f"jsctl: {explain_unknown([node], chosen.revoked)}; {answered}")
     for seen in chosen.stopped[:_MAX_LISTED]:
-        age = format_age(seen.age)
-        message(f"jsctl: the agent of {seen.id} stopped {age} ago; it gets the command when it starts again")
+        age = format_duration(seen.age)
+        message(f"jsctl: node {seen.id} is offline (stopped {age} ago); it gets the command when it starts again")
     for seen in chosen.offline[:_MAX_LISTED] if is_kept else ():
-        message(f"jsctl: {seen.id} was last seen {format_age(seen.age)} ago; {outcome}")
+        message(f"jsctl: node {seen.id} is offline (last seen {format_duration(seen.age)} ago); {outcome}")

@@ -22,6 +22,7 @@ deb_check() {
     local file=$1 program=$2 architecture=$3 held said scripts want bad=0
     held=$(dpkg-deb --fsys-tarfile "$file" | tar -tv --numeric-owner | awk '{ print $1, $2, $NF }') || return 1
     for want in "-rwxr-xr-x ./usr/bin/$program" "-rw-r--r-- ./usr/lib/systemd/system/$program.service" \
+        "-rw-r--r-- ./usr/share/man/man8/$program.8.gz" \
         "-rw-r--r-- ./usr/share/doc/$program/docs/how-to/upgrade.md" "-rw-r--r-- ./usr/share/doc/$program/copyright" \
         "$([ "$program" != jsacc ] || echo "-rw-r--r-- ./etc/jsacc/jsacc.toml")"; do
         [ -z "$want" ] || grep -qxF -- "${want% *} 0/0 ${want#* }" <<<"$held" || {

@@ -19,7 +19,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-use super::sqlite::{Fault, fault_of, is_damage};
+use super::sqlite;
 use crate::job::JobState;
 use anyhow::{Context, Result, bail};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
@@ -166,16 +166,10 @@ impl JobStore {
     /// carried over; [`JobStore::damage`] then says so.
     pub fn open(data_dir: &Path) -> Result<Arc<JobStore>> {
         let path = data_dir.join(FILE);
-        let (db, damage) = match table::open(&path) {
-            Ok(db) => (db, None),
-            Err(fault) if is_damage(&fault) => {
-                let aside = damage::set_aside(&path, &fault)?;
-                let db = table::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
-                let damage = aside.carry_over(&path, &db);
-                (db, Some(damage))
-            }
-            Err(fault) => return Err(fault).with_context(|| format!("cannot open {}", path.display())),
-        };
+        let opened =
+            sqlite::open_or_replace(|| table::open(&path), sqlite::is_corrupt, |fault| damage::set_aside(&path, fault));
+        let (db, aside) = opened.with_context(|| format!("cannot open {}", path.display()))?;
+        let damage = aside.map(|aside| aside.carry_over(&path, &db));
         let unsent: i64 = db
             .query_row("SELECT coalesce(sum(octet_length(result)), 0) FROM jobs WHERE state = 2", [], |row| row.get(0))
             .with_context(|| format!("cannot read {}", path.display()))?;
@@ -428,18 +422,10 @@ impl JobStore {
 
     /// Does `work` on the open table. Where the file seems damaged, a fresh look at it decides: a good one is
     /// opened anew, a damaged one is replaced, and `work` is done again.
-    fn with<T>(&self, mut work: impl FnMut(&mut Table) -> Result<T>) -> Result<T> {
+    fn with<T>(&self, work: impl FnMut(&mut Table) -> Result<T>) -> Result<T> {
         let mut table = self.lock();
-        if !table.is_open {
-            self.reopen(&mut table)?;
-        }
-        match work(&mut table) {
-            Err(fault) if fault_of(&fault) == Fault::Damaged => {
-                self.reopen(&mut table)?;
-                work(&mut table)
-            }
-            other => other,
-        }
+        let is_open = table.is_open;
+        sqlite::with_reopened(&mut *table, is_open, |table| self.reopen(table), work)
     }
 
     /// Opens the file anew; one that is damaged is replaced.
@@ -448,14 +434,15 @@ impl JobStore {
         table.db = Connection::open_in_memory()?;
         (table.is_open, table.waits) = (false, true);
         let is_lost = !fs::metadata(&self.path).is_ok_and(|file| file.len() > 0);
-        let opened = match table::open(&self.path) {
-            Err(fault) if is_damage(&fault) => {
-                table.aside = Some(damage::set_aside(&self.path, &fault)?);
-                table::open(&self.path)
-            }
-            other => other,
-        };
-        table.db = opened.with_context(|| format!("cannot open {}", self.path.display()))?;
+        let opened = sqlite::open_or_replace(
+            || table::open(&self.path),
+            sqlite::is_corrupt,
+            |fault| {
+                table.aside = Some(damage::set_aside(&self.path, fault)?);
+                Ok(())
+            },
+        );
+        table.db = opened.with_context(|| format!("cannot open {}", self.path.display()))?.0;
         table.is_open = true;
         let damage = match table.aside.take() {
             Some(aside) => Some(aside.carry_over(&self.path, &table.db)),

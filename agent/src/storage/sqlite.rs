@@ -1,8 +1,14 @@
-//! Functions for all database files: the meaning of SQLite errors, and the renaming of a file.
+//! The life of a database file: opened, checked, set aside and made anew when it is damaged, opened again.
+//!
+//! The job store, the upload queue and the message log each say by a [`Format`] how their file is opened, and
+//! what a damaged one is called once it is set aside.
 
+use crate::platform;
+use anyhow::{Context, Result};
 use rusqlite::{Connection, ErrorCode, ffi};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The suffixes of the files of a database: the file itself, and those beside it.
 pub(crate) const ENDINGS: [&str; 3] = ["", "-wal", "-shm"];
@@ -49,9 +55,90 @@ pub(crate) fn fault_of(error: &anyhow::Error) -> Fault {
     error.chain().find_map(|cause| cause.downcast_ref::<rusqlite::Error>()).map_or(Fault::Unavailable, fault)
 }
 
-/// Whether a file that was just opened anew is no good database.
-pub(crate) fn is_damage(error: &rusqlite::Error) -> bool {
-    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+/// How a database is opened.
+pub(crate) struct Format {
+    /// How long a lock of another program is waited for.
+    pub(crate) busy_timeout: Duration,
+    /// The settings of a connection.
+    pub(crate) pragmas: &'static str,
+    /// The tables, which are made where they are missing.
+    pub(crate) schema: &'static str,
+}
+
+impl Format {
+    /// Opens the file, or makes it; a `thorough` look reads all of it. A damaged file is an error, and so is a
+    /// place where SQLite cannot write ahead.
+    pub(crate) fn open(&self, path: &Path, thorough: bool) -> rusqlite::Result<Connection> {
+        let db = Connection::open(path)?;
+        db.busy_timeout(self.busy_timeout)?;
+        db.execute_batch(self.pragmas)?;
+        let journal: String = db.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
+        if journal != "wal" {
+            let why = format!(
+                "SQLite cannot write ahead there (its journal mode stays \"{journal}\"); put data_dir on a local file system"
+            );
+            return Err(rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_CANTOPEN), Some(why)));
+        }
+        if thorough {
+            check(&db)?;
+        }
+        db.execute_batch(self.schema)?;
+        Ok(db)
+    }
+}
+
+/// Opens a database; one that `is_damaged` finds damaged is set aside, and a new one made. Returns what
+/// `set_aside` returned as well.
+pub(crate) fn open_or_replace<T, A>(
+    open: impl Fn() -> Result<T>,
+    is_damaged: impl FnOnce(&anyhow::Error) -> bool,
+    set_aside: impl FnOnce(&anyhow::Error) -> Result<A>,
+) -> Result<(T, Option<A>)> {
+    match open() {
+        Err(fault) if is_damaged(&fault) => {
+            let aside = set_aside(&fault)?;
+            Ok((open()?, Some(aside)))
+        }
+        opened => Ok((opened?, None)),
+    }
+}
+
+/// Does `work` with an open database. Where its file seems damaged, `reopen` takes a fresh look at it, and `work`
+/// is done again.
+pub(crate) fn with_reopened<S, T>(
+    state: &mut S,
+    is_open: bool,
+    reopen: impl Fn(&mut S) -> Result<()>,
+    mut work: impl FnMut(&mut S) -> Result<T>,
+) -> Result<T> {
+    if !is_open {
+        reopen(state)?;
+    }
+    match work(state) {
+        Err(fault) if is_damaged(&fault) => {
+            reopen(state)?;
+            work(state)
+        }
+        done => done,
+    }
+}
+
+/// Sets a damaged database aside, which nobody may have open.
+pub(crate) fn set_aside(path: &Path, aside: &Path, fault: &anyhow::Error) -> Result<()> {
+    rename(path, aside, platform::rename).with_context(|| {
+        format!("{} is damaged ({fault:#}) and cannot be set aside as {}", path.display(), aside.display())
+    })
+}
+
+/// Whether the file may be no good database.
+pub(crate) fn is_damaged(error: &anyhow::Error) -> bool {
+    fault_of(error) == Fault::Damaged
+}
+
+/// Whether SQLite itself says that the file is no good database; foreign tables are none of that.
+pub(crate) fn is_corrupt(error: &anyhow::Error) -> bool {
+    let code = error.downcast_ref().and_then(rusqlite::Error::sqlite_error_code);
+    matches!(code, Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
 }
 
 /// Reads through a whole database; one that is damaged is an error.

@@ -16,7 +16,7 @@
 //! `storage` has the file and what stands in it, `retention` what goes when there is too much, `refusal`
 //! what becomes of a batch that a controller, or a proxy before it, does not take.
 
-use super::sqlite::{Fault, fault_of};
+use super::sqlite;
 use crate::config::Config;
 use crate::platform;
 use anyhow::{Result, bail};
@@ -130,7 +130,7 @@ impl UploadQueue {
     /// Opens `outbox.db` in the data folder; a damaged one is set aside.
     pub fn open(config: &Config) -> Result<Arc<UploadQueue>> {
         let path = config.main.data_dir.join(FILE);
-        let inner = Inner::open(&path)?;
+        let (inner, _) = Inner::open(&path, false)?;
         Ok(Arc::new(UploadQueue {
             path,
             chosen: [config.chosen(&config.logging.ac.controllers), config.chosen(&config.stats.controllers)],
@@ -373,17 +373,9 @@ impl UploadQueue {
 
     /// Does `work` on the open file. Where the file seems damaged, a fresh look at it decides: a good one is
     /// opened anew, a damaged one is set aside for a new one, and `work` is done again.
-    fn with<T>(&self, inner: &mut Inner, mut work: impl FnMut(&mut Inner) -> Result<T>) -> Result<T> {
-        if !inner.is_open {
-            self.reopen(inner)?;
-        }
-        let done = match work(inner) {
-            Err(e) if fault_of(&e) == Fault::Damaged => {
-                self.reopen(inner)?;
-                work(inner)
-            }
-            other => other,
-        };
+    fn with<T>(&self, inner: &mut Inner, work: impl FnMut(&mut Inner) -> Result<T>) -> Result<T> {
+        let is_open = inner.is_open;
+        let done = sqlite::with_reopened(inner, is_open, |inner| self.reopen(inner), work);
         if done.is_ok() {
             inner.store_waiting();
         }
@@ -399,7 +391,7 @@ impl UploadQueue {
         inner.db = Connection::open_in_memory()?;
         (inner.is_open, inner.open) = (false, None);
         inner.open_at = Some(Instant::now() + REOPEN_PAUSE);
-        let (mut new, damaged) = Inner::open_or_replace(&self.path, true)?;
+        let (mut new, damaged) = Inner::open(&self.path, true)?;
         new.take_over(inner, damaged);
         if damaged {
             let data = json!({"what": FILE}).to_string();

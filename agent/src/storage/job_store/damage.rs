@@ -1,9 +1,8 @@
 //! A damaged file: known as such, set aside, and what can be read of it carried over.
 
 use super::now_ms;
-use crate::platform;
 use crate::storage::sqlite;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use rusqlite::{Connection, OpenFlags};
 use std::path::{Path, PathBuf};
 
@@ -14,11 +13,9 @@ pub(super) struct Aside {
 }
 
 /// Sets a damaged file aside, which nobody may have open.
-pub(super) fn set_aside(path: &Path, fault: &rusqlite::Error) -> Result<Aside> {
+pub(super) fn set_aside(path: &Path, fault: &anyhow::Error) -> Result<Aside> {
     let aside = free_name(path);
-    sqlite::rename(path, &aside, platform::rename).with_context(|| {
-        format!("{} is damaged ({fault}) and cannot be set aside as {}", path.display(), aside.display())
-    })?;
+    sqlite::set_aside(path, &aside, fault)?;
     Ok(Aside { path: aside, fault: fault.to_string() })
 }
 

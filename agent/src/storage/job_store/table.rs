@@ -2,7 +2,7 @@
 
 use super::{JobUpdate, Row};
 use crate::job::JobState;
-use crate::storage::sqlite;
+use crate::storage::sqlite::Format;
 use anyhow::Result;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, params};
@@ -10,25 +10,12 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::time::Duration;
 
-/// Opens the file, or makes it. One that is damaged is an error, and so is a place where SQLite cannot
-/// write ahead: what [`super::JobStore::sync`] brings to the disk is the file that it writes ahead to.
-pub(super) fn open(path: &Path) -> rusqlite::Result<Connection> {
-    let db = Connection::open(path)?;
-    db.busy_timeout(Duration::from_secs(10))?;
-    // A small page cache: the table is read by its indexes, and the agent is to stay small.
-    db.execute_batch("PRAGMA cache_size = -256")?;
-    let journal: String = db.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))?;
-    if journal != "wal" {
-        let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CANTOPEN);
-        let why = format!(
-            "SQLite cannot write ahead there (its journal mode stays \"{journal}\"); put data_dir on a local file system"
-        );
-        return Err(rusqlite::Error::SqliteFailure(code, Some(why)));
-    }
-    db.execute_batch("PRAGMA synchronous = FULL; PRAGMA journal_size_limit = 4194304")?;
-    sqlite::check(&db)?;
-    db.execute_batch(
-        "CREATE TABLE IF NOT EXISTS jobs(
+/// The file waits for the disk with each commit, and is written ahead: what [`super::JobStore::sync`] brings to the
+/// disk is that file. A small page cache: the table is read by its indexes, and the agent is to stay small.
+const FORMAT: Format = Format {
+    busy_timeout: Duration::from_secs(10),
+    pragmas: "PRAGMA cache_size = -256; PRAGMA synchronous = FULL; PRAGMA journal_size_limit = 4194304",
+    schema: "CREATE TABLE IF NOT EXISTS jobs(
              key INTEGER PRIMARY KEY AUTOINCREMENT,
              id TEXT NOT NULL,
              run INTEGER NOT NULL DEFAULT 0,
@@ -42,7 +29,11 @@ pub(super) fn open(path: &Path) -> rusqlite::Result<Connection> {
              UNIQUE(id, run));
          CREATE INDEX IF NOT EXISTS waiting ON jobs(controller, key) WHERE state = 2;
          CREATE INDEX IF NOT EXISTS live ON jobs(key) WHERE state IN (0, 1, 4, 5, 6, 7);",
-    )?;
+};
+
+/// Opens the file, or makes it.
+pub(super) fn open(path: &Path) -> Result<Connection> {
+    let db = FORMAT.open(path, true)?;
     db.set_prepared_statement_cache_capacity(16);
     Ok(db)
 }

@@ -7,7 +7,7 @@
 use super::batch::{Batch, Fate};
 use super::log_files::LogFiles;
 use super::rows::{self, Rows};
-use crate::storage::sqlite::{self, Fault, beside, fault, fault_of};
+use crate::storage::sqlite::{self, Fault, Format, beside, fault, fault_of};
 use crate::storage::upload_queue::{IdCheckpoint, Kind, Records, UploadQueue};
 use anyhow::{Context, Result, anyhow};
 use jscommon::{LevelSet, NodeId};
@@ -29,8 +29,14 @@ const OVERFLOW: usize = 900;
 /// A database up to this size is looked through whenever it is opened.
 const CHECKED: u64 = 32 << 20;
 
-const SCHEMA: &str = "CREATE TABLE IF NOT EXISTS messages(id INTEGER, jobid TEXT, jobdomain TEXT, jobname TEXT,
-    epoch INTEGER, level INTEGER, data TEXT)";
+/// Space can be given back only where a database was made for it.
+const FORMAT: Format = Format {
+    busy_timeout: Duration::from_secs(5),
+    pragmas: "PRAGMA auto_vacuum=INCREMENTAL; PRAGMA synchronous=NORMAL; PRAGMA wal_autocheckpoint=0;
+        PRAGMA cache_size=-256; PRAGMA temp_store=MEMORY",
+    schema: "CREATE TABLE IF NOT EXISTS messages(id INTEGER, jobid TEXT, jobdomain TEXT, jobname TEXT,
+        epoch INTEGER, level INTEGER, data TEXT)",
+};
 
 /// The first pause between two tries of a rotation that failed, and the longest.
 const ROTATE_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -212,24 +218,16 @@ impl Store {
     /// Opens or makes `current.db`; says whether a damaged one had to be set aside for it.
     fn begin(&mut self, look: Look) -> Result<bool> {
         let path = self.log_files.current();
-        let mut damaged = false;
-        loop {
-            match connect(&path, look) {
-                Ok(db) => {
-                    self.db = db;
-                    self.is_open = true;
-                    self.wal_used = 0;
-                    return Ok(damaged);
-                }
-                Err(e) if !damaged && fault(&e) == Fault::Damaged => {
-                    damaged = true;
-                    let number = self.log_files.read().current();
-                    self.rename_damaged(number, &e)?;
-                }
-                Err(e) => {
-                    let e = if self.has_no_room() { full() } else { e };
-                    return Err(e).with_context(|| format!("{} cannot be opened", path.display()));
-                }
+        let number = self.log_files.read().current();
+        let set_aside = |fault: &anyhow::Error| self.rename_damaged(number, fault);
+        match sqlite::open_or_replace(|| Ok(connect(&path, look)?), sqlite::is_damaged, set_aside) {
+            Ok((db, aside)) => {
+                (self.db, self.is_open, self.wal_used) = (db, true, 0);
+                Ok(aside.is_some())
+            }
+            Err(e) => {
+                let e = if self.has_no_room() { full().into() } else { e };
+                Err(e).with_context(|| format!("{} cannot be opened", path.display()))
             }
         }
     }
@@ -594,19 +592,19 @@ impl Store {
         });
         match looked {
             Ok(()) => Ok(false),
-            Err(e) if fault(&e) == Fault::Damaged => self.rename_damaged(number, &e).map(|()| true),
+            Err(e) if fault(&e) == Fault::Damaged => self.rename_damaged(number, &e.into()).map(|()| true),
             Err(e) => Err(anyhow!(e).context(format!("{} cannot be read", path.display()))),
         }
     }
 
-    fn rename_damaged(&self, number: u64, error: &rusqlite::Error) -> Result<()> {
+    fn rename_damaged(&self, number: u64, error: &anyhow::Error) -> Result<()> {
         let mut layout = self.log_files.write();
         let path = layout.path(number).unwrap_or_default();
         let aside = layout
             .set_aside(number, now())
             .with_context(|| format!("{} is damaged and cannot be set aside", path.display()))?;
         if let Some(aside) = aside {
-            log::error!("{} is damaged ({error}); it is set aside as {}", path.display(), aside.display());
+            log::error!("{} is damaged ({error:#}); it is set aside as {}", path.display(), aside.display());
         }
         Ok(())
     }
@@ -695,23 +693,8 @@ enum Look {
 fn connect(path: &Path, look: Look) -> rusqlite::Result<Connection> {
     let small = std::fs::metadata(path).map_or(0, |file| file.len()) <= CHECKED;
     let unclean = beside(path, "-wal").exists();
-    let db = Connection::open(path)?;
-    db.busy_timeout(Duration::from_secs(5))?;
-    // Space can be given back only where a database was made for it.
-    db.execute_batch("PRAGMA auto_vacuum=INCREMENTAL")?;
-    let journal: String = db.query_row("PRAGMA journal_mode=WAL", [], |row| row.get(0))?;
-    if journal != "wal" {
-        let why = format!("its journal mode stays \"{journal}\"");
-        return Err(rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_CANTOPEN), Some(why)));
-    }
-    db.execute_batch(
-        "PRAGMA synchronous=NORMAL; PRAGMA wal_autocheckpoint=0; PRAGMA cache_size=-256; PRAGMA temp_store=MEMORY;",
-    )?;
-    db.execute_batch(SCHEMA)?;
+    let db = FORMAT.open(path, look == Look::Whole || look == Look::Usual && (small || unclean))?;
     rows::check(&db)?;
-    if look == Look::Whole || look == Look::Usual && (small || unclean) {
-        sqlite::check(&db)?;
-    }
     Ok(db)
 }
 

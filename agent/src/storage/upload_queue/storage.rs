@@ -4,8 +4,7 @@
 //! and when a controller is woken, is the [`super::UploadQueue`]'s.
 
 use super::{Batch, Dropped, IdCheckpoint, Kind, MAX_BATCH_BYTES, now};
-use crate::platform;
-use crate::storage::sqlite::{self, Fault, fault_of};
+use crate::storage::sqlite::{self, Format};
 use anyhow::{Context, Result};
 use crossbeam_channel::Sender;
 use rusqlite::types::ValueRef;
@@ -19,6 +18,19 @@ pub(super) const MAX_WAITING: usize = 100;
 
 /// Pages that are given back to the file system at one time.
 const RECLAIM_PAGES: u32 = 256;
+
+const FORMAT: Format = Format {
+    busy_timeout: Duration::from_secs(5),
+    pragmas: "PRAGMA auto_vacuum=INCREMENTAL; PRAGMA synchronous=NORMAL; PRAGMA cache_size=-256;
+        PRAGMA journal_size_limit=1048576",
+    schema: "CREATE TABLE IF NOT EXISTS items(seq INTEGER PRIMARY KEY, kind INTEGER, batch INTEGER,
+            controller TEXT, count INTEGER, created INTEGER, body BLOB);
+        CREATE INDEX IF NOT EXISTS items_batch ON items(kind, controller, batch);
+        CREATE TABLE IF NOT EXISTS cursors(controller TEXT, kind INTEGER, batch INTEGER,
+            PRIMARY KEY(controller, kind));
+        CREATE TABLE IF NOT EXISTS mark(one INTEGER PRIMARY KEY, last INTEGER, next INTEGER);
+        CREATE TABLE IF NOT EXISTS dropped(kind INTEGER PRIMARY KEY, count INTEGER);",
+};
 
 /// The open file, and what is known of it without a look.
 pub(super) struct Inner {
@@ -64,40 +76,17 @@ pub(super) struct Open {
 }
 
 impl Inner {
-    pub(super) fn open(path: &Path) -> Result<Inner> {
-        Inner::open_or_replace(path, false).map(|(inner, _)| inner)
-    }
-
     /// Opens the file, or makes a new one where it is damaged, and says whether it was. A `thorough` look
     /// reads all of it.
-    pub(super) fn open_or_replace(path: &Path, thorough: bool) -> Result<(Inner, bool)> {
-        let what = || format!("{} cannot be opened", path.display());
-        match Inner::load(path, thorough) {
-            Err(e) if fault_of(&e) == Fault::Damaged => {
-                set_aside(path, &e)?;
-                Ok((Inner::load(path, false).with_context(what)?, true))
-            }
-            other => Ok((other.with_context(what)?, false)),
-        }
+    pub(super) fn open(path: &Path, thorough: bool) -> Result<(Inner, bool)> {
+        let opened =
+            sqlite::open_or_replace(|| Inner::load(path, thorough), sqlite::is_damaged, |fault| set_aside(path, fault));
+        let (inner, aside) = opened.with_context(|| format!("{} cannot be opened", path.display()))?;
+        Ok((inner, aside.is_some()))
     }
 
     fn load(path: &Path, thorough: bool) -> Result<Inner> {
-        let db = Connection::open(path)?;
-        db.busy_timeout(Duration::from_secs(5))?;
-        if thorough {
-            sqlite::check(&db)?;
-        }
-        db.execute_batch(
-            "PRAGMA auto_vacuum=INCREMENTAL; PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;
-             PRAGMA cache_size=-256; PRAGMA journal_size_limit=1048576;
-             CREATE TABLE IF NOT EXISTS items(seq INTEGER PRIMARY KEY, kind INTEGER, batch INTEGER,
-                controller TEXT, count INTEGER, created INTEGER, body BLOB);
-             CREATE INDEX IF NOT EXISTS items_batch ON items(kind, controller, batch);
-             CREATE TABLE IF NOT EXISTS cursors(controller TEXT, kind INTEGER, batch INTEGER,
-                PRIMARY KEY(controller, kind));
-             CREATE TABLE IF NOT EXISTS mark(one INTEGER PRIMARY KEY, last INTEGER, next INTEGER);
-             CREATE TABLE IF NOT EXISTS dropped(kind INTEGER PRIMARY KEY, count INTEGER);",
-        )?;
+        let db = FORMAT.open(path, thorough)?;
         let mut cursors = HashMap::new();
         let mut number = now();
         {
@@ -453,8 +442,7 @@ impl Inner {
 fn set_aside(path: &Path, why: &anyhow::Error) -> Result<()> {
     let aside = path.with_extension("db.damaged");
     sqlite::ENDINGS.iter().for_each(|ending| drop(std::fs::remove_file(sqlite::beside(&aside, ending))));
-    sqlite::rename(path, &aside, platform::rename)
-        .with_context(|| format!("{} is damaged ({why:#}) and cannot be set aside", path.display()))?;
+    sqlite::set_aside(path, &aside, why)?;
     log::error!(
         "{} is damaged ({why:#}); it is set aside as {}, and a new one begins",
         path.display(),

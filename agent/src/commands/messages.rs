@@ -1,9 +1,10 @@
 //! `get_msgs` and `del_msgs`: records asked for, or deleted, by a query in the command's data.
 
 use super::{Answer, Context};
+use crate::job::fields::{Fields, object};
 use crate::storage::message_log::{LogReader, Query};
 use jscommon::{Command, LevelSet};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 /// `get_msgs`: the first matches in the order of their arrival, as a list of records.
 pub(super) fn get(context: &Context, command: &Command) -> Answer {
@@ -29,37 +30,22 @@ fn remote(context: &Context) -> Result<&LogReader, String> {
 /// Reads a query; no data is the query that everything matches. A field that is no field of a query is
 /// refused, for a misspelt one would delete everything.
 fn parse(data: &str) -> Result<Query, String> {
-    let fields: Map<String, Value> = match data.trim() {
-        "" => Map::new(),
-        text => match serde_json::from_str(text) {
-            Ok(Value::Object(fields)) => fields,
-            Ok(other) => return Err(format!("data must be an object like {{\"jobid\": \"…\"}}, not {other}")),
-            Err(e) => return Err(format!("data is not JSON: {e}")),
-        },
-    };
-    let mut query = Query::default();
-    for (name, value) in fields.iter().filter(|(_, value)| !value.is_null()) {
-        let whole = |least: i64, most: i64| {
-            let number = jscommon::command::whole(value).filter(|n| (least..=most).contains(n));
-            number.ok_or_else(|| format!("{name} must be a whole number from {least} to {most}, not {value}"))
-        };
-        match name.as_str() {
-            "jobid" => match value {
-                Value::String(id) => query.jobid = Some(id.clone()),
-                other => return Err(format!("jobid must be a job's id, not {other}")),
-            },
-            "timefrom" => query.timefrom = Some(millis(name, value, f64::ceil)?),
-            "timeto" => query.timeto = Some(millis(name, value, f64::floor)?),
-            "levels" => query.levels = Some(LevelSet::from_json(value).map_err(|e| format!("levels: {e}"))?),
-            "limit" => query.limit = Some(whole(0, i64::MAX)? as u64),
-            // Ids begin at 1, so what comes after 0 is everything.
-            "after" => query.after = Some(whole(0, u32::MAX.into())? as u32).filter(|id| *id > 0),
-            other => {
-                return Err(format!("there is no '{other}' here: use jobid, timefrom, timeto, levels, limit, after"));
-            }
-        }
+    const KNOWN: [&str; 6] = ["jobid", "timefrom", "timeto", "levels", "limit", "after"];
+    let given = object(data)?;
+    let mut fields = Fields::new(&given);
+    for name in given.iter().filter(|(name, value)| !value.is_null() && !KNOWN.contains(&name.as_str())) {
+        fields.fault(format!("there is no '{}' here: use {}", name.0, KNOWN.join(", ")));
     }
-    Ok(query)
+    let query = Query {
+        jobid: fields.text("jobid").map(str::to_owned),
+        timefrom: fields.read("timefrom", |value| millis("timefrom", value, f64::ceil)),
+        timeto: fields.read("timeto", |value| millis("timeto", value, f64::floor)),
+        levels: fields.read("levels", |value| LevelSet::from_json(value).map_err(|why| format!("levels: {why}"))),
+        limit: fields.whole("limit", 0..=i64::MAX).map(|limit| limit as u64),
+        // Ids begin at 1, so what comes after 0 is everything.
+        after: fields.whole("after", 0..=u32::MAX.into()).map(|id| id as u32).filter(|id| *id > 0),
+    };
+    fields.finish(query)
 }
 
 /// A time in milliseconds; of one between two, as clients get by multiplying seconds, `inward` is the
@@ -104,7 +90,7 @@ mod tests {
     fn every_fault_has_its_sentence() {
         for (data, reason) in [
             ("{", "not JSON"),
-            ("[]", "must be an object"),
+            ("[]", "must be a JSON object"),
             (r#"{"joib": "a"}"#, "no 'joib'"),
             (r#"{"jobid": 1}"#, "jobid must be"),
             (r#"{"timefrom": "x"}"#, "timefrom must be"),

@@ -5,6 +5,7 @@
 
 use super::{Answer, Context};
 use crate::container::Places;
+use crate::job::fields::Fields;
 use crate::platform::{self, Owner};
 use jscommon::Command;
 use serde_json::{Map, Value, json};
@@ -22,34 +23,29 @@ struct Order {
 
 impl Order {
     fn parse(args: &Map<String, Value>, places: &Places) -> Result<Order, String> {
-        let text = |name: &str| match args.get(name) {
-            None | Some(Value::Null) => Ok(None),
-            Some(Value::String(text)) if text.is_empty() => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text.as_str())),
-            Some(other) => Err(format!("{name} must be a string, not {other}")),
-        };
-        let path = PathBuf::from(places.fill(text("path")?.ok_or("path is missing: it names the file to write")?));
-        if !path.is_absolute() || path.file_name().is_none() {
-            return Err(format!("path must name a file from the root on, not {}", path.display()));
+        let mut args = Fields::new(args);
+        let text = |args: &mut Fields, name| args.text(name).unwrap_or_default().to_owned();
+        let (path, hash) = (text(&mut args, "path"), text(&mut args, "hash"));
+        let (mode, owner) = (text(&mut args, "mode"), text(&mut args, "owner"));
+        let path_given = !path.is_empty();
+        let path = PathBuf::from(places.fill(&path));
+        if !path_given {
+            args.fault("path is missing: it names the file to write");
+        } else if !path.is_absolute() || path.file_name().is_none() {
+            args.fault(format!("path must name a file from the root on, not {}", path.display()));
         }
-        let hash = text("hash")?.ok_or("hash is missing: it is the SHA-256 of the file's content")?;
-        if hash.len() != 64 || !hash.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            return Err("hash must be a SHA-256: 64 hexadecimal digits".into());
+        if hash.is_empty() {
+            args.fault("hash is missing: it is the SHA-256 of the file's content");
+        } else if hash.len() != 64 || !hash.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            args.fault("hash must be a SHA-256: 64 hexadecimal digits");
         }
-        let mode = match text("mode")? {
-            None => None,
-            Some(text) => match u32::from_str_radix(text, 8) {
-                Ok(mode @ 0..=0o7777) => Some(mode),
-                _ => return Err(format!("mode must be octal, 0644 say, not {text}")),
-            },
-        };
-        let mkdir = match args.get("mkdir") {
-            None | Some(Value::Null) => false,
-            Some(Value::Bool(mkdir)) => *mkdir,
-            Some(other) => return Err(format!("mkdir must be true or false, not {other}")),
-        };
-        let owner = text("owner")?.map(str::to_owned);
-        Ok(Order { path, hash: hash.to_ascii_lowercase(), mode, owner, mkdir })
+        let octal = u32::from_str_radix(&mode, 8).ok().filter(|mode| *mode <= 0o7777);
+        if !mode.is_empty() && octal.is_none() {
+            args.fault(format!("mode must be octal, 0644 say, not {mode}"));
+        }
+        let mkdir = args.flag("mkdir");
+        let owner = Some(owner).filter(|owner| !owner.is_empty());
+        args.finish(Order { path, hash: hash.to_ascii_lowercase(), mode: octal, owner, mkdir })
     }
 }
 

@@ -3,9 +3,10 @@
 //! **Owns** the names, types and bounds of the common arguments. Does not act on any of them.
 
 use super::Rules;
+use super::fields::{Fields, scalar};
 use crate::platform::{self, Limit, Signal};
 use jscommon::LevelSet;
-use jscommon::command::{shorten, whole};
+use jscommon::command::shorten;
 use serde_json::{Map, Value};
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,42 +58,51 @@ pub struct RunArgs {
 }
 
 impl RunArgs {
-    /// Reads them; the error is one sentence about the first that is wrong.
+    /// Reads them; the error has a sentence about each that is wrong.
     pub fn parse(args: &Map<String, Value>) -> Result<RunArgs, String> {
-        let args = Reader(args);
-        let max_time = args.number("max_time", -1.0, LONGEST)?.unwrap_or(0.0);
+        let mut args = Fields::new(args);
+        let max_time = args.number("max_time", -1.0..=LONGEST).unwrap_or(0.0);
         if max_time < 0.0 && max_time != -1.0 {
-            return Err(format!("max_time is -1, 0 or seconds, not {max_time}"));
+            args.fault(format!("max_time is -1, 0 or seconds, not {max_time}"));
         }
-        let period = args.number("recurring_period", 0.0, LONGEST)?.filter(|period| *period > 0.0);
-        Ok(RunArgs {
-            domain: args.text("domain")?.unwrap_or_default(),
-            name: args.text("name")?.unwrap_or_default(),
+        // Below a second it would be a busy loop with a name.
+        let seconds = |args: &mut Fields, name| {
+            let seconds = args.number(name, 0.0..=LONGEST).filter(|seconds| *seconds > 0.0)?;
+            Some(Duration::from_secs_f64(seconds.max(1.0)))
+        };
+        let text = |args: &mut Fields, name| args.text(name).unwrap_or_default().to_owned();
+        let levels = |args: &mut Fields, name: &str| {
+            args.read(name, |value| LevelSet::from_json(value).map_err(|why| format!("{name}: {why}")))
+        };
+        let read = RunArgs {
+            domain: text(&mut args, "domain"),
+            name: text(&mut args, "name"),
             long: max_time == -1.0,
             limit: (max_time > 0.0).then(|| Duration::from_secs_f64(max_time)),
-            max_restart: args.whole("max_restart", 0, u32::MAX.into())?.unwrap_or(0) as u32,
-            // Below a second it would be a busy loop with a name.
-            period: period.map(|period| Duration::from_secs_f64(period.max(1.0))),
-            levels: args.levels("loglevels")?,
-            levels_db: args.levels("loglevels_db")?,
-            levels_ac: args.levels("loglevels_ac")?,
-            stats_interval: args
-                .number("stats_interval", 0.0, LONGEST)?
-                .filter(|interval| *interval > 0.0)
-                .map(|interval| Duration::from_secs_f64(interval.max(1.0))),
-            queue: args.text("queue")?.filter(|queue| !queue.is_empty()).map(Arc::from),
-            user: args.text("user")?.filter(|user| !user.is_empty()),
-            stop_signal: match args.0.get("stop_signal") {
-                None | Some(Value::Null) => Signal::TERM,
-                Some(value) => Signal::from_json(value).map_err(|why| format!("stop_signal: {why}"))?,
-            },
-            stop_timeout: Duration::from_secs_f64(args.number("stop_timeout", 0.0, 86400.0)?.unwrap_or(5.0)),
-            limits: args.limits()?,
-            nice: args.whole("nice", -20, 19)?.map(|nice| nice as i32),
-            umask: args.umask()?.unwrap_or(platform::UMASK),
-            oom_score_adj: args.system_whole("oom_score_adj", -1000, 1000)?.map(|score| score as i32),
-            secret: args.flag("secret")?,
-        })
+            max_restart: args.whole("max_restart", 0..=u32::MAX.into()).unwrap_or(0) as u32,
+            period: seconds(&mut args, "recurring_period"),
+            levels: levels(&mut args, "loglevels"),
+            levels_db: levels(&mut args, "loglevels_db"),
+            levels_ac: levels(&mut args, "loglevels_ac"),
+            stats_interval: seconds(&mut args, "stats_interval"),
+            queue: args.text("queue").filter(|queue| !queue.is_empty()).map(Arc::from),
+            user: args.text("user").filter(|user| !user.is_empty()).map(str::to_owned),
+            stop_signal: args
+                .read("stop_signal", |value| Signal::from_json(value).map_err(|why| format!("stop_signal: {why}")))
+                .unwrap_or(Signal::TERM),
+            stop_timeout: Duration::from_secs_f64(args.number("stop_timeout", 0.0..=86400.0).unwrap_or(5.0)),
+            limits: limits(&mut args),
+            nice: args.whole("nice", -20..=19).map(|nice| nice as i32),
+            umask: args.read("umask", umask).unwrap_or(platform::UMASK),
+            oom_score_adj: args.whole("oom_score_adj", -1000..=1000).map(|score| score as i32),
+            secret: args.flag("secret"),
+        };
+        if read.oom_score_adj.is_some()
+            && let Err(why) = platform::supports("oom_score_adj")
+        {
+            args.fault(why);
+        }
+        args.finish(read)
     }
 
     /// What the policy needs to know; `process` is false for a task of the agent's own.
@@ -127,42 +137,59 @@ pub struct ExecuteArgs {
 }
 
 impl ExecuteArgs {
-    /// Reads them; the error is one sentence about the first that is wrong.
-    pub fn parse(given: &Map<String, Value>) -> Result<ExecuteArgs, String> {
-        let args = Reader(given);
-        let cmd = args.text("cmd")?.unwrap_or_default();
-        if cmd.trim().is_empty() {
-            return Err("cmd is missing: it names the program to run".into());
+    /// Reads them; the error has a sentence about each that is wrong.
+    pub fn parse(args: &Map<String, Value>) -> Result<ExecuteArgs, String> {
+        let mut args = Fields::new(args);
+        let cmd = args.text("cmd");
+        if args.get("cmd").is_none() || cmd.is_some_and(|cmd| cmd.trim().is_empty()) {
+            args.fault("cmd is missing: it names the program to run");
         }
-        let list = match given.get("args") {
-            None | Some(Value::Null) => None,
-            Some(Value::Array(list)) => {
-                Some(list.iter().map(|item| scalar("args", item)).collect::<Result<Vec<String>, String>>()?)
-            }
-            Some(other) => return Err(format!("args must be a list of strings, not {}", shorten(other))),
+        let read = ExecuteArgs {
+            cmd: cmd.unwrap_or_default().to_owned(),
+            args: args.words("args"),
+            workingdir: args.text("workingdir").filter(|dir| !dir.is_empty()).map(str::to_owned),
+            env: environment(&mut args),
         };
-        Ok(ExecuteArgs {
-            cmd,
-            args: list,
-            workingdir: args.text("workingdir")?.filter(|dir| !dir.is_empty()),
-            env: environment(given)?,
-        })
+        args.finish(read)
     }
 }
 
-/// `env` of a command: an object of strings.
-pub fn environment(args: &Map<String, Value>) -> Result<Vec<(String, String)>, String> {
-    match args.get("env") {
-        None | Some(Value::Null) => Ok(Vec::new()),
-        Some(Value::Object(env)) => env
+/// Reads `env` of a command: an object of strings.
+pub(crate) fn environment(args: &mut Fields) -> Vec<(String, String)> {
+    let env = args.read("env", |value| match value {
+        Value::Object(env) => env
             .iter()
             .map(|(name, value)| match name.is_empty() || name.contains(['=', '\0']) {
                 true => Err(format!("env: '{name}' is no name of a variable")),
                 false => Ok((name.clone(), variable(name, value)?)),
             })
             .collect(),
-        Some(other) => Err(format!("env must be an object of strings, not {}", kind(other))),
+        other => Err(format!("env must be an object of strings, not {}", kind(other))),
+    });
+    env.unwrap_or_default()
+}
+
+fn limits(args: &mut Fields) -> Vec<Limit> {
+    let Some(given) = args.object("rlimits") else { return Vec::new() };
+    let mut limits = Vec::new();
+    for (name, value) in given {
+        match Limit::new(name, value) {
+            Ok(limit) => limits.push(limit),
+            Err(why) => args.fault(format!("rlimits: {why}")),
+        }
     }
+    limits
+}
+
+/// Octal text, as people write it: the number 22 would be another umask than 022.
+fn umask(value: &Value) -> Result<u32, String> {
+    platform::supports("umask")?;
+    let octal = |text: &str| {
+        let is_octal = (1..=5).contains(&text.len()) && text.bytes().all(|digit| (b'0'..=b'7').contains(&digit));
+        is_octal.then(|| u32::from_str_radix(text, 8).ok()).flatten().filter(|umask| *umask <= 0o777)
+    };
+    let umask = value.as_str().and_then(octal);
+    umask.ok_or_else(|| format!("umask must be octal text from \"000\" to \"777\", not {}", shorten(value)))
 }
 
 /// Splits a line as a shell would: blanks, quotes and backslashes, and nothing else of a shell.
@@ -219,99 +246,6 @@ pub fn program_and_rest(line: &str) -> Result<(&str, &str), String> {
         None => line.split_once([' ', '\t', '\r', '\n']).unwrap_or((line, "")),
     };
     Ok((program, rest.trim_start()))
-}
-
-struct Reader<'a>(&'a Map<String, Value>);
-
-impl Reader<'_> {
-    fn get(&self, name: &str) -> Option<&Value> {
-        self.0.get(name).filter(|value| !value.is_null())
-    }
-
-    fn text(&self, name: &str) -> Result<Option<String>, String> {
-        match self.get(name) {
-            None => Ok(None),
-            Some(Value::String(text)) if text.contains('\0') => Err(format!("{name} must not hold a NUL character")),
-            Some(Value::String(text)) => Ok(Some(text.clone())),
-            Some(other) => Err(format!("{name} must be a string, not {}", shorten(other))),
-        }
-    }
-
-    fn flag(&self, name: &str) -> Result<bool, String> {
-        match self.get(name) {
-            None => Ok(false),
-            Some(Value::Bool(flag)) => Ok(*flag),
-            Some(other) => Err(format!("{name} must be true or false, not {}", shorten(other))),
-        }
-    }
-
-    fn number(&self, name: &str, least: f64, most: f64) -> Result<Option<f64>, String> {
-        match self.get(name) {
-            None => Ok(None),
-            Some(value) => match value.as_f64() {
-                Some(number) if (least..=most).contains(&number) => Ok(Some(number)),
-                _ => Err(format!("{name} must be a number from {least} to {most}, not {}", shorten(value))),
-            },
-        }
-    }
-
-    fn whole(&self, name: &str, least: i64, most: i64) -> Result<Option<i64>, String> {
-        match self.get(name) {
-            None => Ok(None),
-            Some(value) => match whole(value) {
-                Some(number) if (least..=most).contains(&number) => Ok(Some(number)),
-                _ => Err(format!("{name} must be a whole number from {least} to {most}, not {}", shorten(value))),
-            },
-        }
-    }
-
-    /// A whole number that not every system has a use for.
-    fn system_whole(&self, name: &str, least: i64, most: i64) -> Result<Option<i64>, String> {
-        let number = self.whole(name, least, most)?;
-        number.map(|number| platform::supports(name).map(|()| number)).transpose()
-    }
-
-    /// Octal text, as people write it: the number 22 would be another umask than 022.
-    fn umask(&self) -> Result<Option<u32>, String> {
-        let Some(value) = self.get("umask") else { return Ok(None) };
-        platform::supports("umask")?;
-        let octal = |text: &str| {
-            let is_octal = (1..=5).contains(&text.len()) && text.bytes().all(|digit| (b'0'..=b'7').contains(&digit));
-            is_octal.then(|| u32::from_str_radix(text, 8).ok()).flatten().filter(|umask| *umask <= 0o777)
-        };
-        match value.as_str().and_then(octal) {
-            Some(umask) => Ok(Some(umask)),
-            None => Err(format!("umask must be octal text from \"000\" to \"777\", not {}", shorten(value))),
-        }
-    }
-
-    fn levels(&self, name: &str) -> Result<Option<LevelSet>, String> {
-        self.get(name).map(LevelSet::from_json).transpose().map_err(|why| format!("{name}: {why}"))
-    }
-
-    fn limits(&self) -> Result<Vec<Limit>, String> {
-        match self.get("rlimits") {
-            None => Ok(Vec::new()),
-            Some(Value::Object(limits)) => limits
-                .iter()
-                .map(|(name, value)| Limit::new(name, value).map_err(|why| format!("rlimits: {why}")))
-                .collect(),
-            Some(other) => Err(format!("rlimits must be an object, not {}", shorten(other))),
-        }
-    }
-}
-
-fn scalar(name: &str, value: &Value) -> Result<String, String> {
-    let text = match value {
-        Value::String(text) => text.clone(),
-        Value::Number(number) => number.to_string(),
-        Value::Bool(flag) => flag.to_string(),
-        other => return Err(format!("{name} must hold strings, not {}", shorten(other))),
-    };
-    match text.contains('\0') {
-        true => Err(format!("{name} must not hold a NUL character")),
-        false => Ok(text),
-    }
 }
 
 /// The value of a variable; the error does not show it, for it may be a secret.

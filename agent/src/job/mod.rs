@@ -2,6 +2,7 @@
 
 pub mod args;
 pub mod command_names;
+pub(crate) mod fields;
 mod label;
 mod rules;
 mod state;

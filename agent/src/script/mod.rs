@@ -20,8 +20,8 @@ pub use store::{FetchError, ScriptSource, Store};
 use crate::config::Config;
 use crate::container::{NotStarted, Places, Spec};
 use crate::job::args;
+use crate::job::fields::Fields;
 use jscommon::Command;
-use serde_json::{Map, Value};
 
 /// Largest source, in bytes; the controller keeps none that is larger.
 const MAX_SOURCE: u64 = 16 * 1024 * 1024;
@@ -75,8 +75,12 @@ pub fn is_script(name: &str) -> bool {
 /// Asked again before each run it finds a script that was changed meanwhile.
 pub fn prepare(store: &Store, config: &Config, command: &Command) -> Result<Spec, NotStarted> {
     let language = Language::of(&command.cmd).ok_or_else(|| format!("{} runs no script", command.cmd))?;
-    let (words, env) = (words(&command.args)?, args::environment(&command.args)?);
-    let wanted = wanted(&command.args)?;
+    let mut args = Fields::new(&command.args);
+    let (words, env) = (args.words("args").unwrap_or_default(), args::environment(&mut args));
+    let cwd = args.text("workingdir").unwrap_or_default();
+    let (hash, domain, name) = (args.text("hash"), args.text("domain"), args.text("name"));
+    args.finish(())?;
+    let wanted = wanted(hash.unwrap_or_default(), domain.unwrap_or_default(), name.unwrap_or_default())?;
     let mut script = store.find(&wanted, language)?;
     if language == Language::Lua {
         // Lua's own reader of files skips it, its `load` does not. Python does so by itself.
@@ -89,7 +93,6 @@ pub fn prepare(store: &Store, config: &Config, command: &Command) -> Result<Spec
         Language::Lua => lua::spec_of(&scripts.lua, script, &words, &command.data),
     };
     let places = Places::new(&config.main.data_dir).of_job(&command.args);
-    let cwd = text(&command.args, "workingdir")?;
     let cwd = (!cwd.is_empty()).then(|| places.fill(cwd).into());
     Ok(Spec { env, cwd, ..spec })
 }
@@ -103,8 +106,7 @@ enum Wanted {
     Named(String, String),
 }
 
-fn wanted(args: &Map<String, Value>) -> Result<Wanted, String> {
-    let (hash, domain, name) = (text(args, "hash")?, text(args, "domain")?, text(args, "name")?);
+fn wanted(hash: &str, domain: &str, name: &str) -> Result<Wanted, String> {
     if !hash.is_empty() {
         return match hash.len() == 64 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             true => Ok(Wanted::Hash(hash.to_ascii_lowercase(), name.to_owned())),
@@ -116,31 +118,6 @@ fn wanted(args: &Map<String, Value>) -> Result<Wanted, String> {
         ("", _) => Err("domain is missing: a script is found by domain and name, or by hash".into()),
         (_, "") => Err("name is missing: a script is found by domain and name, or by hash".into()),
         _ => Ok(Wanted::Named(domain.to_owned(), name.to_owned())),
-    }
-}
-
-/// A text that may be missing, which is an empty one.
-fn text<'a>(args: &'a Map<String, Value>, key: &str) -> Result<&'a str, String> {
-    match args.get(key) {
-        None | Some(Value::Null) => Ok(""),
-        Some(Value::String(text)) if text.contains('\0') => Err(format!("{key} must not hold a NUL character")),
-        Some(Value::String(text)) => Ok(text),
-        Some(_) => Err(format!("{key} must be a string")),
-    }
-}
-
-/// The script's own arguments: `args`, when there are any.
-fn words(args: &Map<String, Value>) -> Result<Vec<String>, String> {
-    let word = |value: &Value| match value {
-        Value::String(text) if text.contains('\0') => Err("args must not hold a NUL character".into()),
-        Value::String(text) => Ok(text.clone()),
-        Value::Number(_) | Value::Bool(_) => Ok(value.to_string()),
-        _ => Err("args must be a list of strings".to_owned()),
-    };
-    match args.get("args") {
-        None | Some(Value::Null) => Ok(Vec::new()),
-        Some(Value::Array(list)) => list.iter().map(word).collect(),
-        Some(_) => Err("args must be a list of strings".into()),
     }
 }
 

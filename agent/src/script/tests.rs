@@ -1,7 +1,7 @@
 use super::*;
 use crate::config::Config;
 use jscommon::token::sha256_hex;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -68,7 +68,7 @@ fn arguments_have_their_faults() {
     refused(&context, json!({"domain": "ops", "name": "disk"}), "no script ops/disk.py in");
     refused(&context, json!({"domain": "..", "name": "etc/passwd"}), "lead out of the folder");
     refused(&context, json!({"domain": "ops", "name": "disk", "args": "x"}), "args must be a list");
-    refused(&context, json!({"domain": "ops", "name": "disk", "args": [[]]}), "args must be a list");
+    refused(&context, json!({"domain": "ops", "name": "disk", "args": [[]]}), "args must hold strings");
     refused(&context, json!({"hash": "0".repeat(64)}), "no script with hash 0000");
     assert!(is_script("execute_js_py") && is_script("execute_js_lua") && !is_script("execute"));
 }

@@ -5,23 +5,25 @@
 
 use super::Remote;
 use crate::commands::Answer;
+use crate::job::fields::{Fields, object};
 use crate::platform::Signal;
 use jscommon::Command;
-use serde_json::{Map, Value};
 
 /// The job that `kill`, `unschedule` or `get_process_stats` is about: data `{"id": …}`.
 pub(super) fn target(command: &Command) -> Result<String, String> {
-    id_in(&object(command)?, &command.cmd)
+    read(command, id)
 }
 
 /// The job and the signal of `signal`: data `{"id": …, "signal": …}`.
 pub(super) fn signal(command: &Command) -> Result<(String, Signal), String> {
-    let data = object(command)?;
-    let id = id_in(&data, &command.cmd)?;
-    match data.get("signal") {
-        Some(value) => Ok((id, Signal::from_json(value)?)),
-        None => Err("signal: data has no signal, as in {\"id\": \"…\", \"signal\": \"HUP\"}".into()),
-    }
+    read(command, |data| {
+        let id = id(data);
+        if data.get("signal").is_none() {
+            data.fault("data has no signal, as in {\"id\": \"…\", \"signal\": \"HUP\"}");
+        }
+        // Without a signal there is a fault.
+        (id, data.read("signal", Signal::from_json).unwrap_or(Signal::TERM))
+    })
 }
 
 /// `get_process_stats`: one job's entry, whether it runs or waits.
@@ -36,14 +38,8 @@ pub(super) fn process_stats(remote: &Remote, command: &Command) -> Answer {
 /// `get_processes_stats`: the entries of all jobs that have processes, or of those with the domain and
 /// the name that data asks for.
 pub(super) fn processes_stats(remote: &Remote, command: &Command) -> Answer {
-    let data = object(command)?;
-    let wanted = |name: &str| match data.get(name) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) if text.is_empty() => Ok(None),
-        Some(Value::String(text)) => Ok(Some(text.clone())),
-        Some(other) => Err(format!("{}: {name} must be a string, not {other}", command.cmd)),
-    };
-    let (domain, name) = (wanted("domain")?, wanted("name")?);
+    let wanted = |data: &mut Fields, name| data.text(name).filter(|text| !text.is_empty()).map(str::to_owned);
+    let (domain, name) = read(command, |data| (wanted(data, "domain"), wanted(data, "name")))?;
     let mut entries = remote.processes();
     entries.retain(|entry| {
         domain.as_ref().is_none_or(|domain| *domain == entry.domain)
@@ -52,29 +48,27 @@ pub(super) fn processes_stats(remote: &Remote, command: &Command) -> Answer {
     serde_json::to_value(entries).map_err(|fault| fault.to_string())
 }
 
-fn object(command: &Command) -> Result<Map<String, Value>, String> {
-    if command.data.trim().is_empty() {
-        return Ok(Map::new());
-    }
-    match serde_json::from_str(&command.data) {
-        Ok(Value::Object(data)) => Ok(data),
-        Ok(_) => Err(format!("{}: data must be a JSON object", command.cmd)),
-        Err(fault) => Err(format!("{}: data is not JSON: {fault}", command.cmd)),
-    }
+/// Reads the data of a command; a fault begins with the command's name.
+fn read<T>(command: &Command, read: impl FnOnce(&mut Fields) -> T) -> Result<T, String> {
+    let read = object(&command.data).and_then(|data| {
+        let mut data = Fields::new(&data);
+        let value = read(&mut data);
+        data.finish(value)
+    });
+    read.map_err(|why| format!("{}: {why}", command.cmd))
 }
 
-fn id_in(data: &Map<String, Value>, cmd: &str) -> Result<String, String> {
-    match data.get("id") {
-        Some(Value::String(id)) => Ok(id.clone()),
-        Some(other) => Err(format!("{cmd}: id must be a job's id, not {other}")),
-        None => Err(format!("{cmd}: data has no id, as in {{\"id\": \"…\"}}")),
+fn id(data: &mut Fields) -> String {
+    if data.get("id").is_none() {
+        data.fault("data has no id, as in {\"id\": \"…\"}");
     }
+    data.text("id").unwrap_or_default().to_owned()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     fn command(data: Value) -> Command {
         Command::from_value(json!({"id": "c", "gid": 1, "nid": 1, "cmd": "signal", "data": data})).unwrap()

@@ -107,7 +107,7 @@ def test_granting_needs_two_more_rights(limited: Callable[..., Ran], fake: Fake,
 
 
 def test_documented_rights_do_not_read_queued_commands(few: str, raw: Any) -> None:
-    keys = (ROOT / "acc" / "src" / "store" / "keys.rs").read_text()
+    keys = (ROOT / "acc" / "src" / "model" / "keys.rs").read_text()
     assert 'format!("jsacc:{{{node}}}:cmds")' in keys and 'format!("jsacc:{{cmds_queue}}:taken:{ac}")' in keys
     raw.lpush("cmds_queue", "secret")
     raw.lpush("jsacc:{cmds_queue}:taken:h:1:x", "secret")

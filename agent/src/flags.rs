@@ -17,23 +17,24 @@ usage: jsagent [-c FILE] [--gid N --nid N --controller URL --data-dir DIR]
        jsagent service install|start|stop|uninstall [-c FILE]      (Windows)
 
   -c, --config FILE     the configuration, TOML
-      --gid N           grid id; this flag and the next three override the file,
-      --nid N           node id    and are enough without one
+      --gid N           grid id; with this flag and the next three no file is needed,
+                        and they override one
+      --nid N           node id, unique in its grid
       --controller URL  address of the controller
-      --data-dir DIR    where the agent keeps what it knows
+      --data-dir DIR    state directory: database, logs, scripts
       --insecure-paths  take files and folders that other accounts of this machine
                         can change, and credentials that they can read
-      --check-config    say what is wrong with the configuration, and exit
+      --check-config    print the faults of the configuration, and exit
       --log-level L     off, error, warn, info (the default), debug or trace;
                         of one module: warn,jsagent::uplink=debug
       --help, --version
 
-status                  what the agent of this data folder is doing
+status                  print the state of the agent of this state directory
 enroll                  fetch this node's credentials, and write an agent.toml beside them
       --token T         an enrolment token (jsacc token); - reads it from stdin
-      --out DIR         the folder that they go to
+      --out DIR         folder for the credentials
       --ca FILE         trust this CA and not the one that the token pins
-service                 on Windows: the agent as a service, with the configuration
+service                 on Windows: manage the service, with the configuration
                         %ProgramData%\\jsagent\\agent.toml unless -c says otherwise
 ";
 

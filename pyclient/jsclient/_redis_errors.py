@@ -16,7 +16,7 @@ CONNECT_TIMEOUT_SECONDS = 2.5
 #: The oldest version of Redis that works.
 MIN_REDIS_VERSION = (6, 0, 6)
 
-#: How redis-py names a server in an error.
+#: The name of a server in an error of redis-py.
 _SERVER_IN_ERROR = re.compile(r"(?:connecting to|reading from) (\S+?):([0-9]{1,5})(?=[. ])")
 
 

@@ -91,6 +91,7 @@ class _Parser:
         self._depth = 0
 
     def chunk(self) -> None:
+        """Parse the whole source; raise `UsageError`."""
         self._block()
         if self._kind != "eof":
             self._unexpected("the end")

@@ -53,7 +53,7 @@ pub enum Task {
 const HELP: &str = "\
 jsacc - the controller: hands commands from Redis to nodes over HTTPS, and their results back
 
-usage: jsacc [flags]                             be a controller
+usage: jsacc [flags]                             run a controller
        jsacc enroll GID NID [--url URL] [--out DIR] [--role R]... [--label K=V]...
                                                  write what one node needs into DIR
        jsacc revoke GID NID                      refuse the credentials that this node has by now
@@ -75,15 +75,15 @@ start are granted.
       --state-dir DIR        the CA, the server certificate and the node secret; made by the first
                              start of a controller
       --host NAME            one more name or address that the server certificate covers
-      --tls-cert FILE        a certificate of your own, with its chain
-      --tls-key FILE         and its key
-      --client-ca FILE       a CA of your own whose client certificates hold too
+      --tls-cert FILE        server certificate with its chain, instead of one made by jsacc
+      --tls-key FILE         key of --tls-cert
+      --client-ca FILE       CA whose client certificates are accepted too
       --require-client-cert  a node needs a client certificate, a token is not enough; with --client-ca
                              it needs one of that CA
       --metrics-token-file FILE
-                             a token that lets somebody read /metrics from afar
+                             file of a token that allows reading /metrics from other hosts
       --nodes-token-file FILE
-                             a token of its own for /metrics/nodes, good for nothing else
+                             file of a token that allows reading /metrics/nodes only
       --insecure-http        plain HTTP, for use behind a TLS proxy and in tests
       --insecure-no-auth     accept nodes without a token
       --insecure-paths       take a state directory and files that other accounts of this machine

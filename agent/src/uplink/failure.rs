@@ -277,7 +277,7 @@ pub(crate) fn of_tls(error: &rustls::Error) -> Failure {
         ),
         // CAs of two controllers have one name: then the signature does not hold.
         rustls::Error::InvalidCertificate(Bad::UnknownIssuer | Bad::BadSignature) => Failure::Away(
-            "its certificate is not signed by the CA of this configuration (ca); check that the url is this node's \
+            "the controller's certificate is not signed by this node's CA (ca); check that the url is this node's \
              controller, and enrol the node again if its CA is new"
                 .into(),
         ),
@@ -421,12 +421,12 @@ mod tests {
         let said = |bad| of_tls(&rustls::Error::InvalidCertificate(bad)).to_string();
         assert!(said(Bad::NotValidYet).starts_with("clock: the controller's certificate is not valid yet"));
         assert!(said(Bad::Expired).starts_with("clock: the controller's certificate has ended"));
-        assert!(said(Bad::UnknownIssuer).contains("not signed by the CA"));
+        assert!(said(Bad::UnknownIssuer).contains("not signed by this node's CA"));
         assert!(said(Bad::NotValidForName).contains("for another name"));
         let packed = |error| said(Bad::Other(rustls::OtherError(std::sync::Arc::new(error))));
         assert!(packed(Packed::CaUsedAsEndEntity).contains("is that of a CA, not of a server: give the controller"));
         assert!(packed(Packed::UnsupportedCertVersion).contains("old version of X.509"));
-        assert!(said(Bad::BadSignature).contains("not signed by the CA"));
+        assert!(said(Bad::BadSignature).contains("not signed by this node's CA"));
         assert!(said(Bad::BadEncoding).contains("cannot be used (BadEncoding)"));
         for (alert, want) in [
             (rustls::AlertDescription::CertificateExpired, "does not hold by the controller's clock"),

@@ -83,7 +83,10 @@ def _split_words(args: argparse.Namespace, count: int, usage: str) -> Tuple[Opti
 def _send_to_job(
     args: argparse.Namespace, target: Optional[str], job_id: str, make_spec: Callable[[str], CommandSpec]
 ) -> int:
-    """Send a command for a job to the target, without one to the nodes on which the job is open, else to all of it."""
+    """Send a command for a job to the target.
+
+    Without a target send it to the nodes on which the job is open, or to all its nodes when none is.
+    """
     keys.check_id(job_id)
     if target is not None:
         args.target = target

@@ -4,13 +4,13 @@
 //! supervisor's, the way to the controllers the pollers' and senders'.
 //!
 //! Start: lock of the data folder, controllers (their credentials are read, nothing is asked),
-//! upload queue, job store, logger, stats, supervisor, monitor, senders, pollers.
+//! upload queue, job store, logger, stats, supervisor, monitor, uploaders, pollers.
 //! Stop: pollers, supervisor (jobs end, their results are stored), monitor, stats, logger (their last
 //! batches are in the upload queue), a word to the controllers, senders (a last round within their deadline).
 
 use crate::commands::{self, info};
 use crate::config::Config;
-use crate::job::Source;
+use crate::job::JobLabel;
 use crate::output::Outlets;
 use crate::storage::job_store::JobStore;
 use crate::storage::message_log;
@@ -113,21 +113,21 @@ struct Daemon {
     supervisor: supervisor::Handle,
     _monitor: monitor::Handle,
     _stats: stats::Handle,
-    _logger: message_log::Handle,
-    goodbye: Goodbye,
-    _senders: Vec<uploader::Handle>,
+    _message_log: message_log::Handle,
+    shutdown_event: ShutdownEvent,
+    _uploaders: Vec<uploader::Handle>,
     controllers: Vec<Arc<Controller>>,
 }
 
 /// Tells the controllers, when it goes, that the agent has stopped and was not lost.
-struct Goodbye {
+struct ShutdownEvent {
     upload_queue: Arc<UploadQueue>,
     instance: String,
     /// Whether it is said: only by an agent that ends in order, and not by one that a fault takes down.
     said: bool,
 }
 
-impl Drop for Goodbye {
+impl Drop for ShutdownEvent {
     fn drop(&mut self) {
         if self.said {
             self.upload_queue.push_event(None, "shutdown", json!({"instance": self.instance}));
@@ -147,12 +147,12 @@ impl Daemon {
         let upload_queue = UploadQueue::open(&config)?;
         let job_store = JobStore::open(&config.main.data_dir)?;
         job_store.controllers(config.controllers.keys().map(String::as_str))?;
-        let logger = message_log::Handle::start(&config, upload_queue.clone())?;
+        let message_log = message_log::Handle::start(&config, upload_queue.clone())?;
         let stats = stats::Handle::start(&config, upload_queue.clone())?;
 
-        job_store.on_damage(tell_damage(&config, upload_queue.clone(), logger.inlet()));
+        job_store.on_damage(tell_damage(&config, upload_queue.clone(), message_log.inlet()));
         let mut builtins = commands::Context::new(config.clone());
-        builtins.logger = Some(logger.remote());
+        builtins.message_log = Some(message_log.remote());
         builtins.controllers = controllers.clone();
         let origins = controllers.iter().map(|controller| controller.clone() as Arc<dyn script::ScriptSource>);
         builtins.scripts = Arc::new(script::Store::new(&config, origins.collect()));
@@ -161,9 +161,9 @@ impl Daemon {
         let supervisor = supervisor::Handle::start(supervisor::Parts {
             config: config.clone(),
             job_store: job_store.clone(),
-            outlets: Outlets { logger: logger.inlet(), stats: stats.inlet() },
+            outlets: Outlets { message_log: message_log.inlet(), stats: stats.inlet() },
             builtins: Arc::new(builtins),
-            notify: Arc::new(notify(upload_queue.clone(), logger.inlet(), wakers.clone(), tell_restart)),
+            notify: Arc::new(notify(upload_queue.clone(), message_log.inlet(), wakers.clone(), tell_restart)),
         })?;
         let monitor = monitor::start(&config, supervisor.remote(), stats.inlet())?;
 
@@ -178,16 +178,16 @@ impl Daemon {
         };
         // A program or a script may lie on a file system that does not answer, and the start waits for none.
         Worker::spawn("paths", 128 * 1024, warn).context("cannot start the look at paths")?.detach();
-        let senders: Vec<uploader::Handle> = controllers
+        let uploaders: Vec<uploader::Handle> = controllers
             .iter()
             .map(|controller| uploader::Handle::start(controller.clone(), job_store.clone(), upload_queue.clone()))
             .collect::<std::io::Result<_>>()
             .context("cannot start a sender")?;
         let by_name = || controllers.iter().map(|controller| controller.name().to_owned());
         // What was told before was stored before, and a sender begins with a look at all that is stored.
-        let _ = wakers.set(by_name().zip(senders.iter().map(uploader::Handle::waker)).collect());
+        let _ = wakers.set(by_name().zip(uploaders.iter().map(uploader::Handle::waker)).collect());
         let (polling, stop) = bounded(0);
-        for (controller, sender) in controllers.iter().zip(&senders) {
+        for (controller, sender) in controllers.iter().zip(&uploaders) {
             let (remote, name) = (supervisor.remote(), controller.name().to_owned());
             poller::start(poller::Parts {
                 controller: controller.clone(),
@@ -208,25 +208,25 @@ impl Daemon {
             supervisor,
             _monitor: monitor,
             _stats: stats,
-            _logger: logger,
-            goodbye: Goodbye { upload_queue, instance, said: false },
-            _senders: senders,
+            _message_log: message_log,
+            shutdown_event: ShutdownEvent { upload_queue, instance, said: false },
+            _uploaders: uploaders,
             controllers,
         })
     }
 
     fn stop(mut self) {
-        self.goodbye.said = true;
+        self.shutdown_event.said = true;
         drop(self.polling);
         self.controllers.iter().for_each(|controller| controller.stop_polls());
     }
 }
 
 /// What the supervisor's notices set going. Runs on its thread, so nothing here waits: what touches the
-/// upload queue's disk is done by the logger, which writes there anyway and ends after the supervisor.
+/// upload queue's disk is done by the message log, which writes there anyway and ends after the supervisor.
 fn notify(
     upload_queue: Arc<UploadQueue>,
-    logger: message_log::Inlet,
+    message_log: message_log::Inlet,
     wakers: Arc<OnceLock<HashMap<String, Sender<()>>>>,
     restart: Sender<()>,
 ) -> impl Fn(Notice) + Send + Sync {
@@ -238,11 +238,11 @@ fn notify(
         }
         Notice::Event { controller, name, data } => {
             let upload_queue = upload_queue.clone();
-            logger.then(move || upload_queue.push_event(controller.as_deref(), name, data));
+            message_log.then(move || upload_queue.push_event(controller.as_deref(), name, data));
         }
-        Notice::Quiet => {
+        Notice::Idle => {
             let upload_queue = upload_queue.clone();
-            logger.rest(move || upload_queue.rest());
+            message_log.rest(move || upload_queue.rest());
         }
         Notice::Restart => {
             let _ = restart.send(());
@@ -254,9 +254,9 @@ fn notify(
 fn tell_damage(
     config: &Config,
     upload_queue: Arc<UploadQueue>,
-    logger: message_log::Inlet,
+    message_log: message_log::Inlet,
 ) -> impl Fn(&str) + Send + Sync + use<> {
-    let source = Arc::new(Source {
+    let source = Arc::new(JobLabel {
         jobid: String::new(),
         domain: "agent".into(),
         name: "ledger".into(),
@@ -265,9 +265,9 @@ fn tell_damage(
         stats_interval: None,
     });
     move |damage| {
-        logger.write(&source, level::CRITICAL, damage);
+        message_log.write(&source, level::CRITICAL, damage);
         let (upload_queue, data) = (upload_queue.clone(), json!({"message": damage}));
-        logger.then(move || upload_queue.push_event(None, "critical", data));
+        message_log.then(move || upload_queue.push_event(None, "critical", data));
     }
 }
 
@@ -329,14 +329,14 @@ mod tests {
     use crate::storage::upload_queue::Kind;
 
     #[test]
-    fn only_an_agent_that_ends_in_order_says_goodbye() {
+    fn shutdown_event_is_sent_by_an_agent_that_ends_in_order() {
         let dir = tempfile::tempdir().unwrap();
         let mut config = Config::default();
         config.main.data_dir = dir.path().to_path_buf();
         config.controllers.insert("main".into(), Default::default());
         let upload_queue = UploadQueue::open(&config).unwrap();
         for said in [false, true] {
-            drop(Goodbye { upload_queue: upload_queue.clone(), instance: "1".into(), said });
+            drop(ShutdownEvent { upload_queue: upload_queue.clone(), instance: "1".into(), said });
             assert_eq!(upload_queue.next("main", Kind::Event).is_some(), said);
         }
     }

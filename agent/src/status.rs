@@ -34,7 +34,7 @@ fn table(rows: &[Row], now: i64) -> String {
 }
 
 fn line(row: &Row, now: i64) -> [String; 5] {
-    let (state, since) = match row.standing {
+    let (state, since) = match row.state {
         JobState::Accepted => ("waiting", row.accepted),
         JobState::Started => ("running", row.started),
         JobState::Failed => ("failed", row.started),
@@ -83,11 +83,11 @@ mod tests {
 
     #[test]
     fn a_line_a_job() {
-        let row = |id: &str, standing, controller: &str, command: &str| Row {
+        let row = |id: &str, state, controller: &str, command: &str| Row {
             id: id.into(),
             controller: controller.into(),
             command: command.into(),
-            standing,
+            state,
             accepted: 1_000,
             started: 2_000,
             reported: false,

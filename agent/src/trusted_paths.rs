@@ -6,7 +6,7 @@
 //! `jscommon::ownership`; the configuration's `insecure_paths` switches all of it off but for the configuration's own file.
 
 use crate::config::{Config, Startup};
-use crate::container::Places;
+use crate::container::PathVars;
 use crate::container::spawn::execute;
 use crate::platform;
 use std::path::{Path, PathBuf};
@@ -93,20 +93,20 @@ pub fn warned(config: &Config) -> Vec<String> {
     for (key, program) in [("python", &config.scripts.python), ("lua", &config.scripts.lua)] {
         faults.extend(platform::program_fault(program, None, None).map(|fault| format!("scripts.{key}: {fault}")));
     }
-    let places = Places::new(&config.main.data_dir);
+    let path_vars = PathVars::new(&config.main.data_dir);
     for (name, extension) in &config.extensions {
-        let fault = platform::program_fault(&places.fill(&extension.binary), extension.cwd.as_deref(), None);
+        let fault = platform::program_fault(&path_vars.expand(&extension.binary), extension.cwd.as_deref(), None);
         faults.extend(fault.map(|fault| format!("extensions.{name}.binary: {fault}")));
     }
     for (name, startup) in &config.startup {
-        faults.extend(program(startup, &places).map(|fault| format!("startup.{name}: {fault}")));
+        faults.extend(program(startup, &path_vars).map(|fault| format!("startup.{name}: {fault}")));
     }
     faults
 }
 
 /// The fault of the program of a startup job; of one that is an extension it stands there.
-fn program(startup: &Startup, places: &Places) -> Option<String> {
+fn program(startup: &Startup, path_vars: &PathVars) -> Option<String> {
     let user = startup.args.get("user").and_then(|user| platform::Identity::find(user.as_str()?).ok());
-    let spec = execute(&startup.args, "", places).ok().filter(|_| startup.cmd == "execute")?;
+    let spec = execute(&startup.args, "", path_vars).ok().filter(|_| startup.cmd == "execute")?;
     platform::program_fault(&spec.program, spec.cwd.as_deref(), user.as_ref())
 }

@@ -24,7 +24,7 @@ pub(super) fn delete(context: &Context, command: &Command) -> Answer {
 }
 
 fn remote(context: &Context) -> Result<&LogReader, String> {
-    context.logger.as_ref().ok_or_else(|| "this agent keeps no records".into())
+    context.message_log.as_ref().ok_or_else(|| "this agent keeps no records".into())
 }
 
 /// Reads a query; no data is the query that everything matches. A field that is no field of a query is

@@ -59,7 +59,7 @@ pub struct Context {
     /// The agent's configuration.
     pub config: Arc<Config>,
     /// Where records are found; only a whole agent has it.
-    pub logger: Option<message_log::LogReader>,
+    pub message_log: Option<message_log::LogReader>,
     /// Whom files are fetched from.
     pub controllers: Vec<Arc<Controller>>,
     /// The scripts that this node can run.
@@ -70,7 +70,7 @@ impl Context {
     /// What the commands of an agent with this configuration may use; it has no controllers to ask for scripts.
     pub fn new(config: Arc<Config>) -> Context {
         let scripts = Arc::new(script::Store::new(&config, Vec::new()));
-        Context { config, logger: None, controllers: Vec::new(), scripts }
+        Context { config, message_log: None, controllers: Vec::new(), scripts }
     }
 }
 

@@ -4,7 +4,7 @@
 //! which checks them against the hash; how a file is replaced is the operating system's file.
 
 use super::{Answer, Context};
-use crate::container::Places;
+use crate::container::PathVars;
 use crate::job::fields::Fields;
 use crate::platform::{self, Owner};
 use jscommon::Command;
@@ -22,13 +22,13 @@ struct Order {
 }
 
 impl Order {
-    fn parse(args: &Map<String, Value>, places: &Places) -> Result<Order, String> {
+    fn parse(args: &Map<String, Value>, path_vars: &PathVars) -> Result<Order, String> {
         let mut args = Fields::new(args);
         let text = |args: &mut Fields, name| args.text(name).unwrap_or_default().to_owned();
         let (path, hash) = (text(&mut args, "path"), text(&mut args, "hash"));
         let (mode, owner) = (text(&mut args, "mode"), text(&mut args, "owner"));
         let path_given = !path.is_empty();
-        let path = PathBuf::from(places.fill(&path));
+        let path = PathBuf::from(path_vars.expand(&path));
         if !path_given {
             args.fault("path is missing: it names the file to write");
         } else if !path.is_absolute() || path.file_name().is_none() {
@@ -51,7 +51,7 @@ impl Order {
 
 /// Answers `{path, size, changed}`; `changed` is false when the file stood so already.
 pub(super) fn put(context: &Context, command: &Command) -> Answer {
-    let order = Order::parse(&command.args, &Places::new(&context.config.main.data_dir))?;
+    let order = Order::parse(&command.args, &PathVars::new(&context.config.main.data_dir))?;
     let owner = order.owner.as_deref().map(Owner::find).transpose()?;
     let path = &order.path;
     // Looked at before the bytes travel: a fault here needs no bandwidth to be found.

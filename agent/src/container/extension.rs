@@ -1,6 +1,6 @@
 //! What to start for an extension: a command of the operator's own, whose arguments a job fills in.
 
-use super::{Places, Spec};
+use super::{PathVars, Spec};
 use crate::config::Extension;
 use crate::platform::cmdline::{CommandLine, raw_value};
 use jscommon::Command;
@@ -9,16 +9,16 @@ use std::borrow::Cow;
 use std::path::PathBuf;
 
 /// The process of a command that is an extension; the error is one sentence for the job's result.
-pub(crate) fn extension(extension: &Extension, command: &Command, places: &Places) -> Result<Spec, String> {
-    let places = &places.of_job(&command.args);
-    let program = places.fill(&extension.binary);
+pub(crate) fn extension(extension: &Extension, command: &Command, path_vars: &PathVars) -> Result<Spec, String> {
+    let path_vars = &path_vars.of_job(&command.args);
+    let program = path_vars.expand(&extension.binary);
     let is_raw = cfg!(windows) && CommandLine::of(&program) == CommandLine::Raw;
     let args = fill_all(extension, &command.args, is_raw).map_err(|fault| format!("{}: {fault}", command.cmd))?;
     Ok(Spec {
         program,
-        args: args.iter().map(|arg| places.fill(arg)).collect(),
+        args: args.iter().map(|arg| path_vars.expand(arg)).collect(),
         env: extension.env.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
-        cwd: extension.cwd.as_ref().map(|cwd| PathBuf::from(places.fill(&cwd.to_string_lossy()))),
+        cwd: extension.cwd.as_ref().map(|cwd| PathBuf::from(path_vars.expand(&cwd.to_string_lossy()))),
         stdin: command.data.clone().into_bytes(),
         is_configured: true,
         ..Spec::default()
@@ -220,16 +220,16 @@ mod tests {
             env: [("A".to_owned(), "1".to_owned())].into(),
             allow_options: Vec::new(),
         };
-        let places = Places::new("/data".as_ref());
+        let path_vars = PathVars::new("/data".as_ref());
         let command = |args: Value| {
             let value = json!({"id": "a", "gid": 1, "nid": 1, "cmd": "backup", "args": args, "data": "in"});
             Command::from_value(value).unwrap()
         };
-        let spec = extension(&rsync, &command(json!({"source": "$agentroot/x"})), &places).unwrap();
+        let spec = extension(&rsync, &command(json!({"source": "$agentroot/x"})), &path_vars).unwrap();
         assert_eq!((spec.program.as_str(), spec.stdin.as_slice()), ("/usr/bin/rsync", b"in".as_slice()));
         assert_eq!(spec.args, ["-a", "/data/x"]);
         assert_eq!((spec.env.len(), spec.cwd), (1, Some("/srv".into())));
-        let missing = extension(&rsync, &command(json!({})), &places).unwrap_err();
+        let missing = extension(&rsync, &command(json!({})), &path_vars).unwrap_err();
         assert_eq!(missing, "backup: the argument 'source' is missing: give it in the command's args");
     }
 }

@@ -19,7 +19,7 @@ mod windows;
 
 pub(crate) use extension::extension;
 pub use not_started::NotStarted;
-pub use spawn::{Places, Spec};
+pub use spawn::{PathVars, Spec};
 #[cfg(unix)]
 pub use unix::*;
 #[cfg(windows)]

@@ -51,32 +51,32 @@ impl Spec {
 
 /// Replaces `$agentroot`, `$root` and `$tmp` in the texts of a command.
 #[derive(Clone, Debug)]
-pub struct Places {
+pub struct PathVars {
     agentroot: String,
     tmp: String,
 }
 
-impl Places {
+impl PathVars {
     /// The places of the agent whose data folder this is.
-    pub fn new(data_dir: &Path) -> Places {
-        Places {
+    pub fn new(data_dir: &Path) -> PathVars {
+        PathVars {
             agentroot: data_dir.to_string_lossy().into_owned(),
             tmp: data_dir.join("tmp").to_string_lossy().into_owned(),
         }
     }
 
     /// The places of a job with these common arguments: with `user`, `$tmp` is that user's own.
-    pub fn of_job(&self, args: &Map<String, Value>) -> Places {
-        let mut places = self.clone();
+    pub fn of_job(&self, args: &Map<String, Value>) -> PathVars {
+        let mut path_vars = self.clone();
         let user = args.get("user").and_then(Value::as_str).unwrap_or_default();
         if let Some((base, name)) = user_tmp(Path::new(&self.agentroot), user) {
-            places.tmp = base.join(name).to_string_lossy().into_owned();
+            path_vars.tmp = base.join(name).to_string_lossy().into_owned();
         }
-        places
+        path_vars
     }
 
     /// `text` with every placeholder replaced. A longer name that merely begins like one is none.
-    pub fn fill(&self, text: &str) -> String {
+    pub fn expand(&self, text: &str) -> String {
         let mut filled = String::with_capacity(text.len());
         let mut rest = text;
         while let Some(at) = rest.find('$') {
@@ -120,8 +120,8 @@ fn path_of(env: &[(String, String)]) -> Option<&str> {
 }
 
 /// The process of an `execute` command.
-pub fn execute(args: &Map<String, Value>, data: &str, places: &Places) -> Result<Spec, String> {
-    let places = &places.of_job(args);
+pub fn execute(args: &Map<String, Value>, data: &str, path_vars: &PathVars) -> Result<Spec, String> {
+    let path_vars = &path_vars.of_job(args);
     let args = ExecuteArgs::parse(args)?;
     let whole_line = cfg!(windows) && args.args.is_none();
     let (program, list) = match args.args {
@@ -135,16 +135,16 @@ pub fn execute(args: &Map<String, Value>, data: &str, places: &Places) -> Result
             (words.next().unwrap_or_default(), words.collect())
         }
     };
-    let program = places.fill(&program);
+    let program = path_vars.expand(&program);
     if program.is_empty() {
         return Err("cmd is empty: it names the program to run".into());
     }
     Ok(Spec {
         program,
-        args: list.iter().map(|arg| places.fill(arg)).collect(),
+        args: list.iter().map(|arg| path_vars.expand(arg)).collect(),
         whole_line,
         env: args.env,
-        cwd: args.workingdir.map(|dir| PathBuf::from(places.fill(&dir))),
+        cwd: args.workingdir.map(|dir| PathBuf::from(path_vars.expand(&dir))),
         stdin: data.as_bytes().to_vec(),
         is_configured: false,
     })
@@ -268,8 +268,8 @@ mod tests {
     use jscommon::Command;
     use serde_json::json;
 
-    fn places() -> Places {
-        Places { agentroot: "/data".into(), tmp: "/data/tmp".into() }
+    fn path_vars() -> PathVars {
+        PathVars { agentroot: "/data".into(), tmp: "/data/tmp".into() }
     }
 
     #[cfg(unix)]
@@ -283,7 +283,7 @@ mod tests {
             ("$roots $HOME $", "$roots $HOME $"),
             ("$$tmp", "$/data/tmp"),
         ] {
-            assert_eq!(places().fill(text), filled, "{text}");
+            assert_eq!(path_vars().expand(text), filled, "{text}");
         }
     }
 
@@ -305,7 +305,7 @@ mod tests {
         let make = |args| {
             let command = json!({"id": "a", "gid": 1, "nid": 1, "cmd": "execute", "args": args, "data": "in"});
             let command = Command::from_value(command).unwrap();
-            execute(&command.args, &command.data, &places())
+            execute(&command.args, &command.data, &path_vars())
         };
         let spec = make(json!({"cmd": "$agentroot/run -v \"a b\"", "workingdir": "$tmp"})).unwrap();
         assert_eq!((spec.program.as_str(), spec.stdin.as_slice()), ("/data/run", b"in".as_slice()));

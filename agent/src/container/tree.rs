@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn strangers_and_the_dead_do_not() {
+    fn foreign_and_dead_processes_do_not_belong() {
         let dead = Proc { dead: true, ..process(21, 20, 20) };
         // 40 is no descendant of the agent, and only looks as if it were in the group.
         let all = [process(10, 1, 10), process(20, 10, 20), dead, process(40, 1, 20)];

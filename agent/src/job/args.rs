@@ -105,7 +105,7 @@ impl RunArgs {
         args.finish(read)
     }
 
-    /// What the policy needs to know; `process` is false for a task of the agent's own.
+    /// What the scheduler needs to know; `process` is false for a task of the agent's own.
     pub fn rules(&self, process: bool) -> Rules {
         let millis = |time: Duration| time.as_millis() as u64;
         match process {

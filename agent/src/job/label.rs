@@ -5,7 +5,7 @@ use std::time::Duration;
 
 /// Whose messages they are, and which of them go where.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Source {
+pub struct JobLabel {
     /// The job's id.
     pub jobid: String,
     /// Its `domain` argument.
@@ -20,7 +20,7 @@ pub struct Source {
     pub stats_interval: Option<Duration>,
 }
 
-impl Source {
+impl JobLabel {
     /// Whether messages of this level are kept or forwarded at all.
     pub fn wants(&self, level: u8) -> bool {
         self.db.contains(level) || self.ac.contains(level)

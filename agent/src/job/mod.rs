@@ -8,6 +8,6 @@ mod rules;
 mod state;
 
 pub use args::{ExecuteArgs, RunArgs};
-pub use label::Source;
+pub use label::JobLabel;
 pub use rules::Rules;
 pub use state::JobState;

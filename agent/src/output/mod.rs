@@ -1,10 +1,10 @@
 //! What processes write: from the bytes of two pipes to messages, and what a result keeps of them.
 //!
 //! Owns the marker parser ([`marker`]), the reader threads and what is captured for the result.
-//! Stores nothing itself: messages go to the logger, statsd lines to the aggregator. The supervisor
+//! Stores nothing itself: messages go to the message log, statsd lines to the aggregator. The supervisor
 //! attaches it to every child and writes the agent's own records through it.
 
-use crate::job::Source;
+use crate::job::JobLabel;
 use crate::stats;
 use crate::storage::message_log;
 use crate::storage::message_log::batch::Batch;
@@ -26,7 +26,7 @@ pub use reader::{Feed, Readers};
 #[derive(Clone)]
 pub struct Outlets {
     /// Records.
-    pub logger: message_log::Inlet,
+    pub message_log: message_log::Inlet,
     /// statsd lines, and the life of jobs that gauges follow.
     pub stats: stats::Inlet,
 }
@@ -34,15 +34,15 @@ pub struct Outlets {
 impl Outlets {
     /// Writes a record of the agent's own about `source`: a job's end (level 30), an alert (level 9).
     /// Never waits.
-    pub fn write(&self, source: &Arc<Source>, level: u8, text: &str) {
-        self.logger.write(source, level, text);
+    pub fn write(&self, source: &Arc<JobLabel>, level: u8, text: &str) {
+        self.message_log.write(source, level, text);
     }
 }
 
 /// What is captured of a job's output while its pipes are read.
 #[derive(Debug, Default)]
 pub struct Capture {
-    keeper: Mutex<CaptureBuffer>,
+    buffer: Mutex<CaptureBuffer>,
     stall: Mutex<Stall>,
     /// Bytes that may still be handed over without a wait, since the process has ended.
     last: AtomicUsize,
@@ -51,7 +51,7 @@ pub struct Capture {
 /// How many these are: what both pipes hold, and what was read of them before.
 const LAST_OUTPUT: usize = 256 << 10;
 
-/// How long readers waited for the logger.
+/// How long readers waited for the message log.
 #[derive(Debug, Default)]
 struct Stall {
     /// Readers that wait now: both of a child at most.
@@ -65,32 +65,32 @@ impl Capture {
     /// What has been captured by now. It may be asked before the pipes end, for a grandchild can
     /// hold them for ever.
     pub fn snapshot(&self) -> Captured {
-        self.keeper().snapshot()
+        self.buffer().snapshot()
     }
 
-    /// The process has ended: what it wrote last is read at once, however far the logger is behind, for the
+    /// The process has ended: what it wrote last is read at once, however far the message log is behind, for the
     /// result waits for that. Says whether a reader waits now, and is to be told by [`message_log::Inlet::nudge`].
     pub fn process_ended(&self) -> bool {
         self.last.store(LAST_OUTPUT, Ordering::SeqCst);
         self.stall().waiting > 0
     }
 
-    /// Hands over the messages of so many bytes, which waits while the logger is behind.
-    fn push(&self, logger: &message_log::Inlet, batch: Batch, bytes: usize) {
-        let Err(batch) = logger.try_push(batch) else { return };
-        self.while_stalled(|| logger.push_last(batch, || self.last.load(Ordering::SeqCst) > 0));
+    /// Hands over the messages of so many bytes, which waits while the message log is behind.
+    fn push(&self, message_log: &message_log::Inlet, batch: Batch, bytes: usize) {
+        let Err(batch) = message_log.try_push(batch) else { return };
+        self.while_stalled(|| message_log.push_last(batch, || self.last.load(Ordering::SeqCst) > 0));
         let less = |left: usize| Some(left.saturating_sub(bytes));
         let _ = self.last.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less);
     }
 
-    /// How long its readers have waited for the logger by now. They read nothing meanwhile, so that what
+    /// How long its readers have waited for the message log by now. They read nothing meanwhile, so that what
     /// the process wrote may still be in its pipes.
     pub fn stalled(&self) -> Duration {
         let stall = self.stall();
         stall.total + stall.since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
-    /// Does `wait`, which waits for the logger.
+    /// Does `wait`, which waits for the message log.
     fn while_stalled(&self, wait: impl FnOnce()) {
         {
             let mut stall = self.stall();
@@ -111,8 +111,8 @@ impl Capture {
         self.stall.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn keeper(&self) -> MutexGuard<'_, CaptureBuffer> {
-        self.keeper.lock().unwrap_or_else(PoisonError::into_inner)
+    fn buffer(&self) -> MutexGuard<'_, CaptureBuffer> {
+        self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -122,8 +122,8 @@ pub(crate) mod tests {
     use jscommon::LevelSet;
 
     /// A job whose every level is stored and none forwarded.
-    pub(crate) fn source() -> Arc<Source> {
-        Arc::new(Source {
+    pub(crate) fn source() -> Arc<JobLabel> {
+        Arc::new(JobLabel {
             jobid: "job".into(),
             domain: "dom".into(),
             name: "nam".into(),
@@ -135,6 +135,6 @@ pub(crate) mod tests {
 
     /// Outlets that lead nowhere.
     pub(crate) fn outlets() -> Outlets {
-        Outlets { logger: message_log::Inlet::closed(), stats: stats::Inlet::default() }
+        Outlets { message_log: message_log::Inlet::closed(), stats: stats::Inlet::default() }
     }
 }

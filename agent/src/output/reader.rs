@@ -4,7 +4,7 @@
 //! A reader ends with its pipes, and nobody waits for it: a grandchild can hold a pipe for ever. Then its
 //! thread does what follows, which for a job is to wait for the child's end too (not on Windows): a service
 //! that has closed or redirected its output has a thread for as long as it lives.
-//! Handing over waits while the logger is behind; then the pipe fills up, and then its writer waits.
+//! Handing over waits while the message log is behind; then the pipe fills up, and then its writer waits.
 //! A thread that has come to an end takes the next child's pipes, where one comes soon: to make one and
 //! take it down costs more than all that a short job writes.
 
@@ -12,7 +12,7 @@ use super::codepage::CodePage;
 use super::encoding::{Decoded, Encoding};
 use super::marker::{Message, Parser};
 use super::{Capture, Outlets};
-use crate::job::Source;
+use crate::job::JobLabel;
 use crate::storage::message_log::batch::{Batch, now};
 use crate::{container, platform};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
@@ -91,7 +91,7 @@ impl Readers {
     /// it gives no more threads; then `ended` never runs.
     pub fn attach(
         &self,
-        source: &Arc<Source>,
+        source: &Arc<JobLabel>,
         feeds: Vec<impl Feed>,
         outlets: &Outlets,
         ended: impl FnOnce() + Send + 'static,
@@ -142,7 +142,7 @@ struct Reader {
     encodings: [Encoding; 2],
     /// Where programs may write in a code page.
     pages: [Option<CodePage>; 2],
-    source: Arc<Source>,
+    source: Arc<JobLabel>,
     outlets: Outlets,
     capture: Arc<Capture>,
     /// The statsd lines of one read.
@@ -178,10 +178,10 @@ impl Reader {
         // One clock reading a read: its messages arrived together.
         let mut batch = Batch::new(source, now(), bytes.map_or(0, <[u8]>::len));
         {
-            let mut keeper = capture.keeper();
-            keeper.count(stream, bytes.map_or(0, <[u8]>::len));
+            let mut buffer = capture.buffer();
+            buffer.count(stream, bytes.map_or(0, <[u8]>::len));
             let mut sink = |message: Message<'_>| {
-                keeper.note(stream, &message);
+                buffer.note(stream, &message);
                 if message.level == level::STATSD {
                     statsd.push_str(message.text);
                     statsd.push('\n');
@@ -207,7 +207,7 @@ impl Reader {
             statsd.clear();
         }
         if !batch.is_empty() {
-            capture.push(&outlets.logger, batch, bytes.map_or(0, <[u8]>::len));
+            capture.push(&outlets.message_log, batch, bytes.map_or(0, <[u8]>::len));
         }
     }
 }

@@ -18,7 +18,7 @@ pub use lua::run_if_asked;
 pub use store::{FetchError, ScriptSource, Store};
 
 use crate::config::Config;
-use crate::container::{NotStarted, Places, Spec};
+use crate::container::{NotStarted, PathVars, Spec};
 use crate::job::args;
 use crate::job::fields::Fields;
 use jscommon::Command;
@@ -92,8 +92,8 @@ pub fn prepare(store: &Store, config: &Config, command: &Command) -> Result<Spec
         Language::Lua if scripts.lua.is_empty() => lua::spec(script, &words, &command.data)?,
         Language::Lua => lua::spec_of(&scripts.lua, script, &words, &command.data),
     };
-    let places = Places::new(&config.main.data_dir).of_job(&command.args);
-    let cwd = (!cwd.is_empty()).then(|| places.fill(cwd).into());
+    let path_vars = PathVars::new(&config.main.data_dir).of_job(&command.args);
+    let cwd = (!cwd.is_empty()).then(|| path_vars.expand(cwd).into());
     Ok(Spec { env, cwd, ..spec })
 }
 

@@ -52,7 +52,7 @@ pub struct Store {
     insecure_paths: bool,
     /// One lock a hash that is being fetched, so that jobs of one new script fetch it once.
     fetching: Mutex<HashMap<String, Arc<Mutex<()>>>>,
-    pub(super) patience: Duration,
+    pub(super) timeout: Duration,
 }
 
 impl Store {
@@ -60,7 +60,7 @@ impl Store {
     pub fn new(config: &Config, origins: Vec<Arc<dyn ScriptSource>>) -> Store {
         let cache = Cache::new(config.main.data_dir.join("scripts"), MAX_FILES, MAX_BYTES);
         let (root, insecure_paths) = (config.script_path(), config.main.insecure_paths);
-        Store { root, cache, origins, insecure_paths, fetching: Mutex::default(), patience: PATIENCE }
+        Store { root, cache, origins, insecure_paths, fetching: Mutex::default(), timeout: PATIENCE }
     }
 
     /// The script that is wanted; the error says why there is none.
@@ -119,7 +119,7 @@ impl Store {
 
     /// Asks each controller in turn, and again while one of them is only away for a moment.
     fn fetch(&self, hash: &str) -> Result<Vec<u8>, NotStarted> {
-        let deadline = Instant::now() + self.patience;
+        let deadline = Instant::now() + self.timeout;
         let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(3));
         loop {
             let (mut trouble, mut retryable) = (None, false);

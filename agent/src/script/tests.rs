@@ -9,20 +9,20 @@ use std::time::Duration;
 
 /// A controller that knows some scripts and counts how often it is asked.
 #[derive(Default)]
-struct Shelf {
+struct FakeSource {
     sources: Vec<(String, Vec<u8>)>,
     asked: AtomicUsize,
     trouble: Option<FetchError>,
 }
 
-impl Shelf {
-    fn with(source: &[u8]) -> (Shelf, String) {
+impl FakeSource {
+    fn with(source: &[u8]) -> (FakeSource, String) {
         let hash = sha256_hex(source);
-        (Shelf { sources: vec![(hash.clone(), source.to_vec())], ..Shelf::default() }, hash)
+        (FakeSource { sources: vec![(hash.clone(), source.to_vec())], ..FakeSource::default() }, hash)
     }
 }
 
-impl ScriptSource for Shelf {
+impl ScriptSource for FakeSource {
     fn source(&self, hash: &str) -> Result<Option<Vec<u8>>, FetchError> {
         self.asked.fetch_add(1, Ordering::SeqCst);
         match &self.trouble {
@@ -40,7 +40,7 @@ fn config(dir: &std::path::Path) -> Config {
 
 fn context(config: Config, origins: Vec<Arc<dyn ScriptSource>>) -> (Store, Config) {
     let mut store = Store::new(&config, origins);
-    store.patience = Duration::ZERO;
+    store.timeout = Duration::ZERO;
     (store, config)
 }
 
@@ -93,9 +93,9 @@ fn python_gets_runner_source_and_data() {
 #[test]
 fn lua_runs_in_the_agent_or_in_what_is_configured() {
     let dir = tempfile::tempdir().unwrap();
-    let (shelf, hash) = Shelf::with(b"SOURCE");
-    let shelf: Arc<dyn ScriptSource> = Arc::new(shelf);
-    let built_in = context(config(dir.path()), vec![Arc::clone(&shelf)]);
+    let (fake, hash) = FakeSource::with(b"SOURCE");
+    let fake: Arc<dyn ScriptSource> = Arc::new(fake);
+    let built_in = context(config(dir.path()), vec![Arc::clone(&fake)]);
     let spec =
         prepare(&built_in.0, &built_in.1, &command("execute_js_lua", json!({"hash": hash, "name": "disk"}))).unwrap();
     assert_eq!(spec.program, std::env::current_exe().unwrap().to_str().unwrap());
@@ -103,7 +103,7 @@ fn lua_runs_in_the_agent_or_in_what_is_configured() {
     assert_eq!(spec.stdin, b"SOURCEDATA");
     let mut config = config(dir.path());
     config.scripts.lua = "lua5.4".into();
-    let own = context(config, vec![shelf]);
+    let own = context(config, vec![fake]);
     let spec = prepare(&own.0, &own.1, &command("execute_js_lua", json!({"hash": hash}))).unwrap();
     assert_eq!((spec.program.as_str(), spec.args[0].as_str()), ("lua5.4", "-e"));
     assert!(spec.stdin.ends_with(b"SOURCEDATA"));
@@ -112,12 +112,12 @@ fn lua_runs_in_the_agent_or_in_what_is_configured() {
 #[test]
 fn byte_order_mark_of_a_lua_source_is_skipped() {
     let dir = tempfile::tempdir().unwrap();
-    let (shelf, hash) = Shelf::with(b"\xef\xbb\xbfSOURCE");
-    let shelf: Arc<dyn ScriptSource> = Arc::new(shelf);
+    let (fake, hash) = FakeSource::with(b"\xef\xbb\xbfSOURCE");
+    let fake: Arc<dyn ScriptSource> = Arc::new(fake);
     for interpreter in ["", "lua5.4"] {
         let mut config = config(dir.path());
         config.scripts.lua = interpreter.into();
-        let context = context(config, vec![Arc::clone(&shelf)]);
+        let context = context(config, vec![Arc::clone(&fake)]);
         let spec = prepare(&context.0, &context.1, &command("execute_js_lua", json!({"hash": hash}))).unwrap();
         assert!(spec.stdin.ends_with(b"SOURCEDATA") && !spec.stdin.contains(&0xef), "{interpreter}");
         assert!(spec.args.iter().any(|arg| arg == "6" || arg.contains("io.read(6)")), "{:?}", spec.args);
@@ -127,9 +127,9 @@ fn byte_order_mark_of_a_lua_source_is_skipped() {
 #[test]
 fn a_script_is_fetched_once() {
     let dir = tempfile::tempdir().unwrap();
-    let (shelf, hash) = Shelf::with(b"pass");
-    let (empty, shelf) = (Arc::new(Shelf::default()), Arc::new(shelf));
-    let context = context(config(dir.path()), vec![empty.clone(), shelf.clone()]);
+    let (fake, hash) = FakeSource::with(b"pass");
+    let (empty, fake) = (Arc::new(FakeSource::default()), Arc::new(fake));
+    let context = context(config(dir.path()), vec![empty.clone(), fake.clone()]);
     std::thread::scope(|scope| {
         for _ in 0..8 {
             // A hash may be given in either case.
@@ -138,13 +138,13 @@ fn a_script_is_fetched_once() {
             scope.spawn(move || prepare(&context.0, &context.1, &command("execute_js_py", args)).unwrap());
         }
     });
-    assert_eq!((empty.asked.load(Ordering::SeqCst), shelf.asked.load(Ordering::SeqCst)), (1, 1));
+    assert_eq!((empty.asked.load(Ordering::SeqCst), fake.asked.load(Ordering::SeqCst)), (1, 1));
     let kept = dir.path().join(format!("scripts/{hash}.py"));
     assert_eq!(fs::read(&kept).unwrap(), b"pass");
     // What was kept serves although it was tampered with only by being fetched again.
     fs::write(&kept, "raise SystemExit").unwrap();
     prepare(&context.0, &context.1, &command("execute_js_py", json!({"hash": hash}))).unwrap();
-    assert_eq!(shelf.asked.load(Ordering::SeqCst), 2);
+    assert_eq!(fake.asked.load(Ordering::SeqCst), 2);
     assert_eq!(fs::read(&kept).unwrap(), b"pass");
 }
 
@@ -152,7 +152,7 @@ fn a_script_is_fetched_once() {
 fn what_is_not_the_script_does_not_run() {
     let dir = tempfile::tempdir().unwrap();
     let hash = "0".repeat(64);
-    let forged = Shelf { sources: vec![(hash.clone(), b"evil".to_vec())], ..Shelf::default() };
+    let forged = FakeSource { sources: vec![(hash.clone(), b"evil".to_vec())], ..FakeSource::default() };
     let context = context(config(dir.path()), vec![Arc::new(forged)]);
     refused(&context, json!({"hash": hash}), "is another one");
     assert!(!dir.path().join("scripts").exists());
@@ -163,7 +163,7 @@ fn a_controller_that_is_away_is_asked_again() {
     let dir = tempfile::tempdir().unwrap();
     let trouble = |retryable| Some(FetchError { reason: "the controller is away".into(), retryable });
     let hash = "0".repeat(64);
-    let away = |retryable| Arc::new(Shelf { trouble: trouble(retryable), ..Shelf::default() });
+    let away = |retryable| Arc::new(FakeSource { trouble: trouble(retryable), ..FakeSource::default() });
 
     let refuses = away(false);
     let context = context(config(dir.path()), vec![refuses.clone()]);
@@ -172,10 +172,10 @@ fn a_controller_that_is_away_is_asked_again() {
 
     let flickers = away(true);
     let mut store = Store::new(&config(dir.path()), vec![flickers.clone()]);
-    store.patience = Duration::from_millis(600);
+    store.timeout = Duration::from_millis(600);
     let fault = store.find(&Wanted::Hash(hash, String::new()), Language::Python).unwrap_err();
     assert!(fault.why.contains("the controller is away") && fault.code == 126, "{fault:?}");
-    let unknown = Store::new(&config(dir.path()), vec![Arc::new(Shelf::default())]);
+    let unknown = Store::new(&config(dir.path()), vec![Arc::new(FakeSource::default())]);
     let fault = unknown.find(&Wanted::Hash("1".repeat(64), String::new()), Language::Python).unwrap_err();
     assert_eq!(fault.code, 127, "{fault:?}");
     assert!(flickers.asked.load(Ordering::SeqCst) >= 1);

@@ -6,10 +6,10 @@
 //! flood slows its own source. Series are named `gid.nid.domain.name.key`; the node's own
 //! `gid.nid.node.key`.
 //!
-//! **Does not** send: batches go into the outbox.
+//! **Does not** send: batches go into the upload queue.
 
 use crate::config::Config;
-use crate::job::Source;
+use crate::job::JobLabel;
 use crate::storage::upload_queue::{Kind, UploadQueue};
 use anyhow::{Context, Result};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
@@ -106,13 +106,13 @@ struct Jobs {
 
 impl Inlet {
     /// Takes the statsd lines of a job.
-    pub fn lines(&self, source: &Arc<Source>, lines: &str) {
+    pub fn lines(&self, source: &Arc<JobLabel>, lines: &str) {
         let group = group(&source.domain, &source.name);
         lock(&self.shared.aggregate).lines(Origin::Job, &group, lines.as_bytes());
     }
 
     /// A job began: its gauges live until it has ended. A job that starts again counts again.
-    pub fn job_started(&self, source: &Arc<Source>) {
+    pub fn job_started(&self, source: &Arc<JobLabel>) {
         let mut jobs = lock(&self.shared.jobs);
         *jobs.running.entry(group(&source.domain, &source.name)).or_default() += 1;
         if let Some(monitor) = jobs.monitor.as_ref().filter(|_| source.stats_interval.is_some()) {
@@ -126,7 +126,7 @@ impl Inlet {
     }
 
     /// A job ended, once for each time that it began.
-    pub fn job_ended(&self, source: &Arc<Source>) {
+    pub fn job_ended(&self, source: &Arc<JobLabel>) {
         if let Some(running) = lock(&self.shared.jobs).running.get_mut(&group(&source.domain, &source.name)) {
             *running = running.saturating_sub(1);
         }

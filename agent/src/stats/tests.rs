@@ -7,8 +7,8 @@ use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-fn source(domain: &str, name: &str) -> Arc<Source> {
-    Arc::new(Source {
+fn source(domain: &str, name: &str) -> Arc<JobLabel> {
+    Arc::new(JobLabel {
         jobid: "j".into(),
         domain: domain.into(),
         name: name.into(),

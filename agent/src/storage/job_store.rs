@@ -10,7 +10,7 @@
 //! senders read results and mark them as sent, `jsagent status` reads.
 //!
 //! Invariants: a commit that the supervisor waited for survives power loss (but for a result that
-//! [`JobUpdate::Finish`] calls `soon`, which does once [`JobStore::sync`] has returned); a result stays until
+//! [`JobUpdate::Finish`] calls `deferred_sync`, which does once [`JobStore::sync`] has returned); a result stays until
 //! [`JobStore::mark_sent`]; an id that was accepted is known for a week or the next 100,000.
 
 mod damage;
@@ -59,7 +59,7 @@ pub enum JobUpdate {
         /// The job's id.
         id: String,
         /// Any but `Started`, `Done` and `Sent`.
-        standing: JobState,
+        state: JobState,
     },
     /// The result of one run of a job that goes on.
     Report {
@@ -81,7 +81,7 @@ pub enum JobUpdate {
         /// Survives the agent's death at once, and power loss only after [`JobStore::sync`]. For a job
         /// whose row is on the disk as started and that does not start again: what a power cut leaves
         /// of it is answered in the name of the same run, so that whoever had this result keeps it.
-        soon: bool,
+        deferred_sync: bool,
     },
 }
 
@@ -94,8 +94,8 @@ impl JobUpdate {
         }
     }
 
-    fn is_soon(&self) -> bool {
-        matches!(self, JobUpdate::Finish { soon: true, .. })
+    fn is_deferred(&self) -> bool {
+        matches!(self, JobUpdate::Finish { deferred_sync: true, .. })
     }
 }
 
@@ -109,7 +109,7 @@ pub struct Row {
     /// The command as JSON.
     pub command: String,
     /// Where it stands.
-    pub standing: JobState,
+    pub state: JobState,
     /// When it was accepted, in milliseconds since 1970.
     pub accepted: i64,
     /// When its last run began, in milliseconds since 1970; 0: never.
@@ -255,7 +255,7 @@ impl JobStore {
     }
 
     /// Makes these changes, all or none of them, and returns once they survive power loss; the agent's
-    /// death alone where all of them are `soon`.
+    /// death alone where all of them are `deferred_sync`.
     pub fn commit(&self, writes: &[JobUpdate]) -> Result<()> {
         self.commit_to(self.generation(), writes)
     }
@@ -275,7 +275,7 @@ impl JobStore {
     }
 
     fn apply(&self, table: &mut Table, writes: &[JobUpdate]) -> Result<()> {
-        let soon = writes.iter().all(JobUpdate::is_soon);
+        let soon = writes.iter().all(JobUpdate::is_deferred);
         table.wait_for_disk(!soon)?;
         let Table { db, known, .. } = table;
         let mut unsent = 0i64;

@@ -5,7 +5,7 @@
 //! controllers as an event once they are back.
 //!
 //! **Does not** send: every controller's sender asks for its next batch and says what became of it.
-//! The logger and the aggregator fill it. The logger also keeps its [`IdCheckpoint`] here, so that ids go on
+//! The message log and the aggregator fill it. The message log also keeps its [`IdCheckpoint`] here, so that ids go on
 //! after its own database is lost.
 //!
 //! Invariants: a batch that was handed out once never changes, so a repeated number is the same batch;
@@ -319,7 +319,7 @@ impl UploadQueue {
     }
 
     /// What had to be dropped since this was asked last, for a record on the node itself.
-    pub fn take_unsaid(&self) -> Dropped {
+    pub fn take_unreported(&self) -> Dropped {
         std::mem::take(&mut self.lock().unreported)
     }
 

@@ -1,6 +1,6 @@
 //! The supervisor's thread: one inbox, one deadline, one commit for whatever lay in the inbox.
 //!
-//! Each turn takes what is in the inbox, asks the policy, and collects what it orders. Signals go out at
+//! Each turn takes what is in the inbox, asks the scheduler, and collects what it orders. Signals go out at
 //! once. What must not happen before the disk knows of it (starts, answers to pollers, news of results)
 //! is held until the commit; when that fails (a full disk), it stays held, the commit is tried again
 //! each second, and nothing more is accepted meanwhile. So nothing runs that a restart would not know.
@@ -17,7 +17,7 @@ use super::types::{Action, Event, Now, Place};
 use super::{Message, Notice, Parts, Remote};
 use crate::commands::{self, Answer, JobControl};
 use crate::container::{self, Cgroups, Children, JobTag};
-use crate::job::{JobState, RunArgs, Source};
+use crate::job::{JobLabel, JobState, RunArgs};
 use crate::output::{Capture, Readers};
 use crate::platform;
 use crate::storage::job_store::JobUpdate;
@@ -53,7 +53,7 @@ const MAX_JOBS: usize = if cfg!(test) { 300 } else { 100_000 };
 /// Bytes of their commands together, so that they stay bounded on the disk.
 const MAX_BYTES: usize = 256 << 20;
 
-/// Everything about a job that the policy does not need.
+/// Everything about a job that the scheduler does not need.
 struct Job {
     /// Empty for a startup job.
     controller: Arc<str>,
@@ -69,7 +69,7 @@ struct Job {
 struct Detail {
     command: Arc<Command>,
     args: RunArgs,
-    source: Arc<Source>,
+    source: Arc<JobLabel>,
 }
 
 #[derive(Clone, Copy)]
@@ -105,7 +105,7 @@ struct Run {
     capture: Option<Arc<Capture>>,
     /// A way to its pipes, for the keeper.
     ends: Option<container::Ends>,
-    /// How long its readers had waited for the logger when that was last looked at.
+    /// How long its readers had waited for the message log when that was last looked at.
     stalled: Duration,
     mark: Option<JobTag>,
     /// Its cgroup, where it has one.
@@ -154,11 +154,11 @@ enum AfterCommit {
 struct Actor {
     parts: Parts,
     remote: Remote,
-    policy: Scheduler,
+    scheduler: Scheduler,
     children: Arc<Children>,
     launcher: Launcher,
     cgroups: Option<Cgroups>,
-    places: container::Places,
+    path_vars: container::PathVars,
     home: String,
     begin: Instant,
     jobs: HashMap<Arc<str>, Job>,
@@ -171,8 +171,8 @@ struct Actor {
     actions: VecDeque<Action>,
     writes: Vec<JobUpdate>,
     after_commit: Vec<AfterCommit>,
-    /// Records of jobs that have ended, for the logger once the senders know of the results.
-    records: Vec<(Arc<Source>, String)>,
+    /// Records of jobs that have ended, for the message log once the senders know of the results.
+    records: Vec<(Arc<JobLabel>, String)>,
     /// Groups whose runs are over, to be removed at the same time.
     emptied: Vec<String>,
     /// Since when the disk is behind the job store.
@@ -214,8 +214,8 @@ pub(super) fn start(parts: Parts, remote: Remote, inbox: Receiver<Message>) -> R
     let children = Children::start(move |run, code| drop(exited.send(Message::Exited { run, code })))
         .context("cannot start the thread that waits for processes")?;
     let mut actor = Actor {
-        policy: Scheduler::new(parts.config.main.max_jobs, seed),
-        places: container::Places::new(data_dir),
+        scheduler: Scheduler::new(parts.config.main.max_jobs, seed),
+        path_vars: container::PathVars::new(data_dir),
         home: data_dir.to_string_lossy().into_owned(),
         children: Arc::new(children),
         launcher: Launcher::default(),
@@ -287,13 +287,15 @@ impl Actor {
                 }
                 self.receive(message);
             }
-            if let Some(id) = self.launcher.tend(&self.remote.sender).and_then(|run| Some(&self.runs.get(&run)?.id)) {
+            if let Some(id) =
+                self.launcher.check_threads(&self.remote.sender).and_then(|run| Some(&self.runs.get(&run)?.id))
+            {
                 log::warn!("the start of job {id} takes long: does a file system not answer?");
             }
             self.commands.start(&self.remote.sender);
             self.preparations.start(&self.remote.sender);
             let now = self.now();
-            if self.policy.deadline().is_some_and(|deadline| deadline <= now.mono) {
+            if self.scheduler.deadline().is_some_and(|deadline| deadline <= now.mono) {
                 self.event(Event::Tick);
             }
         }
@@ -314,9 +316,9 @@ impl Actor {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let policy = self.policy.deadline().map(|deadline| self.begin + Duration::from_millis(deadline));
+        let scheduler = self.scheduler.deadline().map(|deadline| self.begin + Duration::from_millis(deadline));
         let threads = [self.commands.due(), self.preparations.due(), self.launcher.due()].into_iter().flatten().min();
-        [policy, self.retry, self.resync, self.rest_at, threads].into_iter().flatten().min()
+        [scheduler, self.retry, self.resync, self.rest_at, threads].into_iter().flatten().min()
     }
 
     /// Gives back what a burst of work has left behind, here and (by the notice) elsewhere.
@@ -326,7 +328,7 @@ impl Actor {
             cgroups.sweep();
         }
         self.keeper.rest();
-        self.policy.shrink();
+        self.scheduler.shrink();
         self.jobs.shrink_to_fit();
         self.runs.shrink_to_fit();
         self.waiting.shrink_to_fit();
@@ -337,34 +339,34 @@ impl Actor {
         self.emptied.shrink_to_fit();
         self.fresh.shrink_to_fit();
         self.parts.job_store.rest();
-        (self.parts.notify)(Notice::Quiet);
+        (self.parts.notify)(Notice::Idle);
     }
 
     /// Whether it was told to stop and has nothing left to do.
     fn is_over(&self) -> bool {
         self.stopping.is_some_and(|since| {
             let written = self.writes.is_empty() && self.after_commit.is_empty();
-            self.policy.is_idle() && (written || since.elapsed() > LAST_TRIES)
+            self.scheduler.is_idle() && (written || since.elapsed() > LAST_TRIES)
         })
     }
 
     fn event(&mut self, event: Event) {
         let now = self.now();
         self.extend_drains(now);
-        self.actions.extend(self.policy.handle(event, now));
+        self.actions.extend(self.scheduler.handle(event, now));
     }
 
-    /// The time that a run's output is waited for does not pass while its readers wait for the logger: what
+    /// The time that a run's output is waited for does not pass while its readers wait for the message_log: what
     /// the process wrote last may still be in its pipes.
     fn extend_drains(&mut self, now: Now) {
-        for run in self.policy.drain_ends(now) {
+        for run in self.scheduler.drain_ends(now) {
             let Some(known) = self.runs.get_mut(&run) else { continue };
             let Some(stalled) = known.capture.as_ref().map(|capture| capture.stalled()) else { continue };
             let more = stalled.saturating_sub(known.stalled);
             known.stalled = stalled;
             if !more.is_zero() {
                 let millis = more.as_millis() as u64 + 1;
-                self.actions.extend(self.policy.handle(Event::Stalled { run, millis }, now));
+                self.actions.extend(self.scheduler.handle(Event::Stalled { run, millis }, now));
             }
         }
     }
@@ -382,7 +384,7 @@ impl Actor {
             Message::Launched { run, mark, since, group, child } => self.launched(run, mark, since, group, child),
             Message::Prepared { run, spec } => {
                 self.preparations.ended(run, &self.remote.sender);
-                if self.policy.is_starting(run) {
+                if self.scheduler.is_starting(run) {
                     match spec {
                         Ok(spec) => self.spawn(run, spec),
                         Err(fault) => self.not_started(run, fault),
@@ -420,7 +422,7 @@ impl Actor {
             if let Some(capture) = &known.capture {
                 known.stalled = capture.stalled();
                 if capture.process_ended() {
-                    self.parts.outlets.logger.nudge();
+                    self.parts.outlets.message_log.nudge();
                 }
             }
         }
@@ -474,7 +476,7 @@ impl Actor {
             if self.after_commit.is_empty() && self.actions.is_empty() {
                 return self.clear_up();
             }
-            self.release();
+            self.run_after_commit();
         }
     }
 
@@ -498,14 +500,14 @@ impl Actor {
             let detail = self.jobs.get(&id).and_then(|job| job.detail.as_ref());
             let command = detail.map_or_else(String::new, |detail| detail.command.to_value().to_string());
             let id = id.to_string();
-            let standing = match self.policy.place_of(&id) {
+            let state = match self.scheduler.place_of(&id) {
                 Some((Place::Scheduled, _)) => Some(JobState::Scheduled),
                 Some((Place::Failed, _)) => Some(JobState::Failed),
                 _ => None,
             };
             lost.push(JobUpdate::Accept { id: id.clone(), controller: controller.to_string(), command, now });
             lost.extend(started.map(|started| JobUpdate::Start { id: id.clone(), started }));
-            lost.extend(standing.map(|standing| JobUpdate::SetState { id, standing }));
+            lost.extend(state.map(|state| JobUpdate::SetState { id, state }));
         }
         if !lost.is_empty() {
             log::warn!(
@@ -520,7 +522,7 @@ impl Actor {
 
     /// Does what waited for the commit, what somebody waits for first: news of results, a process, the
     /// poller, which has another poll to make, and then whatever else there is to start.
-    fn release(&mut self) {
+    fn run_after_commit(&mut self) {
         let (mut stored, mut starts) = (Vec::new(), VecDeque::new());
         for held in std::mem::take(&mut self.after_commit) {
             match held {
@@ -581,8 +583,8 @@ impl Actor {
                     }
                     Action::Abort { run, .. } => self.abort_start(run),
                     Action::Term { .. } | Action::Probe { .. } | Action::Kill { .. } => trees.push(action),
-                    Action::SetState { id, standing } => {
-                        self.writes.push(JobUpdate::SetState { id: id.to_string(), standing });
+                    Action::SetState { id, state } => {
+                        self.writes.push(JobUpdate::SetState { id: id.to_string(), state });
                     }
                     Action::RunOver { run, .. } => drop(self.run_over(run)),
                     Action::Report { id, run, outcome, suppress_if_ok, alert } => {

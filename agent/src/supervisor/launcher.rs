@@ -54,7 +54,7 @@ type Start = Box<dyn FnOnce(&Leave) -> Message + Send>;
 struct Open {
     leave: Arc<Leave>,
     since: Instant,
-    /// Whether [`Launcher::tend`] has returned it.
+    /// Whether [`Launcher::check_threads`] has returned it.
     told: bool,
     /// Its job, once it was given up.
     given_up: Option<Arc<str>>,
@@ -69,7 +69,7 @@ pub(super) struct Launcher {
     /// When a start was answered last, or another thread was added.
     progress: Instant,
     /// How long from then on no start ends before another thread helps.
-    patience: Duration,
+    stall_limit: Duration,
     /// Whether it was logged that starts are refused.
     refuses: bool,
     threads: Arc<AtomicUsize>,
@@ -81,7 +81,7 @@ impl Default for Launcher {
         let (queue, inbox) = unbounded();
         let (threads, idle) = Default::default();
         let (open, progress) = (BTreeMap::new(), Instant::now());
-        Launcher { queue, inbox, open, progress, patience: STALL, refuses: false, threads, idle }
+        Launcher { queue, inbox, open, progress, stall_limit: STALL, refuses: false, threads, idle }
     }
 }
 
@@ -110,7 +110,7 @@ impl Launcher {
 
     /// Returns how many starts wait for a thread that makes one after the other; 0 while a start hangs.
     pub(super) fn backlog(&self) -> usize {
-        if self.patience == STALL && self.progress.elapsed() < NEXT_STALL { self.inbox.len() } else { 0 }
+        if self.stall_limit == STALL && self.progress.elapsed() < NEXT_STALL { self.inbox.len() } else { 0 }
     }
 
     /// Whether the start of this run has no answer yet.
@@ -122,7 +122,7 @@ impl Launcher {
     pub(super) fn answered(&mut self, run: u64) {
         if self.open.remove(&run).is_some() {
             self.progress = Instant::now();
-            self.patience = STALL;
+            self.stall_limit = STALL;
             self.refuses = false;
         }
     }
@@ -140,19 +140,19 @@ impl Launcher {
         self.open.values().any(|open| open.given_up.as_deref() == Some(job))
     }
 
-    /// Returns when [`Launcher::tend`] is needed.
+    /// Returns when [`Launcher::check_threads`] is needed.
     pub(super) fn due(&self) -> Option<Instant> {
-        let helped = (self.is_short() && self.threads() < MAX_THREADS).then(|| self.progress + self.patience);
+        let helped = (self.is_short() && self.threads() < MAX_THREADS).then(|| self.progress + self.stall_limit);
         let told = self.begun().find(|(_, open)| !open.told).map(|(_, open)| open.since + STALL);
         helped.into_iter().chain(told).min()
     }
 
     /// Adds a thread when one is needed. Returns a run whose start takes long, each once.
-    pub(super) fn tend(&mut self, answers: &Sender<Message>) -> Option<u64> {
+    pub(super) fn check_threads(&mut self, answers: &Sender<Message>) -> Option<u64> {
         let now = Instant::now();
-        if self.is_short() && self.threads() < MAX_THREADS && now >= self.progress + self.patience {
+        if self.is_short() && self.threads() < MAX_THREADS && now >= self.progress + self.stall_limit {
             self.progress = now;
-            self.patience = NEXT_STALL;
+            self.stall_limit = NEXT_STALL;
             self.add(answers);
         }
         let (run, _) = self.begun().find(|(_, open)| !open.told && now >= open.since + STALL)?;
@@ -222,7 +222,7 @@ mod tests {
 
     /// Tends until `done`, and says which runs were told.
     #[track_caller]
-    fn tend(
+    fn check_threads(
         launcher: &mut Launcher,
         answers: &Sender<Message>,
         mut done: impl FnMut(&mut Launcher) -> bool,
@@ -230,7 +230,7 @@ mod tests {
         let begin = Instant::now();
         let mut told = Vec::new();
         while !done(launcher) {
-            told.extend(launcher.tend(answers));
+            told.extend(launcher.check_threads(answers));
             std::thread::sleep(Duration::from_millis(2));
             assert!(begin.elapsed() < Duration::from_secs(60), "it takes too long");
         }
@@ -248,16 +248,16 @@ mod tests {
         launcher.give_up(2, Some("job".into()));
         assert!(launcher.hangs("job") && !launcher.hangs("other"));
         let mut answered = None;
-        let told = tend(&mut launcher, &answers, |launcher| {
+        let told = check_threads(&mut launcher, &answers, |launcher| {
             // Once one hangs, those behind it get their thread sooner.
-            assert!(launcher.threads() < 2 || launcher.patience == NEXT_STALL);
+            assert!(launcher.threads() < 2 || launcher.stall_limit == NEXT_STALL);
             answered = inbox.try_recv().ok();
             answered.is_some()
         });
         assert!(matches!(answered, Some(Message::Answered { run: 3, .. })), "a start that hangs holds up all others");
         launcher.answered(3);
-        assert_eq!(launcher.patience, STALL);
-        let more = tend(&mut launcher, &answers, |launcher| launcher.due().is_none());
+        assert_eq!(launcher.stall_limit, STALL);
+        let more = check_threads(&mut launcher, &answers, |launcher| launcher.due().is_none());
         let mut told = [told, more].concat();
         // On a slow machine the one that is quick may take as long.
         told.retain(|run| *run != 3);
@@ -267,7 +267,7 @@ mod tests {
         launcher.launch(5, start(5, None), &answers);
         assert!(matches!(inbox.recv_timeout(Duration::from_secs(30)), Ok(Message::Answered { run: 5, .. })));
         launcher.answered(5);
-        assert_eq!(launcher.tend(&answers), None);
+        assert_eq!(launcher.check_threads(&answers), None);
         assert!(launcher.threads() <= threads);
         drop(release);
         let mut ended = 0;
@@ -279,7 +279,7 @@ mod tests {
             launcher.answered(run);
         }
         assert!(launcher.open.is_empty() && ended == 1 && !launcher.hangs("job"));
-        tend(&mut launcher, &answers, |launcher| launcher.threads() == 1);
+        check_threads(&mut launcher, &answers, |launcher| launcher.threads() == 1);
     }
 
     #[test]
@@ -297,7 +297,7 @@ mod tests {
         launcher.answered(0);
         launcher.progress = Instant::now() + STALL;
         assert!(launcher.backlog() > 0);
-        launcher.patience = NEXT_STALL;
+        launcher.stall_limit = NEXT_STALL;
         assert_eq!(launcher.backlog(), 0, "another thread had to help");
         drop(release);
     }
@@ -311,8 +311,8 @@ mod tests {
         for run in 0..all + 1 {
             launcher.launch(run, start(run, (run < all).then(|| held.clone())), &answers);
         }
-        tend(&mut launcher, &answers, |launcher| launcher.threads() == MAX_THREADS && launcher.all_busy());
-        tend(&mut launcher, &answers, |launcher| launcher.due().is_none());
+        check_threads(&mut launcher, &answers, |launcher| launcher.threads() == MAX_THREADS && launcher.all_busy());
+        check_threads(&mut launcher, &answers, |launcher| launcher.due().is_none());
         assert_eq!(launcher.threads(), MAX_THREADS);
         // For a while it waits for one that ends.
         assert!(inbox.is_empty());

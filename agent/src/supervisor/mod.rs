@@ -7,7 +7,7 @@
 //! leaves results in the job store and gives [`Notice`]), or keep records.
 //!
 //! Pollers [`Remote::submit`] commands, the monitor asks for [`Remote::processes`]. Both go through one
-//! unbounded inbox: control must never wait behind output. What the policy orders is written to the
+//! unbounded inbox: control must never wait behind output. What the scheduler orders is written to the
 //! job store first, in one commit for everything that lay in the inbox, and only then done.
 
 use crate::commands;
@@ -71,7 +71,7 @@ pub enum Notice {
         data: Value,
     },
     /// Nothing has happened for a while: what only work needs can go.
-    Quiet,
+    Idle,
     /// The agent is to end with status 0, for its service manager to start it again.
     Restart,
 }

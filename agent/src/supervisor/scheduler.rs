@@ -80,9 +80,9 @@ impl Scheduler {
     }
 
     /// Takes up a job that the job store remembers. Nothing starts before the next event.
-    pub fn restore(&mut self, id: &str, rules: Rules, memory: Memory, now: Now) -> Vec<Action> {
+    pub fn restore(&mut self, id: &str, rules: Rules, persisted: PersistedJob, now: Now) -> Vec<Action> {
         let mut out = Vec::new();
-        let job = Job::restored(id.into(), rules, memory, now, &mut out);
+        let job = Job::restored(id.into(), rules, persisted, now, &mut out);
         if job.phase != Phase::Over {
             self.insert(job);
         }
@@ -91,9 +91,9 @@ impl Scheduler {
 
     /// Takes up a job of which processes of an earlier run still live. It keeps its place in its queue, and
     /// goes on as a restored one with [`Event::Cleared`].
-    pub fn hold(&mut self, id: &str, rules: Rules, memory: Memory) {
+    pub fn hold(&mut self, id: &str, rules: Rules, persisted: PersistedJob) {
         let mut job = Job::new(id.into(), rules);
-        job.phase = Phase::Held(memory);
+        job.phase = Phase::Held(persisted);
         self.insert(job);
     }
 
@@ -131,7 +131,7 @@ impl Scheduler {
                 {
                     self.runs.remove(&run);
                 }
-                self.settle(key);
+                self.reindex(key);
             }
         }
         self.start_ready(now, &mut out);
@@ -194,7 +194,7 @@ impl Scheduler {
         self.in_order().iter().filter_map(|key| self.jobs.get(key)?.job.recurrence(now)).collect()
     }
 
-    /// Gives back the memory that a burst of jobs has left behind.
+    /// Gives back the persisted that a burst of jobs has left behind.
     pub fn shrink(&mut self) {
         self.jobs.shrink_to_fit();
         self.ids.shrink_to_fit();
@@ -217,11 +217,11 @@ impl Scheduler {
         let key = self.number();
         self.ids.insert(job.id.clone(), key);
         self.jobs.insert(key, Entry { job, order: None, timer: None, takes_slot: false });
-        self.settle(key);
+        self.reindex(key);
     }
 
     /// Brings order, queue, slot and timer of a job in line with its phase.
-    fn settle(&mut self, key: u64) {
+    fn reindex(&mut self, key: u64) {
         let number = self.number();
         let Some(entry) = self.jobs.get_mut(&key) else { return };
         let job = &entry.job;
@@ -306,7 +306,7 @@ impl Scheduler {
             }
             entry.job.start(run, now, out);
             self.runs.insert(run, key);
-            self.settle(key);
+            self.reindex(key);
         }
     }
 }

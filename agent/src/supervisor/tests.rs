@@ -32,7 +32,7 @@ struct Life {
     handle: Option<Handle>,
     job_store: Arc<JobStore>,
     config: Arc<Config>,
-    _logger: message_log::Handle,
+    _message_log: message_log::Handle,
     _stats: stats::Handle,
     notices: Receiver<Notice>,
     results: std::cell::RefCell<Vec<JobResult>>,
@@ -65,19 +65,19 @@ impl Node {
         let config = Arc::new(config);
         let upload_queue = upload_queue::UploadQueue::open(&config).unwrap();
         let job_store = JobStore::open(&config.main.data_dir).unwrap();
-        let logger = message_log::Handle::start(&config, upload_queue.clone()).unwrap();
+        let message_log = message_log::Handle::start(&config, upload_queue.clone()).unwrap();
         let stats = stats::Handle::start(&config, upload_queue).unwrap();
         let (tell, notices) = unbounded();
         let handle = Handle::start(Parts {
             config: config.clone(),
             job_store: job_store.clone(),
-            outlets: Outlets { logger: logger.inlet(), stats: stats.inlet() },
+            outlets: Outlets { message_log: message_log.inlet(), stats: stats.inlet() },
             builtins: Arc::new(crate::commands::Context::new(config.clone())),
             notify: Arc::new(move |notice| drop(tell.send(notice))),
         })
         .unwrap();
         let results = std::cell::RefCell::default();
-        Life { handle: Some(handle), job_store, config, _logger: logger, _stats: stats, notices, results }
+        Life { handle: Some(handle), job_store, config, _message_log: message_log, _stats: stats, notices, results }
     }
 }
 

@@ -6,7 +6,7 @@
 //! **Does not** know other jobs: slots, queues and their order are [`super::scheduler`]'s, which calls
 //! [`Job::handle`] and looks at [`Job::phase`] afterwards.
 
-use super::types::{Action, Cause, Event, Memory, Now, Outcome, Recurrence};
+use super::types::{Action, Cause, Event, Now, Outcome, PersistedJob, Recurrence};
 use crate::job::{JobState, Rules};
 use jscommon::State;
 use jscommon::backoff::Backoff;
@@ -72,7 +72,7 @@ pub(super) enum Phase {
     /// A process or a task is at work, or has ended and is being wound up.
     Running(Run),
     /// Processes of a run of an earlier agent live: it goes on from there once they have ended.
-    Held(Memory),
+    Held(PersistedJob),
     /// Its restarts are used up; it is remembered and starts again with the agent.
     Failed,
     /// Nothing is left to do.
@@ -135,22 +135,30 @@ impl Job {
     }
 
     /// A job as the job store remembers it after the agent was away.
-    pub(super) fn restored(id: Arc<str>, rules: Rules, memory: Memory, now: Now, out: &mut Vec<Action>) -> Job {
+    pub(super) fn restored(
+        id: Arc<str>,
+        rules: Rules,
+        persisted: PersistedJob,
+        now: Now,
+        out: &mut Vec<Action>,
+    ) -> Job {
         let mut job = Job::new(id, rules);
-        job.reported = memory.reported;
-        job.started = Some(memory.started).filter(|started| *started > 0);
-        match memory.standing {
+        job.reported = persisted.reported;
+        job.started = Some(persisted.started).filter(|started| *started > 0);
+        match persisted.state {
             JobState::Accepted | JobState::Failed => {}
             JobState::Scheduled => {
                 if let Some(period) = job.rules.period {
                     // The clock may have jumped while the agent was away: never later than one period.
-                    let left = memory.started.saturating_add_unsigned(period).saturating_sub(now.wall);
+                    let left = persisted.started.saturating_add_unsigned(period).saturating_sub(now.wall);
                     let left = u64::try_from(left).unwrap_or(0).min(period);
                     job.phase = Phase::Sleeping { until: now.mono + left, restart: false };
                 }
             }
             JobState::Started if job.rules.remembered() => {}
-            JobState::Started | JobState::FinalRun => job.finish(None, Some(Outcome::Died { at: memory.started }), out),
+            JobState::Started | JobState::FinalRun => {
+                job.finish(None, Some(Outcome::Died { at: persisted.started }), out)
+            }
             JobState::Killing => {
                 let why = "killed on request; the agent was interrupted meanwhile".into();
                 job.finish(None, Some(Outcome::Killed { code: None, why }), out);
@@ -275,8 +283,8 @@ impl Job {
     }
 
     fn cleared(&mut self, now: Now, out: &mut Vec<Action>) {
-        if let Phase::Held(memory) = self.phase {
-            *self = Job::restored(self.id.clone(), self.rules.clone(), memory, now, out);
+        if let Phase::Held(persisted) = self.phase {
+            *self = Job::restored(self.id.clone(), self.rules.clone(), persisted, now, out);
         }
     }
 
@@ -365,9 +373,9 @@ impl Job {
                 self.finish(None, Some(Outcome::Killed { code: None, why: why() }), out);
             }
             // Its processes are being ended, and its result follows their end.
-            Phase::Held(memory) => {
-                memory.standing = JobState::Killing;
-                out.push(Action::SetState { id: self.id.clone(), standing: JobState::Killing });
+            Phase::Held(persisted) => {
+                persisted.state = JobState::Killing;
+                out.push(Action::SetState { id: self.id.clone(), state: JobState::Killing });
             }
             // Its result is known already.
             Phase::Failed => self.finish(None, None, out),
@@ -378,7 +386,7 @@ impl Job {
             }
             Phase::Starting { launch: Some(launch), .. } => {
                 if !matches!(launch.ending, Some((Cause::Kill, _))) {
-                    out.push(Action::SetState { id: self.id.clone(), standing: JobState::Killing });
+                    out.push(Action::SetState { id: self.id.clone(), state: JobState::Killing });
                 }
                 launch.end(Cause::Kill, now);
             }
@@ -391,12 +399,12 @@ impl Job {
             Phase::Running(Run { exited: Some(_), ending: None, .. }) => {
                 if !self.last {
                     self.last = true;
-                    out.push(Action::SetState { id: self.id.clone(), standing: JobState::FinalRun });
+                    out.push(Action::SetState { id: self.id.clone(), state: JobState::FinalRun });
                 }
             }
             Phase::Running(_) => {
                 if self.cause() != Some(Cause::Kill) {
-                    out.push(Action::SetState { id: self.id.clone(), standing: JobState::Killing });
+                    out.push(Action::SetState { id: self.id.clone(), state: JobState::Killing });
                 }
                 self.begin_ending(Cause::Kill, now, out);
             }
@@ -416,7 +424,7 @@ impl Job {
             Phase::Starting { run, .. } if cause == Cause::Stop && self.restarts == 0 && !self.rules.remembered() => {
                 let (id, run) = (self.id.clone(), *run);
                 out.push(Action::RunOver { id: id.clone(), run });
-                out.push(Action::SetState { id, standing: JobState::Accepted });
+                out.push(Action::SetState { id, state: JobState::Accepted });
                 self.phase = Phase::Sleeping { until: u64::MAX, restart: false };
             }
             Phase::Starting { run, .. } => {
@@ -452,7 +460,7 @@ impl Job {
         match &mut self.phase {
             Phase::Starting { .. } | Phase::Running(_) => {
                 if self.rules.remembered() && self.cause() != Some(Cause::Kill) {
-                    out.push(Action::SetState { id: self.id.clone(), standing: JobState::FinalRun });
+                    out.push(Action::SetState { id: self.id.clone(), state: JobState::FinalRun });
                 }
             }
             Phase::Waiting | Phase::Sleeping { .. } => {
@@ -461,10 +469,10 @@ impl Job {
                 let outcome = (!self.reported).then_some(Outcome::Killed { code: None, why });
                 self.finish(None, outcome, out);
             }
-            Phase::Held(memory) => {
-                if memory.standing == JobState::Started && self.rules.remembered() {
-                    memory.standing = JobState::FinalRun;
-                    out.push(Action::SetState { id: self.id.clone(), standing: JobState::FinalRun });
+            Phase::Held(persisted) => {
+                if persisted.state == JobState::Started && self.rules.remembered() {
+                    persisted.state = JobState::FinalRun;
+                    out.push(Action::SetState { id: self.id.clone(), state: JobState::FinalRun });
                 }
             }
             Phase::Failed => self.finish(None, None, out),
@@ -659,7 +667,7 @@ impl Job {
             out.push(Action::Report { id, run, outcome, suppress_if_ok, alert });
             match stopping {
                 true => {
-                    out.push(Action::SetState { id: self.id.clone(), standing: JobState::Scheduled });
+                    out.push(Action::SetState { id: self.id.clone(), state: JobState::Scheduled });
                     self.phase = Phase::Sleeping { until: u64::MAX, restart: false };
                 }
                 false => self.schedule(now, out),
@@ -667,7 +675,7 @@ impl Job {
         } else if self.rules.remembered() && failed && !self.last {
             self.reported = true;
             out.push(Action::Report { id: id.clone(), run, outcome, suppress_if_ok, alert });
-            out.push(Action::SetState { id, standing: JobState::Failed });
+            out.push(Action::SetState { id, state: JobState::Failed });
             self.phase = Phase::Failed;
         } else {
             self.phase = Phase::Over;
@@ -677,7 +685,7 @@ impl Job {
 
     /// Sleeps until the next recurrence: counted from the last start, at once when that is past.
     fn schedule(&mut self, now: Now, out: &mut Vec<Action>) {
-        out.push(Action::SetState { id: self.id.clone(), standing: JobState::Scheduled });
+        out.push(Action::SetState { id: self.id.clone(), state: JobState::Scheduled });
         let period = self.rules.period.unwrap_or(0);
         let until = self.last_start.unwrap_or(now.mono).saturating_add(period).max(now.mono);
         self.phase = Phase::Sleeping { until, restart: false };

@@ -15,9 +15,9 @@ pub struct Now {
 
 /// The row of a job in the job store at the agent's start.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Memory {
+pub struct PersistedJob {
     /// Where it stood.
-    pub standing: JobState,
+    pub state: JobState,
     /// When its last run began, in milliseconds since 1970.
     pub started: i64,
     /// Whether a result of it was reported.
@@ -89,7 +89,7 @@ pub enum Event {
         /// The run.
         run: u64,
     },
-    /// The readers of this run waited for the logger, and could read nothing meanwhile.
+    /// The readers of this run waited for the message log, and could read nothing meanwhile.
     Stalled {
         /// The run.
         run: u64,
@@ -229,7 +229,7 @@ pub enum Action {
         /// The job.
         id: Arc<str>,
         /// Where it stands.
-        standing: JobState,
+        state: JobState,
     },
     /// A run is over, and nobody is told: it is restarted, or was interrupted.
     RunOver {

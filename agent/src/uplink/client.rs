@@ -81,7 +81,7 @@ pub struct Controller {
     roles: String,
     instance: String,
     config: config::Controller,
-    patience: Timeouts,
+    timeouts: Timeouts,
     link: RwLock<Arc<Link>>,
     /// The agent stops: no connections are made anew.
     stopped: AtomicBool,
@@ -100,13 +100,13 @@ pub struct Controller {
     /// Those of them that carried something of this node.
     posts_taken: AtomicU64,
     /// The turn of the address that took the last of them.
-    good_turn: AtomicUsize,
+    good_endpoint: AtomicUsize,
 }
 
 /// The connections to one address under one set of credentials.
 struct Link {
     /// Counts up with each change of address; the address is this modulo their number.
-    turn: usize,
+    endpoint: usize,
     polls: ureq::Agent,
     posts: ureq::Agent,
     /// What the posts were made with.
@@ -117,7 +117,7 @@ struct Link {
 }
 
 impl Link {
-    fn new(credentials: Credentials, patience: Timeouts, urls: &[String], turn: usize) -> Link {
+    fn new(credentials: Credentials, timeouts: Timeouts, urls: &[String], endpoint: usize) -> Link {
         let tls = credentials.tls();
         // A proxy of the environment (HTTPS_PROXY, NO_PROXY) is used, but never towards this very machine.
         let proxy = ureq::Proxy::try_from_env().filter(|_| !urls.iter().any(|url| is_loopback(url)));
@@ -133,27 +133,27 @@ impl Link {
                 .user_agent(concat!("jsagent/", env!("CARGO_PKG_VERSION")))
                 .accept("application/json")
                 .accept_encoding("identity")
-                .timeout_resolve(Some(patience.connect))
-                .timeout_connect(Some(patience.connect))
-                .timeout_send_request(Some(patience.connect))
-                .timeout_send_body(Some(patience.answer))
+                .timeout_resolve(Some(timeouts.connect))
+                .timeout_connect(Some(timeouts.connect))
+                .timeout_send_request(Some(timeouts.connect))
+                .timeout_send_body(Some(timeouts.answer))
                 .timeout_recv_response(Some(answer))
-                .timeout_recv_body(Some(patience.answer))
+                .timeout_recv_body(Some(timeouts.answer))
                 .max_idle_connections_per_host(2)
                 .max_idle_age(Duration::from_secs(50))
                 .no_delay(true)
                 .build()
         };
         let names = Resolve::new(DefaultResolver::default());
-        let (polls, settings) = (connections(&settings(patience.poll), &names), settings(patience.answer));
+        let (polls, settings) = (connections(&settings(timeouts.poll), &names), settings(timeouts.answer));
         let posts = connections(&settings, &names);
-        Link { turn, polls, posts, settings, names, token: credentials.token, digest: credentials.digest }
+        Link { endpoint, polls, posts, settings, names, token: credentials.token, digest: credentials.digest }
     }
 
     /// That of the next address; `anew`: with new connections for all but the polls.
     fn next(&self, anew: bool) -> Link {
         Link {
-            turn: self.turn.wrapping_add(1),
+            endpoint: self.endpoint.wrapping_add(1),
             polls: self.polls.clone(),
             posts: if anew { connections(&self.settings, &self.names) } else { self.posts.clone() },
             settings: self.settings.clone(),
@@ -184,12 +184,12 @@ impl Controller {
         config: &config::Config,
         name: &str,
         instance: &str,
-        patience: Timeouts,
+        timeouts: Timeouts,
     ) -> anyhow::Result<Controller> {
         let settings = config.controllers.get(name).with_context(|| format!("there is no controller {name}"))?;
         let finished = Credentials::finish(settings);
         let credentials = Credentials::load(settings).with_context(|| format!("controller {name}"))?;
-        credentials.settle(settings);
+        credentials.finish_renewal(settings);
         let lacks_certificate = credentials.fault.is_some();
         Ok(Controller {
             name: name.to_owned(),
@@ -198,8 +198,8 @@ impl Controller {
             roles: config.main.roles.iter().map(|role| format!("&role={}", encode(role))).collect(),
             instance: encode(instance),
             config: settings.clone(),
-            patience,
-            link: RwLock::new(Arc::new(Link::new(credentials, patience, &settings.urls, 0))),
+            timeouts,
+            link: RwLock::new(Arc::new(Link::new(credentials, timeouts, &settings.urls, 0))),
             stopped: AtomicBool::new(false),
             renew: AtomicBool::new(lacks_certificate),
             lacks_certificate: AtomicBool::new(lacks_certificate),
@@ -208,7 +208,7 @@ impl Controller {
             files: Mutex::new(()),
             taken: AtomicU64::new(0),
             posts_taken: AtomicU64::new(0),
-            good_turn: AtomicUsize::new(usize::MAX),
+            good_endpoint: AtomicUsize::new(usize::MAX),
         })
     }
 
@@ -229,11 +229,11 @@ impl Controller {
 
     /// The address whose turn it is.
     pub fn url(&self) -> &str {
-        self.url_of(self.link().turn)
+        self.url_of(self.link().endpoint)
     }
 
-    fn url_of(&self, turn: usize) -> &str {
-        &self.urls[turn % self.urls.len()]
+    fn url_of(&self, endpoint: usize) -> &str {
+        &self.urls[endpoint % self.urls.len()]
     }
 
     /// Counts the requests that it has taken: a change says that it is back.
@@ -254,17 +254,17 @@ impl Controller {
 
     /// Whether the address whose turn it is has taken the latest of the requests that were not filtered.
     pub fn serves(&self) -> bool {
-        self.is_good(self.link().turn)
+        self.is_good(self.link().endpoint)
     }
 
-    fn is_good(&self, turn: usize) -> bool {
-        self.good_turn.load(Ordering::Relaxed) == turn
+    fn is_good(&self, endpoint: usize) -> bool {
+        self.good_endpoint.load(Ordering::Relaxed) == endpoint
     }
 
     /// Whether an address that has taken nothing yet answers as no controller does.
-    fn is_no_controller(&self, turn: usize, failure: &Failure) -> bool {
+    fn is_no_controller(&self, endpoint: usize, failure: &Failure) -> bool {
         let spoke_of_the_node = matches!(failure, Failure::Clock(_) | Failure::Busy { .. }) || failure.is_auth();
-        !spoke_of_the_node && !self.is_good(turn)
+        !spoke_of_the_node && !self.is_good(endpoint)
     }
 
     /// Asks for commands: waits up to `wait` ([`LONGEST_POLL`] at most), acknowledges the batch `ack`.
@@ -355,10 +355,10 @@ impl Controller {
     }
 
     fn use_now(&self, credentials: Credentials) {
-        credentials.settle(&self.config);
+        credentials.finish_renewal(&self.config);
         self.lacks_certificate.store(credentials.fault.is_some(), Ordering::Relaxed);
         let mut current = self.link.write().unwrap_or_else(|poisoned| poisoned.into_inner());
-        *current = Arc::new(Link::new(credentials, self.patience, &self.urls, current.turn));
+        *current = Arc::new(Link::new(credentials, self.timeouts, &self.urls, current.endpoint));
     }
 
     /// Asks for new credentials and takes them into use and into their files; `false` when the controller
@@ -402,7 +402,7 @@ impl Controller {
 
     /// Gives the turn to the next address, so that a request is tried there.
     pub fn next_address(&self) {
-        self.move_on(self.link().turn, false);
+        self.fail_over(self.link().endpoint, false);
     }
 
     /// Posts `body`; `accept` says whether an answer of 200 or 204 is the controller's, and what it says.
@@ -428,7 +428,7 @@ impl Controller {
         call: impl FnOnce(&str) -> Result<http::Response<ureq::Body>, ureq::Error>,
         accept: impl FnOnce(Answered) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
-        let answer = call(self.url_of(link.turn)).map_err(|error| Failure::of(&error)).and_then(|response| {
+        let answer = call(self.url_of(link.endpoint)).map_err(|error| Failure::of(&error)).and_then(|response| {
             let answer = read(response)?;
             let renew = answer.head.renew;
             let accepted = accept(answer)?;
@@ -440,13 +440,13 @@ impl Controller {
         let answer = answer.map_err(Failure::with_advice);
         match &answer {
             Ok(_) => {
-                self.good_turn.store(link.turn, Ordering::Relaxed);
+                self.good_endpoint.store(link.endpoint, Ordering::Relaxed);
                 self.taken.fetch_add(1, Ordering::Relaxed);
             }
             // A filter in between refuses what others would pass: no reason to leave the address.
-            Err(failure) if content == Content::Varies && failure.is_filtered() && self.is_good(link.turn) => {}
-            Err(failure) if failure.should_fail_over() || self.is_no_controller(link.turn, failure) => {
-                self.move_on(link.turn, matches!(failure, Failure::Away(_)));
+            Err(failure) if content == Content::Varies && failure.is_filtered() && self.is_good(link.endpoint) => {}
+            Err(failure) if failure.should_fail_over() || self.is_no_controller(link.endpoint, failure) => {
+                self.fail_over(link.endpoint, matches!(failure, Failure::Away(_)));
             }
             Err(_) => {}
         }
@@ -459,9 +459,9 @@ impl Controller {
     /// From an address that is away all requests but the polls are called back, to be made anew at the
     /// next one. A path that swallows everything would hold up each thread for its own patience
     /// otherwise, and a job that the poller gets from the next address waits for the sender.
-    fn move_on(&self, turn: usize, away: bool) {
+    fn fail_over(&self, endpoint: usize, away: bool) {
         let mut current = self.link.write().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if current.turn != turn {
+        if current.endpoint != endpoint {
             return;
         }
         // With one address the next is the same, and what is under way there may well come through.
@@ -470,7 +470,7 @@ impl Controller {
         let left = std::mem::replace(&mut *current, next);
         drop(current);
         if away {
-            left.names.doubt();
+            left.names.invalidate();
         }
         if anew {
             left.posts.clone().shutdown();

@@ -105,7 +105,7 @@ impl Credentials {
     }
 
     /// Says what is wrong with them, and puts a certificate in use into its file.
-    pub(super) fn settle(&self, config: &config::Controller) {
+    pub(super) fn finish_renewal(&self, config: &config::Controller) {
         if let Some(fault) = &self.fault {
             log::warn!("{fault}");
         }

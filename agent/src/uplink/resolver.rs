@@ -50,7 +50,7 @@ impl<R> Resolve<R> {
     }
 
     /// Has every name looked up again: an address was of no use.
-    pub(super) fn doubt(&self) {
+    pub(super) fn invalidate(&self) {
         self.lock().values_mut().for_each(|found| found.until = None);
     }
 
@@ -162,7 +162,7 @@ mod tests {
         assert_eq!(ask(&resolve, "https://ac.example:4000/1/10/cmd"), first);
         assert_eq!(ask(&resolve.clone(), "https://ac.example:4000/1/10/result"), first);
         assert_eq!(ask(&resolve, "https://other.example:4000").unwrap()[0], "127.0.0.1:1");
-        resolve.doubt();
+        resolve.invalidate();
         assert_eq!(ask(&resolve, "https://ac.example:4000").unwrap()[0], "127.0.0.2:1");
         assert_eq!(resolve.inner.asked.load(Ordering::Relaxed), 3);
     }
@@ -172,7 +172,7 @@ mod tests {
         let resolve = Resolve::new(NameServer::default());
         let before = ask(&resolve, "https://ac.example").unwrap();
         resolve.inner.away.store(true, Ordering::Relaxed);
-        resolve.doubt();
+        resolve.invalidate();
         assert_eq!(ask(&resolve, "https://ac.example").unwrap(), before);
         assert_eq!(ask(&resolve, "https://never.example"), None);
     }

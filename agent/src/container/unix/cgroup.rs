@@ -103,7 +103,7 @@ impl Cgroups {
     }
 
     /// Puts a process, and so whatever it starts from then on, into the group of this name, soon.
-    pub fn adopt(&mut self, name: &str, pid: u32) {
+    pub fn attach(&mut self, name: &str, pid: u32) {
         if self.work.is_none() {
             let (work, inbox) = unbounded();
             match Worker::spawn("cgroup", 64 * 1024, move || serve(&inbox)) {

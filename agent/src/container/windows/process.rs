@@ -72,7 +72,7 @@ impl Cgroups {
     pub fn not_at_once(&mut self) {}
 
     /// Does nothing.
-    pub fn adopt(&mut self, _name: &str, _pid: u32) {}
+    pub fn attach(&mut self, _name: &str, _pid: u32) {}
 
     /// Nobody.
     pub fn members(&self, _name: &str) -> Vec<u32> {

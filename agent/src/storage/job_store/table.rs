@@ -70,9 +70,9 @@ pub(super) fn apply(db: &Connection, write: &JobUpdate, orphaned: bool) -> Resul
                 .execute(params![started, id])?;
             Ok(0)
         }
-        JobUpdate::SetState { id, standing } => {
+        JobUpdate::SetState { id, state } => {
             db.prepare_cached("UPDATE jobs SET state = ? WHERE id = ? AND run = 0")?
-                .execute(params![*standing as i64, id])?;
+                .execute(params![*state as i64, id])?;
             Ok(0)
         }
         JobUpdate::Report { id, started, result, quiet } => {
@@ -132,7 +132,7 @@ pub(super) fn read_live(db: &Connection) -> Result<Vec<Row>> {
             id: text(row, 0)?,
             controller: text(row, 1)?,
             command: text(row, 2)?,
-            standing: JobState::from_number(row.get(3)?),
+            state: JobState::from_number(row.get(3)?),
             accepted: row.get(4)?,
             started: row.get(5)?,
             reported: row.get(6)?,

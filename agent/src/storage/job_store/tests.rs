@@ -11,7 +11,7 @@ fn accept_at(id: &str, now: i64) -> JobUpdate {
 }
 
 fn finish(id: &str, result: &str) -> JobUpdate {
-    JobUpdate::Finish { id: id.into(), result: Some(result.into()), soon: false }
+    JobUpdate::Finish { id: id.into(), result: Some(result.into()), deferred_sync: false }
 }
 
 fn open() -> (tempfile::TempDir, Arc<JobStore>) {
@@ -26,7 +26,7 @@ fn a_job_from_its_acceptance_to_its_sending() {
     job_store.commit(&[accept("a"), accept("b"), JobUpdate::Start { id: "a".into(), started: 7 }]).unwrap();
     assert!(job_store.knows("a").unwrap() && !job_store.knows("c").unwrap());
     let live = job_store.live().unwrap();
-    assert_eq!((live.len(), live[0].standing, live[0].started), (2, JobState::Started, 7));
+    assert_eq!((live.len(), live[0].state, live[0].started), (2, JobState::Started, 7));
     job_store.commit(&[finish("a", "result")]).unwrap();
     assert_eq!(job_store.unsent_bytes(), 6);
     drop(job_store);
@@ -47,7 +47,7 @@ fn a_job_from_its_acceptance_to_its_sending() {
 fn what_may_be_late_goes_to_the_disk_with_the_next_or_by_itself() {
     let (_dir, job_store) = open();
     let start = |id: &str| JobUpdate::Start { id: id.into(), started: 7 };
-    let soon = |id: &str| JobUpdate::Finish { id: id.into(), result: Some("result".into()), soon: true };
+    let soon = |id: &str| JobUpdate::Finish { id: id.into(), result: Some("result".into()), deferred_sync: true };
     job_store.commit(&["a", "b", "c"].map(accept)).unwrap();
     job_store.commit(&["a", "b", "c"].map(start)).unwrap();
     assert!(!job_store.is_behind());
@@ -106,7 +106,7 @@ fn runs_of_a_job_that_goes_on_report_beside_it() {
     job_store.mark_sent(0, &unsent.iter().map(|row| row.key).collect::<Vec<_>>()).unwrap();
     assert_eq!(job_store.unsent_bytes(), 0);
     let live = job_store.live().unwrap();
-    assert_eq!((live.len(), live[0].reported, live[0].standing), (1, true, JobState::Started));
+    assert_eq!((live.len(), live[0].reported, live[0].state), (1, true, JobState::Started));
 }
 
 #[test]
@@ -134,7 +134,7 @@ fn ids_are_forgotten_after_a_week_or_so_many_others() {
     let many: Vec<JobUpdate> = (0..110).map(|n| accept(&format!("j{n}"))).collect();
     job_store.commit(&many).unwrap();
     let ends: Vec<JobUpdate> =
-        (0..110).map(|n| JobUpdate::Finish { id: format!("j{n}"), result: None, soon: false }).collect();
+        (0..110).map(|n| JobUpdate::Finish { id: format!("j{n}"), result: None, deferred_sync: false }).collect();
     job_store.commit(&ends).unwrap();
     retention::tidy(&job_store.lock().db, now_ms(), 100).unwrap();
     assert!(!job_store.knows("j9").unwrap() && job_store.knows("j10").unwrap() && job_store.knows("live").unwrap());
@@ -143,17 +143,14 @@ fn ids_are_forgotten_after_a_week_or_so_many_others() {
 #[test]
 fn a_job_that_starts_again_with_the_agent_is_not_forgotten() {
     let (dir, job_store) = open();
-    let failed = |id: &str| JobUpdate::SetState { id: id.into(), standing: JobState::Failed };
+    let failed = |id: &str| JobUpdate::SetState { id: id.into(), state: JobState::Failed };
     let week_ago = now_ms() - 8 * 86_400_000;
     job_store.commit(&[accept_at("daemon", week_ago), failed("daemon"), accept("b"), finish("b", "x")]).unwrap();
     let unsent = job_store.unsent("main", 1, 100).unwrap();
     job_store.mark_sent(0, &[unsent[0].key]).unwrap();
     drop(job_store);
     let live = JobStore::open(dir.path()).unwrap().live().unwrap();
-    assert_eq!(
-        live.iter().map(|row| (row.id.as_str(), row.standing)).collect::<Vec<_>>(),
-        [("daemon", JobState::Failed)]
-    );
+    assert_eq!(live.iter().map(|row| (row.id.as_str(), row.state)).collect::<Vec<_>>(), [("daemon", JobState::Failed)]);
 }
 
 #[test]

@@ -1,6 +1,6 @@
-//! Messages on their way to the logger: one text for all of them, and an index. Pure, but for the clock.
+//! Messages on their way to the message_log: one text for all of them, and an index. Pure, but for the clock.
 
-use crate::job::Source;
+use crate::job::JobLabel;
 use jscommon::LevelSet;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// The messages of one read: one job, one time.
 #[derive(Clone, Debug)]
 pub struct Batch {
-    source: Arc<Source>,
+    source: Arc<JobLabel>,
     epoch: i64,
     text: String,
     index: Vec<Entry>,
@@ -40,7 +40,7 @@ struct Entry {
 impl Batch {
     /// No messages yet, of `source`, that arrived at `epoch` (milliseconds since 1970); `room` is how
     /// many bytes of text are to be expected. Takes memory only with the first message.
-    pub fn new(source: &Arc<Source>, epoch: i64, room: usize) -> Batch {
+    pub fn new(source: &Arc<JobLabel>, epoch: i64, room: usize) -> Batch {
         Batch { source: Arc::clone(source), epoch, text: String::new(), index: Vec::new(), fates: Vec::new(), room }
     }
 
@@ -98,7 +98,7 @@ impl Batch {
     }
 
     /// Whose messages they are.
-    pub fn source(&self) -> &Arc<Source> {
+    pub fn source(&self) -> &Arc<JobLabel> {
         &self.source
     }
 
@@ -135,7 +135,7 @@ mod tests {
 
     #[test]
     fn messages_come_out_as_they_went_in() {
-        let source = Source {
+        let source = JobLabel {
             jobid: "j".into(),
             domain: String::new(),
             name: String::new(),

@@ -1,4 +1,4 @@
-//! The logger's inbox: one queue, so that records keep the order of their arrival.
+//! The message log's inbox: one queue, so that records keep the order of their arrival.
 //!
 //! Whoever reads a pipe waits while too many bytes are on their way; that is what makes a slow disk
 //! slow the writer. The agent's own records never wait, for the supervisor writes them.
@@ -14,11 +14,11 @@ const MAX_BYTES: usize = 2 << 20;
 /// The same for the last output of a process that has ended: its result waits for that.
 pub(super) const MAX_LAST_BYTES: usize = 16 << 20;
 
-/// What the logger is told.
+/// What the message log is told.
 pub(super) enum Message {
     /// Messages to store.
     Batch(Batch),
-    /// Store what came before, then do this on the logger's thread.
+    /// Store what came before, then do this on the message log's thread.
     Then(Box<dyn FnOnce(&mut Store) + Send>),
     /// Look at this database, which seems damaged, and set it aside where it is.
     Examine { number: u64, error: anyhow::Error, done: Sender<anyhow::Result<()>> },
@@ -49,13 +49,13 @@ struct State {
 }
 
 impl Inbox {
-    /// An empty inbox, and the end that the logger reads.
+    /// An empty inbox, and the end that the message log reads.
     pub(super) fn new() -> (Inbox, Receiver<Message>) {
         let (sender, receiver) = crossbeam_channel::unbounded();
         (Inbox { sender, budget: Arc::default() }, receiver)
     }
 
-    /// What the logger gives bytes back to.
+    /// What the message log gives bytes back to.
     pub(super) fn budget(&self) -> &Arc<Budget> {
         &self.budget
     }

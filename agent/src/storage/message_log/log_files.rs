@@ -5,7 +5,7 @@
 //! it is rotated, so that a reader finds its place again.
 //!
 //! Readers hold the log files for reading while they have a database open, and only for a short time.
-//! The logger holds it for writing when it renames or removes a file, or empties the WAL: then no
+//! The message log holds it for writing when it renames or removes a file, or empties the WAL: then no
 //! reader of this process is in the way.
 
 use crate::storage::sqlite::{self, ENDINGS, beside};

@@ -1,4 +1,4 @@
-//! The logger: every message that is kept, stored, found again and forwarded.
+//! The message_log: every message that is kept, stored, found again and forwarded.
 //!
 //! **Owns** the databases in `data_dir/logs` and the ids of records. Messages come from the pipe
 //! readers in [`batch`]es, and from whoever writes the agent's own records. One thread stores them:
@@ -14,7 +14,7 @@
 
 use super::upload_queue::UploadQueue;
 use crate::config::Config;
-use crate::job::Source;
+use crate::job::JobLabel;
 use anyhow::{Context, Result};
 use jscommon::LevelSet;
 use jscommon::worker::Worker;
@@ -58,7 +58,7 @@ impl Handle {
         let limit = logging.db.max_size_mb.max(1).saturating_mul(1_000_000);
         let rules = Rules { limit, keep: logging.db.keep, node: config.main.node() };
         let store = Store::open(Arc::clone(&log_files), Arc::clone(&upload_queue), rules)?;
-        let own = Arc::new(Source {
+        let own = Arc::new(JobLabel {
             jobid: "jsagent".into(),
             domain: "jsagent".into(),
             name: "logger".into(),
@@ -68,7 +68,8 @@ impl Handle {
         });
         let (inbox, messages) = Inbox::new();
         let actor = Actor::new(messages, Arc::clone(inbox.budget()), store, upload_queue, own);
-        let worker = Worker::spawn("logger", STACK, move || actor.run()).context("the logger cannot be started")?;
+        let worker =
+            Worker::spawn("logger", STACK, move || actor.run()).context("the message log cannot be started")?;
         Ok(Handle { remote: LogReader::new(inbox.clone(), log_files), inbox, _worker: worker })
     }
 
@@ -98,19 +99,19 @@ pub struct Inlet {
 }
 
 impl Inlet {
-    /// An inlet of a logger that has stopped: whatever is handed over is dropped. For tests.
+    /// An inlet of a message log that has stopped: whatever is handed over is dropped. For tests.
     pub fn closed() -> Inlet {
         let (inbox, _) = Inbox::new();
         inbox.budget().close();
         Inlet { inbox }
     }
 
-    /// Hands over the messages of one read, or gives them back while the logger is too far behind.
+    /// Hands over the messages of one read, or gives them back while the message log is too far behind.
     pub fn try_push(&self, batch: Batch) -> std::result::Result<(), Batch> {
         self.inbox.try_push(batch)
     }
 
-    /// Hands over the messages of one read; waits while the logger is too far behind.
+    /// Hands over the messages of one read; waits while the message log is too far behind.
     pub fn push(&self, batch: Batch) {
         self.inbox.push(batch, |_| true);
     }
@@ -126,7 +127,7 @@ impl Inlet {
         self.inbox.nudge();
     }
 
-    /// Has `work` done on the logger's thread, once what came before is stored; never waits.
+    /// Has `work` done on the message log's thread, once what came before is stored; never waits.
     pub fn then(&self, work: impl FnOnce() + Send + 'static) {
         self.inbox.send(Message::Then(Box::new(move |_| work())));
     }
@@ -138,7 +139,7 @@ impl Inlet {
     }
 
     /// Hands over one record of the agent's own; never waits.
-    pub fn write(&self, source: &Arc<Source>, level: u8, text: &str) {
+    pub fn write(&self, source: &Arc<JobLabel>, level: u8, text: &str) {
         if source.wants(level) {
             let mut batch = Batch::new(source, batch::now(), text.len());
             batch.push(level, text);

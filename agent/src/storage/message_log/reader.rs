@@ -2,7 +2,7 @@
 //!
 //! Reads are short: a few milliseconds with a database open, then everything is let go, so that
 //! neither the WAL nor a rotation waits for a long query. A [`Cursor`] says where to go on. Rows of a
-//! rotated database are deleted from here; those of the current one by the logger's thread, which
+//! rotated database are deleted from here; those of the current one by the message log's thread, which
 //! alone writes to it.
 
 use super::inbox::{Inbox, Message};
@@ -31,7 +31,7 @@ const DELETE: usize = 500;
 /// Pages that are given back in one transaction.
 const RECLAIM: u32 = 8;
 
-const STOPPED: &str = "the logger has stopped";
+const STOPPED: &str = "the message log has stopped";
 
 const COLUMNS: &str = "rowid, id, jobid, jobdomain, jobname, epoch, level, data";
 
@@ -68,7 +68,7 @@ impl LogReader {
     /// The first `limit` matches (at most 1000) in the order of their arrival, everything that was
     /// handed over before included. Fewer come when their text grows past 4 MiB: ask on with `after`.
     pub fn get(&self, query: &Query) -> Result<Vec<Record>> {
-        self.on_logger(|_| ())?;
+        self.on_writer(|_| ())?;
         let limit = query.limit.unwrap_or(MAX_RECORDS).min(MAX_RECORDS) as usize;
         let (mut records, mut bytes) = (Vec::new(), 0);
         let mut place = Some(self.start(query)?);
@@ -92,7 +92,7 @@ impl LogReader {
 
     /// Deletes the matches (all of them without a `limit`), gives their space back and says how many there were.
     pub fn delete(&self, query: &Query) -> Result<u64> {
-        self.on_logger(|_| ())?;
+        self.on_writer(|_| ())?;
         let limit = query.limit.unwrap_or(u64::MAX);
         let mut deleted = 0;
         // Only what is there now: a job that goes on writing must not keep this going.
@@ -127,12 +127,12 @@ impl LogReader {
         if let Some(at) = place.filter(|_| touched) {
             self.reclaim(at.number)?;
         }
-        self.on_logger(|store| store.write_mark())?;
+        self.on_writer(|store| store.write_mark())?;
         Ok(deleted)
     }
 
-    /// Runs `work` on the logger's thread, after everything that was handed over before is stored.
-    pub(super) fn on_logger<T: Send + 'static>(
+    /// Runs `work` on the message log's thread, after everything that was handed over before is stored.
+    pub(super) fn on_writer<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Store) -> T + Send + 'static,
     ) -> Result<T> {
@@ -221,11 +221,11 @@ impl LogReader {
         Ok(Cursor { number: current, rowid: i64::MAX })
     }
 
-    /// Deletes these rows; the logger does it where it writes itself.
+    /// Deletes these rows; the message log does it where it writes itself.
     fn delete_rows(&self, number: u64, rows: &[i64]) -> Result<u64> {
         let rows = rows.to_vec();
         let current = rows.clone();
-        let done = self.on_logger(move |store| {
+        let done = self.on_writer(move |store| {
             let (db, writes_to) = store.current();
             if writes_to != number {
                 return Ok(None);
@@ -255,7 +255,7 @@ impl LogReader {
     fn reclaim(&self, number: u64) -> Result<()> {
         let mut more = true;
         while more {
-            let done = self.on_logger(move |store| {
+            let done = self.on_writer(move |store| {
                 let (db, writes_to) = store.current();
                 if writes_to != number {
                     return Ok(None);
@@ -281,7 +281,7 @@ impl LogReader {
             };
         }
         // The file shrinks with the checkpoint.
-        self.on_logger(move |store| {
+        self.on_writer(move |store| {
             if store.current().1 == number {
                 store.wrote(u64::MAX / 2);
                 return store.checkpoint();

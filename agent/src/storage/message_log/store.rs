@@ -1,6 +1,6 @@
 //! The database that is written to: rows, ids, size, rotation.
 //!
-//! Used by the logger's thread alone. Every transaction is bounded, so that the database and its WAL
+//! Used by the message log's thread alone. Every transaction is bounded, so that the database and its WAL
 //! together never grow past their limit: before it begins there is room for it in both, or the
 //! database is rotated.
 
@@ -43,36 +43,38 @@ const ROTATE_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::fr
 
 /// Why messages were not stored.
 #[derive(Debug)]
-pub(super) enum Trouble {
+pub(super) enum WriteError {
     /// The node's own database did not take them.
     Store(anyhow::Error),
     /// The upload queue did not take what is to be forwarded.
     UploadQueue(anyhow::Error),
 }
 
-impl Trouble {
+impl WriteError {
     /// Returns the meaning of this error for a writer.
     pub(super) fn fault(&self) -> Fault {
         match self {
-            Trouble::Store(e) => fault_of(e),
+            WriteError::Store(e) => fault_of(e),
             // The upload queue has looked at its file already.
-            Trouble::UploadQueue(e) => Some(fault_of(e)).filter(|f| *f != Fault::Damaged).unwrap_or(Fault::Unavailable),
+            WriteError::UploadQueue(e) => {
+                Some(fault_of(e)).filter(|f| *f != Fault::Damaged).unwrap_or(Fault::Unavailable)
+            }
         }
     }
 }
 
-impl fmt::Display for Trouble {
+impl fmt::Display for WriteError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Trouble::Store(e) => write!(f, "{e:#}"),
-            Trouble::UploadQueue(e) => write!(f, "outbox.db: {e:#}"),
+            WriteError::Store(e) => write!(f, "{e:#}"),
+            WriteError::UploadQueue(e) => write!(f, "outbox.db: {e:#}"),
         }
     }
 }
 
-impl From<rusqlite::Error> for Trouble {
-    fn from(e: rusqlite::Error) -> Trouble {
-        Trouble::Store(e.into())
+impl From<rusqlite::Error> for WriteError {
+    fn from(e: rusqlite::Error) -> WriteError {
+        WriteError::Store(e.into())
     }
 }
 
@@ -83,7 +85,7 @@ pub(super) struct Progress {
     batch: usize,
     /// Its first message that is not stored.
     message: usize,
-    /// The first message that has not been given to the outbox.
+    /// The first message that has not been given to the upload queue.
     forwarded: (usize, usize),
     /// The id of the first message that has none yet: the others follow in their order, however often and
     /// in whatever pieces they are tried.
@@ -105,7 +107,7 @@ impl Progress {
 
     /// Goes on with one message at a time, or (where that is so already) without the message that was
     /// refused: the first that is not stored, or not forwarded.
-    pub(super) fn narrow(&mut self, batches: &[Batch], trouble: &Trouble) {
+    pub(super) fn narrow(&mut self, batches: &[Batch], trouble: &WriteError) {
         if !std::mem::replace(&mut self.one, true) {
             return;
         }
@@ -121,7 +123,7 @@ impl Progress {
     }
 
     /// Takes out what is not dealt with, of these levels, for another try; says how many messages of other
-    /// levels there were. Call it once [`Store::settle`] has given all of them their ids.
+    /// levels there were. Call it once [`Store::advance_ids`] has given all of them their ids.
     pub(super) fn rest(&self, batches: &[Batch], levels: LevelSet, forward: bool) -> (Vec<Batch>, u64) {
         let (mut rest, mut lost) = (Vec::new(), 0);
         let mut id = self.first.unwrap_or(1);
@@ -311,9 +313,9 @@ impl Store {
         progress: &mut Progress,
         allowed: LevelSet,
         forward: bool,
-    ) -> std::result::Result<(), Trouble> {
+    ) -> std::result::Result<(), WriteError> {
         progress.first.get_or_insert(self.next);
-        self.ensure_open().map_err(Trouble::Store)?;
+        self.ensure_open().map_err(WriteError::Store)?;
         if !self.db.is_autocommit() {
             let _ = self.db.execute_batch("ROLLBACK");
         }
@@ -321,7 +323,7 @@ impl Store {
             let mut budget = self.budget()?;
             let needed = self.transaction().min(remaining(batches, *progress)).max(first(batches, *progress));
             if budget < needed && !self.is_empty()? {
-                if self.rotate().map_err(Trouble::Store)? {
+                if self.rotate().map_err(WriteError::Store)? {
                     budget = self.budget()?;
                 } else if self.used()? > self.held_limit() {
                     return Err(held().into());
@@ -343,12 +345,12 @@ impl Store {
             *progress = reached;
             self.checkpoint()?;
         }
-        self.settle(batches, progress);
+        self.advance_ids(batches, progress);
         Ok(())
     }
 
     /// Ids go on after those of all these messages, stored or not.
-    pub(super) fn settle(&mut self, batches: &[Batch], progress: &Progress) {
+    pub(super) fn advance_ids(&mut self, batches: &[Batch], progress: &Progress) {
         if progress.first.is_some() {
             self.next = progress.id(batches, batches.len(), 0);
         }
@@ -400,7 +402,7 @@ impl Store {
         allowed: LevelSet,
         budget: usize,
         forward: bool,
-    ) -> std::result::Result<(), Trouble> {
+    ) -> std::result::Result<(), WriteError> {
         let forward = forward && self.upload_queue.wanted(Kind::Log);
         let mut forwarded = progress.forwarded;
         let mut bytes = 0;
@@ -454,7 +456,7 @@ impl Store {
         if !self.records.is_empty() {
             // The upload queue comes first: a record that is stored here is never missing there.
             let mark = IdCheckpoint { last, next };
-            self.upload_queue.push_log(&self.records, mark).map_err(Trouble::UploadQueue)?;
+            self.upload_queue.push_log(&self.records, mark).map_err(WriteError::UploadQueue)?;
             self.records.clear();
         }
         if forward {

@@ -1,4 +1,4 @@
-//! The logger on real files.
+//! The message log on real files.
 
 use super::*;
 use crate::storage::upload_queue::Kind;
@@ -41,7 +41,7 @@ impl Bench {
         self.handle.as_ref().unwrap().remote()
     }
 
-    fn push(&self, source: &Arc<Source>, epoch: i64, messages: &[(u8, &str)]) {
+    fn push(&self, source: &Arc<JobLabel>, epoch: i64, messages: &[(u8, &str)]) {
         let mut batch = Batch::new(source, epoch, 0);
         for (level, text) in messages {
             batch.push(*level, text);
@@ -79,8 +79,8 @@ impl Bench {
     }
 }
 
-fn source(jobid: &str, db: &str, ac: &str) -> Arc<Source> {
-    Arc::new(Source {
+fn source(jobid: &str, db: &str, ac: &str) -> Arc<JobLabel> {
+    Arc::new(JobLabel {
         jobid: jobid.into(),
         domain: "dom".into(),
         name: "nam".into(),
@@ -352,7 +352,7 @@ fn everything_handed_over_is_committed_when_the_handle_goes() {
     let db = Connection::open(bench.current()).unwrap();
     let count: i64 = db.query_row("SELECT count(*) FROM messages", [], |row| row.get(0)).unwrap();
     assert_eq!(count, 50_000);
-    // A reader that outlives the logger does not hang.
+    // A reader that outlives the message log does not hang.
     let mut late = Batch::new(&source, 1, 0);
     late.push(1, &"x".repeat(3 << 20));
     inlet.push(late.clone());
@@ -365,7 +365,7 @@ fn everything_handed_over_is_committed_when_the_handle_goes() {
 fn shrink_disk(bench: &Bench, pages: i64) {
     let remote = bench.remote();
     remote
-        .on_logger(move |store| {
+        .on_writer(move |store| {
             let (db, _) = store.current();
             let now: i64 = db.query_row("PRAGMA page_count", [], |row| row.get(0)).unwrap();
             let most: i64 =
@@ -429,7 +429,7 @@ fn until(what: &str, mut done: impl FnMut() -> bool) {
 
 /// Changes the connection or the tables of the database that is written to.
 fn execute(bench: &Bench, sql: &'static str) {
-    bench.remote().on_logger(move |store| store.current().0.execute_batch(sql).unwrap()).unwrap();
+    bench.remote().on_writer(move |store| store.current().0.execute_batch(sql).unwrap()).unwrap();
 }
 
 fn by_level(levels: &str) -> Query {
@@ -546,7 +546,7 @@ fn database_that_another_program_holds_grows_and_is_rotated_later() {
             layout.held = held;
             layout.tried
         };
-        bench.remote().on_logger(set).unwrap()
+        bench.remote().on_writer(set).unwrap()
     };
     hold(true);
     let source = source("a", "*", "");

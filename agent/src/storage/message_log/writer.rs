@@ -1,9 +1,9 @@
-//! The logger's thread: takes what is there, stores it in one go, and what to do when that fails.
+//! The message log's thread: takes what is there, stores it in one go, and what to do when that fails.
 
 use super::batch::{Batch, now};
 use super::inbox::{Budget, Message};
-use super::store::{Progress, Store, Trouble};
-use crate::job::Source;
+use super::store::{Progress, Store, WriteError};
+use crate::job::JobLabel;
 use crate::storage::sqlite::Fault;
 use crate::storage::upload_queue::{Dropped, Kind, UploadQueue};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
@@ -31,7 +31,7 @@ const MAX_WAITING: usize = 1 << 20;
 /// What goes, step by step, while the disk is full: plain output first, what says how a job ended last.
 const SHED: [&[u8]; 4] = [&[1, 2], &[5, 6, 10, 11], &[3, 4, 7], &[8, 20, 21, 22, 23]];
 
-/// What the logger's thread owns.
+/// What the message log's thread owns.
 pub(super) struct Actor {
     inbox: Receiver<Message>,
     budget: Arc<Budget>,
@@ -39,8 +39,8 @@ pub(super) struct Actor {
     upload_queue: Arc<UploadQueue>,
     /// What is to be stored next.
     pending: Vec<Batch>,
-    /// Whose records the logger's own are.
-    own: Arc<Source>,
+    /// Whose records the message log's own are.
+    own: Arc<JobLabel>,
     /// Messages that could not be stored since it was last said, and why.
     lost: u64,
     why: String,
@@ -121,7 +121,7 @@ impl Actor {
         budget: Arc<Budget>,
         store: Store,
         upload_queue: Arc<UploadQueue>,
-        own: Arc<Source>,
+        own: Arc<JobLabel>,
     ) -> Actor {
         Actor {
             inbox,
@@ -312,7 +312,7 @@ impl Actor {
                     self.full = Some((Instant::now(), allowed));
                 }
                 Fault::Damaged if !std::mem::replace(&mut examined, true) => {
-                    let Trouble::Store(error) = &trouble else { break trouble };
+                    let WriteError::Store(error) = &trouble else { break trouble };
                     match self.store.examine(self.store.current().1, error) {
                         Ok(damaged) => self.damaged |= damaged,
                         Err(e) => log::error!("{e:#}"),
@@ -330,24 +330,24 @@ impl Actor {
     }
 
     /// Does what can be done of storing and forwarding; the rest waits in memory for the next try.
-    fn wait_out(&mut self, pending: &[Batch], mut progress: Progress, allowed: LevelSet, trouble: &Trouble) {
+    fn wait_out(&mut self, pending: &[Batch], mut progress: Progress, allowed: LevelSet, trouble: &WriteError) {
         self.why = match trouble.fault() {
             Fault::Full => self.store.why_full().into(),
             _ => trouble.to_string(),
         };
         match trouble {
-            Trouble::Store(_) => {
+            WriteError::Store(_) => {
                 if let Err(e) = self.store.forward(pending, &mut progress, allowed) {
                     log::debug!("{e:#}");
                 }
             }
-            Trouble::UploadQueue(_) => {
+            WriteError::UploadQueue(_) => {
                 if let Err(e) = self.store.write(pending, &mut progress, allowed, false) {
                     log::debug!("{e}");
                 }
             }
         }
-        self.store.settle(pending, &progress);
+        self.store.advance_ids(pending, &progress);
         let (rest, lost) = progress.rest(pending, allowed, self.upload_queue.wanted(Kind::Log));
         self.lost += lost + progress.left_out;
         let began = self.outage.is_none();
@@ -363,7 +363,7 @@ impl Actor {
 
     /// Takes over what the upload queue had to drop meanwhile.
     fn note_dropped(&mut self) {
-        let Dropped { records, flushes } = self.upload_queue.take_unsaid();
+        let Dropped { records, flushes } = self.upload_queue.take_unreported();
         self.dropped.records += records;
         self.dropped.flushes += flushes;
     }
@@ -412,11 +412,11 @@ impl Actor {
         self.upload_queue.push_event(None, "damaged", serde_json::json!({"what": "logs"}));
     }
 
-    /// Stores a record of the logger's own; says whether it did.
+    /// Stores a record of the message log's own; says whether it did.
     fn write_own(&mut self, batch: Batch) -> bool {
         let (batches, mut progress) = ([batch], Progress::default());
         let done = self.store.write(&batches, &mut progress, LevelSet::ALL, true);
-        self.store.settle(&batches, &progress);
+        self.store.advance_ids(&batches, &progress);
         done.is_ok()
     }
 

@@ -54,7 +54,7 @@ pub(super) struct Inner {
     /// The batch that each controller's sender has, by the number it was given and the number it has now.
     pub(super) handed: HashMap<(String, Kind), (i64, i64)>,
     /// The events that were taken and could not be removed; their numbers are unique.
-    settled: Vec<(String, i64)>,
+    unremoved: Vec<(String, i64)>,
     /// The controllers and kinds whose numbers jumped since the start.
     jumped: HashSet<(String, Kind)>,
     /// What was dropped and not yet reported to the controllers, by kind.
@@ -64,7 +64,7 @@ pub(super) struct Inner {
     /// Both clocks at the last flush of stats; the second in milliseconds since 1970.
     pub(super) clock: (Instant, i64),
     pub(super) wakers: HashMap<String, Sender<()>>,
-    complained: Option<Instant>,
+    last_logged: Option<Instant>,
 }
 
 /// A batch of records that still grows.
@@ -116,13 +116,13 @@ impl Inner {
             bytes,
             cursors,
             handed: HashMap::new(),
-            settled: Vec::new(),
+            unremoved: Vec::new(),
             jumped: HashSet::new(),
             dropped: [0; 3],
             unreported: Dropped::default(),
             clock: (Instant::now(), now()),
             wakers: HashMap::new(),
-            complained: None,
+            last_logged: None,
         };
         inner.load_dropped()?;
         Ok(inner)
@@ -205,8 +205,8 @@ impl Inner {
             loop {
                 let Some(row) = rows.next()? else { break None };
                 let number = row.get(0)?;
-                let settled = || self.settled.iter().any(|(_, settled)| *settled == number);
-                if kind != Kind::Event || !(without.contains(&number) || settled()) {
+                let unremoved = || self.unremoved.iter().any(|(_, unremoved)| *unremoved == number);
+                if kind != Kind::Event || !(without.contains(&number) || unremoved()) {
                     break Some(number);
                 }
             }
@@ -278,18 +278,18 @@ impl Inner {
 
     /// Removes an event, and those that could not be removed before.
     pub(super) fn remove_event(&mut self, controller: &str, number: i64) -> Result<()> {
-        if !self.settled.iter().any(|(_, settled)| *settled == number) {
-            self.settled.push((controller.to_owned(), number));
+        if !self.unremoved.iter().any(|(_, unremoved)| *unremoved == number) {
+            self.unremoved.push((controller.to_owned(), number));
         }
         let sql = "DELETE FROM items WHERE kind = 2 AND controller = ?1 AND batch = ?2";
-        let settled = std::mem::take(&mut self.settled);
+        let unremoved = std::mem::take(&mut self.unremoved);
         let removed = self.transaction(|inner| {
             let mut delete = inner.db.prepare_cached(sql)?;
-            settled.iter().try_for_each(|(of, number)| delete.execute(params![of, number]).map(drop))?;
+            unremoved.iter().try_for_each(|(of, number)| delete.execute(params![of, number]).map(drop))?;
             Ok(())
         });
         if removed.is_err() {
-            self.settled = settled;
+            self.unremoved = unremoved;
         }
         removed
     }
@@ -378,9 +378,9 @@ impl Inner {
         self.dropped = old.dropped;
         self.unreported = old.unreported;
         self.clock = old.clock;
-        self.complained = old.complained;
+        self.last_logged = old.last_logged;
         std::mem::swap(&mut self.handed, &mut old.handed);
-        std::mem::swap(&mut self.settled, &mut old.settled);
+        std::mem::swap(&mut self.unremoved, &mut old.unremoved);
         std::mem::swap(&mut self.jumped, &mut old.jumped);
         std::mem::swap(&mut self.waiting, &mut old.waiting);
         std::mem::swap(&mut self.wakers, &mut old.wakers);
@@ -424,8 +424,8 @@ impl Inner {
 
     /// Says what is wrong, but not every millisecond.
     pub(super) fn log_throttled(&mut self, what: &str) {
-        if self.complained.is_none_or(|last| last.elapsed() > Duration::from_secs(10)) {
-            self.complained = Some(Instant::now());
+        if self.last_logged.is_none_or(|last| last.elapsed() > Duration::from_secs(10)) {
+            self.last_logged = Some(Instant::now());
             log::error!("upload queue: {what}");
         }
     }

@@ -248,8 +248,8 @@ fn what_was_dropped_is_counted_over_a_restart() {
     upload_queue.close_log();
     let batch = upload_queue.next("a", Kind::Log).unwrap();
     upload_queue.lock().dropped(Kind::Log, 5);
-    assert_eq!(upload_queue.take_unsaid(), Dropped { records: 5, flushes: 0 });
-    assert_eq!(upload_queue.take_unsaid(), Dropped::default());
+    assert_eq!(upload_queue.take_unreported(), Dropped { records: 5, flushes: 0 });
+    assert_eq!(upload_queue.take_unreported(), Dropped::default());
     drop(upload_queue);
     let upload_queue = UploadQueue::open(&config).unwrap();
     // A refused batch counts by its records.
@@ -416,7 +416,7 @@ fn batch_that_cannot_be_set_aside_is_kept() {
     let batch = upload_queue.next("a", Kind::Log).unwrap();
     let key = upload_queue.set_aside("a", Kind::Log, batch.number).unwrap();
     assert_eq!(body(&upload_queue.aside("a", Kind::Log, key).unwrap().unwrap())["records"], json!([3]));
-    assert_eq!(upload_queue.take_unsaid(), Dropped::default());
+    assert_eq!(upload_queue.take_unreported(), Dropped::default());
 }
 
 #[test]

@@ -1,13 +1,13 @@
-//! Accepting: what a command is, and what of it is kept in memory.
+//! Accepting: what a command is, and what of it is kept in persisted.
 
 use super::{Actor, AfterCommit, Detail, Job, MAX_BYTES, MAX_JOBS, Work, group_name};
 use crate::commands::{self, JobControl, Kind};
 use crate::container::{self, Cgroups, JobTag, NotStarted, extension, leftovers, spawn};
-use crate::job::{JobState, RunArgs, Source};
+use crate::job::{JobLabel, JobState, RunArgs};
 use crate::platform::Signal;
 use crate::script;
 use crate::storage::job_store::{JobUpdate, Row};
-use crate::supervisor::types::{Event, Memory, Outcome};
+use crate::supervisor::types::{Event, Outcome, PersistedJob};
 use crate::supervisor::{Message, Notice};
 use anyhow::{Context, Result};
 use crossbeam_channel::Sender;
@@ -71,7 +71,7 @@ impl Actor {
             command: text,
             now: now.wall,
         });
-        self.take_up(controller, command, size, None, false);
+        self.register(controller, command, size, None, false);
     }
 
     /// Why no other job of this size can wait here. Commands that are answered at once always can, so
@@ -88,13 +88,13 @@ impl Actor {
         })
     }
 
-    /// Finds out what a command of `size` bytes is and hands it to the policy, or answers it at once.
-    pub(super) fn take_up(
+    /// Finds out what a command of `size` bytes is and hands it to the scheduler, or answers it at once.
+    pub(super) fn register(
         &mut self,
         controller: &Arc<str>,
         command: Command,
         size: usize,
-        memory: Option<Memory>,
+        persisted: Option<PersistedJob>,
         held: bool,
     ) {
         let now = self.now();
@@ -107,7 +107,7 @@ impl Actor {
         let checked = work.map_err(NotStarted::not_found).and_then(|work| {
             let args = args?;
             // What the job store remembers had its room before.
-            if memory.is_none()
+            if persisted.is_none()
                 && let Some(why) = self.no_room(work, size)
             {
                 return Err(why.into());
@@ -143,13 +143,13 @@ impl Actor {
             | Work::Threaded(_)
             | Work::Execute
             | Work::Prepared => {
-                let actions = match memory {
-                    Some(memory) if held => {
-                        self.policy.hold(&id, rules, memory);
+                let actions = match persisted {
+                    Some(persisted) if held => {
+                        self.scheduler.hold(&id, rules, persisted);
                         Vec::new()
                     }
-                    Some(memory) => self.policy.restore(&id, rules, memory, now),
-                    None => self.policy.accept(&id, rules, now),
+                    Some(persisted) => self.scheduler.restore(&id, rules, persisted, now),
+                    None => self.scheduler.accept(&id, rules, now),
                 };
                 self.actions.extend(actions);
                 self.release_memory(&id);
@@ -165,14 +165,14 @@ impl Actor {
 
     /// Lets go of what a job that has no run does not need.
     pub(super) fn release_memory(&mut self, id: &Arc<str>) {
-        if self.policy.run_of(id).is_none()
+        if self.scheduler.run_of(id).is_none()
             && let Some(job) = self.jobs.get_mut(id)
         {
             job.detail = None;
         }
     }
 
-    /// The larger part of a job, from memory or from the job store.
+    /// The larger part of a job, from persisted or from the job store.
     pub(super) fn detail(&self, id: &Arc<str>) -> Option<Arc<Detail>> {
         let job = self.jobs.get(id)?;
         if let Some(detail) = &job.detail {
@@ -221,15 +221,15 @@ impl Actor {
     /// What to start for a command that needs nothing made ready: `execute` or an extension.
     pub(super) fn process(&self, command: &Command) -> Result<container::Spec, String> {
         match self.parts.config.extensions.get(&command.cmd) {
-            Some(known) if command.cmd != "execute" => extension(known, command, &self.places),
-            _ => spawn::execute(&command.args, &command.data, &self.places),
+            Some(known) if command.cmd != "execute" => extension(known, command, &self.path_vars),
+            _ => spawn::execute(&command.args, &command.data, &self.path_vars),
         }
     }
 
-    pub(super) fn source(&self, command: &Command, args: &RunArgs) -> Source {
+    pub(super) fn source(&self, command: &Command, args: &RunArgs) -> JobLabel {
         let logging = &self.parts.config.logging;
         let levels = args.levels.unwrap_or(LevelSet::ALL);
-        Source {
+        JobLabel {
             jobid: command.id.clone(),
             domain: args.domain.clone(),
             name: args.name.clone(),
@@ -243,7 +243,7 @@ impl Actor {
     /// A job of which processes live is held until they have ended.
     pub(super) fn restore(&mut self) -> Result<()> {
         let rows = self.parts.job_store.live().context("cannot read the jobs that are remembered")?;
-        let started = |row: &&Row| matches!(row.standing, JobState::Started | JobState::Killing | JobState::FinalRun);
+        let started = |row: &&Row| matches!(row.state, JobState::Started | JobState::Killing | JobState::FinalRun);
         let left: Vec<leftovers::Leftover> = rows.iter().filter(started).map(|row| self.leftover(row)).collect();
         let groups = self.cgroups.as_ref().map(Cgroups::reader);
         let left = leftovers::living(left, groups.as_ref());
@@ -268,7 +268,7 @@ impl Actor {
             self.after_commit.push(AfterCommit::Tell(Notice::Event { controller: None, name: "critical", data }));
         }
         let startup = self.parts.config.startup.clone();
-        let killed = |row: &&Row| matches!(row.standing, JobState::Killing | JobState::FinalRun);
+        let killed = |row: &&Row| matches!(row.state, JobState::Killing | JobState::FinalRun);
         self.killed_before = rows.iter().filter(killed).map(|row| row.id.clone()).collect();
         for row in rows {
             if row.controller.is_empty() || startup.contains_key(&row.id) {
@@ -276,18 +276,18 @@ impl Actor {
                 if held.contains(&row.id) {
                     self.held_startup.insert(row.id);
                 } else if !startup.contains_key(&row.id) {
-                    self.writes.push(JobUpdate::Finish { id: row.id, result: None, soon: false });
+                    self.writes.push(JobUpdate::Finish { id: row.id, result: None, deferred_sync: false });
                 }
                 continue;
             }
-            let memory = Memory { standing: row.standing, started: row.started, reported: row.reported };
+            let persisted = PersistedJob { state: row.state, started: row.started, reported: row.reported };
             match Command::parse(row.command.as_bytes()) {
                 Ok(command) => {
-                    self.take_up(
+                    self.register(
                         &row.controller.as_str().into(),
                         command,
                         row.command.len(),
-                        Some(memory),
+                        Some(persisted),
                         held.contains(&row.id),
                     );
                 }
@@ -297,7 +297,7 @@ impl Actor {
                         let why = "its command cannot be read from the node's job store";
                         serde_json::to_string(&JobResult::unrun(&command, State::Error, why)).ok()
                     });
-                    self.writes.push(JobUpdate::Finish { id: row.id, result, soon: false });
+                    self.writes.push(JobUpdate::Finish { id: row.id, result, deferred_sync: false });
                     self.after_commit.push(AfterCommit::Tell(Notice::Result { controller: row.controller }));
                 }
             }
@@ -327,7 +327,7 @@ impl Actor {
         match self.held_startup.remove(&id) {
             false => self.event(Event::Cleared { id }),
             true if self.parts.config.startup.contains_key(&id) => self.accept_startup(&id),
-            true => self.writes.push(JobUpdate::Finish { id, result: None, soon: false }),
+            true => self.writes.push(JobUpdate::Finish { id, result: None, deferred_sync: false }),
         }
     }
 
@@ -341,9 +341,9 @@ impl Actor {
         }
     }
 
-    pub(super) fn own_source(&self) -> Source {
+    pub(super) fn own_source(&self) -> JobLabel {
         let logging = &self.parts.config.logging;
         let (db, ac) = (logging.db.levels, logging.ac.levels);
-        Source { jobid: String::new(), domain: "agent".into(), name: "ledger".into(), db, ac, stats_interval: None }
+        JobLabel { jobid: String::new(), domain: "agent".into(), name: "ledger".into(), db, ac, stats_interval: None }
     }
 }

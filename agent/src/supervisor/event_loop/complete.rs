@@ -62,7 +62,8 @@ impl Actor {
         let started = run.and_then(|run| self.runs.get(&run)).is_some_and(|run| run.stored);
         let detail = self.jobs.get(id).and_then(|job| job.detail.as_ref());
         let remembered = detail.is_none_or(|detail| detail.args.rules(true).remembered());
-        let soon = started && !remembered && alert.is_none() && outcome.as_ref().is_some_and(results::may_be_late);
+        let deferred_sync =
+            started && !remembered && alert.is_none() && outcome.as_ref().is_some_and(results::may_be_late);
         let concluded = outcome.and_then(|outcome| self.conclude(id, run, outcome, suppress_if_ok, alert));
         let at = concluded.as_ref().map_or_else(wall, |(.., started)| *started);
         let Some(job) = self.jobs.remove(id) else { return };
@@ -73,8 +74,8 @@ impl Actor {
             let controller = job.controller.to_string();
             self.after_commit.push(AfterCommit::Tell(Notice::Result { controller }));
         }
-        let soon = soon && result.is_some();
-        self.writes.push(JobUpdate::Finish { id: id.to_string(), result, soon });
+        let deferred_sync = deferred_sync && result.is_some();
+        self.writes.push(JobUpdate::Finish { id: id.to_string(), result, deferred_sync });
     }
 
     /// Makes the result of a run that is over, and the records and events that go with it.

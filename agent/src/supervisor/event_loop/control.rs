@@ -18,9 +18,9 @@ impl Actor {
     pub(super) fn control(&mut self, control: JobControl, id: &Arc<str>, command: &Command) {
         let answer = match control {
             JobControl::Kill => match job_commands::target(command) {
-                Ok(target) => match self.policy.has(&target) && !self.killed_before.contains(&target) {
+                Ok(target) => match self.scheduler.has(&target) && !self.killed_before.contains(&target) {
                     true => {
-                        let runs = self.policy.run_of(&target).into_iter().collect();
+                        let runs = self.scheduler.run_of(&target).into_iter().collect();
                         self.event(Event::Kill { id: target.clone() });
                         return self.wait_for(id, runs, json!({"killed": [target]}));
                     }
@@ -30,26 +30,28 @@ impl Actor {
                 Err(why) => Err(why),
             },
             JobControl::KillAll => {
-                let runs: BTreeSet<u64> = self.policy.process_runs().into_iter().collect();
+                let runs: BTreeSet<u64> = self.scheduler.process_runs().into_iter().collect();
                 let ids: Vec<Value> =
                     runs.iter().filter_map(|run| self.runs.get(run)).map(|run| json!(*run.id)).collect();
                 self.event(Event::KillAll);
                 return self.wait_for(id, runs, json!({ "killed": ids }));
             }
-            JobControl::Unschedule => job_commands::target(command).and_then(|target| match self.policy.has(&target) {
-                true => {
-                    self.event(Event::Unschedule { id: target.clone() });
-                    Ok(json!({"unscheduled": target}))
-                }
-                false => Err(no_job(&target)),
-            }),
+            JobControl::Unschedule => {
+                job_commands::target(command).and_then(|target| match self.scheduler.has(&target) {
+                    true => {
+                        self.event(Event::Unschedule { id: target.clone() });
+                        Ok(json!({"unscheduled": target}))
+                    }
+                    false => Err(no_job(&target)),
+                })
+            }
             JobControl::Signal => job_commands::signal(command).and_then(|(target, signal)| {
-                let run = self.policy.run_of(&target).and_then(|run| Some((run, self.runs.get(&run)?)));
+                let run = self.scheduler.run_of(&target).and_then(|run| Some((run, self.runs.get(&run)?)));
                 match run {
                     Some((run, known)) if self.children.signal_group(run, known.pid, signal) => {
                         Ok(json!({"id": target, "signal": signal.to_string()}))
                     }
-                    _ if self.policy.has(&target) => Err(format!("job '{target}' has no process now")),
+                    _ if self.scheduler.has(&target) => Err(format!("job '{target}' has no process now")),
                     _ => Err(no_job(&target)),
                 }
             }),
@@ -80,7 +82,7 @@ impl Actor {
 
     /// The recurring jobs, first those that were accepted first.
     fn schedules(&self) -> Value {
-        let found = self.policy.recurring(self.now()).into_iter().take(MAX_SCHEDULES);
+        let found = self.scheduler.recurring(self.now()).into_iter().take(MAX_SCHEDULES);
         let entry = |it: Recurrence| {
             let job = self.detail(&it.id)?;
             Some(json!({
@@ -104,8 +106,8 @@ impl Actor {
 
     pub(super) fn view(&self, id: &Arc<str>) -> Option<View> {
         let job = self.detail(id)?;
-        let (place, restarts) = self.policy.place_of(id)?;
-        let number = self.policy.run_of(id);
+        let (place, restarts) = self.scheduler.place_of(id)?;
+        let number = self.scheduler.run_of(id);
         let run = number.and_then(|number| self.runs.get(&number)).filter(|run| run.pid != 0);
         let entry = ProcessEntry {
             id: id.to_string(),

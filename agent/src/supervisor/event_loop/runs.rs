@@ -15,7 +15,7 @@ use std::time::Instant;
 
 impl Actor {
     pub(super) fn begin_run(&mut self, id: &Arc<str>, run: u64, at: i64) {
-        if !self.policy.is_starting(run) {
+        if !self.scheduler.is_starting(run) {
             return;
         }
         let detail = self.detail(id);
@@ -116,7 +116,7 @@ impl Actor {
                         }
                     }
                     if detail.args.long {
-                        cgroups.adopt(&name, child.pid);
+                        cgroups.attach(&name, child.pid);
                         known.group = Some(name);
                     }
                 }

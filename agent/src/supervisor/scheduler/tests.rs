@@ -22,16 +22,16 @@ fn now(mono: u64) -> Now {
 }
 
 /// Drives one policy and keeps what it ordered, in words.
-struct Desk {
-    policy: Scheduler,
+struct Simulation {
+    scheduler: Scheduler,
     time: u64,
     said: Vec<String>,
     last_run: u64,
 }
 
-impl Desk {
-    fn new(max_jobs: usize) -> Desk {
-        Desk { policy: Scheduler::new(max_jobs, 7), time: 0, said: Vec::new(), last_run: 0 }
+impl Simulation {
+    fn new(max_jobs: usize) -> Simulation {
+        Simulation { scheduler: Scheduler::new(max_jobs, 7), time: 0, said: Vec::new(), last_run: 0 }
     }
 
     fn take(&mut self, actions: Vec<Action>) {
@@ -45,7 +45,7 @@ impl Desk {
                 Action::Term { id, .. } => format!("term {id}"),
                 Action::Probe { id, .. } => format!("probe {id}"),
                 Action::Kill { id, .. } => format!("kill {id}"),
-                Action::SetState { id, standing } => format!("{id} is {standing:?}"),
+                Action::SetState { id, state } => format!("{id} is {state:?}"),
                 Action::RunOver { id, .. } => format!("over {id}"),
                 Action::Report { id, outcome, suppress_if_ok, alert, .. } => {
                     format!("report {id} {}", words(&Some(outcome), suppress_if_ok, alert.is_some()))
@@ -58,13 +58,13 @@ impl Desk {
     }
 
     fn accept(&mut self, id: &str, rules: Rules) -> u64 {
-        let actions = self.policy.accept(id, rules, now(self.time));
+        let actions = self.scheduler.accept(id, rules, now(self.time));
         self.take(actions);
         self.last_run
     }
 
     fn event(&mut self, event: Event) {
-        let actions = self.policy.handle(event, now(self.time));
+        let actions = self.scheduler.handle(event, now(self.time));
         self.take(actions);
     }
 

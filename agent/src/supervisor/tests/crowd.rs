@@ -77,7 +77,7 @@ fn is_stuck(pid: u32) -> bool {
 fn output_that_nobody_takes_delays_no_start_no_result_and_no_kill() {
     let node = Node::new();
     let life = node.live();
-    // The logger waits for this lock, its inbox fills up, and so do the pipes.
+    // The message log waits for this lock, its inbox fills up, and so do the pipes.
     let lock = rusqlite::Connection::open(node.path("data/logs/current.db")).unwrap();
     lock.execute_batch("BEGIN IMMEDIATE").unwrap();
     let floods = ["f1", "f2"].map(|name| {
@@ -91,7 +91,7 @@ fn output_that_nobody_takes_delays_no_start_no_result_and_no_kill() {
     assert_eq!(life.event("critical")["id"], "fails");
     life.shell("kept", "exec sleep 1000", json!({}));
     assert_eq!(life.wait_running("kept").state, "RUNNING");
-    // The logger still waits for the lock: the above happened before it took output again.
+    // The message log still waits for the lock: the above happened before it took output again.
     assert!(floods.iter().all(|&pid| is_stuck(pid)));
     for id in ["kept", "f1", "f2"] {
         assert_eq!(life.ask(&format!("k-{id}"), "kill", json!({"id": id})).state, State::Ok);

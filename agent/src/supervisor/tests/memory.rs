@@ -133,7 +133,7 @@ fn startup_jobs() {
     // A remembered job of a startup job's name gives way to it.
     let life = node.live_with(startup);
     life.job_store
-        .commit(&[crate::storage::job_store::JobUpdate::SetState { id: "once".into(), standing: JobState::Sent }])
+        .commit(&[crate::storage::job_store::JobUpdate::SetState { id: "once".into(), state: JobState::Sent }])
         .unwrap();
     life.stop();
 }
@@ -153,7 +153,7 @@ fn a_kill_that_the_agents_end_interrupted_is_answered_as_done() {
     let job = json!({"id": "a", "gid": 1, "nid": 10, "cmd": "execute", "args": {"cmd": "sleep 1000", "max_time": -1}});
     let kill = json!({"id": "k", "gid": 1, "nid": 10, "cmd": "kill", "data": {"id": "a"}});
     let other = json!({"id": "o", "gid": 1, "nid": 10, "cmd": "kill", "data": {"id": "b"}});
-    let stands = |standing| JobUpdate::SetState { id: "a".into(), standing };
+    let stands = |state| JobUpdate::SetState { id: "a".into(), state };
     job_store
         .commit(&[accept(job), JobUpdate::Start { id: "a".into(), started: 2 }, stands(JobState::Killing)])
         .unwrap();

@@ -124,34 +124,34 @@ fn figures_of_a_tree() {
 fn a_quiet_agent_rests_once() {
     let node = Node::new();
     let life = node.live();
-    until("the agent rests", || matches!(life.notices.recv_timeout(LONG), Ok(Notice::Quiet)).then_some(()));
+    until("the agent rests", || matches!(life.notices.recv_timeout(LONG), Ok(Notice::Idle)).then_some(()));
     // Nothing happens, so nothing follows; whatever happens is followed by another rest.
     assert!(life.notices.recv_timeout(Duration::from_millis(2500)).is_err());
     assert!(life.remote().processes().is_empty());
-    until("it rests again", || matches!(life.notices.recv_timeout(LONG), Ok(Notice::Quiet)).then_some(()));
+    until("it rests again", || matches!(life.notices.recv_timeout(LONG), Ok(Notice::Idle)).then_some(()));
 }
 
 /// Has the log store take nothing until the answer is dropped, and hands it more than may wait for it.
-fn stall_logger(life: &Life, bytes: usize) -> crossbeam_channel::Sender<()> {
+fn stall_message_log(life: &Life, bytes: usize) -> crossbeam_channel::Sender<()> {
     let (free, held) = crossbeam_channel::bounded::<()>(0);
-    let logger = life._logger.inlet();
-    logger.then(move || {
+    let message_log = life._message_log.inlet();
+    message_log.then(move || {
         let _ = held.recv();
     });
     let mut batch = message_log::batch::Batch::new(&crate::output::tests::source(), 1, 0);
     batch.push(1, &"x".repeat(bytes));
-    logger.push(batch);
+    message_log.push(batch);
     free
 }
 
-/// Its reader takes the first bytes and waits for the logger before it reads the result.
+/// Its reader takes the first bytes and waits for the message log before it reads the result.
 const LATE_RESULT: &str = "echo first; sleep 0.3; echo 20::42; : > $F";
 
 #[test]
 fn result_comes_with_its_data_while_the_log_store_stalls() {
     let node = Node::new();
     let life = node.live();
-    let free = stall_logger(&life, 4 << 20);
+    let free = stall_message_log(&life, 4 << 20);
     life.shell("a", LATE_RESULT, json!({"env": {"F": node.path("done")}}));
     let result = life.result("a");
     assert_eq!((result.state, result.data.as_str(), result.level), (State::Ok, "42", 20));
@@ -163,7 +163,7 @@ fn result_comes_with_its_data_while_the_log_store_stalls() {
 fn result_waits_where_more_cannot_wait_for_the_log_store() {
     let node = Node::new();
     let life = node.live();
-    let free = stall_logger(&life, 20 << 20);
+    let free = stall_message_log(&life, 20 << 20);
     let done = node.path("done");
     life.shell("a", LATE_RESULT, json!({"env": {"F": done}}));
     until("the process has ended", || done.exists().then_some(()));
@@ -199,7 +199,8 @@ fn bytes_and_truncation_are_in_the_result_and_its_record() {
         levels: Some(jscommon::LevelSet::parse("30").unwrap()),
         ..Default::default()
     };
-    let records = until("its record", || Some(life._logger.remote().get(&query).unwrap()).filter(|r| !r.is_empty()));
+    let records =
+        until("its record", || Some(life._message_log.remote().get(&query).unwrap()).filter(|r| !r.is_empty()));
     let record: Value = serde_json::from_str(&records[0].data).unwrap();
     assert_eq!((&record["bytes"], &record["truncated"]), (&json!([220_000, 0]), &json!(true)));
 }

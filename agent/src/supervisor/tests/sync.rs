@@ -58,7 +58,7 @@ fn a_sync_that_failed_is_tried_again_by_itself() {
     life.shell("a", "true", json!({}));
     life.result("a");
     until("it to be behind", || life.job_store.is_behind().then_some(()));
-    until("nothing to happen", || matches!(life.notices.recv_timeout(LONG), Ok(Notice::Quiet)).then_some(()));
+    until("nothing to happen", || matches!(life.notices.recv_timeout(LONG), Ok(Notice::Idle)).then_some(()));
     std::fs::write(&wal, "").unwrap();
     until("it to be on the disk", || (!life.job_store.is_behind()).then_some(()));
 }

@@ -297,15 +297,15 @@ fn a_path_that_swallows_everything_is_noticed() {
     let address = silent.local_addr().unwrap();
     let fake = Fake::start(|_| (204, String::new(), String::new()));
     let short = Duration::from_millis(100);
-    let patience = Timeouts { connect: short, answer: short, poll: short };
+    let timeouts = Timeouts { connect: short, answer: short, poll: short };
     let plain = config(&[&format!("http://{address}"), &fake.url], None);
-    let controller = Controller::open_with(&plain, "main", "i", patience).unwrap();
+    let controller = Controller::open_with(&plain, "main", "i", timeouts).unwrap();
     let failure = controller.poll(Duration::ZERO, None).unwrap_err();
     assert!(matches!(&failure, Failure::Away(reason) if reason.starts_with("no answer in time")), "{failure}");
     assert!(controller.poll(Duration::ZERO, None).unwrap().is_none(), "the next address answers");
     let mut https = config(&[&format!("https://{address}")], None);
     https.controllers.get_mut("main").unwrap().ca = Some("/etc/ssl/certs/ca-certificates.crt".into());
-    if let Ok(controller) = Controller::open_with(&https, "main", "i", patience) {
+    if let Ok(controller) = Controller::open_with(&https, "main", "i", timeouts) {
         assert!(matches!(controller.post("result", b"[]"), Err(Failure::Away(_))), "a handshake that never ends");
     }
 }
@@ -316,9 +316,9 @@ fn who_finds_an_address_silent_calls_the_others_back() {
     let address = silent.local_addr().unwrap();
     let fake = Fake::start(|_| (200, String::new(), String::new()));
     let short = Duration::from_millis(100);
-    let patience = Timeouts { connect: Duration::from_secs(60), answer: Duration::from_secs(60), poll: short };
+    let timeouts = Timeouts { connect: Duration::from_secs(60), answer: Duration::from_secs(60), poll: short };
     let plain = config(&[&format!("http://{address}"), &fake.url], None);
-    let controller = Arc::new(Controller::open_with(&plain, "main", "i", patience).unwrap());
+    let controller = Arc::new(Controller::open_with(&plain, "main", "i", timeouts).unwrap());
     let (begun, posting) = (std::time::Instant::now(), {
         let controller = controller.clone();
         std::thread::spawn(move || controller.post("stats", b"[]"))
@@ -328,7 +328,7 @@ fn who_finds_an_address_silent_calls_the_others_back() {
     assert!(controller.poll(Duration::ZERO, None).is_err());
     let failure = posting.join().unwrap().unwrap_err();
     assert!(matches!(failure, Failure::Away(_)), "{failure:?}");
-    assert!(begun.elapsed() < patience.answer, "before its own time limit: {:?}", begun.elapsed());
+    assert!(begun.elapsed() < timeouts.answer, "before its own time limit: {:?}", begun.elapsed());
     assert_eq!(controller.url(), fake.url, "they moved once");
     controller.post("stats", b"[]").unwrap();
 }

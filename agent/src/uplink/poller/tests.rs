@@ -181,7 +181,7 @@ fn results_that_pile_up_stop_the_taking() {
     for id in ["a", "b", "c", "d"] {
         let (id, command) = (id.to_owned(), String::new());
         writes.push(JobUpdate::Accept { id: id.clone(), controller: "main".into(), command, now: 1 });
-        writes.push(JobUpdate::Finish { id, result: Some(result.clone()), soon: false });
+        writes.push(JobUpdate::Finish { id, result: Some(result.clone()), deferred_sync: false });
     }
     stage.job_store.commit(&writes).unwrap();
     stage.start();

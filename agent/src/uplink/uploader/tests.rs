@@ -44,7 +44,7 @@ impl Stage {
             let id = result["id"].as_str().unwrap().to_owned();
             let accept = JobUpdate::Accept { id: id.clone(), controller: "main".into(), command: "{}".into(), now: 1 };
             self.job_store
-                .commit(&[accept, JobUpdate::Finish { id, result: Some(result.to_string()), soon: false }])
+                .commit(&[accept, JobUpdate::Finish { id, result: Some(result.to_string()), deferred_sync: false }])
                 .unwrap();
         }
     }

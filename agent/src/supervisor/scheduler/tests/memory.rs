@@ -4,13 +4,13 @@ use super::*;
 use crate::job::JobState;
 
 #[track_caller]
-fn restored(rules: Rules, standing: JobState, expected: &[&str]) {
-    let mut desk = Desk::new(10);
-    let memory = Memory { standing, started: T0 - 400, reported: false };
-    let actions = desk.policy.restore("a", rules, memory, now(0));
-    desk.take(actions);
-    desk.event(Event::Tick);
-    desk.said(expected);
+fn restored(rules: Rules, state: JobState, expected: &[&str]) {
+    let mut sim = Simulation::new(10);
+    let memory = PersistedJob { state, started: T0 - 400, reported: false };
+    let actions = sim.scheduler.restore("a", rules, memory, now(0));
+    sim.take(actions);
+    sim.event(Event::Tick);
+    sim.said(expected);
 }
 
 #[test]
@@ -33,10 +33,10 @@ fn a_new_life_goes_on_where_the_last_one_ended() {
 #[test]
 fn a_clock_that_jumped_makes_no_storm_and_no_long_silence() {
     for (started, due) in [(T0 - 400, 600), (T0 - 1_000_000, 0), (T0 + 1_000_000_000, 1000)] {
-        let mut policy = Scheduler::new(10, 1);
-        let memory = Memory { standing: JobState::Scheduled, started, reported: true };
-        policy.restore("a", Rules { period: Some(1000), ..rules() }, memory, now(0));
-        assert_eq!(policy.deadline(), Some(due));
+        let mut scheduler = Scheduler::new(10, 1);
+        let memory = PersistedJob { state: JobState::Scheduled, started, reported: true };
+        scheduler.restore("a", Rules { period: Some(1000), ..rules() }, memory, now(0));
+        assert_eq!(scheduler.deadline(), Some(due));
     }
 }
 
@@ -44,28 +44,28 @@ fn a_clock_that_jumped_makes_no_storm_and_no_long_silence() {
 fn job_whose_processes_live_waits_for_their_end_and_keeps_its_queue() {
     let queued = || Rules { queue: Some("q".into()), ..rules() };
     let held = |rules: Rules| {
-        let mut desk = Desk::new(10);
-        desk.policy.hold("a", rules, Memory { standing: JobState::Started, started: T0 - 400, reported: false });
-        desk.accept("b", queued());
-        desk.accept("c", super::rules());
-        desk.said(&["start c"]);
-        assert_eq!(desk.policy.place_of("a").map(|(place, _)| place), Some(Place::Stopping));
-        desk
+        let mut sim = Simulation::new(10);
+        sim.scheduler.hold("a", rules, PersistedJob { state: JobState::Started, started: T0 - 400, reported: false });
+        sim.accept("b", queued());
+        sim.accept("c", super::rules());
+        sim.said(&["start c"]);
+        assert_eq!(sim.scheduler.place_of("a").map(|(place, _)| place), Some(Place::Stopping));
+        sim
     };
     let cleared = || Event::Cleared { id: "a".into() };
-    let mut desk = held(queued());
-    desk.event(cleared());
-    desk.said(&["finish a died", "start b"]);
-    let mut desk = held(Rules { long: true, ..queued() });
-    desk.event(cleared());
-    desk.said(&["start a"]);
-    let mut desk = held(Rules { long: true, ..queued() });
-    desk.event(Event::Kill { id: "a".into() });
-    desk.said(&["a is Killing"]);
-    desk.event(cleared());
-    desk.said(&["finish a killed None", "start b"]);
-    let mut desk = held(Rules { long: true, ..queued() });
-    desk.event(Event::Unschedule { id: "a".into() });
-    desk.event(cleared());
-    desk.said(&["a is FinalRun", "finish a died", "start b"]);
+    let mut sim = held(queued());
+    sim.event(cleared());
+    sim.said(&["finish a died", "start b"]);
+    let mut sim = held(Rules { long: true, ..queued() });
+    sim.event(cleared());
+    sim.said(&["start a"]);
+    let mut sim = held(Rules { long: true, ..queued() });
+    sim.event(Event::Kill { id: "a".into() });
+    sim.said(&["a is Killing"]);
+    sim.event(cleared());
+    sim.said(&["finish a killed None", "start b"]);
+    let mut sim = held(Rules { long: true, ..queued() });
+    sim.event(Event::Unschedule { id: "a".into() });
+    sim.event(cleared());
+    sim.said(&["a is FinalRun", "finish a died", "start b"]);
 }

@@ -5,26 +5,26 @@ use crate::supervisor::transitions::DRAIN;
 
 #[test]
 fn one_run_one_result() {
-    let mut desk = Desk::new(10);
-    let run = desk.accept("a", rules());
-    desk.said(&["start a"]);
-    desk.spawned(run);
-    desk.event(Event::Exited { run, code: 3 });
-    desk.said(&[]);
-    desk.event(Event::Drained { run });
-    desk.said(&["finish a exited 3"]);
-    assert!(!desk.policy.has("a") && desk.policy.is_idle() && desk.policy.deadline().is_none());
+    let mut sim = Simulation::new(10);
+    let run = sim.accept("a", rules());
+    sim.said(&["start a"]);
+    sim.spawned(run);
+    sim.event(Event::Exited { run, code: 3 });
+    sim.said(&[]);
+    sim.event(Event::Drained { run });
+    sim.said(&["finish a exited 3"]);
+    assert!(!sim.scheduler.has("a") && sim.scheduler.is_idle() && sim.scheduler.deadline().is_none());
 }
 
 #[test]
 fn a_held_pipe_does_not_hold_the_result() {
-    let mut desk = Desk::new(10);
-    let run = desk.accept("a", rules());
-    desk.spawned(run);
-    desk.event(Event::Exited { run, code: 0 });
-    assert_eq!(desk.policy.deadline(), Some(DRAIN));
-    desk.at(DRAIN);
-    desk.said(&["start a", "finish a exited 0"]);
+    let mut sim = Simulation::new(10);
+    let run = sim.accept("a", rules());
+    sim.spawned(run);
+    sim.event(Event::Exited { run, code: 0 });
+    assert_eq!(sim.scheduler.deadline(), Some(DRAIN));
+    sim.at(DRAIN);
+    sim.said(&["start a", "finish a exited 0"]);
 }
 
 #[test]
@@ -37,75 +37,75 @@ fn who_ended_by_itself_was_not_killed() {
         (Rules { long: true, ..Rules::default() }, 0, "finish a exited 0"),
         (Rules { period: Some(1000), ..Rules::default() }, 0, "finish a exited 0"),
     ] {
-        let mut desk = Desk::new(10);
-        let run = desk.accept("a", Rules { process: true, stop_timeout: 5000, ..more });
-        desk.spawned(run);
-        desk.event(Event::Exited { run, code });
-        desk.event(Event::Kill { id: "a".into() });
-        desk.event(Event::Kill { id: "a".into() });
-        desk.said(&["start a", "a is FinalRun"]);
-        desk.event(Event::Drained { run });
-        desk.said(&[said]);
-        assert!(!desk.policy.has("a"));
+        let mut sim = Simulation::new(10);
+        let run = sim.accept("a", Rules { process: true, stop_timeout: 5000, ..more });
+        sim.spawned(run);
+        sim.event(Event::Exited { run, code });
+        sim.event(Event::Kill { id: "a".into() });
+        sim.event(Event::Kill { id: "a".into() });
+        sim.said(&["start a", "a is FinalRun"]);
+        sim.event(Event::Drained { run });
+        sim.said(&[said]);
+        assert!(!sim.scheduler.has("a"));
     }
 }
 
 #[test]
 fn output_that_ends_before_the_process_waits_for_it() {
-    let mut desk = Desk::new(10);
-    let run = desk.accept("a", rules());
-    desk.spawned(run);
-    desk.event(Event::Drained { run });
-    desk.said(&["start a"]);
-    desk.event(Event::Exited { run, code: 0 });
-    desk.said(&["finish a exited 0"]);
+    let mut sim = Simulation::new(10);
+    let run = sim.accept("a", rules());
+    sim.spawned(run);
+    sim.event(Event::Drained { run });
+    sim.said(&["start a"]);
+    sim.event(Event::Exited { run, code: 0 });
+    sim.said(&["finish a exited 0"]);
 }
 
 #[test]
 fn what_cannot_start_is_not_tried_again_at_once() {
-    let mut desk = Desk::new(10);
-    let run = desk.accept("a", Rules { max_restart: 5, ..rules() });
-    desk.event(Event::Unstartable { run, code: 127, why: "program not found".into() });
-    desk.said(&["start a", "finish a unstartable"]);
-    let run = desk.accept("b", Rules { period: Some(1000), ..rules() });
-    desk.event(Event::Unstartable { run, code: 127, why: "program not found".into() });
-    desk.said(&["start b", "report b unstartable", "b is Scheduled"]);
+    let mut sim = Simulation::new(10);
+    let run = sim.accept("a", Rules { max_restart: 5, ..rules() });
+    sim.event(Event::Unstartable { run, code: 127, why: "program not found".into() });
+    sim.said(&["start a", "finish a unstartable"]);
+    let run = sim.accept("b", Rules { period: Some(1000), ..rules() });
+    sim.event(Event::Unstartable { run, code: 127, why: "program not found".into() });
+    sim.said(&["start b", "report b unstartable", "b is Scheduled"]);
 }
 
 #[test]
 fn recurring_job_tells_when_it_runs_next_and_how_it_ended() {
-    let mut desk = Desk::new(10);
-    let run = desk.accept("a", Rules { period: Some(60_000), ..rules() });
-    desk.accept("b", rules());
-    let told = |desk: &Desk| {
-        let mut found = desk.policy.recurring(now(desk.time));
+    let mut sim = Simulation::new(10);
+    let run = sim.accept("a", Rules { period: Some(60_000), ..rules() });
+    sim.accept("b", rules());
+    let told = |sim: &Simulation| {
+        let mut found = sim.scheduler.recurring(now(sim.time));
         assert_eq!(found.len(), 1, "only what recurs");
         let it = found.remove(0);
         assert_eq!((&*it.id, it.period), ("a", 60_000));
         (it.next, it.last_start, it.last_state)
     };
-    desk.spawned(run);
-    assert_eq!(told(&desk), (None, Some(T0), None));
-    desk.time = 5_000;
-    desk.exit(run, 3);
-    assert_eq!(told(&desk), (Some(T0 + 60_000), Some(T0), Some(State::Error)));
-    desk.time = 20_000;
-    assert_eq!(told(&desk).0, Some(T0 + 60_000), "time passes");
-    desk.at(60_000);
-    let run = desk.last_run;
-    desk.spawned(run);
-    desk.exit(run, 0);
-    assert_eq!(told(&desk), (Some(T0 + 120_000), Some(T0 + 60_000), Some(State::Ok)));
-    desk.at(120_000);
-    desk.spawned(desk.last_run);
-    desk.event(Event::Unschedule { id: "a".into() });
-    assert_eq!(desk.policy.recurring(now(desk.time)), [], "no run follows the one under way");
+    sim.spawned(run);
+    assert_eq!(told(&sim), (None, Some(T0), None));
+    sim.time = 5_000;
+    sim.exit(run, 3);
+    assert_eq!(told(&sim), (Some(T0 + 60_000), Some(T0), Some(State::Error)));
+    sim.time = 20_000;
+    assert_eq!(told(&sim).0, Some(T0 + 60_000), "time passes");
+    sim.at(60_000);
+    let run = sim.last_run;
+    sim.spawned(run);
+    sim.exit(run, 0);
+    assert_eq!(told(&sim), (Some(T0 + 120_000), Some(T0 + 60_000), Some(State::Ok)));
+    sim.at(120_000);
+    sim.spawned(sim.last_run);
+    sim.event(Event::Unschedule { id: "a".into() });
+    assert_eq!(sim.scheduler.recurring(now(sim.time)), [], "no run follows the one under way");
     // After a restart of the agent.
-    let memory = Memory { standing: JobState::Scheduled, started: T0 - 10_000, reported: true };
-    let mut desk = Desk::new(10);
-    let actions = desk.policy.restore("a", Rules { period: Some(60_000), ..rules() }, memory, now(0));
-    desk.take(actions);
-    assert_eq!(told(&desk), (Some(T0 + 50_000), Some(T0 - 10_000), None));
-    desk.event(Event::Unschedule { id: "a".into() });
-    assert_eq!(desk.policy.recurring(now(0)), []);
+    let memory = PersistedJob { state: JobState::Scheduled, started: T0 - 10_000, reported: true };
+    let mut sim = Simulation::new(10);
+    let actions = sim.scheduler.restore("a", Rules { period: Some(60_000), ..rules() }, memory, now(0));
+    sim.take(actions);
+    assert_eq!(told(&sim), (Some(T0 + 50_000), Some(T0 - 10_000), None));
+    sim.event(Event::Unschedule { id: "a".into() });
+    assert_eq!(sim.scheduler.recurring(now(0)), []);
 }

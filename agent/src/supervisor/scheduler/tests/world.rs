@@ -48,9 +48,9 @@ struct Seen {
     gone: bool,
 }
 
-/// The world around the policy: processes that start, end and linger.
+/// The world around the scheduler: processes that start, end and linger.
 struct World {
-    policy: Scheduler,
+    scheduler: Scheduler,
     time: u64,
     jobs: BTreeMap<String, Seen>,
     starting: BTreeMap<u64, String>,
@@ -68,7 +68,7 @@ impl World {
     }
 
     fn handle(&mut self, event: Event) {
-        let actions = self.policy.handle(event, now(self.time));
+        let actions = self.scheduler.handle(event, now(self.time));
         self.perform(actions);
     }
 
@@ -103,10 +103,10 @@ impl World {
                     self.handle(Event::Tree { run, alive: 0 });
                 }
                 Action::Term { .. } | Action::Abort { .. } => {}
-                Action::SetState { id, standing } => {
+                Action::SetState { id, state } => {
                     let seen = self.jobs.get_mut(&*id).unwrap();
-                    seen.failed_for_good |= standing == JobState::Failed;
-                    seen.finals += usize::from(standing == JobState::Failed);
+                    seen.failed_for_good |= state == JobState::Failed;
+                    seen.finals += usize::from(state == JobState::Failed);
                 }
                 Action::RunOver { run, .. } | Action::Report { run, .. } => self.over(run),
                 Action::Finish { id, run, outcome, .. } => {
@@ -157,7 +157,7 @@ impl World {
                 };
                 let accepted = self.clock;
                 self.jobs.insert(id.clone(), Seen { rules: rules.clone(), accepted, ..Seen::default() });
-                let actions = self.policy.accept(&id, rules, now(self.time));
+                let actions = self.scheduler.accept(&id, rules, now(self.time));
                 self.perform(actions);
             }
             Step::Launch { which } => {
@@ -205,7 +205,7 @@ impl World {
             Step::Pass { millis } => {
                 let until = self.time + millis;
                 // Deadlines are met one by one, as the supervisor meets them.
-                while let Some(due) = self.policy.deadline().filter(|due| *due <= until) {
+                while let Some(due) = self.scheduler.deadline().filter(|due| *due <= until) {
                     self.time = self.time.max(due);
                     self.handle(Event::Tick);
                 }
@@ -225,7 +225,7 @@ proptest! {
     #[test]
     fn invariants_hold_under_any_order_of_events(steps in prop::collection::vec(step(), 0..120)) {
         let mut world = World {
-            policy: Scheduler::new(SLOTS, 3),
+            scheduler: Scheduler::new(SLOTS, 3),
             time: 0,
             jobs: BTreeMap::new(),
             starting: BTreeMap::new(),
@@ -258,10 +258,10 @@ proptest! {
             world.handle(Event::Unstartable { run, code: 126, why: "the end".into() });
         }
         world.step(Step::Pass { millis: 60_000 });
-        prop_assert!(world.policy.is_idle() && world.running.is_empty());
-        prop_assert!(world.policy.jobs.is_empty() && world.policy.ids.is_empty() && world.policy.ready.is_empty());
-        prop_assert!(world.policy.queues.is_empty() && world.policy.timers.is_empty());
-        prop_assert_eq!(world.policy.slots_taken, 0);
+        prop_assert!(world.scheduler.is_idle() && world.running.is_empty());
+        prop_assert!(world.scheduler.jobs.is_empty() && world.scheduler.ids.is_empty() && world.scheduler.ready.is_empty());
+        prop_assert!(world.scheduler.queues.is_empty() && world.scheduler.timers.is_empty());
+        prop_assert_eq!(world.scheduler.slots_taken, 0);
         for (id, seen) in &world.jobs {
             prop_assert!(seen.gone, "{} has no end", id);
             prop_assert!(seen.finals <= 1, "{} has {} final results", id, seen.finals);

@@ -1,4 +1,4 @@
-"""Is a disk full anywhere? Names every one above a limit, and exits 1 when there is one.
+"""Print every disk above a limit in percent; exit with 1 when there is one.
 
     python disk_full.py all 90
 """

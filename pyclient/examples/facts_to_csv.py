@@ -1,4 +1,4 @@
-"""Collects what every node is into a CSV file.
+"""Write the facts of every node to a CSV file.
 
     python facts_to_csv.py facts.csv
 """
@@ -12,9 +12,9 @@ from jsclient import Client
 
 def main(path: str) -> int:
     with Client(os.environ.get("JSCTL_REDIS", "redis://localhost:6379")) as client:
-        everyone = client.target("all")
-        # All three questions are on their way before the first answer is read.
-        systems, cpus, memories = everyone.info("os"), everyone.info("cpu"), everyone.info("mem")
+        nodes = client.target("all")
+        # All three commands are sent before the first answer is read.
+        systems, cpus, memories = nodes.info("os"), nodes.info("cpu"), nodes.info("mem")
         facts = {}
         for fleet in (systems, cpus, memories):
             for result in fleet.wait(30).results.values():

@@ -1,4 +1,4 @@
-"""What failed lately, and where: the last jobs by what they ran.
+"""Count the failed ones of the last jobs by their command.
 
     python failed_lately.py 1000
 """
@@ -17,9 +17,9 @@ def main(count: str = "1000") -> int:
             for node, result in job.results.items():
                 if not result.ok:
                     failed[str(result.args.get("cmd") or result.cmd)].append((node, result))
-    for what, results in sorted(failed.items(), key=lambda item: -len(item[1])):
+    for command, results in sorted(failed.items(), key=lambda item: -len(item[1])):
         nodes = sorted({str(node) for node, _ in results})
-        print(f"{len(results):>4}  {clean(what)}  on {', '.join(nodes)}: {results[0][1].sentence()}")
+        print(f"{len(results):>4}  {clean(command)}  on {', '.join(nodes)}: {results[0][1].sentence()}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Starts a long job, shows what it writes while it runs, and ends it with Ctrl-C.
+"""Start a long job and print its messages while it runs; Ctrl-C ends it.
 
     python follow_a_job.py 1.1 -- make -C /src
 """

@@ -1,4 +1,4 @@
-"""Ends every job that uses more than so much of a core, after telling which.
+"""Print and kill every job that uses more than a limit, in percent of one core.
 
     python kill_runaways.py all 95
 """

@@ -1,4 +1,4 @@
-"""Writes a file to nodes, and reloads the service only where the file was another.
+"""Write a file to nodes, and reload the service where the file has changed.
 
     python push_config.py @web ./nginx.conf /etc/nginx/nginx.conf nginx
 """
@@ -13,7 +13,7 @@ def main(target: str, local: str, path: str, service: str) -> int:
     with Client(os.environ.get("JSCTL_REDIS", "redis://localhost:6379")) as client:
         fleet = client.put(target, local, path, mode="0644").wait(60).raise_for_status()
         changed = [node for node, result in fleet.results.items() if result.value["changed"]]
-        print(f"{len(changed)} of {len(fleet)} nodes had another file")
+        print(f"{len(changed)} of {len(fleet)} nodes had a different file")
         if changed:
             nodes = ",".join(map(str, changed))
             client.target(nodes).execute("systemctl", ["reload", service]).wait(60).raise_for_status()

@@ -1,4 +1,4 @@
-"""Runs a check every minute on a node, prints the first results, and unschedules it.
+"""Run a check on a node at an interval in seconds, print the first results, and unschedule it.
 
     python recurring_check.py 1.1 60 3 -- curl -fsS http://localhost/health
 """
@@ -14,7 +14,7 @@ def main(node: str, every: str, count: str, *words: str) -> int:
     gid, nid = map(int, node.split("."))
     with Client(os.environ.get("JSCTL_REDIS", "redis://localhost:6379")) as client:
         job = client.execute(gid, nid, program, args, recurring_period=int(every), name="check")
-        # The first result comes whatever it is, later ones only of runs that fail or return something.
+        # The first run always yields a result, later ones only when they fail or return data.
         for number, result in enumerate(job.results(timeout=int(every) * int(count) + 10), 1):
             print(number, result.state, clean(result.stdout.strip()))
             if number >= int(count):

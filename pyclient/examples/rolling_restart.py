@@ -1,4 +1,4 @@
-"""Restarts a service on every node of a target, one after the other, and stops at the first that fails.
+"""Restart a service on every node of a target, one at a time; stop at the first failure.
 
     python rolling_restart.py @web nginx
 """
@@ -17,7 +17,7 @@ def main(target: str, service: str) -> int:
         for result in fleet.stream(timeout=90):
             print(result.node, "restarted" if result.ok else f"FAILED: {result.sentence()}")
         for node in fleet.skipped:
-            print(node, "left alone")
+            print(node, "skipped")
         return 0 if fleet.ok else 1
 
 

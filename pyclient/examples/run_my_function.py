@@ -1,4 +1,4 @@
-"""Runs a function of this file on every web node; nodes need Python, and nothing of this file but the function.
+"""Run a function of this file on every node of a target; the nodes need Python.
 
     python run_my_function.py @web /etc
 """
@@ -10,7 +10,7 @@ from jsclient import Client, clean
 
 
 def largest(folder, count=3):
-    """The largest files of a folder. What it needs it imports itself, for it travels alone."""
+    """Return size and name of the largest files of a folder. It is sent alone, so it imports its modules itself."""
     import os
 
     sizes = []

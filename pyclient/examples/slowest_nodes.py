@@ -1,4 +1,4 @@
-"""How long does each node take to answer? The slowest first.
+"""Print the response time of each node, the slowest first.
 
     python slowest_nodes.py all
 """

@@ -1,4 +1,4 @@
-"""Shows warnings, errors and critical errors of all nodes as they are written, until Ctrl-C.
+"""Print warnings, errors and critical messages of all nodes as they are written, until Ctrl-C.
 
     python watch_errors.py all
 """

@@ -1,4 +1,4 @@
-"""Leaves a command for a node that may be away, for an hour at most, and waits for what becomes of it.
+"""Queue a command for a node that may be offline, for an hour at most, and wait for its result.
 
     python when_it_is_back.py 1.10 -- apt-get -y upgrade
 """
@@ -21,7 +21,7 @@ def main(node: str, *words: str) -> int:
             except WaitTimeoutError as e:
                 print(e)
             except KeyboardInterrupt:
-                print("withdrawn" if job.cancel() else "too late, it has begun")
+                print("withdrawn" if job.cancel() else "too late, it has started")
                 return 1
         print(result.sentence())
         return 0 if result.ok else 1

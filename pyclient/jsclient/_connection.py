@@ -346,7 +346,7 @@ class Connection:
             pause = min(pause * 1.5, _MAX_POLL_SECONDS)
 
     def _forget_servers(self) -> None:
-        """Make the next call read the servers of the cluster again, so that an offline one is not asked for ever."""
+        """Make the next call read the servers of the cluster again, so that an offline one is not asked again."""
         with self._lock:
             if self._made is not None:
                 known = tuple((str(node.host), int(node.port)) for node in self._made.get_nodes())

@@ -39,7 +39,7 @@ def translate(given: Address, error: BaseException, server: Optional[_rejection.
     from redis.sentinel import MasterNotFoundError
 
     is_cluster = given.kind == address.CLUSTER
-    # redis-py 5.0 has no classes for these when it was told of a single server.
+    # redis-py 5.0 raises other classes when it was given a single server.
     is_redirect = isinstance(error, (r.MovedError, r.AskError, r.ClusterCrossSlotError)) or (
         isinstance(error, r.ResponseError) and str(error).startswith(("MOVED ", "ASK ", "CROSSSLOT "))
     )

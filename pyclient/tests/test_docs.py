@@ -1,4 +1,4 @@
-"""Runs the examples of docs/reference/client.md and the recipes."""
+"""Runs the examples of docs/reference/client.md and jsctl.md, and the recipes."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ import jsclient
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reference" / "client.md"
+JSCTL_PAGE = ROOT / "docs" / "reference" / "jsctl.md"
+RECIPES_PAGE = ROOT / "docs" / "how-to" / "recipes.md"
 RECIPES = ROOT / "pyclient" / "examples"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), re.DOTALL)
+def blocks(language: str, page: Path = PAGE) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
 
 
 @pytest.fixture
@@ -48,7 +50,7 @@ def test_python_blocks_run(fleet: Fake, server: Server, monkeypatch: pytest.Monk
 
 
 def test_console_blocks_run(fleet: Fake, jsctl: Callable[..., Ran]) -> None:
-    lines = [line[2:] for block in blocks("console") for line in block.splitlines() if line.startswith("$ ")]
+    lines = [line[2:] for block in blocks("console", JSCTL_PAGE) for line in block.splitlines() if line.startswith("$ ")]
     assert len(lines) > 15
     for line in lines:
         ran = jsctl(*shlex.split(line)[1:])
@@ -126,4 +128,4 @@ def test_all_twelve_recipes_are_listed() -> None:
     names = sorted(path.name for path in RECIPES.glob("*.py"))
     assert len(names) == 12
     for name in names:
-        assert f"pyclient/examples/{name} " in PAGE.read_text(), name
+        assert f"pyclient/examples/{name} " in RECIPES_PAGE.read_text(), name

@@ -25,7 +25,7 @@ fn every_claim_names_a_test_that_is_there() {
         let is_name = word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
         if let Some(module) = word.strip_prefix("it/").filter(|module| !module.is_empty()) {
             (place, here) = (word.to_owned(), source(&root().join(format!("tests/tests/it/{module}.rs"))));
-        } else if ["acc/", "agent/", "common/", "pyclient/"].iter().any(|start| word.starts_with(start)) {
+        } else if ["acc/", "agent/", "common/", "pyclient/", "tests/"].iter().any(|start| word.starts_with(start)) {
             (place, here) = (word.to_owned(), source(&root().join(word)));
         } else if is_name && word.matches('_').count() >= 2 {
             count += 1;
@@ -109,4 +109,24 @@ fn index_of_the_documentation_names_every_page() {
         .filter(|page| page != "README.md" && !index.contains(&format!("]({page})")))
         .collect();
     assert!(missing.is_empty(), "docs/README.md does not name {missing:?}");
+}
+
+#[test]
+fn files_that_pages_name_are_there() {
+    let folders = ["acc/", "agent/", "common/", "docs/", "pyclient/", "scripts/", "tests/"];
+    let mut count = 0;
+    let mut faults = Vec::new();
+    // The changelog names files of its time.
+    for page in pages().into_iter().filter(|page| !page.ends_with("CHANGELOG.md")) {
+        let text = prose(&page);
+        let names = text.split('`').skip(1).step_by(2).filter_map(|code| code.split_whitespace().next());
+        for name in names.filter(|name| folders.iter().any(|folder| name.starts_with(folder) && !name.contains("::"))) {
+            count += 1;
+            if !root().join(name).exists() {
+                faults.push(format!("{}: {name}", page.strip_prefix(root()).expect("in the repository").display()));
+            }
+        }
+    }
+    assert!(count > 50, "only {count} files are named");
+    assert!(faults.is_empty(), "files that are named and not there:\n{}", faults.join("\n"));
 }

@@ -1,7 +1,7 @@
 //! One connection to one server, and calls over it that travel together.
 //!
 //! Owns: time limits, the login, the oldest version that will do, what a server says when it takes no connection, and
-//! that a server which falls silent is waited for once. Does not own: which server it is (`router`, `cluster`,
+//! that a server which falls silent is waited for once. Does not own: which server it is (`router`,
 //! `sentinel`), or what the answers mean.
 //!
 //! **After an error of these functions the connection is of no more use**: an answer that still comes would be
@@ -283,7 +283,12 @@ fn put_length(packed: &mut Vec<u8>, kind: u8, mut length: usize) {
 /// Reads `count` answers. A silent server is given up at the first of them: the library goes on to wait for
 /// each of the others as long.
 pub(crate) fn receive(conn: &mut Connection, count: usize) -> RedisResult<Vec<Value>> {
-    (0..count).map(|_| conn.recv_response().map_err(unreadable)).collect()
+    (0..count).map(|_| receive_one(conn)).collect()
+}
+
+/// Reads one answer.
+pub(crate) fn receive_one(conn: &mut Connection) -> RedisResult<Value> {
+    conn.recv_response().map_err(unreadable)
 }
 
 /// The error for an answer that breaks the protocol: one of the connection, unlike that for a value of another form.

@@ -3,7 +3,7 @@
 //! Owns: their order, and which are forgotten. The one that answered last is asked first and the one that
 //! failed last of all, so that a silent one costs a wait once and not with every connection; a server that
 //! the cluster tells nothing of any more goes, unless the user has named it.
-//! Does not own: asking (`cluster`, `sentinel`).
+//! Does not own: asking (`router`, `sentinel`).
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -3,8 +3,9 @@
 //! | file | what |
 //! |---|---|
 //! | `pool` | idle connections for many threads, and whether Redis answers |
-//! | `router` | one connection to Redis, whatever kind of service it is |
-//! | `cluster`, `single`, `sentinel` | several servers; one server; the master that Sentinels name |
+//! | `conn` | one connection to Redis, whatever kind of service it is |
+//! | `router` | calls on their way to the servers that have their keys; a server that stands alone has all |
+//! | `server`, `sentinel` | one server; the master that Sentinels name |
 //! | `topology`, `known_servers` | which server has which key, and whom to ask for that (pure) |
 //! | `connection` | one socket: login, time limits, calls that travel together |
 //! | `batch`, `scripts`, `errors`, `address` | leaves |
@@ -13,7 +14,7 @@
 
 mod address;
 mod batch;
-mod cluster;
+mod conn;
 mod connection;
 pub mod errors;
 mod known_servers;
@@ -21,11 +22,11 @@ mod pool;
 mod router;
 pub mod scripts;
 mod sentinel;
-mod single;
+mod server;
 mod topology;
 
 pub use address::Address;
 pub use batch::Batch;
+pub use conn::Conn;
 pub(crate) use errors::describe;
 pub use pool::Pool;
-pub use router::Conn;

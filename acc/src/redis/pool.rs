@@ -5,8 +5,8 @@
 //! next try is due, so that no thread hangs and not all threads connect at once.
 
 use super::address::Address;
+use super::conn::Conn;
 use super::errors::{describe, is_away, is_broken, is_interrupted};
-use super::router::Conn;
 use crate::metrics::Metrics;
 use jscommon::backoff::Backoff;
 use redis::{ErrorKind, RedisError, RedisResult};

@@ -1,55 +1,101 @@
-//! One connection to Redis, whatever kind of service it is, and batches of calls over it.
+//! The way of calls to the servers that have their keys: one server, or the masters of a cluster.
 //!
-//! Owns: running a batch in one round trip, batches that need each other, scripts that a server has
-//! forgotten. Does not own: when to connect again (`pool`), what is asked (`model`), bytes
-//! (`connection`).
+//! Owns: the slots of each server as last learnt, following MOVED and ASK, waiting out TRYAGAIN, scripts on every
+//! server before their first use there, transactions. Does not own: what the calls are, or when to connect again
+//! (`pool`).
+//!
+//! **A call is sent again only when its server has said that it did not do it** (MOVED, ASK, TRYAGAIN,
+//! NOSCRIPT). When an answer is lost with its connection that is an error: whoever asked knows what may be
+//! repeated, and what has to be looked for then.
+//!
+//! **A server of a cluster that does not answer fails the calls that are for it, and no others** (`SERVER_AWAY`): a
+//! cluster without `cluster-require-full-coverage` goes on with the rest.
 
 use super::address::Address;
 use super::batch::Batch;
-use super::cluster::Cluster;
 use super::connection::{self, CONNECT_TIMEOUT, Mode};
-use super::errors::{SPOILT, describe, is_spoilt, is_wrong_type, unfit};
-use super::scripts::{Schema, Script};
+use super::errors::{SERVER_AWAY, describe, is_interrupted};
+use super::known_servers::ServerAddr;
 use super::sentinel;
-use super::single::Single;
-use super::topology;
+use super::server::Server;
+use super::topology::{self, Topology, slot_of};
 use crate::config::redis_address::Kind;
-use redis::{Cmd, ErrorKind, FromRedisValue, RedisError, RedisResult, Value};
+use redis::{Cmd, ConnectionInfo, ErrorKind, RedisError, RedisResult, ServerErrorKind, Value};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// Most errors of one batch in which keys are named.
-const MAX_NAMED_ERRORS: usize = 16;
+/// Longest time in which a server tells who has which slots; then the next one is asked.
+const TOPOLOGY_QUERY_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest time for asking all of them, but for the answer of the last one that is asked: whoever wants a
+/// connection waits for it.
+const TOPOLOGY_TOTAL_TIMEOUT: Duration = Duration::from_secs(6);
+/// So often a call may be sent elsewhere.
+const MAX_REDIRECTIONS: usize = 8;
+/// For how long calls are tried again whose keys are on their way from one server to another.
+const MIGRATION_TIMEOUT: Duration = Duration::from_secs(2);
+/// For how long a server to which no connection came up is not tried again: at first, and at most.
+const RECONNECT_BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(8));
+/// Time between two such tries.
+const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
-/// An open connection.
-pub struct Conn {
-    inner: Inner,
-    schema: &'static Schema,
+/// Calls on their way to the servers that have their keys. A server that stands alone has all of them.
+pub(super) struct Router {
+    address: Address,
+    /// How each server is reached, but for its name.
+    model: ConnectionInfo,
+    response_timeout: Duration,
+    topology: Topology,
+    /// The only server; it is no cluster. An error of it is one of the whole.
+    alone: Option<ServerAddr>,
+    /// The server that has told of it.
+    map_source: Option<ServerAddr>,
+    servers: HashMap<ServerAddr, Server>,
+    /// Servers to which no connection came up: until when they are not tried, and for how long that was.
+    avoided: HashMap<ServerAddr, (Instant, Duration)>,
+    /// Slots whose keys are on their way, and since when that is known: each is waited for once.
+    moving: HashMap<u16, Instant>,
 }
 
-enum Inner {
-    Single(Box<Single>),
-    Cluster(Box<Cluster>),
+/// Which way a call takes.
+#[derive(Clone, Debug)]
+enum Destination {
+    /// To the master of its slot.
+    Slot,
+    /// To where MOVED has sent it.
+    Moved(ServerAddr),
+    /// To where ASK has sent it.
+    Asking(ServerAddr),
 }
 
-impl Conn {
-    /// Opens a connection on which no answer is waited for longer than `response_timeout`.
-    ///
-    /// With blocking reads `response_timeout` must be well above their own wait: a read that is given up
-    /// leaves its BRPOP behind, which then swallows a later push.
-    pub fn connect(address: &Address, response_timeout: Duration) -> RedisResult<Conn> {
-        let schema = address.schema;
-        let follow =
-            || Ok(Conn { inner: Inner::Cluster(Box::new(Cluster::connect(address, response_timeout)?)), schema });
+/// A call that has no answer yet.
+struct Open {
+    index: usize,
+    way: Destination,
+    redirections: usize,
+    /// Its script was missing once already.
+    reloaded: bool,
+}
+
+impl Open {
+    fn is_asking(&self) -> bool {
+        matches!(self.way, Destination::Asking(_))
+    }
+}
+
+impl Router {
+    /// Connects to Redis, whatever kind of service it is.
+    pub(super) fn connect(address: &Address, response_timeout: Duration) -> RedisResult<Router> {
+        let info = address.target.servers[0].clone();
         let conn = match &address.target.kind {
-            Kind::Cluster => return follow(),
+            Kind::Cluster => return Router::cluster(address, response_timeout),
             Kind::Single if address.is_cluster() => {
                 // A server that was made anew may stand alone now.
-                return follow().inspect_err(|_| address.cluster.store(false, Ordering::Relaxed));
+                let router = Router::cluster(address, response_timeout);
+                return router.inspect_err(|_| address.cluster.store(false, Ordering::Relaxed));
             }
             Kind::Single => {
-                let info = address.target.servers[0].clone();
-                match connection::server(info, address.ca.as_deref(), CONNECT_TIMEOUT, response_timeout)? {
+                match connection::server(info.clone(), address.ca.as_deref(), CONNECT_TIMEOUT, response_timeout)? {
                     (conn, Mode::Alone) => conn,
                     (_, Mode::Sentinel) => {
                         let what = "it is a Sentinel: give -r sentinel://host:26379/group";
@@ -61,165 +107,359 @@ impl Conn {
                         return Err(RedisError::from((ErrorKind::InvalidClientConfig, what)));
                     }
                     (_, Mode::Cluster) => {
-                        let conn = follow()?;
+                        let router = Router::cluster(address, response_timeout)?;
                         if !address.cluster.swap(true, Ordering::Relaxed) {
                             log::info!(
                                 "redis at {} is one server of a cluster; the others are used too",
                                 address.target
                             );
                         }
-                        return Ok(conn);
+                        return Ok(router);
                     }
                 }
             }
             Kind::Sentinel(group) => sentinel::master(address, group, response_timeout)?,
         };
-        let cluster = address.cluster.clone();
-        let single = Single::new(conn, cluster, schema);
-        Ok(Conn { inner: Inner::Single(Box::new(single)), schema })
+        let mut router = Router::new(address, response_timeout);
+        // A socket of the file system has no host, and no other server is ever looked for.
+        let alone = connection::place(&info).unwrap_or_default();
+        router.servers.insert(alone.clone(), Server::new(conn, address.schema));
+        router.alone = Some(alone);
+        Ok(router)
     }
 
-    /// Runs one command.
-    pub(crate) fn one<T: FromRedisValue>(&mut self, cmd: &Cmd) -> RedisResult<T> {
-        let answer = self.each(std::slice::from_ref(cmd), false)?.pop().unwrap_or(Ok(Value::Nil))?;
-        T::from_redis_value(answer).map_err(|e| unfit(&RedisError::from(e), &topology::keys_of(cmd)))
+    /// Asks any of the servers that are known where all the others are.
+    fn cluster(address: &Address, response_timeout: Duration) -> RedisResult<Router> {
+        let mut router = Router::new(address, response_timeout);
+        router.refresh_topology()?;
+        Ok(router)
     }
 
-    /// Runs calls and gives what became of each; an error that a key is at fault for names it.
-    fn each(&mut self, calls: &[Cmd], scripted: bool) -> RedisResult<Vec<RedisResult<Value>>> {
-        let mut answers: Vec<RedisResult<Value>> = match &mut self.inner {
-            Inner::Single(server) => server.run(calls, scripted)?.into_iter().map(Ok).collect(),
-            Inner::Cluster(cluster) => cluster.run(calls, scripted),
-        };
-        answers.iter_mut().for_each(extract);
-        self.name_keys(calls, &mut answers);
-        Ok(answers)
-    }
-
-    /// Names the keys in errors that keys are at fault for.
-    fn name_keys(&mut self, calls: &[Cmd], answers: &mut [RedisResult<Value>]) {
-        let spoilt = |answer: &RedisResult<Value>| answer.as_ref().is_err_and(is_spoilt);
-        let at_fault: Vec<usize> = (0..answers.len()).filter(|i| spoilt(&answers[*i])).take(MAX_NAMED_ERRORS).collect();
-        for i in at_fault {
-            let Err(error) = &answers[i] else { continue };
-            let keys = topology::keys_of(&calls[i]);
-            let mut wrong = Vec::new();
-            if is_wrong_type(error) {
-                for key in &keys {
-                    let mut cmd = redis::cmd("TYPE");
-                    cmd.arg(key);
-                    let single = std::slice::from_ref(&cmd);
-                    let kind = match &mut self.inner {
-                        Inner::Single(server) => server.run(single, false).ok().and_then(|mut answers| answers.pop()),
-                        Inner::Cluster(cluster) => cluster.run(single, false).pop().and_then(Result::ok),
-                    };
-                    let kind = kind.and_then(|kind| String::from_redis_value(kind).ok()).unwrap_or_default();
-                    let want = (self.schema.key_type)(key);
-                    if !want.is_empty() && !matches!(kind.as_str(), "" | "none") && !want.contains(&kind) {
-                        wrong.push(format!("the key {key} in redis is a {kind} and must be a {want}"));
-                    }
-                }
-            }
-            let what = if wrong.is_empty() {
-                format!("{} (keys {})", describe(error), keys.join(", "))
-            } else {
-                format!("{}: delete or rename it", wrong.join(", "))
-            };
-            answers[i] = Err(redis::make_extension_error(SPOILT.into(), Some(what)));
+    fn new(address: &Address, response_timeout: Duration) -> Router {
+        Router {
+            model: address.target.servers[0].clone(),
+            address: address.clone(),
+            response_timeout,
+            topology: Topology::default(),
+            alone: None,
+            map_source: None,
+            servers: HashMap::new(),
+            avoided: HashMap::new(),
+            moving: HashMap::new(),
         }
     }
 
     /// Whether keys of different slots lie on different servers, so that no call may have both.
-    pub(crate) fn is_cluster(&self) -> bool {
-        matches!(self.inner, Inner::Cluster(_))
+    pub(super) fn is_cluster(&self) -> bool {
+        self.alone.is_none()
     }
 
-    /// Runs one script.
-    pub(crate) fn script<T: FromRedisValue>(
-        &mut self,
-        script: &Script,
-        keys: &[String],
-        fill: impl FnOnce(&mut Cmd),
-    ) -> RedisResult<T> {
-        let mut batch = Batch::new();
-        batch.script(script, keys, fill);
-        let value = self.run(&batch)?.pop().unwrap_or(Value::Nil);
-        T::from_redis_value(value).map_err(|e| unfit(&RedisError::from(e), keys))
-    }
-
-    /// Runs all calls and gives their answers, or the first error; the others have run all the same.
-    pub fn run(&mut self, batch: &Batch) -> RedisResult<Vec<Value>> {
-        self.run_each(batch)?.into_iter().collect()
-    }
-
-    /// Runs `first` and then `second`, and gives the answers to the second: who sees anything of that
-    /// sees all of the first, and **where the first cannot be written (Redis is full, say) the second is not done**.
-    /// One server does both in one round trip, as a transaction; the servers of a cluster do not wait for
-    /// each other.
-    pub(crate) fn run_in_turn(&mut self, first: Batch, second: Batch) -> RedisResult<Vec<Value>> {
-        let (first, second) = self.run_in_turn_each(first, second, |_| false)?;
-        first.into_iter().try_for_each(|answer| answer.map(drop))?;
-        second.into_iter().collect()
-    }
-
-    /// As `run_in_turn`, and gives what became of each call of both. The second is done also where calls of the
-    /// first fail with errors that are `harmless`.
-    #[allow(clippy::type_complexity)] // Twice the same list.
-    pub(crate) fn run_in_turn_each(
-        &mut self,
-        first: Batch,
-        second: Batch,
-        harmless: impl Fn(&RedisError) -> bool,
-    ) -> RedisResult<(Vec<RedisResult<Value>>, Vec<RedisResult<Value>>)> {
-        if first.is_empty() {
-            return Ok((Vec::new(), self.run_each(&second)?));
+    /// Runs all calls, side by side on their servers, and gives what became of each; an answer that is an error is a
+    /// value. `scripted`: there may be scripts among them.
+    pub(super) fn run(&mut self, calls: &[Cmd], scripted: bool) -> RedisResult<Vec<RedisResult<Value>>> {
+        let mut answers: Vec<RedisResult<Value>> = calls.iter().map(|_| Ok(Value::Nil)).collect();
+        let open = |index| Open { index, way: Destination::Slot, redirections: 0, reloaded: false };
+        let mut todo: Vec<Open> = (0..calls.len()).map(open).collect();
+        let (mut moved, mut failed) = (false, false);
+        while !todo.is_empty() {
+            todo.sort_unstable_by_key(|open| open.index);
+            let mut shares: BTreeMap<ServerAddr, Vec<Open>> = BTreeMap::new();
+            if let Some(alone) = &self.alone {
+                shares.insert(alone.clone(), std::mem::take(&mut todo));
+            }
+            for open in todo.drain(..) {
+                match self.place(&calls[open.index], &open.way) {
+                    Ok(place) => shares.entry(place).or_default().push(open),
+                    Err(e) => {
+                        failed = true;
+                        answers[open.index] = Err(e);
+                    }
+                }
+            }
+            let mut sent = Vec::with_capacity(shares.len());
+            for (place, share) in shares {
+                let outcome = self.send(&place, &share, calls, scripted);
+                sent.push((place, share, outcome));
+            }
+            let mut wait = false;
+            for (place, share, outcome) in sent {
+                let received = outcome.and_then(|loads| self.receive(&place, &share, loads));
+                let received = match received {
+                    Ok(received) => received,
+                    Err(e) if self.alone.is_some() => return Err(e),
+                    Err(e) => {
+                        failed |= !is_interrupted(&e);
+                        let error = self.lost(&place, &e);
+                        share.iter().for_each(|open| answers[open.index] = Err(error.clone()));
+                        continue;
+                    }
+                };
+                for (mut open, answer) in share.into_iter().zip(received) {
+                    let Value::ServerError(error) = &answer else {
+                        if !self.moving.is_empty() {
+                            slot_of(&calls[open.index]).map(|slot| self.moving.remove(&slot));
+                        }
+                        answers[open.index] = Ok(answer);
+                        continue;
+                    };
+                    let to = || topology::redirection(error.details().unwrap_or_default(), &place);
+                    let again = match error.kind() {
+                        Some(ServerErrorKind::Moved) => {
+                            moved = true;
+                            to().map(Destination::Moved)
+                        }
+                        Some(ServerErrorKind::Ask) => to().map(Destination::Asking),
+                        Some(ServerErrorKind::TryAgain) => {
+                            open.redirections = 0;
+                            let since = slot_of(&calls[open.index])
+                                .map(|slot| *self.moving.entry(slot).or_insert_with(Instant::now));
+                            let again = since.is_some_and(|since| since.elapsed() < MIGRATION_TIMEOUT);
+                            wait |= again;
+                            again.then_some(Destination::Slot)
+                        }
+                        Some(ServerErrorKind::NoScript) if !std::mem::replace(&mut open.reloaded, true) => {
+                            self.servers.get_mut(&place).into_iter().for_each(Server::forget_scripts);
+                            Some(open.way.clone())
+                        }
+                        _ => None,
+                    };
+                    open.redirections += 1;
+                    match again.filter(|_| open.redirections <= MAX_REDIRECTIONS) {
+                        Some(way) => todo.push(Open { way, ..open }),
+                        None => answers[open.index] = Ok(answer),
+                    }
+                }
+            }
+            if wait && !todo.is_empty() {
+                std::thread::sleep(RETRY_INTERVAL);
+            }
         }
-        if let Inner::Single(server) = &mut self.inner
-            && !server.no_multi
-        {
-            let ahead = first.len();
-            let mut all = first;
-            all.append(second);
-            let mut answers: Vec<RedisResult<Value>> = server.transact(&all)?.into_iter().map(Ok).collect();
-            answers.iter_mut().for_each(extract);
-            self.name_keys(&all.calls, &mut answers);
-            let second = answers.split_off(ahead);
-            return Ok((answers, second));
+        if failed {
+            // Its map has led here: it may be cut off from the others, and somebody else is asked next.
+            self.map_source.iter().for_each(|map_source| self.address.known_servers.failed(map_source));
         }
-        let first = self.run_each(&first)?;
-        if let Some(Err(e)) = first.iter().find(|answer| answer.as_ref().is_err_and(|e| !harmless(e))) {
-            return Err(e.clone());
+        if moved || failed {
+            // A failure is met again by the next call that is redirected.
+            let _ = self.refresh_topology();
         }
-        Ok((first, self.run_each(&second)?))
+        Ok(answers)
     }
 
-    /// Runs all calls and gives what became of each; an error of the whole is one of the connection.
-    pub(crate) fn run_each(&mut self, batch: &Batch) -> RedisResult<Vec<RedisResult<Value>>> {
-        if batch.is_empty() {
-            return Ok(Vec::new());
-        }
-        self.each(&batch.calls, batch.scripted)
+    /// Whether `transact` can be called: the servers of a cluster have no transaction together, and a user may have
+    /// none at all.
+    pub(super) fn has_transactions(&self) -> bool {
+        let server = self.alone.as_ref().and_then(|alone| self.servers.get(alone));
+        server.is_some_and(|server| server.has_transactions)
     }
 
-    /// Runs `first` and then `second`, and gives what became of each call of the second. Unlike with `run_in_turn`
-    /// the second may be done though the first failed: for what is harmless then, and too much for one transaction.
-    pub(crate) fn run_in_order(&mut self, mut first: Batch, second: Batch) -> RedisResult<Vec<RedisResult<Value>>> {
-        if matches!(self.inner, Inner::Cluster(_)) {
-            self.run(&first)?;
-            return self.run_each(&second);
+    /// Runs all calls or none, as far as a server refuses calls before it does any.
+    pub(super) fn transact(&mut self, batch: &Batch) -> RedisResult<Vec<Value>> {
+        let mut answers = self.exec(&batch.calls.iter().collect::<Vec<_>>(), batch.scripted)?;
+        // Calls whose scripts were missing are done once more. None of them has one that must not run without those
+        // that were there (see `scripts`).
+        let forgotten: Vec<usize> = (0..answers.len()).filter(|i| is_forgotten(&answers[*i])).collect();
+        if !forgotten.is_empty() {
+            self.servers.values_mut().for_each(Server::forget_scripts);
+            let some: Vec<&Cmd> = forgotten.iter().map(|i| &batch.calls[*i]).collect();
+            for (i, answer) in forgotten.into_iter().zip(self.exec(&some, true)?) {
+                answers[i] = answer;
+            }
         }
-        let ahead = first.len();
-        first.append(second);
-        let mut answers = self.run_each(&first)?;
-        let second = answers.split_off(ahead);
-        answers.into_iter().try_for_each(|answer| answer.map(drop))?;
-        Ok(second)
+        Ok(answers)
+    }
+
+    fn exec(&mut self, calls: &[&Cmd], scripted: bool) -> RedisResult<Vec<Value>> {
+        let server = self.alone.as_ref().and_then(|alone| self.servers.get_mut(alone)).ok_or_else(gone)?;
+        let loads = server.send_transaction(calls, scripted)?;
+        let mut answers = server.receive(loads, std::iter::repeat_n(false, calls.len() + 2))?;
+        let done = answers.pop().unwrap_or(Value::Nil);
+        let begun = answers.remove(0);
+        if matches!(begun, Value::ServerError(_)) {
+            // Without MULTI each call was done by itself, and its answer is there; from now on it takes two
+            // round trips.
+            log::debug!("redis lets this user have no transactions: {begun:?}");
+            server.has_transactions = false;
+            self.refuse_redirections(&answers)?;
+            return Ok(answers);
+        }
+        self.refuse_redirections(&answers)?;
+        match done {
+            Value::Array(answers) => Ok(answers),
+            // Which of the calls was refused says more than that all were.
+            done => {
+                answers.into_iter().try_for_each(|answer| answer.extract_error().map(drop))?;
+                done.extract_error()?;
+                Err((ErrorKind::UnexpectedReturnType, "a transaction was not done").into())
+            }
+        }
+    }
+
+    /// A server that may not be asked how it works shows by its answers that it is one of a cluster.
+    fn refuse_redirections(&self, answers: &[Value]) -> RedisResult<()> {
+        if !answers.iter().any(is_redirection) {
+            return Ok(());
+        }
+        self.address.cluster.store(true, Ordering::Relaxed);
+        Err(RedisError::from((ErrorKind::Io, "it is one server of a cluster; the others are looked for")))
+    }
+
+    /// A server did not answer: what was not read there would be taken for the answer to something else.
+    fn lost(&mut self, place: &ServerAddr, error: &RedisError) -> RedisError {
+        self.servers.remove(place);
+        if is_interrupted(error) {
+            return error.clone();
+        }
+        self.address.known_servers.failed(place);
+        self.address.silent.failed(place, error);
+        away(place, error)
+    }
+
+    /// Where a call goes.
+    fn place(&self, call: &Cmd, way: &Destination) -> RedisResult<ServerAddr> {
+        let place = match way {
+            Destination::Moved(place) | Destination::Asking(place) => Some(place),
+            // A call without a key is anybody's.
+            Destination::Slot => match slot_of(call) {
+                Some(slot) => self.topology.master(slot),
+                None => self.topology.any(),
+            },
+        };
+        place.cloned().ok_or_else(|| {
+            let what = "no server of the cluster has the slot of this key, as far as it knows".to_owned();
+            redis::make_extension_error(SERVER_AWAY.into(), Some(what))
+        })
+    }
+
+    /// Sends a server its share; returns how many answers come ahead of those to the calls.
+    fn send(&mut self, place: &ServerAddr, share: &[Open], calls: &[Cmd], scripted: bool) -> RedisResult<usize> {
+        let server = self.server(place, CONNECT_TIMEOUT, self.response_timeout)?;
+        server.send(share.iter().map(|open| (&calls[open.index], open.is_asking())), scripted)
+    }
+
+    /// Reads the answers to what `send` has sent.
+    fn receive(&mut self, place: &ServerAddr, share: &[Open], loads: usize) -> RedisResult<Vec<Value>> {
+        let server = self.servers.get_mut(place).ok_or_else(gone)?;
+        let answers = server.receive(loads, share.iter().map(Open::is_asking))?;
+        if self.alone.is_some() {
+            self.refuse_redirections(&answers)?;
+        }
+        Ok(answers)
+    }
+
+    fn server(&mut self, place: &ServerAddr, limit: Duration, response_timeout: Duration) -> RedisResult<&mut Server> {
+        if !self.servers.contains_key(place) {
+            let (until, last) = self.avoided.get(place).copied().unwrap_or((Instant::now(), Duration::ZERO));
+            if Instant::now() < until {
+                let what = "it did not answer just now, and the next try is not due yet";
+                return Err(RedisError::from((ErrorKind::Io, what)));
+            }
+            let info = connection::with_host(&self.model, place);
+            match connection::server(info, self.address.ca.as_deref(), limit, response_timeout) {
+                Ok((conn, _)) => {
+                    self.avoided.remove(place);
+                    self.address.silent.answered(place);
+                    self.servers.insert(place.clone(), Server::new(conn, self.address.schema));
+                }
+                Err(e) => {
+                    let pause = (2 * last).clamp(RECONNECT_BACKOFF.0, RECONNECT_BACKOFF.1);
+                    self.avoided.insert(place.clone(), (Instant::now() + pause, pause));
+                    return Err(e);
+                }
+            }
+        }
+        self.servers.get_mut(place).ok_or_else(gone)
+    }
+
+    /// Asks who has which slots.
+    fn refresh_topology(&mut self) -> RedisResult<()> {
+        let mut why = RedisError::from((ErrorKind::Io, "no server of the cluster is known"));
+        let begin = Instant::now();
+        for place in self.address.known_servers.places() {
+            if begin.elapsed() >= TOPOLOGY_TOTAL_TIMEOUT {
+                break;
+            }
+            match self.ask(&place) {
+                Ok((topology, told)) => {
+                    self.map_source = Some(place.clone());
+                    self.address.known_servers.answered(&place, told);
+                    // Of servers that are no masters any more nothing is wanted.
+                    self.servers.retain(|place, _| topology.has(place));
+                    self.topology = topology;
+                    return Ok(());
+                }
+                Err(e) => {
+                    self.servers.remove(&place);
+                    // The next try, of whomever, goes on behind it.
+                    self.address.known_servers.failed(&place);
+                    // An error that a server answers stands as it is.
+                    why = if e.code().is_some() { e } else { named(&place, &e) };
+                }
+            }
+        }
+        Err(why)
+    }
+
+    fn ask(&mut self, place: &ServerAddr) -> RedisResult<(Topology, Vec<ServerAddr>)> {
+        let response_timeout = self.response_timeout;
+        let conn = &mut self.server(place, TOPOLOGY_QUERY_TIMEOUT, response_timeout)?.conn;
+        conn.set_read_timeout(Some(TOPOLOGY_QUERY_TIMEOUT.min(response_timeout)))?;
+        let mut question = redis::cmd("CLUSTER");
+        question.arg("SLOTS");
+        let answer = connection::single(conn, &question)?;
+        conn.set_read_timeout(Some(response_timeout))?;
+        Topology::read(&answer, place).ok_or_else(|| {
+            RedisError::from((ErrorKind::Io, "a server of the cluster knows of no slots: it is no part of it yet"))
+        })
     }
 }
 
-/// Makes an answer that is an error one.
-fn extract(answer: &mut RedisResult<Value>) {
-    if let Ok(Value::ServerError(error)) = answer {
-        *answer = Err(error.clone().into());
+/// The error of a call whose server does not answer.
+fn away(place: &ServerAddr, error: &RedisError) -> RedisError {
+    let what = format!("the server {}:{} of the redis cluster does not answer: {}", place.0, place.1, describe(error));
+    redis::make_extension_error(SERVER_AWAY.into(), Some(what))
+}
+
+/// `error` with the name of the server that it comes from, which perhaps nobody has named.
+fn named(place: &ServerAddr, error: &RedisError) -> RedisError {
+    let what = format!("{}:{}: {}", place.0, place.1, describe(error));
+    RedisError::from((ErrorKind::Io, "no server of the cluster answers", what))
+}
+
+fn gone() -> RedisError {
+    RedisError::from((ErrorKind::Io, "the connection is gone"))
+}
+
+/// Whether only a server of a cluster answers so.
+fn is_redirection(answer: &Value) -> bool {
+    use ServerErrorKind::{Ask, CrossSlot, Moved};
+    matches!(answer, Value::ServerError(e) if matches!(e.kind(), Some(Moved | Ask | CrossSlot)))
+}
+
+fn is_forgotten(answer: &Value) -> bool {
+    matches!(answer, Value::ServerError(e) if e.kind() == Some(ServerErrorKind::NoScript))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::redis_address::Target;
+    use std::net::TcpListener;
+
+    /// A server that accepts and never says a word.
+    fn silent() -> TcpListener {
+        TcpListener::bind("127.0.0.1:0").unwrap()
+    }
+
+    #[test]
+    fn many_silent_servers_are_asked_for_a_while_and_the_next_try_goes_on_behind_them() {
+        let servers: Vec<TcpListener> = (0..6).map(|_| silent()).collect();
+        let ports: Vec<u16> = servers.iter().map(|server| server.local_addr().unwrap().port()).collect();
+        let named: Vec<String> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+        let address = Address::new(Target::parse(&named.join(",")).unwrap(), None, &crate::model::SCHEMA);
+        assert!(Router::cluster(&address, Duration::from_secs(5)).is_err());
+        let order: Vec<u16> = address.known_servers.places().into_iter().map(|(_, port)| port).collect();
+        let asked = ports.len() - order.iter().position(|port| *port == ports[0]).unwrap();
+        assert!(asked < ports.len(), "all were asked");
+        assert_eq!(order, [&ports[asked..], &ports[..asked]].concat());
     }
 }

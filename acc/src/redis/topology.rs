@@ -1,7 +1,7 @@
 //! Which server of a cluster has which key. Pure.
 //!
 //! Owns: the slot of a key, the reading of `CLUSTER SLOTS` and of redirections. Does not own: asking
-//! (`cluster`).
+//! (`router`).
 
 use super::known_servers::ServerAddr;
 use redis::{Cmd, Value};

@@ -9,7 +9,7 @@ use crate::http::{Reply, Request};
 use crate::model::claims;
 use crate::model::grants::{self, Claims, Compared, Standing};
 use crate::model::nodes::{self, Poller};
-use crate::model::queue::{self, Answer, Mode, Question};
+use crate::model::polls::{self, Answer, Mode, Question};
 use crate::model::{events, history, jobs, wakeups};
 use crate::redis::errors::{describe, is_away, is_broken, is_partial, is_spoilt};
 use crate::redis::{Batch, Conn};
@@ -165,13 +165,13 @@ fn answer(
             let before = running.len();
             match context.delivered.take(*node, ack) {
                 Some(ids) => ids.iter().for_each(|id| jobs::running(&mut running, *node, id)),
-                None => queue::acked(conn, *node, ack)?.iter().for_each(|id| jobs::running(&mut running, *node, id)),
+                None => polls::acked(conn, *node, ack)?.iter().for_each(|id| jobs::running(&mut running, *node, id)),
             }
             has_acked = running.len() > before;
             jscommon::death::point("acc.running");
         }
         acked.push(has_acked);
-        queue::ask(&mut asked, &question(context, *node, poll, now));
+        polls::ask(&mut asked, &question(context, *node, poll, now));
     }
     let mut resolved = Vec::with_capacity(polls.len());
     // A job whose hash is spoilt runs on its node all the same, and the next commands do not wait for that hash.
@@ -183,7 +183,7 @@ fn answer(
         ::log::error!("that a node has stored a command is not written down: {}", describe(&error));
     }
     for ((node, poll), answer) in polls.iter().zip(asked) {
-        resolved.push(resolve(context, conn, *node, poll, now, queue::answered(answer?)?)?);
+        resolved.push(resolve(context, conn, *node, poll, now, polls::answered(answer?)?)?);
     }
     jscommon::death::point("acc.polled");
     for (((node, _), answer), has_acked) in polls.iter().zip(&resolved).zip(acked) {
@@ -298,9 +298,9 @@ fn resolve(
 /// Asks once `before` is done.
 fn ask(conn: &mut Conn, before: Batch, question: &Question<'_>) -> RedisResult<Answer> {
     let mut batch = Batch::new();
-    queue::ask(&mut batch, question);
+    polls::ask(&mut batch, question);
     let answer = conn.run_in_turn(before, batch)?.pop().unwrap_or(redis::Value::Nil);
-    queue::answered(answer)
+    polls::answered(answer)
 }
 
 /// Another agent with this identity came later: that one is served, this one is told so.
@@ -316,7 +316,7 @@ fn displaced(
         let data = json!({"older": poll.peer, "newer": peer, "instance": poll.instance});
         let (mut event, mut told) = (Batch::new(), Batch::new());
         events::add(&mut event, "two_agents", Some(node), context.clock.now(), &data);
-        queue::told(&mut told, node, word);
+        polls::told(&mut told, node, word);
         let (event, told) = conn.run_in_turn_each(event, told, is_partial)?;
         history::unkept(event)?;
         told.into_iter().try_for_each(|answer| answer.map(drop))?;

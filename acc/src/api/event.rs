@@ -8,7 +8,7 @@ use crate::model::claims::{self, MAX_CLAIMS, is_host};
 use crate::model::events;
 use crate::model::events::RESERVED;
 use crate::model::grants::{self, Claims, Compared, Standing};
-use crate::model::{nodes, queue};
+use crate::model::{nodes, polls};
 use crate::redis::Batch;
 use crate::redis::errors::{describe, is_away, is_spoilt};
 use jscommon::NodeId;
@@ -74,7 +74,7 @@ pub(super) fn post(context: &Context, node: NodeId, request: &mut Request) -> Ou
         if let ("shutdown", Some(instance)) = (name, data.get("instance").and_then(Value::as_str)) {
             nodes::stopped(&mut known, node, instance, now);
             let mut left = Batch::new();
-            queue::left(&mut left, node, instance);
+            polls::left(&mut left, node, instance);
             match conn.run(&left) {
                 // The end of the agent is told all the same.
                 Err(e) if is_away(&e) || is_spoilt(&e) => ::log::debug!("an agent's end: {}", describe(&e)),

@@ -2,7 +2,7 @@
 
 use super::context::Context;
 use crate::auth::tickets::Flags;
-use crate::model::queue::Handover;
+use crate::model::handover::Handover;
 use jscommon::NodeId;
 
 /// The body with what `node` is handed now. It is noted, and how long the commands took to get there.

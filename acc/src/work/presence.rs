@@ -3,7 +3,7 @@
 //! Owns: what follows when Redis has it otherwise. Does not own: when this is due (`periodic`), the polls (the proxy).
 
 use crate::api::context::Context;
-use crate::model::{nodes, queue};
+use crate::model::{nodes, polls, queue};
 use crate::proxy::{Remote, Seen};
 use crate::redis::errors::is_broken;
 use crate::redis::{Batch, Conn, describe};
@@ -31,10 +31,10 @@ pub(crate) fn note(context: &Context, proxy: &Remote, conn: &mut Conn, list: &[(
         // About once an hour for each node that waits here, its registration is kept alive.
         let turn = now / PRESENCE_INTERVAL.as_millis() as u64 % 720;
         for (node, _) in some.iter().filter(|(node, _)| u64::from(node.nid) % 720 == turn) {
-            queue::keep(&mut batch, *node);
+            polls::keep(&mut batch, *node);
         }
         let before = batch.len();
-        some.iter().for_each(|(node, _)| queue::holder(&mut batch, *node));
+        some.iter().for_each(|(node, _)| polls::holder(&mut batch, *node));
         let mut answers = conn.run_each(&batch)?;
         let holders = answers.split_off(before);
         // An error about one node does not fail the others.

@@ -8,7 +8,8 @@
 use crate::api::context::Context;
 use crate::api::handover;
 use crate::auth::shared_secrets;
-use crate::model::queue::{self, Answer, Handover, Mode, Question};
+use crate::model::handover::Handover;
+use crate::model::polls::{self, Answer, Mode, Question};
 use crate::model::wakeups::{self, Wakeup};
 use crate::proxy::Remote;
 use crate::redis::errors::{describe, is_broken, is_interrupted};
@@ -85,10 +86,10 @@ fn receive(context: &Context, proxy: &Remote, conn: &mut Conn) -> RedisResult<()
             takeover: false,
             told: "",
         };
-        queue::ask(&mut batch, &question);
+        polls::ask(&mut batch, &question);
     }
     for (node, answer) in nodes.iter().zip(conn.run_each(&batch)?) {
-        let answer = match answer.and_then(queue::answered) {
+        let answer = match answer.and_then(polls::answered) {
             Ok(answer) => answer,
             // An error about one node does not fail the others; its poll asks again, and is told.
             Err(e) if !is_broken(&e) => {

@@ -151,6 +151,11 @@ impl Refusal {
     pub(crate) fn new(status: u16, label: &'static str, reason: impl Into<String>) -> Refusal {
         Refusal { status, reason: reason.into(), label }
     }
+
+    /// 400 with a sentence.
+    pub(crate) fn bad_request(label: &'static str, reason: impl Into<String>) -> Refusal {
+        Refusal::new(400, label, reason)
+    }
 }
 
 /// Answers requests; called on several threads at once.

@@ -4,10 +4,10 @@
 //! Does not own: refreshing them (the periodic tasks do, from the state directory and from Redis), or what
 //! a request does afterwards. Asked by the proxy for each request; nothing here blocks or looks up.
 
+use super::authenticate::{Admitted, Authenticate, Head};
 use crate::auth::dates;
 use crate::auth::secrets::Secrets;
 use crate::auth::state_dir::CLIENT_DAYS;
-use crate::auth::tls::PeerCert;
 use crate::http::Refusal;
 use crate::route::Route;
 use crossbeam_channel::Sender;
@@ -15,36 +15,6 @@ use jscommon::NodeId;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{OnceLock, PoisonError, RwLock};
-
-/// Decides whether a request is allowed. The proxy's own thread calls it for each request, so it must never block.
-pub trait Authenticate: Send + Sync + 'static {
-    /// Whether this request may go on, by its head alone. The path is a known route with its right method.
-    fn admit(&self, head: &Head<'_>) -> Result<Admitted, Refusal>;
-}
-
-/// The part of a request's head that authentication needs.
-#[derive(Clone, Copy, Debug)]
-pub struct Head<'a> {
-    /// The route.
-    pub route: Route,
-    /// The token of `Authorization: Bearer`.
-    pub bearer: Option<&'a str>,
-    /// The client's address.
-    pub peer: IpAddr,
-    /// The content of the client's certificate, when our CA signed it.
-    pub cert: Option<&'a PeerCert>,
-}
-
-/// The identity behind a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Admitted {
-    /// This node, by its credentials; it is the node of the path.
-    Node(NodeId),
-    /// Anybody: the path is open, or its handler checks the request itself.
-    Open,
-    /// Somebody who may read metrics.
-    Operator,
-}
 
 /// Most milliseconds by which the clock of a certificate's issuer may be ahead.
 const MAX_CLOCK_SKEW_MS: u64 = 10 * 60 * 1000;

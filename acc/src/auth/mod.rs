@@ -3,6 +3,7 @@
 //! Owns: the state directory, every kind of credential, and every reason to refuse one.
 //! Does not own: sockets (`proxy`), or what a request does once it is let in (`api`).
 
+pub mod authenticate;
 pub mod authenticator;
 pub mod ca;
 mod certificate;

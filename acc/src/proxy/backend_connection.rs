@@ -6,7 +6,7 @@
 
 use super::answer::{self, Answer};
 use super::client::ConnectionId;
-use super::request_parser::RequestHead;
+use super::request_head::RequestHead;
 use crate::api::response_order::PipelineSlot;
 use crate::api::server::{ISSUED_HEADER, NODE_HEADER, PEER_HEADER, PLACE_HEADER, UNDATED};
 use crate::auth::tls::PeerCert;

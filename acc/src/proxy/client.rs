@@ -4,7 +4,8 @@
 //! Does not own: what moves a client from phase to phase (the event loop).
 
 use super::answer::Answer;
-use super::request_parser::{Conn, RequestHead};
+use super::request_head::RequestHead;
+use super::request_parser::Conn;
 use super::transport::Transport;
 use crate::auth::tls::PeerCert;
 use jscommon::NodeId;

@@ -17,7 +17,7 @@ use super::transport::ReadOutcome;
 use super::unauthenticated::Unauthenticated;
 use super::{Message, ProxyConfig, Seen};
 use crate::api::rate_limiter::RateLimiter;
-use crate::auth::authenticator::Authenticate;
+use crate::auth::authenticate::Authenticate;
 use crate::metrics::Metrics;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use jscommon::{NodeId, death};
@@ -412,7 +412,7 @@ impl EventLoop {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::authenticator::{Admitted, Head};
+    use crate::auth::authenticate::{Admitted, Head};
     use crate::http::Refusal;
     use crate::proxy::accept::ACCEPT_PAUSE;
 

@@ -10,7 +10,7 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `request_parser` | bytes → one whole request, or its refusal (pure) |
+//! | `request_parser`, `request_head` | bytes → one whole request, or its refusal (pure) |
 //! | `long_poll` | which node waits on which connection (pure) |
 //! | `answer`, `timers`, `budget` | forms, deadlines, bounds (pure) |
 //! | `transport`, `backend_connection` | one client's socket; one request's way through tiny_http |
@@ -29,6 +29,7 @@ mod connection;
 mod event_loop;
 mod long_poll;
 mod reply;
+mod request_head;
 mod request_parser;
 mod timers;
 mod transport;
@@ -38,7 +39,7 @@ mod unauthenticated;
 mod tests;
 
 use crate::api::server::Backend;
-use crate::auth::authenticator::Authenticate;
+use crate::auth::authenticate::Authenticate;
 use crate::auth::tls::TlsSource;
 use crate::critical_thread;
 use crate::metrics::Metrics;

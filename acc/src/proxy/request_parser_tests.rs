@@ -1,6 +1,7 @@
 //! Tables, every split of every request, and random bytes.
 
 use super::*;
+use crate::route::Route;
 use jscommon::NodeId;
 use proptest::prelude::*;
 

@@ -7,16 +7,19 @@
 //! A request therefore needs no second look: its node was verified, its route and its length are good.
 
 mod folder;
+mod message;
 
-use crate::api::response_order::{PipelineSlot, ResponseOrder};
+#[cfg(test)]
+mod tests;
+
+use crate::api::response_order::ResponseOrder;
 use crate::critical_thread;
-use crate::http::{Body, Handler, Reply, Request};
-use crate::query::Query;
-use crate::route::route;
+use crate::http::{Handler, Reply};
 use anyhow::Context;
 use crossbeam_channel::Sender;
 use jscommon::death;
 use jscommon::worker::Worker;
+use message::{is_quick, place, read, response};
 use nix::fcntl::Flock;
 use std::fs::File;
 use std::io::ErrorKind;
@@ -317,63 +320,6 @@ fn give((request, reply): Answered) {
     }
 }
 
-/// Where the request stands on its connection, if it is not alone there.
-fn place(request: &tiny_http::Request) -> Option<PipelineSlot> {
-    header(request, PLACE_HEADER).and_then(|place| place.parse().ok())
-}
-
-fn header(request: &tiny_http::Request, name: &'static str) -> Option<String> {
-    request.headers().iter().find(|h| h.field.equiv(name)).map(|h| h.value.as_str().to_owned())
-}
-
-/// Whether a request, by its path, is one of those that come by the thousand and ask little of Redis.
-fn is_quick(request: &tiny_http::Request) -> bool {
-    let path = request.url().split('?').next().unwrap_or_default();
-    (path.ends_with("/cmd") || path.ends_with("/result")) && request.body_length().unwrap_or(0) <= QUICK_BODY
-}
-
-/// The request as handlers see it, body and all.
-fn read(request: &mut tiny_http::Request) -> anyhow::Result<Request> {
-    let header = |name: &'static str| header(request, name);
-    let (path, query) = request.url().split_once('?').unwrap_or((request.url(), ""));
-    let route = route(request.method().as_str(), path)?;
-    let query = Query::parse(query);
-    let node = header(NODE_HEADER).map(|node| node.parse()).transpose()?;
-    let peer = header(PEER_HEADER).map(|peer| peer.parse()).transpose()?;
-    let bearer = header("Authorization").and_then(|value| value.strip_prefix("Bearer ").map(str::to_owned));
-    let issued = header(ISSUED_HEADER);
-    let cert_undated = issued.as_deref() == Some(UNDATED);
-    let cert_issued = issued.filter(|_| !cert_undated).map(|issued| issued.parse()).transpose()?;
-    let length = request.body_length().unwrap_or(0);
-    let mut body = Vec::with_capacity(length);
-    request.as_reader().read_to_end(&mut body)?;
-    anyhow::ensure!(body.len() == length, "{} of {length} bytes came", body.len());
-    Ok(Request { route, node, peer, query, bearer, cert_issued, cert_undated, body })
-}
-
-fn response(reply: Reply) -> tiny_http::Response<io::Cursor<Body>> {
-    let length = reply.body.as_ref().len();
-    // Never chunked: the proxy reads as far as the length says.
-    let mut response =
-        tiny_http::Response::new(reply.status.into(), Vec::new(), io::Cursor::new(reply.body), Some(length), None)
-            .with_chunked_threshold(usize::MAX);
-    let mut add = |name: &str, value: &str| match tiny_http::Header::from_bytes(name, value) {
-        Ok(header) => response.add_header(header),
-        Err(()) => log::error!("no header can be made of {name}: {value}"),
-    };
-    add("Content-Type", reply.content_type);
-    for (name, value) in &reply.headers {
-        add(name, value);
-    }
-    if let Some(seconds) = reply.retry_after {
-        add("Retry-After", &seconds.to_string());
-    }
-    if let Some(seconds) = reply.park {
-        add(PARK_HEADER, &seconds.to_string());
-    }
-    response
-}
-
 /// Whether nobody listens on `socket`.
 fn is_refused(socket: &Path) -> bool {
     UnixStream::connect(socket).is_err_and(|e| matches!(e.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound))
@@ -390,156 +336,4 @@ fn listen(socket: &Path) -> anyhow::Result<tiny_http::Server> {
         .map_err(|e| anyhow::anyhow!("cannot start the web server behind the proxy: {e}"))?;
     fs::rename(&made, socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
     Ok(server)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::io::{Read, Write};
-
-    struct Echo;
-
-    /// Holds polls of node 1:1 until it is told to answer, and counts all requests.
-    struct Slow(crossbeam_channel::Receiver<()>, std::sync::atomic::AtomicUsize);
-
-    impl Handler for Slow {
-        fn handle(&self, request: &mut Request) -> Reply {
-            self.1.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-            if request.node.is_some_and(|node| node.nid == 1) {
-                let _ = self.0.recv();
-            }
-            Reply::text("text/plain", format!("{:?}.", request.node))
-        }
-    }
-
-    impl Handler for Echo {
-        fn handle(&self, request: &mut Request) -> Reply {
-            if request.query.first("panic").is_some() {
-                panic!("asked to");
-            }
-            if request.query.first("cert").is_some() {
-                return Reply::text("text/plain", format!("{:?} {:?}", request.cert_issued, request.cert_dated()));
-            }
-            let said = format!("{:?} {:?} {}", request.route, request.bearer, request.body.len());
-            Reply { park: Some(7), retry_after: Some(3), ..Reply::text("text/plain", said) }
-        }
-    }
-
-    fn start(threads: usize, handler: Arc<dyn Handler>) -> Handle {
-        Handle::start(threads, handler, &crossbeam_channel::unbounded().0).unwrap()
-    }
-
-    fn ask(handle: &Handle, request: &str) -> String {
-        let mut stream = UnixStream::connect(&handle.shared.socket).unwrap();
-        stream.write_all(request.as_bytes()).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
-    }
-
-    #[test]
-    fn server_answers_until_it_is_dropped() {
-        let handle = start(2, Arc::new(Echo));
-        let body = "x".repeat(100_000);
-        let head = "POST /1/2/log HTTP/1.1\r\nConnection: close\r\nX-JS-Node: 1:2\r\nAuthorization: Bearer t";
-        let answer = ask(&handle, &format!("{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len()));
-        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
-        assert!(answer.contains("X-JS-Park: 7\r\n") && answer.contains("Retry-After: 3\r\n"), "{answer}");
-        assert!(answer.ends_with("Log(NodeId { gid: 1, nid: 2 }) Some(\"t\") 100000"), "{answer}");
-        let answer = ask(&handle, "GET /health?panic HTTP/1.1\r\nConnection: close\r\n\r\n");
-        assert!(answer.starts_with("HTTP/1.1 500 "), "{answer}");
-        let folder = handle.shared.folder.clone();
-        assert!(folder.exists());
-        drop(handle);
-        assert!(!folder.exists());
-    }
-
-    #[test]
-    fn a_slow_request_stops_no_thread_but_its_own() {
-        let (done, wait) = crossbeam_channel::bounded::<()>(0);
-        let slow = Arc::new(Slow(wait, 0.into()));
-        let handle = start(3, slow.clone());
-        let mut stream = UnixStream::connect(&handle.shared.socket).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-        for at in 0..8 {
-            let close = if at == 7 { "Connection: close\r\n" } else { "" };
-            let head = format!("X-JS-Node: 1:{}\r\n{PLACE_HEADER}: 0 1 {at} 8\r\n", at + 1);
-            stream.write_all(format!("GET /1/{}/cmd HTTP/1.1\r\n{close}{head}\r\n", at + 1).as_bytes()).unwrap();
-        }
-        let mut other = UnixStream::connect(&handle.shared.socket).unwrap();
-        other.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-        while slow.1.load(std::sync::atomic::Ordering::SeqCst) < 3 {
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        other.write_all(b"GET /health HTTP/1.1\r\nConnection: close\r\n\r\n").unwrap();
-        let mut answer = String::new();
-        let answered = other.read_to_string(&mut answer);
-        drop(done);
-        assert!(answered.is_ok() && answer.starts_with("HTTP/1.1 200 "), "{answered:?} {answer}");
-        let mut answers = String::new();
-        stream.read_to_string(&mut answers).unwrap();
-        let seen: Vec<usize> = (1..=8).filter_map(|nid| answers.find(&format!("nid: {nid} }}"))).collect();
-        assert!(seen.len() == 8 && seen.is_sorted(), "{answers}");
-    }
-
-    #[test]
-    fn a_certificate_without_a_date_is_older_than_any_revocation() {
-        let handle = start(1, Arc::new(Echo));
-        for (header, want) in [
-            ("", "None None"),
-            ("X-JS-Cert-Issued: 5\r\n", "Some(5) Some(5)"),
-            ("X-JS-Cert-Issued: -\r\n", "None Some(0)"),
-        ] {
-            let answer = ask(&handle, &format!("GET /health?cert HTTP/1.1\r\nConnection: close\r\n{header}\r\n"));
-            assert!(answer.ends_with(want), "{header}: {answer}");
-        }
-    }
-
-    #[test]
-    fn server_is_made_anew_when_the_proxy_is_refused() {
-        let handle = start(2, Arc::new(Echo));
-        let dead = handle.shared.current().unwrap();
-        // It listens as before: then nothing is done.
-        handle.backend().refused();
-        let answer = ask(&handle, "GET /health HTTP/1.1\r\nConnection: close\r\n\r\n");
-        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
-        let end = std::time::Instant::now() + Duration::from_secs(20);
-        let wait = |what: &str, done: &dyn Fn() -> bool| {
-            while !done() {
-                assert!(std::time::Instant::now() < end, "waited in vain until {what}");
-                std::thread::sleep(Duration::from_millis(2));
-            }
-        };
-        wait("it was looked", &|| !handle.shared.refused.load(Ordering::SeqCst));
-        wait("it was looked", &|| !handle.shared.remaking.load(Ordering::SeqCst));
-        assert!(Arc::ptr_eq(&dead, &handle.shared.current().unwrap()));
-        // A socket that nobody accepts from refuses connections as this one does.
-        fs::remove_file(&handle.shared.socket).unwrap();
-        drop(UnixListener::bind(&handle.shared.socket).unwrap());
-        assert!(is_refused(&handle.shared.socket));
-        wait("it is made anew", &|| {
-            handle.backend().refused();
-            !is_refused(&handle.shared.socket)
-        });
-        wait("it is the one", &|| !Arc::ptr_eq(&dead, &handle.shared.current().unwrap()));
-        drop(dead);
-        for _ in 0..4 {
-            let answer = ask(&handle, "GET /health HTTP/1.1\r\nConnection: close\r\n\r\n");
-            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
-        }
-        assert!(handle.backend().taken() >= 5);
-    }
-
-    #[test]
-    fn server_is_made_anew_when_its_accept_loop_ended() {
-        let handle = start(2, Arc::new(Echo));
-        let dead = handle.shared.current().unwrap();
-        handle.shared.remake(&dead, Some(&io::Error::other("a test")));
-        assert!(!Arc::ptr_eq(&dead, &handle.shared.current().unwrap()));
-        drop(dead);
-        for _ in 0..4 {
-            let answer = ask(&handle, "GET /health HTTP/1.1\r\nConnection: close\r\n\r\n");
-            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
-        }
-    }
 }

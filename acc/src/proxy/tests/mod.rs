@@ -4,7 +4,7 @@ mod secure;
 
 use super::*;
 use crate::api::server;
-use crate::auth::authenticator::{Admitted, Head};
+use crate::auth::authenticate::{Admitted, Head};
 use crate::http::Refusal;
 use crate::http::{Reply, Request};
 use crate::route::Route;

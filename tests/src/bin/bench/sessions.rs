@@ -5,7 +5,7 @@ use crate::Options;
 use crate::measure::{Case, interleaved};
 use crate::table::{Table, number};
 use anyhow::{Context, Result, ensure};
-use jsacc::auth::authenticator::{Authenticate, Head};
+use jsacc::auth::authenticate::{Authenticate, Head};
 use jsacc::auth::authenticator::{Authenticator, Rules};
 use jsacc::auth::ca::Ca;
 use jsacc::auth::secrets::Secrets;

@@ -4,13 +4,13 @@
 //! Owns: the rates, and what each node has spent of late. Does not own: what counts as one, or what is said
 //! to a node that has spent too much. Requests to other controllers do not count here.
 
+mod resource;
+
 use jscommon::NodeId;
+pub(crate) use resource::Resource;
+use resource::{HOUR, MIB, Rate, rate};
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-
-const KIB: f64 = 1024.0;
-const MIB: f64 = 1024.0 * KIB;
-const HOUR: f64 = 3600.0;
 
 /// Bytes that records, series and events leave for results, which are waited for.
 pub(crate) const RESERVED_FOR_RESULTS: f64 = 8.0 * MIB;
@@ -18,114 +18,8 @@ pub(crate) const RESERVED_FOR_RESULTS: f64 = 8.0 * MIB;
 /// So many nodes are remembered before those that have spent nothing of late are forgotten.
 const MAX_NODES: usize = 20_000;
 
-/// The resources that nodes spend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Resource {
-    /// Requests of any kind.
-    Requests,
-    /// Bytes of requests' bodies.
-    Bodies,
-    /// Bytes written into Redis.
-    Bytes,
-    /// Bytes by which lists of records have grown.
-    Growth,
-    /// Records.
-    Records,
-    /// Results.
-    Results,
-    /// Series.
-    Series,
-    /// Series that Redis did not know of the node.
-    Keys,
-    /// Bytes in `jsacc:stats_queue` while it is more than half full.
-    Queue,
-    /// Events.
-    Events,
-    /// Bytes of events.
-    EventBytes,
-    /// Look-ups of scripts that are not there, and MiB of those that are.
-    Lookups,
-    /// Polls that brought nothing and acknowledged nothing.
-    Polls,
-    /// Requests for new credentials.
-    Renewals,
-    /// Events of the controller about refused results.
-    RefusedEvents,
-    /// Events of the controller about late results.
-    LateEvents,
-}
-
 /// Sums of fractions are only about right.
 const ROUNDING: f64 = 1e-6;
-
-/// So much at once, and so much a second.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Rate {
-    burst: f64,
-    per_second: f64,
-}
-
-/// The rate of a resource; a controller that takes more records than usual takes more of their bytes too.
-fn rate(resource: Resource, max_records: f64) -> Rate {
-    let more = (max_records / 5000.0).max(1.0);
-    let (burst, per_second) = match resource {
-        Resource::Requests => (4000.0, 2000.0),
-        Resource::Bodies => (64.0 * MIB * more, 4.0 * MIB * more),
-        Resource::Bytes => (24.0 * MIB * more, MIB * more),
-        Resource::Growth => (256.0 * MIB * more, 256.0 * MIB * more / (24.0 * HOUR)),
-        Resource::Records => (60.0 * max_records, max_records),
-        Resource::Results => (20_000.0, 2000.0),
-        Resource::Series => (500_000.0, 10_000.0),
-        Resource::Keys => (10_000.0, 2.0),
-        Resource::Queue => (16.0 * MIB, 16.0 * MIB / HOUR),
-        Resource::Events => (1000.0, 0.2),
-        Resource::EventBytes => (MIB, 4.0 * KIB),
-        Resource::Lookups => (1000.0, 5.0),
-        Resource::Polls => (1000.0, 10.0),
-        Resource::Renewals => (30.0, 0.05),
-        Resource::RefusedEvents => (1.0, 1.0 / 60.0),
-        Resource::LateEvents => (100.0, 0.1),
-    };
-    Rate { burst, per_second }
-}
-
-impl Resource {
-    /// The label of its refusals in metrics.
-    pub(crate) fn label(self) -> &'static str {
-        match self {
-            Resource::Records => "records",
-            Resource::Results => "results",
-            Resource::Events | Resource::EventBytes => "events",
-            Resource::Series | Resource::Keys | Resource::Queue => "series",
-            Resource::Lookups => "lookups",
-            Resource::Polls => "polls",
-            Resource::Renewals => "renewals",
-            Resource::Bytes | Resource::Growth => "node-bytes",
-            Resource::Requests | Resource::Bodies => "node-rate",
-            Resource::RefusedEvents | Resource::LateEvents => "told",
-        }
-    }
-
-    /// Names the resource in the sentence of a refusal.
-    fn name(self) -> &'static str {
-        match self {
-            Resource::Requests => "requests",
-            Resource::Bodies => "bytes of bodies",
-            Resource::Bytes => "bytes",
-            Resource::Growth => "bytes of new records",
-            Resource::Records => "records",
-            Resource::Results => "results",
-            Resource::Series => "series",
-            Resource::Keys => "new series",
-            Resource::Queue => "bytes of series",
-            Resource::Events | Resource::RefusedEvents | Resource::LateEvents => "events",
-            Resource::EventBytes => "bytes of events",
-            Resource::Lookups => "look-ups of scripts",
-            Resource::Polls => "polls that bring nothing",
-            Resource::Renewals => "requests for credentials",
-        }
-    }
-}
 
 /// An amount of one resource that a request needs.
 #[derive(Clone, Copy, Debug, PartialEq)]

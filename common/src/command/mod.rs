@@ -1,9 +1,12 @@
 //! A command as a client pushes it, and the checks that make it one.
 
+mod read;
+mod secret;
+
 use crate::json_size::{MAX_VALUES, has_more_values};
 use crate::{NodeId, salvage};
+pub use secret::{hide_secrets, is_secret, shown_args};
 use serde_json::{Map, Value};
-use std::collections::HashSet;
 use std::fmt;
 
 /// Longest job id, in characters.
@@ -88,37 +91,6 @@ impl BadCommand {
     }
 }
 
-/// Whether `args` mark the command's `env` and `data` as secret: whatever is not plainly false does.
-///
-/// The agent refuses a value that is no boolean. Until then the command is shown in places that others read.
-pub fn is_secret(args: &Map<String, Value>) -> bool {
-    match args.get("secret") {
-        None | Some(Value::Null) => false,
-        Some(Value::Bool(secret)) => *secret,
-        Some(Value::Number(number)) => number.as_f64() != Some(0.0),
-        Some(Value::String(text)) => !matches!(text.as_str(), "" | "false"),
-        Some(Value::Array(_) | Value::Object(_)) => true,
-    }
-}
-
-/// The arguments as they may be shown: where they are marked as secret, without what `env` holds.
-pub fn shown_args(args: &Map<String, Value>) -> Map<String, Value> {
-    let mut shown = args.clone();
-    hide_secrets(&mut shown);
-    shown
-}
-
-/// Takes out of arguments what may not be shown, see [`shown_args`].
-pub fn hide_secrets(args: &mut Map<String, Value>) {
-    if is_secret(args) {
-        match args.get_mut("env") {
-            Some(Value::Object(env)) => env.values_mut().for_each(|value| *value = "***".into()),
-            Some(other) => *other = "***".into(),
-            None => {}
-        }
-    }
-}
-
 /// The whole number that `value` is, also where it is written `10.0`, as clients do that count in
 /// floating point.
 pub fn whole(value: &Value) -> Option<i64> {
@@ -135,27 +107,6 @@ pub fn is_job_id(id: &str) -> bool {
 /// Whether a command of this name may be quiet: it only looks, or belongs to a watch.
 pub fn may_be_quiet(cmd: &str) -> bool {
     cmd.starts_with("get_") || matches!(cmd, "ping" | "input" | "resize" | "attach" | "follow" | "get")
-}
-
-/// Reads `nodes`: a list of 1 to `MAX_NODES` distinct pairs `[gid, nid]`.
-fn node_pairs(value: &Value) -> Result<Vec<NodeId>, String> {
-    let form = || format!("nodes must be a list of 1 to {MAX_NODES} pairs [gid, nid], not {}", shorten(value));
-    let list = value.as_array().filter(|list| (1..=MAX_NODES).contains(&list.len())).ok_or_else(form)?;
-    let mut nodes = Vec::with_capacity(list.len());
-    let mut seen = HashSet::with_capacity(list.len());
-    for pair in list {
-        let number = |at: usize| whole(&pair[at]).and_then(|n| u32::try_from(n).ok());
-        let node = match pair.as_array().map(Vec::len) {
-            Some(2) => number(0).zip(number(1)).and_then(|(gid, nid)| NodeId::new(gid, nid)),
-            _ => None,
-        };
-        let node = node.ok_or_else(|| format!("nodes must be pairs [gid, nid], and {} is none", shorten(pair)))?;
-        if !seen.insert(node) {
-            return Err(format!("nodes names {} twice", shorten(pair)));
-        }
-        nodes.push(node);
-    }
-    Ok(nodes)
 }
 
 impl Command {
@@ -187,149 +138,9 @@ impl Command {
 
     /// As `parse`, of a JSON value.
     pub fn from_value(value: Value) -> Result<Command, BadCommand> {
-        let Value::Object(mut fields) = value else {
-            return Err(BadCommand { reason: "a command is a JSON object".into(), id: None, partial: None });
-        };
-        // Every field is read even after a fault, so that the answer names as much as can be known.
-        let mut fault: Option<String> = None;
-        let mut note = |reason: String| {
-            fault.get_or_insert(reason);
-        };
-        let mut take = |name: &str| fields.remove(name).filter(|v| !v.is_null());
-        let mut has_bad_nodes = false;
-
-        let id = match take("id") {
-            Some(Value::String(id)) if is_job_id(&id) => Some(id),
-            Some(other) => {
-                note(format!("id must be 1 to {MAX_ID} of A-Z a-z 0-9 . _ : -, not {}", shorten(&other)));
-                None
-            }
-            None => {
-                note("id is missing".into());
-                None
-            }
-        };
-        let mut number = |name: &str, max: u64| match take(name) {
-            None => 0,
-            Some(v) => whole(&v).and_then(|n| u64::try_from(n).ok()).filter(|n| *n <= max).unwrap_or_else(|| {
-                note(format!("{name} must be a whole number from 0 to {max}, not {}", shorten(&v)));
-                0
-            }),
-        };
-        let gid = number("gid", u32::MAX.into()) as u32;
-        let nid = number("nid", u32::MAX.into()) as u32;
-        let mut expires = number("expires", 10 * 365 * 86400);
-        let cmd = match take("cmd") {
-            Some(Value::String(cmd)) if !cmd.is_empty() => cmd,
-            Some(other) => {
-                note(format!("cmd must be the name of a command, not {}", shorten(&other)));
-                String::new()
-            }
-            None => {
-                note("cmd is missing".into());
-                String::new()
-            }
-        };
-        let args = match take("args") {
-            None => Map::new(),
-            Some(Value::Object(args)) => args,
-            Some(other) => {
-                note(format!("args must be an object, not {}", shorten(&other)));
-                Map::new()
-            }
-        };
-        let data = match take("data") {
-            None => String::new(),
-            Some(Value::String(data)) => data,
-            Some(object @ Value::Object(_)) => object.to_string(),
-            Some(other) => {
-                note(format!("data must be a string or an object, not {}", shorten(&other)));
-                String::new()
-            }
-        };
-        let nodes = match take("nodes").map(|list| node_pairs(&list)) {
-            None => Vec::new(),
-            Some(Ok(nodes)) => nodes,
-            Some(Err(reason)) => {
-                note(reason);
-                has_bad_nodes = true;
-                Vec::new()
-            }
-        };
-        let roles = match take("roles") {
-            None => Vec::new(),
-            Some(Value::Array(list)) => {
-                let roles: Vec<String> = list.iter().filter_map(|r| r.as_str()).map(str::to_owned).collect();
-                if roles.len() != list.len() || roles.iter().any(String::is_empty) {
-                    note("roles must be a list of names".into());
-                }
-                roles
-            }
-            Some(other) => {
-                note(format!("roles must be a list of names, not {}", shorten(&other)));
-                Vec::new()
-            }
-        };
-        let fanout = match take("fanout") {
-            None => false,
-            Some(Value::Bool(fanout)) => fanout,
-            Some(other) => {
-                note(format!("fanout must be true or false, not {}", shorten(&other)));
-                false
-            }
-        };
-        let tags = match take("tags") {
-            None => String::new(),
-            Some(Value::String(tags)) => tags,
-            Some(other) => {
-                note(format!("tags must be a string, not {}", shorten(&other)));
-                String::new()
-            }
-        };
-        let mut quiet = match take("quiet") {
-            None => false,
-            Some(Value::Bool(quiet)) => quiet,
-            Some(other) => {
-                note(format!("quiet must be true or false, not {}", shorten(&other)));
-                false
-            }
-        };
-        if quiet && !may_be_quiet(&cmd) {
-            note(format!(
-                "quiet is for commands that only look (ping, get_…) and for input, resize, attach, follow and get; \
-                 leave it out of {}",
-                shorten(&cmd.as_str().into())
-            ));
-            quiet = false;
-        }
-        if quiet && (expires == 0 || expires > MAX_QUIET_EXPIRES) {
-            expires = MAX_QUIET_EXPIRES;
-        }
-        if !nodes.is_empty() && (nid > 0 || !roles.is_empty()) {
-            note("nodes stands beside nid or roles: give one of them".into());
-        } else if nid > 0 && gid == 0 {
-            note("nid needs a gid beside it".into());
-        } else if nid == 0 && roles.is_empty() && nodes.is_empty() && !has_bad_nodes {
-            note("no target: give gid and nid, nodes, or roles".into());
-        }
-        let command = Command {
-            id: id.clone().unwrap_or_default(),
-            gid,
-            nid,
-            cmd,
-            args,
-            data,
-            nodes,
-            roles,
-            fanout,
-            tags,
-            expires,
-            quiet,
-            extra: fields,
-        };
-        match fault {
-            None => Ok(command),
-            Some(reason) => Err(BadCommand { reason, partial: id.is_some().then(|| Box::new(command)), id }),
+        match value {
+            Value::Object(fields) => read::command(fields),
+            _ => Err(BadCommand { reason: "a command is a JSON object".into(), id: None, partial: None }),
         }
     }
 

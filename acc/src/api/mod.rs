@@ -151,22 +151,22 @@ impl Handler for Handlers {
     fn handle_all(&self, requests: &mut [Request]) -> Vec<Reply> {
         let mut outcomes: Vec<Option<Outcome>> =
             requests.iter().map(|request| self.recheck_revocation(request).err().map(Err)).collect();
-        let (mut places, mut results) = (Vec::new(), Vec::new());
+        let (mut indices, mut results) = (Vec::new(), Vec::new());
         for (i, request) in requests.iter_mut().enumerate().filter(|(i, _)| outcomes[*i].is_none()) {
             if let Route::Result(node) = request.route {
-                places.push(i);
+                indices.push(i);
                 results.push((node, std::mem::take(&mut request.body)));
             }
         }
-        let of_results = places.into_iter().zip(result::post_all(&self.context, results));
+        let of_results = indices.into_iter().zip(result::post_all(&self.context, results));
         let mut polls = Vec::new();
         for (i, request) in requests.iter().enumerate().filter(|(i, _)| outcomes[*i].is_none()) {
             if let Route::Cmd(node) = request.route {
                 polls.push((i, (node, request)));
             }
         }
-        let (places, polls): (Vec<usize>, Vec<_>) = polls.into_iter().unzip();
-        let of_polls = places.into_iter().zip(cmd::poll_all(&self.context, &self.written, &polls));
+        let (indices, polls): (Vec<usize>, Vec<_>) = polls.into_iter().unzip();
+        let of_polls = indices.into_iter().zip(cmd::poll_all(&self.context, &self.written, &polls));
         for (i, outcome) in of_results.chain(of_polls) {
             outcomes[i] = Some(outcome);
         }

@@ -43,7 +43,7 @@ impl FromStr for PipelineSlot {
 
     fn from_str(text: &str) -> anyhow::Result<PipelineSlot> {
         let mut parts = text.split(' ');
-        let mut next = || parts.next().ok_or_else(|| anyhow::anyhow!("'{text}' is no place of a request"));
+        let mut next = || parts.next().ok_or_else(|| anyhow::anyhow!("'{text}' is no position of a request"));
         let (slot, group) = (next()?.parse()?, next()?.parse()?);
         Ok(PipelineSlot { slot, group, at: next()?.parse()?, of: next()?.parse()? })
     }
@@ -71,11 +71,11 @@ impl<T> ResponseOrder<T> {
     /// Gives `answer` by `give`, and those behind it that are here already; or leaves it to the thread that
     /// gives the one before it. `give` is called with nothing locked, and never by two threads for one
     /// connection at once.
-    pub(crate) fn give(&self, place: PipelineSlot, answer: T, give: impl Fn(T)) {
-        let Some(mut answer) = self.arrive(place, answer) else { return };
+    pub(crate) fn give(&self, position: PipelineSlot, answer: T, give: impl Fn(T)) {
+        let Some(mut answer) = self.arrive(position, answer) else { return };
         loop {
             give(answer);
-            match self.advance(place) {
+            match self.advance(position) {
                 Some(next) => answer = next,
                 None => return,
             }
@@ -83,17 +83,18 @@ impl<T> ResponseOrder<T> {
     }
 
     /// The answer itself if it is its turn.
-    fn arrive(&self, place: PipelineSlot, answer: T) -> Option<T> {
+    fn arrive(&self, position: PipelineSlot, answer: T) -> Option<T> {
         // Dropped with nothing locked: an answer that is dropped may have something to say.
         let mut _stale = None;
         let mut groups = self.lock();
-        if groups.get(&place.slot).is_none_or(|group| group.number < place.group) {
-            let group = Group { number: place.group, next: 0, early: BTreeMap::new() };
-            _stale = groups.insert(place.slot, group);
+        if groups.get(&position.slot).is_none_or(|group| group.number < position.group) {
+            let group = Group { number: position.group, next: 0, early: BTreeMap::new() };
+            _stale = groups.insert(position.slot, group);
         }
-        let group = groups.get_mut(&place.slot).filter(|group| group.number == place.group && group.next < place.at);
+        let group =
+            groups.get_mut(&position.slot).filter(|group| group.number == position.group && group.next < position.at);
         let given = match group {
-            Some(group) => group.early.insert(place.at, answer),
+            Some(group) => group.early.insert(position.at, answer),
             None => Some(answer),
         };
         drop(groups);
@@ -101,13 +102,13 @@ impl<T> ResponseOrder<T> {
     }
 
     /// The one whose turn it was is out: the next one, if it is here.
-    fn advance(&self, place: PipelineSlot) -> Option<T> {
+    fn advance(&self, position: PipelineSlot) -> Option<T> {
         let mut groups = self.lock();
-        let group = groups.get_mut(&place.slot).filter(|group| group.number == place.group)?;
+        let group = groups.get_mut(&position.slot).filter(|group| group.number == position.group)?;
         group.next += 1;
         let next = group.early.remove(&group.next);
-        if group.next >= place.of {
-            groups.remove(&place.slot);
+        if group.next >= position.of {
+            groups.remove(&position.slot);
         }
         next
     }
@@ -121,7 +122,7 @@ impl<T> ResponseOrder<T> {
 mod tests {
     use super::*;
 
-    fn place(group: u64, at: usize) -> PipelineSlot {
+    fn position(group: u64, at: usize) -> PipelineSlot {
         PipelineSlot { slot: 3, group, at, of: 3 }
     }
 
@@ -129,7 +130,7 @@ mod tests {
     fn every_order_of_arrival_gives_the_order_of_the_requests() {
         for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
             let (responses, out) = (ResponseOrder::default(), Mutex::new(Vec::new()));
-            order.into_iter().for_each(|at| responses.give(place(7, at), at, |at| out.lock().unwrap().push(at)));
+            order.into_iter().for_each(|at| responses.give(position(7, at), at, |at| out.lock().unwrap().push(at)));
             assert_eq!(*out.lock().unwrap(), [0, 1, 2], "{order:?}");
             assert!(responses.lock().is_empty(), "{order:?}");
         }
@@ -138,9 +139,9 @@ mod tests {
     #[test]
     fn an_answer_that_comes_while_the_one_before_is_given_waits_for_nobody() {
         let (responses, out) = (ResponseOrder::default(), Mutex::new(Vec::new()));
-        responses.give(place(7, 0), 0, |at| {
+        responses.give(position(7, 0), 0, |at| {
             if at == 0 {
-                responses.give(place(7, 1), 1, |_| panic!("it is not its turn"));
+                responses.give(position(7, 1), 1, |_| panic!("it is not its turn"));
             }
             out.lock().unwrap().push(at);
         });
@@ -151,21 +152,21 @@ mod tests {
     fn a_broken_connection_leaves_nothing_to_the_next_in_its_slot() {
         let (responses, out) = (ResponseOrder::default(), Mutex::new(Vec::new()));
         let push = |answer| out.lock().unwrap().push(answer);
-        responses.give(place(7, 1), "early", push);
-        responses.give(place(8, 0), "new", push);
-        responses.give(place(7, 0), "late", push);
+        responses.give(position(7, 1), "early", push);
+        responses.give(position(8, 0), "new", push);
+        responses.give(position(7, 0), "late", push);
         assert_eq!(*out.lock().unwrap(), ["new", "late"]);
-        responses.give(place(8, 2), "third", push);
-        responses.give(place(8, 1), "second", push);
+        responses.give(position(8, 2), "third", push);
+        responses.give(position(8, 1), "second", push);
         assert_eq!(*out.lock().unwrap(), ["new", "late", "second", "third"]);
         assert!(responses.lock().is_empty());
     }
 
     #[test]
     fn pipeline_slot_is_read_back_from_its_text() {
-        let place = place(1 << 40, 2);
-        assert_eq!(place.to_string().parse::<PipelineSlot>().unwrap(), place);
-        assert!(place.is_last() && !PipelineSlot { of: 4, ..place }.is_last());
+        let position = position(1 << 40, 2);
+        assert_eq!(position.to_string().parse::<PipelineSlot>().unwrap(), position);
+        assert!(position.is_last() && !PipelineSlot { of: 4, ..position }.is_last());
         for text in ["", "1 2 3", "a 1 2 3", "-1 1 2 3"] {
             assert!(text.parse::<PipelineSlot>().is_err(), "{text}");
         }

@@ -63,7 +63,7 @@ impl EventLoop {
         }
         let tls = self.config.tls.as_ref().map(|source| source.current());
         let name = self.clients.vacant();
-        let token = Token(name.slot | (name.turn as usize) << 32);
+        let token = Token(name.slot | (name.generation as usize) << 32);
         let both = Interest::READABLE | Interest::WRITABLE;
         let registered = self.poll.registry().register(&mut stream, token, both);
         // Answers are small and whole; waiting to fill a segment would only delay them.
@@ -78,7 +78,7 @@ impl EventLoop {
             }
         };
         let client = Client {
-            turn: name.turn,
+            generation: name.generation,
             transport,
             conn: Conn::new(self.limits.max_head, self.limits.max_body),
             peer,

@@ -114,8 +114,8 @@ impl EventLoop {
                 self.end_request(request);
                 continue;
             };
-            let place = PipelineSlot { slot, group: number, at, of };
-            small.extend(request_head(head, client.node, client.peer.ip(), client.cert, body.len(), place));
+            let position = PipelineSlot { slot, group: number, at, of };
+            small.extend(request_head(head, client.node, client.peer.ip(), client.cert, body.len(), position));
             pending.push_back(request);
             if body.len() <= QUICK_BODY {
                 small.extend(body);

@@ -8,7 +8,7 @@ use super::answer::{self, Answer};
 use super::client::ConnectionId;
 use super::request_head::RequestHead;
 use crate::api::response_order::PipelineSlot;
-use crate::api::server::{ISSUED_HEADER, NODE_HEADER, PEER_HEADER, PLACE_HEADER, UNDATED};
+use crate::api::server::{ISSUED_HEADER, NODE_HEADER, PEER_HEADER, SLOT_HEADER, UNDATED};
 use crate::auth::tls::PeerCert;
 use jscommon::NodeId;
 use mio::net::UnixStream;
@@ -39,17 +39,17 @@ pub(crate) fn request_head(
     peer: IpAddr,
     cert: Option<PeerCert>,
     length: usize,
-    place: PipelineSlot,
+    position: PipelineSlot,
 ) -> Vec<u8> {
     let mut text = format!("{} {}", head.route.method(), head.route);
     if !head.query.is_empty() {
         text.push('?');
         text.push_str(&head.query);
     }
-    let close = if place.is_last() { "Connection: close\r\n" } else { "" };
+    let close = if position.is_last() { "Connection: close\r\n" } else { "" };
     text.push_str(&format!(" HTTP/1.1\r\n{close}{PEER_HEADER}: {peer}\r\n"));
-    if place.of > 1 {
-        text.push_str(&format!("{PLACE_HEADER}: {place}\r\n"));
+    if position.of > 1 {
+        text.push_str(&format!("{SLOT_HEADER}: {position}\r\n"));
     }
     if let Some(node) = node {
         text.push_str(&format!("{NODE_HEADER}: {node}\r\n"));
@@ -199,7 +199,7 @@ mod tests {
         assert_eq!(text, want);
         let head = RequestHead { route: Route::Enroll, query: String::new(), ..head };
         let text = String::from_utf8(request_head(&head, None, peer, None, 5, first)).unwrap();
-        let want = "POST /enroll HTTP/1.1\r\nX-JS-Peer: ::1\r\nX-JS-Place: 3 9 0 2\r\nAuthorization: Bearer t\r\nContent-Length: 5\r\n\r\n";
+        let want = "POST /enroll HTTP/1.1\r\nX-JS-Peer: ::1\r\nX-JS-Slot: 3 9 0 2\r\nAuthorization: Bearer t\r\nContent-Length: 5\r\n\r\n";
         assert_eq!(text, want);
     }
 
@@ -214,9 +214,9 @@ mod tests {
             bodiless: false,
             expects: false,
         };
-        let place = PipelineSlot { slot: 3, group: 8, at: 0, of: 1 };
+        let position = PipelineSlot { slot: 3, group: 8, at: 0, of: 1 };
         let cert = Some(PeerCert { node, issued: None });
-        let text = request_head(&head, Some(node), "::1".parse().unwrap(), cert, 0, place);
+        let text = request_head(&head, Some(node), "::1".parse().unwrap(), cert, 0, position);
         assert!(String::from_utf8(text).unwrap().contains("\r\nX-JS-Cert-Issued: -\r\n"));
     }
 

@@ -39,12 +39,12 @@ pub(crate) enum Phase {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ConnectionId {
     pub(crate) slot: usize,
-    pub(crate) turn: u32,
+    pub(crate) generation: u32,
 }
 
 /// One client.
 pub(crate) struct Client {
-    pub(crate) turn: u32,
+    pub(crate) generation: u32,
     pub(crate) transport: Transport,
     pub(crate) conn: Conn,
     pub(crate) peer: SocketAddr,
@@ -88,7 +88,7 @@ pub(crate) struct Clients {
 
 #[derive(Default)]
 struct Slot {
-    turn: u32,
+    generation: u32,
     client: Option<Box<Client>>,
 }
 
@@ -104,7 +104,7 @@ impl Clients {
             self.slots.push(Slot::default());
             self.slots.len() - 1
         });
-        ConnectionId { slot, turn: self.slots[slot].turn }
+        ConnectionId { slot, generation: self.slots[slot].generation }
     }
 
     /// Gives a vacant name back.
@@ -124,14 +124,14 @@ impl Clients {
 
     /// Whether the client of that name is still there.
     pub(crate) fn has(&self, name: ConnectionId) -> bool {
-        self.slots.get(name.slot).is_some_and(|slot| slot.turn == name.turn && slot.client.is_some())
+        self.slots.get(name.slot).is_some_and(|slot| slot.generation == name.generation && slot.client.is_some())
     }
 
     /// Takes a client out; its name is nobody's from now on.
     pub(crate) fn remove(&mut self, slot: usize) -> Option<Box<Client>> {
-        let place = self.slots.get_mut(slot)?;
-        let client = place.client.take()?;
-        place.turn = place.turn.wrapping_add(1);
+        let entry = self.slots.get_mut(slot)?;
+        let client = entry.client.take()?;
+        entry.generation = entry.generation.wrapping_add(1);
         self.free.push(slot);
         Some(client)
     }

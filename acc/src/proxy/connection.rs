@@ -267,7 +267,7 @@ impl EventLoop {
         if let Some(client) = self.clients.at(slot)
             && let Some(node) = client.node
         {
-            let name = ConnectionId { slot, turn: client.turn };
+            let name = ConnectionId { slot, generation: client.generation };
             self.parked_polls.leave(node, name);
             self.answer(slot, Answer::empty());
         }
@@ -304,7 +304,7 @@ impl EventLoop {
         for slot in self.clients.taken() {
             let Some(client) = self.clients.at(slot).filter(|client| client.node == Some(node)) else { continue };
             let waits = matches!(client.phase, Phase::Parked | Phase::Asking);
-            let name = ConnectionId { slot, turn: client.turn };
+            let name = ConnectionId { slot, generation: client.generation };
             let head = client.head.as_deref().map(|head| seen(client, head));
             match head.map(|head| (head.bearer.is_some() || head.cert.is_some(), self.authenticator.admit(&head))) {
                 Some((true, Ok(_))) => {}
@@ -384,7 +384,7 @@ impl EventLoop {
         let Some(client) = self.clients.at(slot) else {
             return;
         };
-        let name = ConnectionId { slot, turn: client.turn };
+        let name = ConnectionId { slot, generation: client.generation };
         match client.phase {
             Phase::Handshake => {
                 self.metrics.refused("handshake-timeout");

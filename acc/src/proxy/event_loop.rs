@@ -178,7 +178,7 @@ impl EventLoop {
                     LISTENER => self.accept_more = true,
                     Token(token) if token & EXCHANGE != 0 => self.drive(token & !EXCHANGE),
                     Token(token) => {
-                        let name = ConnectionId { slot: token & 0xffff_ffff, turn: (token >> 32) as u32 };
+                        let name = ConnectionId { slot: token & 0xffff_ffff, generation: (token >> 32) as u32 };
                         let readable = event.is_readable() || event.is_error();
                         match self.clients.at(name.slot) {
                             Some(client) if client.authenticated => self.event(name, readable),
@@ -390,7 +390,7 @@ impl EventLoop {
         let Some(mut client) = self.clients.remove(slot) else {
             return;
         };
-        let name = ConnectionId { slot, turn: client.turn };
+        let name = ConnectionId { slot, generation: client.generation };
         self.timers.change(slot, client.deadline, None);
         if !client.authenticated {
             self.unauthenticated.remove(client.peer.ip(), (client.accepted, slot));

@@ -59,7 +59,7 @@ struct Registration {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Place<C> {
+struct NodeEntry<C> {
     holder: Option<Holder<C>>,
     registration: Option<Registration>,
 }
@@ -67,7 +67,7 @@ struct Place<C> {
 /// The table of nodes and their polls; `C` names a connection.
 #[derive(Debug)]
 pub(crate) struct ParkedPolls<C> {
-    places: HashMap<NodeId, Place<C>>,
+    nodes: HashMap<NodeId, NodeEntry<C>>,
     /// How long a registration is trusted.
     trust: Duration,
     parked: usize,
@@ -76,7 +76,7 @@ pub(crate) struct ParkedPolls<C> {
 impl<C: Copy + Eq> ParkedPolls<C> {
     /// An empty table; registrations are trusted for `trust`.
     pub(crate) fn new(trust: Duration) -> ParkedPolls<C> {
-        ParkedPolls { places: HashMap::new(), trust, parked: 0 }
+        ParkedPolls { nodes: HashMap::new(), trust, parked: 0 }
     }
 
     /// Polls that are parked.
@@ -86,15 +86,15 @@ impl<C: Copy + Eq> ParkedPolls<C> {
 
     /// `node` polls on `conn`.
     pub(crate) fn arrive(&mut self, node: NodeId, conn: C, ask: PollFingerprint, now: Instant) -> Arrival<C> {
-        let place = self.places.entry(node).or_insert(Place { holder: None, registration: None });
+        let entry = self.nodes.entry(node).or_insert(NodeEntry { holder: None, registration: None });
         let trust = self.trust;
-        let good = place.registration.take_if(|r| {
+        let good = entry.registration.take_if(|r| {
             let same = r.ask.says == ask.says && (ask.ack.is_none() || ask.ack == r.ask.ack);
             // The registration is removed first: a poll that says something new ends it.
             !same || now.duration_since(r.since) >= trust
         });
-        let park = if good.is_none() { place.registration.map(|r| r.seconds) } else { None };
-        let before = place.holder.replace(Holder { conn, ask, parked: park.is_some(), notified: false });
+        let park = if good.is_none() { entry.registration.map(|r| r.seconds) } else { None };
+        let before = entry.holder.replace(Holder { conn, ask, parked: park.is_some(), notified: false });
         let replaced = before.filter(|holder| holder.parked).map(|holder| holder.conn);
         self.parked += usize::from(park.is_some());
         self.parked -= usize::from(replaced.is_some());
@@ -103,7 +103,7 @@ impl<C: Copy + Eq> ParkedPolls<C> {
 
     /// The handler of the poll on `conn` found nothing: it may wait for `seconds` in all.
     pub(crate) fn park(&mut self, node: NodeId, conn: C, seconds: u32, now: Instant) -> Parked {
-        let Some((place, holder)) = self.held(node, conn) else {
+        let Some((entry, holder)) = self.held(node, conn) else {
             return Parked::Displaced;
         };
         if std::mem::take(&mut holder.notified) {
@@ -111,7 +111,7 @@ impl<C: Copy + Eq> ParkedPolls<C> {
         }
         holder.parked = true;
         let ask = holder.ask;
-        *place = Some(Registration { ask, seconds, since: now });
+        *entry = Some(Registration { ask, seconds, since: now });
         self.parked += 1;
         Parked::Waits
     }
@@ -127,13 +127,13 @@ impl<C: Copy + Eq> ParkedPolls<C> {
 
     /// The poll on `conn` is over without an answer of a handler: its time is up, or its client is gone.
     pub(crate) fn leave(&mut self, node: NodeId, conn: C) {
-        let Some(place) = self.places.get_mut(&node) else {
+        let Some(entry) = self.nodes.get_mut(&node) else {
             return;
         };
-        if let Some(holder) = place.holder.take_if(|holder| holder.conn == conn) {
+        if let Some(holder) = entry.holder.take_if(|holder| holder.conn == conn) {
             self.parked -= usize::from(holder.parked);
-            if place.registration.is_none() {
-                self.places.remove(&node);
+            if entry.registration.is_none() {
+                self.nodes.remove(&node);
             }
         }
     }
@@ -157,39 +157,39 @@ impl<C: Copy + Eq> ParkedPolls<C> {
 
     /// As `recheck` for every node.
     pub(crate) fn recheck_all(&mut self) -> Vec<C> {
-        let nodes: Vec<NodeId> = self.places.keys().copied().collect();
+        let nodes: Vec<NodeId> = self.nodes.keys().copied().collect();
         nodes.into_iter().filter_map(|node| self.recheck(node)).collect()
     }
 
     /// Forgets registrations of nodes that have not polled for as long as one is trusted.
     pub(crate) fn sweep(&mut self, now: Instant) {
         let trust = self.trust;
-        self.places.retain(|_, place| {
-            place.holder.is_some() || place.registration.is_some_and(|r| now.duration_since(r.since) < trust)
+        self.nodes.retain(|_, entry| {
+            entry.holder.is_some() || entry.registration.is_some_and(|r| now.duration_since(r.since) < trust)
         });
     }
 
     /// Ends the registration of `node`; its connection when it is parked.
     fn mark_notified(&mut self, node: NodeId) -> Option<C> {
-        let place = self.places.get_mut(&node)?;
-        place.registration = None;
-        match &mut place.holder {
+        let entry = self.nodes.get_mut(&node)?;
+        entry.registration = None;
+        match &mut entry.holder {
             Some(holder) if holder.parked => Some(holder.conn),
             Some(holder) => {
                 holder.notified = true;
                 None
             }
             None => {
-                self.places.remove(&node);
+                self.nodes.remove(&node);
                 None
             }
         }
     }
 
     fn held(&mut self, node: NodeId, conn: C) -> Option<(&mut Option<Registration>, &mut Holder<C>)> {
-        let place = self.places.get_mut(&node)?;
-        let holder = place.holder.as_mut().filter(|holder| holder.conn == conn)?;
-        Some((&mut place.registration, holder))
+        let entry = self.nodes.get_mut(&node)?;
+        let holder = entry.holder.as_mut().filter(|holder| holder.conn == conn)?;
+        Some((&mut entry.registration, holder))
     }
 }
 
@@ -276,7 +276,7 @@ mod tests {
         assert_eq!(polls.park(NODE, 1, 30, now), Parked::Waits);
         assert_eq!(polls.recheck_all(), [1]);
         polls.answered(NODE, 1);
-        assert!(polls.places.is_empty());
+        assert!(polls.nodes.is_empty());
     }
 
     #[test]
@@ -313,8 +313,8 @@ mod tests {
         let (mut polls, now) = parked();
         polls.leave(NODE, 1);
         polls.sweep(now);
-        assert_eq!(polls.places.len(), 1);
+        assert_eq!(polls.nodes.len(), 1);
         polls.sweep(now + TRUST);
-        assert_eq!(polls.places.len(), 0);
+        assert_eq!(polls.nodes.len(), 0);
     }
 }

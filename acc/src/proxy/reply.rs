@@ -102,7 +102,7 @@ impl EventLoop {
         self.accounting.release(client.node, std::mem::take(&mut client.held));
         if client.conn.finish() {
             client.phase = Phase::Idle;
-            let name = ConnectionId { slot, turn: client.turn };
+            let name = ConnectionId { slot, generation: client.generation };
             let (authenticated, readable) = (client.authenticated, client.readable);
             let time = if authenticated { self.limits.idle } else { self.limits.head };
             self.set_deadline(slot, Instant::now() + time);
@@ -114,7 +114,7 @@ impl EventLoop {
             client.phase = Phase::Linger;
             client.transport.finish();
             client.readable = true;
-            let name = ConnectionId { slot, turn: client.turn };
+            let name = ConnectionId { slot, generation: client.generation };
             self.again.push_back(name);
             self.set_deadline(slot, Instant::now() + self.limits.linger);
         } else {

@@ -32,17 +32,17 @@ pub(crate) struct Silent(Mutex<HashSet<ServerAddr>>);
 
 impl Silent {
     /// This one does not answer.
-    pub(crate) fn failed(&self, place: &ServerAddr, error: &RedisError) {
-        if self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(place.clone()) {
+    pub(crate) fn failed(&self, addr: &ServerAddr, error: &RedisError) {
+        if self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(addr.clone()) {
             let what = describe(error);
-            log::error!("no answer from redis at {}:{}: {what}; what lies there waits", place.0, place.1);
+            log::error!("no answer from redis at {}:{}: {what}; what lies there waits", addr.0, addr.1);
         }
     }
 
     /// This one answers.
-    pub(crate) fn answered(&self, place: &ServerAddr) {
-        if self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(place) {
-            log::info!("redis at {}:{} answers again", place.0, place.1);
+    pub(crate) fn answered(&self, addr: &ServerAddr) {
+        if self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(addr) {
+            log::info!("redis at {}:{} answers again", addr.0, addr.1);
         }
     }
 }
@@ -50,7 +50,7 @@ impl Silent {
 impl Address {
     /// An address with the CA for its certificates; `schema` is what is kept there.
     pub fn new(target: Target, ca: Option<Vec<u8>>, schema: &'static Schema) -> Address {
-        let named = target.servers.iter().filter_map(connection::place).collect();
+        let named = target.servers.iter().filter_map(connection::server_addr).collect();
         let known_servers = Arc::new(KnownServers::new(named));
         Address { target, ca, known_servers, silent: Arc::default(), cluster: Arc::default(), schema }
     }

@@ -157,7 +157,7 @@ fn is_too_old(version: &str) -> bool {
     [major, next(), next()] < MIN_VERSION
 }
 
-/// The words of a server that takes no connection, in the place of `error`, when it has any. It says them unasked
+/// The words of a server that takes no connection, instead of `error`, when it has any. It says them unasked
 /// and closes; who has sent something by then may find the connection reset, and the words gone.
 pub(crate) fn words(addr: &ConnectionAddr, error: RedisError) -> RedisError {
     if error.code().is_some() || error.is_timeout() || error.is_connection_refusal() {
@@ -200,7 +200,7 @@ pub(crate) fn with_host(model: &ConnectionInfo, (host, port): &(String, u16)) ->
 }
 
 /// Host and port of an address; a socket of the file system has none.
-pub(crate) fn place(info: &ConnectionInfo) -> Option<(String, u16)> {
+pub(crate) fn server_addr(info: &ConnectionInfo) -> Option<(String, u16)> {
     match info.addr() {
         ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => Some((host.clone(), *port)),
         _ => None,
@@ -375,11 +375,11 @@ mod tests {
             let there = with_host(&model, &("::1".to_owned(), 7));
             let scheme =
                 if matches!(there.addr(), ConnectionAddr::TcpTls { insecure: false, .. }) { "rediss" } else { "redis" };
-            let (host, port) = place(&there).unwrap();
+            let (host, port) = server_addr(&there).unwrap();
             assert_eq!(format!("{scheme}://{host}:{port}"), shown);
             let login = there.redis_settings();
             assert_eq!((login.username(), login.password(), login.db()), (Some("me"), Some("pw"), 2));
         }
-        assert_eq!(place(&"unix:///run/r.sock".into_connection_info().unwrap()), None);
+        assert_eq!(server_addr(&"unix:///run/r.sock".into_connection_info().unwrap()), None);
     }
 }

@@ -28,7 +28,7 @@ impl KnownServers {
     }
 
     /// All of them, in their order.
-    pub(crate) fn places(&self) -> Vec<ServerAddr> {
+    pub(crate) fn addrs(&self) -> Vec<ServerAddr> {
         self.held().clone()
     }
 
@@ -38,21 +38,21 @@ impl KnownServers {
         let mut held = self.held();
         let told: Vec<ServerAddr> = told.into_iter().collect();
         let known = std::mem::take(&mut *held);
-        let fresh = told.iter().filter(|place| !known.contains(place));
-        let stays = known.iter().filter(|place| told.contains(place) || self.named.contains(place));
-        for place in std::iter::once(first).chain(fresh).chain(stays) {
-            if held.len() < MAX_SERVERS && !held.contains(place) {
-                held.push(place.clone());
+        let fresh = told.iter().filter(|addr| !known.contains(addr));
+        let stays = known.iter().filter(|addr| told.contains(addr) || self.named.contains(addr));
+        for addr in std::iter::once(first).chain(fresh).chain(stays) {
+            if held.len() < MAX_SERVERS && !held.contains(addr) {
+                held.push(addr.clone());
             }
         }
     }
 
     /// This one did not answer, or has led astray: it is asked last.
-    pub(crate) fn failed(&self, place: &ServerAddr) {
+    pub(crate) fn failed(&self, addr: &ServerAddr) {
         let mut held = self.held();
-        if let Some(at) = held.iter().position(|known| known == place) {
-            let place = held.remove(at);
-            held.push(place);
+        if let Some(at) = held.iter().position(|known| known == addr) {
+            let addr = held.remove(at);
+            held.push(addr);
         }
     }
 
@@ -65,37 +65,37 @@ impl KnownServers {
 mod tests {
     use super::*;
 
-    fn place(name: &str) -> ServerAddr {
+    fn addr(name: &str) -> ServerAddr {
         (name.to_owned(), 1)
     }
 
     fn order(known_servers: &KnownServers) -> String {
-        known_servers.places().into_iter().map(|(name, _)| name).collect()
+        known_servers.addrs().into_iter().map(|(name, _)| name).collect()
     }
 
     #[test]
     fn server_that_answered_is_asked_first_and_one_that_failed_last() {
-        let known_servers = KnownServers::new(vec![place("a"), place("b")]);
-        known_servers.answered(&place("b"), [place("a"), place("c")]);
+        let known_servers = KnownServers::new(vec![addr("a"), addr("b")]);
+        known_servers.answered(&addr("b"), [addr("a"), addr("c")]);
         assert_eq!(order(&known_servers), "bca");
-        known_servers.failed(&place("b"));
+        known_servers.failed(&addr("b"));
         assert_eq!(order(&known_servers), "cab");
-        known_servers.failed(&place("x"));
+        known_servers.failed(&addr("x"));
         assert_eq!(order(&known_servers), "cab");
     }
 
     #[test]
     fn server_that_left_the_cluster_is_forgotten_and_a_named_one_stays() {
-        let known_servers = KnownServers::new(vec![place("a"), place("b")]);
-        known_servers.answered(&place("a"), [place("c"), place("d")]);
+        let known_servers = KnownServers::new(vec![addr("a"), addr("b")]);
+        known_servers.answered(&addr("a"), [addr("c"), addr("d")]);
         assert_eq!(order(&known_servers), "acdb");
         // All have moved: whoever is new does not stand behind those that are gone.
-        known_servers.answered(&place("d"), [place("e"), place("f")]);
+        known_servers.answered(&addr("d"), [addr("e"), addr("f")]);
         assert_eq!(order(&known_servers), "defab");
         // A Sentinel tells of none.
-        known_servers.answered(&place("b"), []);
+        known_servers.answered(&addr("b"), []);
         assert_eq!(order(&known_servers), "ba");
-        known_servers.answered(&place("x"), (0..2 * MAX_SERVERS as u16).map(|port| ("y".to_owned(), port)));
-        assert!(known_servers.places().len() == MAX_SERVERS && known_servers.places()[0] == place("x"));
+        known_servers.answered(&addr("x"), (0..2 * MAX_SERVERS as u16).map(|port| ("y".to_owned(), port)));
+        assert!(known_servers.addrs().len() == MAX_SERVERS && known_servers.addrs()[0] == addr("x"));
     }
 }

@@ -101,7 +101,7 @@ impl Router {
                         let what = "it is a Sentinel: give -r sentinel://host:26379/group";
                         return Err(RedisError::from((ErrorKind::InvalidClientConfig, what)));
                     }
-                    (_, Mode::Cluster) if address.known_servers.places().is_empty() => {
+                    (_, Mode::Cluster) if address.known_servers.addrs().is_empty() => {
                         let what =
                             "it is one server of a cluster, which a Unix socket does not lead to: give -r host:port";
                         return Err(RedisError::from((ErrorKind::InvalidClientConfig, what)));
@@ -122,7 +122,7 @@ impl Router {
         };
         let mut router = Router::new(address, response_timeout);
         // A socket of the file system has no host, and no other server is ever looked for.
-        let alone = connection::place(&info).unwrap_or_default();
+        let alone = connection::server_addr(&info).unwrap_or_default();
         router.servers.insert(alone.clone(), Server::new(conn, address.schema));
         router.alone = Some(alone);
         Ok(router)
@@ -168,8 +168,8 @@ impl Router {
                 shares.insert(alone.clone(), std::mem::take(&mut todo));
             }
             for open in todo.drain(..) {
-                match self.place(&calls[open.index], &open.way) {
-                    Ok(place) => shares.entry(place).or_default().push(open),
+                match self.destination(&calls[open.index], &open.way) {
+                    Ok(addr) => shares.entry(addr).or_default().push(open),
                     Err(e) => {
                         failed = true;
                         answers[open.index] = Err(e);
@@ -177,19 +177,19 @@ impl Router {
                 }
             }
             let mut sent = Vec::with_capacity(shares.len());
-            for (place, share) in shares {
-                let outcome = self.send(&place, &share, calls, scripted);
-                sent.push((place, share, outcome));
+            for (addr, share) in shares {
+                let outcome = self.send(&addr, &share, calls, scripted);
+                sent.push((addr, share, outcome));
             }
             let mut wait = false;
-            for (place, share, outcome) in sent {
-                let received = outcome.and_then(|loads| self.receive(&place, &share, loads));
+            for (addr, share, outcome) in sent {
+                let received = outcome.and_then(|loads| self.receive(&addr, &share, loads));
                 let received = match received {
                     Ok(received) => received,
                     Err(e) if self.alone.is_some() => return Err(e),
                     Err(e) => {
                         failed |= !is_interrupted(&e);
-                        let error = self.lost(&place, &e);
+                        let error = self.lost(&addr, &e);
                         share.iter().for_each(|open| answers[open.index] = Err(error.clone()));
                         continue;
                     }
@@ -202,7 +202,7 @@ impl Router {
                         answers[open.index] = Ok(answer);
                         continue;
                     };
-                    let to = || topology::redirection(error.details().unwrap_or_default(), &place);
+                    let to = || topology::redirection(error.details().unwrap_or_default(), &addr);
                     let again = match error.kind() {
                         Some(ServerErrorKind::Moved) => {
                             moved = true;
@@ -218,7 +218,7 @@ impl Router {
                             again.then_some(Destination::Slot)
                         }
                         Some(ServerErrorKind::NoScript) if !std::mem::replace(&mut open.reloaded, true) => {
-                            self.servers.get_mut(&place).into_iter().for_each(Server::forget_scripts);
+                            self.servers.get_mut(&addr).into_iter().for_each(Server::forget_scripts);
                             Some(open.way.clone())
                         }
                         _ => None,
@@ -304,41 +304,41 @@ impl Router {
     }
 
     /// A server did not answer: what was not read there would be taken for the answer to something else.
-    fn lost(&mut self, place: &ServerAddr, error: &RedisError) -> RedisError {
-        self.servers.remove(place);
+    fn lost(&mut self, addr: &ServerAddr, error: &RedisError) -> RedisError {
+        self.servers.remove(addr);
         if is_interrupted(error) {
             return error.clone();
         }
-        self.address.known_servers.failed(place);
-        self.address.silent.failed(place, error);
-        away(place, error)
+        self.address.known_servers.failed(addr);
+        self.address.silent.failed(addr, error);
+        away(addr, error)
     }
 
     /// Where a call goes.
-    fn place(&self, call: &Cmd, way: &Destination) -> RedisResult<ServerAddr> {
-        let place = match way {
-            Destination::Moved(place) | Destination::Asking(place) => Some(place),
+    fn destination(&self, call: &Cmd, way: &Destination) -> RedisResult<ServerAddr> {
+        let addr = match way {
+            Destination::Moved(addr) | Destination::Asking(addr) => Some(addr),
             // A call without a key is anybody's.
             Destination::Slot => match slot_of(call) {
                 Some(slot) => self.topology.master(slot),
                 None => self.topology.any(),
             },
         };
-        place.cloned().ok_or_else(|| {
+        addr.cloned().ok_or_else(|| {
             let what = "no server of the cluster has the slot of this key, as far as it knows".to_owned();
             redis::make_extension_error(SERVER_AWAY.into(), Some(what))
         })
     }
 
     /// Sends a server its share; returns how many answers come ahead of those to the calls.
-    fn send(&mut self, place: &ServerAddr, share: &[Open], calls: &[Cmd], scripted: bool) -> RedisResult<usize> {
-        let server = self.server(place, CONNECT_TIMEOUT, self.response_timeout)?;
+    fn send(&mut self, addr: &ServerAddr, share: &[Open], calls: &[Cmd], scripted: bool) -> RedisResult<usize> {
+        let server = self.server(addr, CONNECT_TIMEOUT, self.response_timeout)?;
         server.send(share.iter().map(|open| (&calls[open.index], open.is_asking())), scripted)
     }
 
     /// Reads the answers to what `send` has sent.
-    fn receive(&mut self, place: &ServerAddr, share: &[Open], loads: usize) -> RedisResult<Vec<Value>> {
-        let server = self.servers.get_mut(place).ok_or_else(gone)?;
+    fn receive(&mut self, addr: &ServerAddr, share: &[Open], loads: usize) -> RedisResult<Vec<Value>> {
+        let server = self.servers.get_mut(addr).ok_or_else(gone)?;
         let answers = server.receive(loads, share.iter().map(Open::is_asking))?;
         if self.alone.is_some() {
             self.refuse_redirections(&answers)?;
@@ -346,82 +346,82 @@ impl Router {
         Ok(answers)
     }
 
-    fn server(&mut self, place: &ServerAddr, limit: Duration, response_timeout: Duration) -> RedisResult<&mut Server> {
-        if !self.servers.contains_key(place) {
-            let (until, last) = self.avoided.get(place).copied().unwrap_or((Instant::now(), Duration::ZERO));
+    fn server(&mut self, addr: &ServerAddr, limit: Duration, response_timeout: Duration) -> RedisResult<&mut Server> {
+        if !self.servers.contains_key(addr) {
+            let (until, last) = self.avoided.get(addr).copied().unwrap_or((Instant::now(), Duration::ZERO));
             if Instant::now() < until {
                 let what = "it did not answer just now, and the next try is not due yet";
                 return Err(RedisError::from((ErrorKind::Io, what)));
             }
-            let info = connection::with_host(&self.model, place);
+            let info = connection::with_host(&self.model, addr);
             match connection::server(info, self.address.ca.as_deref(), limit, response_timeout) {
                 Ok((conn, _)) => {
-                    self.avoided.remove(place);
-                    self.address.silent.answered(place);
-                    self.servers.insert(place.clone(), Server::new(conn, self.address.schema));
+                    self.avoided.remove(addr);
+                    self.address.silent.answered(addr);
+                    self.servers.insert(addr.clone(), Server::new(conn, self.address.schema));
                 }
                 Err(e) => {
                     let pause = (2 * last).clamp(RECONNECT_BACKOFF.0, RECONNECT_BACKOFF.1);
-                    self.avoided.insert(place.clone(), (Instant::now() + pause, pause));
+                    self.avoided.insert(addr.clone(), (Instant::now() + pause, pause));
                     return Err(e);
                 }
             }
         }
-        self.servers.get_mut(place).ok_or_else(gone)
+        self.servers.get_mut(addr).ok_or_else(gone)
     }
 
     /// Asks who has which slots.
     fn refresh_topology(&mut self) -> RedisResult<()> {
         let mut why = RedisError::from((ErrorKind::Io, "no server of the cluster is known"));
         let begin = Instant::now();
-        for place in self.address.known_servers.places() {
+        for addr in self.address.known_servers.addrs() {
             if begin.elapsed() >= TOPOLOGY_TOTAL_TIMEOUT {
                 break;
             }
-            match self.ask(&place) {
+            match self.ask(&addr) {
                 Ok((topology, told)) => {
-                    self.map_source = Some(place.clone());
-                    self.address.known_servers.answered(&place, told);
+                    self.map_source = Some(addr.clone());
+                    self.address.known_servers.answered(&addr, told);
                     // Of servers that are no masters any more nothing is wanted.
-                    self.servers.retain(|place, _| topology.has(place));
+                    self.servers.retain(|addr, _| topology.has(addr));
                     self.topology = topology;
                     return Ok(());
                 }
                 Err(e) => {
-                    self.servers.remove(&place);
+                    self.servers.remove(&addr);
                     // The next try, of whomever, goes on behind it.
-                    self.address.known_servers.failed(&place);
+                    self.address.known_servers.failed(&addr);
                     // An error that a server answers stands as it is.
-                    why = if e.code().is_some() { e } else { named(&place, &e) };
+                    why = if e.code().is_some() { e } else { named(&addr, &e) };
                 }
             }
         }
         Err(why)
     }
 
-    fn ask(&mut self, place: &ServerAddr) -> RedisResult<(Topology, Vec<ServerAddr>)> {
+    fn ask(&mut self, addr: &ServerAddr) -> RedisResult<(Topology, Vec<ServerAddr>)> {
         let response_timeout = self.response_timeout;
-        let conn = &mut self.server(place, TOPOLOGY_QUERY_TIMEOUT, response_timeout)?.conn;
+        let conn = &mut self.server(addr, TOPOLOGY_QUERY_TIMEOUT, response_timeout)?.conn;
         conn.set_read_timeout(Some(TOPOLOGY_QUERY_TIMEOUT.min(response_timeout)))?;
         let mut question = redis::cmd("CLUSTER");
         question.arg("SLOTS");
         let answer = connection::single(conn, &question)?;
         conn.set_read_timeout(Some(response_timeout))?;
-        Topology::read(&answer, place).ok_or_else(|| {
+        Topology::read(&answer, addr).ok_or_else(|| {
             RedisError::from((ErrorKind::Io, "a server of the cluster knows of no slots: it is no part of it yet"))
         })
     }
 }
 
 /// The error of a call whose server does not answer.
-fn away(place: &ServerAddr, error: &RedisError) -> RedisError {
-    let what = format!("the server {}:{} of the redis cluster does not answer: {}", place.0, place.1, describe(error));
+fn away(addr: &ServerAddr, error: &RedisError) -> RedisError {
+    let what = format!("the server {}:{} of the redis cluster does not answer: {}", addr.0, addr.1, describe(error));
     redis::make_extension_error(SERVER_AWAY.into(), Some(what))
 }
 
 /// `error` with the name of the server that it comes from, which perhaps nobody has named.
-fn named(place: &ServerAddr, error: &RedisError) -> RedisError {
-    let what = format!("{}:{}: {}", place.0, place.1, describe(error));
+fn named(addr: &ServerAddr, error: &RedisError) -> RedisError {
+    let what = format!("{}:{}: {}", addr.0, addr.1, describe(error));
     RedisError::from((ErrorKind::Io, "no server of the cluster answers", what))
 }
 
@@ -457,7 +457,7 @@ mod tests {
         let named: Vec<String> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
         let address = Address::new(Target::parse(&named.join(",")).unwrap(), None, &crate::model::SCHEMA);
         assert!(Router::cluster(&address, Duration::from_secs(5)).is_err());
-        let order: Vec<u16> = address.known_servers.places().into_iter().map(|(_, port)| port).collect();
+        let order: Vec<u16> = address.known_servers.addrs().into_iter().map(|(_, port)| port).collect();
         let asked = ports.len() - order.iter().position(|port| *port == ports[0]).unwrap();
         assert!(asked < ports.len(), "all were asked");
         assert_eq!(order, [&ports[asked..], &ports[..asked]].concat());

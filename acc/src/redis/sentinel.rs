@@ -20,7 +20,7 @@ pub(crate) fn master(address: &Address, group: &str, response_timeout: Duration)
     let mut why: Option<RedisError> = None;
     let mut tried: Vec<ServerAddr> = Vec::new();
     let begin = Instant::now();
-    for sentinel in address.known_servers.places() {
+    for sentinel in address.known_servers.addrs() {
         if begin.elapsed() >= ALL {
             break;
         }

@@ -28,7 +28,7 @@ impl Topology {
     /// Nothing when it is no such answer, or names no slot.
     pub(crate) fn read(answer: &Value, asked: &ServerAddr) -> Option<(Topology, Vec<ServerAddr>)> {
         let Value::Array(list) = answer else { return None };
-        let (mut ranges, mut places) = (Vec::new(), Vec::new());
+        let (mut ranges, mut addrs) = (Vec::new(), Vec::new());
         for entry in list {
             let Value::Array(entry) = entry else { return None };
             let [Value::Int(first), Value::Int(last), servers @ ..] = entry.as_slice() else { return None };
@@ -38,10 +38,10 @@ impl Topology {
                 return None;
             };
             ranges.push(Range { first, last, master: master.clone() });
-            places.extend(servers);
+            addrs.extend(servers);
         }
         ranges.sort_unstable_by_key(|range| range.first);
-        (!ranges.is_empty()).then_some((Topology { ranges }, places))
+        (!ranges.is_empty()).then_some((Topology { ranges }, addrs))
     }
 
     /// The master of a slot.
@@ -51,8 +51,8 @@ impl Topology {
     }
 
     /// Whether this is one of the masters.
-    pub(crate) fn has(&self, place: &ServerAddr) -> bool {
-        self.ranges.iter().any(|range| range.master == *place)
+    pub(crate) fn has(&self, addr: &ServerAddr) -> bool {
+        self.ranges.iter().any(|range| range.master == *addr)
     }
 
     /// Any master.
@@ -187,14 +187,14 @@ mod tests {
             range(8192, 16383, vec![server(text(""), 2), server(text("r"), 3)]),
             range(0, 8190, vec![server(text("a"), 1), server(Value::Nil, 4), server(text("?"), 5)]),
         ]);
-        let (layout, places) = Topology::read(&answer, &asked).unwrap();
+        let (layout, addrs) = Topology::read(&answer, &asked).unwrap();
         assert_eq!(layout.master(0).unwrap().0, "a");
         assert_eq!(layout.master(8190).unwrap().0, "a");
         assert_eq!(layout.master(8191), None);
         assert_eq!(layout.master(16383), Some(&("here".to_owned(), 2)));
-        assert_eq!(places.len(), 5);
+        assert_eq!(addrs.len(), 5);
         // A server that does not say its name is the one that was asked.
-        assert_eq!(places.iter().filter(|place| place.0 == "here").count(), 3);
+        assert_eq!(addrs.iter().filter(|addr| addr.0 == "here").count(), 3);
         assert!(Topology::read(&Value::Array(vec![]), &asked).is_none());
         assert!(Topology::read(&Value::Nil, &asked).is_none());
         assert!(Topology::read(&Value::Array(vec![Value::Int(1)]), &asked).is_none());

@@ -102,7 +102,7 @@ impl Account {
         self.0.iter().find(|(of, _)| *of == resource).map_or_else(Spent::default, |(_, spent)| *spent)
     }
 
-    fn place(&mut self, resource: Resource) -> &mut Spent {
+    fn entry(&mut self, resource: Resource) -> &mut Spent {
         let at = self.0.iter().position(|(of, _)| *of == resource).unwrap_or_else(|| {
             self.0.reserve_exact(1);
             self.0.push((resource, Spent::default()));
@@ -113,8 +113,8 @@ impl Account {
 
     /// Adds the charge at `now` (ms).
     fn charge(&mut self, charge: Charge, rate: Rate, now: u64) {
-        let place = self.place(charge.resource);
-        *place = Spent { at: now.max(place.at), amount: place.by(rate, now) + charge.amount };
+        let entry = self.entry(charge.resource);
+        *entry = Spent { at: now.max(entry.at), amount: entry.by(rate, now) + charge.amount };
     }
 }
 
@@ -168,8 +168,8 @@ impl RateLimiter {
     pub(crate) fn give_back(&self, node: NodeId, charges: &[Charge]) {
         if let Some(spent) = self.locked().spent.get_mut(&node) {
             for charge in charges {
-                let place = spent.place(charge.resource);
-                place.amount = (place.amount - charge.amount).max(0.0);
+                let entry = spent.entry(charge.resource);
+                entry.amount = (entry.amount - charge.amount).max(0.0);
             }
         }
     }

@@ -19,7 +19,7 @@ use anyhow::Context;
 use crossbeam_channel::Sender;
 use jscommon::death;
 use jscommon::worker::Worker;
-use message::{is_quick, place, read, response};
+use message::{is_quick, pipeline_slot, read, response};
 use nix::fcntl::Flock;
 use std::fs::File;
 use std::io::ErrorKind;
@@ -51,7 +51,7 @@ pub(crate) const ISSUED_HEADER: &str = "X-JS-Cert-Issued";
 /// The value of `ISSUED_HEADER` for a certificate without an issue date.
 pub(crate) const UNDATED: &str = "-";
 /// The header by which the proxy says where a request stands among those of its connection.
-pub(crate) const PLACE_HEADER: &str = "X-JS-Place";
+pub(crate) const SLOT_HEADER: &str = "X-JS-Slot";
 /// The header by which an answer asks the proxy to park the poll for so many seconds.
 pub(crate) const PARK_HEADER: &str = "X-JS-Park";
 
@@ -219,7 +219,7 @@ impl Shared {
         server: &tiny_http::Server,
         first: tiny_http::Request,
     ) -> (Vec<tiny_http::Request>, Option<io::Error>) {
-        let connection = |request: &tiny_http::Request| place(request).map(|place| place.slot);
+        let connection = |request: &tiny_http::Request| pipeline_slot(request).map(|position| position.slot);
         let mut connections = vec![connection(&first)];
         let mut taken = vec![first];
         while taken.len() < self.handler.max_batch()
@@ -253,7 +253,7 @@ impl Shared {
         self.remaking.store(false, Ordering::Release);
     }
 
-    /// Puts a new server in the place of `dead`, as soon as that can be; false when there is another one, or
+    /// Puts a new server instead of `dead`, as soon as that can be; false when there is another one, or
     /// none any more.
     fn replace(&self, dead: &Arc<tiny_http::Server>, error: Option<&io::Error>) -> bool {
         let mut told = String::new();
@@ -305,8 +305,8 @@ impl Shared {
         for (request, reply) in taken.into_iter().zip(replies) {
             let failed = || Reply::error(500, "the controller failed at this request; its log says more");
             let reply = reply.unwrap_or_else(|| handled.next().unwrap_or_else(failed));
-            match place(&request) {
-                Some(place) => self.response_order.give(place, (request, reply), give),
+            match pipeline_slot(&request) {
+                Some(position) => self.response_order.give(position, (request, reply), give),
                 None => give((request, reply)),
             }
         }
@@ -325,7 +325,7 @@ fn is_refused(socket: &Path) -> bool {
     UnixStream::connect(socket).is_err_and(|e| matches!(e.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound))
 }
 
-/// tiny_http on `socket`, in the place of whatever was there.
+/// tiny_http on `socket`, instead of whatever was there.
 ///
 /// Its `Drop` removes the path that it was bound to, which would be its successor's: so it is bound
 /// to another name first and moved into place.

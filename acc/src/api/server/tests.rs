@@ -68,7 +68,7 @@ fn a_slow_request_stops_no_thread_but_its_own() {
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     for at in 0..8 {
         let close = if at == 7 { "Connection: close\r\n" } else { "" };
-        let head = format!("X-JS-Node: 1:{}\r\n{PLACE_HEADER}: 0 1 {at} 8\r\n", at + 1);
+        let head = format!("X-JS-Node: 1:{}\r\n{SLOT_HEADER}: 0 1 {at} 8\r\n", at + 1);
         stream.write_all(format!("GET /1/{}/cmd HTTP/1.1\r\n{close}{head}\r\n", at + 1).as_bytes()).unwrap();
     }
     let mut other = UnixStream::connect(&handle.shared.socket).unwrap();

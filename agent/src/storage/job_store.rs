@@ -15,12 +15,14 @@
 
 mod damage;
 mod retention;
+mod rows;
 mod table;
 #[cfg(test)]
 mod tests;
 
+pub use rows::{JobUpdate, Row, Unsent};
+
 use super::sqlite;
-use crate::job::JobState;
 use anyhow::{Context, Result, bail};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use std::collections::HashSet;
@@ -32,100 +34,6 @@ use std::time::Duration;
 
 /// The file below `data_dir`.
 pub const FILE: &str = "state.db";
-
-/// One change of the table. Several go into one commit.
-#[derive(Clone, Debug, PartialEq)]
-pub enum JobUpdate {
-    /// A new job.
-    Accept {
-        /// The job's id.
-        id: String,
-        /// The controller that it came from; empty for a startup job.
-        controller: String,
-        /// The command as JSON.
-        command: String,
-        /// Now, in milliseconds since 1970.
-        now: i64,
-    },
-    /// A run begins.
-    Start {
-        /// The job's id.
-        id: String,
-        /// The start, in milliseconds since 1970.
-        started: i64,
-    },
-    /// The job goes on, and stands otherwise.
-    SetState {
-        /// The job's id.
-        id: String,
-        /// Any but `Started`, `Done` and `Sent`.
-        state: JobState,
-    },
-    /// The result of one run of a job that goes on.
-    Report {
-        /// The job's id.
-        id: String,
-        /// When the run began, in milliseconds since 1970.
-        started: i64,
-        /// The result as JSON.
-        result: String,
-        /// Only the newest quiet one is kept until it is sent.
-        quiet: bool,
-    },
-    /// The job is over.
-    Finish {
-        /// The job's id.
-        id: String,
-        /// Its result as JSON; nothing where nobody is to be told.
-        result: Option<String>,
-        /// Survives the agent's death at once, and power loss only after [`JobStore::sync`]. For a job
-        /// whose row is on the disk as started and that does not start again: what a power cut leaves
-        /// of it is answered in the name of the same run, so that whoever had this result keeps it.
-        deferred_sync: bool,
-    },
-}
-
-impl JobUpdate {
-    /// The job whose result it brings.
-    fn result_of(&self) -> Option<&str> {
-        match self {
-            JobUpdate::Report { id, .. } | JobUpdate::Finish { id, result: Some(_), .. } => Some(id),
-            _ => None,
-        }
-    }
-
-    fn is_deferred(&self) -> bool {
-        matches!(self, JobUpdate::Finish { deferred_sync: true, .. })
-    }
-}
-
-/// A job that is not over, as it stands in the table.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Row {
-    /// The job's id.
-    pub id: String,
-    /// The controller that it came from; empty for a startup job.
-    pub controller: String,
-    /// The command as JSON.
-    pub command: String,
-    /// Where it stands.
-    pub state: JobState,
-    /// When it was accepted, in milliseconds since 1970.
-    pub accepted: i64,
-    /// When its last run began, in milliseconds since 1970; 0: never.
-    pub started: i64,
-    /// Whether a result of it was reported.
-    pub reported: bool,
-}
-
-/// A result on its way to the controller.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Unsent {
-    /// For [`JobStore::mark_sent`]; it holds for one generation of the file.
-    pub key: i64,
-    /// The result as JSON.
-    pub json: String,
-}
 
 /// The open table; shared by the supervisor and the senders.
 pub struct JobStore {

@@ -8,24 +8,25 @@
 mod admit;
 mod complete;
 mod control;
+mod effects;
 mod runs;
 
+use super::job_table::{Detail, Job, Run, Work, group_name};
 use super::launcher::Launcher;
 use super::scheduler::Scheduler;
 use super::task_pool::TaskPool;
-use super::types::{Action, Event, Now, Place};
+use super::types::{Action, Event, Now};
 use super::{Message, Notice, Parts, Remote};
-use crate::commands::{self, Answer, JobControl};
-use crate::container::{self, Cgroups, Children, JobTag};
-use crate::job::{JobLabel, JobState, RunArgs};
-use crate::output::{Capture, Readers};
+use crate::container::{self, Cgroups, Children};
+use crate::job::JobLabel;
+use crate::output::Readers;
 use crate::platform;
 use crate::storage::job_store::JobUpdate;
 use anyhow::{Context, Result};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use jscommon::death;
 use jscommon::worker::Worker;
-use jscommon::{Command, death, level};
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -52,90 +53,6 @@ const LAST_TRIES: Duration = Duration::from_secs(5);
 const MAX_JOBS: usize = if cfg!(test) { 300 } else { 100_000 };
 /// Bytes of their commands together, so that they stay bounded on the disk.
 const MAX_BYTES: usize = 256 << 20;
-
-/// Everything about a job that the scheduler does not need.
-struct Job {
-    /// Empty for a startup job.
-    controller: Arc<str>,
-    /// Bytes of its command.
-    size: usize,
-    work: Work,
-    /// Kept while the job has a run; one that waits is read from the job store again, so that thousands
-    /// of them cost the disk and not the memory.
-    detail: Option<Arc<Detail>>,
-}
-
-/// The larger part of a job.
-struct Detail {
-    command: Arc<Command>,
-    args: RunArgs,
-    source: Arc<JobLabel>,
-}
-
-#[derive(Clone, Copy)]
-enum Work {
-    Execute,
-    /// Made ready on a thread, before each run: a script may have to be fetched.
-    Prepared,
-    Inline(commands::Function),
-    Threaded(commands::Function),
-    Control(JobControl),
-}
-
-impl Work {
-    fn is_process(self) -> bool {
-        matches!(self, Work::Execute | Work::Prepared)
-    }
-}
-
-/// A run that was started.
-struct Run {
-    id: Arc<str>,
-    /// When, in milliseconds since 1970, as the job store has it.
-    at: i64,
-    /// The job store has its start, on the disk.
-    stored: bool,
-    since: Instant,
-    /// When its first process ended: how long its output is waited for is no part of its time.
-    ended: Option<Instant>,
-    pid: u32,
-    reaped: bool,
-    /// Its status, where that came before the news of its start.
-    early: Option<i32>,
-    capture: Option<Arc<Capture>>,
-    /// A way to its pipes, for the keeper.
-    ends: Option<container::Ends>,
-    /// How long its readers had waited for the message log when that was last looked at.
-    stalled: Duration,
-    mark: Option<JobTag>,
-    /// Its cgroup, where it has one.
-    group: Option<String>,
-    known: Vec<(u32, u64)>,
-    answer: Option<Answer>,
-}
-
-impl Run {
-    /// One of which nothing but its beginning is known.
-    fn new(id: Arc<str>, at: i64, stored: bool) -> Run {
-        Run {
-            id,
-            at,
-            stored,
-            since: Instant::now(),
-            ended: None,
-            pid: 0,
-            reaped: true,
-            early: None,
-            capture: None,
-            ends: None,
-            stalled: Duration::ZERO,
-            mark: None,
-            group: None,
-            known: Vec::new(),
-            answer: None,
-        }
-    }
-}
 
 /// A `kill` or `killall` that is answered once these runs are over.
 struct Waiting {
@@ -433,178 +350,6 @@ impl Actor {
         self.keeper.ended(run);
         self.event(Event::Drained { run });
     }
-
-    /// Performs what was ordered until nothing more follows from it.
-    fn flush(&mut self) {
-        let mut replaced = false;
-        loop {
-            self.perform();
-            if self.retry.is_some_and(|retry| retry > Instant::now()) {
-                return;
-            }
-            let committed =
-                self.store_lost_rows().and_then(|()| self.parts.job_store.commit_to(self.generation, &self.writes));
-            if let Err(fault) = committed {
-                // What is written again is stored at once, but not for ever where every new file is damaged.
-                if self.generation != self.parts.job_store.generation() && !std::mem::replace(&mut replaced, true) {
-                    continue;
-                }
-                if self.retry.is_none() {
-                    log::error!("the job store takes nothing, so nothing starts until it does: {fault:#}");
-                    let data = json!({"message": format!("the job store takes nothing: {fault:#}")});
-                    (self.parts.notify)(Notice::Event { controller: None, name: "critical", data });
-                }
-                self.retry = Some(Instant::now() + RETRY);
-                return;
-            }
-            if self.parts.job_store.is_behind() {
-                self.behind.get_or_insert_with(Instant::now);
-            }
-            if self.retry.take().is_some() {
-                log::info!("the job store takes changes again");
-            }
-            let passed = |wanted: fn(&JobUpdate) -> bool| self.writes.iter().any(wanted);
-            if passed(|write| matches!(write, JobUpdate::Accept { .. })) {
-                death::point("agent.stored");
-            }
-            if passed(|write| matches!(write, JobUpdate::Finish { .. } | JobUpdate::Report { .. })) {
-                death::point("agent.done");
-            }
-            self.writes.clear();
-            self.finished.clear();
-            self.fresh.clear();
-            if self.after_commit.is_empty() && self.actions.is_empty() {
-                return self.clear_up();
-            }
-            self.run_after_commit();
-        }
-    }
-
-    /// Once a damaged job store was replaced: writes the rows again that could not be carried over, of all jobs
-    /// that are not over or whose end is to be written.
-    fn store_lost_rows(&mut self) -> Result<()> {
-        let generation = self.parts.job_store.generation();
-        if self.generation == generation {
-            return Ok(());
-        }
-        let mut lost = Vec::new();
-        let now = self.now().wall;
-        let runs: HashMap<Arc<str>, i64> = self.runs.values().map(|run| (run.id.clone(), run.at)).collect();
-        let open = self.jobs.iter().map(|(id, job)| (id.clone(), job.controller.clone(), runs.get(id).copied()));
-        let ended = self.finished.iter().map(|(id, controller, at)| (id.clone(), controller.clone(), Some(*at)));
-        for (id, controller, started) in open.chain(ended) {
-            if self.fresh.contains(&*id) || self.parts.job_store.knows(&id)? {
-                continue;
-            }
-            // Where the command is gone as well, the client that waits for the job is told so.
-            let detail = self.jobs.get(&id).and_then(|job| job.detail.as_ref());
-            let command = detail.map_or_else(String::new, |detail| detail.command.to_value().to_string());
-            let id = id.to_string();
-            let state = match self.scheduler.place_of(&id) {
-                Some((Place::Scheduled, _)) => Some(JobState::Scheduled),
-                Some((Place::Failed, _)) => Some(JobState::Failed),
-                _ => None,
-            };
-            lost.push(JobUpdate::Accept { id: id.clone(), controller: controller.to_string(), command, now });
-            lost.extend(started.map(|started| JobUpdate::Start { id: id.clone(), started }));
-            lost.extend(state.map(|state| JobUpdate::SetState { id, state }));
-        }
-        if !lost.is_empty() {
-            log::warn!(
-                "{} jobs are stored again",
-                lost.iter().filter(|w| matches!(w, JobUpdate::Accept { .. })).count()
-            );
-        }
-        self.writes.splice(0..0, lost);
-        self.generation = generation;
-        Ok(())
-    }
-
-    /// Does what waited for the commit, what somebody waits for first: news of results, a process, the
-    /// poller, which has another poll to make, and then whatever else there is to start.
-    fn run_after_commit(&mut self) {
-        let (mut stored, mut starts) = (Vec::new(), VecDeque::new());
-        for held in std::mem::take(&mut self.after_commit) {
-            match held {
-                AfterCommit::Stored(poller) => stored.push(poller),
-                AfterCommit::Start { id, run, at } => starts.push_back((id, run, at)),
-                AfterCommit::Tell(notice) => (self.parts.notify)(notice),
-            }
-        }
-        self.clear_up();
-        if let Some((id, run, at)) = starts.pop_front() {
-            self.begin_run(&id, run, at);
-        }
-        for poller in stored {
-            let _ = poller.send(());
-        }
-        starts.into_iter().for_each(|(id, run, at)| self.begin_run(&id, run, at));
-    }
-
-    /// What follows from the end of a run, and holds up nobody's result.
-    fn clear_up(&mut self) {
-        for (source, json) in self.records.drain(..) {
-            self.parts.outlets.write(&source, level::JOB, &json);
-        }
-        for group in self.emptied.drain(..) {
-            if let Some(cgroups) = &mut self.cgroups {
-                cgroups.release(&group);
-            }
-        }
-    }
-
-    /// Brings to the disk what went into the job store without waiting for it, while nothing else is to do.
-    /// What fails is tried again each second, for nothing else may come that would.
-    fn sync(&mut self) {
-        if self.parts.job_store.is_behind()
-            && let Err(fault) = self.parts.job_store.sync()
-        {
-            if self.resync.is_none() {
-                log::error!("results may not survive a power cut, which is tried again each second: {fault:#}");
-            }
-            self.resync = Some(Instant::now() + RETRY);
-            return;
-        }
-        self.behind = None;
-        if self.resync.take().is_some() {
-            log::info!("results survive a power cut again");
-        }
-    }
-
-    fn perform(&mut self) {
-        while !self.actions.is_empty() {
-            // One look at all processes serves every tree that is being ended.
-            let mut trees = Vec::new();
-            for action in std::mem::take(&mut self.actions) {
-                match action {
-                    Action::Start { id, run, at } => {
-                        self.writes.push(JobUpdate::Start { id: id.to_string(), started: at });
-                        self.after_commit.push(AfterCommit::Start { id, run, at });
-                    }
-                    Action::Abort { run, .. } => self.abort_start(run),
-                    Action::Term { .. } | Action::Probe { .. } | Action::Kill { .. } => trees.push(action),
-                    Action::SetState { id, state } => {
-                        self.writes.push(JobUpdate::SetState { id: id.to_string(), state });
-                    }
-                    Action::RunOver { run, .. } => drop(self.run_over(run)),
-                    Action::Report { id, run, outcome, suppress_if_ok, alert } => {
-                        self.report(&id, run, outcome, suppress_if_ok, alert);
-                    }
-                    Action::Finish { id, run, outcome, suppress_if_ok, alert } => {
-                        self.finish(&id, run, outcome, suppress_if_ok, alert);
-                    }
-                }
-            }
-            if !trees.is_empty() {
-                self.signal_and_probe(trees);
-            }
-        }
-    }
-}
-
-/// Returns the name of a run's cgroup, which follows from its row in the job store.
-fn group_name(id: &str, started: i64) -> String {
-    format!("{started}-{id}")
 }
 
 fn wall() -> i64 {

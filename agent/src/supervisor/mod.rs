@@ -27,6 +27,7 @@ use std::time::{Duration, Instant};
 
 mod event_loop;
 mod job_commands;
+mod job_table;
 mod launcher;
 mod results;
 pub mod scheduler;

@@ -4,12 +4,15 @@
 //! of the addresses. Decides nothing: what a failure means is told as a [`Failure`], and the poller,
 //! the sender and the scripts do with it what suits them.
 
+mod connection;
+mod response;
 #[cfg(test)]
 mod tests;
 
+use self::connection::{Link, Timeouts, with_bearer};
+use self::response::{Answered, read};
 use super::credentials::{Credentials, Enrolled};
-use super::failure::{Failure, Head};
-use super::resolver::Resolve;
+use super::failure::Failure;
 use crate::config;
 use anyhow::Context;
 use jscommon::NodeId;
@@ -21,39 +24,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 use ureq::http;
-use ureq::unversioned::resolver::DefaultResolver;
-use ureq::unversioned::transport::DefaultConnector;
-
-/// The longest answer that is read: a batch of commands.
-const MAX_ANSWER: u64 = 64 << 20;
-
-/// The longest time that a controller is left alone because it asked for that.
-const MAX_WAIT: Duration = Duration::from_secs(300);
 
 /// The longest that a poll waits for a command.
 pub(crate) const LONGEST_POLL: Duration = Duration::from_secs(30);
-
-/// How long a controller may be silent. With a poll that waits 30 s, a path that swallows everything
-/// is noticed after 40 s at the latest.
-#[derive(Clone, Copy)]
-struct Timeouts {
-    /// Until a connection stands, TLS included.
-    connect: Duration,
-    /// Until the answer to a whole request.
-    answer: Duration,
-    /// Until the answer to a poll, its own waiting time counted in.
-    poll: Duration,
-}
-
-impl Default for Timeouts {
-    fn default() -> Timeouts {
-        Timeouts {
-            connect: Duration::from_secs(10),
-            answer: Duration::from_secs(30),
-            poll: LONGEST_POLL + Duration::from_secs(10),
-        }
-    }
-}
 
 /// A batch of commands as it came.
 #[derive(Debug, Deserialize)]
@@ -101,75 +74,6 @@ pub struct Controller {
     posts_taken: AtomicU64,
     /// The turn of the address that took the last of them.
     good_endpoint: AtomicUsize,
-}
-
-/// The connections to one address under one set of credentials.
-struct Link {
-    /// Counts up with each change of address; the address is this modulo their number.
-    endpoint: usize,
-    polls: ureq::Agent,
-    posts: ureq::Agent,
-    /// What the posts were made with.
-    settings: ureq::config::Config,
-    names: Resolve<DefaultResolver>,
-    token: Option<String>,
-    digest: String,
-}
-
-impl Link {
-    fn new(credentials: Credentials, timeouts: Timeouts, urls: &[String], endpoint: usize) -> Link {
-        let tls = credentials.tls();
-        // A proxy of the environment (HTTPS_PROXY, NO_PROXY) is used, but never towards this very machine.
-        let proxy = ureq::Proxy::try_from_env().filter(|_| !urls.iter().any(|url| is_loopback(url)));
-        // Every deadline stands here and none at a request: a request with settings of its own makes ureq
-        // forget the TLS session, and each new connection would cost both sides a whole handshake.
-        let settings = |answer| {
-            ureq::Agent::config_builder()
-                .tls_config(tls.clone())
-                .proxy(proxy.clone())
-                .http_status_as_error(false)
-                .max_redirects(0)
-                .max_redirects_will_error(false)
-                .user_agent(concat!("jsagent/", env!("CARGO_PKG_VERSION")))
-                .accept("application/json")
-                .accept_encoding("identity")
-                .timeout_resolve(Some(timeouts.connect))
-                .timeout_connect(Some(timeouts.connect))
-                .timeout_send_request(Some(timeouts.connect))
-                .timeout_send_body(Some(timeouts.answer))
-                .timeout_recv_response(Some(answer))
-                .timeout_recv_body(Some(timeouts.answer))
-                .max_idle_connections_per_host(2)
-                .max_idle_age(Duration::from_secs(50))
-                .no_delay(true)
-                .build()
-        };
-        let names = Resolve::new(DefaultResolver::default());
-        let (polls, settings) = (connections(&settings(timeouts.poll), &names), settings(timeouts.answer));
-        let posts = connections(&settings, &names);
-        Link { endpoint, polls, posts, settings, names, token: credentials.token, digest: credentials.digest }
-    }
-
-    /// That of the next address; `anew`: with new connections for all but the polls.
-    fn next(&self, anew: bool) -> Link {
-        Link {
-            endpoint: self.endpoint.wrapping_add(1),
-            polls: self.polls.clone(),
-            posts: if anew { connections(&self.settings, &self.names) } else { self.posts.clone() },
-            settings: self.settings.clone(),
-            names: self.names.clone(),
-            token: self.token.clone(),
-            digest: self.digest.clone(),
-        }
-    }
-
-    fn bearer(&self) -> Option<String> {
-        self.token.as_ref().map(|token| format!("Bearer {token}"))
-    }
-}
-
-fn connections(settings: &ureq::config::Config, names: &Resolve<DefaultResolver>) -> ureq::Agent {
-    ureq::Agent::with_parts(settings.clone(), DefaultConnector::new(), names.clone())
 }
 
 impl Controller {
@@ -486,27 +390,6 @@ impl Controller {
     }
 }
 
-/// Reads an answer of 200 or 204; any other status is a failure.
-fn read(mut response: http::Response<ureq::Body>) -> Result<Answered, Failure> {
-    let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
-    let retry_after = header("retry-after").and_then(|seconds| seconds.trim().parse::<u64>().ok());
-    let head = Head {
-        status: response.status().as_u16(),
-        // Whatever stands in between may have said it: no word of theirs silences a node for long.
-        wait: retry_after.map(|seconds| Duration::from_secs(seconds).min(MAX_WAIT)),
-        time: header("x-js-time").and_then(|ms| ms.trim().parse().ok()),
-        renew: response.headers().contains_key("x-js-renew"),
-        content_type: header("content-type").unwrap_or_default(),
-        server: header("server").unwrap_or_default(),
-    };
-    let body = response.body_mut().with_config().limit(MAX_ANSWER).read_to_vec();
-    let body = body.map_err(|error| Failure::of(&error))?;
-    match head.status {
-        200 | 204 => Ok(Answered { head, body }),
-        _ => Err(Failure::of_answer(&head, &body)),
-    }
-}
-
 /// Exchanges an enrolment token for the credentials of a node.
 pub(crate) fn enroll(
     url: &str,
@@ -534,54 +417,6 @@ enum Content {
     Fixed,
     /// One may be refused where others are taken.
     Varies,
-}
-
-/// An answer of 200 or 204; whether it is the controller's is not looked at yet.
-struct Answered {
-    head: Head,
-    body: Vec<u8>,
-}
-
-impl Answered {
-    /// Whether a header says that it comes from a controller.
-    fn is_marked(&self) -> bool {
-        self.head.renew || self.head.time.is_some()
-    }
-
-    /// Reads the answer to something posted: an object that is empty or has `last`. A controller may say
-    /// more where it adds `X-JS-Time`.
-    fn receipt(self) -> Result<Option<u64>, Failure> {
-        let said: Value = serde_json::from_slice(&self.body).unwrap_or(Value::Null);
-        let known = |said: &serde_json::Map<String, Value>| said.keys().all(|key| key == "last");
-        match said.as_object() {
-            Some(said) if self.head.status == 200 && (self.is_marked() || known(said)) => {
-                Ok(said.get("last").and_then(Value::as_u64))
-            }
-            _ => Err(Failure::foreign(&self.head, "")),
-        }
-    }
-
-    /// Reads a body of JSON that has what `T` needs.
-    fn json<T: for<'de> Deserialize<'de>>(&self) -> Result<T, Failure> {
-        serde_json::from_slice(&self.body).map_err(|error| {
-            let why = format!("which is not what was asked for: {error}");
-            Failure::foreign(&self.head, &why)
-        })
-    }
-}
-
-fn is_loopback(url: &str) -> bool {
-    let uri: Option<http::Uri> = url.parse().ok();
-    let host = uri.as_ref().and_then(http::Uri::host).unwrap_or_default();
-    let address: Option<std::net::IpAddr> = host.trim_matches(['[', ']']).parse().ok();
-    host.eq_ignore_ascii_case("localhost") || address.is_some_and(|address| address.is_loopback())
-}
-
-fn with_bearer<B>(request: ureq::RequestBuilder<B>, bearer: Option<String>) -> ureq::RequestBuilder<B> {
-    match bearer {
-        Some(bearer) => request.header("authorization", bearer),
-        None => request,
-    }
 }
 
 /// A text as it may stand in a query (RFC 3986, 2.3).

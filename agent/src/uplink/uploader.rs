@@ -12,14 +12,18 @@
 //! this node's own files is no failure of the controller, and is told it at once.
 
 mod asides;
+mod body;
+mod refused;
 
-use self::asides::{Aside, Asides};
+use self::asides::Asides;
+use self::body::{Load, id_of, list, shortened};
+use self::refused::Verdict;
 use super::client::Controller;
 use super::failure::Failure;
 use super::faults::Faults;
 use super::log_once::LogOnce;
-use crate::storage::job_store::{JobStore, Unsent};
-use crate::storage::upload_queue::{Batch, Kind, UploadQueue};
+use crate::storage::job_store::JobStore;
+use crate::storage::upload_queue::{Kind, UploadQueue};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use jscommon::backoff::Backoff;
 use jscommon::death;
@@ -137,22 +141,6 @@ struct UploadStream {
     unmarked: Vec<i64>,
 }
 
-/// The content of one request.
-enum Load {
-    Results(Vec<Unsent>),
-    Batch(Kind, Batch),
-}
-
-impl Load {
-    /// How large its request is.
-    fn bytes(&self) -> usize {
-        match self {
-            Load::Results(results) => results.iter().map(|result| result.json.len()).sum(),
-            Load::Batch(_, batch) => batch.body.len(),
-        }
-    }
-}
-
 /// A load, and its key when it was set aside before.
 struct Next {
     load: Load,
@@ -165,14 +153,6 @@ enum Sent {
     Taken,
     /// It was refused, and what comes next is another one.
     Divided,
-}
-
-/// Why a request is not sent again as it is.
-enum Verdict {
-    /// It is, later.
-    Wait,
-    /// Its content is refused; `finally`: it always will be.
-    Divide { finally: bool },
 }
 
 struct Actor {
@@ -495,163 +475,6 @@ impl Actor {
         }
     }
 
-    /// Decides whether a failure is due to the content of the request.
-    fn judge(&mut self, stream: usize, failure: &Failure) -> Verdict {
-        let taken = self.controller.posts_taken();
-        let stream = &mut self.streams[stream];
-        // Where nothing else was sent meanwhile, the failure is no evidence, neither for nor against it.
-        let meanwhile = stream.taken_at_failure.replace(taken).is_some_and(|before| before != taken);
-        stream.streak += u32::from(meanwhile);
-        if self.controller.serves() && (failure.is_permanent() || failure.is_filtered()) {
-            return Verdict::Divide { finally: failure.is_permanent() };
-        }
-        if matches!(failure.status(), 409 | 429) || matches!(failure, Failure::Clock(_)) {
-            return Verdict::Wait;
-        }
-        if matches!(stream.kind, PayloadKind::Batch(Kind::Log | Kind::Stats)) && !failure.is_refusal() {
-            return Verdict::Wait;
-        }
-        // Others are taken, and this one is not: by a proxy that answers with a page, or cuts the
-        // connection, or by a controller that fails at it.
-        stream.isolating |= stream.streak >= SUSPECT_AFTER;
-        if stream.isolating { Verdict::Divide { finally: false } } else { Verdict::Wait }
-    }
-
-    /// Divides a refused request; a single entry is dropped or set aside.
-    fn divide(&mut self, stream: usize, next: Next, failure: Failure, finally: bool) -> Result<Sent, Failure> {
-        let name = self.controller.name().to_owned();
-        match &next.load {
-            Load::Results(results) if results.len() > 1 => {
-                self.streams[stream].rows = results.len() / 2;
-                return Ok(Sent::Divided);
-            }
-            Load::Batch(kind @ (Kind::Log | Kind::Stats), batch) if next.retried.is_none() => {
-                match self.upload_queue.split(&name, *kind, batch.number) {
-                    Ok(true) => return Ok(Sent::Divided),
-                    Ok(false) => {}
-                    Err(error) => return Err(self.unreadable("outbox", &error)),
-                }
-            }
-            _ => {}
-        }
-        // No limit of a proxy is that low: it refuses everything for now.
-        let any_size = matches!(failure, Failure::Foreign { .. }) && next.load.bytes() <= ANY_LIMIT;
-        if !finally || any_size {
-            return self.set_aside(stream, &next, failure);
-        }
-        let mut item = describe(&next.load);
-        match &next.load {
-            Load::Results(results) => {
-                // Whoever waits for it is told at least that it is over, and how.
-                let short = if failure.status() == 413 { shortened(&results[0].json) } else { None };
-                match short.map(|short| self.controller.post("result", &short)) {
-                    Some(Ok(())) => item.push_str(", cut short"),
-                    Some(Err(again)) if !again.is_permanent() || again.by() == "proxy" => {
-                        return self.set_aside(stream, &next, again);
-                    }
-                    _ => {}
-                }
-                self.mark_sent(stream, vec![results[0].key]);
-            }
-            Load::Batch(kind, batch) => match next.retried.filter(|_| *kind != Kind::Event) {
-                Some(key) => self.upload_queue.aside_done(&name, *kind, key, true),
-                None => self.upload_queue.refused(&name, *kind, batch.number),
-            },
-        }
-        if let Some(key) = next.retried {
-            self.streams[stream].asides.remove(key);
-        }
-        log::error!("controller {name}: dropped: {item}: {} refused it: {failure}", whose(&failure));
-        self.tell_refusal(stream, &item, &failure, true);
-        Ok(Sent::Divided)
-    }
-
-    /// Sets a single entry aside, to be tried more rarely, so that others are sent.
-    fn set_aside(&mut self, stream: usize, next: &Next, failure: Failure) -> Result<Sent, Failure> {
-        let key = match (&next.load, next.retried) {
-            (_, Some(key)) => key,
-            _ if self.streams[stream].asides.is_full() => return Err(failure),
-            (Load::Results(results), None) => results[0].key,
-            (Load::Batch(Kind::Event, batch), None) => batch.number as i64,
-            (Load::Batch(kind, batch), None) => {
-                match self.upload_queue.set_aside(self.controller.name(), *kind, batch.number) {
-                    Ok(key) => key,
-                    Err(error) => return Err(self.unreadable("outbox", &error)),
-                }
-            }
-        };
-        let (aside, in_row): (&mut Aside, u32) = self.streams[stream].asides.refused(key, Instant::now());
-        // While all that this stream sends is refused, the first is told for all of them.
-        if !aside.told && (aside.proven || (failure.is_filtered() && in_row == 1)) {
-            aside.told = true;
-            let item = describe(&next.load);
-            log::warn!("controller {}: set aside: {item}: {failure}", self.controller.name());
-            self.tell_refusal(stream, &item, &failure, false);
-        }
-        // Several in a row speak of all that this stream sends.
-        if in_row > 1 { Err(failure) } else { Ok(Sent::Divided) }
-    }
-
-    /// Tells the operators what is not taken, by an event.
-    fn tell_refusal(&mut self, stream: usize, item: &str, failure: &Failure, dropped: bool) {
-        let kind = self.streams[stream].kind.path();
-        if item.contains(REFUSAL) || !self.streams[stream].asides.may_tell(Instant::now()) {
-            return;
-        }
-        let data = serde_json::json!({
-            "kind": kind, "item": item, "by": failure.by(), "status": failure.status(),
-            "reason": failure.to_string(), "dropped": dropped,
-        });
-        self.upload_queue.push_event(Some(self.controller.name()), REFUSAL, data);
-    }
-
-    fn release(&mut self, stream: usize) {
-        (self.not_before, self.failed) = (None, None);
-        self.backoff.succeed();
-        let stream = &mut self.streams[stream];
-        stream.not_before = None;
-        stream.backoff.succeed();
-        stream.rows = (stream.rows * 2).min(BATCH_ROWS);
-        stream.taken_at_failure = None;
-        (stream.streak, stream.isolating) = (0, false);
-        stream.logged.clear();
-        stream.asides.others_pass(Instant::now());
-    }
-
-    /// Waits before the next try: of this stream, or of all when the controller itself is away.
-    fn hold(&mut self, stream: usize, failure: &Failure) {
-        let item = &mut self.streams[stream];
-        // A local fault is told by itself.
-        if !matches!(failure, Failure::Local(_)) && item.logged.is_news(&failure.to_string()) {
-            let (name, url) = (self.controller.name(), self.controller.url());
-            log::warn!("controller {name} ({url}): {} waits: {failure}", item.kind.path());
-        }
-        if failure.is_auth() && self.controller.reload() {
-            return;
-        }
-        // A node that sends too much of one kind sends the others all the same; so does one of which the
-        // controller takes others.
-        let too_much = failure.status() == 429;
-        let alone = item.isolating || item.streak > 0 || item.asides.in_row() > 0;
-        let whole = !alone && (failure.should_fail_over() || (failure.wait().is_some() && !too_much));
-        let backoff = if whole { &mut self.backoff } else { &mut item.backoff };
-        let failures = backoff.failures() as usize + 1;
-        let mut wait = backoff.fail(fastrand::f64()) + failure.wait().unwrap_or_default();
-        if failure.should_fail_over()
-            && failure.wait().is_none()
-            && !failures.is_multiple_of(self.controller.addresses())
-        {
-            wait = Duration::ZERO;
-        }
-        let until = Some(Instant::now() + wait);
-        if whole {
-            self.not_before = until;
-            self.taken_before = Some(self.controller.requests_taken());
-        } else {
-            item.not_before = until;
-        }
-    }
-
     fn renew(&mut self) {
         let now = Instant::now();
         if !(self.controller.wants_renewal() || self.controller.is_unfinished())
@@ -681,85 +504,6 @@ impl UploadStream {
         let aside = self.asides.next(now).map(|aside| held.map_or(aside, |held| held.max(aside)));
         held.into_iter().chain(aside).min()
     }
-}
-
-/// The event about something that is not taken.
-const REFUSAL: &str = "delivery_refused";
-
-/// Names one entry, for operators.
-fn describe(load: &Load) -> String {
-    match load {
-        Load::Results(results) => {
-            format!("the result of {} ({} bytes)", id_of(&results[0].json), results[0].json.len())
-        }
-        Load::Batch(kind, batch) => {
-            let body: serde_json::Value = serde_json::from_slice(&batch.body).unwrap_or_default();
-            let text = |value: &serde_json::Value| value.as_str().unwrap_or("?").chars().take(200).collect::<String>();
-            let what = match kind {
-                Kind::Log => format!("a record of job {}", text(&body["records"][0]["jobid"])),
-                Kind::Stats => format!("the series {}", text(&body["series"][0][0])),
-                Kind::Event => format!("the event {}", text(&body["name"])),
-            };
-            format!("{what} ({} bytes)", batch.body.len())
-        }
-    }
-}
-
-/// Returns the owner of the limit that caused the failure.
-fn whose(failure: &Failure) -> &'static str {
-    if failure.by() == "proxy" { "a proxy before the controller" } else { "the controller" }
-}
-
-fn id_of(result: &str) -> String {
-    let result: serde_json::Value = serde_json::from_str(result).unwrap_or_default();
-    result["id"].as_str().unwrap_or("?").to_owned()
-}
-
-/// Longest `tags` and `critical`, in bytes, that stay in a result which is cut short.
-const MAX_KEPT: usize = 4096;
-
-/// The body of a request with a result that is too large, less what makes it large.
-fn shortened(result: &str) -> Option<Vec<u8>> {
-    let mut value: serde_json::Value = serde_json::from_str(result).ok()?;
-    let fields = value.as_object_mut()?;
-    let period = fields.get("args").and_then(|args| args.get("recurring_period")).cloned();
-    let was = fields.get("state").and_then(|state| state.as_str()).unwrap_or("?");
-    let why = format!("the job ended {was}, and its result of {} bytes is too large for the controller", result.len());
-    fields.retain(|name, value| match name.as_str() {
-        "id" | "gid" | "nid" | "cmd" | "state" | "code" | "time" | "starttime" | "bytes" | "ticket" => true,
-        "tags" | "critical" => value.as_str().is_some_and(|text| text.len() <= MAX_KEPT),
-        _ => false,
-    });
-    // A failure stays what it was; a success without its data is none.
-    if fields.get("state").is_some_and(|state| state == "OK") {
-        fields.insert("state".into(), "ERROR".into());
-    }
-    fields.insert("data".into(), why.into());
-    fields.insert("truncated".into(), true.into());
-    fields.insert("level".into(), 0.into());
-    fields.insert("streams".into(), serde_json::json!(["", ""]));
-    for name in ["tags", "critical"] {
-        fields.entry(name).or_insert_with(|| "".into());
-    }
-    // Without it the controller would take the run of a recurring job for its last.
-    if let Some(period) = period {
-        fields.insert("args".into(), serde_json::json!({"recurring_period": period}));
-    }
-    serde_json::to_vec(&[value]).ok()
-}
-
-/// The body of a request with results.
-fn list(results: &[Unsent]) -> Vec<u8> {
-    let mut body = Vec::with_capacity(results.iter().map(|result| result.json.len() + 1).sum::<usize>() + 2);
-    body.push(b'[');
-    for (i, result) in results.iter().enumerate() {
-        if i > 0 {
-            body.push(b',');
-        }
-        body.extend_from_slice(result.json.as_bytes());
-    }
-    body.push(b']');
-    body
 }
 
 #[cfg(test)]

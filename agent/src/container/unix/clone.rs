@@ -15,19 +15,20 @@
 #![allow(unsafe_code)] // system calls that return twice have no safe form; see `become_program`
 
 use super::cgroup::Group;
+use super::child::{Failure, LAST_SIGNAL, Plan, SIGSET_BYTES, become_program};
 use super::program;
 use crate::container::{Settings, Spawned, StartError, Step};
-use crate::platform::inherited::{IO_WHO_PROCESS, PRIVILEGED, Privileged, child_descriptors};
+use crate::platform::inherited::{PRIVILEGED, child_descriptors};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::signal::SigSet;
 use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, Uid};
 use std::collections::BTreeMap;
-use std::ffi::{CStr, CString, OsStr, OsString, c_char, c_int, c_void};
+use std::ffi::{CString, OsStr, OsString, c_char, c_int, c_void};
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::process::Command;
 use std::ptr::null;
@@ -38,12 +39,6 @@ use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 const STACK_BYTES: usize = 64 * 1024;
 /// Where programs are looked for when `PATH` is not set.
 const DEFAULT_PATH: &[u8] = b"/usr/local/bin:/bin:/usr/bin";
-/// The highest signal number of Linux.
-const LAST_SIGNAL: c_int = 64;
-/// Bytes of a signal set, as the kernel wants them.
-const SIGSET_BYTES: usize = 8;
-/// The first descriptor that is none of the three streams.
-const FIRST_OTHER: RawFd = 3;
 
 /// `clone3` is not available here, now or later.
 static NO_CLONE3: AtomicBool = AtomicBool::new(!cfg!(target_arch = "x86_64"));
@@ -63,73 +58,6 @@ static IGNORED: LazyLock<u64> = LazyLock::new(|| {
 /// The agent's own `oom_score_adj`, which a child would inherit.
 static OWN_OOM_SCORE: LazyLock<Option<i32>> =
     LazyLock::new(|| std::fs::read_to_string("/proc/self/oom_score_adj").ok()?.trim().parse().ok());
-
-/// Everything that the child needs, made before it is there: it may neither allocate nor lock.
-struct Plan<'a> {
-    /// Where the program may lie, in the order of trying.
-    programs: &'a [CString],
-    /// Null at the end, as execve(2) wants both.
-    args: &'a [*const c_char],
-    env: &'a [*const c_char],
-    folder: Option<&'a CString>,
-    stdio: [RawFd; 3],
-    settings: &'a Settings,
-    /// The value to write to `oom_score_adj`, where it is another one than the agent's.
-    oom_score: Option<&'a CStr>,
-    privileged: &'a Privileged,
-    /// The limits of open descriptors, where they are others than the agent's.
-    descriptors: Option<libc::rlimit64>,
-    /// The groups of the user to become, where that is another one.
-    groups: Option<&'a [libc::gid_t]>,
-    /// Signals to reset, bit n - 1 for signal n.
-    reset: u64,
-    /// Where the child writes its failure; -1 where it shares this memory.
-    pipe: RawFd,
-    failure: Failure,
-}
-
-/// The step that failed and its errno; 0 is none.
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-struct Failure {
-    step: u32,
-    errno: i32,
-}
-
-const LIMITS: u32 = 100;
-
-impl Failure {
-    fn new(step: Step, errno: Errno) -> Failure {
-        let step = match step {
-            Step::Pipes => 1,
-            Step::Process => 2,
-            Step::Session => 3,
-            Step::Nice => 4,
-            Step::OomScore => 5,
-            Step::User => 6,
-            Step::WorkingDir => 7,
-            Step::Program => 8,
-            Step::Limit(index) => LIMITS + index as u32,
-        };
-        Failure { step, errno: errno as i32 }
-    }
-
-    fn error(self) -> Option<StartError> {
-        let step = match self.step {
-            0 => return None,
-            1 => Step::Pipes,
-            2 => Step::Process,
-            3 => Step::Session,
-            4 => Step::Nice,
-            5 => Step::OomScore,
-            6 => Step::User,
-            7 => Step::WorkingDir,
-            LIMITS.. => Step::Limit((self.step - LIMITS) as usize),
-            _ => Step::Program,
-        };
-        Some(StartError { step, error: io::Error::from_raw_os_error(self.errno), detail: None })
-    }
-}
 
 /// Starts `command` with pipes for its streams, inside `group` where there is one and the kernel can do
 /// that, which the answer says. `pid` holds the child's id before the child runs.
@@ -375,113 +303,6 @@ extern "C" fn child(plan: *mut c_void) -> ! {
             libc::write(plan.pipe, (&raw const plan.failure).cast(), size_of::<Failure>());
         }
         libc::_exit(127)
-    }
-}
-
-/// Runs in the agent's memory beside its other threads, so only system calls are made here, and none
-/// through a function that would have all threads of the agent take part (as libc's `setuid` does).
-fn become_program(plan: &mut Plan) -> Failure {
-    if let Err((step, errno)) = prepare(plan) {
-        return Failure::new(step, errno);
-    }
-    let mut refused = None;
-    for program in plan.programs {
-        // SAFETY: texts and lists end in null, and live as long as the plan.
-        unsafe { libc::execve(program.as_ptr(), plan.args.as_ptr(), plan.env.as_ptr()) };
-        match Errno::last() {
-            Errno::ENOENT | Errno::ENOTDIR => {}
-            // Another folder may have one that may be run.
-            Errno::EACCES => refused = Some(Errno::EACCES),
-            fault => return Failure::new(Step::Program, fault),
-        }
-    }
-    Failure::new(Step::Program, refused.unwrap_or(Errno::ENOENT))
-}
-
-fn prepare(plan: &mut Plan) -> Result<(), (Step, Errno)> {
-    let check = |step: Step, result: i64| Errno::result(result).map(drop).map_err(|errno| (step, errno));
-    // SAFETY: system calls with numbers and with pointers into the plan.
-    unsafe {
-        check(Step::Session, libc::setsid().into())?;
-        for (target, source) in plan.stdio.iter().enumerate() {
-            check(Step::Session, libc::dup2(*source, target as c_int).into())?;
-        }
-        let mut others = FIRST_OTHER;
-        if plan.pipe >= 0 {
-            if plan.pipe != others {
-                check(Step::Session, libc::dup3(plan.pipe, others, libc::O_CLOEXEC).into())?;
-                plan.pipe = others;
-            }
-            others += 1;
-        }
-        // A kernel before 5.9 has no such call. What the agent was started with and what it opens itself
-        // is closed by the exec there.
-        libc::syscall(libc::SYS_close_range, others as libc::c_uint, libc::c_uint::MAX, 0);
-        libc::umask(plan.settings.umask as libc::mode_t);
-        // Before the limits, which may leave no descriptor for it.
-        if let Some(score) = plan.oom_score {
-            let set = write_file(c"/proc/self/oom_score_adj", score.to_bytes());
-            // The default is no wish of anybody's: where it is refused, the agent's own value stays.
-            if let (Err(errno), true) = (set, plan.settings.oom_score_adj.is_some()) {
-                return Err((Step::OomScore, errno));
-            }
-        }
-        // Where that is refused (which the usual ones are not), the agent's own stay.
-        if plan.privileged.policy {
-            // The kernel's structure has the priority alone. musl's function of this name does nothing.
-            let priority: c_int = 0;
-            libc::syscall(libc::SYS_sched_setscheduler, 0, libc::SCHED_OTHER, &raw const priority);
-        }
-        if plan.privileged.nice {
-            libc::setpriority(libc::PRIO_PROCESS, 0, 0);
-        }
-        if plan.privileged.io {
-            libc::syscall(libc::SYS_ioprio_set, IO_WHO_PROCESS, 0, 0);
-        }
-        let nothing = null::<libc::rlimit64>();
-        if let Some(both) = &plan.descriptors {
-            libc::syscall(libc::SYS_prlimit64, 0, libc::RLIMIT_NOFILE, &raw const *both, nothing);
-        }
-        for (index, limit) in plan.settings.limits.iter().enumerate() {
-            let both = libc::rlimit64 { rlim_cur: limit.soft, rlim_max: limit.hard };
-            let resource = limit.resource as c_int;
-            let set = libc::syscall(libc::SYS_prlimit64, 0, resource, &raw const both, nothing);
-            check(Step::Limit(index), set)?;
-        }
-        if let Some(nice) = plan.settings.nice {
-            check(Step::Nice, libc::setpriority(libc::PRIO_PROCESS, 0, nice).into())?;
-        }
-        if let (Some(identity), Some(groups)) = (&plan.settings.identity, plan.groups) {
-            check(Step::User, libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()))?;
-            check(Step::User, libc::syscall(libc::SYS_setgid, identity.gid.as_raw()))?;
-            check(Step::User, libc::syscall(libc::SYS_setuid, identity.uid.as_raw()))?;
-        }
-        // As its user: that one is who must be allowed to enter it.
-        if let Some(folder) = plan.folder {
-            check(Step::WorkingDir, libc::chdir(folder.as_ptr()).into())?;
-        }
-        // By the system calls themselves: libc's functions take locks, and leave out signals of its own.
-        // A default action is zero in every form of the kernel's structure.
-        let default = [0u64; 8];
-        for signal in (1..=LAST_SIGNAL).filter(|signal| plan.reset >> (signal - 1) & 1 == 1) {
-            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), null::<u64>(), SIGSET_BYTES);
-        }
-        let none = 0u64;
-        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const none, null::<u64>(), SIGSET_BYTES);
-    }
-    Ok(())
-}
-
-/// Writes `text` to a file that is there, by system calls alone.
-///
-/// # Safety
-/// None of its own; it stands beside its only caller.
-unsafe fn write_file(path: &CStr, text: &[u8]) -> Result<(), Errno> {
-    unsafe {
-        let file = Errno::result(libc::open(path.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC))?;
-        let written = Errno::result(libc::write(file, text.as_ptr().cast(), text.len()));
-        libc::close(file);
-        written.map(drop)
     }
 }
 

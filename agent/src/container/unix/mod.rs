@@ -1,6 +1,7 @@
 //! Linux: process groups, a subreaper, cgroups, and one waiter for all children.
 
 mod cgroup;
+mod child;
 mod clone;
 mod keeper;
 mod pipes;

@@ -1,6 +1,7 @@
 //! The table of jobs, on real files.
 
 use super::*;
+use crate::job::JobState;
 
 fn accept(id: &str) -> JobUpdate {
     accept_at(id, now_ms())

@@ -23,6 +23,7 @@ use std::sync::Arc;
 pub mod batch;
 mod inbox;
 mod log_files;
+mod progress;
 mod query;
 mod reader;
 mod rows;

@@ -4,27 +4,22 @@
 //! together never grow past their limit: before it begins there is room for it in both, or the
 //! database is rotated.
 
-use super::batch::{Batch, Fate};
+mod rotation;
+
+use super::batch::Batch;
 use super::log_files::LogFiles;
+use super::progress::{PAGE, Progress, ROW, WriteError, first, nth, remaining, size};
 use super::rows::{self, Rows};
-use crate::storage::sqlite::{self, Fault, Format, beside, fault, fault_of};
+use crate::storage::sqlite::{self, Format, beside};
 use crate::storage::upload_queue::{IdCheckpoint, Kind, Records, UploadQueue};
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use jscommon::{LevelSet, NodeId};
-use rusqlite::{Connection, OpenFlags, OptionalExtension, ffi};
+use rusqlite::{Connection, OpenFlags, ffi};
 use serde::Serialize;
-use std::fmt;
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-
-/// Bytes of a page.
-const PAGE: u64 = 4096;
-/// What a row takes beside its texts, at most.
-const ROW: usize = 40;
-/// A text that is longer than this can leave a page half empty.
-const OVERFLOW: usize = 900;
 
 /// A database up to this size is looked through whenever it is opened.
 const CHECKED: u64 = 32 << 20;
@@ -40,118 +35,6 @@ const FORMAT: Format = Format {
 
 /// The first pause between two tries of a rotation that failed, and the longest.
 const ROTATE_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-
-/// Why messages were not stored.
-#[derive(Debug)]
-pub(super) enum WriteError {
-    /// The node's own database did not take them.
-    Store(anyhow::Error),
-    /// The upload queue did not take what is to be forwarded.
-    UploadQueue(anyhow::Error),
-}
-
-impl WriteError {
-    /// Returns the meaning of this error for a writer.
-    pub(super) fn fault(&self) -> Fault {
-        match self {
-            WriteError::Store(e) => fault_of(e),
-            // The upload queue has looked at its file already.
-            WriteError::UploadQueue(e) => {
-                Some(fault_of(e)).filter(|f| *f != Fault::Damaged).unwrap_or(Fault::Unavailable)
-            }
-        }
-    }
-}
-
-impl fmt::Display for WriteError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            WriteError::Store(e) => write!(f, "{e:#}"),
-            WriteError::UploadQueue(e) => write!(f, "outbox.db: {e:#}"),
-        }
-    }
-}
-
-impl From<rusqlite::Error> for WriteError {
-    fn from(e: rusqlite::Error) -> WriteError {
-        WriteError::Store(e.into())
-    }
-}
-
-/// How far a list of batches has been stored.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) struct Progress {
-    /// The first batch that is not stored whole.
-    batch: usize,
-    /// Its first message that is not stored.
-    message: usize,
-    /// The first message that has not been given to the upload queue.
-    forwarded: (usize, usize),
-    /// The id of the first message that has none yet: the others follow in their order, however often and
-    /// in whatever pieces they are tried.
-    first: Option<u32>,
-    /// One message in a transaction, so that one that is refused is found.
-    one: bool,
-    /// Messages that were left out for their level, or because they were refused.
-    pub(super) left_out: u64,
-}
-
-impl Progress {
-    /// The id of a message that has none yet.
-    fn id(&self, batches: &[Batch], batch: usize, message: usize) -> u32 {
-        let before: usize = batches[..batch.min(batches.len())].iter().map(Batch::without_id).sum();
-        // All messages of a batch have an id from before, or none has.
-        let own = batches.get(batch).filter(|batch| batch.without_id() > 0).map_or(0, |_| message);
-        nth(self.first.unwrap_or(1), (before + own) as u64)
-    }
-
-    /// Goes on with one message at a time, or (where that is so already) without the message that was
-    /// refused: the first that is not stored, or not forwarded.
-    pub(super) fn narrow(&mut self, batches: &[Batch], trouble: &WriteError) {
-        if !std::mem::replace(&mut self.one, true) {
-            return;
-        }
-        let Some(batch) = batches.get(self.batch) else { return };
-        let level = batch.message(self.message).map_or(0, |(level, _)| level);
-        log::error!("a message of level {level} of job {} is dropped: {trouble}", batch.source().jobid);
-        self.left_out += 1;
-        self.message += 1;
-        self.forwarded = self.forwarded.max((self.batch, self.message));
-        if self.message >= batch.len() {
-            (self.batch, self.message) = (self.batch + 1, 0);
-        }
-    }
-
-    /// Takes out what is not dealt with, of these levels, for another try; says how many messages of other
-    /// levels there were. Call it once [`Store::advance_ids`] has given all of them their ids.
-    pub(super) fn rest(&self, batches: &[Batch], levels: LevelSet, forward: bool) -> (Vec<Batch>, u64) {
-        let (mut rest, mut lost) = (Vec::new(), 0);
-        let mut id = self.first.unwrap_or(1);
-        for (b, batch) in batches.iter().enumerate() {
-            let source = batch.source();
-            let mut left = Batch::new(source, batch.epoch(), 0);
-            for n in 0..batch.len() {
-                let Some((level, text)) = batch.message(n) else { continue };
-                let mut fate = batch.fate(n).unwrap_or_else(|| {
-                    let fate = Fate { id, stored: false, forwarded: false };
-                    id = nth(id, 1);
-                    fate
-                });
-                fate.stored |= (b, n) < (self.batch, self.message) || !source.db.contains(level);
-                fate.forwarded |= (b, n) < self.forwarded || !forward || !source.ac.contains(level);
-                match fate {
-                    Fate { stored: true, forwarded: true, .. } => {}
-                    _ if !levels.contains(level) => lost += 1,
-                    fate => left.push_again(level, text, fate),
-                }
-            }
-            if !left.is_empty() {
-                rest.push(left);
-            }
-        }
-        (rest, lost)
-    }
-}
 
 /// What the writer is told once.
 pub(super) struct Rules {
@@ -468,149 +351,6 @@ impl Store {
         Ok(())
     }
 
-    /// Most bytes of one transaction.
-    fn transaction(&self) -> usize {
-        (self.wal_limit() / 4).min(512 << 10) as usize
-    }
-
-    /// The size that the WAL may reach before it is written into the database.
-    fn wal_limit(&self) -> u64 {
-        (self.rules.limit / 24).clamp(64 << 10, 4 << 20)
-    }
-
-    /// Bytes of rows that still fit below the limit: each takes its place in the WAL and in the database.
-    fn budget(&self) -> rusqlite::Result<usize> {
-        let used = self.used()? + 16 * PAGE;
-        Ok((self.rules.limit.saturating_sub(used) * 10 / 23) as usize)
-    }
-
-    /// Bytes of the database and its WAL.
-    fn used(&self) -> rusqlite::Result<u64> {
-        let pages: i64 = self.db.prepare_cached("PRAGMA page_count")?.query_row([], |row| row.get(0))?;
-        let wal = std::fs::metadata(beside(&self.log_files.current(), "-wal")).map_or(0, |file| file.len());
-        Ok(pages as u64 * PAGE + wal.max(self.wal_used))
-    }
-
-    /// Most bytes of a database that cannot be rotated: what it and the rotated ones may have together, less
-    /// what those have.
-    fn held_limit(&self) -> u64 {
-        let free = self.rules.keep.saturating_sub(self.log_files.read().rotated());
-        self.rules.limit.saturating_mul(free as u64 + 1)
-    }
-
-    fn is_empty(&self) -> rusqlite::Result<bool> {
-        let mut any = self.db.prepare_cached("SELECT 1 FROM messages LIMIT 1")?;
-        Ok(any.query_row([], |_| Ok(())).optional()?.is_none())
-    }
-
-    /// Writes the WAL into the database once it is long enough; then it begins again from its start.
-    pub(super) fn checkpoint(&mut self) -> rusqlite::Result<()> {
-        if self.wal_used < self.wal_limit() {
-            return Ok(());
-        }
-        let _alone = self.log_files.write();
-        let sql = "PRAGMA wal_checkpoint(PASSIVE)";
-        let (log, done): (i64, i64) = self.db.query_row(sql, [], |row| Ok((row.get(1)?, row.get(2)?)))?;
-        // Another program that reads can hold a part of it back.
-        self.wal_used = if log == done { 0 } else { log as u64 * (PAGE + 24) };
-        Ok(())
-    }
-
-    /// Makes `current.db` a rotated database and begins a new one; says whether it did. Where the file
-    /// cannot be renamed (another program has it open, say), it grows into the room of the rotated ones, and the
-    /// rotation is tried again with growing pauses.
-    fn rotate(&mut self) -> Result<bool> {
-        if self.rotate_again.is_some_and(|(at, _)| at > Instant::now()) {
-            return Ok(false);
-        }
-        let path = self.log_files.current();
-        let log_files = Arc::clone(&self.log_files);
-        let mut layout = log_files.write();
-        let truncated = self.db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
-        if let Err(e) = truncated {
-            log::debug!("{}: {e}", path.display());
-        }
-        self.close();
-        let renamed = layout.rotate(now());
-        drop(layout);
-        match &renamed {
-            Ok(()) => {
-                if self.rotate_again.take().is_some() {
-                    log::info!("{} was rotated", path.display());
-                }
-                self.keep();
-            }
-            Err(e) => {
-                let pause = self.rotate_again.map_or(ROTATE_PAUSE.0, |(_, pause)| (pause * 2).min(ROTATE_PAUSE.1));
-                if self.rotate_again.is_none() {
-                    log::error!(
-                        "{} cannot be renamed, and grows until it can or all databases have the size that they may have: {e}; is it open in another program?",
-                        path.display()
-                    );
-                }
-                self.rotate_again = Some((Instant::now() + pause, pause));
-            }
-        }
-        // One that is held was looked through before, and would be read whole at each try.
-        self.begin(if renamed.is_ok() { Look::Usual } else { Look::Nothing })?;
-        self.write_mark();
-        Ok(renamed.is_ok())
-    }
-
-    /// Closes the database, so that its file can be renamed on every system.
-    fn close(&mut self) {
-        if let Ok(empty) = Connection::open_in_memory() {
-            self.db = empty;
-            self.is_open = false;
-        }
-    }
-
-    /// Removes what is more than may be kept.
-    fn keep(&self) {
-        let mut layout = self.log_files.write();
-        while layout.rotated() > self.rules.keep {
-            layout.drop_oldest();
-        }
-    }
-
-    /// Removes the oldest rotated database; says whether there was one.
-    pub(super) fn drop_oldest(&self) -> bool {
-        self.log_files.write().drop_oldest()
-    }
-
-    /// Looks at a database that seems damaged, and sets it aside where it is; a new one begins when it is the
-    /// current one. Says whether it was damaged.
-    pub(super) fn examine(&mut self, number: u64, error: &anyhow::Error) -> Result<bool> {
-        let current = self.log_files.read().current();
-        let Some(path) = self.log_files.read().path(number).filter(|_| number <= current) else { return Ok(false) };
-        log::debug!("{} seems damaged: {error:#}", path.display());
-        if number == current {
-            self.close();
-            return self.begin(Look::Whole);
-        }
-        let looked = open(&path).and_then(|db| {
-            rows::check(&db)?;
-            sqlite::check(&db)
-        });
-        match looked {
-            Ok(()) => Ok(false),
-            Err(e) if fault(&e) == Fault::Damaged => self.rename_damaged(number, &e.into()).map(|()| true),
-            Err(e) => Err(anyhow!(e).context(format!("{} cannot be read", path.display()))),
-        }
-    }
-
-    fn rename_damaged(&self, number: u64, error: &anyhow::Error) -> Result<()> {
-        let mut layout = self.log_files.write();
-        let path = layout.path(number).unwrap_or_default();
-        let aside = layout
-            .set_aside(number, now())
-            .with_context(|| format!("{} is damaged and cannot be set aside", path.display()))?;
-        if let Some(aside) = aside {
-            log::error!("{} is damaged ({error:#}); it is set aside as {}", path.display(), aside.display());
-        }
-        Ok(())
-    }
-
     /// Gives back the memory that a burst of records has left behind.
     pub(super) fn rest(&mut self) {
         self.records = Records::default();
@@ -625,14 +365,6 @@ impl Store {
     /// Notes that something else than `write` has filled the WAL by about so many bytes.
     pub(super) fn wrote(&mut self, bytes: u64) {
         self.wal_used += bytes;
-    }
-}
-
-/// The id that is so many after this one; ids are 1 to 4294967295 and begin again. None at all is 0.
-fn nth(id: u32, count: u64) -> u32 {
-    match u64::from(id) + count {
-        0 => 0,
-        id => ((id - 1) % u64::from(u32::MAX) + 1) as u32,
     }
 }
 
@@ -664,21 +396,6 @@ fn held() -> rusqlite::Error {
 /// The error of a disk that is full.
 fn full() -> rusqlite::Error {
     rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_FULL), None)
-}
-
-/// Bytes of text and rows that are still to be stored.
-fn remaining(batches: &[Batch], progress: Progress) -> usize {
-    batches[progress.batch..].iter().map(|batch| batch.weight() + batch.len() * ROW).sum()
-}
-
-/// Bytes of the next message.
-fn first(batches: &[Batch], progress: Progress) -> usize {
-    batches[progress.batch].message(progress.message).map_or(0, |(_, text)| size(text) + ROW)
-}
-
-/// What a text takes: a long one has pages of its own.
-fn size(text: &str) -> usize {
-    text.len() + if text.len() > OVERFLOW { PAGE as usize } else { 0 }
 }
 
 /// How much of a database is looked through for damage when it is opened.

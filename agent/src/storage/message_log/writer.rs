@@ -2,7 +2,8 @@
 
 use super::batch::{Batch, now};
 use super::inbox::{Budget, Message};
-use super::store::{Progress, Store, WriteError};
+use super::progress::{Progress, WriteError};
+use super::store::Store;
 use crate::job::JobLabel;
 use crate::storage::sqlite::Fault;
 use crate::storage::upload_queue::{Dropped, Kind, UploadQueue};

@@ -1,5 +1,7 @@
 //! One controller against fakes: paths, credentials, kept connections, addresses in turn.
 
+use super::connection::is_loopback;
+use super::response::MAX_WAIT;
 use super::*;
 use crate::config::{Config, Overrides};
 use crate::uplink::fake::{Answer, Asked, Fake};

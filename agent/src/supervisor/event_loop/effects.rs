@@ -1,0 +1,182 @@
+//! Effects: the scheduler's actions are stored in one commit, and done after it.
+
+use super::{Actor, AfterCommit, RETRY};
+use crate::job::JobState;
+use crate::storage::job_store::JobUpdate;
+use crate::supervisor::Notice;
+use crate::supervisor::types::{Action, Place};
+use anyhow::Result;
+use jscommon::{death, level};
+use serde_json::json;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+
+impl Actor {
+    /// Performs what was ordered until nothing more follows from it.
+    pub(super) fn flush(&mut self) {
+        let mut replaced = false;
+        loop {
+            self.perform();
+            if self.retry.is_some_and(|retry| retry > Instant::now()) {
+                return;
+            }
+            let committed =
+                self.store_lost_rows().and_then(|()| self.parts.job_store.commit_to(self.generation, &self.writes));
+            if let Err(fault) = committed {
+                // What is written again is stored at once, but not for ever where every new file is damaged.
+                if self.generation != self.parts.job_store.generation() && !std::mem::replace(&mut replaced, true) {
+                    continue;
+                }
+                if self.retry.is_none() {
+                    log::error!("the job store takes nothing, so nothing starts until it does: {fault:#}");
+                    let data = json!({"message": format!("the job store takes nothing: {fault:#}")});
+                    (self.parts.notify)(Notice::Event { controller: None, name: "critical", data });
+                }
+                self.retry = Some(Instant::now() + RETRY);
+                return;
+            }
+            if self.parts.job_store.is_behind() {
+                self.behind.get_or_insert_with(Instant::now);
+            }
+            if self.retry.take().is_some() {
+                log::info!("the job store takes changes again");
+            }
+            let passed = |wanted: fn(&JobUpdate) -> bool| self.writes.iter().any(wanted);
+            if passed(|write| matches!(write, JobUpdate::Accept { .. })) {
+                death::point("agent.stored");
+            }
+            if passed(|write| matches!(write, JobUpdate::Finish { .. } | JobUpdate::Report { .. })) {
+                death::point("agent.done");
+            }
+            self.writes.clear();
+            self.finished.clear();
+            self.fresh.clear();
+            if self.after_commit.is_empty() && self.actions.is_empty() {
+                return self.clear_up();
+            }
+            self.run_after_commit();
+        }
+    }
+
+    /// Once a damaged job store was replaced: writes the rows again that could not be carried over, of all jobs
+    /// that are not over or whose end is to be written.
+    fn store_lost_rows(&mut self) -> Result<()> {
+        let generation = self.parts.job_store.generation();
+        if self.generation == generation {
+            return Ok(());
+        }
+        let mut lost = Vec::new();
+        let now = self.now().wall;
+        let runs: HashMap<Arc<str>, i64> = self.runs.values().map(|run| (run.id.clone(), run.at)).collect();
+        let open = self.jobs.iter().map(|(id, job)| (id.clone(), job.controller.clone(), runs.get(id).copied()));
+        let ended = self.finished.iter().map(|(id, controller, at)| (id.clone(), controller.clone(), Some(*at)));
+        for (id, controller, started) in open.chain(ended) {
+            if self.fresh.contains(&*id) || self.parts.job_store.knows(&id)? {
+                continue;
+            }
+            // Where the command is gone as well, the client that waits for the job is told so.
+            let detail = self.jobs.get(&id).and_then(|job| job.detail.as_ref());
+            let command = detail.map_or_else(String::new, |detail| detail.command.to_value().to_string());
+            let id = id.to_string();
+            let state = match self.scheduler.place_of(&id) {
+                Some((Place::Scheduled, _)) => Some(JobState::Scheduled),
+                Some((Place::Failed, _)) => Some(JobState::Failed),
+                _ => None,
+            };
+            lost.push(JobUpdate::Accept { id: id.clone(), controller: controller.to_string(), command, now });
+            lost.extend(started.map(|started| JobUpdate::Start { id: id.clone(), started }));
+            lost.extend(state.map(|state| JobUpdate::SetState { id, state }));
+        }
+        if !lost.is_empty() {
+            log::warn!(
+                "{} jobs are stored again",
+                lost.iter().filter(|w| matches!(w, JobUpdate::Accept { .. })).count()
+            );
+        }
+        self.writes.splice(0..0, lost);
+        self.generation = generation;
+        Ok(())
+    }
+
+    /// Does what waited for the commit, what somebody waits for first: news of results, a process, the
+    /// poller, which has another poll to make, and then whatever else there is to start.
+    fn run_after_commit(&mut self) {
+        let (mut stored, mut starts) = (Vec::new(), VecDeque::new());
+        for held in std::mem::take(&mut self.after_commit) {
+            match held {
+                AfterCommit::Stored(poller) => stored.push(poller),
+                AfterCommit::Start { id, run, at } => starts.push_back((id, run, at)),
+                AfterCommit::Tell(notice) => (self.parts.notify)(notice),
+            }
+        }
+        self.clear_up();
+        if let Some((id, run, at)) = starts.pop_front() {
+            self.begin_run(&id, run, at);
+        }
+        for poller in stored {
+            let _ = poller.send(());
+        }
+        starts.into_iter().for_each(|(id, run, at)| self.begin_run(&id, run, at));
+    }
+
+    /// What follows from the end of a run, and holds up nobody's result.
+    pub(super) fn clear_up(&mut self) {
+        for (source, json) in self.records.drain(..) {
+            self.parts.outlets.write(&source, level::JOB, &json);
+        }
+        for group in self.emptied.drain(..) {
+            if let Some(cgroups) = &mut self.cgroups {
+                cgroups.release(&group);
+            }
+        }
+    }
+
+    /// Brings to the disk what went into the job store without waiting for it, while nothing else is to do.
+    /// What fails is tried again each second, for nothing else may come that would.
+    pub(super) fn sync(&mut self) {
+        if self.parts.job_store.is_behind()
+            && let Err(fault) = self.parts.job_store.sync()
+        {
+            if self.resync.is_none() {
+                log::error!("results may not survive a power cut, which is tried again each second: {fault:#}");
+            }
+            self.resync = Some(Instant::now() + RETRY);
+            return;
+        }
+        self.behind = None;
+        if self.resync.take().is_some() {
+            log::info!("results survive a power cut again");
+        }
+    }
+
+    fn perform(&mut self) {
+        while !self.actions.is_empty() {
+            // One look at all processes serves every tree that is being ended.
+            let mut trees = Vec::new();
+            for action in std::mem::take(&mut self.actions) {
+                match action {
+                    Action::Start { id, run, at } => {
+                        self.writes.push(JobUpdate::Start { id: id.to_string(), started: at });
+                        self.after_commit.push(AfterCommit::Start { id, run, at });
+                    }
+                    Action::Abort { run, .. } => self.abort_start(run),
+                    Action::Term { .. } | Action::Probe { .. } | Action::Kill { .. } => trees.push(action),
+                    Action::SetState { id, state } => {
+                        self.writes.push(JobUpdate::SetState { id: id.to_string(), state });
+                    }
+                    Action::RunOver { run, .. } => drop(self.run_over(run)),
+                    Action::Report { id, run, outcome, suppress_if_ok, alert } => {
+                        self.report(&id, run, outcome, suppress_if_ok, alert);
+                    }
+                    Action::Finish { id, run, outcome, suppress_if_ok, alert } => {
+                        self.finish(&id, run, outcome, suppress_if_ok, alert);
+                    }
+                }
+            }
+            if !trees.is_empty() {
+                self.signal_and_probe(trees);
+            }
+        }
+    }
+}

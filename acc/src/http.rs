@@ -1,6 +1,6 @@
-//! Requests, replies and refusals, as the proxy and the handlers exchange them.
+//! Requests, replies and refusals, as the proxy and `api` exchange them.
 //!
-//! Owns: the shapes of both. Does not own: how they travel (`server`), what the answer is (`handlers`).
+//! Owns: the shapes of both. Does not own: how they travel (`api::server`), what the answer is (`api`).
 
 use crate::query::Query;
 use crate::route::Route;

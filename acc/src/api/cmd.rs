@@ -1,6 +1,6 @@
 //! `GET /{gid}/{nid}/cmd`: the long poll.
 
-use super::handover::handed;
+use super::command_body::command_body;
 use super::{Fault, Outcome, bad, expect_room, revoked};
 use crate::api::context::Context;
 use crate::api::rate_limiter::{Charge, Resource};
@@ -220,7 +220,7 @@ fn answer(
     }
     let reply = |((node, poll), resolved): (&&(NodeId, Poll), Result<Answer, Reply>)| match resolved {
         Err(reply) => reply,
-        Ok(Answer::Batch(handover)) => Reply::json(handed(context, *node, handover)),
+        Ok(Answer::Batch(handover)) => Reply::json(command_body(context, *node, handover)),
         Ok(Answer::Moved(_)) => Reply::busy(503, "the node polls at two controllers at once; try again", 1),
         Ok(_) if poll.wait == 0 => Reply::empty(),
         Ok(_) => Reply::park(poll.wait),

@@ -6,11 +6,11 @@
 
 mod body;
 mod cmd;
+pub(crate) mod command_body;
 pub mod context;
 pub(crate) mod delivered_batches;
 mod enroll;
 mod event;
-pub(crate) mod handover;
 mod health;
 mod log;
 mod metrics;

@@ -6,11 +6,11 @@
 pub mod authenticate;
 pub mod authenticator;
 pub mod ca;
-mod certificate;
 pub(crate) mod dates;
 pub(crate) mod enrolment;
 pub(crate) mod revocation;
 pub mod secrets;
+mod server_certificate;
 pub(crate) mod shared_secrets;
 pub(crate) mod state_dir;
 pub(crate) mod state_files;

@@ -11,7 +11,7 @@ use super::ca::{self, Ca};
 use super::secrets::Secrets;
 use super::state_files::{CA_CERTIFICATE, CA_KEY, NODE_SECRET, TICKET_KEY, lock, write_state};
 use super::tls::{self, PeerCert};
-use super::{certificate, dates, secrets};
+use super::{dates, secrets, server_certificate};
 use crate::auth::tickets::{TicketKey, TicketKeys};
 use crate::config::Config;
 use anyhow::{Context, anyhow, bail};
@@ -171,7 +171,7 @@ impl StateDir {
         let (chain, key) = match (&config.tls_cert, &config.tls_key) {
             (Some(cert), Some(key)) => {
                 let (certs, private) = (chain(cert)?, private_key(key)?);
-                certificate::check(cert, key, &certs, &private, now).map_err(anyhow::Error::msg)?;
+                server_certificate::check(cert, key, &certs, &private, now).map_err(anyhow::Error::msg)?;
                 (certs, private)
             }
             _ => {

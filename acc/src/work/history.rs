@@ -1,6 +1,6 @@
 //! The history of commands: the audit list, rejected texts, and when each was pushed. Pure.
 //!
-//! Owns: the form of those entries, and that no secret gets into them. Does not own: the lists (`store`).
+//! Owns: the form of those entries, and that no secret gets into them. Does not own: the lists (`model::history`).
 
 use crate::model::DAY;
 use crate::model::answer;

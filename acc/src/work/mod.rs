@@ -8,6 +8,7 @@ mod deferred_jobs;
 pub mod dispatcher;
 mod expiry;
 mod grants;
+mod handover;
 mod heartbeat;
 mod history;
 mod node_directory;

@@ -6,17 +6,16 @@
 //! After each connect every waiting poll is asked again, for a wake-up may be lost with the old connection.
 
 use crate::api::context::Context;
-use crate::api::handover;
 use crate::auth::shared_secrets;
-use crate::model::handover::Handover;
 use crate::model::polls::{self, Answer, Mode, Question};
 use crate::model::wakeups::{self, Wakeup};
 use crate::proxy::Remote;
 use crate::redis::errors::{describe, is_broken, is_interrupted};
 use crate::redis::{Batch, Conn};
 use crate::work::Stop;
+use crate::work::handover::hand_over;
 use jscommon::backoff::Backoff;
-use jscommon::{NodeId, death};
+use jscommon::death;
 use redis::RedisResult;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -107,11 +106,4 @@ fn receive(context: &Context, proxy: &Remote, conn: &mut Conn) -> RedisResult<()
         }
     }
     Ok(())
-}
-
-/// Gives a node's waiting poll its commands.
-pub(crate) fn hand_over(context: &Context, proxy: &Remote, node: NodeId, handover: Handover) {
-    // Noted first, for the acknowledgement may be here at once.
-    proxy.deliver(node, handover::handed(context, node, handover));
-    death::point("acc.handed");
 }

@@ -35,7 +35,7 @@ use std::time::Duration;
 /// The file below `data_dir`.
 pub const FILE: &str = "state.db";
 
-/// The open table; shared by the supervisor and the senders.
+/// The open table; shared by the supervisor and the uploaders.
 pub struct JobStore {
     path: PathBuf,
     table: Mutex<Table>,

@@ -88,7 +88,7 @@ struct Actor {
     actions: VecDeque<Action>,
     writes: Vec<JobUpdate>,
     after_commit: Vec<AfterCommit>,
-    /// Records of jobs that have ended, for the message log once the senders know of the results.
+    /// Records of jobs that have ended, for the message log once the uploaders know of the results.
     records: Vec<(Arc<JobLabel>, String)>,
     /// Groups whose runs are over, to be removed at the same time.
     emptied: Vec<String>,

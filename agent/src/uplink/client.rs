@@ -1,8 +1,8 @@
 //! One controller, as the agent sees it: the only file that knows its paths.
 //!
 //! Owns the connections (kept, with a deadline on every phase), the node's credentials and the turn
-//! of the addresses. Decides nothing: what a failure means is told as a [`Failure`], and the poller,
-//! the sender and the scripts do with it what suits them.
+//! of the addresses: which one is next after a failure. A failure is told as a [`Failure`], and the poller,
+//! the uploader and the scripts do with it what suits them.
 
 mod connection;
 mod response;
@@ -66,7 +66,7 @@ pub struct Controller {
     unfinished: AtomicBool,
     /// The credentials in use came with another enrolment, and the controller is to hear who this node is.
     is_enrolled_again: AtomicBool,
-    /// Held by the poller or the sender while it writes or reads the files of the credentials.
+    /// Held by the poller or the uploader while it writes or reads the files of the credentials.
     files: Mutex<()>,
     /// Requests that it has taken.
     taken: AtomicU64,
@@ -298,7 +298,7 @@ impl Controller {
         self.link().polls.clone().shutdown();
     }
 
-    /// Ends the request of the sender that is under way, and every later one fails.
+    /// Ends the request of the uploader that is under way, and every later one fails.
     pub fn stop_posts(&self) {
         self.stopped.store(true, Ordering::SeqCst);
         self.link().posts.clone().shutdown();
@@ -362,7 +362,7 @@ impl Controller {
     ///
     /// From an address that is away all requests but the polls are called back, to be made anew at the
     /// next one. A path that swallows everything would hold up each thread for its own patience
-    /// otherwise, and a job that the poller gets from the next address waits for the sender.
+    /// otherwise, and a job that the poller gets from the next address waits for the uploader.
     fn fail_over(&self, endpoint: usize, away: bool) {
         let mut current = self.link.write().unwrap_or_else(|poisoned| poisoned.into_inner());
         if current.endpoint != endpoint {

@@ -1,4 +1,4 @@
-//! The sender: results, then events, records and stats, on their way to one controller.
+//! The uploader: results, then events, records and stats, on their way to one controller.
 //!
 //! One thread a controller. Owns the order and the retries; what waits lies on disk, in the job store
 //! and the upload queue, so it holds nothing itself and a stop loses nothing. While one request is under
@@ -60,7 +60,7 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// Starts the sender of one controller.
+    /// Starts the uploader of one controller.
     pub fn start(
         controller: Arc<Controller>,
         job_store: Arc<JobStore>,

@@ -1,4 +1,4 @@
-//! Ends: from a run that is over to its result, its records, its events, and news for the senders.
+//! Ends: from a run that is over to its result, its records, its events, and news for the uploaders.
 
 use super::{Actor, AfterCommit, Run, wall};
 use crate::commands::{self, Answer};

@@ -263,7 +263,7 @@ fn page(status: u16) -> Answer {
 }
 
 impl Stage {
-    /// Waits until the sender has nothing left of this kind.
+    /// Waits until the uploader has nothing left of this kind.
     fn until_sent(&self, kind: Kind) {
         while self.upload_queue.next("main", kind).is_some() {
             thread_yield();

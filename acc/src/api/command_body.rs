@@ -6,7 +6,7 @@ use crate::model::handover::Handover;
 use jscommon::NodeId;
 
 /// The body with what `node` is handed now. It is noted, and how long the commands took to get there.
-pub(crate) fn handed(context: &Context, node: NodeId, mut handover: Handover) -> Vec<u8> {
+pub(crate) fn command_body(context: &Context, node: NodeId, mut handover: Handover) -> Vec<u8> {
     handover.give_tickets(|command| context.tickets.issue(node, &command.id, Flags::of(&command.args)));
     context.delivered.note(node, &handover.batch, &handover.ids);
     let now = context.clock.now();

@@ -57,7 +57,7 @@ fn enroll(
         .unwrap_or_else(|_| clock::local_ms());
     let new = Enrolling { issued, token_use: "", replace: true, named, by: "jsacc enroll" };
     let known = context.pool.with(|conn| {
-        revocation::finish(&given(context), conn, node, "")?;
+        revoker(context).finish(conn, node, "")?;
         grants::enrolled(conn, node, &new)?;
         queue::open(conn, node)
     });
@@ -122,12 +122,12 @@ fn agent_toml(out: &Path, node: NodeId, url: &str, named: &[String], has_cert: b
     )
 }
 
-fn given(context: &Context) -> revocation::Given<'_> {
-    revocation::Given { metrics: &context.metrics, max_queue: context.config.max_queue }
+fn revoker(context: &Context) -> revocation::Revoker<'_> {
+    revocation::Revoker { metrics: &context.metrics, max_queue: context.config.max_queue }
 }
 
 fn revoke(context: &Context, node: NodeId) -> anyhow::Result<String> {
-    let revoked = context.pool.with(|conn| revocation::revoke(&given(context), conn, node, clock::local_ms()));
+    let revoked = context.pool.with(|conn| revoker(context).revoke(conn, node, clock::local_ms()));
     let fault = |e| redis_fault(&context.config, &e).context("not all of it is done: do it again");
     let revoked = revoked.map_err(fault)?;
     let waited = match revoked.waited {

@@ -9,12 +9,12 @@ use std::net::IpAddr;
 /// Decides whether a request is allowed. The proxy's own thread calls it for each request, so it must never block.
 pub trait Authenticate: Send + Sync + 'static {
     /// Whether this request may go on, by its head alone. The path is a known route with its right method.
-    fn admit(&self, head: &Head<'_>) -> Result<Admitted, Refusal>;
+    fn admit(&self, head: &PresentedCredentials<'_>) -> Result<Admitted, Refusal>;
 }
 
 /// The part of a request's head that authentication needs.
 #[derive(Clone, Copy, Debug)]
-pub struct Head<'a> {
+pub struct PresentedCredentials<'a> {
     /// The route.
     pub route: Route,
     /// The token of `Authorization: Bearer`.

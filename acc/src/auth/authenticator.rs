@@ -4,7 +4,7 @@
 //! Does not own: refreshing them (the periodic tasks do, from the state directory and from Redis), or what
 //! a request does afterwards. Asked by the proxy for each request; nothing here blocks or looks up.
 
-use super::authenticate::{Admitted, Authenticate, Head};
+use super::authenticate::{Admitted, Authenticate, PresentedCredentials};
 use crate::auth::dates;
 use crate::auth::secrets::Secrets;
 use crate::auth::state_dir::CLIENT_DAYS;
@@ -107,7 +107,7 @@ impl Authenticator {
     }
 
     /// Whether the node's credentials are good; says why not.
-    pub(crate) fn node(&self, head: &Head<'_>) -> Result<NodeId, Refusal> {
+    pub(crate) fn node(&self, head: &PresentedCredentials<'_>) -> Result<NodeId, Refusal> {
         let refuse = |status, label, reason: String| Err(Refusal { status, reason, label });
         let asked = head.route.node();
         let mut proved = None;
@@ -223,7 +223,7 @@ impl Authenticator {
         }
     }
 
-    fn metrics(&self, head: &Head<'_>) -> Result<Admitted, Refusal> {
+    fn metrics(&self, head: &PresentedCredentials<'_>) -> Result<Admitted, Refusal> {
         let refuse = |status, reason: &str| Err(Refusal { status, reason: reason.to_owned(), label: "metrics" });
         let Rules { metrics_token, nodes_token, .. } = &self.rules;
         let own = nodes_token.as_deref().filter(|_| head.route == Route::NodeMetrics);
@@ -245,7 +245,7 @@ impl Authenticator {
 }
 
 impl Authenticate for Authenticator {
-    fn admit(&self, head: &Head<'_>) -> Result<Admitted, Refusal> {
+    fn admit(&self, head: &PresentedCredentials<'_>) -> Result<Admitted, Refusal> {
         match head.route {
             // The handler of /enroll looks at its token itself, for that one is counted in Redis.
             Route::Health | Route::Enroll => Ok(Admitted::Open),
@@ -286,12 +286,12 @@ mod tests {
         (authenticator, secrets)
     }
 
-    fn head<'a>(route: Route, bearer: Option<&'a str>, cert: Option<&'a PeerCert>) -> Head<'a> {
-        Head { route, bearer, peer: "10.0.0.9".parse().unwrap(), cert }
+    fn head<'a>(route: Route, bearer: Option<&'a str>, cert: Option<&'a PeerCert>) -> PresentedCredentials<'a> {
+        PresentedCredentials { route, bearer, peer: "10.0.0.9".parse().unwrap(), cert }
     }
 
     #[track_caller]
-    fn refused(authenticator: &Authenticator, head: &Head<'_>, status: u16, word: &str) {
+    fn refused(authenticator: &Authenticator, head: &PresentedCredentials<'_>, status: u16, word: &str) {
         let refusal = authenticator.admit(head).unwrap_err();
         assert_eq!(refusal.status, status, "{}", refusal.reason);
         assert!(refusal.reason.contains(word), "{}", refusal.reason);

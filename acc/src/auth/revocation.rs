@@ -20,8 +20,8 @@ use serde_json::json;
 /// Most commands that are answered in one step.
 const MAX_ANSWERS: usize = 100;
 
-/// The parts of a controller that a revocation needs.
-pub(crate) struct Given<'a> {
+/// Revokes nodes for one controller.
+pub(crate) struct Revoker<'a> {
     /// Counts the answers.
     pub(crate) metrics: &'a Metrics,
     /// Most commands that wait for one node.
@@ -37,15 +37,57 @@ pub(crate) struct Revoked {
     pub(crate) waited: usize,
 }
 
-/// Revokes what `node` holds and is granted, takes it out of the live set and its roles, and answers what waits for it.
-pub(crate) fn revoke(given: &Given<'_>, conn: &mut Conn, node: NodeId, local: u64) -> RedisResult<Revoked> {
-    let until = nodes::revoke(conn, node, local)?;
-    jscommon::death::point("acc.revoked");
-    let waited = strip(given, conn, node, until)?;
-    let mut batch = Batch::new();
-    events::add(&mut batch, "revoked", Some(node), nodes::time(conn)?, &json!({"waited": waited}));
-    conn.run(&batch)?;
-    Ok(Revoked { until, waited })
+impl Revoker<'_> {
+    /// Revokes what `node` holds and is granted, takes it out of the live set and its roles, and answers what waits for it.
+    pub(crate) fn revoke(&self, conn: &mut Conn, node: NodeId, local: u64) -> RedisResult<Revoked> {
+        let until = nodes::revoke(conn, node, local)?;
+        jscommon::death::point("acc.revoked");
+        let waited = self.strip(conn, node, until)?;
+        let mut batch = Batch::new();
+        events::add(&mut batch, "revoked", Some(node), nodes::time(conn)?, &json!({"waited": waited}));
+        conn.run(&batch)?;
+        Ok(Revoked { until, waited })
+    }
+
+    /// Tells who holds the credentials of `node`, seen by `token_use` of an enrolment token, and since when (ms). Where it
+    /// was revoked, what is left of that is done first: it may have been interrupted, or an earlier version has made it.
+    pub(crate) fn finish(&self, conn: &mut Conn, node: NodeId, token_use: &str) -> RedisResult<(Holder, u64)> {
+        let (holder, since) = grants::holder(conn, node, token_use)?;
+        if holder == Holder::Nobody && since > 0 {
+            self.strip(conn, node, since)?;
+        }
+        Ok((holder, since))
+    }
+
+    /// All but the refusal of the credentials; answers how many commands waited.
+    fn strip(&self, conn: &mut Conn, node: NodeId, until: u64) -> RedisResult<usize> {
+        queue::close(conn, node, until)?;
+        grants::revoke(conn, node, until)?;
+        forget(conn, node)?;
+        self.empty(conn, node)
+    }
+
+    /// Answers all that waits for `node`, and forgets it; answers how many commands that were.
+    fn empty(&self, conn: &mut Conn, node: NodeId) -> RedisResult<usize> {
+        // Of the command line's machine the clock may be wrong.
+        let (now, max_queue) = (nodes::time(conn)?, self.max_queue);
+        let ids = queue::ids(conn, node)?;
+        for some in ids.chunks(MAX_ANSWERS) {
+            let (mut answers, mut done) = (Vec::new(), Batch::new());
+            for id in some {
+                let (command, reason) = match queue::withdraw(conn, node, id, now, Reason::Revoked, max_queue)? {
+                    Withdrawn::Out(Some(command), reason) => (Some(*command), reason),
+                    // Its text is damaged, or gone.
+                    _ => (jobs::lost(conn, node, id)?, Reason::Revoked),
+                };
+                answers.extend(command.map(|command| Answer::withdrawn(&command, node, reason)));
+                queue::forget(&mut done, node, id);
+            }
+            answer::give(self.metrics, conn, &answers)?;
+            conn.run(&done)?;
+        }
+        Ok(ids.len())
+    }
 }
 
 /// Takes `node` out of the live set and its roles.
@@ -53,44 +95,4 @@ pub(crate) fn forget(conn: &mut Conn, node: NodeId) -> RedisResult<()> {
     let mut batch = Batch::new();
     nodes::forget(&mut batch, node);
     conn.run(&batch).map(drop)
-}
-
-/// Tells who holds the credentials of `node`, seen by `token_use` of an enrolment token, and since when (ms). Where it
-/// was revoked, what is left of that is done first: it may have been interrupted, or an earlier version has made it.
-pub(crate) fn finish(given: &Given<'_>, conn: &mut Conn, node: NodeId, token_use: &str) -> RedisResult<(Holder, u64)> {
-    let (holder, since) = grants::holder(conn, node, token_use)?;
-    if holder == Holder::Nobody && since > 0 {
-        strip(given, conn, node, since)?;
-    }
-    Ok((holder, since))
-}
-
-/// All but the refusal of the credentials; answers how many commands waited.
-fn strip(given: &Given<'_>, conn: &mut Conn, node: NodeId, until: u64) -> RedisResult<usize> {
-    queue::close(conn, node, until)?;
-    grants::revoke(conn, node, until)?;
-    forget(conn, node)?;
-    empty(given, conn, node)
-}
-
-/// Answers all that waits for `node`, and forgets it; answers how many commands that were.
-fn empty(given: &Given<'_>, conn: &mut Conn, node: NodeId) -> RedisResult<usize> {
-    // Of the command line's machine the clock may be wrong.
-    let (now, max_queue) = (nodes::time(conn)?, given.max_queue);
-    let ids = queue::ids(conn, node)?;
-    for some in ids.chunks(MAX_ANSWERS) {
-        let (mut answers, mut done) = (Vec::new(), Batch::new());
-        for id in some {
-            let (command, reason) = match queue::withdraw(conn, node, id, now, Reason::Revoked, max_queue)? {
-                Withdrawn::Out(Some(command), reason) => (Some(*command), reason),
-                // Its text is damaged, or gone.
-                _ => (jobs::lost(conn, node, id)?, Reason::Revoked),
-            };
-            answers.extend(command.map(|command| Answer::withdrawn(&command, node, reason)));
-            queue::forget(&mut done, node, id);
-        }
-        answer::give(given.metrics, conn, &answers)?;
-        conn.run(&done)?;
-    }
-    Ok(ids.len())
 }

@@ -18,7 +18,7 @@ use super::long_poll::{Parked, PollFingerprint};
 use super::request_head::RequestHead;
 use super::request_parser::{Stage, Step};
 use crate::api::rate_limiter::{Charge, Resource};
-use crate::auth::authenticate::{Admitted, Head};
+use crate::auth::authenticate::{Admitted, PresentedCredentials};
 use crate::auth::dates;
 use crate::clock::local_ms;
 use crate::http::Refusal;
@@ -414,8 +414,13 @@ impl EventLoop {
 }
 
 /// Returns the part of a request that authentication needs.
-fn seen<'a>(client: &'a Client, head: &'a RequestHead) -> Head<'a> {
-    Head { route: head.route, bearer: head.bearer.as_deref(), peer: client.peer.ip(), cert: client.cert.as_ref() }
+fn seen<'a>(client: &'a Client, head: &'a RequestHead) -> PresentedCredentials<'a> {
+    PresentedCredentials {
+        route: head.route,
+        bearer: head.bearer.as_deref(),
+        peer: client.peer.ip(),
+        cert: client.cert.as_ref(),
+    }
 }
 
 /// The fingerprint of a poll; `None` for other requests.

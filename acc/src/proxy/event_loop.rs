@@ -412,14 +412,14 @@ impl EventLoop {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::authenticate::{Admitted, Head};
+    use crate::auth::authenticate::{Admitted, PresentedCredentials};
     use crate::http::Refusal;
     use crate::proxy::accept::ACCEPT_PAUSE;
 
     struct Anybody;
 
     impl Authenticate for Anybody {
-        fn admit(&self, _: &Head<'_>) -> Result<Admitted, Refusal> {
+        fn admit(&self, _: &PresentedCredentials<'_>) -> Result<Admitted, Refusal> {
             Ok(Admitted::Open)
         }
     }

@@ -4,7 +4,7 @@ mod secure;
 
 use super::*;
 use crate::api::server;
-use crate::auth::authenticate::{Admitted, Head};
+use crate::auth::authenticate::{Admitted, PresentedCredentials};
 use crate::http::Refusal;
 use crate::http::{Reply, Request};
 use crate::route::Route;
@@ -24,7 +24,7 @@ struct FakeAuthenticator {
 }
 
 impl Authenticate for FakeAuthenticator {
-    fn admit(&self, head: &Head<'_>) -> Result<Admitted, Refusal> {
+    fn admit(&self, head: &PresentedCredentials<'_>) -> Result<Admitted, Refusal> {
         match head.route.node() {
             None => Ok(Admitted::Open),
             Some(node) if head.bearer == Some("new") => Ok(Admitted::Node(node)),

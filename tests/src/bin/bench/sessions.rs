@@ -5,7 +5,7 @@ use crate::Options;
 use crate::measure::{Case, interleaved};
 use crate::table::{Table, number};
 use anyhow::{Context, Result, ensure};
-use jsacc::auth::authenticate::{Authenticate, Head};
+use jsacc::auth::authenticate::{Authenticate, PresentedCredentials};
 use jsacc::auth::authenticator::{Authenticator, Rules};
 use jsacc::auth::ca::Ca;
 use jsacc::auth::secrets::Secrets;
@@ -128,7 +128,12 @@ fn checks(options: &Options) -> Result<()> {
     let (pem, _) = Ca::open(dir.path(), now())?.client(&name.dns_name(), now(), 10)?;
     let der = CertificateDer::from_pem_slice(pem.as_bytes())?;
     let cert = PeerCert::read(&der).context("what the certificate says")?;
-    let head = |bearer, cert| Head { route: Route::Cmd(NODE), bearer, peer: IpAddr::V4(Ipv4Addr::LOCALHOST), cert };
+    let head = |bearer, cert| PresentedCredentials {
+        route: Route::Cmd(NODE),
+        bearer,
+        peer: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        cert,
+    };
     let each = |work: &dyn Fn() -> bool, want: bool| {
         let begin = Instant::now();
         for _ in 0..times {

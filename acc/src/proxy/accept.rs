@@ -19,7 +19,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime};
 
 /// New clients in one turn, so that those that are here have theirs.
-const ACCEPTS: usize = 64;
+const MAX_ACCEPTS: usize = 64;
 /// How long nothing is accepted after the process had no descriptor left.
 pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -30,7 +30,7 @@ impl EventLoop {
             return;
         }
         self.accept_more = false;
-        for _ in 0..ACCEPTS {
+        for _ in 0..MAX_ACCEPTS {
             let Some(listener) = &self.listener else {
                 return;
             };
@@ -85,19 +85,19 @@ impl EventLoop {
             phase: if secure { Phase::Handshake } else { Phase::Idle },
             accepted: now,
             deadline: None,
-            last_call: now,
+            hard_deadline: now,
             readable: false,
             authenticated: false,
-            home: None,
+            first_node: None,
             refused: false,
             cert: None,
             cert_ends: None,
             head: None,
             node: None,
-            asked: now,
-            counted: None,
-            later: None,
-            held: 0,
+            request_complete_at: now,
+            request_bytes: None,
+            delayed_answer: None,
+            answer_bytes: 0,
         };
         self.clients.insert(name, client);
         self.unauthenticated.add(peer.ip(), (now, name.slot));
@@ -136,7 +136,7 @@ impl EventLoop {
         {
             self.accounting.connect(&self.limits, node)?;
             client.authenticated = true;
-            client.home = Some(node);
+            client.first_node = Some(node);
             self.unauthenticated.remove(client.peer.ip(), (client.accepted, slot));
         }
         Ok(())

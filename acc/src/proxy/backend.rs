@@ -24,7 +24,7 @@ impl EventLoop {
             return;
         };
         client.phase = Phase::Asking;
-        let cost = client.counted.take().map(|length| (client.node, length));
+        let cost = client.request_bytes.take().map(|length| (client.node, length));
         let at = Instant::now() + self.limits.handler;
         self.set_deadline(name.slot, at);
         self.queue.push_back((PendingRequest { owner: name, cost }, body));
@@ -66,7 +66,7 @@ impl EventLoop {
                     let refusal = Refusal::new(503, "no-backend", "the controller is short of something; try again");
                     for request in pending {
                         let owner = self.end_request(request);
-                        self.give_up(owner, refusal.clone());
+                        self.fail_request(owner, refusal.clone());
                     }
                 }
             }
@@ -142,7 +142,7 @@ impl EventLoop {
         };
         for (request, answer) in answered.into_iter().zip(answers) {
             let owner = self.end_request(request);
-            self.answered(owner, answer);
+            self.backend_answered(owner, answer);
         }
         let Some(mut over) = over else { return };
         let _ = self.poll.registry().deregister(over.connection.stream());
@@ -151,7 +151,7 @@ impl EventLoop {
             let refusal = Refusal::new(502, "backend-failed", "the controller failed at this request; try again");
             for request in over.pending {
                 let owner = self.end_request(request);
-                self.give_up(owner, refusal.clone());
+                self.fail_request(owner, refusal.clone());
             }
         }
         self.send_waiting();

@@ -31,11 +31,11 @@ pub(crate) enum Phase {
     Pausing,
     /// Its answer is being written.
     Answering,
-    /// It was told off; what it still sends is read and dropped.
+    /// It was refused; what it still sends is read and dropped.
     Linger,
 }
 
-/// The name of a client: a slot, and which of the slot's clients.
+/// The id of a client: a slot, and which of the slot's clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ConnectionId {
     pub(crate) slot: usize,
@@ -53,13 +53,13 @@ pub(crate) struct Client {
     /// The deadline of its phase, as the timers have it.
     pub(crate) deadline: Option<Instant>,
     /// When the body or the answer has to be through, however steadily it moves.
-    pub(crate) last_call: Instant,
+    pub(crate) hard_deadline: Instant,
     /// The socket may hold more than was read.
     pub(crate) readable: bool,
     /// It has proved to be a node's.
     pub(crate) authenticated: bool,
     /// The node that it has proved to be first, among whose connections it counts.
-    pub(crate) home: Option<NodeId>,
+    pub(crate) first_node: Option<NodeId>,
     /// It was refused: what it still sends is not waited for long.
     pub(crate) refused: bool,
     /// The content of its certificate.
@@ -70,13 +70,13 @@ pub(crate) struct Client {
     pub(crate) head: Option<Box<RequestHead>>,
     pub(crate) node: Option<NodeId>,
     /// When the request under way was whole.
-    pub(crate) asked: Instant,
+    pub(crate) request_complete_at: Instant,
     /// The bytes of the request's body that are counted until the request is handed on.
-    pub(crate) counted: Option<usize>,
+    pub(crate) request_bytes: Option<usize>,
     /// The answer that waits.
-    pub(crate) later: Option<Box<Answer>>,
+    pub(crate) delayed_answer: Option<Box<Answer>>,
     /// The bytes of the answer that are counted.
-    pub(crate) held: usize,
+    pub(crate) answer_bytes: usize,
 }
 
 /// All clients.

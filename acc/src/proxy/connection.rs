@@ -42,7 +42,7 @@ impl EventLoop {
     }
 
     /// Somebody speaks plain HTTP to the TLS port.
-    pub(super) fn tell_plain(&mut self, slot: usize) {
+    pub(super) fn refuse_plain_http(&mut self, slot: usize) {
         if let Some(client) = self.clients.at(slot) {
             client.transport.drop_tls();
             self.refuse(slot, Refusal::new(400, "plain-http", "this port speaks HTTPS: write https:// in the address"));
@@ -50,7 +50,7 @@ impl EventLoop {
     }
 
     /// Bytes came in.
-    pub(super) fn take_in(&mut self, name: ConnectionId, bytes: &[u8]) {
+    pub(super) fn feed_client(&mut self, name: ConnectionId, bytes: &[u8]) {
         let slot = name.slot;
         let Some(client) = self.clients.at(slot) else {
             return;
@@ -66,7 +66,7 @@ impl EventLoop {
             && let Some(client) = self.clients.at(slot)
         {
             match client.conn.step() {
-                Step::More => return self.wants_more(slot),
+                Step::More => return self.await_more(slot),
                 Step::Head(head) => self.authorize(slot, head),
                 Step::Whole(body) => self.dispatch(name, body),
                 Step::Refused(refusal) => self.refuse(slot, refusal),
@@ -83,7 +83,7 @@ impl EventLoop {
     }
 
     /// Sets the deadline of whatever is not whole yet.
-    fn wants_more(&mut self, slot: usize) {
+    fn await_more(&mut self, slot: usize) {
         let Some(client) = self.clients.at(slot) else {
             return;
         };
@@ -97,7 +97,7 @@ impl EventLoop {
                 }
             }
             (Stage::Body, Phase::Body) => {
-                let at = client.last_call.min(now + self.limits.body_pause);
+                let at = client.hard_deadline.min(now + self.limits.body_pause);
                 self.set_deadline(slot, at);
             }
             _ => {}
@@ -116,9 +116,9 @@ impl EventLoop {
         match admitted {
             Ok(node) => {
                 client.node = node;
-                client.counted = Some(length);
+                client.request_bytes = Some(length);
                 client.phase = Phase::Body;
-                client.last_call = Instant::now() + self.limits.body_time(length);
+                client.hard_deadline = Instant::now() + self.limits.body_time(length);
                 client.conn.admit();
                 if expects && client.conn.missing() > 0 {
                     client.transport.push(b"HTTP/1.1 100 Continue\r\n\r\n".to_vec());
@@ -134,7 +134,7 @@ impl EventLoop {
         let Some(client) = self.clients.at(slot) else {
             return Ok(None);
         };
-        let seen = seen(client, head);
+        let seen = presented(client, head);
         // The handshake has looked at it, perhaps hours ago: connections stay, and their sessions are resumed.
         if let Some(ends) = client.cert_ends.filter(|ends| seen.route.node().is_some() && local_ms() > *ends) {
             let sentence = format!("the client certificate ended at {}: enrol the node again", dates::shown(ends));
@@ -164,47 +164,48 @@ impl EventLoop {
         let Some(client) = self.clients.at(name.slot) else {
             return;
         };
-        client.asked = now;
-        if let (Some(node), Some(ask)) = (client.node, client.head.as_deref().and_then(|head| ask(&self.hasher, head)))
+        client.request_complete_at = now;
+        if let (Some(node), Some(fingerprint)) =
+            (client.node, client.head.as_deref().and_then(|head| poll_fingerprint(&self.hasher, head)))
         {
             if self.stopping.is_some() {
                 return self.answer(name.slot, Answer::empty());
             }
-            let arrival = self.parked_polls.arrive(node, name, ask, now);
+            let arrival = self.parked_polls.arrive(node, name, fingerprint, now);
             if let Some(first) = arrival.replaced {
                 self.metrics.refused("replaced");
                 self.unpark(first.slot);
             }
             if let Some(seconds) = arrival.park {
                 self.metrics.polls_shortcut.inc();
-                self.saw(node, now);
-                return self.keep(name.slot, seconds);
+                self.note_seen(node, now);
+                return self.park(name.slot, seconds);
             }
         }
         self.ask(name, body);
     }
 
     /// Lets a parked poll wait until its time is up.
-    fn keep(&mut self, slot: usize, seconds: u32) {
+    fn park(&mut self, slot: usize, seconds: u32) {
         let Some(client) = self.clients.at(slot) else {
             return;
         };
         client.phase = Phase::Parked;
         let wait = Duration::from_secs(seconds.into()).min(self.limits.wait);
-        let mut at = client.asked + wait;
+        let mut at = client.request_complete_at + wait;
         if let Some(ends) = client.cert_ends {
             // Its next poll is refused then.
             at = at.min(Instant::now() + Duration::from_millis(ends.saturating_sub(local_ms())));
         }
         // A parked poll waits for nobody: it does not count among its node's requests.
-        if let Some(length) = client.counted.take() {
+        if let Some(length) = client.request_bytes.take() {
             self.accounting.end(client.node, length);
         }
         self.set_deadline(slot, at);
     }
 
     /// tiny_http answered.
-    pub(super) fn answered(&mut self, name: ConnectionId, answer: Answer) {
+    pub(super) fn backend_answered(&mut self, name: ConnectionId, answer: Answer) {
         if !self.clients.has(name) {
             return;
         }
@@ -227,7 +228,7 @@ impl EventLoop {
             self.parked_polls.answered(node, name);
             return self.answer(name.slot, answer);
         };
-        let asked = client.asked;
+        let asked = client.request_complete_at;
         let late = asked + Duration::from_secs(seconds.into()) <= Instant::now();
         let spoilt = client.conn.has_excess() || late || self.stopping.is_some();
         match self.parked_polls.park(node, name, seconds, Instant::now()) {
@@ -236,8 +237,8 @@ impl EventLoop {
                 self.answer(name.slot, Answer::empty());
             }
             Parked::Waits => {
-                self.saw(node, asked);
-                self.keep(name.slot, seconds);
+                self.note_seen(node, asked);
+                self.park(name.slot, seconds);
             }
             Parked::AskAgain if spoilt => {
                 self.parked_polls.answered(node, name);
@@ -252,7 +253,7 @@ impl EventLoop {
     }
 
     /// A request ends without an answer of its handler.
-    pub(super) fn give_up(&mut self, name: ConnectionId, refusal: Refusal) {
+    pub(super) fn fail_request(&mut self, name: ConnectionId, refusal: Refusal) {
         if !self.clients.has(name) {
             return;
         }
@@ -305,10 +306,10 @@ impl EventLoop {
             let Some(client) = self.clients.at(slot).filter(|client| client.node == Some(node)) else { continue };
             let waits = matches!(client.phase, Phase::Parked | Phase::Asking);
             let name = ConnectionId { slot, generation: client.generation };
-            let head = client.head.as_deref().map(|head| seen(client, head));
+            let head = client.head.as_deref().map(|head| presented(client, head));
             match head.map(|head| (head.bearer.is_some() || head.cert.is_some(), self.authenticator.admit(&head))) {
                 Some((true, Ok(_))) => {}
-                Some((_, Err(refusal))) if waits => self.give_up(name, Refusal { label: "expelled", ..refusal }),
+                Some((_, Err(refusal))) if waits => self.fail_request(name, Refusal { label: "expelled", ..refusal }),
                 _ => {
                     self.metrics.refused("expelled");
                     self.close(slot);
@@ -347,7 +348,7 @@ impl EventLoop {
     }
 
     /// The connection failed.
-    pub(super) fn broken(&mut self, slot: usize, error: &io::Error) {
+    pub(super) fn connection_failed(&mut self, slot: usize, error: &io::Error) {
         let Some(client) = self.clients.at(slot) else {
             return;
         };
@@ -367,7 +368,7 @@ impl EventLoop {
 
     /// A request was not answered in time. Its handler may be slow; but when tiny_http's threads have taken
     /// nothing since another one was not, none of them takes anything any more, or nobody accepts.
-    fn suspect(&mut self) {
+    fn check_backend(&mut self) {
         let (taken, now) = (self.config.backend.taken(), Instant::now());
         match self.stalled {
             Some((before, since)) if before == taken => {
@@ -399,8 +400,11 @@ impl EventLoop {
             Phase::Head => self.refuse(slot, Refusal::new(408, "head-timeout", "the head took too long")),
             Phase::Body => self.refuse(slot, Refusal::new(408, "body-timeout", "the body took too long")),
             Phase::Asking => {
-                self.suspect();
-                self.give_up(name, Refusal::new(503, "handler-timeout", "the controller took too long; try again"));
+                self.check_backend();
+                self.fail_request(
+                    name,
+                    Refusal::new(503, "handler-timeout", "the controller took too long; try again"),
+                );
             }
             Phase::Parked => self.unpark(slot),
             Phase::Pausing => self.answer_now(slot),
@@ -414,7 +418,7 @@ impl EventLoop {
 }
 
 /// Returns the part of a request that authentication needs.
-fn seen<'a>(client: &'a Client, head: &'a RequestHead) -> PresentedCredentials<'a> {
+fn presented<'a>(client: &'a Client, head: &'a RequestHead) -> PresentedCredentials<'a> {
     PresentedCredentials {
         route: head.route,
         bearer: head.bearer.as_deref(),
@@ -424,18 +428,18 @@ fn seen<'a>(client: &'a Client, head: &'a RequestHead) -> PresentedCredentials<'
 }
 
 /// The fingerprint of a poll; `None` for other requests.
-fn ask(hasher: &impl BuildHasher, head: &RequestHead) -> Option<PollFingerprint> {
+fn poll_fingerprint(hasher: &impl BuildHasher, head: &RequestHead) -> Option<PollFingerprint> {
     if !matches!(head.route, Route::Cmd(_)) {
         return None;
     }
-    let mut says = hasher.build_hasher();
+    let mut rest = hasher.build_hasher();
     let mut ack = None;
     for part in head.query.split('&') {
         match part.strip_prefix("ack=") {
             Some("") => {}
             Some(batch) => ack = Some(hasher.hash_one(batch)),
-            None => part.hash(&mut says),
+            None => part.hash(&mut rest),
         }
     }
-    Some(PollFingerprint { says: says.finish(), ack })
+    Some(PollFingerprint { rest: rest.finish(), ack })
 }

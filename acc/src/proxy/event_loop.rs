@@ -33,15 +33,15 @@ use std::time::{Duration, Instant};
 const LISTENER: Token = Token(usize::MAX - 1);
 const WAKER: Token = Token(usize::MAX - 2);
 /// Tokens of exchanges have this bit; a client's are its slot and its turn.
-const EXCHANGE: usize = 1 << 63;
+const BACKEND_TOKEN: usize = 1 << 63;
 
 /// The time for unauthenticated clients in a turn in which others want something too.
 const UNAUTHENTICATED_TIME: Duration = Duration::from_millis(2);
 /// Bytes of one client in one turn.
-const BYTES: usize = 256 * 1024;
+const MAX_READ_BYTES: usize = 256 * 1024;
 /// How often the nodes that were seen are told.
-const SEEN_EVERY: Duration = Duration::from_secs(1);
-const SWEEP_EVERY: Duration = Duration::from_secs(60);
+const SEEN_INTERVAL: Duration = Duration::from_secs(1);
+const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The event loop and all that it holds.
 pub(super) struct EventLoop {
@@ -136,7 +136,7 @@ impl EventLoop {
             unauthenticated_ready: VecDeque::new(),
             accept_more: false,
             accept_after: None,
-            sweep_at: now + SWEEP_EVERY,
+            sweep_at: now + SWEEP_INTERVAL,
             stopping: None,
             stalled: None,
             failure: None,
@@ -146,15 +146,15 @@ impl EventLoop {
         Ok((event_loop, waker))
     }
 
-    /// Those who have proved nothing, in their order, and new ones after them.
-    fn serve_strangers(&mut self) {
+    /// Serves unauthenticated clients in their order, and new ones after them.
+    fn serve_unauthenticated(&mut self) {
         let end = Instant::now() + UNAUTHENTICATED_TIME;
         for _ in 0..self.unauthenticated_ready.len() {
             if Instant::now() >= end {
                 return;
             }
             if let Some((name, readable)) = self.unauthenticated_ready.pop_front() {
-                self.event(name, readable);
+                self.handle_event(name, readable);
             }
         }
         self.accept();
@@ -163,39 +163,39 @@ impl EventLoop {
     /// Runs until it is stopped. The error says why it cannot go on.
     pub(super) fn run(mut self) -> Result<(), String> {
         let mut events = Events::with_capacity(1024);
-        while !self.over() {
-            let timeout = self.timeout();
+        while !self.is_finished() {
+            let timeout = self.poll_timeout();
             match self.poll.poll(&mut events, timeout) {
                 Ok(()) => {}
                 Err(e) if e.kind() == ErrorKind::Interrupted => continue,
                 Err(e) => return Err(format!("it cannot wait for events: {e}")),
             }
             death::point("acc.proxy");
-            self.messages();
+            self.handle_messages();
             for event in &events {
                 match event.token() {
                     WAKER => {}
                     LISTENER => self.accept_more = true,
-                    Token(token) if token & EXCHANGE != 0 => self.drive(token & !EXCHANGE),
+                    Token(token) if token & BACKEND_TOKEN != 0 => self.drive(token & !BACKEND_TOKEN),
                     Token(token) => {
                         let name = ConnectionId { slot: token & 0xffff_ffff, generation: (token >> 32) as u32 };
                         let readable = event.is_readable() || event.is_error();
                         match self.clients.at(name.slot) {
-                            Some(client) if client.authenticated => self.event(name, readable),
+                            Some(client) if client.authenticated => self.handle_event(name, readable),
                             Some(_) => self.unauthenticated_ready.push_back((name, readable)),
                             None => {}
                         }
                     }
                 }
             }
-            self.deadlines();
+            self.expire_deadlines();
             for _ in 0..self.again.len() {
                 if let Some(name) = self.again.pop_front() {
-                    self.event(name, true);
+                    self.handle_event(name, true);
                 }
             }
-            self.serve_strangers();
-            self.figures();
+            self.serve_unauthenticated();
+            self.update_gauges();
             if let Some(why) = self.failure.take() {
                 return Err(why);
             }
@@ -203,17 +203,17 @@ impl EventLoop {
         for slot in self.clients.taken() {
             self.close(slot);
         }
-        self.tell_seen();
-        self.figures();
+        self.report_seen();
+        self.update_gauges();
         Ok(())
     }
 
-    fn over(&self) -> bool {
+    fn is_finished(&self) -> bool {
         self.stopping.is_some_and(|at| self.clients.len() == 0 || Instant::now() >= at)
     }
 
     /// How long the next turn may wait for events.
-    fn timeout(&self) -> Option<Duration> {
+    fn poll_timeout(&self) -> Option<Duration> {
         // While accepting has its rest, one that knocks is no reason for a turn.
         let accepts = self.accept_more && self.accept_after.is_none();
         if accepts || !self.again.is_empty() || !self.unauthenticated_ready.is_empty() {
@@ -225,7 +225,7 @@ impl EventLoop {
         Some(first.saturating_duration_since(Instant::now()) + Duration::from_millis(1))
     }
 
-    fn figures(&self) {
+    fn update_gauges(&self) {
         self.metrics.connections.set(self.clients.len() as i64);
         self.metrics.polls_parked.set(self.parked_polls.parked() as i64);
         self.metrics.body_bytes.set(self.accounting.bodies() as i64);
@@ -234,7 +234,7 @@ impl EventLoop {
         self.metrics.requests_waiting.set(with_handlers as i64);
     }
 
-    fn messages(&mut self) {
+    fn handle_messages(&mut self) {
         if !self.woken.swap(false, Ordering::AcqRel) {
             return;
         }
@@ -253,7 +253,7 @@ impl EventLoop {
         }
     }
 
-    fn deadlines(&mut self) {
+    fn expire_deadlines(&mut self) {
         let now = Instant::now();
         while let Some(slot) = self.timers.due(now) {
             if let Some(client) = self.clients.at(slot) {
@@ -262,7 +262,7 @@ impl EventLoop {
             }
         }
         if self.seen_at.is_some_and(|at| at <= now) {
-            self.tell_seen();
+            self.report_seen();
         }
         if self.accept_after.is_some_and(|at| at <= now) {
             self.accept_after = None;
@@ -270,11 +270,11 @@ impl EventLoop {
         }
         if self.sweep_at <= now {
             self.parked_polls.sweep(now);
-            self.sweep_at = now + SWEEP_EVERY;
+            self.sweep_at = now + SWEEP_INTERVAL;
         }
     }
 
-    fn tell_seen(&mut self) {
+    fn report_seen(&mut self) {
         self.seen_at = None;
         if self.seen.is_empty() {
             return;
@@ -283,14 +283,14 @@ impl EventLoop {
         if let Err(TrySendError::Full(nodes)) = self.seen_to.try_send(nodes) {
             // The receiver is busy (Redis is away, say); a node counts once however often it came.
             self.seen.extend(nodes);
-            self.seen_at = Some(Instant::now() + SEEN_EVERY);
+            self.seen_at = Some(Instant::now() + SEEN_INTERVAL);
         }
     }
 
     /// The poll of `node` that came at `at` waits.
-    pub(super) fn saw(&mut self, node: NodeId, at: Instant) {
+    pub(super) fn note_seen(&mut self, node: NodeId, at: Instant) {
         self.seen.insert(node, at);
-        self.seen_at.get_or_insert_with(|| Instant::now() + SEEN_EVERY);
+        self.seen_at.get_or_insert_with(|| Instant::now() + SEEN_INTERVAL);
     }
 
     pub(super) fn set_deadline(&mut self, slot: usize, at: Instant) {
@@ -299,7 +299,7 @@ impl EventLoop {
         }
     }
 
-    fn event(&mut self, name: ConnectionId, readable: bool) {
+    fn handle_event(&mut self, name: ConnectionId, readable: bool) {
         if !self.clients.has(name) {
             return;
         }
@@ -313,7 +313,7 @@ impl EventLoop {
     /// Reads from a client as long as its phase wants bytes, it has some, and its turn lasts.
     pub(super) fn read_client(&mut self, name: ConnectionId) {
         let mut scratch = std::mem::take(&mut self.scratch);
-        let mut left = BYTES;
+        let mut left = MAX_READ_BYTES;
         while self.clients.has(name)
             && let Some(client) = self.clients.at(name.slot)
             && client.readable
@@ -327,7 +327,7 @@ impl EventLoop {
                 // One byte too many is enough to know.
                 Phase::Asking | Phase::Parked if client.conn.has_excess() => break,
                 Phase::Handshake if client.transport.speaks_plain() => {
-                    self.tell_plain(name.slot);
+                    self.refuse_plain_http(name.slot);
                     break;
                 }
                 Phase::Linger => client.transport.discard(&mut scratch),
@@ -339,7 +339,7 @@ impl EventLoop {
             match read {
                 Ok(ReadOutcome::Data(n)) => {
                     left = left.saturating_sub(n);
-                    self.take_in(name, &scratch[..n]);
+                    self.feed_client(name, &scratch[..n]);
                 }
                 Ok(ReadOutcome::Blocked) => {
                     if let Some(client) = self.clients.at(name.slot) {
@@ -348,7 +348,7 @@ impl EventLoop {
                 }
                 Ok(ReadOutcome::Again) => left = 0,
                 Ok(ReadOutcome::End) => self.end_of_input(name.slot),
-                Err(e) => self.broken(name.slot, &e),
+                Err(e) => self.connection_failed(name.slot, &e),
             }
         }
         self.scratch = scratch;
@@ -356,7 +356,7 @@ impl EventLoop {
 
     pub(super) fn register_backend(&self, slot: usize, connection: &mut BackendConnection) -> io::Result<()> {
         let both = Interest::READABLE | Interest::WRITABLE;
-        self.poll.registry().register(connection.stream(), Token(EXCHANGE | slot), both)
+        self.poll.registry().register(connection.stream(), Token(BACKEND_TOKEN | slot), both)
     }
 
     fn stop(&mut self) {
@@ -395,13 +395,13 @@ impl EventLoop {
         if !client.authenticated {
             self.unauthenticated.remove(client.peer.ip(), (client.accepted, slot));
         }
-        if let Some(home) = client.home {
+        if let Some(home) = client.first_node {
             self.accounting.disconnect(home);
         }
-        if let Some(length) = client.counted {
+        if let Some(length) = client.request_bytes {
             self.accounting.end(client.node, length);
         }
-        self.accounting.release(client.node, client.held);
+        self.accounting.release(client.node, client.answer_bytes);
         if let Some(node) = client.node {
             self.parked_polls.leave(node, name);
         }
@@ -440,12 +440,12 @@ mod tests {
         let parts = Parts { listener, inbox, woken: Arc::default(), config, authenticator, metrics, seen };
         let (mut event_loop, _waker) = EventLoop::new(parts).unwrap();
         event_loop.accept_more = true;
-        assert_eq!(event_loop.timeout(), Some(Duration::ZERO));
+        assert_eq!(event_loop.poll_timeout(), Some(Duration::ZERO));
         // It had no descriptor a moment ago, and somebody new has come since.
         event_loop.accept_after = Some(Instant::now() + ACCEPT_PAUSE);
-        assert!(event_loop.timeout().unwrap() > ACCEPT_PAUSE / 2, "{:?}", event_loop.timeout());
+        assert!(event_loop.poll_timeout().unwrap() > ACCEPT_PAUSE / 2, "{:?}", event_loop.poll_timeout());
         event_loop.accept_after = Some(Instant::now());
-        event_loop.deadlines();
-        assert_eq!(event_loop.timeout(), Some(Duration::ZERO), "after its rest it accepts again");
+        event_loop.expire_deadlines();
+        assert_eq!(event_loop.poll_timeout(), Some(Duration::ZERO), "after its rest it accepts again");
     }
 }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PollFingerprint {
     /// A hash of everything but `ack`: roles, `wait`, whatever comes later.
-    pub(crate) says: u64,
+    pub(crate) rest: u64,
     /// A hash of `ack`, when it is there.
     pub(crate) ack: Option<u64>,
 }
@@ -45,7 +45,7 @@ pub(crate) enum Parked {
 #[derive(Clone, Copy, Debug)]
 struct Holder<C> {
     conn: C,
-    ask: PollFingerprint,
+    fingerprint: PollFingerprint,
     parked: bool,
     /// A wake-up came while the handler was asked.
     notified: bool,
@@ -53,7 +53,7 @@ struct Holder<C> {
 
 #[derive(Clone, Copy, Debug)]
 struct Registration {
-    ask: PollFingerprint,
+    fingerprint: PollFingerprint,
     seconds: u32,
     since: Instant,
 }
@@ -85,16 +85,17 @@ impl<C: Copy + Eq> ParkedPolls<C> {
     }
 
     /// `node` polls on `conn`.
-    pub(crate) fn arrive(&mut self, node: NodeId, conn: C, ask: PollFingerprint, now: Instant) -> Arrival<C> {
+    pub(crate) fn arrive(&mut self, node: NodeId, conn: C, fingerprint: PollFingerprint, now: Instant) -> Arrival<C> {
         let entry = self.nodes.entry(node).or_insert(NodeEntry { holder: None, registration: None });
         let trust = self.trust;
         let good = entry.registration.take_if(|r| {
-            let same = r.ask.says == ask.says && (ask.ack.is_none() || ask.ack == r.ask.ack);
+            let same = r.fingerprint.rest == fingerprint.rest
+                && (fingerprint.ack.is_none() || fingerprint.ack == r.fingerprint.ack);
             // The registration is removed first: a poll that says something new ends it.
             !same || now.duration_since(r.since) >= trust
         });
         let park = if good.is_none() { entry.registration.map(|r| r.seconds) } else { None };
-        let before = entry.holder.replace(Holder { conn, ask, parked: park.is_some(), notified: false });
+        let before = entry.holder.replace(Holder { conn, fingerprint, parked: park.is_some(), notified: false });
         let replaced = before.filter(|holder| holder.parked).map(|holder| holder.conn);
         self.parked += usize::from(park.is_some());
         self.parked -= usize::from(replaced.is_some());
@@ -110,8 +111,8 @@ impl<C: Copy + Eq> ParkedPolls<C> {
             return Parked::AskAgain;
         }
         holder.parked = true;
-        let ask = holder.ask;
-        *entry = Some(Registration { ask, seconds, since: now });
+        let fingerprint = holder.fingerprint;
+        *entry = Some(Registration { fingerprint, seconds, since: now });
         self.parked += 1;
         Parked::Waits
     }
@@ -199,7 +200,7 @@ mod tests {
 
     const NODE: NodeId = NodeId { gid: 1, nid: 10 };
     const TRUST: Duration = Duration::from_secs(180);
-    const ASK: PollFingerprint = PollFingerprint { says: 1, ack: Some(5) };
+    const ASK: PollFingerprint = PollFingerprint { rest: 1, ack: Some(5) };
     const TO_HANDLER: Arrival<u32> = Arrival { replaced: None, park: None };
 
     /// A table with the poll of `NODE` parked on connection 1.
@@ -225,7 +226,7 @@ mod tests {
 
     #[test]
     fn a_poll_that_says_something_new_is_asked_about() {
-        for new in [PollFingerprint { says: 2, ..ASK }, PollFingerprint { ack: Some(6), ..ASK }] {
+        for new in [PollFingerprint { rest: 2, ..ASK }, PollFingerprint { ack: Some(6), ..ASK }] {
             let (mut polls, now) = parked();
             polls.leave(NODE, 1);
             assert_eq!(polls.arrive(NODE, 2, new, now), TO_HANDLER, "{new:?}");

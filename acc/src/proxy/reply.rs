@@ -21,7 +21,7 @@ impl EventLoop {
         }
         let head = client.head.take();
         let bodiless = head.as_ref().is_some_and(|head| head.bodiless);
-        if let Some(length) = client.counted.take() {
+        if let Some(length) = client.request_bytes.take() {
             self.accounting.end(client.node, length);
         }
         if let Err(over) = self.accounting.reserve(&self.limits, client.node, answer.body.len()) {
@@ -31,11 +31,11 @@ impl EventLoop {
             self.metrics.refused(refusal.label);
             answer = Answer::refusal(&refusal);
         } else {
-            client.held += answer.body.len();
+            client.answer_bytes += answer.body.len();
         }
         let now = Instant::now();
         client.phase = Phase::Answering;
-        client.last_call = now + self.limits.body_time(answer.body.len());
+        client.hard_deadline = now + self.limits.body_time(answer.body.len());
         let path = head.map_or("none", |head| head.route.label());
         self.metrics.requests.with_label_values(&[path, &answer.status.to_string()]).inc();
         let bytes = answer.bytes(client.conn.keeps_alive(), bodiless, SystemTime::now());
@@ -44,7 +44,7 @@ impl EventLoop {
         self.flush(slot);
     }
 
-    /// Tells a client off; nothing more of it is looked at. One that sends too much is told so after a pause.
+    /// Refuses a client, of which nothing more is looked at. One that sends too much is told so after a pause.
     pub(super) fn refuse(&mut self, slot: usize, refusal: Refusal) {
         self.metrics.refused(refusal.label);
         if let Some(client) = self.clients.at(slot) {
@@ -63,14 +63,14 @@ impl EventLoop {
         }
         if let Some(client) = self.clients.at(slot) {
             client.phase = Phase::Pausing;
-            client.later = Some(Box::new(answer));
+            client.delayed_answer = Some(Box::new(answer));
             self.set_deadline(slot, Instant::now() + self.limits.pause);
         }
     }
 
     /// The pause is over.
     pub(super) fn answer_now(&mut self, slot: usize) {
-        if let Some(answer) = self.clients.at(slot).and_then(|client| client.later.take()) {
+        if let Some(answer) = self.clients.at(slot).and_then(|client| client.delayed_answer.take()) {
             self.answer(slot, *answer);
         }
     }
@@ -87,7 +87,7 @@ impl EventLoop {
             }
             Ok((true, _)) if client.phase == Phase::Answering => self.delivered(slot),
             Ok((false, true)) if client.phase == Phase::Answering => {
-                let at = client.last_call.min(Instant::now() + self.limits.answer_pause);
+                let at = client.hard_deadline.min(Instant::now() + self.limits.answer_pause);
                 self.set_deadline(slot, at);
             }
             Ok(_) => {}
@@ -99,7 +99,7 @@ impl EventLoop {
         let Some(client) = self.clients.at(slot) else {
             return;
         };
-        self.accounting.release(client.node, std::mem::take(&mut client.held));
+        self.accounting.release(client.node, std::mem::take(&mut client.answer_bytes));
         if client.conn.finish() {
             client.phase = Phase::Idle;
             let name = ConnectionId { slot, generation: client.generation };

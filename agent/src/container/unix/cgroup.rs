@@ -2,7 +2,7 @@
 //! environment gives away, a daemon that forked twice and cleared its environment.
 //!
 //! Every process is started inside the group of its run ([`super::clone`]), which nothing that it forks
-//! can leave. Where that cannot be done (another processor, a kernel before 5.7), only long running
+//! can leave. Where that cannot be done (a kernel before 5.7), only long running
 //! jobs get a group: to move a process into one the kernel first waits for every processor (10 to 20 ms
 //! measured), many times what a short command costs as a whole. So a thread of its own does it, after
 //! the start, and nobody waits for it.
@@ -36,10 +36,6 @@ pub struct Cgroups {
 
 /// A group, for the start of a process.
 pub struct Group {
-    #[cfg_attr(
-        not(all(target_os = "linux", target_arch = "x86_64")),
-        allow(dead_code, reason = "no process is started inside a group there")
-    )]
     pub(super) folder: OwnedFd,
     /// The kernel does not start processes inside groups, now or later.
     pub(super) refused: Cell<bool>,
@@ -93,7 +89,7 @@ impl Cgroups {
 
     /// No process can be started inside a group here: from now on long running ones are moved.
     pub fn not_at_once(&mut self) {
-        if self.at_once && cfg!(all(target_os = "linux", target_arch = "x86_64")) {
+        if self.at_once {
             log::warn!(
                 "the kernel starts no process inside a cgroup here (clone3 is refused: an old kernel, or a filter of \
                  system calls like RestrictNamespaces=): what a short job leaves behind as a daemon outlives its kill"
@@ -354,7 +350,6 @@ mod tests {
         assert!(!dead.exists() && living.base.join("its group").exists());
     }
 
-    #[cfg(target_arch = "x86_64")]
     #[test]
     fn a_process_in_a_group_finds_what_any_other_finds() {
         let Some(above) = Scratch::new("finds") else { return };

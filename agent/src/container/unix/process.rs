@@ -1,7 +1,7 @@
 //! Linux: process groups, a subreaper and one waiter for all children.
 
 use super::cgroup::Group;
-use super::clone;
+use super::clone::{self, Call};
 use super::proc::process;
 use crate::container::{Proc, Settings, Spawned, StartError, Step};
 use crate::platform::Signal;
@@ -34,8 +34,8 @@ pub fn command(program: &str, folder: Option<&Path>, _path: Option<&str>) -> Com
 /// child is: nobody else in this process may wait for children of its own.
 pub struct Children {
     exited: Exited,
-    /// `clone3` may be used; tests of the older call say no.
-    clone3: bool,
+    /// Tests choose another one than the best.
+    call: Call,
 }
 
 /// Told of a run and its status.
@@ -75,7 +75,7 @@ impl Children {
             Worker::spawn("waiter", 64 * 1024, || SHARED.wait())?.detach();
             table.waiting = true;
         }
-        Ok(Children { exited: Arc::new(exited), clone3: true })
+        Ok(Children { exited: Arc::new(exited), call: Call::Best })
     }
 
     /// Starts a child for this run, with pipes for its output, and for its input where `stdin` says so;
@@ -96,7 +96,7 @@ impl Children {
         SHARED.lock().starting.push((run, pid.clone()));
         // From here on `abort_start` finds the child.
         let spawned = match is_wanted() {
-            true => clone::spawn(command, stdin, settings, group, &pid, self.clone3),
+            true => clone::spawn(command, stdin, settings, group, &pid, self.call),
             false => Err(StartError::at(Step::Process)(io::Error::other("the job was ended before its start"))),
         };
         let mut table = SHARED.lock();
@@ -376,13 +376,13 @@ mod tests {
         assert!(told.is_empty());
     }
 
-    /// Returns the output and the exit code of a child with these settings. Uses the older call without `clone3`.
+    /// Returns the output and the exit code of a child with these settings.
     #[track_caller]
-    fn said(clone3: bool, command: &mut Command, settings: &Settings) -> Result<(String, i32), StartError> {
+    fn said(call: Call, command: &mut Command, settings: &Settings) -> Result<(String, i32), StartError> {
         use std::io::Read;
         let (tell, told) = crossbeam_channel::unbounded();
         let exited = move |_: u64, code: i32| tell.send(code).unwrap_or_default();
-        let children = Children { clone3, ..Children::start(exited).unwrap() };
+        let children = Children { call, ..Children::start(exited).unwrap() };
         let mut spawned = children.spawn(7, command, false, settings, None, &|| true)?;
         let mut text = String::new();
         spawned.stdout.take().unwrap().read_to_string(&mut text).unwrap();
@@ -403,10 +403,10 @@ mod tests {
         // Only root may go below what this process was started with.
         let own = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap().trim().parse().unwrap_or(0);
         let above = (own + 100).min(1000);
-        for clone3 in [true, false] {
+        for call in [Call::Best, Call::Fork, Call::Older] {
             for (umask, score) in [(UMASK, None), (0o077, Some(above))] {
                 let settings = Settings { umask, oom_score_adj: score, ..Settings::default() };
-                let (text, code) = said(clone3, Command::new("sh").args(["-c", script]), &settings).unwrap();
+                let (text, code) = said(call, Command::new("sh").args(["-c", script]), &settings).unwrap();
                 let lines: Vec<&str> = text.lines().collect();
                 let [masks, mask, adj, descriptors, session, pid] = lines[..] else { panic!("{text}") };
                 assert_eq!((masks, code), ("2", 0), "{text}");
@@ -426,14 +426,14 @@ mod tests {
         let beyond = Settings { limits: limits(json!(1u64 << 40)), ..Settings::default() };
         let few = Settings { limits: limits(json!(3)), oom_score_adj: Some(1000), ..Settings::default() };
         let plain = Settings::default();
-        for clone3 in [true, false] {
-            let step = |command: &mut Command, settings| said(clone3, command, settings).unwrap_err().step;
+        for call in [Call::Best, Call::Fork, Call::Older] {
+            let step = |command: &mut Command, settings| said(call, command, settings).unwrap_err().step;
             assert_eq!(step(&mut Command::new("/no/such"), &plain), crate::container::Step::Program);
             assert_eq!(step(Command::new("true").current_dir("/no"), &plain), crate::container::Step::WorkingDir);
             assert_eq!(step(&mut Command::new("true"), &beyond), crate::container::Step::Limit(1));
             assert_eq!(step(&mut Command::new("a\0b"), &plain), crate::container::Step::Program);
             // A limit that leaves no room for another descriptor is no fault of an earlier step.
-            assert!(said(clone3, &mut Command::new("/bin/true"), &few).is_ok());
+            assert!(said(call, &mut Command::new("/bin/true"), &few).is_ok());
         }
     }
 

@@ -13,7 +13,7 @@ pub struct Directives {
 }
 
 impl Directives {
-    /// Reads a list of `LEVEL` and `MODULE=LEVEL`, split by commas. What names no level of its own is
+    /// Reads a list of `LEVEL` and `MODULE=LEVEL`, split by commas. A module without a level of its own is
     /// silent but for errors when only modules are named, as with `RUST_LOG`.
     pub fn parse(text: &str) -> Result<Directives, String> {
         let mut directives = Directives { default: 1, targets: Vec::new() };

@@ -90,8 +90,8 @@ impl Trust {
         self
     }
 
-    /// Returns what is wrong with the way to `path`, in a sentence that ends with the command that mends it. What is
-    /// not there, or cannot be looked at, has no fault: its use has.
+    /// Returns what is wrong with the way to `path`, in a sentence that ends with the command that mends it. A path
+    /// that is not there, or cannot be looked at, has no fault: its use has.
     pub fn fault(&self, path: &Path, guard: Guard) -> Option<String> {
         let mut left = parts(&std::path::absolute(path).ok()?);
         let (mut at, mut links, mut is_exposed) = (PathBuf::from("/"), 0, guard == Guard::Read);

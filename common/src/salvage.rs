@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 /// Reads the fields `names` of the outermost object, as far as `text` reads as JSON up to them; only strings and
-/// numbers are taken. What follows a field may be broken: half a surrogate pair, bytes that are no UTF-8, NaN, too
+/// numbers are taken. The text behind a field may be broken: half a surrogate pair, bytes that are no UTF-8, NaN, too
 /// many levels, or a text that was cut off.
 pub(crate) fn fields(text: &[u8], names: &[&str]) -> Map<String, Value> {
     let mut found = Map::new();

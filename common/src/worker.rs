@@ -5,7 +5,7 @@ use std::thread::{Builder, JoinHandle};
 
 /// A thread's name and its handle; dropping it waits for the thread's end.
 ///
-/// Whoever owns one must have told the thread to end before (most often by dropping the sender of
+/// The owner must have told the thread to end before (most often by dropping the sender of
 /// its inbox in a field declared above this one), else the drop waits for ever.
 #[derive(Debug)]
 pub struct Worker {

@@ -82,7 +82,7 @@ pub(super) fn post(context: &Context, node: NodeId, request: &mut Request) -> Ou
             }
         }
         if let Some((standing, true)) = &claimed {
-            claims::tell(&mut event, node, now, standing);
+            claims::report(&mut event, node, now, standing);
         }
         events::add(&mut event, name, Some(node), now, &data);
         conn.run_in_turn(known, event).map(drop)

@@ -72,7 +72,7 @@ pub(super) fn post(context: &Context, notices: &Notices, node: NodeId, body: Vec
         }
     };
     context.rate_limiter.owe(node, Charge::new(Resource::Growth, growth + made * LIST_OVERHEAD_BYTES), now);
-    tell(context, notices, &wrong);
+    report_wrong_types(context, notices, &wrong);
     Ok(Reply::json("{}"))
 }
 
@@ -126,7 +126,7 @@ fn at_fault(list: &str, error: &RedisError) -> (String, String) {
 }
 
 /// Says of each key that is of another type than it must be, once an hour, that it is so.
-fn tell(context: &Context, notices: &Notices, wrong: &[(String, String)]) {
+fn report_wrong_types(context: &Context, notices: &Notices, wrong: &[(String, String)]) {
     let now = context.clock.now();
     for (key, sentence) in wrong.iter().filter(|(key, _)| notices.is_news(key, Instant::now())) {
         let instead = series::log_key("", WRONG_TYPE);

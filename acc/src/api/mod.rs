@@ -48,7 +48,7 @@ const MAX_BATCH: usize = 16;
 /// The handlers of one controller.
 pub struct Handlers {
     context: Arc<Context>,
-    told: log::Notices,
+    notices: log::Notices,
     written: cmd::LastWrites,
     /// Nodes whose waiting polls were answered only to tell that their credentials grow old.
     renewal_hints: Mutex<Throttle<NodeId>>,
@@ -80,7 +80,7 @@ impl Handlers {
     pub fn new(context: Arc<Context>) -> Handlers {
         Handlers {
             context,
-            told: log::Notices::default(),
+            notices: log::Notices::default(),
             written: cmd::LastWrites::new(),
             renewal_hints: Mutex::new(Throttle::new(RENEWAL_HINT_INTERVAL, usize::MAX)),
         }
@@ -92,7 +92,7 @@ impl Handlers {
         match request.route {
             Route::Cmd(node) => one(cmd::poll_all(context, &self.written, &[(node, request)])),
             Route::Result(node) => one(result::post_all(context, vec![(node, body(request))])),
-            Route::Log(node) => log::post(context, &self.told, node, body(request)),
+            Route::Log(node) => log::post(context, &self.notices, node, body(request)),
             Route::Stats(node) => stats::post(context, node, body(request)),
             Route::Event(node) => event::post(context, node, request),
             Route::Script(node) => script::get(context, node, request),

@@ -44,7 +44,7 @@ fn write_with(file: &Path, bytes: &[u8], mode: u32, own: impl Fn(&File) -> io::R
 }
 
 /// Returns the account whose state directory this is: it owns the directory and the secrets in it, which a controller of
-/// that account has made. Whoever only owns the directory is given nothing.
+/// that account has made. An account that only owns the directory is given nothing.
 pub(crate) fn service_account(dir: &Path) -> Option<u32> {
     let uid = fs::metadata(dir).ok()?.uid();
     let is_theirs = |name| fs::symlink_metadata(dir.join(name)).is_ok_and(|meta| meta.uid() == uid && meta.is_file());

@@ -237,8 +237,8 @@ impl Config {
         if faults.is_empty() { Ok(()) } else { Err(faults) }
     }
 
-    /// Whether client certificates of the CA in the state directory hold, and are given to nodes. Who asks
-    /// for certificates of a CA of their own wants to be safe from whoever has the state directory.
+    /// Whether client certificates of the CA in the state directory hold, and are given to nodes. An
+    /// operator who asks for certificates of another CA does not trust the holder of the state directory.
     pub(crate) fn trusts_own_ca(&self) -> bool {
         self.client_ca.is_none() || !self.require_client_cert
     }

@@ -127,12 +127,12 @@ impl Claimed {
 pub(crate) fn write_down(batch: &mut Batch, node: NodeId, now: u64, standing: &Standing, tell: bool) {
     grants::show(batch, node, standing);
     if tell {
-        self::tell(batch, node, now, standing);
+        self::report(batch, node, now, standing);
     }
 }
 
 /// Adds the event that tells of claims beyond the grants.
-pub(crate) fn tell(batch: &mut Batch, node: NodeId, now: u64, standing: &Standing) {
+pub(crate) fn report(batch: &mut Batch, node: NodeId, now: u64, standing: &Standing) {
     let claims = standing.beyond.join(" ");
     log::warn!("node {node} claims what is not granted to it: {claims}; allow it with `jsctl grant`");
     events::add(batch, "not_granted", Some(node), now, &json!({"claims": standing.beyond}));

@@ -1,7 +1,7 @@
 //! Results on their way to clients: each final answer of a target reaches its list once.
 //!
 //! Three steps, each of which may be repeated: `decide` whether it is the first, write it into the job's
-//! hash (`jobs`), `push` it. Who has popped a result therefore finds it in the hash too.
+//! hash (`jobs`), `push` it. A client that has popped a result therefore finds it in the hash too.
 //!
 //! Owns: `cmds_queue_<id>` and the keys beside it that remember what was delivered.
 //! Does not own: whether the node may answer (the handler asks `jobs` first).

@@ -25,7 +25,7 @@ pub(crate) static REMEMBER: Script = Script::new(include_str!("scripts/remember.
 /// Pushes a result.
 pub(crate) static PUSH: Script =
     Script::new(concat!(include_str!("scripts/bounded.lua"), include_str!("scripts/push.lua")));
-/// Puts commands into a node's queue. What enqueueing and polling have in common stands in front of both.
+/// Puts commands into a node's queue. The part that enqueueing and polling have in common stands in front of both.
 pub(crate) static ENQUEUE: Script =
     Script::new(concat!(include_str!("scripts/handover.lua"), include_str!("scripts/enqueue.lua")));
 /// The ids that an acknowledgement covers.

@@ -20,7 +20,7 @@ pub(crate) enum Wakeup {
 }
 
 impl Wakeup {
-    /// As it travels: `gid:nid`, or `-gid:nid`.
+    /// The form in Redis: `gid:nid`, or `-gid:nid`.
     fn read(text: &str) -> Option<Wakeup> {
         match text.strip_prefix('-') {
             Some(node) => node.parse().ok().map(Wakeup::Moved),

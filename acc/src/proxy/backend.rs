@@ -73,10 +73,10 @@ impl EventLoop {
         }
     }
 
-    /// Takes the next requests out of the line that go to tiny_http on one connection, which costs more than
-    /// what most of them ask for: whose they are, and their bytes. While few wait each has its own. What may
-    /// take long goes alone, for answers come in the order of the requests: one that is slow all the same keeps
-    /// those few waiting that travel behind it, and nobody else (see `response_order`).
+    /// Takes the next requests that go to tiny_http on one connection out of the queue, with their bytes. A connection
+    /// costs more than most requests. While few wait each has its own. A request that may take long goes alone, for
+    /// answers come in the order of the requests: a slow one delays those few behind it, and no others (see
+    /// `response_order`).
     fn next_group(&mut self, slot: usize) -> (VecDeque<PendingRequest>, VecDeque<Vec<u8>>) {
         let share = self.config.backend.share(self.limits.max_batch);
         let most = self.queue.len().div_ceil(self.in_flight.len().max(1)).min(share);

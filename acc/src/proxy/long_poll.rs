@@ -22,7 +22,7 @@ pub(crate) struct PollFingerprint {
     pub(crate) ack: Option<u64>,
 }
 
-/// What to do with a poll that has come.
+/// The steps for a poll that has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Arrival<C> {
     /// The node's parked poll, which this one replaces: it gets its 204 now.
@@ -31,7 +31,7 @@ pub(crate) struct Arrival<C> {
     pub(crate) park: Option<u32>,
 }
 
-/// What to do with a poll that its handler wants parked.
+/// The outcome for a poll that its handler wants parked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Parked {
     /// It waits.

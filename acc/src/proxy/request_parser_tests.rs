@@ -282,7 +282,7 @@ fn same(want: &[Step], got: &[Step], text: &str, at: usize) {
 }
 
 proptest! {
-    /// Whatever comes in, in whatever pieces: no panic, and never more held than a head or a body's worth.
+    /// No input makes it panic, in any pieces, and it never holds more than a head or a body.
     #[test]
     fn any_bytes_in_any_pieces_never_panic(parts in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..200), 0..50)) {
         let mut conn = Conn::new(1024, 1024);

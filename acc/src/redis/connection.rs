@@ -5,7 +5,7 @@
 //! `sentinel`), or what the answers mean.
 //!
 //! **After an error of these functions the connection is of no more use**: an answer that still comes would be
-//! taken for that to something else. What a server answers as an error is no such error, but a value.
+//! taken for that to something else. An error that a server answers is no such error, but a value.
 
 use super::errors::{INTERRUPTED, TOO_OLD};
 use redis::{

@@ -33,7 +33,7 @@ impl KnownServers {
     }
 
     /// This one has answered, and told of these: it goes first, and there are no others but those that were
-    /// named. Who is new is asked before whoever was there already: that one may be there no more.
+    /// named. A new server is asked before a known one, which may be there no more.
     pub(crate) fn answered(&self, first: &ServerAddr, told: impl IntoIterator<Item = ServerAddr>) {
         let mut held = self.held();
         let told: Vec<ServerAddr> = told.into_iter().collect();

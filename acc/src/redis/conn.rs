@@ -5,11 +5,15 @@
 
 use super::address::Address;
 use super::batch::Batch;
+use super::connection::{self, CONNECT_TIMEOUT, Mode};
 use super::errors::{SPOILT, describe, is_spoilt, is_wrong_type, unfit};
 use super::router::Router;
 use super::scripts::{Schema, Script};
+use super::sentinel;
 use super::topology;
-use redis::{Cmd, FromRedisValue, RedisError, RedisResult, Value};
+use crate::config::redis_address::Kind;
+use redis::{Cmd, ErrorKind, FromRedisValue, RedisError, RedisResult, Value};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Most errors of one batch in which keys are named.
@@ -27,7 +31,7 @@ impl Conn {
     /// With blocking reads `response_timeout` must be well above their own wait: a read that is given up
     /// leaves its BRPOP behind, which then swallows a later push.
     pub fn connect(address: &Address, response_timeout: Duration) -> RedisResult<Conn> {
-        Ok(Conn { router: Router::connect(address, response_timeout)?, schema: address.schema })
+        Ok(Conn { router: router(address, response_timeout)?, schema: address.schema })
     }
 
     /// Runs one command.
@@ -158,6 +162,41 @@ impl Conn {
         answers.into_iter().try_for_each(|answer| answer.map(drop))?;
         Ok(second)
     }
+}
+
+/// Connects to one server or to a cluster, as the address and the servers say.
+fn router(address: &Address, response_timeout: Duration) -> RedisResult<Router> {
+    let info = address.target.servers[0].clone();
+    let conn = match &address.target.kind {
+        Kind::Cluster => return Router::cluster(address, response_timeout),
+        Kind::Single if address.is_cluster() => {
+            // A server that was made anew may stand alone now.
+            let router = Router::cluster(address, response_timeout);
+            return router.inspect_err(|_| address.cluster.store(false, Ordering::Relaxed));
+        }
+        Kind::Single => {
+            match connection::server(info.clone(), address.ca.as_deref(), CONNECT_TIMEOUT, response_timeout)? {
+                (conn, Mode::Alone) => conn,
+                (_, Mode::Sentinel) => {
+                    let what = "it is a Sentinel: give -r sentinel://host:26379/group";
+                    return Err(RedisError::from((ErrorKind::InvalidClientConfig, what)));
+                }
+                (_, Mode::Cluster) if address.known_servers.addrs().is_empty() => {
+                    let what = "it is one server of a cluster, which a Unix socket does not lead to: give -r host:port";
+                    return Err(RedisError::from((ErrorKind::InvalidClientConfig, what)));
+                }
+                (_, Mode::Cluster) => {
+                    let router = Router::cluster(address, response_timeout)?;
+                    if !address.cluster.swap(true, Ordering::Relaxed) {
+                        log::info!("redis at {} is one server of a cluster; the others are used too", address.target);
+                    }
+                    return Ok(router);
+                }
+            }
+        }
+        Kind::Sentinel(group) => sentinel::master(address, group, response_timeout)?,
+    };
+    Ok(Router::alone(address, conn, response_timeout))
 }
 
 /// Makes an answer that is an error one.

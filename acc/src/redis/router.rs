@@ -13,14 +13,12 @@
 
 use super::address::Address;
 use super::batch::Batch;
-use super::connection::{self, CONNECT_TIMEOUT, Mode};
+use super::connection::{self, CONNECT_TIMEOUT};
 use super::errors::{SERVER_AWAY, describe, is_interrupted};
 use super::known_servers::ServerAddr;
-use super::sentinel;
 use super::server::Server;
 use super::topology::{self, Topology, slot_of};
-use crate::config::redis_address::Kind;
-use redis::{Cmd, ConnectionInfo, ErrorKind, RedisError, RedisResult, ServerErrorKind, Value};
+use redis::{Cmd, Connection, ConnectionInfo, ErrorKind, RedisError, RedisResult, ServerErrorKind, Value};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -84,52 +82,18 @@ impl Open {
 }
 
 impl Router {
-    /// Connects to Redis, whatever kind of service it is.
-    pub(super) fn connect(address: &Address, response_timeout: Duration) -> RedisResult<Router> {
-        let info = address.target.servers[0].clone();
-        let conn = match &address.target.kind {
-            Kind::Cluster => return Router::cluster(address, response_timeout),
-            Kind::Single if address.is_cluster() => {
-                // A server that was made anew may stand alone now.
-                let router = Router::cluster(address, response_timeout);
-                return router.inspect_err(|_| address.cluster.store(false, Ordering::Relaxed));
-            }
-            Kind::Single => {
-                match connection::server(info.clone(), address.ca.as_deref(), CONNECT_TIMEOUT, response_timeout)? {
-                    (conn, Mode::Alone) => conn,
-                    (_, Mode::Sentinel) => {
-                        let what = "it is a Sentinel: give -r sentinel://host:26379/group";
-                        return Err(RedisError::from((ErrorKind::InvalidClientConfig, what)));
-                    }
-                    (_, Mode::Cluster) if address.known_servers.addrs().is_empty() => {
-                        let what =
-                            "it is one server of a cluster, which a Unix socket does not lead to: give -r host:port";
-                        return Err(RedisError::from((ErrorKind::InvalidClientConfig, what)));
-                    }
-                    (_, Mode::Cluster) => {
-                        let router = Router::cluster(address, response_timeout)?;
-                        if !address.cluster.swap(true, Ordering::Relaxed) {
-                            log::info!(
-                                "redis at {} is one server of a cluster; the others are used too",
-                                address.target
-                            );
-                        }
-                        return Ok(router);
-                    }
-                }
-            }
-            Kind::Sentinel(group) => sentinel::master(address, group, response_timeout)?,
-        };
+    /// Routes all calls to the only server, over `conn`.
+    pub(super) fn alone(address: &Address, conn: Connection, response_timeout: Duration) -> Router {
         let mut router = Router::new(address, response_timeout);
         // A socket of the file system has no host, and no other server is ever looked for.
-        let alone = connection::server_addr(&info).unwrap_or_default();
+        let alone = connection::server_addr(&router.model).unwrap_or_default();
         router.servers.insert(alone.clone(), Server::new(conn, address.schema));
         router.alone = Some(alone);
-        Ok(router)
+        router
     }
 
     /// Asks any of the servers that are known where all the others are.
-    fn cluster(address: &Address, response_timeout: Duration) -> RedisResult<Router> {
+    pub(super) fn cluster(address: &Address, response_timeout: Duration) -> RedisResult<Router> {
         let mut router = Router::new(address, response_timeout);
         router.refresh_topology()?;
         Ok(router)

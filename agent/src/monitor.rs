@@ -10,7 +10,7 @@ use crate::stats::{Figures, Inlet};
 use crate::supervisor::{self, ProcessEntry};
 use anyhow::{Context, Result};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, at, bounded, select};
-use jscommon::death;
+use jscommon::failpoint;
 use jscommon::worker::Worker;
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -39,7 +39,7 @@ pub fn start(config: &Config, processes: supervisor::Remote, inlet: Inlet) -> Re
         let mut node = Node::new();
         loop {
             let now = Instant::now();
-            death::point("agent.sampled");
+            failpoint::hit("agent.sampled");
             if samples.node_is_due(now) {
                 inlet.node(node.figures(&stopped));
             }

@@ -2,7 +2,7 @@
 //!
 //! **In scope**: the shapes that travel between client, controller and node (commands, results,
 //! records, level sets, series names), the node token, and small tools that both programs need in
-//! the same form (a named thread, a backoff, the test-only death points, the service manager's socket).
+//! the same form (a named thread, a backoff, the test-only failure points, the service manager's socket).
 //!
 //! **Out of scope**: I/O of any kind but for `notify`, `file`, which reads small files, and `ownership`, which looks at owners
 //! and modes. Nothing else here opens a socket, a file or a database, and no function
@@ -10,8 +10,8 @@
 
 pub mod backoff;
 pub mod command;
-pub mod death;
 pub mod directives;
+pub mod failpoint;
 pub mod file;
 pub mod json_size;
 pub mod level;

@@ -10,7 +10,7 @@
 //!
 //! A test that fails prints what its programs wrote, for the handles know that they are dropped by
 //! a panic. The programs are those that stand beside the test executable (`target/debug`), built
-//! with the feature `deathpoints`; `scripts/test` builds them first.
+//! with the feature `failpoints`; `scripts/test` builds them first.
 
 pub mod acc;
 pub mod agent;

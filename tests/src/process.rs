@@ -24,7 +24,7 @@ pub fn bin(name: &str) -> PathBuf {
     let here = std::env::current_exe().expect("the path of the test executable");
     let found = here.ancestors().skip(1).take(3).map(|dir| dir.join(name)).find(|path| path.is_file());
     found.unwrap_or_else(|| {
-        panic!("{name} is not beside {}: cargo build --features deathpoints -p jsacc -p jsagent", here.display())
+        panic!("{name} is not beside {}: cargo build --features failpoints -p jsacc -p jsagent", here.display())
     })
 }
 

@@ -168,7 +168,7 @@ fn answer(
                 None => polls::acked(conn, *node, ack)?.iter().for_each(|id| jobs::running(&mut running, *node, id)),
             }
             has_acked = running.len() > before;
-            jscommon::death::point("acc.running");
+            jscommon::failpoint::hit("acc.running");
         }
         acked.push(has_acked);
         polls::ask(&mut asked, &question(context, *node, poll, now));
@@ -185,7 +185,7 @@ fn answer(
     for ((node, poll), answer) in polls.iter().zip(asked) {
         resolved.push(resolve(context, conn, *node, poll, now, polls::answered(answer?)?)?);
     }
-    jscommon::death::point("acc.polled");
+    jscommon::failpoint::hit("acc.polled");
     for (((node, _), answer), has_acked) in polls.iter().zip(&resolved).zip(acked) {
         if !has_acked && !matches!(answer, Ok(Answer::Batch(_))) {
             context.rate_limiter.owe(*node, Charge::new(Resource::Polls, 1), now);

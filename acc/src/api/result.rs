@@ -12,7 +12,7 @@ use crate::model::{events, history, nodes};
 use crate::redis::errors::is_broken;
 use crate::redis::{Batch, Conn, describe};
 use jscommon::command::TICKET;
-use jscommon::{JobResult, NodeId, State, death};
+use jscommon::{JobResult, NodeId, State, failpoint};
 use redis::{FromRedisValue, RedisResult};
 use serde_json::{Map, Value, json as object};
 use std::sync::atomic::Ordering;
@@ -304,7 +304,7 @@ fn too_many(verdict: Verdict) -> Option<Refusal> {
 /// Delivers; answers for each entry whether it was refused.
 fn deliver(context: &Context, conn: &mut Conn, entries: &[&Entry]) -> RedisResult<Vec<Option<Refusal>>> {
     let standings = decide(context, conn, entries)?;
-    death::point("acc.result.guarded");
+    failpoint::hit("acc.result.guarded");
 
     let now = context.clock.now();
     let (mut hashes, mut pushes, mut events) = (Batch::new(), Vec::new(), Batch::new());
@@ -355,7 +355,7 @@ fn deliver(context: &Context, conn: &mut Conn, entries: &[&Entry]) -> RedisResul
         }
     }
     results::push_all(conn, hashes, &pushes)?;
-    death::point("acc.result.pushed");
+    failpoint::hit("acc.result.pushed");
     history::unkept(conn.run_each(&events)?)?;
     Ok(standings.into_iter().map(|standing| standing.refusal).collect())
 }

@@ -41,7 +41,7 @@ impl Revoker<'_> {
     /// Revokes what `node` holds and is granted, takes it out of the live set and its roles, and answers what waits for it.
     pub(crate) fn revoke(&self, conn: &mut Conn, node: NodeId, local: u64) -> RedisResult<Revoked> {
         let until = nodes::revoke(conn, node, local)?;
-        jscommon::death::point("acc.revoked");
+        jscommon::failpoint::hit("acc.revoked");
         let waited = self.strip(conn, node, until)?;
         let mut batch = Batch::new();
         events::add(&mut batch, "revoked", Some(node), nodes::time(conn)?, &json!({"waited": waited}));

@@ -20,7 +20,7 @@ use crate::api::rate_limiter::RateLimiter;
 use crate::auth::authenticate::Authenticate;
 use crate::metrics::Metrics;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
-use jscommon::{NodeId, death};
+use jscommon::{NodeId, failpoint};
 use mio::net::TcpListener;
 use mio::{Events, Interest, Poll, Token, Waker};
 use std::collections::hash_map::RandomState;
@@ -170,7 +170,7 @@ impl EventLoop {
                 Err(e) if e.kind() == ErrorKind::Interrupted => continue,
                 Err(e) => return Err(format!("it cannot wait for events: {e}")),
             }
-            death::point("acc.proxy");
+            failpoint::hit("acc.proxy");
             self.handle_messages();
             for event in &events {
                 match event.token() {

@@ -69,7 +69,7 @@ fn expire(context: &Context, conn: &mut Conn, member: &str, now: u64) -> RedisRe
             queue::forget(&mut after, node, id);
         }
         Withdrawn::Out(command, reason) => {
-            jscommon::death::point("acc.withdrawn");
+            jscommon::failpoint::hit("acc.withdrawn");
             if let Some(command) = command
                 && !jobs::has_node(conn, node, id)?
             {

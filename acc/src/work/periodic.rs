@@ -136,7 +136,7 @@ impl PeriodicTasks {
         // The proxy ends before this thread does.
         let mut seen = self.seen.clone();
         loop {
-            jscommon::death::point("acc.periodic");
+            jscommon::failpoint::hit("acc.periodic");
             for (task, due) in TASKS.iter().zip(&mut due) {
                 state.knows_revoked = self.context.authenticator.knows_revoked();
                 let now = Instant::now();

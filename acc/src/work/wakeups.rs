@@ -15,7 +15,7 @@ use crate::redis::{Batch, Conn};
 use crate::work::Stop;
 use crate::work::handover::hand_over;
 use jscommon::backoff::Backoff;
-use jscommon::death;
+use jscommon::failpoint;
 use redis::RedisResult;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -60,7 +60,7 @@ fn receive(context: &Context, proxy: &Remote, conn: &mut Conn) -> RedisResult<()
     if wakeups.is_empty() {
         return Ok(());
     }
-    death::point("acc.heard");
+    failpoint::hit("acc.heard");
     let mut batch = Batch::new();
     let mut nodes = Vec::new();
     for wakeup in wakeups {

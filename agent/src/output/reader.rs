@@ -16,7 +16,7 @@ use crate::job::JobLabel;
 use crate::storage::message_log::batch::{Batch, now};
 use crate::{container, platform};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
-use jscommon::{death, level};
+use jscommon::{failpoint, level};
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -157,7 +157,7 @@ impl Reader {
                 Ok(None) => return,
                 Ok(Some((stream, 0))) => self.take(stream, None),
                 Ok(Some((stream, read))) => {
-                    death::point("agent.read");
+                    failpoint::hit("agent.read");
                     self.take(stream, Some(&buffer[..read]));
                     if read == buffer.len() && read < FULL_BUFFER {
                         buffer = vec![0; (read * GROWTH).min(FULL_BUFFER)];

@@ -14,7 +14,7 @@ use crate::storage::upload_queue::{Kind, UploadQueue};
 use anyhow::{Context, Result};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use jscommon::worker::Worker;
-use jscommon::{NodeId, death, series};
+use jscommon::{NodeId, failpoint, series};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -188,7 +188,7 @@ impl Flusher {
 
     /// Ends the interval and puts its series into the upload queue; `timestamp` is in seconds since 1970.
     fn flush(&self, timestamp: u64) {
-        death::point("agent.flushed");
+        failpoint::hit("agent.flushed");
         let jobs = {
             let mut jobs = lock(&self.shared.jobs);
             let is_stale = |taken: Option<Instant>| taken.is_some_and(|taken| taken.elapsed() > self.max_age);

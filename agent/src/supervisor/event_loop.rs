@@ -24,7 +24,7 @@ use crate::platform;
 use crate::storage::job_store::JobUpdate;
 use anyhow::{Context, Result};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
-use jscommon::death;
+use jscommon::failpoint;
 use jscommon::worker::Worker;
 use serde_json::Value;
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
@@ -332,7 +332,7 @@ impl Actor {
             }
             return;
         }
-        death::point("agent.exited");
+        failpoint::hit("agent.exited");
         if let Some(known) = self.runs.get_mut(&run) {
             known.reaped = true;
             known.ended = Some(Instant::now());

@@ -8,7 +8,7 @@
 use crate::platform;
 use anyhow::{Context, Result};
 use jscommon::token::sha256_hex;
-use jscommon::{death, file};
+use jscommon::{failpoint, file};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -59,10 +59,10 @@ pub(crate) fn replace(first: &Path, files: &[(&Path, String)]) -> Result<bool> {
     let new = journal.with_added_extension("new");
     let written = serde_json::to_vec(&decided.0).with_context(cannot)?;
     platform::write_private(&new, &written).with_context(cannot)?;
-    death::point("agent.credentials.written");
+    failpoint::hit("agent.credentials.written");
     platform::rename(&new, &journal).with_context(cannot)?;
     sync_folders([journal.as_path()]);
-    death::point("agent.credentials.decided");
+    failpoint::hit("agent.credentials.decided");
     Ok(decided.put(&journal))
 }
 
@@ -149,7 +149,7 @@ impl Decided {
                 let _ = fs::remove_file(&new);
                 done = false;
             }
-            death::point("agent.credentials.replaced");
+            failpoint::hit("agent.credentials.replaced");
         }
         if done {
             sync_folders(self.0.iter().map(|entry| Path::new(&entry.path)));

@@ -13,7 +13,7 @@ use crate::storage::job_store::JobStore;
 use crate::storage::upload_queue::UploadQueue;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use jscommon::backoff::Backoff;
-use jscommon::{Command, NodeId, death};
+use jscommon::{Command, NodeId, failpoint};
 use serde_json::{Value, json};
 use std::io;
 use std::sync::Arc;
@@ -106,7 +106,7 @@ impl Poller {
         match polled {
             Ok(taken) => {
                 if self.ack.take().is_some() {
-                    death::point("agent.acked");
+                    failpoint::hit("agent.acked");
                 }
                 if self.logged.clear() {
                     log::info!(
@@ -135,7 +135,7 @@ impl Poller {
     }
 
     fn hand_over(&mut self, taken: Taken) -> Duration {
-        death::point("agent.received");
+        failpoint::hit("agent.received");
         let mut commands = Vec::with_capacity(taken.cmds.len());
         for value in taken.cmds {
             match Command::from_value(addressed(value, self.parts.controller.node())) {
@@ -158,7 +158,7 @@ impl Poller {
             }
         };
         if is_stored {
-            death::point("agent.stored");
+            failpoint::hit("agent.stored");
             self.faults.end(COMMANDS);
             self.faults.tell(&self.parts.controller);
             self.ack = Some(taken.batch);

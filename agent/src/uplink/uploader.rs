@@ -26,7 +26,7 @@ use crate::storage::job_store::JobStore;
 use crate::storage::upload_queue::{Kind, UploadQueue};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use jscommon::backoff::Backoff;
-use jscommon::death;
+use jscommon::failpoint;
 use jscommon::worker::Worker;
 use std::io;
 use std::sync::Arc;
@@ -441,9 +441,9 @@ impl Actor {
         let name = self.controller.name();
         match &next.load {
             Load::Results(results) => {
-                death::point("agent.posted");
+                failpoint::hit("agent.posted");
                 self.mark_sent(stream, results.iter().map(|result| result.key).collect());
-                death::point("agent.sent");
+                failpoint::hit("agent.sent");
             }
             Load::Batch(kind, batch) => {
                 // A batch whose number was too low is not taken; it goes again under another.

@@ -17,7 +17,7 @@ use crate::critical_thread;
 use crate::http::{Handler, Reply};
 use anyhow::Context;
 use crossbeam_channel::Sender;
-use jscommon::death;
+use jscommon::failpoint;
 use jscommon::worker::Worker;
 use message::{is_quick, pipeline_slot, read, response};
 use nix::fcntl::Flock;
@@ -195,7 +195,7 @@ impl Shared {
             }
             match server.recv() {
                 Ok(request) => {
-                    death::point("acc.http");
+                    failpoint::hit("acc.http");
                     let (taken, failed) = self.take_batch(&server, request);
                     self.taken.fetch_add(taken.len() as u64, Ordering::Relaxed);
                     self.answer(taken);

@@ -14,7 +14,7 @@ use crate::work::handover::hand_over;
 use crate::work::history::{created, expires};
 use crate::work::targets;
 use jscommon::command::TICKET;
-use jscommon::{Command, NodeId, death};
+use jscommon::{Command, NodeId, failpoint};
 use redis::RedisResult;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -89,7 +89,7 @@ pub(super) fn enqueue(
             size += 1;
         }
         let replies = conn.run_in_order(waits, batch)?;
-        death::point("acc.enqueued");
+        failpoint::hit("acc.enqueued");
         let (mut wakeups, mut notified) = (Batch::new(), Vec::new());
         for ((node, indices), reply) in rest[..size].iter().zip(replies) {
             let enqueued = match reply.and_then(|reply| queue::enqueued(&context.me, reply)) {

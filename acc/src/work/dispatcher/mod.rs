@@ -36,7 +36,7 @@ use crossbeam_channel::Receiver;
 use enqueue::{Enqueued, enqueue};
 use item::{Failure, Item, Plan, failure};
 use jscommon::backoff::Backoff;
-use jscommon::{Command, NodeId, death};
+use jscommon::{Command, NodeId, failpoint};
 use redis::RedisResult;
 use serde_json::json;
 use std::sync::Arc;
@@ -190,7 +190,7 @@ impl Dispatcher {
         }
         let mut texts = Vec::from_iter(inbox::take(conn, &self.context.me)?);
         while !texts.is_empty() {
-            death::point("acc.taken");
+            failpoint::hit("acc.taken");
             // Also where commands come without end, what a dead controller had taken does not wait for that.
             // The same holds for what the processing list has that it should not have.
             let pause = self.stop.is_set() || !self.dead.is_empty() || self.checked.elapsed() >= self.check_interval;
@@ -237,7 +237,7 @@ impl Dispatcher {
             items.push(item);
         }
         job_hash::write_down(conn, &mut items, now, again)?;
-        death::point("acc.hashed");
+        failpoint::hit("acc.hashed");
 
         let enqueued = enqueue(&self.context, &self.proxy, &mut self.deferred, conn, &mut items, now)?;
         let Enqueued { mut answers, mut forget, errors } = enqueued;
@@ -314,7 +314,7 @@ impl Dispatcher {
         let mut after = Batch::new();
         let done = items.iter().filter(|item| item.deferred.is_none());
         done.for_each(|item| inbox::complete(&mut after, &self.context.me, &item.text));
-        death::point("acc.answered");
+        failpoint::hit("acc.answered");
         if more > 0 {
             inbox::take_more(&mut after, &self.context.me, more);
         }
@@ -330,7 +330,7 @@ impl Dispatcher {
                 Err(e) => return Err(e),
             }
         }
-        death::point("acc.untaken");
+        failpoint::hit("acc.untaken");
         let held = self.hold(items);
         Ok((held, if more > 0 { inbox::taken_more(last)? } else { Vec::new() }))
     }

@@ -9,7 +9,7 @@ use crate::storage::sqlite::Fault;
 use crate::storage::upload_queue::{Dropped, Kind, UploadQueue};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use jscommon::backoff::Backoff;
-use jscommon::{LevelSet, death, level};
+use jscommon::{LevelSet, failpoint, level};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -144,7 +144,7 @@ impl Actor {
     /// Stores until it is told to stop.
     pub(super) fn run(mut self) {
         while let Some(message) = self.wait() {
-            death::point("agent.logged");
+            failpoint::hit("agent.logged");
             match self.gather(message) {
                 None => self.flush(),
                 Some(Message::Then(work)) => {

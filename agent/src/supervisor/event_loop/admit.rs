@@ -11,7 +11,7 @@ use crate::supervisor::types::{Event, Outcome, PersistedJob};
 use crate::supervisor::{Message, Notice};
 use anyhow::{Context, Result};
 use crossbeam_channel::Sender;
-use jscommon::{Command, JobResult, LevelSet, State, death, level};
+use jscommon::{Command, JobResult, LevelSet, State, failpoint, level};
 use serde_json::json;
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use std::time::Duration;
 
 impl Actor {
     pub(super) fn submit(&mut self, controller: &Arc<str>, commands: Vec<Command>, stored: Sender<()>) {
-        death::point("agent.received");
+        failpoint::hit("agent.received");
         // Dropping `stored` unanswered tells the poller to acknowledge nothing.
         if self.stopping.is_some() || self.retry.is_some() {
             return;

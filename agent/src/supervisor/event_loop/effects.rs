@@ -6,7 +6,7 @@ use crate::storage::job_store::JobUpdate;
 use crate::supervisor::Notice;
 use crate::supervisor::types::{Action, Place};
 use anyhow::Result;
-use jscommon::{death, level};
+use jscommon::{failpoint, level};
 use serde_json::json;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -44,10 +44,10 @@ impl Actor {
             }
             let passed = |wanted: fn(&JobUpdate) -> bool| self.writes.iter().any(wanted);
             if passed(|write| matches!(write, JobUpdate::Accept { .. })) {
-                death::point("agent.stored");
+                failpoint::hit("agent.stored");
             }
             if passed(|write| matches!(write, JobUpdate::Finish { .. } | JobUpdate::Report { .. })) {
-                death::point("agent.done");
+                failpoint::hit("agent.done");
             }
             self.writes.clear();
             self.finished.clear();

@@ -9,7 +9,7 @@ use crate::supervisor::launcher::Leave;
 use crate::supervisor::task_pool::Task;
 use crate::supervisor::types::{Action, Event};
 use crate::supervisor::{GroupUse, Message, job_commands};
-use jscommon::death;
+use jscommon::failpoint;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -127,7 +127,7 @@ impl Actor {
             Ok(child) => child,
             Err(fault) => return self.not_started(run, fault),
         };
-        death::point("agent.spawned");
+        failpoint::hit("agent.spawned");
         known.pid = child.pid;
         known.reaped = false;
         known.since = since;

@@ -1,20 +1,20 @@
-//! Points at which a test makes a program die, as kill -9 or a power cut would.
+//! Failure points: at one of them a test makes a program end, as kill -9 or a power cut would.
 //!
-//! Built in by the feature `deathpoints` alone. With it, a program whose environment has
-//! `JS_DIE_AT=<point>` or `JS_DIE_AT=<point>:<n>` ends at the n-th passing of that point (the first
-//! when no n is given) by `abort`: no destructor runs and nothing is flushed. With `JS_PANIC_AT` in its
+//! Built in by the feature `failpoints` alone. With it, a program whose environment has
+//! `JS_DIE_AT=<point>` or `JS_DIE_AT=<point>:<n>` aborts the n-th time it passes that point (the first
+//! time when no n is given): no destructor runs and nothing is flushed. With `JS_PANIC_AT` in its
 //! place only the thread that passes there panics, as it would at a fault of its own.
 
-/// Dies here when the test asked for `point`; otherwise, and in every release, does nothing.
+/// Ends the process when the test asked for `point`. Does nothing otherwise, and in every release.
 #[inline]
-pub fn point(point: &str) {
-    #[cfg(feature = "deathpoints")]
-    armed::point(point);
-    #[cfg(not(feature = "deathpoints"))]
+pub fn hit(point: &str) {
+    #[cfg(feature = "failpoints")]
+    armed::hit(point);
+    #[cfg(not(feature = "failpoints"))]
     let _ = point;
 }
 
-#[cfg(feature = "deathpoints")]
+#[cfg(feature = "failpoints")]
 mod armed {
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU32, Ordering};
@@ -24,7 +24,7 @@ mod armed {
         left: AtomicU32,
     }
 
-    static DEATH: OnceLock<Option<Aim>> = OnceLock::new();
+    static ABORT: OnceLock<Option<Aim>> = OnceLock::new();
     static PANIC: OnceLock<Option<Aim>> = OnceLock::new();
 
     impl Aim {
@@ -42,8 +42,8 @@ mod armed {
         }
     }
 
-    pub(super) fn point(point: &str) {
-        if DEATH.get_or_init(|| Aim::read("JS_DIE_AT")).as_ref().is_some_and(|aim| aim.hits(point)) {
+    pub(super) fn hit(point: &str) {
+        if ABORT.get_or_init(|| Aim::read("JS_DIE_AT")).as_ref().is_some_and(|aim| aim.hits(point)) {
             std::process::abort();
         }
         if PANIC.get_or_init(|| Aim::read("JS_PANIC_AT")).as_ref().is_some_and(|aim| aim.hits(point)) {

@@ -247,6 +247,8 @@ impl Router {
             return Ok(answers);
         }
         self.refuse_redirections(&answers)?;
+        // Where one server has all slots, it says so only of the whole transaction.
+        self.refuse_redirections(std::slice::from_ref(&done))?;
         match done {
             Value::Array(answers) => Ok(answers),
             // Which of the calls was refused says more than that all were.

@@ -211,15 +211,16 @@ impl PeriodicTasks {
 
     /// Asks the handler about some of the polls that wait, which tells their nodes to renew.
     fn renewal_hints(&self, state: &mut State) -> RedisResult<()> {
-        let nodes = match &mut state.unhinted {
-            Some(nodes) => nodes,
-            None => {
-                let since = self.context.clock.now().saturating_sub(nodes::LIVE_TIMEOUT_MS);
-                state.unhinted.insert(self.redis(|conn| nodes::live(conn, since))?)
-            }
-        };
-        nodes.drain(nodes.len().saturating_sub(MAX_RENEWAL_HINTS)..).for_each(|node| self.proxy.recheck(node));
-        Ok(())
+        let since = self.context.clock.now().saturating_sub(nodes::LIVE_TIMEOUT_MS);
+        // With a connection alone: without Redis a poll that is asked again ends.
+        self.redis(|conn| {
+            let nodes = match &mut state.unhinted {
+                Some(nodes) => nodes,
+                None => state.unhinted.insert(nodes::live(conn, since)?),
+            };
+            nodes.drain(nodes.len().saturating_sub(MAX_RENEWAL_HINTS)..).for_each(|node| self.proxy.recheck(node));
+            Ok(())
+        })
     }
 
     /// Removes nodes that were not seen for a month, and counts of jobs that the audit list has dropped.

@@ -3,7 +3,7 @@
 //! **Owns** the names, types and bounds of the common arguments. Does not act on any of them.
 
 use super::Rules;
-use super::fields::{Fields, scalar};
+use super::fields::{Fields, kind, scalar};
 use crate::platform::{self, Limit, Signal};
 use jscommon::LevelSet;
 use jscommon::command::shorten;
@@ -254,17 +254,6 @@ fn variable(name: &str, value: &Value) -> Result<String, String> {
         Value::String(_) => format!("env: {name} must not hold a NUL character"),
         other => format!("env: {name} must be a string, not {}", kind(other)),
     })
-}
-
-fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "true or false",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    }
 }
 
 #[cfg(test)]

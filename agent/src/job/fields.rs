@@ -88,9 +88,21 @@ pub(crate) fn object(data: &str) -> Result<Map<String, Value>, String> {
         "" => Ok(Map::new()),
         text => match serde_json::from_str(text) {
             Ok(Value::Object(fields)) => Ok(fields),
-            Ok(other) => Err(format!("data must be a JSON object, not {}", shorten(&other))),
+            // Not the value: the data of a command may be secret.
+            Ok(other) => Err(format!("data must be a JSON object, not {}", kind(&other))),
             Err(fault) => Err(format!("data is not JSON: {fault}")),
         },
+    }
+}
+
+pub(super) fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
     }
 }
 

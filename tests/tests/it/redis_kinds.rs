@@ -6,9 +6,10 @@ use jsacc::config::redis_address::Target;
 use jsacc::http::Handler;
 use jstests::load::Load;
 use jstests::redis_cluster::Cluster;
+use jstests::redis_server::free_port;
 use jstests::sentinels::Watched;
 use jstests::swarm::{Swarm, SwarmOptions};
-use jstests::{Acc, AccOptions, Client, FakeNode, LONG, wait_for, wait_until};
+use jstests::{Acc, AccOptions, Client, FakeNode, LONG, Redis, wait_for, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use redis::ConnectionLike;
@@ -222,6 +223,24 @@ fn one_address_of_a_cluster_is_enough() {
         let reply = acc.anonymous().get("/health");
         reply.status == 503 && reply.error().contains("cluster")
     });
+}
+
+#[test]
+fn cluster_of_one_server_that_may_not_be_asked_is_found() {
+    let (port, bus) = (free_port(), free_port().to_string());
+    let redis = Redis::start_with(&["--cluster-enabled", "yes", "--cluster-port", &bus], Some(port));
+    let mut client = Client::new(&redis);
+    client.redis::<()>(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]);
+    wait_until("it serves", LONG, || client.redis::<String>(&["CLUSTER", "INFO"]).contains("cluster_state:ok"));
+    client.redis::<()>(&["ACL", "SETUSER", "default", "-hello"]);
+    // It takes no call of two slots, and says so only when all calls of a transaction are there.
+    let acc = Acc::start_at(&format!("127.0.0.1:{port}"), AccOptions::default());
+    let id = client.send("ping", json!({}));
+    let node = acc.node(1, 10);
+    let batch = wait_for("the command comes", LONG, || node.poll(1, None));
+    assert_eq!(batch.cmds[0]["id"], json!(id));
+    assert_eq!(node.post("result", &json!([node.result_of(&batch.cmds[0], "OK", "pong")])).status, 200);
+    assert_eq!(client.pop(&id)["state"], "OK");
 }
 
 #[test]

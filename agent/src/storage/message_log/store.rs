@@ -111,7 +111,8 @@ impl Store {
                 Ok(aside.is_some())
             }
             Err(e) => {
-                let e = if self.has_no_room() { full().into() } else { e };
+                // What keeps a damaged one from being set aside is no lack of room.
+                let e = if e.is::<rusqlite::Error>() && self.has_no_room() { full().into() } else { e };
                 Err(e).with_context(|| format!("{} cannot be opened", path.display()))
             }
         }

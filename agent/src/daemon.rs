@@ -184,7 +184,7 @@ impl Daemon {
             .collect::<std::io::Result<_>>()
             .context("cannot start a sender")?;
         let by_name = || controllers.iter().map(|controller| controller.name().to_owned());
-        // What was told before was stored before, and a sender begins with a look at all that is stored.
+        // Items of earlier notices are stored, and a sender first looks at everything stored.
         let _ = wakers.set(by_name().zip(uploaders.iter().map(uploader::Handle::waker)).collect());
         let (polling, stop) = bounded(0);
         for (controller, sender) in controllers.iter().zip(&uploaders) {
@@ -222,8 +222,8 @@ impl Daemon {
     }
 }
 
-/// What the supervisor's notices set going. Runs on its thread, so nothing here waits: what touches the
-/// upload queue's disk is done by the message log, which writes there anyway and ends after the supervisor.
+/// Returns the function that acts on the supervisor's notices. It runs on the supervisor's thread, so it never
+/// waits. The message log's thread does its writes to the upload queue, and ends after the supervisor.
 fn notify(
     upload_queue: Arc<UploadQueue>,
     message_log: message_log::Inlet,
@@ -278,7 +278,7 @@ pub fn data_dir_fault(path: &Path) -> Option<String> {
         Ok(meta) if meta.is_dir() => return None,
         Ok(_) => "is no folder",
         Err(error) if error.kind() == ErrorKind::NotFound => "is a link to a place that is not there",
-        // What else cannot be looked at is told by its use.
+        // Other faults are reported when the folder is used.
         Err(_) => return None,
     };
     let shown = found.display();

@@ -1,8 +1,8 @@
 //! The agent's own log: lines on stderr, as talkative as `--log-level` says for each module; in a file
 //! where nobody reads stderr.
 //!
-//! Owns the one logger of the process. What is worth a line is everybody's own business; nothing
-//! here knows of jobs' messages, which are [`crate::storage::message_log`]'s.
+//! Owns the one logger of the process. Each module decides what is worth a line. Nothing here knows of jobs'
+//! messages, which are [`crate::storage::message_log`]'s.
 
 use crate::platform;
 use jscommon::directives::Directives;

@@ -6,7 +6,7 @@ use lexopt::prelude::*;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-/// What `--help` prints.
+/// The text that `--help` prints.
 pub const HELP: &str = "\
 jsagent: runs the commands of its controllers on this node
 
@@ -40,7 +40,7 @@ service                 on Windows: manage the service, with the configuration
 
 const SERVICE_VERBS: &str = "install, start, stop or uninstall";
 
-/// What the command line asks for.
+/// The task that the command line asks for.
 #[derive(Debug, PartialEq)]
 pub enum Task {
     /// Print the help.
@@ -51,32 +51,32 @@ pub enum Task {
     Run {
         /// The configuration file.
         config: Option<PathBuf>,
-        /// What wins over it.
+        /// Values that override it.
         overrides: Overrides,
         /// Only say what is wrong with it.
         check: bool,
-        /// What is logged.
+        /// The levels that are logged.
         log: Directives,
     },
     /// Say what the agent of a data folder is doing.
     Status {
         /// The configuration file that names the folder.
         config: Option<PathBuf>,
-        /// What wins over it.
+        /// Values that override it.
         overrides: Overrides,
     },
     /// Fetch this node's credentials.
     Enroll(Enroll),
     /// The agent as a service of the system.
     Service {
-        /// What is to be done.
+        /// The action.
         verb: Verb,
         /// The configuration file; nothing is the system's place for it.
         config: Option<PathBuf>,
     },
 }
 
-/// What follows `jsagent service`.
+/// The word after `jsagent service`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verb {
     /// Install it, or bring it up to date.
@@ -91,7 +91,7 @@ pub enum Verb {
     Run,
 }
 
-/// What `jsagent enroll` needs.
+/// The arguments of `jsagent enroll`.
 #[derive(Debug, PartialEq)]
 pub struct Enroll {
     /// Address of the controller.

@@ -159,7 +159,7 @@ impl Samples {
     }
 }
 
-/// What the node says of itself; what a system does not tell is left out.
+/// The sources of the node's own figures; one that the system lacks is `None`.
 struct Node {
     system: Option<System>,
     processors: Option<platform::Processors>,
@@ -290,7 +290,7 @@ mod tests {
 
     /// Once a moment that had come was due again at once, and the monitor took a whole core.
     #[test]
-    fn what_was_looked_at_is_not_due_again_at_once() {
+    fn taken_sample_is_not_due_again_at_once() {
         let mut samples = Samples::new(Duration::from_secs(30));
         let entries = || vec![entry("a", "n", 1, None), entry("b", "m", 1, Some(7)), entry("c", "m", 1, Some(0))];
         let start = Instant::now();

@@ -1,9 +1,10 @@
 //! Which paths the agent trusts, and what becomes of one that other accounts can change.
 //!
-//! **What the agent lives on** (its configuration, data folder and credentials) keeps it from starting. **What a
-//! command uses** (scripts, interpreters, extensions, programs of startup jobs) fails that command alone, for a node that
-//! is not there cannot be mended from afar; the agent warns of it at its start. How a path is judged is
-//! `jscommon::ownership`; the configuration's `insecure_paths` switches all of it off but for the configuration's own file.
+//! **The agent's own files** (its configuration, data folder and credentials): an unsafe path keeps it from
+//! starting. **A command's files** (scripts, interpreters, extensions, programs of startup jobs): an unsafe path
+//! fails that command alone. An agent that does not start cannot be repaired remotely, so it only warns of these at
+//! its start. `jscommon::ownership` judges paths. The configuration's `insecure_paths` switches all of it off but
+//! for the configuration's own file.
 
 use crate::config::{Config, Startup};
 use crate::container::PathVars;
@@ -11,7 +12,7 @@ use crate::container::spawn::execute;
 use crate::platform;
 use std::path::{Path, PathBuf};
 
-/// Entries of the data folder that the agent reads at its start. What lies in `scripts` is checked by its hash.
+/// Entries of the data folder that the agent reads at its start. Files in `scripts` are checked by their hash.
 const ENTRIES: &[&str] = &[
     "lock",
     "state.db",
@@ -41,7 +42,7 @@ pub fn refused_entries(config: &Config) -> Option<String> {
     entries(data_dir).find_map(|entry| platform::entry_fault(&entry))
 }
 
-/// What the agent reads in its data folder.
+/// Returns the paths that the agent reads in its data folder.
 fn entries(data_dir: &Path) -> impl Iterator<Item = PathBuf> {
     let databases = std::fs::read_dir(data_dir.join("logs")).into_iter().flatten().flatten();
     let own = ENTRIES.iter().map(|name| data_dir.join(name)).collect::<Vec<_>>();

@@ -1,5 +1,5 @@
-//! What the node is and how it stands: `get_cpu_info`, `get_mem_info`, `get_disk_info`,
-//! `get_nic_info`, `get_os_info`.
+//! The commands that describe the node: `get_cpu_info`, `get_mem_info`, `get_disk_info`, `get_nic_info`,
+//! `get_os_info`.
 //!
 //! Owns the shape of the five answers, so that their keys are the same on every system; the figures come
 //! from sysinfo, and from the system where that leaves something out. Each answer is taken anew, nothing is kept
@@ -128,7 +128,7 @@ pub fn about() -> Value {
     })
 }
 
-/// What the `startup` event says about this agent.
+/// Returns the data of this agent's `startup` event.
 pub(crate) fn startup(config: &Config, instance: &str) -> Value {
     json!({
         "hostname": System::host_name().unwrap_or_default(),

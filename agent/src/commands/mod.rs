@@ -16,7 +16,7 @@ use jscommon::Command;
 use serde_json::Value;
 use std::sync::Arc;
 
-/// What a command answers: a value (level 20, `OK`) or a sentence that says what is wrong (`ERROR`).
+/// The answer of a command: a value (level 20, `OK`) or a sentence that says what is wrong (`ERROR`).
 pub type Answer = Result<Value, String>;
 
 /// The function of a command.
@@ -54,20 +54,20 @@ pub enum JobControl {
     ProcessesStats,
 }
 
-/// What built-in commands may use.
+/// The parts of the agent that built-in commands may use.
 pub struct Context {
     /// The agent's configuration.
     pub config: Arc<Config>,
     /// Where records are found; only a whole agent has it.
     pub message_log: Option<message_log::LogReader>,
-    /// Whom files are fetched from.
+    /// The controllers that files are fetched from.
     pub controllers: Vec<Arc<Controller>>,
     /// The scripts that this node can run.
     pub scripts: Arc<script::Store>,
 }
 
 impl Context {
-    /// What the commands of an agent with this configuration may use; it has no controllers to ask for scripts.
+    /// Makes the context for an agent with this configuration. It has no controllers to ask for scripts.
     pub fn new(config: Arc<Config>) -> Context {
         let scripts = Arc::new(script::Store::new(&config, Vec::new()));
         Context { config, message_log: None, controllers: Vec::new(), scripts }

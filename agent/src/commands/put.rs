@@ -11,7 +11,7 @@ use jscommon::Command;
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
 
-/// What is asked for.
+/// The parsed arguments of the command.
 #[derive(Debug, PartialEq)]
 struct Order {
     path: PathBuf,

@@ -19,11 +19,11 @@ use std::time::Duration;
 /// Everything an agent was told.
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct Config {
-    /// Who it is and where it keeps what it knows.
+    /// The node's identity and its data folder.
     pub main: Main,
     /// The controllers by name; one poller for each.
     pub controllers: BTreeMap<String, Controller>,
-    /// What is kept of the jobs' messages, and what is forwarded.
+    /// Which messages of the jobs are kept, and which are forwarded.
     pub logging: Logging,
     /// Figures: how often they go out and where they come in.
     pub stats: Stats,
@@ -44,7 +44,7 @@ pub struct Main {
     pub gid: u32,
     /// Node id, 1 or more, unique in its grid.
     pub nid: u32,
-    /// What the node is for; commands can be addressed to roles.
+    /// The purposes of the node; commands can be addressed to roles.
     pub roles: Vec<String>,
     /// state.db, logs/, scripts/ and the lock of the one agent that owns it; an absolute path.
     pub data_dir: PathBuf,

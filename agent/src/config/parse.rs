@@ -1,7 +1,7 @@
 //! Which keys a configuration has, and what each may hold.
 //!
-//! PURE but for making paths absolute. What the flags of the command line say wins over the text, and
-//! a flag makes good what the text leaves out, so both are read here together.
+//! PURE but for making paths absolute. Flags of the command line override the text, and supply what it leaves out.
+//! So both are read here together.
 
 use super::read::{Fault, Reader, Section, Spot};
 use super::{Config, Controller, Extension, Startup};
@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-/// What the flags of the command line say; it wins over the file.
+/// The values of the command line's flags; they override the file.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Overrides {
     /// `--gid`.
@@ -502,7 +502,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_named() {
+    fn missing_keys_are_named() {
         check("", &["1: main.gid is missing", "1: main.nid is missing", "1: no controller"]);
         let text = format!("{LEAST}[controllers.b]\n[extensions.x]\n[startup.y]\n");
         check(

@@ -19,7 +19,7 @@ const BAD_ESCAPE: &str = "in \"…\" a backslash begins an escape, and this is n
 pub struct Fault {
     /// The line in the file, counted from 1; 0 when it is no line's fault (a flag, say).
     pub line: usize,
-    /// What is wrong and what to do, one sentence.
+    /// One sentence that says what is wrong and what to do.
     pub message: String,
 }
 
@@ -298,7 +298,7 @@ impl<'t> Section<'t> {
         }
     }
 
-    /// The strings of a list; nothing when it is no list. What is no string in it is a fault of its own.
+    /// The strings of a list; `None` when it is no list. Each item that is no string is a fault of its own.
     fn list(&self, reader: &mut Reader, key: &str, value: &DeValue) -> Option<Vec<String>> {
         let DeValue::Array(items) = value else { return None };
         let mut list = Vec::new();

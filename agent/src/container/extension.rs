@@ -1,4 +1,4 @@
-//! What to start for an extension: a command of the operator's own, whose arguments a job fills in.
+//! The process of an extension: a command of the operator's own, whose arguments a job fills in.
 
 use super::{PathVars, Spec};
 use crate::config::Extension;
@@ -132,7 +132,7 @@ mod tests {
         check("{source}", Ok("/a b"));
         check("--n={n}{flag}", Ok("--n=3true"));
         check("{list}", Ok(r#"[1,"x"]"#));
-        // What was filled in is not looked at again.
+        // Braces in a value that was filled in stay as they are.
         check("{a.b-c}", Ok("{n}"));
     }
 
@@ -178,7 +178,7 @@ mod tests {
         for (texts, allowed, key) in [
             (vec!["{evil}"], vec![], "evil"),
             (vec!["{n}"], vec![], "n"),
-            // What stands before it does not keep it from being one.
+            // Text before a value does not keep the value from being an option.
             (vec!["{empty}{short}"], vec![], "short"),
             (vec!["-{short}"], vec![], "short"),
             (vec!["{evil}", "{short}"], vec!["evil"], "short"),

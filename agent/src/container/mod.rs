@@ -101,7 +101,7 @@ pub struct Proc {
     pub dead: bool,
 }
 
-/// What the environment of a process says about the job that it belongs to.
+/// The job that a process belongs to, as its environment says.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct JobTag {
     /// `AGENT_HOME`: the data folder of the agent that started the job.
@@ -112,10 +112,10 @@ pub struct JobTag {
     pub start: i64,
 }
 
-/// What a child is given before it becomes its program; on Windows only the niceness counts.
+/// The settings that a child gets before it becomes its program; Windows applies only the niceness.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
-    /// Whom it runs as; nothing is the agent's own user.
+    /// The user that it runs as; `None` is the agent's own user.
     pub identity: Option<Identity>,
     /// Its resource limits.
     pub limits: Vec<Limit>,

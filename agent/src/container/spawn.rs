@@ -1,4 +1,4 @@
-//! What a process is started from, and the only place that starts one.
+//! Describes processes to start, and is the only place that starts one.
 //!
 //! **Owns** the way from a command to a running child: the placeholders, what every child sees in its
 //! environment, the sentence that says why something could not be started, and the feeding of stdin.
@@ -17,10 +17,10 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ChildStdin;
 
-/// What a fresh pipe takes at once on every system, so that writing it cannot block.
+/// The bytes that a new pipe takes on every system without blocking the writer.
 const PIPE: usize = 4096;
 
-/// A process to start. What the common arguments ask for (user, limits, nice) the supervisor adds.
+/// A process to start. The supervisor adds the settings of the common arguments (user, limits, nice).
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Spec {
     /// The program: a path, or a name that is looked up in `PATH`.
@@ -150,11 +150,11 @@ pub fn execute(args: &Map<String, Value>, data: &str, path_vars: &PathVars) -> R
     })
 }
 
-/// Whose process it is.
+/// The run that a process belongs to.
 pub struct Owner<'a> {
     /// The run.
     pub run: u64,
-    /// What the process carries in its environment.
+    /// The job that the process names in its environment.
     pub mark: &'a JobTag,
     /// The controller that its command came from; empty for a startup job.
     pub controller: &'a str,
@@ -227,7 +227,7 @@ fn absolute_only(path: &OsStr) -> Option<OsString> {
     std::env::join_paths(&kept).ok().filter(|_| !kept.is_empty())
 }
 
-/// What every child sees, and nothing that would let it speak for the node.
+/// Returns the variables that every child sees. None of them lets a child act in the node's name.
 fn environment(mark: &JobTag, controller: &str, config: &Config) -> Vec<(&'static str, String)> {
     // A startup job answers to nobody; it still may want to know a controller.
     let known = config.controllers.get_key_value(controller).or_else(|| config.controllers.first_key_value());

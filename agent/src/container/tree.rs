@@ -19,7 +19,7 @@ pub struct Root {
     pub pid: u32,
     /// That process was reaped: its id says nothing any more.
     pub reaped: bool,
-    /// What its processes carry in their environment.
+    /// The job that its processes name in their environment.
     pub mark: JobTag,
     /// Its cgroup, where it has one, as [`container::group_path`] names it.
     pub group: Option<String>,
@@ -71,8 +71,8 @@ pub fn trees(
     trees
 }
 
-/// What is left of the runs that these marks name, of an agent that is gone: the marked processes and
-/// their descendants.
+/// Returns what runs of an agent that has ended have left: the processes with one of `marks`, and their
+/// descendants.
 pub fn leftovers(processes: &[Proc], marks: &[JobTag], mark: impl Fn(u32) -> Option<JobTag>) -> Vec<Proc> {
     let own = std::process::id();
     let mut children: HashMap<u32, Vec<&Proc>> = HashMap::new();

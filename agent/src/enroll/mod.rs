@@ -60,7 +60,7 @@ pub fn run(what: &Enroll) -> Result<String> {
             let _ = fs::remove_file(out.join(USE));
         }
         if is_new {
-            // What a refusal leaves is an empty folder of ours; one that is not empty stays.
+            // A refusal leaves an empty folder that this command made; one that is not empty stays.
             let _ = fs::remove_dir(&out);
         }
         anyhow::Error::new(failure).context(format!("{url} does not enroll this node"))

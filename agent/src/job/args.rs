@@ -105,7 +105,7 @@ impl RunArgs {
         args.finish(read)
     }
 
-    /// What the scheduler needs to know; `process` is false for a task of the agent's own.
+    /// Returns the scheduler's rules; `process` is false for a task of the agent's own.
     pub fn rules(&self, process: bool) -> Rules {
         let millis = |time: Duration| time.as_millis() as u64;
         match process {
@@ -123,7 +123,7 @@ impl RunArgs {
     }
 }
 
-/// What `execute` needs beside the common arguments.
+/// The arguments of `execute` beside the common ones.
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct ExecuteArgs {
     /// `cmd`: the program, or a whole line when there are no `args`.

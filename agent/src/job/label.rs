@@ -1,9 +1,9 @@
-//! Whose messages they are, and which of them go where.
+//! The job that messages belong to, and which of them go where.
 
 use jscommon::LevelSet;
 use std::time::Duration;
 
-/// Whose messages they are, and which of them go where.
+/// The job that messages belong to, and which of them go where.
 #[derive(Clone, Debug, PartialEq)]
 pub struct JobLabel {
     /// The job's id.

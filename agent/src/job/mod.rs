@@ -1,4 +1,4 @@
-//! What a job is: its label, its state, its arguments.
+//! The definition of a job: its label, its state, its arguments.
 
 pub mod args;
 pub mod command_names;

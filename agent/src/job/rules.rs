@@ -1,8 +1,8 @@
-//! What the scheduler needs to know of a job.
+//! The properties of a job that the scheduler uses.
 
 use std::sync::Arc;
 
-/// What the rules need to know of a job.
+/// The properties of a job that the scheduler uses.
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct Rules {
     /// A process, which takes a slot of `max_jobs`; else a task of the agent's own.

@@ -1,4 +1,4 @@
-//! What a job's result keeps of its output: the tails of both streams, the last result, the last alert.
+//! The output that a job's result keeps: the tails of both streams, the last result, the last alert.
 //!
 //! Bounded whatever a job writes: 64 KiB a stream, 1 MiB a message. Filled by the reader threads,
 //! asked by the supervisor.
@@ -13,7 +13,7 @@ const MAX_TAIL: usize = 64 * 1024;
 /// Most lines of a stream's tail.
 const MAX_LINES: usize = 1000;
 
-/// What a job's result keeps of its output.
+/// The output that a job's result keeps.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Captured {
     /// The level of `data`, 0 when there is none.
@@ -32,7 +32,7 @@ pub struct Captured {
     pub truncated: bool,
 }
 
-/// What is kept while the pipes are read.
+/// The output that is kept while the pipes are read.
 #[derive(Debug, Default)]
 pub(super) struct CaptureBuffer {
     level: u8,
@@ -64,7 +64,7 @@ impl CaptureBuffer {
         self.bytes[stream] += bytes as u64;
     }
 
-    /// What has been captured by now.
+    /// Returns what has been captured by now.
     pub(super) fn snapshot(&self) -> Captured {
         let [(out, out_cut), (err, err_cut)] = [self.tails[0].text(), self.tails[1].text()];
         Captured {
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_out_of_the_result_is_told() {
+    fn cut_output_is_reported_as_truncated() {
         let truncated = |count: usize, line: &str| {
             let mut keeper = CaptureBuffer::default();
             (0..count).for_each(|_| keeper.note(0, &message(1, false, false, line)));

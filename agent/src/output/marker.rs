@@ -5,8 +5,8 @@
 //!
 //! **In scope**: any bytes in any pieces. The messages depend on the bytes alone, never on how reads
 //! split them. Bytes that are no UTF-8 become U+FFFD, one for each maximal bad sequence, so that the
-//! text around them stays readable. What is too long comes in pieces, in order and without loss:
-//! a line of more than [`MAX_LINE`], a block of more than [`MAX_BLOCK`].
+//! text around them stays readable. Long text comes in pieces, in order and without loss. Long is a line of more
+//! than [`MAX_LINE`], or a block of more than [`MAX_BLOCK`].
 //!
 //! **Out of scope**: what becomes of a message. The reader decides that.
 
@@ -63,7 +63,7 @@ enum State {
     Skip,
 }
 
-/// What the start of a line says.
+/// The marker at the start of a line.
 struct Marker {
     level: u8,
     block: bool,

@@ -1,4 +1,4 @@
-//! What processes write: from the bytes of two pipes to messages, and what a result keeps of them.
+//! The output of processes: from the bytes of two pipes to messages, and what a result keeps of them.
 //!
 //! Owns the marker parser ([`marker`]), the reader threads and what is captured for the result.
 //! Stores nothing itself: messages go to the message log, statsd lines to the aggregator. The supervisor
@@ -39,7 +39,7 @@ impl Outlets {
     }
 }
 
-/// What is captured of a job's output while its pipes are read.
+/// The output that is captured while a job's pipes are read.
 #[derive(Debug, Default)]
 pub struct Capture {
     buffer: Mutex<CaptureBuffer>,
@@ -62,8 +62,8 @@ struct Stall {
 }
 
 impl Capture {
-    /// What has been captured by now. It may be asked before the pipes end, for a grandchild can
-    /// hold them for ever.
+    /// Returns what has been captured by now. It may be called before the pipes end, for a grandchild can hold them
+    /// for ever.
     pub fn snapshot(&self) -> Captured {
         self.buffer().snapshot()
     }

@@ -26,7 +26,7 @@ use std::time::Duration;
 /// The buffer of a reader at first: most jobs write little, and many of them run for long.
 const FIRST_BUFFER: usize = 512;
 
-/// What a buffer is multiplied with when a read has filled it.
+/// A read that fills a buffer multiplies the buffer's size by this.
 const GROWTH: usize = 8;
 
 /// The largest buffer: as much as a Linux pipe holds.
@@ -54,7 +54,7 @@ impl<F: FnOnce()> Ended<F> {
     }
 }
 
-/// What one reader reads: one or both streams of a child.
+/// The source of one reader: one or both streams of a child.
 pub trait Feed: Send + 'static {
     /// Waits for bytes and puts them into `buffer`. Says which stream they are of, 0 for stdout and 1 for
     /// stderr, and how many: none at the end of that stream. Nothing once all have ended.
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn who_attaches_never_runs_what_follows() {
+    fn attaching_thread_never_runs_the_end() {
         let (own, readers) = (std::thread::current().id(), Readers::default());
         for _ in 0..200 {
             let (done, ended) = mpsc::channel();

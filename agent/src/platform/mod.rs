@@ -23,7 +23,7 @@ pub const UMASK: u32 = 0o022;
 /// Turns bytes that are no UTF-8 into text, as this system's old programs mean them.
 pub type Decode = fn(&[u8]) -> std::borrow::Cow<'_, str>;
 
-/// What is to be done with the agent as a service of the system.
+/// An action on the agent as a service of the system.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ServiceOrder {
     /// Install it, or bring it up to date.
@@ -53,7 +53,7 @@ pub struct Space {
 /// A file system that is mounted, or has a letter.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Disk {
-    /// What lies below it: a device on Unix, the volume's name on Windows.
+    /// The device on Unix; the volume's name on Windows.
     pub device: String,
     /// Where it is found.
     pub mount: String,

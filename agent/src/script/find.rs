@@ -56,8 +56,8 @@ pub(super) fn fault(script: &Script) -> Option<String> {
     })
 }
 
-/// A file's bytes, one more than a source may have at the most. What is no plain file is not opened,
-/// for a pipe would never be ready.
+/// Returns a file's bytes, at most one more than a source may have. It opens only regular files, for a pipe would
+/// never be ready.
 fn read(path: &Path) -> std::io::Result<Vec<u8>> {
     if !path.metadata()?.is_file() {
         return Err(std::io::Error::other("it is no file"));

@@ -1,4 +1,4 @@
-//! What to start for a Lua script: the agent itself, which has Lua built in, or a configured interpreter.
+//! The process of a Lua script: the agent itself, which has Lua built in, or a configured interpreter.
 //!
 //! The built-in Lua runs in a process of its own, as every job does: the agent's program, started
 //! with [`FLAG`], is then nothing but an interpreter.
@@ -12,7 +12,7 @@ use std::io::{self, Read};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// What makes the interface of scripts in Lua.
+/// The Lua source that defines the interface of scripts.
 const RUNNER: &str = include_str!("runner.lua");
 
 /// The module `json` of scripts.
@@ -61,7 +61,7 @@ pub(super) fn spec_of(interpreter: &str, script: Script, words: &[String], data:
     Spec { program: interpreter.to_owned(), args, stdin, is_configured: true, ..Spec::default() }
 }
 
-/// What Lua calls the script in its messages: a file's path with an @ before it, else a name with an =.
+/// Returns the script's name in Lua's messages: a file's path after an @, else a name after an =.
 fn chunk(script: &Script) -> String {
     match script.folder.is_empty() {
         true => format!("={}", script.label),

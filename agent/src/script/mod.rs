@@ -26,7 +26,7 @@ use jscommon::Command;
 /// Largest source, in bytes; the controller keeps none that is larger.
 const MAX_SOURCE: u64 = 16 * 1024 * 1024;
 
-/// What a script is written in.
+/// The language of a script.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Language {
     Python,
@@ -58,9 +58,9 @@ struct Script {
     path: String,
     /// The folder whose modules it can load; empty is none.
     folder: String,
-    /// What messages call it.
+    /// Its name in messages.
     label: String,
-    /// What it says.
+    /// Its text.
     source: Vec<u8>,
 }
 
@@ -69,7 +69,7 @@ pub fn is_script(name: &str) -> bool {
     Language::of(name).is_some()
 }
 
-/// What to start for a command that runs a script; the error is one sentence for the job's result.
+/// Returns the process of a command that runs a script. The error is one sentence for the job's result.
 ///
 /// It reads files and may ask the controllers, for some seconds: not for the supervisor's own thread.
 /// Asked again before each run it finds a script that was changed meanwhile.

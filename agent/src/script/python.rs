@@ -1,9 +1,9 @@
-//! What to start for a Python script: the configured interpreter with the runner.
+//! The process of a Python script: the configured interpreter with the runner.
 
 use super::Script;
 use crate::container::Spec;
 
-/// What makes the interface of scripts in Python; handed over on stdin, before the source.
+/// The Python source that defines the interface of scripts. It goes to stdin, before the script's source.
 pub(super) const RUNNER: &str = include_str!("runner.py");
 
 /// The interpreter reads the runner first, and that reads the rest; `-c` keeps both out of files.

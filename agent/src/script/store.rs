@@ -153,7 +153,7 @@ impl Store {
     }
 }
 
-/// What a lock guards here stays whole when a thread dies, so poison says nothing.
+/// Locks it. The guarded data stays consistent when a thread panics, so a poisoned lock is no fault.
 fn locked<T: ?Sized>(lock: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     lock.lock().unwrap_or_else(PoisonError::into_inner)
 }

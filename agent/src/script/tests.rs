@@ -141,7 +141,7 @@ fn a_script_is_fetched_once() {
     assert_eq!((empty.asked.load(Ordering::SeqCst), fake.asked.load(Ordering::SeqCst)), (1, 1));
     let kept = dir.path().join(format!("scripts/{hash}.py"));
     assert_eq!(fs::read(&kept).unwrap(), b"pass");
-    // What was kept serves although it was tampered with only by being fetched again.
+    // A stored script that was changed is fetched again before it is used.
     fs::write(&kept, "raise SystemExit").unwrap();
     prepare(&context.0, &context.1, &command("execute_js_py", json!({"hash": hash}))).unwrap();
     assert_eq!(fake.asked.load(Ordering::SeqCst), 2);
@@ -149,7 +149,7 @@ fn a_script_is_fetched_once() {
 }
 
 #[test]
-fn what_is_not_the_script_does_not_run() {
+fn source_with_another_hash_does_not_run() {
     let dir = tempfile::tempdir().unwrap();
     let hash = "0".repeat(64);
     let forged = FakeSource { sources: vec![(hash.clone(), b"evil".to_vec())], ..FakeSource::default() };

@@ -1,4 +1,4 @@
-//! What is gathered in one interval, and the series that come of it. Pure: time is handed in.
+//! The samples of one interval, and the series that come of them. Pure: time is handed in.
 //!
 //! Bounded: so many series, so many values that are kept for medians and sets. Exact are counts, sums
 //! and extremes whatever comes; a median, a percentile and the size of a set as long as the bounds
@@ -81,7 +81,7 @@ impl Used {
     }
 }
 
-/// What went wrong in one interval.
+/// The faults of one interval.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Faults {
     /// Lines that were none of the grammar, or whose key has no character that a name may have.
@@ -122,7 +122,7 @@ pub(super) enum Origin {
 
 #[derive(Debug, Default)]
 struct Timer {
-    /// What it stands for: sample rates counted in.
+    /// The number of samples, with sample rates counted in.
     count: f64,
     sum: f64,
     lower: f64,
@@ -160,7 +160,7 @@ impl Random {
 /// The series of one interval.
 pub(super) struct Interval {
     groups: HashMap<String, Group>,
-    /// What went wrong meanwhile.
+    /// The faults of the interval.
     pub(super) faults: Faults,
 }
 

@@ -199,7 +199,7 @@ impl Flusher {
                 jobs.node.clear();
             }
             let running = jobs.running.clone();
-            // What ended is in this flush for the last time.
+            // Jobs that have ended are in this flush for the last time.
             jobs.running.retain(|_, running| *running > 0);
             let Jobs { running: left, figures, .. } = &mut *jobs;
             let now = figures.clone();
@@ -253,7 +253,7 @@ impl Sink<'_> {
         }
     }
 
-    /// What went wrong is a series too, and a line in the log.
+    /// Adds each kind of fault as a series, and logs it.
     fn faults(&mut self, faults: Faults) {
         let Faults { bad_lines, dropped, full_sets } = faults;
         for (key, count, what) in [

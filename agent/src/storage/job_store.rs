@@ -1,4 +1,4 @@
-//! What the node must not forget: `state.db`, one table of jobs.
+//! The durable memory of jobs: `state.db`, with one table of jobs.
 //!
 //! A row is a job, and moves accepted → started → done → sent, so that one table is inbox, memory,
 //! upload queue of results and check for duplicates. A job that goes on after a result (a recurring one)
@@ -48,7 +48,7 @@ pub struct JobStore {
     wal: PathBuf,
     /// Something that is to be on the disk soon may not be there yet.
     behind: AtomicBool,
-    /// What was found damaged at the opening: a sentence for the operators.
+    /// The damage that was found when the file was opened: a sentence for the operators.
     damage: Option<String>,
 }
 

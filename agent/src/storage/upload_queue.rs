@@ -1,8 +1,8 @@
 //! The upload queue: batches of records, stats and events on disk, until a controller has taken them.
 //!
 //! **Owns** `outbox.db`, the numbers of batches, and the bounds: 64 MiB of records, an hour of stats,
-//! 1000 events. What goes over a bound is dropped, oldest first, and counted; the count goes to the
-//! controllers as an event once they are back.
+//! 1000 events. Items over a bound are dropped, oldest first, and counted. The count goes to the controllers as an
+//! event once they are back.
 //!
 //! **Does not** send: every controller's sender asks for its next batch and says what became of it.
 //! The message log and the aggregator fill it. The message log also keeps its [`IdCheckpoint`] here, so that ids go on
@@ -46,7 +46,7 @@ const MAX_BATCH_BYTES: usize = 960 << 10;
 /// The pause between two tries to open the file again.
 const REOPEN_PAUSE: Duration = Duration::from_millis(500);
 
-/// What a batch holds; each kind has its own path at the controller and its own order.
+/// The content of a batch; each kind has its own path at the controller and its own order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// Records, `POST /{gid}/{nid}/log`.
@@ -117,7 +117,7 @@ pub struct IdCheckpoint {
 /// The batches of all controllers.
 pub struct UploadQueue {
     path: PathBuf,
-    /// Who gets records, and who gets stats.
+    /// The controllers that get records, and those that get stats.
     chosen: [Vec<String>; 2],
     /// Everybody; they get events.
     controllers: Vec<String>,
@@ -318,7 +318,7 @@ impl UploadQueue {
         jumped.unwrap_or(false)
     }
 
-    /// What had to be dropped since this was asked last, for a record on the node itself.
+    /// Returns what was dropped since the last call, for a record on the node itself.
     pub fn take_unreported(&self) -> Dropped {
         std::mem::take(&mut self.lock().unreported)
     }

@@ -1,9 +1,9 @@
 //! The supervisor's thread: one inbox, one deadline, one commit for whatever lay in the inbox.
 //!
 //! Each turn takes what is in the inbox, asks the scheduler, and collects what it orders. Signals go out at
-//! once. What must not happen before the disk knows of it (starts, answers to pollers, news of results)
-//! is held until the commit; when that fails (a full disk), it stays held, the commit is tried again
-//! each second, and nothing more is accepted meanwhile. So nothing runs that a restart would not know.
+//! once. Actions that the disk must know of first (starts, answers to pollers, news of results) wait for the
+//! commit. When that fails (a full disk), they go on waiting and nothing more is accepted. The commit is tried
+//! again each second. So nothing runs that a restart would not know.
 
 mod admit;
 mod complete;

@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_asked() {
+    fn data_without_id_or_signal_is_refused() {
         assert_eq!(target(&command(json!({"id": "a"}))), Ok("a".into()));
         assert_eq!(signal(&command(json!({"id": "a", "signal": "TERM"}))), Ok(("a".into(), Signal::TERM)));
         for (data, reason) in [

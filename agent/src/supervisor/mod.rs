@@ -7,8 +7,8 @@
 //! leaves results in the job store and gives [`Notice`]), or keep records.
 //!
 //! Pollers [`Remote::submit`] commands, the monitor asks for [`Remote::processes`]. Both go through one
-//! unbounded inbox: control must never wait behind output. What the scheduler orders is written to the
-//! job store first, in one commit for everything that lay in the inbox, and only then done.
+//! unbounded inbox: control must never wait behind output. The scheduler's orders are written to the job store
+//! first, in one commit for everything that lay in the inbox. Only then they are carried out.
 
 use crate::commands;
 use crate::config::Config;
@@ -40,7 +40,7 @@ mod types;
 /// The name of the threads that answer commands.
 pub const COMMAND_THREAD: &str = "builtin";
 
-/// What the supervisor works with.
+/// The parts of the agent that the supervisor uses.
 pub struct Parts {
     /// The agent's configuration.
     pub config: Arc<Config>,
@@ -48,13 +48,13 @@ pub struct Parts {
     pub job_store: Arc<JobStore>,
     /// Where output and records go.
     pub outlets: Outlets,
-    /// What the built-in commands may use.
+    /// The context of the built-in commands.
     pub builtins: Arc<commands::Context>,
     /// Told of what others must act upon; called on the supervisor's thread, so it must not wait.
     pub notify: Arc<dyn Fn(Notice) + Send + Sync>,
 }
 
-/// What others must act upon.
+/// A notice that others must act upon.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Notice {
     /// A result for this controller is in the job store.
@@ -68,7 +68,7 @@ pub enum Notice {
         controller: Option<String>,
         /// The event's name: `critical`, `duplicate`, `job_failed`.
         name: &'static str,
-        /// What it says.
+        /// The event's data.
         data: Value,
     },
     /// Nothing has happened for a while: what only work needs can go.
@@ -154,7 +154,7 @@ pub struct Remote {
     baselines: Arc<Mutex<HashMap<u64, (Instant, u64)>>>,
 }
 
-/// What the supervisor is told.
+/// A message to the supervisor's thread.
 enum Message {
     /// Commands of a controller; the answer comes once they are stored.
     Submit { controller: Arc<str>, commands: Vec<Command>, stored: Sender<()> },
@@ -172,7 +172,7 @@ enum Message {
     Answered { run: u64, answer: commands::Answer },
     /// Nothing lives any more of a run that an earlier agent had started; its cgroup is this.
     Cleared { id: String, group: String },
-    /// What runs?
+    /// Asks for the jobs, or for the one with this id.
     View { id: Option<String>, reply: Sender<Vec<View>> },
     /// End everything, then yourself.
     Stop,

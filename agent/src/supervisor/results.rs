@@ -10,11 +10,11 @@ use jscommon::{Command, JobResult, NodeId, State};
 /// The status of a process whose end nobody saw.
 const LOST: i32 = 255;
 
-/// What is known of a run that has ended.
+/// The facts about a run that has ended.
 pub(super) struct Ended {
     /// How it ended.
     pub(super) outcome: Outcome,
-    /// What its output left; nothing where nothing ran.
+    /// The captured output; empty when nothing ran.
     pub(super) captured: Captured,
     /// A task's answer.
     pub(super) answer: Option<Answer>,
@@ -44,7 +44,7 @@ pub(super) fn result(command: &Command, node: NodeId, ended: Ended) -> JobResult
             None => (State::Error, 0, Some("the command gave no answer".into())),
         },
     };
-    // What the process had to say goes first, except where the sentence is the news.
+    // The process' own result goes first, except where the sentence is the news.
     let must_say = sentence.as_deref() == Some(Cause::Stop.sentence().as_str());
     let (level, data) = match (ended.answer, sentence) {
         (Some(Ok(value)), None) => (jscommon::level::RESULT_JSON, value.to_string()),
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_ended_may_be_late() {
+    fn killed_or_lost_run_may_not_be_late() {
         for (outcome, late) in [
             (Outcome::Exited { code: 0 }, true),
             (Outcome::Exited { code: 3 }, true),
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_process_said_stands() {
+    fn result_of_the_process_stands_except_at_a_stop() {
         let said = || Captured { level: 20, data: "1".into(), results: 1, critical: "c".into(), ..Captured::default() };
         let result = make(Ended { captured: said(), ..ended(Outcome::TimedOut { code: 143 }) });
         assert_eq!((result.level, result.data.as_str(), result.critical.as_str()), (20, "1", "c"));

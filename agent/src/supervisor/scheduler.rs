@@ -97,7 +97,7 @@ impl Scheduler {
         self.insert(job);
     }
 
-    /// What is to be done now that `event` has happened.
+    /// Returns the actions that follow from `event`.
     pub fn handle(&mut self, event: Event, now: Now) -> Vec<Action> {
         let mut out = Vec::new();
         let keys: Vec<u64> = match &event {

@@ -53,7 +53,7 @@ pub(super) struct Job {
     last_state: Option<State>,
 }
 
-/// What a job is doing.
+/// The phase of a job.
 #[derive(Debug, PartialEq)]
 pub(super) enum Phase {
     /// Ready, and waiting for a slot and its turn.
@@ -401,7 +401,7 @@ impl Job {
                 } else if now.mono >= ending.probe_at {
                     ending.probe_gap = (ending.probe_gap * 2).min(PROBE.1);
                     ending.probe_at = now.mono + ending.probe_gap;
-                    // What forked between the look and the blow is struck at the next look.
+                    // A process that was forked between the look and the signal gets the signal at the next look.
                     out.push(if ending.killed { Action::Kill { id, run } } else { Action::Probe { id, run } });
                 }
             }

@@ -38,7 +38,7 @@ pub(super) enum Cause {
 }
 
 impl Cause {
-    /// What the result says.
+    /// Returns the sentence for the result.
     pub(super) fn sentence(self) -> String {
         match self {
             Cause::Timeout => "its time was up",
@@ -152,7 +152,7 @@ pub enum Outcome {
     Killed {
         /// The status it ended with; nothing when it was not running.
         code: Option<i32>,
-        /// Who.
+        /// The reason, for the result.
         why: String,
     },
     /// The agent died while it ran.

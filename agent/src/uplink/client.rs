@@ -31,7 +31,7 @@ pub(crate) const LONGEST_POLL: Duration = Duration::from_secs(30);
 /// A batch of commands as it came.
 #[derive(Debug, Deserialize)]
 pub struct Taken {
-    /// What the next poll acknowledges; a number stands for its digits.
+    /// The batch that the next poll acknowledges; a number stands for its digits.
     #[serde(deserialize_with = "word")]
     pub batch: String,
     /// The commands, not looked at.

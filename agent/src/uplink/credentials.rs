@@ -1,4 +1,4 @@
-//! What a node proves itself with: token, CA and client certificate, from their files and into them.
+//! The credentials of a node: token, CA and client certificate, from their files and into them.
 //!
 //! Owns the reading, the checks and the writing of these files. Never prints or logs what is in them.
 

@@ -20,14 +20,14 @@ pub enum Failure {
         status: u16,
         /// How long it asked to be left alone.
         wait: Option<Duration>,
-        /// What it said.
+        /// Its own explanation.
         reason: String,
     },
     /// It will not take this, now or later (4xx), and says so itself.
     Refused {
         /// Its status.
         status: u16,
-        /// What it said.
+        /// Its own explanation.
         reason: String,
         /// The ids that a list was refused for, when it named them.
         refused: Vec<String>,
@@ -250,7 +250,7 @@ pub(crate) fn of_tls(error: &rustls::Error) -> Failure {
     use rustls::AlertDescription as Alert;
     use rustls::CertificateError as Bad;
     match error {
-        // What HTTP says by 401: the node may be enrolled again, and its files are looked at then.
+        // The same as status 401: the node may be enrolled again, and its files are looked at then.
         rustls::Error::AlertReceived(
             alert @ (Alert::CertificateExpired
             | Alert::CertificateRevoked

@@ -1,7 +1,7 @@
 //! The poller: asks one controller for commands, for ever.
 //!
-//! Owns the poll and its acknowledgement, one thread a controller. What the commands mean is the
-//! supervisor's: the poller hands them over and acknowledges a batch only once it is stored durably.
+//! Owns the poll and its acknowledgement, one thread a controller. The supervisor interprets the commands: the
+//! poller hands them over and acknowledges a batch only once it is stored durably.
 //! Its thread is detached, for it may sit in a read; [`crate::uplink::Controller::stop_polls`]
 //! ends that read.
 
@@ -34,11 +34,11 @@ const LAST_RETRY: Duration = Duration::from_secs(30);
 /// Takes commands to be stored; the answer comes once all of them are, and is closed when they cannot be.
 pub type Submit = Box<dyn Fn(Vec<Command>) -> Receiver<()> + Send>;
 
-/// What one poller works with.
+/// The parts of the agent that one poller uses.
 pub struct Parts {
-    /// Whom it asks.
+    /// The controller that it asks.
     pub controller: Arc<Controller>,
-    /// Who takes the commands.
+    /// The function that takes the commands.
     pub submit: Submit,
     /// Knows how much waits to be sent.
     pub job_store: Arc<JobStore>,

@@ -1,4 +1,4 @@
-//! Whom a node trusts after a renewal: the CA that it was enrolled with, and the controller's own.
+//! The CAs that a node trusts after a renewal: the one of its enrolment, and the controller's own.
 //!
 //! The two differ behind a TLS proxy, where the node meets the proxy's certificate, and while controllers
 //! change their CA. So what the enrolment, or somebody by hand, has put into the file stays there, and the
@@ -40,7 +40,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_named_stays_and_what_was_given_is_replaced() {
+    fn named_ca_stays_and_given_ca_is_replaced() {
         let (named, first, second) = (pem("AAAA"), pem("BBBB"), pem("CCCC"));
         let both = format!("mine\n{named}{first}");
         for (present, given, expected) in [
@@ -53,7 +53,7 @@ mod tests {
             (format!("{named}{GIVEN}{first}"), first.as_str(), None),
             (format!("{named}{GIVEN}{first}"), second.as_str(), Some(format!("{named}{GIVEN}{second}"))),
             (format!("{named}{GIVEN}{first}"), named.as_str(), Some(named.clone())),
-            // What cannot be read changes nothing; where there was no file there is one.
+            // Certificates that cannot be read change nothing; where there was no file there is one.
             (named.clone(), "", None),
             (named.clone(), "-----BEGIN CERTIFICATE-----\n", None),
             (String::new(), first.as_str(), Some(format!("{GIVEN}{first}"))),

@@ -37,7 +37,7 @@ use std::time::{Duration, Instant};
 const BATCH_ROWS: usize = 500;
 /// About as many bytes; a single result may have more.
 const BATCH_BYTES: usize = 4 << 20;
-/// What a controller takes at the most.
+/// Most bytes of a body that a controller takes.
 const MAX_BODY: usize = 16 << 20;
 /// The size that every proxy accepts. A proxy that calls a smaller body too large refuses everything.
 const ANY_LIMIT: usize = 1 << 10;
@@ -96,7 +96,7 @@ impl Drop for Handle {
     }
 }
 
-/// What is sent, in the order of its urgency.
+/// The kinds of payload, in the order of their urgency.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum PayloadKind {
     Results,

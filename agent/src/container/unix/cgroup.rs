@@ -183,8 +183,8 @@ fn clear(base: &Path) {
     }
 }
 
-/// Locks the group of an agent; `None` where its agent lives. What was removed and made anew since it was opened
-/// is another group.
+/// Locks the group of an agent; `None` while its agent runs. A group that was removed and made anew since it was
+/// opened is another group.
 fn lock(base: &Path) -> Option<File> {
     let life = File::open(base).ok()?;
     life.try_lock().ok()?;
@@ -253,8 +253,8 @@ mod tests {
     use std::process::Command;
     use std::time::Duration;
 
-    /// What a process finds around itself, in words, or why there is none; nothing where no process
-    /// can be started inside a group.
+    /// Returns the output of a process that describes its surroundings, or why it did not start. `None` when no
+    /// process can be started inside a group.
     fn around(group: Option<&Group>, settings: &Settings, program: &str, input: &str) -> Option<String> {
         let (tell, told) = unbounded();
         let children = Children::start(move |_, code| tell.send(code).unwrap_or_default()).unwrap();
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn what_dead_agents_left_is_removed() {
+    fn groups_of_dead_agents_are_removed() {
         let Some(above) = Scratch::new("dead") else { return };
         let living = Cgroups::below(&above.0, "one that lives").unwrap();
         drop(living.make("its group"));
@@ -369,7 +369,7 @@ mod tests {
         ] {
             let group = groups.make("one").unwrap();
             let there = around(Some(&group), &settings, program, input);
-            // Who could be placed once can be placed always; a kernel may refuse it to everybody.
+            // A process that can be placed once can be placed always; a kernel may refuse every placement.
             if there.is_none() && first {
                 return;
             }

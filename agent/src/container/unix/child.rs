@@ -47,8 +47,7 @@ pub(super) fn prepare(plan: &mut Plan) -> Result<(), (Step, Errno)> {
             }
             others += 1;
         }
-        // A kernel before 5.9 has no such call. What the agent was started with and what it opens itself
-        // is closed by the exec there.
+        // A kernel before 5.9 has no such call. There the exec closes the agent's own and inherited descriptors.
         libc::syscall(libc::SYS_close_range, others as libc::c_uint, libc::c_uint::MAX, 0);
         libc::umask(plan.settings.umask as libc::mode_t);
         // Before the limits, which may leave no descriptor for it.

@@ -78,8 +78,8 @@ fn send(socket: &UnixStream, pipes: &[RawFd]) -> bool {
     sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(b"p")], &message, flags, None).is_ok()
 }
 
-/// Starts a keeper, on a thread: the program's file may lie on a file system that does not answer. What
-/// is sent before is in the socket.
+/// Starts a keeper, on a thread: the program's file may lie on a file system that does not answer. Messages that
+/// are sent before it runs wait in the socket.
 fn start() -> Option<UnixStream> {
     if cfg!(test) {
         // The program is the test itself.
@@ -107,8 +107,8 @@ pub fn keep_pipes_if_asked() -> Option<ExitCode> {
     })?
 }
 
-/// Lets go of whatever the agent has from those who started it, and of its terminal. What ends services
-/// is not meant for a keeper: it ends with the last daemon.
+/// Closes the descriptors that the agent has inherited, and leaves its session and terminal. Signals that end
+/// services are ignored: a keeper ends with the last daemon.
 #[allow(unsafe_code)] // system calls without a safe form
 fn prepare() {
     // SAFETY: this process has opened no descriptor yet, and no handler runs.

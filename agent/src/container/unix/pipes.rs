@@ -12,7 +12,7 @@ use std::sync::{Arc, Weak};
 pub struct Pipes {
     /// Stdout and stderr, until they end.
     open: [Option<Arc<File>>; 2],
-    /// Whose turn it is when both have something: stdout's first, for most programs write there first.
+    /// The stream that is read next when both have bytes. Stdout is first, for most programs write there first.
     turn: usize,
 }
 

@@ -123,7 +123,7 @@ fn find(program: &str, folder: Option<&Path>, path: Option<&str>) -> PathBuf {
     let folders = folders.into_iter().chain([system.join("System32"), system.clone()]);
     let mut folders = folders.chain(std::env::split_paths(&own)).filter(|folder| folder.is_absolute());
     let found = folders.find_map(|folder| Some(folder.join(&name)).filter(|path| path.is_file()));
-    // What is nowhere must not be looked for once more: a whole path is not.
+    // The system does not search for an absolute path, so a program that was not found stays not found.
     found.unwrap_or_else(|| system.join("System32").join(&name))
 }
 
@@ -207,8 +207,8 @@ impl Children {
         let wait = move || {
             let Ok(mut child) = begun.recv() else { return };
             let code = child.wait().ok().and_then(|status| status.code()).unwrap_or(1);
-            // What the process leaves behind lives on: closing the job must not end it. Where the run
-            // was being ended, the whole job has ended by now.
+            // Processes that this one leaves behind live on: closing the job must not end them. Where the run was
+            // being ended, the whole job has ended by now.
             if let Some(job) = jobs.lock().unwrap_or_else(PoisonError::into_inner).remove(&run) {
                 let _ = let_go(&job);
             }

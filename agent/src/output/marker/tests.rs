@@ -114,7 +114,7 @@ fn long_blocks_come_in_pieces_and_memory_stays_bounded() {
     assert_eq!((total, most), (3_000_000, MAX_BLOCK));
 }
 
-/// What the contract says, over the whole text at once.
+/// Applies the contract to the whole text at once.
 fn plainly(bytes: &[u8]) -> Vec<Found> {
     let text = String::from_utf8_lossy(bytes);
     let mut found = Vec::new();

@@ -5,7 +5,7 @@ use std::ffi::CString;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// Whom a child runs as.
+/// The user that a child runs as.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Identity {
     pub(crate) uid: Uid,

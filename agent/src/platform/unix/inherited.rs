@@ -90,7 +90,7 @@ pub fn reset_inherited() {
         }
     }
     let _ = SigSet::empty().thread_swap_mask(SigmaskHow::SIG_SETMASK);
-    // What the agent makes is its own, SQLite's files too; children have a umask of theirs.
+    // Only the agent's user can access files that the agent makes, SQLite's too. Children get another umask.
     umask(Mode::S_IRWXG | Mode::S_IRWXO);
     raise_descriptors();
     for descriptor in descriptors().into_iter().filter(|descriptor| *descriptor > libc::STDERR_FILENO) {

@@ -1,4 +1,4 @@
-//! What the agent keeps of itself in memory.
+//! Releases pages of the agent's own memory.
 
 use nix::sys::mman::{MmapAdvise, madvise};
 use std::ffi::c_void;
@@ -26,7 +26,7 @@ fn clean(maps: &str, program: &str) -> Vec<(usize, usize)> {
         if let Some(kib) = line.strip_prefix("Anonymous:") {
             current = current.filter(|_| kib.trim() == "0 kB");
         } else if let Some(kib) = line.strip_prefix("Swap:") {
-            // What was written to may lie in swap, and is not counted as resident then.
+            // A page that was written to may lie in swap; it does not count as resident then.
             found.extend(current.take().filter(|_| kib.trim() == "0 kB"));
         } else if line.ends_with(program) && (line.contains(" r-xp ") || line.contains(" r--p ")) {
             let range = line.split_once(' ').and_then(|(range, _)| range.split_once('-'));

@@ -67,7 +67,7 @@ fn replace_in(folder: &File, name: &OsStr, bytes: &[u8], mode: Option<u32>, owne
     let made = open(&part, OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL)?;
     let written = write(made, bytes, mode, owner).and_then(|()| Ok(renameat(folder, &*part, folder, name)?));
     if written.is_err() {
-        // What is half written helps nobody; that it cannot be removed either is no other fault.
+        // A partly written file is removed. A failure to remove it is not reported as well.
         let _ = unlinkat(folder, &*part, UnlinkatFlags::NoRemoveDir);
     }
     written?;
@@ -181,7 +181,7 @@ mod tests {
         assert_eq!(whose("home/sub/a/b/x"), (65534, 65534, 0o4750));
         assert_eq!((whose("home/sub/a"), whose("home/sub/a/b")), ((65534, 65534, 0o755), (65534, 65534, 0o755)));
         assert!(!replace(&of("home/sub/a/b/x"), b"1", None, Some(&nobody), false).unwrap());
-        // What root owns there is no obstacle, for the folder is the account's.
+        // A file of root's can be replaced there, for the folder is the account's.
         fs::write(of("home/sub/root's"), "old").unwrap();
         assert!(replace(&of("home/sub/root's"), b"new", None, Some(&nobody), false).unwrap());
         assert_eq!((whose("home/sub/root's").0, fs::read(of("home/sub/root's")).unwrap()), (65534, b"new".to_vec()));

@@ -1,4 +1,4 @@
-//! Who may touch the agent's files: its owner, administrators and the system itself.
+//! Limits access to the agent's files to their owner, administrators and the system itself.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Whom a child runs as: here always as the agent.
+/// The user that a child runs as; on Windows this is always the agent's.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Identity {
     /// Its name.

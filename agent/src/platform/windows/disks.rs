@@ -78,7 +78,7 @@ fn disk(letter: char) -> Option<Disk> {
     })
 }
 
-/// What stands before the first zero.
+/// Returns the text before the first zero.
 fn text(units: &[u16]) -> String {
     let end = units.iter().position(|unit| *unit == 0).unwrap_or(units.len());
     String::from_utf16_lossy(&units[..end])

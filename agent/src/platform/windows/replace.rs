@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 
-/// Whose a file is to be; here that follows from its folder.
+/// The owner that a file is to have; on Windows that follows from its folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner;
 
@@ -49,7 +49,7 @@ pub fn replace(path: &Path, bytes: &[u8], _mode: Option<u32>, _owner: Option<&Ow
         .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
         .and_then(|()| rename(&part, path));
     if written.is_err() {
-        // What is half written helps nobody; that it cannot be removed either is no other fault.
+        // A partly written file is removed. A failure to remove it is not reported as well.
         let _ = fs::remove_file(&part);
     }
     written.map(|()| true)

@@ -1,7 +1,7 @@
 //! The agent as a Windows service: how it is installed, started, stopped, removed, and run by the
 //! service manager.
 //!
-//! Who runs it there is LocalSystem; its folders belong to administrators and the system alone.
+//! The service runs as LocalSystem; its folders belong to administrators and the system alone.
 
 use super::access::{self, program_data};
 use super::stop;
@@ -184,7 +184,7 @@ fn code(fault: &windows_service::Error) -> Option<i32> {
     }
 }
 
-/// What the system itself says; the wrapper says only that it does.
+/// Returns the system's own error; the wrapper's message only says that there is one.
 fn plain(fault: windows_service::Error) -> anyhow::Error {
     match fault {
         windows_service::Error::Winapi(fault) => fault.into(),
@@ -194,7 +194,7 @@ fn plain(fault: windows_service::Error) -> anyhow::Error {
 
 type Body = Box<dyn FnOnce(&dyn Fn()) -> bool + Send>;
 
-/// What the service manager's thread runs: it calls back a function that takes no state.
+/// The body of the service. The service manager's thread calls a function that takes no state.
 static BODY: Mutex<Option<Body>> = Mutex::new(None);
 
 define_windows_service!(enter, serve);

@@ -1,4 +1,4 @@
-//! What asks this process to end: Ctrl-C in its console, or the service manager.
+//! Requests to end this process: Ctrl-C in its console, or the service manager.
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::io;
@@ -16,7 +16,8 @@ static ENDS: LazyLock<Ends> = LazyLock::new(|| bounded(1));
 
 static ASKED: AtomicBool = AtomicBool::new(false);
 
-/// What asks this process to end, by name: the first of them, and others until that one is taken.
+/// Returns the channel of requests to end this process, by name. Requests are dropped until the one before is
+/// taken.
 #[allow(unsafe_code)] // the handler touches nothing but the channel, and lives as long as the process
 pub fn stop_signals() -> io::Result<Receiver<&'static str>> {
     let signals = ENDS.1.clone();

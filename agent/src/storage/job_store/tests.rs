@@ -45,7 +45,7 @@ fn a_job_from_its_acceptance_to_its_sending() {
 }
 
 #[test]
-fn what_may_be_late_goes_to_the_disk_with_the_next_or_by_itself() {
+fn deferred_result_is_synced_with_the_next_commit_or_alone() {
     let (_dir, job_store) = open();
     let start = |id: &str| JobUpdate::Start { id: id.into(), started: 7 };
     let soon = |id: &str| JobUpdate::Finish { id: id.into(), result: Some("result".into()), deferred_sync: true };

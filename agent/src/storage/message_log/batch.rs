@@ -97,7 +97,7 @@ impl Batch {
         self.index.len()
     }
 
-    /// Whose messages they are.
+    /// Returns the job that the messages belong to.
     pub fn source(&self) -> &Arc<JobLabel> {
         &self.source
     }

@@ -14,7 +14,7 @@ const MAX_BYTES: usize = 2 << 20;
 /// The same for the last output of a process that has ended: its result waits for that.
 pub(super) const MAX_LAST_BYTES: usize = 16 << 20;
 
-/// What the message log is told.
+/// A message to the message log's thread.
 pub(super) enum Message {
     /// Messages to store.
     Batch(Batch),
@@ -55,7 +55,7 @@ impl Inbox {
         (Inbox { sender, budget: Arc::default() }, receiver)
     }
 
-    /// What the message log gives bytes back to.
+    /// Returns the budget that the message log gives bytes back to.
     pub(super) fn budget(&self) -> &Arc<Budget> {
         &self.budget
     }

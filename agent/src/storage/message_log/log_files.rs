@@ -175,7 +175,7 @@ fn stamp(name: &str, prefix: &str) -> Option<u64> {
     (!digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit())).then(|| digits.parse().ok())?
 }
 
-/// What was set aside, oldest first.
+/// Returns the databases that were set aside, oldest first.
 fn damaged(dir: &Path) -> Vec<(u64, PathBuf)> {
     let mut found: Vec<(u64, PathBuf)> = fs::read_dir(dir)
         .into_iter()
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_damaged_is_set_aside_with_its_wal() {
+    fn damaged_database_is_set_aside_with_its_wal() {
         let dir = TempDir::new().unwrap();
         let log_files = LogFiles::open(dir.path()).unwrap();
         let mut layout = log_files.write();

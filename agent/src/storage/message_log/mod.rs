@@ -3,8 +3,8 @@
 //! **Owns** the databases in `data_dir/logs` and the ids of records. Messages come from the pipe
 //! readers in [`batch`]es, and from whoever writes the agent's own records. One thread stores them:
 //! it takes what is there, writes it in one go and takes what came meanwhile, so that a slow trickle is
-//! committed at once and a flood in large transactions. What the controllers are to have goes into the
-//! upload queue first, in the same go.
+//! committed at once and a flood in large transactions. Records for the controllers go into the upload queue first,
+//! in the same go.
 //!
 //! **Does not** parse, and does not send.
 //!

@@ -138,12 +138,12 @@ pub(super) fn first(batches: &[Batch], progress: Progress) -> usize {
     batches[progress.batch].message(progress.message).map_or(0, |(_, text)| size(text) + ROW)
 }
 
-/// What a text takes: a long one has pages of its own.
+/// Returns the bytes that a text takes; a long text has pages of its own.
 pub(super) fn size(text: &str) -> usize {
     text.len() + if text.len() > OVERFLOW { PAGE as usize } else { 0 }
 }
 
-/// What a row takes beside its texts, at most.
+/// Most bytes that a row takes beside its texts.
 pub(super) const ROW: usize = 40;
 
 /// A text that is longer than this can leave a page half empty.

@@ -16,7 +16,7 @@ pub struct Query {
     pub levels: Option<LevelSet>,
     /// The first so many.
     pub limit: Option<u64>,
-    /// What arrived after the record with this id.
+    /// Records that arrived after the one with this id.
     pub after: Option<u32>,
 }
 

@@ -51,7 +51,7 @@ pub struct LogReader {
     log_files: Arc<LogFiles>,
 }
 
-/// What one look at a database found.
+/// The matches that one look at a database found.
 struct ScanPage<T> {
     found: Vec<T>,
     /// The last row that was looked at.

@@ -13,7 +13,7 @@ const TOGETHER: usize = 8;
 /// Parameters that all rows of a statement share: jobid, domain, name, epoch.
 const SHARED: usize = 4;
 
-/// What differs from row to row: id, level, text.
+/// The values that differ from row to row: id, level, text.
 type Row<'a> = (u32, u8, &'a str);
 
 /// The statements, and the rows of one batch that they have not got yet.
@@ -28,7 +28,7 @@ pub(super) struct Rows<'db, 'a> {
 /// A statement that inserts so and so many rows of one batch.
 struct Statement<'db> {
     statement: CachedStatement<'db>,
-    /// What the rows share stands in it.
+    /// The values that the rows share are bound to it.
     ready: bool,
 }
 
@@ -57,7 +57,7 @@ impl<'db, 'a> Rows<'db, 'a> {
         Ok(Rows { one: statement(one)?, many: statement(many)?, batch: None, held: [(0, 0, ""); TOGETHER], count: 0 })
     }
 
-    /// What is added from here on belongs to `batch`; nothing may be held of another one.
+    /// Begins the rows of `batch`. No rows of another batch may be held.
     pub(super) fn begin(&mut self, batch: &'a Batch) {
         debug_assert!(self.count == 0, "the rows of the batch before are not stored");
         self.batch = Some(batch);

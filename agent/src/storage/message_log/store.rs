@@ -36,13 +36,13 @@ const FORMAT: Format = Format {
 /// The first pause between two tries of a rotation that failed, and the longest.
 const ROTATE_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
-/// What the writer is told once.
+/// The settings of the writer; they do not change.
 pub(super) struct Rules {
     /// Most bytes of a database with its WAL.
     pub(super) limit: u64,
     /// Rotated databases that are kept.
     pub(super) keep: usize,
-    /// Whose records they are.
+    /// The node that the records belong to.
     pub(super) node: NodeId,
 }
 
@@ -111,7 +111,7 @@ impl Store {
                 Ok(aside.is_some())
             }
             Err(e) => {
-                // What keeps a damaged one from being set aside is no lack of room.
+                // Only SQLite's errors can mean a lack of room; a failure to set a damaged one aside does not.
                 let e = if e.is::<rusqlite::Error>() && self.has_no_room() { full().into() } else { e };
                 Err(e).with_context(|| format!("{} cannot be opened", path.display()))
             }
@@ -188,9 +188,9 @@ impl Store {
     }
 
     /// Stores the messages that `progress` has not reached yet, of those levels that `allowed` has, in
-    /// one transaction or more, and moves `progress` on with each of them. What is to be forwarded goes into
-    /// the upload queue in the same step, so that neither is done without the other; without `forward` that is
-    /// left for later.
+    /// one transaction or more, and moves `progress` on with each of them. Messages to forward go into the upload
+    /// queue in the same step, so that neither is done without the other. Without `forward` they are left for
+    /// later.
     pub(super) fn write(
         &mut self,
         batches: &[Batch],

@@ -99,7 +99,7 @@ fn sql(path: &Path, sql: &str) {
 }
 
 #[test]
-fn what_the_upload_queue_drops_is_a_record_too() {
+fn drop_of_the_upload_queue_is_recorded_on_the_node() {
     let bench = Bench::start(|_| ());
     bench.push(&source("a", "*", "*"), 1, &[(3, "one"), (3, "two")]);
     bench.texts(&Query::default());
@@ -446,7 +446,7 @@ fn events(bench: &Bench) -> Vec<serde_json::Value> {
 }
 
 #[test]
-fn what_matters_waits_for_a_store_that_takes_nothing_and_is_forwarded_meanwhile() {
+fn important_records_wait_for_a_read_only_store_and_are_forwarded_meanwhile() {
     let bench = Bench::start(|_| ());
     let source = source("a", "*", "9,20");
     bench.push(&source, 1, &[(1, "before")]);
@@ -491,7 +491,7 @@ fn records_that_the_upload_queue_cannot_take_are_forwarded_once_it_can() {
         for n in 0..50 {
             bench.push(&source, n, &[(9, &text), (1, "plain")]);
         }
-        // What cannot be forwarded is stored all the same.
+        // Records that cannot be forwarded are stored all the same.
         until("the records on the node", || bench.get(&by_level("9")).len() == 50);
         bench.upload_queue.execute("PRAGMA query_only = OFF; PRAGMA max_page_count = 1000000");
         let mut forwarded = Vec::new();

@@ -29,18 +29,19 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 /// Bytes of messages that wait in memory for the next try.
 const MAX_WAITING: usize = 1 << 20;
 
-/// What goes, step by step, while the disk is full: plain output first, what says how a job ended last.
+/// The levels that are left out, step by step, while the disk is full. Plain output is first; records of how a job
+/// ended are last.
 const SHED: [&[u8]; 4] = [&[1, 2], &[5, 6, 10, 11], &[3, 4, 7], &[8, 20, 21, 22, 23]];
 
-/// What the message log's thread owns.
+/// The state of the message log's thread.
 pub(super) struct Actor {
     inbox: Receiver<Message>,
     budget: Arc<Budget>,
     store: Store,
     upload_queue: Arc<UploadQueue>,
-    /// What is to be stored next.
+    /// The batches that are stored next.
     pending: Vec<Batch>,
-    /// Whose records the message log's own are.
+    /// The label of the message log's own records.
     own: Arc<JobLabel>,
     /// Messages that could not be stored since it was last said, and why.
     lost: u64,
@@ -236,7 +237,7 @@ impl Actor {
         let weight = pending.iter().map(Batch::weight).sum();
         match &mut self.outage {
             None => self.store_all(&pending),
-            // What came first is stored first.
+            // Messages are stored in the order of their arrival.
             Some(outage) => {
                 self.lost += outage.add(pending.drain(..));
                 self.retry();
@@ -268,8 +269,8 @@ impl Actor {
         }
     }
 
-    /// Stores these messages, or as many of them as can be. What cannot be stored for now waits, and what
-    /// has to be left out is counted.
+    /// Stores these messages, or as many of them as can be. Messages that cannot be stored for now wait, and those
+    /// that are left out are counted.
     fn store_all(&mut self, pending: &[Batch]) {
         let mut progress = Progress::default();
         let mut allowed = match self.full {

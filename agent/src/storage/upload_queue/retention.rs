@@ -1,8 +1,8 @@
-//! What goes when too much waits, and how that is counted.
+//! Drops items when too many wait, and counts them.
 //!
 //! The bounds: 64 MiB of records, an hour of stats, 1000 events of a controller. The oldest go first.
-//! What went is counted on disk until the controllers were told by an event, and is said once on the
-//! node itself.
+//! The count of dropped items stays on disk until an event has told the controllers. A record on the node itself
+//! reports it once.
 
 use super::storage::Inner;
 use super::{Kind, now};
@@ -25,7 +25,7 @@ const JUMP: i64 = 60_000;
 /// How the kinds are called in events.
 const NAMES: [&str; 3] = ["log", "stats", "event"];
 
-/// What had to be dropped.
+/// The numbers of dropped items.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Dropped {
     /// Records.

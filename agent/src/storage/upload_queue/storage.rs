@@ -1,7 +1,7 @@
-//! What stands in `outbox.db`: batches, who has taken what, where the ids of records stand.
+//! The content of `outbox.db`: batches, who has taken what, where the ids of records stand.
 //!
-//! Owns the file and the numbers. What goes when there is too much of it is `retention`'s; who calls,
-//! and when a controller is woken, is the [`super::UploadQueue`]'s.
+//! Owns the file and the numbers. `retention` decides what is dropped when there is too much.
+//! [`super::UploadQueue`] decides who calls, and when a controller is woken.
 
 use super::{Batch, Dropped, IdCheckpoint, Kind, MAX_BATCH_BYTES, now};
 use crate::storage::sqlite::{self, Format};
@@ -57,9 +57,9 @@ pub(super) struct Inner {
     unremoved: Vec<(String, i64)>,
     /// The controllers and kinds whose numbers jumped since the start.
     jumped: HashSet<(String, Kind)>,
-    /// What was dropped and not yet reported to the controllers, by kind.
+    /// Items that were dropped and not yet reported to the controllers, by kind.
     pub(super) dropped: [u64; 3],
-    /// What was dropped and not yet said on the node.
+    /// Items that were dropped and not yet reported on the node.
     pub(super) unreported: Dropped,
     /// Both clocks at the last flush of stats; the second in milliseconds since 1970.
     pub(super) clock: (Instant, i64),

@@ -105,7 +105,7 @@ fn every_controller_gets_everything_once() {
 }
 
 #[test]
-fn what_is_too_much_goes_oldest_first_and_is_counted() {
+fn items_over_a_bound_are_dropped_oldest_first_and_counted() {
     let dir = TempDir::new().unwrap();
     let upload_queue = UploadQueue::open(&config(dir.path(), &["a"])).unwrap();
     let large = format!("\"{}\"", "x".repeat(1 << 20));
@@ -240,7 +240,7 @@ fn numbers_jump_also_where_the_first_batch_was_refused() {
 }
 
 #[test]
-fn what_was_dropped_is_counted_over_a_restart() {
+fn dropped_items_are_counted_over_a_restart() {
     let dir = TempDir::new().unwrap();
     let config = config(dir.path(), &["a"]);
     let upload_queue = UploadQueue::open(&config).unwrap();
@@ -420,7 +420,7 @@ fn batch_that_cannot_be_set_aside_is_kept() {
 }
 
 #[test]
-fn what_was_taken_and_cannot_be_removed_is_not_sent_again() {
+fn taken_batch_that_cannot_be_removed_is_not_sent_again() {
     let dir = TempDir::new().unwrap();
     let upload_queue = UploadQueue::open(&config(dir.path(), &["a", "b"])).unwrap();
     upload_queue.push_event(None, "one", json!({}));

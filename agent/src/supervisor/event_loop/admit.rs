@@ -106,7 +106,7 @@ impl Actor {
         };
         let checked = work.map_err(NotStarted::not_found).and_then(|work| {
             let args = args?;
-            // What the job store remembers had its room before.
+            // A job that the job store remembers had its room before.
             if persisted.is_none()
                 && let Some(why) = self.no_room(work, size)
             {
@@ -195,7 +195,7 @@ impl Actor {
         read.inspect_err(|fault| log::error!("job {id} cannot be read from the job store: {fault:#}")).ok()
     }
 
-    /// What stands for a command that cannot be read any more, so that its client is told all the same.
+    /// Returns a substitute for a command that cannot be read any more, so that its client gets an answer.
     pub(super) fn detail_of_lost(&self, id: &str) -> Option<Arc<Detail>> {
         let args = RunArgs::parse(&serde_json::Map::new()).ok()?;
         Some(self.detail_of(self.lost(id)?, args))
@@ -218,7 +218,7 @@ impl Actor {
         }
     }
 
-    /// What to start for a command that needs nothing made ready: `execute` or an extension.
+    /// Returns the process of a command that needs no preparation: `execute` or an extension.
     pub(super) fn process(&self, command: &Command) -> Result<container::Spec, String> {
         match self.parts.config.extensions.get(&command.cmd) {
             Some(known) if command.cmd != "execute" => extension(known, command, &self.path_vars),

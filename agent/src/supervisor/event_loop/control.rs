@@ -66,7 +66,7 @@ impl Actor {
     }
 
     pub(super) fn wait_for(&mut self, id: &Arc<str>, runs: BTreeSet<u64>, answer: Value) {
-        // What was ordered is looked through after this, so a run that is over by then is taken off.
+        // The orders are looked through after this, so a run that is over by then is taken off.
         self.waiting.push(Waiting { id: id.to_string(), runs, answer });
         self.answer_waiting();
     }

@@ -24,7 +24,7 @@ impl Actor {
             let committed =
                 self.store_lost_rows().and_then(|()| self.parts.job_store.commit_to(self.generation, &self.writes));
             if let Err(fault) = committed {
-                // What is written again is stored at once, but not for ever where every new file is damaged.
+                // A new file gets the writes again at once, but only once: every new file may be damaged.
                 if self.generation != self.parts.job_store.generation() && !std::mem::replace(&mut replaced, true) {
                     continue;
                 }
@@ -120,7 +120,7 @@ impl Actor {
         starts.into_iter().for_each(|(id, run, at)| self.begin_run(&id, run, at));
     }
 
-    /// What follows from the end of a run, and holds up nobody's result.
+    /// Does the work after the end of a run that delays nobody's result.
     pub(super) fn clear_up(&mut self) {
         for (source, json) in self.records.drain(..) {
             self.parts.outlets.write(&source, level::JOB, &json);
@@ -133,7 +133,7 @@ impl Actor {
     }
 
     /// Brings to the disk what went into the job store without waiting for it, while nothing else is to do.
-    /// What fails is tried again each second, for nothing else may come that would.
+    /// A failure is tried again each second, for nothing else may come that would.
     pub(super) fn sync(&mut self) {
         if self.parts.job_store.is_behind()
             && let Err(fault) = self.parts.job_store.sync()

@@ -46,7 +46,7 @@ fn so_many_jobs_wait_and_no_more() {
     let refused = life.result("more");
     assert_eq!(refused.state, State::Error);
     assert!(refused.data.contains("300 jobs run or wait"), "{}", refused.data);
-    // What looks at them and ends them always has room, and makes some.
+    // Commands that look at jobs or end them always have room, and ending one makes room.
     assert_eq!(life.ask("p", "ping", json!({})).state, State::Ok);
     assert_eq!(life.ask("k", "kill", json!({"id": "w200"})).state, State::Ok);
     life.shell("now", "true", json!({}));

@@ -1,4 +1,4 @@
-//! What outlives the agent, and what is ended because it did.
+//! Tests which jobs outlive the agent, and which are ended after its death.
 
 use super::*;
 
@@ -29,7 +29,7 @@ fn stopping_ends_jobs_and_remembers_some() {
 }
 
 #[test]
-fn what_a_dead_agent_left_is_ended_first() {
+fn processes_of_a_dead_agent_are_ended_first() {
     let node = Node::new();
     let mut strays = Vec::new();
     {

@@ -1,4 +1,4 @@
-//! What follows a run: restarts and recurrence.
+//! Tests the supervisor after a run: restarts and recurrence.
 
 use super::*;
 

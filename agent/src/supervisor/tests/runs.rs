@@ -82,7 +82,7 @@ fn limits_niceness_and_user() {
         let result = life.result("d");
         assert!((result.code, result.data.contains("cannot have a $tmp")) == (126, true), "{result:?}");
         assert_eq!(std::path::Path::new("/").metadata().unwrap().uid(), 0);
-        // Whom the folder shuts out is said.
+        // The result names the user that may not enter the folder.
         std::fs::create_dir(node.path("shut")).unwrap();
         std::fs::set_permissions(node.path("shut"), PermissionsExt::from_mode(0o700)).unwrap();
         life.shell("e", "true", json!({"user": "nobody", "workingdir": node.path("shut")}));

@@ -71,7 +71,7 @@ impl Job {
                 let run = *run;
                 self.interrupted(run, None, cause, stopping, now, out);
             }
-            // What has ended by itself has its result, and what it left behind lives on.
+            // A process that has ended by itself has its result, and what it left behind lives on.
             Phase::Running(Run { exited: Some(_), .. }) => {}
             Phase::Running(_) => self.begin_ending(cause, now, out),
             _ => {}

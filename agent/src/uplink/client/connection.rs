@@ -36,7 +36,7 @@ pub(super) struct Link {
     pub(super) endpoint: usize,
     pub(super) polls: ureq::Agent,
     pub(super) posts: ureq::Agent,
-    /// What the posts were made with.
+    /// The settings that `posts` was made with.
     pub(super) settings: ureq::config::Config,
     pub(super) names: Resolve<DefaultResolver>,
     pub(super) token: Option<String>,

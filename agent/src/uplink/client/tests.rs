@@ -313,7 +313,7 @@ fn a_path_that_swallows_everything_is_noticed() {
 }
 
 #[test]
-fn who_finds_an_address_silent_calls_the_others_back() {
+fn silent_address_ends_the_other_requests() {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = silent.local_addr().unwrap();
     let fake = Fake::start(|_| (200, String::new(), String::new()));

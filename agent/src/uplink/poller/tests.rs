@@ -124,7 +124,7 @@ fn a_batch_is_acknowledged_only_once_it_is_stored() {
 }
 
 #[test]
-fn what_cannot_be_stored_is_not_acknowledged() {
+fn batch_that_cannot_be_stored_is_not_acknowledged() {
     let mut stage = Stage::new(once(BATCH));
     stage.start();
     stage.next();

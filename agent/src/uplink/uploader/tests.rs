@@ -87,7 +87,7 @@ fn ids(ids: &[&str]) -> Vec<Value> {
 }
 
 #[test]
-fn what_waits_goes_in_one_request_and_is_marked() {
+fn waiting_results_go_in_one_request_and_are_marked() {
     let stage = Stage::new(|_| ok());
     stage.results(&ids(&["a", "b", "c"]));
     stage.upload_queue.push_event(None, "startup", json!({}));
@@ -148,7 +148,7 @@ fn of_a_result_that_is_too_large_its_end_is_told() {
     let taken: Vec<Value> = taken.flat_map(|asked| serde_json::from_str::<Vec<Value>>(&asked.body).unwrap()).collect();
     let of = |id: &str| taken.iter().find(|result| result["id"] == id).unwrap();
     assert_eq!(taken.len(), 4, "{taken:?}");
-    // What no controller takes is not even tried.
+    // A body that no controller takes is never sent.
     assert!(seen.iter().all(|asked| asked.body.len() <= 16 << 20));
     assert_eq!(of("huge")["args"], json!({"recurring_period": 5}));
     let killed = of("killed");
@@ -166,7 +166,7 @@ fn of_a_result_that_is_too_large_its_end_is_told() {
 }
 
 #[test]
-fn what_is_no_controller_costs_nothing() {
+fn answer_of_no_controller_loses_no_data() {
     let stage = Stage::new(|_| refused(400, json!({"error": "this port speaks HTTPS"})));
     stage.results(&ids(&["a"]));
     stage.upload_queue.push_event(None, "startup", json!({}));
@@ -239,7 +239,7 @@ fn a_controller_that_answers_the_poller_is_back_for_the_sender_too() {
     }
     away.store(false, Ordering::Relaxed);
     while stage.job_store.unsent_bytes() > 0 {
-        // What the poller does when it is answered again.
+        // The poller does this when it is answered again.
         let _ = stage.controller.poll(Duration::ZERO, None);
         let _ = sender.waker().try_send(());
         thread_yield();

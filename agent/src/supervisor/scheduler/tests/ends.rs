@@ -27,7 +27,7 @@ fn time_is_up_escalates_and_ends_as_timeout() {
 }
 
 #[test]
-fn what_ignores_term_below_a_gone_leader_is_killed() {
+fn descendant_that_ignores_term_is_killed_after_its_leader() {
     let mut sim = Simulation::new(10);
     let run = sim.accept("a", rules());
     sim.spawned(run);
@@ -47,7 +47,7 @@ fn what_ignores_term_below_a_gone_leader_is_killed() {
 }
 
 #[test]
-fn what_even_kill_does_not_end_is_given_up() {
+fn process_that_survives_kill_is_given_up() {
     let mut sim = Simulation::new(10);
     let run = sim.accept("a", rules());
     sim.spawned(run);
@@ -141,7 +141,7 @@ fn stop_interrupts_silently_what_is_remembered() {
 }
 
 #[test]
-fn what_never_ran_waits_for_the_agents_return() {
+fn job_that_never_ran_stays_accepted_at_a_stop() {
     let mut sim = Simulation::new(3);
     sim.accept("fetches", rules());
     let again = sim.accept("again", Rules { max_restart: 1, ..rules() });

@@ -1,4 +1,4 @@
-//! Who starts when: slots and queues.
+//! Tests the order of starts: slots and queues.
 
 use super::*;
 

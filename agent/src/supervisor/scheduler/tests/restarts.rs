@@ -1,4 +1,4 @@
-//! What follows a run: restarts, their limit, recurrence.
+//! Tests the scheduler after a run: restarts, their limit, recurrence.
 
 use super::*;
 use crate::supervisor::transitions::YOUNG;

@@ -28,7 +28,7 @@ fn a_held_pipe_does_not_hold_the_result() {
 }
 
 #[test]
-fn who_ended_by_itself_was_not_killed() {
+fn job_that_ended_by_itself_is_not_killed() {
     // The kill comes while only the end of the output is waited for.
     for (more, code, said) in [
         (Rules::default(), 0, "finish a exited 0"),
@@ -62,7 +62,7 @@ fn output_that_ends_before_the_process_waits_for_it() {
 }
 
 #[test]
-fn what_cannot_start_is_not_tried_again_at_once() {
+fn unstartable_job_is_not_tried_again_at_once() {
     let mut sim = Simulation::new(10);
     let run = sim.accept("a", Rules { max_restart: 5, ..rules() });
     sim.event(Event::Unstartable { run, code: 127, why: "program not found".into() });

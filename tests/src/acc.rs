@@ -59,7 +59,7 @@ pub struct Acc {
     dir: Arc<TempDir>,
 }
 
-/// What `jsacc enroll` wrote for one node.
+/// The files that `jsacc enroll` wrote for one node.
 #[derive(Clone, Debug)]
 pub struct Enrolled {
     /// The folder that was given as `--out`.

@@ -122,13 +122,13 @@ impl Client {
         texts.iter().map(|text| serde_json::from_str(text).expect("an entry is JSON")).collect()
     }
 
-    /// What lies in `jsacc:events`, newest first.
+    /// The entries of `jsacc:events`, newest first.
     #[track_caller]
     pub fn events(&mut self) -> Vec<Value> {
         self.list("jsacc:events")
     }
 
-    /// What lies in `jsacc:rejected`, newest first.
+    /// The entries of `jsacc:rejected`, newest first.
     #[track_caller]
     pub fn rejected(&mut self) -> Vec<Value> {
         self.list("jsacc:rejected")

@@ -1,4 +1,4 @@
-//! What every integration test and bench stands on.
+//! The common base of every integration test and bench.
 //!
 //! **In scope**: a private `redis-server` for each test, the real `jsacc` and `jsagent` as processes
 //! of their own, a client and a node made of a few lines, and waiting on conditions.

@@ -20,7 +20,7 @@ pub struct FakeNode {
     token: Option<String>,
 }
 
-/// What a poll brought.
+/// The batch that a poll brought.
 #[derive(Clone, Debug)]
 pub struct Batch {
     /// The number to acknowledge.

@@ -28,14 +28,14 @@ pub fn bin(name: &str) -> PathBuf {
     })
 }
 
-/// What a program that ended by itself left.
+/// The exit status and the output of a program that ended by itself.
 #[derive(Debug)]
 pub struct Output {
     /// Its exit status; 128 + n after signal n.
     pub code: i32,
-    /// What it wrote on stdout.
+    /// The text that it wrote on stdout.
     pub stdout: String,
-    /// What it wrote on stderr.
+    /// The text that it wrote on stderr.
     pub stderr: String,
 }
 

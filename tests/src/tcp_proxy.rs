@@ -113,7 +113,7 @@ impl Shared {
     fn keep(&self, client: &TcpStream, server: &TcpStream) -> Option<u64> {
         let ends = [client.try_clone().ok()?, server.try_clone().ok()?];
         let mut flow = self.flow();
-        // What comes after the last cut would never end.
+        // A connection that comes after the last cut would never end.
         if self.stopping.load(Ordering::SeqCst) {
             return None;
         }

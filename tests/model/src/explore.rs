@@ -76,7 +76,7 @@ impl Hasher for Fold {
     }
 }
 
-/// What a search has found.
+/// The result of a search.
 pub(crate) struct Found {
     pub(crate) states: usize,
     pub(crate) steps: usize,

@@ -1,4 +1,4 @@
-//! What holds in every state.
+//! The invariants of every state.
 
 use crate::state::*;
 

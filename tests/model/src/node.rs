@@ -289,7 +289,8 @@ fn faults_of_node(out: &mut Steps<'_>, node: usize) {
             other_controller(s, node);
         });
     }
-    // What goes on is answered to nobody: a lost answer, or a request that was held up and is sent once more.
+    // Nobody receives the answer to a poll that goes on.
+    // Its answer is lost, or its request was delayed and is sent once more.
     if at.poll[0].at != Polling::None && at.poll[1].at == Polling::None {
         out.fault(fault::ANSWER, "the answer to a poll is lost", |s, _| {
             s.node[node].poll[1] = std::mem::take(&mut s.node[node].poll[0]);
@@ -321,8 +322,8 @@ fn other_controller(s: &mut State, node: usize) {
     }
 }
 
-/// What an agent has in memory goes; its processes stay. A request that is with its handler goes on, and a poll
-/// that waits as well where nobody closes its connection (`silent`).
+/// An agent loses its memory; its processes stay. A request that is with its handler goes on.
+/// A poll that waits also goes on where nobody closes its connection (`silent`).
 fn agent_dies(node: &mut Node, silent: bool) {
     node.up = false;
     (node.received, node.ack) = ((0, 0), 0);

@@ -42,7 +42,7 @@ pub(crate) enum Field {
     Final(Answer),
 }
 
-/// Whose answer: a node's run (one `starttime`), or the controller's own (`ac`).
+/// The author of an answer: a node's run (one `starttime`), or the controller itself (`ac`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Run {
     Node,
@@ -338,7 +338,7 @@ pub(crate) struct Node {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct State {
     pub(crate) redis: Redis,
-    /// What the disk has of Redis where it loses the last second; `None` until then.
+    /// The state of Redis on disk, where Redis loses the last second; `None` until then.
     pub(crate) saved: Option<Redis>,
     pub(crate) ac: [Ac; ACS],
     pub(crate) node: [Node; NODES],
@@ -352,7 +352,7 @@ pub(crate) struct State {
     pub(crate) given_up: bool,
 }
 
-/// What a command is.
+/// The kind of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// A job for these nodes, as bits.

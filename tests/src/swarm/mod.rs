@@ -27,7 +27,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// What a swarm is made of.
+/// The settings of a swarm.
 #[derive(Clone)]
 pub struct SwarmOptions {
     /// The controllers, tried in turn.
@@ -102,7 +102,7 @@ pub fn read_secret(file: &Path) -> Result<NodeSecret> {
     Ok(NodeSecret::new(&bytes.context("the node secret is not hex")?))
 }
 
-/// What the swarm has seen, counted over all nodes.
+/// The observations of the swarm, counted over all nodes.
 #[derive(Debug, Default)]
 pub struct Tally {
     /// Connections that are through their handshake now.
@@ -148,7 +148,7 @@ pub struct Arrived {
     pub at: Instant,
 }
 
-/// What one of its threads is told.
+/// An order to one of its threads.
 #[derive(Clone, Debug)]
 pub(crate) enum Order {
     /// Close everything, come back within the spread.
@@ -168,7 +168,7 @@ pub(crate) enum Order {
 pub struct Swarm {
     orders: Vec<(Sender<Order>, Arc<mio::Waker>)>,
     _threads: Vec<Worker>,
-    /// What was seen so far.
+    /// The observations so far.
     pub tally: Arc<Tally>,
     /// Every command that came; read it, or it grows.
     pub arrivals: Receiver<Arrived>,

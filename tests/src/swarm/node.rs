@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-/// What a node waits for an answer to.
+/// The request that a node waits for an answer to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Asked {
     Startup,
@@ -39,7 +39,7 @@ pub(crate) struct Node {
     pub(crate) turns: usize,
 }
 
-/// What follows from an answer.
+/// The step that follows from an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
     /// The next request may go out on this connection.

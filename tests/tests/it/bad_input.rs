@@ -3,7 +3,7 @@
 use jstests::{Acc, AccOptions, AgentOptions, Client, LONG, Redis, Stage, wait_until};
 use serde_json::{Value, json};
 
-/// What came in is in `jsacc:rejected` with a reason that contains `reason`.
+/// The text is in `jsacc:rejected` with a reason that contains `reason`.
 #[track_caller]
 fn rejected(client: &mut Client, text: &str, reason: &str) {
     client.push_raw(text);

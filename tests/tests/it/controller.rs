@@ -316,7 +316,7 @@ fn events_and_what_is_known_of_a_node() {
     let told = event(&mut client, "startup");
     assert_eq!((&told["gid"], &told["nid"], &told["data"]["hostname"]), (&json!(1), &json!(10), &json!("h")));
     assert_eq!(client.redis::<String>(&["HGET", "jsacc:agent:1:10", "hostname"]), "h");
-    // What an agent says of its end is news only while no other has come in its place.
+    // An agent's report of its end is news only while no other has come in its place.
     let stopped = |instance| json!({"name": "shutdown", "data": {"instance": instance}});
     assert_eq!(node.post("event", &stopped("i0")).status, 200);
     assert!(!client.redis::<bool>(&["HEXISTS", "jsacc:agent:1:10", "stopped"]));
@@ -455,7 +455,7 @@ fn two_controllers_are_one() {
     for poll in waiting {
         assert_eq!(poll.join().unwrap().unwrap().cmds[0]["id"], json!(id), "whichever controller took it");
     }
-    // What one has handed over, the other takes the acknowledgement of.
+    // One controller takes the acknowledgement of a batch that the other has handed over.
     let moved = two.node(1, 10);
     let batch = moved.poll(0, None).unwrap();
     assert!(moved.poll(0, Some(&batch.batch)).is_none());

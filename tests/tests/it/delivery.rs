@@ -55,7 +55,7 @@ fn controller_dies_at(point: &str) {
     assert_eq!((&result["state"], &result["data"]), (&json!("OK"), &json!("done")), "{point}: {result}");
     wait_until("the hash has it too", LONG, || client.state(&id, "1:10").as_deref() == Some("OK"));
     assert_eq!(runs(&file), 1, "{point}: it ran once");
-    // What is left over is put back within 20 s: it must not run or answer again.
+    // A command that is left over is put back within 20 s: it must not run or answer again.
     let taken = || -> usize {
         let keys: Vec<String> = Client::new(&redis).redis(&["KEYS", "jsacc:{cmds_queue}:taken:*"]);
         keys.len()
@@ -128,7 +128,7 @@ fn a_result_that_a_power_cut_takes_back_stands_where_it_was_delivered() {
         go.display()
     ));
     wait_until("it runs", LONG, || runs(&file) == 1);
-    // What the disk has before the end of the job is all that a power cut need leave of the job store.
+    // A power cut may leave no more of the job store than the disk has before the job's end.
     let (files, home, aside) = (["state.db", "state.db-wal"], agent.data_dir(), agent.scratch().join("aside"));
     std::fs::create_dir(&aside).unwrap();
     agent.signal(Signal::SIGSTOP);

@@ -113,7 +113,7 @@ fn job_whose_start_hangs_on_a_file_system_holds_up_no_other_and_can_be_ended() {
         stage.client.ask("kill", json!({"id": id}));
         assert_eq!(stage.client.pop(&id)["state"], "KILLED");
     }
-    // What has hung is gone by now, and leaves nothing to wait for.
+    // The job that has hung is gone by now, and leaves nothing to wait for.
     let left = hang(&mut stage, json!({"cmd": "/bin/true", "workingdir": silent}));
     assert_eq!(stage.agent.stop(), Some(0));
     assert_eq!(stage.client.pop(&left)["state"], "KILLED");

@@ -63,7 +63,7 @@ fn a_list_of_nodes_is_one_job_of_all_of_them() {
     client.redis::<i64>(&["ZADD", "jsacc:expiring", "XX", "CH", "1", &format!("2:5:{id}")]);
     let mut ends: Vec<Value> = (0..3).map(|_| client.pop(&id)).collect();
     ends.sort_by_key(|end| end["nid"].as_u64());
-    // What the controller answers for the third names it.
+    // The controller's answer for the third target names that target.
     let expired = &ends[0];
     assert_eq!((&expired["gid"], &expired["nid"], &expired["state"]), (&json!(2), &json!(5), &json!("ERROR")));
     assert!(expired["data"].as_str().is_some_and(|data| data.contains("node 2:5")), "{expired}");
@@ -109,7 +109,7 @@ fn cancelled_job_that_is_queued_once_more_is_not_handed_over(conn: &mut dyn Conn
     wait_until("it is cancelled", LONG, || call::<i64>(conn, &["LLEN", "cmds_queue_take-back"]) == 1);
     let answer: String = call(conn, &["RPOP", "cmds_queue_job"]);
     assert!(answer.contains("\"KILLED\""), "{answer}");
-    // What the first one has read.
+    // The state that the first controller has read.
     call::<i64>(conn, &["HSET", "jsacc:job:job", "1:10", r#"{"state":"QUEUED"}"#]);
     call::<i64>(conn, &["LPUSH", &taken("ghost"), &job]);
     call::<i64>(conn, &["ZADD", "jsacc:{cmds_queue}:acs", "1", "ghost"]);
@@ -404,7 +404,7 @@ fn a_spoilt_key_of_one_command_is_named_and_holds_up_no_other() {
             "SET" => spoil(&mut client, &key),
             _ => client.redis(&["HSET", &key, "seq", "spoilt"]),
         }
-        // What cannot be answered has to be something that is answered: nobody has that role.
+        // Where the answer cannot be written, the command must need one: nobody has that role.
         let target = if is_answered { json!({"gid": 1, "nid": nid}) } else { json!({"roles": ["nobody"]}) };
         let mut command = json!({"id": id, "cmd": "ping"});
         command.as_object_mut().unwrap().extend(target.as_object().unwrap().clone());

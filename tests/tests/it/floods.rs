@@ -367,7 +367,7 @@ fn requests_by_chance_stay_within_the_bounds() {
     println!("JS_FUZZ_SEED={seed} JS_FUZZ_REQUESTS={count}");
     let redis = Redis::start();
     let args = vec!["--log-level".to_owned(), "error".to_owned()];
-    // What is free is given back at once, so that what is held is measured and not what was.
+    // Free memory is given back at once, so that the test measures present use and not past use.
     let env = [("MALLOC_MMAP_THRESHOLD_", "131072"), ("MALLOC_ARENA_MAX", "1"), ("MALLOC_TRIM_THRESHOLD_", "0")];
     let env = env.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
     let acc = Acc::start(&redis, AccOptions { auth: true, args, env, ..AccOptions::default() });
@@ -402,7 +402,7 @@ fn requests_by_chance_stay_within_the_bounds() {
     is_served(&mut client, &other);
 }
 
-/// What one node can make of Redis in so much time.
+/// Redis has grown by no more than one node can cause in so much time.
 #[track_caller]
 fn within_bounds(client: &mut Client, time: Duration, before: u64) {
     // 24 MiB at once and 1 MiB a second are text; what Redis keeps beside it is less than as much again.

@@ -1,4 +1,4 @@
-//! What a node claims to be, and what is granted to it.
+//! The claims of a node, and the grants to it.
 
 use jstests::redis_cluster::Cluster;
 use jstests::{Acc, AccOptions, Client, FakeNode, LONG, Redis, wait_for, wait_until};
@@ -114,7 +114,7 @@ fn labels_and_the_host_name_are_claims_as_roles_are() {
     for field in ["label.site", "label.rack", "hostname"] {
         assert_eq!(known(&mut client, field), Value::Null, "{field}");
     }
-    // What a poll says of roles leaves the other claims as they are.
+    // The roles in a poll leave the other claims as they are.
     let _ = node.poll_as(&["web"], 0, None);
     assert_eq!(known(&mut client, "claims"), json!(["label:rack=a1", "label:site=fra", "host:h2"]));
     grant(&mut client, "label:rack=a1");
@@ -175,7 +175,7 @@ fn changing_claims_are_told_once_a_minute() {
         let _ = node.poll_as(&["web"], 0, None);
     }
     assert_eq!(told(&mut client).len(), 1);
-    // What it claims last is told when the minute is over.
+    // Its last claim is told when the minute is over.
     let _ = node.poll_as(&["last"], 0, None);
     let _: i64 = client.redis(&["HSET", "jsacc:enrolled:{jsacc:grant:1:1}", "told_at", "1"]);
     wait_until("the last claim is told", LONG, || {

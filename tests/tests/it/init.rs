@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use tempfile::TempDir;
 
-/// What stands in for the agent: it notes each start, and ends when it is told to.
+/// A script in place of the agent: it notes each start, and ends when it is told to.
 const AGENT: &str = r#"#!/bin/sh
 case $1 in
     --version) echo "jsagent 0" ;;
@@ -112,7 +112,7 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        // What a test that failed has left: the loop first, for it would start another.
+        // Ends the processes that a failed test has left: the loop first, for it would start another.
         for pid in self.read("run/jsagent.pid").trim().parse().into_iter().chain(self.starts()) {
             if fs::read_link(format!("/proc/{pid}/root")).is_ok_and(|root| root == self.root.path()) {
                 let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);

@@ -1,4 +1,4 @@
-//! What is left of a load, of nodes and of controllers: nothing that does not end.
+//! The remains of a load, of nodes and of controllers: each of them ends.
 
 use jstests::swarm::{Swarm, SwarmOptions};
 use jstests::{Acc, AccOptions, Client, FakeNode, LONG, Redis, fresh_id, now_ms, wait_until};
@@ -163,7 +163,7 @@ fn nothing_stays_of_a_load_nor_of_nodes_and_controllers_that_are_gone() {
     assert!(enrolled <= (OF_ENROLLED_NODES.len() + 1) * 3 * (NODES as usize + 2), "{enrolled} keys of enrolled nodes");
 }
 
-/// What the new controller has answered for the old ones ends too.
+/// The answers that the new controller has given for the old ones end too.
 fn let_time_pass_for_what_expires(client: &mut Client) {
     for member in client.redis::<Vec<String>>(&["ZRANGE", "jsacc:expiring", "0", "-1"]) {
         let _: i64 = client.redis(&["ZADD", "jsacc:expiring", "XX", "1", &member]);

@@ -232,7 +232,7 @@ fn a_controller_that_stops_leaves_at_once_and_well() {
     let mut stage = Stage::start_secure();
     stage.client.wait_seen("1:10");
     assert_eq!(stage.acc.stop(), Some(0));
-    // What is pushed meanwhile waits in Redis, and the node comes back by itself.
+    // A command that is pushed meanwhile waits in Redis, and the node comes back by itself.
     let id = stage.client.send("ping", json!({}));
     stage.acc.resume();
     assert_eq!(stage.client.pop(&id)["state"], "OK");

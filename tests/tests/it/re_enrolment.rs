@@ -114,7 +114,7 @@ fn enrolment_whose_answer_was_lost_is_asked_for_again() {
     for bad in ["", "a b", "a/b", &long] {
         assert_eq!(enroll(&acc, &once, 1, Some(bad)).status, 400, "{bad}");
     }
-    // Who knows that use does not come back by it.
+    // A node that knows that use does not come back by it.
     assert_eq!(acc.command(&["revoke", "1", "1"]).code, 0);
     let refused = enroll(&acc, &once, 1, Some("a-1"));
     assert!(refused.status == 403 && refused.error().contains("spent"), "{refused:?}");

@@ -79,7 +79,7 @@ fn controller_that_is_stopped_and_continued_takes_redis_for_present() {
     let acc = Acc::start(&redis, AccOptions::default());
     let (mut client, node, pid) = (Client::new(&redis), acc.node(1, 10), Pid::from_raw(acc.pid() as i32));
     for _ in 0..10 {
-        // What ends such a stop interrupts reads that wait for Redis, as the end of a tracer does.
+        // The end of such a stop interrupts reads that wait for Redis, as the end of a tracer does.
         kill(pid, Signal::SIGSTOP).expect("the controller is stopped");
         wait_until("it stands still", LONG, || {
             let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("the controller's state");

@@ -29,7 +29,7 @@ fn nothing_is_lost_while_redis_is_full_again_and_again() {
     let mut rejected = 0;
     for _ in 0..60 {
         std::thread::sleep(Duration::from_micros(fastrand::u64(500..20_000)));
-        // What is no command is kept too.
+        // A text that is no command is kept too.
         if redis::cmd("LPUSH").arg("cmds_queue").arg("no command").query::<u64>(&mut client.conn).is_ok() {
             rejected += 1;
         }

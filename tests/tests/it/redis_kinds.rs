@@ -168,7 +168,7 @@ fn slots_move_and_servers_fill_up_under_load() {
     let swarm = nodes(&[&first, &second]);
     let load = Load::start(NODES, Duration::from_millis(2), pusher(&cluster));
     more(&load, 100);
-    // What everything goes through, and the queues of some nodes.
+    // The keys that every command needs, and the queues of some nodes.
     let mut keys = vec!["cmds_queue".to_owned(), "jsacc:jobs".into(), "jsacc:agents".into(), "jsacc:expiring".into()];
     keys.extend((1..=4).map(|nid| format!("{{1:{nid}}}")));
     for round in 1..=2 {
@@ -315,7 +315,7 @@ fn a_server_of_a_cluster_that_is_away_holds_up_only_what_lies_there() {
     }
     let nid = |there: bool| (10..).find(|nid| (lies(&format!("{{1:{nid}}}")) == away) == there).unwrap();
     let (gone, good) = (nid(true), nid(false));
-    // What a job keeps lies in two more slots.
+    // The keys of a job lie in two more slots.
     let id = |job: bool, results: bool| {
         std::iter::repeat_with(jstests::fresh_id)
             .find(|id| {
@@ -418,7 +418,7 @@ fn lists_of_what_happened_hold_up_nothing_while_their_server_is_away() {
             (json!(state), json!(results[0]["starttime"].as_i64().unwrap() + 5));
     }
     assert!(answers(&good) && answers(&last));
-    // What it has taken by now is passed on though nobody can look whether it is listed.
+    // A command that it has taken by now is passed on though nobody can look whether it is listed.
     let taken = "jsacc:{cmds_queue}:taken:*";
     wait_until("nothing is left on the taken list", LONG, || {
         cluster.on::<Vec<String>>(holder, &["KEYS", taken]).is_ok_and(|keys| keys.is_empty())

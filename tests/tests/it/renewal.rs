@@ -194,7 +194,7 @@ fn nodes_come_with_certificates_of_a_ca_of_ones_own() {
         assert_eq!(ask(&acc, client, None, "/1/11/cmd?wait=0"), 403, "it is bound to its node");
     }
     assert_eq!(ask(&acc, None, Some(&enrolled.token), "/1/10/cmd?wait=0"), 204);
-    // What that CA has signed is not replaced by what ours signs.
+    // Our CA does not replace a certificate that the other CA has signed.
     let node = FakeNode::with_cert(&acc.url(), acc.ca().as_deref(), 1, 10, None, theirs);
     let renewed = node.post("renew", &json!({}));
     assert_eq!((renewed.status, renewed.json()["client_cert"].as_str()), (200, Some("")), "{renewed:?}");
@@ -215,7 +215,7 @@ fn nodes_come_with_certificates_of_a_ca_of_ones_own() {
 fn agents_resume_their_tls_sessions() {
     let mut stage = Stage::start_secure();
     stage.client.wait_seen("1:10");
-    // What is refused is hung up on, so that each try is a connection of its own.
+    // The controller closes the connection of a refused request, so that each try is a connection of its own.
     assert_eq!(stage.acc.command(&["revoke", "1", "10"]).code, 0);
     let resumed = || {
         let text = stage.acc.anonymous().get("/metrics").body;
@@ -276,7 +276,7 @@ fn certificate_that_an_interrupted_renewal_left_beside_is_used() {
     let enrolled = acc.enroll(1, 10);
     let new = fs::read(&cert).expect("the certificate");
     assert!(enrolled.client.as_ref().is_some_and(|pair| pair.0 == cert) && old != new);
-    // What version 0.1.0 left when client.pem could not be replaced.
+    // The files that version 0.1.0 left when client.pem could not be replaced.
     let left = cert.with_added_extension("new");
     fs::rename(&cert, &left).expect("the new certificate");
     fs::write(&cert, &old).expect("the old certificate");

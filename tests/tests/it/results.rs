@@ -89,7 +89,7 @@ fn a_run_that_is_answered_again_in_other_words_keeps_its_first_answer() {
     let (_redis, _acc, mut client, node, command) = taken();
     let id = id_of(&command);
     let first = node.result_of(&command, "OK", "done");
-    // What a node says that lost power after the first one was taken.
+    // The answer of a node that lost power after the first one was taken.
     let mut second = node.result_of(&command, "ERROR", "the agent died while the job ran");
     second["starttime"] = first["starttime"].clone();
     assert_eq!(node.post("result", &json!([first])).status, 200);

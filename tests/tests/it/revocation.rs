@@ -1,4 +1,4 @@
-//! What becomes of what waits for a node that is revoked.
+//! The end of commands that wait for a node that is revoked.
 
 use jstests::{Acc, AccOptions, Client, FakeNode, LONG, Redis, bin, run_with, wait_for, wait_until};
 use serde_json::{Value, json};
@@ -64,7 +64,7 @@ fn what_waits_for_a_revoked_node_is_answered_and_nobody_gets_it() {
     let told = client.events().into_iter().find(|event| event["name"] == "revoked").expect("an event");
     assert_eq!((&told["nid"], &told["data"]["waited"]), (&json!(1), &json!(4)));
 
-    // What comes later waits for nobody, and its role is nobody's.
+    // A later command waits for nobody, and nobody has the node's role.
     let later = push(&mut client, json!({}));
     is_answered(&mut client, &later);
     let id = client.push(json!({"roles": ["web"], "fanout": true, "cmd": "ping"}));

@@ -18,7 +18,7 @@ fn parked(acc: &Acc) -> bool {
     acc.anonymous().get("/metrics").body.contains("jsacc_polls_parked 1\n")
 }
 
-/// What comes on a connection that ends.
+/// The text that comes on a connection that ends.
 fn rest(mut stream: TcpStream) -> String {
     let mut text = String::new();
     let _ = stream.read_to_string(&mut text);

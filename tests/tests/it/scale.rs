@@ -108,7 +108,7 @@ fn a_herd_that_finds_no_redis_is_put_off_and_comes_back() {
     let mut acc = Acc::start(&redis, quiet(AccOptions::secure()));
     let swarm = Swarm::start(SwarmOptions::new(addr(&acc), NODES).secured_by(&acc.state_dir()).unwrap()).unwrap();
     known(&mut Client::new(&redis), NODES);
-    // What it costs to let one in, on this machine and as busy as it is now: a handshake, a poll and what it writes.
+    // The cost of admitting one node on this machine under its present load: a handshake, a poll and its writes.
     let let_in = proc::cpu(acc.pid()).unwrap() / f64::from(NODES);
     acc.kill();
     redis.kill();
@@ -209,7 +209,7 @@ fn a_node_that_sends_too_many_records_is_told_to_wait() {
         if reply.status == 429 {
             let wait: u64 = reply.retry_after.as_deref().unwrap_or_default().parse().expect("Retry-After in seconds");
             assert!((1..=60).contains(&wait) && reply.error().len() > 10, "{reply:?}");
-            // What was put off is taken once the time has passed.
+            // A batch that was put off is taken once the time has passed.
             wait_until("the batch is taken", LONG, || {
                 std::thread::sleep(Duration::from_millis(200));
                 node.post("log", &json!({"batch": batch, "records": records})).status == 200
@@ -357,7 +357,7 @@ fn the_lists_that_one_node_makes_are_bounded() {
     let names: Vec<String> = client.redis(&["KEYS", "log.d.*"]);
     assert_eq!(names.len(), 10_000);
     assert_eq!(client.redis::<u64>(&["LLEN", "log.unknown.unknown"]), 2_000, "nothing is lost");
-    // What it has written to it may go on with, and others are not held up by it.
+    // The node may go on with lists that it has written to, and it delays no other node.
     assert_eq!(node.post("log", &json!({"batch": 13, "records": [record(1), record(99_999)]})).status, 200);
     assert_eq!(client.redis::<u64>(&["LLEN", "log.d.1"]), 2);
     assert_eq!(acc.node(1, 11).post("log", &json!({"batch": 1, "records": [record(20_000)]})).status, 200);
@@ -427,8 +427,8 @@ fn after_a_long_load_redis_is_as_it_was() {
     load(&mut client, 5000);
     let loaded = size(&mut client);
     assert!(loaded.0 > before.0 + 5000, "jobs are kept for a day: {before:?} {loaded:?}");
-    // What is left are the lists of the last so many, which have their bound. The last results of the
-    // load may still be on their way into the hashes of their jobs, so it is looked at more than once.
+    // The lists of the last so many remain, which have their bound. The last results of the load may still
+    // be on their way into the hashes of their jobs. So the test looks more than once.
     wait_until("keys and memory are as they were", FLEET, || {
         let_time_pass(&mut client);
         let after = size(&mut client);

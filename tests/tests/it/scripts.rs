@@ -101,7 +101,7 @@ fn one_interface(client: &mut Client, language: &str, lua: bool) {
     let echo = pick("def action(x=None):\n    return [x]", "function action(x) return {x} end");
     assert_eq!(data(&run(client, language, &echo, json!("[1, 2]"))), json!([[1, 2]]));
     assert_eq!(data(&run(client, language, &echo, json!("\"text\""))), json!(["text"]));
-    // Who returns nothing has no result.
+    // A script that returns nothing has no result.
     let quiet = pick("def action():\n    pass", "function action() end");
     let result = run(client, language, &quiet, json!(""));
     assert_eq!(

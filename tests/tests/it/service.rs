@@ -1,4 +1,4 @@
-//! What a service manager hears, and what it needs: readiness, life, an end with the right status.
+//! The reports to a service manager, and its needs: readiness, life, an end with the right status.
 
 use jstests::proc;
 use jstests::process::Process;
@@ -170,7 +170,7 @@ fn an_idle_controller_seldom_wakes_up() {
         std::thread::spawn(move || node.get(&format!("/1/{nid}/cmd?wait=60")));
         client.wait_seen(&format!("1:{nid}"));
     }
-    // What a start brings with it is over: the polls are written down as seen, the web server's threads are back.
+    // The work of a start is over: the polls are written down as seen, the web server's threads are back.
     let quiet = || proc::wakeups(&[acc.pid()], Duration::from_secs(1)).expect("it runs")[0];
     wait_for("it is idle", LONG, || (quiet() < 10).then_some(()));
     let count = proc::wakeups(&[acc.pid()], Duration::from_secs(15)).expect("it runs")[0];

@@ -148,7 +148,7 @@ fn while_the_controller_is_away_nothing_is_lost() {
     assert!(beats(&mut stage.client).windows(2).all(|pair| pair[0].0 < pair[1].0), "in their order");
 }
 
-/// What promtool says of a text of metrics; nothing where it is not installed.
+/// The result of promtool for a text of metrics; nothing where it is not installed.
 fn promtool(text: &str) -> Option<(bool, String)> {
     let mut command = Command::new("promtool");
     command.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -141,7 +141,7 @@ fn recurring_job_brings_its_runs_also_when_redis_has_forgotten_it() {
             let _: i64 = site.client.redis(&["DEL", &format!("jsacc:job:{id}")]);
         }
         let mut result = site.node.result_of(&command, "ERROR", &run.to_string());
-        // What the result says of the period counts for nothing.
+        // The period in the result has no effect.
         (result["starttime"], result["args"]) = (json!(1000 + run), json!({"recurring_period": 1e9}));
         accepted(&site.node, &result);
         accepted(&site.node, &result);
@@ -269,7 +269,7 @@ fn ticket_holds_after_a_rotation_and_a_change_of_the_key() {
     for command in [&command, &next] {
         accepted(&site.node, &site.node.result_of(command, "OK", ""));
     }
-    // What is no key is not taken for one.
+    // The controller does not take a text that is no key for one.
     let _: String = site.client.redis(&["SET", KEY, "nonsense"]);
     site.acc.kill();
     site.acc.resume();

@@ -57,7 +57,7 @@ fn data_folder_of_another_account_is_refused() {
     let mut client = Client::new(&redis);
     client.wait_seen("1:10");
     assert_eq!(agent.stop(), Some(0));
-    // What an intruder has left there meanwhile is refused as well.
+    // A file that an intruder has left there meanwhile is refused as well.
     file(&agent.data_dir().join("outbox.db-wal"), "", 0o644, NOBODY);
     agent.resume();
     assert_eq!(agent.wait(), 1);
@@ -269,7 +269,7 @@ fn controller_refuses_a_state_directory_of_another_account() {
     assert_eq!(acc.wait(), 1);
     assert!(acc.output().contains("state belongs to nobody (uid 65534)"), "{}", acc.output());
     assert_eq!(fs::read_dir(&state).expect("the folder").count(), 0);
-    // Who insists has a controller, and its owner has no key of it.
+    // With `--insecure-paths` the controller starts, and the folder's owner has no key of it.
     let args = vec!["--insecure-paths".to_owned()];
     let _acc = Acc::start(&redis, AccOptions { args, ..options });
     for name in ["ca.key", "node.secret", "server.key"] {

@@ -82,7 +82,7 @@ fn assert_rests(pid: u32) {
 #[track_caller]
 fn served(acc: &Acc, client: &mut Client) {
     let node = acc.node(7, 7);
-    // What was acknowledged last time may be with this controller still.
+    // A command that was acknowledged last time may be with this controller still.
     let id = client.push(json!({"gid": 7, "nid": 7, "cmd": "ping"}));
     let batch = node.poll_as(&[], 20, None).expect("the command");
     assert!(batch.cmds.iter().any(|command| command["id"] == id.as_str()), "{batch:?}");

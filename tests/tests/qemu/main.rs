@@ -136,7 +136,7 @@ fn tree_ends_with_its_job_and_is_swept_after_a_crash() {
     assert_eq!(stage.client.pop(&job)["state"], "TIMEOUT");
     wait_until("the second tree is gone", LONG, || processes_of(&job).is_empty());
 
-    // What an agent leaves that was killed is ended at its next start.
+    // The next start of a killed agent ends the processes that it left.
     let job = stage.tree(json!({}));
     stage.node.kill_and_resume();
     assert_eq!(stage.client.pop(&job)["state"], "ERROR");

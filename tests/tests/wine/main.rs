@@ -34,7 +34,7 @@ impl Stage {
         Stage { client, node, acc, _redis: redis }
     }
 
-    /// What a command line wrote on stdout.
+    /// The text that a command line wrote on stdout.
     #[track_caller]
     fn out(&mut self, args: Value) -> String {
         let result = self.client.run("execute", args);
@@ -276,7 +276,7 @@ fn the_service_is_installed_started_stopped_and_removed() {
     let acc = Acc::start(&redis, AccOptions::secure());
     let mut client = Client::new(&redis);
     let folder = session.program_data().join("jsagent");
-    // What a test that failed has left.
+    // Removes the remains of a failed test.
     windows(&["service", "uninstall"]);
     let _ = fs::remove_dir_all(&folder);
     let token = acc.command(&["token"]).stdout.trim().to_owned();

@@ -1,4 +1,4 @@
-//! What a node pays for having the agent: disk, memory, threads, CPU, bytes on the wire.
+//! The cost of the agent for a node: disk, memory, threads, CPU, bytes on the wire.
 //!
 //! Measures the programs of `JS_BIN_DIR` (`scripts/bench` points it at the static release build where
 //! that can be made), and what else of the kind this machine has. With `--check` it ends with an error
@@ -34,7 +34,7 @@ const WRITTEN_BY_AGENT: f64 = 1500.0;
 pub(crate) struct Rest {
     /// Proportional set size, bytes: what it has in memory, its share of what others have too.
     pub(crate) pss: f64,
-    /// What no file stands behind, bytes: the part that the system cannot drop and read again.
+    /// Memory that no file backs, bytes: the part that the system cannot drop and read again.
     pub(crate) anonymous: f64,
     pub(crate) threads: usize,
 }
@@ -61,7 +61,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     ensure!(client.run("ping", json!({}))["state"] == "OK", "the agent does not answer");
 
     eprintln!("an idle minute");
-    std::thread::sleep(Duration::from_secs(3)); // What the start itself costs is no part of it.
+    std::thread::sleep(Duration::from_secs(3)); // The cost of the start itself is not included.
     sleep_to_half_minute();
     let (cpu, bytes) = (cpu_seconds(agent.pid())?, meter.bytes());
     let (acc_cpu, written) = (cpu_seconds(acc.pid())?, Written::of(agent.pid())?);

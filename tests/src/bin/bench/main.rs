@@ -25,14 +25,14 @@ mod unauthenticated;
 
 use std::process::ExitCode;
 
-/// What every bench is told.
+/// The options of every bench.
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
     /// How often everything is measured; the table shows medians of these.
     pub(crate) rounds: usize,
     /// Less of everything, to see whether the bench itself works.
     pub(crate) quick: bool,
-    /// What else stood on the command line.
+    /// The remaining arguments of the command line.
     #[allow(dead_code)] // Not every bench has arguments of its own.
     pub(crate) rest: Vec<String>,
 }

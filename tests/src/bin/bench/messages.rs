@@ -1,5 +1,5 @@
-//! What it costs to keep every line: from a child's pipe through the parser to SQLite, beside a bare
-//! loop that writes the same rows, and beside loggers that write plain files.
+//! The cost of keeping every line, from a child's pipe through the parser to SQLite.
+//! The bench compares it with a bare loop that writes the same rows, and with loggers that write plain files.
 //!
 //! Every case gets the same 100-byte lines, the loggers from this program's own pipe. Rows are counted
 //! as done when the last one is committed, files when the logger has ended.

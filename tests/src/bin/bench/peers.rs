@@ -1,4 +1,4 @@
-//! What else of the kind is installed here, measured in the same minute: agents, supervisors, collectors.
+//! Other installed programs of the kind, measured in the same minute: agents, supervisors, collectors.
 
 use crate::footprint::{Rest, cpu_seconds, rest};
 use crate::table::number;
@@ -30,7 +30,7 @@ pub(crate) const HEADS: [&str; 12] = [
 /// Programs that run beside ours.
 pub(crate) struct Peers {
     peers: Vec<Peer>,
-    /// What has no figures, with the reason.
+    /// The programs that have no figures, with the reason.
     missing: Vec<Vec<String>>,
     _dir: tempfile::TempDir,
 }

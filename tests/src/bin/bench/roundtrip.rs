@@ -1,4 +1,4 @@
-//! What a command costs from the client's LPUSH to the result, beside what it cannot cost less than.
+//! The cost of a command from the client's LPUSH to the result, beside the least possible cost.
 //!
 //! The floor is a ping-pong through Redis between two processes, the second of which starts
 //! `/bin/true` with two pipes and waits for it before it answers: no node, no network, no disk.

@@ -1,5 +1,5 @@
-//! What starting a script costs: from LPUSH to the result of an empty one in Lua and in Python, beside
-//! `/bin/true` and beside the bare interpreters, started by the same agent and by this program.
+//! The cost of starting a script, from LPUSH to the result of an empty one in Lua and Python.
+//! The bench compares it with `/bin/true` and the bare interpreters, started by the same agent and by this program.
 
 use crate::Options;
 use crate::measure::{Case, interleaved, median, ms};
@@ -12,7 +12,7 @@ use std::cell::RefCell;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-/// What is compared: its name, the program that runs it bare.
+/// The compared cases: the name, and the program that runs it bare.
 const BARE: &[(&str, &[&str])] =
     &[("/bin/true", &["/bin/true"]), ("lua5.4", &["lua5.4", "-e", ""]), ("python3", &["python3", "-c", ""])];
 

@@ -1,5 +1,4 @@
-//! What it costs to be let in: new TLS sessions with and without resumption, and the check of a token
-//! and of a certificate.
+//! The cost of admission: new TLS sessions with and without resumption, and the check of a token and a certificate.
 
 use crate::Options;
 use crate::measure::{Case, interleaved};

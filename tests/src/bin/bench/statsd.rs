@@ -94,7 +94,7 @@ impl Other {
         self.process.pid()
     }
 
-    /// What the counter `key` has come to; 0 while nothing is known of it.
+    /// The value of the counter `key`; 0 while nothing is known of it.
     pub(crate) fn count(&self, key: &str) -> Result<f64> {
         match &self.kind {
             Kind::Npm { admin } => {

@@ -66,7 +66,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// What one manager costs.
+/// The cost of one manager.
 #[derive(Clone, Copy, Default)]
 struct Figures {
     idle_kib: f64,

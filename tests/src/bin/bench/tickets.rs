@@ -1,4 +1,4 @@
-//! What it costs to make the ticket of a job and to check the one of a result, on one thread.
+//! The cost of making a job's ticket and of checking a result's ticket, on one thread.
 
 use crate::Options;
 use crate::measure::{Case, interleaved};

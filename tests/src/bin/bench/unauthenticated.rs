@@ -97,7 +97,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             end.store(true, Ordering::Relaxed);
             threads.into_iter().for_each(|thread| drop(thread.join()));
             let count = begun.load(Ordering::Relaxed).max(1) as f64;
-            // What the honest polls take is in it: an upper bound.
+            // The figure includes the cost of the honest polls: it is an upper bound.
             figures[4] = 1e6 * (proc::cpu(target.acc.pid())? - used) / count;
             figures.push(count / seconds);
             Ok(figures)

@@ -1,10 +1,10 @@
-//! What must hold of each command once all is quiet: one answer for each target, each effect at most once. Pure.
+//! The rules for each command once all is quiet: one answer for each target, each effect at most once. Pure.
 
 use crate::load::{Kind, Sent, Targets};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
-/// What is there of one command.
+/// The records of one command.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Seen {
     /// The list of results.
@@ -15,7 +15,7 @@ pub(crate) struct Seen {
     pub(crate) effects: BTreeMap<u32, usize>,
 }
 
-/// What other commands of the load were about this one.
+/// The other commands of the load that were about this one.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Touched {
     pub(crate) cancelled: bool,
@@ -145,7 +145,7 @@ mod tests {
         json!({"gid": nid.min(1), "nid": nid, "state": state, "data": data})
     }
 
-    /// What is there where list and hash agree.
+    /// The records where list and hash agree.
     fn seen(results: &[Value], effects: &[(u32, usize)]) -> Seen {
         let field = |result: &Value| (format!("{}:{}", result["gid"], result["nid"]), result.to_string());
         let hash = results.iter().map(field).collect();

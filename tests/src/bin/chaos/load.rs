@@ -14,7 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub(crate) const ROLE: &str = "web";
 const NO_ROLE: &str = "nobody";
 
-/// What a command is.
+/// The kind of a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// Appends its id to the file `effects` of its node.

@@ -1,4 +1,4 @@
-//! What fails when: a pure function of the seed.
+//! The failures and their times: a pure function of the seed.
 
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
-    /// What the summary counts it as.
+    /// The name under which the summary counts it.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Failure::Kill(Program::Redis) => "Redis killed",

@@ -233,7 +233,7 @@ impl World {
         effects
     }
 
-    /// What is there that should not be once all is answered: in Redis, in the nodes' databases, as processes.
+    /// The remains that should not exist once all is answered: in Redis, in the nodes' databases, as processes.
     pub(crate) fn left_over(&self) -> Vec<String> {
         let mut left = Vec::new();
         let mut client = self.client();

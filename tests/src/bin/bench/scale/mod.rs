@@ -1,4 +1,4 @@
-//! What a controller pays for its nodes: 1,000, 5,000 and 10,000 of them over TLS, simulated.
+//! The cost of nodes for a controller: 1,000, 5,000 and 10,000 of them over TLS, simulated.
 //!
 //! The swarm runs in this process, on the same machine, so it takes its share of the cores; what is
 //! measured of the controller is its own memory, threads, descriptors and CPU. `bench scale 10000` measures

@@ -1,4 +1,4 @@
-//! What a long bench is at, so that nobody takes it for hung.
+//! The progress of a long bench, so that nobody takes it for hung.
 
 use std::io::{IsTerminal, stderr};
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ impl Progress {
         Progress { start: Instant::now(), terminal: stderr().is_terminal(), what: String::new() }
     }
 
-    /// What is measured from now on.
+    /// Sets the name of the measurement that begins now.
     pub(super) fn of(&mut self, what: String) {
         self.what = what;
     }

@@ -19,7 +19,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 /// The proxy parks a node's polls by itself for so long, in seconds, and then asks Redis again.
 const TRUST: f64 = 900.0;
 
-/// What a step took: time, and seconds of CPU of each program.
+/// The cost of a step: time, and seconds of CPU of each program.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Cost {
     pub(super) seconds: f64,

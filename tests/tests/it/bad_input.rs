@@ -29,7 +29,7 @@ fn answered(client: &mut Client, command: Value, words: &[&str]) -> Value {
 }
 
 #[test]
-fn what_is_no_command_is_rejected_with_its_reason() {
+fn text_that_is_no_command_is_rejected_with_its_reason() {
     let redis = Redis::start();
     let _acc = Acc::start(&redis, AccOptions::default());
     let mut client = Client::new(&redis);
@@ -114,7 +114,7 @@ fn a_command_without_a_target_is_answered() {
 }
 
 #[test]
-fn what_a_node_cannot_run_is_an_error_that_says_why() {
+fn command_that_a_node_cannot_run_is_an_error_that_says_why() {
     let mut stage = Stage::start();
     let client = &mut stage.client;
     let execute = |args: Value| json!({"gid": 1, "nid": 10, "cmd": "execute", "args": args});

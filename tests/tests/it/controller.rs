@@ -132,7 +132,7 @@ fn roles_of_other_characters_are_passed_over_and_told() {
 }
 
 #[test]
-fn what_is_no_command_is_rejected_and_answered() {
+fn malformed_commands_are_rejected_and_answered() {
     let (_redis, _acc, mut client) = site();
     for text in ["{", "[]", "\"x\"", "{\"cmd\": \"ping\", \"gid\": 1, \"nid\": 1}", "{\"id\": \"a b\", \"cmd\": \"x\"}"]
     {

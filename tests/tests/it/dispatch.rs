@@ -181,7 +181,7 @@ fn the_id_of_a_quiet_command_that_has_expired_can_be_used_again() {
 }
 
 #[test]
-fn what_a_node_had_before_it_was_queued_once_more_is_not_cancelled() {
+fn command_that_a_node_had_before_it_was_queued_once_more_is_not_cancelled() {
     let (_redis, acc, mut client) = site();
     let node = acc.node(1, 10);
     let id = client.push(json!({"gid": 1, "nid": 10, "cmd": "execute"}));
@@ -306,7 +306,7 @@ fn a_controller_that_has_beaten_since_its_verdict_keeps_what_it_has_taken() {
 }
 
 #[test]
-fn what_a_controller_takes_after_it_was_held_to_be_dead_is_found() {
+fn command_that_a_controller_takes_after_it_was_held_to_be_dead_is_found() {
     let (_redis, acc, mut client) = site();
     let first = controllers(&mut client).remove(0);
     let address = Address::new(Target::parse(acc.redis_url()).unwrap(), None, &jsacc::model::SCHEMA);

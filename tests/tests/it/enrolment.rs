@@ -21,7 +21,7 @@ fn start_from(dir: &Path, home: &Path) -> jstests::process::Process {
 }
 
 #[test]
-fn what_enroll_writes_starts_an_agent_from_any_folder() {
+fn files_that_enroll_writes_start_an_agent_from_any_folder() {
     let (_redis, acc, mut client) = secure();
     let home = tempfile::tempdir().expect("a folder");
     let enrolled = acc.enroll_into(4, 5, &home.path().join("node"));

@@ -73,7 +73,7 @@ fn a_certificate_can_be_demanded() {
 }
 
 #[test]
-fn what_was_revoked_is_refused_everywhere_within_seconds() {
+fn revoked_credentials_are_refused_everywhere_within_seconds() {
     let redis = Redis::start();
     let one = Acc::start(&redis, AccOptions::secure());
     let two = Acc::start(&redis, AccOptions { state_dir: Some(one.state_dir()), ..AccOptions::secure() });
@@ -128,7 +128,7 @@ fn a_rotated_secret_holds_for_a_day_and_nodes_can_renew() {
 }
 
 #[test]
-fn what_was_revoked_cannot_be_renewed_before_every_controller_has_heard() {
+fn credentials_revoked_a_moment_ago_cannot_be_renewed() {
     let (_redis, acc, mut client) = site();
     let old = acc.node(1, 10);
     assert_eq!(acc.command(&["rotate"]).code, 0);

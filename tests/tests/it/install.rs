@@ -243,7 +243,7 @@ fn the_token_is_in_nobodys_arguments() {
 }
 
 #[test]
-fn what_is_wrong_stops_the_installation_before_it_changes_anything() {
+fn wrong_argument_stops_the_installation_before_it_changes_anything() {
     let prefix = tempfile::tempdir().expect("a folder");
     let prefix = prefix.path();
     let program = bin("jsagent");

@@ -25,7 +25,7 @@ fn folders(dir: &Path) -> Vec<String> {
 }
 
 #[test]
-fn what_a_killed_script_leaves_goes_with_the_next_one() {
+fn folder_of_a_killed_script_is_removed_by_the_next_one() {
     let dir = tempfile::tempdir().expect("a folder");
     let output = script(dir.path(), "own_tmp; [ \"$TMPDIR\" = \"$tmp\" ] && mktemp -d && kill -9 $$");
     assert_eq!(output.code, 137, "{output:?}");

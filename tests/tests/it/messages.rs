@@ -105,7 +105,7 @@ fn a_job_says_which_levels_are_kept_and_forwarded() {
 }
 
 #[test]
-fn what_was_stored_survives_a_kill_and_what_is_forwarded_arrives_once() {
+fn stored_messages_survive_a_kill_and_forwarded_ones_arrive_once() {
     let mut stage = stage("[logging.ac]\nflush_interval = 1\nbatch_size = 50\nlevels = \"3,30\"\n");
     let line = "i=0; while [ $i -lt 3000 ]; do echo 3::$i; i=$((i+1)); done; sleep 60";
     let args = json!({"cmd": "/bin/sh", "args": ["-c", line], "domain": "kill", "name": "it"});
@@ -257,7 +257,7 @@ fn a_node_that_lost_its_upload_queue_and_its_clock_loses_no_record() {
 }
 
 #[test]
-fn what_was_done_to_a_node_is_a_record_and_what_was_asked_is_not() {
+fn actions_on_a_node_are_records_and_queries_are_not() {
     let mut stage = stage("");
     let id = stage.client.shell("sleep 600");
     wait_until("it runs", LONG, || {

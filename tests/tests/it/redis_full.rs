@@ -66,7 +66,7 @@ fn nothing_is_lost_while_redis_is_full_again_and_again() {
 }
 
 #[test]
-fn what_redis_has_lost_on_its_way_to_a_node_is_answered_in_the_end() {
+fn command_that_redis_has_lost_on_its_way_to_a_node_is_answered_in_the_end() {
     let redis = Redis::start();
     let _acc = Acc::start(&redis, AccOptions::default());
     let mut client = Client::new(&redis);
@@ -81,7 +81,7 @@ fn what_redis_has_lost_on_its_way_to_a_node_is_answered_in_the_end() {
 }
 
 #[test]
-fn what_runs_is_known_to_run_also_when_redis_was_full_at_the_acknowledgement() {
+fn command_is_known_to_run_also_when_redis_was_full_at_the_acknowledgement() {
     let redis = Redis::start();
     let acc = Acc::start(&redis, AccOptions::default());
     let mut client = Client::new(&redis);

@@ -40,7 +40,7 @@ fn nothing_is_left(client: &mut Client) {
 }
 
 #[test]
-fn what_waits_for_a_revoked_node_is_answered_and_nobody_gets_it() {
+fn commands_for_a_revoked_node_are_answered_and_nobody_gets_them() {
     let (_redis, acc, mut client) = site();
     let node = acc.node(1, 1);
     assert!(node.poll_as(&["web"], 0, None).is_none());
@@ -83,7 +83,7 @@ fn what_waits_for_a_revoked_node_is_answered_and_nobody_gets_it() {
 }
 
 #[test]
-fn what_was_handed_out_by_a_clock_that_is_ahead_is_withdrawn_by_a_revocation() {
+fn command_handed_out_by_a_clock_that_is_ahead_is_withdrawn_by_a_revocation() {
     let (_redis, acc, mut client) = site();
     let node = acc.node(1, 1);
     let id = push(&mut client, json!({}));

@@ -33,7 +33,7 @@ fn answer(stream: &mut TcpStream) -> String {
 }
 
 #[test]
-fn who_comes_back_from_a_controller_that_died_hears_the_bell_at_once() {
+fn node_that_returns_from_a_controller_that_died_gets_its_wakeup_at_once() {
     let redis = Redis::start();
     let first = Acc::start(&redis, AccOptions::default());
     let mut client = Client::new(&redis);

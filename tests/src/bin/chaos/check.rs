@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_as_it_should_be_has_no_fault() {
+    fn correct_outcomes_have_no_fault() {
         let none = Touched::default();
         let job = sent(Kind::Effect, &[1]);
         check(&job, &seen(&[result(1, "OK", "")], &[(1, 1)]), none, &[]);

@@ -114,9 +114,9 @@ fn dispatcher(out: &mut Steps<'_>, ac: usize) {
                 let at = &mut s.ac[ac].dispatcher;
                 at.left &= !(1 << node);
                 if holder > 0 {
-                    at.ring = (node as u8, holder);
+                    at.wakeup = (node as u8, holder);
                     at.next = Do::Wakeup;
-                    if setup.is(Mutation::TakenOffBeforeRung) {
+                    if setup.is(Mutation::TakenOffBeforeWakeup) {
                         untake(s, ac, command);
                     }
                 } else {
@@ -130,12 +130,12 @@ fn dispatcher(out: &mut Steps<'_>, ac: usize) {
             });
         }
         // `wakeups::notify`.
-        Do::Wakeup => out.fair("ring the bell", |s, _| {
+        Do::Wakeup => out.fair("send the wake-up", |s, _| {
             let at = &mut s.ac[ac].dispatcher;
-            let (node, holder) = at.ring;
-            at.ring = (0, 0);
+            let (node, holder) = at.wakeup;
+            at.wakeup = (0, 0);
             at.next = after_enqueue(at.left);
-            s.redis.bell[usize::from(holder) - 1].fetch[usize::from(node)] = true;
+            s.redis.wakeups[usize::from(holder) - 1].fetch[usize::from(node)] = true;
         }),
         // `cancel::take_back`.
         Do::Withdraw => out.fair("take the cancelled job back", |s, setup| {
@@ -290,16 +290,16 @@ fn expiry(out: &mut Steps<'_>, ac: usize) {
 /// `work::wakeups`, and `work::presence` for what was lost on the way to a waiting poll.
 fn wakeups(out: &mut Steps<'_>, ac: usize) {
     for node in 0..out.setup.nodes {
-        let bell = out.state.redis.bell[ac];
-        if bell.moved[node] {
+        let wakeups = out.state.redis.wakeups[ac];
+        if wakeups.moved[node] {
             out.fair("hear that a node polls elsewhere", |s, setup| {
-                s.redis.bell[ac].moved[node] = false;
+                s.redis.wakeups[ac].moved[node] = false;
                 dismiss(s, setup, ac, node);
             });
         }
-        if bell.fetch[node] {
-            out.fair("hear the bell", |s, setup| {
-                s.redis.bell[ac].fetch[node] = false;
+        if wakeups.fetch[node] {
+            out.fair("receive the wake-up", |s, setup| {
+                s.redis.wakeups[ac].fetch[node] = false;
                 let queue = &mut s.redis.queue[node];
                 match usize::from(queue.holder) {
                     holder if holder == ac + 1 => {
@@ -311,8 +311,8 @@ fn wakeups(out: &mut Steps<'_>, ac: usize) {
                     _ => dismiss(s, setup, ac, node),
                 }
             });
-            out.fault(fault::CUT, "a ring is lost with its connection", |s, setup| {
-                s.redis.bell[ac].fetch[node] = false;
+            out.fault(fault::CUT, "a wake-up is lost with its connection", |s, setup| {
+                s.redis.wakeups[ac].fetch[node] = false;
                 if !setup.is(Mutation::PollsNotAskedAgain) {
                     recall_all(s, ac);
                 }
@@ -345,7 +345,7 @@ fn deliver(s: &mut State, setup: &Setup, ac: usize, node: usize, batch: Option<(
     s.ac[ac].trust[node] = 0;
     match held(s, ac, node) {
         Some(slot) if s.node[node].poll[slot].at == Polling::Parked => answer(s, setup, node, slot, batch),
-        Some(slot) => s.node[node].poll[slot].rung = true,
+        Some(slot) => s.node[node].poll[slot].woken = true,
         None => {}
     }
 }
@@ -363,7 +363,7 @@ pub(crate) fn recall(s: &mut State, ac: usize, node: usize) {
             let poll = &mut s.node[node].poll[slot];
             (poll.at, poll.told) = (Polling::Asking, 0);
         }
-        Some(slot) => s.node[node].poll[slot].rung = true,
+        Some(slot) => s.node[node].poll[slot].woken = true,
         None => {}
     }
 }
@@ -446,7 +446,7 @@ fn poll(out: &mut Steps<'_>, node: usize, slot: usize) {
         }
         // `wakeups::notify_moved`, and then it is asked again.
         Polling::Moving => out.fair("tell the controller that the node has left", |s, _| {
-            s.redis.bell[usize::from(at.told) - 1].moved[node] = true;
+            s.redis.wakeups[usize::from(at.told) - 1].moved[node] = true;
             s.node[node].poll[slot].at = Polling::Asked;
         }),
         // `Parking::park`.
@@ -454,7 +454,7 @@ fn poll(out: &mut Steps<'_>, node: usize, slot: usize) {
             let poll = &mut s.node[node].poll[slot];
             if poll.displaced {
                 answer(s, setup, node, slot, None);
-            } else if std::mem::take(&mut poll.rung) {
+            } else if std::mem::take(&mut poll.woken) {
                 (poll.at, poll.told) = (Polling::Asking, 0);
             } else {
                 (poll.at, poll.told) = (Polling::Parked, 0);

@@ -123,7 +123,7 @@ fn faults_of_the_protocol_are_found() {
     found(AcknowledgedBeforeStored, JOB, fault::KILL_AGENT, 1, stuck);
     found(KnownIdsForgotten, JOB, fault::KILL_AGENT, 1, twice);
     found(TakenOffBeforeQueued, JOB, fault::KILL_AC, 1, stuck);
-    found(TakenOffBeforeRung, JOB, fault::KILL_AC, 1, stuck);
+    found(TakenOffBeforeWakeup, JOB, fault::KILL_AC, 1, stuck);
     found(HandedOverIsGone, JOB, fault::KILL_AGENT, 1, stuck);
     found(RepetitionIsDuplicate, JOB, fault::CUT, 1, stuck);
     found(NobodyInherits, JOB, fault::KILL_AC, 1, stuck);

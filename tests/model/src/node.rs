@@ -247,8 +247,8 @@ fn faults_of_node(out: &mut Steps<'_>, node: usize) {
             s.given_up = true;
         });
     }
-    // A command that was queued once more after its node had it, and for which nobody rang, goes with the next
-    // command, or when the registration is too old (`Parking::arrive`).
+    // A command may be queued once more after its node had it, and nobody sends a wake-up for it. It goes with the
+    // next command, or when the registration is too old (`Parking::arrive`).
     let late = (0..COMMANDS).any(|command| {
         let field = out.state.redis.job[command].field[node];
         out.state.redis.queue[node].score[command] > 0 && field != Field::Queued

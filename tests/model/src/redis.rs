@@ -45,7 +45,7 @@ impl Redis {
         }
     }
 
-    /// `enqueue.lua`: the batch that is handed over at once, or the holder (plus one) whose bell must ring.
+    /// `enqueue.lua`: the batch that is handed over at once, or the holder (plus one) that must get a wake-up.
     /// `blind`: it does not look whether the command was withdrawn.
     pub(crate) fn enqueue(&mut self, ac: usize, command: usize, node: usize, blind: bool) -> (Option<(u8, u8)>, u8) {
         let queue = &mut self.queue[node];
@@ -169,8 +169,8 @@ impl Redis {
             self.taken[to][command] += std::mem::take(&mut self.taken[from][command]);
         }
         self.beat[from] = Beat::Absent;
-        // `forget.lua`, and the bell that nobody hears.
-        self.bell[from] = Bell::default();
+        // `forget.lua`, and the wake-ups that nobody receives.
+        self.wakeups[from] = Wakeups::default();
     }
 }
 

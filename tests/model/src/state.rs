@@ -117,9 +117,9 @@ pub(crate) struct Queue {
     pub(crate) holder: u8,
 }
 
-/// The bell of a controller: nodes to fetch for, and nodes that poll elsewhere.
+/// The wake-ups of a controller: nodes to fetch for, and nodes that poll elsewhere.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub(crate) struct Bell {
+pub(crate) struct Wakeups {
     pub(crate) fetch: [bool; NODES],
     pub(crate) moved: [bool; NODES],
 }
@@ -148,7 +148,7 @@ pub(crate) struct Redis {
     pub(crate) beat: [Beat; ACS],
     /// Controllers that were found dead, or have left.
     pub(crate) gone: [bool; ACS],
-    pub(crate) bell: [Bell; ACS],
+    pub(crate) wakeups: [Wakeups; ACS],
     pub(crate) job: [Job; COMMANDS],
     pub(crate) queue: [Queue; NODES],
     pub(crate) expiring: [[Wait; NODES]; COMMANDS],
@@ -182,8 +182,8 @@ pub(crate) struct Dispatcher {
     pub(crate) again: bool,
     /// Nodes that it has still to be queued for, as bits; of a `cancel`, that something is to be forgotten.
     pub(crate) left: u8,
-    /// The node and the controller (plus one) whose bell is to be rung.
-    pub(crate) ring: (u8, u8),
+    /// The node and the controller (plus one) that is to get a wake-up.
+    pub(crate) wakeup: (u8, u8),
     /// The answer for the job that is cancelled, and its verdict.
     pub(crate) job: (Answer, Verdict),
     /// The own answer, and its verdict.
@@ -260,8 +260,8 @@ pub(crate) struct Poll {
     pub(crate) ack: u8,
     /// The controller that was told that the node has moved, plus one.
     pub(crate) told: u8,
-    /// The bell rang while its handler was asked.
-    pub(crate) rung: bool,
+    /// A wake-up came while its handler was asked.
+    pub(crate) woken: bool,
     /// A newer poll has come to the same controller.
     pub(crate) displaced: bool,
 }
@@ -420,7 +420,7 @@ pub(crate) enum Mutation {
     AcknowledgedBeforeStored,
     KnownIdsForgotten,
     TakenOffBeforeQueued,
-    TakenOffBeforeRung,
+    TakenOffBeforeWakeup,
     HandedOverIsGone,
     RepetitionIsDuplicate,
     NobodyInherits,

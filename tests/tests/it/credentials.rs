@@ -8,14 +8,14 @@ fn without_good_credentials_every_node_path_is_401() {
     let redis = Redis::start();
     let acc = Acc::start(&redis, AccOptions { auth: true, ..AccOptions::default() });
     let good = acc.enroll(1, 10).token;
-    let stranger = FakeNode::new(&acc.url(), None, 1, 10, None);
+    let anonymous = FakeNode::new(&acc.url(), None, 1, 10, None);
     let mut spoilt = good.clone().into_bytes();
     let last = spoilt.len() - 2;
     spoilt[last] = if spoilt[last] == b'A' { b'B' } else { b'A' };
     let spoilt = String::from_utf8(spoilt).expect("a token is ASCII");
     let claimed = good.replacen("1.10.", "1.11.", 1);
     for token in [None, Some(""), Some("nonsense"), Some(spoilt.as_str()), Some(claimed.as_str())] {
-        let node = stranger.with_token(token);
+        let node = anonymous.with_token(token);
         for path in ["/1/10/cmd?wait=0", "/1/10/script?hash=00"] {
             let reply = node.get(path);
             assert_eq!(reply.status, 401, "{path} with {token:?}: {reply:?}");
@@ -27,7 +27,7 @@ fn without_good_credentials_every_node_path_is_401() {
             assert!(!reply.error().is_empty());
         }
     }
-    assert_eq!(stranger.with_token(Some(&good)).get("/1/10/cmd?wait=0").status, 204);
+    assert_eq!(anonymous.with_token(Some(&good)).get("/1/10/cmd?wait=0").status, 204);
 }
 
 #[test]

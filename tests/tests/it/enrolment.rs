@@ -63,8 +63,8 @@ fn a_client_certificate_is_as_good_as_a_token_and_as_bound() {
     let node = FakeNode::with_cert(&acc.url(), Some(&enrolled.ca), 1, 10, None, Some((&cert, &key)));
     assert_eq!(node.get("/1/10/cmd?wait=0").status, 204);
     assert_eq!(node.get("/1/11/cmd?wait=0").status, 403);
-    let stranger = FakeNode::new(&acc.url(), Some(&enrolled.ca), 1, 10, None);
-    assert_eq!(stranger.get("/1/10/cmd?wait=0").status, 401);
+    let anonymous = FakeNode::new(&acc.url(), Some(&enrolled.ca), 1, 10, None);
+    assert_eq!(anonymous.get("/1/10/cmd?wait=0").status, 401);
 }
 
 #[test]

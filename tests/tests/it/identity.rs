@@ -160,8 +160,8 @@ fn enrolment_tokens_are_counted_and_end() {
     let (_redis, acc, mut client) = site();
     let token = |args: &[&str]| acc.command(&[&["token"], args].concat()).stdout.trim().to_owned();
     let body = json!({"gid": 1, "nid": 10}).to_string();
-    let stranger = acc.anonymous();
-    let twice = stranger.with_token(Some(&token(&["--uses", "2"])));
+    let anonymous = acc.anonymous();
+    let twice = anonymous.with_token(Some(&token(&["--uses", "2"])));
     let answer = twice.post_text("/enroll", &body);
     assert_eq!(answer.status, 200, "{answer:?}");
     let given = answer.json();
@@ -176,14 +176,14 @@ fn enrolment_tokens_are_counted_and_end() {
     let spent = twice.post_text("/enroll", &body);
     assert_eq!(spent.status, 403);
     assert!(spent.error().contains("spent"), "{spent:?}");
-    let short = stranger.with_token(Some(&token(&["--ttl", "1s"])));
+    let short = anonymous.with_token(Some(&token(&["--ttl", "1s"])));
     // Such a body does not count, and is not looked at any more then.
     wait_until("it has expired", LONG, || {
         let answer = short.post_text("/enroll", "{\"gid\":1}");
         answer.status == 403 && answer.error().contains("expired")
     });
-    assert_eq!(stranger.post_text("/enroll", &body).status, 401);
-    assert_eq!(stranger.with_token(Some("jse1.a.b")).post_text("/enroll", &body).status, 403);
+    assert_eq!(anonymous.post_text("/enroll", &body).status, 401);
+    assert_eq!(anonymous.with_token(Some("jse1.a.b")).post_text("/enroll", &body).status, 403);
     assert!(client.events().iter().any(|event| event["name"] == "enrolled"));
     let text = token(&[]);
     let fingerprint = text.rsplit_once('.').unwrap().1;
@@ -207,8 +207,8 @@ fn the_server_certificate_is_replaced_without_a_restart() {
     assert_eq!(node.get("/1/10/cmd?wait=0").status, 204);
     let other = Acc::start(&Redis::start(), AccOptions::secure());
     take(&other);
-    let stranger = FakeNode::new(&acc.url(), Some(&other.state_dir().join("ca.pem")), 1, 1, None);
-    wait_until("the other certificate is shown", LONG, || stranger.get("/health").status == 200);
+    let anonymous = FakeNode::new(&acc.url(), Some(&other.state_dir().join("ca.pem")), 1, 1, None);
+    wait_until("the other certificate is shown", LONG, || anonymous.get("/health").status == 200);
 }
 
 #[test]

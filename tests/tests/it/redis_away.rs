@@ -264,8 +264,8 @@ fn redis_over_tls() {
     let tls = ["--tls-port", &port, "--tls-cert-file", &cert, "--tls-key-file", &key, "--tls-ca-cert-file", &ca];
     let _redis = Redis::start_with(&[&tls[..], &["--tls-auth-clients", "no"]].concat(), None);
     let url = format!("rediss://localhost:{port}");
-    let stranger = Acc::start_unready(&url, AccOptions::default());
-    wait_until("a CA that it does not know is refused", LONG, || stranger.output().contains("UnknownIssuer"));
+    let without_ca = Acc::start_unready(&url, AccOptions::default());
+    wait_until("a CA that it does not know is refused", LONG, || without_ca.output().contains("UnknownIssuer"));
     let acc = Acc::start_at(&url, AccOptions { args: vec!["--redis-ca".into(), ca], ..AccOptions::default() });
     assert_eq!(acc.anonymous().get("/health").status, 200);
 }

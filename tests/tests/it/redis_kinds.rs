@@ -599,7 +599,7 @@ fn a_silent_sentinel_holds_nobody_up_and_their_password_is_not_the_servers() {
     kill(stopped, Signal::SIGCONT).unwrap();
     assert!(!acc.output().contains("geheim"));
     let wrong = address.replace("geheim", "falsch");
-    let stranger = Acc::start_unready(&wrong, AccOptions::default());
-    wait_until("it says why", LONG, || stranger.output().contains("password"));
-    assert!(!stranger.output().contains("falsch"));
+    let unauthenticated = Acc::start_unready(&wrong, AccOptions::default());
+    wait_until("it says why", LONG, || unauthenticated.output().contains("password"));
+    assert!(!unauthenticated.output().contains("falsch"));
 }

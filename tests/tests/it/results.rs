@@ -167,7 +167,7 @@ fn results_wait_for_redis_and_come_once() {
 fn only_who_may_answer_for_a_job_makes_redis_remember_it_for_long() {
     let redis = Redis::start();
     let acc = Acc::start(&redis, AccOptions::default());
-    let (mut client, node, stranger) = (Client::new(&redis), acc.node(1, 10), acc.node(1, 11));
+    let (mut client, node, other) = (Client::new(&redis), acc.node(1, 10), acc.node(1, 11));
     let args = json!({"cmd": "/bin/true", "recurring_period": 100 * 86_400});
     client.push(json!({"gid": 1, "nid": 10, "cmd": "execute", "args": args}));
     let command = wait_for("the job comes", LONG, || node.poll(5, None)).cmds[0].clone();
@@ -179,10 +179,10 @@ fn only_who_may_answer_for_a_job_makes_redis_remember_it_for_long() {
     };
     let mut kept = |id: &str| client.redis::<i64>(&["TTL", &format!("jsacc:done:{{cmds_queue_{id}}}")]);
     for with_ticket in [true, false] {
-        assert_eq!(stranger.post("result", &recurring(&stranger, &id, with_ticket)).status, 403);
+        assert_eq!(other.post("result", &recurring(&other, &id, with_ticket)).status, 403);
         // Nor does a job that Redis does not know.
-        let unknown = recurring(&stranger, "never-heard-of", with_ticket);
-        assert_eq!(stranger.post("result", &unknown).status, 403);
+        let unknown = recurring(&other, "never-heard-of", with_ticket);
+        assert_eq!(other.post("result", &unknown).status, 403);
         assert_eq!((kept(&id), kept("never-heard-of")), (-2, -2), "nothing is remembered");
     }
     // From an agent of 0.1.0, the job itself says how often it runs.

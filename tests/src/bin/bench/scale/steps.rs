@@ -92,7 +92,7 @@ impl Fleet {
 
     /// One poll of each node, and its share of what comes every quarter of an hour: that the proxy does not trust
     /// what it knows any longer and asks Redis for every node again. Waiting for that would take so long; so
-    /// it is made to ask, by a cut of the connection over which it hears its bell.
+    /// it is made to ask, by a cut of the connection over which it receives its wake-ups.
     pub(super) fn idle(&mut self, quick: bool, progress: &Progress) -> Result<Cost> {
         let begin = self.begin()?;
         progress.pass("idle", Duration::from_secs(if quick { 5 } else { u64::from(WAIT) }));
@@ -101,7 +101,7 @@ impl Fleet {
         progress.step("idle: all are asked about again");
         let scripts = self.scripts_run();
         let begin = self.begin()?;
-        self.cut_the_bell()?;
+        self.cut_the_wakeups()?;
         self.until("all are asked about", |fleet| {
             Ok(fleet.scripts_run() >= scripts + u64::from(fleet.nodes) && fleet.waiting()? == 0.0)
         })?;
@@ -226,15 +226,15 @@ impl Fleet {
         line.split(',').next().and_then(|calls| calls.parse().ok()).unwrap_or(0)
     }
 
-    /// Cuts the connection on which the controller waits for its bell.
-    fn cut_the_bell(&mut self) -> Result<()> {
+    /// Cuts the connection on which the controller waits for its wake-ups.
+    fn cut_the_wakeups(&mut self) -> Result<()> {
         let answer = redis::cmd("CLIENT").arg("LIST").query::<redis::Value>(&mut self.client.conn)?;
         let list = String::from_redis_value(answer)?;
         let field = |line: &str, name: &str| {
             line.split(' ').find_map(|field| field.strip_prefix(name).map(str::to_owned)).unwrap_or_default()
         };
         let id = list.lines().find(|line| field(line, "cmd=") == "brpop").map(|line| field(line, "id="));
-        let id = id.context("nobody waits for a bell")?;
+        let id = id.context("nobody waits for wake-ups")?;
         self.client.redis::<u32>(&["CLIENT", "KILL", "ID", &id]);
         Ok(())
     }

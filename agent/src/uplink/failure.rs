@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn text_of_a_stranger_is_shown_without_control_characters() {
+    fn text_of_another_server_is_shown_without_control_characters() {
         let head = Head {
             status: 200,
             content_type: "text/html\u{1b}[2J\u{202e}".into(),

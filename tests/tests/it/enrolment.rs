@@ -68,7 +68,7 @@ fn a_client_certificate_is_as_good_as_a_token_and_as_bound() {
 }
 
 #[test]
-fn a_stranger_to_the_ca_gets_no_connection() {
+fn client_unknown_to_the_ca_gets_no_connection() {
     let (_redis, acc, _client) = secure();
     let (_other_redis, other, _) = secure();
     let node = FakeNode::new(&acc.url(), other.ca().as_deref(), 1, 10, None);

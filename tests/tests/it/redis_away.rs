@@ -55,7 +55,7 @@ fn redis_goes_and_comes_back_in_the_middle() {
     wait_until("the result is taken", LONG, || node.post("result", &result).status == 200);
     let mut client = Client::new(&redis);
     assert_eq!(client.pop(&first)["data"], "kept");
-    // A poll that waited all the time still hears its bell.
+    // A poll that waited all the time still gets its wake-up.
     let second = client.push(json!({"gid": 1, "nid": 11, "cmd": "ping"}));
     assert_eq!(waiting.join().unwrap(), json!(second));
     assert_eq!(node.post("result", &result).status, 200);

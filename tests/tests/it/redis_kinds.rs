@@ -488,7 +488,7 @@ fn requests_travel_alone_once_redis_is_known_to_be_a_cluster() {
 }
 
 #[test]
-fn polls_wait_on_while_only_the_bell_is_away() {
+fn polls_wait_on_while_only_the_wakeups_are_away() {
     let mut cluster = Cluster::start(false);
     for server in 0..3 {
         cluster.on::<()>(server, &["CONFIG", "SET", "cluster-require-full-coverage", "no"]).expect("a setting");

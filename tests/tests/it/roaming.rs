@@ -48,7 +48,7 @@ fn node_that_returns_from_a_controller_that_died_gets_its_wakeup_at_once() {
     wait_until("it waits at the first one again", LONG, || parked(&first));
     let (start, id) = (Instant::now(), client.send("ping", json!({})));
     while !answer(&mut stream).contains(&id) {
-        assert!(start.elapsed() < LONG * 3, "it polls the same again and again, and hears no bell");
+        assert!(start.elapsed() < LONG * 3, "it polls the same again and again, and gets no wake-up");
         stream = poll(&first, 2);
     }
 }

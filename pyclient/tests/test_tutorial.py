@@ -142,6 +142,7 @@ def test_commands_of_the_page_do_what_it_shows(checkout: Checkout, name: str) ->
                 assert is_as_shown(), (command, answer, shown)
         assert count > 8
     finally:
-        ask("kill -9 %?node2 2>/dev/null")
+        # Not -9: an agent that is asked to end takes its jobs with it.
+        ask("kill %?node2 2>/dev/null; wait")
         shell.stdin.close()
         shell.wait(10)

@@ -110,7 +110,7 @@ pub struct Enroll {
     pub insecure_paths: bool,
 }
 
-/// Reads the arguments without the program's name; the error is one line for whoever typed them.
+/// Reads the arguments without the program's name; the error is one line for the user.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Task, String> {
     read(lexopt::Parser::from_args(args)).map_err(|error| match error {
         lexopt::Error::Custom(reason) => reason.to_string(),

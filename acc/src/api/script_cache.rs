@@ -40,7 +40,7 @@ struct Kept {
     used: u64,
 }
 
-/// Locked while its source is read, so that whoever wants the same one waits for that reading.
+/// Locked while its source is read, so that another request for the same one waits for that reading.
 #[derive(Debug, Default)]
 struct Slot {
     source: Option<Arc<[u8]>>,

@@ -4,7 +4,7 @@
 //! refusal of the node's credentials (`authenticator`).
 //!
 //! **Its queue is closed before it is emptied**, and stays so until the node is enrolled again: no command can come in
-//! between, so whoever is enrolled as that node next finds nothing. Every step may be repeated, and a revocation that
+//! between, so the next agent enrolled as that node finds nothing. Every step may be repeated, and a revocation that
 //! was interrupted after its first step is finished by the next one, or by the enrolment.
 
 use crate::metrics::Metrics;

@@ -246,7 +246,7 @@ impl StateDir {
             jscommon::token::sha256_hex(self.ca.pem.as_bytes()),
             self.ca.pem
         );
-        // The key first: whoever reads between the two finds a pair that does not fit, and reads again.
+        // The key first: a reader between the two finds a pair that does not fit, and reads again.
         write_state(&self.dir.join("server.key"), key.as_bytes(), 0o600)?;
         write_state(&file, text.as_bytes(), 0o644)
     }

@@ -58,8 +58,8 @@ pub(crate) enum Answer {
     /// Nothing waits.
     Empty,
     /// Another controller trusts that it holds this node's poll. Nothing was done: tell it
-    /// (`wakeups::notify_moved`), and ask again with that said. In this order, for whoever dies in between must not
-    /// leave it in that belief.
+    /// (`wakeups::notify_moved`), and ask again with that said. The order matters: a controller that dies in between
+    /// must not leave it in that belief.
     Moved(String),
     /// `Fetch` only: another controller is the holder by now (true), or none is.
     Elsewhere(bool),

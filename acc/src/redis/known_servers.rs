@@ -16,7 +16,7 @@ const MAX_SERVERS: usize = 256;
 /// Servers in the order in which they are to be asked; shared by all connections of a controller.
 #[derive(Debug, Default)]
 pub(crate) struct KnownServers {
-    /// Those that the user has named: they stay, for whoever was told of may be gone one day.
+    /// Those that the user has named: they stay, for a server that was told of may be gone one day.
     named: Vec<ServerAddr>,
     held: Mutex<Vec<ServerAddr>>,
 }
@@ -89,7 +89,7 @@ mod tests {
         let known_servers = KnownServers::new(vec![addr("a"), addr("b")]);
         known_servers.answered(&addr("a"), [addr("c"), addr("d")]);
         assert_eq!(order(&known_servers), "acdb");
-        // All have moved: whoever is new does not stand behind those that are gone.
+        // All have moved: new servers do not stand behind those that are gone.
         known_servers.answered(&addr("d"), [addr("e"), addr("f")]);
         assert_eq!(order(&known_servers), "defab");
         // A Sentinel tells of none.

@@ -5,7 +5,7 @@
 //! (`pool`).
 //!
 //! **A call is sent again only when its server has said that it did not do it** (MOVED, ASK, TRYAGAIN,
-//! NOSCRIPT). When an answer is lost with its connection that is an error: whoever asked knows what may be
+//! NOSCRIPT). When an answer is lost with its connection that is an error: the caller knows what may be
 //! repeated, and what has to be looked for then.
 //!
 //! **A server of a cluster that does not answer fails the calls that are for it, and no others** (`SERVER_AWAY`): a
@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 
 /// Longest time in which a server tells who has which slots; then the next one is asked.
 const TOPOLOGY_QUERY_TIMEOUT: Duration = Duration::from_secs(2);
-/// Longest time for asking all of them, but for the answer of the last one that is asked: whoever wants a
+/// Longest time for asking all of them, but for the answer of the last one that is asked. A caller that needs a
 /// connection waits for it.
 const TOPOLOGY_TOTAL_TIMEOUT: Duration = Duration::from_secs(6);
 /// So often a call may be sent elsewhere.

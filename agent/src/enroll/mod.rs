@@ -20,7 +20,7 @@ const TOKEN: &str = "token";
 /// asked for again under that name, and costs no other use.
 const USE: &str = "enroll.use";
 
-/// Exchanges the token, writes the files; the answer is what to tell whoever asked.
+/// Exchanges the token, writes the files; the answer is what to tell the user.
 pub fn run(what: &Enroll) -> Result<String> {
     let url = what.controller.as_str();
     let token = match what.token.as_str() {

@@ -98,7 +98,7 @@ impl Store {
         }
         let lock = Arc::clone(locked(&self.fetching).entry(hash.to_owned()).or_default());
         let guard = locked(&lock);
-        // Whoever held the lock before may have fetched it.
+        // The thread that held the lock before may have fetched it.
         let source = match self.cache.get(hash, ending) {
             Some(source) => Ok(source),
             None => self.fetch(hash).inspect(|source| {

@@ -290,7 +290,7 @@ impl UploadQueue {
                 _ => inner.transaction(|inner| inner.taken(controller, kind, number as i64, &others))?,
             }
             inner.reclaim();
-            // Whoever takes again is told what it will never see.
+            // A second take is told what it will never see.
             inner.tell_dropped(&self.controllers)
         });
         if let Err(e) = done {
@@ -398,7 +398,7 @@ impl UploadQueue {
             new.waiting.push_back((self.controllers.clone(), format!("{{\"name\":\"damaged\",\"data\":{data}}}")));
         }
         *inner = new;
-        // Whatever waited meanwhile can go.
+        // Entries that waited meanwhile can go.
         inner.wake(&self.controllers);
         Ok(())
     }

@@ -72,7 +72,7 @@ pub(super) fn result(command: &Command, node: NodeId, ended: Ended) -> JobResult
 
 /// Whether the result of a run that the job store has as started, of a job that does not start again, may
 /// travel before a power cut can no longer undo it (`docs/explanation/delivery.md`). After the cut the run is
-/// answered as [`Outcome::Died`], and whoever has this result keeps it. Where somebody ended the run,
+/// answered as [`Outcome::Died`], and a client that has this result keeps it. Where somebody ended the run,
 /// he was told so or will be, and that must stay true.
 pub(super) fn may_be_late(outcome: &Outcome) -> bool {
     match outcome {

@@ -43,7 +43,7 @@ pub(super) struct Job {
     reported: bool,
     /// No other run follows the one under way.
     last: bool,
-    /// The next run repeats one that failed or was interrupted: it goes before whoever waits.
+    /// The next run repeats one that failed or was interrupted: it goes before waiting jobs.
     pub(super) again: bool,
     /// Start of the last run on the monotonic clock.
     last_start: Option<u64>,

@@ -12,7 +12,7 @@ local function push_bounded(list, counts, most, most_bytes, first, last)
     for i = 1, #some do bytes = bytes + #some[i] end
     count = #some
   end
-  -- Whoever reads the list may take from it: what is left has its share.
+  -- A reader of the list may take from it: what is left has its share.
   if count ~= length then bytes = count > 0 and bytes * length / count or 0 end
   local before = bytes
   for i = first, last do

@@ -36,7 +36,7 @@ while length > tonumber(ARGV[3]) or (all > tonumber(ARGV[4]) and length > 1) do
   length = length - 1
 end
 if entries <= tonumber(ARGV[5]) and bytes <= tonumber(ARGV[6]) then return 1 end
--- Counted anew, for an earlier version trims the list without a word, and whoever reads it may take from it.
+-- Counted anew, for an earlier version trims the list without a word, and a reader may take from it.
 entries, bytes = 0, 0
 for first = 0, length - 1, 100 do
   for _, entry in ipairs(redis.call('LRANGE', KEYS[1], first, first + 99)) do

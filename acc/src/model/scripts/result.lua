@@ -5,7 +5,7 @@
 -- most runs at once, and the most that it may save up.
 -- Answers first (to be written down and then pushed), quiet (to be written down only), repeat (it was
 -- pushed before), late (another answer stands), or in how many seconds the node may bring one run more. A '+' before a
--- starttime says that the push has not happened yet: whoever asks again may do it.
+-- starttime says that the push has not happened yet: a repeated request may do it.
 local before = redis.call('HGET', KEYS[1], ARGV[1])
 local verdict = 'first'
 if ARGV[4] == '1' then

@@ -366,7 +366,7 @@ mod tests {
         assert!(children.signal_group(3, pid, Signal::KILL));
         assert_eq!(told.recv_timeout(std::time::Duration::from_secs(20)), Ok((3, 137)));
         assert!(!children.signal_group(3, pid, Signal::KILL));
-        // Whoever waits for one child is told, or everybody is: once.
+        // Each end is told once, to the waiter of that child or to all.
         for run in 4..12 {
             let pid = spawn(run, "exit 9");
             let by_waiter = || told.recv_timeout(std::time::Duration::from_secs(20)).ok();

@@ -40,7 +40,7 @@ pub fn check_place(path: &Path, owner: Option<&Owner>, mkdir: bool) -> Result<()
 /// Makes `path` a file of these bytes, and returns whether it was not so already.
 ///
 /// Where no mode or owner is asked for, those of the file that is there stay; a new one gets 0644 and
-/// the agent's own user. Whoever reads it sees the old content or the new, also after power loss.
+/// the agent's own user. A reader sees the old content or the new, also after power loss.
 pub fn replace(path: &Path, bytes: &[u8], mode: Option<u32>, owner: Option<&Owner>, mkdir: bool) -> io::Result<bool> {
     in_folder(path, owner, mkdir, |folder, name| replace_in(folder, name, bytes, mode, owner))
 }

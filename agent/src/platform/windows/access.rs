@@ -69,7 +69,7 @@ pub(super) fn without_case(path: &Path) -> PathBuf {
     path.to_string_lossy().to_lowercase().into()
 }
 
-/// Everybody may make folders below ProgramData, and whoever made one has its files: refuses a path
+/// Everybody may make folders below ProgramData, and the creator of one has its files: refuses a path
 /// there with a folder that is neither the caller's, nor administrators', nor the system's.
 fn refuse_foreign(path: &Path) -> io::Result<()> {
     const BACKUP_SEMANTICS: u32 = 0x0200_0000; // a folder can be opened

@@ -38,7 +38,7 @@ pub fn service_config() -> PathBuf {
     program_data().join("jsagent").join("agent.toml")
 }
 
-/// Does what was asked; the answer is what to tell whoever asked.
+/// Does what was asked; the answer is what to tell the user.
 pub fn service(order: ServiceOrder) -> Result<String> {
     match order {
         ServiceOrder::Install { config, data_dir } => install(&config, &data_dir),

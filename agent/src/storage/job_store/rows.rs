@@ -49,7 +49,7 @@ pub enum JobUpdate {
         result: Option<String>,
         /// Survives the agent's death at once, and power loss only after [`super::JobStore::sync`]. For a job
         /// whose row is on the disk as started and that does not start again: what a power cut leaves
-        /// of it is answered in the name of the same run, so that whoever had this result keeps it.
+        /// of it is answered in the name of the same run, so that a client that had this result keeps it.
         deferred_sync: bool,
     },
 }

@@ -312,7 +312,7 @@ fn results_keep_their_keys_when_a_damaged_file_is_replaced() {
     let texts: Vec<&str> = waiting.iter().map(|unsent| unsent.json.as_str()).collect();
     assert_eq!(texts, ["a", "b", "c", "d", "e", "f"], "none is marked that was not sent");
     assert_eq!(keys(&job_store), all[..6]);
-    // Whoever holds keys of the old file changes and reads nothing by them.
+    // A holder of keys of the old file changes and reads nothing by them.
     job_store.mark_sent(0, under_way).unwrap();
     assert_eq!((keys(&job_store).len(), job_store.unsent_one(0, all[0]).unwrap()), (6, None));
     assert_eq!(job_store.unsent_one(1, all[0]).unwrap().unwrap().json, "a");

@@ -1,6 +1,6 @@
 //! The message log's inbox: one queue, so that records keep the order of their arrival.
 //!
-//! Whoever reads a pipe waits while too many bytes are on their way; that is what makes a slow disk
+//! The reader of a pipe waits while too many bytes are on their way; that is what makes a slow disk
 //! slow the writer. The agent's own records never wait, for the supervisor writes them.
 
 use super::batch::Batch;

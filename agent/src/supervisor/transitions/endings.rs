@@ -104,7 +104,7 @@ impl Job {
                 }
             }
             Phase::Waiting | Phase::Sleeping { .. } => {
-                // Whoever waits for a first result is told that there will be none.
+                // A client that waits for a first result is told that there will be none.
                 let why = "unscheduled, no run follows".to_owned();
                 let outcome = (!self.reported).then_some(Outcome::Killed { code: None, why });
                 self.finish(None, outcome, out);

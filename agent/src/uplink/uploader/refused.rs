@@ -69,7 +69,7 @@ impl Actor {
         let mut item = describe(&next.load);
         match &next.load {
             Load::Results(results) => {
-                // Whoever waits for it is told at least that it is over, and how.
+                // The client is told at least that it is over, and how.
                 let short = if failure.status() == 413 { shortened(&results[0].json) } else { None };
                 match short.map(|short| self.controller.post("result", &short)) {
                     Some(Ok(())) => item.push_str(", cut short"),

@@ -24,7 +24,7 @@ use super::faults::Faults;
 use super::log_once::LogOnce;
 use crate::storage::job_store::JobStore;
 use crate::storage::upload_queue::{Kind, UploadQueue};
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use jscommon::backoff::Backoff;
 use jscommon::failpoint;
 use jscommon::worker::Worker;
@@ -89,7 +89,7 @@ impl Drop for Handle {
         self.stopping.store(true, Ordering::Relaxed);
         let _ = self.wake.try_send(());
         // It ends by itself in time, but for a request that hangs.
-        if self.ended.recv_timeout(LAST_ROUND) == Err(crossbeam_channel::RecvTimeoutError::Timeout) {
+        if self.ended.recv_timeout(LAST_ROUND) == Err(RecvTimeoutError::Timeout) {
             self.controller.stop_posts();
         }
         drop(self.worker.take());
@@ -240,16 +240,10 @@ impl Actor {
             if last {
                 return;
             }
-            let quiet = self.stirred.then(|| Instant::now() + QUIET);
             let files = self.controller.is_unfinished().then(|| Instant::now() + RENEW_PAUSE);
-            match next.into_iter().chain(quiet).chain(files).min() {
-                Some(until) => drop(self.woken.recv_deadline(until)),
-                None => drop(self.woken.recv()),
-            }
-            if quiet.is_some_and(|quiet| quiet <= Instant::now()) {
-                self.stirred = false;
-                self.upload_queue.rest();
-            }
+            let quiet = self.stirred.then(|| Instant::now() + QUIET);
+            let rested = wait(&self.woken, next.into_iter().chain(files).min(), quiet, || self.upload_queue.rest());
+            self.stirred &= !rested;
         }
     }
 
@@ -495,6 +489,22 @@ impl Actor {
             Err(failure) => log::warn!("controller {}: no new credentials: {failure}", self.controller.name()),
         }
     }
+}
+
+/// Waits until it is woken or something is due. Gives memory back at `quiet` when that comes first, and waits on
+/// without a look at what there is to send: the look would load again what was given back. Returns whether it did.
+fn wait(woken: &Receiver<()>, due: Option<Instant>, quiet: Option<Instant>, rest: impl FnOnce()) -> bool {
+    let wait_until = |time: Option<Instant>| match time {
+        Some(time) => woken.recv_deadline(time),
+        None => woken.recv().map_err(|_| RecvTimeoutError::Disconnected),
+    };
+    let quiet = quiet.filter(|quiet| due.is_none_or(|due| *quiet < due));
+    if wait_until(quiet.or(due)) != Err(RecvTimeoutError::Timeout) || quiet.is_none() {
+        return false;
+    }
+    rest();
+    let _ = wait_until(due);
+    true
 }
 
 impl UploadStream {

@@ -792,3 +792,22 @@ fn keys_of_a_file_that_was_replaced_hold_up_no_result_of_the_new_one() {
         assert_eq!(posted.iter().flatten().filter(|sent| *sent == id).count(), 1, "{posted:?}");
     }
 }
+
+#[test]
+fn memory_is_given_back_once_and_nothing_is_read_until_something_is_due() {
+    let (wake, woken) = bounded(1);
+    let (begin, later) = (Instant::now(), Instant::now() + Duration::from_secs(60));
+    let rests = std::cell::Cell::new(0);
+    let rest = || rests.set(rests.get() + 1);
+    let due = begin + Duration::from_millis(50);
+    assert!(wait(&woken, Some(due), Some(begin), rest));
+    assert!(Instant::now() >= due, "it looked before something was due");
+    assert_eq!(rests.get(), 1);
+    // Work that comes first keeps the memory for itself.
+    wake.send(()).unwrap();
+    assert!(!wait(&woken, None, Some(later), rest));
+    assert!(!wait(&woken, Some(begin), Some(later), rest));
+    // Woken while it rests.
+    assert!(wait(&woken, None, Some(begin), || wake.send(()).unwrap()));
+    assert_eq!(rests.get(), 1);
+}

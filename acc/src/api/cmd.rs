@@ -18,6 +18,7 @@ use jscommon::node::is_role;
 use redis::RedisResult;
 use serde_json::json;
 use std::hash::{BuildHasher, RandomState};
+use std::num::NonZeroU64;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -238,7 +239,7 @@ fn compare(
     resolved: &mut [Result<Answer, Reply>],
     now: u64,
     epoch: u64,
-) -> RedisResult<Vec<(NodeId, u64, Standing, bool)>> {
+) -> RedisResult<Vec<(NodeId, NonZeroU64, Standing, bool)>> {
     let (mut asked, mut owners, mut compared) = (Batch::new(), Vec::new(), Vec::new());
     for (i, (node, poll)) in polls.iter().enumerate().filter(|(i, _)| resolved[*i].is_ok()) {
         let Some(roles) = &poll.roles else { continue };

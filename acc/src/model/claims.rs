@@ -15,6 +15,7 @@ use jscommon::NodeId;
 use jscommon::node::is_role;
 use serde_json::{Map, Value as Json, json};
 use std::hash::{BuildHasher, RandomState};
+use std::num::NonZeroU64;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Most roles, and most labels, of a node.
@@ -68,29 +69,34 @@ impl Default for Claimed {
 #[derive(Clone, Copy)]
 struct Entry {
     /// A hash of what its last poll claimed; nothing where a poll is still to say it.
-    says: Option<u64>,
-    /// A hash of what was found to be granted.
+    says: Option<NonZeroU64>,
+    /// A hash of what was found to be granted; odd when it claims more than that. One word, for there may be very many
+    /// nodes.
     standing: u64,
-    /// It claims more than it is granted.
-    beyond: bool,
+}
+
+impl Entry {
+    fn is_beyond(&self) -> bool {
+        self.standing & 1 == 1
+    }
 }
 
 impl Claimed {
     /// A hash of what a poll claims: its roles, the time (ms) at which its credentials were issued, and a number that
     /// moves when Redis may have forgotten what it was told.
-    pub(crate) fn hash(&self, roles: &[String], issued: u64, epoch: u64) -> u64 {
-        self.hasher.hash_one((roles, issued, epoch))
+    pub(crate) fn hash(&self, roles: &[String], issued: u64, epoch: u64) -> NonZeroU64 {
+        NonZeroU64::MIN | self.hasher.hash_one((roles, issued, epoch))
     }
 
     /// Whether a poll of `node` that claims what has this hash is still to be compared.
-    pub(crate) fn is_news(&self, node: NodeId, says: u64) -> bool {
+    pub(crate) fn is_news(&self, node: NodeId, says: NonZeroU64) -> bool {
         self.held().nodes.get(&node).is_none_or(|entry| entry.says != Some(says))
     }
 
     /// Notes that the claims of `node` were compared and its granted ones stored. `says` is the hash of its poll, when
     /// a poll made the claims.
-    pub(crate) fn note(&self, node: NodeId, says: Option<u64>, standing: &Standing) {
-        let entry = Entry { says, standing: self.hasher.hash_one(standing), beyond: !standing.beyond.is_empty() };
+    pub(crate) fn note(&self, node: NodeId, says: Option<NonZeroU64>, standing: &Standing) {
+        let entry = Entry { says, standing: self.hash_standing(standing) };
         self.held().nodes.insert(node, entry);
     }
 
@@ -103,9 +109,9 @@ impl Claimed {
     pub(crate) fn due(&self) -> Vec<NodeId> {
         let mut held = self.held();
         let mut due: Vec<NodeId> =
-            held.nodes.iter().filter(|(_, entry)| entry.beyond).map(|(node, _)| *node).take(MAX_BEYOND).collect();
+            held.nodes.iter().filter(|(_, entry)| entry.is_beyond()).map(|(node, _)| *node).take(MAX_BEYOND).collect();
         if held.turn.is_empty() {
-            held.turn = held.nodes.iter().filter(|(_, entry)| !entry.beyond).map(|(node, _)| *node).collect();
+            held.turn = held.nodes.iter().filter(|(_, entry)| !entry.is_beyond()).map(|(node, _)| *node).collect();
         }
         let rest = held.turn.len().saturating_sub(MAX_IN_TURN);
         due.extend(held.turn.drain(rest..));
@@ -113,9 +119,13 @@ impl Claimed {
     }
 
     /// The hash of the last poll of `node`, where something else than `standing` was found before.
-    pub(crate) fn changed(&self, node: NodeId, standing: &Standing) -> Option<Option<u64>> {
-        let hash = self.hasher.hash_one(standing);
+    pub(crate) fn changed(&self, node: NodeId, standing: &Standing) -> Option<Option<NonZeroU64>> {
+        let hash = self.hash_standing(standing);
         self.held().nodes.get(&node).filter(|entry| entry.standing != hash).map(|entry| entry.says)
+    }
+
+    fn hash_standing(&self, standing: &Standing) -> u64 {
+        self.hasher.hash_one(standing) & !1 | u64::from(!standing.beyond.is_empty())
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {
@@ -146,6 +156,8 @@ mod tests {
     fn node(nid: u32) -> NodeId {
         NodeId { gid: 1, nid }
     }
+
+    const ONE: Option<NonZeroU64> = Some(NonZeroU64::MIN);
 
     fn standing(beyond: &[&str]) -> Standing {
         Standing { beyond: beyond.iter().map(|claim| (*claim).to_owned()).collect(), ..Standing::default() }
@@ -179,16 +191,16 @@ mod tests {
         // Claims of a `startup` event are to be compared with the next poll.
         claimed.note(node(1), None, &standing(&[]));
         assert!(claimed.is_news(node(1), says("web", 5, 0)));
-        claimed.note(node(1), Some(1), &standing(&[]));
+        claimed.note(node(1), ONE, &standing(&[]));
         claimed.forget(node(1));
-        assert!(claimed.is_news(node(1), 1));
+        assert!(claimed.is_news(node(1), NonZeroU64::MIN));
     }
 
     #[test]
     fn nodes_with_claims_beyond_are_due_each_time_and_all_others_in_turn() {
         let claimed = Claimed::default();
-        claimed.note(node(1), Some(1), &standing(&["role:vault"]));
-        (2..=601).for_each(|nid| claimed.note(node(nid), Some(1), &standing(&[])));
+        claimed.note(node(1), ONE, &standing(&["role:vault"]));
+        (2..=601).for_each(|nid| claimed.note(node(nid), ONE, &standing(&[])));
         let mut seen = HashMap::new();
         for _ in 0..3 {
             let due = claimed.due();
@@ -197,15 +209,17 @@ mod tests {
         }
         assert_eq!((seen.len(), seen[&node(1)]), (601, 3));
         assert_eq!(claimed.changed(node(1), &standing(&["role:vault"])), None);
-        assert_eq!(claimed.changed(node(1), &standing(&[])), Some(Some(1)));
+        assert_eq!(claimed.changed(node(1), &standing(&[])), Some(ONE));
         assert_eq!(claimed.changed(node(999), &standing(&[])), None);
     }
 
     #[test]
     fn nodes_are_forgotten_when_many_others_came_since() {
         let claimed = Claimed::default();
-        (1..=3 * MAX_NODES as u32).for_each(|nid| claimed.note(node(nid), Some(1), &standing(&["role:x"])));
-        assert!(!claimed.is_news(node(3 * MAX_NODES as u32), 1) && claimed.is_news(node(1), 1));
+        (1..=3 * MAX_NODES as u32).for_each(|nid| claimed.note(node(nid), ONE, &standing(&["role:x"])));
+        assert!(
+            !claimed.is_news(node(3 * MAX_NODES as u32), NonZeroU64::MIN) && claimed.is_news(node(1), NonZeroU64::MIN)
+        );
         assert!(claimed.due().len() <= MAX_BEYOND + MAX_IN_TURN);
     }
 }

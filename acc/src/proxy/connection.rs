@@ -26,6 +26,7 @@ use crate::route::Route;
 use jscommon::NodeId;
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::io::{self, ErrorKind};
+use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
 impl EventLoop {
@@ -437,7 +438,7 @@ fn poll_fingerprint(hasher: &impl BuildHasher, head: &RequestHead) -> Option<Pol
     for part in head.query.split('&') {
         match part.strip_prefix("ack=") {
             Some("") => {}
-            Some(batch) => ack = Some(hasher.hash_one(batch)),
+            Some(batch) => ack = Some(NonZeroU64::MIN | hasher.hash_one(batch)),
             None => part.hash(&mut rest),
         }
     }

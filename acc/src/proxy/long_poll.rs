@@ -11,6 +11,7 @@
 
 use jscommon::NodeId;
 use std::collections::HashMap;
+use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
 /// The part of a poll that decides whether its handler has to see it.
@@ -19,7 +20,7 @@ pub(crate) struct PollFingerprint {
     /// A hash of everything but `ack`: roles, `wait`, whatever comes later.
     pub(crate) rest: u64,
     /// A hash of `ack`, when it is there.
-    pub(crate) ack: Option<u64>,
+    pub(crate) ack: Option<NonZeroU64>,
 }
 
 /// The steps for a poll that has come.
@@ -200,7 +201,7 @@ mod tests {
 
     const NODE: NodeId = NodeId { gid: 1, nid: 10 };
     const TRUST: Duration = Duration::from_secs(180);
-    const ASK: PollFingerprint = PollFingerprint { rest: 1, ack: Some(5) };
+    const ASK: PollFingerprint = PollFingerprint { rest: 1, ack: NonZeroU64::new(5) };
     const TO_HANDLER: Arrival<u32> = Arrival { replaced: None, park: None };
 
     /// A table with the poll of `NODE` parked on connection 1.
@@ -226,7 +227,7 @@ mod tests {
 
     #[test]
     fn a_poll_that_says_something_new_is_asked_about() {
-        for new in [PollFingerprint { rest: 2, ..ASK }, PollFingerprint { ack: Some(6), ..ASK }] {
+        for new in [PollFingerprint { rest: 2, ..ASK }, PollFingerprint { ack: NonZeroU64::new(6), ..ASK }] {
             let (mut polls, now) = parked();
             polls.leave(NODE, 1);
             assert_eq!(polls.arrive(NODE, 2, new, now), TO_HANDLER, "{new:?}");

@@ -15,8 +15,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// Bytes that records, series and events leave for results, which are waited for.
 pub(crate) const RESERVED_FOR_RESULTS: f64 = 8.0 * MIB;
 
-/// So many nodes are remembered before those that have spent nothing of late are forgotten.
-const MAX_NODES: usize = 20_000;
+/// So many nodes are remembered before those that have spent nothing of late are forgotten. Low, for an account costs
+/// a hundred bytes, and most nodes are silent most of the time.
+const MAX_NODES: usize = 1_000;
 
 /// Sums of fractions are only about right.
 const ROUNDING: f64 = 1e-6;
@@ -204,6 +205,9 @@ impl Nodes {
         if count > MAX_NODES && (now.saturating_sub(self.swept) >= 1000 || count > self.left.saturating_mul(2)) {
             let is_spent = |(of, spent): &(Resource, Spent)| spent.by(rate(*of, max_records), now) > 0.0;
             self.spent.retain(|_, account| account.0.iter().any(is_spent));
+            if self.spent.len() < self.spent.capacity() / 4 {
+                self.spent.shrink_to(self.spent.len() * 2);
+            }
             (self.swept, self.left) = (now, self.spent.len());
         }
     }

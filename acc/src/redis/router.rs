@@ -248,7 +248,7 @@ impl Router {
         }
         self.refuse_redirections(&answers)?;
         // Where one server has all slots, it says so only of the whole transaction.
-        self.refuse_redirections(std::slice::from_ref(&done))?;
+        self.refuse_redirections(if let Value::Array(done) = &done { done } else { std::slice::from_ref(&done) })?;
         match done {
             Value::Array(answers) => Ok(answers),
             // Which of the calls was refused says more than that all were.
@@ -406,26 +406,5 @@ fn is_forgotten(answer: &Value) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::redis_address::Target;
-    use std::net::TcpListener;
-
-    /// A server that accepts and never says a word.
-    fn silent() -> TcpListener {
-        TcpListener::bind("127.0.0.1:0").unwrap()
-    }
-
-    #[test]
-    fn many_silent_servers_are_asked_for_a_while_and_the_next_try_goes_on_behind_them() {
-        let servers: Vec<TcpListener> = (0..6).map(|_| silent()).collect();
-        let ports: Vec<u16> = servers.iter().map(|server| server.local_addr().unwrap().port()).collect();
-        let named: Vec<String> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
-        let address = Address::new(Target::parse(&named.join(",")).unwrap(), None, &crate::model::SCHEMA);
-        assert!(Router::cluster(&address, Duration::from_secs(5)).is_err());
-        let order: Vec<u16> = address.known_servers.addrs().into_iter().map(|(_, port)| port).collect();
-        let asked = ports.len() - order.iter().position(|port| *port == ports[0]).unwrap();
-        assert!(asked < ports.len(), "all were asked");
-        assert_eq!(order, [&ports[asked..], &ports[..asked]].concat());
-    }
-}
+#[path = "router_tests.rs"]
+mod tests;

@@ -14,7 +14,7 @@ use crate::auth::authenticator::Refused;
 use crate::auth::tls::TlsSource;
 use crate::model::{controllers, history, inbox, nodes};
 use crate::proxy::{Remote, Seen};
-use crate::redis::{Conn, describe};
+use crate::redis::{Conn, Pool, describe};
 use crossbeam_channel::{Receiver, Sender, select};
 use jscommon::NodeId;
 use redis::RedisResult;
@@ -212,15 +212,9 @@ impl PeriodicTasks {
     /// Asks the handler about some of the polls that wait, which tells their nodes to renew.
     fn renewal_hints(&self, state: &mut State) -> RedisResult<()> {
         let since = self.context.clock.now().saturating_sub(nodes::LIVE_TIMEOUT_MS);
-        // With a connection alone: without Redis a poll that is asked again ends.
-        self.redis(|conn| {
-            let nodes = match &mut state.unhinted {
-                Some(nodes) => nodes,
-                None => state.unhinted.insert(nodes::live(conn, since)?),
-            };
-            nodes.drain(nodes.len().saturating_sub(MAX_RENEWAL_HINTS)..).for_each(|node| self.proxy.recheck(node));
-            Ok(())
-        })
+        let nodes = take_unhinted(&self.context.pool, since, &mut state.unhinted)?;
+        nodes.into_iter().for_each(|node| self.proxy.recheck(node));
+        Ok(())
     }
 
     /// Removes nodes that were not seen for a month, and counts of jobs that the audit list has dropped.
@@ -243,5 +237,35 @@ impl PeriodicTasks {
             controllers::leave(conn, &self.context.me, self.context.clock.now())?;
         }
         Ok(())
+    }
+}
+
+/// Takes the next nodes that get a renewal hint; where they are not known, they are those that were seen after `since`.
+fn take_unhinted(pool: &Pool, since: u64, unhinted: &mut Option<Vec<NodeId>>) -> RedisResult<Vec<NodeId>> {
+    // With a connection alone: without Redis a poll that is asked again ends.
+    pool.with(|conn| {
+        let nodes = match unhinted {
+            Some(nodes) => nodes,
+            None => unhinted.insert(nodes::live(conn, since)?),
+        };
+        Ok(nodes.split_off(nodes.len().saturating_sub(MAX_RENEWAL_HINTS)))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::redis_address::Target;
+    use crate::redis::Address;
+
+    #[test]
+    fn renewal_hints_wait_while_redis_is_away() {
+        let address =
+            Address::new(Target::parse("unix:///nonexistent/redis.sock").unwrap(), None, &crate::model::SCHEMA);
+        let pool = Pool::new(address, Arc::default());
+        let nodes = Some(vec![NodeId { gid: 1, nid: 10 }]);
+        let mut unhinted = nodes.clone();
+        assert!(take_unhinted(&pool, 0, &mut unhinted).is_err());
+        assert_eq!(unhinted, nodes);
     }
 }

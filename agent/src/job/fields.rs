@@ -142,4 +142,12 @@ mod tests {
         assert_eq!(object("{\"a\":1}").unwrap()["a"], 1);
         assert!(object("[]").unwrap_err().contains("JSON object") && object("x").unwrap_err().contains("not JSON"));
     }
+
+    #[test]
+    fn data_that_is_no_object_is_not_repeated_in_the_fault() {
+        for data in ["\"pa55word\"", "[\"pa55word\"]", "\"pa55word", "pa55word", "{\"pa55word\"}", "55"] {
+            let fault = object(data).unwrap_err();
+            assert!(!fault.contains("55"), "{fault}");
+        }
+    }
 }

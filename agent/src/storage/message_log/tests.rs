@@ -648,3 +648,26 @@ fn rotation_without_inodes_goes_on_once_there_are_some() {
         until("what comes after", || bench.texts(&by_level("1")).last().is_some_and(|text| text == "after"));
     });
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn damaged_database_that_cannot_be_set_aside_is_told_without_inodes_too() {
+    let root = TempDir::new().unwrap();
+    let dir = root.path().to_owned();
+    on_tmpfs(root.path(), "size=64m,nr_inodes=60", move || {
+        let mut bench = Bench::start(|config| config.main.data_dir = dir.clone());
+        bench.stop();
+        let (current, damaged) = (dir.join("logs/current.db"), dir.join("damaged"));
+        std::fs::write(&damaged, "no database".repeat(100)).unwrap();
+        // A file that is a mount point can be opened and not renamed.
+        let mounted = std::process::Command::new("mount").arg("--bind").args([&damaged, &current]).status().unwrap();
+        assert!(mounted.success());
+        let mut taken = Vec::new();
+        while let Ok(file) = tempfile::NamedTempFile::new_in(&dir) {
+            taken.push(file);
+        }
+        let error = Handle::start(&bench.config, Arc::clone(&bench.upload_queue)).err().unwrap();
+        let told = format!("{error:#}");
+        assert!(told.contains("cannot be set aside") && !told.contains("full"), "{told}");
+    });
+}

@@ -6,6 +6,7 @@
 use super::answer::Answer;
 use super::budget::OverLimit;
 use super::client::{Client, Phase};
+use super::connection::Action;
 use super::event_loop::EventLoop;
 use super::request_parser::Conn;
 use super::transport::Transport;
@@ -62,8 +63,8 @@ impl EventLoop {
             return self.reject(stream, "full");
         }
         let tls = self.config.tls.as_ref().map(|source| source.current());
-        let name = self.clients.vacant();
-        let token = Token(name.slot | (name.generation as usize) << 32);
+        let id = self.clients.vacant();
+        let token = Token(id.slot | (id.generation as usize) << 32);
         let both = Interest::READABLE | Interest::WRITABLE;
         let registered = self.poll.registry().register(&mut stream, token, both);
         // Answers are small and whole; waiting to fill a segment would only delay them.
@@ -74,11 +75,11 @@ impl EventLoop {
             (registered, transport) => {
                 log::warn!("a connection could not be set up: {:?} {:?}", registered.err(), transport.err());
                 self.metrics.refused("setup");
-                return self.clients.forgo(name);
+                return self.clients.forgo(id);
             }
         };
         let client = Client {
-            generation: name.generation,
+            id,
             transport,
             conn: Conn::new(self.limits.max_head, self.limits.max_body),
             peer,
@@ -99,10 +100,10 @@ impl EventLoop {
             delayed_answer: None,
             answer_bytes: 0,
         };
-        self.clients.insert(name, client);
-        self.unauthenticated.add(peer.ip(), (now, name.slot));
+        self.clients.insert(client);
+        self.unauthenticated.add(peer.ip(), (now, id.slot));
         let time = if secure { self.limits.handshake } else { self.limits.head };
-        self.set_deadline(name.slot, now + time);
+        self.apply(id, Action::WaitUntil(now + time));
     }
 
     /// Refuses a connection when there are too many. Plain HTTP is told so; TLS has no session yet.

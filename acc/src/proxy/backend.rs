@@ -5,6 +5,7 @@
 
 use super::backend_connection::{BackendConnection, InFlight, PendingRequest, request_head};
 use super::client::{ConnectionId, Phase};
+use super::connection::Action;
 use super::event_loop::EventLoop;
 use crate::api::response_order::PipelineSlot;
 use crate::api::server::QUICK_BODY;
@@ -16,18 +17,15 @@ use std::time::Instant;
 
 impl EventLoop {
     /// Puts the request in the line for tiny_http.
-    pub(super) fn ask(&mut self, name: ConnectionId, body: Vec<u8>) {
+    pub(super) fn ask(&mut self, id: ConnectionId, body: Vec<u8>) {
         if self.queue.len() >= self.limits.max_queue {
-            return self.refuse(name.slot, Refusal::new(503, "queue-full", "too many requests wait; try again"));
+            return self.refuse(id, Refusal::new(503, "queue-full", "too many requests wait; try again"));
         }
-        let Some(client) = self.clients.at(name.slot) else {
-            return;
-        };
+        let Some(client) = self.clients.get(id) else { return };
         client.phase = Phase::Asking;
         let cost = client.request_bytes.take().map(|length| (client.node, length));
-        let at = Instant::now() + self.limits.handler;
-        self.set_deadline(name.slot, at);
-        self.queue.push_back((PendingRequest { owner: name, cost }, body));
+        self.queue.push_back((PendingRequest { owner: id, cost }, body));
+        self.apply(id, Action::WaitUntil(Instant::now() + self.limits.handler));
         self.send_waiting();
     }
 
@@ -66,7 +64,7 @@ impl EventLoop {
                     let refusal = Refusal::new(503, "no-backend", "the controller is short of something; try again");
                     for request in pending {
                         let owner = self.end_request(request);
-                        self.fail_request(owner, refusal.clone());
+                        self.apply(owner, Action::Fail(refusal.clone()));
                     }
                 }
             }
@@ -85,9 +83,8 @@ impl EventLoop {
             && let Some((request, body)) = self.queue.front()
         {
             let (owner, length) = (request.owner, body.len());
-            let waits = self.clients.has(owner);
-            let head = self.clients.at(owner.slot).filter(|client| waits && client.phase == Phase::Asking);
-            let route = head.and_then(|client| client.head.as_deref()).map(|head| head.route);
+            let waiting = self.clients.get(owner).filter(|client| client.phase == Phase::Asking);
+            let route = waiting.and_then(|client| client.head.as_deref()).map(|head| head.route);
             let quick = matches!(route, Some(Route::Cmd(_) | Route::Result(_))) && length <= QUICK_BODY;
             if route.is_some() && !quick && !group.is_empty() {
                 break;
@@ -108,7 +105,7 @@ impl EventLoop {
         let (mut pending, mut out) = (VecDeque::with_capacity(group.len()), VecDeque::new());
         let mut small = Vec::new();
         for (at, (request, body)) in group.into_iter().enumerate() {
-            let client = self.clients.at(request.owner.slot);
+            let client = self.clients.get(request.owner);
             let Some((client, head)) = client.as_deref().and_then(|client| Some((client, client.head.as_deref()?)))
             else {
                 self.end_request(request);
@@ -142,7 +139,8 @@ impl EventLoop {
         };
         for (request, answer) in answered.into_iter().zip(answers) {
             let owner = self.end_request(request);
-            self.backend_answered(owner, answer);
+            let action = self.backend_answered(owner, answer);
+            self.apply(owner, action);
         }
         let Some(mut over) = over else { return };
         let _ = self.poll.registry().deregister(over.connection.stream());
@@ -151,7 +149,7 @@ impl EventLoop {
             let refusal = Refusal::new(502, "backend-failed", "the controller failed at this request; try again");
             for request in over.pending {
                 let owner = self.end_request(request);
-                self.fail_request(owner, refusal.clone());
+                self.apply(owner, Action::Fail(refusal.clone()));
             }
         }
         self.send_waiting();

@@ -44,7 +44,7 @@ pub(crate) struct ConnectionId {
 
 /// One client.
 pub(crate) struct Client {
-    pub(crate) generation: u32,
+    pub(crate) id: ConnectionId,
     pub(crate) transport: Transport,
     pub(crate) conn: Conn,
     pub(crate) peer: SocketAddr,
@@ -98,7 +98,7 @@ impl Clients {
         self.slots.len() - self.free.len()
     }
 
-    /// A name for the next client; `insert` it before asking again.
+    /// An id for the next client; `insert` it before asking again.
     pub(crate) fn vacant(&mut self) -> ConnectionId {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot::default());
@@ -107,14 +107,15 @@ impl Clients {
         ConnectionId { slot, generation: self.slots[slot].generation }
     }
 
-    /// Gives a vacant name back.
-    pub(crate) fn forgo(&mut self, name: ConnectionId) {
-        self.free.push(name.slot);
+    /// Gives a vacant id back.
+    pub(crate) fn forgo(&mut self, id: ConnectionId) {
+        self.free.push(id.slot);
     }
 
-    /// Puts a client under its vacant name.
-    pub(crate) fn insert(&mut self, name: ConnectionId, client: Client) {
-        self.slots[name.slot].client = Some(Box::new(client));
+    /// Puts a client under its vacant id.
+    pub(crate) fn insert(&mut self, client: Client) {
+        let slot = client.id.slot;
+        self.slots[slot].client = Some(Box::new(client));
     }
 
     /// The client of a slot.
@@ -122,12 +123,12 @@ impl Clients {
         self.slots.get_mut(slot)?.client.as_deref_mut()
     }
 
-    /// Whether the client of that name is still there.
-    pub(crate) fn has(&self, name: ConnectionId) -> bool {
-        self.slots.get(name.slot).is_some_and(|slot| slot.generation == name.generation && slot.client.is_some())
+    /// The client of that id, while it is there.
+    pub(crate) fn get(&mut self, id: ConnectionId) -> Option<&mut Client> {
+        self.at(id.slot).filter(|client| client.id == id)
     }
 
-    /// Takes a client out; its name is nobody's from now on.
+    /// Takes a client out; its id is nobody's from now on.
     pub(crate) fn remove(&mut self, slot: usize) -> Option<Box<Client>> {
         let entry = self.slots.get_mut(slot)?;
         let client = entry.client.take()?;
@@ -136,8 +137,8 @@ impl Clients {
         Some(client)
     }
 
-    /// The slots that are taken.
-    pub(crate) fn taken(&self) -> Vec<usize> {
-        (0..self.slots.len()).filter(|slot| self.slots[*slot].client.is_some()).collect()
+    /// The ids of all clients.
+    pub(crate) fn ids(&self) -> Vec<ConnectionId> {
+        self.slots.iter().filter_map(|slot| slot.client.as_ref()).map(|client| client.id).collect()
     }
 }

@@ -3,7 +3,7 @@
 //! Owns: every client's socket, every connection to tiny_http, timers, and the order of
 //! things in one turn: messages first, nodes, deadlines, leftovers, unauthenticated clients.
 //! Does not own: the rules. Bytes are read by `request_parser`, waiting polls are in `long_poll`, limits are in
-//! `budget`, the life of a request is in `connection`, new connections are in `accept`.
+//! `budget`, the life of a connection is in `connection`, that of a request in `request`, new connections are in `accept`.
 //!
 //! **Nothing here blocks** but the wait for events. Nothing is polled either: a turn begins when a
 //! socket, a message or a deadline asks for it.
@@ -11,6 +11,7 @@
 use super::backend_connection::{BackendConnection, InFlight, PendingRequest};
 use super::budget::{Limits, ResourceAccounting};
 use super::client::{Clients, ConnectionId, Phase};
+use super::connection::Action;
 use super::long_poll::ParkedPolls;
 use super::timers::Timers;
 use super::transport::ReadOutcome;
@@ -153,8 +154,8 @@ impl EventLoop {
             if Instant::now() >= end {
                 return;
             }
-            if let Some((name, readable)) = self.unauthenticated_ready.pop_front() {
-                self.handle_event(name, readable);
+            if let Some((id, readable)) = self.unauthenticated_ready.pop_front() {
+                self.handle_event(id, readable);
             }
         }
         self.accept();
@@ -178,11 +179,11 @@ impl EventLoop {
                     LISTENER => self.accept_more = true,
                     Token(token) if token & BACKEND_TOKEN != 0 => self.drive(token & !BACKEND_TOKEN),
                     Token(token) => {
-                        let name = ConnectionId { slot: token & 0xffff_ffff, generation: (token >> 32) as u32 };
+                        let id = ConnectionId { slot: token & 0xffff_ffff, generation: (token >> 32) as u32 };
                         let readable = event.is_readable() || event.is_error();
-                        match self.clients.at(name.slot) {
-                            Some(client) if client.authenticated => self.handle_event(name, readable),
-                            Some(_) => self.unauthenticated_ready.push_back((name, readable)),
+                        match self.clients.get(id) {
+                            Some(client) if client.authenticated => self.handle_event(id, readable),
+                            Some(_) => self.unauthenticated_ready.push_back((id, readable)),
                             None => {}
                         }
                     }
@@ -190,8 +191,8 @@ impl EventLoop {
             }
             self.expire_deadlines();
             for _ in 0..self.again.len() {
-                if let Some(name) = self.again.pop_front() {
-                    self.handle_event(name, true);
+                if let Some(id) = self.again.pop_front() {
+                    self.handle_event(id, true);
                 }
             }
             self.serve_unauthenticated();
@@ -200,9 +201,7 @@ impl EventLoop {
                 return Err(why);
             }
         }
-        for slot in self.clients.taken() {
-            self.close(slot);
-        }
+        self.clients.ids().into_iter().for_each(|id| self.close(id.slot));
         self.report_seen();
         self.update_gauges();
         Ok(())
@@ -256,10 +255,13 @@ impl EventLoop {
     fn expire_deadlines(&mut self) {
         let now = Instant::now();
         while let Some(slot) = self.timers.due(now) {
-            if let Some(client) = self.clients.at(slot) {
-                client.deadline = None;
-                self.expire(slot);
+            let Some(client) = self.clients.at(slot) else { continue };
+            client.deadline = None;
+            let (id, asking, action) = (client.id, client.phase == Phase::Asking, client.expired());
+            if asking {
+                self.check_backend();
             }
+            self.apply(id, action);
         }
         if self.seen_at.is_some_and(|at| at <= now) {
             self.report_seen();
@@ -293,33 +295,21 @@ impl EventLoop {
         self.seen_at.get_or_insert_with(|| Instant::now() + SEEN_INTERVAL);
     }
 
-    pub(super) fn set_deadline(&mut self, slot: usize, at: Instant) {
-        if let Some(client) = self.clients.at(slot) {
-            self.timers.change(slot, client.deadline.replace(at), Some(at));
-        }
-    }
-
-    fn handle_event(&mut self, name: ConnectionId, readable: bool) {
-        if !self.clients.has(name) {
-            return;
-        }
-        self.flush(name.slot);
-        if readable && let Some(client) = self.clients.at(name.slot) {
+    fn handle_event(&mut self, id: ConnectionId, readable: bool) {
+        self.flush(id);
+        if readable && let Some(client) = self.clients.get(id) {
             client.readable = true;
-            self.read_client(name);
+            self.read_client(id);
         }
     }
 
     /// Reads from a client as long as its phase wants bytes, it has some, and its turn lasts.
-    pub(super) fn read_client(&mut self, name: ConnectionId) {
+    fn read_client(&mut self, id: ConnectionId) {
         let mut scratch = std::mem::take(&mut self.scratch);
         let mut left = MAX_READ_BYTES;
-        while self.clients.has(name)
-            && let Some(client) = self.clients.at(name.slot)
-            && client.readable
-        {
+        while let Some(client) = self.clients.get(id).filter(|client| client.readable) {
             if left == 0 {
-                self.again.push_back(name);
+                self.again.push_back(id);
                 break;
             }
             let read = match client.phase {
@@ -327,29 +317,38 @@ impl EventLoop {
                 // One byte too many is enough to know.
                 Phase::Asking | Phase::Parked if client.conn.has_excess() => break,
                 Phase::Handshake if client.transport.speaks_plain() => {
-                    self.refuse_plain_http(name.slot);
+                    let action = client.speaks_plain_http();
+                    self.apply(id, action);
                     break;
                 }
                 Phase::Linger => client.transport.discard(&mut scratch),
                 _ => client.transport.read(&mut scratch),
             };
             if client.phase == Phase::Handshake && !client.transport.is_handshaking() {
-                self.handshake_completed(name.slot);
+                let kind = if client.transport.is_resumed() == Some(true) { "resumed" } else { "full" };
+                self.metrics.handshakes.with_label_values(&[kind]).inc();
+                let action = client.handshake_completed(&self.limits);
+                self.apply(id, action);
             }
-            match read {
+            let Some(client) = self.clients.get(id) else { break };
+            let action = match read {
                 Ok(ReadOutcome::Data(n)) => {
                     left = left.saturating_sub(n);
-                    self.feed_client(name, &scratch[..n]);
+                    self.feed_client(id, &scratch[..n]);
+                    continue;
                 }
                 Ok(ReadOutcome::Blocked) => {
-                    if let Some(client) = self.clients.at(name.slot) {
-                        client.readable = false;
-                    }
+                    client.readable = false;
+                    Action::Nothing
                 }
-                Ok(ReadOutcome::Again) => left = 0,
-                Ok(ReadOutcome::End) => self.end_of_input(name.slot),
-                Err(e) => self.connection_failed(name.slot, &e),
-            }
+                Ok(ReadOutcome::Again) => {
+                    left = 0;
+                    Action::Nothing
+                }
+                Ok(ReadOutcome::End) => client.input_ended(),
+                Err(e) => client.failed(&e),
+            };
+            self.apply(id, action);
         }
         self.scratch = scratch;
     }
@@ -367,45 +366,12 @@ impl EventLoop {
         if let Some(mut listener) = self.listener.take() {
             let _ = self.poll.registry().deregister(&mut listener);
         }
-        for slot in self.clients.taken() {
-            match self.clients.at(slot).map(|client| client.phase) {
-                Some(Phase::Handshake | Phase::Idle | Phase::Linger) => self.close_gracefully(slot),
-                Some(Phase::Parked) => self.unpark(slot),
-                Some(Phase::Pausing) => self.answer_now(slot),
-                _ => {}
+        for id in self.clients.ids() {
+            if let Some(client) = self.clients.get(id) {
+                let action = client.stopped();
+                self.apply(id, action);
             }
         }
-    }
-
-    /// Says goodbye and closes.
-    pub(super) fn close_gracefully(&mut self, slot: usize) {
-        if let Some(client) = self.clients.at(slot) {
-            client.transport.finish();
-        }
-        self.close(slot);
-    }
-
-    /// Closes, and ends all that was kept for the client.
-    pub(super) fn close(&mut self, slot: usize) {
-        let Some(mut client) = self.clients.remove(slot) else {
-            return;
-        };
-        let name = ConnectionId { slot, generation: client.generation };
-        self.timers.change(slot, client.deadline, None);
-        if !client.authenticated {
-            self.unauthenticated.remove(client.peer.ip(), (client.accepted, slot));
-        }
-        if let Some(home) = client.first_node {
-            self.accounting.disconnect(home);
-        }
-        if let Some(length) = client.request_bytes {
-            self.accounting.end(client.node, length);
-        }
-        self.accounting.release(client.node, client.answer_bytes);
-        if let Some(node) = client.node {
-            self.parked_polls.leave(node, name);
-        }
-        let _ = self.poll.registry().deregister(client.transport.stream());
     }
 }
 

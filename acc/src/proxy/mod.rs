@@ -15,10 +15,12 @@
 //! | `answer`, `timers`, `budget` | forms, deadlines, bounds (pure) |
 //! | `transport`, `backend_connection` | one client's socket; one request's way through tiny_http |
 //! | `event_loop`, `accept`, `unauthenticated` | the event loop; new connections, and which is closed for one |
-//! | `connection`, `reply` | the life of a request; the way of its answer |
+//! | `connection` | the life of a connection: what is to be done in which phase |
+//! | `actions`, `request` | what the event loop does for a connection; the way of a request |
 //! | `backend` | which requests go to tiny_http on which connection |
 
 mod accept;
+mod actions;
 mod answer;
 mod backend;
 mod backend_connection;
@@ -28,7 +30,7 @@ mod client;
 mod connection;
 mod event_loop;
 mod long_poll;
-mod reply;
+mod request;
 mod request_head;
 mod request_parser;
 mod timers;

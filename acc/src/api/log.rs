@@ -128,7 +128,10 @@ fn at_fault(list: &str, error: &RedisError) -> (String, String) {
 /// Says of each key that is of another type than it must be, once an hour, that it is so.
 fn report_wrong_types(context: &Context, notices: &Notices, wrong: &[(String, String)]) {
     let now = context.clock.now();
-    for (key, sentence) in wrong.iter().filter(|(key, _)| notices.is_news(key, Instant::now())) {
+    for (key, sentence) in wrong {
+        if !notices.lock().unwrap_or_else(PoisonError::into_inner).admits(key, Instant::now()) {
+            continue;
+        }
         let instead = series::log_key("", WRONG_TYPE);
         ::log::error!("{sentence}");
         let mut batch = Batch::new();
@@ -139,18 +142,11 @@ fn report_wrong_types(context: &Context, notices: &Notices, wrong: &[(String, St
 }
 
 /// Keys of another type that were reported lately.
-pub(super) struct Notices(Mutex<Throttle<String>>);
+pub(super) type Notices = Mutex<Throttle<String>>;
 
-impl Default for Notices {
-    fn default() -> Notices {
-        Notices(Mutex::new(Throttle::new(NOTICE_INTERVAL, MAX_NOTICED_KEYS)))
-    }
-}
-
-impl Notices {
-    fn is_news(&self, key: &str, now: Instant) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).admits(key, now)
-    }
+/// None was reported yet.
+pub(super) fn no_notices() -> Notices {
+    Mutex::new(Throttle::new(NOTICE_INTERVAL, MAX_NOTICED_KEYS))
 }
 
 /// Records of lists that are too many go to the one of records without a name, and all of them where the node's

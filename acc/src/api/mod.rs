@@ -80,7 +80,7 @@ impl Handlers {
     pub fn new(context: Arc<Context>) -> Handlers {
         Handlers {
             context,
-            notices: log::Notices::default(),
+            notices: log::no_notices(),
             written: cmd::LastWrites::new(),
             renewal_hints: Mutex::new(Throttle::new(RENEWAL_HINT_INTERVAL, usize::MAX)),
         }

@@ -131,7 +131,7 @@ impl PeriodicTasks {
             unhinted: Some(Vec::new()),
             refused: Vec::new(),
         };
-        let mut throttle = RefusalThrottle::default();
+        let mut throttle = RefusalThrottle::new();
         let mut due = [Instant::now(); TASKS.len()];
         // The proxy ends before this thread does.
         let mut seen = self.seen.clone();
@@ -151,7 +151,9 @@ impl PeriodicTasks {
             let with_work = TASKS.iter().zip(&due).filter(|(task, _)| (task.has_work)(&state));
             let next = with_work.map(|(_, due)| *due).min().unwrap_or_else(Instant::now);
             select! {
-                recv(self.refused) -> refused => state.refused.extend(refused.ok().filter(|one| throttle.admits(one))),
+                recv(self.refused) -> refused => {
+                    state.refused.extend(refused.ok().filter(|one| throttle.admits(one, Instant::now())));
+                }
                 recv(seen) -> list => match list {
                     Ok(list) => state.waiting.extend(list),
                     Err(_) => seen = crossbeam_channel::never(),

@@ -2,17 +2,19 @@
 
 use crate::api::context::Context;
 use crate::auth::authenticator::Refused;
+use crate::bounded_map::Throttle;
 use crate::model::events;
 use crate::redis::{Batch, Conn};
 use jscommon::NodeId;
 use redis::RedisResult;
 use serde_json::json;
-use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 /// Time between two events about one node at one address.
 const REFUSAL_EVENT_INTERVAL: Duration = Duration::from_secs(60);
+/// Most events in a second.
+const MAX_EVENTS_A_SECOND: usize = 10;
 
 /// Adds an event for each of these refusals.
 pub(crate) fn add_events(context: &Context, conn: &mut Conn, refused: &[Refused]) -> RedisResult<()> {
@@ -26,28 +28,41 @@ pub(crate) fn add_events(context: &Context, conn: &mut Conn, refused: &[Refused]
 
 /// Lets through one refusal a minute of each node at each address, and ten in all a second: clients without
 /// credentials must not push out other events.
-#[derive(Default)]
 pub(crate) struct RefusalThrottle {
-    at: HashMap<(NodeId, IpAddr), Instant>,
-    second: Option<(Instant, u32)>,
+    by_sender: Throttle<(NodeId, IpAddr)>,
+    in_all: Throttle<u64>,
+    /// The number of the last refusal.
+    count: u64,
 }
 
 impl RefusalThrottle {
+    /// Nothing was refused yet.
+    pub(crate) fn new() -> RefusalThrottle {
+        let by_sender = Throttle::new(REFUSAL_EVENT_INTERVAL, usize::MAX);
+        RefusalThrottle { by_sender, in_all: Throttle::new(Duration::from_secs(1), MAX_EVENTS_A_SECOND), count: 0 }
+    }
+
     /// Whether this refusal is to become an event.
-    pub(crate) fn admits(&mut self, refused: &Refused) -> bool {
-        let now = Instant::now();
-        let (since, count) = match self.second {
-            Some((since, count)) if now.duration_since(since) < Duration::from_secs(1) => (since, count + 1),
-            _ => (now, 1),
+    pub(crate) fn admits(&mut self, refused: &Refused, now: Instant) -> bool {
+        self.count += 1;
+        self.in_all.admits(&self.count, now) && self.by_sender.admits(&(refused.node, refused.peer), now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sender_is_told_of_once_a_minute_and_ten_senders_a_second() {
+        let (mut throttle, begin) = (RefusalThrottle::new(), Instant::now());
+        let mut admits = |nid: u32, seconds: u64| {
+            let refused = Refused { node: NodeId { gid: 1, nid }, peer: [10, 0, 0, 1].into(), reason: String::new() };
+            throttle.admits(&refused, begin + Duration::from_secs(seconds))
         };
-        self.second = Some((since, count));
-        if count > 10 {
-            return false;
-        }
-        if self.at.len() > 1000 {
-            self.at.retain(|_, at| now.duration_since(*at) < REFUSAL_EVENT_INTERVAL);
-        }
-        let before = self.at.insert((refused.node, refused.peer), now);
-        before.is_none_or(|at| now.duration_since(at) >= REFUSAL_EVENT_INTERVAL)
+        let told: Vec<u64> = (0..130).step_by(10).filter(|at| admits(1, *at)).collect();
+        assert_eq!(told, [0, 60, 120]);
+        assert_eq!((2..50).filter(|nid| admits(*nid, 200)).count(), MAX_EVENTS_A_SECOND);
+        assert!(admits(1, 201));
     }
 }

@@ -9,7 +9,7 @@ use crate::http::{Reply, Request};
 use crate::model::claims;
 use crate::model::grants::{self, Claims, Compared, Standing};
 use crate::model::nodes::{self, Poller};
-use crate::model::polls::{self, Answer, Mode, Question};
+use crate::model::polls::{self, Mode, PollAnswer, Question};
 use crate::model::{events, history, jobs, wakeups};
 use crate::redis::errors::{describe, is_away, is_broken, is_partial, is_spoilt};
 use crate::redis::{Batch, Conn};
@@ -188,7 +188,7 @@ fn answer(
     }
     jscommon::failpoint::hit("acc.polled");
     for (((node, _), answer), has_acked) in polls.iter().zip(&resolved).zip(acked) {
-        if !has_acked && !matches!(answer, Ok(Answer::Batch(_))) {
+        if !has_acked && !matches!(answer, Ok(PollAnswer::Batch(_))) {
             context.rate_limiter.owe(*node, Charge::new(Resource::Polls, 1), now);
         }
     }
@@ -203,7 +203,7 @@ fn answer(
     for ((node, poll), answer) in polls.iter().zip(&resolved) {
         let Ok(answer) = answer else { continue };
         let facts = format!("{} {} {epoch}", poll.peer, poll.instance);
-        let parks = poll.wait > 0 && matches!(answer, Answer::Empty);
+        let parks = poll.wait > 0 && matches!(answer, PollAnswer::Empty);
         if written.is_news(*node, now, &facts, if parks { PARKED_WRITE_INTERVAL_MS } else { WRITE_INTERVAL_MS }) {
             let poller = Poller { node: *node, addr: &poll.peer, instance: &poll.instance, ac: &context.me, now };
             nodes::polled(&mut batch, &poller);
@@ -219,10 +219,10 @@ fn answer(
         Err(e) if is_away(&e) || is_spoilt(&e) => ::log::debug!("a poll is not written down: {}", describe(&e)),
         Err(e) => return Err(e),
     }
-    let reply = |((node, poll), resolved): (&&(NodeId, Poll), Result<Answer, Reply>)| match resolved {
+    let reply = |((node, poll), resolved): (&&(NodeId, Poll), Result<PollAnswer, Reply>)| match resolved {
         Err(reply) => reply,
-        Ok(Answer::Batch(handover)) => Reply::json(command_body(context, *node, handover)),
-        Ok(Answer::Moved(_)) => Reply::busy(503, "the node polls at two controllers at once; try again", 1),
+        Ok(PollAnswer::Batch(handover)) => Reply::json(command_body(context, *node, handover)),
+        Ok(PollAnswer::Moved(_)) => Reply::busy(503, "the node polls at two controllers at once; try again", 1),
         Ok(_) if poll.wait == 0 => Reply::empty(),
         Ok(_) => Reply::park(poll.wait),
     };
@@ -236,7 +236,7 @@ fn compare(
     context: &Context,
     conn: &mut Conn,
     polls: &[&(NodeId, Poll)],
-    resolved: &mut [Result<Answer, Reply>],
+    resolved: &mut [Result<PollAnswer, Reply>],
     now: u64,
     epoch: u64,
 ) -> RedisResult<Vec<(NodeId, NonZeroU64, Standing, bool)>> {
@@ -274,10 +274,10 @@ fn resolve(
     node: NodeId,
     poll: &Poll,
     now: u64,
-    mut answer: Answer,
-) -> RedisResult<Result<Answer, Reply>> {
+    mut answer: PollAnswer,
+) -> RedisResult<Result<PollAnswer, Reply>> {
     let mut question = question(context, node, poll, now);
-    if let Answer::Displaced(peer, news) = &answer {
+    if let PollAnswer::Displaced(peer, news) = &answer {
         let seen = nodes::last_seen(conn, node)?.unwrap_or(0);
         // The newer one may have been a copy that ran for a moment.
         if now.saturating_sub(seen) <= nodes::LIVE_TIMEOUT_MS && !nodes::has_stopped(conn, node)? {
@@ -288,7 +288,7 @@ fn resolve(
     }
     // Once is enough, unless the node changes its controller at this very moment again.
     for _ in 0..3 {
-        let Answer::Moved(holder) = answer else { break };
+        let PollAnswer::Moved(holder) = answer else { break };
         let mut word = Batch::new();
         wakeups::notify_moved(&mut word, &holder, node);
         answer = ask(conn, word, &Question { told: &holder, ..question })?;
@@ -297,7 +297,7 @@ fn resolve(
 }
 
 /// Asks once `before` is done.
-fn ask(conn: &mut Conn, before: Batch, question: &Question<'_>) -> RedisResult<Answer> {
+fn ask(conn: &mut Conn, before: Batch, question: &Question<'_>) -> RedisResult<PollAnswer> {
     let mut batch = Batch::new();
     polls::ask(&mut batch, question);
     let answer = conn.run_in_turn(before, batch)?.pop().unwrap_or(redis::Value::Nil);

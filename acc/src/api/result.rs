@@ -5,7 +5,6 @@ use crate::api::context::Context;
 use crate::api::rate_limiter::{Charge, Resource};
 use crate::auth::tickets::{self, BadTicket, Flags, Tickets};
 use crate::http::Reply;
-use crate::model::answer;
 use crate::model::jobs::{self, JobEligibility, Writing};
 use crate::model::results::{self, Bounds, Delivery, Push, Recurring, Verdict};
 use crate::model::{events, history, nodes};
@@ -316,7 +315,7 @@ fn deliver(context: &Context, conn: &mut Conn, entries: &[&Entry]) -> RedisResul
         }
         if *verdict == Verdict::Late {
             count(context, "late");
-            let data = object!({"id": entry.id, "state": answer::state_name(entry.state)});
+            let data = object!({"id": entry.id, "state": entry.state});
             // A node may bring a second result of its job without end.
             if context.rate_limiter.take(entry.node, &[Charge::new(Resource::LateEvents, 1)], now).is_ok() {
                 events::add(&mut events, "late_result", Some(entry.node), now, &data);
@@ -345,7 +344,7 @@ fn deliver(context: &Context, conn: &mut Conn, entries: &[&Entry]) -> RedisResul
                     None if entry.has_ticket => Bounds::of(0, false),
                     None => Bounds::UNKNOWN,
                 };
-                let counted = (!quiet).then(|| answer::state_name(entry.state));
+                let counted = (!quiet).then_some(entry.state);
                 pushes.push(Push { delivery, bounds, counted });
                 if let Some(meant) = meant {
                     context.metrics.result_seconds.observe(now.saturating_sub(meant.created) as f64 / 1000.0);

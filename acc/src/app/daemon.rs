@@ -30,7 +30,7 @@ use crate::redis::{Address, Pool, describe};
 use crate::work::Stop;
 use crate::work::dispatcher::Dispatcher;
 use crate::work::periodic::PeriodicTasks;
-use crate::work::sync::DeadControllers;
+use crate::work::shared_changes::DeadControllers;
 use anyhow::{Context as _, bail};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use jscommon::notify;

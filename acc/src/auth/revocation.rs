@@ -8,8 +8,8 @@
 //! was interrupted after its first step is finished by the next one, or by the enrolment.
 
 use crate::metrics::Metrics;
-use crate::model::answer::{self, Answer};
 use crate::model::grants::Holder;
+use crate::model::own_results::{self, OwnResult};
 use crate::model::queue::{self, Reason, Withdrawn};
 use crate::model::{events, grants, jobs, nodes};
 use crate::redis::{Batch, Conn};
@@ -80,10 +80,10 @@ impl Revoker<'_> {
                     // Its text is damaged, or gone.
                     _ => (jobs::lost(conn, node, id)?, Reason::Revoked),
                 };
-                answers.extend(command.map(|command| Answer::withdrawn(&command, node, reason)));
+                answers.extend(command.map(|command| OwnResult::withdrawn(&command, node, reason)));
                 queue::forget(&mut done, node, id);
             }
-            answer::give(self.metrics, conn, &answers)?;
+            own_results::deliver(self.metrics, conn, &answers)?;
             conn.run(&done)?;
         }
         Ok(ids.len())

@@ -4,7 +4,7 @@
 //! Does not own: the grants (`grants`), the choice of targets by them (`targets`).
 //!
 //! A poll whose claims were compared before asks nothing of Redis. Grants are changed in Redis by others, who tell no
-//! controller: nodes that claim more than they are granted are compared with each sync, and all others
+//! controller: nodes that claim more than they are granted are compared each time, and all others
 //! in turn.
 
 use crate::bounded_map::BoundedMap;

@@ -108,7 +108,7 @@ pub fn reclaim(conn: &mut Conn, me: &str, ac: &str) -> RedisResult<Option<usize>
     }
     let mut moved = 0;
     loop {
-        let more: i64 = conn.script(&scripts::RECLAIM, &keys, |cmd| {
+        let more: i64 = conn.script(&scripts::RECLAIM_COMMANDS, &keys, |cmd| {
             cmd.arg(ac).arg(HEARTBEAT_TIMEOUT_MS).arg(MAX_RECLAIMED).arg(DEAD_CONTROLLER_RETENTION_MS).arg(HISTORY);
         })?;
         let Ok(more) = usize::try_from(more) else { return Ok((moved > 0).then_some(moved)) };
@@ -117,7 +117,7 @@ pub fn reclaim(conn: &mut Conn, me: &str, ac: &str) -> RedisResult<Option<usize>
             break;
         }
     }
-    let off: bool = conn.script(&scripts::FORGET, &[keys::CONTROLLERS.to_owned()], |cmd| {
+    let off: bool = conn.script(&scripts::FORGET_CONTROLLER, &[keys::CONTROLLERS.to_owned()], |cmd| {
         cmd.arg(ac).arg(HEARTBEAT_TIMEOUT_MS);
     })?;
     if off {

@@ -5,6 +5,7 @@
 use super::{DAY, HISTORY, keys};
 use crate::redis::errors::is_partial;
 use crate::redis::{Batch, Conn, describe};
+use jscommon::State;
 use redis::{Cmd, RedisResult, Value};
 use std::collections::HashSet;
 
@@ -35,12 +36,18 @@ pub(crate) fn audit(batch: &mut Batch, entries: &[String]) {
 }
 
 /// The field that counts the results of the job `id` that ended in `state`.
-pub(crate) fn count_field(id: &str, state: &str) -> String {
+pub(crate) fn count_field(id: &str, state: State) -> String {
+    let state = match state {
+        State::Ok => "OK",
+        State::Error => "ERROR",
+        State::Timeout => "TIMEOUT",
+        State::Killed => "KILLED",
+    };
     format!("{id} {state}")
 }
 
 /// Counts results (a job's id and a state each) for the audit list.
-pub(crate) fn count_results<'a>(batch: &mut Batch, results: impl Iterator<Item = (&'a str, &'a str)>) {
+pub(crate) fn count_results<'a>(batch: &mut Batch, results: impl Iterator<Item = (&'a str, State)>) {
     let mut any = false;
     for (id, state) in results {
         batch.call(Cmd::hincr(keys::AUDIT_RESULTS, count_field(id, state), 1));

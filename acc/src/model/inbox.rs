@@ -18,7 +18,7 @@ pub fn take(conn: &mut Conn, me: &str) -> RedisResult<Option<Vec<u8>>> {
 
 /// Takes up to `most` more commands, without waiting; the answer is read by `taken_more`.
 pub(crate) fn take_more(batch: &mut Batch, me: &str, most: usize) {
-    batch.script(&scripts::TAKE, &[keys::COMMANDS.to_owned(), keys::taken(me)], |cmd| {
+    batch.script(&scripts::TAKE_COMMANDS, &[keys::COMMANDS.to_owned(), keys::taken(me)], |cmd| {
         cmd.arg(most);
     });
 }

@@ -7,7 +7,6 @@
 //! **each call is atomic on the keys of one hash slot and harmless when it is repeated**, and
 //! **nothing is taken away before what follows from it is stored**.
 
-pub(crate) mod answer;
 pub(crate) mod claims;
 pub mod controllers;
 pub mod events;
@@ -18,6 +17,7 @@ pub mod inbox;
 pub(crate) mod jobs;
 pub(crate) mod keys;
 pub mod nodes;
+pub(crate) mod own_results;
 pub(crate) mod polls;
 pub(crate) mod queue;
 pub mod records;

@@ -70,7 +70,7 @@ pub(crate) fn seen(batch: &mut Batch, nodes: &[(NodeId, u64)], ac: &str) {
     }
     batch.call(cmd);
     for (node, at) in nodes {
-        batch.script(&scripts::SEEN, &[keys::agent(*node)], |cmd| {
+        batch.script(&scripts::NODE_SEEN, &[keys::agent(*node)], |cmd| {
             cmd.arg(at).arg(ac).arg(KEEP_NODE);
         });
     }
@@ -144,7 +144,7 @@ pub(crate) fn describe(batch: &mut Batch, node: NodeId, facts: &[(&str, String)]
 /// The agent of `node` says that it stops, at `now` (ms); nothing where another `instance` has been seen
 /// since.
 pub(crate) fn stopped(batch: &mut Batch, node: NodeId, instance: &str, now: u64) {
-    batch.script(&scripts::STOPPED, &[keys::agent(node)], |cmd| {
+    batch.script(&scripts::AGENT_STOPPED, &[keys::agent(node)], |cmd| {
         cmd.arg(instance).arg(now);
     });
 }
@@ -256,7 +256,7 @@ pub fn use_enrolment(
     keep: u64,
     now: u64,
 ) -> RedisResult<Option<u64>> {
-    conn.script(&scripts::USE, &[keys::enrolment(id), keys::enrolment_use(id, request)], |cmd| {
+    conn.script(&scripts::USE_ENROLMENT, &[keys::enrolment(id), keys::enrolment_use(id, request)], |cmd| {
         cmd.arg(uses).arg(keep.max(1)).arg(now);
     })
 }

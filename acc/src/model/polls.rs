@@ -46,13 +46,13 @@ pub(crate) struct Question<'a> {
     pub(crate) mode: Mode,
     /// The instance that held the identity is known to be gone.
     pub(crate) takeover: bool,
-    /// The controller that was told that the node polls here now: see `Answer::Moved`.
+    /// The controller that was told that the node polls here now: see `PollAnswer::Moved`.
     pub(crate) told: &'a str,
 }
 
 /// The answer to a question.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Answer {
+pub(crate) enum PollAnswer {
     /// Something waits.
     Batch(Handover),
     /// Nothing waits.
@@ -82,7 +82,7 @@ pub(crate) fn ask(batch: &mut Batch, q: &Question<'_>) {
 }
 
 /// Reads the answer to `ask`.
-pub(crate) fn answered(answer: Value) -> RedisResult<Answer> {
+pub(crate) fn answered(answer: Value) -> RedisResult<PollAnswer> {
     let mut parts = Vec::<Value>::from_redis_value(answer)?.into_iter();
     let mut text = |what: &'static str| match parts.next() {
         Some(part) => Ok(String::from_redis_value(part)?),
@@ -91,25 +91,25 @@ pub(crate) fn answered(answer: Value) -> RedisResult<Answer> {
         }
     };
     Ok(match text("its kind")?.as_str() {
-        "elsewhere" => Answer::Elsewhere(!text("its holder")?.is_empty()),
-        "moved" => Answer::Moved(text("its holder")?),
+        "elsewhere" => PollAnswer::Elsewhere(!text("its holder")?.is_empty()),
+        "moved" => PollAnswer::Moved(text("its holder")?),
         "displaced" => {
             let peer = text("its address")?;
             let word = text("its word")?;
-            Answer::Displaced(peer, Some(word).filter(|word| !word.is_empty()))
+            PollAnswer::Displaced(peer, Some(word).filter(|word| !word.is_empty()))
         }
-        _ => handover(parts)?.map_or(Answer::Empty, Answer::Batch),
+        _ => handover(parts)?.map_or(PollAnswer::Empty, PollAnswer::Batch),
     })
 }
 
 /// The agent `instance` of `node` has stopped: nothing is handed over to its poll any more.
 pub(crate) fn left(batch: &mut Batch, node: NodeId, instance: &str) {
-    batch.script(&scripts::LEFT, &[keys::meta(node)], |cmd| {
+    batch.script(&scripts::END_POLL, &[keys::meta(node)], |cmd| {
         cmd.arg(instance);
     });
 }
 
-/// It was told that a newer agent with this identity is there: `word` is that of `Answer::Displaced`.
+/// It was told that a newer agent with this identity is there: `word` is that of `PollAnswer::Displaced`.
 pub(crate) fn told(batch: &mut Batch, node: NodeId, word: &str) {
     batch.call(redis::Cmd::hset(keys::meta(node), "told", word));
 }

@@ -8,7 +8,7 @@
 
 use crate::model::{DAY, HISTORY, history, keys, records, scripts};
 use crate::redis::{Batch, Conn};
-use jscommon::NodeId;
+use jscommon::{NodeId, State};
 use redis::{Cmd, FromRedisValue, RedisResult, Value};
 
 /// Seconds that results of a quiet job are kept, and what was delivered of them.
@@ -108,7 +108,7 @@ pub fn decide(batch: &mut Batch, delivery: &Delivery<'_>, proven: bool) {
     }
     // Without a ticket for a short time, for nothing is known yet of who says so: see `push` and `remember`.
     let keep = if proven { DAY } else { UNKNOWN_RETENTION_SECONDS };
-    batch.script(&scripts::DECIDE, &keys, |cmd| {
+    batch.script(&scripts::DECIDE_RESULT, &keys, |cmd| {
         cmd.arg(delivery.target).arg(delivery.run).arg(keep).arg(u8::from(recurring)).arg(u8::from(quiet));
         cmd.arg(MAX_REMEMBERED_RUNS).arg(pace).arg(MAX_RUNS).arg(MAX_SAVED);
     });
@@ -119,7 +119,7 @@ pub fn decide(batch: &mut Batch, delivery: &Delivery<'_>, proven: bool) {
 pub(crate) fn remember(batch: &mut Batch, delivery: &Delivery<'_>, meant: bool) {
     let Some(run) = delivery.recurring else { return };
     let keys = [keys::done(delivery.id), keys::done_runs(delivery.id, run.node)];
-    batch.script(&scripts::REMEMBER, &keys, |cmd| {
+    batch.script(&scripts::REMEMBER_RESULT, &keys, |cmd| {
         let seconds = run.period.saturating_mul(2).saturating_add(DAY).min(400 * DAY);
         cmd.arg(seconds).arg(u8::from(meant)).arg(DAY);
     });
@@ -149,8 +149,8 @@ pub struct Push<'a> {
     pub delivery: Delivery<'a>,
     /// How much is kept.
     pub bounds: Bounds,
-    /// `OK`, `ERROR`, `TIMEOUT` or `KILLED` for the count of the audit list, if it counts there.
-    pub counted: Option<&'static str>,
+    /// The state for the count of the audit list, if it counts there.
+    pub counted: Option<State>,
 }
 
 /// Runs `hashes`, then pushes each of `pushes` that was not pushed since, and counts those for the audit list.
@@ -185,7 +185,7 @@ fn add_push(batch: &mut Batch, push: &Push<'_>, apart: bool) {
         keys.push(keys::AUDIT_RESULTS.to_owned());
         field = history::count_field(delivery.id, state);
     }
-    batch.script(&scripts::PUSH, &keys, |cmd| {
+    batch.script(&scripts::PUSH_RESULT, &keys, |cmd| {
         cmd.arg(delivery.target).arg(delivery.run).arg(delivery.text);
         cmd.arg(push.bounds.most).arg(push.bounds.seconds).arg(u8::from(delivery.recurring.is_some()));
         cmd.arg(u8::from(push.bounds.seconds == QUIET_RETENTION_SECONDS))

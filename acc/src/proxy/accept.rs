@@ -3,12 +3,12 @@
 //! Owns: accepting, the share of unauthenticated clients. Does not own: the bounds (budget), what
 //! they then send (connection).
 
-use super::answer::Answer;
 use super::budget::OverLimit;
 use super::client::{Client, Phase};
 use super::connection::Action;
 use super::event_loop::EventLoop;
 use super::request_parser::Conn;
+use super::response::Response;
 use super::transport::Transport;
 use crate::http::Refusal;
 use jscommon::NodeId;
@@ -97,8 +97,8 @@ impl EventLoop {
             node: None,
             request_complete_at: now,
             request_bytes: None,
-            delayed_answer: None,
-            answer_bytes: 0,
+            delayed_response: None,
+            response_bytes: 0,
         };
         self.clients.insert(client);
         self.unauthenticated.add(peer.ip(), (now, id.slot));
@@ -112,7 +112,7 @@ impl EventLoop {
         if self.config.tls.is_none() {
             let refusal = Refusal::new(503, label, "too many connections; try again");
             // A new socket's buffer takes this at once, or the client is told by the closing alone.
-            let _ = stream.write(&Answer::refusal(&refusal).bytes(false, false, SystemTime::now()).concat());
+            let _ = stream.write(&Response::refusal(&refusal).bytes(false, false, SystemTime::now()).concat());
         }
     }
 

@@ -1,12 +1,12 @@
-//! The actions of connections: the event loop answers, refuses, parks, closes.
+//! The actions of connections: the event loop responds, refuses, parks, closes.
 //!
-//! Owns: the accounts and the timer that go with each action, and the memory that an answer is held in.
-//! Does not own: which action it is (`connection`, `request`), the form of an answer (`answer`).
+//! Owns: the accounts and the timer that go with each action, and the memory that a response is held in.
+//! Does not own: which action it is (`connection`, `request`), the form of a response (`response`).
 
-use super::answer::Answer;
 use super::client::{ConnectionId, Phase};
 use super::connection::Action;
 use super::event_loop::EventLoop;
+use super::response::Response;
 use crate::clock::local_ms;
 use crate::http::Refusal;
 use std::time::{Duration, Instant, SystemTime};
@@ -30,11 +30,11 @@ impl EventLoop {
             Action::Unpark => {
                 if let Some(node) = client.node {
                     self.parked_polls.leave(node, id);
-                    self.answer(id, Answer::empty());
+                    self.respond(id, Response::empty());
                 }
             }
-            Action::Answer(answer) => self.answer(id, answer),
-            Action::AnswerLater(answer) => self.answer_later(id, answer),
+            Action::Respond(response) => self.respond(id, response),
+            Action::RespondLater(response) => self.respond_later(id, response),
             Action::Refuse(refusal) => self.refuse(id, refusal),
             Action::Fail(refusal) => {
                 if let Some(node) = client.node {
@@ -75,7 +75,7 @@ impl EventLoop {
         self.set_deadline(id, at);
     }
 
-    fn answer(&mut self, id: ConnectionId, mut answer: Answer) {
+    fn respond(&mut self, id: ConnectionId, mut response: Response) {
         let stopping = self.stopping.is_some();
         let Some(client) = self.clients.get(id) else { return };
         if stopping {
@@ -86,21 +86,21 @@ impl EventLoop {
         if let Some(length) = client.request_bytes.take() {
             self.accounting.end(client.node, length);
         }
-        if let Err(over) = self.accounting.reserve(&self.limits, client.node, answer.body.len()) {
+        if let Err(over) = self.accounting.reserve(&self.limits, client.node, response.body.len()) {
             // Nothing is lost: what a node has not acknowledged comes again.
             let refusal = over.refusal();
             log::debug!("{} refused ({}): {}", client.peer, refusal.label, refusal.reason);
             self.metrics.refused(refusal.label);
-            answer = Answer::refusal(&refusal);
+            response = Response::refusal(&refusal);
         } else {
-            client.answer_bytes += answer.body.len();
+            client.response_bytes += response.body.len();
         }
         let now = Instant::now();
-        client.phase = Phase::Answering;
-        client.hard_deadline = now + self.limits.body_time(answer.body.len());
+        client.phase = Phase::Responding;
+        client.hard_deadline = now + self.limits.body_time(response.body.len());
         let path = head.map_or("none", |head| head.route.label());
-        self.metrics.requests.with_label_values(&[path, &answer.status.to_string()]).inc();
-        let bytes = answer.bytes(client.conn.keeps_alive(), bodiless, SystemTime::now());
+        self.metrics.requests.with_label_values(&[path, &response.status.to_string()]).inc();
+        let bytes = response.bytes(client.conn.keeps_alive(), bodiless, SystemTime::now());
         bytes.into_iter().for_each(|piece| client.transport.push(piece));
         self.set_deadline(id, now + self.limits.answer_pause);
         self.flush(id);
@@ -112,32 +112,32 @@ impl EventLoop {
             log::debug!("{} refused ({}): {}", client.peer, refusal.label, refusal.reason);
             client.refused = true;
             client.conn.close_after();
-            let answer = Answer::refusal(&refusal);
-            if refusal.status == 429 { self.answer_later(id, answer) } else { self.answer(id, answer) }
+            let response = Response::refusal(&refusal);
+            if refusal.status == 429 { self.respond_later(id, response) } else { self.respond(id, response) }
         }
     }
 
-    fn answer_later(&mut self, id: ConnectionId, answer: Answer) {
+    fn respond_later(&mut self, id: ConnectionId, response: Response) {
         if self.stopping.is_some() {
-            return self.answer(id, answer);
+            return self.respond(id, response);
         }
         if let Some(client) = self.clients.get(id) {
             client.phase = Phase::Pausing;
-            client.delayed_answer = Some(Box::new(answer));
+            client.delayed_response = Some(Box::new(response));
             self.set_deadline(id, Instant::now() + self.limits.pause);
         }
     }
 
-    /// Writes what can be written; at the end of an answer the next request may come.
+    /// Writes what can be written; at the end of a response the next request may come.
     pub(super) fn flush(&mut self, id: ConnectionId) {
         let Some(client) = self.clients.get(id) else { return };
         let action = match client.transport.flush() {
             Err(_) => Action::Close(Some("answer-cut")),
-            Ok((true, _)) if client.phase == Phase::Answering => {
-                self.accounting.release(client.node, std::mem::take(&mut client.answer_bytes));
-                client.answer_sent(&self.limits)
+            Ok((true, _)) if client.phase == Phase::Responding => {
+                self.accounting.release(client.node, std::mem::take(&mut client.response_bytes));
+                client.response_sent(&self.limits)
             }
-            Ok((false, true)) if client.phase == Phase::Answering => {
+            Ok((false, true)) if client.phase == Phase::Responding => {
                 Action::WaitUntil(client.hard_deadline.min(Instant::now() + self.limits.answer_pause))
             }
             Ok(_) => Action::Nothing,
@@ -158,7 +158,7 @@ impl EventLoop {
         if let Some(length) = client.request_bytes {
             self.accounting.end(client.node, length);
         }
-        self.accounting.release(client.node, client.answer_bytes);
+        self.accounting.release(client.node, client.response_bytes);
         if let Some(node) = client.node {
             self.parked_polls.leave(node, client.id);
         }

@@ -1,7 +1,7 @@
 //! Requests on their way through tiny_http: the line of those that wait, and who travels together.
 //!
-//! Owns: what goes on which connection, and whose the answers are. Does not own: the bytes of a connection
-//! (backend_connection), what becomes of an answer (connection), how many connections there may be (budget).
+//! Owns: what goes on which connection, and whose the responses are. Does not own: the bytes of a connection
+//! (backend_connection), what becomes of a response (connection), how many connections there may be (budget).
 
 use super::backend_connection::{BackendConnection, InFlight, PendingRequest, request_head};
 use super::client::{ConnectionId, Phase};
@@ -73,7 +73,7 @@ impl EventLoop {
 
     /// Takes the next requests that go to tiny_http on one connection out of the queue, with their bytes. A connection
     /// costs more than most requests. While few wait each has its own. A request that may take long goes alone, for
-    /// answers come in the order of the requests: a slow one delays those few behind it, and no others (see
+    /// responses come in the order of the requests: a slow one delays those few behind it, and no others (see
     /// `response_order`).
     fn next_group(&mut self, slot: usize) -> (VecDeque<PendingRequest>, VecDeque<Vec<u8>>) {
         let share = self.config.backend.share(self.limits.max_batch);
@@ -130,16 +130,16 @@ impl EventLoop {
         let Some(Some(on_way)) = self.in_flight.get_mut(slot) else {
             return;
         };
-        let mut answers = Vec::new();
-        let moved = on_way.connection.drive(&mut self.backend_scratch, &mut answers);
-        let answered: Vec<PendingRequest> = on_way.pending.drain(..answers.len()).collect();
+        let mut responses = Vec::new();
+        let moved = on_way.connection.drive(&mut self.backend_scratch, &mut responses);
+        let answered: Vec<PendingRequest> = on_way.pending.drain(..responses.len()).collect();
         let over = match moved {
             Ok(false) => None,
             Ok(true) | Err(_) => self.in_flight.get_mut(slot).and_then(Option::take),
         };
-        for (request, answer) in answered.into_iter().zip(answers) {
+        for (request, response) in answered.into_iter().zip(responses) {
             let owner = self.end_request(request);
-            let action = self.backend_answered(owner, answer);
+            let action = self.handler_responded(owner, response);
             self.apply(owner, action);
         }
         let Some(mut over) = over else { return };

@@ -1,12 +1,12 @@
 //! One request on its way through tiny_http, on a connection of its own, never blocking; or a few that are
 //! answered in their order.
 //!
-//! Owns: the local socket, the requests' bytes, the answers' bytes.
+//! Owns: the local socket, the requests' bytes, the responses' bytes.
 //! Does not own: whose requests they are, or which travel together.
 
-use super::answer::{self, Answer};
 use super::client::ConnectionId;
 use super::request_head::RequestHead;
+use super::response::{self, Response};
 use crate::api::response_order::PipelineSlot;
 use crate::api::server::{ISSUED_HEADER, NODE_HEADER, PEER_HEADER, SLOT_HEADER, UNDATED};
 use crate::auth::tls::PeerCert;
@@ -24,8 +24,8 @@ pub(crate) struct BackendConnection {
     out: VecDeque<Vec<u8>>,
     sent: usize,
     input: Vec<u8>,
-    /// An answer once its head is read, and how long its body is.
-    answer: Option<(Answer, usize)>,
+    /// A response once its head is read, and how long its body is.
+    response: Option<(Response, usize)>,
     /// Answers that are still to come, that one too.
     missing: usize,
 }
@@ -72,7 +72,7 @@ pub(super) struct PendingRequest {
     pub(super) cost: Option<(Option<NodeId>, usize)>,
 }
 
-/// A connection to tiny_http, and the requests that wait for its answers.
+/// A connection to tiny_http, and the requests that wait for its responses.
 pub(super) struct InFlight {
     pub(super) connection: BackendConnection,
     /// The requests that the connection carries, in their order.
@@ -83,7 +83,7 @@ impl BackendConnection {
     /// Connects to tiny_http; `out` holds the bytes of so many requests, and goes out with the first `drive`.
     pub(crate) fn new(socket: &Path, out: VecDeque<Vec<u8>>, requests: usize) -> io::Result<BackendConnection> {
         let stream = UnixStream::connect(socket)?;
-        Ok(BackendConnection { stream, out, sent: 0, input: Vec::new(), answer: None, missing: requests })
+        Ok(BackendConnection { stream, out, sent: 0, input: Vec::new(), response: None, missing: requests })
     }
 
     /// The socket, to be registered.
@@ -91,15 +91,15 @@ impl BackendConnection {
         &mut self.stream
     }
 
-    /// Writes and reads what can be. Adds the answers that are whole now, in the order of their requests, and
+    /// Writes and reads what can be. Adds the responses that are whole now, in the order of their requests, and
     /// tells whether that were all; after an error no other comes.
-    pub(crate) fn drive(&mut self, scratch: &mut [u8], answers: &mut Vec<Answer>) -> Result<bool, String> {
+    pub(crate) fn drive(&mut self, scratch: &mut [u8], responses: &mut Vec<Response>) -> Result<bool, String> {
         self.write().map_err(|e| format!("the web server took no request: {e}"))?;
         loop {
             match self.stream.read(scratch) {
                 Ok(0) => return Err("the web server gave half an answer".into()),
                 Ok(n) => {
-                    self.take(&scratch[..n], answers)?;
+                    self.take(&scratch[..n], responses)?;
                     if self.missing == 0 {
                         return Ok(true);
                     }
@@ -111,16 +111,16 @@ impl BackendConnection {
         }
     }
 
-    /// Takes bytes of answers.
-    fn take(&mut self, mut bytes: &[u8], answers: &mut Vec<Answer>) -> Result<(), String> {
+    /// Takes bytes of responses.
+    fn take(&mut self, mut bytes: &[u8], responses: &mut Vec<Response>) -> Result<(), String> {
         while self.missing > 0 {
-            if self.answer.is_none() {
+            if self.response.is_none() {
                 self.input.extend_from_slice(bytes);
                 bytes = &[];
-                let Some((mut answer, end, length)) = answer::read(&self.input)? else { break };
+                let Some((mut response, end, length)) = response::read(&self.input)? else { break };
                 // The only copy of the body: it goes to the client as it is.
-                answer.body.reserve_exact(length);
-                self.answer = Some((answer, length));
+                response.body.reserve_exact(length);
+                self.response = Some((response, length));
                 let mut input = std::mem::take(&mut self.input);
                 let used = end + self.fill(&input[end..]);
                 input.drain(..used);
@@ -129,8 +129,8 @@ impl BackendConnection {
                 let used = self.fill(bytes);
                 bytes = &bytes[used..];
             }
-            match self.answer.take_if(|(answer, length)| answer.body.len() == *length) {
-                Some((answer, _)) => answers.push(answer),
+            match self.response.take_if(|(response, length)| response.body.len() == *length) {
+                Some((response, _)) => responses.push(response),
                 None => break,
             }
             self.missing -= 1;
@@ -140,9 +140,9 @@ impl BackendConnection {
 
     /// Takes bytes of the body; how many of them.
     fn fill(&mut self, bytes: &[u8]) -> usize {
-        let Some((answer, length)) = self.answer.as_mut() else { return 0 };
-        let used = bytes.len().min(*length - answer.body.len());
-        answer.body.extend_from_slice(&bytes[..used]);
+        let Some((response, length)) = self.response.as_mut() else { return 0 };
+        let used = bytes.len().min(*length - response.body.len());
+        response.body.extend_from_slice(&bytes[..used]);
         used
     }
 
@@ -232,12 +232,12 @@ mod tests {
         .concat();
         let out = VecDeque::new();
         let mut exchange =
-            BackendConnection { stream: ours, out, sent: 0, input: Vec::new(), answer: None, missing: 0 };
+            BackendConnection { stream: ours, out, sent: 0, input: Vec::new(), response: None, missing: 0 };
         for size in 1..=text.len() {
-            let mut answers = Vec::new();
+            let mut responses = Vec::new();
             exchange.missing = 4;
-            text.as_bytes().chunks(size).for_each(|piece| exchange.take(piece, &mut answers).unwrap());
-            let seen: Vec<(u16, &[u8])> = answers.iter().map(|a| (a.status, a.body.as_slice())).collect();
+            text.as_bytes().chunks(size).for_each(|piece| exchange.take(piece, &mut responses).unwrap());
+            let seen: Vec<(u16, &[u8])> = responses.iter().map(|a| (a.status, a.body.as_slice())).collect();
             assert_eq!(seen, [(200, &b"one"[..]), (204, b""), (200, b""), (503, b"busy")], "in pieces of {size}");
             assert_eq!((exchange.missing, exchange.input.len()), (0, 0));
         }

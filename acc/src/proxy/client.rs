@@ -3,9 +3,9 @@
 //! Owns: a client's phase and what is counted for it; slots, and ids that outlive them harmlessly.
 //! Does not own: what moves a client from phase to phase (the event loop).
 
-use super::answer::Answer;
 use super::request_head::RequestHead;
 use super::request_parser::Conn;
+use super::response::Response;
 use super::transport::Transport;
 use crate::auth::tls::PeerCert;
 use jscommon::NodeId;
@@ -27,10 +27,10 @@ pub(crate) enum Phase {
     Asking,
     /// Its poll is parked.
     Parked,
-    /// It sends too much a second, and its answer waits for a moment.
+    /// It sends too much a second, and its response waits for a moment.
     Pausing,
-    /// Its answer is being written.
-    Answering,
+    /// Its response is being written.
+    Responding,
     /// It was refused; what it still sends is read and dropped.
     Linger,
 }
@@ -52,7 +52,7 @@ pub(crate) struct Client {
     pub(crate) accepted: Instant,
     /// The deadline of its phase, as the timers have it.
     pub(crate) deadline: Option<Instant>,
-    /// When the body or the answer has to be through, however steadily it moves.
+    /// When the body or the response has to be through, however steadily it moves.
     pub(crate) hard_deadline: Instant,
     /// The socket may hold more than was read.
     pub(crate) readable: bool,
@@ -73,10 +73,10 @@ pub(crate) struct Client {
     pub(crate) request_complete_at: Instant,
     /// The bytes of the request's body that are counted until the request is handed on.
     pub(crate) request_bytes: Option<usize>,
-    /// The answer that waits.
-    pub(crate) delayed_answer: Option<Box<Answer>>,
-    /// The bytes of the answer that are counted.
-    pub(crate) answer_bytes: usize,
+    /// The response that waits.
+    pub(crate) delayed_response: Option<Box<Response>>,
+    /// The bytes of the response that are counted.
+    pub(crate) response_bytes: usize,
 }
 
 /// All clients.

@@ -6,15 +6,15 @@
 //! ```text
 //! Handshake ─▶ Idle ─▶ Head ─▶ Body ─▶ Asking ◀──▶ Parked
 //!               ▲        │       │        │           │
-//!               │        └───────┴──────▶ Answering ◀─┘ ──▶ Linger ─▶ (closed)
+//!               │        └───────┴──────▶ Responding ◀─┘ ──▶ Linger ─▶ (closed)
 //!               └─────────────────────────────┘
 //! ```
 
-use super::answer::Answer;
 use super::budget::Limits;
 use super::client::{Client, Phase};
 use super::request_head::RequestHead;
 use super::request_parser::Stage;
+use super::response::Response;
 use crate::auth::authenticate::PresentedCredentials;
 use crate::http::Refusal;
 use std::io::{self, ErrorKind};
@@ -36,10 +36,10 @@ pub(super) enum Action {
     Park(u32),
     /// Ends its parked poll with 204.
     Unpark,
-    /// Begins to write an answer.
-    Answer(Answer),
-    /// Begins to write an answer after a pause, in which nothing of this client is read.
-    AnswerLater(Answer),
+    /// Begins to write a response.
+    Respond(Response),
+    /// Begins to write a response after a pause, in which nothing of this client is read.
+    RespondLater(Response),
     /// Refuses the client, of which nothing more is looked at. One that sends too much is told so after a pause.
     Refuse(Refusal),
     /// Refuses a request that is with its handler.
@@ -79,8 +79,8 @@ impl Client {
         }
     }
 
-    /// The answer is out.
-    pub(super) fn answer_sent(&mut self, limits: &Limits) -> Action {
+    /// The response is out.
+    pub(super) fn response_sent(&mut self, limits: &Limits) -> Action {
         if self.conn.finish() {
             self.phase = Phase::Idle;
             return Action::ReadWithin(if self.authenticated { limits.idle } else { limits.head });
@@ -102,7 +102,7 @@ impl Client {
             Phase::Handshake | Phase::Head | Phase::Body => Action::Close(self.cut()),
             Phase::Idle | Phase::Linger => Action::CloseGracefully(None),
             // It may have closed its half alone and still read.
-            Phase::Asking | Phase::Pausing | Phase::Answering | Phase::Parked => {
+            Phase::Asking | Phase::Pausing | Phase::Responding | Phase::Parked => {
                 self.conn.close_after();
                 if self.phase == Phase::Parked { Action::Unpark } else { Action::Nothing }
             }
@@ -121,7 +121,7 @@ impl Client {
             Phase::Handshake => Some("handshake-cut"),
             Phase::Head => Some("head-cut"),
             Phase::Body => Some("body-cut"),
-            Phase::Asking | Phase::Pausing | Phase::Answering => Some("answer-cut"),
+            Phase::Asking | Phase::Pausing | Phase::Responding => Some("answer-cut"),
             Phase::Idle | Phase::Parked | Phase::Linger => None,
         }
     }
@@ -138,7 +138,7 @@ impl Client {
             }
             Phase::Parked => Action::Unpark,
             Phase::Pausing => self.delayed(),
-            Phase::Answering => Action::Close(Some("answer-timeout")),
+            Phase::Responding => Action::Close(Some("answer-timeout")),
             Phase::Linger => Action::Close(None),
         }
     }
@@ -149,12 +149,12 @@ impl Client {
             Phase::Handshake | Phase::Idle | Phase::Linger => Action::CloseGracefully(None),
             Phase::Parked => Action::Unpark,
             Phase::Pausing => self.delayed(),
-            Phase::Head | Phase::Body | Phase::Asking | Phase::Answering => Action::Nothing,
+            Phase::Head | Phase::Body | Phase::Asking | Phase::Responding => Action::Nothing,
         }
     }
 
     fn delayed(&mut self) -> Action {
-        self.delayed_answer.take().map_or(Action::Nothing, |answer| Action::Answer(*answer))
+        self.delayed_response.take().map_or(Action::Nothing, |response| Action::Respond(*response))
     }
 
     /// Returns the part of a request that authentication needs.

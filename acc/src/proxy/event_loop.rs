@@ -313,7 +313,7 @@ impl EventLoop {
                 break;
             }
             let read = match client.phase {
-                Phase::Answering | Phase::Pausing => break,
+                Phase::Responding | Phase::Pausing => break,
                 // One byte too many is enough to know.
                 Phase::Asking | Phase::Parked if client.conn.has_excess() => break,
                 Phase::Handshake if client.transport.speaks_plain() => {

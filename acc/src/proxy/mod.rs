@@ -12,7 +12,7 @@
 //! |---|---|
 //! | `request_parser`, `request_head` | bytes → one whole request, or its refusal (pure) |
 //! | `long_poll` | which node waits on which connection (pure) |
-//! | `answer`, `timers`, `budget` | forms, deadlines, bounds (pure) |
+//! | `response`, `timers`, `budget` | forms, deadlines, bounds (pure) |
 //! | `transport`, `backend_connection` | one client's socket; one request's way through tiny_http |
 //! | `event_loop`, `accept`, `unauthenticated` | the event loop; new connections, and which is closed for one |
 //! | `connection` | the life of a connection: what is to be done in which phase |
@@ -21,7 +21,6 @@
 
 mod accept;
 mod actions;
-mod answer;
 mod backend;
 mod backend_connection;
 mod budget;
@@ -33,6 +32,7 @@ mod long_poll;
 mod request;
 mod request_head;
 mod request_parser;
+mod response;
 mod timers;
 mod transport;
 mod unauthenticated;

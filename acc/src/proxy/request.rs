@@ -3,7 +3,6 @@
 //! Owns: who is admitted, and which polls are parked at once. Does not own: bytes (`request_parser`), the rules of polls
 //! (`long_poll`), the connection to the handlers (`backend`).
 
-use super::answer::Answer;
 use super::budget::OverLimit;
 use super::client::{ConnectionId, Phase};
 use super::connection::Action;
@@ -11,6 +10,7 @@ use super::event_loop::EventLoop;
 use super::long_poll::{Parked, PollFingerprint};
 use super::request_head::RequestHead;
 use super::request_parser::Step;
+use super::response::Response;
 use crate::api::rate_limiter::{Charge, Resource};
 use crate::auth::authenticate::Admitted;
 use crate::auth::dates;
@@ -106,7 +106,7 @@ impl EventLoop {
         let fingerprint = client.head.as_deref().and_then(|head| poll_fingerprint(&self.hasher, head));
         let Some((node, fingerprint)) = client.node.zip(fingerprint) else { return Action::Ask(body) };
         if self.stopping.is_some() {
-            return Action::Answer(Answer::empty());
+            return Action::Respond(Response::empty());
         }
         let arrival = self.parked_polls.arrive(node, id, fingerprint, now);
         if let Some(first) = arrival.replaced {
@@ -120,18 +120,18 @@ impl EventLoop {
     }
 
     /// tiny_http answered.
-    pub(super) fn backend_answered(&mut self, id: ConnectionId, answer: Answer) -> Action {
+    pub(super) fn handler_responded(&mut self, id: ConnectionId, response: Response) -> Action {
         let Some(client) = self.clients.get(id).filter(|client| client.phase == Phase::Asking) else {
             return Action::Nothing;
         };
-        let too_much = answer.status == 429 && client.node.is_some();
+        let too_much = response.status == 429 && client.node.is_some();
         let is_poll = client.head.as_ref().is_some_and(|head| matches!(head.route, Route::Cmd(_)));
         let poller = client.node.filter(|_| is_poll);
-        let Some((node, seconds)) = poller.zip(answer.park).filter(|_| !too_much) else {
+        let Some((node, seconds)) = poller.zip(response.park).filter(|_| !too_much) else {
             if let Some(node) = poller {
                 self.parked_polls.answered(node, id);
             }
-            return if too_much { Action::AnswerLater(answer) } else { Action::Answer(answer) };
+            return if too_much { Action::RespondLater(response) } else { Action::Respond(response) };
         };
         let asked = client.request_complete_at;
         let late = asked + Duration::from_secs(seconds.into()) <= Instant::now();
@@ -146,19 +146,19 @@ impl EventLoop {
             Parked::AskAgain => self.parked_polls.answered(node, id),
             Parked::Displaced => self.metrics.refused("replaced"),
         }
-        Action::Answer(Answer::empty())
+        Action::Respond(Response::empty())
     }
 
     pub(super) fn deliver(&mut self, node: NodeId, body: Vec<u8>) {
         if let Some(id) = self.parked_polls.deliver(node) {
-            self.apply(id, Action::Answer(Answer::json(body)));
+            self.apply(id, Action::Respond(Response::json(body)));
         }
     }
 
     pub(super) fn release_poll(&mut self, node: NodeId) {
         if let Some(id) = self.parked_polls.deliver(node) {
             self.metrics.refused("replaced");
-            self.apply(id, Action::Answer(Answer::empty()));
+            self.apply(id, Action::Respond(Response::empty()));
         }
     }
 
@@ -174,7 +174,7 @@ impl EventLoop {
         }
     }
 
-    /// Ends the connections of a node whose credentials were revoked. A request that waits for an answer is refused, and
+    /// Ends the connections of a node whose credentials were revoked. A request that waits for a response is refused, and
     /// one with credentials that were issued since goes on: the node is enrolled again.
     pub(super) fn disconnect(&mut self, node: NodeId) {
         for id in self.clients.ids() {

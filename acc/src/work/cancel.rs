@@ -3,8 +3,8 @@
 //! Owns: what is said about each node of the job. Does not own: giving the answers (the dispatcher does, and
 //! forgets then what was taken back).
 
-use crate::model::answer::Answer;
 use crate::model::jobs;
+use crate::model::own_results::OwnResult;
 use crate::model::queue::{self, Reason, Withdrawn};
 use crate::redis::{Batch, Conn};
 use crate::work::targets;
@@ -27,11 +27,11 @@ pub(crate) fn take_back(
     command: &Command,
     now: u64,
     max_queue: usize,
-) -> RedisResult<(Vec<Answer>, String)> {
+) -> RedisResult<(Vec<OwnResult>, String)> {
     let data = Some(command.data.as_str()).filter(|data| data.len() <= MAX_DATA);
     let data: Value = data.and_then(|data| serde_json::from_str(data).ok()).unwrap_or_default();
     let Some(id) = data.get("id").and_then(Value::as_str).filter(|id| jscommon::command::is_job_id(id)) else {
-        let own = Answer::error(command, None, "cancel wants data {\"id\": \"<job>\"}");
+        let own = OwnResult::error(command, None, "cancel wants data {\"id\": \"<job>\"}");
         return Ok((vec![own], String::new()));
     };
     let job: HashMap<String, String> = jobs::read(conn, id)?.into_iter().collect();
@@ -53,7 +53,7 @@ pub(crate) fn take_back(
             }
             Withdrawn::Out(waiting, Reason::Cancelled) => {
                 cancelled += 1;
-                answers.extend(waiting.map(|waiting| Answer::withdrawn(&waiting, node, Reason::Cancelled)));
+                answers.extend(waiting.map(|waiting| OwnResult::withdrawn(&waiting, node, Reason::Cancelled)));
             }
             // The one that withdrew it answers it.
             Withdrawn::Out(_, Reason::Expired) => {
@@ -73,9 +73,9 @@ pub(crate) fn take_back(
     }
     let own = if cancelled > 0 {
         let data = json!({"cancelled": true, "count": cancelled}).to_string();
-        Answer { state: State::Ok, level: 20, ..Answer::error(command, None, data) }
+        OwnResult { state: State::Ok, level: 20, ..OwnResult::error(command, None, data) }
     } else {
-        Answer::error(command, None, sentence)
+        OwnResult::error(command, None, sentence)
     };
     answers.push(own);
     Ok((answers, id.to_owned()))

@@ -3,7 +3,7 @@
 //! Owns: the form of those entries, and that no secret gets into them. Does not own: the lists (`model::history`).
 
 use crate::model::DAY;
-use crate::model::answer;
+use crate::model::own_results;
 use jscommon::command::BadCommand;
 use jscommon::{Command, NodeId};
 use serde_json::{Value, json};
@@ -28,7 +28,7 @@ pub(crate) fn rejected(bad: &BadCommand, text: &[u8], now: u64) -> Value {
     let came = String::from_utf8_lossy(text);
     let secret = bad.partial.as_deref().filter(|command| jscommon::command::is_secret(&command.args));
     let shown = match secret {
-        Some(partial) => answer::redacted(partial),
+        Some(partial) => own_results::redacted(partial),
         // A text that cannot be read may hold a secret all the same.
         None if may_speak_of_a_secret(&came) => "(withheld: it may speak of a secret)".to_owned(),
         None => came.into_owned(),
@@ -38,7 +38,7 @@ pub(crate) fn rejected(bad: &BadCommand, text: &[u8], now: u64) -> Value {
 
 /// The entry of `jsacc:rejected` for a command that is good, where a key that it needs holds something else.
 pub(crate) fn spoilt(command: Option<&Command>, reason: &str, now: u64) -> Value {
-    let shown = command.map(answer::redacted).unwrap_or_default();
+    let shown = command.map(own_results::redacted).unwrap_or_default();
     json!({"time": now, "reason": reason, "id": command.map(|command| &command.id), "command": cut(&shown, MAX_REJECTED_BYTES)})
 }
 

@@ -16,7 +16,7 @@ pub(crate) mod periodic;
 mod presence;
 mod refusals;
 mod reload;
-pub(crate) mod sync;
+pub(crate) mod shared_changes;
 mod targets;
 pub(crate) mod wakeups;
 

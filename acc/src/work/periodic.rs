@@ -7,7 +7,7 @@ use super::heartbeat::{Heartbeat, Outcome};
 use super::presence::PRESENCE_INTERVAL;
 use super::refusals::RefusalThrottle;
 use super::reload::StateFiles;
-use super::sync::{DeadControllers, Sync};
+use super::shared_changes::{DeadControllers, SharedChanges};
 use super::{Stop, presence, refusals};
 use crate::api::context::Context;
 use crate::auth::authenticator::Refused;
@@ -30,7 +30,7 @@ const RENEWAL_HINT_INTERVAL: Duration = Duration::from_millis(500);
 /// How often this controller says that it lives.
 const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
 /// How often Redis is asked for changes, and the files of the state directory are looked at.
-const SYNC_INTERVAL: Duration = Duration::from_millis(2500);
+const SHARED_CHANGES_INTERVAL: Duration = Duration::from_millis(2500);
 /// How often the processing lists of controllers that are gone are looked at.
 const RECLAIM_INTERVAL: Duration = Duration::from_secs(15);
 /// How often old entries are removed.
@@ -53,13 +53,18 @@ struct Task {
 /// In the order in which they run when several are due.
 static TASKS: [Task; 9] = [
     Task { name: "heartbeat", period: HEARTBEAT_INTERVAL, has_work: |_| true, run: PeriodicTasks::heartbeat },
-    Task { name: "sync", period: SYNC_INTERVAL, has_work: |_| true, run: PeriodicTasks::sync },
+    Task {
+        name: "shared changes",
+        period: SHARED_CHANGES_INTERVAL,
+        has_work: |_| true,
+        run: PeriodicTasks::shared_changes,
+    },
     // No node is let in before the first one has succeeded.
     Task {
-        name: "first sync",
+        name: "first shared changes",
         period: RENEWAL_HINT_INTERVAL,
         has_work: |state| !state.knows_revoked,
-        run: PeriodicTasks::sync,
+        run: PeriodicTasks::shared_changes,
     },
     Task { name: "reclaim", period: RECLAIM_INTERVAL, has_work: |_| true, run: PeriodicTasks::reclaim },
     Task {
@@ -68,7 +73,7 @@ static TASKS: [Task; 9] = [
         has_work: |state| !state.waiting.is_empty(),
         run: PeriodicTasks::presence,
     },
-    Task { name: "reload", period: SYNC_INTERVAL, has_work: |_| true, run: PeriodicTasks::reload },
+    Task { name: "reload", period: SHARED_CHANGES_INTERVAL, has_work: |_| true, run: PeriodicTasks::reload },
     Task {
         name: "renewal hints",
         period: RENEWAL_HINT_INTERVAL,
@@ -107,7 +112,7 @@ pub(crate) struct PeriodicTasks {
 /// The state of the tasks between two runs.
 struct State {
     heartbeat: Heartbeat,
-    sync: Sync,
+    shared_changes: SharedChanges,
     files: StateFiles,
     /// Which nodes were revoked was read at least once.
     knows_revoked: bool,
@@ -124,7 +129,7 @@ impl PeriodicTasks {
     pub(crate) fn run(self) -> Result<(), String> {
         let mut state = State {
             heartbeat: Heartbeat::default(),
-            sync: Sync::default(),
+            shared_changes: SharedChanges::default(),
             files: StateFiles::new(&self.context),
             knows_revoked: false,
             waiting: HashMap::new(),
@@ -176,7 +181,7 @@ impl PeriodicTasks {
         match self.redis(|conn| state.heartbeat.beat(&self.context, conn))? {
             Outcome::Known => {}
             Outcome::Forgotten => {
-                state.sync.forget();
+                state.shared_changes.forget();
                 self.proxy.recheck_all();
             }
             Outcome::Foreign(reason) => {
@@ -190,8 +195,8 @@ impl PeriodicTasks {
         Ok(())
     }
 
-    fn sync(&self, state: &mut State) -> RedisResult<()> {
-        self.redis(|conn| state.sync.sync(&self.context, &self.proxy, &self.dead, conn))
+    fn shared_changes(&self, state: &mut State) -> RedisResult<()> {
+        self.redis(|conn| state.shared_changes.apply(&self.context, &self.proxy, &self.dead, conn))
     }
 
     /// Finds what controllers have taken after they were found dead.

@@ -7,7 +7,7 @@
 
 use crate::api::context::Context;
 use crate::auth::shared_secrets;
-use crate::model::polls::{self, Answer, Mode, Question};
+use crate::model::polls::{self, Mode, PollAnswer, Question};
 use crate::model::wakeups::{self, Wakeup};
 use crate::proxy::Remote;
 use crate::redis::errors::{describe, is_broken, is_interrupted};
@@ -99,10 +99,10 @@ fn receive(context: &Context, proxy: &Remote, conn: &mut Conn) -> RedisResult<()
             Err(e) => return Err(e),
         };
         match answer {
-            Answer::Batch(handover) => hand_over(context, proxy, *node, handover),
-            Answer::Elsewhere(true) => proxy.release_poll(*node),
-            Answer::Elsewhere(false) => proxy.recheck(*node),
-            Answer::Empty | Answer::Moved(_) | Answer::Displaced(..) => {}
+            PollAnswer::Batch(handover) => hand_over(context, proxy, *node, handover),
+            PollAnswer::Elsewhere(true) => proxy.release_poll(*node),
+            PollAnswer::Elsewhere(false) => proxy.recheck(*node),
+            PollAnswer::Empty | PollAnswer::Moved(_) | PollAnswer::Displaced(..) => {}
         }
     }
     Ok(())

@@ -1,7 +1,8 @@
 //! The steps of a controller: dispatcher, expiry, wake-up reader, proxy, and the handlers of polls and results.
 
 use crate::explore::Steps;
-use crate::redis::{Asked, Withdrawn};
+use crate::redis::Withdrawn;
+use crate::requests::{deliver, parked, poll, post, recheck, recheck_all, release_poll};
 use crate::state::*;
 
 /// All steps that the controllers may take next.
@@ -34,17 +35,17 @@ fn life(out: &mut Steps<'_>, ac: usize) {
             s.redis.gone[ac] = false;
             s.ac[ac].announced = true;
             if new {
-                recall_all(s, ac);
+                recheck_all(s, ac);
             }
         });
     }
-    // `Sync::sync` and the task `reclaim` find them, `Dispatcher::turn` reclaims between two commands.
-    if state.ac[ac].dispatcher.next == Do::Idle && state.ac[ac].announced && !out.setup.is(Mutation::NobodyInherits) {
+    // `SharedChanges::apply` and the task `reclaim` find them, `Dispatcher::turn` reclaims between two commands.
+    if state.ac[ac].dispatcher.next == Do::Idle && state.ac[ac].announced && !out.setup.is(Mutation::NobodyReclaims) {
         for from in (0..ACS).filter(|from| *from != ac) {
             let found_dead = state.redis.beat[from] == Beat::Silent;
             let found_gone = state.redis.gone[from] && state.redis.taken[from] != [0; COMMANDS];
             if found_dead || (found_gone && state.redis.beat[from] != Beat::Fresh) {
-                out.fair("inherit", |s, _| s.redis.inherit(from, ac));
+                out.fair("reclaim", |s, _| s.redis.reclaim(from, ac));
             }
         }
     }
@@ -98,7 +99,7 @@ fn dispatcher(out: &mut Steps<'_>, ac: usize) {
                 }
             }
             if setup.is(Mutation::TakenOffBeforeQueued) {
-                untake(s, ac, command);
+                complete(s, ac, command);
             }
         }),
         // `Dispatcher::enqueue`, node by node; a waiting poll of its own is handed its commands at once.
@@ -117,7 +118,7 @@ fn dispatcher(out: &mut Steps<'_>, ac: usize) {
                     at.wakeup = (node as u8, holder);
                     at.next = Do::Wakeup;
                     if setup.is(Mutation::TakenOffBeforeWakeup) {
-                        untake(s, ac, command);
+                        complete(s, ac, command);
                     }
                 } else {
                     at.next = after_enqueue(at.left);
@@ -187,7 +188,7 @@ fn dispatcher(out: &mut Steps<'_>, ac: usize) {
         }),
         // `inbox::complete`, last of all.
         Do::Untake => out.fair("off the taken list", |s, _| {
-            untake(s, ac, command);
+            complete(s, ac, command);
             s.ac[ac].dispatcher = Dispatcher::default();
         }),
     }
@@ -206,7 +207,7 @@ fn after_enqueue(left: u8) -> Do {
 }
 
 /// LREM of one copy.
-fn untake(s: &mut State, ac: usize, command: usize) {
+fn complete(s: &mut State, ac: usize, command: usize) {
     let taken = &mut s.redis.taken[ac][command];
     *taken = taken.saturating_sub(1);
 }
@@ -294,7 +295,7 @@ fn wakeups(out: &mut Steps<'_>, ac: usize) {
         if wakeups.moved[node] {
             out.fair("hear that a node polls elsewhere", |s, setup| {
                 s.redis.wakeups[ac].moved[node] = false;
-                dismiss(s, setup, ac, node);
+                release_poll(s, setup, ac, node);
             });
         }
         if wakeups.fetch[node] {
@@ -307,222 +308,24 @@ fn wakeups(out: &mut Steps<'_>, ac: usize) {
                             deliver(s, setup, ac, node, Some(batch));
                         }
                     }
-                    0 => recall(s, ac, node),
-                    _ => dismiss(s, setup, ac, node),
+                    0 => recheck(s, ac, node),
+                    _ => release_poll(s, setup, ac, node),
                 }
             });
             out.fault(fault::CUT, "a wake-up is lost with its connection", |s, setup| {
                 s.redis.wakeups[ac].fetch[node] = false;
                 if !setup.is(Mutation::PollsNotAskedAgain) {
-                    recall_all(s, ac);
+                    recheck_all(s, ac);
                 }
             });
         }
         if parked(out.state, ac, node).is_some() {
             match usize::from(out.state.redis.queue[node].holder) {
                 holder if holder == ac + 1 => {}
-                0 => out.fair("ask a waiting poll again", |s, _| recall(s, ac, node)),
-                _ => out.fair("end a poll that moved in silence", |s, setup| dismiss(s, setup, ac, node)),
+                0 => out.fair("ask a waiting poll again", |s, _| recheck(s, ac, node)),
+                _ => out.fair("end a poll that moved in silence", |s, setup| release_poll(s, setup, ac, node)),
             }
         }
-    }
-}
-
-/// The poll of `node` that counts at `ac`, as `Parking` has it.
-fn held(s: &State, ac: usize, node: usize) -> Option<usize> {
-    let counts = |poll: &Poll| {
-        usize::from(poll.ac) == ac && !poll.displaced && !matches!(poll.at, Polling::None | Polling::Sent)
-    };
-    s.node[node].poll.iter().position(counts)
-}
-
-fn parked(s: &State, ac: usize, node: usize) -> Option<usize> {
-    held(s, ac, node).filter(|slot| s.node[node].poll[*slot].at == Polling::Parked)
-}
-
-/// `Parking::deliver`: the parked poll is answered (nothing: 204); one whose handler is asked comes to it again.
-fn deliver(s: &mut State, setup: &Setup, ac: usize, node: usize, batch: Option<(u8, u8)>) {
-    s.ac[ac].trust[node] = 0;
-    match held(s, ac, node) {
-        Some(slot) if s.node[node].poll[slot].at == Polling::Parked => answer(s, setup, node, slot, batch),
-        Some(slot) => s.node[node].poll[slot].woken = true,
-        None => {}
-    }
-}
-
-/// `EventLoop::dismiss`.
-fn dismiss(s: &mut State, setup: &Setup, ac: usize, node: usize) {
-    deliver(s, setup, ac, node, None);
-}
-
-/// `Parking::recall`: the handler of the waiting poll is asked again.
-pub(crate) fn recall(s: &mut State, ac: usize, node: usize) {
-    s.ac[ac].trust[node] = 0;
-    match held(s, ac, node) {
-        Some(slot) if s.node[node].poll[slot].at == Polling::Parked => {
-            let poll = &mut s.node[node].poll[slot];
-            (poll.at, poll.told) = (Polling::Asking, 0);
-        }
-        Some(slot) => s.node[node].poll[slot].woken = true,
-        None => {}
-    }
-}
-
-pub(crate) fn recall_all(s: &mut State, ac: usize) {
-    (0..NODES).for_each(|node| recall(s, ac, node));
-}
-
-/// The answer to a poll: a batch, or 204. The node hears it where it still waits for it.
-fn answer(s: &mut State, setup: &Setup, node: usize, slot: usize, batch: Option<(u8, u8)>) {
-    s.node[node].poll[slot] = Poll::default();
-    if slot == 0 {
-        // `Poller::round`: an acknowledgement that was answered is done.
-        s.node[node].ack = 0;
-        if let Some((number, commands)) = batch {
-            s.node[node].received = (number, commands);
-            if setup.is(Mutation::AcknowledgedBeforeStored) {
-                s.node[node].ack = number;
-            }
-        }
-    }
-}
-
-/// `Parking::arrive`: the poll is parked at once where the registration is trusted, else its handler is asked.
-pub(crate) fn arrive(s: &mut State, setup: &Setup, node: usize, slot: usize) {
-    let at = s.node[node].poll[slot];
-    let ac = usize::from(at.ac);
-    if let Some(before) = held(s, ac, node) {
-        if s.node[node].poll[before].at == Polling::Parked {
-            answer(s, setup, node, before, None);
-        } else {
-            s.node[node].poll[before].displaced = true;
-        }
-    }
-    let trust = s.ac[ac].trust[node];
-    let parks = trust > 0 && (at.ack == 0 || at.ack + 1 == trust);
-    if !parks {
-        s.ac[ac].trust[node] = 0;
-    }
-    s.node[node].poll[slot].at = if parks { Polling::Parked } else { Polling::Asking };
-}
-
-/// One poll at its controller: proxy, then `handlers::cmd`, then proxy.
-fn poll(out: &mut Steps<'_>, node: usize, slot: usize) {
-    let at = out.state.node[node].poll[slot];
-    let ac = usize::from(at.ac);
-    if at.at == Polling::None || out.state.ac[ac].life != Life::Lives {
-        return;
-    }
-    match at.at {
-        Polling::None => {}
-        Polling::Sent => out.fair("a poll arrives", |s, setup| arrive(s, setup, node, slot)),
-        // `jobs::running` of what is acknowledged, before it leaves the queue.
-        Polling::Asking if !out.state.redis.acked(node, at.ack).is_empty() => {
-            out.fair("RUNNING is written down", |s, _| {
-                for command in s.redis.acked(node, at.ack) {
-                    s.redis.running(command, node);
-                }
-                s.node[node].poll[slot].at = Polling::Asked;
-            });
-        }
-        Polling::Asking | Polling::Asked => {
-            out.fair("a poll asks", |s, setup| match s.redis.poll(ac, node, at.ack, at.told) {
-                Asked::Batch(batch, commands) => {
-                    if setup.is(Mutation::HandedOverIsGone) {
-                        (0..COMMANDS).for_each(|command| s.redis.queue[node].score[command] = 0);
-                        s.redis.queue[node].text = Default::default();
-                    }
-                    if !at.displaced {
-                        s.ac[ac].trust[node] = 0;
-                    }
-                    answer(s, setup, node, slot, Some((batch, commands)));
-                }
-                Asked::Empty => s.node[node].poll[slot].at = Polling::Empty,
-                Asked::Moved(holder) => {
-                    s.node[node].poll[slot].told = holder;
-                    s.node[node].poll[slot].at = Polling::Moving;
-                }
-            })
-        }
-        // `wakeups::notify_moved`, and then it is asked again.
-        Polling::Moving => out.fair("tell the controller that the node has left", |s, _| {
-            s.redis.wakeups[usize::from(at.told) - 1].moved[node] = true;
-            s.node[node].poll[slot].at = Polling::Asked;
-        }),
-        // `Parking::park`.
-        Polling::Empty => out.fair("a poll is parked", |s, setup| {
-            let poll = &mut s.node[node].poll[slot];
-            if poll.displaced {
-                answer(s, setup, node, slot, None);
-            } else if std::mem::take(&mut poll.woken) {
-                (poll.at, poll.told) = (Polling::Asking, 0);
-            } else {
-                (poll.at, poll.told) = (Polling::Parked, 0);
-                s.ac[ac].trust[node] = at.ack + 1;
-            }
-        }),
-        // Its time is up: 204.
-        Polling::Parked => out.fair("a poll has waited long enough", |s, setup| answer(s, setup, node, slot, None)),
-    }
-    if !matches!(at.at, Polling::Sent | Polling::Parked) {
-        // 503: the node tries again, with the same acknowledgement.
-        out.fault(fault::CUT, "a poll fails at redis", |s, _| {
-            if !at.displaced {
-                s.ac[ac].trust[node] = 0;
-            }
-            s.node[node].poll[slot] = Poll::default();
-        });
-    }
-}
-
-/// One result at its controller: `handlers::result`.
-fn post(out: &mut Steps<'_>, node: usize, slot: usize) {
-    let at = out.state.node[node].post[slot];
-    let ac = usize::from(at.ac);
-    if at.at == Posting::None || out.state.ac[ac].life != Life::Lives {
-        return;
-    }
-    let command = usize::from(at.command);
-    match at.at {
-        Posting::None => {}
-        // `entry` checks the ticket, `decide` asks Redis. A refused result is 403, and changes nothing.
-        Posting::Sent if at.forged && !out.setup.is(Mutation::TicketsUnchecked) => {
-            out.fair("a result is refused", |s, _| s.node[node].post[slot] = Post::default());
-        }
-        Posting::Sent => out.fair("decide on a result", |s, setup| {
-            let verdict = s.redis.decide(command, node, Run::Node);
-            let taken = verdict != Verdict::Late || setup.is(Mutation::LateAnswersPushed);
-            let post = &mut s.node[node].post[slot];
-            post.verdict = verdict;
-            post.at = match taken {
-                true if setup.is(Mutation::PushedBeforeWritten) => Posting::Push,
-                true => Posting::Write,
-                false => Posting::Reply,
-            };
-        }),
-        // `jobs::result`, in the same round trip as the push (a cluster: in one before it).
-        Posting::Write => out.fair("write a result down", |s, setup| {
-            s.redis.result(command, node, at.answer, at.verdict == Verdict::Repeat);
-            let last = at.verdict == Verdict::Repeat || setup.is(Mutation::PushedBeforeWritten);
-            s.node[node].post[slot].at = if last { Posting::Reply } else { Posting::Push };
-        }),
-        // `results::push_all`.
-        Posting::Push => out.fair("push a result", |s, setup| {
-            let late = at.verdict == Verdict::Late;
-            s.redis.push(command, node, Run::Node, at.answer, !late && !setup.is(Mutation::PushedWithoutMark));
-            let next = if setup.is(Mutation::PushedBeforeWritten) { Posting::Write } else { Posting::Reply };
-            s.node[node].post[slot].at = next;
-        }),
-        // 200: `Actor::taken` of the agent's sender marks it.
-        Posting::Reply => out.fair("a result is taken", |s, _| {
-            s.node[node].post[slot] = Post::default();
-            if slot == 0 {
-                s.node[node].sent(command);
-            }
-        }),
-    }
-    if at.at != Posting::Sent {
-        out.fault(fault::CUT, "a result fails at redis", |s, _| s.node[node].post[slot] = Post::default());
     }
 }
 

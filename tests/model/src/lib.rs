@@ -16,6 +16,7 @@ mod explore;
 mod invariants;
 mod node;
 mod redis;
+mod requests;
 mod state;
 
 use explore::explore;
@@ -126,7 +127,7 @@ fn faults_of_the_protocol_are_found() {
     found(TakenOffBeforeWakeup, JOB, fault::KILL_AC, 1, stuck);
     found(HandedOverIsGone, JOB, fault::KILL_AGENT, 1, stuck);
     found(RepetitionIsDuplicate, JOB, fault::CUT, 1, stuck);
-    found(NobodyInherits, JOB, fault::KILL_AC, 1, stuck);
+    found(NobodyReclaims, JOB, fault::KILL_AC, 1, stuck);
     found(TakesBeforeItsBeat, JOB, fault::KILL_AC, 1, stuck);
     found(PushedWithoutMark, JOB, fault::ANSWER, 1, two);
     found(LateAnswersPushed, JOB, fault::EXPIRY | fault::KILL_AGENT, 2, hash);

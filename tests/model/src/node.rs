@@ -2,6 +2,7 @@
 
 use crate::controller;
 use crate::explore::Steps;
+use crate::requests;
 use crate::state::*;
 
 impl Node {
@@ -68,7 +69,7 @@ fn poller(out: &mut Steps<'_>, node: usize) {
             from.at = ac;
             from.poll[0] = Poll { at: Polling::Sent, ac, ack: from.ack, ..Poll::default() };
             if !setup.has(fault::REQUEST | fault::ANSWER) {
-                controller::arrive(s, setup, node, 0);
+                requests::arrive(s, setup, node, 0);
             }
         });
     }
@@ -248,13 +249,13 @@ fn faults_of_node(out: &mut Steps<'_>, node: usize) {
         });
     }
     // A command may be queued once more after its node had it, and nobody sends a wake-up for it. It goes with the
-    // next command, or when the registration is too old (`Parking::arrive`).
+    // next command, or when the registration is too old (`ParkedPolls::arrive`).
     let late = (0..COMMANDS).any(|command| {
         let field = out.state.redis.job[command].field[node];
         out.state.redis.queue[node].score[command] > 0 && field != Field::Queued
     });
     for ac in (0..ACS).filter(|ac| late && out.state.ac[*ac].trust[node] > 0) {
-        out.fair("a registration is too old", |s, _| controller::recall(s, ac, node));
+        out.fair("a registration is too old", |s, _| requests::recheck(s, ac, node));
     }
     if at.up && (at.is_busy() || at.ack != 0) {
         out.fault(fault::KILL_AGENT, "the agent is killed", |s, _| agent_dies(&mut s.node[node], false));
@@ -358,7 +359,7 @@ fn connections_break(s: &mut State) {
         if s.ac[ac].life == Life::Lives {
             // The dispatcher says that it lives over each new connection.
             s.ac[ac].announced = false;
-            controller::recall_all(s, ac);
+            requests::recheck_all(s, ac);
         }
     }
 }

@@ -123,7 +123,7 @@ impl Redis {
         self.expiring[command][node] = Wait::None;
     }
 
-    /// `result.lua`.
+    /// `decide_result.lua`.
     pub(crate) fn decide(&mut self, command: usize, node: usize, run: Run) -> Verdict {
         let done = &mut self.done[command][node];
         match *done {
@@ -145,7 +145,7 @@ impl Redis {
         }
     }
 
-    /// `push.lua`. `marked`: only while the `+` is there.
+    /// `push_result.lua`. `marked`: only while the `+` is there.
     pub(crate) fn push(&mut self, command: usize, node: usize, run: Run, answer: Answer, marked: bool) {
         let done = &mut self.done[command][node];
         if marked && *done != Done::Decided(run) {
@@ -160,7 +160,7 @@ impl Redis {
     }
 
     /// `reclaim.lua`: moves what `from` had taken, unless it has beaten meanwhile.
-    pub(crate) fn inherit(&mut self, from: usize, to: usize) {
+    pub(crate) fn reclaim(&mut self, from: usize, to: usize) {
         if self.beat[from] == Beat::Fresh {
             return;
         }

@@ -59,7 +59,7 @@ pub(crate) enum Done {
     Pushed(Run),
 }
 
-/// The verdict of `result.lua`.
+/// The verdict of `decide_result.lua`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) enum Verdict {
     #[default]
@@ -423,7 +423,7 @@ pub(crate) enum Mutation {
     TakenOffBeforeWakeup,
     HandedOverIsGone,
     RepetitionIsDuplicate,
-    NobodyInherits,
+    NobodyReclaims,
     TakesBeforeItsBeat,
     PushedWithoutMark,
     LateAnswersPushed,

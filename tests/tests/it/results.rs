@@ -2,6 +2,7 @@
 
 use jsacc::model::results::{self, Bounds, Delivery, Push, Verdict};
 use jsacc::redis::{Address, Batch, Conn};
+use jscommon::State;
 use jstests::{Acc, AccOptions, Client, LONG, Redis, wait_for, wait_until};
 use serde_json::{Value, json};
 
@@ -220,7 +221,7 @@ fn a_result_that_two_threads_push_is_counted_once() {
         assert_eq!(results::verdict(answer).expect("a verdict"), Verdict::First);
     }
     for _ in 0..2 {
-        let push = Push { delivery: delivery.clone(), bounds: Bounds::of(1, false), counted: Some("OK") };
+        let push = Push { delivery: delivery.clone(), bounds: Bounds::of(1, false), counted: Some(State::Ok) };
         results::push_all(&mut conn, Batch::new(), &[push]).expect("pushed");
     }
     assert_eq!(client.results("twice"), 1);

@@ -9,11 +9,11 @@ if ARGV[5] == '1' then
 end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 if ARGV[4] == '1' then
-  local left = {}
+  local others = {}
   for node in string.gmatch(redis.call('HGET', KEYS[1], 'targets') or '', '"([0-9:]+)"') do
-    if node ~= ARGV[1] then left[#left + 1] = '"' .. node .. '"' end
+    if node ~= ARGV[1] then others[#others + 1] = '"' .. node .. '"' end
   end
-  redis.call('HSET', KEYS[1], 'targets', '[' .. table.concat(left, ',') .. ']')
+  redis.call('HSET', KEYS[1], 'targets', '[' .. table.concat(others, ',') .. ']')
 end
 if redis.call('HEXISTS', KEYS[1], 'quiet') == 1 then return 1 end
 -- The hash was to live for as long as its command might wait; once nobody is waited for it lives on for

@@ -3,8 +3,8 @@
 use super::item::{Failure, Item, Plan, failure};
 use crate::api::context::Context;
 use crate::auth::tickets::{Flags, Tickets};
-use crate::model::answer::Answer;
 use crate::model::handover::QueuedCommand;
+use crate::model::own_results::OwnResult;
 use crate::model::queue::{self, Queued};
 use crate::model::{DAY, jobs, wakeups};
 use crate::proxy::Remote;
@@ -28,7 +28,7 @@ const MAX_PIPELINE_BYTES: usize = 8 << 20;
 #[derive(Default)]
 pub(super) struct Enqueued {
     /// Answers for nodes in whose queue the command may not wait.
-    pub(super) answers: Vec<(usize, Answer)>,
+    pub(super) answers: Vec<(usize, OwnResult)>,
     /// Commands that are to be forgotten once they are answered.
     pub(super) forget: Vec<(usize, NodeId, String)>,
     /// Sentences for the log.
@@ -102,7 +102,7 @@ pub(super) fn enqueue(
                     }
                     Failure::Spoilt(sentence) => {
                         for i in indices {
-                            let answer = Answer::error(commands[*i].command, Some(*node), sentence.clone());
+                            let answer = OwnResult::error(commands[*i].command, Some(*node), sentence.clone());
                             outcome.answers.push((owners[*i], answer));
                             spoilt.push((owners[*i], sentence.clone()));
                         }
@@ -125,7 +125,7 @@ pub(super) fn enqueue(
                     Queued::Revoked => format!("node {node} was revoked: enrol it again"),
                 };
                 let command = commands[*i].command;
-                outcome.answers.push((owners[*i], Answer::error(command, Some(*node), sentence)));
+                outcome.answers.push((owners[*i], OwnResult::error(command, Some(*node), sentence)));
                 outcome.forget.push((owners[*i], *node, command.id.clone()));
             }
         }

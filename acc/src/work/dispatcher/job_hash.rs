@@ -1,8 +1,8 @@
 //! The hash of each job, which is written before anything can come back.
 
 use super::item::{Item, Plan, failure};
-use crate::model::answer;
 use crate::model::jobs::{self, Job};
+use crate::model::own_results;
 use crate::redis::errors::is_partial;
 use crate::redis::{Batch, Conn};
 use crate::work::history::{created, expires};
@@ -12,7 +12,7 @@ use redis::RedisResult;
 /// chosen then, and goes to those of them that are not known to have it.
 pub(super) fn write_down(conn: &mut Conn, items: &mut [Item], now: u64, again: bool) -> RedisResult<()> {
     let shown: Vec<String> =
-        items.iter().map(|item| item.plan.command().map(answer::redacted).unwrap_or_default()).collect();
+        items.iter().map(|item| item.plan.command().map(own_results::redacted).unwrap_or_default()).collect();
     let mut batch = Batch::new();
     let mut opened = Vec::new();
     for (i, item) in items.iter().enumerate().filter(|(_, item)| !item.resumed) {

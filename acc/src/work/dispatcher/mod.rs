@@ -11,16 +11,16 @@
 //! the list), and every step is harmless when repeated. A repetition is marked `again`, for a job
 //! that is known already is then no duplicate.
 
-mod answers;
 mod enqueue;
 mod item;
 mod job_hash;
+mod own_results;
 
 use crate::api::context::Context;
 use crate::auth::shared_secrets;
 use crate::bounded_map::Throttle;
-use crate::model::answer::Answer;
 use crate::model::jobs;
+use crate::model::own_results::OwnResult;
 use crate::model::queue;
 use crate::model::{controllers, events, history, inbox};
 use crate::proxy::Remote;
@@ -246,12 +246,12 @@ impl Dispatcher {
             match &item.plan {
                 Plan::Reject(bad) => {
                     if let Some(partial) = &bad.partial {
-                        answers.push((i, Answer::error(partial, None, format!("no command: {}", bad.reason))));
+                        answers.push((i, OwnResult::error(partial, None, format!("no command: {}", bad.reason))));
                     }
                 }
                 // Of a job that was written down before all nodes may have answered by now.
                 Plan::Run(command, _) if item.targets().is_empty() => {
-                    answers.push((i, Answer::error(command, None, targets::nobody(command))));
+                    answers.push((i, OwnResult::error(command, None, targets::nobody(command))));
                 }
                 Plan::Cancel(command) => match cancel::take_back(conn, command, now, self.context.config.max_queue) {
                     Ok((given, job)) => {
@@ -261,19 +261,19 @@ impl Dispatcher {
                     Err(e) => match failure(e)? {
                         Failure::Later => item.deferred = Some(Vec::new()),
                         Failure::Spoilt(sentence) => {
-                            answers.push((i, Answer::error(command, None, sentence.clone())));
+                            answers.push((i, OwnResult::error(command, None, sentence.clone())));
                             item.spoilt.push(sentence);
                         }
                     },
                 },
                 Plan::Spoilt(command) => {
                     let sentence = item.spoilt.first().cloned().unwrap_or_default();
-                    answers.push((i, Answer::error(command, None, sentence)));
+                    answers.push((i, OwnResult::error(command, None, sentence)));
                 }
                 Plan::Run(..) | Plan::Duplicate(_) | Plan::Wait(_) => {}
             }
         }
-        answers::give(&self.context.metrics, conn, &mut items, answers)?;
+        own_results::deliver_or_defer(&self.context.metrics, conn, &mut items, answers)?;
 
         let mut batch = Batch::new();
         for (_, node, job) in forget.iter().filter(|(i, ..)| items[*i].deferred.is_none()) {

@@ -24,12 +24,12 @@ impl DeadControllers {
 
 /// Which revocations were read last.
 #[derive(Default)]
-pub(crate) struct Sync {
+pub(crate) struct SharedChanges {
     revoked: Option<u64>,
 }
 
-impl Sync {
-    /// Makes the next `sync` read the revocations, whatever their version.
+impl SharedChanges {
+    /// Makes the next `apply` read the revocations, whatever their version.
     pub(crate) fn forget(&mut self) {
         self.revoked = None;
     }
@@ -37,7 +37,7 @@ impl Sync {
     /// Finds controllers that have died (the dispatcher goes on with what they had taken), new revocations and grants,
     /// and commands whose wait has ended. An error of one of them stops none of the others: of a cluster's servers one
     /// may be away.
-    pub(crate) fn sync(
+    pub(crate) fn apply(
         &mut self,
         context: &Context,
         proxy: &Remote,

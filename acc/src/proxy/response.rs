@@ -10,7 +10,7 @@ use std::time::SystemTime;
 
 /// A response of tiny_http.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Answer {
+pub(crate) struct Response {
     /// HTTP status.
     pub(crate) status: u16,
     /// Headers beside those that the proxy writes itself.
@@ -21,23 +21,23 @@ pub(crate) struct Answer {
     pub(crate) body: Vec<u8>,
 }
 
-impl Answer {
+impl Response {
     /// 200 with JSON text.
-    pub(crate) fn json(body: Vec<u8>) -> Answer {
+    pub(crate) fn json(body: Vec<u8>) -> Response {
         let headers = vec![("Content-Type".to_owned(), "application/json".to_owned())];
-        Answer { status: 200, headers, park: None, body }
+        Response { status: 200, headers, park: None, body }
     }
 
     /// 204.
-    pub(crate) fn empty() -> Answer {
-        Answer { status: 204, ..Answer::json(Vec::new()) }
+    pub(crate) fn empty() -> Response {
+        Response { status: 204, ..Response::json(Vec::new()) }
     }
 
     /// A refusal; one that will pass names the seconds after which to try again, spread over some so
     /// that those who were refused together do not come back together.
-    pub(crate) fn refusal(refusal: &Refusal) -> Answer {
-        let mut answer = Answer { status: refusal.status, ..Answer::json(error_body(&refusal.reason)) };
-        let mut add = |name: &str, value: String| answer.headers.push((name.to_owned(), value));
+    pub(crate) fn refusal(refusal: &Refusal) -> Response {
+        let mut response = Response { status: refusal.status, ..Response::json(error_body(&refusal.reason)) };
+        let mut add = |name: &str, value: String| response.headers.push((name.to_owned(), value));
         match refusal.status {
             401 => add("WWW-Authenticate", "Bearer".into()),
             // The sentence of a 405 names the method; the header repeats it for programs.
@@ -45,7 +45,7 @@ impl Answer {
             429 | 503 => add("Retry-After", fastrand::u32(1..=5).to_string()),
             _ => {}
         }
-        answer
+        response
     }
 
     /// Returns the bytes for the client at the time of `now`: the head, with a small body behind it, and a large
@@ -54,7 +54,7 @@ impl Answer {
         let mut head = format!("HTTP/1.1 {} {}\r\n", self.status, reason_phrase(self.status));
         head.push_str(&format!("Date: {}\r\n", httpdate::HttpDate::from(now)));
         if self.status == 204 {
-            // There is no body by which an agent could tell this answer from a proxy's or a captive portal's.
+            // There is no body by which an agent could tell this response from a proxy's or a captive portal's.
             let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
             head.push_str(&format!("X-JS-Time: {}\r\n", since.as_millis()));
         }
@@ -80,29 +80,29 @@ impl Answer {
 /// A body up to here travels together with its head.
 const SMALL: usize = 16 * 1024;
 
-/// Headers of tiny_http's answers that the proxy writes itself or keeps for itself.
+/// Headers of tiny_http's responses that the proxy writes itself or keeps for itself.
 const OWN_HEADERS: [&str; 7] =
     ["Connection", "Content-Length", "Date", "Keep-Alive", "Server", "Transfer-Encoding", PARK_HEADER];
 
 /// Most bytes of tiny_http's heads; it is our own server, so more is a mistake.
 const MAX_HEAD: usize = 8 * 1024;
 
-/// The head of the answer that begins in `bytes`: the answer without its body, where the head ends, and
+/// The head of the response that begins in `bytes`: the response without its body, where the head ends, and
 /// how long the body is; nothing while some of the head is missing.
 ///
 /// The error says what is wrong with it: a mistake of ours, never of a client.
-pub(crate) fn read(bytes: &[u8]) -> Result<Option<(Answer, usize, usize)>, String> {
+pub(crate) fn read(bytes: &[u8]) -> Result<Option<(Response, usize, usize)>, String> {
     let mut headers = [httparse::EMPTY_HEADER; 32];
-    let mut response = httparse::Response::new(&mut headers);
-    let end = match response.parse(bytes) {
+    let mut parsed = httparse::Response::new(&mut headers);
+    let end = match parsed.parse(bytes) {
         Ok(httparse::Status::Complete(end)) => end,
         Ok(httparse::Status::Partial) if bytes.len() > MAX_HEAD => return Err("its head is too long".into()),
         Ok(httparse::Status::Partial) => return Ok(None),
         Err(e) => return Err(format!("its head is no HTTP: {e}")),
     };
-    let status = response.code.unwrap_or(0);
+    let status = parsed.code.unwrap_or(0);
     let value = |name: &str| {
-        let header = response.headers.iter().find(|h| h.name.eq_ignore_ascii_case(name))?;
+        let header = parsed.headers.iter().find(|h| h.name.eq_ignore_ascii_case(name))?;
         std::str::from_utf8(header.value).ok()
     };
     let number = |name: &str| value(name).and_then(|text| text.parse::<u32>().ok());
@@ -112,9 +112,9 @@ pub(crate) fn read(bytes: &[u8]) -> Result<Option<(Answer, usize, usize)>, Strin
     };
     let ours = |name: &str| OWN_HEADERS.iter().any(|own| own.eq_ignore_ascii_case(name));
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let others = response.headers.iter().filter(|h| !ours(h.name));
+    let others = parsed.headers.iter().filter(|h| !ours(h.name));
     let headers = others.map(|h| (h.name.to_owned(), text(h.value))).collect();
-    Ok(Some((Answer { status, headers, park: number(PARK_HEADER), body: Vec::new() }, end, length)))
+    Ok(Some((Response { status, headers, park: number(PARK_HEADER), body: Vec::new() }, end, length)))
 }
 
 fn reason_phrase(status: u16) -> &'static str {
@@ -150,26 +150,26 @@ mod tests {
 
     const DATE: &str = "Date: Thu, 01 Jan 1970 00:00:00 GMT\r\n";
 
-    fn text(answer: &Answer, keep_alive: bool, bodiless: bool) -> String {
-        String::from_utf8(answer.clone().bytes(keep_alive, bodiless, SystemTime::UNIX_EPOCH).concat()).unwrap()
+    fn text(response: &Response, keep_alive: bool, bodiless: bool) -> String {
+        String::from_utf8(response.clone().bytes(keep_alive, bodiless, SystemTime::UNIX_EPOCH).concat()).unwrap()
     }
 
     #[test]
     fn answers_are_written_with_their_headers() {
-        let empty = text(&Answer::empty(), true, false);
+        let empty = text(&Response::empty(), true, false);
         assert_eq!(empty, format!("HTTP/1.1 204 No Content\r\n{DATE}X-JS-Time: 0\r\nConnection: keep-alive\r\n\r\n"));
-        let answer = Answer::json(b"{}".to_vec());
+        let response = Response::json(b"{}".to_vec());
         let head = format!(
             "HTTP/1.1 200 OK\r\n{DATE}Content-Type: application/json\r\nContent-Length: 2\r\nConnection: close\r\n\r\n"
         );
-        assert_eq!(text(&answer, false, false), format!("{head}{{}}"));
-        assert_eq!(text(&answer, false, true), head);
+        assert_eq!(text(&response, false, false), format!("{head}{{}}"));
+        assert_eq!(text(&response, false, true), head);
     }
 
     #[test]
     fn refusals_have_the_headers_of_their_status() {
         let refusal = |status, reason: &str| {
-            text(&Answer::refusal(&Refusal { status, reason: reason.into(), label: "x" }), false, false)
+            text(&Response::refusal(&Refusal { status, reason: reason.into(), label: "x" }), false, false)
         };
         assert!(refusal(400, "a \"b\"").contains(r#"{"error":"a \"b\"","time":"#));
         assert!(refusal(503, "full").contains("\r\nRetry-After: "));
@@ -185,7 +185,7 @@ mod tests {
         for end in 0..head {
             assert_eq!(read(&text[..end]), Ok(None), "{end}");
         }
-        let want = Answer {
+        let want = Response {
             status: 200,
             headers: vec![("Content-Type".into(), "text/plain".into()), ("Retry-After".into(), "2".into())],
             park: Some(30),
@@ -202,9 +202,9 @@ mod tests {
     fn a_large_body_is_not_copied() {
         let body = vec![b'x'; SMALL + 1];
         let place = body.as_ptr();
-        let [head, rest] = Answer::json(body).bytes(true, false, SystemTime::UNIX_EPOCH);
+        let [head, rest] = Response::json(body).bytes(true, false, SystemTime::UNIX_EPOCH);
         assert!(head.ends_with(b"\r\n\r\n") && std::ptr::eq(rest.as_ptr(), place));
-        let [_, rest] = Answer::json(vec![b'x'; SMALL]).bytes(true, false, SystemTime::UNIX_EPOCH);
+        let [_, rest] = Response::json(vec![b'x'; SMALL]).bytes(true, false, SystemTime::UNIX_EPOCH);
         assert!(rest.is_empty());
     }
 }

@@ -1,7 +1,7 @@
-//! Answers that the controller gives itself: no matching node, expired, cancelled, malformed.
+//! Results that the controller makes itself: no matching node, expired, cancelled, malformed.
 //!
 //! Owns: the result's form and the order of its steps (decision, hash, list).
-//! Does not own: when there is such an answer (dispatcher, periodic tasks).
+//! Does not own: when there is such a result (dispatcher, periodic tasks).
 //! `redacted` also keeps secrets out of what is written down about a command.
 
 use crate::metrics::Metrics;
@@ -12,14 +12,14 @@ use crate::model::results::{self, Bounds, Delivery, Push, Verdict};
 use crate::redis::{Batch, Conn};
 use jscommon::command::{is_secret, shown_args};
 use jscommon::{Command, JobResult, NodeId, State};
-use redis::{FromRedisValue, RedisResult};
+use redis::{FromRedisValue, RedisResult, Value};
 
 /// Most calls of one transaction, for Redis does nothing else meanwhile.
 const MAX_TRANSACTION_CALLS: usize = 256;
 
-/// An answer to give.
+/// A result of the controller itself.
 #[derive(Clone, Debug)]
-pub(crate) struct Answer {
+pub(crate) struct OwnResult {
     /// The command.
     pub(crate) command: Command,
     /// The node for which it is given; nothing where the command reached none.
@@ -32,14 +32,14 @@ pub(crate) struct Answer {
     pub(crate) level: u8,
 }
 
-impl Answer {
+impl OwnResult {
     /// `ERROR` with a sentence.
-    pub(crate) fn error(command: &Command, target: Option<NodeId>, data: impl Into<String>) -> Answer {
-        Answer { command: command.clone(), target, state: State::Error, data: data.into(), level: 0 }
+    pub(crate) fn error(command: &Command, target: Option<NodeId>, data: impl Into<String>) -> OwnResult {
+        OwnResult { command: command.clone(), target, state: State::Error, data: data.into(), level: 0 }
     }
 
     /// For a command that was withdrawn from the queue of `node`.
-    pub(crate) fn withdrawn(command: &Command, node: NodeId, reason: Reason) -> Answer {
+    pub(crate) fn withdrawn(command: &Command, node: NodeId, reason: Reason) -> OwnResult {
         let sentence = match reason {
             Reason::Cancelled => "cancelled before its node took it".to_owned(),
             Reason::Expired => {
@@ -49,7 +49,7 @@ impl Answer {
             Reason::Revoked => format!("node {node} was revoked before it had acknowledged the command"),
         };
         let state = if reason == Reason::Cancelled { State::Killed } else { State::Error };
-        Answer { state, ..Answer::error(command, Some(node), sentence) }
+        OwnResult { state, ..OwnResult::error(command, Some(node), sentence) }
     }
 
     fn result(&self) -> JobResult {
@@ -63,90 +63,67 @@ impl Answer {
         result
     }
 
+    fn delivery<'a>(&'a self, field: &'a str, text: &'a str) -> Delivery<'a> {
+        Delivery { id: &self.command.id, target: field, run: "ac", text, recurring: None }
+    }
+
     /// `gid:nid` of the target, or what the command names.
     fn field(&self) -> String {
         self.target.map_or(format!("{}:{}", self.command.gid, self.command.nid), |node| node.to_string())
     }
 }
 
-/// Delivers answers, each once; may be repeated.
-pub(crate) fn give(metrics: &Metrics, conn: &mut Conn, answers: &[Answer]) -> RedisResult<()> {
-    if answers.is_empty() {
+/// Delivers results, each once; may be repeated.
+pub(crate) fn deliver(metrics: &Metrics, conn: &mut Conn, own: &[OwnResult]) -> RedisResult<()> {
+    deliver_with(metrics, conn, own, true)
+}
+
+/// Delivers a result and leaves the job's hash alone, for that cannot be written.
+pub(crate) fn deliver_alone(metrics: &Metrics, conn: &mut Conn, own: &OwnResult) -> RedisResult<()> {
+    deliver_with(metrics, conn, std::slice::from_ref(own), false)
+}
+
+fn deliver_with(metrics: &Metrics, conn: &mut Conn, own: &[OwnResult], has_hash: bool) -> RedisResult<()> {
+    if own.is_empty() {
         return Ok(());
     }
-    let texts: Vec<(String, String)> = answers
-        .iter()
-        .map(|answer| (answer.field(), serde_json::to_string(&answer.result()).unwrap_or_default()))
-        .collect();
-    let deliveries: Vec<Delivery<'_>> = answers
-        .iter()
-        .zip(&texts)
-        .map(|(answer, (field, text))| Delivery {
-            id: &answer.command.id,
-            target: field,
-            run: "ac",
-            text,
-            recurring: None,
-        })
-        .collect();
+    let texts: Vec<(String, String)> =
+        own.iter().map(|own| (own.field(), serde_json::to_string(&own.result()).unwrap_or_default())).collect();
+    let deliveries: Vec<Delivery<'_>> =
+        own.iter().zip(&texts).map(|(own, (field, text))| own.delivery(field, text)).collect();
     let mut batch = Batch::new();
     for delivery in &deliveries {
         results::decide(&mut batch, delivery, false);
-        jobs::size(&mut batch, delivery.id);
+        if has_hash {
+            jobs::size(&mut batch, delivery.id);
+        }
     }
     let mut said = conn.run(&batch)?.into_iter();
-    let mut verdicts = Vec::with_capacity(deliveries.len());
-    while let (Some(verdict), Some(size)) = (said.next(), said.next()) {
-        verdicts.push((results::verdict(verdict)?, usize::from_redis_value(size)?));
-    }
     let (mut hashes, mut pushes) = (Batch::new(), Vec::new());
-    for ((answer, delivery), (verdict, size)) in answers.iter().zip(&deliveries).zip(&verdicts) {
+    for (own, delivery) in own.iter().zip(&deliveries) {
+        let mut next = || said.next().unwrap_or(Value::Nil);
+        let verdict = results::verdict(next())?;
+        let size = if has_hash { usize::from_redis_value(next())? } else { 0 };
         if hashes.len() + pushes.len() >= MAX_TRANSACTION_CALLS {
             results::push_all(conn, std::mem::take(&mut hashes), &std::mem::take(&mut pushes))?;
         }
-        if *verdict != Verdict::Late {
-            let writing = match answer.target {
+        if has_hash && verdict != Verdict::Late {
+            let writing = match own.target {
                 Some(_) => Writing::Withdrawn,
                 // Asked again a `cancel` finds less to do, and says something else: what was pushed stands.
-                None if *verdict == Verdict::Repeat => Writing::Repeated,
+                None if verdict == Verdict::Repeat => Writing::Repeated,
                 None => Writing::Counts,
             };
             jobs::result(&mut hashes, delivery.target, delivery.id, delivery.text, writing);
         }
-        if *verdict == Verdict::First {
-            let quiet = answer.command.quiet;
-            let counted = (!quiet).then(|| state_name(answer.state));
-            pushes.push(Push { delivery: delivery.clone(), bounds: Bounds::of(*size, quiet), counted });
+        if verdict == Verdict::First {
+            let quiet = own.command.quiet;
+            let counted = (!quiet).then_some(own.state);
+            pushes.push(Push { delivery: delivery.clone(), bounds: Bounds::of(size, quiet), counted });
             metrics.results.with_label_values(&["own"]).inc();
         }
     }
     results::push_all(conn, hashes, &pushes)
-}
-
-/// Delivers an answer and leaves the job's hash alone, for that cannot be written.
-pub(crate) fn push_alone(metrics: &Metrics, conn: &mut Conn, answer: &Answer) -> RedisResult<()> {
-    let (field, text) = (answer.field(), serde_json::to_string(&answer.result()).unwrap_or_default());
-    let delivery = Delivery { id: &answer.command.id, target: &field, run: "ac", text: &text, recurring: None };
-    let mut batch = Batch::new();
-    results::decide(&mut batch, &delivery, false);
-    let verdict = results::verdict(conn.run(&batch)?.pop().unwrap_or(redis::Value::Nil))?;
-    if verdict == Verdict::First {
-        let quiet = answer.command.quiet;
-        let counted = (!quiet).then(|| state_name(answer.state));
-        results::push_all(conn, Batch::new(), &[Push { delivery, bounds: Bounds::of(0, quiet), counted }])?;
-        metrics.results.with_label_values(&["own"]).inc();
-    }
-    Ok(())
-}
-
-/// `OK`, `ERROR`, `TIMEOUT` or `KILLED`.
-pub(crate) fn state_name(state: State) -> &'static str {
-    match state {
-        State::Ok => "OK",
-        State::Error => "ERROR",
-        State::Timeout => "TIMEOUT",
-        State::Killed => "KILLED",
-    }
 }
 
 /// The command as JSON, without what is secret.
@@ -168,12 +145,12 @@ mod tests {
     use serde_json::{Value, json};
 
     #[test]
-    fn answer_for_a_node_names_that_node() {
+    fn result_for_a_node_names_that_node() {
         let command = |value: Value| Command::from_value(value).unwrap();
         let many = command(json!({"id": "a", "cmd": "ping", "nodes": [[1, 2], [3, 4]]}));
         let all = command(json!({"id": "a", "cmd": "ping", "gid": 3, "roles": ["*"], "fanout": true}));
         for command in [many, all] {
-            let answer = |target| serde_json::to_value(Answer::error(&command, target, "no").result()).unwrap();
+            let answer = |target| serde_json::to_value(OwnResult::error(&command, target, "no").result()).unwrap();
             let named = answer(Some(NodeId { gid: 3, nid: 4 }));
             assert_eq!((&named["gid"], &named["nid"]), (&json!(3), &json!(4)));
             let nobody = answer(None);
@@ -192,7 +169,7 @@ mod tests {
         for marked in [json!(true), json!("true"), json!(1), json!("yes")] {
             let shown = redacted(&command(marked.clone()));
             assert!(!shown.contains("geheim") && shown.contains("PW"), "{shown}");
-            let answer = Answer::error(&command(marked), None, "no");
+            let answer = OwnResult::error(&command(marked), None, "no");
             assert!(!serde_json::to_string(&answer.result()).unwrap().contains("geheim"));
         }
     }

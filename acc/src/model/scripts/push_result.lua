@@ -23,12 +23,12 @@ else
   redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
   if length > tonumber(ARGV[4]) then redis.call('LTRIM', KEYS[1], 0, ARGV[4] - 1) end
 end
-local keep, left = tonumber(ARGV[5]), redis.call('TTL', KEYS[2])
+local keep, ttl = tonumber(ARGV[5]), redis.call('TTL', KEYS[2])
 -- What is remembered for longer is a job that recurs, and that Redis has known.
-if ARGV[7] ~= '1' and left > tonumber(ARGV[10]) then keep = tonumber(ARGV[10]) end
+if ARGV[7] ~= '1' and ttl > tonumber(ARGV[10]) then keep = tonumber(ARGV[10]) end
 -- A minute more or less is not worth a write for each result of a fleet.
 if redis.call('TTL', KEYS[1]) < keep - 60 then redis.call('EXPIRE', KEYS[1], keep) end
-if ARGV[7] == '1' or left < keep - 60 then redis.call('EXPIRE', KEYS[2], keep) end
+if ARGV[7] == '1' or ttl < keep - 60 then redis.call('EXPIRE', KEYS[2], keep) end
 if ARGV[8] ~= '' then
   local counts = KEYS[#KEYS]
   redis.call('HINCRBY', counts, ARGV[8], 1)

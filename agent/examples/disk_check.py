@@ -3,8 +3,8 @@
     jsctl script run 1.10 ./disk_check.py --data '{"warn": 80, "critical": 90}'
 
 Data, all optional: `path` or `paths` (default: every file system on a disk), `warn` and `critical` (percent used).
-Result: a list of {path, used, inodes, state}. Status 1 when something is critical, so that a job with
-`recurring_period` is heard of exactly then.
+Result: a list of {path, used, inodes, state}. Status 1 when something is critical, so that a
+recurring job (`--every`) delivers a result exactly then.
 """
 import os
 import sys

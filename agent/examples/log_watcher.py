@@ -1,6 +1,6 @@
 """Watches a log file: each run reports the lines that are new and match.
 
-    jsctl script run 1.10 ./log_watcher.py --recurring-period 30 \\
+    jsctl script run 1.10 ./log_watcher.py --every 30 \\
         --data '{"file": "/var/log/syslog", "pattern": "error|fail"}'
 
 Data: `file`; `pattern` (a regular expression); `level` of the messages (7); `most` lines a run (100);

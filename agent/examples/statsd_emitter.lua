@@ -1,6 +1,6 @@
--- Figures of the node as statsd: load, memory, network, for whoever collects them.
+-- Figures of the node as statsd: load, memory, network.
 --
---   jsctl script run 1.10 ./statsd_emitter.lua --recurring-period 30
+--   jsctl script run 1.10 ./statsd_emitter.lua --every 30
 --
 -- Data: `interfaces` (a list of names; default: all but lo). They become series of the job, and go to
 -- the controller with everything else that is measured. No result: a recurring job stays quiet.

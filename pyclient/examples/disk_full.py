@@ -3,7 +3,6 @@
     python disk_full.py all 90
 """
 
-import os
 import sys
 
 from jsclient import Client, clean
@@ -11,7 +10,7 @@ from jsclient import Client, clean
 
 def main(target: str = "all", limit: str = "90") -> int:
     found = 0
-    with Client(os.environ.get("JSCTL_REDIS", "redis://localhost:6379")) as client:
+    with Client() as client:
         for result in client.target(target).info("disk"):
             for disk in result.value if result.ok else []:
                 percent = 100 * disk["used"] / disk["total"] if disk["total"] else 0

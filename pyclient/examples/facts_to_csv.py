@@ -4,14 +4,13 @@
 """
 
 import csv
-import os
 import sys
 
 from jsclient import Client
 
 
 def main(path: str) -> int:
-    with Client(os.environ.get("JSCTL_REDIS", "redis://localhost:6379")) as client:
+    with Client() as client:
         nodes = client.target("all")
         # All three commands are sent before the first answer is read.
         systems, cpus, memories = nodes.info("os"), nodes.info("cpu"), nodes.info("mem")
@@ -30,4 +29,6 @@ def main(path: str) -> int:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) <= 1:
+        sys.exit(__doc__)
     sys.exit(main(*sys.argv[1:]))

@@ -3,7 +3,6 @@
     python failed_lately.py 1000
 """
 
-import os
 import sys
 from collections import defaultdict
 
@@ -12,7 +11,7 @@ from jsclient import Client, clean
 
 def main(count: str = "1000") -> int:
     failed = defaultdict(list)
-    with Client(os.environ.get("JSCTL_REDIS", "redis://localhost:6379")) as client:
+    with Client() as client:
         for job in client.jobs(int(count)):
             for node, result in job.results.items():
                 if not result.ok:

@@ -3,7 +3,6 @@
     python follow_a_job.py 1.1 -- make -C /src
 """
 
-import os
 import sys
 
 from jsclient import Client, clean
@@ -12,7 +11,7 @@ from jsclient import Client, clean
 def main(node: str, *words: str) -> int:
     program, *args = words[1:] if words[0] == "--" else words
     gid, nid = map(int, node.split("."))
-    with Client(os.environ.get("JSCTL_REDIS", "redis://localhost:6379")) as client:
+    with Client() as client:
         job = client.execute(gid, nid, program, args)
         try:
             for record in job.logs(levels="1-9", follow=True):
@@ -23,4 +22,6 @@ def main(node: str, *words: str) -> int:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) <= 2:
+        sys.exit(__doc__)
     sys.exit(main(*sys.argv[1:]))

@@ -3,14 +3,13 @@
     python kill_runaways.py all 95
 """
 
-import os
 import sys
 
 from jsclient import Client, clean
 
 
 def main(target: str = "all", limit: str = "95") -> int:
-    with Client(os.environ.get("JSCTL_REDIS", "redis://localhost:6379")) as client:
+    with Client() as client:
         for result in client.target(target).processes():
             for entry in result.value if result.ok else []:
                 if entry["cpu"] > float(limit):

@@ -3,14 +3,13 @@
     python push_config.py @web ./nginx.conf /etc/nginx/nginx.conf nginx
 """
 
-import os
 import sys
 
 from jsclient import Client
 
 
 def main(target: str, local: str, path: str, service: str) -> int:
-    with Client(os.environ.get("JSCTL_REDIS", "redis://localhost:6379")) as client:
+    with Client() as client:
         fleet = client.put(target, local, path, mode="0644").wait(60).raise_for_status()
         changed = [node for node, result in fleet.results.items() if result.value["changed"]]
         print(f"{len(changed)} of {len(fleet)} nodes had a different file")
@@ -22,4 +21,6 @@ def main(target: str, local: str, path: str, service: str) -> int:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) <= 4:
+        sys.exit(__doc__)
     sys.exit(main(*sys.argv[1:]))

@@ -3,14 +3,13 @@
     python rolling_restart.py @web nginx
 """
 
-import os
 import sys
 
 from jsclient import Client
 
 
 def main(target: str, service: str) -> int:
-    with Client(os.environ.get("JSCTL_REDIS", "redis://localhost:6379")) as client:
+    with Client() as client:
         fleet = client.target(target).execute(
             "systemctl", ["restart", service], max_time=60, batch=1, max_failures=0
         )
@@ -22,4 +21,6 @@ def main(target: str, service: str) -> int:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) <= 2:
+        sys.exit(__doc__)
     sys.exit(main(*sys.argv[1:]))

@@ -3,7 +3,6 @@
     python run_my_function.py @web /etc
 """
 
-import os
 import sys
 
 from jsclient import Client, clean
@@ -21,7 +20,7 @@ def largest(folder, count=3):
 
 
 def main(target: str = "@web", folder: str = "/etc") -> int:
-    with Client(os.environ.get("JSCTL_REDIS", "redis://localhost:6379")) as client:
+    with Client() as client:
         fleet = client.run_script(target, function=largest, data={"folder": folder}, max_time=30)
         for result in fleet:
             if result.ok:

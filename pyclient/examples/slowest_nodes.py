@@ -3,7 +3,6 @@
     python slowest_nodes.py all
 """
 
-import os
 import sys
 import time
 
@@ -11,7 +10,7 @@ from jsclient import Client
 
 
 def main(target: str = "all") -> int:
-    with Client(os.environ.get("JSCTL_REDIS", "redis://localhost:6379")) as client:
+    with Client() as client:
         took = {}
         started = time.monotonic()
         fleet = client.target(target).ping()

@@ -3,7 +3,6 @@
     python watch_errors.py all
 """
 
-import os
 import sys
 import time
 
@@ -14,7 +13,7 @@ NAMES = {7: "warning", 8: "error", 9: "CRITICAL"}
 
 def main(target: str = "all", seconds: str = "inf") -> int:
     end = time.monotonic() + float(seconds)
-    with Client(os.environ.get("JSCTL_REDIS", "redis://localhost:6379")) as client:
+    with Client() as client:
         records = client.target(target).follow(levels="7-9", until=lambda: time.monotonic() > end)
         try:
             for record in records:

@@ -3,7 +3,6 @@
     python when_it_is_back.py 1.10 -- apt-get -y upgrade
 """
 
-import os
 import sys
 
 from jsclient import Client, WaitTimeoutError
@@ -12,7 +11,7 @@ from jsclient import Client, WaitTimeoutError
 def main(node: str, *words: str) -> int:
     program, *args = words[1:] if words[0] == "--" else words
     gid, nid = map(int, node.split("."))
-    with Client(os.environ.get("JSCTL_REDIS", "redis://localhost:6379")) as client:
+    with Client() as client:
         job = client.execute(gid, nid, program, args, expires=3600)
         while True:
             try:
@@ -28,4 +27,6 @@ def main(node: str, *words: str) -> int:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) <= 2:
+        sys.exit(__doc__)
     sys.exit(main(*sys.argv[1:]))

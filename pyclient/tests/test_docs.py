@@ -6,6 +6,8 @@ import importlib.util
 import linecache
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, Callable
 
@@ -122,6 +124,13 @@ def test_recipes_follow_and_failures_print_jobs(fleet: Fake, here: None, capsys:
     assert capsys.readouterr().out == "compiling\n"
     assert recipe("failed_lately").main() == 0
     assert "make  on 1.1: execute on 1.1 failed with status 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["facts_to_csv", "follow_a_job", "push_config", "recurring_check", "rolling_restart",
+                                  "when_it_is_back"])
+def test_recipe_without_its_arguments_prints_its_usage(name: str) -> None:
+    ran = subprocess.run([sys.executable, str(RECIPES / f"{name}.py")], capture_output=True, text=True, timeout=60)
+    assert (ran.returncode, ran.stdout) == (1, "") and f"    python {name}.py " in ran.stderr, ran
 
 
 def test_all_twelve_recipes_are_listed() -> None:

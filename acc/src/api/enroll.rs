@@ -54,7 +54,10 @@ pub(super) fn post(context: &Context, request: &Request) -> Outcome {
     let token_use = format!("{}/{named}", enrolment.id);
     let spent = || {
         context.metrics.refused("enrolment");
-        refused(403, format!("the enrolment token is spent: it was for {} use(s)", enrolment.uses))
+        refused(
+            403,
+            format!("the enrolment token is spent after {} use(s): make another with jsacc token", enrolment.uses),
+        )
     };
     if !context.pool.with(|conn| nodes::can_use_enrolment(conn, &enrolment.id, &use_id, enrolment.uses))? {
         return spent();

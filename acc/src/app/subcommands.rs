@@ -136,7 +136,7 @@ fn revoke(context: &Context, node: NodeId) -> anyhow::Result<String> {
         many => format!("{many} commands waited for it and were answered with ERROR"),
     };
     Ok(format!(
-        "every controller of this Redis refuses within seconds what node {node} holds that was issued until {}\n\
+        "every controller of this Redis refuses within seconds the credentials of node {node} that were issued until {}\n\
          {waited}\n\
          its grants are deleted, and commands for it are answered with ERROR until it is enrolled again\n\
          `jsacc enroll {} {}` gives it new credentials\n",

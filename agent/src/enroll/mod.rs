@@ -36,7 +36,7 @@ pub fn run(what: &Enroll) -> Result<String> {
         _ if url.starts_with("http://") => Vec::new(),
         (Some(ca), _) => uplink::read_certificates(ca)?,
         (None, Some(fingerprint)) => vec![pin::find(url, &fingerprint)?],
-        (None, None) => bail!("the token carries no fingerprint of a CA: is it whole? (or give --ca FILE)"),
+        (None, None) => bail!("the enrolment token is not complete: give all that jsacc token printed, or --ca FILE"),
     };
     // Whoever names a CA means the one that presents itself there, as that of a proxy: the agent will meet
     // it as well, and not the controller's own.

@@ -390,7 +390,7 @@ pub fn read_only(data_dir: &Path) -> Result<Vec<Row>> {
     let path = data_dir.join(FILE);
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let db = Connection::open_with_flags(&path, flags)
-        .with_context(|| format!("cannot read {}; has an agent run there, and may you read it?", path.display()))?;
+        .with_context(|| format!("cannot read {}: start its agent first, or run this as its user", path.display()))?;
     db.busy_timeout(Duration::from_secs(5))?;
     table::read_live(&db).with_context(|| format!("cannot read {}", path.display()))
 }

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .keys import NodeId
     from .nodes import Node
     from .result import FleetFailedError, JobFailedError, Result
-    from .selection import Selection
+    from .target_commands import TargetCommands
     from .text import clean
     from .wire import Command, JobInfo, Record
 
@@ -57,7 +57,7 @@ __all__ = [
     "RedisUnavailableError",
     "Result",
     "ResultDecodeError",
-    "Selection",
+    "TargetCommands",
     "UsageError",
     "WaitTimeoutError",
     "clean",
@@ -72,7 +72,7 @@ _MODULES = {
     "keys": ("NodeId",),
     "nodes": ("Node",),
     "result": ("FleetFailedError", "JobFailedError", "Result"),
-    "selection": ("Selection",),
+    "target_commands": ("TargetCommands",),
     "text": ("clean",),
     "wire": ("Command", "JobInfo", "Record"),
 }

@@ -1,4 +1,4 @@
-"""State and steps that jobs, fleets and selections share. `Client` implements the abstract methods."""
+"""State and steps that jobs, fleets and targets share. `NodeCommands` implements the abstract methods."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from . import keys, wire
 from ._connection import Connection
 from ._timeouts import DEFAULT, Default, Timeout
 from .commands import CommandSpec, Levels
-from .errors import Error, NoControllerError, UsageError
+from .errors import Error, JobNotFoundError, NoControllerError, UsageError
 from .keys import NodeId
 from .nodes import explain_unknown, format_duration, load_nodes, load_revoked, to_milliseconds
 from .result import Result
@@ -145,28 +145,27 @@ class Session(ABC):
         if found is None:
             return f"{start}: no controller has taken it yet"
         state = found.states.get(node, found.state) if node else found.state
-        if state == "QUEUED":
-            known = load_nodes(self.connection, [node], ("stopped",)) if node else []
-            if node and not known:
-                return f"{start}: queued; {self._explain_unknown(node)}"
-            if known and known[0].stopped:
-                return f"{start}: queued; the agent stopped {format_duration(known[0].age)} ago"
-            if known and not known[0].live:
-                return f"{start}: queued; the node was last seen {format_duration(known[0].age)} ago"
-            return f"{start}: queued; its node has not taken it yet"
-        return f"{start}: it is {state.lower()}"
+        if state != "QUEUED":
+            return f"{start}: it is {state.lower()}"
+        absence = self._explain_absence(node) if node else ""
+        return f"{start}: queued; {absence or 'its node has not taken it yet'}"
 
     def _explain_absence(self, node: NodeId) -> str:
         """Return why a node cannot answer now; empty when it may answer."""
         known = load_nodes(self.connection, [node], ("stopped",))
         if not known:
             return f"node {self._explain_unknown(node)}"
-        if known[0].stopped:
-            return f"node {node} is offline (stopped {format_duration(known[0].age)} ago)"
-        return "" if known[0].live else f"node {node} is offline (last seen {format_duration(known[0].age)} ago)"
+        return "" if known[0].live and not known[0].stopped else f"node {node} is offline ({known[0].last_contact})"
 
     def _explain_unknown(self, node: NodeId) -> str:
         return explain_unknown([node], load_revoked(self.connection, [node]))
+
+    def job_info(self, job_id: str) -> JobInfo:
+        """Return the state of a job; raise `JobNotFoundError` when it was never sent or is older than a day."""
+        found = self._info(keys.check_id(job_id))
+        if found is None:
+            raise JobNotFoundError(f"no job {job_id}: it was never sent, or is older than a day")
+        return found
 
     def _info(self, job_id: str) -> Optional[JobInfo]:
         pairs = dict(wire.pairs(self.connection.read("HGETALL", keys.job_hash(job_id))))
@@ -202,10 +201,6 @@ class Session(ABC):
         if not (isinstance(gid, int) and isinstance(nid, int) and gid > 0 and nid > 0):
             raise UsageError(f"a node is two whole numbers of 1 or more, not {gid!r} and {nid!r}")
         return NodeId(gid, nid)
-
-    @abstractmethod
-    def job_info(self, job_id: str) -> JobInfo:
-        """Return the state of a job; raise `JobNotFoundError` when Redis does not know it."""
 
     @abstractmethod
     def logs(

@@ -15,8 +15,8 @@ from .job import Job, nodes_of
 from .keys import NodeId
 from .node_commands import NodeCommands
 from .queries import Queries
-from .selection import Selection
 from .target import parse_excludes, parse_target
+from .target_commands import TargetCommands
 
 
 class Client(Queries, NodeCommands):
@@ -41,13 +41,13 @@ class Client(Queries, NodeCommands):
 
     def target(
         self, target: TargetLike, *, exclude: Union[None, str, Sequence[str]] = None, any: bool = False
-    ) -> Selection:
+    ) -> TargetCommands:
         """Return the nodes of a target: `client.target("@web").execute("uname")` runs a program on all of them.
 
         `exclude` is one target or several that are left out. `any` picks one random node of those that are online.
         Raise `UsageError` when a target cannot be parsed.
         """
-        return Selection(self, parse_target(target), parse_excludes(exclude), any)
+        return TargetCommands(self, parse_target(target), parse_excludes(exclude), any)
 
     def run_script(
         self,

@@ -60,6 +60,11 @@ class Node:
         """Return whether it was seen within 90 seconds, also when its agent has announced its stop."""
         return self.age <= keys.LIVE_SECONDS
 
+    @property
+    def last_contact(self) -> str:
+        """Return for a sentence how long ago its agent stopped or was last seen."""
+        return f"{'stopped' if self.stopped else 'last seen'} {format_duration(self.age)} ago"
+
     def to_dict(self) -> Dict[str, Any]:
         """Return the object that `jsctl nodes --json` prints."""
         return {

@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Sequence, Tuple
 
 from . import keys, wire
 from ._session import Session, TargetLike
-from .errors import JobNotFoundError, NoMatchingNodesError, RedisUnavailableError, UsageError
+from .errors import NoMatchingNodesError, RedisUnavailableError, UsageError
 from .grants import Grant, load_granted_nodes, load_grants
 from .keys import NodeId
 from .nodes import Node, load_nodes
@@ -60,13 +60,6 @@ class Queries(Session):
         return load_grants(
             self.connection, [n for n in known if parsed.matches(n)], [n for n in more if parsed.matches(Node(*n))]
         )
-
-    def job_info(self, job_id: str) -> JobInfo:
-        """Return the state of a job; raise `JobNotFoundError` when it was never sent or is older than a day."""
-        found = self._info(keys.check_id(job_id))
-        if found is None:
-            raise JobNotFoundError(f"no job {job_id}: it was never sent, or is older than a day")
-        return found
 
     def jobs(self, limit: int = 100) -> List[JobInfo]:
         """Return the last jobs, newest first, without those whose hash has expired."""

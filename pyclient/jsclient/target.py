@@ -1,4 +1,4 @@
-"""The grammar of targets: `1.10`, `1.10,1.11`, `1.*`, `@web`, `@web,db`, `all`. Pure."""
+"""Targets: their grammar (`1.10`, `1.10,1.11`, `1.*`, `@web`, `@web,db`, `all`), and the nodes that they match. Pure."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def test_wait_timeout_names_the_state_of_the_job(client: Client, fake: Fake) -> 
     with pytest.raises(WaitTimeoutError, match="it is running"):
         job.wait(0.1)
     fake.add(1, 3, [], age=200)
-    with pytest.raises(WaitTimeoutError, match="queued; the node was last seen"):
+    with pytest.raises(WaitTimeoutError, match=r"queued; node 1.3 is offline \(last seen"):
         client.execute(1, 3, "echo").wait(0.1)
     with pytest.raises(WaitTimeoutError, match="never seen"):
         client.execute(7, 7, "echo").wait(0.1)

@@ -80,9 +80,9 @@ def test_fleet_yields_a_result_for_each_node(client: Client) -> None:
     ],
 )
 def test_target_selects_and_excludes_nodes(client: Client, who: str, but: Any, nodes: Any) -> None:
-    selection = client.target(who, exclude=but)
-    assert [str(n) for n in selection.nodes()] == nodes
-    assert [str(n) for n in sorted(selection.ping().wait(10).results)] == nodes
+    target = client.target(who, exclude=but)
+    assert [str(n) for n in target.nodes()] == nodes
+    assert [str(n) for n in sorted(target.ping().wait(10).results)] == nodes
 
 
 def test_any_selects_one_node(client: Client, fake: Fake) -> None:

@@ -13,7 +13,7 @@ from fake import Fake
 
 from jsclient import Client, Fleet, NodeId, NoMatchingNodesError, WaitTimeoutError, keys
 from jsclient._connection import _is_too_old
-from jsclient.selection import skip_unresponsive
+from jsclient.target_commands import skip_unresponsive
 from jsclient.wire import Command
 
 Jsctl = Callable[..., Ran]
@@ -127,7 +127,7 @@ def test_stopped_node_is_left_out_of_every_kind_of_target(
     assert not fake.running and not fake.queued, "it was sent nothing"
 
 
-def test_stopped_node_is_left_out_of_a_selection(client: Client, fake: Fake, raw: Any) -> None:
+def test_stopped_node_is_left_out_of_a_target(client: Client, fake: Fake, raw: Any) -> None:
     fake.deaf.add((1, 2))
     stop(raw, "1:2")
     for target in (client.target("all"), client.target("1.1,1.2,2.1")):
@@ -193,7 +193,7 @@ def test_withdrawal_returns_a_reason_for_each_node(client: Client, fake: Fake) -
 def test_unresponsive_node_delays_the_next_command_briefly(
     client: Client, fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jsclient.selection.UNRESPONSIVE_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr("jsclient.target_commands.UNRESPONSIVE_TIMEOUT_SECONDS", 0.05)
     fake.deaf.add((1, 2))
     silent: Set[NodeId] = set()
 
@@ -206,7 +206,7 @@ def test_unresponsive_node_delays_the_next_command_briefly(
     assert ask(3).waiting == 0 and silent == {(1, 2)}, "its time was up"
     assert ask(30).waiting == 1 and silent == {(1, 2)}, "its time was not up"
     fake.deaf.clear()
-    monkeypatch.setattr("jsclient.selection.UNRESPONSIVE_TIMEOUT_SECONDS", 30)
+    monkeypatch.setattr("jsclient.target_commands.UNRESPONSIVE_TIMEOUT_SECONDS", 30)
     assert ask(30).waiting == 0 and not silent
 
 
@@ -216,15 +216,15 @@ def test_follow_does_not_wait_for_an_unresponsive_node_each_time(
     fleets: List[Fleet] = []
     each = Fleet.each
     monkeypatch.setattr(Fleet, "each", lambda *a, **k: fleets.append(each(*a, **k)) or fleets[-1])
-    monkeypatch.setattr("jsclient.selection.UNRESPONSIVE_TIMEOUT_SECONDS", 0.05)
-    monkeypatch.setattr("jsclient.selection.FOLLOW_TIMEOUT_SECONDS", 3)
+    monkeypatch.setattr("jsclient.target_commands.UNRESPONSIVE_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr("jsclient.target_commands.FOLLOW_TIMEOUT_SECONDS", 3)
     fake.deaf.add((1, 2))
     records = client.target("1.*").follow()
     for number, data in enumerate(("one", "two")):
         fake.record(1, 1, 1, data)
         assert next(records).data == data
         assert fleets[-1].waiting == number, "its time is up in the first round alone"
-        monkeypatch.setattr("jsclient.selection.FOLLOW_TIMEOUT_SECONDS", 30)
+        monkeypatch.setattr("jsclient.target_commands.FOLLOW_TIMEOUT_SECONDS", 30)
 
 
 def test_fleet_id_selects_the_job_of_each_node_for_logs_kill_and_signal(client: Client, fake: Fake, jsctl: Jsctl) -> None:

@@ -235,7 +235,7 @@ def test_read_only_command_for_a_stopped_node_fails_at_once(jsctl: Jsctl, fake: 
     assert ran.code == 3 and "stopped" in ran.err and not fake.seen, ran
     # Other commands are queued for it, since most agents start again.
     ran = jsctl("exec", "1.1", "--timeout", "1", "--", "uname")
-    assert ran.code == 4 and "the agent stopped" in ran.err
+    assert ran.code == 4 and "queued; node 1.1 is offline (stopped " in ran.err
 
 
 def test_further_pages_of_records_are_quiet(fake: Fake, client: Client, raw: Any) -> None:

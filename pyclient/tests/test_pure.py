@@ -12,7 +12,7 @@ import jsclient
 from jsclient import NodeId, Result, UsageError, clean, keys, wire
 from jsclient.cli import render
 from jsclient.nodes import Node, format_age, parse_names
-from jsclient.selection import batch_size
+from jsclient.target_commands import batch_size
 from jsclient.target import match_nodes, parse_excludes, parse_target
 
 

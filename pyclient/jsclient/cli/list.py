@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import time
 from collections import Counter
-from typing import Any, Dict, List
+from typing import Any, Callable, Dict, List, Sequence
 
+from ..client import Client
 from ..errors import NO_MATCH, OK, Error, NoControllerError
 from ..job import nodes_of
 from ..nodes import format_age, load_nodes
@@ -61,24 +62,16 @@ def nodes(args: argparse.Namespace) -> int:
 
 def jobs(args: argparse.Namespace) -> int:
     """Run `jsctl jobs`."""
-    with connect(args) as client:
-        found = client.jobs(args.limit)
-    if args.json or args.ndjson:
-        render.emit([_job_dict(info) for info in found], args.ndjson)
-        return OK
-    rows = []
-    for info in found:
-        counts: Dict[str, int] = {}
-        for state in info.states.values():
-            counts[state] = counts.get(state, 0) + 1
-        nodes = render.join_names(nodes_of(info), 3) or "-"
-        states = " ".join(f"{n} {s}" for s, n in sorted(counts.items())) or "no node"
-        args_ = info.command.get("args")
-        period = integer(args_.get("recurring_period")) if isinstance(args_, dict) else 0
-        command = render.describe_command(info.command) + (f" (every {format_age(period)})" if period > 0 else "")
-        rows.append((info.id, render.format_time(info.created), command, nodes, states))
-    stdio.rows(render.table(("ID", "CREATED", "COMMAND", "NODES", "STATES"), rows))
-    return OK
+    return _show(args, lambda client: client.jobs(args.limit), ("ID", "CREATED", "COMMAND", "NODES", "STATES"), _job_row, _job_dict)
+
+
+def _job_row(info: JobInfo) -> Sequence[object]:
+    nodes = render.join_names(nodes_of(info), 3) or "-"
+    states = " ".join(f"{n} {s}" for s, n in sorted(Counter(info.states.values()).items())) or "no node"
+    args = info.command.get("args")
+    period = integer(args.get("recurring_period")) if isinstance(args, dict) else 0
+    command = render.describe_command(info.command) + (f" (every {format_age(period)})" if period > 0 else "")
+    return info.id, render.format_time(info.created), command, nodes, states
 
 
 def job(args: argparse.Namespace) -> int:
@@ -119,52 +112,36 @@ def job(args: argparse.Namespace) -> int:
 
 def events(args: argparse.Namespace) -> int:
     """Run `jsctl events`."""
-    with connect(args) as client:
-        found = client.events(args.limit)
-    if _emit_json(args, found):
-        return OK
-    rows = []
-    for e in found:
-        node = f"{e.get('gid')}.{e.get('nid')}" if e.get("nid") else ""
-        data = e.get("data", e.get("text", ""))
-        text = data if isinstance(data, str) else dump_json(data)
-        rows.append((render.format_time(_time_of(e)), node, e.get("name", ""), text))
-    stdio.rows(render.table(("TIME", "NODE", "EVENT", "DATA"), rows))
-    return OK
+    return _show(args, lambda client: client.events(args.limit), ("TIME", "NODE", "EVENT", "DATA"), _event_row)
+
+
+def _event_row(e: Dict[str, Any]) -> Sequence[object]:
+    node = f"{e.get('gid')}.{e.get('nid')}" if e.get("nid") else ""
+    data = e.get("data", e.get("text", ""))
+    return render.format_time(_time_of(e)), node, e.get("name", ""), data if isinstance(data, str) else dump_json(data)
 
 
 def audit(args: argparse.Namespace) -> int:
     """Run `jsctl audit`."""
-    with connect(args) as client:
-        found = client.audit(args.limit)
-    if _emit_json(args, found):
-        return OK
-    rows = []
-    for e in found:
-        by = "/".join(str(e[k]) for k in ("by", "user") if e.get(k) not in (None, "", "default"))
-        command = render.describe_command(e)
-        named = e.get("targets")
-        targets = [str(t).replace(":", ".") for t in (named if isinstance(named, list) else [])]
-        count = max(integer(e.get("count")), len(targets))
-        nodes = ",".join(targets[:3]) + (f" and {count - 3} more" if count > 3 else "")
-        results = " ".join(f"{n} {s}" for s, n in e.get("results", {}).items())
-        rows.append((render.format_time(_time_of(e)), by, command, nodes, results, e.get("id", "")))
-    stdio.rows(render.table(("TIME", "BY (SELF-DECLARED)", "COMMAND", "NODES", "RESULTS", "ID"), rows))
-    return OK
+    head = ("TIME", "BY (SELF-DECLARED)", "COMMAND", "NODES", "RESULTS", "ID")
+    return _show(args, lambda client: client.audit(args.limit), head, _audit_row)
+
+
+def _audit_row(e: Dict[str, Any]) -> Sequence[object]:
+    by = "/".join(str(e[k]) for k in ("by", "user") if e.get(k) not in (None, "", "default"))
+    named = e.get("targets")
+    targets = [str(t).replace(":", ".") for t in (named if isinstance(named, list) else [])]
+    count = max(integer(e.get("count")), len(targets))
+    nodes = ",".join(targets[:3]) + (f" and {count - 3} more" if count > 3 else "")
+    results = " ".join(f"{n} {s}" for s, n in e.get("results", {}).items())
+    return render.format_time(_time_of(e)), by, render.describe_command(e), nodes, results, e.get("id", "")
 
 
 def rejected(args: argparse.Namespace) -> int:
     """Run `jsctl rejected`."""
-    with connect(args) as client:
-        found = client.rejected(args.limit)
-    if _emit_json(args, found):
-        return OK
-    rows = [
-        (render.format_time(_time_of(e)), e.get("reason", ""), str(e.get("command", e.get("text", "")))[:80])
-        for e in found
-    ]
-    stdio.rows(render.table(("TIME", "REASON", "TEXT"), rows))
-    return OK
+    return _show(args, lambda client: client.rejected(args.limit), ("TIME", "REASON", "TEXT"), lambda e: (
+        render.format_time(_time_of(e)), e.get("reason", ""), str(e.get("command", e.get("text", "")))[:80]
+    ))
 
 
 def stats(args: argparse.Namespace) -> int:
@@ -198,16 +175,26 @@ def stats(args: argparse.Namespace) -> int:
 
 def scripts(args: argparse.Namespace) -> int:
     """Run `jsctl script list`."""
+    return _show(args, lambda client: client.scripts(), ("HASH", "SIZE", "EXPIRES", "BEGINS"), lambda s: (
+        s["hash"], render.size(s["size"]), format_age(s["expires"]), s["first"][:60]
+    ))
+
+
+def _show(
+    args: argparse.Namespace, load: Callable[[Client], List[Any]], head: Sequence[str],
+    row: Callable[[Any], Sequence[object]], document: Callable[[Any], Dict[str, Any]] = dict,
+) -> int:
+    """Show a list that Redis has as a table, or with `--json` as documents."""
     with connect(args) as client:
-        found = client.scripts()
-    if _emit_json(args, found):
-        return OK
-    rows = ((s["hash"], render.size(s["size"]), format_age(s["expires"]), s["first"][:60]) for s in found)
-    stdio.rows(render.table(("HASH", "SIZE", "EXPIRES", "BEGINS"), rows))
+        found = load(client)
+    if args.json or args.ndjson:
+        render.emit([document(item) for item in found], args.ndjson)
+    else:
+        stdio.rows(render.table(head, map(row, found)))
     return OK
 
 
-def _job_dict(info: Any) -> Dict[str, Any]:
+def _job_dict(info: JobInfo) -> Dict[str, Any]:
     return {
         "id": info.id,
         "created": info.created,
@@ -224,10 +211,3 @@ def _job_dict(info: Any) -> Dict[str, Any]:
 def _time_of(entry: Dict[str, Any]) -> float:
     at = entry.get("epoch") or entry.get("time") or 0
     return float(at) if isinstance(at, (int, float)) and abs(at) < 1e15 else 0.0
-
-
-def _emit_json(args: argparse.Namespace, found: List[Dict[str, Any]]) -> bool:
-    if args.json or args.ndjson:
-        render.emit(found, args.ndjson)
-        return True
-    return False

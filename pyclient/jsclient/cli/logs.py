@@ -12,7 +12,7 @@ from ..client import Client
 from ..errors import FAILED, NO_MATCH, OK, Error, NoMatchingNodesError, UsageError
 from ..keys import NodeId
 from ..result import Result
-from ..selection import Selection
+from ..target_commands import TargetCommands
 from ..values import load_json
 from ..wire import Record
 from . import render, stdio
@@ -31,14 +31,14 @@ def logs(args: argparse.Namespace) -> int:
     with connect(args) as client:
         if args.timeout:
             client.timeout = args.timeout
-        selection = client.target(args.target, exclude=args.exclude)
+        target = client.target(args.target, exclude=args.exclude)
         client.check()
         if args.job:
             args.job = client.resolve_id(args.job)
         ids = client.ids_by_node(args.job) if args.job else {}
-        chosen = selection.select().without_stopped
+        chosen = target.select().without_stopped
         if not chosen.live:
-            raise NoMatchingNodesError(selection.explain_no_nodes(chosen))
+            raise NoMatchingNodesError(target.explain_no_nodes(chosen))
         # When each node has its own job, only its nodes have records.
         for node in [n for n in (*chosen.unknown, *(n.id for n in chosen.offline)) if n in ids or not ids]:
             message(f"jsctl: {node} is not there; its records are left out")
@@ -47,7 +47,7 @@ def logs(args: argparse.Namespace) -> int:
             return _delete(client, args, nodes, ids)
         is_many = len(nodes) > 1
         if args.follow:
-            return _follow(client, args, selection, is_many, ids)
+            return _follow(client, args, target, is_many, ids)
         failed: List[NodeId] = []
         streams = [_stream(client, node, ids.get(node, args.job), args, failed) for node in nodes]
         items = []
@@ -80,10 +80,10 @@ def _stream(
 
 
 def _follow(
-    client: Client, args: argparse.Namespace, selection: Selection, is_many: bool, ids: Mapping[NodeId, str]
+    client: Client, args: argparse.Namespace, target: TargetCommands, is_many: bool, ids: Mapping[NodeId, str]
 ) -> int:
     until = (lambda: _have_ended(client, [*ids.values()] or [args.job])) if args.job else None
-    records = selection.follow(
+    records = target.follow(
         job=ids or args.job, levels=args.levels, since=args.since, until=until,
         on_error=lambda result: message(f"jsctl: {result.sentence()}"),
     )

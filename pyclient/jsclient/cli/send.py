@@ -13,8 +13,8 @@ from ..errors import OK, NoMatchingNodesError
 from ..fleet import Fleet
 from ..keys import NodeId
 from ..nodes import explain_unknown, format_duration, load_nodes
-from ..selection import Selection
 from ..target import TargetNodes
+from ..target_commands import TargetCommands
 from . import render, stdio
 from .lookup import connect
 from .stdio import message
@@ -47,13 +47,13 @@ def send(
     """
     job_id = keys.new_id()
     with connect(args) as client, report_id_on_error(client, job_id):
-        selection = client.target(args.target, exclude=args.exclude, any=args.any)
+        target = client.target(args.target, exclude=args.exclude, any=args.any)
         client.check()
-        chosen = selection.select()
+        chosen = target.select()
         if read_only:
             chosen = chosen.without_stopped
         if args.dry_run:
-            return dry_run(args, selection, chosen)
+            return dry_run(args, target, chosen)
         _warn(args, chosen, job_id)
         nodes = chosen.nodes if args.wait or args.detach else chosen.live
         if store is not None and nodes:
@@ -64,7 +64,7 @@ def send(
 
             output.load(progress=not args.no_progress)
         own = {n: windows for n in _windows_nodes(client, nodes)} if windows else dict(each or {})
-        fleet = selection.start(
+        fleet = target.start(
             spec, each=own, target_nodes=chosen, wait_offline=args.wait or args.detach, batch=args.batch,
             max_failures=args.max_failures, tags=args.tags, expires=args.expires, keep=False, id=job_id,
             await_restart=await_restart,
@@ -78,7 +78,7 @@ def send(
             else:
                 stdio.out(fleet.id)
             return OK
-        is_single = selection.target.explicit and len(fleet.nodes) == 1 and not fleet.offline and not fleet.unknown
+        is_single = target.target.explicit and len(fleet.nodes) == 1 and not fleet.offline and not fleet.unknown
         return show(args, client, fleet, is_single, render_all, withdraw=not args.wait, is_for_job=is_for_job)
 
 
@@ -121,7 +121,7 @@ def _windows_nodes(client: Client, nodes: Sequence[NodeId]) -> List[NodeId]:
     return [node.id for node in load_nodes(client.connection, nodes, ("os",)) if node.os == "windows"]
 
 
-def dry_run(args: argparse.Namespace, selection: Selection, chosen: TargetNodes) -> int:
+def dry_run(args: argparse.Namespace, target: TargetCommands, chosen: TargetNodes) -> int:
     """List the target nodes without sending anything; raise `NoMatchingNodesError` when there is no node to send to."""
     offline = {n.id: n for n in (*chosen.offline, *chosen.stopped)}
     if args.json or args.ndjson:
@@ -133,10 +133,10 @@ def dry_run(args: argparse.Namespace, selection: Selection, chosen: TargetNodes)
             if node in chosen.unknown:
                 note = "\trevoked" if node in chosen.revoked else "\tnever seen"
             else:
-                note = f"\t{'stopped' if seen.stopped else 'last seen'} {format_duration(seen.age)} ago" if seen else ""
+                note = f"\t{seen.last_contact}" if seen else ""
             stdio.out(f"{node}{note}")
     if not chosen.live and not (args.wait and chosen.nodes):
-        raise NoMatchingNodesError(selection.explain_no_nodes(chosen))
+        raise NoMatchingNodesError(target.explain_no_nodes(chosen))
     batch = f", in batches of {args.batch}" if args.batch else ""
     nodes = f"{len(chosen.live)} node{'s' if len(chosen.live) != 1 else ''}"
     message(f"the command would go to {nodes}{batch}; nothing was sent")
@@ -162,7 +162,6 @@ def _warn(args: argparse.Namespace, chosen: TargetNodes, job_id: str) -> None:
         answered = "the command is answered with ERROR" if is_kept and node in chosen.revoked else outcome
         message(f"jsctl: {explain_unknown([node], chosen.revoked)}; {answered}")
     for seen in chosen.stopped[:_MAX_LISTED]:
-        age = format_duration(seen.age)
-        message(f"jsctl: node {seen.id} is offline (stopped {age} ago); it gets the command when it starts again")
+        message(f"jsctl: node {seen.id} is offline ({seen.last_contact}); it gets the command when it starts again")
     for seen in chosen.offline[:_MAX_LISTED] if is_kept else ():
-        message(f"jsctl: node {seen.id} is offline (last seen {format_duration(seen.age)} ago); {outcome}")
+        message(f"jsctl: node {seen.id} is offline ({seen.last_contact}); {outcome}")

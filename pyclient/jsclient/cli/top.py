@@ -15,7 +15,7 @@ from ..errors import OK, ResultDecodeError
 from ..keys import NodeId, is_id
 from ..nodes import format_age
 from ..result import Result
-from ..selection import skip_unresponsive
+from ..target_commands import skip_unresponsive
 from ..text import clean
 from . import render, stdio
 from .lookup import connect
@@ -146,8 +146,8 @@ def _sample(
     unresponsive: Optional[Set[NodeId]] = None,
 ) -> Tuple[List[Result], str]:
     """Return the results of one round, without nodes that do not answer soon, and its summary."""
-    selection = client.target(args.target, exclude=args.exclude)
-    fleet = selection.processes(target_nodes=selection.select().without_stopped, expires=REQUEST_EXPIRY_SECONDS, quiet=True)
+    target = client.target(args.target, exclude=args.exclude)
+    fleet = target.processes(target_nodes=target.select().without_stopped, expires=REQUEST_EXPIRY_SECONDS, quiet=True)
     results, faults = [], []
     unresponsive = set() if unresponsive is None else unresponsive
     for result in skip_unresponsive(fleet, max(args.interval, 5.0), unresponsive, KEY_POLL_INTERVAL_SECONDS):

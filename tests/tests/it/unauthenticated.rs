@@ -89,6 +89,7 @@ fn served(acc: &Acc, client: &mut Client) {
     assert!(node.poll_as(&[], 0, Some(&batch.batch)).is_none());
 }
 
+/// One request for each reason: the texts that lead to it are tested in `acc/src/proxy/request_parser_tests.rs`.
 #[test]
 fn malformed_request_is_refused_with_its_reason() {
     let redis = Redis::start();
@@ -102,20 +103,14 @@ fn malformed_request_is_refused_with_its_reason() {
         "head-too-long",
     );
     refused(&acc, post("Content-Length: 99999999999999\r\n"), 413, "body-too-long");
-    refused(&acc, post("Content-Length: 99999999999999999999999999\r\n"), 413, "body-too-long");
     refused(&acc, post("Content-Length: 5\r\nContent-Length: 5\r\n") + "[1,2]", 400, "framing");
-    refused(&acc, post("Content-Length: -5\r\n"), 400, "framing");
-    refused(&acc, post("Content-Length: 5\r\nTransfer-Encoding: chunked\r\n") + "0\r\n\r\n", 400, "framing");
     refused(&acc, post("Transfer-Encoding: chunked\r\n") + "2\r\n[]\r\n0\r\n\r\n", 411, "chunked");
     refused(&acc, post(""), 411, "no-length");
     refused(&acc, format!("{HEALTH}{HEALTH}"), 400, "pipelined");
     refused(&acc, b"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03", 400, "garbage");
-    refused(&acc, b"\x00\x01\x02\x03", 400, "garbage");
     refused(&acc, "GET /health HTTP/1.1\n\n", 400, "line-end");
     refused(&acc, "GET /health HTTP/3.0\r\n\r\n", 505, "version");
     refused(&acc, "GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n", 404, "path");
-    refused(&acc, "PUT /health HTTP/1.1\r\nHost: x\r\n\r\n", 405, "path");
-    refused(&acc, "GET /0/1/cmd HTTP/1.1\r\nHost: x\r\n\r\n", 400, "path");
     refused(&acc, "GET /health HTTP/1.1\r\nHost: x\r\nExpect: tea\r\n\r\n", 417, "expect");
     // A body of 17 MiB is read to its end, so that the client can read why it was in vain.
     let big = "x".repeat(17 * 1024 * 1024);

@@ -1,4 +1,4 @@
-"""The nodes of a target, and the commands for all of them."""
+"""Commands for the nodes of a target: the counterpart of `node_commands` for many nodes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from .errors import NoMatchingNodesError, ResultDecodeError, UsageError
 from .fleet import Fleet, member_id
 from .grants import HOW_TO_CLAIM
 from .keys import NodeId
-from .nodes import Node, explain_unknown, format_duration, join_names, load_nodes
+from .node_commands import MAX_RECORDS
+from .nodes import explain_unknown, join_names, load_nodes
 from .result import Result
 from .target import Target, TargetNodes
 from .wire import Command, Record, as_list
@@ -28,12 +29,10 @@ UNRESPONSIVE_TIMEOUT_SECONDS = 1.0
 _MIN_FOLLOW_INTERVAL_SECONDS = 0.25
 #: `follow` starts this far back, in seconds: clocks of nodes differ a little.
 _FOLLOW_OVERLAP_SECONDS = 5
-#: Most records of one answer.
-_MAX_RECORDS = 1000
 
 
-class Selection:
-    """The nodes of a target, with a method for each command; each returns a `Fleet`."""
+class TargetCommands:
+    """Commands for the nodes of a target. Each method that sends one returns its `Fleet`."""
 
     def __init__(self, client: Session, target: Target, exclude: Sequence[Target], any: bool) -> None:
         self._client = client
@@ -119,10 +118,10 @@ class Selection:
         if chosen.unknown:
             return explain_unknown(chosen.unknown, chosen.revoked)
         if chosen.offline:
-            offline = join_names([f"{n.id} ({_last_contact(n)})" for n in chosen.offline], 10)
+            offline = join_names([f"{n.id} ({n.last_contact})" for n in chosen.offline], 10)
             if self.target.explicit:
                 if len(chosen.offline) == 1:
-                    return f"node {chosen.offline[0].id} is offline ({_last_contact(chosen.offline[0])})"
+                    return f"node {chosen.offline[0].id} is offline ({chosen.offline[0].last_contact})"
                 return f"{len(chosen.offline)} nodes are offline: {offline}"
             return f"no node of {self.target.text} is online: {offline}"
         return f"no node matches {self.target.text}" + (self._claim_hint() if self.target.roles else "")
@@ -273,7 +272,7 @@ class Selection:
                     continue
                 if records:
                     after[result.node] = records[-1].id
-                    is_full = is_full or len(records) >= _MAX_RECORDS
+                    is_full = is_full or len(records) >= MAX_RECORDS
                     received.extend(records)
             received.sort(key=lambda record: record.epoch)
             yield from received
@@ -316,10 +315,6 @@ class Selection:
         if not (chosen.nodes if options.get("wait_offline") else chosen.live):
             raise NoMatchingNodesError(self.explain_no_nodes(chosen))
         return chosen
-
-
-def _last_contact(node: Node) -> str:
-    return f"{'stopped' if node.stopped else 'last seen'} {format_duration(node.age)} ago"
 
 
 def skip_unresponsive(

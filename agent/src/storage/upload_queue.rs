@@ -13,8 +13,8 @@
 //! the clock went back as well, the first answer of a controller says so, and the numbers jump ahead
 //! of what it has ([`UploadQueue::jump`]).
 //!
-//! `storage` has the file and what stands in it, `retention` what goes when there is too much, `refusal`
-//! what becomes of a batch that a controller, or a proxy before it, does not take.
+//! `storage` has the file and what stands in it, `numbers` the numbers of batches, `retention` what goes when
+//! there is too much, `refusal` what becomes of a batch that a controller, or a proxy before it, does not take.
 
 use super::sqlite;
 use crate::config::Config;
@@ -27,6 +27,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+mod numbers;
 mod refusal;
 mod retention;
 mod storage;

@@ -14,14 +14,14 @@
 mod asides;
 mod body;
 mod refused;
+mod stream;
 
-use self::asides::Asides;
 use self::body::{Load, id_of, list, shortened};
 use self::refused::Verdict;
+use self::stream::{Next, UploadStream};
 use super::client::Controller;
 use super::failure::Failure;
 use super::faults::Faults;
-use super::log_once::LogOnce;
 use crate::storage::job_store::JobStore;
 use crate::storage::upload_queue::{Kind, UploadQueue};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
@@ -96,56 +96,10 @@ impl Drop for Handle {
     }
 }
 
-/// The kinds of payload, in the order of their urgency.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum PayloadKind {
-    Results,
-    Batch(Kind),
-}
-
-impl PayloadKind {
-    fn path(self) -> &'static str {
-        match self {
-            PayloadKind::Results => "result",
-            PayloadKind::Batch(Kind::Event) => "event",
-            PayloadKind::Batch(Kind::Log) => "log",
-            PayloadKind::Batch(Kind::Stats) => "stats",
-        }
-    }
-}
-
 /// How often a request fails, while others of this node are taken, before its content is suspected.
 const SUSPECT_AFTER: u32 = 3;
 /// Most results that were sent and cannot be marked so.
 const MAX_UNMARKED: usize = 100_000;
-
-/// One kind of payload and its own pauses.
-struct UploadStream {
-    kind: PayloadKind,
-    backoff: Backoff,
-    not_before: Option<Instant>,
-    /// Results of the next request; halved when one of them is refused.
-    rows: usize,
-    /// Posts that the controller had taken when this stream last failed.
-    taken_at_failure: Option<u64>,
-    /// Failures since the last success before which the controller took posts of other streams.
-    streak: u32,
-    /// A culprit is looked for, whatever the failures are.
-    isolating: bool,
-    /// The troubles that were told since the last success.
-    logged: LogOnce,
-    asides: Asides,
-    /// An entry that was set aside, and may have been taken at its last try: it goes first, unchanged.
-    unsure: Option<i64>,
-    /// Results that were sent and could not be marked so.
-    unmarked: Vec<i64>,
-}
-
-/// A load, and its key when it was set aside before.
-struct Next {
-    load: Load,
-    retried: Option<i64>,
-}
 
 /// The outcome of one request.
 enum Sent {
@@ -186,32 +140,7 @@ impl Actor {
         stopping: Arc<AtomicBool>,
     ) -> Actor {
         let backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
-        let cargos = [
-            PayloadKind::Results,
-            PayloadKind::Batch(Kind::Event),
-            PayloadKind::Batch(Kind::Log),
-            PayloadKind::Batch(Kind::Stats),
-        ];
-        let stream = |kind| {
-            let stored = match kind {
-                PayloadKind::Batch(kind @ (Kind::Log | Kind::Stats)) => upload_queue.asides(controller.name(), kind),
-                _ => Ok(Vec::new()),
-            };
-            UploadStream {
-                kind,
-                backoff: backoff.clone(),
-                not_before: None,
-                rows: BATCH_ROWS,
-                taken_at_failure: None,
-                streak: 0,
-                isolating: false,
-                logged: LogOnce::default(),
-                asides: Asides::of(stored.unwrap_or_default(), Instant::now()),
-                unsure: None,
-                unmarked: Vec::new(),
-            }
-        };
-        let streams = cargos.into_iter().map(stream).collect();
+        let streams = UploadStream::all(controller.name(), &upload_queue, &backoff);
         let generation = job_store.generation();
         Actor {
             controller,
@@ -220,7 +149,7 @@ impl Actor {
             woken,
             stopping,
             streams,
-            backoff: backoff.clone(),
+            backoff,
             not_before: None,
             taken_before: None,
             failed: None,
@@ -298,90 +227,10 @@ impl Actor {
         })
     }
 
-    /// Reads what this stream sends next.
-    fn next(&mut self, stream: usize) -> Result<Option<Next>, Failure> {
-        let next = match self.streams[stream].kind {
-            PayloadKind::Results => self.next_results(stream),
-            PayloadKind::Batch(kind) => self.next_batch(stream, kind),
-        };
-        let what = if self.streams[stream].kind == PayloadKind::Results { "ledger" } else { "outbox" };
-        match next {
-            Ok(next) => {
-                self.faults.end(what);
-                Ok(next)
-            }
-            Err(error) => Err(self.unreadable(what, &error)),
-        }
-    }
-
     /// Notes that the job store or the upload queue cannot be used; events call them `ledger` and `outbox`.
     fn unreadable(&mut self, what: &'static str, error: &anyhow::Error) -> Failure {
         let name = if what == "ledger" { "job store" } else { "upload queue" };
         Failure::Local(self.faults.begin(what, format!("the {name} cannot be read: {error:#}")))
-    }
-
-    fn next_results(&mut self, stream: usize) -> anyhow::Result<Option<Next>> {
-        let (name, now) = (self.controller.name(), Instant::now());
-        let UploadStream { rows, asides, unmarked, .. } = &mut self.streams[stream];
-        // Read before the keys, so that it is never newer than they are.
-        let generation = self.job_store.generation();
-        if self.generation != generation {
-            self.generation = generation;
-            asides.clear();
-            unmarked.clear();
-        }
-        if !unmarked.is_empty() && self.job_store.mark_sent(generation, unmarked).is_ok() {
-            unmarked.clear();
-        }
-        // Those that are surely due go first; the others when there is nothing new.
-        for surely in [true, false] {
-            while let Some(key) = asides.due(now, surely) {
-                match self.job_store.unsent_one(generation, key)? {
-                    Some(result) => return Ok(Some(Next { load: Load::Results(vec![result]), retried: Some(key) })),
-                    None => asides.remove(key),
-                }
-            }
-            if surely {
-                let without: Vec<i64> = asides.keys().chain(unmarked.iter().copied()).collect();
-                let results = self.job_store.unsent_without(name, &without, *rows, BATCH_BYTES)?;
-                if self.job_store.generation() != generation {
-                    // The file was replaced meanwhile: these may be keys of the new one, which could not be marked.
-                    return self.next_results(stream);
-                }
-                if !results.is_empty() {
-                    return Ok(Some(Next { load: Load::Results(results), retried: None }));
-                }
-            }
-        }
-        Ok(None)
-    }
-
-    fn next_batch(&mut self, stream: usize, kind: Kind) -> anyhow::Result<Option<Next>> {
-        let (name, now) = (self.controller.name(), Instant::now());
-        let load = |batch| Load::Batch(kind, batch);
-        if let Some(key) = self.streams[stream].unsure {
-            match self.upload_queue.aside(name, kind, key)? {
-                Some(batch) => return Ok(Some(Next { load: load(batch), retried: Some(key) })),
-                None => self.streams[stream].unsure = None,
-            }
-        }
-        let asides = &mut self.streams[stream].asides;
-        let without: Vec<i64> = asides.keys().collect();
-        // A number is above all that were sent before: what was set aside goes when nothing else waits.
-        if let Some(batch) = self.upload_queue.read(name, kind, &without)? {
-            return Ok(Some(Next { load: load(batch), retried: None }));
-        }
-        while let Some(key) = asides.due(now, false) {
-            let batch = match kind {
-                Kind::Event => self.upload_queue.event(name, key)?,
-                kind => self.upload_queue.aside(name, kind, key)?,
-            };
-            match batch {
-                Some(batch) => return Ok(Some(Next { load: load(batch), retried: Some(key) })),
-                None => asides.remove(key),
-            }
-        }
-        Ok(None)
     }
 
     /// Posts one request, and settles what became of it.
@@ -505,15 +354,6 @@ fn wait(woken: &Receiver<()>, due: Option<Instant>, quiet: Option<Instant>, rest
     rest();
     let _ = wait_until(due);
     true
-}
-
-impl UploadStream {
-    /// When this stream has something to try again; nothing when it is not known to have.
-    fn due(&self, now: Instant) -> Option<Instant> {
-        let held = self.not_before.filter(|held| *held > now);
-        let aside = self.asides.next(now).map(|aside| held.map_or(aside, |held| held.max(aside)));
-        held.into_iter().chain(aside).min()
-    }
 }
 
 #[cfg(test)]

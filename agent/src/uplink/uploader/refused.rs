@@ -1,7 +1,8 @@
 //! Requests that are refused or fail: what is halved, dropped, set aside, or only sent later.
 
 use super::body::{Load, REFUSAL, describe, shortened, whose};
-use super::{ANY_LIMIT, Actor, BATCH_ROWS, Next, PayloadKind, SUSPECT_AFTER, Sent};
+use super::stream::{Next, PayloadKind};
+use super::{ANY_LIMIT, Actor, BATCH_ROWS, SUSPECT_AFTER, Sent};
 use crate::storage::upload_queue::Kind;
 use crate::uplink::failure::Failure;
 use crate::uplink::uploader::asides::Aside;

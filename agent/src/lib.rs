@@ -6,8 +6,8 @@
 //! | poller, one a controller | the poll ([`uplink::poller`]) | detached: it may sit in a read |
 //! | supervisor | every job's state ([`supervisor`]) | its handle is dropped: stop signal, `stop_timeout`, KILL |
 //! | pipe readers, one a child (Windows: two) | bytes to messages ([`output`]) | the end of the pipes and (not on Windows) of the child; detached |
-//! | logger | SQLite ([`storage::message_log`]) | its inbox is closed and all is committed |
-//! | aggregator | series ([`stats`]) | its inbox is closed and the last flush is in the upload queue |
+//! | logger | SQLite ([`storage::message_log`]) | its channel is closed and all is committed |
+//! | aggregator | series ([`stats`]) | its channel is closed and the last flush is in the upload queue |
 //! | monitor | one sample of the process trees each interval ([`monitor`]) | the daemon stops |
 //! | paths | one look at what other accounts can change ([`trusted_paths`]) | it has looked; detached |
 //! | sender, one a controller | results, events, records, stats on their way ([`uplink::uploader`]) | told to stop, or its deadline |
@@ -18,7 +18,6 @@
 
 pub mod commands;
 pub mod config;
-pub mod container;
 pub mod daemon;
 pub mod diagnostics;
 pub mod enroll;
@@ -27,6 +26,7 @@ pub mod job;
 pub mod monitor;
 pub mod output;
 pub mod platform;
+pub mod process_tree;
 pub mod script;
 pub mod stats;
 pub mod status;

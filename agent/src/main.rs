@@ -7,7 +7,7 @@ use jsagent::config::{Config, Overrides};
 use jsagent::flags::{self, Task, Verb};
 use jsagent::platform::{self, ServiceOrder};
 use jsagent::uplink::Credentials;
-use jsagent::{container, daemon, diagnostics, trusted_paths};
+use jsagent::{daemon, diagnostics, process_tree, trusted_paths};
 use jscommon::directives::Directives;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -19,7 +19,7 @@ fn main() -> ExitCode {
     if let Some(status) = jsagent::script::run_if_asked() {
         return status;
     }
-    if let Some(status) = container::keep_pipes_if_asked() {
+    if let Some(status) = process_tree::keep_pipes_if_asked() {
         return status;
     }
     platform::reset_inherited();
@@ -189,7 +189,7 @@ fn print(text: &str) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-#[allow(clippy::print_stderr, reason = "the one place that tells whoever started it why it ends")]
+#[allow(clippy::print_stderr, reason = "the one place that says on a terminal why the agent ends")]
 fn complain(text: &str) {
     eprintln!("jsagent: {text}");
 }

@@ -7,9 +7,9 @@
 //! for the configuration's own file.
 
 use crate::config::{Config, Startup};
-use crate::container::PathVars;
-use crate::container::spawn::execute;
 use crate::platform;
+use crate::process_tree::PathVars;
+use crate::process_tree::spawn::execute;
 use std::path::{Path, PathBuf};
 
 /// Entries of the data folder that the agent reads at its start. Files in `scripts` are checked by their hash.

@@ -19,9 +19,9 @@ pub mod node;
 pub mod notify;
 #[cfg(unix)]
 pub mod ownership;
+mod partial_json;
 pub mod record;
 pub mod result;
-mod salvage;
 pub mod series;
 pub mod text;
 pub mod token;

@@ -27,7 +27,7 @@ const AGENT: &[&str] = &[
     "output",
     "stats",
     "storage",
-    "container",
+    "process_tree",
     "flags",
     "config",
     "diagnostics",

@@ -80,7 +80,7 @@ pub fn lookup(name: &str) -> Option<Kind> {
 }
 
 /// Whether the end of this built-in command is a record of level 30: it has done something. One that
-/// only looks leaves none, for whoever follows the records would follow himself, and neither does
+/// only looks leaves none, for a client that follows the records would follow itself, and neither does
 /// `del_msgs`, which is to leave nothing.
 pub fn leaves_record(name: &str) -> bool {
     ["kill", "killall", "put", "restart", "signal", "unschedule"].contains(&name)

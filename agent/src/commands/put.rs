@@ -4,9 +4,9 @@
 //! which checks them against the hash; how a file is replaced is the operating system's file.
 
 use super::{Answer, Context};
-use crate::container::PathVars;
 use crate::job::fields::Fields;
 use crate::platform::{self, Owner};
+use crate::process_tree::PathVars;
 use jscommon::Command;
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;

@@ -38,8 +38,8 @@ pub fn run(what: &Enroll) -> Result<String> {
         (None, Some(fingerprint)) => vec![pin::find(url, &fingerprint)?],
         (None, None) => bail!("the enrolment token is not complete: give all that jsacc token printed, or --ca FILE"),
     };
-    // Whoever names a CA means the one that presents itself there, as that of a proxy: the agent will meet
-    // it as well, and not the controller's own.
+    // A CA that is named is the one that presents itself there, as that of a proxy: the agent will meet it as
+    // well, and not the controller's own.
     let named = what.ca.as_ref().map(|ca| jscommon::file::read_any(ca).context("cannot read --ca")).transpose()?;
     // A comment beside the certificates may be of any code page.
     let named = named.map(|bytes| String::from_utf8_lossy(&bytes).into_owned());

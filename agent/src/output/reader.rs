@@ -14,7 +14,7 @@ use super::marker::{Message, Parser};
 use super::{Capture, Outlets};
 use crate::job::JobLabel;
 use crate::storage::message_log::batch::{Batch, now};
-use crate::{container, platform};
+use crate::{platform, process_tree};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use jscommon::{failpoint, level};
 use std::io;
@@ -61,9 +61,9 @@ pub trait Feed: Send + 'static {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<(usize, usize)>>;
 }
 
-impl Feed for container::Pipes {
+impl Feed for process_tree::Pipes {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<(usize, usize)>> {
-        container::Pipes::read(self, buffer)
+        process_tree::Pipes::read(self, buffer)
     }
 }
 

@@ -3,8 +3,8 @@
 //! Whatever a command names, nothing outside of the folder of scripts is opened.
 
 use super::{Language, MAX_SOURCE, Script};
-use crate::container::NotStarted;
 use crate::platform;
+use crate::process_tree::NotStarted;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
 use std::path::{Component, Path, PathBuf};

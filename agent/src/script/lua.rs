@@ -4,8 +4,8 @@
 //! with [`FLAG`], is then nothing but an interpreter.
 
 use super::Script;
-use crate::container::Spec;
 use crate::platform;
+use crate::process_tree::Spec;
 use mlua::{Lua, LuaOptions, StdLib};
 use std::fs::File;
 use std::io::{self, Read};

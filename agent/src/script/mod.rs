@@ -5,7 +5,7 @@
 //! and runs it as any other process, so that limits, restarts, markers and trees are the same.
 //!
 //! The interpreter is given everything on stdin: the runner, the source, and then the job's data. So
-//! whoever the script runs as need not be able to read the agent's folder, nothing is left behind,
+//! the script's user need not be able to read the agent's folder, nothing is left behind,
 //! and it does not matter what becomes of the file meanwhile.
 
 mod cache;
@@ -18,9 +18,9 @@ pub use lua::run_if_asked;
 pub use store::{FetchError, ScriptSource, Store};
 
 use crate::config::Config;
-use crate::container::{NotStarted, PathVars, Spec};
 use crate::job::args;
 use crate::job::fields::Fields;
+use crate::process_tree::{NotStarted, PathVars, Spec};
 use jscommon::Command;
 
 /// Largest source, in bytes; the controller keeps none that is larger.

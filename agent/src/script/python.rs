@@ -1,7 +1,7 @@
 //! The process of a Python script: the configured interpreter with the runner.
 
 use super::Script;
-use crate::container::Spec;
+use crate::process_tree::Spec;
 
 /// The Python source that defines the interface of scripts. It goes to stdin, before the script's source.
 pub(super) const RUNNER: &str = include_str!("runner.py");

@@ -31,7 +31,7 @@ local stdout, exit = io.stdout, os.exit
 -- By lines, so that a message is there when it was written, and a script that is killed loses none.
 stdout:setvbuf("line")
 
--- Whether a message that follows would begin a line. C's files do not tell, so whoever writes does.
+-- Whether a message that follows would begin a line. C's files do not tell, so each writer does.
 local fresh = true
 local methods = getmetatable(stdout).__index
 local print_to, write_to = print, methods.write

@@ -1,5 +1,5 @@
 # Runs one script. The agent hands this text, then the script's source, then the script's data to the
-# interpreter on stdin, so that no file has to be readable for whoever the script runs as.
+# interpreter on stdin, so that no file has to be readable for the script's user.
 # Arguments: the source's length, its path, the folder of its modules ("" is none), the script's own.
 # Python 3.6 and later. What most scripts do not need is imported when it is needed, for each import
 # costs every start some milliseconds.

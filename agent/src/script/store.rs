@@ -3,7 +3,7 @@
 use super::cache::Cache;
 use super::{Language, MAX_SOURCE, Script, Wanted, find};
 use crate::config::Config;
-use crate::container::NotStarted;
+use crate::process_tree::NotStarted;
 use crate::uplink::{Controller, Failure};
 use jscommon::backoff::Backoff;
 use jscommon::token::sha256_hex;

@@ -1,8 +1,8 @@
 //! Figures: what jobs and the node report, gathered for an interval and sent in one batch.
 //!
 //! **Owns** the series of the interval that runs and the flush, aligned to the clock. Lines come from
-//! the pipe readers (level 10 messages) and from UDP ([`udp`]), figures from the [`crate::monitor`]. Whoever
-//! brings lines parses them itself, under one lock: nothing is copied and nothing queues up, and a
+//! the pipe readers (level 10 messages) and from UDP ([`udp`]), figures from the [`crate::monitor`]. The
+//! thread that brings lines parses them, under one lock: nothing is copied and nothing queues up, and a
 //! flood slows its own source. Series are named `gid.nid.domain.name.key`; the node's own
 //! `gid.nid.node.key`.
 //!

@@ -249,7 +249,7 @@ impl UploadQueue {
     }
 
     /// Reads the oldest batch of this kind that the controller has not taken, without the events of these
-    /// numbers and the batches that were set aside.
+    /// numbers and the deferred batches.
     pub fn read(&self, controller: &str, kind: Kind, without: &[i64]) -> Result<Option<Batch>> {
         if kind != Kind::Event && !self.is_chosen(controller, kind) {
             return Ok(None);

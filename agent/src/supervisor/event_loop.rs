@@ -17,10 +17,10 @@ use super::scheduler::Scheduler;
 use super::task_pool::TaskPool;
 use super::types::{Action, Event, Now};
 use super::{Message, Notice, Parts, Remote};
-use crate::container::{self, Cgroups, Children};
 use crate::job::JobLabel;
 use crate::output::Readers;
 use crate::platform;
+use crate::process_tree::{self, Cgroups, Children};
 use crate::storage::job_store::JobUpdate;
 use anyhow::{Context, Result};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
@@ -75,13 +75,13 @@ struct Actor {
     children: Arc<Children>,
     launcher: Launcher,
     cgroups: Option<Cgroups>,
-    path_vars: container::PathVars,
+    path_vars: process_tree::PathVars,
     home: String,
     begin: Instant,
     jobs: HashMap<Arc<str>, Job>,
     runs: HashMap<u64, Run>,
     waiting: Vec<Waiting>,
-    keeper: container::Keeper,
+    keeper: process_tree::Keeper,
     readers: Readers,
     commands: TaskPool,
     preparations: TaskPool,
@@ -132,7 +132,7 @@ pub(super) fn start(parts: Parts, remote: Remote, inbox: Receiver<Message>) -> R
         .context("cannot start the thread that waits for processes")?;
     let mut actor = Actor {
         scheduler: Scheduler::new(parts.config.main.max_jobs, seed),
-        path_vars: container::PathVars::new(data_dir),
+        path_vars: process_tree::PathVars::new(data_dir),
         home: data_dir.to_string_lossy().into_owned(),
         children: Arc::new(children),
         launcher: Launcher::default(),
@@ -142,7 +142,7 @@ pub(super) fn start(parts: Parts, remote: Remote, inbox: Receiver<Message>) -> R
         jobs: HashMap::new(),
         runs: HashMap::new(),
         waiting: Vec::new(),
-        keeper: container::Keeper::default(),
+        keeper: process_tree::Keeper::default(),
         readers: Readers::default(),
         commands: TaskPool::default(),
         preparations: TaskPool::default(),

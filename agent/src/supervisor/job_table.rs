@@ -1,9 +1,9 @@
 //! Jobs and runs as the supervisor keeps them, beside the scheduler's own state.
 
 use crate::commands::{self, Answer, JobControl};
-use crate::container::{self, JobTag};
 use crate::job::{JobLabel, RunArgs};
 use crate::output::Capture;
+use crate::process_tree::{self, JobTag};
 use jscommon::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -59,7 +59,7 @@ pub(super) struct Run {
     pub(super) early: Option<i32>,
     pub(super) capture: Option<Arc<Capture>>,
     /// A way to its pipes, for the keeper.
-    pub(super) ends: Option<container::Ends>,
+    pub(super) ends: Option<process_tree::Ends>,
     /// How long its readers had waited for the message log when that was last looked at.
     pub(super) stalled: Duration,
     pub(super) mark: Option<JobTag>,

@@ -1,7 +1,7 @@
 //! The supervisor: every job of this node, from its acceptance to its result.
 //!
 //! **Owns** the supervisor thread ([`event_loop`]) and the way to it. The rules are [`scheduler`]'s, pure; what
-//! a process is started from is [`container::spawn`]'s, which processes belong together [`container::tree`]'s.
+//! a process is started from is [`process_tree::spawn`]'s, which processes belong together [`process_tree::members`]'s.
 //!
 //! **Does not** read output (`output` does, and tells the end of the pipes), speak to controllers (it
 //! leaves results in the job store and gives [`Notice`]), or keep records.
@@ -12,8 +12,8 @@
 
 use crate::commands;
 use crate::config::Config;
-use crate::container::{self, JobTag, NotStarted, Proc, Spawned, tree};
 use crate::output::Outlets;
+use crate::process_tree::{self, JobTag, NotStarted, Proc, Spawned, members};
 use crate::storage::job_store::JobStore;
 use anyhow::Result;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
@@ -167,7 +167,7 @@ enum Message {
     /// The start of a run's process is over.
     Launched { run: u64, mark: JobTag, since: Instant, group: Option<GroupUse>, child: Result<Spawned, NotStarted> },
     /// A script is ready to start.
-    Prepared { run: u64, spec: Result<container::Spec, NotStarted> },
+    Prepared { run: u64, spec: Result<process_tree::Spec, NotStarted> },
     /// A task has its answer.
     Answered { run: u64, answer: commands::Answer },
     /// Nothing lives any more of a run that an earlier agent had started; its cgroup is this.
@@ -197,7 +197,7 @@ enum GroupUse {
 /// A job as the supervisor sees it; the figures are looked up elsewhere.
 struct View {
     entry: ProcessEntry,
-    root: Option<tree::Root>,
+    root: Option<members::Root>,
     since: Instant,
 }
 
@@ -227,12 +227,16 @@ impl Remote {
             return Vec::new();
         }
         let views = answer.recv().unwrap_or_default();
-        let roots: Vec<tree::Root> = views.iter().filter_map(|view| view.root.clone()).collect();
+        let roots: Vec<members::Root> = views.iter().filter_map(|view| view.root.clone()).collect();
         let mut trees = match roots.is_empty() {
             true => HashMap::new(),
-            false => {
-                tree::trees(&container::processes(), std::process::id(), &roots, container::mark, container::group_of)
-            }
+            false => members::trees(
+                &process_tree::processes(),
+                std::process::id(),
+                &roots,
+                process_tree::mark,
+                process_tree::group_of,
+            ),
         };
         let mut baselines = self.baselines.lock().unwrap_or_else(PoisonError::into_inner);
         if all {
@@ -254,7 +258,7 @@ impl Remote {
 /// Fills in the figures; the processor's share is counted from the baseline, which moves on once it is
 /// a second old (a shorter time would measure noise).
 fn with_figures(entry: ProcessEntry, tree: &[Proc], baseline: &mut (Instant, u64)) -> ProcessEntry {
-    let figures = tree::figures(tree);
+    let figures = members::figures(tree);
     let (since, before) = *baseline;
     let passed = since.elapsed();
     let used = figures.cpu.saturating_sub(before) as f64;

@@ -172,7 +172,7 @@ fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 }
 
 fn lives(pid: u32) -> bool {
-    container::processes().iter().any(|process| process.pid == pid && !process.dead)
+    process_tree::processes().iter().any(|process| process.pid == pid && !process.dead)
 }
 
 #[track_caller]

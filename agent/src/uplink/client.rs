@@ -1,15 +1,17 @@
 //! One controller, as the agent sees it: the only file that knows its paths.
 //!
 //! Owns the connections (kept, with a deadline on every phase), the node's credentials and the turn
-//! of the addresses: which one is next after a failure. A failure is told as a [`Failure`], and the poller,
+//! of the addresses (`failover`). A failure is told as a [`Failure`], and the poller,
 //! the uploader and the scripts do with it what suits them.
 
 mod connection;
+mod failover;
 mod response;
 #[cfg(test)]
 mod tests;
 
 use self::connection::{Link, Timeouts, with_bearer};
+use self::failover::Content;
 use self::response::{Answered, read};
 use super::credentials::{Credentials, Enrolled};
 use super::failure::Failure;
@@ -23,7 +25,6 @@ use serde_json::{Value, json};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
-use ureq::http;
 
 /// The longest that a poll waits for a command.
 pub(crate) const LONGEST_POLL: Duration = Duration::from_secs(30);
@@ -148,27 +149,6 @@ impl Controller {
     /// Counts the posts that it has taken. A poll is answered without Redis, and says nothing about them.
     pub fn posts_taken(&self) -> u64 {
         self.posts_taken.load(Ordering::Relaxed)
-    }
-
-    /// Whether what failed was its content: only an address that takes other requests of this node can
-    /// say so. Anything else may be a wrong port or a proxy in between, and costs no data.
-    pub fn refuses_content(&self, failure: &Failure) -> bool {
-        failure.is_permanent() && self.serves()
-    }
-
-    /// Whether the address whose turn it is has taken the latest of the requests that were not filtered.
-    pub fn serves(&self) -> bool {
-        self.is_good(self.link().endpoint)
-    }
-
-    fn is_good(&self, endpoint: usize) -> bool {
-        self.good_endpoint.load(Ordering::Relaxed) == endpoint
-    }
-
-    /// Whether an address that has taken nothing yet answers as no controller does.
-    fn is_no_controller(&self, endpoint: usize, failure: &Failure) -> bool {
-        let spoke_of_the_node = matches!(failure, Failure::Clock(_) | Failure::Busy { .. }) || failure.is_auth();
-        !spoke_of_the_node && !self.is_good(endpoint)
     }
 
     /// Asks for commands: waits up to `wait` ([`LONGEST_POLL`] at most), acknowledges the batch `ack`.
@@ -304,11 +284,6 @@ impl Controller {
         self.link().posts.clone().shutdown();
     }
 
-    /// Gives the turn to the next address, so that a request is tried there.
-    pub fn next_address(&self) {
-        self.fail_over(self.link().endpoint, false);
-    }
-
     /// Posts `body`; `accept` says whether an answer of 200 or 204 is the controller's, and what it says.
     fn send<T>(
         &self,
@@ -322,63 +297,6 @@ impl Controller {
             request.content_type("application/json").send(body)
         };
         self.at_turn(&link, Content::Varies, call, accept)
-    }
-
-    /// Runs one request over `link` at its address; when that address is no use, the next has its turn.
-    fn at_turn<T>(
-        &self,
-        link: &Link,
-        content: Content,
-        call: impl FnOnce(&str) -> Result<http::Response<ureq::Body>, ureq::Error>,
-        accept: impl FnOnce(Answered) -> Result<T, Failure>,
-    ) -> Result<T, Failure> {
-        let answer = call(self.url_of(link.endpoint)).map_err(|error| Failure::of(&error)).and_then(|response| {
-            let answer = read(response)?;
-            let renew = answer.head.renew;
-            let accepted = accept(answer)?;
-            if renew {
-                self.renew.store(true, Ordering::Relaxed);
-            }
-            Ok(accepted)
-        });
-        let answer = answer.map_err(Failure::with_advice);
-        match &answer {
-            Ok(_) => {
-                self.good_endpoint.store(link.endpoint, Ordering::Relaxed);
-                self.taken.fetch_add(1, Ordering::Relaxed);
-            }
-            // A filter in between refuses what others would pass: no reason to leave the address.
-            Err(failure) if content == Content::Varies && failure.is_filtered() && self.is_good(link.endpoint) => {}
-            Err(failure) if failure.should_fail_over() || self.is_no_controller(link.endpoint, failure) => {
-                self.fail_over(link.endpoint, matches!(failure, Failure::Away(_)));
-            }
-            Err(_) => {}
-        }
-        answer
-    }
-
-    /// Gives the turn to the next address, unless somebody else has moved on since `turn`: two threads
-    /// that fail together move once.
-    ///
-    /// From an address that is away all requests but the polls are called back, to be made anew at the
-    /// next one. A path that swallows everything would hold up each thread for its own patience
-    /// otherwise, and a job that the poller gets from the next address waits for the uploader.
-    fn fail_over(&self, endpoint: usize, away: bool) {
-        let mut current = self.link.write().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if current.endpoint != endpoint {
-            return;
-        }
-        // With one address the next is the same, and what is under way there may well come through.
-        let anew = away && self.urls.len() > 1 && !self.stopped.load(Ordering::SeqCst);
-        let next = Arc::new(current.next(anew));
-        let left = std::mem::replace(&mut *current, next);
-        drop(current);
-        if away {
-            left.names.invalidate();
-        }
-        if anew {
-            left.posts.clone().shutdown();
-        }
     }
 
     fn path(&self, url: &str, rest: &str) -> String {
@@ -408,15 +326,6 @@ pub(crate) fn enroll(
         Failure::Busy { status: status @ 409, reason, .. } => Failure::Refused { status, reason, refused: Vec::new() },
         failure => failure,
     })
-}
-
-/// Whether requests of one kind differ in what they carry.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Content {
-    /// They are all alike, so that none is refused for its content.
-    Fixed,
-    /// One may be refused where others are taken.
-    Varies,
 }
 
 /// A text as it may stand in a query (RFC 3986, 2.3).

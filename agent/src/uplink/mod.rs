@@ -4,12 +4,12 @@ pub(crate) mod client;
 pub(crate) mod credential_set;
 mod credentials;
 mod failure;
-#[cfg(test)]
-pub(crate) mod fake;
 pub(crate) mod faults;
 mod log_once;
 pub mod poller;
 mod resolver;
+#[cfg(test)]
+pub(crate) mod test_controller;
 mod trust;
 pub mod uploader;
 

@@ -6,13 +6,13 @@
 //!
 //! A request that the controller or a proxy in between refuses for its content is halved until the
 //! culprit is alone. One that is too large, or that the controller finds wrong, is dropped and counted;
-//! of a result its end is told. Any other culprit is set aside and tried more rarely (`asides`). Records and
+//! of a result its end is told. Any other culprit is deferred and tried more rarely (`deferred`). Records and
 //! series that may have been stored all the same are repeated as they are: their halves would have other
 //! numbers, and be stored again. A failure that speaks of the node only holds up its own kind. A fault of
 //! this node's own files is no failure of the controller, and is told it at once.
 
-mod asides;
 mod body;
+mod deferred;
 mod refused;
 mod stream;
 
@@ -295,13 +295,13 @@ impl Actor {
                     return;
                 }
                 match next.retried.filter(|_| *kind != Kind::Event) {
-                    Some(key) => self.upload_queue.aside_done(name, *kind, key, false),
+                    Some(key) => self.upload_queue.remove_deferred(name, *kind, key, false),
                     None => self.upload_queue.taken(name, *kind, batch.number),
                 }
             }
         }
         if let Some(key) = next.retried {
-            self.streams[stream].asides.remove(key);
+            self.streams[stream].deferred.remove(key);
         }
     }
 

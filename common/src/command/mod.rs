@@ -4,7 +4,7 @@ mod read;
 mod secret;
 
 use crate::json_size::{MAX_VALUES, has_more_values};
-use crate::{NodeId, salvage};
+use crate::{NodeId, partial_json};
 pub use secret::{hide_secrets, is_secret, shown_args};
 use serde_json::{Map, Value};
 use std::fmt;
@@ -82,7 +82,7 @@ impl std::error::Error for BadCommand {}
 impl BadCommand {
     /// A text that is not read as JSON; of its fields it keeps those by which its sender can be answered.
     fn unread(text: &[u8], reason: String) -> BadCommand {
-        let mut read = salvage::fields(text, &["id", "gid", "nid", "cmd", "tags"]);
+        let mut read = partial_json::fields(text, &["id", "gid", "nid", "cmd", "tags"]);
         // The answer must not be as long as the text.
         read.retain(|_, value| value.as_str().is_none_or(|text| text.len() <= MAX_SALVAGED));
         let found = Command::from_value(Value::Object(read));

@@ -84,7 +84,7 @@ impl Node {
     #[track_caller]
     fn run(&self, program: &str, args: &[&str]) -> Output {
         let mut command = Command::new("unshare");
-        // Whoever is not root here is it there.
+        // An account that is not root here is root there.
         if fs::metadata("/proc/self").expect("this process").uid() != 0 {
             command.arg("-r");
         }

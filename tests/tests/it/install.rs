@@ -40,7 +40,7 @@ fn install_with_busybox(prefix: &Path, args: &[&str]) -> Output {
     run_with(&mut command)
 }
 
-/// Serves a file to whoever asks, as a web server of a few lines.
+/// Serves a file to every client, as a web server of a few lines.
 fn serve(file: &Path) -> String {
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
     let port = listener.local_addr().expect("its address").port();

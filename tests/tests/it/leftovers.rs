@@ -30,7 +30,7 @@ fn folder_of_a_killed_script_is_removed_by_the_next_one() {
     let output = script(dir.path(), "own_tmp; [ \"$TMPDIR\" = \"$tmp\" ] && mktemp -d && kill -9 $$");
     assert_eq!(output.code, 137, "{output:?}");
     assert_eq!(folders(dir.path()).len(), 1, "nobody has removed it");
-    // A script that is still at work keeps its own, whoever starts meanwhile.
+    // A script that is still at work keeps its own, whatever starts meanwhile.
     let library = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/lib.sh");
     let inner = format!("bash -uc '. {library}; own_tmp'; [ -d \"$tmp\" ] && ls -d \"$above\"/js-run-*");
     let output = script(dir.path(), &format!("above=$TMPDIR; own_tmp; TMPDIR=$above; {inner}"));

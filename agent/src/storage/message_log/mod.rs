@@ -1,7 +1,7 @@
 //! The message_log: every message that is kept, stored, found again and forwarded.
 //!
 //! **Owns** the databases in `data_dir/logs` and the ids of records. Messages come from the pipe
-//! readers in [`batch`]es, and from whoever writes the agent's own records. One thread stores them:
+//! readers in [`batch`]es, and from the threads that write the agent's own records. One thread stores them:
 //! it takes what is there, writes it in one go and takes what came meanwhile, so that a slow trickle is
 //! committed at once and a flood in large transactions. Records for the controllers go into the upload queue first,
 //! in the same go.
@@ -21,7 +21,7 @@ use jscommon::worker::Worker;
 use std::sync::Arc;
 
 pub mod batch;
-mod inbox;
+mod channel;
 mod log_files;
 mod progress;
 mod query;
@@ -36,7 +36,7 @@ pub use query::Query;
 pub use reader::LogReader;
 
 use batch::Batch;
-use inbox::{Inbox, Message};
+use channel::{Message, MessageSender};
 use log_files::LogFiles;
 use store::{Rules, Store};
 use writer::Actor;
@@ -45,7 +45,7 @@ const STACK: usize = 256 * 1024;
 
 /// The running logger; dropping it waits until all is committed.
 pub struct Handle {
-    inbox: Inbox,
+    sender: MessageSender,
     remote: LogReader,
     _worker: Worker,
 }
@@ -67,16 +67,16 @@ impl Handle {
             ac: logging.ac.levels,
             stats_interval: None,
         });
-        let (inbox, messages) = Inbox::new();
-        let actor = Actor::new(messages, Arc::clone(inbox.budget()), store, upload_queue, own);
+        let (sender, messages) = MessageSender::new();
+        let actor = Actor::new(messages, Arc::clone(sender.budget()), store, upload_queue, own);
         let worker =
             Worker::spawn("logger", STACK, move || actor.run()).context("the message log cannot be started")?;
-        Ok(Handle { remote: LogReader::new(inbox.clone(), log_files), inbox, _worker: worker })
+        Ok(Handle { remote: LogReader::new(sender.clone(), log_files), sender, _worker: worker })
     }
 
     /// Where messages go in.
     pub fn inlet(&self) -> Inlet {
-        Inlet { inbox: self.inbox.clone() }
+        Inlet { sender: self.sender.clone() }
     }
 
     /// Where records are found and deleted.
@@ -89,53 +89,53 @@ impl Drop for Handle {
     fn drop(&mut self) {
         // Readers may hold an inlet for as long as a grandchild holds their pipe, so the queue is not
         // closed by its last sender.
-        self.inbox.send(Message::Stop);
+        self.sender.send(Message::Stop);
     }
 }
 
 /// Where messages go in.
 #[derive(Clone)]
 pub struct Inlet {
-    inbox: Inbox,
+    sender: MessageSender,
 }
 
 impl Inlet {
     /// An inlet of a message log that has stopped: whatever is handed over is dropped. For tests.
     pub fn closed() -> Inlet {
-        let (inbox, _) = Inbox::new();
-        inbox.budget().close();
-        Inlet { inbox }
+        let (sender, _) = MessageSender::new();
+        sender.budget().close();
+        Inlet { sender }
     }
 
     /// Hands over the messages of one read, or gives them back while the message log is too far behind.
     pub fn try_push(&self, batch: Batch) -> std::result::Result<(), Batch> {
-        self.inbox.try_push(batch)
+        self.sender.try_push(batch)
     }
 
     /// Hands over the messages of one read; waits while the message log is too far behind.
     pub fn push(&self, batch: Batch) {
-        self.inbox.push(batch, |_| true);
+        self.sender.push(batch, |_| true);
     }
 
     /// As [`Inlet::push`], but waits no longer once `is_last` says that these are among the last messages of
     /// a process that has ended; then [`Inlet::nudge`] is to be called.
     pub fn push_last(&self, batch: Batch, is_last: impl Fn() -> bool) {
-        self.inbox.push(batch, |used| used > inbox::MAX_LAST_BYTES || !is_last());
+        self.sender.push(batch, |used| used > channel::MAX_LAST_BYTES || !is_last());
     }
 
     /// Has those who wait look again; never waits itself.
     pub fn nudge(&self) {
-        self.inbox.nudge();
+        self.sender.nudge();
     }
 
     /// Has `work` done on the message log's thread, once what came before is stored; never waits.
     pub fn then(&self, work: impl FnOnce() + Send + 'static) {
-        self.inbox.send(Message::Then(Box::new(move |_| work())));
+        self.sender.send(Message::Then(Box::new(move |_| work())));
     }
 
     /// Gives back the memory that a burst of messages has left behind, then does `work`; never waits.
     pub fn rest(&self, work: impl FnOnce() + Send + 'static) {
-        self.inbox.send(Message::Rest);
+        self.sender.send(Message::Rest);
         self.then(work);
     }
 
@@ -144,7 +144,7 @@ impl Inlet {
         if source.wants(level) {
             let mut batch = Batch::new(source, batch::now(), text.len());
             batch.push(level, text);
-            self.inbox.push(batch, |_| false);
+            self.sender.push(batch, |_| false);
         }
     }
 }

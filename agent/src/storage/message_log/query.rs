@@ -27,7 +27,7 @@ impl Query {
     }
 
     /// The conditions on a single row as SQL, with parameters from `?3` on, and the parameters.
-    /// Order, limit and `after` are for whoever walks through the databases.
+    /// Order, limit and `after` are for the caller, who walks through the databases.
     pub(super) fn conditions(&self) -> (String, Vec<Value>) {
         let (mut sql, mut values) = (String::new(), Vec::new());
         let mut add = |condition: &str, value: Value| {

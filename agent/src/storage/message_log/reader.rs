@@ -5,7 +5,7 @@
 //! rotated database are deleted from here; those of the current one by the message log's thread, which
 //! alone writes to it.
 
-use super::inbox::{Inbox, Message};
+use super::channel::{Message, MessageSender};
 use super::log_files::LogFiles;
 use super::query::Query;
 use super::store::{Store, open};
@@ -47,7 +47,7 @@ struct Cursor {
 /// Where records are found and deleted, from any thread that may wait for a disk.
 #[derive(Clone)]
 pub struct LogReader {
-    inbox: Inbox,
+    sender: MessageSender,
     log_files: Arc<LogFiles>,
 }
 
@@ -61,8 +61,8 @@ struct ScanPage<T> {
 }
 
 impl LogReader {
-    pub(super) fn new(inbox: Inbox, log_files: Arc<LogFiles>) -> LogReader {
-        LogReader { inbox, log_files }
+    pub(super) fn new(sender: MessageSender, log_files: Arc<LogFiles>) -> LogReader {
+        LogReader { sender, log_files }
     }
 
     /// The first `limit` matches (at most 1000) in the order of their arrival, everything that was
@@ -137,7 +137,7 @@ impl LogReader {
         work: impl FnOnce(&mut Store) -> T + Send + 'static,
     ) -> Result<T> {
         let (answer, answered) = crossbeam_channel::bounded(1);
-        self.inbox.send(Message::Then(Box::new(move |store| {
+        self.sender.send(Message::Then(Box::new(move |store| {
             let _ = answer.send(work(store));
         })));
         answered.recv().context(STOPPED)
@@ -177,7 +177,7 @@ impl LogReader {
                 Ok(found) => return Ok(Some(found)),
                 Err(e) if fault(&e) == Fault::Damaged && !std::mem::replace(&mut examined, true) => {
                     let (done, examined) = crossbeam_channel::bounded(1);
-                    self.inbox.send(Message::Examine { number, error: anyhow!(e), done });
+                    self.sender.send(Message::Examine { number, error: anyhow!(e), done });
                     examined.recv().context(STOPPED)??;
                 }
                 Err(e) => return Err(anyhow!(e).context("a database of records cannot be read")),

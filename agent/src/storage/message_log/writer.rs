@@ -1,7 +1,7 @@
 //! The message log's thread: takes what is there, stores it in one go, and what to do when that fails.
 
 use super::batch::{Batch, now};
-use super::inbox::{Budget, Message};
+use super::channel::{Budget, Message};
 use super::progress::{Progress, WriteError};
 use super::store::Store;
 use crate::job::JobLabel;
@@ -35,7 +35,7 @@ const SHED: [&[u8]; 4] = [&[1, 2], &[5, 6, 10, 11], &[3, 4, 7], &[8, 20, 21, 22,
 
 /// The state of the message log's thread.
 pub(super) struct Actor {
-    inbox: Receiver<Message>,
+    messages: Receiver<Message>,
     budget: Arc<Budget>,
     store: Store,
     upload_queue: Arc<UploadQueue>,
@@ -119,14 +119,14 @@ impl Outage {
 
 impl Actor {
     pub(super) fn new(
-        inbox: Receiver<Message>,
+        messages: Receiver<Message>,
         budget: Arc<Budget>,
         store: Store,
         upload_queue: Arc<UploadQueue>,
         own: Arc<JobLabel>,
     ) -> Actor {
         Actor {
-            inbox,
+            messages,
             budget,
             store,
             upload_queue,
@@ -189,8 +189,8 @@ impl Actor {
             let due = if self.upload_queue.wanted(Kind::Log) { self.upload_queue.log_due() } else { None };
             let retry = self.outage.as_ref().filter(|outage| !outage.waiting.is_empty()).map(|outage| outage.retry_at);
             let message = match due.into_iter().chain(self.report_at).chain(retry).min() {
-                None => return self.inbox.recv().ok(),
-                Some(deadline) => self.inbox.recv_deadline(deadline),
+                None => return self.messages.recv().ok(),
+                Some(deadline) => self.messages.recv_deadline(deadline),
             };
             // A steady stream of messages must not put either off.
             let now = Instant::now();
@@ -223,7 +223,7 @@ impl Actor {
                 }
                 other => return Some(other),
             }
-            next = if weight < GATHER { self.inbox.try_recv().ok() } else { None };
+            next = if weight < GATHER { self.messages.try_recv().ok() } else { None };
         }
         None
     }

@@ -1,7 +1,7 @@
 //! Batches of records and stats that a controller, or a proxy before it, does not take.
 //!
-//! A refused batch is split in two until the culprit is alone. That one is dropped and counted, or set
-//! aside, so that later ones are sent. A batch that is set aside for one controller belongs to it: its
+//! A refused batch is split in two until the culprit is alone. That one is dropped and counted, or deferred,
+//! so that later ones are sent. A batch that is deferred for one controller belongs to it: its
 //! rows carry the controller's name. It is sent under a new number each time, for a controller drops
 //! numbers below the last that it took.
 
@@ -10,8 +10,8 @@ use super::{Batch, Kind, UploadQueue};
 use anyhow::Result;
 use rusqlite::{OptionalExtension, params};
 
-/// Most batches of a kind that are set aside for one controller; the oldest is dropped, and counted.
-const MAX_ASIDE: i64 = 1000;
+/// Most batches of a kind that are deferred for one controller; the oldest is dropped, and counted.
+const MAX_DEFERRED: i64 = 1000;
 
 impl UploadQueue {
     /// Splits a batch in two, so that its halves are sent one after the other. `false` when it holds a
@@ -21,17 +21,17 @@ impl UploadQueue {
         self.told(&mut inner, |inner| inner.split(controller, kind, number as i64))
     }
 
-    /// Sets a batch aside for this controller, so that later ones are sent; returns its key.
-    pub fn set_aside(&self, controller: &str, kind: Kind, number: u64) -> Result<i64> {
+    /// Defers a batch for this controller, so that later ones are sent; returns its key.
+    pub fn defer(&self, controller: &str, kind: Kind, number: u64) -> Result<i64> {
         let others = self.chosen[kind as usize].clone();
         let mut inner = self.lock();
-        let key = self.told(&mut inner, |inner| inner.set_aside(controller, kind, number as i64, &others));
+        let key = self.told(&mut inner, |inner| inner.defer(controller, kind, number as i64, &others));
         inner.trim_log();
         key
     }
 
-    /// Returns the keys of the batches that are set aside for this controller.
-    pub fn asides(&self, controller: &str, kind: Kind) -> Result<Vec<i64>> {
+    /// Returns the keys of the batches that are deferred for this controller.
+    pub fn deferred(&self, controller: &str, kind: Kind) -> Result<Vec<i64>> {
         let mut inner = self.lock();
         self.told(&mut inner, |inner| {
             let mut query =
@@ -41,17 +41,17 @@ impl UploadQueue {
         })
     }
 
-    /// Reads a batch that is set aside, under a number that this controller has not seen. Only when no
+    /// Reads a deferred batch, under a number that this controller has not seen. Only when no
     /// other batch of this kind waits for the controller.
-    pub fn aside(&self, controller: &str, kind: Kind, key: i64) -> Result<Option<Batch>> {
+    pub fn read_deferred(&self, controller: &str, kind: Kind, key: i64) -> Result<Option<Batch>> {
         let mut inner = self.lock();
-        self.told(&mut inner, |inner| inner.aside(controller, kind, key))
+        self.told(&mut inner, |inner| inner.read_deferred(controller, kind, key))
     }
 
-    /// Removes a batch that was set aside: the controller has taken it, or `dropped`, will never take it.
-    pub fn aside_done(&self, controller: &str, kind: Kind, key: i64, dropped: bool) {
+    /// Removes a deferred batch: the controller has taken it, or `dropped`, will never take it.
+    pub fn remove_deferred(&self, controller: &str, kind: Kind, key: i64, dropped: bool) {
         let mut inner = self.lock();
-        let _ = self.told(&mut inner, |inner| inner.aside_done(controller, kind, key, dropped));
+        let _ = self.told(&mut inner, |inner| inner.remove_deferred(controller, kind, key, dropped));
     }
 }
 
@@ -102,7 +102,7 @@ impl Inner {
         Ok(true)
     }
 
-    fn set_aside(&mut self, controller: &str, kind: Kind, given: i64, others: &[String]) -> Result<i64> {
+    fn defer(&mut self, controller: &str, kind: Kind, given: i64, others: &[String]) -> Result<i64> {
         let number = self.current(controller, kind, given);
         let mut body = Vec::new();
         self.append_pieces("", kind, number, &mut body)?;
@@ -125,13 +125,13 @@ impl Inner {
         stored?;
         let sql = "SELECT count(*) FROM items WHERE kind = ?1 AND controller = ?2";
         let kept: i64 = self.db.query_row(sql, params![kind as i64, controller], |row| row.get(0))?;
-        if kept > MAX_ASIDE {
-            self.drop_aside(kind);
+        if kept > MAX_DEFERRED {
+            self.drop_deferred(kind);
         }
         Ok(key)
     }
 
-    fn aside(&mut self, controller: &str, kind: Kind, key: i64) -> Result<Option<Batch>> {
+    fn read_deferred(&mut self, controller: &str, kind: Kind, key: i64) -> Result<Option<Batch>> {
         let sql = "SELECT batch FROM items WHERE seq = ?1 AND kind = ?2 AND controller = ?3";
         let found: Option<i64> =
             self.db.query_row(sql, params![key, kind as i64, controller], |row| row.get(0)).optional()?;
@@ -160,7 +160,7 @@ impl Inner {
         self.whole(controller, kind, number).map(Some)
     }
 
-    fn aside_done(&mut self, controller: &str, kind: Kind, key: i64, dropped: bool) -> Result<()> {
+    fn remove_deferred(&mut self, controller: &str, kind: Kind, key: i64, dropped: bool) -> Result<()> {
         let sql = "SELECT batch, count, length(body) FROM items WHERE seq = ?1 AND kind = ?2 AND controller = ?3";
         let row = self.db.query_row(sql, params![key, kind as i64, controller], |row| {
             Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?))
@@ -180,12 +180,12 @@ impl Inner {
         Ok(())
     }
 
-    /// Drops the oldest of the batches that are set aside; `false` when there is none.
-    pub(super) fn drop_aside(&mut self, kind: Kind) -> bool {
+    /// Drops the oldest of the batches that are deferred; `false` when there is none.
+    pub(super) fn drop_deferred(&mut self, kind: Kind) -> bool {
         let sql = "SELECT seq, controller FROM items WHERE kind = ?1 AND controller <> '' ORDER BY seq LIMIT 1";
         let oldest: rusqlite::Result<(i64, String)> =
             self.db.query_row(sql, [kind as i64], |row| Ok((row.get(0)?, row.get(1)?)));
-        oldest.is_ok_and(|(key, controller)| self.aside_done(&controller, kind, key, true).is_ok())
+        oldest.is_ok_and(|(key, controller)| self.remove_deferred(&controller, kind, key, true).is_ok())
     }
 }
 

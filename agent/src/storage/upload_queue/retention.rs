@@ -98,7 +98,7 @@ impl Inner {
 
     pub(super) fn trim_log(&mut self) {
         while self.bytes[Kind::Log as usize] > MAX_LOG_BYTES {
-            if !self.drop_aside(Kind::Log) && !self.drop_oldest(Kind::Log, "batch > 0") {
+            if !self.drop_deferred(Kind::Log) && !self.drop_oldest(Kind::Log, "batch > 0") {
                 return;
             }
         }
@@ -108,7 +108,7 @@ impl Inner {
         let old = format!("created < {}", now() - MAX_STATS_AGE);
         while self.drop_oldest(Kind::Stats, &old) {}
         while self.bytes[Kind::Stats as usize] > MAX_STATS_BYTES {
-            if !self.drop_aside(Kind::Stats) && !self.drop_oldest(Kind::Stats, "batch > 0") {
+            if !self.drop_deferred(Kind::Stats) && !self.drop_oldest(Kind::Stats, "batch > 0") {
                 return;
             }
         }

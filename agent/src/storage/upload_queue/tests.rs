@@ -227,7 +227,7 @@ fn numbers_jump_also_where_the_first_batch_was_refused() {
         upload_queue.close_log();
     }
     let first = upload_queue.next("a", Kind::Log).unwrap();
-    let key = upload_queue.set_aside("a", Kind::Log, first.number).unwrap();
+    let key = upload_queue.defer("a", Kind::Log, first.number).unwrap();
     let second = upload_queue.next("a", Kind::Log).unwrap();
     // A number that was given here means an old batch; one that never was, that the file was lost.
     assert!(!upload_queue.jump("a", Kind::Log, second.number, second.number + 1));
@@ -235,8 +235,8 @@ fn numbers_jump_also_where_the_first_batch_was_refused() {
     assert!(upload_queue.jump("a", Kind::Log, second.number, last));
     let taken = drain(&upload_queue, "a");
     assert_eq!(taken.iter().map(|(_, list)| list.clone()).collect::<Vec<_>>(), [json!([2]), json!([3])]);
-    let aside = upload_queue.aside("a", Kind::Log, key).unwrap().unwrap();
-    assert!(taken.iter().all(|(number, _)| (last + 1..aside.number).contains(number)), "{taken:?}");
+    let deferred = upload_queue.read_deferred("a", Kind::Log, key).unwrap().unwrap();
+    assert!(taken.iter().all(|(number, _)| (last + 1..deferred.number).contains(number)), "{taken:?}");
 }
 
 #[test]
@@ -395,7 +395,7 @@ fn bad_piece_holds_up_no_other() {
 }
 
 #[test]
-fn batch_that_cannot_be_set_aside_is_kept() {
+fn batch_that_cannot_be_deferred_is_kept() {
     let dir = TempDir::new().unwrap();
     let upload_queue = UploadQueue::open(&config(dir.path(), &["a"])).unwrap();
     for text in ["1", "2", "3"] {
@@ -406,7 +406,7 @@ fn batch_that_cannot_be_set_aside_is_kept() {
     upload_queue.execute("CREATE TRIGGER full BEFORE INSERT ON cursors BEGIN SELECT raise(ABORT, 'full'); END");
     for kept in [0, 1] {
         let batch = upload_queue.next("a", Kind::Log).unwrap();
-        assert!(upload_queue.set_aside("a", Kind::Log, batch.number).is_err());
+        assert!(upload_queue.defer("a", Kind::Log, batch.number).is_err());
         assert_eq!(upload_queue.next("a", Kind::Log), Some(batch.clone()), "after {kept} others");
         upload_queue.execute("DROP TRIGGER full");
         upload_queue.taken("a", Kind::Log, batch.number);
@@ -414,8 +414,8 @@ fn batch_that_cannot_be_set_aside_is_kept() {
     }
     upload_queue.execute("DROP TRIGGER full");
     let batch = upload_queue.next("a", Kind::Log).unwrap();
-    let key = upload_queue.set_aside("a", Kind::Log, batch.number).unwrap();
-    assert_eq!(body(&upload_queue.aside("a", Kind::Log, key).unwrap().unwrap())["records"], json!([3]));
+    let key = upload_queue.defer("a", Kind::Log, batch.number).unwrap();
+    assert_eq!(body(&upload_queue.read_deferred("a", Kind::Log, key).unwrap().unwrap())["records"], json!([3]));
     assert_eq!(upload_queue.take_unreported(), Dropped::default());
 }
 

@@ -2,9 +2,9 @@
 
 use super::{Actor, AfterCommit, Detail, Job, MAX_BYTES, MAX_JOBS, Work, group_name};
 use crate::commands::{self, JobControl, Kind};
-use crate::container::{self, Cgroups, JobTag, NotStarted, extension, leftovers, spawn};
 use crate::job::{JobLabel, JobState, RunArgs};
 use crate::platform::Signal;
+use crate::process_tree::{self, Cgroups, JobTag, NotStarted, extension, leftovers, spawn};
 use crate::script;
 use crate::storage::job_store::{JobUpdate, Row};
 use crate::supervisor::types::{Event, Outcome, PersistedJob};
@@ -219,7 +219,7 @@ impl Actor {
     }
 
     /// Returns the process of a command that needs no preparation: `execute` or an extension.
-    pub(super) fn process(&self, command: &Command) -> Result<container::Spec, String> {
+    pub(super) fn process(&self, command: &Command) -> Result<process_tree::Spec, String> {
         match self.parts.config.extensions.get(&command.cmd) {
             Some(known) if command.cmd != "execute" => extension(known, command, &self.path_vars),
             _ => spawn::execute(&command.args, &command.data, &self.path_vars),

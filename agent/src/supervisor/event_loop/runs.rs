@@ -2,8 +2,8 @@
 
 use super::{Actor, Run, Work, group_name};
 use crate::commands::{Answer, JobControl};
-use crate::container::{self, JobTag, NotStarted, spawn, tree};
 use crate::platform::Signal;
+use crate::process_tree::{self, JobTag, NotStarted, members, spawn};
 use crate::script;
 use crate::supervisor::launcher::Leave;
 use crate::supervisor::task_pool::Task;
@@ -59,7 +59,7 @@ impl Actor {
     }
 
     /// Has a thread start a process; [`Actor::launched`] goes on.
-    pub(super) fn spawn(&mut self, run: u64, spec: container::Spec) {
+    pub(super) fn spawn(&mut self, run: u64, spec: process_tree::Spec) {
         let Some(known) = self.runs.get(&run) else { return };
         let Some((job, detail)) = self.jobs.get(&known.id).and_then(|job| Some((job, job.detail.clone()?))) else {
             return;
@@ -97,7 +97,7 @@ impl Actor {
         mark: JobTag,
         since: Instant,
         group: Option<GroupUse>,
-        spawned: Result<container::Spawned, NotStarted>,
+        spawned: Result<process_tree::Spawned, NotStarted>,
     ) {
         self.launcher.answered(run);
         let name = group_name(&mark.job, mark.start);
@@ -135,14 +135,14 @@ impl Actor {
         self.parts.outlets.stats.job_started(&detail.source);
         let (sender, pid) = (self.remote.sender.clone(), child.pid);
         let ended = move || {
-            let _ = sender.send(match container::wait_child(run, pid) {
+            let _ = sender.send(match process_tree::wait_child(run, pid) {
                 Some(code) => Message::Ended { run, code },
                 None => Message::Drained { run },
             });
         };
         let attached = match (child.stdout, child.stderr) {
             (Some(out), Some(err)) => {
-                let (pipes, ends) = container::Pipes::of(out, err);
+                let (pipes, ends) = process_tree::Pipes::of(out, err);
                 known.ends = Some(ends);
                 self.readers.attach(&detail.source, pipes, &self.parts.outlets, ended)
             }
@@ -164,16 +164,23 @@ impl Actor {
     }
 
     /// Ends a process whose job was ended while it was being started.
-    fn end_unwanted(&mut self, run: u64, mark: JobTag, name: String, spawned: Result<container::Spawned, NotStarted>) {
+    fn end_unwanted(
+        &mut self,
+        run: u64,
+        mark: JobTag,
+        name: String,
+        spawned: Result<process_tree::Spawned, NotStarted>,
+    ) {
         if let Ok(child) = spawned {
             log::warn!("ending process {} of job {}, which was ended during its start", child.pid, mark.job);
-            let processes = container::processes();
-            let (pid, group) = (child.pid, Some(container::group_path(&mark.home, &name)));
-            let root = tree::Root { run, pid, reaped: false, mark, group, known: Vec::new() };
-            let mut trees = tree::trees(&processes, std::process::id(), &[root], container::mark, container::group_of);
+            let processes = process_tree::processes();
+            let (pid, group) = (child.pid, Some(process_tree::group_path(&mark.home, &name)));
+            let root = members::Root { run, pid, reaped: false, mark, group, known: Vec::new() };
+            let mut trees =
+                members::trees(&processes, std::process::id(), &[root], process_tree::mark, process_tree::group_of);
             let mut members = trees.remove(&run).unwrap_or_default();
             if let Some(cgroups) = &self.cgroups {
-                tree::join(&mut members, &processes, &cgroups.members(&name));
+                members::join(&mut members, &processes, &cgroups.members(&name));
             }
             self.children.signal_tree(run, pid, &members, Signal::KILL);
         }
@@ -194,9 +201,10 @@ impl Actor {
 
     /// Signals trees and looks whether anything of them lives.
     pub(super) fn signal_and_probe(&mut self, actions: Vec<Action>) {
-        let roots: Vec<tree::Root> = self.runs.iter().filter_map(|(run, known)| root(*run, known)).collect();
-        let processes = container::processes();
-        let mut trees = tree::trees(&processes, std::process::id(), &roots, container::mark, container::group_of);
+        let roots: Vec<members::Root> = self.runs.iter().filter_map(|(run, known)| root(*run, known)).collect();
+        let processes = process_tree::processes();
+        let mut trees =
+            members::trees(&processes, std::process::id(), &roots, process_tree::mark, process_tree::group_of);
         for action in actions {
             let (Action::Term { run, .. } | Action::Probe { run, .. } | Action::Kill { run, .. }) = &action else {
                 continue;
@@ -205,7 +213,7 @@ impl Actor {
             let Some(known) = self.runs.get_mut(&run) else { continue };
             let mut members = trees.remove(&run).unwrap_or_default();
             if let (Some(cgroups), Some(group)) = (&self.cgroups, &known.group) {
-                tree::join(&mut members, &processes, &cgroups.members(group));
+                members::join(&mut members, &processes, &cgroups.members(group));
             }
             known.known = members.iter().map(|member| (member.pid, member.started)).collect();
             let signal = match action {
@@ -227,13 +235,13 @@ impl Actor {
     }
 }
 
-pub(super) fn root(run: u64, known: &Run) -> Option<tree::Root> {
+pub(super) fn root(run: u64, known: &Run) -> Option<members::Root> {
     let mark = known.mark.clone()?;
-    Some(tree::Root {
+    Some(members::Root {
         run,
         pid: known.pid,
         reaped: known.reaped,
-        group: known.group.as_ref().map(|name| container::group_path(&mark.home, name)),
+        group: known.group.as_ref().map(|name| process_tree::group_path(&mark.home, name)),
         mark,
         known: known.known.clone(),
     })

@@ -60,7 +60,7 @@ fn the_whole_tree_ends() {
     // Every orphan was reaped: no zombie has the agent as its parent.
     let own = std::process::id();
     until("the orphans to be reaped", || {
-        let zombies = container::processes().iter().filter(|process| process.parent == own && process.dead).count();
+        let zombies = process_tree::processes().iter().filter(|process| process.parent == own && process.dead).count();
         (zombies == 0).then_some(())
     });
 }
@@ -100,7 +100,7 @@ fn grandchild_whose_first_thread_ended_is_counted_and_ends_with_its_tree() {
 fn a_daemon_that_hides_is_found_by_its_cgroup() {
     let node = Node::new();
     let life = node.live();
-    if container::Cgroups::open("a test").is_none() {
+    if process_tree::Cgroups::open("a test").is_none() {
         return; // There is none that may be written here.
     }
     let hidden = node.path("hidden").display().to_string();
@@ -114,7 +114,7 @@ fn a_daemon_that_hides_is_found_by_its_cgroup() {
         let pid = pid_in(&node, "hidden");
         std::fs::remove_file(&hidden).unwrap();
         until("its parent to be gone", || {
-            let parent = container::processes().into_iter().find(|process| process.pid == pid)?.parent;
+            let parent = process_tree::processes().into_iter().find(|process| process.pid == pid)?.parent;
             (parent == std::process::id()).then_some(())
         });
         // The shell between them may be there for a moment more.
@@ -146,8 +146,8 @@ fn a_daemon_holds_neither_the_result_nor_dies_with_it() {
     // Neither does the next life of the agent touch it.
     node.live().stop();
     assert!(lives(daemon));
-    let seen = container::processes().into_iter().find(|process| process.pid == daemon).unwrap();
-    container::signal_process(&seen, crate::platform::Signal::KILL);
+    let seen = process_tree::processes().into_iter().find(|process| process.pid == daemon).unwrap();
+    process_tree::signal_process(&seen, crate::platform::Signal::KILL);
 }
 
 #[test]

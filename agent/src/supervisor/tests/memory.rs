@@ -102,7 +102,7 @@ fn leftover_that_ignores_its_stop_signal_holds_up_only_its_own_job() {
     assert_eq!(life.remote().process("next").unwrap().state, "QUEUED");
     assert!(life.stop().is_empty() && lives(pid));
     // As if the first attempt had been made an hour ago: KILL comes at once.
-    let first = crate::container::leftovers::uptime() - 3600;
+    let first = crate::process_tree::leftovers::uptime() - 3600;
     std::fs::write(data.join("leftovers"), format!("{first} 77-left\n")).unwrap();
     let life = node.live();
     let result = life.result("left");

@@ -4,7 +4,7 @@ use super::connection::is_loopback;
 use super::response::MAX_WAIT;
 use super::*;
 use crate::config::{Config, Overrides};
-use crate::uplink::fake::{Answer, Asked, Fake};
+use crate::uplink::test_controller::{Answer, Asked, TestController};
 use std::fs;
 
 fn config(urls: &[&str], token_file: Option<&std::path::Path>) -> Config {
@@ -34,7 +34,7 @@ fn a_poll_says_who_asks_and_takes_what_comes() {
     fs::write(&token, "1.10.5.abc\n").unwrap();
     let seen: Arc<Mutex<Vec<Asked>>> = Arc::default();
     let log = seen.clone();
-    let fake = Fake::start(move |asked| {
+    let fake = TestController::start(move |asked| {
         log.lock().unwrap().push(asked.clone());
         match asked.line.contains("ack=") {
             true => (204, String::new(), String::new()),
@@ -58,8 +58,8 @@ fn addresses_have_their_turns() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         format!("http://{}", listener.local_addr().unwrap())
     };
-    let fake = Fake::start(|_| (200, String::new(), String::new()));
-    let no_controller = Fake::start(|_| (404, String::new(), "<html>".into()));
+    let fake = TestController::start(|_| (200, String::new(), String::new()));
+    let no_controller = TestController::start(|_| (404, String::new(), "<html>".into()));
     let controller = open(&config(&[&no_controller.url, &closed, &fake.url], None));
     assert!(matches!(controller.post("event", b"{}"), Err(Failure::Foreign { status: 404, .. })));
     assert!(matches!(controller.post("event", b"{}"), Err(Failure::Away(_))));
@@ -71,7 +71,7 @@ fn addresses_have_their_turns() {
 
 #[test]
 fn busy_says_for_how_long() {
-    let fake = Fake::start(|_| (503, "retry-after: 7\r\n".into(), r#"{"error": "Redis is away"}"#.into()));
+    let fake = TestController::start(|_| (503, "retry-after: 7\r\n".into(), r#"{"error": "Redis is away"}"#.into()));
     let failure = open(&config(&[&fake.url], None)).post("result", b"[]").unwrap_err();
     assert_eq!(failure.wait(), Some(Duration::from_secs(7)));
     assert_eq!(failure.to_string(), "it is busy (503): Redis is away");
@@ -80,7 +80,7 @@ fn busy_says_for_how_long() {
 #[test]
 fn nobody_silences_a_node_for_long() {
     for asked in ["86400", "18446744073709551615"] {
-        let fake = Fake::start(move |_| (503, format!("retry-after: {asked}\r\n"), String::new()));
+        let fake = TestController::start(move |_| (503, format!("retry-after: {asked}\r\n"), String::new()));
         let failure = open(&config(&[&fake.url], None)).post("result", b"[]").unwrap_err();
         assert_eq!(failure.wait(), Some(MAX_WAIT), "{asked}");
     }
@@ -89,7 +89,7 @@ fn nobody_silences_a_node_for_long() {
 #[test]
 fn a_script_is_there_or_not() {
     let hash = jscommon::token::sha256_hex(b"print(1)");
-    let fake = Fake::start(|asked| match asked.line.split_once("hash=").map(|(_, hash)| &hash[..2]) {
+    let fake = TestController::start(|asked| match asked.line.split_once("hash=").map(|(_, hash)| &hash[..2]) {
         Some("bb") => (404, String::new(), r#"{"error": "no such script"}"#.into()),
         Some("cc") => (404, String::new(), "<html>".into()),
         _ => (200, String::new(), "print(1)".into()),
@@ -122,7 +122,7 @@ const NO_RECEIPTS: [(u16, &str); 12] = [
 fn status_alone_is_no_receipt() {
     let answer: Arc<Mutex<Answer>> = Arc::default();
     let given = answer.clone();
-    let fake = Fake::start(move |_| given.lock().unwrap().clone());
+    let fake = TestController::start(move |_| given.lock().unwrap().clone());
     let controller = open(&config(&[&fake.url], None));
     for (status, body) in NO_RECEIPTS {
         // A redirect is not followed, for the fake would answer there as well.
@@ -150,8 +150,8 @@ fn status_alone_is_no_receipt() {
 
 #[test]
 fn answer_of_no_controller_gives_the_turn_to_the_next_address() {
-    let portal = Fake::start(|_| (200, "content-type: text/html\r\n".into(), "<html>log in</html>".into()));
-    let fake = Fake::start(|_| (200, String::new(), String::new()));
+    let portal = TestController::start(|_| (200, "content-type: text/html\r\n".into(), "<html>log in</html>".into()));
+    let fake = TestController::start(|_| (200, String::new(), String::new()));
     let controller = open(&config(&[&portal.url, &fake.url], None));
     let failure = controller.post("result", b"[]").unwrap_err();
     let said = failure.to_string();
@@ -164,7 +164,7 @@ fn answer_of_no_controller_gives_the_turn_to_the_next_address() {
 fn empty_answer_to_a_poll_needs_the_wait_or_a_mark() {
     let answer: Arc<Mutex<Answer>> = Arc::default();
     let given = answer.clone();
-    let fake = Fake::start(move |_| {
+    let fake = TestController::start(move |_| {
         let answer = given.lock().unwrap().clone();
         if answer.1.contains("slow") {
             std::thread::sleep(Duration::from_millis(1200));
@@ -190,7 +190,7 @@ fn renewal_replaces_files_and_is_used_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let token = dir.path().join("token");
     fs::write(&token, "old").unwrap();
-    let fake = Fake::start(|asked| match asked.line.as_str() {
+    let fake = TestController::start(|asked| match asked.line.as_str() {
         "POST /1/10/renew" => (200, String::new(), r#"{"token": "new", "ca": "", "client_cert": ""}"#.into()),
         _ if asked.head.contains("bearer new\r\n") => (200, String::new(), String::new()),
         _ => (200, "X-JS-Renew: old secret\r\n".into(), String::new()),
@@ -213,7 +213,7 @@ fn renewal_and_a_look_at_the_files_do_not_meet() {
     let token = dir.path().join("token");
     fs::write(&token, "0").unwrap();
     let (count, last) = (AtomicUsize::new(0), 100);
-    let fake = Fake::start(move |_| {
+    let fake = TestController::start(move |_| {
         let n = count.fetch_add(1, Ordering::Relaxed) + 1;
         (200, String::new(), format!(r#"{{"token": "{n}", "ca": "", "client_cert": ""}}"#))
     });
@@ -236,7 +236,7 @@ fn renewal_and_a_look_at_the_files_do_not_meet() {
 
 #[test]
 fn a_poll_can_be_ended_from_elsewhere() {
-    let fake = Fake::start(|_| {
+    let fake = TestController::start(|_| {
         std::thread::sleep(Duration::from_secs(20));
         (204, String::new(), String::new())
     });
@@ -297,7 +297,7 @@ fn a_path_that_swallows_everything_is_noticed() {
     // It takes connections into its backlog and never answers.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = silent.local_addr().unwrap();
-    let fake = Fake::start(|_| (204, String::new(), String::new()));
+    let fake = TestController::start(|_| (204, String::new(), String::new()));
     let short = Duration::from_millis(100);
     let timeouts = Timeouts { connect: short, answer: short, poll: short };
     let plain = config(&[&format!("http://{address}"), &fake.url], None);
@@ -316,7 +316,7 @@ fn a_path_that_swallows_everything_is_noticed() {
 fn silent_address_ends_the_other_requests() {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = silent.local_addr().unwrap();
-    let fake = Fake::start(|_| (200, String::new(), String::new()));
+    let fake = TestController::start(|_| (200, String::new(), String::new()));
     let short = Duration::from_millis(100);
     let timeouts = Timeouts { connect: Duration::from_secs(60), answer: Duration::from_secs(60), poll: short };
     let plain = config(&[&format!("http://{address}"), &fake.url], None);

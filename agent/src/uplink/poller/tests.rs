@@ -1,9 +1,9 @@
-//! A poller against a fake controller, with a supervisor of one line.
+//! A poller against a controller for tests, with a supervisor of one line.
 
 use super::*;
 use crate::config::{Config, Overrides};
 use crate::storage::job_store::JobUpdate;
-use crate::uplink::fake::{Answer, Asked, Fake};
+use crate::uplink::test_controller::{Answer, Asked, TestController};
 use crossbeam_channel::{bounded, unbounded};
 use std::sync::Mutex;
 
@@ -26,7 +26,7 @@ struct Stage {
 impl Stage {
     fn new(answer: impl Fn(&Asked) -> Answer + Send + Sync + 'static) -> Stage {
         let (tell, asked) = unbounded();
-        let fake = Fake::start(move |request| {
+        let fake = TestController::start(move |request| {
             let _ = tell.send(request.line.clone());
             answer(request)
         });

@@ -1,11 +1,11 @@
-//! Requests that are refused or fail: what is halved, dropped, set aside, or only sent later.
+//! Requests that are refused or fail: what is halved, dropped, deferred, or only sent later.
 
 use super::body::{Load, REFUSAL, describe, shortened, whose};
 use super::stream::{Next, PayloadKind};
 use super::{ANY_LIMIT, Actor, BATCH_ROWS, SUSPECT_AFTER, Sent};
 use crate::storage::upload_queue::Kind;
 use crate::uplink::failure::Failure;
-use crate::uplink::uploader::asides::Aside;
+use crate::uplink::uploader::deferred::DeferredEntry;
 use std::time::{Duration, Instant};
 
 /// Why a request is not sent again as it is.
@@ -39,7 +39,7 @@ impl Actor {
         if stream.isolating { Verdict::Divide { finally: false } } else { Verdict::Wait }
     }
 
-    /// Divides a refused request; a single entry is dropped or set aside.
+    /// Divides a refused request; a single entry is dropped or deferred.
     pub(super) fn divide(
         &mut self,
         stream: usize,
@@ -65,7 +65,7 @@ impl Actor {
         // No limit of a proxy is that low: it refuses everything for now.
         let any_size = matches!(failure, Failure::Foreign { .. }) && next.load.bytes() <= ANY_LIMIT;
         if !finally || any_size {
-            return self.set_aside(stream, &next, failure);
+            return self.defer(stream, &next, failure);
         }
         let mut item = describe(&next.load);
         match &next.load {
@@ -75,43 +75,43 @@ impl Actor {
                 match short.map(|short| self.controller.post("result", &short)) {
                     Some(Ok(())) => item.push_str(", cut short"),
                     Some(Err(again)) if !again.is_permanent() || again.by() == "proxy" => {
-                        return self.set_aside(stream, &next, again);
+                        return self.defer(stream, &next, again);
                     }
                     _ => {}
                 }
                 self.mark_sent(stream, vec![results[0].key]);
             }
             Load::Batch(kind, batch) => match next.retried.filter(|_| *kind != Kind::Event) {
-                Some(key) => self.upload_queue.aside_done(&name, *kind, key, true),
+                Some(key) => self.upload_queue.remove_deferred(&name, *kind, key, true),
                 None => self.upload_queue.refused(&name, *kind, batch.number),
             },
         }
         if let Some(key) = next.retried {
-            self.streams[stream].asides.remove(key);
+            self.streams[stream].deferred.remove(key);
         }
         log::error!("controller {name}: dropped: {item}: {} refused it: {failure}", whose(&failure));
         self.tell_refusal(stream, &item, &failure, true);
         Ok(Sent::Divided)
     }
 
-    /// Sets a single entry aside, to be tried more rarely, so that others are sent.
-    fn set_aside(&mut self, stream: usize, next: &Next, failure: Failure) -> Result<Sent, Failure> {
+    /// Defers a single entry, to be tried more rarely, so that others are sent.
+    fn defer(&mut self, stream: usize, next: &Next, failure: Failure) -> Result<Sent, Failure> {
         let key = match (&next.load, next.retried) {
             (_, Some(key)) => key,
-            _ if self.streams[stream].asides.is_full() => return Err(failure),
+            _ if self.streams[stream].deferred.is_full() => return Err(failure),
             (Load::Results(results), None) => results[0].key,
             (Load::Batch(Kind::Event, batch), None) => batch.number as i64,
             (Load::Batch(kind, batch), None) => {
-                match self.upload_queue.set_aside(self.controller.name(), *kind, batch.number) {
+                match self.upload_queue.defer(self.controller.name(), *kind, batch.number) {
                     Ok(key) => key,
                     Err(error) => return Err(self.unreadable("outbox", &error)),
                 }
             }
         };
-        let (aside, in_row): (&mut Aside, u32) = self.streams[stream].asides.refused(key, Instant::now());
+        let (entry, in_row): (&mut DeferredEntry, u32) = self.streams[stream].deferred.refused(key, Instant::now());
         // While all that this stream sends is refused, the first is told for all of them.
-        if !aside.told && (aside.proven || (failure.is_filtered() && in_row == 1)) {
-            aside.told = true;
+        if !entry.told && (entry.proven || (failure.is_filtered() && in_row == 1)) {
+            entry.told = true;
             let item = describe(&next.load);
             log::warn!("controller {}: set aside: {item}: {failure}", self.controller.name());
             self.tell_refusal(stream, &item, &failure, false);
@@ -123,7 +123,7 @@ impl Actor {
     /// Tells the operators what is not taken, by an event.
     fn tell_refusal(&mut self, stream: usize, item: &str, failure: &Failure, dropped: bool) {
         let kind = self.streams[stream].kind.path();
-        if item.contains(REFUSAL) || !self.streams[stream].asides.may_tell(Instant::now()) {
+        if item.contains(REFUSAL) || !self.streams[stream].deferred.may_tell(Instant::now()) {
             return;
         }
         let data = serde_json::json!({
@@ -143,7 +143,7 @@ impl Actor {
         stream.taken_at_failure = None;
         (stream.streak, stream.isolating) = (0, false);
         stream.logged.clear();
-        stream.asides.others_pass(Instant::now());
+        stream.deferred.others_pass(Instant::now());
     }
 
     /// Waits before the next try: of this stream, or of all when the controller itself is away.
@@ -160,7 +160,7 @@ impl Actor {
         // A node that sends too much of one kind sends the others all the same; so does one of which the
         // controller takes others.
         let too_much = failure.status() == 429;
-        let alone = item.isolating || item.streak > 0 || item.asides.in_row() > 0;
+        let alone = item.isolating || item.streak > 0 || item.deferred.in_row() > 0;
         let whole = !alone && (failure.should_fail_over() || (failure.wait().is_some() && !too_much));
         let backoff = if whole { &mut self.backoff } else { &mut item.backoff };
         let failures = backoff.failures() as usize + 1;

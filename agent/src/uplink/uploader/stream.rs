@@ -1,7 +1,7 @@
 //! One stream of an uploader: a kind of payload, its pauses, and what it sends next.
 
-use super::asides::Asides;
 use super::body::Load;
+use super::deferred::DeferredEntries;
 use super::{Actor, BATCH_BYTES, BATCH_ROWS};
 use crate::storage::upload_queue::{Kind, UploadQueue};
 use crate::uplink::failure::Failure;
@@ -42,21 +42,21 @@ pub(super) struct UploadStream {
     pub(super) isolating: bool,
     /// The troubles that were told since the last success.
     pub(super) logged: LogOnce,
-    pub(super) asides: Asides,
-    /// An entry that was set aside, and may have been taken at its last try: it goes first, unchanged.
+    pub(super) deferred: DeferredEntries,
+    /// A deferred entry that may have been taken at its last try: it goes first, unchanged.
     pub(super) unsure: Option<i64>,
     /// Results that were sent and could not be marked so.
     pub(super) unmarked: Vec<i64>,
 }
 
-/// A load, and its key when it was set aside before.
+/// A load, and its key when it was deferred before.
 pub(super) struct Next {
     pub(super) load: Load,
     pub(super) retried: Option<i64>,
 }
 
 impl UploadStream {
-    /// Returns the streams to this controller, with the entries that an earlier start has set aside.
+    /// Returns the streams to this controller, with the entries that an earlier start has deferred.
     pub(super) fn all(controller: &str, upload_queue: &UploadQueue, backoff: &Backoff) -> Vec<UploadStream> {
         let kinds = [
             PayloadKind::Results,
@@ -66,7 +66,7 @@ impl UploadStream {
         ];
         let stream = |kind| {
             let stored = match kind {
-                PayloadKind::Batch(kind @ (Kind::Log | Kind::Stats)) => upload_queue.asides(controller, kind),
+                PayloadKind::Batch(kind @ (Kind::Log | Kind::Stats)) => upload_queue.deferred(controller, kind),
                 _ => Ok(Vec::new()),
             };
             UploadStream {
@@ -78,7 +78,7 @@ impl UploadStream {
                 streak: 0,
                 isolating: false,
                 logged: LogOnce::default(),
-                asides: Asides::of(stored.unwrap_or_default(), Instant::now()),
+                deferred: DeferredEntries::of(stored.unwrap_or_default(), Instant::now()),
                 unsure: None,
                 unmarked: Vec::new(),
             }
@@ -89,8 +89,8 @@ impl UploadStream {
     /// When this stream has something to try again; nothing when it is not known to have.
     pub(super) fn due(&self, now: Instant) -> Option<Instant> {
         let held = self.not_before.filter(|held| *held > now);
-        let aside = self.asides.next(now).map(|aside| held.map_or(aside, |held| held.max(aside)));
-        held.into_iter().chain(aside).min()
+        let deferred = self.deferred.next(now).map(|next| held.map_or(next, |held| held.max(next)));
+        held.into_iter().chain(deferred).min()
     }
 }
 
@@ -112,12 +112,12 @@ impl Actor {
 
     fn next_results(&mut self, stream: usize) -> anyhow::Result<Option<Next>> {
         let (name, now) = (self.controller.name(), Instant::now());
-        let UploadStream { rows, asides, unmarked, .. } = &mut self.streams[stream];
+        let UploadStream { rows, deferred, unmarked, .. } = &mut self.streams[stream];
         // Read before the keys, so that it is never newer than they are.
         let generation = self.job_store.generation();
         if self.generation != generation {
             self.generation = generation;
-            asides.clear();
+            deferred.clear();
             unmarked.clear();
         }
         if !unmarked.is_empty() && self.job_store.mark_sent(generation, unmarked).is_ok() {
@@ -125,14 +125,14 @@ impl Actor {
         }
         // Those that are surely due go first; the others when there is nothing new.
         for surely in [true, false] {
-            while let Some(key) = asides.due(now, surely) {
+            while let Some(key) = deferred.due(now, surely) {
                 match self.job_store.unsent_one(generation, key)? {
                     Some(result) => return Ok(Some(Next { load: Load::Results(vec![result]), retried: Some(key) })),
-                    None => asides.remove(key),
+                    None => deferred.remove(key),
                 }
             }
             if surely {
-                let without: Vec<i64> = asides.keys().chain(unmarked.iter().copied()).collect();
+                let without: Vec<i64> = deferred.keys().chain(unmarked.iter().copied()).collect();
                 let results = self.job_store.unsent_without(name, &without, *rows, BATCH_BYTES)?;
                 if self.job_store.generation() != generation {
                     // The file was replaced meanwhile: these may be keys of the new one, which could not be marked.
@@ -150,25 +150,25 @@ impl Actor {
         let (name, now) = (self.controller.name(), Instant::now());
         let load = |batch| Load::Batch(kind, batch);
         if let Some(key) = self.streams[stream].unsure {
-            match self.upload_queue.aside(name, kind, key)? {
+            match self.upload_queue.read_deferred(name, kind, key)? {
                 Some(batch) => return Ok(Some(Next { load: load(batch), retried: Some(key) })),
                 None => self.streams[stream].unsure = None,
             }
         }
-        let asides = &mut self.streams[stream].asides;
-        let without: Vec<i64> = asides.keys().collect();
-        // A number is above all that were sent before: what was set aside goes when nothing else waits.
+        let deferred = &mut self.streams[stream].deferred;
+        let without: Vec<i64> = deferred.keys().collect();
+        // A number is above all that were sent before: what was deferred goes when nothing else waits.
         if let Some(batch) = self.upload_queue.read(name, kind, &without)? {
             return Ok(Some(Next { load: load(batch), retried: None }));
         }
-        while let Some(key) = asides.due(now, false) {
+        while let Some(key) = deferred.due(now, false) {
             let batch = match kind {
                 Kind::Event => self.upload_queue.event(name, key)?,
-                kind => self.upload_queue.aside(name, kind, key)?,
+                kind => self.upload_queue.read_deferred(name, kind, key)?,
             };
             match batch {
                 Some(batch) => return Ok(Some(Next { load: load(batch), retried: Some(key) })),
-                None => asides.remove(key),
+                None => deferred.remove(key),
             }
         }
         Ok(None)

@@ -1,4 +1,4 @@
-//! A whole sender with a real job store and upload queue, against a fake controller.
+//! A whole sender with a real job store and upload queue, against a controller for tests.
 
 mod local_faults;
 mod order;
@@ -7,7 +7,7 @@ mod refused;
 use super::*;
 use crate::config::{Config, Overrides};
 use crate::storage::job_store::JobUpdate;
-use crate::uplink::fake::{Answer, Asked, Fake};
+use crate::uplink::test_controller::{Answer, Asked, TestController};
 use serde_json::{Value, json};
 use std::sync::Mutex;
 
@@ -16,7 +16,7 @@ struct Stage {
     job_store: Arc<JobStore>,
     upload_queue: Arc<UploadQueue>,
     seen: Arc<Mutex<Vec<Asked>>>,
-    fake: Fake,
+    fake: TestController,
     controller: Arc<Controller>,
 }
 
@@ -25,7 +25,7 @@ impl Stage {
         let dir = tempfile::tempdir().unwrap();
         let seen: Arc<Mutex<Vec<Asked>>> = Arc::default();
         let log = seen.clone();
-        let fake = Fake::start(move |asked| {
+        let fake = TestController::start(move |asked| {
             log.lock().unwrap().push(asked.clone());
             answer(asked)
         });

@@ -155,7 +155,7 @@ impl Pump {
         // A short datagram takes more than 2 KiB of a receive buffer at the most.
         if self.sent >= self.room / 2 / 2304 {
             while self.waiting()? > self.room / 2 {
-                // Spinning would take the processor from whoever receives.
+                // Spinning would take the processor from the receiver.
                 std::thread::sleep(Duration::from_micros(50));
             }
             self.sent = 0;

@@ -66,7 +66,7 @@ fn keys_of_a_file_that_was_replaced_hold_up_no_result_of_the_new_one() {
     let full = "CREATE TRIGGER full BEFORE UPDATE ON jobs WHEN old.state = 2 BEGIN SELECT raise(ABORT, 'full'); END";
     other.execute_batch(full).unwrap();
     let sender = stage.start();
-    // The one was sent and cannot be marked, the other is set aside.
+    // The one was sent and cannot be marked, the other is deferred.
     assert_eq!(stage.until_event("local_fault")["what"], "sent results");
     while !stage.posted().iter().any(|ids| *ids == ["bad"]) {
         thread_yield();

@@ -140,7 +140,7 @@ fn result_at_which_a_proxy_cuts_the_connection_holds_up_no_other() {
 }
 
 #[test]
-fn record_that_was_set_aside_and_is_stored_without_an_answer_is_stored_once() {
+fn record_that_was_deferred_and_is_stored_without_an_answer_is_stored_once() {
     // First it is forbidden, then stored without an answer, then all is well.
     let phase = Arc::new(std::sync::atomic::AtomicU8::new(0));
     let gate = phase.clone();
@@ -158,8 +158,8 @@ fn record_that_was_set_aside_and_is_stored_without_an_answer_is_stored_once() {
     push_records(&stage, (0..2).map(record));
     stage.poll();
     let sender = stage.start();
-    let aside = || stage.upload_queue.asides("main", Kind::Log).unwrap().len();
-    while aside() == 0 || taking.has().is_empty() {
+    let deferred = || stage.upload_queue.deferred("main", Kind::Log).unwrap().len();
+    while deferred() == 0 || taking.has().is_empty() {
         thread_yield();
     }
     drop(sender);
@@ -178,7 +178,7 @@ fn record_that_was_set_aside_and_is_stored_without_an_answer_is_stored_once() {
     }
     phase.store(2, Ordering::Relaxed);
     stage.until_sent(Kind::Log);
-    while aside() > 0 {
+    while deferred() > 0 {
         thread_yield();
     }
     drop(sender);
@@ -266,7 +266,7 @@ fn proxy_that_calls_everything_too_large_loses_nothing() {
 }
 
 #[test]
-fn record_that_a_proxy_forbids_is_set_aside_and_taken_later() {
+fn record_that_a_proxy_forbids_is_deferred_and_taken_later() {
     let bad = Arc::new(AtomicBool::new(true));
     let gate = bad.clone();
     let taking = Arc::new(Taking::default());
@@ -292,7 +292,9 @@ fn record_that_a_proxy_forbids_is_set_aside_and_taken_later() {
     drop(sender);
     bad.store(false, Ordering::Relaxed);
     let sender = stage.start();
-    while [Kind::Log, Kind::Stats].into_iter().any(|kind| !stage.upload_queue.asides("main", kind).unwrap().is_empty())
+    while [Kind::Log, Kind::Stats]
+        .into_iter()
+        .any(|kind| !stage.upload_queue.deferred("main", kind).unwrap().is_empty())
     {
         thread_yield();
     }
@@ -310,7 +312,7 @@ fn record_that_a_proxy_forbids_is_set_aside_and_taken_later() {
 }
 
 #[test]
-fn record_that_was_set_aside_is_sent_again_under_a_number_that_is_high_enough() {
+fn record_that_was_deferred_is_sent_again_under_a_number_that_is_high_enough() {
     // The upload queue was lost, and the clock is behind.
     let taking = Arc::new(Taking::default());
     taking.last.lock().unwrap().insert("POST /1/10/log".into(), 1 << 60);
@@ -323,11 +325,11 @@ fn record_that_was_set_aside_is_sent_again_under_a_number_that_is_high_enough() 
     push_records(&stage, std::iter::once(json!({"id": 1, "jobid": "j", "data": "x"})));
     stage.poll();
     let sender = stage.start();
-    while stage.upload_queue.asides("main", Kind::Log).unwrap().is_empty() {
+    while stage.upload_queue.deferred("main", Kind::Log).unwrap().is_empty() {
         thread_yield();
     }
     bad.store(false, Ordering::Relaxed);
-    while !stage.upload_queue.asides("main", Kind::Log).unwrap().is_empty() {
+    while !stage.upload_queue.deferred("main", Kind::Log).unwrap().is_empty() {
         thread_yield();
     }
     drop(sender);

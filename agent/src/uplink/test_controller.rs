@@ -20,7 +20,7 @@ pub(crate) struct Asked {
 /// `{}`, and a 204 without head lines the time. With status 0 the connection is closed instead.
 pub(crate) type Answer = (u16, String, String);
 
-pub(crate) struct Fake {
+pub(crate) struct TestController {
     pub(crate) url: String,
     port: u16,
     stopped: Arc<AtomicBool>,
@@ -28,8 +28,8 @@ pub(crate) struct Fake {
     pub(crate) connections: Arc<Mutex<usize>>,
 }
 
-impl Fake {
-    pub(crate) fn start(answer: impl Fn(&Asked) -> Answer + Send + Sync + 'static) -> Fake {
+impl TestController {
+    pub(crate) fn start(answer: impl Fn(&Asked) -> Answer + Send + Sync + 'static) -> TestController {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let (stopped, connections) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(0)));
@@ -44,11 +44,11 @@ impl Fake {
                 thread::spawn(move || serve(stream.unwrap(), &*answer));
             }
         });
-        Fake { url: format!("http://127.0.0.1:{port}"), port, stopped, connections }
+        TestController { url: format!("http://127.0.0.1:{port}"), port, stopped, connections }
     }
 }
 
-impl Drop for Fake {
+impl Drop for TestController {
     fn drop(&mut self) {
         self.stopped.store(true, Ordering::Relaxed);
         let _ = TcpStream::connect(("127.0.0.1", self.port));

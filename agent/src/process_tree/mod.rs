@@ -9,9 +9,9 @@ use std::process::{ChildStderr, ChildStdin, ChildStdout};
 
 mod extension;
 pub(crate) mod leftovers;
+pub mod members;
 mod not_started;
 pub mod spawn;
-pub mod tree;
 #[cfg(unix)]
 mod unix;
 #[cfg(windows)]

@@ -245,9 +245,9 @@ fn own_group() -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::container::Settings;
-    use crate::container::unix::process::Children;
     use crate::platform::{Identity, Limit};
+    use crate::process_tree::Settings;
+    use crate::process_tree::unix::process::Children;
     use serde_json::json;
     use std::io::{Read, Write};
     use std::process::Command;

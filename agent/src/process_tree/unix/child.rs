@@ -2,8 +2,8 @@
 
 #![allow(unsafe_code)] // system calls of a child that shares the memory of the agent
 
-use crate::container::{Settings, StartError, Step};
 use crate::platform::inherited::{IO_WHO_PROCESS, Privileged};
+use crate::process_tree::{Settings, StartError, Step};
 use nix::errno::Errno;
 use nix::libc;
 use std::ffi::{CStr, CString, c_char, c_int};

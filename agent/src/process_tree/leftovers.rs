@@ -5,9 +5,9 @@
 //!
 //! **Does not** decide what becomes of the jobs: the supervisor holds them until it is told.
 
-use super::{GroupMembers, JobTag, Proc, tree};
-use crate::container;
+use super::{GroupMembers, JobTag, Proc, members};
 use crate::platform::Signal;
+use crate::process_tree;
 use jscommon::worker::Worker;
 use std::collections::HashMap;
 use std::fs;
@@ -36,9 +36,9 @@ impl Leftover {
     /// Returns the living processes of this run. Daemons of runs that were over are not among them, for
     /// their marks name another run.
     fn processes(&self, all: &[Proc], groups: Option<&GroupMembers>) -> Vec<Proc> {
-        let mut found = tree::leftovers(all, std::slice::from_ref(&self.mark), container::mark);
+        let mut found = members::leftovers(all, std::slice::from_ref(&self.mark), process_tree::mark);
         if let Some(groups) = groups {
-            tree::join(&mut found, all, &groups.members(&self.group));
+            members::join(&mut found, all, &groups.members(&self.group));
         }
         found
     }
@@ -49,7 +49,7 @@ pub(crate) fn living(leftovers: Vec<Leftover>, groups: Option<&GroupMembers>) ->
     if leftovers.is_empty() {
         return leftovers;
     }
-    let all = container::processes();
+    let all = process_tree::processes();
     leftovers.into_iter().filter(|leftover| !leftover.processes(&all, groups).is_empty()).collect()
 }
 
@@ -65,7 +65,7 @@ pub(crate) fn end(
         let mut open: Vec<Tree> = leftovers.into_iter().map(|leftover| attempts.tree(leftover)).collect();
         let mut pause = PAUSE.0;
         while !open.is_empty() {
-            let all = container::processes();
+            let all = process_tree::processes();
             open.retain_mut(|tree| {
                 let over = tree.tend(&all, groups.as_ref());
                 if over {
@@ -100,7 +100,7 @@ impl Tree {
         for process in self.leftover.processes(all, groups) {
             if !self.seen.iter().any(|known| (known.pid, known.started) == (process.pid, process.started)) {
                 log::warn!("ending process {} of job {}, left by an agent that died", process.pid, mark.job);
-                container::stop_process(&process, *stop_signal);
+                process_tree::stop_process(&process, *stop_signal);
                 self.seen.push(process);
             }
         }
@@ -116,7 +116,7 @@ impl Tree {
         }
         if now >= self.kill_at {
             for process in &living {
-                container::signal_process(process, Signal::KILL);
+                process_tree::signal_process(process, Signal::KILL);
             }
         }
         living.is_empty()

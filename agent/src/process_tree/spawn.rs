@@ -9,7 +9,7 @@ use super::{Children, Group, JobTag, NotStarted, Spawned};
 use crate::config::Config;
 use crate::job::args::{program_and_rest, split};
 use crate::job::{ExecuteArgs, RunArgs};
-use crate::{container, platform};
+use crate::{platform, process_tree};
 use jscommon::worker::Worker;
 use serde_json::{Map, Value};
 use std::ffi::{OsStr, OsString};
@@ -190,8 +190,8 @@ pub fn start(
                 .map_err(|fault| format!("user: {user} cannot have a $tmp in {}: {fault}", base.display()))?;
         }
     }
-    let mut command = container::command(&spec.program, spec.cwd.as_deref(), path_of(&spec.env));
-    container::add_args(&mut command, &spec.args, spec.whole_line)?;
+    let mut command = process_tree::command(&spec.program, spec.cwd.as_deref(), path_of(&spec.env));
+    process_tree::add_args(&mut command, &spec.args, spec.whole_line)?;
     command.envs(inherited(&config.main.env));
     if let Some(identity) = &identity {
         command.envs([("USER", &identity.name), ("LOGNAME", &identity.name), ("HOME", &identity.home)]);
@@ -199,7 +199,7 @@ pub fn start(
     command.envs(spec.env.iter().map(|(name, value)| (name, value)));
     command.envs(environment(owner.mark, owner.controller, config));
     let (limits, nice, umask, oom_score_adj) = (args.limits.clone(), args.nice, args.umask, args.oom_score_adj);
-    let settings = container::Settings { identity, limits, nice, umask, oom_score_adj };
+    let settings = process_tree::Settings { identity, limits, nice, umask, oom_score_adj };
     let is_wanted = || (owner.refusal)().is_none();
     let spawned = children.spawn(owner.run, &mut command, !spec.stdin.is_empty(), &settings, owner.group, &is_wanted);
     let mut spawned =

@@ -1,8 +1,8 @@
 //! Windows: a job object a child, a thread a child that waits, and the list of processes by sysinfo.
 
-use crate::container::{JobTag, Proc, Settings, Spawned, StartError, Step};
 use crate::platform::Signal;
 use crate::platform::cmdline::{CommandLine, check_batch_argument, raw_argument};
+use crate::process_tree::{JobTag, Proc, Settings, Spawned, StartError, Step};
 use crossbeam_channel::bounded;
 use jscommon::worker::Worker;
 use std::collections::HashMap;

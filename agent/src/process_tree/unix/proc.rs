@@ -1,6 +1,6 @@
 //! Linux: the processes of this machine, as `/proc` tells of them.
 
-use crate::container::{JobTag, Proc};
+use crate::process_tree::{JobTag, Proc};
 use std::io::Read;
 
 /// Every process of this machine, in one pass.
@@ -128,8 +128,8 @@ fn sysconf(name: nix::unistd::SysconfVar, otherwise: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::container::unix::process::signal_process;
     use crate::platform::Signal;
+    use crate::process_tree::unix::process::signal_process;
 
     #[test]
     fn first_thread_ended_process_is_alive_with_memory_and_mark() {

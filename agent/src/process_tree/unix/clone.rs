@@ -19,8 +19,8 @@
 use super::cgroup::Group;
 use super::child::{Failure, LAST_SIGNAL, Plan, SIGSET_BYTES, become_program};
 use super::program;
-use crate::container::{Settings, Spawned, StartError, Step};
 use crate::platform::inherited::{PRIVILEGED, child_descriptors};
+use crate::process_tree::{Settings, Spawned, StartError, Step};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::signal::SigSet;

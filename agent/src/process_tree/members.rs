@@ -7,7 +7,7 @@
 //! **Does not** signal anything itself: it only says who is meant.
 
 use super::{JobTag, Proc};
-use crate::container;
+use crate::process_tree;
 use std::collections::HashMap;
 
 /// A run whose tree is asked for.
@@ -21,7 +21,7 @@ pub struct Root {
     pub reaped: bool,
     /// The job that its processes name in their environment.
     pub mark: JobTag,
-    /// Its cgroup, where it has one, as [`container::group_path`] names it.
+    /// Its cgroup, where it has one, as [`process_tree::group_path`] names it.
     pub group: Option<String>,
     /// Processes that were seen in the tree before: id and start.
     pub known: Vec<(u32, u64)>,
@@ -121,7 +121,7 @@ pub struct Figures {
 /// Sums up a tree.
 pub fn figures(tree: &[Proc]) -> Figures {
     tree.iter().fold(Figures::default(), |sum, process| {
-        let (read, written) = container::storage(process.pid);
+        let (read, written) = process_tree::storage(process.pid);
         Figures {
             cpu: sum.cpu + process.cpu,
             rss: sum.rss + process.rss,

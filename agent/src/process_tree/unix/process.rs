@@ -3,8 +3,8 @@
 use super::cgroup::Group;
 use super::clone::{self, Call};
 use super::proc::process;
-use crate::container::{Proc, Settings, Spawned, StartError, Step};
 use crate::platform::Signal;
+use crate::process_tree::{Proc, Settings, Spawned, StartError, Step};
 use jscommon::worker::Worker;
 use nix::errno::Errno;
 use nix::sys::signal as posix;
@@ -428,10 +428,10 @@ mod tests {
         let plain = Settings::default();
         for call in [Call::Best, Call::Fork, Call::Older] {
             let step = |command: &mut Command, settings| said(call, command, settings).unwrap_err().step;
-            assert_eq!(step(&mut Command::new("/no/such"), &plain), crate::container::Step::Program);
-            assert_eq!(step(Command::new("true").current_dir("/no"), &plain), crate::container::Step::WorkingDir);
-            assert_eq!(step(&mut Command::new("true"), &beyond), crate::container::Step::Limit(1));
-            assert_eq!(step(&mut Command::new("a\0b"), &plain), crate::container::Step::Program);
+            assert_eq!(step(&mut Command::new("/no/such"), &plain), crate::process_tree::Step::Program);
+            assert_eq!(step(Command::new("true").current_dir("/no"), &plain), crate::process_tree::Step::WorkingDir);
+            assert_eq!(step(&mut Command::new("true"), &beyond), crate::process_tree::Step::Limit(1));
+            assert_eq!(step(&mut Command::new("a\0b"), &plain), crate::process_tree::Step::Program);
             // A limit that leaves no room for another descriptor is no fault of an earlier step.
             assert!(said(call, &mut Command::new("/bin/true"), &few).is_ok());
         }

@@ -1,4 +1,4 @@
-//! The message log's inbox: one queue, so that records keep the order of their arrival.
+//! The message log's channel: one queue, so that records keep the order of their arrival.
 //!
 //! The reader of a pipe waits while too many bytes are on their way; that is what makes a slow disk
 //! slow the writer. The agent's own records never wait, for the supervisor writes them.
@@ -30,7 +30,7 @@ pub(super) enum Message {
 
 /// The way in; cheap to clone.
 #[derive(Clone)]
-pub(super) struct Inbox {
+pub(super) struct MessageSender {
     sender: Sender<Message>,
     budget: Arc<Budget>,
 }
@@ -48,11 +48,11 @@ struct State {
     closed: bool,
 }
 
-impl Inbox {
-    /// An empty inbox, and the end that the message log reads.
-    pub(super) fn new() -> (Inbox, Receiver<Message>) {
+impl MessageSender {
+    /// An empty channel, and the end that the message log reads.
+    pub(super) fn new() -> (MessageSender, Receiver<Message>) {
         let (sender, receiver) = crossbeam_channel::unbounded();
-        (Inbox { sender, budget: Arc::default() }, receiver)
+        (MessageSender { sender, budget: Arc::default() }, receiver)
     }
 
     /// Returns the budget that the message log gives bytes back to.
@@ -61,7 +61,7 @@ impl Inbox {
     }
 
     /// Sends messages. Where too many bytes are on their way, it waits as long as `waits` says so of their
-    /// number. A caller calls [`Inbox::nudge`] when the answer of `waits` changes.
+    /// number. A caller calls [`MessageSender::nudge`] when the answer of `waits` changes.
     pub(super) fn push(&self, batch: Batch, waits: impl Fn(usize) -> bool) {
         self.budget.take(batch.weight(), waits);
         let _ = self.sender.send(Message::Batch(batch));

@@ -34,7 +34,7 @@ use std::time::Duration;
 const LONGEST_END: Duration = Duration::from_secs(90);
 
 /// Runs the agent until a signal or a `restart` ends it; `ready` is called once it serves.
-pub fn run(config: Config, ready: &dyn Fn()) -> Result<()> {
+pub(crate) fn run(config: Config, ready: &dyn Fn()) -> Result<()> {
     let signals = platform::stop_signals().context("cannot take signals")?;
     let (_lock, tightened) = lock(&config)?;
     let failed = watch_threads();
@@ -272,7 +272,7 @@ fn tell_damage(
 }
 
 /// Returns why there can be no data folder at `path`: what is there, or a step on the way to it, is no folder.
-pub fn data_dir_fault(path: &Path) -> Option<String> {
+pub(crate) fn data_dir_fault(path: &Path) -> Option<String> {
     let found = path.ancestors().find(|step| step.symlink_metadata().is_ok())?;
     let what = match found.metadata() {
         Ok(meta) if meta.is_dir() => return None,

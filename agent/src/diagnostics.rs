@@ -39,13 +39,13 @@ impl Log for Filtered {
 }
 
 /// Starts to log to stderr. A second call changes nothing.
-pub fn start(directives: Directives) {
+pub(crate) fn start(directives: Directives) {
     start_into(directives, Box::new(io::stderr()));
 }
 
 /// Starts to log into a file: `jsagent.log` becomes `jsagent.log.old` at 5 MB, or begins anew at 10 MB where
 /// another program keeps it from that.
-pub fn start_in(directives: Directives, path: &Path) -> io::Result<()> {
+pub(crate) fn start_in(directives: Directives, path: &Path) -> io::Result<()> {
     start_into(directives, Box::new(LogFile::open(path)?));
     Ok(())
 }

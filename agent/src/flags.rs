@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// The text that `--help` prints.
-pub const HELP: &str = "\
+pub(crate) const HELP: &str = "\
 jsagent: runs the commands of its controllers on this node
 
 usage: jsagent [-c FILE] [--gid N --nid N --controller URL --data-dir DIR]
@@ -42,7 +42,7 @@ const SERVICE_VERBS: &str = "install, start, stop or uninstall";
 
 /// The task that the command line asks for.
 #[derive(Debug, PartialEq)]
-pub enum Task {
+pub(crate) enum Task {
     /// Print the help.
     Help,
     /// Print the version.
@@ -78,7 +78,7 @@ pub enum Task {
 
 /// The word after `jsagent service`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verb {
+pub(crate) enum Verb {
     /// Install it, or bring it up to date.
     Install,
     /// Start it.
@@ -93,25 +93,25 @@ pub enum Verb {
 
 /// The arguments of `jsagent enroll`.
 #[derive(Debug, PartialEq)]
-pub struct Enroll {
+pub(crate) struct Enroll {
     /// Address of the controller.
-    pub controller: String,
+    pub(crate) controller: String,
     /// The enrolment token; `-` is stdin.
-    pub token: String,
+    pub(crate) token: String,
     /// Grid id.
-    pub gid: u32,
+    pub(crate) gid: u32,
     /// Node id.
-    pub nid: u32,
+    pub(crate) nid: u32,
     /// The folder that the files go to.
-    pub out: PathBuf,
+    pub(crate) out: PathBuf,
     /// Trust this CA.
-    pub ca: Option<PathBuf>,
+    pub(crate) ca: Option<PathBuf>,
     /// Other accounts may be able to change that folder.
-    pub insecure_paths: bool,
+    pub(crate) insecure_paths: bool,
 }
 
 /// Reads the arguments without the program's name; the error is one line for the user.
-pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Task, String> {
+pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Task, String> {
     read(lexopt::Parser::from_args(args)).map_err(|error| match error {
         lexopt::Error::Custom(reason) => reason.to_string(),
         other => other.to_string(),

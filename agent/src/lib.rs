@@ -1,4 +1,4 @@
-//! The agent, as a library: `main.rs` only reads flags and starts the daemon.
+//! The agent, as a library: a program calls [`main`]. Public beside it is only what is fuzzed.
 //!
 //! | thread | owns | ends when |
 //! |---|---|---|
@@ -16,21 +16,24 @@
 //!
 //! **Out of scope**: Redis, and whatever a controller does with what it is sent.
 
-pub mod commands;
-pub mod config;
-pub mod daemon;
-pub mod diagnostics;
-pub mod enroll;
-pub mod flags;
+mod app;
+mod commands;
+mod config;
+mod daemon;
+mod diagnostics;
+mod enroll;
+mod flags;
 pub mod job;
-pub mod monitor;
+mod monitor;
 pub mod output;
-pub mod platform;
-pub mod process_tree;
-pub mod script;
+mod platform;
+mod process_tree;
+mod script;
 pub mod stats;
-pub mod status;
-pub mod storage;
-pub mod supervisor;
-pub mod trusted_paths;
-pub mod uplink;
+mod status;
+mod storage;
+mod supervisor;
+mod trusted_paths;
+mod uplink;
+
+pub use app::main;

@@ -22,14 +22,14 @@ const STACK: usize = 256 * 1024;
 const SETTLE: Duration = Duration::from_millis(200);
 
 /// The running monitor; dropping it ends its thread.
-pub struct Handle {
+pub(crate) struct Handle {
     /// Closed to end the thread, which is joined after.
     _stop: Sender<()>,
     _worker: Worker,
 }
 
 /// Starts to sample.
-pub fn start(config: &Config, processes: supervisor::Remote, inlet: Inlet) -> Result<Handle> {
+pub(crate) fn start(config: &Config, processes: supervisor::Remote, inlet: Inlet) -> Result<Handle> {
     let (stop, stopped) = bounded::<()>(0);
     let interval = config.monitor.interval.max(Duration::from_secs(1));
     let (wake, woken) = bounded(1);

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// A table of the jobs that are not over, ready to print; `data_dir` is the agent's.
-pub fn status(data_dir: &Path) -> Result<String> {
+pub(crate) fn status(data_dir: &Path) -> Result<String> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64);
     Ok(table(&job_store::read_only(data_dir)?, now))
 }

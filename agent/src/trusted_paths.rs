@@ -28,13 +28,13 @@ const ENTRIES: &[&str] = &[
 ];
 
 /// Returns why a configuration file is not taken.
-pub fn config_fault(file: &Path) -> Option<String> {
+pub(crate) fn config_fault(file: &Path) -> Option<String> {
     platform::path_fault(file)
 }
 
 /// Returns why the agent does not start with what lies in its data folder: another account may have changed it. To be
 /// asked before [`tighten`] closes that folder.
-pub fn refused_entries(config: &Config) -> Option<String> {
+pub(crate) fn refused_entries(config: &Config) -> Option<String> {
     let data_dir = &config.main.data_dir;
     if config.main.insecure_paths || platform::path_fault(data_dir).is_some() {
         return None;
@@ -50,7 +50,7 @@ fn entries(data_dir: &Path) -> impl Iterator<Item = PathBuf> {
 }
 
 /// Returns why the agent does not start with the data folder and the credentials of this configuration.
-pub fn refused(config: &Config) -> Vec<String> {
+pub(crate) fn refused(config: &Config) -> Vec<String> {
     if config.main.insecure_paths {
         return Vec::new();
     }
@@ -71,7 +71,7 @@ pub fn refused(config: &Config) -> Vec<String> {
 
 /// Takes the rights to read the data folder and the credentials from all others, where these are the agent's own and
 /// only that is wrong. Returns what was done, for whatever could be read may have been.
-pub fn tighten(config: &Config) -> Vec<String> {
+pub(crate) fn tighten(config: &Config) -> Vec<String> {
     let data_dir = [config.main.data_dir.as_path()];
     let secrets = config.controllers.values().flat_map(|controller| [&controller.token_file, &controller.client_key]);
     let open = secrets.flatten().map(|path| path.as_path()).filter(|path| platform::secret_fault(path).is_some());
@@ -84,7 +84,7 @@ pub fn tighten(config: &Config) -> Vec<String> {
 }
 
 /// Returns what the agent starts with all the same, and commands that use it are refused.
-pub fn warned(config: &Config) -> Vec<String> {
+pub(crate) fn warned(config: &Config) -> Vec<String> {
     let mut faults = Vec::new();
     if config.main.insecure_paths {
         return faults;

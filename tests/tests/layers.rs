@@ -15,6 +15,7 @@ use std::{
 
 /// The order of the agent's modules: each may import those after it.
 const AGENT: &[&str] = &[
+    "app",
     "daemon",
     "enroll",
     "status",

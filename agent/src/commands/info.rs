@@ -114,7 +114,7 @@ pub(super) fn system(_: &Context, _: &Command) -> Answer {
 }
 
 /// The answer of `get_os_info`, which the startup event carries too.
-pub fn about() -> Value {
+pub(crate) fn about() -> Value {
     json!({
         "hostname": System::host_name().unwrap_or_default(),
         "os": std::env::consts::OS,

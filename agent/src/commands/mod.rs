@@ -4,8 +4,8 @@
 //! hold no business but their own: what concerns jobs is done by the supervisor, which asks here what
 //! a command's name means and runs it where its [`Kind`] says.
 
-pub mod info;
-pub mod messages;
+pub(crate) mod info;
+pub(crate) mod messages;
 mod put;
 
 use crate::config::Config;
@@ -17,14 +17,14 @@ use serde_json::Value;
 use std::sync::Arc;
 
 /// The answer of a command: a value (level 20, `OK`) or a sentence that says what is wrong (`ERROR`).
-pub type Answer = Result<Value, String>;
+pub(crate) type Answer = Result<Value, String>;
 
 /// The function of a command.
-pub type Function = fn(&Context, &Command) -> Answer;
+pub(crate) type Function = fn(&Context, &Command) -> Answer;
 
 /// Where a command runs.
 #[derive(Clone, Copy, Debug)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// At once, on the supervisor: it must not wait for anything.
     Inline(Function),
     /// On a thread for built-in commands: it may take its time.
@@ -35,7 +35,7 @@ pub enum Kind {
 
 /// The commands that concern jobs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum JobControl {
+pub(crate) enum JobControl {
     /// Ends a job and forgets it.
     Kill,
     /// Ends every process.
@@ -55,34 +55,34 @@ pub enum JobControl {
 }
 
 /// The parts of the agent that built-in commands may use.
-pub struct Context {
+pub(crate) struct Context {
     /// The agent's configuration.
-    pub config: Arc<Config>,
+    pub(crate) config: Arc<Config>,
     /// Where records are found; only a whole agent has it.
-    pub message_log: Option<message_log::LogReader>,
+    pub(crate) message_log: Option<message_log::LogReader>,
     /// The controllers that files are fetched from.
-    pub controllers: Vec<Arc<Controller>>,
+    pub(crate) controllers: Vec<Arc<Controller>>,
     /// The scripts that this node can run.
-    pub scripts: Arc<script::Store>,
+    pub(crate) scripts: Arc<script::Store>,
 }
 
 impl Context {
     /// Makes the context for an agent with this configuration. It has no controllers to ask for scripts.
-    pub fn new(config: Arc<Config>) -> Context {
+    pub(crate) fn new(config: Arc<Config>) -> Context {
         let scripts = Arc::new(script::Store::new(&config, Vec::new()));
         Context { config, message_log: None, controllers: Vec::new(), scripts }
     }
 }
 
 /// The built-in command of this name. `execute`, scripts and extensions are processes and none of these.
-pub fn lookup(name: &str) -> Option<Kind> {
+pub(crate) fn lookup(name: &str) -> Option<Kind> {
     TABLE.iter().find(|(known, _)| *known == name).map(|(_, kind)| *kind)
 }
 
 /// Whether the end of this built-in command is a record of level 30: it has done something. One that
 /// only looks leaves none, for a client that follows the records would follow itself, and neither does
 /// `del_msgs`, which is to leave nothing.
-pub fn leaves_record(name: &str) -> bool {
+pub(crate) fn leaves_record(name: &str) -> bool {
     ["kill", "killall", "put", "restart", "signal", "unschedule"].contains(&name)
 }
 

@@ -6,8 +6,7 @@
 mod parse;
 mod read;
 
-pub use parse::{Overrides, address};
-pub use read::Fault;
+pub(crate) use parse::{Overrides, address};
 
 use jscommon::{LevelSet, NodeId};
 use serde_json::{Map, Value};
@@ -18,145 +17,145 @@ use std::time::Duration;
 
 /// Everything an agent was told.
 #[derive(Clone, Debug, PartialEq, Default)]
-pub struct Config {
+pub(crate) struct Config {
     /// The node's identity and its data folder.
-    pub main: Main,
+    pub(crate) main: Main,
     /// The controllers by name; one poller for each.
-    pub controllers: BTreeMap<String, Controller>,
+    pub(crate) controllers: BTreeMap<String, Controller>,
     /// Which messages of the jobs are kept, and which are forwarded.
-    pub logging: Logging,
+    pub(crate) logging: Logging,
     /// Figures: how often they go out and where they come in.
-    pub stats: Stats,
+    pub(crate) stats: Stats,
     /// Samples of the process trees.
-    pub monitor: Monitor,
+    pub(crate) monitor: Monitor,
     /// Interpreters and folder of the jumpscripts.
-    pub scripts: Scripts,
+    pub(crate) scripts: Scripts,
     /// Commands of the operator's own, by name.
-    pub extensions: BTreeMap<String, Extension>,
+    pub(crate) extensions: BTreeMap<String, Extension>,
     /// Jobs that run at every start of the agent, by name; the name is the job's id.
-    pub startup: BTreeMap<String, Startup>,
+    pub(crate) startup: BTreeMap<String, Startup>,
 }
 
 /// `[main]`.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Main {
+pub(crate) struct Main {
     /// Grid id, 1 or more.
-    pub gid: u32,
+    pub(crate) gid: u32,
     /// Node id, 1 or more, unique in its grid.
-    pub nid: u32,
+    pub(crate) nid: u32,
     /// The purposes of the node; commands can be addressed to roles.
-    pub roles: Vec<String>,
+    pub(crate) roles: Vec<String>,
     /// state.db, logs/, scripts/ and the lock of the one agent that owns it; an absolute path.
-    pub data_dir: PathBuf,
+    pub(crate) data_dir: PathBuf,
     /// Processes that run at one time; more jobs wait in order.
-    pub max_jobs: usize,
+    pub(crate) max_jobs: usize,
     /// Variables of the agent's own environment that every process inherits beside the small set.
-    pub env: Vec<String>,
+    pub(crate) env: Vec<String>,
     /// Paths that other accounts can change are trusted all the same, see [`crate::trusted_paths`].
-    pub insecure_paths: bool,
+    pub(crate) insecure_paths: bool,
 }
 
 /// `[controllers.NAME]`.
 #[derive(Clone, Debug, PartialEq, Default)]
-pub struct Controller {
+pub(crate) struct Controller {
     /// Where it is; controllers of one Redis, tried in turn. Never empty, no slash at the end.
-    pub urls: Vec<String>,
+    pub(crate) urls: Vec<String>,
     /// The file that holds the node's token, mode 0600.
-    pub token_file: Option<PathBuf>,
+    pub(crate) token_file: Option<PathBuf>,
     /// The CA that signed the controller's certificate; none: the system's roots.
-    pub ca: Option<PathBuf>,
+    pub(crate) ca: Option<PathBuf>,
     /// A client certificate in PEM.
-    pub client_cert: Option<PathBuf>,
+    pub(crate) client_cert: Option<PathBuf>,
     /// Its private key in PEM.
-    pub client_key: Option<PathBuf>,
+    pub(crate) client_key: Option<PathBuf>,
 }
 
 /// `[logging]`.
 #[derive(Clone, Debug, PartialEq, Default)]
-pub struct Logging {
+pub(crate) struct Logging {
     /// `[logging.db]`: what goes into SQLite.
-    pub db: LogDb,
+    pub(crate) db: LogDb,
     /// `[logging.ac]`: what goes to the controllers.
-    pub ac: LogAc,
+    pub(crate) ac: LogAc,
 }
 
 /// `[logging.db]`.
 #[derive(Clone, Debug, PartialEq)]
-pub struct LogDb {
+pub(crate) struct LogDb {
     /// The levels that are stored.
-    pub levels: LevelSet,
+    pub(crate) levels: LevelSet,
     /// Size of one database, its WAL counted in, in MiB.
-    pub max_size_mb: u64,
+    pub(crate) max_size_mb: u64,
     /// Rotated databases that are kept; the oldest go first.
-    pub keep: usize,
+    pub(crate) keep: usize,
 }
 
 /// `[logging.ac]`.
 #[derive(Clone, Debug, PartialEq)]
-pub struct LogAc {
+pub(crate) struct LogAc {
     /// The levels that are forwarded.
-    pub levels: LevelSet,
+    pub(crate) levels: LevelSet,
     /// Longest time that a record waits for its batch.
-    pub flush_interval: Duration,
+    pub(crate) flush_interval: Duration,
     /// Most records of a batch.
-    pub batch_size: usize,
+    pub(crate) batch_size: usize,
     /// The controllers by name; empty is all.
-    pub controllers: Vec<String>,
+    pub(crate) controllers: Vec<String>,
 }
 
 /// `[stats]`.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Stats {
+pub(crate) struct Stats {
     /// Time between flushes, aligned to the clock.
-    pub interval: Duration,
+    pub(crate) interval: Duration,
     /// Also takes statsd over UDP here.
-    pub listen: Option<SocketAddr>,
+    pub(crate) listen: Option<SocketAddr>,
     /// The controllers by name; empty is all.
-    pub controllers: Vec<String>,
+    pub(crate) controllers: Vec<String>,
 }
 
 /// `[monitor]`.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Monitor {
+pub(crate) struct Monitor {
     /// Time between samples.
-    pub interval: Duration,
+    pub(crate) interval: Duration,
 }
 
 /// `[scripts]`.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Scripts {
+pub(crate) struct Scripts {
     /// The Python interpreter.
-    pub python: String,
+    pub(crate) python: String,
     /// The Lua interpreter; empty is the built-in one.
-    pub lua: String,
+    pub(crate) lua: String,
     /// Where scripts lie by domain and name; empty is `data_dir/jumpscripts`, see [`Config::script_path`].
-    pub path: PathBuf,
+    pub(crate) path: PathBuf,
 }
 
 /// `[extensions.NAME]`.
 #[derive(Clone, Debug, PartialEq, Default)]
-pub struct Extension {
+pub(crate) struct Extension {
     /// The program.
-    pub binary: String,
+    pub(crate) binary: String,
     /// Its arguments; `{key}` is taken from the command's args.
-    pub args: Vec<String>,
+    pub(crate) args: Vec<String>,
     /// Where it runs.
-    pub cwd: Option<PathBuf>,
+    pub(crate) cwd: Option<PathBuf>,
     /// Added to its environment.
-    pub env: BTreeMap<String, String>,
+    pub(crate) env: BTreeMap<String, String>,
     /// Keys whose values may begin with `-`, as options do; `*` is every one.
-    pub allow_options: Vec<String>,
+    pub(crate) allow_options: Vec<String>,
 }
 
 /// `[startup.NAME]`.
 #[derive(Clone, Debug, PartialEq, Default)]
-pub struct Startup {
+pub(crate) struct Startup {
     /// The command's name.
-    pub cmd: String,
+    pub(crate) cmd: String,
     /// Its arguments.
-    pub args: Map<String, Value>,
+    pub(crate) args: Map<String, Value>,
     /// Its data.
-    pub data: String,
+    pub(crate) data: String,
 }
 
 impl Default for Main {
@@ -214,14 +213,14 @@ impl Main {
     ///
     /// # Panics
     /// When gid or nid is 0, which no configuration that was read can hold.
-    pub fn node(&self) -> NodeId {
+    pub(crate) fn node(&self) -> NodeId {
         NodeId::new(self.gid, self.nid).expect("a configuration has both ids")
     }
 }
 
 impl Config {
     /// Where scripts lie by domain and name.
-    pub fn script_path(&self) -> PathBuf {
+    pub(crate) fn script_path(&self) -> PathBuf {
         match self.scripts.path.as_os_str().is_empty() {
             true => self.main.data_dir.join("jumpscripts"),
             false => self.scripts.path.clone(),
@@ -229,7 +228,7 @@ impl Config {
     }
 
     /// The names of the controllers that `chosen` names; empty is all.
-    pub fn chosen(&self, chosen: &[String]) -> Vec<String> {
+    pub(crate) fn chosen(&self, chosen: &[String]) -> Vec<String> {
         self.controllers.keys().filter(|name| chosen.is_empty() || chosen.contains(name)).cloned().collect()
     }
 }

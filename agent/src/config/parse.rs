@@ -15,22 +15,22 @@ use std::path::PathBuf;
 
 /// The values of the command line's flags; they override the file.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Overrides {
+pub(crate) struct Overrides {
     /// `--gid`.
-    pub gid: Option<u32>,
+    pub(crate) gid: Option<u32>,
     /// `--nid`.
-    pub nid: Option<u32>,
+    pub(crate) nid: Option<u32>,
     /// `--controller`: the address of the one controller.
-    pub controller: Option<String>,
+    pub(crate) controller: Option<String>,
     /// `--data-dir`.
-    pub data_dir: Option<PathBuf>,
+    pub(crate) data_dir: Option<PathBuf>,
     /// `--insecure-paths`, which holds for the file too.
-    pub insecure_paths: bool,
+    pub(crate) insecure_paths: bool,
 }
 
 impl Config {
     /// Reads a configuration, or says everything that is wrong with it at once.
-    pub fn parse(text: &str, overrides: &Overrides) -> Result<Config, Vec<Fault>> {
+    pub(crate) fn parse(text: &str, overrides: &Overrides) -> Result<Config, Vec<Fault>> {
         let (mut reader, mut root) = Reader::open(text);
         let r = &mut reader;
         let mut config = Config::default();
@@ -180,7 +180,7 @@ fn override_controller(r: &mut Reader, config: &mut Config, overrides: &Override
 }
 
 /// The address of a controller without the slash at its end, or why it is none.
-pub fn address(url: &str) -> Result<String, String> {
+pub(crate) fn address(url: &str) -> Result<String, String> {
     let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
     let Some(rest) = rest.map(|rest| rest.trim_end_matches('/')) else {
         return Err(format!("\"{url}\" must begin with https:// (or http://)"));

@@ -16,11 +16,11 @@ const BAD_ESCAPE: &str = "in \"…\" a backslash begins an escape, and this is n
 
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault {
+pub(crate) struct Fault {
     /// The line in the file, counted from 1; 0 when it is no line's fault (a flag, say).
-    pub line: usize,
+    pub(crate) line: usize,
     /// One sentence that says what is wrong and what to do.
-    pub message: String,
+    pub(crate) message: String,
 }
 
 impl fmt::Display for Fault {

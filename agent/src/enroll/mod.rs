@@ -21,7 +21,7 @@ const TOKEN: &str = "token";
 const USE: &str = "enroll.use";
 
 /// Exchanges the token, writes the files; the answer is what to tell the user.
-pub fn run(what: &Enroll) -> Result<String> {
+pub(crate) fn run(what: &Enroll) -> Result<String> {
     let url = what.controller.as_str();
     let token = match what.token.as_str() {
         "-" => {

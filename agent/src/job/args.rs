@@ -16,50 +16,50 @@ const LONGEST: f64 = 10.0 * 365.0 * 86400.0;
 
 /// The common arguments of one command.
 #[derive(Clone, Debug, PartialEq)]
-pub struct RunArgs {
+pub(crate) struct RunArgs {
     /// `domain`: what it belongs to.
-    pub domain: String,
+    pub(crate) domain: String,
     /// `name`: what it is called.
-    pub name: String,
+    pub(crate) name: String,
     /// `max_time` -1: long running and remembered.
-    pub long: bool,
+    pub(crate) long: bool,
     /// `max_time` above 0.
-    pub limit: Option<Duration>,
+    pub(crate) limit: Option<Duration>,
     /// `max_restart`: at most so many restarts.
-    pub max_restart: u32,
+    pub(crate) max_restart: u32,
     /// `recurring_period`: time between the starts of two runs.
-    pub period: Option<Duration>,
+    pub(crate) period: Option<Duration>,
     /// `loglevels`: the levels that are logged at all.
-    pub levels: Option<LevelSet>,
+    pub(crate) levels: Option<LevelSet>,
     /// `loglevels_db`: overrules what the configuration stores.
-    pub levels_db: Option<LevelSet>,
+    pub(crate) levels_db: Option<LevelSet>,
     /// `loglevels_ac`: overrules what the configuration forwards.
-    pub levels_ac: Option<LevelSet>,
+    pub(crate) levels_ac: Option<LevelSet>,
     /// `stats_interval`: time between two samples of its tree, where it is not the configuration's.
-    pub stats_interval: Option<Duration>,
+    pub(crate) stats_interval: Option<Duration>,
     /// `queue`: jobs of one queue run one at a time, in order.
-    pub queue: Option<Arc<str>>,
+    pub(crate) queue: Option<Arc<str>>,
     /// `user`: whom it runs as.
-    pub user: Option<String>,
+    pub(crate) user: Option<String>,
     /// `stop_signal`: how it is asked to end.
-    pub stop_signal: Signal,
+    pub(crate) stop_signal: Signal,
     /// `stop_timeout`: how long it may take to end before KILL.
-    pub stop_timeout: Duration,
+    pub(crate) stop_timeout: Duration,
     /// `rlimits`.
-    pub limits: Vec<Limit>,
+    pub(crate) limits: Vec<Limit>,
     /// `nice`, from -20 to 19.
-    pub nice: Option<i32>,
+    pub(crate) nice: Option<i32>,
     /// `umask`, 022 where nothing is asked for.
-    pub umask: u32,
+    pub(crate) umask: u32,
     /// `oom_score_adj`, from -1000 to 1000.
-    pub oom_score_adj: Option<i32>,
+    pub(crate) oom_score_adj: Option<i32>,
     /// `secret`: `env` and `data` stay out of records and results.
-    pub secret: bool,
+    pub(crate) secret: bool,
 }
 
 impl RunArgs {
     /// Reads them; the error has a sentence about each that is wrong.
-    pub fn parse(args: &Map<String, Value>) -> Result<RunArgs, String> {
+    pub(crate) fn parse(args: &Map<String, Value>) -> Result<RunArgs, String> {
         let mut args = Fields::new(args);
         let max_time = args.number("max_time", -1.0..=LONGEST).unwrap_or(0.0);
         if max_time < 0.0 && max_time != -1.0 {
@@ -106,7 +106,7 @@ impl RunArgs {
     }
 
     /// Returns the scheduler's rules; `process` is false for a task of the agent's own.
-    pub fn rules(&self, process: bool) -> Rules {
+    pub(crate) fn rules(&self, process: bool) -> Rules {
         let millis = |time: Duration| time.as_millis() as u64;
         match process {
             true => Rules {
@@ -125,20 +125,20 @@ impl RunArgs {
 
 /// The arguments of `execute` beside the common ones.
 #[derive(Clone, Debug, PartialEq, Default)]
-pub struct ExecuteArgs {
+pub(crate) struct ExecuteArgs {
     /// `cmd`: the program, or a whole line when there are no `args`.
-    pub cmd: String,
+    pub(crate) cmd: String,
     /// `args`, when they were given.
-    pub args: Option<Vec<String>>,
+    pub(crate) args: Option<Vec<String>>,
     /// `workingdir`.
-    pub workingdir: Option<String>,
+    pub(crate) workingdir: Option<String>,
     /// `env`.
-    pub env: Vec<(String, String)>,
+    pub(crate) env: Vec<(String, String)>,
 }
 
 impl ExecuteArgs {
     /// Reads them; the error has a sentence about each that is wrong.
-    pub fn parse(args: &Map<String, Value>) -> Result<ExecuteArgs, String> {
+    pub(crate) fn parse(args: &Map<String, Value>) -> Result<ExecuteArgs, String> {
         let mut args = Fields::new(args);
         let cmd = args.text("cmd");
         if args.get("cmd").is_none() || cmd.is_some_and(|cmd| cmd.trim().is_empty()) {
@@ -193,7 +193,7 @@ fn umask(value: &Value) -> Result<u32, String> {
 }
 
 /// Splits a line as a shell would: blanks, quotes and backslashes, and nothing else of a shell.
-pub fn split(line: &str) -> Result<Vec<String>, String> {
+pub(crate) fn split(line: &str) -> Result<Vec<String>, String> {
     let mut words = Vec::new();
     let mut word: Option<String> = None;
     let mut chars = line.chars().peekable();
@@ -239,7 +239,7 @@ pub fn split(line: &str) -> Result<Vec<String>, String> {
 
 /// The program of a Windows command line, and the rest of the line as it stands: every program splits
 /// its own there, so nobody else should.
-pub fn program_and_rest(line: &str) -> Result<(&str, &str), String> {
+pub(crate) fn program_and_rest(line: &str) -> Result<(&str, &str), String> {
     let line = line.trim();
     let (program, rest) = match line.strip_prefix('"') {
         Some(quoted) => quoted.split_once('"').ok_or("cmd: a \" is not closed")?,

@@ -1,7 +1,7 @@
 //! The names of the commands that the agent answers itself.
 
 /// The built-in commands, in order.
-pub const BUILTIN: [&str; 17] = [
+pub(crate) const BUILTIN: [&str; 17] = [
     "del_msgs",
     "get_cpu_info",
     "get_disk_info",
@@ -22,6 +22,6 @@ pub const BUILTIN: [&str; 17] = [
 ];
 
 /// Returns whether this is the name of a built-in command.
-pub fn is_builtin(name: &str) -> bool {
+pub(crate) fn is_builtin(name: &str) -> bool {
     BUILTIN.contains(&name)
 }

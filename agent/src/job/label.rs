@@ -22,7 +22,7 @@ pub struct JobLabel {
 
 impl JobLabel {
     /// Whether messages of this level are kept or forwarded at all.
-    pub fn wants(&self, level: u8) -> bool {
+    pub(crate) fn wants(&self, level: u8) -> bool {
         self.db.contains(level) || self.ac.contains(level)
     }
 }

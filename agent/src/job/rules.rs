@@ -4,26 +4,26 @@ use std::sync::Arc;
 
 /// The properties of a job that the scheduler uses.
 #[derive(Clone, Debug, PartialEq, Default)]
-pub struct Rules {
+pub(crate) struct Rules {
     /// A process, which takes a slot of `max_jobs`; else a task of the agent's own.
-    pub process: bool,
+    pub(crate) process: bool,
     /// `max_time` -1.
-    pub long: bool,
+    pub(crate) long: bool,
     /// `max_time` above 0, in milliseconds.
-    pub limit: Option<u64>,
+    pub(crate) limit: Option<u64>,
     /// `recurring_period`, in milliseconds.
-    pub period: Option<u64>,
+    pub(crate) period: Option<u64>,
     /// `max_restart`.
-    pub max_restart: u32,
+    pub(crate) max_restart: u32,
     /// `queue`.
-    pub queue: Option<Arc<str>>,
+    pub(crate) queue: Option<Arc<str>>,
     /// `stop_timeout`, in milliseconds.
-    pub stop_timeout: u64,
+    pub(crate) stop_timeout: u64,
 }
 
 impl Rules {
     /// Whether the job starts again after whatever happens to the agent.
-    pub fn remembered(&self) -> bool {
+    pub(crate) fn remembered(&self) -> bool {
         self.long || self.period.is_some()
     }
 }

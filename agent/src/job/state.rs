@@ -3,7 +3,7 @@
 /// Where a job stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum JobState {
+pub(crate) enum JobState {
     /// Stored, and not started yet.
     Accepted = 0,
     /// A run is under way.

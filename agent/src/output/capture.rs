@@ -15,21 +15,21 @@ const MAX_LINES: usize = 1000;
 
 /// The output that a job's result keeps.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Captured {
+pub(crate) struct Captured {
     /// The level of `data`, 0 when there is none.
-    pub level: u8,
+    pub(crate) level: u8,
     /// The last message of levels 20-23, at most 1 MiB of it.
-    pub data: String,
+    pub(crate) data: String,
     /// The last 1000 lines, at most 64 KiB each, of unmarked stdout and stderr.
-    pub streams: [String; 2],
+    pub(crate) streams: [String; 2],
     /// The last message of level 9, at most 1 MiB of it.
-    pub critical: String,
+    pub(crate) critical: String,
     /// Messages of levels 20-23 seen.
-    pub results: u64,
+    pub(crate) results: u64,
     /// Bytes that were read of stdout and of stderr.
-    pub bytes: [u64; 2],
+    pub(crate) bytes: [u64; 2],
     /// Whether `streams` or `data` is not all of it.
-    pub truncated: bool,
+    pub(crate) truncated: bool,
 }
 
 /// The output that is kept while the pipes are read.

@@ -19,29 +19,29 @@ pub mod marker;
 mod reader;
 
 use capture::CaptureBuffer;
-pub use capture::Captured;
-pub use reader::{Feed, Readers};
+pub(crate) use capture::Captured;
+pub(crate) use reader::Readers;
 
 /// Where messages go.
 #[derive(Clone)]
-pub struct Outlets {
+pub(crate) struct Outlets {
     /// Records.
-    pub message_log: message_log::Inlet,
+    pub(crate) message_log: message_log::Inlet,
     /// statsd lines, and the life of jobs that gauges follow.
-    pub stats: stats::Inlet,
+    pub(crate) stats: stats::Inlet,
 }
 
 impl Outlets {
     /// Writes a record of the agent's own about `source`: a job's end (level 30), an alert (level 9).
     /// Never waits.
-    pub fn write(&self, source: &Arc<JobLabel>, level: u8, text: &str) {
+    pub(crate) fn write(&self, source: &Arc<JobLabel>, level: u8, text: &str) {
         self.message_log.write(source, level, text);
     }
 }
 
 /// The output that is captured while a job's pipes are read.
 #[derive(Debug, Default)]
-pub struct Capture {
+pub(crate) struct Capture {
     buffer: Mutex<CaptureBuffer>,
     stall: Mutex<Stall>,
     /// Bytes that may still be handed over without a wait, since the process has ended.
@@ -64,13 +64,13 @@ struct Stall {
 impl Capture {
     /// Returns what has been captured by now. It may be called before the pipes end, for a grandchild can hold them
     /// for ever.
-    pub fn snapshot(&self) -> Captured {
+    pub(crate) fn snapshot(&self) -> Captured {
         self.buffer().snapshot()
     }
 
     /// The process has ended: what it wrote last is read at once, however far the message log is behind, for the
     /// result waits for that. Says whether a reader waits now, and is to be told by [`message_log::Inlet::nudge`].
-    pub fn process_ended(&self) -> bool {
+    pub(crate) fn process_ended(&self) -> bool {
         self.last.store(LAST_OUTPUT, Ordering::SeqCst);
         self.stall().waiting > 0
     }
@@ -85,7 +85,7 @@ impl Capture {
 
     /// How long its readers have waited for the message log by now. They read nothing meanwhile, so that what
     /// the process wrote may still be in its pipes.
-    pub fn stalled(&self) -> Duration {
+    pub(crate) fn stalled(&self) -> Duration {
         let stall = self.stall();
         stall.total + stall.since.map_or(Duration::ZERO, |since| since.elapsed())
     }

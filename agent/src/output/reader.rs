@@ -55,7 +55,7 @@ impl<F: FnOnce()> Ended<F> {
 }
 
 /// The source of one reader: one or both streams of a child.
-pub trait Feed: Send + 'static {
+pub(crate) trait Feed: Send + 'static {
     /// Waits for bytes and puts them into `buffer`. Says which stream they are of, 0 for stdout and 1 for
     /// stderr, and how many: none at the end of that stream. Nothing once all have ended.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<(usize, usize)>>;
@@ -70,7 +70,7 @@ impl Feed for process_tree::Pipes {
 type Task = Box<dyn FnOnce() + Send>;
 
 /// The threads that read, as many as there is something to read from and a few that wait for more.
-pub struct Readers {
+pub(crate) struct Readers {
     /// Holds nothing: who sends finds a thread that waits, or none.
     next: Sender<Task>,
     waiting: Receiver<Task>,
@@ -89,7 +89,7 @@ impl Readers {
     /// `ended` runs once, on a reader's thread and never here, when all of them have ended; by then
     /// everything that was read has been handed to the outlets. The error is the operating system's, when
     /// it gives no more threads; then `ended` never runs.
-    pub fn attach(
+    pub(crate) fn attach(
         &self,
         source: &Arc<JobLabel>,
         feeds: Vec<impl Feed>,

@@ -6,7 +6,7 @@ use std::borrow::Cow;
 
 /// How a program of Windows reads its command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CommandLine {
+pub(crate) enum CommandLine {
     /// As programs in C do: quotes and backslashes.
     Quoted,
     /// As a batch file does: `cmd.exe` reads the line first.
@@ -17,7 +17,7 @@ pub enum CommandLine {
 
 impl CommandLine {
     /// Returns how the program of this name or path reads its line.
-    pub fn of(program: &str) -> CommandLine {
+    pub(crate) fn of(program: &str) -> CommandLine {
         let name = program.rsplit(['\\', '/', ':']).next().unwrap_or(program);
         // The system drops them from a file's name.
         let name = name.trim_end_matches(['.', ' ']).to_ascii_lowercase();
@@ -30,12 +30,14 @@ impl CommandLine {
 }
 
 /// Returns an argument as it stands in the line of `cmd.exe`: an empty one would be none.
-pub fn raw_argument(arg: &str) -> &str {
+#[cfg(any(windows, test))]
+pub(crate) fn raw_argument(arg: &str) -> &str {
     if arg.is_empty() { "\"\"" } else { arg }
 }
 
 /// Refuses an argument that no quoting brings into a batch file unchanged.
-pub fn check_batch_argument(arg: &str) -> Result<(), String> {
+#[cfg(any(windows, test))]
+pub(crate) fn check_batch_argument(arg: &str) -> Result<(), String> {
     match arg.contains(['\r', '\n', '\0']) {
         true => Err("an argument of a batch file cannot hold a line end or a NUL character: give it on stdin".into()),
         false => Ok(()),
@@ -46,7 +48,7 @@ pub fn check_batch_argument(arg: &str) -> Result<(), String> {
 ///
 /// `line` is the line before the value, `is_whole` tells whether the value is an argument by itself. A
 /// character that `cmd.exe` can take for its own syntax even between quotes is refused.
-pub fn raw_value<'a>(key: &str, value: &'a str, line: &str, is_whole: bool) -> Result<Cow<'a, str>, String> {
+pub(crate) fn raw_value<'a>(key: &str, value: &'a str, line: &str, is_whole: bool) -> Result<Cow<'a, str>, String> {
     // `cmd /c` may take the line's outer quotes away, so that quotes do not protect `&` and its like.
     let special = |c: char| matches!(c, '"' | '%' | '!' | '&' | '|' | '<' | '>' | '^') || c.is_control();
     if let Some(bad) = value.chars().find(|c| special(*c)) {

@@ -2,7 +2,7 @@
 //!
 //! Nothing else in the agent asks which system it runs on.
 
-pub mod cmdline;
+pub(crate) mod cmdline;
 mod rename;
 mod signal;
 #[cfg(unix)]
@@ -10,22 +10,22 @@ mod unix;
 #[cfg(windows)]
 mod windows;
 
-pub use rename::rename;
-pub use signal::Signal;
+pub(crate) use rename::rename;
+pub(crate) use signal::Signal;
 #[cfg(unix)]
-pub use unix::*;
+pub(crate) use unix::*;
 #[cfg(windows)]
-pub use windows::*;
+pub(crate) use windows::*;
 
 /// The umask of a child that asks for none.
-pub const UMASK: u32 = 0o022;
+pub(crate) const UMASK: u32 = 0o022;
 
 /// Turns bytes that are no UTF-8 into text, as this system's old programs mean them.
-pub type Decode = fn(&[u8]) -> std::borrow::Cow<'_, str>;
+pub(crate) type Decode = fn(&[u8]) -> std::borrow::Cow<'_, str>;
 
 /// An action on the agent as a service of the system.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ServiceOrder {
+pub(crate) enum ServiceOrder {
     /// Install it, or bring it up to date.
     Install {
         /// The configuration that it runs with.
@@ -43,41 +43,41 @@ pub enum ServiceOrder {
 
 /// How much a file system holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Space {
+pub(crate) struct Space {
     /// Its size in bytes.
-    pub total: u64,
+    pub(crate) total: u64,
     /// The free space for ordinary users, in bytes.
-    pub free: u64,
+    pub(crate) free: u64,
 }
 
 /// A file system that is mounted, or has a letter.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Disk {
+pub(crate) struct Disk {
     /// The device on Unix; the volume's name on Windows.
-    pub device: String,
+    pub(crate) device: String,
     /// Where it is found.
-    pub mount: String,
+    pub(crate) mount: String,
     /// Its kind.
-    pub fstype: String,
+    pub(crate) fstype: String,
     /// Its space; `None` when it does not answer.
-    pub space: Option<Space>,
+    pub(crate) space: Option<Space>,
     /// Whether nothing can be written there.
-    pub readonly: bool,
+    pub(crate) readonly: bool,
     /// Whether its medium can be taken out.
-    pub removable: bool,
+    pub(crate) removable: bool,
 }
 
 /// A network interface.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Interface {
+pub(crate) struct Interface {
     /// Its name.
-    pub name: String,
+    pub(crate) name: String,
     /// Its hardware address, `00:00:00:00:00:00` where it has none.
-    pub mac: String,
+    pub(crate) mac: String,
     /// The largest packet in bytes, 0 where it is not known.
-    pub mtu: u64,
+    pub(crate) mtu: u64,
     /// Its addresses as `ip/prefix`.
-    pub addrs: Vec<String>,
+    pub(crate) addrs: Vec<String>,
     /// Bytes received and sent, errors on receiving and on sending, since the start of the system.
-    pub counters: [u64; 4],
+    pub(crate) counters: [u64; 4],
 }

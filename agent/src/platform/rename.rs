@@ -17,7 +17,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 ///
 /// On Windows another program that has one of them open makes this fail (a virus scanner, a backup), so
 /// it is tried again for two seconds. Call it where that wait is acceptable.
-pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
+pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
     retry(|| std::fs::rename(from, to), |fault| super::is_busy(fault, to), BUSY_FILE_LIMIT)
 }
 

@@ -5,7 +5,7 @@ use std::fmt;
 
 /// A signal by its number. On Windows there are only those that end a process, and they all do it alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Signal(pub(crate) i32);
+pub(crate) struct Signal(pub(crate) i32);
 
 const SIGNALS: &[(&str, i32)] = &[
     ("HUP", 1),
@@ -33,15 +33,15 @@ const ENDS: &[i32] = &[1, 2, 3, 6, 9, 15];
 
 impl Signal {
     /// Please end.
-    pub const TERM: Signal = Signal(15);
+    pub(crate) const TERM: Signal = Signal(15);
     /// End.
-    pub const KILL: Signal = Signal(9);
+    pub(crate) const KILL: Signal = Signal(9);
     /// Continue after a stop.
     #[cfg(unix)]
     pub(crate) const CONT: Signal = Signal(18);
 
     /// Reads a name (`TERM`, `SIGTERM`, in any case) or a number.
-    pub fn from_json(value: &Value) -> Result<Signal, String> {
+    pub(crate) fn from_json(value: &Value) -> Result<Signal, String> {
         let named = |name: &str| {
             let name = name.to_ascii_uppercase();
             let name = name.strip_prefix("SIG").unwrap_or(&name);

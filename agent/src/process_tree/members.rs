@@ -12,24 +12,24 @@ use std::collections::HashMap;
 
 /// A run whose tree is asked for.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Root {
+pub(crate) struct Root {
     /// The run.
-    pub run: u64,
+    pub(crate) run: u64,
     /// Its first process.
-    pub pid: u32,
+    pub(crate) pid: u32,
     /// That process was reaped: its id says nothing any more.
-    pub reaped: bool,
+    pub(crate) reaped: bool,
     /// The job that its processes name in their environment.
-    pub mark: JobTag,
+    pub(crate) mark: JobTag,
     /// Its cgroup, where it has one, as [`process_tree::group_path`] names it.
-    pub group: Option<String>,
+    pub(crate) group: Option<String>,
     /// Processes that were seen in the tree before: id and start.
-    pub known: Vec<(u32, u64)>,
+    pub(crate) known: Vec<(u32, u64)>,
 }
 
 /// The living processes of each run. `mark` reads a process' environment and `group` its cgroup;
 /// they are asked only about processes whose place says nothing.
-pub fn trees(
+pub(crate) fn trees(
     processes: &[Proc],
     agent: u32,
     roots: &[Root],
@@ -73,7 +73,7 @@ pub fn trees(
 
 /// Returns what runs of an agent that has ended have left: the processes with one of `marks`, and their
 /// descendants.
-pub fn leftovers(processes: &[Proc], marks: &[JobTag], mark: impl Fn(u32) -> Option<JobTag>) -> Vec<Proc> {
+pub(crate) fn leftovers(processes: &[Proc], marks: &[JobTag], mark: impl Fn(u32) -> Option<JobTag>) -> Vec<Proc> {
     let own = std::process::id();
     let mut children: HashMap<u32, Vec<&Proc>> = HashMap::new();
     for process in processes {
@@ -93,7 +93,7 @@ pub fn leftovers(processes: &[Proc], marks: &[JobTag], mark: impl Fn(u32) -> Opt
 }
 
 /// Adds the living processes of these ids to a tree.
-pub fn join(tree: &mut Vec<Proc>, processes: &[Proc], pids: &[u32]) {
+pub(crate) fn join(tree: &mut Vec<Proc>, processes: &[Proc], pids: &[u32]) {
     for process in processes.iter().filter(|process| !process.dead && pids.contains(&process.pid)) {
         if !tree.iter().any(|member| member.pid == process.pid) {
             tree.push(*process);
@@ -103,23 +103,23 @@ pub fn join(tree: &mut Vec<Proc>, processes: &[Proc], pids: &[u32]) {
 
 /// The figures of one tree.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Figures {
+pub(crate) struct Figures {
     /// Processor time of its living processes, in milliseconds.
-    pub cpu: u64,
+    pub(crate) cpu: u64,
     /// Resident memory, in bytes.
-    pub rss: u64,
+    pub(crate) rss: u64,
     /// Virtual memory, in bytes.
-    pub vms: u64,
+    pub(crate) vms: u64,
     /// Bytes read from storage.
-    pub read: u64,
+    pub(crate) read: u64,
     /// Bytes written to storage.
-    pub written: u64,
+    pub(crate) written: u64,
     /// Processes.
-    pub processes: u64,
+    pub(crate) processes: u64,
 }
 
 /// Sums up a tree.
-pub fn figures(tree: &[Proc]) -> Figures {
+pub(crate) fn figures(tree: &[Proc]) -> Figures {
     tree.iter().fold(Figures::default(), |sum, process| {
         let (read, written) = process_tree::storage(process.pid);
         Figures {

@@ -9,25 +9,26 @@ use std::process::{ChildStderr, ChildStdin, ChildStdout};
 
 mod extension;
 pub(crate) mod leftovers;
-pub mod members;
+pub(crate) mod members;
 mod not_started;
-pub mod spawn;
+pub(crate) mod spawn;
 #[cfg(unix)]
 mod unix;
 #[cfg(windows)]
 mod windows;
 
 pub(crate) use extension::extension;
-pub use not_started::NotStarted;
-pub use spawn::{PathVars, Spec};
+pub(crate) use not_started::NotStarted;
+pub(crate) use spawn::{PathVars, Spec};
 #[cfg(unix)]
-pub use unix::*;
+pub(crate) use unix::*;
 #[cfg(windows)]
-pub use windows::*;
+pub(crate) use windows::*;
 
 /// A step of starting a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
+#[cfg_attr(windows, allow(dead_code, reason = "Windows has not all of these steps"))]
+pub(crate) enum Step {
     /// Making its pipes.
     Pipes,
     /// Making the process.
@@ -50,81 +51,81 @@ pub enum Step {
 
 /// The step at which a process could not be started, and why.
 #[derive(Debug)]
-pub struct StartError {
+pub(crate) struct StartError {
     /// The step.
-    pub step: Step,
+    pub(crate) step: Step,
     /// The error of the system.
-    pub error: io::Error,
+    pub(crate) error: io::Error,
     /// More details about a program that was not executed; `None` when none are known.
-    pub detail: Option<String>,
+    pub(crate) detail: Option<String>,
 }
 
 impl StartError {
     /// Returns a function that adds this step to an error of the system.
-    pub fn at<E: Into<io::Error>>(step: Step) -> impl FnOnce(E) -> StartError {
+    pub(crate) fn at<E: Into<io::Error>>(step: Step) -> impl FnOnce(E) -> StartError {
         move |error| StartError { step, error: error.into(), detail: None }
     }
 }
 
 /// A child that was just started, and the agent's ends of its pipes.
-pub struct Spawned {
+pub(crate) struct Spawned {
     /// Its process id.
-    pub pid: u32,
+    pub(crate) pid: u32,
     /// Its stdin, where one was asked for.
-    pub stdin: Option<ChildStdin>,
+    pub(crate) stdin: Option<ChildStdin>,
     /// Its stdout.
-    pub stdout: Option<ChildStdout>,
+    pub(crate) stdout: Option<ChildStdout>,
     /// Its stderr.
-    pub stderr: Option<ChildStderr>,
+    pub(crate) stderr: Option<ChildStderr>,
     /// It was started inside the group that it was to be in.
-    pub placed: bool,
+    pub(crate) placed: bool,
 }
 
 /// One process of this machine, as one pass over all of them found it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Proc {
+pub(crate) struct Proc {
     /// Its id.
-    pub pid: u32,
+    pub(crate) pid: u32,
     /// The id of its parent.
-    pub parent: u32,
+    pub(crate) parent: u32,
     /// The id of its process group; 0 where there are none.
-    pub group: u32,
+    pub(crate) group: u32,
     /// When it started, in a unit of the system's: together with the id it names one process for ever.
-    pub started: u64,
+    pub(crate) started: u64,
     /// Processor time that it has used, in milliseconds.
-    pub cpu: u64,
+    pub(crate) cpu: u64,
     /// Resident memory, in bytes.
-    pub rss: u64,
+    pub(crate) rss: u64,
     /// Virtual memory, in bytes.
-    pub vms: u64,
+    pub(crate) vms: u64,
     /// It has ended, and only its parent has not asked yet.
-    pub dead: bool,
+    pub(crate) dead: bool,
 }
 
 /// The job that a process belongs to, as its environment says.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct JobTag {
+pub(crate) struct JobTag {
     /// `AGENT_HOME`: the data folder of the agent that started the job.
-    pub home: String,
+    pub(crate) home: String,
     /// `AGENT_JOB_ID`.
-    pub job: String,
+    pub(crate) job: String,
     /// `AGENT_JOB_START`: when the run began, in milliseconds since 1970.
-    pub start: i64,
+    pub(crate) start: i64,
 }
 
 /// The settings that a child gets before it becomes its program; Windows applies only the niceness.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// The user that it runs as; `None` is the agent's own user.
-    pub identity: Option<Identity>,
+    pub(crate) identity: Option<Identity>,
     /// Its resource limits.
-    pub limits: Vec<Limit>,
+    pub(crate) limits: Vec<Limit>,
     /// Its niceness.
-    pub nice: Option<i32>,
+    pub(crate) nice: Option<i32>,
     /// Its umask.
-    pub umask: u32,
+    pub(crate) umask: u32,
     /// Its `oom_score_adj`; nothing is 0, where the agent may set that.
-    pub oom_score_adj: Option<i32>,
+    pub(crate) oom_score_adj: Option<i32>,
 }
 
 impl Default for Settings {

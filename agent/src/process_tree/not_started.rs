@@ -13,11 +13,11 @@ const CANNOT_RUN: i32 = 126;
 
 /// Why a process was not started.
 #[derive(Clone, Debug, PartialEq)]
-pub struct NotStarted {
+pub(crate) struct NotStarted {
     /// The `code` of the result.
-    pub code: i32,
+    pub(crate) code: i32,
     /// A sentence for the result.
-    pub why: String,
+    pub(crate) why: String,
 }
 
 impl From<String> for NotStarted {
@@ -28,12 +28,12 @@ impl From<String> for NotStarted {
 
 impl NotStarted {
     /// A program, command or script that is not there.
-    pub fn not_found(why: String) -> NotStarted {
+    pub(crate) fn not_found(why: String) -> NotStarted {
         NotStarted { code: NOT_FOUND, why }
     }
 
     /// From the step that failed.
-    pub fn at_step(fault: &StartError, program: &str, folder: Option<&Path>, settings: &Settings) -> NotStarted {
+    pub(crate) fn at_step(fault: &StartError, program: &str, folder: Option<&Path>, settings: &Settings) -> NotStarted {
         let error = &fault.error;
         let user = settings.identity.as_ref().map_or("the agent", |identity| &identity.name);
         let barred = |path: &Path| {

@@ -22,21 +22,21 @@ const PIPE: usize = 4096;
 
 /// A process to start. The supervisor adds the settings of the common arguments (user, limits, nice).
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Spec {
+pub(crate) struct Spec {
     /// The program: a path, or a name that is looked up in `PATH`.
-    pub program: String,
+    pub(crate) program: String,
     /// Its arguments.
-    pub args: Vec<String>,
+    pub(crate) args: Vec<String>,
     /// `args` is one text, the rest of a command line as it stands: only Windows has such lines.
-    pub whole_line: bool,
+    pub(crate) whole_line: bool,
     /// Added to what a child inherits of the agent's environment.
-    pub env: Vec<(String, String)>,
+    pub(crate) env: Vec<(String, String)>,
     /// Where it runs, and where a program with a separator in it is looked for; nothing is the root.
-    pub cwd: Option<PathBuf>,
+    pub(crate) cwd: Option<PathBuf>,
     /// Given to it on stdin, which is then closed.
-    pub stdin: Vec<u8>,
+    pub(crate) stdin: Vec<u8>,
     /// The configuration names the program, and not a command alone: no other account may be able to exchange it.
-    pub is_configured: bool,
+    pub(crate) is_configured: bool,
 }
 
 impl Spec {
@@ -51,14 +51,14 @@ impl Spec {
 
 /// Replaces `$agentroot`, `$root` and `$tmp` in the texts of a command.
 #[derive(Clone, Debug)]
-pub struct PathVars {
+pub(crate) struct PathVars {
     agentroot: String,
     tmp: String,
 }
 
 impl PathVars {
     /// The places of the agent whose data folder this is.
-    pub fn new(data_dir: &Path) -> PathVars {
+    pub(crate) fn new(data_dir: &Path) -> PathVars {
         PathVars {
             agentroot: data_dir.to_string_lossy().into_owned(),
             tmp: data_dir.join("tmp").to_string_lossy().into_owned(),
@@ -66,7 +66,7 @@ impl PathVars {
     }
 
     /// The places of a job with these common arguments: with `user`, `$tmp` is that user's own.
-    pub fn of_job(&self, args: &Map<String, Value>) -> PathVars {
+    pub(crate) fn of_job(&self, args: &Map<String, Value>) -> PathVars {
         let mut path_vars = self.clone();
         let user = args.get("user").and_then(Value::as_str).unwrap_or_default();
         if let Some((base, name)) = user_tmp(Path::new(&self.agentroot), user) {
@@ -76,7 +76,7 @@ impl PathVars {
     }
 
     /// `text` with every placeholder replaced. A longer name that merely begins like one is none.
-    pub fn expand(&self, text: &str) -> String {
+    pub(crate) fn expand(&self, text: &str) -> String {
         let mut filled = String::with_capacity(text.len());
         let mut rest = text;
         while let Some(at) = rest.find('$') {
@@ -120,7 +120,7 @@ fn path_of(env: &[(String, String)]) -> Option<&str> {
 }
 
 /// The process of an `execute` command.
-pub fn execute(args: &Map<String, Value>, data: &str, path_vars: &PathVars) -> Result<Spec, String> {
+pub(crate) fn execute(args: &Map<String, Value>, data: &str, path_vars: &PathVars) -> Result<Spec, String> {
     let path_vars = &path_vars.of_job(args);
     let args = ExecuteArgs::parse(args)?;
     let whole_line = cfg!(windows) && args.args.is_none();
@@ -151,21 +151,21 @@ pub fn execute(args: &Map<String, Value>, data: &str, path_vars: &PathVars) -> R
 }
 
 /// The run that a process belongs to.
-pub struct Owner<'a> {
+pub(crate) struct Owner<'a> {
     /// The run.
-    pub run: u64,
+    pub(crate) run: u64,
     /// The job that the process names in its environment.
-    pub mark: &'a JobTag,
+    pub(crate) mark: &'a JobTag,
     /// The controller that its command came from; empty for a startup job.
-    pub controller: &'a str,
+    pub(crate) controller: &'a str,
     /// The group that it is to start in.
-    pub group: Option<&'a Group>,
+    pub(crate) group: Option<&'a Group>,
     /// Why it is not to be started any more; asked at first, and again before the child is made or runs.
-    pub refusal: &'a dyn Fn() -> Option<&'static str>,
+    pub(crate) refusal: &'a dyn Fn() -> Option<&'static str>,
 }
 
 /// Starts a process, or says why not.
-pub fn start(
+pub(crate) fn start(
     children: &Children,
     spec: Spec,
     args: &RunArgs,

@@ -84,7 +84,7 @@ fn quote(text: &str) -> String {
 }
 
 /// Runs a script, when this process was started for that: `main` asks before it does anything else.
-pub fn run_if_asked() -> Option<ExitCode> {
+pub(crate) fn run_if_asked() -> Option<ExitCode> {
     let mut args = std::env::args_os().skip(1);
     if args.next()? != FLAG {
         return None;

@@ -14,8 +14,10 @@ mod lua;
 mod python;
 mod store;
 
-pub use lua::run_if_asked;
-pub use store::{FetchError, ScriptSource, Store};
+pub(crate) use lua::run_if_asked;
+#[cfg(test)]
+pub(crate) use store::FetchError;
+pub(crate) use store::{ScriptSource, Store};
 
 use crate::config::Config;
 use crate::job::args;
@@ -65,7 +67,7 @@ struct Script {
 }
 
 /// Whether a command of this name runs a script.
-pub fn is_script(name: &str) -> bool {
+pub(crate) fn is_script(name: &str) -> bool {
     Language::of(name).is_some()
 }
 
@@ -73,7 +75,7 @@ pub fn is_script(name: &str) -> bool {
 ///
 /// It reads files and may ask the controllers, for some seconds: not for the supervisor's own thread.
 /// Asked again before each run it finds a script that was changed meanwhile.
-pub fn prepare(store: &Store, config: &Config, command: &Command) -> Result<Spec, NotStarted> {
+pub(crate) fn prepare(store: &Store, config: &Config, command: &Command) -> Result<Spec, NotStarted> {
     let language = Language::of(&command.cmd).ok_or_else(|| format!("{} runs no script", command.cmd))?;
     let mut args = Fields::new(&command.args);
     let (words, env) = (args.words("args").unwrap_or_default(), args::environment(&mut args));

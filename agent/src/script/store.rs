@@ -20,18 +20,18 @@ const MAX_BYTES: u64 = 128 * 1024 * 1024;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Something that can be asked for a source: a controller.
-pub trait ScriptSource: Send + Sync {
+pub(crate) trait ScriptSource: Send + Sync {
     /// The source of this SHA-256 (lower-case hex), or nothing when it knows none.
     fn source(&self, hash: &str) -> Result<Option<Vec<u8>>, FetchError>;
 }
 
 /// Why an origin could not say.
 #[derive(Clone, Debug, PartialEq)]
-pub struct FetchError {
+pub(crate) struct FetchError {
     /// One sentence.
-    pub reason: String,
+    pub(crate) reason: String,
     /// Whether it may be over in a moment.
-    pub retryable: bool,
+    pub(crate) retryable: bool,
 }
 
 impl ScriptSource for Controller {
@@ -44,7 +44,7 @@ impl ScriptSource for Controller {
 }
 
 /// The scripts that this node can run.
-pub struct Store {
+pub(crate) struct Store {
     root: PathBuf,
     cache: Cache,
     origins: Vec<Arc<dyn ScriptSource>>,
@@ -57,7 +57,7 @@ pub struct Store {
 
 impl Store {
     /// The scripts of this configuration; what is not here is asked of these controllers, in this order.
-    pub fn new(config: &Config, origins: Vec<Arc<dyn ScriptSource>>) -> Store {
+    pub(crate) fn new(config: &Config, origins: Vec<Arc<dyn ScriptSource>>) -> Store {
         let cache = Cache::new(config.main.data_dir.join("scripts"), MAX_FILES, MAX_BYTES);
         let (root, insecure_paths) = (config.script_path(), config.main.insecure_paths);
         Store { root, cache, origins, insecure_paths, fetching: Mutex::default(), timeout: PATIENCE }
@@ -88,7 +88,7 @@ impl Store {
     }
 
     /// The bytes of this SHA-256 (lower-case hex), asked of the controllers and not kept here.
-    pub fn content(&self, hash: &str) -> Result<Vec<u8>, String> {
+    pub(crate) fn content(&self, hash: &str) -> Result<Vec<u8>, String> {
         self.fetch(hash).map_err(|fault| fault.why)
     }
 

@@ -26,19 +26,19 @@ const GAUGE_AGE: u64 = 86_400;
 
 /// The figures of one domain and name, summed over its jobs.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Figures {
+pub(crate) struct Figures {
     /// Percent of one core.
-    pub cpu: f64,
+    pub(crate) cpu: f64,
     /// Resident memory, in bytes.
-    pub rss: u64,
+    pub(crate) rss: u64,
     /// Virtual memory, in bytes.
-    pub vms: u64,
+    pub(crate) vms: u64,
     /// Bytes read from storage.
-    pub read: u64,
+    pub(crate) read: u64,
     /// Bytes written to storage.
-    pub written: u64,
+    pub(crate) written: u64,
     /// Processes.
-    pub count: u64,
+    pub(crate) count: u64,
 }
 
 /// Everything of the interval that runs.

@@ -24,7 +24,7 @@ mod pace;
 mod statsd;
 mod udp;
 
-pub use aggregate::Figures;
+pub(crate) use aggregate::Figures;
 
 use aggregate::{Aggregate, Faults, Origin};
 use pace::Pace;
@@ -41,7 +41,7 @@ const SAMPLE_TIME: Duration = Duration::from_secs(30);
 const NOBODY: &str = "unknown.unknown";
 
 /// The running aggregator; dropping it flushes a last time.
-pub struct Handle {
+pub(crate) struct Handle {
     inlet: Inlet,
     _udp: Option<udp::Handle>,
     /// Closed to end the thread, which is joined after.
@@ -51,7 +51,7 @@ pub struct Handle {
 
 impl Handle {
     /// Starts the aggregator, and the UDP listener where one is configured.
-    pub fn start(config: &Config, upload_queue: Arc<UploadQueue>) -> Result<Handle> {
+    pub(crate) fn start(config: &Config, upload_queue: Arc<UploadQueue>) -> Result<Handle> {
         let inlet = Inlet::default();
         let (stop, stopped) = bounded(0);
         let udp = match config.stats.listen {
@@ -72,7 +72,7 @@ impl Handle {
     }
 
     /// Where figures go in.
-    pub fn inlet(&self) -> Inlet {
+    pub(crate) fn inlet(&self) -> Inlet {
         self.inlet.clone()
     }
 }
@@ -112,7 +112,7 @@ impl Inlet {
     }
 
     /// A job began: its gauges live until it has ended. A job that starts again counts again.
-    pub fn job_started(&self, source: &Arc<JobLabel>) {
+    pub(crate) fn job_started(&self, source: &Arc<JobLabel>) {
         let mut jobs = lock(&self.shared.jobs);
         *jobs.running.entry(group(&source.domain, &source.name)).or_default() += 1;
         if let Some(monitor) = jobs.monitor.as_ref().filter(|_| source.stats_interval.is_some()) {
@@ -126,14 +126,14 @@ impl Inlet {
     }
 
     /// A job ended, once for each time that it began.
-    pub fn job_ended(&self, source: &Arc<JobLabel>) {
+    pub(crate) fn job_ended(&self, source: &Arc<JobLabel>) {
         if let Some(running) = lock(&self.shared.jobs).running.get_mut(&group(&source.domain, &source.name)) {
             *running = running.saturating_sub(1);
         }
     }
 
     /// The newest figures of all domains and names that have processes.
-    pub fn figures(&self, figures: HashMap<(String, String), Figures>) {
+    pub(crate) fn figures(&self, figures: HashMap<(String, String), Figures>) {
         let figures = figures.into_iter().map(|((domain, name), figures)| (group(&domain, &name), figures));
         let mut jobs = lock(&self.shared.jobs);
         jobs.figures = figures.collect();
@@ -141,7 +141,7 @@ impl Inlet {
     }
 
     /// The newest figures of the node itself, by key.
-    pub fn node(&self, figures: Vec<(String, f64)>) {
+    pub(crate) fn node(&self, figures: Vec<(String, f64)>) {
         let mut jobs = lock(&self.shared.jobs);
         jobs.node = figures;
         jobs.node_at = Some(Instant::now());

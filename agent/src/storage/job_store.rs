@@ -20,7 +20,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-pub use rows::{JobUpdate, Row, Unsent};
+pub(crate) use rows::{JobUpdate, Row, Unsent};
 
 use super::sqlite;
 use anyhow::{Context, Result, bail};
@@ -33,10 +33,10 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 /// The file below `data_dir`.
-pub const FILE: &str = "state.db";
+pub(crate) const FILE: &str = "state.db";
 
 /// The open table; shared by the supervisor and the uploaders.
-pub struct JobStore {
+pub(crate) struct JobStore {
     path: PathBuf,
     table: Mutex<Table>,
     /// How often a damaged file was replaced while the agent ran.
@@ -72,7 +72,7 @@ impl JobStore {
     ///
     /// A damaged file is set aside as `state.db.damaged-<epoch>`, and what can still be read of it is
     /// carried over; [`JobStore::damage`] then says so.
-    pub fn open(data_dir: &Path) -> Result<Arc<JobStore>> {
+    pub(crate) fn open(data_dir: &Path) -> Result<Arc<JobStore>> {
         let path = data_dir.join(FILE);
         let opened =
             sqlite::open_or_replace(|| table::open(&path), sqlite::is_corrupt, |fault| damage::set_aside(&path, fault));
@@ -102,7 +102,7 @@ impl JobStore {
 
     /// Says which controllers there are. Results for any other wait on the disk for it to come back, do
     /// not count as unsent, and of a job that goes on only the last one is kept.
-    pub fn controllers<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> Result<()> {
+    pub(crate) fn controllers<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> Result<()> {
         let known: HashSet<String> = names.into_iter().map(str::to_owned).collect();
         self.with(|table| {
             table.known = Some(known.clone());
@@ -132,22 +132,22 @@ impl JobStore {
 
     /// Has `tell` told, with a sentence for the operators, when a file is found damaged from now on. It is
     /// called on the thread that found it, and must not wait or use the job store.
-    pub fn on_damage(&self, tell: impl Fn(&str) + Send + Sync + 'static) {
+    pub(crate) fn on_damage(&self, tell: impl Fn(&str) + Send + Sync + 'static) {
         let _ = self.on_damage.set(Box::new(tell));
     }
 
     /// Counts up whenever a damaged file was replaced: rows may be gone then.
-    pub fn generation(&self) -> u64 {
+    pub(crate) fn generation(&self) -> u64 {
         self.generation.load(Ordering::SeqCst)
     }
 
     /// A sentence for the operators when the file was damaged and had to be replaced.
-    pub fn damage(&self) -> Option<&str> {
+    pub(crate) fn damage(&self) -> Option<&str> {
         self.damage.as_deref()
     }
 
     /// Whether a job of this id was accepted before.
-    pub fn knows(&self, id: &str) -> Result<bool> {
+    pub(crate) fn knows(&self, id: &str) -> Result<bool> {
         self.with(|table| {
             let mut query = table.db.prepare_cached("SELECT 1 FROM jobs WHERE id = ? AND run = 0")?;
             Ok(query.query_row([id], |_| Ok(())).optional()?.is_some())
@@ -155,22 +155,23 @@ impl JobStore {
     }
 
     /// The command of a job that is not over, as JSON.
-    pub fn command(&self, id: &str) -> Result<Option<String>> {
+    pub(crate) fn command(&self, id: &str) -> Result<Option<String>> {
         self.with(|table| {
             let mut query = table.db.prepare_cached("SELECT command FROM jobs WHERE id = ? AND run = 0")?;
             Ok(query.query_row([id], |row| row.get(0)).optional()?.flatten())
         })
     }
 
-    /// Makes these changes, all or none of them, and returns once they survive power loss; the agent's
-    /// death alone where all of them are `deferred_sync`.
-    pub fn commit(&self, writes: &[JobUpdate]) -> Result<()> {
+    /// Makes changes as [`JobStore::commit_to`] does, to the present file.
+    #[cfg(test)]
+    pub(crate) fn commit(&self, writes: &[JobUpdate]) -> Result<()> {
         self.commit_to(self.generation(), writes)
     }
 
-    /// As [`JobStore::commit`], and refuses where the file is no longer that of this generation: the rows that
-    /// the changes are about may be gone.
-    pub fn commit_to(&self, generation: u64, writes: &[JobUpdate]) -> Result<()> {
+    /// Makes these changes, all or none of them, and returns once they survive power loss; the agent's
+    /// death alone where all of them are `deferred_sync`. Refuses where the file is no longer that of this
+    /// generation: the rows that the changes are about may be gone.
+    pub(crate) fn commit_to(&self, generation: u64, writes: &[JobUpdate]) -> Result<()> {
         if writes.is_empty() {
             return Ok(());
         }
@@ -217,13 +218,13 @@ impl JobStore {
     }
 
     /// Whether something waits for [`JobStore::sync`].
-    pub fn is_behind(&self) -> bool {
+    pub(crate) fn is_behind(&self) -> bool {
         self.behind.load(Ordering::SeqCst)
     }
 
     /// Returns once everything that was committed survives power loss. Holds up nobody who reads or
     /// commits meanwhile.
-    pub fn sync(&self) -> Result<()> {
+    pub(crate) fn sync(&self) -> Result<()> {
         self.behind.store(false, Ordering::SeqCst);
         // A handle of its own: closing one on the database itself would drop SQLite's locks on it, and
         // those of this file lie elsewhere.
@@ -234,18 +235,19 @@ impl JobStore {
     }
 
     /// The jobs that are not over, in the order of their acceptance.
-    pub fn live(&self) -> Result<Vec<Row>> {
+    pub(crate) fn live(&self) -> Result<Vec<Row>> {
         self.with(|table| table::read_live(&table.db))
     }
 
-    /// The oldest results that wait for this controller: at most `max_rows`, and about `max_bytes`
-    /// (one that is longer still comes, alone).
-    pub fn unsent(&self, controller: &str, max_rows: usize, max_bytes: usize) -> Result<Vec<Unsent>> {
+    /// Returns the oldest results, as [`JobStore::unsent_without`] does.
+    #[cfg(test)]
+    pub(crate) fn unsent(&self, controller: &str, max_rows: usize, max_bytes: usize) -> Result<Vec<Unsent>> {
         self.unsent_without(controller, &[], max_rows, max_bytes)
     }
 
-    /// Returns what [`JobStore::unsent`] does, without the results of these keys.
-    pub fn unsent_without(
+    /// Returns the oldest results that wait for this controller but those of these keys: at most `max_rows`, and
+    /// about `max_bytes` (one that is longer still comes, alone).
+    pub(crate) fn unsent_without(
         &self,
         controller: &str,
         without: &[i64],
@@ -277,7 +279,7 @@ impl JobStore {
 
     /// Returns the result of this key, `None` when it does not wait to be sent, or when the file is no longer
     /// that of this generation: the key may be another row's.
-    pub fn unsent_one(&self, generation: u64, key: i64) -> Result<Option<Unsent>> {
+    pub(crate) fn unsent_one(&self, generation: u64, key: i64) -> Result<Option<Unsent>> {
         self.with(|table| {
             if self.generation() != generation {
                 return Ok(None);
@@ -290,7 +292,7 @@ impl JobStore {
     /// The controller has these results. A mark that a power cut undoes costs a repetition, which is
     /// harmless, so this does not wait for the disk. Where the file is no longer that of this generation,
     /// which is to be read before the keys, nothing is marked, and the results are sent again.
-    pub fn mark_sent(&self, generation: u64, keys: &[i64]) -> Result<()> {
+    pub(crate) fn mark_sent(&self, generation: u64, keys: &[i64]) -> Result<()> {
         self.with(|table| match self.generation() == generation {
             true => self.mark_sent_in(table, keys),
             false => Ok(()),
@@ -312,12 +314,12 @@ impl JobStore {
     }
 
     /// Gives back the memory that SQLite keeps for the table's pages.
-    pub fn rest(&self) {
+    pub(crate) fn rest(&self) {
         let _ = self.lock().db.execute_batch("PRAGMA shrink_memory");
     }
 
     /// Bytes of the results that wait for all controllers together.
-    pub fn unsent_bytes(&self) -> u64 {
+    pub(crate) fn unsent_bytes(&self) -> u64 {
         self.unsent_bytes.load(Ordering::Relaxed)
     }
 
@@ -386,7 +388,7 @@ impl Table {
 }
 
 /// The jobs that are not over, read from a folder whose agent may be running or not.
-pub fn read_only(data_dir: &Path) -> Result<Vec<Row>> {
+pub(crate) fn read_only(data_dir: &Path) -> Result<Vec<Row>> {
     let path = data_dir.join(FILE);
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let db = Connection::open_with_flags(&path, flags)

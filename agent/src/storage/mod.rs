@@ -1,6 +1,6 @@
 //! Files of the node that outlive the agent: jobs, uploads and messages, each in an SQLite database.
 
-pub mod job_store;
-pub mod message_log;
+pub(crate) mod job_store;
+pub(crate) mod message_log;
 mod sqlite;
-pub mod upload_queue;
+pub(crate) mod upload_queue;

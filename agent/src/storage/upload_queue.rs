@@ -34,11 +34,11 @@ mod storage;
 #[cfg(test)]
 mod tests;
 
-pub use retention::Dropped;
+pub(crate) use retention::Dropped;
 use storage::Inner;
 
 /// The file below `data_dir`.
-pub const FILE: &str = "outbox.db";
+pub(crate) const FILE: &str = "outbox.db";
 
 /// Most bytes of one batch of records: far below the 16 MiB that a controller takes, and below the 1 MiB
 /// that nginx takes by default.
@@ -49,7 +49,7 @@ const REOPEN_PAUSE: Duration = Duration::from_millis(500);
 
 /// The content of a batch; each kind has its own path at the controller and its own order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// Records, `POST /{gid}/{nid}/log`.
     Log = 0,
     /// Series, `POST /{gid}/{nid}/stats`.
@@ -60,23 +60,23 @@ pub enum Kind {
 
 /// One batch, ready to be sent.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Batch {
+pub(crate) struct Batch {
     /// Its number; it counts up over the node's life.
-    pub number: u64,
+    pub(crate) number: u64,
     /// The whole JSON body of the request.
-    pub body: Vec<u8>,
+    pub(crate) body: Vec<u8>,
 }
 
 /// Records as JSON objects, with a comma between each two.
 #[derive(Debug, Default)]
-pub struct Records {
+pub(crate) struct Records {
     json: Vec<u8>,
     ends: Vec<usize>,
 }
 
 impl Records {
     /// Adds one record through `write`, which appends its JSON object.
-    pub fn add(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+    pub(crate) fn add(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
         if !self.is_empty() {
             self.json.push(b',');
         }
@@ -85,22 +85,17 @@ impl Records {
     }
 
     /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.ends.is_empty()
     }
 
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.ends.len()
-    }
-
     /// Bytes of JSON.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.json.len()
     }
 
     /// Forgets them, and keeps the memory.
-    pub fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.json.clear();
         self.ends.clear();
     }
@@ -108,15 +103,15 @@ impl Records {
 
 /// Where the ids of records stand: after the record `last`, `next` comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct IdCheckpoint {
+pub(crate) struct IdCheckpoint {
     /// The id of the last record that is stored, 0 when none is.
-    pub last: u32,
+    pub(crate) last: u32,
     /// The id that the next record gets.
-    pub next: u32,
+    pub(crate) next: u32,
 }
 
 /// The batches of all controllers.
-pub struct UploadQueue {
+pub(crate) struct UploadQueue {
     path: PathBuf,
     /// The controllers that get records, and those that get stats.
     chosen: [Vec<String>; 2],
@@ -129,7 +124,7 @@ pub struct UploadQueue {
 
 impl UploadQueue {
     /// Opens `outbox.db` in the data folder; a damaged one is set aside.
-    pub fn open(config: &Config) -> Result<Arc<UploadQueue>> {
+    pub(crate) fn open(config: &Config) -> Result<Arc<UploadQueue>> {
         let path = config.main.data_dir.join(FILE);
         let (inner, _) = Inner::open(&path, false)?;
         Ok(Arc::new(UploadQueue {
@@ -143,7 +138,7 @@ impl UploadQueue {
     }
 
     /// Whether any controller gets batches of this kind.
-    pub fn wanted(&self, kind: Kind) -> bool {
+    pub(crate) fn wanted(&self, kind: Kind) -> bool {
         match kind {
             Kind::Event => !self.controllers.is_empty(),
             kind => !self.chosen[kind as usize].is_empty(),
@@ -153,7 +148,7 @@ impl UploadQueue {
     /// Stores records for the controllers, together with the mark that holds once they are in the
     /// logger's database too, all of them or none. They are sent when their batch is full or its time has
     /// come.
-    pub fn push_log(&self, records: &Records, mark: IdCheckpoint) -> Result<()> {
+    pub(crate) fn push_log(&self, records: &Records, mark: IdCheckpoint) -> Result<()> {
         let mut inner = self.lock();
         let closed = self.with(&mut inner, |inner| {
             let mut closed = false;
@@ -189,12 +184,12 @@ impl UploadQueue {
     }
 
     /// When the batch of records that still grows must go.
-    pub fn log_due(&self) -> Option<Instant> {
+    pub(crate) fn log_due(&self) -> Option<Instant> {
         self.lock().open.as_ref().map(|open| open.due)
     }
 
     /// Ends the batch of records that still grows.
-    pub fn close_log(&self) {
+    pub(crate) fn close_log(&self) {
         let mut inner = self.lock();
         if inner.open.take().is_some() {
             inner.wake(&self.chosen[0]);
@@ -202,7 +197,7 @@ impl UploadQueue {
     }
 
     /// Stores a batch of series for the controllers; `timestamp` is in seconds since 1970.
-    pub fn push_stats(&self, timestamp: i64, series: &[(String, f64)]) {
+    pub(crate) fn push_stats(&self, timestamp: i64, series: &[(String, f64)]) {
         if series.is_empty() || !self.wanted(Kind::Stats) {
             return;
         }
@@ -226,7 +221,7 @@ impl UploadQueue {
     }
 
     /// Adds an event for one controller, or for all of them.
-    pub fn push_event(&self, controller: Option<&str>, name: &str, data: Value) {
+    pub(crate) fn push_event(&self, controller: Option<&str>, name: &str, data: Value) {
         let body = json!({"name": name, "data": data}).to_string();
         let to = match controller {
             Some(one) => vec![one.to_owned()],
@@ -244,13 +239,14 @@ impl UploadQueue {
     }
 
     /// The oldest batch of this kind that the controller has not taken; none where the upload queue cannot be read.
-    pub fn next(&self, controller: &str, kind: Kind) -> Option<Batch> {
+    #[cfg(test)]
+    pub(crate) fn next(&self, controller: &str, kind: Kind) -> Option<Batch> {
         self.read(controller, kind, &[]).ok().flatten()
     }
 
     /// Reads the oldest batch of this kind that the controller has not taken, without the events of these
     /// numbers and the deferred batches.
-    pub fn read(&self, controller: &str, kind: Kind, without: &[i64]) -> Result<Option<Batch>> {
+    pub(crate) fn read(&self, controller: &str, kind: Kind, without: &[i64]) -> Result<Option<Batch>> {
         if kind != Kind::Event && !self.is_chosen(controller, kind) {
             return Ok(None);
         }
@@ -259,7 +255,7 @@ impl UploadQueue {
     }
 
     /// Reads the event of this number that waits for the controller.
-    pub fn event(&self, controller: &str, number: i64) -> Result<Option<Batch>> {
+    pub(crate) fn event(&self, controller: &str, number: i64) -> Result<Option<Batch>> {
         let mut inner = self.lock();
         let batch = self.told(&mut inner, |inner| inner.whole(controller, Kind::Event, number))?;
         Ok(Some(batch).filter(|batch| !batch.body.is_empty()))
@@ -279,7 +275,7 @@ impl UploadQueue {
     }
 
     /// The controller has taken this batch (200), now or before.
-    pub fn taken(&self, controller: &str, kind: Kind, number: u64) {
+    pub(crate) fn taken(&self, controller: &str, kind: Kind, number: u64) {
         let mut inner = self.lock();
         let others: Vec<String> = match kind {
             Kind::Event => Vec::new(),
@@ -305,7 +301,7 @@ impl UploadQueue {
     ///
     /// Once a controller has taken or refused anything of this file, an old number is an old batch, unless
     /// `last` is a number that was never given here.
-    pub fn jump(&self, controller: &str, kind: Kind, number: u64, last: u64) -> bool {
+    pub(crate) fn jump(&self, controller: &str, kind: Kind, number: u64, last: u64) -> bool {
         let mut inner = self.lock();
         let jumped = self.with(&mut inner, |inner| inner.jump(controller, kind, number as i64, last as i64));
         match jumped {
@@ -320,12 +316,12 @@ impl UploadQueue {
     }
 
     /// Returns what was dropped since the last call, for a record on the node itself.
-    pub fn take_unreported(&self) -> Dropped {
+    pub(crate) fn take_unreported(&self) -> Dropped {
         std::mem::take(&mut self.lock().unreported)
     }
 
     /// The controller will never take this batch, not even a part of it: it is dropped and counted.
-    pub fn refused(&self, controller: &str, kind: Kind, number: u64) {
+    pub(crate) fn refused(&self, controller: &str, kind: Kind, number: u64) {
         // An event about a refused event would be refused in its turn, for ever.
         if kind != Kind::Event {
             let mut inner = self.lock();
@@ -336,19 +332,19 @@ impl UploadQueue {
     }
 
     /// Has `wake` told (without waiting) whenever there is something new for this controller.
-    pub fn waker(&self, controller: &str, wake: Sender<()>) {
+    pub(crate) fn waker(&self, controller: &str, wake: Sender<()>) {
         self.lock().wakers.insert(controller.to_owned(), wake);
     }
 
     /// Gives back the memory that SQLite keeps for the pages of this database, and that of code which
     /// is not in use: for when a burst of work is over.
-    pub fn rest(&self) {
+    pub(crate) fn rest(&self) {
         let _ = self.lock().db.execute_batch("PRAGMA shrink_memory");
         platform::evict_text_pages();
     }
 
     /// Where the ids of records stood when it was last written down.
-    pub fn mark(&self) -> Option<IdCheckpoint> {
+    pub(crate) fn mark(&self) -> Option<IdCheckpoint> {
         let inner = self.lock();
         let found = inner.db.query_row("SELECT last, next FROM mark", [], |row| Ok((row.get(0)?, row.get(1)?)));
         found.ok().map(|(last, next)| IdCheckpoint { last, next })
@@ -356,12 +352,12 @@ impl UploadQueue {
 
     /// Changes the file or its connection. For tests.
     #[cfg(test)]
-    pub fn execute(&self, sql: &str) {
+    pub(crate) fn execute(&self, sql: &str) {
         self.lock().db.execute_batch(sql).expect("the statement");
     }
 
     /// Writes down where the ids of records stand.
-    pub fn set_mark(&self, mark: IdCheckpoint) {
+    pub(crate) fn set_mark(&self, mark: IdCheckpoint) {
         let mut inner = self.lock();
         if let Err(e) = self.with(&mut inner, |inner| inner.transaction(|inner| inner.put_mark(mark))) {
             inner.log_throttled(&format!("{e:#}"));

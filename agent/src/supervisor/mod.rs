@@ -30,7 +30,7 @@ mod job_commands;
 mod job_table;
 mod launcher;
 mod results;
-pub mod scheduler;
+pub(crate) mod scheduler;
 mod task_pool;
 #[cfg(test)]
 mod tests;
@@ -38,25 +38,25 @@ mod transitions;
 mod types;
 
 /// The name of the threads that answer commands.
-pub const COMMAND_THREAD: &str = "builtin";
+pub(crate) const COMMAND_THREAD: &str = "builtin";
 
 /// The parts of the agent that the supervisor uses.
-pub struct Parts {
+pub(crate) struct Parts {
     /// The agent's configuration.
-    pub config: Arc<Config>,
+    pub(crate) config: Arc<Config>,
     /// The memory of jobs.
-    pub job_store: Arc<JobStore>,
+    pub(crate) job_store: Arc<JobStore>,
     /// Where output and records go.
-    pub outlets: Outlets,
+    pub(crate) outlets: Outlets,
     /// The context of the built-in commands.
-    pub builtins: Arc<commands::Context>,
+    pub(crate) builtins: Arc<commands::Context>,
     /// Told of what others must act upon; called on the supervisor's thread, so it must not wait.
-    pub notify: Arc<dyn Fn(Notice) + Send + Sync>,
+    pub(crate) notify: Arc<dyn Fn(Notice) + Send + Sync>,
 }
 
 /// A notice that others must act upon.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Notice {
+pub(crate) enum Notice {
     /// A result for this controller is in the job store.
     Result {
         /// The controller's name.
@@ -79,42 +79,43 @@ pub enum Notice {
 
 /// One job's process tree.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct ProcessEntry {
+pub(crate) struct ProcessEntry {
     /// The job's id.
-    pub id: String,
+    pub(crate) id: String,
     /// The command's name.
-    pub cmd: String,
+    pub(crate) cmd: String,
     /// The job's domain.
-    pub domain: String,
+    pub(crate) domain: String,
     /// The job's name.
-    pub name: String,
+    pub(crate) name: String,
     /// The first process of the tree; 0 when none runs.
-    pub pid: u32,
+    pub(crate) pid: u32,
     /// `RUNNING`, `STOPPING`, and for a job without a process `QUEUED`, `SCHEDULED` or `FAILED`.
-    pub state: &'static str,
+    pub(crate) state: &'static str,
     /// Percent of one core since the sample before, of the whole tree.
-    pub cpu: f64,
+    pub(crate) cpu: f64,
     /// Resident memory of the tree, in bytes.
-    pub rss: u64,
+    pub(crate) rss: u64,
     /// Virtual memory of the tree, in bytes.
-    pub vms: u64,
+    pub(crate) vms: u64,
     /// Bytes that the tree's living processes have read from storage.
-    pub read: u64,
+    pub(crate) read: u64,
     /// Bytes that they have written to storage.
-    pub written: u64,
+    pub(crate) written: u64,
     /// Processes in the tree.
-    pub processes: u64,
+    pub(crate) processes: u64,
     /// When the run began, in milliseconds since 1970; 0 when none runs.
-    pub starttime: i64,
+    pub(crate) starttime: i64,
     /// Restarts of this job since it was accepted, or since the agent started.
-    pub restarts: u64,
+    pub(crate) restarts: u64,
     /// Seconds between two samples of this job, where it asked for its own.
     #[serde(skip)]
-    pub stats_interval: Option<u64>,
+    pub(crate) stats_interval: Option<u64>,
 }
 
-/// The running supervisor; dropping it stops it as [`Handle::stop`] does.
-pub struct Handle {
+/// The running supervisor; dropping it ends every job: its stop signal, its stop timeout, KILL. Their results
+/// are in the job store then.
+pub(crate) struct Handle {
     remote: Remote,
     _worker: Worker,
 }
@@ -122,7 +123,7 @@ pub struct Handle {
 impl Handle {
     /// Ends what is left of jobs that ran when the agent died, takes up the remembered jobs and the
     /// configured startup jobs, and begins to supervise.
-    pub fn start(parts: Parts) -> Result<Handle> {
+    pub(crate) fn start(parts: Parts) -> Result<Handle> {
         let (sender, inbox) = unbounded();
         let remote = Remote { sender, baselines: Arc::default() };
         let worker = event_loop::start(parts, remote.clone(), inbox)?;
@@ -130,13 +131,9 @@ impl Handle {
     }
 
     /// The way to it from other threads.
-    pub fn remote(&self) -> Remote {
+    pub(crate) fn remote(&self) -> Remote {
         self.remote.clone()
     }
-
-    /// Ends every job: its stop signal, its stop timeout, KILL; their results are in the job store when
-    /// this returns.
-    pub fn stop(self) {}
 }
 
 impl Drop for Handle {
@@ -148,7 +145,7 @@ impl Drop for Handle {
 
 /// The way to the supervisor from other threads.
 #[derive(Clone)]
-pub struct Remote {
+pub(crate) struct Remote {
     sender: Sender<Message>,
     /// By run: when its processor time was last looked at, and what it was.
     baselines: Arc<Mutex<HashMap<u64, (Instant, u64)>>>,
@@ -204,19 +201,19 @@ struct View {
 impl Remote {
     /// Hands over commands of a controller. The answer comes once all of them are stored durably, and
     /// never when that failed or the supervisor has stopped: then nothing may be acknowledged.
-    pub fn submit(&self, controller: &str, commands: Vec<Command>) -> Receiver<()> {
+    pub(crate) fn submit(&self, controller: &str, commands: Vec<Command>) -> Receiver<()> {
         let (stored, answer) = bounded(1);
         let _ = self.sender.send(Message::Submit { controller: controller.into(), commands, stored });
         answer
     }
 
     /// The jobs that have processes, with the figures of their trees: one pass over all processes.
-    pub fn processes(&self) -> Vec<ProcessEntry> {
+    pub(crate) fn processes(&self) -> Vec<ProcessEntry> {
         self.entries(None)
     }
 
     /// The job of this id, whether it runs or waits.
-    pub fn process(&self, id: &str) -> Option<ProcessEntry> {
+    pub(crate) fn process(&self, id: &str) -> Option<ProcessEntry> {
         self.entries(Some(id.to_owned())).pop()
     }
 

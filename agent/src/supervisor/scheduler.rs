@@ -21,7 +21,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 /// The jobs that are not over.
-pub struct Scheduler {
+pub(crate) struct Scheduler {
     jobs: HashMap<u64, Entry>,
     ids: HashMap<Arc<str>, u64>,
     runs: HashMap<u64, u64>,
@@ -54,7 +54,7 @@ struct Queue {
 
 impl Scheduler {
     /// No job yet; at most `max_jobs` processes at one time. `seed` drives the jitter.
-    pub fn new(max_jobs: usize, seed: u64) -> Scheduler {
+    pub(crate) fn new(max_jobs: usize, seed: u64) -> Scheduler {
         Scheduler {
             jobs: HashMap::new(),
             ids: HashMap::new(),
@@ -71,7 +71,7 @@ impl Scheduler {
     }
 
     /// Takes up a new job. Its id must not be that of another job here.
-    pub fn accept(&mut self, id: &str, rules: Rules, now: Now) -> Vec<Action> {
+    pub(crate) fn accept(&mut self, id: &str, rules: Rules, now: Now) -> Vec<Action> {
         let mut out = Vec::new();
         let id: Arc<str> = id.into();
         self.insert(Job::new(id, rules));
@@ -80,7 +80,7 @@ impl Scheduler {
     }
 
     /// Takes up a job that the job store remembers. Nothing starts before the next event.
-    pub fn restore(&mut self, id: &str, rules: Rules, persisted: PersistedJob, now: Now) -> Vec<Action> {
+    pub(crate) fn restore(&mut self, id: &str, rules: Rules, persisted: PersistedJob, now: Now) -> Vec<Action> {
         let mut out = Vec::new();
         let job = Job::restored(id.into(), rules, persisted, now, &mut out);
         if job.phase != Phase::Over {
@@ -91,14 +91,14 @@ impl Scheduler {
 
     /// Takes up a job of which processes of an earlier run still live. It keeps its place in its queue, and
     /// goes on as a restored one with [`Event::Cleared`].
-    pub fn hold(&mut self, id: &str, rules: Rules, persisted: PersistedJob) {
+    pub(crate) fn hold(&mut self, id: &str, rules: Rules, persisted: PersistedJob) {
         let mut job = Job::new(id.into(), rules);
         job.phase = Phase::Held(persisted);
         self.insert(job);
     }
 
     /// Returns the actions that follow from `event`.
-    pub fn handle(&mut self, event: Event, now: Now) -> Vec<Action> {
+    pub(crate) fn handle(&mut self, event: Event, now: Now) -> Vec<Action> {
         let mut out = Vec::new();
         let keys: Vec<u64> = match &event {
             Event::Kill { id } | Event::Unschedule { id } | Event::Cleared { id } => {
@@ -139,44 +139,44 @@ impl Scheduler {
     }
 
     /// When the next [`Event::Tick`] is due, on the monotonic clock.
-    pub fn deadline(&self) -> Option<u64> {
+    pub(crate) fn deadline(&self) -> Option<u64> {
         self.timers.first().map(|(until, _)| *until)
     }
 
     /// The runs that have ended and whose output is waited for no longer than until now.
-    pub fn drain_ends(&self, now: Now) -> Vec<u64> {
+    pub(crate) fn drain_ends(&self, now: Now) -> Vec<u64> {
         let due = self.timers.iter().take_while(|(until, _)| *until <= now.mono);
         due.filter_map(|(_, key)| self.jobs.get(key)?.job.draining()).collect()
     }
 
     /// Whether a job of this id is not over.
-    pub fn has(&self, id: &str) -> bool {
+    pub(crate) fn has(&self, id: &str) -> bool {
         self.ids.contains_key(id)
     }
 
     /// Whether the order to start this run still holds.
-    pub fn is_starting(&self, run: u64) -> bool {
+    pub(crate) fn is_starting(&self, run: u64) -> bool {
         let entry = self.runs.get(&run).and_then(|key| self.jobs.get(key));
         entry.is_some_and(|entry| matches!(entry.job.phase, Phase::Starting { .. }))
     }
 
     /// The run under way of this job.
-    pub fn run_of(&self, id: &str) -> Option<u64> {
+    pub(crate) fn run_of(&self, id: &str) -> Option<u64> {
         self.ids.get(id).and_then(|key| self.jobs.get(key)).and_then(|entry| entry.job.run())
     }
 
     /// The runs of processes that are under way.
-    pub fn process_runs(&self) -> Vec<u64> {
+    pub(crate) fn process_runs(&self) -> Vec<u64> {
         self.jobs.values().filter(|entry| entry.job.rules.process).filter_map(|entry| entry.job.run()).collect()
     }
 
     /// Whether no run is under way.
-    pub fn is_idle(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         self.runs.is_empty()
     }
 
     /// Where a job is, and how often it was restarted.
-    pub fn place_of(&self, id: &str) -> Option<(Place, u64)> {
+    pub(crate) fn place_of(&self, id: &str) -> Option<(Place, u64)> {
         let job = &self.jobs.get(self.ids.get(id)?)?.job;
         let place = match &job.phase {
             Phase::Waiting => Place::Queued,
@@ -190,12 +190,12 @@ impl Scheduler {
     }
 
     /// The recurring jobs, as they were accepted.
-    pub fn recurring(&self, now: Now) -> Vec<Recurrence> {
+    pub(crate) fn recurring(&self, now: Now) -> Vec<Recurrence> {
         self.in_order().iter().filter_map(|key| self.jobs.get(key)?.job.recurrence(now)).collect()
     }
 
     /// Gives back the persisted that a burst of jobs has left behind.
-    pub fn shrink(&mut self) {
+    pub(crate) fn shrink(&mut self) {
         self.jobs.shrink_to_fit();
         self.ids.shrink_to_fit();
         self.runs.shrink_to_fit();

@@ -6,22 +6,22 @@ use std::sync::Arc;
 
 /// The time, on both clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Now {
+pub(crate) struct Now {
     /// Milliseconds on a clock that never jumps: every deadline is on this one.
-    pub mono: u64,
+    pub(crate) mono: u64,
     /// Milliseconds since 1970: for people, and for what must outlive the agent.
-    pub wall: i64,
+    pub(crate) wall: i64,
 }
 
 /// The row of a job in the job store at the agent's start.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct PersistedJob {
+pub(crate) struct PersistedJob {
     /// Where it stood.
-    pub state: JobState,
+    pub(crate) state: JobState,
     /// When its last run began, in milliseconds since 1970.
-    pub started: i64,
+    pub(crate) started: i64,
     /// Whether a result of it was reported.
-    pub reported: bool,
+    pub(crate) reported: bool,
 }
 
 /// Why a run is being ended.
@@ -52,7 +52,7 @@ impl Cause {
 
 /// Something happened.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Event {
+pub(crate) enum Event {
     /// A thread has been told to start the process of this run, which may take any time.
     Launching {
         /// The run.
@@ -128,7 +128,7 @@ pub enum Event {
 
 /// How a run or a job ended.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// By itself.
     Exited {
         /// Its status, 128 + n for a signal.
@@ -186,7 +186,7 @@ impl Outcome {
 
 /// Something is to be done.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Action {
+pub(crate) enum Action {
     /// Start a run, once the job store says so durably; answered by `Spawned` or `Unstartable`.
     Start {
         /// The job.
@@ -268,7 +268,7 @@ pub enum Action {
 
 /// Where a job is, for people.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub(crate) enum Place {
     /// Ready, waiting for a slot or its turn.
     Queued,
     /// Waiting for a time.
@@ -283,15 +283,15 @@ pub enum Place {
 
 /// When a recurring job runs; times in milliseconds since 1970.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Recurrence {
+pub(crate) struct Recurrence {
     /// The job.
-    pub id: Arc<str>,
+    pub(crate) id: Arc<str>,
     /// Milliseconds between the starts of two runs.
-    pub period: u64,
+    pub(crate) period: u64,
     /// The start of the next run; nothing while one is under way, or waits for its turn.
-    pub next: Option<i64>,
+    pub(crate) next: Option<i64>,
     /// The start of the last run.
-    pub last_start: Option<i64>,
+    pub(crate) last_start: Option<i64>,
     /// How the last run ended; nothing where none has since the agent's start.
-    pub last_state: Option<State>,
+    pub(crate) last_state: Option<State>,
 }

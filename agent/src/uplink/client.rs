@@ -31,12 +31,12 @@ pub(crate) const LONGEST_POLL: Duration = Duration::from_secs(30);
 
 /// A batch of commands as it came.
 #[derive(Debug, Deserialize)]
-pub struct Taken {
+pub(crate) struct Taken {
     /// The batch that the next poll acknowledges; a number stands for its digits.
     #[serde(deserialize_with = "word")]
-    pub batch: String,
+    pub(crate) batch: String,
     /// The commands, not looked at.
-    pub cmds: Vec<Value>,
+    pub(crate) cmds: Vec<Value>,
 }
 
 fn word<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
@@ -48,7 +48,7 @@ fn word<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
 }
 
 /// One controller, shared by its poller, its sender and the scripts.
-pub struct Controller {
+pub(crate) struct Controller {
     name: String,
     node: NodeId,
     urls: Vec<String>,
@@ -81,7 +81,7 @@ impl Controller {
     /// The controller `name` of this configuration; `instance` tells this start of the agent from others.
     ///
     /// Reads the credentials; the error says which file is wrong and how.
-    pub fn open(config: &config::Config, name: &str, instance: &str) -> anyhow::Result<Controller> {
+    pub(crate) fn open(config: &config::Config, name: &str, instance: &str) -> anyhow::Result<Controller> {
         Controller::open_with(config, name, instance, Timeouts::default())
     }
 
@@ -118,22 +118,22 @@ impl Controller {
     }
 
     /// The node that this agent is.
-    pub fn node(&self) -> NodeId {
+    pub(crate) fn node(&self) -> NodeId {
         self.node
     }
 
     /// Its name in the configuration.
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
     /// How many addresses it has.
-    pub fn addresses(&self) -> usize {
+    pub(crate) fn addresses(&self) -> usize {
         self.urls.len()
     }
 
     /// The address whose turn it is.
-    pub fn url(&self) -> &str {
+    pub(crate) fn url(&self) -> &str {
         self.url_of(self.link().endpoint)
     }
 
@@ -142,18 +142,18 @@ impl Controller {
     }
 
     /// Counts the requests that it has taken: a change says that it is back.
-    pub fn requests_taken(&self) -> u64 {
+    pub(crate) fn requests_taken(&self) -> u64 {
         self.taken.load(Ordering::Relaxed)
     }
 
     /// Counts the posts that it has taken. A poll is answered without Redis, and says nothing about them.
-    pub fn posts_taken(&self) -> u64 {
+    pub(crate) fn posts_taken(&self) -> u64 {
         self.posts_taken.load(Ordering::Relaxed)
     }
 
     /// Asks for commands: waits up to `wait` ([`LONGEST_POLL`] at most), acknowledges the batch `ack`.
     /// Nothing: no command came.
-    pub fn poll(&self, wait: Duration, ack: Option<&str>) -> Result<Option<Taken>, Failure> {
+    pub(crate) fn poll(&self, wait: Duration, ack: Option<&str>) -> Result<Option<Taken>, Failure> {
         let ack = ack.map(|batch| format!("&ack={}", encode(batch))).unwrap_or_default();
         let query = format!("cmd?wait={}{}{ack}&instance={}", wait.as_secs(), self.roles, self.instance);
         let (link, begun) = (self.link(), Instant::now());
@@ -167,20 +167,20 @@ impl Controller {
     }
 
     /// Posts `body` to `what` (`result`, `log`, `stats`, `event`); done means that Redis has it.
-    pub fn post(&self, what: &str, body: &[u8]) -> Result<(), Failure> {
+    pub(crate) fn post(&self, what: &str, body: &[u8]) -> Result<(), Failure> {
         self.post_batch(what, body).map(drop)
     }
 
     /// Posts a numbered batch to `what` (`log`, `stats`). Where the controller dropped it as one that it
     /// has already, it may say the last number that it has.
-    pub fn post_batch(&self, what: &str, body: &[u8]) -> Result<Option<u64>, Failure> {
+    pub(crate) fn post_batch(&self, what: &str, body: &[u8]) -> Result<Option<u64>, Failure> {
         let last = self.send(what, body, Answered::receipt)?;
         self.posts_taken.fetch_add(1, Ordering::Relaxed);
         Ok(last)
     }
 
     /// The source of the script with this SHA-256 (lower-case hex), or nothing when the controller has none.
-    pub fn script(&self, hash: &str) -> Result<Option<Vec<u8>>, Failure> {
+    pub(crate) fn script(&self, hash: &str) -> Result<Option<Vec<u8>>, Failure> {
         let query = format!("script?hash={}", encode(hash));
         let link = self.link();
         let call = |url: &str| with_bearer(link.posts.get(self.path(url, &query)), link.bearer()).call();
@@ -196,14 +196,14 @@ impl Controller {
     }
 
     /// Whether the controller asked for a renewal of the credentials that was not done yet.
-    pub fn wants_renewal(&self) -> bool {
+    pub(crate) fn wants_renewal(&self) -> bool {
         self.renew.load(Ordering::Relaxed)
     }
 
     /// Reads the credentials anew; whether they are others than those in use, and are in use now.
     ///
     /// A node that was enrolled again gets going so without a restart.
-    pub fn reload(&self) -> bool {
+    pub(crate) fn reload(&self) -> bool {
         let files = self.files();
         self.finish(&files);
         let Ok(credentials) = Credentials::load(&self.config) else { return false };
@@ -216,17 +216,17 @@ impl Controller {
     }
 
     /// Whether credentials of another enrolment were found since this was asked last.
-    pub fn take_enrolled_again(&self) -> bool {
+    pub(crate) fn take_enrolled_again(&self) -> bool {
         self.is_enrolled_again.swap(false, Ordering::Relaxed)
     }
 
     /// Whether the credentials in use are not all in their files yet: one is open in another program.
-    pub fn is_unfinished(&self) -> bool {
+    pub(crate) fn is_unfinished(&self) -> bool {
         self.unfinished.load(Ordering::Relaxed)
     }
 
     /// Puts the credentials in use into their files as far as they are not there.
-    pub fn finish_files(&self) {
+    pub(crate) fn finish_files(&self) {
         self.finish(&self.files());
     }
 
@@ -247,7 +247,7 @@ impl Controller {
 
     /// Asks for new credentials and takes them into use and into their files; `false` when the controller
     /// finds that the present ones are good.
-    pub fn renew(&self) -> Result<bool, Failure> {
+    pub(crate) fn renew(&self) -> Result<bool, Failure> {
         // A controller of 0.1.0 gives no certificate while the token is good, which is enough then.
         let lacks_certificate = self.lacks_certificate.load(Ordering::Relaxed);
         let body: &[u8] = if lacks_certificate { br#"{"certificate":true}"# } else { b"{}" };
@@ -274,12 +274,12 @@ impl Controller {
     }
 
     /// Ends the poll that is under way, and every later one fails.
-    pub fn stop_polls(&self) {
+    pub(crate) fn stop_polls(&self) {
         self.link().polls.clone().shutdown();
     }
 
     /// Ends the request of the uploader that is under way, and every later one fails.
-    pub fn stop_posts(&self) {
+    pub(crate) fn stop_posts(&self) {
         self.stopped.store(true, Ordering::SeqCst);
         self.link().posts.clone().shutdown();
     }

@@ -18,13 +18,13 @@ use std::sync::Arc;
 use ureq::tls::{Certificate, ClientCert, PrivateKey, RootCerts, TlsConfig, TlsProvider};
 
 /// Token, trusted CAs and client certificate, read and checked.
-pub struct Credentials {
+pub(crate) struct Credentials {
     /// The node's token.
     pub(super) token: Option<String>,
     roots: Vec<Certificate<'static>>,
     client: Option<ClientCert>,
     /// Why the configured client certificate is not used: with the token another is to be asked for.
-    pub fault: Option<String>,
+    pub(crate) fault: Option<String>,
     /// The certificate in use is not in its file but beside it, as a renewal of version 0.1.0 left it.
     is_beside: bool,
     /// Tells two sets apart without telling either.
@@ -48,7 +48,7 @@ pub(crate) struct Enrolled {
 
 impl Credentials {
     /// The advice for a node without any.
-    pub const NONE: &str = "there is neither token_file nor client_cert, and only a controller with --insecure-no-auth \
+    pub(crate) const NONE: &str = "there is neither token_file nor client_cert, and only a controller with --insecure-no-auth \
                             takes a node without: enrol the node, with jsagent enroll or jsacc enroll";
 
     /// Puts in place what an interrupted renewal has left; `false` when a file cannot be replaced yet.
@@ -57,7 +57,7 @@ impl Credentials {
     }
 
     /// Reads what this controller's configuration names.
-    pub fn load(config: &config::Controller) -> anyhow::Result<Credentials> {
+    pub(crate) fn load(config: &config::Controller) -> anyhow::Result<Credentials> {
         let https = config.urls.iter().any(|url| url.starts_with("https:"));
         let decided = first(config).map(Decided::of).transpose()?.unwrap_or_default();
         let token = config.token_file.as_deref().map(|path| read_token(&decided, path)).transpose()?;
@@ -86,7 +86,7 @@ impl Credentials {
     }
 
     /// Returns why a controller will not take them from this node, as far as that can be seen here.
-    pub fn fault_for(&self, node: NodeId, config: &config::Controller) -> Option<String> {
+    pub(crate) fn fault_for(&self, node: NodeId, config: &config::Controller) -> Option<String> {
         let (token, path) = self.token.as_deref().zip(config.token_file.as_deref())?;
         token_fault(token, node).map(|fault| format!("the token file {}: {fault}", path.display()))
     }

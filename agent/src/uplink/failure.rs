@@ -10,7 +10,7 @@ const CLOCK_TOLERANCE_MS: i64 = 60_000;
 
 /// Why a request failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Failure {
+pub(crate) enum Failure {
     /// The address cannot be reached, or was silent for too long.
     Away(String),
     /// It is there and cannot take this now: later. 409 is another agent with this node's name, 429
@@ -116,7 +116,7 @@ impl Failure {
     }
 
     /// Whether another address of the same controller may do better.
-    pub fn should_fail_over(&self) -> bool {
+    pub(crate) fn should_fail_over(&self) -> bool {
         match self {
             Failure::Away(_) => true,
             Failure::Foreign { status, .. } => *status != 429,
@@ -126,12 +126,12 @@ impl Failure {
     }
 
     /// Whether it speaks of the node and its credentials.
-    pub fn is_auth(&self) -> bool {
+    pub(crate) fn is_auth(&self) -> bool {
         matches!(self, Failure::Refused { status: 401 | 403, .. })
     }
 
     /// Whether the very same request will be refused again, so that its content must change or go.
-    pub fn is_permanent(&self) -> bool {
+    pub(crate) fn is_permanent(&self) -> bool {
         // 401 and 403 of a whole request speak of the node, which may be enrolled again.
         matches!(
             self,
@@ -140,17 +140,17 @@ impl Failure {
     }
 
     /// Whether somebody in between refuses the request, which may be for its content.
-    pub fn is_filtered(&self) -> bool {
+    pub(crate) fn is_filtered(&self) -> bool {
         matches!(self, Failure::Foreign { status: 400..=499, .. }) && !matches!(self.status(), 407 | 408 | 429)
     }
 
     /// Whether the answer says that the request was not carried out. After any other failure it may have been.
-    pub fn is_refusal(&self) -> bool {
+    pub(crate) fn is_refusal(&self) -> bool {
         matches!(self, Failure::Refused { .. } | Failure::Foreign { status: ..500, .. })
     }
 
     /// The status of the answer; 0 where there was none.
-    pub fn status(&self) -> u16 {
+    pub(crate) fn status(&self) -> u16 {
         match self {
             Failure::Busy { status, .. } | Failure::Refused { status, .. } | Failure::Foreign { status, .. } => *status,
             Failure::Away(_) | Failure::Clock(_) | Failure::Local(_) => 0,
@@ -158,7 +158,7 @@ impl Failure {
     }
 
     /// Returns the sender of the answer, for events: `controller` or `proxy`; `nobody` where there was no answer.
-    pub fn by(&self) -> &'static str {
+    pub(crate) fn by(&self) -> &'static str {
         match self {
             Failure::Busy { .. } | Failure::Refused { .. } | Failure::Clock(_) => "controller",
             Failure::Foreign { .. } => "proxy",
@@ -167,7 +167,7 @@ impl Failure {
     }
 
     /// How long the controller asked to be left alone.
-    pub fn wait(&self) -> Option<Duration> {
+    pub(crate) fn wait(&self) -> Option<Duration> {
         match self {
             Failure::Busy { wait, .. } | Failure::Foreign { wait, .. } => *wait,
             _ => None,

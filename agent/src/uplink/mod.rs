@@ -6,15 +6,15 @@ mod credentials;
 mod failure;
 pub(crate) mod faults;
 mod log_once;
-pub mod poller;
+pub(crate) mod poller;
 mod resolver;
 #[cfg(test)]
 pub(crate) mod test_controller;
 mod trust;
-pub mod uploader;
+pub(crate) mod uploader;
 
-pub use client::Controller;
-pub use credentials::Credentials;
+pub(crate) use client::Controller;
+pub(crate) use credentials::Credentials;
 pub(crate) use credentials::{Enrolled, read_certificates};
-pub use failure::Failure;
+pub(crate) use failure::Failure;
 pub(crate) use failure::{of_io, of_tls, unresolved};

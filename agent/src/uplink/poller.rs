@@ -21,7 +21,7 @@ use std::thread;
 use std::time::Duration;
 
 /// Unsent results past this many bytes stop the taking of commands.
-pub const MAX_UNSENT: u64 = 64 << 20;
+pub(crate) const MAX_UNSENT: u64 = 64 << 20;
 /// How soon it looks again whether results have gone out.
 const FULL_PAUSE: Duration = Duration::from_millis(500);
 /// The name of a fault of the storing of commands.
@@ -32,28 +32,28 @@ const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LAST_RETRY: Duration = Duration::from_secs(30);
 
 /// Takes commands to be stored; the answer comes once all of them are, and is closed when they cannot be.
-pub type Submit = Box<dyn Fn(Vec<Command>) -> Receiver<()> + Send>;
+pub(crate) type Submit = Box<dyn Fn(Vec<Command>) -> Receiver<()> + Send>;
 
 /// The parts of the agent that one poller uses.
-pub struct Parts {
+pub(crate) struct Parts {
     /// The controller that it asks.
-    pub controller: Arc<Controller>,
+    pub(crate) controller: Arc<Controller>,
     /// The function that takes the commands.
-    pub submit: Submit,
+    pub(crate) submit: Submit,
     /// Knows how much waits to be sent.
-    pub job_store: Arc<JobStore>,
+    pub(crate) job_store: Arc<JobStore>,
     /// Takes the events.
-    pub upload_queue: Arc<UploadQueue>,
+    pub(crate) upload_queue: Arc<UploadQueue>,
     /// The data of the event `startup`.
-    pub startup: Value,
+    pub(crate) startup: Value,
     /// Wakes this controller's sender, which renews credentials.
-    pub sender: Sender<()>,
+    pub(crate) sender: Sender<()>,
     /// Closed when the agent stops.
-    pub stop: Receiver<()>,
+    pub(crate) stop: Receiver<()>,
 }
 
 /// Starts the poller of one controller; it ends soon after its `stop` is closed.
-pub fn start(parts: Parts) -> io::Result<()> {
+pub(crate) fn start(parts: Parts) -> io::Result<()> {
     let name = format!("poll {}", parts.controller.name());
     // The stack holds a TLS handshake.
     thread::Builder::new().name(name).stack_size(256 * 1024).spawn(move || Poller::new(parts).run())?;

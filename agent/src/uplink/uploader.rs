@@ -51,7 +51,7 @@ const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(30);
 
 /// The running sender; dropping it sends what is there, until its deadline.
-pub struct Handle {
+pub(crate) struct Handle {
     controller: Arc<Controller>,
     wake: Sender<()>,
     stopping: Arc<AtomicBool>,
@@ -61,7 +61,7 @@ pub struct Handle {
 
 impl Handle {
     /// Starts the uploader of one controller.
-    pub fn start(
+    pub(crate) fn start(
         controller: Arc<Controller>,
         job_store: Arc<JobStore>,
         upload_queue: Arc<UploadQueue>,
@@ -79,7 +79,7 @@ impl Handle {
     }
 
     /// Wakes it: something new is there. One that finds it full was told already.
-    pub fn waker(&self) -> Sender<()> {
+    pub(crate) fn waker(&self) -> Sender<()> {
         self.wake.clone()
     }
 }

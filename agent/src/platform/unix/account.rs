@@ -7,19 +7,19 @@ use std::path::{Path, PathBuf};
 
 /// The user that a child runs as.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Identity {
+pub(crate) struct Identity {
     pub(crate) uid: Uid,
     pub(crate) gid: Gid,
     pub(crate) groups: Vec<Gid>,
     /// Its name, for `USER` and `LOGNAME`.
-    pub name: String,
+    pub(crate) name: String,
     /// Its home folder, for `HOME`.
-    pub home: String,
+    pub(crate) home: String,
 }
 
 impl Identity {
     /// Looks a user up by name or number.
-    pub fn find(name: &str) -> Result<Identity, String> {
+    pub(crate) fn find(name: &str) -> Result<Identity, String> {
         let found = match name.parse::<u32>() {
             Ok(uid) => User::from_uid(Uid::from_raw(uid)),
             Err(_) => User::from_name(name),
@@ -38,7 +38,7 @@ impl Identity {
 
     /// Returns the first folder on the way to `path`, itself included, that its mode keeps this user from passing,
     /// and the change of mode (`g+x`) that would let them.
-    pub fn barred_by(&self, path: &Path) -> Option<(PathBuf, &'static str)> {
+    pub(crate) fn barred_by(&self, path: &Path) -> Option<(PathBuf, &'static str)> {
         let barred = |step: &Path| {
             let meta = step.metadata().ok().filter(|meta| meta.is_dir())?;
             let group = Gid::from_raw(meta.gid());
@@ -55,6 +55,6 @@ impl Identity {
 }
 
 /// Whether this name, or number, is that of another user whom a child can become.
-pub fn is_another_user(name: &str) -> bool {
+pub(crate) fn is_another_user(name: &str) -> bool {
     !matches!(name, "" | "0" | "root") && Uid::effective().is_root()
 }

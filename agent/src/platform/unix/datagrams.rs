@@ -11,7 +11,7 @@ const BATCH: usize = 64;
 const LONGEST: usize = 65_536;
 
 /// The memory that datagrams are received into; only what is used of it takes memory.
-pub struct Datagrams {
+pub(crate) struct Datagrams {
     buffers: Vec<u8>,
     headers: MultiHeaders<SockaddrStorage>,
 }
@@ -24,7 +24,7 @@ impl Default for Datagrams {
 
 impl Datagrams {
     /// Waits for a datagram, takes all that are there with it, and hands them over.
-    pub fn receive<T>(
+    pub(crate) fn receive<T>(
         &mut self,
         socket: &UdpSocket,
         take: impl FnOnce(&mut dyn Iterator<Item = &[u8]>) -> T,
@@ -45,7 +45,7 @@ impl Datagrams {
 }
 
 /// Asks for a receive buffer of so many bytes: beyond the system's limit where this process may.
-pub fn grow_receive_buffer(socket: &UdpSocket, bytes: usize) {
+pub(crate) fn grow_receive_buffer(socket: &UdpSocket, bytes: usize) {
     if setsockopt(socket, sockopt::RcvBufForce, &bytes).is_err() {
         // As much of it as anybody gets.
         let _ = setsockopt(socket, sockopt::RcvBuf, &bytes);

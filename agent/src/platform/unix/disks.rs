@@ -117,7 +117,7 @@ impl Mount {
 /// Returns every mounted file system that holds files, within a bounded time.
 ///
 /// `space` is `None` for a file system that does not answer. The answer comes at once when `stop` is closed.
-pub fn disks(stop: &Receiver<()>) -> Vec<Disk> {
+pub(crate) fn disks(stop: &Receiver<()>) -> Vec<Disk> {
     let mut mounts: Vec<Mount> = Vec::new();
     for mount in self::mounts().into_iter().filter(Mount::is_listed) {
         let same =

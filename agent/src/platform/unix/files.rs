@@ -14,7 +14,7 @@ use std::path::Path;
 
 /// Writes a file that only its owner can read, and returns once it survives power loss. One of that name goes, and
 /// a link of that name is not followed.
-pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(fault) if fault.kind() != io::ErrorKind::NotFound => return Err(fault),
         _ => {}
@@ -25,13 +25,13 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 /// Makes a folder, and those above it, that only its owner can enter; one that is there stays as it is.
-pub fn make_private_dir(path: &Path) -> io::Result<()> {
+pub(crate) fn make_private_dir(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
 /// Makes the folder `base`, which others can only pass through, and in it one that belongs to a user
 /// alone. Follows no link on the way, and takes nothing that belongs to somebody else.
-pub fn make_user_dir(base: &Path, name: &str, owner: &Identity) -> io::Result<()> {
+pub(crate) fn make_user_dir(base: &Path, name: &str, owner: &Identity) -> io::Result<()> {
     let (Some(above), Some(base)) = (base.parent(), base.file_name()) else {
         return Err(io::ErrorKind::InvalidInput.into());
     };
@@ -64,6 +64,6 @@ fn make_dir(above: &File, name: &OsStr) -> io::Result<(File, Uid)> {
 }
 
 /// Brings the names in a folder to the disk.
-pub fn sync_dir(path: &Path) -> io::Result<()> {
+pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
     fs::File::open(path)?.sync_all()
 }

@@ -78,7 +78,7 @@ fn raise_descriptors() {
 /// SIGPIPE stays ignored, as in every Rust program. Descriptors stay open: one may hold a lock that is
 /// the agent's for as long as it runs.
 #[allow(unsafe_code)] // Sets default actions alone; libc's function leaves out signals of its own.
-pub fn reset_inherited() {
+pub(crate) fn reset_inherited() {
     for signal in (1..=LAST_SIGNAL).filter(|signal| *signal != libc::SIGPIPE) {
         let mut action = [0u64; 8];
         let default = [0u64; 8];
@@ -109,7 +109,7 @@ fn descriptors() -> Vec<RawFd> {
 }
 
 /// Leaves the folder that the agent was started in, which may be unmounted or removed under it.
-pub fn leave_start_dir() {
+pub(crate) fn leave_start_dir() {
     if let Err(fault) = std::env::set_current_dir(Path::new("/")) {
         log::warn!("the working directory stays as it is: {fault}");
     }

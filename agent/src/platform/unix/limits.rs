@@ -24,9 +24,9 @@ const LIMITS: &[(&str, Resource)] = &[
 
 /// A resource limit for a child.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Limit {
+pub(crate) struct Limit {
     /// Its name in lower case without `RLIMIT_`.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     pub(crate) resource: Resource,
     pub(crate) soft: u64,
     pub(crate) hard: u64,
@@ -35,7 +35,7 @@ pub struct Limit {
 impl Limit {
     /// Reads a limit: its name in lower case without `RLIMIT_`, and a number, `"unlimited"`, or a list
     /// of the soft and the hard limit.
-    pub fn new(name: &str, value: &Value) -> Result<Limit, String> {
+    pub(crate) fn new(name: &str, value: &Value) -> Result<Limit, String> {
         let Some((name, resource)) = LIMITS.iter().find(|(known, _)| *known == name).copied() else {
             let known: Vec<&str> = LIMITS.iter().map(|(known, _)| *known).collect();
             return Err(format!("'{name}' is none of {}", known.join(", ")));
@@ -58,6 +58,6 @@ impl Limit {
 }
 
 /// Whether a common argument that not every system knows can be used here: every one.
-pub fn supports(_arg: &str) -> Result<(), String> {
+pub(crate) fn supports(_arg: &str) -> Result<(), String> {
     Ok(())
 }

@@ -8,7 +8,7 @@ use std::ptr::NonNull;
 /// Lets go of the program's code and constants, most of which a quiet agent does not need; what is
 /// needed comes back from the file by itself, 64 KiB at a time. On a node where nothing happens this
 /// is a third of the memory, and what it costs is a tenth of a millisecond at the next job.
-pub fn evict_text_pages() {
+pub(crate) fn evict_text_pages() {
     let (Ok(maps), Ok(program)) = (fs::read_to_string("/proc/self/smaps"), fs::read_link("/proc/self/exe")) else {
         return;
     };

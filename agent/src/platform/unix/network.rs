@@ -6,7 +6,7 @@ use nix::sys::socket::SockaddrStorage;
 use std::fs;
 
 /// The interfaces of `/proc/net/dev`, with their addresses from the system.
-pub fn interfaces() -> Vec<Interface> {
+pub(crate) fn interfaces() -> Vec<Interface> {
     let mut list = parse(&String::from_utf8_lossy(&fs::read("/proc/net/dev").unwrap_or_default()));
     for found in getifaddrs().into_iter().flatten() {
         let Some(interface) = list.iter_mut().find(|interface| interface.name == found.interface_name) else {

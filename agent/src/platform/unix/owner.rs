@@ -4,14 +4,14 @@ use nix::unistd::{Gid, Group, Uid, User};
 
 /// The user and group that a file is to have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Owner {
+pub(crate) struct Owner {
     pub(super) uid: Uid,
     pub(super) gid: Gid,
 }
 
 impl Owner {
     /// Reads `user` or `user:group`, names or numbers; without a group it is the user's own.
-    pub fn find(text: &str) -> Result<Owner, String> {
+    pub(crate) fn find(text: &str) -> Result<Owner, String> {
         let (user, group) = text.split_once(':').map_or((text, None), |(user, group)| (user, Some(group)));
         let number = user.parse().ok().map(Uid::from_raw);
         let found = match number {

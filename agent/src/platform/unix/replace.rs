@@ -16,7 +16,7 @@ use std::path::Path;
 const NEW: u32 = 0o644;
 
 /// Returns why no file can be written at `path`, as far as that is known before its bytes are there.
-pub fn check_place(path: &Path, owner: Option<&Owner>, mkdir: bool) -> Result<(), String> {
+pub(crate) fn check_place(path: &Path, owner: Option<&Owner>, mkdir: bool) -> Result<(), String> {
     let kind = |folder: &File, name: &OsStr| {
         let found = fstatat(folder, name, AtFlags::empty());
         Ok(found.ok().map(|found| SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT))
@@ -41,7 +41,13 @@ pub fn check_place(path: &Path, owner: Option<&Owner>, mkdir: bool) -> Result<()
 ///
 /// Where no mode or owner is asked for, those of the file that is there stay; a new one gets 0644 and
 /// the agent's own user. A reader sees the old content or the new, also after power loss.
-pub fn replace(path: &Path, bytes: &[u8], mode: Option<u32>, owner: Option<&Owner>, mkdir: bool) -> io::Result<bool> {
+pub(crate) fn replace(
+    path: &Path,
+    bytes: &[u8],
+    mode: Option<u32>,
+    owner: Option<&Owner>,
+    mkdir: bool,
+) -> io::Result<bool> {
     in_folder(path, owner, mkdir, |folder, name| replace_in(folder, name, bytes, mode, owner))
 }
 

@@ -7,7 +7,7 @@ use std::io;
 
 /// Tells the name of each signal that asks the agent to stop. HUP is taken and ignored, so that an
 /// agent that was started by hand outlives its terminal.
-pub fn stop_signals() -> io::Result<Receiver<&'static str>> {
+pub(crate) fn stop_signals() -> io::Result<Receiver<&'static str>> {
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGQUIT, SIGHUP])?;
     let (tell, told) = crossbeam_channel::unbounded();
     std::thread::Builder::new().name("signals".into()).stack_size(64 * 1024).spawn(move || {

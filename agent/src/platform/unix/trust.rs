@@ -13,36 +13,36 @@ fn trust() -> Trust {
 }
 
 /// Returns what is wrong with the owners and modes on the way to a path, and what mends it.
-pub fn path_fault(path: &Path) -> Option<String> {
+pub(crate) fn path_fault(path: &Path) -> Option<String> {
     trust().fault(path, Guard::Change)
 }
 
 /// As [`path_fault`], of a file that others must not read.
-pub fn secret_fault(path: &Path) -> Option<String> {
+pub(crate) fn secret_fault(path: &Path) -> Option<String> {
     trust().fault(path, Guard::Read)
 }
 
 /// As [`path_fault`], of a program that runs as `user` (or as the agent), and may be that account's own. A name that
 /// is looked for in `PATH` has no fault.
-pub fn program_fault(program: &str, folder: Option<&Path>, user: Option<&Identity>) -> Option<String> {
+pub(crate) fn program_fault(program: &str, folder: Option<&Path>, user: Option<&Identity>) -> Option<String> {
     let trust = user.map_or_else(trust, |user| trust().and(user.uid.as_raw()));
     let path = folder.unwrap_or(Path::new(super::ROOT)).join(program);
     program.contains('/').then(|| trust.fault(&path, Guard::Change)).flatten()
 }
 
 /// Returns what is wrong with an entry of a folder of the agent's.
-pub fn entry_fault(path: &Path) -> Option<String> {
+pub(crate) fn entry_fault(path: &Path) -> Option<String> {
     trust().entry_fault(path, Guard::Change)
 }
 
 /// Returns what is wrong with the owner and mode of `/`.
-pub fn root_fault() -> Option<String> {
+pub(crate) fn root_fault() -> Option<String> {
     trust().root_fault()
 }
 
 /// Takes the rights to a file or folder of the agent's own from all others, of a file the group's not. Returns
 /// whether somebody had any.
-pub fn make_private(path: &Path) -> io::Result<bool> {
+pub(crate) fn make_private(path: &Path) -> io::Result<bool> {
     let meta = fs::metadata(path)?;
     let others = if meta.is_dir() { 0o077 } else { 0o007 };
     let is_open = meta.mode() & others != 0 && meta.uid() == Uid::effective().as_raw();

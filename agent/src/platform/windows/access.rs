@@ -34,7 +34,7 @@ pub(super) fn program_data() -> PathBuf {
 }
 
 /// Writes a file that only its owner and administrators can read, and returns once it survives power loss.
-pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = File::create(path)?;
     // Before there is anything in it to be read.
     restrict(path, PRIVATE)?;
@@ -43,13 +43,13 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 /// Does nothing: NTFS brings the names of a folder to the disk in the order of their changes.
-pub fn sync_dir(_path: &Path) -> io::Result<()> {
+pub(crate) fn sync_dir(_path: &Path) -> io::Result<()> {
     Ok(())
 }
 
 /// Makes a folder, and those above it; nobody but its owner and administrators can enter it. One that is
 /// there stays as it is; below ProgramData it is refused when it is another user's.
-pub fn make_private_dir(path: &Path) -> io::Result<()> {
+pub(crate) fn make_private_dir(path: &Path) -> io::Result<()> {
     let was_there = path.is_dir();
     fs::create_dir_all(path)?;
     refuse_foreign(path)?;
@@ -161,7 +161,7 @@ const EXCHANGE: u32 = CHANGE & !(0x2 | 0x4);
 
 /// Returns what is wrong with a path: another user owns a folder on the way to it below ProgramData, or all users may
 /// change it, or exchange it in its folder. Where it is missing, whether they may exchange the folder that it will be in.
-pub fn path_fault(path: &Path) -> Option<String> {
+pub(crate) fn path_fault(path: &Path) -> Option<String> {
     let path = std::path::absolute(path).ok()?;
     let there = path.ancestors().find(|path| path.exists())?;
     if let Err(fault) = refuse_foreign(there) {
@@ -244,12 +244,12 @@ fn grants_all_users(opened: &File, rights: u32) -> io::Result<bool> {
 }
 
 /// As [`path_fault`]: rights to read follow from the folder here.
-pub fn secret_fault(path: &Path) -> Option<String> {
+pub(crate) fn secret_fault(path: &Path) -> Option<String> {
     path_fault(path)
 }
 
 /// As [`path_fault`], of a program that is no name to be looked for in `PATH`.
-pub fn program_fault(program: &str, folder: Option<&Path>, _user: Option<&super::Identity>) -> Option<String> {
+pub(crate) fn program_fault(program: &str, folder: Option<&Path>, _user: Option<&super::Identity>) -> Option<String> {
     let path = folder.map_or_else(|| PathBuf::from(program), |folder| folder.join(program));
     program.contains(['/', '\\']).then(|| path_fault(&path)).flatten()
 }

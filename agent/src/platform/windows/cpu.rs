@@ -31,26 +31,26 @@ impl Times {
 
 /// The processors as they were at the last look.
 #[derive(Debug)]
-pub struct Processors {
+pub(crate) struct Processors {
     whole: Times,
     each: Vec<Times>,
 }
 
 impl Processors {
     /// A first look, which later ones are compared with.
-    pub fn new() -> Option<Processors> {
+    pub(crate) fn new() -> Option<Processors> {
         Some(Processors { whole: whole()?, each: each() })
     }
 
     /// Percent of the whole machine in use since the last look.
-    pub fn usage(&mut self) -> f64 {
+    pub(crate) fn usage(&mut self) -> f64 {
         let Some(now) = whole() else { return 0.0 };
         now.usage(std::mem::replace(&mut self.whole, now))
     }
 
     /// Percent of each of `count` processors in use since the last look. Where the system tells of the
     /// whole alone, each has its share.
-    pub fn usages(&mut self, count: usize) -> Vec<f64> {
+    pub(crate) fn usages(&mut self, count: usize) -> Vec<f64> {
         let now = each();
         if now.len() == count && self.each.len() == count {
             let usages = now.iter().zip(&self.each).map(|(now, before)| now.usage(*before)).collect();

@@ -4,7 +4,7 @@ use std::io;
 use std::net::UdpSocket;
 
 /// The memory that datagrams are received into.
-pub struct Datagrams {
+pub(crate) struct Datagrams {
     buffer: Vec<u8>,
 }
 
@@ -16,7 +16,7 @@ impl Default for Datagrams {
 
 impl Datagrams {
     /// Waits for a datagram and hands it over.
-    pub fn receive<T>(
+    pub(crate) fn receive<T>(
         &mut self,
         socket: &UdpSocket,
         take: impl FnOnce(&mut dyn Iterator<Item = &[u8]>) -> T,
@@ -27,6 +27,6 @@ impl Datagrams {
 }
 
 /// Asks for a receive buffer of so many bytes.
-pub fn grow_receive_buffer(socket: &UdpSocket, bytes: usize) {
+pub(crate) fn grow_receive_buffer(socket: &UdpSocket, bytes: usize) {
     let _ = socket2::SockRef::from(socket).set_recv_buffer_size(bytes);
 }

@@ -26,7 +26,7 @@ fn without_windows<T>(ask: impl FnOnce() -> T) -> T {
 }
 
 /// Returns every drive; nothing here waits for long, so `_stop` is not looked at.
-pub fn disks(_stop: &Receiver<()>) -> Vec<Disk> {
+pub(crate) fn disks(_stop: &Receiver<()>) -> Vec<Disk> {
     let listed = without_windows(Disks::new_with_refreshed_list).ok();
     let listed = listed.iter().flat_map(|disks| disks.iter()).map(|disk| Disk {
         device: disk.name().to_string_lossy().into_owned(),

@@ -1,10 +1,10 @@
 //! Variables of the environment that programs inherit.
 
 /// The root of the file system.
-pub const ROOT: &str = "C:\\";
+pub(crate) const ROOT: &str = "C:\\";
 
 /// Whether an environment variable of this name says where programs are looked for.
-pub fn is_path_variable(name: &str) -> bool {
+pub(crate) fn is_path_variable(name: &str) -> bool {
     name.eq_ignore_ascii_case("PATH")
 }
 
@@ -43,7 +43,7 @@ const INHERITED: [&str; 30] = [
 ];
 
 /// Whether a child inherits this variable of the agent's environment: a small set, and what `more` names.
-pub fn is_inherited_variable(name: &str, more: &[String]) -> bool {
+pub(crate) fn is_inherited_variable(name: &str, more: &[String]) -> bool {
     INHERITED.iter().any(|known| known.eq_ignore_ascii_case(name))
         || more.iter().any(|other| other.eq_ignore_ascii_case(name))
 }

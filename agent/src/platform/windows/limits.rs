@@ -4,19 +4,19 @@ use serde_json::Value;
 
 /// A resource limit: there are none by these names here.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Limit {
+pub(crate) struct Limit {
     /// Its name.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
 }
 
 impl Limit {
     /// Refuses every limit.
-    pub fn new(name: &str, _value: &Value) -> Result<Limit, String> {
+    pub(crate) fn new(name: &str, _value: &Value) -> Result<Limit, String> {
         Err(format!("'{name}' cannot be limited on Windows"))
     }
 }
 
 /// Refuses a common argument that only other systems know.
-pub fn supports(arg: &str) -> Result<(), String> {
+pub(crate) fn supports(arg: &str) -> Result<(), String> {
     Err(format!("{arg} cannot be set on Windows"))
 }

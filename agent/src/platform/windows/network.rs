@@ -16,7 +16,7 @@ use windows::Win32::Networking::WinSock::{AF_INET, AF_INET6, AF_UNSPEC, SOCKADDR
 
 /// Every interface of the system.
 #[allow(unsafe_code)] // the system links the entries through the buffer that it is given, which lives until the end
-pub fn interfaces() -> Vec<Interface> {
+pub(crate) fn interfaces() -> Vec<Interface> {
     let Some(buffer) = adapters() else { return Vec::new() };
     let mut list = Vec::new();
     let mut next = buffer.as_ptr().cast::<IP_ADAPTER_ADDRESSES_LH>();

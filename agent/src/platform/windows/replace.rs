@@ -7,17 +7,17 @@ use std::path::Path;
 
 /// The owner that a file is to have; on Windows that follows from its folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Owner;
+pub(crate) struct Owner;
 
 impl Owner {
     /// Refused: rights follow from the folder on Windows.
-    pub fn find(_: &str) -> Result<Owner, String> {
+    pub(crate) fn find(_: &str) -> Result<Owner, String> {
         Err("owner: not on Windows, where a file's rights follow from its folder".into())
     }
 }
 
 /// Returns why no file can be written at `path`, as far as that is known before its bytes are there.
-pub fn check_place(path: &Path, _owner: Option<&Owner>, mkdir: bool) -> Result<(), String> {
+pub(crate) fn check_place(path: &Path, _owner: Option<&Owner>, mkdir: bool) -> Result<(), String> {
     let folder = path.parent().unwrap_or(path);
     if !folder.is_dir() && !mkdir {
         return Err(format!("there is no folder {}: make it, or ask for mkdir", folder.display()));
@@ -33,7 +33,13 @@ pub fn check_place(path: &Path, _owner: Option<&Owner>, mkdir: bool) -> Result<(
 
 /// Makes `path` a file of these bytes, and returns whether it was not so already. A mode has no
 /// meaning here and is passed over.
-pub fn replace(path: &Path, bytes: &[u8], _mode: Option<u32>, _owner: Option<&Owner>, mkdir: bool) -> io::Result<bool> {
+pub(crate) fn replace(
+    path: &Path,
+    bytes: &[u8],
+    _mode: Option<u32>,
+    _owner: Option<&Owner>,
+    mkdir: bool,
+) -> io::Result<bool> {
     if let Some(folder) = path.parent().filter(|_| mkdir) {
         fs::create_dir_all(folder)?;
     }
@@ -57,7 +63,7 @@ pub fn replace(path: &Path, bytes: &[u8], _mode: Option<u32>, _owner: Option<&Ow
 
 /// Whether another program may be what keeps `to` from being replaced. Of a folder or a read-only file
 /// the system says the same, and waiting does not help.
-pub fn is_busy(fault: &io::Error, to: &Path) -> bool {
+pub(crate) fn is_busy(fault: &io::Error, to: &Path) -> bool {
     const ACCESS_DENIED: i32 = 5;
     const SHARING_VIOLATION: i32 = 32;
     match fault.raw_os_error() {

@@ -34,12 +34,12 @@ const _: () = assert!(!ACCEPTED.contains(ServiceControlAccept::SHUTDOWN), "a ser
 const MISSING: i32 = 1060;
 
 /// Where the configuration of the service lies unless it is said otherwise.
-pub fn service_config() -> PathBuf {
+pub(crate) fn service_config() -> PathBuf {
     program_data().join("jsagent").join("agent.toml")
 }
 
 /// Does what was asked; the answer is what to tell the user.
-pub fn service(order: ServiceOrder) -> Result<String> {
+pub(crate) fn service(order: ServiceOrder) -> Result<String> {
     match order {
         ServiceOrder::Install { config, data_dir } => install(&config, &data_dir),
         ServiceOrder::Start => start(),
@@ -201,7 +201,7 @@ define_windows_service!(enter, serve);
 
 /// Runs `body` as the service that the manager has started this process for. `body` is given what to
 /// call once it serves, and answers whether it ended well.
-pub fn run_service(body: impl FnOnce(&dyn Fn()) -> bool + Send + 'static) -> Result<()> {
+pub(crate) fn run_service(body: impl FnOnce(&dyn Fn()) -> bool + Send + 'static) -> Result<()> {
     *BODY.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(body));
     service_dispatcher::start(NAME, enter)
         .map_err(plain)

@@ -19,7 +19,7 @@ static ASKED: AtomicBool = AtomicBool::new(false);
 /// Returns the channel of requests to end this process, by name. Requests are dropped until the one before is
 /// taken.
 #[allow(unsafe_code)] // the handler touches nothing but the channel, and lives as long as the process
-pub fn stop_signals() -> io::Result<Receiver<&'static str>> {
+pub(crate) fn stop_signals() -> io::Result<Receiver<&'static str>> {
     let signals = ENDS.1.clone();
     // A service has no console; there the manager alone asks.
     let _ = unsafe { SetConsoleCtrlHandler(Some(handler), true) };

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use windows::Win32::Globalization::{GetOEMCP, MULTI_BYTE_TO_WIDE_CHAR_FLAGS, MultiByteToWideChar};
 
 /// Decodes output that is no UTF-8: console programs write in the system's OEM code page.
-pub const DECODE: Option<Decode> = Some(decode);
+pub(crate) const DECODE: Option<Decode> = Some(decode);
 
 #[allow(unsafe_code)] // both calls read `bytes` and fill `wide`, whose lengths they are given
 fn decode(bytes: &[u8]) -> Cow<'_, str> {

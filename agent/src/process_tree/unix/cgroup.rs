@@ -20,7 +20,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// The groups of one agent's runs, below the group that it runs in itself.
-pub struct Cgroups {
+pub(crate) struct Cgroups {
     base: PathBuf,
     /// Locked for as long as this agent lives, so that others know.
     _life: File,
@@ -35,7 +35,7 @@ pub struct Cgroups {
 }
 
 /// A group, for the start of a process.
-pub struct Group {
+pub(crate) struct Group {
     pub(super) folder: OwnedFd,
     /// The kernel does not start processes inside groups, now or later.
     pub(super) refused: Cell<bool>,
@@ -43,14 +43,14 @@ pub struct Group {
 
 impl Group {
     /// Whether no process can be started inside any group here, now or later.
-    pub fn is_refused(&self) -> bool {
+    pub(crate) fn is_refused(&self) -> bool {
         self.refused.get()
     }
 }
 
 impl Cgroups {
     /// The groups of the agent whose data folder this is; nothing where it may not write any.
-    pub fn open(home: &str) -> Option<Cgroups> {
+    pub(crate) fn open(home: &str) -> Option<Cgroups> {
         Cgroups::below(&own_group()?, home)
     }
 
@@ -77,7 +77,7 @@ impl Cgroups {
     }
 
     /// Makes the group of this name for a process to start in; nothing where that cannot be done.
-    pub fn make(&self, name: &str) -> Option<Group> {
+    pub(crate) fn make(&self, name: &str) -> Option<Group> {
         if !self.at_once {
             return None;
         }
@@ -88,7 +88,7 @@ impl Cgroups {
     }
 
     /// No process can be started inside a group here: from now on long running ones are moved.
-    pub fn not_at_once(&mut self) {
+    pub(crate) fn not_at_once(&mut self) {
         if self.at_once {
             log::warn!(
                 "the kernel starts no process inside a cgroup here (clone3 is refused: an old kernel, or a filter of \
@@ -99,7 +99,7 @@ impl Cgroups {
     }
 
     /// Puts a process, and so whatever it starts from then on, into the group of this name, soon.
-    pub fn attach(&mut self, name: &str, pid: u32) {
+    pub(crate) fn attach(&mut self, name: &str, pid: u32) {
         if self.work.is_none() {
             let (work, inbox) = unbounded();
             match Worker::spawn("cgroup", 64 * 1024, move || serve(&inbox)) {
@@ -113,17 +113,17 @@ impl Cgroups {
     }
 
     /// The processes of a group.
-    pub fn members(&self, name: &str) -> Vec<u32> {
+    pub(crate) fn members(&self, name: &str) -> Vec<u32> {
         self.reader().members(name)
     }
 
     /// Returns what lists the processes of groups, for another thread.
-    pub fn reader(&self) -> GroupMembers {
+    pub(crate) fn reader(&self) -> GroupMembers {
         GroupMembers(self.base.clone())
     }
 
     /// Removes a group; a daemon that is left in it keeps it.
-    pub fn release(&mut self, name: &str) {
+    pub(crate) fn release(&mut self, name: &str) {
         let path = self.base.join(name);
         if !is_gone(&path) {
             self.left.push(path);
@@ -135,25 +135,25 @@ impl Cgroups {
     }
 
     /// Removes the groups whose daemons have ended.
-    pub fn sweep(&mut self) {
+    pub(crate) fn sweep(&mut self) {
         self.left.retain(|path| !is_gone(path));
         self.left.shrink_to_fit();
         self.swept = self.left.len();
     }
 
     /// Removes what an earlier life of the agent left and nobody is in any more.
-    pub fn clear(&self) {
+    pub(crate) fn clear(&self) {
         clear(&self.base);
     }
 }
 
 /// Lists the processes of an agent's groups.
 #[derive(Clone)]
-pub struct GroupMembers(PathBuf);
+pub(crate) struct GroupMembers(PathBuf);
 
 impl GroupMembers {
     /// The processes of a group.
-    pub fn members(&self, name: &str) -> Vec<u32> {
+    pub(crate) fn members(&self, name: &str) -> Vec<u32> {
         let text = fs::read_to_string(self.0.join(name).join("cgroup.procs")).unwrap_or_default();
         text.lines().filter_map(|line| line.parse().ok()).collect()
     }
@@ -213,7 +213,7 @@ fn is_gone(path: &Path) -> bool {
 }
 
 /// Returns the last two folders of the group that some agent has put this process into, as [`group_path`] does.
-pub fn group_of(pid: u32) -> Option<String> {
+pub(crate) fn group_of(pid: u32) -> Option<String> {
     let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
     let path = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
     let (above, _) = path.rsplit_once('/')?;
@@ -223,7 +223,7 @@ pub fn group_of(pid: u32) -> Option<String> {
 
 /// Returns the last two folders of a group of the agent whose data folder `home` is: a name alone may be another
 /// agent's as well.
-pub fn group_path(home: &str, name: &str) -> String {
+pub(crate) fn group_path(home: &str, name: &str) -> String {
     format!("{}/{name}", base_name(home))
 }
 

@@ -25,7 +25,7 @@ const FLAG: &str = "--keep-pipes";
 
 /// The agent's end of the socket to its keeper, if there is one.
 #[derive(Default)]
-pub struct Keeper {
+pub(crate) struct Keeper {
     socket: Option<UnixStream>,
     /// The runs whose pipes it holds.
     runs: HashSet<u64>,
@@ -33,7 +33,7 @@ pub struct Keeper {
 
 impl Keeper {
     /// Has the pipes of this run kept, those that are still open. Starts the keeper where there is none.
-    pub fn keep(&mut self, run: u64, ends: &Ends) {
+    pub(crate) fn keep(&mut self, run: u64, ends: &Ends) {
         let open = ends.open();
         let pipes: Vec<RawFd> = open.iter().map(|pipe| pipe.as_raw_fd()).collect();
         if pipes.is_empty() || self.socket.as_ref().is_some_and(|socket| send(socket, &pipes)) {
@@ -51,12 +51,12 @@ impl Keeper {
     }
 
     /// Forgets a run whose pipes have ended.
-    pub fn ended(&mut self, run: u64) {
+    pub(crate) fn ended(&mut self, run: u64) {
         self.runs.remove(&run);
     }
 
     /// Ends the keeper when it holds no pipe.
-    pub fn rest(&mut self) {
+    pub(crate) fn rest(&mut self) {
         if self.runs.is_empty() {
             self.socket = None;
         }
@@ -99,7 +99,7 @@ fn start() -> Option<UnixStream> {
 }
 
 /// Keeps pipes, when this process was started for that: `main` asks before it does anything else.
-pub fn keep_pipes_if_asked() -> Option<ExitCode> {
+pub(crate) fn keep_pipes_if_asked() -> Option<ExitCode> {
     (std::env::args_os().nth(1)? == FLAG).then(|| {
         prepare();
         keep(UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned().ok()?));

@@ -9,14 +9,14 @@ mod proc;
 mod process;
 mod program;
 
-pub use cgroup::{Cgroups, Group, GroupMembers, group_of, group_path};
-pub use keeper::{Keeper, keep_pipes_if_asked};
-pub use pipes::{Ends, Pipes};
-pub use proc::{mark, processes, storage};
-pub use process::*;
+pub(crate) use cgroup::{Cgroups, Group, GroupMembers, group_of, group_path};
+pub(crate) use keeper::{Keeper, keep_pipes_if_asked};
+pub(crate) use pipes::{Ends, Pipes};
+pub(crate) use proc::{mark, processes, storage};
+pub(crate) use process::*;
 
 /// Adds the arguments of a program. A whole command line as one argument is Windows' own.
-pub fn add_args(command: &mut std::process::Command, args: &[String], _whole_line: bool) -> Result<(), String> {
+pub(crate) fn add_args(command: &mut std::process::Command, args: &[String], _whole_line: bool) -> Result<(), String> {
     command.args(args);
     Ok(())
 }

@@ -9,7 +9,7 @@ use std::process::{ChildStderr, ChildStdout};
 use std::sync::{Arc, Weak};
 
 /// Pipes that one thread reads; whichever has something is read next.
-pub struct Pipes {
+pub(crate) struct Pipes {
     /// Stdout and stderr, until they end.
     open: [Option<Arc<File>>; 2],
     /// The stream that is read next when both have bytes. Stdout is first, for most programs write there first.
@@ -17,7 +17,7 @@ pub struct Pipes {
 }
 
 /// The reading ends of a child's pipes, as long as their reader has them open.
-pub struct Ends([Weak<File>; 2]);
+pub(crate) struct Ends([Weak<File>; 2]);
 
 impl Ends {
     /// Returns those that are open.
@@ -28,7 +28,7 @@ impl Ends {
 
 impl Pipes {
     /// The pipes of a child, together, and another way to them.
-    pub fn of(stdout: ChildStdout, stderr: ChildStderr) -> (Vec<Pipes>, Ends) {
+    pub(crate) fn of(stdout: ChildStdout, stderr: ChildStderr) -> (Vec<Pipes>, Ends) {
         let both = [OwnedFd::from(stdout), OwnedFd::from(stderr)].map(|pipe| Arc::new(File::from(pipe)));
         let ends = Ends([Arc::downgrade(&both[0]), Arc::downgrade(&both[1])]);
         (vec![Pipes { open: both.map(Some), turn: 0 }], ends)
@@ -36,7 +36,7 @@ impl Pipes {
 
     /// Waits for bytes and puts them into `buffer`, which is not empty. Says which stream they are of, 0
     /// or 1, and how many: none at the end of that stream. Nothing once both have ended.
-    pub fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<(usize, usize)>> {
+    pub(crate) fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<(usize, usize)>> {
         loop {
             let stream = match &self.open {
                 [None, None] => return Ok(None),

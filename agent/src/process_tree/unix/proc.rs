@@ -4,7 +4,7 @@ use crate::process_tree::{JobTag, Proc};
 use std::io::Read;
 
 /// Every process of this machine, in one pass.
-pub fn processes() -> Vec<Proc> {
+pub(crate) fn processes() -> Vec<Proc> {
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
     let mut buffer = Vec::with_capacity(512);
     entries
@@ -79,7 +79,7 @@ fn living_thread(pid: u32, buffer: &mut Vec<u8>) -> Option<(u32, Stat)> {
 }
 
 /// Bytes that a process has read from and written to storage; zero where it may not be known.
-pub fn storage(pid: u32) -> (u64, u64) {
+pub(crate) fn storage(pid: u32) -> (u64, u64) {
     let text = std::fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
     let value = |name: &str| {
         text.lines().find_map(|line| line.strip_prefix(name)).and_then(|rest| rest.trim().parse().ok()).unwrap_or(0)
@@ -88,7 +88,7 @@ pub fn storage(pid: u32) -> (u64, u64) {
 }
 
 /// The job that the environment of a process names.
-pub fn mark(pid: u32) -> Option<JobTag> {
+pub(crate) fn mark(pid: u32) -> Option<JobTag> {
     let mut environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
     if environment.is_empty() {
         // The file of a process is that of its first thread, which may have ended before the others.

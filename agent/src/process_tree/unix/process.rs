@@ -18,7 +18,7 @@ use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// A command that runs in `folder`, with an empty environment. The child itself looks for its program, once it is there.
-pub fn command(program: &str, folder: Option<&Path>, _path: Option<&str>) -> Command {
+pub(crate) fn command(program: &str, folder: Option<&Path>, _path: Option<&str>) -> Command {
     let mut command = Command::new(program);
     command.env_clear();
     if let Some(folder) = folder {
@@ -32,7 +32,7 @@ pub fn command(program: &str, folder: Option<&Path>, _path: Option<&str>) -> Com
 /// A child is reaped under the same lock under which it is signalled, so that a signal never reaches
 /// a process that has taken over a dead one's id. The table is the whole process', for a wait for any
 /// child is: nobody else in this process may wait for children of its own.
-pub struct Children {
+pub(crate) struct Children {
     exited: Exited,
     /// Tests choose another one than the best.
     call: Call,
@@ -64,7 +64,7 @@ static SHARED: LazyLock<Shared> = LazyLock::new(Shared::default);
 impl Children {
     /// Makes the agent the parent of every orphan below it and starts the waiter thread, which calls
     /// `exited` with the run and its status (128 + n for signal n).
-    pub fn start(exited: impl Fn(u64, i32) + Send + Sync + 'static) -> io::Result<Children> {
+    pub(crate) fn start(exited: impl Fn(u64, i32) + Send + Sync + 'static) -> io::Result<Children> {
         // Without it a descendant whose parent ended would go to init, out of sight.
         if let Err(fault) = nix::sys::prctl::set_child_subreaper(true) {
             log::warn!("cannot adopt orphans ({fault}); descendants that detach are found by their environment alone");
@@ -83,7 +83,7 @@ impl Children {
     /// more is not made.
     ///
     /// The table is free meanwhile: a child may wait for a file system before it is its program.
-    pub fn spawn(
+    pub(crate) fn spawn(
         &self,
         run: u64,
         command: &mut Command,
@@ -110,7 +110,7 @@ impl Children {
     }
 
     /// Ends the child of a start that is under way, which may wait for a file system.
-    pub fn abort_start(&self, run: u64) {
+    pub(crate) fn abort_start(&self, run: u64) {
         // The waiter reaps no such child before its start is over, so its id is still its own.
         let table = SHARED.lock();
         let pids = table.starting.iter().filter(|(known, _)| *known == run).map(|(_, pid)| pid.load(Ordering::Acquire));
@@ -121,19 +121,19 @@ impl Children {
 
     /// Sends `signal` to the process group of this run's first process `pid`, as long as that one was
     /// not reaped; else nothing, and the answer is no.
-    pub fn signal_group(&self, run: u64, pid: u32, signal: Signal) -> bool {
+    pub(crate) fn signal_group(&self, run: u64, pid: u32, signal: Signal) -> bool {
         let table = SHARED.lock();
         table.runs.get(&pid).is_some_and(|(known, _)| *known == run) && send(-(pid as i32), signal)
     }
 
     /// Asks the whole tree to end by `signal`. A stopped process takes that only once it continues.
-    pub fn stop_tree(&self, run: u64, pid: u32, members: &[Proc], signal: Signal) {
+    pub(crate) fn stop_tree(&self, run: u64, pid: u32, members: &[Proc], signal: Signal) {
         self.signal_tree(run, pid, members, signal);
         self.signal_tree(run, pid, members, Signal::CONT);
     }
 
     /// Sends `signal` to the whole tree: the group, and each member outside of it.
-    pub fn signal_tree(&self, run: u64, pid: u32, members: &[Proc], signal: Signal) {
+    pub(crate) fn signal_tree(&self, run: u64, pid: u32, members: &[Proc], signal: Signal) {
         let whole_group = self.signal_group(run, pid, signal);
         for member in members {
             if !(whole_group && member.group == pid) {
@@ -197,7 +197,7 @@ impl Shared {
 ///
 /// For who has seen the end of its output, which most often is its own end too: the run is over with
 /// that one piece of news, and nobody waits for the waiter to wake up.
-pub fn wait_child(run: u64, pid: u32) -> Option<i32> {
+pub(crate) fn wait_child(run: u64, pid: u32) -> Option<i32> {
     let is_its = |table: &Table| table.runs.get(&pid).is_some_and(|(known, _)| *known == run);
     if !is_its(&SHARED.lock()) {
         return None;
@@ -261,7 +261,7 @@ fn send(target: i32, signal: Signal) -> bool {
 }
 
 /// Signals one process, when it is still the one that was seen.
-pub fn signal_process(seen: &Proc, signal: Signal) -> bool {
+pub(crate) fn signal_process(seen: &Proc, signal: Signal) -> bool {
     match process(seen.pid, &mut Vec::new()) {
         Some(now) if now.started == seen.started && !now.dead => send(seen.pid as i32, signal),
         _ => false,
@@ -269,7 +269,7 @@ pub fn signal_process(seen: &Proc, signal: Signal) -> bool {
 }
 
 /// Asks one process to end, when it is still the one that was seen, stopped or not.
-pub fn stop_process(seen: &Proc, signal: Signal) -> bool {
+pub(crate) fn stop_process(seen: &Proc, signal: Signal) -> bool {
     signal_process(seen, signal) && signal_process(seen, Signal::CONT)
 }
 

@@ -3,5 +3,5 @@
 mod pipes;
 mod process;
 
-pub use pipes::{Ends, Keeper, Pipes, keep_pipes_if_asked};
-pub use process::*;
+pub(crate) use pipes::{Ends, Keeper, Pipes, keep_pipes_if_asked};
+pub(crate) use process::*;

@@ -4,7 +4,7 @@ use std::io::{self, Read};
 use std::process::{ChildStderr, ChildStdout};
 
 /// A pipe that one thread reads.
-pub struct Pipes {
+pub(crate) struct Pipes {
     /// Until it ends.
     open: Option<Box<dyn Read + Send>>,
     /// 0 is stdout, 1 stderr.
@@ -12,31 +12,31 @@ pub struct Pipes {
 }
 
 /// Another way to the pipes of a child, which nobody needs here.
-pub struct Ends;
+pub(crate) struct Ends;
 
 /// Keeps pipes beyond the agent's end: none here, where every process of a job ends with the agent.
 #[derive(Default)]
-pub struct Keeper {}
+pub(crate) struct Keeper {}
 
 impl Keeper {
     /// Does nothing.
-    pub fn keep(&mut self, _run: u64, _ends: &Ends) {}
+    pub(crate) fn keep(&mut self, _run: u64, _ends: &Ends) {}
 
     /// Does nothing.
-    pub fn ended(&mut self, _run: u64) {}
+    pub(crate) fn ended(&mut self, _run: u64) {}
 
     /// Does nothing.
-    pub fn rest(&mut self) {}
+    pub(crate) fn rest(&mut self) {}
 }
 
 /// `None`: there is no keeper here.
-pub fn keep_pipes_if_asked() -> Option<std::process::ExitCode> {
+pub(crate) fn keep_pipes_if_asked() -> Option<std::process::ExitCode> {
     None
 }
 
 impl Pipes {
     /// The pipes of a child, apart.
-    pub fn of(stdout: ChildStdout, stderr: ChildStderr) -> (Vec<Pipes>, Ends) {
+    pub(crate) fn of(stdout: ChildStdout, stderr: ChildStderr) -> (Vec<Pipes>, Ends) {
         let both =
             vec![Pipes { open: Some(Box::new(stdout)), stream: 0 }, Pipes { open: Some(Box::new(stderr)), stream: 1 }];
         (both, Ends)
@@ -44,7 +44,7 @@ impl Pipes {
 
     /// Waits for bytes and puts them into `buffer`, which is not empty. Says which stream they are of, 0
     /// or 1, and how many: none at its end. Nothing after that.
-    pub fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<(usize, usize)>> {
+    pub(crate) fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<(usize, usize)>> {
         let Some(pipe) = &mut self.open else { return Ok(None) };
         let read = loop {
             match pipe.read(buffer) {

@@ -24,74 +24,74 @@ use windows::Win32::System::JobObjects::{
 use windows::Win32::System::Threading::{OpenThread, ResumeThread, THREAD_SUSPEND_RESUME};
 
 /// None.
-pub fn group_of(_pid: u32) -> Option<String> {
+pub(crate) fn group_of(_pid: u32) -> Option<String> {
     None
 }
 
 /// Returns the name: there are no folders of groups.
-pub fn group_path(_home: &str, name: &str) -> String {
+pub(crate) fn group_path(_home: &str, name: &str) -> String {
     name.to_owned()
 }
 
 /// One of the groups that there are not.
-pub enum Group {}
+pub(crate) enum Group {}
 
 impl Group {
     /// There is none to ask.
-    pub fn is_refused(&self) -> bool {
+    pub(crate) fn is_refused(&self) -> bool {
         match *self {}
     }
 }
 
 /// Lists the processes of groups: there are none here.
 #[derive(Clone)]
-pub struct GroupMembers;
+pub(crate) struct GroupMembers;
 
 impl GroupMembers {
     /// Nobody.
-    pub fn members(&self, _name: &str) -> Vec<u32> {
+    pub(crate) fn members(&self, _name: &str) -> Vec<u32> {
         Vec::new()
     }
 }
 
 /// Groups of processes beside their job objects: there are none here.
-pub struct Cgroups {}
+pub(crate) struct Cgroups {}
 
 impl Cgroups {
     /// Nothing.
-    pub fn open(_home: &str) -> Option<Cgroups> {
+    pub(crate) fn open(_home: &str) -> Option<Cgroups> {
         None
     }
 
     /// Nothing.
-    pub fn make(&self, _name: &str) -> Option<Group> {
+    pub(crate) fn make(&self, _name: &str) -> Option<Group> {
         None
     }
 
     /// Does nothing.
-    pub fn not_at_once(&mut self) {}
+    pub(crate) fn not_at_once(&mut self) {}
 
     /// Does nothing.
-    pub fn attach(&mut self, _name: &str, _pid: u32) {}
+    pub(crate) fn attach(&mut self, _name: &str, _pid: u32) {}
 
     /// Nobody.
-    pub fn members(&self, _name: &str) -> Vec<u32> {
+    pub(crate) fn members(&self, _name: &str) -> Vec<u32> {
         Vec::new()
     }
 
     /// Nothing that lists anybody.
-    pub fn reader(&self) -> GroupMembers {
+    pub(crate) fn reader(&self) -> GroupMembers {
         GroupMembers
     }
 
     /// Does nothing.
-    pub fn release(&mut self, _name: &str) {}
+    pub(crate) fn release(&mut self, _name: &str) {}
 
     /// Does nothing.
-    pub fn sweep(&mut self) {}
+    pub(crate) fn sweep(&mut self) {}
 
     /// Does nothing.
-    pub fn clear(&self) {}
+    pub(crate) fn clear(&self) {}
 }
 
 /// A command that runs in `folder` with an empty environment, and finds its program with `path` as its `PATH` where there is one.
@@ -99,7 +99,7 @@ impl Cgroups {
 /// A program with a separator belongs to that folder. Any other is looked for in the folders of `path`,
 /// of the system and of the agent's `PATH`: never beside the agent, and never in its current folder,
 /// where the system would look first.
-pub fn command(program: &str, folder: Option<&Path>, path: Option<&str>) -> Command {
+pub(crate) fn command(program: &str, folder: Option<&Path>, path: Option<&str>) -> Command {
     let mut command = Command::new(find(program, folder, path));
     command.env_clear();
     if let Some(folder) = folder {
@@ -130,7 +130,7 @@ fn find(program: &str, folder: Option<&Path>, path: Option<&str>) -> PathBuf {
 /// Adds the arguments of a program: as Windows' programs in general unquote them, for a batch file so
 /// that `cmd.exe` hands them on unchanged, and to `cmd.exe` itself, which unquotes nothing, as they are.
 /// A whole command line is never touched.
-pub fn add_args(command: &mut Command, args: &[String], whole_line: bool) -> Result<(), String> {
+pub(crate) fn add_args(command: &mut Command, args: &[String], whole_line: bool) -> Result<(), String> {
     use std::os::windows::process::CommandExt;
     if whole_line {
         command.raw_arg(args.concat());
@@ -171,20 +171,20 @@ fn configure(command: &mut Command, settings: &Settings) {
 }
 
 /// The children of the agent, each in a job object that ends with the agent.
-pub struct Children {
+pub(crate) struct Children {
     exited: Arc<dyn Fn(u64, i32) + Send + Sync>,
     jobs: Arc<Mutex<HashMap<u64, OwnedHandle>>>,
 }
 
 impl Children {
     /// Calls `exited` with a run and its status whenever a child has ended.
-    pub fn start(exited: impl Fn(u64, i32) + Send + Sync + 'static) -> io::Result<Children> {
+    pub(crate) fn start(exited: impl Fn(u64, i32) + Send + Sync + 'static) -> io::Result<Children> {
         Ok(Children { exited: Arc::new(exited), jobs: Arc::default() })
     }
 
     /// Starts a child for this run, with pipes for its output, and for its input where `stdin` says so. One
     /// that is not wanted any more, because its folder or its program took long to be found, never runs.
-    pub fn spawn(
+    pub(crate) fn spawn(
         &self,
         run: u64,
         command: &mut Command,
@@ -246,10 +246,10 @@ impl Children {
     }
 
     /// Does nothing: a start here ends by itself.
-    pub fn abort_start(&self, _run: u64) {}
+    pub(crate) fn abort_start(&self, _run: u64) {}
 
     /// Any signal ends the whole tree of this run; the answer is whether it was there.
-    pub fn signal_group(&self, run: u64, _pid: u32, signal: Signal) -> bool {
+    pub(crate) fn signal_group(&self, run: u64, _pid: u32, signal: Signal) -> bool {
         match self.lock().get(&run) {
             Some(job) => terminate(job, 128 + signal.0 as u32),
             None => false,
@@ -257,7 +257,7 @@ impl Children {
     }
 
     /// Ends the tree: by its job object, and each member that is in none.
-    pub fn signal_tree(&self, run: u64, pid: u32, members: &[Proc], signal: Signal) {
+    pub(crate) fn signal_tree(&self, run: u64, pid: u32, members: &[Proc], signal: Signal) {
         self.signal_group(run, pid, signal);
         for member in members {
             signal_process(member, signal);
@@ -265,7 +265,7 @@ impl Children {
     }
 
     /// Ends the tree, as every signal does.
-    pub fn stop_tree(&self, run: u64, pid: u32, members: &[Proc], signal: Signal) {
+    pub(crate) fn stop_tree(&self, run: u64, pid: u32, members: &[Proc], signal: Signal) {
         self.signal_tree(run, pid, members, signal);
     }
 
@@ -275,7 +275,7 @@ impl Children {
 }
 
 /// Nothing: a thread of its own waits for each child, and tells of its end.
-pub fn wait_child(_run: u64, _pid: u32) -> Option<i32> {
+pub(crate) fn wait_child(_run: u64, _pid: u32) -> Option<i32> {
     None
 }
 
@@ -345,7 +345,7 @@ fn terminate(job: &OwnedHandle, code: u32) -> bool {
 }
 
 /// Ends one process, when it is still the one that was seen. Signals that only tell are not sent.
-pub fn signal_process(seen: &Proc, _signal: Signal) -> bool {
+pub(crate) fn signal_process(seen: &Proc, _signal: Signal) -> bool {
     let Ok(mut system) = System::new() else { return false };
     let pid = sysinfo::Pid::from_u32(seen.pid);
     system.refresh_processes(ProcessesToUpdate::Some(&[pid]), true);
@@ -353,12 +353,12 @@ pub fn signal_process(seen: &Proc, _signal: Signal) -> bool {
 }
 
 /// Ends one process, when it is still the one that was seen.
-pub fn stop_process(seen: &Proc, signal: Signal) -> bool {
+pub(crate) fn stop_process(seen: &Proc, signal: Signal) -> bool {
     signal_process(seen, signal)
 }
 
 /// Every process of this machine, in one pass.
-pub fn processes() -> Vec<Proc> {
+pub(crate) fn processes() -> Vec<Proc> {
     let Ok(mut system) = System::new() else { return Vec::new() };
     system.refresh_processes(ProcessesToUpdate::All, true);
     let found = system.processes().values();
@@ -377,7 +377,7 @@ pub fn processes() -> Vec<Proc> {
 }
 
 /// Bytes that a process has read from and written to storage; zero where it may not be known.
-pub fn storage(pid: u32) -> (u64, u64) {
+pub(crate) fn storage(pid: u32) -> (u64, u64) {
     let Ok(mut system) = System::new() else { return (0, 0) };
     let pid = sysinfo::Pid::from_u32(pid);
     system.refresh_processes(ProcessesToUpdate::Some(&[pid]), true);
@@ -386,6 +386,6 @@ pub fn storage(pid: u32) -> (u64, u64) {
 }
 
 /// The job that the environment of a process names: job objects make it unnecessary here.
-pub fn mark(_pid: u32) -> Option<JobTag> {
+pub(crate) fn mark(_pid: u32) -> Option<JobTag> {
     None
 }

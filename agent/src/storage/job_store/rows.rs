@@ -4,7 +4,7 @@ use crate::job::JobState;
 
 /// One change of the table. Several go into one commit.
 #[derive(Clone, Debug, PartialEq)]
-pub enum JobUpdate {
+pub(crate) enum JobUpdate {
     /// A new job.
     Accept {
         /// The job's id.
@@ -70,28 +70,28 @@ impl JobUpdate {
 
 /// A job that is not over, as it stands in the table.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Row {
+pub(crate) struct Row {
     /// The job's id.
-    pub id: String,
+    pub(crate) id: String,
     /// The controller that it came from; empty for a startup job.
-    pub controller: String,
+    pub(crate) controller: String,
     /// The command as JSON.
-    pub command: String,
+    pub(crate) command: String,
     /// Where it stands.
-    pub state: JobState,
+    pub(crate) state: JobState,
     /// When it was accepted, in milliseconds since 1970.
-    pub accepted: i64,
+    pub(crate) accepted: i64,
     /// When its last run began, in milliseconds since 1970; 0: never.
-    pub started: i64,
+    pub(crate) started: i64,
     /// Whether a result of it was reported.
-    pub reported: bool,
+    pub(crate) reported: bool,
 }
 
 /// A result on its way to the controller.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Unsent {
+pub(crate) struct Unsent {
     /// For [`super::JobStore::mark_sent`]; it holds for one generation of the file.
-    pub key: i64,
+    pub(crate) key: i64,
     /// The result as JSON.
-    pub json: String,
+    pub(crate) json: String,
 }

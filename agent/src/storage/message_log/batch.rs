@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The messages of one read: one job, one time.
 #[derive(Clone, Debug)]
-pub struct Batch {
+pub(crate) struct Batch {
     source: Arc<JobLabel>,
     epoch: i64,
     text: String,
@@ -40,13 +40,13 @@ struct Entry {
 impl Batch {
     /// No messages yet, of `source`, that arrived at `epoch` (milliseconds since 1970); `room` is how
     /// many bytes of text are to be expected. Takes memory only with the first message.
-    pub fn new(source: &Arc<JobLabel>, epoch: i64, room: usize) -> Batch {
+    pub(crate) fn new(source: &Arc<JobLabel>, epoch: i64, room: usize) -> Batch {
         Batch { source: Arc::clone(source), epoch, text: String::new(), index: Vec::new(), fates: Vec::new(), room }
     }
 
     /// Adds a message.
     #[inline]
-    pub fn push(&mut self, level: u8, text: &str) {
+    pub(crate) fn push(&mut self, level: u8, text: &str) {
         if self.text.capacity() == 0 {
             self.text.reserve(self.room.max(text.len()));
             // As many as lines of usual length make.
@@ -88,27 +88,27 @@ impl Batch {
     }
 
     /// Whether there is no message.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.index.is_empty()
     }
 
     /// How many messages there are.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.index.len()
     }
 
     /// Returns the job that the messages belong to.
-    pub fn source(&self) -> &Arc<JobLabel> {
+    pub(crate) fn source(&self) -> &Arc<JobLabel> {
         &self.source
     }
 
     /// When they arrived, in milliseconds since 1970.
-    pub fn epoch(&self) -> i64 {
+    pub(crate) fn epoch(&self) -> i64 {
         self.epoch
     }
 
     /// The memory that it takes, in bytes.
-    pub fn weight(&self) -> usize {
+    pub(crate) fn weight(&self) -> usize {
         self.text.capacity()
             + self.index.capacity() * size_of::<Entry>()
             + self.fates.capacity() * size_of::<Fate>()
@@ -117,7 +117,7 @@ impl Batch {
 
     /// Level and text of message `n`, in the order of their arrival.
     #[inline]
-    pub fn message(&self, n: usize) -> Option<(u8, &str)> {
+    pub(crate) fn message(&self, n: usize) -> Option<(u8, &str)> {
         let entry = self.index.get(n)?;
         let start = if n == 0 { 0 } else { self.index[n - 1].end };
         Some((entry.level, self.text.get(start as usize..entry.end as usize)?))
@@ -125,7 +125,7 @@ impl Batch {
 }
 
 /// The time, in milliseconds since 1970.
-pub fn now() -> i64 {
+pub(crate) fn now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
 }
 

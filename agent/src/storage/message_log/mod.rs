@@ -20,7 +20,7 @@ use jscommon::LevelSet;
 use jscommon::worker::Worker;
 use std::sync::Arc;
 
-pub mod batch;
+pub(crate) mod batch;
 mod channel;
 mod log_files;
 mod progress;
@@ -32,8 +32,8 @@ mod store;
 mod tests;
 mod writer;
 
-pub use query::Query;
-pub use reader::LogReader;
+pub(crate) use query::Query;
+pub(crate) use reader::LogReader;
 
 use batch::Batch;
 use channel::{Message, MessageSender};
@@ -44,7 +44,7 @@ use writer::Actor;
 const STACK: usize = 256 * 1024;
 
 /// The running logger; dropping it waits until all is committed.
-pub struct Handle {
+pub(crate) struct Handle {
     sender: MessageSender,
     remote: LogReader,
     _worker: Worker,
@@ -52,7 +52,7 @@ pub struct Handle {
 
 impl Handle {
     /// Opens the databases below the data folder and starts the thread.
-    pub fn start(config: &Config, upload_queue: Arc<UploadQueue>) -> Result<Handle> {
+    pub(crate) fn start(config: &Config, upload_queue: Arc<UploadQueue>) -> Result<Handle> {
         let logging = &config.logging;
         let log_files = Arc::new(LogFiles::open(&config.main.data_dir.join("logs"))?);
         // Megabytes of ten to the six, so that the limit holds however it is meant.
@@ -75,12 +75,12 @@ impl Handle {
     }
 
     /// Where messages go in.
-    pub fn inlet(&self) -> Inlet {
+    pub(crate) fn inlet(&self) -> Inlet {
         Inlet { sender: self.sender.clone() }
     }
 
     /// Where records are found and deleted.
-    pub fn remote(&self) -> LogReader {
+    pub(crate) fn remote(&self) -> LogReader {
         self.remote.clone()
     }
 }
@@ -95,52 +95,55 @@ impl Drop for Handle {
 
 /// Where messages go in.
 #[derive(Clone)]
-pub struct Inlet {
+pub(crate) struct Inlet {
     sender: MessageSender,
 }
 
 impl Inlet {
     /// An inlet of a message log that has stopped: whatever is handed over is dropped. For tests.
-    pub fn closed() -> Inlet {
+    #[cfg(test)]
+    pub(crate) fn closed() -> Inlet {
         let (sender, _) = MessageSender::new();
         sender.budget().close();
         Inlet { sender }
     }
 
     /// Hands over the messages of one read, or gives them back while the message log is too far behind.
-    pub fn try_push(&self, batch: Batch) -> std::result::Result<(), Batch> {
+    pub(crate) fn try_push(&self, batch: Batch) -> std::result::Result<(), Batch> {
         self.sender.try_push(batch)
     }
 
-    /// Hands over the messages of one read; waits while the message log is too far behind.
-    pub fn push(&self, batch: Batch) {
+    /// Hands over messages as [`Inlet::push_last`] does, which are never the last.
+    #[cfg(test)]
+    pub(crate) fn push(&self, batch: Batch) {
         self.sender.push(batch, |_| true);
     }
 
-    /// As [`Inlet::push`], but waits no longer once `is_last` says that these are among the last messages of
-    /// a process that has ended; then [`Inlet::nudge`] is to be called.
-    pub fn push_last(&self, batch: Batch, is_last: impl Fn() -> bool) {
+    /// Hands over the messages of one read; waits while the message log is too far behind, but no longer once
+    /// `is_last` says that these are among the last messages of a process that has ended. Then [`Inlet::nudge`]
+    /// is to be called.
+    pub(crate) fn push_last(&self, batch: Batch, is_last: impl Fn() -> bool) {
         self.sender.push(batch, |used| used > channel::MAX_LAST_BYTES || !is_last());
     }
 
     /// Has those who wait look again; never waits itself.
-    pub fn nudge(&self) {
+    pub(crate) fn nudge(&self) {
         self.sender.nudge();
     }
 
     /// Has `work` done on the message log's thread, once what came before is stored; never waits.
-    pub fn then(&self, work: impl FnOnce() + Send + 'static) {
+    pub(crate) fn then(&self, work: impl FnOnce() + Send + 'static) {
         self.sender.send(Message::Then(Box::new(move |_| work())));
     }
 
     /// Gives back the memory that a burst of messages has left behind, then does `work`; never waits.
-    pub fn rest(&self, work: impl FnOnce() + Send + 'static) {
+    pub(crate) fn rest(&self, work: impl FnOnce() + Send + 'static) {
         self.sender.send(Message::Rest);
         self.then(work);
     }
 
     /// Hands over one record of the agent's own; never waits.
-    pub fn write(&self, source: &Arc<JobLabel>, level: u8, text: &str) {
+    pub(crate) fn write(&self, source: &Arc<JobLabel>, level: u8, text: &str) {
         if source.wants(level) {
             let mut batch = Batch::new(source, batch::now(), text.len());
             batch.push(level, text);

@@ -5,19 +5,19 @@ use rusqlite::types::Value;
 
 /// Which records are meant; a field that is not given matches every record.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Query {
+pub(crate) struct Query {
     /// The job that wrote them.
-    pub jobid: Option<String>,
+    pub(crate) jobid: Option<String>,
     /// From this time on, in milliseconds since 1970.
-    pub timefrom: Option<i64>,
+    pub(crate) timefrom: Option<i64>,
     /// Up to this time, itself included.
-    pub timeto: Option<i64>,
+    pub(crate) timeto: Option<i64>,
     /// Of these levels.
-    pub levels: Option<LevelSet>,
+    pub(crate) levels: Option<LevelSet>,
     /// The first so many.
-    pub limit: Option<u64>,
+    pub(crate) limit: Option<u64>,
     /// Records that arrived after the one with this id.
-    pub after: Option<u32>,
+    pub(crate) after: Option<u32>,
 }
 
 impl Query {

@@ -46,7 +46,7 @@ struct Cursor {
 
 /// Where records are found and deleted, from any thread that may wait for a disk.
 #[derive(Clone)]
-pub struct LogReader {
+pub(crate) struct LogReader {
     sender: MessageSender,
     log_files: Arc<LogFiles>,
 }
@@ -67,7 +67,7 @@ impl LogReader {
 
     /// The first `limit` matches (at most 1000) in the order of their arrival, everything that was
     /// handed over before included. Fewer come when their text grows past 4 MiB: ask on with `after`.
-    pub fn get(&self, query: &Query) -> Result<Vec<Record>> {
+    pub(crate) fn get(&self, query: &Query) -> Result<Vec<Record>> {
         self.on_writer(|_| ())?;
         let limit = query.limit.unwrap_or(MAX_RECORDS).min(MAX_RECORDS) as usize;
         let (mut records, mut bytes) = (Vec::new(), 0);
@@ -91,7 +91,7 @@ impl LogReader {
     }
 
     /// Deletes the matches (all of them without a `limit`), gives their space back and says how many there were.
-    pub fn delete(&self, query: &Query) -> Result<u64> {
+    pub(crate) fn delete(&self, query: &Query) -> Result<u64> {
         self.on_writer(|_| ())?;
         let limit = query.limit.unwrap_or(u64::MAX);
         let mut deleted = 0;

@@ -16,13 +16,13 @@ const MAX_DEFERRED: i64 = 1000;
 impl UploadQueue {
     /// Splits a batch in two, so that its halves are sent one after the other. `false` when it holds a
     /// single record or series, and cannot be split.
-    pub fn split(&self, controller: &str, kind: Kind, number: u64) -> Result<bool> {
+    pub(crate) fn split(&self, controller: &str, kind: Kind, number: u64) -> Result<bool> {
         let mut inner = self.lock();
         self.told(&mut inner, |inner| inner.split(controller, kind, number as i64))
     }
 
     /// Defers a batch for this controller, so that later ones are sent; returns its key.
-    pub fn defer(&self, controller: &str, kind: Kind, number: u64) -> Result<i64> {
+    pub(crate) fn defer(&self, controller: &str, kind: Kind, number: u64) -> Result<i64> {
         let others = self.chosen[kind as usize].clone();
         let mut inner = self.lock();
         let key = self.told(&mut inner, |inner| inner.defer(controller, kind, number as i64, &others));
@@ -31,7 +31,7 @@ impl UploadQueue {
     }
 
     /// Returns the keys of the batches that are deferred for this controller.
-    pub fn deferred(&self, controller: &str, kind: Kind) -> Result<Vec<i64>> {
+    pub(crate) fn deferred(&self, controller: &str, kind: Kind) -> Result<Vec<i64>> {
         let mut inner = self.lock();
         self.told(&mut inner, |inner| {
             let mut query =
@@ -43,13 +43,13 @@ impl UploadQueue {
 
     /// Reads a deferred batch, under a number that this controller has not seen. Only when no
     /// other batch of this kind waits for the controller.
-    pub fn read_deferred(&self, controller: &str, kind: Kind, key: i64) -> Result<Option<Batch>> {
+    pub(crate) fn read_deferred(&self, controller: &str, kind: Kind, key: i64) -> Result<Option<Batch>> {
         let mut inner = self.lock();
         self.told(&mut inner, |inner| inner.read_deferred(controller, kind, key))
     }
 
     /// Removes a deferred batch: the controller has taken it, or `dropped`, will never take it.
-    pub fn remove_deferred(&self, controller: &str, kind: Kind, key: i64, dropped: bool) {
+    pub(crate) fn remove_deferred(&self, controller: &str, kind: Kind, key: i64, dropped: bool) {
         let mut inner = self.lock();
         let _ = self.told(&mut inner, |inner| inner.remove_deferred(controller, kind, key, dropped));
     }

@@ -27,11 +27,11 @@ const NAMES: [&str; 3] = ["log", "stats", "event"];
 
 /// The numbers of dropped items.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Dropped {
+pub(crate) struct Dropped {
     /// Records.
-    pub records: u64,
+    pub(crate) records: u64,
     /// Batches of series.
-    pub flushes: u64,
+    pub(crate) flushes: u64,
 }
 
 impl Inner {

@@ -19,7 +19,7 @@ pub(super) enum Content {
 
 impl Controller {
     /// Whether the address whose turn it is has taken the latest of the requests that were not filtered.
-    pub fn serves(&self) -> bool {
+    pub(crate) fn serves(&self) -> bool {
         self.is_good(self.link().endpoint)
     }
 
@@ -34,7 +34,7 @@ impl Controller {
     }
 
     /// Gives the turn to the next address, so that a request is tried there.
-    pub fn next_address(&self) {
+    pub(crate) fn next_address(&self) {
         self.fail_over(self.link().endpoint, false);
     }
 

@@ -83,6 +83,23 @@ impl Bench {
     }
 }
 
+/// Runs `work` on a thread that sees a file system of its own at `dir`, and so do the threads that it starts.
+#[cfg(target_os = "linux")]
+fn on_tmpfs(dir: &Path, options: &str, work: impl FnOnce() + Send + 'static) {
+    let (dir, options) = (dir.to_owned(), options.to_owned());
+    let run = move || {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).expect("mount namespaces need root");
+        let mount = |args: &[&str]| {
+            let done = std::process::Command::new("mount").args(args).status().expect("mount");
+            assert!(done.success(), "mount {args:?}");
+        };
+        mount(&["--make-rprivate", "/"]);
+        mount(&["-t", "tmpfs", "-o", &options, "tmpfs", dir.to_str().unwrap()]);
+        work();
+    };
+    std::thread::spawn(run).join().unwrap();
+}
+
 fn source(jobid: &str, db: &str, ac: &str) -> Arc<JobLabel> {
     Arc::new(JobLabel {
         jobid: jobid.into(),

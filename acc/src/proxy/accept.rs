@@ -64,7 +64,7 @@ impl EventLoop {
         }
         let tls = self.config.tls.as_ref().map(|source| source.current());
         let id = self.clients.vacant();
-        let token = Token(id.slot | (id.generation as usize) << 32);
+        let token = Token(id.slot() | (id.generation as usize) << 32);
         let both = Interest::READABLE | Interest::WRITABLE;
         let registered = self.poll.registry().register(&mut stream, token, both);
         // Answers are small and whole; waiting to fill a segment would only delay them.
@@ -101,7 +101,7 @@ impl EventLoop {
             response_bytes: 0,
         };
         self.clients.insert(client);
-        self.unauthenticated.add(peer.ip(), (now, id.slot));
+        self.unauthenticated.add(peer.ip(), (now, id.slot()));
         let time = if secure { self.limits.handshake } else { self.limits.head };
         self.apply(id, Action::WaitUntil(now + time));
     }

@@ -44,7 +44,7 @@ impl EventLoop {
             }
             Action::Close(label) => {
                 label.into_iter().for_each(|label| self.metrics.refused(label));
-                self.close(id.slot);
+                self.close(id.slot());
             }
             Action::CloseGracefully(label) => {
                 client.transport.finish();
@@ -55,7 +55,7 @@ impl EventLoop {
 
     fn set_deadline(&mut self, id: ConnectionId, at: Instant) {
         if let Some(client) = self.clients.get(id) {
-            self.timers.change(id.slot, client.deadline.replace(at), Some(at));
+            self.timers.change(id.slot(), client.deadline.replace(at), Some(at));
         }
     }
 
@@ -66,11 +66,11 @@ impl EventLoop {
         let mut at = client.request_complete_at + wait;
         if let Some(ends) = client.cert_ends {
             // Its next poll is refused then.
-            at = at.min(Instant::now() + Duration::from_millis(ends.saturating_sub(local_ms())));
+            at = at.min(Instant::now() + Duration::from_millis(ends.get().saturating_sub(local_ms())));
         }
         // A parked poll waits for nobody: it does not count among its node's requests.
         if let Some(length) = client.request_bytes.take() {
-            self.accounting.end(client.node, length);
+            self.accounting.end(client.node, length as usize);
         }
         self.set_deadline(id, at);
     }
@@ -84,7 +84,7 @@ impl EventLoop {
         let head = client.head.take();
         let bodiless = head.as_ref().is_some_and(|head| head.bodiless);
         if let Some(length) = client.request_bytes.take() {
-            self.accounting.end(client.node, length);
+            self.accounting.end(client.node, length as usize);
         }
         if let Err(over) = self.accounting.reserve(&self.limits, client.node, response.body.len()) {
             // Nothing is lost: what a node has not acknowledged comes again.
@@ -156,7 +156,7 @@ impl EventLoop {
             self.accounting.disconnect(home);
         }
         if let Some(length) = client.request_bytes {
-            self.accounting.end(client.node, length);
+            self.accounting.end(client.node, length as usize);
         }
         self.accounting.release(client.node, client.response_bytes);
         if let Some(node) = client.node {

@@ -23,7 +23,7 @@ impl EventLoop {
         }
         let Some(client) = self.clients.get(id) else { return };
         client.phase = Phase::Asking;
-        let cost = client.request_bytes.take().map(|length| (client.node, length));
+        let cost = client.request_bytes.take().map(|length| (client.node, length as usize));
         self.queue.push_back((PendingRequest { owner: id, cost }, body));
         self.apply(id, Action::WaitUntil(Instant::now() + self.limits.handler));
         self.send_waiting();

@@ -10,6 +10,7 @@ use super::transport::Transport;
 use crate::auth::tls::PeerCert;
 use jscommon::NodeId;
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::time::Instant;
 
 /// Where a client is. Each phase but the last two has its deadline.
@@ -38,8 +39,21 @@ pub(crate) enum Phase {
 /// The id of a client: a slot, and which of the slot's clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ConnectionId {
-    pub(crate) slot: usize,
+    /// Of four bytes, for there may be very many.
+    slot: u32,
     pub(crate) generation: u32,
+}
+
+impl ConnectionId {
+    /// The id of a slot and a generation; there are far fewer slots than four bytes can count.
+    pub(crate) fn new(slot: usize, generation: u32) -> ConnectionId {
+        ConnectionId { slot: slot as u32, generation }
+    }
+
+    /// The slot.
+    pub(crate) fn slot(self) -> usize {
+        self.slot as usize
+    }
 }
 
 /// One client.
@@ -65,14 +79,14 @@ pub(crate) struct Client {
     /// The content of its certificate.
     pub(crate) cert: Option<PeerCert>,
     /// The last moment (ms since 1970) at which its certificate holds, where it has one that names a node.
-    pub(crate) cert_ends: Option<u64>,
+    pub(crate) cert_ends: Option<NonZeroU64>,
     /// The request that is under way, and the node that it was admitted for.
     pub(crate) head: Option<Box<RequestHead>>,
     pub(crate) node: Option<NodeId>,
     /// When the request under way was whole.
     pub(crate) request_complete_at: Instant,
     /// The bytes of the request's body that are counted until the request is handed on.
-    pub(crate) request_bytes: Option<usize>,
+    pub(crate) request_bytes: Option<u32>,
     /// The response that waits.
     pub(crate) delayed_response: Option<Box<Response>>,
     /// The bytes of the response that are counted.
@@ -104,17 +118,17 @@ impl Clients {
             self.slots.push(Slot::default());
             self.slots.len() - 1
         });
-        ConnectionId { slot, generation: self.slots[slot].generation }
+        ConnectionId::new(slot, self.slots[slot].generation)
     }
 
     /// Gives a vacant id back.
     pub(crate) fn forgo(&mut self, id: ConnectionId) {
-        self.free.push(id.slot);
+        self.free.push(id.slot());
     }
 
     /// Puts a client under its vacant id.
     pub(crate) fn insert(&mut self, client: Client) {
-        let slot = client.id.slot;
+        let slot = client.id.slot();
         self.slots[slot].client = Some(Box::new(client));
     }
 
@@ -125,7 +139,7 @@ impl Clients {
 
     /// The client of that id, while it is there.
     pub(crate) fn get(&mut self, id: ConnectionId) -> Option<&mut Client> {
-        self.at(id.slot).filter(|client| client.id == id)
+        self.at(id.slot()).filter(|client| client.id == id)
     }
 
     /// Takes a client out; its id is nobody's from now on.
@@ -140,5 +154,16 @@ impl Clients {
     /// The ids of all clients.
     pub(crate) fn ids(&self) -> Vec<ConnectionId> {
         self.slots.iter().filter_map(|slot| slot.client.as_ref()).map(|client| client.id).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// There may be 20,000; musl's allocator gives the next larger one 400 bytes.
+    #[test]
+    fn a_client_has_room_in_320_bytes() {
+        assert!(size_of::<Client>() <= 316, "{}", size_of::<Client>());
     }
 }

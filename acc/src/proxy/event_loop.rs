@@ -179,7 +179,7 @@ impl EventLoop {
                     LISTENER => self.accept_more = true,
                     Token(token) if token & BACKEND_TOKEN != 0 => self.drive(token & !BACKEND_TOKEN),
                     Token(token) => {
-                        let id = ConnectionId { slot: token & 0xffff_ffff, generation: (token >> 32) as u32 };
+                        let id = ConnectionId::new(token & 0xffff_ffff, (token >> 32) as u32);
                         let readable = event.is_readable() || event.is_error();
                         match self.clients.get(id) {
                             Some(client) if client.authenticated => self.handle_event(id, readable),
@@ -201,7 +201,7 @@ impl EventLoop {
                 return Err(why);
             }
         }
-        self.clients.ids().into_iter().for_each(|id| self.close(id.slot));
+        self.clients.ids().into_iter().for_each(|id| self.close(id.slot()));
         self.report_seen();
         self.update_gauges();
         Ok(())

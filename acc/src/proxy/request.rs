@@ -59,7 +59,8 @@ impl EventLoop {
         match admitted {
             Ok(node) => {
                 client.node = node;
-                client.request_bytes = Some(length);
+                // The parser lets no more through.
+                client.request_bytes = Some(length as u32);
                 client.phase = Phase::Body;
                 client.hard_deadline = Instant::now() + self.limits.body_time(length);
                 client.conn.admit();
@@ -78,7 +79,9 @@ impl EventLoop {
         let Some(client) = self.clients.get(id) else { return Ok(None) };
         let seen = client.presented(head);
         // The handshake has looked at it, perhaps hours ago: connections stay, and their sessions are resumed.
-        if let Some(ends) = client.cert_ends.filter(|ends| seen.route.node().is_some() && local_ms() > *ends) {
+        if let Some(ends) =
+            client.cert_ends.map(NonZeroU64::get).filter(|ends| seen.route.node().is_some() && local_ms() > *ends)
+        {
             let sentence = format!("the client certificate ended at {}: enrol the node again", dates::shown(ends));
             return Err(Refusal::new(401, "certificate-ended", sentence));
         }
@@ -87,7 +90,7 @@ impl EventLoop {
             Admitted::Open | Admitted::Operator => None,
         };
         if let Some(node) = node {
-            self.mark_authenticated(id.slot, node).map_err(OverLimit::refusal)?;
+            self.mark_authenticated(id.slot(), node).map_err(OverLimit::refusal)?;
             let charges = [Charge::new(Resource::Requests, 1), Charge::new(Resource::Bodies, head.length)];
             self.rate_limiter.take(node, &charges, local_ms()).map_err(|_| OverLimit::Rate.refusal())?;
         } else if head.length > self.limits.max_open_body {

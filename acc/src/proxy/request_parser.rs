@@ -12,7 +12,7 @@ use super::request_head::{RequestHead, parse};
 use crate::http::Refusal;
 
 /// Most empty lines before a request line; some clients send one after a body.
-const MAX_EMPTY_LINES: usize = 2;
+const MAX_EMPTY_LINES: u8 = 2;
 
 /// The state that the bytes so far make.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,15 +47,17 @@ pub(crate) enum Stage {
 /// The state machine of one connection.
 #[derive(Debug)]
 pub(crate) struct Conn {
-    max_head: usize,
-    max_body: usize,
+    // Numbers of four bytes, for there may be very many connections.
+    max_head: u32,
+    max_body: u32,
     buf: Vec<u8>,
     /// Bytes of `buf` that the search for the head's end has been over.
-    scanned: usize,
+    scanned: u32,
     /// Where in `buf` the line at `scanned` begins.
-    line: usize,
-    empty_lines: usize,
-    length: usize,
+    line: u32,
+    /// Bytes of the body.
+    length: u32,
+    empty_lines: u8,
     stage: Stage,
     keep_alive: bool,
     /// Bytes came while a request was being answered.
@@ -63,11 +65,12 @@ pub(crate) struct Conn {
 }
 
 impl Conn {
-    /// A new connection; heads up to `max_head` bytes, bodies up to `max_body`.
+    /// A new connection; heads up to `max_head` bytes, bodies up to `max_body`, each 4 GiB at most.
     pub(crate) fn new(max_head: usize, max_body: usize) -> Conn {
+        let four_bytes = |max: usize| u32::try_from(max).unwrap_or(u32::MAX);
         Conn {
-            max_head,
-            max_body,
+            max_head: four_bytes(max_head),
+            max_body: four_bytes(max_body),
             buf: Vec::new(),
             scanned: 0,
             line: 0,
@@ -118,7 +121,7 @@ impl Conn {
     pub(crate) fn admit(&mut self) {
         if self.stage == Stage::Verdict {
             self.stage = Stage::Body;
-            self.buf.reserve_exact(self.length.saturating_sub(self.buf.len()));
+            self.buf.reserve_exact(self.body_length().saturating_sub(self.buf.len()));
         }
     }
 
@@ -154,19 +157,23 @@ impl Conn {
 
     /// Bytes of the body that are still to come (a few more may be asked for than are).
     pub(crate) fn missing(&self) -> usize {
-        if self.stage == Stage::Body { self.length.saturating_sub(self.buf.len()) } else { 0 }
+        if self.stage == Stage::Body { self.body_length().saturating_sub(self.buf.len()) } else { 0 }
+    }
+
+    fn body_length(&self) -> usize {
+        self.length as usize
     }
 
     fn head(&mut self) -> Result<Step, Refusal> {
         let Some(end) = self.scan()? else {
             return Ok(Step::More);
         };
-        let (head, keep_alive) = parse(&self.buf[..end], self.max_body)?;
+        let (head, keep_alive) = parse(&self.buf[..end], self.max_body as usize)?;
         self.keep_alive = keep_alive;
-        self.length = head.length;
+        self.length = head.length as u32; // at most `max_body`
         // The rest is the beginning of the body; the memory of the head is given back.
         self.buf = self.buf[end..].to_vec();
-        if self.buf.len() > self.length && self.beyond() {
+        if self.buf.len() > self.body_length() && self.beyond() {
             return Err(pipelined());
         }
         (self.scanned, self.line, self.empty_lines) = (0, 0, 0);
@@ -175,40 +182,40 @@ impl Conn {
     }
 
     fn body(&mut self) -> Step {
-        if self.buf.len() < self.length {
+        if self.buf.len() < self.body_length() {
             return Step::More;
         }
-        if self.buf.len() > self.length && self.beyond() {
+        if self.buf.len() > self.body_length() && self.beyond() {
             self.stage = Stage::Closed;
             self.keep_alive = false;
             self.buf = Vec::new();
             return Step::Refused(pipelined());
         }
-        self.buf.truncate(self.length);
+        self.buf.truncate(self.body_length());
         self.stage = Stage::Busy;
         Step::Whole(std::mem::take(&mut self.buf))
     }
 
     /// Whether what stands behind the body is more than the line end that some clients add.
     fn beyond(&self) -> bool {
-        !b"\r\n".starts_with(&self.buf[self.length..])
+        !b"\r\n".starts_with(&self.buf[self.body_length()..])
     }
 
     /// Looks for the end of the head in the bytes that were not looked at yet.
     fn scan(&mut self) -> Result<Option<usize>, Refusal> {
-        while self.scanned < self.buf.len() {
-            let at = self.scanned;
-            if at >= self.max_head {
+        while (self.scanned as usize) < self.buf.len() {
+            let (at, line) = (self.scanned as usize, self.line as usize);
+            if self.scanned >= self.max_head {
                 return Err(Refusal::new(431, "head-too-long", format!("the head is over {} bytes", self.max_head)));
             }
             let byte = self.buf[at];
-            let after_cr = at > self.line && self.buf[at - 1] == b'\r';
+            let after_cr = at > line && self.buf[at - 1] == b'\r';
             match byte {
                 b'\n' if after_cr => {
-                    let empty = at - self.line == 1;
-                    self.scanned = at + 1;
-                    if empty && self.line > 0 {
-                        return Ok(Some(self.scanned));
+                    let empty = at - line == 1;
+                    self.scanned += 1;
+                    if empty && line > 0 {
+                        return Ok(Some(at + 1));
                     }
                     if empty {
                         self.skip_empty_line()?;
@@ -225,10 +232,10 @@ impl Conn {
                 }
                 _ => {}
             }
-            if self.line == 0 && at == 0 && !byte.is_ascii_uppercase() && byte != b'\r' {
+            if line == 0 && at == 0 && !byte.is_ascii_uppercase() && byte != b'\r' {
                 return Err(Refusal::bad_request("garbage", "this is no HTTP: a request begins with its method"));
             }
-            self.scanned = at + 1;
+            self.scanned += 1;
         }
         Ok(None)
     }

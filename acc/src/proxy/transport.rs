@@ -8,6 +8,7 @@ use rustls::{HandshakeKind, ServerConfig, ServerConnection};
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use super::certificate_end;
@@ -78,9 +79,9 @@ impl Transport {
 
     /// The last moment (ms since 1970) at which the client's certificate holds. One whose end cannot be read
     /// holds no more.
-    pub(crate) fn cert_ends(&self) -> Option<u64> {
+    pub(crate) fn cert_ends(&self) -> Option<NonZeroU64> {
         let cert = self.tls.as_ref()?.peer_certificates()?.first()?;
-        Some(certificate_end::ends(cert).unwrap_or(0))
+        certificate_end::ends(cert).and_then(NonZeroU64::new).or(Some(NonZeroU64::MIN))
     }
 
     /// Reads into `buf`. An error is the end of the connection; a TLS one has sent its alert.

@@ -2,15 +2,17 @@
 -- withdraw.lua. ARGV: this controller, now (ms), most commands that may wait, seconds to keep the keys, most commands
 -- and most bytes of one answer, then of each: id, text, and for how many seconds a mark counts, and one that its wait ended.
 -- Answers {verdicts, holder, batch, id, text, id, text…}: a verdict is 1 (queued), 0 (waits already, or was withdrawn
--- and has its answer), -1 (no room) or -2 (the node is revoked); the holder is the controller that has the node's poll. When that is this controller, the
--- batch is handed over with the answer.
+-- and has its answer), -1 (no room) or -2 (the node is revoked); the holder is the controller that has the node's poll.
+-- When that is this controller, the batch is handed over with the answer.
 if redis.call('EXISTS', KEYS[4]) == 1 then
   local none = {}
   for i = 7, #ARGV, 4 do none[#none + 1] = -2 end
   return {none, ''}
 end
 local verdicts, waiting = {}, redis.call('ZCARD', KEYS[1])
-local seq = tonumber(redis.call('HGET', KEYS[3], 'seq') or '0')
+local is_empty = waiting == 0
+local meta = redis.call('HMGET', KEYS[3], 'seq', 'ac', 'handed')
+local seq, holder = tonumber(meta[1] or '0'), meta[2] or ''
 -- Numbers follow the clock, so that they go up even when Redis has lost its data.
 local least = tonumber(ARGV[2]) * 1000
 if seq < least then seq = least end
@@ -21,7 +23,7 @@ local function withdrawn(i)
   return mark > (tonumber(ARGV[2]) - seconds * 1000) * 4
 end
 for i = 7, #ARGV, 4 do
-  if redis.call('ZSCORE', KEYS[1], ARGV[i]) or withdrawn(i) then
+  if waiting > 0 and redis.call('ZSCORE', KEYS[1], ARGV[i]) or withdrawn(i) then
     verdicts[#verdicts + 1] = 0
   elseif waiting >= tonumber(ARGV[3]) then
     verdicts[#verdicts + 1] = -1
@@ -33,11 +35,13 @@ for i = 7, #ARGV, 4 do
     verdicts[#verdicts + 1] = 1
   end
 end
-redis.call('HSET', KEYS[3], 'seq', string.format('%.0f', seq))
-for i = 1, 3 do
-  if redis.call('TTL', KEYS[i]) < tonumber(ARGV[4]) then redis.call('EXPIRE', KEYS[i], ARGV[4]) end
-end
-local holder = redis.call('HGET', KEYS[3], 'ac') or ''
+seq = string.format('%.0f', seq)
 local answer = {verdicts, holder}
-if holder == ARGV[1] and waiting > 0 then hand_over(answer, ARGV[5], ARGV[6], ARGV[2]) end
+local handed = holder == ARGV[1] and waiting > 0
+  and hand_over(answer, ARGV[5], ARGV[6], ARGV[2], meta[3], 'seq', seq)
+if not handed then redis.call('HSET', KEYS[3], 'seq', seq) end
+for i = 1, 3 do
+  -- What was empty has no expiry yet.
+  if is_empty and i < 3 or redis.call('TTL', KEYS[i]) < tonumber(ARGV[4]) then redis.call('EXPIRE', KEYS[i], ARGV[4]) end
+end
 return answer

@@ -1,8 +1,9 @@
 -- Shared by enqueue.lua and poll.lua, which follow this text.
 -- The oldest commands of a node's queue that fit into one answer. KEYS: queue, texts, meta.
 -- Adds the name of the batch, and id and text of each, to `answer`, and writes down that they were handed over at
--- `now` (ms) and that nobody holds the poll any more. Answers whether there was anything.
-local function hand_over(answer, most, most_bytes, now)
+-- `now` (ms), with the other fields and values, and that nobody holds the poll any more. `before` is the batch that was
+-- handed over last. Answers whether there was anything.
+local function hand_over(answer, most, most_bytes, now, before, ...)
   local ids = redis.call('ZRANGE', KEYS[1], 0, tonumber(most) - 1, 'WITHSCORES')
   local name, bytes, last = #answer + 1, 0, nil
   answer[name] = '0'
@@ -24,10 +25,9 @@ local function hand_over(answer, most, most_bytes, now)
   end
   answer[name] = string.format('%.0f', tonumber(last))
   -- What was handed over before, and is here still, can be acknowledged still.
-  local before = redis.call('HGET', KEYS[3], 'handed')
   local handed = answer[name]
   if before and tonumber(before) > tonumber(last) then handed = before end
-  redis.call('HSET', KEYS[3], 'handed', handed, 'handed_at', now)
+  redis.call('HSET', KEYS[3], 'handed', handed, 'handed_at', now, ...)
   redis.call('HDEL', KEYS[3], 'ac')
   return true
 end

@@ -2,7 +2,8 @@
 -- With ARGV[4] the node also leaves the list of targets: the controller answered for it.
 -- With ARGV[5] it was pushed before, in these words or (by a node that lost power) in others: what its
 -- client has stands here too, and only a state that is no answer gives way.
-if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+local fields = redis.call('HLEN', KEYS[1])
+if fields == 0 then return 0 end
 if ARGV[5] == '1' then
   local stands = redis.call('HGET', KEYS[1], ARGV[1])
   if stands and not string.find(stands, '^{"state": ?"[QR]U[A-Z]+"}$') then return 0 end
@@ -18,7 +19,7 @@ end
 if redis.call('HEXISTS', KEYS[1], 'quiet') == 1 then return 1 end
 -- The hash was to live for as long as its command might wait; once nobody is waited for it lives on for
 -- a day. Of a large fleet nobody looks: with each answer that would cost too much.
-local open = redis.call('HLEN', KEYS[1]) > 35
+local open = fields > 35
 if not open then
   for node in string.gmatch(redis.call('HGET', KEYS[1], 'targets') or '', '"([0-9:]+)"') do
     -- A state that is no result yet is no longer than {"state":"RUNNING"}.

@@ -112,7 +112,8 @@ mod tests {
 
     #[test]
     fn table_has_the_names_of_the_built_in_commands() {
-        assert!(TABLE.iter().map(|(name, _)| *name).eq(crate::job::command_names::BUILTIN));
+        let names: Vec<_> = TABLE.iter().map(|(name, _)| *name).collect();
+        assert_eq!(names, crate::job::command_names::BUILTIN, "command_names.rs must list the names of the table");
     }
 
     #[test]

@@ -6,7 +6,7 @@ import dataclasses
 import threading
 import time
 from collections import deque
-from typing import Any, Deque, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Deque, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 from . import keys, wire
 from ._connection import MAX_BRPOP_KEYS
@@ -96,6 +96,8 @@ class ResultCollector:
         self._done: set[NodeId] = set()
         # Received results that `stream` has not yielded.
         self._pending: Deque[Result] = deque()
+        #: Called with each error of Redis that the wait bridges, and with the last one, which ends it.
+        self.on_outage: Callable[[Error], None] = lambda _: None
         # Jobs by id that timed out; the next call of `stream` waits for them again.
         self._timed_out: Dict[str, NodeId] = {}
         self._is_recurring = bool(spec.args.get("recurring_period"))
@@ -236,6 +238,7 @@ class ResultCollector:
                     self._read_lists(wait)
                 break
             except Error as e:
+                self.on_outage(e)
                 timer.back_off(e)
         if limit is not None and deadline is not None and not self._pending and time.monotonic() >= deadline:
             self._check_hashes(force=True)

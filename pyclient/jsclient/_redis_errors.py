@@ -16,6 +16,14 @@ CONNECT_TIMEOUT_SECONDS = 2.5
 #: The oldest version of Redis that works.
 MIN_REDIS_VERSION = (6, 0, 6)
 
+#: What to do about an error, by a part of its text.
+_ADVICE = {
+    "unknown command 'SENTINEL'": "this is no Sentinel; write redis://host:port",
+    "WRONGTYPE": "another program may use this database; delete or rename that key, which the log of jsacc names",
+    "DB index is out of range": "check the number behind the / of the address",
+    "Protocol Error": "this is no Redis; check host and port",
+    "certificate verify failed": "name its CA behind the address: ?ssl_ca_certs=FILE",
+}
 #: The name of a server in an error of redis-py.
 _SERVER_IN_ERROR = re.compile(r"(?:connecting to|reading from) (\S+?):([0-9]{1,5})(?=[. ])")
 
@@ -61,6 +69,10 @@ def translate(given: Address, error: BaseException, server: Optional[_rejection.
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if isinstance(error, (r.AuthenticationError, r.AuthorizationError)) or _is_password_error(reason):
         reason = reason.rstrip(".")
+        if "HELLO must be called" in reason or "Authentication required" in reason:
+            return RedisUnavailableError(
+                f"Redis at {given.where} asks for a password: give redis://user:password@host:port in JSCTL_REDIS"
+            )
         return RedisUnavailableError(
             f"Redis at {given.where} refuses these credentials ({reason}): check user and password"
         )
@@ -82,8 +94,12 @@ def translate(given: Address, error: BaseException, server: Optional[_rejection.
         rejection = _rejection.read_rejection(server) if may_reject and server else ""
         if rejection:
             return RedisUnavailableError(f"Redis at {shown} takes no connection: {rejection}", "max number" in rejection)
-        return RedisUnavailableError(f"cannot reach Redis at {shown}: {_without_address(reason)}", True)
-    return RedisUnavailableError(f"Redis at {given.where}: {reason}")
+        return RedisUnavailableError(f"cannot reach Redis at {shown}: {_without_address(reason)}{_advice(reason)}", True)
+    return RedisUnavailableError(f"Redis at {given.where}: {reason}{_advice(reason)}")
+
+
+def _advice(reason: str) -> str:
+    return next((f": {advice}" for part, advice in _ADVICE.items() if part in reason), "")
 
 
 def _server_of(given: Address, reason: str) -> Optional[_rejection.Server]:

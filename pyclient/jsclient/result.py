@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from .errors import Error
 from .keys import FINAL_STATES, NodeId
-from .text import one_line
+from .text import one_line, shortened
 from .values import decode, integer, load_json, plain
 
 # One encoder for all calls: `json.dumps` with options builds a new one for each.
@@ -17,6 +17,8 @@ _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=
 #: Most lines and bytes of each stream in a result; an agent keeps the last ones.
 MAX_STREAM_LINES = 1000
 MAX_STREAM_BYTES = 64 * 1024
+#: Most characters of a reason in a sentence.
+MAX_REASON = 1000
 #: Most bytes of the last message of levels 20 to 23 in a result.
 MAX_DATA_BYTES = 1024 * 1024
 
@@ -181,7 +183,7 @@ class Result:
             why += f" with status {self.code}"
         detail = self.critical or (self.data if self.level == 0 or self.state != "OK" else "") or self.stderr
         lines = detail.strip().splitlines()
-        return one_line(f"{who} {why}" + (f": {lines[-1].strip()}" if lines else ""))
+        return one_line(f"{who} {why}" + (f": {shortened(lines[-1].strip(), MAX_REASON)}" if lines else ""))
 
     def raise_for_status(self) -> Result:
         """Return the result when it is `OK`, else raise `JobFailedError`."""

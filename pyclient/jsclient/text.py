@@ -19,6 +19,11 @@ def clean(text: str) -> str:
     return text if text.isprintable() else _CONTROL.sub("\ufffd", text.replace("\r\n", "\n"))
 
 
+def shortened(text: str, most: int) -> str:
+    """Return the text cut to `most` characters; `...` ends a text that was cut."""
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
 def is_text(text: str) -> bool:
     """Return whether a text from the system has no surrogates, which Python puts for undecodable bytes."""
     return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)

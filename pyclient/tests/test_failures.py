@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import subprocess
+import sys
 import threading
 from typing import Any, Callable, Iterator, List
 
@@ -11,6 +13,7 @@ import pytest
 from conftest import Ran, Server, wait_until
 from fake import Fake
 from test_client_errors import BEAT, NOW, OldRedis
+from test_jsctl_output import start
 
 from jsclient import Client, JobNotFoundError
 from jsclient.cli.main import main
@@ -37,7 +40,7 @@ DENIED = ("DENIED Redis is running in protected mode because protected mode is e
 
 @contextlib.contextmanager
 def refusing(line: str, path: str = "") -> Iterator[str]:
-    """A server that takes no connection: it sends the reason and closes."""
+    """A server that takes no connection: it sends a line and closes."""
     if path:
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(path)
@@ -52,7 +55,7 @@ def refusing(line: str, path: str = "") -> Iterator[str]:
             except OSError:
                 return
             with connection, contextlib.suppress(OSError):
-                connection.sendall(f"-{line}\r\n".encode())
+                connection.sendall(f"{line}\r\n".encode())
 
     thread = threading.Thread(target=serve)
     thread.start()
@@ -66,7 +69,7 @@ def refusing(line: str, path: str = "") -> Iterator[str]:
 
 @pytest.mark.parametrize("words", [["nodes"], ["ping", "1.1"], ["audit"], ["exec", "1.1", "--", "x"]], ids=" ".join)
 def test_server_that_takes_no_connection_is_quoted(words: List[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with refusing(DENIED + "If you want to connect from external computers " * 20) as url:
+    with refusing("-" + DENIED + "If you want to connect from external computers " * 20) as url:
         assert main(["--redis", url, *words]) == 1
     err = capsys.readouterr().err
     assert "takes no connection: DENIED Redis is running in protected mode" in err and "If you want" not in err
@@ -74,10 +77,60 @@ def test_server_that_takes_no_connection_is_quoted(words: List[str], capsys: pyt
 
 
 def test_too_many_clients_on_a_unix_socket_is_quoted(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    with refusing("ERR max number of clients reached", str(tmp_path / "redis sock")) as url:
+    with refusing("-ERR max number of clients reached", str(tmp_path / "redis sock")) as url:
         assert main(["--redis", url.replace(" ", "%20"), "nodes"]) == 1
     err = capsys.readouterr().err
     assert "max number of clients reached" in err and "closed" not in err and len(err.splitlines()) == 1
+
+
+def test_server_that_is_no_redis_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with refusing("HTTP/1.1 400 Bad Request") as url:
+        assert main(["--redis", url, "nodes"]) == 1
+    assert "this is no Redis; check host and port" in capsys.readouterr().err
+
+
+def test_key_of_another_type_and_missing_database_get_advice(
+    server: Server, raw: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw.set("jsacc:agents", "x")
+    assert main(["--redis", server.url, "nodes"]) == 1
+    assert "another program may use this database; delete or rename that key" in capsys.readouterr().err
+    assert main(["--redis", server.url + "?db=99", "nodes"]) == 1
+    assert "check the number behind the / of the address" in capsys.readouterr().err
+
+
+def test_outage_of_redis_is_reported_once_while_a_result_is_missing() -> None:
+    own = Server()
+    fake = Fake(own.socket)
+    fake.add(1, 1, [])
+    fake.start()
+    child = start(own, "exec", "1.1", "--timeout", "5", "--", "sleep", "9")
+    try:
+        wait_until(lambda: fake.running, 30)
+        own.stop()
+        out, err = child.communicate(timeout=60)
+    finally:
+        child.kill()
+        own.start()
+        fake.stop()
+        own.close()
+    assert child.returncode == 1 and err.count("; still waiting\n") == 1
+    assert err.startswith(f"jsctl: cannot reach Redis at {own.socket}: ")
+
+
+def test_interrupt_during_the_imports_shows_no_traceback() -> None:
+    source = """
+import sys
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == "jsclient.cli.main":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt())
+from jsclient.cli import entry
+sys.exit(entry())
+"""
+    ran = subprocess.run([sys.executable, "-c", source], capture_output=True, timeout=60)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (130, b"", b"")
 
 
 def test_wait_for_an_unknown_job_fails_at_once(client: Client, fake: Fake) -> None:

@@ -310,3 +310,15 @@ def test_audit_marks_names_as_self_declared(server: Server, jsctl: Jsctl, raw: A
     ran = jsctl("audit")
     assert ran.code == 0 and "BY (SELF-DECLARED)" in ran.out.splitlines()[0] and "alice@hr/ops" in ran.out
     assert "self-declared" in jsctl("audit", "--help").out and "self-declared" in jsctl("exec", "--help").out
+
+
+@pytest.mark.parametrize("words,told", [
+    (["--timeout", "99999d"], "'99999d' is too long; the most is 999999999 seconds"),
+    (["--max-restart", "9" * 16], "is too large; the most is 999999999999999"),
+    (["--max-restart", "-1"], "'-1' is not a whole number of 0 or more"),
+    (["--timeout", "nan"], "'nan' is not a number of seconds"),
+    (["--", ""], "exec needs a program"),
+])
+def test_impossible_argument_is_refused_with_its_bound(jsctl: Jsctl, fake: Fake, words: Any, told: str) -> None:
+    ran = jsctl("exec", "1.1", *words, *([] if "--" in words else ["--", "uname"]))
+    assert ran.code == 2 and told in ran.err and not fake.seen, ran

@@ -258,3 +258,12 @@ def test_repeated_read_only_commands_are_quiet(jsctl: Jsctl, server: Server, fak
     jsctl("ps")
     jsctl("logs", "1.1")
     assert "quiet" not in fake.seen[-1] and raw.llen("jsacc:audit") == 2
+
+
+def test_end_of_a_wait_names_the_command_that_ends_the_job(jsctl: Jsctl, fake: Fake) -> None:
+    fake.deaf.add((1, 1))
+    ran = jsctl("exec", "1.1", "--timeout", "1", "--", "sleep", "9")
+    assert ran.code == 4 and "end it with jsctl kill " in ran.err and "jsctl cancel" not in ran.err
+    fake.add(1, 3, [], age=200)
+    ran = jsctl("exec", "1.3", "--wait", "--timeout", "1", "--", "sleep", "9")
+    assert ran.code == 4 and ran.err.endswith(f"withdraw it with jsctl cancel {ran.err.split()[-1]}\n")

@@ -124,7 +124,8 @@ def test_completion_offers_commands_nodes_roles_and_flags(jsctl: Jsctl, fake: Fa
     assert "--max-failures" in offers("jsctl exec 1.1 --max-f")
     assert offers("jsctl script r") == ["run"] and "1.1" in offers("jsctl script run ")
     assert offers("jsctl exec 1.1 -- l") == []
-    assert offers("jsctl completion z") == ["zsh"]
+    assert offers("jsctl completion z") == ["zsh"] and offers("jsctl nosuch ") == offers("jsctl completion zsh ") == []
+    assert offers("jsctl stats 1.") == offers("jsctl kill 1.") == ["1.*", "1.1", "1.2"]
     for shell in ("bash", "zsh", "fish"):
         assert "jsctl" in jsctl("completion", shell).out
 

@@ -7,6 +7,7 @@ import re
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _MAX_NUMBER = 10**15
+_MAX_SECONDS = 10**9
 
 
 def seconds(text: str) -> float:
@@ -16,8 +17,10 @@ def seconds(text: str) -> float:
         value = float(text[:-1]) * unit if unit else float(text)
     except ValueError:
         value = -1.0
-    if not 0 <= value < 1e9:
+    if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds; write 90, 90s, 5m, 2h or 1d")
+    if value >= _MAX_SECONDS:
+        raise argparse.ArgumentTypeError(f"{text!r} is too long; the most is {_MAX_SECONDS - 1} seconds")
     return value
 
 
@@ -36,16 +39,21 @@ def max_time(text: str) -> int:
 
 def number(text: str) -> int:
     """Parse a whole number of 0 or more."""
-    if not re.match(r"[0-9]{1,15}\Z", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
-    return int(text)
+    return _whole(text, 0)
 
 
 def count(text: str) -> int:
     """Parse a whole number of 1 or more."""
-    if not re.match(r"[0-9]{1,15}\Z", text) or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
-    return int(text)
+    return _whole(text, 1)
+
+
+def _whole(text: str, least: int) -> int:
+    value = int(text) if re.match(r"[0-9]{1,4000}\Z", text) else -1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {least} or more")
+    if value >= _MAX_NUMBER:
+        raise argparse.ArgumentTypeError(f"{text!r} is too large; the most is {_MAX_NUMBER - 1}")
+    return value
 
 
 def signed(text: str) -> int:

@@ -7,6 +7,7 @@ import re
 from typing import List
 
 from .. import keys
+from ..commands import INFO
 from ..errors import OK, Error
 from . import stdio
 
@@ -47,12 +48,6 @@ complete -c jsctl -f -a '(__jsctl_complete)'
 complete -c jsctl -n '__fish_seen_subcommand_from put run' -F
 """
 
-#: The position of the target among the words after a subcommand (0 is the first).
-_TARGET_AT = {
-    "exec": 0, "ping": 0, "nodes": 0, "ps": 0, "top": 0, "killall": 0, "restart": 0, "put": 0, "logs": 0,
-    "stats": 0, "raw": 0, "kill": 0, "signal": 0, "unschedule": 0, "info": 1, "run": 0,
-    "grant": 0, "grants": 0, "schedules": 0,
-}
 #: A candidate has no character with a meaning for a shell, except the `*` of `1.*`, which the scripts quote.
 _OFFERED = re.compile(r"(?:[A-Za-z0-9@._:/,-]|(?<=[0-9]\.)\*)+\Z")
 _JOB = ("kill", "signal", "unschedule", "cancel", "job", "wait")
@@ -105,16 +100,16 @@ def candidates(line: str) -> List[str]:
         found = _names(parser)
     else:
         name, at = plain[0], len(plain) - 1
-        found = []
-        if name == "completion" and at == 0:
-            found = ["bash", "zsh", "fish"]
-        elif name == "info" and at == 0:
-            found = ["cpu", "mem", "disk", "nic", "os"]
+        places = [a for a in parser._actions if not (a.option_strings or isinstance(a, argparse._SubParsersAction))]
+        found = [str(choice) for choice in places[at].choices or ()] if at < len(places) else []
+        if name == "info" and at == 0:
+            found = list(INFO)
         elif name == "signal" and at >= 1:
             found = ["HUP", "INT", "TERM", "USR1", "USR2", "STOP", "CONT", "KILL"]
         if name in _JOB and at <= 1:
             found += _jobs(url)
-        if _TARGET_AT.get(name) == at:
+        # The words of a command for a job begin with an optional target.
+        if at < len(places) and places[at].dest in ("target", "words"):
             found += _targets(url, current)
     return sorted({word for word in found if word.startswith(current) and _OFFERED.match(word)})
 

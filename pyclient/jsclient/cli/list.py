@@ -12,6 +12,7 @@ from ..errors import NO_MATCH, OK, Error, NoControllerError
 from ..job import nodes_of
 from ..nodes import format_age, load_nodes
 from ..target import parse_excludes, parse_target
+from ..text import shortened
 from ..values import dump_json, integer
 from ..wire import JobInfo
 from . import render, stdio
@@ -103,7 +104,7 @@ def job(args: argparse.Namespace) -> int:
             body = render.body(result).splitlines() if result else []
             rows.append((
                 node, state, result.code if result else "", f"{result.time} ms" if result else "",
-                render.format_time(result.starttime) if result else "", body[-1][:60] if body else "",
+                render.format_time(result.starttime) if result else "", shortened(body[-1], 60) if body else "",
             ))
     if rows:
         stdio.rows("\n" + render.table(("NODE", "STATE", "CODE", "TIME", "STARTED", "LAST LINE"), rows))
@@ -140,7 +141,7 @@ def _audit_row(e: Dict[str, Any]) -> Sequence[object]:
 def rejected(args: argparse.Namespace) -> int:
     """Run `jsctl rejected`."""
     return _show(args, lambda client: client.rejected(args.limit), ("TIME", "REASON", "TEXT"), lambda e: (
-        render.format_time(_time_of(e)), e.get("reason", ""), str(e.get("command", e.get("text", "")))[:80]
+        render.format_time(_time_of(e)), e.get("reason", ""), shortened(str(e.get("command", e.get("text", ""))), 80)
     ))
 
 
@@ -169,14 +170,14 @@ def stats(args: argparse.Namespace) -> int:
         return OK
     now = time.time()
     stdio.rows(render.table(("NODE", "SERIES", "VALUE", "AGE"),
-                       ((n, k, f"{v:g}" if abs(v) < 1e6 else f"{v:.0f}", format_age(now - at)) for n, k, v, at in rows)))
+                       ((n, k, f"{v:.0f}" if 1e6 <= abs(v) < 1e15 else f"{v:g}", format_age(now - at)) for n, k, v, at in rows)))
     return OK
 
 
 def scripts(args: argparse.Namespace) -> int:
     """Run `jsctl script list`."""
     return _show(args, lambda client: client.scripts(), ("HASH", "SIZE", "EXPIRES", "BEGINS"), lambda s: (
-        s["hash"], render.size(s["size"]), format_age(s["expires"]), s["first"][:60]
+        s["hash"], render.size(s["size"]), format_age(s["expires"]), shortened(s["first"], 60)
     ))
 
 

@@ -9,7 +9,7 @@ from typing import Any, Callable, Dict, List, Optional
 
 from .._controllers import ControllerWatch
 from ..client import Client
-from ..errors import FAILED, NO_MATCH, OK, TIMED_OUT, Error, NoControllerError, ResultDecodeError
+from ..errors import FAILED, NO_MATCH, OK, TIMED_OUT, Error, NoControllerError, RedisUnavailableError, ResultDecodeError
 from ..fleet import Fleet
 from ..keys import NodeId
 from ..result import Result
@@ -71,6 +71,8 @@ class Output:
         self._oldest = 0.0
         self._checked = time.monotonic()
         self._warned = False
+        fleet.on_outage = self._report_outage
+        self._outage_reported = False
         self._controllers = ControllerWatch(client)
         # Why the wait for a read-only command ended early.
         self._controller_error: Optional[NoControllerError] = None
@@ -140,6 +142,11 @@ class Output:
         if may_give_up and self._controllers.is_over:
             self._controller_error = fault
         return self._controller_error is not None
+
+    def _report_outage(self, error: Error) -> None:
+        if isinstance(error, RedisUnavailableError) and error.transient and not self._outage_reported:
+            self._outage_reported = True
+            message(f"jsctl: {error}; still waiting")
 
     def _stop_bar(self) -> None:
         if self._bar:
@@ -290,7 +297,8 @@ class Output:
         left = self._withdraw(missing) if self.withdraw else missing
         if left:
             stays = "" if left == missing else f"still with {render.join_names(left)}; "
-            message(f"jsctl: {stays}wait for it with jsctl wait {fleet.id}, withdraw it with jsctl cancel {fleet.id}")
+            end = f"end it with jsctl kill {fleet.id}" if self.withdraw else f"withdraw it with jsctl cancel {fleet.id}"
+            message(f"jsctl: {stays}wait for it with jsctl wait {fleet.id}, {end}")
 
     def _withdraw(self, missing: List[NodeId]) -> List[NodeId]:
         """Withdraw the command where it has not started; return the nodes where it stays."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from typing import Any, Dict, Iterable, List, Mapping, Sequence
 
 from ..errors import ResultDecodeError
@@ -9,7 +11,7 @@ from ..keys import NodeId
 from ..nodes import format_time as format_time
 from ..nodes import join_names as join_names
 from ..result import Result
-from ..text import clean, one_line
+from ..text import clean, one_line, shortened
 from ..values import dump_json, plain
 from . import stdio
 
@@ -25,39 +27,38 @@ _ORDER = {
         " tx_errors uptime boottime agent".split()
     )
 }
+#: Most characters of a cell, and of one in the last column, which widens no other.
+MAX_CELL, MAX_LAST_CELL = 200, 1000
+#: Objects with more keys are shown as JSON: a table has a cell for each key in each row.
+MAX_COLUMNS = 50
+_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?(e\+[0-9]+)?( |\Z)|-\Z")
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return columns of equal width, two spaces between them, numbers to the right."""
-    cells = [[cell(value) for value in row] for row in rows]
+    """Return columns of equal width, two spaces between them, numbers to the right; `...` ends a cell that was cut."""
+    limits = [MAX_CELL] * (len(head) - 1) + [MAX_LAST_CELL]
+    cells = [list(map(cell, row, limits)) for row in rows]
     columns = list(zip(*cells)) if cells else [()] * len(head)
     widths = [max([len(h), *map(len, column)]) for h, column in zip(head, columns)]
-    right = [any(c != "-" for c in column) and all(map(_is_number, column)) for column in columns]
+    right = [any(c != "-" for c in column) and all(map(_NUMBER.match, column)) for column in columns]
+    if not right[-1]:
+        widths[-1] = 0
     form = "  ".join(f"{{:{'>' if r else '<'}{w}}}" for w, r in zip(widths, right))
     return "\n".join(form.format(*row).rstrip() for row in [list(head), *cells])
 
 
-def cell(value: object) -> str:
-    """Return a value as one line without control characters; `-` for an empty one."""
-    if type(value) is str and value and value.isprintable():
+def cell(value: object, most: int = MAX_CELL) -> str:
+    """Return a value as one line of at most `most` characters, none of them a control character; `-` for an empty one."""
+    if type(value) is str and 0 < len(value) <= most and value.isprintable():
         return value
     if value is None or value == "":
         return "-"
     if isinstance(value, float):
-        return f"{value:.1f}"
+        return f"{value:.1f}" if abs(value) < 1e15 else f"{value:g}"
     if isinstance(value, (list, tuple)) and not isinstance(value, NodeId):
         value = ",".join(str(v) for v in value) or "-"
-    return one_line(str(value))
-
-
-def shortened(value: object, most: int) -> object:
-    """Return the value of a cell, a text cut to `most` characters."""
-    return value[:most] if isinstance(value, str) and len(value) > most else value
-
-
-def _is_number(cell: str) -> bool:
-    return cell == "-" or cell.replace(".", "", 1).replace("-", "", 1).split(" ")[0].isdigit()
+    return one_line(shortened(str(value), most))
 
 
 def size(count: float) -> str:
@@ -92,10 +93,12 @@ def value_text(value: Any, is_builtin: bool = True) -> str:
         value = {k: value[k] for k in (_ordered(value) if is_builtin else value)}
     if isinstance(value, Mapping) and value and not any(isinstance(v, (Mapping)) for v in value.values()):
         width = max(len(cell(k)) for k in value)
-        return "\n".join(f"{cell(k).ljust(width)}  {cell(shown(k, v))}" for k, v in value.items())
+        return "\n".join(f"{cell(k).ljust(width)}  {cell(shown(k, v), sys.maxsize)}" for k, v in value.items())
     if isinstance(value, list) and value and all(isinstance(v, Mapping) for v in value):
         head = list(dict.fromkeys(str(k) for row in value for k in row))
         head = _ordered(head) if is_builtin else head
+        if not 0 < len(head) <= MAX_COLUMNS:
+            return dump_json(value, indent=2)
         return table(head, [[shown(k, row.get(k)) for k in head] for row in value])
     if isinstance(value, float):
         return str(value)
@@ -148,8 +151,7 @@ def describe_command(command: Mapping[str, Any], most: int = 60) -> str:
             words += [str(args[k]) for k in ("domain", "name", "path") if args.get(k)]
             if not args.get("name") and args.get("hash"):
                 words.append(str(args["hash"])[:12])
-    text = " ".join(words)
-    return text if len(text) <= most else text[: most - 3] + "..."
+    return shortened(" ".join(words), most)
 
 
 def document(result: Result) -> Dict[str, Any]:

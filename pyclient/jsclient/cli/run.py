@@ -17,7 +17,7 @@ from .send import send
 def execute(args: argparse.Namespace) -> int:
     """Run `jsctl exec`."""
     words: List[str] = args.program
-    if not words:
+    if not any(words):
         raise UsageError("exec needs a program: jsctl exec 1.1 -- uname -a")
     options = process_options(args)
     data = read_data(args.data)

@@ -188,10 +188,7 @@ def _rows(client: Client, found: Sequence[Tuple[NodeId, Dict[str, Any]]]) -> Lis
 
 def fit(rows: Sequence[Row], width: int) -> str:
     """Return the table in `width` columns: columns are dropped in `DROP_ORDER`, the sort column stays."""
-    cut = [
-        tuple(render.shortened(value, {"JOB": 12, "CMD": 20}.get(name, 1000)) for name, value in zip(HEADER, row))
-        for row in rows
-    ]
+    cut = [(node, str(job)[:12], render.cell(cmd, 20), *more) for node, job, cmd, *more in rows]
     kept = list(range(len(HEADER)))
     text = render.table(HEADER, rows)
     for drop in ("", *DROP_ORDER):

@@ -13,7 +13,7 @@ from . import keys, wire
 from ._connection import Connection
 from ._timeouts import DEFAULT, Default, Timeout
 from .commands import CommandSpec, Levels
-from .errors import Error, JobNotFoundError, NoControllerError, UsageError
+from .errors import Error, NoControllerError, UsageError, job_not_found_error
 from .keys import NodeId
 from .nodes import explain_unknown, format_duration, load_nodes, load_revoked, to_milliseconds
 from .result import Result
@@ -164,7 +164,7 @@ class Session(ABC):
         """Return the state of a job; raise `JobNotFoundError` when it was never sent or is older than a day."""
         found = self._info(keys.check_id(job_id))
         if found is None:
-            raise JobNotFoundError(f"no job {job_id}: it was never sent, or is older than a day")
+            raise job_not_found_error(job_id)
         return found
 
     def _info(self, job_id: str) -> Optional[JobInfo]:

@@ -67,6 +67,11 @@ class JobNotFoundError(Error, LookupError):
     exit_code = NO_MATCH
 
 
+def job_not_found_error(job_id: str) -> JobNotFoundError:
+    """Return the error for a job id that Redis does not know."""
+    return JobNotFoundError(f"no job {job_id}: it was never sent, or is older than a day")
+
+
 class WaitTimeoutError(Error, TimeoutError):
     """The timeout is over; the job may continue."""
 

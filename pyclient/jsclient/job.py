@@ -10,7 +10,7 @@ from . import commands, keys
 from ._session import Session
 from ._timeouts import DEFAULT, Timeout, WaitTimer
 from .commands import Levels
-from .errors import Error, JobNotFoundError, UsageError, WaitTimeoutError
+from .errors import Error, JobNotFoundError, UsageError, WaitTimeoutError, job_not_found_error
 from .keys import NodeId
 from .result import Result
 from .wire import JobInfo, Record
@@ -56,7 +56,7 @@ class Job:
         """Return the state of the job; `None` when this process sent it and no controller has taken it yet."""
         found = self.client._info(self.id)
         if found is None and (self._sent is None or time.monotonic() - self._sent > keys.JOB_TTL_SECONDS):
-            raise JobNotFoundError(f"no job {self.id}: it was never sent, or is older than a day")
+            raise job_not_found_error(self.id)
         return found
 
     @property

@@ -7,7 +7,7 @@ from typing import Callable, Dict, List, Optional, Tuple
 
 from .. import commands, keys
 from ..commands import CommandSpec
-from ..errors import FAILED, OK, JobNotFoundError, NoMatchingNodesError, UsageError
+from ..errors import FAILED, OK, JobNotFoundError, NoMatchingNodesError, UsageError, job_not_found_error
 from ..fleet import Fleet
 from ..job import nodes_of
 from ..keys import NodeId
@@ -41,7 +41,7 @@ def cancel(args: argparse.Namespace) -> int:
     with connect(args) as client:
         args.id, members = find_jobs(client, args.id)
         if not members:
-            raise JobNotFoundError(f"no job {args.id}: it was never sent, or is older than a day")
+            raise job_not_found_error(args.id)
         reasons: Dict[NodeId, str] = {}
         for job_id in members:
             reasons.update(client.cancel(job_id, **_timeout(args)))

@@ -11,6 +11,7 @@ from .. import commands, keys
 from ..client import Client
 from ..errors import FAILED, NO_MATCH, OK, Error, NoMatchingNodesError, UsageError
 from ..keys import NodeId
+from ..nodes import explain_unknown
 from ..result import Result
 from ..target_commands import TargetCommands
 from ..values import load_json
@@ -40,8 +41,10 @@ def logs(args: argparse.Namespace) -> int:
         if not chosen.live:
             raise NoMatchingNodesError(target.explain_no_nodes(chosen))
         # When each node has its own job, only its nodes have records.
-        for node in [n for n in (*chosen.unknown, *(n.id for n in chosen.offline)) if n in ids or not ids]:
-            message(f"jsctl: {node} is not there; its records are left out")
+        reasons = {node: explain_unknown([node], chosen.revoked) for node in chosen.unknown}
+        reasons.update((node.id, f"node {node.id} is offline ({node.last_contact})") for node in chosen.offline)
+        for reason in [reason for node, reason in reasons.items() if node in ids or not ids]:
+            message(f"jsctl: {reason}; its records are left out")
         nodes = [node for node in chosen.live if node in ids] or chosen.live
         if args.delete:
             return _delete(client, args, nodes, ids)

@@ -8,7 +8,7 @@ from typing import List, Tuple
 
 from .. import keys
 from ..client import Client
-from ..errors import JobNotFoundError, NoControllerError
+from ..errors import NoControllerError, job_not_found_error
 from ..fleet import Fleet
 
 #: Reads of the jobs of a fleet that a controller is still taking from the queue, and the pause between, in seconds.
@@ -58,5 +58,5 @@ def resume_fleet(client: Client, job_id: str) -> Fleet:
     """Return the fleet with this id or prefix; raise `JobNotFoundError`."""
     job_id, members = find_jobs(client, job_id)
     if not members:
-        raise JobNotFoundError(f"no job {job_id}: it was never sent, or is older than a day")
+        raise job_not_found_error(job_id)
     return Fleet.resume(client, job_id, {member: client.job_info(member) for member in members})

@@ -47,7 +47,7 @@ fn enroll(
         .recursive(true)
         .mode(0o700)
         .create(&out)
-        .with_context(|| format!("the folder {} cannot be made", out.display()))?;
+        .with_context(|| format!("the folder {} cannot be made; give another --out", out.display()))?;
     let out = fs::canonicalize(&out).with_context(|| format!("the folder {} cannot be read", out.display()))?;
     // Newer than a revocation, and not newer than the next one: by Redis' clock, where Redis can be
     // asked; it need not run for this.

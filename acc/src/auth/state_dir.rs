@@ -70,11 +70,9 @@ impl StateDir {
 
     /// Opens the state directory and makes what is missing; `now` is in milliseconds since 1970.
     pub(crate) fn open(dir: &Path, now: u64) -> anyhow::Result<StateDir> {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dir)
-            .with_context(|| format!("the state directory {} cannot be made", dir.display()))?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).with_context(|| {
+            format!("the state directory {} cannot be made; give another --state-dir", dir.display())
+        })?;
         let shown = dir.display();
         let meta = fs::metadata(dir).with_context(|| format!("the state directory {shown} cannot be read"))?;
         if !meta.is_dir() {

@@ -1,16 +1,17 @@
 //! `jsagent status`: the jobs of this node, read from its job store without a controller.
 
 use crate::job::{JobState, RunArgs};
+use crate::platform::unix_ms;
 use crate::storage::job_store::{self, Row};
 use anyhow::Result;
 use jscommon::Command;
 use std::fmt::Write;
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 /// A table of the jobs that are not over, ready to print; `data_dir` is the agent's.
 pub(crate) fn status(data_dir: &Path) -> Result<String> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64);
+    let now = unix_ms();
     Ok(table(&job_store::read_only(data_dir)?, now))
 }
 

@@ -15,6 +15,7 @@ pub mod failpoint;
 pub mod file;
 pub mod json_size;
 pub mod level;
+pub mod lock;
 pub mod node;
 pub mod notify;
 #[cfg(unix)]

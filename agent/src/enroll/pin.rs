@@ -2,6 +2,7 @@
 
 use crate::uplink;
 use anyhow::{Context, Result, anyhow, bail};
+use jscommon::lock::lock;
 use jscommon::token::sha256_hex;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -9,7 +10,7 @@ use rustls::crypto::{CryptoProvider, ring as provider, verify_tls12_signature, v
 use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use std::net::{TcpStream, ToSocketAddrs};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -50,7 +51,7 @@ pub(super) fn find(url: &str, fingerprint: &str) -> Result<CertificateDer<'stati
             None => anyhow!("{}: {}", what(), uplink::of_io(&error)),
         })?;
     }
-    let found = verifier.found.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let found = lock(&verifier.found).take();
     found.context("the controller presented no certificate")
 }
 
@@ -102,7 +103,7 @@ impl ServerCertVerifier for Pinned {
                 .map_err(|error| rustls::Error::General(error.to_string()))?;
             verifier.verify_server_cert(leaf, others, name, ocsp, now)?;
         }
-        *self.found.lock().unwrap_or_else(PoisonError::into_inner) = Some(pinned.clone().into_owned());
+        *lock(&self.found) = Some(pinned.clone().into_owned());
         Ok(ServerCertVerified::assertion())
     }
 

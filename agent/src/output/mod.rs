@@ -9,7 +9,7 @@ use crate::stats;
 use crate::storage::message_log;
 use crate::storage::message_log::batch::Batch;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 mod capture;
@@ -20,6 +20,7 @@ mod reader;
 
 use capture::CaptureBuffer;
 pub(crate) use capture::Captured;
+use jscommon::lock::lock;
 pub(crate) use reader::Readers;
 
 /// Where messages go.
@@ -65,14 +66,14 @@ impl Capture {
     /// Returns what has been captured by now. It may be called before the pipes end, for a grandchild can hold them
     /// for ever.
     pub(crate) fn snapshot(&self) -> Captured {
-        self.buffer().snapshot()
+        lock(&self.buffer).snapshot()
     }
 
     /// The process has ended: what it wrote last is read at once, however far the message log is behind, for the
     /// result waits for that. Says whether a reader waits now, and is to be told by [`message_log::Inlet::nudge`].
     pub(crate) fn process_ended(&self) -> bool {
         self.last.store(LAST_OUTPUT, Ordering::SeqCst);
-        self.stall().waiting > 0
+        lock(&self.stall).waiting > 0
     }
 
     /// Hands over the messages of so many bytes, which waits while the message log is behind.
@@ -86,33 +87,25 @@ impl Capture {
     /// How long its readers have waited for the message log by now. They read nothing meanwhile, so that what
     /// the process wrote may still be in its pipes.
     pub(crate) fn stalled(&self) -> Duration {
-        let stall = self.stall();
+        let stall = lock(&self.stall);
         stall.total + stall.since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// Does `wait`, which waits for the message log.
     fn while_stalled(&self, wait: impl FnOnce()) {
         {
-            let mut stall = self.stall();
+            let mut stall = lock(&self.stall);
             stall.waiting += 1;
             stall.since.get_or_insert_with(Instant::now);
         }
         wait();
-        let mut stall = self.stall();
+        let mut stall = lock(&self.stall);
         stall.waiting -= 1;
         if stall.waiting == 0
             && let Some(since) = stall.since.take()
         {
             stall.total += since.elapsed();
         }
-    }
-
-    fn stall(&self) -> MutexGuard<'_, Stall> {
-        self.stall.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn buffer(&self) -> MutexGuard<'_, CaptureBuffer> {
-        self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

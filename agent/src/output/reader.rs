@@ -13,13 +13,15 @@ use super::encoding::{Decoded, Encoding};
 use super::marker::{Message, Parser};
 use super::{Capture, Outlets};
 use crate::job::JobLabel;
-use crate::storage::message_log::batch::{Batch, now};
+use crate::platform::unix_ms;
+use crate::storage::message_log::batch::Batch;
 use crate::{platform, process_tree};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use jscommon::lock::lock;
 use jscommon::{failpoint, level};
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::Builder;
 use std::time::Duration;
 
@@ -47,7 +49,7 @@ struct Ended<F: FnOnce()> {
 impl<F: FnOnce()> Ended<F> {
     fn one_more(&self) {
         if self.left.fetch_sub(1, Ordering::AcqRel) == 1
-            && let Some(run) = self.run.lock().unwrap_or_else(PoisonError::into_inner).take()
+            && let Some(run) = lock(&self.run).take()
         {
             run();
         }
@@ -176,9 +178,9 @@ impl Reader {
         let Reader { parsers, encodings, pages, source, outlets, capture, statsd } = self;
         let (parser, page, encoding) = (&mut parsers[stream], &mut pages[stream], &mut encodings[stream]);
         // One clock reading a read: its messages arrived together.
-        let mut batch = Batch::new(source, now(), bytes.map_or(0, <[u8]>::len));
+        let mut batch = Batch::new(source, unix_ms(), bytes.map_or(0, <[u8]>::len));
         {
-            let mut buffer = capture.buffer();
+            let mut buffer = lock(&capture.buffer);
             buffer.count(stream, bytes.map_or(0, <[u8]>::len));
             let mut sink = |message: Message<'_>| {
                 buffer.note(stream, &message);

@@ -10,12 +10,19 @@ mod unix;
 #[cfg(windows)]
 mod windows;
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 pub(crate) use rename::rename;
 pub(crate) use signal::Signal;
 #[cfg(unix)]
 pub(crate) use unix::*;
 #[cfg(windows)]
 pub(crate) use windows::*;
+
+/// Returns the time, in milliseconds since 1970.
+pub(crate) fn unix_ms() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
+}
 
 /// The umask of a child that asks for none.
 pub(crate) const UMASK: u32 = 0o022;

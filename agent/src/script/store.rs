@@ -6,10 +6,11 @@ use crate::config::Config;
 use crate::process_tree::NotStarted;
 use crate::uplink::{Controller, Failure};
 use jscommon::backoff::Backoff;
+use jscommon::lock::lock;
 use jscommon::token::sha256_hex;
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Most sources that are kept.
@@ -96,8 +97,8 @@ impl Store {
         if let Some(source) = self.cache.get(hash, ending) {
             return Ok(source);
         }
-        let lock = Arc::clone(locked(&self.fetching).entry(hash.to_owned()).or_default());
-        let guard = locked(&lock);
+        let fetch = Arc::clone(lock(&self.fetching).entry(hash.to_owned()).or_default());
+        let guard = lock(&fetch);
         // The thread that held the lock before may have fetched it.
         let source = match self.cache.get(hash, ending) {
             Some(source) => Ok(source),
@@ -109,9 +110,9 @@ impl Store {
             }),
         };
         drop(guard);
-        let mut fetching = locked(&self.fetching);
+        let mut fetching = lock(&self.fetching);
         // This one and the map's own; more are those who wait.
-        if Arc::strong_count(&lock) <= 2 {
+        if Arc::strong_count(&fetch) <= 2 {
             fetching.remove(hash);
         }
         source
@@ -151,9 +152,4 @@ impl Store {
             std::thread::sleep(wait);
         }
     }
-}
-
-/// Locks it. The guarded data stays consistent when a thread panics, so a poisoned lock is no fault.
-fn locked<T: ?Sized>(lock: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    lock.lock().unwrap_or_else(PoisonError::into_inner)
 }

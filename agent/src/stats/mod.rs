@@ -10,14 +10,15 @@
 
 use crate::config::Config;
 use crate::job::JobLabel;
+use crate::platform::unix_ms;
 use crate::storage::upload_queue::{Kind, UploadQueue};
 use anyhow::{Context, Result};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use jscommon::worker::Worker;
 use jscommon::{NodeId, failpoint, series};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 mod aggregate;
 mod pace;
@@ -27,6 +28,7 @@ mod udp;
 pub(crate) use aggregate::Figures;
 
 use aggregate::{Aggregate, Faults, Origin};
+use jscommon::lock::lock;
 use pace::Pace;
 
 const STACK: usize = 256 * 1024;
@@ -159,10 +161,6 @@ fn group(domain: &str, name: &str) -> String {
     format!("{}.{}", series::part(domain), series::part(name))
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// The thread that ends intervals.
 struct Flusher {
     node: NodeId,
@@ -177,13 +175,13 @@ struct Flusher {
 
 impl Flusher {
     fn run(self) {
-        let mut pace = Pace::new(self.seconds, now());
-        while self.stopped.recv_timeout(pace.wait(now())) == Err(RecvTimeoutError::Timeout) {
-            if let Some(timestamp) = pace.woke(now()) {
+        let mut pace = Pace::new(self.seconds, unix_ms() as u64);
+        while self.stopped.recv_timeout(pace.wait(unix_ms() as u64)) == Err(RecvTimeoutError::Timeout) {
+            if let Some(timestamp) = pace.woke(unix_ms() as u64) {
                 self.flush(timestamp);
             }
         }
-        self.flush(pace.close(now()));
+        self.flush(pace.close(unix_ms() as u64));
     }
 
     /// Ends the interval and puts its series into the upload queue; `timestamp` is in seconds since 1970.
@@ -272,11 +270,6 @@ impl Sink<'_> {
         self.upload_queue.push_stats(self.timestamp, &self.series);
         self.series.clear();
     }
-}
-
-/// The time, in milliseconds since 1970.
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
 #[cfg(test)]

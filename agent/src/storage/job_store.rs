@@ -23,13 +23,15 @@ mod tests;
 pub(crate) use rows::{JobUpdate, Row, Unsent};
 
 use super::sqlite;
+use crate::platform::unix_ms;
 use anyhow::{Context, Result, bail};
+use jscommon::lock::lock;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use std::collections::HashSet;
 use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 /// The file below `data_dir`.
@@ -300,7 +302,7 @@ impl JobStore {
     }
 
     fn mark_sent_in(&self, table: &mut Table, keys: &[i64]) -> Result<()> {
-        let now = now_ms();
+        let now = unix_ms();
         table.wait_for_disk(false)?;
         let marked = table::mark(&mut table.db, keys);
         let tidied = if marked.is_ok() && table.accepted_since_tidy >= retention::TIDY_EVERY {
@@ -315,7 +317,7 @@ impl JobStore {
 
     /// Gives back the memory that SQLite keeps for the table's pages.
     pub(crate) fn rest(&self) {
-        let _ = self.lock().db.execute_batch("PRAGMA shrink_memory");
+        let _ = lock(&self.table).db.execute_batch("PRAGMA shrink_memory");
     }
 
     /// Bytes of the results that wait for all controllers together.
@@ -333,7 +335,7 @@ impl JobStore {
     /// Does `work` on the open table. Where the file seems damaged, a fresh look at it decides: a good one is
     /// opened anew, a damaged one is replaced, and `work` is done again.
     fn with<T>(&self, work: impl FnMut(&mut Table) -> Result<T>) -> Result<T> {
-        let mut table = self.lock();
+        let mut table = lock(&self.table);
         let is_open = table.is_open;
         sqlite::with_reopened(&mut *table, is_open, |table| self.reopen(table), work)
     }
@@ -370,10 +372,6 @@ impl JobStore {
         }
         self.recount(table)
     }
-
-    fn lock(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
 }
 
 impl Table {
@@ -395,8 +393,4 @@ pub(crate) fn read_only(data_dir: &Path) -> Result<Vec<Row>> {
         .with_context(|| format!("cannot read {}: start its agent first, or run this as its user", path.display()))?;
     db.busy_timeout(Duration::from_secs(5))?;
     table::read_live(&db).with_context(|| format!("cannot read {}", path.display()))
-}
-
-fn now_ms() -> i64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64)
 }

@@ -18,14 +18,14 @@
 
 use super::sqlite;
 use crate::config::Config;
-use crate::platform;
+use crate::platform::{self, unix_ms};
 use anyhow::{Result, bail};
 use crossbeam_channel::Sender;
 use rusqlite::Connection;
 use serde_json::{Value, json};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 mod numbers;
 mod refusal;
@@ -34,6 +34,7 @@ mod storage;
 #[cfg(test)]
 mod tests;
 
+use jscommon::lock::lock;
 pub(crate) use retention::Dropped;
 use storage::Inner;
 
@@ -149,7 +150,7 @@ impl UploadQueue {
     /// logger's database too, all of them or none. They are sent when their batch is full or its time has
     /// come.
     pub(crate) fn push_log(&self, records: &Records, mark: IdCheckpoint) -> Result<()> {
-        let mut inner = self.lock();
+        let mut inner = lock(&self.inner);
         let closed = self.with(&mut inner, |inner| {
             let mut closed = false;
             inner.transaction(|inner| {
@@ -185,12 +186,12 @@ impl UploadQueue {
 
     /// When the batch of records that still grows must go.
     pub(crate) fn log_due(&self) -> Option<Instant> {
-        self.lock().open.as_ref().map(|open| open.due)
+        lock(&self.inner).open.as_ref().map(|open| open.due)
     }
 
     /// Ends the batch of records that still grows.
     pub(crate) fn close_log(&self) {
-        let mut inner = self.lock();
+        let mut inner = lock(&self.inner);
         if inner.open.take().is_some() {
             inner.wake(&self.chosen[0]);
         }
@@ -205,8 +206,8 @@ impl UploadQueue {
         if serde_json::to_writer(&mut body, series).is_err() {
             return;
         }
-        let mut inner = self.lock();
-        inner.follow_clock(Instant::now(), now());
+        let mut inner = lock(&self.inner);
+        inner.follow_clock(Instant::now(), unix_ms());
         let wrote = self.with(&mut inner, |inner| {
             inner.transaction(|inner| {
                 let number = inner.next_number();
@@ -227,7 +228,7 @@ impl UploadQueue {
             Some(one) => vec![one.to_owned()],
             None => self.controllers.clone(),
         };
-        let mut inner = self.lock();
+        let mut inner = lock(&self.inner);
         let wrote = self.with(&mut inner, |inner| inner.transaction(|inner| inner.insert_event(&to, &body)));
         if let Err(e) = wrote {
             inner.wait_with_event(to.clone(), body, &e);
@@ -250,13 +251,13 @@ impl UploadQueue {
         if kind != Kind::Event && !self.is_chosen(controller, kind) {
             return Ok(None);
         }
-        let mut inner = self.lock();
+        let mut inner = lock(&self.inner);
         self.told(&mut inner, |inner| inner.next(controller, kind, without))
     }
 
     /// Reads the event of this number that waits for the controller.
     pub(crate) fn event(&self, controller: &str, number: i64) -> Result<Option<Batch>> {
-        let mut inner = self.lock();
+        let mut inner = lock(&self.inner);
         let batch = self.told(&mut inner, |inner| inner.whole(controller, Kind::Event, number))?;
         Ok(Some(batch).filter(|batch| !batch.body.is_empty()))
     }
@@ -276,7 +277,7 @@ impl UploadQueue {
 
     /// The controller has taken this batch (200), now or before.
     pub(crate) fn taken(&self, controller: &str, kind: Kind, number: u64) {
-        let mut inner = self.lock();
+        let mut inner = lock(&self.inner);
         let others: Vec<String> = match kind {
             Kind::Event => Vec::new(),
             kind => self.chosen[kind as usize].clone(),
@@ -302,7 +303,7 @@ impl UploadQueue {
     /// Once a controller has taken or refused anything of this file, an old number is an old batch, unless
     /// `last` is a number that was never given here.
     pub(crate) fn jump(&self, controller: &str, kind: Kind, number: u64, last: u64) -> bool {
-        let mut inner = self.lock();
+        let mut inner = lock(&self.inner);
         let jumped = self.with(&mut inner, |inner| inner.jump(controller, kind, number as i64, last as i64));
         match jumped {
             Ok(true) => log::warn!(
@@ -317,14 +318,14 @@ impl UploadQueue {
 
     /// Returns what was dropped since the last call, for a record on the node itself.
     pub(crate) fn take_unreported(&self) -> Dropped {
-        std::mem::take(&mut self.lock().unreported)
+        std::mem::take(&mut lock(&self.inner).unreported)
     }
 
     /// The controller will never take this batch, not even a part of it: it is dropped and counted.
     pub(crate) fn refused(&self, controller: &str, kind: Kind, number: u64) {
         // An event about a refused event would be refused in its turn, for ever.
         if kind != Kind::Event {
-            let mut inner = self.lock();
+            let mut inner = lock(&self.inner);
             let count = inner.count(controller, kind, number as i64);
             inner.dropped(kind, count);
         }
@@ -333,19 +334,19 @@ impl UploadQueue {
 
     /// Has `wake` told (without waiting) whenever there is something new for this controller.
     pub(crate) fn waker(&self, controller: &str, wake: Sender<()>) {
-        self.lock().wakers.insert(controller.to_owned(), wake);
+        lock(&self.inner).wakers.insert(controller.to_owned(), wake);
     }
 
     /// Gives back the memory that SQLite keeps for the pages of this database, and that of code which
     /// is not in use: for when a burst of work is over.
     pub(crate) fn rest(&self) {
-        let _ = self.lock().db.execute_batch("PRAGMA shrink_memory");
+        let _ = lock(&self.inner).db.execute_batch("PRAGMA shrink_memory");
         platform::evict_text_pages();
     }
 
     /// Where the ids of records stood when it was last written down.
     pub(crate) fn mark(&self) -> Option<IdCheckpoint> {
-        let inner = self.lock();
+        let inner = lock(&self.inner);
         let found = inner.db.query_row("SELECT last, next FROM mark", [], |row| Ok((row.get(0)?, row.get(1)?)));
         found.ok().map(|(last, next)| IdCheckpoint { last, next })
     }
@@ -353,19 +354,15 @@ impl UploadQueue {
     /// Changes the file or its connection. For tests.
     #[cfg(test)]
     pub(crate) fn execute(&self, sql: &str) {
-        self.lock().db.execute_batch(sql).expect("the statement");
+        lock(&self.inner).db.execute_batch(sql).expect("the statement");
     }
 
     /// Writes down where the ids of records stand.
     pub(crate) fn set_mark(&self, mark: IdCheckpoint) {
-        let mut inner = self.lock();
+        let mut inner = lock(&self.inner);
         if let Err(e) = self.with(&mut inner, |inner| inner.transaction(|inner| inner.put_mark(mark))) {
             inner.log_throttled(&format!("{e:#}"));
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Does `work` on the open file. Where the file seems damaged, a fresh look at it decides: a good one is
@@ -399,9 +396,4 @@ impl UploadQueue {
         inner.wake(&self.controllers);
         Ok(())
     }
-}
-
-/// The time, in milliseconds since 1970.
-fn now() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
 }

@@ -19,7 +19,7 @@ use super::types::{Action, Event, Now};
 use super::{Message, Notice, Parts, Remote};
 use crate::job::JobLabel;
 use crate::output::Readers;
-use crate::platform;
+use crate::platform::{self, unix_ms};
 use crate::process_tree::{self, Cgroups, Children};
 use crate::storage::job_store::JobUpdate;
 use anyhow::{Context, Result};
@@ -229,7 +229,7 @@ impl Actor {
     }
 
     fn now(&self) -> Now {
-        Now { mono: self.begin.elapsed().as_millis() as u64, wall: wall() }
+        Now { mono: self.begin.elapsed().as_millis() as u64, wall: unix_ms() }
     }
 
     fn deadline(&self) -> Option<Instant> {
@@ -350,10 +350,6 @@ impl Actor {
         self.keeper.ended(run);
         self.event(Event::Drained { run });
     }
-}
-
-fn wall() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
 }
 
 #[cfg(test)]

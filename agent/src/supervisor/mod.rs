@@ -18,11 +18,12 @@ use crate::storage::job_store::JobStore;
 use anyhow::Result;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use jscommon::Command;
+use jscommon::lock::lock;
 use jscommon::worker::Worker;
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 mod event_loop;
@@ -235,7 +236,7 @@ impl Remote {
                 process_tree::group_of,
             ),
         };
-        let mut baselines = self.baselines.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut baselines = lock(&self.baselines);
         if all {
             baselines.retain(|run, _| roots.iter().any(|root| root.run == *run));
         }

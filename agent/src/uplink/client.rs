@@ -18,12 +18,13 @@ use super::failure::Failure;
 use crate::config;
 use anyhow::Context;
 use jscommon::NodeId;
+use jscommon::lock::lock;
 use rustls_pki_types::CertificateDer;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::time::{Duration, Instant};
 
 /// The longest that a poll waits for a command.
@@ -204,7 +205,7 @@ impl Controller {
     ///
     /// A node that was enrolled again gets going so without a restart.
     pub(crate) fn reload(&self) -> bool {
-        let files = self.files();
+        let files = lock(&self.files);
         self.finish(&files);
         let Ok(credentials) = Credentials::load(&self.config) else { return false };
         if credentials.digest == self.link().digest {
@@ -227,15 +228,11 @@ impl Controller {
 
     /// Puts the credentials in use into their files as far as they are not there.
     pub(crate) fn finish_files(&self) {
-        self.finish(&self.files());
+        self.finish(&lock(&self.files));
     }
 
     fn finish(&self, _files: &MutexGuard<()>) {
         self.unfinished.store(!Credentials::finish(&self.config), Ordering::Relaxed);
-    }
-
-    fn files(&self) -> MutexGuard<'_, ()> {
-        self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn use_now(&self, credentials: Credentials) {
@@ -264,7 +261,7 @@ impl Controller {
             return Ok(false);
         };
         let local = |error: anyhow::Error| Failure::Local(format!("the new credentials: {error:#}"));
-        let _files = self.files();
+        let _files = lock(&self.files);
         let finished = issued.store(&self.config).map_err(local)?;
         self.unfinished.store(!finished, Ordering::Relaxed);
         let credentials = Credentials::load(&self.config).map_err(local)?;

@@ -1,9 +1,10 @@
 //! Why a request to a controller failed, and what that means for the next one. PURE.
 
+use crate::platform::unix_ms;
 use serde_json::Value;
 use std::fmt;
 use std::io::{self, ErrorKind};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 /// A clock that differs by more than this is worth a word of its own.
 const CLOCK_TOLERANCE_MS: i64 = 60_000;
@@ -95,7 +96,7 @@ impl Failure {
 
     /// Returns the failure that an answer with another status than 200 and 204 means.
     pub(super) fn of_answer(head: &Head, body: &[u8]) -> Failure {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_millis() as i64);
+        let now = unix_ms();
         of_answer_at(head, body, now)
     }
 

@@ -8,11 +8,12 @@
 //! lookup fails keeps its last addresses: a name server that is away cuts off nobody.
 
 use super::failure::unresolved;
+use jscommon::lock::lock;
 use std::collections::HashMap;
 use std::fmt::Debug;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use ureq::config::Config;
 use ureq::http::Uri;
@@ -51,11 +52,7 @@ impl<R> Resolve<R> {
 
     /// Has every name looked up again: an address was of no use.
     pub(super) fn invalidate(&self) {
-        self.lock().values_mut().for_each(|found| found.until = None);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Found>> {
-        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.found).values_mut().for_each(|found| found.until = None);
     }
 }
 
@@ -66,14 +63,14 @@ impl<R: Resolver> Resolver for Resolve<R> {
         }
         let name = uri.authority().map(|name| format!("{:?} {name}", uri.scheme_str())).unwrap_or_default();
         let now = Instant::now();
-        if let Some(found) = self.lock().get(&name)
+        if let Some(found) = lock(&self.found).get(&name)
             && found.until.is_some_and(|until| now < until)
         {
             return Ok(list(self, found.addresses.iter().copied()));
         }
         // Not under the lock: a lookup may take as long as it is allowed to.
         let looked_up = self.inner.resolve(uri, config, timeout);
-        let mut known = self.lock();
+        let mut known = lock(&self.found);
         match looked_up {
             Ok(addresses) => {
                 if known.len() < MOST || known.contains_key(&name) {

@@ -6,6 +6,7 @@
 
 use crate::platform::{Disk, Space};
 use crossbeam_channel::{Receiver, Sender, select, unbounded};
+use jscommon::lock::lock;
 use jscommon::worker::Worker;
 use nix::sys::statvfs::statvfs;
 use std::collections::HashMap;
@@ -14,7 +15,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// How long a file system has for its answer.
@@ -173,10 +174,6 @@ struct Asker {
 }
 
 impl Lost {
-    fn lock(&self) -> MutexGuard<'_, Option<HashMap<String, (usize, bool)>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Returns the space of each of these mounts; `ask` may never return.
     fn spaces(
         &'static self,
@@ -191,7 +188,7 @@ impl Lost {
         open.sort_by_key(|(_, mount)| !mount.is_local());
         loop {
             {
-                let mut lost = self.lock();
+                let mut lost = lock(&self.0);
                 let lost = lost.get_or_insert_default();
                 // Apart: several callers that wait for the same one lose as many threads, which must hide no local one.
                 let threads =
@@ -224,7 +221,7 @@ impl Lost {
                     },
                     recv(stop) -> _ => return spaces,
                     default(deadline) => {
-                        let mut lost = self.lock();
+                        let mut lost = lock(&self.0);
                         // The answer may have come in this moment.
                         if answer.is_empty() {
                             given_up.store(true, Ordering::Relaxed);
@@ -242,7 +239,7 @@ impl Lost {
     fn run(&self, asker: Asker, ask: fn(&Mount) -> Option<Space>) {
         for (index, mount) in asker.mounts {
             let space = ask(&mount);
-            let mut lost = self.lock();
+            let mut lost = lock(&self.0);
             if asker.given_up.load(Ordering::Relaxed) {
                 log::info!("the file system at {} answers again", String::from_utf8_lossy(&mount.path));
                 let lost = lost.get_or_insert_default();

@@ -7,9 +7,10 @@ use super::access::{self, program_data};
 use super::stop;
 use crate::platform::ServiceOrder;
 use anyhow::{Context, Result, bail};
+use jscommon::lock::lock;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 use windows_service::service::{
     Service, ServiceAccess, ServiceAction, ServiceActionType, ServiceControl, ServiceControlAccept,
@@ -202,7 +203,7 @@ define_windows_service!(enter, serve);
 /// Runs `body` as the service that the manager has started this process for. `body` is given what to
 /// call once it serves, and answers whether it ended well.
 pub(crate) fn run_service(body: impl FnOnce(&dyn Fn()) -> bool + Send + 'static) -> Result<()> {
-    *BODY.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(body));
+    *lock(&BODY) = Some(Box::new(body));
     service_dispatcher::start(NAME, enter)
         .map_err(plain)
         .context("only the service manager runs this: jsagent service start")
@@ -224,7 +225,7 @@ fn serve(_: Vec<OsString>) {
     };
     let Ok(status) = service_control_handler::register(NAME, handler) else { return };
     let _ = known.set(status);
-    let body = BODY.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let body = lock(&BODY).take();
     tell(status, ServiceState::StartPending, 0);
     let good = body.is_some_and(|body| body(&|| tell(status, ServiceState::Running, 0)));
     // Ended by itself, be it a fault or a `restart`: the manager starts it again after a failure alone.

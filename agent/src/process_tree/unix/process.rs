@@ -5,6 +5,7 @@ use super::clone::{self, Call};
 use super::proc::process;
 use crate::platform::Signal;
 use crate::process_tree::{Proc, Settings, Spawned, StartError, Step};
+use jscommon::lock::lock;
 use jscommon::worker::Worker;
 use nix::errno::Errno;
 use nix::sys::signal as posix;
@@ -14,7 +15,7 @@ use std::io;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 /// A command that runs in `folder`, with an empty environment. The child itself looks for its program, once it is there.
@@ -69,7 +70,7 @@ impl Children {
         if let Err(fault) = nix::sys::prctl::set_child_subreaper(true) {
             log::warn!("cannot adopt orphans ({fault}); descendants that detach are found by their environment alone");
         }
-        let mut table = SHARED.lock();
+        let mut table = lock(&SHARED.table);
         if !table.waiting {
             // It may sit in a wait for an adopted daemon when the agent ends, so nobody joins it.
             Worker::spawn("waiter", 64 * 1024, || SHARED.wait())?.detach();
@@ -93,13 +94,13 @@ impl Children {
         is_wanted: &dyn Fn() -> bool,
     ) -> Result<Spawned, StartError> {
         let pid = Arc::new(AtomicI32::new(0));
-        SHARED.lock().starting.push((run, pid.clone()));
+        lock(&SHARED.table).starting.push((run, pid.clone()));
         // From here on `abort_start` finds the child.
         let spawned = match is_wanted() {
             true => clone::spawn(command, stdin, settings, group, &pid, self.call),
             false => Err(StartError::at(Step::Process)(io::Error::other("the job was ended before its start"))),
         };
-        let mut table = SHARED.lock();
+        let mut table = lock(&SHARED.table);
         table.starting.retain(|(_, known)| !Arc::ptr_eq(known, &pid));
         if let Ok(spawned) = &spawned {
             table.runs.insert(spawned.pid, (run, self.exited.clone()));
@@ -112,7 +113,7 @@ impl Children {
     /// Ends the child of a start that is under way, which may wait for a file system.
     pub(crate) fn abort_start(&self, run: u64) {
         // The waiter reaps no such child before its start is over, so its id is still its own.
-        let table = SHARED.lock();
+        let table = lock(&SHARED.table);
         let pids = table.starting.iter().filter(|(known, _)| *known == run).map(|(_, pid)| pid.load(Ordering::Acquire));
         for pid in pids.filter(|pid| *pid > 0) {
             send(pid, Signal::KILL);
@@ -122,7 +123,7 @@ impl Children {
     /// Sends `signal` to the process group of this run's first process `pid`, as long as that one was
     /// not reaped; else nothing, and the answer is no.
     pub(crate) fn signal_group(&self, run: u64, pid: u32, signal: Signal) -> bool {
-        let table = SHARED.lock();
+        let table = lock(&SHARED.table);
         table.runs.get(&pid).is_some_and(|(known, _)| *known == run) && send(-(pid as i32), signal)
     }
 
@@ -155,17 +156,13 @@ impl Table {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn wait(&self) {
         loop {
-            let before = self.lock().count;
+            let before = lock(&self.table).count;
             match wait_for(None, LOOK) {
                 Ok(None) | Err(Errno::EINTR) => {}
                 Ok(Some((pid, _))) => {
-                    let mut table = self.lock();
+                    let mut table = lock(&self.table);
                     // One that has ended already is not waited for long: its start ends with it.
                     while table.may_be_starting(pid) {
                         table = self.started.wait_timeout(table, MOMENT).unwrap_or_else(PoisonError::into_inner).0;
@@ -178,7 +175,7 @@ impl Shared {
                 }
                 // No child and so no descendant either: only a start can change that.
                 Err(Errno::ECHILD) => {
-                    let mut table = self.lock();
+                    let mut table = lock(&self.table);
                     while table.count == before {
                         table = self.started.wait(table).unwrap_or_else(PoisonError::into_inner);
                     }
@@ -199,12 +196,12 @@ impl Shared {
 /// that one piece of news, and nobody waits for the waiter to wake up.
 pub(crate) fn wait_child(run: u64, pid: u32) -> Option<i32> {
     let is_its = |table: &Table| table.runs.get(&pid).is_some_and(|(known, _)| *known == run);
-    if !is_its(&SHARED.lock()) {
+    if !is_its(&lock(&SHARED.table)) {
         return None;
     }
     // Whatever else it answers, the table knows whether there is still an end to be told.
     while wait_for(Some(pid), LOOK) == Err(Errno::EINTR) {}
-    let mut table = SHARED.lock();
+    let mut table = lock(&SHARED.table);
     match is_its(&table) {
         true => reap(&mut table, pid).map(|(_, code)| code),
         false => None,
@@ -447,7 +444,7 @@ mod tests {
         let mut command = Command::new("cat");
         let child = children.spawn(u64::MAX, &mut command, true, &Settings::default(), None, &|| true).unwrap();
         {
-            let _nobody_else = SHARED.lock();
+            let _nobody_else = lock(&SHARED.table);
             drop(child.stdin);
             assert_eq!(wait_for(Some(child.pid), nix::libc::WEXITED), Ok(Some((child.pid, 0))));
         }

@@ -4,13 +4,14 @@ use crate::platform::Signal;
 use crate::platform::cmdline::{CommandLine, check_batch_argument, raw_argument};
 use crate::process_tree::{JobTag, Proc, Settings, Spawned, StartError, Step};
 use crossbeam_channel::bounded;
+use jscommon::lock::lock;
 use jscommon::worker::Worker;
 use std::collections::HashMap;
 use std::io;
 use std::os::windows::io::{AsRawHandle, FromRawHandle, OwnedHandle};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use sysinfo::{ProcessesToUpdate, System};
 use windows::Win32::Foundation::HANDLE;
 use windows::Win32::System::Diagnostics::ToolHelp::{
@@ -209,7 +210,7 @@ impl Children {
             let code = child.wait().ok().and_then(|status| status.code()).unwrap_or(1);
             // Processes that this one leaves behind live on: closing the job must not end them. Where the run was
             // being ended, the whole job has ended by now.
-            if let Some(job) = jobs.lock().unwrap_or_else(PoisonError::into_inner).remove(&run) {
+            if let Some(job) = lock(&jobs).remove(&run) {
                 let _ = let_go(&job);
             }
             exited(run, code);
@@ -228,7 +229,7 @@ impl Children {
             Ok(job)
         });
         match joined {
-            Ok(job) => drop(self.lock().insert(run, job)),
+            Ok(job) => drop(lock(&self.jobs).insert(run, job)),
             Err(fault) => log::warn!("process {} has no job object, its children may outlive it: {fault}", spawned.pid),
         }
         // Not before: a child of the child would be in no job.
@@ -237,7 +238,7 @@ impl Children {
             false => Err(io::Error::other("the job was ended before its start")),
         };
         if let Err(fault) = resumed {
-            self.lock().remove(&run);
+            lock(&self.jobs).remove(&run);
             let _ = child.kill();
             return Err(StartError::at(Step::Process)(fault));
         }
@@ -250,7 +251,7 @@ impl Children {
 
     /// Any signal ends the whole tree of this run; the answer is whether it was there.
     pub(crate) fn signal_group(&self, run: u64, _pid: u32, signal: Signal) -> bool {
-        match self.lock().get(&run) {
+        match lock(&self.jobs).get(&run) {
             Some(job) => terminate(job, 128 + signal.0 as u32),
             None => false,
         }
@@ -267,10 +268,6 @@ impl Children {
     /// Ends the tree, as every signal does.
     pub(crate) fn stop_tree(&self, run: u64, pid: u32, members: &[Proc], signal: Signal) {
         self.signal_tree(run, pid, members, signal);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, OwnedHandle>> {
-        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

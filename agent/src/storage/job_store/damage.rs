@@ -1,6 +1,6 @@
 //! A damaged file: known as such, set aside, and what can be read of it carried over.
 
-use super::now_ms;
+use crate::platform::unix_ms;
 use crate::storage::sqlite;
 use anyhow::Result;
 use rusqlite::{Connection, OpenFlags};
@@ -60,6 +60,6 @@ fn salvage(aside: &Path, db: &Connection) -> u64 {
 }
 
 fn free_name(path: &Path) -> PathBuf {
-    let seconds = now_ms() / 1000;
+    let seconds = unix_ms() / 1000;
     (seconds..).map(|n| sqlite::beside(path, &format!(".damaged-{n}"))).find(|p| !p.exists()).unwrap_or_default()
 }

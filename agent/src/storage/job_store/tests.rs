@@ -4,7 +4,7 @@ use super::*;
 use crate::job::JobState;
 
 fn accept(id: &str) -> JobUpdate {
-    accept_at(id, now_ms())
+    accept_at(id, unix_ms())
 }
 
 fn accept_at(id: &str, now: i64) -> JobUpdate {
@@ -125,7 +125,7 @@ fn a_startup_job_takes_the_place_of_its_name() {
 #[test]
 fn ids_are_forgotten_after_a_week_or_so_many_others() {
     let (_dir, job_store) = open();
-    let week_ago = now_ms() - 8 * 86_400_000;
+    let week_ago = unix_ms() - 8 * 86_400_000;
     job_store.commit(&[accept_at("old", week_ago), finish("old", "x"), accept_at("live", week_ago)]).unwrap();
     let unsent = job_store.unsent("main", 1, 100).unwrap();
     // The first mark of a life tidies.
@@ -137,7 +137,7 @@ fn ids_are_forgotten_after_a_week_or_so_many_others() {
     let ends: Vec<JobUpdate> =
         (0..110).map(|n| JobUpdate::Finish { id: format!("j{n}"), result: None, deferred_sync: false }).collect();
     job_store.commit(&ends).unwrap();
-    retention::tidy(&job_store.lock().db, now_ms(), 100).unwrap();
+    retention::tidy(&lock(&job_store.table).db, unix_ms(), 100).unwrap();
     assert!(!job_store.knows("j9").unwrap() && job_store.knows("j10").unwrap() && job_store.knows("live").unwrap());
 }
 
@@ -145,7 +145,7 @@ fn ids_are_forgotten_after_a_week_or_so_many_others() {
 fn a_job_that_starts_again_with_the_agent_is_not_forgotten() {
     let (dir, job_store) = open();
     let failed = |id: &str| JobUpdate::SetState { id: id.into(), state: JobState::Failed };
-    let week_ago = now_ms() - 8 * 86_400_000;
+    let week_ago = unix_ms() - 8 * 86_400_000;
     job_store.commit(&[accept_at("daemon", week_ago), failed("daemon"), accept("b"), finish("b", "x")]).unwrap();
     let unsent = job_store.unsent("main", 1, 100).unwrap();
     job_store.mark_sent(0, &[unsent[0].key]).unwrap();
@@ -182,7 +182,7 @@ fn a_damaged_file_is_set_aside_and_what_is_readable_carried_over() {
 fn results_for_a_controller_that_is_gone_wait_without_counting() {
     let (dir, job_store) = open();
     let of =
-        |id: &str| JobUpdate::Accept { id: id.into(), controller: "gone".into(), command: "{}".into(), now: now_ms() };
+        |id: &str| JobUpdate::Accept { id: id.into(), controller: "gone".into(), command: "{}".into(), now: unix_ms() };
     job_store.commit(&[of("a"), finish("a", "12345"), of("every minute"), of("b"), accept("c")]).unwrap();
     assert_eq!(job_store.unsent_bytes(), 5);
     drop(job_store);
@@ -214,7 +214,7 @@ fn results_for_a_controller_that_is_gone_wait_without_counting() {
 
 /// Damages pages of the file so that any reader notices the damage, whatever is in a cache.
 fn damage_file(dir: &Path, job_store: &JobStore) {
-    job_store.lock().db.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+    lock(&job_store.table).db.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
     job_store.rest();
     let path = dir.join(FILE);
     let mut bytes = std::fs::read(&path).unwrap();
@@ -253,7 +253,7 @@ fn file_that_was_emptied_or_removed_while_it_runs_is_told() {
         let tell = told.clone();
         job_store.on_damage(move |damage| tell.lock().unwrap().push(damage.to_owned()));
         job_store.commit(&[accept("a"), finish("a", "x")]).unwrap();
-        job_store.lock().db = Connection::open_in_memory().unwrap();
+        lock(&job_store.table).db = Connection::open_in_memory().unwrap();
         let path = dir.path().join(FILE);
         match removed {
             true => std::fs::remove_file(&path).unwrap(),
@@ -271,12 +271,11 @@ fn file_that_was_emptied_or_removed_while_it_runs_is_told() {
 
 /// Damages the index of the results that wait: all rows can still be read.
 fn damage_index(dir: &Path, job_store: &JobStore) {
-    let page: i64 = job_store
-        .lock()
+    let page: i64 = lock(&job_store.table)
         .db
         .query_row("SELECT rootpage FROM sqlite_schema WHERE name = 'waiting'", [], |row| row.get(0))
         .unwrap();
-    job_store.lock().db.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+    lock(&job_store.table).db.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
     job_store.rest();
     let path = dir.join(FILE);
     let mut bytes = std::fs::read(&path).unwrap();
@@ -326,7 +325,7 @@ fn file_that_only_seemed_damaged_is_kept() {
     let (dir, job_store) = open();
     job_store.commit(&[accept("a"), finish("a", "x")]).unwrap();
     // A connection that has lost its tables.
-    job_store.lock().db = Connection::open_in_memory().unwrap();
+    lock(&job_store.table).db = Connection::open_in_memory().unwrap();
     assert_eq!(job_store.unsent("main", 10, 100).unwrap().len(), 1);
     job_store.commit(&[accept("b")]).unwrap();
     assert!(job_store.knows("a").unwrap() && job_store.generation() == 0);
@@ -338,7 +337,7 @@ fn file_that_cannot_be_opened_for_now_is_used_once_it_can() {
     let (dir, job_store) = open();
     job_store.commit(&[accept("a"), finish("a", "x")]).unwrap();
     let (path, away) = (dir.path().join(FILE), dir.path().join("away"));
-    job_store.lock().db = Connection::open_in_memory().unwrap();
+    lock(&job_store.table).db = Connection::open_in_memory().unwrap();
     std::fs::rename(&path, &away).unwrap();
     std::fs::create_dir(&path).unwrap();
     for _ in 0..3 {
@@ -354,8 +353,8 @@ fn file_that_cannot_be_opened_for_now_is_used_once_it_can() {
 fn row_with_bad_bytes_holds_up_no_other() {
     let (dir, job_store) = open();
     job_store.commit(&[accept("a"), accept("b"), accept("c"), finish("a", "1"), finish("b", "2")]).unwrap();
-    job_store.lock().db.execute_batch("UPDATE jobs SET result = CAST(x'ff31' AS TEXT) WHERE id = 'a'").unwrap();
-    job_store.lock().db.execute_batch("UPDATE jobs SET command = x'ff' WHERE id = 'c'").unwrap();
+    lock(&job_store.table).db.execute_batch("UPDATE jobs SET result = CAST(x'ff31' AS TEXT) WHERE id = 'a'").unwrap();
+    lock(&job_store.table).db.execute_batch("UPDATE jobs SET command = x'ff' WHERE id = 'c'").unwrap();
     let unsent = job_store.unsent("main", 10, 100).unwrap();
     assert_eq!(unsent.iter().map(|row| row.json.as_str()).collect::<Vec<_>>(), ["\u{fffd}1", "2"]);
     drop(job_store);

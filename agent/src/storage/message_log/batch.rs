@@ -1,9 +1,8 @@
-//! Messages on their way to the message_log: one text for all of them, and an index. Pure, but for the clock.
+//! Messages on their way to the message log: one text for all of them, and an index. Pure.
 
 use crate::job::JobLabel;
 use jscommon::LevelSet;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The messages of one read: one job, one time.
 #[derive(Clone, Debug)]
@@ -122,11 +121,6 @@ impl Batch {
         let start = if n == 0 { 0 } else { self.index[n - 1].end };
         Some((entry.level, self.text.get(start as usize..entry.end as usize)?))
     }
-}
-
-/// The time, in milliseconds since 1970.
-pub(crate) fn now() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
 }
 
 #[cfg(test)]

@@ -6,7 +6,8 @@
 use super::batch::Batch;
 use super::store::Store;
 use crossbeam_channel::{Receiver, Sender};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use jscommon::lock::lock;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 /// Bytes that may be on their way before readers wait.
 const MAX_BYTES: usize = 2 << 20;
@@ -69,7 +70,7 @@ impl MessageSender {
 
     /// Has everybody who waits look again whether to.
     pub(super) fn nudge(&self) {
-        drop(self.budget.lock());
+        drop(lock(&self.budget.state));
         self.budget.freed.notify_all();
     }
 
@@ -90,7 +91,7 @@ impl MessageSender {
 
 impl Budget {
     fn take(&self, bytes: usize, waits: impl Fn(usize) -> bool) {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         while state.used > MAX_BYTES && !state.closed && waits(state.used) {
             state = self.freed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
@@ -98,7 +99,7 @@ impl Budget {
     }
 
     fn try_take(&self, bytes: usize) -> bool {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         let free = state.used <= MAX_BYTES || state.closed;
         if free {
             state.used += bytes;
@@ -108,7 +109,7 @@ impl Budget {
 
     /// Bytes have been stored.
     pub(super) fn give(&self, bytes: usize) {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         let before = state.used;
         state.used = state.used.saturating_sub(bytes);
         let passed = |bound| before > bound && state.used <= bound;
@@ -119,11 +120,7 @@ impl Budget {
 
     /// Nobody stores any more, so nobody must wait.
     pub(super) fn close(&self) {
-        self.lock().closed = true;
+        lock(&self.state).closed = true;
         self.freed.notify_all();
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

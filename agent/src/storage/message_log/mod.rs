@@ -15,6 +15,7 @@
 use super::upload_queue::UploadQueue;
 use crate::config::Config;
 use crate::job::JobLabel;
+use crate::platform::unix_ms;
 use anyhow::{Context, Result};
 use jscommon::LevelSet;
 use jscommon::worker::Worker;
@@ -145,7 +146,7 @@ impl Inlet {
     /// Hands over one record of the agent's own; never waits.
     pub(crate) fn write(&self, source: &Arc<JobLabel>, level: u8, text: &str) {
         if source.wants(level) {
-            let mut batch = Batch::new(source, batch::now(), text.len());
+            let mut batch = Batch::new(source, unix_ms(), text.len());
             batch.push(level, text);
             self.sender.push(batch, |_| false);
         }

@@ -19,7 +19,7 @@ use serde::Serialize;
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 /// A database up to this size is looked through whenever it is opened.
 const CHECKED: u64 = 32 << 20;
@@ -425,9 +425,4 @@ pub(super) fn open(path: &Path) -> rusqlite::Result<Connection> {
     db.busy_timeout(Duration::from_secs(5))?;
     db.execute_batch("PRAGMA synchronous=NORMAL; PRAGMA cache_size=-512;")?;
     Ok(db)
-}
-
-/// The time, in seconds since 1970.
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

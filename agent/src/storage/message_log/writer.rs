@@ -1,10 +1,11 @@
 //! The message log's thread: takes what is there, stores it in one go, and what to do when that fails.
 
-use super::batch::{Batch, now};
+use super::batch::Batch;
 use super::channel::{Budget, Message};
 use super::progress::{Progress, WriteError};
 use super::store::Store;
 use crate::job::JobLabel;
+use crate::platform::unix_ms;
 use crate::storage::sqlite::Fault;
 use crate::storage::upload_queue::{Dropped, Kind, UploadQueue};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
@@ -396,7 +397,7 @@ impl Actor {
         .filter(|(count, _)| *count > 0)
         .map(|(count, what)| format!("{count} {what}"))
         .collect();
-        let mut batch = Batch::new(&self.own, now(), 0);
+        let mut batch = Batch::new(&self.own, unix_ms(), 0);
         texts.iter().for_each(|text| batch.push(level::OPS_ERROR, text));
         if self.outage.is_none() && self.write_own(batch) {
             texts.iter().for_each(|text| log::error!("{text}"));
@@ -423,7 +424,7 @@ impl Actor {
     }
 
     fn own_batch(&self, level: u8, text: &str) -> Batch {
-        let mut batch = Batch::new(&self.own, now(), text.len());
+        let mut batch = Batch::new(&self.own, unix_ms(), text.len());
         batch.push(level, text);
         batch
     }

@@ -8,6 +8,7 @@
 use super::storage::Inner;
 use super::{Batch, Kind, UploadQueue};
 use anyhow::Result;
+use jscommon::lock::lock;
 use rusqlite::{OptionalExtension, params};
 
 /// Most batches of a kind that are deferred for one controller; the oldest is dropped, and counted.
@@ -17,14 +18,14 @@ impl UploadQueue {
     /// Splits a batch in two, so that its halves are sent one after the other. `false` when it holds a
     /// single record or series, and cannot be split.
     pub(crate) fn split(&self, controller: &str, kind: Kind, number: u64) -> Result<bool> {
-        let mut inner = self.lock();
+        let mut inner = lock(&self.inner);
         self.told(&mut inner, |inner| inner.split(controller, kind, number as i64))
     }
 
     /// Defers a batch for this controller, so that later ones are sent; returns its key.
     pub(crate) fn defer(&self, controller: &str, kind: Kind, number: u64) -> Result<i64> {
         let others = self.chosen[kind as usize].clone();
-        let mut inner = self.lock();
+        let mut inner = lock(&self.inner);
         let key = self.told(&mut inner, |inner| inner.defer(controller, kind, number as i64, &others));
         inner.trim_log();
         key
@@ -32,7 +33,7 @@ impl UploadQueue {
 
     /// Returns the keys of the batches that are deferred for this controller.
     pub(crate) fn deferred(&self, controller: &str, kind: Kind) -> Result<Vec<i64>> {
-        let mut inner = self.lock();
+        let mut inner = lock(&self.inner);
         self.told(&mut inner, |inner| {
             let mut query =
                 inner.db.prepare_cached("SELECT seq FROM items WHERE kind = ?1 AND controller = ?2 ORDER BY seq")?;
@@ -44,13 +45,13 @@ impl UploadQueue {
     /// Reads a deferred batch, under a number that this controller has not seen. Only when no
     /// other batch of this kind waits for the controller.
     pub(crate) fn read_deferred(&self, controller: &str, kind: Kind, key: i64) -> Result<Option<Batch>> {
-        let mut inner = self.lock();
+        let mut inner = lock(&self.inner);
         self.told(&mut inner, |inner| inner.read_deferred(controller, kind, key))
     }
 
     /// Removes a deferred batch: the controller has taken it, or `dropped`, will never take it.
     pub(crate) fn remove_deferred(&self, controller: &str, kind: Kind, key: i64, dropped: bool) {
-        let mut inner = self.lock();
+        let mut inner = lock(&self.inner);
         let _ = self.told(&mut inner, |inner| inner.remove_deferred(controller, kind, key, dropped));
     }
 }

@@ -4,8 +4,9 @@
 //! The count of dropped items stays on disk until an event has told the controllers. A record on the node itself
 //! reports it once.
 
+use super::Kind;
 use super::storage::Inner;
-use super::{Kind, now};
+use crate::platform::unix_ms;
 use anyhow::Result;
 use rusqlite::params;
 use serde_json::json;
@@ -105,7 +106,7 @@ impl Inner {
     }
 
     pub(super) fn trim_stats(&mut self) {
-        let old = format!("created < {}", now() - MAX_STATS_AGE);
+        let old = format!("created < {}", unix_ms() - MAX_STATS_AGE);
         while self.drop_oldest(Kind::Stats, &old) {}
         while self.bytes[Kind::Stats as usize] > MAX_STATS_BYTES {
             if !self.drop_deferred(Kind::Stats) && !self.drop_oldest(Kind::Stats, "batch > 0") {

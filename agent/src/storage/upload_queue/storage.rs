@@ -3,7 +3,8 @@
 //! Owns the file; the numbers of batches are raised in `numbers`. `retention` decides what is dropped when there is too much.
 //! [`super::UploadQueue`] decides who calls, and when a controller is woken.
 
-use super::{Batch, Dropped, IdCheckpoint, Kind, MAX_BATCH_BYTES, now};
+use super::{Batch, Dropped, IdCheckpoint, Kind, MAX_BATCH_BYTES};
+use crate::platform::unix_ms;
 use crate::storage::sqlite::{self, Format};
 use anyhow::{Context, Result};
 use crossbeam_channel::Sender;
@@ -88,7 +89,7 @@ impl Inner {
     fn load(path: &Path, thorough: bool) -> Result<Inner> {
         let db = FORMAT.open(path, thorough)?;
         let mut cursors = HashMap::new();
-        let mut number = now();
+        let mut number = unix_ms();
         {
             let mut rows = db.prepare("SELECT controller, kind, batch FROM cursors")?;
             for row in rows.query_map([], |row| Ok((row.get(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?)))? {
@@ -120,7 +121,7 @@ impl Inner {
             jumped: HashSet::new(),
             dropped: [0; 3],
             unreported: Dropped::default(),
-            clock: (Instant::now(), now()),
+            clock: (Instant::now(), unix_ms()),
             wakers: HashMap::new(),
             last_logged: None,
         };
@@ -174,7 +175,7 @@ impl Inner {
             .prepare_cached(
                 "INSERT INTO items(kind, batch, controller, count, created, body) VALUES(?1, ?2, ?3, ?4, ?5, ?6)",
             )?
-            .execute(params![kind as i64, number, controller, count as i64, now(), body])?;
+            .execute(params![kind as i64, number, controller, count as i64, unix_ms(), body])?;
         if let Some(bytes) = self.bytes.get_mut(kind as usize) {
             *bytes += body.len() as u64;
         }

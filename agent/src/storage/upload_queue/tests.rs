@@ -101,7 +101,7 @@ fn every_controller_gets_everything_once() {
         }
     }
     assert_eq!(names, ["a startup", "a dropped", "b startup", "b duplicate", "b dropped"]);
-    assert_eq!(upload_queue.lock().bytes, [0, 0]);
+    assert_eq!(lock(&upload_queue.inner).bytes, [0, 0]);
 }
 
 #[test]
@@ -112,7 +112,7 @@ fn items_over_a_bound_are_dropped_oldest_first_and_counted() {
     for _ in 0..25 {
         upload_queue.push_log(&records(&[&large, &large, &large]), MARK).unwrap();
     }
-    assert!(upload_queue.lock().bytes[0] <= MAX_LOG_BYTES);
+    assert!(lock(&upload_queue.inner).bytes[0] <= MAX_LOG_BYTES);
     for n in 0..1200 {
         upload_queue.push_event(Some("a"), "critical", json!(n));
     }
@@ -137,7 +137,7 @@ fn of_stats_the_newest_hour_is_kept_and_the_rest_is_counted() {
     let push = |timestamp| upload_queue.push_stats(timestamp, &[("1.10.d.n.k".into(), 1.0)]);
     push(1);
     push(2);
-    upload_queue.lock().db.execute("UPDATE items SET created = created - 3600001", []).unwrap();
+    lock(&upload_queue.inner).db.execute("UPDATE items SET created = created - 3600001", []).unwrap();
     push(3);
     push(4);
     let mut kept = Vec::new();
@@ -168,7 +168,7 @@ fn nobody_to_send_to_stores_nothing() {
     assert!(!upload_queue.wanted(Kind::Log) && !upload_queue.wanted(Kind::Stats) && !upload_queue.wanted(Kind::Event));
     upload_queue.push_stats(1, &[("k".into(), 1.0)]);
     upload_queue.push_event(None, "startup", json!({}));
-    assert_eq!(upload_queue.lock().bytes, [0, 0]);
+    assert_eq!(lock(&upload_queue.inner).bytes, [0, 0]);
 }
 
 /// The numbers and contents of all batches of records that wait for `controller`, which takes them.
@@ -247,7 +247,7 @@ fn dropped_items_are_counted_over_a_restart() {
     upload_queue.push_log(&records(&["1", "2"]), MARK).unwrap();
     upload_queue.close_log();
     let batch = upload_queue.next("a", Kind::Log).unwrap();
-    upload_queue.lock().dropped(Kind::Log, 5);
+    lock(&upload_queue.inner).dropped(Kind::Log, 5);
     assert_eq!(upload_queue.take_unreported(), Dropped { records: 5, flushes: 0 });
     assert_eq!(upload_queue.take_unreported(), Dropped::default());
     drop(upload_queue);
@@ -257,7 +257,7 @@ fn dropped_items_are_counted_over_a_restart() {
     let said = body(&upload_queue.next("a", Kind::Event).unwrap());
     assert_eq!(said["data"], json!({"kind": "log", "count": 7}));
     drop(upload_queue);
-    assert_eq!(UploadQueue::open(&config).unwrap().lock().dropped, [0; 3]);
+    assert_eq!(lock(&UploadQueue::open(&config).unwrap().inner).dropped, [0; 3]);
 }
 
 #[test]
@@ -273,7 +273,7 @@ fn a_clock_that_is_set_makes_no_stats_old() {
     push(&upload_queue, 2);
     // All of it was stored, and the clock read, before the clock was set two hours ahead.
     {
-        let mut inner = upload_queue.lock();
+        let mut inner = lock(&upload_queue.inner);
         inner.clock.1 -= 7_200_000;
         inner.db.execute("UPDATE items SET created = created - 7200000", []).unwrap();
     }
@@ -329,7 +329,7 @@ fn file_that_only_seemed_damaged_is_kept() {
     let upload_queue = UploadQueue::open(&config(dir.path(), &["a"])).unwrap();
     upload_queue.push_log(&records(&["1", "2", "3"]), MARK).unwrap();
     // A connection that has lost its tables.
-    upload_queue.lock().db = Connection::open_in_memory().unwrap();
+    lock(&upload_queue.inner).db = Connection::open_in_memory().unwrap();
     let batch = upload_queue.next("a", Kind::Log).unwrap();
     assert_eq!(body(&batch)["records"], json!([1, 2, 3]));
     assert!(!dir.path().join("outbox.db.damaged").exists());
@@ -358,7 +358,7 @@ fn file_that_cannot_be_opened_for_now_is_used_once_it_can() {
     let upload_queue = UploadQueue::open(&config(dir.path(), &["a"])).unwrap();
     let (path, away) = (dir.path().join(FILE), dir.path().join("away"));
     upload_queue.push_log(&records(&["1", "2", "3"]), MARK).unwrap();
-    upload_queue.lock().db = Connection::open_in_memory().unwrap();
+    lock(&upload_queue.inner).db = Connection::open_in_memory().unwrap();
     std::fs::rename(&path, &away).unwrap();
     std::fs::create_dir(&path).unwrap();
     assert_eq!(upload_queue.next("a", Kind::Log), None);
@@ -438,8 +438,7 @@ fn taken_batch_that_cannot_be_removed_is_not_sent_again() {
     assert_eq!(body(&event)["name"], "two");
     upload_queue.execute("DROP TRIGGER full");
     upload_queue.taken("a", Kind::Event, event.number);
-    let left: i64 = upload_queue
-        .lock()
+    let left: i64 = lock(&upload_queue.inner)
         .db
         .query_row("SELECT count(*) FROM items WHERE controller = 'a'", [], |row| row.get(0))
         .unwrap();

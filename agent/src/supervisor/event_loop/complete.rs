@@ -1,8 +1,9 @@
 //! Ends: from a run that is over to its result, its records, its events, and news for the uploaders.
 
-use super::{Actor, AfterCommit, Run, wall};
+use super::{Actor, AfterCommit, Run};
 use crate::commands::{self, Answer};
 use crate::output::Captured;
+use crate::platform::unix_ms;
 use crate::storage::job_store::JobUpdate;
 use crate::supervisor::types::Outcome;
 use crate::supervisor::{Notice, results};
@@ -65,7 +66,7 @@ impl Actor {
         let deferred_sync =
             started && !remembered && alert.is_none() && outcome.as_ref().is_some_and(results::may_be_late);
         let concluded = outcome.and_then(|outcome| self.conclude(id, run, outcome, suppress_if_ok, alert));
-        let at = concluded.as_ref().map_or_else(wall, |(.., started)| *started);
+        let at = concluded.as_ref().map_or_else(unix_ms, |(.., started)| *started);
         let Some(job) = self.jobs.remove(id) else { return };
         self.finished.push((id.clone(), job.controller.clone(), at));
         self.bytes = self.bytes.saturating_sub(job.size);
@@ -93,7 +94,7 @@ impl Actor {
         let started = match (&known, &outcome) {
             (Some(known), _) => known.at,
             (None, Outcome::Died { at }) => *at,
-            (None, _) => wall(),
+            (None, _) => unix_ms(),
         };
         let captured =
             known.as_ref().and_then(|known| known.capture.as_ref()).map_or_else(Captured::default, |c| c.snapshot());
@@ -136,7 +137,7 @@ impl Actor {
     pub(super) fn answer(&mut self, id: &Arc<str>, answer: Answer) {
         // A run that never was a process carries the answer to where results are made.
         let run = u64::MAX;
-        self.runs.insert(run, Run { answer: Some(answer), ..Run::new(id.clone(), wall(), false) });
+        self.runs.insert(run, Run { answer: Some(answer), ..Run::new(id.clone(), unix_ms(), false) });
         self.finish(id, Some(run), Some(Outcome::Answered), false, None);
     }
 }

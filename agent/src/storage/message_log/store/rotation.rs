@@ -1,6 +1,7 @@
 //! Room in the database: its bound, its WAL, rotation, and damaged files.
 
-use super::{Look, ROTATE_PAUSE, Store, now, open};
+use super::{Look, ROTATE_PAUSE, Store, open};
+use crate::platform::unix_ms;
 use crate::storage::message_log::progress::PAGE;
 use crate::storage::message_log::rows;
 use crate::storage::sqlite::{self, Fault, beside, fault};
@@ -73,7 +74,7 @@ impl Store {
             log::debug!("{}: {e}", path.display());
         }
         self.close();
-        let renamed = layout.rotate(now());
+        let renamed = layout.rotate(unix_ms() as u64 / 1000);
         drop(layout);
         match &renamed {
             Ok(()) => {
@@ -145,7 +146,7 @@ impl Store {
         let mut layout = self.log_files.write();
         let path = layout.path(number).unwrap_or_default();
         let aside = layout
-            .set_aside(number, now())
+            .set_aside(number, unix_ms() as u64 / 1000)
             .with_context(|| format!("{} is damaged and cannot be set aside", path.display()))?;
         if let Some(aside) = aside {
             log::error!("{} is damaged ({error:#}); it is set aside as {}", path.display(), aside.display());

@@ -273,7 +273,7 @@ impl Actor {
         self.actions.extend(self.scheduler.handle(event, now));
     }
 
-    /// The time that a run's output is waited for does not pass while its readers wait for the message_log: what
+    /// The time that a run's output is waited for does not pass while its readers wait for the message log: what
     /// the process wrote last may still be in its pipes.
     fn extend_drains(&mut self, now: Now) {
         for run in self.scheduler.drain_ends(now) {

@@ -59,19 +59,9 @@ pub(crate) struct Parts {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Notice {
     /// A result for this controller is in the job store.
-    Result {
-        /// The controller's name.
-        controller: String,
-    },
-    /// An event to send.
-    Event {
-        /// The controller's name; nothing is all of them.
-        controller: Option<String>,
-        /// The event's name: `critical`, `duplicate`, `job_failed`.
-        name: &'static str,
-        /// The event's data.
-        data: Value,
-    },
+    Result { controller: String },
+    /// An event for one controller, or for all: `critical`, `duplicate`, `job_failed`.
+    Event { controller: Option<String>, name: &'static str, data: Value },
     /// Nothing has happened for a while: what only work needs can go.
     Idle,
     /// The agent is to end with status 0, for its service manager to start it again.

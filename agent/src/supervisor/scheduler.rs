@@ -16,7 +16,7 @@ mod tests;
 use super::types::*;
 use crate::job::Rules;
 
-use super::transitions::{Job, Phase};
+use super::transitions::{Context, Job, Phase};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -82,7 +82,8 @@ impl Scheduler {
     /// Takes up a job that the job store remembers. Nothing starts before the next event.
     pub(crate) fn restore(&mut self, id: &str, rules: Rules, persisted: PersistedJob, now: Now) -> Vec<Action> {
         let mut out = Vec::new();
-        let job = Job::restored(id.into(), rules, persisted, now, &mut out);
+        let mut cx = Context { now, stopping: self.stopping, random: 0.0, out: &mut out };
+        let job = Job::restored(id.into(), rules, persisted, &mut cx);
         if job.phase != Phase::Over {
             self.insert(job);
         }
@@ -125,7 +126,8 @@ impl Scheduler {
             let random = self.random.f64();
             if let Some(entry) = self.jobs.get_mut(&key) {
                 let run = entry.job.run();
-                entry.job.handle(&event, self.stopping, now, random, &mut out);
+                let mut cx = Context { now, stopping: self.stopping, random, out: &mut out };
+                entry.job.handle(&event, &mut cx);
                 if let Some(run) = run
                     && entry.job.run() != Some(run)
                 {
@@ -194,7 +196,7 @@ impl Scheduler {
         self.in_order().iter().filter_map(|key| self.jobs.get(key)?.job.recurrence(now)).collect()
     }
 
-    /// Gives back the persisted that a burst of jobs has left behind.
+    /// Gives back the memory that a burst of jobs has left behind.
     pub(crate) fn shrink(&mut self) {
         self.jobs.shrink_to_fit();
         self.ids.shrink_to_fit();

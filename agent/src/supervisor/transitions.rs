@@ -119,6 +119,16 @@ struct Killing {
     gone: bool,
 }
 
+/// The circumstances of an event, and the actions that follow from it.
+pub(super) struct Context<'a> {
+    pub(super) now: Now,
+    /// The agent stops.
+    pub(super) stopping: bool,
+    /// For the jitter of pauses, from 0 to 1.
+    pub(super) random: f64,
+    pub(super) out: &'a mut Vec<Action>,
+}
+
 impl Job {
     pub(super) fn new(id: Arc<str>, rules: Rules) -> Job {
         Job {
@@ -137,13 +147,7 @@ impl Job {
     }
 
     /// A job as the job store remembers it after the agent was away.
-    pub(super) fn restored(
-        id: Arc<str>,
-        rules: Rules,
-        persisted: PersistedJob,
-        now: Now,
-        out: &mut Vec<Action>,
-    ) -> Job {
+    pub(super) fn restored(id: Arc<str>, rules: Rules, persisted: PersistedJob, cx: &mut Context) -> Job {
         let mut job = Job::new(id, rules);
         job.reported = persisted.reported;
         job.started = Some(persisted.started).filter(|started| *started > 0);
@@ -152,18 +156,18 @@ impl Job {
             JobState::Scheduled => {
                 if let Some(period) = job.rules.period {
                     // The clock may have jumped while the agent was away: never later than one period.
-                    let left = persisted.started.saturating_add_unsigned(period).saturating_sub(now.wall);
+                    let left = persisted.started.saturating_add_unsigned(period).saturating_sub(cx.now.wall);
                     let left = u64::try_from(left).unwrap_or(0).min(period);
-                    job.phase = Phase::Sleeping { until: now.mono + left, restart: false };
+                    job.phase = Phase::Sleeping { until: cx.now.mono + left, restart: false };
                 }
             }
             JobState::Started if job.rules.remembered() => {}
             JobState::Started | JobState::FinalRun => {
-                job.finish(None, Some(Outcome::Died { at: persisted.started }), out)
+                job.finish(None, Some(Outcome::Died { at: persisted.started }), cx)
             }
             JobState::Killing => {
                 let why = "killed on request; the agent was interrupted meanwhile".into();
-                job.finish(None, Some(Outcome::Killed { code: None, why }), out);
+                job.finish(None, Some(Outcome::Killed { code: None, why }), cx);
             }
             JobState::Done | JobState::Sent => job.phase = Phase::Over,
         }
@@ -240,33 +244,33 @@ impl Job {
     }
 
     /// Every event has an answer in every phase; what cannot matter any more changes nothing.
-    pub(super) fn handle(&mut self, event: &Event, stopping: bool, now: Now, random: f64, out: &mut Vec<Action>) {
+    pub(super) fn handle(&mut self, event: &Event, cx: &mut Context) {
         match event {
-            Event::Cleared { .. } => self.cleared(now, out),
-            Event::Kill { .. } => self.kill(now, out),
-            Event::KillAll => self.end(Cause::KillAll, stopping, now, out),
-            Event::Stop => self.stop(now, out),
-            Event::Unschedule { .. } => self.unschedule(out),
-            Event::Tick => self.tick(stopping, now, random, out),
+            Event::Cleared { .. } => self.cleared(cx),
+            Event::Kill { .. } => self.kill(cx),
+            Event::KillAll => self.end(Cause::KillAll, cx),
+            Event::Stop => self.stop(cx),
+            Event::Unschedule { .. } => self.unschedule(cx),
+            Event::Tick => self.tick(cx),
             Event::Launching { run: launched } => {
                 // Told twice it changes nothing: the start may be ending by now.
                 if let Phase::Starting { run, launch, .. } = &mut self.phase
                     && run == launched
                 {
-                    launch.get_or_insert(Launch { since: now.mono, ending: None });
+                    launch.get_or_insert(Launch { since: cx.now.mono, ending: None });
                 }
             }
-            Event::Spawned { run } => self.spawned(*run, now, out),
+            Event::Spawned { run } => self.spawned(*run, cx),
             Event::Unstartable { run, code, why } => {
                 let outcome = Outcome::Unstartable { code: *code, why: why.clone() };
-                self.unstartable(*run, outcome, stopping, now, out);
+                self.unstartable(*run, outcome, cx);
             }
             Event::Answered { run } => {
                 if self.run() == Some(*run) {
-                    self.finish(Some(*run), Some(Outcome::Answered), out);
+                    self.finish(Some(*run), Some(Outcome::Answered), cx);
                 }
             }
-            Event::Exited { run, code } => self.exited(*run, *code, now, out),
+            Event::Exited { run, code } => self.exited(*run, *code, cx),
             Event::Drained { run } => {
                 if let Some(current) = self.running(*run) {
                     current.drained = true;
@@ -279,14 +283,14 @@ impl Job {
                     *until += millis;
                 }
             }
-            Event::Tree { run, alive } => self.tree(*run, *alive, now),
+            Event::Tree { run, alive } => self.tree(*run, *alive, cx),
         }
-        self.finish_if_drained(stopping, now, random, out);
+        self.finish_if_drained(cx);
     }
 
-    fn cleared(&mut self, now: Now, out: &mut Vec<Action>) {
+    fn cleared(&mut self, cx: &mut Context) {
         if let Phase::Held(persisted) = self.phase {
-            *self = Job::restored(self.id.clone(), self.rules.clone(), persisted, now, out);
+            *self = Job::restored(self.id.clone(), self.rules.clone(), persisted, cx);
         }
     }
 
@@ -297,19 +301,19 @@ impl Job {
         }
     }
 
-    fn spawned(&mut self, run: u64, now: Now, out: &mut Vec<Action>) {
+    fn spawned(&mut self, run: u64, cx: &mut Context) {
         if self.phase_starts(run) {
             let ending = self.cause();
             self.phase = Phase::Running(Run {
                 run,
-                started: now.mono,
+                started: cx.now.mono,
                 exited: None,
                 drained: false,
                 drain_until: None,
                 ending: None,
             });
             if let Some(cause) = ending {
-                self.begin_ending(cause, now, out);
+                self.begin_ending(cause, cx);
             }
         }
     }
@@ -320,26 +324,24 @@ impl Job {
 
     /// Nothing was started. Trying again at once would fail again, so no restart follows, only the
     /// next recurrence or the agent's next start.
-    fn unstartable(&mut self, run: u64, outcome: Outcome, stopping: bool, now: Now, out: &mut Vec<Action>) {
+    fn unstartable(&mut self, run: u64, outcome: Outcome, cx: &mut Context) {
         if self.phase_starts(run) {
             match self.cause() {
-                Some(cause) if cause != Cause::Timeout => self.never_started(run, cause, stopping, now, out),
-                _ => self.conclude(run, outcome, true, None, stopping, now, out),
+                Some(cause) if cause != Cause::Timeout => self.never_started(run, cause, cx),
+                _ => self.conclude(run, outcome, true, None, cx),
             }
         }
     }
 
     /// The run is over before its process was there, for somebody has ended it.
-    fn never_started(&mut self, run: u64, cause: Cause, stopping: bool, now: Now, out: &mut Vec<Action>) {
+    fn never_started(&mut self, run: u64, cause: Cause, cx: &mut Context) {
         match cause {
-            Cause::Kill => {
-                self.finish(Some(run), Some(Outcome::Killed { code: None, why: cause.sentence() }), out);
-            }
-            cause => self.interrupted(run, None, cause, stopping, now, out),
+            Cause::Kill => self.killed(cause, None, cx),
+            cause => self.interrupted(run, None, cause, cx),
         }
     }
 
-    fn exited(&mut self, run: u64, code: i32, now: Now, out: &mut Vec<Action>) {
+    fn exited(&mut self, run: u64, code: i32, cx: &mut Context) {
         let id = self.id.clone();
         if let Some(current) = self.running(run)
             && current.exited.is_none()
@@ -348,15 +350,15 @@ impl Job {
             match &mut current.ending {
                 // Whether the rest of its tree lives is seen at once: most often nothing is left.
                 Some(ending) => {
-                    ending.probe_at = now.mono + ending.probe_gap;
-                    out.push(Action::Probe { id, run });
+                    ending.probe_at = cx.now.mono + ending.probe_gap;
+                    cx.out.push(Action::Probe { id, run });
                 }
-                None => current.drain_until = Some(now.mono + DRAIN),
+                None => current.drain_until = Some(cx.now.mono + DRAIN),
             }
         }
     }
 
-    fn tree(&mut self, run: u64, alive: usize, now: Now) {
+    fn tree(&mut self, run: u64, alive: usize, cx: &mut Context) {
         if let Some(current) = self.running(run)
             && let Some(ending) = &mut current.ending
             && alive == 0
@@ -364,51 +366,51 @@ impl Job {
             && current.exited.is_some()
         {
             ending.gone = true;
-            current.drain_until = Some(now.mono + DRAIN);
+            current.drain_until = Some(cx.now.mono + DRAIN);
         }
     }
 
-    fn tick(&mut self, stopping: bool, now: Now, random: f64, out: &mut Vec<Action>) {
+    fn tick(&mut self, cx: &mut Context) {
         let id = self.id.clone();
         match &mut self.phase {
             Phase::Starting { run, launch: Some(launch), .. } => match launch.ending {
-                Some((cause, give_up)) if give_up <= now.mono => {
-                    let (run, lived) = (*run, now.mono.saturating_sub(launch.since));
-                    out.push(Action::Abort { id, run });
+                Some((cause, give_up)) if give_up <= cx.now.mono => {
+                    let (run, lived) = (*run, cx.now.mono.saturating_sub(launch.since));
+                    cx.out.push(Action::Abort { id, run });
                     match cause {
                         Cause::Timeout => {
-                            self.failed(run, Outcome::TimedOut { code: 128 + 9 }, lived, stopping, now, random, out);
+                            self.failed(run, Outcome::TimedOut { code: 128 + 9 }, lived, cx);
                         }
-                        cause => self.never_started(run, cause, stopping, now, out),
+                        cause => self.never_started(run, cause, cx),
                     }
                 }
-                None if self.rules.limit.is_some_and(|limit| now.mono >= launch.since + limit) => {
-                    launch.end(Cause::Timeout, now);
+                None if self.rules.limit.is_some_and(|limit| cx.now.mono >= launch.since + limit) => {
+                    launch.end(Cause::Timeout, cx.now);
                 }
                 _ => {}
             },
-            Phase::Sleeping { until, .. } if *until <= now.mono => self.phase = Phase::Waiting,
+            Phase::Sleeping { until, .. } if *until <= cx.now.mono => self.phase = Phase::Waiting,
             Phase::Running(Run { run, exited, drain_until: None, ending: Some(ending), .. }) => {
                 let run = *run;
-                if !ending.killed && now.mono >= ending.kill_at {
+                if !ending.killed && cx.now.mono >= ending.kill_at {
                     ending.killed = true;
                     ending.probe_gap = PROBE.0;
-                    ending.probe_at = now.mono + PROBE.0;
-                    out.push(Action::Kill { id, run });
-                } else if now.mono >= ending.kill_at + GIVE_UP {
+                    ending.probe_at = cx.now.mono + PROBE.0;
+                    cx.out.push(Action::Kill { id, run });
+                } else if cx.now.mono >= ending.kill_at + GIVE_UP {
                     exited.get_or_insert(128 + 9);
                     ending.gone = true;
-                } else if now.mono >= ending.probe_at {
+                } else if cx.now.mono >= ending.probe_at {
                     ending.probe_gap = (ending.probe_gap * 2).min(PROBE.1);
-                    ending.probe_at = now.mono + ending.probe_gap;
+                    ending.probe_at = cx.now.mono + ending.probe_gap;
                     // A process that was forked between the look and the signal gets the signal at the next look.
-                    out.push(if ending.killed { Action::Kill { id, run } } else { Action::Probe { id, run } });
+                    cx.out.push(if ending.killed { Action::Kill { id, run } } else { Action::Probe { id, run } });
                 }
             }
             Phase::Running(Run { started, exited: None, ending: None, .. })
-                if self.rules.limit.is_some_and(|limit| now.mono >= *started + limit) =>
+                if self.rules.limit.is_some_and(|limit| cx.now.mono >= *started + limit) =>
             {
-                self.begin_ending(Cause::Timeout, now, out);
+                self.begin_ending(Cause::Timeout, cx);
             }
             _ => {}
         }

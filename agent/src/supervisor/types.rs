@@ -50,116 +50,55 @@ impl Cause {
     }
 }
 
-/// Something happened.
+/// Something happened to a run, whose number is unique in the agent's life, or to a job. A `code` is a status: 128 + n
+/// for signal n.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Event {
     /// A thread has been told to start the process of this run, which may take any time.
-    Launching {
-        /// The run.
-        run: u64,
-    },
+    Launching { run: u64 },
     /// The process or task of this run was started.
-    Spawned {
-        /// The run.
-        run: u64,
-    },
-    /// It could not be started.
-    Unstartable {
-        /// The run.
-        run: u64,
-        /// The status that a shell gives for that.
-        code: i32,
-        /// A sentence that says why.
-        why: String,
-    },
+    Spawned { run: u64 },
+    /// It could not be started: the status that a shell gives for that, and a sentence.
+    Unstartable { run: u64, code: i32, why: String },
     /// A task has its answer.
-    Answered {
-        /// The run.
-        run: u64,
-    },
+    Answered { run: u64 },
     /// The first process of this run has ended.
-    Exited {
-        /// The run.
-        run: u64,
-        /// Its status, 128 + n for a signal.
-        code: i32,
-    },
+    Exited { run: u64, code: i32 },
     /// Both pipes of this run have ended and all was read.
-    Drained {
-        /// The run.
-        run: u64,
-    },
-    /// The readers of this run waited for the message log, and could read nothing meanwhile.
-    Stalled {
-        /// The run.
-        run: u64,
-        /// For so many milliseconds, since it was said last.
-        millis: u64,
-    },
-    /// The answer to [`Action::Probe`] and [`Action::Kill`].
-    Tree {
-        /// The run.
-        run: u64,
-        /// Processes of its tree that still live.
-        alive: usize,
-    },
+    Drained { run: u64 },
+    /// The readers of this run waited for the message log so long, since it was said last, and could read nothing.
+    Stalled { run: u64, millis: u64 },
+    /// So many processes of its tree live: the answer to [`Action::Probe`] and [`Action::Kill`].
+    Tree { run: u64, alive: usize },
     /// Nothing lives any more of a run of this job, which is held, that an agent before this one had started.
-    Cleared {
-        /// The job.
-        id: String,
-    },
+    Cleared { id: String },
     /// `kill`.
-    Kill {
-        /// The job.
-        id: String,
-    },
+    Kill { id: String },
     /// `killall`.
     KillAll,
     /// `unschedule`.
-    Unschedule {
-        /// The job.
-        id: String,
-    },
+    Unschedule { id: String },
     /// The agent stops: nothing starts any more.
     Stop,
     /// A deadline has passed.
     Tick,
 }
 
-/// How a run or a job ended.
+/// How a run or a job ended: its status (128 + n for signal n), and a sentence for the result.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Outcome {
     /// By itself.
-    Exited {
-        /// Its status, 128 + n for a signal.
-        code: i32,
-    },
+    Exited { code: i32 },
     /// A task has its answer.
     Answered,
     /// Nothing could be started.
-    Unstartable {
-        /// The status that a shell gives for that.
-        code: i32,
-        /// A sentence that says why.
-        why: String,
-    },
+    Unstartable { code: i32, why: String },
     /// Its time was up.
-    TimedOut {
-        /// The status it ended with.
-        code: i32,
-    },
-    /// Somebody ended it.
-    Killed {
-        /// The status it ended with; nothing when it was not running.
-        code: Option<i32>,
-        /// The reason, for the result.
-        why: String,
-    },
-    /// The agent died while it ran.
-    Died {
-        /// When the run began, in milliseconds since 1970.
-        at: i64,
-    },
+    TimedOut { code: i32 },
+    /// It was ended; no status where it was not running.
+    Killed { code: Option<i32>, why: String },
+    /// The agent died while it ran, since `at` (milliseconds since 1970).
+    Died { at: i64 },
 }
 
 impl Outcome {
@@ -184,86 +123,28 @@ impl Outcome {
     }
 }
 
-/// Something is to be done.
+/// Something is to be done; `at` is in milliseconds since 1970.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Action {
     /// Start a run, once the job store says so durably; answered by `Spawned` or `Unstartable`.
-    Start {
-        /// The job.
-        id: Arc<str>,
-        /// The number of the run; unique in the agent's life.
-        run: u64,
-        /// When, in milliseconds since 1970.
-        at: i64,
-    },
+    Start { id: Arc<str>, run: u64, at: i64 },
     /// Give up the start of this run, which hangs: should it succeed all the same, its process is ended.
-    Abort {
-        /// The job.
-        id: Arc<str>,
-        /// The run.
-        run: u64,
-    },
+    Abort { id: Arc<str>, run: u64 },
     /// Note the tree, and send it the stop signal.
-    Term {
-        /// The job.
-        id: Arc<str>,
-        /// The run.
-        run: u64,
-    },
+    Term { id: Arc<str>, run: u64 },
     /// Look whether something of the tree lives; answered by `Tree`.
-    Probe {
-        /// The job.
-        id: Arc<str>,
-        /// The run.
-        run: u64,
-    },
+    Probe { id: Arc<str>, run: u64 },
     /// KILL whatever of the tree lives; answered by `Tree`.
-    Kill {
-        /// The job.
-        id: Arc<str>,
-        /// The run.
-        run: u64,
-    },
+    Kill { id: Arc<str>, run: u64 },
     /// Write down where the job stands.
-    SetState {
-        /// The job.
-        id: Arc<str>,
-        /// Where it stands.
-        state: JobState,
-    },
+    SetState { id: Arc<str>, state: JobState },
     /// A run is over, and nobody is told: it is restarted, or was interrupted.
-    RunOver {
-        /// The job.
-        id: Arc<str>,
-        /// The run.
-        run: u64,
-    },
-    /// A run is over and its result is to be told; the job goes on.
-    Report {
-        /// The job.
-        id: Arc<str>,
-        /// The run.
-        run: u64,
-        /// How it ended.
-        outcome: Outcome,
-        /// Quiet, unless the run brought a result of its own.
-        suppress_if_ok: bool,
-        /// Its restarts are used up: what to alert people with.
-        alert: Option<String>,
-    },
-    /// The job is over.
-    Finish {
-        /// The job.
-        id: Arc<str>,
-        /// The run that ended with it.
-        run: Option<u64>,
-        /// How it ended; nothing where its result is known already.
-        outcome: Option<Outcome>,
-        /// As in `Report`.
-        suppress_if_ok: bool,
-        /// As in `Report`.
-        alert: Option<String>,
-    },
+    RunOver { id: Arc<str>, run: u64 },
+    /// A run is over and its result is to be told; the job goes on. `suppress_if_ok`: quiet, unless the run brought a
+    /// result of its own. `alert`: its restarts are used up, and people are to be told so.
+    Report { id: Arc<str>, run: u64, outcome: Outcome, suppress_if_ok: bool, alert: Option<String> },
+    /// The job is over. No `outcome` where its result is known already.
+    Finish { id: Arc<str>, run: Option<u64>, outcome: Option<Outcome>, suppress_if_ok: bool, alert: Option<String> },
 }
 
 /// Where a job is, for people.

@@ -2,48 +2,20 @@
 
 use crate::job::JobState;
 
-/// One change of the table. Several go into one commit.
+/// One change of the row of the job `id`. Several go into one commit. Times are in milliseconds since 1970; commands and
+/// results are JSON.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum JobUpdate {
-    /// A new job.
-    Accept {
-        /// The job's id.
-        id: String,
-        /// The controller that it came from; empty for a startup job.
-        controller: String,
-        /// The command as JSON.
-        command: String,
-        /// Now, in milliseconds since 1970.
-        now: i64,
-    },
+    /// A new job; a startup job has no controller.
+    Accept { id: String, controller: String, command: String, now: i64 },
     /// A run begins.
-    Start {
-        /// The job's id.
-        id: String,
-        /// The start, in milliseconds since 1970.
-        started: i64,
-    },
-    /// The job goes on, and stands otherwise.
-    SetState {
-        /// The job's id.
-        id: String,
-        /// Any but `Started`, `Done` and `Sent`.
-        state: JobState,
-    },
-    /// The result of one run of a job that goes on.
-    Report {
-        /// The job's id.
-        id: String,
-        /// When the run began, in milliseconds since 1970.
-        started: i64,
-        /// The result as JSON.
-        result: String,
-        /// Only the newest quiet one is kept until it is sent.
-        quiet: bool,
-    },
+    Start { id: String, started: i64 },
+    /// The job goes on, in another state: any but `Started`, `Done` and `Sent`.
+    SetState { id: String, state: JobState },
+    /// The result of one run of a job that goes on. Only the newest quiet one is kept until it is sent.
+    Report { id: String, started: i64, result: String, quiet: bool },
     /// The job is over.
     Finish {
-        /// The job's id.
         id: String,
         /// Its result as JSON; nothing where nobody is to be told.
         result: Option<String>,

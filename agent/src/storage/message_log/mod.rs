@@ -1,4 +1,4 @@
-//! The message_log: every message that is kept, stored, found again and forwarded.
+//! The message log: every message that is kept, stored, found again and forwarded.
 //!
 //! **Owns** the databases in `data_dir/logs` and the ids of records. Messages come from the pipe
 //! readers in [`batch`]es, and from the threads that write the agent's own records. One thread stores them:

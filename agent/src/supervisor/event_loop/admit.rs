@@ -1,4 +1,4 @@
-//! Accepting: what a command is, and what of it is kept in persisted.
+//! Accepting: what a command is, and what of it is kept in memory.
 
 use super::{Actor, AfterCommit, Detail, Job, MAX_BYTES, MAX_JOBS, Work, group_name};
 use crate::commands::{self, JobControl, Kind};
@@ -172,7 +172,7 @@ impl Actor {
         }
     }
 
-    /// The larger part of a job, from persisted or from the job store.
+    /// The larger part of a job, from memory or from the job store.
     pub(super) fn detail(&self, id: &Arc<str>) -> Option<Arc<Detail>> {
         let job = self.jobs.get(id)?;
         if let Some(detail) = &job.detail {

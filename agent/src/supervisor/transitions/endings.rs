@@ -1,126 +1,115 @@
 //! The end of a run, on request or by itself, and what follows it.
 
-use super::{Job, Killing, PROBE, Phase, Run, YOUNG};
+use super::{Context, Job, Killing, PROBE, Phase, Run, YOUNG};
 use crate::job::JobState;
-use crate::supervisor::types::{Action, Cause, Now, Outcome};
+use crate::supervisor::types::{Action, Cause, Outcome};
 use jscommon::State;
 
 impl Job {
-    pub(super) fn kill(&mut self, now: Now, out: &mut Vec<Action>) {
-        let why = || "killed on request".to_owned();
+    pub(super) fn kill(&mut self, cx: &mut Context) {
         match &mut self.phase {
-            Phase::Waiting | Phase::Sleeping { .. } => {
-                self.finish(None, Some(Outcome::Killed { code: None, why: why() }), out);
+            Phase::Waiting | Phase::Sleeping { .. } | Phase::Starting { launch: None, .. } => {
+                self.killed(Cause::Kill, None, cx);
             }
             // Its processes are being ended, and its result follows their end.
             Phase::Held(persisted) => {
                 persisted.state = JobState::Killing;
-                out.push(Action::SetState { id: self.id.clone(), state: JobState::Killing });
+                self.set_state(JobState::Killing, cx);
             }
             // Its result is known already.
-            Phase::Failed => self.finish(None, None, out),
+            Phase::Failed => self.finish(None, None, cx),
             // Nobody can end a thread of the agent; one that hangs holds up no answer.
-            Phase::Running(Run { run, .. }) if !self.rules.process => {
-                let run = *run;
-                self.finish(Some(run), Some(Outcome::Killed { code: None, why: why() }), out);
-            }
+            Phase::Running(_) if !self.rules.process => self.killed(Cause::Kill, None, cx),
             Phase::Starting { launch: Some(launch), .. } => {
-                if !matches!(launch.ending, Some((Cause::Kill, _))) {
-                    out.push(Action::SetState { id: self.id.clone(), state: JobState::Killing });
+                let is_killed = matches!(launch.ending, Some((Cause::Kill, _)));
+                launch.end(Cause::Kill, cx.now);
+                if !is_killed {
+                    self.set_state(JobState::Killing, cx);
                 }
-                launch.end(Cause::Kill, now);
-            }
-            Phase::Starting { run, .. } => {
-                let run = *run;
-                self.finish(Some(run), Some(Outcome::Killed { code: None, why: why() }), out);
             }
             // It has ended by itself, and only the end of its output is waited for: its result stands as
             // it ended, and nothing follows it.
             Phase::Running(Run { exited: Some(_), ending: None, .. }) => {
-                if !self.last {
-                    self.last = true;
-                    out.push(Action::SetState { id: self.id.clone(), state: JobState::FinalRun });
+                if !std::mem::replace(&mut self.last, true) {
+                    self.set_state(JobState::FinalRun, cx);
                 }
             }
             Phase::Running(_) => {
                 if self.cause() != Some(Cause::Kill) {
-                    out.push(Action::SetState { id: self.id.clone(), state: JobState::Killing });
+                    self.set_state(JobState::Killing, cx);
                 }
-                self.begin_ending(Cause::Kill, now, out);
+                self.begin_ending(Cause::Kill, cx);
             }
             Phase::Over => {}
         }
     }
 
     /// `killall` and the agent's stop: what runs is ended, what waits stays.
-    pub(super) fn end(&mut self, cause: Cause, stopping: bool, now: Now, out: &mut Vec<Action>) {
+    pub(super) fn end(&mut self, cause: Cause, cx: &mut Context) {
         if !self.rules.process {
             return;
         }
         match &mut self.phase {
             // Its process may be there at any moment.
-            Phase::Starting { launch: Some(launch), .. } => launch.end(cause, now),
+            Phase::Starting { launch: Some(launch), .. } => launch.end(cause, cx.now),
             // Nothing of it ever ran (its script is still being fetched, say): it waits for the agent's return.
             Phase::Starting { run, .. } if cause == Cause::Stop && self.restarts == 0 && !self.rules.remembered() => {
                 let (id, run) = (self.id.clone(), *run);
-                out.push(Action::RunOver { id: id.clone(), run });
-                out.push(Action::SetState { id, state: JobState::Accepted });
+                cx.out.push(Action::RunOver { id: id.clone(), run });
+                cx.out.push(Action::SetState { id, state: JobState::Accepted });
                 self.phase = Phase::Sleeping { until: u64::MAX, restart: false };
             }
             Phase::Starting { run, .. } => {
                 let run = *run;
-                self.interrupted(run, None, cause, stopping, now, out);
+                self.interrupted(run, None, cause, cx);
             }
             // A process that has ended by itself has its result, and what it left behind lives on.
             Phase::Running(Run { exited: Some(_), .. }) => {}
-            Phase::Running(_) => self.begin_ending(cause, now, out),
+            Phase::Running(_) => self.begin_ending(cause, cx),
             _ => {}
         }
     }
 
-    pub(super) fn stop(&mut self, now: Now, out: &mut Vec<Action>) {
-        match &self.phase {
-            Phase::Starting { run, .. } | Phase::Running(Run { run, .. }) if !self.rules.process => {
-                let run = *run;
-                self.finish(Some(run), Some(Outcome::Killed { code: None, why: Cause::Stop.sentence() }), out);
-            }
-            // It ran, and what it was about to do again is cut off.
-            Phase::Sleeping { restart: true, .. } if !self.rules.remembered() => {
-                self.finish(None, Some(Outcome::Killed { code: None, why: Cause::Stop.sentence() }), out);
-            }
-            Phase::Waiting if self.last_start.is_some() && !self.rules.remembered() => {
-                self.finish(None, Some(Outcome::Killed { code: None, why: Cause::Stop.sentence() }), out);
-            }
-            _ => self.end(Cause::Stop, true, now, out),
+    pub(super) fn stop(&mut self, cx: &mut Context) {
+        let is_cut_off = match &self.phase {
+            Phase::Starting { .. } | Phase::Running(_) => !self.rules.process,
+            // It ran, and would have done so again.
+            Phase::Sleeping { restart: true, .. } => !self.rules.remembered(),
+            Phase::Waiting => self.last_start.is_some() && !self.rules.remembered(),
+            _ => false,
+        };
+        match is_cut_off {
+            true => self.killed(Cause::Stop, None, cx),
+            false => self.end(Cause::Stop, cx),
         }
     }
 
-    pub(super) fn unschedule(&mut self, out: &mut Vec<Action>) {
+    pub(super) fn unschedule(&mut self, cx: &mut Context) {
         self.last = true;
         match &mut self.phase {
             Phase::Starting { .. } | Phase::Running(_) => {
                 if self.rules.remembered() && self.cause() != Some(Cause::Kill) {
-                    out.push(Action::SetState { id: self.id.clone(), state: JobState::FinalRun });
+                    self.set_state(JobState::FinalRun, cx);
                 }
             }
             Phase::Waiting | Phase::Sleeping { .. } => {
                 // A client that waits for a first result is told that there will be none.
                 let why = "unscheduled, no run follows".to_owned();
                 let outcome = (!self.reported).then_some(Outcome::Killed { code: None, why });
-                self.finish(None, outcome, out);
+                self.finish(None, outcome, cx);
             }
             Phase::Held(persisted) => {
                 if persisted.state == JobState::Started && self.rules.remembered() {
                     persisted.state = JobState::FinalRun;
-                    out.push(Action::SetState { id: self.id.clone(), state: JobState::FinalRun });
+                    self.set_state(JobState::FinalRun, cx);
                 }
             }
-            Phase::Failed => self.finish(None, None, out),
+            Phase::Failed => self.finish(None, None, cx),
             Phase::Over => {}
         }
     }
 
-    pub(super) fn begin_ending(&mut self, cause: Cause, now: Now, out: &mut Vec<Action>) {
+    pub(super) fn begin_ending(&mut self, cause: Cause, cx: &mut Context) {
         let (id, timeout) = (self.id.clone(), self.rules.stop_timeout);
         let Phase::Running(current) = &mut self.phase else { return };
         match &mut current.ending {
@@ -134,61 +123,50 @@ impl Job {
                 current.drain_until = None;
                 current.ending = Some(Killing {
                     cause,
-                    kill_at: now.mono + timeout,
+                    kill_at: cx.now.mono + timeout,
                     killed: false,
-                    probe_at: now.mono + PROBE.0,
+                    probe_at: cx.now.mono + PROBE.0,
                     probe_gap: PROBE.0,
                     gone: false,
                 });
-                out.push(Action::Term { id, run: current.run });
+                cx.out.push(Action::Term { id, run: current.run });
             }
         }
     }
 
     /// Ends the run once nothing of it is waited for any more.
-    pub(super) fn finish_if_drained(&mut self, stopping: bool, now: Now, random: f64, out: &mut Vec<Action>) {
+    pub(super) fn finish_if_drained(&mut self, cx: &mut Context) {
         let Phase::Running(current) = &self.phase else { return };
         let Some(code) = current.exited else { return };
         let gave_up = current.ending.as_ref().is_some_and(|e| e.gone && current.drain_until.is_none());
-        let quiet = current.drain_until.is_some_and(|until| current.drained || now.mono >= until);
+        let quiet = current.drain_until.is_some_and(|until| current.drained || cx.now.mono >= until);
         if !quiet && !gave_up {
             return;
         }
-        let (run, lived) = (current.run, now.mono.saturating_sub(current.started));
+        let (run, lived) = (current.run, cx.now.mono.saturating_sub(current.started));
         match current.ending.as_ref().map(|ending| ending.cause) {
-            None if code == 0 => self.conclude(run, Outcome::Exited { code }, false, None, stopping, now, out),
-            None => self.failed(run, Outcome::Exited { code }, lived, stopping, now, random, out),
+            None if code == 0 => self.conclude(run, Outcome::Exited { code }, false, None, cx),
+            None => self.failed(run, Outcome::Exited { code }, lived, cx),
             Some(Cause::Timeout) => {
-                self.failed(run, Outcome::TimedOut { code }, lived, stopping, now, random, out);
+                self.failed(run, Outcome::TimedOut { code }, lived, cx);
             }
-            Some(Cause::Kill) => {
-                let why = Cause::Kill.sentence();
-                self.finish(Some(run), Some(Outcome::Killed { code: Some(code), why }), out);
-            }
-            Some(cause) => self.interrupted(run, Some(code), cause, stopping, now, out),
+            Some(Cause::Kill) => self.killed(Cause::Kill, Some(code), cx),
+            Some(cause) => self.interrupted(run, Some(code), cause, cx),
         }
     }
 
     /// A run was ended by `killall` or by the agent's stop.
-    pub(super) fn interrupted(
-        &mut self,
-        run: u64,
-        code: Option<i32>,
-        cause: Cause,
-        stopping: bool,
-        now: Now,
-        out: &mut Vec<Action>,
-    ) {
+    pub(super) fn interrupted(&mut self, run: u64, code: Option<i32>, cause: Cause, cx: &mut Context) {
         if self.last || !self.rules.remembered() {
-            return self.finish(Some(run), Some(Outcome::Killed { code, why: cause.sentence() }), out);
+            return self.killed(cause, code, cx);
         }
         self.last_state = Some(State::Killed);
-        out.push(Action::RunOver { id: self.id.clone(), run });
-        if stopping {
+        cx.out.push(Action::RunOver { id: self.id.clone(), run });
+        if cx.stopping {
             // The row still says that a run was under way: it starts again with the agent.
             self.phase = Phase::Sleeping { until: u64::MAX, restart: false };
         } else if self.rules.period.is_some() {
-            self.schedule(now, out);
+            self.schedule(cx);
         } else {
             self.restarts += 1;
             self.again = true;
@@ -197,17 +175,7 @@ impl Job {
     }
 
     /// A run failed by itself or ran out of time: again, or never again.
-    #[allow(clippy::too_many_arguments)] // one run's end has so many sides; a struct would only rename them
-    pub(super) fn failed(
-        &mut self,
-        run: u64,
-        outcome: Outcome,
-        lived: u64,
-        stopping: bool,
-        now: Now,
-        random: f64,
-        out: &mut Vec<Action>,
-    ) {
+    pub(super) fn failed(&mut self, run: u64, outcome: Outcome, lived: u64, cx: &mut Context) {
         let earlier = if lived > YOUNG { 0 } else { self.backoff.failures() };
         let wait = match earlier {
             0 => {
@@ -216,7 +184,7 @@ impl Job {
                 self.backoff.fail(0.0);
                 0
             }
-            _ => self.backoff.fail(random).as_millis() as u64,
+            _ => self.backoff.fail(cx.random).as_millis() as u64,
         };
         // A failure after a long life does not count, yet is a failure: it is restarted, at once.
         let counted = if lived > YOUNG { 0 } else { earlier + 1 };
@@ -224,33 +192,30 @@ impl Job {
             self.backoff.succeed();
         }
         let allowed = self.rules.max_restart;
-        if allowed == 0 || self.last || stopping {
-            return self.conclude(run, outcome, true, None, stopping, now, out);
+        if allowed == 0 || self.last || cx.stopping {
+            return self.conclude(run, outcome, true, None, cx);
         }
         if counted > allowed {
             let alert = format!("job {} failed {counted} times and is not restarted: {}", self.id, outcome.brief());
-            return self.conclude(run, outcome, true, Some(alert), stopping, now, out);
+            return self.conclude(run, outcome, true, Some(alert), cx);
         }
         self.restarts += 1;
         self.again = true;
-        out.push(Action::RunOver { id: self.id.clone(), run });
+        cx.out.push(Action::RunOver { id: self.id.clone(), run });
         self.phase = match wait {
             0 => Phase::Waiting,
-            wait => Phase::Sleeping { until: now.mono + wait, restart: true },
+            wait => Phase::Sleeping { until: cx.now.mono + wait, restart: true },
         };
     }
 
     /// A run has ended for good: the job goes on after it, or is over.
-    #[allow(clippy::too_many_arguments)] // as above
     pub(super) fn conclude(
         &mut self,
         run: u64,
         outcome: Outcome,
         failed: bool,
         alert: Option<String>,
-        stopping: bool,
-        now: Now,
-        out: &mut Vec<Action>,
+        cx: &mut Context,
     ) {
         let suppress_if_ok = self.reported && !failed;
         self.last_state = Some(outcome.state());
@@ -258,35 +223,44 @@ impl Job {
         self.backoff.succeed();
         if self.rules.period.is_some() && !self.last {
             self.reported = true;
-            out.push(Action::Report { id, run, outcome, suppress_if_ok, alert });
-            match stopping {
+            cx.out.push(Action::Report { id, run, outcome, suppress_if_ok, alert });
+            match cx.stopping {
                 true => {
-                    out.push(Action::SetState { id: self.id.clone(), state: JobState::Scheduled });
+                    self.set_state(JobState::Scheduled, cx);
                     self.phase = Phase::Sleeping { until: u64::MAX, restart: false };
                 }
-                false => self.schedule(now, out),
+                false => self.schedule(cx),
             }
         } else if self.rules.remembered() && failed && !self.last {
             self.reported = true;
-            out.push(Action::Report { id: id.clone(), run, outcome, suppress_if_ok, alert });
-            out.push(Action::SetState { id, state: JobState::Failed });
+            cx.out.push(Action::Report { id: id.clone(), run, outcome, suppress_if_ok, alert });
+            cx.out.push(Action::SetState { id, state: JobState::Failed });
             self.phase = Phase::Failed;
         } else {
             self.phase = Phase::Over;
-            out.push(Action::Finish { id, run: Some(run), outcome: Some(outcome), suppress_if_ok, alert });
+            cx.out.push(Action::Finish { id, run: Some(run), outcome: Some(outcome), suppress_if_ok, alert });
         }
     }
 
     /// Sleeps until the next recurrence: counted from the last start, at once when that is past.
-    fn schedule(&mut self, now: Now, out: &mut Vec<Action>) {
-        out.push(Action::SetState { id: self.id.clone(), state: JobState::Scheduled });
+    fn schedule(&mut self, cx: &mut Context) {
+        self.set_state(JobState::Scheduled, cx);
         let period = self.rules.period.unwrap_or(0);
-        let until = self.last_start.unwrap_or(now.mono).saturating_add(period).max(now.mono);
+        let until = self.last_start.unwrap_or(cx.now.mono).saturating_add(period).max(cx.now.mono);
         self.phase = Phase::Sleeping { until, restart: false };
     }
 
-    pub(super) fn finish(&mut self, run: Option<u64>, outcome: Option<Outcome>, out: &mut Vec<Action>) {
+    pub(super) fn finish(&mut self, run: Option<u64>, outcome: Option<Outcome>, cx: &mut Context) {
         self.phase = Phase::Over;
-        out.push(Action::Finish { id: self.id.clone(), run, outcome, suppress_if_ok: false, alert: None });
+        cx.out.push(Action::Finish { id: self.id.clone(), run, outcome, suppress_if_ok: false, alert: None });
+    }
+
+    /// Ends the job with the result that `cause` ended it.
+    pub(super) fn killed(&mut self, cause: Cause, code: Option<i32>, cx: &mut Context) {
+        self.finish(self.run(), Some(Outcome::Killed { code, why: cause.sentence() }), cx);
+    }
+
+    fn set_state(&self, state: JobState, cx: &mut Context) {
+        cx.out.push(Action::SetState { id: self.id.clone(), state });
     }
 }

@@ -27,9 +27,14 @@ pub(crate) struct Root {
     pub(crate) known: Vec<(u32, u64)>,
 }
 
+/// Returns the living processes of each run, of all that there are now.
+pub(crate) fn living(processes: &[Proc], roots: &[Root]) -> HashMap<u64, Vec<Proc>> {
+    trees(processes, std::process::id(), roots, process_tree::mark, process_tree::group_of)
+}
+
 /// The living processes of each run. `mark` reads a process' environment and `group` its cgroup;
 /// they are asked only about processes whose place says nothing.
-pub(crate) fn trees(
+fn trees(
     processes: &[Proc],
     agent: u32,
     roots: &[Root],

@@ -218,13 +218,7 @@ impl Remote {
         let roots: Vec<members::Root> = views.iter().filter_map(|view| view.root.clone()).collect();
         let mut trees = match roots.is_empty() {
             true => HashMap::new(),
-            false => members::trees(
-                &process_tree::processes(),
-                std::process::id(),
-                &roots,
-                process_tree::mark,
-                process_tree::group_of,
-            ),
+            false => members::living(&process_tree::processes(), &roots),
         };
         let mut baselines = lock(&self.baselines);
         if all {

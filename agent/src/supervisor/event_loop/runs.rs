@@ -176,9 +176,7 @@ impl Actor {
             let processes = process_tree::processes();
             let (pid, group) = (child.pid, Some(process_tree::group_path(&mark.home, &name)));
             let root = members::Root { run, pid, reaped: false, mark, group, known: Vec::new() };
-            let mut trees =
-                members::trees(&processes, std::process::id(), &[root], process_tree::mark, process_tree::group_of);
-            let mut members = trees.remove(&run).unwrap_or_default();
+            let mut members = members::living(&processes, &[root]).remove(&run).unwrap_or_default();
             if let Some(cgroups) = &self.cgroups {
                 members::join(&mut members, &processes, &cgroups.members(&name));
             }
@@ -203,8 +201,7 @@ impl Actor {
     pub(super) fn signal_and_probe(&mut self, actions: Vec<Action>) {
         let roots: Vec<members::Root> = self.runs.iter().filter_map(|(run, known)| root(*run, known)).collect();
         let processes = process_tree::processes();
-        let mut trees =
-            members::trees(&processes, std::process::id(), &roots, process_tree::mark, process_tree::group_of);
+        let mut trees = members::living(&processes, &roots);
         for action in actions {
             let (Action::Term { run, .. } | Action::Probe { run, .. } | Action::Kill { run, .. }) = &action else {
                 continue;

@@ -48,32 +48,13 @@ pub(crate) enum Task {
     /// Print the version.
     Version,
     /// Run the agent, or only check its configuration.
-    Run {
-        /// The configuration file.
-        config: Option<PathBuf>,
-        /// Values that override it.
-        overrides: Overrides,
-        /// Only say what is wrong with it.
-        check: bool,
-        /// The levels that are logged.
-        log: Directives,
-    },
+    Run { config: Option<PathBuf>, overrides: Overrides, check: bool, log: Directives },
     /// Say what the agent of a data folder is doing.
-    Status {
-        /// The configuration file that names the folder.
-        config: Option<PathBuf>,
-        /// Values that override it.
-        overrides: Overrides,
-    },
+    Status { config: Option<PathBuf>, overrides: Overrides },
     /// Fetch this node's credentials.
     Enroll(Enroll),
     /// The agent as a service of the system.
-    Service {
-        /// The action.
-        verb: Verb,
-        /// The configuration file; nothing is the system's place for it.
-        config: Option<PathBuf>,
-    },
+    Service { verb: Verb, config: Option<PathBuf> },
 }
 
 /// The word after `jsagent service`.

@@ -34,12 +34,7 @@ pub(crate) type Decode = fn(&[u8]) -> std::borrow::Cow<'_, str>;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ServiceOrder {
     /// Install it, or bring it up to date.
-    Install {
-        /// The configuration that it runs with.
-        config: std::path::PathBuf,
-        /// The data folder in that configuration.
-        data_dir: std::path::PathBuf,
-    },
+    Install { config: std::path::PathBuf, data_dir: std::path::PathBuf },
     /// Start it and wait until it runs.
     Start,
     /// Stop it and wait until it has ended.

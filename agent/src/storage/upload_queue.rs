@@ -251,14 +251,12 @@ impl UploadQueue {
         if kind != Kind::Event && !self.is_chosen(controller, kind) {
             return Ok(None);
         }
-        let mut inner = lock(&self.inner);
-        self.told(&mut inner, |inner| inner.next(controller, kind, without))
+        self.locked(|inner| inner.next(controller, kind, without))
     }
 
     /// Reads the event of this number that waits for the controller.
     pub(crate) fn event(&self, controller: &str, number: i64) -> Result<Option<Batch>> {
-        let mut inner = lock(&self.inner);
-        let batch = self.told(&mut inner, |inner| inner.whole(controller, Kind::Event, number))?;
+        let batch = self.locked(|inner| inner.whole(controller, Kind::Event, number))?;
         Ok(Some(batch).filter(|batch| !batch.body.is_empty()))
     }
 
@@ -267,8 +265,9 @@ impl UploadQueue {
     }
 
     /// Does what [`UploadQueue::with`] does, and logs an error.
-    fn told<T>(&self, inner: &mut Inner, work: impl FnMut(&mut Inner) -> Result<T>) -> Result<T> {
-        let done = self.with(inner, work);
+    fn locked<T>(&self, work: impl FnMut(&mut Inner) -> Result<T>) -> Result<T> {
+        let mut inner = lock(&self.inner);
+        let done = self.with(&mut inner, work);
         if let Err(e) = &done {
             inner.log_throttled(&format!("{e:#}"));
         }
@@ -277,12 +276,11 @@ impl UploadQueue {
 
     /// The controller has taken this batch (200), now or before.
     pub(crate) fn taken(&self, controller: &str, kind: Kind, number: u64) {
-        let mut inner = lock(&self.inner);
         let others: Vec<String> = match kind {
             Kind::Event => Vec::new(),
             kind => self.chosen[kind as usize].clone(),
         };
-        let done = self.with(&mut inner, |inner| {
+        let _ = self.locked(|inner| {
             match kind {
                 Kind::Event => inner.remove_event(controller, number as i64)?,
                 _ => inner.transaction(|inner| inner.taken(controller, kind, number as i64, &others))?,
@@ -291,9 +289,6 @@ impl UploadQueue {
             // A second take is told what it will never see.
             inner.tell_dropped(&self.controllers)
         });
-        if let Err(e) = done {
-            inner.log_throttled(&format!("{e:#}"));
-        }
     }
 
     /// The controller says that it has batches up to `last`, and dropped `number` as one of them, so
@@ -303,17 +298,14 @@ impl UploadQueue {
     /// Once a controller has taken or refused anything of this file, an old number is an old batch, unless
     /// `last` is a number that was never given here.
     pub(crate) fn jump(&self, controller: &str, kind: Kind, number: u64, last: u64) -> bool {
-        let mut inner = lock(&self.inner);
-        let jumped = self.with(&mut inner, |inner| inner.jump(controller, kind, number as i64, last as i64));
-        match jumped {
-            Ok(true) => log::warn!(
+        let jumped = self.locked(|inner| inner.jump(controller, kind, number as i64, last as i64)).unwrap_or(false);
+        if jumped {
+            log::warn!(
                 "the controller {controller} has {kind:?} up to batch {last}, and this one was {number}: the upload queue was \
                  lost and the clock is behind; the numbers go on after that"
-            ),
-            Ok(false) => {}
-            Err(ref e) => inner.log_throttled(&format!("{e:#}")),
+            );
         }
-        jumped.unwrap_or(false)
+        jumped
     }
 
     /// Returns what was dropped since the last call, for a record on the node itself.
@@ -359,10 +351,7 @@ impl UploadQueue {
 
     /// Writes down where the ids of records stand.
     pub(crate) fn set_mark(&self, mark: IdCheckpoint) {
-        let mut inner = lock(&self.inner);
-        if let Err(e) = self.with(&mut inner, |inner| inner.transaction(|inner| inner.put_mark(mark))) {
-            inner.log_throttled(&format!("{e:#}"));
-        }
+        let _ = self.locked(|inner| inner.transaction(|inner| inner.put_mark(mark)));
     }
 
     /// Does `work` on the open file. Where the file seems damaged, a fresh look at it decides: a good one is

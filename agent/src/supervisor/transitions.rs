@@ -58,19 +58,10 @@ pub(super) struct Job {
 pub(super) enum Phase {
     /// Ready, and waiting for a slot and its turn.
     Waiting,
-    /// Waiting for a time.
-    Sleeping {
-        until: u64,
-        /// Between a failure and a restart: it keeps its turn in its queue.
-        restart: bool,
-    },
-    /// The order to start was given.
-    Starting {
-        run: u64,
-        at: i64,
-        /// A thread starts its process.
-        launch: Option<Launch>,
-    },
+    /// Waiting for a time. Between a failure and a `restart` it keeps its turn in its queue.
+    Sleeping { until: u64, restart: bool },
+    /// The order to start was given; a `launch` where a thread starts its process.
+    Starting { run: u64, at: i64, launch: Option<Launch> },
     /// A process or a task is at work, or has ended and is being wound up.
     Running(Run),
     /// Processes of a run of an earlier agent live: it goes on from there once they have ended.

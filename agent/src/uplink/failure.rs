@@ -9,41 +9,20 @@ use std::time::Duration;
 /// A clock that differs by more than this is worth a word of its own.
 const CLOCK_TOLERANCE_MS: i64 = 60_000;
 
-/// Why a request failed.
+/// Why a request failed: the status of the answer, a sentence, and how long to wait (`Retry-After`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Failure {
     /// The address cannot be reached, or was silent for too long.
     Away(String),
     /// It is there and cannot take this now: later. 409 is another agent with this node's name, 429
     /// too much at once, 5xx a trouble of its own.
-    Busy {
-        /// Its status.
-        status: u16,
-        /// How long it asked to be left alone.
-        wait: Option<Duration>,
-        /// Its own explanation.
-        reason: String,
-    },
-    /// It will not take this, now or later (4xx), and says so itself.
-    Refused {
-        /// Its status.
-        status: u16,
-        /// Its own explanation.
-        reason: String,
-        /// The ids that a list was refused for, when it named them.
-        refused: Vec<String>,
-    },
+    Busy { status: u16, wait: Option<Duration>, reason: String },
+    /// It will not take this, now or later (4xx), and says so itself; the ids that a list was refused for.
+    Refused { status: u16, reason: String, refused: Vec<String> },
     /// The credentials are refused because one of the two clocks is wrong.
     Clock(String),
     /// Something else than the controller answered: a proxy, a captive portal, another service.
-    Foreign {
-        /// Its status.
-        status: u16,
-        /// The `Retry-After` of the answer.
-        wait: Option<Duration>,
-        /// A description of the answer.
-        reason: String,
-    },
+    Foreign { status: u16, wait: Option<Duration>, reason: String },
     /// This node itself is at fault: a file cannot be read or written.
     Local(String),
 }

@@ -14,16 +14,11 @@ pub(crate) enum JobUpdate {
     SetState { id: String, state: JobState },
     /// The result of one run of a job that goes on. Only the newest quiet one is kept until it is sent.
     Report { id: String, started: i64, result: String, quiet: bool },
-    /// The job is over.
-    Finish {
-        id: String,
-        /// Its result as JSON; nothing where nobody is to be told.
-        result: Option<String>,
-        /// Survives the agent's death at once, and power loss only after [`super::JobStore::sync`]. For a job
-        /// whose row is on the disk as started and that does not start again: what a power cut leaves
-        /// of it is answered in the name of the same run, so that a client that had this result keeps it.
-        deferred_sync: bool,
-    },
+    /// The job is over; no result where nobody is to be told. With `deferred_sync` it survives the agent's death at once,
+    /// and power loss only after [`super::JobStore::sync`]. That is for a job whose row is on the disk as started and that
+    /// does not start again: what a power cut leaves of it is answered in the name of the same run, so that a client that
+    /// had this result keeps it.
+    Finish { id: String, result: Option<String>, deferred_sync: bool },
 }
 
 impl JobUpdate {

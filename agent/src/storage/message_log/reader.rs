@@ -115,7 +115,8 @@ impl LogReader {
             if let Some(look) = &look
                 && !look.found.is_empty()
             {
-                deleted += self.delete_rows(at.number, &look.found)?;
+                let rows = look.found.clone();
+                deleted += self.change(at.number, move |db, _| delete(db, &rows))?.unwrap_or(0);
                 touched = true;
             }
             place = self.after(at, look.as_ref());
@@ -221,23 +222,27 @@ impl LogReader {
         Ok(Cursor { number: current, rowid: i64::MAX })
     }
 
-    /// Deletes these rows; the message log does it where it writes itself.
-    fn delete_rows(&self, number: u64, rows: &[i64]) -> Result<u64> {
-        let rows = rows.to_vec();
-        let current = rows.clone();
+    /// Runs `work` with a database open, on the message log's thread where that one writes to it, which `work` is told.
+    /// It returns how many bytes of the WAL it has filled as well.
+    fn change<T: Send + 'static>(
+        &self,
+        number: u64,
+        work: impl Fn(&Connection, bool) -> rusqlite::Result<(T, u64)> + Clone + Send + 'static,
+    ) -> Result<Option<T>> {
+        let on_current = work.clone();
         let done = self.on_writer(move |store| {
             let (db, writes_to) = store.current();
             if writes_to != number {
                 return Ok(None);
             }
-            let done = delete(db, &current)?;
-            store.wrote(done.1);
+            let (done, bytes) = on_current(db, true)?;
+            store.wrote(bytes);
             store.checkpoint()?;
-            Ok::<_, rusqlite::Error>(Some(done.0))
+            Ok::<_, rusqlite::Error>(Some(done))
         })??;
         match done {
-            Some(count) => Ok(count),
-            None => Ok(self.open(number, |db| delete(db, &rows))?.map_or(0, |done| done.0)),
+            None => Ok(self.open(number, |db| work(db, false))?.map(|(done, _)| done)),
+            done => Ok(done),
         }
     }
 
@@ -253,32 +258,18 @@ impl LogReader {
 
     /// Gives the space of deleted rows back, in short steps.
     fn reclaim(&self, number: u64) -> Result<()> {
-        let mut more = true;
-        while more {
-            let done = self.on_writer(move |store| {
-                let (db, writes_to) = store.current();
-                if writes_to != number {
-                    return Ok(None);
-                }
-                let more = give_back(db)?;
-                store.wrote(u64::from(RECLAIM) * 3 * 4120);
-                store.checkpoint()?;
-                Ok::<_, rusqlite::Error>(Some(more))
-            })??;
-            more = match done {
-                Some(more) => more,
-                None => {
-                    let done = self.open(number, |db| {
-                        let more = give_back(db)?;
-                        let empty = db.query_row("SELECT 1 FROM messages LIMIT 1", [], |_| Ok(())).optional()?;
-                        Ok((more, empty.is_none()))
-                    })?;
-                    if done.is_some_and(|(_, empty)| empty) {
-                        self.log_files.write().remove(number);
-                    }
-                    done.is_some_and(|(more, empty)| more && !empty)
-                }
-            };
+        let step = |db: &Connection, is_current: bool| {
+            let more = give_back(db)?;
+            let empty = db.query_row("SELECT 1 FROM messages LIMIT 1", [], |_| Ok(())).optional()?.is_none();
+            Ok(((more, empty && !is_current), u64::from(RECLAIM) * 3 * 4120))
+        };
+        while let Some((more, removable)) = self.change(number, step)? {
+            if removable {
+                self.log_files.write().remove(number);
+            }
+            if !more || removable {
+                break;
+            }
         }
         // The file shrinks with the checkpoint.
         self.on_writer(move |store| {

@@ -18,23 +18,20 @@ impl UploadQueue {
     /// Splits a batch in two, so that its halves are sent one after the other. `false` when it holds a
     /// single record or series, and cannot be split.
     pub(crate) fn split(&self, controller: &str, kind: Kind, number: u64) -> Result<bool> {
-        let mut inner = lock(&self.inner);
-        self.told(&mut inner, |inner| inner.split(controller, kind, number as i64))
+        self.locked(|inner| inner.split(controller, kind, number as i64))
     }
 
     /// Defers a batch for this controller, so that later ones are sent; returns its key.
     pub(crate) fn defer(&self, controller: &str, kind: Kind, number: u64) -> Result<i64> {
         let others = self.chosen[kind as usize].clone();
-        let mut inner = lock(&self.inner);
-        let key = self.told(&mut inner, |inner| inner.defer(controller, kind, number as i64, &others));
-        inner.trim_log();
+        let key = self.locked(|inner| inner.defer(controller, kind, number as i64, &others));
+        lock(&self.inner).trim_log();
         key
     }
 
     /// Returns the keys of the batches that are deferred for this controller.
     pub(crate) fn deferred(&self, controller: &str, kind: Kind) -> Result<Vec<i64>> {
-        let mut inner = lock(&self.inner);
-        self.told(&mut inner, |inner| {
+        self.locked(|inner| {
             let mut query =
                 inner.db.prepare_cached("SELECT seq FROM items WHERE kind = ?1 AND controller = ?2 ORDER BY seq")?;
             let keys = query.query_map(params![kind as i64, controller], |row| row.get(0))?;
@@ -45,14 +42,12 @@ impl UploadQueue {
     /// Reads a deferred batch, under a number that this controller has not seen. Only when no
     /// other batch of this kind waits for the controller.
     pub(crate) fn read_deferred(&self, controller: &str, kind: Kind, key: i64) -> Result<Option<Batch>> {
-        let mut inner = lock(&self.inner);
-        self.told(&mut inner, |inner| inner.read_deferred(controller, kind, key))
+        self.locked(|inner| inner.read_deferred(controller, kind, key))
     }
 
     /// Removes a deferred batch: the controller has taken it, or `dropped`, will never take it.
     pub(crate) fn remove_deferred(&self, controller: &str, kind: Kind, key: i64, dropped: bool) {
-        let mut inner = lock(&self.inner);
-        let _ = self.told(&mut inner, |inner| inner.remove_deferred(controller, kind, key, dropped));
+        let _ = self.locked(|inner| inner.remove_deferred(controller, kind, key, dropped));
     }
 }
 

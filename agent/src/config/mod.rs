@@ -1,7 +1,7 @@
 //! The configuration of one agent: what it may hold, and the defaults.
 //!
 //! Owns the shape of every setting; [`parse`] knows the keys and [`read`] finds the faults. Does not
-//! open files and knows no flags: `main.rs` does both. Every room reads it, none changes it.
+//! open files and knows no flags: `app` does both. Every module reads it, none changes it.
 
 mod parse;
 mod read;

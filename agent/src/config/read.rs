@@ -115,6 +115,12 @@ impl<'t> Reader<'t> {
         }
     }
 
+    /// Notes that the value at byte `at` is wrong, which gives none.
+    fn refuse<T>(&mut self, at: usize, message: String) -> Option<T> {
+        self.fault(at, message);
+        None
+    }
+
     /// Notes that something is missing; a text that is no TOML may well have held it.
     pub(super) fn missing(&mut self, at: usize, message: impl Into<String>) {
         if self.broken.is_none() {
@@ -164,8 +170,10 @@ impl<'t> Section<'t> {
         self.given.contains(&key)
     }
 
-    fn wrong(&self, reader: &mut Reader, key: &str, entry_at: usize, want: &str, found: &DeValue) {
+    /// Notes a value of another type, which gives none.
+    fn wrong<T>(&self, reader: &mut Reader, key: &str, entry_at: usize, want: &str, found: &DeValue) -> Option<T> {
         reader.fault(entry_at, format!("{} must be {want}, not {}", self.path(key), a_kind(found)));
+        None
     }
 
     /// The table `key`; an empty one when it is not there.
@@ -175,7 +183,7 @@ impl<'t> Section<'t> {
             None => Section::new(name, self.at, DeTable::new()),
             Some(Entry { at, value: DeValue::Table(table), .. }) => Section::new(name, at, table),
             Some(entry) => {
-                self.wrong(reader, key, entry.at, "a table", &entry.value);
+                self.wrong::<()>(reader, key, entry.at, "a table", &entry.value);
                 Section::new(name, entry.at, DeTable::new())
             }
         }
@@ -188,7 +196,7 @@ impl<'t> Section<'t> {
             let name = self.path(&key);
             match entry.value {
                 DeValue::Table(table) => all.push((key, Section::new(name, entry.key_at, table))),
-                other => self.wrong(reader, &key, entry.at, "a table", &other),
+                other => drop(self.wrong::<()>(reader, &key, entry.at, "a table", &other)),
             }
         }
         all
@@ -198,10 +206,7 @@ impl<'t> Section<'t> {
     pub(super) fn string(&mut self, reader: &mut Reader, key: &'static str) -> Option<Spot<String>> {
         match self.take(key)? {
             Entry { at, value: DeValue::String(text), .. } => Some(Spot { value: text.into_owned(), at }),
-            entry => {
-                self.wrong(reader, key, entry.at, "a string", &entry.value);
-                None
-            }
+            entry => self.wrong(reader, key, entry.at, "a string", &entry.value),
         }
     }
 
@@ -214,10 +219,7 @@ impl<'t> Section<'t> {
         reader.check_path(text.at, &self.path(key), &text.value);
         match std::path::absolute(&text.value) {
             Ok(path) => Some(path),
-            Err(error) => {
-                reader.fault(text.at, format!("{} is no path: {error}", self.path(key)));
-                None
-            }
+            Err(error) => reader.refuse(text.at, format!("{} is no path: {error}", self.path(key))),
         }
     }
 
@@ -225,10 +227,7 @@ impl<'t> Section<'t> {
     pub(super) fn truth(&mut self, reader: &mut Reader, key: &'static str) -> Option<bool> {
         match self.take(key)? {
             Entry { value: DeValue::Boolean(truth), .. } => Some(truth),
-            entry => {
-                self.wrong(reader, key, entry.at, "true or false", &entry.value);
-                None
-            }
+            entry => self.wrong(reader, key, entry.at, "true or false", &entry.value),
         }
     }
 
@@ -237,17 +236,11 @@ impl<'t> Section<'t> {
         let entry = self.take(key)?;
         let number = match &entry.value {
             DeValue::Integer(number) => i128::from_str_radix(number.as_str(), number.radix()).ok(),
-            other => {
-                self.wrong(reader, key, entry.at, "a whole number", other);
-                return None;
-            }
+            other => return self.wrong(reader, key, entry.at, "a whole number", other),
         };
         match number.and_then(|number| u64::try_from(number).ok()).filter(|n| (least..=most).contains(n)) {
             Some(number) => Some(number),
-            None => {
-                reader.fault(entry.at, format!("{} must be from {least} to {most}", self.path(key)));
-                None
-            }
+            None => reader.refuse(entry.at, format!("{} must be from {least} to {most}", self.path(key))),
         }
     }
 
@@ -257,30 +250,18 @@ impl<'t> Section<'t> {
         let seconds = match &entry.value {
             DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix()).ok().map(|n| n as f64),
             DeValue::Float(number) => number.as_str().parse().ok(),
-            other => {
-                self.wrong(reader, key, entry.at, "a number of seconds", other);
-                return None;
-            }
+            other => return self.wrong(reader, key, entry.at, "a number of seconds", other),
         };
         match seconds.filter(|seconds| (least..=86400.0).contains(seconds)) {
             Some(seconds) => Some(Duration::from_secs_f64(seconds)),
-            None => {
-                reader.fault(entry.at, format!("{} must be from {least} to 86400 seconds", self.path(key)));
-                None
-            }
+            None => reader.refuse(entry.at, format!("{} must be from {least} to 86400 seconds", self.path(key))),
         }
     }
 
     /// The list of strings `key`.
     pub(super) fn strings(&mut self, reader: &mut Reader, key: &'static str) -> Option<Spot<Vec<String>>> {
         let entry = self.take(key)?;
-        match self.list(reader, key, &entry.value) {
-            Some(list) => Some(Spot { value: list, at: entry.at }),
-            None => {
-                self.wrong(reader, key, entry.at, "a list of strings", &entry.value);
-                None
-            }
-        }
+        self.list(reader, key, entry, "a list of strings")
     }
 
     /// The string `key`, or a list of them.
@@ -289,18 +270,14 @@ impl<'t> Section<'t> {
         if let DeValue::String(text) = &entry.value {
             return Some(Spot { value: vec![text.clone().into_owned()], at: entry.at });
         }
-        match self.list(reader, key, &entry.value) {
-            Some(list) => Some(Spot { value: list, at: entry.at }),
-            None => {
-                self.wrong(reader, key, entry.at, "a string or a list of strings", &entry.value);
-                None
-            }
-        }
+        self.list(reader, key, entry, "a string or a list of strings")
     }
 
-    /// The strings of a list; `None` when it is no list. Each item that is no string is a fault of its own.
-    fn list(&self, reader: &mut Reader, key: &str, value: &DeValue) -> Option<Vec<String>> {
-        let DeValue::Array(items) = value else { return None };
+    /// The strings of a list, which `want` describes. Each item that is no string is a fault of its own.
+    fn list(&self, reader: &mut Reader, key: &str, entry: Entry, want: &str) -> Option<Spot<Vec<String>>> {
+        let DeValue::Array(items) = &entry.value else {
+            return self.wrong(reader, key, entry.at, want, &entry.value);
+        };
         let mut list = Vec::new();
         for item in items.iter() {
             match item.get_ref() {
@@ -311,7 +288,7 @@ impl<'t> Section<'t> {
                 ),
             }
         }
-        Some(list)
+        Some(Spot { value: list, at: entry.at })
     }
 
     /// The table of strings `key`.
@@ -333,10 +310,7 @@ impl<'t> Section<'t> {
         let entry = self.take(key)?;
         match to_json(&entry.value) {
             Ok(value) => Some(Spot { value, at: entry.at }),
-            Err(reason) => {
-                reader.fault(entry.at, format!("{}: {reason}", self.path(key)));
-                None
-            }
+            Err(reason) => reader.refuse(entry.at, format!("{}: {reason}", self.path(key))),
         }
     }
 

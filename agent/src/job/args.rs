@@ -57,6 +57,12 @@ pub(crate) struct RunArgs {
     pub(crate) secret: bool,
 }
 
+impl Default for RunArgs {
+    fn default() -> RunArgs {
+        RunArgs::parse(&Map::new()).expect("no argument is wrong where there is none")
+    }
+}
+
 impl RunArgs {
     /// Reads them; the error has a sentence about each that is wrong.
     pub(crate) fn parse(args: &Map<String, Value>) -> Result<RunArgs, String> {

@@ -102,7 +102,7 @@ impl Actor {
         let work = self.work(&command);
         let args = match work {
             Ok(work) if work.is_process() => RunArgs::parse(&command.args),
-            _ => RunArgs::parse(&serde_json::Map::new()),
+            _ => Ok(RunArgs::default()),
         };
         let checked = work.map_err(NotStarted::not_found).and_then(|work| {
             let args = args?;
@@ -119,10 +119,7 @@ impl Actor {
         });
         let (work, args, fault) = match checked {
             Ok((work, args)) => (work, args, None),
-            Err(fault) => match RunArgs::parse(&serde_json::Map::new()) {
-                Ok(args) => (Work::Execute, args, Some(fault)),
-                Err(_) => return,
-            },
+            Err(fault) => (Work::Execute, RunArgs::default(), Some(fault)),
         };
         let rules = args.rules(work.is_process());
         let detail = self.detail_of(command, args);
@@ -188,17 +185,18 @@ impl Actor {
         };
         let read = text.and_then(|text| {
             let command = Command::parse(text.context("it is not there")?.as_bytes())?;
-            let none = serde_json::Map::new();
-            let args = RunArgs::parse(if job.work.is_process() { &command.args } else { &none });
-            Ok(self.detail_of(command, args.map_err(anyhow::Error::msg)?))
+            let args = match job.work.is_process() {
+                true => RunArgs::parse(&command.args).map_err(anyhow::Error::msg)?,
+                false => RunArgs::default(),
+            };
+            Ok(self.detail_of(command, args))
         });
         read.inspect_err(|fault| log::error!("job {id} cannot be read from the job store: {fault:#}")).ok()
     }
 
     /// Returns a substitute for a command that cannot be read any more, so that its client gets an answer.
     pub(super) fn detail_of_lost(&self, id: &str) -> Option<Arc<Detail>> {
-        let args = RunArgs::parse(&serde_json::Map::new()).ok()?;
-        Some(self.detail_of(self.lost(id)?, args))
+        Some(self.detail_of(self.lost(id)?, RunArgs::default()))
     }
 
     fn lost(&self, id: &str) -> Option<Command> {

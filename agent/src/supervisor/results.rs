@@ -2,7 +2,7 @@
 //!
 //! **Owns** how an [`Outcome`] and what was captured become a [`JobResult`]. Pure: time is handed in.
 
-use super::types::{Cause, Outcome};
+use super::types::{Cause, Conclusion, Outcome};
 use crate::commands::Answer;
 use crate::output::Captured;
 use jscommon::{Command, JobResult, NodeId, State};
@@ -12,26 +12,22 @@ const LOST: i32 = 255;
 
 /// The facts about a run that has ended.
 pub(super) struct Ended {
-    /// How it ended.
-    pub(super) outcome: Outcome,
+    pub(super) conclusion: Conclusion,
     /// The captured output; empty when nothing ran.
     pub(super) captured: Captured,
     /// A task's answer.
     pub(super) answer: Option<Answer>,
-    /// The alert that its restarts are used up.
-    pub(super) alert: Option<String>,
     /// When it began, in milliseconds since 1970.
     pub(super) started: i64,
     /// How long it ran, in milliseconds.
     pub(super) time: u64,
-    /// Quiet, unless it brought a result.
-    pub(super) suppress_if_ok: bool,
 }
 
 /// The result of `command` on `node`.
 pub(super) fn result(command: &Command, node: NodeId, ended: Ended) -> JobResult {
     let captured = ended.captured;
-    let (state, code, sentence) = match ended.outcome {
+    let Conclusion { outcome, suppress_if_ok, alert } = ended.conclusion;
+    let (state, code, sentence) = match outcome {
         Outcome::Exited { code: 0 } => (State::Ok, 0, None),
         Outcome::Exited { code } => (State::Error, code, None),
         Outcome::TimedOut { code } => (State::Timeout, code, Some(Cause::Timeout.sentence())),
@@ -57,15 +53,15 @@ pub(super) fn result(command: &Command, node: NodeId, ended: Ended) -> JobResult
         args: jscommon::command::shown_args(&command.args),
         level,
         data,
-        state: if ended.alert.is_some() { State::Error } else { state },
+        state: if alert.is_some() { State::Error } else { state },
         code,
         time: ended.time,
         starttime: ended.started,
         streams: captured.streams,
         bytes: captured.bytes,
         truncated: captured.truncated,
-        critical: ended.alert.unwrap_or(captured.critical),
-        quiet: ended.suppress_if_ok && state == State::Ok && captured.results == 0,
+        critical: alert.unwrap_or(captured.critical),
+        quiet: suppress_if_ok && state == State::Ok && captured.results == 0,
         ..JobResult::unrun(command, state, "")
     }
 }
@@ -87,15 +83,7 @@ mod tests {
     use serde_json::json;
 
     fn ended(outcome: Outcome) -> Ended {
-        Ended {
-            outcome,
-            captured: Captured::default(),
-            answer: None,
-            alert: None,
-            started: 5,
-            time: 7,
-            suppress_if_ok: false,
-        }
+        Ended { conclusion: outcome.into(), captured: Captured::default(), answer: None, started: 5, time: 7 }
     }
 
     fn make(ended: Ended) -> JobResult {
@@ -167,14 +155,19 @@ mod tests {
 
     #[test]
     fn an_alert_is_an_error_and_critical() {
-        let result = make(Ended { alert: Some("enough".into()), ..ended(Outcome::TimedOut { code: 143 }) });
+        let result = make(Ended {
+            conclusion: Conclusion { alert: Some("enough".into()), ..Outcome::TimedOut { code: 143 }.into() },
+            ..ended(Outcome::Answered)
+        });
         assert_eq!((result.state, result.critical.as_str()), (State::Error, "enough"));
     }
 
     #[test]
     fn sparing_runs_are_quiet_without_a_result() {
-        let quiet =
-            |captured, code| make(Ended { captured, suppress_if_ok: true, ..ended(Outcome::Exited { code }) }).quiet;
+        let quiet = |captured, code| {
+            let conclusion = Conclusion { suppress_if_ok: true, ..Outcome::Exited { code }.into() };
+            make(Ended { captured, conclusion, ..ended(Outcome::Answered) }).quiet
+        };
         assert!(quiet(Captured::default(), 0));
         assert!(!quiet(Captured { results: 1, ..Captured::default() }, 0));
         assert!(!quiet(Captured::default(), 1));

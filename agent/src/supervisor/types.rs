@@ -123,6 +123,22 @@ impl Outcome {
     }
 }
 
+/// How a run or a job ended, and how that is told.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Conclusion {
+    pub(crate) outcome: Outcome,
+    /// Quiet, unless the run brought a result of its own.
+    pub(crate) suppress_if_ok: bool,
+    /// Its restarts are used up: what to alert people with.
+    pub(crate) alert: Option<String>,
+}
+
+impl From<Outcome> for Conclusion {
+    fn from(outcome: Outcome) -> Conclusion {
+        Conclusion { outcome, suppress_if_ok: false, alert: None }
+    }
+}
+
 /// Something is to be done; `at` is in milliseconds since 1970.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Action {
@@ -140,11 +156,10 @@ pub(crate) enum Action {
     SetState { id: Arc<str>, state: JobState },
     /// A run is over, and nobody is told: it is restarted, or was interrupted.
     RunOver { id: Arc<str>, run: u64 },
-    /// A run is over and its result is to be told; the job goes on. `suppress_if_ok`: quiet, unless the run brought a
-    /// result of its own. `alert`: its restarts are used up, and people are to be told so.
-    Report { id: Arc<str>, run: u64, outcome: Outcome, suppress_if_ok: bool, alert: Option<String> },
-    /// The job is over. No `outcome` where its result is known already.
-    Finish { id: Arc<str>, run: Option<u64>, outcome: Option<Outcome>, suppress_if_ok: bool, alert: Option<String> },
+    /// A run is over and its result is to be told; the job goes on.
+    Report { id: Arc<str>, run: u64, conclusion: Conclusion },
+    /// The job is over. No `conclusion` where its result is known already.
+    Finish { id: Arc<str>, run: Option<u64>, conclusion: Option<Conclusion> },
 }
 
 /// Where a job is, for people.

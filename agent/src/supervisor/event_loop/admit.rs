@@ -128,7 +128,7 @@ impl Actor {
         self.bytes += size;
         self.jobs.insert(id.clone(), job);
         if let Some(NotStarted { code, why }) = fault {
-            self.finish(&id, None, Some(Outcome::Unstartable { code, why }), false, None);
+            self.finish(&id, None, Some(Outcome::Unstartable { code, why }.into()));
             return;
         }
         match work {

@@ -5,7 +5,7 @@ use crate::commands::{self, Answer};
 use crate::output::Captured;
 use crate::platform::unix_ms;
 use crate::storage::job_store::JobUpdate;
-use crate::supervisor::types::Outcome;
+use crate::supervisor::types::{Conclusion, Outcome};
 use crate::supervisor::{Notice, results};
 use jscommon::{State, level};
 use serde_json::json;
@@ -34,15 +34,8 @@ impl Actor {
         known
     }
 
-    pub(super) fn report(
-        &mut self,
-        id: &Arc<str>,
-        run: u64,
-        outcome: Outcome,
-        suppress_if_ok: bool,
-        alert: Option<String>,
-    ) {
-        let Some((json, quiet, started)) = self.conclude(id, Some(run), outcome, suppress_if_ok, alert) else { return };
+    pub(super) fn report(&mut self, id: &Arc<str>, run: u64, conclusion: Conclusion) {
+        let Some((json, quiet, started)) = self.conclude(id, Some(run), conclusion) else { return };
         let Some(job) = self.jobs.get(id) else { return };
         if !job.controller.is_empty() {
             self.writes.push(JobUpdate::Report { id: id.to_string(), started, result: json, quiet });
@@ -52,20 +45,13 @@ impl Actor {
         self.release_memory(id);
     }
 
-    pub(super) fn finish(
-        &mut self,
-        id: &Arc<str>,
-        run: Option<u64>,
-        outcome: Option<Outcome>,
-        suppress_if_ok: bool,
-        alert: Option<String>,
-    ) {
+    pub(super) fn finish(&mut self, id: &Arc<str>, run: Option<u64>, conclusion: Option<Conclusion>) {
         let started = run.and_then(|run| self.runs.get(&run)).is_some_and(|run| run.stored);
         let detail = self.jobs.get(id).and_then(|job| job.detail.as_ref());
         let remembered = detail.is_none_or(|detail| detail.args.rules(true).remembered());
-        let deferred_sync =
-            started && !remembered && alert.is_none() && outcome.as_ref().is_some_and(results::may_be_late);
-        let concluded = outcome.and_then(|outcome| self.conclude(id, run, outcome, suppress_if_ok, alert));
+        let may_be_late = |told: &Conclusion| told.alert.is_none() && results::may_be_late(&told.outcome);
+        let deferred_sync = started && !remembered && conclusion.as_ref().is_some_and(may_be_late);
+        let concluded = conclusion.and_then(|conclusion| self.conclude(id, run, conclusion));
         let at = concluded.as_ref().map_or_else(unix_ms, |(.., started)| *started);
         let Some(job) = self.jobs.remove(id) else { return };
         self.finished.push((id.clone(), job.controller.clone(), at));
@@ -84,34 +70,31 @@ impl Actor {
         &mut self,
         id: &Arc<str>,
         run: Option<u64>,
-        outcome: Outcome,
-        suppress_if_ok: bool,
-        alert: Option<String>,
+        conclusion: Conclusion,
     ) -> Option<(String, bool, i64)> {
         let known = run.and_then(|run| self.run_over(run));
         let detail = self.detail(id).or_else(|| self.detail_of_lost(id))?;
         let job = self.jobs.get(id)?;
-        let started = match (&known, &outcome) {
+        let started = match (&known, &conclusion.outcome) {
             (Some(known), _) => known.at,
             (None, Outcome::Died { at }) => *at,
             (None, _) => unix_ms(),
         };
         let captured =
             known.as_ref().and_then(|known| known.capture.as_ref()).map_or_else(Captured::default, |c| c.snapshot());
+        let alert = conclusion.alert.clone();
         if let Some(alert) = &alert {
             self.parts.outlets.write(&detail.source, level::CRITICAL, alert);
         }
         let ended = results::Ended {
-            outcome,
+            conclusion,
             captured,
             time: known.as_ref().map_or(0, |known| {
                 let ended = known.ended.unwrap_or_else(Instant::now);
                 ended.saturating_duration_since(known.since).as_millis() as u64
             }),
             answer: known.and_then(|known| known.answer),
-            alert: alert.clone(),
             started,
-            suppress_if_ok,
         };
         let result = results::result(&detail.command, self.parts.config.main.node(), ended);
         let json = serde_json::to_string(&result).unwrap_or_default();
@@ -138,6 +121,6 @@ impl Actor {
         // A run that never was a process carries the answer to where results are made.
         let run = u64::MAX;
         self.runs.insert(run, Run { answer: Some(answer), ..Run::new(id.clone(), unix_ms(), false) });
-        self.finish(id, Some(run), Some(Outcome::Answered), false, None);
+        self.finish(id, Some(run), Some(Outcome::Answered.into()));
     }
 }

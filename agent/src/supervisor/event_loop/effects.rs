@@ -166,12 +166,8 @@ impl Actor {
                         self.writes.push(JobUpdate::SetState { id: id.to_string(), state });
                     }
                     Action::RunOver { run, .. } => drop(self.run_over(run)),
-                    Action::Report { id, run, outcome, suppress_if_ok, alert } => {
-                        self.report(&id, run, outcome, suppress_if_ok, alert);
-                    }
-                    Action::Finish { id, run, outcome, suppress_if_ok, alert } => {
-                        self.finish(&id, run, outcome, suppress_if_ok, alert);
-                    }
+                    Action::Report { id, run, conclusion } => self.report(&id, run, conclusion),
+                    Action::Finish { id, run, conclusion } => self.finish(&id, run, conclusion),
                 }
             }
             if !trees.is_empty() {

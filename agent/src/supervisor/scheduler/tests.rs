@@ -47,12 +47,8 @@ impl Simulation {
                 Action::Kill { id, .. } => format!("kill {id}"),
                 Action::SetState { id, state } => format!("{id} is {state:?}"),
                 Action::RunOver { id, .. } => format!("over {id}"),
-                Action::Report { id, outcome, suppress_if_ok, alert, .. } => {
-                    format!("report {id} {}", words(&Some(outcome), suppress_if_ok, alert.is_some()))
-                }
-                Action::Finish { id, outcome, suppress_if_ok, alert, .. } => {
-                    format!("finish {id} {}", words(&outcome, suppress_if_ok, alert.is_some()))
-                }
+                Action::Report { id, conclusion, .. } => format!("report {id} {}", words(Some(conclusion))),
+                Action::Finish { id, conclusion, .. } => format!("finish {id} {}", words(conclusion)),
             });
         }
     }
@@ -90,20 +86,20 @@ impl Simulation {
     }
 }
 
-fn words(outcome: &Option<Outcome>, suppress_if_ok: bool, alert: bool) -> String {
+fn words(conclusion: Option<Conclusion>) -> String {
+    let Some(Conclusion { outcome, suppress_if_ok, alert }) = conclusion else { return "silently".to_owned() };
     let mut text = match outcome {
-        None => "silently".to_owned(),
-        Some(Outcome::Exited { code }) => format!("exited {code}"),
-        Some(Outcome::Answered) => "answered".into(),
-        Some(Outcome::Unstartable { .. }) => "unstartable".into(),
-        Some(Outcome::TimedOut { code }) => format!("timeout {code}"),
-        Some(Outcome::Killed { code, .. }) => format!("killed {code:?}"),
-        Some(Outcome::Died { .. }) => "died".into(),
+        Outcome::Exited { code } => format!("exited {code}"),
+        Outcome::Answered => "answered".into(),
+        Outcome::Unstartable { .. } => "unstartable".into(),
+        Outcome::TimedOut { code } => format!("timeout {code}"),
+        Outcome::Killed { code, .. } => format!("killed {code:?}"),
+        Outcome::Died { .. } => "died".into(),
     };
     if suppress_if_ok {
         text.push_str(" quiet if ok");
     }
-    if alert {
+    if alert.is_some() {
         text.push_str(" alert");
     }
     text

@@ -2,7 +2,7 @@
 
 use super::{Context, Job, Killing, PROBE, Phase, Run, YOUNG};
 use crate::job::JobState;
-use crate::supervisor::types::{Action, Cause, Outcome};
+use crate::supervisor::types::{Action, Cause, Conclusion, Outcome};
 use jscommon::State;
 
 impl Job {
@@ -217,13 +217,13 @@ impl Job {
         alert: Option<String>,
         cx: &mut Context,
     ) {
-        let suppress_if_ok = self.reported && !failed;
         self.last_state = Some(outcome.state());
+        let conclusion = Conclusion { outcome, suppress_if_ok: self.reported && !failed, alert };
         let id = self.id.clone();
         self.backoff.succeed();
         if self.rules.period.is_some() && !self.last {
             self.reported = true;
-            cx.out.push(Action::Report { id, run, outcome, suppress_if_ok, alert });
+            cx.out.push(Action::Report { id, run, conclusion });
             match cx.stopping {
                 true => {
                     self.set_state(JobState::Scheduled, cx);
@@ -233,12 +233,12 @@ impl Job {
             }
         } else if self.rules.remembered() && failed && !self.last {
             self.reported = true;
-            cx.out.push(Action::Report { id: id.clone(), run, outcome, suppress_if_ok, alert });
+            cx.out.push(Action::Report { id: id.clone(), run, conclusion });
             cx.out.push(Action::SetState { id, state: JobState::Failed });
             self.phase = Phase::Failed;
         } else {
             self.phase = Phase::Over;
-            cx.out.push(Action::Finish { id, run: Some(run), outcome: Some(outcome), suppress_if_ok, alert });
+            cx.out.push(Action::Finish { id, run: Some(run), conclusion: Some(conclusion) });
         }
     }
 
@@ -252,7 +252,7 @@ impl Job {
 
     pub(super) fn finish(&mut self, run: Option<u64>, outcome: Option<Outcome>, cx: &mut Context) {
         self.phase = Phase::Over;
-        cx.out.push(Action::Finish { id: self.id.clone(), run, outcome, suppress_if_ok: false, alert: None });
+        cx.out.push(Action::Finish { id: self.id.clone(), run, conclusion: outcome.map(Conclusion::from) });
     }
 
     /// Ends the job with the result that `cause` ended it.

@@ -109,16 +109,16 @@ impl World {
                     seen.finals += usize::from(state == JobState::Failed);
                 }
                 Action::RunOver { run, .. } | Action::Report { run, .. } => self.over(run),
-                Action::Finish { id, run, outcome, .. } => {
+                Action::Finish { id, run, conclusion } => {
                     if let Some(run) = run {
                         self.over(run);
                     }
                     let seen = self.jobs.get_mut(&*id).unwrap();
                     assert!(!seen.gone, "{id} is finished twice");
                     seen.gone = true;
-                    seen.finals += usize::from(outcome.is_some());
+                    seen.finals += usize::from(conclusion.is_some());
                     let told_before = seen.failed_for_good || seen.rules.period.is_some();
-                    assert!(outcome.is_some() || told_before, "{id} ends without a result");
+                    assert!(conclusion.is_some() || told_before, "{id} ends without a result");
                 }
             }
         }

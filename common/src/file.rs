@@ -8,7 +8,7 @@ use std::io::{self, Read};
 use std::path::Path;
 
 /// Largest file that is read whole, in bytes. The CA bundle of a system has a quarter of a MiB.
-pub const MAX_FILE_BYTES: u64 = 16 << 20;
+pub(crate) const MAX_FILE_BYTES: u64 = 16 << 20;
 
 /// Reads a regular file of at most [`MAX_FILE_BYTES`].
 pub fn read(path: &Path) -> io::Result<Vec<u8>> {

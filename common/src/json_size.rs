@@ -8,7 +8,7 @@ pub const MAX_VALUES: usize = 200_000;
 const OBJECT: usize = 8;
 
 /// Whether a JSON text has more than `most` values.
-pub fn has_more_values(text: &[u8], most: usize) -> bool {
+pub(crate) fn has_more_values(text: &[u8], most: usize) -> bool {
     // No byte counts as more than an object does.
     text.len().saturating_mul(OBJECT) >= most && count_values(text) > most
 }

@@ -6,8 +6,6 @@ use std::fmt;
 pub const STDOUT: u8 = 1;
 /// Ordinary text on stderr.
 pub const STDERR: u8 = 2;
-/// A warning.
-pub const WARNING: u8 = 7;
 /// An error for the operators.
 pub const OPS_ERROR: u8 = 8;
 /// A critical error.

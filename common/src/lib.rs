@@ -21,8 +21,8 @@ pub mod notify;
 #[cfg(unix)]
 pub mod ownership;
 mod partial_json;
-pub mod record;
-pub mod result;
+mod record;
+mod result;
 pub mod series;
 pub mod text;
 pub mod token;

@@ -10,9 +10,9 @@ const BOM: &[u8] = b"\xef\xbb\xbf";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NotUtf8 {
     /// The first line that is not UTF-8, counted from 1.
-    pub line: usize,
+    pub(crate) line: usize,
     /// The description of the content that was found instead, and the remedy.
-    pub message: String,
+    pub(crate) message: String,
 }
 
 impl fmt::Display for NotUtf8 {

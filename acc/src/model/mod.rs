@@ -12,7 +12,7 @@ pub mod controllers;
 pub mod events;
 pub(crate) mod grants;
 pub(crate) mod handover;
-pub mod history;
+pub(crate) mod history;
 pub mod inbox;
 pub(crate) mod jobs;
 pub(crate) mod keys;
@@ -23,7 +23,7 @@ pub(crate) mod queue;
 pub mod records;
 pub mod results;
 mod scripts;
-pub mod wakeups;
+pub(crate) mod wakeups;
 
 pub use scripts::SCHEMA;
 

@@ -10,13 +10,13 @@ use serde_json::{Map, Value};
 use std::fmt;
 
 /// Longest job id, in characters.
-pub const MAX_ID: usize = 128;
+pub(crate) const MAX_ID: usize = 128;
 
 /// Most targets that `nodes` may name.
 pub const MAX_NODES: usize = 10_000;
 
 /// Most seconds that a quiet command may wait for its node.
-pub const MAX_QUIET_EXPIRES: u64 = 60;
+pub(crate) const MAX_QUIET_EXPIRES: u64 = 60;
 
 /// Longest text of a command, in bytes: what a request may carry. A longer one would come to no node.
 pub const MAX_TEXT: usize = 16 << 20;
@@ -105,7 +105,7 @@ pub fn is_job_id(id: &str) -> bool {
 }
 
 /// Whether a command of this name may be quiet: it only looks, or belongs to a watch.
-pub fn may_be_quiet(cmd: &str) -> bool {
+pub(crate) fn may_be_quiet(cmd: &str) -> bool {
     cmd.starts_with("get_") || matches!(cmd, "ping" | "input" | "resize" | "attach" | "follow" | "get")
 }
 

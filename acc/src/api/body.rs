@@ -9,9 +9,10 @@ use crate::http::Reply;
 use crate::metrics::Metrics;
 use jscommon::NodeId;
 use jscommon::json_size::count_values;
+use jscommon::lock::lock;
 use serde_json::Value;
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 /// Most JSON values of one node's bodies that are held at once, in one body or in several. A value takes up to 100 bytes
 /// beside its text, so this is 24 MiB. A batch of 10,000 records has four fifths of it.
@@ -45,13 +46,9 @@ struct Share<'a> {
 }
 
 impl HeldValues {
-    fn counts(&self) -> MutexGuard<'_, HashMap<NodeId, usize>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Counts so many values of `node`, where there is room for them.
     fn hold(&self, node: NodeId, count: usize) -> Result<Share<'_>, Over> {
-        let mut counts = self.counts();
+        let mut counts = lock(&self.0);
         let held = counts.get(&node).copied().unwrap_or_default();
         if count > MAX_NODE_VALUES {
             return Err(Over::One);
@@ -66,7 +63,7 @@ impl HeldValues {
 
 impl Drop for Share<'_> {
     fn drop(&mut self) {
-        let mut counts = self.values.counts();
+        let mut counts = lock(&self.values.0);
         if let Some(held) = counts.get_mut(&self.node) {
             *held -= self.count;
             if *held == 0 {
@@ -146,6 +143,6 @@ mod tests {
         let rest = share(&values, NODE, &list(FEW + 1));
         assert_eq!(over(NODE, FEW), None, "a small one always passes");
         drop((first, rest));
-        assert!(values.counts().is_empty());
+        assert!(lock(&values.0).is_empty());
     }
 }

@@ -14,13 +14,14 @@ use crate::model::{events, history, jobs, wakeups};
 use crate::redis::errors::{describe, is_away, is_broken, is_partial, is_spoilt};
 use crate::redis::{Batch, Conn};
 use jscommon::NodeId;
+use jscommon::lock::lock;
 use jscommon::node::is_role;
 use redis::RedisResult;
 use serde_json::json;
 use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroU64;
+use std::sync::Mutex;
 use std::sync::atomic::Ordering;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Longest wait, in seconds.
 const MAX_WAIT_SECONDS: u32 = 60;
@@ -47,17 +48,13 @@ impl LastWrites {
     /// Whether something else was written down last, or nothing for `keeps` ms.
     fn is_news(&self, node: NodeId, now: u64, facts: &str, keeps: u64) -> bool {
         let hash = self.hasher.hash_one(facts);
-        let last = self.held().get(&node).copied();
+        let last = lock(&self.held).get(&node).copied();
         last.is_none_or(|(at, last)| now.saturating_sub(at) > keeps || last != hash)
     }
 
     fn note(&self, node: NodeId, now: u64, facts: &str) {
         let hash = self.hasher.hash_one(facts);
-        self.held().insert(node, (now, hash));
-    }
-
-    fn held(&self) -> MutexGuard<'_, BoundedMap<NodeId, (u64, u64)>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.held).insert(node, (now, hash));
     }
 }
 

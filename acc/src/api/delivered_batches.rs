@@ -5,8 +5,9 @@
 //! missing here is asked there.
 
 use jscommon::NodeId;
+use jscommon::lock::lock;
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 /// Bytes that are held at most; then all is forgotten and it begins anew. Ids as clients make them leave
 /// room for 100,000 nodes with one command each.
@@ -46,7 +47,7 @@ impl Entries {
 impl DeliveredBatches {
     /// `node` was handed `batch`, which holds `ids` and with them everything that it has not acknowledged.
     pub(crate) fn note(&self, node: NodeId, batch: &str, ids: &[String]) {
-        let mut held = self.held();
+        let mut held = lock(&self.0);
         held.remove(node);
         let Some(batch) = batch.parse().ok().filter(|_| ids.len() <= MAX_BATCH_IDS) else { return };
         let more = size(ids);
@@ -60,18 +61,14 @@ impl DeliveredBatches {
 
     /// The ids that `node` acknowledges with `batch`, when that is the last one which it was handed here.
     pub(crate) fn take(&self, node: NodeId, batch: u64) -> Option<Ids> {
-        let mut held = self.held();
+        let mut held = lock(&self.0);
         held.batches.get(&node).filter(|(last, _)| *last == batch)?;
         held.remove(node)
     }
 
     /// `node` polls elsewhere from now on, and acknowledges there.
     pub(crate) fn forget(&self, node: NodeId) {
-        self.held().remove(node);
-    }
-
-    fn held(&self) -> MutexGuard<'_, Entries> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0).remove(node);
     }
 }
 
@@ -104,7 +101,7 @@ mod tests {
         handed.note(NODE, "11", &ids(1));
         handed.forget(NODE);
         assert_eq!(taken(&handed, 11), None);
-        assert_eq!(handed.held().bytes, 0);
+        assert_eq!(lock(&handed.0).bytes, 0);
     }
 
     #[test]
@@ -114,7 +111,7 @@ mod tests {
         let mut most = 0;
         for nid in 1..=50_000 {
             handed.note(NodeId { gid: 1, nid }, "7", &longest);
-            most = most.max(handed.held().bytes);
+            most = most.max(lock(&handed.0).bytes);
         }
         assert!(most <= MAX_BYTES && most > MAX_BYTES / 2, "{most}");
         assert!(handed.take(NodeId { gid: 1, nid: 50_000 }, 7).is_some(), "the newest are known");
@@ -122,7 +119,7 @@ mod tests {
         let handed = DeliveredBatches::default();
         (1..=100_000).for_each(|nid| handed.note(NodeId { gid: 1, nid }, "7", &["x".repeat(36)]));
         assert!(handed.take(NodeId { gid: 1, nid: 1 }, 7).is_some());
-        let held = handed.held();
+        let held = lock(&handed.0);
         assert_eq!(held.bytes, held.batches.values().map(|(_, ids)| size(ids)).sum::<usize>());
     }
 }

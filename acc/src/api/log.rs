@@ -9,11 +9,12 @@ use crate::model::nodes::MayWrite;
 use crate::model::{events, keys, nodes, records};
 use crate::redis::errors::{describe, is_wrong_type};
 use crate::redis::{Batch, Conn};
+use jscommon::lock::lock;
 use jscommon::{NodeId, series};
 use redis::{RedisError, RedisResult};
 use serde_json::{Map, Value, json as object};
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// Most records of one batch, and most that an agent can be told to send at once.
@@ -129,7 +130,7 @@ fn at_fault(list: &str, error: &RedisError) -> (String, String) {
 fn report_wrong_types(context: &Context, notices: &Notices, wrong: &[(String, String)]) {
     let now = context.clock.now();
     for (key, sentence) in wrong {
-        if !notices.lock().unwrap_or_else(PoisonError::into_inner).admits(key, Instant::now()) {
+        if !lock(notices).admits(key, Instant::now()) {
             continue;
         }
         let instead = series::log_key("", WRONG_TYPE);

@@ -33,7 +33,8 @@ use crate::route::Route;
 pub(crate) use body::HeldValues;
 use body::json;
 use jscommon::NodeId;
-use std::sync::{Arc, Mutex, PoisonError};
+use jscommon::lock::lock;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Seconds after which a client that was told 503 may try again.
@@ -115,7 +116,7 @@ impl Handlers {
             return;
         }
         if reply.park.is_some() {
-            let mut hints = self.renewal_hints.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut hints = lock(&self.renewal_hints);
             if !hints.admits(&node, Instant::now()) {
                 return;
             }

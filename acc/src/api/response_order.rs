@@ -7,10 +7,11 @@
 //!
 //! Owns: what is early, and whose turn it is. Does not own: what an answer is, or how it is given.
 
+use jscommon::lock::lock;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::str::FromStr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 /// Where a request stands among those that travel together; its text is that of the proxy's header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +87,7 @@ impl<T> ResponseOrder<T> {
     fn arrive(&self, position: PipelineSlot, answer: T) -> Option<T> {
         // Dropped with nothing locked: an answer that is dropped may have something to say.
         let mut _stale = None;
-        let mut groups = self.lock();
+        let mut groups = lock(&self.0);
         if groups.get(&position.slot).is_none_or(|group| group.number < position.group) {
             let group = Group { number: position.group, next: 0, early: BTreeMap::new() };
             _stale = groups.insert(position.slot, group);
@@ -103,7 +104,7 @@ impl<T> ResponseOrder<T> {
 
     /// The one whose turn it was is out: the next one, if it is here.
     fn advance(&self, position: PipelineSlot) -> Option<T> {
-        let mut groups = self.lock();
+        let mut groups = lock(&self.0);
         let group = groups.get_mut(&position.slot).filter(|group| group.number == position.group)?;
         group.next += 1;
         let next = group.early.remove(&group.next);
@@ -111,10 +112,6 @@ impl<T> ResponseOrder<T> {
             groups.remove(&position.slot);
         }
         next
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<usize, Group<T>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -132,7 +129,7 @@ mod tests {
             let (responses, out) = (ResponseOrder::default(), Mutex::new(Vec::new()));
             order.into_iter().for_each(|at| responses.give(position(7, at), at, |at| out.lock().unwrap().push(at)));
             assert_eq!(*out.lock().unwrap(), [0, 1, 2], "{order:?}");
-            assert!(responses.lock().is_empty(), "{order:?}");
+            assert!(lock(&responses.0).is_empty(), "{order:?}");
         }
     }
 
@@ -159,7 +156,7 @@ mod tests {
         responses.give(position(8, 2), "third", push);
         responses.give(position(8, 1), "second", push);
         assert_eq!(*out.lock().unwrap(), ["new", "late", "second", "third"]);
-        assert!(responses.lock().is_empty());
+        assert!(lock(&responses.0).is_empty());
     }
 
     #[test]

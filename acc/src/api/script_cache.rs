@@ -6,9 +6,10 @@
 //! A source never changes under its hash, so what is kept is never stale; that it is in use is told
 //! to Redis once a minute, for its expiry there.
 
+use jscommon::lock::lock;
 use jscommon::token::sha256_hex;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Most bytes of all sources.
@@ -69,7 +70,7 @@ impl ScriptCache {
         renew: impl FnOnce() -> Result<bool, E>,
     ) -> Result<Option<Arc<[u8]>>, E> {
         let shared = self.slot(hash);
-        let mut slot = locked(&shared);
+        let mut slot = lock(&shared);
         if let Some(source) = slot.source.clone() {
             let due = slot.renewed.is_none_or(|at| now.saturating_duration_since(at) >= EXPIRY_RENEWAL_INTERVAL);
             slot.renewed = if due { Some(now) } else { slot.renewed };
@@ -105,7 +106,7 @@ impl ScriptCache {
     }
 
     fn slot(&self, hash: &str) -> Arc<Mutex<Slot>> {
-        let mut shelf = locked(&self.shelf);
+        let mut shelf = lock(&self.shelf);
         shelf.uses += 1;
         let used = shelf.uses;
         let kept = shelf.slots.entry(hash.to_owned()).or_insert_with(|| Kept { slot: Arc::default(), len: 0, used });
@@ -115,7 +116,7 @@ impl ScriptCache {
 
     /// Counts a source that has come, and lets go what is too much.
     fn keep(&self, hash: &str, slot: &Arc<Mutex<Slot>>, len: usize) {
-        let mut shelf = locked(&self.shelf);
+        let mut shelf = lock(&self.shelf);
         let Some(kept) = shelf.slots.get_mut(hash).filter(|kept| Arc::ptr_eq(&kept.slot, slot)) else { return };
         kept.len = len;
         shelf.bytes += len;
@@ -128,7 +129,7 @@ impl ScriptCache {
     }
 
     fn forget(&self, hash: &str, slot: &Arc<Mutex<Slot>>) {
-        let mut shelf = locked(&self.shelf);
+        let mut shelf = lock(&self.shelf);
         if shelf.slots.get(hash).is_some_and(|kept| Arc::ptr_eq(&kept.slot, slot)) {
             shelf.remove(hash);
         }
@@ -141,11 +142,6 @@ impl Shelf {
             self.bytes -= kept.len;
         }
     }
-}
-
-/// Every change under these locks is whole, so a thread that died in between has broken nothing.
-fn locked<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
-    lock.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -213,7 +209,7 @@ mod tests {
         assert_eq!(cache.get(&hash, now, || Err("away"), || Ok(true)), Err("away"));
         let forged = cache.get(&hash, now, || Ok::<_, ()>(Some(b"other".to_vec())), || Ok(true));
         assert_eq!(forged.unwrap().as_deref(), Some(b"other".as_slice()));
-        assert!(locked(&cache.shelf).slots.is_empty());
+        assert!(lock(&cache.shelf).slots.is_empty());
         assert_eq!(ask(&cache, "later", now), (true, false));
     }
 
@@ -226,9 +222,9 @@ mod tests {
         assert_eq!(ask(&cache, "aaaa", now), (false, false));
         assert_eq!(ask(&cache, "cccc", now), (false, false));
         assert_eq!(ask(&cache, "bbbb", now), (true, false));
-        assert!(locked(&cache.shelf).bytes <= 10);
+        assert!(lock(&cache.shelf).bytes <= 10);
         // One that is larger than everything is served, and not kept.
         assert_eq!(ask(&cache, "eleven bytes", now), (true, false));
-        assert_eq!(locked(&cache.shelf).bytes, 0);
+        assert_eq!(lock(&cache.shelf).bytes, 0);
     }
 }

@@ -33,6 +33,7 @@ use crate::work::periodic::PeriodicTasks;
 use crate::work::shared_changes::DeadControllers;
 use anyhow::{Context as _, bail};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
+use jscommon::lock::lock;
 use jscommon::notify;
 use jscommon::worker::Worker;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -190,7 +191,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let (handle, told) = (signals.handle(), reason.clone());
     let watcher = Worker::spawn("fatal", 64 << 10, move || {
         if let Ok(why) = fatal.recv() {
-            *told.lock().unwrap_or_else(|e| e.into_inner()) = Some(why);
+            *lock(&told) = Some(why);
             handle.close();
         }
     })
@@ -220,7 +221,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         Arc::new(std::sync::atomic::AtomicBool::new(true)),
     );
     // A stop ends in time also while Redis is away: a controller may die at any moment and nothing is lost.
-    let failed = reason.lock().unwrap_or_else(|e| e.into_inner()).is_some();
+    let failed = lock(&reason).is_some();
     let (stopped, over) = crossbeam_channel::bounded::<()>(0);
     let deadline = Worker::spawn("deadline", 64 << 10, move || {
         if over.recv_timeout(STOP_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
@@ -242,7 +243,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     drop(watcher);
     drop(stopped);
     drop(deadline);
-    let why = reason.lock().unwrap_or_else(|e| e.into_inner()).take();
+    let why = lock(&reason).take();
     match why {
         Some(why) => bail!(why),
         None => Ok(()),

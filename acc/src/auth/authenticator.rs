@@ -12,9 +12,10 @@ use crate::http::Refusal;
 use crate::route::Route;
 use crossbeam_channel::Sender;
 use jscommon::NodeId;
+use jscommon::lock::{read_lock, write_lock};
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{OnceLock, PoisonError, RwLock};
+use std::sync::{OnceLock, RwLock};
 
 /// Most milliseconds by which the clock of a certificate's issuer may be ahead.
 const MAX_CLOCK_SKEW_MS: u64 = 10 * 60 * 1000;
@@ -73,17 +74,17 @@ impl Authenticator {
 
     /// The node secrets as they hold now.
     pub(crate) fn secrets(&self) -> Secrets {
-        self.secrets.read().unwrap_or_else(PoisonError::into_inner).clone()
+        read_lock(&self.secrets).clone()
     }
 
     /// Other secrets hold from now on.
     pub(crate) fn set_secrets(&self, secrets: Secrets) {
-        *self.secrets.write().unwrap_or_else(PoisonError::into_inner) = secrets;
+        *write_lock(&self.secrets) = secrets;
     }
 
     /// These revocations hold from now on; answers the nodes that are new or newly revoked.
     pub fn set_revoked(&self, revoked: HashMap<NodeId, u64>) -> Vec<NodeId> {
-        let mut held = self.revoked.write().unwrap_or_else(PoisonError::into_inner);
+        let mut held = write_lock(&self.revoked);
         let before = held.take().unwrap_or_default();
         let fresh = revoked.iter().filter(|(node, until)| before.get(node) != Some(until)).map(|(node, _)| *node);
         let fresh = fresh.collect();
@@ -93,17 +94,17 @@ impl Authenticator {
 
     /// These revocations hold from now on, unless some were set before, which are newer.
     pub fn set_first_revoked(&self, revoked: HashMap<NodeId, u64>) {
-        self.revoked.write().unwrap_or_else(PoisonError::into_inner).get_or_insert(revoked);
+        write_lock(&self.revoked).get_or_insert(revoked);
     }
 
     /// The time (ms) up to which what `node` holds was revoked.
     pub fn revoked_until(&self, node: NodeId) -> Option<u64> {
-        self.revoked.read().unwrap_or_else(PoisonError::into_inner).as_ref()?.get(&node).copied()
+        read_lock(&self.revoked).as_ref()?.get(&node).copied()
     }
 
     /// Whether it is known what was revoked: before that nobody's credentials can be told from revoked ones.
     pub fn knows_revoked(&self) -> bool {
-        self.revoked.read().unwrap_or_else(PoisonError::into_inner).is_some()
+        read_lock(&self.revoked).is_some()
     }
 
     /// Whether the node's credentials are good; says why not.
@@ -119,7 +120,7 @@ impl Authenticator {
         }
         match head.bearer {
             Some(token) => {
-                let secrets = self.secrets.read().unwrap_or_else(PoisonError::into_inner);
+                let secrets = read_lock(&self.secrets);
                 match secrets.check(token, (self.clock)()) {
                     Ok(checked) => {
                         drop(secrets);
@@ -174,7 +175,7 @@ impl Authenticator {
         bearer: Option<&str>,
         cert_issued: Option<u64>,
     ) -> Result<(), Refusal> {
-        let secrets = self.secrets.read().unwrap_or_else(PoisonError::into_inner);
+        let secrets = read_lock(&self.secrets);
         let checked = bearer.and_then(|token| secrets.check(token, (self.clock)()).ok());
         drop(secrets);
         let token_issued = checked.map(|checked| checked.claims.issued);
@@ -196,7 +197,7 @@ impl Authenticator {
         if cert_issued.is_some_and(is_old) {
             return Some("certificate");
         }
-        let checked = self.secrets.read().unwrap_or_else(PoisonError::into_inner).check(bearer?, now).ok()?;
+        let checked = read_lock(&self.secrets).check(bearer?, now).ok()?;
         if checked.old {
             return Some("secret");
         }

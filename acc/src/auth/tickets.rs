@@ -10,12 +10,13 @@
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jscommon::NodeId;
+use jscommon::lock::{lock, read_lock, write_lock};
 use ring::hmac;
 use serde_json::{Map, Value};
 use std::collections::HashSet;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 
 /// Longest text that is checked as a ticket, in bytes.
 const MAX_TICKET: usize = 80;
@@ -149,14 +150,14 @@ impl Tickets {
     /// Uses these keys from now on, which Redis has too.
     pub(crate) fn agree(&self, keys: TicketKeys) {
         if self.macs().keys != keys {
-            *self.macs.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(Macs::new(keys));
+            *write_lock(&self.macs) = Arc::new(Macs::new(keys));
         }
         self.agreed.store(true, Ordering::Release);
     }
 
     /// Held by the thread that compares the keys with that of Redis.
     pub(crate) fn agreeing(&self) -> MutexGuard<'_, ()> {
-        self.agreeing.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.agreeing)
     }
 
     /// Whether Redis was found to have the current key.
@@ -188,13 +189,13 @@ impl Tickets {
     /// Whether it is still to be written down that `node` returns tickets; `epoch` moves when Redis may have
     /// forgotten it.
     pub(crate) fn is_news(&self, node: NodeId, epoch: u64) -> bool {
-        let returning = self.returning.lock().unwrap_or_else(PoisonError::into_inner);
+        let returning = lock(&self.returning);
         returning.0 != epoch || !returning.1.contains(&node)
     }
 
     /// It was written down that these nodes return tickets.
     pub(crate) fn note(&self, nodes: &[NodeId], epoch: u64) {
-        let mut returning = self.returning.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut returning = lock(&self.returning);
         if returning.0 != epoch || returning.1.len() + nodes.len() > MAX_NODES {
             *returning = (epoch, HashSet::new());
         }
@@ -202,7 +203,7 @@ impl Tickets {
     }
 
     fn macs(&self) -> Arc<Macs> {
-        self.macs.read().unwrap_or_else(PoisonError::into_inner).clone()
+        read_lock(&self.macs).clone()
     }
 }
 

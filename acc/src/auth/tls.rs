@@ -5,6 +5,7 @@
 
 use anyhow::Context;
 use jscommon::NodeId;
+use jscommon::lock::{read_lock, write_lock};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
@@ -24,12 +25,12 @@ impl TlsSource {
 
     /// New connections take `config` from now on; the ones that are open keep theirs.
     pub(crate) fn replace(&self, config: Arc<ServerConfig>) {
-        *self.current.write().unwrap_or_else(|e| e.into_inner()) = config;
+        *write_lock(&self.current) = config;
     }
 
     /// The configuration for a new connection.
     pub(crate) fn current(&self) -> Arc<ServerConfig> {
-        self.current.read().unwrap_or_else(|e| e.into_inner()).clone()
+        read_lock(&self.current).clone()
     }
 }
 

@@ -12,11 +12,12 @@ use crate::model::events;
 use crate::model::grants::{self, Standing};
 use crate::redis::Batch;
 use jscommon::NodeId;
+use jscommon::lock::lock;
 use jscommon::node::is_role;
 use serde_json::{Map, Value as Json, json};
 use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroU64;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 /// Most roles, and most labels, of a node.
 pub(crate) const MAX_CLAIMS: usize = 100;
@@ -90,24 +91,24 @@ impl Claimed {
 
     /// Whether a poll of `node` that claims what has this hash is still to be compared.
     pub(crate) fn is_news(&self, node: NodeId, says: NonZeroU64) -> bool {
-        self.held().nodes.get(&node).is_none_or(|entry| entry.says != Some(says))
+        lock(&self.held).nodes.get(&node).is_none_or(|entry| entry.says != Some(says))
     }
 
     /// Notes that the claims of `node` were compared and its granted ones stored. `says` is the hash of its poll, when
     /// a poll made the claims.
     pub(crate) fn note(&self, node: NodeId, says: Option<NonZeroU64>, standing: &Standing) {
         let entry = Entry { says, standing: self.hash_standing(standing) };
-        self.held().nodes.insert(node, entry);
+        lock(&self.held).nodes.insert(node, entry);
     }
 
     /// Forgets `node`: its next poll is compared.
     pub(crate) fn forget(&self, node: NodeId) {
-        self.held().nodes.remove(&node);
+        lock(&self.held).nodes.remove(&node);
     }
 
     /// Nodes whose grants are to be looked at now.
     pub(crate) fn due(&self) -> Vec<NodeId> {
-        let mut held = self.held();
+        let mut held = lock(&self.held);
         let mut due: Vec<NodeId> =
             held.nodes.iter().filter(|(_, entry)| entry.is_beyond()).map(|(node, _)| *node).take(MAX_BEYOND).collect();
         if held.turn.is_empty() {
@@ -121,15 +122,11 @@ impl Claimed {
     /// The hash of the last poll of `node`, where something else than `standing` was found before.
     pub(crate) fn changed(&self, node: NodeId, standing: &Standing) -> Option<Option<NonZeroU64>> {
         let hash = self.hash_standing(standing);
-        self.held().nodes.get(&node).filter(|entry| entry.standing != hash).map(|entry| entry.says)
+        lock(&self.held).nodes.get(&node).filter(|entry| entry.standing != hash).map(|entry| entry.says)
     }
 
     fn hash_standing(&self, standing: &Standing) -> u64 {
         self.hasher.hash_one(standing) & !1 | u64::from(!standing.beyond.is_empty())
-    }
-
-    fn held(&self) -> MutexGuard<'_, Held> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

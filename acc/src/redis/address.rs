@@ -5,10 +5,11 @@ use super::errors::describe;
 use super::known_servers::{KnownServers, ServerAddr};
 use super::scripts::Schema;
 use crate::config::redis_address::{Kind, Target};
+use jscommon::lock::lock;
 use redis::RedisError;
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// How to reach Redis.
 #[derive(Clone, Debug)]
@@ -33,7 +34,7 @@ pub(crate) struct Silent(Mutex<HashSet<ServerAddr>>);
 impl Silent {
     /// This one does not answer.
     pub(crate) fn failed(&self, addr: &ServerAddr, error: &RedisError) {
-        if self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(addr.clone()) {
+        if lock(&self.0).insert(addr.clone()) {
             let what = describe(error);
             log::error!("no answer from redis at {}:{}: {what}; what lies there waits", addr.0, addr.1);
         }
@@ -41,7 +42,7 @@ impl Silent {
 
     /// This one answers.
     pub(crate) fn answered(&self, addr: &ServerAddr) {
-        if self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(addr) {
+        if lock(&self.0).remove(addr) {
             log::info!("redis at {}:{} answers again", addr.0, addr.1);
         }
     }

@@ -5,7 +5,8 @@
 //! the cluster tells nothing of any more goes, unless the user has named it.
 //! Does not own: asking (`router`, `sentinel`).
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use jscommon::lock::lock;
+use std::sync::Mutex;
 
 /// Host and port.
 pub(crate) type ServerAddr = (String, u16);
@@ -29,13 +30,13 @@ impl KnownServers {
 
     /// All of them, in their order.
     pub(crate) fn addrs(&self) -> Vec<ServerAddr> {
-        self.held().clone()
+        lock(&self.held).clone()
     }
 
     /// This one has answered, and told of these: it goes first, and there are no others but those that were
     /// named. A new server is asked before a known one, which may be there no more.
     pub(crate) fn answered(&self, first: &ServerAddr, told: impl IntoIterator<Item = ServerAddr>) {
-        let mut held = self.held();
+        let mut held = lock(&self.held);
         let told: Vec<ServerAddr> = told.into_iter().collect();
         let known = std::mem::take(&mut *held);
         let fresh = told.iter().filter(|addr| !known.contains(addr));
@@ -49,15 +50,11 @@ impl KnownServers {
 
     /// This one did not answer, or has led astray: it is asked last.
     pub(crate) fn failed(&self, addr: &ServerAddr) {
-        let mut held = self.held();
+        let mut held = lock(&self.held);
         if let Some(at) = held.iter().position(|known| known == addr) {
             let addr = held.remove(at);
             held.push(addr);
         }
-    }
-
-    fn held(&self) -> MutexGuard<'_, Vec<ServerAddr>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -9,8 +9,9 @@ use super::conn::Conn;
 use super::errors::{describe, is_away, is_broken, is_interrupted};
 use crate::metrics::Metrics;
 use jscommon::backoff::Backoff;
+use jscommon::lock::lock;
 use redis::{ErrorKind, RedisError, RedisResult};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// How long an answer to a call that does not block may take.
@@ -123,7 +124,7 @@ impl Pool {
     /// Notes that Redis is away. Each answer by which it refuses is logged once until it is back, and one other error.
     fn away(&self, error: &RedisError) {
         self.0.metrics.redis_up.set(0);
-        let mut state = self.state();
+        let mut state = lock(&self.0.state);
         state.idle.clear();
         let wait = state.backoff.fail(fastrand::f64());
         state.failed = Some(Instant::now());
@@ -145,7 +146,7 @@ impl Pool {
 
     fn answered(&self) {
         self.0.metrics.redis_up.set(1);
-        let mut state = self.state();
+        let mut state = lock(&self.0.state);
         state.down = None;
         if state.failed.is_some_and(|at| at.elapsed() < RECOVERY_TIME) {
             return;
@@ -159,7 +160,7 @@ impl Pool {
 
     /// An idle connection, or none when one must be made; an error while it is too early for that.
     fn idle(&self) -> RedisResult<Option<Conn>> {
-        let mut state = self.state();
+        let mut state = lock(&self.0.state);
         if let Some(conn) = state.idle.pop() {
             return Ok(Some(conn));
         }
@@ -185,7 +186,7 @@ impl Pool {
                     Ok(_) => self.answered(),
                     Err(_) => self.0.metrics.redis_errors.inc(),
                 }
-                let mut state = self.state();
+                let mut state = lock(&self.0.state);
                 if state.idle.len() < MAX_IDLE_CONNECTIONS {
                     state.idle.push(conn);
                 }
@@ -195,10 +196,6 @@ impl Pool {
     }
 
     fn forget_idle(&self) {
-        self.state().idle.clear();
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0.state).idle.clear();
     }
 }

@@ -7,10 +7,11 @@
 mod resource;
 
 use jscommon::NodeId;
+use jscommon::lock::lock;
 pub(crate) use resource::Resource;
 use resource::{HOUR, MIB, Rate, rate};
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 /// Bytes that records, series and events leave for results, which are waited for.
 pub(crate) const RESERVED_FOR_RESULTS: f64 = 8.0 * MIB;
@@ -141,7 +142,7 @@ impl RateLimiter {
 
     /// Spends all of `charges` for `node` at `now` (ms), or none of them.
     pub(crate) fn take(&self, node: NodeId, charges: &[Charge], now: u64) -> Result<(), Exceeded> {
-        let mut nodes = self.locked();
+        let mut nodes = lock(&self.nodes);
         nodes.sweep(self.max_records, now);
         let spent = nodes.spent.entry(node).or_default();
         self.check_all(spent, charges, now)?;
@@ -153,7 +154,7 @@ impl RateLimiter {
 
     /// Whether `take` would spend them now.
     pub(crate) fn check(&self, node: NodeId, charges: &[Charge], now: u64) -> Result<(), Exceeded> {
-        match self.locked().spent.get(&node) {
+        match lock(&self.nodes).spent.get(&node) {
             Some(spent) => self.check_all(spent, charges, now),
             None => Ok(()),
         }
@@ -161,13 +162,13 @@ impl RateLimiter {
 
     /// Spends the charge whether there is so much left or not.
     pub(crate) fn owe(&self, node: NodeId, charge: Charge, now: u64) {
-        let mut nodes = self.locked();
+        let mut nodes = lock(&self.nodes);
         nodes.spent.entry(node).or_default().charge(charge, rate(charge.resource, self.max_records), now);
     }
 
     /// `node` did not use what it took just now.
     pub(crate) fn give_back(&self, node: NodeId, charges: &[Charge]) {
-        if let Some(spent) = self.locked().spent.get_mut(&node) {
+        if let Some(spent) = lock(&self.nodes).spent.get_mut(&node) {
             for charge in charges {
                 let entry = spent.entry(charge.resource);
                 entry.amount = (entry.amount - charge.amount).max(0.0);
@@ -178,7 +179,7 @@ impl RateLimiter {
     /// How much of `resource` the node has left at `now` (ms).
     pub(crate) fn left(&self, node: NodeId, resource: Resource, now: u64) -> f64 {
         let rate = rate(resource, self.max_records);
-        let spent = self.locked().spent.get(&node).map_or(0.0, |spent| spent.of(resource).by(rate, now));
+        let spent = lock(&self.nodes).spent.get(&node).map_or(0.0, |spent| spent.of(resource).by(rate, now));
         (rate.burst - spent).max(0.0)
     }
 
@@ -190,10 +191,6 @@ impl RateLimiter {
             }
         }
         Ok(())
-    }
-
-    fn locked(&self) -> MutexGuard<'_, Nodes> {
-        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -309,7 +306,7 @@ mod tests {
         let all = RateLimiter::new(10);
         let ask = |nid, now| {
             all.take(NodeId { gid: 1, nid }, &records(1), now).unwrap();
-            all.locked().spent.len()
+            lock(&all.nodes).spent.len()
         };
         let many = MAX_NODES as u32;
         for nid in 0..=many {

@@ -18,6 +18,7 @@ use crate::http::{Handler, Reply};
 use anyhow::Context;
 use crossbeam_channel::Sender;
 use jscommon::failpoint;
+use jscommon::lock::lock;
 use jscommon::worker::Worker;
 use message::{is_quick, pipeline_slot, read, response};
 use nix::fcntl::Flock;
@@ -179,11 +180,11 @@ impl Drop for Handle {
 
 impl Shared {
     fn current(&self) -> Option<Arc<tiny_http::Server>> {
-        self.server.lock().unwrap_or_else(|e| e.into_inner()).clone()
+        lock(&self.server).clone()
     }
 
     fn take(&self) -> Option<Arc<tiny_http::Server>> {
-        self.server.lock().unwrap_or_else(|e| e.into_inner()).take()
+        lock(&self.server).take()
     }
 
     /// One thread: takes a request, answers it, takes the next.
@@ -260,7 +261,7 @@ impl Shared {
         let why = error.map_or_else(|| "its accept thread has ended".to_owned(), ToString::to_string);
         log::error!("the web server behind the proxy stopped, it is made anew: {why}");
         loop {
-            let mut current = self.server.lock().unwrap_or_else(|e| e.into_inner());
+            let mut current = lock(&self.server);
             if !current.as_ref().is_some_and(|server| Arc::ptr_eq(server, dead)) {
                 return false;
             }

@@ -251,6 +251,7 @@ mod tests {
     #[test]
     fn openapi_has_every_route_with_its_answers() {
         let text = include_str!("../../docs/openapi.yaml");
+        assert!(text.contains(concat!("\n  version: ", env!("CARGO_PKG_VERSION"), "\n")), "it is of another version");
         let (_, text) = text.split_once("\npaths:\n").unwrap();
         let (text, _) = text.split_once("\ncomponents:\n").unwrap();
         let mut paths: Vec<(&str, &str, Vec<u16>)> = Vec::new();

@@ -13,10 +13,32 @@ use std::fmt;
 /// Longest text that is looked at as a token, in bytes.
 const MAX_TOKEN: usize = 128;
 
+/// A key for codes (HMAC-SHA-256, in base64url without padding) by which a text is known again.
+#[derive(Clone)]
+pub struct MacKey(hmac::Key);
+
+impl MacKey {
+    /// A key of these bytes.
+    pub fn new(bytes: &[u8]) -> MacKey {
+        MacKey(hmac::Key::new(hmac::HMAC_SHA256, bytes))
+    }
+
+    /// The code of `text`.
+    pub fn sign(&self, text: &str) -> String {
+        URL_SAFE_NO_PAD.encode(hmac::sign(&self.0, text.as_bytes()))
+    }
+
+    /// Whether `mac` is the code of `text`. Compares in constant time.
+    pub fn verify(&self, text: &str, mac: &str) -> bool {
+        URL_SAFE_NO_PAD.decode(mac).is_ok_and(|mac| hmac::verify(&self.0, text.as_bytes(), &mac).is_ok())
+    }
+}
+
 /// The secret under which one controller family signs its node tokens.
 #[derive(Clone)]
 pub struct NodeSecret {
-    key: hmac::Key,
+    /// Also for other kinds of token; none may begin as a node token does, with a digit.
+    pub key: MacKey,
     fingerprint: String,
 }
 
@@ -44,7 +66,7 @@ impl std::error::Error for BadToken {}
 impl NodeSecret {
     /// A secret of these bytes (32 random ones).
     pub fn new(bytes: &[u8]) -> NodeSecret {
-        NodeSecret { key: hmac::Key::new(hmac::HMAC_SHA256, bytes), fingerprint: sha256_hex(bytes) }
+        NodeSecret { key: MacKey::new(bytes), fingerprint: sha256_hex(bytes) }
     }
 
     /// SHA-256 of the secret in hex: tells two secrets apart without telling either.
@@ -55,19 +77,7 @@ impl NodeSecret {
     /// A token for `node`, issued at `issued` (milliseconds since 1970).
     pub fn issue(&self, node: NodeId, issued: u64) -> String {
         let body = format!("{}.{}.{issued}", node.gid, node.nid);
-        let mac = hmac::sign(&self.key, body.as_bytes());
-        format!("{body}.{}", URL_SAFE_NO_PAD.encode(mac.as_ref()))
-    }
-
-    /// The HMAC-SHA-256 of any text, for other kinds of token; none may begin as a node token does,
-    /// with a digit.
-    pub fn sign(&self, text: &[u8]) -> Vec<u8> {
-        hmac::sign(&self.key, text).as_ref().to_vec()
-    }
-
-    /// Whether `mac` is the one of `text`. Compares in constant time.
-    pub fn verify(&self, text: &[u8], mac: &[u8]) -> bool {
-        hmac::verify(&self.key, text, mac).is_ok()
+        format!("{body}.{}", self.key.sign(&body))
     }
 
     /// Returns the content of `token` when it is signed with this secret. Compares in constant time.
@@ -76,9 +86,7 @@ impl NodeSecret {
             return Err(BadToken);
         }
         let (body, mac) = token.rsplit_once('.').ok_or(BadToken)?;
-        let mac = URL_SAFE_NO_PAD.decode(mac).map_err(|_| BadToken)?;
-        hmac::verify(&self.key, body.as_bytes(), &mac).map_err(|_| BadToken)?;
-        claims(body).ok_or(BadToken)
+        claims(body).filter(|_| self.key.verify(body, mac)).ok_or(BadToken)
     }
 }
 

@@ -75,7 +75,7 @@ impl Enrolment {
     /// The token's text.
     pub(crate) fn sign(&self, secret: &NodeSecret) -> String {
         let body = self.body();
-        let mac = URL_SAFE_NO_PAD.encode(secret.sign(format!("{body}.{}", self.fingerprint).as_bytes()));
+        let mac = secret.key.sign(&format!("{body}.{}", self.fingerprint));
         format!("{body}.{mac}.{}", self.fingerprint)
     }
 
@@ -106,10 +106,9 @@ impl Enrolment {
             None => format!("{PREFIX}{id}.{uses}.{expires}.{fingerprint}"),
             Some(terms) => format!("{PREFIX_TERMS}{id}.{uses}.{expires}.{terms}.{fingerprint}"),
         };
-        let mac = URL_SAFE_NO_PAD.decode(mac).map_err(|_| bad())?;
-        let current = secrets.current.verify(body.as_bytes(), &mac);
+        let current = secrets.current.key.verify(&body, mac);
         let previous =
-            || secrets.previous.as_ref().is_some_and(|(old, until)| now < *until && old.verify(body.as_bytes(), &mac));
+            || secrets.previous.as_ref().is_some_and(|(old, until)| now < *until && old.key.verify(&body, mac));
         if !current && !previous() {
             return Err(bad());
         }

@@ -7,7 +7,7 @@
 //! **A file is written whole or not at all** (a new one takes its place), so that controllers that
 //! share a directory, and `jsacc` commands beside a running controller, never read half a key.
 
-use super::ca::{self, Ca};
+use super::ca::Ca;
 use super::secrets::Secrets;
 use super::state_files::{CA_CERTIFICATE, CA_KEY, NODE_SECRET, TICKET_KEY, lock, write_state};
 use super::tls::{self, PeerCert};
@@ -151,7 +151,8 @@ impl StateDir {
             None => Ok(self.ca.pem.clone()),
             Some(file) => {
                 let last = chain(file)?.pop().with_context(|| format!("{} holds no certificate", file.display()))?;
-                Ok(ca::to_pem("CERTIFICATE", &last))
+                let config = ::pem::EncodeConfig::new().set_line_ending(::pem::LineEnding::LF);
+                Ok(::pem::encode_config(&::pem::Pem::new("CERTIFICATE", last.to_vec()), config))
             }
         }
     }

@@ -7,11 +7,9 @@
 //! Owns: the form, the keys that hold here, which nodes are known to return tickets.
 //! Does not own: where the key lies (`state_dir` has the file, `model` the key of Redis).
 
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jscommon::NodeId;
 use jscommon::lock::{lock, read_lock, write_lock};
-use ring::hmac;
+use jscommon::token::MacKey;
 use serde_json::{Map, Value};
 use std::collections::HashSet;
 use std::fmt;
@@ -80,8 +78,8 @@ impl TicketKey {
         &self.0
     }
 
-    fn mac(&self) -> hmac::Key {
-        hmac::Key::new(hmac::HMAC_SHA256, self.0.as_bytes())
+    fn mac(&self) -> MacKey {
+        MacKey::new(self.0.as_bytes())
     }
 }
 
@@ -121,8 +119,8 @@ impl TicketKeys {
 
 struct Macs {
     keys: TicketKeys,
-    current: hmac::Key,
-    previous: Option<hmac::Key>,
+    current: MacKey,
+    previous: Option<MacKey>,
 }
 
 /// Makes and checks tickets.
@@ -168,8 +166,8 @@ impl Tickets {
     /// The ticket of the job `id` for `node`.
     pub fn issue(&self, node: NodeId, id: &str, flags: Flags) -> String {
         let flags = flags.to_string();
-        let mac = hmac::sign(&self.macs().current, signed(node, id, &flags).as_bytes());
-        format!("{flags}.{}", URL_SAFE_NO_PAD.encode(mac.as_ref()))
+        let mac = self.macs().current.sign(&signed(node, id, &flags));
+        format!("{flags}.{mac}")
     }
 
     /// Returns the flags of `ticket` when it belongs to this node and job. Compares in constant time.
@@ -179,11 +177,10 @@ impl Tickets {
         }
         let (flags, mac) = ticket.split_once('.').ok_or(BadTicket)?;
         let read = Flags::parse(flags).ok_or(BadTicket)?;
-        let mac = URL_SAFE_NO_PAD.decode(mac).map_err(|_| BadTicket)?;
         let text = signed(node, id, flags);
         let macs = self.macs();
         let mut keys = [Some(&macs.current), macs.previous.as_ref()].into_iter().flatten();
-        if keys.any(|key| hmac::verify(key, text.as_bytes(), &mac).is_ok()) { Ok(read) } else { Err(BadTicket) }
+        if keys.any(|key| key.verify(&text, mac)) { Ok(read) } else { Err(BadTicket) }
     }
 
     /// Whether it is still to be written down that `node` returns tickets; `epoch` moves when Redis may have

@@ -6,46 +6,46 @@
 
 use prometheus::{Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
 
-/// The counters of one controller. Cheap to move from any thread.
-#[derive(Clone)]
-pub struct Metrics {
-    registry: Registry,
-    /// Connections that are open now.
-    pub(crate) connections: IntGauge,
-    /// Connections accepted since the start.
-    pub(crate) accepted: IntCounter,
-    /// TLS handshakes that were completed, by kind: `full`, or `resumed` from a ticket.
-    pub(crate) handshakes: IntCounterVec,
-    /// Most connections that are taken at once.
-    pub(crate) connections_max: IntGauge,
-    /// Polls that are parked now.
-    pub(crate) polls_parked: IntGauge,
-    /// Polls that were parked without asking a handler.
-    pub(crate) polls_shortcut: IntCounter,
-    /// Requests answered, by path (a route's label) and status.
-    pub(crate) requests: IntCounterVec,
-    /// Connections and requests refused, by reason.
-    pub(crate) refusals: IntCounterVec,
-    /// Requests that are with a handler or wait for one.
-    pub(crate) requests_waiting: IntGauge,
-    /// Bytes of request and answer bodies held now.
-    pub(crate) body_bytes: IntGauge,
-    /// Commands that wait in nodes' queues, by the last look at them.
-    pub(crate) queued_commands: IntGauge,
-    /// Commands that clients have pushed and no controller has taken, by the last look.
-    pub(crate) pending_commands: IntGauge,
-    /// Errors that Redis or the way to it gave.
-    pub(crate) redis_errors: IntCounter,
-    /// 1 while Redis answers.
-    pub(crate) redis_up: IntGauge,
-    /// Commands taken from the queue, by what became of them.
-    pub(crate) commands: IntCounterVec,
-    /// Results taken from nodes, by what became of them.
-    pub(crate) results: IntCounterVec,
-    /// Seconds from a command's LPUSH (as near as it is known) to its hand-over to the node.
-    pub(crate) handover_seconds: Histogram,
-    /// Seconds from a command's LPUSH (as near as it is known) to its result.
-    pub(crate) result_seconds: Histogram,
+/// Declares the metrics: the field and its type, how it is made, its name, its help text, its labels.
+macro_rules! metrics {
+    ($($field:ident: $type:ty = $make:ident($name:literal, $help:literal $(, $labels:expr)?);)+) => {
+        /// The counters of one controller. Cheap to move from any thread.
+        #[derive(Clone)]
+        pub struct Metrics {
+            registry: Registry,
+            $(#[doc = $help] pub(crate) $field: $type,)+
+        }
+
+        impl Metrics {
+            /// All at zero.
+            pub(crate) fn new() -> Metrics {
+                let registry = Registry::new();
+                let make = Make(&registry);
+                Metrics { $($field: make.$make($name, $help $(, $labels)?),)+ registry }
+            }
+        }
+    };
+}
+
+metrics! {
+    connections: IntGauge = gauge("jsacc_connections", "connections open now");
+    accepted: IntCounter = counter("jsacc_connections_accepted_total", "connections accepted");
+    handshakes: IntCounterVec = counters("jsacc_tls_handshakes_total", "TLS handshakes, full or resumed", &["kind"]);
+    connections_max: IntGauge = gauge("jsacc_connections_max", "most connections taken at once");
+    polls_parked: IntGauge = gauge("jsacc_polls_parked", "polls that wait for a command now");
+    polls_shortcut: IntCounter = counter("jsacc_polls_shortcut_total", "polls parked without asking a handler");
+    requests: IntCounterVec = counters("jsacc_requests_total", "requests answered, by path and status", &["path", "status"]);
+    refusals: IntCounterVec = counters("jsacc_refusals_total", "connections and requests refused, by reason", &["reason"]);
+    requests_waiting: IntGauge = gauge("jsacc_requests_waiting", "requests with a handler or waiting for one");
+    body_bytes: IntGauge = gauge("jsacc_body_bytes", "bytes of request and answer bodies held now");
+    queued_commands: IntGauge = gauge("jsacc_queued_commands", "commands waiting in the queues of nodes");
+    pending_commands: IntGauge = gauge("jsacc_pending_commands", "commands pushed and not yet taken by a controller");
+    redis_errors: IntCounter = counter("jsacc_redis_errors_total", "errors of Redis or the way to it");
+    redis_up: IntGauge = gauge("jsacc_redis_up", "1 while Redis answers");
+    commands: IntCounterVec = counters("jsacc_commands_total", "commands taken, by what became of them", &["outcome"]);
+    results: IntCounterVec = counters("jsacc_results_total", "results taken, by what became of them", &["outcome"]);
+    handover_seconds: Histogram = histogram("jsacc_handover_seconds", "seconds from LPUSH to hand-over to the node");
+    result_seconds: Histogram = histogram("jsacc_result_seconds", "seconds from LPUSH to the result");
 }
 
 impl Default for Metrics {
@@ -55,33 +55,6 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// All at zero.
-    pub(crate) fn new() -> Metrics {
-        let registry = Registry::new();
-        let m = Make(&registry);
-        Metrics {
-            connections: m.gauge("jsacc_connections", "connections open now"),
-            accepted: m.counter("jsacc_connections_accepted_total", "connections accepted"),
-            handshakes: m.counters("jsacc_tls_handshakes_total", "TLS handshakes, full or resumed", &["kind"]),
-            connections_max: m.gauge("jsacc_connections_max", "most connections taken at once"),
-            polls_parked: m.gauge("jsacc_polls_parked", "polls that wait for a command now"),
-            polls_shortcut: m.counter("jsacc_polls_shortcut_total", "polls parked without asking a handler"),
-            requests: m.counters("jsacc_requests_total", "requests answered, by path and status", &["path", "status"]),
-            refusals: m.counters("jsacc_refusals_total", "connections and requests refused, by reason", &["reason"]),
-            requests_waiting: m.gauge("jsacc_requests_waiting", "requests with a handler or waiting for one"),
-            body_bytes: m.gauge("jsacc_body_bytes", "bytes of request and answer bodies held now"),
-            queued_commands: m.gauge("jsacc_queued_commands", "commands waiting in the queues of nodes"),
-            pending_commands: m.gauge("jsacc_pending_commands", "commands pushed and not yet taken by a controller"),
-            redis_errors: m.counter("jsacc_redis_errors_total", "errors of Redis or the way to it"),
-            redis_up: m.gauge("jsacc_redis_up", "1 while Redis answers"),
-            commands: m.counters("jsacc_commands_total", "commands taken, by what became of them", &["outcome"]),
-            results: m.counters("jsacc_results_total", "results taken, by what became of them", &["outcome"]),
-            handover_seconds: m.histogram("jsacc_handover_seconds", "seconds from LPUSH to hand-over to the node"),
-            result_seconds: m.histogram("jsacc_result_seconds", "seconds from LPUSH to the result"),
-            registry,
-        }
-    }
-
     /// The Prometheus text form.
     pub(crate) fn text(&self) -> Vec<u8> {
         let mut out = Vec::new();

@@ -133,17 +133,9 @@ pub(super) fn poll_all(context: &Context, written: &LastWrites, requests: &[(Nod
 }
 
 fn question<'a>(context: &'a Context, node: NodeId, poll: &'a Poll, now: u64) -> Question<'a> {
-    Question {
-        me: &context.me,
-        node,
-        now,
-        ack: poll.ack,
-        instance: &poll.instance,
-        peer: &poll.peer,
-        mode: if poll.wait > 0 { Mode::Poll } else { Mode::Ask },
-        takeover: false,
-        told: "",
-    }
+    let mode = if poll.wait > 0 { Mode::Poll } else { Mode::Ask };
+    let (instance, peer) = (poll.instance.as_str(), poll.peer.as_str());
+    Question { ack: poll.ack, instance, peer, ..Question::new(&context.me, node, now, mode) }
 }
 
 fn answer(

@@ -129,26 +129,12 @@ impl Default for Config {
 /// Settings whose flag takes no word.
 pub(crate) const SWITCHES: [&str; 4] = ["require-client-cert", "insecure-http", "insecure-no-auth", "insecure-paths"];
 /// Settings that take one.
-const NAMES: [&str; 14] = [
-    "port",
-    "bind",
-    "redis",
-    "redis-ca",
-    "state-dir",
-    "tls-cert",
-    "tls-key",
-    "client-ca",
-    "host",
-    "metrics-token-file",
-    "nodes-token-file",
-    "log-level",
-    "max-queue",
-    "max-records",
-];
+const NAMES: &str = "port bind redis redis-ca state-dir tls-cert tls-key client-ca host metrics-token-file \
+                     nodes-token-file log-level max-queue max-records";
 
 /// Whether a setting has this name.
 pub(crate) fn is_setting(name: &str) -> bool {
-    SWITCHES.contains(&name) || NAMES.contains(&name)
+    SWITCHES.contains(&name) || NAMES.split(' ').any(|known| known == name)
 }
 
 impl Config {

@@ -2,7 +2,7 @@
 
 use super::{DAY, HISTORY, keys, scripts};
 use crate::redis::errors::is_partial;
-use crate::redis::{Batch, Conn, describe};
+use crate::redis::{Batch, Conn, command, describe};
 use redis::{Cmd, FromRedisValue, RedisResult, Value};
 
 /// Milliseconds without a beat after which a controller is dead.
@@ -25,9 +25,7 @@ pub struct Beat {
 pub fn beat(conn: &mut Conn, me: &str) -> RedisResult<Beat> {
     let mut batch = Batch::new();
     for keys in [vec![keys::TAKERS.to_owned(), keys::GONE.to_owned()], vec![keys::CONTROLLERS.to_owned()]] {
-        batch.script(&scripts::BEAT, &keys, |cmd| {
-            cmd.arg(me).arg(DAY);
-        });
+        batch.script(&scripts::BEAT, &keys, (me, DAY));
     }
     let mut said = Beat { new: false, now: 0 };
     for (i, answer) in conn.run_each(&batch)?.into_iter().enumerate() {
@@ -54,9 +52,7 @@ pub fn dead(conn: &mut Conn, me: &str, now: u64) -> RedisResult<Vec<String>> {
 /// by `read_dead`.
 pub(crate) fn ask_dead(batch: &mut Batch, now: u64) {
     for key in [keys::CONTROLLERS, keys::TAKERS] {
-        let mut cmd = redis::cmd("ZRANGEBYSCORE");
-        cmd.arg(key).arg("-inf").arg(now.saturating_sub(HEARTBEAT_TIMEOUT_MS));
-        batch.call(cmd);
+        batch.call(command("ZRANGEBYSCORE", (key, "-inf", now.saturating_sub(HEARTBEAT_TIMEOUT_MS))));
     }
 }
 
@@ -108,18 +104,16 @@ pub fn reclaim(conn: &mut Conn, me: &str, ac: &str) -> RedisResult<Option<usize>
     }
     let mut moved = 0;
     loop {
-        let more: i64 = conn.script(&scripts::RECLAIM_COMMANDS, &keys, |cmd| {
-            cmd.arg(ac).arg(HEARTBEAT_TIMEOUT_MS).arg(MAX_RECLAIMED).arg(DEAD_CONTROLLER_RETENTION_MS).arg(HISTORY);
-        })?;
+        let args = (ac, HEARTBEAT_TIMEOUT_MS, MAX_RECLAIMED, DEAD_CONTROLLER_RETENTION_MS, HISTORY);
+        let more: i64 = conn.script(&scripts::RECLAIM_COMMANDS, &keys, args)?;
         let Ok(more) = usize::try_from(more) else { return Ok((moved > 0).then_some(moved)) };
         moved += more;
         if more < MAX_RECLAIMED {
             break;
         }
     }
-    let off: bool = conn.script(&scripts::FORGET_CONTROLLER, &[keys::CONTROLLERS.to_owned()], |cmd| {
-        cmd.arg(ac).arg(HEARTBEAT_TIMEOUT_MS);
-    })?;
+    let keys = [keys::CONTROLLERS.to_owned()];
+    let off: bool = conn.script(&scripts::FORGET_CONTROLLER, &keys, (ac, HEARTBEAT_TIMEOUT_MS))?;
     if off {
         conn.one::<()>(&Cmd::del(keys::wakeups(ac)))?;
     }

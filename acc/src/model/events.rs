@@ -29,7 +29,6 @@ pub fn add(batch: &mut Batch, name: &str, node: Option<NodeId>, now: u64, data: 
         Some(node) => node.to_string(),
         None => String::new(),
     };
-    batch.script(&scripts::EVENT, &[keys::EVENTS.to_owned(), keys::seen(keys::EVENTS)], |cmd| {
-        cmd.arg(entry).arg(source).arg(HISTORY).arg(MAX_BYTES).arg(MAX_OF_ONE).arg(MAX_BYTES_OF_ONE);
-    });
+    let args = (entry, source, HISTORY, MAX_BYTES, MAX_OF_ONE, MAX_BYTES_OF_ONE);
+    batch.script(&scripts::EVENT, &[keys::EVENTS.to_owned(), keys::seen(keys::EVENTS)], args);
 }

@@ -9,7 +9,7 @@
 
 use crate::model::queue::KEEP_NODE;
 use crate::model::{keys, nodes, scripts};
-use crate::redis::{Batch, Conn};
+use crate::redis::{Batch, Conn, command};
 use jscommon::NodeId;
 use redis::{FromRedisValue, RedisResult, Value};
 use serde_json::json;
@@ -76,21 +76,16 @@ fn grant(by: &str, at: u64) -> String {
 /// Adds the comparison of what `node` claims at `now` (ms), with credentials that were issued at `issued` (ms), with its
 /// grants; its first claims since it was enrolled are granted.
 pub(crate) fn claim(batch: &mut Batch, node: NodeId, now: u64, issued: u64, claims: &Claims) {
-    batch.script(&scripts::CLAIMS, &both(node), |cmd| {
-        cmd.arg(now).arg(EVENT_INTERVAL_MS).arg(issued).arg(grant("first start", now));
-        let host = claims.host.as_ref().map(std::slice::from_ref);
-        let kinds = [("role", claims.roles.as_deref()), ("label", claims.labels.as_deref()), ("host", host)];
-        for (kind, claims) in kinds.into_iter().filter_map(|(kind, claims)| Some((kind, claims?))) {
-            cmd.arg(kind).arg(claims.len()).arg(claims);
-        }
-    });
+    let host = claims.host.as_ref().map(std::slice::from_ref);
+    let kinds = [("role", claims.roles.as_deref()), ("label", claims.labels.as_deref()), ("host", host)];
+    let claimed = kinds.into_iter().filter_map(|(kind, claims)| Some((kind, claims?.len(), claims?)));
+    let args = (now, EVENT_INTERVAL_MS, issued, grant("first start", now), claimed.collect::<Vec<_>>());
+    batch.script(&scripts::CLAIMS, &both(node), args);
 }
 
 /// Adds the comparison of what `node` has claimed before with what is granted at `now` (ms).
 pub(crate) fn compare(batch: &mut Batch, node: NodeId, now: u64) {
-    batch.script(&scripts::CLAIMS, &both(node), |cmd| {
-        cmd.arg(now).arg(EVENT_INTERVAL_MS);
-    });
+    batch.script(&scripts::CLAIMS, &both(node), (now, EVENT_INTERVAL_MS));
 }
 
 /// Reads the answer to `claim` and `compare`.
@@ -117,16 +112,13 @@ pub(crate) fn compared(answer: Value) -> RedisResult<Compared> {
 /// Stores the granted claims, for clients and for the choice of targets.
 pub(crate) fn show(batch: &mut Batch, node: NodeId, standing: &Standing) {
     let roles = standing.roles.as_ref().map(|roles| json!(roles).to_string());
-    batch.script(&scripts::GRANTED, &[keys::agent(node)], |cmd| {
-        let beyond = if standing.beyond.is_empty() { String::new() } else { json!(standing.beyond).to_string() };
-        cmd.arg(KEEP_NODE).arg(beyond).arg(roles.as_deref().unwrap_or_default());
-        cmd.arg(u8::from(standing.host.is_some()))
-            .arg(standing.host.iter().flatten().next().map_or("", String::as_str));
-        cmd.arg(u8::from(standing.labels.is_some()));
-        for (name, value) in standing.labels.iter().flatten().filter_map(|label| label.split_once('=')) {
-            cmd.arg(name).arg(value);
-        }
-    });
+    let beyond = if standing.beyond.is_empty() { String::new() } else { json!(standing.beyond).to_string() };
+    let host = standing.host.iter().flatten().next().map_or("", String::as_str);
+    let labels: Vec<(&str, &str)> =
+        standing.labels.iter().flatten().filter_map(|label| label.split_once('=')).collect();
+    let (has_host, has_labels) = (standing.host.is_some(), standing.labels.is_some());
+    let args = (KEEP_NODE, beyond, roles.as_deref().unwrap_or_default(), has_host, host, has_labels, labels);
+    batch.script(&scripts::GRANTED, &[keys::agent(node)], args);
     if let Some(roles) = &roles {
         nodes::set_roles(batch, node, roles);
     }
@@ -150,16 +142,13 @@ pub(crate) struct Enrolling<'a> {
 /// Writes down that `node` gets credentials; false, and nothing is written, where it has some that hold and they are
 /// not to be replaced. Called again for the same use, it is written once more.
 pub(crate) fn enrolled(conn: &mut Conn, node: NodeId, new: &Enrolling<'_>) -> RedisResult<bool> {
-    conn.script(&scripts::ENROLLED, &both(node), |cmd| {
-        cmd.arg(new.issued).arg(new.token_use).arg(u8::from(new.replace)).arg(grant(new.by, new.issued)).arg(new.named);
-    })
+    let args = (new.issued, new.token_use, new.replace, grant(new.by, new.issued), new.named);
+    conn.script(&scripts::ENROLLED, &both(node), args)
 }
 
 /// Forgets what `node` was granted, and that it was enrolled; what it held until `until` (ms) claims nothing any more.
 pub(crate) fn revoke(conn: &mut Conn, node: NodeId, until: u64) -> RedisResult<()> {
-    conn.script(&scripts::UNENROLLED, &both(node), |cmd| {
-        cmd.arg(until);
-    })
+    conn.script(&scripts::UNENROLLED, &both(node), until)
 }
 
 /// The holder of a node's credentials.
@@ -177,9 +166,8 @@ pub(crate) enum Holder {
 /// that is when it was revoked, or 0. A node of which no enrolment is known was enrolled by an earlier version where it
 /// was seen since its last revocation.
 pub(crate) fn holder(conn: &mut Conn, node: NodeId, token_use: &str) -> RedisResult<(Holder, u64)> {
-    let mut cmd = redis::cmd("HMGET");
-    cmd.arg(keys::enrolled(node)).arg("issued").arg("use").arg("revoked");
-    let (issued, brought, stripped): (Option<u64>, Option<String>, Option<u64>) = conn.one(&cmd)?;
+    let (issued, brought, stripped): (Option<u64>, Option<String>, Option<u64>) =
+        conn.one(&command("HMGET", (keys::enrolled(node), "issued", "use", "revoked")))?;
     let until = nodes::revoked_until(conn, node)?;
     let holds = |since: u64| until.is_none_or(|until| until < since);
     match issued {

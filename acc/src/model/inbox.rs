@@ -3,7 +3,7 @@
 //! Owns: taking commands so that a controller's death loses none. Does not own: the rules about them (`work`).
 
 use super::{keys, scripts};
-use crate::redis::{Batch, Conn};
+use crate::redis::{Batch, Conn, command};
 use redis::{Cmd, FromRedisValue, RedisResult, Value};
 
 /// Seconds that a blocking read waits.
@@ -11,16 +11,12 @@ const READ_TIMEOUT_SECONDS: u64 = 2;
 
 /// Waits up to 2 s for a command and takes it: it is in `me`'s processing list then.
 pub fn take(conn: &mut Conn, me: &str) -> RedisResult<Option<Vec<u8>>> {
-    let mut cmd = redis::cmd("BRPOPLPUSH");
-    cmd.arg(keys::COMMANDS).arg(keys::taken(me)).arg(READ_TIMEOUT_SECONDS);
-    conn.one(&cmd)
+    conn.one(&command("BRPOPLPUSH", (keys::COMMANDS, keys::taken(me), READ_TIMEOUT_SECONDS)))
 }
 
 /// Takes up to `most` more commands, without waiting; the answer is read by `taken_more`.
 pub(crate) fn take_more(batch: &mut Batch, me: &str, most: usize) {
-    batch.script(&scripts::TAKE_COMMANDS, &[keys::COMMANDS.to_owned(), keys::taken(me)], |cmd| {
-        cmd.arg(most);
-    });
+    batch.script(&scripts::TAKE_COMMANDS, &[keys::COMMANDS.to_owned(), keys::taken(me)], most);
 }
 
 /// Reads the answer to `take_more`.

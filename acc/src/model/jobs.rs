@@ -4,7 +4,7 @@
 //! Does not own: what stands in a command or a result; secrets are taken out by the caller.
 
 use crate::model::{DAY, HISTORY, keys, scripts};
-use crate::redis::{Batch, Conn};
+use crate::redis::{Batch, Conn, command};
 use jscommon::{Command, NodeId};
 use redis::{Cmd, FromRedisValue, RedisResult, Value};
 
@@ -51,13 +51,10 @@ pub(crate) fn node_list(nodes: &[NodeId]) -> String {
 
 /// Adds the writing down of `job` to `batch`; the answer is read by `opened`.
 pub(crate) fn open(batch: &mut Batch, job: &Job<'_>) {
-    batch.script(&scripts::OPEN, &[keys::job(job.id)], |cmd| {
-        cmd.arg(job.cmd).arg(job.created).arg(node_list(job.targets));
-        cmd.arg(job.expires.saturating_add(keep(job.quiet))).arg(u8::from(job.quiet));
-        for node in job.targets {
-            cmd.arg(node.to_string());
-        }
-    });
+    let keep = job.expires.saturating_add(keep(job.quiet));
+    let targets: Vec<String> = job.targets.iter().map(NodeId::to_string).collect();
+    let args = (job.cmd, job.created, node_list(job.targets), keep, job.quiet, targets);
+    batch.script(&scripts::OPEN, &[keys::job(job.id)], args);
 }
 
 /// Reads the answer to `open`: nothing for a new job; of one that was written down before, whether it had targets.
@@ -76,7 +73,7 @@ pub(crate) struct Standing {
 
 /// Reads where the job `id` stands.
 pub(crate) fn standing(conn: &mut Conn, id: &str) -> RedisResult<Standing> {
-    let (all, queued): (Vec<String>, Vec<String>) = conn.script(&scripts::STANDING, &[keys::job(id)], |_| {})?;
+    let (all, queued): (Vec<String>, Vec<String>) = conn.script(&scripts::STANDING, &[keys::job(id)], None::<&str>)?;
     let nodes = |names: Vec<String>| {
         let mut nodes: Vec<NodeId> = names.iter().filter_map(|name| name.parse().ok()).collect();
         nodes.sort_unstable();
@@ -95,54 +92,34 @@ pub(crate) fn list(batch: &mut Batch, ids: &[&str]) {
 
 /// Whether `id` is in the list of jobs.
 pub(crate) fn is_listed(conn: &mut Conn, id: &str) -> RedisResult<bool> {
-    let mut cmd = redis::cmd("LPOS");
-    cmd.arg(keys::JOBS).arg(id);
-    conn.one::<Option<i64>>(&cmd).map(|place| place.is_some())
+    conn.one::<Option<i64>>(&command("LPOS", (keys::JOBS, id))).map(|place| place.is_some())
 }
 
 /// Writes down until when (ms) a command may wait for `node`; an earlier word stands.
 pub(crate) fn expire_at(batch: &mut Batch, node: NodeId, id: &str, at: u64) {
-    let mut cmd = redis::cmd("ZADD");
-    cmd.arg(keys::EXPIRING).arg("NX").arg(at).arg(keys::expiring(node, id));
-    batch.call(cmd);
+    batch.call(command("ZADD", (keys::EXPIRING, "NX", at, keys::expiring(node, id))));
 }
 
 /// Puts off the end of a wait to `at` (ms).
 pub(crate) fn put_off(batch: &mut Batch, node: NodeId, id: &str, at: u64) {
-    let mut cmd = redis::cmd("ZADD");
-    cmd.arg(keys::EXPIRING).arg("XX").arg(at).arg(keys::expiring(node, id));
-    batch.call(cmd);
+    batch.call(command("ZADD", (keys::EXPIRING, "XX", at, keys::expiring(node, id))));
 }
 
-/// Nodes and jobs whose wait has ended by `now` (ms), at most `most`.
-pub(crate) fn expired(conn: &mut Conn, now: u64, most: usize) -> RedisResult<Vec<String>> {
-    let mut batch = Batch::new();
-    ask_expired(&mut batch, now, most);
-    let answer = conn.run(&batch)?.pop().unwrap_or(Value::Nil);
-    Ok(FromRedisValue::from_redis_value(answer)?)
-}
-
-/// Asks for what `expired` answers.
-pub(crate) fn ask_expired(batch: &mut Batch, now: u64, most: usize) {
-    let mut cmd = redis::cmd("ZRANGEBYSCORE");
-    cmd.arg(keys::EXPIRING).arg("-inf").arg(now).arg("LIMIT").arg(0).arg(most);
-    batch.call(cmd);
+/// The call for nodes and jobs whose wait has ended by `now` (ms), at most `most`; its answer is a list of names.
+pub(crate) fn expired(now: u64, most: usize) -> Cmd {
+    command("ZRANGEBYSCORE", (keys::EXPIRING, "-inf", now, "LIMIT", 0, most))
 }
 
 /// The node has stored the command: it runs, and waits no longer.
 pub(crate) fn running(batch: &mut Batch, node: NodeId, id: &str) {
-    batch.script(&scripts::RUNNING, &[keys::job(id)], |cmd| {
-        cmd.arg(node.to_string()).arg(DAY);
-    });
+    batch.script(&scripts::RUNNING, &[keys::job(id)], (node.to_string(), DAY));
     batch.call(Cmd::zrem(keys::EXPIRING, keys::expiring(node, id)));
 }
 
 /// The result of a node, as it stands in the job's hash.
 pub(crate) fn result(batch: &mut Batch, field: &str, id: &str, text: &str, writing: Writing) {
-    batch.script(&scripts::RESULT, &[keys::job(id)], |cmd| {
-        let (withdrawn, repeated) = (writing == Writing::Withdrawn, writing == Writing::Repeated);
-        cmd.arg(field).arg(text).arg(DAY).arg(u8::from(withdrawn)).arg(u8::from(repeated));
-    });
+    let args = (field, text, DAY, writing == Writing::Withdrawn, writing == Writing::Repeated);
+    batch.script(&scripts::RESULT, &[keys::job(id)], args);
 }
 
 /// How a result goes into the job's hash.
@@ -180,9 +157,7 @@ pub(crate) struct Meant {
 
 /// Asks whether the job was for `node`; the answers are read by `known`.
 pub(crate) fn ask(batch: &mut Batch, node: NodeId, id: &str) {
-    let mut cmd = redis::cmd("HMGET");
-    cmd.arg(keys::job(id)).arg("created").arg("quiet");
-    batch.call(cmd);
+    batch.call(command("HMGET", (keys::job(id), "created", "quiet")));
     batch.call(Cmd::hexists(keys::job(id), node.to_string()));
     size(batch, id);
 }
@@ -206,9 +181,7 @@ pub(crate) fn known(job: Value, field: Value, fields: Value) -> RedisResult<JobE
 /// Asks for the `recurring_period` of the job's command; the answer is read by `period`. For results without a
 /// ticket, which says it.
 pub(crate) fn ask_period(batch: &mut Batch, id: &str) {
-    batch.script(&scripts::PERIOD, &[keys::job(id)], |cmd| {
-        cmd.arg(MAX_SEARCHED_BYTES);
-    });
+    batch.script(&scripts::PERIOD, &[keys::job(id)], MAX_SEARCHED_BYTES);
 }
 
 /// Reads the answer to `ask_period`: seconds, or nothing for a job that does not recur.
@@ -224,9 +197,8 @@ const MAX_SEARCHED_BYTES: usize = 64 << 10;
 /// The command of a job that was queued for `node` and never handed over, as its hash has it, without
 /// secrets; nothing when the node has it, or when it was answered.
 pub(crate) fn lost(conn: &mut Conn, node: NodeId, id: &str) -> RedisResult<Option<Command>> {
-    let mut cmd = redis::cmd("HMGET");
-    cmd.arg(keys::job(id)).arg("cmd").arg(node.to_string());
-    let (text, state): (Option<String>, Option<String>) = conn.one(&cmd)?;
+    let (text, state): (Option<String>, Option<String>) =
+        conn.one(&command("HMGET", (keys::job(id), "cmd", node.to_string())))?;
     let queued = state.is_some_and(|state| state == r#"{"state":"QUEUED"}"#);
     Ok(text.filter(|_| queued).and_then(|text| Command::parse(text.as_bytes()).ok()))
 }

@@ -6,7 +6,7 @@
 use crate::model::queue::KEEP_NODE;
 use crate::model::{DAY, keys, scripts};
 use crate::redis::errors::{is_away, is_spoilt};
-use crate::redis::{Batch, Conn};
+use crate::redis::{Batch, Conn, command};
 use jscommon::NodeId;
 use redis::{Cmd, FromRedisValue, RedisResult, Value};
 use std::collections::HashMap;
@@ -32,29 +32,22 @@ pub(crate) struct Poller<'a> {
 /// Writes down a poll.
 pub(crate) fn polled(batch: &mut Batch, poll: &Poller<'_>) {
     batch.call(Cmd::zadd(keys::AGENTS, poll.node.to_string(), poll.now));
-    let mut cmd = redis::cmd("HSET");
-    cmd.arg(keys::agent(poll.node)).arg("addr").arg(poll.addr);
-    cmd.arg("last_seen").arg(poll.now).arg("ac").arg(poll.ac);
-    if !poll.instance.is_empty() {
-        cmd.arg("instance").arg(poll.instance);
-    }
-    batch.call(cmd);
+    let instance = (!poll.instance.is_empty()).then_some(("instance", poll.instance));
+    let fields = ("addr", poll.addr, "last_seen", poll.now, "ac", poll.ac, instance);
+    batch.call(command("HSET", (keys::agent(poll.node), fields)));
     batch.call(Cmd::hset_nx(keys::agent(poll.node), "roles", "[]"));
     batch.call(Cmd::expire(keys::agent(poll.node), KEEP_NODE as i64));
 }
 
 /// Writes down for the choice of targets which roles (a JSON list) `node` has.
 pub(crate) fn set_roles(batch: &mut Batch, node: NodeId, roles: &str) {
-    batch.script(&scripts::ROLES, &[keys::ROLES.to_owned(), keys::ROLES_VERSION.to_owned()], |cmd| {
-        cmd.arg(node.to_string()).arg(roles);
-    });
+    let keys = [keys::ROLES.to_owned(), keys::ROLES_VERSION.to_owned()];
+    batch.script(&scripts::ROLES, &keys, (node.to_string(), roles));
 }
 
 /// There is such a node, whether it polls or not; when it does, its polls say when it was seen.
 pub(crate) fn known(batch: &mut Batch, node: NodeId, now: u64) {
-    let mut cmd = redis::cmd("ZADD");
-    cmd.arg(keys::AGENTS).arg("NX").arg(now).arg(node.to_string());
-    batch.call(cmd);
+    batch.call(command("ZADD", (keys::AGENTS, "NX", now, node.to_string())));
 }
 
 /// Nodes that wait at the controller `ac`, and when (ms) their polls came: not when that is written down, for
@@ -63,16 +56,10 @@ pub(crate) fn seen(batch: &mut Batch, nodes: &[(NodeId, u64)], ac: &str) {
     if nodes.is_empty() {
         return;
     }
-    let mut cmd = redis::cmd("ZADD");
-    cmd.arg(keys::AGENTS);
+    let scores: Vec<(u64, String)> = nodes.iter().map(|(node, at)| (*at, node.to_string())).collect();
+    batch.call(command("ZADD", (keys::AGENTS, scores)));
     for (node, at) in nodes {
-        cmd.arg(at).arg(node.to_string());
-    }
-    batch.call(cmd);
-    for (node, at) in nodes {
-        batch.script(&scripts::NODE_SEEN, &[keys::agent(*node)], |cmd| {
-            cmd.arg(at).arg(ac).arg(KEEP_NODE);
-        });
+        batch.script(&scripts::NODE_SEEN, &[keys::agent(*node)], (at, ac, KEEP_NODE));
     }
 }
 
@@ -105,12 +92,8 @@ pub(crate) fn log_state<'a>(
 ) -> RedisResult<(Option<u64>, Vec<MayWrite>)> {
     let mut batch = Batch::new();
     batch.call(Cmd::get(keys::last_log(node)));
-    batch.script(&scripts::LISTS, &[keys::lists(node)], |cmd| {
-        cmd.arg(now).arg(7 * DAY).arg(MAX_LISTS);
-        lists.for_each(|list| {
-            cmd.arg(list);
-        });
-    });
+    let args = (now, 7 * DAY, MAX_LISTS, lists.collect::<Vec<&String>>());
+    batch.script(&scripts::LISTS, &[keys::lists(node)], args);
     let mut answers = conn.run(&batch)?.into_iter();
     let mut next = || answers.next().unwrap_or(Value::Nil);
     let last = Option::from_redis_value(next())?;
@@ -132,28 +115,19 @@ pub(crate) fn describe(batch: &mut Batch, node: NodeId, facts: &[(&str, String)]
     if facts.is_empty() {
         return;
     }
-    let mut cmd = redis::cmd("HSET");
-    cmd.arg(keys::agent(node));
-    for (name, value) in facts {
-        cmd.arg(*name).arg(value);
-    }
-    batch.call(cmd);
+    batch.call(command("HSET", (keys::agent(node), facts)));
     batch.call(Cmd::expire(keys::agent(node), KEEP_NODE as i64));
 }
 
 /// The agent of `node` says that it stops, at `now` (ms); nothing where another `instance` has been seen
 /// since.
 pub(crate) fn stopped(batch: &mut Batch, node: NodeId, instance: &str, now: u64) {
-    batch.script(&scripts::AGENT_STOPPED, &[keys::agent(node)], |cmd| {
-        cmd.arg(instance).arg(now);
-    });
+    batch.script(&scripts::AGENT_STOPPED, &[keys::agent(node)], (instance, now));
 }
 
 /// Whether the agent of `node` that was seen last has said that it stops: not where that cannot be read.
 pub(crate) fn has_stopped(conn: &mut Conn, node: NodeId) -> RedisResult<bool> {
-    let mut cmd = redis::cmd("HMGET");
-    cmd.arg(keys::agent(node)).arg("stopped").arg("last_seen");
-    match conn.one::<(Option<u64>, Option<u64>)>(&cmd) {
+    match conn.one::<(Option<u64>, Option<u64>)>(&command("HMGET", (keys::agent(node), "stopped", "last_seen"))) {
         Ok((stopped, seen)) => Ok(stopped.is_some_and(|stopped| stopped >= seen.unwrap_or(0))),
         Err(e) if is_away(&e) || is_spoilt(&e) => Ok(false),
         Err(e) => Err(e),
@@ -162,9 +136,7 @@ pub(crate) fn has_stopped(conn: &mut Conn, node: NodeId) -> RedisResult<bool> {
 
 /// Nodes seen at or after `since` (ms).
 pub(crate) fn live(conn: &mut Conn, since: u64) -> RedisResult<Vec<NodeId>> {
-    let mut cmd = redis::cmd("ZRANGEBYSCORE");
-    cmd.arg(keys::AGENTS).arg(since).arg("+inf");
-    let names: Vec<String> = conn.one(&cmd)?;
+    let names: Vec<String> = conn.one(&command("ZRANGEBYSCORE", (keys::AGENTS, since, "+inf")))?;
     Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
 }
 
@@ -184,9 +156,8 @@ pub(crate) fn roles(conn: &mut Conn) -> RedisResult<HashMap<NodeId, Vec<String>>
 
 /// Forgets up to `most` nodes that were not seen since `before` (ms). Answers how many.
 pub(crate) fn prune(conn: &mut Conn, before: u64, most: usize) -> RedisResult<usize> {
-    let mut cmd = redis::cmd("ZRANGEBYSCORE");
-    cmd.arg(keys::AGENTS).arg("-inf").arg(before).arg("LIMIT").arg(0).arg(most);
-    let names: Vec<String> = conn.one(&cmd)?;
+    let oldest = (keys::AGENTS, "-inf", before, "LIMIT", 0, most);
+    let names: Vec<String> = conn.one(&command("ZRANGEBYSCORE", oldest))?;
     let mut batch = Batch::new();
     for name in &names {
         match name.parse() {
@@ -239,9 +210,8 @@ pub(crate) fn time(conn: &mut Conn) -> RedisResult<u64> {
 pub(crate) fn revoke(conn: &mut Conn, node: NodeId, local: u64) -> RedisResult<u64> {
     let before = revoked_until(conn, node)?.map_or(0, |until| until.saturating_add(1));
     let until = time(conn)?.max(local).max(before);
-    conn.script::<u64>(&scripts::REVOKE, &[keys::REVOKED.to_owned(), keys::REVOKED_VERSION.to_owned()], |cmd| {
-        cmd.arg(node.to_string()).arg(until);
-    })?;
+    let keys = [keys::REVOKED.to_owned(), keys::REVOKED_VERSION.to_owned()];
+    conn.script::<u64>(&scripts::REVOKE, &keys, (node.to_string(), until))?;
     Ok(until)
 }
 
@@ -256,9 +226,8 @@ pub fn use_enrolment(
     keep: u64,
     now: u64,
 ) -> RedisResult<Option<u64>> {
-    conn.script(&scripts::USE_ENROLMENT, &[keys::enrolment(id), keys::enrolment_use(id, request)], |cmd| {
-        cmd.arg(uses).arg(keep.max(1)).arg(now);
-    })
+    let keys = [keys::enrolment(id), keys::enrolment_use(id, request)];
+    conn.script(&scripts::USE_ENROLMENT, &keys, (uses, keep.max(1), now))
 }
 
 /// Whether the use `request` of the enrolment token `id` was counted, or one of `uses` is left.

@@ -11,9 +11,7 @@ use redis::{FromRedisValue, RedisResult, Value};
 
 /// The ids that an acknowledgement of `batch` covers.
 pub(crate) fn acked(conn: &mut Conn, node: NodeId, batch: u64) -> RedisResult<Vec<String>> {
-    conn.script(&scripts::ACKED, &[keys::queue(node), keys::meta(node)], |cmd| {
-        cmd.arg(batch);
-    })
+    conn.script(&scripts::ACKED, &[keys::queue(node), keys::meta(node)], batch)
 }
 
 /// Why a poll is asked.
@@ -50,6 +48,13 @@ pub(crate) struct Question<'a> {
     pub(crate) told: &'a str,
 }
 
+impl<'a> Question<'a> {
+    /// A question of this controller that says nothing of the agent.
+    pub(crate) fn new(me: &'a str, node: NodeId, now: u64, mode: Mode) -> Question<'a> {
+        Question { me, node, now, ack: None, instance: "", peer: "", mode, takeover: false, told: "" }
+    }
+}
+
 /// The answer to a question.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum PollAnswer {
@@ -69,16 +74,16 @@ pub(crate) enum PollAnswer {
 
 /// Adds a question to `batch`; read the answer with `answered`.
 pub(crate) fn ask(batch: &mut Batch, q: &Question<'_>) {
-    batch.script(&scripts::POLL, &[keys::queue(q.node), keys::waiting(q.node), keys::meta(q.node)], |cmd| {
-        let mode = match q.mode {
-            Mode::Poll => "poll",
-            Mode::Ask => "ask",
-            Mode::Fetch => "fetch",
-        };
-        let ack = q.ack.map(|ack| ack.to_string()).unwrap_or_default();
-        cmd.arg(q.me).arg(q.now).arg(ack).arg(MOST).arg(MOST_BYTES).arg(q.instance).arg(q.peer);
-        cmd.arg(KEEP_NODE).arg(mode).arg(u8::from(q.takeover)).arg(q.told);
-    });
+    let mode = match q.mode {
+        Mode::Poll => "poll",
+        Mode::Ask => "ask",
+        Mode::Fetch => "fetch",
+    };
+    let ack = q.ack.map(|ack| ack.to_string()).unwrap_or_default();
+    let keys = [keys::queue(q.node), keys::waiting(q.node), keys::meta(q.node)];
+    let limits = (MOST, MOST_BYTES);
+    let args = (q.me, q.now, ack, limits, q.instance, q.peer, KEEP_NODE, mode, q.takeover, q.told);
+    batch.script(&scripts::POLL, &keys, args);
 }
 
 /// Reads the answer to `ask`.
@@ -104,9 +109,7 @@ pub(crate) fn answered(answer: Value) -> RedisResult<PollAnswer> {
 
 /// The agent `instance` of `node` has stopped: nothing is handed over to its poll any more.
 pub(crate) fn left(batch: &mut Batch, node: NodeId, instance: &str) {
-    batch.script(&scripts::END_POLL, &[keys::meta(node)], |cmd| {
-        cmd.arg(instance);
-    });
+    batch.script(&scripts::END_POLL, &[keys::meta(node)], instance);
 }
 
 /// It was told that a newer agent with this identity is there: `word` is that of `PollAnswer::Displaced`.

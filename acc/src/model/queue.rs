@@ -59,12 +59,11 @@ pub(crate) fn enqueue(
     keep: u64,
 ) {
     let keys = [keys::queue(node), keys::waiting(node), keys::meta(node), keys::closed(node), keys::withdrawn(node)];
-    batch.script(&scripts::ENQUEUE, &keys, |cmd| {
-        cmd.arg(me).arg(now).arg(limit).arg(keep.max(KEEP_NODE)).arg(MOST).arg(MOST_BYTES);
-        for command in commands {
-            cmd.arg(&command.id).arg(command.packed()).arg(command.marked).arg(command.marked_expired);
-        }
-    });
+    let commands: Vec<_> = commands
+        .iter()
+        .map(|command| (command.id.as_str(), command.packed(), command.marked, command.marked_expired))
+        .collect();
+    batch.script(&scripts::ENQUEUE, &keys, (me, now, limit, keep.max(KEEP_NODE), MOST, MOST_BYTES, commands));
 }
 
 /// Reads the answer to `enqueue`, which `me` had asked for.
@@ -119,9 +118,8 @@ pub(crate) fn withdraw(
     max_queue: usize,
 ) -> RedisResult<Withdrawn> {
     let keys = [keys::queue(node), keys::waiting(node), keys::meta(node), keys::withdrawn(node)];
-    let answer: Vec<String> = conn.script(&scripts::WITHDRAW, &keys, |cmd| {
-        cmd.arg(id).arg(now).arg(UNDER_WAY).arg(reason as u8).arg(max_queue.max(MIN_WITHDRAWN)).arg(DAY);
-    })?;
+    let args = (id, now, UNDER_WAY, reason as usize, max_queue.max(MIN_WITHDRAWN), DAY);
+    let answer: Vec<String> = conn.script(&scripts::WITHDRAW, &keys, args)?;
     Ok(match answer.first().map(String::as_str) {
         Some("handed") => Withdrawn::Handed(answer.get(1).and_then(|till| till.parse().ok()).unwrap_or(now)),
         Some("withdrawn") => {

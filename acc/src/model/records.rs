@@ -12,18 +12,15 @@ const MAX_SERIES: usize = 10_000;
 
 /// Adds the records of `node`'s batch `number` to the list `list`, oldest first, once.
 pub(crate) fn records(batch: &mut Batch, list: &str, node: NodeId, number: u64, records: &[String]) {
-    batch.script(&scripts::RECORDS, &[list.to_owned(), keys::seen(list)], |cmd| {
-        cmd.arg(node.to_string()).arg(number).arg(HISTORY).arg(7 * DAY).arg(MAX_LIST_BYTES).arg(0).arg(records);
-    });
+    let args = (node.to_string(), number, HISTORY, 7 * DAY, MAX_LIST_BYTES, false, records);
+    batch.script(&scripts::RECORDS, &[list.to_owned(), keys::seen(list)], args);
 }
 
 /// Adds `node`'s batch `number` of stats, as it came, to the queue for others, once; where the node has `no_share`
 /// left, only while the queue is less than half full.
 pub(crate) fn stats_queue(batch: &mut Batch, node: NodeId, number: u64, text: &str, no_share: bool) {
-    batch.script(&scripts::RECORDS, &[keys::STATS_QUEUE.to_owned(), keys::STATS_SEEN.to_owned()], |cmd| {
-        cmd.arg(node.to_string()).arg(number).arg(HISTORY).arg(7 * DAY).arg(MAX_LIST_BYTES);
-        cmd.arg(u8::from(no_share)).arg(text);
-    });
+    let args = (node.to_string(), number, HISTORY, 7 * DAY, MAX_LIST_BYTES, no_share, text);
+    batch.script(&scripts::RECORDS, &[keys::STATS_QUEUE.to_owned(), keys::STATS_SEEN.to_owned()], args);
 }
 
 /// The outcome of a batch that went to [`stats_queue`] or [`records`].
@@ -50,13 +47,9 @@ pub fn stats(batch: &mut Batch, node: NodeId, number: u64, series: &[(String, St
     let parts = series.chunks(1000);
     let last = parts.len();
     for (i, part) in parts.enumerate() {
-        batch.script(&scripts::STATS, &[keys::stats(node), keys::stats_written(node)], |cmd| {
-            cmd.arg(MAX_SERIES).arg(DAY).arg(u8::from(fresh)).arg(number).arg(u8::from(i + 1 == last));
-            // As if all of the parts before had been new.
-            cmd.arg(new.saturating_sub(1000 * i));
-            for (key, value) in part {
-                cmd.arg(key).arg(value);
-            }
-        });
+        // As if all of the parts before had been new.
+        let room = new.saturating_sub(1000 * i);
+        let args = (MAX_SERIES, DAY, fresh, number, i + 1 == last, room, part);
+        batch.script(&scripts::STATS, &[keys::stats(node), keys::stats_written(node)], args);
     }
 }

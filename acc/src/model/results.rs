@@ -108,10 +108,8 @@ pub fn decide(batch: &mut Batch, delivery: &Delivery<'_>, proven: bool) {
     }
     // Without a ticket for a short time, for nothing is known yet of who says so: see `push` and `remember`.
     let keep = if proven { DAY } else { UNKNOWN_RETENTION_SECONDS };
-    batch.script(&scripts::DECIDE_RESULT, &keys, |cmd| {
-        cmd.arg(delivery.target).arg(delivery.run).arg(keep).arg(u8::from(recurring)).arg(u8::from(quiet));
-        cmd.arg(MAX_REMEMBERED_RUNS).arg(pace).arg(MAX_RUNS).arg(MAX_SAVED);
-    });
+    let bounds = (MAX_REMEMBERED_RUNS, pace, MAX_RUNS, MAX_SAVED);
+    batch.script(&scripts::DECIDE_RESULT, &keys, (delivery.target, delivery.run, keep, recurring, quiet, bounds));
 }
 
 /// Adds that the delivery is remembered until well after the next run of its job, 400 days at most; `meant` says
@@ -119,10 +117,8 @@ pub fn decide(batch: &mut Batch, delivery: &Delivery<'_>, proven: bool) {
 pub(crate) fn remember(batch: &mut Batch, delivery: &Delivery<'_>, meant: bool) {
     let Some(run) = delivery.recurring else { return };
     let keys = [keys::done(delivery.id), keys::done_runs(delivery.id, run.node)];
-    batch.script(&scripts::REMEMBER_RESULT, &keys, |cmd| {
-        let seconds = run.period.saturating_mul(2).saturating_add(DAY).min(400 * DAY);
-        cmd.arg(seconds).arg(u8::from(meant)).arg(DAY);
-    });
+    let seconds = run.period.saturating_mul(2).saturating_add(DAY).min(400 * DAY);
+    batch.script(&scripts::REMEMBER_RESULT, &keys, (seconds, meant, DAY));
 }
 
 /// How much is kept of a job's results.
@@ -185,15 +181,11 @@ fn add_push(batch: &mut Batch, push: &Push<'_>, apart: bool) {
         keys.push(keys::AUDIT_RESULTS.to_owned());
         field = history::count_field(delivery.id, state);
     }
-    batch.script(&scripts::PUSH_RESULT, &keys, |cmd| {
-        cmd.arg(delivery.target).arg(delivery.run).arg(delivery.text);
-        cmd.arg(push.bounds.most).arg(push.bounds.seconds).arg(u8::from(delivery.recurring.is_some()));
-        cmd.arg(u8::from(push.bounds.seconds == QUIET_RETENTION_SECONDS))
-            .arg(field)
-            .arg(history::COUNT_RETENTION_SECONDS)
-            .arg(DAY);
-        cmd.arg(records::MAX_LIST_BYTES);
-    });
+    let (recurring, quiet) = (delivery.recurring.is_some(), push.bounds.seconds == QUIET_RETENTION_SECONDS);
+    let kept = (push.bounds.most, push.bounds.seconds, recurring, quiet);
+    let count = (field, history::COUNT_RETENTION_SECONDS, DAY);
+    let args = (delivery.target, delivery.run, delivery.text, kept, count, records::MAX_LIST_BYTES);
+    batch.script(&scripts::PUSH_RESULT, &keys, args);
 }
 
 /// Reads the answer to `decide`.

@@ -1,7 +1,7 @@
 //! Wake-ups: messages to the controller that holds a node's poll.
 
 use super::{keys, scripts};
-use crate::redis::{Batch, Conn};
+use crate::redis::{Batch, Conn, command};
 use jscommon::NodeId;
 use redis::{Cmd, RedisResult};
 use std::collections::HashSet;
@@ -59,12 +59,9 @@ pub(crate) fn wake(conn: &mut Conn, me: &str) -> RedisResult<()> {
 
 /// Waits up to 5 s for wake-ups of `me`; returns each once, in their order.
 pub(crate) fn read_wakeups(conn: &mut Conn, me: &str) -> RedisResult<Vec<Wakeup>> {
-    let mut cmd = redis::cmd("BRPOP");
-    cmd.arg(keys::wakeups(me)).arg(WAKEUP_READ_TIMEOUT_SECONDS);
-    let Some((_, first)): Option<(String, String)> = conn.one(&cmd)? else { return Ok(Vec::new()) };
-    let rest: Vec<String> = conn.script(&scripts::WAKEUPS, &[keys::wakeups(me)], |cmd| {
-        cmd.arg(1000);
-    })?;
+    let read = command("BRPOP", (keys::wakeups(me), WAKEUP_READ_TIMEOUT_SECONDS));
+    let Some((_, first)): Option<(String, String)> = conn.one(&read)? else { return Ok(Vec::new()) };
+    let rest: Vec<String> = conn.script(&scripts::WAKEUPS, &[keys::wakeups(me)], 1000)?;
     let mut seen = HashSet::new();
     let wakeups = std::iter::once(first).chain(rest.into_iter().rev()).filter_map(|text| Wakeup::read(&text));
     Ok(wakeups.filter(|wakeup| seen.insert(*wakeup)).collect())

@@ -1,12 +1,19 @@
 //! Calls that travel together.
 
 use super::scripts::Script;
-use redis::Cmd;
+use redis::{Cmd, ToRedisArgs};
 
 /// Room for the arguments of a script behind its keys, and for the bytes of all of them, so that a usual call does not
 /// grow step by step.
 const SCRIPT_ARGUMENTS: usize = 16;
 const SCRIPT_BYTES: usize = 512;
+
+/// A command with its arguments.
+pub(crate) fn command(name: &'static str, args: impl ToRedisArgs) -> Cmd {
+    let mut cmd = redis::cmd(name);
+    cmd.arg(args);
+    cmd
+}
 
 /// Calls that travel together, in order, in one round trip; each is atomic, all of them are not.
 #[derive(Default)]
@@ -28,14 +35,10 @@ impl Batch {
         self
     }
 
-    /// Adds a call of `script`; `fill` adds its arguments behind the keys.
-    pub(crate) fn script(&mut self, script: &Script, keys: &[String], fill: impl FnOnce(&mut Cmd)) -> &mut Batch {
+    /// Adds a call of `script` with its keys and, behind them, its arguments.
+    pub(crate) fn script(&mut self, script: &Script, keys: &[String], args: impl ToRedisArgs) -> &mut Batch {
         let mut cmd = Cmd::with_capacity(keys.len() + SCRIPT_ARGUMENTS, SCRIPT_BYTES);
-        cmd.arg("EVALSHA").arg(script.hash()).arg(keys.len());
-        for key in keys {
-            cmd.arg(key);
-        }
-        fill(&mut cmd);
+        cmd.arg("EVALSHA").arg(script.hash()).arg(keys.len()).arg(keys).arg(args);
         self.scripted = true;
         self.call(cmd)
     }

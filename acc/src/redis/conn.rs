@@ -4,7 +4,7 @@
 //! (`router`), when to connect again (`pool`), what is asked (`model`).
 
 use super::address::Address;
-use super::batch::Batch;
+use super::batch::{Batch, command};
 use super::connection::{self, CONNECT_TIMEOUT, Mode};
 use super::errors::{SPOILT, describe, is_spoilt, is_wrong_type, unfit};
 use super::router::Router;
@@ -12,7 +12,7 @@ use super::scripts::{Schema, Script};
 use super::sentinel;
 use super::topology;
 use crate::config::redis_address::Kind;
-use redis::{Cmd, ErrorKind, FromRedisValue, RedisError, RedisResult, Value};
+use redis::{Cmd, ErrorKind, FromRedisValue, RedisError, RedisResult, ToRedisArgs, Value};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -58,10 +58,11 @@ impl Conn {
             let mut wrong = Vec::new();
             if is_wrong_type(error) {
                 for key in &keys {
-                    let mut cmd = redis::cmd("TYPE");
-                    cmd.arg(key);
-                    let single = std::slice::from_ref(&cmd);
-                    let kind = self.router.run(single, false).ok().and_then(|mut answers| answers.pop()?.ok());
+                    let kind = self
+                        .router
+                        .run(&[command("TYPE", key)], false)
+                        .ok()
+                        .and_then(|mut answers| answers.pop()?.ok());
                     let kind = kind.and_then(|kind| String::from_redis_value(kind).ok()).unwrap_or_default();
                     let want = (self.schema.key_type)(key);
                     if !want.is_empty() && !matches!(kind.as_str(), "" | "none") && !want.contains(&kind) {
@@ -88,10 +89,10 @@ impl Conn {
         &mut self,
         script: &Script,
         keys: &[String],
-        fill: impl FnOnce(&mut Cmd),
+        args: impl ToRedisArgs,
     ) -> RedisResult<T> {
         let mut batch = Batch::new();
-        batch.script(script, keys, fill);
+        batch.script(script, keys, args);
         let value = self.run(&batch)?.pop().unwrap_or(Value::Nil);
         T::from_redis_value(value).map_err(|e| unfit(&RedisError::from(e), keys))
     }

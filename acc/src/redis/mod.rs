@@ -27,6 +27,7 @@ mod topology;
 
 pub use address::Address;
 pub use batch::Batch;
+pub(crate) use batch::command;
 pub use conn::Conn;
 pub(crate) use errors::describe;
 pub use pool::Pool;

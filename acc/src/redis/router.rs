@@ -12,7 +12,7 @@
 //! cluster without `cluster-require-full-coverage` goes on with the rest.
 
 use super::address::Address;
-use super::batch::Batch;
+use super::batch::{Batch, command};
 use super::connection::{self, CONNECT_TIMEOUT};
 use super::errors::{SERVER_AWAY, describe, is_interrupted};
 use super::known_servers::ServerAddr;
@@ -369,9 +369,7 @@ impl Router {
         let response_timeout = self.response_timeout;
         let conn = &mut self.server(addr, TOPOLOGY_QUERY_TIMEOUT, response_timeout)?.conn;
         conn.set_read_timeout(Some(TOPOLOGY_QUERY_TIMEOUT.min(response_timeout)))?;
-        let mut question = redis::cmd("CLUSTER");
-        question.arg("SLOTS");
-        let answer = connection::single(conn, &question)?;
+        let answer = connection::single(conn, &command("CLUSTER", "SLOTS"))?;
         conn.set_read_timeout(Some(response_timeout))?;
         Topology::read(&answer, addr).ok_or_else(|| {
             RedisError::from((ErrorKind::Io, "a server of the cluster knows of no slots: it is no part of it yet"))

@@ -4,6 +4,7 @@
 //! Does not own: which Sentinels there are and how they are logged in to (`target`), when to ask again (`pool`).
 
 use super::address::Address;
+use super::batch::command;
 use super::connection::{self, CONNECT_TIMEOUT};
 use super::known_servers::ServerAddr;
 use redis::{Connection, ErrorKind, FromRedisValue, RedisError, RedisResult, Value};
@@ -62,8 +63,7 @@ fn ask(address: &Address, sentinel: &ServerAddr, group: &str) -> RedisResult<Opt
     let info = info.set_redis_settings(address.target.sentinel.clone());
     let addr = info.addr().clone();
     let mut conn = connection::connect(info, address.ca.as_deref(), QUERY_TIMEOUT, QUERY_TIMEOUT)?;
-    let mut question = redis::cmd("SENTINEL");
-    question.arg("get-master-addr-by-name").arg(group);
+    let question = command("SENTINEL", ("get-master-addr-by-name", group));
     let answer = connection::single(&mut conn, &question).map_err(|e| connection::words(&addr, e))?;
     Ok(Option::<ServerAddr>::from_redis_value(answer)?)
 }

@@ -27,7 +27,7 @@ const WRONG_TYPE_DELAY_MS: u64 = 60_000;
 pub(crate) fn expire_due(context: &Context, conn: &mut Conn) -> RedisResult<()> {
     let (now, begin) = (context.clock.now(), Instant::now());
     loop {
-        let due = jobs::expired(conn, now, MAX_EXPIRED)?;
+        let due: Vec<String> = conn.one(&jobs::expired(now, MAX_EXPIRED))?;
         for member in &due {
             match expire(context, conn, member, now) {
                 // Of a node whose slot is being moved nothing can be taken back now, and where a key holds something

@@ -47,7 +47,7 @@ impl SharedChanges {
         let now = context.clock.now();
         let mut batch = Batch::new();
         nodes::ask_revoked_version(&mut batch);
-        jobs::ask_expired(&mut batch, now, 1);
+        batch.call(jobs::expired(now, 1));
         nodes::ask_ticket_key(&mut batch);
         controllers::ask_dead(&mut batch, now);
         let before = batch.len();

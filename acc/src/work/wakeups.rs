@@ -74,18 +74,7 @@ fn receive(context: &Context, proxy: &Remote, conn: &mut Conn) -> RedisResult<()
         }
     }
     for node in &nodes {
-        let question = Question {
-            me: &context.me,
-            node: *node,
-            now: context.clock.now(),
-            ack: None,
-            instance: "",
-            peer: "",
-            mode: Mode::Fetch,
-            takeover: false,
-            told: "",
-        };
-        polls::ask(&mut batch, &question);
+        polls::ask(&mut batch, &Question::new(&context.me, *node, context.clock.now(), Mode::Fetch));
     }
     for (node, answer) in nodes.iter().zip(conn.run_each(&batch)?) {
         let answer = match answer.and_then(polls::answered) {

@@ -9,7 +9,7 @@ mod resource;
 use jscommon::NodeId;
 use jscommon::lock::lock;
 pub(crate) use resource::Resource;
-use resource::{HOUR, MIB, Rate, rate};
+use resource::{HOUR, MIB, Rate};
 use std::collections::HashMap;
 use std::sync::Mutex;
 
@@ -147,7 +147,7 @@ impl RateLimiter {
         let spent = nodes.spent.entry(node).or_default();
         self.check_all(spent, charges, now)?;
         for charge in charges {
-            spent.charge(*charge, rate(charge.resource, self.max_records), now);
+            spent.charge(*charge, charge.resource.rate(self.max_records), now);
         }
         Ok(())
     }
@@ -163,7 +163,7 @@ impl RateLimiter {
     /// Spends the charge whether there is so much left or not.
     pub(crate) fn owe(&self, node: NodeId, charge: Charge, now: u64) {
         let mut nodes = lock(&self.nodes);
-        nodes.spent.entry(node).or_default().charge(charge, rate(charge.resource, self.max_records), now);
+        nodes.spent.entry(node).or_default().charge(charge, charge.resource.rate(self.max_records), now);
     }
 
     /// `node` did not use what it took just now.
@@ -178,14 +178,14 @@ impl RateLimiter {
 
     /// How much of `resource` the node has left at `now` (ms).
     pub(crate) fn left(&self, node: NodeId, resource: Resource, now: u64) -> f64 {
-        let rate = rate(resource, self.max_records);
+        let rate = resource.rate(self.max_records);
         let spent = lock(&self.nodes).spent.get(&node).map_or(0.0, |spent| spent.of(resource).by(rate, now));
         (rate.burst - spent).max(0.0)
     }
 
     fn check_all(&self, spent: &Account, charges: &[Charge], now: u64) -> Result<(), Exceeded> {
         for charge in charges {
-            let rate = rate(charge.resource, self.max_records);
+            let rate = charge.resource.rate(self.max_records);
             if let Some(seconds) = spent.of(charge.resource).wait(rate, *charge, now) {
                 return Err(Exceeded { resource: charge.resource, seconds, per_second: rate.per_second });
             }
@@ -200,7 +200,7 @@ impl Nodes {
     fn sweep(&mut self, max_records: f64, now: u64) {
         let count = self.spent.len();
         if count > MAX_NODES && (now.saturating_sub(self.swept) >= 1000 || count > self.left.saturating_mul(2)) {
-            let is_spent = |(of, spent): &(Resource, Spent)| spent.by(rate(*of, max_records), now) > 0.0;
+            let is_spent = |(of, spent): &(Resource, Spent)| spent.by(of.rate(max_records), now) > 0.0;
             self.spent.retain(|_, account| account.0.iter().any(is_spent));
             if self.spent.len() < self.spent.capacity() / 4 {
                 self.spent.shrink_to(self.spent.len() * 2);
@@ -338,7 +338,7 @@ mod tests {
             steps in proptest::collection::vec((0_u64..5000, 0.0_f64..1.2), 1..200),
         ) {
             let resource = ALL[resource];
-            let rate = rate(resource, NORMAL as f64);
+            let rate = resource.rate(NORMAL as f64);
             let all = RateLimiter::new(NORMAL);
             let (mut now, mut taken, mut largest) = (1_000_000, 0.0, 0.0_f64);
             let begin = now;

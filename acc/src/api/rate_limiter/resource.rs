@@ -48,64 +48,46 @@ pub(super) struct Rate {
     pub(super) per_second: f64,
 }
 
-/// The rate of a resource; a controller that takes more records than usual takes more of their bytes too.
-pub(super) fn rate(resource: Resource, max_records: f64) -> Rate {
-    let more = (max_records / 5000.0).max(1.0);
-    let (burst, per_second) = match resource {
-        Resource::Requests => (4000.0, 2000.0),
-        Resource::Bodies => (64.0 * MIB * more, 4.0 * MIB * more),
-        Resource::Bytes => (24.0 * MIB * more, MIB * more),
-        Resource::Growth => (256.0 * MIB * more, 256.0 * MIB * more / (24.0 * HOUR)),
-        Resource::Records => (60.0 * max_records, max_records),
-        Resource::Results => (20_000.0, 2000.0),
-        Resource::Series => (500_000.0, 10_000.0),
-        Resource::Keys => (10_000.0, 2.0),
-        Resource::Queue => (16.0 * MIB, 16.0 * MIB / HOUR),
-        Resource::Events => (1000.0, 0.2),
-        Resource::EventBytes => (MIB, 4.0 * KIB),
-        Resource::Lookups => (1000.0, 5.0),
-        Resource::Polls => (1000.0, 10.0),
-        Resource::Renewals => (30.0, 0.05),
-        Resource::RefusedEvents => (1.0, 1.0 / 60.0),
-        Resource::LateEvents => (100.0, 0.1),
-    };
-    Rate { burst, per_second }
-}
-
 impl Resource {
+    /// Burst, rate a second, label in metrics, and name in sentences; a controller that takes more records than usual
+    /// takes more of their bytes too.
+    fn row(self, max_records: f64) -> (f64, f64, &'static str, &'static str) {
+        let more = (max_records / 5000.0).max(1.0);
+        match self {
+            Resource::Requests => (4000.0, 2000.0, "node-rate", "requests"),
+            Resource::Bodies => (64.0 * MIB * more, 4.0 * MIB * more, "node-rate", "bytes of bodies"),
+            Resource::Bytes => (24.0 * MIB * more, MIB * more, "node-bytes", "bytes"),
+            Resource::Growth => {
+                (256.0 * MIB * more, 256.0 * MIB * more / (24.0 * HOUR), "node-bytes", "bytes of new records")
+            }
+            Resource::Records => (60.0 * max_records, max_records, "records", "records"),
+            Resource::Results => (20_000.0, 2000.0, "results", "results"),
+            Resource::Series => (500_000.0, 10_000.0, "series", "series"),
+            Resource::Keys => (10_000.0, 2.0, "series", "new series"),
+            Resource::Queue => (16.0 * MIB, 16.0 * MIB / HOUR, "series", "bytes of series"),
+            Resource::Events => (1000.0, 0.2, "events", "events"),
+            Resource::EventBytes => (MIB, 4.0 * KIB, "events", "bytes of events"),
+            Resource::Lookups => (1000.0, 5.0, "lookups", "look-ups of scripts"),
+            Resource::Polls => (1000.0, 10.0, "polls", "polls that bring nothing"),
+            Resource::Renewals => (30.0, 0.05, "renewals", "requests for credentials"),
+            Resource::RefusedEvents => (1.0, 1.0 / 60.0, "told", "events"),
+            Resource::LateEvents => (100.0, 0.1, "told", "events"),
+        }
+    }
+
+    /// The rate of the resource.
+    pub(super) fn rate(self, max_records: f64) -> Rate {
+        let (burst, per_second, ..) = self.row(max_records);
+        Rate { burst, per_second }
+    }
+
     /// The label of its refusals in metrics.
     pub(crate) fn label(self) -> &'static str {
-        match self {
-            Resource::Records => "records",
-            Resource::Results => "results",
-            Resource::Events | Resource::EventBytes => "events",
-            Resource::Series | Resource::Keys | Resource::Queue => "series",
-            Resource::Lookups => "lookups",
-            Resource::Polls => "polls",
-            Resource::Renewals => "renewals",
-            Resource::Bytes | Resource::Growth => "node-bytes",
-            Resource::Requests | Resource::Bodies => "node-rate",
-            Resource::RefusedEvents | Resource::LateEvents => "told",
-        }
+        self.row(0.0).2
     }
 
     /// Names the resource in the sentence of a refusal.
     pub(super) fn name(self) -> &'static str {
-        match self {
-            Resource::Requests => "requests",
-            Resource::Bodies => "bytes of bodies",
-            Resource::Bytes => "bytes",
-            Resource::Growth => "bytes of new records",
-            Resource::Records => "records",
-            Resource::Results => "results",
-            Resource::Series => "series",
-            Resource::Keys => "new series",
-            Resource::Queue => "bytes of series",
-            Resource::Events | Resource::RefusedEvents | Resource::LateEvents => "events",
-            Resource::EventBytes => "bytes of events",
-            Resource::Lookups => "look-ups of scripts",
-            Resource::Polls => "polls that bring nothing",
-            Resource::Renewals => "requests for credentials",
-        }
+        self.row(0.0).3
     }
 }

@@ -5,6 +5,7 @@
 use super::types::{Cause, Conclusion, Outcome};
 use crate::commands::Answer;
 use crate::output::Captured;
+use jscommon::command::TICKET;
 use jscommon::{Command, JobResult, NodeId, State};
 
 /// The status of a process whose end nobody saw.
@@ -66,6 +67,14 @@ pub(super) fn result(command: &Command, node: NodeId, ended: Ended) -> JobResult
     }
 }
 
+/// Returns `result`, the JSON of a result without a ticket, with `ticket` as its last field.
+pub(super) fn with_ticket(result: &str, ticket: &str) -> String {
+    match result.strip_suffix('}') {
+        Some(fields) if !ticket.is_empty() => format!("{fields},\"{TICKET}\":{}}}", serde_json::Value::from(ticket)),
+        _ => result.to_owned(),
+    }
+}
+
 /// Whether the result of a run that the job store has as started, of a job that does not start again, may
 /// travel before a power cut can no longer undo it (`docs/explanation/delivery.md`). After the cut the run is
 /// answered as [`Outcome::Died`], and a client that has this result keeps it. Where somebody ended the run,
@@ -81,6 +90,13 @@ pub(super) fn may_be_late(outcome: &Outcome) -> bool {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn ticket_is_the_last_field_of_what_travels() {
+        let ticket = "r60.\"x";
+        assert_eq!(with_ticket(r#"{"id":"a"}"#, ticket), json!({"id": "a", "ticket": ticket}).to_string());
+        assert_eq!(with_ticket(r#"{"id":"a"}"#, ""), r#"{"id":"a"}"#);
+    }
 
     fn ended(outcome: Outcome) -> Ended {
         Ended { conclusion: outcome.into(), captured: Captured::default(), answer: None, started: 5, time: 7 }

@@ -58,6 +58,7 @@ fn every_line_is_kept_in_its_order_and_found_by_its_job() {
     let last = records.last().expect("a last record");
     let job: Value = serde_json::from_str(last["data"].as_str().expect("data")).expect("a result as JSON");
     assert_eq!((&last["level"], &job["id"], &job["state"]), (&json!(30), &json!(id), &json!("OK")));
+    assert_eq!(job.get("ticket"), None, "clients read records, and get no ticket");
     for record in &records {
         assert_eq!(
             (&record["jobid"], &record["jobdomain"], &record["jobname"]),

@@ -96,10 +96,13 @@ impl Actor {
             answer: known.and_then(|known| known.answer),
             started,
         };
-        let result = results::result(&detail.command, self.parts.config.main.node(), ended);
-        let json = serde_json::to_string(&result).unwrap_or_default();
+        let mut result = results::result(&detail.command, self.parts.config.main.node(), ended);
+        // Clients read records, and no client gets a ticket.
+        let ticket = std::mem::take(&mut result.ticket);
+        let record = serde_json::to_string(&result).unwrap_or_default();
+        let json = results::with_ticket(&record, &ticket);
         if job.work.is_process() || commands::leaves_record(&detail.command.cmd) {
-            self.records.push((detail.source.clone(), json.clone()));
+            self.records.push((detail.source.clone(), record));
         }
         let controller = (!job.controller.is_empty()).then(|| job.controller.to_string());
         if let Some(alert) = alert {

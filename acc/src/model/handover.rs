@@ -2,7 +2,7 @@
 
 use jscommon::Command;
 use jscommon::command::TICKET;
-use redis::{FromRedisValue, RedisResult, Value};
+use redis::{FromRedisValue, RedisResult, RedisWrite, ToRedisArgs, Value};
 
 /// Most commands that one answer carries.
 pub(super) const MOST: usize = 1_000;
@@ -34,6 +34,18 @@ impl QueuedCommand {
             None => format!("{}t:{}", self.created, self.text),
             Some(gid) => format!("{}t/{gid}:{}", self.created, self.text),
         }
+    }
+}
+
+/// The arguments of one command in enqueue.lua.
+impl ToRedisArgs for QueuedCommand {
+    fn write_redis_args<W: ?Sized + RedisWrite>(&self, out: &mut W) {
+        // Packed one after the other: a text may be long.
+        (self.id.as_str(), self.packed(), self.marked, self.marked_expired).write_redis_args(out);
+    }
+
+    fn num_of_args(&self) -> usize {
+        4
     }
 }
 

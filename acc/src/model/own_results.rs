@@ -99,13 +99,21 @@ fn deliver_with(metrics: &Metrics, conn: &mut Conn, own: &[OwnResult], has_hash:
         }
     }
     let mut said = conn.run(&batch)?.into_iter();
-    let (mut hashes, mut pushes) = (Batch::new(), Vec::new());
-    for (own, delivery) in own.iter().zip(&deliveries) {
-        let mut next = || said.next().unwrap_or(Value::Nil);
+    let mut next = || said.next().unwrap_or(Value::Nil);
+    let decided = deliveries.iter().map(|_| {
         let verdict = results::verdict(next())?;
-        let size = if has_hash { usize::from_redis_value(next())? } else { 0 };
+        Ok((verdict, if has_hash { usize::from_redis_value(next())? } else { 0 }))
+    });
+    let decided = decided.collect::<RedisResult<Vec<_>>>()?;
+    let mut push_all = |hashes: Batch, pushes: Vec<Push<'_>>| {
+        results::push_all(conn, hashes, &pushes)?;
+        metrics.results.with_label_values(&["own"]).inc_by(pushes.len() as u64);
+        RedisResult::Ok(())
+    };
+    let (mut hashes, mut pushes) = (Batch::new(), Vec::new());
+    for ((own, delivery), (verdict, size)) in own.iter().zip(&deliveries).zip(decided) {
         if hashes.len() + pushes.len() >= MAX_TRANSACTION_CALLS {
-            results::push_all(conn, std::mem::take(&mut hashes), &std::mem::take(&mut pushes))?;
+            push_all(std::mem::take(&mut hashes), std::mem::take(&mut pushes))?;
         }
         if has_hash && verdict != Verdict::Late {
             let writing = match own.target {
@@ -120,10 +128,9 @@ fn deliver_with(metrics: &Metrics, conn: &mut Conn, own: &[OwnResult], has_hash:
             let quiet = own.command.quiet;
             let counted = (!quiet).then_some(own.state);
             pushes.push(Push { delivery: delivery.clone(), bounds: Bounds::of(size, quiet), counted });
-            metrics.results.with_label_values(&["own"]).inc();
         }
     }
-    results::push_all(conn, hashes, &pushes)
+    push_all(hashes, pushes)
 }
 
 /// The command as JSON, without what is secret.

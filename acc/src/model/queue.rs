@@ -59,10 +59,6 @@ pub(crate) fn enqueue(
     keep: u64,
 ) {
     let keys = [keys::queue(node), keys::waiting(node), keys::meta(node), keys::closed(node), keys::withdrawn(node)];
-    let commands: Vec<_> = commands
-        .iter()
-        .map(|command| (command.id.as_str(), command.packed(), command.marked, command.marked_expired))
-        .collect();
     batch.script(&scripts::ENQUEUE, &keys, (me, now, limit, keep.max(KEEP_NODE), MOST, MOST_BYTES, commands));
 }
 

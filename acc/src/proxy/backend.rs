@@ -1,7 +1,7 @@
 //! Requests on their way through tiny_http: the line of those that wait, and who travels together.
 //!
 //! Owns: what goes on which connection, and whose the responses are. Does not own: the bytes of a connection
-//! (backend_connection), what becomes of a response (connection), how many connections there may be (budget).
+//! (backend_connection), what becomes of a response (request), how many connections there may be (budget).
 
 use super::backend_connection::{BackendConnection, InFlight, PendingRequest, request_head};
 use super::client::{ConnectionId, Phase};

@@ -1,7 +1,7 @@
 //! One client, as the event loop knows it, and the table of all clients.
 //!
 //! Owns: a client's phase and what is counted for it; slots, and ids that outlive them harmlessly.
-//! Does not own: what moves a client from phase to phase (the event loop).
+//! Does not own: what moves a client from phase to phase (`connection`, `request`, `actions`).
 
 use super::request_head::RequestHead;
 use super::request_parser::Conn;
@@ -161,7 +161,7 @@ impl Clients {
 mod tests {
     use super::*;
 
-    /// There may be 20,000; musl's allocator gives the next larger one 400 bytes.
+    /// There may be 50,000; musl's allocator gives the next larger one 400 bytes.
     #[test]
     fn a_client_has_room_in_320_bytes() {
         assert!(size_of::<Client>() <= 316, "{}", size_of::<Client>());

@@ -160,7 +160,7 @@ fn dispatcher(out: &mut Steps<'_>, ac: usize) {
             }
             s.ac[ac].dispatcher.next = Do::Decide;
         }),
-        // `answer::give`: decision, hash, list.
+        // `own_results::deliver`: decision, hash, list.
         Do::Decide => out.fair("decide on the controller's answer", |s, _| {
             if at.job.0 != Answer::None {
                 s.ac[ac].dispatcher.job.1 = s.redis.decide(0, 0, Run::Own);

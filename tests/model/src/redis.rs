@@ -159,7 +159,7 @@ impl Redis {
         listed.count = (listed.count + 1).min(2);
     }
 
-    /// `reclaim.lua`: moves what `from` had taken, unless it has beaten meanwhile.
+    /// `reclaim_commands.lua`: moves what `from` had taken, unless it has beaten meanwhile.
     pub(crate) fn reclaim(&mut self, from: usize, to: usize) {
         if self.beat[from] == Beat::Fresh {
             return;
@@ -169,7 +169,7 @@ impl Redis {
             self.taken[to][command] += std::mem::take(&mut self.taken[from][command]);
         }
         self.beat[from] = Beat::Absent;
-        // `forget.lua`, and the wake-ups that nobody receives.
+        // `forget_controller.lua`, and the wake-ups that nobody receives.
         self.wakeups[from] = Wakeups::default();
     }
 }

@@ -374,13 +374,12 @@ impl UploadQueue {
         inner.db = Connection::open_in_memory()?;
         (inner.is_open, inner.open) = (false, None);
         inner.open_at = Some(Instant::now() + REOPEN_PAUSE);
-        let (mut new, damaged) = Inner::open(&self.path, true)?;
-        new.take_over(inner, damaged);
+        let (new, damaged) = Inner::open(&self.path, true)?;
+        inner.continue_with(new, damaged);
         if damaged {
             let data = json!({"what": FILE}).to_string();
-            new.waiting.push_back((self.controllers.clone(), format!("{{\"name\":\"damaged\",\"data\":{data}}}")));
+            inner.waiting.push_back((self.controllers.clone(), format!("{{\"name\":\"damaged\",\"data\":{data}}}")));
         }
-        *inner = new;
         // Entries that waited meanwhile can go.
         inner.wake(&self.controllers);
         Ok(())

@@ -139,15 +139,8 @@ pub(super) struct Failure {
 impl Failure {
     pub(super) fn new(step: Step, errno: Errno) -> Failure {
         let step = match step {
-            Step::Pipes => 1,
-            Step::Process => 2,
-            Step::Session => 3,
-            Step::Nice => 4,
-            Step::OomScore => 5,
-            Step::User => 6,
-            Step::WorkingDir => 7,
-            Step::Program => 8,
             Step::Limit(index) => LIMITS + index as u32,
+            step => STEPS.iter().position(|known| *known == step).map_or(0, |index| index as u32 + 1),
         };
         Failure { step, errno: errno as i32 }
     }
@@ -155,21 +148,27 @@ impl Failure {
     pub(super) fn error(self) -> Option<StartError> {
         let step = match self.step {
             0 => return None,
-            1 => Step::Pipes,
-            2 => Step::Process,
-            3 => Step::Session,
-            4 => Step::Nice,
-            5 => Step::OomScore,
-            6 => Step::User,
-            7 => Step::WorkingDir,
             LIMITS.. => Step::Limit((self.step - LIMITS) as usize),
-            _ => Step::Program,
+            step => STEPS.get(step as usize - 1).copied().unwrap_or(Step::Program),
         };
         Some(StartError { step, error: io::Error::from_raw_os_error(self.errno), detail: None })
     }
 }
 
-pub(super) const LIMITS: u32 = 100;
+/// The steps as a failure counts them from 1, but for limits.
+const STEPS: [Step; 8] = [
+    Step::Pipes,
+    Step::Process,
+    Step::Session,
+    Step::Nice,
+    Step::OomScore,
+    Step::User,
+    Step::WorkingDir,
+    Step::Program,
+];
+
+/// The first limit as a failure counts it.
+const LIMITS: u32 = 100;
 
 /// The highest signal number of Linux.
 pub(super) const LAST_SIGNAL: c_int = 64;

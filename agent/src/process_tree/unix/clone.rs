@@ -219,58 +219,59 @@ fn refuse(group: &Group, fault: Errno) {
 /// and so nothing of the processor; it takes the time to copy page tables.
 #[cfg_attr(all(target_arch = "x86_64", not(test)), allow(dead_code, reason = "memory is shared there"))]
 fn by_fork(plan: &mut Plan, group: Option<&Group>, pid: &AtomicI32) -> Result<Result<(), Errno>, StartError> {
-    let (failure, end) = io::pipe().map_err(StartError::at(Step::Pipes))?;
-    plan.pipe = end.as_raw_fd();
     let flags = (libc::CLONE_VFORK | libc::CLONE_PARENT_SETTID) as u64;
     let args = clone3::CloneArgs::new(flags, group, pid);
-    // SAFETY: the child has its own copy of all memory, and makes only system calls until it is its program.
-    let cloned = unsafe {
-        match libc::syscall(libc::SYS_clone3, &raw const args, size_of_val(&args)) {
-            0 => child((&raw mut *plan).cast()),
-            cloned => Errno::result(cloned),
-        }
-    };
-    plan.pipe = -1;
-    match cloned {
-        Ok(cloned) => pid.store(cloned as i32, Ordering::Release),
-        Err(fault) => return Ok(Err(fault)),
-    }
-    drop(end);
-    plan.failure = read_failure(failure);
-    Ok(Ok(()))
-}
-
-/// Reads the failure of a child that does not share this memory; none where it has become its program.
-fn read_failure(mut pipe: io::PipeReader) -> Failure {
-    let mut bytes = [0; size_of::<Failure>()];
-    if pipe.read_exact(&mut bytes).is_err() {
-        return Failure::default();
-    }
-    let [step, errno] = [[0, 1, 2, 3], [4, 5, 6, 7]].map(|at| at.map(|at: usize| bytes[at]));
-    Failure { step: u32::from_ne_bytes(step), errno: i32::from_ne_bytes(errno) }
+    with_failure_pipe(plan, |plan| {
+        // SAFETY: the child has its own copy of all memory, and makes only system calls until it is its program.
+        let cloned = unsafe {
+            match libc::syscall(libc::SYS_clone3, &raw const args, size_of_val(&args)) {
+                0 => child((&raw mut *plan).cast()),
+                cloned => Errno::result(cloned)?,
+            }
+        };
+        pid.store(cloned as i32, Ordering::Release);
+        Ok(())
+    })
 }
 
 /// Starts the child by the older call. An emulator that makes a fork of it shares no memory, so a
 /// failure comes through a pipe.
 fn by_clone(plan: &mut Plan, pid: &AtomicI32) -> Result<(), StartError> {
-    let (failure, end) = io::pipe().map_err(StartError::at(Step::Pipes))?;
-    plan.pipe = end.as_raw_fd();
     plan.reset = u64::MAX;
     let mut stack = Vec::<u8>::with_capacity(STACK_BYTES);
     let top = (stack.as_mut_ptr() as usize + STACK_BYTES) & !15;
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PARENT_SETTID | libc::SIGCHLD;
-    // No handler of the agent may run in the child, whose memory is the agent's.
-    let before = SigSet::all().thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_SETMASK);
-    let before = before.map_err(StartError::at(Step::Process))?;
-    // SAFETY: what it points to lives until the child has let go of this memory, which is when the call
-    // returns, for CLONE_VFORK stops this thread that long.
-    let cloned = unsafe { libc::clone(entry, top as *mut c_void, flags, (&raw mut *plan).cast(), pid.as_ptr()) };
-    let cloned = Errno::result(cloned);
-    let _ = before.thread_set_mask();
-    pid.store(cloned.map_err(StartError::at(Step::Process))?, Ordering::Release);
+    let cloned = with_failure_pipe(plan, |plan| {
+        // No handler of the agent may run in the child, whose memory is the agent's.
+        let before = SigSet::all().thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_SETMASK)?;
+        // SAFETY: what it points to lives until the child has let go of this memory, which is when the call
+        // returns, for CLONE_VFORK stops this thread that long.
+        let cloned = unsafe { libc::clone(entry, top as *mut c_void, flags, (&raw mut *plan).cast(), pid.as_ptr()) };
+        let cloned = Errno::result(cloned);
+        let _ = before.thread_set_mask();
+        pid.store(cloned?, Ordering::Release);
+        Ok(())
+    })?;
+    cloned.map_err(StartError::at(Step::Process))
+}
+
+/// Makes a child by `clone`, and reads its failure from a pipe, for it may not share this memory; none where it has
+/// become its program.
+fn with_failure_pipe(
+    plan: &mut Plan,
+    clone: impl FnOnce(&mut Plan) -> Result<(), Errno>,
+) -> Result<Result<(), Errno>, StartError> {
+    let (mut failure, end) = io::pipe().map_err(StartError::at(Step::Pipes))?;
+    plan.pipe = end.as_raw_fd();
+    let cloned = clone(plan);
+    plan.pipe = -1;
     drop(end);
-    plan.failure = read_failure(failure);
-    Ok(())
+    let mut bytes = [0; size_of::<Failure>()];
+    if cloned.is_ok() && failure.read_exact(&mut bytes).is_ok() {
+        let [step, errno] = [[0, 1, 2, 3], [4, 5, 6, 7]].map(|at| at.map(|at: usize| bytes[at]));
+        plan.failure = Failure { step: u32::from_ne_bytes(step), errno: i32::from_ne_bytes(errno) };
+    }
+    Ok(cloned)
 }
 
 mod clone3 {

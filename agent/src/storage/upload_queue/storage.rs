@@ -319,19 +319,14 @@ impl Inner {
         }
     }
 
-    /// Goes on where the connection before had come to, whose file may be `lost`.
-    pub(super) fn take_over(&mut self, old: &mut Inner, lost: bool) {
-        self.number = self.number.max(old.number);
-        self.first = if lost { self.number } else { old.first };
-        self.dropped = old.dropped;
-        self.unreported = old.unreported;
-        self.clock = old.clock;
-        self.last_logged = old.last_logged;
-        std::mem::swap(&mut self.handed, &mut old.handed);
-        std::mem::swap(&mut self.unremoved, &mut old.unremoved);
-        std::mem::swap(&mut self.jumped, &mut old.jumped);
-        std::mem::swap(&mut self.waiting, &mut old.waiting);
-        std::mem::swap(&mut self.wakers, &mut old.wakers);
+    /// Goes on with the file of `new` where this connection, whose file may be `lost`, had come to.
+    pub(super) fn continue_with(&mut self, new: Inner, lost: bool) {
+        self.number = self.number.max(new.number);
+        if lost {
+            self.first = self.number;
+        }
+        (self.db, self.is_open, self.open_at, self.open) = (new.db, true, None, None);
+        (self.bytes, self.cursors) = (new.bytes, new.cursors);
     }
 
     /// Inserts an event for each of these controllers.

@@ -6,7 +6,8 @@
 
 use crate::config::Config;
 use crate::platform;
-use crate::stats::{Figures, Inlet};
+use crate::process_tree::members::Figures;
+use crate::stats::Inlet;
 use crate::supervisor::{self, ProcessEntry};
 use anyhow::{Context, Result};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, at, bounded, select};
@@ -133,27 +134,14 @@ impl Samples {
                 None => true,
             };
             if due {
-                let figures = Figures {
-                    cpu: entry.cpu,
-                    rss: entry.rss,
-                    vms: entry.vms,
-                    read: entry.read,
-                    written: entry.written,
-                    count: entry.processes,
-                };
-                let sample = Sample { group: (entry.domain, entry.name), figures, due: own.map(|own| now + own) };
+                let sample =
+                    Sample { group: (entry.domain, entry.name), figures: entry.figures, due: own.map(|own| now + own) };
                 self.jobs.insert(entry.id, sample);
             }
         }
         let mut sums: HashMap<(String, String), Figures> = HashMap::new();
         for Sample { group, figures, .. } in self.jobs.values() {
-            let sum = sums.entry(group.clone()).or_default();
-            sum.cpu += figures.cpu;
-            sum.rss += figures.rss;
-            sum.vms += figures.vms;
-            sum.read += figures.read;
-            sum.written += figures.written;
-            sum.count += figures.count;
+            *sums.entry(group.clone()).or_default() += *figures;
         }
         sums
     }
@@ -246,12 +234,7 @@ mod tests {
             name: name.into(),
             pid: 1,
             state: "RUNNING",
-            cpu: 1.5,
-            rss,
-            vms: 2,
-            read: 3,
-            written: 4,
-            processes: 1,
+            figures: Figures { cpu: 1.5, rss, vms: 2, read: 3, written: 4, processes: 1 },
             starttime: 0,
             restarts: 0,
             stats_interval,
@@ -265,7 +248,7 @@ mod tests {
         let sums =
             samples.take(now, vec![entry("a", "n", 10, None), entry("b", "n", 5, None), entry("c", "m", 1, None)]);
         let sum = sums[&("d".into(), "n".into())];
-        assert_eq!((sum.rss, sum.cpu, sum.vms, sum.read, sum.written, sum.count), (15, 3.0, 4, 6, 8, 2));
+        assert_eq!((sum.rss, sum.cpu, sum.vms, sum.read, sum.written, sum.processes), (15, 3.0, 4, 6, 8, 2));
         assert_eq!(sums.len(), 2);
         assert_eq!(samples.due(), Some(now + Duration::from_secs(30)));
         assert!(samples.take(now, vec![]).is_empty());

@@ -8,7 +8,9 @@
 
 use super::{JobTag, Proc};
 use crate::process_tree;
+use serde::Serialize;
 use std::collections::HashMap;
+use std::ops::AddAssign;
 
 /// A run whose tree is asked for.
 #[derive(Clone, Debug, PartialEq)]
@@ -106,36 +108,42 @@ pub(crate) fn join(tree: &mut Vec<Proc>, processes: &[Proc], pids: &[u32]) {
     }
 }
 
-/// The figures of one tree.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// The figures of one tree, or of several.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub(crate) struct Figures {
-    /// Processor time of its living processes, in milliseconds.
-    pub(crate) cpu: u64,
+    /// Percent of one core since the sample before.
+    pub(crate) cpu: f64,
     /// Resident memory, in bytes.
     pub(crate) rss: u64,
     /// Virtual memory, in bytes.
     pub(crate) vms: u64,
-    /// Bytes read from storage.
+    /// Bytes that living processes have read from storage.
     pub(crate) read: u64,
-    /// Bytes written to storage.
+    /// Bytes that they have written to storage.
     pub(crate) written: u64,
     /// Processes.
     pub(crate) processes: u64,
 }
 
-/// Sums up a tree.
-pub(crate) fn figures(tree: &[Proc]) -> Figures {
-    tree.iter().fold(Figures::default(), |sum, process| {
+impl AddAssign for Figures {
+    fn add_assign(&mut self, other: Figures) {
+        self.cpu += other.cpu;
+        self.rss += other.rss;
+        self.vms += other.vms;
+        self.read += other.read;
+        self.written += other.written;
+        self.processes += other.processes;
+    }
+}
+
+/// Returns the figures of the living processes of a tree, but for `cpu`; that as milliseconds of processor time in all.
+pub(crate) fn figures(tree: &[Proc]) -> (u64, Figures) {
+    let mut sum = Figures::default();
+    for process in tree {
         let (read, written) = process_tree::storage(process.pid);
-        Figures {
-            cpu: sum.cpu + process.cpu,
-            rss: sum.rss + process.rss,
-            vms: sum.vms + process.vms,
-            read: sum.read + read,
-            written: sum.written + written,
-            processes: sum.processes + 1,
-        }
-    })
+        sum += Figures { cpu: 0.0, rss: process.rss, vms: process.vms, read, written, processes: 1 };
+    }
+    (tree.iter().map(|process| process.cpu).sum(), sum)
 }
 
 #[cfg(test)]

@@ -24,23 +24,6 @@ const MAX_DATAGRAM_KEPT: usize = 400_000;
 /// Gauges of nobody's job (from UDP) are forgotten after so many seconds without a change.
 const GAUGE_AGE: u64 = 86_400;
 
-/// The figures of one domain and name, summed over its jobs.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(crate) struct Figures {
-    /// Percent of one core.
-    pub(crate) cpu: f64,
-    /// Resident memory, in bytes.
-    pub(crate) rss: u64,
-    /// Virtual memory, in bytes.
-    pub(crate) vms: u64,
-    /// Bytes read from storage.
-    pub(crate) read: u64,
-    /// Bytes written to storage.
-    pub(crate) written: u64,
-    /// Processes.
-    pub(crate) count: u64,
-}
-
 /// Everything of the interval that runs.
 #[derive(Debug, Default)]
 pub(super) struct Aggregate {

@@ -11,6 +11,7 @@
 use crate::config::Config;
 use crate::job::JobLabel;
 use crate::platform::unix_ms;
+use crate::process_tree::members::Figures;
 use crate::storage::upload_queue::{Kind, UploadQueue};
 use anyhow::{Context, Result};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
@@ -24,8 +25,6 @@ mod aggregate;
 mod pace;
 mod statsd;
 mod udp;
-
-pub(crate) use aggregate::Figures;
 
 use aggregate::{Aggregate, Faults, Origin};
 use jscommon::lock::lock;
@@ -214,10 +213,10 @@ impl Flusher {
         let mut batch =
             Sink { prefix, timestamp: timestamp as i64, upload_queue: &self.upload_queue, series: Vec::new() };
         for (group, figures) in &jobs.figures {
-            let Figures { cpu, rss, vms, read, written, count } = *figures;
+            let Figures { cpu, rss, vms, read, written, processes } = *figures;
             batch.add(group, "process", ".cpu", cpu);
             for (key, value) in
-                [(".rss", rss), (".vms", vms), (".read", read), (".written", written), (".count", count)]
+                [(".rss", rss), (".vms", vms), (".read", read), (".written", written), (".count", processes)]
             {
                 batch.add(group, "process", key, value as f64);
             }

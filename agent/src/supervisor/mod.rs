@@ -83,18 +83,8 @@ pub(crate) struct ProcessEntry {
     pub(crate) pid: u32,
     /// `RUNNING`, `STOPPING`, and for a job without a process `QUEUED`, `SCHEDULED` or `FAILED`.
     pub(crate) state: &'static str,
-    /// Percent of one core since the sample before, of the whole tree.
-    pub(crate) cpu: f64,
-    /// Resident memory of the tree, in bytes.
-    pub(crate) rss: u64,
-    /// Virtual memory of the tree, in bytes.
-    pub(crate) vms: u64,
-    /// Bytes that the tree's living processes have read from storage.
-    pub(crate) read: u64,
-    /// Bytes that they have written to storage.
-    pub(crate) written: u64,
-    /// Processes in the tree.
-    pub(crate) processes: u64,
+    #[serde(flatten)]
+    pub(crate) figures: members::Figures,
     /// When the run began, in milliseconds since 1970; 0 when none runs.
     pub(crate) starttime: i64,
     /// Restarts of this job since it was accepted, or since the agent started.
@@ -240,21 +230,15 @@ impl Remote {
 /// Fills in the figures; the processor's share is counted from the baseline, which moves on once it is
 /// a second old (a shorter time would measure noise).
 fn with_figures(entry: ProcessEntry, tree: &[Proc], baseline: &mut (Instant, u64)) -> ProcessEntry {
-    let figures = members::figures(tree);
+    let (used, figures) = members::figures(tree);
     let (since, before) = *baseline;
     let passed = since.elapsed();
-    let used = figures.cpu.saturating_sub(before) as f64;
-    let cpu = if passed.is_zero() { 0.0 } else { used / (passed.as_secs_f64() * 1000.0) * 100.0 };
+    let cpu = match passed.is_zero() {
+        true => 0.0,
+        false => used.saturating_sub(before) as f64 / (passed.as_secs_f64() * 1000.0) * 100.0,
+    };
     if passed >= Duration::from_secs(1) {
-        *baseline = (Instant::now(), figures.cpu);
+        *baseline = (Instant::now(), used);
     }
-    ProcessEntry {
-        cpu: (cpu * 10.0).round() / 10.0,
-        rss: figures.rss,
-        vms: figures.vms,
-        read: figures.read,
-        written: figures.written,
-        processes: figures.processes,
-        ..entry
-    }
+    ProcessEntry { figures: members::Figures { cpu: (cpu * 10.0).round() / 10.0, ..figures }, ..entry }
 }

@@ -3,6 +3,7 @@
 use super::runs::root;
 use super::{Actor, AfterCommit, Waiting};
 use crate::commands::JobControl;
+use crate::process_tree::members;
 use crate::supervisor::types::{Event, Place, Recurrence};
 use crate::supervisor::{Notice, ProcessEntry, View, job_commands};
 use jscommon::Command;
@@ -122,12 +123,7 @@ impl Actor {
                 Place::Stopping => "STOPPING",
                 Place::Failed => "FAILED",
             },
-            cpu: 0.0,
-            rss: 0,
-            vms: 0,
-            read: 0,
-            written: 0,
-            processes: 0,
+            figures: members::Figures::default(),
             starttime: run.map_or(0, |run| run.at),
             restarts,
             stats_interval: job.args.stats_interval.map(|interval| interval.as_secs()),

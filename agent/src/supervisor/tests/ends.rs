@@ -51,7 +51,7 @@ fn the_whole_tree_ends() {
     life.shell("a", &script, json!({"stop_timeout": 0.3}));
     let pids = ["stubborn", "session", "detached"].map(|name| pid_in(&node, name));
     let entry = life.wait_running("a");
-    assert!(entry.processes >= 4, "{entry:?}");
+    assert!(entry.figures.processes >= 4, "{entry:?}");
     let killed = life.ask("k", "kill", json!({"id": "a"}));
     assert_eq!((killed.state, killed.data.as_str()), (State::Ok, "{\"killed\":[\"a\"]}"));
     let result = life.result("a");
@@ -88,7 +88,7 @@ fn grandchild_whose_first_thread_ended_is_counted_and_ends_with_its_tree() {
     // several times the memory of a shell.
     until("both to be counted", || {
         let entry = life.wait_running("a");
-        (entry.processes == 2 && entry.rss > 4 << 20).then_some(())
+        (entry.figures.processes == 2 && entry.figures.rss > 4 << 20).then_some(())
     });
     life.ask("k", "kill", json!({"id": "a"}));
     assert_eq!(life.result("a").state, State::Killed);
@@ -118,7 +118,7 @@ fn a_daemon_that_hides_is_found_by_its_cgroup() {
             (parent == std::process::id()).then_some(())
         });
         // The shell between them may be there for a moment more.
-        until("both to be counted", || (life.remote().process(id)?.processes == 2).then_some(()));
+        until("both to be counted", || (life.remote().process(id)?.figures.processes == 2).then_some(()));
         match id {
             "a" => drop(life.ask("k", "kill", json!({"id": "a"}))),
             _ => life.remote().sender.send(Message::Stop).unwrap(),

@@ -108,8 +108,15 @@ fn figures_of_a_tree() {
     let life = node.live();
     life.shell("a", "sleep 1000 & while :; do :; done", json!({"domain": "d", "name": "n"}));
     life.wait_running("a");
-    let entry = until("the tree to work", || life.remote().process("a").filter(|e| e.cpu > 5.0 && e.processes == 2));
-    assert!(entry.rss > 0 && entry.vms > entry.rss && entry.state == "RUNNING" && entry.starttime > 0);
+    let entry = until("the tree to work", || {
+        life.remote().process("a").filter(|e| e.figures.cpu > 5.0 && e.figures.processes == 2)
+    });
+    assert!(
+        entry.figures.rss > 0
+            && entry.figures.vms > entry.figures.rss
+            && entry.state == "RUNNING"
+            && entry.starttime > 0
+    );
     let answer = life.ask("s", "get_process_stats", json!({"id": "a"}));
     let entry: Value = serde_json::from_str(&answer.data).unwrap();
     assert_eq!(

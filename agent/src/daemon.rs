@@ -1,12 +1,12 @@
 //! The agent as a whole: what is started in which order, and ended in which.
 //!
-//! Owns every room's handle. Holds no rules of its own: signals come from [`crate::platform`], jobs are the
+//! Owns the handle of every part. Holds no rules of its own: signals come from [`crate::platform`], jobs are the
 //! supervisor's, the way to the controllers the pollers' and senders'.
 //!
 //! Start: lock of the data folder, controllers (their credentials are read, nothing is asked),
 //! upload queue, job store, logger, stats, supervisor, monitor, uploaders, pollers.
 //! Stop: pollers, supervisor (jobs end, their results are stored), monitor, stats, logger (their last
-//! batches are in the upload queue), a word to the controllers, senders (a last round within their deadline).
+//! batches are in the upload queue), an event to the controllers, senders (a last round within their deadline).
 
 use crate::commands::{self, info};
 use crate::config::Config;
@@ -256,14 +256,7 @@ fn tell_damage(
     upload_queue: Arc<UploadQueue>,
     message_log: message_log::Inlet,
 ) -> impl Fn(&str) + Send + Sync + use<> {
-    let source = Arc::new(JobLabel {
-        jobid: String::new(),
-        domain: "agent".into(),
-        name: "ledger".into(),
-        db: config.logging.db.levels,
-        ac: config.logging.ac.levels,
-        stats_interval: None,
-    });
+    let source = Arc::new(JobLabel::of_job_store(config.logging.db.levels, config.logging.ac.levels));
     move |damage| {
         message_log.write(&source, level::CRITICAL, damage);
         let (upload_queue, data) = (upload_queue.clone(), json!({"message": damage}));

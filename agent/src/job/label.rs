@@ -21,6 +21,11 @@ pub struct JobLabel {
 }
 
 impl JobLabel {
+    /// Returns the label of the agent's own records about its job store, with the levels of the configuration.
+    pub(crate) fn of_job_store(db: LevelSet, ac: LevelSet) -> JobLabel {
+        JobLabel { jobid: String::new(), domain: "agent".into(), name: "ledger".into(), db, ac, stats_interval: None }
+    }
+
     /// Whether messages of this level are kept or forwarded at all.
     pub(crate) fn wants(&self, level: u8) -> bool {
         self.db.contains(level) || self.ac.contains(level)

@@ -182,16 +182,7 @@ impl Poller {
             log::info!("controller {}: new credentials were found in their files", self.parts.controller.name());
             return Duration::ZERO;
         }
-        let failures = self.backoff.failures() as usize + 1;
-        let wait = self.backoff.fail(fastrand::f64());
-        // The next address of the list is tried at once, and only after all of them the wait begins.
-        match failure.wait() {
-            None if failure.should_fail_over() && !failures.is_multiple_of(self.parts.controller.addresses()) => {
-                Duration::ZERO
-            }
-            None => wait,
-            Some(asked) => asked + wait,
-        }
+        self.parts.controller.pause(&failure, &mut self.backoff)
     }
 
     /// Logs a trouble once, and again only after a success.

@@ -260,7 +260,8 @@ impl Actor {
         }
         if let Some(damage) = self.parts.job_store.damage() {
             log::error!("{damage}");
-            let source = Arc::new(self.own_source());
+            let logging = &self.parts.config.logging;
+            let source = Arc::new(JobLabel::of_job_store(logging.db.levels, logging.ac.levels));
             self.parts.outlets.write(&source, level::CRITICAL, damage);
             let data = json!({"message": damage});
             self.after_commit.push(AfterCommit::Tell(Notice::Event { controller: None, name: "critical", data }));
@@ -337,11 +338,5 @@ impl Actor {
             stop_signal: args.as_ref().map_or(Signal::TERM, |args| args.stop_signal),
             stop_timeout: args.map_or(Duration::from_secs(5), |args| args.stop_timeout),
         }
-    }
-
-    pub(super) fn own_source(&self) -> JobLabel {
-        let logging = &self.parts.config.logging;
-        let (db, ac) = (logging.db.levels, logging.ac.levels);
-        JobLabel { jobid: String::new(), domain: "agent".into(), name: "ledger".into(), db, ac, stats_interval: None }
     }
 }

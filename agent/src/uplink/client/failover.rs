@@ -4,8 +4,10 @@ use super::Controller;
 use super::connection::Link;
 use super::response::{Answered, read};
 use crate::uplink::failure::Failure;
+use jscommon::backoff::Backoff;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 use ureq::http;
 
 /// Whether requests of one kind differ in what they carry.
@@ -36,6 +38,17 @@ impl Controller {
     /// Gives the turn to the next address, so that a request is tried there.
     pub(crate) fn next_address(&self) {
         self.fail_over(self.link().endpoint, false);
+    }
+
+    /// Returns the pause after a failure, which `backoff` counts. The next address of the list is tried at once, and only
+    /// after all of them a pause begins.
+    pub(crate) fn pause(&self, failure: &Failure, backoff: &mut Backoff) -> Duration {
+        let failures = backoff.failures() as usize + 1;
+        let pause = backoff.fail(fastrand::f64());
+        match failure.wait() {
+            None if failure.should_fail_over() && !failures.is_multiple_of(self.addresses()) => Duration::ZERO,
+            asked => asked.unwrap_or_default() + pause,
+        }
     }
 
     /// Runs one request over `link` at its address; when that address is no use, the next has its turn.

@@ -6,7 +6,7 @@ use super::{ANY_LIMIT, Actor, BATCH_ROWS, SUSPECT_AFTER, Sent};
 use crate::storage::upload_queue::Kind;
 use crate::uplink::failure::Failure;
 use crate::uplink::uploader::deferred::DeferredEntry;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Why a request is not sent again as it is.
 pub(super) enum Verdict {
@@ -163,15 +163,7 @@ impl Actor {
         let alone = item.isolating || item.streak > 0 || item.deferred.in_row() > 0;
         let whole = !alone && (failure.should_fail_over() || (failure.wait().is_some() && !too_much));
         let backoff = if whole { &mut self.backoff } else { &mut item.backoff };
-        let failures = backoff.failures() as usize + 1;
-        let mut wait = backoff.fail(fastrand::f64()) + failure.wait().unwrap_or_default();
-        if failure.should_fail_over()
-            && failure.wait().is_none()
-            && !failures.is_multiple_of(self.controller.addresses())
-        {
-            wait = Duration::ZERO;
-        }
-        let until = Some(Instant::now() + wait);
+        let until = Some(Instant::now() + self.controller.pause(failure, backoff));
         if whole {
             self.not_before = until;
             self.taken_before = Some(self.controller.requests_taken());

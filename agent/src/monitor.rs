@@ -20,7 +20,7 @@ use sysinfo::{MemoryRefreshKind, Networks, RefreshKind, System};
 const STACK: usize = 256 * 1024;
 
 /// How long after a job's start it is first looked at, when it has a pace of its own.
-const SETTLE: Duration = Duration::from_millis(200);
+const GATHER_TIME: Duration = Duration::from_millis(200);
 
 /// The running monitor; dropping it ends its thread.
 pub(crate) struct Handle {
@@ -51,7 +51,7 @@ pub(crate) fn start(config: &Config, processes: supervisor::Remote, inlet: Inlet
                 recv(stopped) -> _ => return,
                 recv(woken) -> _ => {
                     // Many jobs that begin together are looked at together.
-                    if stopped.recv_timeout(SETTLE) != Err(RecvTimeoutError::Timeout) {
+                    if stopped.recv_timeout(GATHER_TIME) != Err(RecvTimeoutError::Timeout) {
                         return;
                     }
                     samples.look();

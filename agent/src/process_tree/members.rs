@@ -1,7 +1,7 @@
 //! Which processes belong to which run: from one pass over all processes, for ending and for figures.
 //!
 //! **Owns** the rule of belonging: a descendant of the run's first process, a member of its group, an
-//! orphan (which the agent, as a subreaper, has adopted) whose environment or cgroup names the run, and
+//! orphan (a child of the agent by now, which is a subreaper) whose environment or cgroup names the run, and
 //! whatever was seen in the tree before and still lives.
 //!
 //! **Does not** signal anything itself: it only says who is meant.

@@ -18,7 +18,7 @@ const MAX_FILES: usize = 1000;
 /// Most bytes of all sources that are kept.
 const MAX_BYTES: u64 = 128 * 1024 * 1024;
 /// A controller that is away for so long is not asked again.
-const PATIENCE: Duration = Duration::from_secs(10);
+const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Something that can be asked for a source: a controller.
 pub(crate) trait ScriptSource: Send + Sync {
@@ -61,7 +61,7 @@ impl Store {
     pub(crate) fn new(config: &Config, origins: Vec<Arc<dyn ScriptSource>>) -> Store {
         let cache = Cache::new(config.main.data_dir.join("scripts"), MAX_FILES, MAX_BYTES);
         let (root, insecure_paths) = (config.script_path(), config.main.insecure_paths);
-        Store { root, cache, origins, insecure_paths, fetching: Mutex::default(), timeout: PATIENCE }
+        Store { root, cache, origins, insecure_paths, fetching: Mutex::default(), timeout: FETCH_TIMEOUT }
     }
 
     /// The script that is wanted; the error says why there is none.

@@ -13,7 +13,7 @@ use std::time::Duration;
 /// The receive buffer that is asked for, in bytes: a flush must not cost datagrams.
 const BUFFER: usize = 16 << 20;
 /// How long a stop takes when its datagram gets lost.
-const PATIENCE: Duration = Duration::from_secs(5);
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
 const STACK: usize = 128 * 1024;
 
 /// The running listener; dropping it ends its thread.
@@ -28,7 +28,7 @@ impl Handle {
     pub(super) fn start(address: SocketAddr, inlet: Inlet) -> Result<Handle> {
         let socket = UdpSocket::bind(address)
             .with_context(|| format!("stats.listen: {address} cannot be listened at (is it in use?)"))?;
-        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.set_read_timeout(Some(READ_TIMEOUT))?;
         crate::platform::grow_receive_buffer(&socket, BUFFER);
         let address = socket.local_addr()?;
         let stopping = Arc::new(AtomicBool::new(false));

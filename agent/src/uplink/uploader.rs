@@ -233,7 +233,7 @@ impl Actor {
         Failure::Local(self.faults.begin(what, format!("the {name} cannot be read: {error:#}")))
     }
 
-    /// Posts one request, and settles what became of it.
+    /// Posts one request, and marks, divides or keeps what it carried.
     fn post(&mut self, stream: usize, next: Next) -> Result<Sent, Failure> {
         let path = self.streams[stream].kind.path();
         if next.retried.is_some() && self.controller.addresses() > 1 {

@@ -36,8 +36,8 @@ fn answer_of_no_controller_loses_no_data() {
 #[test]
 fn a_node_that_is_refused_keeps_its_results_and_sends_what_it_may() {
     let open = Arc::new(AtomicBool::new(false));
-    let gate = open.clone();
-    let stage = Stage::new(move |asked| match asked.line.ends_with("/result") && !gate.load(Ordering::Relaxed) {
+    let shared = open.clone();
+    let stage = Stage::new(move |asked| match asked.line.ends_with("/result") && !shared.load(Ordering::Relaxed) {
         true => refused(401, json!({"error": "who are you"})),
         false => ok(),
     });
@@ -70,8 +70,8 @@ fn a_busy_controller_gets_all_of_it_later() {
 #[test]
 fn a_controller_that_answers_the_poller_is_back_for_the_sender_too() {
     let away = Arc::new(AtomicBool::new(true));
-    let gate = away.clone();
-    let stage = Stage::new(move |asked| match gate.load(Ordering::Relaxed) {
+    let shared = away.clone();
+    let stage = Stage::new(move |asked| match shared.load(Ordering::Relaxed) {
         true => (503, "retry-after: 3600\r\n".into(), String::new()),
         false if asked.line.starts_with("GET") => (204, String::new(), String::new()),
         false => ok(),
@@ -105,10 +105,10 @@ fn a_stop_sends_once_more_and_does_not_wait_for_a_dead_controller() {
 #[test]
 fn answers_of_no_controller_mark_nothing_as_sent() {
     let foreign = Arc::new(AtomicBool::new(true));
-    let gate = foreign.clone();
+    let shared = foreign.clone();
     let taking = Arc::new(Taking::default());
     let taker = taking.clone();
-    let stage = Stage::new(move |asked| if gate.load(Ordering::Relaxed) { page(200) } else { taker.take(asked) });
+    let stage = Stage::new(move |asked| if shared.load(Ordering::Relaxed) { page(200) } else { taker.take(asked) });
     stage.results(&ids(&["a"]));
     stage.upload_queue.push_event(None, "startup", json!({}));
     stage.upload_queue.push_stats(5, &[("k".into(), 1.5)]);
@@ -131,10 +131,10 @@ fn answers_of_no_controller_mark_nothing_as_sent() {
 #[test]
 fn requests_stay_whole_while_only_polls_are_answered() {
     let away = Arc::new(AtomicBool::new(true));
-    let gate = away.clone();
+    let shared = away.clone();
     let taking = Arc::new(Taking::default());
     let taker = taking.clone();
-    let stage = Stage::new(move |asked| match gate.load(Ordering::Relaxed) && asked.line.starts_with("POST") {
+    let stage = Stage::new(move |asked| match shared.load(Ordering::Relaxed) && asked.line.starts_with("POST") {
         true => (503, "retry-after: 0\r\n".into(), json!({"error": "Redis is away", "time": 1}).to_string()),
         false if asked.line.ends_with("/result") => ok(),
         false => taker.take(asked),
@@ -163,12 +163,12 @@ fn requests_stay_whole_while_only_polls_are_answered() {
 #[test]
 fn records_that_are_stored_and_not_acknowledged_are_stored_once() {
     let silent = Arc::new(AtomicBool::new(true));
-    let gate = silent.clone();
+    let shared = silent.clone();
     let taking = Arc::new(Taking::default());
     let taker = taking.clone();
     // The answer is lost, as at the time limit of a proxy; everything else is taken.
     let stage = Stage::new(move |asked| match taker.take(asked) {
-        _ if asked.line.ends_with("/log") && gate.load(Ordering::Relaxed) => page(504),
+        _ if asked.line.ends_with("/log") && shared.load(Ordering::Relaxed) => page(504),
         answer => answer,
     });
     push_records(&stage, (0..20).map(|n| json!({"id": n, "jobid": "j", "data": "x"})));

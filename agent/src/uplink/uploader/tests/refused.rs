@@ -77,9 +77,9 @@ fn refused_ids_are_over_with_the_rest() {
 /// One result is refused as `refusal` says while `bad` is set; series are taken.
 fn one_result_refused(refusal: impl Fn() -> Answer + Send + Sync + 'static) {
     let bad = Arc::new(AtomicBool::new(true));
-    let gate = bad.clone();
+    let shared = bad.clone();
     let stage = Stage::new(move |asked| match asked.body.contains("\"bad\"") && asked.line.ends_with("/result") {
-        true if gate.load(Ordering::Relaxed) => refusal(),
+        true if shared.load(Ordering::Relaxed) => refusal(),
         _ if asked.line.starts_with("GET") => (204, String::new(), String::new()),
         _ => ok(),
     });
@@ -143,10 +143,10 @@ fn result_at_which_a_proxy_cuts_the_connection_holds_up_no_other() {
 fn record_that_was_deferred_and_is_stored_without_an_answer_is_stored_once() {
     // First it is forbidden, then stored without an answer, then all is well.
     let phase = Arc::new(std::sync::atomic::AtomicU8::new(0));
-    let gate = phase.clone();
+    let shared = phase.clone();
     let taking = Arc::new(Taking::default());
     let taker = taking.clone();
-    let stage = Stage::new(move |asked| match (asked.body.contains("attack"), gate.load(Ordering::Relaxed)) {
+    let stage = Stage::new(move |asked| match (asked.body.contains("attack"), shared.load(Ordering::Relaxed)) {
         (true, 0) if asked.line.ends_with("/log") => page(403),
         (true, 1) if asked.line.ends_with("/log") => {
             taker.take(asked);
@@ -189,8 +189,8 @@ fn record_that_was_deferred_and_is_stored_without_an_answer_is_stored_once() {
 #[test]
 fn proxy_that_refuses_all_results_and_relents_gets_all() {
     let open = Arc::new(AtomicBool::new(false));
-    let gate = open.clone();
-    let stage = Stage::new(move |asked| match asked.line.ends_with("/result") && !gate.load(Ordering::Relaxed) {
+    let shared = open.clone();
+    let stage = Stage::new(move |asked| match asked.line.ends_with("/result") && !shared.load(Ordering::Relaxed) {
         true => page(403),
         false if asked.line.starts_with("GET") => (204, String::new(), String::new()),
         false => ok(),
@@ -236,10 +236,10 @@ fn record_batch_that_is_too_large_for_a_proxy_loses_only_the_culprit() {
 #[test]
 fn proxy_that_calls_everything_too_large_loses_nothing() {
     let open = Arc::new(AtomicBool::new(false));
-    let gate = open.clone();
+    let shared = open.clone();
     let taking = Arc::new(Taking::default());
     let taker = taking.clone();
-    let stage = Stage::new(move |asked| if gate.load(Ordering::Relaxed) { taker.take(asked) } else { page(413) });
+    let stage = Stage::new(move |asked| if shared.load(Ordering::Relaxed) { taker.take(asked) } else { page(413) });
     stage.results(&[json!({"id": "a", "state": "OK", "data": "x".repeat(5000)}), json!({"id": "b", "state": "OK"})]);
     push_records(&stage, std::iter::once(json!({"id": 1, "jobid": "j", "data": "x"})));
     stage.upload_queue.push_event(None, "startup", json!({}));
@@ -268,10 +268,10 @@ fn proxy_that_calls_everything_too_large_loses_nothing() {
 #[test]
 fn record_that_a_proxy_forbids_is_deferred_and_taken_later() {
     let bad = Arc::new(AtomicBool::new(true));
-    let gate = bad.clone();
+    let shared = bad.clone();
     let taking = Arc::new(Taking::default());
     let taker = taking.clone();
-    let stage = Stage::new(move |asked| match gate.load(Ordering::Relaxed) && asked.body.contains("attack") {
+    let stage = Stage::new(move |asked| match shared.load(Ordering::Relaxed) && asked.body.contains("attack") {
         true if !asked.line.ends_with("/event") => page(403),
         _ => taker.take(asked),
     });
@@ -317,8 +317,8 @@ fn record_that_was_deferred_is_sent_again_under_a_number_that_is_high_enough() {
     let taking = Arc::new(Taking::default());
     taking.last.lock().unwrap().insert("POST /1/10/log".into(), 1 << 60);
     let (taker, bad) = (taking.clone(), Arc::new(AtomicBool::new(true)));
-    let gate = bad.clone();
-    let stage = Stage::new(move |asked| match gate.load(Ordering::Relaxed) && asked.line.ends_with("/log") {
+    let shared = bad.clone();
+    let stage = Stage::new(move |asked| match shared.load(Ordering::Relaxed) && asked.line.ends_with("/log") {
         true => page(403),
         false => taker.take(asked),
     });

@@ -10,8 +10,35 @@ use std::path::Path;
 use std::ptr::null;
 use std::sync::{LazyLock, OnceLock};
 
-/// Signals that are numbered above these are not known to Linux.
+/// The highest signal number of Linux.
 const LAST_SIGNAL: libc::c_int = 64;
+
+/// Bytes of a signal set, as the kernel wants them.
+pub(crate) const SIGSET_BYTES: usize = 8;
+
+/// Returns the signals that this process ignores, bit n - 1 for signal n.
+#[allow(unsafe_code)] // libc's function leaves out signals of its own
+pub(crate) fn ignored_signals() -> u64 {
+    let ignored = |signal: &libc::c_int| {
+        let mut action = [0u64; 8];
+        // SAFETY: asks for an action, which is smaller than that, and sets none.
+        let asked =
+            unsafe { libc::syscall(libc::SYS_rt_sigaction, *signal, null::<u64>(), action.as_mut_ptr(), SIGSET_BYTES) };
+        asked == 0 && action[0] as libc::sighandler_t == libc::SIG_IGN
+    };
+    (1..=LAST_SIGNAL).filter(ignored).fold(0, |set, signal| set | 1 << (signal - 1))
+}
+
+/// Gives these signals their default action, by system calls alone.
+#[allow(unsafe_code)] // as above
+pub(crate) fn reset_signals(set: u64) {
+    // A default action is zero in every form of the kernel's structure.
+    let default = [0u64; 8];
+    for signal in (1..=LAST_SIGNAL).filter(|signal| set >> (signal - 1) & 1 == 1) {
+        // SAFETY: no handler is set.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), null::<u64>(), SIGSET_BYTES) };
+    }
+}
 
 /// The number of descriptors that the agent wants for itself: 100 jobs take about 500.
 const WANTED_DESCRIPTORS: rlim_t = 65_536;
@@ -77,18 +104,9 @@ fn raise_descriptors() {
 ///
 /// SIGPIPE stays ignored, as in every Rust program. Descriptors stay open: one may hold a lock that is
 /// the agent's for as long as it runs.
-#[allow(unsafe_code)] // Sets default actions alone; libc's function leaves out signals of its own.
+#[allow(unsafe_code)] // borrows descriptors by their numbers
 pub(crate) fn reset_inherited() {
-    for signal in (1..=LAST_SIGNAL).filter(|signal| *signal != libc::SIGPIPE) {
-        let mut action = [0u64; 8];
-        let default = [0u64; 8];
-        unsafe {
-            let asked = libc::syscall(libc::SYS_rt_sigaction, signal, null::<u64>(), action.as_mut_ptr(), 8usize);
-            if asked == 0 && action[0] as libc::sighandler_t == libc::SIG_IGN {
-                libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), null::<u64>(), 8usize);
-            }
-        }
-    }
+    reset_signals(ignored_signals() & !(1 << (libc::SIGPIPE - 1)));
     let _ = SigSet::empty().thread_swap_mask(SigmaskHow::SIG_SETMASK);
     // Only the agent's user can access files that the agent makes, SQLite's too. Children get another umask.
     umask(Mode::S_IRWXG | Mode::S_IRWXO);

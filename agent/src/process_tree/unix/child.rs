@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code)] // system calls of a child that shares the memory of the agent
 
-use crate::platform::inherited::{IO_WHO_PROCESS, Privileged};
+use crate::platform::inherited::{IO_WHO_PROCESS, Privileged, SIGSET_BYTES, reset_signals};
 use crate::process_tree::{Settings, StartError, Step};
 use nix::errno::Errno;
 use nix::libc;
@@ -93,11 +93,7 @@ pub(super) fn prepare(plan: &mut Plan) -> Result<(), (Step, Errno)> {
             check(Step::WorkingDir, libc::chdir(folder.as_ptr()).into())?;
         }
         // By the system calls themselves: libc's functions take locks, and leave out signals of its own.
-        // A default action is zero in every form of the kernel's structure.
-        let default = [0u64; 8];
-        for signal in (1..=LAST_SIGNAL).filter(|signal| plan.reset >> (signal - 1) & 1 == 1) {
-            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), null::<u64>(), SIGSET_BYTES);
-        }
+        reset_signals(plan.reset);
         let none = 0u64;
         libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const none, null::<u64>(), SIGSET_BYTES);
     }
@@ -169,12 +165,6 @@ const STEPS: [Step; 8] = [
 
 /// The first limit as a failure counts it.
 const LIMITS: u32 = 100;
-
-/// The highest signal number of Linux.
-pub(super) const LAST_SIGNAL: c_int = 64;
-
-/// Bytes of a signal set, as the kernel wants them.
-pub(super) const SIGSET_BYTES: usize = 8;
 
 /// The first descriptor that is none of the three streams.
 pub(super) const FIRST_OTHER: RawFd = 3;

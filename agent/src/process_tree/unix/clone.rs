@@ -18,9 +18,9 @@
 #![allow(unsafe_code)] // system calls that return twice have no safe form; see `become_program`
 
 use super::cgroup::Group;
-use super::child::{Failure, LAST_SIGNAL, Plan, SIGSET_BYTES, become_program};
+use super::child::{Failure, Plan, become_program};
 use super::program;
-use crate::platform::inherited::{PRIVILEGED, child_descriptors};
+use crate::platform::inherited::{PRIVILEGED, child_descriptors, ignored_signals};
 use crate::process_tree::{Settings, Spawned, StartError, Step};
 use nix::errno::Errno;
 use nix::libc;
@@ -47,16 +47,7 @@ const DEFAULT_PATH: &[u8] = b"/usr/local/bin:/bin:/usr/bin";
 static NO_CLONE3: AtomicBool = AtomicBool::new(false);
 
 /// The signals that the agent ignores, which a child would inherit. They do not change after its start.
-static IGNORED: LazyLock<u64> = LazyLock::new(|| {
-    let ignored = |signal: &c_int| {
-        let mut action = [0u64; 8];
-        // SAFETY: asks for an action, which is smaller than that, and sets none.
-        let asked =
-            unsafe { libc::syscall(libc::SYS_rt_sigaction, *signal, null::<u64>(), action.as_mut_ptr(), SIGSET_BYTES) };
-        asked == 0 && action[0] as libc::sighandler_t == libc::SIG_IGN
-    };
-    (1..=LAST_SIGNAL).filter(ignored).fold(0, |set, signal| set | 1 << (signal - 1))
-});
+static IGNORED: LazyLock<u64> = LazyLock::new(ignored_signals);
 
 /// The agent's own `oom_score_adj`, which a child would inherit.
 static OWN_OOM_SCORE: LazyLock<Option<i32>> =

@@ -71,64 +71,51 @@ impl fmt::Display for RouteError {
 impl std::error::Error for RouteError {}
 
 impl Route {
+    /// The route's label, its method, and the node that its path names.
+    fn row(&self) -> (&'static str, &'static str, Option<NodeId>) {
+        match *self {
+            Route::Cmd(node) => ("cmd", "GET", Some(node)),
+            Route::Result(node) => ("result", "POST", Some(node)),
+            Route::Log(node) => ("log", "POST", Some(node)),
+            Route::Stats(node) => ("stats", "POST", Some(node)),
+            Route::Event(node) => ("event", "POST", Some(node)),
+            Route::Script(node) => ("script", "GET", Some(node)),
+            Route::Renew(node) => ("renew", "POST", Some(node)),
+            Route::Enroll => ("enroll", "POST", None),
+            Route::Health => ("health", "GET", None),
+            Route::Metrics => ("metrics", "GET", None),
+            Route::NodeMetrics => ("metrics_nodes", "GET", None),
+        }
+    }
+
     /// The node that the path names.
     pub(crate) fn node(&self) -> Option<NodeId> {
-        match *self {
-            Route::Cmd(node)
-            | Route::Result(node)
-            | Route::Log(node)
-            | Route::Stats(node)
-            | Route::Event(node)
-            | Route::Script(node)
-            | Route::Renew(node) => Some(node),
-            Route::Enroll | Route::Health | Route::Metrics | Route::NodeMetrics => None,
-        }
+        self.row().2
     }
 
     /// The route's name in metrics: one of eleven, whatever is asked.
     pub(crate) fn label(&self) -> &'static str {
-        match self {
-            Route::Cmd(_) => "cmd",
-            Route::Result(_) => "result",
-            Route::Log(_) => "log",
-            Route::Stats(_) => "stats",
-            Route::Event(_) => "event",
-            Route::Script(_) => "script",
-            Route::Renew(_) => "renew",
-            Route::Enroll => "enroll",
-            Route::Health => "health",
-            Route::Metrics => "metrics",
-            Route::NodeMetrics => "metrics_nodes",
-        }
+        self.row().0
+    }
+
+    /// The method that the route is asked with; where that is GET, HEAD will do too.
+    pub(crate) fn method(&self) -> &'static str {
+        self.row().1
     }
 
     /// Whether the request comes with a body (it is a POST).
     pub(crate) fn takes_body(&self) -> bool {
         self.method() == "POST"
     }
-
-    /// The method that the route is asked with; where that is GET, HEAD will do too.
-    pub(crate) fn method(&self) -> &'static str {
-        match self {
-            Route::Result(_) | Route::Log(_) | Route::Stats(_) | Route::Event(_) | Route::Renew(_) | Route::Enroll => {
-                "POST"
-            }
-            Route::Cmd(_) | Route::Script(_) | Route::Health | Route::Metrics | Route::NodeMetrics => "GET",
-        }
-    }
 }
 
 /// The path, which `route` reads back.
 impl fmt::Display for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.node() {
-            Some(node) => write!(f, "/{}/{}/{}", node.gid, node.nid, self.label()),
-            None => f.write_str(match self {
-                Route::Enroll => "/enroll",
-                Route::Health => "/health",
-                Route::Metrics => "/metrics",
-                _ => "/metrics/nodes",
-            }),
+        match self.row() {
+            (label, _, Some(node)) => write!(f, "/{}/{}/{label}", node.gid, node.nid),
+            ("metrics_nodes", ..) => f.write_str("/metrics/nodes"),
+            (label, ..) => write!(f, "/{label}"),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! `POST /enroll` with an enrolment token, and `POST /{gid}/{nid}/renew` with a node's own credentials.
 
 use super::body::parse;
-use super::{Fault, Outcome, bad, spend};
+use super::{Fault, Outcome, bad, refuse, spend};
 use crate::api::context::Context;
 use crate::api::rate_limiter::{Charge, Resource};
 use crate::auth::enrolment::Enrolment;
@@ -10,7 +10,7 @@ use crate::auth::state_dir::Credentials;
 use crate::http::{Reply, Request};
 use crate::model::grants::{self, Enrolling, Holder};
 use crate::model::{events, nodes, queue};
-use crate::redis::{Batch, describe};
+use crate::redis::describe;
 use jscommon::NodeId;
 use jscommon::command::is_job_id;
 use serde_json::{Value, json as object};
@@ -21,7 +21,7 @@ const MAX_RENEWAL_BYTES: usize = 4096;
 const MAX_REQUEST_NAME_BYTES: usize = 64;
 
 pub(super) fn post(context: &Context, request: &Request) -> Outcome {
-    let refused = |status, reason: String| Err(Fault::Reply(Reply::error(status, reason)));
+    let refused = |status, reason: String| Err(refuse(status, reason));
     let Some(token) = request.bearer.as_deref() else {
         return refused(401, "no enrolment token: send the one that `jsacc token` printed as a bearer token".into());
     };
@@ -92,13 +92,9 @@ pub(super) fn post(context: &Context, request: &Request) -> Outcome {
     context.pool.with(|conn| grants::enrolled(conn, node, &Enrolling { issued, ..new }))?;
     let credentials = issue(context, node, issued)?;
     context.pool.with(|conn| queue::open(conn, node))?;
-    let told = context.pool.with(|conn| {
-        let mut batch = Batch::new();
-        let peer = request.peer.map(|peer| peer.to_string());
-        let data = object!({"addr": peer, "token": enrolment.id, "replaced": holder == Holder::Other});
-        events::add(&mut batch, "enrolled", Some(node), now, &data);
-        conn.run(&batch).map(drop)
-    });
+    let peer = request.peer.map(|peer| peer.to_string());
+    let data = object!({"addr": peer, "token": enrolment.id, "replaced": holder == Holder::Other});
+    let told = context.pool.with(|conn| events::tell(conn, "enrolled", Some(node), now, &data));
     // The use of the token is counted, and the node has what it came for.
     if let Err(e) = told {
         ::log::error!("that node {node} was enrolled with the token {} is in no event: {}", enrolment.id, describe(&e));
@@ -110,13 +106,13 @@ pub(super) fn post(context: &Context, request: &Request) -> Outcome {
 fn taken(context: &Context, node: NodeId) -> Outcome {
     context.metrics.refused("enrolment");
     let NodeId { gid, nid } = node;
-    Err(Fault::Reply(Reply::error(
+    Err(refuse(
         409,
         format!(
             "node {node} has credentials that hold; if it is to get new ones, enrol it with a token of `jsacc token \
              --node {gid}.{nid} --replace`, or end the old ones first with `jsacc revoke {gid} {nid}`"
         ),
-    )))
+    ))
 }
 
 pub(super) fn renew(context: &Context, node: NodeId, request: &Request) -> Outcome {
@@ -124,10 +120,7 @@ pub(super) fn renew(context: &Context, node: NodeId, request: &Request) -> Outco
     let dated = request.bearer.is_some() || request.cert_issued.is_some();
     // A node may come without the certificate that it has lost.
     if request.body.len() > MAX_RENEWAL_BYTES {
-        return Err(Fault::Reply(Reply::error(
-            413,
-            format!("a request for credentials has at most {MAX_RENEWAL_BYTES} bytes"),
-        )));
+        return Err(refuse(413, format!("a request for credentials has at most {MAX_RENEWAL_BYTES} bytes")));
     }
     let body: Value = serde_json::from_slice(&request.body).unwrap_or_default();
     let lost = request.cert_issued.is_none() && body["certificate"] == true;
@@ -148,7 +141,7 @@ pub(super) fn renew(context: &Context, node: NodeId, request: &Request) -> Outco
         };
         if let Err(refusal) = holds {
             context.metrics.refused(refusal.label);
-            return Err(Fault::Reply(Reply::error(refusal.status, refusal.reason)));
+            return Err(refuse(refusal.status, refusal.reason));
         }
     }
     let issued = now.max(until.map_or(0, |until| until + 1));
@@ -164,7 +157,7 @@ fn issue(context: &Context, node: NodeId, issued: u64) -> Result<Credentials, Fa
     let secrets = context.authenticator.secrets();
     context.state_dir.issue(&context.config, &secrets, node, issued).map_err(|e| {
         ::log::error!("credentials for node {node} cannot be made: {e:#}");
-        Fault::Reply(Reply::error(500, "the controller cannot make credentials; its log says why"))
+        refuse(500, "the controller cannot make credentials; its log says why")
     })
 }
 

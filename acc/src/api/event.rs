@@ -1,6 +1,6 @@
 //! `POST /{gid}/{nid}/event`: starts and stops, alerts, what an agent noticed.
 
-use super::{ENTRY_BYTES, Fault, Outcome, bad, bytes, expect_room, json, revoked, spend};
+use super::{ENTRY_BYTES, Fault, Outcome, bad, bytes, expect_room, json, refuse, revoked, spend};
 use crate::api::context::Context;
 use crate::api::rate_limiter::{Charge, Resource};
 use crate::http::{Reply, Request};
@@ -26,7 +26,7 @@ pub(super) fn post(context: &Context, node: NodeId, request: &mut Request) -> Ou
     expect_room(context, node, &[Charge::new(Resource::Events, 1)])?;
     // As JSON a text may be six times as long as it is.
     if body.len() > 8 * MAX_DATA_BYTES {
-        return Err(Fault::Reply(Reply::error(413, format!("an event's 'data' has at most {MAX_DATA_BYTES} bytes"))));
+        return Err(refuse(413, format!("an event's 'data' has at most {MAX_DATA_BYTES} bytes")));
     }
     let mut body = json(&context.values, &context.metrics, node, body)?;
     let mut data = body.value.get_mut("data").map_or(Value::Object(Map::new()), Value::take);

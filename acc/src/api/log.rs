@@ -1,6 +1,6 @@
 //! `POST /{gid}/{nid}/log`: batches of records.
 
-use super::{ENTRY_BYTES, Fault, Outcome, bad, batch_number, bytes, expect_room, json, spend};
+use super::{ENTRY_BYTES, Fault, Outcome, bad, batch_number, bytes, expect_room, json, refuse, spend};
 use crate::api::context::Context;
 use crate::api::rate_limiter::{Charge, Resource};
 use crate::bounded_map::Throttle;
@@ -135,10 +135,9 @@ fn report_wrong_types(context: &Context, notices: &Notices, wrong: &[(String, St
         }
         let instead = series::log_key("", WRONG_TYPE);
         ::log::error!("{sentence}");
-        let mut batch = Batch::new();
-        events::add(&mut batch, "wrong_type", None, now, &object!({"key": key, "instead": instead}));
+        let data = object!({"key": key, "instead": instead});
         // The records are stored whether it is told or not.
-        let _ = context.pool.with(|conn| conn.run(&batch));
+        let _ = context.pool.with(|conn| events::tell(conn, "wrong_type", None, now, &data));
     }
 }
 
@@ -176,7 +175,7 @@ impl BadRecord {
     fn reply(&self, index: usize) -> Fault {
         match self {
             BadRecord::OtherNode => {
-                Fault::Reply(Reply::error(403, format!("record {index} names another node than the one that sends it")))
+                refuse(403, format!("record {index} names another node than the one that sends it"))
             }
             BadRecord::Field(name) => bad(format!("record {index} has a bad '{name}'")),
         }

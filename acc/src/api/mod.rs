@@ -71,9 +71,14 @@ impl From<redis::RedisError> for Fault {
     }
 }
 
+/// A status with a sentence.
+fn refuse(status: u16, reason: impl Into<String>) -> Fault {
+    Fault::Reply(Reply::error(status, reason))
+}
+
 /// 400 with a sentence.
 fn bad(reason: impl Into<String>) -> Fault {
-    Fault::Reply(Reply::error(400, reason))
+    refuse(400, reason)
 }
 
 impl Handlers {
@@ -184,7 +189,7 @@ impl Handlers {
     fn recheck_revocation(&self, request: &Request) -> Result<(), Fault> {
         let Some(node) = request.node else { return Ok(()) };
         let good = self.context.authenticator.recheck_revocation(node, request.bearer.as_deref(), request.cert_dated());
-        good.map_err(|refusal| Fault::Reply(Reply::error(refusal.status, refusal.reason)))
+        good.map_err(|refusal| refuse(refusal.status, refusal.reason))
     }
 
     fn reply(&self, request: &Request, outcome: Outcome) -> Reply {
@@ -209,7 +214,7 @@ fn revoked(node: NodeId) -> Reply {
 
 /// 413: the body is to be sent in parts.
 fn too_many(reason: String) -> Fault {
-    Fault::Reply(Reply::error(413, format!("{reason}: send fewer at once")))
+    refuse(413, format!("{reason}: send fewer at once"))
 }
 
 /// Spends what a request of `node` costs, or refuses it with 429.

@@ -153,9 +153,7 @@ fn reply(context: &Context, posted: Posted, refusals: &mut impl Iterator<Item = 
     // Somebody may send them without end, and one is news enough.
     if context.rate_limiter.take(node, &[Charge::new(Resource::RefusedEvents, 1)], now).is_ok() {
         let data = object!({"id": id, "reason": why.sentence(), "count": refused.len()});
-        let mut batch = Batch::new();
-        events::add(&mut batch, "refused_result", Some(node), now, &data);
-        if let Err(e) = context.pool.with(|conn| conn.run(&batch)) {
+        if let Err(e) = context.pool.with(|conn| events::tell(conn, "refused_result", Some(node), now, &data)) {
             ::log::debug!("a refused result of node {node} is not told: {}", describe(&e));
         }
     }

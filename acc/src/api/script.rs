@@ -1,6 +1,6 @@
 //! `GET /{gid}/{nid}/script?hash=<sha256>`: the source of a script.
 
-use super::{Fault, Outcome, bad, expect_room};
+use super::{Outcome, bad, expect_room, refuse};
 use crate::api::context::Context;
 use crate::api::rate_limiter::{Charge, Resource};
 use crate::http::{Reply, Request};
@@ -31,6 +31,6 @@ pub(super) fn get(context: &Context, node: NodeId, request: &Request) -> Outcome
     context.rate_limiter.owe(node, Charge::new(Resource::Lookups, price), context.clock.now());
     match source {
         Some(source) => Ok(Reply::shared("application/octet-stream", source)),
-        None => Err(Fault::Reply(Reply::error(404, format!("there is no script with the hash {hash}")))),
+        None => Err(refuse(404, format!("there is no script with the hash {hash}"))),
     }
 }

@@ -1,6 +1,6 @@
 //! `POST /{gid}/{nid}/stats`: batches of series.
 
-use super::{ENTRY_BYTES, Fault, Outcome, bad, batch_number, bytes, expect_room, json, spend};
+use super::{ENTRY_BYTES, Fault, Outcome, bad, batch_number, bytes, expect_room, json, refuse, spend};
 use crate::api::context::Context;
 use crate::api::rate_limiter::{Charge, Resource};
 use crate::http::Reply;
@@ -117,7 +117,7 @@ fn read(node: NodeId, mut body: Value, now: u64) -> Result<Posted, Fault> {
         }
         if names_another(node, &key) {
             let sentence = format!("series {i} is named after another node than the one that sends it");
-            return Err(Fault::Reply(Reply::error(403, sentence)));
+            return Err(refuse(403, sentence));
         }
         series.push((key, format!("[{value},{timestamp}]")));
     }

@@ -102,8 +102,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, Str
     let mut settings: Vec<(String, Raw)> = Vec::new();
     let mut file: Option<PathBuf> = None;
     let mut words: Vec<String> = Vec::new();
-    let (mut url, mut out, mut uses, mut ttl) = (None, None, None, None);
-    let mut terms = Terms::default();
+    let mut flags = TaskFlags::default();
     while let Some(arg) = parser.next().map_err(|e| e.to_string())? {
         let name = match arg {
             Arg::Value(word) => {
@@ -127,37 +126,8 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, Str
         };
         match name.as_str() {
             "config" => file = Some(word()?.into()),
-            "url" => url = Some(word()?),
-            "out" => out = Some(PathBuf::from(word()?)),
-            "role" => {
-                let value = word()?;
-                if !is_role(&value) {
-                    return Err(format!("--role is 1 to 64 of A-Z a-z 0-9 . _ : / -, not '{value}'"));
-                }
-                terms.named.push(format!("role:{value}"));
-            }
-            "label" => {
-                let value = word()?;
-                if !value.split_once('=').is_some_and(|(name, value)| is_role(name) && is_role(value)) {
-                    return Err(format!("--label is NAME=VALUE, each 1 to 64 of A-Z a-z 0-9 . _ : / -, not '{value}'"));
-                }
-                terms.named.push(format!("label:{value}"));
-            }
-            "node" => {
-                let value = word()?;
-                let node = value.replacen('.', ":", 1).parse().ok();
-                terms.node = Some(node.ok_or(format!("--node is GID.NID, whole numbers of 1 or more, not '{value}'"))?);
-            }
-            "uses" => {
-                let value = word()?;
-                let number = value.parse().ok().filter(|n| (1..=1_000_000).contains(n));
-                uses = Some(number.ok_or(format!("--uses is a whole number from 1 to 1000000, not '{value}'"))?);
-            }
-            "ttl" => {
-                let value = word()?;
-                ttl = Some(seconds(&value).ok_or(format!("--ttl is a time such as 30m, 1h or 7d, not '{value}'"))?);
-            }
-            "replace" => terms.replace = true,
+            "replace" => flags.terms.replace = true,
+            "url" | "out" | "role" | "label" | "node" | "uses" | "ttl" => flags.set(&name, word()?)?,
             switch if config::SWITCHES.contains(&switch) => settings.push((name, Raw::Yes(true))),
             setting if config::is_setting(setting) => {
                 let value = word()?;
@@ -166,7 +136,15 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, Str
             _ => return Err(format!("unknown flag --{name} (see --help)")),
         }
     }
+    let config = Box::new(read_config(file, settings)?);
+    Ok(match flags.task(&words)? {
+        None => Invocation::Serve(config),
+        Some(task) => Invocation::Do(config, task),
+    })
+}
 
+/// The settings of the environment, of the file, and of the flags, each before the next.
+fn read_config(file: Option<PathBuf>, settings: Vec<(String, Raw)>) -> Result<Config, String> {
     let mut config = Config::default();
     if let Ok(level) = std::env::var("RUST_LOG") {
         // A word for another program's logger is no reason not to start.
@@ -180,10 +158,10 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, Str
             faults.join("; ")
         })?;
     }
-    let redis_given = settings.iter().any(|(name, _)| name == "redis");
-    config.insecure_file = settings.iter().any(|(name, _)| name == "insecure-paths");
-    let hosts_given = settings.iter().any(|(name, _)| name == "host");
-    if hosts_given {
+    let is_given = |flag: &str| settings.iter().any(|(name, _)| name == flag);
+    let redis_given = is_given("redis");
+    config.insecure_file = is_given("insecure-paths");
+    if is_given("host") {
         config.hosts.clear();
     }
     for (name, value) in settings {
@@ -199,31 +177,99 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Invocation, Str
         );
     }
     config.file = file;
+    Ok(config)
+}
 
-    let is_for_token = uses.is_some() || ttl.is_some() || terms.node.is_some() || terms.replace;
-    let task = task(&words, url.is_some() || out.is_some(), is_for_token)?;
-    if terms.replace && terms.node.is_none() {
-        return Err("--replace needs --node GID.NID: a token for any node must not end the credentials of one".into());
-    }
-    if !terms.named.is_empty() && !matches!(task, Some(Task::Enroll { .. } | Task::Token { .. })) {
-        return Err("--role and --label belong to `jsacc enroll` and `jsacc token`".into());
-    }
-    let config = Box::new(config);
-    Ok(match task {
-        None => Invocation::Serve(config),
-        Some(Task::Enroll { node, .. }) => {
-            if let Some(url) = &url
-                && !is_url(url)
-            {
-                return Err(format!("--url is https://host:port, with a port from 1 to 65535, not '{url}'"));
+/// The flags of the subcommands.
+#[derive(Default)]
+struct TaskFlags {
+    url: Option<String>,
+    out: Option<PathBuf>,
+    uses: Option<u64>,
+    ttl: Option<u64>,
+    terms: Terms,
+}
+
+impl TaskFlags {
+    fn set(&mut self, name: &str, value: String) -> Result<(), String> {
+        match name {
+            "url" => self.url = Some(value),
+            "out" => self.out = Some(value.into()),
+            "role" => {
+                if !is_role(&value) {
+                    return Err(format!("--role is 1 to 64 of A-Z a-z 0-9 . _ : / -, not '{value}'"));
+                }
+                self.terms.named.push(format!("role:{value}"));
             }
-            Invocation::Do(config, Task::Enroll { node, url, out, named: terms.named })
+            "label" => {
+                if !value.split_once('=').is_some_and(|(name, value)| is_role(name) && is_role(value)) {
+                    return Err(format!("--label is NAME=VALUE, each 1 to 64 of A-Z a-z 0-9 . _ : / -, not '{value}'"));
+                }
+                self.terms.named.push(format!("label:{value}"));
+            }
+            "node" => {
+                let node = value.replacen('.', ":", 1).parse().ok();
+                let node = node.ok_or(format!("--node is GID.NID, whole numbers of 1 or more, not '{value}'"))?;
+                self.terms.node = Some(node);
+            }
+            "uses" => {
+                let number = value.parse().ok().filter(|n| (1..=1_000_000).contains(n));
+                self.uses = Some(number.ok_or(format!("--uses is a whole number from 1 to 1000000, not '{value}'"))?);
+            }
+            _ => {
+                let time = seconds(&value).ok_or(format!("--ttl is a time such as 30m, 1h or 7d, not '{value}'"))?;
+                self.ttl = Some(time);
+            }
         }
-        Some(Task::Token { .. }) => {
-            Invocation::Do(config, Task::Token { uses: uses.unwrap_or(1), ttl: ttl.unwrap_or(3600), terms })
+        Ok(())
+    }
+
+    /// The subcommand with its flags; nothing for a controller.
+    fn task(self, words: &[String]) -> Result<Option<Task>, String> {
+        let TaskFlags { url, out, uses, ttl, terms } = self;
+        let mut words = words.iter().map(String::as_str);
+        let name = words.next();
+        if (url.is_some() || out.is_some()) && name != Some("enroll") {
+            return Err("--url and --out belong to `jsacc enroll`".into());
         }
-        Some(task) => Invocation::Do(config, task),
-    })
+        let is_for_token = uses.is_some() || ttl.is_some() || terms.node.is_some() || terms.replace;
+        if is_for_token && name != Some("token") {
+            return Err("--uses, --ttl, --node and --replace belong to `jsacc token`".into());
+        }
+        if terms.replace && terms.node.is_none() {
+            return Err(
+                "--replace needs --node GID.NID: a token for any node must not end the credentials of one".into()
+            );
+        }
+        if !terms.named.is_empty() && !matches!(name, Some("enroll" | "token")) {
+            return Err("--role and --label belong to `jsacc enroll` and `jsacc token`".into());
+        }
+        if let Some(url) = url.as_deref().filter(|url| !is_url(url)) {
+            return Err(format!("--url is https://host:port, with a port from 1 to 65535, not '{url}'"));
+        }
+        let mut node = |task: &str| -> Result<NodeId, String> {
+            match (words.next(), words.next()) {
+                (Some(gid), Some(nid)) => format!("{gid}:{nid}")
+                    .parse()
+                    .map_err(|_| format!("GID and NID are whole numbers of 1 or more, not '{gid}' and '{nid}'")),
+                _ => Err(format!("jsacc {task} needs GID and NID")),
+            }
+        };
+        let task = match name {
+            None => return Ok(None),
+            Some("enroll") => Task::Enroll { node: node("enroll")?, url, out, named: terms.named },
+            Some("revoke") => Task::Revoke(node("revoke")?),
+            Some("rotate") => Task::Rotate,
+            Some("token") => Task::Token { uses: uses.unwrap_or(1), ttl: ttl.unwrap_or(3600), terms },
+            Some(other) => {
+                return Err(format!("unknown command '{other}': enroll, revoke, rotate or token (see --help)"));
+            }
+        };
+        match words.next() {
+            None => Ok(Some(task)),
+            Some(more) => Err(format!("'{more}' is one argument too many")),
+        }
+    }
 }
 
 /// Whether an agent would take it for the address of a controller.
@@ -236,37 +282,6 @@ fn is_url(url: &str) -> bool {
     };
     let is_port = |port: &str| port.bytes().all(|b| b.is_ascii_digit()) && matches!(port.parse::<u16>(), Ok(1..));
     !host.is_empty() && !rest.contains(['?', '#', '@', ' ']) && port.is_none_or(is_port)
-}
-
-fn task(words: &[String], has_enroll_flags: bool, has_token_flags: bool) -> Result<Option<Task>, String> {
-    let mut words = words.iter().map(String::as_str);
-    let name = words.next();
-    if has_enroll_flags && name != Some("enroll") {
-        return Err("--url and --out belong to `jsacc enroll`".into());
-    }
-    if has_token_flags && name != Some("token") {
-        return Err("--uses, --ttl, --node and --replace belong to `jsacc token`".into());
-    }
-    let mut node = |task: &str| -> Result<NodeId, String> {
-        match (words.next(), words.next()) {
-            (Some(gid), Some(nid)) => format!("{gid}:{nid}")
-                .parse()
-                .map_err(|_| format!("GID and NID are whole numbers of 1 or more, not '{gid}' and '{nid}'")),
-            _ => Err(format!("jsacc {task} needs GID and NID")),
-        }
-    };
-    let task = match name {
-        None => return Ok(None),
-        Some("enroll") => Task::Enroll { node: node("enroll")?, url: None, out: None, named: Vec::new() },
-        Some("revoke") => Task::Revoke(node("revoke")?),
-        Some("rotate") => Task::Rotate,
-        Some("token") => Task::Token { uses: 1, ttl: 3600, terms: Terms::default() },
-        Some(other) => return Err(format!("unknown command '{other}': enroll, revoke, rotate or token (see --help)")),
-    };
-    match words.next() {
-        None => Ok(Some(task)),
-        Some(more) => Err(format!("'{more}' is one argument too many")),
-    }
 }
 
 /// `90`, `90s`, `30m`, `1h`, `7d` as seconds, from 1 second to 10 years.

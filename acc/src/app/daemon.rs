@@ -24,7 +24,7 @@ use crate::critical_thread;
 use crate::metrics::Metrics;
 use crate::model::claims::Claimed;
 use crate::model::{SCHEMA, nodes, wakeups};
-use crate::proxy::{self, Limits, ProxyConfig};
+use crate::proxy::{self, Limits, ProxyConfig, Seen};
 use crate::redis::errors::{is_broken, is_too_old};
 use crate::redis::{Address, Pool, describe};
 use crate::work::Stop;
@@ -32,7 +32,7 @@ use crate::work::dispatcher::Dispatcher;
 use crate::work::periodic::PeriodicTasks;
 use crate::work::shared_changes::DeadControllers;
 use anyhow::{Context as _, bail};
-use crossbeam_channel::{Receiver, RecvTimeoutError};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use jscommon::lock::lock;
 use jscommon::notify;
 use jscommon::worker::Worker;
@@ -113,50 +113,10 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let mut signals = Signals::new([SIGTERM, SIGINT]).context("signals cannot be caught")?;
     config.warnings.iter().for_each(|warning| log::warn!("{warning}"));
     let context = Arc::new(prepare(config, false)?);
-    let config = &context.config;
-    // A secret that does not fit is told before anything listens. When Redis is away, the heartbeat looks
-    // at it later.
-    match context.pool.with(nodes::fingerprint) {
-        Ok(Some(theirs)) => {
-            shared_secrets::check_fingerprint(&context.authenticator, &context.config.state_dir, &theirs)
-                .map_err(anyhow::Error::msg)?
-        }
-        Err(e) if is_too_old(&e) => return Err(redis_fault(config, &e)),
-        _ => {}
-    }
-    // No node is admitted before both are known; when Redis is away, the periodic tasks read them later.
-    let agreed =
-        context.pool.with(|conn| shared_secrets::agree_on_ticket_key(&context.tickets, &context.state_dir, conn));
-    if let Err(e) = &agreed
-        && !is_broken(e)
-    {
-        log::error!("the ticket key is not compared with the one in redis yet: {}", describe(e));
-    }
-    if context.tickets.is_agreed()
-        && let Err(e) = context.pool.with(|conn| {
-            shared_secrets::admit_nodes(&context.tickets, &context.state_dir, &context.authenticator, conn)
-        })
-    {
-        log::debug!("the revocations are not read yet: {}", describe(&e));
-    }
-
-    let tls = match config.insecure_http {
-        true => None,
-        false => Some(TlsSource::new(context.state_dir.tls(config, clock::local_ms())?)),
-    };
+    agree_with_redis(&context)?;
     let (fatal_in, fatal) = crossbeam_channel::unbounded::<String>();
-    let server = server::Handle::start(HANDLER_THREADS, Arc::new(Handlers::new(context.clone())), &fatal_in)?;
     let (seen_in, seen) = crossbeam_channel::unbounded();
-    let proxy_config = ProxyConfig {
-        listen: SocketAddr::new(config.bind, config.port),
-        tls: tls.clone(),
-        backend: server.backend(),
-        limits: Limits { max_records: config.max_records, ..Limits::default() },
-    };
-    let (authenticator, metrics) = (context.authenticator.clone(), context.metrics.clone());
-    let proxy = proxy::Handle::start(proxy_config, authenticator, metrics, seen_in, fatal_in.clone())?;
-    let scheme = if config.insecure_http { "http" } else { "https" };
-    log::info!("listening on {scheme}://{}, redis at {}", proxy.addr(), config.redis);
+    let (server, proxy, tls) = serve(&context, seen_in, &fatal_in)?;
 
     let (refused_in, refused) = crossbeam_channel::bounded(256);
     context.authenticator.report_refusals(refused_in);
@@ -248,6 +208,59 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         Some(why) => bail!(why),
         None => Ok(()),
     }
+}
+
+/// Compares what this controller shares with others with what Redis has. A fault of that is told before anything
+/// listens; when Redis is away, the heartbeat and the periodic tasks do it later.
+fn agree_with_redis(context: &Context) -> anyhow::Result<()> {
+    let config = &context.config;
+    match context.pool.with(nodes::fingerprint) {
+        Ok(Some(theirs)) => shared_secrets::check_fingerprint(&context.authenticator, &config.state_dir, &theirs)
+            .map_err(anyhow::Error::msg)?,
+        Err(e) if is_too_old(&e) => return Err(redis_fault(config, &e)),
+        _ => {}
+    }
+    // No node is admitted before both are known.
+    let agreed =
+        context.pool.with(|conn| shared_secrets::agree_on_ticket_key(&context.tickets, &context.state_dir, conn));
+    if let Err(e) = &agreed
+        && !is_broken(e)
+    {
+        log::error!("the ticket key is not compared with the one in redis yet: {}", describe(e));
+    }
+    if context.tickets.is_agreed()
+        && let Err(e) = context.pool.with(|conn| {
+            shared_secrets::admit_nodes(&context.tickets, &context.state_dir, &context.authenticator, conn)
+        })
+    {
+        log::debug!("the revocations are not read yet: {}", describe(&e));
+    }
+    Ok(())
+}
+
+/// Starts the web server and the proxy before it; also returns the proxy's certificate, when it has one.
+fn serve(
+    context: &Arc<Context>,
+    seen: Sender<Seen>,
+    fatal: &Sender<String>,
+) -> anyhow::Result<(server::Handle, proxy::Handle, Option<TlsSource>)> {
+    let config = &context.config;
+    let tls = match config.insecure_http {
+        true => None,
+        false => Some(TlsSource::new(context.state_dir.tls(config, clock::local_ms())?)),
+    };
+    let server = server::Handle::start(HANDLER_THREADS, Arc::new(Handlers::new(context.clone())), fatal)?;
+    let proxy_config = ProxyConfig {
+        listen: SocketAddr::new(config.bind, config.port),
+        tls: tls.clone(),
+        backend: server.backend(),
+        limits: Limits { max_records: config.max_records, ..Limits::default() },
+    };
+    let (authenticator, metrics) = (context.authenticator.clone(), context.metrics.clone());
+    let proxy = proxy::Handle::start(proxy_config, authenticator, metrics, seen, fatal.clone())?;
+    let scheme = if config.insecure_http { "http" } else { "https" };
+    log::info!("listening on {scheme}://{}, redis at {}", proxy.addr(), config.redis);
+    Ok((server, proxy, tls))
 }
 
 /// Tells the service manager every so often that the proxy lives, as long as the proxy says so.

@@ -43,9 +43,8 @@ impl Revoker<'_> {
         let until = nodes::revoke(conn, node, local)?;
         jscommon::failpoint::hit("acc.revoked");
         let waited = self.strip(conn, node, until)?;
-        let mut batch = Batch::new();
-        events::add(&mut batch, "revoked", Some(node), nodes::time(conn)?, &json!({"waited": waited}));
-        conn.run(&batch)?;
+        let now = nodes::time(conn)?;
+        events::tell(conn, "revoked", Some(node), now, &json!({"waited": waited}))?;
         Ok(Revoked { until, waited })
     }
 

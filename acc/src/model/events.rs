@@ -4,8 +4,9 @@
 //! often (the handlers).
 
 use crate::model::{HISTORY, keys, scripts};
-use crate::redis::Batch;
+use crate::redis::{Batch, Conn};
 use jscommon::NodeId;
+use redis::RedisResult;
 use serde_json::{Value, json};
 
 /// Names of events that the controller tells of a node: the node itself cannot tell them.
@@ -31,4 +32,11 @@ pub fn add(batch: &mut Batch, name: &str, node: Option<NodeId>, now: u64, data: 
     };
     let args = (entry, source, HISTORY, MAX_BYTES, MAX_OF_ONE, MAX_BYTES_OF_ONE);
     batch.script(&scripts::EVENT, &[keys::EVENTS.to_owned(), keys::seen(keys::EVENTS)], args);
+}
+
+/// Adds an event by a call of its own.
+pub(crate) fn tell(conn: &mut Conn, name: &str, node: Option<NodeId>, now: u64, data: &Value) -> RedisResult<()> {
+    let mut batch = Batch::new();
+    add(&mut batch, name, node, now, data);
+    conn.run(&batch).map(drop)
 }

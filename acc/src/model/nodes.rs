@@ -178,14 +178,9 @@ pub(crate) fn forget(batch: &mut Batch, node: NodeId) {
     batch.call(Cmd::zrem(keys::AGENTS, node.to_string()));
 }
 
-/// A number that moves when a revocation is added.
-pub(crate) fn revoked_version(conn: &mut Conn) -> RedisResult<u64> {
-    conn.one::<Option<u64>>(&Cmd::get(keys::REVOKED_VERSION)).map(Option::unwrap_or_default)
-}
-
-/// Asks for that number; nothing is 0.
-pub(crate) fn ask_revoked_version(batch: &mut Batch) {
-    batch.call(Cmd::get(keys::REVOKED_VERSION));
+/// The call for a number that moves when a revocation is added; nothing is 0.
+pub(crate) fn revoked_version() -> Cmd {
+    Cmd::get(keys::REVOKED_VERSION)
 }
 
 /// Each revoked node, with the time (ms) up to which its credentials do not hold.
@@ -257,20 +252,20 @@ pub(crate) fn set_fingerprint(conn: &mut Conn, fingerprint: &str) -> RedisResult
     conn.one(&Cmd::hset(keys::SECRET, "current", fingerprint))
 }
 
-/// Asks for the ticket key, or nothing.
-pub(crate) fn ask_ticket_key(batch: &mut Batch) {
-    batch.call(Cmd::get(keys::TICKET_KEY));
+/// The call for the ticket key, or nothing.
+pub(crate) fn ticket_key() -> Cmd {
+    Cmd::get(keys::TICKET_KEY)
 }
 
 /// Writes down the ticket key `ours` when Redis has none; answers the one that stands.
 pub(crate) fn claim_ticket_key(conn: &mut Conn, ours: &str) -> RedisResult<String> {
     // Not with SETNX at once: a full Redis refuses to write, and can still be read.
-    if let Some(theirs) = conn.one(&Cmd::get(keys::TICKET_KEY))? {
+    if let Some(theirs) = conn.one(&ticket_key())? {
         return Ok(theirs);
     }
     let mut batch = Batch::new();
     batch.call(Cmd::set_nx(keys::TICKET_KEY, ours));
-    batch.call(Cmd::get(keys::TICKET_KEY));
+    batch.call(ticket_key());
     String::from_redis_value(conn.run(&batch)?.pop().unwrap_or(Value::Nil)).map_err(Into::into)
 }
 

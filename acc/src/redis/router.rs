@@ -18,7 +18,7 @@ use super::errors::{SERVER_AWAY, describe, is_interrupted};
 use super::known_servers::ServerAddr;
 use super::server::Server;
 use super::topology::{self, Topology, slot_of};
-use redis::{Cmd, Connection, ConnectionInfo, ErrorKind, RedisError, RedisResult, ServerErrorKind, Value};
+use redis::{Cmd, Connection, ConnectionInfo, ErrorKind, RedisError, RedisResult, ServerError, ServerErrorKind, Value};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -166,27 +166,9 @@ impl Router {
                         answers[open.index] = Ok(answer);
                         continue;
                     };
-                    let to = || topology::redirection(error.details().unwrap_or_default(), &addr);
-                    let again = match error.kind() {
-                        Some(ServerErrorKind::Moved) => {
-                            moved = true;
-                            to().map(Destination::Moved)
-                        }
-                        Some(ServerErrorKind::Ask) => to().map(Destination::Asking),
-                        Some(ServerErrorKind::TryAgain) => {
-                            open.redirections = 0;
-                            let since = slot_of(&calls[open.index])
-                                .map(|slot| *self.moving.entry(slot).or_insert_with(Instant::now));
-                            let again = since.is_some_and(|since| since.elapsed() < MIGRATION_TIMEOUT);
-                            wait |= again;
-                            again.then_some(Destination::Slot)
-                        }
-                        Some(ServerErrorKind::NoScript) if !std::mem::replace(&mut open.reloaded, true) => {
-                            self.servers.get_mut(&addr).into_iter().for_each(Server::forget_scripts);
-                            Some(open.way.clone())
-                        }
-                        _ => None,
-                    };
+                    let again = self.next_way(&addr, &calls[open.index], &mut open, error);
+                    moved |= error.kind() == Some(ServerErrorKind::Moved);
+                    wait |= again.is_some() && error.kind() == Some(ServerErrorKind::TryAgain);
                     open.redirections += 1;
                     match again.filter(|_| open.redirections <= MAX_REDIRECTIONS) {
                         Some(way) => todo.push(Open { way, ..open }),
@@ -207,6 +189,25 @@ impl Router {
             let _ = self.refresh_topology();
         }
         Ok(answers)
+    }
+
+    /// Which way a call takes next that a server has not done; nothing where its error stands.
+    fn next_way(&mut self, addr: &ServerAddr, call: &Cmd, open: &mut Open, error: &ServerError) -> Option<Destination> {
+        let to = || topology::redirection(error.details().unwrap_or_default(), addr);
+        match error.kind()? {
+            ServerErrorKind::Moved => to().map(Destination::Moved),
+            ServerErrorKind::Ask => to().map(Destination::Asking),
+            ServerErrorKind::TryAgain => {
+                open.redirections = 0;
+                let since = *self.moving.entry(slot_of(call)?).or_insert_with(Instant::now);
+                (since.elapsed() < MIGRATION_TIMEOUT).then_some(Destination::Slot)
+            }
+            ServerErrorKind::NoScript if !std::mem::replace(&mut open.reloaded, true) => {
+                self.servers.get_mut(addr).into_iter().for_each(Server::forget_scripts);
+                Some(open.way.clone())
+            }
+            _ => None,
+        }
     }
 
     /// Whether `transact` can be called: the servers of a cluster have no transaction together, and a user may have

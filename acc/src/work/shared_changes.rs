@@ -46,9 +46,7 @@ impl SharedChanges {
     ) -> RedisResult<()> {
         let now = context.clock.now();
         let mut batch = Batch::new();
-        nodes::ask_revoked_version(&mut batch);
-        batch.call(jobs::expired(now, 1));
-        nodes::ask_ticket_key(&mut batch);
+        batch.call(nodes::revoked_version()).call(jobs::expired(now, 1)).call(nodes::ticket_key());
         controllers::ask_dead(&mut batch, now);
         let before = batch.len();
         let due = grants::ask_due(context, &mut batch);
@@ -82,7 +80,7 @@ impl SharedChanges {
     }
 
     fn read_revocations(&mut self, context: &Context, proxy: &Remote, conn: &mut Conn) -> RedisResult<()> {
-        let version = nodes::revoked_version(conn)?;
+        let version = conn.one::<Option<u64>>(&nodes::revoked_version())?.unwrap_or_default();
         if self.revoked != Some(version) {
             let fresh = context.authenticator.set_revoked(nodes::revoked(conn)?);
             for node in &fresh {

@@ -3,6 +3,7 @@
 use crate::explore::Steps;
 use crate::redis::Withdrawn;
 use crate::requests::{deliver, parked, poll, post, recheck, recheck_all, release_poll};
+use crate::setup::*;
 use crate::state::*;
 
 /// All steps that the controllers may take next.

@@ -1,5 +1,6 @@
 //! Breadth-first search through all states, and the way back from a bad one.
 
+use crate::setup::*;
 use crate::state::*;
 use crate::{controller, invariants, node};
 use std::collections::hash_map::Entry;

@@ -1,5 +1,6 @@
 //! The invariants of every state.
 
+use crate::setup::*;
 use crate::state::*;
 
 /// The sentence that says which invariant a state breaks.

@@ -17,10 +17,11 @@ mod invariants;
 mod node;
 mod redis;
 mod requests;
+mod setup;
 mod state;
 
 use explore::explore;
-use state::{Kind, Mutation, Setup, fault};
+use setup::{Kind, Mutation, Setup, fault};
 
 const JOB: &[Kind] = &[Kind::Job(1)];
 const NOBODY: &[Kind] = &[Kind::Nobody];

@@ -3,6 +3,7 @@
 use crate::controller;
 use crate::explore::Steps;
 use crate::requests;
+use crate::setup::*;
 use crate::state::*;
 
 impl Node {

@@ -2,6 +2,7 @@
 
 use crate::explore::Steps;
 use crate::redis::Asked;
+use crate::setup::*;
 use crate::state::*;
 
 /// The poll of `node` that counts at `ac`, as `ParkedPolls` has it.

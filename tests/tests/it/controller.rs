@@ -1,6 +1,6 @@
 //! The controller as a client and a node see it: targets, acknowledgement, results, refusals.
 
-use jstests::{Acc, AccOptions, Client, LONG, Redis, SHORT, fresh_id, wait_for, wait_until};
+use jstests::{Acc, AccOptions, Client, LONG, Redis, SHORT, wait_for, wait_until};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
@@ -129,71 +129,6 @@ fn roles_of_other_characters_are_passed_over_and_told() {
     assert_eq!(fetched[0]["id"], json!(id));
     let id = client.push(json!({"roles": ["$(reboot)"], "cmd": "ping"}));
     assert_eq!(client.pop(&id)["state"], "ERROR");
-}
-
-#[test]
-fn malformed_commands_are_rejected_and_answered() {
-    let (_redis, _acc, mut client) = site();
-    for text in ["{", "[]", "\"x\"", "{\"cmd\": \"ping\", \"gid\": 1, \"nid\": 1}", "{\"id\": \"a b\", \"cmd\": \"x\"}"]
-    {
-        client.push_raw(text);
-    }
-    wait_until("all are rejected", LONG, || client.rejected().len() == 5);
-    assert!(client.rejected().iter().all(|entry| entry["reason"].as_str().is_some_and(|reason| !reason.is_empty())));
-    let id = fresh_id();
-    for (command, word) in [
-        (json!({"id": id, "gid": 1, "nid": 10, "cmd": 5}), "cmd must be"),
-        (json!({"id": format!("{id}1"), "cmd": "ping"}), "no target"),
-        (json!({"id": format!("{id}2"), "cmd": "ping", "nid": 5}), "gid"),
-        (json!({"id": format!("{id}3"), "cmd": "ping", "gid": 1, "nid": 1, "args": "x"}), "args"),
-    ] {
-        let id = client.push(command.clone());
-        let result = client.pop(&id);
-        assert_eq!(result["state"], "ERROR");
-        assert!(result["data"].as_str().unwrap().contains(word), "{command}: {result}");
-    }
-    assert_eq!(client.redis::<usize>(&["LLEN", "cmds_queue"]), 0);
-}
-
-#[test]
-fn a_second_command_with_an_id_goes_nowhere() {
-    let (_redis, acc, mut client) = site();
-    let node = acc.node(1, 10);
-    let id = client.send("ping", json!({}));
-    let batch = node.poll(10, None).unwrap();
-    client.push(json!({"id": id, "gid": 1, "nid": 10, "cmd": "ping"}));
-    client.push(json!({"id": id, "gid": 1, "nid": 11, "cmd": "ping"}));
-    wait_until("two events", LONG, || {
-        client.events().iter().filter(|event| event["name"] == "duplicate" && event["data"]["id"] == json!(id)).count()
-            == 2
-    });
-    assert!(node.poll(0, Some(&batch.batch)).is_none());
-    assert!(acc.node(1, 11).poll(0, None).is_none());
-}
-
-#[test]
-fn a_command_expires_unless_a_poll_has_carried_it() {
-    let (_redis, acc, mut client) = site();
-    let id = client.push(json!({"gid": 1, "nid": 99, "cmd": "ping", "expires": 1}));
-    let result = client.pop(&id);
-    assert_eq!((&result["state"], &result["gid"], &result["nid"]), (&json!("ERROR"), &json!(1), &json!(99)));
-    assert!(result["data"].as_str().unwrap().contains("expired"), "{result}");
-    assert_eq!(client.state(&id, "1:99").as_deref(), Some("ERROR"));
-    assert!(acc.node(1, 99).poll(0, None).is_none());
-
-    let node = acc.node(1, 10);
-    let id = client.push(json!({"gid": 1, "nid": 10, "cmd": "ping"}));
-    let batch = node.poll(10, None).unwrap();
-    let (key, member) = ("jsacc:expiring", format!("1:10:{id}"));
-    client.redis::<i64>(&["ZADD", key, "XX", "1", &member]);
-    wait_until("the end of its wait is put off", LONG, || {
-        client.redis::<Option<f64>>(&["ZSCORE", key, &member]).is_some_and(|until| until > 1.0)
-    });
-    assert_eq!(node.poll(0, None).unwrap().batch, batch.batch, "it was carried and stays");
-    assert_eq!(client.results(&id), 0);
-    assert!(node.poll(0, Some(&batch.batch)).is_none());
-    assert_eq!(node.post("result", &json!([node.result_of(&batch.cmds[0], "OK", "x")])).status, 200);
-    assert_eq!(client.pop(&id)["state"], "OK");
 }
 
 #[test]
@@ -377,41 +312,6 @@ fn older_agent_is_served_again_once_the_newer_has_stopped() {
     stop("b");
     assert_eq!(poll("a"), 204);
     assert_eq!(client.redis::<String>(&["HGET", "jsacc:agent:1:10", "instance"]), "a");
-}
-
-#[test]
-fn a_waiting_command_can_be_cancelled() {
-    let (_redis, acc, mut client) = site();
-    let id = client.push(json!({"gid": 1, "nid": 10, "cmd": "ping"}));
-    wait_for("queued", LONG, || client.state(&id, "1:10"));
-    let cancel = |client: &mut Client, id: &str| {
-        let own = client.push(json!({"gid": 1, "nid": 10, "cmd": "cancel", "data": {"id": id}}));
-        client.pop(&own)
-    };
-    let answer = cancel(&mut client, &id);
-    assert_eq!((&answer["state"], &answer["level"]), (&json!("OK"), &json!(20)), "{answer}");
-    assert_eq!(client.pop(&id)["state"], "KILLED");
-    assert_eq!(client.state(&id, "1:10").as_deref(), Some("KILLED"));
-    let node = acc.node(1, 10);
-    assert!(node.poll(0, None).is_none());
-    assert!(cancel(&mut client, &id)["data"].as_str().unwrap().contains("has ended"));
-    assert!(cancel(&mut client, "never")["data"].as_str().unwrap().contains("no such job"));
-    let id = client.send("ping", json!({}));
-    node.poll(10, None).unwrap();
-    assert!(cancel(&mut client, &id)["data"].as_str().unwrap().contains("already with node"));
-}
-
-#[test]
-fn a_full_queue_says_so() {
-    let redis = Redis::start();
-    let options = AccOptions { args: vec!["--max-queue".into(), "2".into()], ..AccOptions::default() };
-    let _acc = Acc::start(&redis, options);
-    let mut client = Client::new(&redis);
-    let ids: Vec<String> = (0..3).map(|_| client.send("ping", json!({}))).collect();
-    let result = client.pop(&ids[2]);
-    assert_eq!(result["state"], "ERROR");
-    assert!(result["data"].as_str().unwrap().contains("wait for node 1:10"), "{result}");
-    assert_eq!((client.results(&ids[0]), client.results(&ids[1])), (0, 0));
 }
 
 #[test]

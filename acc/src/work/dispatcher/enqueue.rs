@@ -68,26 +68,7 @@ pub(super) fn enqueue(
     let mut outcome = Enqueued::default();
     let mut rest = all.as_slice();
     while !rest.is_empty() {
-        let (mut waits, mut batch) = (Batch::new(), Batch::new());
-        let mut bytes = 0;
-        let mut size = 0;
-        for (node, indices) in rest.iter().take(MAX_PIPELINE_CALLS) {
-            bytes += indices.iter().map(|i| commands[*i].text.len()).sum::<usize>();
-            if size > 0 && bytes > MAX_PIPELINE_BYTES {
-                break;
-            }
-            let some: Vec<QueuedCommand> =
-                indices.iter().map(|i| commands[*i].queued_command(&context.tickets, *node, now)).collect();
-            for i in indices {
-                let until = now.saturating_add(expires(commands[*i].command).saturating_mul(1000));
-                jobs::expire_at(&mut waits, *node, &commands[*i].command.id, until);
-            }
-            let keep =
-                indices.iter().map(|i| expires(commands[*i].command)).max().unwrap_or(DAY).saturating_add(2 * DAY);
-            let limit = context.config.max_queue;
-            queue::enqueue(&mut batch, &context.me, *node, &some, now, limit, keep);
-            size += 1;
-        }
+        let (waits, batch, size) = round_trip(context, &commands, rest, now);
         let replies = conn.run_in_order(waits, batch)?;
         failpoint::hit("acc.enqueued");
         let (mut wakeups, mut notified) = (Batch::new(), Vec::new());
@@ -147,6 +128,35 @@ pub(super) fn enqueue(
         items[i].deferred.get_or_insert_default().push(node);
     }
     Ok(outcome)
+}
+
+/// The calls for the first of `rest`, as many as fit into one round trip: those that note how long commands may wait,
+/// those that queue them, and for how many nodes they are.
+fn round_trip(
+    context: &Context,
+    commands: &[Copies<'_>],
+    rest: &[(NodeId, Vec<usize>)],
+    now: u64,
+) -> (Batch, Batch, usize) {
+    let (mut waits, mut batch) = (Batch::new(), Batch::new());
+    let (mut bytes, mut size) = (0, 0);
+    for (node, indices) in rest.iter().take(MAX_PIPELINE_CALLS) {
+        bytes += indices.iter().map(|i| commands[*i].text.len()).sum::<usize>();
+        if size > 0 && bytes > MAX_PIPELINE_BYTES {
+            break;
+        }
+        let some: Vec<QueuedCommand> =
+            indices.iter().map(|i| commands[*i].queued_command(&context.tickets, *node, now)).collect();
+        for i in indices {
+            let until = now.saturating_add(expires(commands[*i].command).saturating_mul(1000));
+            jobs::expire_at(&mut waits, *node, &commands[*i].command.id, until);
+        }
+        let longest = indices.iter().map(|i| expires(commands[*i].command)).max().unwrap_or(DAY);
+        let (keep, limit) = (longest.saturating_add(2 * DAY), context.config.max_queue);
+        queue::enqueue(&mut batch, &context.me, *node, &some, now, limit, keep);
+        size += 1;
+    }
+    (waits, batch, size)
 }
 
 /// The copies of one command, which differ in their node.

@@ -76,6 +76,11 @@ impl Plan {
 }
 
 impl Item {
+    /// A taken text; where it is `resumed`, all but some of its nodes is done.
+    pub(super) fn new(text: Vec<u8>, plan: Plan, resumed: bool) -> Item {
+        Item { text, plan, new: !resumed, resumed, targets: None, deferred: None, spoilt: Vec::new() }
+    }
+
     /// All nodes that it is for.
     pub(super) fn targets(&self) -> &[NodeId] {
         self.targets.as_deref().unwrap_or(self.plan.targets())

@@ -36,6 +36,7 @@ use crossbeam_channel::Receiver;
 use enqueue::{Enqueued, enqueue};
 use item::{Failure, Item, Plan, failure};
 use jscommon::backoff::Backoff;
+use jscommon::command::BadCommand;
 use jscommon::{Command, NodeId, failpoint};
 use redis::RedisResult;
 use serde_json::json;
@@ -211,30 +212,7 @@ impl Dispatcher {
         let now = self.context.clock.now();
         let mut items = Vec::with_capacity(texts.len());
         for text in texts {
-            let (mut resumed, mut against) = (false, None);
-            let plan = match Command::received(&text) {
-                Err(bad) => Plan::Reject(bad),
-                Ok(command) if command.cmd == "cancel" => Plan::Cancel(command),
-                Ok(command) if again && self.deferred.jobs.contains_key(&command.id) => {
-                    resumed = true;
-                    let left = self.deferred.jobs[&command.id].clone();
-                    Plan::Run(command, left)
-                }
-                Ok(command) => {
-                    let targets = match self.choose(conn, &command, now) {
-                        Ok(targets) => targets,
-                        Err(e) => {
-                            against = Some(failure(e)?);
-                            Vec::new()
-                        }
-                    };
-                    Plan::Run(command, targets)
-                }
-            };
-            let mut item =
-                Item { text, plan, new: !resumed, resumed, targets: None, deferred: None, spoilt: Vec::new() };
-            against.into_iter().for_each(|against| item.fail(against));
-            items.push(item);
+            items.push(self.item(conn, text, now, again)?);
         }
         job_hash::write_down(conn, &mut items, now, again)?;
         failpoint::hit("acc.hashed");
@@ -243,35 +221,9 @@ impl Dispatcher {
         let Enqueued { mut answers, mut forget, errors } = enqueued;
         errors.into_iter().for_each(|sentence| self.say(sentence));
         for (i, item) in items.iter_mut().enumerate() {
-            match &item.plan {
-                Plan::Reject(bad) => {
-                    if let Some(partial) = &bad.partial {
-                        answers.push((i, OwnResult::error(partial, None, format!("no command: {}", bad.reason))));
-                    }
-                }
-                // Of a job that was written down before all nodes may have answered by now.
-                Plan::Run(command, _) if item.targets().is_empty() => {
-                    answers.push((i, OwnResult::error(command, None, targets::nobody(command))));
-                }
-                Plan::Cancel(command) => match cancel::take_back(conn, command, now, self.context.config.max_queue) {
-                    Ok((given, job)) => {
-                        forget.extend(given.iter().filter_map(|answer| Some((i, answer.target?, job.clone()))));
-                        answers.extend(given.into_iter().map(|answer| (i, answer)));
-                    }
-                    Err(e) => match failure(e)? {
-                        Failure::Later => item.deferred = Some(Vec::new()),
-                        Failure::Spoilt(sentence) => {
-                            answers.push((i, OwnResult::error(command, None, sentence.clone())));
-                            item.spoilt.push(sentence);
-                        }
-                    },
-                },
-                Plan::Spoilt(command) => {
-                    let sentence = item.spoilt.first().cloned().unwrap_or_default();
-                    answers.push((i, OwnResult::error(command, None, sentence)));
-                }
-                Plan::Run(..) | Plan::Duplicate(_) | Plan::Wait(_) => {}
-            }
+            let (given, job) = self.own_results(conn, item, now)?;
+            forget.extend(given.iter().filter_map(|answer| Some((i, answer.target?, job.clone()))));
+            answers.extend(given.into_iter().map(|answer| (i, answer)));
         }
         own_results::deliver_or_defer(&self.context.metrics, conn, &mut items, answers)?;
 
@@ -279,37 +231,7 @@ impl Dispatcher {
         for (_, node, job) in forget.iter().filter(|(i, ..)| items[*i].deferred.is_none()) {
             queue::forget(&mut batch, *node, job);
         }
-        for item in items.iter().filter(|item| item.deferred.is_none()) {
-            for sentence in &item.spoilt {
-                self.say(format!("a command cannot be passed on as it should: {sentence}"));
-                history::reject(&mut batch, &spoilt(item.plan.command(), sentence, now));
-            }
-        }
-        for item in items.iter().filter(|item| item.deferred.is_none()) {
-            match &item.plan {
-                Plan::Reject(bad) => {
-                    self.count("rejected");
-                    history::reject(&mut batch, &rejected(bad, &item.text, now));
-                }
-                Plan::Run(..) => self.count(if item.targets().is_empty() { "nobody" } else { "queued" }),
-                Plan::Cancel(_) => self.count("cancel"),
-                Plan::Spoilt(_) => self.count("rejected"),
-                Plan::Wait(_) => {}
-                Plan::Duplicate(command) => {
-                    self.count("duplicate");
-                    let data = json!({"id": command.id, "cmd": command.cmd, "by": command.extra.get("by")});
-                    events::add(&mut batch, "duplicate", targets::named(command), now, &data);
-                }
-            }
-        }
-
-        let new = || {
-            let new = items.iter().filter(|item| item.new).filter_map(|item| Some((item.plan.command()?, item)));
-            new.filter(|(command, item)| !command.quiet && !matches!(item.plan, Plan::Wait(_)))
-        };
-        jobs::list(&mut batch, &new().map(|(command, _)| command.id.as_str()).collect::<Vec<&str>>());
-        let entry = |(command, item): (&Command, &Item)| audit(command, item.targets(), now).to_string();
-        history::audit(&mut batch, &new().map(entry).collect::<Vec<String>>());
+        self.record(&mut batch, &items, now);
         // Off the processing list only when the rest is written.
         let mut after = Batch::new();
         let done = items.iter().filter(|item| item.deferred.is_none());
@@ -320,19 +242,95 @@ impl Dispatcher {
         }
         // A list that is of another type or out of reach keeps nothing from going on.
         let (written, after) = conn.run_in_turn_each(batch, after, is_partial)?;
-        let mut last = None;
-        for (answer, is_after) in written.into_iter().map(|a| (a, false)).chain(after.into_iter().map(|a| (a, true))) {
-            match answer {
-                Ok(value) => last = Some(value).filter(|_| is_after),
-                Err(e) if !is_after && is_partial(&e) => {
-                    self.say(format!("what happens is not kept: {}", describe(&e)))
-                }
-                Err(e) => return Err(e),
+        for error in written.into_iter().filter_map(Result::err) {
+            if !is_partial(&error) {
+                return Err(error);
             }
+            self.say(format!("what happens is not kept: {}", describe(&error)));
         }
+        let last = after.into_iter().collect::<RedisResult<Vec<_>>>()?.pop();
         failpoint::hit("acc.untaken");
         let held = self.hold(items);
         Ok((held, if more > 0 { inbox::taken_more(last)? } else { Vec::new() }))
+    }
+
+    /// Reads a taken text and chooses the nodes of its command.
+    fn item(&mut self, conn: &mut Conn, text: Vec<u8>, now: u64, again: bool) -> RedisResult<Item> {
+        let mut against = None;
+        let plan = match Command::received(&text) {
+            Err(bad) => Plan::Reject(bad),
+            Ok(command) if command.cmd == "cancel" => Plan::Cancel(command),
+            Ok(command) => {
+                if let Some(left) = self.deferred.jobs.get(&command.id).filter(|_| again) {
+                    return Ok(Item::new(text, Plan::Run(command, left.clone()), true));
+                }
+                let targets = self.choose(conn, &command, now);
+                let targets = targets.or_else(|e| failure(e).map(|why| against.insert(why)).map(|_| Vec::new()))?;
+                Plan::Run(command, targets)
+            }
+        };
+        let mut item = Item::new(text, plan, false);
+        against.into_iter().for_each(|against| item.fail(against));
+        Ok(item)
+    }
+
+    /// The results of the controller itself for one item, and the job that it has cancelled.
+    fn own_results(&self, conn: &mut Conn, item: &mut Item, now: u64) -> RedisResult<(Vec<OwnResult>, String)> {
+        let error = |command, sentence: String| Ok((vec![OwnResult::error(command, None, sentence)], String::new()));
+        match &item.plan {
+            Plan::Reject(BadCommand { partial: Some(partial), reason, .. }) => {
+                error(partial, format!("no command: {reason}"))
+            }
+            // Of a job that was written down before all nodes may have answered by now.
+            Plan::Run(command, _) if item.targets().is_empty() => error(command, targets::nobody(command)),
+            Plan::Cancel(command) => match cancel::take_back(conn, command, now, self.context.config.max_queue) {
+                Ok(taken) => Ok(taken),
+                Err(e) => match failure(e)? {
+                    Failure::Later => {
+                        item.deferred = Some(Vec::new());
+                        Ok(Default::default())
+                    }
+                    Failure::Spoilt(sentence) => {
+                        item.spoilt.push(sentence.clone());
+                        error(command, sentence)
+                    }
+                },
+            },
+            Plan::Spoilt(command) => error(command, item.spoilt.first().cloned().unwrap_or_default()),
+            Plan::Reject(_) | Plan::Run(..) | Plan::Duplicate(_) | Plan::Wait(_) => Ok(Default::default()),
+        }
+    }
+
+    /// Counts the items, and adds what is kept about them.
+    fn record(&mut self, batch: &mut Batch, items: &[Item], now: u64) {
+        for item in items.iter().filter(|item| item.deferred.is_none()) {
+            for sentence in &item.spoilt {
+                self.say(format!("a command cannot be passed on as it should: {sentence}"));
+                history::reject(batch, &spoilt(item.plan.command(), sentence, now));
+            }
+            match &item.plan {
+                Plan::Reject(bad) => {
+                    self.count("rejected");
+                    history::reject(batch, &rejected(bad, &item.text, now));
+                }
+                Plan::Run(..) => self.count(if item.targets().is_empty() { "nobody" } else { "queued" }),
+                Plan::Cancel(_) => self.count("cancel"),
+                Plan::Spoilt(_) => self.count("rejected"),
+                Plan::Wait(_) => {}
+                Plan::Duplicate(command) => {
+                    self.count("duplicate");
+                    let data = json!({"id": command.id, "cmd": command.cmd, "by": command.extra.get("by")});
+                    events::add(batch, "duplicate", targets::named(command), now, &data);
+                }
+            }
+        }
+        let new = || {
+            let new = items.iter().filter(|item| item.new).filter_map(|item| Some((item.plan.command()?, item)));
+            new.filter(|(command, item)| !command.quiet && !matches!(item.plan, Plan::Wait(_)))
+        };
+        jobs::list(batch, &new().map(|(command, _)| command.id.as_str()).collect::<Vec<&str>>());
+        let entry = |(command, item): (&Command, &Item)| audit(command, item.targets(), now).to_string();
+        history::audit(batch, &new().map(entry).collect::<Vec<String>>());
     }
 
     /// Notes what is held, once all else that follows from it is stored; whether there is any.

@@ -113,3 +113,25 @@ fn a_cancel_with_a_list_of_nodes_takes_back_those_alone() {
     );
     assert_eq!(client.state(&id, "1:2").as_deref(), Some("QUEUED"));
 }
+
+#[test]
+fn a_waiting_command_can_be_cancelled() {
+    let (_redis, acc, mut client) = site();
+    let id = client.push(json!({"gid": 1, "nid": 10, "cmd": "ping"}));
+    wait_for("queued", LONG, || client.state(&id, "1:10"));
+    let cancel = |client: &mut Client, id: &str| {
+        let own = client.push(json!({"gid": 1, "nid": 10, "cmd": "cancel", "data": {"id": id}}));
+        client.pop(&own)
+    };
+    let answer = cancel(&mut client, &id);
+    assert_eq!((&answer["state"], &answer["level"]), (&json!("OK"), &json!(20)), "{answer}");
+    assert_eq!(client.pop(&id)["state"], "KILLED");
+    assert_eq!(client.state(&id, "1:10").as_deref(), Some("KILLED"));
+    let node = acc.node(1, 10);
+    assert!(node.poll(0, None).is_none());
+    assert!(cancel(&mut client, &id)["data"].as_str().unwrap().contains("has ended"));
+    assert!(cancel(&mut client, "never")["data"].as_str().unwrap().contains("no such job"));
+    let id = client.send("ping", json!({}));
+    node.poll(10, None).unwrap();
+    assert!(cancel(&mut client, &id)["data"].as_str().unwrap().contains("already with node"));
+}

@@ -184,8 +184,9 @@ impl Daemon {
             .collect::<std::io::Result<_>>()
             .context("cannot start a sender")?;
         let by_name = || controllers.iter().map(|controller| controller.name().to_owned());
-        // Items of earlier notices are stored, and a sender first looks at everything stored.
         let _ = wakers.set(by_name().zip(uploaders.iter().map(uploader::Handle::waker)).collect());
+        // Items of earlier notices are stored, and each sender looks at everything stored once more.
+        uploaders.iter().for_each(|uploader| drop(uploader.waker().try_send(())));
         let (polling, stop) = bounded(0);
         for (controller, sender) in controllers.iter().zip(&uploaders) {
             let (remote, name) = (supervisor.remote(), controller.name().to_owned());

@@ -7,7 +7,10 @@ use crate::storage::upload_queue::{Kind, UploadQueue};
 use crate::uplink::failure::Failure;
 use crate::uplink::log_once::LogOnce;
 use jscommon::backoff::Backoff;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// Time until results that were sent are marked so once more.
+const MARK_PAUSE: Duration = Duration::from_secs(1);
 
 /// The kinds of payload, in the order of their urgency.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,7 +93,8 @@ impl UploadStream {
     pub(super) fn due(&self, now: Instant) -> Option<Instant> {
         let held = self.not_before.filter(|held| *held > now);
         let deferred = self.deferred.next(now).map(|next| held.map_or(next, |held| held.max(next)));
-        held.into_iter().chain(deferred).min()
+        let marks = (!self.unmarked.is_empty()).then(|| now + MARK_PAUSE);
+        held.into_iter().chain(deferred).chain(marks).min()
     }
 }
 

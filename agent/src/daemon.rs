@@ -186,7 +186,9 @@ impl Daemon {
         let by_name = || controllers.iter().map(|controller| controller.name().to_owned());
         let _ = wakers.set(by_name().zip(uploaders.iter().map(uploader::Handle::waker)).collect());
         // Items of earlier notices are stored, and each sender looks at everything stored once more.
-        uploaders.iter().for_each(|uploader| drop(uploader.waker().try_send(())));
+        for uploader in &uploaders {
+            let _ = uploader.waker().try_send(());
+        }
         let (polling, stop) = bounded(0);
         for (controller, sender) in controllers.iter().zip(&uploaders) {
             let (remote, name) = (supervisor.remote(), controller.name().to_owned());

@@ -238,8 +238,7 @@ class ResultCollector:
                     self._read_lists(wait)
                 break
             except Error as e:
-                self.on_outage(e)
-                timer.back_off(e)
+                timer.back_off(e, self.on_outage)
         if limit is not None and deadline is not None and not self._pending and time.monotonic() >= deadline:
             self._check_hashes(force=True)
             self._time_out(limit, began)
@@ -248,7 +247,7 @@ class ResultCollector:
                 self._send()
                 break
             except Error as e:
-                timer.back_off(e)
+                timer.back_off(e, self.on_outage)
 
     def _time_out(self, limit: float, began: float) -> None:
         now = time.monotonic()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import time
-from typing import Optional, Union
+from typing import Callable, Optional, Union
 
 from ._connection import BLOCKING_READ_SECONDS
 from .errors import Error, RedisUnavailableError
@@ -49,8 +49,8 @@ class WaitTimer:
         """Reset the backoff after an answer of Redis."""
         self._failing_since, self._backoff = None, _FIRST_BACKOFF_SECONDS
 
-    def back_off(self, error: Error) -> None:
-        """Sleep after a transient error; raise it when it is not transient or the time is over."""
+    def back_off(self, error: Error, on_outage: Callable[[Error], None] = lambda _: None) -> None:
+        """Call ``on_outage`` and sleep after a transient error; raise it when it is not transient or the time is over."""
         if not isinstance(error, RedisUnavailableError) or not error.transient:
             raise error
         now = time.monotonic()
@@ -58,6 +58,7 @@ class WaitTimer:
             self._failing_since = now
         if self.expired() or now - self._failing_since > REDIS_OUTAGE_TIMEOUT_SECONDS:
             raise error
+        on_outage(error)
         wait = self._backoff if self.deadline is None else min(self._backoff, max(self.deadline - now, 0.0))
         time.sleep(wait)
         self._backoff = min(self._backoff * 2, _MAX_BACKOFF_SECONDS)

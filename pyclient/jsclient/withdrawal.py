@@ -15,7 +15,8 @@ from .wire import Command, JobInfo
 
 #: Most nodes of one command.
 MAX_NODES_PER_COMMAND = 10_000
-_TIMED_OUT = "no controller answered in time"
+#: The reason where no controller answered.
+NO_ANSWER = "no controller answered in time"
 
 
 def withdraw(client: Session, jobs: Mapping[NodeId, str], timeout: Timeout) -> Dict[NodeId, str]:
@@ -32,7 +33,7 @@ def withdraw(client: Session, jobs: Mapping[NodeId, str], timeout: Timeout) -> D
     reasons = {}
     for node in single:
         answer = answers.get(node)
-        reasons[node] = _TIMED_OUT if answer is None else "" if answer.ok else answer.data
+        reasons[node] = NO_ANSWER if answer is None else "" if answer.ok else answer.data
     for job_id, nodes in nodes_by_job.items():
         if len(nodes) > 1:
             reasons.update(_withdraw_from_many(client, job_id, nodes, timeout))
@@ -67,7 +68,7 @@ def _reason(job_id: str, node: NodeId, found: Optional[JobInfo], answer: Optiona
     if result:
         return f"job {job_id} has ended on node {node}"
     if answer is None:
-        return _TIMED_OUT
+        return NO_ANSWER
     if answer.ok or "already with" in answer.data:
         return f"job {job_id} is already with node {node}: kill it instead"
     return answer.data

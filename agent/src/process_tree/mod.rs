@@ -6,6 +6,7 @@
 use crate::platform::{Identity, Limit, UMASK};
 use std::io;
 use std::process::{ChildStderr, ChildStdin, ChildStdout};
+use std::time::Instant;
 
 mod extension;
 pub(crate) mod leftovers;
@@ -71,6 +72,8 @@ impl StartError {
 pub(crate) struct Spawned {
     /// Its process id.
     pub(crate) pid: u32,
+    /// When it was made; it may have run for a while before its maker goes on.
+    pub(crate) since: Instant,
     /// Its stdin, where one was asked for.
     pub(crate) stdin: Option<ChildStdin>,
     /// Its stdout.

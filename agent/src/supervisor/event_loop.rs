@@ -298,7 +298,7 @@ impl Actor {
                 self.exited(run, code);
                 self.drained(run);
             }
-            Message::Launched { run, mark, since, group, child } => self.launched(run, mark, since, group, child),
+            Message::Launched { run, mark, group, child } => self.launched(run, mark, group, child),
             Message::Prepared { run, spec } => {
                 self.preparations.ended(run, &self.remote.sender);
                 if self.scheduler.is_starting(run) {

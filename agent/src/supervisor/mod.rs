@@ -143,7 +143,7 @@ enum Message {
     /// Both at once, as it is with most.
     Ended { run: u64, code: i32 },
     /// The start of a run's process is over.
-    Launched { run: u64, mark: JobTag, since: Instant, group: Option<GroupUse>, child: Result<Spawned, NotStarted> },
+    Launched { run: u64, mark: JobTag, group: Option<GroupUse>, child: Result<Spawned, NotStarted> },
     /// A script is ready to start.
     Prepared { run: u64, spec: Result<process_tree::Spec, NotStarted> },
     /// A task has its answer.

@@ -13,6 +13,7 @@ from ..errors import FAILED, NO_MATCH, OK, TIMED_OUT, Error, NoControllerError, 
 from ..fleet import Fleet
 from ..keys import NodeId
 from ..result import Result
+from ..withdrawal import NO_ANSWER
 from . import render, stdio
 from .stdio import OutputError, Terminated, message
 
@@ -294,24 +295,30 @@ class Output:
         except Error as e:
             why = str(e)
         message(f"jsctl: {why}")
-        left = self._withdraw(missing) if self.withdraw else missing
-        if left:
-            stays = "" if left == missing else f"still with {render.join_names(left)}; "
-            end = f"end it with jsctl kill {fleet.id}" if self.withdraw else f"withdraw it with jsctl cancel {fleet.id}"
-            message(f"jsctl: {stays}wait for it with jsctl wait {fleet.id}, {end}")
+        if self.withdraw:
+            self._withdraw(missing)
+        else:
+            message(f"jsctl: wait for it with jsctl wait {fleet.id}, withdraw it with jsctl cancel {fleet.id}")
 
-    def _withdraw(self, missing: List[NodeId]) -> List[NodeId]:
-        """Withdraw the command where it has not started; return the nodes where it stays."""
+    def _withdraw(self, missing: List[NodeId]) -> None:
+        """Withdraw the command where it has not started; tell the nodes where it stays, and the commands that end it."""
         try:
             reasons = self.fleet.withdraw()
         except Error as e:
             message(f"jsctl: the command could not be withdrawn: {e}; withdraw it later with jsctl cancel {self.fleet.id}")
-            return missing
+            return
         withdrawn = [node for node, reason in reasons.items() if not reason]
         if withdrawn:
             names = render.join_names(withdrawn)
             message(f"jsctl: withdrawn from {names}, where it had not started; --wait and --detach keep it queued")
-        return [node for node in missing if reasons.get(node) != ""]
+        left = [node for node in missing if reasons.get(node) != ""]
+        if left:
+            stays = "" if left == missing else f"still with {render.join_names(left)}; "
+            job_id = self.fleet.id
+            # Without the controller's answer the nodes may not have it yet.
+            unknown = any(reasons.get(node, NO_ANSWER) == NO_ANSWER for node in left)
+            end = f"withdraw it later with jsctl cancel {job_id}" if unknown else f"end it with jsctl kill {job_id}"
+            message(f"jsctl: {stays}wait for it with jsctl wait {job_id}, {end}")
 
     def _report_interruption(self) -> None:
         fleet = self.fleet

@@ -37,6 +37,7 @@ use std::process::Command;
 use std::ptr::null;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::time::Instant;
 
 /// The size of the stack that the child uses until it executes its program.
 const STACK_BYTES: usize = 64 * 1024;
@@ -131,6 +132,7 @@ pub(super) fn spawn(
         pipe: -1,
         failure: Failure::default(),
     };
+    let since = Instant::now();
     let placed = match call {
         Call::Best if !NO_CLONE3.load(Ordering::Relaxed) => by_clone3(&mut plan, group, pid)?,
         #[cfg(test)]
@@ -157,6 +159,7 @@ pub(super) fn spawn(
     }
     Ok(Spawned {
         pid: pid as u32,
+        since,
         stdin: input_end.map(Into::into),
         stdout: Some(OwnedFd::from(out).into()),
         stderr: Some(OwnedFd::from(err).into()),

@@ -12,6 +12,7 @@ use std::os::windows::io::{AsRawHandle, FromRawHandle, OwnedHandle};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 use sysinfo::{ProcessesToUpdate, System};
 use windows::Win32::Foundation::HANDLE;
 use windows::Win32::System::Diagnostics::ToolHelp::{
@@ -216,9 +217,11 @@ impl Children {
             exited(run, code);
         };
         Worker::spawn("waiter", 64 * 1024, wait).map_err(StartError::at(Step::Process))?.detach();
+        let since = Instant::now();
         let mut child = command.spawn().map_err(StartError::at(Step::Program))?;
         let spawned = Spawned {
             pid: child.id(),
+            since,
             stdin: child.stdin.take(),
             stdout: child.stdout.take(),
             stderr: child.stderr.take(),

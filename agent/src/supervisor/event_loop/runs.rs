@@ -11,7 +11,6 @@ use crate::supervisor::types::{Action, Event};
 use crate::supervisor::{GroupUse, Message, job_commands};
 use jscommon::failpoint;
 use std::sync::Arc;
-use std::time::Instant;
 
 impl Actor {
     pub(super) fn begin_run(&mut self, id: &Arc<str>, run: u64, at: i64) {
@@ -78,7 +77,7 @@ impl Actor {
             let owner = spawn::Owner { run, mark: &mark, controller: &controller, group, refusal };
             let child = spawn::start(&children, spec, &detail.args, &owner, &config);
             let group = group.map(|group| if group.is_refused() { GroupUse::Refused } else { GroupUse::Made });
-            Message::Launched { run, mark, since: Instant::now(), group, child }
+            Message::Launched { run, mark, group, child }
         };
         self.launcher.launch(run, Box::new(start), &self.remote.sender);
         self.event(Event::Launching { run });
@@ -95,7 +94,6 @@ impl Actor {
         &mut self,
         run: u64,
         mark: JobTag,
-        since: Instant,
         group: Option<GroupUse>,
         spawned: Result<process_tree::Spawned, NotStarted>,
     ) {
@@ -130,7 +128,7 @@ impl Actor {
         failpoint::hit("agent.spawned");
         known.pid = child.pid;
         known.reaped = false;
-        known.since = since;
+        known.since = child.since;
         known.mark = Some(mark);
         self.parts.outlets.stats.job_started(&detail.source);
         let (sender, pid) = (self.remote.sender.clone(), child.pid);

@@ -170,8 +170,11 @@ impl Actor {
                 return;
             }
             let files = self.controller.is_unfinished().then(|| Instant::now() + RENEW_PAUSE);
+            // The answer to a post may have asked for it.
+            let renewal = self.controller.wants_renewal().then(|| self.renew_after.unwrap_or_else(Instant::now));
+            let due = next.into_iter().chain(files).chain(renewal).min();
             let quiet = self.stirred.then(|| Instant::now() + QUIET);
-            let rested = wait(&self.woken, next.into_iter().chain(files).min(), quiet, || self.upload_queue.rest());
+            let rested = wait(&self.woken, due, quiet, || self.upload_queue.rest());
             self.stirred &= !rested;
         }
     }

@@ -41,11 +41,12 @@ pub(crate) fn complete(batch: &mut Batch, me: &str, text: &[u8]) {
     batch.call(Cmd::lrem(keys::taken(me), -1, text));
 }
 
-/// Commands that wait for a controller, and that wait for nodes.
-pub(crate) fn depths(conn: &mut Conn) -> RedisResult<(i64, i64)> {
-    let mut batch = Batch::new();
+/// Asks how many commands wait for a controller, and how many for nodes; read by `depths`.
+pub(crate) fn ask_depths(batch: &mut Batch) {
     batch.call(Cmd::llen(keys::COMMANDS)).call(Cmd::zcard(keys::EXPIRING));
-    let answers = conn.run(&batch)?;
-    let number = |i: usize| i64::from_redis_value_ref(answers.get(i).unwrap_or(&Value::Nil));
-    Ok((number(0)?, number(1)?))
+}
+
+/// Reads the two answers to `ask_depths`.
+pub(crate) fn depths(pending: RedisResult<Value>, queued: RedisResult<Value>) -> RedisResult<(i64, i64)> {
+    Ok((i64::from_redis_value(pending?)?, i64::from_redis_value(queued?)?))
 }

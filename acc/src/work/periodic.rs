@@ -189,9 +189,6 @@ impl PeriodicTasks {
                 return Ok(());
             }
         }
-        let (pending, queued) = self.redis(inbox::depths)?;
-        self.context.metrics.pending_commands.set(pending);
-        self.context.metrics.queued_commands.set(queued);
         Ok(())
     }
 

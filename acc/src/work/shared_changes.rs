@@ -4,7 +4,7 @@
 use super::{expiry, grants};
 use crate::api::context::Context;
 use crate::auth::{revocation, shared_secrets};
-use crate::model::{controllers, jobs, nodes, queue};
+use crate::model::{controllers, inbox, jobs, nodes, queue};
 use crate::proxy::Remote;
 use crate::redis::{Batch, Conn};
 use crossbeam_channel::Sender;
@@ -47,6 +47,8 @@ impl SharedChanges {
         let now = context.clock.now();
         let mut batch = Batch::new();
         batch.call(nodes::revoked_version()).call(jobs::expired(now, 1)).call(nodes::ticket_key());
+        // Figures for /metrics, here so that they cost no round trip.
+        inbox::ask_depths(&mut batch);
         controllers::ask_dead(&mut batch, now);
         let before = batch.len();
         let due = grants::ask_due(context, &mut batch);
@@ -57,6 +59,10 @@ impl SharedChanges {
         let version = next().and_then(|value| Ok(Option::<u64>::from_redis_value(value)?.unwrap_or_default()));
         let expired = next().and_then(|value| Ok(Vec::<String>::from_redis_value(value)?));
         let key = next().and_then(|value| Ok(Option::<String>::from_redis_value(value)?));
+        let counted = inbox::depths(next(), next()).map(|(pending, queued)| {
+            context.metrics.pending_commands.set(pending);
+            context.metrics.queued_commands.set(queued);
+        });
         let passed = controllers::read_dead(answers.collect(), &context.me).map(|found| dead.report(found));
         let tickets = &context.tickets;
         let agreed = match key {
@@ -76,7 +82,7 @@ impl SharedChanges {
             Err(e) => Err(e),
         };
         let granted = grants::apply(context, conn, &due, compared);
-        passed.and(agreed).and(revoked).and(ended).and(granted)
+        passed.and(agreed).and(revoked).and(ended).and(granted).and(counted)
     }
 
     fn read_revocations(&mut self, context: &Context, proxy: &Remote, conn: &mut Conn) -> RedisResult<()> {

@@ -398,3 +398,13 @@ fn a_polite_stop_lets_polls_go() {
     assert_eq!(waiting.join().unwrap().status, 204);
     assert_eq!(client.redis::<usize>(&["ZCARD", "jsacc:acs"]), 0);
 }
+
+#[test]
+fn commands_that_wait_are_counted_for_the_metrics() {
+    let (_redis, acc, mut client) = site();
+    client.push(json!({"gid": 1, "nid": 10, "cmd": "ping"}));
+    wait_until("the command is counted", LONG, || {
+        let text = acc.anonymous().get("/metrics").body;
+        text.contains("jsacc_queued_commands 1\n") && text.contains("jsacc_pending_commands 0\n")
+    });
+}

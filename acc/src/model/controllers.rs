@@ -24,11 +24,21 @@ pub struct Beat {
 /// Says that `me` lives: first where its processing list is looked for, then to all.
 pub fn beat(conn: &mut Conn, me: &str) -> RedisResult<Beat> {
     let mut batch = Batch::new();
+    ask_beat(&mut batch, me);
+    read_beat(conn.run_each(&batch)?)
+}
+
+/// Adds the calls of `beat`; read by `read_beat`.
+pub(crate) fn ask_beat(batch: &mut Batch, me: &str) {
     for keys in [vec![keys::TAKERS.to_owned(), keys::GONE.to_owned()], vec![keys::CONTROLLERS.to_owned()]] {
         batch.script(&scripts::BEAT, &keys, (me, DAY));
     }
+}
+
+/// Reads the answers to `ask_beat`.
+pub(crate) fn read_beat(answers: Vec<RedisResult<Value>>) -> RedisResult<Beat> {
     let mut said = Beat { new: false, now: 0 };
-    for (i, answer) in conn.run_each(&batch)?.into_iter().enumerate() {
+    for (i, answer) in answers.into_iter().enumerate() {
         match answer {
             // Without the second one it lives for all that reclaim; clients do not see it meanwhile.
             Err(e) if i > 0 && is_partial(&e) => log::debug!("a beat is not written down: {}", describe(&e)),

@@ -234,9 +234,14 @@ pub(crate) fn can_use_enrolment(conn: &mut Conn, id: &str, request: &str, uses: 
     Ok(number(0)?.unwrap_or(0) < uses || number(1)? == Some(1))
 }
 
+/// Asks for the fingerprint of the node secret that this Redis belongs to; nil where none is written down.
+pub(crate) fn ask_fingerprint() -> Cmd {
+    Cmd::hget(keys::SECRET, "current")
+}
+
 /// The fingerprint of the node secret that this Redis belongs to, when one is written down.
 pub(crate) fn fingerprint(conn: &mut Conn) -> RedisResult<Option<String>> {
-    conn.one(&Cmd::hget(keys::SECRET, "current"))
+    conn.one(&ask_fingerprint())
 }
 
 /// Writes down the fingerprint when there is none yet; answers the one that stands.

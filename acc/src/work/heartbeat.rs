@@ -7,8 +7,8 @@ use crate::api::context::Context;
 use crate::auth::shared_secrets;
 use crate::model::{controllers, nodes};
 use crate::redis::errors::is_partial;
-use crate::redis::{Conn, describe};
-use redis::RedisResult;
+use crate::redis::{Batch, Conn, describe};
+use redis::{FromRedisValue, RedisResult, Value};
 use std::sync::atomic::Ordering;
 
 /// The heartbeat of one controller.
@@ -32,7 +32,7 @@ pub(crate) enum Outcome {
 }
 
 impl Heartbeat {
-    /// Compares the node secret with that of Redis; the inner error is the reason for this controller to end.
+    /// Compares the node secret with that of Redis once; the inner error is the reason for this controller to end.
     fn compare_fingerprint(&mut self, context: &Context, conn: &mut Conn) -> RedisResult<Result<(), String>> {
         if !self.claimed {
             let ours = context.authenticator.secrets().current.fingerprint().to_owned();
@@ -47,19 +47,21 @@ impl Heartbeat {
                 nodes::set_fingerprint(conn, &ours)?;
             }
             self.claimed = true;
-        } else if let Some(theirs) = nodes::fingerprint(conn)? {
-            let behind =
-                shared_secrets::check_fingerprint(&context.authenticator, &context.config.state_dir, &theirs).is_err();
-            if behind && !self.behind {
-                log::error!(
-                    "the node secret was rotated at another controller, and nodes that have renewed are refused here: \
-                     copy its node.secret into {}",
-                    context.config.state_dir.display()
-                );
-            }
-            self.behind = behind;
         }
         Ok(Ok(()))
+    }
+
+    /// Tells that the node secret was rotated at another controller, once.
+    fn tell_rotation(&mut self, context: &Context, theirs: &str) {
+        let checked = shared_secrets::check_fingerprint(&context.authenticator, &context.config.state_dir, theirs);
+        if checked.is_err() && !self.behind {
+            log::error!(
+                "the node secret was rotated at another controller, and nodes that have renewed are refused here: \
+                 copy its node.secret into {}",
+                context.config.state_dir.display()
+            );
+        }
+        self.behind = checked.is_err();
     }
 
     /// Says that this controller lives, and learns the time and whether data was lost.
@@ -71,7 +73,17 @@ impl Heartbeat {
             Err(e) if is_partial(&e) => log::debug!("fingerprint: {}", describe(&e)),
             Err(e) => return Err(e),
         }
-        let beat = controllers::beat(conn, &context.me)?;
+        let mut batch = Batch::new();
+        controllers::ask_beat(&mut batch, &context.me);
+        batch.call(nodes::ask_fingerprint());
+        let mut answers = conn.run_each(&batch)?;
+        let theirs =
+            answers.pop().unwrap_or(Ok(Value::Nil)).and_then(|value| Ok(Option::<String>::from_redis_value(value)?));
+        let beat = controllers::read_beat(answers)?;
+        match theirs {
+            Ok(theirs) => theirs.iter().for_each(|theirs| self.tell_rotation(context, theirs)),
+            Err(e) => log::debug!("fingerprint: {}", describe(&e)),
+        }
         context.clock.set(beat.now);
         let forgotten = context.forgotten.swap(false, Ordering::Relaxed);
         let forgotten = forgotten || (beat.new && self.beaten);

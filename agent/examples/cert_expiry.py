@@ -21,7 +21,7 @@ def end_of(pem_file):
 
 def end_of_host(host, timeout):
     name, _, port = host.rpartition(":") if ":" in host else (host, "", "443")
-    # Who ended already is to be seen too, so nothing is verified here.
+    # A certificate that has ended is to be shown too, so nothing is verified here.
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

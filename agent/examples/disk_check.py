@@ -29,7 +29,7 @@ def action(path=None, paths=None, warn=80, critical=90):
     found, worst = [], "ok"
     for path in paths or ([path] if path else mounts()):
         disk = os.statvfs(path)
-        # What is kept back for root counts as used: nobody else can have it.
+        # Blocks that are kept back for root count as used: nobody else can have them.
         used = disk.f_blocks - disk.f_bfree
         blocks = percent(used, used + disk.f_bavail)
         inodes = percent(disk.f_files - disk.f_ffree, disk.f_files)

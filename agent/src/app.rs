@@ -1,4 +1,4 @@
-//! What the program does first: flags, log and exit code.
+//! The start of the program: flags, log and exit code.
 //!
 //! Exit codes: 0 after a polite stop or a `restart`, 1 when it cannot run, 2 for bad usage or a bad
 //! configuration.

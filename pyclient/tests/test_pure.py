@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 
 import jsclient
 from jsclient import NodeId, Result, UsageError, clean, keys, wire
+from jsclient._timeouts import WaitTimer
 from jsclient.cli import render
+from jsclient.errors import RedisUnavailableError
 from jsclient.nodes import Node, format_age, parse_names
 from jsclient.target_commands import batch_size
 from jsclient.target import match_nodes, parse_excludes, parse_target
@@ -103,3 +106,18 @@ def test_error_sentence_of_a_node_has_no_control_characters() -> None:
     shown = render.body(Result.from_dict(failed))
     assert shown == "no file \ufffd]0;x\ufffd\ufffd\ufffd"
     assert render.body(Result.from_dict({**failed, "streams": ["\x1b[1m", ""]})).startswith("\x1b[1m\n")
+
+
+@pytest.mark.parametrize("seconds,transient,told", [(60.0, True, 1), (-1.0, True, 0), (60.0, False, 0)])
+def test_outage_is_told_only_where_the_wait_goes_on(
+    seconds: float, transient: bool, told: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    seen = []
+    timer, away = WaitTimer(time.monotonic() + seconds), RedisUnavailableError("away", transient)
+    if told:
+        timer.back_off(away, seen.append)
+    else:
+        with pytest.raises(RedisUnavailableError):
+            timer.back_off(away, seen.append)
+    assert len(seen) == told

@@ -48,8 +48,8 @@ pub fn files(pid: u32) -> Result<u64> {
 /// Counts the voluntary context switches of processes during a time, all their threads counted in.
 ///
 /// Looks once a second, so that a thread that ends meanwhile is counted until its last second.
-/// A look does not wake the process.
-pub fn wakeups(pids: &[u32], during: Duration) -> Result<Vec<u64>> {
+/// A look does not wake the process. `each` is called after each look.
+pub fn wakeups(pids: &[u32], during: Duration, mut each: impl FnMut() -> Result<()>) -> Result<Vec<u64>> {
     let before = pids.iter().map(|&pid| switches(pid)).collect::<Result<Vec<_>>>()?;
     let mut last = before.clone();
     let end = Instant::now() + during;
@@ -59,6 +59,7 @@ pub fn wakeups(pids: &[u32], during: Duration) -> Result<Vec<u64>> {
         for (&pid, last) in pids.iter().zip(&mut last) {
             last.extend(switches(pid)?);
         }
+        each()?;
         if left.is_zero() {
             break;
         }

@@ -81,7 +81,8 @@ impl Heartbeat {
             answers.pop().unwrap_or(Ok(Value::Nil)).and_then(|value| Ok(Option::<String>::from_redis_value(value)?));
         let beat = controllers::read_beat(answers)?;
         match theirs {
-            Ok(theirs) => theirs.iter().for_each(|theirs| self.tell_rotation(context, theirs)),
+            Ok(theirs) if self.claimed => theirs.iter().for_each(|theirs| self.tell_rotation(context, theirs)),
+            Ok(_) => {}
             Err(e) => log::debug!("fingerprint: {}", describe(&e)),
         }
         context.clock.set(beat.now);

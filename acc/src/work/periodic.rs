@@ -186,7 +186,6 @@ impl PeriodicTasks {
             }
             Outcome::Foreign(reason) => {
                 let _ = self.fatal.send(reason);
-                return Ok(());
             }
         }
         Ok(())

@@ -73,7 +73,7 @@ impl SharedChanges {
             // No node is let in before: it could be handed a ticket that no other controller takes.
             _ if !tickets.is_agreed() => Ok(()),
             Ok(version) if self.revoked == Some(version) => Ok(()),
-            Ok(_) => self.read_revocations(context, proxy, conn),
+            Ok(version) => self.read_revocations(version, context, proxy, conn),
             Err(e) => Err(e),
         };
         let ended = match expired {
@@ -85,21 +85,25 @@ impl SharedChanges {
         passed.and(agreed).and(revoked).and(ended).and(granted).and(counted)
     }
 
-    fn read_revocations(&mut self, context: &Context, proxy: &Remote, conn: &mut Conn) -> RedisResult<()> {
-        let version = conn.one::<Option<u64>>(&nodes::revoked_version())?.unwrap_or_default();
-        if self.revoked != Some(version) {
-            let fresh = context.authenticator.set_revoked(nodes::revoked(conn)?);
-            for node in &fresh {
-                proxy.disconnect(*node);
-                context.claims.forget(*node);
-                context.delivered.forget(*node);
-            }
-            // Its requests until now may have brought it back into the live set.
-            for node in queue::closed(conn, &fresh)? {
-                revocation::forget(conn, node)?;
-            }
-            self.revoked = Some(version);
+    /// Reads all revocations. `version` was read before them, so one that is added meanwhile is read the next time.
+    fn read_revocations(
+        &mut self,
+        version: u64,
+        context: &Context,
+        proxy: &Remote,
+        conn: &mut Conn,
+    ) -> RedisResult<()> {
+        let fresh = context.authenticator.set_revoked(nodes::revoked(conn)?);
+        for node in &fresh {
+            proxy.disconnect(*node);
+            context.claims.forget(*node);
+            context.delivered.forget(*node);
         }
+        // Its requests until now may have brought it back into the live set.
+        for node in queue::closed(conn, &fresh)? {
+            revocation::forget(conn, node)?;
+        }
+        self.revoked = Some(version);
         Ok(())
     }
 }

@@ -1,8 +1,8 @@
 # Runs one script. The agent hands this text, then the script's source, then the script's data to the
 # interpreter on stdin, so that no file has to be readable for the script's user.
 # Arguments: the source's length, its path, the folder of its modules ("" is none), the script's own.
-# Python 3.6 and later. What most scripts do not need is imported when it is needed, for each import
-# costs every start some milliseconds.
+# Python 3.6 and later. Modules that most scripts do not need are imported when they are needed, for
+# each import costs every start some milliseconds.
 def run():
     import _thread
     import builtins

@@ -67,11 +67,10 @@ pub(super) fn result(command: &Command, node: NodeId, ended: Ended) -> JobResult
     }
 }
 
-/// Returns `result`, the JSON of a result without a ticket, with `ticket` as its last field.
-pub(super) fn with_ticket(result: &str, ticket: &str) -> String {
-    match result.strip_suffix('}') {
-        Some(fields) if !ticket.is_empty() => format!("{fields},\"{TICKET}\":{}}}", serde_json::Value::from(ticket)),
-        _ => result.to_owned(),
+/// Adds `ticket`, where there is one, as the last field to `result`: the JSON of a result without a ticket.
+pub(super) fn add_ticket(result: &mut String, ticket: &str) {
+    if !ticket.is_empty() && result.pop() == Some('}') {
+        *result += &format!(",\"{TICKET}\":{}}}", serde_json::Value::from(ticket));
     }
 }
 
@@ -93,9 +92,11 @@ mod tests {
 
     #[test]
     fn ticket_is_the_last_field_of_what_travels() {
-        let ticket = "r60.\"x";
-        assert_eq!(with_ticket(r#"{"id":"a"}"#, ticket), json!({"id": "a", "ticket": ticket}).to_string());
-        assert_eq!(with_ticket(r#"{"id":"a"}"#, ""), r#"{"id":"a"}"#);
+        for (ticket, want) in [("r60.\"x", json!({"id": "a", "ticket": "r60.\"x"})), ("", json!({"id": "a"}))] {
+            let mut result = r#"{"id":"a"}"#.to_owned();
+            add_ticket(&mut result, ticket);
+            assert_eq!(result, want.to_string());
+        }
     }
 
     fn ended(outcome: Outcome) -> Ended {

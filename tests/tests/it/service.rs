@@ -171,8 +171,8 @@ fn an_idle_controller_seldom_wakes_up() {
         client.wait_seen(&format!("1:{nid}"));
     }
     // The work of a start is over: the polls are written down as seen, the web server's threads are back.
-    let quiet = || proc::wakeups(&[acc.pid()], Duration::from_secs(1)).expect("it runs")[0];
+    let quiet = || proc::wakeups(&[acc.pid()], Duration::from_secs(1), || Ok(())).expect("it runs")[0];
     wait_for("it is idle", LONG, || (quiet() < 10).then_some(()));
-    let count = proc::wakeups(&[acc.pid()], Duration::from_secs(15)).expect("it runs")[0];
+    let count = proc::wakeups(&[acc.pid()], Duration::from_secs(15), || Ok(())).expect("it runs")[0];
     assert!(count < 60, "{count} wake-ups in 15 s, 240 a minute are the most");
 }

@@ -1,5 +1,5 @@
--- The ids that an acknowledgement of batch ARGV[1] covers. KEYS: queue, meta. What was never handed
--- over cannot be acknowledged, whatever a node says.
+-- The ids that an acknowledgement of batch ARGV[1] covers. KEYS: queue, meta. A command that was never handed
+-- over cannot be acknowledged.
 local handed = redis.call('HGET', KEYS[2], 'handed')
 if not handed then return {} end
 local upto = math.min(tonumber(handed), tonumber(ARGV[1]))

@@ -1,4 +1,4 @@
--- What a node claims to be, and which of that is granted. KEYS: its grants, what is known of its enrolment.
+-- Compares the claims of a node with its grants. KEYS: its grants, what is known of its enrolment.
 -- ARGV: now (ms), for how long (ms) claims beyond the grants are not told again; then, where the node says what it
 -- claims: when its credentials were issued (ms), the value of a grant that is made here, and for each kind that it
 -- speaks of the kind, how many claims there are, and the claims.

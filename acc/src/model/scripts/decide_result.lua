@@ -28,7 +28,7 @@ if ARGV[4] == '1' then
       local over = used - now - ARGV[8] * pace
       if over > 0 then return string.format('%.0f', math.min(math.ceil(over / 1000), 60)) end
       redis.call('HSET', KEYS[1], field, string.format('%.0f', used))
-      -- What came first goes first: a node may say of its runs what it likes.
+      -- The run that came first goes first: a node may claim any starttime.
       if redis.call('ZCARD', KEYS[2]) >= tonumber(ARGV[6]) then redis.call('ZREMRANGEBYRANK', KEYS[2], 0, 0) end
       redis.call('ZADD', KEYS[2], now, pending)
       if redis.call('TTL', KEYS[2]) < tonumber(ARGV[3]) then redis.call('EXPIRE', KEYS[2], ARGV[3]) end

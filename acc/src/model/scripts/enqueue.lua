@@ -41,7 +41,7 @@ local handed = holder == ARGV[1] and waiting > 0
   and hand_over(answer, ARGV[5], ARGV[6], ARGV[2], meta[3], 'seq', seq)
 if not handed then redis.call('HSET', KEYS[3], 'seq', seq) end
 for i = 1, 3 do
-  -- What was empty has no expiry yet, but for the texts of commands that were withdrawn.
+  -- A key that was empty has no expiry yet, but for the texts of commands that were withdrawn.
   if is_empty and i < 3 or redis.call('TTL', KEYS[i]) < tonumber(ARGV[4]) then redis.call('EXPIRE', KEYS[i], ARGV[4]) end
 end
 return answer

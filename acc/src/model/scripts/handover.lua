@@ -24,7 +24,7 @@ local function hand_over(answer, most, most_bytes, now, before, ...)
     return false
   end
   answer[name] = string.format('%.0f', tonumber(last))
-  -- What was handed over before, and is here still, can be acknowledged still.
+  -- Commands that were handed over before, and are here still, can be acknowledged still.
   local handed = answer[name]
   if before and tonumber(before) > tonumber(last) then handed = before end
   redis.call('HSET', KEYS[3], 'handed', handed, 'handed_at', now, ...)

@@ -24,7 +24,7 @@ else
   if length > tonumber(ARGV[4]) then redis.call('LTRIM', KEYS[1], 0, ARGV[4] - 1) end
 end
 local keep, ttl = tonumber(ARGV[5]), redis.call('TTL', KEYS[2])
--- What is remembered for longer is a job that recurs, and that Redis has known.
+-- A job is remembered for longer when it recurs and Redis has known it.
 if ARGV[7] ~= '1' and ttl > tonumber(ARGV[10]) then keep = tonumber(ARGV[10]) end
 -- A minute more or less is not worth a write for each result of a fleet.
 if redis.call('TTL', KEYS[1]) < keep - 60 then redis.call('EXPIRE', KEYS[1], keep) end

@@ -1,7 +1,7 @@
 -- Adds a batch of records to the list KEYS[1], once: KEYS[2] knows each node's last batch in there, and in
 -- the field '' how many bytes and entries the list had. ARGV: node, batch, most entries, seconds to keep,
 -- most bytes, 1 when these go into the list only while it is less than half full, then the records, oldest first.
--- What is too much goes, oldest first.
+-- Records beyond these bounds go, oldest first.
 -- Answers the growth in bytes, and the node's last batch when this one is none after it, or -1.
 local last = redis.call('HGET', KEYS[2], ARGV[1])
 if last and tonumber(last) >= tonumber(ARGV[2]) then return {0, tonumber(last)} end

@@ -264,8 +264,13 @@ impl Dispatcher {
                 if let Some(left) = self.deferred.jobs.get(&command.id).filter(|_| again) {
                     return Ok(Item::new(text, Plan::Run(command, left.clone()), true));
                 }
-                let targets = self.choose(conn, &command, now);
-                let targets = targets.or_else(|e| failure(e).map(|why| against.insert(why)).map(|_| Vec::new()))?;
+                let targets = match self.choose(conn, &command, now) {
+                    Ok(targets) => targets,
+                    Err(e) => {
+                        against = Some(failure(e)?);
+                        Vec::new()
+                    }
+                };
                 Plan::Run(command, targets)
             }
         };

@@ -99,11 +99,11 @@ impl Actor {
         let mut result = results::result(&detail.command, self.parts.config.main.node(), ended);
         // Clients read records, and no client gets a ticket.
         let ticket = std::mem::take(&mut result.ticket);
-        let record = serde_json::to_string(&result).unwrap_or_default();
-        let json = results::with_ticket(&record, &ticket);
+        let mut json = serde_json::to_string(&result).unwrap_or_default();
         if job.work.is_process() || commands::leaves_record(&detail.command.cmd) {
-            self.records.push((detail.source.clone(), record));
+            self.records.push((detail.source.clone(), json.clone()));
         }
+        results::add_ticket(&mut json, &ticket);
         let controller = (!job.controller.is_empty()).then(|| job.controller.to_string());
         if let Some(alert) = alert {
             let data = json!({"id": **id, "message": alert});

@@ -68,16 +68,15 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let began = Instant::now();
     peers.iter_mut().try_for_each(Peers::begin)?;
     let pids = [agent.pid(), acc.pid()];
-    let (mut wakeups, mut looks) = (vec![0; pids.len()], Vec::new());
-    for _ in 0..minute {
-        let second = proc::wakeups(&pids, Duration::from_secs(1))?;
-        wakeups.iter_mut().zip(second).for_each(|(sum, count)| *sum += count);
+    let mut looks = Vec::new();
+    let wakeups = proc::wakeups(&pids, Duration::from_secs(minute), || {
         looks.push(rest(agent.pid())?);
-    }
+        Ok(())
+    })?;
     let load = 100.0 * (cpu_seconds(agent.pid())? - cpu) / minute as f64;
     let acc_load = 100.0 * (cpu_seconds(acc.pid())? - acc_cpu) / minute as f64;
     let hour = (meter.bytes() - bytes) as f64 * 3600.0 / minute as f64;
-    // Most of a minute it is at rest; what its second of work takes is the highest of the looks.
+    // The agent is at rest for most of a minute, and works for a second of it.
     looks.sort_by(|a, b| a.pss.total_cmp(&b.pss));
     let (idle, highest) = (looks[looks.len() / 2], looks[looks.len() - 1]);
     let acc_idle = rest(acc.pid())?;

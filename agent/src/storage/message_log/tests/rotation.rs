@@ -111,7 +111,7 @@ fn database_that_another_program_holds_grows_and_is_rotated_later() {
     };
     push(6000);
     assert_eq!(count(), 6000);
-    // It may use the room of all databases together, and no more.
+    // The limit is the size of all databases together.
     push(8000);
     let size = std::fs::metadata(bench.current()).unwrap().len();
     assert!((10_000_000..12_000_000).contains(&size), "{size}");

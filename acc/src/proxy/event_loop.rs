@@ -116,7 +116,7 @@ impl EventLoop {
             listener: Some(listener),
             inbox: parts.inbox,
             woken: parts.woken,
-            parked_polls: ParkedPolls::new(limits.trust),
+            parked_polls: ParkedPolls::new(limits.trust, Instant::now()),
             in_flight: (0..limits.max_backend).map(|_| None).collect(),
             groups_begun: 0,
             config: parts.config,

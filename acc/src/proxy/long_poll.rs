@@ -11,7 +11,7 @@
 
 use jscommon::NodeId;
 use std::collections::HashMap;
-use std::num::NonZeroU64;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::time::{Duration, Instant};
 
 /// The part of a poll that decides whether its handler has to see it.
@@ -56,7 +56,8 @@ struct Holder<C> {
 struct Registration {
     fingerprint: PollFingerprint,
     seconds: u32,
-    since: Instant,
+    /// The second of the table in which it was made: there is one for each node, and an `Instant` takes 16 bytes more.
+    since: NonZeroU32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -69,15 +70,27 @@ struct NodeEntry<C> {
 #[derive(Debug)]
 pub(crate) struct ParkedPolls<C> {
     nodes: HashMap<NodeId, NodeEntry<C>>,
-    /// How long a registration is trusted.
+    /// How long a registration is trusted, to the second.
     trust: Duration,
+    began: Instant,
     parked: usize,
 }
 
 impl<C: Copy + Eq> ParkedPolls<C> {
     /// An empty table; registrations are trusted for `trust`.
-    pub(crate) fn new(trust: Duration) -> ParkedPolls<C> {
-        ParkedPolls { nodes: HashMap::new(), trust, parked: 0 }
+    pub(crate) fn new(trust: Duration, now: Instant) -> ParkedPolls<C> {
+        ParkedPolls { nodes: HashMap::new(), trust, began: now, parked: 0 }
+    }
+
+    /// The second of `now` since the table was made, which is 1.
+    fn second(&self, now: Instant) -> NonZeroU32 {
+        let seconds = now.duration_since(self.began).as_secs();
+        NonZeroU32::MIN.saturating_add(u32::try_from(seconds).unwrap_or(u32::MAX))
+    }
+
+    /// The first second in which a registration is trusted that was made so long ago.
+    fn oldest_trusted(&self, now: Instant) -> u32 {
+        self.second(now).get().saturating_sub(u32::try_from(self.trust.as_secs()).unwrap_or(u32::MAX)) + 1
     }
 
     /// Polls that are parked.
@@ -87,13 +100,13 @@ impl<C: Copy + Eq> ParkedPolls<C> {
 
     /// `node` polls on `conn`.
     pub(crate) fn arrive(&mut self, node: NodeId, conn: C, fingerprint: PollFingerprint, now: Instant) -> Arrival<C> {
+        let oldest = self.oldest_trusted(now);
         let entry = self.nodes.entry(node).or_insert(NodeEntry { holder: None, registration: None });
-        let trust = self.trust;
         let good = entry.registration.take_if(|r| {
             let same = r.fingerprint.rest == fingerprint.rest
                 && (fingerprint.ack.is_none() || fingerprint.ack == r.fingerprint.ack);
             // The registration is removed first: a poll that says something new ends it.
-            !same || now.duration_since(r.since) >= trust
+            !same || r.since.get() < oldest
         });
         let park = if good.is_none() { entry.registration.map(|r| r.seconds) } else { None };
         let before = entry.holder.replace(Holder { conn, fingerprint, parked: park.is_some(), notified: false });
@@ -105,6 +118,7 @@ impl<C: Copy + Eq> ParkedPolls<C> {
 
     /// The handler of the poll on `conn` found nothing: it may wait for `seconds` in all.
     pub(crate) fn park(&mut self, node: NodeId, conn: C, seconds: u32, now: Instant) -> Parked {
+        let since = self.second(now);
         let Some((entry, holder)) = self.held(node, conn) else {
             return Parked::Displaced;
         };
@@ -113,7 +127,7 @@ impl<C: Copy + Eq> ParkedPolls<C> {
         }
         holder.parked = true;
         let fingerprint = holder.fingerprint;
-        *entry = Some(Registration { fingerprint, seconds, since: now });
+        *entry = Some(Registration { fingerprint, seconds, since });
         self.parked += 1;
         Parked::Waits
     }
@@ -165,10 +179,9 @@ impl<C: Copy + Eq> ParkedPolls<C> {
 
     /// Forgets registrations of nodes that have not polled for as long as one is trusted.
     pub(crate) fn sweep(&mut self, now: Instant) {
-        let trust = self.trust;
-        self.nodes.retain(|_, entry| {
-            entry.holder.is_some() || entry.registration.is_some_and(|r| now.duration_since(r.since) < trust)
-        });
+        let oldest = self.oldest_trusted(now);
+        self.nodes
+            .retain(|_, entry| entry.holder.is_some() || entry.registration.is_some_and(|r| r.since.get() >= oldest));
     }
 
     /// Ends the registration of `node`; its connection when it is parked.
@@ -204,9 +217,14 @@ mod tests {
     const ASK: PollFingerprint = PollFingerprint { rest: 1, ack: NonZeroU64::new(5) };
     const TO_HANDLER: Arrival<u32> = Arrival { replaced: None, park: None };
 
+    fn table() -> (ParkedPolls<u32>, Instant) {
+        let now = Instant::now();
+        (ParkedPolls::new(TRUST, now), now)
+    }
+
     /// A table with the poll of `NODE` parked on connection 1.
     fn parked() -> (ParkedPolls<u32>, Instant) {
-        let (mut polls, now) = (ParkedPolls::new(TRUST), Instant::now());
+        let (mut polls, now) = table();
         assert_eq!(polls.arrive(NODE, 1, ASK, now), TO_HANDLER);
         assert_eq!(polls.park(NODE, 1, 30, now), Parked::Waits);
         assert_eq!(polls.parked(), 1);
@@ -261,7 +279,7 @@ mod tests {
 
     #[test]
     fn a_delivery_while_the_handler_is_asked_has_it_asked_again() {
-        let (mut polls, now) = (ParkedPolls::new(TRUST), Instant::now());
+        let (mut polls, now) = table();
         polls.arrive(NODE, 1, ASK, now);
         assert_eq!(polls.deliver(NODE), None);
         assert_eq!(polls.park(NODE, 1, 30, now), Parked::AskAgain);
@@ -292,7 +310,7 @@ mod tests {
 
     #[test]
     fn a_poll_that_is_replaced_while_its_handler_is_asked_gets_its_204() {
-        let (mut polls, now) = (ParkedPolls::new(TRUST), Instant::now());
+        let (mut polls, now) = table();
         polls.arrive(NODE, 1, ASK, now);
         assert_eq!(polls.arrive(NODE, 2, ASK, now), TO_HANDLER);
         assert_eq!(polls.park(NODE, 1, 30, now), Parked::Displaced);
@@ -308,6 +326,12 @@ mod tests {
         assert_eq!(polls.parked(), 0);
         assert_eq!(polls.arrive(NODE, 1, ASK, now), TO_HANDLER);
         assert_eq!(polls.deliver(NodeId { gid: 9, nid: 9 }), None);
+    }
+
+    /// There is one for each node, in a table that is up to twice as large.
+    #[test]
+    fn a_node_has_room_in_56_bytes() {
+        assert!(size_of::<NodeEntry<crate::proxy::client::ConnectionId>>() <= 56);
     }
 
     #[test]

@@ -63,7 +63,7 @@ pub(crate) fn run(config: Config, ready: &dyn Fn()) -> Result<()> {
             recv(failed) -> why => return Err(fail(&why.unwrap_or_default())),
             // The service manager hears of a life that counts: the supervisor's. It answers nothing by
             // dropping the question (a full disk, say), and that is an answer too.
-            recv(watchdog) -> _ => pong = daemon.supervisor.remote().submit("", Vec::new()),
+            recv(watchdog) -> _ => pong = daemon.supervisor.remote().submit("", Vec::new()).0,
             recv(pong) -> _ => {
                 pong = never();
                 notify::alive();
@@ -192,9 +192,11 @@ impl Daemon {
         let (polling, stop) = bounded(0);
         for (controller, sender) in controllers.iter().zip(&uploaders) {
             let (remote, name) = (supervisor.remote(), controller.name().to_owned());
+            let (storing, of) = (remote.clone(), name.clone());
             poller::start(poller::Parts {
                 controller: controller.clone(),
                 submit: Box::new(move |commands| remote.submit(&name, commands)),
+                store_read_only: Box::new(move || storing.store_read_only(&of)),
                 job_store: job_store.clone(),
                 upload_queue: upload_queue.clone(),
                 startup: startup.clone(),

@@ -79,6 +79,11 @@ pub(crate) fn lookup(name: &str) -> Option<Kind> {
     TABLE.iter().find(|(known, _)| *known == name).map(|(_, kind)| *kind)
 }
 
+/// Whether this built-in command only looks: it changes nothing, and may be answered twice.
+pub(crate) fn is_read_only(name: &str) -> bool {
+    (name == "ping" || name.starts_with("get_")) && lookup(name).is_some()
+}
+
 /// Whether the end of this built-in command is a record of level 30: it has done something. One that
 /// only looks leaves none, for a client that follows the records would follow itself, and neither does
 /// `del_msgs`, which is to leave nothing.
@@ -120,6 +125,7 @@ mod tests {
     fn names_are_known_or_not() {
         assert!(matches!(lookup("ping"), Some(Kind::Inline(_))));
         assert!(matches!(lookup("kill"), Some(Kind::Supervisor(JobControl::Kill))));
+        assert!(is_read_only("ping") && is_read_only("get_msgs") && !is_read_only("get_x") && !is_read_only("put"));
         assert!(leaves_record("kill") && !leaves_record("ping") && !leaves_record("get_msgs"));
         assert!(lookup("execute").is_none() && lookup("").is_none());
     }

@@ -4,7 +4,8 @@
 //! upload queue of results and check for duplicates. A job that goes on after a result (a recurring one)
 //! keeps its row, and the result of each of its runs travels in a row of its own beside it.
 //!
-//! **Owns** the file, its form, its size, and what happens when it is damaged.
+//! **Owns** the file, its form, its size, and what happens when it is damaged. Results of read-only commands travel
+//! beside it (`memory_results`).
 //!
 //! **Does not** decide anything about a job: that is `supervisor::scheduler`. The supervisor writes, the
 //! senders read results and mark them as sent, `jsagent status` reads.
@@ -14,12 +15,14 @@
 //! [`JobStore::mark_sent`]; an id that was accepted is known for a week or the next 100,000.
 
 mod damage;
+mod memory_results;
 mod retention;
 mod rows;
 mod table;
 #[cfg(test)]
 mod tests;
 
+use memory_results::MemoryResults;
 pub(crate) use rows::{JobUpdate, Row, Unsent};
 
 use super::sqlite;
@@ -41,6 +44,7 @@ pub(crate) const FILE: &str = "state.db";
 pub(crate) struct JobStore {
     path: PathBuf,
     table: Mutex<Table>,
+    memory: MemoryResults,
     /// How often a damaged file was replaced while the agent ran.
     generation: AtomicU64,
     /// Told of that.
@@ -65,6 +69,8 @@ struct Table {
     /// Whether a commit waits for the disk (`synchronous`).
     waits: bool,
     accepted_since_tidy: u64,
+    /// The key of the next row: counted here, so that none is given twice.
+    next_key: i64,
     /// The controllers that results can go to; nothing is all.
     known: Option<HashSet<String>>,
 }
@@ -83,16 +89,19 @@ impl JobStore {
         let unsent: i64 = db
             .query_row("SELECT coalesce(sum(octet_length(result)), 0) FROM jobs WHERE state = 2", [], |row| row.get(0))
             .with_context(|| format!("cannot read {}", path.display()))?;
+        let next_key = table::next_key(&db).with_context(|| format!("cannot read {}", path.display()))?;
         Ok(Arc::new(JobStore {
             path,
             table: Mutex::new(Table {
                 db,
+                next_key,
                 is_open: true,
                 aside: None,
                 waits: true,
                 accepted_since_tidy: retention::TIDY_EVERY,
                 known: None,
             }),
+            memory: MemoryResults::default(),
             generation: AtomicU64::new(0),
             on_damage: OnceLock::new(),
             unsent_bytes: AtomicU64::new(unsent.max(0) as u64),
@@ -148,6 +157,11 @@ impl JobStore {
         self.damage.as_deref()
     }
 
+    /// Results that are not stored.
+    pub(crate) fn memory(&self) -> &MemoryResults {
+        &self.memory
+    }
+
     /// Whether a job of this id was accepted before.
     pub(crate) fn knows(&self, id: &str) -> Result<bool> {
         self.with(|table| {
@@ -188,29 +202,26 @@ impl JobStore {
     fn apply(&self, table: &mut Table, writes: &[JobUpdate]) -> Result<()> {
         let soon = writes.iter().all(JobUpdate::is_deferred);
         table.wait_for_disk(!soon)?;
-        let Table { db, known, .. } = table;
-        let mut unsent = 0i64;
-        let mut accepted = 0u64;
-        let transaction = db.transaction()?;
-        let before = transaction.total_changes();
-        for write in writes {
-            let (grown, orphaned) = match (write.result_of(), &known) {
-                (Some(id), Some(known)) => {
-                    let orphaned = table::is_orphaned(&transaction, id, known)?;
-                    (table::apply(&transaction, write, orphaned)?, orphaned)
-                }
-                _ => (table::apply(&transaction, write, false)?, false),
-            };
-            unsent += if orphaned { 0 } else { grown };
-            accepted += u64::from(matches!(write, JobUpdate::Accept { .. }));
-        }
-        // Said before it is true: who reads it then syncs once too often and never too seldom.
-        if soon {
-            self.behind.store(true, Ordering::SeqCst);
-        }
-        let changed = transaction.total_changes() != before;
-        transaction.commit()?;
-        if !soon && changed {
+        let Table { db, known, next_key, .. } = table;
+        let before = db.total_changes();
+        let unsent = sqlite::transaction(db, || {
+            let mut unsent = 0i64;
+            for write in writes {
+                let orphaned = match (write.result_of(), &known) {
+                    (Some(id), Some(known)) => table::is_orphaned(db, id, known)?,
+                    _ => false,
+                };
+                let grown = table::apply(db, write, orphaned, next_key)?;
+                unsent += if orphaned { 0 } else { grown };
+            }
+            // Said before it is true: who reads it then syncs once too often and never too seldom.
+            if soon {
+                self.behind.store(true, Ordering::SeqCst);
+            }
+            Ok(unsent)
+        })?;
+        let accepted = writes.iter().filter(|write| matches!(write, JobUpdate::Accept { .. })).count() as u64;
+        if !soon && db.total_changes() != before {
             // Everything that was committed before it went to the disk with it.
             self.behind.store(false, Ordering::SeqCst);
         }
@@ -248,7 +259,7 @@ impl JobStore {
     }
 
     /// Returns the oldest results that wait for this controller but those of these keys: at most `max_rows`, and
-    /// about `max_bytes` (one that is longer still comes, alone).
+    /// about `max_bytes` (one that is longer still comes, alone). Those in memory go first, and alone.
     pub(crate) fn unsent_without(
         &self,
         controller: &str,
@@ -256,6 +267,10 @@ impl JobStore {
         max_rows: usize,
         max_bytes: usize,
     ) -> Result<Vec<Unsent>> {
+        let in_memory = self.memory.unsent(controller, without, max_rows, max_bytes);
+        if !in_memory.is_empty() {
+            return Ok(in_memory);
+        }
         self.with(|table| {
             let mut query = table.db.prepare_cached(
                 "SELECT key, result FROM jobs WHERE state = 2 AND controller = ? ORDER BY key LIMIT ?",
@@ -282,6 +297,9 @@ impl JobStore {
     /// Returns the result of this key, `None` when it does not wait to be sent, or when the file is no longer
     /// that of this generation: the key may be another row's.
     pub(crate) fn unsent_one(&self, generation: u64, key: i64) -> Result<Option<Unsent>> {
+        if key < 0 {
+            return Ok(self.memory.unsent_one(key));
+        }
         self.with(|table| {
             if self.generation() != generation {
                 return Ok(None);
@@ -295,8 +313,13 @@ impl JobStore {
     /// harmless, so this does not wait for the disk. Where the file is no longer that of this generation,
     /// which is to be read before the keys, nothing is marked, and the results are sent again.
     pub(crate) fn mark_sent(&self, generation: u64, keys: &[i64]) -> Result<()> {
+        let (in_memory, stored): (Vec<i64>, Vec<i64>) = keys.iter().partition(|key| **key < 0);
+        self.memory.remove(&in_memory);
+        if stored.is_empty() {
+            return Ok(());
+        }
         self.with(|table| match self.generation() == generation {
-            true => self.mark_sent_in(table, keys),
+            true => self.mark_sent_in(table, &stored),
             false => Ok(()),
         })
     }
@@ -304,7 +327,7 @@ impl JobStore {
     fn mark_sent_in(&self, table: &mut Table, keys: &[i64]) -> Result<()> {
         let now = unix_ms();
         table.wait_for_disk(false)?;
-        let marked = table::mark(&mut table.db, keys);
+        let marked = table::mark(&table.db, keys);
         let tidied = if marked.is_ok() && table.accepted_since_tidy >= retention::TIDY_EVERY {
             table.accepted_since_tidy = 0;
             retention::tidy(&table.db, now, retention::REMEMBER_IDS)
@@ -358,7 +381,7 @@ impl JobStore {
         table.is_open = true;
         let damage = match table.aside.take() {
             Some(aside) => Some(aside.carry_over(&self.path, &table.db)),
-            // Keys that were given before are given again.
+            // Rows that keys are remembered of are gone.
             None => is_lost.then(|| {
                 format!("{} was emptied or removed, and is made anew: its jobs are forgotten", self.path.display())
             }),
@@ -370,6 +393,7 @@ impl JobStore {
                 tell(&damage);
             }
         }
+        table.next_key = table.next_key.max(table::next_key(&table.db)?);
         self.recount(table)
     }
 }

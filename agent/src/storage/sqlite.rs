@@ -87,6 +87,20 @@ impl Format {
     }
 }
 
+/// Does `work` in one transaction; where it fails nothing of it is stored. Its statements are prepared once: to parse them
+/// for each transaction costs as much as to write a row.
+pub(crate) fn transaction<T>(db: &Connection, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    db.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+    let done = work().and_then(|done| {
+        db.prepare_cached("COMMIT")?.execute([])?;
+        Ok(done)
+    });
+    if done.is_err() && !db.is_autocommit() {
+        let _ = db.execute_batch("ROLLBACK");
+    }
+    done
+}
+
 /// Opens a database; one that `is_damaged` finds damaged is set aside, and a new one made. Returns what
 /// `set_aside` returned as well.
 pub(crate) fn open_or_replace<T, A>(

@@ -64,8 +64,17 @@ struct Waiting {
 /// An effect that waits for the commit of its cause.
 enum AfterCommit {
     Stored(Sender<()>),
-    Start { id: Arc<str>, run: u64, at: i64 },
+    Start {
+        id: Arc<str>,
+        run: u64,
+        at: i64,
+    },
     Tell(Notice),
+    /// The result of a read-only command is stored, and not in memory alone any more.
+    Forget {
+        controller: String,
+        id: String,
+    },
 }
 
 struct Actor {
@@ -291,6 +300,7 @@ impl Actor {
     fn receive(&mut self, message: Message) {
         match message {
             Message::Submit { controller, commands, stored } => self.submit(&controller, commands, stored),
+            Message::StoreReadOnly { controller, stored } => self.store_read_only(&controller, stored),
             Message::Exited { run, code } => self.exited(run, code),
             Message::Cleared { id, group } => self.cleared(id, group),
             Message::Drained { run } => self.drained(run),

@@ -15,6 +15,8 @@ pub(super) struct Job {
     /// Bytes of its command.
     pub(super) size: usize,
     pub(super) work: Work,
+    /// The job store has it, or will with the next commit; a read-only command is in memory alone.
+    pub(super) stored: bool,
     /// Kept while the job has a run; one that waits is read from the job store again, so that thousands
     /// of them cost the disk and not the memory.
     pub(super) detail: Option<Arc<Detail>>,

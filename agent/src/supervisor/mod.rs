@@ -20,6 +20,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use jscommon::Command;
 use jscommon::lock::lock;
 use jscommon::worker::Worker;
+use read_only::ReadOnly;
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::HashMap;
@@ -30,6 +31,7 @@ mod event_loop;
 mod job_commands;
 mod job_table;
 mod launcher;
+mod read_only;
 mod results;
 pub(crate) mod scheduler;
 mod task_pool;
@@ -106,7 +108,7 @@ impl Handle {
     /// configured startup jobs, and begins to supervise.
     pub(crate) fn start(parts: Parts) -> Result<Handle> {
         let (sender, inbox) = unbounded();
-        let remote = Remote { sender, baselines: Arc::default() };
+        let remote = Remote { sender, baselines: Arc::default(), read_only: Arc::new(ReadOnly::new(&parts)) };
         let worker = event_loop::start(parts, remote.clone(), inbox)?;
         Ok(Handle { remote, _worker: worker })
     }
@@ -130,12 +132,15 @@ pub(crate) struct Remote {
     sender: Sender<Message>,
     /// By run: when its processor time was last looked at, and what it was.
     baselines: Arc<Mutex<HashMap<u64, (Instant, u64)>>>,
+    read_only: Arc<ReadOnly>,
 }
 
 /// A message to the supervisor's thread.
 enum Message {
     /// Commands of a controller; the answer comes once they are stored.
     Submit { controller: Arc<str>, commands: Vec<Command>, stored: Sender<()> },
+    /// Stores the read-only commands of a controller; the answer comes once they are.
+    StoreReadOnly { controller: Arc<str>, stored: Sender<()> },
     /// The first process of a run has ended.
     Exited { run: u64, code: i32 },
     /// A run's pipes have ended.
@@ -180,11 +185,27 @@ struct View {
 }
 
 impl Remote {
-    /// Hands over commands of a controller. The answer comes once all of them are stored durably, and
-    /// never when that failed or the supervisor has stopped: then nothing may be acknowledged.
-    pub(crate) fn submit(&self, controller: &str, commands: Vec<Command>) -> Receiver<()> {
+    /// Hands over commands of a controller, which are not acknowledged before both channels have told: the answer on the
+    /// first comes once all that are stored are so durably, and never when that failed or the supervisor has stopped; the
+    /// second is closed once the controller has taken the results of those that are not stored.
+    pub(crate) fn submit(&self, controller: &str, commands: Vec<Command>) -> (Receiver<()>, Receiver<()>) {
+        let ((stored, answer), (open, taken)) = (bounded(1), bounded(0));
+        self.read_only.expect(controller, &commands, &open);
+        let commands = self.read_only.answer(controller, commands);
+        match commands {
+            Some(commands) => {
+                drop(self.sender.send(Message::Submit { controller: controller.into(), commands, stored }))
+            }
+            None => drop(stored.send(())),
+        }
+        (answer, taken)
+    }
+
+    /// Has the read-only commands of a controller stored as any other, for it did not take their results in time. The
+    /// answer comes as that of `submit`.
+    pub(crate) fn store_read_only(&self, controller: &str) -> Receiver<()> {
         let (stored, answer) = bounded(1);
-        let _ = self.sender.send(Message::Submit { controller: controller.into(), commands, stored });
+        let _ = self.sender.send(Message::StoreReadOnly { controller: controller.into(), stored });
         answer
     }
 

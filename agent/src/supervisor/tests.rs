@@ -4,6 +4,7 @@ mod commands;
 mod crowd;
 mod ends;
 mod memory;
+mod read_only;
 mod restarts;
 mod runs;
 mod sync;
@@ -87,13 +88,17 @@ impl Life {
     }
 
     fn push(&self, commands: Value) {
-        let Value::Array(commands) = commands else { return self.push(json!([commands])) };
+        self.submit(commands).0.recv_timeout(LONG).unwrap();
+    }
+
+    fn submit(&self, commands: Value) -> (Receiver<()>, Receiver<()>) {
+        let Value::Array(commands) = commands else { return self.submit(json!([commands])) };
         let commands = commands.into_iter().map(|mut command| {
             command["gid"] = 1.into();
             command["nid"] = 10.into();
             Command::from_value(command).unwrap()
         });
-        self.remote().submit("main", commands.collect()).recv_timeout(LONG).unwrap();
+        self.remote().submit("main", commands.collect())
     }
 
     fn shell(&self, id: &str, script: &str, more: Value) {

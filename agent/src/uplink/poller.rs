@@ -1,7 +1,8 @@
 //! The poller: asks one controller for commands, for ever.
 //!
 //! Owns the poll and its acknowledgement, one thread a controller. The supervisor interprets the commands: the
-//! poller hands them over and acknowledges a batch only once it is stored durably.
+//! poller hands them over and acknowledges a batch only once it is stored durably, and what is not stored is answered and
+//! its result taken.
 //! Its thread is detached, for it may sit in a read; [`crate::uplink::Controller::stop_polls`]
 //! ends that read.
 
@@ -26,13 +27,18 @@ pub(crate) const MAX_UNSENT: u64 = 64 << 20;
 const FULL_PAUSE: Duration = Duration::from_millis(500);
 /// The name of a fault of the storing of commands.
 const COMMANDS: &str = "commands";
+/// How long the results of read-only commands are waited for, which are then stored.
+const READ_ONLY_WAIT: Duration = Duration::from_secs(1);
 /// How long commands are waited for until the controller is told that they are not stored.
 const LATE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LAST_RETRY: Duration = Duration::from_secs(30);
 
-/// Takes commands to be stored; the answer comes once all of them are, and is closed when they cannot be.
-pub(crate) type Submit = Box<dyn Fn(Vec<Command>) -> Receiver<()> + Send>;
+/// Takes commands. The answer on the first channel comes once all that are to be stored are so; it is closed when they
+/// cannot be. The second is closed once the results of the others, which only look, are taken by the controller.
+pub(crate) type Submit = Box<dyn Fn(Vec<Command>) -> (Receiver<()>, Receiver<()>) + Send>;
+/// Stores the commands whose results were not taken; the answer comes as that of `Submit`.
+pub(crate) type StoreReadOnly = Box<dyn Fn() -> Receiver<()> + Send>;
 
 /// The parts of the agent that one poller uses.
 pub(crate) struct Parts {
@@ -40,6 +46,8 @@ pub(crate) struct Parts {
     pub(crate) controller: Arc<Controller>,
     /// The function that takes the commands.
     pub(crate) submit: Submit,
+    /// The function that stores those that only look.
+    pub(crate) store_read_only: StoreReadOnly,
     /// Knows how much waits to be sent.
     pub(crate) job_store: Arc<JobStore>,
     /// Takes the events.
@@ -148,15 +156,11 @@ impl Poller {
                 }
             }
         }
-        let stored = (self.parts.submit)(commands);
-        let is_stored = loop {
-            match stored.recv_timeout(LATE) {
-                Ok(()) => break true,
-                Err(RecvTimeoutError::Disconnected) => break false,
-                // They are stored as soon as that can be done; meanwhile this node takes no others.
-                Err(RecvTimeoutError::Timeout) => self.tell_unstored(),
-            }
-        };
+        let (stored, taken_results) = (self.parts.submit)(commands);
+        let mut is_stored = self.wait_stored(&stored);
+        if is_stored && taken_results.recv_timeout(READ_ONLY_WAIT) == Err(RecvTimeoutError::Timeout) {
+            is_stored = self.wait_stored(&(self.parts.store_read_only)());
+        }
         if is_stored {
             failpoint::hit("agent.stored");
             self.faults.end(COMMANDS);
@@ -168,6 +172,18 @@ impl Poller {
             self.tell_unstored();
         }
         self.backoff.fail(fastrand::f64())
+    }
+
+    /// Waits until commands are stored; false when they cannot be.
+    fn wait_stored(&mut self, stored: &Receiver<()>) -> bool {
+        loop {
+            match stored.recv_timeout(LATE) {
+                Ok(()) => return true,
+                Err(RecvTimeoutError::Disconnected) => return false,
+                // They are stored as soon as that can be done; meanwhile this node takes no others.
+                Err(RecvTimeoutError::Timeout) => self.tell_unstored(),
+            }
+        }
     }
 
     fn tell_unstored(&mut self) {

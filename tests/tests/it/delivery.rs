@@ -114,6 +114,61 @@ deaths! {
     an_agent_dies_while_it_sends: agent_dies_at AGENT [6..],
 }
 
+/// What only looks is stored by nobody but the controller, until the result is taken.
+#[test]
+fn an_agent_dies_with_a_command_that_only_looks() {
+    for point in ["agent.received", "agent.stored", "agent.posted", "agent.sent", "agent.acked"] {
+        for cmd in ["ping", "get_mem_info"] {
+            let redis = Redis::start();
+            let acc = Acc::start(&redis, AccOptions::default());
+            let mut agent = Agent::start(&acc, AgentOptions::default().dying_at(point));
+            let mut client = Client::new(&redis);
+            client.wait_seen("1:10");
+            let id = client.send(cmd, json!({}));
+            wait_until(&format!("the agent dies at {point}"), LONG * 3, || agent.ended());
+            agent.resume();
+            let result = client.pop_within(&id, Duration::from_secs(60)).unwrap_or_else(|| panic!("{point}: no result"));
+            assert_eq!(result["state"], "OK", "{point}: {result}");
+            let again = client.send(cmd, json!({}));
+            assert_eq!(client.pop(&again)["state"], "OK", "{point}: the node still hears");
+            assert_eq!(client.results(&id), 0, "{point}: once");
+        }
+    }
+}
+
+/// A result that the controller does not take for a while is stored, and survives the agent.
+#[test]
+fn result_of_a_command_that_only_looks_is_stored_while_redis_is_away() {
+    let mut redis = Redis::start_durable();
+    let acc = Acc::start(&redis, AccOptions::default());
+    let mut agent = Agent::start(&acc, AgentOptions::default());
+    let mut client = Client::new(&redis);
+    client.wait_seen("1:10");
+    let stored = |agent: &Agent| {
+        let db = rusqlite::Connection::open(agent.data_dir().join("state.db")).unwrap();
+        db.query_row("SELECT count(*) FROM jobs", [], |row| row.get::<_, i64>(0)).unwrap()
+    };
+    agent.signal(Signal::SIGSTOP);
+    let id = client.send("ping", json!({}));
+    wait_until("it is handed over", LONG, || {
+        let handed: Option<String> = client.redis(&["HGET", "jsacc:{1:10}:meta", "handed_at"]);
+        handed.is_some()
+    });
+    redis.kill();
+    agent.signal(Signal::SIGCONT);
+    wait_until("it is stored", LONG, || stored(&agent) == 1);
+    agent.kill();
+    redis.resume();
+    agent.resume();
+    let mut client = Client::new(&redis);
+    assert_eq!(client.pop_within(&id, Duration::from_secs(60)).unwrap()["state"], "OK");
+    wait_until("it is acknowledged", LONG, || {
+        let waiting: i64 = client.redis(&["ZCARD", "jsacc:{1:10}:queue"]);
+        waiting == 0
+    });
+    assert_eq!((client.results(&id), stored(&agent)), (0, 1));
+}
+
 #[test]
 fn a_result_that_a_power_cut_takes_back_stands_where_it_was_delivered() {
     let redis = Redis::start();

@@ -32,17 +32,10 @@ impl Aside {
     }
 }
 
-/// Copies row by row, and stops at what cannot be read, from both ends of the table. Rows keep their keys,
-/// and keys that were given before are not given again.
+/// Copies row by row, and stops at what cannot be read, from both ends of the table. Rows keep their keys.
 fn salvage(aside: &Path, db: &Connection) -> u64 {
     const COLUMNS: &str = "key, id, run, controller, state, accepted, started, reported, command, result";
     let Ok(old) = Connection::open_with_flags(aside, OpenFlags::SQLITE_OPEN_READ_WRITE) else { return 0 };
-    let last: rusqlite::Result<i64> =
-        old.query_row("SELECT seq FROM sqlite_sequence WHERE name = 'jobs'", [], |row| row.get(0));
-    if let Ok(last) = last {
-        // Rows with higher keys raise it.
-        let _ = db.execute("INSERT INTO sqlite_sequence(name, seq) VALUES('jobs', ?)", [last]);
-    }
     let mut saved = 0;
     for order in ["ASC", "DESC"] {
         let Ok(mut query) = old.prepare(&format!("SELECT {COLUMNS} FROM jobs NOT INDEXED ORDER BY key {order}")) else {

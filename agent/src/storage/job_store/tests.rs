@@ -279,11 +279,50 @@ fn damage_index(dir: &Path, job_store: &JobStore) {
     job_store.rest();
     let path = dir.join(FILE);
     let mut bytes = std::fs::read(&path).unwrap();
-    let begin = (page as usize - 1) * 4096;
-    bytes[begin..begin + 4096].fill(0xa5);
+    let size = usize::from(u16::from_be_bytes([bytes[16], bytes[17]]));
+    let begin = (page as usize - 1) * size;
+    bytes[begin..begin + size].fill(0xa5);
     let counter = u32::from_be_bytes(bytes[24..28].try_into().unwrap()) + 1;
     bytes[24..28].copy_from_slice(&counter.to_be_bytes());
     std::fs::write(&path, &bytes).unwrap();
+}
+
+#[test]
+fn key_of_a_replaced_result_is_not_given_again() {
+    let (dir, job_store) = open();
+    let report = |started: i64| JobUpdate::Report { id: "r".into(), started, result: "x".into(), quiet: true };
+    job_store.commit(&[accept("r"), report(1)]).unwrap();
+    let under_way = job_store.unsent("main", 10, 100).unwrap();
+    job_store.commit(&[report(2)]).unwrap();
+    job_store.mark_sent(0, &[under_way[0].key]).unwrap();
+    assert_eq!(job_store.unsent("main", 10, 100).unwrap().len(), 1, "the new one was not sent");
+    drop(job_store);
+    let job_store = JobStore::open(dir.path()).unwrap();
+    job_store.commit(&[accept("s"), finish("s", "y")]).unwrap();
+    assert_eq!(job_store.unsent("main", 10, 100).unwrap().len(), 2);
+}
+
+#[test]
+fn file_of_an_older_agent_is_used_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let old = Connection::open(dir.path().join(FILE)).unwrap();
+    old.execute_batch(
+        "PRAGMA journal_mode = WAL;
+         CREATE TABLE jobs(key INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL, run INTEGER NOT NULL DEFAULT 0,
+             controller TEXT NOT NULL, state INTEGER NOT NULL, accepted INTEGER NOT NULL,
+             started INTEGER NOT NULL DEFAULT 0, reported INTEGER NOT NULL DEFAULT 0, command TEXT, result TEXT,
+             UNIQUE(id, run));
+         CREATE INDEX waiting ON jobs(controller, key) WHERE state = 2;
+         CREATE INDEX live ON jobs(key) WHERE state IN (0, 1, 4, 5, 6, 7);
+         INSERT INTO jobs(id, controller, state, accepted, command) VALUES('live', 'main', 0, 1, '{}');
+         INSERT INTO jobs(id, controller, state, accepted, result) VALUES('done', 'main', 2, 1, 'x');",
+    )
+    .unwrap();
+    drop(old);
+    let job_store = JobStore::open(dir.path()).unwrap();
+    assert_eq!((job_store.live().unwrap().len(), job_store.unsent("main", 10, 100).unwrap().len()), (1, 1));
+    job_store.commit(&[accept("new"), finish("new", "y"), finish("live", "z")]).unwrap();
+    assert_eq!(job_store.unsent("main", 10, 100).unwrap().len(), 3);
 }
 
 #[test]

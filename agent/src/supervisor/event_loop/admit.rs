@@ -3,7 +3,7 @@
 use super::{Actor, AfterCommit, Detail, Job, MAX_BYTES, MAX_JOBS, Work, group_name};
 use crate::commands::{self, JobControl, Kind};
 use crate::job::{JobLabel, JobState, RunArgs};
-use crate::platform::Signal;
+use crate::platform::{Signal, unix_ms};
 use crate::process_tree::{self, Cgroups, JobTag, NotStarted, extension, leftovers, spawn};
 use crate::script;
 use crate::storage::job_store::{JobUpdate, Row};
@@ -20,8 +20,9 @@ use std::time::Duration;
 impl Actor {
     pub(super) fn submit(&mut self, controller: &Arc<str>, commands: Vec<Command>, stored: Sender<()>) {
         failpoint::hit("agent.received");
-        // Dropping `stored` unanswered tells the poller to acknowledge nothing.
-        if self.stopping.is_some() || self.retry.is_some() {
+        let is_read_only = !commands.is_empty() && commands.iter().all(|command| commands::is_read_only(&command.cmd));
+        // Dropping `stored` unanswered tells the poller to acknowledge nothing. What is not stored needs no disk.
+        if self.stopping.is_some() || self.retry.is_some() && !is_read_only {
             return;
         }
         // A poll without an acknowledgement is answered with the last batch again, and the first poll of an
@@ -52,7 +53,47 @@ impl Actor {
         if may_repeat && !is_empty {
             self.heard.insert(controller.clone());
         }
+        match is_read_only {
+            true => drop(stored.send(())),
+            false => self.after_commit.push(AfterCommit::Stored(stored)),
+        }
+    }
+
+    /// Stores the read-only commands of this controller, whose results it has not taken in time, as any other.
+    pub(super) fn store_read_only(&mut self, controller: &str, stored: Sender<()>) {
+        if self.stopping.is_some() || self.retry.is_some() {
+            return;
+        }
+        for (id, result) in self.parts.job_store.memory().take(controller) {
+            let job = self.jobs.get_mut(id.as_str()).filter(|job| !job.stored);
+            match (job, result) {
+                (_, Some(result)) => self.store_result(controller, id, result),
+                (Some(job), None) => {
+                    job.stored = true;
+                    let detail = job.detail.as_ref();
+                    let command = detail.map_or_else(String::new, |detail| detail.command.to_value().to_string());
+                    let (controller, now) = (controller.to_owned(), unix_ms());
+                    self.fresh.insert(id.clone());
+                    self.writes.push(JobUpdate::Accept { id, controller, command, now });
+                }
+                // It was stored by an earlier life of the agent, or it never came here, and comes again.
+                (None, None) => {}
+            }
+        }
         self.after_commit.push(AfterCommit::Stored(stored));
+    }
+
+    /// Stores the result of a read-only command together with its row.
+    pub(super) fn store_result(&mut self, controller: &str, id: String, result: String) {
+        // What an earlier life of the agent has stored has its result there.
+        if self.fresh.contains(&id) || self.parts.job_store.knows(&id).unwrap_or(true) {
+            return;
+        }
+        let (controller, command, now) = (controller.to_owned(), String::new(), unix_ms());
+        self.fresh.insert(id.clone());
+        self.writes.push(JobUpdate::Accept { id: id.clone(), controller: controller.clone(), command, now });
+        self.writes.push(JobUpdate::Finish { id, result: Some(result), deferred_sync: false });
+        self.after_commit.push(AfterCommit::Tell(Notice::Result { controller }));
     }
 
     /// Whether a command that is known can be one that this controller sent in the agent's last life.
@@ -61,16 +102,14 @@ impl Actor {
     }
 
     pub(super) fn accept(&mut self, controller: &Arc<str>, command: Command) {
-        let now = self.now();
-        self.fresh.insert(command.id.clone());
         let text = command.to_value().to_string();
         let size = text.len();
-        self.writes.push(JobUpdate::Accept {
-            id: command.id.clone(),
-            controller: controller.to_string(),
-            command: text,
-            now: now.wall,
-        });
+        // A startup job is one that the job store knows, whatever its command is.
+        if controller.is_empty() || !commands::is_read_only(&command.cmd) {
+            let (id, controller, now) = (command.id.clone(), controller.to_string(), self.now().wall);
+            self.fresh.insert(id.clone());
+            self.writes.push(JobUpdate::Accept { id, controller, command: text, now });
+        }
         self.register(controller, command, size, None, false);
     }
 
@@ -124,7 +163,8 @@ impl Actor {
         let rules = args.rules(work.is_process());
         let detail = self.detail_of(command, args);
         let command = detail.command.clone();
-        let job = Job { controller: controller.clone(), size, work, detail: Some(detail) };
+        let stored = persisted.is_some() || self.fresh.contains(&*id);
+        let job = Job { controller: controller.clone(), size, work, stored, detail: Some(detail) };
         self.bytes += size;
         self.jobs.insert(id.clone(), job);
         if let Some(NotStarted { code, why }) = fault {
@@ -163,7 +203,7 @@ impl Actor {
     /// Lets go of what a job that has no run does not need.
     pub(super) fn release_memory(&mut self, id: &Arc<str>) {
         if self.scheduler.run_of(id).is_none()
-            && let Some(job) = self.jobs.get_mut(id)
+            && let Some(job) = self.jobs.get_mut(id).filter(|job| job.stored)
         {
             job.detail = None;
         }

@@ -54,15 +54,29 @@ impl Actor {
         let concluded = conclusion.and_then(|conclusion| self.conclude(id, run, conclusion));
         let at = concluded.as_ref().map_or_else(unix_ms, |(.., started)| *started);
         let Some(job) = self.jobs.remove(id) else { return };
-        self.finished.push((id.clone(), job.controller.clone(), at));
         self.bytes = self.bytes.saturating_sub(job.size);
         let result = concluded.map(|(json, ..)| json).filter(|_| !job.controller.is_empty());
+        if !job.stored {
+            return result.into_iter().for_each(|result| self.hold_in_memory(&job.controller, id, result));
+        }
+        self.finished.push((id.clone(), job.controller.clone(), at));
         if result.is_some() {
             let controller = job.controller.to_string();
             self.after_commit.push(AfterCommit::Tell(Notice::Result { controller }));
         }
         let deferred_sync = deferred_sync && result.is_some();
         self.writes.push(JobUpdate::Finish { id: id.to_string(), result, deferred_sync });
+    }
+
+    /// Has the result of a read-only command sent from memory; stores it where there is no room.
+    fn hold_in_memory(&mut self, controller: &str, id: &str, result: String) {
+        match self.parts.job_store.memory().answer(controller, id, result) {
+            Ok(()) => (self.parts.notify)(Notice::Result { controller: controller.to_owned() }),
+            Err(result) => {
+                self.store_result(controller, id.to_owned(), result);
+                self.after_commit.push(AfterCommit::Forget { controller: controller.to_owned(), id: id.to_owned() });
+            }
+        }
     }
 
     /// Makes the result of a run that is over, and the records and events that go with it.

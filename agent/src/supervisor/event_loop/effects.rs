@@ -69,7 +69,8 @@ impl Actor {
         let mut lost = Vec::new();
         let now = self.now().wall;
         let runs: HashMap<Arc<str>, i64> = self.runs.values().map(|run| (run.id.clone(), run.at)).collect();
-        let open = self.jobs.iter().map(|(id, job)| (id.clone(), job.controller.clone(), runs.get(id).copied()));
+        let stored = self.jobs.iter().filter(|(_, job)| job.stored);
+        let open = stored.map(|(id, job)| (id.clone(), job.controller.clone(), runs.get(id).copied()));
         let ended = self.finished.iter().map(|(id, controller, at)| (id.clone(), controller.clone(), Some(*at)));
         for (id, controller, started) in open.chain(ended) {
             if self.fresh.contains(&*id) || self.parts.job_store.knows(&id)? {
@@ -108,6 +109,7 @@ impl Actor {
                 AfterCommit::Stored(poller) => stored.push(poller),
                 AfterCommit::Start { id, run, at } => starts.push_back((id, run, at)),
                 AfterCommit::Tell(notice) => (self.parts.notify)(notice),
+                AfterCommit::Forget { controller, id } => self.parts.job_store.memory().forget(&controller, &id),
             }
         }
         self.clear_up();
@@ -150,12 +152,20 @@ impl Actor {
         }
     }
 
+    /// Whether the job store is to know of this job.
+    fn is_stored(&self, id: &Arc<str>) -> bool {
+        self.jobs.get(id).is_none_or(|job| job.stored)
+    }
+
     fn perform(&mut self) {
         while !self.actions.is_empty() {
             // One look at all processes serves every tree that is being ended.
             let mut trees = Vec::new();
             for action in std::mem::take(&mut self.actions) {
                 match action {
+                    // Nothing is to be on the disk first.
+                    Action::Start { id, run, at } if !self.is_stored(&id) => self.begin_run(&id, run, at),
+                    Action::SetState { id, .. } if !self.is_stored(&id) => {}
                     Action::Start { id, run, at } => {
                         self.writes.push(JobUpdate::Start { id: id.to_string(), started: at });
                         self.after_commit.push(AfterCommit::Start { id, run, at });

@@ -24,7 +24,7 @@ impl Actor {
         };
         job.detail = Some(detail.clone());
         let command = detail.command.clone();
-        self.runs.insert(run, Run::new(id.clone(), at, true));
+        self.runs.insert(run, Run::new(id.clone(), at, job.stored));
         let context = self.parts.builtins.clone();
         match work {
             Work::Execute => match self.process(&command) {

@@ -83,7 +83,7 @@ fn a_known_id_does_not_run_again() {
         life.result("a");
         life.shell("a", &script, json!({}));
         assert_eq!(life.event("duplicate")["id"], "a");
-        life.push(json!([{"id": "p", "cmd": "ping"}, {"id": "p", "cmd": "ping"}]));
+        life.push(json!([{"id": "p", "cmd": "unschedule"}, {"id": "p", "cmd": "unschedule"}]));
         assert_eq!(life.event("duplicate")["id"], "p");
     }
     let life = node.live();

@@ -12,13 +12,14 @@ fn a_full_disk_starts_nothing_until_there_is_room() {
     life.result("before");
     rival.execute_batch("CREATE TRIGGER full BEFORE INSERT ON jobs BEGIN SELECT RAISE(ABORT, 'full'); END").unwrap();
     let script = format!("echo x >> {}", node.path("out").display());
-    let command =
-        json!({"id": "a", "gid": 1, "nid": 10, "cmd": "execute", "args": {"cmd": "sh", "args": ["-c", script]}});
-    let stored = life.remote().submit("main", vec![Command::from_value(command).unwrap()]);
+    let execute = |id: &str| json!({"id": id, "cmd": "execute", "args": {"cmd": "sh", "args": ["-c", script]}});
+    let (stored, _) = life.submit(execute("a"));
     assert!(life.event("critical")["message"].as_str().unwrap().contains("takes nothing"));
-    // Meanwhile nothing else is accepted either.
-    let refused = json!({"id": "b", "gid": 1, "nid": 10, "cmd": "ping"});
-    assert!(life.remote().submit("main", vec![Command::from_value(refused).unwrap()]).recv_timeout(LONG).is_err());
+    // Meanwhile nothing else is accepted either, but what only looks needs no disk.
+    assert!(life.submit(execute("b")).0.recv_timeout(LONG).is_err());
+    assert!(life.submit(json!([execute("c"), {"id": "d", "cmd": "ping"}])).0.recv_timeout(LONG).is_err());
+    assert_eq!(life.ask("e", "ping", json!("")).state, State::Ok);
+    assert_eq!(life.ask("f", "get_disk_info", json!("")).state, State::Ok);
     assert_eq!(node.read("out"), "");
     rival.execute_batch("DROP TRIGGER full").unwrap();
     stored.recv_timeout(LONG).unwrap();

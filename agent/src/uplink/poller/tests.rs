@@ -18,7 +18,11 @@ struct Stage {
     asked: Receiver<String>,
     /// The commands as they were handed over, each with the way to say that they are stored.
     submitted: Receiver<(Vec<String>, Sender<()>)>,
-    submit: Mutex<Option<Submit>>,
+    /// For each batch the channel that is open until the results of what only looks are taken.
+    untaken: Receiver<Sender<()>>,
+    /// The wishes that these are stored.
+    wishes: Receiver<Sender<()>>,
+    submit: Mutex<Option<(Submit, StoreReadOnly)>>,
     upload_queue: Arc<UploadQueue>,
     polling: Option<Sender<()>>,
 }
@@ -41,10 +45,19 @@ impl Stage {
         // Its thread serves on for as long as the test runs.
         std::mem::forget(fake);
         let config = Config::parse("", &overrides).unwrap();
-        let (hand, submitted) = unbounded();
+        let ((hand, submitted), (keep, untaken), (wish, wishes)) = (unbounded(), unbounded(), unbounded());
         let submit: Submit = Box::new(move |commands: Vec<Command>| {
+            let ((stored, told), (open, taken)) = (bounded(1), bounded(0));
+            let ids: Vec<String> = commands.into_iter().map(|command| command.id).collect();
+            if ids.iter().any(|id| id == "look") {
+                keep.send(open).unwrap();
+            }
+            hand.send((ids, stored)).unwrap();
+            (told, taken)
+        });
+        let store: StoreReadOnly = Box::new(move || {
             let (stored, told) = bounded(1);
-            hand.send((commands.into_iter().map(|command| command.id).collect(), stored)).unwrap();
+            wish.send(stored).unwrap();
             told
         });
         Stage {
@@ -54,16 +67,20 @@ impl Stage {
             _dir: dir,
             asked,
             submitted,
-            submit: Mutex::new(Some(submit)),
+            untaken,
+            wishes,
+            submit: Mutex::new(Some((submit, store))),
             polling: None,
         }
     }
 
     fn start(&mut self) {
         let (polling, stop) = bounded(0);
+        let (submit, store_read_only) = self.submit.lock().unwrap().take().unwrap();
         let parts = Parts {
             controller: self.controller.clone(),
-            submit: self.submit.lock().unwrap().take().unwrap(),
+            submit,
+            store_read_only,
             job_store: self.job_store.clone(),
             upload_queue: self.upload_queue.clone(),
             startup: json!({}),
@@ -189,4 +206,43 @@ fn results_that_pile_up_stop_the_taking() {
     let first = stage.job_store.unsent("main", 1, 1).unwrap();
     stage.job_store.mark_sent(0, &[first[0].key]).unwrap();
     stage.next();
+}
+
+const LOOK: &str = r#"{"batch": "6", "cmds": [{"id": "look", "cmd": "ping"}]}"#;
+
+#[test]
+fn batch_of_what_only_looks_is_acknowledged_once_its_results_are_taken() {
+    let mut stage = Stage::new(once(LOOK));
+    stage.start();
+    assert!(!stage.next().contains("ack="));
+    stage.submitted.recv_timeout(LONG).unwrap().1.send(()).unwrap();
+    let open = stage.untaken.recv_timeout(LONG).unwrap();
+    assert_eq!(stage.asked.try_recv().ok(), None);
+    drop(open);
+    assert!(stage.next().contains("ack=6"));
+    assert!(stage.wishes.is_empty());
+}
+
+#[test]
+fn results_that_are_not_taken_in_time_are_stored_before_the_acknowledgement() {
+    let mut stage = Stage::new(once(LOOK));
+    stage.start();
+    assert!(!stage.next().contains("ack="));
+    stage.submitted.recv_timeout(LONG).unwrap().1.send(()).unwrap();
+    let _open = stage.untaken.recv_timeout(LONG).unwrap();
+    let stored = stage.wishes.recv_timeout(LONG).unwrap();
+    assert_eq!(stage.asked.try_recv().ok(), None);
+    stored.send(()).unwrap();
+    assert!(stage.next().contains("ack=6"));
+}
+
+#[test]
+fn results_that_can_neither_be_sent_nor_stored_are_not_acknowledged() {
+    let mut stage = Stage::new(once(LOOK));
+    stage.start();
+    assert!(!stage.next().contains("ack="));
+    stage.submitted.recv_timeout(LONG).unwrap().1.send(()).unwrap();
+    let _open = stage.untaken.recv_timeout(LONG).unwrap();
+    drop(stage.wishes.recv_timeout(LONG).unwrap());
+    assert!(!stage.next().contains("ack="), "the next poll brings it again");
 }

@@ -127,7 +127,8 @@ fn an_agent_dies_with_a_command_that_only_looks() {
             let id = client.send(cmd, json!({}));
             wait_until(&format!("the agent dies at {point}"), LONG * 3, || agent.ended());
             agent.resume();
-            let result = client.pop_within(&id, Duration::from_secs(60)).unwrap_or_else(|| panic!("{point}: no result"));
+            let result =
+                client.pop_within(&id, Duration::from_secs(60)).unwrap_or_else(|| panic!("{point}: no result"));
             assert_eq!(result["state"], "OK", "{point}: {result}");
             let again = client.send(cmd, json!({}));
             assert_eq!(client.pop(&again)["state"], "OK", "{point}: the node still hears");

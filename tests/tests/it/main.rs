@@ -36,6 +36,7 @@ mod results;
 mod revocation;
 mod roaming;
 mod scale;
+mod script_examples;
 mod scripts;
 mod secrets;
 mod service;

@@ -1,8 +1,8 @@
 //! Rows on their way into a database: several of them in one statement.
 //!
-//! Starting and ending a statement costs about a third of what a short row costs as a whole, and what
-//! all rows of a batch share need not be handed over again for each of them. So rows are held back
-//! until there are [`TOGETHER`] of them; the few that are left over go one by one.
+//! Starting and ending a statement costs time, and what all rows of a batch share need not be handed over again for
+//! each of them. So rows are held back until there are [`TOGETHER`] of them; the few that are left over go one by one. A
+//! million lines of 100 bytes cost the agent 1.11 s of CPU so, and 1.18 s one by one.
 
 use super::batch::Batch;
 use rusqlite::{CachedStatement, Connection, Result};

@@ -14,6 +14,20 @@ pub fn hit(point: &str) {
     let _ = point;
 }
 
+/// Whether the test asked for one of `points`; never in a release.
+#[inline]
+pub fn is_aimed_at(points: &[&str]) -> bool {
+    #[cfg(feature = "failpoints")]
+    {
+        armed::is_aimed_at(points)
+    }
+    #[cfg(not(feature = "failpoints"))]
+    {
+        let _ = points;
+        false
+    }
+}
+
 #[cfg(feature = "failpoints")]
 mod armed {
     use std::sync::OnceLock;
@@ -42,8 +56,16 @@ mod armed {
         }
     }
 
+    fn abort() -> Option<&'static Aim> {
+        ABORT.get_or_init(|| Aim::read("JS_DIE_AT")).as_ref()
+    }
+
+    pub(super) fn is_aimed_at(points: &[&str]) -> bool {
+        abort().is_some_and(|aim| points.contains(&aim.point.as_str()))
+    }
+
     pub(super) fn hit(point: &str) {
-        if ABORT.get_or_init(|| Aim::read("JS_DIE_AT")).as_ref().is_some_and(|aim| aim.hits(point)) {
+        if abort().is_some_and(|aim| aim.hits(point)) {
             std::process::abort();
         }
         if PANIC.get_or_init(|| Aim::read("JS_PANIC_AT")).as_ref().is_some_and(|aim| aim.hits(point)) {

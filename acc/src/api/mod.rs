@@ -19,6 +19,7 @@ mod process_metrics;
 pub(crate) mod rate_limiter;
 pub(crate) mod response_order;
 mod result;
+mod result_delivery;
 mod script;
 pub(crate) mod script_cache;
 pub mod server;

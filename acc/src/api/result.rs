@@ -1,23 +1,18 @@
 //! `POST /{gid}/{nid}/result`: results, each delivered once.
 
+use super::result_delivery::{Entry, Refusal, deliver};
 use super::{Fault, Outcome, bad, expect_room, json, spend};
 use crate::api::context::Context;
 use crate::api::rate_limiter::{Charge, Resource};
-use crate::auth::tickets::{self, BadTicket, Flags, Tickets};
+use crate::auth::tickets::{BadTicket, Flags, Tickets};
 use crate::http::Reply;
-use crate::model::jobs::{self, JobEligibility, Writing};
-use crate::model::results::{self, Bounds, Delivery, Push, Recurring, Verdict};
-use crate::model::{events, history, nodes};
+use crate::model::events;
+use crate::model::results::Recurring;
+use crate::redis::describe;
 use crate::redis::errors::is_broken;
-use crate::redis::{Batch, Conn, describe};
 use jscommon::command::TICKET;
-use jscommon::{JobResult, NodeId, State, failpoint};
-use redis::{FromRedisValue, RedisResult};
+use jscommon::{JobResult, NodeId, State};
 use serde_json::{Map, Value, json as object};
-use std::sync::atomic::Ordering;
-
-/// Most calls of one transaction, for Redis does nothing else meanwhile.
-const MAX_TRANSACTION_CALLS: usize = 256;
 
 /// Most results of one request; an agent sends half of that.
 const MAX_RESULTS: usize = 1000;
@@ -27,59 +22,6 @@ const COPIES: usize = 2;
 
 /// The bytes that a result takes in Redis beside its text.
 const RESULT_OVERHEAD_BYTES: usize = 256;
-
-/// Why a result is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Refusal {
-    OtherNode,
-    WrongTicket,
-    NoTicket,
-    NotMeant,
-    Unknown,
-    /// There is room for it after so many seconds.
-    TooMany(u32),
-}
-
-impl Refusal {
-    fn sentence(self) -> &'static str {
-        match self {
-            Refusal::OtherNode => "it names another node",
-            Refusal::WrongTicket => "its ticket is not that of this node and job",
-            Refusal::NoTicket => "it has no ticket, and this node has returned tickets before",
-            Refusal::NotMeant => "its job was for other nodes",
-            Refusal::Unknown => "it has no ticket, and redis knows no such job of this node",
-            Refusal::TooMany(_) => "the node brings more of its runs than its recurring_period allows",
-        }
-    }
-}
-
-/// A result that its node may deliver, as far as that is known without Redis.
-struct Entry {
-    node: NodeId,
-    id: String,
-    state: State,
-    target: String,
-    run: String,
-    text: String,
-    /// A ticket of this node and job came with it.
-    has_ticket: bool,
-    /// The run, where the ticket says that the job recurs; without a ticket, where the result itself does.
-    recurring: Option<Recurring>,
-}
-
-impl Entry {
-    fn delivery(&self, recurring: Option<Recurring>) -> Delivery<'_> {
-        Delivery { id: &self.id, target: &self.target, run: &self.run, text: &self.text, recurring }
-    }
-}
-
-/// The state of an entry according to Redis.
-struct Standing {
-    known: JobEligibility,
-    verdict: Verdict,
-    recurring: Option<Recurring>,
-    refusal: Option<Refusal>,
-}
 
 /// The results of one request.
 struct Posted {
@@ -215,150 +157,6 @@ fn entry(tickets: &Tickets, node: NodeId, mut value: Value) -> Result<Result<Ent
     let (target, run) = (node.to_string(), result.starttime.to_string());
     let JobResult { id, state, .. } = result;
     Ok(Ok(Entry { node, id, state, target, run, text, has_ticket: ticket.is_some(), recurring }))
-}
-
-/// Asks Redis about the entries, and decides what is to become of them.
-fn decide(context: &Context, conn: &mut Conn, entries: &[&Entry]) -> RedisResult<Vec<Standing>> {
-    // Both questions in one round trip, so it is decided before it is known whether the node may answer.
-    // By that a node may at most leave its own name among those that have answered,
-    // which no other node's answer is measured by, for a day. Without a ticket that name is what lets it in
-    // later, so then it is asked first.
-    let mut batch = Batch::new();
-    for entry in entries {
-        jobs::ask(&mut batch, entry.node, &entry.id);
-        if entry.has_ticket {
-            results::decide(&mut batch, &entry.delivery(entry.recurring), true);
-        } else {
-            nodes::ask_returns_tickets(&mut batch, entry.node);
-            results::ask_remembered(&mut batch, entry.node, &entry.id);
-            if entry.recurring.is_some() {
-                jobs::ask_period(&mut batch, &entry.id);
-            }
-        }
-    }
-    let epoch = context.epoch.load(Ordering::Relaxed);
-    let mut returning: Vec<NodeId> = Vec::new();
-    for entry in entries.iter().filter(|entry| entry.has_ticket) {
-        if !returning.contains(&entry.node) && context.tickets.is_news(entry.node, epoch) {
-            returning.push(entry.node);
-        }
-    }
-    let before = batch.len();
-    returning.iter().for_each(|node| nodes::returns_tickets(&mut batch, *node));
-    let mut answers = conn.run_each(&batch)?;
-    // The node's data may be spoilt, and its results are taken all the same.
-    match answers.split_off(before).into_iter().find_map(Result::err) {
-        None => context.tickets.note(&returning, epoch),
-        Some(e) => ::log::debug!("that nodes return tickets is not written down: {}", describe(&e)),
-    }
-    let mut answers = answers.into_iter().collect::<RedisResult<Vec<_>>>()?.into_iter();
-    let mut next = || answers.next().unwrap_or(redis::Value::Nil);
-    let mut standings = Vec::with_capacity(entries.len());
-    let (mut later, mut undecided) = (Batch::new(), Vec::new());
-    for (i, entry) in entries.iter().enumerate() {
-        let known = jobs::known(next(), next(), next())?;
-        if entry.has_ticket {
-            let verdict = results::verdict(next())?;
-            let refusal = (known == JobEligibility::NotMeant).then_some(Refusal::NotMeant).or(too_many(verdict));
-            standings.push(Standing { known, verdict, recurring: entry.recurring, refusal });
-            continue;
-        }
-        let returns_tickets = bool::from_redis_value(next())?;
-        let remembered = results::remembered(next(), next())?;
-        let period = if entry.recurring.is_some() { jobs::period(next())? } else { None };
-        let refusal = match known {
-            JobEligibility::NotMeant => Some(Refusal::NotMeant),
-            _ if returns_tickets => Some(Refusal::NoTicket),
-            JobEligibility::Nothing if !remembered.answered => Some(Refusal::Unknown),
-            JobEligibility::Nothing | JobEligibility::Meant(_) => None,
-        };
-        let recurring = match (entry.recurring, known) {
-            (Some(run), JobEligibility::Meant(_)) if period.is_some() => {
-                period.map(|period| Recurring { period: period.min(tickets::MAX_PERIOD), ..run })
-            }
-            (run, _) => run.filter(|_| remembered.recurs),
-        };
-        if refusal.is_none() {
-            results::decide(&mut later, &entry.delivery(recurring), false);
-            undecided.push(i);
-        }
-        standings.push(Standing { known, verdict: Verdict::Late, recurring, refusal });
-    }
-    if !undecided.is_empty() {
-        for (i, answer) in undecided.into_iter().zip(conn.run(&later)?) {
-            standings[i].verdict = results::verdict(answer)?;
-            standings[i].refusal = too_many(standings[i].verdict);
-        }
-    }
-    Ok(standings)
-}
-
-/// The refusal of a run that is one too many.
-fn too_many(verdict: Verdict) -> Option<Refusal> {
-    if let Verdict::TooMany(seconds) = verdict { Some(Refusal::TooMany(seconds)) } else { None }
-}
-
-/// Delivers; answers for each entry whether it was refused.
-fn deliver(context: &Context, conn: &mut Conn, entries: &[&Entry]) -> RedisResult<Vec<Option<Refusal>>> {
-    let standings = decide(context, conn, entries)?;
-    failpoint::hit("acc.result.guarded");
-
-    let now = context.clock.now();
-    let (mut hashes, mut pushes, mut events) = (Batch::new(), Vec::new(), Batch::new());
-    for (entry, standing) in entries.iter().zip(&standings) {
-        let Standing { known, verdict, recurring, refusal } = standing;
-        if refusal.is_some() {
-            count(context, "refused");
-            continue;
-        }
-        if *verdict == Verdict::Late {
-            count(context, "late");
-            let data = object!({"id": entry.id, "state": entry.state});
-            // A node may bring a second result of its job without end.
-            if context.rate_limiter.take(entry.node, &[Charge::new(Resource::LateEvents, 1)], now).is_ok() {
-                events::add(&mut events, "late_result", Some(entry.node), now, &data);
-            }
-            continue;
-        }
-        if hashes.len() + pushes.len() >= MAX_TRANSACTION_CALLS {
-            results::push_all(conn, std::mem::take(&mut hashes), &std::mem::take(&mut pushes))?;
-        }
-        let writing = if *verdict == Verdict::Repeat { Writing::Repeated } else { Writing::Counts };
-        jobs::result(&mut hashes, &entry.target, &entry.id, &entry.text, writing);
-        let delivery = entry.delivery(*recurring);
-        results::remember(&mut hashes, &delivery, entry.has_ticket || matches!(known, JobEligibility::Meant(_)));
-        let meant = match known {
-            JobEligibility::Meant(meant) => Some(meant),
-            _ => None,
-        };
-        match verdict {
-            Verdict::Quiet => count(context, "quiet"),
-            Verdict::First => {
-                count(context, "first");
-                let quiet = meant.is_some_and(|meant| meant.quiet);
-                let bounds = match meant {
-                    Some(meant) => Bounds::of(meant.targets, quiet),
-                    // Nobody can make up an id with a ticket.
-                    None if entry.has_ticket => Bounds::of(0, false),
-                    None => Bounds::UNKNOWN,
-                };
-                let counted = (!quiet).then_some(entry.state);
-                pushes.push(Push { delivery, bounds, counted });
-                if let Some(meant) = meant {
-                    context.metrics.result_seconds.observe(now.saturating_sub(meant.created) as f64 / 1000.0);
-                }
-            }
-            Verdict::Repeat | Verdict::Late | Verdict::TooMany(_) => count(context, "repeat"),
-        }
-    }
-    results::push_all(conn, hashes, &pushes)?;
-    failpoint::hit("acc.result.pushed");
-    history::unkept(conn.run_each(&events)?)?;
-    Ok(standings.into_iter().map(|standing| standing.refusal).collect())
-}
-
-fn count(context: &Context, outcome: &str) {
-    context.metrics.results.with_label_values(&[outcome]).inc();
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! Results on their way to clients: each final answer of a target reaches its list once.
 //!
 //! Three steps, each of which may be repeated: `decide` whether it is the first, write it into the job's
-//! hash (`jobs`), `push` it. A client that has popped a result therefore finds it in the hash too.
+//! hash (`jobs`), `push` it. A client that has popped a result therefore finds it in the hash too. Where one server has
+//! all keys, `deliver` does the same in one call.
 //!
 //! Owns: `cmds_queue_<id>` and the keys beside it that remember what was delivered.
 //! Does not own: whether the node may answer (the handler asks `jobs` first).
@@ -100,25 +101,61 @@ pub(crate) fn remembered(answered: Value, left: Value) -> RedisResult<Remembered
 /// job is one of this node.
 pub fn decide(batch: &mut Batch, delivery: &Delivery<'_>, proven: bool) {
     let mut keys = vec![keys::done(delivery.id)];
-    let (mut recurring, mut quiet, mut pace) = (false, false, 0);
+    let (mut recurring, mut quiet) = (false, false);
     if let Some(run) = delivery.recurring {
-        keys.push(keys::done_runs(delivery.id, run.node));
-        keys.push(keys::done_run(delivery.id, run.node, run.starttime));
-        (recurring, quiet, pace) = (true, run.quiet, run.period.max(1).saturating_mul(1000) / PER_PERIOD);
+        keys.extend(run_keys(delivery.id, run));
+        (recurring, quiet) = (true, run.quiet);
     }
     // Without a ticket for a short time, for nothing is known yet of who says so: see `push` and `remember`.
     let keep = if proven { DAY } else { UNKNOWN_RETENTION_SECONDS };
-    let bounds = (MAX_REMEMBERED_RUNS, pace, MAX_RUNS, MAX_SAVED);
-    batch.script(&scripts::DECIDE_RESULT, &keys, (delivery.target, delivery.run, keep, recurring, quiet, bounds));
+    let args = (delivery.target, delivery.run, keep, recurring, quiet, run_bounds(delivery.recurring));
+    batch.script(&scripts::DECIDE_RESULT, &keys, args);
 }
 
-/// Adds that the delivery is remembered until well after the next run of its job, 400 days at most; `meant` says
-/// that Redis or a ticket knows the job as one of this node. Nothing for a job that does not recur.
+/// The keys that remember the runs of a node.
+fn run_keys(id: &str, run: Recurring) -> [String; 2] {
+    [keys::done_runs(id, run.node), keys::done_run(id, run.node, run.starttime)]
+}
+
+/// Most runs that are remembered, the milliseconds in which a node may bring one more, and how many at once.
+fn run_bounds(run: Option<Recurring>) -> (usize, u64, u64, u64) {
+    let pace = run.map_or(0, |run| run.period.max(1).saturating_mul(1000) / PER_PERIOD);
+    (MAX_REMEMBERED_RUNS, pace, MAX_RUNS, MAX_SAVED)
+}
+
+/// Seconds for which the results of a recurring job are remembered: until well after its next run, 400 days at most.
+fn remembered_seconds(run: Recurring) -> u64 {
+    run.period.saturating_mul(2).saturating_add(DAY).min(400 * DAY)
+}
+
+/// Adds all steps of a delivery that has a ticket, and ended in `state`; the answer is read by `delivered`. Only where
+/// one server has all keys.
+pub fn deliver(batch: &mut Batch, delivery: &Delivery<'_>, state: State) {
+    let id = delivery.id;
+    let mut keys = vec![keys::job(id), keys::done(id), keys::results(id), keys::AUDIT_RESULTS.to_owned()];
+    let count = (history::count_field(id, state), history::COUNT_RETENTION_SECONDS);
+    let args = (delivery.target, delivery.run, delivery.text, DAY, HISTORY, QUIET_RETENTION_SECONDS, count);
+    let Some(run) = delivery.recurring else {
+        batch.script(&scripts::DELIVER_RESULT, &keys, args);
+        return;
+    };
+    keys.extend(run_keys(id, run));
+    let bounds = (run_bounds(delivery.recurring), remembered_seconds(run), records::MAX_LIST_BYTES);
+    batch.script(&scripts::DELIVER_RESULT, &keys, (args, run.quiet, bounds));
+}
+
+/// Reads the answer to `deliver`: the verdict, or `None` when the job was for other nodes; and when it was created (ms),
+/// where Redis knows it.
+pub fn delivered(answer: Value) -> RedisResult<(Option<Verdict>, Option<u64>)> {
+    let (said, created): (String, String) = FromRedisValue::from_redis_value(answer)?;
+    Ok(((said != "other").then(|| verdict_of(&said)), created.parse().ok()))
+}
+
+/// Adds that the delivery is remembered until well after the next run of its job; `meant` says that Redis or a ticket knows the job as one of this node. Nothing for a job that does not recur.
 pub(crate) fn remember(batch: &mut Batch, delivery: &Delivery<'_>, meant: bool) {
     let Some(run) = delivery.recurring else { return };
     let keys = [keys::done(delivery.id), keys::done_runs(delivery.id, run.node)];
-    let seconds = run.period.saturating_mul(2).saturating_add(DAY).min(400 * DAY);
-    batch.script(&scripts::REMEMBER_RESULT, &keys, (seconds, meant, DAY));
+    batch.script(&scripts::REMEMBER_RESULT, &keys, (remembered_seconds(run), meant, DAY));
 }
 
 /// How much is kept of a job's results.
@@ -190,11 +227,14 @@ fn add_push(batch: &mut Batch, push: &Push<'_>, apart: bool) {
 
 /// Reads the answer to `decide`.
 pub fn verdict(answer: Value) -> RedisResult<Verdict> {
-    let answer = String::from_redis_value(answer)?;
-    Ok(match answer.as_str() {
+    Ok(verdict_of(&String::from_redis_value(answer)?))
+}
+
+fn verdict_of(said: &str) -> Verdict {
+    match said {
         "first" => Verdict::First,
         "quiet" => Verdict::Quiet,
         "repeat" => Verdict::Repeat,
-        _ => answer.parse().map_or(Verdict::Late, Verdict::TooMany),
-    })
+        _ => said.parse().map_or(Verdict::Late, Verdict::TooMany),
+    }
 }

@@ -22,7 +22,7 @@ scripts! {
     /// Writes down that a node has stored a command.
     RUNNING: "job_running.lua";
     /// Writes a result into its job's hash.
-    RESULT: "job_result.lua";
+    RESULT: "results.lua", "job_result.lua";
     /// Writes down a new job.
     OPEN: "job_open.lua";
     /// Tells where a job stands.
@@ -30,11 +30,13 @@ scripts! {
     /// Tells how often a job recurs.
     PERIOD: "job_period.lua";
     /// Decides on a result.
-    DECIDE_RESULT: "decide_result.lua";
+    DECIDE_RESULT: "results.lua", "decide_result.lua";
     /// Remembers for longer what was delivered of a recurring job.
-    REMEMBER_RESULT: "remember_result.lua";
+    REMEMBER_RESULT: "results.lua", "remember_result.lua";
     /// Pushes a result.
-    PUSH_RESULT: "bounded.lua", "push_result.lua";
+    PUSH_RESULT: "bounded.lua", "results.lua", "push_result.lua";
+    /// Takes a result in one call.
+    DELIVER_RESULT: "bounded.lua", "results.lua", "deliver_result.lua";
     /// Puts commands into a node's queue. The part that enqueueing and polling have in common stands in front of both.
     ENQUEUE: "handover.lua", "enqueue.lua";
     /// The ids that an acknowledgement covers.

@@ -159,6 +159,15 @@ impl Redis {
         listed.count = (listed.count + 1).min(2);
     }
 
+    /// `deliver_result.lua`: all steps of a result in one.
+    pub(crate) fn deliver(&mut self, command: usize, node: usize, answer: Answer) {
+        let verdict = self.decide(command, node, Run::Node);
+        if verdict != Verdict::Late {
+            self.result(command, node, answer, verdict == Verdict::Repeat);
+            self.push(command, node, Run::Node, answer, true);
+        }
+    }
+
     /// `reclaim_commands.lua`: moves what `from` had taken, unless it has beaten meanwhile.
     pub(crate) fn reclaim(&mut self, from: usize, to: usize) {
         if self.beat[from] == Beat::Fresh {

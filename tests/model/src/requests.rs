@@ -166,17 +166,24 @@ pub(crate) fn post(out: &mut Steps<'_>, node: usize, slot: usize) {
         Posting::Sent if at.forged && !out.setup.is(Mutation::TicketsUnchecked) => {
             out.fair("a result is refused", |s, _| s.node[node].post[slot] = Post::default());
         }
-        Posting::Sent => out.fair("decide on a result", |s, setup| {
-            let verdict = s.redis.decide(command, node, Run::Node);
-            let taken = verdict != Verdict::Late || setup.is(Mutation::LateAnswersPushed);
-            let post = &mut s.node[node].post[slot];
-            post.verdict = verdict;
-            post.at = match taken {
-                true if setup.is(Mutation::PushedBeforeWritten) => Posting::Push,
-                true => Posting::Write,
-                false => Posting::Reply,
-            };
-        }),
+        Posting::Sent => {
+            out.fair("decide on a result", |s, setup| {
+                let verdict = s.redis.decide(command, node, Run::Node);
+                let taken = verdict != Verdict::Late || setup.is(Mutation::LateAnswersPushed);
+                let post = &mut s.node[node].post[slot];
+                post.verdict = verdict;
+                post.at = match taken {
+                    true if setup.is(Mutation::PushedBeforeWritten) => Posting::Push,
+                    true => Posting::Write,
+                    false => Posting::Reply,
+                };
+            });
+            // `results::deliver`, where one server has all keys.
+            out.fair("deliver a result", |s, _| {
+                s.redis.deliver(command, node, at.answer);
+                s.node[node].post[slot].at = Posting::Reply;
+            });
+        }
         // `jobs::result`, in the same round trip as the push (a cluster: in one before it).
         Posting::Write => out.fair("write a result down", |s, setup| {
             s.redis.result(command, node, at.answer, at.verdict == Verdict::Repeat);

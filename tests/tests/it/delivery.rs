@@ -16,6 +16,7 @@ const CONTROLLER: &[&str] = &[
     "acc.untaken",
     "acc.running",
     "acc.polled",
+    "acc.result.delivering",
     "acc.result.guarded",
     "acc.result.pushed",
 ];

@@ -24,6 +24,7 @@ mod leftovers;
 mod long_load;
 mod main_path;
 mod messages;
+mod one_call;
 mod polling;
 mod programs;
 mod proxies;

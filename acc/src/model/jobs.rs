@@ -6,7 +6,7 @@
 use crate::model::{DAY, HISTORY, keys, scripts};
 use crate::redis::{Batch, Conn, command};
 use jscommon::{Command, NodeId};
-use redis::{Cmd, FromRedisValue, RedisResult, Value};
+use redis::{Cmd, FromRedisValue, RedisResult, ToRedisArgs, Value};
 
 /// A job as it is written down.
 #[derive(Clone, Debug)]
@@ -51,10 +51,14 @@ pub(crate) fn node_list(nodes: &[NodeId]) -> String {
 
 /// Adds the writing down of `job` to `batch`; the answer is read by `opened`.
 pub(crate) fn open(batch: &mut Batch, job: &Job<'_>) {
-    let keep = job.expires.saturating_add(keep(job.quiet));
     let targets: Vec<String> = job.targets.iter().map(NodeId::to_string).collect();
-    let args = (job.cmd, job.created, node_list(job.targets), keep, job.quiet, targets);
-    batch.script(&scripts::OPEN, &[keys::job(job.id)], args);
+    batch.script(&scripts::OPEN, &[keys::job(job.id)], (open_args(job), targets));
+}
+
+/// The arguments of `job.lua`, but for the nodes.
+pub(super) fn open_args<'a>(job: &Job<'a>) -> impl ToRedisArgs + use<'a> {
+    let keep = job.expires.saturating_add(keep(job.quiet));
+    (job.cmd, job.created, node_list(job.targets), keep, job.quiet)
 }
 
 /// Reads the answer to `open`: nothing for a new job; of one that was written down before, whether it had targets.

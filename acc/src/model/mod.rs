@@ -9,6 +9,7 @@
 
 pub(crate) mod claims;
 pub mod controllers;
+pub(crate) mod dispatch;
 pub mod events;
 pub(crate) mod grants;
 pub(crate) mod handover;

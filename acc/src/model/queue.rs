@@ -12,7 +12,7 @@ use super::{DAY, keys, scripts};
 use crate::redis::{Batch, Conn};
 use jscommon::command::TICKET;
 use jscommon::{Command, NodeId};
-use redis::{FromRedisValue, RedisResult, Value};
+use redis::{FromRedisValue, RedisResult, ToRedisArgs, Value};
 
 /// Seconds that a node's own keys are kept after it was last there.
 pub(crate) const KEEP_NODE: u64 = 30 * 86_400;
@@ -58,8 +58,17 @@ pub(crate) fn enqueue(
     limit: usize,
     keep: u64,
 ) {
-    let keys = [keys::queue(node), keys::waiting(node), keys::meta(node), keys::closed(node), keys::withdrawn(node)];
-    batch.script(&scripts::ENQUEUE, &keys, (me, now, limit, keep.max(KEEP_NODE), MOST, MOST_BYTES, commands));
+    batch.script(&scripts::ENQUEUE, &enqueue_keys(node), (enqueue_args(me, now, limit, keep), commands));
+}
+
+/// The keys of `queue.lua`.
+pub(super) fn enqueue_keys(node: NodeId) -> [String; 5] {
+    [keys::queue(node), keys::waiting(node), keys::meta(node), keys::closed(node), keys::withdrawn(node)]
+}
+
+/// The arguments of `queue.lua` that are the same for all nodes.
+pub(super) fn enqueue_args(me: &str, now: u64, limit: usize, keep: u64) -> impl ToRedisArgs {
+    (me, now, limit, keep.max(KEEP_NODE), MOST, MOST_BYTES)
 }
 
 /// Reads the answer to `enqueue`, which `me` had asked for.

@@ -24,7 +24,7 @@ scripts! {
     /// Writes a result into its job's hash.
     RESULT: "results.lua", "job_result.lua";
     /// Writes down a new job.
-    OPEN: "job_open.lua";
+    OPEN: "job.lua", "job_open.lua";
     /// Tells where a job stands.
     STANDING: "job_standing.lua";
     /// Tells how often a job recurs.
@@ -38,7 +38,9 @@ scripts! {
     /// Takes a result in one call.
     DELIVER_RESULT: "bounded.lua", "results.lua", "deliver_result.lua";
     /// Puts commands into a node's queue. The part that enqueueing and polling have in common stands in front of both.
-    ENQUEUE: "handover.lua", "enqueue.lua";
+    ENQUEUE: "handover.lua", "queue.lua", "enqueue.lua";
+    /// Passes on a command in one call.
+    DISPATCH: "handover.lua", "queue.lua", "job.lua", "dispatch.lua";
     /// The ids that an acknowledgement covers.
     ACKED: "acked.lua";
     /// A node asks for its commands.

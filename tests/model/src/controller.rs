@@ -81,28 +81,31 @@ fn dispatcher(out: &mut Steps<'_>, ac: usize) {
             }
         }
         // `Dispatcher::write_down`.
-        Do::Open => out.fair("write the job down", |s, setup| {
-            let targets = setup.targets(command);
-            let known = s.redis.open(command, targets);
-            let again = at.again && !setup.is(Mutation::RepetitionIsDuplicate);
-            let left = if known { s.redis.queued(command) } else { targets };
-            let at = &mut s.ac[ac].dispatcher;
-            match setup.commands[command] {
-                _ if known && !again => at.next = Do::Untake,
-                Kind::Cancel => at.next = Do::Withdraw,
-                Kind::Nobody => {
-                    at.own.0 = Answer::Nobody;
-                    at.next = Do::Decide;
+        Do::Open => {
+            at_once(out, ac);
+            out.fair("write the job down", |s, setup| {
+                let targets = setup.targets(command);
+                let known = s.redis.open(command, targets);
+                let again = at.again && !setup.is(Mutation::RepetitionIsDuplicate);
+                let left = if known { s.redis.queued(command) } else { targets };
+                let at = &mut s.ac[ac].dispatcher;
+                match setup.commands[command] {
+                    _ if known && !again => at.next = Do::Untake,
+                    Kind::Cancel => at.next = Do::Withdraw,
+                    Kind::Nobody => {
+                        at.own.0 = Answer::Nobody;
+                        at.next = Do::Decide;
+                    }
+                    Kind::Job(_) | Kind::Kill => {
+                        at.left = left;
+                        at.next = after_enqueue(at.left);
+                    }
                 }
-                Kind::Job(_) | Kind::Kill => {
-                    at.left = left;
-                    at.next = after_enqueue(at.left);
+                if setup.is(Mutation::TakenOffBeforeQueued) {
+                    complete(s, ac, command);
                 }
-            }
-            if setup.is(Mutation::TakenOffBeforeQueued) {
-                complete(s, ac, command);
-            }
-        }),
+            });
+        }
         // `Dispatcher::enqueue`, node by node; a waiting poll of its own is handed its commands at once.
         Do::Enqueue => {
             let node = at.left.trailing_zeros() as usize;
@@ -197,6 +200,33 @@ fn dispatcher(out: &mut Steps<'_>, ac: usize) {
         // The connection breaks: all that was taken is gone through again.
         out.fault(fault::CUT, "the dispatcher's connection breaks", |s, _| s.ac[ac].dispatcher = Dispatcher::default());
     }
+}
+
+/// `at_once::pass_on`, where one server has all keys: only a job that comes for the first time.
+fn at_once(out: &mut Steps<'_>, ac: usize) {
+    let Dispatcher { command, again, .. } = out.state.ac[ac].dispatcher;
+    let command = usize::from(command);
+    if again || !matches!(out.setup.commands[command], Kind::Job(_) | Kind::Kill) {
+        return;
+    }
+    out.fair("pass the job on", |s, setup| {
+        for (node, batch) in s.redis.dispatch(ac, command, setup.targets(command)).into_iter().flatten() {
+            deliver(s, setup, ac, node, Some(batch));
+        }
+        s.ac[ac].dispatcher = Dispatcher::default();
+    });
+    out.fault(fault::CUT, "pass the job on, and the answer is lost", |s, setup| {
+        s.redis.dispatch(ac, command, setup.targets(command));
+        s.ac[ac].dispatcher = Dispatcher::default();
+        // `Dispatcher::run`: something may have been handed over.
+        if !setup.is(Mutation::PollsNotAskedAgain) {
+            recheck_all(s, ac);
+        }
+    });
+    out.fault(fault::KILL_AC, "the controller dies once it has passed the job on", |s, setup| {
+        s.redis.dispatch(ac, command, setup.targets(command));
+        die(s, ac);
+    });
 }
 
 fn begin(s: &mut State, ac: usize, command: usize, again: bool) {

@@ -61,6 +61,24 @@ impl Redis {
         (None, holder)
     }
 
+    /// `dispatch.lua`: all steps of a job that was taken for the first time in one. The batches that are handed over.
+    pub(crate) fn dispatch(&mut self, ac: usize, command: usize, targets: u8) -> [Option<(usize, (u8, u8))>; NODES] {
+        let mut batches = [None; NODES];
+        if !self.open(command, targets) {
+            for node in (0..NODES).filter(|node| (targets >> node) & 1 == 1) {
+                self.expire_at(command, node);
+                let (batch, holder) = self.enqueue(ac, command, node, false);
+                batches[node] = batch.map(|batch| (node, batch));
+                if holder > 0 {
+                    self.wakeups[usize::from(holder) - 1].fetch[node] = true;
+                }
+            }
+        }
+        // Of a known one the step `Do::Untake` does that, at the same moment as far as this model goes.
+        self.taken[ac][command] = self.taken[ac][command].saturating_sub(1);
+        batches
+    }
+
     /// `acked.lua`: the commands that an acknowledgement covers.
     pub(crate) fn acked(&self, node: usize, ack: u8) -> Vec<usize> {
         let queue = &self.queue[node];

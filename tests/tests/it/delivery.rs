@@ -9,6 +9,8 @@ use std::time::Duration;
 /// Where a controller dies on the way of a command, in the order of its life.
 const CONTROLLER: &[&str] = &[
     "acc.taken",
+    "acc.dispatching",
+    "acc.dispatched",
     "acc.hashed",
     "acc.enqueued",
     "acc.handed",
@@ -106,10 +108,10 @@ macro_rules! deaths {
 
 // A few tests, so that they run side by side.
 deaths! {
-    a_controller_dies_while_it_dispatches: controller_dies_at CONTROLLER [..3],
-    a_controller_dies_while_it_hands_over: controller_dies_at CONTROLLER [3..6],
-    a_controller_dies_while_it_is_polled: controller_dies_at CONTROLLER [6..8],
-    a_controller_dies_while_it_takes_results: controller_dies_at CONTROLLER [8..],
+    a_controller_dies_while_it_dispatches: controller_dies_at CONTROLLER [..5],
+    a_controller_dies_while_it_hands_over: controller_dies_at CONTROLLER [5..8],
+    a_controller_dies_while_it_is_polled: controller_dies_at CONTROLLER [8..10],
+    a_controller_dies_while_it_takes_results: controller_dies_at CONTROLLER [10..],
     an_agent_dies_before_it_runs: agent_dies_at AGENT [..3],
     an_agent_dies_while_it_runs: agent_dies_at AGENT [3..6],
     an_agent_dies_while_it_sends: agent_dies_at AGENT [6..],

@@ -1,12 +1,13 @@
 //! A single server does in one call of a script what a cluster does in steps: both leave the same in Redis, whatever the
 //! keys hold and however often the same comes.
 
-use jstests::{Acc, AccOptions, Client, FakeNode, LONG, Redis, now_ms, site, wait_for};
+use jstests::{Acc, AccOptions, Client, FakeNode, LONG, Redis, now_ms, site, wait_for, wait_until};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
-/// A point between two steps which is never passed so often: a controller that is to die there takes the steps.
-const IN_STEPS: &str = "acc.result.guarded:1000000";
+/// Points between two steps which are never passed so often: a controller that is to die there takes the steps.
+const RESULTS_IN_STEPS: &str = "acc.result.guarded:1000000";
+const COMMANDS_IN_STEPS: &str = "acc.hashed:1000000";
 
 /// What is in a key, and for how many hours it is kept.
 type Held = (Value, i64);
@@ -26,9 +27,13 @@ impl Site {
         Site { acc, client, node, _redis: redis }
     }
 
-    /// One that delivers results in one call, and one that does it in steps.
-    fn both() -> [Site; 2] {
-        [AccOptions::default(), AccOptions::dying_at(IN_STEPS)].map(Site::start)
+    /// One that does all in one call, and one that takes the steps which have this point. Both make the same tickets.
+    fn both(steps: &str, args: &[&str]) -> [Site; 2] {
+        let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+        let one = Site::start(AccOptions { args: args.clone(), ..AccOptions::default() });
+        let state_dir = Some(one.acc.state_dir());
+        let other = Site::start(AccOptions { args, state_dir, ..AccOptions::dying_at(steps) });
+        [one, other]
     }
 
     /// What all keys that match hold, without times.
@@ -48,7 +53,8 @@ impl Site {
             _ => json!(client.redis::<Option<String>>(&["GET", key])),
         };
         let kept: i64 = client.redis(&["TTL", key]);
-        (without_times(value), if kept < 0 { kept } else { (kept + 120) / 3600 })
+        let name = client.redis::<Vec<String>>(&["ZRANGE", "jsacc:acs", "0", "-1"]).remove(0);
+        (without_times(&value, &name), if kept < 0 { kept } else { (kept + 120) / 3600 })
     }
 
     /// Counts of results by their outcome.
@@ -61,21 +67,19 @@ impl Site {
     }
 }
 
-/// Without what differs from one moment to the next.
-fn without_times(mut value: Value) -> Value {
-    if let Some(fields) = value.as_object_mut() {
-        fields.remove("created");
-        fields.remove("1:10 used");
-        for field in fields.values_mut() {
-            if let Some(Ok(mut inner)) = field.as_str().map(serde_json::from_str::<Value>)
-                && let Some(inner) = inner.as_object_mut()
-                && inner.remove("ticket").is_some()
-            {
-                *field = json!(Value::Object(inner.clone()).to_string());
-            }
+/// Without what differs from one moment to the next, and from one controller to another.
+fn without_times(value: &Value, controller: &str) -> Value {
+    let (mut text, mut digits) = (String::new(), String::new());
+    for c in value.to_string().replace(controller, "ME").chars() {
+        if c.is_ascii_digit() {
+            digits.push(c);
+            continue;
         }
+        text.push_str(if digits.len() < 13 { &digits } else { "TIME" });
+        digits.clear();
+        text.push(c);
     }
-    value
+    serde_json::from_str(&text).expect("JSON as before")
 }
 
 /// One result of the job: its state, its level, and how many seconds after the first one its run started.
@@ -122,7 +126,7 @@ fn store_job(site: &mut Site, id: &str, fields: &str) -> Value {
 
 #[test]
 fn result_in_one_call_leaves_the_same_as_in_steps() {
-    let mut sites = Site::both();
+    let mut sites = Site::both(RESULTS_IN_STEPS, &[]);
     let start = now_ms() - 3_600_000;
     for (id, fields, before, results) in RESULTS {
         if *id == "spoilt-job" {
@@ -165,5 +169,72 @@ fn result_in_one_call_leaves_the_same_as_in_steps() {
             found.push(seen);
         }
         assert_eq!(found[0], found[1], "{id}");
+    }
+}
+
+/// Nodes of a command, what is done to keys before it is pushed, and the commands: fields beside the id and the node.
+const COMMANDS: &[(&str, &[&str], &[&str])] = &[
+    ("plain", &[], &["{}"]),
+    ("known", &[], &["{}", "{}", r#"{"cmd": "get_msgs"}"#]),
+    ("quiet", &[], &[r#"{"quiet": true, "expires": 30}"#]),
+    ("secret", &[], &[r#"{"cmd": "execute", "data": "geheim", "args": {"cmd": "x", "secret": true}}"#]),
+    ("long", &[], &[r#"{"expires": 4000000}"#]),
+    ("several", &[], &[r#"{"nid": 0, "nodes": [[2, NODE], [1, NODE], [3, NODE]]}"#]),
+    ("held-here", &["HSET jsacc:{1:NODE}:meta ac ME"], &["{}"]),
+    ("held-there", &["HSET jsacc:{1:NODE}:meta ac other"], &["{}", "{}"]),
+    ("held-there-again", &["HSET jsacc:{1:NODE}:meta ac other"], &["{}"]),
+    ("revoked", &["SET jsacc:{1:NODE}:revoked 5"], &["{}"]),
+    ("one-revoked", &["SET jsacc:{2:NODE}:revoked 5"], &[r#"{"nid": 0, "nodes": [[1, NODE], [2, NODE]]}"#]),
+    ("full", &["ZADD jsacc:{1:NODE}:queue 1 a 2 b", "HSET jsacc:{1:NODE}:cmds a x b y"], &["{}"]),
+    ("withdrawn", &["ZADD jsacc:{1:NODE}:withdrawn 9000000000000000 ID"], &["{}"]),
+    ("waits", &["ZADD jsacc:{1:NODE}:queue 1 ID", "HSET jsacc:{1:NODE}:cmds ID x"], &["{}"]),
+    ("expiring", &["ZADD jsacc:expiring 9000000000000 1:NODE:ID"], &["{}"]),
+    ("spoilt-job", &["SET jsacc:job:ID spoilt"], &["{}"]),
+    ("spoilt-queue", &["SET jsacc:{1:NODE}:queue spoilt"], &["{}"]),
+    ("spoilt-texts", &["SET jsacc:{1:NODE}:cmds spoilt"], &["{}"]),
+    ("spoilt-meta", &["SET jsacc:{1:NODE}:meta spoilt"], &["{}"]),
+    ("spoilt-marks", &["SET jsacc:{1:NODE}:withdrawn spoilt"], &["{}"]),
+    ("one-spoilt", &["SET jsacc:{2:NODE}:cmds spoilt"], &[r#"{"nid": 0, "nodes": [[1, NODE], [2, NODE]]}"#]),
+    ("spoilt-answers", &["SET jsacc:{1:NODE}:revoked 5", "SET cmds_queue_ID spoilt"], &["{}"]),
+    ("spoilt-jobs", &["SET jsacc:jobs spoilt"], &["{}"]),
+    ("spoilt-audit", &["DEL jsacc:jobs jsacc:audit", "SET jsacc:audit spoilt"], &["{}"]),
+];
+
+#[test]
+fn command_in_one_call_leaves_the_same_as_in_steps() {
+    let mut sites = Site::both(COMMANDS_IN_STEPS, &["--max-queue", "2"]);
+    let lists = ["jsacc:jobs", "jsacc:audit", "jsacc:events", "jsacc:rejected", "jsacc:expiring"];
+    for (nid, (id, before, commands)) in (100..).zip(COMMANDS) {
+        let found = sites.each_mut().map(|site| {
+            let me = site.client.redis::<Vec<String>>(&["ZRANGE", "jsacc:acs", "0", "-1"]).remove(0);
+            let fill = |text: &str| text.replace("NODE", &nid.to_string()).replace("ID", id).replace("ME", &me);
+            for line in *before {
+                let line = fill(line);
+                let _: redis::Value = site.client.redis(&line.split(' ').collect::<Vec<_>>());
+            }
+            for fields in *commands {
+                let mut command = json!({"id": id, "gid": 1, "nid": nid, "cmd": "ping"});
+                let fields: Value = serde_json::from_str(&fill(fields)).expect("fields of a command");
+                command.as_object_mut().expect("an object").extend(fields.as_object().expect("an object").clone());
+                site.client.push(command);
+            }
+            wait_until(&format!("{id} is passed on"), LONG, || {
+                let lists: Vec<String> = site.client.redis(&["KEYS", "jsacc:{cmds_queue}:taken:*"]);
+                lists.is_empty() && site.client.redis::<i64>(&["LLEN", "cmds_queue"]) == 0
+            });
+            let mut held = site.held(&format!("*{id}*"));
+            held.extend(site.held(&format!("jsacc:{{[123]:{nid}}}:*")));
+            held.extend(site.held("jsacc:bell:other"));
+            held.extend(lists.map(|key| (key.to_owned(), site.key(key))));
+            held
+        });
+        let [one, other] = found;
+        for (key, held) in &other {
+            assert_eq!(one.get(key), Some(held), "{id}: {key}");
+        }
+        assert_eq!(one.len(), other.len(), "{id}");
+        if id.starts_with("spoilt-jobs") {
+            sites.iter_mut().for_each(|site| site.client.redis(&["DEL", "jsacc:jobs"]));
+        }
     }
 }

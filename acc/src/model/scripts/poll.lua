@@ -38,7 +38,7 @@ end
 local others = holder ~= '' and holder ~= ARGV[1] and holder ~= ARGV[11]
 if others and (ARGV[9] == 'poll' or redis.call('ZCARD', KEYS[1]) > 0) then return {'moved', holder} end
 local answer = {'batch'}
-if not hand_over(answer, ARGV[4], ARGV[5], ARGV[2], meta[2]) then
+if not hand_over(KEYS[1], KEYS[2], KEYS[3], answer, ARGV[4], ARGV[5], ARGV[2], meta[2]) then
   answer = {'empty'}
   if ARGV[9] == 'poll' and holder ~= ARGV[1] then redis.call('HSET', KEYS[3], 'ac', ARGV[1]) end
 end

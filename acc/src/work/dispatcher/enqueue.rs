@@ -152,15 +152,19 @@ fn round_trip(
             jobs::expire_at(&mut waits, *node, &commands[*i].command.id, until);
         }
         let longest = indices.iter().map(|i| expires(commands[*i].command)).max().unwrap_or(DAY);
-        let (keep, limit) = (longest.saturating_add(2 * DAY), context.config.max_queue);
-        queue::enqueue(&mut batch, &context.me, *node, &some, now, limit, keep);
+        queue::enqueue(&mut batch, &context.me, *node, &some, now, context.config.max_queue, kept(longest));
         size += 1;
     }
     (waits, batch, size)
 }
 
+/// Seconds that the queue of a node is kept in which a command may wait for so many.
+pub(super) fn kept(longest: u64) -> u64 {
+    longest.saturating_add(2 * DAY)
+}
+
 /// The copies of one command, which differ in their node.
-struct Copies<'a> {
+pub(super) struct Copies<'a> {
     command: &'a Command,
     /// The command as its client pushed it, without its last brace, its list of nodes, and what each copy has of its own.
     text: String,
@@ -171,7 +175,7 @@ struct Copies<'a> {
 }
 
 impl Copies<'_> {
-    fn of(command: &Command) -> Copies<'_> {
+    pub(super) fn of(command: &Command) -> Copies<'_> {
         let mut value = command.to_value();
         let is_chosen = targets::named(command).is_none();
         if let Value::Object(fields) = &mut value {
@@ -188,7 +192,7 @@ impl Copies<'_> {
     }
 
     /// The copy for `node`, which names that node alone and has its ticket.
-    fn queued_command(&self, tickets: &Tickets, node: NodeId, now: u64) -> QueuedCommand {
+    pub(super) fn queued_command(&self, tickets: &Tickets, node: NodeId, now: u64) -> QueuedCommand {
         let (id, created) = (self.command.id.clone(), created(self.command, now));
         // A ticket needs no escapes.
         let ticket = tickets.issue(node, &id, self.flags);

@@ -93,6 +93,14 @@ impl Item {
         }
     }
 
+    /// Its id is that of an earlier command.
+    pub(super) fn repeats(&mut self) {
+        if let Some(command) = self.plan.command() {
+            self.plan = Plan::Duplicate(command.clone());
+            self.new = false;
+        }
+    }
+
     /// It cannot be passed on for this reason.
     pub(super) fn fail(&mut self, failure: Failure) {
         let Some(command) = self.plan.command().cloned() else { return };

@@ -6,7 +6,14 @@ use crate::model::own_results;
 use crate::redis::errors::is_partial;
 use crate::redis::{Batch, Conn};
 use crate::work::history::{created, expires};
+use jscommon::{Command, NodeId};
 use redis::RedisResult;
+
+/// The job of a command, which is `shown` without its secrets.
+pub(super) fn job<'a>(command: &'a Command, shown: &'a str, targets: &'a [NodeId], now: u64) -> Job<'a> {
+    let (created, expires) = (created(command, now), expires(command));
+    Job { id: &command.id, cmd: shown, created, targets, expires, quiet: command.quiet }
+}
 
 /// The job's hash, before anything can come back. A known job keeps the targets that were
 /// chosen then, and goes to those of them that are not known to have it.
@@ -16,19 +23,11 @@ pub(super) fn write_down(conn: &mut Conn, items: &mut [Item], now: u64, again: b
     let mut batch = Batch::new();
     let mut opened = Vec::new();
     for (i, item) in items.iter().enumerate().filter(|(_, item)| !item.resumed) {
-        if matches!(item.plan, Plan::Wait(_)) {
+        if matches!(item.plan, Plan::Wait(_) | Plan::Duplicate(_)) {
             continue;
         }
         let Some(command) = item.plan.command() else { continue };
-        let job = Job {
-            id: &command.id,
-            cmd: &shown[i],
-            created: created(command, now),
-            targets: item.plan.targets(),
-            expires: expires(command),
-            quiet: command.quiet,
-        };
-        jobs::open(&mut batch, &job);
+        jobs::open(&mut batch, &job(command, &shown[i], item.plan.targets(), now));
         opened.push(i);
     }
     let answers = conn.run_each(&batch)?;
@@ -66,9 +65,8 @@ pub(super) fn write_down(conn: &mut Conn, items: &mut [Item], now: u64, again: b
                 }
             }
             listed.push(i);
-        } else if let Some(command) = item.plan.command() {
-            item.plan = Plan::Duplicate(command.clone());
-            item.new = false;
+        } else {
+            item.repeats();
         }
     }
     for i in listed {

@@ -11,6 +11,7 @@
 //! the list), and every step is harmless when repeated. A repetition is marked `again`, for a job
 //! that is known already is then no duplicate.
 
+mod at_once;
 mod enqueue;
 mod item;
 mod job_hash;
@@ -68,6 +69,8 @@ pub struct Dispatcher {
     /// Redis was told over this connection that this controller lives, and was ever told so.
     announced: bool,
     was_announced: bool,
+    /// Other controllers that hold polls of nodes, as far as is known.
+    controllers: Vec<String>,
     /// When it was last looked whether the processing list is as empty as it should be.
     checked: Instant,
     /// How long until that is looked at again.
@@ -91,6 +94,7 @@ impl Dispatcher {
             recheck_polls: false,
             announced,
             was_announced,
+            controllers: Vec::new(),
             checked: Instant::now(),
             check_interval: UNANSWERED_CHECK_INTERVAL,
             deferred: DeferredJobs::new(DEFERRED_CHECK_INTERVAL),
@@ -214,6 +218,25 @@ impl Dispatcher {
         for text in texts {
             items.push(self.item(conn, text, now, again)?);
         }
+        if again || !at_once::fits(conn, &items, &self.deferred) {
+            return self.pass_on_in_steps(conn, items, again, now, more);
+        }
+        let controllers = &mut self.controllers;
+        let passed_on = at_once::pass_on(&self.context, &self.proxy, controllers, conn, items, now, more)?;
+        self.context.metrics.commands.with_label_values(&["queued"]).inc_by(passed_on.done as u64);
+        let held = !passed_on.left.is_empty() && self.pass_on_in_steps(conn, passed_on.left, true, now, 0)?.0;
+        Ok((held, passed_on.taken))
+    }
+
+    /// The same, one step after the other, each for all of the items.
+    fn pass_on_in_steps(
+        &mut self,
+        conn: &mut Conn,
+        mut items: Vec<Item>,
+        again: bool,
+        now: u64,
+        more: usize,
+    ) -> RedisResult<(bool, Vec<Vec<u8>>)> {
         job_hash::write_down(conn, &mut items, now, again)?;
         failpoint::hit("acc.hashed");
 

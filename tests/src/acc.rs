@@ -1,7 +1,7 @@
 //! The real controller as a process.
 
 use crate::node::FakeNode;
-use crate::process::{Output, Process, bin, log_level, run_with};
+use crate::process::{Output, Process, bin_of, log_level, run_with};
 use crate::redis_server::{Redis, free_port};
 use crate::wait::{LONG, wait_for};
 use nix::sys::signal::Signal;
@@ -21,6 +21,8 @@ pub struct AccOptions {
     pub auth: bool,
     /// A state directory shared with another controller; else one of its own.
     pub state_dir: Option<PathBuf>,
+    /// The folder of the program, when it is another build's.
+    pub programs: Option<PathBuf>,
     /// More flags.
     pub args: Vec<String>,
     /// More of its environment, `JS_DIE_AT` for one.
@@ -204,7 +206,7 @@ impl Acc {
     /// Runs `jsacc <args>` beside it: same Redis, same state directory.
     #[track_caller]
     pub fn command(&self, args: &[&str]) -> Output {
-        let mut command = Command::new(bin("jsacc"));
+        let mut command = Command::new(bin_of(self.options.programs.as_deref(), "jsacc"));
         command.args(args).args(["-r", &self.redis_url]).arg("--state-dir").arg(self.state_dir());
         run_with(&mut command)
     }
@@ -263,7 +265,7 @@ impl Enrolled {
 
 #[track_caller]
 fn launch(redis_url: &str, options: &AccOptions, port: u16, dir: &Path) -> Process {
-    let mut command = Command::new(bin("jsacc"));
+    let mut command = Command::new(bin_of(options.programs.as_deref(), "jsacc"));
     command.args(["-b", "127.0.0.1", "-p", &port.to_string(), "-r", redis_url]);
     command.arg("--state-dir").arg(options.state_dir.clone().unwrap_or_else(|| dir.join("state")));
     if !options.tls {

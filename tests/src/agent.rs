@@ -2,7 +2,7 @@
 
 use crate::acc::Acc;
 use crate::mounts::Mounts;
-use crate::process::{Process, bin, code, log_level, sweep};
+use crate::process::{Process, bin_of, code, log_level, sweep};
 use crate::wait::LONG;
 use nix::sys::signal::Signal;
 use std::fmt::Write;
@@ -27,6 +27,8 @@ pub struct AgentOptions {
     pub via: Option<String>,
     /// More of its configuration, whole TOML tables.
     pub config: String,
+    /// The folder of the program, when it is another build's.
+    pub programs: Option<PathBuf>,
     /// More flags.
     pub args: Vec<String>,
     /// More of its environment, `JS_DIE_AT` for one.
@@ -46,6 +48,7 @@ impl Default for AgentOptions {
             max_jobs: None,
             via: None,
             config: String::new(),
+            programs: None,
             args: Vec::new(),
             env: Vec::new(),
             mounts: Mounts::default(),
@@ -135,14 +138,15 @@ impl Agent {
 
     #[track_caller]
     fn launch(dir: &Path, options: &AgentOptions) -> Process {
+        let program = bin_of(options.programs.as_deref(), "jsagent");
         let mut command = match &options.prelude {
             Some(lines) => {
                 let mut shell = Command::new("sh");
                 let script = format!("{lines}\nshift; exec \"$@\"");
-                shell.args(["-c", &script, "sh"]).arg(dir).arg(bin("jsagent"));
+                shell.args(["-c", &script, "sh"]).arg(dir).arg(&program);
                 shell
             }
-            None => Command::new(bin("jsagent")),
+            None => Command::new(&program),
         };
         command.arg("-c").arg(dir.join("agent.toml"));
         log_level(&mut command, &options.args);

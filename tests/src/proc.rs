@@ -7,6 +7,7 @@ use nix::unistd::Pid;
 use std::collections::HashMap;
 use std::fs;
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -47,27 +48,48 @@ pub fn files(pid: u32) -> Result<u64> {
 
 /// Counts the voluntary context switches of processes during a time, all their threads counted in.
 ///
-/// Looks once a second, so that a thread that ends meanwhile is counted until its last second.
-/// A look does not wake the process. `each` is called after each look.
+/// Looks once a second; `each` is called after each look.
 pub fn wakeups(pids: &[u32], during: Duration, mut each: impl FnMut() -> Result<()>) -> Result<Vec<u64>> {
-    let before = pids.iter().map(|&pid| switches(pid)).collect::<Result<Vec<_>>>()?;
-    let mut last = before.clone();
+    let mut counts = pids.iter().map(|&pid| Switches::start(pid)).collect::<Result<Vec<_>>>()?;
     let end = Instant::now() + during;
     loop {
         let left = end.saturating_duration_since(Instant::now());
         thread::sleep(left.min(Duration::from_secs(1)));
-        for (&pid, last) in pids.iter().zip(&mut last) {
-            last.extend(switches(pid)?);
-        }
+        counts.iter_mut().try_for_each(Switches::look)?;
         each()?;
         if left.is_zero() {
             break;
         }
     }
-    let count = |before: &HashMap<u64, u64>, last: &HashMap<u64, u64>| {
-        last.iter().map(|(task, n)| n - before.get(task).copied().unwrap_or(0)).sum()
-    };
-    Ok(before.iter().zip(&last).map(|(before, last)| count(before, last)).collect())
+    Ok(counts.iter().map(Switches::count).collect())
+}
+
+/// A count of the voluntary context switches of a process, all its threads counted in.
+///
+/// A thread that ends is counted until the last look before. A look does not wake the process.
+pub struct Switches {
+    pid: u32,
+    before: HashMap<u64, u64>,
+    last: HashMap<u64, u64>,
+}
+
+impl Switches {
+    /// Begins to count.
+    pub fn start(pid: u32) -> Result<Switches> {
+        let before = switches(pid)?;
+        Ok(Switches { pid, last: before.clone(), before })
+    }
+
+    /// Looks.
+    pub fn look(&mut self) -> Result<()> {
+        self.last.extend(switches(self.pid)?);
+        Ok(())
+    }
+
+    /// Returns the switches between the start and the last look.
+    pub fn count(&self) -> u64 {
+        self.last.iter().map(|(task, n)| n - self.before.get(task).copied().unwrap_or(0)).sum()
+    }
 }
 
 /// Voluntary context switches of each thread so far, by thread id.
@@ -128,6 +150,62 @@ impl Tracer {
         let total = text.lines().rev().find(|line| line.ends_with("total")).context("no total in what strace says")?;
         total.split_whitespace().next().and_then(|number| number.parse().ok()).context("no number of calls")
     }
+}
+
+/// A count of the system calls of a process, its threads and the children that it starts.
+pub enum SyscallCounter {
+    /// `perf stat`, which costs the process little.
+    Perf(Child),
+    /// Reads and writes alone, from `/proc/PID/io`, where `perf` cannot count.
+    ReadsAndWrites(u32, u64),
+}
+
+impl SyscallCounter {
+    /// Begins to count.
+    pub fn start(pid: u32) -> Result<SyscallCounter> {
+        if !SyscallCounter::counts_all() {
+            return Ok(SyscallCounter::ReadsAndWrites(pid, reads_and_writes(pid)?));
+        }
+        let mut command = Command::new("perf");
+        command.args(["stat", "-x,", "-e", "raw_syscalls:sys_enter", "-p", &pid.to_string()]);
+        let perf = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+        let counters = || {
+            let Ok(files) = fs::read_dir(format!("/proc/{}/fd", perf.id())) else { return 0 };
+            let targets = files.flatten().filter_map(|file| fs::read_link(file.path()).ok());
+            targets.filter(|target| target.to_string_lossy().contains("perf_event")).count() as u64
+        };
+        crate::wait_until("perf counts", crate::LONG, || threads(pid).is_ok_and(|threads| counters() >= threads));
+        Ok(SyscallCounter::Perf(perf))
+    }
+
+    /// Whether all system calls are counted, by `perf`, or reads and writes alone.
+    pub fn counts_all() -> bool {
+        static PERF: OnceLock<bool> = OnceLock::new();
+        *PERF.get_or_init(|| {
+            let mut command = Command::new("perf");
+            command.args(["stat", "-e", "raw_syscalls:sys_enter", "true"]);
+            command.output().is_ok_and(|output| output.status.success())
+        })
+    }
+
+    /// Ends the count and returns it.
+    pub fn end(self) -> Result<u64> {
+        let perf = match self {
+            SyscallCounter::Perf(perf) => perf,
+            SyscallCounter::ReadsAndWrites(pid, before) => return Ok(reads_and_writes(pid)? - before),
+        };
+        kill(Pid::from_raw(perf.id() as i32), Signal::SIGINT)?;
+        let output = perf.wait_with_output()?;
+        let text = String::from_utf8_lossy(&output.stderr);
+        let line = text.lines().find(|line| line.contains("raw_syscalls")).context("no count in what perf says")?;
+        line.split(',').next().and_then(|count| count.parse().ok()).with_context(|| format!("no number: {line}"))
+    }
+}
+
+fn reads_and_writes(pid: u32) -> Result<u64> {
+    let io = fs::read_to_string(format!("/proc/{pid}/io")).context("the process is gone")?;
+    let number = |name: &str| io.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
+    number("syscr:").zip(number("syscw:")).map(|(reads, writes)| reads + writes).context("no counts in /proc/PID/io")
 }
 
 /// Sees to it that this process, and what it starts, may open `count` files; fails where it may not.

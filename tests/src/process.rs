@@ -28,6 +28,11 @@ pub fn bin(name: &str) -> PathBuf {
     })
 }
 
+/// The path of a program in `dir`, or where `bin` finds it.
+pub(crate) fn bin_of(dir: Option<&Path>, name: &str) -> PathBuf {
+    dir.map_or_else(|| bin(name), |dir| dir.join(name))
+}
+
 /// The exit status and the output of a program that ended by itself.
 #[derive(Debug)]
 pub struct Output {

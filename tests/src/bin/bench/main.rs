@@ -42,7 +42,11 @@ type Bench = (&'static str, &'static str, fn(&Options) -> anyhow::Result<()>);
 /// Every bench: its name, what it measures, and its `run`.
 const BENCHES: &[Bench] = &[
     ("client", "the Python client beside plain redis-py, jsctl's start, a large fleet", client::run),
-    ("roundtrip", "ping and execute from LPUSH to the result, beside the floor", roundtrip::run),
+    (
+        "roundtrip",
+        "the time and the cost of ping and execute, beside the floor; --beside DIR: and beside another build",
+        roundtrip::run,
+    ),
     ("unauthenticated", "polls beside clients without credentials, and what each of those costs", unauthenticated::run),
     (
         "hostile",

@@ -6,7 +6,7 @@ import dataclasses
 import threading
 import time
 from collections import deque
-from typing import Any, Callable, Deque, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Deque, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
 
 from . import keys, wire
 from ._connection import MAX_BRPOP_KEYS
@@ -28,6 +28,8 @@ HASH_CHECK_INTERVAL_SECONDS = 2.0
 RPOP_BATCH = 64
 #: Interval at which restarting agents are checked, in seconds.
 RESTART_CHECK_INTERVAL_SECONDS = 0.25
+#: Most results that are held for `stream` before more are read.
+MAX_PENDING = 1000
 #: Longest wait for a result of a fanout job whose nodes are unknown, in seconds.
 _UNKNOWN_FANOUT_WAIT_SECONDS = 0.05
 
@@ -93,7 +95,9 @@ class ResultCollector:
         self._fanout_sent = 0.0
         self._fanout_nodes_known = False
         self._fanout_timed_out = False
-        self._done: set[NodeId] = set()
+        self._done: Set[NodeId] = set()
+        # The nodes of a fanout, as a set.
+        self._targets: Set[NodeId] = set()
         # Received results that `stream` has not yielded.
         self._pending: Deque[Result] = deque()
         #: Called with each error of Redis that the wait bridges, and with the last one, which ends it.
@@ -116,6 +120,7 @@ class ResultCollector:
         if fanout is not None:
             client.push([fanout])
             self._fanout_id, self._fanout_sent = fanout.id, time.monotonic()
+            self._targets = set(self.nodes)
         self._send()
 
     def _resume(self, found: Dict[str, JobInfo]) -> None:
@@ -124,8 +129,7 @@ class ResultCollector:
         if list(found) == [self.id]:
             info = found[self.id]
             self._fanout_id, self._fanout_sent = self.id, now
-            self.nodes = nodes_of(info)
-            self._fanout_nodes_known = bool(self.nodes)
+            self._set_nodes(nodes_of(info))
             args = info.command.get("args")
             self._is_recurring = isinstance(args, dict) and bool(args.get("recurring_period"))
         else:
@@ -196,7 +200,8 @@ class ResultCollector:
         return all_sent and (not self._fanout_id or self._is_fanout_over())
 
     def _is_fanout_over(self) -> bool:
-        return self._fanout_timed_out or (self._fanout_nodes_known and all(node in self._done for node in self.nodes))
+        # Results of other nodes are dropped, so the numbers tell it.
+        return self._fanout_timed_out or (self._fanout_nodes_known and len(self._done) >= len(self.nodes))
 
     def _send(self) -> None:
         """Send the commands of the next batch, or skip all unsent ones after too many failures."""
@@ -241,7 +246,8 @@ class ResultCollector:
                 timer.back_off(e, self.on_outage)
         if limit is not None and deadline is not None and not self._pending and time.monotonic() >= deadline:
             self._check_hashes(force=True)
-            self._time_out(limit, began)
+            if not self._pending:
+                self._time_out(limit, began)
         while self._unsent:
             try:
                 self._send()
@@ -301,30 +307,44 @@ class ResultCollector:
         wait = wait if self._fanout_nodes_known else min(wait, _UNKNOWN_FANOUT_WAIT_SECONDS)
         popped = self.client.connection.pop([key], wait)
         raws = [popped[1]] if popped else []
-        is_full = bool(raws)
-        while is_full:
-            more = [raw for raw in self.client.connection.bulk([("RPOP", key)] * RPOP_BATCH) if raw is not None]
-            raws.extend(more)
-            is_full = len(more) == RPOP_BATCH
+        if popped:  # the others stay in Redis until these have been yielded
+            raws.extend(raw for raw in self.client.connection.bulk([("RPOP", key)] * RPOP_BATCH) if raw is not None)
         results = [result for result in map(Result.from_json, raws) if result is not None]
         unnamed = [result for result in results if not result.nid]
-        if unnamed or not self._fanout_nodes_known:
+        if not self._fanout_nodes_known:
             # The controller writes the hash, with the nodes of the job, before the list. A result that a broken
             # connection loses here is found in the hash later.
-            self._check_hashes(force=True)
-        elif not results:
-            self._check_hashes()
-        targets = set(self.nodes)
+            self._read_nodes(fanout_id, [result.node for result in results])
         for result in results:
-            if result.nid and not self._fanout_nodes_known and result.node not in targets:
+            if result.nid and not self._fanout_nodes_known and result.node not in self._targets:
                 self.nodes.append(result.node)
-                targets.add(result.node)
-            if result.node in targets:  # a result of any other node is dropped
+                self._targets.add(result.node)
+            if result.node in self._targets:  # a result of any other node is dropped
                 self._accept(result, result.node)
+        if unnamed or not results:
+            self._check_hashes(force=bool(unnamed))
         if unnamed and not self._fanout_nodes_known:  # no node matched
             no_node = unnamed[0].node
-            self.nodes, self._fanout_nodes_known = [no_node], True
+            self._set_nodes([no_node])
             self._accept(unnamed[0], no_node)
+
+    def _set_nodes(self, nodes: List[NodeId]) -> None:
+        self.nodes, self._targets, self._fanout_nodes_known = nodes, set(nodes), bool(nodes)
+
+    def _read_nodes(self, fanout_id: str, answered: Iterable[NodeId]) -> None:
+        """Read the nodes of a fanout. The controller selects them, a moment after the client did."""
+        raw = self.client.connection.read("HGET", keys.job_hash(fanout_id), "targets")
+        targets = set(wire.parse_targets(raw) or () if raw else ())
+        if targets:
+            # The controller has answered for these, or another one does not know them.
+            others = [node for node in {*self.nodes, *answered} - targets - self._done if node.nid]
+            targets.update(node for node, state, _ in self.client._entries(fanout_id, others) if state is not None)
+            self._set_nodes(sorted(targets | self._done))
+            return
+        found = self.client._info(fanout_id)
+        if found is not None and (found.states or found.results):
+            # When no node matched, the answer of the controller stands for all.
+            self._set_nodes(sorted({*(nodes_of(found) or found.results), *self._done}))
 
     def _read_lists(self, wait: float) -> None:
         if self._restarting:
@@ -368,9 +388,7 @@ class ResultCollector:
             return
         self._hashes_checked = now
         if self._fanout_id:
-            found = self.client._info(self._fanout_id)
-            if found is not None:
-                self._accept_from(found)
+            self._check_fanout(self._fanout_id)
             return
         ids = list(self._open)
         requests = [("HGET", keys.job_hash(job_id), self._open[job_id][0].key) for job_id in ids]
@@ -380,15 +398,16 @@ class ResultCollector:
                 self._accept(result, self._open.pop(job_id)[0])
                 self.client._forget(result)
 
-    def _accept_from(self, found: JobInfo) -> None:
-        # The controller selects the nodes of a fanout, a moment after the client did. When no node matches, its
-        # answer stands for all.
-        targets = nodes_of(found) or list(found.results)
-        if targets:
-            self.nodes, self._fanout_nodes_known = sorted({*targets, *self._done}), True
-        returned_before = self.returned
-        for node in targets:
-            if node in found.results:
-                self._accept(found.results[node], node)
-        if self.returned > returned_before and self._is_fanout_over():
-            self.client._forget(self._pending[-1])
+    def _check_fanout(self, fanout_id: str) -> None:
+        if not self._fanout_nodes_known:
+            self._read_nodes(fanout_id, ())
+        last = None
+        for node, _, result in self.client._entries(fanout_id, [n for n in self.nodes if n not in self._done]):
+            if result is not None:
+                last = result
+                self._accept(result, node)
+            if len(self._pending) >= MAX_PENDING:
+                self._hashes_checked = 0.0  # the next step goes on
+                return
+        if last is not None and self._is_fanout_over():
+            self.client._forget(last)

@@ -26,6 +26,8 @@ TargetLike = Union[str, NodeId, Target]
 DEFAULT_URL = "redis://localhost:6379"
 #: Commands of one LPUSH.
 _PUSH_SIZE = 500
+#: Fields of one HMGET.
+_HMGET_SIZE = 500
 #: A heartbeat of a controller, once read, is not read again for this time, in seconds.
 _HEARTBEAT_CACHE_SECONDS = 5.0
 
@@ -139,12 +141,13 @@ class Session(ABC):
         try:
             self._heartbeat_seen = -_HEARTBEAT_CACHE_SECONDS
             self.check()
-            found = self._info(job_id)
+            states = [state for _, state, _ in self._entries(job_id, [node]) if state] if node else []
+            found = None if states else self._info(job_id)
         except Error as e:
             return f"{start}: {e}"
-        if found is None:
+        state = states[0] if states else found.state if found else ""
+        if not state:
             return f"{start}: no controller has taken it yet"
-        state = found.states.get(node, found.state) if node else found.state
         if state != "QUEUED":
             return f"{start}: it is {state.lower()}"
         absence = self._explain_absence(node) if node else ""
@@ -170,6 +173,20 @@ class Session(ABC):
     def _info(self, job_id: str) -> Optional[JobInfo]:
         pairs = dict(wire.pairs(self.connection.read("HGETALL", keys.job_hash(job_id))))
         return JobInfo.from_hash(job_id, pairs) if pairs else None
+
+    def _entries(
+        self, job_id: str, nodes: Sequence[NodeId]
+    ) -> Iterator[Tuple[NodeId, Optional[str], Optional[Result]]]:
+        """Yield nodes of a job that its hash has, each with its state and its result.
+
+        The hash of a fanout may have 100,000 results, so a part of it is read at a time.
+        """
+        for start in range(0, len(nodes), _HMGET_SIZE):
+            part = nodes[start : start + _HMGET_SIZE]
+            values = self.connection.read("HMGET", keys.job_hash(job_id), *(node.key for node in part))
+            for node, value in zip(part, values):
+                if value is not None:
+                    yield (node, *wire.parse_entry(value, node))
 
     def _forget(self, result: Result) -> None:
         """Delete the list of results of a job whose result was read from its hash, except of a recurring job."""

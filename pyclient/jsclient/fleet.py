@@ -75,8 +75,8 @@ class Fleet(ResultCollector):
     def states(self) -> Dict[NodeId, str]:
         """Return the state (`QUEUED`, `RUNNING`, …) on each node that has not answered."""
         if self._fanout_id:
-            found = self.client._info(self._fanout_id)
-            return found.states if found else {}
+            entries = self.client._entries(self._fanout_id, self.missing)
+            return {node: state for node, state, _ in entries if state is not None}
         out: Dict[NodeId, str] = {}
         for node in self.missing:
             found = self.client._info(self.job_id(node))

@@ -152,16 +152,11 @@ class JobInfo:
                 node = NodeId.from_key(name)
                 if node is None:
                     continue
-                try:
-                    state = load_json(value)
-                except ValueError:
-                    continue
-                if not isinstance(state, dict):
-                    continue
-                info.states[node] = str(state.get("state", ""))
-                if state.get("state") in FINAL_STATES:
-                    # A controller of 0.1.0 does not name the node of a fanout that it answers for.
-                    info.results[node] = Result.from_dict({**state, "gid": node.gid, "nid": node.nid})
+                state, result = parse_entry(value, node)
+                if state is not None:
+                    info.states[node] = state
+                if result is not None:
+                    info.results[node] = result
         return info
 
     @property
@@ -177,6 +172,20 @@ class JobInfo:
     def open(self) -> List[NodeId]:
         """Return the nodes without a final result."""
         return [n for n in (self.targets or self.states) if self.states.get(n) not in FINAL_STATES]
+
+
+def parse_entry(raw: bytes, node: NodeId) -> Tuple[Optional[str], Optional[Result]]:
+    """Return the state of a node and its final result from its field in a job hash; `None` for what is not there."""
+    try:
+        value = load_json(raw)
+    except ValueError:
+        return None, None
+    if not isinstance(value, dict):
+        return None, None
+    state = str(value.get("state", ""))
+    # A controller of 0.1.0 does not name the node of a fanout that it answers for.
+    is_final = value.get("state") in FINAL_STATES
+    return state, Result.from_dict({**value, "gid": node.gid, "nid": node.nid}) if is_final else None
 
 
 def parse_targets(raw: Union[str, bytes]) -> Optional[List[NodeId]]:

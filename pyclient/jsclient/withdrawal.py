@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Dict, List, Mapping, Optional, Sequence
 
+from . import keys
 from ._session import Session
 from ._timeouts import Timeout
 from .commands import CommandSpec
@@ -11,7 +12,7 @@ from .errors import WaitTimeoutError
 from .job import Job
 from .keys import NodeId
 from .result import Result
-from .wire import Command, JobInfo
+from .wire import Command, parse_targets
 
 #: Most nodes of one command.
 MAX_NODES_PER_COMMAND = 10_000
@@ -41,9 +42,8 @@ def withdraw(client: Session, jobs: Mapping[NodeId, str], timeout: Timeout) -> D
 
 
 def _withdraw_from_many(client: Session, job_id: str, nodes: Sequence[NodeId], timeout: Timeout) -> Dict[NodeId, str]:
-    before = client._info(job_id)
-    ended = before.results if before else {}
-    reasons = {node: f"job {job_id} has ended on node {node}" for node in nodes if node in ended}
+    ended = _final_states(client, job_id, nodes)
+    reasons = {node: f"job {job_id} has ended on node {node}" for node in ended}
     open_nodes = [node for node in nodes if node not in ended]
     answers: Dict[NodeId, Optional[Result]] = {}
     for start in range(0, len(open_nodes), MAX_NODES_PER_COMMAND):
@@ -56,16 +56,22 @@ def _withdraw_from_many(client: Session, job_id: str, nodes: Sequence[NodeId], t
             answer = None
         answers.update(dict.fromkeys(chunk, answer))
     # The command has one answer; the outcome for each node is in the hash of the job, which is written before it.
-    now = client._info(job_id)
-    reasons.update((node, _reason(job_id, node, now, answer)) for node, answer in answers.items())
+    now = _final_states(client, job_id, open_nodes)
+    targets = set(parse_targets(client.connection.read("HGET", keys.job_hash(job_id), "targets") or b"") or ())
+    for node, answer in answers.items():
+        if now.get(node) == "KILLED" and node not in targets:
+            reasons[node] = ""  # a controller that answers for a node takes it out of the targets
+        else:
+            reasons[node] = _reason(job_id, node, node in now, answer)
     return reasons
 
 
-def _reason(job_id: str, node: NodeId, found: Optional[JobInfo], answer: Optional[Result]) -> str:
-    result = found.results.get(node) if found else None
-    if found and result and result.state == "KILLED" and node not in (found.targets or ()):
-        return ""  # a controller that answers for a node takes it out of the targets
-    if result:
+def _final_states(client: Session, job_id: str, nodes: Sequence[NodeId]) -> Dict[NodeId, str]:
+    return {node: result.state for node, _, result in client._entries(job_id, nodes) if result is not None}
+
+
+def _reason(job_id: str, node: NodeId, ended: bool, answer: Optional[Result]) -> str:
+    if ended:
         return f"job {job_id} has ended on node {node}"
     if answer is None:
         return NO_ANSWER

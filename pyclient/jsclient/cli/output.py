@@ -19,6 +19,10 @@ from .stdio import OutputError, Terminated, message
 
 #: A block waits this long for further nodes with the same output, in seconds.
 MAX_FOLD_DELAY_SECONDS = 2.0
+#: Blocks are written before that when their texts are longer than this, in characters.
+MAX_HELD_TEXT = 8 * 1024 * 1024
+#: Most truncated results that are told one by one.
+MAX_TRUNCATED = 10
 #: Interval at which the progress bar is updated, in seconds.
 PROGRESS_INTERVAL_SECONDS = 0.2
 #: Interval at which the heartbeat of the controllers is checked while no result arrives, in seconds.
@@ -63,13 +67,18 @@ class Output:
         self._kept: List[Result] = []
         self._failed: List[NodeId] = []
         self._unreadable: List[NodeId] = []
+        # The first results that are truncated, and the nodes of the others.
         self._truncated: List[Result] = []
+        self._truncated_more: List[NodeId] = []
         self._held: Optional[str] = None
         # Blocks that are not printed yet, by the hash of their text; texts; the first node of each printed block.
         self._blocks: Dict[bytes, List[NodeId]] = {}
         self._texts: Dict[bytes, str] = {}
         self._shown: Dict[bytes, NodeId] = {}
         self._oldest = 0.0
+        # Characters of the texts of blocks that are not printed yet.
+        self._held_text = 0
+        self._bar_updated = 0.0
         self._checked = time.monotonic()
         self._warned = False
         fleet.on_outage = self._report_outage
@@ -94,7 +103,8 @@ class Output:
                 elif self._check_controllers():
                     break
                 self._flush_old()
-                if self._bar:
+                if self._bar and time.monotonic() - self._bar_updated >= PROGRESS_INTERVAL_SECONDS:
+                    self._bar_updated = time.monotonic()
                     self._bar.update()
         except (KeyboardInterrupt, Terminated) as e:
             self._stop_bar()
@@ -159,7 +169,10 @@ class Output:
             self._failed.append(result.node)
             self._without_job += result.data.startswith("no job ")
         if result.truncated:
-            self._truncated.append(result)
+            if len(self._truncated) < MAX_TRUNCATED:
+                self._truncated.append(result)
+            else:
+                self._truncated_more.append(result.node)
         if self.json or self.ndjson:
             self._item(render.document(result))
         elif self.render_all and result.ok:
@@ -177,8 +190,9 @@ class Output:
             if not self._blocks:
                 self._oldest = time.monotonic()
             self._blocks.setdefault(digest, []).append(result.node)
-            if digest not in self._shown:
-                self._texts.setdefault(digest, text)
+            if digest not in self._shown and digest not in self._texts:
+                self._texts[digest] = text
+                self._held_text += len(text)
             if not self.fold:
                 self._flush()
                 self._shown.clear()
@@ -196,15 +210,16 @@ class Output:
 
     def _report_truncated(self) -> None:
         """Write which results are truncated."""
-        for result in self._truncated[:10]:
+        for result in self._truncated:
             rest = f"jsctl logs {result.node} --job {self.fleet.job_id(result.node)}"
             message(f"jsctl: {result.node}: {result.truncation}; see all of it with {rest}")
-        if len(self._truncated) > 10:
-            more = sorted(result.node for result in self._truncated[10:])
-            message(f"jsctl: {len(more)} more are or may be truncated: {render.join_names(more)}")
+        if self._truncated_more:
+            more = render.join_names(sorted(self._truncated_more))
+            message(f"jsctl: {len(self._truncated_more)} more are or may be truncated: {more}")
 
     def _flush_old(self) -> None:
-        if self._blocks and time.monotonic() - self._oldest >= MAX_FOLD_DELAY_SECONDS:
+        is_old = bool(self._blocks) and time.monotonic() - self._oldest >= MAX_FOLD_DELAY_SECONDS
+        if is_old or self._held_text > MAX_HELD_TEXT:
             self._flush()
 
     def _flush(self) -> None:
@@ -221,6 +236,7 @@ class Output:
             output = f"\n{stdio.prefix_lines(text)}" if text else ""
             self._print(f"== {render.join_names(nodes, 1000)}{count}{tail}{output}")
         self._blocks.clear()
+        self._held_text = 0
 
     def _print(self, text: str) -> None:
         if self._bar:

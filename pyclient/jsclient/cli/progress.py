@@ -21,7 +21,7 @@ class Bar:
         self._progress = Progress(
             BarColumn(bar_width=30),
             TextColumn(
-                "[green]{task.fields[returned]} returned[/]  [red]{task.fields[failed]} failed[/]  "
+                "[green]{task.fields[returned]} of {task.total} returned[/]  [red]{task.fields[failed]} failed[/]  "
                 "{task.fields[waiting]} waiting  [dim]{task.fields[offline]} offline[/]"
             ),
             TimeElapsedColumn(),

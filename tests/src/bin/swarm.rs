@@ -16,6 +16,7 @@ const HELP: &str = "swarm [options]: plays thousands of nodes against a controll
   --controller ADDR   where it listens (127.0.0.1:4000); more than once: tried in turn
   --state-dir DIR     its state directory: TLS and tokens; without it plain HTTP and none
   --nodes N           how many nodes, 1:1 to 1:N (1000)
+  --first N           the node id of the first (1)
   --role NAME         a role of all of them (swarm); more than once
   --wait S            seconds of a poll (30)
   --threads N         threads that play them (1)
@@ -52,6 +53,7 @@ fn run() -> Result<()> {
             "--controller" => controllers.push(read(&flag, &value)?),
             "--state-dir" => state_dir = Some(PathBuf::from(value)),
             "--nodes" => options.nodes = read(&flag, &value)?,
+            "--first" => options.first = read(&flag, &value)?,
             "--role" => roles.push(value),
             "--wait" => options.wait = read(&flag, &value)?,
             "--threads" => options.threads = read(&flag, &value)?,

@@ -38,7 +38,9 @@ pub struct SwarmOptions {
     pub secret: Option<NodeSecret>,
     /// Their grid.
     pub gid: u32,
-    /// How many; their node ids are 1 to this.
+    /// The node id of the first.
+    pub first: u32,
+    /// How many; their node ids follow each other.
     pub nodes: u32,
     /// Their roles.
     pub roles: Vec<String>,
@@ -62,6 +64,7 @@ impl SwarmOptions {
             tls: None,
             secret: None,
             gid: 1,
+            first: 1,
             nodes,
             roles: vec!["swarm".to_owned()],
             wait: 30,
@@ -190,7 +193,7 @@ impl Swarm {
         let threads = options.threads.max(1) as u32;
         for thread in 0..threads {
             let (order, orders) = bounded(16);
-            let nids = (1..=options.nodes).filter(|nid| nid % threads == thread).collect();
+            let nids = (options.first..options.first + options.nodes).filter(|nid| nid % threads == thread).collect();
             let (pump, waker) = pump::Pump::new(options.clone(), nids, tally.clone(), told.clone(), orders)?;
             swarm._threads.push(Worker::spawn(&format!("swarm-{thread}"), 1024 * 1024, move || pump.run())?);
             swarm.orders.push((order, Arc::new(waker)));

@@ -56,7 +56,11 @@ const BENCHES: &[Bench] = &[
     ("tickets", "making and checking the tickets of jobs", tickets::run),
     ("messages", "lines of a job into SQLite, beside a bare loop and plain-file loggers", messages::run),
     ("stats", "statsd over UDP and in level 10 lines, beside statsd (npm) and collectd; the monitor", stats::run),
-    ("scale", "1,000 to 10,000 nodes over TLS: memory, CPU, wake, fanout, herd", scale::run),
+    (
+        "scale",
+        "1,000 to 10,000 nodes over TLS: memory, CPU, wake, fanout, herd; 100000: of six controllers",
+        scale::run,
+    ),
     ("supervise", "the agent as a process manager, beside supervisord, runit and monit", supervise::run),
     ("scripts", "empty scripts in Lua and Python, beside their bare interpreters", scripts::run),
     ("footprint", "disk, memory, CPU and bytes of an agent at rest; --check fails above a budget", footprint::run),

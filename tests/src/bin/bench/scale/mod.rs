@@ -2,8 +2,12 @@
 //!
 //! The swarm runs in this process, on the same machine, so it takes its share of the cores; what is
 //! measured of the controller is its own memory, threads, descriptors and CPU. `bench scale 10000` measures
-//! that many alone.
+//! that many alone, and more nodes than one process may have files, 100,000 for one, are played to six
+//! controllers by several processes.
 
+mod jsctl;
+mod large;
+mod many;
 mod progress;
 mod steps;
 
@@ -27,6 +31,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         () => &[1_000, 5_000, 10_000],
     };
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if let [nodes] = asked[..]
+        && nodes > large::LEAST
+    {
+        return large::run(nodes, options.quick, hard);
+    }
     let sizes = within(wanted, hard);
     if sizes != wanted {
         println!("the limit of {hard} open files stops the run at {} nodes", sizes.last().unwrap_or(&0));

@@ -214,28 +214,16 @@ impl Fleet {
     }
 
     fn figure(&self, name: &str) -> Result<f64> {
-        let text = self.monitor.get("/metrics").body;
-        let line = text.lines().find_map(|line| line.strip_prefix(name));
-        line.and_then(|value| value.trim().parse().ok()).with_context(|| format!("no {name}in /metrics"))
+        figure(&self.monitor, name)
     }
 
-    /// Scripts that Redis has run.
     fn scripts_run(&mut self) -> u64 {
-        let stats: String = self.client.redis(&["INFO", "commandstats"]);
-        let line = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls=")).unwrap_or("0");
-        line.split(',').next().and_then(|calls| calls.parse().ok()).unwrap_or(0)
+        scripts_run(&mut self.client)
     }
 
     /// Cuts the connection on which the controller waits for its wake-ups.
     fn cut_the_wakeups(&mut self) -> Result<()> {
-        let answer = redis::cmd("CLIENT").arg("LIST").query::<redis::Value>(&mut self.client.conn)?;
-        let list = String::from_redis_value(answer)?;
-        let field = |line: &str, name: &str| {
-            line.split(' ').find_map(|field| field.strip_prefix(name).map(str::to_owned)).unwrap_or_default()
-        };
-        let id = list.lines().find(|line| field(line, "cmd=") == "brpop").map(|line| field(line, "id="));
-        let id = id.context("nobody waits for wake-ups")?;
-        self.client.redis::<u32>(&["CLIENT", "KILL", "ID", &id]);
+        ensure!(cut_wakeups(&mut self.client)? == 1, "one controller waits for wake-ups");
         Ok(())
     }
 
@@ -247,6 +235,34 @@ impl Fleet {
         }
         Ok(())
     }
+}
+
+/// A metric of a controller; `name` ends with a blank.
+pub(super) fn figure(monitor: &FakeNode, name: &str) -> Result<f64> {
+    let text = monitor.get("/metrics").body;
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    line.and_then(|value| value.trim().parse().ok()).with_context(|| format!("no {name}in /metrics"))
+}
+
+/// Scripts that Redis has run.
+pub(super) fn scripts_run(client: &mut Client) -> u64 {
+    let stats: String = client.redis(&["INFO", "commandstats"]);
+    let line = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls=")).unwrap_or("0");
+    line.split(',').next().and_then(|calls| calls.parse().ok()).unwrap_or(0)
+}
+
+/// Cuts the connections on which controllers wait for wake-ups, and returns their number.
+pub(super) fn cut_wakeups(client: &mut Client) -> Result<usize> {
+    let answer = redis::cmd("CLIENT").arg("LIST").query::<redis::Value>(&mut client.conn)?;
+    let list = String::from_redis_value(answer)?;
+    let field = |line: &str, name: &str| {
+        line.split(' ').find_map(|field| field.strip_prefix(name).map(str::to_owned)).unwrap_or_default()
+    };
+    let waiting: Vec<&str> = list.lines().filter(|line| field(line, "cmd=") == "brpop").collect();
+    for line in &waiting {
+        client.redis::<u32>(&["CLIENT", "KILL", "ID", &field(line, "id=")]);
+    }
+    Ok(waiting.len())
 }
 
 fn own_cpu() -> Result<f64> {

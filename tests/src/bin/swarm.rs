@@ -17,6 +17,7 @@ const HELP: &str = "swarm [options]: plays thousands of nodes against a controll
   --state-dir DIR     its state directory: TLS and tokens; without it plain HTTP and none
   --nodes N           how many nodes, 1:1 to 1:N (1000)
   --first N           the node id of the first (1)
+  --many-sources yes  they come from 200 addresses of loopback, for one has 28,000 ports (no)
   --role NAME         a role of all of them (swarm); more than once
   --wait S            seconds of a poll (30)
   --threads N         threads that play them (1)
@@ -54,6 +55,7 @@ fn run() -> Result<()> {
             "--state-dir" => state_dir = Some(PathBuf::from(value)),
             "--nodes" => options.nodes = read(&flag, &value)?,
             "--first" => options.first = read(&flag, &value)?,
+            "--many-sources" => options.many_sources = value == "yes",
             "--role" => roles.push(value),
             "--wait" => options.wait = read(&flag, &value)?,
             "--threads" => options.threads = read(&flag, &value)?,

@@ -42,6 +42,9 @@ pub struct SwarmOptions {
     pub first: u32,
     /// How many; their node ids follow each other.
     pub nodes: u32,
+    /// They come from 200 addresses of loopback: one address has some 28,000 ports towards one controller, and
+    /// the kernel searches long for the last half of them.
+    pub many_sources: bool,
     /// Their roles.
     pub roles: Vec<String>,
     /// Seconds of a poll.
@@ -66,6 +69,7 @@ impl SwarmOptions {
             gid: 1,
             first: 1,
             nodes,
+            many_sources: false,
             roles: vec!["swarm".to_owned()],
             wait: 30,
             threads: 1,

@@ -7,11 +7,14 @@ use crossbeam_channel::{Receiver, Sender};
 use jscommon::NodeId;
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token, Waker};
+use nix::errno::Errno;
 use rustls::ClientConnection;
 use rustls_pki_types::ServerName;
+use socket2::{Domain, Socket, Type};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -181,7 +184,8 @@ impl Pump {
         }
         place.node.turns += 1;
         let controller = self.options.controllers[place.node.turns % self.options.controllers.len()];
-        let made = TcpStream::connect(controller).and_then(|mut stream| {
+        let source = self.options.many_sources.then(|| Ipv4Addr::new(127, 0, 1, (place.node.id.nid % 200 + 1) as u8));
+        let made = open(controller, source).and_then(|mut stream| {
             let both = Interest::READABLE | Interest::WRITABLE;
             self.poll.registry().register(&mut stream, Token(at), both)?;
             let tls = self.options.tls.clone().map(|config| {
@@ -261,6 +265,18 @@ impl Pump {
                 self.come_back(at, pause);
             }
         }
+    }
+}
+
+/// Begins to connect, from this address where there is one.
+fn open(controller: SocketAddr, source: Option<Ipv4Addr>) -> io::Result<TcpStream> {
+    let Some(source) = source else { return TcpStream::connect(controller) };
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&SocketAddr::from((source, 0)).into())?;
+    match socket.connect(&controller.into()) {
+        Err(e) if e.raw_os_error() != Some(Errno::EINPROGRESS as i32) => Err(e),
+        _ => Ok(TcpStream::from_std(socket.into())),
     }
 }
 

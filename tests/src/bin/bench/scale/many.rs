@@ -88,7 +88,7 @@ impl Many {
             }
             command.arg("--state-dir").arg(self.controllers[0].state_dir());
             command.args(["--first", &(self.nodes + 1).to_string(), "--nodes", &more.to_string()]);
-            command.args(["--spread", &spread.to_string()]);
+            command.args(["--many-sources", "yes", "--spread", &spread.to_string()]);
             let name = format!("swarm-{}", self.swarms.len());
             self.swarms.push(Process::spawn(&mut command, &name, self.dir.path(), Signal::SIGKILL));
             self.nodes += more;

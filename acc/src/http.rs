@@ -168,11 +168,6 @@ pub trait Handler: Send + Sync + 'static {
         1
     }
 
-    /// Whether each request is to travel alone, for what one of them waits for may hold up another.
-    fn apart(&self) -> bool {
-        false
-    }
-
     /// The answers to requests that came together, in their order.
     fn handle_all(&self, requests: &mut [Request]) -> Vec<Reply> {
         requests.iter_mut().map(|request| self.handle(request)).collect()

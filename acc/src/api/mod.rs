@@ -17,7 +17,6 @@ mod metrics;
 mod node_series;
 mod process_metrics;
 pub(crate) mod rate_limiter;
-pub(crate) mod response_order;
 mod result;
 mod result_delivery;
 mod script;
@@ -143,15 +142,11 @@ impl Handler for Handlers {
         self.reply(request, outcome)
     }
 
-    /// One server does the calls of many as it does those of one.
+    /// One server does the calls of many as it does those of one. Of a cluster's servers one may be away, and what
+    /// asks nothing of it shall not wait for it. That Redis is a cluster may be found out late: when one server was
+    /// named, or when Redis was away at the start.
     fn max_batch(&self) -> usize {
-        if self.apart() { 1 } else { MAX_BATCH }
-    }
-
-    /// Of a cluster's servers one may be away, and what asks nothing of it shall not wait for it. That Redis is a
-    /// cluster may be found out late: when one server was named, or when Redis was away at the start.
-    fn apart(&self) -> bool {
-        self.context.pool.is_cluster()
+        if self.context.pool.is_cluster() { 1 } else { MAX_BATCH }
     }
 
     /// Polls and results that came together go to Redis together.

@@ -1,22 +1,28 @@
-//! Requests on their way through tiny_http: the line of those that wait, and who travels together.
+//! Connections to tiny_http: which are open, and which request goes on which.
 //!
-//! Owns: what goes on which connection, and whose the responses are. Does not own: the bytes of a connection
-//! (backend_connection), what becomes of a response (request), how many connections there may be (budget).
+//! Owns: their number, their reuse and their end. Does not own: the bytes of a connection (backend_connection),
+//! what becomes of a response (request).
+//!
+//! A kept connection holds a thread of tiny_http. A new one is given to a thread that waits for one, by a count that
+//! a burst of new ones makes wrong: then one of them has no thread until another connection is closed. So they are
+//! opened one after the other, each once the one before it has answered; where one does not answer soon, none is
+//! kept until it does.
 
-use super::backend_connection::{BackendConnection, InFlight, PendingRequest, request_head};
+use super::backend_connection::{BackendConnection, PendingRequest, request_bytes};
 use super::client::{ConnectionId, Phase};
 use super::connection::Action;
-use super::event_loop::EventLoop;
-use crate::api::response_order::PipelineSlot;
-use crate::api::server::QUICK_BODY;
+use super::event_loop::{BACKEND_TOKEN, EventLoop};
 use crate::http::Refusal;
-use crate::route::Route;
+use mio::Token;
 use std::collections::VecDeque;
-use std::io::ErrorKind;
-use std::time::Instant;
+use std::io::{self, ErrorKind};
+use std::time::{Duration, Instant};
+
+/// How long the next connection waits for the first answer of a new one.
+const FIRST_ANSWER: Duration = Duration::from_millis(50);
 
 impl EventLoop {
-    /// Puts the request in the line for tiny_http.
+    /// Puts the request in the queue for tiny_http.
     pub(super) fn ask(&mut self, id: ConnectionId, body: Vec<u8>) {
         if self.queue.len() >= self.limits.max_queue {
             return self.refuse(id, Refusal::new(503, "queue-full", "too many requests wait; try again"));
@@ -37,121 +43,168 @@ impl EventLoop {
         request.owner
     }
 
+    fn fail_request(&mut self, request: PendingRequest, refusal: Refusal) {
+        let owner = self.end_request(request);
+        self.apply(owner, Action::Fail(refusal));
+    }
+
     /// Sends waiting requests to tiny_http, as many as it may have.
     fn send_waiting(&mut self) {
         while !self.queue.is_empty()
-            && let Some(slot) = self.in_flight.iter().position(Option::is_none)
+            && let Some(slot) = self.usable_slot()
+            && let Some((request, out)) = self.next_request()
         {
-            let (pending, out) = self.next_group(slot);
-            if pending.is_empty() {
-                return;
+            self.send(slot, request, out);
+        }
+    }
+
+    /// Takes the next request out of the queue whose client still waits for it, with its bytes.
+    fn next_request(&mut self) -> Option<(PendingRequest, VecDeque<Vec<u8>>)> {
+        loop {
+            let (request, body) = self.queue.pop_front()?;
+            let client = self.clients.get(request.owner).filter(|client| client.phase == Phase::Asking);
+            let bytes = client.as_deref().and_then(|client| {
+                let head = client.head.as_deref()?;
+                Some((head, client.node, client.peer.ip(), client.cert))
+            });
+            match bytes {
+                Some((head, node, peer, cert)) => return Some((request, request_bytes(head, node, peer, cert, body))),
+                None => drop(self.end_request(request)),
             }
-            let made =
-                BackendConnection::new(self.config.backend.socket(), out, pending.len()).and_then(|mut connection| {
-                    self.register_backend(slot, &mut connection)?;
-                    Ok(connection)
-                });
-            match made {
-                Ok(connection) => {
-                    self.in_flight[slot] = Some(InFlight { connection, pending });
-                    self.drive(slot);
-                }
+        }
+    }
+
+    /// The slot of an idle connection, or one for a new connection. The first one is taken, so that those behind
+    /// it become idle for long where few are needed.
+    fn usable_slot(&mut self) -> Option<usize> {
+        let generation = self.config.backend.generation();
+        while let Some(slot) =
+            self.backends.iter().position(|one| one.as_ref().is_some_and(|one| one.request.is_none()))
+        {
+            if self.backends[slot].as_ref().is_some_and(|one| one.generation == generation) {
+                return Some(slot);
+            }
+            // Nobody reads the requests of a tiny_http that was replaced.
+            self.close_backend(slot);
+        }
+        let now = Instant::now();
+        let awaits_first = self.backends.iter().flatten().any(|one| !one.answered && now < one.since + FIRST_ANSWER);
+        self.backends.iter().position(Option::is_none).filter(|_| !awaits_first)
+    }
+
+    /// Sends a request on the connection of a slot, which is made where there is none.
+    fn send(&mut self, slot: usize, request: PendingRequest, out: VecDeque<Vec<u8>>) {
+        if self.backends[slot].is_none() {
+            match self.open_backend(slot) {
+                Ok(connection) => self.backends[slot] = Some(connection),
                 Err(e) => {
                     log::warn!("the web server behind the proxy is not reached: {e}");
                     if matches!(e.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) {
                         self.config.backend.refused();
                     }
-                    let refusal = Refusal::new(503, "no-backend", "the controller is short of something; try again");
-                    for request in pending {
-                        let owner = self.end_request(request);
-                        self.apply(owner, Action::Fail(refusal.clone()));
-                    }
+                    let reason = "the controller is short of something; try again";
+                    return self.fail_request(request, Refusal::new(503, "no-backend", reason));
                 }
             }
         }
+        if let Some(connection) = &mut self.backends[slot] {
+            connection.begin(request, out);
+        }
+        self.drive(slot);
     }
 
-    /// Takes the next requests that go to tiny_http on one connection out of the queue, with their bytes. A connection
-    /// costs more than most requests. While few wait each has its own. A request that may take long goes alone, for
-    /// responses come in the order of the requests: a slow one delays those few behind it, and no others (see
-    /// `response_order`).
-    fn next_group(&mut self, slot: usize) -> (VecDeque<PendingRequest>, VecDeque<Vec<u8>>) {
-        let share = self.config.backend.share(self.limits.max_batch);
-        let most = self.queue.len().div_ceil(self.in_flight.len().max(1)).min(share);
-        let mut group: Vec<(PendingRequest, Vec<u8>)> = Vec::with_capacity(most);
-        while group.len() < most
-            && let Some((request, body)) = self.queue.front()
-        {
-            let (owner, length) = (request.owner, body.len());
-            let waiting = self.clients.get(owner).filter(|client| client.phase == Phase::Asking);
-            let route = waiting.and_then(|client| client.head.as_deref()).map(|head| head.route);
-            let quick = matches!(route, Some(Route::Cmd(_) | Route::Result(_))) && length <= QUICK_BODY;
-            if route.is_some() && !quick && !group.is_empty() {
-                break;
-            }
-            let next = self.queue.pop_front();
-            if route.is_some() {
-                group.extend(next);
-            } else if let Some((gone, body)) = next {
-                drop(body);
-                self.end_request(gone);
-            }
-            if route.is_some() && !quick {
-                break;
-            }
-        }
-        self.groups_begun += 1;
-        let (number, of) = (self.groups_begun, group.len());
-        let (mut pending, mut out) = (VecDeque::with_capacity(group.len()), VecDeque::new());
-        let mut small = Vec::new();
-        for (at, (request, body)) in group.into_iter().enumerate() {
-            let client = self.clients.get(request.owner);
-            let Some((client, head)) = client.as_deref().and_then(|client| Some((client, client.head.as_deref()?)))
-            else {
-                self.end_request(request);
-                continue;
-            };
-            let position = PipelineSlot { slot, group: number, at, of };
-            small.extend(request_head(head, client.node, client.peer.ip(), client.cert, body.len(), position));
-            pending.push_back(request);
-            if body.len() <= QUICK_BODY {
-                small.extend(body);
-            } else {
-                out.push_back(std::mem::take(&mut small));
-                out.push_back(body);
-            }
-        }
-        out.push_back(small);
-        (pending, out)
+    fn open_backend(&self, slot: usize) -> io::Result<BackendConnection> {
+        // Read before it connects: a connection to a newer one is closed too early, and none too late.
+        let generation = self.config.backend.generation();
+        let token = Token(BACKEND_TOKEN | slot);
+        BackendConnection::open(self.config.backend.socket(), generation, self.poll.registry(), token)
     }
 
-    /// Moves one connection on.
+    /// Closes the connection of a slot, and fails the request that it carries; one of which nothing was sent goes on
+    /// a new connection.
+    fn close_backend(&mut self, slot: usize) {
+        let Some(connection) = self.backends[slot].take() else { return };
+        match connection.close(self.poll.registry()) {
+            Some((request, Some(out))) => self.send(slot, request, out),
+            Some((request, None)) => {
+                let reason = "the controller failed at this request; try again";
+                self.fail_request(request, Refusal::new(502, "backend-failed", reason));
+            }
+            None => {}
+        }
+    }
+
+    /// Moves the connection of a slot on.
     pub(super) fn drive(&mut self, slot: usize) {
-        let Some(Some(on_way)) = self.in_flight.get_mut(slot) else {
-            return;
-        };
-        let mut responses = Vec::new();
-        let moved = on_way.connection.drive(&mut self.backend_scratch, &mut responses);
-        let answered: Vec<PendingRequest> = on_way.pending.drain(..responses.len()).collect();
-        let over = match moved {
-            Ok(false) => None,
-            Ok(true) | Err(_) => self.in_flight.get_mut(slot).and_then(Option::take),
-        };
-        for (request, response) in answered.into_iter().zip(responses) {
-            let owner = self.end_request(request);
-            let action = self.handler_responded(owner, response);
-            self.apply(owner, action);
-        }
-        let Some(mut over) = over else { return };
-        let _ = self.poll.registry().deregister(over.connection.stream());
-        if let Err(e) = moved {
-            log::error!("{e}");
-            let refusal = Refusal::new(502, "backend-failed", "the controller failed at this request; try again");
-            for request in over.pending {
-                let owner = self.end_request(request);
-                self.apply(owner, Action::Fail(refusal.clone()));
+        let Some(Some(connection)) = self.backends.get_mut(slot) else { return };
+        match connection.drive(&mut self.backend_scratch, self.poll.registry()) {
+            Ok(None) => return,
+            Ok(Some(response)) => {
+                let (request, reusable) = connection.end();
+                if !reusable || self.awaits_thread(Instant::now()) {
+                    self.close_backend(slot);
+                }
+                if let Some(request) = request {
+                    let owner = self.end_request(request);
+                    let action = self.handler_responded(owner, response);
+                    self.apply(owner, action);
+                }
+            }
+            Err(e) => {
+                let level = if connection.request.is_some() { log::Level::Error } else { log::Level::Debug };
+                log::log!(level, "{e}");
+                self.close_backend(slot);
             }
         }
         self.send_waiting();
+    }
+
+    /// Whether a new connection has not answered for long, so that it may have no thread.
+    fn awaits_thread(&self, now: Instant) -> bool {
+        self.backends.iter().flatten().any(|one| !one.answered && one.since + FIRST_ANSWER <= now)
+    }
+
+    /// When `expire_backends` has something to do.
+    pub(super) fn backends_deadline(&self) -> Option<Instant> {
+        let is_idle = |one: &BackendConnection| one.request.is_none();
+        let can_open = !self.queue.is_empty() && self.backends.iter().any(Option::is_none);
+        let hinders = can_open || self.backends.iter().flatten().any(is_idle);
+        let deadline = |(slot, one): (usize, &Option<BackendConnection>)| {
+            let one = one.as_ref()?;
+            if !one.answered {
+                return hinders.then_some(one.since + FIRST_ANSWER);
+            }
+            (is_idle(one) && slot >= self.limits.kept_backend).then_some(one.since + self.limits.backend_idle)
+        };
+        self.backends.iter().enumerate().filter_map(deadline).min()
+    }
+
+    /// Closes connections that were idle for long, and all idle ones while a new one may have no thread.
+    pub(super) fn expire_backends(&mut self, now: Instant) {
+        let awaits_thread = self.awaits_thread(now);
+        for slot in 0..self.backends.len() {
+            let is_over = |one: &BackendConnection| {
+                let idle_for_long = slot >= self.limits.kept_backend && one.since + self.limits.backend_idle <= now;
+                one.request.is_none() && (awaits_thread || idle_for_long)
+            };
+            if self.backends[slot].as_ref().is_some_and(is_over) {
+                self.close_backend(slot);
+            }
+        }
+        if awaits_thread {
+            self.send_waiting();
+        }
+    }
+
+    /// Fails requests that wait for a tiny_http that was replaced, and were not answered in time.
+    pub(super) fn close_replaced_backends(&mut self, now: Instant) {
+        let generation = self.config.backend.generation();
+        for slot in 0..self.backends.len() {
+            let is_lost =
+                |one: &BackendConnection| one.generation != generation && one.since + self.limits.handler <= now;
+            if self.backends[slot].as_ref().is_some_and(is_lost) {
+                self.close_backend(slot);
+            }
+        }
     }
 }

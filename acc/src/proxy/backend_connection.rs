@@ -1,56 +1,61 @@
-//! One request on its way through tiny_http, on a connection of its own, never blocking; or a few that are
-//! answered in their order.
+//! One connection to tiny_http, which carries one request after the other and never blocks.
 //!
-//! Owns: the local socket, the requests' bytes, the responses' bytes.
-//! Does not own: whose requests they are, or which travel together.
+//! Owns: the local socket, the request's bytes, the response's bytes.
+//! Does not own: which request goes on it, or when it is closed.
 
 use super::client::ConnectionId;
 use super::request_head::RequestHead;
 use super::response::{self, Response};
-use crate::api::response_order::PipelineSlot;
-use crate::api::server::{ISSUED_HEADER, NODE_HEADER, PEER_HEADER, SLOT_HEADER, UNDATED};
+use crate::api::server::{ISSUED_HEADER, NODE_HEADER, PEER_HEADER, QUICK_BODY, UNDATED};
 use crate::auth::tls::PeerCert;
 use jscommon::NodeId;
 use mio::net::UnixStream;
+use mio::{Interest, Registry, Token};
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::IpAddr;
 use std::path::Path;
+use std::time::Instant;
 
-/// Requests that are with tiny_http.
-pub(crate) struct BackendConnection {
+/// A connection to tiny_http, and the request that is under way on it.
+pub(super) struct BackendConnection {
     stream: UnixStream,
+    token: Token,
+    /// Which tiny_http it was made to.
+    pub(super) generation: u64,
+    /// The request whose response is awaited; the connection is idle without one.
+    pub(super) request: Option<PendingRequest>,
+    /// When that request began, or the last one ended.
+    pub(super) since: Instant,
+    /// It has answered: a thread of tiny_http serves it.
+    pub(super) answered: bool,
     /// The bytes to be written, and how many of the first piece are out.
     out: VecDeque<Vec<u8>>,
     sent: usize,
+    /// Some of the request was written.
+    begun: bool,
+    /// Events tell when more can be written.
+    watches_write: bool,
     input: Vec<u8>,
     /// A response once its head is read, and how long its body is.
     response: Option<(Response, usize)>,
-    /// Answers that are still to come, that one too.
-    missing: usize,
 }
 
 /// The head of the request as tiny_http gets it: made anew, so that nothing of the client's own
-/// headers comes through but its token. `cert` is what its certificate says; the last one of a connection says so, and
-/// each of several where it stands.
-pub(crate) fn request_head(
+/// headers comes through but its token. `cert` is what its certificate says.
+fn request_head(
     head: &RequestHead,
     node: Option<NodeId>,
     peer: IpAddr,
     cert: Option<PeerCert>,
     length: usize,
-    position: PipelineSlot,
 ) -> Vec<u8> {
     let mut text = format!("{} {}", head.route.method(), head.route);
     if !head.query.is_empty() {
         text.push('?');
         text.push_str(&head.query);
     }
-    let close = if position.is_last() { "Connection: close\r\n" } else { "" };
-    text.push_str(&format!(" HTTP/1.1\r\n{close}{PEER_HEADER}: {peer}\r\n"));
-    if position.of > 1 {
-        text.push_str(&format!("{SLOT_HEADER}: {position}\r\n"));
-    }
+    text.push_str(&format!(" HTTP/1.1\r\n{PEER_HEADER}: {peer}\r\n"));
     if let Some(node) = node {
         text.push_str(&format!("{NODE_HEADER}: {node}\r\n"));
     }
@@ -65,6 +70,22 @@ pub(crate) fn request_head(
     text.into_bytes()
 }
 
+/// The bytes of a request: a small body travels with its head, and a large one is not copied.
+pub(super) fn request_bytes(
+    head: &RequestHead,
+    node: Option<NodeId>,
+    peer: IpAddr,
+    cert: Option<PeerCert>,
+    body: Vec<u8>,
+) -> VecDeque<Vec<u8>> {
+    let mut first = request_head(head, node, peer, cert, body.len());
+    if body.len() > QUICK_BODY {
+        return VecDeque::from([first, body]);
+    }
+    first.extend(body);
+    VecDeque::from([first])
+}
+
 /// A request that waits for tiny_http or is with it: whose it is, and what is counted for it (its node, and
 /// the bytes of its body). That counts for as long as the body is held, whether the client stays or not.
 pub(super) struct PendingRequest {
@@ -72,70 +93,102 @@ pub(super) struct PendingRequest {
     pub(super) cost: Option<(Option<NodeId>, usize)>,
 }
 
-/// A connection to tiny_http, and the requests that wait for its responses.
-pub(super) struct InFlight {
-    pub(super) connection: BackendConnection,
-    /// The requests that the connection carries, in their order.
-    pub(super) pending: VecDeque<PendingRequest>,
-}
-
 impl BackendConnection {
-    /// Connects to tiny_http; `out` holds the bytes of so many requests, and goes out with the first `drive`.
-    pub(crate) fn new(socket: &Path, out: VecDeque<Vec<u8>>, requests: usize) -> io::Result<BackendConnection> {
-        let stream = UnixStream::connect(socket)?;
-        Ok(BackendConnection { stream, out, sent: 0, input: Vec::new(), response: None, missing: requests })
+    /// Connects to tiny_http and registers the socket.
+    pub(super) fn open(
+        socket: &Path,
+        generation: u64,
+        registry: &Registry,
+        token: Token,
+    ) -> io::Result<BackendConnection> {
+        let mut stream = UnixStream::connect(socket)?;
+        // Each read of tiny_http's would be an event if this were for writing too.
+        registry.register(&mut stream, token, Interest::READABLE)?;
+        Ok(BackendConnection {
+            stream,
+            token,
+            generation,
+            request: None,
+            since: Instant::now(),
+            answered: false,
+            out: VecDeque::new(),
+            sent: 0,
+            begun: false,
+            watches_write: false,
+            input: Vec::new(),
+            response: None,
+        })
     }
 
-    /// The socket, to be registered.
-    pub(crate) fn stream(&mut self) -> &mut UnixStream {
-        &mut self.stream
+    /// Takes a request, whose bytes go out with the next `drive`.
+    pub(super) fn begin(&mut self, request: PendingRequest, out: VecDeque<Vec<u8>>) {
+        (self.out, self.sent, self.begun) = (out, 0, false);
+        (self.request, self.since) = (Some(request), Instant::now());
     }
 
-    /// Writes and reads what can be. Adds the responses that are whole now, in the order of their requests, and
-    /// tells whether that were all; after an error no other comes.
-    pub(crate) fn drive(&mut self, scratch: &mut [u8], responses: &mut Vec<Response>) -> Result<bool, String> {
+    /// Takes the request off whose response has come; with whether another may follow.
+    pub(super) fn end(&mut self) -> (Option<PendingRequest>, bool) {
+        (self.answered, self.since) = (true, Instant::now());
+        (self.request.take(), self.out.is_empty() && self.input.is_empty())
+    }
+
+    /// Closes the connection and returns the request that it carried; with its bytes where none of them went out on
+    /// a connection that had answered before.
+    pub(super) fn close(mut self, registry: &Registry) -> Option<(PendingRequest, Option<VecDeque<Vec<u8>>>)> {
+        let _ = registry.deregister(&mut self.stream);
+        let unsent = (self.answered && !self.begun).then_some(self.out);
+        self.request.map(|request| (request, unsent))
+    }
+
+    /// Writes and reads what can be, and returns the response once it is whole.
+    pub(super) fn drive(&mut self, scratch: &mut [u8], registry: &Registry) -> Result<Option<Response>, String> {
         self.write().map_err(|e| format!("the web server took no request: {e}"))?;
+        self.watch(registry).map_err(|e| format!("no events of the web server can be had: {e}"))?;
         loop {
             match self.stream.read(scratch) {
                 Ok(0) => return Err("the web server gave half an answer".into()),
+                Ok(_) if self.request.is_none() => return Err("the web server answered what nobody asked".into()),
                 Ok(n) => {
-                    self.take(&scratch[..n], responses)?;
-                    if self.missing == 0 {
-                        return Ok(true);
+                    if let Some(response) = self.take(&scratch[..n])? {
+                        return Ok(Some(response));
                     }
                 }
-                Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(false),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(None),
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) => return Err(format!("the web server gave no answer: {e}")),
             }
         }
     }
 
-    /// Takes bytes of responses.
-    fn take(&mut self, mut bytes: &[u8], responses: &mut Vec<Response>) -> Result<(), String> {
-        while self.missing > 0 {
-            if self.response.is_none() {
-                self.input.extend_from_slice(bytes);
-                bytes = &[];
-                let Some((mut response, end, length)) = response::read(&self.input)? else { break };
-                // The only copy of the body: it goes to the client as it is.
-                response.body.reserve_exact(length);
-                self.response = Some((response, length));
-                let mut input = std::mem::take(&mut self.input);
-                let used = end + self.fill(&input[end..]);
-                input.drain(..used);
-                self.input = input;
-            } else {
-                let used = self.fill(bytes);
-                bytes = &bytes[used..];
-            }
-            match self.response.take_if(|(response, length)| response.body.len() == *length) {
-                Some((response, _)) => responses.push(response),
-                None => break,
-            }
-            self.missing -= 1;
+    /// Asks for events about writing only while something waits to be written.
+    fn watch(&mut self, registry: &Registry) -> io::Result<()> {
+        let waits = !self.out.is_empty();
+        if waits != self.watches_write {
+            let interest = if waits { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
+            registry.reregister(&mut self.stream, self.token, interest)?;
+            self.watches_write = waits;
         }
         Ok(())
+    }
+
+    /// Takes bytes of a response, and returns it once it is whole.
+    fn take(&mut self, bytes: &[u8]) -> Result<Option<Response>, String> {
+        if self.response.is_some() {
+            let used = self.fill(bytes);
+            self.input.extend_from_slice(&bytes[used..]);
+        } else {
+            self.input.extend_from_slice(bytes);
+            let Some((mut response, end, length)) = response::read(&self.input)? else { return Ok(None) };
+            // The only copy of the body: it goes to the client as it is.
+            response.body.reserve_exact(length);
+            self.response = Some((response, length));
+            let mut input = std::mem::take(&mut self.input);
+            let used = end + self.fill(&input[end..]);
+            input.drain(..used);
+            self.input = input;
+        }
+        let whole = self.response.take_if(|(response, length)| response.body.len() == *length);
+        Ok(whole.map(|(response, _)| response))
     }
 
     /// Takes bytes of the body; how many of them.
@@ -155,7 +208,7 @@ impl BackendConnection {
             }
             match self.stream.write(&piece[self.sent..]) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
-                Ok(n) => self.sent += n,
+                Ok(n) => (self.sent, self.begun) = (self.sent + n, true),
                 Err(e) if e.kind() == ErrorKind::WouldBlock || e.kind() == ErrorKind::NotConnected => return Ok(()),
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 // It may have answered before it had read everything: the read will tell.
@@ -176,8 +229,6 @@ mod tests {
     fn headers_of_clients_are_not_passed_on() {
         let node = NodeId { gid: 1, nid: 10 };
         let peer = "::1".parse().unwrap();
-        let alone = PipelineSlot { slot: 3, group: 8, at: 0, of: 1 };
-        let first = PipelineSlot { slot: 3, group: 9, at: 0, of: 2 };
         let head = RequestHead {
             route: Route::Cmd(node),
             query: "wait=1".into(),
@@ -186,20 +237,14 @@ mod tests {
             bodiless: false,
             expects: false,
         };
-        let text = String::from_utf8(request_head(
-            &head,
-            Some(node),
-            peer,
-            Some(PeerCert { node, issued: Some(7) }),
-            0,
-            alone,
-        ))
-        .unwrap();
-        let want = "GET /1/10/cmd?wait=1 HTTP/1.1\r\nConnection: close\r\nX-JS-Peer: ::1\r\nX-JS-Node: 1:10\r\nX-JS-Cert-Issued: 7\r\nAuthorization: Bearer t\r\nContent-Length: 0\r\n\r\n";
+        let text =
+            String::from_utf8(request_head(&head, Some(node), peer, Some(PeerCert { node, issued: Some(7) }), 0))
+                .unwrap();
+        let want = "GET /1/10/cmd?wait=1 HTTP/1.1\r\nX-JS-Peer: ::1\r\nX-JS-Node: 1:10\r\nX-JS-Cert-Issued: 7\r\nAuthorization: Bearer t\r\nContent-Length: 0\r\n\r\n";
         assert_eq!(text, want);
         let head = RequestHead { route: Route::Enroll, query: String::new(), ..head };
-        let text = String::from_utf8(request_head(&head, None, peer, None, 5, first)).unwrap();
-        let want = "POST /enroll HTTP/1.1\r\nX-JS-Peer: ::1\r\nX-JS-Slot: 3 9 0 2\r\nAuthorization: Bearer t\r\nContent-Length: 5\r\n\r\n";
+        let text = String::from_utf8(request_head(&head, None, peer, None, 5)).unwrap();
+        let want = "POST /enroll HTTP/1.1\r\nX-JS-Peer: ::1\r\nAuthorization: Bearer t\r\nContent-Length: 5\r\n\r\n";
         assert_eq!(text, want);
     }
 
@@ -214,34 +259,35 @@ mod tests {
             bodiless: false,
             expects: false,
         };
-        let position = PipelineSlot { slot: 3, group: 8, at: 0, of: 1 };
         let cert = Some(PeerCert { node, issued: None });
-        let text = request_head(&head, Some(node), "::1".parse().unwrap(), cert, 0, position);
+        let text = request_head(&head, Some(node), "::1".parse().unwrap(), cert, 0);
         assert!(String::from_utf8(text).unwrap().contains("\r\nX-JS-Cert-Issued: -\r\n"));
     }
 
     #[test]
-    fn responses_in_pieces_come_in_their_order() {
-        let (ours, _theirs) = UnixStream::pair().unwrap();
-        let text = [
-            "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\none",
-            "HTTP/1.1 204 No Content\r\nX-JS-Park: 30\r\n\r\n",
-            "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
-            "HTTP/1.1 503 Busy\r\nContent-Length: 4\r\n\r\nbusy",
-        ]
-        .concat();
-        let out = VecDeque::new();
-        let mut exchange =
-            BackendConnection { stream: ours, out, sent: 0, input: Vec::new(), response: None, missing: 0 };
-        for size in 1..=text.len() {
-            let mut responses = Vec::new();
-            exchange.missing = 4;
-            text.as_bytes().chunks(size).for_each(|piece| exchange.take(piece, &mut responses).unwrap());
-            let seen: Vec<(u16, &[u8])> = responses.iter().map(|a| (a.status, a.body.as_slice())).collect();
-            assert_eq!(seen, [(200, &b"one"[..]), (204, b""), (200, b""), (503, b"busy")], "in pieces of {size}");
-            assert_eq!((exchange.missing, exchange.input.len()), (0, 0));
+    fn responses_in_pieces_come_one_after_the_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("http");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let poll = mio::Poll::new().unwrap();
+        let mut connection = BackendConnection::open(&socket, 0, poll.registry(), Token(0)).unwrap();
+        let texts = [
+            ("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\none", 200, "one"),
+            ("HTTP/1.1 204 No Content\r\nX-JS-Park: 30\r\n\r\n", 204, ""),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", 200, ""),
+            ("HTTP/1.1 503 Busy\r\nContent-Length: 4\r\n\r\nbusy", 503, "busy"),
+        ];
+        for size in 1..=60 {
+            for (text, status, body) in texts {
+                let taken: Vec<Response> =
+                    text.as_bytes().chunks(size).filter_map(|piece| connection.take(piece).unwrap()).collect();
+                let seen: Vec<(u16, &[u8])> = taken.iter().map(|a| (a.status, a.body.as_slice())).collect();
+                assert_eq!(seen, [(status, body.as_bytes())], "in pieces of {size}");
+                assert!(connection.end().1, "in pieces of {size}");
+            }
         }
-        exchange.missing = 1;
-        assert!(exchange.take(b"nonsense\r\n\r\n", &mut Vec::new()).is_err());
+        assert!(connection.take(b"HTTP/1.1 204 No Content\r\n\r\nmore").unwrap().is_some());
+        assert!(!connection.end().1, "no other follows on one that says too much");
+        assert!(connection.take(b"nonsense\r\n\r\n").is_err());
     }
 }

@@ -58,8 +58,10 @@ pub struct Limits {
     pub(crate) max_connections: usize,
     /// Connections to tiny_http at once; each is a thread of its.
     pub(crate) max_backend: usize,
-    /// Quick requests that share one of those while many wait.
-    pub(crate) max_batch: usize,
+    /// Those of them that are kept however long they are idle: tiny_http never ends its first four threads.
+    pub(crate) kept_backend: usize,
+    /// How long the others are kept while they are idle.
+    pub(crate) backend_idle: Duration,
     /// Requests that wait for one of those.
     pub(crate) max_queue: usize,
     /// How long a node that goes over a bound waits for its answer: it sends less meanwhile.
@@ -94,7 +96,8 @@ impl Default for Limits {
             max_node_connections: 128,
             max_connections: 50_000,
             max_backend: 24,
-            max_batch: 8,
+            kept_backend: 4,
+            backend_idle: seconds(2),
             max_queue: 20_000,
             pause: seconds(1),
             max_records: 5000,

@@ -8,7 +8,7 @@
 //! **Nothing here blocks** but the wait for events. Nothing is polled either: a turn begins when a
 //! socket, a message or a deadline asks for it.
 
-use super::backend_connection::{BackendConnection, InFlight, PendingRequest};
+use super::backend_connection::{BackendConnection, PendingRequest};
 use super::budget::{Limits, ResourceAccounting};
 use super::client::{Clients, ConnectionId, Phase};
 use super::connection::Action;
@@ -33,8 +33,8 @@ use std::time::{Duration, Instant};
 
 const LISTENER: Token = Token(usize::MAX - 1);
 const WAKER: Token = Token(usize::MAX - 2);
-/// Tokens of exchanges have this bit; a client's are its slot and its turn.
-const BACKEND_TOKEN: usize = 1 << 63;
+/// Tokens of connections to tiny_http have this bit; a client's are its slot and its turn.
+pub(super) const BACKEND_TOKEN: usize = 1 << 63;
 
 /// The time for unauthenticated clients in a turn in which others want something too.
 const UNAUTHENTICATED_TIME: Duration = Duration::from_millis(2);
@@ -69,9 +69,7 @@ pub(super) struct EventLoop {
     pub(super) unauthenticated: Unauthenticated,
     /// Requests that wait for a connection to tiny_http.
     pub(super) queue: VecDeque<(PendingRequest, Vec<u8>)>,
-    pub(super) in_flight: Vec<Option<InFlight>>,
-    /// How many connections to tiny_http there were.
-    pub(super) groups_begun: u64,
+    pub(super) backends: Vec<Option<BackendConnection>>,
     /// Clients whose sockets hold more than their turn allowed to read.
     pub(super) again: VecDeque<ConnectionId>,
     /// Clients that have proved nothing and want something (whether to be read from): they come
@@ -117,8 +115,7 @@ impl EventLoop {
             inbox: parts.inbox,
             woken: parts.woken,
             parked_polls: ParkedPolls::new(limits.trust, Instant::now()),
-            in_flight: (0..limits.max_backend).map(|_| None).collect(),
-            groups_begun: 0,
+            backends: (0..limits.max_backend).map(|_| None).collect(),
             config: parts.config,
             limits,
             authenticator: parts.authenticator,
@@ -218,7 +215,8 @@ impl EventLoop {
         if accepts || !self.again.is_empty() || !self.unauthenticated_ready.is_empty() {
             return Some(Duration::ZERO);
         }
-        let first = [self.timers.next(), self.seen_at, self.accept_after, Some(self.sweep_at), self.stopping];
+        let backends = self.backends_deadline();
+        let first = [self.timers.next(), self.seen_at, self.accept_after, Some(self.sweep_at), self.stopping, backends];
         let first = first.into_iter().flatten().min()?;
         // One more millisecond, for epoll's are whole ones and rounding down would wake for nothing.
         Some(first.saturating_duration_since(Instant::now()) + Duration::from_millis(1))
@@ -228,7 +226,7 @@ impl EventLoop {
         self.metrics.connections.set(self.clients.len() as i64);
         self.metrics.polls_parked.set(self.parked_polls.parked() as i64);
         self.metrics.body_bytes.set(self.accounting.bodies() as i64);
-        let on_way: usize = self.in_flight.iter().flatten().map(|group| group.pending.len()).sum();
+        let on_way = self.backends.iter().flatten().filter(|one| one.request.is_some()).count();
         let with_handlers = on_way + self.queue.len();
         self.metrics.requests_waiting.set(with_handlers as i64);
     }
@@ -263,6 +261,7 @@ impl EventLoop {
             }
             self.apply(id, action);
         }
+        self.expire_backends(now);
         if self.seen_at.is_some_and(|at| at <= now) {
             self.report_seen();
         }
@@ -351,11 +350,6 @@ impl EventLoop {
             self.apply(id, action);
         }
         self.scratch = scratch;
-    }
-
-    pub(super) fn register_backend(&self, slot: usize, connection: &mut BackendConnection) -> io::Result<()> {
-        let both = Interest::READABLE | Interest::WRITABLE;
-        self.poll.registry().register(connection.stream(), Token(BACKEND_TOKEN | slot), both)
     }
 
     fn stop(&mut self) {

@@ -13,11 +13,11 @@
 //! | `request_parser`, `request_head` | bytes → one whole request, or its refusal (pure) |
 //! | `long_poll` | which node waits on which connection (pure) |
 //! | `response`, `timers`, `budget` | forms, deadlines, bounds (pure) |
-//! | `transport`, `backend_connection` | one client's socket; one request's way through tiny_http |
+//! | `transport`, `backend_connection` | one client's socket; one connection to tiny_http |
 //! | `event_loop`, `accept`, `unauthenticated` | the event loop; new connections, and which is closed for one |
 //! | `connection` | the life of a connection: what is to be done in which phase |
 //! | `actions`, `request` | what the event loop does for a connection; the way of a request |
-//! | `backend` | which requests go to tiny_http on which connection |
+//! | `backend` | connections to tiny_http: opened, used again, closed |
 
 mod accept;
 mod actions;

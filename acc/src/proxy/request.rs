@@ -198,6 +198,7 @@ impl EventLoop {
     /// nothing since another one was not, none of them takes anything any more, or nobody accepts.
     pub(super) fn check_backend(&mut self) {
         let (taken, now) = (self.config.backend.taken(), Instant::now());
+        self.close_replaced_backends(now);
         match self.stalled {
             Some((before, since)) if before == taken => {
                 if now.duration_since(since) >= self.limits.handler {

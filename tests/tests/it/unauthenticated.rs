@@ -6,7 +6,8 @@ use jstests::process::{Process, bin};
 use jstests::redis_server::free_port;
 use jstests::swarm::{Swarm, SwarmOptions};
 use jstests::{Acc, AccOptions, Client, FakeNode, LONG, Redis, wait_until};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 use socket2::{SockRef, Socket};
 use std::io::{Read, Write};
@@ -358,9 +359,13 @@ fn contains(bytes: &[u8], part: &[u8]) -> bool {
     bytes.windows(part.len()).any(|window| window == part)
 }
 
-/// Asks on a connection that is open already; the status, if there is an answer.
-fn ask_on(stream: &mut TcpStream) -> Option<u16> {
-    stream.write_all(HEALTH.as_bytes()).ok()?;
+/// More connections than a controller keeps to its web server.
+fn dial_some(acc: &Acc) -> Vec<TcpStream> {
+    (0..6).map(|_| dial(acc)).collect()
+}
+
+/// The status of the next answer on a connection, if there is one.
+fn status_on(stream: &mut TcpStream) -> Option<u16> {
     let mut got = Vec::new();
     let mut piece = [0; 4096];
     // A body of the controller is JSON; a request that tiny_http could not pass on has none.
@@ -378,17 +383,24 @@ fn a_web_server_that_found_no_descriptor_is_made_anew() {
     for more in [1, 2] {
         let redis = Redis::start();
         let mut acc = Acc::start(&redis, quiet(AccOptions::default()));
-        let (mut kept, before) = (dial(&acc), files_limit(acc.pid()));
+        let (mut clients, before) = (dial_some(&acc), files_limit(acc.pid()));
+        let server = Pid::from_raw(redis.pid() as i32);
         // The controller may open or close something between the look and the request: it is tried until the web
         // server has failed, and not the proxy before it.
         wait_until("the web server fails", LONG, || {
+            // While Redis answers nothing, more requests are under way than connections are kept.
+            kill(server, Signal::SIGSTOP).expect("redis stops");
             set_files(acc.pid(), limit_for(acc.pid(), more));
-            let status = ask_on(&mut kept);
+            clients.iter_mut().for_each(|client| drop(client.write_all(HEALTH.as_bytes())));
+            std::thread::sleep(Duration::from_millis(100));
+            kill(server, Signal::SIGCONT).expect("redis goes on");
+            let answers: Vec<Option<u16>> = clients.iter_mut().map(status_on).collect();
             set_files(acc.pid(), before);
-            match status {
-                Some(status) if status / 100 == 5 => {}
-                Some(_) => return false,
-                None => kept = dial(&acc),
+            if answers.contains(&None) {
+                clients = dial_some(&acc);
+            }
+            if !answers.iter().flatten().any(|status| status / 100 == 5) {
+                return false;
             }
             // It is told right after such a request; where it is not, the proxy had no descriptor.
             (0..50).any(|_| {

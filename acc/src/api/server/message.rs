@@ -1,18 +1,12 @@
 //! Requests as tiny_http has read them, and replies as it writes them.
 
-use super::{ISSUED_HEADER, NODE_HEADER, PARK_HEADER, PEER_HEADER, QUICK_BODY, SLOT_HEADER, UNDATED};
-use crate::api::response_order::PipelineSlot;
+use super::{ISSUED_HEADER, NODE_HEADER, PARK_HEADER, PEER_HEADER, QUICK_BODY, UNDATED};
 use crate::http::{Body, Reply, Request};
 use crate::query::Query;
 use crate::route::route;
 use std::io;
 
-/// Where the request stands on its connection, if it is not alone there.
-pub(super) fn pipeline_slot(request: &tiny_http::Request) -> Option<PipelineSlot> {
-    header(request, SLOT_HEADER).and_then(|position| position.parse().ok())
-}
-
-pub(super) fn header(request: &tiny_http::Request, name: &'static str) -> Option<String> {
+fn header(request: &tiny_http::Request, name: &'static str) -> Option<String> {
     request.headers().iter().find(|h| h.field.equiv(name)).map(|h| h.value.as_str().to_owned())
 }
 

@@ -2,8 +2,7 @@
 //!
 //! Owns: the socket's private folder, the threads that take a request, answer it and take the next.
 //! Does not own: what is answered; that is the `Handler` (the files beside this folder).
-//! The proxy alone talks to it, in whole and well-formed requests, each on a connection of its own, or a few quick
-//! ones on one: their answers go out in their order, and no thread waits for that (`response_order`).
+//! The proxy alone talks to it, in whole and well-formed requests, one after the other on connections that it keeps.
 //! A request therefore needs no second look: its node was verified, its route and its length are good.
 
 mod folder;
@@ -12,7 +11,6 @@ mod message;
 #[cfg(test)]
 mod tests;
 
-use crate::api::response_order::ResponseOrder;
 use crate::critical_thread;
 use crate::http::{Handler, Reply};
 use anyhow::Context;
@@ -20,7 +18,7 @@ use crossbeam_channel::Sender;
 use jscommon::failpoint;
 use jscommon::lock::lock;
 use jscommon::worker::Worker;
-use message::{is_quick, pipeline_slot, read, response};
+use message::{is_quick, read, response};
 use nix::fcntl::Flock;
 use std::fs::File;
 use std::io::ErrorKind;
@@ -29,19 +27,18 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{fs, io};
 
-/// Bytes of a body that tiny_http reads before anybody asks for them: what comes behind it on its connection
-/// does not wait for its handler.
+/// Bytes of a body that tiny_http reads before anybody asks for them: no handler waits for the rest of it.
 pub(crate) const QUICK_BODY: usize = 1024;
-/// Most connections whose requests one thread answers together: while it is at them they carry nothing else.
-const MAX_CONNECTIONS_A_THREAD: usize = 3;
 /// Stack of a handler's thread, in bytes.
 const STACK_BYTES: usize = 512 * 1024;
 
 /// How long to wait before tiny_http is made anew once more, after it could not be.
 const REMAKE_PAUSE: Duration = Duration::from_millis(100);
+/// How long requests to a replaced server are awaited: the proxy looks which one it is right before it sends one.
+const DRAIN: Duration = Duration::from_secs(1);
 
 /// The header by which the proxy says whose request it is: `gid:nid`.
 pub(crate) const NODE_HEADER: &str = "X-JS-Node";
@@ -51,8 +48,6 @@ pub(crate) const PEER_HEADER: &str = "X-JS-Peer";
 pub(crate) const ISSUED_HEADER: &str = "X-JS-Cert-Issued";
 /// The value of `ISSUED_HEADER` for a certificate without an issue date.
 pub(crate) const UNDATED: &str = "-";
-/// The header by which the proxy says where a request stands among those of its connection.
-pub(crate) const SLOT_HEADER: &str = "X-JS-Slot";
 /// The header by which an answer asks the proxy to park the poll for so many seconds.
 pub(crate) const PARK_HEADER: &str = "X-JS-Park";
 
@@ -72,7 +67,8 @@ struct Shared {
     /// may have to be made anew.
     server: Mutex<Option<Arc<tiny_http::Server>>>,
     threads: usize,
-    response_order: ResponseOrder<Answered>,
+    /// How often tiny_http was made anew.
+    generation: AtomicU64,
     /// How many requests the threads have taken.
     taken: AtomicU64,
     /// The proxy was refused a connection: tiny_http's accept thread may have ended.
@@ -104,10 +100,9 @@ impl Backend {
         self.shared.as_ref().map_or(0, |shared| shared.taken.load(Ordering::Relaxed))
     }
 
-    /// How many requests may travel on one connection, at most `most`.
-    pub(crate) fn share(&self, most: usize) -> usize {
-        let apart = self.shared.as_ref().is_some_and(|shared| shared.handler.apart());
-        if apart { 1 } else { most }
+    /// Which tiny_http listens, where one that ended was made anew.
+    pub(crate) fn generation(&self) -> u64 {
+        self.shared.as_ref().map_or(0, |shared| shared.generation.load(Ordering::Acquire))
     }
 
     /// A connection was refused: one of the threads looks whether tiny_http still listens, and makes it anew if
@@ -123,9 +118,6 @@ impl Backend {
     }
 }
 
-/// A request and the answer to it.
-type Answered = (tiny_http::Request, Reply);
-
 impl Handle {
     /// Starts `threads` threads that answer by `handler`, on a socket in a private folder. `fatal` hears of a
     /// thread that fails.
@@ -140,7 +132,7 @@ impl Handle {
             handler,
             server,
             threads,
-            response_order: ResponseOrder::default(),
+            generation: AtomicU64::new(0),
             taken: AtomicU64::new(0),
             refused: AtomicBool::new(false),
             remaking: AtomicBool::new(false),
@@ -156,6 +148,18 @@ impl Handle {
             handle.workers.push(worker.context("no thread for the web server")?);
         }
         Ok(handle)
+    }
+
+    /// Makes tiny_http anew as after an error.
+    #[cfg(test)]
+    pub(crate) fn remake(&self) {
+        let shared = self.shared.clone();
+        let dead = shared.current().expect("it runs");
+        let remade = shared.generation.load(Ordering::Acquire) + 1;
+        std::thread::spawn(move || shared.remake(&dead, Some(&io::Error::other("a test"))));
+        while self.shared.generation.load(Ordering::Acquire) < remade {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// For the proxy.
@@ -220,23 +224,13 @@ impl Shared {
         server: &tiny_http::Server,
         first: tiny_http::Request,
     ) -> (Vec<tiny_http::Request>, Option<io::Error>) {
-        let connection = |request: &tiny_http::Request| pipeline_slot(request).map(|position| position.slot);
-        let mut connections = vec![connection(&first)];
         let mut taken = vec![first];
-        while taken.len() < self.handler.max_batch()
-            && connections.len() < MAX_CONNECTIONS_A_THREAD
-            && taken.last().is_some_and(is_quick)
-        {
-            let next = match server.try_recv() {
-                Ok(Some(next)) => next,
+        while taken.len() < self.handler.max_batch() && taken.last().is_some_and(is_quick) {
+            match server.try_recv() {
+                Ok(Some(next)) => taken.push(next),
                 Ok(None) => break,
                 Err(e) => return (taken, Some(e)),
-            };
-            let of = connection(&next);
-            if of.is_none() || !connections.contains(&of) {
-                connections.push(of);
             }
-            taken.push(next);
         }
         (taken, None)
     }
@@ -248,10 +242,24 @@ impl Shared {
             return;
         }
         let is_dead = error.is_some() || is_refused(&self.socket);
-        if is_dead && self.replace(dead, error) {
+        let is_replaced = is_dead && self.replace(dead, error);
+        self.remaking.store(false, Ordering::Release);
+        if is_replaced {
+            (0..self.threads).for_each(|_| dead.unblock());
+            self.drain(dead);
+            // It may have taken what was meant for another thread.
             (0..self.threads).for_each(|_| dead.unblock());
         }
-        self.remaking.store(false, Ordering::Release);
+    }
+
+    /// Answers what the replaced server had taken, or takes yet on a connection that the proxy had kept.
+    fn drain(&self, dead: &tiny_http::Server) {
+        let end = Instant::now() + DRAIN;
+        while self.current().is_some() && Instant::now() < end {
+            if let Ok(Some(request)) = dead.recv_timeout(REMAKE_PAUSE) {
+                self.answer(vec![request]);
+            }
+        }
     }
 
     /// Puts a new server instead of `dead`, as soon as that can be; false when there is another one, or
@@ -271,6 +279,7 @@ impl Shared {
             match made {
                 Ok(server) => {
                     *current = Some(Arc::new(server));
+                    self.generation.fetch_add(1, Ordering::AcqRel);
                     log::info!("the web server behind the proxy was made anew");
                     return true;
                 }
@@ -306,18 +315,11 @@ impl Shared {
         for (request, reply) in taken.into_iter().zip(replies) {
             let failed = || Reply::error(500, "the controller failed at this request; its log says more");
             let reply = reply.unwrap_or_else(|| handled.next().unwrap_or_else(failed));
-            match pipeline_slot(&request) {
-                Some(position) => self.response_order.give(position, (request, reply), give),
-                None => give((request, reply)),
+            // The proxy is gone or has given up on this request; the client sends it again.
+            if let Err(e) = request.respond(response(reply)) {
+                log::debug!("an answer was not taken by the proxy: {e}");
             }
         }
-    }
-}
-
-fn give((request, reply): Answered) {
-    // The proxy is gone or has given up on this request; the client sends it again.
-    if let Err(e) = request.respond(response(reply)) {
-        log::debug!("an answer was not taken by the proxy: {e}");
     }
 }
 

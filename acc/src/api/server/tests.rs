@@ -4,19 +4,6 @@ use std::io::{Read, Write};
 
 struct Echo;
 
-/// Holds polls of node 1:1 until it is told to answer, and counts all requests.
-struct Slow(crossbeam_channel::Receiver<()>, std::sync::atomic::AtomicUsize);
-
-impl Handler for Slow {
-    fn handle(&self, request: &mut Request) -> Reply {
-        self.1.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-        if request.node.is_some_and(|node| node.nid == 1) {
-            let _ = self.0.recv();
-        }
-        Reply::text("text/plain", format!("{:?}.", request.node))
-    }
-}
-
 impl Handler for Echo {
     fn handle(&self, request: &mut Request) -> Reply {
         if request.query.first("panic").is_some() {
@@ -57,34 +44,6 @@ fn server_answers_until_it_is_dropped() {
     assert!(folder.exists());
     drop(handle);
     assert!(!folder.exists());
-}
-
-#[test]
-fn a_slow_request_stops_no_thread_but_its_own() {
-    let (done, wait) = crossbeam_channel::bounded::<()>(0);
-    let slow = Arc::new(Slow(wait, 0.into()));
-    let handle = start(3, slow.clone());
-    let mut stream = UnixStream::connect(&handle.shared.socket).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    for at in 0..8 {
-        let close = if at == 7 { "Connection: close\r\n" } else { "" };
-        let head = format!("X-JS-Node: 1:{}\r\n{SLOT_HEADER}: 0 1 {at} 8\r\n", at + 1);
-        stream.write_all(format!("GET /1/{}/cmd HTTP/1.1\r\n{close}{head}\r\n", at + 1).as_bytes()).unwrap();
-    }
-    let mut other = UnixStream::connect(&handle.shared.socket).unwrap();
-    other.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-    while slow.1.load(std::sync::atomic::Ordering::SeqCst) < 3 {
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    other.write_all(b"GET /health HTTP/1.1\r\nConnection: close\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    let answered = other.read_to_string(&mut answer);
-    drop(done);
-    assert!(answered.is_ok() && answer.starts_with("HTTP/1.1 200 "), "{answered:?} {answer}");
-    let mut answers = String::new();
-    stream.read_to_string(&mut answers).unwrap();
-    let seen: Vec<usize> = (1..=8).filter_map(|nid| answers.find(&format!("nid: {nid} }}"))).collect();
-    assert!(seen.len() == 8 && seen.is_sorted(), "{answers}");
 }
 
 #[test]

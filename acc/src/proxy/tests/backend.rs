@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn requests_on_one_connection_get_each_their_own_answer() {
+fn requests_one_after_the_other_get_each_their_own_answer() {
     let site = Site::new(Limits { max_backend: 2, ..Limits::default() });
     let (open, closed) = crossbeam_channel::bounded::<()>(0);
     *site.desk.slow.lock().unwrap() = Some(closed);
@@ -30,32 +30,49 @@ fn requests_on_one_connection_get_each_their_own_answer() {
 }
 
 #[test]
-fn slow_request_delays_only_those_behind_it() {
+fn slow_request_delays_no_other() {
     // The handlers have four threads.
     let site = Site::new(Limits { max_backend: 8, ..Limits::default() });
-    let (open, closed) = crossbeam_channel::bounded::<()>(0);
     let (unstick, stuck) = crossbeam_channel::bounded::<()>(0);
-    *site.desk.slow.lock().unwrap() = Some(closed);
     *site.desk.stuck.lock().unwrap() = Some((9, stuck));
     let mut clients: Vec<Client> = (0..120).map(|_| site.client()).collect();
-    for (i, client) in clients.iter_mut().enumerate() {
-        let nid = i + 1;
+    let poll = |client: &mut Client, nid: usize| {
         client.send(format!("GET /1/{nid}/cmd?wait=0 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer good\r\n\r\n"));
-        // In this order, whichever socket is looked at first.
-        wait_until(|| site.metrics.requests_waiting.get() == nid as i64);
-    }
-    drop(open);
-    // The first eight went alone, the ninth goes at the head of those behind it.
+    };
     for (i, client) in clients.iter_mut().enumerate() {
-        if !(8..16).contains(&i) {
+        poll(client, i + 1);
+    }
+    for (i, client) in clients.iter_mut().enumerate() {
+        if i != 8 {
             client.expect(204);
         }
     }
-    let mut other = site.client();
-    other.send("GET /health HTTP/1.1\r\nHost: x\r\n\r\n");
-    other.expect(200);
+    wait_until(|| site.metrics.requests_waiting.get() == 1);
     drop(unstick);
-    clients[8..16].iter_mut().for_each(|client| drop(client.expect(204)));
+    clients[8].expect(204);
+}
+
+#[test]
+fn next_request_goes_to_a_server_that_was_made_anew() {
+    let site = Site::new(Limits::default());
+    let (mut client, mut slow) = (site.client(), site.client());
+    client.post("/1/10/log", b"x");
+    client.expect(200);
+    // This one is with the old server while that is replaced.
+    let (unstick, stuck) = crossbeam_channel::bounded::<()>(0);
+    *site.desk.stuck.lock().unwrap() = Some((9, stuck));
+    let asked = site.asked();
+    slow.post("/1/9/result", b"x");
+    wait_until(|| site.asked() > asked);
+    let before = site.server.backend().generation();
+    site.server.remake();
+    assert_eq!(site.server.backend().generation(), before + 1);
+    for _ in 0..3 {
+        client.post("/1/10/log", b"x");
+        client.expect(200);
+    }
+    drop(unstick);
+    slow.expect(200);
 }
 
 /// A proxy before something that accepts connections, perhaps, and answers nothing.
@@ -84,10 +101,14 @@ fn a_body_counts_for_as_long_as_it_is_held_whether_its_client_stays_or_not() {
     // Two are with the backend, and the others wait in the line.
     let limits = Limits { max_backend: 2, max_node_bodies: 4 * BODY as usize, ..Limits::default() };
     let (proxy, metrics, _fatal) = before_a_silent_backend(limits, folder.path());
+    let mut taken = Vec::new();
     for count in 1..=4 {
         let mut client = dial(&proxy);
         client.post("/1/10/log", &vec![b'x'; BODY as usize]);
         wait_until(|| metrics.requests_waiting.get() == count);
+        if count <= 2 {
+            taken.push(backend.accept().unwrap());
+        }
         // A reset, with all that was sent taken already.
         socket2::SockRef::from(&client.stream).set_linger(Some(Duration::ZERO)).unwrap();
         drop(client);
@@ -98,8 +119,116 @@ fn a_body_counts_for_as_long_as_it_is_held_whether_its_client_stays_or_not() {
     more.post("/1/10/log", &vec![b'x'; BODY as usize]);
     more.expect(429);
     // The rest has no client left that wants an answer.
-    (0..2).for_each(|_| drop(backend.accept().unwrap()));
+    drop(taken);
     wait_until(|| metrics.body_bytes.get() == 0 && metrics.requests_waiting.get() == 0);
+}
+
+/// A backend of which the test sees every connection.
+struct Watched {
+    listener: std::os::unix::net::UnixListener,
+    proxy: Handle,
+    _folder: tempfile::TempDir,
+}
+
+impl Watched {
+    fn new(limits: Limits) -> Watched {
+        let folder = tempfile::tempdir().unwrap();
+        let listener = std::os::unix::net::UnixListener::bind(folder.path().join("http")).unwrap();
+        let (proxy, _, _) = before_a_silent_backend(limits, folder.path());
+        Watched { listener, proxy, _folder: folder }
+    }
+
+    fn accept(&self) -> BufReader<std::os::unix::net::UnixStream> {
+        let (stream, _) = self.listener.accept().unwrap();
+        stream.set_read_timeout(Some(LONG)).unwrap();
+        BufReader::new(stream)
+    }
+
+    fn has_another(&self) -> bool {
+        self.listener.set_nonblocking(true).unwrap();
+        let accepted = self.listener.accept().is_ok();
+        self.listener.set_nonblocking(false).unwrap();
+        accepted
+    }
+}
+
+/// The path of the next request on a connection of the proxy.
+fn next_path(input: &mut impl BufRead) -> String {
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        assert!(input.read_line(&mut head).unwrap() > 0, "the connection ended: {head}");
+    }
+    let length: usize = head.lines().find_map(|l| l.strip_prefix("Content-Length: ")).unwrap().parse().unwrap();
+    input.read_exact(&mut vec![0; length]).unwrap();
+    head.split(' ').nth(1).unwrap().to_owned()
+}
+
+fn answer(connection: &mut BufReader<std::os::unix::net::UnixStream>) {
+    connection.get_mut().write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}").unwrap();
+}
+
+#[test]
+fn kept_connection_carries_the_next_request() {
+    let site = Watched::new(Limits::default());
+    let (mut client, mut kept) = (dial(&site.proxy), None);
+    for body in ["one", "two", "three"] {
+        client.post("/1/10/log", body.as_bytes());
+        let backend = kept.get_or_insert_with(|| site.accept());
+        assert_eq!(next_path(backend), "/1/10/log");
+        answer(backend);
+        client.expect(200);
+    }
+    assert!(!site.has_another());
+    // What closes it sends the next request on a new one.
+    drop(kept);
+    client.post("/1/10/log", b"four");
+    let mut backend = site.accept();
+    next_path(&mut backend);
+    answer(&mut backend);
+    client.expect(200);
+}
+
+#[test]
+fn idle_connections_are_closed_but_for_a_few() {
+    let limits = Limits { kept_backend: 1, backend_idle: Duration::from_millis(50), ..Limits::default() };
+    let site = Watched::new(limits);
+    let (mut first, mut second) = (dial(&site.proxy), dial(&site.proxy));
+    first.post("/1/10/log", b"x");
+    let mut kept = site.accept();
+    next_path(&mut kept);
+    // It is opened though the one before it is slow to answer.
+    second.post("/1/10/log", b"x");
+    let mut other = site.accept();
+    next_path(&mut other);
+    answer(&mut kept);
+    answer(&mut other);
+    first.expect(200);
+    second.expect(200);
+    assert_eq!(other.read(&mut [0]).unwrap(), 0, "it is closed");
+    first.post("/1/10/log", b"x");
+    assert_eq!(next_path(&mut kept), "/1/10/log");
+}
+
+#[test]
+fn none_is_kept_while_a_new_connection_has_no_thread() {
+    let site = Watched::new(Limits::default());
+    let (mut first, mut second) = (dial(&site.proxy), dial(&site.proxy));
+    first.post("/1/10/log", b"x");
+    let mut kept = site.accept();
+    next_path(&mut kept);
+    answer(&mut kept);
+    first.expect(200);
+    first.post("/1/10/log", b"x");
+    next_path(&mut kept);
+    second.post("/1/10/log", b"x");
+    let mut stuck = site.accept();
+    std::thread::sleep(2 * Duration::from_millis(50));
+    answer(&mut kept);
+    first.expect(200);
+    assert_eq!(kept.read(&mut [0]).unwrap(), 0, "its thread is free for the other one");
+    next_path(&mut stuck);
+    answer(&mut stuck);
+    second.expect(200);
 }
 
 #[test]

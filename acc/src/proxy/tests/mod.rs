@@ -47,7 +47,7 @@ struct Desk {
     asked: Mutex<Vec<String>>,
     commands: Mutex<Option<String>>,
     slow: Mutex<Option<Receiver<()>>>,
-    /// As `slow`, for this node alone, and whoever else is asked is asked alone.
+    /// As `slow`, for this node alone, and every request is handled alone.
     stuck: Mutex<Option<(u32, Receiver<()>)>>,
 }
 
@@ -83,7 +83,7 @@ impl crate::http::Handler for Desk {
 
 struct Site {
     proxy: Option<Handle>,
-    _server: server::Handle,
+    server: server::Handle,
     authenticator: Arc<FakeAuthenticator>,
     desk: Arc<Desk>,
     metrics: Arc<Metrics>,
@@ -108,7 +108,7 @@ impl Site {
             Handle::start(config, authenticator.clone(), metrics.clone(), sender, crossbeam_channel::unbounded().0)
                 .unwrap();
         let addr = proxy.addr();
-        Site { proxy: Some(proxy), _server: server, authenticator, desk, metrics, seen, addr }
+        Site { proxy: Some(proxy), server, authenticator, desk, metrics, seen, addr }
     }
 
     fn remote(&self) -> Remote {

@@ -173,7 +173,7 @@ fn spoilt_hash_of_a_job_does_not_stop_the_polls_of_its_node() {
 }
 
 #[test]
-fn requests_travel_alone_once_redis_is_known_to_be_a_cluster() {
+fn requests_are_handled_alone_once_redis_is_known_to_be_a_cluster() {
     let cluster = Cluster::start(false);
     let one = format!("127.0.0.1:{}", cluster.servers[0].port().unwrap());
     let dir = tempfile::tempdir().expect("a folder");
@@ -184,9 +184,9 @@ fn requests_travel_alone_once_redis_is_known_to_be_a_cluster() {
     };
     let context = Arc::new(jsacc::app::daemon::prepare(config, false).expect("a controller that is ready to start"));
     let handlers = Handlers::new(context.clone());
-    assert!(!handlers.apart() && handlers.max_batch() > 1, "nothing is known of it yet");
+    assert!(handlers.max_batch() > 1, "nothing is known of it yet");
     drop(context.pool.open(LONG).expect("a connection"));
-    assert_eq!((handlers.apart(), handlers.max_batch()), (true, 1));
+    assert_eq!(handlers.max_batch(), 1);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Connections to tiny_http: which are open, and which request goes on which.
 //!
-//! Owns: their number, their reuse and their end. Does not own: the bytes of a connection (backend_connection),
-//! what becomes of a response (request).
+//! Owns: their number, their reuse and their end. Does not own: the bytes of a connection (backend_connection), the
+//! order of requests that wait (request_queue), what becomes of a response (request).
 //!
 //! A kept connection holds a thread of tiny_http. A new one is given to a thread that waits for one, by a count that
 //! a burst of new ones makes wrong: then one of them has no thread until another connection is closed. So they are
@@ -13,6 +13,7 @@ use super::client::{ConnectionId, Phase};
 use super::connection::Action;
 use super::event_loop::{BACKEND_TOKEN, EventLoop};
 use crate::http::Refusal;
+use crate::route::Route;
 use mio::Token;
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
@@ -30,7 +31,8 @@ impl EventLoop {
         let Some(client) = self.clients.get(id) else { return };
         client.phase = Phase::Asking;
         let cost = client.request_bytes.take().map(|length| (client.node, length as usize));
-        self.queue.push_back((PendingRequest { owner: id, cost }, body));
+        let is_result = client.head.as_deref().is_some_and(|head| matches!(head.route, Route::Result(_)));
+        self.queue.push(is_result, (PendingRequest { owner: id, cost }, body));
         self.apply(id, Action::WaitUntil(Instant::now() + self.limits.handler));
         self.send_waiting();
     }
@@ -61,7 +63,7 @@ impl EventLoop {
     /// Takes the next request out of the queue whose client still waits for it, with its bytes.
     fn next_request(&mut self) -> Option<(PendingRequest, VecDeque<Vec<u8>>)> {
         loop {
-            let (request, body) = self.queue.pop_front()?;
+            let (request, body) = self.queue.pop()?;
             let client = self.clients.get(request.owner).filter(|client| client.phase == Phase::Asking);
             let bytes = client.as_deref().and_then(|client| {
                 let head = client.head.as_deref()?;

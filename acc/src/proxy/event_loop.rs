@@ -13,6 +13,7 @@ use super::budget::{Limits, ResourceAccounting};
 use super::client::{Clients, ConnectionId, Phase};
 use super::connection::Action;
 use super::long_poll::ParkedPolls;
+use super::request_queue::RequestQueue;
 use super::timers::Timers;
 use super::transport::ReadOutcome;
 use super::unauthenticated::Unauthenticated;
@@ -68,7 +69,7 @@ pub(super) struct EventLoop {
     /// Clients that have proved nothing.
     pub(super) unauthenticated: Unauthenticated,
     /// Requests that wait for a connection to tiny_http.
-    pub(super) queue: VecDeque<(PendingRequest, Vec<u8>)>,
+    pub(super) queue: RequestQueue<(PendingRequest, Vec<u8>)>,
     pub(super) backends: Vec<Option<BackendConnection>>,
     /// Clients whose sockets hold more than their turn allowed to read.
     pub(super) again: VecDeque<ConnectionId>,
@@ -129,7 +130,7 @@ impl EventLoop {
             rate_limiter,
             hasher: RandomState::new(),
             unauthenticated: Unauthenticated::default(),
-            queue: VecDeque::new(),
+            queue: RequestQueue::default(),
             again: VecDeque::new(),
             unauthenticated_ready: VecDeque::new(),
             accept_more: false,

@@ -13,6 +13,7 @@
 //! | `request_parser`, `request_head` | bytes → one whole request, or its refusal (pure) |
 //! | `long_poll` | which node waits on which connection (pure) |
 //! | `response`, `timers`, `budget` | forms, deadlines, bounds (pure) |
+//! | `request_queue` | which request goes to tiny_http next (pure) |
 //! | `transport`, `backend_connection` | one client's socket; one connection to tiny_http |
 //! | `event_loop`, `accept`, `unauthenticated` | the event loop; new connections, and which is closed for one |
 //! | `connection` | the life of a connection: what is to be done in which phase |
@@ -32,6 +33,7 @@ mod long_poll;
 mod request;
 mod request_head;
 mod request_parser;
+mod request_queue;
 mod response;
 mod timers;
 mod transport;

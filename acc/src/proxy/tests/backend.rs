@@ -232,6 +232,41 @@ fn none_is_kept_while_a_new_connection_has_no_thread() {
 }
 
 #[test]
+fn result_goes_before_polls_that_wait() {
+    let site = Watched::new(Limits { max_backend: 2, ..Limits::default() });
+    let mut clients: Vec<Client> = (0..5).map(|_| dial(&site.proxy)).collect();
+    let ask = |client: &mut Client, nid: usize| {
+        client.send(format!("GET /1/{nid}/cmd?wait=0 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer good\r\n\r\n"));
+    };
+    let mut backends = Vec::new();
+    for nid in [1, 2] {
+        ask(&mut clients[nid - 1], nid);
+        backends.push(site.accept());
+    }
+    for (client, backend) in clients.iter_mut().zip(&mut backends) {
+        next_path(backend);
+        answer(backend);
+        client.expect(200);
+    }
+    for nid in [1, 2] {
+        ask(&mut clients[nid - 1], nid);
+        next_path(&mut backends[nid - 1]);
+    }
+    for nid in [3, 4] {
+        ask(&mut clients[nid - 1], nid);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    clients[4].post("/1/5/result", b"x");
+    std::thread::sleep(Duration::from_millis(20));
+    for path in ["/1/5/result", "/1/3/cmd?wait=0", "/1/4/cmd?wait=0"] {
+        answer(&mut backends[0]);
+        assert_eq!(next_path(&mut backends[0]), path);
+    }
+    backends.iter_mut().for_each(answer);
+    clients.iter_mut().for_each(|client| drop(client.expect(200)));
+}
+
+#[test]
 fn proxy_ends_when_no_request_is_taken_any_more() {
     let folder = tempfile::tempdir().unwrap();
     let _backend = std::os::unix::net::UnixListener::bind(folder.path().join("http")).unwrap();

@@ -37,6 +37,7 @@ metrics! {
     requests: IntCounterVec = counters("jsacc_requests_total", "requests answered, by path and status", &["path", "status"]);
     refusals: IntCounterVec = counters("jsacc_refusals_total", "connections and requests refused, by reason", &["reason"]);
     requests_waiting: IntGauge = gauge("jsacc_requests_waiting", "requests with a handler or waiting for one");
+    request_seconds: Histogram = histogram("jsacc_request_seconds", "seconds from a whole request to its handler's answer");
     body_bytes: IntGauge = gauge("jsacc_body_bytes", "bytes of request and answer bodies held now");
     queued_commands: IntGauge = gauge("jsacc_queued_commands", "commands waiting in the queues of nodes");
     pending_commands: IntGauge = gauge("jsacc_pending_commands", "commands pushed and not yet taken by a controller");
@@ -94,7 +95,9 @@ impl Make<'_> {
     }
 
     fn histogram(&self, name: &str, help: &str) -> Histogram {
-        let buckets = vec![0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.0, 3600.0];
+        // From 50 us: a command may take well below a millisecond.
+        let mut buckets = vec![0.000_05, 0.000_1, 0.000_25, 0.000_5];
+        buckets.extend([0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.0, 3600.0]);
         self.add(Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets)))
     }
 }
@@ -108,9 +111,13 @@ mod tests {
         let metrics = Metrics::new();
         metrics.refused("head-too-long");
         metrics.requests.with_label_values(&["cmd", "200"]).inc();
+        metrics.request_seconds.observe(0.000_06);
         let text = String::from_utf8(metrics.text()).unwrap();
         assert!(text.contains("jsacc_refusals_total{reason=\"head-too-long\"} 1"), "{text}");
         assert!(text.contains("jsacc_requests_total{path=\"cmd\",status=\"200\"} 1"), "{text}");
         assert!(text.contains("jsacc_polls_parked 0"), "{text}");
+        for bucket in ["0.00005\"} 0", "0.0001\"} 1", "0.001\"} 1"] {
+            assert!(text.contains(&format!("jsacc_request_seconds_bucket{{le=\"{bucket}\n")), "{text}");
+        }
     }
 }

@@ -32,7 +32,7 @@ impl EventLoop {
         client.phase = Phase::Asking;
         let cost = client.request_bytes.take().map(|length| (client.node, length as usize));
         let is_result = client.head.as_deref().is_some_and(|head| matches!(head.route, Route::Result(_)));
-        self.queue.push(is_result, (PendingRequest { owner: id, cost }, body));
+        self.queue.push(is_result, (PendingRequest { owner: id, cost, asked: Instant::now() }, body));
         self.apply(id, Action::WaitUntil(Instant::now() + self.limits.handler));
         self.send_waiting();
     }
@@ -147,6 +147,7 @@ impl EventLoop {
                     self.close_backend(slot);
                 }
                 if let Some(request) = request {
+                    self.metrics.request_seconds.observe(request.asked.elapsed().as_secs_f64());
                     let owner = self.end_request(request);
                     let action = self.handler_responded(owner, response);
                     self.apply(owner, action);

@@ -91,6 +91,8 @@ pub(super) fn request_bytes(
 pub(super) struct PendingRequest {
     pub(super) owner: ConnectionId,
     pub(super) cost: Option<(Option<NodeId>, usize)>,
+    /// When it began to wait.
+    pub(super) asked: Instant,
 }
 
 impl BackendConnection {

@@ -76,14 +76,14 @@ fn keys_of_a_file_that_was_replaced_hold_up_no_result_of_the_new_one() {
     other.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
     stage.job_store.rest();
     let mut bytes = std::fs::read(&path).unwrap();
-    bytes[4096..].fill(0xa5);
+    let first_page = usize::from(u16::from_be_bytes([bytes[16], bytes[17]]));
+    bytes[first_page..].fill(0xa5);
     let counter = u32::from_be_bytes(bytes[24..28].try_into().unwrap()) + 1;
     bytes[24..28].copy_from_slice(&counter.to_be_bytes());
     // In place: a file that is cut off for a moment is another fault.
     let mut file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
     std::io::Write::write_all(&mut file, &bytes).unwrap();
     drop(other);
-    // The new file begins with the keys that the old one began with.
     while stage.job_store.generation() == 0 {
         stage.job_store.rest();
         let _ = stage.job_store.knows("a");

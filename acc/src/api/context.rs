@@ -15,6 +15,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::model::claims::Claimed;
+use crate::model::own_results::Deliverer;
 use crate::redis::Pool;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -51,4 +52,11 @@ pub struct Context {
     pub(crate) forgotten: AtomicBool,
     /// Goes up when Redis may have lost what was written: it is written anew then.
     pub(crate) epoch: AtomicU64,
+}
+
+impl Context {
+    /// Delivers results of this controller.
+    pub(crate) fn deliverer(&self) -> Deliverer<'_> {
+        Deliverer { metrics: &self.metrics, keep: self.config.keep }
+    }
 }

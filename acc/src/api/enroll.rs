@@ -63,7 +63,7 @@ pub(super) fn post(context: &Context, request: &Request) -> Outcome {
         return spent();
     }
     // Not before it is known that the token is good for something: a spent one tells nobody which nodes there are.
-    let revoker = revocation::Revoker { metrics: &context.metrics, max_queue: context.config.max_queue };
+    let revoker = revocation::Revoker { deliverer: context.deliverer(), max_queue: context.config.max_queue };
     let (holder, since) = context.pool.with(|conn| revoker.finish(conn, node, &token_use))?;
     if holder == Holder::Other && !enrolment.terms.replace {
         return taken(context, node);

@@ -190,7 +190,9 @@ fn deliver_at_once(
     events: &mut Batch,
 ) -> RedisResult<Vec<Option<Refusal>>> {
     let mut batch = Batch::new();
-    entries.iter().for_each(|entry| results::deliver(&mut batch, &entry.delivery(entry.recurring), entry.state));
+    entries.iter().for_each(|entry| {
+        results::deliver(&mut batch, &entry.delivery(entry.recurring), entry.state, context.config.keep);
+    });
     failpoint::hit("acc.result.delivering");
     let answers = run_and_note_tickets(context, conn, entries, batch)?;
     let now = context.clock.now();
@@ -214,7 +216,7 @@ fn deliver_in_steps(
     let standings = decide(context, conn, entries)?;
     failpoint::hit("acc.result.guarded");
 
-    let now = context.clock.now();
+    let (now, keep) = (context.clock.now(), context.config.keep);
     let (mut hashes, mut pushes) = (Batch::new(), Vec::new());
     for (entry, standing) in entries.iter().zip(&standings) {
         let Standing { known, verdict, recurring, refusal } = standing;
@@ -226,24 +228,31 @@ fn deliver_in_steps(
             results::push_all(conn, std::mem::take(&mut hashes), &std::mem::take(&mut pushes))?;
         }
         let writing = if verdict == Verdict::Repeat { Writing::Repeated } else { Writing::Counts };
-        jobs::result(&mut hashes, &entry.target, &entry.id, &entry.text, writing);
+        jobs::result(
+            &mut hashes,
+            &entry.target,
+            &entry.id,
+            &entry.text,
+            writing,
+            jobs::hash_kept(keep, recurring.is_some()),
+        );
         let delivery = entry.delivery(*recurring);
         results::remember(&mut hashes, &delivery, entry.has_ticket || meant.is_some());
         if verdict == Verdict::First {
-            pushes.push(push(entry, delivery, meant));
+            pushes.push(push(entry, delivery, meant, keep));
         }
     }
     results::push_all(conn, hashes, &pushes)?;
     Ok(standings.into_iter().map(|standing| standing.refusal).collect())
 }
 
-fn push<'a>(entry: &Entry, delivery: Delivery<'a>, meant: Option<&Meant>) -> Push<'a> {
+fn push<'a>(entry: &Entry, delivery: Delivery<'a>, meant: Option<&Meant>, keep: u64) -> Push<'a> {
     let quiet = meant.is_some_and(|meant| meant.quiet);
     let bounds = match meant {
-        Some(meant) => Bounds::of(meant.targets, quiet),
+        Some(meant) => Bounds::of(meant.targets, quiet, keep),
         // Nobody can make up an id with a ticket.
-        None if entry.has_ticket => Bounds::of(0, false),
-        None => Bounds::UNKNOWN,
+        None if entry.has_ticket => Bounds::of(0, false, keep),
+        None => Bounds::unknown(keep),
     };
     Push { delivery, bounds, counted: (!quiet).then_some(entry.state) }
 }

@@ -123,7 +123,7 @@ fn agent_toml(out: &Path, node: NodeId, url: &str, named: &[String], has_cert: b
 }
 
 fn revoker(context: &Context) -> revocation::Revoker<'_> {
-    revocation::Revoker { metrics: &context.metrics, max_queue: context.config.max_queue }
+    revocation::Revoker { deliverer: context.deliverer(), max_queue: context.config.max_queue }
 }
 
 fn revoke(context: &Context, node: NodeId) -> anyhow::Result<String> {

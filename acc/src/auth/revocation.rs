@@ -7,9 +7,8 @@
 //! between, so the next agent enrolled as that node finds nothing. Every step may be repeated, and a revocation that
 //! was interrupted after its first step is finished by the next one, or by the enrolment.
 
-use crate::metrics::Metrics;
 use crate::model::grants::Holder;
-use crate::model::own_results::{self, OwnResult};
+use crate::model::own_results::{Deliverer, OwnResult};
 use crate::model::queue::{self, Reason, Withdrawn};
 use crate::model::{events, grants, jobs, nodes};
 use crate::redis::{Batch, Conn};
@@ -22,8 +21,8 @@ const MAX_ANSWERS: usize = 100;
 
 /// Revokes nodes for one controller.
 pub(crate) struct Revoker<'a> {
-    /// Counts the answers.
-    pub(crate) metrics: &'a Metrics,
+    /// Delivers the answers.
+    pub(crate) deliverer: Deliverer<'a>,
     /// Most commands that wait for one node.
     pub(crate) max_queue: usize,
 }
@@ -82,7 +81,7 @@ impl Revoker<'_> {
                 answers.extend(command.map(|command| OwnResult::withdrawn(&command, node, reason)));
                 queue::forget(&mut done, node, id);
             }
-            own_results::deliver(self.metrics, conn, &answers)?;
+            self.deliverer.deliver(conn, &answers)?;
             conn.run(&done)?;
         }
         Ok(ids.len())

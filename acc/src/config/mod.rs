@@ -62,6 +62,8 @@ pub struct Config {
     pub max_queue: usize,
     /// Most records a second, over a minute, that one node may send.
     pub max_records: u64,
+    /// Seconds that a finished job and its unread results are kept.
+    pub keep: u64,
     /// Warnings for the person who started this, each a sentence.
     pub warnings: Vec<String>,
 }
@@ -121,6 +123,7 @@ impl Default for Config {
             log_level: Directives::parse("info").expect("info is a level"),
             max_queue: 10_000,
             max_records: 5_000,
+            keep: 86_400,
             warnings: Vec::new(),
         }
     }
@@ -130,7 +133,7 @@ impl Default for Config {
 pub(crate) const SWITCHES: [&str; 4] = ["require-client-cert", "insecure-http", "insecure-no-auth", "insecure-paths"];
 /// Settings that take one.
 const NAMES: &str = "port bind redis redis-ca state-dir tls-cert tls-key client-ca host metrics-token-file \
-                     nodes-token-file log-level max-queue max-records";
+                     nodes-token-file log-level max-queue max-records keep";
 
 /// Whether a setting has this name.
 pub(crate) fn is_setting(name: &str) -> bool {
@@ -177,6 +180,7 @@ impl Config {
             "log-level" => self.log_level = Directives::parse(&text(name, value)?)?,
             "max-queue" => self.max_queue = number(name, value, 1, 1_000_000)? as usize,
             "max-records" => self.max_records = number(name, value, 1, 1_000_000_000)? as u64,
+            "keep" => self.keep = number(name, value, 60, 2_592_000)? as u64,
             _ => return Err(format!("unknown setting '{name}'")),
         }
         if self.hosts.iter().any(|host| !is_host(host)) {

@@ -120,10 +120,18 @@ pub(crate) fn running(batch: &mut Batch, node: NodeId, id: &str) {
     batch.call(Cmd::zrem(keys::EXPIRING, keys::expiring(node, id)));
 }
 
-/// The result of a node, as it stands in the job's hash.
-pub(crate) fn result(batch: &mut Batch, field: &str, id: &str, text: &str, writing: Writing) {
-    let args = (field, text, DAY, writing == Writing::Withdrawn, writing == Writing::Repeated);
+/// The result of a node, as it stands in the job's hash, which is kept for `kept` seconds.
+pub(crate) fn result(batch: &mut Batch, field: &str, id: &str, text: &str, writing: Writing, kept: HashKept) {
+    let args = (field, text, kept, writing == Writing::Withdrawn, writing == Writing::Repeated);
     batch.script(&scripts::RESULT, &[keys::job(id)], args);
+}
+
+/// Seconds that a job's hash is kept after a result: while other nodes are waited for, and once none is.
+pub(crate) type HashKept = (u64, u64);
+
+/// `HashKept` where a finished job is kept for `keep` seconds. One that recurs goes on.
+pub(crate) fn hash_kept(keep: u64, recurs: bool) -> HashKept {
+    (keep.max(DAY), if recurs { keep.max(DAY) } else { keep })
 }
 
 /// How a result goes into the job's hash.

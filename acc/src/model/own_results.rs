@@ -73,17 +73,29 @@ impl OwnResult {
     }
 }
 
-/// Delivers results, each once; may be repeated.
-pub(crate) fn deliver(metrics: &Metrics, conn: &mut Conn, own: &[OwnResult]) -> RedisResult<()> {
-    deliver_with(metrics, conn, own, true)
+/// Delivers results of a controller.
+#[derive(Clone, Copy)]
+pub(crate) struct Deliverer<'a> {
+    /// Counts them.
+    pub(crate) metrics: &'a Metrics,
+    /// Seconds that a finished job is kept.
+    pub(crate) keep: u64,
 }
 
-/// Delivers a result and leaves the job's hash alone, for that cannot be written.
-pub(crate) fn deliver_alone(metrics: &Metrics, conn: &mut Conn, own: &OwnResult) -> RedisResult<()> {
-    deliver_with(metrics, conn, std::slice::from_ref(own), false)
+impl Deliverer<'_> {
+    /// Delivers results, each once; may be repeated.
+    pub(crate) fn deliver(self, conn: &mut Conn, own: &[OwnResult]) -> RedisResult<()> {
+        deliver(self, conn, own, true)
+    }
+
+    /// Delivers a result and leaves the job's hash alone, for that cannot be written.
+    pub(crate) fn deliver_alone(self, conn: &mut Conn, own: &OwnResult) -> RedisResult<()> {
+        deliver(self, conn, std::slice::from_ref(own), false)
+    }
 }
 
-fn deliver_with(metrics: &Metrics, conn: &mut Conn, own: &[OwnResult], has_hash: bool) -> RedisResult<()> {
+fn deliver(to: Deliverer<'_>, conn: &mut Conn, own: &[OwnResult], has_hash: bool) -> RedisResult<()> {
+    let Deliverer { metrics, keep } = to;
     if own.is_empty() {
         return Ok(());
     }
@@ -122,12 +134,19 @@ fn deliver_with(metrics: &Metrics, conn: &mut Conn, own: &[OwnResult], has_hash:
                 None if verdict == Verdict::Repeat => Writing::Repeated,
                 None => Writing::Counts,
             };
-            jobs::result(&mut hashes, delivery.target, delivery.id, delivery.text, writing);
+            jobs::result(
+                &mut hashes,
+                delivery.target,
+                delivery.id,
+                delivery.text,
+                writing,
+                jobs::hash_kept(keep, false),
+            );
         }
         if verdict == Verdict::First {
             let quiet = own.command.quiet;
             let counted = (!quiet).then_some(own.state);
-            pushes.push(Push { delivery: delivery.clone(), bounds: Bounds::of(size, quiet), counted });
+            pushes.push(Push { delivery: delivery.clone(), bounds: Bounds::of(size, quiet, keep), counted });
         }
     }
     push_all(hashes, pushes)

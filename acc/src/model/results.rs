@@ -7,7 +7,7 @@
 //! Owns: `cmds_queue_<id>` and the keys beside it that remember what was delivered.
 //! Does not own: whether the node may answer (the handler asks `jobs` first).
 
-use crate::model::{DAY, HISTORY, history, keys, records, scripts};
+use crate::model::{DAY, HISTORY, history, jobs, keys, records, scripts};
 use crate::redis::{Batch, Conn};
 use jscommon::{NodeId, State};
 use redis::{Cmd, FromRedisValue, RedisResult, Value};
@@ -128,13 +128,14 @@ fn remembered_seconds(run: Recurring) -> u64 {
     run.period.saturating_mul(2).saturating_add(DAY).min(400 * DAY)
 }
 
-/// Adds all steps of a delivery that has a ticket, and ended in `state`; the answer is read by `delivered`. Only where
-/// one server has all keys.
-pub fn deliver(batch: &mut Batch, delivery: &Delivery<'_>, state: State) {
+/// Adds all steps of a delivery that has a ticket, and ended in `state`; a finished job is kept for `keep` seconds. The
+/// answer is read by `delivered`. Only where one server has all keys.
+pub fn deliver(batch: &mut Batch, delivery: &Delivery<'_>, state: State, keep: u64) {
     let id = delivery.id;
     let mut keys = vec![keys::job(id), keys::done(id), keys::results(id), keys::AUDIT_RESULTS.to_owned()];
     let count = (history::count_field(id, state), history::COUNT_RETENTION_SECONDS);
-    let args = (delivery.target, delivery.run, delivery.text, DAY, HISTORY, QUIET_RETENTION_SECONDS, count);
+    let kept = (jobs::hash_kept(keep, delivery.recurring.is_some()), keep);
+    let args = (delivery.target, delivery.run, delivery.text, DAY, HISTORY, QUIET_RETENTION_SECONDS, count, kept);
     let Some(run) = delivery.recurring else {
         batch.script(&scripts::DELIVER_RESULT, &keys, args);
         return;
@@ -162,16 +163,26 @@ pub(crate) fn remember(batch: &mut Batch, delivery: &Delivery<'_>, meant: bool) 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
     most: usize,
+    /// Seconds that the results are kept, and for which it is remembered what was delivered.
     seconds: u64,
+    done_seconds: u64,
+    /// The same of results, where Redis turns out to have known the job.
+    keep: u64,
 }
 
 impl Bounds {
     /// Of a job that neither Redis nor a ticket knows.
-    pub(crate) const UNKNOWN: Bounds = Bounds { most: HISTORY, seconds: UNKNOWN_RETENTION_SECONDS };
+    pub(crate) fn unknown(keep: u64) -> Bounds {
+        let seconds = UNKNOWN_RETENTION_SECONDS;
+        Bounds { most: HISTORY, seconds: keep.min(seconds), done_seconds: seconds, keep }
+    }
 
-    /// The bounds of a job with at most so many targets; of a `quiet` one little is kept, and not for long.
-    pub fn of(targets: usize, quiet: bool) -> Bounds {
-        Bounds { most: targets.max(HISTORY), seconds: if quiet { QUIET_RETENTION_SECONDS } else { DAY } }
+    /// The bounds of a job with at most so many targets, whose results are kept for `keep` seconds; of a `quiet` one
+    /// little is kept, and not for long.
+    pub fn of(targets: usize, quiet: bool, keep: u64) -> Bounds {
+        let short = QUIET_RETENTION_SECONDS;
+        let (seconds, done_seconds) = if quiet { (short, short) } else { (keep, DAY) };
+        Bounds { most: targets.max(HISTORY), seconds, done_seconds, keep }
     }
 }
 
@@ -218,10 +229,12 @@ fn add_push(batch: &mut Batch, push: &Push<'_>, apart: bool) {
         keys.push(keys::AUDIT_RESULTS.to_owned());
         field = history::count_field(delivery.id, state);
     }
-    let (recurring, quiet) = (delivery.recurring.is_some(), push.bounds.seconds == QUIET_RETENTION_SECONDS);
+    let (recurring, quiet) = (delivery.recurring.is_some(), push.bounds.done_seconds == QUIET_RETENTION_SECONDS);
     let kept = (push.bounds.most, push.bounds.seconds, recurring, quiet);
     let count = (field, history::COUNT_RETENTION_SECONDS, DAY);
-    let args = (delivery.target, delivery.run, delivery.text, kept, count, records::MAX_LIST_BYTES);
+    let bytes = records::MAX_LIST_BYTES;
+    let args =
+        (delivery.target, delivery.run, delivery.text, kept, count, bytes, push.bounds.done_seconds, push.bounds.keep);
     batch.script(&scripts::PUSH_RESULT, &keys, args);
 }
 

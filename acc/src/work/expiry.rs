@@ -4,7 +4,7 @@
 //! Does not own: when this is due (`periodic`), the steps (`model`).
 
 use crate::api::context::Context;
-use crate::model::own_results::{self, OwnResult};
+use crate::model::own_results::OwnResult;
 use crate::model::queue::{self, Reason, Withdrawn};
 use crate::model::{jobs, keys};
 use crate::redis::errors::{is_partial, is_spoilt};
@@ -64,7 +64,7 @@ fn expire(context: &Context, conn: &mut Conn, member: &str, now: u64) -> RedisRe
             if let Some(command) = jobs::lost(conn, node, id)? {
                 let sentence =
                     format!("lost: it never reached the queue of node {node}, or redis has forgotten it there");
-                own_results::deliver(&context.metrics, conn, &[OwnResult::error(&command, Some(node), sentence)])?;
+                context.deliverer().deliver(conn, &[OwnResult::error(&command, Some(node), sentence)])?;
             }
             queue::forget(&mut after, node, id);
         }
@@ -73,7 +73,7 @@ fn expire(context: &Context, conn: &mut Conn, member: &str, now: u64) -> RedisRe
             if let Some(command) = command
                 && !jobs::has_node(conn, node, id)?
             {
-                own_results::deliver(&context.metrics, conn, &[OwnResult::withdrawn(&command, node, reason)])?;
+                context.deliverer().deliver(conn, &[OwnResult::withdrawn(&command, node, reason)])?;
                 if reason == Reason::Expired {
                     context.metrics.commands.with_label_values(&["expired"]).inc();
                 }

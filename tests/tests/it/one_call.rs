@@ -238,3 +238,28 @@ fn command_in_one_call_leaves_the_same_as_in_steps() {
         }
     }
 }
+
+#[test]
+fn finished_job_is_kept_for_as_long_as_is_set() {
+    for site in &mut Site::both(RESULTS_IN_STEPS, &["--keep", "120"]) {
+        let [job, nobody] = ["plain", "nobody"];
+        let command = store_job(site, job, "{}");
+        let mut kept = |key: &str| site.client.redis::<i64>(&["TTL", key]);
+        assert!(kept("jsacc:job:plain") > 86_400, "one that runs is not finished");
+        let result = site.node.result_of(&command, "OK", "");
+        assert_eq!(site.node.post("result", &json!([result])).status, 200);
+        site.client.push(json!({"id": nobody, "roles": ["nobody"], "cmd": "ping"}));
+        wait_until("it is answered", LONG, || site.client.results(nobody) == 1);
+        for id in [job, nobody] {
+            let mut kept = |key: String| site.client.redis::<i64>(&["TTL", &key]);
+            let (hash, list) = (kept(format!("jsacc:job:{id}")), kept(format!("cmds_queue_{id}")));
+            assert!((100..=120).contains(&hash) && (100..=120).contains(&list), "{id}: {hash} s and {list} s");
+            let done = kept(format!("jsacc:done:{{cmds_queue_{id}}}"));
+            assert!(done > 86_000, "{id}: that it was answered is remembered for {done} s");
+        }
+        // It goes on, and is not finished.
+        let recurs = store_job(site, "recurs", RECURS);
+        assert_eq!(site.node.post("result", &json!([site.node.result_of(&recurs, "ERROR", "")])).status, 200);
+        assert!(site.client.redis::<i64>(&["TTL", "jsacc:job:recurs"]) > 86_000);
+    }
+}

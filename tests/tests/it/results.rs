@@ -221,7 +221,7 @@ fn a_result_that_two_threads_push_is_counted_once() {
         assert_eq!(results::verdict(answer).expect("a verdict"), Verdict::First);
     }
     for _ in 0..2 {
-        let push = Push { delivery: delivery.clone(), bounds: Bounds::of(1, false), counted: Some(State::Ok) };
+        let push = Push { delivery: delivery.clone(), bounds: Bounds::of(1, false, 86_400), counted: Some(State::Ok) };
         results::push_all(&mut conn, Batch::new(), &[push]).expect("pushed");
     }
     assert_eq!(client.results("twice"), 1);

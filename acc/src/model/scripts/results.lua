@@ -50,10 +50,10 @@ local function decide(run, before)
 end
 
 -- Writes the result `text` of `node` into the hash of its job, which has so many fields: none where Redis does not know
--- it any more. `withdrawn`: the node also leaves the list of targets, for the controller answered for it. `repeated`: it
+-- it any more. The hash is kept for `seconds` once nobody is waited for, and for `open_seconds` before. `withdrawn`: the node also leaves the list of targets, for the controller answered for it. `repeated`: it
 -- was pushed before, in these words or (by a node that lost power) in others: what its client has stands here too, and
 -- only a state that is no answer gives way.
-local function write_result(job, fields, is_quiet, node, text, seconds, withdrawn, repeated)
+local function write_result(job, fields, is_quiet, node, text, open_seconds, seconds, withdrawn, repeated)
   if fields == 0 then return 0 end
   if repeated then
     local stands = redis.call('HGET', job, node)
@@ -68,8 +68,8 @@ local function write_result(job, fields, is_quiet, node, text, seconds, withdraw
     redis.call('HSET', job, 'targets', '[' .. table.concat(others, ',') .. ']')
   end
   if is_quiet then return 1 end
-  -- The hash was to live for as long as its command might wait; once nobody is waited for it lives on for
-  -- a day. Of a large fleet nobody looks: with each answer that would cost too much.
+  -- The hash was to live for as long as its command might wait. Of a large fleet nobody looks whether all have answered:
+  -- with each answer that would cost too much.
   local open = fields > 35
   if not open then
     for other in string.gmatch(redis.call('HGET', job, 'targets') or '', '"([0-9:]+)"') do
@@ -77,7 +77,7 @@ local function write_result(job, fields, is_quiet, node, text, seconds, withdraw
       if redis.call('HSTRLEN', job, other) < 20 then open = true end
     end
   end
-  if open then keep(job, seconds, 0) else redis.call('EXPIRE', job, seconds) end
+  if open then keep(job, open_seconds, 0) else redis.call('EXPIRE', job, seconds) end
   return 1
 end
 
@@ -108,11 +108,11 @@ local function push(list, done, runs, came, node, run, most, most_bytes)
   end
 end
 
--- Keeps `list` and `done` for `seconds`, `done` no longer than that when the job is quiet. A minute more or less is not
--- worth a write for each result of a fleet. `left` is for how many seconds `done` is kept by now.
-local function keep_pushed(list, done, left, seconds, is_quiet)
+-- Keeps `list` for `seconds` and `done` for `done_seconds`, no longer than that when the job is quiet. A minute more or
+-- less is not worth a write for each result of a fleet. `left` is for how many seconds `done` is kept by now.
+local function keep_pushed(list, done, left, seconds, done_seconds, is_quiet)
   keep(list, seconds, 60)
-  if is_quiet or left < seconds - 60 then redis.call('EXPIRE', done, seconds) end
+  if is_quiet or left < done_seconds - 60 then redis.call('EXPIRE', done, done_seconds) end
 end
 
 -- Counts a result for the audit list.

@@ -248,7 +248,7 @@ impl Dispatcher {
             forget.extend(given.iter().filter_map(|answer| Some((i, answer.target?, job.clone()))));
             answers.extend(given.into_iter().map(|answer| (i, answer)));
         }
-        own_results::deliver_or_defer(&self.context.metrics, conn, &mut items, answers)?;
+        own_results::deliver_or_defer(self.context.deliverer(), conn, &mut items, answers)?;
 
         let mut batch = Batch::new();
         for (_, node, job) in forget.iter().filter(|(i, ..)| items[*i].deferred.is_none()) {

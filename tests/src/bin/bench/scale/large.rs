@@ -35,29 +35,29 @@ pub(super) fn run(nodes: u32, quick: bool, hard: u64) -> Result<()> {
 }
 
 fn measure(many: &mut Many, nodes: u32, quick: bool, progress: &Progress) -> Result<Figures> {
-    let mut figures = Figures::new();
+    let mut figures = Shown(Figures::new());
     let count = f64::from(nodes);
     progress.step("connect");
     let before = f64::from(many.nodes());
     let connect = many.grow(nodes, progress)?;
-    figures.push(("new nodes connect and are parked, s", connect.seconds));
-    figures.push(("  CPU of the controllers, ms a new node", 1e3 * connect.controllers / (count - before)));
+    figures.push("new nodes connect and are parked, s", connect.seconds);
+    figures.push("  CPU of the controllers, ms a new node", 1e3 * connect.controllers / (count - before));
     let memory = many.memory()?;
-    figures.push(("memory of all controllers, MB", memory / 1e6));
-    figures.push(("  more than without nodes, KB a node", (memory - many.empty()) / 1e3 / count));
-    figures.push(("most descriptors of a controller", many.most_files()?));
+    figures.push("memory of all controllers, MB", memory / 1e6);
+    figures.push("  more than without nodes, KB a node", (memory - many.empty()) / 1e3 / count);
+    figures.push("most descriptors of a controller", many.most_files()?);
 
     let idle = many.idle(Duration::from_secs(if quick { 5 } else { 30 }), progress)?;
-    figures.push(("CPU idle: all controllers, % of a core", 100.0 * idle.controllers / idle.seconds));
-    figures.push(("CPU idle: Redis, % of a core", 100.0 * idle.redis / idle.seconds));
+    figures.push("CPU idle: all controllers, % of a core", 100.0 * idle.controllers / idle.seconds);
+    figures.push("CPU idle: Redis, % of a core", 100.0 * idle.redis / idle.seconds);
 
     progress.step("fanout");
     let fanout = many.fanout()?;
-    figures.push(("fanout of ping until the last result, s", fanout.seconds));
-    figures.push(("  CPU of the controllers, us a node", 1e6 * fanout.controllers / count));
-    figures.push(("  CPU of Redis, us a node", 1e6 * fanout.redis / count));
-    figures.push(("  CPU of the simulated nodes, us a node", 1e6 * fanout.swarm / count));
-    figures.push(("memory of Redis, MB", many.redis_memory()? / 1e6));
+    figures.push("fanout of ping until the last result, s", fanout.seconds);
+    figures.push("  CPU of the controllers, us a node", 1e6 * fanout.controllers / count);
+    figures.push("  CPU of Redis, us a node", 1e6 * fanout.redis / count);
+    figures.push("  CPU of the simulated nodes, us a node", 1e6 * fanout.swarm / count);
+    figures.push("memory of Redis, MB", many.redis_memory()? / 1e6);
 
     let commands: [(&[&str], [&'static str; 3]); 2] = [
         (&["ping", "all"], ["jsctl ping all, s", "  memory of jsctl, MB", "  steps of its progress bar"]),
@@ -67,11 +67,21 @@ fn measure(many: &mut Many, nodes: u32, quick: bool, progress: &Progress) -> Res
         progress.step(names[0]);
         if let Some(run) = jsctl::run(many.redis_url(), words, nodes)? {
             let values = [run.seconds, run.megabytes, run.steps];
-            figures.extend(names.into_iter().zip(values));
+            names.into_iter().zip(values).for_each(|(name, value)| figures.push(name, value));
         }
     }
     many.check()?;
-    Ok(figures)
+    Ok(figures.0)
+}
+
+/// Figures that are told as they come: a run takes ten minutes, and may end early.
+struct Shown(Figures);
+
+impl Shown {
+    fn push(&mut self, name: &'static str, value: f64) {
+        eprintln!("        {name}: {}", number(value));
+        self.0.push((name, value));
+    }
 }
 
 fn print(columns: &[(u32, Figures)]) {

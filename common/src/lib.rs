@@ -4,8 +4,8 @@
 //! records, level sets, series names), the node token, and small tools that both programs need in
 //! the same form (a named thread, a backoff, the test-only failure points, the service manager's socket).
 //!
-//! **Out of scope**: I/O of any kind but for `notify`, `file`, which reads small files, and `ownership`, which looks at owners
-//! and modes. Nothing else here opens a socket, a file or a database, and no function
+//! **Out of scope**: I/O of any kind but for `notify`, `file`, which reads small files, `ownership`, which looks at owners
+//! and modes, and `hops`, a trace for a bench. Nothing else here opens a socket, a file or a database, or
 //! reads the clock: the caller passes the time in.
 
 pub mod backoff;
@@ -13,6 +13,7 @@ pub mod command;
 pub mod directives;
 pub mod failpoint;
 pub mod file;
+pub mod hops;
 pub mod json_size;
 pub mod level;
 pub mod lock;

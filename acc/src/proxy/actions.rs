@@ -104,6 +104,7 @@ impl EventLoop {
         bytes.into_iter().for_each(|piece| client.transport.push(piece));
         self.set_deadline(id, now + self.limits.answer_pause);
         self.flush(id);
+        jscommon::hops::mark("acc.response");
     }
 
     pub(super) fn refuse(&mut self, id: ConnectionId, refusal: Refusal) {

@@ -105,6 +105,7 @@ impl EventLoop {
     fn dispatch(&mut self, id: ConnectionId, body: Vec<u8>) -> Action {
         let now = Instant::now();
         let Some(client) = self.clients.get(id) else { return Action::Nothing };
+        jscommon::hops::mark("acc.request");
         client.request_complete_at = now;
         let fingerprint = client.head.as_deref().and_then(|head| poll_fingerprint(&self.hasher, head));
         let Some((node, fingerprint)) = client.node.zip(fingerprint) else { return Action::Ask(body) };

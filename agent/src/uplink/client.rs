@@ -169,6 +169,7 @@ impl Controller {
 
     /// Posts `body` to `what` (`result`, `log`, `stats`, `event`); done means that Redis has it.
     pub(crate) fn post(&self, what: &str, body: &[u8]) -> Result<(), Failure> {
+        jscommon::hops::mark("agent.posting");
         self.post_batch(what, body).map(drop)
     }
 

@@ -39,11 +39,18 @@ pub(super) struct Build {
 impl Build {
     /// Starts the programs of a folder, or those that belong to this bench.
     pub(super) fn start(programs: Option<PathBuf>) -> Build {
+        Build::start_with(programs, &[])
+    }
+
+    /// As `start`, with more in the environment of both programs.
+    pub(super) fn start_with(programs: Option<PathBuf>, env: &[(String, String)]) -> Build {
         let redis = Redis::start_durable_lazily();
         let args = vec!["--log-level".to_owned(), "warn".to_owned()];
-        let options = AccOptions { args: args.clone(), programs: programs.clone(), ..AccOptions::secure() };
+        let env = env.to_vec();
+        let (acc_args, acc_programs) = (args.clone(), programs.clone());
+        let options = AccOptions { args: acc_args, programs: acc_programs, env: env.clone(), ..AccOptions::secure() };
         let acc = Acc::start(&redis, options);
-        let agent = Agent::start(&acc, AgentOptions { args, programs, ..AgentOptions::default() });
+        let agent = Agent::start(&acc, AgentOptions { args, programs, env, ..AgentOptions::default() });
         let mut client = Client::new(&redis);
         client.wait_seen("1:10");
         Build { agent, acc, client, redis }
@@ -54,7 +61,8 @@ impl Build {
         [self.acc.pid(), self.agent.pid()]
     }
 
-    fn run(&mut self, kind: Kind) -> Result<()> {
+    /// Runs one command until the client has its result.
+    pub(super) fn run(&mut self, kind: Kind) -> Result<()> {
         let (cmd, args) = kind.command();
         expect_ok(&self.client.run(cmd, args))
     }

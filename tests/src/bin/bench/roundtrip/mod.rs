@@ -7,6 +7,7 @@
 mod build;
 mod cost;
 mod floor;
+mod hops;
 mod report;
 
 use crate::Options;
@@ -62,7 +63,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         Of { ping: next(), execute: next(), at_once: next(), costs: [next(), next()], redis: next() }
     };
     print(floors, jobs, &of(0), (columns > 1).then(|| of(1)).as_ref());
-    Ok(())
+    hops::print(samples)
 }
 
 /// A case for each build, one right after the other: a machine that is busy is busy for both.

@@ -41,7 +41,8 @@ const GATHER_FROM: usize = 16;
 const GATHER: Duration = Duration::from_micros(100);
 /// How long it gathers at the most.
 const MAX_GATHER: Duration = Duration::from_millis(20);
-/// How long a result may be in the job store and not on the disk while there is always something to do.
+/// How long a result may be in the job store and not on the disk. A commit that waits for the disk takes it along: most
+/// often that of the next command, which would have to wait for a sync of its own otherwise.
 const LATEST: Duration = Duration::from_millis(10);
 /// How long nothing happens before memory that only work needs is given back.
 const QUIET: Duration = Duration::from_secs(2);
@@ -183,8 +184,7 @@ impl Actor {
         loop {
             self.flush();
             let over = self.is_over();
-            let free = inbox.is_empty() || self.behind.is_some_and(|since| since.elapsed() > LATEST);
-            if over || free && self.resync.is_none_or(|at| at <= Instant::now()) {
+            if over || self.sync_at().is_some_and(|at| at <= Instant::now()) {
                 self.sync();
             }
             if over {
@@ -244,7 +244,12 @@ impl Actor {
     fn deadline(&self) -> Option<Instant> {
         let scheduler = self.scheduler.deadline().map(|deadline| self.begin + Duration::from_millis(deadline));
         let threads = [self.commands.due(), self.preparations.due(), self.launcher.due()].into_iter().flatten().min();
-        [scheduler, self.retry, self.resync, self.rest_at, threads].into_iter().flatten().min()
+        [scheduler, self.retry, self.sync_at(), self.rest_at, threads].into_iter().flatten().min()
+    }
+
+    /// When the disk is to have what is in the job store.
+    fn sync_at(&self) -> Option<Instant> {
+        self.resync.or(self.behind.map(|since| since + LATEST))
     }
 
     /// Gives back what a burst of work has left behind, here and (by the notice) elsewhere.

@@ -36,9 +36,7 @@ impl Actor {
                 self.retry = Some(Instant::now() + RETRY);
                 return;
             }
-            if self.parts.job_store.is_behind() {
-                self.behind.get_or_insert_with(Instant::now);
-            }
+            self.behind = self.parts.job_store.is_behind().then(|| self.behind.unwrap_or_else(Instant::now));
             if self.retry.take().is_some() {
                 log::info!("the job store takes changes again");
             }

@@ -62,3 +62,15 @@ fn a_sync_that_failed_is_tried_again_by_itself() {
     std::fs::write(&wal, "").unwrap();
     until("it to be on the disk", || (!life.job_store.is_behind()).then_some(()));
 }
+
+#[test]
+fn next_command_takes_the_result_before_it_to_the_disk() {
+    let node = Node::new();
+    let (life, _) = live_without_sync(&node);
+    life.shell("a", "true", json!({}));
+    life.result("a");
+    until("it to be behind", || life.job_store.is_behind().then_some(()));
+    // No sync of its own can succeed here.
+    life.push(json!({"id": "u", "cmd": "unschedule", "data": {"id": "x"}}));
+    assert!(!life.job_store.is_behind());
+}

@@ -227,7 +227,7 @@ impl Daemon {
     }
 }
 
-/// Returns the function that acts on the supervisor's notices. It runs on the supervisor's thread, so it never
+/// Returns the function that acts on the supervisor's notices. It runs on the threads of the supervisor and the pollers, so it never
 /// waits. The message log's thread does its writes to the upload queue, and ends after the supervisor.
 fn notify(
     upload_queue: Arc<UploadQueue>,

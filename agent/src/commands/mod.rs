@@ -25,7 +25,7 @@ pub(crate) type Function = fn(&Context, &Command) -> Answer;
 /// Where a command runs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Kind {
-    /// At once, on the supervisor: it must not wait for anything.
+    /// At once, on the thread of the poller or the supervisor: it must not wait for anything.
     Inline(Function),
     /// On a thread for built-in commands: it may take its time.
     Threaded(Function),

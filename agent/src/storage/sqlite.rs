@@ -13,6 +13,9 @@ use std::time::Duration;
 /// The suffixes of the files of a database: the file itself, and those beside it.
 pub(crate) const ENDINGS: [&str; 3] = ["", "-wal", "-shm"];
 
+/// About so large a write-ahead log grows, whatever the size of a page is: 1000 pages of 4096 bytes, as by default.
+const WAL_BYTES: i64 = 4_096_000;
+
 /// The meaning of an SQLite error for a user of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
@@ -79,6 +82,8 @@ impl Format {
             );
             return Err(rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_CANTOPEN), Some(why)));
         }
+        let page: i64 = db.query_row("PRAGMA page_size", [], |row| row.get(0))?;
+        db.execute_batch(&format!("PRAGMA wal_autocheckpoint = {}", WAL_BYTES / page.max(512)))?;
         if thorough {
             check(&db)?;
         }

@@ -3,7 +3,8 @@
 //! Each turn takes what is in the inbox, asks the scheduler, and collects what it orders. Signals go out at
 //! once. Actions that the disk must know of first (starts, answers to pollers, news of results) wait for the
 //! commit. When that fails (a full disk), they go on waiting and nothing more is accepted. The commit is tried
-//! again each second. So nothing runs that a restart would not know.
+//! again each second. So nothing runs that a restart would not
+//! know, but for commands that only look.
 
 mod admit;
 mod complete;

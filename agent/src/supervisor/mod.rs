@@ -53,14 +53,14 @@ pub(crate) struct Parts {
     pub(crate) outlets: Outlets,
     /// The context of the built-in commands.
     pub(crate) builtins: Arc<commands::Context>,
-    /// Told of what others must act upon; called on the supervisor's thread, so it must not wait.
+    /// Told of what others must act upon; called on the threads of the supervisor and the pollers, so it must not wait.
     pub(crate) notify: Arc<dyn Fn(Notice) + Send + Sync>,
 }
 
 /// A notice that others must act upon.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Notice {
-    /// A result for this controller is in the job store.
+    /// A result for this controller is in the job store, on the disk or in memory.
     Result { controller: String },
     /// An event for one controller, or for all: `critical`, `duplicate`, `job_failed`.
     Event { controller: Option<String>, name: &'static str, data: Value },

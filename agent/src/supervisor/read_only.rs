@@ -34,9 +34,8 @@ impl ReadOnly {
 
     /// Waits for the results of those of `commands` that are read-only; each keeps `open` until its result is taken.
     pub(super) fn expect(&self, controller: &str, commands: &[Command], open: &Sender<()>) {
-        for command in commands.iter().filter(|command| commands::is_read_only(&command.cmd)) {
-            self.job_store.memory().expect(controller, &command.id, open.clone());
-        }
+        let read_only = commands.iter().filter(|command| commands::is_read_only(&command.cmd));
+        self.job_store.memory().expect(controller, read_only.map(|command| command.id.as_str()), open);
     }
 
     /// Answers commands that can be answered at once; returns those that the supervisor is to have. Where one of them is

@@ -1,6 +1,6 @@
 //! The uploader: results, then events, records and stats, on their way to one controller.
 //!
-//! One thread a controller. Owns the order and the retries; what waits lies on disk, in the job store
+//! One thread a controller. Owns the order and the retries; what waits lies in the job store
 //! and the upload queue, so it holds nothing itself and a stop loses nothing. While one request is under
 //! way the results of other jobs gather, and the next request takes them all.
 //!

@@ -51,17 +51,17 @@ impl Entries {
 }
 
 impl MemoryResults {
-    /// Waits for the result of this command, and keeps `open` until it is taken. One that came again is waited for as if
-    /// it came for the first time.
-    pub(crate) fn expect(&self, controller: &str, id: &str, open: Sender<()>) {
+    /// Waits for the results of these commands, a batch of this controller, and keeps `open` until each is taken. Those of
+    /// the batch before, which it has not acknowledged, are forgotten: they come again where they matter.
+    pub(crate) fn expect<'a>(&self, controller: &str, ids: impl Iterator<Item = &'a str>, open: &Sender<()>) {
         let mut entries = lock(&self.0);
-        if let Some((key, _)) = entries.find(controller, id) {
-            entries.by_key.remove(&key);
+        entries.by_key.retain(|_, entry| entry.controller != controller);
+        for id in ids {
+            entries.last -= 1;
+            let key = entries.last;
+            let (controller, id) = (controller.to_owned(), id.to_owned());
+            entries.by_key.insert(key, Entry { controller, id, result: None, _open: open.clone() });
         }
-        entries.last -= 1;
-        let key = entries.last;
-        let (controller, id) = (controller.to_owned(), id.to_owned());
-        entries.by_key.insert(key, Entry { controller, id, result: None, _open: open });
     }
 
     /// Takes the result of a command that is expected; gives it back where it is not, or where there is no room.
@@ -112,14 +112,11 @@ impl MemoryResults {
         }
     }
 
-    /// Takes out all commands of this controller: the id, and the result where there is one.
-    pub(crate) fn take(&self, controller: &str) -> Vec<(String, Option<String>)> {
-        let mut entries = lock(&self.0);
-        let by_key: BTreeMap<i64, Entry> = std::mem::take(&mut entries.by_key);
-        let (taken, left) = by_key.into_iter().partition(|(_, entry)| entry.controller == controller);
-        entries.by_key = left;
-        let taken: BTreeMap<i64, Entry> = taken;
-        taken.into_values().rev().map(|entry| (entry.id, entry.result)).collect()
+    /// All commands of this controller: the id, and the result where there is one.
+    pub(crate) fn of(&self, controller: &str) -> Vec<(String, Option<String>)> {
+        let entries = lock(&self.0);
+        let of = entries.by_key.values().rev().filter(|entry| entry.controller == controller);
+        of.map(|entry| (entry.id.clone(), entry.result.clone())).collect()
     }
 }
 
@@ -131,7 +128,7 @@ mod tests {
     fn expected(ids: &[&str]) -> (MemoryResults, Receiver<()>) {
         let (open, taken) = bounded(0);
         let results = MemoryResults::default();
-        ids.iter().for_each(|id| results.expect("main", id, open.clone()));
+        results.expect("main", ids.iter().copied(), &open);
         (results, taken)
     }
 
@@ -180,22 +177,26 @@ mod tests {
     }
 
     #[test]
-    fn commands_are_taken_out_with_or_without_their_results() {
+    fn commands_of_a_controller_are_told_with_or_without_their_results() {
         let (results, taken) = expected(&["a", "b"]);
         let (open, _other) = bounded(0);
-        results.expect("other", "a", open);
+        results.expect("other", ["a"].into_iter(), &open);
         results.answer("main", "b", "done".into()).unwrap();
-        assert_eq!(results.take("main"), [("a".to_owned(), None), ("b".to_owned(), Some("done".to_owned()))]);
-        assert_eq!(taken.try_recv(), Err(TryRecvError::Disconnected));
-        assert_eq!(results.take("other"), [("a".to_owned(), None)]);
+        assert_eq!(results.of("main"), [("a".to_owned(), None), ("b".to_owned(), Some("done".to_owned()))]);
+        assert_eq!(results.of("other"), [("a".to_owned(), None)]);
+        results.forget("main", "a");
+        assert_eq!(taken.try_recv(), Err(TryRecvError::Empty));
+        results.forget("main", "b");
+        assert_eq!((taken.try_recv(), results.of("other").len()), (Err(TryRecvError::Disconnected), 1));
     }
 
     #[test]
-    fn command_that_comes_again_is_waited_for_once() {
-        let (results, first) = expected(&["a"]);
+    fn next_batch_forgets_the_one_before() {
+        let (results, first) = expected(&["a", "gone"]);
         results.answer("main", "a", "1".into()).unwrap();
         let (open, second) = bounded(0);
-        results.expect("main", "a", open);
+        results.expect("main", ["a"].into_iter(), &open);
+        drop(open);
         assert_eq!(first.try_recv(), Err(TryRecvError::Disconnected));
         assert!(results.unsent("main", &[], 10, 10).is_empty());
         results.answer("main", "a", "2".into()).unwrap();

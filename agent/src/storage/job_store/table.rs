@@ -17,7 +17,7 @@ use std::time::Duration;
 const FORMAT: Format = Format {
     busy_timeout: Duration::from_secs(10),
     pragmas: "PRAGMA page_size = 1024; PRAGMA cache_size = -256; PRAGMA synchronous = FULL;
-        PRAGMA wal_autocheckpoint = 4000; PRAGMA journal_size_limit = 4194304",
+        PRAGMA journal_size_limit = 4194304",
     schema: "CREATE TABLE IF NOT EXISTS jobs(
              key INTEGER PRIMARY KEY,
              id TEXT NOT NULL,
@@ -30,14 +30,15 @@ const FORMAT: Format = Format {
              command TEXT,
              result TEXT,
              UNIQUE(id, run));
-         CREATE INDEX IF NOT EXISTS waiting ON jobs(controller, key) WHERE state = 2;
-         DROP INDEX IF EXISTS live;",
+         CREATE INDEX IF NOT EXISTS waiting ON jobs(controller, key) WHERE state = 2;",
 };
 
 /// Opens the file, or makes it.
 pub(super) fn open(path: &Path) -> Result<Connection> {
     let db = FORMAT.open(path, true)?;
     db.set_prepared_statement_cache_capacity(24);
+    // Agents of 0.1.0 have made it. On a full disk it stays until there is room.
+    let _ = db.execute_batch("DROP INDEX IF EXISTS live");
     Ok(db)
 }
 

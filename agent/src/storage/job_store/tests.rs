@@ -293,6 +293,7 @@ fn key_of_a_replaced_result_is_not_given_again() {
     let report = |started: i64| JobUpdate::Report { id: "r".into(), started, result: "x".into(), quiet: true };
     job_store.commit(&[accept("r"), report(1)]).unwrap();
     let under_way = job_store.unsent("main", 10, 100).unwrap();
+    job_store.mark_sent(0, &[under_way[0].key]).unwrap();
     job_store.commit(&[report(2)]).unwrap();
     job_store.mark_sent(0, &[under_way[0].key]).unwrap();
     assert_eq!(job_store.unsent("main", 10, 100).unwrap().len(), 1, "the new one was not sent");

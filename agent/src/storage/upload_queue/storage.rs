@@ -24,7 +24,7 @@ const RECLAIM_PAGES: u32 = 1024;
 const FORMAT: Format = Format {
     busy_timeout: Duration::from_secs(5),
     pragmas: "PRAGMA page_size=1024; PRAGMA auto_vacuum=INCREMENTAL; PRAGMA synchronous=NORMAL; PRAGMA cache_size=-256;
-        PRAGMA wal_autocheckpoint=4000; PRAGMA journal_size_limit=1048576",
+        PRAGMA journal_size_limit=1048576",
     schema: "CREATE TABLE IF NOT EXISTS items(seq INTEGER PRIMARY KEY, kind INTEGER, batch INTEGER,
             controller TEXT, count INTEGER, created INTEGER, body BLOB);
         CREATE INDEX IF NOT EXISTS items_batch ON items(kind, controller, batch);

@@ -59,41 +59,63 @@ impl Actor {
         }
     }
 
-    /// Stores the read-only commands of this controller, whose results it has not taken in time, as any other.
-    pub(super) fn store_read_only(&mut self, controller: &str, stored: Sender<()>) {
+    /// Stores the read-only commands of this controller, whose results it has not taken in time, as any other. They are in
+    /// memory until that is done, so that their results can still be sent.
+    pub(super) fn store_read_only(&mut self, controller: &Arc<str>, stored: Sender<()>) {
+        let refuse = |actor: &mut Actor| {
+            actor.heard.remove(controller);
+        };
         if self.stopping.is_some() || self.retry.is_some() {
-            return;
+            // The batch comes again, and what is known of it is no second command.
+            return refuse(self);
         }
-        for (id, result) in self.parts.job_store.memory().take(controller) {
-            let job = self.jobs.get_mut(id.as_str()).filter(|job| !job.stored);
-            match (job, result) {
-                (_, Some(result)) => self.store_result(controller, id, result),
+        for (id, result) in self.parts.job_store.memory().of(controller) {
+            let job = self.jobs.get_mut(id.as_str()).filter(|job| !job.stored && job.controller == *controller);
+            let outcome = match (job, result) {
+                (_, Some(result)) => self.store_result(controller, &id, result),
                 (Some(job), None) => {
                     job.stored = true;
                     let detail = job.detail.as_ref();
                     let command = detail.map_or_else(String::new, |detail| detail.command.to_value().to_string());
-                    let (controller, now) = (controller.to_owned(), unix_ms());
-                    self.fresh.insert(id.clone());
-                    self.writes.push(JobUpdate::Accept { id, controller, command, now });
+                    self.store_row(controller, &id, command)
                 }
-                // It was stored by an earlier life of the agent, or it never came here, and comes again.
-                (None, None) => {}
+                // Another one has this id.
+                (None, None) => Ok(()),
+            };
+            if let Err(fault) = outcome {
+                log::error!("cannot look a command up in the job store, nothing is stored: {fault:#}");
+                return refuse(self);
             }
+            self.after_commit.push(AfterCommit::Forget { controller: controller.to_string(), id });
         }
         self.after_commit.push(AfterCommit::Stored(stored));
     }
 
     /// Stores the result of a read-only command together with its row.
-    pub(super) fn store_result(&mut self, controller: &str, id: String, result: String) {
-        // What an earlier life of the agent has stored has its result there.
-        if self.fresh.contains(&id) || self.parts.job_store.knows(&id).unwrap_or(true) {
-            return;
+    pub(super) fn store_result(&mut self, controller: &Arc<str>, id: &str, result: String) -> Result<()> {
+        // A row of this id has a result of its own.
+        if self.is_known(id)? {
+            log::warn!("command {id} of controller {controller} has the id of another one, and is not answered");
+            return Ok(());
         }
-        let (controller, command, now) = (controller.to_owned(), String::new(), unix_ms());
-        self.fresh.insert(id.clone());
-        self.writes.push(JobUpdate::Accept { id: id.clone(), controller: controller.clone(), command, now });
-        self.writes.push(JobUpdate::Finish { id, result: Some(result), deferred_sync: false });
-        self.after_commit.push(AfterCommit::Tell(Notice::Result { controller }));
+        self.store_row(controller, id, String::new())?;
+        self.writes.push(JobUpdate::Finish { id: id.to_owned(), result: Some(result), deferred_sync: false });
+        self.after_commit.push(AfterCommit::Tell(Notice::Result { controller: controller.to_string() }));
+        Ok(())
+    }
+
+    fn store_row(&mut self, controller: &Arc<str>, id: &str, command: String) -> Result<()> {
+        if !self.is_known(id)? {
+            self.fresh.insert(id.to_owned());
+            let (id, controller, now) = (id.to_owned(), controller.to_string(), unix_ms());
+            self.writes.push(JobUpdate::Accept { id, controller, command, now });
+        }
+        Ok(())
+    }
+
+    /// Whether the job store has a row of this id, or will with the next commit.
+    fn is_known(&self, id: &str) -> Result<bool> {
+        Ok(self.fresh.contains(id) || self.parts.job_store.knows(id)?)
     }
 
     /// Whether a command that is known can be one that this controller sent in the agent's last life.

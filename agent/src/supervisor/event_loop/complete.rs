@@ -50,6 +50,8 @@ impl Actor {
         let detail = self.jobs.get(id).and_then(|job| job.detail.as_ref());
         let remembered = detail.is_none_or(|detail| detail.args.rules(true).remembered());
         let may_be_late = |told: &Conclusion| told.alert.is_none() && results::may_be_late(&told.outcome);
+        // The next life of the agent gets a read-only command again, and answers it.
+        let is_interrupted = self.stopping.is_some() && !conclusion.as_ref().is_some_and(may_be_late);
         let deferred_sync = started && !remembered && conclusion.as_ref().is_some_and(may_be_late);
         let concluded = conclusion.and_then(|conclusion| self.conclude(id, run, conclusion));
         let at = concluded.as_ref().map_or_else(unix_ms, |(.., started)| *started);
@@ -57,6 +59,7 @@ impl Actor {
         self.bytes = self.bytes.saturating_sub(job.size);
         let result = concluded.map(|(json, ..)| json).filter(|_| !job.controller.is_empty());
         if !job.stored {
+            let result = result.filter(|_| !is_interrupted);
             return result.into_iter().for_each(|result| self.hold_in_memory(&job.controller, id, result));
         }
         self.finished.push((id.clone(), job.controller.clone(), at));
@@ -69,13 +72,17 @@ impl Actor {
     }
 
     /// Has the result of a read-only command sent from memory; stores it where there is no room.
-    fn hold_in_memory(&mut self, controller: &str, id: &str, result: String) {
+    fn hold_in_memory(&mut self, controller: &Arc<str>, id: &str, result: String) {
         match self.parts.job_store.memory().answer(controller, id, result) {
-            Ok(()) => (self.parts.notify)(Notice::Result { controller: controller.to_owned() }),
-            Err(result) => {
-                self.store_result(controller, id.to_owned(), result);
-                self.after_commit.push(AfterCommit::Forget { controller: controller.to_owned(), id: id.to_owned() });
-            }
+            Ok(()) => (self.parts.notify)(Notice::Result { controller: controller.to_string() }),
+            Err(result) => match self.store_result(controller, id, result) {
+                Ok(()) => {
+                    let (controller, id) = (controller.to_string(), id.to_owned());
+                    self.after_commit.push(AfterCommit::Forget { controller, id });
+                }
+                // Its batch is not acknowledged, and comes again.
+                Err(fault) => log::error!("the result of {id} can neither be held nor stored: {fault:#}"),
+            },
         }
     }
 

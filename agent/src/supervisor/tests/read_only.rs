@@ -75,16 +75,50 @@ fn result_that_is_not_taken_is_stored() {
 }
 
 #[test]
-fn command_that_takes_long_is_stored_before_it_is_answered() {
+fn commands_that_take_long_are_stored_before_they_are_answered() {
     let node = Node::new();
     let life = node.live();
-    let (stored, _) = life.submit(json!({"id": "slow", "cmd": "get_mem_info"}));
-    stored.recv_timeout(LONG).unwrap();
+    // More than can be answered until they are to be stored.
+    let ids: Vec<String> = (0..300).map(|n| format!("m{n}")).collect();
+    let commands: Vec<Value> = ids.iter().map(|id| json!({"id": id, "cmd": "get_mem_info"})).collect();
+    let (stored, taken) = life.submit(json!(commands));
     life.remote().store_read_only("main").recv_timeout(LONG).unwrap();
-    // Answered by now or not, it is on the disk.
-    assert!(life.job_store.knows("slow").unwrap());
-    assert_eq!(life.result("slow").state, State::Ok);
-    until("its end", || life.job_store.live().unwrap().is_empty().then_some(()));
+    stored.recv_timeout(LONG).unwrap();
+    // Answered by now or not, they are on the disk.
+    assert!(ids.iter().all(|id| life.job_store.knows(id).unwrap()));
+    assert_eq!(taken.recv_timeout(LONG), CLOSED);
+    for id in &ids {
+        assert_eq!(life.result(id).state, State::Ok);
+    }
+    until("their end", || life.job_store.live().unwrap().is_empty().then_some(()));
+}
+
+#[test]
+fn same_id_of_another_controller_is_not_stored_as_its_own() {
+    let node = Node::new();
+    let life = node.live();
+    let ping = || vec![Command::from_value(json!({"id": "p", "gid": 1, "nid": 10, "cmd": "ping"})).unwrap()];
+    for controller in ["main", "other"] {
+        life.remote().submit(controller, ping()).0.recv_timeout(LONG).unwrap();
+    }
+    for controller in ["main", "other"] {
+        life.remote().store_read_only(controller).recv_timeout(LONG).unwrap();
+    }
+    // The commit goes on.
+    life.shell("a", "true", json!({}));
+    assert_eq!((life.result("p").state, life.result("a").state), (State::Ok, State::Ok));
+    assert!(life.job_store.unsent("other", 10, usize::MAX).unwrap().is_empty());
+}
+
+#[test]
+fn command_that_a_stop_interrupts_is_not_answered() {
+    let node = Node::new();
+    let life = node.live();
+    let commands: Vec<Value> = (0..300).map(|n| json!({"id": format!("m{n}"), "cmd": "get_mem_info"})).collect();
+    let (_, taken) = life.submit(json!(commands));
+    let results = life.stop();
+    assert!(results.iter().all(|result| result.state == State::Ok), "the next life answers the others");
+    drop(taken);
 }
 
 #[test]
@@ -92,14 +126,13 @@ fn result_that_is_too_large_for_memory_is_stored() {
     let node = Node::new();
     let life = node.live();
     let (open, _taken) = crossbeam_channel::bounded(0);
-    life.job_store.memory().expect("main", "huge", open);
+    life.job_store.memory().expect("big", ["huge"].into_iter(), &open);
     let huge =
         json!({"id": "huge", "gid": 1, "nid": 10, "cmd": "ping", "state": "OK", "data": "x".repeat((4 << 20) - 300)});
-    life.job_store.memory().answer("main", "huge", huge.to_string()).unwrap();
+    life.job_store.memory().answer("big", "huge", huge.to_string()).unwrap();
     let (stored, taken) = life.submit(json!({"id": "m", "cmd": "get_mem_info"}));
     stored.recv_timeout(LONG).unwrap();
     assert_eq!(taken.recv_timeout(LONG), CLOSED, "it is stored, so it may be acknowledged");
     assert!(life.job_store.knows("m").unwrap());
-    life.result("huge");
     assert_eq!(life.result("m").state, State::Ok);
 }

@@ -11,11 +11,16 @@ use crate::auth::tls::PeerCert;
 use jscommon::NodeId;
 use mio::net::UnixStream;
 use mio::{Interest, Registry, Token};
+use nix::sys::socket::{MsgFlags, recv};
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::IpAddr;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::Instant;
+
+/// Most bytes of a response that are left in the socket; others are read at once.
+const MAX_UNREAD: usize = 4096;
 
 /// A connection to tiny_http, and the request that is under way on it.
 pub(super) struct BackendConnection {
@@ -36,6 +41,9 @@ pub(super) struct BackendConnection {
     begun: bool,
     /// Events tell when more can be written.
     watches_write: bool,
+    /// Bytes of the last response that were looked at and are in the socket still: reading them wakes the thread of
+    /// tiny_http that waits for the next request, as if it had come. They are read when that request wakes it.
+    unread: usize,
     input: Vec<u8>,
     /// A response once its head is read, and how long its body is.
     response: Option<(Response, usize)>,
@@ -117,6 +125,7 @@ impl BackendConnection {
             sent: 0,
             begun: false,
             watches_write: false,
+            unread: 0,
             input: Vec::new(),
             response: None,
         })
@@ -138,6 +147,8 @@ impl BackendConnection {
     /// a connection that had answered before.
     pub(super) fn close(mut self, registry: &Registry) -> Option<(PendingRequest, Option<VecDeque<Vec<u8>>>)> {
         let _ = registry.deregister(&mut self.stream);
+        // A socket that is closed with bytes in it resets its connection.
+        let _ = self.discard_unread();
         let unsent = (self.answered && !self.begun).then_some(self.out);
         self.request.map(|request| (request, unsent))
     }
@@ -147,7 +158,7 @@ impl BackendConnection {
         self.write().map_err(|e| format!("the web server took no request: {e}"))?;
         self.watch(registry).map_err(|e| format!("no events of the web server can be had: {e}"))?;
         loop {
-            match self.stream.read(scratch) {
+            match self.receive(scratch) {
                 Ok(0) => return Err("the web server gave half an answer".into()),
                 Ok(_) if self.request.is_none() => return Err("the web server answered what nobody asked".into()),
                 Ok(n) => {
@@ -160,6 +171,22 @@ impl BackendConnection {
                 Err(e) => return Err(format!("the web server gave no answer: {e}")),
             }
         }
+    }
+
+    /// Reads bytes; the first ones of a response are looked at alone, for it may be whole with them.
+    fn receive(&mut self, scratch: &mut [u8]) -> io::Result<usize> {
+        self.discard_unread()?;
+        if self.response.is_some() || !self.input.is_empty() {
+            return self.stream.read(scratch);
+        }
+        self.unread = recv(self.stream.as_raw_fd(), &mut scratch[..MAX_UNREAD], MsgFlags::MSG_PEEK)?;
+        Ok(self.unread)
+    }
+
+    fn discard_unread(&mut self) -> io::Result<()> {
+        let mut seen = [0; MAX_UNREAD];
+        let unread = std::mem::take(&mut self.unread);
+        self.stream.read_exact(&mut seen[..unread])
     }
 
     /// Asks for events about writing only while something waits to be written.

@@ -5,8 +5,8 @@
 //!
 //! A kept connection holds a thread of tiny_http. A new one is given to a thread that waits for one, by a count that
 //! a burst of new ones makes wrong: then one of them has no thread until another connection is closed. So they are
-//! opened one after the other, each once the one before it has answered; where one does not answer soon, none is
-//! kept until it does.
+//! opened one after the other, each once the first request of the one before it was taken; where that does not happen
+//! soon though a handler is free, none is kept until it does.
 
 use super::backend_connection::{BackendConnection, PendingRequest, request_bytes};
 use super::client::{ConnectionId, Phase};
@@ -19,8 +19,8 @@ use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::time::{Duration, Instant};
 
-/// How long the next connection waits for the first answer of a new one.
-const FIRST_ANSWER: Duration = Duration::from_millis(50);
+/// How long the next connection waits until the first request of a new one is taken.
+const FIRST_TAKEN: Duration = Duration::from_millis(50);
 
 impl EventLoop {
     /// Puts the request in the queue for tiny_http.
@@ -90,15 +90,19 @@ impl EventLoop {
             self.close_backend(slot);
         }
         let now = Instant::now();
-        let awaits_first = self.backends.iter().flatten().any(|one| !one.answered && now < one.since + FIRST_ANSWER);
+        let is_taken = |one: &BackendConnection| one.answered || self.config.backend.has_taken(one.opening);
+        let awaits_first = self.backends.iter().flatten().any(|one| !is_taken(one) && now < one.since + FIRST_TAKEN);
         self.backends.iter().position(Option::is_none).filter(|_| !awaits_first)
     }
 
     /// Sends a request on the connection of a slot, which is made where there is none.
-    fn send(&mut self, slot: usize, request: PendingRequest, out: VecDeque<Vec<u8>>) {
+    fn send(&mut self, slot: usize, request: PendingRequest, mut out: VecDeque<Vec<u8>>) {
         if self.backends[slot].is_none() {
             match self.open_backend(slot) {
-                Ok(connection) => self.backends[slot] = Some(connection),
+                Ok(connection) => {
+                    connection.announce(&mut out);
+                    self.backends[slot] = Some(connection);
+                }
                 Err(e) => {
                     log::warn!("the web server behind the proxy is not reached: {e}");
                     if matches!(e.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) {
@@ -115,11 +119,12 @@ impl EventLoop {
         self.drive(slot);
     }
 
-    fn open_backend(&self, slot: usize) -> io::Result<BackendConnection> {
+    fn open_backend(&mut self, slot: usize) -> io::Result<BackendConnection> {
+        self.openings += 1;
         // Read before it connects: a connection to a newer one is closed too early, and none too late.
         let generation = self.config.backend.generation();
         let token = Token(BACKEND_TOKEN | slot);
-        BackendConnection::open(self.config.backend.socket(), generation, self.poll.registry(), token)
+        BackendConnection::open(self.config.backend.socket(), (generation, self.openings), self.poll.registry(), token)
     }
 
     /// Closes the connection of a slot, and fails the request that it carries; one of which nothing was sent goes on
@@ -162,9 +167,12 @@ impl EventLoop {
         self.send_waiting();
     }
 
-    /// Whether a new connection has not answered for long, so that it may have no thread.
+    /// Whether the first request of a new connection was not taken for long, so that it may have no thread.
     fn awaits_thread(&self, now: Instant) -> bool {
-        self.backends.iter().flatten().any(|one| !one.answered && one.since + FIRST_ANSWER <= now)
+        let may_lack = |one: &BackendConnection| {
+            !one.answered && one.since + FIRST_TAKEN <= now && self.config.backend.may_lack_thread(one.opening)
+        };
+        self.backends.iter().flatten().any(may_lack)
     }
 
     /// When `expire_backends` has something to do.
@@ -172,10 +180,12 @@ impl EventLoop {
         let is_idle = |one: &BackendConnection| one.request.is_none();
         let can_open = !self.queue.is_empty() && self.backends.iter().any(Option::is_none);
         let hinders = can_open || self.backends.iter().flatten().any(is_idle);
+        let now = Instant::now();
         let deadline = |(slot, one): (usize, &Option<BackendConnection>)| {
             let one = one.as_ref()?;
             if !one.answered {
-                return hinders.then_some(one.since + FIRST_ANSWER);
+                // Once that has passed, each answer of another connection is a look.
+                return Some(one.since + FIRST_TAKEN).filter(|at| hinders && *at > now);
             }
             (is_idle(one) && slot >= self.limits.kept_backend).then_some(one.since + self.limits.backend_idle)
         };

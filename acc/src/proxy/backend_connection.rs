@@ -6,7 +6,7 @@
 use super::client::ConnectionId;
 use super::request_head::RequestHead;
 use super::response::{self, Response};
-use crate::api::server::{ISSUED_HEADER, NODE_HEADER, PEER_HEADER, QUICK_BODY, UNDATED};
+use crate::api::server::{ISSUED_HEADER, NODE_HEADER, OPENING_HEADER, PEER_HEADER, QUICK_BODY, UNDATED};
 use crate::auth::tls::PeerCert;
 use jscommon::NodeId;
 use mio::net::UnixStream;
@@ -28,6 +28,8 @@ pub(super) struct BackendConnection {
     token: Token,
     /// Which tiny_http it was made to.
     pub(super) generation: u64,
+    /// How many connections were opened with it, of all that were.
+    pub(super) opening: u64,
     /// The request whose response is awaited; the connection is idle without one.
     pub(super) request: Option<PendingRequest>,
     /// When that request began, or the last one ended.
@@ -107,7 +109,7 @@ impl BackendConnection {
     /// Connects to tiny_http and registers the socket.
     pub(super) fn open(
         socket: &Path,
-        generation: u64,
+        (generation, opening): (u64, u64),
         registry: &Registry,
         token: Token,
     ) -> io::Result<BackendConnection> {
@@ -118,6 +120,7 @@ impl BackendConnection {
             stream,
             token,
             generation,
+            opening,
             request: None,
             since: Instant::now(),
             answered: false,
@@ -129,6 +132,14 @@ impl BackendConnection {
             input: Vec::new(),
             response: None,
         })
+    }
+
+    /// Adds the number of the connection to the head of its first request.
+    pub(super) fn announce(&self, out: &mut VecDeque<Vec<u8>>) {
+        let Some(head) = out.front_mut() else { return };
+        if let Some(end) = head.windows(2).position(|bytes| bytes == b"\r\n") {
+            head.splice(end..end, format!("\r\n{OPENING_HEADER}: {}", self.opening).into_bytes());
+        }
     }
 
     /// Takes a request, whose bytes go out with the next `drive`.
@@ -299,7 +310,7 @@ mod tests {
         let socket = folder.path().join("http");
         let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
         let poll = mio::Poll::new().unwrap();
-        let mut connection = BackendConnection::open(&socket, 0, poll.registry(), Token(0)).unwrap();
+        let mut connection = BackendConnection::open(&socket, (0, 1), poll.registry(), Token(0)).unwrap();
         let texts = [
             ("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\none", 200, "one"),
             ("HTTP/1.1 204 No Content\r\nX-JS-Park: 30\r\n\r\n", 204, ""),

@@ -71,6 +71,8 @@ pub(super) struct EventLoop {
     /// Requests that wait for a connection to tiny_http.
     pub(super) queue: RequestQueue<(PendingRequest, Vec<u8>)>,
     pub(super) backends: Vec<Option<BackendConnection>>,
+    /// How many connections to tiny_http were opened.
+    pub(super) openings: u64,
     /// Clients whose sockets hold more than their turn allowed to read.
     pub(super) again: VecDeque<ConnectionId>,
     /// Clients that have proved nothing and want something (whether to be read from): they come
@@ -117,6 +119,7 @@ impl EventLoop {
             woken: parts.woken,
             parked_polls: ParkedPolls::new(limits.trust, Instant::now()),
             backends: (0..limits.max_backend).map(|_| None).collect(),
+            openings: 0,
             config: parts.config,
             limits,
             authenticator: parts.authenticator,

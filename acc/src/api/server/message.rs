@@ -1,6 +1,6 @@
 //! Requests as tiny_http has read them, and replies as it writes them.
 
-use super::{ISSUED_HEADER, NODE_HEADER, PARK_HEADER, PEER_HEADER, QUICK_BODY, UNDATED};
+use super::{ISSUED_HEADER, NODE_HEADER, OPENING_HEADER, PARK_HEADER, PEER_HEADER, QUICK_BODY, UNDATED};
 use crate::http::{Body, Reply, Request};
 use crate::query::Query;
 use crate::route::route;
@@ -8,6 +8,11 @@ use std::io;
 
 fn header(request: &tiny_http::Request, name: &'static str) -> Option<String> {
     request.headers().iter().find(|h| h.field.equiv(name)).map(|h| h.value.as_str().to_owned())
+}
+
+/// The number of the connection, of its first request.
+pub(super) fn opening(request: &tiny_http::Request) -> Option<u64> {
+    header(request, OPENING_HEADER)?.parse().ok()
 }
 
 /// Whether a request, by its path, is one of those that come by the thousand and ask little of Redis.

@@ -18,14 +18,15 @@ use crossbeam_channel::Sender;
 use jscommon::failpoint;
 use jscommon::lock::lock;
 use jscommon::worker::Worker;
-use message::{is_quick, read, response};
+use message::{is_quick, opening, read, response};
 use nix::fcntl::Flock;
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use std::{fs, io};
@@ -34,6 +35,9 @@ use std::{fs, io};
 pub(crate) const QUICK_BODY: usize = 1024;
 /// Stack of a handler's thread, in bytes.
 const STACK_BYTES: usize = 512 * 1024;
+
+/// Most connections that are remembered as served: more than there are at once.
+const MAX_OPENINGS: usize = 256;
 
 /// How long to wait before tiny_http is made anew once more, after it could not be.
 const REMAKE_PAUSE: Duration = Duration::from_millis(100);
@@ -48,6 +52,8 @@ pub(crate) const PEER_HEADER: &str = "X-JS-Peer";
 pub(crate) const ISSUED_HEADER: &str = "X-JS-Cert-Issued";
 /// The value of `ISSUED_HEADER` for a certificate without an issue date.
 pub(crate) const UNDATED: &str = "-";
+/// The header by which the first request of a connection says its number.
+pub(crate) const OPENING_HEADER: &str = "X-JS-Opening";
 /// The header by which an answer asks the proxy to park the poll for so many seconds.
 pub(crate) const PARK_HEADER: &str = "X-JS-Park";
 
@@ -71,6 +77,10 @@ struct Shared {
     generation: AtomicU64,
     /// How many requests the threads have taken.
     taken: AtomicU64,
+    /// The last connections of which a thread has taken the first request.
+    openings: Mutex<VecDeque<u64>>,
+    /// How many threads are at requests.
+    busy: AtomicUsize,
     /// The proxy was refused a connection: tiny_http's accept thread may have ended.
     refused: AtomicBool,
     /// A thread is making tiny_http anew.
@@ -98,6 +108,18 @@ impl Backend {
     /// How many requests its threads have taken so far.
     pub(crate) fn taken(&self) -> u64 {
         self.shared.as_ref().map_or(0, |shared| shared.taken.load(Ordering::Relaxed))
+    }
+
+    /// Whether a connection may have no thread of tiny_http: its first request, which says its number, was not taken, and
+    /// there are threads of ours that wait for one.
+    pub(crate) fn may_lack_thread(&self, opening: u64) -> bool {
+        !self.has_taken(opening)
+            && self.shared.as_ref().is_none_or(|shared| shared.busy.load(Ordering::Acquire) < shared.threads)
+    }
+
+    /// Whether the first request of a connection was taken.
+    pub(crate) fn has_taken(&self, opening: u64) -> bool {
+        self.shared.as_ref().is_some_and(|shared| lock(&shared.openings).contains(&opening))
     }
 
     /// Which tiny_http listens, where one that ended was made anew.
@@ -134,6 +156,8 @@ impl Handle {
             threads,
             generation: AtomicU64::new(0),
             taken: AtomicU64::new(0),
+            openings: Mutex::default(),
+            busy: AtomicUsize::new(0),
             refused: AtomicBool::new(false),
             remaking: AtomicBool::new(false),
         });
@@ -160,6 +184,12 @@ impl Handle {
         while self.shared.generation.load(Ordering::Acquire) < remade {
             std::thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    /// How many connections were opened.
+    #[cfg(test)]
+    pub(crate) fn opened(&self) -> u64 {
+        lock(&self.shared.openings).iter().copied().max().unwrap_or(0)
     }
 
     /// For the proxy.
@@ -203,7 +233,10 @@ impl Shared {
                     failpoint::hit("acc.http");
                     let (taken, failed) = self.take_batch(&server, request);
                     self.taken.fetch_add(taken.len() as u64, Ordering::Relaxed);
+                    taken.iter().filter_map(opening).for_each(|opening| self.note_opening(opening));
+                    self.busy.fetch_add(1, Ordering::AcqRel);
                     self.answer(taken);
+                    self.busy.fetch_sub(1, Ordering::AcqRel);
                     if let Some(e) = failed {
                         self.remake(&server, Some(&e));
                     }
@@ -212,6 +245,14 @@ impl Shared {
                 Err(e) if e.raw_os_error().is_none() && e.kind() == ErrorKind::Other => {}
                 Err(e) => self.remake(&server, Some(&e)),
             }
+        }
+    }
+
+    fn note_opening(&self, opening: u64) {
+        let mut openings = lock(&self.openings);
+        openings.push_back(opening);
+        if openings.len() > MAX_OPENINGS {
+            openings.pop_front();
         }
     }
 

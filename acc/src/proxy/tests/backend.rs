@@ -306,3 +306,27 @@ fn slow_handlers_do_not_end_the_proxy() {
     client.post("/1/10/log", b"x");
     client.expect(200);
 }
+
+/// A thread that is at a slow request is not one that is missing.
+#[test]
+fn slow_first_request_ends_no_other_connection() {
+    let site = Site::new(Limits::default());
+    let (free, wait) = crossbeam_channel::bounded::<()>(0);
+    *site.desk.stuck.lock().unwrap() = Some((11, wait));
+    // No connection is open yet, so each of these opens one.
+    let mut slow: Vec<Client> = (0..2).map(|_| site.client()).collect();
+    for (n, client) in slow.iter_mut().enumerate() {
+        client.post("/1/11/log", b"x");
+        wait_until(|| site.asked() == n + 1);
+    }
+    std::thread::sleep(2 * Duration::from_millis(50));
+    let mut quick = site.client();
+    for _ in 0..20 {
+        quick.post("/1/10/log", b"x");
+        quick.expect(200);
+    }
+    let opened = site.server.opened();
+    assert_eq!(opened, 3, "one for all that are quick");
+    drop(free);
+    slow.iter_mut().for_each(|client| drop(client.expect(200)));
+}

@@ -12,6 +12,8 @@ const POINTS: &[(&str, &str)] = &[
     ("acc.taken", "taken by the dispatcher"),
     ("acc.hashed", "job written down"),
     ("acc.enqueued", "in its node's queue"),
+    ("acc.dispatching", "about to be dispatched"),
+    ("acc.dispatched", "written down and in its node's queue"),
     ("acc.handed", "handed to the proxy"),
     ("acc.response", "written to the node's connection"),
     ("agent.received", "received by the agent"),
@@ -23,6 +25,7 @@ const POINTS: &[(&str, &str)] = &[
     ("acc.request", "result received by the controller"),
     ("acc.http", "its handler begins"),
     ("acc.result.guarded", "decided"),
+    ("acc.result.delivering", "about to be delivered"),
     ("acc.result.pushed", "in Redis"),
     (POPPED, "popped by the client"),
 ];
@@ -79,7 +82,8 @@ fn passed(trace: &str, (begin, end): (u64, u64)) -> Passed {
         times.entry(point).or_default().push(time);
     }
     let mut passed = Passed::from([(POPPED.to_owned(), (end - begin) as f64)]);
-    let decided = times.get("acc.result.guarded").and_then(|times| times.iter().max()).copied().unwrap_or(end);
+    let deciding = ["acc.result.guarded", "acc.result.delivering"].iter().filter_map(|point| times.get(point));
+    let decided = deciding.flatten().max().copied().unwrap_or(end);
     let mut last = begin;
     for (point, _) in POINTS {
         let Some(times) = times.get(point) else { continue };
@@ -90,8 +94,8 @@ fn passed(trace: &str, (begin, end): (u64, u64)) -> Passed {
         };
         let Some(&time) = time else { continue };
         passed.insert((*point).to_owned(), (time - begin) as f64);
-        // A result may be on its way before it is stored.
-        if !matches!(*point, "agent.stored" | "agent.done") {
+        // Another thread may go on before these are passed.
+        if !matches!(*point, "acc.handed" | "agent.stored" | "agent.done") {
             last = time;
         }
     }

@@ -180,7 +180,7 @@ impl Config {
             "log-level" => self.log_level = Directives::parse(&text(name, value)?)?,
             "max-queue" => self.max_queue = number(name, value, 1, 1_000_000)? as usize,
             "max-records" => self.max_records = number(name, value, 1, 1_000_000_000)? as u64,
-            "keep" => self.keep = number(name, value, 60, 2_592_000)? as u64,
+            "keep" => self.keep = number(name, value, 60, 86_400)? as u64,
             _ => return Err(format!("unknown setting '{name}'")),
         }
         if self.hosts.iter().any(|host| !is_host(host)) {

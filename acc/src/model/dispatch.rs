@@ -43,7 +43,7 @@ pub(crate) struct Dispatch<'a> {
     pub(crate) controllers: &'a [String],
 }
 
-/// What became of it.
+/// The outcome of one command.
 pub(crate) enum Dispatched {
     /// The job was known: nothing was done.
     Known,

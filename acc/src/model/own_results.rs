@@ -140,7 +140,7 @@ fn deliver(to: Deliverer<'_>, conn: &mut Conn, own: &[OwnResult], has_hash: bool
                 delivery.id,
                 delivery.text,
                 writing,
-                jobs::hash_kept(keep, false),
+                jobs::hash_kept(keep, own.command.args.contains_key("recurring_period")),
             );
         }
         if verdict == Verdict::First {

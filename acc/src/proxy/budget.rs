@@ -58,7 +58,7 @@ pub struct Limits {
     pub(crate) max_connections: usize,
     /// Connections to tiny_http at once; each is a thread of its.
     pub(crate) max_backend: usize,
-    /// Those of them that are kept however long they are idle: tiny_http never ends its first four threads.
+    /// Those of them that are kept however long they are idle.
     pub(crate) kept_backend: usize,
     /// How long the others are kept while they are idle.
     pub(crate) backend_idle: Duration,

@@ -108,10 +108,10 @@ local function push(list, done, runs, came, node, run, most, most_bytes)
   end
 end
 
--- Keeps `list` for `seconds` and `done` for `done_seconds`, no longer than that when the job is quiet. A minute more or
--- less is not worth a write for each result of a fleet. `left` is for how many seconds `done` is kept by now.
+-- Keeps `list` for `seconds` and `done` for `done_seconds`, no longer than that when the job is quiet. A minute (or a
+-- tenth) more or less is not worth a write for each result of a fleet. `left` is for how many seconds `done` is kept by now.
 local function keep_pushed(list, done, left, seconds, done_seconds, is_quiet)
-  keep(list, seconds, 60)
+  keep(list, seconds, math.min(60, seconds / 10))
   if is_quiet or left < done_seconds - 60 then redis.call('EXPIRE', done, done_seconds) end
 end
 

@@ -179,7 +179,7 @@ fn kept_connection_carries_the_next_request() {
         client.expect(200);
     }
     assert!(!site.has_another());
-    // What closes it sends the next request on a new one.
+    // Once it is closed the next request goes on a new one.
     drop(kept);
     client.post("/1/10/log", b"four");
     let mut backend = site.accept();

@@ -72,6 +72,7 @@ pub(super) fn pass_on(
     failpoint::hit("acc.dispatched");
     let taken = if more > 0 { inbox::taken_more(answers.pop().transpose()?)? } else { Vec::new() };
     let mut passed_on = PassedOn { left: Vec::new(), done: 0, taken };
+    let mut error = None;
     for (mut item, answer) in items.into_iter().zip(answers) {
         match answer.and_then(|answer| dispatch::dispatched(&context.me, answer)) {
             Ok(Dispatched::Queued { is_done, queued }) => {
@@ -85,11 +86,12 @@ pub(super) fn pass_on(
             }
             Ok(Dispatched::Known) => item.repeats(),
             // The steps say what is against it.
-            Err(e) => drop(failure(e)?),
+            Err(e) => error = error.or(failure(e).err()),
         }
         passed_on.left.push(item);
     }
-    Ok(passed_on)
+    // Only now: what the others have handed over is on its way.
+    error.map_or(Ok(passed_on), Err)
 }
 
 /// Adds the call for one command.

@@ -227,8 +227,8 @@ impl Daemon {
     }
 }
 
-/// Returns the function that acts on the supervisor's notices. It runs on the threads of the supervisor and the pollers, so it never
-/// waits. The message log's thread does its writes to the upload queue, and ends after the supervisor.
+/// Returns the function that acts on the supervisor's notices. It runs on the threads of the supervisor and the
+/// pollers, so it never waits. The message log's thread does its writes to the upload queue, and ends after the supervisor.
 fn notify(
     upload_queue: Arc<UploadQueue>,
     message_log: message_log::Inlet,

@@ -23,6 +23,7 @@ const MAX_TRANSACTION_CALLS: usize = 256;
 
 /// Failure points between two steps. A test that asks for one of them has the results delivered in steps.
 const STEP_POINTS: &[&str] = &["acc.result.guarded"];
+
 /// Why a result is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {

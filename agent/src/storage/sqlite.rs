@@ -95,8 +95,19 @@ impl Format {
 /// Does `work` in one transaction; where it fails nothing of it is stored. Its statements are prepared once: to parse them
 /// for each transaction costs as much as to write a row.
 pub(crate) fn transaction<T>(db: &Connection, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    begin(db)?;
+    end(db, work())
+}
+
+/// Begins a transaction.
+pub(crate) fn begin(db: &Connection) -> Result<()> {
     db.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
-    let done = work().and_then(|done| {
+    Ok(())
+}
+
+/// Commits what was `done` in the transaction, or takes it back.
+pub(crate) fn end<T>(db: &Connection, done: Result<T>) -> Result<T> {
+    let done = done.and_then(|done| {
         db.prepare_cached("COMMIT")?.execute([])?;
         Ok(done)
     });

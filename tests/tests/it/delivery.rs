@@ -117,7 +117,7 @@ deaths! {
     an_agent_dies_while_it_sends: agent_dies_at AGENT [6..],
 }
 
-/// What only looks is stored by nobody but the controller, until the result is taken.
+/// Only the controller stores a command that only looks, until its result is taken.
 #[test]
 fn an_agent_dies_with_a_command_that_only_looks() {
     for point in ["agent.received", "agent.stored", "agent.posted", "agent.sent", "agent.acked"] {

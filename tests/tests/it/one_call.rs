@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 const RESULTS_IN_STEPS: &str = "acc.result.guarded:1000000";
 const COMMANDS_IN_STEPS: &str = "acc.hashed:1000000";
 
-/// What is in a key, and for how many hours it is kept.
+/// The content of a key, and for how many hours it is kept.
 type Held = (Value, i64);
 
 /// A controller with its own Redis, and a node of it.
@@ -36,7 +36,7 @@ impl Site {
         [one, other]
     }
 
-    /// What all keys that match hold, without times.
+    /// The content of all keys that match, without times.
     fn held(&mut self, pattern: &str) -> BTreeMap<String, Held> {
         let keys: Vec<String> = self.client.redis(&["KEYS", pattern]);
         keys.into_iter().map(|key| (key.clone(), self.key(&key))).collect()

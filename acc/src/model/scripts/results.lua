@@ -50,9 +50,10 @@ local function decide(run, before)
 end
 
 -- Writes the result `text` of `node` into the hash of its job, which has so many fields: none where Redis does not know
--- it any more. The hash is kept for `seconds` once nobody is waited for, and for `open_seconds` before. `withdrawn`: the node also leaves the list of targets, for the controller answered for it. `repeated`: it
--- was pushed before, in these words or (by a node that lost power) in others: what its client has stands here too, and
--- only a state that is no answer gives way.
+-- it any more. The hash is kept for `seconds` once nobody is waited for, and for `open_seconds` before. `withdrawn`: the
+-- node also leaves the list of targets, for the controller answered for it. `repeated`: it was pushed before, in these
+-- words or (by a node that lost power) in others: what its client has stands here too, and only a state that is no
+-- answer gives way.
 local function write_result(job, fields, is_quiet, node, text, open_seconds, seconds, withdrawn, repeated)
   if fields == 0 then return 0 end
   if repeated then

@@ -133,14 +133,9 @@ impl Inner {
     /// Runs `work` in one transaction. When it fails nothing of it is stored, and no batch stays open.
     pub(super) fn transaction(&mut self, work: impl FnOnce(&mut Inner) -> Result<()>) -> Result<()> {
         let bytes = self.bytes;
-        let execute = |inner: &Inner, sql: &str| inner.db.prepare_cached(sql).and_then(|mut sql| sql.execute([]));
-        let begun = execute(self, "BEGIN IMMEDIATE");
-        let done = begun.map_err(Into::into).and_then(|_| work(self));
-        let done = done.and_then(|()| execute(self, "COMMIT").map(drop).map_err(Into::into));
+        let done = sqlite::begin(&self.db).and_then(|()| work(self));
+        let done = sqlite::end(&self.db, done);
         if done.is_err() {
-            if !self.db.is_autocommit() {
-                let _ = self.db.execute_batch("ROLLBACK");
-            }
             (self.bytes, self.open) = (bytes, None);
         }
         done

@@ -77,7 +77,7 @@ impl Actor {
                     job.stored = true;
                     let detail = job.detail.as_ref();
                     let command = detail.map_or_else(String::new, |detail| detail.command.to_value().to_string());
-                    self.store_row(controller, &id, command)
+                    self.store_row(controller, &id, command).map(drop)
                 }
                 // Another one has this id.
                 (None, None) => Ok(()),
@@ -94,28 +94,24 @@ impl Actor {
     /// Stores the result of a read-only command together with its row.
     pub(super) fn store_result(&mut self, controller: &Arc<str>, id: &str, result: String) -> Result<()> {
         // A row of this id has a result of its own.
-        if self.is_known(id)? {
+        if !self.store_row(controller, id, String::new())? {
             log::warn!("command {id} of controller {controller} has the id of another one, and is not answered");
             return Ok(());
         }
-        self.store_row(controller, id, String::new())?;
         self.writes.push(JobUpdate::Finish { id: id.to_owned(), result: Some(result), deferred_sync: false });
         self.after_commit.push(AfterCommit::Tell(Notice::Result { controller: controller.to_string() }));
         Ok(())
     }
 
-    fn store_row(&mut self, controller: &Arc<str>, id: &str, command: String) -> Result<()> {
-        if !self.is_known(id)? {
-            self.fresh.insert(id.to_owned());
-            let (id, controller, now) = (id.to_owned(), controller.to_string(), unix_ms());
-            self.writes.push(JobUpdate::Accept { id, controller, command, now });
+    /// Stores a row, unless the job store has one of this id or will with the next commit; whether it does.
+    fn store_row(&mut self, controller: &Arc<str>, id: &str, command: String) -> Result<bool> {
+        if self.fresh.contains(id) || self.parts.job_store.knows(id)? {
+            return Ok(false);
         }
-        Ok(())
-    }
-
-    /// Whether the job store has a row of this id, or will with the next commit.
-    fn is_known(&self, id: &str) -> Result<bool> {
-        Ok(self.fresh.contains(id) || self.parts.job_store.knows(id)?)
+        self.fresh.insert(id.to_owned());
+        let (id, controller, now) = (id.to_owned(), controller.to_string(), unix_ms());
+        self.writes.push(JobUpdate::Accept { id, controller, command, now });
+        Ok(true)
     }
 
     /// Whether a command that is known can be one that this controller sent in the agent's last life.

@@ -210,13 +210,19 @@ fn results_that_pile_up_stop_the_taking() {
 
 const LOOK: &str = r#"{"batch": "6", "cmds": [{"id": "look", "cmd": "ping"}]}"#;
 
-#[test]
-fn batch_of_what_only_looks_is_acknowledged_once_its_results_are_taken() {
+/// A poller that waits for the result of a command that only looks, until what is returned beside it is closed.
+fn with_untaken_result() -> (Stage, Sender<()>) {
     let mut stage = Stage::new(once(LOOK));
     stage.start();
     assert!(!stage.next().contains("ack="));
     stage.submitted.recv_timeout(LONG).unwrap().1.send(()).unwrap();
     let open = stage.untaken.recv_timeout(LONG).unwrap();
+    (stage, open)
+}
+
+#[test]
+fn batch_of_what_only_looks_is_acknowledged_once_its_results_are_taken() {
+    let (stage, open) = with_untaken_result();
     assert!(stage.asked.recv_timeout(Duration::from_millis(200)).is_err(), "it is not acknowledged");
     drop(open);
     assert!(stage.next().contains("ack=6"));
@@ -225,11 +231,7 @@ fn batch_of_what_only_looks_is_acknowledged_once_its_results_are_taken() {
 
 #[test]
 fn results_that_are_not_taken_in_time_are_stored_before_the_acknowledgement() {
-    let mut stage = Stage::new(once(LOOK));
-    stage.start();
-    assert!(!stage.next().contains("ack="));
-    stage.submitted.recv_timeout(LONG).unwrap().1.send(()).unwrap();
-    let _open = stage.untaken.recv_timeout(LONG).unwrap();
+    let (stage, _open) = with_untaken_result();
     let stored = stage.wishes.recv_timeout(LONG).unwrap();
     assert!(stage.asked.recv_timeout(Duration::from_millis(200)).is_err(), "it is not acknowledged");
     stored.send(()).unwrap();
@@ -238,11 +240,7 @@ fn results_that_are_not_taken_in_time_are_stored_before_the_acknowledgement() {
 
 #[test]
 fn results_that_can_neither_be_sent_nor_stored_are_not_acknowledged() {
-    let mut stage = Stage::new(once(LOOK));
-    stage.start();
-    assert!(!stage.next().contains("ack="));
-    stage.submitted.recv_timeout(LONG).unwrap().1.send(()).unwrap();
-    let _open = stage.untaken.recv_timeout(LONG).unwrap();
+    let (stage, _open) = with_untaken_result();
     drop(stage.wishes.recv_timeout(LONG).unwrap());
     assert!(!stage.next().contains("ack="), "the next poll brings it again");
 }

@@ -1,6 +1,6 @@
 //! Connections to tiny_http: which are open, and which request goes on which.
 //!
-//! Owns: their number, their reuse and their end. Does not own: the bytes of a connection (backend_connection), the
+//! Owns: their number, their reuse and their end, and who travels together. Does not own: the bytes of a connection (backend_connection), the
 //! order of requests that wait (request_queue), what becomes of a response (request).
 //!
 //! A kept connection holds a thread of tiny_http. A new one is given to a thread that waits for one, by a count that
@@ -8,10 +8,11 @@
 //! opened one after the other, each once the first request of the one before it was taken; where that does not happen
 //! soon though a handler is free, none is kept until it does.
 
-use super::backend_connection::{BackendConnection, PendingRequest, request_bytes};
+use super::backend_connection::{BackendConnection, Group, PendingRequest, request_bytes};
 use super::client::{ConnectionId, Phase};
 use super::connection::Action;
 use super::event_loop::{BACKEND_TOKEN, EventLoop};
+use crate::api::server::QUICK_BODY;
 use crate::http::Refusal;
 use crate::route::Route;
 use mio::Token;
@@ -31,8 +32,10 @@ impl EventLoop {
         let Some(client) = self.clients.get(id) else { return };
         client.phase = Phase::Asking;
         let cost = client.request_bytes.take().map(|length| (client.node, length as usize));
-        let is_result = client.head.as_deref().is_some_and(|head| matches!(head.route, Route::Result(_)));
-        self.queue.push(is_result, (PendingRequest { owner: id, cost, asked: Instant::now() }, body));
+        let route = client.head.as_deref().map(|head| head.route);
+        let is_result = matches!(route, Some(Route::Result(_)));
+        let is_quick = (is_result || matches!(route, Some(Route::Cmd(_)))) && body.len() <= QUICK_BODY;
+        self.queue.push(is_result, (PendingRequest { owner: id, cost, is_quick, asked: Instant::now() }, body));
         self.apply(id, Action::WaitUntil(Instant::now() + self.limits.handler));
         self.send_waiting();
     }
@@ -54,16 +57,38 @@ impl EventLoop {
     fn send_waiting(&mut self) {
         while !self.queue.is_empty()
             && let Some(slot) = self.usable_slot()
-            && let Some((request, out)) = self.next_request()
         {
-            self.send(slot, request, out);
+            let group = self.next_group();
+            if !group.pending.is_empty() {
+                self.send(slot, group);
+            }
         }
     }
 
+    /// Takes the requests out of the queue that go next on one connection. While few wait each goes alone. A request
+    /// that may take long goes alone too, for responses come in the order of the requests.
+    fn next_group(&mut self) -> Group {
+        let share = self.queue.len().div_ceil(self.backends.len().max(1));
+        let most = self.config.backend.max_group(self.limits.max_group).min(share);
+        let mut group = Group::default();
+        let mut only_quick = false;
+        while group.pending.len() < most.max(1)
+            && let Some((request, bytes)) = self.next_request(only_quick)
+        {
+            only_quick = true;
+            let is_quick = request.is_quick;
+            group.push(request, bytes);
+            if !is_quick {
+                break;
+            }
+        }
+        group
+    }
+
     /// Takes the next request out of the queue whose client still waits for it, with its bytes.
-    fn next_request(&mut self) -> Option<(PendingRequest, VecDeque<Vec<u8>>)> {
+    fn next_request(&mut self, only_quick: bool) -> Option<(PendingRequest, VecDeque<Vec<u8>>)> {
         loop {
-            let (request, body) = self.queue.pop()?;
+            let (request, body) = self.queue.pop_if(|(request, _)| !only_quick || request.is_quick)?;
             let client = self.clients.get(request.owner).filter(|client| client.phase == Phase::Asking);
             let bytes = client.as_deref().and_then(|client| {
                 let head = client.head.as_deref()?;
@@ -81,7 +106,7 @@ impl EventLoop {
     fn usable_slot(&mut self) -> Option<usize> {
         let generation = self.config.backend.generation();
         while let Some(slot) =
-            self.backends.iter().position(|one| one.as_ref().is_some_and(|one| one.request.is_none()))
+            self.backends.iter().position(|one| one.as_ref().is_some_and(|one| one.pending.is_empty()))
         {
             if self.backends[slot].as_ref().is_some_and(|one| one.generation == generation) {
                 return Some(slot);
@@ -95,12 +120,12 @@ impl EventLoop {
         self.backends.iter().position(Option::is_none).filter(|_| !awaits_first)
     }
 
-    /// Sends a request on the connection of a slot, which is made where there is none.
-    fn send(&mut self, slot: usize, request: PendingRequest, mut out: VecDeque<Vec<u8>>) {
+    /// Sends requests on the connection of a slot, which is made where there is none.
+    fn send(&mut self, slot: usize, mut group: Group) {
         if self.backends[slot].is_none() {
             match self.open_backend(slot) {
                 Ok(connection) => {
-                    connection.announce(&mut out);
+                    connection.announce(&mut group.out);
                     self.backends[slot] = Some(connection);
                 }
                 Err(e) => {
@@ -109,12 +134,13 @@ impl EventLoop {
                         self.config.backend.refused();
                     }
                     let reason = "the controller is short of something; try again";
-                    return self.fail_request(request, Refusal::new(503, "no-backend", reason));
+                    let refusal = Refusal::new(503, "no-backend", reason);
+                    return group.pending.into_iter().for_each(|request| self.fail_request(request, refusal.clone()));
                 }
             }
         }
         if let Some(connection) = &mut self.backends[slot] {
-            connection.begin(request, out);
+            connection.begin(group);
         }
         self.drive(slot);
     }
@@ -127,42 +153,40 @@ impl EventLoop {
         BackendConnection::open(self.config.backend.socket(), (generation, self.openings), self.poll.registry(), token)
     }
 
-    /// Closes the connection of a slot, and fails the request that it carries; one of which nothing was sent goes on
+    /// Closes the connection of a slot, and fails the requests that it carries; those of which nothing was sent go on
     /// a new connection.
     fn close_backend(&mut self, slot: usize) {
         let Some(connection) = self.backends[slot].take() else { return };
-        match connection.close(self.poll.registry()) {
-            Some((request, Some(out))) => self.send(slot, request, out),
-            Some((request, None)) => {
-                let reason = "the controller failed at this request; try again";
-                self.fail_request(request, Refusal::new(502, "backend-failed", reason));
-            }
-            None => {}
+        let (group, is_unsent) = connection.close(self.poll.registry());
+        if is_unsent && !group.pending.is_empty() {
+            return self.send(slot, group);
         }
+        let refusal = Refusal::new(502, "backend-failed", "the controller failed at this request; try again");
+        group.pending.into_iter().for_each(|request| self.fail_request(request, refusal.clone()));
     }
 
     /// Moves the connection of a slot on.
     pub(super) fn drive(&mut self, slot: usize) {
         let Some(Some(connection)) = self.backends.get_mut(slot) else { return };
-        match connection.drive(&mut self.backend_scratch, self.poll.registry()) {
-            Ok(None) => return,
-            Ok(Some(response)) => {
-                let (request, reusable) = connection.end();
-                if !reusable || self.awaits_thread(Instant::now()) {
-                    self.close_backend(slot);
-                }
-                if let Some(request) = request {
-                    self.metrics.request_seconds.observe(request.asked.elapsed().as_secs_f64());
-                    let owner = self.end_request(request);
-                    let action = self.handler_responded(owner, response);
-                    self.apply(owner, action);
-                }
-            }
-            Err(e) => {
-                let level = if connection.request.is_some() { log::Level::Error } else { log::Level::Debug };
-                log::log!(level, "{e}");
-                self.close_backend(slot);
-            }
+        let mut responses = Vec::new();
+        let moved = connection.drive(&mut self.backend_scratch, self.poll.registry(), &mut responses);
+        let answered: Vec<_> = responses.into_iter().map(|response| (connection.end(), response)).collect();
+        let is_idle = connection.pending.is_empty();
+        if let Err(e) = &moved {
+            log::log!(if is_idle { log::Level::Debug } else { log::Level::Error }, "{e}");
+        } else if answered.is_empty() {
+            return;
+        }
+        let is_over = is_idle && (!connection.is_reusable() || self.awaits_thread(Instant::now()));
+        if moved.is_err() || is_over {
+            self.close_backend(slot);
+        }
+        for (request, response) in answered {
+            let Some(request) = request else { continue };
+            self.metrics.request_seconds.observe(request.asked.elapsed().as_secs_f64());
+            let owner = self.end_request(request);
+            let action = self.handler_responded(owner, response);
+            self.apply(owner, action);
         }
         self.send_waiting();
     }
@@ -177,7 +201,7 @@ impl EventLoop {
 
     /// When `expire_backends` has something to do.
     pub(super) fn backends_deadline(&self) -> Option<Instant> {
-        let is_idle = |one: &BackendConnection| one.request.is_none();
+        let is_idle = |one: &BackendConnection| one.pending.is_empty();
         let can_open = !self.queue.is_empty() && self.backends.iter().any(Option::is_none);
         let hinders = can_open || self.backends.iter().flatten().any(is_idle);
         let now = Instant::now();
@@ -198,7 +222,7 @@ impl EventLoop {
         for slot in 0..self.backends.len() {
             let is_over = |one: &BackendConnection| {
                 let idle_for_long = slot >= self.limits.kept_backend && one.since + self.limits.backend_idle <= now;
-                one.request.is_none() && (awaits_thread || idle_for_long)
+                one.pending.is_empty() && (awaits_thread || idle_for_long)
             };
             if self.backends[slot].as_ref().is_some_and(is_over) {
                 self.close_backend(slot);

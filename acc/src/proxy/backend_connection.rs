@@ -1,7 +1,7 @@
-//! One connection to tiny_http, which carries one request after the other and never blocks.
+//! One connection to tiny_http, which carries requests in groups, one group after the other, and never blocks.
 //!
-//! Owns: the local socket, the request's bytes, the response's bytes.
-//! Does not own: which request goes on it, or when it is closed.
+//! Owns: the local socket, the bytes of requests and responses, whose turn the next response is.
+//! Does not own: which requests go on it together, or when it is closed.
 
 use super::client::ConnectionId;
 use super::request_head::RequestHead;
@@ -22,7 +22,7 @@ use std::time::Instant;
 /// Most bytes of a response that are left in the socket; others are read at once.
 const MAX_UNREAD: usize = 4096;
 
-/// A connection to tiny_http, and the request that is under way on it.
+/// A connection to tiny_http, and the requests that are under way on it.
 pub(super) struct BackendConnection {
     stream: UnixStream,
     token: Token,
@@ -30,16 +30,16 @@ pub(super) struct BackendConnection {
     pub(super) generation: u64,
     /// How many connections were opened with it, of all that were.
     pub(super) opening: u64,
-    /// The request whose response is awaited; the connection is idle without one.
-    pub(super) request: Option<PendingRequest>,
-    /// When that request began, or the last one ended.
+    /// The requests whose responses are awaited, which come in this order; the connection is idle without one.
+    pub(super) pending: VecDeque<PendingRequest>,
+    /// When those requests began, or the last one ended.
     pub(super) since: Instant,
     /// It has answered: a thread of tiny_http serves it.
     pub(super) answered: bool,
     /// The bytes to be written, and how many of the first piece are out.
     out: VecDeque<Vec<u8>>,
     sent: usize,
-    /// Some of the request was written.
+    /// Some of those requests was written.
     begun: bool,
     /// Events tell when more can be written.
     watches_write: bool,
@@ -101,8 +101,28 @@ pub(super) fn request_bytes(
 pub(super) struct PendingRequest {
     pub(super) owner: ConnectionId,
     pub(super) cost: Option<(Option<NodeId>, usize)>,
+    /// It asks little of Redis, so that others may travel behind it.
+    pub(super) is_quick: bool,
     /// When it began to wait.
     pub(super) asked: Instant,
+}
+
+/// Requests that travel together on one connection, and their bytes.
+#[derive(Default)]
+pub(super) struct Group {
+    pub(super) pending: VecDeque<PendingRequest>,
+    pub(super) out: VecDeque<Vec<u8>>,
+}
+
+impl Group {
+    /// Adds a request behind the others: small ones travel in one piece.
+    pub(super) fn push(&mut self, request: PendingRequest, mut bytes: VecDeque<Vec<u8>>) {
+        if let (Some(last), 1) = (self.out.back_mut(), bytes.len()) {
+            bytes.drain(..).for_each(|piece| last.extend(piece));
+        }
+        self.out.extend(bytes);
+        self.pending.push_back(request);
+    }
 }
 
 impl BackendConnection {
@@ -121,7 +141,7 @@ impl BackendConnection {
             token,
             generation,
             opening,
-            request: None,
+            pending: VecDeque::new(),
             since: Instant::now(),
             answered: false,
             out: VecDeque::new(),
@@ -142,52 +162,62 @@ impl BackendConnection {
         }
     }
 
-    /// Takes a request, whose bytes go out with the next `drive`.
-    pub(super) fn begin(&mut self, request: PendingRequest, out: VecDeque<Vec<u8>>) {
-        (self.out, self.sent, self.begun) = (out, 0, false);
-        (self.request, self.since) = (Some(request), Instant::now());
+    /// Takes a group of requests, whose bytes go out with the next `drive`.
+    pub(super) fn begin(&mut self, group: Group) {
+        (self.out, self.sent, self.begun) = (group.out, 0, false);
+        (self.pending, self.since) = (group.pending, Instant::now());
     }
 
-    /// Takes the request off whose response has come; with whether another may follow.
-    pub(super) fn end(&mut self) -> (Option<PendingRequest>, bool) {
+    /// Takes the request off whose response has come.
+    pub(super) fn end(&mut self) -> Option<PendingRequest> {
         (self.answered, self.since) = (true, Instant::now());
-        (self.request.take(), self.out.is_empty() && self.input.is_empty())
+        self.pending.pop_front()
     }
 
-    /// Closes the connection and returns the request that it carried; with its bytes where none of them went out on
+    /// Whether the last group is answered and another may follow.
+    pub(super) fn is_reusable(&self) -> bool {
+        self.pending.is_empty() && self.out.is_empty() && self.input.is_empty()
+    }
+
+    /// Closes the connection and returns the requests that it carried; with their bytes where none of them went out on
     /// a connection that had answered before.
-    pub(super) fn close(mut self, registry: &Registry) -> Option<(PendingRequest, Option<VecDeque<Vec<u8>>>)> {
+    pub(super) fn close(mut self, registry: &Registry) -> (Group, bool) {
         let _ = registry.deregister(&mut self.stream);
         // A socket that is closed with bytes in it resets its connection.
         let _ = self.discard_unread();
-        let unsent = (self.answered && !self.begun).then_some(self.out);
-        self.request.map(|request| (request, unsent))
+        (Group { pending: self.pending, out: self.out }, self.answered && !self.begun)
     }
 
-    /// Writes and reads what can be, and returns the response once it is whole.
-    pub(super) fn drive(&mut self, scratch: &mut [u8], registry: &Registry) -> Result<Option<Response>, String> {
+    /// Writes and reads what can be, and adds the responses that are whole now.
+    pub(super) fn drive(
+        &mut self,
+        scratch: &mut [u8],
+        registry: &Registry,
+        responses: &mut Vec<Response>,
+    ) -> Result<(), String> {
         self.write().map_err(|e| format!("the web server took no request: {e}"))?;
         self.watch(registry).map_err(|e| format!("no events of the web server can be had: {e}"))?;
         loop {
             match self.receive(scratch) {
                 Ok(0) => return Err("the web server gave half an answer".into()),
-                Ok(_) if self.request.is_none() => return Err("the web server answered what nobody asked".into()),
+                Ok(_) if self.pending.is_empty() => return Err("the web server answered what nobody asked".into()),
                 Ok(n) => {
-                    if let Some(response) = self.take(&scratch[..n])? {
-                        return Ok(Some(response));
+                    self.take(&scratch[..n], responses)?;
+                    if responses.len() >= self.pending.len() {
+                        return Ok(());
                     }
                 }
-                Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(None),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) => return Err(format!("the web server gave no answer: {e}")),
             }
         }
     }
 
-    /// Reads bytes; the first ones of a response are looked at alone, for it may be whole with them.
+    /// Reads bytes; the first ones of the last response are looked at alone, for it may be whole with them.
     fn receive(&mut self, scratch: &mut [u8]) -> io::Result<usize> {
         self.discard_unread()?;
-        if self.response.is_some() || !self.input.is_empty() {
+        if self.response.is_some() || !self.input.is_empty() || self.pending.len() > 1 {
             return self.stream.read(scratch);
         }
         self.unread = recv(self.stream.as_raw_fd(), &mut scratch[..MAX_UNREAD], MsgFlags::MSG_PEEK)?;
@@ -211,24 +241,32 @@ impl BackendConnection {
         Ok(())
     }
 
-    /// Takes bytes of a response, and returns it once it is whole.
-    fn take(&mut self, bytes: &[u8]) -> Result<Option<Response>, String> {
-        if self.response.is_some() {
-            let used = self.fill(bytes);
-            self.input.extend_from_slice(&bytes[used..]);
-        } else {
-            self.input.extend_from_slice(bytes);
-            let Some((mut response, end, length)) = response::read(&self.input)? else { return Ok(None) };
-            // The only copy of the body: it goes to the client as it is.
-            response.body.reserve_exact(length);
-            self.response = Some((response, length));
-            let mut input = std::mem::take(&mut self.input);
-            let used = end + self.fill(&input[end..]);
-            input.drain(..used);
-            self.input = input;
+    /// Takes bytes of responses, and adds those that are whole now; bytes behind the last one stay in `input`.
+    fn take(&mut self, mut bytes: &[u8], responses: &mut Vec<Response>) -> Result<(), String> {
+        loop {
+            if self.response.is_some() {
+                let used = self.fill(bytes);
+                bytes = &bytes[used..];
+            } else {
+                self.input.extend_from_slice(bytes);
+                bytes = &[];
+                if responses.len() >= self.pending.len() {
+                    return Ok(());
+                }
+                let Some((mut response, end, length)) = response::read(&self.input)? else { return Ok(()) };
+                // The only copy of the body: it goes to the client as it is.
+                response.body.reserve_exact(length);
+                self.response = Some((response, length));
+                let mut input = std::mem::take(&mut self.input);
+                let used = end + self.fill(&input[end..]);
+                input.drain(..used);
+                self.input = input;
+            }
+            match self.response.take_if(|(response, length)| response.body.len() == *length) {
+                Some((response, _)) => responses.push(response),
+                None => return Ok(()),
+            }
         }
-        let whole = self.response.take_if(|(response, length)| response.body.len() == *length);
-        Ok(whole.map(|(response, _)| response))
     }
 
     /// Takes bytes of the body; how many of them.
@@ -317,17 +355,35 @@ mod tests {
             ("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", 200, ""),
             ("HTTP/1.1 503 Busy\r\nContent-Length: 4\r\n\r\nbusy", 503, "busy"),
         ];
-        for size in 1..=60 {
-            for (text, status, body) in texts {
-                let taken: Vec<Response> =
-                    text.as_bytes().chunks(size).filter_map(|piece| connection.take(piece).unwrap()).collect();
+        let request =
+            || PendingRequest { owner: ConnectionId::new(0, 0), cost: None, is_quick: true, asked: Instant::now() };
+        let group = |count: usize| Group { pending: (0..count).map(|_| request()).collect(), ..Group::default() };
+        let together: String = texts.iter().map(|(text, ..)| *text).collect();
+        let apart: Vec<&str> = texts.iter().map(|(text, ..)| *text).collect();
+        for size in 1..=together.len() {
+            for (groups, count) in [(apart.as_slice(), 1), (&[together.as_str()], 4)] {
+                let mut taken = Vec::new();
+                for text in groups {
+                    connection.begin(group(count));
+                    let mut responses = Vec::new();
+                    text.as_bytes().chunks(size).for_each(|piece| connection.take(piece, &mut responses).unwrap());
+                    assert_eq!(responses.len(), count, "in pieces of {size}");
+                    responses.iter().for_each(|_| assert!(connection.end().is_some()));
+                    assert!(connection.is_reusable(), "in pieces of {size}");
+                    taken.extend(responses);
+                }
                 let seen: Vec<(u16, &[u8])> = taken.iter().map(|a| (a.status, a.body.as_slice())).collect();
-                assert_eq!(seen, [(status, body.as_bytes())], "in pieces of {size}");
-                assert!(connection.end().1, "in pieces of {size}");
+                let want: Vec<(u16, &[u8])> =
+                    texts.iter().map(|(_, status, body)| (*status, body.as_bytes())).collect();
+                assert_eq!(seen, want, "in pieces of {size}");
             }
         }
-        assert!(connection.take(b"HTTP/1.1 204 No Content\r\n\r\nmore").unwrap().is_some());
-        assert!(!connection.end().1, "no other follows on one that says too much");
-        assert!(connection.take(b"nonsense\r\n\r\n").is_err());
+        connection.begin(group(1));
+        let mut responses = Vec::new();
+        connection.take(b"HTTP/1.1 204 No Content\r\n\r\nmore", &mut responses).unwrap();
+        assert!(responses.len() == 1 && connection.end().is_some());
+        assert!(!connection.is_reusable(), "no other follows on one that says too much");
+        connection.begin(group(1));
+        assert!(connection.take(b"nonsense\r\n\r\n", &mut Vec::new()).is_err());
     }
 }

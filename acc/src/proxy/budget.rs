@@ -58,6 +58,8 @@ pub struct Limits {
     pub(crate) max_connections: usize,
     /// Connections to tiny_http at once; each is a thread of its.
     pub(crate) max_backend: usize,
+    /// Quick requests that travel together on one of them at most, while others wait.
+    pub(crate) max_group: usize,
     /// Those of them that are kept however long they are idle.
     pub(crate) kept_backend: usize,
     /// How long the others are kept while they are idle.
@@ -95,7 +97,8 @@ impl Default for Limits {
             max_node_requests: 64,
             max_node_connections: 128,
             max_connections: 50_000,
-            max_backend: 24,
+            max_backend: 12,
+            max_group: 8,
             kept_backend: 4,
             backend_idle: seconds(2),
             max_queue: 20_000,
@@ -317,10 +320,10 @@ mod tests {
             let limits = Limits::default().within(descriptors);
             (limits.max_connections, limits.max_backend)
         };
-        assert_eq!(share(1_048_576), (50_000, 24));
-        assert_eq!(share(20_000), (19_800, 24));
-        assert_eq!(share(1024), (824, 24));
-        assert_eq!(share(256), (66, 22));
+        assert_eq!(share(1_048_576), (50_000, 12));
+        assert_eq!(share(20_000), (19_860, 12));
+        assert_eq!(share(1024), (884, 12));
+        assert_eq!(share(256), (116, 12));
         assert_eq!(share(64), (8, 2));
         for descriptors in [256, 1024, 20_000] {
             let (connections, backend) = share(descriptors);

@@ -230,7 +230,7 @@ impl EventLoop {
         self.metrics.connections.set(self.clients.len() as i64);
         self.metrics.polls_parked.set(self.parked_polls.parked() as i64);
         self.metrics.body_bytes.set(self.accounting.bodies() as i64);
-        let on_way = self.backends.iter().flatten().filter(|one| one.request.is_some()).count();
+        let on_way: usize = self.backends.iter().flatten().map(|one| one.pending.len()).sum();
         let with_handlers = on_way + self.queue.len();
         self.metrics.requests_waiting.set(with_handlers as i64);
     }
@@ -243,6 +243,7 @@ impl EventLoop {
             match message {
                 Message::Deliver(node, body) => self.deliver(node, body),
                 Message::Recheck(node) => self.recheck(node),
+                Message::RecheckOlder(node, asked) => self.recheck_older(node, asked),
                 Message::ReleasePoll(node) => self.release_poll(node),
                 Message::RecheckAll => self.recheck_all(),
                 Message::Disconnect(node) => self.disconnect(node),

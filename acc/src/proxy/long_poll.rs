@@ -171,6 +171,15 @@ impl<C: Copy + Eq> ParkedPolls<C> {
         Some(conn)
     }
 
+    /// As `recheck`, where the registration was made before `asked`: Redis was asked about it then. A newer one, or
+    /// that which a handler is about to make, is not the one that Redis spoke of.
+    pub(crate) fn recheck_older(&mut self, node: NodeId, asked: Instant) -> Option<C> {
+        let asked = self.second(asked);
+        let entry = self.nodes.get(&node)?;
+        let is_older = entry.registration.map_or(entry.holder.is_none(), |registration| registration.since < asked);
+        if is_older { self.recheck(node) } else { None }
+    }
+
     /// As `recheck` for every node.
     pub(crate) fn recheck_all(&mut self) -> Vec<C> {
         let nodes: Vec<NodeId> = self.nodes.keys().copied().collect();
@@ -329,6 +338,23 @@ mod tests {
     }
 
     /// There is one for each node, in a table that is up to twice as large.
+    #[test]
+    fn registration_is_not_rechecked_for_an_older_answer_of_redis() {
+        let (mut polls, now) = parked();
+        let later = now + Duration::from_secs(1);
+        // It stands since the second in which Redis was asked, or longer.
+        assert_eq!(polls.recheck_older(NODE, now), None);
+        assert_eq!((polls.recheck_older(NODE, later), polls.parked()), (Some(1), 0));
+        // A handler is asked about it already, and what it answers stands.
+        assert_eq!(polls.recheck_older(NODE, later), None);
+        assert_eq!(polls.park(NODE, 1, 30, later), Parked::Waits);
+        assert_eq!(polls.recheck_older(NODE, later), None);
+        // Between polls the next one goes to its handler.
+        polls.leave(NODE, 1);
+        assert_eq!(polls.recheck_older(NODE, later + Duration::from_secs(1)), None);
+        assert_eq!(polls.arrive(NODE, 2, ASK, later), TO_HANDLER);
+    }
+
     #[test]
     fn a_node_has_room_in_56_bytes() {
         assert!(size_of::<NodeEntry<crate::proxy::client::ConnectionId>>() <= 56);

@@ -98,6 +98,7 @@ pub struct Remote {
 enum Message {
     Deliver(NodeId, Vec<u8>),
     Recheck(NodeId),
+    RecheckOlder(NodeId, Instant),
     ReleasePoll(NodeId),
     RecheckAll,
     Disconnect(NodeId),
@@ -168,6 +169,11 @@ impl Remote {
     /// goes to its handler again.
     pub(crate) fn recheck(&self, node: NodeId) {
         self.send(Message::Recheck(node));
+    }
+
+    /// As `recheck`, where the registration was made before `asked`, the second in which Redis was asked about it.
+    pub(crate) fn recheck_older(&self, node: NodeId, asked: Instant) {
+        self.send(Message::RecheckOlder(node, asked));
     }
 
     /// `node` polls at another controller by now: the poll that is parked here gets its 204 (nobody may

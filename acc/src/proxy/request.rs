@@ -172,6 +172,12 @@ impl EventLoop {
         }
     }
 
+    pub(super) fn recheck_older(&mut self, node: NodeId, asked: Instant) {
+        if let Some(id) = self.parked_polls.recheck_older(node, asked) {
+            self.apply(id, Action::Ask(Vec::new()));
+        }
+    }
+
     pub(super) fn recheck_all(&mut self) {
         for id in self.parked_polls.recheck_all() {
             self.apply(id, Action::Ask(Vec::new()));

@@ -37,14 +37,22 @@ impl<T> RequestQueue<T> {
         if is_result { self.results.push_back(request) } else { self.others.push_back(request) }
     }
 
-    /// Takes the next request: a result, unless `MAX_RESULTS_IN_A_ROW` have passed one that is none.
-    pub(super) fn pop(&mut self) -> Option<T> {
+    /// Takes the next request, where it is one that is wanted: a result, unless `MAX_RESULTS_IN_A_ROW` have passed one
+    /// that is none.
+    pub(super) fn pop_if(&mut self, wanted: impl FnOnce(&T) -> bool) -> Option<T> {
         let passes = !self.others.is_empty() && self.results_in_a_row < MAX_RESULTS_IN_A_ROW;
         if (passes || self.others.is_empty())
-            && let Some(result) = self.results.pop_front()
+            && let Some(result) = self.results.front()
         {
-            self.results_in_a_row += usize::from(passes);
-            return Some(result);
+            return if wanted(result) {
+                self.results_in_a_row += usize::from(passes);
+                self.results.pop_front()
+            } else {
+                None
+            };
+        }
+        if !self.others.front().is_some_and(wanted) {
+            return None;
         }
         self.results_in_a_row = 0;
         self.others.pop_front()
@@ -61,8 +69,9 @@ mod tests {
         queue.push(false, "poll");
         queue.push(true, "first result");
         queue.push(true, "second result");
+        assert_eq!(queue.pop_if(|request| *request == "poll"), None, "a result comes first");
         assert_eq!(queue.len(), 3);
-        let order: Vec<_> = std::iter::from_fn(|| queue.pop()).collect();
+        let order: Vec<_> = std::iter::from_fn(|| queue.pop_if(|_| true)).collect();
         assert_eq!(order, ["first result", "second result", "poll"]);
         assert!(queue.is_empty());
     }
@@ -72,12 +81,12 @@ mod tests {
         let mut queue = RequestQueue::default();
         (0..3).for_each(|_| queue.push(false, "poll"));
         (0..1000).for_each(|_| queue.push(true, "result"));
-        let order: Vec<_> = std::iter::from_fn(|| queue.pop()).take(30).collect();
+        let order: Vec<_> = std::iter::from_fn(|| queue.pop_if(|_| true)).take(30).collect();
         let polls: Vec<usize> = (0..30).filter(|at| order[*at] == "poll").collect();
         assert_eq!(polls, [8, 17, 26]);
         // With no poll that waits, results are not counted against the next one.
-        let next: Vec<_> = std::iter::from_fn(|| queue.pop()).take(100).collect();
+        let next: Vec<_> = std::iter::from_fn(|| queue.pop_if(|_| true)).take(100).collect();
         queue.push(false, "poll");
-        assert!(next.iter().all(|one| *one == "result") && queue.pop() == Some("result"));
+        assert!(next.iter().all(|one| *one == "result") && queue.pop_if(|_| true) == Some("result"));
     }
 }

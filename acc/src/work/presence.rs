@@ -35,6 +35,7 @@ pub(crate) fn note(context: &Context, proxy: &Remote, conn: &mut Conn, list: &[(
         }
         let before = batch.len();
         some.iter().for_each(|(node, _)| polls::holder(&mut batch, *node));
+        let asked = Instant::now();
         let mut answers = conn.run_each(&batch)?;
         let holders = answers.split_off(before);
         // An error about one node does not fail the others.
@@ -52,8 +53,9 @@ pub(crate) fn note(context: &Context, proxy: &Remote, conn: &mut Conn, list: &[(
                 Some(holder) if holder == context.me => {}
                 // It went there in silence: asking for it here would take it away again.
                 Some(_) => proxy.release_poll(*node),
-                // It was handed something since, or something was lost on the way to it.
-                None => proxy.recheck(*node),
+                // It was handed something, or something was lost on the way to it. In a fanout most have polled again
+                // by now; what is lost of those is found the next time.
+                None => proxy.recheck_older(*node, asked),
             }
         }
     }

@@ -110,6 +110,12 @@ impl Backend {
         self.shared.as_ref().map_or(0, |shared| shared.taken.load(Ordering::Relaxed))
     }
 
+    /// How many requests may travel together on a connection, at most `most`. Their responses come in their order, so
+    /// one that waits for one server of a cluster would delay others.
+    pub(crate) fn max_group(&self, most: usize) -> usize {
+        self.shared.as_ref().map_or(most, |shared| shared.handler.max_batch().min(most))
+    }
+
     /// Whether a connection may have no thread of tiny_http: its first request, which says its number, was not taken, and
     /// there are threads of ours that wait for one.
     pub(crate) fn may_lack_thread(&self, opening: u64) -> bool {

@@ -127,6 +127,7 @@ fn a_body_counts_for_as_long_as_it_is_held_whether_its_client_stays_or_not() {
 struct Watched {
     listener: std::os::unix::net::UnixListener,
     proxy: Handle,
+    metrics: Arc<Metrics>,
     _folder: tempfile::TempDir,
 }
 
@@ -134,8 +135,8 @@ impl Watched {
     fn new(limits: Limits) -> Watched {
         let folder = tempfile::tempdir().unwrap();
         let listener = std::os::unix::net::UnixListener::bind(folder.path().join("http")).unwrap();
-        let (proxy, _, _) = before_a_silent_backend(limits, folder.path());
-        Watched { listener, proxy, _folder: folder }
+        let (proxy, metrics, _) = before_a_silent_backend(limits, folder.path());
+        Watched { listener, proxy, metrics, _folder: folder }
     }
 
     fn accept(&self) -> BufReader<std::os::unix::net::UnixStream> {
@@ -264,6 +265,64 @@ fn result_goes_before_polls_that_wait() {
     }
     backends.iter_mut().for_each(answer);
     clients.iter_mut().for_each(|client| drop(client.expect(200)));
+}
+
+#[test]
+fn quick_requests_that_wait_travel_together_and_others_alone() {
+    let site = Watched::new(Limits { max_backend: 2, max_group: 3, ..Limits::default() });
+    let mut clients: Vec<Client> = (0..9).map(|_| dial(&site.proxy)).collect();
+    let poll = |client: &mut Client, nid: usize| {
+        client.send(format!("GET /1/{nid}/cmd?wait=0 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer good\r\n\r\n"));
+    };
+    let mut backends = Vec::new();
+    for i in [8, 0] {
+        poll(&mut clients[i], i + 1);
+        backends.push(site.accept());
+    }
+    for (i, backend) in [8, 0].into_iter().zip(&mut backends) {
+        next_path(backend);
+        answer(backend);
+        clients[i].expect(200);
+    }
+    for (i, backend) in [8, 0].into_iter().zip(&mut backends) {
+        poll(&mut clients[i], i + 1);
+        next_path(backend);
+    }
+    let [other, backend] = backends.get_disjoint_mut([0, 1]).unwrap();
+    for (i, client) in clients.iter_mut().enumerate().skip(1).take(7) {
+        match i {
+            1..=4 => poll(client, i + 1),
+            5 => client.post("/1/6/log", b"x"),
+            6 => client.post("/1/7/result", &vec![b'x'; 2 * QUICK]),
+            _ => client.post("/1/8/result", b"x"),
+        }
+        wait_until(|| site.metrics.requests_waiting.get() == i as i64 + 2);
+    }
+    let answer_all = |backend: &mut BufReader<std::os::unix::net::UnixStream>, paths: &[&str]| {
+        let texts = paths.iter().map(|path| format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{path}", path.len()));
+        backend.get_mut().write_all(texts.collect::<String>().as_bytes()).unwrap();
+    };
+    answer_all(backend, &["/1/1"]);
+    // The large result alone, then the small one and the first polls, the other polls, and the log.
+    let groups: [&[&str]; 4] = [
+        &["/1/7/result"],
+        &["/1/8/result", "/1/2/cmd?wait=0", "/1/3/cmd?wait=0"],
+        &["/1/4/cmd?wait=0", "/1/5/cmd?wait=0"],
+        &["/1/6/log"],
+    ];
+    for group in groups {
+        group.iter().for_each(|path| assert_eq!(next_path(backend), *path));
+        assert!(backend.buffer().is_empty(), "no other travels with {group:?}");
+        backend.get_mut().set_read_timeout(Some(Duration::from_millis(20))).unwrap();
+        assert!(backend.fill_buf().is_err(), "no other travels behind {group:?}");
+        backend.get_mut().set_read_timeout(Some(LONG)).unwrap();
+        answer_all(backend, group);
+    }
+    answer_all(other, &["/1/9"]);
+    for (i, client) in clients.iter_mut().enumerate() {
+        let body = client.expect(200).body;
+        assert!(body.starts_with(format!("/1/{}", i + 1).as_bytes()), "client {i} got another's answer");
+    }
 }
 
 #[test]

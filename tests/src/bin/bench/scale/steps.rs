@@ -140,7 +140,15 @@ impl Fleet {
             let there: u32 = fleet.client.redis(&["LLEN", &list]);
             Ok(there >= fleet.nodes)
         })?;
-        self.since(&begin)
+        self.with_rest(&begin)
+    }
+
+    /// The time until now, and what it costs until all polls are parked again: those that acknowledge the commands are
+    /// put behind results, and would be counted for what is measured next.
+    fn with_rest(&self, begin: &Begin) -> Result<Cost> {
+        let seconds = begin.at.elapsed().as_secs_f64();
+        self.parked()?;
+        Ok(Cost { seconds, ..self.since(begin)? })
     }
 
     /// `jobs` commands, each for the next node, until the last result was taken.
@@ -156,7 +164,7 @@ impl Fleet {
         self.until("all jobs have run", |fleet| {
             Ok(fleet.swarm.tally.results.load(Relaxed) - before >= u64::from(jobs))
         })?;
-        self.since(&begin)
+        self.with_rest(&begin)
     }
 
     /// All nodes stop at one moment and come back within the spread.

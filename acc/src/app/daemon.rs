@@ -49,7 +49,7 @@ const STACK_BYTES: usize = 512 << 10;
 /// A polite stop ends by then.
 const STOP_TIMEOUT: Duration = Duration::from_millis(4500);
 /// Threads that handle requests. Each waits on Redis, not on the processor.
-const HANDLER_THREADS: usize = 8;
+const HANDLER_THREADS: usize = 4;
 
 /// Everything that `jsacc` and its subcommands (`is_task`) need before they differ. Only a controller makes a CA: one
 /// that was made in the wrong place signs what nobody takes.

@@ -6,6 +6,7 @@
 
 mod connection;
 mod failover;
+mod joined_writes;
 mod response;
 #[cfg(test)]
 mod tests;

@@ -1,12 +1,13 @@
 //! Connections to one address, with a deadline on every phase.
 
 use super::LONGEST_POLL;
+use super::joined_writes::JoinWrites;
 use crate::uplink::credentials::Credentials;
 use crate::uplink::resolver::Resolve;
 use std::time::Duration;
 use ureq::http;
 use ureq::unversioned::resolver::DefaultResolver;
-use ureq::unversioned::transport::DefaultConnector;
+use ureq::unversioned::transport::{Connector, DefaultConnector};
 
 /// How long a controller may be silent. With a poll that waits 30 s, a path that swallows everything
 /// is noticed after 40 s at the latest.
@@ -96,7 +97,7 @@ impl Link {
 }
 
 pub(super) fn connections(settings: &ureq::config::Config, names: &Resolve<DefaultResolver>) -> ureq::Agent {
-    ureq::Agent::with_parts(settings.clone(), DefaultConnector::new(), names.clone())
+    ureq::Agent::with_parts(settings.clone(), DefaultConnector::new().chain(JoinWrites), names.clone())
 }
 
 pub(super) fn is_loopback(url: &str) -> bool {

@@ -45,6 +45,11 @@ metrics! {
     redis_up: IntGauge = gauge("jsacc_redis_up", "1 while Redis answers");
     commands: IntCounterVec = counters("jsacc_commands_total", "commands taken, by what became of them", &["outcome"]);
     results: IntCounterVec = counters("jsacc_results_total", "results taken, by what became of them", &["outcome"]);
+    stream_bytes: IntCounter = counter("jsacc_stream_bytes_total", "bytes of live output taken from nodes");
+    stream_entries: IntCounter = counter("jsacc_stream_entries_total", "entries of live output written");
+    stream_refused: IntCounterVec = counters("jsacc_stream_refused_total", "requests with live output that were not taken, by reason", &["reason"]);
+    streams: IntGauge = gauge("jsacc_streams", "streams of live output in Redis, of all controllers");
+    stream_memory: IntGauge = gauge("jsacc_stream_memory_bytes", "bytes that those streams take");
     handover_seconds: Histogram = histogram("jsacc_handover_seconds", "seconds from LPUSH to hand-over to the node");
     result_seconds: Histogram = histogram("jsacc_result_seconds", "seconds from LPUSH to the result");
 }

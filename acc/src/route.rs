@@ -20,6 +20,8 @@ pub enum Route {
     Stats(NodeId),
     /// `POST /{gid}/{nid}/event`
     Event(NodeId),
+    /// `POST /{gid}/{nid}/stream`: frames of live output.
+    Stream(NodeId),
     /// `GET /{gid}/{nid}/script`
     Script(NodeId),
     /// `POST /{gid}/{nid}/renew`: new credentials for a node whose own are good.
@@ -79,6 +81,7 @@ impl Route {
             Route::Log(node) => ("log", "POST", Some(node)),
             Route::Stats(node) => ("stats", "POST", Some(node)),
             Route::Event(node) => ("event", "POST", Some(node)),
+            Route::Stream(node) => ("stream", "POST", Some(node)),
             Route::Script(node) => ("script", "GET", Some(node)),
             Route::Renew(node) => ("renew", "POST", Some(node)),
             Route::Enroll => ("enroll", "POST", None),
@@ -93,7 +96,7 @@ impl Route {
         self.row().2
     }
 
-    /// The route's name in metrics: one of eleven, whatever is asked.
+    /// The route's name in metrics: one of twelve, whatever is asked.
     pub(crate) fn label(&self) -> &'static str {
         self.row().0
     }
@@ -147,6 +150,7 @@ fn node_route(path: &str) -> Result<Route, RouteError> {
         "log" => Route::Log,
         "stats" => Route::Stats,
         "event" => Route::Event,
+        "stream" => Route::Stream,
         "script" => Route::Script,
         "renew" => Route::Renew,
         _ => return Err(RouteError::NotFound),
@@ -176,6 +180,7 @@ mod tests {
         check("POST", "/1/10/log", Ok(Route::Log(NODE)));
         check("POST", "/1/10/stats", Ok(Route::Stats(NODE)));
         check("POST", "/1/10/event", Ok(Route::Event(NODE)));
+        check("POST", "/1/10/stream", Ok(Route::Stream(NODE)));
         check("GET", "/1/10/script", Ok(Route::Script(NODE)));
         check("POST", "/1/10/renew", Ok(Route::Renew(NODE)));
         check("POST", "/enroll", Ok(Route::Enroll));
@@ -226,6 +231,7 @@ mod tests {
             Route::Cmd(_) => &[204, 409][..],
             Route::Renew(_) => &[204],
             Route::Script(_) => &[404],
+            Route::Stream(_) => &[409, 410],
             Route::Enroll => &[401, 403, 409],
             Route::Metrics | Route::NodeMetrics => &[401, 403],
             Route::Result(_) | Route::Log(_) | Route::Stats(_) | Route::Event(_) | Route::Health => &[],
@@ -258,6 +264,6 @@ mod tests {
             assert_eq!(told, answers(route), "{method} {path}");
             named.insert(route.label());
         }
-        assert_eq!(named.len(), 11, "{named:?}");
+        assert_eq!(named.len(), 12, "{named:?}");
     }
 }

@@ -15,6 +15,7 @@ use crate::output::Outlets;
 use crate::storage::job_store::JobStore;
 use crate::storage::message_log;
 use crate::storage::upload_queue::UploadQueue;
+use crate::stream::{Post, Streams};
 use crate::supervisor::{self, Notice};
 use crate::uplink::{Controller, poller, uploader};
 use crate::{monitor, platform, script, stats, trusted_paths};
@@ -111,12 +112,22 @@ struct Daemon {
     polling: Sender<()>,
     restart: Receiver<()>,
     supervisor: supervisor::Handle,
+    _last_streams: LastStreams,
     _monitor: monitor::Handle,
     _stats: stats::Handle,
     _message_log: message_log::Handle,
     shutdown_event: ShutdownEvent,
     _uploaders: Vec<uploader::Handle>,
     controllers: Vec<Arc<Controller>>,
+}
+
+/// Sends, when it goes, what jobs wrote last: they have ended by then.
+struct LastStreams(Arc<Streams>);
+
+impl Drop for LastStreams {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
 }
 
 /// Tells the controllers, when it goes, that the agent has stopped and was not lost.
@@ -156,6 +167,9 @@ impl Daemon {
         builtins.controllers = controllers.clone();
         let origins = controllers.iter().map(|controller| controller.clone() as Arc<dyn script::ScriptSource>);
         builtins.scripts = Arc::new(script::Store::new(&config, origins.collect()));
+        let posts = controllers.iter().map(|known| (known.name().to_owned(), known.clone() as Arc<dyn Post>));
+        let streams = Streams::start(&config.main.data_dir, posts);
+        builtins.streams = Some(streams.clone());
         let wakers: Arc<OnceLock<HashMap<String, Sender<()>>>> = Arc::default();
         let (tell_restart, restart) = unbounded();
         let supervisor = supervisor::Handle::start(supervisor::Parts {
@@ -211,6 +225,7 @@ impl Daemon {
             polling,
             restart,
             supervisor,
+            _last_streams: LastStreams(streams),
             _monitor: monitor,
             _stats: stats,
             _message_log: message_log,

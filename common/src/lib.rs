@@ -13,6 +13,7 @@ pub mod command;
 pub mod directives;
 pub mod failpoint;
 pub mod file;
+pub mod frame;
 pub mod hops;
 pub mod json_size;
 pub mod level;

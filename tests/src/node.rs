@@ -121,6 +121,15 @@ impl FakeNode {
         reply(request.header("Content-Type", "application/json").send(body))
     }
 
+    /// POST of bytes to one of its resources.
+    pub fn post_bytes(&self, what: &str, body: &[u8]) -> Reply {
+        let mut request = self.agent.post(format!("{}{}", self.url, self.path(what)));
+        if let Some(token) = &self.token {
+            request = request.header("Authorization", format!("Bearer {token}"));
+        }
+        reply(request.header("Content-Type", "application/octet-stream").send(body))
+    }
+
     /// POST of JSON to one of its resources.
     pub fn post(&self, what: &str, body: &Value) -> Reply {
         self.post_text(&self.path(what), &body.to_string())

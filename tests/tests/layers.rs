@@ -29,6 +29,7 @@ const AGENT: &[&str] = &[
     "script",
     "uplink",
     "output",
+    "stream",
     "stats",
     "storage",
     "process_tree",

@@ -23,6 +23,7 @@ mod script;
 pub(crate) mod script_cache;
 pub mod server;
 mod stats;
+mod stream;
 
 use crate::api::context::Context;
 use crate::api::rate_limiter::{Charge, Exceeded, RESERVED_FOR_RESULTS, Resource};
@@ -102,6 +103,7 @@ impl Handlers {
             Route::Log(node) => log::post(context, &self.notices, node, body(request)),
             Route::Stats(node) => stats::post(context, node, body(request)),
             Route::Event(node) => event::post(context, node, request),
+            Route::Stream(node) => stream::post(context, node, request),
             Route::Script(node) => script::get(context, node, request),
             Route::Renew(node) => enroll::renew(context, node, request),
             Route::Enroll => enroll::post(context, request),

@@ -90,6 +90,7 @@ start are granted.
                              can change, and keys that they can read
       --max-queue N          most commands that may wait for one node (10000)
       --max-records N        most records a second that one node may send (5000)
+      --stream-memory MIB    most MiB of live output in Redis, of all controllers together (256)
       --keep SECONDS         for how long a finished job and its unread results stay in Redis (86400)
   -c, --config FILE          the same settings as TOML (state_dir = \"...\"); a flag wins over the file
       --log-level LEVEL      off, error, warn, info, debug, trace, or module=level,... (info)

@@ -62,6 +62,8 @@ pub struct Config {
     pub max_queue: usize,
     /// Most records a second, over a minute, that one node may send.
     pub max_records: u64,
+    /// Most MiB of live output in Redis, of all controllers.
+    pub stream_memory: u64,
     /// Seconds that a finished job and its unread results are kept.
     pub keep: u64,
     /// Warnings for the person who started this, each a sentence.
@@ -123,6 +125,7 @@ impl Default for Config {
             log_level: Directives::parse("info").expect("info is a level"),
             max_queue: 10_000,
             max_records: 5_000,
+            stream_memory: 256,
             keep: 86_400,
             warnings: Vec::new(),
         }
@@ -133,7 +136,7 @@ impl Default for Config {
 pub(crate) const SWITCHES: [&str; 4] = ["require-client-cert", "insecure-http", "insecure-no-auth", "insecure-paths"];
 /// Settings that take one.
 const NAMES: &str = "port bind redis redis-ca state-dir tls-cert tls-key client-ca host metrics-token-file \
-                     nodes-token-file log-level max-queue max-records keep";
+                     nodes-token-file log-level max-queue max-records stream-memory keep";
 
 /// Whether a setting has this name.
 pub(crate) fn is_setting(name: &str) -> bool {
@@ -180,6 +183,7 @@ impl Config {
             "log-level" => self.log_level = Directives::parse(&text(name, value)?)?,
             "max-queue" => self.max_queue = number(name, value, 1, 1_000_000)? as usize,
             "max-records" => self.max_records = number(name, value, 1, 1_000_000_000)? as u64,
+            "stream-memory" => self.stream_memory = number(name, value, 1, 1_048_576)? as u64,
             "keep" => self.keep = number(name, value, 60, 86_400)? as u64,
             _ => return Err(format!("unknown setting '{name}'")),
         }
@@ -360,6 +364,8 @@ mod tests {
                 "line 7: redis takes no table",
             ],
         );
+        let text = "stream-memory is a whole number from 1 to 1048576, not 0";
+        faults("stream_memory = 0\n", &[&format!("line 1: {text}")]);
         faults(
             "port = 1\nstate_dir = \"/a\\new\"\n",
             &[

@@ -40,6 +40,8 @@ pub(crate) const REVOKED_VERSION: &str = "jsacc:{revoked}:version";
 pub(crate) const SECRET: &str = "jsacc:secret";
 /// String: the key under which tickets are made, 64 hex digits.
 pub(crate) const TICKET_KEY: &str = "jsacc:ticket_key";
+/// Hash: id → bytes that its stream takes; the field `''` has the sum.
+pub(crate) const STREAMS: &str = "jsacc:streams";
 /// List: who had which command run; newest left.
 pub(crate) const AUDIT: &str = "jsacc:audit";
 /// Hash: `<job id> <STATE>` → number of results.
@@ -141,6 +143,21 @@ pub(crate) fn job(job: &str) -> String {
     format!("jsacc:job:{job}")
 }
 
+/// String: a client watches the job or command `id`; the id of the entry up to which it has read, or `1`.
+pub(crate) fn watch(id: &str) -> String {
+    format!("jsacc:watch:{id}")
+}
+
+/// Stream: the frames of a watch.
+pub(crate) fn stream(id: &str) -> String {
+    format!("jsacc:stream:{id}")
+}
+
+/// Hash, in the slot of `stream`: the last id, and per `gid:nid` how much was taken of it.
+pub(crate) fn stream_state(id: &str) -> String {
+    format!("jsacc:streamstate:{{{}}}", stream(id))
+}
+
 /// Hash, in the slot of the list of records `list`: `gid:nid` → number of its last batch in there.
 pub(crate) fn seen(list: &str) -> String {
     format!("jsacc:seen:{{{list}}}")
@@ -178,6 +195,9 @@ pub(crate) fn kind(key: &str) -> &'static str {
     // Behind the braces stands what it is of what they name.
     let (head, tail) = key.split_once('}').map_or((key, ""), |(head, tail)| (head, tail));
     match (head, tail) {
+        _ if key.starts_with("jsacc:streamstate:{") || key == STREAMS => "hash",
+        _ if key.starts_with("jsacc:stream:") => "stream",
+        _ if key.starts_with("jsacc:watch:") => "string",
         _ if head.starts_with("jsacc:done:{") => match tail.split(':').count() {
             1 => "hash",
             3 => "zset",
@@ -222,6 +242,7 @@ mod tests {
         assert_eq!(done_runs("a", node), "jsacc:done:{cmds_queue_a}:1:10");
         assert_eq!(done_run("a", node, 5), "jsacc:done:{cmds_queue_a}:1:10:5");
         assert_eq!(seen("log.a.b"), "jsacc:seen:{log.a.b}");
+        assert_eq!(stream_state("a"), "jsacc:streamstate:{jsacc:stream:a}");
         assert_eq!(stats_written(node), "jsacc:seen:{jsacc:stats:1:10}");
         assert_eq!(enrolled(node), "jsacc:enrolled:{jsacc:grant:1:10}");
         assert_eq!(enrolment_use("ab", "7"), "jsacc:seen:{jsacc:enroll:ab}:7");
@@ -246,7 +267,9 @@ mod tests {
             ("zset", vec![AGENTS.to_owned(), CONTROLLERS.into(), TAKERS.into(), GONE.into(), EXPIRING.into()]),
             ("zset", vec![queue(node), lists(node), done_runs("a", node)]),
             ("hash", vec![waiting(node), meta(node), agent(node), stats(node), job("a:b"), done("a"), seen("log.a.b")]),
-            ("hash", vec![grant(node), enrolled(node)]),
+            ("hash", vec![grant(node), enrolled(node), stream_state("a"), STREAMS.to_owned()]),
+            ("stream", vec![stream("a}:queue")]),
+            ("string", vec![watch("a")]),
             ("hash", vec![ROLES.to_owned(), REVOKED.into(), SECRET.into(), AUDIT_RESULTS.into(), STATS_SEEN.into()]),
             (
                 "string",

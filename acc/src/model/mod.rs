@@ -24,6 +24,7 @@ pub(crate) mod queue;
 pub mod records;
 pub mod results;
 mod scripts;
+pub(crate) mod stream;
 pub(crate) mod wakeups;
 
 pub use scripts::SCHEMA;

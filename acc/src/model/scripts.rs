@@ -19,6 +19,12 @@ macro_rules! scripts {
 }
 
 scripts! {
+    /// Takes frames of a node.
+    STREAM_POST: "stream.lua", "stream_post.lua";
+    /// Writes down how much a stream takes.
+    STREAM_USE: "stream.lua", "stream_use.lua";
+    /// Counts anew how much all streams take.
+    STREAM_RECOUNT: "stream_recount.lua";
     /// Writes down that a node has stored a command.
     RUNNING: "job_running.lua";
     /// Writes a result into its job's hash.

@@ -91,8 +91,11 @@ impl EventLoop {
         };
         if let Some(node) = node {
             self.mark_authenticated(id.slot(), node).map_err(OverLimit::refusal)?;
-            let charges = [Charge::new(Resource::Requests, 1), Charge::new(Resource::Bodies, head.length)];
-            self.rate_limiter.take(node, &charges, local_ms()).map_err(|_| OverLimit::Rate.refusal())?;
+            let of_all = [Charge::new(Resource::Requests, 1), Charge::new(Resource::Bodies, head.length)];
+            // `room` bounds what a stream sends, and its handler charges what goes beyond.
+            let of_stream = [Charge::new(Resource::StreamRequests, 1)];
+            let charges = if matches!(head.route, Route::Stream(_)) { &of_stream[..] } else { &of_all };
+            self.rate_limiter.take(node, charges, local_ms()).map_err(|_| OverLimit::Rate.refusal())?;
         } else if head.length > self.limits.max_open_body {
             let most = self.limits.max_open_body;
             return Err(Refusal::new(413, "body-too-long", format!("the body is over {most} bytes")));

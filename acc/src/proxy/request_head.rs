@@ -4,6 +4,7 @@
 
 use crate::http::Refusal;
 use crate::route::{Route, route};
+use jscommon::frame::MAX_REQUEST_BYTES;
 use std::net::Ipv6Addr;
 
 /// Most headers in one head.
@@ -64,6 +65,10 @@ pub(super) fn parse(head: &[u8], max_body: usize) -> Result<(RequestHead, bool),
         None => 0,
         Some(length) if length > 0 && !route.takes_body() => {
             return Err(Refusal::bad_request("body", format!("a {method} has no body here")));
+        }
+        Some(length) if length > MAX_REQUEST_BYTES && matches!(route, Route::Stream(_)) => {
+            let reason = format!("a request with live output has at most {MAX_REQUEST_BYTES} bytes");
+            return Err(Refusal::bad_request("body-too-long", reason));
         }
         Some(length) => length,
     };

@@ -12,7 +12,7 @@ use super::{Stop, presence, refusals};
 use crate::api::context::Context;
 use crate::auth::authenticator::Refused;
 use crate::auth::tls::TlsSource;
-use crate::model::{controllers, history, inbox, nodes};
+use crate::model::{controllers, history, inbox, nodes, stream};
 use crate::proxy::{Remote, Seen};
 use crate::redis::{Conn, Pool, describe};
 use crossbeam_channel::{Receiver, Sender, select};
@@ -51,7 +51,7 @@ struct Task {
 }
 
 /// In the order in which they run when several are due.
-static TASKS: [Task; 9] = [
+static TASKS: [Task; 10] = [
     Task { name: "heartbeat", period: HEARTBEAT_INTERVAL, has_work: |_| true, run: PeriodicTasks::heartbeat },
     Task {
         name: "shared changes",
@@ -80,6 +80,7 @@ static TASKS: [Task; 9] = [
         has_work: |state| state.unhinted.as_ref().is_none_or(|nodes| !nodes.is_empty()),
         run: PeriodicTasks::renewal_hints,
     },
+    Task { name: "streams", period: RECLAIM_INTERVAL, has_work: |_| true, run: PeriodicTasks::streams },
     Task { name: "cleanup", period: CLEANUP_INTERVAL, has_work: |_| true, run: PeriodicTasks::cleanup },
     Task {
         name: "refusals",
@@ -227,6 +228,16 @@ impl PeriodicTasks {
             while nodes::prune(conn, before, 500)? == 500 {}
             history::sweep_audit(conn)
         })
+    }
+
+    /// Looks after the streams of live output.
+    fn streams(&self, _: &mut State) -> RedisResult<()> {
+        let limits = stream::Limits::of_mib(self.context.config.stream_memory);
+        let now = self.context.clock.now();
+        let (count, bytes) = self.redis(|conn| stream::sweep(conn, limits, now))?;
+        self.context.metrics.streams.set(count);
+        self.context.metrics.stream_memory.set(bytes);
+        Ok(())
     }
 
     fn refusals(&self, state: &mut State) -> RedisResult<()> {

@@ -11,6 +11,7 @@ mod put;
 use crate::config::Config;
 use crate::script;
 use crate::storage::message_log;
+use crate::stream::Streams;
 use crate::uplink::Controller;
 use jscommon::Command;
 use serde_json::Value;
@@ -52,6 +53,10 @@ pub(crate) enum JobControl {
     ProcessStats,
     /// The entries of all jobs.
     ProcessesStats,
+    /// Opens a watch on a job.
+    Attach,
+    /// Opens a watch on a file.
+    Get,
 }
 
 /// The parts of the agent that built-in commands may use.
@@ -64,13 +69,15 @@ pub(crate) struct Context {
     pub(crate) controllers: Vec<Arc<Controller>>,
     /// The scripts that this node can run.
     pub(crate) scripts: Arc<script::Store>,
+    /// Live output; only a whole agent has it.
+    pub(crate) streams: Option<Arc<Streams>>,
 }
 
 impl Context {
     /// Makes the context for an agent with this configuration. It has no controllers to ask for scripts.
     pub(crate) fn new(config: Arc<Config>) -> Context {
         let scripts = Arc::new(script::Store::new(&config, Vec::new()));
-        Context { config, message_log: None, controllers: Vec::new(), scripts }
+        Context { config, message_log: None, controllers: Vec::new(), scripts, streams: None }
     }
 }
 
@@ -92,7 +99,9 @@ pub(crate) fn leaves_record(name: &str) -> bool {
 }
 
 const TABLE: &[(&str, Kind)] = &[
+    ("attach", Kind::Supervisor(JobControl::Attach)),
     ("del_msgs", Kind::Threaded(messages::delete)),
+    ("get", Kind::Supervisor(JobControl::Get)),
     ("get_cpu_info", Kind::Threaded(info::cpu)),
     ("get_disk_info", Kind::Threaded(info::disks)),
     ("get_mem_info", Kind::Threaded(info::memory)),

@@ -55,6 +55,8 @@ pub(crate) struct RunArgs {
     pub(crate) oom_score_adj: Option<i32>,
     /// `secret`: `env` and `data` stay out of records and results.
     pub(crate) secret: bool,
+    /// `stream`: its output goes to a watch as it comes.
+    pub(crate) stream: bool,
 }
 
 impl Default for RunArgs {
@@ -102,6 +104,7 @@ impl RunArgs {
             umask: args.read("umask", umask).unwrap_or(platform::UMASK),
             oom_score_adj: args.whole("oom_score_adj", -1000..=1000).map(|score| score as i32),
             secret: args.flag("secret"),
+            stream: args.flag("stream"),
         };
         if read.oom_score_adj.is_some()
             && let Err(why) = platform::supports("oom_score_adj")
@@ -331,6 +334,7 @@ mod tests {
         refused(json!({"rlimits": []}), "rlimits must be an object");
         refused(json!({"rlimits": {"nope": 1}}), "rlimits: ");
         refused(json!({"secret": 1}), "secret must be");
+        refused(json!({"stream": 1}), "stream must be");
         refused(json!({"user": 0}), "user must be");
     }
 

@@ -1,8 +1,10 @@
 //! The names of the commands that the agent answers itself.
 
 /// The built-in commands, in order.
-pub(crate) const BUILTIN: [&str; 17] = [
+pub(crate) const BUILTIN: [&str; 19] = [
+    "attach",
     "del_msgs",
+    "get",
     "get_cpu_info",
     "get_disk_info",
     "get_mem_info",

@@ -64,6 +64,11 @@ impl CaptureBuffer {
         self.bytes[stream] += bytes as u64;
     }
 
+    /// Returns how many bytes were counted.
+    pub(super) fn bytes(&self) -> [u64; 2] {
+        self.bytes
+    }
+
     /// Returns what has been captured by now.
     pub(super) fn snapshot(&self) -> Captured {
         let [(out, out_cut), (err, err_cut)] = [self.tails[0].text(), self.tails[1].text()];

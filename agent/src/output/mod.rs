@@ -8,8 +8,9 @@ use crate::job::JobLabel;
 use crate::stats;
 use crate::storage::message_log;
 use crate::storage::message_log::batch::Batch;
+use crate::stream::{Position, Spool};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 mod capture;
@@ -47,12 +48,14 @@ pub(crate) struct Capture {
     stall: Mutex<Stall>,
     /// Bytes that may still be handed over without a wait, since the process has ended.
     last: AtomicUsize,
+    /// The spool that gets the bytes as they are, where the job is watched or was.
+    spool: OnceLock<Arc<Spool>>,
 }
 
 /// How many these are: what both pipes hold, and what was read of them before.
 const LAST_OUTPUT: usize = 256 << 10;
 
-/// How long readers waited for the message log.
+/// How long readers waited for the message log, or for room in a spool.
 #[derive(Debug, Default)]
 struct Stall {
     /// Readers that wait now: both of a child at most.
@@ -73,13 +76,40 @@ impl Capture {
     /// result waits for that. Says whether a reader waits now, and is to be told by [`message_log::Inlet::nudge`].
     pub(crate) fn process_ended(&self) -> bool {
         self.last.store(LAST_OUTPUT, Ordering::SeqCst);
+        if let Some(spool) = self.spool.get() {
+            spool.nudge();
+        }
         lock(&self.stall).waiting > 0
+    }
+
+    /// Returns how many bytes were read of stdout and of stderr.
+    pub(crate) fn bytes(&self) -> Position {
+        lock(&self.buffer).bytes()
+    }
+
+    /// Has the bytes go to a spool from here on: `make` is given how many were read before.
+    pub(crate) fn attach_spool(&self, make: impl FnOnce(Position) -> Arc<Spool>) -> Arc<Spool> {
+        let buffer = lock(&self.buffer);
+        self.spool.get_or_init(|| make(buffer.bytes())).clone()
+    }
+
+    /// Hands bytes to the spool, which waits while the spool is full and a watch lives.
+    fn keep(&self, spool: &Spool, stream: usize, bytes: &[u8]) {
+        if spool.write(stream, bytes).is_ok() {
+            return;
+        }
+        self.while_stalled(|| spool.write_waiting(stream, bytes, || self.last.load(Ordering::SeqCst) > 0));
+        self.use_last(bytes.len());
     }
 
     /// Hands over the messages of so many bytes, which waits while the message log is behind.
     fn push(&self, message_log: &message_log::Inlet, batch: Batch, bytes: usize) {
         let Err(batch) = message_log.try_push(batch) else { return };
         self.while_stalled(|| message_log.push_last(batch, || self.last.load(Ordering::SeqCst) > 0));
+        self.use_last(bytes);
+    }
+
+    fn use_last(&self, bytes: usize) {
         let less = |left: usize| Some(left.saturating_sub(bytes));
         let _ = self.last.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less);
     }

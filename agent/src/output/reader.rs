@@ -15,6 +15,7 @@ use super::{Capture, Outlets};
 use crate::job::JobLabel;
 use crate::platform::unix_ms;
 use crate::storage::message_log::batch::Batch;
+use crate::stream::Spool;
 use crate::{platform, process_tree};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use jscommon::lock::lock;
@@ -86,7 +87,7 @@ impl Default for Readers {
 }
 
 impl Readers {
-    /// Reads the pipes of a child.
+    /// Reads the pipes of a child; where there is a `spool`, it gets every byte.
     ///
     /// `ended` runs once, on a reader's thread and never here, when all of them have ended; by then
     /// everything that was read has been handed to the outlets. The error is the operating system's, when
@@ -96,9 +97,13 @@ impl Readers {
         source: &Arc<JobLabel>,
         feeds: Vec<impl Feed>,
         outlets: &Outlets,
+        spool: Option<Arc<Spool>>,
         ended: impl FnOnce() + Send + 'static,
     ) -> io::Result<Arc<Capture>> {
         let capture = Arc::new(Capture::default());
+        if let Some(spool) = spool {
+            capture.attach_spool(|_| spool);
+        }
         let ended = Arc::new(Ended { left: AtomicUsize::new(feeds.len()), run: Mutex::new(Some(ended)) });
         for feed in feeds {
             let reader = Reader {
@@ -182,6 +187,12 @@ impl Reader {
         {
             let mut buffer = lock(&capture.buffer);
             buffer.count(stream, bytes.map_or(0, <[u8]>::len));
+            if let Some(spool) = capture.spool.get() {
+                // It may wait, and others ask for what was captured meanwhile.
+                drop(buffer);
+                capture.keep(spool, stream, bytes.unwrap_or_default());
+                buffer = lock(&capture.buffer);
+            }
             let mut sink = |message: Message<'_>| {
                 buffer.note(stream, &message);
                 if message.level == level::STATSD {
@@ -266,7 +277,7 @@ mod tests {
         for feeds in [vec![Texts(vec![out.clone(), err.clone()])], vec![Texts(vec![out]), Texts(vec![err])]] {
             let (done, ended) = mpsc::channel();
             let readers = Readers::default();
-            let capture = readers.attach(&source(), feeds, &outlets(), move || done.send(()).unwrap()).unwrap();
+            let capture = readers.attach(&source(), feeds, &outlets(), None, move || done.send(()).unwrap()).unwrap();
             ended.recv_timeout(Duration::from_secs(20)).unwrap();
             let captured = capture.snapshot();
             assert_eq!((captured.data.as_str(), captured.level, captured.results), ("{}", 20, 10_000));
@@ -279,7 +290,7 @@ mod tests {
         let (done, ended) = mpsc::channel();
         let readers = Readers::default();
         let capture =
-            readers.attach(&source(), vec![Texts(streams)], &outlets(), move || done.send(()).unwrap()).unwrap();
+            readers.attach(&source(), vec![Texts(streams)], &outlets(), None, move || done.send(()).unwrap()).unwrap();
         ended.recv_timeout(Duration::from_secs(20)).unwrap();
         capture.snapshot()
     }
@@ -309,7 +320,7 @@ mod tests {
             let (done, ended) = mpsc::channel();
             let tell = move || done.send(std::thread::current().id()).unwrap();
             // It has ended before it is known to be read.
-            readers.attach(&source(), vec![Texts(vec![])], &outlets(), tell).unwrap();
+            readers.attach(&source(), vec![Texts(vec![])], &outlets(), None, tell).unwrap();
             assert_ne!(ended.recv_timeout(Duration::from_secs(20)).unwrap(), own);
         }
     }
@@ -321,7 +332,7 @@ mod tests {
         for _ in 0..50 {
             let (done, ended) = mpsc::channel();
             let tell = move || done.send(std::thread::current().id()).unwrap();
-            readers.attach(&source(), vec![Texts(vec![text(0, b"x")])], &outlets(), tell).unwrap();
+            readers.attach(&source(), vec![Texts(vec![text(0, b"x")])], &outlets(), None, tell).unwrap();
             threads.insert(ended.recv_timeout(Duration::from_secs(20)).unwrap());
             // It is on its way back, and nobody can see when it has come there.
             std::thread::sleep(Duration::from_millis(2));

@@ -11,6 +11,7 @@ mod complete;
 mod control;
 mod effects;
 mod runs;
+mod watches;
 
 use super::job_table::{Detail, Job, Run, Work, group_name};
 use super::launcher::Launcher;
@@ -271,6 +272,9 @@ impl Actor {
         self.emptied.shrink_to_fit();
         self.fresh.shrink_to_fit();
         self.parts.job_store.rest();
+        if let Some(streams) = &self.parts.builtins.streams {
+            streams.prune();
+        }
         (self.parts.notify)(Notice::Idle);
     }
 

@@ -4,10 +4,12 @@
 //! unscheduling are done by the supervisor, which alone knows the jobs.
 
 use super::Remote;
-use crate::commands::Answer;
+use crate::commands::{Answer, Context};
 use crate::job::fields::{Fields, object};
 use crate::platform::Signal;
+use crate::stream::From;
 use jscommon::Command;
+use std::path::Path;
 
 /// The job that `kill`, `unschedule` or `get_process_stats` is about: data `{"id": …}`.
 pub(super) fn target(command: &Command) -> Result<String, String> {
@@ -24,6 +26,38 @@ pub(super) fn signal(command: &Command) -> Result<(String, Signal), String> {
         // Without a signal there is a fault.
         (id, data.read("signal", Signal::from_json).unwrap_or(Signal::TERM))
     })
+}
+
+/// The job of `attach` and where its watch begins: data `{"id", "tail"}` or `{"id", "from": [stdout, stderr]}`.
+pub(super) fn attach(command: &Command) -> Result<(String, From), String> {
+    read(command, |data| {
+        let (id, tail) = (id(data), data.whole("tail", 0..=i64::MAX));
+        let from = data.read("from", |value| {
+            let position = value.as_array().and_then(|list| match list.as_slice() {
+                [out, err] => Some([out.as_u64()?, err.as_u64()?]),
+                _ => None,
+            });
+            position.ok_or_else(|| "from must be the positions in stdout and stderr, as in [1000, 0]".to_owned())
+        });
+        if tail.is_some() && from.is_some() {
+            data.fault("data has tail and from: give one of them");
+        }
+        (id, from.map_or(From::Tail(tail.unwrap_or(0) as u64), From::Position))
+    })
+}
+
+/// `get`: opens a watch on a regular file: data `{"path", "offset", "length"}`.
+pub(super) fn get(context: &Context, controller: &str, command: &Command) -> Answer {
+    let (path, offset, length) = read(command, |data| {
+        let path = data.text("path").unwrap_or_default().to_owned();
+        if !Path::new(&path).is_absolute() {
+            data.fault("path must be an absolute path, as in {\"path\": \"/var/log/syslog\"}");
+        }
+        let length = data.whole("length", 0..=i64::MAX).map(|length| length as u64);
+        (path, data.whole("offset", 0..=i64::MAX).unwrap_or(0) as u64, length)
+    })?;
+    let streams = context.streams.as_ref().ok_or("this agent sends no live output")?;
+    streams.send_file(controller, command, Path::new(&path), offset, length)
 }
 
 /// `get_process_stats`: one job's entry, whether it runs or waits.

@@ -4,6 +4,7 @@ use crate::commands::{self, Answer, JobControl};
 use crate::job::{JobLabel, RunArgs};
 use crate::output::Capture;
 use crate::process_tree::{self, JobTag};
+use crate::stream::{Position, Spool};
 use jscommon::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,6 +21,12 @@ pub(super) struct Job {
     /// Kept while the job has a run; one that waits is read from the job store again, so that thousands
     /// of them cost the disk and not the memory.
     pub(super) detail: Option<Arc<Detail>>,
+    /// A watch is to open with its first run: it asked for one, and never ran.
+    pub(super) opens_watch: bool,
+    /// Its output, where it is watched or was.
+    pub(super) spool: Option<Arc<Spool>>,
+    /// The bytes that its runs before this one wrote.
+    pub(super) written: Position,
 }
 
 /// The larger part of a job.

@@ -9,12 +9,15 @@ mod restarts;
 mod runs;
 mod sync;
 mod trouble;
+#[cfg(unix)]
+mod watches;
 
 use super::*;
 use crate::job::JobState;
 use crate::stats;
 use crate::storage::job_store::{JobStore, JobUpdate};
 use crate::storage::{message_log, upload_queue};
+use crate::stream::{Post, Streams};
 use crossbeam_channel::Receiver;
 use jscommon::{JobResult, State};
 use serde_json::json;
@@ -26,6 +29,8 @@ const LONG: Duration = Duration::from_secs(30);
 /// One node: its folder outlives its agents.
 struct Node {
     dir: TempDir,
+    /// Where live output goes.
+    post: Option<Arc<dyn Post>>,
 }
 
 /// One life of its agent.
@@ -41,7 +46,7 @@ struct Life {
 
 impl Node {
     fn new() -> Node {
-        Node { dir: tempfile::tempdir().unwrap() }
+        Node { dir: tempfile::tempdir().unwrap(), post: None }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -69,11 +74,14 @@ impl Node {
         let message_log = message_log::Handle::start(&config, upload_queue.clone()).unwrap();
         let stats = stats::Handle::start(&config, upload_queue).unwrap();
         let (tell, notices) = unbounded();
+        let mut builtins = crate::commands::Context::new(config.clone());
+        let post = self.post.iter().map(|post| ("main".to_owned(), post.clone()));
+        builtins.streams = self.post.is_some().then(|| Streams::start(&config.main.data_dir, post));
         let handle = Handle::start(Parts {
             config: config.clone(),
             job_store: job_store.clone(),
             outlets: Outlets { message_log: message_log.inlet(), stats: stats.inlet() },
-            builtins: Arc::new(crate::commands::Context::new(config.clone())),
+            builtins: Arc::new(builtins),
             notify: Arc::new(move |notice| drop(tell.send(notice))),
         })
         .unwrap();

@@ -298,6 +298,16 @@ impl Controller {
         self.at_turn(&link, Content::Varies, call, accept)
     }
 
+    /// Posts frames of live output. An answer of 409 with `have` is one as any other.
+    pub(super) fn post_frames<T: for<'de> Deserialize<'de>>(&self, query: &str, frames: &[u8]) -> Result<T, Failure> {
+        let link = self.link();
+        let call = |url: &str| {
+            let request = with_bearer(link.posts.post(self.path(url, query)), link.bearer());
+            request.content_type("application/octet-stream").send(frames)
+        };
+        self.at_turn(&link, Content::Varies, call, |answer| answer.json())
+    }
+
     fn path(&self, url: &str, rest: &str) -> String {
         format!("{url}/{}/{}/{rest}", self.node.gid, self.node.nid)
     }
@@ -328,7 +338,7 @@ pub(crate) fn enroll(
 }
 
 /// A text as it may stand in a query (RFC 3986, 2.3).
-fn encode(text: &str) -> String {
+pub(super) fn encode(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {
         match byte {

@@ -8,6 +8,7 @@ pub(crate) mod faults;
 mod log_once;
 pub(crate) mod poller;
 mod resolver;
+mod stream_post;
 #[cfg(test)]
 pub(crate) mod test_controller;
 mod trust;

@@ -215,9 +215,11 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const ALL: [Resource; 16] = [
+    const ALL: [Resource; 18] = [
         Resource::Requests,
         Resource::Bodies,
+        Resource::StreamRequests,
+        Resource::StreamWaste,
         Resource::Bytes,
         Resource::Growth,
         Resource::Records,

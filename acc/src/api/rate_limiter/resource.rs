@@ -11,6 +11,10 @@ pub(crate) enum Resource {
     Requests,
     /// Bytes of requests' bodies.
     Bodies,
+    /// Requests with live output.
+    StreamRequests,
+    /// Bytes of live output that were sent and not taken.
+    StreamWaste,
     /// Bytes written into Redis.
     Bytes,
     /// Bytes by which lists of records have grown.
@@ -56,6 +60,8 @@ impl Resource {
         match self {
             Resource::Requests => (4000.0, 2000.0, "node-rate", "requests"),
             Resource::Bodies => (64.0 * MIB * more, 4.0 * MIB * more, "node-rate", "bytes of bodies"),
+            Resource::StreamRequests => (16_000.0, 8000.0, "node-rate", "requests with live output"),
+            Resource::StreamWaste => (64.0 * MIB, 4.0 * MIB, "stream-waste", "bytes of live output beyond its room"),
             Resource::Bytes => (24.0 * MIB * more, MIB * more, "node-bytes", "bytes"),
             Resource::Growth => {
                 (256.0 * MIB * more, 256.0 * MIB * more / (24.0 * HOUR), "node-bytes", "bytes of new records")

@@ -54,3 +54,9 @@ pub(crate) fn shell_word(path: &std::path::Path) -> String {
 pub(crate) fn is_busy(_fault: &std::io::Error, _to: &std::path::Path) -> bool {
     false
 }
+
+/// Returns the mode bits of a file as octal text.
+pub(crate) fn mode_of(meta: &std::fs::Metadata) -> String {
+    use std::os::unix::fs::PermissionsExt;
+    format!("{:04o}", meta.permissions().mode() & 0o7777)
+}

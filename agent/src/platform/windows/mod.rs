@@ -61,3 +61,8 @@ pub(crate) fn default_sigpipe() {}
 pub(crate) fn shell_word(path: &std::path::Path) -> String {
     jscommon::text::windows_word(&path.to_string_lossy()).into_owned()
 }
+
+/// Returns mode bits as octal text, by whether the file is read-only: Windows has no others.
+pub(crate) fn mode_of(meta: &std::fs::Metadata) -> String {
+    (if meta.permissions().readonly() { "0444" } else { "0644" }).to_owned()
+}

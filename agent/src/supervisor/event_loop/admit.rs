@@ -182,7 +182,18 @@ impl Actor {
         let detail = self.detail_of(command, args);
         let command = detail.command.clone();
         let stored = persisted.is_some() || self.fresh.contains(&*id);
-        let job = Job { controller: controller.clone(), size, work, stored, detail: Some(detail) };
+        let is_new = persisted.is_none_or(|persisted| persisted.state == JobState::Accepted);
+        let opens_watch = is_new && self.wants_watch(controller, &command);
+        let job = Job {
+            controller: controller.clone(),
+            size,
+            work,
+            stored,
+            detail: Some(detail),
+            opens_watch,
+            spool: None,
+            written: [0, 0],
+        };
         self.bytes += size;
         self.jobs.insert(id.clone(), job);
         if let Some(NotStarted { code, why }) = fault {
@@ -194,7 +205,7 @@ impl Actor {
                 let answer = function(&self.parts.builtins, &command);
                 self.answer(&id, answer);
             }
-            Work::Control(JobControl::ProcessStats | JobControl::ProcessesStats)
+            Work::Control(JobControl::ProcessStats | JobControl::ProcessesStats | JobControl::Get)
             | Work::Threaded(_)
             | Work::Execute
             | Work::Prepared => {

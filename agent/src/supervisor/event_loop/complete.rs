@@ -15,6 +15,13 @@ use std::time::Instant;
 impl Actor {
     pub(super) fn run_over(&mut self, run: u64) -> Option<Run> {
         let known = self.runs.remove(&run);
+        if let Some(known) = &known
+            && let Some(capture) = &known.capture
+            && let Some(job) = self.jobs.get_mut(&known.id)
+        {
+            let bytes = capture.bytes();
+            job.written = [job.written[0] + bytes[0], job.written[1] + bytes[1]];
+        }
         // Pipes that are open now are held by a daemon, which is to outlive the agent.
         if let Some(ends) = known.as_ref().filter(|known| known.reaped).and_then(|known| known.ends.as_ref()) {
             self.keeper.keep(run, ends);
@@ -55,7 +62,10 @@ impl Actor {
         let deferred_sync = started && !remembered && conclusion.as_ref().is_some_and(may_be_late);
         let concluded = conclusion.and_then(|conclusion| self.conclude(id, run, conclusion));
         let at = concluded.as_ref().map_or_else(unix_ms, |(.., started)| *started);
+        // A job that never ran has a watch that only ends.
+        self.open_watch(id);
         let Some(job) = self.jobs.remove(id) else { return };
+        self.close_watches(&job);
         self.bytes = self.bytes.saturating_sub(job.size);
         let result = concluded.map(|(json, ..)| json).filter(|_| !job.controller.is_empty());
         if !job.stored {

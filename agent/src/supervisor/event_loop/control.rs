@@ -61,7 +61,8 @@ impl Actor {
                 Ok(json!("restarting"))
             }
             JobControl::Schedules => Ok(self.schedules()),
-            JobControl::ProcessStats | JobControl::ProcessesStats => Err("not here".into()),
+            JobControl::Attach => self.attach(id, command),
+            JobControl::ProcessStats | JobControl::ProcessesStats | JobControl::Get => Err("not here".into()),
         };
         self.answer(id, answer);
     }

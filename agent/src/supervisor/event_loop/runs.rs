@@ -25,6 +25,7 @@ impl Actor {
         job.detail = Some(detail.clone());
         let command = detail.command.clone();
         self.runs.insert(run, Run::new(id.clone(), at, job.stored));
+        self.open_watch(id);
         let context = self.parts.builtins.clone();
         match work {
             Work::Execute => match self.process(&command) {
@@ -48,8 +49,9 @@ impl Actor {
             }
             Work::Control(control) => {
                 self.event(Event::Spawned { run });
-                let remote = self.remote.clone();
+                let (remote, controller) = (self.remote.clone(), self.controller_of(id));
                 self.answer_later(run, move || match control {
+                    JobControl::Get => job_commands::get(&context, &controller, &command),
                     JobControl::ProcessStats => job_commands::process_stats(&remote, &command),
                     _ => job_commands::processes_stats(&remote, &command),
                 });
@@ -138,11 +140,12 @@ impl Actor {
                 None => Message::Drained { run },
             });
         };
+        let spool = self.jobs.get(&known.id).and_then(|job| job.spool.clone());
         let attached = match (child.stdout, child.stderr) {
             (Some(out), Some(err)) => {
                 let (pipes, ends) = process_tree::Pipes::of(out, err);
                 known.ends = Some(ends);
-                self.readers.attach(&detail.source, pipes, &self.parts.outlets, ended)
+                self.readers.attach(&detail.source, pipes, &self.parts.outlets, spool, ended)
             }
             _ => Err(std::io::Error::other("it has no pipes")),
         };

@@ -18,6 +18,7 @@ mod sessions;
 mod small_memory;
 mod stats;
 mod statsd;
+mod stream;
 mod supervise;
 mod table;
 mod tickets;
@@ -61,6 +62,7 @@ const BENCHES: &[Bench] = &[
         "1,000 to 10,000 nodes over TLS: memory, CPU, wake, fanout, herd; 100000: of six controllers",
         scale::run,
     ),
+    ("stream", "live output: the delay of a line, the speed of a large file", stream::run),
     ("supervise", "the agent as a process manager, beside supervisord, runit and monit", supervise::run),
     ("scripts", "empty scripts in Lua and Python, beside their bare interpreters", scripts::run),
     ("footprint", "disk, memory, CPU and bytes of an agent at rest; --check fails above a budget", footprint::run),

@@ -88,8 +88,12 @@ def steps(page: Path) -> List[Tuple[str, List[str]]]:
     return found
 
 
+#: Words of `date`, which are others each day.
+DAY = re.compile(r"\b(Mon|Tue|Wed|Thu|Fri|Sat|Sun) (Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)\b")
+
+
 def plain(line: str) -> str:
-    return " ".join(re.sub(r"\d+", "0", ID.sub("id", line)).split())
+    return " ".join(re.sub(r"\d+", "0", DAY.sub("Day Month", ID.sub("id", line))).split())
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/tutorial.md"])

@@ -44,7 +44,7 @@ impl Kind {
 pub struct Frame<'a> {
     /// The meaning of the payload.
     pub kind: Kind,
-    /// What follows the header.
+    /// The bytes behind the header.
     pub payload: &'a [u8],
 }
 

@@ -17,7 +17,7 @@ pub(super) fn post(context: &Context, node: NodeId, request: &Request) -> Outcom
     let length = request.body.len();
     expect_room(context, node, &[Charge::new(Resource::StreamWaste, length)])?;
     let outcome = answer(context, node, request);
-    // What was not taken costs everybody else something all the same; that Redis is away is nobody's fault.
+    // Frames that were not taken cost everybody else something all the same; that Redis is away is nobody's fault.
     let wasted = match &outcome {
         Ok((_, taken)) => !taken,
         Err(Fault::Reply(_)) => true,

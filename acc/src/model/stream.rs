@@ -44,7 +44,7 @@ pub(crate) struct Frames<'a> {
     pub(crate) has_ticket: bool,
 }
 
-/// What became of some frames.
+/// The verdict on the frames of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// They are stored.

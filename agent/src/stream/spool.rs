@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 /// Bytes of a job's spool that no watch may leave untaken; with what is kept and a file's rest, 64 MiB.
 pub(super) const MAX_UNTAKEN_BYTES: u64 = 54 << 20;
-/// Bytes of what was taken that are kept.
+/// Bytes of what was taken that are kept, while there is room for half of all.
 pub(super) const KEPT_BYTES: u64 = 8 << 20;
 /// Bytes of all spools.
 const MAX_TOTAL_BYTES: u64 = 256 << 20;
@@ -366,7 +366,9 @@ impl State {
     }
 
     fn trim(&mut self, shared: &Shared) {
-        let floor = self.floor().saturating_sub(KEPT_BYTES);
+        // What many jobs keep must not fill the spools, for writes would wait for bytes that nobody takes any more.
+        let is_crowded = shared.total.load(Ordering::Relaxed) > MAX_TOTAL_BYTES / 2;
+        let floor = self.floor().saturating_sub(if is_crowded { 0 } else { KEPT_BYTES });
         if let Some(log) = &mut self.log {
             log.trim(floor);
         }

@@ -32,7 +32,7 @@ fn write_to_a_full_spool_waits_until_it_is_taken() {
     });
     assert_eq!(spool.write(0, &block), Ok(()));
     assert_eq!(spool.locate(0, 0).position[0], (written + 2) << 20);
-    // What was taken is kept up to a bound.
+    // Some of the bytes that were taken are kept.
     let start = spool.locate(0, 0).start;
     assert!(start > 10 << 20 && start <= (20 << 20) - KEPT_BYTES, "{start}");
 }
@@ -124,4 +124,24 @@ fn spools_of_ended_jobs_go_when_room_is_needed() {
     assert_eq!(new.locate(0, 0).gap, [3, 0], "nobody watches: it does not wait");
     open(&new, "w", 0);
     assert_eq!(new.write(0, b"abc"), Err(Full));
+}
+
+#[test]
+fn bytes_that_were_taken_from_many_jobs_keep_no_other_job_waiting() {
+    let dir = tempfile::tempdir().unwrap();
+    let shared = Arc::new(Shared::new(dir.path().join("spool")));
+    let block = vec![7; 1 << 20];
+    let spools: Vec<Spool> = (0..40).map(|n| Spool::new(&shared, &format!("job {n}"), [0, 0])).collect();
+    for spool in &spools {
+        open(spool, "w", 0);
+        for n in 0..10 {
+            assert_eq!(spool.write(0, &block), Ok(()), "{spool:?} at block {n}");
+            spool.taken("w", u64::MAX);
+        }
+    }
+    let held = |spool: &Spool| {
+        let found = spool.locate(0, 0);
+        found.end - found.start
+    };
+    assert!(held(&spools[0]) >= KEPT_BYTES && held(&spools[39]) < KEPT_BYTES);
 }

@@ -136,7 +136,7 @@ fn job_waits_while_its_spool_is_full_and_can_be_killed() {
     let killed = life.ask("kill", "kill", json!({"id": "job"}));
     assert_eq!((killed.state, life.result("job").state), (State::Ok, State::Killed));
     assert!(size() < 64 << 20);
-    // What it wrote is sent once the controller is there.
+    // Its output is sent once the controller is there.
     kept.is_away.store(false, Ordering::Relaxed);
     let end = kept.end("job").1;
     assert_eq!(end["stdout"]["bytes"], kept.output("job").0[0].len());

@@ -22,10 +22,12 @@ if TYPE_CHECKING:
         NoMatchingNodesError,
         RedisUnavailableError,
         ResultDecodeError,
+        StreamBrokenError,
         UsageError,
         WaitTimeoutError,
     )
     from .fleet import Fleet
+    from .frames import Chunk, Line
     from .grants import Grant
     from .job import Job
     from .keys import NodeId
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0-dev"
 
 __all__ = [
+    "Chunk",
     "Client",
     "Command",
     "Error",
@@ -49,6 +52,7 @@ __all__ = [
     "JobFailedError",
     "JobInfo",
     "JobNotFoundError",
+    "Line",
     "NoControllerError",
     "NoMatchingNodesError",
     "Node",
@@ -57,6 +61,7 @@ __all__ = [
     "RedisUnavailableError",
     "Result",
     "ResultDecodeError",
+    "StreamBrokenError",
     "TargetCommands",
     "UsageError",
     "WaitTimeoutError",
@@ -67,6 +72,7 @@ __all__ = [
 _MODULES = {
     "client": ("Client",),
     "fleet": ("Fleet",),
+    "frames": ("Chunk", "Line"),
     "grants": ("Grant",),
     "job": ("Job",),
     "keys": ("NodeId",),

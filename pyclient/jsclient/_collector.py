@@ -164,6 +164,13 @@ class ResultCollector:
         """Return the id of the job of this node."""
         return self._ids.get(node, self.id)
 
+    def watches(self) -> Dict[str, Optional[NodeId]]:
+        """Return the ids of the jobs that were sent, each with its node; no node for a job of all nodes."""
+        if self._fanout_id:
+            return {self._fanout_id: None}
+        unsent = {command.id for command in self._unsent}
+        return {job_id: node for node, job_id in self._ids.items() if job_id not in unsent}
+
     def stream(self, timeout: Timeout = DEFAULT, tick: float = 0) -> Iterator[Any]:
         """Yield the results that have not been yielded, as they arrive.
 

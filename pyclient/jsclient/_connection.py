@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from . import _rejection, address
 from ._redis_errors import (
@@ -311,6 +311,43 @@ class Connection:
         popped: Optional[Tuple[bytes, bytes]] = self._retry_as_cluster(lambda: self._pop(keys, wait))
         return popped
 
+    def read_streams(
+        self, after: Mapping[str, bytes], seconds: float, count: int
+    ) -> List[Tuple[str, List[Tuple[bytes, Dict[bytes, bytes]]]]]:
+        """Return entries of streams, at most `count` of each, that come after the ids in `after`, by the stream's key.
+
+        Wait for one at most `seconds`, which is limited as for `pop`.
+        """
+        self._check_version()
+        wait = min(max(seconds, MIN_BLOCKING_READ_SECONDS), self._max_blocking_read)
+        answer = self._retry_as_cluster(lambda: self._read_streams(after, wait, count))
+        return [
+            (key.decode(), [(entry, dict(fields or {})) for entry, fields in entries]) for key, entries in answer
+        ]
+
+    def _read_streams(self, after: Mapping[str, bytes], wait: float, count: int) -> Any:
+        try:
+            if not self._is_cluster:
+                return _xread(self._redis, after, count, wait)
+            shares: Dict[str, Tuple[Any, Dict[str, bytes]]] = {}
+            for key, entry in after.items():
+                node = self._redis.get_node_from_key(key)
+                shares.setdefault(node.name, (node, {}))[1][key] = entry
+            servers = [(self._redis.get_redis_connection(node), share) for node, share in shares.values()]
+            if len(servers) == 1:
+                return _xread(*servers[0], count, wait)
+            # One XREAD cannot wait at several servers, so they are polled.
+            end, pause = time.monotonic() + wait, _FIRST_POLL_SECONDS
+            while True:
+                found = [one for server, share in servers for one in _xread(server, share, count, None)]
+                left = end - time.monotonic()
+                if found or left <= 0:
+                    return found
+                time.sleep(min(pause, left))
+                pause = min(pause * 1.5, _MAX_POLL_SECONDS)
+        except self._errors as e:
+            raise self._error(e) from e
+
     @property
     def _max_blocking_read(self) -> float:
         """Return the longest blocking read in seconds: at most half the timeout of the socket."""
@@ -360,6 +397,12 @@ class Connection:
         if self._is_cluster and isinstance(found, RedisUnavailableError) and found.transient:
             self._forget_servers()
         return found
+
+
+def _xread(server: Any, after: Mapping[str, bytes], count: int, wait: Optional[float]) -> List[Any]:
+    block = () if wait is None else ("BLOCK", int(wait * 1000))
+    answer = server.execute_command("XREAD", "COUNT", count, *block, "STREAMS", *after, *after.values())
+    return list(answer.items() if isinstance(answer, dict) else answer or ())
 
 
 def _version(answer: Any) -> bytes:

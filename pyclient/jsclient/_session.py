@@ -13,7 +13,7 @@ from . import keys, wire
 from ._connection import Connection
 from ._timeouts import DEFAULT, Default, Timeout
 from .commands import CommandSpec, Levels
-from .errors import Error, NoControllerError, UsageError, job_not_found_error
+from .errors import Error, NoControllerError, RedisUnavailableError, UsageError, job_not_found_error
 from .keys import NodeId
 from .nodes import explain_unknown, format_duration, load_nodes, load_revoked, to_milliseconds
 from .result import Result
@@ -105,6 +105,11 @@ class Session(ABC):
             command.by = command.by or self.by
             command.user = command.user or self.user
             texts.append(command.to_json())
+        watched = [command.id for command in commands if command.opens_watch]
+        if watched:
+            # Before the commands, for their nodes may send at once.
+            ttl = keys.WATCH_TTL_SECONDS
+            self.connection.bulk([("SET", keys.watch(job_id), "0-0", "EX", ttl) for job_id in watched])
         for start in range(0, len(texts), _PUSH_SIZE):
             chunk = texts[start : start + _PUSH_SIZE]
             self.sent += len(chunk)
@@ -188,6 +193,22 @@ class Session(ABC):
                 if value is not None:
                     yield (node, *wire.parse_entry(value, node))
 
+    def written(self, job_id: str, nodes: Sequence[NodeId]) -> Dict[NodeId, Optional[Tuple[int, int]]]:
+        """Return the counts of bytes in the results of a job, of those of these nodes that write no more.
+
+        A recurring job writes more after each result. In an outage of Redis nothing is known.
+        """
+        try:
+            return {
+                node: result.bytes
+                for node, _, result in self._entries(job_id, nodes)
+                if result is not None and not result.args.get("recurring_period")
+            }
+        except RedisUnavailableError as e:
+            if not e.transient:
+                raise
+            return {}
+
     def _forget(self, result: Result) -> None:
         """Delete the list of results of a job whose result was read from its hash, except of a recurring job."""
         if result.id and not result.args.get("recurring_period"):
@@ -238,7 +259,8 @@ class Session(ABC):
 
     @abstractmethod
     def _ask(
-        self, node: NodeId, spec: CommandSpec, timeout: Timeout = DEFAULT, quiet: bool = False, present: bool = False
+        self, node: NodeId, spec: CommandSpec, timeout: Timeout = DEFAULT, quiet: bool = False, present: bool = False,
+        job_id: Optional[str] = None,
     ) -> Result:
         """Send a command to one node and return its result."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from . import keys, wire
 from .errors import UsageError
@@ -98,6 +98,32 @@ def info(kind: str) -> CommandSpec:
     if kind not in INFO:
         raise UsageError(f"info knows {', '.join(INFO)}, not {kind!r}")
     return CommandSpec(INFO[kind])
+
+
+def attach(job_id: str, tail: int = 0, start: Optional[Sequence[int]] = None) -> CommandSpec:
+    """Return the command that opens a watch on a job.
+
+    It begins so that at least `tail` bytes of what is left of its output come, or at these positions of stdout and
+    stderr, or a little before them.
+    """
+    data: Dict[str, Any] = {"id": keys.check_id(job_id)}
+    data.update({"tail": tail} if start is None else {"from": list(start)})
+    return CommandSpec("attach", {}, data)
+
+
+def attached(answer: Any, node: object) -> Tuple[int, int]:
+    """Return the positions at which the watch of `attach` begins; raise `UsageError` when the answer has none."""
+    start = answer.get("from") if isinstance(answer, dict) else None
+    if isinstance(start, list) and len(start) == 2 and all(type(n) is int and n >= 0 for n in start):
+        return start[0], start[1]
+    raise UsageError(f"node {node} did not say where the output begins: its agent may be too old")
+
+
+def get(path: str, offset: int = 0, length: Optional[int] = None) -> CommandSpec:
+    """Return the command that sends a file of a node, from `offset` on and at most `length` bytes of it."""
+    data: Dict[str, Any] = {"path": path, "offset": offset}
+    data.update({} if length is None else {"length": length})
+    return CommandSpec("get", {}, data)
 
 
 def kill(job_id: str) -> CommandSpec:

@@ -61,6 +61,10 @@ class NoMatchingNodesError(Error, LookupError):
     exit_code = NO_MATCH
 
 
+class StreamBrokenError(Error):
+    """Live output is not whole: bytes are missing or changed, or its end never came."""
+
+
 class JobNotFoundError(Error, LookupError):
     """Redis does not know the job id: it was never sent, or is older than a day."""
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Union
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Set, Tuple, Union
 
 from . import commands, keys
 from ._session import Session
 from ._timeouts import DEFAULT, Timeout, WaitTimer
 from .commands import Levels
 from .errors import Error, JobNotFoundError, UsageError, WaitTimeoutError, job_not_found_error
+from .frames import Chunk, Line, LineSplitter
 from .keys import NodeId
 from .result import Result
+from .stream import WatchReader, read_output
 from .wire import JobInfo, Record
 
 #: A job that was found by its id may be unknown to Redis for this time, in seconds, while a controller takes it.
@@ -238,6 +240,44 @@ class Job:
         until = self._has_ended if follow else None
         return self.client.logs(self.node, job=self.id, levels=levels, since=since, follow=follow, until=until,
                                 timeout=timeout)
+
+    def stream(self, timeout: Optional[float] = None) -> Iterator[Chunk]:
+        """Yield the output as its node sends it: `Chunk`s, the last one of kind `end`.
+
+        For a job that was sent with `stream=True`; begin within 30 seconds, else nobody watches it any more, and read
+        it once. The bytes are those that the process wrote; a `gap` says where some are missing. Raise
+        `StreamBrokenError` when they are not whole otherwise, and `WaitTimeoutError` when nothing came for `timeout`
+        seconds (`None`: without limit). A node whose agent sends no live output yields nothing.
+        """
+        with WatchReader(self.client) as reader:
+            reader.add(self.id, self.node)
+            yield from read_output(reader, self.id, self.node, self._written, timeout)
+
+    def lines(self, timeout: Optional[float] = None) -> Iterator[Line]:
+        """Yield the lines of stdout and stderr as `stream` does, decoded as UTF-8; each of the two is in order."""
+        splitter = LineSplitter()
+        for chunk in self.stream(timeout):
+            yield from splitter.take(chunk)
+        yield from splitter.rest()
+
+    def attach(
+        self, tail: int = 0, start: Optional[Tuple[int, int]] = None, timeout: Timeout = DEFAULT
+    ) -> Iterator[Chunk]:
+        """Yield the output from now on as `stream` does, and before it at least the last `tail` bytes that are left.
+
+        `start` begins at these positions of stdout and stderr instead, or before them where a frame began. Raise
+        `JobFailedError` unless the job runs, or was watched and has ended within the hour. `timeout` is for the answer
+        of the node.
+        """
+        spec, watch = commands.attach(self.id, tail, start), keys.new_id()
+        with WatchReader(self.client) as reader:
+            reader.add(watch, self.node)
+            answer = self.client._ask(self.node, spec, timeout, quiet=True, job_id=watch)
+            reader.output(watch, self.node).start = commands.attached(answer.value, self.node)
+            yield from read_output(reader, watch, self.node, self._written)
+
+    def _written(self, nodes: Sequence[NodeId]) -> Dict[NodeId, Optional[Tuple[int, int]]]:
+        return self.client.written(self.id, nodes)
 
     def _has_ended(self) -> bool:
         return self.result is not None

@@ -34,10 +34,14 @@ MAX_SCRIPT_BYTES = 16 * 1024 * 1024
 
 FINAL_STATES = frozenset({"OK", "ERROR", "TIMEOUT", "KILLED"})
 
+#: A watch that its client does not renew ends after this time, in seconds.
+WATCH_TTL_SECONDS = 30
+#: The built-in commands that open a watch.
+WATCHING = frozenset({"attach", "follow", "get"})
 #: The arguments that every process-like command takes beside its own.
 COMMON_ARGS = frozenset(
     "domain name max_time max_restart recurring_period loglevels loglevels_db loglevels_ac stats_interval queue"
-    " user stop_signal stop_timeout rlimits nice umask oom_score_adj secret workingdir env args".split()
+    " user stop_signal stop_timeout rlimits nice umask oom_score_adj secret workingdir env args stream".split()
 )
 
 _NODE_KEY = re.compile(r"([0-9]{1,10}):([0-9]{1,10})\Z")
@@ -107,6 +111,16 @@ def revoked_key(node: NodeId) -> str:
 def script_key(sha256: str) -> str:
     """Return the key of the source of a script."""
     return SCRIPT_PREFIX + sha256
+
+
+def watch(job_id: str) -> str:
+    """Return the key by which a client watches a job or command; it expires when it is not renewed."""
+    return f"jsacc:watch:{job_id}"
+
+
+def stream(job_id: str) -> str:
+    """Return the key of the stream with the live output of a watch."""
+    return f"jsacc:stream:{job_id}"
 
 
 def new_id() -> str:

@@ -230,14 +230,15 @@ class NodeCommands(Session):
         return Job(self, command.id, node)
 
     def _ask(
-        self, node: NodeId, spec: CommandSpec, timeout: Timeout = DEFAULT, quiet: bool = False, present: bool = False
+        self, node: NodeId, spec: CommandSpec, timeout: Timeout = DEFAULT, quiet: bool = False, present: bool = False,
+        job_id: Optional[str] = None,
     ) -> Result:
         """Send a command to one node and return its result; withdraw the command when it has not started in time.
 
         With `present` raise `NoMatchingNodesError` soon when the node is offline.
         """
         limit = self._resolve_timeout(timeout)
-        job = self._start(node.gid, node.nid, spec, "", QUIET_EXPIRY_SECONDS if quiet else 0, None, quiet)
+        job = self._start(node.gid, node.nid, spec, "", QUIET_EXPIRY_SECONDS if quiet else 0, job_id, quiet)
         try:
             if present and (limit is None or limit > PRESENCE_CHECK_SECONDS):
                 try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Union
 
 from .errors import ResultDecodeError, UsageError
-from .keys import FINAL_STATES, NodeId, new_id
+from .keys import FINAL_STATES, WATCHING, NodeId, new_id
 from .result import Result
 from .values import MAX_NESTING, integer, load_json, too_deep
 
@@ -60,6 +60,11 @@ class Command:
     quiet: bool = False
     #: Instead of `nid` and `roles`: each of these nodes, at most 10,000.
     nodes: Sequence[NodeId] = ()
+
+    @property
+    def opens_watch(self) -> bool:
+        """Return whether nodes send live output for this command."""
+        return self.cmd in WATCHING or self.args.get("stream") is True
 
     def to_json(self) -> str:
         """Return the JSON for the queue; raise `UsageError` without a name or a target."""

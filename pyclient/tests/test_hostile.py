@@ -61,7 +61,7 @@ def hostile(fake: Fake, raw: Any) -> None:
 
 LOOKS = [["nodes"], ["grants"], ["ps", "1.1,1.2"], ["ps", "1.1"], ["schedules", "1.1,1.2"], ["top", "--once"], ["jobs"],
          ["job", "j1"], ["events"], ["audit"], ["rejected"], ["stats", "1.1"], ["script", "list"], ["logs", "1.1"], ["logs", "1.1,1.2"], ["info", "os", "1.1,1.2"],
-         ["ping", "1.1,1.2"], ["exec", "1.1,1.2", "--", "say"], ["exec", "1.1,1.2", "--no-fold", "--", "say"],
+         ["ping", "1.1,1.2"], ["exec", "1.1,1.2", "--", "say"], ["exec", "1.1,1.2", "--fold", "--", "say"], ["exec", "1.1,1.2", "--no-fold", "--no-stream", "--", "say"],
          ["exec", "1.1,1.2", "--no-progress", "--", "say"], ["wait", "j1"]]
 #: Commands whose nodes answer with an error, which is a sentence on stderr.
 TELLS = [["kill", "1.1", "j"], ["kill", "1.1,1.2", "j"], ["kill", "j1"], ["signal", "1.1", "j", "HUP"], ["unschedule", "1.1", "j"],

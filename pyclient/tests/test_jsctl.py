@@ -23,7 +23,7 @@ def test_exec_prints_streams_and_sends_options(jsctl: Jsctl, fake: Fake) -> None
     ran = jsctl("exec", "1.1", "--max-time", "7", "--env", "A=b", "--secret", "--data", "in", "--", "cat", "--json")
     assert ran.out == "in\n"
     assert fake.seen[-1]["args"] == {
-        "max_time": 7, "env": {"A": "b"}, "secret": True, "cmd": "cat", "args": ["--json"],
+        "max_time": 7, "env": {"A": "b"}, "secret": True, "cmd": "cat", "args": ["--json"], "stream": True,
     }
     ran = jsctl("exec", "1.1", "--", "false")
     assert (ran.code, ran.out) == (1, "") and "it went wrong" in ran.err and "status 1" in ran.err
@@ -57,7 +57,7 @@ def test_shell_option_uses_cmd_on_windows_nodes(jsctl: Jsctl, fake: Fake, raw: r
     assert jsctl("exec", "all", "--shell", "--", "echo $HOME", "| wc").code == 0
     assert fake.seen[-1]["fanout"] and fake.seen[-1]["args"] == {"cmd": "/bin/sh", "args": ["-c", "echo $HOME | wc"]}
     raw.hset("jsacc:agent:1:2", "os", "windows")
-    ran = jsctl("exec", "all", "--shell", "--max-time", "7", "--no-fold", "--", "echo %CD%", "& ver")
+    ran = jsctl("exec", "all", "--shell", "--max-time", "7", "--no-stream", "--no-fold", "--", "echo %CD%", "& ver")
     assert ran.code == 0 and "== 1.2\nwindows\n" in ran.out and ran.out.count("posix") == 2
     args = {c["nid"]: c["args"] for c in fake.seen if c["gid"] == 1 and c["nid"]}
     assert args[1] == {"cmd": "/bin/sh", "args": ["-c", "echo %CD% & ver"], "max_time": 7}

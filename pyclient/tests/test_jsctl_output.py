@@ -27,8 +27,8 @@ def test_equal_outputs_are_folded(jsctl: Jsctl, fake: Fake) -> None:
     ran = jsctl("exec", "all", "--", "echo", "same")
     assert ran.out.count("same") == 1 and "1.1, 1.2, 2.1 (3)" in ran.out
     assert "3 OK, 0 failed" in ran.err
-    ran = jsctl("exec", "all", "--no-fold", "--", "echo", "same")
-    assert ran.out.count("same") == 3
+    ran = jsctl("exec", "all", "--no-fold", "--no-stream", "--", "echo", "same")
+    assert ran.out.count("same") == 3 and ran.out.count("== ") == 3
     ran = jsctl("exec", "@web", "--", "whoami")
     assert "== 1.1\n1.1\n" in ran.out and "== 1.2\n1.2\n" in ran.out
 
@@ -133,7 +133,7 @@ def test_completion_offers_commands_nodes_roles_and_flags(jsctl: Jsctl, fake: Fa
 def test_truncated_output_is_reported(jsctl: Jsctl, fake: Fake) -> None:
     tail = "1234567\n" * 999 + "1234567"
     fake.programs["big"] = lambda n, c: {"streams": [tail, "e"], "bytes": [1290000, 2], "truncated": True}
-    ran = jsctl("exec", "1.1", "--", "big")
+    ran = jsctl("exec", "1.1", "--no-stream", "--", "big")
     job = fake.seen[-1]["id"]
     assert (ran.code, ran.out) == (0, tail + "\n")
     assert ran.err.endswith("jsctl: 1.1: its output is truncated to the last 7999 of 1290000 bytes of stdout; "
@@ -142,9 +142,9 @@ def test_truncated_output_is_reported(jsctl: Jsctl, fake: Fake) -> None:
     assert {(i["truncated"], tuple(i["bytes"])) for i in json.loads(ran.out)} == {(True, (1290000, 2))}
     assert ran.err.count("is truncated") == 2 and f"jsctl logs 1.2 --job {fake.seen[-1]['id']}" in ran.err
     fake.programs["big"] = lambda n, c: {"level": 20, "data": "[1, ", "bytes": [9, 0], "truncated": True}
-    assert "its output or its data is truncated" in jsctl("exec", "1.1", "--", "big").err
+    assert "its output or its data is truncated" in jsctl("exec", "1.1", "--no-stream", "--", "big").err
     fake.programs["big"] = lambda n, c: {"streams": [tail, "e"], "bytes": [8000, 2], "truncated": False}
-    assert jsctl("exec", "1.1", "--", "big").err == "e\n"
+    assert jsctl("exec", "1.1", "--no-stream", "--", "big").err == "e\n"
 
 
 @pytest.mark.parametrize("answer,cut", [

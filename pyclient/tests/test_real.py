@@ -16,14 +16,15 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterable, Iterator, List
 
 import pytest
 from conftest import Ran, Server, end, wait_until
 
-from jsclient import Client, JobFailedError, WaitTimeoutError
+from jsclient import Chunk, Client, JobFailedError, Line, WaitTimeoutError
 from jsclient.cli.main import main
 from jsclient.keys import NodeId
+from jsclient.frames import LineSplitter
 from jsclient.wire import Command
 
 ROOT = Path(__file__).parents[2]
@@ -117,9 +118,36 @@ def test_execute_on_a_real_node_returns_its_output(deployment: Deployment, jsctl
     assert (result.state, result.code, result.stdout, result.stderr, result.tags) == ("ERROR", 3, "in", "err", "t")
     assert jsctl("exec", "1.1", "--", "echo", "hi") == Ran(0, "hi\n", "")
     ran = jsctl("exec", "1.1", "--", "no-such-program")
-    assert ran.code == 1 and "program not found" in ran.err
+    assert ran.code == 127 and "program not found" in ran.err
     ran = jsctl("raw", "1.1", "frob")
     assert ran.code == 1 and "unknown command" in ran.err
+
+
+def lines(chunks: Iterable[Chunk]) -> List[Line]:
+    splitter = LineSplitter()
+    return [line for chunk in chunks for line in splitter.take(chunk)]
+
+
+def test_output_of_a_real_node_comes_while_its_job_runs(deployment: Deployment) -> None:
+    client, go_on = deployment.client, deployment.folder / "go-on"
+    script = f"seq 300000; echo oops >&2; while ! [ -e {go_on} ]; do sleep 0.05; done; echo last"
+    job = client.execute(1, 1, "sh", ["-c", script], stream=True)
+    out, attached, chunk = b"", [], None
+    for chunk in job.stream():
+        out += chunk.data if chunk.kind == "stdout" else b""
+        if chunk.kind == "stderr":
+            assert chunk.data == b"oops\n" and job.state == "RUNNING"
+            attached.append(client.job(job.id).attach(tail=10))
+            first = next(attached[0])
+            go_on.touch()
+    assert chunk and chunk.kind == "end" and "error" not in chunk.detail
+    assert out == b"".join(b"%d\n" % n for n in range(1, 300001)) + b"last\n"
+    assert [line.text for line in lines([first, *attached[0]]) if line.stream == "stdout"][-2:] == ["300000", "last"]
+    left = [(line.stream, line.text) for line in lines(job.attach(tail=1 << 30))]
+    assert left[-1] == ("stdout", "last") and ("stderr", "oops") in left, "what has ended is there for an hour"
+    with pytest.raises(JobFailedError, match="has no spool"):
+        client.execute(1, 1, "true", id="unwatched").wait()
+        list(client.job("unwatched").attach())
 
 
 def test_info_commands_of_a_real_agent_answer(deployment: Deployment, jsctl: Jsctl) -> None:
@@ -344,7 +372,9 @@ def test_rolling_restart_of_real_agents_waits_for_each(deployment: Deployment, j
 
 
 def test_truncated_output_of_a_real_agent_is_reported(deployment: Deployment, jsctl: Jsctl) -> None:
-    ran = jsctl("exec", "1.1", "--", "seq", "200000")
+    whole = "".join(f"{n}\n" for n in range(1, 200001))
+    assert jsctl("exec", "1.1", "--", "seq", "200000") == Ran(0, whole, "")
+    ran = jsctl("exec", "1.1", "--no-stream", "--", "seq", "200000")
     assert ran.code == 0 and ran.out.endswith("\n199999\n200000\n")
     assert "jsctl: 1.1: its output " in ran.err and "jsctl logs 1.1 --job " in ran.err
     assert jsctl("exec", "1.1", "--", "printf", "a\\n\\n\\n").out == "a\n\n\n"

@@ -141,7 +141,7 @@ def test_unused_closed_streams_are_ignored(server: Server, fake: Fake) -> None:
 def test_closed_pipe_reports_only_the_id(server: Server, fake: Fake) -> None:
     fake.programs["say"] = lambda n, c: {"streams": ["x\n" * 900, ""]}
     line = '"$@" | head -n 1'
-    ran = subprocess.run(["sh", "-c", line, "sh", *JSCTL, "exec", "all", "--no-fold", "--", "say"],
+    ran = subprocess.run(["sh", "-c", line, "sh", *JSCTL, "exec", "all", "--no-fold", "--no-stream", "--", "say"],
                          env=environment(server), capture_output=True, timeout=60)
     assert ran.stdout.startswith(b"== ") and b"fault" not in ran.stderr and b"Exception" not in ran.stderr
 
@@ -200,7 +200,7 @@ class Terminal:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGINT])
 def test_signal_during_the_progress_bar_restores_the_terminal(server: Server, fake: Fake, number: int) -> None:
-    with Terminal(server, "exec", "@web", "--", "sleep", "9") as it:
+    with Terminal(server, "exec", "@web", "--fold", "--", "sleep", "9") as it:
         it.see(rb"\x1b\[\?25l")
         wait_until(lambda: len(fake.running) == 2)
         it.child.send_signal(number)
@@ -253,11 +253,12 @@ def test_narrow_top_keeps_the_sort_column(server: Server, fake: Fake) -> None:
 def test_terminal_output_has_no_control_characters(server: Server, fake: Fake) -> None:
     fake.programs["say"] = lambda n, c: {"streams": ["\x1b]0;x\x07\u009b31m\u202e\u00a0ok\n", "\x1b[2J\n"], "state": "ERROR",
                                          "critical": "\x1b[1m"}
-    for words in (["exec", "1.1", "--", "say"], ["exec", "1.1,1.2", "--no-progress", "--", "say"],
-                  ["exec", "1.1", "--json", "--no-progress", "--", "say"]):
+    for words in (["exec", "1.1", "--", "say"], ["exec", "1.1,1.2", "--fold", "--no-progress", "--", "say"],
+                  ["exec", "1.1,1.2", "--", "say"], ["exec", "1.1", "--json", "--no-progress", "--", "say"]):
         with Terminal(server, *words) as it:
             assert it.ended() == 1
-            text = it.seen.decode()
+            # The color of a node's name is jsctl's own.
+            text = re.sub(r"^\x1b\[[0-9]{2}m(1\.[12])\x1b\[0m ", r"\1 ", it.seen.decode(), flags=re.MULTILINE)
             assert not any(c in text for c in "\x1b\x07\u009b\u202e") and "\u00a0ok" in text, text
 
 

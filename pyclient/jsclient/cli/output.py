@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import sys
 import time
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, Generator, List, Optional
 
 from .._controllers import ControllerWatch
 from ..client import Client
@@ -50,6 +51,7 @@ class Output:
         single: bool,
         withdraw: bool = False,
         is_for_job: bool = False,
+        exit_status: bool = False,
         render_all: Optional[Callable[[Client, List[Result]], str]] = None,
     ) -> None:
         self.client = client
@@ -63,6 +65,9 @@ class Output:
         #: Whether the command is for a job that the nodes may not have.
         self.is_for_job = is_for_job
         self._without_job = 0
+        #: Whether the exit status of the program on a single node becomes that of jsctl.
+        self.exit_status = exit_status and self.single
+        self._status = FAILED
         self.render_all = None if json_ or ndjson else render_all
         self._kept: List[Result] = []
         self._failed: List[NodeId] = []
@@ -97,15 +102,16 @@ class Output:
         try:
             if self._bar:
                 self._bar.start()
-            for result in self.fleet.stream(limit, tick=PROGRESS_INTERVAL_SECONDS):
-                if result is not None:
-                    self._take(result)
-                elif self._check_controllers():
-                    break
-                self._flush_old()
-                if self._bar and time.monotonic() - self._bar_updated >= PROGRESS_INTERVAL_SECONDS:
-                    self._bar_updated = time.monotonic()
-                    self._bar.update()
+            with contextlib.closing(self._results(limit)) as results:
+                for result in results:
+                    if result is not None:
+                        self._take(result)
+                    elif self._check_controllers():
+                        break
+                    self._flush_old()
+                    if self._bar and time.monotonic() - self._bar_updated >= PROGRESS_INTERVAL_SECONDS:
+                        self._bar_updated = time.monotonic()
+                        self._bar.update()
         except (KeyboardInterrupt, Terminated) as e:
             self._stop_bar()
             try:
@@ -135,6 +141,10 @@ class Output:
             self._controller_error.json_started = True
             raise self._controller_error
         return code
+
+    def _results(self, limit: Optional[float]) -> Generator[Optional[Result], None, None]:
+        """Yield the results as they arrive, and `None` every now and then."""
+        yield from self.fleet.stream(limit, tick=PROGRESS_INTERVAL_SECONDS)
 
     def _check_controllers(self) -> bool:
         """Warn once when no controller is left; return whether the wait for a read-only command ends."""
@@ -167,7 +177,11 @@ class Output:
     def _take(self, result: Result) -> None:
         if not result.ok:
             self._failed.append(result.node)
+            self._status = result.code if 0 < result.code < 256 else FAILED
             self._without_job += result.data.startswith("no job ")
+        self._show_result(result)
+
+    def _show_result(self, result: Result) -> None:
         if result.truncated:
             if len(self._truncated) < MAX_TRUNCATED:
                 self._truncated.append(result)
@@ -294,6 +308,8 @@ class Output:
             return TIMED_OUT
         if self.is_for_job and self._without_job == fleet.returned == len(fleet.nodes):
             return NO_MATCH
+        if fleet.failures and self.exit_status:
+            return self._status
         if fleet.failures or fleet.skipped or fleet.unknown or self._unreadable:
             return FAILED
         if fleet.offline and fleet.explicit:

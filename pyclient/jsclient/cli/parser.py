@@ -155,13 +155,19 @@ def build() -> argparse.ArgumentParser:
 def _add_run_commands(builder: _Builder) -> None:
     sub = builder.for_target(
         "exec", "run:execute", "run a program on nodes",
-        "No shell runs it, except with --shell. A single word with spaces in it is split as a shell does.",
+        "No shell runs it, except with --shell. A single word with spaces in it is split as a shell does. "
+        "Output is shown as it comes: that of one node byte for byte, lines of several with the node before them. "
+        "The exit status of the program on a single node is that of jsctl.",
         ["jsctl exec 1.1 -- uname -a", "jsctl exec all --shell -- 'df -h | tail -n 1'",
          "jsctl exec 1.1 --every 5m --domain ops --name disk -- /usr/local/bin/check-disk"],
     )
     sub.add_argument("program", nargs="*", default=[], help="program and its arguments, after --")
     _add_process_flags(sub)
     sub.add_argument("--shell", action="store_true", help="run the words in a shell: /bin/sh -c, on Windows cmd.exe /c")
+    sub.add_argument("--fold", action="store_true",
+                     help="show the output of several nodes at their end, the same output once; the default where "
+                     "stdout is no terminal, and for more than 20 nodes")
+    sub.add_argument("--no-stream", action="store_true", help="show the output of a node at its end, the last lines of it")
 
     sub = builder.command("script", "run:script", "run scripts, or list the stored ones")
     actions = sub.add_subparsers(dest="action", metavar="run|list", parser_class=Parser, required=True)

@@ -26,10 +26,10 @@ def execute(args: argparse.Namespace) -> int:
         posix = commands.execute("/bin/sh", ["-c", line], data=data, **options)
         # With /s cmd.exe removes the outer quotes and nothing else.
         windows = commands.execute("cmd.exe", ["/d", "/s", "/c", f'"{line}"'], data=data, **options)
-        return send(args, posix, windows=windows)
+        return send(args, posix, windows=windows, is_program=True)
     if len(words) == 1 and " " in words[0]:
-        return send(args, commands.execute(words[0], data=data, **options))
-    return send(args, commands.execute(words[0], words[1:], data=data, **options))
+        return send(args, commands.execute(words[0], data=data, **options), is_program=True)
+    return send(args, commands.execute(words[0], words[1:], data=data, **options), is_program=True)
 
 
 def script_run(args: argparse.Namespace) -> int:

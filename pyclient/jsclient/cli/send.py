@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
+import functools
+import sys
 from typing import Any, Callable, Iterator, List, Mapping, Optional, Sequence
 
 from .. import keys
@@ -26,6 +29,8 @@ _MAX_TIME_MARGIN_SECONDS = 30.0
 _DEFAULT_EXPIRY_SECONDS = 86400
 #: Most nodes that a warning lists.
 _MAX_LISTED = 10
+#: Output of more nodes than this is not shown as it comes, unless asked for.
+MAX_LIVE_NODES = 20
 
 
 def send(
@@ -38,12 +43,14 @@ def send(
     await_restart: bool = False,
     is_for_job: bool = False,
     each: Optional[Mapping[NodeId, CommandSpec]] = None,
+    is_program: bool = False,
 ) -> int:
     """Send a command to the target of the flags, show the results, and return the exit code.
 
     `store` is a script or file to put into Redis first. `windows` replaces the command on Windows nodes, `each` on
     single nodes. A `read_only` command is not sent to a node whose agent has stopped. With `await_restart` a node is
     done when its agent has started again. `is_for_job` marks a command for a job that the nodes may not have.
+    `is_program` marks a program, whose output is shown as it comes unless the flags say otherwise.
     """
     job_id = keys.new_id()
     with connect(args) as client, report_id_on_error(client, job_id):
@@ -63,6 +70,11 @@ def send(
             from . import output
 
             output.load(progress=not args.no_progress)
+        is_single = target.target.explicit and len(nodes) == 1 and chosen.nodes == nodes
+        is_live = is_program and _is_live(args, is_single, len(nodes))
+        if is_live:
+            spec = dataclasses.replace(spec, args={**spec.args, "stream": True})
+            windows = windows and dataclasses.replace(windows, args={**windows.args, "stream": True})
         own = {n: windows for n in _windows_nodes(client, nodes)} if windows else dict(each or {})
         fleet = target.start(
             spec, each=own, target_nodes=chosen, wait_offline=args.wait or args.detach, batch=args.batch,
@@ -78,8 +90,17 @@ def send(
             else:
                 stdio.out(fleet.id)
             return OK
-        is_single = target.target.explicit and len(fleet.nodes) == 1 and not fleet.offline and not fleet.unknown
-        return show(args, client, fleet, is_single, render_all, withdraw=not args.wait, is_for_job=is_for_job)
+        return show(
+            args, client, fleet, is_single, render_all, withdraw=not args.wait, is_for_job=is_for_job,
+            is_program=is_program, is_live=is_live,
+        )
+
+
+def _is_live(args: argparse.Namespace, is_single: bool, count: int) -> bool:
+    """Return whether output is shown as it comes."""
+    if args.no_stream or args.fold or args.detach or args.json or args.ndjson or args.recurring_period:
+        return False
+    return is_single or args.no_fold or (count <= MAX_LIVE_NODES and sys.stdout.isatty())
 
 
 @contextlib.contextmanager
@@ -97,14 +118,21 @@ def show(
     args: argparse.Namespace, client: Client, fleet: Fleet, is_single: bool,
     render_all: Optional[Callable[[Client, List[Any]], str]] = None, withdraw: bool = False,
     is_for_job: bool = False,
+    is_program: bool = False,
+    is_live: bool = False,
 ) -> int:
     """Show the results of a fleet as they arrive, and return the exit code."""
     from .output import Output
 
-    output = Output(
+    make: Callable[..., Output] = Output
+    if is_live:
+        from .live import LiveOutput
+
+        make = functools.partial(LiveOutput, waits_from_output=args.timeout is None and not args.max_time)
+    output = make(
         client, fleet, json_=args.json, ndjson=args.ndjson, fold=not args.no_fold, progress=not args.no_progress,
         single=is_single and len(fleet.nodes) == 1, render_all=render_all, withdraw=withdraw,
-        is_for_job=is_for_job,
+        is_for_job=is_for_job, exit_status=is_program,
     )
     return output.run(_result_timeout(args))
 

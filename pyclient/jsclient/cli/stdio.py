@@ -142,6 +142,48 @@ def out(text: str, end: str = "\n", flush: bool = True) -> None:
         raise _output_error(e) from None
 
 
+def out_bytes(data: bytes, stderr: bool = False) -> None:
+    """Write bytes to stdout or stderr as they are; raise `OutputError` for stdout, and ignore errors of stderr."""
+    stream: Any = sys.stderr if stderr else sys.stdout
+    try:
+        stream.flush()
+        stream.buffer.write(data)
+        stream.buffer.flush()
+    except (OSError, ValueError) as e:
+        if not stderr:
+            raise _output_error(e) from None
+        _discard(stream)
+
+
+def out_partial(text: str, stderr: bool = False) -> None:
+    """Write text that may be a part of a line, cleaned; errors as for `out_bytes`."""
+    if stderr:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(clean(text))
+            sys.stderr.flush()
+    else:
+        out(clean(text), end="")
+
+
+def node_line(node: str, text: str, color: int, stderr: bool = False) -> None:
+    """Write a line of a node with the node before it, in color and folded on a terminal."""
+    stream: Any = sys.stderr if stderr else sys.stdout
+    if not stream.isatty():
+        line = f"{node} {OUTPUT_PREFIX}{text}"
+    else:
+        start = f"{node} {OUTPUT_PREFIX}"
+        line = _folded(clean(text), start, " " * len(node) + f" {OUTPUT_PREFIX}", stream)
+        if "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb":
+            line = f"\x1b[{color}m{node}\x1b[0m{line[len(node):]}"
+    try:
+        stream.write(line + "\n")
+        stream.flush()
+    except (OSError, ValueError) as e:
+        if not stderr:
+            raise _output_error(e) from None
+        _discard(stream)
+
+
 def out_json(value: object, indent: Optional[int] = None, start: str = "", end: str = "\n") -> None:
     """Write a value as JSON to stdout; raise `OutputError`."""
     out(start + json_text(value, indent), end)

@@ -40,8 +40,14 @@ impl Daemon {
         wait_until(&format!("the daemon writes on {when}"), LONG, || self.count() >= before + 6);
     }
 
-    /// The other processes that hold the pipe of its stdout and are keepers.
+    /// Waits for the processes that keep the pipe of its stdout readable: the agent starts one beside its other work.
+    #[track_caller]
     fn keepers(&self) -> Vec<u32> {
+        let found = || Some(self.keepers_now()).filter(|keepers| !keepers.is_empty());
+        wait_for("a keeper holds the pipe of the daemon", LONG, found)
+    }
+
+    fn keepers_now(&self) -> Vec<u32> {
         let pipe = |fd: &Path| fs::read_link(fd).ok();
         let own = pipe(Path::new(&format!("/proc/{}/fd/1", self.pid))).expect("the stdout of the daemon");
         let processes = fs::read_dir("/proc").expect("/proc").flatten();

@@ -126,6 +126,16 @@ def get(path: str, offset: int = 0, length: Optional[int] = None) -> CommandSpec
     return CommandSpec("get", {}, data)
 
 
+def input_(job_id: str, offset: int, data: str, eof: bool) -> CommandSpec:
+    """Return the command that writes base64 `data` to the stdin of a job, where `offset` bytes were taken before."""
+    return CommandSpec("input", {}, {"id": keys.check_id(job_id), "offset": offset, "data": data, "eof": eof})
+
+
+def resize(job_id: str, rows: int, columns: int) -> CommandSpec:
+    """Return the command that changes the size of the terminal of a job."""
+    return CommandSpec("resize", {}, {"id": keys.check_id(job_id), "rows": rows, "cols": columns})
+
+
 def kill(job_id: str) -> CommandSpec:
     """Return the command that ends a job; it is not restarted and does not recur."""
     return CommandSpec("kill", {}, {"id": keys.check_id(job_id)})

@@ -77,6 +77,8 @@ class NodeOutput:
         self.ended = False
         #: Why the output is not known to be whole; empty when it is, or may still be.
         self.fault = ""
+        #: Whether the bytes that came are not those that were sent.
+        self.differs = False
         # A third of the time of an import of the whole package.
         import hashlib
 
@@ -138,6 +140,7 @@ class NodeOutput:
 
     def _check_hash(self, n: int, said: Mapping[str, Any]) -> None:
         if said.get("sha256") != self._hashes[n].hexdigest():
+            self.differs = True
             raise StreamBrokenError(f"the SHA-256 of {STREAMS[n]} is not that of the bytes that came")
 
 

@@ -41,7 +41,7 @@ WATCHING = frozenset({"attach", "follow", "get"})
 #: The arguments that every process-like command takes beside its own.
 COMMON_ARGS = frozenset(
     "domain name max_time max_restart recurring_period loglevels loglevels_db loglevels_ac stats_interval queue"
-    " user stop_signal stop_timeout rlimits nice umask oom_score_adj secret workingdir env args stream".split()
+    " user stop_signal stop_timeout rlimits nice umask oom_score_adj secret workingdir env args stream stdin tty".split()
 )
 
 _NODE_KEY = re.compile(r"([0-9]{1,10}):([0-9]{1,10})\Z")

@@ -15,6 +15,8 @@ from .fleet import WITHDRAW_TIMEOUT_SECONDS, Fleet
 from .job import Job
 from .keys import NodeId
 from .result import Result
+from .shell import Shell, login_shell, terminal
+from .stream import WatchReader, read_output
 from .values import integer
 from .wire import Command, Record, as_dict, as_list
 
@@ -70,6 +72,44 @@ class NodeCommands(Session):
     ) -> Job:
         """Send any command to a node and return its `Job` without waiting."""
         return self._start(gid, nid, commands.raw(cmd, args, data), tags, expires, id)
+
+    def open_shell(
+        self,
+        gid: int,
+        nid: int,
+        cmd: str = "",
+        args: Optional[Sequence[object]] = None,
+        *,
+        rows: int = 24,
+        columns: int = 80,
+        term: str = "xterm",
+        **options: Any,
+    ) -> Shell:
+        """Start a program on a terminal of a node (Linux), by default the login shell of the agent's user.
+
+        Begin to read the `Shell` within 30 seconds. `options` are those of `execute`. Raise `UsageError`.
+        """
+        if cmd:
+            spec = commands.execute(cmd, args, **terminal(options, rows, columns, term))
+        else:
+            spec = login_shell(options, rows, columns, term)
+        return Shell(self._start(gid, nid, spec, "", QUIET_EXPIRY_SECONDS, None))
+
+    def get(
+        self, gid: int, nid: int, path: str, *, offset: int = 0, length: Optional[int] = None, timeout: Timeout = DEFAULT
+    ) -> Iterator[bytes]:
+        """Yield the bytes of a regular file of a node, from `offset` on and at most `length` of them.
+
+        Raise `JobFailedError` when the node has no such file, `StreamBrokenError` when the bytes are not whole, and
+        `WaitTimeoutError` when nothing came for `timeout` seconds.
+        """
+        node, watch = NodeId(gid, nid), keys.new_id()
+        with WatchReader(self) as reader:
+            reader.add(watch, node)
+            self._ask(node, commands.get(path, offset, length), timeout, quiet=True, job_id=watch)
+            for chunk in read_output(reader, watch, node, lambda nodes: {}, self._resolve_timeout(timeout)):
+                if chunk.data:
+                    yield chunk.data
 
     def ping(self, gid: int, nid: int, timeout: Timeout = DEFAULT) -> str:
         """Return `"pong"`; raise `NoMatchingNodesError` after about a second when the node is offline."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import struct
 import threading
 import time
 from typing import Any, Callable, Dict, List, Optional, Tuple
@@ -45,6 +46,8 @@ class Fake:
         self.records: Dict[Node, List[Dict[str, Any]]] = {}
         self.schedules: Dict[Node, List[Dict[str, Any]]] = {}
         self.files: Dict[Tuple[Node, str], bytes] = {}
+        # What a file has that nobody has put.
+        self.hostname = b"node\n"
         self.delay = 0.0
         self.hash_only = False
         # Whether an answer of the controller for a node names that node; controllers of 0.1.0 do not.
@@ -245,6 +248,13 @@ class Fake:
             assert hashlib.sha256(content).hexdigest() == args["hash"]
             self.files[(node, args["path"])] = content
             return good({"path": args["path"], "size": len(content), "changed": True})
+        if cmd == "get":
+            content = self.files.get((node, query["path"]), self.hostname)
+            facts = {"size": len(content), "mode": "0644", "mtime": 1}
+            end = json.dumps({**facts, "sha256": hashlib.sha256(content).hexdigest()}).encode()
+            frames = b"".join(struct.pack(">B3xI", kind, len(data)) + data for kind, data in ((1, content), (5, end)))
+            self._redis.xadd(f"jsacc:stream:{command['id']}", {"n": f"{node[0]}:{node[1]}", "o": 0, "d": frames})
+            return good(facts)
         if cmd == "get_cpu_info":
             return good({"arch": "x86_64", "brand": "b", "physical": 1, "logical": 2, "mhz": 3000,
                          "usage": [1.0, 2.0], "load": [0.1, 0.2, 0.3]})

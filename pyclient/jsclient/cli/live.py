@@ -94,8 +94,10 @@ class LiveOutput(Output):
             while limit is None or time.monotonic() - last < limit:
                 for watch, node in self.fleet.watches().items():
                     self._reader.add(watch, node)
-                # Each call waits for one tick; `last` is what counts.
-                step = next(self.fleet.stream(None, tick=_RESULT_WAIT_SECONDS if self._is_reading else _TURN_SECONDS), _OVER)
+                left = None if limit is None else max(last + limit - time.monotonic(), 0)
+                # One step, after which output is looked for.
+                wait = _RESULT_WAIT_SECONDS if self._is_reading else _TURN_SECONDS
+                step = next(self.fleet.stream(left, tick=wait), _OVER)
                 if step is _OVER and not self._open:
                     return
                 yield None if step is _OVER else step
@@ -171,4 +173,4 @@ class LiveOutput(Output):
 def explain_gap(chunk: Chunk) -> str:
     """Return a sentence that says how much is missing at a gap."""
     parts = [f"{chunk.detail[name]} bytes of {name}" for name in STREAMS if chunk.detail.get(name)]
-    return f"{chunk.node}: {' and '.join(parts) or 'a part of the output'} are missing here: its node could not keep them"
+    return f"{chunk.node}: {' and '.join(parts) or 'a part of the output'} are missing here"

@@ -164,10 +164,23 @@ def _add_run_commands(builder: _Builder) -> None:
     sub.add_argument("program", nargs="*", default=[], help="program and its arguments, after --")
     _add_process_flags(sub)
     sub.add_argument("--shell", action="store_true", help="run the words in a shell: /bin/sh -c, on Windows cmd.exe /c")
+    sub.add_argument("-i", "--interactive", action="store_true",
+                     help="pass standard input on to the program, to its end; for one node")
+    sub.add_argument("-t", "--tty", action="store_true",
+                     help="run it on a terminal, with -i; for one node with Linux. ~. at the start of a line ends jsctl")
     sub.add_argument("--fold", action="store_true",
                      help="show the output of several nodes at their end, the same output once; the default where "
                      "stdout is no terminal, and for more than 20 nodes")
     sub.add_argument("--no-stream", action="store_true", help="show the output of a node at its end, the last lines of it")
+
+    sub = builder.command(
+        "shell", "terminal:shell", "open a shell on a node, on a terminal",
+        "It is the login shell of the agent's user, or of --user. ~. at the start of a line ends the connection, and "
+        "the shell with it.", ["jsctl shell 1.1", "jsctl shell 1.1 --user app -- top"], targets=True,
+    )
+    _add_target(sub)
+    sub.add_argument("program", nargs="*", default=[], help="program and its arguments instead of a shell, after --")
+    sub.add_argument("--user", help="run it as this user (default: the user of the agent)")
 
     sub = builder.command("script", "run:script", "run scripts, or list the stored ones")
     actions = sub.add_subparsers(dest="action", metavar="run|list", parser_class=Parser, required=True)
@@ -199,6 +212,20 @@ def _add_run_commands(builder: _Builder) -> None:
     sub.add_argument("--owner", help="owner of the file: user or user:group")
     sub.add_argument("--mkdir", action="store_true", help="create missing folders")
     _add_fleet_flags(sub)
+
+    sub = builder.command(
+        "get", "files:get", "get a file of nodes",
+        "It is put in its place when all of it is there and its SHA-256 is right; the same command goes on where an "
+        "earlier one was cut off.",
+        ["jsctl get 1.1 /etc/hosts", "jsctl get @web /var/log/app.log logs"], targets=True,
+        usage="jsctl get TARGET PATH [LOCAL] [options]",
+    )
+    _add_target(sub)
+    sub.add_argument("path", help="absolute path of a regular file on the nodes")
+    sub.add_argument("local", nargs="?", help="local file or folder, or - for standard output (default: the name of the "
+                     "file, here); of several nodes a folder, with a folder for each node in it")
+    _add_exclude(sub)
+    sub.add_argument("--no-progress", action="store_true", help="show no progress")
 
     sub = builder.for_target(
         "raw", "run:raw", "send any command to nodes", examples=["jsctl raw 1.1 execute --args '{\"cmd\": \"ls\"}'"]
@@ -307,6 +334,22 @@ def _add_job_commands(builder: _Builder) -> None:
 
     sub = builder.command("cancel", "job_commands:cancel", "withdraw a command from nodes that have not taken it",
                           "It ends KILLED there.", ["jsctl cancel 7c0e12"])
+    sub.add_argument("id", help=_ID)
+
+    sub = builder.command(
+        "attach", "attach:attach", "show the output of a job from now on, to its end",
+        "Ctrl-C ends jsctl, not the job. The exit status of the program on a single node is that of jsctl.",
+        ["jsctl attach 7c0e12", "jsctl attach 7c0e12 --tail 4096"],
+    )
+    sub.add_argument("id", help=_ID)
+    sub.add_argument("--tail", type=argtypes.number, default=0, metavar="BYTES",
+                     help="begin with at least this much of the output so far, where the node has it (default: 0)")
+    sub = builder.command(
+        "output", "attach:output", "show the whole output of a job that has ended",
+        "A node keeps the last bytes of a job that was watched until an hour after its end. Later, and of other jobs, "
+        "the lines in its records are shown, and jsctl says so.",
+        ["jsctl output 7c0e12 > output.txt"],
+    )
     sub.add_argument("id", help=_ID)
 
     sub = builder.command("wait", "job_commands:wait", "wait for jobs that were sent earlier, and show their results",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import List
+from typing import Any, Dict, List
 
 from .. import commands, scripts
 from ..commands import CommandSpec
@@ -20,16 +20,24 @@ def execute(args: argparse.Namespace) -> int:
     if not any(words):
         raise UsageError("exec needs a program: jsctl exec 1.1 -- uname -a")
     options = process_options(args)
+    if args.interactive or args.tty:
+        from .terminal import interactive
+
+        return interactive(args, lambda options: _program(args, words, "", options), options)
     data = read_data(args.data)
+    windows = None
     if args.shell:
-        line = " ".join(words)
-        posix = commands.execute("/bin/sh", ["-c", line], data=data, **options)
         # With /s cmd.exe removes the outer quotes and nothing else.
-        windows = commands.execute("cmd.exe", ["/d", "/s", "/c", f'"{line}"'], data=data, **options)
-        return send(args, posix, windows=windows, is_program=True)
+        windows = commands.execute("cmd.exe", ["/d", "/s", "/c", f'"{" ".join(words)}"'], data=data, **options)
+    return send(args, _program(args, words, data, options), windows=windows, is_program=True)
+
+
+def _program(args: argparse.Namespace, words: List[str], data: str, options: Dict[str, Any]) -> CommandSpec:
+    if args.shell:
+        return commands.execute("/bin/sh", ["-c", " ".join(words)], data=data, **options)
     if len(words) == 1 and " " in words[0]:
-        return send(args, commands.execute(words[0], data=data, **options), is_program=True)
-    return send(args, commands.execute(words[0], words[1:], data=data, **options), is_program=True)
+        return commands.execute(words[0], data=data, **options)
+    return commands.execute(words[0], words[1:], data=data, **options)
 
 
 def script_run(args: argparse.Namespace) -> int:

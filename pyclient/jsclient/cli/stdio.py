@@ -165,6 +165,13 @@ def out_partial(text: str, stderr: bool = False) -> None:
         out(clean(text), end="")
 
 
+def progress(text: str) -> None:
+    """Write a line over the last one of this function on the terminal of stderr; an empty text removes it."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(f"\r\x1b[K{clean(text)}")
+        sys.stderr.flush()
+
+
 def node_line(node: str, text: str, color: int, stderr: bool = False) -> None:
     """Write a line of a node with the node before it, in color and folded on a terminal."""
     stream: Any = sys.stderr if stderr else sys.stdout

@@ -100,25 +100,33 @@ impl Parser {
                 }
             }
         }
-        while !bytes.is_empty() {
-            let (good, bad) = match std::str::from_utf8(bytes) {
-                Ok(text) => return self.text(text, sink),
-                Err(e) => (e.valid_up_to(), e.error_len()),
-            };
-            if let Ok(text) = std::str::from_utf8(&bytes[..good]) {
-                self.text(text, sink);
+        match std::str::from_utf8(bytes) {
+            Ok(text) => self.text(text, sink),
+            Err(_) => self.lossy(bytes, sink),
+        }
+    }
+
+    /// Takes bytes that are not all UTF-8, decoded as a whole: binary output has a bad byte at every second place.
+    fn lossy(&mut self, bytes: &[u8], sink: &mut impl FnMut(Message<'_>)) {
+        let mut decoded = Vec::with_capacity(2 * bytes.len());
+        let mut left = bytes.len();
+        for chunk in bytes.utf8_chunks() {
+            let (good, bad) = (chunk.valid().as_bytes(), chunk.invalid());
+            left -= good.len() + bad.len();
+            match good.len() {
+                // A call that copies so few takes longer than they do.
+                0..16 => good.iter().for_each(|byte| decoded.push(*byte)),
+                _ => decoded.extend_from_slice(good),
             }
-            match bad {
-                Some(len) => {
-                    self.text("\u{fffd}", sink);
-                    bytes = &bytes[good + len..];
-                }
-                None => {
-                    self.carried = bytes.len() - good;
-                    self.carry[..self.carried].copy_from_slice(&bytes[good..]);
-                    return;
-                }
+            if left == 0 && std::str::from_utf8(bad).is_err_and(|fault| fault.error_len().is_none()) {
+                self.carried = bad.len();
+                self.carry[..self.carried].copy_from_slice(bad);
+            } else if !bad.is_empty() {
+                "\u{fffd}".bytes().for_each(|byte| decoded.push(byte));
             }
+        }
+        if let Ok(text) = std::str::from_utf8(&decoded) {
+            self.text(text, sink);
         }
     }
 

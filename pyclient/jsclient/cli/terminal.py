@@ -233,7 +233,8 @@ def _raw_mode() -> Iterator[None]:
     fd = sys.stdin.fileno()
     before = termios.tcgetattr(fd)
     try:
-        tty.setraw(fd)
+        # What was typed before is kept.
+        tty.setraw(fd, termios.TCSADRAIN)
         yield
     finally:
         with stdio.signals_blocked():

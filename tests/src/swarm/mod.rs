@@ -2,12 +2,14 @@
 //!
 //! **In scope**: the wire side of nodes over TLS or plain HTTP: polls with acknowledgements, results,
 //! records and stats, full jitter when they come back, cut and half-open connections, all of them at once.
-//! **Out of scope**: running anything. Every command is answered at once, with `"pong"`.
+//! **Out of scope**: running anything. Every command is answered at once, with `"pong"`, but for `lines N` with a watch:
+//! a node then sends so many lines as live output, ten a second, before its result.
 //!
 //! Each node has one connection, on which it does one thing after the other (an agent has two). Which
 //! node is on which thread is its place in the list; threads share nothing but counters.
 
 pub(crate) mod http;
+mod live;
 mod node;
 mod pump;
 
@@ -130,6 +132,8 @@ pub struct Tally {
     pub records: AtomicU64,
     /// Batches of series that the controller took.
     pub stats: AtomicU64,
+    /// Requests with live output.
+    pub live: AtomicU64,
     /// Startup events that the controller took.
     pub startups: AtomicU64,
     /// Answers that asked to come again later (429 and 503).

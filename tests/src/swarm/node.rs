@@ -1,6 +1,7 @@
 //! One node: what it asks next, and what it makes of each answer. Pure but for the ids it draws.
 
 use super::http::{Answer, request};
+use super::live::Live;
 use super::{Arrived, SwarmOptions, Tally};
 use jscommon::NodeId;
 use jscommon::backoff::Backoff;
@@ -17,6 +18,7 @@ enum Asked {
     Results,
     Log,
     Stats,
+    Live,
 }
 
 /// A node between its connections.
@@ -27,6 +29,7 @@ pub(crate) struct Node {
     ack: Option<String>,
     seen: HashSet<String>,
     results: Vec<Value>,
+    live: Option<Live>,
     /// Which start of the agent this is.
     instance: String,
     started: bool,
@@ -57,6 +60,7 @@ impl Node {
             ack: None,
             seen: HashSet::new(),
             results: Vec::new(),
+            live: None,
             instance: instance(),
             started: !options.startup,
             log_batch: clock_ms,
@@ -89,6 +93,11 @@ impl Node {
         self.asked == Some(Asked::Poll)
     }
 
+    /// Returns how long to wait before the next request.
+    pub(crate) fn pause(&self, now: Instant) -> Option<Duration> {
+        self.live.as_ref().filter(|_| self.results.is_empty()).and_then(|live| live.pause(now))
+    }
+
     /// The next request.
     pub(crate) fn ask(&mut self, options: &SwarmOptions, now: Instant, clock_ms: u64) -> Vec<u8> {
         if let (Some(at), Some(every)) = (self.chat_at, options.chatter)
@@ -101,6 +110,8 @@ impl Node {
             Asked::Startup
         } else if !self.results.is_empty() {
             Asked::Results
+        } else if self.live.is_some() {
+            Asked::Live
         } else if self.log_due {
             Asked::Log
         } else if self.stats_due {
@@ -119,6 +130,13 @@ impl Node {
                 let data = json!({"hostname": format!("swarm-{nid}"), "os": "linux", "version": "0",
                     "instance": self.instance, "roles": options.roles});
                 post("event", json!({"name": "startup", "data": data}))
+            }
+            Asked::Live => {
+                let Some(live) = &mut self.live else { return Vec::new() };
+                let (id, ticket, offset) = (&live.id, &live.ticket, live.offset);
+                let path = format!("/{gid}/{nid}/stream?id={id}&offset={offset}&ticket={ticket}");
+                let body = live.body(now);
+                request("POST", &path, token, Some(&body))
             }
             Asked::Results => post("result", Value::Array(self.results.clone())),
             Asked::Log => {
@@ -166,10 +184,23 @@ impl Node {
                     tally.commands.fetch_add(1, Relaxed);
                     if self.seen.insert(id.clone()) {
                         arrived(Arrived { id, node: self.id, at: Instant::now() });
-                        self.results.push(result(self.id, command, clock_ms));
+                        let result = result(self.id, command, clock_ms);
+                        match Live::of(self.id.nid, command, result.clone(), Instant::now()) {
+                            Some(live) => self.live = Some(live),
+                            None => self.results.push(result),
+                        }
                     } else {
                         tally.repeated.fetch_add(1, Relaxed);
                     }
+                }
+            }
+            (Some(Asked::Live), status) if self.live.is_some() => {
+                tally.live.fetch_add(1, Relaxed);
+                if let Some(live) = &mut self.live {
+                    live.answered(status, &answer.body, Instant::now());
+                }
+                if let Some(live) = self.live.take_if(|live| live.is_over()) {
+                    self.results.push(live.result);
                 }
             }
             (Some(Asked::Results), 200) => {

@@ -104,7 +104,13 @@ impl Pump {
                 if let Some(Reverse((at, place))) = self.returns.pop()
                     && self.places[place].back_at == Some(at)
                 {
-                    self.connect(place);
+                    match self.places[place].line {
+                        Some(_) => {
+                            self.places[place].back_at = None;
+                            self.ask(place);
+                        }
+                        None => self.connect(place),
+                    }
                 }
             }
         }
@@ -233,6 +239,9 @@ impl Pump {
     }
 
     fn ask(&mut self, at: usize) {
+        if let Some(pause) = self.places[at].node.pause(Instant::now()) {
+            return self.come_back(at, pause);
+        }
         let place = &mut self.places[at];
         let Some(line) = place.line.as_mut() else {
             return;

@@ -5,9 +5,14 @@ use crate::measure::quantile;
 use crate::table::{Table, number};
 use anyhow::{Context, Result, ensure};
 use jscommon::frame::{self, Kind};
-use jstests::{Client, Stage, fresh_id};
+use jstests::swarm::{Swarm, SwarmOptions};
+use jstests::{Acc, AccOptions, Client, Redis, Stage, fresh_id, proc};
 use serde_json::json;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Longest time without anything new.
@@ -55,8 +60,54 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         number(quantile(&delays, 0.99)),
     ]);
     table.row([format!("cat of {megabytes} MiB, MB/s"), number(quantile(&speeds, 0.5)), String::new()]);
+    drop(stage);
+    many_nodes(options, &mut table)?;
     table.print();
-    println!("\naim: a line within 10 ms, 60 MB/s");
+    println!("\naim: a line within 10 ms, 60 MB/s; jsctl below half a core, and no line lost");
+    Ok(())
+}
+
+/// Measures one `jsctl` that shows the lines of many simulated nodes.
+fn many_nodes(options: &Options, table: &mut Table) -> Result<()> {
+    let Some(python) = std::env::var_os("JS_PYTHON") else { return Ok(()) };
+    let (nodes, seconds) = if options.quick { (100, 3) } else { (1000, 20) };
+    let redis = Redis::start();
+    let acc = Acc::start(&redis, AccOptions::secure());
+    let address = SocketAddr::from(([127, 0, 0, 1], acc.port()));
+    let swarm = SwarmOptions { spread: Duration::from_secs(1), ..SwarmOptions::new(address, nodes) };
+    let swarm = Swarm::start(swarm.secured_by(&acc.state_dir())?)?;
+    swarm.wait_polling(Duration::from_secs(60))?;
+    let before = proc::cpu(acc.pid())?;
+    let start = Instant::now();
+    let mut command = Command::new(&python);
+    command.args(["-m", "jsclient.cli", "exec", "@swarm", "--no-fold", "--timeout", "120", "--", "lines"]);
+    command.arg((10 * seconds).to_string()).env("JSCTL_REDIS", acc.redis_url());
+    command.env("PYTHONPATH", Path::new(env!("CARGO_MANIFEST_DIR")).join("../pyclient"));
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+    let mut lines = HashSet::new();
+    let mut cpu = 0.0;
+    for line in BufReader::new(child.stdout.take().context("a pipe")?).lines() {
+        lines.insert(line?.split(' ').nth(2).unwrap_or_default().to_owned());
+        if lines.len() % 100 == 0 {
+            cpu = proc::cpu(child.id()).unwrap_or(cpu);
+        }
+    }
+    let status = child.wait()?;
+    let elapsed = start.elapsed().as_secs_f64();
+    let all = (nodes * 10 * seconds) as usize;
+    ensure!(status.success() && lines.len() == all, "{} of {all} lines came, and jsctl: {status}", lines.len());
+    let share = |seconds: f64| number(100.0 * seconds / elapsed);
+    table.row([format!("{nodes} nodes, 10 lines a second each: jsctl, % of a core"), share(cpu), String::new()]);
+    table.row(["  jsacc, % of a core".to_owned(), share(proc::cpu(acc.pid())? - before), String::new()]);
+    table.row([
+        "  requests of a node a second".to_owned(),
+        {
+            let requests = swarm.tally.live.load(std::sync::atomic::Ordering::Relaxed) as f64;
+            number(requests / elapsed / f64::from(nodes))
+        },
+        String::new(),
+    ]);
+    table.row([format!("  all lines, s of {seconds}"), number(elapsed), String::new()]);
     Ok(())
 }
 

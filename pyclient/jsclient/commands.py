@@ -204,6 +204,17 @@ def messages(
     return CommandSpec("del_msgs" if delete else "get_msgs", {}, query)
 
 
+def follow(
+    job_id: str = "",
+    *,
+    since: Optional[int] = None,
+    levels: Optional[Levels] = None,
+    after: Optional[int] = None,
+) -> CommandSpec:
+    """Return the command that opens a watch on the records of a node; arguments as for `messages`."""
+    return CommandSpec("follow", {}, messages(job_id, since=since, levels=levels, after=after).data)
+
+
 def put(path: str, sha256: str, mode: Optional[str] = None, owner: Optional[str] = None, mkdir: bool = False) -> CommandSpec:
     """Return the command that writes a stored file to `path` on the node.
 

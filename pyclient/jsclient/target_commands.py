@@ -9,24 +9,18 @@ import time
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple, Union
 
 from . import commands, keys, scripts
+from ._follow import Query, follow
 from ._session import Session
 from .commands import CommandSpec, Data, Levels
 from .errors import NoMatchingNodesError, ResultDecodeError, UsageError
 from .fleet import Fleet, member_id
 from .grants import HOW_TO_CLAIM
 from .keys import NodeId
-from .node_commands import MAX_RECORDS
 from .nodes import explain_unknown, join_names, load_nodes
 from .result import Result
 from .target import Target, TargetNodes
 from .wire import Command, Record, as_list
 
-#: `follow` waits this long for the records of slow nodes, in seconds.
-FOLLOW_TIMEOUT_SECONDS = 10
-#: A node that did not answer a repeated command delays the next one at most this long, in seconds.
-UNRESPONSIVE_TIMEOUT_SECONDS = 1.0
-#: Interval at which `follow` reads while nodes write, in seconds.
-_MIN_FOLLOW_INTERVAL_SECONDS = 0.25
 #: `follow` starts this far back, in seconds: clocks of nodes differ a little.
 _FOLLOW_OVERLAP_SECONDS = 5
 
@@ -233,8 +227,8 @@ class TargetCommands:
     ) -> Iterator[Record]:
         """Yield the records of all nodes as they are written, without end, or until `until()` returns true.
 
-        Without `since` (milliseconds since 1970) and `job` it starts with the current time. Nodes are read four times
-        a second while they write, and every `slowest` seconds while they do not. `on_error` is called with the result
+        Without `since` (milliseconds since 1970) and `job` it starts with the current time. Nodes whose agents send no
+        records by themselves are read four times a second while they write, else every `slowest` seconds. `on_error` is called with the result
         of a node that failed. A `job` may be a mapping with the id on each node; then only those nodes are read.
         Raise `NoMatchingNodesError` when no node is online.
         """
@@ -248,40 +242,8 @@ class TargetCommands:
                 raise NoMatchingNodesError(f"the job was given to no node of {self.target.text} that is online")
         if since is None and not job:
             since = int((time.time() - _FOLLOW_OVERLAP_SECONDS) * 1000)
-        after: Dict[NodeId, int] = {}
-        unresponsive: Set[NodeId] = set()
-        pause = _MIN_FOLLOW_INTERVAL_SECONDS
-        while True:
-            # Called before the read, so that the records before the end are among them.
-            is_last = until() if until else False
-            ids = dict.fromkeys(nodes, job) if isinstance(job, str) else job
-            specs = {n: commands.messages(ids[n], since=since, levels=levels, after=after.get(n)) for n in nodes}
-            received: List[Record] = []
-            is_full = False
-            fleet = Fleet.each(self._client, specs, keep=False, quiet=True, expires=FOLLOW_TIMEOUT_SECONDS)
-            for result in skip_unresponsive(fleet, FOLLOW_TIMEOUT_SECONDS, unresponsive):
-                if result is None:
-                    continue
-                try:
-                    records = [Record.from_dict(raw, result.node) for raw in as_list(result.value)] if result.ok else []
-                except ResultDecodeError as e:
-                    result, records = dataclasses.replace(result, state="ERROR", level=0, data=str(e)), []
-                if not result.ok:
-                    if on_error:
-                        on_error(result)
-                    continue
-                if records:
-                    after[result.node] = records[-1].id
-                    is_full = is_full or len(records) >= MAX_RECORDS
-                    received.extend(records)
-            received.sort(key=lambda record: record.epoch)
-            yield from received
-            if is_last and not is_full:
-                return
-            slow = min(pause * 1.5, max(slowest, _MIN_FOLLOW_INTERVAL_SECONDS))
-            pause = _MIN_FOLLOW_INTERVAL_SECONDS if received else slow
-            if not is_full:
-                time.sleep(pause)
+        ids = dict.fromkeys(nodes, job) if isinstance(job, str) else {node: job[node] for node in nodes}
+        return follow(self._client, Query(ids, levels, since), until, on_error or (lambda _: None), slowest)
 
     def kill(self, job_id: str, **options: Any) -> Fleet:
         """End a job on each node; it is not restarted and does not recur."""
@@ -315,23 +277,6 @@ class TargetCommands:
         if not (chosen.nodes if options.get("wait_offline") else chosen.live):
             raise NoMatchingNodesError(self.explain_no_nodes(chosen))
         return chosen
-
-
-def skip_unresponsive(
-    fleet: Fleet, timeout: float, unresponsive: Set[NodeId], tick: float = 0.2
-) -> Iterator[Optional[Result]]:
-    """Yield the results as `Fleet.stream` with `tick` does, for a command that is repeated.
-
-    When only nodes of `unresponsive` are missing, the wait ends after `UNRESPONSIVE_TIMEOUT_SECONDS`. Afterwards
-    `unresponsive` has the nodes that did not answer this time.
-    """
-    deadline = time.monotonic() + UNRESPONSIVE_TIMEOUT_SECONDS
-    for result in fleet.stream(timeout, tick):
-        yield result
-        if result is None and unresponsive and time.monotonic() >= deadline and unresponsive.issuperset(fleet.missing):
-            break
-    unresponsive.clear()
-    unresponsive.update(fleet.missing)
 
 
 _SEND_OPTIONS = ("target_nodes", "wait_offline", "batch", "max_failures", "tags", "expires", "id", "keep", "quiet")

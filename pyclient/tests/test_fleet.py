@@ -13,7 +13,7 @@ from fake import Fake
 
 from jsclient import Client, Fleet, NodeId, NoMatchingNodesError, WaitTimeoutError, keys
 from jsclient._connection import _is_too_old
-from jsclient.target_commands import skip_unresponsive
+from jsclient._follow import skip_unresponsive
 from jsclient.wire import Command
 
 Jsctl = Callable[..., Ran]
@@ -193,7 +193,7 @@ def test_withdrawal_returns_a_reason_for_each_node(client: Client, fake: Fake) -
 def test_unresponsive_node_delays_the_next_command_briefly(
     client: Client, fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jsclient.target_commands.UNRESPONSIVE_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr("jsclient._follow.UNRESPONSIVE_TIMEOUT_SECONDS", 0.05)
     fake.deaf.add((1, 2))
     silent: Set[NodeId] = set()
 
@@ -206,7 +206,7 @@ def test_unresponsive_node_delays_the_next_command_briefly(
     assert ask(3).waiting == 0 and silent == {(1, 2)}, "its time was up"
     assert ask(30).waiting == 1 and silent == {(1, 2)}, "its time was not up"
     fake.deaf.clear()
-    monkeypatch.setattr("jsclient.target_commands.UNRESPONSIVE_TIMEOUT_SECONDS", 30)
+    monkeypatch.setattr("jsclient._follow.UNRESPONSIVE_TIMEOUT_SECONDS", 30)
     assert ask(30).waiting == 0 and not silent
 
 
@@ -216,15 +216,19 @@ def test_follow_does_not_wait_for_an_unresponsive_node_each_time(
     fleets: List[Fleet] = []
     each = Fleet.each
     monkeypatch.setattr(Fleet, "each", lambda *a, **k: fleets.append(each(*a, **k)) or fleets[-1])
-    monkeypatch.setattr("jsclient.target_commands.UNRESPONSIVE_TIMEOUT_SECONDS", 0.05)
-    monkeypatch.setattr("jsclient.target_commands.FOLLOW_TIMEOUT_SECONDS", 3)
+    monkeypatch.setattr("jsclient._follow.UNRESPONSIVE_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr("jsclient._follow.FOLLOW_TIMEOUT_SECONDS", 3)
     fake.deaf.add((1, 2))
     records = client.target("1.*").follow()
-    for number, data in enumerate(("one", "two")):
-        fake.record(1, 1, 1, data)
-        assert next(records).data == data
-        assert fleets[-1].waiting == number, "its time is up in the first round alone"
-        monkeypatch.setattr("jsclient.target_commands.FOLLOW_TIMEOUT_SECONDS", 30)
+    fake.record(1, 1, 1, "one")
+    assert next(records).data == "one"
+    monkeypatch.setattr("jsclient._follow.FOLLOW_TIMEOUT_SECONDS", 120)
+    again: List[Fleet] = []
+    while not again:
+        fake.record(1, 1, 1, "more")
+        assert next(records).data == "more"
+        again = [fleet for fleet in fleets[1:] if fleet.nodes == [NodeId(1, 2)]]
+    assert again[0].missing == [NodeId(1, 2)]
 
 
 def test_fleet_id_selects_the_job_of_each_node_for_logs_kill_and_signal(client: Client, fake: Fake, jsctl: Jsctl) -> None:

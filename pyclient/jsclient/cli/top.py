@@ -15,7 +15,7 @@ from ..errors import OK, ResultDecodeError
 from ..keys import NodeId, is_id
 from ..nodes import format_age
 from ..result import Result
-from ..target_commands import skip_unresponsive
+from .._follow import skip_unresponsive
 from ..text import clean
 from . import render, stdio
 from .lookup import connect

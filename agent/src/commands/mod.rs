@@ -57,6 +57,8 @@ pub(crate) enum JobControl {
     Attach,
     /// Opens a watch on a file.
     Get,
+    /// Opens a watch on records.
+    Follow,
 }
 
 /// The parts of the agent that built-in commands may use.
@@ -101,6 +103,7 @@ pub(crate) fn leaves_record(name: &str) -> bool {
 const TABLE: &[(&str, Kind)] = &[
     ("attach", Kind::Supervisor(JobControl::Attach)),
     ("del_msgs", Kind::Threaded(messages::delete)),
+    ("follow", Kind::Supervisor(JobControl::Follow)),
     ("get", Kind::Supervisor(JobControl::Get)),
     ("get_cpu_info", Kind::Threaded(info::cpu)),
     ("get_disk_info", Kind::Threaded(info::disks)),

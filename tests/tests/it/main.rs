@@ -15,6 +15,7 @@ mod docs;
 mod enrolment;
 mod events;
 mod floods;
+mod follow;
 mod grants;
 mod identity;
 mod inherited;

@@ -23,6 +23,8 @@ use std::sync::Arc;
 
 pub(crate) mod batch;
 mod channel;
+mod follow;
+mod followers;
 mod log_files;
 mod progress;
 mod query;
@@ -33,6 +35,7 @@ mod store;
 mod tests;
 mod writer;
 
+pub(crate) use follow::{Follower, Next, Place};
 pub(crate) use query::Query;
 pub(crate) use reader::LogReader;
 

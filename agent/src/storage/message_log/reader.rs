@@ -33,15 +33,15 @@ const RECLAIM: u32 = 8;
 
 const STOPPED: &str = "the message log has stopped";
 
-const COLUMNS: &str = "rowid, id, jobid, jobdomain, jobname, epoch, level, data";
+pub(super) const COLUMNS: &str = "rowid, id, jobid, jobdomain, jobname, epoch, level, data";
 
 /// A place in the order of all records: what has been looked at already.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Cursor {
+pub(super) struct Cursor {
     /// The database.
-    number: u64,
+    pub(super) number: u64,
     /// Its last row that was looked at.
-    rowid: i64,
+    pub(super) rowid: i64,
 }
 
 /// Where records are found and deleted, from any thread that may wait for a disk.
@@ -52,17 +52,21 @@ pub(crate) struct LogReader {
 }
 
 /// The matches that one look at a database found.
-struct ScanPage<T> {
+pub(super) struct ScanPage<T> {
     found: Vec<T>,
     /// The last row that was looked at.
-    rowid: i64,
+    pub(super) rowid: i64,
     /// There are no more rows in this database.
-    ended: bool,
+    pub(super) ended: bool,
 }
 
 impl LogReader {
     pub(super) fn new(sender: MessageSender, log_files: Arc<LogFiles>) -> LogReader {
         LogReader { sender, log_files }
+    }
+
+    pub(super) fn log_files(&self) -> &LogFiles {
+        &self.log_files
     }
 
     /// The first `limit` matches (at most 1000) in the order of their arrival, everything that was
@@ -145,7 +149,7 @@ impl LogReader {
     }
 
     /// Where a query begins.
-    fn start(&self, query: &Query) -> Result<Cursor> {
+    pub(super) fn start(&self, query: &Query) -> Result<Cursor> {
         match query.after {
             Some(id) => self.find(id),
             None => Ok(Cursor { number: self.log_files.read().oldest(), rowid: i64::MIN }),
@@ -162,7 +166,11 @@ impl LogReader {
     }
 
     /// Runs `work` with a database open; nothing when it is gone. A damaged one is set aside, and is gone then.
-    fn open<T>(&self, number: u64, mut work: impl FnMut(&Connection) -> rusqlite::Result<T>) -> Result<Option<T>> {
+    pub(super) fn open<T>(
+        &self,
+        number: u64,
+        mut work: impl FnMut(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<Option<T>> {
         let mut examined = false;
         loop {
             let done = {
@@ -284,7 +292,7 @@ impl LogReader {
 }
 
 /// Where a record may be in one database.
-enum IdLookup {
+pub(super) enum IdLookup {
     At(i64),
     Elsewhere,
     /// Ids do not simply count up here, so that nothing can be guessed.
@@ -292,7 +300,7 @@ enum IdLookup {
 }
 
 /// Finds the record `id` by halving: ids count up with the rows, around the wrap.
-fn guess(db: &Connection, id: u32) -> rusqlite::Result<IdLookup> {
+pub(super) fn guess(db: &Connection, id: u32) -> rusqlite::Result<IdLookup> {
     let end = |order: &str| {
         let sql = format!("SELECT rowid, id FROM messages ORDER BY rowid {order} LIMIT 1");
         db.query_row(&sql, [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, u32>(1)?))).optional()
@@ -323,7 +331,7 @@ fn guess(db: &Connection, id: u32) -> rusqlite::Result<IdLookup> {
 }
 
 /// Looks at rows after `rowid` until there are `room` matches, the time is up, or `take` says that it is enough.
-fn look<T>(
+pub(super) fn look<T>(
     db: &Connection,
     columns: &str,
     query: &Query,
@@ -344,7 +352,7 @@ fn look<T>(
     let mut rows = db.prepare(&sql)?;
     let mut look = ScanPage { found: Vec::new(), rowid: first - 1, ended: false };
     while look.rowid < last && began.elapsed() < SLICE {
-        let window = look.rowid.saturating_add(WINDOW);
+        let window = look.rowid.saturating_add(WINDOW).min(last);
         let range = [Value::from(look.rowid), Value::from(window)];
         let mut rows = rows.query(params_from_iter(range.iter().chain(&values)))?;
         while let Some(row) = rows.next()? {
@@ -372,7 +380,7 @@ fn travels(text: &str) -> usize {
     text.bytes().map(byte).sum()
 }
 
-fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
+pub(super) fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
     // A value of another type must not keep the records beside it from being read.
     let number = |column| Ok::<i64, rusqlite::Error>(row.get_ref(column)?.as_i64().unwrap_or(0));
     let text = |column| {

@@ -205,7 +205,9 @@ impl Actor {
                 let answer = function(&self.parts.builtins, &command);
                 self.answer(&id, answer);
             }
-            Work::Control(JobControl::ProcessStats | JobControl::ProcessesStats | JobControl::Get)
+            Work::Control(
+                JobControl::ProcessStats | JobControl::ProcessesStats | JobControl::Get | JobControl::Follow,
+            )
             | Work::Threaded(_)
             | Work::Execute
             | Work::Prepared => {

@@ -62,7 +62,9 @@ impl Actor {
             }
             JobControl::Schedules => Ok(self.schedules()),
             JobControl::Attach => self.attach(id, command),
-            JobControl::ProcessStats | JobControl::ProcessesStats | JobControl::Get => Err("not here".into()),
+            JobControl::ProcessStats | JobControl::ProcessesStats | JobControl::Get | JobControl::Follow => {
+                Err("not here".into())
+            }
         };
         self.answer(id, answer);
     }

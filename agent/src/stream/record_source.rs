@@ -5,9 +5,8 @@
 
 use super::suffix::{Suffix, push_end};
 use crate::storage::message_log::{Follower, Next, Place};
-use jscommon::frame::{self, HEADER_BYTES, Kind, MAX_PAYLOAD_BYTES};
+use jscommon::frame::{self, Kind, MAX_PAYLOAD_BYTES};
 use serde_json::json;
-use std::collections::VecDeque;
 use std::io;
 
 /// Requests that a controller may go back: it has lost them with the last second of its Redis.
@@ -17,20 +16,20 @@ const MAX_MARKS: usize = 128;
 pub(super) struct RecordSource {
     follower: Follower,
     /// The offsets at which pages began or will begin, oldest first. There is always one.
-    marks: VecDeque<(u64, Place)>,
+    marks: Vec<(u64, Place)>,
     is_stopping: bool,
     pub(super) suffix: Option<Suffix>,
 }
 
 impl RecordSource {
     pub(super) fn new(follower: Follower) -> RecordSource {
-        let marks = VecDeque::from([(0, follower.start())]);
+        let marks = vec![(0, follower.start())];
         RecordSource { follower, marks, is_stopping: false, suffix: None }
     }
 
     /// Where the last page that was read ends.
     fn reached(&self) -> u64 {
-        self.marks.back().map_or(0, |(at, _)| *at)
+        self.marks.last().map_or(0, |(at, _)| *at)
     }
 
     pub(super) fn is_pending(&self, offset: u64) -> bool {
@@ -60,7 +59,7 @@ impl RecordSource {
         let (mut at, mut place) = self.marks[found];
         loop {
             // Up to the offset, a page is read again for its lengths alone.
-            let take = |next| {
+            let mut take = |next| {
                 let head = out.len();
                 push(out, next);
                 if at < offset {
@@ -72,7 +71,7 @@ impl RecordSource {
                 }
                 true
             };
-            place = self.follower.read(place, take).map_err(io::Error::other)?;
+            place = self.follower.read(place, &mut take).map_err(io::Error::other)?;
             if at >= offset || self.is_at_end() {
                 break;
             }
@@ -80,12 +79,12 @@ impl RecordSource {
         if at != offset {
             return Err(elsewhere());
         }
-        match (out.len(), self.marks.back_mut()) {
+        match (out.len(), self.marks.last_mut()) {
             (0, Some(mark)) if mark.0 == offset => mark.1 = place,
-            (length, _) => self.marks.push_back((offset + length as u64, place)),
+            (length, _) => self.marks.push((offset + length as u64, place)),
         }
         if self.marks.len() > MAX_MARKS {
-            self.marks.pop_front();
+            self.marks.remove(0);
         }
         Ok(())
     }
@@ -99,21 +98,16 @@ impl RecordSource {
 
 /// Adds a frame; a record that is too long for one is missing.
 fn push(out: &mut Vec<u8>, next: Next) {
-    let head = out.len();
     let missing = match next {
         Next::Record(record) => {
-            out.extend_from_slice(&[0; HEADER_BYTES]);
-            let written = serde_json::to_writer(&mut *out, &record);
-            let length = out.len() - head - HEADER_BYTES;
-            if written.is_ok() && length <= MAX_PAYLOAD_BYTES {
-                out[head..head + HEADER_BYTES].copy_from_slice(&frame::header(Kind::Record, length));
-                return;
+            let text = json!(record).to_string();
+            if text.len() <= MAX_PAYLOAD_BYTES {
+                return frame::push(out, Kind::Record, text.as_bytes());
             }
             1
         }
         Next::Missing(count) => count,
     };
-    out.truncate(head);
     frame::push(out, Kind::Gap, json!({"records": missing}).to_string().as_bytes());
 }
 

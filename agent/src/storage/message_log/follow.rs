@@ -7,11 +7,12 @@
 
 use super::log_files::LogFiles;
 use super::query::Query;
-use super::reader::{COLUMNS, IdLookup, LogReader, guess, look, record};
+use super::reader::LogReader;
+use super::scan::{AFTER, COLUMNS, IdLookup, UP_TO, guess, id_row, look, record};
 use anyhow::Result;
 use crossbeam_channel::Sender;
 use jscommon::{NodeId, Record};
-use rusqlite::{Connection, OptionalExtension};
+use rusqlite::Connection;
 use std::sync::Arc;
 
 /// A place in the order of all records.
@@ -62,20 +63,19 @@ impl LogReader {
     pub(crate) fn follow(&self, query: Query, node: NodeId, waker: Sender<()>) -> Result<Follower> {
         let waker = Arc::new(waker);
         self.log_files().followers.add(&waker);
-        let (number, last) = self.on_writer(|store| {
-            let (db, number) = store.current();
-            (number, last_row(db, i64::MAX))
-        })?;
+        self.on_writer(|_| ())?;
+        let number = self.log_files().read().current();
+        let last = self.open(number, |db| id_row(db, UP_TO, i64::MAX))?;
         let left = query.limit.unwrap_or(u64::MAX);
-        let (rowid, id) = last.ok().flatten().unwrap_or((i64::MIN, query.after.unwrap_or(0)));
+        let (rowid, id) = last.flatten().unwrap_or((i64::MIN, query.after.unwrap_or(0)));
         let end = Place { number, rowid, id, has_gap: false, left };
         let at = self.start(&query)?;
         let mut start = end;
         if left > 0 && (at.number, at.rowid) < (end.number, end.rowid) {
-            let around = |db: &Connection| Ok((last_row(db, at.rowid)?, first_id(db, at.rowid)?));
+            let around = |db: &Connection| Ok((id_row(db, UP_TO, at.rowid)?, id_row(db, AFTER, at.rowid)?));
             let id = match self.open(at.number, around)? {
                 Some((Some((_, id)), _)) => query.after.unwrap_or(id),
-                Some((None, Some(first))) => first.wrapping_sub(1),
+                Some((None, Some((_, first)))) => first.wrapping_sub(1),
                 _ => query.after.unwrap_or(0),
             };
             start = Place { number: at.number, rowid: at.rowid, id, ..end };
@@ -97,7 +97,7 @@ impl Follower {
 
     /// Hands what follows a place to `take`, until that one has no room for it, or for a short time; returns the place
     /// behind what was taken.
-    pub(crate) fn read(&mut self, from: Place, mut take: impl FnMut(Next) -> bool) -> Result<Place> {
+    pub(crate) fn read(&mut self, from: Place, take: &mut dyn FnMut(Next) -> bool) -> Result<Place> {
         let stored = self.files().followers.stored();
         self.seen = None;
         let mut place = from;
@@ -117,7 +117,7 @@ impl Follower {
         let is_end = self.reader.open(place.number, |db| {
             resume(db, &mut place)?;
             if place.has_gap {
-                let Some(first) = first_id(db, place.rowid)? else { return Ok(true) };
+                let Some((_, first)) = id_row(db, AFTER, place.rowid)? else { return Ok(true) };
                 let missing = first.wrapping_sub(place.id).wrapping_sub(1);
                 if (1..u32::MAX / 2).contains(&missing) && !take(Next::Missing(missing)) {
                     return Ok(false);
@@ -125,7 +125,7 @@ impl Follower {
                 (place.id, place.has_gap) = (first.wrapping_sub(1), false);
             }
             let mut refused = None;
-            let page = look(db, COLUMNS, query, place.rowid, usize::MAX, |row| {
+            let page = look(db, COLUMNS, query, place.rowid, &mut |row| {
                 let rowid: i64 = row.get(0)?;
                 let is_old = (place.number, rowid) <= (end.number, end.rowid);
                 let mut record = record(row)?;
@@ -133,14 +133,14 @@ impl Follower {
                 let id = record.id;
                 if is_old && place.left == 0 || !take(Next::Record(record)) {
                     refused = Some(rowid - 1);
-                    return Ok(((), false));
+                    return Ok(false);
                 }
                 (place.rowid, place.id) = (rowid, id);
                 place.left -= u64::from(is_old);
-                Ok(((), true))
+                Ok(true)
             })?;
             place.rowid = refused.unwrap_or(page.rowid);
-            place.id = last_row(db, place.rowid)?.map_or(place.id, |(_, id)| id);
+            place.id = id_row(db, UP_TO, place.rowid)?.map_or(place.id, |(_, id)| id);
             Ok(page.ended)
         })?;
         let is_there = is_end.is_some() || self.files().read().path(place.number).is_some();
@@ -160,7 +160,7 @@ impl Follower {
 
 /// Finds the place again where rows before it were deleted: a number of a row may have been given anew.
 fn resume(db: &Connection, place: &mut Place) -> rusqlite::Result<()> {
-    place.rowid = match last_row(db, place.rowid)? {
+    place.rowid = match id_row(db, UP_TO, place.rowid)? {
         Some((_, id)) if (id.wrapping_sub(place.id) as i32) > 0 => match guess(db, place.id)? {
             IdLookup::At(rowid) => rowid,
             _ => i64::MIN,
@@ -169,16 +169,4 @@ fn resume(db: &Connection, place: &mut Place) -> rusqlite::Result<()> {
         None => i64::MIN,
     };
     Ok(())
-}
-
-/// Number and id of the last row up to `rowid`.
-fn last_row(db: &Connection, rowid: i64) -> rusqlite::Result<Option<(i64, u32)>> {
-    let sql = "SELECT rowid, id FROM messages WHERE rowid <= ?1 ORDER BY rowid DESC LIMIT 1";
-    db.query_row(sql, [rowid], |row| Ok((row.get(0)?, row.get(1)?))).optional()
-}
-
-/// The id of the first row after `rowid`.
-fn first_id(db: &Connection, rowid: i64) -> rusqlite::Result<Option<u32>> {
-    let sql = "SELECT id FROM messages WHERE rowid > ?1 ORDER BY rowid LIMIT 1";
-    db.query_row(sql, [rowid], |row| row.get(0)).optional()
 }

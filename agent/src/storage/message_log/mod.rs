@@ -30,6 +30,7 @@ mod progress;
 mod query;
 mod reader;
 mod rows;
+mod scan;
 mod store;
 #[cfg(test)]
 mod tests;

@@ -22,7 +22,7 @@ impl Following {
     /// Reads one page of at most so many.
     fn page(&mut self, most: usize) -> Vec<Result<Record, u32>> {
         let mut found = Vec::new();
-        let take = |next| {
+        let mut take = |next| {
             let has_room = found.len() < most;
             if has_room {
                 found.push(match next {
@@ -32,7 +32,7 @@ impl Following {
             }
             has_room
         };
-        self.place = self.follower.read(self.place, take).unwrap();
+        self.place = self.follower.read(self.place, &mut take).unwrap();
         found
     }
 

@@ -93,6 +93,11 @@ pub(crate) fn is_read_only(name: &str) -> bool {
     (name == "ping" || name.starts_with("get_")) && lookup(name).is_some()
 }
 
+/// Whether this built-in command is carried out again when the agent ended meanwhile.
+pub(crate) fn goes_on(command: &Command) -> bool {
+    put::is_large(command)
+}
+
 /// Whether the end of this built-in command is a record of level 30: it has done something. One that
 /// only looks leaves none, for a client that follows the records would follow itself, and neither does
 /// `del_msgs`, which is to leave nothing.

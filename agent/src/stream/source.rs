@@ -266,5 +266,5 @@ pub(super) fn file_facts(meta: &std::fs::Metadata) -> Value {
 }
 
 fn hex(context: Context) -> String {
-    context.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    jscommon::token::hex(context.finish().as_ref())
 }

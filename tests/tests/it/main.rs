@@ -21,6 +21,7 @@ mod identity;
 mod inherited;
 mod init;
 mod install;
+mod large_files;
 mod leftovers;
 mod live_output;
 mod long_load;

@@ -24,6 +24,8 @@ pub enum Route {
     Stream(NodeId),
     /// `GET /{gid}/{nid}/script`
     Script(NodeId),
+    /// `GET /{gid}/{nid}/blob`: a piece of a large file.
+    Blob(NodeId),
     /// `POST /{gid}/{nid}/renew`: new credentials for a node whose own are good.
     Renew(NodeId),
     /// `POST /enroll`
@@ -83,6 +85,7 @@ impl Route {
             Route::Event(node) => ("event", "POST", Some(node)),
             Route::Stream(node) => ("stream", "POST", Some(node)),
             Route::Script(node) => ("script", "GET", Some(node)),
+            Route::Blob(node) => ("blob", "GET", Some(node)),
             Route::Renew(node) => ("renew", "POST", Some(node)),
             Route::Enroll => ("enroll", "POST", None),
             Route::Health => ("health", "GET", None),
@@ -96,7 +99,7 @@ impl Route {
         self.row().2
     }
 
-    /// The route's name in metrics: one of twelve, whatever is asked.
+    /// The route's name in metrics: one of thirteen, whatever is asked.
     pub(crate) fn label(&self) -> &'static str {
         self.row().0
     }
@@ -152,6 +155,7 @@ fn node_route(path: &str) -> Result<Route, RouteError> {
         "event" => Route::Event,
         "stream" => Route::Stream,
         "script" => Route::Script,
+        "blob" => Route::Blob,
         "renew" => Route::Renew,
         _ => return Err(RouteError::NotFound),
     };
@@ -182,6 +186,7 @@ mod tests {
         check("POST", "/1/10/event", Ok(Route::Event(NODE)));
         check("POST", "/1/10/stream", Ok(Route::Stream(NODE)));
         check("GET", "/1/10/script", Ok(Route::Script(NODE)));
+        check("GET", "/1/10/blob", Ok(Route::Blob(NODE)));
         check("POST", "/1/10/renew", Ok(Route::Renew(NODE)));
         check("POST", "/enroll", Ok(Route::Enroll));
         check("GET", "/health", Ok(Route::Health));
@@ -230,7 +235,7 @@ mod tests {
         answers.extend(match route {
             Route::Cmd(_) => &[204, 409][..],
             Route::Renew(_) => &[204],
-            Route::Script(_) => &[404],
+            Route::Script(_) | Route::Blob(_) => &[404],
             Route::Stream(_) => &[409, 410],
             Route::Enroll => &[401, 403, 409],
             Route::Metrics | Route::NodeMetrics => &[401, 403],
@@ -264,6 +269,6 @@ mod tests {
             assert_eq!(told, answers(route), "{method} {path}");
             named.insert(route.label());
         }
-        assert_eq!(named.len(), 12, "{named:?}");
+        assert_eq!(named.len(), 13, "{named:?}");
     }
 }

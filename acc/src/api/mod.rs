@@ -4,6 +4,7 @@
 //! Does not own: credentials (`auth`), rules of what is stored (`model`).
 //! Called on tiny_http's threads; each call blocks on Redis for seconds at most.
 
+mod blob;
 mod body;
 mod cmd;
 pub(crate) mod command_body;
@@ -105,6 +106,7 @@ impl Handlers {
             Route::Event(node) => event::post(context, node, request),
             Route::Stream(node) => stream::post(context, node, request),
             Route::Script(node) => script::get(context, node, request),
+            Route::Blob(node) => blob::get(context, node, request),
             Route::Renew(node) => enroll::renew(context, node, request),
             Route::Enroll => enroll::post(context, request),
             Route::Health => health::get(context),

@@ -1,6 +1,6 @@
 //! `GET /{gid}/{nid}/script?hash=<sha256>`: the source of a script.
 
-use super::{Outcome, bad, expect_room, refuse};
+use super::{Fault, Outcome, bad, expect_room, refuse};
 use crate::api::context::Context;
 use crate::api::rate_limiter::{Charge, Resource};
 use crate::http::{Reply, Request};
@@ -9,11 +9,17 @@ use jscommon::NodeId;
 use redis::Cmd;
 use std::time::Instant;
 
-pub(super) fn get(context: &Context, node: NodeId, request: &Request) -> Outcome {
+/// The hash in a query.
+pub(super) fn read_hash(request: &Request) -> Result<&str, Fault> {
     let hash = request.query.first("hash").unwrap_or("");
     if hash.len() != 64 || !hash.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
-        return Err(bad("hash is the script's SHA-256, 64 hex digits in lower case"));
+        return Err(bad("hash is the SHA-256 of the whole, 64 hex digits in lower case"));
     }
+    Ok(hash)
+}
+
+pub(super) fn get(context: &Context, node: NodeId, request: &Request) -> Outcome {
+    let hash = read_hash(request)?;
     expect_room(context, node, &[Charge::new(Resource::Lookups, 1)])?;
     let key = keys::script(hash);
     let renew = || context.pool.with(|conn| conn.one::<bool>(&Cmd::expire(&key, 7 * DAY as i64)));

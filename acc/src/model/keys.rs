@@ -168,6 +168,11 @@ pub(crate) fn script(hash: &str) -> String {
     format!("jsacc:script:{hash}")
 }
 
+/// String: a piece of a large file.
+pub(crate) fn blob(hash: &str, piece: u32) -> String {
+    format!("jsacc:blob:{hash}:{piece}")
+}
+
 /// Counter: uses of an enrolment token.
 pub(crate) fn enrolment(id: &str) -> String {
     format!("jsacc:enroll:{id}")
@@ -221,7 +226,7 @@ pub(crate) fn kind(key: &str) -> &'static str {
         {
             "hash"
         }
-        _ if ["jsacc:script:", "jsacc:enroll:"].iter().any(|start| head.starts_with(start)) => "string",
+        _ if ["jsacc:script:", "jsacc:blob:", "jsacc:enroll:"].iter().any(|start| head.starts_with(start)) => "string",
         _ => "",
     }
 }
@@ -279,6 +284,7 @@ mod tests {
                     stats_written(node),
                     done_run("a", node, 5),
                     script("x"),
+                    blob("x", 7),
                     enrolment("x"),
                 ],
             ),

@@ -1,4 +1,5 @@
-//! `get_msgs` and `del_msgs`: records asked for, or deleted, by a query in the command's data.
+//! `get_msgs`, `del_msgs` and `follow`: records asked for, deleted, or sent as they come, by a query in the command's
+//! data.
 
 use super::{Answer, Context};
 use crate::job::fields::{Fields, object};
@@ -21,6 +22,14 @@ pub(super) fn delete(context: &Context, command: &Command) -> Answer {
     let query = parse(&command.data)?;
     let deleted = remote(context)?.delete(&query).map_err(|e| format!("{e:#}"))?;
     Ok(json!({"deleted": deleted}))
+}
+
+/// `follow`: opens a watch on the matches; says after which record it begins.
+pub(crate) fn follow(context: &Context, controller: &str, command: &Command) -> Answer {
+    let query = parse(&command.data)?;
+    let streams = context.streams.as_ref().ok_or("this agent sends no live output")?;
+    let from = streams.follow(controller, command, remote(context)?, query, context.config.main.node())?;
+    Ok(json!({ "from": from }))
 }
 
 fn remote(context: &Context) -> Result<&LogReader, String> {

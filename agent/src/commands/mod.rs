@@ -57,6 +57,8 @@ pub(crate) enum JobControl {
     Attach,
     /// Opens a watch on a file.
     Get,
+    /// Opens a watch on records.
+    Follow,
 }
 
 /// The parts of the agent that built-in commands may use.
@@ -91,6 +93,11 @@ pub(crate) fn is_read_only(name: &str) -> bool {
     (name == "ping" || name.starts_with("get_")) && lookup(name).is_some()
 }
 
+/// Whether this built-in command is carried out again when the agent ended meanwhile.
+pub(crate) fn goes_on(command: &Command) -> bool {
+    put::is_large(command)
+}
+
 /// Whether the end of this built-in command is a record of level 30: it has done something. One that
 /// only looks leaves none, for a client that follows the records would follow itself, and neither does
 /// `del_msgs`, which is to leave nothing.
@@ -101,6 +108,7 @@ pub(crate) fn leaves_record(name: &str) -> bool {
 const TABLE: &[(&str, Kind)] = &[
     ("attach", Kind::Supervisor(JobControl::Attach)),
     ("del_msgs", Kind::Threaded(messages::delete)),
+    ("follow", Kind::Supervisor(JobControl::Follow)),
     ("get", Kind::Supervisor(JobControl::Get)),
     ("get_cpu_info", Kind::Threaded(info::cpu)),
     ("get_disk_info", Kind::Threaded(info::disks)),

@@ -1,12 +1,13 @@
 //! `put`: a file that the controller holds by its hash, written to this node whole or not at all.
 //!
-//! Owns the command's arguments and what it answers. The bytes come by way of the scripts' store,
-//! which checks them against the hash; how a file is replaced is the operating system's file.
+//! Owns the command's arguments and what it answers. The bytes come by way of the scripts' store, those of a large file
+//! in pieces, and it checks them against the hash; how a file is replaced is the operating system's file.
 
 use super::{Answer, Context};
 use crate::job::fields::Fields;
-use crate::platform::{self, Owner};
+use crate::platform::{self, Content, Owner};
 use crate::process_tree::PathVars;
+use crate::script::MAX_SOURCE;
 use jscommon::Command;
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
@@ -19,6 +20,7 @@ struct Order {
     mode: Option<u32>,
     owner: Option<String>,
     mkdir: bool,
+    size: Option<u64>,
 }
 
 impl Order {
@@ -44,9 +46,15 @@ impl Order {
             args.fault(format!("mode must be octal, 0644 say, not {mode}"));
         }
         let mkdir = args.flag("mkdir");
+        let size = args.whole("size", 0..=jscommon::blob::MAX_BYTES as i64).map(|size| size as u64);
         let owner = Some(owner).filter(|owner| !owner.is_empty());
-        args.finish(Order { path, hash: hash.to_ascii_lowercase(), mode: octal, owner, mkdir })
+        args.finish(Order { path, hash: hash.to_ascii_lowercase(), mode: octal, owner, mkdir, size })
     }
+}
+
+/// Whether this is the order for a file that comes in pieces: it goes on after the agent's end.
+pub(super) fn is_large(command: &Command) -> bool {
+    command.cmd == "put" && command.args.get("size").and_then(Value::as_u64).is_some_and(|size| size > MAX_SOURCE)
 }
 
 /// Answers `{path, size, changed}`; `changed` is false when the file stood so already.
@@ -56,10 +64,23 @@ pub(super) fn put(context: &Context, command: &Command) -> Answer {
     let path = &order.path;
     // Looked at before the bytes travel: a fault here needs no bandwidth to be found.
     platform::check_place(path, owner.as_ref(), order.mkdir)?;
-    let bytes = context.scripts.content(&order.hash)?;
-    let changed = platform::replace(path, &bytes, order.mode, owner.as_ref(), order.mkdir)
-        .map_err(|fault| format!("cannot write {}: {fault}", path.display()))?;
-    Ok(json!({"path": path.to_string_lossy(), "size": bytes.len(), "changed": changed}))
+    let replace = |content: Content<'_>| {
+        platform::replace(path, content, order.mode, owner.as_ref(), order.mkdir)
+            .map_err(|fault| format!("cannot write {}: {fault}", path.display()))
+    };
+    let (size, changed) = match order.size {
+        Some(size) if size > MAX_SOURCE => {
+            (size, context.scripts.with_large(&command.id, &order.hash, size, &|file| replace(Content::File(file)))?)
+        }
+        size => {
+            let bytes = context.scripts.content(&order.hash)?;
+            if let Some(size) = size.filter(|size| *size != bytes.len() as u64) {
+                return Err(format!("size is {size}, and the file of this hash has {} bytes", bytes.len()));
+            }
+            (bytes.len() as u64, replace(Content::Bytes(&bytes))?)
+        }
+    };
+    Ok(json!({"path": path.to_string_lossy(), "size": size, "changed": changed}))
 }
 
 #[cfg(test)]
@@ -79,6 +100,15 @@ mod tests {
         fn source(&self, hash: &str) -> Result<Option<Vec<u8>>, FetchError> {
             Ok((hash == sha256_hex(CONTENT)).then(|| CONTENT.to_vec()))
         }
+
+        fn piece(&self, hash: &str, piece: u32) -> Result<Option<Vec<u8>>, FetchError> {
+            let large = large();
+            Ok(large.chunks(1 << 20).nth(piece as usize).filter(|_| hash == sha256_hex(&large)).map(<[u8]>::to_vec))
+        }
+    }
+
+    fn large() -> Vec<u8> {
+        (0..(16 << 20) + 5_u32).map(|n| (n / 1000) as u8).collect()
     }
 
     fn ask(dir: &Path, args: Value) -> Answer {
@@ -115,6 +145,25 @@ mod tests {
         }
     }
 
+    #[test]
+    fn large_file_comes_in_pieces() {
+        let dir = tempfile::tempdir().unwrap();
+        let (large, path) = (large(), dir.path().join("large"));
+        let order = |size: usize| json!({"path": path, "hash": sha256_hex(&large), "size": size, "mode": "0640"});
+        let fault = ask(dir.path(), order(large.len() + 1)).unwrap_err();
+        assert!(fault.contains("piece 16") && fault.contains("size and the pieces must agree"), "{fault}");
+        let answer = ask(dir.path(), order(large.len())).unwrap();
+        assert_eq!(answer, json!({"path": path, "size": large.len(), "changed": true}));
+        assert!(std::fs::read(&path).unwrap() == large);
+        assert_eq!(ask(dir.path(), order(large.len())).unwrap()["changed"], false);
+        assert_eq!(std::fs::read_dir(dir.path().join("blobs")).unwrap().count(), 0, "nothing is left");
+        let command = |size: u64| {
+            let command = json!({"id": "a", "gid": 1, "nid": 1, "cmd": "put", "args": {"size": size}});
+            Command::from_value(command).unwrap()
+        };
+        assert!(is_large(&command(MAX_SOURCE + 1)) && !is_large(&command(MAX_SOURCE)));
+    }
+
     #[cfg(unix)]
     #[test]
     fn a_path_that_is_no_file_is_left_as_it_is() {
@@ -149,6 +198,8 @@ mod tests {
             (json!({"path": path, "hash": "abc"}), "64 hexadecimal digits"),
             (json!({"path": path, "hash": hash, "mode": "999"}), "octal"),
             (json!({"path": path, "hash": hash, "mkdir": 1}), "mkdir must be"),
+            (json!({"path": path, "hash": hash, "size": -1}), "size must be"),
+            (json!({"path": path, "hash": sha256_hex(CONTENT), "size": 5}), "size is 5"),
             (json!({"path": path, "hash": hash, "owner": "nobody-of-this-name"}), "nobody-of-this-name"),
             (json!({"path": path.join("y"), "hash": hash}), "there is no folder"),
             (json!({"path": dir.path(), "hash": hash}), "is a folder"),

@@ -120,6 +120,7 @@ impl RunArgs {
         match process {
             true => Rules {
                 process,
+                goes_on: false,
                 long: self.long,
                 limit: self.limit.map(millis),
                 period: self.period.map(millis),

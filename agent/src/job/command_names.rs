@@ -1,9 +1,10 @@
 //! The names of the commands that the agent answers itself.
 
 /// The built-in commands, in order.
-pub(crate) const BUILTIN: [&str; 19] = [
+pub(crate) const BUILTIN: [&str; 20] = [
     "attach",
     "del_msgs",
+    "follow",
     "get",
     "get_cpu_info",
     "get_disk_info",

@@ -7,6 +7,8 @@ use std::sync::Arc;
 pub(crate) struct Rules {
     /// A process, which takes a slot of `max_jobs`; else a task of the agent's own.
     pub(crate) process: bool,
+    /// A task that is carried out again when the agent ended meanwhile.
+    pub(crate) goes_on: bool,
     /// `max_time` -1.
     pub(crate) long: bool,
     /// `max_time` above 0, in milliseconds.

@@ -3,6 +3,7 @@
 //! Nothing else in the agent asks which system it runs on.
 
 pub(crate) mod cmdline;
+mod content;
 mod rename;
 mod signal;
 #[cfg(unix)]
@@ -12,6 +13,7 @@ mod windows;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+pub(crate) use content::Content;
 pub(crate) use rename::rename;
 pub(crate) use signal::Signal;
 #[cfg(unix)]

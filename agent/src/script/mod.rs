@@ -8,7 +8,9 @@
 //! the script's user need not be able to read the agent's folder, nothing is left behind,
 //! and it does not matter what becomes of the file meanwhile.
 
+mod blob;
 mod cache;
+mod fetches;
 mod find;
 mod lua;
 mod python;
@@ -25,8 +27,8 @@ use crate::job::fields::Fields;
 use crate::process_tree::{NotStarted, PathVars, Spec};
 use jscommon::Command;
 
-/// Largest source, in bytes; the controller keeps none that is larger.
-const MAX_SOURCE: u64 = 16 * 1024 * 1024;
+/// Largest source, in bytes; the controller keeps none that is larger. A larger file travels in pieces.
+pub(crate) const MAX_SOURCE: u64 = 16 * 1024 * 1024;
 
 /// The language of a script.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 //! Where scripts come from: the node's folder, the cache, and behind it the controllers.
 
 use super::cache::Cache;
+use super::fetches::Fetches;
 use super::{Language, MAX_SOURCE, Script, Wanted, find};
 use crate::config::Config;
 use crate::process_tree::NotStarted;
@@ -17,6 +18,8 @@ use std::time::{Duration, Instant};
 const MAX_FILES: usize = 1000;
 /// Most bytes of all sources that are kept.
 const MAX_BYTES: u64 = 128 * 1024 * 1024;
+/// How long no piece of a large file may come.
+const MAX_SILENCE: Duration = Duration::from_secs(600);
 /// A controller that is away for so long is not asked again.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -24,6 +27,9 @@ const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) trait ScriptSource: Send + Sync {
     /// The source of this SHA-256 (lower-case hex), or nothing when it knows none.
     fn source(&self, hash: &str) -> Result<Option<Vec<u8>>, FetchError>;
+
+    /// A piece of the file of this SHA-256, or nothing when it is not there.
+    fn piece(&self, hash: &str, piece: u32) -> Result<Option<Vec<u8>>, FetchError>;
 }
 
 /// Why an origin could not say.
@@ -37,23 +43,36 @@ pub(crate) struct FetchError {
 
 impl ScriptSource for Controller {
     fn source(&self, hash: &str) -> Result<Option<Vec<u8>>, FetchError> {
-        self.script(hash).map_err(|failure| FetchError {
-            reason: format!("controller {}: {failure}", self.name()),
-            retryable: matches!(failure, Failure::Away(_) | Failure::Busy { .. } | Failure::Foreign { .. }),
-        })
+        self.script(hash).map_err(|failure| fetch_error(self, &failure))
+    }
+
+    fn piece(&self, hash: &str, piece: u32) -> Result<Option<Vec<u8>>, FetchError> {
+        self.blob(hash, piece).map_err(|failure| fetch_error(self, &failure))
     }
 }
 
-/// The scripts that this node can run.
+fn fetch_error(controller: &Controller, failure: &Failure) -> FetchError {
+    FetchError {
+        reason: format!("controller {}: {failure}", controller.name()),
+        retryable: matches!(failure, Failure::Away(_) | Failure::Busy { .. } | Failure::Foreign { .. }),
+    }
+}
+
+/// The scripts that this node can run, and files on their way.
 pub(crate) struct Store {
     root: PathBuf,
     cache: Cache,
-    origins: Vec<Arc<dyn ScriptSource>>,
+    pub(super) origins: Vec<Arc<dyn ScriptSource>>,
     /// Scripts of the folder that other accounts can change are taken too.
     insecure_paths: bool,
     /// One lock a hash that is being fetched, so that jobs of one new script fetch it once.
     fetching: Mutex<HashMap<String, Arc<Mutex<()>>>>,
     pub(super) timeout: Duration,
+    /// The folder of large files on their way.
+    pub(super) blobs: PathBuf,
+    pub(super) fetches: Fetches,
+    /// How long no piece of one may come.
+    pub(super) max_silence: Duration,
 }
 
 impl Store {
@@ -61,7 +80,17 @@ impl Store {
     pub(crate) fn new(config: &Config, origins: Vec<Arc<dyn ScriptSource>>) -> Store {
         let cache = Cache::new(config.main.data_dir.join("scripts"), MAX_FILES, MAX_BYTES);
         let (root, insecure_paths) = (config.script_path(), config.main.insecure_paths);
-        Store { root, cache, origins, insecure_paths, fetching: Mutex::default(), timeout: FETCH_TIMEOUT }
+        Store {
+            root,
+            cache,
+            origins,
+            insecure_paths,
+            fetching: Mutex::default(),
+            timeout: FETCH_TIMEOUT,
+            blobs: config.main.data_dir.join("blobs"),
+            fetches: Fetches::default(),
+            max_silence: MAX_SILENCE,
+        }
     }
 
     /// The script that is wanted; the error says why there is none.
@@ -91,6 +120,11 @@ impl Store {
     /// The bytes of this SHA-256 (lower-case hex), asked of the controllers and not kept here.
     pub(crate) fn content(&self, hash: &str) -> Result<Vec<u8>, String> {
         self.fetch(hash).map_err(|fault| fault.why)
+    }
+
+    /// Ends the fetch of a large file for this command, where there is one.
+    pub(crate) fn cancel_fetch(&self, id: &str) {
+        self.fetches.cancel(id);
     }
 
     fn by_hash(&self, hash: &str, ending: &str) -> Result<Vec<u8>, NotStarted> {

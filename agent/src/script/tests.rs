@@ -30,6 +30,10 @@ impl ScriptSource for FakeSource {
             None => Ok(self.sources.iter().find(|(known, _)| known == hash).map(|(_, source)| source.clone())),
         }
     }
+
+    fn piece(&self, _hash: &str, _piece: u32) -> Result<Option<Vec<u8>>, FetchError> {
+        Ok(None)
+    }
 }
 
 fn config(dir: &std::path::Path) -> Config {

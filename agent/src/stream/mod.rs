@@ -1,4 +1,4 @@
-//! Live output: what a watched job writes, and files that are asked for, on their way to a controller.
+//! Live output: what a watched job writes, files that are asked for, and records, on their way to a controller.
 //!
 //! **Owns** the watches of this node, the spools of its jobs (`data_dir/spool`), and the threads that send.
 //! **Does not own** HTTP (a [`Post`] is handed in), processes, or the pipes: a reader hands bytes to a [`Spool`].
@@ -6,17 +6,21 @@
 //! A watch is asked, sends, waits for room, and ends with its end frame, a refusal, or when it has lapsed.
 //! Without a watch there is no thread and no open file.
 
+mod record_source;
 mod segments;
 mod sender;
 mod source;
 mod spool;
+mod suffix;
 mod watch;
 
+use self::record_source::RecordSource;
 use self::sender::{Active, Lane};
 use self::source::{FileSource, JobSource, Source};
 use self::spool::Shared;
 use self::watch::Watch;
-use jscommon::Command;
+use crate::storage::message_log::{LogReader, Query};
+use jscommon::{Command, NodeId};
 use serde_json::{Value, json};
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
@@ -164,6 +168,25 @@ impl Streams {
         let ticket = command.ticket().unwrap_or_default().to_owned();
         lane.add(Active { id: command.id.as_str().into(), ticket, watch: Watch::new(), source });
         Ok(facts)
+    }
+
+    /// Sends the records that a query finds, now and later, as the watch of this command; returns the id after which
+    /// they begin.
+    pub(crate) fn follow(
+        &self,
+        controller: &str,
+        command: &Command,
+        records: &LogReader,
+        query: Query,
+        node: NodeId,
+    ) -> Result<u32, String> {
+        let lane = self.lane(controller)?;
+        let follower = records.follow(query, node, lane.waker()).map_err(|fault| format!("{fault:#}"))?;
+        let from = follower.start().id();
+        let source = Source::Records(Box::new(RecordSource::new(follower)));
+        let ticket = command.ticket().unwrap_or_default().to_owned();
+        lane.add(Active { id: command.id.as_str().into(), ticket, watch: Watch::endless(), source });
+        Ok(from)
     }
 
     fn lane(&self, controller: &str) -> Result<&Arc<Lane>, String> {

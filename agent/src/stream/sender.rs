@@ -23,6 +23,8 @@ const MAX_WATCHES: usize = 1000;
 /// Pauses after failures: at first, and at most.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(3);
+/// The pause between two looks for new records, and as much more for each watch.
+const RECORDS_PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(1));
 
 /// The outcome of one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -142,6 +144,9 @@ impl Lane {
                 }
                 inbox.deadline
             };
+            if deadline.is_some() {
+                sender.watches.iter_mut().for_each(|active| active.source.stop());
+            }
             let Some(until) = sender.step() else { continue };
             sender.buffer = Vec::new();
             if deadline.is_some() && until.is_none() {
@@ -192,6 +197,15 @@ impl Sending<'_> {
         None
     }
 
+    /// Has a watch wait a little where it is up to date, so that the next request has more than one record.
+    fn pause(&mut self, n: usize) {
+        let until = self.now() + RECORDS_PAUSE.0 + RECORDS_PAUSE.1 * self.watches.len() as u32;
+        let active = &mut self.watches[n];
+        if active.source.is_at_end() {
+            active.watch.hold(until);
+        }
+    }
+
     fn send(&mut self, n: usize, next: Next, is_shared: bool) {
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.clear();
@@ -200,6 +214,10 @@ impl Sending<'_> {
         if let Next::Send { most, .. } = next {
             let most = most.min(if is_shared { SHARED_REQUEST_BYTES } else { MAX_REQUEST_BYTES });
             active.source.read(offset, most, &mut buffer);
+            if buffer.is_empty() && matches!(active.source, Source::Records(_)) {
+                self.buffer = buffer;
+                return self.pause(n);
+            }
         }
         failpoint::hit("agent.stream_posting");
         let posted = self.lane.post.post(&active.id, offset, &active.ticket, &buffer);
@@ -237,6 +255,7 @@ impl Sending<'_> {
                 }
             }
         }
+        self.pause(n);
         if is_over {
             let ended = self.watches.remove(n);
             ended.source.leave(&ended.id);
@@ -253,4 +272,4 @@ impl Sending<'_> {
 
 #[cfg(test)]
 #[path = "sender_tests.rs"]
-mod tests;
+pub(super) mod tests;

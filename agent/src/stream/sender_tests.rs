@@ -10,14 +10,16 @@ use std::time::{Duration, Instant};
 type Before = dyn Fn(usize, &mut Vec<u8>, &[u8]) -> Option<Posted> + Send + Sync;
 
 /// A controller that keeps what comes; `before` may answer in its place, and sees how many requests came before.
-struct Fake {
-    stored: Mutex<HashMap<String, Vec<u8>>>,
+pub(in crate::stream) struct Fake {
+    pub(in crate::stream) stored: Mutex<HashMap<String, Vec<u8>>>,
     posts: Mutex<usize>,
     before: Box<Before>,
 }
 
 impl Fake {
-    fn new(before: impl Fn(usize, &mut Vec<u8>, &[u8]) -> Option<Posted> + Send + Sync + 'static) -> Arc<Fake> {
+    pub(in crate::stream) fn new(
+        before: impl Fn(usize, &mut Vec<u8>, &[u8]) -> Option<Posted> + Send + Sync + 'static,
+    ) -> Arc<Fake> {
         Arc::new(Fake { stored: Mutex::default(), posts: Mutex::default(), before: Box::new(before) })
     }
 
@@ -25,7 +27,7 @@ impl Fake {
         *self.posts.lock().unwrap()
     }
 
-    fn frames(&self, id: &str) -> Vec<(Kind, Vec<u8>)> {
+    pub(in crate::stream) fn frames(&self, id: &str) -> Vec<(Kind, Vec<u8>)> {
         let stored = self.stored.lock().unwrap().get(id).cloned().unwrap_or_default();
         frame::frames(&stored).map(|frame| frame.unwrap()).map(|f| (f.kind, f.payload.to_vec())).collect()
     }
@@ -45,7 +47,7 @@ impl Fake {
         (streams, end)
     }
 
-    fn wait_for_end(&self, id: &str) -> ([Vec<u8>; 2], Value) {
+    pub(in crate::stream) fn wait_for_end(&self, id: &str) -> ([Vec<u8>; 2], Value) {
         wait_until(|| self.output(id).1.is_some());
         let (streams, end) = self.output(id);
         (streams, end.unwrap())
@@ -74,7 +76,7 @@ fn answered(stored: &[u8], watch: u64, room: u64) -> Posted {
 }
 
 #[track_caller]
-fn wait_until(mut done: impl FnMut() -> bool) {
+pub(in crate::stream) fn wait_until(mut done: impl FnMut() -> bool) {
     let begin = Instant::now();
     while !done() {
         std::thread::sleep(Duration::from_millis(1));
@@ -82,11 +84,11 @@ fn wait_until(mut done: impl FnMut() -> bool) {
     }
 }
 
-fn start(dir: &Path, fake: &Arc<Fake>) -> Arc<Streams> {
+pub(in crate::stream) fn start(dir: &Path, fake: &Arc<Fake>) -> Arc<Streams> {
     Streams::start(dir, [("main".to_owned(), fake.clone() as Arc<dyn Post>)])
 }
 
-fn command(id: &str) -> Command {
+pub(in crate::stream) fn command(id: &str) -> Command {
     Command::from_value(json!({"id": id, "gid": 1, "nid": 1, "cmd": "attach", "ticket": "r.x"})).unwrap()
 }
 
@@ -96,7 +98,7 @@ fn watched(streams: &Streams, id: &str) -> Arc<Spool> {
     spool
 }
 
-fn is_idle(streams: &Streams) -> bool {
+pub(in crate::stream) fn is_idle(streams: &Streams) -> bool {
     streams.lanes.values().all(|lane| !lane.is_running())
 }
 

@@ -1,4 +1,4 @@
-//! The frames of one watch, from any offset: a job's output from its spool, or the bytes of a file.
+//! The frames of one watch, from any offset: a job's output from its spool, the bytes of a file, or records.
 //!
 //! **Owns** which frame stands at which offset, the hash of what was sent, and the end frame.
 //! **Does not own** when something is sent, or how long bytes are kept.
@@ -6,8 +6,10 @@
 //! A job's watch is a gap (where it begins behind what is asked for), then its part of the log as it is, then a gap
 //! that no frame tells of, then the end. Thus an offset in the watch is one in the log, moved.
 
+use super::record_source::RecordSource;
 use super::segments::{self, CHUNK_BYTES, Position};
 use super::spool::Spool;
+use super::suffix::{Suffix, push_end};
 use jscommon::frame::{self, HEADER_BYTES, Kind};
 use ring::digest::{Context, SHA256};
 use serde_json::{Value, json};
@@ -22,6 +24,7 @@ const FRAME_BYTES: usize = CHUNK_BYTES + HEADER_BYTES;
 pub(super) enum Source {
     Job(Box<JobSource>),
     File(Box<FileSource>),
+    Records(Box<RecordSource>),
 }
 
 impl Source {
@@ -30,6 +33,7 @@ impl Source {
         match self {
             Source::Job(job) => job.is_pending(offset),
             Source::File(file) => file.suffix.as_ref().is_none_or(|suffix| offset < suffix.end()),
+            Source::Records(records) => records.is_pending(offset),
         }
     }
 
@@ -42,6 +46,7 @@ impl Source {
         match self {
             Source::Job(job) => job.suffix.as_ref(),
             Source::File(file) => file.suffix.as_ref(),
+            Source::Records(records) => records.suffix.as_ref(),
         }
     }
 
@@ -56,6 +61,7 @@ impl Source {
         let read = match self {
             Source::Job(job) => job.read(offset, most, out),
             Source::File(file) => file.read(offset, most, out),
+            Source::Records(records) => records.read(offset, most, out),
         };
         if let Err(fault) = read {
             out.clear();
@@ -66,12 +72,25 @@ impl Source {
                     job.end(offset, position, [0, 0], Some(&error));
                 }
                 Source::File(file) => file.end(offset, Some(&error)),
+                Source::Records(records) => records.end(offset, &error),
             }
         }
         if let Some(suffix) = self.suffix().filter(|suffix| suffix.at == offset + out.len() as u64)
             && (out.is_empty() || out.len() + suffix.frames.len() <= most)
         {
             out.extend_from_slice(&suffix.frames);
+        }
+    }
+
+    /// Whether all that there is was read, and a little later there may be more.
+    pub(super) fn is_at_end(&self) -> bool {
+        matches!(self, Source::Records(records) if records.is_at_end())
+    }
+
+    /// The agent stops: what has no end of its own ends.
+    pub(super) fn stop(&mut self) {
+        if let Source::Records(records) = self {
+            records.stop();
         }
     }
 
@@ -87,18 +106,6 @@ impl Source {
         if let Source::Job(job) = self {
             job.spool.leave(id);
         }
-    }
-}
-
-/// The last frames of a watch.
-struct Suffix {
-    at: u64,
-    frames: Vec<u8>,
-}
-
-impl Suffix {
-    fn end(&self) -> u64 {
-        self.at + self.frames.len() as u64
     }
 }
 
@@ -258,13 +265,6 @@ pub(super) fn file_facts(meta: &std::fs::Metadata) -> Value {
     json!({"size": meta.len(), "mode": crate::platform::mode_of(meta), "mtime": mtime})
 }
 
-fn push_end(frames: &mut Vec<u8>, mut said: Value, error: Option<&str>) {
-    if let Some(error) = error {
-        said["error"] = error.into();
-    }
-    frame::push(frames, Kind::End, said.to_string().as_bytes());
-}
-
 fn hex(context: Context) -> String {
-    context.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    jscommon::token::hex(context.finish().as_ref())
 }

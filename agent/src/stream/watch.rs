@@ -18,6 +18,8 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 const LAPSE: Duration = Duration::from_secs(15);
 /// How often the controller is asked meanwhile.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
+/// How often the controller is asked whether a watch without an end of its own is still there.
+const ASK_IDLE: Duration = Duration::from_secs(20);
 /// How long no controller answers before a watch has lapsed.
 const LONGEST_SILENCE: Duration = Duration::from_secs(600);
 
@@ -50,6 +52,10 @@ pub(super) enum Next {
 pub(super) struct Watch {
     offset: u64,
     is_offset_known: bool,
+    /// It has no end of its own, so that its lapse must be asked for.
+    is_endless: bool,
+    /// When it was answered the last time.
+    heard: Duration,
     room: u64,
     pause: Duration,
     not_before: Duration,
@@ -66,6 +72,8 @@ impl Watch {
         Watch {
             offset: 0,
             is_offset_known: true,
+            is_endless: false,
+            heard: Duration::ZERO,
             room: FIRST_ROOM_BYTES,
             pause: Duration::ZERO,
             not_before: Duration::ZERO,
@@ -80,14 +88,19 @@ impl Watch {
         Watch { is_offset_known: false, ..Watch::new() }
     }
 
+    /// A watch that ends when it lapses.
+    pub(super) fn endless() -> Watch {
+        Watch { is_endless: true, ..Watch::new() }
+    }
+
     /// Returns the offset of the next request.
     pub(super) fn offset(&self) -> u64 {
         self.offset
     }
 
-    /// Whether the controller is yet to say what it has.
+    /// Whether the controller is to be asked without bytes to send.
     pub(super) fn must_ask(&self) -> bool {
-        !self.is_offset_known
+        !self.is_offset_known || self.is_endless
     }
 
     pub(super) fn has_lapsed(&self) -> bool {
@@ -97,7 +110,12 @@ impl Watch {
     /// Returns the next step; `is_pending` says that there are bytes past the offset.
     pub(super) fn next(&self, now: Duration, is_pending: bool) -> Next {
         if !is_pending && self.is_offset_known {
-            Next::Idle
+            let idle = if self.absent_since.is_some() { self.not_before } else { self.heard + ASK_IDLE };
+            match idle.max(self.not_before) {
+                _ if !self.is_endless => Next::Idle,
+                at if now < at => Next::Wait(at),
+                _ => Next::Ask { offset: self.offset },
+            }
         } else if now < self.not_before {
             Next::Wait(self.not_before)
         } else if !self.is_offset_known || self.room == 0 || self.absent_since.is_some() {
@@ -111,6 +129,7 @@ impl Watch {
     pub(super) fn answered(&mut self, now: Duration, sent: usize, reply: Reply) {
         let moved = !self.is_offset_known || reply.have != self.offset;
         self.silent_since = None;
+        self.heard = now;
         self.offset = reply.have;
         self.is_offset_known = true;
         self.room = reply.room;
@@ -128,6 +147,11 @@ impl Watch {
             self.pause = Duration::ZERO;
             self.not_before = now;
         }
+    }
+
+    /// Sends nothing before this time.
+    pub(super) fn hold(&mut self, until: Duration) {
+        self.not_before = self.not_before.max(until);
     }
 
     /// Takes the news that nobody answered a request; the next one is not made before `again`.
@@ -246,5 +270,30 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn watch_without_an_end_asks_while_there_is_nothing_to_send() {
+        let mut watch = Watch::endless();
+        watch.answered(ms(1000), 0, reply(0, 30, 1 << 20));
+        assert_eq!(watch.next(ms(1000), true), Next::Send { offset: 0, most: 1 << 20 });
+        assert_eq!(watch.next(ms(1000), false), Next::Wait(ms(21_000)));
+        assert_eq!(watch.next(ms(21_000), false), Next::Ask { offset: 0 });
+        watch.failed(ms(21_000), ms(22_000));
+        assert_eq!(watch.next(ms(21_001), false), Next::Wait(ms(22_000)));
+        watch.answered(ms(22_000), 0, reply(0, 0, 0));
+        assert_eq!(watch.next(ms(22_000), false), Next::Wait(ms(27_000)));
+        assert_eq!(watch.next(ms(27_000), false), Next::Ask { offset: 0 });
+        watch.answered(ms(37_000), 0, reply(0, 0, 0));
+        assert!(watch.has_lapsed());
+    }
+
+    #[test]
+    fn held_watch_sends_nothing_before_its_time() {
+        let mut watch = Watch::endless();
+        watch.hold(ms(50));
+        watch.hold(ms(40));
+        assert_eq!(watch.next(ms(45), true), Next::Wait(ms(50)));
+        assert_eq!(watch.next(ms(50), true), Next::Send { offset: 0, most: 64 << 10 });
     }
 }

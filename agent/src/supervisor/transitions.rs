@@ -152,7 +152,7 @@ impl Job {
                     job.phase = Phase::Sleeping { until: cx.now.mono + left, restart: false };
                 }
             }
-            JobState::Started if job.rules.remembered() => {}
+            JobState::Started if job.rules.remembered() || job.rules.goes_on => {}
             JobState::Started | JobState::FinalRun => {
                 job.finish(None, Some(Outcome::Died { at: persisted.started }), cx)
             }

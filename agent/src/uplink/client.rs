@@ -19,6 +19,7 @@ use super::failure::Failure;
 use crate::config;
 use anyhow::Context;
 use jscommon::NodeId;
+use jscommon::blob::PIECE_BYTES;
 use jscommon::lock::lock;
 use rustls_pki_types::CertificateDer;
 use serde::de::Error as _;
@@ -185,11 +186,24 @@ impl Controller {
     /// The source of the script with this SHA-256 (lower-case hex), or nothing when the controller has none.
     pub(crate) fn script(&self, hash: &str) -> Result<Option<Vec<u8>>, Failure> {
         let query = format!("script?hash={}", encode(hash));
+        self.bytes(&query, &|answer| jscommon::token::sha256_hex(&answer.body) == hash)
+    }
+
+    /// A piece of the file with this SHA-256 (lower-case hex), or nothing when the controller has none.
+    pub(crate) fn blob(&self, hash: &str, piece: u32) -> Result<Option<Vec<u8>>, Failure> {
+        let query = format!("blob?hash={}&piece={piece}", encode(hash));
+        self.bytes(&query, &|answer| {
+            answer.head.content_type == "application/octet-stream" && answer.body.len() <= PIECE_BYTES
+        })
+    }
+
+    /// Asks for bytes that the controller may not have; `is_right` says whether an answer can be the controller's.
+    fn bytes(&self, query: &str, is_right: &dyn Fn(&Answered) -> bool) -> Result<Option<Vec<u8>>, Failure> {
         let link = self.link();
-        let call = |url: &str| with_bearer(link.posts.get(self.path(url, &query)), link.bearer()).call();
+        let call = |url: &str| with_bearer(link.posts.get(self.path(url, query)), link.bearer()).call();
         let answer = self.at_turn(&link, Content::Fixed, call, |answer| match answer.head.status {
-            200 if jscommon::token::sha256_hex(&answer.body) == hash => Ok(answer.body),
-            _ => Err(Failure::foreign(&answer.head, "with other bytes than the script's")),
+            200 if is_right(&answer) => Ok(answer.body),
+            _ => Err(Failure::foreign(&answer.head, "with other bytes than those that were asked for")),
         });
         match answer {
             Ok(source) => Ok(Some(source)),

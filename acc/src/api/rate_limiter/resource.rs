@@ -33,7 +33,7 @@ pub(crate) enum Resource {
     Events,
     /// Bytes of events.
     EventBytes,
-    /// Look-ups of scripts that are not there, and MiB of those that are.
+    /// Look-ups of scripts that are not there, and MiB of those that are; pieces of large files.
     Lookups,
     /// Polls that brought nothing and acknowledged nothing.
     Polls,

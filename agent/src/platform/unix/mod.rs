@@ -23,7 +23,7 @@ pub(crate) use datagrams::{Datagrams, grow_receive_buffer};
 pub(crate) use disks::disks;
 pub(crate) use disks::mounts;
 pub(crate) use environment::{ROOT, is_inherited_variable, is_path_variable};
-pub(crate) use files::{make_private_dir, make_user_dir, sync_dir, write_private};
+pub(crate) use files::{make_private_dir, make_user_dir, open_private, sync_dir, write_private};
 pub(crate) use inherited::{leave_start_dir, reset_inherited};
 pub(crate) use limits::{Limit, supports};
 pub(crate) use memory::evict_text_pages;

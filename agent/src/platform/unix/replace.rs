@@ -2,13 +2,14 @@
 
 use super::owner::Owner;
 use super::walk::in_folder;
+use crate::platform::Content;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{Mode, SFlag, fstatat};
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, unlinkat};
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Metadata, Permissions};
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
@@ -37,21 +38,27 @@ pub(crate) fn check_place(path: &Path, owner: Option<&Owner>, mkdir: bool) -> Re
     }
 }
 
-/// Makes `path` a file of these bytes, and returns whether it was not so already.
+/// Makes `path` a file of this content, and returns whether it was not so already.
 ///
 /// Where no mode or owner is asked for, those of the file that is there stay; a new one gets 0644 and
 /// the agent's own user. A reader sees the old content or the new, also after power loss.
 pub(crate) fn replace(
     path: &Path,
-    bytes: &[u8],
+    content: Content,
     mode: Option<u32>,
     owner: Option<&Owner>,
     mkdir: bool,
 ) -> io::Result<bool> {
-    in_folder(path, owner, mkdir, |folder, name| replace_in(folder, name, bytes, mode, owner))
+    in_folder(path, owner, mkdir, |folder, name| replace_in(folder, name, content, mode, owner))
 }
 
-fn replace_in(folder: &File, name: &OsStr, bytes: &[u8], mode: Option<u32>, owner: Option<&Owner>) -> io::Result<bool> {
+fn replace_in(
+    folder: &File,
+    name: &OsStr,
+    content: Content,
+    mode: Option<u32>,
+    owner: Option<&Owner>,
+) -> io::Result<bool> {
     let open = |name: &OsStr, flags: OFlag| {
         openat(folder, name, flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::S_IRUSR | Mode::S_IWUSR)
             .map(File::from)
@@ -65,13 +72,13 @@ fn replace_in(folder: &File, name: &OsStr, bytes: &[u8], mode: Option<u32>, owne
         let same = meta.mode() & 0o7777 == mode
             && owner.is_none_or(|owner| (owner.uid.as_raw(), owner.gid.as_raw()) == (meta.uid(), meta.gid()));
         // A pipe that has taken its place is not waited for.
-        if same && meta.len() == bytes.len() as u64 && holds(open(name, OFlag::O_RDONLY | OFlag::O_NONBLOCK), bytes) {
+        if same && meta.len() == content.len()? && holds(open(name, OFlag::O_RDONLY | OFlag::O_NONBLOCK), content) {
             return Ok(false);
         }
     }
     let part = OsString::from(format!(".{}.{:016x}.part", name.to_string_lossy(), fastrand::u64(..)));
     let made = open(&part, OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL)?;
-    let written = write(made, bytes, mode, owner).and_then(|()| Ok(renameat(folder, &*part, folder, name)?));
+    let written = write(made, content, mode, owner).and_then(|()| Ok(renameat(folder, &*part, folder, name)?));
     if written.is_err() {
         // A partly written file is removed. A failure to remove it is not reported as well.
         let _ = unlinkat(folder, &*part, UnlinkatFlags::NoRemoveDir);
@@ -84,8 +91,8 @@ fn replace_in(folder: &File, name: &OsStr, bytes: &[u8], mode: Option<u32>, owne
     Ok(true)
 }
 
-fn write(mut file: File, bytes: &[u8], mode: u32, owner: Option<Owner>) -> io::Result<()> {
-    file.write_all(bytes)?;
+fn write(file: File, content: Content, mode: u32, owner: Option<Owner>) -> io::Result<()> {
+    content.write_to(&file)?;
     if let Some(owner) = owner {
         fchown(&file, Some(owner.uid), Some(owner.gid))?;
     }
@@ -94,10 +101,8 @@ fn write(mut file: File, bytes: &[u8], mode: u32, owner: Option<Owner>) -> io::R
     file.sync_all()
 }
 
-fn holds(file: Result<File, Errno>, bytes: &[u8]) -> bool {
-    let mut held = Vec::with_capacity(bytes.len());
-    let mut read = |file: File| file.take(bytes.len() as u64 + 1).read_to_end(&mut held);
-    file.is_ok_and(|file| read(file).is_ok()) && held == bytes
+fn holds(file: Result<File, Errno>, content: Content) -> bool {
+    file.is_ok_and(|file| content.is_in(&file).unwrap_or(false))
 }
 
 #[cfg(test)]
@@ -121,7 +126,7 @@ mod tests {
         let (link, target) = (dir.path().join("link"), dir.path().join("target"));
         fs::write(&target, "kept").unwrap();
         symlink(&target, &link).unwrap();
-        assert!(replace(&link, b"new", None, None, false).unwrap());
+        assert!(replace(&link, Content::Bytes(b"new"), None, None, false).unwrap());
         assert_eq!(fs::read(&target).unwrap(), b"kept");
         assert_eq!((fs::read(&link).unwrap(), fs::symlink_metadata(&link).unwrap().is_file()), (b"new".to_vec(), true));
     }
@@ -161,7 +166,7 @@ mod tests {
             ("home/own/x", None),
             ("by-root/sub/../up/x", None),
         ] {
-            let fault = replace(&of(path), b"evil", None, owner, true).unwrap_err().to_string();
+            let fault = replace(&of(path), Content::Bytes(b"evil"), None, owner, true).unwrap_err().to_string();
             let want = if owner.is_some() { "ermission denied" } else { "is a link that another account" };
             assert!(fault.contains(want), "{path}: {fault}");
             let told = check_place(&of(path), owner, false).err();
@@ -183,22 +188,22 @@ mod tests {
             (meta.uid(), meta.gid(), meta.mode() & 0o7777)
         };
         // Its own link is followed, and a link of root's on the way.
-        assert!(replace(&of("by-root/own/a/b/x"), b"1", Some(0o4750), Some(&nobody), true).unwrap());
+        assert!(replace(&of("by-root/own/a/b/x"), Content::Bytes(b"1"), Some(0o4750), Some(&nobody), true).unwrap());
         assert_eq!(whose("home/sub/a/b/x"), (65534, 65534, 0o4750));
         assert_eq!((whose("home/sub/a"), whose("home/sub/a/b")), ((65534, 65534, 0o755), (65534, 65534, 0o755)));
-        assert!(!replace(&of("home/sub/a/b/x"), b"1", None, Some(&nobody), false).unwrap());
+        assert!(!replace(&of("home/sub/a/b/x"), Content::Bytes(b"1"), None, Some(&nobody), false).unwrap());
         // A file of root's can be replaced there, for the folder is the account's.
         fs::write(of("home/sub/root's"), "old").unwrap();
-        assert!(replace(&of("home/sub/root's"), b"new", None, Some(&nobody), false).unwrap());
+        assert!(replace(&of("home/sub/root's"), Content::Bytes(b"new"), None, Some(&nobody), false).unwrap());
         assert_eq!((whose("home/sub/root's").0, fs::read(of("home/sub/root's")).unwrap()), (65534, b"new".to_vec()));
         // In a folder of root's the agent writes it, and gives it away.
-        assert!(replace(&of("root/c/conf"), b"1", None, Some(&nobody), true).unwrap());
+        assert!(replace(&of("root/c/conf"), Content::Bytes(b"1"), None, Some(&nobody), true).unwrap());
         assert_eq!((whose("root/c"), whose("root/c/conf")), ((0, 0, 0o755), (65534, 65534, 0o644)));
         // Without an owner a folder of another account is entered, by no link.
-        assert!(replace(&of("home/sub/plain"), b"1", None, None, false).unwrap());
+        assert!(replace(&of("home/sub/plain"), Content::Bytes(b"1"), None, None, false).unwrap());
         assert_eq!(whose("home/sub/plain"), (0, 0, 0o644));
         assert!(!of("home/none").exists() && check_place(&of("home/none/x"), Some(&nobody), true).is_ok());
         // This thread has kept its rights.
-        assert!(replace(&of("root/x"), b"1", None, None, false).unwrap());
+        assert!(replace(&of("root/x"), Content::Bytes(b"1"), None, None, false).unwrap());
     }
 }

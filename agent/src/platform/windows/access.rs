@@ -42,6 +42,11 @@ pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
+/// Opens a file to be read and written, and makes it where it is not there; its rights follow from its folder.
+pub(crate) fn open_private(path: &Path) -> io::Result<File> {
+    File::options().read(true).write(true).create(true).truncate(false).open(path)
+}
+
 /// Does nothing: NTFS brings the names of a folder to the disk in the order of their changes.
 pub(crate) fn sync_dir(_path: &Path) -> io::Result<()> {
     Ok(())

@@ -13,7 +13,9 @@ mod service;
 mod stop;
 mod text;
 
-pub(crate) use access::{make_private_dir, path_fault, program_fault, secret_fault, sync_dir, write_private};
+pub(crate) use access::{
+    make_private_dir, open_private, path_fault, program_fault, secret_fault, sync_dir, write_private,
+};
 pub(crate) use account::{Identity, is_another_user, make_user_dir};
 pub(crate) use cpu::Processors;
 pub(crate) use datagrams::{Datagrams, grow_receive_buffer};

@@ -1,8 +1,8 @@
 //! A file that is written whole or not at all.
 
-use crate::platform::rename;
+use crate::platform::{Content, rename};
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 
 /// The owner that a file is to have; on Windows that follows from its folder.
@@ -31,11 +31,11 @@ pub(crate) fn check_place(path: &Path, _owner: Option<&Owner>, mkdir: bool) -> R
     }
 }
 
-/// Makes `path` a file of these bytes, and returns whether it was not so already. A mode has no
+/// Makes `path` a file of this content, and returns whether it was not so already. A mode has no
 /// meaning here and is passed over.
 pub(crate) fn replace(
     path: &Path,
-    bytes: &[u8],
+    content: Content,
     _mode: Option<u32>,
     _owner: Option<&Owner>,
     mkdir: bool,
@@ -44,15 +44,16 @@ pub(crate) fn replace(
         fs::create_dir_all(folder)?;
     }
     // A file that cannot be read (another program may have it for itself) is replaced as any other.
-    if fs::metadata(path).is_ok_and(|meta| meta.len() == bytes.len() as u64)
-        && fs::read(path).is_ok_and(|held| held == bytes)
+    let length = content.len()?;
+    if fs::metadata(path).is_ok_and(|meta| meta.len() == length)
+        && File::open(path).is_ok_and(|held| content.is_in(&held).unwrap_or(false))
     {
         return Ok(false);
     }
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let part = path.with_file_name(format!(".{name}.{:016x}.part", fastrand::u64(..)));
     let written = File::create_new(&part)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+        .and_then(|file| content.write_to(&file).and_then(|()| file.sync_all()))
         .and_then(|()| rename(&part, path));
     if written.is_err() {
         // A partly written file is removed. A failure to remove it is not reported as well.

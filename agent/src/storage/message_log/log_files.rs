@@ -8,6 +8,7 @@
 //! The message log holds it for writing when it renames or removes a file, or empties the WAL: then no
 //! reader of this process is in the way.
 
+use super::followers::Followers;
 use crate::storage::sqlite::{self, ENDINGS, beside};
 use anyhow::{Context, Result};
 use std::collections::VecDeque;
@@ -24,6 +25,7 @@ const KEEP_DAMAGED: usize = 2;
 pub(super) struct LogFiles {
     dir: PathBuf,
     layout: RwLock<FileSet>,
+    pub(super) followers: Followers,
 }
 
 /// Which databases there are.
@@ -71,6 +73,7 @@ impl LogFiles {
                 #[cfg(test)]
                 tried: 0,
             }),
+            followers: Followers::default(),
             dir,
         })
     }

@@ -23,16 +23,20 @@ use std::sync::Arc;
 
 pub(crate) mod batch;
 mod channel;
+mod follow;
+mod followers;
 mod log_files;
 mod progress;
 mod query;
 mod reader;
 mod rows;
+mod scan;
 mod store;
 #[cfg(test)]
 mod tests;
 mod writer;
 
+pub(crate) use follow::{Follower, Next, Place};
 pub(crate) use query::Query;
 pub(crate) use reader::LogReader;
 

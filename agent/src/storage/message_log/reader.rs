@@ -8,24 +8,20 @@
 use super::channel::{Message, MessageSender};
 use super::log_files::LogFiles;
 use super::query::Query;
+use super::scan::{AFTER, COLUMNS, IdLookup, ScanPage, guess, id_row, look, record, travels};
 use super::store::{Store, open};
 use crate::storage::sqlite::{Fault, fault};
 use anyhow::{Context, Result, anyhow};
 use jscommon::Record;
-use rusqlite::types::{Value, ValueRef};
-use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use jscommon::lock::lock;
+use rusqlite::{Connection, OptionalExtension, params};
+use std::sync::{Arc, Mutex};
 
 /// Most records of one answer.
 pub(super) const MAX_RECORDS: u64 = 1000;
 /// Most bytes of one answer, escapes counted in, for it travels in a result, and a controller takes
 /// 16 MiB; at least one record is always given.
 const MAX_BYTES: usize = 4 << 20;
-/// How long a database is open for one look.
-const SLICE: Duration = Duration::from_millis(5);
-/// Rows that are looked at between two looks at the clock.
-const WINDOW: i64 = 8192;
 /// Rows that are deleted in one transaction.
 const DELETE: usize = 500;
 /// Pages that are given back in one transaction.
@@ -33,15 +29,13 @@ const RECLAIM: u32 = 8;
 
 const STOPPED: &str = "the message log has stopped";
 
-const COLUMNS: &str = "rowid, id, jobid, jobdomain, jobname, epoch, level, data";
-
 /// A place in the order of all records: what has been looked at already.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Cursor {
+pub(super) struct Cursor {
     /// The database.
-    number: u64,
+    pub(super) number: u64,
     /// Its last row that was looked at.
-    rowid: i64,
+    pub(super) rowid: i64,
 }
 
 /// Where records are found and deleted, from any thread that may wait for a disk.
@@ -51,18 +45,13 @@ pub(crate) struct LogReader {
     log_files: Arc<LogFiles>,
 }
 
-/// The matches that one look at a database found.
-struct ScanPage<T> {
-    found: Vec<T>,
-    /// The last row that was looked at.
-    rowid: i64,
-    /// There are no more rows in this database.
-    ended: bool,
-}
-
 impl LogReader {
     pub(super) fn new(sender: MessageSender, log_files: Arc<LogFiles>) -> LogReader {
         LogReader { sender, log_files }
+    }
+
+    pub(super) fn log_files(&self) -> &LogFiles {
+        &self.log_files
     }
 
     /// The first `limit` matches (at most 1000) in the order of their arrival, everything that was
@@ -76,16 +65,19 @@ impl LogReader {
             && records.len() < limit
             && bytes < MAX_BYTES
         {
-            let room = limit - records.len();
+            let before = (records.len(), bytes);
             let look = self.open(at.number, |db| {
-                look(db, COLUMNS, query, at.rowid, room, |row| {
+                // A damaged one may be looked at twice.
+                records.truncate(before.0);
+                bytes = before.1;
+                look(db, COLUMNS, query, at.rowid, &mut |row| {
                     let record = record(row)?;
                     bytes += travels(&record.data) + 200;
-                    Ok((record, bytes < MAX_BYTES))
+                    records.push(record);
+                    Ok(bytes < MAX_BYTES && records.len() < limit)
                 })
             })?;
-            place = self.after(at, look.as_ref());
-            records.extend(look.into_iter().flat_map(|look| look.found));
+            place = self.after(at, look);
         }
         Ok(records)
     }
@@ -109,17 +101,19 @@ impl LogReader {
                 place = Some(Cursor { number: at.number + 1, rowid: i64::MIN });
                 continue;
             }
+            let mut rows = Vec::new();
             let look = self.open(at.number, |db| {
-                look(db, "rowid", query, at.rowid, room, |row| Ok((row.get::<_, i64>(0)?, true)))
+                rows.clear();
+                look(db, "rowid", query, at.rowid, &mut |row| {
+                    rows.push(row.get::<_, i64>(0)?);
+                    Ok(rows.len() < room)
+                })
             })?;
-            if let Some(look) = &look
-                && !look.found.is_empty()
-            {
-                let rows = look.found.clone();
+            if look.is_some() && !rows.is_empty() {
                 deleted += self.change(at.number, move |db, _| delete(db, &rows))?.unwrap_or(0);
                 touched = true;
             }
-            place = self.after(at, look.as_ref());
+            place = self.after(at, look);
             if touched && place.is_none_or(|next| next.number != at.number) {
                 self.reclaim(at.number)?;
                 touched = false;
@@ -137,15 +131,25 @@ impl LogReader {
         &self,
         work: impl FnOnce(&mut Store) -> T + Send + 'static,
     ) -> Result<T> {
-        let (answer, answered) = crossbeam_channel::bounded(1);
+        let answer = Arc::new(Mutex::new(None));
+        let slot = answer.clone();
+        self.run_on_writer(Box::new(move |store| *lock(&slot) = Some(work(store))))?;
+        let answer = lock(&answer).take();
+        answer.context(STOPPED)
+    }
+
+    /// Waits until `work` is done, or the thread has ended.
+    fn run_on_writer(&self, work: Box<dyn FnOnce(&mut Store) + Send>) -> Result<()> {
+        let (done, is_done) = crossbeam_channel::bounded(1);
         self.sender.send(Message::Then(Box::new(move |store| {
-            let _ = answer.send(work(store));
+            work(store);
+            let _ = done.send(());
         })));
-        answered.recv().context(STOPPED)
+        is_done.recv().context(STOPPED)
     }
 
     /// Where a query begins.
-    fn start(&self, query: &Query) -> Result<Cursor> {
+    pub(super) fn start(&self, query: &Query) -> Result<Cursor> {
         match query.after {
             Some(id) => self.find(id),
             None => Ok(Cursor { number: self.log_files.read().oldest(), rowid: i64::MIN }),
@@ -153,7 +157,7 @@ impl LogReader {
     }
 
     /// Where to go on after a look; nothing is the end of all. A database that is gone by now is passed over.
-    fn after<T>(&self, at: Cursor, look: Option<&ScanPage<T>>) -> Option<Cursor> {
+    fn after(&self, at: Cursor, look: Option<ScanPage>) -> Option<Cursor> {
         match look {
             Some(look) if !look.ended => Some(Cursor { rowid: look.rowid, ..at }),
             _ if at.number < self.log_files.read().current() => Some(Cursor { number: at.number + 1, rowid: i64::MIN }),
@@ -162,20 +166,33 @@ impl LogReader {
     }
 
     /// Runs `work` with a database open; nothing when it is gone. A damaged one is set aside, and is gone then.
-    fn open<T>(&self, number: u64, mut work: impl FnMut(&Connection) -> rusqlite::Result<T>) -> Result<Option<T>> {
+    pub(super) fn open<T>(
+        &self,
+        number: u64,
+        mut work: impl FnMut(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<Option<T>> {
+        let mut found = None;
+        self.open_with(number, &mut |db| {
+            found = Some(work(db)?);
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
+    fn open_with(&self, number: u64, work: &mut dyn FnMut(&Connection) -> rusqlite::Result<()>) -> Result<()> {
         let mut examined = false;
         loop {
             let done = {
                 let layout = self.log_files.read();
-                let Some(path) = layout.path(number) else { return Ok(None) };
+                let Some(path) = layout.path(number) else { return Ok(()) };
                 // The next one could not be made yet.
                 if number == layout.current() && !path.exists() {
-                    return Ok(None);
+                    return Ok(());
                 }
                 open(&path).and_then(|db| work(&db))
             };
             match done {
-                Ok(found) => return Ok(Some(found)),
+                Ok(()) => return Ok(()),
                 Err(e) if fault(&e) == Fault::Damaged && !std::mem::replace(&mut examined, true) => {
                     let (done, examined) = crossbeam_channel::bounded(1);
                     self.sender.send(Message::Examine { number, error: anyhow!(e), done });
@@ -202,9 +219,8 @@ impl LogReader {
         }
         if disordered {
             for number in (oldest..=current).rev() {
-                let sql = "SELECT rowid FROM messages WHERE id = ?1 ORDER BY rowid DESC LIMIT 1";
-                if let Some(Some(rowid)) =
-                    self.open(number, |db| db.query_row(sql, [id], |row| row.get(0)).optional())?
+                if let Some(Some((rowid, _))) =
+                    self.open(number, |db| id_row(db, "id = ?1 ORDER BY rowid DESC", id.into()))?
                 {
                     return Ok(Cursor { number, rowid });
                 }
@@ -212,10 +228,8 @@ impl LogReader {
         }
         // Not there any more: everything that came after it, counted around the wrap.
         for number in oldest..=current {
-            let sql = "SELECT id FROM messages ORDER BY rowid LIMIT 1";
-            let first: Option<u32> =
-                self.open(number, |db| db.query_row(sql, [], |row| row.get(0)).optional())?.flatten();
-            if first.is_some_and(|first| (first.wrapping_sub(id) as i32) > 0) {
+            let first = self.open(number, |db| id_row(db, AFTER, i64::MIN))?.flatten();
+            if first.is_some_and(|(_, first)| (first.wrapping_sub(id) as i32) > 0) {
                 return Ok(Cursor { number, rowid: i64::MIN });
             }
         }
@@ -281,119 +295,6 @@ impl LogReader {
         })??;
         Ok(())
     }
-}
-
-/// Where a record may be in one database.
-enum IdLookup {
-    At(i64),
-    Elsewhere,
-    /// Ids do not simply count up here, so that nothing can be guessed.
-    Disordered,
-}
-
-/// Finds the record `id` by halving: ids count up with the rows, around the wrap.
-fn guess(db: &Connection, id: u32) -> rusqlite::Result<IdLookup> {
-    let end = |order: &str| {
-        let sql = format!("SELECT rowid, id FROM messages ORDER BY rowid {order} LIMIT 1");
-        db.query_row(&sql, [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, u32>(1)?))).optional()
-    };
-    let (Some((mut low, first)), Some((mut high, last))) = (end("ASC")?, end("DESC")?) else {
-        return Ok(IdLookup::Elsewhere);
-    };
-    let wanted = id.wrapping_sub(first);
-    // Less than one id for each row: they were wrapped more than once, or somebody has changed them.
-    if i64::from(last.wrapping_sub(first)) < high - low {
-        return Ok(IdLookup::Disordered);
-    }
-    if wanted > last.wrapping_sub(first) {
-        return Ok(IdLookup::Elsewhere);
-    }
-    let mut at = db.prepare("SELECT rowid, id FROM messages WHERE rowid <= ?1 ORDER BY rowid DESC LIMIT 1")?;
-    // The last row whose id is not past the wanted one lies between `low` and `high`.
-    while low < high {
-        let middle = low + (high - low + 1) / 2;
-        let (rowid, found): (i64, u32) = at.query_row([middle], |row| Ok((row.get(0)?, row.get(1)?)))?;
-        if found.wrapping_sub(first) <= wanted {
-            low = middle;
-        } else {
-            high = rowid - 1;
-        }
-    }
-    Ok(IdLookup::At(low))
-}
-
-/// Looks at rows after `rowid` until there are `room` matches, the time is up, or `take` says that it is enough.
-fn look<T>(
-    db: &Connection,
-    columns: &str,
-    query: &Query,
-    rowid: i64,
-    room: usize,
-    mut take: impl FnMut(&Row<'_>) -> rusqlite::Result<(T, bool)>,
-) -> rusqlite::Result<ScanPage<T>> {
-    let began = Instant::now();
-    let first: Option<i64> = db
-        .query_row("SELECT rowid FROM messages WHERE rowid > ?1 ORDER BY rowid LIMIT 1", [rowid], |row| row.get(0))
-        .optional()?;
-    let last: Option<i64> = db.query_row("SELECT max(rowid) FROM messages", [], |row| row.get(0))?;
-    let (Some(first), Some(last)) = (first, last) else {
-        return Ok(ScanPage { found: Vec::new(), rowid, ended: true });
-    };
-    let (conditions, values) = query.conditions();
-    let sql = format!("SELECT {columns} FROM messages WHERE rowid > ?1 AND rowid <= ?2{conditions} ORDER BY rowid");
-    let mut rows = db.prepare(&sql)?;
-    let mut look = ScanPage { found: Vec::new(), rowid: first - 1, ended: false };
-    while look.rowid < last && began.elapsed() < SLICE {
-        let window = look.rowid.saturating_add(WINDOW);
-        let range = [Value::from(look.rowid), Value::from(window)];
-        let mut rows = rows.query(params_from_iter(range.iter().chain(&values)))?;
-        while let Some(row) = rows.next()? {
-            let (found, more) = take(row)?;
-            look.found.push(found);
-            if !more || look.found.len() >= room {
-                look.rowid = row.get(0)?;
-                return Ok(look);
-            }
-        }
-        look.rowid = window;
-    }
-    look.ended = look.rowid >= last;
-    Ok(look)
-}
-
-/// The bytes that a text takes as JSON within JSON: the answer is a JSON text, and a string of its result.
-fn travels(text: &str) -> usize {
-    let byte = |byte: u8| match byte {
-        b'"' | b'\\' => 4,
-        b'\n' | b'\r' | b'\t' | 8 | 12 => 3,
-        0..32 => 7,
-        _ => 1,
-    };
-    text.bytes().map(byte).sum()
-}
-
-fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
-    // A value of another type must not keep the records beside it from being read.
-    let number = |column| Ok::<i64, rusqlite::Error>(row.get_ref(column)?.as_i64().unwrap_or(0));
-    let text = |column| {
-        Ok::<String, rusqlite::Error>(match row.get_ref(column)? {
-            ValueRef::Text(bytes) | ValueRef::Blob(bytes) => String::from_utf8_lossy(bytes).into_owned(),
-            ValueRef::Integer(number) => number.to_string(),
-            ValueRef::Real(number) => number.to_string(),
-            ValueRef::Null => String::new(),
-        })
-    };
-    Ok(Record {
-        id: number(1)? as u32,
-        jobid: text(2)?,
-        jobdomain: text(3)?,
-        jobname: text(4)?,
-        epoch: number(5)?,
-        level: number(6)? as u8,
-        data: text(7)?,
-        gid: None,
-        nid: None,
-    })
 }
 
 /// Deletes rows in one transaction; says how many, and about how many bytes of WAL that took.

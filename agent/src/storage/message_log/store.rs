@@ -227,6 +227,7 @@ impl Store {
                 return Err(e);
             }
             *progress = reached;
+            self.log_files.followers.wake();
             self.checkpoint()?;
         }
         self.advance_ids(batches, progress);

@@ -1,6 +1,7 @@
 //! The message log on real files.
 
 mod faults;
+mod follow;
 mod records;
 mod rotation;
 

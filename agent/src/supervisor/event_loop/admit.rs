@@ -2,7 +2,7 @@
 
 use super::{Actor, AfterCommit, Detail, Job, MAX_BYTES, MAX_JOBS, Work, group_name};
 use crate::commands::{self, JobControl, Kind};
-use crate::job::{JobLabel, JobState, RunArgs};
+use crate::job::{JobLabel, JobState, Rules, RunArgs};
 use crate::platform::{Signal, unix_ms};
 use crate::process_tree::{self, Cgroups, JobTag, NotStarted, extension, leftovers, spawn};
 use crate::script;
@@ -178,7 +178,7 @@ impl Actor {
             Ok((work, args)) => (work, args, None),
             Err(fault) => (Work::Execute, RunArgs::default(), Some(fault)),
         };
-        let rules = args.rules(work.is_process());
+        let rules = Rules { goes_on: commands::goes_on(&command), ..args.rules(work.is_process()) };
         let detail = self.detail_of(command, args);
         let command = detail.command.clone();
         let stored = persisted.is_some() || self.fresh.contains(&*id);
@@ -205,7 +205,9 @@ impl Actor {
                 let answer = function(&self.parts.builtins, &command);
                 self.answer(&id, answer);
             }
-            Work::Control(JobControl::ProcessStats | JobControl::ProcessesStats | JobControl::Get)
+            Work::Control(
+                JobControl::ProcessStats | JobControl::ProcessesStats | JobControl::Get | JobControl::Follow,
+            )
             | Work::Threaded(_)
             | Work::Execute
             | Work::Prepared => {

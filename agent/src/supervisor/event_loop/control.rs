@@ -22,6 +22,7 @@ impl Actor {
                 Ok(target) => match self.scheduler.has(&target) && !self.killed_before.contains(&target) {
                     true => {
                         let runs = self.scheduler.run_of(&target).into_iter().collect();
+                        self.parts.builtins.scripts.cancel_fetch(&target);
                         self.event(Event::Kill { id: target.clone() });
                         return self.wait_for(id, runs, json!({"killed": [target]}));
                     }
@@ -62,7 +63,9 @@ impl Actor {
             }
             JobControl::Schedules => Ok(self.schedules()),
             JobControl::Attach => self.attach(id, command),
-            JobControl::ProcessStats | JobControl::ProcessesStats | JobControl::Get => Err("not here".into()),
+            JobControl::ProcessStats | JobControl::ProcessesStats | JobControl::Get | JobControl::Follow => {
+                Err("not here".into())
+            }
         };
         self.answer(id, answer);
     }

@@ -1,7 +1,7 @@
 //! Runs: starting them, and ending their trees.
 
 use super::{Actor, Run, Work, group_name};
-use crate::commands::{Answer, JobControl};
+use crate::commands::{Answer, JobControl, messages};
 use crate::platform::Signal;
 use crate::process_tree::{self, JobTag, NotStarted, members, spawn};
 use crate::script;
@@ -52,6 +52,7 @@ impl Actor {
                 let (remote, controller) = (self.remote.clone(), self.controller_of(id));
                 self.answer_later(run, move || match control {
                     JobControl::Get => job_commands::get(&context, &controller, &command),
+                    JobControl::Follow => messages::follow(&context, &controller, &command),
                     JobControl::ProcessStats => job_commands::process_stats(&remote, &command),
                     _ => job_commands::processes_stats(&remote, &command),
                 });

@@ -71,6 +71,12 @@ impl Job {
     }
 
     pub(super) fn stop(&mut self, cx: &mut Context) {
+        if let Some(run) = self.run().filter(|_| self.rules.goes_on) {
+            // Its row says that a run was under way: that is carried out again when the agent is back.
+            cx.out.push(Action::RunOver { id: self.id.clone(), run });
+            self.phase = Phase::Sleeping { until: u64::MAX, restart: false };
+            return;
+        }
         let is_cut_off = match &self.phase {
             Phase::Starting { .. } | Phase::Running(_) => !self.rules.process,
             // It ran, and would have done so again.

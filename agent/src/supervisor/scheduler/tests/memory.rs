@@ -20,6 +20,10 @@ fn a_new_life_goes_on_where_the_last_one_ended() {
     restored(rules(), JobState::Accepted, &["start a"]);
     restored(rules(), JobState::Started, &["finish a died"]);
     restored(rules(), JobState::Killing, &["finish a killed None"]);
+    let task = |goes_on| Rules { goes_on, ..Rules::default() };
+    restored(task(false), JobState::Started, &["finish a died"]);
+    restored(task(true), JobState::Started, &["start a"]);
+    restored(task(true), JobState::Killing, &["finish a killed None"]);
     restored(long(), JobState::Accepted, &["start a"]);
     restored(long(), JobState::Started, &["start a"]);
     restored(long(), JobState::Failed, &["start a"]);
@@ -28,6 +32,18 @@ fn a_new_life_goes_on_where_the_last_one_ended() {
     restored(often(), JobState::Started, &["start a"]);
     restored(often(), JobState::Scheduled, &[]);
     restored(often(), JobState::FinalRun, &["finish a died"]);
+}
+
+#[test]
+fn stop_leaves_a_task_that_goes_on_as_it_is() {
+    let mut sim = Simulation::new(10);
+    let run = sim.accept("t", Rules { goes_on: true, ..Rules::default() });
+    sim.event(Event::Spawned { run });
+    sim.said(&["start t"]);
+    sim.event(Event::Stop);
+    sim.event(Event::Answered { run });
+    sim.event(Event::Tick);
+    sim.said(&["over t"]);
 }
 
 #[test]

@@ -70,7 +70,7 @@ class Client(Queries, NodeCommands):
         return self.target(target).run_script(script, data=data, **options)
 
     def put(self, target: TargetLike, local: Union[str, bytes], path: str, **options: Any) -> Fleet:
-        """Write a file (a local path, or bytes; at most 16 MiB) to `path` on every node of a target."""
+        """Write a file (a local path, or bytes; of those at most 16 MiB) to `path` on every node of a target."""
         return self.target(target).put(local, path, **options)
 
     # Jobs.

@@ -215,12 +215,17 @@ def follow(
     return CommandSpec("follow", {}, messages(job_id, since=since, levels=levels, after=after).data)
 
 
-def put(path: str, sha256: str, mode: Optional[str] = None, owner: Optional[str] = None, mkdir: bool = False) -> CommandSpec:
-    """Return the command that writes a stored file to `path` on the node.
+def put(
+    path: str, sha256: str, mode: Optional[str] = None, owner: Optional[str] = None, mkdir: bool = False,
+    size: Optional[int] = None,
+) -> CommandSpec:
+    """Return the command that writes a stored file to `path` on the node; with `size` one that was stored in pieces.
 
     `mode` is octal (`"0644"`), `owner` is `user` or `user:group`. Raise `UsageError` for an invalid mode.
     """
     fields: Dict[str, Any] = {"path": path, "hash": sha256}
+    if size is not None:
+        fields["size"] = size
     if mode is not None:
         try:
             if not 0 <= int(mode, 8) <= 0o7777:

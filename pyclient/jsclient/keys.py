@@ -113,6 +113,11 @@ def script_key(sha256: str) -> str:
     return SCRIPT_PREFIX + sha256
 
 
+def blob_key(sha256: str, piece: int) -> str:
+    """Return the key of a piece of a large file."""
+    return f"jsacc:blob:{sha256}:{piece}"
+
+
 def watch(job_id: str) -> str:
     """Return the key by which a client watches a job or command; it expires when it is not renewed."""
     return f"jsacc:watch:{job_id}"

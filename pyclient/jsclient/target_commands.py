@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import random
 import time
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple, Union
@@ -19,6 +18,7 @@ from .keys import NodeId
 from .nodes import explain_unknown, join_names, load_nodes
 from .result import Result
 from .target import Target, TargetNodes
+from .uploads import Upload
 from .wire import Command, Record, as_list
 
 #: `follow` starts this far back, in seconds: clocks of nodes differ a little.
@@ -189,14 +189,15 @@ class TargetCommands:
         mkdir: bool = False,
         **options: Any,
     ) -> Fleet:
-        """Write a file (a local path, or bytes; at most 16 MiB) to `path` on each node.
+        """Write a file (a local path, or bytes; of those at most 16 MiB) to `path` on each node.
 
-        `mode` is octal (`"0644"`), `owner` is `user` or `user:group`, `mkdir` creates the missing folders.
+        A file above 16 MiB travels in pieces, which stay in Redis for a day; a node gets a few a second, so give its
+        fleet time. `mode` is octal (`"0644"`), `owner` is `user` or `user:group`, `mkdir` creates the missing folders.
         """
-        content = scripts.read_file(local) if isinstance(local, str) else local
-        spec = commands.put(path, hashlib.sha256(content).hexdigest(), mode, owner, mkdir)
+        upload = Upload(local)
+        spec = commands.put(path, upload.sha256, mode, owner, mkdir, upload.size if upload.is_large else None)
         options["target_nodes"] = self._require_nodes(options)
-        self._client.store(content)
+        upload.store(self._client)
         return self.start(spec, **options)
 
     def ping(self, **options: Any) -> Fleet:

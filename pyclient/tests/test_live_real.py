@@ -13,7 +13,7 @@ from typing import Any, Callable
 import pytest
 
 from conftest import Ran, wait_until
-from jsclient import StreamBrokenError
+from jsclient import StreamBrokenError, UsageError
 from test_real import BIN, Deployment, deployment, jsctl  # noqa: F401  # fixtures
 from test_streams import JSCTL, environment
 
@@ -188,3 +188,21 @@ def test_stream_of_python_raises_when_its_agent_dies(deployment: Deployment) -> 
     deployment.start("jsagent", "-c", str(deployment.folder / "1.toml"))
     with pytest.raises(StreamBrokenError, match="the agent ended"):
         list(chunks)
+
+
+def test_put_of_a_large_file_travels_in_pieces(deployment: Deployment, jsctl: Jsctl, tmp_path: Path) -> None:  # noqa: F811
+    here, there = tmp_path / "large", deployment.folder / "large"
+    here.write_bytes(os.urandom((17 << 20) + 5))
+    for _ in range(2):
+        ran = jsctl("put", "1.1", str(here), str(there), "--mode", "0640")
+        assert ran.code == 0, ran
+        assert there.read_bytes() == here.read_bytes() and there.stat().st_mode & 0o777 == 0o640
+    pieces = deployment.client.connection.scan("jsacc:blob:*")
+    assert len(pieces) == 18 and all(deployment.client.connection.call("TTL", piece) > 0 for piece in pieces)
+    # A piece that is not there any more is stored again.
+    deployment.client.connection.call("DEL", pieces[0])
+    there.unlink()
+    assert deployment.client.put("1.1", str(here), str(there)).wait().ok
+    assert there.read_bytes() == here.read_bytes()
+    with pytest.raises(UsageError, match="write them to a file"):
+        deployment.client.put("1.1", here.read_bytes(), str(there))

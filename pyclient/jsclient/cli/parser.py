@@ -201,12 +201,15 @@ def _add_run_commands(builder: _Builder) -> None:
                     "They expire a week after their last use.")
 
     sub = builder.command(
-        "put", "run:put", "write a file to nodes", "The file is replaced in one step, only when its content differs.",
+        "put", "run:put", "write a file to nodes",
+        "The file is replaced in one step, only when its content differs. One above 16 MiB travels in pieces, which stay "
+        "in Redis for a day; the same command goes on where an earlier one was cut off.",
         ["jsctl put 1.1 ./app.conf /etc/app.conf --mode 0644 --owner root:root"], targets=True,
         usage="jsctl put TARGET FILE PATH [options]",
     )
     _add_target(sub)
-    sub.add_argument("file", help="local file, pipe or device, or - for standard input; at most 16 MiB")
+    sub.add_argument("file", help="local file of up to 64 GiB; a pipe or device, or - for standard input, "
+                     "of up to 16 MiB")
     sub.add_argument("path", help="path on the nodes: a regular file, or a name that does not exist")
     sub.add_argument("--mode", help="mode of the file, octal (0644, for example)")
     sub.add_argument("--owner", help="owner of the file: user or user:group")

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
+import time
 from typing import Any, Dict, List
 
 from .. import commands, scripts
+from ..client import Client
 from ..commands import CommandSpec
 from ..errors import UsageError
+from ..uploads import PIECE_BYTES, Upload
 from ..values import load_json
+from . import stdio
 from .options import process_options, read_data, read_stdin
 from .send import send
+
+#: A node gets about so many pieces of a large file a second.
+_PIECES_A_SECOND = 4
+#: Interval at which the progress is shown, in seconds.
+_PROGRESS_SECONDS = 0.5
 
 
 def execute(args: argparse.Namespace) -> int:
@@ -62,16 +72,35 @@ def script_run(args: argparse.Namespace) -> int:
         script = scripts.load_script(path=args.script, language=args.lang)
         options.setdefault("name", os.path.splitext(os.path.basename(args.script))[0])
     spec = commands.script(script.language, script.sha256, data=read_data(args.data), **options)
-    return send(args, spec, store=script.source)
+    return send(args, spec, store=lambda client: _store(client, script.source))
+
+
+def _store(client: Client, source: bytes) -> None:
+    client.store(source)
 
 
 def put(args: argparse.Namespace) -> int:
     """Run `jsctl put`."""
-    import hashlib
+    upload = Upload(read_stdin() if args.file == "-" else args.file)
+    size = upload.size if upload.is_large else None
+    spec = commands.put(args.path, upload.sha256, args.mode, args.owner, args.mkdir, size)
+    if size and args.timeout is None:
+        args.timeout = 60 + size / PIECE_BYTES / _PIECES_A_SECOND
+    return send(args, spec, store=lambda client: _upload(args, client, upload))
 
-    content = read_stdin() if args.file == "-" else scripts.read_file(args.file)
-    spec = commands.put(args.path, hashlib.sha256(content).hexdigest(), args.mode, args.owner, args.mkdir)
-    return send(args, spec, store=content)
+
+def _upload(args: argparse.Namespace, client: Client, upload: Upload) -> None:
+    shown = 0.0
+
+    def progress(count: int) -> None:
+        nonlocal shown
+        if time.monotonic() - shown > _PROGRESS_SECONDS:
+            shown = time.monotonic()
+            stdio.progress(f"{args.file}: {count >> 20} of {upload.size >> 20} MiB are in Redis")
+
+    upload.store(client, progress if sys.stderr.isatty() and not args.no_progress else lambda count: None)
+    if shown:
+        stdio.progress("")
 
 
 def ping(args: argparse.Namespace) -> int:

@@ -36,7 +36,7 @@ MAX_LIVE_NODES = 20
 def send(
     args: argparse.Namespace,
     spec: CommandSpec,
-    store: Optional[bytes] = None,
+    store: Optional[Callable[[Client], None]] = None,
     render_all: Optional[Callable[[Client, List[Any]], str]] = None,
     windows: Optional[CommandSpec] = None,
     read_only: bool = False,
@@ -47,7 +47,7 @@ def send(
 ) -> int:
     """Send a command to the target of the flags, show the results, and return the exit code.
 
-    `store` is a script or file to put into Redis first. `windows` replaces the command on Windows nodes, `each` on
+    `store` puts a script or file into Redis first. `windows` replaces the command on Windows nodes, `each` on
     single nodes. A `read_only` command is not sent to a node whose agent has stopped. With `await_restart` a node is
     done when its agent has started again. `is_for_job` marks a command for a job that the nodes may not have.
     `is_program` marks a program, whose output is shown as it comes unless the flags say otherwise.
@@ -64,7 +64,7 @@ def send(
         _warn(args, chosen, job_id)
         nodes = chosen.nodes if args.wait or args.detach else chosen.live
         if store is not None and nodes:
-            client.store(store)
+            store(client)
         if not args.detach:
             # Imported before anything is sent, so that Ctrl-C during the import leaves no unreported job.
             from . import output

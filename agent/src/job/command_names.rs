@@ -1,7 +1,7 @@
 //! The names of the commands that the agent answers itself.
 
 /// The built-in commands, in order.
-pub(crate) const BUILTIN: [&str; 19] = [
+pub(crate) const BUILTIN: [&str; 21] = [
     "attach",
     "del_msgs",
     "get",
@@ -14,10 +14,12 @@ pub(crate) const BUILTIN: [&str; 19] = [
     "get_process_stats",
     "get_processes_stats",
     "get_schedules",
+    "input",
     "kill",
     "killall",
     "ping",
     "put",
+    "resize",
     "restart",
     "signal",
     "unschedule",

@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) use self::segments::Position;
 pub(crate) use self::sender::{Post, Posted};
-pub(crate) use self::spool::Spool;
+pub(crate) use self::spool::{Lapsed, Spool};
 pub(crate) use self::watch::Reply;
 
 /// How long a stop waits for what is still to be sent.
@@ -92,8 +92,9 @@ impl Streams {
     }
 
     /// Makes the spool of a job whose output is at `position`. It has no file until it has a watch or a byte.
-    pub(crate) fn spool(&self, job: &str, position: Position) -> Arc<Spool> {
-        Arc::new(Spool::new(&self.shared, job, position))
+    /// `lapsed` is called when its last watch has lapsed.
+    pub(crate) fn spool(&self, job: &str, position: Position, lapsed: Option<Lapsed>) -> Arc<Spool> {
+        Arc::new(Spool::new(&self.shared, job, position).on_lapse(lapsed))
     }
 
     /// Opens a watch on a job for this command; returns the positions at which its frames begin.

@@ -62,6 +62,8 @@ impl Actor {
             }
             JobControl::Schedules => Ok(self.schedules()),
             JobControl::Attach => self.attach(id, command),
+            JobControl::Input => self.input(command),
+            JobControl::Resize => self.resize(command),
             JobControl::ProcessStats | JobControl::ProcessesStats | JobControl::Get => Err("not here".into()),
         };
         self.answer(id, answer);
@@ -134,6 +136,6 @@ impl Actor {
     }
 }
 
-fn no_job(id: &str) -> String {
+pub(super) fn no_job(id: &str) -> String {
     format!("no job '{id}' runs or waits here")
 }

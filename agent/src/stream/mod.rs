@@ -133,7 +133,8 @@ impl Streams {
         let meta = json!({"watch": &*id, "controller": controller, "ticket": ticket, "base": place, "gap": gap});
         spool.open(&id, place, lane.waker(), Some(&meta))?;
         let source = Source::Job(Box::new(JobSource::new(spool.clone(), place, gap, false)));
-        lane.add(Active { id, ticket, watch: Watch::new(), source });
+        let watch = Watch::new().attended(spool.tells_lapse());
+        lane.add(Active { id, ticket, watch, source });
         Ok(position)
     }
 

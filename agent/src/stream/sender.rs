@@ -231,7 +231,8 @@ impl Sending<'_> {
                 let pause = wait.unwrap_or_default() + self.backoff.fail(fastrand::f64());
                 // It is the controller that is away, for each of its watches.
                 for active in &mut self.watches {
-                    if active.watch.must_ask() || active.source.is_pending(active.watch.offset()) {
+                    let asks = active.watch.must_ask() || active.watch.is_attended();
+                    if asks || active.source.is_pending(active.watch.offset()) {
                         active.watch.failed(now, now + pause);
                     }
                 }

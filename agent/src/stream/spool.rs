@@ -150,6 +150,11 @@ impl Spool {
         Spool { lapsed, ..self }
     }
 
+    /// Whether somebody is told of a lapse.
+    pub(super) fn tells_lapse(&self) -> bool {
+        self.lapsed.is_some()
+    }
+
     fn with(shared: &Arc<Shared>, job: &str, dir: PathBuf, log: Option<Log>, position: Position) -> Spool {
         let mut state = State {
             log,

@@ -4,7 +4,8 @@
 //! watch lapses. Time is a value on a clock that never jumps.
 //! **Does not own** the bytes, the request, or what a lapse means for the job.
 //!
-//! A watch of which the offset is not known (the agent died) asks for it first.
+//! A watch of which the offset is not known (the agent died) asks for it first. One of a job with open stdin asks also
+//! while there is nothing to send, for its lapse ends that stdin.
 
 use jscommon::frame::MAX_REQUEST_BYTES;
 use std::time::Duration;
@@ -18,6 +19,8 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 const LAPSE: Duration = Duration::from_secs(15);
 /// How often the controller is asked meanwhile.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
+/// How often the controller of a job with open stdin is asked while there is nothing to send.
+const ASK_IDLE: Duration = Duration::from_secs(30);
 /// How long no controller answers before a watch has lapsed.
 const LONGEST_SILENCE: Duration = Duration::from_secs(600);
 
@@ -58,6 +61,10 @@ pub(super) struct Watch {
     /// When the first of the requests that nobody answered was made.
     silent_since: Option<Duration>,
     has_lapsed: bool,
+    /// It asks while there is nothing to send.
+    is_attended: bool,
+    /// When it is asked next, with nothing to send.
+    idle_until: Duration,
 }
 
 impl Watch {
@@ -72,7 +79,19 @@ impl Watch {
             absent_since: None,
             silent_since: None,
             has_lapsed: false,
+            is_attended: false,
+            idle_until: Duration::ZERO,
         }
+    }
+
+    /// A watch that asks, or does not, while there is nothing to send.
+    pub(super) fn attended(self, is_attended: bool) -> Watch {
+        Watch { is_attended, ..self }
+    }
+
+    /// Whether it makes requests while there is nothing to send.
+    pub(super) fn is_attended(&self) -> bool {
+        self.is_attended
     }
 
     /// A watch of which an earlier agent has sent an unknown part.
@@ -97,7 +116,11 @@ impl Watch {
     /// Returns the next step; `is_pending` says that there are bytes past the offset.
     pub(super) fn next(&self, now: Duration, is_pending: bool) -> Next {
         if !is_pending && self.is_offset_known {
-            Next::Idle
+            match self.is_attended {
+                false => Next::Idle,
+                true if now < self.idle_until => Next::Wait(self.idle_until),
+                true => Next::Ask { offset: self.offset },
+            }
         } else if now < self.not_before {
             Next::Wait(self.not_before)
         } else if !self.is_offset_known || self.room == 0 || self.absent_since.is_some() {
@@ -114,10 +137,12 @@ impl Watch {
         self.offset = reply.have;
         self.is_offset_known = true;
         self.room = reply.room;
+        self.idle_until = now + ASK_IDLE;
         if reply.watch == 0 {
             let since = *self.absent_since.get_or_insert(now);
             self.has_lapsed |= now >= since + LAPSE;
             self.not_before = (now + ASK_AGAIN).min(since + LAPSE).max(now);
+            self.idle_until = self.not_before;
             return;
         }
         self.absent_since = None;
@@ -135,6 +160,7 @@ impl Watch {
         let since = *self.silent_since.get_or_insert(now);
         self.has_lapsed |= now >= since + LONGEST_SILENCE;
         self.not_before = again;
+        self.idle_until = again;
     }
 }
 
@@ -157,6 +183,31 @@ mod tests {
         assert_eq!(watch.next(ms(0), false), Next::Idle);
         assert_eq!(watch.next(ms(0), true), Next::Send { offset: 0, most: 64 << 10 });
         assert_eq!(Watch::resumed().next(ms(0), false), Next::Ask { offset: 0 });
+    }
+
+    #[test]
+    fn watch_of_open_stdin_asks_while_there_is_nothing_to_send() {
+        let mut watch = Watch::new().attended(true);
+        let ask = Next::Ask { offset: 0 };
+        assert_eq!(watch.next(ms(0), false), ask);
+        watch.answered(ms(10), 0, reply(0, 20, 5000));
+        assert_eq!(watch.next(ms(20), false), Next::Wait(ms(10) + ASK_IDLE));
+        assert_eq!(watch.next(ms(20), true), Next::Send { offset: 0, most: 5000 });
+        let mut now = ms(10) + ASK_IDLE;
+        for passed in [5, 10, 15] {
+            assert_eq!(watch.next(now, false), ask);
+            watch.answered(now, 0, reply(0, 0, 0));
+            assert!(!watch.has_lapsed());
+            now = ms(10) + ASK_IDLE + Duration::from_secs(passed);
+            assert_eq!(watch.next(now - ms(1), false), Next::Wait(now));
+        }
+        watch.answered(now, 0, reply(0, 0, 0));
+        assert!(watch.has_lapsed());
+        let mut watch = Watch::new().attended(true);
+        watch.failed(ms(0), ms(100));
+        assert_eq!([ms(99), ms(100)].map(|now| watch.next(now, false)), [Next::Wait(ms(100)), ask]);
+        watch.failed(LONGEST_SILENCE, LONGEST_SILENCE);
+        assert!(watch.has_lapsed());
     }
 
     #[test]

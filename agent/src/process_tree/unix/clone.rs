@@ -21,7 +21,7 @@ use super::cgroup::Group;
 use super::child::{Failure, Plan, become_program};
 use super::{program, terminal};
 use crate::platform::inherited::{PRIVILEGED, child_descriptors, ignored_signals};
-use crate::process_tree::{Settings, Spawned, StartError, Step};
+use crate::process_tree::{Settings, Spawned, StartError, Step, TerminalSize};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::signal::SigSet;
@@ -98,22 +98,8 @@ pub(super) fn spawn(
     let oom_score = (Some(oom_score) != *OWN_OOM_SCORE).then(|| text(oom_score.to_string().into_bytes()));
     let oom_score = oom_score.transpose().map_err(StartError::at(Step::OomScore))?;
 
-    let pipes =
-        || -> io::Result<(OwnedFd, OwnedFd, PipeReader, OwnedFd, OwnedFd, Option<OwnedFd>, Option<PipeWriter>)> {
-            let (err, err_end) = io::pipe()?;
-            if let Some(size) = settings.terminal {
-                let (master, other) = terminal::make(size)?;
-                let (input, out_end) = (other.try_clone()?, other.try_clone()?);
-                return Ok((master.try_clone()?, out_end, err, other, input, Some(master), Some(err_end)));
-            }
-            let (out, out_end) = io::pipe()?;
-            let (input, input_end): (OwnedFd, Option<OwnedFd>) = match stdin {
-                true => io::pipe().map(|(end, input)| (end.into(), Some(input.into())))?,
-                false => (File::open("/dev/null")?.into(), None),
-            };
-            Ok((out.into(), out_end.into(), err, err_end.into(), input, input_end, None))
-        };
-    let (out, out_end, err, err_end, input, input_end, hangup) = pipes().map_err(StartError::at(Step::Pipes))?;
+    let Streams { child: [input, out_end, err_end], stdin: input_end, stdout, stderr, hangup } =
+        streams(stdin, settings.terminal).map_err(StartError::at(Step::Pipes))?;
     if let Some(identity) = identity {
         // So that it can open /dev/stdout and the like. Where that is refused, its streams work all the same.
         // A terminal keeps its group: those of the user's could write to it.
@@ -168,12 +154,40 @@ pub(super) fn spawn(
         pid: pid as u32,
         since,
         stdin: input_end.map(Into::into),
-        stdout: Some(out.into()),
-        stderr: Some(OwnedFd::from(err).into()),
+        stdout: Some(stdout.into()),
+        stderr: Some(OwnedFd::from(stderr).into()),
         hangup,
         first: Vec::new(),
         placed,
     })
+}
+
+/// The streams of a child, and the agent's ends of them.
+struct Streams {
+    child: [OwnedFd; 3],
+    stdin: Option<OwnedFd>,
+    stdout: OwnedFd,
+    stderr: PipeReader,
+    /// See [`Spawned`].
+    hangup: Option<PipeWriter>,
+}
+
+/// Makes pipes, or a terminal of this size.
+fn streams(stdin: bool, terminal: Option<TerminalSize>) -> io::Result<Streams> {
+    let (stderr, err_end) = io::pipe()?;
+    if let Some(size) = terminal {
+        let (master, other) = terminal::make(size)?;
+        let child = [other.try_clone()?, other.try_clone()?, other];
+        let stdin = Some(master.try_clone()?);
+        return Ok(Streams { child, stdin, stdout: master, stderr, hangup: Some(err_end) });
+    }
+    let (stdout, out_end) = io::pipe()?;
+    let (input, stdin): (OwnedFd, Option<OwnedFd>) = match stdin {
+        true => io::pipe().map(|(end, input)| (end.into(), Some(input.into())))?,
+        false => (File::open("/dev/null")?.into(), None),
+    };
+    let child = [input, out_end.into(), err_end.into()];
+    Ok(Streams { child, stdin, stdout: stdout.into(), stderr, hangup: None })
 }
 
 /// Starts the child by `clone3`; the answer is whether it is in the group, and `None` where `clone3` is

@@ -233,3 +233,6 @@ impl Drop for State {
         TOTAL.fetch_sub(self.counted, Ordering::Relaxed);
     }
 }
+
+#[cfg(all(test, unix))]
+mod tests;

@@ -4,7 +4,7 @@
 
 use crate::job::args::terminal_size;
 use crate::job::fields::Fields;
-use crate::process_tree::TerminalSize;
+use crate::platform::TerminalSize;
 use crate::stdin::Piece;
 use jscommon::Command;
 use jscommon::base64_text;

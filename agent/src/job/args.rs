@@ -4,8 +4,7 @@
 
 use super::Rules;
 use super::fields::{Fields, kind, scalar};
-use crate::platform::{self, Limit, Signal};
-use crate::process_tree::TerminalSize;
+use crate::platform::{self, Limit, Signal, TerminalSize};
 use jscommon::LevelSet;
 use jscommon::command::shorten;
 use serde_json::{Map, Value};

@@ -3,7 +3,7 @@
 //! One interface, and the folder of this system behind it: [`Children`] starts and waits, [`processes`] lists,
 //! [`signal_process`] signals. Nothing here decides anything, and nobody else starts a process.
 
-use crate::platform::{Identity, Limit, UMASK};
+use crate::platform::{Identity, Limit, TerminalSize, UMASK};
 use std::io::{self, PipeWriter};
 use std::process::{ChildStderr, ChildStdin, ChildStdout};
 use std::time::Instant;
@@ -86,13 +86,6 @@ pub(crate) struct Spawned {
     pub(crate) first: Vec<u8>,
     /// It was started inside the group that it was to be in.
     pub(crate) placed: bool,
-}
-
-/// The size of a terminal, in characters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct TerminalSize {
-    pub(crate) rows: u16,
-    pub(crate) columns: u16,
 }
 
 /// One process of this machine, as one pass over all of them found it.

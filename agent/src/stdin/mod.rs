@@ -8,7 +8,8 @@
 mod rule;
 
 use self::rule::{Refusal, Rule, Step};
-use crate::process_tree::{StdinEnd, TerminalSize};
+use crate::platform::TerminalSize;
+use crate::process_tree::StdinEnd;
 use jscommon::lock::lock;
 use jscommon::worker::Worker;
 use std::collections::VecDeque;

@@ -6,8 +6,7 @@
 use super::Remote;
 use crate::commands::{Answer, Context, stdin};
 use crate::job::fields::{Fields, object};
-use crate::platform::Signal;
-use crate::process_tree::TerminalSize;
+use crate::platform::{Signal, TerminalSize};
 use crate::stdin::Piece;
 use crate::stream::From;
 use jscommon::Command;

@@ -20,8 +20,9 @@
 use super::cgroup::Group;
 use super::child::{Failure, Plan, become_program};
 use super::{program, terminal};
+use crate::platform::TerminalSize;
 use crate::platform::inherited::{PRIVILEGED, child_descriptors, ignored_signals};
-use crate::process_tree::{Settings, Spawned, StartError, Step, TerminalSize};
+use crate::process_tree::{Settings, Spawned, StartError, Step};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::signal::SigSet;

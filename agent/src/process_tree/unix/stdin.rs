@@ -1,7 +1,7 @@
 //! The writing end of a child's stdin: a pipe, or the master of its terminal.
 
 use super::terminal;
-use crate::process_tree::TerminalSize;
+use crate::platform::TerminalSize;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::fs::File;

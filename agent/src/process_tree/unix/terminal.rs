@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code)] // the calls on terminals have no safe form without more of nix
 
-use crate::process_tree::TerminalSize;
+use crate::platform::TerminalSize;
 use nix::errno::Errno;
 use nix::libc;
 use std::fs::{File, OpenOptions};

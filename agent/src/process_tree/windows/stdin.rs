@@ -1,6 +1,6 @@
 //! The writing end of a child's stdin: a pipe.
 
-use crate::process_tree::TerminalSize;
+use crate::platform::TerminalSize;
 use std::io::{self, PipeWriter, Write};
 use std::process::ChildStdin;
 use std::sync::Mutex;

@@ -62,12 +62,16 @@ impl Pipes {
                 }
             };
             let Some(pipe) = &self.open[stream] else { continue };
-            match pipe.as_ref().read(buffer) {
+            let read = match pipe.as_ref().read(buffer) {
                 // Once nobody has a terminal open, its master fails so.
-                Err(fault) if self.is_terminal && fault.raw_os_error() == Some(Errno::EIO as i32) => {
+                Err(fault) if self.is_terminal && fault.raw_os_error() == Some(Errno::EIO as i32) => Ok(0),
+                read => read,
+            };
+            match read {
+                Ok(0) if self.is_terminal => {
                     self.open = [None, None];
+                    return Ok(Some((0, 0)));
                 }
-                Ok(0) if self.is_terminal => self.open = [None, None],
                 Ok(0) => self.open[stream] = None,
                 Err(fault) if fault.kind() == io::ErrorKind::WouldBlock => continue,
                 Err(fault) if fault.kind() == io::ErrorKind::Interrupted => continue,
@@ -108,5 +112,23 @@ mod tests {
             [Some((0, vec![b'h'])), Some((1, vec![])), Some((0, vec![])), None]
         );
         assert!(ends.open().is_empty(), "nothing holds a pipe that has ended");
+    }
+
+    #[test]
+    fn terminal_ends_with_its_hangup_and_with_its_last_program() {
+        let size = crate::platform::TerminalSize { rows: 24, columns: 80 };
+        for is_hangup in [true, false] {
+            let (master, other) = super::super::terminal::make(size).unwrap();
+            let (err, hangup) = io::pipe().unwrap();
+            let (mut pipes, ends) = Pipes::of(master.into(), OwnedFd::from(err).into(), true);
+            assert!(ends.is_none(), "nobody keeps a terminal");
+            let mut buffer = [0; 9];
+            File::from(other.try_clone().unwrap()).write_all(b"a\n").unwrap();
+            assert_eq!(pipes[0].read(&mut buffer).unwrap(), Some((0, 3)));
+            let kept = if is_hangup { (Some(other), None) } else { (None, Some(hangup)) };
+            assert_eq!(pipes[0].read(&mut buffer).unwrap(), Some((0, 0)));
+            assert_eq!(pipes[0].read(&mut buffer).unwrap(), None);
+            drop(kept);
+        }
     }
 }

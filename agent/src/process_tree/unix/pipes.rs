@@ -125,7 +125,16 @@ mod tests {
             let mut buffer = [0; 9];
             File::from(other.try_clone().unwrap()).write_all(b"a\n").unwrap();
             assert_eq!(pipes[0].read(&mut buffer).unwrap(), Some((0, 3)));
-            let kept = if is_hangup { (Some(other), None) } else { (None, Some(hangup)) };
+            let kept: OwnedFd = match is_hangup {
+                true => {
+                    drop(hangup);
+                    other
+                }
+                false => {
+                    drop(other);
+                    hangup.into()
+                }
+            };
             assert_eq!(pipes[0].read(&mut buffer).unwrap(), Some((0, 0)));
             assert_eq!(pipes[0].read(&mut buffer).unwrap(), None);
             drop(kept);

@@ -9,6 +9,7 @@
 //! | logger | SQLite ([`storage::message_log`]) | its channel is closed and all is committed |
 //! | aggregator | series ([`stats`]) | its channel is closed and the last flush is in the upload queue |
 //! | monitor | one sample of the process trees each interval ([`monitor`]) | the daemon stops |
+//! | stdin, one a job | what `input` gave and its process does not read ([`stdin`]) | nothing waits, or the run is over; detached |
 //! | stream, one a controller with watches | live output on its way ([`stream`]) | its last watch is over; detached |
 //! | paths | one look at what other accounts can change ([`trusted_paths`]) | it has looked; detached |
 //! | sender, one a controller | results, events, records, stats on their way ([`uplink::uploader`]) | told to stop, or its deadline |
@@ -32,6 +33,7 @@ mod process_tree;
 mod script;
 pub mod stats;
 mod status;
+mod stdin;
 mod storage;
 mod stream;
 mod supervisor;

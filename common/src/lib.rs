@@ -9,6 +9,7 @@
 //! reads the clock: the caller passes the time in.
 
 pub mod backoff;
+pub mod base64_text;
 pub mod blob;
 pub mod command;
 pub mod directives;

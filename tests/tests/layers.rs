@@ -30,6 +30,7 @@ const AGENT: &[&str] = &[
     "uplink",
     "output",
     "stream",
+    "stdin",
     "stats",
     "storage",
     "process_tree",

@@ -7,6 +7,7 @@
 pub(crate) mod info;
 pub(crate) mod messages;
 mod put;
+pub(crate) mod stdin;
 
 use crate::config::Config;
 use crate::script;
@@ -59,6 +60,10 @@ pub(crate) enum JobControl {
     Get,
     /// Opens a watch on records.
     Follow,
+    /// Gives a job's stdin a piece.
+    Input,
+    /// Sets the size of a job's terminal.
+    Resize,
 }
 
 /// The parts of the agent that built-in commands may use.
@@ -88,9 +93,14 @@ pub(crate) fn lookup(name: &str) -> Option<Kind> {
     TABLE.iter().find(|(known, _)| *known == name).map(|(_, kind)| *kind)
 }
 
-/// Whether this built-in command only looks: it changes nothing, and may be answered twice.
-pub(crate) fn is_read_only(name: &str) -> bool {
-    (name == "ping" || name.starts_with("get_")) && lookup(name).is_some()
+/// Whether this built-in command may be done twice, and so is not stored: it only looks, or says where its bytes stand,
+/// or sets what it set before.
+pub(crate) fn is_read_only(command: &Command) -> bool {
+    match command.cmd.as_str() {
+        "ping" | "resize" => true,
+        "input" => stdin::has_offset(command),
+        name => name.starts_with("get_") && lookup(name).is_some(),
+    }
 }
 
 /// Whether this built-in command is carried out again when the agent ended meanwhile.
@@ -119,10 +129,12 @@ const TABLE: &[(&str, Kind)] = &[
     ("get_process_stats", Kind::Supervisor(JobControl::ProcessStats)),
     ("get_processes_stats", Kind::Supervisor(JobControl::ProcessesStats)),
     ("get_schedules", Kind::Supervisor(JobControl::Schedules)),
+    ("input", Kind::Supervisor(JobControl::Input)),
     ("kill", Kind::Supervisor(JobControl::Kill)),
     ("killall", Kind::Supervisor(JobControl::KillAll)),
     ("ping", Kind::Inline(|_, _| Ok(Value::from("pong")))),
     ("put", Kind::Threaded(put::put)),
+    ("resize", Kind::Supervisor(JobControl::Resize)),
     ("restart", Kind::Supervisor(JobControl::Restart)),
     ("signal", Kind::Supervisor(JobControl::Signal)),
     ("unschedule", Kind::Supervisor(JobControl::Unschedule)),
@@ -142,7 +154,21 @@ mod tests {
     fn names_are_known_or_not() {
         assert!(matches!(lookup("ping"), Some(Kind::Inline(_))));
         assert!(matches!(lookup("kill"), Some(Kind::Supervisor(JobControl::Kill))));
-        assert!(is_read_only("ping") && is_read_only("get_msgs") && !is_read_only("get_x") && !is_read_only("put"));
+        let is_read_only = |cmd: &str, data: &str| {
+            let command = serde_json::json!({"id": "a", "gid": 1, "nid": 1, "cmd": cmd, "data": data});
+            is_read_only(&Command::from_value(command).unwrap())
+        };
+        assert!(is_read_only("ping", "") && is_read_only("get_msgs", "") && is_read_only("resize", ""));
+        assert!(!is_read_only("get_x", "") && !is_read_only("put", ""));
+        for (data, expected) in [
+            (r#"{"id": "a", "data": "YQ==", "offset": 0}"#, true),
+            (r#"{"offset": "x"}"#, true),
+            (r#"{"offset": null}"#, false),
+            (r#"{"id": "offset"}"#, false),
+            ("", false),
+        ] {
+            assert_eq!(is_read_only("input", data), expected, "{data}");
+        }
         assert!(leaves_record("kill") && !leaves_record("ping") && !leaves_record("get_msgs"));
         assert!(lookup("execute").is_none() && lookup("").is_none());
     }

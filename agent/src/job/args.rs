@@ -4,7 +4,7 @@
 
 use super::Rules;
 use super::fields::{Fields, kind, scalar};
-use crate::platform::{self, Limit, Signal};
+use crate::platform::{self, Limit, Signal, TerminalSize};
 use jscommon::LevelSet;
 use jscommon::command::shorten;
 use serde_json::{Map, Value};
@@ -57,6 +57,19 @@ pub(crate) struct RunArgs {
     pub(crate) secret: bool,
     /// `stream`: its output goes to a watch as it comes.
     pub(crate) stream: bool,
+    /// `stdin` is `open`: it stays open for `input`.
+    pub(crate) stdin_open: bool,
+    /// `tty`: it runs on a terminal.
+    pub(crate) tty: Option<Tty>,
+}
+
+/// The terminal of a process.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Tty {
+    /// `rows` and `cols`.
+    pub(crate) size: TerminalSize,
+    /// `term`: the name of its kind, for `TERM`.
+    pub(crate) term: String,
 }
 
 impl Default for RunArgs {
@@ -105,6 +118,8 @@ impl RunArgs {
             oom_score_adj: args.whole("oom_score_adj", -1000..=1000).map(|score| score as i32),
             secret: args.flag("secret"),
             stream: args.flag("stream"),
+            stdin_open: args.read("stdin", stdin).unwrap_or(false),
+            tty: tty(&mut args),
         };
         if read.oom_score_adj.is_some()
             && let Err(why) = platform::supports("oom_score_adj")
@@ -112,6 +127,11 @@ impl RunArgs {
             args.fault(why);
         }
         args.finish(read)
+    }
+
+    /// Whether its stdin stays open.
+    pub(crate) fn keeps_stdin(&self) -> bool {
+        self.stdin_open || self.tty.is_some()
     }
 
     /// Returns the scheduler's rules; `process` is false for a task of the agent's own.
@@ -189,6 +209,32 @@ fn limits(args: &mut Fields) -> Vec<Limit> {
         }
     }
     limits
+}
+
+fn stdin(value: &Value) -> Result<bool, String> {
+    match value.as_str() {
+        Some("open") => Ok(true),
+        _ => Err(format!("stdin must be \"open\", not {}", shorten(value))),
+    }
+}
+
+fn tty(args: &mut Fields) -> Option<Tty> {
+    let mut given = Fields::new(args.object("tty")?);
+    let size = terminal_size(&mut given, TerminalSize { rows: 24, columns: 80 });
+    let term = given.text("term").unwrap_or("xterm").to_owned();
+    if !(1..=64).contains(&term.len()) || !term.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/') {
+        given.fault("term must be the name of a terminal, as in \"xterm-256color\"");
+    }
+    if let Err(why) = platform::supports("tty") {
+        given.fault(why);
+    }
+    given.finish(Tty { size, term }).map_err(|why| args.fault(format!("tty: {why}"))).ok()
+}
+
+/// Reads `rows` and `cols`.
+pub(crate) fn terminal_size(args: &mut Fields, default: TerminalSize) -> TerminalSize {
+    let mut read = |name, default| args.whole(name, 1..=1000).map_or(default, |number| number as u16);
+    TerminalSize { rows: read("rows", default.rows), columns: read("cols", default.columns) }
 }
 
 /// Octal text, as people write it: the number 22 would be another umask than 022.
@@ -337,6 +383,9 @@ mod tests {
         refused(json!({"secret": 1}), "secret must be");
         refused(json!({"stream": 1}), "stream must be");
         refused(json!({"user": 0}), "user must be");
+        refused(json!({"stdin": true}), "stdin must be \"open\"");
+        refused(json!({"stdin": "closed"}), "stdin must be \"open\"");
+        refused(json!({"tty": true}), "tty must be an object");
     }
 
     #[track_caller]

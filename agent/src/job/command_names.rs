@@ -1,7 +1,7 @@
 //! The names of the commands that the agent answers itself.
 
 /// The built-in commands, in order.
-pub(crate) const BUILTIN: [&str; 20] = [
+pub(crate) const BUILTIN: [&str; 22] = [
     "attach",
     "del_msgs",
     "follow",
@@ -15,10 +15,12 @@ pub(crate) const BUILTIN: [&str; 20] = [
     "get_process_stats",
     "get_processes_stats",
     "get_schedules",
+    "input",
     "kill",
     "killall",
     "ping",
     "put",
+    "resize",
     "restart",
     "signal",
     "unschedule",

@@ -45,6 +45,13 @@ pub(crate) enum ServiceOrder {
     Uninstall,
 }
 
+/// The size of a terminal, in characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TerminalSize {
+    pub(crate) rows: u16,
+    pub(crate) columns: u16,
+}
+
 /// How much a file system holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Space {

@@ -3,8 +3,8 @@
 //! One interface, and the folder of this system behind it: [`Children`] starts and waits, [`processes`] lists,
 //! [`signal_process`] signals. Nothing here decides anything, and nobody else starts a process.
 
-use crate::platform::{Identity, Limit, UMASK};
-use std::io;
+use crate::platform::{Identity, Limit, TerminalSize, UMASK};
+use std::io::{self, PipeWriter};
 use std::process::{ChildStderr, ChildStdin, ChildStdout};
 use std::time::Instant;
 
@@ -80,6 +80,10 @@ pub(crate) struct Spawned {
     pub(crate) stdout: Option<ChildStdout>,
     /// Its stderr.
     pub(crate) stderr: Option<ChildStderr>,
+    /// Of a child with a terminal, whose stdin and stdout are both its master: once this is closed, stderr ends.
+    pub(crate) hangup: Option<PipeWriter>,
+    /// What a stdin that stays open is given first.
+    pub(crate) first: Vec<u8>,
     /// It was started inside the group that it was to be in.
     pub(crate) placed: bool,
 }
@@ -129,10 +133,12 @@ pub(crate) struct Settings {
     pub(crate) umask: u32,
     /// Its `oom_score_adj`; nothing is 0, where the agent may set that.
     pub(crate) oom_score_adj: Option<i32>,
+    /// The size of the terminal that it runs on; nothing is pipes.
+    pub(crate) terminal: Option<TerminalSize>,
 }
 
 impl Default for Settings {
     fn default() -> Settings {
-        Settings { identity: None, limits: Vec::new(), nice: None, umask: UMASK, oom_score_adj: None }
+        Settings { identity: None, limits: Vec::new(), nice: None, umask: UMASK, oom_score_adj: None, terminal: None }
     }
 }

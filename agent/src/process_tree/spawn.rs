@@ -196,15 +196,22 @@ pub(crate) fn start(
     if let Some(identity) = &identity {
         command.envs([("USER", &identity.name), ("LOGNAME", &identity.name), ("HOME", &identity.home)]);
     }
+    if let Some(tty) = &args.tty {
+        command.env("TERM", &tty.term);
+    }
     command.envs(spec.env.iter().map(|(name, value)| (name, value)));
     command.envs(environment(owner.mark, owner.controller, config));
     let (limits, nice, umask, oom_score_adj) = (args.limits.clone(), args.nice, args.umask, args.oom_score_adj);
-    let settings = process_tree::Settings { identity, limits, nice, umask, oom_score_adj };
+    let terminal = args.tty.as_ref().map(|tty| tty.size);
+    let settings = process_tree::Settings { identity, limits, nice, umask, oom_score_adj, terminal };
     let is_wanted = || (owner.refusal)().is_none();
-    let spawned = children.spawn(owner.run, &mut command, !spec.stdin.is_empty(), &settings, owner.group, &is_wanted);
+    let stdin = args.keeps_stdin() || !spec.stdin.is_empty();
+    let spawned = children.spawn(owner.run, &mut command, stdin, &settings, owner.group, &is_wanted);
     let mut spawned =
         spawned.map_err(|fault| NotStarted::at_step(&fault, &spec.program, spec.cwd.as_deref(), &settings))?;
-    if let Some(stdin) = spawned.stdin.take() {
+    if args.keeps_stdin() {
+        spawned.first = spec.stdin;
+    } else if let Some(stdin) = spawned.stdin.take() {
         feed(stdin, spec.stdin);
     }
     Ok(spawned)

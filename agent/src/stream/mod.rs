@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) use self::segments::Position;
 pub(crate) use self::sender::{Post, Posted};
-pub(crate) use self::spool::Spool;
+pub(crate) use self::spool::{Lapsed, Spool};
 pub(crate) use self::watch::Reply;
 
 /// How long a stop waits for what is still to be sent.
@@ -96,8 +96,9 @@ impl Streams {
     }
 
     /// Makes the spool of a job whose output is at `position`. It has no file until it has a watch or a byte.
-    pub(crate) fn spool(&self, job: &str, position: Position) -> Arc<Spool> {
-        Arc::new(Spool::new(&self.shared, job, position))
+    /// `lapsed` is called when its last watch has lapsed.
+    pub(crate) fn spool(&self, job: &str, position: Position, lapsed: Option<Lapsed>) -> Arc<Spool> {
+        Arc::new(Spool::new(&self.shared, job, position).on_lapse(lapsed))
     }
 
     /// Opens a watch on a job for this command; returns the positions at which its frames begin.
@@ -136,7 +137,8 @@ impl Streams {
         let meta = json!({"watch": &*id, "controller": controller, "ticket": ticket, "base": place, "gap": gap});
         spool.open(&id, place, lane.waker(), Some(&meta))?;
         let source = Source::Job(Box::new(JobSource::new(spool.clone(), place, gap, false)));
-        lane.add(Active { id, ticket, watch: Watch::new(), source });
+        let watch = Watch::new().asking_when_idle(spool.tells_lapse());
+        lane.add(Active { id, ticket, watch, source });
         Ok(position)
     }
 
@@ -185,7 +187,7 @@ impl Streams {
         let from = follower.start().id();
         let source = Source::Records(Box::new(RecordSource::new(follower)));
         let ticket = command.ticket().unwrap_or_default().to_owned();
-        lane.add(Active { id: command.id.as_str().into(), ticket, watch: Watch::endless(), source });
+        lane.add(Active { id: command.id.as_str().into(), ticket, watch: Watch::new().asking_when_idle(true), source });
         Ok(from)
     }
 

@@ -226,7 +226,7 @@ impl Sending<'_> {
         self.buffer = buffer;
         let now = self.now();
         let active = &mut self.watches[n];
-        let mut is_over = false;
+        let (mut is_over, mut is_refused) = (false, false);
         match posted {
             Posted::Answered(reply) => {
                 self.backoff.succeed();
@@ -238,7 +238,7 @@ impl Sending<'_> {
             }
             Posted::Refused(why) => {
                 log::info!("controller {}: the watch {} ends: {why}", self.lane.name, active.id);
-                is_over = true;
+                (is_over, is_refused) = (true, true);
             }
             Posted::Unknown => {
                 log::info!("controller {} knows no live output; it is not sent there", self.lane.name);
@@ -258,12 +258,15 @@ impl Sending<'_> {
         self.pause(n);
         if is_over {
             let ended = self.watches.remove(n);
-            ended.source.leave(&ended.id);
+            match is_refused {
+                true => ended.source.lapse(&ended.id),
+                false => ended.source.leave(&ended.id),
+            }
         }
         self.watches.retain(|active| {
             if active.watch.has_lapsed() {
                 log::info!("the watch {} has lapsed", active.id);
-                active.source.leave(&active.id);
+                active.source.lapse(&active.id);
             }
             !active.watch.has_lapsed()
         });

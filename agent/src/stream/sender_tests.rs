@@ -93,7 +93,7 @@ pub(in crate::stream) fn command(id: &str) -> Command {
 }
 
 fn watched(streams: &Streams, id: &str) -> Arc<Spool> {
-    let spool = streams.spool(id, [0, 0]);
+    let spool = streams.spool(id, [0, 0], None);
     assert_eq!(streams.watch(&spool, "main", &command(id), From::Position([0, 0])), Ok([0, 0]));
     spool
 }
@@ -223,7 +223,7 @@ fn other_watches_are_sent_while_one_waits_for_room() {
 fn attached_watch_begins_where_it_was_asked_to() {
     let (dir, fake) = (tempfile::tempdir().unwrap(), Fake::new(|_, _, _| None));
     let streams = start(dir.path(), &fake);
-    let spool = streams.spool("job", [10, 20]);
+    let spool = streams.spool("job", [10, 20], None);
     spool.write(0, b"one").unwrap();
     spool.write(1, b"two").unwrap();
     spool.write(0, b"three").unwrap();

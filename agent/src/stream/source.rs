@@ -101,7 +101,14 @@ impl Source {
         }
     }
 
-    /// The watch is over or has lapsed.
+    /// The watch has lapsed, or nobody wants it.
+    pub(super) fn lapse(&self, id: &str) {
+        if let Source::Job(job) = self {
+            job.spool.lapse(id);
+        }
+    }
+
+    /// The watch is over.
     pub(super) fn leave(&self, id: &str) {
         if let Source::Job(job) = self {
             job.spool.leave(id);

@@ -125,7 +125,12 @@ pub(crate) struct Spool {
     shared: Arc<Shared>,
     state: Mutex<State>,
     changed: Condvar,
+    /// Called when the last watch has lapsed.
+    lapsed: Option<Lapsed>,
 }
+
+/// Told of a lapse.
+pub(crate) type Lapsed = Box<dyn Fn() + Send + Sync>;
 
 impl fmt::Debug for Spool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -140,6 +145,16 @@ impl Spool {
         Spool::with(shared, job, dir, None, position)
     }
 
+    /// Has `lapsed` called when the last watch has lapsed.
+    pub(super) fn on_lapse(self, lapsed: Option<Lapsed>) -> Spool {
+        Spool { lapsed, ..self }
+    }
+
+    /// Whether somebody is told of a lapse.
+    pub(super) fn tells_lapse(&self) -> bool {
+        self.lapsed.is_some()
+    }
+
     fn with(shared: &Arc<Shared>, job: &str, dir: PathBuf, log: Option<Log>, position: Position) -> Spool {
         let mut state = State {
             log,
@@ -152,7 +167,8 @@ impl Spool {
             buffer: Vec::new(),
         };
         state.count(shared);
-        Spool { job: job.to_owned(), dir, shared: shared.clone(), state: Mutex::new(state), changed: Condvar::new() }
+        let (state, changed) = (Mutex::new(state), Condvar::new());
+        Spool { job: job.to_owned(), dir, shared: shared.clone(), state, changed, lapsed: None }
     }
 
     /// Takes up the folder that an earlier agent left, closed with `error`; and its watches that had not ended.
@@ -324,6 +340,15 @@ impl Spool {
         }
         state.trim(&self.shared);
         self.changed.notify_all();
+    }
+
+    /// This watch has lapsed.
+    pub(super) fn lapse(&self, id: &str) {
+        self.leave(id);
+        let is_last = lock(&self.state).takers.is_empty();
+        if let Some(lapsed) = self.lapsed.as_ref().filter(|_| is_last) {
+            lapsed();
+        }
     }
 
     /// The job has ended: nothing is written any more.

@@ -4,7 +4,8 @@
 //! watch lapses. Time is a value on a clock that never jumps.
 //! **Does not own** the bytes, the request, or what a lapse means for the job.
 //!
-//! A watch of which the offset is not known (the agent died) asks for it first.
+//! A watch of which the offset is not known (the agent died) asks for it first. One of a job with open stdin asks also
+//! while there is nothing to send, for its lapse ends that stdin, and so does one of records, which has no other end.
 
 use jscommon::frame::MAX_REQUEST_BYTES;
 use std::time::Duration;
@@ -18,7 +19,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 const LAPSE: Duration = Duration::from_secs(15);
 /// How often the controller is asked meanwhile.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
-/// How often the controller is asked whether a watch without an end of its own is still there.
+/// How often the controller is asked while there is nothing to send, for a watch of which the lapse means something then.
 const ASK_IDLE: Duration = Duration::from_secs(20);
 /// How long no controller answers before a watch has lapsed.
 const LONGEST_SILENCE: Duration = Duration::from_secs(600);
@@ -52,10 +53,6 @@ pub(super) enum Next {
 pub(super) struct Watch {
     offset: u64,
     is_offset_known: bool,
-    /// It has no end of its own, so that its lapse must be asked for.
-    is_endless: bool,
-    /// When it was answered the last time.
-    heard: Duration,
     room: u64,
     pause: Duration,
     not_before: Duration,
@@ -64,6 +61,10 @@ pub(super) struct Watch {
     /// When the first of the requests that nobody answered was made.
     silent_since: Option<Duration>,
     has_lapsed: bool,
+    /// It asks while there is nothing to send.
+    asks_when_idle: bool,
+    /// When it is asked next, with nothing to send.
+    idle_until: Duration,
 }
 
 impl Watch {
@@ -72,25 +73,25 @@ impl Watch {
         Watch {
             offset: 0,
             is_offset_known: true,
-            is_endless: false,
-            heard: Duration::ZERO,
             room: FIRST_ROOM_BYTES,
             pause: Duration::ZERO,
             not_before: Duration::ZERO,
             absent_since: None,
             silent_since: None,
             has_lapsed: false,
+            asks_when_idle: false,
+            idle_until: Duration::ZERO,
         }
+    }
+
+    /// A watch that asks, or does not, while there is nothing to send.
+    pub(super) fn asking_when_idle(self, asks_when_idle: bool) -> Watch {
+        Watch { asks_when_idle, ..self }
     }
 
     /// A watch of which an earlier agent has sent an unknown part.
     pub(super) fn resumed() -> Watch {
         Watch { is_offset_known: false, ..Watch::new() }
-    }
-
-    /// A watch that ends when it lapses.
-    pub(super) fn endless() -> Watch {
-        Watch { is_endless: true, ..Watch::new() }
     }
 
     /// Returns the offset of the next request.
@@ -100,7 +101,7 @@ impl Watch {
 
     /// Whether the controller is to be asked without bytes to send.
     pub(super) fn must_ask(&self) -> bool {
-        !self.is_offset_known || self.is_endless
+        !self.is_offset_known || self.asks_when_idle
     }
 
     pub(super) fn has_lapsed(&self) -> bool {
@@ -110,11 +111,11 @@ impl Watch {
     /// Returns the next step; `is_pending` says that there are bytes past the offset.
     pub(super) fn next(&self, now: Duration, is_pending: bool) -> Next {
         if !is_pending && self.is_offset_known {
-            let idle = if self.absent_since.is_some() { self.not_before } else { self.heard + ASK_IDLE };
-            match idle.max(self.not_before) {
-                _ if !self.is_endless => Next::Idle,
-                at if now < at => Next::Wait(at),
-                _ => Next::Ask { offset: self.offset },
+            let at = self.idle_until.max(self.not_before);
+            match self.asks_when_idle {
+                false => Next::Idle,
+                true if now < at => Next::Wait(at),
+                true => Next::Ask { offset: self.offset },
             }
         } else if now < self.not_before {
             Next::Wait(self.not_before)
@@ -129,14 +130,15 @@ impl Watch {
     pub(super) fn answered(&mut self, now: Duration, sent: usize, reply: Reply) {
         let moved = !self.is_offset_known || reply.have != self.offset;
         self.silent_since = None;
-        self.heard = now;
         self.offset = reply.have;
         self.is_offset_known = true;
         self.room = reply.room;
+        self.idle_until = now + ASK_IDLE;
         if reply.watch == 0 {
             let since = *self.absent_since.get_or_insert(now);
             self.has_lapsed |= now >= since + LAPSE;
             self.not_before = (now + ASK_AGAIN).min(since + LAPSE).max(now);
+            self.idle_until = self.not_before;
             return;
         }
         self.absent_since = None;
@@ -159,6 +161,7 @@ impl Watch {
         let since = *self.silent_since.get_or_insert(now);
         self.has_lapsed |= now >= since + LONGEST_SILENCE;
         self.not_before = again;
+        self.idle_until = again;
     }
 }
 
@@ -181,6 +184,31 @@ mod tests {
         assert_eq!(watch.next(ms(0), false), Next::Idle);
         assert_eq!(watch.next(ms(0), true), Next::Send { offset: 0, most: 64 << 10 });
         assert_eq!(Watch::resumed().next(ms(0), false), Next::Ask { offset: 0 });
+    }
+
+    #[test]
+    fn watch_of_open_stdin_asks_while_there_is_nothing_to_send() {
+        let mut watch = Watch::new().asking_when_idle(true);
+        let ask = Next::Ask { offset: 0 };
+        assert_eq!(watch.next(ms(0), false), ask);
+        watch.answered(ms(10), 0, reply(0, 20, 5000));
+        assert_eq!(watch.next(ms(20), false), Next::Wait(ms(10) + ASK_IDLE));
+        assert_eq!(watch.next(ms(20), true), Next::Send { offset: 0, most: 5000 });
+        let mut now = ms(10) + ASK_IDLE;
+        for passed in [5, 10, 15] {
+            assert_eq!(watch.next(now, false), ask);
+            watch.answered(now, 0, reply(0, 0, 0));
+            assert!(!watch.has_lapsed());
+            now = ms(10) + ASK_IDLE + Duration::from_secs(passed);
+            assert_eq!(watch.next(now - ms(1), false), Next::Wait(now));
+        }
+        watch.answered(now, 0, reply(0, 0, 0));
+        assert!(watch.has_lapsed());
+        let mut watch = Watch::new().asking_when_idle(true);
+        watch.failed(ms(0), ms(100));
+        assert_eq!([ms(99), ms(100)].map(|now| watch.next(now, false)), [Next::Wait(ms(100)), ask]);
+        watch.failed(LONGEST_SILENCE, LONGEST_SILENCE);
+        assert!(watch.has_lapsed());
     }
 
     #[test]
@@ -273,8 +301,8 @@ mod tests {
     }
 
     #[test]
-    fn watch_without_an_end_asks_while_there_is_nothing_to_send() {
-        let mut watch = Watch::endless();
+    fn watch_that_asks_when_idle_waits_between_two_requests() {
+        let mut watch = Watch::new().asking_when_idle(true);
         watch.answered(ms(1000), 0, reply(0, 30, 1 << 20));
         assert_eq!(watch.next(ms(1000), true), Next::Send { offset: 0, most: 1 << 20 });
         assert_eq!(watch.next(ms(1000), false), Next::Wait(ms(21_000)));
@@ -290,7 +318,7 @@ mod tests {
 
     #[test]
     fn held_watch_sends_nothing_before_its_time() {
-        let mut watch = Watch::endless();
+        let mut watch = Watch::new().asking_when_idle(true);
         watch.hold(ms(50));
         watch.hold(ms(40));
         assert_eq!(watch.next(ms(45), true), Next::Wait(ms(50)));

@@ -4,9 +4,10 @@
 //! unscheduling are done by the supervisor, which alone knows the jobs.
 
 use super::Remote;
-use crate::commands::{Answer, Context};
+use crate::commands::{Answer, Context, stdin};
 use crate::job::fields::{Fields, object};
-use crate::platform::Signal;
+use crate::platform::{Signal, TerminalSize};
+use crate::stdin::Piece;
 use crate::stream::From;
 use jscommon::Command;
 use std::path::Path;
@@ -44,6 +45,16 @@ pub(super) fn attach(command: &Command) -> Result<(String, From), String> {
         }
         (id, from.map_or(From::Tail(tail.unwrap_or(0) as u64), From::Position))
     })
+}
+
+/// The job of `input` and the piece for its stdin.
+pub(super) fn input(command: &Command) -> Result<(String, Piece), String> {
+    read(command, |data| (id(data), stdin::piece(data)))
+}
+
+/// The job of `resize` and the size of its terminal.
+pub(super) fn resize(command: &Command) -> Result<(String, TerminalSize), String> {
+    read(command, |data| (id(data), stdin::size(data)))
 }
 
 /// `get`: opens a watch on a regular file: data `{"path", "offset", "length"}`.

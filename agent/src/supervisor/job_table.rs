@@ -4,6 +4,7 @@ use crate::commands::{self, Answer, JobControl};
 use crate::job::{JobLabel, RunArgs};
 use crate::output::Capture;
 use crate::process_tree::{self, JobTag};
+use crate::stdin::Stdin;
 use crate::stream::{Position, Spool};
 use jscommon::Command;
 use std::sync::Arc;
@@ -25,6 +26,8 @@ pub(super) struct Job {
     pub(super) opens_watch: bool,
     /// Its output, where it is watched or was.
     pub(super) spool: Option<Arc<Spool>>,
+    /// Its stdin, where that stays open.
+    pub(super) stdin: Option<Arc<Stdin>>,
     /// The bytes that its runs before this one wrote.
     pub(super) written: Position,
 }

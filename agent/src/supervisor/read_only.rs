@@ -34,14 +34,14 @@ impl ReadOnly {
 
     /// Waits for the results of those of `commands` that are read-only; each keeps `open` until its result is taken.
     pub(super) fn expect(&self, controller: &str, commands: &[Command], open: &Sender<()>) {
-        let read_only = commands.iter().filter(|command| commands::is_read_only(&command.cmd));
+        let read_only = commands.iter().filter(|command| commands::is_read_only(command));
         self.job_store.memory().expect(controller, read_only.map(|command| command.id.as_str()), open);
     }
 
     /// Answers commands that can be answered at once; returns those that the supervisor is to have. Where one of them is
     /// to be stored the supervisor has all of them: while it takes none, the batch comes again and again.
     pub(super) fn answer(&self, controller: &str, mut commands: Vec<Command>) -> Option<Vec<Command>> {
-        if commands.is_empty() || !commands.iter().all(|command| commands::is_read_only(&command.cmd)) {
+        if commands.is_empty() || !commands.iter().all(commands::is_read_only) {
             return Some(commands);
         }
         let all = commands.len();

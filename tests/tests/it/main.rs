@@ -45,6 +45,7 @@ mod scripts;
 mod secrets;
 mod service;
 mod stats;
+mod stdin;
 mod stream;
 mod supervise;
 mod support;

@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code)] // system calls of a child that shares the memory of the agent
 
+use super::terminal;
 use crate::platform::inherited::{IO_WHO_PROCESS, Privileged, SIGSET_BYTES, reset_signals};
 use crate::process_tree::{Settings, StartError, Step};
 use nix::errno::Errno;
@@ -38,6 +39,9 @@ pub(super) fn prepare(plan: &mut Plan) -> Result<(), (Step, Errno)> {
         check(Step::Session, libc::setsid().into())?;
         for (target, source) in plan.stdio.iter().enumerate() {
             check(Step::Session, libc::dup2(*source, target as c_int).into())?;
+        }
+        if plan.settings.terminal.is_some() {
+            check(Step::Session, terminal::take_control().into())?;
         }
         let mut others = FIRST_OTHER;
         if plan.pipe >= 0 {

@@ -19,7 +19,8 @@
 
 use super::cgroup::Group;
 use super::child::{Failure, Plan, become_program};
-use super::program;
+use super::{program, terminal};
+use crate::platform::TerminalSize;
 use crate::platform::inherited::{PRIVILEGED, child_descriptors, ignored_signals};
 use crate::process_tree::{Settings, Spawned, StartError, Step};
 use nix::errno::Errno;
@@ -30,7 +31,7 @@ use nix::unistd::{Pid, Uid};
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr, OsString, c_char, c_int, c_void};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, PipeReader, PipeWriter, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::process::Command;
@@ -98,19 +99,12 @@ pub(super) fn spawn(
     let oom_score = (Some(oom_score) != *OWN_OOM_SCORE).then(|| text(oom_score.to_string().into_bytes()));
     let oom_score = oom_score.transpose().map_err(StartError::at(Step::OomScore))?;
 
-    let pipes = || -> io::Result<_> {
-        let (out, out_end) = io::pipe()?;
-        let (err, err_end) = io::pipe()?;
-        let (input, input_end): (OwnedFd, Option<OwnedFd>) = match stdin {
-            true => io::pipe().map(|(end, input)| (end.into(), Some(input.into())))?,
-            false => (File::open("/dev/null")?.into(), None),
-        };
-        Ok((out, out_end, err, err_end, input, input_end))
-    };
-    let (out, out_end, err, err_end, input, input_end) = pipes().map_err(StartError::at(Step::Pipes))?;
+    let Streams { child: [input, out_end, err_end], stdin: input_end, stdout, stderr, hangup } =
+        streams(stdin, settings.terminal).map_err(StartError::at(Step::Pipes))?;
     if let Some(identity) = identity {
         // So that it can open /dev/stdout and the like. Where that is refused, its streams work all the same.
-        let (uid, gid) = (Some(identity.uid), Some(identity.gid));
+        // A terminal keeps its group: those of the user's could write to it.
+        let (uid, gid) = (Some(identity.uid), settings.terminal.is_none().then_some(identity.gid));
         let _ = nix::unistd::fchown(&out_end, uid, gid);
         let _ = nix::unistd::fchown(&err_end, uid, gid);
         if stdin {
@@ -161,10 +155,40 @@ pub(super) fn spawn(
         pid: pid as u32,
         since,
         stdin: input_end.map(Into::into),
-        stdout: Some(OwnedFd::from(out).into()),
-        stderr: Some(OwnedFd::from(err).into()),
+        stdout: Some(stdout.into()),
+        stderr: Some(OwnedFd::from(stderr).into()),
+        hangup,
+        first: Vec::new(),
         placed,
     })
+}
+
+/// The streams of a child, and the agent's ends of them.
+struct Streams {
+    child: [OwnedFd; 3],
+    stdin: Option<OwnedFd>,
+    stdout: OwnedFd,
+    stderr: PipeReader,
+    /// See [`Spawned`].
+    hangup: Option<PipeWriter>,
+}
+
+/// Makes pipes, or a terminal of this size.
+fn streams(stdin: bool, terminal: Option<TerminalSize>) -> io::Result<Streams> {
+    let (stderr, err_end) = io::pipe()?;
+    if let Some(size) = terminal {
+        let (master, other) = terminal::make(size)?;
+        let child = [other.try_clone()?, other.try_clone()?, other];
+        let stdin = Some(master.try_clone()?);
+        return Ok(Streams { child, stdin, stdout: master, stderr, hangup: Some(err_end) });
+    }
+    let (stdout, out_end) = io::pipe()?;
+    let (input, stdin): (OwnedFd, Option<OwnedFd>) = match stdin {
+        true => io::pipe().map(|(end, input)| (end.into(), Some(input.into())))?,
+        false => (File::open("/dev/null")?.into(), None),
+    };
+    let child = [input, out_end.into(), err_end.into()];
+    Ok(Streams { child, stdin, stdout: stdout.into(), stderr, hangup: None })
 }
 
 /// Starts the child by `clone3`; the answer is whether it is in the group, and `None` where `clone3` is

@@ -1,4 +1,7 @@
 //! The two pipes of a child, read by one thread.
+//!
+//! Of a child with a terminal the first is the master, and the second is a pipe that has no bytes: its end is the
+//! terminal's too.
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -14,6 +17,7 @@ pub(crate) struct Pipes {
     open: [Option<Arc<File>>; 2],
     /// The stream that is read next when both have bytes. Stdout is first, for most programs write there first.
     turn: usize,
+    is_terminal: bool,
 }
 
 /// The reading ends of a child's pipes, as long as their reader has them open.
@@ -27,11 +31,11 @@ impl Ends {
 }
 
 impl Pipes {
-    /// The pipes of a child, together, and another way to them.
-    pub(crate) fn of(stdout: ChildStdout, stderr: ChildStderr) -> (Vec<Pipes>, Ends) {
+    /// The pipes of a child, together, and another way to them; none to a terminal, which goes with its run.
+    pub(crate) fn of(stdout: ChildStdout, stderr: ChildStderr, is_terminal: bool) -> (Vec<Pipes>, Option<Ends>) {
         let both = [OwnedFd::from(stdout), OwnedFd::from(stderr)].map(|pipe| Arc::new(File::from(pipe)));
         let ends = Ends([Arc::downgrade(&both[0]), Arc::downgrade(&both[1])]);
-        (vec![Pipes { open: both.map(Some), turn: 0 }], ends)
+        (vec![Pipes { open: both.map(Some), turn: 0, is_terminal }], (!is_terminal).then_some(ends))
     }
 
     /// Waits for bytes and puts them into `buffer`, which is not empty. Says which stream they are of, 0
@@ -58,8 +62,18 @@ impl Pipes {
                 }
             };
             let Some(pipe) = &self.open[stream] else { continue };
-            match pipe.as_ref().read(buffer) {
+            let read = match pipe.as_ref().read(buffer) {
+                // Once nobody has a terminal open, its master fails so.
+                Err(fault) if self.is_terminal && fault.raw_os_error() == Some(Errno::EIO as i32) => Ok(0),
+                read => read,
+            };
+            match read {
+                Ok(0) if self.is_terminal => {
+                    self.open = [None, None];
+                    return Ok(Some((0, 0)));
+                }
                 Ok(0) => self.open[stream] = None,
+                Err(fault) if fault.kind() == io::ErrorKind::WouldBlock => continue,
                 Err(fault) if fault.kind() == io::ErrorKind::Interrupted => continue,
                 Err(fault) => return Err(fault),
                 Ok(read) => return Ok(Some((stream, read))),
@@ -77,7 +91,8 @@ mod tests {
     #[test]
     fn where_both_have_something_stdout_is_first_and_then_they_take_turns() {
         let ((out, mut to_out), (err, mut to_err)) = (io::pipe().unwrap(), io::pipe().unwrap());
-        let (mut pipes, ends) = Pipes::of(OwnedFd::from(out).into(), OwnedFd::from(err).into());
+        let (mut pipes, ends) = Pipes::of(OwnedFd::from(out).into(), OwnedFd::from(err).into(), false);
+        let ends = ends.unwrap();
         assert_eq!(ends.open().len(), 2);
         to_out.write_all(b"abc").unwrap();
         to_err.write_all(b"def").unwrap();
@@ -97,5 +112,32 @@ mod tests {
             [Some((0, vec![b'h'])), Some((1, vec![])), Some((0, vec![])), None]
         );
         assert!(ends.open().is_empty(), "nothing holds a pipe that has ended");
+    }
+
+    #[test]
+    fn terminal_ends_with_its_hangup_and_with_its_last_program() {
+        let size = crate::platform::TerminalSize { rows: 24, columns: 80 };
+        for is_hangup in [true, false] {
+            let (master, other) = super::super::terminal::make(size).unwrap();
+            let (err, hangup) = io::pipe().unwrap();
+            let (mut pipes, ends) = Pipes::of(master.into(), OwnedFd::from(err).into(), true);
+            assert!(ends.is_none(), "nobody keeps a terminal");
+            let mut buffer = [0; 9];
+            File::from(other.try_clone().unwrap()).write_all(b"a\n").unwrap();
+            assert_eq!(pipes[0].read(&mut buffer).unwrap(), Some((0, 3)));
+            let kept: OwnedFd = match is_hangup {
+                true => {
+                    drop(hangup);
+                    other
+                }
+                false => {
+                    drop(other);
+                    hangup.into()
+                }
+            };
+            assert_eq!(pipes[0].read(&mut buffer).unwrap(), Some((0, 0)));
+            assert_eq!(pipes[0].read(&mut buffer).unwrap(), None);
+            drop(kept);
+        }
     }
 }

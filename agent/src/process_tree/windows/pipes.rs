@@ -36,10 +36,10 @@ pub(crate) fn keep_pipes_if_asked() -> Option<std::process::ExitCode> {
 
 impl Pipes {
     /// The pipes of a child, apart.
-    pub(crate) fn of(stdout: ChildStdout, stderr: ChildStderr) -> (Vec<Pipes>, Ends) {
+    pub(crate) fn of(stdout: ChildStdout, stderr: ChildStderr, _is_terminal: bool) -> (Vec<Pipes>, Option<Ends>) {
         let both =
             vec![Pipes { open: Some(Box::new(stdout)), stream: 0 }, Pipes { open: Some(Box::new(stderr)), stream: 1 }];
-        (both, Ends)
+        (both, Some(Ends))
     }
 
     /// Waits for bytes and puts them into `buffer`, which is not empty. Says which stream they are of, 0

@@ -225,6 +225,8 @@ impl Children {
             stdin: child.stdin.take(),
             stdout: child.stdout.take(),
             stderr: child.stderr.take(),
+            hangup: None,
+            first: Vec::new(),
             placed: false,
         };
         let joined = new_job().and_then(|job| {

@@ -6,6 +6,7 @@ use crate::job::{JobLabel, JobState, Rules, RunArgs};
 use crate::platform::{Signal, unix_ms};
 use crate::process_tree::{self, Cgroups, JobTag, NotStarted, extension, leftovers, spawn};
 use crate::script;
+use crate::stdin::Stdin;
 use crate::storage::job_store::{JobUpdate, Row};
 use crate::supervisor::types::{Event, Outcome, PersistedJob};
 use crate::supervisor::{Message, Notice};
@@ -20,7 +21,7 @@ use std::time::Duration;
 impl Actor {
     pub(super) fn submit(&mut self, controller: &Arc<str>, commands: Vec<Command>, stored: Sender<()>) {
         failpoint::hit("agent.received");
-        let is_read_only = !commands.is_empty() && commands.iter().all(|command| commands::is_read_only(&command.cmd));
+        let is_read_only = !commands.is_empty() && commands.iter().all(commands::is_read_only);
         // Dropping `stored` unanswered tells the poller to acknowledge nothing. What is not stored needs no disk.
         if self.stopping.is_some() || self.retry.is_some() && !is_read_only {
             return;
@@ -123,7 +124,7 @@ impl Actor {
         let text = command.to_value().to_string();
         let size = text.len();
         // A startup job is one that the job store knows, whatever its command is.
-        if controller.is_empty() || !commands::is_read_only(&command.cmd) {
+        if controller.is_empty() || !commands::is_read_only(&command) {
             let (id, controller, now) = (command.id.clone(), controller.to_string(), self.now().wall);
             self.fresh.insert(id.clone());
             self.writes.push(JobUpdate::Accept { id, controller, command: text, now });
@@ -171,6 +172,10 @@ impl Actor {
             }
             if let Work::Execute = work {
                 self.process(&command)?;
+            } else if args.tty.is_some() {
+                let why =
+                    "tty: a script gets its source on stdin, which no terminal brings unchanged; run it by execute";
+                return Err(why.to_owned().into());
             }
             Ok((work, args))
         });
@@ -179,6 +184,7 @@ impl Actor {
             Err(fault) => (Work::Execute, RunArgs::default(), Some(fault)),
         };
         let rules = Rules { goes_on: commands::goes_on(&command), ..args.rules(work.is_process()) };
+        let stdin = args.keeps_stdin().then(|| Arc::new(Stdin::new(args.tty.is_some())));
         let detail = self.detail_of(command, args);
         let command = detail.command.clone();
         let stored = persisted.is_some() || self.fresh.contains(&*id);
@@ -192,6 +198,7 @@ impl Actor {
             detail: Some(detail),
             opens_watch,
             spool: None,
+            stdin,
             written: [0, 0],
         };
         self.bytes += size;

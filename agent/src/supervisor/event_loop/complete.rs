@@ -22,6 +22,9 @@ impl Actor {
             let bytes = capture.bytes();
             job.written = [job.written[0] + bytes[0], job.written[1] + bytes[1]];
         }
+        if let Some(stdin) = known.as_ref().and_then(|known| self.jobs.get(&known.id)?.stdin.as_ref()) {
+            stdin.detach();
+        }
         // Pipes that are open now are held by a daemon, which is to outlive the agent.
         if let Some(ends) = known.as_ref().filter(|known| known.reaped).and_then(|known| known.ends.as_ref()) {
             self.keeper.keep(run, ends);

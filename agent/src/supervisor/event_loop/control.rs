@@ -63,6 +63,8 @@ impl Actor {
             }
             JobControl::Schedules => Ok(self.schedules()),
             JobControl::Attach => self.attach(id, command),
+            JobControl::Input => self.input(command),
+            JobControl::Resize => self.resize(command),
             JobControl::ProcessStats | JobControl::ProcessesStats | JobControl::Get | JobControl::Follow => {
                 Err("not here".into())
             }
@@ -137,6 +139,6 @@ impl Actor {
     }
 }
 
-fn no_job(id: &str) -> String {
+pub(super) fn no_job(id: &str) -> String {
     format!("no job '{id}' runs or waits here")
 }

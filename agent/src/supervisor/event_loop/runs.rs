@@ -141,11 +141,19 @@ impl Actor {
                 None => Message::Drained { run },
             });
         };
-        let spool = self.jobs.get(&known.id).and_then(|job| job.spool.clone());
+        let job = self.jobs.get(&known.id);
+        let spool = job.and_then(|job| job.spool.clone());
+        let is_terminal = child.hangup.is_some();
+        if let (Some(stdin), Some(end)) = (job.and_then(|job| job.stdin.as_ref()), child.stdin) {
+            match process_tree::StdinEnd::new(end, child.hangup) {
+                Ok(end) => stdin.attach(end, &child.first),
+                Err(fault) => log::error!("the stdin of job {} is closed: {fault}", known.id),
+            }
+        }
         let attached = match (child.stdout, child.stderr) {
             (Some(out), Some(err)) => {
-                let (pipes, ends) = process_tree::Pipes::of(out, err);
-                known.ends = Some(ends);
+                let (pipes, ends) = process_tree::Pipes::of(out, err, is_terminal);
+                known.ends = ends;
                 self.readers.attach(&detail.source, pipes, &self.parts.outlets, spool, ended)
             }
             _ => Err(std::io::Error::other("it has no pipes")),

@@ -1,9 +1,11 @@
-//! Watches of jobs: opened with a job or by `attach`, and ended with the job.
+//! Watches of jobs: opened with a job or by `attach`, and ended with the job; and what clients give to their stdin.
 
+use super::control::no_job;
 use super::{Actor, Job};
 use crate::commands::Answer;
 use crate::script;
-use crate::stream::{From, Spool, Streams};
+use crate::stdin::Stdin;
+use crate::stream::{From, Position, Spool, Streams};
 use crate::supervisor::job_commands;
 use jscommon::Command;
 use serde_json::{Value, json};
@@ -35,7 +37,7 @@ impl Actor {
         let (Some(detail), Some(streams)) = (self.detail(id), self.streams().cloned()) else { return };
         let Some(job) = self.jobs.get_mut(id) else { return };
         job.opens_watch = false;
-        let spool = job.spool.get_or_insert_with(|| streams.spool(id, [0, 0]));
+        let spool = job.spool.get_or_insert_with(|| new_spool(&streams, id, [0, 0], job.stdin.as_ref()));
         if let Err(why) = streams.watch(spool, &job.controller, &detail.command, From::Position([0, 0])) {
             log::warn!("job {id} runs without a watch: {why}");
             job.spool = None;
@@ -76,7 +78,9 @@ impl Actor {
         let job = self.jobs.get_mut(target)?;
         if job.spool.is_none() {
             let before = job.written;
-            let make = |bytes: [u64; 2]| streams.spool(target, [before[0] + bytes[0], before[1] + bytes[1]]);
+            let make = |bytes: [u64; 2]| {
+                new_spool(streams, target, [before[0] + bytes[0], before[1] + bytes[1]], job.stdin.as_ref())
+            };
             job.spool = Some(match capture {
                 Some(capture) => capture.attach_spool(make),
                 None => make([0, 0]),
@@ -84,4 +88,38 @@ impl Actor {
         }
         job.spool.clone()
     }
+
+    /// `input`: gives a piece to the stdin of a job.
+    pub(super) fn input(&self, command: &Command) -> Answer {
+        let (target, piece) = job_commands::input(command)?;
+        let (have, room) = self.stdin_of(&target)?.give(&piece).map_err(|why| format!("job {target} {why}"))?;
+        Ok(json!({"have": have, "room": room}))
+    }
+
+    /// `resize`: sets the size of a job's terminal.
+    pub(super) fn resize(&self, command: &Command) -> Answer {
+        let (target, size) = job_commands::resize(command)?;
+        self.stdin_of(&target)?.resize(size).map_err(|why| format!("job {target} {why}"))?;
+        Ok(json!({"rows": size.rows, "cols": size.columns}))
+    }
+
+    fn stdin_of(&self, target: &str) -> Result<&Arc<Stdin>, String> {
+        let job = self.jobs.get(target).ok_or_else(|| no_job(target))?;
+        job.stdin
+            .as_ref()
+            .ok_or_else(|| format!("job {target} has no open stdin: its command has neither stdin \"open\" nor tty"))
+    }
+}
+
+/// Makes the spool of a job. Once its last watch has lapsed, nobody is there to give input either.
+fn new_spool(streams: &Streams, job: &str, position: Position, stdin: Option<&Arc<Stdin>>) -> Arc<Spool> {
+    let stdin = stdin.map(Arc::downgrade);
+    let lapsed = stdin.map(|stdin| -> Box<dyn Fn() + Send + Sync> {
+        Box::new(move || {
+            if let Some(stdin) = stdin.upgrade() {
+                stdin.end();
+            }
+        })
+    });
+    streams.spool(job, position, lapsed)
 }

@@ -17,8 +17,12 @@ impl Worker {
     ///
     /// The error is the operating system's, when it gives no more threads.
     pub fn spawn(name: &str, stack: usize, run: impl FnOnce() + Send + 'static) -> io::Result<Worker> {
-        let thread = Builder::new().name(name.to_owned()).stack_size(stack).spawn(run)?;
-        Ok(Worker { thread: Some(thread) })
+        // One copy of what starts a thread, and not one for each function that runs on one.
+        fn start(name: &str, stack: usize, run: Box<dyn FnOnce() + Send>) -> io::Result<Worker> {
+            let thread = Builder::new().name(name.to_owned()).stack_size(stack).spawn(run)?;
+            Ok(Worker { thread: Some(thread) })
+        }
+        start(name, stack, Box::new(run))
     }
 
     /// Whether the thread has ended.

@@ -3,24 +3,18 @@
 //! **Does not own** the jobs, which are the supervisor's, or what becomes of a piece ([`crate::stdin`]).
 
 use crate::job::args::terminal_size;
-use crate::job::fields::Fields;
+use crate::job::fields::{Fields, object};
 use crate::platform::TerminalSize;
 use crate::stdin::Piece;
 use jscommon::Command;
 use jscommon::base64_text;
-use serde::Deserialize;
-use serde::de::IgnoredAny;
 
 /// Bytes of one piece.
 const MAX_PIECE_BYTES: usize = 256 << 10;
 
 /// Whether this `input` says where its piece stands.
 pub(super) fn has_offset(command: &Command) -> bool {
-    #[derive(Deserialize)]
-    struct Offset {
-        offset: Option<IgnoredAny>,
-    }
-    serde_json::from_str::<Offset>(&command.data).is_ok_and(|data| data.offset.is_some())
+    object(&command.data).is_ok_and(|data| data.get("offset").is_some_and(|offset| !offset.is_null()))
 }
 
 /// The piece of `input`: `{"offset", "data": base64, "eof"}`.

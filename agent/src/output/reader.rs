@@ -19,11 +19,11 @@ use crate::stream::Spool;
 use crate::{platform, process_tree};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use jscommon::lock::lock;
+use jscommon::worker::Worker;
 use jscommon::{failpoint, level};
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread::Builder;
 use std::time::Duration;
 
 /// The buffer of a reader at first: most jobs write little, and many of them run for long.
@@ -138,7 +138,7 @@ impl Readers {
                 task = waiting.recv_timeout(LINGER).ok();
             }
         };
-        Builder::new().name("output".into()).stack_size(STACK).spawn(run).map(drop)
+        Worker::spawn("output", STACK, run).map(Worker::detach)
     }
 }
 

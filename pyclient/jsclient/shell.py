@@ -118,4 +118,5 @@ def terminal(options: Dict[str, Any], rows: int, columns: int, term: str) -> Dic
     """Return the options of a process with those of a terminal; raise `UsageError` for a size that is none."""
     if not (0 < rows <= 1000 and 0 < columns <= 1000):
         raise UsageError(f"a terminal has 1 to 1000 rows and columns, not {rows} and {columns}")
-    return {**options, "stream": True, "tty": {"rows": rows, "cols": columns, "term": term}}
+    # Interactive shells ignore TERM.
+    return {"stop_signal": "HUP", **options, "stream": True, "tty": {"rows": rows, "cols": columns, "term": term}}

@@ -21,6 +21,7 @@ mod inherited;
 mod init;
 mod install;
 mod leftovers;
+mod live_failures;
 mod live_output;
 mod long_load;
 mod main_path;

@@ -25,6 +25,13 @@ fn random_file(dir: &Path, length: usize) -> (PathBuf, Vec<u8>) {
     (file, bytes)
 }
 
+/// A line that writes a file, waits for another to be there, and writes it once more; and that other file.
+fn twice(file: &Path) -> (String, PathBuf) {
+    let go = file.with_extension("go");
+    let [file, go_file] = [file, &go].map(|path| path.display().to_string());
+    (format!("cat {file}; while ! test -e {go_file}; do sleep 0.02; done; cat {file}"), go)
+}
+
 fn size(path: &Path) -> u64 {
     // What is removed meanwhile counts as nothing.
     let Ok(meta) = fs::metadata(path) else { return 0 };
@@ -77,11 +84,21 @@ impl Counting {
     }
 }
 
-fn redis_is_killed(mut redis: Redis) -> usize {
+/// A line that writes a file in 120 pieces, with a pause after each.
+fn slowly(file: &Path, length: usize) -> String {
+    let piece = length / 120;
+    assert_eq!(piece * 120, length);
+    let dd = format!("dd bs={piece} count=1 status=none iflag=fullblock <&3");
+    format!("exec 3<{}; i=0; while test $i -lt 120; do {dd}; i=$((i+1)); sleep 0.02; done", file.display())
+}
+
+#[test]
+fn output_survives_the_kill_of_redis_and_comes_once() {
+    let mut redis = Redis::start_durable();
     let acc = Acc::start(&redis, AccOptions::default());
     let agent = Agent::start(&acc, AgentOptions::default());
     let (file, bytes) = random_file(agent.scratch(), 30 * MB);
-    let mut watch = Watch::open(&redis, &format!("cat {}", file.display()));
+    let mut watch = Watch::open(&redis, &slowly(&file, bytes.len()));
     for megabytes in [0, 8, 16, 24] {
         watch.read_beyond(megabytes * MB);
         redis.kill();
@@ -89,19 +106,8 @@ fn redis_is_killed(mut redis: Redis) -> usize {
         watch.reconnect(redis.connect());
     }
     assert!(watch.finish()[0] == bytes);
+    assert_eq!(watch.repeated, 0);
     assert_eq!(Client::new(&redis).pop(&watch.id)["state"], "OK");
-    watch.repeated
-}
-
-#[test]
-fn output_survives_the_kill_of_redis_and_comes_once() {
-    assert_eq!(redis_is_killed(Redis::start_durable()), 0);
-}
-
-#[test]
-fn output_survives_the_kill_of_redis_that_writes_its_file_later() {
-    // What Redis had answered and lost comes again, at its offset.
-    redis_is_killed(Redis::start_durable_lazily());
 }
 
 /// An agent behind a link that can be cut.
@@ -153,10 +159,9 @@ fn requests_and_answers_that_are_lost_are_made_good() {
 fn output_survives_a_minute_without_a_link() {
     let (redis, _acc, link, agent) = behind_a_link();
     let (file, bytes) = random_file(agent.scratch(), 10 * MB);
-    let (go, done) = (agent.scratch().join("go"), agent.scratch().join("done"));
-    let [file, go_file, done_file] = [&file, &go, &done].map(|path| path.display().to_string());
-    let line = format!("cat {file}; while ! test -e {go_file}; do sleep 0.02; done; cat {file}; touch {done_file}");
-    let mut watch = Watch::open(&redis, &line);
+    let (line, go) = twice(&file);
+    let done = agent.scratch().join("done");
+    let mut watch = Watch::open(&redis, &format!("{line}; touch {}", done.display()));
     link.stall_after(5 * MB);
     watch.read_until("the link is cut", |_| link.is_stalled());
     let cut = Instant::now();
@@ -214,10 +219,8 @@ fn node_that_is_read_is_not_delayed_by_one_that_is_not() {
 fn ten_readers_of_a_job_get_the_same() {
     let stage = Stage::start();
     let (file, bytes) = random_file(stage.agent.scratch(), 5 * MB);
-    let go = stage.agent.scratch().join("go");
-    let [file, go_file] = [&file, &go].map(|path| path.display().to_string());
-    let line = format!("cat {file}; while ! test -e {go_file}; do sleep 0.02; done; cat {file}; echo end >&2");
-    let mut watch = Watch::open(&stage.redis, &line);
+    let (line, go) = twice(&file);
+    let mut watch = Watch::open(&stage.redis, &format!("{line}; echo end >&2"));
     watch.read_beyond(MB);
     let id = watch.id.clone();
     let mut watches: Vec<Watch> = (0..9).map(|_| Watch::attach(&stage.redis, &id)).collect();

@@ -98,8 +98,10 @@ impl Watch {
     }
 
     /// Goes on with another connection, after the end of the server.
+    #[track_caller]
     pub fn reconnect(&mut self, conn: Connection) {
         self.client.conn = conn;
+        self.renew();
     }
 
     /// Reads what has come, in pieces as they are in the stream.

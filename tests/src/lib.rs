@@ -31,6 +31,7 @@ pub mod stage;
 pub mod swarm;
 pub mod tcp_proxy;
 pub mod wait;
+pub mod watch;
 
 pub use acc::{Acc, AccOptions, Enrolled};
 pub use agent::{Agent, AgentOptions};
@@ -45,6 +46,7 @@ pub use redis_server::Redis;
 pub use stage::{Stage, site};
 pub use tcp_proxy::TcpProxy;
 pub use wait::{LONG, SHORT, wait_for, wait_until};
+pub use watch::Watch;
 
 /// The time in milliseconds since 1970.
 pub fn now_ms() -> i64 {

@@ -14,9 +14,28 @@ const CHUNK: usize = 16 * 1024;
 #[derive(Default)]
 struct Flow {
     stalled: bool,
+    /// Bytes that are forwarded yet, before everything is cut and stalls.
+    allowance: Option<usize>,
     /// Both ends of every open connection, by number.
     open: Vec<(u64, TcpStream)>,
     next: u64,
+}
+
+impl Flow {
+    fn cut(&mut self) -> usize {
+        let ends = self.open.len();
+        self.open.drain(..).for_each(|(_, stream)| drop(stream.shutdown(Shutdown::Both)));
+        ends / 2
+    }
+
+    /// Counts bytes that are forwarded now, and cuts everything where those were the last.
+    fn spend(&mut self, bytes: usize) {
+        self.allowance = self.allowance.map(|left| left.saturating_sub(bytes));
+        if self.allowance == Some(0) {
+            (self.allowance, self.stalled) = (None, true);
+            self.cut();
+        }
+    }
 }
 
 struct Shared {
@@ -58,10 +77,17 @@ impl TcpProxy {
 
     /// Cuts all connections, and returns how many there were.
     pub fn cut(&self) -> usize {
-        let mut flow = self.shared.flow();
-        let ends = flow.open.len();
-        flow.open.drain(..).for_each(|(_, stream)| drop(stream.shutdown(Shutdown::Both)));
-        ends / 2
+        self.shared.flow().cut()
+    }
+
+    /// Cuts all connections and stalls, once about so many bytes more were forwarded.
+    pub fn stall_after(&self, bytes: usize) {
+        self.shared.flow().allowance = Some(bytes);
+    }
+
+    /// Whether nothing is forwarded now.
+    pub fn is_stalled(&self) -> bool {
+        self.shared.flow().stalled
     }
 
     /// Forwards nothing while `stalled`, and everything afterwards.
@@ -131,6 +157,7 @@ impl Shared {
             if to.write_all(&bytes[..count]).is_err() {
                 break;
             }
+            self.flow().spend(count);
         }
         let _ = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
         self.flow().open.retain(|(open, _)| *open != number);
@@ -174,10 +201,13 @@ mod tests {
         assert_eq!(byte, *b"b");
         assert_eq!(proxy.cut(), 1);
         assert_eq!(client.read(&mut byte).unwrap_or(0), 0);
-        // Another one passes.
+        // Another one passes, but for what comes after its last byte.
+        proxy.stall_after(1);
         let mut client = TcpStream::connect(("127.0.0.1", proxy.port())).unwrap();
         client.write_all(b"c").unwrap();
-        client.read_exact(&mut byte).unwrap();
+        assert_eq!(client.read(&mut byte).unwrap_or(0), 0, "the answer is cut off");
+        assert!(proxy.is_stalled());
+        proxy.stall(false);
         drop(client);
         wait_until("the proxy forgets it", LONG, || proxy.shared.flow().open.is_empty());
         drop(proxy);

@@ -23,6 +23,7 @@ mod init;
 mod install;
 mod large_files;
 mod leftovers;
+mod live_failures;
 mod live_output;
 mod long_load;
 mod main_path;

@@ -367,3 +367,30 @@ fn frames_are_stored_once_on_a_cluster_where_a_controller_dies_between_its_steps
         assert_eq!(answer(&node, &id, 0, &[], 200), (body.len() + 200, false, 0));
     }
 }
+
+#[test]
+fn frames_that_come_again_after_redis_lost_them_hide_no_new_ones() {
+    let mut site = site();
+    let id = site.watched_job();
+    let _: String = site.client.redis(&["SAVE"]);
+    let small = stdout(b"a line\n");
+    for n in 0..50 {
+        answer(&site.node, &id, n * small.len(), &small, 200);
+    }
+    let read = site.entries(&id).pop().expect("entries").0;
+    site.redis.kill();
+    site.redis.resume();
+    site.client = Client::new(&site.redis);
+    site.watch(&id, &read);
+    let have = wait_for("the controller is back", LONG, || {
+        let reply = post(&site.node, &id, 0, &[]);
+        (reply.status == 200).then(|| self::read(&reply.json()).0)
+    });
+    assert_eq!(have, 0, "redis has lost them");
+    // The same frames and a new one, in one request.
+    let body = [small.repeat(50), stdout(b"new")].concat();
+    assert_eq!(answer(&site.node, &id, 0, &body, 200).0, body.len());
+    let range = ["XRANGE", &format!("jsacc:stream:{id}"), &format!("({read}"), "+"];
+    let unread: Vec<Entry> = site.client.redis(&range);
+    assert_eq!(unread.iter().map(|(_, fields)| fields["d"].clone()).collect::<Vec<_>>(), [body]);
+}

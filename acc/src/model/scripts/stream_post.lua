@@ -48,7 +48,10 @@ if not state then
   if last then sum = tonumber(string.match(last[1], '^%d+')) end
 end
 
-local read = value ~= '1' and math.min(tonumber(string.match(value, '^(%d+)%-%d+$') or '0'), sum)
+local told = tonumber(string.match(value, '^(%d+)%-%d+$') or '0')
+-- Where Redis died and lost entries that were read, those that come now are new to the reader.
+if told > sum and told < 2^53 then sum = told end
+local read = value ~= '1' and math.min(told, sum)
 if now ~= window then
   before = now == window + 1 and count or 0
   count, window = 0, now

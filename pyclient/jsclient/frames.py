@@ -85,9 +85,14 @@ class NodeOutput:
         self._hashes = [hashlib.sha256(), hashlib.sha256()]
 
     def take(self, offset: int, data: bytes) -> Iterator[Chunk]:
-        """Yield the chunks of an entry; raise `StreamBrokenError` when it is not the next one, or breaks a rule."""
+        """Yield the chunks of an entry; raise `StreamBrokenError` when one before it is lost, or it breaks a rule.
+
+        What came before is left out: a node sends again what a Redis has lost.
+        """
         try:
-            if offset != self.offset:
+            if 0 <= offset < self.offset:
+                data = data[self.offset - offset :]
+            elif offset != self.offset:
                 raise StreamBrokenError(f"output after byte {self.offset} of its frames is lost, it goes on at {offset}")
             for kind, payload in frames(data):
                 yield self._chunk(kind, payload)

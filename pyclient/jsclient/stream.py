@@ -61,6 +61,10 @@ class Watches:
         if tell:
             self._wake.set()
 
+    def renew(self) -> None:
+        """Renew all watches now."""
+        self._wake.set()
+
     def release(self, watch: str) -> None:
         """Let a watch go: its node sends nothing more, and the controller drops what is left."""
         with self._lock:
@@ -121,6 +125,7 @@ class WatchReader:
         self._count = _MIN_ENTRIES
         self._untold: Dict[str, int] = {}
         self._timer = WaitTimer(None)
+        self._is_out = False
 
     def __enter__(self) -> WatchReader:
         return self
@@ -163,8 +168,13 @@ class WatchReader:
             found = self._session.connection.read_streams(self._after, seconds, self._count)
             self._timer.reset()
         except Error as e:
+            self._is_out = True
             self._timer.back_off(e)
             return
+        if self._is_out:
+            # A Redis that has started again may have lost the watches.
+            self._is_out = False
+            self._watches.renew()
         size = 0
         for key, entries in found:
             for entry, fields in entries:

@@ -58,7 +58,6 @@ def test_output_of_a_node_is_checked_to_its_end() -> None:
 
 @pytest.mark.parametrize("entries", [
     [(1, frame(1, b"a"))],
-    [(0, frame(1, b"a")), (0, frame(1, b"a"))],
     [(0, frame(1, b"a")), (9, end(b"b"))],
     [(0, frame(1, b"a")), (9, end(b"ab"))],
     [(0, end() + frame(1, b"a"))],
@@ -80,6 +79,14 @@ def test_output_that_is_not_whole_is_an_error(entries: List[Any]) -> None:
         for offset, data in entries:
             list(output.take(offset, data))
     assert output.ended and output.fault
+
+
+def test_frames_that_come_again_are_left_out() -> None:
+    output = NodeOutput(NODE)
+    one, two = frame(1, b"one"), frame(1, b"two")
+    found = [*output.take(0, one), *output.take(0, one), *output.take(0, one + two), *output.take(len(one), two),
+             *output.take(len(one), two + end(b"onetwo")), *output.take(0, one)]
+    assert [chunk.data for chunk in found] == [b"one", b"two", b""] and output.ended and not output.fault
 
 
 def test_end_with_an_error_need_not_say_how_many_bytes_there_were() -> None:

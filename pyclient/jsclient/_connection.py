@@ -321,32 +321,49 @@ class Connection:
         self._check_version()
         wait = min(max(seconds, MIN_BLOCKING_READ_SECONDS), self._max_blocking_read)
         answer = self._retry_as_cluster(lambda: self._read_streams(after, wait, count))
-        return [
-            (key.decode(), [(entry, dict(fields or {})) for entry, fields in entries]) for key, entries in answer
-        ]
+        return [(key.decode(), [(entry, _fields(raw)) for entry, raw in entries]) for key, entries in answer]
 
-    def _read_streams(self, after: Mapping[str, bytes], wait: float, count: int) -> Any:
+    def _read_streams(self, after: Mapping[str, bytes], wait: float, count: int) -> List[Any]:
         try:
             if not self._is_cluster:
                 return _xread(self._redis, after, count, wait)
-            shares: Dict[str, Tuple[Any, Dict[str, bytes]]] = {}
-            for key, entry in after.items():
-                node = self._redis.get_node_from_key(key)
-                shares.setdefault(node.name, (node, {}))[1][key] = entry
-            servers = [(self._redis.get_redis_connection(node), share) for node, share in shares.values()]
-            if len(servers) == 1:
-                return _xread(*servers[0], count, wait)
-            # One XREAD cannot wait at several servers, so they are polled.
+            if len(after) == 1:
+                node = self._redis.get_node_from_key(next(iter(after)))
+                return _xread(self._redis.get_redis_connection(node), after, count, wait)
+            # One XREAD cannot span slots, so the streams are polled.
             end, pause = time.monotonic() + wait, _FIRST_POLL_SECONDS
             while True:
-                found = [one for server, share in servers for one in _xread(server, share, count, None)]
+                found = self._poll_streams(after, count)
                 left = end - time.monotonic()
                 if found or left <= 0:
                     return found
                 time.sleep(min(pause, left))
                 pause = min(pause * 1.5, _MAX_POLL_SECONDS)
+        except Error:
+            raise  # from a server that is known
         except self._errors as e:
             raise self._error(e) from e
+
+    def _poll_streams(self, after: Mapping[str, bytes], count: int) -> List[Any]:
+        """Return what is there now, with one round trip for each server of the cluster."""
+        shares: Dict[str, Tuple[Any, List[Tuple[Any, ...]]]] = {}
+        for key, entry in after.items():
+            node = self._redis.get_node_from_key(key)
+            shares.setdefault(node.name, (node, []))[1].append(("XREAD", "COUNT", count, "STREAMS", key, entry))
+        found: List[Any] = []
+        for node, commands in shares.values():
+            try:
+                answers = self._pipe(self._redis.get_redis_connection(node), commands, self._moved)
+            except self._errors as e:
+                raise self._error(e, (str(node.host), int(node.port))) from e
+            found.extend(one for answer in answers for one in answer or ())
+        return found
+
+    def _moved(self, error: Exception, command: Sequence[Any]) -> None:
+        """Read the servers again when the slot of a stream has moved, so that it is found the next time."""
+        if not str(error).startswith(("MOVED", "ASK", "TRYAGAIN")) and type(error).__name__ not in ("MovedError", "AskError"):
+            raise error
+        self._forget_servers()
 
     @property
     def _max_blocking_read(self) -> float:
@@ -397,6 +414,11 @@ class Connection:
         if self._is_cluster and isinstance(found, RedisUnavailableError) and found.transient:
             self._forget_servers()
         return found
+
+
+def _fields(raw: Any) -> Dict[bytes, bytes]:
+    """Return the fields of an entry of a stream, which redis-py has parsed or not."""
+    return dict(raw) if isinstance(raw, dict) else dict(zip((raw or ())[::2], (raw or ())[1::2]))
 
 
 def _xread(server: Any, after: Mapping[str, bytes], count: int, wait: Optional[float]) -> List[Any]:

@@ -141,6 +141,18 @@ def everything(client: Client, url: str, capsys: pytest.CaptureFixture[str]) -> 
         assert main(["--redis", url, *words, "--json"]) == 0, words
         return json.loads(capsys.readouterr().out)
 
+    # Live output, of one watch and of several, which a cluster has on several servers.
+    numbers = b"".join(b"%d\n" % n for n in range(1, 20001))
+    watched = client.execute(1, 1, "seq", ["20000"], stream=True)
+    assert b"".join(chunk.data for chunk in watched.stream()) == numbers
+    assert b"".join(chunk.data for chunk in watched.attach(tail=1 << 20)) == numbers
+    assert b"".join(client.get(1, 2, __file__)) == Path(__file__).read_bytes()
+    capsys.readouterr()
+    for target in ("1.1,1.2", "all"):
+        code, shown = main(["--redis", url, "exec", target, "--no-fold", "--", "echo", "live"]), capsys.readouterr()
+        assert code == 0 and sorted(shown.out.splitlines()) == ["1.1 | live", "1.2 | live"], shown
+    assert next(iter(client.target("1.1").follow(job=watched.id))).data == "1"
+
     job = client.execute(1, 2, "sleep", ["60"])
     wait_until(lambda: job.state == "RUNNING")
     assert any(it["id"] == job.id for it in told("top", "all"))
@@ -249,7 +261,12 @@ def test_sentinel_failover_is_followed(processes: Processes, capsys: pytest.Capt
                                   stdout=subprocess.PIPE, text=True)
         processes.children.append(waiter)  # type: ignore[arg-type]
         wait_until(lambda: any("user=ops" in line and "cmd=brpop" in line for line in clients(first)))
+        # Live output goes on at the replica, and is whole.
+        live = client.execute(1, 1, "sh", ["-c", "for n in 1 2 3 4 5 6 7 8; do echo $n; sleep 1; done"], stream=True)
+        chunks = live.stream()
+        assert next(chunks).data == b"1\n"
         master.kill()
+        assert b"".join(chunk.data for chunk in chunks) == b"2\n3\n4\n5\n6\n7\n8\n"
         assert job.wait(60).state == "OK"
         out, _ = waiter.communicate(timeout=60)
         assert waiter.returncode == 0 and json.loads(out)

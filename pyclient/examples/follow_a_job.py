@@ -1,4 +1,4 @@
-"""Start a long job and print its messages while it runs; Ctrl-C ends it.
+"""Start a long job and print its output while it runs; Ctrl-C ends it.
 
     python follow_a_job.py 1.1 -- make -C /src
 """
@@ -12,10 +12,10 @@ def main(node: str, *words: str) -> int:
     program, *args = words[1:] if words[0] == "--" else words
     gid, nid = map(int, node.split("."))
     with Client() as client:
-        job = client.execute(gid, nid, program, args)
+        job = client.execute(gid, nid, program, args, stream=True)
         try:
-            for record in job.logs(levels="1-9", follow=True):
-                print(clean(record.data))
+            for line in job.lines():
+                print(clean(line.text))
         except KeyboardInterrupt:
             job.kill()
         return job.wait(30).code

@@ -14,6 +14,7 @@ from typing import Any, Callable
 import pytest
 from conftest import Ran, Server, wait_until
 from fake import Fake
+from test_live import end, frame, live_program
 
 import jsclient
 
@@ -117,9 +118,8 @@ def test_recipe_kill_runaways_kills(fleet: Fake, here: None, client: jsclient.Cl
 
 
 def test_recipes_follow_and_failures_print_jobs(fleet: Fake, here: None, capsys: pytest.CaptureFixture[str]) -> None:
-    fleet.programs["make"] = lambda n, c: (
-        fleet.record(1, 1, 1, "compiling", jobid=c["id"]) or {"state": "ERROR", "code": 2}
-    )
+    entries = [frame(1, b"compiling\n"), end(b"compiling\n")]
+    fleet.programs["make"] = live_program(fleet._redis, entries, state="ERROR", code=2, bytes=[10, 0])
     assert recipe("follow_a_job").main("1.1", "--", "make", "all") == 2
     assert capsys.readouterr().out == "compiling\n"
     assert recipe("failed_lately").main() == 0

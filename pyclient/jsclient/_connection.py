@@ -342,6 +342,11 @@ class Connection:
         except Error:
             raise  # from a server that is known
         except self._errors as e:
+            if str(e).startswith("UNBLOCKED") or _has_moved(e):
+                # The server has become a replica, or the slot is another one's: the next read finds it.
+                if self._is_cluster:
+                    self._forget_servers()
+                return []
             raise self._error(e) from e
 
     def _poll_streams(self, after: Mapping[str, bytes], count: int) -> List[Any]:
@@ -361,7 +366,7 @@ class Connection:
 
     def _moved(self, error: Exception, command: Sequence[Any]) -> None:
         """Read the servers again when the slot of a stream has moved, so that it is found the next time."""
-        if not str(error).startswith(("MOVED", "ASK", "TRYAGAIN")) and type(error).__name__ not in ("MovedError", "AskError"):
+        if not _has_moved(error):
             raise error
         self._forget_servers()
 
@@ -414,6 +419,11 @@ class Connection:
         if self._is_cluster and isinstance(found, RedisUnavailableError) and found.transient:
             self._forget_servers()
         return found
+
+
+def _has_moved(error: BaseException) -> bool:
+    is_named = type(error).__name__ in ("MovedError", "AskError", "TryAgainError")
+    return is_named or str(error).startswith(("MOVED", "ASK ", "TRYAGAIN"))
 
 
 def _fields(raw: Any) -> Dict[bytes, bytes]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from typing import Callable, Dict, Iterator, List, Mapping, Optional, Set
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Set
 
 from . import commands, keys
 from ._session import Session
 from .commands import Levels
-from .errors import RedisUnavailableError, ResultDecodeError
+from .errors import Error, NoControllerError, RedisUnavailableError, ResultDecodeError
 from .fleet import Fleet
 from .keys import NodeId
 from .live import open_watches
@@ -53,14 +53,16 @@ def follow(
     """Yield records as they are written, without end, or until `until()` returns true."""
     with WatchReader(session) as reader:
         watched = _Watched(session, reader, query, on_error)
-        polled = _Polled(session, query, watched.refused, on_error, slowest) if watched.refused else None
+        polled: Optional[_Polled] = None
         is_last, asked, last = False, 0.0, time.monotonic()
         while True:
             now = time.monotonic()
             if until and not is_last and now - asked >= _UNTIL_SECONDS:
                 asked = now
                 # Asked before the read, so that the records before the end are among them.
-                is_last, last = until(), now
+                is_last, last = _ask(until), now
+            if watched.refused and polled is None:
+                polled = _Polled(session, query, watched.refused, watched.after, on_error, slowest)
             pause = polled.pause if polled else _UNTIL_SECONDS
             received = watched.read(0.0 if is_last and polled else pause)
             if polled:
@@ -71,7 +73,36 @@ def follow(
             yield from received
             is_quiet = not watched.is_open or time.monotonic() - last >= _LAST_RECORDS_SECONDS
             if is_last and is_quiet and not (polled and polled.is_full):
+                yield from _last_records(session, query, watched, on_error)
                 return
+
+
+def _ask(until: Callable[[], bool]) -> bool:
+    try:
+        return until()
+    except Error as e:
+        if not _is_passing(e):
+            raise
+        return False
+
+
+def _is_passing(error: Error) -> bool:
+    """Return whether an error is that of an outage of Redis or of the controllers."""
+    return isinstance(error, NoControllerError) or bool(getattr(error, "transient", False))
+
+
+def _last_records(session: Session, query: Query, watched: _Watched, on_error: OnError) -> Iterator[Record]:
+    """Yield what a node had not sent yet when its job had ended."""
+    nodes = [node for node in query.ids if node not in watched.refused]
+    rest = _Polled(session, query, nodes, watched.after, on_error, 0)
+    rest.is_full = bool(nodes)
+    while rest.is_full:
+        yield from sorted(rest.read(wait=False), key=lambda record: record.epoch)
+
+
+def _record(raw: Mapping[str, Any], node: NodeId) -> Record:
+    # The node is the one that sent it, whatever it says.
+    return dataclasses.replace(Record.from_dict(raw, node), gid=node.gid, nid=node.nid)
 
 
 class _Watched:
@@ -85,7 +116,8 @@ class _Watched:
         self._query = query
         self._on_error = on_error
         self._watches: Dict[NodeId, str] = {}
-        self._after: Dict[NodeId, int] = {}
+        #: The id of the last record of each node.
+        self.after: Dict[NodeId, int] = {}
         # When a watch is opened again, and the pause before that.
         self._reopen: Dict[NodeId, float] = {}
         self._pauses: Dict[NodeId, float] = {}
@@ -106,10 +138,14 @@ class _Watched:
         records: List[Record] = []
         for chunk in self._reader.read(seconds):
             if chunk.kind == "record":
-                record = Record.from_dict(chunk.detail, chunk.node)
-                self._after[chunk.node] = max(record.id, self._after.get(chunk.node, 0))
+                record = _record(chunk.detail, chunk.node)
+                self.after[chunk.node] = max(record.id, self.after.get(chunk.node, 0))
                 self._pauses.pop(chunk.node, None)
                 records.append(record)
+            elif chunk.kind == "gap":
+                reason = f"up to {chunk.detail.get('records')} records are missing here"
+                self._on_error(Result.from_dict({"gid": chunk.node.gid, "nid": chunk.node.nid, "cmd": "follow",
+                                                 "state": "ERROR", "data": reason}))
             elif chunk.kind == "end":
                 self._close(chunk.node)
         return records
@@ -117,7 +153,7 @@ class _Watched:
     def _open(self, nodes: List[NodeId], timeout: float) -> None:
         query = self._query
         specs = {
-            n: commands.follow(query.ids[n], since=query.since, levels=query.levels, after=self._after.get(n)) for n in nodes
+            n: commands.follow(query.ids[n], since=query.since, levels=query.levels, after=self.after.get(n)) for n in nodes
         }
         self._instances.update(self._read_instances(nodes))
         watches, answers = open_watches(self._session, self._reader, specs, timeout)
@@ -158,8 +194,14 @@ class _Watched:
                     self._close(node)
         due = [node for node, at in self._reopen.items() if at <= now]
         if due:
-            # The records of the others wait meanwhile.
-            self._open(due, UNRESPONSIVE_TIMEOUT_SECONDS)
+            try:
+                # The records of the others wait meanwhile.
+                self._open(due, UNRESPONSIVE_TIMEOUT_SECONDS)
+            except Error as e:
+                if not _is_passing(e):
+                    raise
+                for node in due:
+                    self._close(node)
 
     def _read_instances(self, nodes: List[NodeId]) -> Dict[NodeId, bytes]:
         """Return the instance id of each agent, which changes with each start; nothing in an outage of Redis."""
@@ -176,7 +218,8 @@ class _Polled:
     """The nodes that are asked again and again: four times a second while they write, else more seldom."""
 
     def __init__(
-        self, session: Session, query: Query, nodes: List[NodeId], on_error: OnError, slowest: float
+        self, session: Session, query: Query, nodes: List[NodeId], after: Dict[NodeId, int], on_error: OnError,
+        slowest: float,
     ) -> None:
         #: Whether a node has more records than one answer holds.
         self.is_full = False
@@ -187,7 +230,7 @@ class _Polled:
         self._nodes = nodes
         self._on_error = on_error
         self._slowest = slowest
-        self._after: Dict[NodeId, int] = {}
+        self._after = after
         self._unresponsive: Set[NodeId] = set()
         self._is_first = True
 
@@ -207,7 +250,7 @@ class _Polled:
             if result is None:
                 continue
             try:
-                records = [Record.from_dict(raw, result.node) for raw in as_list(result.value)] if result.ok else []
+                records = [_record(raw, result.node) for raw in as_list(result.value)] if result.ok else []
             except ResultDecodeError as e:
                 result, records = dataclasses.replace(result, state="ERROR", level=0, data=str(e)), []
             if not result.ok:

@@ -265,7 +265,7 @@ class Job:
     ) -> Iterator[Chunk]:
         """Yield the output from now on as `stream` does, and before it at least the last `tail` bytes that are left.
 
-        `start` begins at these positions of stdout and stderr instead, or before them where a frame began. Raise
+        It attaches when the first chunk is asked for. `start` begins at these positions of stdout and stderr instead, or before them where a frame began. Raise
         `JobFailedError` unless the job runs, or was watched and has ended within the hour. `timeout` is for the answer
         of the node.
         """

@@ -171,8 +171,11 @@ class Result:
                 parts.append(f"the last {shown} of {count} bytes of {name}")
         return f"its output is truncated to {' and '.join(parts)}" if parts else "its output or its data is truncated"
 
-    def sentence(self) -> str:
-        """Return one sentence with the command, the node, the state and the last line of the reason."""
+    def sentence(self, with_stderr: bool = True) -> str:
+        """Return one sentence with the command, the node, the state and the last line of the reason.
+
+        The reason may be the last line of stderr, unless that was shown before.
+        """
         who = f"{self.cmd or 'the command'}"
         if self.nid:
             who += f" on {self.node}"
@@ -181,7 +184,7 @@ class Result:
         why = {"TIMEOUT": "ran out of time", "KILLED": "was killed"}.get(self.state, "failed")
         if self.state == "ERROR" and self.code:
             why += f" with status {self.code}"
-        detail = self.critical or (self.data if self.level == 0 or self.state != "OK" else "") or self.stderr
+        detail = self.critical or (self.data if self.level == 0 or self.state != "OK" else "") or (self.stderr if with_stderr else "")
         lines = detail.strip().splitlines()
         return one_line(f"{who} {why}" + (f": {shortened(lines[-1].strip(), MAX_REASON)}" if lines else ""))
 

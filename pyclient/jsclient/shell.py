@@ -10,15 +10,18 @@ from typing import Any, Dict, Iterator, Optional
 from . import commands
 from ._session import Session
 from ._timeouts import DEFAULT, Timeout
-from .errors import Error, UsageError, WaitTimeoutError
+from .errors import Error, NoControllerError, UsageError, WaitTimeoutError
 from .frames import Chunk
 from .job import Job
+from .result import JobFailedError
 from .values import integer
 
 #: Most bytes of one `input`.
 MAX_INPUT_BYTES = 256 * 1024
 #: An `input` that is not answered within this time, in seconds, is sent again: a node takes each byte once.
 _ANSWER_TIMEOUT_SECONDS = 5.0
+#: A job begins within this time, in seconds, after it was sent.
+_START_SECONDS = 30.0
 #: Pauses before bytes that the job had no room for are sent again, in seconds.
 _FIRST_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.02, 0.5
 #: Runs the login shell of the agent's user, or of `--user`.
@@ -35,6 +38,7 @@ class JobInput:
         self._job = job
         self._session: Session = job.client
         self._offset = 0
+        self._began = time.monotonic()
         self._closed = threading.Event()
 
     def write(self, data: bytes, timeout: Optional[float] = None) -> None:
@@ -75,8 +79,13 @@ class JobInput:
         spec = commands.input_(self._job.id, self._offset, base64.b64encode(data).decode(), eof)
         try:
             answer = self._session._ask(self._job.node, spec, _ANSWER_TIMEOUT_SECONDS, quiet=True).value
-        except WaitTimeoutError:
+        except (WaitTimeoutError, NoControllerError):
             return None
+        except JobFailedError as e:
+            # It may overtake the command that starts the job.
+            if "no job" in str(e) and self._offset == 0 and time.monotonic() - self._began < _START_SECONDS:
+                return None
+            raise
         except Error as e:
             if not getattr(e, "transient", False):
                 raise

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Callable, Dict, Iterator, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, Mapping, Optional, Sequence, Tuple
 
 from . import keys
 from ._session import Session
@@ -42,6 +42,8 @@ class Watches:
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._is_closed = False
+        # A renewal must not come after the end of its watch.
+        self._sending = threading.Lock()
         self._thread: Optional[threading.Thread] = None
 
     def add(self, watch: str) -> None:
@@ -56,7 +58,8 @@ class Watches:
     def note(self, watch: str, entry: bytes, tell: bool) -> None:
         """Note the last entry that was read; with `tell` a controller is told now, else with the next renewal."""
         with self._lock:
-            if watch in self._read:
+            # What Redis has lost comes again under lower ids.
+            if watch in self._read and _order(entry) > _order(self._read[watch]):
                 self._read[watch] = entry
         if tell:
             self._wake.set()
@@ -87,7 +90,8 @@ class Watches:
     def _expire(self, watches: Sequence[str]) -> None:
         # The documented user may set watches and not delete them.
         try:
-            self._session.connection.bulk([("SET", keys.watch(watch), "1", "PX", 1) for watch in watches])
+            with self._sending:
+                self._session.connection.bulk([("SET", keys.watch(watch), "1", "PX", 1) for watch in watches])
         except Error:
             pass  # they expire
 
@@ -96,17 +100,22 @@ class Watches:
         while True:
             self._wake.wait(wait)
             self._wake.clear()
-            with self._lock:
-                if self._is_closed:
-                    return
-                sets = [
-                    ("SET", keys.watch(watch), entry, "EX", keys.WATCH_TTL_SECONDS) for watch, entry in self._read.items()
-                ]
-            try:
-                self._session.connection.bulk(sets)
-                wait = RENEWAL_SECONDS
-            except Error:
-                wait = _RETRY_SECONDS
+            with self._sending:
+                with self._lock:
+                    if self._is_closed:
+                        return
+                    ttl = keys.WATCH_TTL_SECONDS
+                    sets = [("SET", keys.watch(watch), entry, "EX", ttl) for watch, entry in self._read.items()]
+                try:
+                    self._session.connection.bulk(sets)
+                    wait = RENEWAL_SECONDS
+                except Error:
+                    wait = _RETRY_SECONDS
+
+
+def _order(entry: bytes) -> Tuple[int, ...]:
+    """Return the id of an entry so that ids compare as Redis orders them."""
+    return tuple(int(part) for part in entry.split(b"-"))
 
 
 class WatchReader:
@@ -121,7 +130,7 @@ class WatchReader:
         # The id of the last entry of each stream that was read, by the stream's key.
         self._after: Dict[str, bytes] = {}
         self._nodes: Dict[str, Optional[NodeId]] = {}
-        self._outputs: Dict[Tuple[str, NodeId], NodeOutput] = {}
+        self._outputs: Dict[str, Dict[NodeId, NodeOutput]] = {}
         self._count = _MIN_ENTRIES
         self._untold: Dict[str, int] = {}
         self._timer = WaitTimer(None)
@@ -139,21 +148,33 @@ class WatchReader:
         if key not in self._after:
             self._after[key], self._nodes[key] = b"0-0", node
             self._watches.add(watch)
-        if node is not None and (key, node) not in self._outputs:
-            self._outputs[key, node] = NodeOutput(node, start)
+        if node is not None and node not in self._outputs.get(key, {}):
+            self._outputs.setdefault(key, {})[node] = NodeOutput(node, start)
 
     def output(self, watch: str, node: NodeId) -> NodeOutput:
         """Return what came of this node in this watch."""
-        key = keys.stream(watch)
-        return self._outputs.setdefault((key, node), NodeOutput(node))
+        return self._output(keys.stream(watch), node)
+
+    def _output(self, key: str, node: NodeId) -> NodeOutput:
+        outputs = self._outputs.setdefault(key, {})
+        if node not in outputs:
+            outputs[node] = NodeOutput(node)
+        return outputs[node]
 
     def is_watching(self, watch: str) -> bool:
         """Return whether this watch is read."""
         return keys.stream(watch) in self._after
 
-    def release(self, watch: str) -> None:
+    def stop(self, watch: str) -> None:
         """Read this watch no more, and let it go."""
         self._after.pop(keys.stream(watch), None)
+        self._watches.release(watch)
+
+    def release(self, watch: str) -> None:
+        """Read this watch no more, forget what came, and let it go."""
+        known: Dict[str, Any]
+        for known in (self._after, self._nodes, self._untold, self._outputs):
+            known.pop(keys.stream(watch), None)
         self._watches.release(watch)
 
     def read(self, seconds: float) -> Iterator[Chunk]:
@@ -172,9 +193,11 @@ class WatchReader:
             self._timer.back_off(e)
             return
         if self._is_out:
-            # A Redis that has started again may have lost the watches.
+            # A Redis that has started again may have lost the watches, and entries: they come again under lower ids,
+            # with more in them, and what came before is left out.
             self._is_out = False
             self._watches.renew()
+            self._after = dict.fromkeys(self._after, b"0-0")
         size = 0
         for key, entries in found:
             for entry, fields in entries:
@@ -192,7 +215,7 @@ class WatchReader:
         only = self._nodes.get(key)
         if node is None or (only is not None and node != only):
             return
-        output = self._outputs.setdefault((key, node), NodeOutput(node))
+        output = self._output(key, node)
         if output.fault:
             return
         offset = fields.get(b"o", b"")
@@ -225,10 +248,11 @@ def read_outputs(
     Raise `WaitTimeoutError` when nothing came for `timeout` seconds.
     """
     open_ = dict(watches)
+    # When the result of a node was seen, or the last chunk after it.
     ended: Dict[NodeId, Tuple[float, Counts]] = {}
     last = looked = time.monotonic()
     while open_:
-        is_idle = True
+        is_idle, began = True, time.monotonic()
         for chunk in reader.read(_STEP_SECONDS if timeout is None else min(_STEP_SECONDS, timeout)):
             is_idle = False
             ended.pop(chunk.node, None)
@@ -243,8 +267,10 @@ def read_outputs(
         if unknown and (is_idle or now - looked > _STEP_SECONDS):
             looked = now
             ended.update((node, (now, counts)) for node, counts in written(unknown).items())
+        # The reader may have been held up itself: only a read that began late enough and brought nothing counts.
         for node, (since, counts) in ended.items():
-            if node in open_ and now - since >= seconds_to_end(reader.output(open_[node], node), counts):
+            limit = seconds_to_end(reader.output(open_[node], node), counts) if node in open_ else 0
+            if node in open_ and (not limit or (is_idle and began - since >= limit)):
                 del open_[node]
 
 

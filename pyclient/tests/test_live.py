@@ -14,9 +14,10 @@ import redis
 
 from conftest import Ran, Server, wait_until
 from test_streams import run
-from jsclient import Chunk, Client, Line, NodeId, StreamBrokenError, WaitTimeoutError
+from jsclient import Chunk, Client, Line, NodeId, StreamBrokenError, UsageError, WaitTimeoutError
 from jsclient.frames import MAX_LINE, LineSplitter, NodeOutput, frames
 from jsclient.stream import WatchReader
+from jsclient.uploads import Upload
 
 Jsctl = Callable[..., Ran]
 
@@ -316,3 +317,44 @@ def test_wait_for_the_result_begins_anew_with_each_output(
     fake.programs["slow"] = slow
     ran = jsctl("exec", "1.1", "--", "slow")
     assert (ran.code, ran.out) == (0, "xxxxxx")
+
+
+def test_end_of_the_wait_cuts_no_output_without_a_word(
+    jsctl: Jsctl, fake: Any, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jsclient.frames.NEXT_FRAME_SECONDS", 3)
+    monkeypatch.setattr("jsclient.frames.FIRST_FRAME_SECONDS", 3)
+    fake.programs["tar"] = live_program(raw, [frame(1, b"part")], bytes=[1000, 0])
+    ran = jsctl("exec", "1.1", "--timeout", "1", "--", "tar")
+    assert ran.code == 1 and ran.out == "part" and "did not come to its end" in ran.err
+    fake.programs["tar"] = live_program(raw, [], streams=["last line\n", ""], bytes=[10, 0])
+    assert jsctl("exec", "1.1", "--timeout", "1", "--", "tar")[:2] == (0, "last line\n")
+
+
+def test_wait_for_a_batch_begins_when_it_is_sent(jsctl: Jsctl, fake: Any, raw: redis.Redis) -> None:
+    def slow(node: Any, command: Dict[str, Any]) -> Dict[str, Any]:
+        threading.Event().wait(1)
+        return {}
+
+    fake.programs["slow"] = slow
+    ran = jsctl("exec", "1.1,1.2,2.1", "--no-fold", "--batch", "1", "--timeout", "2", "--", "slow")
+    assert ran.code == 0 and "3 OK" in ran.err, ran
+
+
+def test_forgotten_watches_leave_nothing_behind(client: Client) -> None:
+    with WatchReader(client) as reader:
+        for n in range(100):
+            reader.add(f"job-{n}", NODE)
+            reader.release(f"job-{n}")
+        assert not any(map(len, (reader._after, reader._nodes, reader._outputs, reader._untold, reader._watches._read)))
+
+
+def test_partial_put_of_a_changed_file_stores_nothing_wrong(client: Client, raw: redis.Redis, tmp_path: Any) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * (17 << 20))
+    upload = Upload(str(path))
+    path.write_bytes(b"x" * (16 << 20) + b"y" * (1 << 20))
+    with pytest.raises(UsageError, match="was changed"):
+        upload.store(client)
+    with redis.Redis(unix_socket_path=client.connection.where) as of_bytes:
+        assert not of_bytes.exists(f"jsacc:blob:{upload.sha256}:16")

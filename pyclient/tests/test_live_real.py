@@ -88,16 +88,18 @@ def test_output_of_a_job_that_has_ended(deployment: Deployment, jsctl: Jsctl) ->
 
 def test_output_begins_where_the_node_began_to_keep_it(deployment: Deployment, jsctl: Jsctl) -> None:  # noqa: F811
     go_on = deployment.folder / "output-go-on"
-    script = f"echo before; while ! [ -e {go_on} ]; do sleep 0.05; done; echo after"
+    script = f"echo before; while ! [ -e {go_on} ]; do echo tick; sleep 0.05; done; echo after"
     job = deployment.client.execute(1, 1, "sh", ["-c", script])
     wait_until(lambda: list(job.logs()), 30)
     running = jsctl("output", job.id)
     assert running.code == 3 and f"see it with jsctl attach {job.id}" in running.err
     chunks = job.attach()
+    first = next(chunks).data
     go_on.touch()
-    assert b"".join(chunk.data for chunk in chunks) == b"after\n"
+    whole = first + b"".join(chunk.data for chunk in chunks)
+    assert whole.endswith(b"tick\nafter\n") and b"before" not in whole
     ran = jsctl("output", job.id)
-    assert ran.code == 1 and ran.out == "after\n" and "7 bytes of stdout are missing here" in ran.err
+    assert ran.code == 1 and ran.out.encode() == whole and "bytes of stdout are missing here" in ran.err
 
 
 def test_get_brings_a_file_whole(deployment: Deployment, jsctl: Jsctl, tmp_path: Path) -> None:  # noqa: F811
@@ -139,16 +141,20 @@ def test_get_goes_on_where_it_was_cut_off(deployment: Deployment, jsctl: Jsctl, 
         file.write(b"here")
     assert jsctl("get", "1.1", str(there), str(here)).code == 0
     assert here.read_bytes() == b"here" + there.read_bytes()[4:] and [path.name for path in tmp_path.iterdir()] == ["resume.bin"]
-    # Another version of the file begins anew.
+    # Another version of the file begins anew, and a partial file of another node or path is left alone.
     part.write_bytes(b"old")
+    foreign = tmp_path / ".resume.bin.0123456789abcdef.1-40000000.part"
+    foreign.write_bytes(b"of another")
     there.write_bytes(b"another")
     assert jsctl("get", "1.1", str(there), str(here)).code == 0
-    assert here.read_bytes() == b"another" and [path.name for path in tmp_path.iterdir()] == ["resume.bin"]
+    assert here.read_bytes() == b"another"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [foreign.name, "resume.bin"]
 
 
 @pytest.mark.parametrize("words,code,err", [
     (["1.1", "/no/such/file", "x"], 1, "No such file or directory"),
     (["1.1", "/etc", "x"], 1, "no regular file"),
+    (["1.1", "/proc/version", "x"], 1, "have no size of their own"),
     (["1.1", "/etc/hostname", "/no/such/folder/x"], 1, "/no"),
     (["1.1,1.2", "/etc/hostname", "-"], 2, "name a folder"),
     (["1.1", "/"], 2, "is not the path of a file"),

@@ -158,6 +158,11 @@ impl Streams {
         if !meta.is_file() {
             return Err(wrong("it is no regular file, and only those are sent"));
         }
+        // A file there has another size than it has bytes, and to read one may wait or change something.
+        let real = path.canonicalize().map_err(|fault| wrong(&fault.to_string()))?;
+        if real.starts_with("/proc") || real.starts_with("/sys") {
+            return Err(wrong("files of /proc and /sys have no size of their own: run a program that reads it"));
+        }
         let file = File::open(path).map_err(|fault| wrong(&fault.to_string()))?;
         let meta = file.metadata().map_err(|fault| wrong(&fault.to_string()))?;
         if offset > meta.len() {

@@ -8,7 +8,7 @@ from typing import Dict, List, Mapping, Optional, Tuple
 
 from .. import commands
 from ..client import Client
-from ..errors import FAILED, NO_MATCH, OK, Error, StreamBrokenError, UsageError, job_not_found_error
+from ..errors import FAILED, NO_MATCH, OK, TIMED_OUT, Error, StreamBrokenError, UsageError, job_not_found_error
 from ..frames import Chunk
 from ..job import nodes_of
 from ..keys import NodeId
@@ -43,7 +43,7 @@ def attach(args: argparse.Namespace) -> int:
             except KeyboardInterrupt:
                 message(f"\njsctl: the job goes on; attach again with jsctl attach {args.id}")
                 return 130
-        return _status(client, jobs, OK if whole and not failed else FAILED)
+        return _status(client, {node: jobs[node] for node in watches}, OK if whole and not failed else FAILED)
 
 
 def output(args: argparse.Namespace) -> int:
@@ -60,9 +60,11 @@ def output(args: argparse.Namespace) -> int:
             watches, failed = _open(client, reader, jobs, args, start=(0, 0))
             whole = _show(client, reader, jobs, watches, writer)
         for node, reason in failed.items():
-            if "has no spool" not in reason:
+            if "has no spool" in reason or "unknown command" in reason:
+                whole = _show_records(client, node, jobs[node], writer) and whole
+            else:
                 message(f"jsctl: {node}: {reason}")
-            whole = _show_records(client, node, jobs[node], writer) and whole
+                whole = False
         writer.finish()
         return OK if whole and not open_ else FAILED
 
@@ -141,7 +143,7 @@ def _show_records(client: Client, node: NodeId, job: str, writer: Writer) -> boo
     try:
         for record in client.logs(node, job=job, levels="1-9,20-23"):
             n = int(record.level == 2)
-            data = record.data.encode("utf-8", "surrogateescape") + b"\n"
+            data = record.data.encode("utf-8", "replace") + b"\n"
             shown[n] += len(data)
             writer.write(Chunk(node, "stderr" if n else "stdout", data))
     except Error as e:
@@ -166,9 +168,12 @@ def _status(client: Client, jobs: Mapping[NodeId, str], code: int) -> int:
                 if result is not None:
                     del left[node]
                     if not result.ok:
-                        message(f"jsctl: {result.sentence()}")
+                        message(f"jsctl: {result.sentence(with_stderr=False)}")
                         is_status = len(jobs) == 1 and 0 < result.code < 256 and code == OK
                         code = result.code if is_status else FAILED
-        if not left or time.monotonic() > until:
+        if not left:
             return code
+        if time.monotonic() > until:
+            message(f"jsctl: the output of {render.join_names(list(left))} has ended, and its result has not come")
+            return TIMED_OUT
         time.sleep(_RESULT_INTERVAL_SECONDS)

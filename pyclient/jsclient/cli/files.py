@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import hashlib
 import os
 import re
 import sys
@@ -20,7 +22,7 @@ from ..stream import WatchReader, check_whole, read_outputs
 from ..values import integer
 from . import render, stdio
 from .lookup import connect
-from .stdio import message
+from .stdio import OutputError, message
 
 #: Seconds without an answer or a byte by default, after which a transfer is given up.
 _TIMEOUT_SECONDS = 60.0
@@ -75,7 +77,8 @@ def _local(args: argparse.Namespace, node: NodeId, is_single: bool) -> str:
 class File:
     """A file of one node on its way: written to a partial file beside its place, which a later run goes on with.
 
-    The partial file's name has the time and the size of the file, so that no other version of it is gone on with.
+    The partial file's name has the node and the path in short, and the time and the size of the file, so that no other
+    file or version of it is gone on with. It is locked: another `jsctl get` of the same file fails.
     """
 
     def __init__(self, node: NodeId, path: str, local: str, makes_folder: bool) -> None:
@@ -91,6 +94,9 @@ class File:
         self._mode = 0o600
         self._out: Optional[BinaryIO] = None
         self._part = ""
+        folder, name = os.path.split(local)
+        source = hashlib.sha256(f"{node} {path}".encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        self._folder, self._stem = folder, f".{name[:80]}.{source}."
 
     @property
     def is_stdout(self) -> bool:
@@ -105,16 +111,18 @@ class File:
     def left_over(self) -> int:
         """Return the size of the one partial file of an earlier run; 0 without."""
         found = [] if self.is_stdout else self._partials()
-        return os.path.getsize(found[0]) if len(found) == 1 else 0
+        try:
+            return os.path.getsize(found[0]) if len(found) == 1 else 0
+        except OSError:
+            return 0
 
     def _partials(self) -> List[str]:
-        folder, name = os.path.split(self.local)
-        pattern = re.compile(re.escape(f".{name}.") + r"-?[0-9]+-[0-9]+\.part\Z")
+        pattern = re.compile(re.escape(self._stem) + r"-?[0-9]+-[0-9]+\.part\Z")
         try:
-            names = os.listdir(folder or ".")
+            names = os.listdir(self._folder or ".")
         except OSError:
             return []
-        return [os.path.join(folder, one) for one in names if pattern.match(one)]
+        return [os.path.join(self._folder, one) for one in names if pattern.match(one)]
 
     def begin(self, facts: Mapping[str, Any], offset: int) -> bool:
         """Open the partial file for a file with these facts; return whether it goes on at `offset`."""
@@ -124,17 +132,21 @@ class File:
         if self.is_stdout:
             self.have = offset
             return True
-        folder, name = os.path.split(self.local)
-        self._part = os.path.join(folder, ".{}.{}-{}.part".format(name, *self._facts))
+        self._part = os.path.join(self._folder, "{}{}-{}.part".format(self._stem, *self._facts))
         if offset and not (os.path.exists(self._part) and os.path.getsize(self._part) == offset):
+            return False
+        if self._makes_folder:
+            os.makedirs(self._folder, exist_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+        self._out = os.fdopen(os.open(self._part, flags, 0o600), "wb")
+        if not _lock(self._out):
+            self._out.close()
+            self._out = None
+            self.fail("another jsctl is getting this file to the same place")
             return False
         for other in self._partials():
             if other != self._part:
                 os.unlink(other)
-        if self._makes_folder:
-            os.makedirs(folder, exist_ok=True)
-        flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-        self._out = os.fdopen(os.open(self._part, flags, 0o600), "wb")
         self._out.truncate(offset)
         self._out.seek(offset)
         self.have = offset
@@ -165,7 +177,8 @@ class File:
             self._out.close()
             self._out = None
         if not keep and self._part:
-            os.unlink(self._part)
+            with contextlib.suppress(OSError):
+                os.unlink(self._part)
 
     def finish(self) -> None:
         """Put the whole file in its place."""
@@ -182,6 +195,19 @@ class File:
         self._out = None
         os.chmod(self._part, self._mode & ~umask)
         os.replace(self._part, self.local)
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Lock a file for this process; return whether nobody else has it. Windows refuses to replace an open file."""
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 class Transfer:
@@ -207,12 +233,20 @@ class Transfer:
             for chunk in read_outputs(self._reader, watches, lambda nodes: {}, self._limit):
                 file = self._files[chunk.node]
                 self._try(file, lambda: file.take(chunk))  # noqa: B023  # called at once
+                if file.fault:
+                    # Nothing more of it is to cross the network.
+                    output = self._reader.output(watches[chunk.node], chunk.node)
+                    output.ended, output.fault = True, file.fault
+                    self._reader.stop(watches[chunk.node])
                 if progress and time.monotonic() - self._shown > _PROGRESS_SECONDS:
                     self._show()
+        except OutputError:
+            raise
         except Error as e:
-            for node in watches:
-                if not self._reader.output(watches[node], node).ended:
-                    self._files[node].fail(f"{e}; the same command goes on where it stopped")
+            for node, watch in watches.items():
+                if not self._reader.output(watch, node).ended:
+                    advice = "" if self._files[node].is_stdout else "; the same command goes on where it stopped"
+                    self._files[node].fail(f"{e}{advice}")
         finally:
             if self._shown:
                 stdio.progress("")
@@ -239,7 +273,11 @@ class Transfer:
         return watches
 
     def _begins(self, file: File, answer: Optional[Result], offset: int) -> bool:
-        facts = answer.value if answer else None
+        try:
+            facts = answer.value if answer else None
+        except Error as e:
+            file.fail(str(e))
+            return False
         if not isinstance(facts, dict):
             file.fail("it did not tell the size of the file: its agent may be too old")
             return False
@@ -259,7 +297,7 @@ class Transfer:
         try:
             return step()
         except OSError as e:
-            file.fail(f"{e.filename or file.local}: {(e.strerror or str(e)).lower()}")
+            file.fail(f"cannot write {file.local} here: {(e.strerror or str(e)).lower()}")
             return None
 
     def _show(self) -> None:

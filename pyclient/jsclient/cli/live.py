@@ -86,22 +86,31 @@ class LiveOutput(Output):
         self._ended: Set[NodeId] = set()
         # Results whose output may not have come to its end, and when the node sent the last.
         self._open: Dict[NodeId, Tuple[Result, float]] = {}
+        # Nodes whose results were shown instead of their output.
+        self._given_up: Set[NodeId] = set()
         self._broken = False
 
     def _results(self, limit: Optional[float]) -> Generator[Optional[Result], None, None]:
         last = time.monotonic()
+        sent = -1
         with self._reader:
-            while limit is None or time.monotonic() - last < limit:
-                for watch, node in self.fleet.watches().items():
-                    self._reader.add(watch, node)
+            while True:
                 left = None if limit is None else max(last + limit - time.monotonic(), 0)
-                # One step, after which output is looked for.
-                wait = _RESULT_WAIT_SECONDS if self._is_reading else _TURN_SECONDS
-                step = next(self.fleet.stream(left, tick=wait), _OVER)
+                step: Any = _OVER
+                if left is None or left > 0:
+                    watches = self.fleet.watches() if len(self.fleet.unsent) != sent else {}
+                    for watch, node in watches.items():
+                        self._reader.add(watch, node)
+                    if watches:
+                        # The wait for a batch begins when it is sent.
+                        sent, last = len(self.fleet.unsent), time.monotonic()
+                    # One step, after which output is looked for.
+                    wait = _RESULT_WAIT_SECONDS if self._is_reading else _TURN_SECONDS
+                    step = next(self.fleet.stream(left, tick=wait), _OVER)
                 if step is _OVER and not self._open:
                     return
                 yield None if step is _OVER else step
-                if self._show_output() and self._waits_from_output:
+                if (self._show_output() or step not in (_OVER, None)) and self._waits_from_output:
                     last = time.monotonic()
 
     @property
@@ -113,8 +122,11 @@ class LiveOutput(Output):
         until = time.monotonic() + _TURN_SECONDS
         came = False
         while self._is_reading and time.monotonic() < until:
-            for chunk in self._reader.read(max(until - time.monotonic(), 0)):
-                came = True
+            began, is_idle = time.monotonic(), True
+            for chunk in self._reader.read(max(until - began, 0)):
+                came, is_idle = True, False
+                if chunk.node in self._given_up:
+                    continue  # its result was shown instead
                 if chunk.node in self._open:
                     self._open[chunk.node] = self._open[chunk.node][0], time.monotonic()
                 if chunk.kind == "gap":
@@ -122,41 +134,44 @@ class LiveOutput(Output):
                 elif chunk.kind == "end":
                     self._ended.add(chunk.node)
                 self._writer.write(chunk)
-            self._finish_nodes()
-        self._finish_nodes()
+            self._finish_nodes(began if is_idle else None)
         return came
 
     def _show_result(self, result: Result) -> None:
         self._open[result.node] = result, time.monotonic()
-        self._finish_nodes()
+        self._finish_nodes(None)
 
-    def _finish_nodes(self) -> None:
-        """Show the results of the nodes of which no more output is waited for."""
-        now = time.monotonic()
+    def _finish_nodes(self, idle_since: Optional[float]) -> None:
+        """Show the results of the nodes of which no more output is waited for.
+
+        `idle_since` is the begin of a read that brought nothing: no other tells that nothing came.
+        """
         for node, (result, since) in list(self._open.items()):
             output = self._reader.output(self.fleet.job_id(node), node)
-            if output.ended or now - since >= seconds_to_end(output, result.bytes):
+            limit = seconds_to_end(output, result.bytes)
+            if output.ended or not limit or (idle_since is not None and idle_since - since >= limit):
                 del self._open[node]
                 self._ended.add(node)
                 self._finish(result, output)
 
     def _finish(self, result: Result, output: NodeOutput) -> None:
         if not output.ended and not output.offset:
+            self._given_up.add(result.node)
             if result.truncated and result.bytes and any(result.bytes):
                 self._report(f"{result.node}: its live output did not come; these are its last lines")
             if isinstance(self._writer, BytesWriter):
                 super()._show_result(result)
                 return
-            body = render.body(result)
-            for text in body.split("\n") if body else ():
-                self._writer.line(result.node, text)
+            for shown, is_stderr in ((render.body(result, with_stderr=False), False), (result.stderr, True)):
+                for text in shown.split("\n") if shown else ():
+                    self._writer.line(result.node, text, is_stderr)
         else:
             try:
                 check_whole(output, result.bytes)
             except StreamBrokenError as e:
                 self._report(str(e))
         if not result.ok:
-            message(f"jsctl: {result.sentence()}")
+            message(f"jsctl: {result.sentence(with_stderr=not output.offset)}")
 
     def _report(self, fault: str) -> None:
         self._broken = True

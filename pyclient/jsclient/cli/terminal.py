@@ -16,6 +16,7 @@ from ..errors import FAILED, OK, Error, NoMatchingNodesError, StreamBrokenError,
 from ..job import Job
 from ..keys import NodeId
 from ..node_commands import QUIET_EXPIRY_SECONDS
+from ..result import JobFailedError
 from ..shell import MAX_INPUT_BYTES, Shell, login_shell, terminal
 from . import stdio
 from .live import BytesWriter, explain_gap
@@ -27,6 +28,8 @@ from .stdio import Terminated, message
 _RESULT_TIMEOUT_SECONDS = 10.0
 #: Interval at which a changed size of the terminal is looked for, in seconds.
 _RESIZE_INTERVAL_SECONDS = 0.2
+#: The end of a piped input is typed again after this time, in seconds.
+_REPEAT_END_SECONDS = 1.0
 #: The size of a terminal when there is none here.
 _DEFAULT_SIZE = (24, 80)
 
@@ -96,8 +99,12 @@ def _run(args: argparse.Namespace, spec: CommandSpec, has_terminal: bool) -> int
             try:
                 fault = _show(job, reader, has_terminal)
             except (KeyboardInterrupt, Terminated):
+                reader.stop()
                 if has_terminal:
                     reader.shell.close()
+                elif not reader.disconnected:
+                    message(f"\njsctl: it goes on on {node} and its input ends within a minute; "
+                            f"end it with jsctl kill {job.id}")
                 if reader.disconnected:
                     fault = "disconnected"
                 else:
@@ -109,8 +116,12 @@ def _run(args: argparse.Namespace, spec: CommandSpec, has_terminal: bool) -> int
         if reader.disconnected:
             return FAILED
         result = job.wait(_RESULT_TIMEOUT_SECONDS)
+        if not reader.came and (result.stdout or result.stderr):
+            # Its agent sends no live output.
+            stdio.out_partial(result.stdout)
+            stdio.out_partial(result.stderr, True)
         if not result.ok and not (has_terminal and result.state == "ERROR" and not result.data):
-            message(f"jsctl: {result.sentence()}")
+            message(f"jsctl: {result.sentence(with_stderr=not reader.came)}")
         code = OK if result.ok else result.code if 0 < result.code < 256 else FAILED
         return FAILED if fault and code == OK else code
 
@@ -134,6 +145,7 @@ def _show(job: Job, reader: _InputReader, has_terminal: bool) -> str:
     reader.start()
     try:
         for chunk in job.stream():
+            reader.came = True
             if chunk.kind == "gap":
                 fault = explain_gap(chunk)
             elif has_terminal and chunk.kind == "stdout":
@@ -151,6 +163,10 @@ class _InputReader:
 
     def __init__(self, shell: Shell, has_terminal: bool, is_raw: bool) -> None:
         self.shell = shell
+        #: Whether any output came.
+        self.came = False
+        # Why nothing more is sent; keys are read on for `~.`.
+        self._fault = ""
         #: Whether `~.` was typed.
         self.disconnected = False
         self._escape = Escape() if is_raw else None
@@ -175,26 +191,44 @@ class _InputReader:
                 if data is None:
                     continue
                 if not data:
-                    self.shell.stdin.close()
+                    self._send(None)
+                    # A shell that has not set up its terminal yet loses the character for the end.
+                    while self._has_terminal and not self._stopped.wait(_REPEAT_END_SECONDS):
+                        self._send(b"\x04")
                     return
                 ends = False
                 if self._escape:
                     data, ends = self._escape.take(data)
                 if data:
-                    self.shell.stdin.write(data)
+                    self._send(data)
                 if ends:
                     self.disconnected = True
                     import _thread
 
                     _thread.interrupt_main()
                     return
-        except OSError as e:
-            if not self._stopped.is_set():
-                message(f"jsctl: cannot read standard input: {(e.strerror or str(e)).lower()}")
-                with contextlib.suppress(Error):
-                    self.shell.stdin.close()
-        except Error:
-            pass  # the job has ended or closed its stdin; its result tells
+        except Exception as e:
+            if self._stopped.is_set():
+                return  # the connections are closed under this thread
+            if not isinstance(e, OSError):
+                raise
+            message(f"jsctl: cannot read standard input: {(e.strerror or str(e)).lower()}")
+            self._send(None)
+
+    def _send(self, data: Optional[bytes]) -> None:
+        """Send bytes, or the end; the first fault ends it."""
+        if self._fault:
+            return
+        try:
+            if data is None:
+                self.shell.stdin.close()
+            else:
+                self.shell.stdin.write(data)
+        except JobFailedError as e:
+            self._fault = str(e)  # the job has ended or closed its stdin; its result tells
+        except Error as e:
+            self._fault = str(e)
+            message(f"jsctl: input is not sent any more: {e}")
 
     def _next(self) -> Optional[bytes]:
         """Return what was read, empty at the end of input; `None` after a while without any."""
@@ -238,4 +272,6 @@ def _raw_mode() -> Iterator[None]:
         yield
     finally:
         with stdio.signals_blocked():
-            termios.tcsetattr(fd, termios.TCSADRAIN, before)
+            # The window may be gone.
+            with contextlib.suppress(termios.error):
+                termios.tcsetattr(fd, termios.TCSANOW, before)

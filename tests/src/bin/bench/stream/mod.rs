@@ -1,5 +1,8 @@
 //! Live output from a job's write to a reader of the stream: the delay of a line, and the speed of a large file.
 
+mod peers;
+
+use self::peers::Sshd;
 use crate::Options;
 use crate::measure::quantile;
 use crate::table::{Table, number};
@@ -11,8 +14,7 @@ use serde_json::json;
 use std::collections::{HashMap, HashSet};
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Longest time without anything new.
@@ -45,6 +47,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     for _ in 0..megabytes {
         std::io::Write::write_all(&mut out, &data)?;
     }
+    let bytes = megabytes << 20;
+    let pids = [("agent", stage.agent.pid()), ("jsacc", stage.acc.pid()), ("Redis", stage.redis.pid())];
+    let memory =
+        pids.map(|(_, pid)| proc::memory(pid).and_then(|memory| proc::reset_peak_memory(pid).map(|()| memory)));
     let mut speeds = Vec::new();
     for _ in 0..options.rounds.min(3) {
         let (start, mut count) = (Instant::now(), 0);
@@ -54,12 +60,44 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
 
     let mut table = Table::new(&["live output", "median", "p99"]);
+    let path = file.display().to_string();
+    let (mut of_jsctl, mut of_ssh) = (Vec::new(), Vec::new());
+    let sshd = Sshd::start()?;
+    for _ in 0..options.rounds.min(3) {
+        if let Some(jsctl) = peers::jsctl(stage.acc.redis_url(), &["exec", "1.10", "--", "cat", &path]) {
+            of_jsctl.push(peers::speed(jsctl, bytes)?);
+        }
+        if let Some(sshd) = &sshd {
+            of_ssh.push(peers::speed(sshd.command(&["cat", &path]), bytes)?);
+        }
+    }
+    let of_get = peers::jsctl(stage.acc.redis_url(), &["get", "1.10", &path, "-"]);
+    let of_get = of_get.map(|jsctl| peers::speed(jsctl, bytes)).transpose()?;
+    let echo = peers::echo(stage.acc.redis_url(), "1.10", if options.quick { 30 } else { 300 })?;
     table.row([
         "a line, ms from its write".to_owned(),
         number(quantile(&delays, 0.5)),
         number(quantile(&delays, 0.99)),
     ]);
-    table.row([format!("cat of {megabytes} MiB, MB/s"), number(quantile(&speeds, 0.5)), String::new()]);
+    if let Some(echo) = echo {
+        let shown = [number(quantile(&echo, 0.5)), number(quantile(&echo, 0.99))];
+        table.row(["a key in jsctl shell, ms until it is shown".to_owned(), shown[0].clone(), shown[1].clone()]);
+    }
+    let mut row = |name: String, values: &[f64]| {
+        if !values.is_empty() {
+            table.row([name, number(quantile(values, 0.5)), String::new()]);
+        }
+    };
+    row(format!("cat of {megabytes} MiB, MB/s"), &speeds);
+    row("  through jsctl exec".to_owned(), &of_jsctl);
+    row("  through jsctl get".to_owned(), of_get.as_slice());
+    row("  through ssh".to_owned(), &of_ssh);
+    for ((name, pid), before) in pids.into_iter().zip(memory) {
+        row(
+            format!("  most memory of {name} more than before, MB"),
+            &[proc::peak_memory(pid)?.saturating_sub(before?) as f64 / 1e6],
+        );
+    }
     drop(stage);
     many_nodes(options, &mut table)?;
     table.print();
@@ -69,7 +107,6 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 /// Measures one `jsctl` that shows the lines of many simulated nodes.
 fn many_nodes(options: &Options, table: &mut Table) -> Result<()> {
-    let Some(python) = std::env::var_os("JS_PYTHON") else { return Ok(()) };
     let (nodes, seconds) = if options.quick { (100, 3) } else { (1000, 20) };
     let redis = Redis::start();
     let acc = Acc::start(&redis, AccOptions::secure());
@@ -79,11 +116,10 @@ fn many_nodes(options: &Options, table: &mut Table) -> Result<()> {
     swarm.wait_polling(Duration::from_secs(60))?;
     let before = proc::cpu(acc.pid())?;
     let start = Instant::now();
-    let mut command = Command::new(&python);
-    command.args(["-m", "jsclient.cli", "exec", "@swarm", "--no-fold", "--timeout", "120", "--", "lines"]);
-    command.arg((10 * seconds).to_string()).env("JSCTL_REDIS", acc.redis_url());
-    command.env("PYTHONPATH", Path::new(env!("CARGO_MANIFEST_DIR")).join("../pyclient"));
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+    let lines = (10 * seconds).to_string();
+    let words = ["exec", "@swarm", "--no-fold", "--timeout", "120", "--", "lines", &lines];
+    let Some(mut command) = peers::jsctl(acc.redis_url(), &words) else { return Ok(()) };
+    let mut child = command.stdout(Stdio::piped()).spawn()?;
     let mut lines = HashSet::new();
     let mut cpu = 0.0;
     for line in BufReader::new(child.stdout.take().context("a pipe")?).lines() {

@@ -58,7 +58,7 @@ class Watches:
     def note(self, watch: str, entry: bytes, tell: bool) -> None:
         """Note the last entry that was read; with `tell` a controller is told now, else with the next renewal."""
         with self._lock:
-            # What Redis has lost comes again under lower ids.
+            # Entries that Redis has lost come again under lower ids.
             if watch in self._read and _order(entry) > _order(self._read[watch]):
                 self._read[watch] = entry
         if tell:
@@ -161,21 +161,17 @@ class WatchReader:
             outputs[node] = NodeOutput(node)
         return outputs[node]
 
-    def is_watching(self, watch: str) -> bool:
-        """Return whether this watch is read."""
-        return keys.stream(watch) in self._after
-
     def stop(self, watch: str) -> None:
         """Read this watch no more, and let it go."""
         self._after.pop(keys.stream(watch), None)
         self._watches.release(watch)
 
     def release(self, watch: str) -> None:
-        """Read this watch no more, forget what came, and let it go."""
+        """Read this watch no more, let it go, and forget what came."""
+        self.stop(watch)
         known: Dict[str, Any]
-        for known in (self._after, self._nodes, self._untold, self._outputs):
+        for known in (self._nodes, self._untold, self._outputs):
             known.pop(keys.stream(watch), None)
-        self._watches.release(watch)
 
     def read(self, seconds: float) -> Iterator[Chunk]:
         """Yield the chunks of one read, which waits at most `seconds`; wait and yield nothing in a short outage.

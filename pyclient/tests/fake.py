@@ -46,7 +46,7 @@ class Fake:
         self.records: Dict[Node, List[Dict[str, Any]]] = {}
         self.schedules: Dict[Node, List[Dict[str, Any]]] = {}
         self.files: Dict[Tuple[Node, str], bytes] = {}
-        # What a file has that nobody has put.
+        # The content of each file that nobody has put.
         self.hostname = b"node\n"
         self.delay = 0.0
         self.hash_only = False

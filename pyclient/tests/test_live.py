@@ -14,7 +14,7 @@ import redis
 
 from conftest import Ran, Server, wait_until
 from test_streams import run
-from jsclient import Chunk, Client, Line, NodeId, StreamBrokenError, UsageError, WaitTimeoutError
+from jsclient import Chunk, Client, Line, NoControllerError, NodeId, StreamBrokenError, UsageError, WaitTimeoutError
 from jsclient.frames import MAX_LINE, LineSplitter, NodeOutput, frames
 from jsclient.stream import WatchReader
 from jsclient.uploads import Upload
@@ -358,3 +358,46 @@ def test_partial_put_of_a_changed_file_stores_nothing_wrong(client: Client, raw:
         upload.store(client)
     with redis.Redis(unix_socket_path=client.connection.where) as of_bytes:
         assert not of_bytes.exists(f"jsacc:blob:{upload.sha256}:16")
+
+
+def follow_answers(fake: Any, raw: redis.Redis, entries: List[bytes]) -> None:
+    """Make node 1.1 of the fake answer `follow`, and send these entries."""
+    usual = fake.answer
+
+    def answer(node: Any, command: Dict[str, Any]) -> Dict[str, Any]:
+        if command["cmd"] != "follow":
+            return usual(node, command)
+        offset = 0
+        for data in entries:
+            raw.xadd(f"jsacc:stream:{command['id']}", {"n": "1:1", "o": offset, "d": data})
+            offset += len(data)
+        return {"level": 20, "data": '{"from": 0}'}
+
+    fake.answer = answer
+
+
+def test_follow_tells_of_gaps_and_of_the_node_that_sent_a_record(client: Client, fake: Any, raw: redis.Redis) -> None:
+    record = note(3, {"id": 8, "jobid": "j", "epoch": 1, "level": 1, "data": "one", "gid": 9, "nid": 9})
+    follow_answers(fake, raw, [note(4, {"records": 7}) + record])
+    told: List[str] = []
+    records = client.target("1.1").follow(on_error=lambda result: told.append(result.data))
+    found = next(records)
+    assert (found.data, found.node) == ("one", NODE)
+    assert told == ["up to 7 records are missing here"]
+    assert not [c for c in fake.seen if c["cmd"] == "get_msgs"], "the node is not asked again and again"
+
+
+def test_follow_of_a_job_bridges_an_outage_and_brings_its_last_records(
+    client: Client, fake: Any, raw: redis.Redis
+) -> None:
+    follow_answers(fake, raw, [])
+    fake.record(1, 1, 1, "last", jobid="j")
+    answers = iter([NoControllerError("no controller"), True])
+
+    def until() -> bool:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert [record.data for record in client.target("1.1").follow(job="j", until=until)] == ["last"]

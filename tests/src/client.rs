@@ -89,6 +89,19 @@ impl Client {
         serde_json::from_str(result["data"].as_str().expect("data is text")).expect("the answer is JSON")
     }
 
+    /// All records that match, page by page.
+    #[track_caller]
+    pub fn records(&mut self, mut query: Value) -> Vec<Value> {
+        let mut found: Vec<Value> = Vec::new();
+        loop {
+            let page = self.ask("get_msgs", query.clone());
+            let page = page.as_array().expect("a list of records");
+            let Some(last) = page.last() else { return found };
+            query["after"] = last["id"].clone();
+            found.extend(page.iter().cloned());
+        }
+    }
+
     /// How many results of a job lie there.
     #[track_caller]
     pub fn results(&mut self, id: &str) -> usize {

@@ -1,4 +1,4 @@
-//! What a file is to hold: bytes in memory, or another file.
+//! The new content of a file: bytes in memory, or another file.
 //!
 //! **Owns** how the two are compared and copied, never whole in memory. **Does not own** names, modes or owners.
 
@@ -8,7 +8,7 @@ use std::io::{self, Read, Seek, Write};
 /// Bytes that are compared at one time.
 const BLOCK: usize = 64 << 10;
 
-/// What a file is to hold.
+/// The new content of a file.
 #[derive(Clone, Copy)]
 pub(crate) enum Content<'a> {
     Bytes(&'a [u8]),

@@ -82,7 +82,7 @@ pub(crate) struct Spawned {
     pub(crate) stderr: Option<ChildStderr>,
     /// Of a child with a terminal, whose stdin and stdout are both its master: once this is closed, stderr ends.
     pub(crate) hangup: Option<PipeWriter>,
-    /// What a stdin that stays open is given first.
+    /// The first bytes of a stdin that stays open.
     pub(crate) first: Vec<u8>,
     /// It was started inside the group that it was to be in.
     pub(crate) placed: bool,

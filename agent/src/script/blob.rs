@@ -3,7 +3,7 @@
 //! **Owns** the folder `data_dir/blobs`, the order of the pieces, and the wait for a controller that is away.
 //! **Does not own** HTTP (an origin of the store is asked for a piece), or where the file goes.
 //!
-//! What has come stays over the agent's end: the fetch goes on at the first piece that is missing.
+//! The pieces that have come outlive the agent: the fetch goes on at the first piece that is missing.
 
 use super::fetches::Fetch;
 use super::store::{FetchError, Store};

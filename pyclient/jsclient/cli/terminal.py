@@ -267,7 +267,7 @@ def _raw_mode() -> Iterator[None]:
     fd = sys.stdin.fileno()
     before = termios.tcgetattr(fd)
     try:
-        # What was typed before is kept.
+        # Keys that were typed before are kept.
         tty.setraw(fd, termios.TCSADRAIN)
         yield
     finally:

@@ -78,18 +78,6 @@ impl Follower {
     }
 }
 
-/// All records that match, page by page.
-fn all(client: &mut Client, mut query: Value) -> Vec<Value> {
-    let mut found: Vec<Value> = Vec::new();
-    loop {
-        let page = client.ask("get_msgs", query.clone());
-        let page = page.as_array().expect("a list of records");
-        let Some(last) = page.last() else { return found };
-        query["after"] = last["id"].clone();
-        found.extend(page.iter().cloned());
-    }
-}
-
 const LINES: &str = "i=0; while test $i -lt 3000; do i=$((i+1)); echo line $i; echo 7::warn $i; done";
 
 #[test]
@@ -102,7 +90,7 @@ fn records_come_as_they_are_stored_and_are_those_that_get_msgs_finds() {
     let mut warnings = Follower::open(client, json!({"levels": "7"}));
     everything.wait_for(client, 3);
     warnings.wait_for(client, 1);
-    assert_eq!(json!(everything.records), json!(all(client, json!({}))), "what was stored before");
+    assert_eq!(json!(everything.records), json!(client.records(json!({}))), "what was stored before");
     assert_eq!(warnings.records[0]["data"], "before");
     let id = fresh_id();
     let mut job = Follower::open(client, json!({"jobid": id, "levels": "1,30"}));
@@ -115,14 +103,14 @@ fn records_come_as_they_are_stored_and_are_those_that_get_msgs_finds() {
         (&mut warnings, json!({"levels": "7"})),
         (&mut job, json!({"jobid": id, "levels": "1,30"})),
     ] {
-        let want = all(client, filter.clone());
+        let want = client.records(filter.clone());
         assert!(want.len() > 3000);
         follower.wait_for(client, want.len());
         assert!(follower.records == want, "{filter}: {} and not {}", follower.records.len(), want.len());
     }
     let mut late = Follower::open(client, json!({"after": everything.records[5000]["id"], "levels": "1"}));
     late.wait_for(client, 400);
-    let want = all(client, json!({"after": everything.records[5000]["id"], "levels": "1"}));
+    let want = client.records(json!({"after": everything.records[5000]["id"], "levels": "1"}));
     late.wait_for(client, want.len());
     assert!(late.records == want);
     let history: Vec<String> = client.redis(&["LRANGE", "jsacc:jobs", "0", "-1"]);
@@ -148,7 +136,7 @@ fn records_survive_the_kill_of_controllers() {
         acc.resume();
     }
     assert_eq!(client.pop(&id)["state"], "OK");
-    let want = all(&mut client, filter);
+    let want = client.records(filter);
     assert_eq!(want.len(), 200 * 51);
     follower.wait_for(&mut client, want.len());
     assert!(follower.records == want, "{} records, and {} are stored", follower.records.len(), want.len());

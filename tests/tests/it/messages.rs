@@ -1,6 +1,6 @@
 //! Messages: what a job writes is kept, found again, forwarded and deleted.
 
-use jstests::{AccOptions, AgentOptions, Client, LONG, Stage, wait_for, wait_until};
+use jstests::{AccOptions, AgentOptions, LONG, Stage, wait_for, wait_until};
 use rusqlite::Connection;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -9,18 +9,6 @@ use std::time::Duration;
 
 fn stage(config: &str) -> Stage {
     Stage::start_with(AccOptions::default(), AgentOptions::default().config(config))
-}
-
-/// All records that match, page by page.
-fn all(client: &mut Client, mut query: Value) -> Vec<Value> {
-    let mut found: Vec<Value> = Vec::new();
-    loop {
-        let page = client.ask("get_msgs", query.clone());
-        let page = page.as_array().expect("a list of records");
-        let Some(last) = page.last() else { return found };
-        query["after"] = last["id"].clone();
-        found.extend(page.iter().cloned());
-    }
 }
 
 fn texts(records: &[Value]) -> Vec<(u64, &str)> {
@@ -50,7 +38,7 @@ fn every_line_is_kept_in_its_order_and_found_by_its_job() {
         (&result["state"], &result["data"], &result["level"]),
         (&json!("OK"), &json!("{\"a\":\n 1}"), &json!(20))
     );
-    let records = all(&mut stage.client, json!({"jobid": id}));
+    let records = stage.client.records(json!({"jobid": id}));
     let stdout: Vec<(u64, &str)> =
         texts(&records).into_iter().filter(|(level, _)| *level != 2 && *level != 30).collect();
     let want = [(1, "plain"), (1, ""), (7, "warn"), (20, "{\"a\":\n 1}"), (1, "12::text"), (1, "no end")];
@@ -68,11 +56,11 @@ fn every_line_is_kept_in_its_order_and_found_by_its_job() {
     }
     let ids: Vec<u64> = records.iter().filter_map(|record| record["id"].as_u64()).collect();
     assert!(ids.windows(2).all(|pair| pair[0] < pair[1]), "{ids:?}");
-    let errors = all(&mut stage.client, json!({"jobid": id, "levels": "2,7", "timefrom": job["starttime"]}));
+    let errors = stage.client.records(json!({"jobid": id, "levels": "2,7", "timefrom": job["starttime"]}));
     let mut errors = texts(&errors);
     errors.sort_unstable();
     assert_eq!(errors, [(2, "oops"), (7, "warn")]);
-    assert_eq!(all(&mut stage.client, json!({"jobid": id, "timeto": 5})), Vec::<Value>::new());
+    assert_eq!(stage.client.records(json!({"jobid": id, "timeto": 5})), Vec::<Value>::new());
     let first = stage.client.ask("get_msgs", json!({"jobid": id, "limit": 2}));
     assert_eq!(first.as_array().map(Vec::len), Some(2));
 }
@@ -86,7 +74,7 @@ fn a_job_says_which_levels_are_kept_and_forwarded() {
         args.as_object_mut().expect("args").extend(more.as_object().expect("more").clone());
         let id = stage.client.send("execute", args);
         stage.client.pop(&id);
-        let records = all(&mut stage.client, json!({"jobid": id, "levels": "1-11"}));
+        let records = stage.client.records(json!({"jobid": id, "levels": "1-11"}));
         texts(&records).iter().map(|(level, _)| *level).collect::<Vec<u64>>()
     };
     assert_eq!(run(&mut stage, "plain", json!({})), [1, 5, 7, 8]);
@@ -135,7 +123,7 @@ fn stored_messages_survive_a_kill_and_forwarded_ones_arrive_once() {
     let ids: Vec<u64> = arrived.iter().rev().filter_map(|r| r["id"].as_u64()).collect();
     assert!(ids.windows(2).all(|pair| pair[0] < pair[1]), "in order, and each once");
     let last = before.last().copied().unwrap_or_default();
-    let records = all(&mut stage.client, json!({"jobid": again}));
+    let records = stage.client.records(json!({"jobid": again}));
     assert!(records[0]["id"].as_u64().expect("id") > u64::from(last), "ids go on after a kill");
 }
 
@@ -156,13 +144,13 @@ fn databases_rotate_and_messages_are_deleted_through_all_of_them() {
     };
     let sizes: Vec<u64> = databases(&dir).iter().map(|name| size(name)).collect();
     assert!(sizes.iter().all(|size| *size <= 1 << 20), "{sizes:?}");
-    let records = all(&mut stage.client, json!({"jobid": id, "levels": "1"}));
+    let records = stage.client.records(json!({"jobid": id, "levels": "1"}));
     let numbers: Vec<&str> = records.iter().filter_map(|r| r["data"].as_str()?.split(' ').next()).collect();
     assert_eq!(numbers, (1..=400).map(|n| n.to_string()).collect::<Vec<_>>());
     assert_eq!(stage.client.ask("del_msgs", json!({"jobid": id, "limit": 3})), json!({"deleted": 3}));
     assert_eq!(stage.client.ask("del_msgs", json!({"jobid": id, "levels": "1"})), json!({"deleted": 397}));
     assert!(sizes.iter().sum::<u64>() > 4 * databases(&dir).iter().map(|name| size(name)).sum::<u64>());
-    assert_eq!(texts(&all(&mut stage.client, json!({"jobid": other, "levels": "1"}))), [(1, "other")]);
+    assert_eq!(texts(&stage.client.records(json!({"jobid": other, "levels": "1"}))), [(1, "other")]);
 }
 
 #[test]
@@ -175,7 +163,7 @@ fn a_damaged_database_is_set_aside_and_the_node_goes_on() {
     stage.agent.resume();
     let id = stage.client.shell("echo after");
     assert_eq!(stage.client.pop(&id)["state"], "OK");
-    assert_eq!(texts(&all(&mut stage.client, json!({"levels": "1"}))), [(1, "after")]);
+    assert_eq!(texts(&stage.client.records(json!({"levels": "1"}))), [(1, "after")]);
     assert!(databases(&logs(&stage)).iter().any(|name| name.starts_with("damaged-")));
     assert!(stage.agent.output().contains("damaged"), "{}", stage.agent.output());
 }
@@ -225,7 +213,7 @@ fn a_bad_query_says_what_is_wrong_and_deletes_nothing() {
         assert_eq!(result["state"], "ERROR");
         assert!(result["data"].as_str().is_some_and(|text| text.contains(reason)), "{result}");
     }
-    assert_eq!(all(&mut stage.client, json!({"jobid": id, "levels": "1"})).len(), 1);
+    assert_eq!(stage.client.records(json!({"jobid": id, "levels": "1"})).len(), 1);
 }
 
 #[test]
@@ -268,7 +256,9 @@ fn actions_on_a_node_are_records_and_queries_are_not() {
     stage.client.ask("signal", json!({"id": id, "signal": "CONT"}));
     stage.client.ask("kill", json!({"id": id}));
     stage.client.pop(&id);
-    let ends: Vec<String> = all(&mut stage.client, json!({"levels": "30"}))
+    let ends: Vec<String> = stage
+        .client
+        .records(json!({"levels": "30"}))
         .iter()
         .map(|record| {
             let result: Value = serde_json::from_str(record["data"].as_str().expect("data")).expect("a result");

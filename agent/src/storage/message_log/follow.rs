@@ -52,7 +52,7 @@ pub(crate) struct Follower {
     start: Place,
     /// Where the records that were there at first end.
     end: Place,
-    /// What was stored when the end was reached the last time.
+    /// The state of the log when its end was reached the last time.
     seen: Option<u64>,
     _waker: Arc<Sender<()>>,
 }

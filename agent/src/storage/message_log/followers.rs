@@ -8,7 +8,7 @@ use jscommon::lock::lock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
-/// Who is woken when records were stored.
+/// The wakers to call when records were stored.
 #[derive(Debug, Default)]
 pub(super) struct Followers {
     /// Counts the transactions with records.

@@ -14,7 +14,7 @@ const SLICE: Duration = Duration::from_millis(5);
 /// Rows that are looked at between two looks at the clock.
 const WINDOW: i64 = 8192;
 
-/// What [`record`] reads.
+/// The columns that [`record`] reads.
 pub(super) const COLUMNS: &str = "rowid, id, jobid, jobdomain, jobname, epoch, level, data";
 
 /// How far one look at a database came.

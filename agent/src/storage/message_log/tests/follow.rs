@@ -3,7 +3,7 @@ use crate::storage::message_log::{Follower, Next, Place};
 use crossbeam_channel::{Receiver, bounded};
 use jscommon::NodeId;
 
-/// What is followed, with the ids of records, and 0 and a number for what is missing.
+/// The followed ids of records; a pair of 0 and a count stands for records that are missing.
 struct Following {
     follower: Follower,
     place: Place,
